@@ -1,9 +1,8 @@
 """Our kernels compiled for GPUs that need not be there: what the machine code is, and what must not be built.
 
 Launches that Triton would build alike are compiled once. A kernel is refused if its asynchronous products are
-serialised, if its main loop spills registers or feeds products from registers and from shared memory (a race on
-sm_90; any register operand is one before Triton 3.9), if it does not fit on a processor, or if it should use tensor
-cores and does not.
+serialised, if its main loop spills registers or on sm_90 feeds products from registers (a race), if it does not fit on
+a processor, or if it should use tensor cores and does not.
 """
 
 import math
@@ -16,11 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 import _bench as bench
+import triton
 from _kernels_layers import FORMATS, Layer, Number, plan_pass
 from _machine_code import MachineCode, inspect, specialisation
 
 from ttfs_kernels.triton_backend.configs import Config, default_config
-from ttfs_kernels.triton_backend.formulation import FIRST_CLEAN_STACKED, Chip, Form, Version, triton_version
+from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.launch import Device, Launch
 from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
@@ -103,7 +103,7 @@ def build_all(kernels: list[Kernel], workers: int) -> list[MachineCode | str]:
         return list(pool.map(build, kernels))
 
 
-def refusals(code: MachineCode, chip: Chip, version: Version, wants_tensor_cores: bool) -> list[str]:
+def refusals(code: MachineCode, chip: Chip, wants_tensor_cores: bool) -> list[str]:
     """Why a kernel must not be built; empty if it may."""
     reasons = []
     if code.serialised:
@@ -112,7 +112,7 @@ def refusals(code: MachineCode, chip: Chip, version: Version, wants_tensor_cores
         reasons.append(f"{code.loop_spills} spills in the loop")
     if code.mixes_operands:
         reasons.append("mixes register and shared operands")
-    elif chip.has_wgmma and code.loop_register_operands and version < FIRST_CLEAN_STACKED:
+    elif chip.has_wgmma and code.loop_register_operands:
         reasons.append("register operands")
     if wants_tensor_cores and not code.tensor_core:
         reasons.append("no tensor cores")
@@ -126,7 +126,7 @@ def row(kernel: Kernel, code: MachineCode | str) -> bench.Row:
     launch = kernel.launch()
     sizes = [launch.arguments[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if name in launch.arguments]
     about = {
-        "triton": ".".join(map(str, triton_version())),
+        "triton": ".".join(triton.__version__.split(".")[:2]),
         "target": kernel.target,
         "dtype": FORMATS[kernel.number].name,
         "sigma": int(kernel.problem.with_slope),
@@ -135,14 +135,14 @@ def row(kernel: Kernel, code: MachineCode | str) -> bench.Row:
         "kernel": launch.kernel.__name__,
         "layers": " ".join(kernel.layers),
         "blocks": "×".join(map(str, sizes)),
-        "form": Form(launch.arguments["FORM"]).name.lower() if "FORM" in launch.arguments else "",
+        "form": {True: "activations_first", False: "weights_first"}.get(launch.arguments.get("INPUTS_FIRST"), ""),
         "warps": launch.num_warps,
         "stages": launch.num_stages,
     }
     if isinstance(code, str):
         return about | {"verdict": f"refused: cannot be built, {code}"}
     is_contraction = len(sizes) == 3
-    reasons = refusals(code, TARGETS[kernel.target].chip, triton_version(), is_contraction and kernel.number != "fp32")
+    reasons = refusals(code, TARGETS[kernel.target].chip, is_contraction and kernel.number != "fp32")
     return about | measured(code) | {"verdict": f"refused: {', '.join(reasons)}" if reasons else "ok"}
 
 

@@ -163,8 +163,8 @@ def plan_pass(which: str, problem: Problem, config: Config | None, precision: st
     winner = torch.empty_like(kept, dtype=torch.uint8) if problem.pool > 1 else None
     if which == "local_gradient":
         gain = kept if problem.with_slope else None
-        delayed = passes.Delayed(h, bias, True, True) if problem.skip else None
-        return passes.local_gradient(problem, kept, kept, gain, neuron, True, True, winner, delayed)
+        delayed = (h, bias) if problem.skip else ()
+        return passes.local_gradient(problem, kept, kept, gain, neuron, True, True, winner, *delayed)
     assert config is not None
     x = empty(problem.batch, problem.height, problem.width, problem.in_channels)
     weight = empty(problem.out_channels, *problem.kernel, problem.group_inputs)

@@ -9,24 +9,24 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import triton
 from _kernels_layers import neuron_of, plan_from
 from torch import Tensor
 from triton.errors import TritonError
 from triton.testing import do_bench
 
 from ttfs_kernels.contraction import contract
-from ttfs_kernels.rule import fire, silent_derivative
+from ttfs_kernels.rule import fire_with_derivatives
 from ttfs_kernels.triton_backend import library, passes
 from ttfs_kernels.triton_backend.choice import FORMAT_VERSION, Entry, forget, read_table
 from ttfs_kernels.triton_backend.configs import Config, alternatives, default_config
-from ttfs_kernels.triton_backend.formulation import Form, refused, triton_version
 from ttfs_kernels.triton_backend.launch import Device, device_of, precision_of
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 from ttfs_triton.atomic import write_text
@@ -155,17 +155,14 @@ def special(value: Problem | Config) -> str:
 
 
 def candidates(which: str, problem: Problem, here: Device, precision: str) -> list[Config]:
-    """Configurations worth timing; the default first, none twice, none of a refused form."""
+    """Configurations worth timing; the default first, none twice."""
     default = default_config(which, problem, here.chip, precision, here.processors)
     half = 32 if problem.dtype.itemsize == 2 else 16
-    forms = Form if which == "forward" and problem.with_slope else (default.form,)
     sides = ((128, 128), (128, 64), (64, 128), (64, 64), (128, 32))
     tried = [default]
-    for (block_m, block_n), block_k, stages, form in product(sides, (half, 2 * half), (2, 3, 4), forms):
-        if refused(form, here.chip, triton_version()) is None:
-            warps = 8 if block_m * block_n >= 128 * 128 else 4
-            config = Config(block_m, block_n, block_k, warps, stages, form)
-            tried += alternatives(which, problem, config, here.chip)
+    for (block_m, block_n), block_k, stages in product(sides, (half, 2 * half), (2, 3, 4)):
+        warps = 8 if block_m * block_n >= 128 * 128 else 4
+        tried += alternatives(which, problem, Config(block_m, block_n, block_k, warps, stages), here.chip)
     return list(dict.fromkeys(tried))
 
 
@@ -227,9 +224,7 @@ class Operands:
         )
         if not self.problem.with_slope:
             return (A.clamp(0, 1),)
-        y, gain = fire(A, W)
-        if self.problem.surrogate:
-            gain = gain + silent_derivative(A, W, neuron)
+        y, gain, _ = fire_with_derivatives(A, W, replace(neuron, derivative_clip=None))
         # The gain jumps where a neuron just fires, or just fires at once.
         return y, gain.masked_fill(((A + W).abs() < BORDER) | ((A - 1).abs() < BORDER), torch.nan)
 
@@ -295,7 +290,7 @@ def write_table(path: Path, entries: Iterable[Entry], device: Device) -> None:
         "format_version": FORMAT_VERSION,
         "device": device.name,
         "torch": torch.__version__,
-        "triton": ".".join(map(str, triton_version())),
+        "triton": triton.__version__,
         "cudnn": torch.backends.cudnn.version(),
     }
     lines = ",\n".join(json.dumps(entry.to_dict()) for entry in entries)

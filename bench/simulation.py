@@ -4,8 +4,8 @@
     python bench/simulation.py runs/mnist
 
 Simulates a network's weights on the whole test set at every pair of time steps and weight bits, beside the closed
-form, and times both engines ("summed" solves for each crossing, "stepped" ticks the clock; the same results) on its
-first images. The energy is that of ANP-I's synaptic operations, the chip of the neuron's authors.
+form, and times the simulator on its first images. The energy is that of ANP-I's synaptic operations, the chip of the
+neuron's authors.
 """
 
 import dataclasses
@@ -69,8 +69,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = [dataclasses.asdict(row) for row in found.rows]
     for row in rows:
         row["points_lost"] = round(100 * (closed.accuracy - row["accuracy"]), 3)
-    throughput = {engine: images_per_second(options, network, data, engine) for engine in ("summed", "stepped")}
-    print(*(f"{engine}: {speed:,.0f} images / s at 64 steps, 8 bits" for engine, speed in throughput.items()), sep="\n")
+    throughput = images_per_second(options, network, data)
+    print(f"{throughput:,.0f} images / s at 64 steps, 8 bits")
     about |= {
         "network": network.config.to_dict(),
         "chip": options.chip,
@@ -83,12 +83,12 @@ def main() -> None:
     print(f"written: {draw_sweep(found, options.output / f'{name}.svg')}")
 
 
-def images_per_second(options: Options, network: torch.nn.Module, data: Any, engine: Any) -> float:
-    """Speed of an engine after a batch of warm-up."""
+def images_per_second(options: Options, network: torch.nn.Module, data: Any) -> float:
+    """Speed of the simulator after a batch of warm-up."""
     batches = EvaluationBatches(data, torch.arange(min(options.timed_images, len(data))), options.batch_size)
-    simulate(network, [batches[0]], engine=engine)
+    simulate(network, [batches[0]])
     start = time.perf_counter()
-    simulate(network, batches, engine=engine)
+    simulate(network, batches)
     return round(len(batches.indices) / (time.perf_counter() - start), 1)
 
 

@@ -70,16 +70,7 @@ def bundle(options: BundleOptions) -> Path:
     figures = score(loaded, options.data_dir)
     make_folder(folder)
     write_model(folder, tensors, description)
-    training = {
-        "settings": dict(known.settings),
-        "epochs": known.epochs,
-        "best_epoch": known.best_epoch,
-        "val_accuracy": known.val_accuracy,
-        "seconds_per_epoch": known.seconds_per_epoch,
-        "device": known.device,
-        "versions": dict(known.versions),
-        "commit": options.commit,
-    }
+    training = {"settings": dict(known.settings), **known.training, "commit": options.commit}
     about = {
         "weights": "bfloat16, norms folded; figures are of these weights, computed in float32",
         "tensors_sha256": checksum(tensors),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import ttfs_triton
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("kernels/ttfs_kernels", "ttfs_triton", "recipes", "bench", "docs")
 
@@ -112,6 +114,12 @@ def test_upward_import_is_found(tmp_path: Path, file: str, line: str) -> None:
     (tmp_path / file).write_text(line, encoding="utf-8")
     (found,) = upward_imports(tmp_path)
     assert found.startswith(f"{file}:{line.count(chr(10)) + 1}: ")
+
+
+def test_package_lists_what_it_has_and_nothing_else() -> None:
+    packages = {path.parent.name for path in (ROOT / "ttfs_triton").glob("*/__init__.py")}
+    assert set(dir(ttfs_triton)) == {"TTFSModel", "__version__", *packages}
+    assert all(getattr(ttfs_triton, name).__name__ == f"ttfs_triton.{name}" for name in packages)
 
 
 def test_kernels_folder_is_not_a_package() -> None:

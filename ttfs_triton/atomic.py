@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
@@ -54,22 +53,10 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None 
         tensors: name → dense tensor of any shape, dtype, device and memory layout. Every name gets its
             own copy of the values, so tied weights are written once per name and strides are not kept.
         metadata: strings for the header. Default: None.
-    Raises:
-        ValueError: a name is reserved by the format, or a tensor has no dense storage.
     """
     dense: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
-        if name == "__metadata__":
-            raise ValueError(
-                f"tensor_bytes: names must differ from {name!r}, which safetensors reserves; "
-                f"got {list(tensors)}. Rename the tensor."
-            )
-        if tensor.layout != torch.strided or tensor.is_meta:
-            raise ValueError(
-                f"tensor_bytes: {name} must be a dense tensor with data; got layout {tensor.layout} on "
-                f"{tensor.device}. Use to_dense() or materialise it."
-            )
         copy = tensor.detach().cpu().contiguous()
         if copy.untyped_storage().data_ptr() in storages:  # safetensors refuses tensors that share memory
             copy = copy.clone()

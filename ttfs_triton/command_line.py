@@ -1,6 +1,6 @@
 """The command line of a recipe: options in, and a plain message out where the user can mend what went wrong.
 
-Only what Python brings is imported until a recipe runs, so that Ctrl-C is answered from the first moment on.
+Until a recipe runs, only the standard library is imported, so that Ctrl-C works from the first moment on.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def start(module: str, *arguments: Any) -> None:
     main_process = os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
-        # At once: whatever runs now, library code that keeps exceptions to itself included. Nothing needs it otherwise,
-        # as files are whole at every moment and claims of processes that have ended do not count.
+        # At once, since library code may swallow an exception. Files are whole at every moment, and claims of ended
+        # processes do not count.
         if os.getpid() == main_process:  # worker processes inherit this
             os.write(2, b"\nInterrupted. Nothing that was saved is lost.\n")
         os._exit(128 + number)
@@ -64,7 +64,7 @@ def start(module: str, *arguments: Any) -> None:
 
 
 def write_out(text: str = "") -> None:
-    """Write a text, and what standard output still holds; where its reader has left, as `| head` does, drop it."""
+    """Write a text and flush standard output. Drop it where its reader has left, as `| head` does."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -122,7 +122,7 @@ def parse_options(
     from pydantic import ValidationError, create_model, model_validator
 
     class Refused(Exception):
-        """tyro would show a ValueError as pydantic words it, with the names of our classes."""
+        """Not a ValueError, which tyro would show in pydantic's words, with the names of our classes."""
 
     def refuse(cls: type, values: Any, check: Callable[[Any], Any]) -> Any:
         try:
@@ -155,7 +155,7 @@ def parse_options(
 
 
 def _with_values(groups: Sequence[type[BaseModel]], arguments: Sequence[str]) -> list[str]:
-    """Arguments in which `--flag` and `--no-flag` are `--flag True` and `--flag False` where words are values, too."""
+    """Write `--flag` as `--flag True` and `--no-flag` as `--flag False` where the flag also takes words."""
     flags = [
         f"--{name.replace('_', '-')}"
         for options in groups

@@ -1,25 +1,25 @@
-"""Main memory between training steps: a step asks for what the step before has freed."""
+"""Memory that stays with the process between training steps: each step allocates what the last one freed."""
 
 import ctypes
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Parameters of mallopt(3), from malloc.h, and what the library comes to by itself at most when blocks are large.
+# Parameters of mallopt(3), from malloc.h, and the largest values that the library itself chooses for large blocks.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _AFTERWARDS = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
 
 
 @contextmanager
 def freed_memory_kept() -> Iterator[bool]:
-    """Within the block, this process keeps the memory that it frees, for itself; afterwards it is given back.
+    """Within the block, this process keeps the memory that it frees; afterwards the system gets it back.
 
-    The GNU C library, from which PyTorch has its tensors on a CPU, gives large blocks back to the system at once and
-    maps others for the next step; the system clears them page by page. For a VGG16 with batches of 128 that is two
-    fifths of the time that is not contractions. The process stays as large as it has been at its largest.
+    On a CPU, PyTorch allocates by the GNU C library. That returns large blocks to the system at once and maps new ones
+    for the next step, which the system clears page by page: for a VGG16 with batches of 128, two fifths of the time
+    outside contractions. Within the block the process stays at its largest size.
 
     Yields:
-        Whether it does; False with another C library, where nothing changes.
+        True; False with another C library, where nothing changes.
     """
     library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
     mallopt: Callable[[int, int], int] | None = getattr(library, "mallopt", None)  # musl has none

@@ -1,4 +1,4 @@
-"""Reading files of others: regular ones only, since reading a pipe would wait for ever, and no larger than allowed."""
+"""Reading others' files: regular ones only, since a pipe would never end, and no larger than allowed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What a run writes down: a line of metrics.jsonl, and summary.json. Whoever reads them validates them by these."""
+"""Schema of a run's metrics.jsonl and summary.json, for all who write and read them."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,15 +19,15 @@ METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 
 
 class _Record(BaseModel):
-    """Numbers are finite; keys of other versions are left alone."""
+    """Its numbers are finite. Keys of other versions stay."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
 
 class EpochLine(_Record):
-    """An epoch. What was not measured, such as validation without such images, is None, and not written."""
+    """An epoch. Figures that were not measured, such as validation without validation images, are not written."""
 
-    epoch: Annotated[int, Field(ge=1)]
+    epoch: Annotated[Number, Field(ge=1)]
     step: Number
     lr: float
     train_loss: float
@@ -38,13 +39,13 @@ class EpochLine(_Record):
     sparsity_with_outputs: Share | None = None
     layer_sparsity: dict[str, Share] | None = None
     cost: dict[str, float] | None = None
-    """Of a run with a target: what it costs now."""
+    """Present cost, of a run with a target."""
     multiplier: dict[str, float] | None = None
-    """And the Lagrange multipliers."""
+    """Lagrange multipliers of the targets."""
     seconds: Positive
     images_per_second: Positive
     rise: Share | None = None
-    """How far σ has come to its goal."""
+    """Progress of σ towards its goal."""
 
     @model_serializer(mode="wrap")
     def _measured(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -52,7 +53,7 @@ class EpochLine(_Record):
 
 
 class Change(_Record):
-    """What a continuation did otherwise than the run before it, without taking another course."""
+    """A difference between a continuation and the run before it that does not change the course of training."""
 
     step: Number
     """Optimiser steps done when it began."""
@@ -70,7 +71,7 @@ class Summary(_Record):
 
     test_accuracy: Share
     test_first_spike_accuracy: Share
-    test_images: Annotated[int, Field(ge=1)]
+    test_images: Annotated[Number, Field(ge=1)]
     test_fingerprint: str
     ties: Number
     no_spike: Number
@@ -83,14 +84,14 @@ class Summary(_Record):
     sparsity_as_published: float | None = None
     target: dict[str, Any] | None = None
     counts: dict[str, Any]
-    epochs: Annotated[int, Field(ge=1, strict=True)]
+    epochs: Annotated[Number, Field(ge=1, strict=True)]
     seconds_per_epoch: Positive
     images_per_second: Positive
     seed: Number
     skipped_images: dict[str, list[int]]
     versions: dict[str, str]
     device: str
-    processes: Annotated[int, Field(ge=1)]
+    processes: Annotated[Number, Field(ge=1)]
     mixed_precision: str
     changes: list[Change] = []
 
@@ -102,9 +103,7 @@ def read_summary(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is not what a run writes; says what is wrong, a line a key.
     """
-    values = _parsed(read_regular(path))
-    _validated(Summary, values)
-    return values
+    return _validated(Summary, parse_figures(read_regular(path))).model_dump()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -114,12 +113,23 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         OSError: it cannot be read.
         ValueError: a line is not what a run writes.
     """
-    return [_validated(EpochLine, _parsed(line)).model_dump() for line in read_regular(path).splitlines()]
+    return [_validated(EpochLine, parse_figures(line)).model_dump() for line in read_regular(path).splitlines()]
 
 
-def _parsed(content: bytes) -> Any:
+def parse_figures(content: bytes) -> Any:
+    """The values of a JSON text whose numbers a figure can have.
+
+    Raises:
+        ValueError: it is no JSON, brackets are nested too deeply, or a number is out of range.
+    """
+
+    def bounded(kind: type[int] | type[float], digits: str) -> int | float:
+        if len(digits) > 400 or abs(value := kind(digits)) >= (2**63 if kind is int else 1e300):
+            raise ValueError(f"numbers must be below 2**63, or 1e300 with a point; got {digits:.40}")
+        return value
+
     try:
-        return json.loads(content)
+        return json.loads(content, parse_int=partial(bounded, int), parse_float=partial(bounded, float))
     except RecursionError as error:
         raise ValueError("brackets are nested too deeply") from error
 

@@ -1,7 +1,4 @@
-"""The command `ttfs`: what to do, then the flags of that.
-
-Nothing is imported but what Python brings until it is known what to do.
-"""
+"""The console command `ttfs COMMAND ...`. It imports only the standard library until the command is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML of others: small, without aliases, each name once, a mapping; the only place that reads it."""
+"""The only reader of others' YAML: small mappings, without aliases, each key once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 from ttfs_triton.regular_file import read_regular
 
 MAX_BYTES = 2**16
-"""Of a file: a configuration has two thousand bytes, and reading takes 10 s a million."""
+"""Of a file. A configuration has two thousand bytes; a million take 10 s to read."""
 MAX_DEPTH = 20
 """Of lists in lists; Python itself would stop at some hundreds, after seconds."""
 
@@ -20,7 +20,7 @@ class YamlError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Without aliases, which make gigabytes of a few lines, without a key given twice, and not nested deeply."""
+    """Refuses aliases, which expand to gigabytes, repeated keys and deep nesting."""
 
     depth = 0
 

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ttfs_kernels.contraction import Geometry
-
 Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]  # x, weight, bias, skip, skip_weight
 Kept = tuple[Tensor | None, ...]  # for the backward pass
 
@@ -17,62 +15,55 @@ Kept = tuple[Tensor | None, ...]  # for the backward pass
 class Layer(Protocol):
     """A backend's two passes of a layer."""
 
-    @property
-    def geometry(self) -> Geometry | None:
-        """Of a convolution; None if the layer is fully connected."""
+    def forward(self, operands: Any, with_derivatives: bool) -> tuple[tuple[Tensor, ...], Kept]:
+        """(activations, with batch norm also their statistics), and what the backward pass needs if there will be one.
+
+        Operands are those of `Operands`, with batch norm γ behind the weight, and β in place of the bias.
+        """
         ...
 
-    def forward(self, operands: Operands, with_derivatives: bool) -> tuple[Tensor, Kept]:
-        """Activations, and what the backward pass needs, if there will be one."""
-        ...
-
-    def backward(self, grad: Tensor, kept: Kept, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    def backward(self, grad: Tensor, kept: Any, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
         """Gradients of the operands; None or anything where not needed."""
         ...
 
 
-def apply_layer(layer: Layer, operands: Operands) -> Tensor:
-    """Activations of a layer, differentiable once, in reverse mode."""
-    reverse_mode_only(_function(layer), *operands)
+def apply_layer(function: str, layer: Layer, operands: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    """What the layer's forward pass returns, activations differentiable once, in reverse mode.
+
+    Raises:
+        RuntimeError: another derivative is asked for; in the name of `function`.
+    """
+    reverse_mode_only(function, *operands)
     with_derivatives = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
-    return DFTLayer.apply(*operands, layer, with_derivatives)
+    return DFTLayer.apply(function, layer, with_derivatives, *operands)
 
 
 class DFTLayer(torch.autograd.Function):
-    """Keeps what the layer's forward pass returns, whose dtypes the backward pass has, too."""
+    """A layer in autograd's graph. The backward pass has the dtypes of the forward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        skip: Tensor | None,
-        skip_weight: Tensor | None,
-        layer: Layer,
-        with_derivatives: bool,
-    ) -> Tensor:
-        with without_autocast(x):
-            y, kept = layer.forward((x, weight, bias, skip, skip_weight), with_derivatives)
+        ctx: Any, function: str, layer: Layer, with_derivatives: bool, *operands: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        assert operands[0] is not None
+        with without_autocast(operands[0]):
+            found, kept = layer.forward(operands, with_derivatives)
         if with_derivatives:
             ctx.save_for_backward(*kept)
-        ctx.layer = layer
+        ctx.function, ctx.layer = function, layer
+        if len(found) > 1:
+            ctx.mark_non_differentiable(*found[1:])
         ctx.set_materialize_grads(False)
-        return y
+        return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
+        grad, needs = grads[0], ctx.needs_input_grad[3:]
         if grad is None:
-            return (None,) * 7
-        first_derivatives_only(_function(ctx.layer), grad)
+            return (None,) * (3 + len(needs))
+        first_derivatives_only(ctx.function, grad)
         with without_autocast(grad):
-            found = ctx.layer.backward(grad, ctx.saved_tensors, ctx.needs_input_grad[:5])
-        return *found, None, None
-
-
-def _function(layer: Layer) -> str:
-    return "dft_linear" if layer.geometry is None else "dft_conv2d"
+            return None, None, None, *ctx.layer.backward(grad, ctx.saved_tensors, needs)
 
 
 def autocast(x: Tensor, weight: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -63,11 +63,6 @@ def backend(choice: str | None = None) -> BackendReport:
     return BackendReport(_choice, _source, unavailable, _passes())
 
 
-def chosen_backend() -> str:
-    """What `backend="auto"` is in this process: "torch", "triton", or "auto"."""
-    return _choice
-
-
 def available_backends() -> tuple[str, ...]:
     """Backends that can run here on some device."""
     report = backend()

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ttfs_kernels import fused
-from ttfs_kernels.autograd import autocast, first_derivatives_only, reverse_mode_only, without_autocast
+from ttfs_kernels.autograd import Kept, Layer, Operands, apply_layer, autocast
 from ttfs_kernels.backends import backend_for
 from ttfs_kernels.checks import check_conv2d, check_linear, check_options, pair
 from ttfs_kernels.contraction import Geometry, contract
@@ -101,7 +101,7 @@ def normalised_linear(
     operands = x, weight, normalisation.bias, skip, skip_weight
     which = backend_for("normalised_linear", backend, x)
     check_linear(*operands)
-    return _apply_eagerly(operands, normalisation, None, neuron, 1, which)
+    return _apply_eagerly("normalised_linear", operands, normalisation, None, neuron, 1, which)
 
 
 def normalised_conv2d(
@@ -142,34 +142,30 @@ def normalised_conv2d(
     which = backend_for(name, backend, x)
     operands = x, weight, normalisation.bias, skip, skip_weight
     check_conv2d(operands, geometry, pool)
-    return _apply_eagerly(operands, normalisation, geometry, neuron, pool, which)
+    return _apply_eagerly(name, operands, normalisation, geometry, neuron, pool, which)
 
 
 def _apply(
-    operands: tuple[Any, ...],
+    function: str,
+    operands: Operands,
     normalisation: Normalisation,
     geometry: Geometry | None,
     neuron: Neuron,
     pool: int,
     which: str,
 ) -> Normalised:
-    reverse_mode_only(_function(geometry), *operands, normalisation.weight)
     x, weight, bias, skip, skip_weight = operands
     x, weight, skip = autocast(x, weight, skip)
-    operands = x, weight, normalisation.weight, bias, skip, skip_weight
+    tensors = x, weight, normalisation.weight, bias, skip, skip_weight
     epsilon, group = normalisation.epsilon, normalisation.group
     if which != "torch":
         from ttfs_kernels.triton_backend.normalised_layer import TritonNormalised
 
-        passes = TritonNormalised(geometry, neuron, epsilon, group, which, pool)
-        return Normalised(*_NormalisedLayer.apply(passes, *operands))
-    passes = _TorchNormalised(geometry, neuron, epsilon, group, normalisation.estimate.detach())
-    y, mean, variance = _NormalisedLayer.apply(passes, *operands)
+        layer: Layer = TritonNormalised(geometry, neuron, epsilon, group, which, pool)
+        return Normalised(*apply_layer(function, layer, tensors))
+    layer = _TorchNormalised(geometry, neuron, epsilon, group, normalisation.estimate.detach())
+    y, mean, variance = apply_layer(function, layer, tensors)
     return Normalised(y if pool == 1 else F.max_pool2d(y, pool), mean, variance)
-
-
-def _function(geometry: Geometry | None) -> str:
-    return "normalised_linear" if geometry is None else "normalised_conv2d"
 
 
 def _apply_eagerly(*arguments: Any) -> Normalised:
@@ -178,30 +174,6 @@ def _apply_eagerly(*arguments: Any) -> Normalised:
     if torch.compiler.is_compiling():
         run = torch.compiler.disable(_apply)  # only here: it imports the compiler, which takes a second
     return run(*arguments)
-
-
-class _NormalisedLayer(torch.autograd.Function):
-    """Activations, mean and unbiased variance, by either backend's passes."""
-
-    @staticmethod
-    def forward(ctx: Any, passes: Any, *operands: Tensor | None) -> tuple[Tensor, ...]:
-        assert operands[0] is not None
-        with without_autocast(operands[0]):
-            found, kept = passes.forward(operands)
-        ctx.save_for_backward(*kept)
-        ctx.passes = passes
-        ctx.mark_non_differentiable(*found[1:])
-        ctx.set_materialize_grads(False)
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad = grads[0]
-        if grad is None:
-            return (None,) * 7
-        first_derivatives_only(_function(ctx.passes.geometry), grad)
-        with without_autocast(grad):
-            return None, *ctx.passes.backward(grad, ctx.saved_tensors, ctx.needs_input_grad[1:])
 
 
 @dataclass(frozen=True)
@@ -214,7 +186,7 @@ class _TorchNormalised:
     group: ProcessGroup | None
     estimate: Tensor
 
-    def forward(self, operands: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+    def forward(self, operands: tuple[Any, ...], with_derivatives: bool) -> tuple[tuple[Tensor, ...], Kept]:
         x, weight, gamma, beta, skip, skip_weight = operands
         sigma, neuron = fused.persistence(self.neuron, x), fused.of_any_persistence(self.neuron)
         inputs = stack_mask(x, neuron) if neuron.has_slope else x

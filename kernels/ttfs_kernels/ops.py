@@ -65,7 +65,7 @@ def dft_linear(
         return y.view(*x.shape[:-1], weight.shape[0])
     which = backend_for("dft_linear", backend, x)
     check_linear(*operands)
-    return _layer(which, operands, None, neuron)
+    return _layer("dft_linear", which, operands, None, neuron)
 
 
 def dft_conv2d(
@@ -132,10 +132,11 @@ def dft_conv2d(
         )
     operands = x, weight, bias, skip, skip_weight
     check_conv2d(operands, geometry, pool)
-    return _layer(which, operands, geometry, neuron, pool, fuse_pool)
+    return _layer("dft_conv2d", which, operands, geometry, neuron, pool, fuse_pool)
 
 
 def _layer(
+    function: str,
     which: str,
     operands: Operands,
     geometry: Geometry | None,
@@ -147,8 +148,8 @@ def _layer(
     x, weight, skip = autocast(x, weight, skip)
     operands = x, weight, bias, skip, skip_weight
     if which == "torch":
-        y = apply_layer(TorchLayer(geometry, neuron), operands)
+        (y,) = apply_layer(function, TorchLayer(geometry, neuron), operands)
         return y if pool == 1 else F.max_pool2d(y, pool)
     from ttfs_kernels.triton_backend.layer import TritonLayer
 
-    return apply_layer(TritonLayer(geometry, neuron, which, pool, fuse_pool), operands)
+    return apply_layer(function, TritonLayer(geometry, neuron, which, pool, fuse_pool), operands)[0]

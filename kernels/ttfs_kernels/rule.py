@@ -6,7 +6,7 @@ threshold 1 − s (Eq. 5) at s = (1 − A)/(1 + W), which is Eq. 6; the activati
 
 The derivatives of Eq. 9 and 10 know spikes that move, none that appear or vanish: a neuron that is silent for all
 images learns no more. A surrogate width δ > 0 adds what they miss, as if a spike that has just appeared, or is about
-to, came and went smoothly: see `silent_derivative` and `vanishing`.
+to, came and went smoothly: see `fire_with_derivatives` and `vanishing`.
 
 No case is decided by dividing first, although the code looks like it. The closing speed 1 + W is bounded below by the
 smallest 1 − A that a neuron with A < 1 can have, so s ≥ 1 (silent) if 1 + W ≤ 0; and 1 − A is bounded below by 0
@@ -26,16 +26,6 @@ BLOCK_ELEMENTS = 1 << 17
 
 # A silent neuron's derivative is bounded by this, far below the steepest of a spike's own.
 SURROGATE_BOUND = 2.0
-
-
-def silent_derivative(A: Tensor, W: Tensor, neuron: Neuron) -> Tensor:
-    """Derivative of a silent neuron's activation by both its potentials: shape of A.
-
-    (1 + (A + W)/δ)·min(1/(1 + W), 2) where −δ < A + W ≤ 0, the membrane potential at the window's end; else 0.
-    """
-    closing_speed = (1 + W).clamp_min(smallest_closing_speed(A.dtype))
-    near = (1 + (A + W) / neuron.surrogate_width).clamp(0, 1) * (1 / closing_speed).clamp_max(SURROGATE_BOUND)
-    return torch.where((1 - A).clamp_min(0) / closing_speed >= 1, near, torch.zeros_like(near))
 
 
 def vanishing(x: Tensor, neuron: Neuron) -> Tensor:
@@ -64,6 +54,9 @@ def fire(A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
 
 def fire_with_derivatives(potential: Tensor, slope: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor, Tensor]:
     """Activations and their derivatives by both potentials, surrogate and clip included; for a compiler to fuse.
+
+    With a surrogate width δ > 0, a silent neuron whose potential at the window's end is −δ < A + W ≤ 0 has the
+    derivative (1 + (A + W)/δ)·min(1/(1 + W), 2) by both.
 
     Args:
         potential, slope: A, initial potential included, and W, any shape, float32 or float64.

@@ -1,4 +1,4 @@
-"""Weight standardisation: zero mean and a given norm over each neuron's fan-in, for all layers of a network at once."""
+"""Weight standardisation: zero mean and a given norm over each neuron's fan-in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ttfs_kernels import fused
 from ttfs_kernels.autograd import first_derivatives_only, reverse_mode_only
-from ttfs_kernels.backends import chosen_backend, why_no_triton
 
 aten = torch.ops.aten
 
@@ -26,8 +25,7 @@ def standardise_weights(
 ) -> list[Tensor]:
     """Centre the weights of every neuron, scale them to unit norm and multiply by the neuron's gain.
 
-    `ŵ = gain[c] · (w − mean) / ‖w − mean‖`, mean and norm over the fan-in. On a GPU with Triton, one kernel call for
-    all layers and one for all their gradients; elsewhere one pass over each layer's weights.
+    `ŵ = gain[c] · (w − mean) / ‖w − mean‖`, mean and norm over the fan-in.
 
     Args:
         weights: [C_out, ...] each, at least two weights a neuron; contiguous or channels last, which is kept. Other
@@ -43,26 +41,13 @@ def standardise_weights(
         return []
     reverse_mode_only("standardise_weights", *weights, *gains)
     dtype = weights[0].dtype if dtype is None else dtype
-    if _in_one_call(weights, gains, dtype):
-        return list(_AllLayers.apply(dtype, *weights, *gains))
-    return [_OneLayer.apply(*pair, dtype) for pair in zip(weights, gains, strict=True)]
+    return [_Standardised.apply(*pair, dtype) for pair in zip(weights, gains, strict=True)]
 
 
-def _in_one_call(weights: Sequence[Tensor], gains: Sequence[Tensor], dtype: torch.dtype) -> bool:
-    """Whether the kernel serves: on a GPU where it can run, or where Triton was asked for by `ttfs_kernels.backend`."""
-    kinds = {(tensor.device, tensor.dtype) for tensor in (*weights, *gains)}
-    choice = chosen_backend()
-    if torch.compiler.is_compiling():  # which makes such kernels itself
-        return False
-    if len(kinds) > 1 or choice == "torch" or not (weights[0].is_cuda or choice == "triton"):
-        return False
-    return all(why_no_triton(weights[0].device, kind) is None for kind in (weights[0].dtype, dtype))
+class _Standardised(torch.autograd.Function):
+    """One layer, by group normalisation with a neuron a group: (w − mean)/std, where std = norm/√fan_in.
 
-
-class _OneLayer(torch.autograd.Function):
-    """A layer without Triton, in `dtype`. Keeps mean and 1/std of each neuron's weights, [2, C_out].
-
-    Group normalisation with a neuron a group computes exactly this: (w − mean)/std, and std = norm/√fan_in.
+    Keeps mean and 1/std of each neuron's weights, [2, C_out].
     """
 
     @staticmethod
@@ -109,7 +94,7 @@ class _OneLayer(torch.autograd.Function):
 
 
 def _gradients(weights: Tensor, grad: Tensor, scale: Tensor, stats: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of weights [C_out, fan_in] and scale: those of group normalisation, in half its time once compiled."""
+    """Gradients of weights [C_out, fan_in] and scale: compiled, half the time of `native_group_norm_backward`."""
     means, inverse_stds = stats.unsqueeze(-1)
     grad, normalised = grad.to(stats.dtype), (weights.to(stats.dtype) - means) * inverse_stds
     grad_scale = (grad * normalised).sum(1)
@@ -118,47 +103,12 @@ def _gradients(weights: Tensor, grad: Tensor, scale: Tensor, stats: Tensor) -> t
 
 
 def _scale(gain: Tensor, fan_in: int) -> Tensor:
-    """What multiplies (w − mean)/std, in at least float32."""
-    return gain.to(_precise(gain)) * fan_in**-0.5
-
-
-def _precise(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
-class _AllLayers(torch.autograd.Function):
-    """All layers by Triton, in `dtype`; weights come before gains."""
-
-    @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, *operands: Tensor) -> tuple[Tensor, ...]:
-        from ttfs_kernels.triton_backend.standardisation import forward
-
-        layers = len(operands) // 2
-        weights = [_dense(weight) for weight in operands[:layers]]
-        gains = [gain.contiguous() for gain in operands[layers:]]
-        launches, out, stats = forward(weights, gains, dtype, EPSILON)
-        for launch in launches:
-            launch.run()
-        ctx.layers = layers
-        ctx.save_for_backward(*weights, *gains, *stats)
-        return tuple(out)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        from ttfs_kernels.triton_backend.standardisation import backward
-
-        first_derivatives_only("standardise_weights", grads[0])
-        layers, kept = ctx.layers, ctx.saved_tensors
-        weights, gains, stats = kept[:layers], kept[layers : 2 * layers], kept[2 * layers :]
-        dense = [_as_dense(grad, weight) for grad, weight in zip(grads, weights, strict=True)]
-        launches, grad_weights, grad_gains = backward(dense, weights, gains, stats)
-        for launch in launches:
-            launch.run()
-        return None, *grad_weights, *grad_gains
+    """The factor of (w − mean)/std, in at least float32."""
+    return gain.to(torch.promote_types(gain.dtype, torch.float32)) * fan_in**-0.5
 
 
 def _dense(weight: Tensor) -> Tensor:
-    """Rows in memory, one a neuron: contiguous or channels last, as it is if it is one of them."""
+    """The weight, contiguous or channels last: each neuron is one row in memory."""
     if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
         return weight
     return weight.contiguous()
@@ -170,5 +120,5 @@ def _rows(weight: Tensor) -> Tensor:
 
 
 def _as_dense(grad: Tensor, weight: Tensor) -> Tensor:
-    """`grad` in the order in which the memory of `weight` is."""
+    """`grad` in the memory format of `weight`."""
     return grad.contiguous(memory_format=torch.contiguous_format if weight.is_contiguous() else torch.channels_last)

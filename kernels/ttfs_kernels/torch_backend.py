@@ -29,10 +29,10 @@ class TorchLayer:
     geometry: Geometry | None
     neuron: Neuron
 
-    def forward(self, operands: Operands, with_derivatives: bool) -> tuple[Tensor, Kept]:
+    def forward(self, operands: Operands, with_derivatives: bool) -> tuple[tuple[Tensor], Kept]:
         _, weight, _, skip, skip_weight = operands
         y, *kept = self._fire(operands, with_derivatives) if self.neuron.has_slope else self._clamp(operands)
-        return y, (*kept, weight, skip, skip_weight)
+        return (y,), (*kept, weight, skip, skip_weight)
 
     def _fire(self, operands: Operands, with_derivatives: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """(activations, stacked input, stacked derivatives or None)."""

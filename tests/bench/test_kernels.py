@@ -12,7 +12,6 @@ from tests.bench.modules import BENCH, modules
 from ttfs_kernels.triton_backend import choice
 from ttfs_kernels.triton_backend.choice import Choice, choose, read_table
 from ttfs_kernels.triton_backend.configs import Config
-from ttfs_kernels.triton_backend.formulation import Form
 from ttfs_kernels.triton_backend.launch import device_of
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 from ttfs_triton import atomic
@@ -21,7 +20,7 @@ gpu_work, kernels, kernels_layers, tune = modules("_gpu_work", "kernels", "_kern
 
 LAYER = {"name": "c", "height": 4, "width": 3, "in_channels": 3, "out_channels": 5, "kernel": [3, 2]}
 LINEAR, CONV2D = Problem(5, 1, 1, 17, 7), Problem(2, 4, 3, 3, 5, (3, 2), (1, 2), (1, 1))
-FIRST, SECOND, THIRD = (Config(16, 16, 16, 4, stages, Form.WEIGHTS_FIRST) for stages in (1, 2, 3))
+FIRST, SECOND, THIRD = (Config(16, 16, 16, 4, stages) for stages in (1, 2, 3))
 
 
 @pytest.fixture

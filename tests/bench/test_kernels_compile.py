@@ -24,12 +24,12 @@ CONV2D = {"name": "c", "height": 8, "width": 8, "in_channels": 32, "out_channels
 SM_90, GFX942 = Chip("cuda", 90), Chip("hip", "gfx942")
 BATCH_NORM = ("moments", "merge", "fire_normalised", "reduce_gradient", "spread_gradient")
 LINEAR_KERNELS = [
-    ("forward", "linear_forward"),
+    ("forward", "conv2d_forward"),
     ("local_gradient", "local_gradient"),
     ("local_gradient", "sum_splits"),
-    ("grad_x", "linear_grad_x"),
-    ("grad_w", "linear_grad_w"),
-    ("normalised", "linear_forward"),
+    ("grad_x", "conv2d_grad_x"),
+    ("grad_w", "conv2d_grad_w"),
+    ("normalised", "conv2d_forward"),
     *[("normalised", name) for name in BATCH_NORM],
 ]
 
@@ -42,7 +42,7 @@ def compile_only(tmp_path: Path, *options: str, config: str = "", interpret: boo
     program = [str(BENCH / "kernels.py")]
     if config:
         code = f"import sys; sys.path.insert(0, {str(BENCH)!r}); import kernels, _kernels_compile as c\n"
-        code += f"c.WHICH = ('forward',); c.default_config = lambda *_: c.Config({config}, c.Form.WEIGHTS_FIRST)\n"
+        code += f"c.WHICH = ('forward',); c.default_config = lambda *_: c.Config({config})\n"
         program = ["-c", f"{code}kernels.main()"]
     said = run_python(*program, *arguments, interpret=interpret, status=status)
     return said, *bench.read(tmp_path / "kernels-compile-only.csv")
@@ -60,7 +60,7 @@ def test_compiles_for_chips_that_are_not_there(tmp_path):
         assert 0 < int(row["registers"]) <= 512
         assert int(row["programs_per_processor"]) > 0
         assert row["loop_mix"]
-        if row["kernel"].startswith("linear"):
+        if row["kernel"].startswith("conv2d"):
             assert row["blocks"].count("×") == 2
             assert 0 < int(row["loop_tensor_core"]) <= int(row["tensor_core"])
             assert int(row["loop_tensor_core"]) < int(row["loop_instructions"])
@@ -89,7 +89,7 @@ def test_refused_kernels_are_reported(tmp_path, config, dtype, verdict):
         assert row["verdict"].startswith(verdict)
         assert ("registers" in row) == ("spills in the loop" in row["verdict"]) == (dtype == "bf16")
     assert "2 kernels compiled, 2 refused" in said
-    assert f"sm_90 {dtype} 1δ linear_forward" in said
+    assert f"sm_90 {dtype} 1δ conv2d_forward" in said
 
 
 def test_compiles_what_differs_once(tmp_path):
@@ -123,18 +123,6 @@ def test_rows_of_another_triton_stay(tmp_path):
     assert others(path, "3.8.1") == (rows, runs)
 
 
-def test_hard_shapes_are_compiled_too():
-    """Channels off the grid of 16, strides, and activations of 2³¹ elements, whose offsets need 64 bits."""
-    layers = kernels_layers.load(kernels.HARD_SHAPES)
-    channels = {size for layer in layers for size in (layer.fields["in_channels"], layer.fields["out_channels"])}
-    assert any(size % 16 for size in channels)
-    assert any(layer.fields.get("stride") == [2, 2] for layer in layers)
-    assert any(layer.wide for layer in layers)
-    for layer in layers:
-        problem = layer.problem(256, "bf16", 1.0)
-        assert (problem.batch * problem.height * problem.width * problem.in_channels >= 2**31) == layer.wide
-
-
 def code(**changes) -> "machine_code.MachineCode":
     values = {"registers": 128, "spilled_bytes": 0, "shared_kib": 96.0, "programs_per_processor": 2, "tensor_core": 8}
     values |= {"loop": Counter({"HGMMA": 8, "IADD3": 12}), "loop_register_operands": 0, "loop_shared_operands": 8}
@@ -142,23 +130,22 @@ def code(**changes) -> "machine_code.MachineCode":
 
 
 @pytest.mark.parametrize(
-    ("changes", "version", "reasons"),
+    ("changes", "reasons"),
     [
-        ({}, (3, 9), []),
-        ({"serialised": ("C7510", "C7511")}, (3, 9), ["serialised (C7510 C7511)"]),
-        ({"loop_register_operands": 4}, (3, 9), ["mixes register and shared operands"]),
-        ({"loop_register_operands": 8, "loop_shared_operands": 0}, (3, 9), []),
-        ({"loop_register_operands": 8, "loop_shared_operands": 0}, (3, 8), ["register operands"]),
-        ({"programs_per_processor": 0}, (3, 9), ["does not fit"]),
-        ({"loop_spills": 1, "tensor_core": 0}, (3, 9), ["1 spills in the loop", "no tensor cores"]),
+        ({}, []),
+        ({"serialised": ("C7510", "C7511")}, ["serialised (C7510 C7511)"]),
+        ({"loop_register_operands": 4}, ["mixes register and shared operands"]),
+        ({"loop_register_operands": 8, "loop_shared_operands": 0}, ["register operands"]),
+        ({"programs_per_processor": 0}, ["does not fit"]),
+        ({"loop_spills": 1, "tensor_core": 0}, ["1 spills in the loop", "no tensor cores"]),
     ],
 )
-def test_what_is_refused(changes, version, reasons):
+def test_what_is_refused(changes, reasons):
     """Float32 needs no tensor cores; other chips take operands from registers as they like."""
-    assert kernels_compile.refusals(code(**changes), SM_90, version, True) == reasons
-    assert kernels_compile.refusals(code(tensor_core=0), SM_90, version, False) == []
+    assert kernels_compile.refusals(code(**changes), SM_90, True) == reasons
+    assert kernels_compile.refusals(code(tensor_core=0), SM_90, False) == []
     only_registers = code(loop_register_operands=8, loop_shared_operands=0)
-    assert kernels_compile.refusals(only_registers, GFX942, version, True) == []
+    assert kernels_compile.refusals(only_registers, GFX942, True) == []
 
 
 def test_interpreted_kernels_cannot_be_compiled():

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ttfs_triton.convert import Converted, Weights, fit_range
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
-from ttfs_triton.nn.weighted import WeightedLayer
 
 PLAN = (4, "M", 6, "M", 8, 8, "M", 8, 8, "M", 10, 10, "M")  # VGG11, narrow
 TIMM_CONFIG = {"mean": [0.49, 0.48, 0.45], "std": [0.2, 0.19, 0.21]}
@@ -156,8 +155,7 @@ def in_range(converted: Converted, images: Tensor) -> TTFSNetwork:
     """The network, scaled so that on these images nothing is clipped."""
     network = converted.network
     if not converted.bounded:
-        hidden = sum(isinstance(layer, WeightedLayer) for layer in network.features)
-        fit_range(network, images, [None] * hidden, percentile=100, samples=10**9)
+        fit_range(network, images, percentile=100, samples=10**9)
     return network
 
 

@@ -1,11 +1,9 @@
 """Initial potentials that bring a network closest to the ANN of its weights, or a grid closest to none."""
 
-import io
 import json
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
 from tests.data.fixtures import _own_cache, write_parquet
@@ -89,15 +87,6 @@ def test_layers_of_a_network_with_a_skip_come_closer_to_its_ann():
             assert value == pytest.approx(torch.corrcoef(torch.stack([ours, ann]))[0, 1].item(), abs=1e-6)
     assert correlation(torch.full((9,), 0.3), torch.rand(9)) is None
     assert correlation(torch.rand(9), torch.zeros(9)) is None
-
-
-def test_calibration_is_shown_and_written():
-    found = calibrate_network(drawn(), IMAGES)
-    assert found.to_dict()["images"] == len(IMAGES)
-    console = Console(width=100, file=io.StringIO())
-    console.print(found.table())
-    shown = console.file.getvalue()
-    assert all(f"{layer.after:.3f}" in shown and f"{layer.shift:+.3f}" in shown for layer in found.layers)
 
 
 @torch.no_grad()

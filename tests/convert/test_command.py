@@ -86,11 +86,12 @@ def test_origin_is_handed_on_through_two_conversions(vgg, tmp_path):
 
 def test_flags_reach_the_conversion(vgg, tmp_path):
     flags = "--mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --readout first_spike --batch-norm-epsilon 1e-3 --encoder latency"
-    flags += " --input-normalisation weights --inexact-borders"
+    flags += " --input-normalisation weights --inexact-borders --image-size 64 32"
     command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), *flags.split(), *COPY])
     config = load_network(tmp_path / "out").network.config
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["notes"][2] == "mean and std as given"
-    assert (config.mean, config.encoder, config.readout) == (None, "latency", "first_spike")
+    found = (config.mean, config.encoder, config.readout, config.image_size)
+    assert found == (None, "latency", "first_spike", (64, 32))
 
 
 @pytest.mark.parametrize("occupied", ["file", "folder"])
@@ -133,14 +134,12 @@ def test_mistakes_end_in_a_message_and_leave_nothing(vgg, tmp_path, flags, messa
 
 @pytest.mark.parametrize("failing", ["write_model", "write_json", "sync_folder"])
 def test_failed_write_leaves_nothing_half(vgg, tmp_path, failing, monkeypatch):
-    converted = convert(vgg)
-
     def fail(*arguments):
         raise OSError("no space left")
 
     monkeypatch.setattr(command, failing, fail)
     with pytest.raises(OSError, match="no space left"):
-        command.write_folder(converted, tmp_path / "out")
+        command.run(command.ConvertOptions(source=str(vgg), output_dir=tmp_path / "out", calibrate=False))
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["config.json", *(["out"] if failing == "sync_folder" else []), "vgg.pth"]
 
@@ -230,8 +229,3 @@ def test_network_of_the_user_s_code_is_traced(tmp_path, function, capsys):
         command.main(None, [*words, "--output-dir", str(tmp_path / "no"), *flags])
     assert f"ann.pth must hold the weights of {builder}" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
-
-
-def test_images_have_a_height_and_a_width(vgg, tmp_path):
-    command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), "--image-size", "64", "32", *COPY])
-    assert load_network(tmp_path / "out").network.config.image_size == (64, 32)

@@ -3,8 +3,8 @@
 Over 400 lines: one table of sources serves all of it.
 """
 
-import io
 import json
+from dataclasses import replace
 
 import pytest
 import timm
@@ -12,7 +12,6 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from torch import nn
 
 from tests.convert import sources
@@ -362,11 +361,7 @@ def test_report_names_every_tensor(build):
         assert key in named or any(key.startswith(name[:-1]) for name in named if name.endswith("*")), key
     values = json.loads(json.dumps(report.to_dict()))
     assert values["layers"][0]["name"] == "conv1"
-    console = Console(width=160, file=io.StringIO())
-    console.print(report.table())
-    shown = "".join(console.file.getvalue().split())
-    assert all("".join(part.split()) in shown for part in (report.layout, "0" * 64, *report.notes))
-    assert ("batchnorm" in shown) == (build is not sources.paper)
+    assert any("batch norm" in layer.folded for layer in report.layers) == (build is not sources.paper)
 
 
 # ---- activations within [0, 1]
@@ -386,24 +381,15 @@ def hidden(network, images) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def test_every_active_channel_reaches_one_and_a_lower_percentile_clamps_more():
-    def vgg():
-        return convert(weights_of(randomised(sources.one_layer_head())), neuron=Neuron(0.0))
-
-    for name, activations in hidden(in_range(vgg(), PHOTOS), PHOTOS).items():
+def test_every_active_channel_reaches_one():
+    converted = convert(weights_of(randomised(sources.one_layer_head())), neuron=Neuron(0.0))
+    for name, activations in hidden(in_range(converted, PHOTOS), PHOTOS).items():
         highest = activations.transpose(0, 1).flatten(1).amax(1)
         assert (highest > 0).any(), name
         torch.testing.assert_close(highest[highest > 0], torch.ones(int((highest > 0).sum())), atol=1e-5, rtol=0)
-    saturated = []
-    for percentile in (99.9, 90.0):
-        network = calibrate_converted(vgg(), PHOTOS, percentile=percentile)[0].network
-        saturated.append(sum(float((a == 1).float().mean()) for a in hidden(network, PHOTOS).values()))
-    assert saturated[1] > saturated[0] > 0
     for percentile in (0.0, 100.1, float("nan")):
         with pytest.raises(ConversionError, match="percentile must be in"):
-            calibrate_converted(vgg(), PHOTOS, percentile=percentile)
-    with pytest.raises(ConversionError, match="at least one image"):
-        calibrate_converted(vgg(), PHOTOS[:0])
+            calibrate_converted(replace(converted, bounded=False), PHOTOS, percentile=percentile)
 
 
 def test_bounds_are_clips_and_silent_channels_keep_their_scale():

@@ -76,6 +76,9 @@ def test_published_networks_keep_encoder_readout_and_neuron(tmp_path):
     assert direct.network.config.neuron == Neuron(derivative_clip=1e5)
     assert "trained as direct, as said: the names are the same" in direct.report.notes
     assert isinstance(proxy.network.features[0], SignedEncoder)
+    # The command asks for no images.
+    written = run(ConvertOptions(source=str(path), output_dir=tmp_path / "out", trained_as="proxy"))
+    assert not written.network.config.bias
 
 
 @pytest.mark.parametrize(("kernel", "hidden"), [(3, (16,)), (5, (20, 16))])
@@ -115,13 +118,6 @@ def test_others_cannot_be_called_what_they_are_not(tmp_path):
     write_model(tmp_path, network.state_dict(), ModelDescription.of(network.config))
     with pytest.raises(ConversionError, match="trained_as must be left out for a network of ours; got ann"):
         convert(tmp_path, trained_as="ann")
-
-
-def test_command_converts_without_calibration(tmp_path):
-    path = saved(randomised(Proxy()), tmp_path / "a.pkl")
-    converted = run(ConvertOptions(source=str(path), output_dir=tmp_path / "out", trained_as="proxy"))
-    assert not converted.network.config.bias
-    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 @torch.no_grad()

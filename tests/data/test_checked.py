@@ -70,7 +70,7 @@ def test_cropped_images_are_the_middle_and_in_an_epoch_keyed_parts(tmp_path, mon
     data, chosen = data.in_epoch(5, 2), torch.tensor([7, 0, 7, 3])
     expected = stacked(random_crop(5, 2, i)(opened(files[i]), (20, 20)) for i in chosen.tolist())
     for threads in (1, 3):
-        monkeypatch.setattr("ttfs_triton.data.decode.decoding_threads", lambda threads=threads: threads)
+        monkeypatch.setattr("ttfs_triton.data.reading.decoding_threads", lambda threads=threads: threads)
         images = data.images_at(chosen)
         assert torch.equal(images, expected)
         assert images.is_contiguous(memory_format=torch.channels_last)

@@ -46,11 +46,7 @@ def test_random_part_takes_the_first_attempt_that_fits_else_the_middle():
     assert random_part(300, 300, numbers) == (0, 215, 85, 85)
 
 
-def test_crop_numbers_are_philox_and_a_function_of_their_key():
-    # Known answer of Random123 for Philox-4x64-10 at key 0; NumPy counts up before its first block, hence counter 1.
-    words = np.random.Philox(key=[0, 0], counter=[2**64 - 1] * 4).random_raw(4)
-    known = (0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B)
-    assert tuple(words.tolist()) == known
+def test_crop_numbers_are_a_function_of_their_key():
     keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
     assert len({crop_numbers(*key).tobytes() for key in keys}) == len(keys)
     assert len({crop_numbers(*key).tobytes() for key in keys * 2}) == len(keys)

@@ -39,10 +39,8 @@ def decode_all(images, **options) -> decode.Decoded:
 
 @pytest.mark.parametrize("stored", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
 def test_modes_are_converted_as_pillow_does(random_images, stored):
-    image, natural = (
-        Image.fromarray(random_images(1, 3)[0]).convert(stored),
-        "L" if stored in ("1", "L", "LA") else "RGB",
-    )
+    image = Image.fromarray(random_images(1, 3)[0]).convert(stored)
+    natural = "L" if stored in ("1", "L", "LA") else "RGB"
     for mode in (None, "L", "RGB"):
         expected = np.asarray(image.convert(mode or natural)).reshape(6, 6, 1 if (mode or natural) == "L" else 3)
         pixels = decode_image(encoded(image, "TIFF" if stored == "CMYK" else "PNG"), mode=mode)
@@ -180,7 +178,7 @@ def test_rows_come_in_order_whatever_their_size(rows, monkeypatch, capsys):
     monkeypatch.setattr(reading, "_AHEAD_BYTES", 100)
     chosen = torch.randperm(1200)[:1100]
 
-    def read(number):
+    def read(_, number):
         if number % 7 == 0:
             raise ValueError(number)
         return np.full(number % 90, number)
@@ -198,7 +196,7 @@ def test_rows_come_in_order_whatever_their_size(rows, monkeypatch, capsys):
 def test_large_images_are_not_decoded_ahead(rows, size, most):
     started = []
 
-    def read(number):
+    def read(_, number):
         started.append(number)
         return np.empty(size, np.uint8)
 

@@ -42,16 +42,11 @@ def test_a_folder_is_read(tmp_path, random_images, write_parquet, channels, stre
 
 
 @pytest.mark.parametrize(
-    ("labels", "names", "numbers", "found"),
-    [
-        ([4, 0, 2], None, [4, 0, 2], list("01234")),
-        (["dog", "cat", "dog"], None, [1, 0, 1], ["cat", "dog"]),
-    ],
+    ("labels", "numbers", "found"),
+    [([4, 0, 2], [4, 0, 2], list("01234")), (["dog", "cat", "dog"], [1, 0, 1], ["cat", "dog"])],
 )
-def test_labels_may_be_numbers_names_or_classes(
-    tmp_path, random_images, write_parquet, caplog, labels, names, numbers, found
-):
-    write_parquet(tmp_path / "train.parquet", random_images(3), labels, names=names)
+def test_labels_may_be_numbers_or_names(tmp_path, random_images, write_parquet, caplog, labels, numbers, found):
+    write_parquet(tmp_path / "train.parquet", random_images(3), labels)
     data = load_images(None, tmp_path)
     assert (data.labels.tolist(), data.class_names) == (numbers, found)
     assert ("2 of 5 classes have no image in the train split" in caplog.text) == (len(found) == 5)
@@ -110,27 +105,26 @@ def test_columns_and_splits_without_images_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "message"),
+    ("train", "test", "size", "message"),
     [
-        ([0, 1], [0, 5], "labels must be in 0 to 1; got 5 in row 1 of the test split"),
-        (["a", "b"], ["a", "c"], "classes of the test split of .* must be those of the training split; got c"),
+        ([0, 1], [0, 5], 4, "labels must be in 0 to 1; got 5 in row 1 of the test split"),
+        (["a", "b"], ["a", "c"], 4, "classes of the test split of .* must be those of the training split; got c"),
+        (["a", "b"], ["b", "b"], None, "where the training images have 4x4"),
+        (["a", "b"], ["b", "b"], 4, None),
     ],
 )
-def test_test_classes_unknown_in_training_are_refused(tmp_path, random_images, write_parquet, train, test, message):
-    write_parquet(tmp_path / "train.parquet", random_images(2), train)
+def test_the_test_split_has_classes_channels_and_size_of_training(
+    tmp_path, random_images, write_parquet, train, test, size, message
+):
+    write_parquet(tmp_path / "train.parquet", random_images(2, 3), train)
     write_parquet(tmp_path / "test.parquet", random_images(2), test)
-    with pytest.raises(ValueError, match=message):
-        load_images(None, tmp_path, split="test", like=load_images(None, tmp_path))
-
-
-def test_the_test_split_has_classes_channels_and_size_of_training(tmp_path, random_images, write_parquet):
-    write_parquet(tmp_path / "train.parquet", random_images(2, 3), ["a", "b"])
-    write_parquet(tmp_path / "test.parquet", random_images(2), ["b", "b"])
-    train = load_images(None, tmp_path, image_size=4)
-    with pytest.raises(ValueError, match="where the training images have 4x4"):
-        load_images(None, tmp_path, split="test", like=train)
-    test = load_images(None, tmp_path, split="test", like=train, image_size=4)
-    assert (test.shape, test.labels.tolist(), test.class_names) == ((2, 3, 4, 4), [1, 1], ["a", "b"])
+    options = {"split": "test", "like": load_images(None, tmp_path, image_size=4), "image_size": size}
+    if message is not None:
+        with pytest.raises(ValueError, match=message):
+            load_images(None, tmp_path, **options)
+        return
+    found = load_images(None, tmp_path, **options)
+    assert (found.shape, found.labels.tolist(), found.class_names) == ((2, 3, 4, 4), [1, 1], ["a", "b"])
 
 
 def test_what_stands_in_for_test_is_said(tmp_path, random_images, write_parquet, caplog):

@@ -78,7 +78,6 @@ def test_prints_what_it_found_and_sweeps(trained, tmp_path, capsys):
         (["--sample", "400"], "sample must be below 45"),
         (["--report", "page.txt"], "must end in .html"),
         (["--steps", "0"], "steps"),
-        (["--early-exit-error", "0.02"], "are retired; use --deadlines"),
         (["--lost-spikes", "0.1", "--no-simulation"], "faults must be simulated; got 10% of spikes lost"),
         (["--dead-neurons", "0.7", "--stuck-neurons", "0.7"], "must be at most 1 together"),
     ],

@@ -1,4 +1,4 @@
-"""Steps, channels and weights of the clock."""
+"""Steps, channels and weights of the clock; what goes into a graph, and what comes out."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tests.export.common import images_for, small_network
+from ttfs_triton.export import decide, input_frames
 from ttfs_triton.export.nir_clock import Axis, Clock, clock_weights, sampling, square
 
 CLOCK = Clock(steps=5, windows=3, readout_steps=5, image_shape=(2, 4, 6), analog=False)
@@ -83,6 +85,49 @@ def test_square_kernels_compute_the_same(size, kernel, axes):
     assert found[0] == max(kernel) or (kernel[0] - kernel[1]) % 2
 
 
-def test_sampling_refuses_maps_larger_than_the_image():
-    with pytest.raises(NotImplementedError, match="maps must be sampled from the image"):
-        sampling((4, 4), (6, 6))
+def clock_of(network, steps=4, analog=False):
+    config = network.config
+    return Clock(steps, 2, steps, (config.in_channels, *config.image_size), analog)
+
+
+def test_bright_pixels_spike_first_and_dark_ones_never():
+    network = small_network(specification="4", max_value=2.0, in_channels=1, image_size=(1, 5))
+    clock = clock_of(network)
+    images = torch.tensor([2.0, 1.5, 0.9, 0.01, 0.0]).view(1, 1, 1, 5)
+    frames = torch.stack(list(input_frames(images, network.features[0], clock)))
+    assert frames.shape == (12, 1, clock.channels, 1, 5)
+    image = frames[:, 0, 0, 0]
+    steps = [image[:, pixel].nonzero().flatten().tolist() for pixel in range(5)]
+    assert steps == [[0], [1], [2], [3], []]  # the fourth would be rounded to the window's end
+    assert (frames[:, 0, 1:].amax((2, 3)) == frames[:, 0, 1:].amin((2, 3))).all()  # clock planes are constant
+
+
+def test_analog_images_are_shown_and_taken_back():
+    network = small_network(encoder="analog", mean=(0.4, 0.5), std=(0.2, 0.3))
+    clock, images = clock_of(network, analog=True), images_for(network)
+    frames = torch.stack(list(input_frames(images, network.features[0], clock)))[:, :, :2]
+    expected = (images - torch.tensor([0.4, 0.5]).view(2, 1, 1)) / torch.tensor([0.2, 0.3]).view(2, 1, 1)
+    torch.testing.assert_close(frames[0], expected)
+    torch.testing.assert_close(frames[4], -expected)
+    assert frames[[1, 2, 3, *range(5, 12)]].abs().max() == 0
+
+
+def test_earliest_spike_decides():
+    clock = clock_of(small_network())
+    output = torch.zeros(clock.total_steps, 3, 3)
+    output[9, 0, 2] = output[10, 0, 0] = 1  # class 2 first
+    output[8, 1, 1] = output[8, 1, 2] = 1  # a tie
+    decision = decide(output, clock)
+    assert decision.prediction.tolist() == [2, 1, -1]
+    assert (decision.tie.tolist(), decision.no_spike.tolist()) == ([False, True, False], [False, False, True])
+    assert decision.spike_times[0].tolist() == [0.5, torch.inf, 0.25]
+    assert decision.spike_times[2].isinf().all()
+
+
+def test_runs_must_be_complete_and_frames_of_the_clock_s_shape():
+    network = small_network()
+    clock = clock_of(network)
+    with pytest.raises(ValueError, match=r"images must have shape \[N, 2, 9, 8\]; got \(1, 1, 9, 8\)"):
+        next(input_frames(torch.zeros(1, 1, 9, 8), network.features[0], clock))
+    with pytest.raises(ValueError, match="all 12 steps of a run must have passed; got 11"):
+        decide(torch.zeros(11, 1, 3), clock)

@@ -11,7 +11,7 @@ from tests.export.common import images_for, small_network
 from tests.nn.common import randomised
 from ttfs_triton.export import Clock, compare_nir, compare_onnx, decide, input_frames, to_nir, to_onnx
 from ttfs_triton.export.compare import import_into_snntorch
-from ttfs_triton.export.drive import FirstSpikes
+from ttfs_triton.export.nir_clock import FirstSpikes
 from ttfs_triton.export.shared import synapse_arrays
 from ttfs_triton.nn import (
     AnalogEncoder,

@@ -18,8 +18,7 @@ from tests.frontier.conftest import EVALUATED, FLAGS, SWEEP, sweep
 from ttfs_triton.evaluation import load_network, load_test_images
 from ttfs_triton.evaluation.command import main as evaluate
 from ttfs_triton.frontier import command, measure
-from ttfs_triton.frontier import sweep as sweeping
-from ttfs_triton.frontier.sweep import line
+from ttfs_triton.frontier.command import line
 from ttfs_triton.hardware import simulate
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.report.frontier_table import read_table
@@ -126,7 +125,7 @@ def test_same_command_does_nothing_twice(swept, trained, rows, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in swept.rglob("points/**/*") if path.is_file()}
     for name in ("score", "with_faults", "in_time", "simulated"):
         monkeypatch.setattr(measure.Bench, name, lambda *_: pytest.fail("measured again"))
-    monkeypatch.setattr(sweeping, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(command, "train", lambda *_, **__: pytest.fail("trained again"))
     sweep(trained, "--output-dir", swept, *SWEEP, *EVALUATED)
     assert read_table(swept)[0] == rows
     assert before == {path: path.stat().st_mtime_ns for path in swept.rglob("points/**/*") if path.is_file()}
@@ -159,14 +158,14 @@ def test_network_is_shown_on_a_frontier(swept, trained, tmp_path, capsys):
 
 
 def test_diverged_point_does_not_end_the_sweep(trained, tmp_path, monkeypatch, capsys):
-    real = sweeping.train
+    real = command.train
 
     def train(config, *name, **given):
         if config.target_sparsity == 0.2:
             raise NonFiniteLossError("the loss must be finite; got nan.")
         return real(config, *name, **given)
 
-    monkeypatch.setattr(sweeping, "train", train)
+    monkeypatch.setattr(command, "train", train)
     with pytest.raises(SystemExit, match="1"):
         sweep(trained, "--output-dir", tmp_path / "out", *FLAGS, "--target-sparsity", "0.2", "0.4")
     assert "run, target_sparsity=0.2: the loss must be finite" in capsys.readouterr().err

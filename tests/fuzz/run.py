@@ -1,8 +1,7 @@
 """Fuzz readers: `python -m tests.fuzz.run KIND,KIND TRIES SEED` prints how many tries were read, refused, and failed.
 
-This process is the bounded one: 1 GiB more memory than it starts with, and for a try 10 s of CPU time or, as of what
-waits, a minute, after which it is killed.
-`python -m tests.fuzz.run all TRIES SEED --csv FILE` fuzzes all, each in a process of its own, and writes the table.
+The process gets 1 GiB more memory than it starts with. It is killed when a try takes 10 s of CPU time or a minute.
+`python -m tests.fuzz.run all TRIES SEED --csv FILE` fuzzes all kinds, a process each, and writes the table.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from ttfs_triton.data.images import load_images
 from ttfs_triton.data.recordings import recording_pixels
 from ttfs_triton.export.command import ExportOptions
 from ttfs_triton.hardware import count
-from ttfs_triton.hardware.energy.chip_files import FOLDER, load_chip
+from ttfs_triton.hardware.energy.chip import FOLDER, load_chip
 from ttfs_triton.hub.card import render_card
 from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model import HubError, LoadError, ModelDescription, Preprocessing, TTFSModel, find_model
@@ -39,7 +39,7 @@ from ttfs_triton.model.files import CONFIG_CHECKSUM
 from ttfs_triton.model.images import network_input
 from ttfs_triton.model.weights import weight_bytes
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
-from ttfs_triton.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ttfs_triton.train.checkpoint import CheckpointError, checkpoint_bytes, load_checkpoint
 from ttfs_triton.train.config import ConfigError, make_config, parse_config, read_yaml
 from ttfs_triton.train.resume import Position, read_state
 
@@ -148,21 +148,10 @@ def _run(name: str) -> Callable[[Path, bytes], object]:
     return read
 
 
-def _counted(figures: bytes) -> bytes:
-    """The same, operations counted."""
-    return json.dumps(json.loads(figures) | {"counts": COUNTED}).encode()
-
-
 def _checkpoint(folder: Path, content: bytes) -> object:
-    """A checkpoint whose manifest vouches for its state."""
-    path = folder / "step-00000003"
-    if not path.exists():
-        save_checkpoint(folder, 3, tensors={"model": STATE}, state=json.loads(_state_seeds()[0]), keep_last=1)
-    _written(path, "state.json", content)
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["files"]["state.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    _written(path, "manifest.json", json.dumps(manifest).encode())
-    return read_state(path, load_checkpoint(path))
+    """A checkpoint whose checksum fits its state."""
+    whole = checkpoint_bytes(content.decode(errors="replace"), {"model": STATE})
+    return read_state(load_checkpoint(_written(folder, "step-00000003.safetensors", whole)))
 
 
 def _flags(folder: Path, content: bytes) -> object:
@@ -246,23 +235,23 @@ def _chip_seeds() -> list[bytes]:
     return [content for content in files if "precisions" not in tomllib.loads(content.decode())][:4]
 
 
-FIGURES = {"first_spike_accuracy": 0.5, "ties": 1, "no_spike": 0, "sparsity": 0.25, "counts": None}
-LAYER = {"name": "fc1", "samples": 4, "neurons": 4, "spikes": 3, "saturated": 1, "never_active": 0, "output": False}
-FIGURES |= {"accuracy": 0.5, "images": 4, "per_layer": [LAYER], "weights_sha256": hashlib.sha256(WEIGHTS).hexdigest()}
-SUMMARY = json.dumps(
-    {f"test_{name}" if name in ("accuracy", "images") else name: value for name, value in FIGURES.items()}
-    | {"epochs": 3, "val_accuracy": 0.5, "seconds_per_epoch": 1.5, "versions": {"torch": "2"}, "device": "CPU"}
-    | {"test_first_spike_accuracy": 0.5}
-).encode()
 COUNTED = count(TTFSNetwork(NETWORK), [torch.rand(4, 1, 4, 4)]).to_dict()
+FIGURES = {"accuracy": 0.5, "first_spike_accuracy": 0.5, "images": 4, "ties": 1, "no_spike": 0, "sparsity": 0.25}
+FIGURES |= {"counts": COUNTED, "weights_sha256": hashlib.sha256(WEIGHTS).hexdigest()}
+SCORED = ("accuracy", "first_spike_accuracy", "images")
+TESTED = {f"test_{name}" if name in SCORED else name: value for name, value in FIGURES.items()}
+TRAINED = {"val_accuracy": 0.5, "best_epoch": 2, "epochs": 3, "seconds_per_epoch": 1.5, "images_per_second": 9.5}
+TRAINED |= {"test_fingerprint": "ab", "sparsity_with_outputs": 0.25, "skipped_images": {}, "versions": {"torch": "2"}}
+TRAINED |= {"device": "CPU", "seed": 0, "processes": 1, "mixed_precision": "no"}
+SUMMARY = json.dumps(TESTED | TRAINED).encode()
 EVALUATION = json.dumps(FIGURES | {"fingerprint": "ab", "dataset": None, "class_names": ["0", "1"]}).encode()
 EPOCH = {"epoch": 1, "step": 3, "lr": 0.1, "train_loss": 2.5, "train_accuracy": 0.5, "layer_sparsity": {"conv1": 0.25}}
 EPOCH |= {"seconds": 1.5, "images_per_second": 8.0}
 METRICS = f"{json.dumps(EPOCH)}\n".encode() * 2
 TARGETS = {
-    "summary.json": Target(lambda: [SUMMARY, _counted(SUMMARY)], _run("summary.json"), (LoadError,)),
+    "summary.json": Target(lambda: [SUMMARY], _run("summary.json"), (LoadError,)),
     "metrics.jsonl": Target(lambda: [METRICS], _run("metrics.jsonl"), (LoadError,)),
-    "evaluation.json": Target(lambda: [EVALUATION, _counted(EVALUATION)], _run("evaluation.json"), (LoadError,)),
+    "evaluation.json": Target(lambda: [EVALUATION], _run("evaluation.json"), (LoadError,)),
     "checkpoint": Target(_state_seeds, _checkpoint, (CheckpointError,)),
     "flags": Target(_flag_seeds, _flags, (ConfigError, OptionsError, SystemExit)),
     "name": Target(lambda: [b"bundled:cnn1-mnist"], _name, (LoadError, HubError)),

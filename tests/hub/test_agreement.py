@@ -7,7 +7,7 @@ import re
 import pytest
 
 from ttfs_triton.evaluation.command import main as evaluate
-from ttfs_triton.hub.energy import CARD_CHIPS, CARD_HEADERS, CARD_STEPS
+from ttfs_triton.hub.card import CARD_CHIPS, CARD_HEADERS, CARD_STEPS
 from ttfs_triton.hub.publish import publish
 
 pytest.importorskip("matplotlib", reason="a page needs matplotlib")
@@ -25,7 +25,7 @@ def evaluated(run, folder, *flags):
 def texts(request, trained, tmp_path_factory):
     flags = ["--no-simulation"] if request.param == "closed form" else []
     folder = tmp_path_factory.mktemp("evaluation")
-    return *evaluated(trained, folder, *flags), publish(trained, "alice/small", dry_run=True).package.card
+    return evaluated(trained, folder, *flags)
 
 
 def page_rows(page):
@@ -46,7 +46,7 @@ def card_rows(card):
 
 
 def test_accuracy_and_sparsity_agree(texts):
-    page, figures, card, _ = texts
+    page, figures, card = texts
     top, rows = headlines(page), card_rows(card)
     accuracy, note = top["accuracy"]
     assert rows["test accuracy"][1] == f"**{accuracy}** ({note})"
@@ -66,7 +66,7 @@ def test_accuracy_and_sparsity_agree(texts):
 
 
 def test_layers_and_operations_agree(texts):
-    page, figures, card, _ = texts
+    page, figures, card = texts
     theirs, ours = page_rows(page), card_rows(card)
     for layer in figures["counts"]["layers"]:
         name, firing, spikes, neurons, saturated, _, never = theirs[layer["name"]]
@@ -78,7 +78,7 @@ def test_layers_and_operations_agree(texts):
 
 
 def test_energies_agree_or_the_card_says_why_not(texts):
-    page, figures, card, _ = texts
+    page, figures, card = texts
     theirs, ours = page_rows(page), card_rows(card)
     total = CARD_HEADERS.index("all that has a price")
     same = [theirs[chip][1] == ours[chip][total] for chip in CARD_CHIPS]
@@ -88,7 +88,7 @@ def test_energies_agree_or_the_card_says_why_not(texts):
 
 def test_verdicts_agree(texts):
     """The same sentences; a simulation moves spikes, so that ratios differ, and nothing else."""
-    page, figures, card, _ = texts
+    page, figures, card = texts
     ours = [line[2:] for line in card.splitlines() if line.startswith("- ") and "dense ANN" in line]
     assert len(ours) == 3
     assert ours[0].startswith("With memory, inference costs ")
@@ -99,11 +99,3 @@ def test_verdicts_agree(texts):
         shown = re.sub(r"\d+(\.\d+)?", "0", shown)
     for line in ours:
         assert line in shown
-
-
-def test_card_of_the_run_alone_has_the_same_figures(texts):
-    """Counted at the end of training, on the same images."""
-    _, _, card, alone = texts
-    with_evaluation = card_rows(card)
-    with_evaluation.pop("simulated in integers", None)
-    assert with_evaluation == card_rows(alone)

@@ -82,9 +82,7 @@ def test_parts_of_a_test_set_are_no_results_for_leaderboards(facts, full):
         assert RESULTS_FILE not in make_package(each, "org/name").files
 
 
-def test_models_without_results_or_counts_say_so(facts):
-    card = render_card(replace(facts, results=replace(facts.results, counts=None)), "org/name")
-    assert "Not estimated: spikes and operations were not counted" in card
+def test_a_model_without_results_says_so():
     model = TTFSModel(NetworkConfig("4C3-P2-8", image_size=(8, 8), in_channels=3, classes=30, encoder="analog"))
     card = render_card(ModelFacts(model), "org/name")
     for part in ("Not evaluated.", "Not estimated: it was not evaluated.", "Nothing is known about its accuracy"):
@@ -126,10 +124,11 @@ def test_nothing_of_this_machine_is_published(run, monkeypatch):
     )
     versions = json.loads((run / "summary.json").read_text())["versions"] | {"alice-private-package": "1.0"}
     here = {"host": "node17.example", "address": "10.1.2.3", "user": "alice", "command": "/home/alice/train.py"}
-    change(run / "summary.json", versions=versions, weights_sha256=None, **here)
+    change(run / "summary.json", versions=versions, **here)
     description, tensors = read_model(run / "best" / "config.json", run / "best" / "model.safetensors")
     write_model(run / "best", tensors, description.replace(dataset="secret-project"))
-    (run / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "host": "node17.example", "lr": "/home/alice"}) + "\n")
+    change(run / "summary.json", weights_sha256=find_model(run).sha256)
+    change(run / "metrics.jsonl", host="node17.example")
     (run / "best" / ".env").write_text("HF_TOKEN=hf_abcdefghijklmnop")
     package = make_package(read_facts(find_model(run)), "org/name")
     assert set(package.files) <= set(ALLOWED)
@@ -141,12 +140,14 @@ def test_nothing_of_this_machine_is_published(run, monkeypatch):
 def test_hostile_names_stay_text(facts):
     hostile = 'a`b|c](http://x)<img src="x">\n---\n# d {{ e }} *f*'
     model = TTFSModel(facts.model.config, class_names=[f"{hostile}{place}" for place in range(10)])
-    layers = tuple(replace(layer, name=hostile) for layer in facts.results.layers)
-    results = replace(facts.results, counts=None, per_layer=layers)
+    counts = facts.results.counts
+    layers = tuple(replace(layer, name=hostile) for layer in counts.layers)
+    results = replace(facts.results, counts=replace(counts, layers=layers))
     data = replace(facts.data, name=hostile, licence=hostile, source=hostile)
     settings = {"model": f"```{hostile}"}
+    training = facts.training | {"device": hostile, "versions": {"torch": hostile}}
     card = render_card(
-        replace(facts, model=model, results=results, data=data, device=hostile, settings=settings), "org/name"
+        replace(facts, model=model, results=results, data=data, training=training, settings=settings), "org/name"
     )
     body = card.partition("---\n\n")[2]
     assert "<img" not in re.sub(r"\\<img", "", re.sub(r"(?s)```yaml.*?```", "", body))

@@ -9,7 +9,6 @@ import yaml
 
 from ttfs_triton.data.sources import SAMPLE
 from ttfs_triton.evaluation.command import main as evaluate
-from ttfs_triton.hardware import Counts
 from ttfs_triton.hub.datasets import KNOWN, training_data, without_paths
 from ttfs_triton.hub.facts import PUBLISHED_SETTINGS, read_facts
 from ttfs_triton.hub.publish import publish
@@ -29,7 +28,7 @@ NOTHING = (None, "a data set that is not named", False)
 
 
 def change(path, **values):
-    read, write = (json.loads, json.dumps) if path.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
+    read, write = (json.loads, json.dumps) if path.suffix in (".json", ".jsonl") else (yaml.safe_load, yaml.safe_dump)
     path.write_text(write(read(path.read_text()) | values))
 
 
@@ -44,9 +43,14 @@ def test_facts_of_a_run(run):
     results = facts.results
     assert (results.accuracy, results.images) == (summary["test_accuracy"], 100)
     assert results.sparsity == results.counts.sparsity == summary["sparsity"]
-    assert [layer.name for layer in results.layers] == ["conv1", "fc1", "readout"]
+    assert [layer.name for layer in results.counts.layers] == ["conv1", "fc1", "readout"]
     assert facts.settings["model"] == "4C5-P4-16"
-    assert (facts.epochs, facts.best_epoch, len(facts.metrics), facts.unrecorded_base) == (1, 1, 1, False)
+    assert (facts.training["epochs"], facts.training["best_epoch"], len(facts.metrics), facts.unrecorded_base) == (
+        1,
+        1,
+        1,
+        False,
+    )
     assert facts.metrics[0]["layer_sparsity"].keys() == {"conv1", "fc1", "readout"}
     change(run / "config.yaml", weights="/home/alice/other.safetensors")
     assert read_facts(find_model(run)).unrecorded_base
@@ -54,27 +58,13 @@ def test_facts_of_a_run(run):
     assert (alone.results, alone.settings, alone.metrics, alone.data.recorded) == (None, {}, [], "sample")
 
 
-def test_figures_are_of_the_weights_that_the_summary_names(run, trained, tmp_path):
-    files = find_model(run)
-    change(run / "summary.json", weights_sha256=None)  # of an older version
-    assert read_facts(files).unsigned
-    assert publish(run, "a/b", dry_run=True).unsigned
-    change(run / "summary.json", weights_sha256=files.sha256)
-    assert not read_facts(files).unsigned
-    change(run / "summary.json", weights_sha256="0" * 64)
-    with pytest.raises(LoadError, match=r"must be the weights that summary\.json is of, SHA-256 0000.*; got [0-9a-f]"):
+@pytest.mark.parametrize("named", ["0" * 64, None])
+def test_figures_are_of_the_weights_that_the_summary_names(run, named):
+    change(run / "summary.json", weights_sha256=named)
+    with pytest.raises(
+        LoadError, match=rf"must be the weights that summary\.json is of, SHA-256 {named}; got [0-9a-f]"
+    ):
         publish(run, "a/b", dry_run=True)
-
-
-def test_runs_without_counts_are_read(run):
-    summary = json.loads((run / "summary.json").read_text())
-    counts = Counts.from_dict(summary.pop("counts"))
-    summary["per_layer"] = [dataclasses.asdict(layer) | {"output": layer.kind == "readout"} for layer in counts.layers]
-    (run / "summary.json").write_text(json.dumps(summary))
-    results = read_facts(find_model(run)).results
-    assert results.counts is None
-    found, wanted = ([(each.name, each.sparsity) for each in layers] for layers in (results.layers, counts.layers))
-    assert found == wanted
 
 
 # ---- evaluations
@@ -118,7 +108,7 @@ def test_evaluation_of_these_weights_on_these_images_replaces_the_results(run, t
     ):
         with pytest.raises(LoadError, match=message):
             facts_with(run, tmp_path, evaluation, **values)
-    with pytest.raises(LoadError, match=r"evaluate\.py --output-dir writes it"):
+    with pytest.raises(LoadError, match=r"must be an evaluation, as recipes/evaluate\.py --output-dir writes it"):
         read_facts(find_model(run), evaluation=tmp_path / "nowhere")
 
 
@@ -127,57 +117,56 @@ def test_images_of_a_local_run_must_be_those_that_it_was_scored_on(run, tmp_path
     assert facts_with(run, tmp_path, evaluation).results.images == 100
     with pytest.raises(LoadError, match="on the test images of a local data set; it is on sample"):
         facts_with(run, tmp_path, evaluation, fingerprint="00")
-    change(run / "summary.json", test_fingerprint=None)  # of a run before it was written down
-    assert facts_with(run, tmp_path, evaluation, fingerprint="00").results.images == 100
 
 
 # ---- damaged and hostile files
 
 
-def test_whatever_is_no_figure_stays_out_of_the_metrics(run):
-    line = {"epoch": 1, "val_loss": float("inf"), "host": "here", "train_loss": "alice", "lr": True, "step": 10**400}
-    (run / "metrics.jsonl").write_text(json.dumps(line | {"layer_sparsity": {"a": {"b": 1}, "c": 0.5}}) + "\n")
-    figures = dict.fromkeys(("step", "lr", "train_loss", "val_loss")) | {"layer_sparsity": {"c": 0.5}}
-    assert read_facts(find_model(run)).metrics == [{"epoch": 1} | figures]
+def test_only_known_figures_of_an_epoch_are_published(run):
+    line = json.loads((run / "metrics.jsonl").read_text())
+    (run / "metrics.jsonl").write_text(json.dumps(line | {"host": "here", "cost": {"here": 1.0}}) + "\n")
+    (found,) = read_facts(find_model(run)).metrics
+    assert found == {key: value for key, value in line.items() if key not in ("host", "cost", "rise")}
+
+
+def edited(**values):
+    """A JSON file with some values changed."""
+    return lambda path: change(path, **values)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("summary.json", None, r"summary\.json must be there and readable; .* go on with it by --resume"),
-        ("summary.json", "{", "must be there and readable"),
-        ("summary.json", "[" * 10**5, "must be there and readable"),
-        ("summary.json", "[1]", "must hold an object; got list"),
-        ("summary.json", '{"test_accuracy": 0.5}', "must be what was written there; first_spike_accuracy: Field req"),
-        ("summary.json", {"test_accuracy": 1e309}, "accuracy: Input should be a valid number"),
-        ("summary.json", {"test_accuracy": -0.1}, "accuracy: Input should be greater than or equal to 0"),
-        ("summary.json", {"test_images": 0}, "images: Input should be greater than or equal to 1"),
-        ("summary.json", {"ties": 10**400}, "ties: "),
-        ("summary.json", {"epochs": "many"}, "epochs: Input should be a valid integer"),
-        ("summary.json", {"counts": {"format": 4}}, "of format 2 or 3; got 4"),
-        ("summary.json", {"counts": {"format": 3}}, "to_dict gives; got samples"),
-        ("summary.json", {"counts": None, "per_layer": [{}]}, "must be what was written there; "),
-        ("summary.json", os.mkfifo, "must be there and readable; it is no file"),
+        ("summary.json", None, r"summary\.json must be a run's final figures, .* go on with it by --resume"),
+        ("summary.json", "{", "must be a run's final figures"),
+        ("summary.json", "[" * 10**5, "brackets are nested too deeply"),
+        ("summary.json", '{"test_accuracy": 0.5}', "test_first_spike_accuracy: Field required"),
+        ("summary.json", edited(test_accuracy=1e309), "test_accuracy: Input should be a finite number"),
+        ("summary.json", edited(test_accuracy=-0.1), "test_accuracy: Input should be greater than or equal to 0"),
+        ("summary.json", edited(test_images=0), "test_images: Input should be greater than or equal to 1"),
+        ("summary.json", edited(ties=10**400), r"numbers must be below 2\*\*63"),
+        ("summary.json", edited(epochs="many"), "epochs: Input should be a valid integer"),
+        ("summary.json", edited(counts={"format": 4}), "of format 2 or 3; got 4"),
+        ("summary.json", edited(counts={"format": 3}), "to_dict gives; got samples"),
+        ("summary.json", os.mkfifo, "must be a run's final figures, .*no regular file"),
         ("config.yaml", "a: [", "must be the run's configuration"),
-        ("config.yaml", "- 1", "must hold `key: value` lines; got list"),
-        ("config.yaml", os.mkfifo, "must be the run's configuration; it is no file"),
-        ("metrics.jsonl", "nothing", "must hold one JSON object a line"),
-        ("metrics.jsonl", "7", "must hold one JSON object a line; got 7"),
-        ("metrics.jsonl", "[" * 10**5, "must hold one JSON object a line"),
-        ("metrics.jsonl", "\x00", "must hold one JSON object a line"),
-        ("metrics.jsonl", os.mkfifo, "must hold one JSON object a line; it is no file"),
+        ("config.yaml", os.mkfifo, "must be the run's configuration; .*no regular file"),
+        ("metrics.jsonl", "nothing", "must be a run's figures by epoch"),
+        ("metrics.jsonl", '{"epoch": 1}', "step: Field required"),
+        ("metrics.jsonl", "[" * 10**5, "brackets are nested too deeply"),
+        ("metrics.jsonl", edited(lr="/home/alice"), "lr: Input should be a valid number"),
+        ("metrics.jsonl", edited(val_loss=float("inf")), "val_loss: Input should be a finite number"),
+        ("metrics.jsonl", os.mkfifo, "must be a run's figures by epoch; .*no regular file"),
     ],
 )
 def test_damaged_runs_are_refused(run, name, content, message):
-    path = run / name
-    if isinstance(content, dict):
-        change(path, **content)
-    elif isinstance(content, str):
-        path.write_text(content)
+    if isinstance(content, str):
+        (run / name).write_text(content)
     else:
-        path.unlink()
+        if content in (None, os.mkfifo):
+            (run / name).unlink()
         if content is not None:
-            content(path)
+            content(run / name)
     with pytest.raises(LoadError, match=message):
         read_facts(find_model(run))
 

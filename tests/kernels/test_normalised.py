@@ -217,7 +217,7 @@ def test_a_gpu_gets_our_kernels(device, backend):
     ours = pytest.importorskip("ttfs_kernels.triton_backend.normalised_layer").TritonNormalised
     served = normalised(CONV2D, given_to(CONV2D, device=device), Neuron(), backend).activations.grad_fn
     expected = backend == "triton" or (backend == "auto" and device.type == "cuda")
-    assert isinstance(served.passes, ours) == expected
+    assert isinstance(served.layer, ours) == expected
 
 
 def test_a_step_is_launches_alone(device, monkeypatch):

@@ -1,6 +1,4 @@
-"""Weight standardisation by PyTorch and by the kernel for all layers at once: float64, layouts, blocks, gradients."""
-
-from contextlib import nullcontext
+"""Weight standardisation against its definition in float64: layouts, blocks, dtypes, gradients."""
 
 import pytest
 import torch
@@ -8,9 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import ttfs_kernels
-from tests.kernels.common import HAS_TRITON
-from tests.kernels.memory import fenced_memory
 from ttfs_kernels import fuse_passes, fused, standardise, standardise_weights
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -20,13 +15,6 @@ Layers = tuple[list[Tensor], list[Tensor]]
 shapes_of_layers = st.lists(
     st.tuples(st.integers(1, 9), st.integers(2, 5), st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=7
 )
-
-
-@pytest.fixture(params=["torch", "triton"] if HAS_TRITON else ["torch"])
-def on(request, device) -> torch.device:
-    """Where one of both computes; conftest takes the choice back."""
-    ttfs_kernels.backend(request.param)
-    return device if request.param == "triton" else torch.device("cpu")
 
 
 def layers(shapes, device="cpu", dtype: torch.dtype = torch.float32, layout: str = "contiguous") -> Layers:
@@ -75,51 +63,21 @@ def check(weights: list[Tensor], gains: list[Tensor], dtype: torch.dtype | None 
     return results
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"] if HAS_TRITON else ["torch"])
 @settings(max_examples=40)
 @given(
     shapes=shapes_of_layers | st.just(SHAPES),
     layout=st.sampled_from(LAYOUTS),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
     of_results=st.sampled_from([None, torch.float16, torch.bfloat16]),
     block=st.integers(1, 200),
-    group=st.integers(1, 8),
 )
-def test_layers_match_the_definition(device, backend, shapes, layout, of_results, block, group):
-    """In blocks of any size, of which one of less than a neuron is a neuron; in any number of launches.
-
-    The kernel writes nothing around its results. PyTorch's do not depend on blocks.
-    """
-    ttfs_kernels.backend(backend)
-    given_ = layers(shapes, device if backend == "triton" else "cpu", layout=layout)
+def test_layers_match_the_definition(device, shapes, layout, dtype, of_results, block):
+    """In blocks of any size, of which one of less than a neuron is a neuron; results do not depend on blocks."""
+    given_ = layers(shapes, device, dtype, layout)
     whole = standardise_weights(*given_, dtype=of_results)
-    with pytest.MonkeyPatch.context() as patch, fenced_memory() if backend == "triton" else nullcontext():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(standardise, "BLOCK_WEIGHTS", block)
-        if backend == "triton":
-            from ttfs_kernels.triton_backend import standardisation
-
-            patch.setattr(standardisation, "BLOCK", 16 if block < 100 else 1024)
-            patch.setattr(standardisation, "LAYERS", group)
-        found = check(*given_, of_results)
-    assert backend == "triton" or all(map(torch.equal, found, whole))
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_weights_match_the_definition(dtype):
-    """Which the interpreter cannot multiply; float64 has no kernel, whoever asks."""
-    for backend in ("torch", "triton", "auto"):
-        ttfs_kernels.backend(backend)
-        (result, *_) = check(*layers(SHAPES, dtype=dtype))
-        assert "_OneLayer" in str(result.grad_fn)
-
-
-def test_one_launch_forward_and_one_backward(device, monkeypatch):
-    """Of all layers of a VGG16, and no call of anything else that computes."""
-    launch = pytest.importorskip("ttfs_kernels.triton_backend.launch").Launch
-    ttfs_kernels.backend("triton")
-    names, real_run = [], launch.run
-    monkeypatch.setattr(launch, "run", lambda self: names.append(self.kernel.__name__) or real_run(self))
-    check(*layers(((2, 3),) * 16, device))
-    assert names == ["standardise", "standardise_backward"]
+        assert all(map(torch.equal, check(*given_, of_results), whole))
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (6, 7, 3, 3)])
@@ -134,8 +92,8 @@ def test_compiled_gradients_match_the_definition(shape, of_results, monkeypatch)
         fuse_passes(False)
 
 
-def test_each_may_be_frozen_or_have_no_gradient(on):
-    weights, gains = layers(SHAPES[:3], on)
+def test_each_may_be_frozen_or_have_no_gradient(device):
+    weights, gains = layers(SHAPES[:3], device)
 
     def gradients(weights, gains, wanted):
         return torch.autograd.grad(standardise_weights(weights, gains)[1].exp().sum(), wanted, allow_unused=True)
@@ -147,16 +105,16 @@ def test_each_may_be_frozen_or_have_no_gradient(on):
     assert torch.equal(gradients(frozen[0], gains, gains[1:2])[0], complete[4])
 
 
-def test_constant_neurons_give_zero_and_finite_gradients(on):
-    weight = torch.full((2, 8), 0.25, device=on, requires_grad=True)
+def test_constant_neurons_give_zero_and_finite_gradients(device):
+    weight = torch.full((2, 8), 0.25, device=device, requires_grad=True)
     for dtype in (torch.float32, torch.float16):
-        (result,) = standardise_weights([weight], [torch.ones(2, device=on)], dtype=dtype)
+        (result,) = standardise_weights([weight], [torch.ones(2, device=device)], dtype=dtype)
         assert not result.any()
         assert torch.autograd.grad(result.sum(), weight)[0].isfinite().all()
 
 
-def test_second_derivatives_are_refused(on):
-    weights, gains = layers(SHAPES, on)
+def test_second_derivatives_are_refused(device):
+    weights, gains = layers(SHAPES, device)
     with pytest.raises(RuntimeError, match="standardise_weights: create_graph must be False; got True"):
         torch.autograd.grad(standardise_weights(weights, gains)[0].square().sum(), weights[0], create_graph=True)
     with pytest.raises(RuntimeError, match="standardise_weights: derivatives must be taken in reverse mode"):

@@ -122,6 +122,6 @@ def test_bundle_that_is_too_large_or_of_no_whole_run_leaves_nothing(script, run,
     with pytest.raises(ValueError, match=r"all networks together must have at most 1,000 bytes; got .*\. Bundle"):
         script.bundle(options)
     (run / "summary.json").unlink()
-    with pytest.raises(LoadError, match=r"summary\.json must be there and readable"):
+    with pytest.raises(LoadError, match=r"summary\.json must be a run's final figures"):
         script.bundle(options)
     assert not (tmp_path / "networks").exists()

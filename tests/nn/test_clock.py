@@ -61,7 +61,6 @@ def test_first_instant_is_the_first_true_comparison(compare_at, steps, window, t
     potential = torch.randint(-reach << 17, reach << 17, (50, 3), generator=generator)
     drift = torch.randint(-reach << 15, reach << 15, (50, 3), generator=generator)
     found = ramp.first_instant(potential, drift)
-    assert torch.equal(found, ramp.first_instant_stepped(potential, drift))
     for n, c in torch.cartesian_prod(torch.arange(50), torch.arange(3)).tolist():
         index, values = int(found[n, c]), [int(v) for v in (potential[n, c], drift[n, c])]
         values += [int(ramp.height[c]), int(ramp.decrement[c])]

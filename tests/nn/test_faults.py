@@ -146,7 +146,6 @@ def test_simulated_chip_is_that_of_its_seed(faults):
     assert all(torch.equal(one.spike_steps[name], same.spike_steps[name]) for name in one.spike_steps)
     assert any(not torch.equal(one.spike_steps[name], other.spike_steps[name]) for name in one.spike_steps)
     assert any(not torch.equal(one.spike_steps[name], whole.spike_steps[name]) for name in one.spike_steps)
-    assert one.counts == run(faults=faults, engine="stepped").counts
     assert one.to_dict()["faults"]
 
 

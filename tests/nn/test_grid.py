@@ -55,7 +55,7 @@ def network_on(grid, seed, sigma=0.25, readout="start", device=None):
 def test_network_on_a_grid_fires_in_the_simulators_steps(grid, readout, sigma, seed, training):
     network = network_on(grid, seed, sigma, readout).train(training)
     images = 2 * activations(6, 2, 5, 4, seed=seed).float()
-    found = simulate(network, [images], keep_spike_times=True, engine="stepped")
+    found = simulate(network, [images], keep_spike_times=True)
     assert (found.settings.steps, found.settings.weight_bits) == (grid.time_steps, grid.weight_bits)
     arriving = []
 

@@ -57,11 +57,10 @@ def test_comparison_shows_compute_and_memory_side_by_side():
 
 def test_chips_show_what_is_missing():
     estimates = [estimate(convolutional_network(), name, steps=8) for name in ("anp_i", "odin", "lemaire45:int8")]
-    table = chips_table(estimates, published=True)
+    table = chips_table(estimates)
     assert table.rows[0][-1] == "multiply-accumulates, neuron updates, leakage; capacity not published"
     assert table.rows[1][-1].startswith("multiply-accumulates, neuron updates; leakage, idle power (the latency")
     assert not any("capacity" in row[-1] for row in table.rows[1:])
-    assert "487 µJ" in table.rows[3]
     assert all(len(row) == len(table.headers) for row in table.rows)
     assert "warning: 778 neurons" in printed(print_chips, estimates)
 

@@ -1,4 +1,4 @@
-"""What a run imports, for the process that all in `forked` are forked from; first, what is read at the import."""
+"""Imports of a run, for the server that `forked` forks from; the environment is set before, since imports read it."""
 
 import os
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class RecordedGraphs:
-    """`Graphs` for the CPU: what is captured is undone, so that a capture executes nothing, as on a GPU.
+    """`CudaGraphs` for the CPU: what is captured is undone, so that a capture executes nothing, as on a GPU.
 
     Args:
         failure: message of the error in which captures end.

@@ -107,13 +107,7 @@ def best(output: Path) -> dict[str, torch.Tensor]:
 
 def last(output: Path) -> dict[str, torch.Tensor]:
     """Final weights, optimizer state, moving average and dial of a run, from its newest checkpoint."""
-    newest = max((output / "checkpoints").glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
-    tensors: dict[str, torch.Tensor] = {}
-    for stem in ("model", "optimizer", "average", "dial"):
-        file = newest / f"{stem}.safetensors"
-        if file.is_file():
-            tensors |= {f"{stem}.{name}": value for name, value in safetensors.torch.load_file(str(file)).items()}
-    return tensors
+    return safetensors.torch.load_file(max((output / "checkpoints").glob("step-*")))
 
 
 def metrics(output: Path) -> list[dict[str, Any]]:

@@ -130,8 +130,6 @@ def test_batches_that_cannot_be_are_refused(options, message):
         epoch(**options)
 
 
-def test_steps_outside_of_the_epoch_are_refused():
+def test_batches_outside_of_the_epoch_are_refused():
     with pytest.raises(IndexError, match="EpochBatches: index must be in 0 to 3; got 4"):
         epoch()[4]
-    with pytest.raises(ValueError, match="start_step must be in 0 to 4; got 5"):
-        train_loader(epoch(), start_step=5)

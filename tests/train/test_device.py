@@ -1,4 +1,4 @@
-"""What this machine cannot do is told before training; how processes agree to stop: soon, and without waiting."""
+"""Requests that this machine cannot fulfil are refused before training; processes agree to stop."""
 
 import signal
 from contextlib import contextmanager

@@ -15,7 +15,7 @@ from tests.train.runs import SETTINGS, TARGET, assert_same_run, change
 from ttfs_triton.scoring.graphs import GraphError
 from ttfs_triton.train import ConfigError, TrainConfig, loop, train
 from ttfs_triton.train.profile import SKIPPED
-from ttfs_triton.train.step import WARM_UP, GraphedStep, choose_graphs
+from ttfs_triton.train.step import WARM_UP, choose_graphs
 
 
 @pytest.fixture
@@ -94,21 +94,6 @@ def test_graph_that_is_required_must_not_fail(config, monkeypatch):
     message = "GraphedStep: a step must be capturable in a CUDA graph; got the stream is busy. Use --cuda-graph off"
     with pytest.raises(GraphError, match=message):
         train(change(config, cuda_graph="on"))
-
-
-def test_micro_batches_of_another_shape_are_not_replayed(config, graphs, monkeypatch):
-    call, shapes = GraphedStep.__call__, []
-
-    def smaller(step, micro_batches, **options):
-        if len(shapes) == 10:
-            micro_batches = [(images[:3], labels[:3]) for images, labels in micro_batches]
-        shapes.append(len(micro_batches[0][1]))
-        call(step, micro_batches, **options)
-
-    monkeypatch.setattr(GraphedStep, "__call__", smaller)
-    train(change(config, statistics_steps=100))
-    assert shapes[9:12] == [16, 3, 16]
-    assert graphs.replays == 16 - 1 - WARM_UP - 1 + 3
 
 
 def test_cpu_has_no_graph_and_says_so(capsys):

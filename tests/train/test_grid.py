@@ -12,7 +12,7 @@ from ttfs_triton.data.pixels import to_float
 from ttfs_triton.hardware import simulate
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import Faults, Grid, NetworkConfig, Neuron, TTFSNetwork
-from ttfs_triton.train import ConfigError, TrainConfig, train
+from ttfs_triton.train import TrainConfig, train
 from ttfs_triton.train.build import RunData, build_network
 from ttfs_triton.train.start import start_on_grid
 
@@ -70,7 +70,7 @@ def test_a_trained_grid_is_gone_on_with(trained, split, config):
 
 
 def test_registers_that_are_too_small_are_told_before_training():
-    with pytest.raises(ConfigError, match=r"Grid: state_bits must hold every layer's threshold, .* Use at least \d+"):
+    with pytest.raises(ValueError, match=r"Grid: state_bits must hold every layer's threshold, .* Use at least \d+"):
         start_on_grid(TTFSNetwork(NETWORK), Grid(64, 8, state_bits=8))
 
 

@@ -2,15 +2,13 @@
 
 import re
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import pytest
 import torch
 from accelerate import Accelerator
 
 from ttfs_triton.data import decode
-from ttfs_triton.data.images import load_images
-from ttfs_triton.train import ConfigError, TrainConfig, build
+from ttfs_triton.train import TrainConfig
 from ttfs_triton.train.build import load_data
 
 
@@ -43,18 +41,3 @@ def test_data_set_that_outgrows_memory_in_the_middle_is_streamed_unless_memory_w
     assert (len(data.train), data.train.in_memory) == (40, False)
     assert data.train.images_at(torch.arange(40)).shape[1] == 3
     assert re.match(r"train images are streamed: got 40 images of .* GiB available$", said[0]), said
-
-
-def test_memory_that_others_take_in_the_middle_is_noticed(monkeypatch, tmp_path, random_images, write_parquet):
-    write_parquet(tmp_path / "train.parquet", random_images(40, 3), [i % 2 for i in range(40)])
-    available = iter([10**9] * 2 + [1] * 9)  # when memory is allocated, after 16 images and after 32
-    monkeypatch.setattr(decode, "_CHECK_EVERY", 16)
-    monkeypatch.setattr(decode.psutil, "virtual_memory", lambda: SimpleNamespace(available=next(available)))
-    with pytest.raises(decode.NotEnoughMemoryError, match="must fit into memory; got 8 more of 40 images"):
-        load_images(None, tmp_path)
-
-
-def test_images_that_fit_no_device_are_a_configuration_error(monkeypatch):
-    monkeypatch.setattr(build, "place_images", Mock(side_effect=RuntimeError("place_images: too large")))
-    with pytest.raises(ConfigError, match="place_images: too large"):
-        build.place_data(TrainConfig(), SimpleNamespace(train=None, test=None), torch.device("cpu"), print)

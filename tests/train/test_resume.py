@@ -7,19 +7,14 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from tests.train.runs import (
-    AUGMENTATION,
-    SETTINGS,
-    assert_same_run,
-    command,
-    environment,
-    run,
-)
+from tests.train.forked import SERVER
+from tests.train.runs import AUGMENTATION, SETTINGS, assert_same_run, command, environment
 from ttfs_triton.train import TrainConfig, train
 
 GOES_ON = "Go on with: python"
@@ -28,7 +23,7 @@ ENDS = "Interrupted. Nothing that was saved is lost."
 SLOW = """
 import sys, time
 from pathlib import Path
-import ttfs_triton.train.loop as loop, ttfs_triton.train.run as run, ttfs_triton.scoring.batches as batches
+import ttfs_triton.train.resume as resume, ttfs_triton.train.run as run, ttfs_triton.scoring.batches as batches
 from ttfs_triton.command_line import start
 phase, seconds = sys.argv.pop(1), float(sys.argv.pop(1))
 def slow(home, name):
@@ -42,10 +37,12 @@ if phase == "final test":
     score = run.score_run
     run.score_run = lambda trainer: (slow(batches.EvaluationBatches, "gather"), score(trainer))[1]
 else:
-    slow({"_train_step": run.TrainingLoop, "save_checkpoint": loop}.get(phase, run), phase)
+    slow({"_train_step": run.TrainingLoop, "save_checkpoint": resume}.get(phase, run), phase)
 start("ttfs_triton.train", Path(sys.argv.pop(1)), "A small run.")
 """
 DECODING = "\nstreaming: true\nnum_workers: 2\nepochs: 60\n"
+# A checkpoint after every other step, so that a kill often falls into the writing of one.
+KILLED: dict[str, Any] = {"checkpoint_steps": 2, **yaml.safe_load(AUGMENTATION)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,9 +61,9 @@ def uninterrupted(tmp_path_factory, data) -> Path:
     return folder
 
 
-def finish(folder: Path, data: Path) -> None:
+def finish(folder: Path, data: Path, **values: Any) -> None:
     """Start a run, or go on with it, in this process."""
-    values = yaml.safe_load(SETTINGS) | {"data_dir": data, "output_dir": folder}
+    values = yaml.safe_load(SETTINGS) | {"data_dir": data, "output_dir": folder} | values
     train(TrainConfig(**values, resume=(folder / "config.yaml").exists()))
 
 
@@ -78,17 +75,17 @@ def begin(words: list[str], tmp_path: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(ready: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def wait_for(ready: Callable[[], object], runs: Callable[[], bool]) -> None:
     """Wait until something is ready, while a process runs."""
     deadline = time.monotonic() + 120
-    while not ready() and process.poll() is None and time.monotonic() < deadline:
+    while not ready() and runs() and time.monotonic() < deadline:
         time.sleep(0.002)
-    assert ready(), process.communicate()
+    assert ready()
 
 
 def newest(run: Path) -> int:
     """Step of a run's newest checkpoint; -1 if there is none."""
-    return max((int(path.name.split("-")[1]) for path in (run / "checkpoints").glob("step-*")), default=-1)
+    return max((int(path.stem.split("-")[1]) for path in (run / "checkpoints").glob("step-*")), default=-1)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +102,7 @@ def test_interrupt_ends_every_phase_with_a_line(tmp_path, data, uninterrupted, p
     words = command(tmp_path, data, tmp_path / "run")
     (tmp_path / "small.py").write_text(SLOW)
     process = begin([*words[:2], phase, str(seconds), *words[2:]], tmp_path)
-    wait_for((tmp_path / "ready").exists, process)
+    wait_for((tmp_path / "ready").exists, lambda: process.poll() is None)
     for _ in range(signals):
         os.kill(process.pid, signal.SIGINT)
         time.sleep(0.1)
@@ -121,7 +118,7 @@ def test_interrupt_ends_every_phase_with_a_line(tmp_path, data, uninterrupted, p
 def test_signal_to_all_leaves_worker_processes_to_the_main_one(tmp_path, data, number):
     """A terminal sends Ctrl-C to all of them; a worker that ended would end the run without a checkpoint."""
     process = begin(command(tmp_path, data, tmp_path / "run", settings=DECODING), tmp_path)
-    wait_for(lambda: newest(tmp_path / "run") >= 1, process)
+    wait_for(lambda: newest(tmp_path / "run") >= 1, lambda: process.poll() is None)
     os.killpg(process.pid, number)
     _, shown = process.communicate(timeout=120)
     assert process.returncode == 128 + number, shown
@@ -131,24 +128,21 @@ def test_signal_to_all_leaves_worker_processes_to_the_main_one(tmp_path, data, n
     assert f"--output-dir {tmp_path / 'run'} --resume" in shown
 
 
-@pytest.mark.slow
-def test_run_killed_at_five_random_moments_equals_the_uninterrupted_one(tmp_path, data):
-    # A checkpoint after every other step, so that a kill often falls into the writing of one.
-    chance, settings = random.Random(7), f"\nepochs: 6\ncheckpoint_steps: 2\n{AUGMENTATION}"
-    assert run(tmp_path, data, tmp_path / "whole", settings=settings).returncode == 0
+def test_run_killed_at_random_moments_equals_the_uninterrupted_one(tmp_path, data):
+    chance, folder = random.Random(7), tmp_path / "run"
     for kill in range(5):
-        flags = ["--resume"] * (kill > 0)
-        process = begin(command(tmp_path, data, tmp_path / "run", *flags, settings=settings), tmp_path)
-        step = 10 * kill + chance.randrange(6)
-        wait_for(lambda step=step: newest(tmp_path / "run") >= step, process)
+        process = SERVER.Process(target=finish, args=(folder, data), kwargs=KILLED)
+        process.start()
+        step = 4 * kill + chance.randrange(4)
+        wait_for(lambda step=step: newest(folder) >= step, process.is_alive)
         time.sleep(chance.random() * 0.05)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        process.communicate()
-    result = run(tmp_path, data, tmp_path / "run", "--resume", settings=settings)
-    assert result.returncode == 0, result.stderr
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
-    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    finish(folder, data, **KILLED)
+    finish(tmp_path / "whole", data, **KILLED)
+    assert_same_run(folder, tmp_path / "whole")
+    assert not list((folder / "checkpoints").glob(".*"))
 
 
 def test_resume_leaves_an_ended_run_as_it_is(data, uninterrupted, capsys):
@@ -165,13 +159,13 @@ def test_signal_to_one_of_two_processes_or_to_all_and_their_launcher_saves(tmp_p
     script = tmp_path / "small.py"
     script.write_text("import os\nopen('rank-' + os.environ['RANK'], 'w').write(str(os.getpid()))" + script.read_text())
     process = begin(words, tmp_path)
-    wait_for(lambda: newest(tmp_path / "run") >= 1, process)
+    wait_for(lambda: newest(tmp_path / "run") >= 1, lambda: process.poll() is None)
     ranks = [int((tmp_path / f"rank-{rank}").read_text()) for rank in (0, 1)]
     for target in ranks[1:] if to == "rank 1" else [*ranks, process.pid]:
         os.kill(target, number)
     _, shown = process.communicate(timeout=120)
     assert process.returncode != 0
-    last = tmp_path / "run" / "checkpoints" / f"step-{newest(tmp_path / 'run'):08}"
+    last = tmp_path / "run" / "checkpoints" / f"step-{newest(tmp_path / 'run'):08}.safetensors"
     lines = [line for line in shown.splitlines() if " received: stopped after step " in line]
     assert f"{number.name} received" in "".join(lines), shown
     assert all(line.endswith(f"checkpoint {last}.") for line in lines), shown

@@ -1,8 +1,7 @@
 """A trained ANN of PyTorch layers, traced by `torch.fx` to the layers with weights that a spiking network needs.
 
-Over 400 lines: what tracing accepts stands beside what it refuses.
-Batch norm is folded into the weights in front of it, average pooling into the synapses behind it, and the addition of
-an earlier activation becomes a skip. What cannot be converted is refused here, before any work, with its name.
+Batch norm is folded into the weights before it, average pooling into the synapses behind it, and the addition of an
+earlier activation becomes a skip. Other operations are refused, by the names of their nodes, before any work.
 """
 
 import copy
@@ -33,16 +32,15 @@ class ANNLayer:
 
     Attributes:
         name: of its node in the traced graph.
-        module: the layer as it was, for its sizes.
-        weight, bias: float64 where something is folded; the weight has an input for each that the spiking layer reads.
-        input: which layer's activations it reads (None: the images), and their way.
+        module: the original layer, for its sizes.
+        weight, bias: with all that is folded into them, then float64.
+        input: the layer whose activations it reads (None: the images), and the pools in between.
         shape: of its outputs for one image, before pooling.
-        potential: node of its output in front of the activation function.
-        skip: which layer's activations are added to that output; None without.
-        bound: upper bound of its activations; None for a ReLU without one.
-        average: inputs that share a weight: side of windows in front of a convolution, places of a map in front of a
-            fully connected layer.
-        folded: what became part of its weights, in words.
+        potential: node of its output before the activation function.
+        skip: the layer whose activations are added to that output; None without.
+        bound: upper bound of its activations; None for ReLU.
+        average: side of the windows that a convolution averages, or places of the maps that a Linear layer averages.
+        folded: names of the operations folded into its weights.
     """
 
     name: str
@@ -80,11 +78,7 @@ class TracedANN:
 
 
 class _Run(fx.Interpreter):
-    """Runs a graph and notes at each node the shape of its tensor for one image.
-
-    Attributes:
-        activations: of each hidden layer, by its name.
-    """
+    """Runs a graph, notes each node's shape for one image, and keeps the activations of hidden layers by name."""
 
     def __init__(self, module: fx.GraphModule, layers: Sequence[ANNLayer] = ()) -> None:
         super().__init__(module)
@@ -127,13 +121,13 @@ def trace_ann(model: nn.Module, images: Tensor) -> TracedANN:
 
 @dataclass(frozen=True)
 class _Value:
-    """What a node of the graph hands on.
+    """Output of a node.
 
     Attributes:
-        layer: whose output it is; None: the images.
-        active: it is behind the activation function, so that spikes can stand for it.
+        layer: that computes it; None for the images.
+        active: it has passed the activation function, so that spikes can represent it.
         route: pools and flattening behind the layer.
-        average: an average pool among them, which the synapses behind take over, with the size of the maps it reads.
+        average: an average pool for the next layer to fold, and the size of the maps that it reads.
     """
 
     layer: ANNLayer | None = None
@@ -150,21 +144,13 @@ def _clamp(min: float | None = None, max: float | None = None) -> nn.Module:
     return nn.ReLU() if max is None and min == 0 else nn.Hardtanh(-torch.inf if min is None else min, max or 0.0)
 
 
-def _identity(*_: Any, **__: Any) -> nn.Module:
-    return nn.Identity()
-
-
-def _flatten(*_: Any, **__: Any) -> nn.Module:
-    return nn.Flatten()  # whether it is that, the shapes say
-
-
 def _mean(dim: Any = None, keepdim: bool = False) -> nn.Module | None:
     dims = sorted(place % 4 for place in dim) if isinstance(dim, tuple | list) else None
     pool = nn.AdaptiveAvgPool2d(1)
     return None if dims != [2, 3] else pool if keepdim else nn.Sequential(pool, nn.Flatten())
 
 
-# Functions and methods as the modules that do the same.
+# Functions and methods as the modules that do the same. Shapes tell later whether a view flattens.
 _MODULE_OF: dict[Any, Callable[..., nn.Module | None]] = {
     **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), lambda inplace=False: nn.ReLU()),
     F.relu6: lambda inplace=False: nn.ReLU6(),
@@ -176,8 +162,8 @@ _MODULE_OF: dict[Any, Callable[..., nn.Module | None]] = {
     F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
     F.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
     **dict.fromkeys((torch.mean, "mean"), _mean),
-    **dict.fromkeys((torch.flatten, "flatten", "view", "reshape", "squeeze"), _flatten),
-    **dict.fromkeys((F.dropout, F.dropout2d, "contiguous", "clone"), _identity),
+    **dict.fromkeys((torch.flatten, "flatten", "view", "reshape", "squeeze"), lambda *_, **__: nn.Flatten()),
+    **dict.fromkeys((F.dropout, F.dropout2d, "contiguous", "clone"), lambda *_, **__: nn.Identity()),
 }
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
@@ -374,10 +360,10 @@ def batch_norm_of(
 
 
 def fold_average_pool(weight: Tensor, pool: nn.Module, maps: tuple[int, int]) -> Tensor:
-    """Weights that read maps themselves, from weights that read their average pool, flattened.
+    """Fold an average pool into the weights of the fully connected layer that reads it.
 
-    Maps smaller than the output of an adaptive pool are replicated by it, so that weights add up: a head for 7×7 maps
-    on 1×1 maps becomes the sum over its 49 places.
+    An adaptive pool replicates maps smaller than its output: a head for 7×7 maps, on 1×1 maps, becomes the sum over its
+    49 places.
 
     Args:
         weight: [features, channels·rows·columns] of the pool's output.

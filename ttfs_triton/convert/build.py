@@ -25,7 +25,7 @@ ReadoutTime = Literal["potential_start", "potential_end"]
 
 
 class ConvertedNetwork(nn.Module):
-    """A network of our layers, wired as an ANN is that has no specification: groups, dilation, skips, odd kernels.
+    """A network of our layers for an ANN that no specification describes: groups, dilation, skips, odd kernels.
 
     Input [N, *image_shape] images, output [N, classes] logits.
 
@@ -102,10 +102,10 @@ def build_network(
     neuron: Neuron,
     readout: ReadoutTime,
 ) -> nn.Module:
-    """The network: a `TTFSNetwork` where a specification can say what the ANN is, else a `ConvertedNetwork`.
+    """A `TTFSNetwork` where a specification can describe the ANN, else a `ConvertedNetwork`.
 
     Args:
-        layers, image_shape: as of `TracedANN`.
+        layers, image_shape: see `TracedANN`.
         encoder, mean, std, neuron, readout: see `convert_ann`.
     Raises:
         ConversionError: an analog encoder or mean and std for a first layer that is no plain convolution.

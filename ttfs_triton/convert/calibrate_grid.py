@@ -1,9 +1,8 @@
 """Calibrate a trained network for a chip's grid, without training: scales of weights and initial potentials.
 
-Layer by layer, each sees what those before it, on the grid already, make of some images; every output channel gets the
-scale and then the initial potential that bring its outputs on the grid closest to those without. Layers run as the chip
-runs them, so that nothing is estimated. It takes seconds; `--time-steps` and `--weight-bits` of a training
-recipe take epochs and give more.
+Layer by layer, every output channel gets the scale and then the initial potential that bring its outputs on the grid
+closest to those without. Layers compute as the chip does, behind calibrated ones. It takes seconds; training on the
+grid (`--time-steps`, `--weight-bits`) takes epochs and gives more.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from ttfs_triton.nn.graph import Stage, readout_time
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.trace import network_graph
 
-# Shares of the unit that rounds the weights best: outputs, which add many of them up, may like another.
+# Candidates, as shares of the unit that rounds single weights best. Outputs are sums, which another may round better.
 UNIT_SHARES = tuple(2 ** (step / 4) for step in range(-4, 5))
 # Changes of an initial potential, in threshold heights: each range four times finer than the one before.
 REACHES, POINTS = (0.4, 0.1, 0.025), 9
@@ -85,12 +84,12 @@ def calibrate_grid(
 
 
 def _put_on_grid(network: nn.Module, grid: Grid | None) -> None:
-    """By its own method, which notes it in its configuration, if it has one."""
+    """A network's own method also notes the grid in its configuration."""
     getattr(network, "put_on_grid", partial(put_on_grid, network))(grid)
 
 
 def _outputs(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-    """Activations; of a readout its potentials, whatever it decides by: spike times are too coarse to fit."""
+    """Activations, or a readout's potentials: its spike times would be too coarse to fit."""
     if isinstance(stage.layer, Readout):
         return stage.layer.potential(inputs, at="end" if readout_time(stage.layer) == "potential_end" else "start")
     return stage.activations(inputs, skip)

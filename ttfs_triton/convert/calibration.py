@@ -1,10 +1,9 @@
 """Calibrate a spiking network against the ANN of its weights: initial potentials, layer by layer, by least squares.
 
-With psp_persistence σ > 0 a neuron fires by (A + σW)/(1 + σW) where the ANN has clamp(A, 0, 1). The slope W, the sum of
-the weights of all active inputs, is far from 0 in a trained ANN: neurons that the ANN has silent rise into the
-threshold, or active ones never meet it, and every layer adds to it. Another initial potential makes up for the mean of
-that. It is one number a channel and leaves the weights as they are. A delayed spike adds v·x to the potential and σ·v
-to its slope, and is made up for in the same way.
+With psp_persistence σ > 0 a neuron's activation is (A + σW)/(1 + σW), where the ANN has clamp(A, 0, 1). The slope W,
+the summed weights of all active inputs, is far from 0 in a trained ANN: silent neurons fire, active ones fall silent,
+and the error grows with each layer. One initial potential a channel corrects its mean and leaves the weights as they
+are. A delayed spike adds v·x to the potential and σ·v to its slope, and is corrected in the same way.
 """
 
 from collections.abc import Callable, Sequence
@@ -154,13 +153,8 @@ def _compare(
     batch_size: int,
     choose: Callable[[Stage, Tensor, Tensor | None, Tensor], float] = lambda *_: 0.0,
 ) -> list[tuple[str, tuple[float | None, float]]]:
-    """Run the network and its ANN side by side, each layer behind what those before it emit.
+    """Run the network and its ANN side by side; `choose` calibrates each layer before it runs.
 
-    Args:
-        graph: of the spiking network.
-        images: [N, *image_shape].
-        batch_size: images that run at once.
-        choose: gets a stage, its inputs, its skip's and the ANN's activations; calibrates it before it runs.
     Returns:
         Name, correlation of the two activations, and what `choose` returned, of each hidden layer.
     """
@@ -216,7 +210,7 @@ def _spiking(stage: Stage) -> bool:
 
 
 def _without_slope(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-    """Activations of the same layer at σ = 0; those of an analog encoder, and the readout's logits, as they are."""
+    """Activations of the layer at σ = 0. An analog encoder and the readout give what they always give."""
     if not _spiking(stage):
         return stage.activations(inputs, skip)
     return analog_potential(stage, inputs, skip).clamp(0, 1)
@@ -252,16 +246,7 @@ def _choose_initial_potentials(
     samples: int,
     generator: torch.Generator,
 ) -> float:
-    """Give each channel the initial potential of least squared error, in place.
-
-    Args:
-        stage: of spiking neurons.
-        inputs, skip: as `NetworkGraph.run` hands them over.
-        wanted: activations of the ANN.
-        batch_size, samples, generator: see `calibrate_network`.
-    Returns:
-        The mean change, in threshold heights.
-    """
+    """Give each channel the initial potential of least squared error from `wanted`; returns the mean change."""
     share, parts = min(1.0, samples / len(rows_of(wanted))), []
     for (x, delayed), target in zip(batches(inputs, skip, batch_size), wanted.split(batch_size), strict=True):
         potential, slope, rows = map(rows_of, (*_potentials(stage, x, delayed), target))

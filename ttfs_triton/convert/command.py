@@ -32,7 +32,7 @@ from ttfs_triton.nn.config import Encoder
 
 
 class CalibrationImages(BaseModel):
-    """Training images to calibrate on: options of every command that does."""
+    """Options of every command that calibrates: its training images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -118,10 +118,10 @@ class ConvertOptions(CalibrationImages):
     std: tuple[float, ...] | None = None
     """Standard deviation likewise."""
     trained_as: TrainedAs | None = None
-    """What the paper's weights are of, whose names do not say it: its ANN, or the spiking network of its script
-    snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). What was trained to spike is not calibrated."""
+    """Which of the paper's networks the weights are of, as their names are the same: its ANN, or the spiking network of
+    snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). Spiking networks are not calibrated."""
     batch_norm_epsilon: float = Field(1e-5, gt=0)
-    """Of the source's batch norms; weights do not say it."""
+    """Epsilon of the source's batch norms, which weights do not hold."""
 
     # ---- network
     network: str | None = None
@@ -147,15 +147,15 @@ class ConvertOptions(CalibrationImages):
     input_normalisation: Literal["configuration", "weights"] = "configuration"
     """Leave mean and std to the first layer's configuration, or fold them into its weights."""
     inexact_borders: bool = False
-    """Accept that the latter changes the borders of padded maps."""
+    """Accept that mean and std in the weights change the borders of padded maps."""
 
     # ---- calibration
     calibrate: bool = True
     """Choose initial potentials, layer by layer, that bring spikes closest to the ANN's activations; needs images."""
     calibration_images: int = Field(256, ge=1)
-    """How many, drawn by the seed."""
+    """How many images to calibrate on, drawn by the seed."""
     percentile: float = Field(99.9, gt=0, le=100)
-    """Of a channel's activations that becomes 1, for an ANN whose ReLU has no upper bound."""
+    """Percentile of a channel's activations that becomes 1, for an ANN whose ReLU has no upper bound."""
 
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
@@ -163,53 +163,8 @@ def main(description: str | None, arguments: Sequence[str] | None = None) -> Non
     run_command(ConvertOptions, run, prog="convert.py", description=description, arguments=arguments)
 
 
-# Flags that the names of tensors need.
+# Flags that need names of tensors that say whose network it is.
 _NAMED = ("trained_as", "batch_norm_epsilon", "replace_head", "keep_standardisation", "input_normalisation")
-
-
-def _run_traced(options: ConvertOptions, builder: str, weights: Weights) -> None:
-    """Convert the ANN that code of the user's builds."""
-    given = [name for name in _NAMED if getattr(options, name) != ConvertOptions.model_fields[name].default]
-    if given or options.encoder not in (None, "analog", "latency") or options.readout == "first_spike":
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given) or "signed encoders and first_spike"
-        raise ConversionError(f"convert: --network must go without {flags}. Leave them out.")
-    data = options.split(options.image_size, streaming=True)
-    images = options.draw(data, options.calibration_images)
-    names, shape = data.class_names, tuple(images.shape[1:])
-    model = build_network_of(
-        builder, in_channels=shape[0], image_size=(shape[1], shape[2]), classes=options.classes or len(names)
-    )
-    try:
-        model.load_state_dict(weights.tensors)
-    except RuntimeError as error:
-        raise ConversionError(f"convert: {weights.name} must hold the weights of {builder}; {error}") from error
-    network, report = convert_ann(
-        model.to(images.device),
-        images,
-        psp_persistence=1.0 if options.psp_persistence is None else options.psp_persistence,
-        encoder=options.encoder,  # pyright: ignore[reportArgumentType]
-        mean=options.mean,
-        std=options.std,
-        readout=options.readout or "potential_start",  # pyright: ignore[reportArgumentType]
-        calibrate=options.calibrate,
-        percentile=options.percentile,
-        seed=options.seed,
-    )
-    Console().print(report.table())
-    classes = network_graph(network, shape).classes
-    found = TTFSModel.from_network(
-        network.cpu(),
-        class_names=names if len(names) == classes else None,
-        dataset=data.dataset,
-        base_model=weights.base_model(),
-        image_shape=shape,
-        builder=builder,
-    )
-    more = {"conversion.json": report.to_dict() | {"source": weights.name, "sha256": weights.sha256}}
-    _write(options.output_dir, found.state_dict(), found.description, more)
-    print(f"written: {options.output_dir}")
-    if not isinstance(network, TTFSNetwork):
-        print("to load it, give a function that returns convert_ann(ANN, IMAGES, calibrate=False)[0] as --network")
 
 
 def run(options: ConvertOptions) -> Converted | None:
@@ -226,24 +181,11 @@ def run(options: ConvertOptions) -> Converted | None:
     check_folder(options.output_dir)
     if options.network is not None:
         options.check("convert")
-    weights = open_weights(options.source, sha256=options.sha256)
+    weights, console = open_weights(options.source, sha256=options.sha256), Console()
     if options.network is not None:
-        return _run_traced(options, options.network, weights)
-    converted = convert(
-        weights,
-        classes=options.classes,
-        image_size=options.image_size,
-        replace_head=options.replace_head,
-        seed=options.seed,
-        keep_standardisation=options.keep_standardisation,
-        input_normalisation=options.input_normalisation,
-        inexact_borders=options.inexact_borders,
-        batch_norm_epsilon=options.batch_norm_epsilon,
-        trained_as=options.trained_as,
-        **({"bias": True} if options.calibrate and options.trained_as in (None, "ann") else {}),
-        **_overrides(options, weights),
-    )
-    console = Console()
+        return _run_traced(options, options.network, weights, console)
+    copied = (*_NAMED, "classes", "image_size", "seed", "inexact_borders")
+    converted = convert(weights, **{name: getattr(options, name) for name in copied}, **_overrides(options, weights))
     console.print(converted.report.table())
     calibration = None
     if options.calibrate and converted.needs_calibration:
@@ -256,9 +198,48 @@ def run(options: ConvertOptions) -> Converted | None:
                 progress=lambda name: status.update(f"calibrating {name}"),
             )
         console.print(calibration.table())
-    write_folder(converted, options.output_dir, {"calibration": None if calibration is None else calibration.to_dict()})
-    console.print(f"written: {options.output_dir}", markup=False, highlight=False, soft_wrap=True)
+    report = converted.report.to_dict() | {"calibration": None if calibration is None else calibration.to_dict()}
+    tensors, description = converted.network.state_dict(), description_of(converted)
+    write_folder(options.output_dir, tensors, description, {"conversion.json": report}, console)
     return converted
+
+
+def _run_traced(options: ConvertOptions, builder: str, weights: Weights, console: Console) -> None:
+    """Convert the ANN that code of the user's builds."""
+    given = [name for name in _NAMED if getattr(options, name) != ConvertOptions.model_fields[name].default]
+    if given or options.encoder not in (None, "analog", "latency") or options.readout == "first_spike":
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given) or "signed encoders and first_spike"
+        raise ConversionError(f"convert: --network must go without {flags}. Leave them out.")
+    data = options.split(options.image_size, streaming=True)
+    images = options.draw(data, options.calibration_images)
+    names, shape = data.class_names, tuple(images.shape[1:])
+    model = build_network_of(
+        builder, in_channels=shape[0], image_size=(shape[1], shape[2]), classes=options.classes or len(names)
+    )
+    try:
+        model.load_state_dict(weights.tensors)
+    except RuntimeError as error:
+        raise ConversionError(f"convert: {weights.name} must hold the weights of {builder}; {error}") from error
+    chosen: dict[str, Any] = {
+        name: value
+        for name in ("psp_persistence", "encoder", "mean", "std", "readout", "calibrate", "percentile", "seed")
+        if (value := getattr(options, name)) is not None
+    }
+    network, report = convert_ann(model.to(images.device), images, **chosen)
+    console.print(report.table())
+    classes = network_graph(network, shape).classes
+    found = TTFSModel.from_network(
+        network.cpu(),
+        class_names=names if len(names) == classes else None,
+        dataset=data.dataset,
+        base_model=weights.base_model(),
+        image_shape=shape,
+        builder=builder,
+    )
+    more = {"conversion.json": report.to_dict() | {"source": weights.name, "sha256": weights.sha256}}
+    write_folder(options.output_dir, found.state_dict(), found.description, more, console)
+    if not isinstance(network, TTFSNetwork):
+        print("to load it, give a function that returns convert_ann(ANN, IMAGES, calibrate=False)[0] as --network")
 
 
 def check_folder(folder: Path) -> None:
@@ -269,35 +250,37 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def write_folder(converted: Converted, folder: Path, more: dict[str, Any] | None = None) -> None:
-    """Write model.safetensors, config.json and conversion.json; all of it or nothing.
+def write_folder(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    description: ModelDescription,
+    reports: dict[str, dict[str, Any]],
+    console: Console,
+) -> None:
+    """Write a model and JSON files by their names, all of it or nothing, and say where.
 
     Args:
-        converted: as `convert` gave, its network possibly calibrated since.
         folder: must not exist, or be empty.
-        more: further keys of conversion.json.
+        tensors, description: see `write_model`.
+        reports: JSON values by name of the file.
+        console: to say it on.
     Raises:
         OSError: it cannot be written; nothing is left of it.
     """
-    report = {"conversion.json": converted.report.to_dict() | (more or {})}
-    _write(folder, converted.network.state_dict(), description_of(converted), report)
-
-
-def _write(folder: Path, tensors: dict[str, Tensor], description: ModelDescription, more: dict[str, Any]) -> None:
-    """Both files of a model and JSON files by their names; all of it or nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = hidden_name(folder, PARTIAL)
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir()
         write_model(aside, tensors, description)
-        for name, values in more.items():
+        for name, values in reports.items():
             write_json(aside / name, values)
         os.replace(aside, folder)  # an empty folder may be there
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     sync_folder(folder.parent)
+    console.print(f"written: {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
 def description_of(converted: Converted) -> ModelDescription:
@@ -317,6 +300,8 @@ def description_of(converted: Converted) -> ModelDescription:
 def _overrides(options: ConvertOptions, weights: Weights) -> dict[str, Any]:
     names = ("mean", "std", "readout", "encoder")
     overrides = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.calibrate and options.trained_as in (None, "ann"):
+        overrides["bias"] = True
     if options.psp_persistence is not None:
         source = weights.description()
         neuron = source.network.neuron if source is not None and isinstance(source.network, NetworkConfig) else Neuron()

@@ -1,8 +1,7 @@
 """From trained weights in a file to a spiking network: recognise, fold, copy; then scale and calibrate on images.
 
-With σ = 0 and a source whose activations are clamped to [0, 1], the two compute the same. With the slope
-of the membrane potential persisting (σ above 0), or with activations above 1, the copied weights are a
-start only: calibrate or train them. Over 400 lines: networks of ours and of others take the same steps.
+At σ = 0 the spiking network computes what its source does, if the source clamps its activations to [0, 1]. Otherwise
+the copied weights are only a start: calibrate or train them.
 """
 
 import re
@@ -56,14 +55,13 @@ class Converted:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the source is an ANN that the copied network does not compute: with a slope that persists, or with
-        activations above 1."""
+        """Whether the copied network differs from its ANN: its slope persists, or activations exceed 1."""
         return self.from_ann and (not self.bounded or self.network.config.neuron.has_slope)
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A network as it was found, batch norm folded: its configuration, tensors by the names of a `TTFSNetwork`."""
+    """A network as found, batch norm folded: its configuration, and tensors by the names of a `TTFSNetwork`."""
 
     layout: str
     config: NetworkConfig
@@ -185,7 +183,7 @@ def calibrate_converted(
     percentile: float = 99.9,
     progress: Callable[[str], None] = lambda name: None,
 ) -> tuple[Converted, Calibration]:
-    """Bring a converted network as close to its source as scales and initial potentials can: scale, then calibrate.
+    """Fit a converted network to its source: scale its activations into [0, 1], then choose initial potentials.
 
     Args:
         converted: as `convert` gave, on the CPU; its network is changed in place.
@@ -199,14 +197,10 @@ def calibrate_converted(
     """
     network = converted.network.to(images.device)
     if not converted.bounded:
-        fit_range(network, images, [None] * _hidden_layers(network), percentile=percentile)
+        fit_range(network, images, percentile=percentile)
     calibration = calibrate_network(network, images, progress=progress)
     network.cpu()
     return replace(converted, bounded=True), calibration
-
-
-def _hidden_layers(network: TTFSNetwork) -> int:
-    return sum(isinstance(layer, WeightedLayer) for layer in network.features)
 
 
 def _own(
@@ -217,14 +211,7 @@ def _own(
     statistics: Statistics,
     keep_standardisation: bool,
 ) -> _Source:
-    """A network of this package, batch norm folded, and standardised weights too unless they are kept.
-
-    Args:
-        weights: the source.
-        config, size, trained_as, statistics, keep_standardisation: as of `convert`.
-    Raises:
-        ConversionError: no configuration, or something else was asked for than it says.
-    """
+    """A network of this package, batch norm folded, and standardised weights too unless they are kept."""
     own = _own_config(weights, config, size, trained_as)
     if any(statistics) and own.encoder == "latency":
         raise ConversionError("convert: mean and std must not be given for a source that reads pixels as they are.")
@@ -262,7 +249,7 @@ def _own(
 def _own_config(
     weights: Weights, config: NetworkConfig | None, size: tuple[int, int] | None, trained_as: TrainedAs | None
 ) -> NetworkConfig:
-    """What the config.json beside weights of ours says, or the caller."""
+    """The configuration of a network of ours: from the config.json beside its weights, else from the caller."""
     description = weights.description()
     own = config if description is None else description.network
     if own is None:
@@ -283,7 +270,7 @@ def _own_config(
 
 
 def _foreign(weights: Weights, layout: Layout, trained_as: TrainedAs | None) -> _Source:
-    """A network of another project: built as a PyTorch module, traced, and named as ours."""
+    """A network of another project: built as a PyTorch module, traced, its layers named as ours."""
     module = layout.load(weights.tensors)
     try:
         traced = trace_ann(module, torch.zeros(1, *layout.image_shape))
@@ -354,10 +341,10 @@ def _with_new_readout(source: _Source, classes: int, initial_gain: float, seed: 
 
 
 def _with_input_folded(source: _Source, inexact_borders: bool) -> _Source:
-    """Mean and std of the images in the weights of the first convolution.
+    """Fold mean and std of the images into the weights of the first convolution.
 
-    Exact only without padding. Padding is 0 behind the normalisation, which is the mean image; in front of it, it is a
-    black one. `AnalogEncoder` therefore normalises itself.
+    This is exact only without padding. Padding zeros follow the normalisation and so mean the mean image; once folded,
+    they mean a black image.
     """
     config = source.config
     first = parse_specification(config.specification)[0]
@@ -399,7 +386,7 @@ def _target_config(source: _Source, overrides: Mapping[str, Any]) -> NetworkConf
 
 
 def _network(config: NetworkConfig, state: Mapping[str, Tensor]) -> TTFSNetwork:
-    """The spiking network with these weights; the caller's random numbers are not used up."""
+    """The spiking network with these weights. It leaves the caller's random numbers alone."""
     with torch.random.fork_rng(devices=[]):
         network = TTFSNetwork(config)
     zeros = {name: torch.zeros_like(value) for name, value in network.state_dict().items() if name.endswith(".bias")}

@@ -20,7 +20,7 @@ from ttfs_triton.nn.trace import network_graph
 def fit_range(
     network: nn.Module,
     images: Tensor,
-    bounds: Sequence[float | None],
+    bounds: Sequence[float | None] | None = None,
     *,
     percentile: float = 99.9,
     batch_size: int = 64,
@@ -35,7 +35,7 @@ def fit_range(
         network: what `network_graph` takes, spiking, with the weights and biases of an ANN.
         images: [N, ...], as the network reads them; 256 are enough.
         bounds: of the ANN's activations in each hidden layer: an upper bound, which is the clip, or None for a ReLU,
-            whose clip is a percentile of what a channel's activations are on the images.
+            whose clip is a percentile of what a channel's activations are on the images. Default: ReLUs.
         percentile: over positions and images, zeros included, in (0, 100].
         batch_size: images that run at once.
         samples: activations of a channel that decide, drawn among all.
@@ -50,7 +50,8 @@ def fit_range(
     if len(images) == 0:
         raise ConversionError("fit_range: images must hold at least one image; got none.")
     graph = network_graph(network, images.shape[1:])
-    upper = dict(zip([stage.name for stage in graph.weighted[:-1]], bounds, strict=True))
+    hidden = [stage.name for stage in graph.weighted[:-1]]
+    upper = dict(zip(hidden, bounds or [None] * len(hidden), strict=True))
     generator, clips = torch.Generator().manual_seed(seed), {}
 
     def measure(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:

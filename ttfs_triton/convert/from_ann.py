@@ -153,25 +153,25 @@ def convert_ann(
     bounds = [layer.bound for layer in traced.layers[:-1]]
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
     clips = list(fit_range(network, images, bounds, percentile=percentile, **options).values())
-    copied = _compare(traced, read, network, images, clips, batch_size)
+    copied, same = _compare(traced, read, network, images, clips, batch_size)
     found, calibration = copied, None
     if calibrate and psp_persistence > 0:
         calibration = calibrate_network(network, images, progress=progress, **options)
-        found = _compare(traced, read, network, images, clips, batch_size)
+        found, same = _compare(traced, read, network, images, clips, batch_size)
     stages = network_graph(network, traced.image_shape).weighted
     layers = [
         LayerLoss(
             stage.name,
             layer.name,
             tuple(layer.folded),
-            clip.mean().item(),
-            found.clipped[layer.name],
-            copied.errors[layer.name],
-            found.errors[layer.name],
+            clip=clip.mean().item(),
+            clipped=found[layer.name][1],
+            copied=copied[layer.name][0],
+            calibrated=found[layer.name][0],
         )
         for stage, layer, clip in zip(stages, traced.layers, clips, strict=False)
     ]
-    return network, ANNReport(tuple(layers), len(images), found.same_decisions, found.logits, calibration)
+    return network, ANNReport(tuple(layers), len(images), same, found[""][0] or 0.0, calibration)
 
 
 def _normalised(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
@@ -181,50 +181,41 @@ def _normalised(images: Tensor, mean: Sequence[float] | None, std: Sequence[floa
     return (images - centre) / spread
 
 
-@dataclass
-class _Comparison:
-    """Of two networks on the same images; errors as in `LayerLoss` and `ANNReport`."""
-
-    errors: dict[str, float | None]
-    clipped: dict[str, float]
-    same_decisions: float
-    logits: float
-
-
 @torch.no_grad()
 def _compare(
     traced: TracedANN, read: Tensor, network: nn.Module, images: Tensor, clips: Sequence[Tensor], batch_size: int
-) -> _Comparison:
-    """Both networks, batch by batch; `read` are the images as the ANN reads them, `clips` those of its layers."""
-    names, sums, same = [layer.name for layer in traced.layers], {}, 0
-    graph = network_graph(network, traced.image_shape)
-    source_of = {stage.name: name for stage, name in zip(graph.weighted, names, strict=True)}
+) -> tuple[dict[str, tuple[float | None, float]], float]:
+    """Compare both networks, batch by batch; `read` are the images as the ANN reads them, `clips` those of its layers.
+
+    Returns:
+        Error and clipped share, as in `LayerLoss`, of each hidden layer by its name, and of the logits by "";
+        and the share of the same decisions.
+    """
+    graph, same = network_graph(network, traced.image_shape), 0
+    hidden = dict(zip((stage.name for stage in graph.weighted), traced.layers[:-1], strict=False))
+    scales = {layer.name: clip for layer, clip in zip(traced.layers, clips, strict=False)}
+    sums: dict[str, Tensor] = {}
 
     def add(name: str, ours: Tensor, theirs: Tensor, clipped: Tensor) -> None:
-        difference = (ours.double() - theirs.double()).square().sum().item()
-        found = (difference, theirs.double().square().sum().item(), clipped.sum().item(), theirs.numel())
-        sums[name] = [a + b for a, b in zip(sums.get(name, (0, 0, 0, 0)), found, strict=True)]
+        parts = ((ours.double() - theirs.double()).square().sum(), theirs.double().square().sum(), clipped.sum())
+        found = torch.tensor([*map(float, parts), theirs.numel()], dtype=torch.float64)
+        sums[name] = sums.get(name, torch.zeros_like(found)) + found
 
     for batch, theirs in zip(images.split(batch_size), read.split(batch_size), strict=True):
         logits, activations = traced.run(theirs)
-        scales = dict(zip(names, clips, strict=False))
 
-        def fire(stage: Stage, inputs: Tensor, skip: Tensor | None, activations=activations, scales=scales) -> Tensor:
+        def fire(stage: Stage, inputs: Tensor, skip: Tensor | None, activations=activations) -> Tensor:
             spikes = stage.activations(inputs, skip)
-            name = source_of.get(stage.name, "")
-            if name in activations:
-                clip = scales[name].view(-1, *[1] * (spikes.dim() - 2))
-                add(name, spikes * clip, activations[name], activations[name] > clip * (1 + ROUNDING))
+            if (layer := hidden.get(stage.name)) is not None:
+                wanted, clip = activations[layer.name], scales[layer.name].view(-1, *[1] * (spikes.dim() - 2))
+                add(layer.name, spikes * clip, wanted, wanted > clip * (1 + ROUNDING))
             return spikes
 
         found = graph.run(batch, fire)
         same += int((found.argmax(1) == logits.argmax(1)).sum())
-        add("logits", found, logits, torch.zeros(0))
-
-    def error(name: str) -> float | None:
-        difference, square, *_ = sums[name]
-        return (difference / square) ** 0.5 if square > 0 else None
-
-    hidden = names[:-1]
-    clipped = {name: sums[name][2] / sums[name][3] for name in hidden}
-    return _Comparison({name: error(name) for name in hidden}, clipped, same / len(images), error("logits") or 0.0)
+        add("", found, logits, torch.zeros(0))
+    shares = {
+        name: ((difference / square) ** 0.5 if square > 0 else None, clipped / count)
+        for name, (difference, square, clipped, count) in ((name, found.tolist()) for name, found in sums.items())
+    }
+    return shares, same / len(images)

@@ -10,11 +10,10 @@ import tyro
 from pydantic import Field
 from rich.console import Console
 
-from ttfs_triton.atomic import write_json
 from ttfs_triton.command_line import run_command
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.convert.calibration import Calibration
-from ttfs_triton.convert.command import CalibrationImages, check_folder
+from ttfs_triton.convert.command import CalibrationImages, check_folder, write_folder
 from ttfs_triton.model import TTFSModel, find_model
 from ttfs_triton.nn import Grid
 from ttfs_triton.nn.grid import MOST_STEPS
@@ -65,7 +64,6 @@ def run(options: CalibrateOptions) -> Calibration:
         network = model.network.to(images.device)
         found = calibrate_grid(network, images, grid, progress=lambda name: status.update(f"calibrating {name}"))
     console.print(found.table())
-    model.cpu().save_pretrained(options.output_dir)
-    write_json(options.output_dir / "calibration.json", found.to_dict())
-    console.print(f"written: {options.output_dir}", markup=False, highlight=False, soft_wrap=True)
+    report = {"calibration.json": found.to_dict()}
+    write_folder(options.output_dir, model.cpu().state_dict(), model.description, report, console)
     return found

@@ -1,4 +1,4 @@
-"""VGG networks of other projects: recognised by the names of their tensors, and built as PyTorch modules.
+"""VGG networks of other projects, recognised by the names of their tensors and built as PyTorch modules.
 
 | layout | convolutions | fully connected layers | between them |
 |---|---|---|---|
@@ -6,11 +6,11 @@
 | timm VGG | `features.N` | `pre_logits.fc1`, `pre_logits.fc2`, `head.fc`, or the last alone | the same |
 | Wei et al., ICCV 2023 | `conv.N.cnn` | `fc.N.linear` | flattened |
 
-Other projects use the same names. The size of the head's input says how large the maps are that it was made for; mean
-and std of the images are known for ImageNet's 7×7 maps and the paper's networks only, else they must be given.
+Other projects use these names too. The size of the head's input gives the size of the maps that it reads. Mean and std
+of the images are known for ImageNet's 7×7 maps and for the paper's networks; elsewhere the caller must give them.
 
-The paper's networks for MNIST read pixels as spike times, without padding. Its names are the same for three networks:
-an ANN, and the spiking networks of its two scripts, "direct" and "proxy". Which one a file holds must be said.
+The paper's networks for MNIST read pixels as spike times, without padding. Its names fit three networks, an ANN and the
+spiking networks "direct" and "proxy", so that the caller must say which one a file holds.
 """
 
 import re
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from ttfs_triton.convert.checkpoint import ConversionError
 
 TrainedAs = Literal["ann", "direct", "proxy"]
-"""What weights were trained as: an ANN, or a spiking network of the paper's models/snn_directTrain_model.py (an analog
-first layer, decisions by the potential at the output window's end) or models/proxy_ann_model.py (a first layer of
-spiking neurons that read pixels, decisions by the potential at its start)."""
+"""Which of the paper's networks the weights are of. "ann": its ANN. "direct", models/snn_directTrain_model.py: an
+analog first layer, read at the output window's end. "proxy", models/proxy_ann_model.py: a spiking first layer, read at
+its start."""
 
 Statistics = tuple[tuple[float, ...] | None, tuple[float, ...] | None]
 """Mean and std of each channel of images with pixels in [0, 1]."""
@@ -42,12 +42,9 @@ _LAST = 3  # place of a layer whose name has no number, such as timm's head.fc b
 
 @dataclass(frozen=True)
 class Names:
-    """How another project names the weights of its layers: patterns with a layer's number as their group.
+    """How a project names the weights of its layers: patterns whose group is the layer's number.
 
-    Attributes:
-        layout: name of the layout.
-        convolution, dense: of convolutions and of fully connected layers.
-        between_dense: places of an `nn.Sequential` between two of the latter: an activation, perhaps dropout.
+    `between_dense` counts the places of an `nn.Sequential` between two fully connected layers: activation, dropout.
     """
 
     layout: str
@@ -164,7 +161,7 @@ def foreign_layout(
 
 
 def _recognised(tensors: Mapping[str, Tensor]) -> tuple[Names, dict[str, int], dict[str, int]]:
-    """The project, and what the names of its convolutions and fully connected layers begin with; see `_chain`."""
+    """The project, its convolutions and its fully connected layers, as of `_chain`."""
     for names in (TORCHVISION, TIMM, PAPER):
         convolutions = _numbered(tensors, names.convolution, (4,))
         dense = _numbered(tensors, names.dense, (2, 4) if names is TIMM else (2,))
@@ -189,14 +186,9 @@ def _numbered(tensors: Mapping[str, Tensor], pattern: str, dimensions: Sequence[
 
 
 def _chain(tensors: Mapping[str, Tensor], numbered: Mapping[int, str], most: int) -> dict[str, int]:
-    """How many places without weights stand behind each layer: an activation, a pool or dropout.
+    """Places without weights behind each layer (activation, pool, dropout), by the prefix of the layer's names.
 
-    Args:
-        tensors: of the source.
-        numbered: keys of the weights by place.
-        most: places that may stand between two layers, and stand behind the last: all VGGs end in a pool.
-    Returns:
-        By what the names of the layer's tensors begin with, in order.
+    At most `most` of them stand between two layers, and as many behind the last: all VGGs end in a pool.
     """
     found, numbers = {}, list(numbered)
     for index, (number, key) in enumerate(numbered.items()):
@@ -219,7 +211,7 @@ def _chain(tensors: Mapping[str, Tensor], numbered: Mapping[int, str], most: int
 
 
 def _norm_of(name: str) -> str:
-    """What the names of a batch norm's tensors begin with, from those of the layer in front of it."""
+    """Prefix of the names of the batch norm behind a layer."""
     place = re.match(r"(\w+)\.(\d+)", name)
     return f"{place[1]}.{int(place[2]) + 1}" if place else "none"
 
@@ -227,7 +219,7 @@ def _norm_of(name: str) -> str:
 def _modules(
     tensors: Mapping[str, Tensor], chain: Mapping[str, int], names: Names, epsilon: float, padded: bool = True
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Layers of a chain, each for as many inputs as the one before it has outputs, with what stands behind them."""
+    """Layers of a chain, each with its batch norm, activation and pool."""
     inputs = 0  # as its weight says, of the first
     for name, behind in chain.items():
         weight, bias = tensors[f"{name}.weight"], f"{name}.bias" in tensors
@@ -263,12 +255,7 @@ def _image_size(
 ) -> tuple[tuple[int, int], int | None]:
     """(height, width) of the images, and the side of the average pool that their maps need, None without.
 
-    Args:
-        names: of the project.
-        head: weight of the first fully connected layer.
-        places: of the maps that it reads.
-        pools: 2×2 pools between images and maps.
-        size: (height, width) of the images. None: what the head was made for.
+    `head` is the weight of the first fully connected layer, which reads `places` places a channel.
     """
     side = round(places**0.5)
     maps = (side, side) if size is None else (size[0] // 2**pools, size[1] // 2**pools)

@@ -108,7 +108,7 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
 
 
 def _find(source: str | Path) -> tuple[str, ModelFiles]:
-    """What weights are called in messages and reports, without folders of this machine, and where they are."""
+    """The name of the weights in messages and reports, without folders of this machine, and their files."""
     path = Path(source).expanduser()
     if not str(source):
         raise WeightsError("open_weights: source must be a file, a folder or a Hub repository; got nothing.")
@@ -129,7 +129,7 @@ def _find(source: str | Path) -> tuple[str, ModelFiles]:
 
 
 def _read(file: Path, *, verified: bool) -> tuple[object, str]:
-    """Content and format, by the file's suffix; `verified` says that a hash vouches for it."""
+    """Content and format by the file's suffix; `verified` if its hash was compared."""
     if file.suffix == ".safetensors":
         try:
             return read_weights(file), "safetensors"
@@ -201,11 +201,9 @@ def _check_sizes(file: Path, archive: zipfile.ZipFile) -> None:
 
 
 def _check_calls(file: Path, program: IO[bytes]) -> None:
-    """Refuse the one thing that PyTorch lets a pickle call and that fills memory by a number alone: bytearray(10**10).
+    """Refuse bytearray(10**10): the only call that PyTorch allows a pickle and that fills memory by a number alone.
 
-    Args:
-        file: for messages.
-        program: pickles, one behind another; whatever follows them, or is wrong with them, is PyTorch's to find.
+    `program` holds pickles, one behind another. PyTorch finds what is wrong with them, or behind them.
     """
     while True:
         try:
@@ -220,7 +218,7 @@ def _check_calls(file: Path, program: IO[bytes]) -> None:
 
 
 def _pickle_problem(file: Path, problem: str) -> str:
-    """In our words: PyTorch's own advise to load the file without protection."""
+    """The problem in our words: PyTorch's message advises loading without protection."""
     asked = re.search(r"GLOBAL (\S+)", problem) or re.search(r"[Uu]nsupported (?:global|class|operand) (\S+)", problem)
     if asked is not None:
         return (
@@ -232,7 +230,7 @@ def _pickle_problem(file: Path, problem: str) -> str:
 
 
 def _read_config(path: Path, weights: Path | None) -> Mapping[str, Any] | None:
-    """What is beside the weights; it must be what they were written with, if they are safetensors and say so."""
+    """The config.json beside the weights; safetensors that name its hash must have been written with it."""
     if not path.is_file():
         return None
     try:

@@ -1,8 +1,4 @@
-"""Photographs of different sizes: every file decoded once before training, cheaply, and never again.
-
-ImageNet takes hours on one core to decode, so the result of that check is kept in the cache, under a key of what it was
-found for.
-"""
+"""Finds damaged photographs once, before training. The result is cached: ImageNet takes hours on one core."""
 
 from __future__ import annotations
 
@@ -42,19 +38,16 @@ def check_rows(
     max_bad_images: int = 10,
     progress: bool = False,
 ) -> Decoded:
-    """Decode every image once, at an eighth of its size where its format allows, to know those that are damaged.
+    """Decode every image once, at an eighth of its size where its format allows, to find the damaged ones.
 
-    The digest is that of the encoded files. The result is kept in the cache of `datasets`; what it was found for is
-    told by the sizes of all files, for files of their own also their times, and by the bytes of 256 of them.
+    The result is kept in the cache of `datasets`, under a key of the sizes of all files, the times of files outside of
+    the table, and the bytes of 256 of them.
 
     Args:
-        rows: one column, the encoded images.
-        row_numbers: [n], int64, rows to check.
         size: (height, width) of the parts that are cut out.
-        where: split and origin, for messages.
-        channels: number of channels; None: 1 if all images are grayscale, else 3.
-        max_bad_images: how many images that cannot be decoded are reported and skipped.
-        progress: show a progress bar.
+        rows, row_numbers, where, channels, max_bad_images, progress: as of `decode_rows`.
+    Returns:
+        Images that are cropped; `digest` is of the encoded files.
     Raises:
         ValueError: colour images where grayscale is asked for, too many that cannot be decoded, or none left.
     """
@@ -92,7 +85,7 @@ def _check(rows: datasets.Dataset, row_numbers: Tensor, bad: BadImages, progress
     return {"bad": list(zip(bad.rows, bad.reasons, strict=True)), "channels": channels, "digest": digest.hexdigest()}
 
 
-def read_checked(encoded: dict[str, Any] | None) -> tuple[bytes, int]:
+def read_checked(_: int, encoded: dict[str, Any] | None) -> tuple[bytes, int]:
     """Digest of the file, and the number of channels."""
     if encoded and not encoded["bytes"] and encoded["path"]:
         encoded = {"bytes": Path(encoded["path"]).read_bytes(), "path": None}
@@ -100,7 +93,7 @@ def read_checked(encoded: dict[str, Any] | None) -> tuple[bytes, int]:
         mode = image.mode
         if mode in ("I", "F"):
             raise ValueError(f"pixel mode {mode} has no 8-bit meaning")
-        # A JPEG is read to its end all the same, but its cosines are summed for one pixel of 64.
+        # A JPEG is still read to its end, but only one pixel of 64 is computed.
         image.draft(None, (1, 1))
         image.load()
     assert encoded is not None
@@ -109,7 +102,7 @@ def read_checked(encoded: dict[str, Any] | None) -> tuple[bytes, int]:
 
 
 def _key(rows: datasets.Dataset, row_numbers: Tensor) -> str:
-    """Hexadecimal SHA-256 of what a check was made for."""
+    """Hexadecimal SHA-256 of the rows that a check is of."""
     column = rows.column_names[0]
     content = hashlib.sha256(f"{_FORMAT}".encode())
     content.update(row_numbers.numpy().astype("<i8").tobytes())

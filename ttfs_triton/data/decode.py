@@ -5,24 +5,20 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import Any
 
 import datasets
 import numpy as np
 import psutil
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from ttfs_triton.data.pixels import Crop, centre_crop, random_crop
-from ttfs_triton.data.reading import DECODER_ERRORS, BadImages, decode_image, decoding_threads, read_rows, row_names
+from ttfs_triton.data.reading import BadImages, decode_image, read_rows, row_names
 
 _MODES = {1: "L", 3: "RGB"}
 _MEMORY_FRACTION = 0.8  # of the available memory, for the pixels
-_CHECK_EVERY = 4096  # images: memory is taken when it is filled, and others may have taken it by then
 
 
 class NotEnoughMemoryError(RuntimeError):
@@ -55,12 +51,12 @@ class InMemoryImages:
 
 
 class DataLostError(RuntimeError):
-    """An image that could be decoded when the data were checked can no longer be."""
+    """An image that could be decoded when the run began can no longer be."""
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Images decoded when they are asked for; the table is memory-mapped and shared by all processes.
+    """Images decoded when they are asked for, from a memory-mapped table that all processes share.
 
     Attributes:
         rows: one column, the encoded images.
@@ -79,40 +75,30 @@ class EncodedImages:
     drawn: tuple[int, int] | None = None
 
     def in_epoch(self, seed: int, epoch: int) -> EncodedImages:
-        """The same images as they are trained on in an epoch: random parts, where they are cropped."""
+        """The images of an epoch: random parts, if they are cropped."""
         return replace(self, drawn=(seed, epoch)) if self.cropped else self
 
     def images_at(self, indices: Tensor) -> Tensor:
         """Images at `indices` ([b], int64): [b, C, height, width], uint8, channels last.
 
-        Decoded by threads, but for worker processes: these are the parallel ones themselves.
-
         Raises:
-            DataLostError: an image is no longer what it was when the data were checked.
+            DataLostError: an image cannot be decoded any more.
         """
         _, channels, height, width = self.shape
         pixels = np.empty((len(indices), height, width, channels), dtype=np.uint8)
-        row_numbers = self.row_numbers[indices].tolist()
-        encoded = self.rows[row_numbers][self.rows.column_names[0]]
+        row_numbers = self.row_numbers[indices]
 
-        def fill(places: Iterable[int]) -> None:
-            for place in places:
-                row = row_numbers[place]
-                try:
-                    pixels[place] = decode_image(encoded[place], self.image_size, _MODES[channels], self._crop(row))
-                except DECODER_ERRORS as error:
-                    name = row_names(self.rows, "the data")(row)
-                    raise DataLostError(
-                        f"images_at: every image must stay as it was when the run began; got {name}, which cannot "
-                        f"be decoded any more ({type(error).__name__}: {error}). Put it back."
-                    ) from error
+        def read(row: int, encoded: Any) -> np.ndarray:
+            return decode_image(encoded, self.image_size, _MODES[channels], self._crop(row))
 
-        threads = 1 if get_worker_info() is not None else min(decoding_threads(), len(indices))
-        if threads <= 1:
-            fill(range(len(indices)))
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(fill, [range(first, len(indices), threads) for first in range(threads)]))
+        for place, found in enumerate(read_rows(self.rows, row_numbers, read)):
+            if isinstance(found, Exception):
+                raise DataLostError(
+                    "images_at: every image must stay as it was when the run began; got "
+                    f"{row_names(self.rows, 'the data')(int(row_numbers[place]))}, which cannot be decoded any more "
+                    f"({type(found).__name__}: {found}). Put it back."
+                ) from found
+            pixels[place] = found
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     def _crop(self, row: int) -> Crop | None:
@@ -123,11 +109,11 @@ class EncodedImages:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Result of `decode_rows`.
+    """The images that could be decoded.
 
     Attributes:
-        images: the images that could be decoded.
-        kept: [N], int64, positions in `row_numbers` of these images.
+        images: decoded, or as they are stored.
+        kept: [N], int64, their positions in `row_numbers`.
         skipped: row numbers of the others.
         digest: hexadecimal SHA-256 of all pixels in order.
     """
@@ -139,20 +125,13 @@ class Decoded:
 
 
 class _Decoder:
-    """Collects images one by one; allocates when the first one is known."""
+    """Collects images one by one; allocates memory for all at the first one."""
 
     def __init__(
-        self,
-        total: int,
-        keep: bool,
-        channels: int | None,
-        size: tuple[int, int] | None,
-        where: str,
-        name: Callable[[int], str],
+        self, total: int, keep: bool, channels: int | None, size: tuple[int, int] | None, bad: BadImages
     ) -> None:
-        self.total, self.keep, self.channels, self.size = total, keep, channels, size
-        self.where, self.name = where, name
-        self.fixed_channels = channels is not None
+        self.total, self.keep, self.channels, self.size, self.name = total, keep, channels, size, bad.name
+        self.images, self.fixed_channels = f"{total} images of {bad.where}", channels is not None
         self.pixels: np.ndarray | None = None
         self.first_row = -1
         self.count = 0
@@ -171,8 +150,6 @@ class _Decoder:
             )
         self._set_channels(row, channels)
         if self.pixels is not None:
-            if self.count and self.count % _CHECK_EVERY == 0:
-                require_memory(self.pixels[self.count :].nbytes, f"{self.total - self.count} more of {self._images()}")
             self.pixels[self.count] = image
         self.hash.update(image.tobytes())
         self.count += 1
@@ -192,14 +169,11 @@ class _Decoder:
             return
         assert self.size is not None
         shape = (self.total, *self.size, wanted)
-        require_memory(math.prod(shape), self._images())
+        require_memory(math.prod(shape), self.images)
         pixels = np.empty(shape, dtype=np.uint8)
         if self.pixels is not None:
             pixels[: self.count] = self.pixels[: self.count]
         self.pixels = pixels
-
-    def _images(self) -> str:
-        return f"{self.total} images of {self.where}"
 
 
 def decode_rows(
@@ -214,27 +188,27 @@ def decode_rows(
     max_bad_images: int = 10,
     progress: bool = False,
 ) -> Decoded:
-    """Decode every image once, keep the pixels or only check them.
+    """Decode every image once; keep the pixels, or only check them.
 
     Args:
         rows: one column, the encoded images.
         row_numbers: [n], int64, rows to decode.
-        keep: hold the pixels in memory; else decode again whenever images are asked for.
+        keep: hold the pixels in memory; else images are decoded whenever they are asked for.
         where: split and origin, for messages.
-        channels: number of channels; None: 1 if all images are grayscale, else 3.
-        size: (height, width) of all images; None: that of the first.
+        channels: number of channels. Default: 1 if all images are grayscale, else 3.
+        size: (height, width) of all images. Default: that of the first.
         resize: resize to `size` rather than raise.
-        max_bad_images: how many images that cannot be decoded are reported and skipped.
+        max_bad_images: number of images that may be undecodable; each is logged and skipped.
         progress: show a progress bar.
     Raises:
         ValueError: images of different sizes or channels, too many that cannot be decoded, or none left.
         NotEnoughMemoryError: the pixels do not fit into memory.
     """
     target = size if resize else None
-    name = row_names(rows, where)
-    decoder = _Decoder(len(row_numbers), keep, channels, size, where, name)
-    bad = BadImages(where, max_bad_images, name)
-    for row, image in bad.good(row_numbers, read_rows(rows, row_numbers, partial(decode_image, size=target), progress)):
+    bad = BadImages(where, max_bad_images, row_names(rows, where))
+    decoder = _Decoder(len(row_numbers), keep, channels, size, bad)
+    results = read_rows(rows, row_numbers, lambda _, encoded: decode_image(encoded, target), progress)
+    for row, image in bad.good(row_numbers, results):
         decoder.add(row, image)
     assert decoder.size is not None
     assert decoder.channels is not None
@@ -249,11 +223,7 @@ def decode_rows(
 
 
 def require_memory(size: int, what: str, remedy: str = "Use --streaming to decode batch by batch.") -> None:
-    """Raise unless `size` bytes fit into memory, once for each process on this machine.
-
-    Raises:
-        NotEnoughMemoryError: says `what` they are, and the remedy.
-    """
+    """Raise NotEnoughMemoryError unless `size` bytes fit into memory, once for each process on this machine."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     available = psutil.virtual_memory().available
     if size * processes > _MEMORY_FRACTION * available:

@@ -1,7 +1,6 @@
-"""Files of events: N-MNIST's 40 bits an event, AEDAT 3.1, and arrays in .npz files, which any other reader can write.
+"""Readers of event files: N-MNIST's 40 bits an event, AEDAT 3.1, and arrays in .npz files, for all other formats.
 
-No library reads both as they are published, with a licence that fits and without a deep-learning framework; see
-pyproject.toml. A format is a record of numpy's.
+No library with a fitting licence reads the first two as they are published; see pyproject.toml.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ttfs_triton.data.reading import MAX_BYTES
 EVENT = np.dtype([("t", np.int64), ("x", np.int32), ("y", np.int32), ("p", np.int8)])
 """Time in microseconds, column, row, polarity (1 is brighter)."""
 
-# An event in that row is none: the sensor's counter of microseconds began anew.
+# An "event" in this row marks that the sensor's counter of microseconds began anew.
 _COUNTER_ROW, _COUNTER_STEP = 240, 2**13
 _AEDAT, _END_OF_HEADER = b"#!AER-DAT3.1\r\n", b"#!END-HEADER\r\n"
 # Type, source, bytes an event, offset of its time, overflows, capacity, number, valid.
@@ -34,8 +33,6 @@ def read_bin(path: Path) -> np.ndarray:
 
     An event has 40 bits: x and y, 8 each, polarity, 1, and time, 23, most significant byte first.
 
-    Args:
-        path: of the file.
     Returns:
         [n], `EVENT`.
     Raises:
@@ -58,8 +55,6 @@ def read_bin(path: Path) -> np.ndarray:
 def read_aedat(path: Path) -> np.ndarray:
     """Polarity events of an AEDAT 3.1 file, such as DVS-Gesture's; other events (frames, IMU, triggers) are left out.
 
-    Args:
-        path: of the file.
     Returns:
         [n], `EVENT`, without those that are marked invalid.
     Raises:
@@ -97,10 +92,6 @@ def read_aedat(path: Path) -> np.ndarray:
 def read_npz(path: Path) -> Mapping[str, np.ndarray]:
     """Arrays t (microseconds), x, y and p of an .npz file, which `np.savez(path, t=t, x=x, y=y, p=p)` writes.
 
-    Args:
-        path: of the file.
-    Returns:
-        What `first_spikes` takes, and checks.
     Raises:
         ValueError: an array is missing, or the file is damaged or too large.
         OSError: the file cannot be read.

@@ -12,8 +12,8 @@ these in 8 bits, as images: a window has 255 ticks, and the first event in tick 
 
     255 − n = 255 − ⌊255 τ / T⌋ = ⌈255 a⌉,    1 to 255; 0 is silent still.
 
-All windows are shown to a network at once, as 2K channels of the one window of its encoder; outside of the K windows,
-events count for nothing.
+All windows are shown to a network at once, as 2K channels of the one window of its encoder. Events outside of the K
+windows are ignored.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ def first_spikes(
     """Activations of the first event of each pixel and polarity in each window; the module's first formula.
 
     Args:
-        events: whole numbers t (microseconds, ascending), x, y and p (0 or 1, or bool), [n] each, as the fields of a
-            structured array, as Tonic and Expelliarmus give them, or as a mapping, such as an open .npz file.
+        events: integers t (microseconds, ascending), x, y and p (0 or 1, or bool), [n] each, as a structured array, as
+            of Tonic and Expelliarmus, or as a mapping, such as an open .npz file.
         sensor: (height, width) of the sensor in pixels.
-        windows: their number and length, and how many pixels become one. Its `sensor` is not looked at.
+        windows: number, length and pooling; its `sensor` is ignored.
         start: t₀ in microseconds. Default: the first event's time.
         stop: end of the recording in microseconds; events from there on count for nothing. Default: behind the last.
     Returns:
@@ -99,15 +99,7 @@ def first_spike_levels(
     start: int | None = None,
     stop: int | None = None,
 ) -> np.ndarray:
-    """The same in 8 bits, as data sets hold it: the module's second formula, in whole numbers throughout.
-
-    Args:
-        events, sensor, windows, start, stop: as of `first_spikes`.
-    Returns:
-        [2K, height, width], uint8.
-    Raises:
-        TypeError, ValueError: as `first_spikes`.
-    """
+    """`first_spikes` in 8 bits, by the module's second formula, as data sets hold it: [2K, height, width], uint8."""
     times, length = _first_times("first_spike_levels", events, sensor, windows, start, stop)
     return (LEVELS - LEVELS * times // length).astype(np.uint8)
 

@@ -25,7 +25,7 @@ from ttfs_triton.data.sources import Rows, find_rows, image_column, label_column
 logger = logging.getLogger(__name__)
 
 MANY_CLASSES = 1000
-"""If whole numbers name more classes than there are images, one of them is no label."""
+"""More classes than this, and more than images, are an error: one of the numbers is no label."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class ImageData:
     """One split of an image-classification data set.
 
     Attributes:
-        store: the images, decoded or encoded; both have `shape` and `images_at`.
+        store: the images, decoded or encoded.
         labels: [N], int64, in [0, number of classes).
-        class_names: one name a class.
+        class_names: one name for each class.
         name: Hub name or folder.
         split: name of the split as found, such as "train" or "validation".
         fingerprint: hash of pixels, labels and class names; equal for equal data, wherever it was read.
         skipped: row numbers of images that could not be decoded.
-        dataset: Hub name or "sample" that was read; None of a local folder, of which nobody knows what it holds.
+        dataset: Hub name, or "sample"; None of local folders and tensors.
     """
 
     store: InMemoryImages | EncodedImages
@@ -62,12 +62,12 @@ class ImageData:
 
     @property
     def images(self) -> Tensor:
-        """All images: [N, C, height, width], uint8. With streaming this decodes all of them."""
+        """All images, decoded: [N, C, height, width], uint8."""
         return self.images_at(torch.arange(len(self)))
 
     @property
     def device(self) -> torch.device:
-        """Where images and labels are gathered, and indices are expected."""
+        """Device of labels and indices, and of the images if they are in memory."""
         return self.labels.device
 
     @property
@@ -80,7 +80,7 @@ class ImageData:
         return self.store.images_at(indices)
 
     def in_epoch(self, seed: int, epoch: int) -> ImageData:
-        """The same images as they are trained on in an epoch: random parts of them, if they were loaded cropped."""
+        """The images of an epoch: random parts, if they were loaded cropped."""
         return self if isinstance(self.store, InMemoryImages) else replace(self, store=self.store.in_epoch(seed, epoch))
 
 
@@ -110,18 +110,17 @@ def load_images(
             images, see `ttfs_triton.data.sources.divide`).
         split: "train" or "test", or any other name. "test" falls back to "validation", and the log says so.
         like: the training split, for a test split: same classes, channels and image size.
-        image_column: column of the images. Default: `image`, `img`, or the only column of type Image.
-        label_column: column of the labels. Default: `label`, `fine_label`, or the only ClassLabel column.
+        image_column: default: `image`, `img`, or the only column of type Image.
+        label_column: default: `label`, `fine_label`, or the only ClassLabel column.
         image_size: resize to this height and width in pixels. Default: images must have one size.
         cropped: cut parts of that size out rather than stretch the whole: the middle, or, after `in_epoch`, a random
-            part. Such images stay encoded, whatever `streaming` says. All are decoded once, at an eighth of their size,
-            and the result is kept in the cache.
+            part. Such images stay encoded; the check that all can be decoded is cached.
         max_samples: use only so many rows, class proportions kept. Default: all.
         samples_seed: of their choice.
-        max_bad_images: how many images that cannot be decoded are logged and skipped.
+        max_bad_images: number of images that may be undecodable; each is logged and skipped.
         streaming: keep the images encoded, in a memory-mapped table, and decode them when they are needed.
-        events: what becomes of recordings of an event camera, which `data_dir` holds as `find_recordings` says: N-MNIST
-            or DVS-Gesture as published, or class folders of .bin or .npz files. Default: it holds images.
+        events: how recordings of an event camera become images; `data_dir` then holds N-MNIST or DVS-Gesture as
+            published, or class folders of .bin or .npz files. Default: it holds images.
         progress: show progress bars.
     Raises:
         ValueError: data, split, columns, labels or images are not as described.
@@ -169,7 +168,6 @@ def _load_recordings(
     max_bad_images: int,
     progress: bool,
 ) -> ImageData:
-    """Some recordings of an event camera, with the classes of the training split if there is one."""
     if like is not None and found.class_names != like.class_names:
         raise ValueError(
             f"load_images: classes of the {found.split} split of {found.origin} must be those of the training split; "
@@ -190,9 +188,8 @@ def _chosen(labels: Tensor, max_samples: int | None, seed: int) -> Tensor:
     """Row numbers of all images, or of so many, class proportions kept."""
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"load_images: max_samples must be at least 1; got {max_samples}. None uses all.")
-    if max_samples is None or max_samples >= len(labels):
-        return torch.arange(len(labels))
-    return _stratified_choice(labels, max_samples, seed)
+    count = len(labels) if max_samples is None else min(max_samples, len(labels))
+    return _stratified_choice(labels, count, seed)
 
 
 def images_of_tensors(
@@ -203,8 +200,8 @@ def images_of_tensors(
     Args:
         images: [N, C, height, width], uint8.
         labels: [N], int64, in [0, number of classes).
-        split: what to call it.
-        class_names: one a class. Default: "0", "1", ... up to the largest label.
+        split: its name.
+        class_names: one for each class. Default: "0", "1", ... up to the largest label.
     Raises:
         TypeError, ValueError: another type or shape, no images, or labels without a name.
     """
@@ -260,13 +257,8 @@ def _fingerprint(digest: str, shape: tuple[int, ...], class_names: list[str], la
 
 
 def draw_images(data: ImageData, count: int, seed: int, among: Tensor | None = None) -> Tensor:
-    """Some images to calibrate on, drawn by the seed.
+    """Random images for calibration: at most `count` of those at the indices `among` ([n], int64; default: all).
 
-    Args:
-        data: to draw from.
-        count: how many, at most.
-        seed: of the draw.
-        among: [n], int64, indices of the images that may be drawn. Default: all.
     Returns:
         [count, C, height, width], float32 in [0, 1].
     """

@@ -1,8 +1,7 @@
-"""From a decoded image to what networks read; the same in training and when a published model classifies.
+"""From a decoded image to the pixels that networks read, in training and when a published model classifies.
 
-Parts of photographs are as torchvision's RandomResizedCrop, and its Resize and CenterCrop, make them of Pillow's
-images. The random part is a function of seed, epoch and the image's number: whichever process asks, in whatever batch,
-before or after a restart.
+Crops equal those of torchvision's RandomResizedCrop, and of its Resize and CenterCrop, on Pillow's images. A random
+crop is a function of seed, epoch and the image's number, so that batches, processes and restarts do not change it.
 """
 
 import math
@@ -19,11 +18,10 @@ Crop = Callable[[Image.Image, tuple[int, int]], Image.Image]
 AREA = (0.08, 1.0)  # share of the image
 ASPECT = (3 / 4, 4 / 3)  # width over height
 ATTEMPTS = 10
-# Evaluation looks at the middle 224 pixels of 256.
-MARGIN = 8 / 7
+MARGIN = 8 / 7  # evaluation crops the middle 224 pixels of 256
 GRAYSCALE_MODES = ("1", "L", "LA")
 DARKEST_16_BIT = 2**12
-"""What the brightest level of a 16-bit image must reach: below, 8 bits leave less than 16 levels, near black."""
+"""Least brightest level of a 16-bit image; below, 8 bits leave less than 16 levels, near black."""
 
 
 def image_pixels(

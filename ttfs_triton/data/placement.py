@@ -1,4 +1,4 @@
-"""Where the images of a run lie: in the memory of the device that trains, in main memory, or encoded on disk."""
+"""Places the images of a run in the memory of the device that trains, in main memory, or leaves them on disk."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import torch
 from ttfs_triton.data.decode import InMemoryImages
 from ttfs_triton.data.images import ImageData
 
-# Of the free memory of a device, for images; the rest is for the network.
-DEVICE_SHARE = 0.5
+DEVICE_SHARE = 0.5  # of a device's free memory, for images; the rest is for the network
 
 
 def place_images(
     splits: Sequence[ImageData], device: torch.device, wanted: Literal["auto", "device", "host"] = "auto"
 ) -> tuple[list[ImageData], str]:
-    """Put the splits of a data set where they are best gathered.
+    """Move the splits of a data set to where batches are gathered fastest.
 
     Args:
         splits: as loaded.

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from ttfs_triton.data.pixels import Crop, image_pixels
 
@@ -27,14 +28,14 @@ logger = logging.getLogger(__name__)
 Read = TypeVar("Read")
 
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What Pillow raises for damaged files."""
+"""Errors that Pillow raises for damaged files."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-"""Of image files. Pillow would hand others to programs outside, such as EPS to Ghostscript."""
+"""Allowed image formats. Pillow would hand others to programs outside, such as EPS to Ghostscript."""
 MAX_PIXELS = 2**27
-"""Of an image: 0.5 GiB when decoded."""
+"""Most pixels of an image: 0.5 GiB when decoded."""
 MAX_BYTES = 2**29
-"""Of an image file."""
+"""Most bytes of a file."""
 
 _CHUNK = 512  # rows read at a time
 _GROUP = 32  # images decoded by a thread at a time
@@ -77,39 +78,27 @@ def decode_image(
     mode: str | None = None,
     crop: Crop | None = None,
 ) -> np.ndarray:
-    """Decode one image.
-
-    Args:
-        encoded: as for `open_image`.
-        size: (height, width) to resize to (bilinear).
-        mode, crop: as for `image_pixels`.
-    Returns:
-        [height, width, C], uint8; C = 1 for grayscale files, else 3. Transparency is dropped, 16-bit grayscale
-        keeps its upper 8 bits.
-    Raises:
-        ValueError: no image, or a pixel format without a meaning as 8-bit values.
-        OSError, SyntaxError and others: what Pillow raises for damaged files.
-    """
+    """`image_pixels` of what `open_image` opens; raises what the two raise."""
     with open_image(encoded) as file:
         return image_pixels(file, size, mode, crop)
 
 
 def read_rows(
-    rows: datasets.Dataset, row_numbers: Tensor, read: Callable[[Any], Read], progress: bool
+    rows: datasets.Dataset, row_numbers: Tensor, read: Callable[[int, Any], Read], progress: bool = False
 ) -> Iterator[Read | Exception]:
-    """What `read` makes of each encoded image, in order, or the error of those that cannot be decoded.
+    """`read(row, encoded image)` of each row, in order, or the error of those that cannot be decoded.
 
     Threads decode ahead, a few groups and `_AHEAD_BYTES` each: a file of some megabytes can hold hundreds of gigabytes.
     """
     column = rows.column_names[0]
 
-    def attempt(encoded: Any) -> Read | Exception:
+    def attempt(row: tuple[int, Any]) -> Read | Exception:
         try:
-            return read(encoded)
+            return read(*row)
         except DECODER_ERRORS as error:
             return error
 
-    def begin(group: list[Any]) -> list[Read | Exception]:
+    def begin(group: list[tuple[int, Any]]) -> list[Read | Exception]:
         found: list[Read | Exception] = []
         size = 0
         while len(found) < len(group) and size < _AHEAD_BYTES:
@@ -117,14 +106,17 @@ def read_rows(
             size += getattr(found[-1], "nbytes", 0)
         return found
 
-    chunks = row_numbers.split(_CHUNK)
-    # Pillow releases the interpreter lock while it decodes; small images gain only if handed over in groups.
+    chunks: Iterable[Tensor] = row_numbers.split(_CHUNK)
+    if progress and Console().is_terminal:  # a disabled bar still prints empty lines into a log
+        chunks = track(chunks, description="Decoding images", transient=True)
     threads = decoding_threads()
     with ThreadPoolExecutor(threads) as pool:
-        visible = progress and Console().is_terminal  # a disabled bar still prints empty lines into a log
-        for chunk in track(chunks, description="Decoding images", transient=True, disable=not visible):
-            encoded = rows[chunk.tolist()][column]
-            groups = [encoded[i : i + _GROUP] for i in range(0, len(encoded), _GROUP)]
+        for chunk in chunks:
+            numbers = chunk.tolist()
+            encoded = list(zip(numbers, rows[numbers][column], strict=True))
+            # Pillow releases the interpreter lock while it decodes; small images gain only if handed over in groups.
+            size = max(1, min(_GROUP, len(encoded) // threads))
+            groups = [encoded[i : i + size] for i in range(0, len(encoded), size)]
             ahead = deque(pool.submit(begin, group) for group in groups[:threads])
             for number, group in enumerate(groups):
                 found = ahead.popleft().result()
@@ -134,12 +126,14 @@ def read_rows(
 
 
 def decoding_threads() -> int:
-    """Threads of this process that decode: its share of the cores, at most 8."""
+    """Threads of this process that decode: its share of the cores, at most 8; one in a worker process."""
+    if get_worker_info() is not None:
+        return 1
     return max(1, min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def row_names(rows: datasets.Dataset, where: str) -> Callable[[int], str]:
-    """What to call a row in messages: its file, or, where the table holds the images, its number."""
+    """Names of rows in messages: the file, or the number where the table holds the images."""
     column = rows.column_names[0]
 
     def name(row: int) -> str:
@@ -155,10 +149,9 @@ class BadImages:
     Args:
         where: split and origin, for messages.
         limit: how many there may be.
-        name: what to call a row.
+        name: names a row in messages.
     Attributes:
-        rows: their row numbers.
-        reasons: one a row.
+        rows, reasons: row number and error of each.
         kept: positions of the others among the rows that `good` was given.
     """
 
@@ -183,11 +176,7 @@ class BadImages:
         self.require_any(self.kept)
 
     def add(self, row: int, reason: str) -> None:
-        """Skip a row.
-
-        Raises:
-            ValueError: it is one too many.
-        """
+        """Skip a row; raises ValueError if it is one too many."""
         self.rows.append(row)
         self.reasons.append(reason)
         if len(self.rows) > self.limit:

@@ -1,4 +1,4 @@
-"""Folders of recordings of event cameras, as they are published, made into images once, before training."""
+"""Makes images of recordings of event cameras, from folders as they are published, once before training."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ GESTURES = (
     *("hand clapping", "right hand wave", "left hand wave", "right arm clockwise", "right arm counter-clockwise"),
     *("left arm clockwise", "left arm counter-clockwise", "arm roll", "air drums", "air guitar", "other gestures"),
 )
-"""Of DVS-Gesture, numbered from 1 in its files (Amir et al., CVPR 2017)."""
+"""Classes of DVS-Gesture, numbered from 1 in its files (Amir et al., CVPR 2017)."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class Recordings:
     """One split of a data set of recordings, not read.
 
     Attributes:
-        items: the recordings, those of a file one after another.
-        class_names: one a class.
-        sensor: (height, width) in pixels, None where the layout does not say it.
+        items: the recordings, file by file.
+        class_names: one for each class.
+        sensor: (height, width) in pixels; None if the kind of files does not imply it.
         split: the name under which the split was found.
         origin: folder, for messages.
     """
@@ -113,10 +114,10 @@ def decode_recordings(
     """Make images of recordings, all in memory.
 
     Args:
-        found: of a split.
-        row_numbers: [n], int64, of the recordings to take.
-        windows: what becomes of each.
-        max_bad_images: how many that cannot be used are reported and skipped.
+        found: recordings of a split.
+        row_numbers: [n], int64, of those to take.
+        windows: how a recording becomes an image.
+        max_bad_images: number of recordings that may be unusable; each is logged and skipped.
         progress: show a progress bar.
     Raises:
         ValueError: nothing says how large the sensor is, too many cannot be used, or none is left.
@@ -131,12 +132,16 @@ def decode_recordings(
     channels, height, width = windows.shape(sensor)
     shape = (len(row_numbers), height, width, channels)
     require_memory(math.prod(shape), f"{len(row_numbers)} images of {where}", "Use fewer windows or a larger pool.")
-    pixels, digest, file = np.empty(shape, np.uint8), hashlib.sha256(), _LastFile()
+    pixels, digest = np.empty(shape, np.uint8), hashlib.sha256()
+    content = lru_cache(maxsize=1)(_content)  # of a file with several recordings
 
     def read(row: int) -> np.ndarray | Exception:
         item = found.items[row]
         try:
-            levels = first_spike_levels(file.events(item), sensor, windows, start=item.start, stop=item.stop)
+            events = content(item.path)
+            if item.stop is not None and isinstance(events, np.ndarray):
+                events = events[(events["t"] >= item.start) & (events["t"] < item.stop)]
+            levels = first_spike_levels(events, sensor, windows, start=item.start, stop=item.stop)
         except (OSError, TypeError, ValueError) as error:
             return error
         return levels if levels.any() else ValueError("no event falls into its windows")
@@ -152,15 +157,10 @@ def decode_recordings(
 
 
 def recording_pixels(path: Path, windows: EventWindows) -> np.ndarray:
-    """The image of one recording in a file of its own.
+    """The image of one recording in a file (.bin, .aedat or .npz) of its own: [height, width, 2K], uint8.
 
-    Args:
-        path: .bin, .aedat or .npz.
-        windows: as the network was trained with.
-    Returns:
-        [height, width, 2K], uint8.
     Raises:
-        TypeError, ValueError: another kind of file, damage, or events that cannot be.
+        TypeError, ValueError: another kind of file, damage, or impossible events.
         OSError: the file cannot be read.
     """
     if path.suffix not in READERS:
@@ -171,20 +171,8 @@ def recording_pixels(path: Path, windows: EventWindows) -> np.ndarray:
     return first_spike_levels(READERS[path.suffix](path), sensor, windows, start=_start(path)).transpose(1, 2, 0)
 
 
-class _LastFile:
-    """Events of recordings; a file of which there are several is read once."""
-
-    def __init__(self) -> None:
-        self.path: Path | None = None
-        self.content: np.ndarray | Mapping[str, np.ndarray] = {}
-
-    def events(self, item: Recording) -> np.ndarray | Mapping[str, np.ndarray]:
-        if item.path != self.path:
-            self.content, self.path = READERS[item.path.suffix](item.path), item.path
-        if item.stop is None or not isinstance(self.content, np.ndarray):
-            return self.content
-        time = self.content["t"]
-        return self.content[(time >= item.start) & (time < item.stop)]
+def _content(path: Path) -> np.ndarray | Mapping[str, np.ndarray]:
+    return READERS[path.suffix](path)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -204,7 +192,7 @@ def _class_folders(files: Sequence[Path], split: str, folder: Path, names: list[
 
 
 def _start(path: Path) -> int | None:
-    """Time in .bin files begins with the recording; elsewhere it is the camera's."""
+    """Start of a file's recording: times of .bin files begin with it, those of others are the camera's."""
     return 0 if path.suffix == ".bin" else None
 
 

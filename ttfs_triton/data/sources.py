@@ -1,7 +1,4 @@
-"""Where rows come from: the bundled sample, the Hugging Face Hub, or a local folder; and which columns hold what.
-
-Nothing is decoded here. A row's image stays the encoded bytes, or the path of a file.
-"""
+"""Finds the rows of a data set (bundled sample, Hugging Face Hub, local folder), and its columns. Decodes nothing."""
 
 from __future__ import annotations
 
@@ -16,8 +13,6 @@ from pathlib import Path
 from typing import cast
 
 import datasets
-import pyarrow
-import pyarrow.parquet
 from datasets import config as datasets_config
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
@@ -35,7 +30,7 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label")
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 TEST_SHARE = 0.2
-"""Of the images of each class, of class folders without a split."""
+"""Share of each class that are test images, in class folders without a split."""
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -47,7 +42,7 @@ class Rows:
         table: columns as stored.
         split: the name under which the split was found.
         origin: Hub name or folder, for messages.
-        embedded: images must lie in the table: whoever wrote it may not name files of this machine.
+        embedded: images must lie in the table, which may not name files of this machine.
     """
 
     table: datasets.Dataset
@@ -79,11 +74,7 @@ def find_rows(dataset: str | None, data_dir: str | Path | None, split: str, *, p
 
 
 def image_column(rows: Rows, name: str | None = None) -> str:
-    """Name of the column that holds the images: `name`, or `image`, `img`, or the only one of type Image.
-
-    Raises:
-        ValueError: no such column, or more than one to choose from.
-    """
+    """Column of the images: `name`, or `image`, `img`, or the only one of type Image; ValueError if none is certain."""
     features = rows.table.features
     encoded = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     known = [column for column in IMAGE_COLUMNS if column in features]
@@ -91,11 +82,7 @@ def image_column(rows: Rows, name: str | None = None) -> str:
 
 
 def label_column(rows: Rows, name: str | None = None) -> str:
-    """Name of the column that holds the labels: `name`, or `label`, `fine_label`, or the only ClassLabel.
-
-    Raises:
-        ValueError: no such column, or more than one to choose from.
-    """
+    """Column of the labels: `name`, or `label`, `fine_label`, or the only ClassLabel; ValueError if none is certain."""
     features = rows.table.features
     classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     known = [column for column in LABEL_COLUMNS if column in features]
@@ -184,19 +171,11 @@ def _read_parquet(files: Sequence[Path], folder: Path) -> datasets.Dataset:
         table = datasets.Dataset.from_parquet([glob.escape(str(path)) for path in files])
         return cast(datasets.Dataset, table)
     except Exception as error:  # whatever the reader of damaged files raises
-        if _are_empty(files):
-            raise ValueError(f"load_images: data_dir must hold rows; got none in {str(folder)!r}.") from error
         raise RuntimeError(
             f"load_images: data_dir must hold readable parquet files; got {str(folder)!r} and {_reason(error)}. "
-            f"Check that the files are complete, and that the cache ({datasets_config.HF_DATASETS_CACHE}) is writable."
+            "Check that the files are complete and not empty, and that the cache "
+            f"({datasets_config.HF_DATASETS_CACHE}) is writable."
         ) from error
-
-
-def _are_empty(files: Sequence[Path]) -> bool:
-    """Whether parquet files have no rows, of which `datasets` says no more than that a batch has none."""
-    with contextlib.suppress(Exception):  # they are damaged, then
-        return sum(pyarrow.parquet.read_metadata(path).num_rows for path in files) == 0
-    return False
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -212,15 +191,9 @@ def _undivided(folder: Path) -> list[Path]:
 
 
 def divide(files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Images of classes as training and test images: `TEST_SHARE` of each class, drawn by a hash of their names.
+    """Divide the files CLASS/NAME into {"train": …, "test": …}; `TEST_SHARE` of each class are test images.
 
-    The same files give the same split on every machine, whatever the order and wherever the folder lies; a class of one
-    image is trained on.
-
-    Args:
-        files: CLASS/NAME.
-    Returns:
-        {"train": …, "test": …}, each class by class.
+    Hashes of the names decide, so that the split is the same on every machine. A class of one image is trained on.
     """
     classes: dict[str, list[Path]] = {}
     for file in files:
@@ -286,7 +259,7 @@ def _hub_rows(dataset: str | None, names: Sequence[str]) -> Rows:
 
 
 def _reason(error: BaseException) -> str:
-    """Type and first line of an error; of what lies behind it where `datasets` only says that there was one."""
+    """Type and first line of an error, or of its cause where `datasets` only says that there was one."""
     if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()

@@ -55,10 +55,6 @@ Result = TypeVar("Result")
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
     """Entry point of the recipe: parse, evaluate, exit with a plain message where the user can mend what went wrong."""
-    given = sys.argv[1:] if arguments is None else arguments
-    if any(word.replace("_", "-").startswith("--early-exit") for word in given):
-        raise SystemExit("evaluate: --early-exit-error and --early-exit-confidence are retired; use --deadlines.")
-    # LoadError, HubError and NotImplementedError are among the errors that are told plainly.
     run_command(EvaluationOptions, run, prog="evaluate.py", description=description, arguments=arguments)
 
 
@@ -113,7 +109,7 @@ def _find(
     frontier: tuple[FrontierRow, ...],
     failed: dict[str, str],
 ) -> Found:
-    """All figures; of an analysis that is impossible, why, into `failed`."""
+    """All figures. Where an analysis is impossible, `failed` gets the reason."""
 
     def attempt(name: str, asked: bool, analysis: Callable[[], Result], otherwise: Result) -> Result:
         try:
@@ -186,7 +182,7 @@ def _find(
 
 
 def _run_options(options: EvaluationOptions) -> RunOptions:
-    """How the network is priced, as far as that is known without a simulation."""
+    """How the network is priced before any simulation."""
     closed = options.implementation == "closed_form"
     assert options.steps != "network", "known since the network is"
     return RunOptions(
@@ -219,7 +215,7 @@ def show(found: Found, console: Console) -> None:
 
 
 def _lines(found: Found) -> list[str]:
-    """The headline figures as the page has them, the grid, and what was counted, one a line."""
+    """The grid, the page's headline figures, and the counts, one a line."""
     page, grid = found.page, found.loaded.network.graph.grid
     samples, total, simulation = page.counts.samples, page.counts.total(), page.simulation
     operations, dense = (total[key] / samples for key in ("synaptic_operations", "dense_macs"))

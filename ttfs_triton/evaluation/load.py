@@ -59,14 +59,11 @@ def load_test_images(
     max_samples: int | None = None,
     progress: bool = False,
 ) -> ImageData:
-    """The test split that a network was trained beside, or another one.
+    """The test images of the data that a network was trained on, or other ones.
 
     Args:
-        loaded: whose run, or else its config.json, says which data, image size and columns to take.
-        dataset, data_dir: a Hub name or a local folder in their place.
-        image_column, label_column: columns in place of those found by their names.
-        max_samples: use only the first ones.
-        progress: show a bar while images are decoded.
+        loaded: its run's configuration, or else config.json, names the data, image size and columns.
+        dataset, data_dir, image_column, label_column, max_samples, progress: see `load_images`; they take precedence.
     Warns:
         UserWarning: the data's classes have other names than the network's.
     Raises:
@@ -110,7 +107,7 @@ def load_test_images(
 
 
 def _configured(loaded: LoadedNetwork) -> dict[str, Any]:
-    """What the run's configuration says about its data, or else what was published with the weights."""
+    """Arguments of `load_images` from the run's configuration, or else from config.json."""
     path = None if loaded.files.run is None else loaded.files.run / "config.yaml"
     events = loaded.description.preprocessing.events
     if path is None or not path.is_file():

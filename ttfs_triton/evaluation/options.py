@@ -105,13 +105,7 @@ class EvaluationOptions(FaultOptions):
 
 @dataclass(frozen=True)
 class Found:
-    """Everything that an evaluation found.
-
-    Attributes:
-        loaded, data: what was scored on what.
-        evaluation: accuracy of the closed form.
-        page: all figures, as a page shows them. Estimates are of the simulated network if it was simulated.
-    """
+    """An evaluation: network, data, accuracy of the closed form, and all figures as a page shows them."""
 
     loaded: LoadedNetwork
     data: ImageData

@@ -82,7 +82,7 @@ def _pictures(folder: Path, page: report.PageData) -> list[Path]:
 
 
 def sample_of(loaded: LoadedNetwork, data: ImageData, number: int) -> report.Sample:
-    """A test image, and what the network does with it."""
+    """A test image, its spikes and its predicted class."""
     network, names = loaded.network.eval(), tuple(loaded.network.class_names)
     image = to_float(data.images_at(torch.tensor([number])))[0]
     prediction = int(network(image[None].to(next(network.parameters()).device)).argmax())
@@ -104,13 +104,9 @@ def on_frontier(
     steps: int,
     frontier: Sequence[FrontierRow],
 ) -> FrontierRow:
-    """The network among the points of a frontier: priced as they were, on those of their chips that are known here.
+    """The network's row among the points of a frontier, priced at `steps` as they were.
 
-    Args:
-        loaded, evaluation, counts: the network, and what it did.
-        simulations: of it, one at `steps`; none if it was not simulated, which leaves an upper bound.
-        steps: at which it is priced.
-        frontier: the points.
+    Chips that are not known here are left out. Without simulations, its energies are upper bounds.
     """
     row = FrontierRow.of(
         loaded.files.name,
@@ -126,7 +122,7 @@ def on_frontier(
 
 
 def network_facts(loaded: LoadedNetwork) -> dict[str, Any]:
-    """What config.json says of the network, and of one without a specification when it is read."""
+    """The network's configuration; for one without a specification also its encoder and readout."""
     network, graph = loaded.description.network, loaded.network.graph
     if isinstance(network, OwnNetwork):
         return network.to_dict() | {"encoder": graph.encoder.kind, "readout": graph.readout_time}
@@ -134,7 +130,7 @@ def network_facts(loaded: LoadedNetwork) -> dict[str, Any]:
 
 
 def facts(device: torch.device) -> dict[str, str]:
-    """Where, when and how."""
+    """Date, device, versions and command."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "device": device_name(device),
@@ -171,6 +167,6 @@ def figures(found: Found, max_test_samples: int | None) -> dict[str, Any]:
 
 
 def command_line(script: str) -> str:
-    """The command as others may give it: folders of this machine say nothing to readers."""
+    """The command without folders of this machine."""
     words = (Path(word).name if word.startswith("/") else word for word in sys.argv[1:])
     return shlex.join(["python", script, *words])

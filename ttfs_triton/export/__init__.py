@@ -1,8 +1,7 @@
 """Trained networks for other programs: ONNX (the closed form) and NIR (spiking neurons in steps)."""
 
 from ttfs_triton.export.compare import Comparison, TimeDifference, compare_nir, compare_onnx
-from ttfs_triton.export.drive import decide, input_frames
-from ttfs_triton.export.nir_clock import Clock
+from ttfs_triton.export.nir_clock import Clock, decide, input_frames
 from ttfs_triton.export.nir_graph import not_expressed, to_nir
 from ttfs_triton.export.onnx_graph import to_onnx
 from ttfs_triton.nn.readout import FirstSpikeDecision as SpikeDecision

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -27,7 +27,7 @@ Check = Callable[[Tensor], Comparison]
 
 
 class ExportOptions(BaseModel):
-    """What to export, as what, where to. Positional: the run or checkpoint."""
+    """Network, format and file. Positional: the run or checkpoint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -71,10 +71,8 @@ def main(description: str | None, arguments: Sequence[str] | None = None) -> Non
 
 
 def run(options: ExportOptions) -> Comparison | None:
-    """Export as asked and print what was written.
+    """Export as asked and print what was written; returns the check's result, if there was to be one.
 
-    Returns:
-        The check's result, if there was to be one.
     Raises:
         ValueError: an output that exists, options that do not fit the format, no such network, or unusable images.
         RuntimeError: a package is missing, or the Hub cannot be reached, and nothing has been written; or the check
@@ -84,7 +82,7 @@ def run(options: ExportOptions) -> Comparison | None:
     """
     _check_options(options)
     loaded = load_network(options.model, options.network)
-    data, said, check = (_nir if options.format == "nir" else _onnx)(options, loaded)
+    data, said, check = _translate(options, loaded)
     images, labels = _images(options, loaded) if options.check else (None, None)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(options.output, data)
@@ -126,20 +124,15 @@ def _check_options(options: ExportOptions) -> None:
             require("export", module, options.format)
 
 
-def _onnx(options: ExportOptions, loaded: LoadedNetwork) -> tuple[bytes, list[str], Check]:
-    network, names, dataset = loaded.network, loaded.network.class_names, loaded.description.dataset or ""
-    data = to_onnx(network, class_names=names, dataset=dataset, hidden=options.hidden).SerializeToString()
-    return data, [], lambda images: compare_onnx(data, network, images)
-
-
-def _nir(options: ExportOptions, loaded: LoadedNetwork) -> tuple[bytes, list[str], Check]:
-    nir = require("export", "nir", "nir")
-    network, names, dataset = loaded.network, loaded.network.class_names, loaded.description.dataset or ""
-    graph = to_nir(
-        network, steps=options.steps, time_constant=options.time_constant, class_names=names, dataset=dataset
-    )
-    file = io.BytesIO()
-    nir.write(file, graph)
+def _translate(options: ExportOptions, loaded: LoadedNetwork) -> tuple[bytes, list[str], Check]:
+    """The file, what it does not hold, and what checks it."""
+    network, dataset = loaded.network, loaded.description.dataset or ""
+    about: dict[str, Any] = {"class_names": network.class_names, "dataset": dataset}
+    if options.format == "onnx":
+        data = to_onnx(network, hidden=options.hidden, **about).SerializeToString()
+        return data, [], lambda images: compare_onnx(data, network, images)
+    nir, file = require("export", "nir", "nir"), io.BytesIO()
+    nir.write(file, to_nir(network, steps=options.steps, time_constant=options.time_constant, **about))
     data = file.getvalue()
     return data, not_expressed(network), lambda images: compare_nir(nir.read(io.BytesIO(data)), network, images)
 
@@ -160,11 +153,11 @@ def show(comparison: Comparison, labels: Tensor | None, console: Console) -> Non
     """Print a comparison; with labels, accuracies too."""
     kind = "random" if labels is None else "test"
     headers = ("layer", "spikes", "|Δt| mean", "|Δt| largest", "fires in one only", "fires again")
-    rows = [
-        (t.layer, f"{t.spikes:,}", f"{t.mean:.2g}", f"{t.largest:.2g}", f"{t.one_sided:.2%}", f"{t.repeated:,}")
-        for t in comparison.times
-    ]
-    if rows:
+    if comparison.times:
+        rows = [
+            (t.layer, f"{t.spikes:,}", f"{t.mean:.2g}", f"{t.largest:.2g}", f"{t.one_sided:.2%}", f"{t.repeated:,}")
+            for t in comparison.times
+        ]
         title = f"{comparison.program} beside PyTorch: {comparison.images:,} {kind} images"
         console.print(TerminalTable(title, headers, rows, caption="times in windows"))
     lines = []
@@ -175,7 +168,7 @@ def show(comparison: Comparison, labels: Tensor | None, console: Console) -> Non
         remedy = "; random pixels tie more often than images of --data-dir" if labels is None else ""
         lines.append(f"earliest spikes tied          {comparison.ties:,} images, decided for the lower class{remedy}")
     if labels is not None:
-        there = (comparison.predictions == labels).float().mean().item()
-        here = (comparison.decided_here == labels).float().mean().item()
+        decided = (comparison.predictions, comparison.decided_here)
+        there, here = ((classes == labels).float().mean().item() for classes in decided)
         lines.append(f"accuracy                      {there:.2%} there, {here:.2%} here")
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

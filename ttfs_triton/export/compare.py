@@ -1,4 +1,4 @@
-"""What an exported file computes in another program, beside what the network computes here."""
+"""Comparison of an exported file, run in another program, with the network here."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.export.drive import FirstSpikes, decide, input_frames
-from ttfs_triton.export.nir_clock import Clock
+from ttfs_triton.export.nir_clock import Clock, FirstSpikes, decide, input_frames
 from ttfs_triton.export.nir_graph import node_name
 from ttfs_triton.export.shared import require
 from ttfs_triton.nn.decision import logits_and_decision
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TimeDifference:
-    """Spike times of one layer, there and here; times in windows.
+    """Differences between spike times of one layer there and here, in windows.
 
     Attributes:
         layer: its name.
@@ -55,7 +54,7 @@ class TimeDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A file in another program, and the network here.
+    """Results of a file in another program and of the network here.
 
     Attributes:
         program: name and version of the other one.
@@ -95,8 +94,6 @@ def compare_onnx(model: bytes, network: nn.Module, images: Tensor, *, batch_size
         network: on the CPU, in evaluation mode.
         images: [N, channels, height, width] float32.
         batch_size: images that run together.
-    Raises:
-        RuntimeError: onnxruntime is not installed.
     """
     runtime = require("compare_onnx", "onnxruntime", "onnx")
     options = runtime.SessionOptions()
@@ -126,11 +123,7 @@ def compare_nir(graph: nir.NIRGraph, network: nn.Module, images: Tensor, *, batc
 
     Args:
         graph: as `to_nir` gave it, or read from a file.
-        network: on the CPU, in evaluation mode.
-        images: [N, channels, height, width] float32.
-        batch_size: images that run together.
-    Raises:
-        RuntimeError: snnTorch is not installed.
+        network, images, batch_size: as of `compare_onnx`.
     """
     require("compare_nir", "nirtorch", "nir")
     snntorch = require("compare_nir", "snntorch", "nir")

@@ -1,4 +1,4 @@
-"""The clock of an exported graph: which steps mark which windows, and how a layer hears it.
+"""The clock of an exported graph: which steps mark which windows, how a layer hears it, what goes in and comes out.
 
 NIR knows neither windows nor moving thresholds, but it knows spikes. So the graph has clock channels beside the image,
 each of which spikes once; everything that a layer does at a border of its window is a weight on them:
@@ -16,20 +16,26 @@ raises the potential by w in each later step, and a pair ±x in consecutive step
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from ttfs_triton.nn.coding import AnalogEncoder
 from ttfs_triton.nn.graph import Stage
+from ttfs_triton.nn.readout import FirstSpikeDecision
 
 # Seconds a step. Fixed, because snnTorch's importer fixes it and others have it as their default.
 STEP_S = 1e-4
+SILENT = -1
 
 
 class Axis(NamedTuple):
-    """Of a convolution, along height or width."""
+    """Geometry of a convolution along height or width."""
 
     stride: int
     padding: int
@@ -87,7 +93,7 @@ class Clock:
         return found
 
     def to_metadata(self) -> dict[str, str]:
-        """As a graph's metadata keep it: one JSON object."""
+        """The clock as metadata of a graph: one JSON object."""
         return {"clock": json.dumps(self.__dict__)}
 
     @classmethod
@@ -106,14 +112,11 @@ class Clock:
 def clock_weights(
     clock: Clock, window: int, bias: np.ndarray, ramp: float, gate: float, stop: float | None
 ) -> np.ndarray:
-    """Weights of a layer on the input channels, [C_out, channels]; see above.
+    """Weights of a layer that fires in a window on the input channels, [C_out, channels]; see above.
 
     Args:
-        clock: of the graph.
-        window: in which the layer fires.
         bias: [C_out] initial potentials, V₀ included.
-        ramp: what the threshold falls in a window, in threshold heights.
-        gate: G, by which the threshold is too high outside the window, in threshold heights.
+        ramp, gate: what the threshold falls in a window, and G, by which it is too high outside; in threshold heights.
         stop: steepest slope of the potential in a window, which the closing gate takes away; None never closes.
     """
     weights = np.zeros((len(bias), clock.channels), np.float32)
@@ -149,11 +152,9 @@ def sampling(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, Axis,
 
 def _axis(length: int, kernel: int, places: int) -> Axis | None:
     """Stride and padding with which a kernel reads `places` places of a plane at its tap, or None."""
-    for padding in range(kernel):
-        for stride in range(1, length + 1):
-            inside = (places - 1) * stride < length
-            if inside and places_of(length, kernel, stride, padding) == places:
-                return Axis(stride, padding)
+    for padding, stride in product(range(kernel), range(1, length + 1)):
+        if (places - 1) * stride < length and places_of(length, kernel, stride, padding) == places:
+            return Axis(stride, padding)
     return None
 
 
@@ -163,11 +164,10 @@ def places_of(length: int, kernel: int, stride: int, padding: int, dilation: int
 
 
 def square(kernel: tuple[int, ...], size: tuple[int, ...], axes: Sequence[Axis]) -> tuple[int, list[int]] | None:
-    """How a kernel is written square, which nir needs to infer shapes: among taps of weight 0.
+    """Square kernel that holds a kernel among taps of weight 0: nir infers shapes of square ones alone.
 
     Args:
-        kernel: height and width.
-        size: of the maps that it reads.
+        kernel, size: height and width of the kernel, and of the maps that it reads.
         axes: stride, padding and dilation of height and width.
     Returns:
         The square's size, and of each axis the taps in front of the kernel's, which take so many dilations of padding
@@ -183,3 +183,91 @@ def square(kernel: tuple[int, ...], size: tuple[int, ...], axes: Sequence[Axis])
         if None not in front:
             return side, front
     return None
+
+
+def input_frames(images: Tensor, encoder: nn.Module, clock: Clock) -> Iterator[Tensor]:
+    """Input frames of a graph, step by step: channels of the image, then of the clock.
+
+    Args:
+        images: [N, channels, height, width] floating point, as the network takes them.
+        encoder: of the network, its first layer: `LatencyEncoder` or `AnalogEncoder`.
+        clock: of the graph, of as many channels as the images.
+    Yields:
+        [N, clock.channels, height, width], dtype of `images`, `clock.total_steps` times; a new tensor each time.
+    Raises:
+        ValueError: images of another shape.
+    """
+    if images.dim() != 4 or tuple(images.shape[1:]) != clock.image_shape:
+        raise ValueError(
+            f"input_frames: images must have shape [N, {', '.join(map(str, clock.image_shape))}]; "
+            f"got {tuple(images.shape)}."
+        )
+    steps = clock.steps
+    if clock.analog:
+        assert isinstance(encoder, AnalogEncoder), "a graph of another encoder is not made"
+        shown = encoder.normalise(images)
+    else:
+        activation = encoder(images)
+        # A spike that would be rounded to the window's end stays in it.
+        spike_steps = ((1 - activation) * steps).round().clamp_max(steps - 1)
+        shown = torch.where(activation > 0, spike_steps, SILENT)
+    for step in range(clock.total_steps):
+        frame = images.new_zeros(len(images), clock.channels, *clock.image_shape[1:])
+        image = frame[:, : clock.image_shape[0]]
+        if not clock.analog and step < steps:
+            image.copy_(shown == step)
+        elif clock.analog and step in (0, steps):  # shown, and taken back a window later
+            image.copy_(shown if step == 0 else -shown)
+        frame[:, clock.channels_at(step)] = 1
+        yield frame
+
+
+class FirstSpikes:
+    """First spikes of neurons, from their spikes step by step.
+
+    Attributes:
+        step: of each neuron's first spike, int64; −1 is silent. Empty before the first step.
+        count: of each neuron's spikes, int64.
+    """
+
+    def __init__(self) -> None:
+        self.step = self.count = torch.empty(0, dtype=torch.int64)
+        self.steps = 0
+
+    def update(self, spikes: Tensor) -> None:
+        """Take the next step; spikes [N, ...], anything but zero is one."""
+        fired = spikes.detach() != 0
+        if self.steps == 0:
+            self.step = torch.full_like(fired, SILENT, dtype=torch.int64)
+            self.count = torch.zeros_like(self.step)
+        self.step = torch.where(fired & (self.step == SILENT), self.steps, self.step)
+        self.count = self.count + fired
+        self.steps += 1
+
+    def times(self, clock: Clock, window: int) -> Tensor:
+        """Spike times [N, ...] float32 from a window's start, in windows; inf for silent neurons."""
+        if self.steps < clock.total_steps:
+            raise ValueError(
+                f"FirstSpikes.times: all {clock.total_steps} steps of a run must have passed; got {self.steps}."
+            )
+        times = (self.step - window * clock.steps).float() / clock.steps
+        return torch.where(self.step == SILENT, torch.inf, times)
+
+
+def decide(output: Iterable[Tensor], clock: Clock) -> FirstSpikeDecision:
+    """Decision by the earliest output spike of a graph; −1 without any.
+
+    Args:
+        output: [N, classes] spikes of each step, from the first to the last.
+        clock: of the graph.
+    Raises:
+        ValueError: there are fewer steps than a run has.
+    """
+    first = FirstSpikes()
+    for spikes in output:
+        first.update(spikes)
+    times = first.times(clock, clock.windows)
+    earliest, prediction = times.min(dim=1)
+    silent = earliest == torch.inf
+    tie = ((times == earliest[:, None]).sum(dim=1) > 1) & ~silent
+    return FirstSpikeDecision(torch.where(silent, SILENT, prediction), times, tie, silent)

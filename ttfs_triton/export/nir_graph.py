@@ -38,7 +38,7 @@ import numpy as np
 from torch import nn
 
 from ttfs_triton.export.nir_clock import STEP_S, Axis, Clock, clock_weights, places_of, sampling, square
-from ttfs_triton.export.shared import check_names, configuration, persistence, require, synapse_arrays
+from ttfs_triton.export.shared import as_array, metadata, require, synapse_arrays
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.folding import plain_skip_weights
 from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
@@ -52,7 +52,6 @@ from ttfs_triton.nn.weighted import WeightedConv2d
 if TYPE_CHECKING:
     import nir
 
-FORMAT_VERSION = 1
 MOST_STEPS = 4096
 
 
@@ -77,22 +76,19 @@ def to_nir(
         network: what `network_graph` takes, of spiking layers; as trained, standardisation folded.
         image_shape: as of `network_graph`: (channels, height, width).
         steps: of a window, 2 to 4096; a step is 0.1 ms. Default: those of the network's grid, or 64.
-        time_constant: τ of synapses and membranes, in windows. For the CNN1 above, 10⁴ is as good as none, 10³ doubles
-            the error of spike times, and 10² makes it twelve times as large.
-        class_names: one a class, kept in the metadata. Default: numbers.
-        dataset: name of the training data, for the metadata.
+        time_constant: τ of synapses and membranes, in windows. For CNN1, 10⁴ is as good as none, 10³ doubles the error
+            of spike times, and 10² makes it twelve times as large.
+        class_names, dataset: as of `to_onnx`.
     Returns:
         The graph. Its metadata hold what NIR cannot: clock, configuration, class names, and `not_expressed`.
     Raises:
-        NetworkError: a model that is no network of our layers.
-        ValueError: an option out of range.
+        ValueError: no network of our layers, or an option out of range.
         NotImplementedError: a signed encoder, images that are no maps, kernels of one odd side and one even (nir would
             infer wrong shapes), or padding that makes maps larger than the image.
         RuntimeError: nir is not installed.
     Source: Wei et al., ICCV 2023, Eq. 2-7; Pedersen et al., "Neuromorphic intermediate representation", 2024.
     """
     graph = network_graph(network, image_shape)
-    names = check_names("to_nir", graph, class_names)
     steps = steps or (64 if graph.grid is None else graph.grid.time_steps)
     if not 2 <= steps <= MOST_STEPS:
         raise ValueError(f"to_nir: steps must be 2 to {MOST_STEPS}; got {steps}.")
@@ -118,34 +114,34 @@ def to_nir(
         image_shape=(channels, height, width),
         analog=analog,
     )
-    waits = {stage.name: graph.waits(stage) for stage in graph.stages if stage.skip is not None}
-    build = _Build(module, clock, time_constant * steps * STEP_S, waits)
+    about = metadata(
+        *("to_nir", network, graph, class_names, dataset),
+        **_metadata(graph, clock),
+        time_constant_windows=repr(time_constant),
+    )
+    build = _Build(module, clock, time_constant * steps * STEP_S, graph)
     build.start()
     if not analog:
         build.encode(graph.encoder)
     for stage in graph.weighted:
         build.layer(stage, clock.window_of(stage), last=stage is graph.stages[-1])
-    said = {"class_names": json.dumps(names, ensure_ascii=False), "dataset": dataset}
-    return build.graph(said | _metadata(network, graph, clock) | {"time_constant_windows": repr(time_constant)})
+    return module.NIRGraph(nodes=build.nodes, edges=build.edges, metadata=about)
 
 
 def node_name(name: str) -> str:
-    """A layer's name as importers, which make attributes of it, can bear it."""
+    """A layer's name as an identifier: importers make attributes of it."""
     plain = re.sub(r"\W", "_", name)
     return f"layer{plain}" if plain[0].isdigit() else plain
 
 
-def _metadata(network: nn.Module, graph: NetworkGraph, clock: Clock) -> dict[str, str]:
-    """What a graph's reader has to know: strings, since these survive the file."""
+def _metadata(graph: NetworkGraph, clock: Clock) -> dict[str, str]:
+    """Metadata on clock, input and output."""
     steps, last = clock.steps, clock.windows
     image = "spike of pixel p in step round((1 - p / max_value) S), at most S - 1; none if p = 0"
     if clock.analog:
         image = "(pixel - mean) / std in step 0, minus that in step S"
     return {
         "producer": "ttfs-triton",
-        "format_version": str(FORMAT_VERSION),
-        "network": json.dumps(configuration(network, graph)),
-        "psp_persistence": persistence(graph),
         "step_s": repr(STEP_S),
         "window_s": repr(steps * STEP_S),
         "input": f"[channels, height, width] in each step, S = {steps}. Image channels: {image}. Behind them clock "
@@ -154,12 +150,11 @@ def _metadata(network: nn.Module, graph: NetworkGraph, clock: Clock) -> dict[str
         "ends; the earliest decides",
         "not_expressed": json.dumps(_not_expressed(graph), ensure_ascii=False),
         **clock.to_metadata(),
-        **({} if graph.grid is None else {"grid": json.dumps(graph.grid.to_dict())}),
     }
 
 
 def not_expressed(network: nn.Module, image_shape: Sequence[int] | None = None) -> list[str]:
-    """What a NIR graph does not hold of a network, in sentences for the user; arguments as of `network_graph`."""
+    """Sentences on what a NIR graph does not hold of a network; arguments as of `network_graph`."""
     return _not_expressed(network_graph(network, image_shape))
 
 
@@ -185,13 +180,13 @@ def _not_expressed(graph: NetworkGraph) -> list[str]:
     return said
 
 
-class _Skip(NamedTuple):
-    """Delayed spikes of a layer: their node and shape, which positions arrive, and weights [C_out]."""
+class _Path(NamedTuple):
+    """Spikes that reach a layer: their node and shape, weights (a vector is one to one), and axes of a convolution."""
 
     value: str
     shape: tuple[int, ...]
-    steps: tuple[int, ...]
     weight: np.ndarray
+    axes: Sequence[Axis]
 
 
 @dataclass
@@ -199,7 +194,6 @@ class _Build:
     """A graph in the making.
 
     Attributes:
-        waits: windows that the spikes of a layer's skip wait, by its name.
         emitted: node and shape of what each layer emits; of None, of the images.
         value: node whose spikes the layer in the making reads.
         shape: of those spikes.
@@ -208,7 +202,7 @@ class _Build:
     nir: Any
     clock: Clock
     tau_s: float
-    waits: dict[str, int]
+    graph: NetworkGraph
     nodes: dict[str, Any] = field(default_factory=dict)
     edges: list[tuple[str, str]] = field(default_factory=list)
     emitted: dict[str | None, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
@@ -236,28 +230,28 @@ class _Build:
         self.emitted[stage.name] = self.value, self.shape
 
     def layer(self, stage: Stage, window: int, *, last: bool) -> None:
-        layer, name = stage.weighted, node_name(stage.name)
-        skip = None if stage.skip is None else self.skip(stage, window)
+        layer, name, shape = stage.weighted, node_name(stage.name), stage.shape
+        paths = {} if stage.skip is None else {f"{name}_skip": self.skip(stage, window)}
+        late = sum((np.clip(path.weight, 0, None) for path in paths.values()), np.zeros(shape[0], np.float32))
         self.route(name, stage.input, window - 1)
         weight, bias = synapse_arrays(layer)
-        weight = ungrouped(weight, layer.groups) if isinstance(layer, WeightedConv2d) else weight
+        axes = []
+        if isinstance(layer, WeightedConv2d):
+            weight = ungrouped(weight, layer.groups)
+            axes = [Axis(*of_axis) for of_axis in zip(layer.stride, layer.padding, layer.dilation, strict=True)]
         bias = np.zeros(len(weight), np.float32) if bias is None else bias
         persistence, height, ramp = _neuron(layer)
         if isinstance(layer, Readout):
             bias = bias + np.float32(layer.initial_potential)
-        source, graded = self.value, isinstance(layer, AnalogEncoder)
-        late = np.zeros(len(weight), np.float32) if skip is None else skip.weight
-        excitation = _excitation(weight, late)
-        if isinstance(layer, AnalogEncoder):
-            excitation = _graded_excitation(layer, weight)
-        inputs = [self.synapses(name, stage, weight, source)]
-        shape = stage.shape
-        if persistence < 1 and not graded:  # graded inputs are taken back by the host
-            relays = self.relays(f"{name}_relay", source, window)
-            taken = -np.float32(1 - persistence) * weight
-            inputs.append(self.synapses(f"{name}_persistence", stage, taken, relays))
-        if skip is not None:
-            inputs += self.late_synapses(f"{name}_skip", skip, window, persistence)
+        graded = isinstance(layer, AnalogEncoder)
+        excitation = _graded_excitation(layer, weight) if graded else _excitation(weight, late)
+        inputs = []
+        for way, path in ({name: _Path(self.value, self.shape, weight, axes)} | paths).items():
+            inputs.append(self.connect(way, path, path.weight, path.value))
+            if persistence < 1 and not graded:  # graded inputs are taken back by the host
+                relays = self.relays(f"{way}_relay", path.value, window, path.shape)
+                taken = -np.float32(1 - persistence) * path.weight
+                inputs.append(self.connect(f"{way}_persistence", path, taken, relays))
         steepest = persistence * excitation + ramp
         gate = _gate(max(excitation + max(0.0, float(bias.max())), steepest) - height)
         stop = None if last else steepest
@@ -268,19 +262,19 @@ class _Build:
         if last:
             self.add("output", self.nir.Output(np.array(shape)), self.emitted[stage.name][0])
 
-    def skip(self, stage: Stage, window: int) -> _Skip:
+    def skip(self, stage: Stage, window: int) -> _Path:
         """Spikes that go past layers, brought into the window before a layer's."""
-        name, wire, shape = f"{node_name(stage.name)}_skip", stage.skip, stage.shape
+        name, wire, waits = f"{node_name(stage.name)}_skip", stage.skip, self.graph.waits(stage)
         weight = plain_skip_weights(stage.weighted)
         assert wire is not None
         assert weight is not None
-        fired = window - 1 - self.waits[stage.name]
+        fired = window - 1 - waits
         self.route(name, wire, fired)
-        for wait in range(1, self.waits[stage.name] + 1):
+        for wait in range(1, waits + 1):
             self.delay(f"{name}_delay{wait}", fired + wait - 1)
-        steps = skip_step(self.shape, shape)
+        steps = skip_step(self.shape, stage.shape)
         assert steps is not None, "network_graph has checked it"
-        return _Skip(self.value, self.shape, steps, weight.detach().cpu().float().numpy())
+        return _Path(self.value, self.shape, as_array(weight), [Axis(step, 0) for step in steps])
 
     def delay(self, name: str, window: int) -> None:
         """Neurons that repeat, a window later, spikes that come in a window: a spike raises a potential by 1 a step."""
@@ -289,25 +283,15 @@ class _Build:
         stop = self.from_clock(f"{name}_clock", weights, self.shape)
         self.value = self.add(f"{name}_neuron", self.integrators(self.shape, self.clock.steps + 0.5), self.value, stop)
 
-    def late_synapses(self, name: str, skip: _Skip, window: int, persistence: float) -> list[str]:
-        """From delayed spikes, each to one neuron; they persist as all others do."""
-        found = [self.one_to_one(name, skip, skip.weight, skip.value)]
-        if persistence < 1:
-            before, self.shape = self.shape, skip.shape
-            relays = self.relays(f"{name}_relay", skip.value, window)
-            self.shape = before
-            found.append(
-                self.one_to_one(f"{name}_persistence", skip, -np.float32(1 - persistence) * skip.weight, relays)
-            )
-        return found
-
-    def one_to_one(self, name: str, skip: _Skip, weight: np.ndarray, source: str) -> str:
-        matrix = np.zeros((len(weight), skip.shape[0]), np.float32)
-        np.fill_diagonal(matrix, weight[: skip.shape[0]])
-        if not skip.steps:
-            return self.add(name, self.nir.Linear(weight=matrix), source)
-        axes = [Axis(step, 0) for step in skip.steps]
-        return self.add(name, self.convolution(matrix[:, :, None, None], skip.shape[1:], axes), source)
+    def connect(self, name: str, path: _Path, weight: np.ndarray, source: str) -> str:
+        """Synapses of these weights from a node of a path's shape."""
+        if weight.ndim == 1:
+            matrix = np.zeros((len(weight), path.shape[0]), np.float32)
+            np.fill_diagonal(matrix, weight[: path.shape[0]])
+            weight = matrix[:, :, None, None] if path.axes else matrix
+        if not path.axes:
+            return self.add(name, self.nir.Linear(weight=weight), source)
+        return self.add(name, self.convolution(weight, path.shape[1:], path.axes), source)
 
     def route(self, layer: str, wire: Wire, window: int) -> None:
         """Pooling and flattening in front of a layer, of spikes that come in a window."""
@@ -328,27 +312,19 @@ class _Build:
             ones = ungrouped(np.ones((channels, 1, *kernel), np.float32), channels)
             node = self.convolution(ones, size, [Axis(step, 0) for step in stride])
         self.shape = (channels, *map(places_of, size, kernel, stride, (0, 0)))
-        summed, places = self.add(name, node, self.value), math.prod(kernel)
-        lift = self.from_clock(f"{name}_clock", self.at_start(window, places), self.shape)
-        self.value = self.add(f"{name}_neuron", self.counters(places + 0.5), summed, lift)
+        summed = self.add(name, node, self.value)
+        self.value = self.counters(f"{name}_neuron", f"{name}_clock", summed, window, self.shape, math.prod(kernel))
 
-    def relays(self, name: str, source: str, window: int) -> str:
+    def relays(self, name: str, source: str, window: int, shape: tuple[int, ...]) -> str:
         """Neurons that fire at the window's start if, and only if, their input has spiked."""
-        start = self.from_clock(f"{name}_clock", self.at_start(window, 1), self.shape)
-        return self.add(name, self.counters(1.5), source, start)
+        return self.counters(name, f"{name}_clock", source, window, shape, 1)
 
-    def at_start(self, window: int, weight: float) -> np.ndarray:
-        """Weights on the clock of neurons like the present ones that hear a window's start."""
-        weights = np.zeros((self.shape[0], self.clock.channels), np.float32)
-        weights[:, self.clock.border(window)] = weight
-        return weights
-
-    def synapses(self, name: str, stage: Stage, weight: np.ndarray, source: str) -> str:
-        layer = stage.weighted
-        if not isinstance(layer, WeightedConv2d):
-            return self.add(name, self.nir.Linear(weight=weight), source)
-        axes = [Axis(*of_axis) for of_axis in zip(layer.stride, layer.padding, layer.dilation, strict=True)]
-        return self.add(name, self.convolution(weight, self.shape[1:], axes), source)
+    def counters(self, name: str, clock: str, source: str, window: int, shape: tuple[int, ...], lift: int) -> str:
+        """Neurons that add their input up once, and that the clock lifts so far that one spike more fires them."""
+        weights = np.zeros((shape[0], self.clock.channels), np.float32)
+        weights[:, self.clock.border(window)] = lift
+        start = self.from_clock(clock, weights, shape)
+        return self.add(name, self.neurons(shape, lift + 0.5, STEP_S), source, start)
 
     def from_clock(self, name: str, weights: np.ndarray, shape: tuple[int, ...]) -> str:
         """Weights [C_out, channels] on the clock, at every place of a map."""
@@ -393,10 +369,6 @@ class _Build:
         """Neurons that add their input up twice: once to a slope, then to a potential."""
         return self.neurons(shape, threshold, self.tau_s)
 
-    def counters(self, threshold: float) -> Any:
-        """Neurons like the present ones that add their input up once."""
-        return self.neurons(self.shape, threshold, STEP_S)
-
     def neurons(self, shape: tuple[int, ...], threshold: float, tau_syn_s: float) -> Any:
         def full(value: float) -> np.ndarray:
             return np.full(shape, value, np.float64)  # float32 would put τ_syn below a step, which is refused
@@ -410,9 +382,6 @@ class _Build:
             v_reset=full(0),
             w_in=full(tau_syn_s / STEP_S),
         )
-
-    def graph(self, metadata: dict[str, str]) -> nir.NIRGraph:
-        return self.nir.NIRGraph(nodes=self.nodes, edges=self.edges, metadata=metadata)
 
 
 def ungrouped(weight: np.ndarray, groups: int) -> np.ndarray:
@@ -434,8 +403,8 @@ def _neuron(layer: nn.Module) -> tuple[float, float, float]:
 
 
 def _excitation(weight: np.ndarray, late: np.ndarray | float = 0.0) -> float:
-    """The most that all inputs, delayed ones too, can add to a neuron's slope: to its potential in a window."""
-    return float((np.clip(weight, 0, None).reshape(len(weight), -1).sum(1) + np.clip(late, 0, None)).max())
+    """The most that all inputs, and delayed ones, can add to a neuron's slope: to its potential in a window."""
+    return float((np.clip(weight, 0, None).reshape(len(weight), -1).sum(1) + late).max())
 
 
 def _graded_excitation(layer: AnalogEncoder, weight: np.ndarray) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ttfs_triton.export.shared import check_names, configuration, persistence, require, synapse_arrays
+from ttfs_triton.export.shared import as_array, metadata, require, synapse_arrays
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.folding import plain_skip_weights
 from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
@@ -24,7 +23,6 @@ from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinea
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-FORMAT_VERSION = 1
 OPSET = 18  # the oldest that has all we need; its file format (IR 8) is read by every onnxruntime since 1.14
 IR_VERSION = 8
 RESERVED = ("images", "logits", "spike_times")  # names of inputs and outputs, which no layer's may be
@@ -58,14 +56,19 @@ def to_onnx(
         The model, checked by `onnx.checker`. Metadata: format_version, network (configuration, JSON), class_names
         (JSON), dataset, psp_persistence, window, input, outputs, and grid of a network that is on one.
     Raises:
-        NetworkError: a model that is no network of our layers; says what to use in its place.
-        ValueError: as many class names as classes are needed.
+        ValueError: no network of our layers, or as many class names as do not fit it.
         RuntimeError: onnx is not installed.
     Source: Wei et al., ICCV 2023, Eq. 6-8.
     """
     onnx = require("to_onnx", "onnx", "onnx")
     found = network_graph(network, image_shape)
-    names = check_names("to_onnx", found, class_names)
+    pixels = "pixels as mean and std of the network's encoder expect them; the model normalises"
+    about = metadata(
+        *("to_onnx", network, found, class_names, dataset),
+        window="1.0; spike of layer l at time t: activation (l + 1) - t in [0, 1], 0 is silent",
+        input=f"pixels in [0, {found.max_value}]" if found.encoder.kind == "latency" else pixels,
+        outputs="logits; spike_times in windows from the output window's start, inf is silent; activations by layer",
+    )
     graph, layers = _Graph(onnx), []
     values: dict[str | None, _Value] = {None: _Value(graph, "images")}
     *others, last = found.stages
@@ -77,20 +80,7 @@ def to_onnx(
     graph.layer = last.name
     outputs = _readout(found.readout, _route(values, last.input))
     model = graph.model([*outputs, *(layers if hidden else [])], ["N", *found.image_shape])
-    pixels = "pixels as mean and std of the network's encoder expect them; the model normalises"
-    metadata = {
-        "format_version": str(FORMAT_VERSION),
-        "network": json.dumps(configuration(network, found)),
-        "class_names": json.dumps(names, ensure_ascii=False),
-        "dataset": dataset,
-        "psp_persistence": persistence(found),
-        "window": "1.0; spike of layer l at time t: activation (l + 1) - t in [0, 1], 0 is silent",
-        "input": f"pixels in [0, {found.max_value}]" if found.encoder.kind == "latency" else pixels,
-        "outputs": "logits; spike_times in windows from the output window's start, inf is silent; activations by layer",
-    }
-    if found.grid is not None:
-        metadata["grid"] = json.dumps(found.grid.to_dict())
-    onnx.helper.set_model_props(model, metadata)
+    onnx.helper.set_model_props(model, about)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -105,12 +95,8 @@ class _Graph:
     def __init__(self, onnx: Any) -> None:
         self.onnx, self.nodes, self.weights, self.layer = onnx, [], {}, ""
 
-    def constant(self, name: str, value: np.ndarray | float) -> _Value:
-        self.weights[name] = self.onnx.numpy_helper.from_array(np.asarray(value, np.float32), name)
-        return _Value(self, name)
-
-    def integers(self, name: str, values: Sequence[int]) -> _Value:
-        self.weights[name] = self.onnx.numpy_helper.from_array(np.asarray(values, np.int64), name)
+    def constant(self, name: str, value: np.ndarray | Sequence[int] | float, dtype: Any = np.float32) -> _Value:
+        self.weights[name] = self.onnx.numpy_helper.from_array(np.asarray(value, dtype), name)
         return _Value(self, name)
 
     def model(self, outputs: list[str], image_shape: list[str | int]) -> ModelProto:
@@ -147,7 +133,7 @@ class _Value:
         return _Value(graph, name)
 
     def named(self, name: str) -> _Value:
-        """The same, what was computed last, by another name."""
+        """The value that was computed last, under another name."""
         node = self.graph.nodes[-1]
         assert node.output[0] == self.name, "nothing reads it yet"
         node.name = node.output[0] = name
@@ -170,7 +156,7 @@ class _Value:
 
 
 def _route(values: dict[str | None, _Value], wire: Wire) -> _Value:
-    """What reaches a layer: the activations of its source, pooled and flattened."""
+    """Inputs of a layer: activations of its source, pooled and flattened."""
     value = values[wire.source]
     for module in wire.route:
         if isinstance(module, EarliestSpikePool2d):
@@ -192,12 +178,14 @@ def _skip(stage: Stage, network: NetworkGraph, values: dict[str | None, _Value])
     assert weights is not None
     if steps := skip_step(stage.skip.deliver(emitted).shape[1:], stage.shape):
         bounds = {"starts": [0, 0], "ends": [2**31 - 1] * 2, "axes": [2, 3], "steps": steps}
-        value = value.apply("Slice", *(graph.integers(f"{name}.skip.{key}", own) for key, own in bounds.items()))
+        value = value.apply(
+            "Slice", *(graph.constant(f"{name}.skip.{key}", own, np.int64) for key, own in bounds.items())
+        )
     if missing := stage.shape[0] - layer.skip:
         pads = [0] * (dimensions + 1) + [missing] + [0] * (dimensions - 2)
-        value = value.apply("Pad", graph.integers(f"{name}.skip.pads", pads))
-    beside = weights.detach().cpu().float().view(-1, *(1,) * (dimensions - 2)).numpy()
-    return value, graph.constant(f"{name}.skip.weight", beside)
+        value = value.apply("Pad", graph.constant(f"{name}.skip.pads", pads, np.int64))
+    beside = weights.view(-1, *(1,) * (dimensions - 2))
+    return value, graph.constant(f"{name}.skip.weight", as_array(beside))
 
 
 def _activations(layer: nn.Module, value: _Value, skip: tuple[_Value, _Value] | None) -> _Value:
@@ -218,7 +206,7 @@ def _any_time(layer: nn.Module, value: _Value, skip: tuple[_Value, _Value] | Non
         return (value / layer.max_value).clip()
     if isinstance(layer, AnalogEncoder | SignedEncoder):
         mean, std = (
-            value.graph.constant(f"{value.graph.layer}.{name}", getattr(layer, name).detach().cpu().numpy())
+            value.graph.constant(f"{value.graph.layer}.{name}", as_array(getattr(layer, name)))
             for name in ("mean", "std")
         )
         value = (value - mean) / std

@@ -1,10 +1,9 @@
-"""What both formats need: packages that only exporting needs, what a network is, and its weights."""
+"""Shared by both formats: imports of extras, metadata of a network, its weights as arrays."""
 
 import importlib
 import json
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -15,17 +14,11 @@ from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.trace import unwrapped
 from ttfs_triton.nn.weighted import WeightedLayer
 
+FORMAT_VERSION = 1
+
 
 def require(function: str, module: str, extra: str) -> ModuleType:
-    """Import a module of an extra.
-
-    Args:
-        function: who asks, for the message.
-        module: to import.
-        extra: of ttfs-triton, that installs it.
-    Raises:
-        RuntimeError: it is not installed.
-    """
+    """Import a module that an extra of ttfs-triton installs; RuntimeError, in the name of a function, without it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -34,38 +27,42 @@ def require(function: str, module: str, extra: str) -> ModuleType:
         ) from error
 
 
-def check_names(function: str, graph: NetworkGraph, class_names: Sequence[str] | None) -> list[str]:
-    """The class names, by default numbers.
+def metadata(
+    function: str,
+    network: nn.Module,
+    graph: NetworkGraph,
+    class_names: Sequence[str] | None,
+    dataset: str,
+    **more: str,
+) -> dict[str, str]:
+    """Metadata of a network, strings: configuration, class names, σ (by layer if several), `more`, grid.
 
-    Raises:
-        ValueError: in the name of `function`, as many as do not fit the network.
+    A network that is no `TTFSNetwork` has a line for each layer as its configuration. The default class names are
+    numbers; any other number of them than classes is a ValueError in the name of `function`.
     """
     names = [str(number) for number in range(graph.classes)] if class_names is None else list(class_names)
     if len(names) != graph.classes:
         raise ValueError(f"{function}: class_names must have one name a class ({graph.classes}); got {len(names)}.")
-    return names
-
-
-def configuration(network: nn.Module, graph: NetworkGraph) -> dict[str, Any]:
-    """What the network is, as JSON values: the configuration of a `TTFSNetwork`, or a line for each layer."""
     config = getattr(unwrapped(network), "config", None)
-    if isinstance(config, NetworkConfig):
-        return config.to_dict()
-    return {"image_shape": list(graph.image_shape), "classes": graph.classes, "layers": graph.describe()}
-
-
-def persistence(graph: NetworkGraph) -> str:
-    """σ of the neurons; several, by layer, as JSON."""
-    if len(graph.persistences) == 1:
-        return repr(graph.persistences[0])
-    return json.dumps({stage.name: stage.neuron.psp_persistence for stage in graph.stages if stage.neuron is not None})
+    built = {"image_shape": list(graph.image_shape), "classes": graph.classes, "layers": graph.describe()}
+    sigmas = {stage.name: stage.neuron.psp_persistence for stage in graph.stages if stage.neuron is not None}
+    return {
+        "format_version": str(FORMAT_VERSION),
+        "network": json.dumps(config.to_dict() if isinstance(config, NetworkConfig) else built),
+        "class_names": json.dumps(names, ensure_ascii=False),
+        "dataset": dataset,
+        "psp_persistence": repr(graph.persistences[0]) if len(graph.persistences) == 1 else json.dumps(sigmas),
+        **more,
+        **({} if graph.grid is None else {"grid": json.dumps(graph.grid.to_dict())}),
+    }
 
 
 def synapse_arrays(layer: WeightedLayer) -> tuple[np.ndarray, np.ndarray | None]:
     """Weights [C_out, ...] and initial potentials [C_out], or None, of `plain_synapses`, float32, contiguous."""
     weight, bias = plain_synapses(layer)
-    return _array(weight), None if bias is None else _array(bias)
+    return as_array(weight), None if bias is None else as_array(bias)
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.cpu().float().contiguous().numpy()
+def as_array(tensor: Tensor) -> np.ndarray:
+    """The tensor as float32."""
+    return tensor.detach().cpu().float().contiguous().numpy()

@@ -1,27 +1,43 @@
-"""`recipes/frontier.py`: one command that sweeps and goes on with what was begun."""
+"""`recipes/frontier.py`: measures every network, trains and measures every point, and goes on with what was begun."""
 
 from __future__ import annotations
 
+import copy
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from typing import Any
 
+from accelerate import Accelerator
 from rich.console import Console
+from torch import nn
 
 from ttfs_triton.command_line import run_command
+from ttfs_triton.convert.calibrate_grid import calibrate_grid
+from ttfs_triton.data.images import draw_images
+from ttfs_triton.evaluation import load_network
 from ttfs_triton.evaluation.output import command_line
-from ttfs_triton.frontier.options import FrontierOptions
-from ttfs_triton.frontier.plan import check_points, make_plan, outline
-from ttfs_triton.frontier.sweep import Rows, Sweep
+from ttfs_triton.frontier.measure import Bench, Found, Measured, summary_row
+from ttfs_triton.frontier.options import FAULTS, FrontierOptions
+from ttfs_triton.frontier.plan import PlannedNetwork, PlannedPoint, check_points, make_plan, outline
+from ttfs_triton.hardware import Counts
+from ttfs_triton.nn import Grid
+from ttfs_triton.nn.faults import Faults
 from ttfs_triton.report.frontier_page import write_frontier_page
-from ttfs_triton.report.frontier_table import write_table
+from ttfs_triton.report.frontier_table import FREE, FrontierRow, write_table
 from ttfs_triton.scoring import device_name, versions
-from ttfs_triton.train import Interrupted
-from ttfs_triton.train.build import load_data
+from ttfs_triton.train import Interrupted, NonFiniteLossError, train
+from ttfs_triton.train.build import RunData, load_data, split_data
 from ttfs_triton.train.device import make_accelerator
 from ttfs_triton.train.run_folder import FolderLock
 
 NAME = "frontier"
+
+# Training images that a network is calibrated on for a grid, as recipes/calibrate.py has it.
+CALIBRATION_IMAGES = 512
+
+Rows = list[FrontierRow]
 
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
@@ -87,3 +103,120 @@ def run(options: FrontierOptions) -> Rows:
         lines = "\n".join(f"  {name}: {why}" for name, why in sweep.failed.items())
         raise RuntimeError(f"frontier: all points must be trained to the end; these were not:\n{lines}")
     return sweep.rows
+
+
+class Sweep:
+    """Measures networks, trains and measures their points; `write` is called with all rows whenever there are new ones.
+
+    Attributes:
+        rows: so far.
+        failed: points that could not be trained to the end, with why.
+    """
+
+    def __init__(
+        self,
+        options: FrontierOptions,
+        accelerator: Accelerator,
+        say: Callable[[str], None],
+        write: Callable[[Rows], None],
+    ) -> None:
+        self.options, self.accelerator, self.say, self.write = options, accelerator, say, write
+        self.measured = Measured(options.output_dir / "measured.json")
+        self.rows: Rows = []
+        self.failed: dict[str, str] = {}
+
+    def run(self, network: PlannedNetwork, data: RunData) -> None:
+        """Do all that is asked of one network."""
+        loaded, bench = network.loaded, Bench(self.options, data.test, self.accelerator)
+        free = FrontierRow.of(network.name, FREE, loaded.network.graph.grid, weights_sha256=loaded.files.sha256)
+        self._score(free, bench, lambda: loaded.network)
+        self._measure(loaded.network, self.rows[-1], bench, FAULTS)
+        for point, grid in self.options.grids().items():
+            row = FrontierRow.of(network.name, point.name, grid, trained=False, weights_sha256=loaded.files.sha256)
+            self._score(row, bench, lambda g=grid: self._calibrated(network, g, data))
+        for planned in network.points:
+            if self._train(network, planned, data):
+                self._trained(network, planned, bench)
+
+    def _score(self, row: FrontierRow, bench: Bench, network: Callable[[], nn.Module]) -> None:
+        """Add the row of a network, which is scored unless it has been."""
+        key = _key(row, bench) | {"steps": row.time_steps or self.options.steps, "calibrated": not row.trained}
+        self._add([bench.price(self.measured.get(key, lambda: bench.score(network(), row)))])
+
+    def _calibrated(self, network: PlannedNetwork, grid: Grid, data: RunData) -> nn.Module:
+        """The network on a grid without training."""
+        model = copy.deepcopy(network.loaded.network).to(self.accelerator.device)
+        images = draw_images(data.train, CALIBRATION_IMAGES, network.config.seed, data.train_indices)
+        calibrate_grid(model.network, images.to(self.accelerator.device), grid)
+        return model
+
+    def _measure(self, network: nn.Module, row: FrontierRow, bench: Bench, kinds: tuple[str, ...]) -> None:
+        """Add rows of a network with faults of some kinds, and by deadline."""
+        key = _key(row, bench)
+        asked = [faults for kind in kinds for faults in self.options.faults(kind)]
+        for faults in [Faults(), *asked] if asked else []:  # without any, in the same simulation: where curves begin
+            what = {"faults": faults.text(), "seed": self.options.fault_seed, "steps": self.options.steps}
+            found = self.measured.get(key | what, lambda f=faults: Found((bench.with_faults(network, row, f),)))
+            self._add(found.rows)
+        if self.options.deadlines:
+            self._add(self.measured.get(key | {"deadlines": True}, lambda: bench.in_time(network, row)).rows)
+
+    def _train(self, network: PlannedNetwork, planned: PlannedPoint, data: RunData) -> bool:
+        """Train a point unless that has been done; whether it has been, to the end."""
+        if planned.ended:
+            return True
+        self.say(f"\n{network.name}: {planned.point.name}")
+        try:
+            split = split_data(data.train, data.test, planned.config)
+            train(planned.config, planned.point.folder, data=split, again="the same command")
+        except NonFiniteLossError as error:
+            self.failed[f"{network.name}, {planned.point.name}"] = str(error)
+            return False
+        return True
+
+    def _trained(self, network: PlannedNetwork, planned: PlannedPoint, bench: Bench) -> None:
+        """Add the rows of a point that has been trained."""
+        path, summary = planned.folder.path, planned.folder.read_summary()
+        assert summary is not None, "it has ended"
+        loaded = load_network(path, self.options.network)
+        row = FrontierRow.of(
+            network.name,
+            planned.point.name,
+            loaded.network.graph.grid,
+            weights_sha256=loaded.files.sha256,
+            folder=str(path.relative_to(self.options.output_dir)),
+            date=bench.stamp()["date"],
+        )
+        row, counts = summary_row(summary, row), Counts.from_dict(summary["counts"])
+        key = _key(row, bench) | {"steps": row.time_steps or self.options.steps}
+        self._add([bench.price(self.measured.get(key, lambda: bench.simulated(loaded.network, row, counts)))])
+        kinds = tuple(key for key, _ in planned.point.keys if key in FAULTS)
+        self._measure(loaded.network, row, bench, kinds)
+
+    def _add(self, rows: Sequence[FrontierRow]) -> None:
+        self.rows += rows
+        for row in rows:
+            if row.kind != "deadline":
+                self.say(line(row))
+        self.write(self.rows)
+
+
+def line(row: FrontierRow) -> str:
+    """A row in words."""
+    parts = [f"{row.network}, {row.point}" + ("" if row.trained else ", calibrated")]
+    parts += [f"{name} {getattr(row, name):g}" for name in FAULTS if getattr(row, name)]
+    parts.append(f"accuracy {row.accuracy:.2%}")
+    if row.cost is not None and row.goal is not None:
+        what = "activity" if row.target == "sparsity" else row.target
+        parts.append(f"{what} {row.cost:.4g} for {row.goal:g}" + ("" if row.reached else ", not reached"))
+    if row.sparsity is not None and not (row.target == "sparsity" and math.isclose(row.cost or 0.0, row.sparsity)):
+        parts.append(f"activity {row.sparsity:.4f}")
+    if row.same_decisions is not None:
+        parts.append(f"{row.same_decisions:,} of {row.images:,} decided alike in simulation")
+    return ", ".join(parts)
+
+
+def _key(row: FrontierRow, bench: Bench) -> dict[str, Any]:
+    """Key of a network's measurements: all that they depend on but the question."""
+    own = {"network": row.network, "point": row.point}
+    return own | {"weights": row.weights_sha256, "images": bench.data.fingerprint}

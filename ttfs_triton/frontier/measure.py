@@ -1,29 +1,24 @@
-"""Rows of a frontier: what one network does on the test images, as it is, on a faulty chip, in time."""
+"""Measurements of a network on the test images: as it is, on a faulty chip, by deadline; and their cache."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from ttfs_triton.atomic import write_json
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.frontier.options import GRID, FrontierOptions
-from ttfs_triton.hardware import (
-    Counts,
-    LayerActivity,
-    Run,
-    RunOptions,
-    Simulation,
-    counting,
-    simulate,
-    simulate_at,
-    simulated_run,
-)
+from ttfs_triton.hardware import Counts, Run, Simulation, counting, simulate, simulate_at, simulated_run
 from ttfs_triton.hardware.energy.compare import STEPS
 from ttfs_triton.nn import network_graph
 from ttfs_triton.nn.decision import logits_and_decision
@@ -36,8 +31,9 @@ BITS = 8
 """Bits of a weight, of networks without a grid that are simulated."""
 
 
-class Found(NamedTuple):
-    """What was measured of a network.
+@dataclass(frozen=True)
+class Found:
+    """Measurements of a network.
 
     Attributes:
         rows: without prices, which may change.
@@ -45,48 +41,41 @@ class Found(NamedTuple):
         runs: simulations that are priced, the first one at the row's steps.
     """
 
-    rows: Sequence[FrontierRow]
+    rows: tuple[FrontierRow, ...]
     counts: Counts | None = None
-    runs: Sequence[Run] = ()
+    runs: tuple[Run, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "rows": [row.to_dict() for row in self.rows],
-            "counts": None if self.counts is None else self.counts.to_dict(),
-            "runs": [
-                {
-                    "steps": options.steps,
-                    "counts": replace(counts, spikes_by_sample=(), synaptic_operations_by_sample=()).to_dict(),
-                    "activity": [asdict(layer) for layer in options.activity or ()],
-                }
-                for counts, options in self.runs
-            ],
-        }
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Found:
-        """What `to_dict` gave."""
-        runs = [
-            Run(
-                Counts.from_dict(run["counts"]),
-                RunOptions(run["steps"], gating=True, activity=tuple(LayerActivity(**one) for one in run["activity"])),
-            )
-            for run in values["runs"]
-        ]
-        counts = None if values["counts"] is None else Counts.from_dict(values["counts"])
-        return cls([FrontierRow(**row) for row in values["rows"]], counts, runs)
+_FOUND = TypeAdapter(Found)
+
+
+class Measured:
+    """Cache of measurements in a file: the test images are scored once for each network and setting."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._found: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        except ValueError as error:
+            raise ValueError(
+                f"frontier: {path} must hold what was measured; it is damaged ({error}). Remove it: all is measured "
+                "again, nothing trained again."
+            ) from error
+
+    def get(self, key: Mapping[str, Any], measure: Callable[[], Found]) -> Found:
+        """The measurements of a key; made now if they are not there, or of an earlier version."""
+        text = json.dumps(key, sort_keys=True)
+        with suppress(KeyError, ValidationError):
+            return _FOUND.validate_json(json.dumps(self._found[text]))
+        found = measure()
+        self._found[text] = _FOUND.dump_python(found, mode="json")
+        write_json(self.path, self._found)
+        return found
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how networks are measured.
-
-    Attributes:
-        options: of the sweep: chips, time steps of networks without a grid, seed of faulty chips.
-        data: test images.
-        accelerator: whose device runs networks.
-    """
+    """Test images, device and options (chips, time steps, seed of faulty chips) that networks are measured with."""
 
     options: FrontierOptions
     data: ImageData
@@ -112,11 +101,14 @@ class Bench:
         networks are compared at them, at all of `STEPS`.
         """
         network.to(self.accelerator.device)
-        free = row.time_steps is None
-        steps = (self.options.steps, *STEPS) if row.time_steps is None else (row.time_steps,)
-        found = simulate_at(network, self.batches, steps, weight_bits=BITS if free else "network")
-        row = row if free else self._compared(network, row, found[0])
-        return Found([row], counts, [simulated_run(each) for each in found])
+        if row.time_steps is None:
+            found = simulate_at(network, self.batches, (self.options.steps, *STEPS), weight_bits=BITS)
+        else:
+            found = [simulate(network, self.batches)]
+            row = self._compared(network, row, found[0])
+        brief = {"spikes_by_sample": (), "synaptic_operations_by_sample": ()}  # the file keeps sums
+        runs = [Run(replace(own, **brief), options) for own, options in map(simulated_run, found)]
+        return Found((row,), counts, tuple(runs))
 
     def _compared(self, network: nn.Module, row: FrontierRow, simulated: Simulation) -> FrontierRow:
         """The row with how many images network and simulation decide alike."""
@@ -128,34 +120,25 @@ class Bench:
         first = torch.cat([decision.prediction.cpu() for _, decision in found])
         return replace(
             row,
-            same_decisions=int((ours == simulated.predictions.cpu()).sum()),
-            same_first_spike_decisions=int((first == simulated.first_spike_predictions.cpu()).sum()),
+            same_decisions=int((ours == simulated.predictions).sum()),
+            same_first_spike_decisions=int((first == simulated.first_spike_predictions).sum()),
         )
 
     def stamp(self) -> dict[str, str]:
-        """Who measures, and when."""
-        return {
-            "device": device_name(self.accelerator.device),
-            "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-        }
+        """Device and date of a measurement."""
+        date = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+        return {"device": device_name(self.accelerator.device), "date": date}
 
     def price(self, found: Found) -> FrontierRow:
-        """The row with what the network does, and costs."""
+        """The row with operations and energies."""
         assert found.counts is not None, "scoring counts"
         return with_costs(found.rows[0], found.counts, found.runs, self.options.chip)
 
     def with_faults(self, network: nn.Module, row: FrontierRow, faults: Faults) -> FrontierRow:
         """A row of the same network on a faulty chip, simulated."""
         network.to(self.accelerator.device)
-        free = row.time_steps is None
-        found = simulate(
-            network,
-            self.batches,
-            steps=self.options.steps if free else "network",
-            weight_bits=BITS if free else "network",
-            faults=faults,
-            seed=self.options.fault_seed,
-        )
+        free: dict[str, Any] = {"steps": self.options.steps, "weight_bits": BITS} if row.time_steps is None else {}
+        found = simulate(network, self.batches, faults=faults, seed=self.options.fault_seed, **free)
         assert found.accuracy is not None, "test images have labels"
         return replace(
             identity(row),
@@ -168,14 +151,14 @@ class Bench:
             **self.stamp(),
         )
 
-    def in_time(self, network: nn.Module, row: FrontierRow) -> list[FrontierRow]:
+    def in_time(self, network: nn.Module, row: FrontierRow) -> Found:
         """Rows of the same network by deadline."""
         network.to(self.accelerator.device)
         row = replace(identity(row), kind="deadline", **self.stamp())
-        return [
-            replace(row, deadline=found.deadline, decision_time=found.time, accuracy=found.accuracy)
-            for found in deadline_curve(output_spikes(network, self.batches, self.data.shape[1:]))
-        ]
+        curve = deadline_curve(output_spikes(network, self.batches, self.data.shape[1:]))
+        return Found(
+            tuple(replace(row, deadline=at.deadline, decision_time=at.time, accuracy=at.accuracy) for at in curve)
+        )
 
 
 def identity(row: FrontierRow) -> FrontierRow:

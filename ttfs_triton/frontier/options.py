@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -28,9 +28,7 @@ class Point:
     """What a network is trained for: a target, a grid, faults, or several of them.
 
     Attributes:
-        keys: pairs of a key of `KEYS` and its value, in the order of `KEYS`.
-    Raises:
-        ValueError: no keys, one twice, or one that makes no point.
+        keys: pairs of a key of `KEYS` and its value, in that order; each once, and not of `TRAINING` alone.
     Example:
         >>> Point.parse("time_steps=8+target_sparsity=0.15").name
         'target_sparsity=0.15+time_steps=8'
@@ -55,11 +53,7 @@ class Point:
 
     @classmethod
     def parse(cls, text: str) -> Point:
-        """A point from "KEY=VALUE+KEY=VALUE".
-
-        Raises:
-            ValueError: anything else.
-        """
+        """A point from "KEY=VALUE+KEY=VALUE"; anything else is a ValueError."""
         pairs = [part.partition("=") for part in text.split("+")]
         if not all(key and value for key, _, value in pairs):
             raise ValueError(f"a point must read KEY=VALUE, or KEY=VALUE+KEY=VALUE; got {text}")
@@ -83,7 +77,7 @@ class Point:
 
 
 def as_number(text: str) -> int | float | str:
-    """The number that a text is, else the text."""
+    """The text as a number if it is one."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -176,12 +170,9 @@ class FrontierOptions(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        if self.weight_bits and not self.time_steps:
-            raise ValueError("weight_bits needs time_steps: a chip's neurons run on a clock; 64 steps lose nothing")
-        if self.state_bits is not None and not self.time_steps:
-            raise ValueError("state_bits needs time_steps")
-        if self.train_grids and not self.time_steps:
-            raise ValueError("train_grids needs time_steps, to train on")
+        for name in ("weight_bits", "state_bits", "train_grids"):
+            if getattr(self, name) and not self.time_steps:
+                raise ValueError(f"{name} needs time_steps: a grid has a clock; 64 steps lose nothing")
         if self.train_faults and not any(getattr(self, name) for name in FAULTS):
             raise ValueError(f"train_faults needs faults to train with: {', '.join(FAULTS)}")
         self.grids()
@@ -189,17 +180,13 @@ class FrontierOptions(BaseModel):
         return self
 
     def grids(self) -> dict[Point, Grid]:
-        """On which the network is calibrated, by their points: all pairs of time steps and weight bits."""
-        bits: Iterable[int | None] = self.weight_bits or (None,)
-        points = [
-            Point.of(time_steps=steps, weight_bits=each, state_bits=self.state_bits)
-            for each in bits
-            for steps in self.time_steps
-        ]
+        """Grids that the network is calibrated for, by point: all pairs of time steps and weight bits."""
+        pairs = product(self.weight_bits or (None,), self.time_steps)
+        points = [Point.of(time_steps=steps, weight_bits=bits, state_bits=self.state_bits) for bits, steps in pairs]
         return {point: Grid(**dict(point.keys)) for point in points}
 
     def faults(self, kind: str | None = None) -> list[Faults]:
-        """That are simulated, of one kind or of all."""
+        """Faults that are simulated, of one kind or of all."""
         kinds = FAULTS if kind is None else (kind,)
         return [Faults(**{name: value}) for name in kinds for value in getattr(self, name)]
 
@@ -208,6 +195,6 @@ class FrontierOptions(BaseModel):
         found = [Point.of(**{key: as_number(value)}) for key in TARGETS for value in getattr(self, key)]
         if self.train_grids:
             found += self.grids()
-        if self.train_faults:
-            found += [Point.of(**{name: value}) for name in FAULTS for value in getattr(self, name)]
+        faults = FAULTS if self.train_faults else ()
+        found += [Point.of(**{name: value}) for name in faults for value in getattr(self, name)]
         return list(dict.fromkeys([*found, *map(Point.parse, self.points)]))

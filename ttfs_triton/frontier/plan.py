@@ -46,13 +46,7 @@ _OWN = {
 
 @dataclass(frozen=True)
 class PlannedPoint:
-    """A point that is to be trained, or that has been.
-
-    Attributes:
-        point: what for.
-        folder: of its run.
-        config: of its run; it says to go on if the run has begun.
-    """
+    """A point that is to be trained, or that has been; its run's `config` says to go on if the run has begun."""
 
     point: Point
     folder: RunFolder
@@ -66,13 +60,11 @@ class PlannedPoint:
 
 @dataclass(frozen=True)
 class PlannedNetwork:
-    """A network of the sweep and its points.
+    """A network of the sweep and the points that are trained.
 
     Attributes:
         name: of folders and rows.
-        loaded: the network.
         config: of a run that would go on as before: it says which images are read, and how.
-        points: that are trained.
     """
 
     name: str
@@ -85,8 +77,7 @@ def make_plan(options: FrontierOptions) -> list[PlannedNetwork]:
     """The networks and their points, checked as far as that needs no images.
 
     Raises:
-        LoadError, HubError: no such network.
-        ValueError: networks of one name, unknown chips.
+        LoadError, HubError, ValueError: no such network or chip, networks of one name.
         ConfigError: points that no run can be made of, or whose folders hold other runs; names all of them.
     """
     for chip in options.chip:
@@ -140,10 +131,6 @@ def _planned(settings: dict[str, object], point: Point, path: Path) -> PlannedPo
 def check_points(network: PlannedNetwork, data: RunData, accelerator: Accelerator) -> None:
     """Refuse points that are impossible with this network and these images, before any training.
 
-    Args:
-        network: with its points; those that have ended are not looked at.
-        data: its images.
-        accelerator: whose device may calibrate.
     Raises:
         ConfigError: targets out of reach, grids that cannot hold the network, ...; names all points.
     """
@@ -170,40 +157,32 @@ def check_points(network: PlannedNetwork, data: RunData, accelerator: Accelerato
 
 
 def outline(networks: Sequence[PlannedNetwork]) -> list[str]:
-    """What is to be trained, in lines."""
+    """Lines that list the points to be trained."""
     lines = []
     for network in networks:
         left = [planned for planned in network.points if not planned.ended]
         begun = sum(planned.folder.is_run() for planned in left)
-        lines.append(
-            f"{network.name}: {len(network.points)} points, {len(left)} to train"
-            + (f", {begun} of them begun" if begun else "")
-        )
+        more = f", {begun} of them begun" if begun else ""
+        lines.append(f"{network.name}: {len(network.points)} points, {len(left)} to train{more}")
         lines += [f"  {planned.point.name}, {planned.config.epochs} epochs" for planned in left]
     return lines
 
 
 def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) -> dict[str, Any]:
-    """Keys of a run that goes on from a network as it was trained, with what the options say.
+    """Keys of a run that goes on from a network, named by the user, as it was trained, with what the options say.
 
-    Args:
-        source: as the user named the network.
-        loaded: the network.
-        options: of the sweep.
     Raises:
         ConfigError: a configuration file that cannot be read.
     """
-    files = loaded.files
+    files, values = loaded.files, dict[str, Any]()
     if files.run is not None and (files.run / "config.yaml").is_file():
         values = without_retired(read_yaml(files.run / "config.yaml"))
     elif files.bundled:
         values = without_retired(bundled_facts(source.removeprefix(PREFIX))["training"]["settings"])
-    else:
-        values = {}
     values |= _OWN | {"cpu": options.cpu}
-    if isinstance(loaded.description.network, NetworkConfig):
-        known = _network_keys(loaded.description.network)
-        values = known | values | {"weight_standardisation": known["weight_standardisation"]}  # it may have been folded
+    if isinstance(network := loaded.description.network, NetworkConfig):
+        values = _network_keys(network) | values
+        values["weight_standardisation"] = network.weight_standardisation  # it may have been folded
     else:
         values["network"] = options.network
     values["dataset"] = values.get("dataset") or loaded.description.dataset
@@ -222,11 +201,7 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
 
 
 def point_config(settings: dict[str, Any], point: Point | None, folder: Path) -> TrainConfig:
-    """The run that trains a point; without a point, the run that would go on as before.
-
-    Raises:
-        ConfigError: keys that exclude each other, or values out of range; names each.
-    """
+    """The run that trains a point; without a point, the run that would go on as before. Raises ConfigError."""
     values = settings | ({} if point is None else point.values()) | {"output_dir": folder}
     if values.get("batch_norm") and values.get("time_steps") is not None:  # on a grid it is folded
         values |= {"batch_norm": False, "weight_standardisation": False}
@@ -235,15 +210,6 @@ def point_config(settings: dict[str, Any], point: Point | None, folder: Path) ->
 
 def _network_keys(config: NetworkConfig) -> dict[str, Any]:
     """Keys that build the network again."""
-    return {
-        "model": config.specification,
-        "width": config.width,
-        "encoder": config.encoder,
-        "readout": config.readout,
-        "bias": config.bias,
-        "weight_standardisation": config.weight_standardisation,
-        "batch_norm": config.batch_norm,
-        "dropout": config.dropout,
-        "initial_gain": config.initial_gain,
-        **dataclasses.asdict(config.neuron),
-    }
+    same = ("width", "encoder", "readout", "bias", "weight_standardisation", "batch_norm", "dropout", "initial_gain")
+    own = {name: getattr(config, name) for name in same}
+    return {"model": config.specification, **own, **dataclasses.asdict(config.neuron)}

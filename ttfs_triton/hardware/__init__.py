@@ -2,8 +2,7 @@
 
 from ttfs_triton.hardware.counts.counter import count, counting
 from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerActivity, LayerCounts
-from ttfs_triton.hardware.energy.chip import Capacity, Chip, Memory
-from ttfs_triton.hardware.energy.chip_files import available_chips, load_chip
+from ttfs_triton.hardware.energy.chip import Capacity, Chip, Memory, available_chips, load_chip
 from ttfs_triton.hardware.energy.compare import (
     PUBLISHED,
     BreakEven,
@@ -15,13 +14,12 @@ from ttfs_triton.hardware.energy.compare import (
     fair_chip,
     verdict,
 )
-from ttfs_triton.hardware.energy.estimate import Estimate, Swing, Term, sensitivity
+from ttfs_triton.hardware.energy.estimate import Estimate, Run, RunOptions, Swing, Term, sensitivity
 from ttfs_triton.hardware.energy.models import RateCode, dense_ann, estimate, rate_coded, zero_skipping_ann
 from ttfs_triton.hardware.energy.prices import Price, Range
-from ttfs_triton.hardware.energy.run_options import Run, RunOptions
-from ttfs_triton.hardware.simulated import simulate_at, simulated_run
+from ttfs_triton.hardware.simulated import simulated_run
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
-from ttfs_triton.hardware.simulation.simulator import simulate
+from ttfs_triton.hardware.simulation.simulator import simulate, simulate_at
 from ttfs_triton.hardware.simulation.sweep import Sweep, SweepRow, sweep
 
 __all__ = [

@@ -15,17 +15,16 @@ from torch import nn
 
 from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerCounts
 from ttfs_triton.hardware.counts.synapses import fan_out
-from ttfs_triton.hardware.energy.chip import Chip
-from ttfs_triton.hardware.energy.chip_files import as_chip
+from ttfs_triton.hardware.energy.chip import Chip, as_chip
+from ttfs_triton.hardware.energy.estimate import RunOptions
 from ttfs_triton.hardware.energy.models import estimate
-from ttfs_triton.hardware.energy.run_options import RunOptions
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.weighted import WeightedConv2d
 
 
 @dataclass(frozen=True)
 class EventWeights:
-    """What one event of a layer costs.
+    """Cost of one event of a layer, by its kind.
 
     Attributes:
         operation: a synaptic operation: a spike at one of the layer's synapses.
@@ -44,7 +43,7 @@ class EventWeights:
 
 @dataclass(frozen=True)
 class Cost:
-    """A cost of one sample that is linear in what happens in a network.
+    """A cost of one sample: a constant plus a weight times the number of each kind of event.
 
     Attributes:
         name: in words.
@@ -75,12 +74,8 @@ class Cost:
     def bounds(self, counts: Counts, graph: NetworkGraph) -> tuple[float, float]:
         """Lower and upper bound of the cost of any network of this shape for these inputs.
 
-        For the bounds, each neuron does what costs least, or most: it is silent, or fires at its window's start or end.
-        A spike may save updates of its neuron; its operations in the next layer are charged against that.
-
-        Args:
-            counts: of the network.
-            graph: of the same network.
+        Each neuron does what costs least, or most: it is silent, or fires at its window's start or end. A spike may
+        save updates of its neuron; its operations in the next layer are charged against that.
         """
         first = counts.layers[0]
         fixed = self.weights(first.name).operation * first.synaptic_operations  # of the images
@@ -117,13 +112,9 @@ class Cost:
 
 
 def sparsity_cost(counts: Counts, layer: str | None = None) -> Cost:
-    """Spikes over neurons: of all hidden layers, as `Counts.sparsity`, or of one.
+    """Spikes over neurons: of all hidden layers, as `Counts.sparsity`, or of the one of this name.
 
-    Args:
-        counts: of the network; only its shape is used.
-        layer: name of a hidden layer.
-    Raises:
-        ValueError: there is no such layer.
+    Only the shape in `counts` is used. A layer that is not there is a ValueError.
     """
     chosen = _chosen("sparsity_cost", [found for found in counts.layers if found.kind != "readout"], layer)
     neurons = sum(found.neurons for found in chosen)
@@ -133,14 +124,10 @@ def sparsity_cost(counts: Counts, layer: str | None = None) -> Cost:
 def operations_cost(counts: Counts, layer: str | None = None) -> Cost:
     """Synaptic operations over the products of the same layers in a dense ANN: of all layers that read spikes, or one.
 
-    A spike counts for its true fan-out behind pooling, so nothing into padding. A first layer that reads real values
-    multiplies them densely, whatever fires, and is on neither side.
-
-    Args, Raises: as of `sparsity_cost`; `layer` is the one in which the operations are, the readout included.
+    A first layer that reads real values multiplies them densely, whatever fires, and is on neither side. Arguments and
+    errors are those of `sparsity_cost`; `layer` is the one in which the operations are, the readout included.
     """
-    chosen = _chosen(
-        "operations_cost", [found for found in counts.layers if found.kind in ("spiking", "readout")], layer
-    )
+    chosen = _chosen("operations_cost", [found for found in counts.layers if found.kind != "analog"], layer)
     synapses = sum(found.synapses for found in chosen)
     return Cost("operations", 0.0, {found.name: EventWeights(operation=1 / synapses) for found in chosen})
 
@@ -155,8 +142,8 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
         counts: of a spiking network; only its shape is used.
         chip, options: as of `estimate`; no `activity`.
     Raises:
-        ValueError: an unknown chip; one that has no price for synaptic operations, or for the multiplications of a
-            first layer that reads real values.
+        ValueError: a chip without a price for synaptic operations, or for multiplications of a first layer that reads
+            real values.
     """
     chip = as_chip(chip)
     unpriced = {
@@ -166,7 +153,7 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
     }
     if unpriced:
         raise ValueError(
-            f"energy_cost: chip must price what layers do with what arrives; {chip.name} has no price for "
+            f"energy_cost: chip must price synaptic operations and multiplications; {chip.name} has no price for "
             f"{', '.join(sorted(unpriced))}. Choose another chip."
         )
     layers = tuple(replace(layer, driven_time=None, undriven_time=None) for layer in counts.averages())
@@ -185,16 +172,8 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
         layers[place] = replace(layers[place], **{event: getattr(layers[place], event) + 1.0})
         return energy_uj(replace(idle, layers=tuple(layers))) - base
 
-    events = {
-        layer.name: EventWeights(
-            operation=more(place, "synaptic_operations"),
-            spike=more(place, "spikes"),
-            delivered=more(place, "spikes_delivered"),
-            spike_time=more(place, "summed_spike_time"),
-            saturated=more(place, "saturated"),
-        )
-        for place, layer in enumerate(idle.layers)
-    }
+    keys = ("synaptic_operations", "spikes", "spikes_delivered", "summed_spike_time", "saturated")  # `EventWeights`
+    events = {layer.name: EventWeights(*(more(place, key) for key in keys)) for place, layer in enumerate(idle.layers)}
     first = idle.layers[0]
     constant = base - events[first.name].operation * first.synaptic_operations
     input_spike = energy_uj(replace(idle, input=InputCounts(spikes=1))) - base

@@ -1,4 +1,4 @@
-"""What is published: the model card with metadata and results, and the other files, each made here, none copied."""
+"""The files that are published: model card, metadata, results, configuration and weights. None is copied from a run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,30 @@ from huggingface_hub import (
 )
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ttfs_triton.hub.energy import CARD_CHIPS, CARD_HEADERS, CARD_STEPS, card_rows, card_verdict
+from ttfs_triton.hardware import Counts, RunOptions, dense_ann, estimate, fair_chip, load_chip, verdict
 from ttfs_triton.hub.facts import ModelFacts, Results
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, ModelDescription
 from ttfs_triton.model.files import model_bytes
 from ttfs_triton.model.hub import REPOSITORY
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import WEIGHTS
+from ttfs_triton.report.energy_tables import not_in_it
 from ttfs_triton.report.page import READOUTS
-from ttfs_triton.wording import interval, number, percent, small_percent
+from ttfs_triton.wording import energy_range, interval, number, percent, small_percent
 
+# The same arithmetic with memory and without, then chips that price synaptic operations.
+CARD_CHIPS = ("lemaire45:int8", "horowitz45:int8", "anp_i", "odin", "loihi")
+CARD_STEPS = 32
+CARD_HEADERS = (
+    "chip",
+    "with memory",
+    "dense ANN with memory",
+    "by arithmetic alone",
+    "dense ANN by arithmetic alone",
+    "all that has a price",
+    "weakest price",
+    "excluded: no published price, or no count (why)",
+)
 RESULTS_FILE = ".eval_results/ttfs-triton.yaml"
 ALLOWED = (WEIGHTS, CONFIG, "README.md", RESULTS_FILE, "training.yaml", "metrics.jsonl")
 
@@ -44,7 +58,7 @@ def render_card(
         license: of the model, by the Hub's short name; None states none.
         chips: to price the counts on.
     Raises:
-        ValueError: an unknown chip, or metadata that are no YAML.
+        ValueError: an unknown chip.
     """
     environment = Environment(
         loader=PackageLoader("ttfs_triton.hub", "."),
@@ -112,25 +126,25 @@ def eval_results(facts: ModelFacts) -> str | None:
 
 
 def is_complete(facts: ModelFacts) -> bool:
-    """Whether all test images were scored, as far as is known."""
+    """Whether, as far as known, all test images were scored."""
     if facts.results is None or facts.results.limited:
         return False
     return facts.data.test_images in (None, facts.results.images)
 
 
 def words(text: Any) -> str:
-    """Text of others inside a card: one line, without marks that would end a table cell, a link or a code span."""
+    """Others' text for a card: one line, its Markdown escaped."""
     line = " ".join(str(text).split())
     return "".join("\\" + mark if mark in "\\`*_[]<>|#" else mark for mark in line)
 
 
 def code(text: Any) -> str:
-    """Text of others inside a code span: one line, without backticks."""
+    """Others' text for a code span: one line, without backticks."""
     return " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
 
 
 def code_block(text: str) -> str:
-    """Text of others inside a fenced block, which it cannot end."""
+    """Others' text for a fenced block, without fences."""
     return text.replace("```", "").strip()
 
 
@@ -144,7 +158,8 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
         "repo_id": repo_id,
         "license": license,
         "paper": PAPER,
-        "version": facts.versions.get(LIBRARY, facts.model.description.library.get("version", "")),
+        "version": facts.training.get("versions", {}).get(LIBRARY, facts.model.description.library.get("version", "")),
+        "training": facts.training,
         "config": network,
         "grid": graph.grid,
         "own": isinstance(network, OwnNetwork),
@@ -162,16 +177,26 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
         "results": results,
         "complete": is_complete(facts),
         "interval": None if results is None else interval(results.accuracy, results.images),
+        "counts": counts,
         "total": None if counts is None else counts.total(),
-        "samples": None if counts is None else counts.samples,
-        "energy": None if counts is None else card_rows(counts, chips, steps),
         "energy_headers": CARD_HEADERS,
-        "verdict": None if counts is None else card_verdict(counts, chips, steps),
+        **({} if counts is None else _energy(counts, chips, RunOptions(steps=steps, gating=True))),
         "steps": steps,
         "facts": facts,
         "settings": _settings(facts),
         "base": facts.model.description.base_model,
     }
+
+
+def _energy(counts: Counts, chips: Sequence[str], options: RunOptions) -> dict[str, Any]:
+    """Rows of the table by `CARD_HEADERS`, with what each rests on, and the sentences of terminal and page."""
+    rows = []
+    for chip in map(load_chip, chips):
+        found, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
+        sums = (found.memory_included, dense.memory_included, found.compute_only, dense.compute_only, found.total)
+        cells = (chip.name, *map(energy_range, sums), found.status or "–", not_in_it(found))
+        rows.append({"cells": cells, "lines": (*found.assumptions, *found.warnings)})
+    return {"energy": rows, "verdict": verdict(counts, fair_chip(counts, chips, options), options).sentences()}
 
 
 def _settings(facts: ModelFacts) -> str:
@@ -202,14 +227,9 @@ def make_package(
     license: str | None = None,
     chips: Sequence[str] = CARD_CHIPS,
 ) -> Package:
-    """The files of a model. Its weights are bit for bit those that were loaded; their header names this config.json.
+    """The files of a model; arguments and errors as of `render_card`.
 
-    Args:
-        facts: of the model.
-        repo_id: where it goes, "owner/name".
-        license, chips: as for `render_card`.
-    Raises:
-        ValueError: an unknown chip.
+    The weights are bit for bit those that were loaded; their header names this config.json.
     """
     files = model_bytes(facts.model.state_dict(), _published(facts))
     facts = dataclasses.replace(facts, weights_sha256=hashlib.sha256(files[WEIGHTS]).hexdigest())
@@ -225,5 +245,5 @@ def make_package(
 
 
 def _published(facts: ModelFacts) -> ModelDescription:
-    """config.json without what is this machine's: the name of a local folder."""
+    """config.json without the name of a local folder."""
     return facts.model.description.replace(dataset=facts.data.recorded)

@@ -8,11 +8,9 @@ from typing import Annotated
 
 import tyro
 from pydantic import BaseModel, ConfigDict
-from rich.console import Console
 
 from ttfs_triton.command_line import run_command
-from ttfs_triton.hub.card import Package
-from ttfs_triton.hub.energy import CARD_CHIPS
+from ttfs_triton.hub.card import CARD_CHIPS, Package
 from ttfs_triton.hub.publish import publish
 
 
@@ -45,48 +43,23 @@ class PublishOptions(BaseModel):
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
     """Entry point of the recipe: parse, check, publish; exit with a plain message where the user can mend it."""
-    console = Console(soft_wrap=True)
-    run_command(
-        PublishOptions,
-        lambda options: run(options, console),
-        prog="publish.py",
-        description=description,
-        arguments=arguments,
-    )
+    run_command(PublishOptions, run, prog="publish.py", description=description, arguments=arguments)
 
 
-def run(options: PublishOptions, console: Console) -> None:
+def run(options: PublishOptions) -> None:
     """Check rights, make the files, show them, send them unless it is a dry run.
 
     Raises:
         HubError, LoadError, ValueError: as `publish` does.
     """
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
+    def show(package: Package) -> None:
+        for name, size, sha256 in package.rows():
+            print(f"{sha256}  {size:>12,} bytes  {name}")
 
-    found = publish(
-        options.run,
-        options.repo_id,
-        private=not options.public,
-        dry_run=options.dry_run,
-        evaluation=options.evaluation,
-        dataset=options.dataset,
-        network=options.network,
-        license=options.license,
-        chips=options.chip,
-        commit_message=options.commit_message,
-        show=lambda package: say(files_list(package)),
-    )
-    if found.unsigned:
-        say(f"not compared: {options.run}/summary.json, of an older version, does not say which weights it is of")
+    values = options.model_dump(exclude={"public", "chip"})
+    found = publish(**values, private=not options.public, chips=options.chip, show=show)
     if options.dry_run:
-        say(found.package.card)
-        say(f"dry run: nothing was sent to {options.repo_id}")
+        print(f"{found.package.card}\ndry run: nothing was sent to {options.repo_id}")
     else:
-        say(f"published {'for everybody' if options.public else 'privately'}: {found.url}")
-
-
-def files_list(package: Package) -> str:
-    """A line for each file: SHA-256, size, name."""
-    return "\n".join(f"{sha256}  {size:>12,} bytes  {name}" for name, size, sha256 in package.rows())
+        print(f"published {'for everybody' if options.public else 'privately'}: {found.url}")

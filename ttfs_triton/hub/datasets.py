@@ -43,12 +43,12 @@ class TrainingData:
 
     @property
     def seen(self) -> str | None:
-        """The data set on the Hub that was read, None of a local folder: all that metadata and leaderboards may get."""
+        """The Hub data set that was read, for metadata and leaderboards; None for a local folder."""
         return None if self.local else self.id
 
     @property
     def recorded(self) -> str | None:
-        """What a published config.json calls it: enough to load it again, and nothing local."""
+        """Its name in a published config.json: enough to load it again."""
         return self.seen or (SAMPLE if self.name == KNOWN[SAMPLE].name and not self.local else None)
 
 
@@ -74,9 +74,9 @@ def training_data(
 ) -> TrainingData:
     """The data set of a run, without the name or path of any local folder.
 
-    A local folder has no name, whatever the recipe's default is: nobody has compared it with anything. A run's data set
-    is believed if config.json, which the weights vouch for, names it too. A known one must have the network's number of
-    classes.
+    A local folder stays unnamed, whatever the recipe's default is: nothing compared its content with a data set. A
+    run's data set counts only if config.json, whose hash the weights hold, names it too. A known data set must have the
+    network's number of classes.
 
     Args:
         settings: the run's configuration; empty for bare weights.

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import nn
 
+from ttfs_triton.command_line import problem_lines
 from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.hardware import Counts
 from ttfs_triton.hub.datasets import UNNAMED, TrainingData, training_data, without_paths
 from ttfs_triton.model.locate import ModelFiles
 from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.model.weights import LoadError
-from ttfs_triton.nn import LayerStatistics, Neuron
-from ttfs_triton.yaml_file import YamlError, read_mapping
+from ttfs_triton.nn import Neuron
+from ttfs_triton.regular_file import read_regular
+from ttfs_triton.run_records import METRICS, SUMMARY, Number, Share, parse_figures, read_metrics, read_summary
+from ttfs_triton.yaml_file import read_mapping
 
 # Keys of a run's configuration that others need to repeat it. The rest says where and how it ran here.
 NETWORK_SETTINGS = (
@@ -47,44 +49,19 @@ PUBLISHED_SETTINGS = (
     *("norm_bias_rate", "norm_gain_rate", "readout_rate", "ema_decay", "lookahead"),
     *("seed", "mixed_precision", "gradient_compression", "compile"),
 )
+_TRAINING = ("epochs", "best_epoch", "val_accuracy", "seconds_per_epoch", "device", "versions")
 _VERSIONS = ("python", "ttfs-triton", "torch", "triton", "accelerate", "datasets", "safetensors")
 _METRICS = (
     *("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_first_spike_accuracy"),
     *("sparsity", "sparsity_with_outputs", "layer_sparsity", "seconds", "images_per_second"),
 )
 
-MOST = 1e300
-"""Bound of published figures."""
-Written = TypeVar("Written", "Results", "Training")
-Share = Annotated[float, Field(ge=0, le=1)]
-Number = Annotated[int, Field(ge=0, lt=2**63)]
+Found = TypeVar("Found")
 _WRITTEN = ConfigDict(extra="ignore", allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
-def _counts(values: Any) -> Counts | None:
-    if not (values is None or isinstance(values, Counts | Mapping)):
-        raise ValueError("must be an object")
-    return Counts.from_dict(values) if isinstance(values, Mapping) else values
-
-
-@dataclass(frozen=True, config=_WRITTEN)
-class _Layer:
-    """A layer in the summary of a run that did not count operations."""
-
-    name: str
-    samples: Annotated[Number, Field(ge=1)]
-    neurons: Number
-    spikes: Number
-    saturated: Number
-    never_active: Number
-    output: bool
-
-
-def _layer(found: Any) -> LayerStatistics:
-    if isinstance(found, LayerStatistics):
-        return found
-    values = dataclasses.asdict(TypeAdapter(_Layer).validate_python(found))
-    return LayerStatistics(kind="readout" if values.pop("output") else "spiking", **values)
+def _counts(values: Any) -> Any:
+    return Counts.from_dict(values) if isinstance(values, dict) else values
 
 
 @dataclass(frozen=True, config=_WRITTEN)
@@ -105,8 +82,7 @@ class Results:
         images: scored.
         ties, no_spike: images with several first output spikes, and without any.
         sparsity: hidden spikes over hidden neurons.
-        per_layer: activity, the readout last, where nothing was counted.
-        counts: exact, or None if the run did not count.
+        counts: exact.
         simulation: in integers, or None.
         limited: some of the test images were asked for, not all.
     """
@@ -117,37 +93,9 @@ class Results:
     ties: Number
     no_spike: Number
     sparsity: Share
-    per_layer: tuple[Annotated[Any, BeforeValidator(_layer)], ...] = ()
-    counts: Annotated[Counts | None, PlainValidator(_counts)] = None
+    counts: Annotated[Counts, BeforeValidator(_counts)]
     simulation: Simulation | None = None
     limited: bool = False
-
-    @property
-    def layers(self) -> tuple[LayerStatistics, ...]:
-        """Activity of each layer."""
-        return self.per_layer if self.counts is None else self.counts.layers
-
-
-@dataclass(frozen=True, config=_WRITTEN)
-class Training:
-    """What a run's summary.json says beside its results.
-
-    Attributes:
-        weights_sha256: of the weights that were scored; None of runs that did not write it down.
-        test_fingerprint: of the test images, likewise.
-        versions: of Python and packages.
-        device: that trained it, or "".
-        epochs, best_epoch, val_accuracy, seconds_per_epoch: of training, or None.
-    """
-
-    weights_sha256: str | None = None
-    test_fingerprint: str | None = None
-    versions: dict[str, str] = dataclasses.field(default_factory=dict)
-    device: str = ""
-    epochs: Number | None = None
-    best_epoch: Number | None = None
-    val_accuracy: Share | None = None
-    seconds_per_epoch: Annotated[float, Field(ge=0)] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,12 +108,9 @@ class ModelFacts:
         data: that it was trained on.
         results: None if it was not evaluated.
         settings: of training, by `PUBLISHED_SETTINGS`; empty if it was not trained here.
-        versions: of Python and packages.
-        device: that trained it, or "".
-        epochs, best_epoch, val_accuracy, seconds_per_epoch: of training, or None.
+        training: what summary.json says beside results, by `_TRAINING`; empty if it was not trained here.
         metrics: one entry an epoch.
         unrecorded_base: training started from other weights, of which nothing was written down.
-        unsigned: the run's summary does not say which weights it is of.
     """
 
     model: TTFSModel
@@ -173,15 +118,9 @@ class ModelFacts:
     data: TrainingData = UNNAMED
     results: Results | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    device: str = ""
-    epochs: int | None = None
-    best_epoch: int | None = None
-    val_accuracy: float | None = None
-    seconds_per_epoch: float | None = None
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     metrics: Sequence[Mapping[str, Any]] = ()
     unrecorded_base: bool = False
-    unsigned: bool = False
 
 
 def read_facts(
@@ -202,47 +141,42 @@ def read_facts(
         LoadError: damaged or unfinished; or an evaluation of other weights, or on other data.
         ValueError: `dataset` is no name on the Hub.
     """
-    model = TTFSModel.from_files(files, network)
-    sha256 = files.sha256
+    model, sha256, run = TTFSModel.from_files(files, network), files.sha256, files.run
     settings, summary, metrics = {}, {}, []
-    if files.run is not None:
-        settings = _yaml(files.run / "config.yaml")
-        summary = _json(files.run / "summary.json", "A run writes it when it ends: go on with it by --resume.")
-        metrics = _metrics(files.run / "metrics.jsonl")
-    training = _read(Training, summary, files.weights)
-    if training.weights_sha256 not in (None, sha256):
+    if run is not None:
+        settings = _read(run / "config.yaml", read_mapping, "the run's configuration")
+        figures = "a run's final figures, written when it ends: go on with it by --resume"
+        summary = _read(run / SUMMARY, read_summary, figures)
+        metrics = _read(run / METRICS, read_metrics, "a run's figures by epoch") if (run / METRICS).exists() else []
+    if run is not None and summary["weights_sha256"] != sha256:
         raise LoadError(
-            f"publish: {files.weights} must be the weights that summary.json is of, SHA-256 {training.weights_sha256}; "
-            f"got {sha256}. Put the run's own back, or publish the folder best/ alone."
+            f"publish: {files.weights} must be the weights that summary.json is of, SHA-256 "
+            f"{summary['weights_sha256']}; got {sha256}. Put the run's own back, or publish the folder best/ alone."
         )
     data = training_data(settings, model.description.dataset, model.description.network, dataset)
+    results, training = None, {key: summary[key] for key in _TRAINING if summary}
+    if training:
+        training["versions"] = {name: each for name, each in training["versions"].items() if name in _VERSIONS}
     if evaluation is not None:
         path = evaluation / "evaluation.json" if evaluation.is_dir() else evaluation
-        results = _evaluated(path, sha256, model, data, training.test_fingerprint)
-    else:
-        limited = settings.get("max_test_samples") is not None
-        scored = {key.removeprefix("test_"): value for key, value in summary.items()} | {"limited": limited}
-        results = _read(Results, scored, files.weights) if summary else None
+        results = _evaluated(path, sha256, model, data, summary.get("test_fingerprint"))
+    elif run is not None:
+        scored = {key.removeprefix("test_"): value for key, value in summary.items()}
+        results = _results(run / SUMMARY, scored | {"limited": settings.get("max_test_samples") is not None})
     return ModelFacts(
         model=model,
         weights_sha256=sha256,
         data=data,
         results=results,
         settings={key: without_paths(settings[key]) for key in _published_keys(settings) if key in settings},
-        versions={name: training.versions[name] for name in _VERSIONS if name in training.versions},
-        device=training.device,
-        epochs=training.epochs,
-        best_epoch=training.best_epoch,
-        val_accuracy=training.val_accuracy,
-        seconds_per_epoch=training.seconds_per_epoch,
-        metrics=metrics,
+        training=training,
+        metrics=[{key: line[key] for key in _METRICS if key in line} for line in metrics],
         unrecorded_base=settings.get("weights") is not None and model.description.base_model is None,
-        unsigned=bool(summary) and training.weights_sha256 is None,
     )
 
 
 def _published_keys(settings: Mapping[str, Any]) -> Sequence[str]:
-    """Without those that a network of the user's does not follow."""
+    """Without those of the specification where the user's code builds the network."""
     if settings.get("network") is None:
         return PUBLISHED_SETTINGS
     return [key for key in PUBLISHED_SETTINGS if key not in NETWORK_SETTINGS]
@@ -254,7 +188,7 @@ def _evaluated(path: Path, sha256: str, model: TTFSModel, data: TrainingData, te
     Args:
         tested: fingerprint of the test images of the run, which is that of equal ones wherever they were read.
     """
-    found = _json(path, "recipes/evaluate.py --output-dir writes it.")
+    found = _read(path, _object, "an evaluation, as recipes/evaluate.py --output-dir writes it")
     if found.get("weights_sha256") != sha256:
         raise LoadError(f"publish: {path} must be an evaluation of these weights; it is of others. Evaluate them.")
     if "fingerprint" not in found:
@@ -268,73 +202,29 @@ def _evaluated(path: Path, sha256: str, model: TTFSModel, data: TrainingData, te
             f"publish: {path} must be an evaluation on the test images of {data.name}; it is on {on!s:.80}. "
             "Evaluate on the data that it was trained beside."
         )
-    return _read(Results, found | {"limited": found.get("max_test_samples") is not None}, path)
+    return _results(path, found | {"limited": found.get("max_test_samples") is not None})
 
 
-def _read(kind: type[Written], values: Mapping[str, Any], path: Path) -> Written:
-    """What was written down, its values in range."""
+def _results(path: Path, values: Mapping[str, Any]) -> Results:
+    """The figures of a file, in range."""
     try:
-        return TypeAdapter(kind).validate_python(values)
+        return TypeAdapter(Results).validate_python(values)
     except ValidationError as error:
-        found = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False)[:5])
-        problem = "; ".join(found)
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        problem = f"{error!r:.300}."
-    raise LoadError(f"publish: the figures beside {path} must be what was written there; {problem}")
+        lines = "; ".join(line.strip() for line in problem_lines(error)[:5])
+        raise LoadError(f"publish: {path} must hold what was written there; {lines:.500}") from error
 
 
-def _json(path: Path, remedy: str) -> dict[str, Any]:
+def _read(path: Path, reader: Callable[[Path], Found], what: str) -> Found:
+    """A file of a run, by its reader."""
     try:
-        found = _json_values(_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LoadError(f"publish: {path} must be there and readable; {error}. {remedy}") from error
-    if not isinstance(found, dict):
-        raise LoadError(f"publish: {path} must hold an object; got {type(found).__name__}.")
-    return found
+        return reader(path)
+    except (OSError, ValueError) as error:
+        raise LoadError(f"publish: {path} must be {what}; {error!s:.500}") from error
 
 
-def _json_values(text: str) -> Any:
-    """JSON values, with None for numbers that are not finite or out of any figure's range."""
-
-    def real(digits: str) -> float | None:
-        value = float(digits)
-        return value if abs(value) < MOST else None
-
-    def whole(digits: str) -> int | None:
-        return int(digits) if len(digits) < 19 else None
-
-    return json.loads(text, parse_int=whole, parse_float=real, parse_constant=lambda _: None)
-
-
-def _text(path: Path) -> str:
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise OSError("it is no file")
-    return path.read_text(encoding="utf-8")
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        _text(path)
-        return read_mapping(path)
-    except (OSError, YamlError, UnicodeDecodeError) as error:
-        raise LoadError(f"publish: {path} must be the run's configuration; {error}") from error
-
-
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    """Figures by epoch; none if there are none. Whatever is no figure stays here."""
-    if not path.exists():
-        return []
-    try:
-        lines = [_json_values(line) for line in _text(path).splitlines()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise LoadError(f"publish: {path} must hold one JSON object a line; {error}.") from error
-    if wrong := [line for line in lines if not isinstance(line, dict)]:
-        raise LoadError(f"publish: {path} must hold one JSON object a line; got {wrong[0]!r:.80}.")
-    return [{key: _figures(line[key]) for key in _METRICS if key in line} for line in lines]
-
-
-def _figures(value: Any) -> Any:
-    """A number, or such by name; None for anything else."""
-    if isinstance(value, Mapping):
-        return {str(key): _figures(entry) for key, entry in value.items() if not isinstance(entry, Mapping)}
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+def _object(path: Path) -> dict[str, Any]:
+    """A JSON object."""
+    values = parse_figures(read_regular(path))
+    if not isinstance(values, dict):
+        raise ValueError(f"it holds no object but {type(values).__name__}")
+    return values

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ttfs_triton.hub.card import ALLOWED, Package, make_package
-from ttfs_triton.hub.energy import CARD_CHIPS
+from ttfs_triton.hub.card import ALLOWED, CARD_CHIPS, Package, make_package
 from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model.hub import HubError, check_account, check_name, open_repository, upload
 from ttfs_triton.model.locate import find_model
@@ -17,17 +16,10 @@ from ttfs_triton.model.locate import find_model
 
 @dataclass(frozen=True)
 class Published:
-    """What was published, or would be.
-
-    Attributes:
-        package: the files.
-        url: of the commit, or None after a dry run.
-        unsigned: the run does not say which weights its figures are of.
-    """
+    """The files that were sent, and the address of their commit: None after a dry run."""
 
     package: Package
     url: str | None
-    unsigned: bool = False
 
 
 def publish(
@@ -48,17 +40,11 @@ def publish(
     """Publish the best weights of a run, in one commit.
 
     Args:
-        run: folder of a run that has ended, or of a model (config.json and model.safetensors).
-        repo_id: "owner/name"; made if need be.
+        run, repo_id, dry_run, evaluation, dataset, license, commit_message: see `PublishOptions`.
         private: only for you, and the members of your organisation, to see.
-        dry_run: make the files, and talk to nobody.
-        evaluation: folder that `recipes/evaluate.py --output-dir` wrote; its figures replace those of training.
-        dataset: Hub name of what it was trained on, where the run knows a local folder only.
-        network: or "file.py:function" that builds it, if code of yours does; the code is not published.
-        license: of the model, by the Hub's short name, such as "apache-2.0"; None states none.
+        network: "file.py:function", or what it builds, if code of yours does; the code is not published.
         chips: for the energy table.
         token: Default: that of `hf auth login`, or HF_TOKEN.
-        commit_message: first line of the commit.
         show: told the files before they are sent.
     Raises:
         HubError: no token, no right to write there, a repository of another visibility, or no connection.
@@ -67,15 +53,14 @@ def publish(
     check_name(repo_id)
     if not dry_run:
         check_account(repo_id, token=token)
-    files = find_model(Path(run))
-    facts = read_facts(files, evaluation=evaluation, dataset=dataset, network=network)
+    facts = read_facts(find_model(Path(run)), evaluation=evaluation, dataset=dataset, network=network)
     package = make_package(facts, repo_id, license=license, chips=chips)
     show(package)
     if dry_run:
-        return Published(package, None, facts.unsigned)
+        return Published(package, None)
     open_repository(repo_id, private=private, token=token)
     try:
         url = upload(package.files, repo_id, stale=ALLOWED, token=token, commit_message=commit_message)
     except HubError as error:
         raise HubError(f"{error}\nNothing has changed in {repo_id}; {run} is as it was. Publish it again.") from error
-    return Published(package, url, facts.unsigned)
+    return Published(package, url)

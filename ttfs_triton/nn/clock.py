@@ -1,15 +1,15 @@
 """The clock: time stamps of spikes, the instants at which neurons compare, and the first instant at which they fire.
 
-A window has T steps. A spike with the time stamp k, at k/T from the window's start, is kept as its remaining steps
-T − k: T fires at once, 0 is silent. That is T times its activation, so pooling is the maximum and padding is zero. A
-neuron fires at the first instant at which its potential is at or above the falling threshold:
+A window has T steps. A spike stamped with step k stands for the time k/T from the window's start and is kept as its
+remaining steps T − k: T fires at once, 0 is silent. That is the activation in steps, 1 − k/T; pooling is its maximum,
+padding its zero. A neuron fires at the first instant at which its potential is at or above the falling threshold:
 
     "middle"  at the window's start (step 0), then in the middle of each step: time (k + ½)/T, stamp k. Stamps are
               rounded to the nearest step.
     "start"   at the start of each step: time k/T. Stamps are late by up to a step.
 
-Potentials and thresholds are integers. Their unit is that of a weight times a step, divided by 2^17: one bit for half
-steps, 16 for σ and for the threshold's decrement.
+Potentials and thresholds are integers, so there is one answer to "at or above". Their unit is that of a weight times a
+step, divided by 2^17: half a step, and 16 bits for the slope that persists and for the threshold's decrement.
 """
 
 from dataclasses import dataclass
@@ -81,7 +81,8 @@ class Ramp:
         """Quantise the ramp threshold·(1 − s/window), for neurons whose weights have these units [C, ...].
 
         Args:
-            dtype: of the potentials: int64, or float64 for those below 2^53, whose division is vectorised on a CPU.
+            dtype: of the potentials that it is compared with: int64, or float64 for those below 2^53, whose division
+                is vectorised on a CPU. Both give the same instants.
         """
         decrement = (2.0**FRACTION_BITS * threshold / (unit * window)).round()
         self.decrement = decrement.to(dtype)
@@ -112,17 +113,6 @@ class Ramp:
         else:
             index = _floor_divide_(index.add_(1), 2)
         return index.masked_fill_(diverges, self.never).masked_fill_(fires_at_once, 0).clamp_max_(self.never)
-
-    def first_instant_stepped(self, potential: Tensor, drift: Tensor) -> Tensor:
-        """As `first_instant`, one instant after the other."""
-        potential, threshold, before = potential.clone(), self.height.clone(), 0
-        index = torch.full_like(potential, self.never)
-        for number, now in enumerate(self.instants):
-            potential += drift * (now - before)
-            threshold -= self.decrement * (now - before)
-            index.masked_fill_((index == self.never) & (potential >= threshold), number)
-            before = now
-        return index
 
 
 def _floor_divide_(numbers: Tensor, by: Tensor | int) -> Tensor:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.text import Text
 
 from ttfs_triton.atomic import write_text
-from ttfs_triton.hardware import PUBLISHED, Chip, Comparison, Estimate, Term
+from ttfs_triton.hardware import Chip, Comparison, Estimate, Term
 from ttfs_triton.hardware.energy.estimate import TermKind
 from ttfs_triton.hardware.energy.prices import weakest
 from ttfs_triton.report.tables import Table, on_terminal
@@ -23,7 +24,7 @@ NO_PRICE = "no published price"
 
 
 def why_missing(*estimates: Estimate) -> dict[str, list[str]]:
-    """Names of the terms that are in no sum, by why: a price that nobody published comes first, then missing counts."""
+    """Terms that are in no sum, by reason: those without a published price first, then those without a count."""
     why: dict[str, list[str]] = {NO_PRICE: []}
     for found in estimates:
         for term in found.unpriced:
@@ -35,7 +36,7 @@ def why_missing(*estimates: Estimate) -> dict[str, list[str]]:
 
 
 def not_in_it(found: Estimate) -> str:
-    """The same in words; a price that nobody published goes without saying."""
+    """Terms that are in no sum, in words; "no published price" is left out."""
     parts = [", ".join(names) + ("" if why == NO_PRICE else f" ({why})") for why, names in why_missing(found).items()]
     return "; ".join(parts) or "nothing"
 
@@ -45,16 +46,13 @@ def capacity_unpublished(chip: Chip) -> bool:
     return "synop" in chip.prices and chip.capacity.neurons is None and chip.capacity.synapses is None
 
 
-def chips_table(estimates: Sequence[Estimate], *, published: bool = False) -> Table:
-    """One row a chip; `published` adds what others measured or simulated for VGG16 with one spike a neuron."""
+def chips_table(estimates: Sequence[Estimate]) -> Table:
+    """One row a chip."""
     rows = []
     for found in estimates:
         missing = not_in_it(found) + ("; capacity not published" if capacity_unpublished(found.chip) else "")
         cells = (energy_range(found.total), duration(found.latency_us), found.status or "–", missing)
         rows.append((found.chip.name, *cells))
-    for entry in PUBLISHED if published else ():
-        name = f"{entry.network}, {entry.data}: {entry.conditions}"
-        rows.append((name, energy(entry.energy_uj * 1e6), "–", "published", entry.source))
     headers = ("chip", "energy", "latency", "weakest status", "what is missing")
     if all(found.latency_us is None for found in estimates):
         headers, rows = headers[:2] + headers[3:], [row[:2] + row[3:] for row in rows]
@@ -80,19 +78,21 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def break_even(comparison: Comparison) -> list[str]:
-    """Whether the dense ANN costs more, and where alternatives cost the same, in sentences."""
+    """The verdict against the dense ANN and the break-even points, in sentences."""
     points = (comparison.firing_share, *comparison.rates.values())
     return [*comparison.verdict.sentences(), *(f"{point.text[:1].upper()}{point.text[1:]}." for point in points)]
 
 
 def layers_table(found: Estimate) -> Table:
     """Layers against kinds of operations; sums in the last row."""
-    rows = []
-    for layer in found.by_layer():
-        own = tuple(term for term in found.terms if term.layer == layer)
-        part = Estimate(found.network, found.implementation, found.chip, found.samples, own)
-        rows.append((layer, *(_cell(part, kind) for kind in KINDS), energy_range(part.total)))
-    rows.append(("all", *(_cell(found, kind) for kind in KINDS), energy_range(found.total)))
+    parts = {
+        layer: replace(found, terms=tuple(term for term in found.terms if term.layer == layer))
+        for layer in found.by_layer()
+    }
+    rows = [
+        (name, *(_cell(part, kind) for kind in KINDS), energy_range(part.total))
+        for name, part in (*parts.items(), ("all", found))
+    ]
     caption = f"{found.network}, {found.implementation}, on {found.chip.name}: energy of an image"
     return Table(caption, ("layer", *KINDS, "total"), tuple(rows))
 
@@ -112,9 +112,8 @@ def terms_table(found: Estimate) -> Table:
         counts = [term.count for term in own if term.count is not None]
         count = f"{sum(counts):,.6g}" + (" µs" if own[0].kind == "static" else "") if counts else "–"
         prices = ", ".join(dict.fromkeys(term.price_name.replace("_", " ") for term in own))
-        rows.append(
-            (name, own[0].kind, count, energy_range(amount), prices, weakest(term.status for term in own) or "–")
-        )
+        status = weakest(term.status for term in own) or "–"
+        rows.append((name, own[0].kind, count, energy_range(amount), prices, status))
     sums = {"compute only": found.compute_only, "memory included": found.memory_included, "all priced": found.total}
     rows += [(name, "sum", "", energy_range(amount), "", "") for name, amount in sums.items()]
     caption = f"Terms and their sums; weakest status {found.status or '–'}"
@@ -122,7 +121,7 @@ def terms_table(found: Estimate) -> Table:
 
 
 def prices_table(estimates: Sequence[Estimate]) -> Table:
-    """Every price that estimates on one chip used: what it is, and where it comes from."""
+    """Every price that estimates on one chip used, with its source."""
     found: dict[tuple[str, str], list[Term]] = {}
     for term in (term for each in estimates for term in each.terms):
         found.setdefault((term.price_name, term.price.source if term.price else "–"), []).append(term)
@@ -134,7 +133,7 @@ def prices_table(estimates: Sequence[Estimate]) -> Table:
 
 
 def small_print(*estimates: Estimate) -> list[str]:
-    """What figures depend on, what is in no sum, and what speaks against them, in sentences."""
+    """Assumptions, excluded terms and warnings, in sentences."""
     lines = [line for found in estimates for line in found.assumptions]
     for found in estimates:
         who = f"{found.implementation}: " if len(estimates) > 1 else ""
@@ -145,24 +144,22 @@ def small_print(*estimates: Estimate) -> list[str]:
 
 def print_estimate(found: Estimate, console: Console | None = None) -> None:
     """Print one estimate: layers, terms, sums, and what they depend on."""
-    tables = (layers_table(found), terms_table(found))
-    (console or Console()).print(Group(*map(on_terminal, tables), _list(small_print(found))))
+    _print(console, small_print(found), layers_table(found), terms_table(found))
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
     """Print a comparison: the table, break-even points, and what they depend on."""
-    lines = [*break_even(comparison), *small_print(*comparison.estimates)]
-    (console or Console()).print(Group(on_terminal(comparison_table(comparison)), _list(lines)))
+    _print(console, break_even(comparison) + small_print(*comparison.estimates), comparison_table(comparison))
 
 
 def print_chips(estimates: Sequence[Estimate], console: Console | None = None) -> None:
     """Print estimates on several chips, and warnings."""
     warnings = [f"warning: {line}" for found in estimates for line in found.warnings]
-    (console or Console()).print(Group(on_terminal(chips_table(estimates)), _list(list(dict.fromkeys(warnings)))))
+    _print(console, list(dict.fromkeys(warnings)), chips_table(estimates))
 
 
-def _list(lines: Sequence[str]) -> RenderableType:
-    return Text("\n".join(f"- {line}" for line in lines))
+def _print(console: Console | None, lines: Sequence[str], *tables: Table) -> None:
+    (console or Console()).print(*map(on_terminal, tables), Text("\n".join(f"- {line}" for line in lines)), sep="\n")
 
 
 def csv_rows(found: Estimate) -> list[dict[str, Any]]:
@@ -170,17 +167,14 @@ def csv_rows(found: Estimate) -> list[dict[str, Any]]:
 
     Static power counts microseconds, at a price in pJ a microsecond (µW).
     """
-
-    def figure(value: float | None) -> str:
-        return "" if value is None else f"{value:.10g}"
-
     rows = []
     for term in found.terms:
         amount = None if term.price is None else term.price.amount
         prices = (None, None, None) if amount is None else (amount.nominal, amount.low, amount.high)
-        cells = (found.network, found.chip.name, term.layer, term.name, *map(figure, (term.count, *prices)))
+        figures = ("" if value is None else f"{value:.10g}" for value in (term.count, *prices))
         source = "" if term.price is None else term.price.source
-        rows.append(dict(zip(COLUMNS, (*cells, term.status, source), strict=True)))
+        cells = (found.network, found.chip.name, term.layer, term.name, *figures, term.status, source)
+        rows.append(dict(zip(COLUMNS, cells, strict=True)))
     return rows
 
 

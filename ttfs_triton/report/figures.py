@@ -14,7 +14,6 @@ from ttfs_triton.report.plots import (
     INK,
     PAPER,
     accuracy_lines,
-    doubling_axis,
     grid,
     legend_below,
     page_svg,
@@ -35,9 +34,6 @@ def raster_svg(layers: Sequence[LayerSpikes]) -> str:
     """A point a spike: time across, a band a layer downwards, neurons inside the band; the first output spike ringed.
 
     Points are a picture inside the SVG, so its size hardly depends on their number.
-
-    Args:
-        layers: as `spikes_of` gives them.
     """
 
     def draw(figure: Figure) -> None:
@@ -154,18 +150,15 @@ def lines_svg(
         doubling: whether values across are powers of two.
         levels: accuracies that are level lines, by name.
     """
-    values, levels = sorted({x for points in lines.values() for x, _ in points}), levels or {}
-    if len(values) < 2:
+    levels = levels or {}
+    if len({x for points in lines.values() for x, _ in points}) < 2:
         return None
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for text, accuracy in levels.items():
             axes.axhline(accuracy, color=INK, linewidth=1, alpha=0.5, linestyle=":", label=text)
-        if doubling:
-            doubling_axis(axes, values)
-        accuracy_lines(axes, lines, images)
-        axes.set_xlabel(title)
+        accuracy_lines(axes, lines, images, title, doubling=doubling)
         if len(lines) + len(levels) > 1:
             legend_below(figure, axes, columns=1)
 
@@ -179,7 +172,7 @@ def draw_layers(found: Estimate, path: str | Path) -> Path:
         found: with at least one price.
         path: ends in .png, .svg or what else matplotlib writes.
     Raises:
-        RuntimeError: matplotlib is not installed.
+        RuntimeError: matplotlib is not installed; likewise of the other pictures.
         ValueError: nothing in the estimate has a price.
     """
     terms, total = [(term, term.energy) for term in found.terms if term.energy is not None], found.total
@@ -195,10 +188,8 @@ def draw_layers(found: Estimate, path: str | Path) -> Path:
         left = [0.0] * len(layers)
         for index, name in enumerate(names):
             widths = [sum(e.nominal / size for t, e in terms if (t.layer, t.name) == (layer, name)) for layer in layers]
-            look: dict[str, Any] = {
-                "color": COLOURS[index % len(COLOURS)],
-                "hatch": HATCHES[index // len(COLOURS) % len(HATCHES)],
-            }
+            hatch, colour = divmod(index, len(COLOURS))
+            look: dict[str, Any] = {"color": COLOURS[colour], "hatch": HATCHES[hatch % len(HATCHES)]}
             axes.barh(layers, widths, left=left, label=name, edgecolor="white", linewidth=0.5, **look)
             left = [start + width for start, width in zip(left, widths, strict=True)]
         title = f"{found.network}, {found.implementation}, on {found.chip.name}: {energy(total.nominal)}"
@@ -214,7 +205,6 @@ def draw_chips(estimates: Sequence[Estimate], path: str | Path) -> Path:
         estimates: one or several, of any chips or ways of computing; those without any price are named, not drawn.
         path: as for `draw_layers`.
     Raises:
-        RuntimeError: matplotlib is not installed.
         ValueError: nothing in the estimates has a price.
     """
     totals = priced(estimates)
@@ -264,7 +254,6 @@ def draw_sensitivity(swings: Sequence[Swing], path: str | Path) -> Path:
         swings: of `sensitivity`.
         path: as for `draw_layers`.
     Raises:
-        RuntimeError: matplotlib is not installed.
         ValueError: there are no swings.
     """
     if not swings:
@@ -299,7 +288,6 @@ def draw_sweep(sweep: Sweep, path: Path | str) -> Path:
         path: as for `draw_layers`.
     Raises:
         ValueError: a sweep over samples without labels.
-        RuntimeError: matplotlib is not installed.
     """
     if any(row.accuracy is None for row in sweep.rows):
         raise ValueError("draw_sweep: sweep must have accuracies; got none. Give labels with the batches.")
@@ -310,8 +298,8 @@ def draw_sweep(sweep: Sweep, path: Path | str) -> Path:
         axes = figure.subplots(1 + with_energy, 1, squeeze=False)[:, 0]
         sweep_on(figure, axes[0], sweep)
         if with_energy:
-            accuracy_lines(axes[1], _sweep_lines(sweep, lambda row: row.energy_pj or 0.0), sweep.samples)
-            axes[1].set(xlabel="energy of an image" + (f" on {sweep.chip}" if sweep.chip else ""))
+            title = "energy of an image" + (f" on {sweep.chip}" if sweep.chip else "")
+            accuracy_lines(axes[1], _sweep_lines(sweep, lambda row: row.energy_pj or 0.0), sweep.samples, title)
             value_axis(axes[1], energies)
 
     return to_file("draw_sweep", path, 3.8 * (1 + with_energy), draw)
@@ -319,9 +307,8 @@ def draw_sweep(sweep: Sweep, path: Path | str) -> Path:
 
 def sweep_on(figure: Figure, axes: Axes, sweep: Sweep) -> None:
     """Draw accuracy against time steps, with a legend below, where no line can be."""
-    accuracy_lines(axes, _sweep_lines(sweep, lambda row: row.steps), sweep.samples)
-    doubling_axis(axes, sorted({row.steps for row in sweep.rows}))
-    axes.set(xlabel="time steps of a window")
+    lines = _sweep_lines(sweep, lambda row: row.steps)
+    accuracy_lines(axes, lines, sweep.samples, "time steps of a window", doubling=True)
     legend_below(figure, axes, columns=6, title="weight bits")
 
 

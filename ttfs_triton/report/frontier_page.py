@@ -19,19 +19,10 @@ Columns = dict[str, Callable[[FrontierRow], str]]
 
 
 def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, Any]) -> Path:
-    """Write the page: whole, or not at all.
-
-    Args:
-        path: of the HTML file; its folder must exist. A file that is there is replaced.
-        rows: of the frontier, at least one.
-        about: date, device, versions, command.
-    Raises:
-        RuntimeError: matplotlib is not installed.
-        OSError: the file cannot be written; the old one, if any, is untouched.
-    """
-    networks, versions = of_networks(rows), about.get("versions", {})
-    facts = {key: value for key, value in about.items() if isinstance(value, str | int)}
-    facts |= {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())} if versions else {}
+    """Write the page, as `write_page` does: `rows` of the frontier, and `about` its date, device, versions, command."""
+    networks, facts = of_networks(rows), dict(about)
+    if versions := facts.pop("versions", {}):
+        facts["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     text = render(
         "frontier.html",
         networks=networks,
@@ -47,47 +38,45 @@ def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, Any]) -> Pat
     return path
 
 
-def near(rows: Rows) -> dict[str, list[FrontierRow]]:
-    """The points of each network that lose less than `NEAR`: itself first."""
-    networks = of_networks(rows)
-    found = {}
-    for free in (row for row in networks if row.point == FREE):
-        least = free.accuracy - NEAR
-        own = [row for row in networks if row.network == free.network and row.accuracy >= least]
-        found[free.network] = sorted(own, key=lambda row: row.point != FREE)
-    return found
-
-
 def cheapest_table(rows: Rows) -> Table:
     """Of each network the points near it with the fewest operations and the least energy, and the verdict.
 
     The verdict is the point with the least energy among those that cost less than the dense ANN both ways, with memory
     and by arithmetic alone, and of which no part lacks a price.
     """
-    chip = memory_chip(rows)
+    chip, networks = memory_chip(rows), of_networks(rows)
     ways: dict[str, Callable[[FrontierRow], float | None]] = {"fewest operations": lambda row: row.synaptic_operations}
-    caption = f"Points at most {100 * NEAR:g} point below the network as given. No chip here prices memory."
-    if chip is not None:
+    caption = f"Points at most {100 * NEAR:g} point below the network as given. "
+    if chip is None:
+        caption += "No chip here prices memory."
+    else:
         ways["least energy, memory included"] = lambda row: row.picojoules(chip, "with_memory")
         ways["least energy, arithmetic alone"] = lambda row: row.picojoules(chip, "arithmetic")
         ways["cheaper than the dense ANN"] = lambda row: (
             row.picojoules(chip, "with_memory") if _cheaper(row, chip) else None
         )
-        caption = (
-            f"Points at most {100 * NEAR:g} point below the network as given. Energies on {chip}; × is "
-            "over the dense ANN; a point is cheaper if it is so with memory and by arithmetic alone."
-        )
-    lines = []
-    for name, own in near(rows).items():
-        lines.append((name, "as given", *_figures(own[0], chip)))
+        caption += f"Energies on {chip}; × is over the dense ANN; a point is cheaper if it is so with memory and "
+        caption += "by arithmetic alone."
+    measures: Columns = {
+        "accuracy": lambda row: percent(row.accuracy),
+        "operations": lambda row: number(row.synaptic_operations),
+        "energy, memory included": lambda row: energy(row.picojoules(chip, "with_memory")),
+        "×": lambda row: ratio(row.over_dense(chip, "with_memory")),
+        "arithmetic alone": lambda row: energy(row.picojoules(chip, "arithmetic")),
+        " ×": lambda row: ratio(row.over_dense(chip, "arithmetic")),
+    }
+    lines, several = [], len({row.network for row in networks}) > 1
+    for free in (row for row in networks if row.point == FREE):
+        near = [row for row in networks if row.network == free.network and row.accuracy >= free.accuracy - NEAR]
+        found: list[tuple[str, FrontierRow | None]] = [("as given", free)]
         for what, cost in ways.items():
-            priced = [(amount, place) for place, row in enumerate(own) if (amount := cost(row)) is not None]
-            best = own[min(priced)[1]] if priced else None
-            found = ("none", *["–"] * 6) if best is None else (label(best), *_figures(best, chip))
-            lines.append((name, f"{what}: {found[0]}", *found[1:]))
-    headers = ("network", "point", "accuracy", "operations", "energy, memory included", "×", "arithmetic alone", "×")
-    if len({line[0] for line in lines}) < 2:
-        headers, lines = headers[1:], [line[1:] for line in lines]
+            priced = [row for row in near if cost(row) is not None]
+            best = min(priced, key=lambda row: (cost(row), row.point != FREE), default=None)
+            found.append((f"{what}: {'none' if best is None else label(best)}", best))
+        for name, row in found:
+            cells = ["–" if row is None else cell(row) for cell in measures.values()]
+            lines.append((*([free.network] if several else []), name, *cells))
+    headers = (*(["network"] if several else []), "point", *map(str.strip, measures))
     return Table(caption, headers, tuple(lines), (headers.index("point"),))
 
 
@@ -95,16 +84,6 @@ def _cheaper(row: FrontierRow, chip: str) -> bool:
     found = row.on_chip(chip)
     ratios = [row.over_dense(chip, measure) for measure in ("with_memory", "arithmetic")]
     return found is not None and not found.missing and all(each is not None and each < 1 for each in ratios)
-
-
-def _figures(row: FrontierRow, chip: str | None) -> tuple[str, ...]:
-    """Accuracy, operations, energies and ratios of a row."""
-    cells = [percent(row.accuracy), number(row.synaptic_operations)]
-    for measure in ("with_memory", "arithmetic"):
-        known = chip is not None
-        cells.append(energy(row.picojoules(chip, measure) if known else None))
-        cells.append(ratio(row.over_dense(chip, measure) if known else None))
-    return tuple(cells)
 
 
 def points_table(networks: Rows) -> Table:
@@ -131,7 +110,7 @@ def _accuracy(row: FrontierRow) -> str:
 
 
 def _with_memory(row: FrontierRow, chip: str) -> str:
-    """The ratio with memory, and at the best and the worst number of steps unless a grid fixes them."""
+    """The ratio with memory, with its range over numbers of steps unless a grid fixes them."""
     text, found = ratio(row.over_dense(chip, "with_memory")), row.on_chip(chip)
     if found is None or found.least_ratio is None or row.time_steps is not None:
         return text
@@ -139,7 +118,7 @@ def _with_memory(row: FrontierRow, chip: str) -> str:
 
 
 def _target(row: FrontierRow) -> str:
-    """What was reached of what was trained for; what a target of activity reached has a column of its own."""
+    """Goal and cost of a target; the cost of a target of activity has a column of its own."""
     if row.cost is None or row.goal is None:
         return ""
     got = "" if row.target == "sparsity" else f"{row.cost:.4g} of "

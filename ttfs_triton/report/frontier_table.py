@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from ttfs_triton.atomic import write_json, write_text
 from ttfs_triton.fault_options import FaultOptions
-from ttfs_triton.hardware import Counts, Range, Run, dense_ann, estimate, verdict
+from ttfs_triton.hardware import Counts, Run, dense_ann, estimate, verdict
 from ttfs_triton.nn import Grid
 from ttfs_triton.wording import csv_text
 
@@ -33,13 +33,10 @@ class ChipEnergy:
     Of a simulation on the test images, as `ttfs evaluate` prices it.
 
     Attributes:
-        chip: its name.
-        total: of all that has a price.
-        with_memory: of arithmetic and memory.
-        arithmetic: of arithmetic alone.
+        total, with_memory, arithmetic: of all that has a price; of arithmetic and memory; of arithmetic alone.
         dense_with_memory, dense_arithmetic: the same of the dense ANN, at the same precision.
-        least_ratio, most_ratio: with memory, over the dense ANN: from 4 to 128 time steps a window, as the choice of
-            steps decides it; of a network on a grid, at its own.
+        least_ratio, most_ratio: with memory, over the dense ANN, from 4 to 128 time steps a window; of a network on a
+            grid, at its own.
         missing: what the network does that has no price there, and comes on top.
     """
 
@@ -56,7 +53,7 @@ class ChipEnergy:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class FrontierRow:
-    """What a network does at one point.
+    """Figures of a network at one point.
 
     Attributes:
         network: that was given to the sweep.
@@ -141,33 +138,29 @@ class FrontierRow:
             cells |= {f"{chip}: {what}{'' if 'ratio' in what else '_uj'}": amount for what, amount in amounts.items()}
         return cells
 
-    def on_chip(self, chip: str) -> ChipEnergy | None:
+    def on_chip(self, chip: str | None) -> ChipEnergy | None:
         """The energy on a chip of this name."""
         return next((each for each in self.energy if each.chip == chip), None)
 
-    def picojoules(self, chip: str, measure: str) -> float | None:
-        """One of the energies on a chip, by its name in `ChipEnergy`."""
+    def picojoules(self, chip: str | None, measure: str) -> float | None:
+        """One of the energies on a chip, by its name in `ChipEnergy`; None where it is not known."""
         found = self.on_chip(chip)
         amount = None if found is None else getattr(found, measure)
         return None if amount is None else amount * 1e6
 
-    def over_dense(self, chip: str, measure: str) -> float | None:
+    def over_dense(self, chip: str | None, measure: str) -> float | None:
         """Energy over that of the dense ANN on a chip; `measure` is "with_memory" or "arithmetic"."""
         own, dense = self.picojoules(chip, measure), self.picojoules(chip, f"dense_{measure}")
         return own / dense if own is not None and dense else None
 
 
 def with_costs(row: FrontierRow, counts: Counts, runs: Sequence[Run], chips: Iterable[str]) -> FrontierRow:
-    """The row with what a network does, and costs.
+    """The row with operations and energies of a network.
 
     Args:
-        row: of a network.
-        counts: of the same, over the test images, as evaluation counts them.
-        runs: that are priced: simulations on the same images, the first one at the row's steps, others at other steps.
-            One without a simulation is an upper bound.
+        row, counts: of the network, over the test images.
+        runs: simulations on the same images that are priced, the first one at the row's steps.
         chips: to price on.
-    Raises:
-        ValueError: an unknown chip.
     """
     total, samples = counts.total(), counts.samples
     return replace(
@@ -186,45 +179,27 @@ def _chip_energy(runs: Sequence[Run], chip: str) -> ChipEnergy:
     (counts, options), others = runs[0], runs[1:]
     found, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
     compared = verdict(counts, chip, options, others)
-
-    def microjoules(energy: Range | None) -> float | None:
-        return None if energy is None else energy.nominal * 1e-6
-
+    sums = (found.total, found.memory_included, found.compute_only, dense.memory_included, dense.compute_only)
     return ChipEnergy(
         found.chip.name,
-        microjoules(found.total),
-        microjoules(found.memory_included),
-        microjoules(found.compute_only),
-        microjoules(dense.memory_included),
-        microjoules(dense.compute_only),
-        min(compared.with_memory, default=None),
-        max(compared.with_memory, default=None),
-        ", ".join(compared.missing),
+        *(None if amount is None else amount.nominal * 1e-6 for amount in sums),
+        least_ratio=min(compared.with_memory, default=None),
+        most_ratio=max(compared.with_memory, default=None),
+        missing=", ".join(compared.missing),
     )
 
 
-def write_table(folder: Path, name: str, rows: Sequence[FrontierRow], about: Mapping[str, Any]) -> list[Path]:
-    """Write NAME.csv and NAME.json, each whole or not at all.
-
-    Args:
-        folder: must exist.
-        name: of the files.
-        rows: at least one.
-        about: machine, versions, date, command; into the JSON.
-    """
-    table, document = folder / f"{name}.csv", folder / f"{name}.json"
-    write_text(table, csv_text([row.flat() for row in rows]))
-    write_json(document, {"format": FORMAT, **about, "rows": [row.to_dict() for row in rows]})
-    return [table, document]
+def write_table(folder: Path, name: str, rows: Sequence[FrontierRow], about: Mapping[str, Any]) -> None:
+    """Write NAME.csv and NAME.json, with `about` (machine, versions, ...) in it; each whole or not at all."""
+    write_text(folder / f"{name}.csv", csv_text([row.flat() for row in rows]))
+    write_json(folder / f"{name}.json", {"format": FORMAT, **about, "rows": [row.to_dict() for row in rows]})
 
 
 def read_table(path: Path) -> tuple[list[FrontierRow], dict[str, Any]]:
-    """The rows of a frontier, and how they were made.
+    """The rows of a frontier, and how they were made, from its JSON or the folder of a sweep.
 
-    Args:
-        path: of the JSON, or of a sweep's folder, which holds frontier.json.
     Raises:
-        ValueError: it is no such file, damaged, or of a later version.
+        ValueError: there is no such file, or it is damaged or of a later version.
         OSError: it cannot be read.
     """
     path = path / "frontier.json" if path.is_dir() else path

@@ -16,7 +16,6 @@ from markupsafe import Markup, escape
 from PIL import Image
 from torch import Tensor
 
-from ttfs_triton import wording
 from ttfs_triton.atomic import write_text
 from ttfs_triton.hardware import Comparison, Counts, Estimate, Simulation, Sweep
 from ttfs_triton.report import energy_tables, figures, tables
@@ -25,7 +24,7 @@ from ttfs_triton.report.frontier_table import FrontierRow
 from ttfs_triton.report.plots import require_matplotlib
 from ttfs_triton.report.raster import LayerSpikes
 from ttfs_triton.scoring.deadline import DeadlineRow
-from ttfs_triton.wording import energy, interval, number, percent
+from ttfs_triton.wording import energy, interval, number, percent, small_percent
 
 READOUTS = {
     "potential_start": "highest membrane potential of the output neurons at their window's start",
@@ -38,13 +37,12 @@ TIED = re.compile(r"(?<=×) (?=\d)|(?<=\d) (?=[pnµm]?J\b)")
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and what the network did with it.
+    """One image, its spikes and its decision.
 
     Attributes:
         image: [channels, height, width], in [0, 1].
         spikes: of all layers, as `spikes_of` gives them.
-        label: name of its class.
-        prediction: name of the class that the network decided for.
+        label, prediction: names of its class, and of the one that the network decided for.
         class_names: one name an output neuron, to name the first output spike; empty names it by its number.
     """
 
@@ -82,22 +80,17 @@ class PageData:
     """One network, evaluated on one data set. What is None or empty is left out.
 
     Attributes:
-        title: of the page.
+        title, dataset: of the page; name of the data.
         network: its configuration, `NetworkConfig.to_dict()`.
-        dataset: name.
         images: evaluated.
         accuracy, first_spike_accuracy: shares of images, by the readout's potentials and by the first output spike.
-        ties: images with several first output spikes at the same time.
-        no_spike: images without an output spike.
+        ties, no_spike: images with several first output spikes at the same time, and without any.
         counts: of `count`.
         sample: an image for the raster.
         energy: one estimate a chip.
         chip: whose energy is among the headline figures, one of `energy`. Default: the first that prices memory, or
             anything.
-        comparison: with other ways of computing the network.
-        simulation: on the clock, with quantised weights.
-        sweep: over time steps and weight bits.
-        deadlines: accuracy by decision time.
+        comparison, simulation, sweep, deadlines: what else was found.
         frontier, here: points of a sweep, and this network among them.
         facts: how the page was made (versions, device, date, command), in the order in which they are shown.
     """
@@ -124,7 +117,7 @@ class PageData:
 
     @property
     def layers(self) -> str:
-        """The specification, or what built a network that has none."""
+        """The specification, or the builder of a network without one."""
         return self.network.get("specification") or self.network.get("builder", "")
 
     @property
@@ -137,13 +130,11 @@ class PageData:
 
 
 def write_page(path: Path, data: PageData) -> Path:
-    """Write the page: whole, or not at all.
+    """Write the page, whole or not at all, and return its path.
 
     Args:
         path: of the HTML file; its folder must exist. A file that is there is replaced.
         data: what to show.
-    Returns:
-        The path.
     Raises:
         RuntimeError: matplotlib is not installed.
         OSError: the file cannot be written; the old one, if any, is untouched.
@@ -153,13 +144,11 @@ def write_page(path: Path, data: PageData) -> Path:
 
 
 def render_page(data: PageData) -> str:
-    """The page as text; the same data give the same text.
-
-    Args:
-        data: what to show.
-    Raises:
-        RuntimeError: matplotlib is not installed.
-    """
+    """The page as text; the same data give the same text. Raises RuntimeError without matplotlib."""
+    chips: dict[str, list[Estimate]] = {}  # that of the headline first
+    estimates = sorted(data.energy, key=lambda found: found is not data.headline_energy)
+    for found in (*estimates, *(data.comparison.estimates if data.comparison else ())):
+        chips.setdefault(found.chip.name, []).append(found)
     return render(
         "page.html",
         data=data,
@@ -169,19 +158,12 @@ def render_page(data: PageData) -> str:
         deadline_curve={"": [(row.deadline, row.accuracy) for row in data.deadlines]},
         deadlines=DEADLINES,
         curves=sections(data.frontier, data.here) if data.frontier else [],
-        chips=by_chip(data),
+        chips=chips,
     )
 
 
 def render(template: str, **names: Any) -> str:
-    """One of our templates as text.
-
-    Args:
-        template: its file.
-        names: everything that it names, besides the modules of tables and figures.
-    Raises:
-        RuntimeError: matplotlib is not installed.
-    """
+    """One of our templates as text, with the names in it, besides the modules of tables and figures."""
     require_matplotlib("write_page")
     environment = Environment(
         loader=PackageLoader("ttfs_triton.report", "."),
@@ -190,35 +172,22 @@ def render(template: str, **names: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = {"number": number, "percent": percent, "small_percent": wording.small_percent}
-    environment.filters.update(words | {"linked": linked})
+    environment.filters.update(number=number, percent=percent, small_percent=small_percent, linked=linked)
     environment.globals.update(tables=tables, energies=energy_tables, figures=figures)
     return environment.get_template(template).render(**names)
 
 
 def linked(text: str) -> Markup:
     """Text as HTML, escaped, in which web addresses are links; no line ends behind × or before a unit of energy."""
-    parts = ADDRESS.split(TIED.sub("\u00a0", text))  # every other one is an address
-    return Markup("").join(_link(part) if place % 2 else escape(part) for place, part in enumerate(parts))
-
-
-def _link(address: str) -> Markup:
-    target = address if address.startswith("http") else f"https://{address}"
-    return Markup('<a href="{}" rel="noopener">{}</a>').format(target, address)
-
-
-def by_chip(data: PageData) -> dict[str, list[Estimate]]:
-    """All estimates by their chips, that of the headline first."""
-    estimates = sorted(data.energy, key=lambda found: found is not data.headline_energy)
-    estimates += [] if data.comparison is None else list(data.comparison.estimates)
-    chips: dict[str, list[Estimate]] = {}
-    for found in estimates:
-        chips.setdefault(found.chip.name, []).append(found)
-    return chips
+    parts = list[str | Markup](ADDRESS.split(TIED.sub("\u00a0", text)))  # every other one is an address
+    for place, address in enumerate(parts[1::2]):
+        target = address if address.startswith("http") else f"https://{address}"
+        parts[2 * place + 1] = Markup('<a href="{}" rel="noopener">{}</a>').format(target, address)
+    return Markup("").join(map(escape, parts))
 
 
 def headlines(data: PageData) -> list[tuple[str, str, str]]:
-    """The figures on top of the page: what each is, the figure, and what it depends on."""
+    """Headline figures: (title, figure, note) each."""
     low, high = interval(data.accuracy, data.images)
     spikes = f"{number(data.ties)} tied, {number(data.no_spike)} without an output spike"
     found = [

@@ -1,4 +1,4 @@
-"""How pictures are made with matplotlib: in files and on pages, and their axes; needs the extra `plot`."""
+"""Drawing with matplotlib: files, SVG for pages, axes; needs the extra `plot`."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def require_matplotlib(function: str) -> None:
 
 
 def _for_page(svg: str) -> str:
-    """Leave out what a page must not get twice or at all: headers, metadata, styles, sizes, identifiers of groups."""
+    """The SVG without headers, metadata, styles, sizes and identifiers of groups; in the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
@@ -98,8 +98,19 @@ def _for_page(svg: str) -> str:
     return svg.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
 
 
-def accuracy_lines(axes: Axes, lines: Mapping[str, Sequence[tuple[float, float]]], samples: int) -> None:
-    """Draw a line for each name, through its points (value, accuracy); dashed if the name has "calibrated" in it."""
+def accuracy_lines(
+    axes: Axes, lines: Mapping[str, Sequence[tuple[float, float]]], samples: int, title: str, *, doubling: bool = False
+) -> None:
+    """Draw a line for each name, through its points (value, accuracy); dashed if the name has "calibrated" in it.
+
+    Values across have a title; those that double, such as time steps, are each named.
+    """
+    if doubling:
+        values = sorted({value for points in lines.values() for value, _ in points})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
+    axes.set_xlabel(title)
     most = 1 - 0.5 / samples  # nothing wrong is less than half an image wrong: a scale of errors has no place for 0
     for place, (name, points) in enumerate(lines.items()):
         colour, marker = LINES[place % len(LINES)]
@@ -117,13 +128,7 @@ def accuracy_lines(axes: Axes, lines: Mapping[str, Sequence[tuple[float, float]]
 
 
 def accuracy_axis(axes: Axes, accuracies: Sequence[float], samples: int) -> None:
-    """Accuracies upwards; errors of different sizes, say 1 % and 90 %, on a logarithmic scale of errors.
-
-    Args:
-        axes: with the lines.
-        accuracies: all that are drawn, shares.
-        samples: that they are shares of.
-    """
+    """Accuracies upwards, shares of so many samples; errors far apart, say 1 % and 90 %, on a logarithmic scale."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     axes.set_ylabel("accuracy")
@@ -158,18 +163,10 @@ def value_axis(axes: Axes, values: Sequence[float], wording: Callable[[float], s
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def doubling_axis(axes: Axes, values: Sequence[float]) -> None:
-    """Numbers that double, such as time steps, each named."""
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(values), [f"{value:g}" for value in values])
-    axes.minorticks_off()
-
-
 def legend_below(figure: Figure, axes: Axes, columns: int = 3, title: str | None = None) -> None:
     """A legend where nothing is drawn."""
-    shown = axes.get_legend_handles_labels()
-    place = "outside lower left"
-    figure.legend(*shown, loc=place, ncols=columns, frameon=False, fontsize=9, title=title, alignment="left")
+    options: dict[str, Any] = {"loc": "outside lower left", "alignment": "left", "frameon": False, "fontsize": 9}
+    figure.legend(*axes.get_legend_handles_labels(), ncols=columns, title=title, **options)
 
 
 def grid(axes: Axes, axis: Literal["x", "y"]) -> None:

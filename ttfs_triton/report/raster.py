@@ -14,14 +14,14 @@ from ttfs_triton.nn.trace import network_graph
 
 @dataclass(frozen=True)
 class LayerSpikes:
-    """Spikes of one layer for one image.
+    """Spikes of one layer for one image; tensors are on the CPU.
 
     Attributes:
         name: of the layer; "input" for a latency encoder.
         window: number of its window, 0 for the first; layer l fires from time l on.
         neurons: of the layer, before pooling.
-        index: [spikes] int64, which neurons fired, in their order in memory; on the CPU.
-        time: [spikes] float32, when, from the image's start, in windows; on the CPU.
+        index: [spikes] int64, which neurons fired, in their order in memory.
+        time: [spikes] float32, when, from the image's start, in windows.
         length: of its window; 1 for all but a readout with another ramp.
     """
 
@@ -43,8 +43,7 @@ def spikes_of(network: nn.Module, image: Tensor) -> tuple[LayerSpikes, ...]:
     Returns:
         One entry a layer, in the order of the windows; the readout's neurons on their own ramp.
     Raises:
-        NetworkError: as `network_graph`.
-        ValueError: an image of another shape.
+        ValueError: no such network, or an image of another shape.
     """
     if image.ndim != 3:
         raise ValueError(

@@ -17,12 +17,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Cell:
-    """Text with a bar under it.
-
-    Attributes:
-        text: what it says.
-        share: length of the bar, in [0, 1].
-    """
+    """Text with a bar under it, whose length is a share in [0, 1]."""
 
     text: str
     share: float
@@ -35,14 +30,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first column names the rows.
-
-    Attributes:
-        caption: what it shows, with its unit.
-        headers: one a column.
-        rows: cells, as many as headers.
-        prose: columns of words, which wrap; the others hold figures.
-    """
+    """A table; the first column names the rows. Columns of words, `prose`, wrap; the others hold figures."""
 
     caption: str
     headers: tuple[str, ...]
@@ -116,13 +104,10 @@ def simulation_table(found: Simulation) -> Table:
 
 def sweep_table(sweep: Sweep) -> Table:
     """Accuracy: steps downwards, weight bits across."""
-    found = {(row.steps, row.weight_bits): row.accuracy for row in sweep.rows}
-    bits = list(dict.fromkeys(row.weight_bits for row in sweep.rows))
+    found = {(row.steps, row.weight_bits): percent(row.accuracy) for row in sweep.rows}
+    steps, bits = (list(dict.fromkeys(values)) for values in zip(*sorted(found, key=lambda key: key[0]), strict=True))
     headers = ("steps", *(f"{each} bits" if each is not None else "float" for each in bits))
-    rows = tuple(
-        (str(steps), *(percent(found.get((steps, each))) for each in bits))
-        for steps in sorted({row.steps for row in sweep.rows})
-    )
+    rows = tuple((str(each), *(found.get((each, other), "–") for other in bits)) for each in steps)
     return Table(f"Accuracy over {number(sweep.samples)} images, by time steps and weight bits", headers, rows)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ttfs_triton.data.pixels import to_float
 
@@ -46,8 +46,7 @@ class EvaluationBatches:
         data: images and labels.
         indices: [n], int64, the images to score; None: all.
         batch_size: images in a batch of this process; the last one may be smaller.
-        rank: number of this process.
-        world_size: number of processes. Shares differ by at most one image, and may be empty.
+        rank, world_size: number of this process, and of all. Shares differ by at most one image, and may be empty.
     Raises:
         ValueError: batch_size is not positive, or rank and world_size do not fit.
     """
@@ -103,9 +102,9 @@ def load_batches(
     if num_workers and not batches.data.in_memory:
         # Its own generator: otherwise every epoch would take a number from the global one, and a resumed run another.
         loader = DataLoader(
-            _Gathering(batches),
+            cast(Any, order),
             batch_size=None,
-            sampler=order,
+            collate_fn=cast(Any, batches.gather),
             num_workers=num_workers,
             pin_memory=device.type == "cuda",
             generator=torch.Generator().manual_seed(0),
@@ -124,16 +123,6 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
     """A terminal's Ctrl-C, and torchrun's SIGTERM, reach workers too: the main process needs them until it stops."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: Timer(WORKER_SECONDS, os._exit, [0]).start())
-
-
-class _Gathering(Dataset[Gathered]):
-    """What worker processes do."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-
-    def __getitem__(self, index: int) -> Gathered:
-        return self.batches.gather(index)
 
 
 def check_rank(function: str, rank: int, world_size: int) -> None:

@@ -19,16 +19,14 @@ EARLY = tuple(part / 10 for part in range(1, 10))
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the output neurons did for N images; times from their window's start, in windows.
+    """Spikes and potentials of the output neurons for N images; times from their window's start, in windows.
 
     Attributes:
         times: [N, classes], inf for silent neurons.
         potential, slope: [N, classes], at the window's start, V₀ included, and inside it; in threshold heights.
-        labels: [N] int64.
         window: S, of firing.
         start: windows from the image's start to the output window's.
-        early: [N, len(EARLY)] int64, class of the highest potential before the output window, when so much of the last
-            hidden layer's is over.
+        early: [N, len(EARLY)] int64, class of the highest potential after these parts of the window before.
     """
 
     times: Tensor
@@ -42,14 +40,9 @@ class Outputs:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def first(self) -> tuple[Tensor, Tensor]:
-        """[N] times of the earliest spikes, inf without any, and their classes; of several, the lowest."""
-        earliest, prediction = self.times.min(1)
-        return earliest, prediction
-
     def forced(self, time: float) -> Tensor:
         """[N] classes that are decided for at a time: the earliest spike's, or the highest potential's without any."""
-        earliest, prediction = self.first()
+        earliest, prediction = self.times.min(1)
         highest = (self.potential + self.slope * min(time, self.window)).argmax(1)
         return torch.where(earliest <= time, prediction, highest)
 
@@ -58,15 +51,14 @@ class Outputs:
 def output_spikes(
     network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], image_shape: Sequence[int] | None = None
 ) -> Outputs:
-    """Run a network over images and keep what its outputs did.
+    """Run a network over images and keep spikes and potentials of its output neurons.
 
     Args:
         network: what `network_graph` takes, spiking; it runs in evaluation mode.
         batches: images and labels, on its device or not.
         image_shape: as of `network_graph`.
     Raises:
-        NetworkError: as `network_graph`.
-        ValueError: no images.
+        ValueError: no such network, or no images.
     """
     graph = network_graph(network, image_shape)
     device, training, readout = next(network.parameters()).device, network.training, graph.readout
@@ -85,7 +77,7 @@ def output_spikes(
         network.train(training)
     if not parts:
         raise ValueError("output_spikes: batches must not be empty; got none.")
-    *columns, early = (torch.cat(column) for column in zip(*parts, strict=True))
+    *columns, early = map(torch.cat, zip(*parts, strict=True))
     return Outputs(*columns, window=readout.window, start=graph.windows, early=early)
 
 
@@ -124,9 +116,8 @@ def deadline_curve(outputs: Outputs, deadlines: Sequence[float] = ()) -> list[De
         deadlines: from the output window's start, in windows. Default: 11 from its start to its end.
     """
     deadlines = deadlines or [outputs.window * place / 10 for place in range(11)]
-    earliest, prediction = outputs.first()
-    right = prediction == outputs.labels
-    rows = []
+    earliest, prediction = outputs.times.min(1)
+    right, rows = prediction == outputs.labels, []
     for part, early in zip(EARLY, outputs.early.unbind(1), strict=True):
         time = outputs.start - 1 + part
         rows.append(DeadlineRow(time, _share(early == outputs.labels), 0.0, None, time))

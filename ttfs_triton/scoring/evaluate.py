@@ -116,7 +116,7 @@ def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
 
 
 def layer_table(layers: Sequence[LayerStatistics], title: str = "") -> TerminalTable:
-    """A row for each layer: neurons, spikes a sample, and what share of the neurons does what."""
+    """A row for each layer: neurons, spikes a sample, shares that are active, saturated, silent, never active."""
     headers = ("layer", "neurons", "spikes / image", "active", "saturated", "silent", "never active")
     rows = []
     for layer in layers:

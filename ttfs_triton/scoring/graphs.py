@@ -1,26 +1,13 @@
 """CUDA graphs: a captured graph replays hundreds of kernel launches with one."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from contextlib import contextmanager
 
 import torch
 
 
 class GraphError(RuntimeError):
     """Work could not be captured."""
-
-
-class Graphs(Protocol):
-    """CUDA graphs, or what tests put in their place."""
-
-    def aside(self) -> AbstractContextManager[None]:
-        """A context whose work runs on a side stream, after what came before and before what follows."""
-        ...
-
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record work without doing it; returns what does it."""
-        ...
 
 
 class CudaGraphs:
@@ -31,14 +18,14 @@ class CudaGraphs:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Run on the stream that captures, so that what autograd remembers of streams fits the capture."""
+        """Run on the stream that captures, after earlier work and before later: autograd remembers streams."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             yield
         torch.cuda.current_stream().wait_stream(self.stream)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Other threads, such as those that page-lock memory, may go on with theirs."""
+        """Record work without doing it, and return a function that does it; other threads go on with theirs."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             work()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.nn import network_graph, record_statistics, reset_statistics
 from ttfs_triton.nn.decision import logits_and_decision
-from ttfs_triton.scoring.graphs import GraphError, Graphs, reason_of_failure
+from ttfs_triton.scoring.graphs import CudaGraphs, GraphError, reason_of_failure
 
 PADDING = -1  # label of images that do not count
 
@@ -25,7 +25,6 @@ class Scorer:
         accelerator: for device and autocast.
         image_shape: as of `network_graph`.
     Attributes:
-        graph: of the network.
         sums: [6], float64, on the device: images, right decisions by the readout's score, cross entropy, right
             decisions by the first spike, ties, images without an output spike.
     """
@@ -54,23 +53,17 @@ class Scorer:
         return self.accelerator.autocast()
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
-        """Score images [n, C, height, width], in [0, 1], with labels [n], int64, on the device."""
-        self._add(images, labels, torch.full((), len(labels), device=labels.device), None)
-
-    def _add(self, images: Tensor, labels: Tensor, number: Tensor, counted: Tensor | None) -> None:
+        """Score images [n, C, height, width], in [0, 1], with labels [n], int64 or `PADDING`, on the device."""
         logits, decision = logits_and_decision(self.network, self.graph.readout, images)
-        logits = logits.float()
-        tie, no_spike = decision.tie, decision.no_spike
-        if counted is not None:
-            tie, no_spike = tie & counted, no_spike & counted
+        logits, counted = logits.float(), labels != PADDING
         self.sums += torch.stack(
             [
-                number,
+                counted.sum(),
                 (logits.argmax(1) == labels).sum(),  # padding is nobody's class
                 F.cross_entropy(logits, labels, reduction="sum", ignore_index=PADDING),
                 (decision.prediction == labels).sum(),
-                tie.sum(),
-                no_spike.sum(),
+                (decision.tie & counted).sum(),
+                (decision.no_spike & counted).sum(),
             ]
         ).double()
 
@@ -98,7 +91,7 @@ class PaddedScorer(Scorer):
         batch_size: int,
         image_shape: Sequence[int] | None = None,
         *,
-        graphs: Graphs | None = None,
+        graphs: CudaGraphs | None = None,
         required: bool = False,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -134,11 +127,10 @@ class PaddedScorer(Scorer):
             (self.replay or self._score)()
 
     def _score(self) -> None:
-        counted = self._labels != PADDING
-        with record_statistics(self.network, counted=counted), self.accelerator.autocast():
-            self._add(self._images, self._labels, counted.sum(), counted)
+        with record_statistics(self.network, counted=self._labels != PADDING), self.accelerator.autocast():
+            super().__call__(self._images, self._labels)
 
-    def _capture(self, graphs: Graphs) -> None:
+    def _capture(self, graphs: CudaGraphs) -> None:
         try:
             self.replay = graphs.capture(self._score)
         except RuntimeError as error:

@@ -1,23 +1,27 @@
 """Training: configuration, data, loop, checkpoints. `main` is the entry point of a recipe, `Trainer` of a program."""
 
+import sys
+from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttfs_triton.train.config import ConfigError, TrainConfig, main
+from ttfs_triton.command_line import TRACEBACK, plain_errors
+from ttfs_triton.train.config import ConfigError, TrainConfig, parse_config
 
 if TYPE_CHECKING:
     from ttfs_triton.train.build import RunData
+    from ttfs_triton.train.callback import Callback, NonFiniteLossError
     from ttfs_triton.train.device import Interrupted
-    from ttfs_triton.train.loop import Callback, NonFiniteLossError
     from ttfs_triton.train.run import DeviceLostError, Trainer, run_data, train
     from ttfs_triton.train.run_folder import RunFolderError
 
-# What trains is imported when it is first asked for: `--help` does without.
+# Imported when they are first used: `--help` does without PyTorch.
 _HOMES = {
-    "Callback": "loop",
+    "Callback": "callback",
     "DeviceLostError": "run",
     "Interrupted": "device",
-    "NonFiniteLossError": "loop",
+    "NonFiniteLossError": "callback",
     "RunData": "build",
     "RunFolderError": "run_folder",
     "Trainer": "run",
@@ -38,6 +42,24 @@ __all__ = [
     "run_data",
     "train",
 ]
+
+
+def main(recipe: Path, description: str | None, arguments: Sequence[str] | None = None) -> None:
+    """Entry point of a recipe: parse, train, exit with a plain message where the user can mend what went wrong.
+
+    Args:
+        recipe: the recipe's YAML file.
+        description: shown by `--help`.
+        arguments: command line without the program's name. Default: sys.argv[1:].
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    traceback = TRACEBACK in arguments
+    with plain_errors(ConfigError, traceback=traceback):
+        config = parse_config(recipe, description or "", arguments)
+    from ttfs_triton.train.run import ERRORS, train
+
+    with plain_errors(*ERRORS, traceback=traceback):
+        train(config, name=recipe.stem)
 
 
 def __getattr__(name: str) -> Any:

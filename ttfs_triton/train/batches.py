@@ -1,7 +1,6 @@
-"""Batches of an epoch. The only state is the position: any batch can be built again, by any process.
+"""Batches of an epoch as functions of their position, the same in one process, in several, and in a resumed run.
 
-The order of the images is a function of seed and epoch, and what augmentation does to an image one of seed, epoch and
-the image's index. One process, several, and a resumed run see the same images.
+The order of the images follows from seed and epoch, the augmentation of an image from seed, epoch and its index.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from ttfs_triton.augment import Augmentation, Mixing, draw_mixing, mix
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.scoring.batches import Batch, Gathered, check_rank, load_batches
 
-# Pixels that are augmented at a time, 512 images of CIFAR-10: of fewer, PyTorch's calls take much of the time.
+# Pixels that are augmented at a time, 512 images of CIFAR-10: for fewer, PyTorch's calls take much of the time.
 AUGMENTED_AHEAD = 512 * 32 * 32
 
 
@@ -30,13 +29,11 @@ class EpochBatches:
         data: images and labels.
         indices: [n], int64, the images to train on.
         batch_size: images in an optimiser step, over all processes and micro-batches.
-        seed: of order and augmentation.
-        epoch: number of the epoch.
-        rank: number of this process.
-        world_size: number of processes.
+        seed, epoch: of order and augmentation.
+        rank, world_size: number of this process, and number of processes.
         accumulation: micro-batches in an optimiser step.
         augmentation: default: none.
-        classes: how many; images that are mixed have probabilities of classes as labels.
+        classes: number of classes; mixed images have probabilities of classes as labels.
     Raises:
         ValueError: fewer images than one batch, or a batch that processes and micro-batches do not divide.
     """
@@ -93,11 +90,9 @@ class EpochBatches:
         return self.finish(self.gather(index))
 
     def gather(self, index: int, count: int = 1) -> Gathered:
-        """Indices, images as uint8 and labels; if they are mixed, the partners' behind their own, and shares.
+        """Indices, images as uint8 and labels of `count` micro-batches from `index` on, as one.
 
-        Args:
-            index: of the micro-batch.
-            count: so many micro-batches from there on, up to the last, as one.
+        If images are mixed, those of their partners follow, and shares.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"EpochBatches: index must be in 0 to {len(self) - 1}; got {index}.")
@@ -109,7 +104,7 @@ class EpochBatches:
         return *self._at(torch.cat([self.order[here], mixing.partners])), *shares
 
     def finish(self, gathered: Gathered) -> Batch:
-        """The batch, augmented and mixed on the device of what was gathered."""
+        """The batch, augmented and mixed on the device of the gathered tensors."""
         indices, images, labels, *shares = gathered
         images = self.augmentation(images, indices, seed=self.seed, epoch=self.epoch)
         if not shares:
@@ -125,18 +120,7 @@ class EpochBatches:
 def train_loader(
     batches: EpochBatches, device: torch.device | None = None, *, start_step: int = 0, num_workers: int = 0
 ) -> Generator[Batch]:
-    """Micro-batches from an optimiser step on. Closing it ends its worker processes.
-
-    Args:
-        batches: of one epoch.
-        device: where they are used. Default: where they are gathered.
-        start_step: first optimiser step, counted within the epoch.
-        num_workers: as of `load_batches`.
-    Raises:
-        ValueError: start_step is outside the epoch.
-    """
-    if not 0 <= start_step <= batches.steps:
-        raise ValueError(f"train_loader: start_step must be in 0 to {batches.steps}; got {start_step}. Lower it.")
+    """Micro-batches of an epoch from the optimiser step `start_step` on; see `load_batches`."""
     first, count = start_step * batches.accumulation, 1
     at_hand = batches.data.in_memory and device in (None, batches.data.device)
     if at_hand and batches.augmentation.changes_images:
@@ -148,13 +132,13 @@ def train_loader(
 
 
 def _augment_ahead(batches: EpochBatches, first: int, count: int) -> Generator[Batch]:
-    """Micro-batches, augmented so many at a time: what happens to an image does not depend on its batch."""
+    """Micro-batches, augmented `count` at a time: the augmentation of an image does not depend on its batch."""
     for index in range(first, len(batches), count):
         images, labels = batches.finish(batches.gather(index, count))
         yield from zip(*(tensor.split(batches.micro_batch_size) for tensor in (images, labels)), strict=True)
 
 
 def _generator(*key: object) -> torch.Generator:
-    """A generator whose stream is a function of the key; streams of different keys are unrelated."""
+    """A generator that is seeded by a hash of the key."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

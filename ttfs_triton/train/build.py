@@ -1,4 +1,4 @@
-"""From a configuration to what a run is made of: data, network, augmentation, optimizer."""
+"""Builds data, network, augmentation and optimizer of a run from its configuration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
-from ttfs_triton.data.placement import place_images
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.model.builder import build_network_of
 from ttfs_triton.model.own_network import describe_network
@@ -32,7 +31,7 @@ from ttfs_triton.nn.networks import CNN1, RESNET18, RESNET20, VGG11, VGG16, cifa
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.muon import Muon
-from ttfs_triton.train.start import Start, check_chip, load_own_weights, load_weights, start_on_grid
+from ttfs_triton.train.start import Start, check_chip, load_weights, start_on_grid
 
 SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
     "cnn1": (CNN1, "latency"),
@@ -42,11 +41,9 @@ SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
     "resnet18": (RESNET18, "analog"),
     "resnet20": (RESNET20, "analog"),
 }
-# Enough images for channel statistics to four digits.
-STATISTICS_IMAGES = 10_000
+STATISTICS_IMAGES = 10_000  # for channel statistics with four digits
 WHITENING_IMAGES = 5_000
 HEAD = "4096-4096"  # of the paper's VGGs
-STATISTICS_VALUES = 2**25  # at a time: all of these images at 32 × 32 pixels
 
 
 @dataclass(frozen=True)
@@ -65,9 +62,9 @@ class RunData:
 
 
 def load_data(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None]) -> RunData:
-    """Load both splits and set the validation images aside. The main process first, so that it alone downloads.
+    """Load both splits and set the validation images aside. The main process comes first, so that it alone downloads.
 
-    A split that outgrows main memory, be it in the middle, is streamed instead if nothing else was asked for.
+    A split that does not fit into main memory is streamed, unless a place was asked for.
     """
 
     def load(split: str, samples: int | None, like: ImageData | None, streaming: bool = config.streaming) -> ImageData:
@@ -106,22 +103,6 @@ def split_data(train: ImageData, test: ImageData, config: TrainConfig) -> RunDat
     return RunData(train, test, *train_validation_split(train, config.validation_fraction, config.seed))
 
 
-def place_data(
-    config: TrainConfig, data: RunData, device: torch.device, say: Callable[[str], None]
-) -> tuple[ImageData, ImageData]:
-    """The splits for training and testing where batches are gathered from; says where that is.
-
-    Raises:
-        ConfigError: they do not fit where they are asked to be.
-    """
-    try:
-        (train, test), where = place_images((data.train, data.test), device, config.data_placement)
-    except RuntimeError as error:
-        raise ConfigError(str(error)) from error
-    say(where)
-    return train, test
-
-
 def build_network(
     config: TrainConfig,
     data: RunData,
@@ -130,17 +111,17 @@ def build_network(
     network: nn.Module | None = None,
     calibrated: bool = True,
 ) -> tuple[nn.Module, Start | None]:
-    """The network for these images, initialised from `config.seed` and, if given, from weights.
+    """The network for these images, on the CPU, initialised from `config.seed` and, if given, from weights.
 
     Args:
-        config, data: the run.
-        device: to calibrate on; the network itself is on the CPU. Default: the CPU.
-        network: built already. Default: as the configuration says.
-        calibrated: calibrate it where the weights are another project's ANN's; needless if a checkpoint follows.
+        config, data: of the run.
+        device: to calibrate on. Default: the CPU.
+        network: built already. Default: as configured.
+        calibrated: whiten, and calibrate the weights of another project's ANN; needless if a checkpoint follows.
     Returns:
-        The network, and where its weights come from; None if they were drawn.
+        The network, and the origin of its weights; None if they were drawn.
     Raises:
-        ConfigError: the weights are not those of this network, or the options exclude each other.
+        ValueError: the weights are not those of this network, or the options exclude each other.
     """
     if network is None:
         network = _own_network(config, data) if config.network is not None else _specified_network(config, data)
@@ -152,10 +133,7 @@ def build_network(
         images = None
         if calibrated and config.calibration_images:
             images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
-        if isinstance(network, TTFSNetwork):
-            start = load_weights(network, weights, images, config.trained_as)
-        else:
-            start = load_own_weights(network, weights)
+        start = load_weights(network, weights, images, config.trained_as)
     if config.grid is not None:
         start_on_grid(network, config.grid, start, learn_units=config.learn_units)
         if config.grid_chip is not None:
@@ -166,10 +144,10 @@ def build_network(
 
 
 def check_network(network: nn.Module, data: RunData) -> NetworkGraph:
-    """The graph of a network that is to be trained on these images; its layers get what counts their spikes.
+    """The graph of a network that is to be trained on these images; prepares its layers to count spikes.
 
     Raises:
-        ConfigError: it is no network of our layers, or not for these images and classes; says what to do.
+        ConfigError: it has unknown layers, or is not for these images and classes.
     """
     try:
         graph = network_graph(network, data.train.shape[1:])
@@ -185,7 +163,7 @@ def check_network(network: nn.Module, data: RunData) -> NetworkGraph:
 
 
 def describe(config: TrainConfig, network: nn.Module, data: RunData, start: Start | None) -> ModelDescription:
-    """What config.json says of a run's network."""
+    """Content of config.json for a run's network."""
     return ModelDescription.of(
         describe_network(network, data.train.shape[1:], config.network),
         class_names=data.train.class_names,
@@ -223,29 +201,24 @@ def _specified_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
     _, channels, height, width = data.train.shape
     mean, std = channel_statistics(data) if encoder != "latency" else (None, None)
     torch.manual_seed(config.seed)
-    try:
-        network = TTFSNetwork(
-            NetworkConfig(
-                specification=specification,
-                in_channels=channels,
-                image_size=(height, width),
-                classes=len(data.train.class_names),
-                width=factor,
-                encoder=encoder,
-                mean=mean,
-                std=std,
-                readout=config.readout or "potential_start",
-                neuron=config.spiking_neuron,
-                bias=config.bias,
-                weight_standardisation=config.weight_standardisation,
-                initial_gain=config.initial_gain,
-                batch_norm=config.batch_norm,
-                dropout=config.dropout,
-            ),
-            backend=config.backend,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    description = NetworkConfig(
+        specification=specification,
+        in_channels=channels,
+        image_size=(height, width),
+        classes=len(data.train.class_names),
+        width=factor,
+        encoder=encoder,
+        mean=mean,
+        std=std,
+        readout=config.readout or "potential_start",
+        neuron=config.spiking_neuron,
+        bias=config.bias,
+        weight_standardisation=config.weight_standardisation,
+        initial_gain=config.initial_gain,
+        batch_norm=config.batch_norm,
+        dropout=config.dropout,
+    )
+    network = TTFSNetwork(description, backend=config.backend)
     if config.identity_start:
         start_as_identity(network)
     return network
@@ -255,7 +228,7 @@ def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, .
     """Mean and standard deviation of each channel, pixels in [0, 1], over the first training images."""
     _, channels, height, width = data.train.shape
     sums, count = torch.zeros(2, channels, dtype=torch.float64), 0
-    for some in data.train_indices[:STATISTICS_IMAGES].split(max(1, STATISTICS_VALUES // (channels * height * width))):
+    for some in data.train_indices[:STATISTICS_IMAGES].split(100):
         pixels = data.train.images_at(some).double() / 255
         sums += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])
         count += len(some) * height * width
@@ -270,34 +243,34 @@ def build_augmentation(config: TrainConfig) -> Augmentation:
 
 
 def build_optimizer(config: TrainConfig, network: nn.Module) -> Optimizer:
-    """The optimizer; weight decay reaches weights only, not gains, initial potentials and normalisation.
+    """The optimizer. Only weights decay, not gains, initial potentials and normalisation.
 
-    Where a rate has a factor, its parameters decay by the same share a step as with a factor of 1.
+    A factor on the rate of parameters does not change the share by which they decay in a step.
     """
     groups = [
         {
             "params": parameters,
             "lr": config.lr * rate,
-            "initial_lr": config.lr * rate,  # its peak, as of PyTorch's schedules
+            "initial_lr": config.lr * rate,  # the peak rate, as PyTorch's schedules call it
             "weight_decay": config.weight_decay / rate if kind != "offset" else 0.0,
             "turned": kind == "hidden" and config.optimizer == "muon",
         }
         for (kind, rate), parameters in _by_rate(config, network).items()
     ]
     # Fused: one pass over weights and moments instead of ten, on CPU and GPU alike.
-    if config.optimizer in ("sgd", "muon"):
-        if config.optimizer == "muon":
-            dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
-            optimizer = Muon(groups, lr=config.lr, momentum=config.momentum, dtype=dtype)
-        else:
-            optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
-        if config.momentum > 0 or config.optimizer == "muon":
-            # Fused SGD takes fresh memory for them in its first step, and leaves it as it is if that step is skipped.
-            for parameter in network.parameters():
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return optimizer
-    kind = AdamW if config.optimizer == "adamw" else Adam
-    return kind(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+    if config.optimizer in ("adamw", "adam"):
+        adam = AdamW if config.optimizer == "adamw" else Adam
+        return adam(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+    if config.optimizer == "muon":
+        dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
+        optimizer = Muon(groups, lr=config.lr, momentum=config.momentum, dtype=dtype)
+    else:
+        optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+    if config.momentum > 0:
+        # Fused SGD would leave them uninitialised if it skipped its first step.
+        for parameter in network.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def _by_rate(config: TrainConfig, network: nn.Module) -> dict[tuple[str, float], list[nn.Parameter]]:

@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ttfs_triton.augmentation_options import AugmentationOptions
-from ttfs_triton.command_line import TRACEBACK, OptionsError, parse_options, plain_errors, problem_lines, program
+from ttfs_triton.command_line import OptionsError, parse_options, problem_lines, program
 from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.train.options import (
     FREE,
@@ -52,10 +52,9 @@ class TrainConfig(
     DataOptions,
     MainOptions,
 ):
-    """Everything a run depends on. Saved as `config.yaml` in the run's folder.
+    """All keys of a run, in its folder as `config.yaml`. The last base class comes first there and in `--help`.
 
-    Faults happen to chips that are trained for: anew in each step, and not in validation. The last class comes first
-    in YAML and `--help`.
+    Faults are drawn anew in each training step; there are none in validation.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,21 +82,21 @@ class TrainConfig(
         return self
 
     def to_yaml(self) -> str:
-        """The configuration as YAML: every key but those that say how to treat an existing folder."""
+        """The configuration as YAML, without `resume` and `overwrite`."""
         values = self.model_dump(mode="json", exclude={"resume", "overwrite"})
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 FREE_ON_RESUME = frozenset(name for name, key in TrainConfig.model_fields.items() if key.json_schema_extra == FREE)
 """Keys that may differ between a run and its continuation."""
-# Keys that runs of earlier versions hold.
+# Keys of earlier versions' runs, and what replaces them.
 RETIRED = {
     "neuron": "an ANN is a network with psp_persistence: 0; start one from the weights of a run that has neuron: ann",
     "pretrain": "one training begins at σ = 0 and ends at its goal; use psp_persistence_rise, and batch_norm",
     "pretrain_epochs": "see psp_persistence_rise",
     "pretrain_lr": "see psp_persistence_rise",
 }
-# Schedules whose rate at a step does not depend on how many follow: such a run can be made longer.
+# A run with one of these schedules can be made longer: no rate depends on the number of steps.
 OPEN_SCHEDULES = ("constant", "milestones")
 _MOST_FILES = 8  # of recipes that extend one another
 
@@ -107,7 +106,7 @@ class ConfigError(ValueError):
 
 
 class FileOptions(BaseModel):
-    """What replaces a recipe's keys."""
+    """A file of the user's own."""
 
     config: Path | None = None
     """YAML file whose keys replace the recipe's; flags replace both."""
@@ -164,24 +163,14 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe as its file, and those that it extends, have it.
-
-    Attributes:
-        path: of the file.
-        keys: of a run.
-        presets: by name, the keys that each sets.
-    """
+    """A recipe: its keys and presets (name → keys), those of the files that it extends included."""
 
     path: Path
     keys: Mapping[str, Any]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def values(self, preset: str | None) -> dict[str, Any]:
-        """The keys with a preset's in their place; "preset" is among them.
-
-        Raises:
-            ConfigError: there is no such preset.
-        """
+        """The keys, replaced by those of a preset; ConfigError if there is no such preset."""
         if preset is None:
             return dict(self.keys)
         if preset not in self.presets:
@@ -190,7 +179,7 @@ class Recipe:
         return {**self.keys, **self.presets[preset], "preset": preset}
 
     def help(self) -> str:
-        """What each preset sets, for `--help`; empty without presets."""
+        """Text about the presets for `--help`; empty without presets."""
         lines = [
             f"--preset {name} sets {', '.join(f'{key}: {value}' for key, value in keys.items())}."
             for name, keys in self.presets.items()
@@ -249,14 +238,14 @@ def make_config(values: dict[str, Any], source: str) -> TrainConfig:
 
 
 def differing_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Keys with other values than before, {key: (old, new)} as in YAML, but those that only say where the run is."""
+    """Keys with different values, {key: (old, new)} as in YAML, without those that only say where the run is."""
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     places = ("resume", "overwrite", "output_dir")
     return {key: (before[key], after[key]) for key in before if key not in places and before[key] != after[key]}
 
 
 def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Of `differing_keys`, those that would change the course of a resumed run."""
+    """Those of `differing_keys` that would change the course of a resumed run."""
     changes = {key: values for key, values in differing_keys(old, new).items() if key not in FREE_ON_RESUME}
     if new.schedule in OPEN_SCHEDULES and new.epochs > old.epochs:
         changes.pop("epochs", None)
@@ -264,15 +253,12 @@ def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any
 
 
 def without_retired(values: dict[str, Any]) -> dict[str, Any]:
-    """The keys of an earlier version's run that still mean something; its checkpoints hold what the others did.
-
-    An ANN's layers were others, and its run does not go on.
-    """
+    """The keys of an earlier version's run, less retired ones; `neuron: ann` stays, which is refused."""
     return {key: value for key, value in values.items() if key not in RETIRED or value == "ann"}
 
 
 def _asks(value: Any) -> bool:
-    """Whether the value of a retired key asks for what there is no more."""
+    """Whether the value of a retired key asks for anything."""
     return bool(value) and value != "dft"
 
 
@@ -281,21 +267,3 @@ def _no_such_key(key: str) -> str:
         return f"this key was retired: {RETIRED[key]}"
     close = difflib.get_close_matches(key.replace("-", "_"), (*TrainConfig.model_fields, *PROPERTIES), n=1)
     return "there is no such key" + (f", did you mean {close[0]}?" if close else "")
-
-
-def main(recipe: Path, description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Entry point of a recipe: parse, train, exit with a plain message where the user can mend what went wrong.
-
-    Args:
-        recipe: the recipe's YAML file.
-        description: shown by `--help`.
-        arguments: command line without the program's name. Default: sys.argv[1:].
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    traceback = TRACEBACK in arguments
-    with plain_errors(ConfigError, traceback=traceback):
-        config = parse_config(recipe, description or "", arguments)
-    from ttfs_triton.train.run import ERRORS, train
-
-    with plain_errors(*ERRORS, traceback=traceback):
-        train(config, name=recipe.stem)

@@ -1,4 +1,4 @@
-"""What a run computes with, and what its processes agree on: device, precision, fused passes; gradients, stopping."""
+"""Device, precision and fused passes of a run; what its processes exchange: gradients, statistics, signals to stop."""
 
 import math
 import os
@@ -23,12 +23,11 @@ from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.scoring import sum_over_processes
 from ttfs_triton.train.config import ConfigError, TrainConfig
 
-WORKERS_PER_CORE = 4  # more than that only takes memory, and thousands hang the machine
-# A neuron's passes, forward and backward, take some 4 to 7 ns less when fused, on one core (AVX-512), at σ = 0 some 0.6
-# to 3 ns; compiling them takes 10 to 30 s, the first time, at σ = 0 half. From so many neurons a run on (images times
-# epochs times neurons) it pays.
+WORKERS_PER_CORE = 4  # more only take memory, and thousands hang the machine
+# Fusing pays from this product of images, epochs and neurons. On one core (AVX-512), forward and backward of a neuron
+# become 4 to 7 ns shorter (at σ = 0, 0.6 to 3 ns); the first compilation takes 10 to 30 s (at σ = 0, half of that).
 LEAST_NEURONS = 10_000_000_000
-SLOW = 3.0  # with instructions for it, bfloat16 takes as long as float32 at most
+SLOW = 3.0  # bfloat16 over float32; at most 1 on a CPU with instructions for bfloat16
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -65,18 +64,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
                 static_graph=config.gradient_accumulation == 1,
             )
         ],
-        # Some trackers insist on a folder now; the run's own replaces it as soon as it is known.
+        # Some trackers need a folder now; the run's own replaces it.
         project_config=ProjectConfiguration(logging_dir="runs"),
     )
 
 
 def warn_of_device(accelerator: Accelerator, say: Callable[[str], None]) -> None:
-    """A line if fewer processes run than were asked for, and one if bfloat16 is only emulated.
-
-    Args:
-        accelerator: of the run; its processes and precision may come from `accelerate launch`.
-        say: shows a line.
-    """
+    """Say that fewer processes run than were asked for, and that bfloat16 is only emulated."""
     asked = os.environ.get("WORLD_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("PMI_SIZE")
     # accelerate launch --cpu --num_processes 2 sets an address for two processes, and starts one.
     alone = asked is None and accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ
@@ -86,7 +80,7 @@ def warn_of_device(accelerator: Accelerator, say: Callable[[str], None]) -> None
             "On a CPU use torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N."
         )
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
-        # PyTorch has no question that all processors answer rightly (AVX-512, AMX, AVX-VNNI, SVE, ...).
+        # Measured, since PyTorch cannot tell for all processors (AVX-512, AMX, AVX-VNNI, SVE, ...).
         ratio = product_seconds(torch.bfloat16) / product_seconds(torch.float32)
         if ratio > SLOW:
             say(
@@ -96,7 +90,7 @@ def warn_of_device(accelerator: Accelerator, say: Callable[[str], None]) -> None
 
 
 def product_seconds(dtype: torch.dtype) -> float:
-    """Seconds of one product of two matrices on the CPU, the least of some, since other work only makes it longer."""
+    """Seconds of a matrix product on the CPU, the least of several."""
     matrix, found = torch.ones(256, 256, dtype=dtype), []
     for _ in range(4):  # the first finds a kernel
         begin = time.perf_counter()
@@ -106,15 +100,10 @@ def product_seconds(dtype: torch.dtype) -> float:
 
 
 def choose_fusing(config: TrainConfig, device: torch.device, graph: NetworkGraph, images: int) -> bool:
-    """Whether a run fuses its passes over neurons, which is for CPUs: a GPU has kernels of its own.
+    """Whether a run on a CPU fuses its passes over neurons; `images` is the number over all epochs.
 
-    Args:
-        config: `fuse`; auto: where it can be had and is worth while.
-        device: of the run.
-        graph: of the network.
-        images: that the run trains on, all epochs together.
     Raises:
-        ConfigError: they are asked for and cannot be had.
+        ConfigError: fused passes are asked for and cannot be had.
     """
     neurons = images * sum(math.prod(stage.shape) for stage in graph.stages)
     if config.fuse == "off" or (config.fuse == "auto" and neurons < LEAST_NEURONS):
@@ -139,7 +128,7 @@ def _why_not_fused(device: torch.device) -> str | None:
 
 @contextmanager
 def fused_passes(on: bool) -> Iterator[None]:
-    """Within the block, layers on a CPU take fused passes, if `on`."""
+    """Within the `with` block, layers on a CPU take fused passes, if `on`."""
     fuse_passes(on)
     try:
         yield
@@ -148,11 +137,7 @@ def fused_passes(on: bool) -> Iterator[None]:
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; everything that it needs to go on has been saved.
-
-    Attributes:
-        exit_code: 128 plus the signal's number, as shells have it.
-    """
+    """The run was asked to stop, and has been saved. `exit_code` is 128 plus the signal's number, as of shells."""
 
     def __init__(self, message: str, received: signal.Signals | None) -> None:
         super().__init__(message)
@@ -161,11 +146,10 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """SIGTERM and SIGINT as a request that the training loop honours at the next step at which processes agree.
+    """Makes the first SIGTERM or SIGINT in the `with` block a request to stop; a second one acts as usual.
 
-    Within its `with` block, the first SIGTERM or SIGINT is noted, and a second one acts as usual. Whoever sends one to
-    all processes sends it to torchrun too, which repeats it to those that it started: there, a second one that comes
-    with the first is the same.
+    A signal to all processes also reaches torchrun, which repeats it: there, a second one soon after the first is the
+    same one.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -183,7 +167,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.received is None or not self._repeated:  # what is repeated may come when all is saved
+        if self.received is None or not self._repeated:  # a repetition may come when all is saved
             self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -200,9 +184,9 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def due(self, step: int, every: int) -> bool:
-        """Whether to stop after this step, as any process was asked to; all processes must call it after each step.
+        """Whether any process was asked to stop; all processes call it after each step.
 
-        Agreeing makes GPUs wait for their hosts: several agree every so many steps, and stop then.
+        Agreeing makes GPUs wait for their hosts, so that several only agree `every` so many steps.
         """
         if self.accelerator.num_processes == 1:
             return self.received is not None
@@ -213,7 +197,7 @@ class StopRequest:
 
 
 def compress_gradients(model: nn.Module, say: Callable[[str], None]) -> None:
-    """Let processes exchange gradients rounded to bfloat16, each the mean of theirs; a line if there is one process."""
+    """Let processes exchange gradients in bfloat16; says so if there is only one process."""
     if not isinstance(model, DistributedDataParallel):
         say("gradient_compression: one process exchanges no gradients")
         return
@@ -231,7 +215,7 @@ def share_statistics(network: nn.Module) -> None:
 
 
 def ask_main_process(accelerator: Accelerator, ask: Callable[[], Any], error: type[Exception]) -> Any:
-    """What `ask` returns in the main process, which alone calls it; if it raises `error` there, all processes do."""
+    """Call `ask` in the main process; its result, or its `error`, reaches all processes."""
     answer: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:

@@ -1,15 +1,20 @@
-"""What a run shows: a progress bar while it trains, a line an epoch, a table at the end. Main process only."""
+"""Output of a run: a progress bar, a line for each epoch, a table at the end."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ttfs_triton.nn import LayerStatistics
 from ttfs_triton.run_records import EpochLine, Summary
-from ttfs_triton.scoring import layer_table
+from ttfs_triton.scoring import device_name, layer_table
 from ttfs_triton.train.target import UNITS
+
+if TYPE_CHECKING:
+    from ttfs_triton.train.loop import TrainingLoop
 
 
 class Display:
@@ -34,6 +39,36 @@ class Display:
         """Print a line of plain text."""
         self.console.print(text, markup=False, highlight=False)
 
+    def announce(self, loop: TrainingLoop) -> None:
+        """Show network, data, device and folder of the run."""
+        config, data, say = loop.config, loop.data, self.say
+        parameters = sum(p.numel() for p in loop.network.parameters())
+        found = ", ".join(f"{value:g}" for value in loop.graph.persistences)
+        say(
+            f"{config.network or config.model} ({parameters:,} parameters, σ = {found}) on {data.train.name}: "
+            f"{len(data.train_indices):,} training, {len(data.validation_indices):,} validation, "
+            f"{len(data.test):,} test images"
+        )
+        for change in loop.changes:
+            say(f"changed on --resume      {change}")
+        if loop.start is not None and loop.start.calibration is not None:
+            self.console.print(loop.start.calibration.table())
+        if config.teacher is not None:
+            say(f"taught by {config.teacher}: {config.teacher_weight:g} of the loss")
+        if loop.graph.grid is not None:
+            say(f"on the grid of a chip: {loop.graph.grid.text()}")
+        if config.faults:
+            say(f"for chips with faults: {config.faults.text()}")
+        if not len(data.validation_indices):
+            say(
+                "no validation images: epochs tell of the training images only, and the last one is kept. "
+                "--validation-fraction 0.1 sets some aside"
+            )
+        count = loop.accelerator.num_processes
+        where = f"{device_name(loop.accelerator.device)}, {count} process{'es' if count > 1 else ''}"
+        start = f"resumed after step {loop.position.step}" if loop.checkpoint is not None else f"{config.epochs} epochs"
+        say(f"{where}, {start}, run folder {loop.folder.path}")
+
     def start(self, total_steps: int, done: int) -> None:
         """Show the bar, over all steps of the run."""
         self.progress.update(self._task, total=total_steps, completed=done)
@@ -48,7 +83,7 @@ class Display:
         self.progress.stop()
 
     def epoch(self, line: EpochLine, epochs: int, best: bool, layers: Sequence[LayerStatistics]) -> None:
-        """One line about an epoch, and another one when a layer has become blind to the validation images."""
+        """Print the line of an epoch, and a warning when a layer has become blind to the validation images."""
         text = f"epoch {line.epoch:>{len(str(epochs))}}/{epochs}  loss {line.train_loss:.3f}"
         text += f"  train {line.train_accuracy:.2%}"
         if line.val_accuracy is not None:
@@ -62,7 +97,7 @@ class Display:
         self._warn_of_blindness(layers)
 
     def _warn_of_blindness(self, layers: Sequence[LayerStatistics]) -> None:
-        """Tell of a blind layer once, and again after it has recovered."""
+        """Warn of a blind layer once, and again if it recovers in between."""
         blind = next((layer for layer in layers if is_blind(layer)), None)
         if blind is not None and blind.name != self._blind:
             silent = blind.never_active / blind.neurons
@@ -74,7 +109,7 @@ class Display:
         self._blind = "" if blind is None else blind.name
 
     def result(self, summary: Summary, layers: Sequence[LayerStatistics]) -> None:
-        """Table of the layers, then the figures of the run."""
+        """Print a table of the layers and the figures of the run."""
         self.console.print(layer_table(layers, f"Test: {summary.test_images:,} images"))
         accuracy = "none (last epoch used)"
         if summary.val_accuracy is not None:
@@ -93,7 +128,7 @@ class Display:
 
 
 def _target_words(target: dict[str, Any]) -> str:
-    """What was reached of what was wanted, and whether that is near enough."""
+    """The target, what was reached of it, and what to do if that is not enough."""
     unit = UNITS[target["kind"]]
     parts = [
         f"{'' if name == 'network' else f'{name} '}{target['test'][name]:.4g}{unit} of {goal:.4g}{unit}"
@@ -110,9 +145,9 @@ def _target_words(target: dict[str, Any]) -> str:
 
 
 def is_blind(layer: LayerStatistics) -> bool:
-    """Whether each neuron of a hidden layer did the same for all samples: silent, or a spike at the window's start.
+    """Whether each neuron of a hidden layer was silent for all samples, or saturated for all.
 
-    What follows such a layer is then the same for all samples too. Counts are exact, so nothing else looks like it.
+    All later layers then do the same for all samples. Counts are exact, so that nothing else looks like it.
     """
     always = (layer.neurons - layer.never_active) * layer.samples
     return layer.kind != "readout" and layer.samples > 1 and layer.spikes == layer.saturated == always

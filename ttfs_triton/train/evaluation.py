@@ -1,8 +1,7 @@
-"""The evaluations of a run: validation after each epoch, through one graph; the test images once, and the summary."""
+"""Evaluations of a run: validation after each epoch, test images and summary at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from ttfs_triton.data.images import ImageData
 from ttfs_triton.hardware import Counts, counting
 from ttfs_triton.model.weights import LoadError, read_weights_into
 from ttfs_triton.nn.weighted import WeightedLayer
-from ttfs_triton.run_records import Summary
+from ttfs_triton.run_records import EpochLine, Summary
 from ttfs_triton.scoring import (
     Evaluation,
     EvaluationBatches,
@@ -25,88 +24,61 @@ from ttfs_triton.scoring import (
     versions,
 )
 from ttfs_triton.scoring.batches import load_batches
-from ttfs_triton.scoring.graphs import Graphs
-from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.run_folder import RunFolderError
 
 if TYPE_CHECKING:
     from ttfs_triton.train.loop import TrainingLoop
 
 STATISTICS_IMAGES = 5_000
-"""Training images of which batch norm takes its statistics for evaluation."""
+"""Training images for the statistics of batch norm in evaluation."""
 
 
-class Evaluator:
-    """Scores the network of a run.
+def score(
+    loop: TrainingLoop, images: ImageData, indices: Tensor | None = None, *, every_epoch: bool = False
+) -> Evaluation:
+    """Score the network of a run on images, each once over all processes.
 
     Args:
-        config: of the run.
-        accelerator: processes, device, precision.
-        graphs: of the device; None: batches are scored one by one.
-        say: shows a line.
-        stop: asked before each batch.
+        loop: the run.
+        images: with labels.
+        indices: [n], int64, of the images to score. Default: all.
+        every_epoch: keep what is compiled and captured for the next call, with the same images; impossible while layers
+            count operations.
+    Raises:
+        EvaluationStopped: a signal asked some process to stop.
     """
+    config, accelerator, network = loop.config, loop.accelerator, loop.scored_network
+    size = config.evaluation_batch_size
+    batches = EvaluationBatches(images, indices, size, accelerator.process_index, accelerator.num_processes)
+    if every_epoch and loop.scorer is None:
+        loop.scorer = _make_scorer(loop, max(1, min(size, len(batches.indices))))
+    return evaluate(
+        network,
+        batches,
+        accelerator,
+        scorer=loop.scorer if every_epoch else None,
+        num_workers=config.num_workers,
+        stop=lambda: loop.stop.received is not None,
+    )
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        accelerator: Accelerator,
-        graphs: Graphs | None,
-        say: Callable[[str], None],
-        stop: Callable[[], bool],
-    ) -> None:
-        self.config, self.accelerator, self.graphs, self.say, self.stop = config, accelerator, graphs, say, stop
-        self._scorer: Scorer | None = None
 
-    def __call__(
-        self, network: nn.Module, images: ImageData, indices: Tensor | None = None, *, every_epoch: bool = False
-    ) -> Evaluation:
-        """Score images, each once over all processes.
-
-        Args:
-            network: unwrapped.
-            images: and labels.
-            indices: [n], int64, of those to score. Default: all.
-            every_epoch: the same network will score the same images again: what is compiled and captured is kept. Else
-                batches are scored as they are, also while layers count operations, sample by sample.
-        Raises:
-            EvaluationStopped: `stop` said so in some process.
-        """
-        accelerator = self.accelerator
-        size = self.config.evaluation_batch_size
-        batches = EvaluationBatches(images, indices, size, accelerator.process_index, accelerator.num_processes)
-        if every_epoch and self._scorer is None:
-            self._scorer = self._make_scorer(network, max(1, min(size, len(batches.indices))), images.shape[1:])
-        return evaluate(
-            network,
-            batches,
-            accelerator,
-            scorer=self._scorer if every_epoch else None,
-            num_workers=self.config.num_workers,
-            stop=self.stop,
-        )
-
-    def forget(self) -> None:
-        """Compile and capture anew: neurons have changed."""
-        self._scorer = None
-
-    def _make_scorer(self, network: nn.Module, batch_size: int, image_shape: tuple[int, ...]) -> Scorer:
-        if self.graphs is None and self.accelerator.device.type == "cpu":
-            # Nothing is compiled for a batch size: padding is mere work.
-            return Scorer(network, self.accelerator, image_shape)
-        required = self.config.cuda_graph == "on"
-        options: dict[str, Any] = {"graphs": self.graphs, "required": required, "say": self.say}
-        return PaddedScorer(network, self.accelerator, batch_size, image_shape, **options)
+def _make_scorer(loop: TrainingLoop, batch_size: int) -> Scorer:
+    network, accelerator, shape = loop.scored_network, loop.accelerator, loop.graph.image_shape
+    if loop.graphs is None and accelerator.device.type == "cpu":
+        # Nothing is compiled for one batch size, so that padding would gain nothing.
+        return Scorer(network, accelerator, shape)
+    options: dict[str, Any] = {"required": loop.config.cuda_graph == "on", "say": loop.display.say}
+    return PaddedScorer(network, accelerator, batch_size, shape, graphs=loop.graphs, **options)
 
 
 @torch.no_grad()
 def refresh_statistics(
     network: nn.Module, images: ImageData, indices: Tensor, batch_size: int, accelerator: Accelerator
 ) -> None:
-    """Take the statistics of all batch norms anew, from the first training images without augmentation.
+    """Compute the statistics of all batch norms from the first training images, without augmentation.
 
-    Running statistics lag behind weights at a high rate, and behind averages of weights they say nothing of. Every
-    process takes those of the same images. A network without batch norm is left alone.
+    Running statistics lag behind the weights at a high learning rate, and do not fit averages of weights. Every process
+    uses the same images.
 
     Args:
         network: its buffers change; its mode stays.
@@ -137,6 +109,32 @@ def refresh_statistics(
         network.train(was_training)
 
 
+def epoch_line(loop: TrainingLoop, evaluation: Evaluation | None) -> EpochLine:
+    """The line of metrics.jsonl for the epoch that ends now."""
+    position, totals = loop.position, loop.position.totals
+    found: dict[str, Any] = {} if loop.target is None else loop.target.after_epoch()
+    if evaluation is not None:
+        found |= {
+            "val_loss": evaluation.loss,
+            "val_accuracy": evaluation.accuracy,
+            "val_first_spike_accuracy": evaluation.first_spike_accuracy,
+            "sparsity": evaluation.sparsity,
+            "sparsity_with_outputs": evaluation.sparsity_with_outputs,
+            "layer_sparsity": {layer.name: layer.sparsity for layer in evaluation.layers},
+        }
+    return EpochLine(
+        epoch=position.epoch + 1,
+        step=position.step,
+        lr=loop.learning_rate,
+        train_loss=totals.loss / totals.images,
+        train_accuracy=totals.correct / totals.images,
+        seconds=totals.seconds,
+        images_per_second=totals.images / totals.seconds,
+        rise=None if loop.config.psp_persistence_rise is None else 1 - loop.persistence.missing,
+        **found,
+    )
+
+
 def score_run(loop: TrainingLoop) -> dict[str, Any]:
     """Load the best weights, score the test images once, write and show the summary.
 
@@ -152,7 +150,7 @@ def score_run(loop: TrainingLoop) -> dict[str, Any]:
     except LoadError as error:
         raise RunFolderError(str(error)) from error
     with counting(network, image_shape=loop.graph.image_shape, histogram_bins=0, by_sample=False) as counter:
-        evaluation = loop.score_test_images(network)
+        evaluation = score(loop, loop.test_images)
     if loop.average is not None:
         loop.network.load_state_dict(network.state_dict())
     summary = _make_summary(loop, evaluation, counter.counts(accelerator))
@@ -165,7 +163,7 @@ def score_run(loop: TrainingLoop) -> dict[str, Any]:
 
 
 def _make_summary(loop: TrainingLoop, test: Evaluation, counts: Counts) -> Summary:
-    config, metrics = loop.config, loop.position.metrics
+    config, metrics, target = loop.config, loop.position.metrics, None if loop.target is None else loop.target.target
     best = metrics[loop.position.best_epoch - 1]
     seconds = sum(line.seconds for line in metrics)
     return Summary(
@@ -181,7 +179,7 @@ def _make_summary(loop: TrainingLoop, test: Evaluation, counts: Counts) -> Summa
         sparsity=test.sparsity,
         sparsity_with_outputs=test.sparsity_with_outputs,
         sparsity_as_published=counts.sparsity_as_published,
-        target=None if loop.target is None else loop.target.result(metrics, best, counts),
+        target=None if target is None else target.result(metrics, best, target.measure(counts)),
         counts=counts.to_dict(),
         epochs=len(metrics),
         seconds_per_epoch=seconds / len(metrics),

@@ -1,8 +1,8 @@
-"""Lagrange multipliers that bring what a network costs to a goal while it trains.
+"""Lagrange multipliers that bring a network's costs to their goals in training.
 
-The loss becomes L + λ·c/s, with a cost c and its setpoint s. The multiplier λ, of either sign, follows by dual ascent:
-it grows while the cost is above its setpoint. A part in proportion to the error damps that, as an augmented Lagrangian
-does. All of it lives on the device and is the same on all processes, so that no step is read by the host.
+The loss becomes L + λ·c/s, with a cost c and its setpoint s. Dual ascent changes λ, which may be negative: it grows
+while the cost is above its setpoint. A term in proportion to the error damps it, as in an augmented Lagrangian. The
+state lives on the device and is the same in all processes, so that the host reads nothing in a step.
 """
 
 from __future__ import annotations
@@ -17,47 +17,40 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ttfs_triton.data.images import draw_images
-from ttfs_triton.hardware import Counts, counting
+from ttfs_triton.hardware import counting
 from ttfs_triton.hardware.counts.synapses import neurons_reached
 from ttfs_triton.nn import NetworkGraph, Stage
-from ttfs_triton.run_records import EpochLine
 from ttfs_triton.scoring import Evaluation, sum_over_processes
 from ttfs_triton.train.build import RunData
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.target import TARGET_IMAGES, TOLERANCE, CostedNetwork, make_target
 
-# These together bring networks to their goals whether they answer fast or slowly; see the tests of this file.
+# Tested with networks that answer fast and slowly.
 ASCENT = 20.0  # growth of λ over a whole run at twice the setpoint
-DAMPING = 2.0  # what that error adds to λ at once
-MOST_EAGER = 10.0  # factor on both, by which a learning rate below its peak is made up for, behind the approach
-SMOOTHING = 0.8  # decay of the average of costs that they look at
-# A relative error counts for this much at most, so that no λ is wound up by a network that cannot follow.
-MOST_ERROR = 0.5
-# Share of the steps in which the setpoint goes from what the network costs at the start to the goal, and after which it
-# is steady enough to be compared with validation.
-APPROACH = 0.3
-SETTLED = 0.35
-# Decay, at least, of the average of costs that is compared; and how far that may move the goal.
-LONG_SMOOTHING = 0.97
-MOST_CORRECTION = 2.0
-# Training images on which costs are measured after an epoch, where there are no validation images.
-MEASURED_IMAGES = 2000
-# A jump of a layer's spikes, by one channel, that is too large for a goal that is to be met within 2 %.
-JUMP = 0.01
+DAMPING = 2.0  # immediate part of λ at that error
+MOST_EAGER = 10.0  # after the approach, both are divided by the share of the peak learning rate, at most by this
+SMOOTHING = 0.8  # decay of the average of costs that is compared with the setpoint
+MOST_ERROR = 0.5  # bound on the relative error, so that λ does not wind up while a network cannot follow
+APPROACH = 0.3  # share of the steps in which the setpoint goes from the initial cost to the goal
+SETTLED = 0.35  # share of the steps after which the cost is steady enough to be compared with validation
+LONG_SMOOTHING = 0.97  # least decay of the average of costs in that comparison
+MOST_CORRECTION = 2.0  # factor by which it may change the goal
+MEASURED_IMAGES = 2000  # training images on which costs are measured without validation images
+JUMP = 0.01  # a channel's share of a layer's spikes from which it is held: goals are met within 2 %
 
 
 class LagrangeMultipliers:
-    """The multipliers of a run, one for each cost. What no training changes of a cost is left out of all ratios.
+    """One multiplier for each cost. Ratios are of costs above their floors, the part that training can change.
 
     Args:
-        goals, floors: of each cost: what it is to become, and the least that it could be.
+        goals, floors: wanted and least possible value of each cost.
         accelerator: device and processes.
         steps: optimiser steps of the run.
         ema_decay: of the weights that will be scored.
     Attributes:
-        approach: steps until the setpoint has come to the goal. A moving average that starts anew then keeps nothing of
-            a network that costs more.
-        pressure: [costs], float64, what the gradient of each relative cost is multiplied with in the next step.
+        approach: steps until the setpoint has come to the goal. The moving average of weights starts anew then, so that
+            it keeps nothing of a network that costs more.
+        pressure: [costs], float64, factor on the gradient of each relative cost in the next step.
     """
 
     def __init__(
@@ -68,7 +61,7 @@ class LagrangeMultipliers:
         self._ascent, self._ema_decay = ASCENT / steps, ema_decay
         self._floors = torch.tensor(floors, dtype=torch.float64, device=accelerator.device)
         self._wanted = torch.tensor(goals, dtype=torch.float64, device=accelerator.device) - self._floors
-        # One tensor in checkpoints: a row for each of these.
+        # One tensor in checkpoints, a row for each of these quantities.
         self._state = torch.zeros(8, len(goals), dtype=torch.float64, device=accelerator.device)
         self.pressure, self._multiplier, self._cost, self._scored, self._start, *others = self._state.unbind()
         self._goal, self._setpoint, self._step = others
@@ -78,7 +71,7 @@ class LagrangeMultipliers:
         self._eager = torch.ones_like(self._goal)
 
     def prepare(self, step: int, rate: float) -> bool:
-        """What the host tells before each step; returns whether the moving average of weights starts anew with it.
+        """Called before each step; returns whether the moving average of weights starts anew with it.
 
         Args:
             step: optimiser steps done.
@@ -88,12 +81,12 @@ class LagrangeMultipliers:
         return step == self.approach
 
     def penalty(self, costs: Tensor, micro_batches: int) -> Tensor:
-        """What a micro-batch, one of so many, adds to its loss; its costs [costs] are remembered."""
+        """Term that is added to the loss of a micro-batch, one of so many, with these costs ([costs])."""
         self._observed.add_(costs.detach(), alpha=1 / micro_batches)
         return (self.pressure / self._setpoint).to(costs.dtype) @ costs
 
     def update(self) -> None:
-        """Follow the costs of a step; behind its micro-batches."""
+        """Follow the costs of a step, after its last micro-batch."""
         observed = self._observed
         if self.accelerator.num_processes > 1:
             observed = sum_over_processes(self.accelerator, observed) / self.accelerator.num_processes
@@ -115,43 +108,38 @@ class LagrangeMultipliers:
         self._observed.zero_()
 
     def correct(self, measured: Sequence[float]) -> None:
-        """Aim at what is scored, not at what is trained: it may be an average of weights, and images are not augmented.
-
-        Args:
-            measured: costs of the scored network by its exact counts, in the order of the goals.
-        """
+        """Correct the goals by the costs of the scored network, which may average weights and sees plain images."""
         scored = torch.tensor(measured, dtype=torch.float64, device=self._state.device) - self._floors
         ratio = self._scored / torch.maximum(scored, self._wanted / 100)
         corrected = self._wanted * ratio.clamp(1 / MOST_CORRECTION, MOST_CORRECTION)
         self._goal.copy_(torch.where(self._step >= self._settled, corrected, self._goal))
 
     def values(self) -> list[float]:
-        """λ of each cost; the host waits for the device."""
+        """λ of each cost."""
         return self._multiplier.tolist()
 
     def state(self) -> dict[str, Tensor]:
-        """All that the next step depends on, [quantities, costs]."""
+        """State of the multipliers, [quantities, costs], for checkpoints."""
         return {"state": self._state}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on where `state` was taken."""
+        """Restore what `state` returned."""
         self._state.copy_(state["state"])
 
 
 class SilentChannels:
     """Stops whole channels from switching on at once on uniform background, which makes the cost oscillate.
 
-    Where images are empty, a convolution's neurons are left at the initial potential of their channel. When an update
+    Where images are empty, neurons of a convolution stay at the initial potential of their channel. When an update
     takes it past 0, all of them begin to fire at once: one channel of CNN1 is 8 % of an activity of 0.3 on MNIST. A
-    multiplier then drives it to and fro over 0, and the cost is right on average over the steps, but of no network.
-    While they are held, silent channels of that kind stay silent; that one falls silent is always allowed. Everything
-    happens on the device.
+    multiplier then drives it to and fro over 0, and the cost is right on average over the steps, but in none of them.
+    While channels are held, silent ones stay silent; others may fall silent.
 
     Args:
         graph: of the network, on its device.
-        images: [N, *image_shape] there, some that it is trained with.
+        images: [N, *image_shape] there, of the training images.
     Attributes:
-        layers: names of those of which a channel would jump by more than 1 % of what the layer fires now.
+        layers: names of the layers of which one channel would jump by more than 1 % of the layer's present spikes.
     """
 
     def __init__(self, graph: NetworkGraph, images: Tensor) -> None:
@@ -174,12 +162,12 @@ class SilentChannels:
             graph.run(images, fire)
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Watch each step of the optimizer of these weights."""
+        """Hold channels in the steps of this optimizer."""
         optimizer.register_step_pre_hook(self._before)
         optimizer.register_step_post_hook(self._after)
 
     def hold(self, held: bool) -> None:
-        """Whether channels are held from now on; the host does not wait."""
+        """Hold channels from now on, or let them go."""
         self._held.fill_(held)
 
     def _before(self, *_: object) -> None:
@@ -192,20 +180,15 @@ class SilentChannels:
 
 
 class TargetTraining:
-    """What a run that has a target does about it.
+    """The target of a run, the network with its costs (`model`), multipliers, and channels that are held at the end.
 
     Args:
-        config: of the run, with a target.
+        config, data: of the run, which has a target.
         accelerator: device and processes.
         network: moved to the device.
         graph: of the network.
-        data: images and splits.
         steps: optimiser steps of the run.
     Attributes:
-        target: what the network may cost.
-        model: the network that also says what it costs.
-        multipliers: of its costs.
-        silent_channels: held once the goals have been approached.
         measured: costs of the scored network after the last epoch.
     Raises:
         ValueError: the target cannot be reached.
@@ -236,13 +219,15 @@ class TargetTraining:
         return self.multipliers.prepare(step, rate)
 
     def validate(self, score: Callable[[Tensor], Evaluation], network: nn.Module) -> Evaluation | None:
-        """Measure a network's costs on the validation images and score it there; None if there are none.
+        """Score a network on the validation images and measure its costs there.
 
-        Then some training images tell the costs, without augmentation.
+        Without validation images, costs are measured on some training images, without augmentation.
 
         Args:
-            score: scores the training images of these indices, one by one, as they are.
-            network: which.
+            score: scores the training images of these indices.
+            network: that it scores.
+        Returns:
+            None without validation images.
         """
         own, held_out = self._data.train_indices, self._data.validation_indices
         indices = held_out if len(held_out) else own[:: max(1, len(own) // MEASURED_IMAGES)]
@@ -252,24 +237,12 @@ class TargetTraining:
         return evaluation if len(held_out) else None
 
     def after_epoch(self) -> dict[str, Any]:
-        """Correct the goal by what was measured; what of that belongs into metrics."""
+        """Correct the goals by the measured costs; returns the keys of metrics.jsonl."""
         self.multipliers.correct(self.measured)
         named = self.target.named
         return {"cost": named(self.measured), "multiplier": named(self.multipliers.values())}
 
-    def result(self, metrics: Sequence[EpochLine], best: EpochLine, test: Counts) -> dict[str, Any]:
-        """What was wanted and what was reached, for the summary.
-
-        Args:
-            metrics: a line an epoch.
-            best: that of the best one.
-            test: counts of its weights on the test images.
-        """
-        stalled = self.target.stalled([list((line.cost or {}).values()) for line in metrics])
-        validation = None if best.val_accuracy is None else best.cost
-        return self.target.to_dict(validation, self.target.measure(test), stalled)
-
     @property
     def miss(self) -> float:
-        """By how much the goals are missed after the last epoch, beyond half the tolerance: test images differ."""
+        """Relative distance from the goals after the last epoch, less half the tolerance: test images differ."""
         return max(0.0, self.target.miss(self.measured) - TOLERANCE / 2)

@@ -1,46 +1,33 @@
-"""The training loop; over 400 lines, since what is saved and resumed stands beside what changes it.
+"""The training loop.
 
-All that a step depends on is a function of the weights, the configuration and the position.
+A step depends on nothing but the saved tensors, the configuration and the position.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.profiler import record_function
 
+from ttfs_triton.data.placement import place_images
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
-from ttfs_triton.run_records import Change, EpochLine
-from ttfs_triton.scoring import Evaluation, EvaluationStopped, device_name, sum_over_processes
+from ttfs_triton.run_records import Change
+from ttfs_triton.scoring import Evaluation, EvaluationStopped, Scorer, sum_over_processes
 from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.train.batches import EpochBatches, train_loader
-from ttfs_triton.train.build import (
-    RunData,
-    build_augmentation,
-    build_network,
-    build_optimizer,
-    check_network,
-    describe,
-    place_data,
-)
-from ttfs_triton.train.checkpoint import (
-    CheckpointError,
-    checkpoint_name,
-    load_checkpoint,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    save_checkpoint,
-)
+from ttfs_triton.train.build import RunData, build_augmentation, build_network, build_optimizer, check_network, describe
+from ttfs_triton.train.callback import Callback, NonFiniteLossError
+from ttfs_triton.train.checkpoint import checkpoint_path
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.device import (
     Interrupted,
@@ -51,64 +38,33 @@ from ttfs_triton.train.device import (
     share_statistics,
 )
 from ttfs_triton.train.display import Display
-from ttfs_triton.train.evaluation import Evaluator, refresh_statistics
+from ttfs_triton.train.evaluation import epoch_line, refresh_statistics, score
 from ttfs_triton.train.lagrange import TargetTraining
 from ttfs_triton.train.profile import StepProfiler
-from ttfs_triton.train.resume import EpochTotals, Position, RunDescription, RunState, check_same_run, read_state
+from ttfs_triton.train.resume import EpochTotals, Position, RunDescription, is_finite, restore_run, save_run
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.schedules import PersistenceSchedule, rate_factor
 from ttfs_triton.train.step import GraphedStep, TrainStep, choose_graphs, look_ahead, make_average
 from ttfs_triton.train.teacher import load_teacher
 
 
-class NonFiniteLossError(RuntimeError):
-    """Loss, gradient or averaged weights became infinite or not a number; nothing was saved from there on."""
-
-
-class Callback:
-    """Derive from it and override what you need; every process of a run calls every method.
-
-    Example:
-        >>> class StopAt(Callback):
-        ...     def __init__(self, accuracy):
-        ...         self.accuracy = accuracy
-        ...     def on_epoch(self, loop, line):
-        ...         return line["val_accuracy"] >= self.accuracy  # True ends training
-    """
-
-    def on_start(self, loop: TrainingLoop) -> None:
-        """Training begins, or goes on: `loop` has network, graph, data, configuration and position."""
-
-    def on_step(self, loop: TrainingLoop) -> None:
-        """A step has been made. To read a tensor's value here makes a GPU wait."""
-
-    def on_epoch(self, loop: TrainingLoop, line: Mapping[str, Any]) -> bool | None:
-        """An epoch has ended: `line` is its line in metrics.jsonl. True: the run ends as if it had been the last."""
-
-    def on_end(self, loop: TrainingLoop, summary: Mapping[str, Any]) -> None:
-        """The test images have been scored: `summary` is the content of summary.json."""
-
-
 class TrainingLoop:
-    """One run: trains, evaluates after each epoch, checkpoints, and can go on from any of its checkpoints.
+    """One run: trains, evaluates after each epoch, writes checkpoints, and goes on from one of them.
 
     Args:
-        config: the run.
+        config, data, folder: of the run.
         accelerator: processes, device, precision, trackers.
-        data: images and splits.
-        folder: prepared for this run.
-        display: what to show.
+        display: shows progress.
         stop: asks the loop to end at the next step.
-        network: to train. Default: the one that the configuration describes.
-        callbacks: told of steps and epochs.
-        checkpoint: to go on from.
+        network: to train. Default: as configured.
+        callbacks: called at steps and epochs.
+        checkpoint: path of the checkpoint to go on from.
     Attributes:
-        network: the bare network; `model` is what is called in training (distributed, compiled).
+        network: the bare network; `model` is the distributed, compiled one that is called in training.
         steps, steps_per_epoch: optimiser steps of the run, and of an epoch.
-        fuses: whether passes over neurons are fused while training.
-        target: what the network may cost, and what is done about it; None without a limit.
         position: progress, saved with every checkpoint.
-        changes: what continuations did otherwise, without changing the run's course.
+        changes: of `--resume`, without effect on the run's course.
+        scorer: of the validation images, made when it is needed; None: compile and capture anew.
         last_checkpoint: path of the newest one, for messages.
     """
 
@@ -133,12 +89,14 @@ class TrainingLoop:
         )
         self.graph = check_network(self.network, data)
         teacher = load_teacher(config, data, accelerator)
-        self._description = RunDescription.of(
+        self.description = RunDescription.of(
             config, accelerator, data, self.graph, None if teacher is None else teacher.sha256
         )
         if config.sync_batch_norm and accelerator.num_processes > 1:
             share_statistics(self.network)
-        self._train_images, self._test_images = place_data(config, data, accelerator.device, display.say)
+        splits, where = place_images((data.train, data.test), accelerator.device, config.data_placement)
+        self._train_images, self.test_images = splits
+        display.say(where)
         self.position = Position()
         self.changes: list[Change] = []
         self.steps_per_epoch = self._batches(0).steps
@@ -160,9 +118,8 @@ class TrainingLoop:
         self.bare_optimizer = build_optimizer(config, self.network)
         if self.target is not None:
             self.target.silent_channels.attach(self.bare_optimizer)
-        self.average: AveragedModel | None = None
-        if config.ema_decay or config.lookahead:
-            self.average = make_average(self.network)
+        averages = config.ema_decay or config.lookahead
+        self.average: AveragedModel | None = make_average(self.network) if averages else None
         networks = [self.network] if self.average is None else [self.network, self.average.module]
         rise, order = config.psp_persistence_rise, config.psp_persistence_order
         self.persistence = PersistenceSchedule(networks, rise, order, self.steps)
@@ -175,8 +132,7 @@ class TrainingLoop:
         )
         self._step: TrainStep | GraphedStep = self._plain_step
         if graphs is not None:
-            required = config.cuda_graph == "on"
-            self._step = GraphedStep(self._plain_step, graphs, required=required, say=display.say)
+            self._step = GraphedStep(self._plain_step, graphs, required=config.cuda_graph == "on", say=display.say)
         self._profiler = StepProfiler(
             config.profile,
             self.network,
@@ -184,12 +140,13 @@ class TrainingLoop:
             accelerator.device,
             display.say,
         )
-        self._evaluator = Evaluator(config, accelerator, graphs, display.say, lambda: stop.received is not None)
+        self.graphs = graphs
+        self.scorer: Scorer | None = None
         self.last_checkpoint = "none yet"
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step, of ordinary weights."""
+        """Learning rate of the next step, of parameters without a factor of their own."""
         return self.bare_optimizer.param_groups[0]["initial_lr"] * self._rate_factor(self.position.step)
 
     @property
@@ -261,10 +218,10 @@ class TrainingLoop:
         started = time.perf_counter()
         already = position.totals.seconds
         for _ in range(position.step_in_epoch, self.steps_per_epoch):
-            with self._profiler.step():
-                with record_function("data"):
-                    batches = [next(micro_batches) for _ in range(config.gradient_accumulation)]
-                self._train_step(batches)
+            self._profiler.step()
+            with record_function("data"):
+                batches = [next(micro_batches) for _ in range(config.gradient_accumulation)]
+            self._train_step(batches)
             position.step += 1
             position.step_in_epoch += 1
             position.totals.seconds = already + time.perf_counter() - started
@@ -300,14 +257,10 @@ class TrainingLoop:
         if self.persistence.set(self.position.step):
             if isinstance(self._step, GraphedStep):
                 self._step.forget()
-            self._evaluator.forget()
+            self.scorer = None
 
     def _read_sums(self) -> list[float]:
-        """Loss, right answers and images of the epoch so far, over all processes. Here the host waits for the device.
-
-        Raises:
-            NonFiniteLossError: a step since the last reading was cancelled.
-        """
+        """Loss, right answers and images of the epoch so far, over all processes; raises if a step was cancelled."""
         sums = torch.cat([self._plain_step.sums, self._plain_step.guard.cancelled.view(1)])
         *read, cancelled = sum_over_processes(self.accelerator, sums).tolist()
         if cancelled:
@@ -315,9 +268,9 @@ class TrainingLoop:
         return read
 
     def _refuse_non_finite(self) -> None:
-        """Tell of the first step that was cancelled, and of the layers' activity with its images and weights."""
+        """Raise NonFiniteLossError for the first cancelled step, with the layers' activity on its images."""
         config, accelerator = self.config, self.accelerator
-        ago = max(0, int(self._plain_step.guard.cancelled.item()) - 1)  # 0 where other processes alone know of it
+        ago = max(0, int(self._plain_step.guard.cancelled.item()) - 1)  # 0 where only other processes cancelled it
         step, step_in_epoch = self.position.step - ago, self.position.step_in_epoch - ago
         images, _ = self._batches(self.position.epoch)[step_in_epoch * config.gradient_accumulation - 1]
         reset_statistics(self.network)
@@ -334,36 +287,6 @@ class TrainingLoop:
             f"before the update.\n{layers}\nLast good checkpoint: {self.last_checkpoint}. "
             "A lower --lr or --gradient-clip 1 usually helps."
         )
-
-    def announce(self) -> None:
-        """Say what is trained, on what, where."""
-        config, data, say = self.config, self.data, self.display.say
-        parameters = sum(p.numel() for p in self.network.parameters())
-        found = ", ".join(f"{value:g}" for value in self.graph.persistences)
-        say(
-            f"{config.network or config.model} ({parameters:,} parameters, σ = {found}) on {data.train.name}: "
-            f"{len(data.train_indices):,} training, {len(data.validation_indices):,} validation, "
-            f"{len(data.test):,} test images"
-        )
-        for change in self.changes:
-            say(f"changed on --resume      {change}")
-        if self.start is not None and self.start.calibration is not None:
-            self.display.console.print(self.start.calibration.table())
-        if config.teacher is not None:
-            say(f"taught by {config.teacher}: {config.teacher_weight:g} of the loss")
-        if self.graph.grid is not None:
-            say(f"on the grid of a chip: {self.graph.grid.text()}")
-        if config.faults:
-            say(f"for chips with faults: {config.faults.text()}")
-        if not len(data.validation_indices):
-            say(
-                "no validation images: epochs tell of the training images only, and the last one is kept. "
-                "--validation-fraction 0.1 sets some aside"
-            )
-        count = self.accelerator.num_processes
-        where = f"{device_name(self.accelerator.device)}, {count} process{'es' if count > 1 else ''}"
-        start = f"resumed after step {self.position.step}" if self.checkpoint is not None else f"{config.epochs} epochs"
-        say(f"{where}, {start}, run folder {self.folder.path}")
 
     def _report(self) -> None:
         loss, correct, images = self._read_sums()
@@ -389,31 +312,23 @@ class TrainingLoop:
         totals = self.position.totals
         totals.loss, totals.correct, totals.images = loss, int(correct), int(images)
 
-    def score_test_images(self, network: nn.Module) -> Evaluation:
-        """Score a network on the test images.
-
-        Raises:
-            EvaluationStopped: a signal asked to stop.
-        """
-        return self._evaluator(network, self._test_images)
-
     def _refresh_statistics(self) -> None:
         size = self.config.evaluation_batch_size
         refresh_statistics(self.scored_network, self._train_images, self.data.train_indices, size, self.accelerator)
 
     def _validate(self) -> Evaluation | None:
         self._require_finite_weights()
-        network, indices = self.scored_network, self.data.validation_indices
+        indices = self.data.validation_indices
         if self.target is not None:
-            return self.target.validate(partial(self._evaluator, network, self._train_images), network)
-        return self._evaluator(network, self._train_images, indices, every_epoch=True) if len(indices) else None
+            return self.target.validate(partial(score, self, self._train_images), self.scored_network)
+        return score(self, self._train_images, indices, every_epoch=True) if len(indices) else None
 
     def _finish_epoch(self, evaluation: Evaluation | None) -> None:
         position = self.position
-        # An epoch before σ has reached its goal is no better than a later one, however accurate.
+        # An epoch in which σ has not reached its goal is never better than a later one.
         miss = self.persistence.missing + (0.0 if self.target is None else self.target.miss)
         best = evaluation is None or position.is_best(evaluation.accuracy, miss)
-        line = self._epoch_line(evaluation)
+        line = epoch_line(self, evaluation)
         if best:
             position.best_epoch = position.epoch + 1
         if best and evaluation is not None:
@@ -422,7 +337,7 @@ class TrainingLoop:
         position.epoch += 1
         position.step_in_epoch, position.totals = 0, EpochTotals()
         self._plain_step.sums.zero_()
-        # Best weights before the checkpoint that names their epoch: a kill in between repeats the epoch, bit by bit.
+        # Written before the checkpoint that names their epoch: a kill in between only repeats the epoch.
         if best and self.accelerator.is_main_process:
             with self.persistence.at_goal():
                 description = describe(self.config, self.scored_network, self.data, self.start)
@@ -434,34 +349,10 @@ class TrainingLoop:
         self.accelerator.log(scalars, step=position.step)
         self.display.epoch(line, self.config.epochs, best, [] if evaluation is None else evaluation.layers)
 
-    def _epoch_line(self, evaluation: Evaluation | None) -> EpochLine:
-        position, totals = self.position, self.position.totals
-        found: dict[str, Any] = {} if self.target is None else self.target.after_epoch()
-        if evaluation is not None:
-            found |= {
-                "val_loss": evaluation.loss,
-                "val_accuracy": evaluation.accuracy,
-                "val_first_spike_accuracy": evaluation.first_spike_accuracy,
-                "sparsity": evaluation.sparsity,
-                "sparsity_with_outputs": evaluation.sparsity_with_outputs,
-                "layer_sparsity": {layer.name: layer.sparsity for layer in evaluation.layers},
-            }
-        return EpochLine(
-            epoch=position.epoch + 1,
-            step=position.step,
-            lr=self.learning_rate,
-            train_loss=totals.loss / totals.images,
-            train_accuracy=totals.correct / totals.images,
-            seconds=totals.seconds,
-            images_per_second=totals.images / totals.seconds,
-            rise=None if self.config.psp_persistence_rise is None else 1 - self.persistence.missing,
-            **found,
-        )
-
     def _require_finite_weights(self) -> None:
-        """Stop before weights are saved that are not numbers, which steps with finite losses can leave in averages."""
+        """Raise before weights are saved that are not finite, as averages can be though every loss was finite."""
         state = self.scored_network.state_dict()
-        if broken := [name for name, value in state.items() if not _finite(value)]:
+        if broken := [name for name, value in state.items() if not is_finite(value)]:
             raise NonFiniteLossError(
                 f"epoch {self.position.epoch + 1}: the weights that are scored must be finite; got others in "
                 f"{', '.join(broken[:5])}. Nothing of them was saved. Last good checkpoint: {self.last_checkpoint}. "
@@ -478,80 +369,30 @@ class TrainingLoop:
         )
 
     def save(self) -> None:
-        """Write a checkpoint of where the run stands; between two steps, and all processes together."""
+        """Write a checkpoint; all processes call it, between two steps."""
         self._gather_totals()
         if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            state = RunState(
-                **dict(self._description),
-                position=self.position,
-                scaler=None if scaler is None else scaler.state_dict(),
-                changes=self.changes,
-            ).model_dump()
-            path, keep = self.folder.checkpoints, self.config.keep_checkpoints
-            save_checkpoint(path, self.position.step, tensors=self._tensors(), state=state, keep_last=keep)
+            save_run(self)
         self.accelerator.wait_for_everyone()
-        self.last_checkpoint = str(self.folder.checkpoints / checkpoint_name(self.position.step))
-
-    def _tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """All tensors that the next step depends on, by the stem of their file in a checkpoint."""
-        found: dict[str, Mapping[str, Tensor]] = {"model": self.network.state_dict()}
-        found["optimizer"] = optimizer_tensors(self.bare_optimizer)
-        if self.average is not None:
-            found["average"] = self.average.state_dict()
-        if self.multipliers is not None:
-            found["dial"] = self.multipliers.state()
-        return found
+        self.last_checkpoint = str(checkpoint_path(self.folder.checkpoints, self.position.step))
 
     def resume(self) -> None:
-        """Go back to the checkpoint, if there is one.
+        """Restore the checkpoint, if the run goes on from one.
 
         Raises:
-            CheckpointError: it is damaged, or what it holds is not of this run.
+            CheckpointError: it is damaged, or its content is not of this run.
             ConfigError: this would be another run; names each difference.
-            RunFolderError: the best weights so far are damaged.
+            RunFolderError: the best weights are damaged.
         """
-        path = self.checkpoint
-        if path is not None:
-            checkpoint = load_checkpoint(path)
-            state = read_state(path, checkpoint)
-            self.changes = state.changes + check_same_run(path, state, self._description, checkpoint.step)
-            try:
-                self._restore(state, checkpoint.tensors)
-                whole = state.position.fits(checkpoint.step, self.steps_per_epoch)
-                problem = "" if whole else f"its position is none of {self.steps_per_epoch} steps an epoch"
-            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-                problem = f"{type(error).__name__}: {error}"
-            if problem:
-                raise CheckpointError(
-                    f"load_checkpoint: {path} must hold the state of this run; {problem:.400}. Delete it: --resume "
-                    "takes an earlier one."
-                )
-            self.last_checkpoint = str(path)
+        if self.checkpoint is not None:
+            restore_run(self, self.checkpoint)
+            self.last_checkpoint = str(self.checkpoint)
             if self.position.best_epoch:
                 self.folder.check_best(None if isinstance(self.network, TTFSNetwork) else self.network)
             if self.accelerator.is_main_process:
+                totals = self.position.totals
+                sums = [totals.loss, totals.correct, totals.images]
+                self._plain_step.sums += torch.tensor(sums, dtype=torch.float64, device=self._plain_step.sums.device)
                 self.folder.write_metrics(self.position.metrics)
         if self.accelerator.is_main_process and self.config.resume:
             self.folder.record(self.config)
-
-    def _restore(self, state: RunState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        if broken := [stem for stem, named in tensors.items() if not all(map(_finite, named.values()))]:
-            raise ValueError(f"numbers must be finite, also in {', '.join(broken)}")
-        self.network.load_state_dict(tensors["model"])
-        load_optimizer_tensors(self.bare_optimizer, tensors["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(tensors["average"])
-        if self.multipliers is not None:
-            self.multipliers.load(tensors["dial"])
-        if self.accelerator.scaler is not None and state.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state.scaler)
-        self.position = state.position
-        if self.accelerator.is_main_process:
-            totals = self.position.totals
-            sums = [totals.loss, totals.correct, totals.images]
-            self._plain_step.sums += torch.tensor(sums, dtype=torch.float64, device=self._plain_step.sums.device)
-
-
-def _finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())

@@ -1,8 +1,7 @@
-"""Keys of a run, each class with its own: what they mean, their ranges, and what excludes each other.
+"""Keys of a run, their help texts, ranges and exclusions; a class is a group of `--help`. Over 400 lines: all flags.
 
-Over 400 lines: every flag's help text is here.
-YAML files and the command line have them flat, in one `TrainConfig`; `--help` has a group for each class. A field that
-is FREE changes neither weights nor metrics, but for roundings: it may differ between a run and its continuation.
+`TrainConfig` joins the classes; YAML files and the command line are flat. FREE fields change weights and metrics by
+rounding at most, and may differ between a run and its continuation.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ FREE: dict[str, Any] = {"free_on_resume": True}
 
 
 class Options(BaseModel):
-    """Texts below fields are their descriptions."""
+    """The text below a field is its description."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -49,7 +48,7 @@ class Options(BaseModel):
 
 
 class MainOptions(Options):
-    """What most runs are given."""
+    """The most usual keys."""
 
     dataset: str | None = None
     """Hub data set ("ylecun/mnist", "uoft-cs/cifar10", ...), or "sample" for the bundled Fashion-MNIST sample."""
@@ -83,7 +82,7 @@ class MainOptions(Options):
 
 
 class DataOptions(Options):
-    """Images, and where they lie."""
+    """Images and their place."""
 
     image_column: str | None = None
     """Column of the images. Default: detected (image, img)."""
@@ -127,7 +126,7 @@ _IMAGE_KEYS = (  # which mean nothing for events
 
 
 class EventOptions(Options):
-    """What becomes of recordings; see `ttfs_triton.data.events`."""
+    """Recordings of event cameras; see `ttfs_triton.data.events`."""
 
     event_windows: int | None = Field(None, ge=1, le=256)
     """Windows of a recording: data_dir holds those of an event camera (N-MNIST or DVS-Gesture as published, class
@@ -154,7 +153,7 @@ class EventOptions(Options):
 
     @property
     def events(self) -> EventWindows | None:
-        """What becomes of recordings, None of images."""
+        """How recordings become images; None if the data are images."""
         from ttfs_triton.data.events import EventWindows
 
         if self.event_windows is None:
@@ -231,8 +230,8 @@ class StartOptions(Options):
     """Start from these weights: a run's folder, a file, or a Hub repository, org/name[/file][@revision]. Of the same
     network, or of a known VGG; see `ttfs convert` for what more can be changed."""
     trained_as: Literal["ann", "direct", "proxy"] | None = None
-    """What the weights are of if they are the paper's, whose names do not say it: its ANN, or the spiking network of
-    its script snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). Only an ANN's are calibrated."""
+    """Which of the paper's networks the weights are of: its ANN, which is calibrated, or the spiking network of its
+    script snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy)."""
     calibration_images: Count = 256
     """Training images on which a network with the weights of another project's ANN is calibrated before training.
     0: not at all."""
@@ -255,14 +254,14 @@ class GridOptions(Options):
     weight_bits: int | None = Field(None, ge=2, le=16)
     """Bits of a weight on that grid, sign included. Default: weights are not rounded."""
     weight_units: Literal["channel", "tensor"] = "channel"
-    """What has its own unit, of which weights are multiples: each output channel, or each layer."""
+    """One scale of the rounded weights per output channel, or one per layer."""
     learn_units: bool = True
-    """Learn these units; else they stay those that fit the weights of the start best."""
+    """Learn these scales; else they stay those that fit the initial weights best."""
     state_bits: int | None = Field(None, ge=4, le=62)
-    """Bits of the registers that hold a neuron's slope and potential on that grid, which saturate. Default: as wide as
-    it takes."""
+    """Bits of the saturating registers that hold a neuron's slope and potential on that grid. Default: as many as it
+    takes."""
     grid_chip: str | None = None
-    """Chip that must hold the network on this grid: a name or a TOML file of yours. It is not trained otherwise."""
+    """Refuse to train unless this chip holds the network on this grid: a name or a TOML file of yours."""
 
     @model_validator(mode="after")
     def _of_the_grid(self) -> Self:
@@ -274,7 +273,7 @@ class GridOptions(Options):
 
     @property
     def grid(self) -> Grid | None:
-        """The grid that is trained on."""
+        """The grid, None without."""
         from ttfs_triton.nn.grid import Grid
 
         if self.time_steps is None:
@@ -357,13 +356,7 @@ Kind = Literal["sparsity", "operations", "energy"]
 
 @dataclass(frozen=True)
 class Wanted:
-    """A goal as the configuration has it.
-
-    Attributes:
-        kind: of the cost.
-        goals: by layer; under None, of the network.
-        chip: whose prices count, for energy.
-    """
+    """Goals of a cost: by layer, or of the whole network under None; in microjoules on a chip for energy."""
 
     kind: Kind
     goals: Mapping[str | None, float]
@@ -371,13 +364,10 @@ class Wanted:
 
 
 def parse_target(sparsity: float | str | None, operations: float | str | None, energy: str | None) -> Wanted | None:
-    """The goal of a run, of the keys target_sparsity, target_operations and target_energy; None without.
+    """The goals of the keys target_sparsity, target_operations and target_energy; None without.
 
-    Args:
-        sparsity, operations: a share of the network, or "LAYER=SHARE,…".
-        energy: "CHIP:MICROJOULES".
     Raises:
-        ValueError: more than one of them; what is no number, or out of range.
+        ValueError: more than one of them; no number, or one out of range.
     """
     values = {"sparsity": sparsity, "operations": operations, "energy": energy}
     given = {key: value for key, value in values.items() if value is not None}
@@ -396,7 +386,6 @@ def parse_target(sparsity: float | str | None, operations: float | str | None, e
 
 
 def _shares(key: str, value: float | str) -> dict[str | None, float]:
-    """{None: share}, or {layer: share, …}."""
     goals: dict[str | None, float] = {}
     for part in str(value).split(","):
         layer, _, amount = part.rpartition("=")
@@ -417,7 +406,7 @@ def _number(text: str) -> float:
 
 
 class TargetOptions(Options):
-    """What the network may cost."""
+    """Goals for what the network costs."""
 
     target_sparsity: float | str | None = None
     """Hidden spikes over hidden neurons that training is to end with, such as 0.15; or of layers, conv1=0.3,fc1=0.1."""
@@ -430,17 +419,17 @@ class TargetOptions(Options):
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
-        _ = self.target  # which says what cannot be meant
+        _ = self.target  # raises
         return self
 
     @property
     def target(self) -> Wanted | None:
-        """What the network may cost, None without a limit."""
+        """The goals, None without."""
         return parse_target(self.target_sparsity, self.target_operations, self.target_energy)
 
 
 class RunOptions(Options):
-    """Where and how a run runs."""
+    """Precision, compilation, output of a run."""
 
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     """Default: as `accelerate launch` says."""
@@ -451,7 +440,7 @@ class RunOptions(Options):
     cuda_graph: Literal["auto", "on", "off"] = Field("auto", json_schema_extra=FREE)
     """Make each step by one launch of a CUDA graph. auto: where it is possible."""
     gradient_compression: Literal["no", "bf16"] = "no"
-    """Numbers in which several processes exchange gradients: as they are, or rounded to bfloat16."""
+    """Round the gradients that several processes exchange to bfloat16."""
     evaluation_batch_size: Number = Field(500, json_schema_extra=FREE)
     """Images a batch, a process, in evaluation."""
     checkpoint_steps: Count = Field(0, json_schema_extra=FREE)

@@ -1,9 +1,8 @@
-"""Where the time of training steps goes: a trace for a browser, and PyTorch's table of operators and layers."""
+"""Profiles training steps: a trace for a browser, and PyTorch's table of operators and layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,19 @@ from ttfs_triton.atomic import write_text
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.weighted import WeightedLayer
 
-# Steps before the first one that is traced: what allocates, compiles or captures.
-SKIPPED = 15
+SKIPPED = 15  # steps before the first one that is traced: they allocate, compile or capture
 ROWS = 60  # of the table
 
 
 class StepProfiler:
-    """Traces some steps of a run, and writes `trace.json` and `steps.txt` when they are done, or at the epoch's end.
+    """Traces some steps of a run; when they are done, or the epoch is, writes `trace.json` and `steps.txt`.
 
-    The forward pass of each layer, and each stage of a step, is a row of its own. Steps that are replayed from a CUDA
-    graph are one row for each kernel; `--cuda-graph off` shows the layers.
+    Each layer and each stage of a step have a row. Steps that are replayed from a CUDA graph have one for each kernel
+    instead; `--cuda-graph off` shows the layers.
 
     Args:
-        steps: how many; 0 for none.
-        network: whose layers are told apart.
+        steps: number of steps; 0 for none.
+        network: whose layers get rows.
         folder: for the two files; None: this process writes nothing.
         device: that trains.
         say: shows a line.
@@ -38,20 +36,19 @@ class StepProfiler:
         self, steps: int, network: nn.Module, folder: Path | None, device: torch.device, say: Callable[[str], None]
     ) -> None:
         self.steps, self.network, self.folder, self.device, self.say = steps, network, folder, device, say
-        self._skipped = self._done = 0
+        self._seen = self._traced = 0
         self._profile: profile | None = None
         self._marks: list[Any] = []
 
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        """Around each step of the run."""
-        if self._profile is None and self.steps and self._skipped == SKIPPED:
-            self._start()
-        yield
-        self._skipped = min(SKIPPED, self._skipped + 1)
-        self._done += self._profile is not None
-        if self._done == self.steps:
+    def step(self) -> None:
+        """Called before each step."""
+        self._seen += 1
+        if self._traced == self.steps:
             self.close()
+        elif self._seen > SKIPPED:
+            if self._profile is None:
+                self._start()
+            self._traced += 1
 
     def _start(self) -> None:
         for name, layer in _named_layers(self.network):
@@ -64,9 +61,7 @@ class StepProfiler:
         """Write what there is."""
         if self._profile is None:
             return
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self._profile.stop()
+        self._profile.stop()  # waits for the device
         for mark in self._marks:
             mark.remove()
         if self.folder is not None:
@@ -74,9 +69,9 @@ class StepProfiler:
             self._profile.export_chrome_trace(str(self.folder / "trace.json"))
             order = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
             table = self._profile.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=60)
-            write_text(self.folder / "steps.txt", f"{self._done} steps\n{table}\n")
+            write_text(self.folder / "steps.txt", f"{self._traced} steps\n{table}\n")
             self.say(f"profile                  {self.folder / 'steps.txt'}, trace.json beside it")
-        self.steps, self._profile = 0, None
+        self.steps, self._traced, self._profile = 0, 0, None
 
 
 def _named_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -85,7 +80,7 @@ def _named_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _mark(layer: nn.Module, name: str) -> list[Any]:
-    """Give a layer's forward pass a row; returns what takes it away again."""
+    """Give a layer's forward pass a row; returns the handles of its hooks."""
     open_rows: list[Any] = []
 
     def begin(*_: object) -> None:

@@ -1,23 +1,35 @@
-"""Going on with a run: where it stood, and whether what is asked for now is the same run."""
+"""Saves a run, restores it, and checks that a continuation is the same run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from torch import Tensor
 
 from ttfs_triton.command_line import problem_lines
 from ttfs_triton.nn import NetworkGraph
 from ttfs_triton.run_records import Change, EpochLine
 from ttfs_triton.scoring import versions
 from ttfs_triton.train.build import RunData
-from ttfs_triton.train.checkpoint import Checkpoint, CheckpointError
+from ttfs_triton.train.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+)
 from ttfs_triton.train.config import ConfigError, TrainConfig, changed_keys, differing_keys, make_config
 
+if TYPE_CHECKING:
+    from ttfs_triton.train.loop import TrainingLoop
+
 VERSIONS = ("ttfs-triton", "torch")
-"""Of which packages a checkpoint holds the version: what a step computes may change with them."""
+"""Packages whose versions are in checkpoints, since the results of a step may change with them."""
 
 
 class EpochTotals(BaseModel):
@@ -30,7 +42,7 @@ class EpochTotals(BaseModel):
 
 
 class Position(BaseModel):
-    """Progress of a run: enough, with the seed, to go on with the very next batch.
+    """Progress of a run; with the seed, it determines the next batch.
 
     Attributes:
         epoch: epochs completed and evaluated.
@@ -39,7 +51,7 @@ class Position(BaseModel):
         totals: of the current epoch.
         metrics: one line for each completed epoch.
         best_epoch, best_accuracy: best on the validation images so far; epochs count from 1, 0 is none yet.
-        best_miss: how far that epoch was from the run's target.
+        best_miss: relative distance of that epoch from the run's target.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -54,11 +66,10 @@ class Position(BaseModel):
     best_miss: float = 0.0
 
     def is_best(self, accuracy: float, miss: float = 0.0) -> bool:
-        """Whether validation figures are the best so far: by accuracy, then the later epoch.
+        """Whether an epoch is the best so far: by the target's miss, then accuracy, then the later epoch.
 
-        A few thousand held-out images often give several epochs one accuracy; the last of them is the most trained, and
-        was never worse than the one with the lowest loss (`git show d10560e:bench/checkpoint_choice.py`). Before all
-        that counts how far the target was missed, beyond what is tolerated.
+        On a few thousand images several epochs often have one accuracy. The last of them was never worse than the one
+        with the lowest loss (`git show d10560e:bench/checkpoint_choice.py`).
         """
         if self.best_epoch and miss != self.best_miss:
             return miss < self.best_miss
@@ -72,22 +83,22 @@ class Position(BaseModel):
         return mixed
 
     def fits(self, step: int, steps_per_epoch: int) -> bool:
-        """Whether this is a position after so many steps."""
+        """Whether this is a position after `step` steps."""
         done = self.epoch * steps_per_epoch + self.step_in_epoch
         return self.step == step == done and self.best_epoch <= self.epoch == len(self.metrics)
 
 
 class RunDescription(BaseModel):
-    """All that a run's course follows from.
+    """All that determines a run's course.
 
     Attributes:
         configuration: every key.
         precision: mixed precision, as accelerate names it.
-        processes: how many; it changes rounding only.
-        data, test_data: hashes of the training and test images as read.
-        layers: of a network that code of the user's builds; None: the configuration says it.
+        processes: number of processes, which only changes rounding.
+        data, test_data: fingerprints of the training and test images.
+        layers: of a network that code of the user's builds; None: as configured.
         teacher: SHA-256 of the teacher's weights, None without a teacher.
-        versions: of `VERSIONS`; empty in checkpoints of earlier ones.
+        versions: of `VERSIONS`.
     """
 
     configuration: dict[str, Any]
@@ -103,7 +114,7 @@ class RunDescription(BaseModel):
     def of(
         cls, config: TrainConfig, accelerator: Accelerator, data: RunData, graph: NetworkGraph, teacher: str | None
     ) -> RunDescription:
-        """The description of a run that begins or goes on now."""
+        """Describe a run that begins or goes on now."""
         found = versions()
         return cls(
             configuration=config.model_dump(mode="json", exclude={"resume", "overwrite"}),
@@ -118,14 +129,14 @@ class RunDescription(BaseModel):
 
 
 class RunState(RunDescription):
-    """What `state.json` of a checkpoint holds: the run, where it stood, and the state of gradient scaling in fp16."""
+    """State of a checkpoint: the run, its progress, and the state of gradient scaling in fp16."""
 
     position: Position
     scaler: dict[str, Any] | None
     changes: list[Change]
 
 
-def read_state(path: Path, checkpoint: Checkpoint) -> RunState:
+def read_state(checkpoint: Checkpoint) -> RunState:
     """The state of a checkpoint.
 
     Raises:
@@ -135,18 +146,18 @@ def read_state(path: Path, checkpoint: Checkpoint) -> RunState:
         return RunState.model_validate(checkpoint.state)
     except ValidationError as error:
         lines = "\n".join(problem_lines(error))
-        raise CheckpointError(f"load_checkpoint: state.json of {path} must be as it was written:\n{lines}") from error
+        raise CheckpointError(
+            f"load_checkpoint: state of {checkpoint.path} must be as it was written:\n{lines}"
+        ) from error
 
 
 def check_configuration(path: Path, before: RunDescription, config: TrainConfig) -> None:
-    """Refuse a configuration with which a resumed run would take another course; needs no data.
+    """Raise ConfigError if a resumed run would take another course, naming each key with both values.
 
     Args:
         path: of the checkpoint, for messages.
         before: of the checkpoint.
         config: of config.yaml and flags.
-    Raises:
-        ConfigError: names each key, with both values.
     """
     if changes := changed_keys(make_config(before.configuration, str(path)), config):
         lines = "\n".join(f"  {key}: {old!r} → {new!r}" for key, (old, new) in changes.items())
@@ -157,15 +168,14 @@ def check_configuration(path: Path, before: RunDescription, config: TrainConfig)
 
 
 def check_same_run(path: Path, before: RunDescription, now: RunDescription, step: int) -> list[Change]:
-    """Refuse a continuation that would not be the same run; tell what else differs.
+    """Refuse a continuation that is not the same run.
 
     Args:
-        path: the checkpoint, for messages.
-        before: of the checkpoint.
-        now: of the continuation.
+        path: of the checkpoint, for messages.
+        before, now: of the checkpoint and of the continuation.
         step: optimiser steps done.
     Returns:
-        What differs without changing the course, but for versions, which may change it.
+        Differences that are allowed: keys that do not change the course, number of processes, versions.
     Raises:
         ConfigError: precision, network, teacher, training or test images differ; names each.
     """
@@ -188,3 +198,61 @@ def check_same_run(path: Path, before: RunDescription, now: RunDescription, step
         if version != now.versions.get(name):
             keys[name] = version, now.versions.get(name)
     return [Change(step=step, key=key, before=old, after=new) for key, (old, new) in keys.items()]
+
+
+def save_run(loop: TrainingLoop) -> None:
+    """Write a checkpoint between two steps; one process calls it."""
+    scaler, position = loop.accelerator.scaler, loop.position
+    state = RunState(
+        **dict(loop.description),
+        position=position,
+        scaler=None if scaler is None else scaler.state_dict(),
+        changes=loop.changes,
+    ).model_dump()
+    tensors: dict[str, Mapping[str, Tensor]] = {
+        "model": loop.network.state_dict(),
+        "optimizer": optimizer_tensors(loop.bare_optimizer),
+    }
+    if loop.average is not None:
+        tensors["average"] = loop.average.state_dict()
+    if loop.multipliers is not None:
+        tensors["dial"] = loop.multipliers.state()
+    keep = loop.config.keep_checkpoints
+    save_checkpoint(loop.folder.checkpoints, position.step, tensors=tensors, state=state, keep_last=keep)
+
+
+def restore_run(loop: TrainingLoop, path: Path) -> None:
+    """Restore a checkpoint; raises as `TrainingLoop.resume`."""
+    checkpoint = load_checkpoint(path)
+    state = read_state(checkpoint)
+    loop.changes = state.changes + check_same_run(path, state, loop.description, checkpoint.step)
+    try:
+        _restore(loop, state, checkpoint.tensors)
+        whole = state.position.fits(checkpoint.step, loop.steps_per_epoch)
+        problem = "" if whole else f"its position is none of {loop.steps_per_epoch} steps an epoch"
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        raise CheckpointError(
+            f"load_checkpoint: {path} must hold the state of this run; {problem:.400}. Delete it: --resume takes an "
+            "earlier one."
+        )
+
+
+def _restore(loop: TrainingLoop, state: RunState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    if broken := [group for group, named in tensors.items() if not all(map(is_finite, named.values()))]:
+        raise ValueError(f"numbers must be finite, also in {', '.join(broken)}")
+    loop.network.load_state_dict(tensors["model"])
+    load_optimizer_tensors(loop.bare_optimizer, tensors["optimizer"])
+    if loop.average is not None:
+        loop.average.load_state_dict(tensors["average"])
+    if loop.multipliers is not None:
+        loop.multipliers.load(tensors["dial"])
+    if loop.accelerator.scaler is not None and state.scaler is not None:
+        loop.accelerator.scaler.load_state_dict(state.scaler)
+    loop.position = state.position
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all elements are finite."""
+    return bool(tensor.isfinite().all())

@@ -26,12 +26,13 @@ from ttfs_triton.nn.trace import unwrapped
 from ttfs_triton.scoring import EvaluationStopped
 from ttfs_triton.scoring.graphs import GraphError
 from ttfs_triton.train.build import RunData, check_network, load_data, split_data
+from ttfs_triton.train.callback import Callback, NonFiniteLossError
 from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
 from ttfs_triton.train.config import ConfigError, TrainConfig, make_config
 from ttfs_triton.train.device import Interrupted, StopRequest, ask_main_process, make_accelerator, warn_of_device
 from ttfs_triton.train.display import Display
 from ttfs_triton.train.evaluation import score_run
-from ttfs_triton.train.loop import Callback, NonFiniteLossError, TrainingLoop
+from ttfs_triton.train.loop import TrainingLoop
 from ttfs_triton.train.resume import check_configuration, read_state
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError, reason_of
 
@@ -50,7 +51,7 @@ ERRORS = (
     DataLostError,
     Interrupted,
 )
-"""Of `train`, which the user can mend."""
+"""Errors of `train` that the user can mend."""
 
 
 def train(
@@ -62,24 +63,24 @@ def train(
     callbacks: Sequence[Callback] = (),
     again: str | None = None,
 ) -> dict[str, Any]:
-    """Train a network as configured. On a CPU, the process keeps the memory that a step frees, until the end.
+    """Train a network as configured; the messages of all errors say how to go on.
 
     Args:
-        config: the run.
+        config: of the run.
         name: of the default output folder and of the trackers' project.
         network: to train, and to hold the best weights at the end; see `Trainer`. Default: as configured.
         data: default: as configured.
-        callbacks: told of steps and epochs.
-        again: how to go on with the run, in words. Default: its recipe's command.
+        callbacks: called at steps and epochs.
+        again: command that goes on with the run, for messages. Default: its recipe's.
     Returns:
         The content of `summary.json`.
     Raises:
         ConfigError, RunFolderError, CheckpointError: the run cannot begin, or go on, as asked; or the disk failed.
-        Interrupted: a signal asked to stop; a checkpoint says how to go on.
+        Interrupted: a signal asked to stop; a checkpoint was written.
         NonFiniteLossError: before the update that would have spoilt the weights.
-        DeviceLostError: the GPU failed, or its memory was too small; the message says how to go on.
+        DeviceLostError: the GPU failed, or its memory was too small.
         GraphError: steps or batches cannot be captured in a CUDA graph, as asked for.
-        DataLostError: images vanished; one process alone has written a checkpoint, and the message says how to go on.
+        DataLostError: images vanished; a single process has written a checkpoint.
     """
     if data is None and config.dataset is None and config.data_dir is None:
         raise ConfigError("give --dataset (a Hub name, or sample) or --data-dir (a local folder).")
@@ -88,7 +89,7 @@ def train(
     display = Display(accelerator.is_main_process)
     advice = partial(_advice, folder, config, again)
     try:
-        # Rights are found out before data are loaded: token and name now, the repository as soon as the run can begin.
+        # Rights on the Hub: token and name before data are loaded, the repository as soon as the run can begin.
         _ask_hub(config, accelerator, partial(check_account, str(config.hub_repo_id)))
         checkpoint, summary = _go_on(config, folder) if config.resume else (None, None)
         if summary is None:
@@ -111,7 +112,6 @@ def train(
 
 
 def _train(loop: TrainingLoop, name: str) -> dict[str, Any]:
-    """A run that can begin."""
     config, accelerator, folder = loop.config, loop.accelerator, loop.folder
     if accelerator.is_main_process:
         folder.prepare(config)
@@ -119,9 +119,10 @@ def _train(loop: TrainingLoop, name: str) -> dict[str, Any]:
     accelerator.project_configuration.logging_dir = str(folder.path / "trackers")
     accelerator.init_trackers(name, {key: _scalar(value) for key, value in config.model_dump().items()})
     loop.resume()
-    loop.announce()
+    loop.display.announce(loop)
     for callback in loop.callbacks:
         callback.on_start(loop)
+    # On a CPU, the process keeps the memory that a step frees.
     with loop.stop, freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext():
         loop.train()
         summary = score_run(loop)
@@ -132,7 +133,7 @@ def _train(loop: TrainingLoop, name: str) -> dict[str, Any]:
 
 @contextmanager
 def _under_way(loop: TrainingLoop, advice: Callable[[], str]) -> Iterator[None]:
-    """Within its `with` block, whatever stops a run says which checkpoint is the last and how to go on."""
+    """Errors in the `with` block name the last checkpoint and say how to go on."""
     try:
         yield
     except EvaluationStopped:
@@ -140,28 +141,24 @@ def _under_way(loop: TrainingLoop, advice: Callable[[], str]) -> Iterator[None]:
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}\n{advice()}", stopped.received) from None
     except DataLostError as error:
-        if loop.accelerator.num_processes == 1:  # others would wait for those that have lost nothing
+        if loop.accelerator.num_processes == 1:  # several would wait for each other
             loop.save()
         reason = str(error).splitlines()[-1].split("DataLostError: ")[-1]  # a worker's comes with its traceback
         raise DataLostError(f"{reason} Last checkpoint: {loop.last_checkpoint}. {advice()}") from error
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
         raise _device_lost(error, loop.last_checkpoint, advice()) from error
     except OSError as error:
-        here, now = loop.folder.path.resolve(), loop.folder.whereabouts()
-        if now == here:
-            problem = f"files must be readable and writable to the end; got {reason_of(error)}."
-            remedy = f"Last checkpoint: {loop.last_checkpoint}. Mend that. {advice()}"
-        else:
-            problem = f"{here} must stay where it is while a run writes into it; "
-            problem += "got it deleted." if now is None else f"got it moved to {now}."
-            last = None if now is None else latest_checkpoint(now / "checkpoints")
-            remedy = f"Last whole checkpoint: {last}. Move it back, and go on with --resume." if last else "Start anew."
-        raise RunFolderError(f"train: {problem} {remedy}") from error
+        problem = f"files must be readable and writable to the end; got {reason_of(error)}."
+        remedy = f"Mend that. {advice()}"
+        if not loop.folder.path.is_dir():
+            problem = f"{loop.folder.path} must stay where it is while a run writes; it was moved or deleted."
+            remedy = "Move it back and go on with --resume, or start anew."
+        raise RunFolderError(f"train: {problem} Last checkpoint: {loop.last_checkpoint}. {remedy}") from error
 
 
 @contextmanager
 def _beginning(folder: RunFolder, advice: Callable[[], str]) -> Iterator[None]:
-    """Within its `with` block, what a run cannot begin with becomes a ConfigError; a lost device, a DeviceLostError."""
+    """Errors in the `with` block become a ConfigError; a lost device, a DeviceLostError."""
     try:
         yield
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
@@ -173,14 +170,16 @@ def _beginning(folder: RunFolder, advice: Callable[[], str]) -> Iterator[None]:
 
 
 def _advice(folder: RunFolder, config: TrainConfig, again: str | None) -> str:
-    """How to go on; where nothing has begun yet, there is nothing to resume."""
+    """Sentence for messages: how to go on."""
     if again is None and not folder.is_run():
         return "Start it again."
-    return f"Go on with: {again or _command(folder, config)}"
+    words = [*program().split(), "--output-dir", str(folder.path), "--resume"]
+    words += [] if config.network is None else ["--network", config.network]
+    return f"Go on with: {again or shlex.join(words)}"
 
 
 def _agree_on_folder(config: TrainConfig, accelerator: Accelerator, name: str) -> RunFolder:
-    """The main process chooses and checks the folder; the others follow, also into its error."""
+    """The main process chooses and claims the folder; the others get its path, or its error."""
 
     def choose() -> str:
         if config.resume and config.output_dir is None:
@@ -196,7 +195,7 @@ def _agree_on_folder(config: TrainConfig, accelerator: Accelerator, name: str) -
 
 
 def _new_folder(name: str) -> Path:
-    """A folder that this call has made: of several starts in one second, each gets its own."""
+    """Make a folder; several starts in one second get one each."""
     first = path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     for number in count(2):
         try:
@@ -212,23 +211,21 @@ def _new_folder(name: str) -> Path:
 
 
 def _go_on(config: TrainConfig, folder: RunFolder) -> tuple[Path | None, dict[str, Any] | None]:
-    """The checkpoint to go on from, and the summary of a run that has ended already.
-
-    Refuses, before data are loaded, what the checkpoint contradicts.
-    """
+    """The checkpoint to go on from, if `config` does not contradict it, and the summary if the run has ended."""
     path, summary = latest_checkpoint(folder.checkpoints), folder.read_summary()
+    ended = summary is not None and summary["epochs"] >= config.epochs
     if path is not None:
-        check_configuration(path, read_state(path, load_checkpoint(path)), config)
-    elif folder.has_progress() and summary is None:
+        check_configuration(path, read_state(load_checkpoint(path)), config)
+    elif folder.has_progress() and not ended:
         raise RunFolderError(
-            f"--resume: {folder.checkpoints} must hold a checkpoint, as metrics.jsonl tells of epochs; there is none. "
-            "Put one back, or start again by --overwrite."
+            f"--resume: {folder.checkpoints} must hold a checkpoint, as metrics.jsonl tells of epochs; there is none "
+            "of this version. Put one back, go on with the version that began the run, or start again by --overwrite."
         )
-    return path, summary if summary is not None and summary["epochs"] >= config.epochs else None
+    return path, summary if ended else None
 
 
 def _ask_hub(config: TrainConfig, accelerator: Accelerator, check: Callable[[], object]) -> None:
-    """Let the main process check, if the run is to be published; a refusal ends all processes."""
+    """If the run is to be published, the main process checks; its refusal ends all processes."""
     if not config.push_to_hub:
         return
     try:
@@ -238,7 +235,7 @@ def _ask_hub(config: TrainConfig, accelerator: Accelerator, check: Callable[[], 
 
 
 def _publish(config: TrainConfig, run: Path, accelerator: Accelerator, network: nn.Module | None) -> None:
-    """Publish a run that has ended, if asked for. If that fails, say how to do it by hand; the run has succeeded."""
+    """Publish a run that has ended, if asked for. A failure only prints the command that does it by hand."""
     if not (config.push_to_hub and accelerator.is_main_process):
         return
     repo_id = str(config.hub_repo_id)
@@ -261,7 +258,6 @@ def _scalar(value: Any) -> bool | int | float | str:
 
 
 def _device_lost(error: RuntimeError, checkpoint: Path | str, advice: str) -> DeviceLostError:
-    """One line: what happened, what is kept, how to go on."""
     reason = str(error).splitlines()[0].rstrip(".")
     rule, remedy = "the device must last to the end", advice
     if isinstance(error, torch.OutOfMemoryError):
@@ -272,11 +268,6 @@ def _device_lost(error: RuntimeError, checkpoint: Path | str, advice: str) -> De
             f"{advice[0].lower()}{advice[1:]}"
         )
     return DeviceLostError(f"train: {rule}; got {reason}. Last checkpoint: {checkpoint}. {remedy}")
-
-
-def _command(folder: RunFolder, config: TrainConfig) -> str:
-    words = [*program().split(), "--output-dir", str(folder.path), "--resume"]
-    return shlex.join(words if config.network is None else [*words, "--network", config.network])
 
 
 Split = ImageData | tuple[Tensor, Tensor]
@@ -290,11 +281,11 @@ class Trainer:
         network: any module that `network_graph` takes. At the end it holds the best weights, on the device that
             trained it.
         data: training and test images; see `Split`. Validation images are set aside as `config` says.
-        config: of the run; the keys that describe a network stay at their defaults. Default: those of `TrainConfig`.
+        config: of the run, without keys that describe a network. Default: that of `TrainConfig`.
         callbacks: see `Callback`.
         name: of the default output folder and of the trackers' project.
     Raises:
-        ConfigError: the network is none of our layers, or not for these images; or the configuration describes one.
+        ConfigError: the network has unknown layers or is not for these images, or the configuration describes one.
         ValueError: images or labels that cannot be used.
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -340,11 +331,8 @@ class Trainer:
 
 
 def run_data(train_split: Split, test_split: Split, config: TrainConfig) -> RunData:
-    """Both splits as a run takes them, validation images set aside.
+    """Data of a run from both splits, with validation images set aside as `config` says.
 
-    Args:
-        train_split, test_split: images and labels.
-        config: of the run: `validation_fraction` and `seed`.
     Raises:
         ValueError: tensors of another type or shape, or test images of another shape or other classes.
     """

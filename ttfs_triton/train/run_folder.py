@@ -3,16 +3,14 @@
 config.yaml         the configuration, every key
 metrics.jsonl       one line an epoch
 summary.json        final figures, written when the run has ended
-checkpoints/step-*/ the newest checkpoints
+checkpoints/step-*  the newest checkpoints
 best/               model.safetensors and config.json of the best epoch
 .lock               held by the process that owns the folder now
 """
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,15 +34,12 @@ class RunFolderError(RuntimeError):
 
 
 class FolderLock:
-    """A folder that belongs to this process until `release`, or until it ends, however that is.
+    """Holds a folder, which is made if need be, until `release` or until this process ends, however it ends.
 
-    The system drops the lock of a process that has ended. On a network file system without locks between machines, two
-    machines may own one folder.
+    Network file systems without locks between machines let two machines hold one folder.
 
-    Args:
-        folder: made if need be.
     Raises:
-        RunFolderError: another process owns it, or another object in this one; or it cannot be written.
+        RunFolderError: another process or object holds it, or it cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,9 +58,9 @@ class FolderLock:
             ) from error
 
     def release(self) -> None:
-        """Give the folder up, and leave nothing in it; once is enough."""
+        """Give the folder up, and remove the lock file. A second call does nothing."""
         if self._lock.is_locked:
-            # While it is held: who has opened this file meanwhile finds it gone, and opens the next one.
+            # Removed while it is held: who has opened the file meanwhile finds it gone, and opens the next one.
             Path(self._lock.lock_file).unlink(missing_ok=True)
             self._lock.release()
 
@@ -84,21 +79,18 @@ class RunFolder:
         self.best_weights = path / "best" / "model.safetensors"
         self.best_config = path / "best" / "config.json"
         self._config, self._metrics, self._summary = (path / name for name in ("config.yaml", METRICS, SUMMARY))
-        self._doomed = path / ".overwritten"
         self._lock: FolderLock | None = None
-        self._descriptor = -1
 
     def claim(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder this process's own, if it may be used as asked; writes nothing but the lock.
+        """Lock the folder for this process, if it may be used as asked; nothing but the lock is written.
 
         Raises:
-            RunFolderError: another process owns it; it holds something and neither flag says what to do with it; there
-                is no run to resume; the folder to overwrite is not a run; or it cannot be written.
+            RunFolderError: another process holds it; it is not empty and neither flag says what to do; there is no run
+                to resume; what is to be overwritten is no run; or it cannot be written.
         """
-        # Before the lock, so that a mistake makes no folder; and after it, when nobody else can change what is there.
+        # Checked before the lock, so that a mistake makes no folder, and again when nobody else can change it.
         self._check(resume, overwrite)
         self._lock = FolderLock(self.path)
-        self._descriptor = os.open(self.path, os.O_RDONLY)
         try:
             self._check(resume, overwrite)
         except RunFolderError:
@@ -106,10 +98,9 @@ class RunFolder:
             raise
 
     def release(self) -> None:
-        """Give the folder up, and remove it if it is empty: a start that came to nothing leaves nothing."""
+        """Give the folder up, and remove it if it is empty, as after a start that failed."""
         if self._lock is None:
             return
-        os.close(self._descriptor)
         self._lock.release()
         self._lock = None
         with suppress(OSError):
@@ -128,30 +119,20 @@ class RunFolder:
                 f"{self.path} already holds something. Go on with that run by --resume, replace it by --overwrite, "
                 "or give another --output-dir."
             )
-        if entries and not is_run and not self._is_cut_short(entries):
+        # A start that was killed before it wrote config.yaml leaves no more than an empty folder of checkpoints.
+        others = [entry for entry in entries if not is_partial(entry)]
+        if not is_run and (others not in ([], [self.checkpoints]) or any(self.checkpoints.glob("*"))):
             rule = "--overwrite: " if overwrite else ""
             raise RunFolderError(
                 f"{rule}{self.path} is not a run's folder (no config.yaml) and not empty, so it is left alone. "
                 "Give another --output-dir, or remove it by hand."
             )
 
-    def whereabouts(self) -> Path | None:
-        """Where the folder that was claimed lies now, if somebody moved it; None if it is gone.
-
-        Only Linux knows; elsewhere, and in processes that did not claim it, its path, or None if nothing is there.
-        """
-        try:
-            path = Path(os.readlink(f"/proc/self/fd/{self._descriptor}"))
-        except OSError:
-            path = self.path.resolve()
-        return path if path.is_dir() else None
-
     def is_run(self) -> bool:
-        """Whether a run was begun here."""
+        """Whether the folder holds a run, ended or not."""
         return self._config.is_file()
 
     def _entries(self) -> list[Path]:
-        """What is in the folder, but the lock."""
         try:
             entries = list(self.path.iterdir())
         except FileNotFoundError:
@@ -163,16 +144,9 @@ class RunFolder:
             ) from error
         return [entry for entry in entries if not entry.name.startswith(LOCK)]
 
-    def _is_cut_short(self, entries: list[Path]) -> bool:
-        """Whether this is what a start, or an overwriting, leaves that ended before there was a config.yaml."""
-        if self._doomed in entries:
-            return True
-        others = [entry for entry in entries if not is_partial(entry)]
-        return others in ([], [self.checkpoints]) and not any(self.checkpoints.glob("*"))
-
     def prepare(self, config: TrainConfig) -> None:
-        """Make the folder ready, after `claim`: clear an old run if asked to, remove traces of killed processes."""
-        if config.overwrite or self._doomed.exists():
+        """Make the folder ready, after `claim`: remove an old run if asked to, and what killed processes left."""
+        if config.overwrite:
             self._clear()
         make_folder(self.checkpoints)
         for folder in (self.path, self.best_weights.parent, self.checkpoints):
@@ -184,23 +158,23 @@ class RunFolder:
     def _clear(self) -> None:
         """Remove the old run, not the folder, which may be a mount point or the target of a link.
 
-        All is moved aside first, config.yaml before the rest: a kill in between leaves what `_is_cut_short` knows,
-        never half a run under its name.
+        The summary goes first, so that no half of a run counts as ended; config.yaml goes last, so that after a kill
+        the rest can still be overwritten.
         """
-        self._doomed.mkdir(exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=self._doomed))  # a new one after a kill: names may be taken in the old one
-        for entry in sorted(self._entries(), key=lambda entry: entry != self._config):
-            if entry != self._doomed:
-                entry.rename(aside / entry.name)
-        shutil.rmtree(self._doomed)
+        entries = sorted(self._entries(), key=lambda entry: (entry == self._config, entry != self._summary))
+        for entry in entries:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
 
     def write_metrics(self, lines: list[EpochLine]) -> None:
-        """Write all epochs so far; whole, so that a resumed run neither doubles nor misses one."""
+        """Write all epochs so far, so that a resumed run neither doubles nor misses one."""
         write_text(self._metrics, "".join(json.dumps(line.model_dump()) + "\n" for line in lines))
 
     def write_best(self, tensors: dict[str, Tensor], description: ModelDescription) -> None:
         """Write the best weights and what is needed to rebuild their network."""
-        self.best_weights.parent.mkdir(exist_ok=True)  # not the run's folder: whoever moved it wants no second one
+        self.best_weights.parent.mkdir(exist_ok=True)  # not its parents: a folder that was moved away stays away
         sync_folder(self.path)
         write_model(self.best_weights.parent, tensors, description)
 
@@ -213,7 +187,7 @@ class RunFolder:
         write_json(self._summary, summary.model_dump())
 
     def read_summary(self) -> dict[str, Any] | None:
-        """The final figures of a run that has ended, else None.
+        """The final figures; None of a run that has not ended.
 
         Raises:
             RunFolderError: the file is damaged.
@@ -233,17 +207,15 @@ class RunFolder:
         return self._metrics.is_file()
 
     def record(self, config: TrainConfig) -> None:
-        """Write down with what the run goes on, and that it has not ended."""
+        """Write the configuration with which the run goes on, and remove the summary: it has not ended."""
         self._summary.unlink(missing_ok=True)
         write_text(self._config, config.to_yaml())
 
     def check_best(self, network: nn.Module | None = None) -> None:
-        """Refuse damaged or missing best weights before hours of training, at whose end they would be scored.
+        """Raise RunFolderError if the best weights are damaged or missing, rather than when the run has ended.
 
         Args:
-            network: that they are of, where code of the user's builds it.
-        Raises:
-            RunFolderError: says which file, and what is wrong with it.
+            network: of the user's own, which the weights must fit. Default: as best/config.json says.
         """
         try:
             read_model(self.best_config, self.best_weights, network)
@@ -255,5 +227,5 @@ class RunFolder:
 
 
 def reason_of(error: OSError) -> str:
-    """What the system says, and of which file."""
+    """Message of the system, and the file."""
     return f"{error.strerror or error} ({error.filename})" if error.filename else str(error.strerror or error)

@@ -1,4 +1,4 @@
-"""Schedules by optimiser step: the learning rate, and σ, which may rise to its goal from 0."""
+"""Schedules by optimiser step: of the learning rate, and of σ, which may rise from 0 to its goal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ttfs_triton.train.config import TrainConfig
 ONE_CYCLE_START = 1 / 25
 ONE_CYCLE_END = ONE_CYCLE_START / 1e4
 LEVELS = 64
-"""Values that σ takes on its way up. A step that was captured in a CUDA graph is captured anew at each of them."""
+"""Values that σ takes while it rises; at each, a CUDA graph is captured anew."""
 
 
 def rate_factor(config: TrainConfig, total: int, steps_per_epoch: int) -> Callable[[int], float]:
@@ -51,11 +51,10 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 
 class PersistenceSchedule:
-    """σ of a network's layers, by optimiser step: a function of the step alone, so that a resumed run has the same.
+    """σ of a network's layers as a function of the optimiser step alone, so that a resumed run has the same.
 
     Args:
-        networks: whose neurons it sets: the trained one, and its average if there is one. The present σ of each layer
-            is its goal.
+        networks: the trained one, and its average if there is one. The present σ of each layer is its goal.
         rise: start and end of the rise from 0, as shares of the training; None: σ stays at its goal.
         order: "together", or "layers": one layer after the other, from the input on.
         steps: optimiser steps of the training.
@@ -87,12 +86,12 @@ class PersistenceSchedule:
 
     @property
     def missing(self) -> float:
-        """How far σ is from its goal now, over all layers: 0 there, 1 where the rise has not begun."""
+        """Mean share of σ's rise that is still missing: 1 before it begins, 0 at the goal."""
         return 0.0 if not self._shares else 1 - sum(self._shares) / len(self._shares)
 
     @contextmanager
     def at_goal(self) -> Iterator[None]:
-        """Within the block, layers have the σ that the training ends with: what files say of a network."""
+        """Within the `with` block, layers have the σ that training ends with, which the network's files must name."""
         shares = self._shares
         if shares is None:
             yield

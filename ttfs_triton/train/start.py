@@ -1,4 +1,4 @@
-"""Weights that a run starts from: those of our networks as they are, another project's converted."""
+"""Loads the weights that a run starts from: of our networks as they are, of other projects converted."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -28,16 +28,18 @@ from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.specification import Convolution, Dense, Token
 from ttfs_triton.train.config import ConfigError
 
+_UNIT = ".log2_unit"  # of tensors with the scales of weights on a grid
+
 
 @dataclass(frozen=True)
 class Start:
-    """Where a network comes from.
+    """Origin of a network's weights.
 
     Attributes:
-        base_model: what it is based on.
-        calibration: None if it was not calibrated.
-        grid: that it was on, or None.
-        units: of weights on that grid, by their names in the state dict.
+        base_model: the model that they are of.
+        calibration: None if they were not calibrated.
+        grid: that they were trained on, or None.
+        units: scales of weights on that grid, by their names in the state dict.
     """
 
     base_model: BaseModel
@@ -47,21 +49,18 @@ class Start:
 
 
 def load_weights(
-    network: TTFSNetwork, source: str | Weights, images: Tensor | None = None, trained_as: TrainedAs | None = None
+    network: nn.Module, source: str | Weights, images: Tensor | None = None, trained_as: TrainedAs | None = None
 ) -> Start:
-    """Load weights into a network, strictly: every tensor used or folded, every parameter found.
+    """Load weights into a network, strictly: every tensor is used or folded, every parameter is found.
 
-    A network with batch norm starts from weights without one as if it had been trained to them: it computes the same,
-    with the statistics of `images`.
-
-    Tensors of exactly the network's names and shapes are copied. Others are converted first: a network of ours with
-    batch norm or standardised weights, or a known network of another project, whose ANN is calibrated. What neither
-    names nor shapes fix stays as the network has it, but for mean and std of the images, which are those that the
-    weights were trained with.
+    Tensors of exactly the network's names and shapes are copied; a network of the user's own takes no others. Others
+    are converted first: networks of ours with batch norm or standardised weights, and known networks of other projects,
+    whose ANNs are calibrated. A network with batch norm that starts from weights without computes the same, with
+    statistics of `images`. Mean and std of the images become those that the weights were trained with.
 
     Args:
         network: changed in place.
-        source: what `open_weights` reads, or what it gave.
+        source: see `open_weights`.
         images: to calibrate on, [N, in_channels, height, width] in [0, 1], on the device to compute on. None leaves the
             weights as they are.
         trained_as: see `TrainedAs`; needed for the paper's weights.
@@ -69,23 +68,24 @@ def load_weights(
         ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
     """
     said = source if isinstance(source, str) else source.name
+    ours = network if isinstance(network, TTFSNetwork) else None
     try:
         weights = source if isinstance(source, Weights) else open_weights(source)
         description = weights.description()
-        trained = None if description is None else description.network
-        trained = trained if isinstance(trained, NetworkConfig) else None
-        if trained is not None and trained.batch_norm and not network.config.batch_norm:
-            return _load_folded(network, weights, trained)
-        if network.config.batch_norm and (trained is None or not trained.batch_norm):
-            return _load_plain(network, weights, images, trained_as)
-        units = {name: tensor for name, tensor in weights.tensors.items() if name.endswith(".log2_unit")}
-        others = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
-        weights, calibration = dataclasses.replace(weights, tensors=others), None
-        grid = None if trained is None else trained.grid
-        if trained_as is None and _shapes(others) == _shapes(network.state_dict()):
-            tensors = others
-        else:
-            converted = _convert(network.config, weights, trained_as)
+        described = None if description is None else description.network
+        trained = described if ours is not None and isinstance(described, NetworkConfig) else None
+        if ours is not None and trained is not None and trained.batch_norm and not ours.config.batch_norm:
+            return _load_folded(ours, weights, trained)
+        if ours is not None and ours.config.batch_norm and (trained is None or not trained.batch_norm):
+            return _load_plain(ours, weights, images, trained_as)
+        on_grid = any(name.endswith(_UNIT) for name in network.state_dict())
+        units = {} if on_grid else {name: each for name, each in weights.tensors.items() if name.endswith(_UNIT)}
+        tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
+        calibration = None
+        if ours is None:
+            _check_same(network, tensors, "tensors")
+        elif trained_as is not None or _shapes(tensors) != _shapes(network.state_dict()):
+            converted = _convert(ours.config, dataclasses.replace(weights, tensors=tensors), trained_as)
             _check_same(network, converted.network.state_dict())
             if images is not None and converted.needs_calibration:
                 converted, calibration = _calibrate(converted, images)
@@ -94,11 +94,12 @@ def load_weights(
     except WeightsError as error:
         raise ConfigError(f"weights: {error}") from error
     except ConversionError as error:
-        raise ConfigError(f"weights: {said} does not fit {network.config.specification}: {error}") from error
+        name = "the network" if ours is None else ours.config.specification
+        raise ConfigError(f"weights: {said} does not fit {name}: {error}") from error
     network.load_state_dict(tensors)
-    if trained is not None:
-        _take_statistics(network, trained)
-    return Start(base_model, calibration, grid, units)
+    if ours is not None and trained is not None:
+        _take_statistics(ours, trained)
+    return Start(base_model, calibration, None if described is None else described.grid, units)
 
 
 def _load_folded(network: TTFSNetwork, source: Weights, trained: NetworkConfig) -> Start:
@@ -127,26 +128,18 @@ def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None, tr
 
 
 def start_on_grid(network: nn.Module, grid: Grid, start: Start | None = None, *, learn_units: bool = True) -> None:
-    """Put a network on a grid, in place: in the units that its weights had on the same grid, or in those that fit best.
+    """Put a network on a grid, in place, with the units of `start` if its grid is the same, else with those that fit.
 
-    Args:
-        network: with the weights to start from.
-        grid: to train on.
-        start: where they come from.
-        learn_units: whether units are trained.
     Raises:
-        ConfigError: registers cannot hold the threshold, at these weights.
+        ValueError: registers cannot hold the threshold, at these weights.
     """
     getattr(network, "put_on_grid", partial(put_on_grid, network))(grid)
     if start is not None and start.grid == grid and start.units:
         network.load_state_dict(start.units, strict=False)
     for name, parameter in network.named_parameters():
-        if name.endswith(".log2_unit"):
+        if name.endswith(_UNIT):
             parameter.requires_grad_(learn_units)
-    try:
-        check_registers(network)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    check_registers(network)
 
 
 def check_chip(network: nn.Module, grid: Grid, chip: str, image_shape: Sequence[int]) -> None:
@@ -160,37 +153,14 @@ def check_chip(network: nn.Module, grid: Grid, chip: str, image_shape: Sequence[
         )
 
 
-def load_own_weights(network: nn.Module, source: str) -> Start:
-    """Load weights into a network that code of the user's built, strictly: same names, same shapes.
-
-    Args:
-        network: changed in place.
-        source: what `open_weights` reads.
-    Raises:
-        ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
-    """
-    try:
-        weights = open_weights(source)
-        base_model, description = weights.base_model(), weights.description()
-        on_grid = any(name.endswith(".log2_unit") for name in network.state_dict())
-        units = {} if on_grid else {key: each for key, each in weights.tensors.items() if key.endswith(".log2_unit")}
-        tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
-        _check_same(network, tensors)
-    except (WeightsError, ConversionError) as error:
-        raise ConfigError(f"weights: {error}") from error
-    network.load_state_dict(tensors)
-    return Start(base_model, None, None if description is None else description.network.grid, units)
-
-
 def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibration]:
-    """The network brought as close to its ANN as initial potentials can."""
     if not converted.network.config.bias:
         raise ConversionError("bias must be True to calibrate; got False. Give --bias or --calibration-images 0.")
     return calibrate_converted(converted, images)
 
 
 def _convert(target: NetworkConfig, weights: Weights, trained_as: TrainedAs | None) -> Converted:
-    """The converted network; its configuration must be `target`'s in all that counts."""
+    """The converted network, if its configuration fits `target`."""
     assumed = target.replace(
         readout="potential_start",
         batch_norm=any(".batch_norm." in key for key in weights.tensors),
@@ -216,7 +186,7 @@ def _convert(target: NetworkConfig, weights: Weights, trained_as: TrainedAs | No
             "--no-weight-standardisation",
             found.weight_standardisation == target.weight_standardisation,
         ),
-        # An ANN's logits become what the caller likes; what was trained to spike was trained to be read at one time.
+        # An ANN fits any readout; a spiking network was trained for one.
         ("readout", f"--readout {found.readout}", trained_as in (None, "ann") or found.readout == target.readout),
     ):
         if not same:
@@ -226,7 +196,7 @@ def _convert(target: NetworkConfig, weights: Weights, trained_as: TrainedAs | No
 
 
 def _structure(config: NetworkConfig) -> tuple[object, ...]:
-    """Hidden layers at their true sizes, and what the first one reads."""
+    """Hidden layers at their scaled sizes, and the shape of the input."""
 
     def at_width(token: Token) -> Token:
         if isinstance(token, Convolution):
@@ -255,7 +225,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
 
 @torch.no_grad()
 def _take_statistics(network: TTFSNetwork, trained: NetworkConfig) -> None:
-    """Normalise images as the weights' network did: mean and std of other images would shift every potential."""
+    """Normalise images as in the weights' training: other mean and std would shift every potential."""
     first = network.features[0]
     if not isinstance(first, AnalogEncoder | SignedEncoder) or trained.encoder == "latency":
         return

@@ -1,10 +1,9 @@
-"""An optimiser step: all that happens on the device, and the same as one CUDA graph, hundreds of launches in one.
+"""An optimiser step, and the same step as one CUDA graph, which replaces hundreds of launches.
 
-What the host keeps, such as the learning rate's course and the number of averaged models, is the caller's: a step
-that was captured in a graph is replayed without reading the host's clock, counters or random state. The rules are those
-of PyTorch's "CUDA graph semantics": some steps on a side stream first, gradients set to None before the capture, inputs
-copied into memory that stays, learning rates as tensors, no reading by the host. A capture executes nothing, and the
-steps before it are steps of the run: with a graph and without, weights are the same.
+A captured step reads nothing of the host, so that the caller keeps the learning rate's course and counters. It follows
+the rules of PyTorch's "CUDA graph semantics": some steps on a side stream first, gradients set to None before the
+capture, inputs copied into memory that stays, learning rates as tensors. A capture executes nothing, and the steps
+before it are steps of the run: weights are the same with a graph and without.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,12 +22,12 @@ from torch.profiler import record_function
 from ttfs_triton.nn import record_statistics, reset_statistics
 from ttfs_triton.scoring import sum_over_processes
 from ttfs_triton.scoring.batches import Batch
-from ttfs_triton.scoring.graphs import CudaGraphs, GraphError, Graphs, reason_of_failure
+from ttfs_triton.scoring.graphs import CudaGraphs, GraphError, reason_of_failure
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.lagrange import LagrangeMultipliers
 from ttfs_triton.train.teacher import Teacher
 
-LOOKAHEAD_DECAY = 0.95  # of the weights of earlier steps in `look_ahead`, a step, at the training's end
+LOOKAHEAD_DECAY = 0.95  # in `look_ahead`: decay of earlier weights, a step, at the end of training
 
 
 class TrainStep:
@@ -37,11 +36,10 @@ class TrainStep:
     Args:
         config: of the run.
         accelerator: precision and processes.
-        network: the bare network.
-        model: what is called: the network, distributed and compiled as asked for.
+        network: the bare network; `model` is the distributed, compiled one that is called.
         optimizer: prepared by the accelerator.
         average: the moving average, if there is one.
-        multipliers: bring what the network costs to a goal, if there is one; the model then also says what it costs.
+        multipliers: of the network's costs, which the model then returns, too.
         teacher: whose class probabilities are learned, if there is one.
     Attributes:
         sums: [3], float64, on the device: loss, right answers and images of this process since they were last zeroed.
@@ -95,7 +93,7 @@ class TrainStep:
                 update_average(self.average, self.network, self.config.ema_decay, first=first)
 
     def _gradients(self, batch: Batch, micro_batches: int, sampled: bool) -> Tensor:
-        """Add the gradients of a micro-batch; returns its loss."""
+        """Add the gradients of a micro-batch and return its loss."""
         images, labels = batch
         with record_statistics(self.network) if sampled else nullcontext():
             output = self.model(images)
@@ -113,7 +111,7 @@ class TrainStep:
         return loss.detach()
 
     def _watch(self, loss: Tensor) -> None:
-        """Clip the gradient if asked to, and cancel the update if it or the loss is not finite."""
+        """Clip the gradient as configured; cancel the update if gradient or loss is not finite."""
         config, accelerator = self.config, self.accelerator
         scaled = accelerator.scaler is not None  # fp16: infinite gradients are part of finding the scale
         if config.gradient_clip is not None:
@@ -122,7 +120,7 @@ class TrainStep:
         else:
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
         # The gradient is the mean over processes, so all see the same norm; a loss alone would differ.
-        # 0 times what is not finite is nan.
+        # 0 · inf and 0 · nan are nan.
         failed = (0 * (loss if scaled else loss + norm)).nan_to_num_(nan=1.0)
         if scaled and accelerator.num_processes > 1:
             failed = sum_over_processes(accelerator, failed).clamp_(max=1)
@@ -130,7 +128,7 @@ class TrainStep:
 
     @contextmanager
     def _rates_on_the_device(self) -> Iterator[None]:
-        """Let the optimizer read `rates`; schedule and checkpoints see numbers."""
+        """Let the optimizer read `rates`, while schedule and checkpoints see numbers."""
         groups = self.bare_optimizer.param_groups
         before = [group["lr"] for group in groups]
         for group, rate in zip(groups, self.rates or before, strict=True):
@@ -143,17 +141,17 @@ class TrainStep:
 
 
 class FiniteGuard:
-    """Cancels all updates of an optimizer from the first step on whose loss or gradient is not finite.
+    """Cancels all updates of an optimizer from the first step whose loss or gradient is not finite.
 
-    The host learns of it when it next reads `cancelled`; weights and moments are then still those before that step.
+    Weights and moments stay those before that step, until the host next reads `cancelled`.
 
     Args:
-        optimizer: a fused one. Its kernels leave weights and moments alone where `optimizer.found_inf` is 1, which is
-            how gradient scaling skips a step without asking the device.
+        optimizer: a fused one. Its kernels change nothing where `optimizer.found_inf` is 1, which is how gradient
+            scaling skips a step without asking the device.
         device: of its parameters.
     Attributes:
-        cancelled: float64 scalar: how many steps, the first failing one included.
-        loss, norm: float32 scalars of the last step, or of the first failing one.
+        cancelled: number of cancelled steps, the first failing one included; float64 scalar.
+        loss, norm: of the last step, or of the first failing one; float32 scalars.
     """
 
     def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
@@ -175,7 +173,7 @@ class FiniteGuard:
         self.cancelled.add_(self._failed)
 
     def _join(self, optimizer: Optimizer, *_: object) -> None:
-        """A gradient scaler puts its own flag in the place of ours: both count."""
+        """Join our flag with that of a gradient scaler, which replaces it."""
         flag = getattr(optimizer, "found_inf", self._failed)
         if flag is not self._failed:
             optimizer.found_inf = torch.maximum(flag, self._failed)  # type: ignore[attr-defined]
@@ -210,14 +208,13 @@ def look_ahead(average: nn.Module, network: nn.Module, steps: int, progress: flo
 def update_average(average: AveragedModel, network: nn.Module, decay: float, *, first: bool = False) -> None:
     """Exponential moving average: average ← d·average + (1 − d)·network, d = min(decay, (1 + t) / (10 + t)).
 
-    d rises from 1/10: however short the training, the average is not of its first steps. Buffers of whole numbers are
-    copied. Nothing is read by the host.
+    d rises from 1/10, so that first steps are forgotten in a short training, too. Integer buffers are copied.
 
     Args:
-        average: t is its `n_averaged`, a tensor, which the caller counts.
+        average: t is its `n_averaged`, a tensor that the caller counts up.
         network: to follow.
         decay: the highest d.
-        first: the average becomes the network's copy.
+        first: copy the network.
     Source: tf.train.ExponentialMovingAverage, `num_updates`.
     """
     share = (9 / (10 + average.n_averaged)).clamp_min(1 - decay)
@@ -248,7 +245,7 @@ def why_no_graph(accelerator: Accelerator) -> str | None:
 def choose_graphs(
     wanted: Literal["auto", "on", "off"], accelerator: Accelerator, say: Callable[[str], None]
 ) -> CudaGraphs | None:
-    """The graphs of a run's device, or None where steps are made one by one, and a line that says why.
+    """CUDA graphs of a run's device; None, with a line that says why, where steps are not captured.
 
     Raises:
         ConfigError: they are asked for and cannot be had.
@@ -265,22 +262,20 @@ def choose_graphs(
 
 
 class GraphedStep:
-    """A step that is captured as soon as it has warmed up, and replayed from then on.
+    """A step that is captured after its warm-up, and replayed from then on.
 
-    Steps that count spikes, the first step of a run, and micro-batches of another shape are made as they would be
-    without a graph.
+    All steps have micro-batches of the same shapes. Those that count spikes, and the first, do without the graph.
 
     Args:
         step: to be captured.
         graphs: of its device.
-        required: whether a capture that fails is an error; else the run goes on without, and says so.
+        required: raise if the capture fails; else the run goes on without a graph, and says so.
         say: shows a line.
     Raises:
-        GraphError: when called, if the capture failed and is required, or if there are several processes, whose
-            agreement is then lost.
+        GraphError: when called, if the capture fails and is required, or if several processes would disagree.
     """
 
-    def __init__(self, step: TrainStep, graphs: Graphs, *, required: bool, say: Callable[[str], None]) -> None:
+    def __init__(self, step: TrainStep, graphs: CudaGraphs, *, required: bool, say: Callable[[str], None]) -> None:
         self.step, self.graphs, self.required, self.say = step, graphs, required, say
         self.replay: Callable[[], None] | None = None
         self._inputs: list[Batch] = []
@@ -295,7 +290,7 @@ class GraphedStep:
     def __call__(self, micro_batches: Sequence[Batch], *, sampled: bool = False, first: bool = False) -> None:
         """As of `TrainStep`."""
         self._set_rates()
-        if sampled or first or self._failed or (self.replay is not None and not self._fit(micro_batches)):
+        if sampled or first or self._failed:
             self.step(micro_batches, sampled=sampled, first=first)
         elif self._warm_up > 0:
             self._warm_up -= 1
@@ -313,15 +308,12 @@ class GraphedStep:
             self.replay()
 
     def forget(self) -> None:
-        """Capture anew at the next step, since what the graph holds as constants has changed."""
+        """Capture anew at the next step: constants of the graph have changed."""
         self.replay, self._inputs = None, []
 
     def _set_rates(self) -> None:
         for group, rate in zip(self.step.bare_optimizer.param_groups, self.step.rates or [], strict=True):
             rate.fill_(group["lr"])
-
-    def _fit(self, micro_batches: Sequence[Batch]) -> bool:
-        return [_kinds(batch) for batch in micro_batches] == [_kinds(batch) for batch in self._inputs]
 
     def _capture(self, micro_batches: Sequence[Batch]) -> None:
         # `empty_like` keeps channels last, of which the kernels are a function.
@@ -346,18 +338,14 @@ class GraphedStep:
             ) from error
         self._failed, self._inputs = True, []
         if accelerator.scaler is not None:
-            # It believes that it has stepped; a scale given to it makes it start anew.
+            # The scaler has noted a step that was never made; setting its scale makes it start anew.
             accelerator.scaler.update(accelerator.scaler.get_scale())
         self.say(f"no CUDA graph: {reason}")
 
 
-def _kinds(batch: Batch) -> list[tuple[torch.Size, torch.dtype]]:
-    return [(tensor.shape, tensor.dtype) for tensor in batch]
-
-
 @contextmanager
 def _capturable(optimizer: Optimizer) -> Iterator[None]:
-    """Tell Adam that it is captured; outside a capture it would warn of that."""
+    """Tell Adam that it is captured, which makes it warn outside of a capture."""
     groups = [group for group in optimizer.param_groups if "capturable" in group]
     for group in groups:
         group["capturable"] = True

@@ -1,4 +1,4 @@
-"""What a network may cost: the goal of a run, how far from it a network is, and costs with their gradients."""
+"""Goals for what a network costs: whether they can be reached, how far they are missed, and differentiable costs."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from ttfs_triton.hardware.cost import Cost, energy_cost, operations_cost, sparsi
 from ttfs_triton.hardware.counts.synapses import fan_out, neurons_reached
 from ttfs_triton.nn import NetworkGraph, SignedEncoder, Stage, network_graph
 from ttfs_triton.nn.activity import count_spikes
+from ttfs_triton.run_records import EpochLine
 from ttfs_triton.train.options import Kind, Wanted
 
 TOLERANCE = 0.02
 """Relative distance from a goal within which it counts as reached."""
 TARGET_IMAGES = 128
-"""Enough to know what the first layer reads of an image, which is all that a target needs of them."""
-HARDLY = 0.2  # share of what is missing that half a run should bring, or more epochs will not
+"""Training images for `make_target`, which only looks at what the first layer reads of them."""
+HARDLY = 0.2  # a run has stalled if its second half removed less than this share of what is still missing
 UNITS: Mapping[Kind, str] = {"sparsity": "", "operations": "", "energy": " µJ"}
-_OWN = ("operation", "spike", "spike_time", "saturated")  # events of a layer itself; spikes arrive at another
+_OWN = ("operation", "spike", "spike_time", "saturated")  # events that a layer's own cost weights price
 
 
 @dataclass(frozen=True)
 class Target:
-    """Costs that a run is to bring to their goals.
+    """Costs of a network, each with its goal.
 
     Attributes:
         wanted: the goals as configured: shares, or microjoules a sample.
-        costs: what is to be that much, in the order of the goals.
-        floors: the least that each could be, with these images.
+        costs: one for each goal.
+        floors: the least that each cost can become on these images.
     """
 
     wanted: Wanted
@@ -43,7 +44,7 @@ class Target:
 
     @property
     def goals(self) -> tuple[float, ...]:
-        """What each cost is to become."""
+        """Wanted value of each cost."""
         return tuple(self.wanted.goals.values())
 
     def measure(self, counts: Counts) -> list[float]:
@@ -54,43 +55,40 @@ class Target:
         """Relative distance from the goal that is missed most."""
         return max(abs(value / goal - 1) for value, goal in zip(measured, self.goals, strict=True))
 
-    def stalled(self, measured: Sequence[Sequence[float]]) -> bool:
-        """Whether the goals are missed, and came hardly nearer in the second half of a run, for all the pressure.
-
-        Args:
-            measured: costs after each epoch.
-        """
-        before, after = self.miss(measured[(len(measured) - 1) // 2]), self.miss(measured[-1])
-        return len(measured) > 1 and after > TOLERANCE and before - after < HARDLY * after
-
     def named(self, values: Sequence[float]) -> dict[str, float]:
-        """One value for each cost, by name."""
+        """One value for each cost, by layer; "network" where the cost is that of the whole network."""
         return {layer or "network": value for layer, value in zip(self.wanted.goals, values, strict=True)}
 
-    def to_dict(
-        self, validation: Mapping[str, float] | None, test: Sequence[float], stalled: bool = False
-    ) -> dict[str, Any]:
-        """For a summary: what was wanted, what was measured, and whether the test images say that it is reached."""
+    def result(self, metrics: Sequence[EpochLine], best: EpochLine, test: Sequence[float]) -> dict[str, Any]:
+        """Goals and measured costs, for the summary.
+
+        Args:
+            metrics: one line for each epoch.
+            best: the line of the best epoch.
+            test: costs of its weights on the test images.
+        """
+        misses = [self.miss(list(line.cost.values())) for line in metrics if line.cost]
+        before, after = misses[(len(misses) - 1) // 2], misses[-1]
         return {
             "kind": self.wanted.kind,
             "chip": self.wanted.chip,
             "goal": self.named(self.goals),
-            "validation": validation,
+            "validation": None if best.val_accuracy is None else best.cost,
             "test": self.named(test),
             "tolerance": TOLERANCE,
             "reached": self.miss(test) <= TOLERANCE,
-            "stalled": stalled,
+            "stalled": len(misses) > 1 and after > TOLERANCE and before - after < HARDLY * after,
         }
 
 
 def make_target(wanted: Wanted, network: nn.Module, images: Tensor, steps: int) -> Target:
-    """The target of a network, if it is within reach.
+    """The target of a network, if weights can reach it.
 
     Args:
         wanted: the goal.
         network: on the device of the images.
-        images: [N, channels, height, width], some that it will be trained with: what the first layer reads is a part of
-            the cost that no training changes.
+        images: [N, channels, height, width], of the training images. What the first layer reads of them costs the same
+            whatever is trained.
         steps: time steps a window, for energy.
     Raises:
         ValueError: a layer that the network does not have, a chip that does not price its layers, or a goal that no
@@ -123,18 +121,14 @@ def make_target(wanted: Wanted, network: nn.Module, images: Tensor, steps: int) 
 
 
 class CostedNetwork(nn.Module):
-    """A network whose output has its cost beside it, differentiably.
+    """A network that also returns its costs, with their gradients; to be called within `watching`.
 
-    Input [N, ...] as the network takes it, output the logits [N, classes] and the costs [costs], float32, means over
-    the samples. To be called within `watching`. Pools are computed behind their layers, since neurons are seen before
-    them.
+    Input [N, ...] as of the network; output: logits [N, classes], and [costs], float32, means over the samples.
 
     Args:
         network: on its device.
         graph: of the network.
-        target: whose costs are meant.
-    Attributes:
-        network, target: as given.
+        target: of the network; says which costs.
     """
 
     def __init__(self, network: nn.Module, graph: NetworkGraph, target: Target) -> None:
@@ -156,7 +150,7 @@ class CostedNetwork(nn.Module):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Within its block, layers are seen at work; a copy of the network that is made outside is not."""
+        """Within the `with` block, hooks count the layers' events. Copies of the network have no hooks."""
         handles = [
             counter.stage.layer.register_forward_hook(partial(self._see, counter), with_kwargs=True)
             for counter in self._counters
@@ -187,13 +181,7 @@ class CostedNetwork(nn.Module):
 
 
 class _EventCounter:
-    """Counts those events of one layer that cost something.
-
-    Attributes:
-        stage: the layer in its network.
-        events: their names.
-        weights: [events, costs].
-    """
+    """Counts the events of one layer that have a price: `events` by name, their prices in `weights` [events, costs]."""
 
     def __init__(self, stage: Stage, maps: tuple[int, ...], costs: Sequence[Cost], device: torch.device) -> None:
         self.stage = stage
@@ -214,7 +202,7 @@ class _EventCounter:
             self._fan_out = (found.places * found.channels).float().view(maps).to(device) if maps else found.channels
 
     def count(self, inputs: Tensor, skip: Tensor | None, activations: Tensor) -> list[Tensor]:
-        """Events in a batch, in the order of `events`: what the layer read, and what its neurons did."""
+        """Number of each of `events` in a batch."""
         layer = self.stage.layer
         if isinstance(layer, SignedEncoder):
             inputs = layer.normalise(inputs)

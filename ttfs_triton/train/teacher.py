@@ -50,10 +50,10 @@ class Teacher:
 
 
 def load_teacher(config: TrainConfig, data: RunData, accelerator: Accelerator) -> Teacher | None:
-    """The teacher of a run, None without one. One of the user's own is built by the code that builds his network.
+    """The teacher of a run, or None. If it is a network of the user's own, `config.network` builds it.
 
     Raises:
-        ConfigError: it cannot be read, or it is not for these images and classes.
+        ConfigError: it cannot be read, or is not for these images and classes.
     """
     if config.teacher is None:
         return None

@@ -1,9 +1,11 @@
 """Which provider and which blocks a pass gets: by a table of measurements if there is one, otherwise our kernel.
 
 Backend "triton" is our kernel in the table's blocks, or in the default ones. "auto" is the same but where the table
-says that the library is faster, at this shape or at one near it. A forward pass with a pool has a choice of its own,
-for both backends: blocks of the convolution that pools in its epilogue, where that was measured to be faster than the
-choice without a pool and a kernel that pools, whose time its entries have as `library_ms`.
+says that the library is faster. A shape that the table lacks gets our kernel in default blocks.
+
+A forward pass with a pool has a choice of its own, for both backends: blocks of the convolution that pools in its
+epilogue, where that was measured to be faster than the choice without a pool, followed by the kernel that pools. Its
+entries have the time of these two as `library_ms`.
 
 Tables are shipped, one a GPU name, in `tuning/`; `bench/kernels.py --tune` writes them. Nothing is timed here, and
 choices depend on nothing else, so all processes make the same.
@@ -11,6 +13,7 @@ choices depend on nothing else, so all processes make the same.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -18,18 +21,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ttfs_kernels.triton_backend.configs import Config, default_config
-from ttfs_kernels.triton_backend.formulation import refused, triton_version
 from ttfs_kernels.triton_backend.launch import Device
 from ttfs_kernels.triton_backend.problem import Problem
 
 SHIPPED = Path(__file__).with_name("tuning")
-FORMAT_VERSION = 1
-# Two shapes are near if each of their sizes is at most this many times the other's.
-NEAR = 2.0
+FORMAT_VERSION = 2
 
 
 class Choice(NamedTuple):
-    """Blocks of our kernel, or None for the library; and why: "measured", "near" or "default"."""
+    """Blocks of our kernel, or None for the library; and why: "measured" or "default"."""
 
     config: Config | None
     reason: str
@@ -54,7 +54,7 @@ class Entry(NamedTuple):
             "pass": self.which,
             "problem": self.problem.to_dict(),
             "precision": self.precision,
-            "config": self.config.to_dict(),
+            "config": dataclasses.asdict(self.config),
             "triton_ms": self.triton_ms,
             "library_ms": None if math.isinf(self.library_ms) else self.library_ms,
         }
@@ -62,14 +62,14 @@ class Entry(NamedTuple):
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Entry:
         """The inverse of `to_dict`."""
-        problem, config = Problem.from_dict(values["problem"]), Config.from_dict(values["config"])
+        problem, config = Problem.from_dict(values["problem"]), Config(**values["config"])
         library_ms = values["library_ms"]
         times = float(values["triton_ms"]), math.inf if library_ms is None else float(library_ms)
         return Entry(values["pass"], problem, values["precision"], config, *times)
 
 
 _choices: dict[tuple[str, Problem, Device, str, str], Choice] = {}
-_tables: dict[str, list[Entry]] = {}
+_tables: dict[str, dict[tuple[str, Problem, str], Entry]] = {}  # by device; entries by pass, layer and precision
 
 
 def choose(which: str, problem: Problem, device: Device, precision: str, backend: str) -> Choice:
@@ -125,39 +125,13 @@ def read_table(path: Path) -> list[Entry]:
         ) from error
 
 
-def _table(device: Device) -> list[Entry]:
-    if device.name not in _tables:
-        _tables[device.name] = read_table(table_path(device))
-    return _tables[device.name]
-
-
-def distance(a: Problem, b: Problem) -> float:
-    """How far two shapes are apart, in doublings, at most over their sizes; inf if they differ in kind."""
-    if _kind(a) != _kind(b):
-        return math.inf
-    sizes = zip((a.rows, a.in_channels, a.out_channels), (b.rows, b.in_channels, b.out_channels), strict=True)
-    return max(abs(math.log2(max(1, one) / max(1, other))) for one, other in sizes)
-
-
-def _kind(p: Problem) -> tuple[object, ...]:
-    options = p.dtype, p.with_slope, p.surrogate, p.pool, p.skip
-    return p.kernel, *p.geometry, *options, p.height == p.width == 1
-
-
 def _look_up(which: str, problem: Problem, device: Device, precision: str, backend: str) -> Choice:
-    version = triton_version()
-    entries = [
-        (distance(entry.problem, problem), entry)
-        for entry in _table(device)
-        if entry.which == which
-        and entry.precision == precision
-        and refused(entry.config.form, device.chip, version) is None
-    ]
-    apart, entry = min(entries, key=lambda pair: pair[0], default=(math.inf, None))
-    pools = problem.pool > 1
-    if entry is None or apart > math.log2(NEAR):
+    if device.name not in _tables:
+        entries = read_table(table_path(device))
+        _tables[device.name] = {(entry.which, entry.problem, entry.precision): entry for entry in entries}
+    entry, pools = _tables[device.name].get((which, problem, precision)), problem.pool > 1
+    if entry is None:
         ours = default_config(which, problem, device.chip, precision, device.processors)
         return Choice(None if pools else ours, "default")
-    reason = "measured" if entry.problem == problem else "near"
     library = (backend == "auto" or pools) and entry.library_ms < entry.triton_ms
-    return Choice(None if library else entry.config, reason)
+    return Choice(None if library else entry.config, "measured")

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from ttfs_kernels.triton_backend.formulation import Chip, Form, default_form
+from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.problem import Problem
 from ttfs_kernels.triton_backend.work import WIDE, executed_flops, largest_offset, relative_time, skips
 
 SMALLEST_BLOCK = 16  # of a tensor core product
-# Sides of grad_x on sm_90 in 16 bits: with 16 columns or neurons, the assembler serialises its products.
+# Of grad_x on sm_90 in 16 bits: the assembler serialises products of 16 columns or neurons.
 SMALLEST_SHARED = 32
 PROCESSORS = 132  # where nothing else is known: those of an H100
-# Share of the operations from which on it pays to leave out taps outside the map: blocks of many images read shorter
-# runs of memory.
+# Smallest share of the operations that must be saved by leaving out taps outside the map: the price is that blocks of
+# many images read shorter runs of memory.
 WORTH_SKIPPING = 0.05
 
 
@@ -32,11 +31,9 @@ class Config:
         block_m, block_n: the two sides of the block of results.
         block_k: depth of a step.
         num_warps, num_stages: of a program, of its software pipeline.
-        form: of the forward contraction; the other passes do not use it.
-        group: rows of blocks that are walked together.
-        splits: of the reduction of grad_w, and of a fully connected layer's grad_x; 0 = as many as are best.
-        by_position: blocks are one position of many images, and skip the taps outside the map. Only of convolutions
-            whose steps have a tap of their own, see `work.skips`.
+        group: rows of blocks that are walked column by column, to reuse the cache.
+        splits: parts of the reduction of grad_w, and of a fully connected layer's grad_x; 0 = `work.split` decides.
+        by_position: a block is one position of many images, and skips taps outside the map; but see `work.skips`.
     """
 
     block_m: int
@@ -44,27 +41,13 @@ class Config:
     block_k: int
     num_warps: int
     num_stages: int
-    form: Form = Form.ACTIVATIONS_FIRST
     group: int = 8
     splits: int = 0
     by_position: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {**dataclasses.asdict(self), "form": self.form.name.lower()}
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> Config:
-        """The inverse of `to_dict`.
-
-        Raises:
-            KeyError, TypeError: unknown form or keys.
-        """
-        return Config(**{**values, "form": Form[values["form"].upper()]})
-
 
 def default_config(which: str, problem: Problem, chip: Chip, precision: str, processors: int = PROCESSORS) -> Config:
-    """The configuration of a pass where no tuned table says otherwise.
+    """The configuration of a pass that no table has measured.
 
     Args:
         which: "forward", "grad_x" or "grad_w".
@@ -73,20 +56,19 @@ def default_config(which: str, problem: Problem, chip: Chip, precision: str, pro
         precision: of float32 products, "ieee" or "tf32".
         processors: of the device; small layers get small blocks, so that most processors have one.
     """
-    form = default_form(chip)
-    configs = [Config(*sizes, form) for sizes in _blocks(which, problem, chip, precision)]
+    configs = [Config(*sizes) for sizes in _blocks(which, problem, chip, precision)]
     configs = [_skipping(which, problem, _fitted(config, which, problem, chip), chip) for config in configs]
     return min(configs, key=lambda config: relative_time(which, problem, config, processors))
 
 
 def alternatives(which: str, problem: Problem, config: Config, chip: Chip) -> list[Config]:
-    """Blocks of these sizes that fit the layer: in the order of the rows, and by position if that may pay."""
+    """These blocks, cut to the layer: row by row, and by position if that saves operations. For tuning."""
     plain = _fitted(config, which, problem, chip)
     return [plain, _skipping(which, problem, plain, chip, worth=0.0)]
 
 
 def _skipping(which: str, problem: Problem, config: Config, chip: Chip, worth: float = WORTH_SKIPPING) -> Config:
-    """Blocks of one position of many images, if they leave out more than a share of the operations; else the same."""
+    """The blocks by position, if that saves more than `worth`, a share of the operations; else as they are."""
     by_position = dataclasses.replace(config, by_position=True)
     skipping = _fitted(by_position, which, problem, chip)
     if not skips(problem, by_position) or largest_offset(problem, skipping) >= WIDE:
@@ -96,7 +78,7 @@ def _skipping(which: str, problem: Problem, config: Config, chip: Chip, worth: f
 
 
 def _columns(which: str, problem: Problem) -> int:
-    """Length of the block's second side: output channels, input channels, or weights."""
+    """What a block's second side covers: output channels, input channels, or weights."""
     if which == "forward":
         return problem.group_outputs
     if which == "grad_x":
@@ -116,9 +98,6 @@ def _blocks(which: str, problem: Problem, chip: Chip, precision: str) -> list[Si
         # Three stages of tf32 do not fit into the 64 KiB of shared memory of AMD's compute units.
         return [(128, 64, 32, 8, 2 if chip.vendor == "hip" else 3)]
     wide = _columns(which, problem) > 64
-    if which == "grad_x" and chip.has_wgmma and problem.is_matrix_product:
-        # With offsets of 64 bits, the assembler under Triton 3.6 serialises the products of 128×128 blocks.
-        wide = wide and problem.rows * max(problem.in_channels, problem.out_channels) < WIDE
     # The epilogue of a layer with a skip holds more: 128×128 potentials, or 128×64 with 4 warps, would be spilled.
     late = which == "forward" and problem.skip
     warps = 8 if late else 4

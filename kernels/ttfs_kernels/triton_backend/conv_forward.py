@@ -1,29 +1,33 @@
 """Forward pass of a convolution as implicit GEMM: receptive fields are addressed, never written out.
 
+A fully connected layer is a 1×1 convolution of 1×1 maps, here and in the gradients.
+
 x is [B, H, W, C_total] (channels last), weight [N_total, R, S, C] with C inputs a group, y and gain [B, P, Q, N_total].
 A block is BLOCK_M output positions (m runs over B·P·Q) times BLOCK_N channels of one group; the depth is R·S·C.
 BY_POSITION: a block is one position (p, q) of BLOCK_M images instead, and leaves out the taps outside the map.
 POOL > 1: rows are ordered by windows of POOL × POOL positions, so that a block holds whole windows; of each, y, gain
 and winner [B, P / POOL, Q / POOL, N_total] get the earliest spike, its gain, and its place in the window.
 HAS_SKIP: skip [B, P, Q, N_total] holds delayed spikes, one a neuron; not with a pool.
-Without FIRES, y is A and gain is W without σ, for a rule that waits for statistics of both; no pool, no skip.
+Without FIRES, for batch norm, y is A and gain is W without σ; no pool, no skip.
 """
 
 # Triton's language is not Python's:
-# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false
+# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
+# pyright: reportOperatorIssue=false, reportArgumentType=false
 import triton
 import triton.language as tl
 
 from ttfs_kernels.triton_backend.rule import (
-    WEIGHTS_FIRST,
     accumulate,
     at_row,
     block_position,
+    clamp_to_window,
+    earliest,
+    fire,
+    fits,
     multiple,
-    separate,
-    store_spikes,
     taps_inside,
-    zero_potentials,
+    zero_pair,
 )
 
 
@@ -68,7 +72,7 @@ def conv2d_forward(
     UNIT_C: tl.constexpr,
     UNIT_N: tl.constexpr,
     PRECISION: tl.constexpr,
-    FORM: tl.constexpr,
+    INPUTS_FIRST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -79,7 +83,7 @@ def conv2d_forward(
     FEW_CHANNELS: a step runs over the joint index (r, s, c), so that short channels do not leave it mostly empty.
     EVEN: BLOCK_K divides C. UNIT_C and UNIT_N divide C and N.
     """
-    AXIS: tl.constexpr = 1 if FORM == WEIGHTS_FIRST else 0
+    AXIS: tl.constexpr = 0 if INPUTS_FIRST else 1
     C = multiple(C, UNIT_C)
     N = multiple(N, UNIT_N)
     AREA: tl.constexpr = POOL * POOL
@@ -118,7 +122,7 @@ def conv2d_forward(
     w_ptr = at_row(w_ptr, first_channel, R * S * C)
     w_row = n * (R * S * C)
     n_kept = n < N - block_n * BLOCK_N
-    A, W = zero_potentials(FORM, BLOCK_M, BLOCK_N)
+    A, W = zero_pair(not INPUTS_FIRST, BLOCK_M, BLOCK_N)
     if FEW_CHANNELS:
         depth = R * S * C
         tl.assume(depth > 0)
@@ -136,7 +140,7 @@ def conv2d_forward(
             w_kept = tl.expand_dims(n_kept, AXIS) & tl.expand_dims(joint < depth, 1 - AXIS)
             w_at_joint = tl.expand_dims(w_row, AXIS) + tl.expand_dims(joint, 1 - AXIS)
             w = tl.load(w_ptr + w_at_joint, mask=w_kept, other=0.0)
-            A, W = accumulate(x, w, A, W, FORM, WITH_SLOPE, PRECISION)
+            A, W = accumulate(x, w, A, W, INPUTS_FIRST, WITH_SLOPE, PRECISION)
     else:
         r_first = 0
         s_first = 0
@@ -168,47 +172,41 @@ def conv2d_forward(
                 w_at_tap = tl.expand_dims(w_row + tap * C + c, AXIS) + tl.expand_dims(k, 1 - AXIS)
                 x = tl.load(x_ptr + x_at, mask=x_kept, other=0.0)
                 w = tl.load(w_ptr + w_at_tap, mask=w_kept, other=0.0)
-                A, W = accumulate(x, w, A, W, FORM, WITH_SLOPE, PRECISION)
-    A, W = separate(A, W, FORM, BLOCK_M, BLOCK_N)
+                A, W = accumulate(x, w, A, W, INPUTS_FIRST, WITH_SLOPE, PRECISION)
     if BY_POSITION:
-        row = tl.where(kept, image * (P * Q) + (p * Q + q), M)
         first_row = first_image * (P * Q)
+        row = tl.where(kept, image * (P * Q) + (p * Q + q), M)
     else:
         first_row = block_m * (BLOCK_M // AREA)
         row = tl.arange(0, BLOCK_M // AREA)
         row = tl.where(row < M // AREA - first_row, row, M)
+    kept = tl.expand_dims(row < M, 1 - AXIS) & tl.expand_dims(n_kept, AXIS)
+    first = first_row.to(tl.int64) * (N * GROUPS) + first_channel
+    at = tl.expand_dims(row * (N * GROUPS), 1 - AXIS) + tl.expand_dims(n, AXIS)
     if HAS_BIAS:
-        bias_ptr += first_channel
-    if WITH_GAIN:
-        gain_ptr = at_row(gain_ptr, first_row, N * GROUPS) + first_channel
-    if WITH_WINNER:
-        winner_ptr = at_row(winner_ptr, first_row, N * GROUPS) + first_channel
+        bias = tl.load(bias_ptr + first_channel + n, mask=n_kept, other=0.0).to(tl.float32)
+        A += tl.expand_dims(bias, AXIS)
     if HAS_SKIP:
-        skip_ptr = at_row(skip_ptr, first_row, N * GROUPS) + first_channel
-        skip_weight_ptr += first_channel
-    store_spikes(
-        A,
-        W,
-        bias_ptr,
-        at_row(y_ptr, first_row, N * GROUPS) + first_channel,
-        gain_ptr,
-        row,
-        n,
-        M,
-        N - block_n * BLOCK_N,
-        0,
-        N * GROUPS,
-        properties,
-        AXIS,
-        HAS_BIAS,
-        WITH_SLOPE,
-        WITH_GAIN,
-        SURROGATE,
-        winner_ptr,
-        WITH_WINNER,
-        AREA,
-        skip_ptr,
-        skip_weight_ptr,
-        HAS_SKIP,
-        FIRES,
-    )
+        skip = tl.load(skip_ptr + first + at, mask=kept, other=0.0).to(tl.float32)
+        skip_weight = tl.load(skip_weight_ptr + first_channel + n, mask=n_kept, other=0.0).to(tl.float32)
+        skip_weight = tl.expand_dims(skip_weight, AXIS)
+        A += skip_weight * skip
+        if WITH_SLOPE:
+            W += tl.where(skip > 0, skip_weight, 0.0)
+    if not FIRES:
+        y = A
+        gain = W
+    elif WITH_SLOPE:
+        y, gain = fire(A, properties.psp_persistence * W, properties, SURROGATE and WITH_GAIN)
+    else:
+        y = clamp_to_window(A)
+        gain = y
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
+    if AREA > 1:
+        y, gain, winner = earliest(y.to(dtype).to(tl.float32), gain, AXIS, AREA)
+        if WITH_WINNER:
+            tl.store(winner_ptr + first + at, winner.to(tl.uint8), mask=kept)
+    if WITH_SLOPE and WITH_GAIN:
+        gain = fits(gain, dtype) if FIRES else gain.to(dtype)
+        tl.store(gain_ptr + first + at, gain, mask=kept)
+    tl.store(y_ptr + first + at, y.to(dtype), mask=kept)

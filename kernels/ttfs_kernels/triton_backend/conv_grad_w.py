@@ -13,12 +13,12 @@ import triton
 import triton.language as tl
 
 from ttfs_kernels.triton_backend.rule import (
+    add_product,
     at_row,
-    contract_rows,
     multiple,
     positions_inside,
     spike_mask,
-    zero_gradients,
+    zero_pair,
 )
 
 
@@ -47,7 +47,6 @@ def conv2d_grad_w(
     GROUPS: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
     FEW_CHANNELS: tl.constexpr,
-    TWO_ACCUMULATORS: tl.constexpr,
     INPUTS_FIRST: tl.constexpr,
     BY_POSITION: tl.constexpr,
     UNIT_C: tl.constexpr,
@@ -102,7 +101,7 @@ def conv2d_grad_w(
     if first >= steps:
         return
     last = tl.minimum(first + steps_per_split, steps)
-    by_x, by_mask = zero_gradients(INPUTS_FIRST, BLOCK_M, BLOCK_N)
+    by_x, by_mask = zero_pair(INPUTS_FIRST, BLOCK_M, BLOCK_N)
     if BY_POSITION:
         next_p = p_first + (first // image_blocks) // q_count
         next_q = q_first + (first // image_blocks) % q_count
@@ -149,14 +148,14 @@ def conv2d_grad_w(
             x_row = ((image * H + i) * W_in + j) * (C * GROUPS) + group * C
             x_at = tl.expand_dims(x_row, 1 - AXIS) + tl.expand_dims(c, AXIS)
         x = tl.load(at_row(x_ptr, first_image, H * W_in * C * GROUPS) + x_at, mask=x_kept, other=0.0)
-        by_x = contract_rows(h, x, by_x, INPUTS_FIRST, PRECISION)
+        by_x = add_product(h, x, by_x, INPUTS_FIRST, PRECISION)
         if WITH_SLOPE:
             slope_h = tl.load(at_row(slope_h_ptr, first_row, N * GROUPS) + h_at, mask=h_kept, other=0.0)
-            if TWO_ACCUMULATORS:
-                by_mask = contract_rows(slope_h, spike_mask(x), by_mask, INPUTS_FIRST, PRECISION)
+            if INPUTS_FIRST:
+                by_x = add_product(slope_h, spike_mask(x), by_x, INPUTS_FIRST, PRECISION)
             else:
-                by_x = contract_rows(slope_h, spike_mask(x), by_x, INPUTS_FIRST, PRECISION)
-    total = by_x + by_mask if TWO_ACCUMULATORS else by_x
+                by_mask = add_product(slope_h, spike_mask(x), by_mask, INPUTS_FIRST, PRECISION)
+    total = by_x + by_mask if WITH_SLOPE and not INPUTS_FIRST else by_x
     channel = (split * (N * GROUPS) + group * N + n).to(tl.int64)
     out_at = tl.expand_dims(channel * depth, 1 - AXIS) + tl.expand_dims(joint, AXIS)
     kept = tl.expand_dims(n < N, 1 - AXIS) & tl.expand_dims(weight_kept, AXIS)

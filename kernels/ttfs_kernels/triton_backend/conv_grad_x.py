@@ -8,7 +8,7 @@ the stride put there. BY_POSITION: a block is one position of many images, and l
 """
 
 # Triton's language is not Python's:
-# pyright: reportGeneralTypeIssues=false
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
 import triton
 import triton.language as tl
 
@@ -25,7 +25,7 @@ def first_tap(position, TAPS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.c
     return found
 
 
-@triton.jit(do_not_specialize=["B"])
+@triton.jit(do_not_specialize=["B", "steps_per_split"])
 def conv2d_grad_x(
     h_ptr,
     slope_h_ptr,
@@ -39,6 +39,7 @@ def conv2d_grad_x(
     P,
     Q,
     N,
+    steps_per_split,
     properties,
     R: tl.constexpr,
     S: tl.constexpr,
@@ -53,6 +54,7 @@ def conv2d_grad_x(
     GROUPS: tl.constexpr,
     MASKED: tl.constexpr,
     SURROGATE: tl.constexpr,
+    SPLIT: tl.constexpr,
     BY_POSITION: tl.constexpr,
     EVEN: tl.constexpr,
     UNIT_C: tl.constexpr,
@@ -68,11 +70,15 @@ def conv2d_grad_x(
     Program (block, class, group of channels). STEP = stride / gcd(stride, dilation). EVEN: BLOCK_K divides N.
     UNIT_C and UNIT_N divide C and N. MASKED: 0 at silent inputs. SURROGATE: plus the gradient of the mask,
     slope_h·w, where a spike may come or go.
+
+    SPLIT, for a stride of 1: program (block, split, group) takes `steps_per_split` of the steps. What it finds goes to
+    parts [splits, ...] float32, with SURROGATE [splits, 2, ...], which `sum_grad_x` adds.
     """
     C = multiple(C, UNIT_C)
     N = multiple(N, UNIT_N)
-    class_h = tl.program_id(1) // STRIDE_W
-    class_w = tl.program_id(1) % STRIDE_W
+    class_h = 0 if SPLIT else tl.program_id(1) // STRIDE_W
+    class_w = 0 if SPLIT else tl.program_id(1) % STRIDE_W
+    split = tl.program_id(1) if SPLIT else 0
     rows = (H - class_h + STRIDE_H - 1) // STRIDE_H
     columns = (W_in - class_w + STRIDE_W - 1) // STRIDE_W
     image_blocks = tl.cdiv(B, BLOCK_M)
@@ -126,12 +132,15 @@ def conv2d_grad_x(
     h_row = ((image * P + p0) * Q + q0) * channels
     w_ptr = at_row(w_ptr, group * N, R * S * C) + block_c * BLOCK_N
     w_row = n * (R * S * C)
+    w_stride = tl.full((), R * S * C, tl.int64)  # steps go through all neurons: 32 bits might not be enough
     c_kept = c < C - block_c * BLOCK_N
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     by_mask = tl.zeros((BLOCK_M, BLOCK_N) if SURROGATE else (1, 1), tl.float32)
     if STRIDE_H * STRIDE_W == 1:
         tl.assume(taps_h * taps_w > 0)
-    tl.assume(N > 0)
+    first_n = split * steps_per_split * BLOCK_K if SPLIT else 0
+    last_n = tl.minimum(first_n + steps_per_split * BLOCK_K, N) if SPLIT else N
+    tl.assume(last_n > first_n)
     for tap in tl.range(taps_h * taps_w, flatten=True):
         r = r_first + tap // taps_w
         s = s_first + tap % taps_w
@@ -140,7 +149,7 @@ def conv2d_grad_x(
         inside = kept_h
         if not BY_POSITION:
             inside &= (p0 >= p_shift) & (p0 - p_shift < P) & (q0 >= q_shift) & (q0 - q_shift < Q)
-        for start in range(0, N, BLOCK_K):
+        for start in range(first_n, last_n, BLOCK_K):
             h_kept = inside[:, None]
             w_kept = c_kept[None, :]
             if not EVEN:
@@ -148,9 +157,9 @@ def conv2d_grad_x(
                 w_kept &= (n < N - start)[:, None]
             h_at = (h_row - (p_shift * Q + q_shift) * channels + start)[:, None] + n[None, :]
             w_tap = ((r0 + r * STEP_H) * S + s0 + s * STEP_W) * C
-            w_at = (w_row + start * (R * S * C) + w_tap)[:, None] + c[None, :]
+            w_at = (w_row + w_tap)[:, None] + c[None, :]
             h = tl.load(h_ptr + h_at, mask=h_kept, other=0.0)
-            w = tl.load(w_ptr + w_at, mask=w_kept, other=0.0)
+            w = tl.load(w_ptr + start * w_stride + w_at, mask=w_kept, other=0.0)
             total = tl.dot(h, w, total, input_precision=PRECISION)
             if SURROGATE:
                 slope_h = tl.load(slope_h_ptr + h_at, mask=h_kept, other=0.0)
@@ -158,7 +167,14 @@ def conv2d_grad_x(
     first = first_image.to(tl.int64) * (H * W_in * C * GROUPS) + group * C + block_c * BLOCK_N
     offsets = (((image * H + i) * W_in + j) * (C * GROUPS))[:, None] + c[None, :]
     kept_x = kept[:, None] & c_kept[None, :]
-    if MASKED:
-        x = tl.load(x_ptr + first + offsets, mask=kept_x, other=0.0)
-        total = at_inputs(total, by_mask, x, properties, SURROGATE)
-    tl.store(grad_x_ptr + first + offsets, total.to(grad_x_ptr.dtype.element_ty), mask=kept_x)
+    if SPLIT:
+        PARTS: tl.constexpr = 2 if SURROGATE else 1
+        part = at_row(grad_x_ptr, split * PARTS * B, H * W_in * C * GROUPS) + first
+        tl.store(part + offsets, total, mask=kept_x)
+        if SURROGATE:
+            tl.store(at_row(part, B, H * W_in * C * GROUPS) + offsets, by_mask, mask=kept_x)
+    else:
+        if MASKED:
+            x = tl.load(x_ptr + first + offsets, mask=kept_x, other=0.0)
+            total = at_inputs(total, by_mask, x, properties, SURROGATE)
+        tl.store(grad_x_ptr + first + offsets, total.to(grad_x_ptr.dtype.element_ty), mask=kept_x)

@@ -1,11 +1,11 @@
-"""Small kernels around the contractions: local gradients, sums over splits, the rule on finished potentials."""
+"""Small kernels around the contractions: local gradients, pools, sums over splits."""
 
 # Triton's language is not Python's:
 # pyright: reportPossiblyUnboundVariable=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 import triton
 import triton.language as tl
 
-from ttfs_kernels.triton_backend.rule import at_inputs, at_most, clamp_to_window, fire, fits
+from ttfs_kernels.triton_backend.rule import at_inputs, at_most
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -30,8 +30,7 @@ def local_gradient(
     WITH_SLOPE: tl.constexpr,
     WITH_BIAS: tl.constexpr,
     WITH_SLOPE_H: tl.constexpr,
-    WITH_GRAD_SKIP: tl.constexpr,
-    WITH_SKIP_WEIGHT: tl.constexpr,
+    HAS_SKIP: tl.constexpr,
     SURROGATE: tl.constexpr,
     POOL: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -42,9 +41,9 @@ def local_gradient(
     All [M, N]; bias_sum [programs along M, N] float32. Without slope (σ = 0), ∂a/∂A is 1 where 0 < y < 1. NaN stays
     NaN. A program takes `rows_per_program` rows, BLOCK_M at a time, and sums over them once, after its loop. POOL > 1:
     grad, y, gain and winner [B, P / POOL, Q / POOL, N] are of windows, M counts rows of maps [B, P, Q]; neurons that
-    did not win, and those in no window, get 0. WITH_GRAD_SKIP, WITH_SKIP_WEIGHT: of delayed spikes skip [M, N] the
-    gradient, as `conv2d_grad_x` has it of x (SURROGATE: of their masks too), and each program's sum of that of their
-    weights, h·skip + slope_h·[skip > 0], summed as those of h. Not with a pool.
+    did not win, and those in no window, get 0. HAS_SKIP, not with a pool: also the gradient of delayed spikes
+    skip [M, N], as `conv2d_grad_x` has it of x (SURROGATE: of their masks too), and each program's sum of that of their
+    weights, h·skip + slope_h·[skip > 0], summed as those of h.
     """
     program = tl.program_id(0)
     first = program * rows_per_program
@@ -52,9 +51,8 @@ def local_gradient(
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     dtype: tl.constexpr = h_ptr.dtype.element_ty
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    if WITH_GRAD_SKIP:
+    if HAS_SKIP:
         skip_weight = tl.load(skip_weight_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-    if WITH_SKIP_WEIGHT:
         skip_total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(first, last, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
@@ -77,7 +75,7 @@ def local_gradient(
             if POOL > 1:
                 gain = tl.where(won, gain, 0.0)
             h = (grad * at_most(gain, properties.derivative_clip)).to(dtype)
-            if WITH_SLOPE_H or WITH_SKIP_WEIGHT or (WITH_GRAD_SKIP and SURROGATE):
+            if WITH_SLOPE_H or HAS_SKIP:
                 slope_h = grad * at_most((1 - y) * gain, properties.derivative_clip)
                 slope_h = properties.psp_persistence * slope_h
             if WITH_SLOPE_H:
@@ -88,19 +86,17 @@ def local_gradient(
         tl.store(h_ptr + offsets, h, mask=kept)
         if WITH_BIAS:
             total += h.to(tl.float32)
-        if WITH_GRAD_SKIP or WITH_SKIP_WEIGHT:
+        if HAS_SKIP:
             skip = tl.load(skip_ptr + offsets, mask=kept, other=0.0).to(tl.float32)
-        if WITH_GRAD_SKIP:
             grad_skip = h.to(tl.float32) * skip_weight
             if WITH_SLOPE:
                 by_mask = slope_h * skip_weight if SURROGATE else 0.0
                 grad_skip = at_inputs(grad_skip, by_mask, skip, properties, SURROGATE)
             tl.store(grad_skip_ptr + offsets, grad_skip.to(dtype), mask=kept)
-        if WITH_SKIP_WEIGHT:
             skip_total += h.to(tl.float32) * skip
             if WITH_SLOPE:
                 skip_total += tl.where(skip > 0, slope_h, 0.0)
-    if WITH_SKIP_WEIGHT:
+    if HAS_SKIP:
         tl.store(skip_weight_sum_ptr + program.to(tl.int64) * N + n, tl.sum(skip_total, axis=0), mask=n < N)
     if WITH_BIAS:
         tl.store(bias_sum_ptr + program.to(tl.int64) * N + n, tl.sum(total, axis=0), mask=n < N)
@@ -177,43 +173,30 @@ def sum_splits(parts_ptr, out_ptr, splits, size, ROWS: tl.constexpr, BLOCK: tl.c
     tl.store(out_ptr + i, tl.sum(total, axis=0).to(out_ptr.dtype.element_ty), mask=i < size)
 
 
-@triton.jit
-def fire_potentials(
-    A_ptr,
-    W_ptr,
-    bias_ptr,
-    y_ptr,
-    gain_ptr,
-    skip_ptr,
-    skip_weight_ptr,
+@triton.jit(do_not_specialize=["splits"])
+def sum_grad_x(
+    parts_ptr,
+    x_ptr,
+    grad_x_ptr,
+    splits,
     size,
-    N,
     properties,
-    HAS_BIAS: tl.constexpr,
-    HAS_SKIP: tl.constexpr,
-    WITH_SLOPE: tl.constexpr,
-    WITH_GAIN: tl.constexpr,
+    MASKED: tl.constexpr,
     SURROGATE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The rule on potentials [M, N] that a library call made; W includes σ. HAS_SKIP: as in `rule.store_spikes`."""
+    """The splits of `conv2d_grad_x`, added in their order: the same bits in every run."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     kept = i < size
-    dtype: tl.constexpr = y_ptr.dtype.element_ty
-    A = tl.load(A_ptr + i, mask=kept, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        A += tl.load(bias_ptr + i % N, mask=kept, other=0.0).to(tl.float32)
-    if HAS_SKIP:
-        skip = tl.load(skip_ptr + i, mask=kept, other=0.0).to(tl.float32)
-        skip_weight = tl.load(skip_weight_ptr + i % N, mask=kept, other=0.0).to(tl.float32)
-        A += skip_weight * skip
-    if WITH_SLOPE:
-        W = tl.load(W_ptr + i, mask=kept, other=0.0).to(tl.float32)
-        if HAS_SKIP:
-            W += properties.psp_persistence * tl.where(skip > 0, skip_weight, 0.0)
-        y, gain = fire(A, W, properties, SURROGATE and WITH_GAIN)
-        if WITH_GAIN:
-            tl.store(gain_ptr + i, fits(gain, dtype), mask=kept)
-    else:
-        y = clamp_to_window(A)
-    tl.store(y_ptr + i, y.to(dtype), mask=kept)
+    total = tl.zeros((BLOCK,), tl.float32)
+    by_mask = tl.zeros((BLOCK,), tl.float32)
+    for _ in range(splits):
+        total += tl.load(parts_ptr + i, mask=kept, other=0.0)
+        parts_ptr += size
+        if SURROGATE:
+            by_mask += tl.load(parts_ptr + i, mask=kept, other=0.0)
+            parts_ptr += size
+    if MASKED:
+        x = tl.load(x_ptr + i, mask=kept, other=0.0)
+        total = at_inputs(total, by_mask, x, properties, SURROGATE)
+    tl.store(grad_x_ptr + i, total.to(grad_x_ptr.dtype.element_ty), mask=kept)

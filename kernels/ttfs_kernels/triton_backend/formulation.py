@@ -1,25 +1,14 @@
-"""Chips: which form of the contraction each gets, which are refused, and how many programs a processor holds.
+"""Chips: the order of a product's operands, and how many programs a processor holds.
 
-On sm_90, a dot whose first operand is in registers runs on beside the one before it, and the compiler may overwrite
-those registers too early: a silent race. ACTIVATIONS_FIRST has it in every Triton so far (the mask is in registers,
-the activations are not); STACKED has it before 3.9, whose ptxas is the first to keep the registers apart.
-WEIGHTS_FIRST has both operands of both dots in shared memory and is clean in every version.
+On sm_90, a product whose first operand is in registers runs on beside the one before it, and the compiler may overwrite
+those registers too early: a silent race, in every Triton so far, if inputs come first (their mask is in registers, they
+are not). With weights first, both operands of both products are in shared memory.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from enum import IntEnum
 from typing import NamedTuple
-
-
-class Form(IntEnum):
-    """Values are those of `rule.py`."""
-
-    ACTIVATIONS_FIRST = 0
-    WEIGHTS_FIRST = 1
-    STACKED = 2
 
 
 class Chip(NamedTuple):
@@ -46,63 +35,14 @@ class Chip(NamedTuple):
         return f"sm_{self.architecture}" if self.vendor == "cuda" else str(self.architecture)
 
 
-Version = tuple[int, int]
-FIRST_CLEAN_STACKED: Version = (3, 9)
-
-
-def triton_version() -> Version:
-    """(major, minor) of the installed Triton."""
-    import triton
-
-    found = re.match(r"(\d+)\.(\d+)", triton.__version__)
-    if found is None:
-        raise RuntimeError(f"Triton's version must start with two numbers; got {triton.__version__!r}.")
-    return int(found[1]), int(found[2])
-
-
-def default_form(chip: Chip) -> Form:
-    """The form of the forward pass where no tuned table says otherwise; never one that is refused."""
-    return Form.WEIGHTS_FIRST if chip.has_wgmma or chip.has_tensor_memory else Form.ACTIVATIONS_FIRST
-
-
-def refused(form: Form, chip: Chip, version: Version) -> str | None:
-    """Why a form must not be built for a chip with a Triton version, or None if it may."""
-    if not chip.has_wgmma:
-        return None
-    if form == Form.ACTIVATIONS_FIRST:
-        return f"{form.name} is a register race on {chip} with every Triton version"
-    if form == Form.STACKED and version < FIRST_CLEAN_STACKED:
-        return f"{form.name} is a register race on {chip} before Triton {'.'.join(map(str, FIRST_CLEAN_STACKED))}"
-    return None
-
-
-def check_form(form: Form, chip: Chip, version: Version) -> None:
-    """Refuse a form that would race.
-
-    Raises:
-        RuntimeError: naming form, chip and version.
-    """
-    reason = refused(form, chip, version)
-    if reason is not None:
-        raise RuntimeError(
-            f"{reason}; got Triton {version[0]}.{version[1]}. Use {default_form(chip).name}, which is safe everywhere."
-        )
-
-
-def two_accumulators(chip: Chip) -> bool:
-    """Whether grad_w sums its two contractions in two accumulators.
-
-    On chips with asynchronous products, two dots chained into one accumulator drain the pipeline in mid-step.
-    """
-    return chip.has_wgmma or chip.has_tensor_memory
-
-
 def inputs_first(chip: Chip) -> bool:
-    """Whether the inputs are grad_w's first operand.
+    """Whether inputs are the first operand of the products of the forward pass and of grad_w.
 
-    With `mma.sync` (and on AMD) the first operand comes through registers, where the mask is made anyway.
+    With `mma.sync` (and on AMD) the first operand comes through registers, where the spike mask is made anyway. Chips
+    with asynchronous products take the weights first, and in grad_w the neurons: on sm_90 the other order is a race.
+    There grad_w also needs two accumulators: products chained into one would drain the pipeline in mid-step.
     """
-    return not two_accumulators(chip)
+    return not (chip.has_wgmma or chip.has_tensor_memory)
 
 
 class Limits(NamedTuple):

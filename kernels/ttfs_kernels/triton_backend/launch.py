@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,30 +14,13 @@ from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.problem import Problem
 
-# What the interpreter pretends to be: its results do not depend on it.
+# For which the interpreter plans.
 INTERPRETED = Chip("cuda", 90)
 SMALLEST_CAPABILITY = 80
 
-_planning = ContextVar("planning", default=False)
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def planned_only(function: Function) -> Function:
-    """`function` without its launches: outputs are allocated, not computed."""
-
-    @wraps(function)
-    def plan(*args: Any) -> Any:
-        token = _planning.set(True)
-        try:
-            return function(*args)
-        finally:
-            _planning.reset(token)
-
-    return plan  # type: ignore[return-value]
-
 
 class Device(NamedTuple):
-    """What a choice depends on.
+    """What a pass is planned for.
 
     Attributes:
         name: of the GPU, as the driver says; names the tuned table.
@@ -71,10 +51,13 @@ class Launch:
     num_stages: int = 1
 
     def run(self) -> None:
-        """Launch on the device of the first tensor, on its current stream; not inside a function `planned_only`."""
-        if _planning.get():
-            return
+        """Launch on the device of the first tensor, on its current stream; nothing for tensors without memory.
+
+        Those are the fakes of PyTorch's compiler, which wants outputs allocated but not computed.
+        """
         tensor = next(value for value in self.arguments.values() if isinstance(value, torch.Tensor))
+        if tensor.untyped_storage().device.type == "meta":
+            return
         # Triton launches on the current device, which need not be the tensor's.
         with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
             self.kernel[self.grid](**self.arguments, **self.options)
@@ -91,7 +74,7 @@ class Launch:
         return Launch(kernel, grid, arguments | sizes, config.num_warps, config.num_stages)
 
 
-# Not read from TRITON_INTERPRET: Triton has read it when it was first imported, and what came later changes nothing.
+# Triton reads TRITON_INTERPRET when it is first imported; later changes of the variable have no effect.
 _INTERPRETING = not isinstance(tl.zeros, triton.JITFunction)
 
 

@@ -1,6 +1,6 @@
-"""A layer in autograd's graph by our kernels, or where a table says so by a library call.
+"""The passes of a layer by our kernels, or where a table says so by a library call.
 
-PyTorch's compiler sees each pass as one operator: it must not look into launches, nor into what plans them.
+PyTorch's compiler sees each pass as one operator: it cannot trace launches and their planning.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend import library, passes
 from ttfs_kernels.triton_backend.choice import choose
 from ttfs_kernels.triton_backend.configs import Config, default_config
-from ttfs_kernels.triton_backend.launch import device_of, planned_only, precision_of
+from ttfs_kernels.triton_backend.launch import device_of, precision_of
 from ttfs_kernels.triton_backend.problem import Problem
 
 
 @dataclass(frozen=True)
 class TritonLayer:
-    """The passes of a layer; they keep its input, its activations, for σ > 0 the gain, and the winner of each window.
+    """Keeps input, weight, activations, for σ > 0 the gain, and with a pool the winners for the backward pass.
 
     Attributes:
         geometry: of a convolution; None if the layer is fully connected.
@@ -39,11 +39,11 @@ class TritonLayer:
     pool: int = 1
     fuse_pool: bool | None = None
 
-    def forward(self, operands: Operands, with_derivatives: bool) -> tuple[Tensor, Kept]:
+    def forward(self, operands: Operands, with_derivatives: bool) -> tuple[tuple[Tensor], Kept]:
         x, weight, _, skip, skip_weight = operands
         run: Any = _forward_operator if torch.compiler.is_compiling() else _forward
         kept = run(*operands, *self._plain(), self.fuse_pool, with_derivatives)
-        return kept[0], (x, weight, skip, skip_weight, *kept)
+        return (kept[0],), (x, weight, skip, skip_weight, *kept)
 
     def backward(self, grad: Tensor, kept: Kept, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
         run: Any = _backward_operator if torch.compiler.is_compiling() else _backward
@@ -70,7 +70,7 @@ def _forward(
     fuse_pool: bool | None,
     with_derivatives: bool,
 ) -> list[Tensor]:
-    """Activations, then what the backward pass needs of them: gain and winner."""
+    """Activations, then if there are any gain and winner, for the backward pass."""
     properties = Neuron.unpack(neuron)
     problem = Problem.of(x, weight, _geometry(geometry), properties, pool, skip is not None)
     chip, precision, options = device_of(x.device).chip, precision_of(problem), (properties, with_derivatives)
@@ -103,24 +103,20 @@ def _backward(
     backend: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of those of x, weight, bias, skip and skip_weight that need one; `kept` is what `_forward` returned."""
-    needs_x, needs_weight, needs_bias, *needs_skip = needs
+    """Gradients of x, weight, bias, skip and skip_weight, without those not needed; `kept` is from `_forward`."""
+    needs_x, needs_weight, needs_bias, *_ = needs
     properties = Neuron.unpack(neuron)
     pooled = Problem.of(x, weight, _geometry(geometry), properties, pool, skip is not None)
     y, *others = map(rows_of, kept)
     gain = others[0] if properties.has_slope else None
     winner = others[-1] if pool > 1 else None
-    delayed = None
-    if skip is not None and skip_weight is not None:
-        delayed = passes.Delayed(rows_of(skip), skip_weight.contiguous(), *needs_skip)
-    with_slope_h = needs_weight or properties.has_surrogate
-    options = properties, with_slope_h, needs_bias, winner, delayed
-    pair, grad_bias, *grads_skip = passes.local_gradient(pooled, rows_of(grad), y, gain, *options).run()
+    delayed = () if skip is None or skip_weight is None else (rows_of(skip), skip_weight.contiguous())
+    options = properties, needs_weight or properties.has_surrogate, needs_bias, winner
+    pair, *by_neuron = passes.local_gradient(pooled, rows_of(grad), y, gain, *options, *delayed).run()
+    if delayed:
+        by_neuron[1] = shaped(by_neuron[1], grad)
     found = contract_gradients(pooled.unpooled, pair, x, weight, properties, backend, (needs_x, needs_weight))
-    found = [result for result in found if result is not None]
-    if grads_skip and grads_skip[0] is not None:
-        grads_skip[0] = shaped(grads_skip[0], grad)
-    return found + [result for result in (grad_bias, *grads_skip) if result is not None]
+    return [result for result, needed in zip((*found, *by_neuron), needs, strict=False) if needed]
 
 
 def contract_gradients(
@@ -132,7 +128,7 @@ def contract_gradients(
     backend: str,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x and weight from what reaches the potentials, see `passes.halves`; None where not needed."""
+    """Gradients of x and weight, None where not needed; `pair` holds those of both potentials, see `passes.halves`."""
     device, precision = device_of(x.device), precision_of(problem)
     h, slope_h = passes.halves(pair)
     operands = rows_of(x), rows_of(weight)
@@ -155,15 +151,15 @@ def contract_gradients(
     return grad_x, grad_weight
 
 
-# The fakes plan the same launches for tensors without memory, and run none.
+# As fakes, too: see `Launch.run`.
 _forward_operator = torch.library.custom_op("ttfs::forward", _forward, mutates_args=())
 _backward_operator = torch.library.custom_op("ttfs::backward", _backward, mutates_args=())
-_forward_operator.register_fake(planned_only(_forward))
-_backward_operator.register_fake(planned_only(_backward))
+_forward_operator.register_fake(_forward)
+_backward_operator.register_fake(_backward)
 
 
 def _fused_pool(problem: Problem, device: torch.device, backend: str, wanted: bool | None) -> Config | None:
-    """Blocks of the convolution that also pools; None without a pool, or for a kernel of its own after it."""
+    """Blocks of a convolution that pools in its epilogue; None without a pool, or if `passes.pool` is to follow."""
     if problem.pool == 1 or wanted is False:
         return None
     config = config_of("forward", problem, device, backend)
@@ -188,5 +184,5 @@ def rows_of(tensor: Tensor) -> Tensor:
 
 
 def shaped(result: Tensor, like: Tensor) -> Tensor:
-    """A result [B, H, W, C] as the operand it belongs to has its dimensions: maps, or rows."""
+    """A result [B, H, W, C] in the dimensions of an operand: maps [B, C, H, W], or rows [B, C]."""
     return result.permute(0, 3, 1, 2) if like.dim() == 4 else result.view(result.shape[0], result.shape[-1])

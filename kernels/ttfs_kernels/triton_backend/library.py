@@ -1,24 +1,20 @@
 """The passes by one stacked cuDNN or cuBLAS call each, for shapes where that is faster than our kernels.
 
-Same operands and results as `passes.py`; the contractions are the PyTorch backend's, the rule and the local gradients
-are still Triton.
+Same operands and results as `passes.py`. Contractions and rule are the PyTorch backend's, local gradients our kernel's.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ttfs_kernels.contraction import Geometry, contract, gradient_of_input, gradient_of_weight
+from ttfs_kernels.fused import with_delayed
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.rule import vanishing
+from ttfs_kernels.rule import fire_with_derivatives, vanishing
 from ttfs_kernels.torch_backend import stack_mask
-from ttfs_kernels.triton_backend import elementwise
-from ttfs_kernels.triton_backend.launch import Launch
-from ttfs_kernels.triton_backend.passes import ELEMENTS, Plan
 from ttfs_kernels.triton_backend.problem import Problem
 
 
@@ -31,31 +27,17 @@ def forward(
     with_derivatives: bool,
     skip: Tensor | None = None,
     skip_weight: Tensor | None = None,
-) -> tuple[Any, ...]:
-    """(y, gain): one contraction over [x; σ·mask], then the rule; see `passes.forward`."""
-    A, W = potentials(problem, x, weight, neuron)
-    y = torch.empty_like(A)
-    gain = torch.empty_like(y) if with_derivatives and W is not None else None
-    arguments = {
-        "A_ptr": A,
-        "W_ptr": W,
-        "bias_ptr": bias,
-        "y_ptr": y,
-        "gain_ptr": gain,
-        "skip_ptr": skip,
-        "skip_weight_ptr": skip_weight,
-        "size": y.numel(),
-        "N": problem.out_channels,
-        "properties": neuron.numbers(),
-        "HAS_BIAS": bias is not None,
-        "HAS_SKIP": skip is not None,
-        "WITH_SLOPE": W is not None,
-        "WITH_GAIN": gain is not None,
-        "SURROGATE": neuron.has_surrogate and gain is not None,
-        "BLOCK": ELEMENTS,
-    }
-    launch = Launch(elementwise.fire_potentials, (math.ceil(y.numel() / ELEMENTS),), arguments)
-    return Plan([launch] if y.numel() else [], (y, gain)).run()
+) -> tuple[Tensor, Tensor | None]:
+    """(y, gain): one contraction over [x; σ·mask], then the rule in float32; see `passes.forward`."""
+    A, W = (None if both is None else both.float() for both in potentials(problem, x, weight, neuron))
+    assert A is not None
+    A = A if bias is None else A + bias.float()
+    delayed = None if skip is None else skip.view_as(A)
+    A, W = with_delayed(A, W, delayed, skip_weight, neuron.psp_persistence)
+    if W is None:
+        return A.clamp(0, 1).to(x.dtype), None
+    y, gain, _ = fire_with_derivatives(A, W, replace(neuron, derivative_clip=None))
+    return y.to(x.dtype), gain.clamp_max(torch.finfo(x.dtype).max).to(x.dtype) if with_derivatives else None
 
 
 def potentials(problem: Problem, x: Tensor, weight: Tensor, neuron: Neuron = Neuron()) -> tuple[Tensor, Tensor | None]:

@@ -1,4 +1,4 @@
-"""A layer with batch norm in autograd's graph by our kernels: contraction, moments, rule; and back."""
+"""The passes of a layer with batch norm by our kernels: contraction, statistics and rule; their gradients."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from ttfs_kernels.autograd import Kept
 from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend import layer, library, normalisation, passes
@@ -22,7 +23,7 @@ from ttfs_kernels.triton_backend.problem import Problem
 
 @dataclass(frozen=True)
 class TritonNormalised:
-    """The passes of a layer; they keep its input, potentials, statistics and with a pool the winners."""
+    """Keeps input, weight, potentials, statistics and, with a pool, the winners for the backward pass."""
 
     geometry: Geometry | None
     neuron: Neuron
@@ -31,7 +32,7 @@ class TritonNormalised:
     backend: str
     pool: int
 
-    def forward(self, operands: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+    def forward(self, operands: tuple[Any, ...], with_derivatives: bool) -> tuple[tuple[Tensor, ...], Kept]:
         x, weight, gamma, beta, skip, skip_weight = operands
         neuron = self.neuron
         problem = Problem.of(x, weight, self.geometry, neuron, self.pool, skip is not None)
@@ -62,7 +63,7 @@ class TritonNormalised:
 
 
 def _potentials(problem: Problem, x: Tensor, weight: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
-    """(A, W) as rows, W without σ and None at σ = 0, of a layer without pool and skip, which come later."""
+    """(A, W) as rows, W without σ and None at σ = 0; `problem` has no pool and no skip, which come later."""
     config = layer.config_of("forward", problem, x.device, backend)
     operands = layer.rows_of(x), layer.rows_of(weight)
     if config is None:
@@ -81,7 +82,7 @@ def _statistics(
     epsilon: float,
     group: ProcessGroup | None,
 ) -> Tensor:
-    """[7, N] float32 of the batch, or of those of all processes, merged in the order of their ranks."""
+    """[7, N] float32 of the batch; with a group of all its processes' batches, merged in the order of ranks."""
     parameters = gamma.contiguous(), beta.contiguous(), epsilon
     (statistics,) = statistics_of(problem, potentials, *parameters, neuron).run()
     if group is None:

@@ -1,4 +1,4 @@
-"""Each pass as launches of our kernels. Nothing here calls a library: outputs are allocated, kernels are planned.
+"""Each pass as launches of our kernels: outputs are allocated, launches are planned, no library is called.
 
 Tensors are rows in memory: x [B, H, W, C] or [M, K], weight [N, R, S, C] or [N, K], y, gain, grad and h
 [B, P, Q, N] or [M, N], all contiguous. They may be on the meta device, to plan without memory.
@@ -18,9 +18,8 @@ from ttfs_kernels.triton_backend.configs import PROCESSORS, SMALLEST_BLOCK, Conf
 from ttfs_kernels.triton_backend.conv_forward import conv2d_forward
 from ttfs_kernels.triton_backend.conv_grad_w import conv2d_grad_w, sum_tap_splits
 from ttfs_kernels.triton_backend.conv_grad_x import conv2d_grad_x
-from ttfs_kernels.triton_backend.formulation import Chip, check_form, inputs_first, triton_version, two_accumulators
+from ttfs_kernels.triton_backend.formulation import Chip, inputs_first
 from ttfs_kernels.triton_backend.launch import Device, Launch
-from ttfs_kernels.triton_backend.linear import linear_forward, linear_grad_w, linear_grad_x, sum_grad_x
 from ttfs_kernels.triton_backend.problem import Problem
 from ttfs_kernels.triton_backend.work import WIDE, largest_offset, row_blocks, skips, tap_steps, weight_blocks
 
@@ -63,13 +62,10 @@ def forward(
     `skip` are delayed spikes in the shape of y, one a neuron, and `skip_weight` [N] the weights of their synapses.
     With a pool (y, gain, winner): of the winner of each window, and uint8 which of its neurons that is.
     Without `fires` (A, W): potentials, and slopes without σ (None for σ = 0).
-
-    Raises:
-        RuntimeError: the form would race on this chip.
     """
-    check_form(config.form, chip, triton_version())
-    _check_offsets("forward", problem, config)
     y, gain, *winner = _new_spikes(problem, x, with_derivatives)
+    problem = problem.flat
+    _check_offsets("forward", problem, config)
     arguments = {
         "x_ptr": x,
         "w_ptr": weight,
@@ -85,25 +81,25 @@ def forward(
         "WITH_SLOPE": problem.with_slope,
         "WITH_GAIN": gain is not None,
         "SURROGATE": neuron.has_surrogate and gain is not None,
+        "POOL": problem.pool,
+        "FEW_CHANNELS": problem.joint_steps,
+        "BY_POSITION": skips(problem, config),
+        "EVEN": problem.group_inputs % config.block_k == 0,
         "PRECISION": precision,
-        "FORM": int(config.form),
+        "INPUTS_FIRST": inputs_first(chip),
         "GROUP": config.group,
+        **_maps(problem),
+        **_taps(problem),
+        **_winner(winner),
     }
-    if problem.is_matrix_product and problem.pool == 1:
-        blocks = math.ceil(problem.rows / config.block_m) * math.ceil(problem.group_outputs / config.block_n)
-        launch = Launch.blocks(linear_forward, (blocks,), arguments | _sizes(problem), config)
-    else:
-        arguments |= _maps(problem) | _taps(problem) | {"BY_POSITION": skips(problem, config)}
-        arguments |= {"POOL": problem.pool} | _winner(winner)
-        blocks = row_blocks(problem, problem.needed_positions, config)
-        blocks *= math.ceil(problem.group_outputs / config.block_n)
-        arguments |= {"FEW_CHANNELS": problem.joint_steps, "EVEN": problem.group_inputs % config.block_k == 0}
-        launch = Launch.blocks(conv2d_forward, (blocks, problem.groups), arguments, config)
+    blocks = row_blocks(problem, problem.needed_positions, config)
+    blocks *= math.ceil(problem.group_outputs / config.block_n)
+    launch = Launch.blocks(conv2d_forward, (blocks, problem.groups), arguments, config)
     return Plan([launch] if problem.rows else [], (y, gain, *winner))
 
 
 def pool(problem: Problem, y: Tensor, gain: Tensor | None, with_derivatives: bool) -> Plan:
-    """(y, gain, winner) as `forward` returns them of a layer with a pool, from (y, gain) of all its neurons."""
+    """(y, gain, winner) of windows, as `forward` with a pool returns them, from (y, gain) of all neurons."""
     pooled, pooled_gain, *winner = _new_spikes(problem, y, with_derivatives)
     windows, channels = problem.batch * math.prod(problem.pooled_size), problem.out_channels
     grid, sizes = blocks_of_rows(windows, channels)
@@ -124,15 +120,6 @@ def pool(problem: Problem, y: Tensor, gain: Tensor | None, with_derivatives: boo
     return Plan([launch] if windows else [], (pooled, pooled_gain, *winner))
 
 
-class Delayed(NamedTuple):
-    """Delayed spikes in the shape of a layer's output, weights [N] of their synapses, and whose gradient to find."""
-
-    skip: Tensor
-    skip_weight: Tensor
-    needs_skip: bool
-    needs_weight: bool
-
-
 def local_gradient(
     problem: Problem,
     grad: Tensor,
@@ -142,63 +129,58 @@ def local_gradient(
     with_slope_h: bool,
     with_bias: bool,
     winner: Tensor | None = None,
-    delayed: Delayed | None = None,
+    skip: Tensor | None = None,
+    skip_weight: Tensor | None = None,
 ) -> Plan:
     """(pair, grad_bias): what the contractions of the backward pass read, see `halves`, and the float32 sum of h.
 
-    Of a layer with delayed spikes also their gradient and, float32, that of their weights; None where not needed.
+    Of a layer with delayed spikes also their gradient and, float32, that of their weights.
     Of a layer with a pool, `grad`, `y`, `gain` and `winner` are of the windows; the pair is of all neurons.
     """
     rows, channels = problem.rows, problem.out_channels
     # With a skip a program holds more of each neuron: half a tile, or registers spill with a surrogate.
-    grid, sizes = summing_blocks(rows, channels, (2 if delayed is None else 1) * TILE // grad.element_size())
+    grid, sizes = summing_blocks(rows, channels, (2 if skip is None else 1) * TILE // grad.element_size())
     shape = grad.shape if problem.pool == 1 else (problem.batch, *problem.out_size, channels)
-    # One allocation: a library contracts both in one call.
+    # Stacked, so that a library can contract both in one call.
     pair = grad.new_empty(2 if with_slope_h and problem.with_slope else 1, *shape)
     h, slope_h = halves(pair)
-    needs_skip, needs_skip_weight = (False, False) if delayed is None else delayed[2:]
     sums, skip_sums = (
         grad.new_empty((grid[0], channels), dtype=torch.float32) if wanted else None
-        for wanted in (with_bias, needs_skip_weight)
+        for wanted in (with_bias, skip is not None)
     )
-    grad_skip = torch.empty_like(h) if needs_skip else None
-    launch = Launch(
-        elementwise.local_gradient,
-        grid,
-        {
-            **sizes,
-            "grad_ptr": grad,
-            "y_ptr": y,
-            "gain_ptr": gain,
-            "h_ptr": h,
-            "slope_h_ptr": slope_h,
-            "bias_sum_ptr": sums,
-            "winner_ptr": winner,
-            "skip_ptr": delayed and delayed.skip,
-            "skip_weight_ptr": delayed and delayed.skip_weight,
-            "grad_skip_ptr": grad_skip,
-            "skip_weight_sum_ptr": skip_sums,
-            "P": problem.out_size[0],
-            "Q": problem.out_size[1],
-            "properties": neuron.numbers(),
-            "WITH_SLOPE": problem.with_slope,
-            "WITH_BIAS": with_bias,
-            "WITH_SLOPE_H": slope_h is not None,
-            "WITH_GRAD_SKIP": grad_skip is not None,
-            "WITH_SKIP_WEIGHT": skip_sums is not None,
-            "SURROGATE": neuron.has_surrogate and grad_skip is not None,
-            "POOL": problem.pool,
-        },
-    )
+    grad_skip = None if skip is None else torch.empty_like(h)
+    arguments = {
+        **sizes,
+        "grad_ptr": grad,
+        "y_ptr": y,
+        "gain_ptr": gain,
+        "h_ptr": h,
+        "slope_h_ptr": slope_h,
+        "bias_sum_ptr": sums,
+        "winner_ptr": winner,
+        "skip_ptr": skip,
+        "skip_weight_ptr": skip_weight,
+        "grad_skip_ptr": grad_skip,
+        "skip_weight_sum_ptr": skip_sums,
+        "P": problem.out_size[0],
+        "Q": problem.out_size[1],
+        "properties": neuron.numbers(),
+        "WITH_SLOPE": problem.with_slope,
+        "WITH_BIAS": with_bias,
+        "WITH_SLOPE_H": slope_h is not None,
+        "HAS_SKIP": skip is not None,
+        "SURROGATE": neuron.has_surrogate and skip is not None,
+        "POOL": problem.pool,
+    }
+    launches = [Launch(elementwise.local_gradient, grid, arguments)] if rows else []
     totals = [None if parts is None else parts.new_empty(channels) for parts in (sums, skip_sums)]
     added = zip((sums, skip_sums), totals, strict=True)
-    launches = [launch] if rows else []
     launches += [sum_parts(parts, total) for parts, total in added if parts is not None and total is not None]
-    return Plan(launches, (pair, totals[0]) if delayed is None else (pair, totals[0], grad_skip, totals[1]))
+    return Plan(launches, (pair, totals[0]) if skip is None else (pair, totals[0], grad_skip, totals[1]))
 
 
 def halves(pair: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(h, slope_h): the gradient of A, and that of the slope W times σ, which is None in a pair of one."""
+    """(h, slope_h): gradients of A and of Σ w·[x > 0]; the latter is None if `pair` holds one."""
     return pair[0], pair[1] if len(pair) == 2 else None
 
 
@@ -217,52 +199,47 @@ def grad_x(
 
     With `slope_h` and a surrogate: plus the gradient of the mask.
     """
-    _check_offsets("grad_x", problem, config)
     out = x.new_empty(x.shape, dtype=h.dtype)
     if x.numel() == 0:
         return Plan([], (out,))
-    arguments = {
-        "h_ptr": h,
-        "slope_h_ptr": slope_h,
-        "w_ptr": weight,
-        "x_ptr": x,
-        "grad_x_ptr": out,
-        "properties": neuron.numbers(),
-        "MASKED": problem.with_slope,
-        "SURROGATE": neuron.has_surrogate and slope_h is not None,
-        "PRECISION": precision,
-        "GROUP": config.group,
-    }
-    if problem.is_matrix_product:
-        return _linear_grad_x(problem, arguments, config, processors)
+    problem = problem.flat
+    _check_offsets("grad_x", problem, config)
     positions = math.prod(
         math.ceil(size / step) for size, step in zip((problem.height, problem.width), problem.stride, strict=True)
     )
     blocks = row_blocks(problem, positions, config) * math.ceil(problem.group_inputs / config.block_n)
-    steps = [step // math.gcd(step, gap) for step, gap in zip(problem.stride, problem.dilation, strict=True)]
-    arguments |= _maps(problem) | _taps(problem) | {"STEP_H": steps[0], "STEP_W": steps[1]}
-    arguments |= {"EVEN": problem.group_outputs % config.block_k == 0, "BY_POSITION": skips(problem, config)}
-    classes = math.prod(problem.stride)
-    return Plan([Launch.blocks(conv2d_grad_x, (blocks, classes, problem.groups), arguments, config)], (out,))
-
-
-def _linear_grad_x(problem: Problem, arguments: dict[str, Any], config: Config, processors: int) -> Plan:
-    """Blocks, and where they are few for the processors also splits of the neurons, which a second kernel adds."""
-    out, x, surrogate = arguments["grad_x_ptr"], arguments["x_ptr"], arguments["SURROGATE"]
-    blocks = math.ceil(problem.rows / config.block_m) * math.ceil(problem.depth / config.block_n)
-    steps = math.ceil(problem.out_channels / config.block_k)
-    splits, steps_per_split = work.split([steps], blocks, processors, config.splits, config.block_k)
-    arguments |= _sizes(problem) | {"steps_per_split": steps_per_split, "SPLIT": splits > 1}
-    if splits == 1:
-        return Plan([Launch.blocks(linear_grad_x, (blocks, 1), arguments, config)], (out,))
-    parts = out.new_empty((splits, 2 if surrogate else 1, out.numel()), dtype=torch.float32)
-    keys = ("x_ptr", "grad_x_ptr", "properties", "MASKED", "SURROGATE")
-    total = {key: arguments[key] for key in keys}
-    total |= {"parts_ptr": parts, "splits": splits, "size": out.numel(), "BLOCK": ELEMENTS}
-    launches = [
-        Launch.blocks(linear_grad_x, (blocks, splits), arguments | {"grad_x_ptr": parts}, config),
-        Launch(sum_grad_x, (math.ceil(x.numel() / ELEMENTS),), total),
-    ]
+    splits, steps_per_split = 1, math.ceil(problem.group_outputs / config.block_k)
+    if problem.is_matrix_product:
+        splits, steps_per_split = work.split([steps_per_split], blocks, processors, config.splits, config.block_k)
+    surrogate = neuron.has_surrogate and slope_h is not None
+    parts = out
+    if splits > 1:
+        parts = out.new_empty((splits, 2 if surrogate else 1, out.numel()), dtype=torch.float32)
+    tap_steps = [step // math.gcd(step, gap) for step, gap in zip(problem.stride, problem.dilation, strict=True)]
+    at_inputs = {"x_ptr": x, "properties": neuron.numbers(), "MASKED": problem.with_slope, "SURROGATE": surrogate}
+    arguments = {
+        "h_ptr": h,
+        "slope_h_ptr": slope_h,
+        "w_ptr": weight,
+        "grad_x_ptr": parts,
+        "steps_per_split": steps_per_split,
+        "STEP_H": tap_steps[0],
+        "STEP_W": tap_steps[1],
+        "SPLIT": splits > 1,
+        "BY_POSITION": skips(problem, config),
+        "EVEN": problem.group_outputs % config.block_k == 0,
+        "PRECISION": precision,
+        "GROUP": config.group,
+        **at_inputs,
+        **_maps(problem),
+        **_taps(problem),
+    }
+    grid = blocks, splits if splits > 1 else math.prod(problem.stride), problem.groups
+    launches = [Launch.blocks(conv2d_grad_x, grid, arguments, config)]
+    if splits > 1:
+        total = {"parts_ptr": parts, "grad_x_ptr": out, "splits": splits, "size": out.numel(), "BLOCK": ELEMENTS}
+        grid = (math.ceil(out.numel() / ELEMENTS),)
+        launches.append(Launch(elementwise.sum_grad_x, grid, total | at_inputs))
     return Plan(launches, (out,))
 
 
@@ -275,6 +252,7 @@ def grad_w(
     out = h.new_empty(shape)
     if problem.rows == 0:
         return Plan([], (out.zero_(),))
+    problem = problem.flat
     _check_offsets("grad_w", problem, config)
     steps, blocks = tap_steps(problem, config), weight_blocks(problem, config)
     slots = device.processors * work.resident("grad_w", problem, config, device.chip)
@@ -287,18 +265,15 @@ def grad_w(
         "out_ptr": parts,
         "steps_per_split": steps_per_split,
         "WITH_SLOPE": problem.with_slope,
-        "TWO_ACCUMULATORS": problem.with_slope and two_accumulators(device.chip),
         "INPUTS_FIRST": inputs_first(device.chip),
+        "FEW_CHANNELS": problem.joint_steps,
+        "BY_POSITION": skips(problem, config),
         "PRECISION": precision,
+        **_maps(problem),
+        **_taps(problem),
     }
-    if problem.is_matrix_product:
-        arguments |= _sizes(problem) | {"GROUP": config.group}
-        launch = Launch.blocks(linear_grad_w, (blocks, splits), arguments, config)
-    else:
-        arguments |= _maps(problem) | _taps(problem)
-        arguments |= {"FEW_CHANNELS": problem.joint_steps, "BY_POSITION": skips(problem, config)}
-        grid = (blocks // problem.groups * len(steps), splits, problem.groups)
-        launch = Launch.blocks(conv2d_grad_w, grid, arguments, config)
+    grid = (blocks // problem.groups * len(steps), splits, problem.groups)
+    launch = Launch.blocks(conv2d_grad_w, grid, arguments, config)
     if splits == 1:
         return Plan([launch], (out,))
     if len(set(steps)) == 1:
@@ -376,13 +351,6 @@ def _check_offsets(which: str, problem: Problem, config: Config) -> None:
         raise NotImplementedError(
             f"{which}: the images of a block must have fewer than 2³¹ elements; got {largest}. Use the torch backend."
         )
-
-
-def _sizes(problem: Problem) -> dict[str, int]:
-    """Of a matrix product."""
-    neurons, synapses = problem.out_channels, problem.depth
-    units = {"UNIT_N": math.gcd(neurons, LARGEST_UNIT), "UNIT_K": math.gcd(synapses, LARGEST_UNIT)}
-    return {"M": problem.rows, "N": neurons, "K": synapses} | units
 
 
 def _taps(problem: Problem) -> dict[str, int]:

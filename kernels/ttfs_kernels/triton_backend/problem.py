@@ -1,4 +1,4 @@
-"""What a pass has to compute: the shape of a layer, and the key under which choices are kept."""
+"""The shape of a layer on a batch, for which passes are planned and tuned."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Problem:
         groups: blocks of channels that are not connected with each other.
         dtype: of activations and weights.
         with_slope: whether σ > 0, so that there are two contractions.
-        surrogate: whether silent neurons have a derivative too, so that grad_x has two contractions.
-        pool: side of the windows of neurons of which the earliest spike is passed on; 1: every neuron's.
-        skip: whether each neuron has a synapse for a delayed spike, too.
+        surrogate: whether silent neurons have a derivative, so that grad_x has two contractions.
+        pool: side of the windows whose earliest spike alone is passed on; 1: no pool.
+        skip: whether each neuron also has a synapse for a delayed spike.
     """
 
     batch: int
@@ -109,9 +109,8 @@ class Problem:
         return plain and self.groups == 1
 
     def of_pass(self, which: str) -> Problem:
-        """This layer as one of its passes sees it: the surrogate changes grad_x alone, pool and skip the forward pass.
-
-        Both contractions of the backward pass read what is left of them, the local gradient.
+        """The layer without what leaves a pass unchanged: only grad_x depends on the surrogate, only the forward pass
+        on pool and skip.
         """
         surrogate, forward = self.surrogate and which == "grad_x", which == "forward"
         pool, skip = (self.pool, self.skip) if forward else (1, False)
@@ -121,6 +120,13 @@ class Problem:
     def unpooled(self) -> Problem:
         """The layer without its pool."""
         return dataclasses.replace(self, pool=1)
+
+    @property
+    def flat(self) -> Problem:
+        """A matrix product over all positions, as one on a batch of 1×1 maps; other layers as they are."""
+        if not self.is_matrix_product or self.pool > 1:
+            return self
+        return dataclasses.replace(self, batch=self.rows, height=1, width=1)
 
     @property
     def joint_steps(self) -> bool:

@@ -9,11 +9,6 @@ The rule is that of `ttfs_kernels.rule`, operation by operation, so that both ba
 import triton
 import triton.language as tl
 
-# Forms of the forward contraction: which operand the weights are, and where the spike mask lives.
-ACTIVATIONS_FIRST = tl.constexpr(0)  # activations as first operand, mask in registers
-WEIGHTS_FIRST = tl.constexpr(1)  # weights as first operand, potentials transposed: channels by positions
-STACKED = tl.constexpr(2)  # [activations; mask] stacked along the positions as first operand, one dot
-
 
 @triton.jit
 def at_most(value, bound):
@@ -26,7 +21,7 @@ def fire(A, W, properties=None, SURROGATE: tl.constexpr = False):
     """Activation and gain = ∂a/∂A of a block of neurons (Eq. 7, 9); float32, any shape. NaN stays NaN, in both.
 
     A: membrane potential at the window's start. W: slope inside the window, times the PSP persistence. SURROGATE: the
-    gain of a silent neuron is `silent_derivative` of `ttfs_kernels.rule`, otherwise 0. properties: `Neuron.numbers`.
+    gain of a silent neuron is that of `ttfs_kernels.rule.fire_with_derivatives`, else 0. properties: `Neuron.numbers`.
     """
     smallest: tl.constexpr = 5.9604644775390625e-08  # distance from 1 to the next smaller float32
     speed = 1 + W
@@ -81,69 +76,37 @@ def fits(value, dtype: tl.constexpr):
 
 
 @triton.jit
-def zero_potentials(FORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Accumulators (A, W) of a block of BLOCK_M positions and BLOCK_N channels, in the shape that FORM wants."""
-    if FORM == WEIGHTS_FIRST:
-        A = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-        W = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    elif FORM == STACKED:
-        A = tl.zeros((2 * BLOCK_M, BLOCK_N), tl.float32)
-        W = tl.zeros((1, 1), tl.float32)
+def zero_pair(TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Two accumulators, [ROWS, COLUMNS] or transposed."""
+    if TRANSPOSED:
+        first = tl.zeros((COLUMNS, ROWS), tl.float32)
+        second = tl.zeros((COLUMNS, ROWS), tl.float32)
     else:
-        A = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        W = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    return A, W
+        first = tl.zeros((ROWS, COLUMNS), tl.float32)
+        second = tl.zeros((ROWS, COLUMNS), tl.float32)
+    return first, second
 
 
 @triton.jit
-def accumulate(x, w, A, W, FORM: tl.constexpr, WITH_SLOPE: tl.constexpr, PRECISION: tl.constexpr):
-    """One step: A += w·x, W += w·[x > 0].
-
-    x is [positions, depth] and w [depth, channels]; for WEIGHTS_FIRST w is [channels, depth], x [depth, positions].
-    """
-    if FORM == WEIGHTS_FIRST:
-        A = tl.dot(w, x, A, input_precision=PRECISION)  # first: the mask is made while this runs
-        if WITH_SLOPE:
-            W = tl.dot(w, spike_mask(x), W, input_precision=PRECISION)
-    elif FORM == STACKED:
-        rows: tl.constexpr = 2 * x.shape[0]
-        stacked = tl.join(x, spike_mask(x)).permute(2, 0, 1).reshape(rows, x.shape[1])
-        A = tl.dot(stacked, w, A, input_precision=PRECISION)
-    else:
-        A = tl.dot(x, w, A, input_precision=PRECISION)
-        if WITH_SLOPE:
-            W = tl.dot(spike_mask(x), w, W, input_precision=PRECISION)
-    return A, W
-
-
-@triton.jit
-def separate(A, W, FORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """(A, W), both [positions, channels] or, for WEIGHTS_FIRST, [channels, positions]."""
-    if FORM == STACKED:
-        A, W = tl.split(A.reshape(2, BLOCK_M, BLOCK_N).permute(1, 2, 0))
-    return A, W
-
-
-@triton.jit
-def zero_gradients(INPUTS_FIRST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Two accumulators of grad_w: [channels, weights], transposed for INPUTS_FIRST."""
+def add_product(w, x, total, INPUTS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
+    """total += x·w for INPUTS_FIRST, else w·x, where all three are transposed."""
     if INPUTS_FIRST:
-        by_x = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-        by_mask = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        total = tl.dot(x, w, total, input_precision=PRECISION)
     else:
-        by_x = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        by_mask = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    return by_x, by_mask
-
-
-@triton.jit
-def contract_rows(h, x, total, INPUTS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
-    """total += h·x over the positions between: h [channels, positions], x [positions, weights], or both transposed."""
-    if INPUTS_FIRST:
-        total = tl.dot(x, h, total, input_precision=PRECISION)
-    else:
-        total = tl.dot(h, x, total, input_precision=PRECISION)
+        total = tl.dot(w, x, total, input_precision=PRECISION)
     return total
+
+
+@triton.jit
+def accumulate(x, w, A, W, INPUTS_FIRST: tl.constexpr, WITH_SLOPE: tl.constexpr, PRECISION: tl.constexpr):
+    """One step of the forward pass: A += w·x, W += w·[x > 0].
+
+    x is [positions, depth] and w [depth, channels]; without INPUTS_FIRST both are transposed.
+    """
+    A = add_product(w, x, A, INPUTS_FIRST, PRECISION)  # first: the mask is made while this runs
+    if WITH_SLOPE:
+        W = add_product(w, spike_mask(x), W, INPUTS_FIRST, PRECISION)
+    return A, W
 
 
 @triton.jit
@@ -173,73 +136,6 @@ def earliest(y, gain, AXIS: tl.constexpr, AREA: tl.constexpr):
     winner = tl.where(y == y, AREA - 1 - rank, rank)
     gain = tl.sum(tl.where(place == tl.expand_dims(winner, AXIS + 1), gain, 0.0), axis=AXIS + 1)
     return y, gain, winner
-
-
-@triton.jit
-def store_spikes(
-    A,
-    W,
-    bias_ptr,
-    y_ptr,
-    gain_ptr,
-    m,
-    n,
-    M,
-    N,
-    first_channel,
-    row_stride,
-    properties,
-    AXIS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    WITH_SLOPE: tl.constexpr,
-    WITH_GAIN: tl.constexpr,
-    SURROGATE: tl.constexpr,
-    winner_ptr=None,
-    WITH_WINNER: tl.constexpr = False,
-    AREA: tl.constexpr = 1,
-    skip_ptr=None,
-    skip_weight_ptr=None,
-    HAS_SKIP: tl.constexpr = False,
-    FIRES: tl.constexpr = True,
-):
-    """Epilogue of both forward kernels: initial potential, delayed spikes, firing rule, stores.
-
-    Without FIRES A is stored in place of y and, WITH_GAIN, W without σ in place of the gain.
-
-    m: positions, along axis AXIS of A. n: channels of the group, along the other axis; `first_channel` is the
-    group's first. `row_stride`: channels of all groups. AREA > 1: of AREA neighbouring positions only the earliest
-    spike is stored, its gain, and which it was; m are the rows to store, one of AREA. HAS_SKIP (AREA is 1): each neuron
-    has a synapse for a spike of `skip`, laid out as y.
-    """
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + first_channel + n, mask=n < N, other=0.0).to(tl.float32)
-        A += tl.expand_dims(bias, AXIS)
-    kept = tl.expand_dims(m < M, 1 - AXIS) & tl.expand_dims(n < N, AXIS)
-    offsets = tl.expand_dims(m * row_stride, 1 - AXIS) + tl.expand_dims(first_channel + n, AXIS)
-    dtype: tl.constexpr = y_ptr.dtype.element_ty
-    if HAS_SKIP:
-        skip = tl.load(skip_ptr + offsets, mask=kept, other=0.0).to(tl.float32)
-        skip_weight = tl.load(skip_weight_ptr + first_channel + n, mask=n < N, other=0.0).to(tl.float32)
-        skip_weight = tl.expand_dims(skip_weight, AXIS)
-        A += skip_weight * skip
-        if WITH_SLOPE:
-            W += tl.where(skip > 0, skip_weight, 0.0)
-    if not FIRES:
-        y = A
-        gain = W
-    elif WITH_SLOPE:
-        y, gain = fire(A, properties.psp_persistence * W, properties, SURROGATE and WITH_GAIN)
-    else:
-        y = clamp_to_window(A)
-        gain = y
-    if AREA > 1:
-        y, gain, winner = earliest(y.to(dtype).to(tl.float32), gain, AXIS, AREA)
-        if WITH_WINNER:
-            tl.store(winner_ptr + offsets, winner.to(tl.uint8), mask=kept)
-    if WITH_SLOPE and WITH_GAIN:
-        gain = fits(gain, dtype) if FIRES else gain.to(dtype)
-        tl.store(gain_ptr + offsets, gain, mask=kept)
-    tl.store(y_ptr + offsets, y.to(dtype), mask=kept)
 
 
 @triton.jit

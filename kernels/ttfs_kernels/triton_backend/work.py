@@ -1,4 +1,4 @@
-"""What our kernels execute for a pass: programs, and the steps of each, as the kernels themselves count them."""
+"""Planning: how many programs a pass has and how many steps each of them takes, counted as the kernels do."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ttfs_kernels.triton_backend.problem import Problem
 if TYPE_CHECKING:
     from ttfs_kernels.triton_backend.configs import Config
 
-# Rows (of grad_w; synapses of grad_x) whose products take as long as writing a part and adding it again: 8 bytes an
-# element from the second-level cache, two products a row.
+# Cost of a split: it takes as long as the products of so many rows (of grad_w; of grad_x synapses) to write a part and
+# add it again, 8 bytes an element in the second-level cache.
 PART_ROWS = 256
-# Products that take as long as bringing one element of an operand to them.
+# Cost of loading one element of an operand, in products.
 ELEMENT_PRODUCTS = 16
 WIDE = 2**31  # elements that 32 bits cannot count
 STEPS_PER_SPLIT = 4  # at least, so that a split fills its pipeline
-# 32-bit registers of a thread beside its accumulators, and the most it may have: as the compiled kernels need.
+# 32-bit registers of a thread beside its accumulators, as compiled, and the most that a thread may have.
 OTHER_REGISTERS = {"forward": 80, "grad_x": 64, "grad_w": 64}
 MOST_REGISTERS = 255
 
@@ -39,15 +39,16 @@ class Cut(NamedTuple):
 
 
 def skips(problem: Problem, config: Config) -> bool:
-    """Whether blocks are one position of many images and leave out taps: where a step has one tap, of several.
+    """Whether blocks are one position of many images and leave out taps outside the map.
 
-    Not where a block holds the windows of a pool: together their positions meet nearly every tap.
+    Never where a step holds several taps or there is only one, nor with a pool, since the positions of a window
+    together meet nearly every tap.
     """
     return config.by_position and not problem.is_matrix_product and not problem.joint_steps and problem.pool == 1
 
 
 def largest_offset(problem: Problem, config: Config) -> int:
-    """Elements from a block's first image to its end, at most: kernels have 32 bits for it."""
+    """Largest offset within a block, in elements from its first image: it must fit into 32 bits."""
     rows = max(config.block_m, config.block_k)
     positions = max(1, problem.needed_positions)
     images = rows if skips(problem, config) else math.ceil(rows / positions) + 1
@@ -56,13 +57,7 @@ def largest_offset(problem: Problem, config: Config) -> int:
 
 
 def executed_flops(which: str, problem: Problem, config: Config) -> int:
-    """Floating point operations that tensor cores are given, those at the edges of blocks included.
-
-    Args:
-        which: "forward", "grad_x" or "grad_w".
-        problem: the layer.
-        config: its blocks.
-    """
+    """Floating point operations that tensor cores are given, those of padded blocks included."""
     contractions = 2 if problem.with_slope and (which != "grad_x" or problem.surrogate) else 1
     steps = cut(which, problem, config).steps
     return 2 * contractions * steps * config.block_m * config.block_n * config.block_k
@@ -97,7 +92,7 @@ def cut(which: str, problem: Problem, config: Config) -> Cut:
 
 
 def relative_time(which: str, problem: Problem, config: Config, processors: int) -> float:
-    """What decides between blocks of forward or grad_x: the products of the busiest processor, and their operands.
+    """Cost by which blocks of forward or grad_x are chosen: products of the busiest processor and loads for them.
 
     Long programs start first, so that the processors end together unless one program is longer than the rest.
     """
@@ -133,7 +128,7 @@ def tap_steps(problem: Problem, config: Config) -> list[int]:
     if not skips(problem, config):
         return taps * [math.ceil(problem.rows / config.block_k)]
     images = math.ceil(problem.batch / config.block_k)
-    rows, columns = ([max(1, _positions(problem, axis, tap)) for tap in range(problem.kernel[axis])] for axis in (0, 1))
+    rows, columns = ([max(1, sum(taps)) for taps in zip(*_inside(problem, axis), strict=True)] for axis in (0, 1))
     return [images * row * column for row, column in product(rows, columns)]
 
 
@@ -164,18 +159,21 @@ def split(steps: list[int], blocks: int, slots: int, wanted: int, block_k: int) 
     return math.ceil(most / length), length
 
 
+def _inside(problem: Problem, axis: int) -> list[list[bool]]:
+    """[output positions of an axis][its taps]: whether the tap meets an input there, not the padding."""
+    stride, padding, dilation = problem.stride[axis], problem.padding[axis], problem.dilation[axis]
+    size, taps = (problem.height, problem.width)[axis], range(problem.kernel[axis])
+    starts = [position * stride - padding for position in range(problem.out_size[axis])]
+    return [[0 <= start + tap * dilation < size for tap in taps] for start in starts]
+
+
 def _output_taps(problem: Problem, config: Config, axis: int) -> list[int]:
     """Taps that programs take at each output position of an axis."""
-    taps, size = problem.kernel[axis], (problem.height, problem.width)[axis]
     if problem.joint_steps:
         return [1]
     if not skips(problem, config):
-        return problem.out_size[axis] * [taps]
-    stride, padding, dilation = problem.stride[axis], problem.padding[axis], problem.dilation[axis]
-    return [
-        max(1, sum(0 <= position * stride - padding + tap * dilation < size for tap in range(taps)))
-        for position in range(problem.out_size[axis])
-    ]
+        return problem.out_size[axis] * [problem.kernel[axis]]
+    return [max(1, sum(taps)) for taps in _inside(problem, axis)]
 
 
 def _input_taps(problem: Problem, config: Config, axis: int) -> list[list[int]]:
@@ -192,13 +190,6 @@ def _input_taps(problem: Problem, config: Config, axis: int) -> list[list[int]]:
             taps.append(max(min(1, len(starts)), inside) if skips(problem, config) else len(starts))
         classes.append(taps)
     return classes
-
-
-def _positions(problem: Problem, axis: int, tap: int) -> int:
-    """Output positions of an axis at which a tap is inside the map."""
-    size = (problem.height, problem.width)[axis]
-    start = tap * problem.dilation[axis] - problem.padding[axis]
-    return sum(0 <= position * problem.stride[axis] + start < size for position in range(problem.out_size[axis]))
 
 
 def resident(which: str, problem: Problem, config: Config, chip: Chip) -> int:

@@ -20,9 +20,9 @@ from ttfs_triton.hardware.energy.compare import (
     fair_chip,
     verdict,
 )
+from ttfs_triton.hardware.energy.estimate import Run, RunOptions
 from ttfs_triton.hardware.energy.models import RateCode, dense_ann, estimate, rate_coded, zero_skipping_ann
 from ttfs_triton.hardware.energy.prices import Price
-from ttfs_triton.hardware.energy.run_options import Run, RunOptions
 
 ARITHMETIC = st.sampled_from(["horowitz45:fp32", "horowitz45:int8", "lemaire45:fp16", "lemaire45:int8"])
 CLOSED = RunOptions(implementation="closed_form")
@@ -73,14 +73,14 @@ def test_rate_coded_network_takes_measured_figures():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"steps": 0, "rate": 0.1}, "steps must be at least 1; got 0"),
-        ({"steps": 4, "rate": 1.5}, r"rate must be in \[0, 1\]; got 1.5"),
+        ({"steps": 0, "rate": 0.1}, "steps\n.*greater than or equal to 1"),
+        ({"steps": 4, "rate": 1.5}, "rate\n.*less than or equal to 1"),
         ({"steps": 4, "rate": 0.1, "synaptic_operations": {}, "spikes": {}}, "rate must be given, or else"),
-        ({"steps": 4, "spikes": {}}, "rate must be given, or else .* synaptic_operations None, spikes given"),
+        ({"steps": 4, "spikes": {}}, "rate must be given, or else"),
     ],
 )
 def test_rate_code_is_refused(values, message):
-    with pytest.raises(ValueError, match=f"RateCode: {message}"):
+    with pytest.raises(ValueError, match=message):
         RateCode(**values)
 
 
@@ -118,17 +118,14 @@ def test_break_even_says_when_there_is_none():
     assert always.value > 1
     assert always.text == "of all that has a price, it costs less than the dense ANN at any firing share"
     assert break_even_rate(dense_network(), "loihi", RunOptions(steps=4), rate_steps=999).value is None
-    with pytest.raises(ValueError, match=r"break_even: measure must be one of compute_only, .*; got memory"):
-        break_even_firing_share(dense_network(), "loihi", RunOptions(steps=4), measure="memory")
 
 
 def test_comparison_is_at_one_precision():
     codes = (RateCode(8, 0.1), RateCode(16, 0.1))
-    found = compare(COUNTS, "lemaire45:int8", RunOptions(steps=8), ann_counts=COUNTS.firing_more(2), rate_codes=codes)
+    found = compare(COUNTS, "lemaire45:int8", RunOptions(steps=8), rate_codes=codes)
     assert {report.chip.name for report in found.estimates} == {"lemaire45:int8"}
     names = [report.implementation for report in found.estimates]
     assert names[:3] == ["clock-driven", "dense ANN", "zero-skipping ANN"]
-    assert counted(found.estimates[2], "multiply-accumulates") == 1800 + 2 * 6640
     assert set(found.rates) == {8, 16}
     assert all(entry.source for entry in PUBLISHED)
 
@@ -164,13 +161,7 @@ NO_PRICE = "No verdict: c has no price for divisions, which comes on top."
         ((0.5, 0.9), (1.1, 1.2), (), False, f"{NOT_CHEAPER} at 4 to 8 steps a window."),
         ((), (0.1, 0.2), (), False, "No verdict: it needs prices with memory and without."),
         ((0.1, 0.2), (), (), False, "No verdict: it needs prices with memory and without."),
-        (
-            (0.5, 0.9),
-            (0.1, 0.2),
-            ("divisions",),
-            False,
-            NO_PRICE,
-        ),
+        ((0.5, 0.9), (0.1, 0.2), ("divisions",), False, NO_PRICE),
         ((1.5, 2.0), (0.1, 0.2), ("divisions",), False, f"{NOT_CHEAPER} at 4 to 8 steps a window."),
     ],
 )

@@ -1,6 +1,9 @@
-"""Simulations against loops over steps and synapses, against hands, and against the closed form."""
+"""Simulations against loops over steps and synapses, against hands, and against the closed form; sweeps of them."""
 
+import csv
 import dataclasses
+import io
+import json
 
 import hypothesis.strategies as st
 import numpy as np
@@ -13,18 +16,18 @@ from tests.clocked_oracle import Neurons, Work, earliest, layer
 from tests.hardware.simulation.networks import READOUTS, assert_same, linear_network, readout_with, small_network
 from tests.nn.common import activations, randomised
 from ttfs_triton.hardware.counts.counter import count
-from ttfs_triton.hardware.counts.counts import LayerActivity
 from ttfs_triton.hardware.simulation.simulator import simulate
+from ttfs_triton.hardware.simulation.sweep import SweepRow, sweep
 from ttfs_triton.nn import (
     AnalogEncoder,
     DFTConv2d,
     DFTLinear,
     FirstSpikeReadout,
+    LatencyEncoder,
     NetworkConfig,
     Neuron,
     PotentialReadout,
     TTFSNetwork,
-    cnn1,
     vgg11,
 )
 from ttfs_triton.nn.integers import largest_integer, quantise_weight
@@ -53,7 +56,8 @@ def neurons_of(own, bits, steps, compare_at, gating, state_bits, **ramp):
 
 
 def by_loops(network, images, options):
-    """Stamps of each stage, work of each layer, spikes delivered, and classes of the highest potential at the start."""
+    """Stamps of each stage, work of each layer, spikes delivered, classes of the highest potential at the start, and
+    whether an output neuron fires."""
     _, conv, _, _, _, fc, readout = network
     steps = options["steps"]
     late = (1 - (images / 2).clamp(0, 1).double()).numpy() * steps
@@ -80,7 +84,8 @@ def by_loops(network, images, options):
     stamps = [pixels, first, hidden, outputs.stamps(instants)]
     work = [each.work for each in (*neurons, outputs)]
     heights = (potential * outputs.units / steps).astype(np.float32)
-    return stamps, work, [int((values < steps).sum()) for values in (pooled, hidden)], heights.argmax(1)
+    delivered = [int((values < steps).sum()) for values in (pooled, hidden)]
+    return stamps, work, delivered, heights.argmax(1), instants.min(1) < len(outputs.instants())
 
 
 @settings(max_examples=40, deadline=None)
@@ -95,18 +100,15 @@ def by_loops(network, images, options):
     st.sampled_from([None, None, 4, 9, 12]),
     st.integers(0, 10**6),
 )
-def test_both_engines_equal_loops_over_steps_and_synapses(
+def test_simulation_equals_loops_over_steps_and_synapses(
     geometry, readout, sigma, compare_at, gating, steps, bits, state_bits, seed
 ):
     network = small_network(seed, sigma, readout, **geometry)
     images = 2 * activations(2, 2, 5, 4, seed=seed).float()
     options = dict(steps=steps, bits=bits, compare_at=compare_at, gating=gating, state_bits=state_bits)
-    stamps, work, delivered, classes = by_loops(network, images, options)
+    stamps, work, delivered, classes, fires = by_loops(network, images, options)
     options["weight_bits"] = options.pop("bits")
-    found, stepped = (
-        simulate(network, [images], **options, keep_spike_times=True, engine=engine) for engine in ("summed", "stepped")
-    )
-    assert_same(found, stepped)
+    found = simulate(network, [images], **options, keep_spike_times=True)
     for expected, kept in zip(stamps, found.spike_steps.values(), strict=True):
         np.testing.assert_array_equal(kept.numpy(), expected)
     if readout != "end":
@@ -123,23 +125,21 @@ def test_both_engines_equal_loops_over_steps_and_synapses(
         assert own.never_active == (expected == steps).all(0).sum()
     assert found.counts.input.spikes == (stamps[0] < steps).sum()
     assert found.counts.input.saturated == (stamps[0] == 0).sum()
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.sampled_from([16, 33]), st.sampled_from([16, None]), st.booleans(), st.integers(0, 10**6))
-def test_engines_are_equal_at_fine_weights_and_steps(steps, bits, per_channel, seed):
-    network, batch = small_network(seed, 0.3), (2 * activations(6, 2, 5, 4, seed=seed).float(), torch.arange(6) % 3)
-    options = dict(steps=steps, weight_bits=bits, per_channel=per_channel, keep_spike_times=True)
-    assert_same(*(simulate(network, [batch], **options, engine=engine) for engine in ("summed", "stepped")))
+    output, first = stamps[-1], stamps[-1].min(1)
+    np.testing.assert_array_equal(found.latency_steps, 3 * steps + first)
+    np.testing.assert_array_equal(found.first_spike_predictions[fires], output.argmin(1)[fires])
+    ties = ((output == first[:, None]).sum(1) > 1) & fires
+    assert (found.no_spike, found.ties) == ((~fires).sum(), ties.sum())
 
 
 def test_simulation_does_not_depend_on_the_device(device):
     network, batch = small_network(2), (2 * torch.rand(6, 2, 5, 4), torch.arange(6) % 3)
-    ours = simulate(network, [batch], steps=8, keep_spike_times=True)
-    for engine in ("summed", "stepped"):  # integers: equal on every device
-        assert_same(ours, simulate(network.to(device), [batch], steps=8, keep_spike_times=True, engine=engine))
+    for state_bits in (None, 8):  # integers: equal on every device, also where registers saturate step by step
+        options = {"steps": 8, "state_bits": state_bits, "keep_spike_times": True}
+        ours = simulate(network.cpu(), [batch], **options)
+        assert_same(ours, simulate(network.to(device), [batch], **options))
     network, images = vgg11(width=1 / 16, batch_norm=False).to(device), torch.rand(2, 3, 32, 32)
-    assert_same(*(simulate(network, [images], steps=8, engine=e, keep_spike_times=True) for e in ("summed", "stepped")))
+    assert simulate(network, [images], steps=8).samples == 2
 
 
 # ---- the closed form
@@ -164,25 +164,6 @@ def test_counts_equal_those_of_the_closed_form_where_stamps_lose_nothing():
     assert found.synaptic_operations_by_sample == expected.synaptic_operations_by_sample
     for name in ("neurons", "inputs", "synapses", "weights", "biases", "active_inputs", "synaptic_operations"):
         assert getattr(found.layers[-1], name) == getattr(expected.layers[-1], name), name
-
-
-def test_simulation_approaches_the_closed_form():
-    network, images = cnn1(width=0.5, neuron=Neuron(0.0)).eval(), torch.rand(100, 1, 28, 28)
-    expected, found = count(network, [images]), simulate(network, [images], steps=2048, weight_bits=None)
-    for one, other in zip(expected.layers, found.counts.layers, strict=True):
-        assert other.spikes == pytest.approx(one.spikes, abs=0.01 * one.neurons * 100)
-        assert other.synaptic_operations == pytest.approx(one.synaptic_operations, rel=0.01)
-        assert other.summed_spike_time == pytest.approx(one.summed_spike_time, rel=0.02)
-    with torch.no_grad():
-        potential, decided = network(images), network.decide(images)
-    for decision, by, margin in (
-        (found.predictions, potential, 0.01),
-        (found.first_spike_predictions, -decided.spike_times, 2 / 2048),
-    ):
-        best, second = by.topk(2).values.unbind(1)
-        clear = best - second > margin
-        assert clear.sum() > 10
-        assert torch.equal(decision[clear], by.argmax(1)[clear])
 
 
 def test_analog_encoder_counts_and_stamps():
@@ -222,20 +203,6 @@ def test_signed_encoder_is_simulated_and_counted_as_it_computes(sigma):
 # ---- by hand
 
 
-def test_hand_count_of_one_neuron():
-    # Weight 1 is 127 units of 1/127. The input fires at step 1 of 4; 3/4 of the potential is there when the window
-    # starts, and it meets the ramp at s = (1 − 3/4)/(1 + 1) = 1/8: in the middle of step 0.
-    network = linear_network([[1.0]], readout_with([[0.5], [-0.5]], PotentialReadout))
-    for compare_at, step in (("middle", 0), ("start", 1)):  # at 1/4 it is above the ramp for the first time
-        found = simulate(network, [torch.tensor([[0.75]])], steps=4, compare_at=compare_at, keep_spike_times=True)
-        assert found.spike_steps["1"].item() == step
-        # Slope at step 1: updates in steps 1, 2, 3; compares at the start and at the next instant, an update between.
-        assert found.activity[0] == LayerActivity("1", 3, 1, 2, 1 + 2 * 3 + 1 + 2, 1 + 3 + 1)
-    assert found.activity[0].neuron_updates == 4
-    always = simulate(network, [torch.tensor([[0.75]])], steps=4, gating=False)
-    assert always.activity[0] == LayerActivity("1", 4, 4, 5, 1 + 2 * 4 + 4 + 5, 1 + 4 + 4)
-
-
 def test_neuron_at_the_threshold_fires_at_step_0_although_its_potential_falls():
     # Weights are −127 units of 1/64. Ten inputs fire in the last step of 4; the initial potential makes up for it, so
     # that A = 1 exactly, and W = −19.8: half a step later the potential is far below the ramp.
@@ -249,25 +216,18 @@ def test_neuron_at_the_threshold_fires_at_step_0_although_its_potential_falls():
     assert simulate(network, [torch.full((1, 10), 0.25)], steps=4).counts.layers[0].spikes == 0
 
 
-def test_first_spike_decides_early_and_ties_go_to_the_lowest_class():
+def test_labels_are_compared_and_the_highest_potential_decides_without_output_spikes():
     readout = readout_with([[1.0, 0.0], [0.0, 1.0]], threshold=2.0, initial_potential=0.0)
     network = linear_network([[1.0, 0.0], [0.0, 1.0]], readout)
     # Hidden neurons repeat their inputs or do better; outputs cross 2·(1 − s) with potential a + s.
     images = torch.tensor([[1.0, 0.25], [0.25, 1.0], [1.0, 1.0], [0.0, 0.0], [0.25, 0.25]])
-    found = simulate(network, [(images, torch.tensor([0, 1, 1, 0, 0]))], steps=12, keep_spike_times=True)
-    assert found.first_spike_predictions.tolist() == [0, 1, 0, 0, 0]
-    assert (found.ties, found.no_spike, found.first_spike_correct, found.correct) == (2, 1, 4, 4)
+    found = simulate(network, [(images, torch.tensor([0, 1, 1, 0, 0]))], steps=12)
+    assert (found.first_spike_correct, found.correct) == (4, 4)
     assert (found.accuracy, found.first_spike_accuracy) == (0.8, 0.8)
-    stamps = found.spike_steps["2"]
-    assert stamps[3].tolist() == [12, 12]
-    assert found.latency_steps.tolist() == (24 + stamps.amin(1)).tolist()
     assert found.latency_steps[[0, 3]].tolist() == [24 + 4, 36]  # 2 − 2·s = 1 + s at s = 1/3; the window's end
-    assert found.mean_latency_steps == pytest.approx(found.latency_steps.double().mean().item())
     assert (sum(found.latency_histogram.values()), found.latency_histogram[28]) == (5, 3)
-    # Both output neurons stop when the first has fired: in the middle of step 4, behind that at the start.
     alone = simulate(network, [images[:1]], steps=12)
-    assert (alone.activity[1].compares, alone.correct, alone.accuracy, alone.spike_steps) == (2 * 6, *[None] * 3)
-    # Without any output spike the highest potential decides.
+    assert (alone.correct, alone.accuracy, alone.spike_steps) == (None, None, None)
     readout = readout_with([[-2.0], [-1.0], [-3.0]], threshold=1.0, initial_potential=0.0)
     found = simulate(linear_network([[1.0]], readout), [torch.ones(2, 1)], steps=8)
     assert (found.no_spike, found.ties, found.first_spike_predictions.tolist()) == (2, 0, [1, 1])
@@ -328,7 +288,6 @@ def test_mode_precision_and_standardisation_make_no_difference_and_stay():
         ({"weight_bits": 1}, "weight_bits must be 2 to 16, or None; got 1"),
         ({"state_bits": 3}, "state_bits must be 4 to 62, or None; got 3"),
         ({"compare_at": "end"}, r"compare_at must be one of \('middle', 'start'\); got 'end'"),
-        ({"engine": "fast"}, r"engine must be one of \('summed', 'stepped'\); got 'fast'"),
         ({"keep_spike_times": -1}, "keep_spike_times must be a bool or at least 0; got -1"),
     ],
 )
@@ -344,3 +303,62 @@ def test_simulate_rejects_batches():
     for batches in ([(images, labels), images], [images, (images, labels)]):
         with pytest.raises(ValueError, match="simulate: batches must all have labels, or none; got both"):
             simulate(small_network(0), batches)
+
+
+# ---- sweeps
+
+
+IMAGES, LABELS = torch.rand(20, 6, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
+BATCHES = [(IMAGES[:12], LABELS[:12]), (IMAGES[12:], LABELS[12:])]
+PAIRS = [(bits, steps) for bits in (2, 8, None) for steps in (4, 8)]
+
+
+def sweep_network():
+    return randomised(nn.Sequential(LatencyEncoder(), DFTLinear(6, 9), PotentialReadout(9, 3)), 0)
+
+
+def small_sweep(batches=BATCHES, steps=(4, 8), weight_bits=(2, 8, None), **options):
+    return sweep(sweep_network(), batches, steps=steps, weight_bits=weight_bits, **options)
+
+
+@pytest.mark.parametrize(("compare_at", "per_channel"), [("middle", True), ("start", False)])
+def test_rows_are_those_of_single_simulations(compare_at, per_channel):
+    options = dict(compare_at=compare_at, per_channel=per_channel)
+    found = small_sweep(**options, price=lambda seen: seen.activity[0].compares + seen.settings.steps)
+    assert found.samples == 20
+    assert [(row.weight_bits, row.steps) for row in found.rows] == PAIRS
+    for row in found.rows:
+        one = simulate(sweep_network(), BATCHES, steps=row.steps, weight_bits=row.weight_bits, **options)
+        hidden, readout = one.counts.layers
+        assert (row.accuracy, row.first_spike_accuracy) == (one.accuracy, one.first_spike_accuracy)
+        assert (row.spikes, row.ties, row.latency_steps) == (hidden.spikes / 20, one.ties / 20, one.mean_latency_steps)
+        assert row.synaptic_operations == (hidden.synaptic_operations + readout.synaptic_operations) / 20
+        assert row.energy_pj == one.activity[0].compares + row.steps
+
+
+def test_sweep_as_dict_and_csv(tmp_path):
+    found = small_sweep(price=lambda simulation: 2.5e6)
+    assert json.loads(json.dumps(found.to_dict()))["rows"][0]["steps"] == 4
+    text = found.to_csv(tmp_path / "sweep.csv")
+    assert (tmp_path / "sweep.csv").read_text(encoding="utf-8") == text
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert list(rows[0]) == list(SweepRow.__dataclass_fields__)
+    assert [row["weight_bits"] for row in rows] == ["2", "2", "8", "8", "", ""]
+    assert float(rows[3]["accuracy"]) == found.rows[3].accuracy
+    without = small_sweep(batches=[IMAGES])  # no labels, no price
+    assert all(row.accuracy is row.energy_pj is None for row in without.rows)
+    assert without.to_csv().splitlines()[1].startswith("4,2,,,")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": ()}, "sweep: steps and weight_bits must not be empty; got nothing"),
+        ({"steps": (4, 0)}, "simulate: steps must be 1 to 4096; got 0"),
+        ({"batches": iter(BATCHES)}, "simulate: batches must not be empty; got none. A generator gives"),
+        ({"batches": []}, "simulate: batches must not be empty; got none"),
+    ],
+)
+def test_sweep_rejects(options, message):
+    with pytest.raises(ValueError, match=message):
+        small_sweep(**options)

@@ -111,7 +111,7 @@ def run(pass_: Callable[[], Any], layer: Layer) -> tuple[Tensor | None, ...]:
 
 
 def device_for(device: torch.device, architecture: int = 80, processors: int = 4) -> Device:
-    """The GPU; in the interpreter a made-up one, of which sm_80 takes every form."""
+    """The GPU; in the interpreter a made-up one."""
     return device_of(device) if device.type == "cuda" else Device("made up", Chip("cuda", architecture), processors)
 
 
@@ -153,18 +153,11 @@ def expected_forward(layer: Layer, persistence: float) -> tuple[Tensor, ...]:
     y, gain = y.to(dtype), gain.to(dtype)
     if layer.problem.pool == 1:
         return y, gain
-    (rows, columns), side = layer.problem.pooled_size, layer.problem.pool
-    in_windows = [
-        neurons[:, : side * rows, : side * columns]
-        .unflatten(2, (columns, side))
-        .unflatten(1, (rows, side))
-        .movedim((2, 4), (-2, -1))
-        .flatten(-2)
-        for neurons in (y, gain)
-    ]
-    places = in_windows[0].sort(dim=-1, descending=True, stable=True).indices[..., :1]
-    y, gain = (neurons.gather(-1, places).squeeze(-1) for neurons in in_windows)
-    return y, gain, places.squeeze(-1).to(torch.uint8)
+    side, columns = layer.problem.pool, layer.problem.out_size[1]
+    pooled, index = F.max_pool2d(_maps(y), side, return_indices=True)
+    gain = _maps(gain).flatten(2).gather(2, index.flatten(2)).view_as(index)
+    place = index // columns % side * side + index % columns % side
+    return _rows(pooled).to(dtype), _rows(gain).to(dtype), _rows(place).to(torch.uint8)
 
 
 def _convolve(problem: Problem, x: Tensor, layer: Layer) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which provider and blocks a pass gets: from tuned tables, from those of near shapes, or by default."""
+"""Which provider and blocks a pass gets: from tuned tables, or by default."""
 
 import dataclasses
 import json
@@ -9,15 +9,15 @@ import torch
 from tests.kernels.common import LINEAR, apply, operands
 from ttfs_kernels import Neuron, ops
 from ttfs_kernels.triton_backend import choice
-from ttfs_kernels.triton_backend.choice import FORMAT_VERSION, Choice, Entry, choose, distance, read_table
+from ttfs_kernels.triton_backend.choice import FORMAT_VERSION, Choice, Entry, choose, read_table
 from ttfs_kernels.triton_backend.configs import Config, default_config
-from ttfs_kernels.triton_backend.formulation import Chip, Form
+from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.launch import Device, device_of
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
 GPU = Device("NVIDIA H100 80GB HBM3", Chip("cuda", 90), 132)
 LAYER = Problem(64, 16, 16, 128, 256, (3, 3), padding=(1, 1), dtype=torch.float16)
-TUNED = Config(64, 128, 64, 4, 3, Form.WEIGHTS_FIRST, splits=7)
+TUNED = Config(64, 128, 64, 4, 3, splits=7)
 
 
 def entry(triton_ms: float, library_ms: float, **changes) -> Entry:
@@ -55,41 +55,17 @@ def test_the_faster_provider_is_chosen(backend):
         assert chosen(backend, pool=2) == Choice(expected, "measured")
 
 
-NEAR = [{"batch": 128}, {"batch": 32}, {"in_channels": 200, "out_channels": 512}, {"height": 32}]
-FAR = [
-    *({"batch": 129}, {"in_channels": 300}, {"out_channels": 127}, {"height": 8, "width": 8}, {"kernel": (3, 1)}),
-    *({"stride": (2, 2)}, {"padding": (0, 0)}, {"dilation": (2, 2)}, {"groups": 2}, {"dtype": torch.bfloat16}),
-    *({"with_slope": False}, {"precision": "tf32"}, {"which": "grad_w"}, {"skip": True}),
+OTHERS = [
+    *({"batch": 63}, {"in_channels": 300}, {"height": 8, "width": 8}, {"kernel": (3, 1)}, {"stride": (2, 2)}),
+    *({"padding": (0, 0)}, {"dilation": (2, 2)}, {"groups": 2}, {"dtype": torch.bfloat16}, {"with_slope": False}),
+    *({"precision": "tf32"}, {"which": "grad_w"}, {"skip": True}),
 ]
 
 
-@pytest.mark.parametrize("changes", [{}, *NEAR, *FAR], ids=str)
-def test_near_shapes_share_a_measurement(changes):
-    """Sizes within a factor of 2; what kind of layer it is must agree."""
+@pytest.mark.parametrize("changes", OTHERS, ids=str)
+def test_a_measurement_counts_for_its_own_shape_alone(changes):
     write([entry(1.0, 2.0)])
-    found, reason = chosen(**changes), "default" if changes in FAR else "near" if changes else "measured"
-    assert (found.config == TUNED, found.reason) == (reason != "default", reason)
-
-
-def test_the_nearest_measurement_counts():
-    other = dataclasses.replace(TUNED, num_stages=4)
-    write([entry(1.0, 2.0, batch=32), entry(1.0, 2.0, batch=96, config=other)])
-    assert chosen() == Choice(other, "near")
-    assert chosen(batch=40) == Choice(TUNED, "near")
-    assert distance(LAYER, dataclasses.replace(LAYER, batch=128, in_channels=16)) == 3  # doublings
-    one_pixel = Problem(8, 1, 1, 16, 16)
-    assert distance(one_pixel, dataclasses.replace(one_pixel, batch=2, height=2, width=2)) == float("inf")
-
-
-@pytest.mark.parametrize("form", [Form.ACTIVATIONS_FIRST, Form.STACKED])
-def test_racing_forms_of_a_table_are_ignored(monkeypatch, form):
-    """A table may come from a newer Triton, or from another chip of the same name."""
-    racing = dataclasses.replace(TUNED, form=form)
-    for version in ((3, 8), (3, 9)):
-        write([entry(0.1, 2.0, config=racing), entry(1.0, 2.0, batch=96)])
-        monkeypatch.setattr(choice, "triton_version", lambda version=version: version)
-        clean = form == Form.STACKED and version == (3, 9)
-        assert chosen() == (Choice(racing, "measured") if clean else Choice(TUNED, "near"))
+    assert chosen(**changes).reason == "default"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +78,7 @@ def test_racing_forms_of_a_table_are_ignored(monkeypatch, form):
         ({"format_version": FORMAT_VERSION, "entries": [{"pass": "forward"}]}, "problem"),
         *(
             ({"format_version": FORMAT_VERSION, "entries": [entry(1.0, 2.0).to_dict() | change]}, "")
-            for change in ({"config": {"form": "sideways"}}, {"problem": {"dtype": "f17"}}, {"triton_ms": "fast"})
+            for change in ({"config": {"form": "weights_first"}}, {"problem": {"dtype": "f17"}}, {"triton_ms": "fast"})
         ),
     ],
 )
@@ -134,7 +110,7 @@ def test_layers_run_with_what_was_chosen(device, monkeypatch):
     """A small block of the table of this very device, found by the public function, forward and backward."""
     tensors = operands(LINEAR, device=device)
     expected = apply(LINEAR, tensors, backend="torch")
-    small = Config(16, 16, 16, 4, 1, Form.WEIGHTS_FIRST)
+    small = Config(16, 16, 16, 4, 1)
     problem = Problem.of(tensors["x"], tensors["weight"], None, Neuron())
     write([Entry(which, problem, "ieee", small, 1.0, 2.0) for which in PASSES], device_of(device))
     monkeypatch.setattr(ops, "backend_for", lambda *_: "auto")

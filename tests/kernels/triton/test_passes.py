@@ -1,4 +1,4 @@
-"""Every pass on sums that are exact, bit for bit: each geometry, form, split and option, ours and the library's."""
+"""Every pass on sums that are exact, bit for bit: each geometry, split and option, ours and the library's."""
 
 import dataclasses
 import math
@@ -29,13 +29,11 @@ from tests.kernels.triton.common import (
 )
 from ttfs_kernels import Neuron
 from ttfs_kernels.triton_backend import library, passes, work
-from ttfs_kernels.triton_backend.formulation import Chip, Form, refused, triton_version
+from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.launch import Device, interpreting
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
 (kernels_layers,) = modules("_kernels_layers")
-
-SAFE = dataclasses.replace(BLOCKS[0], form=Form.WEIGHTS_FIRST)
 
 
 def by_library(which: str, layer: Layer, neuron: Neuron, derivatives: bool):
@@ -79,10 +77,8 @@ def test_contractions_are_exact(device, provider, which, problem, data):
     problem = dataclasses.replace(problem, **flags, skip=behind == "skip", pool=2 if behind == "pool" else 1)
     layer, bias = exact_layer(problem, device, shift=draw(0, 1)), draw(None, *DTYPES, torch.float64)
     layer = layer._replace(bias=None if bias is None else layer.bias.to(bias))
-    here = device_for(device, 80 if forward else draw(80, 90), processors=100)
-    forms = [form for form in Form if neuron.has_slope or form != Form.STACKED]  # nothing to stack at σ = 0
-    form = draw(*(form for form in forms if not forward or refused(form, here.chip, triton_version()) is None))
-    options = {"form": form, "splits": draw(0, 1, 2, 3, 5, 100), "by_position": draw(False, True)}
+    here = device_for(device, draw(80, 90), processors=100)
+    options = {"splits": draw(0, 1, 2, 3, 5, 100), "by_position": draw(False, True)}
     config, derivatives = dataclasses.replace(draw(*BLOCKS), **options), draw(False, True)
     if not ours:
         pass_ = partial(by_library, which, layer, neuron, derivatives)
@@ -130,14 +126,14 @@ def test_gain_of_float16_ends_at_its_largest_number(device):
     x = torch.ones(1, 1, 1, 2, dtype=torch.float16, device=device)
     weight = torch.tensor([-1.0, 2.0**-17], dtype=torch.float16, device=device).view(1, 1, 1, 2)
     bias = torch.tensor([2.0 - 2.0**-17 - 2.0**-18], device=device)
-    y, gain = passes.forward(problem, x, weight, bias, Neuron(), True, SAFE, "ieee", device_for(device).chip).run()
+    y, gain = passes.forward(problem, x, weight, bias, Neuron(), True, BLOCKS[0], "ieee", device_for(device).chip).run()
     assert (y.item(), gain.item()) == (0.5, 65504)
 
 
 @pytest.mark.parametrize("by_position", [False, True])
 def test_images_of_a_block_must_have_offsets_of_32_bits(by_position):
     """2048 images of 128×128×64 are 2³¹ elements, which is no matter; 16 images of one block may not be."""
-    config = dataclasses.replace(SAFE, by_position=by_position)
+    config = dataclasses.replace(BLOCKS[0], by_position=by_position)
 
     def plan(batch: int, side: int) -> None:
         problem = Problem(batch, side, side, 64, 64, (3, 3), padding=(1, 1))

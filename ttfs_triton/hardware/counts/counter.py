@@ -6,9 +6,8 @@ trainer's evaluation. Counts stay on the device, as int64, until `counter.counts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any
 
@@ -18,7 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts.counts import Counts
-from ttfs_triton.hardware.counts.layer_counter import InputCounter, LayerCounter, network_counts, sums_by_sample
+from ttfs_triton.hardware.counts.layer_counter import LayerCounter, network_counts, spikes_and_saturated, sums_by_sample
 from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.trace import network_graph
 
@@ -36,8 +35,7 @@ def count(
     """Run a network over batches and count what it does.
 
     Args:
-        model: what `network_graph` takes; not compiled. Runs in evaluation mode and comes back in
-            the mode it had.
+        model: what `network_graph` takes; not compiled. Runs in evaluation mode and comes back in the mode it had.
         batches: images [N, ...], or tuples that start with them, as the model takes them; moved to its device.
         histogram_bins: bins of the spike-time histograms; 0 for none.
         histogram_samples: the first samples of each process go into them, since histograms cost more than all else.
@@ -72,7 +70,7 @@ def count(
 
 
 def graph_of_batches(function: str, model: nn.Module, batches: Iterable[Any]) -> tuple[NetworkGraph, Iterable[Any]]:
-    """The graph of a model for the images of batches, and all of the batches; raises in the name of a function."""
+    """Graph of a model for the images of batches, and an iterator over all batches; errors name `function`."""
     remaining = iter(batches)
     first = next(remaining, None)
     if first is None:
@@ -96,13 +94,9 @@ def counting(
     histogram_samples: int = 250,
     by_sample: bool = True,
 ) -> Iterator[Counter]:
-    """Count in every forward pass inside the `with` block; arguments and errors as of `count`.
+    """Count in every forward pass inside the `with` block; `image_shape` is as of `network_graph`, all else of `count`.
 
     The layers' own statistics rest meanwhile; `collect_statistics` reads those of this counter.
-
-    Args:
-        model, histogram_bins, histogram_samples, by_sample: as of `count`.
-        image_shape: as of `network_graph`.
     """
     with Counter(network_graph(model, image_shape), histogram_bins, histogram_samples, by_sample) as counter:
         yield counter
@@ -118,38 +112,30 @@ class Counter:
                 f"{histogram_bins} and {histogram_samples}. Use 0 for no histograms."
             )
         self._graph, self._by_sample = graph, by_sample
-        self._layers = [
-            LayerCounter(stage, stage.kind == "analog", histogram_bins, histogram_samples, by_sample)
-            for stage in graph.weighted
-        ]
-        self._input = InputCounter(graph.readout.weight.device)
-        self._undo: list[Callable[[], None]] = []
+        self._layers = [LayerCounter(stage, histogram_bins, histogram_samples, by_sample) for stage in graph.weighted]
+        self._input = torch.zeros(2, dtype=torch.int64, device=graph.readout.weight.device)
+        self._undo = ExitStack()
 
     def __enter__(self) -> Counter:
         for counter in self._layers:
             layer, own = counter.layer, counter.layer.statistics
-            self._undo.append(layer.register_forward_pre_hook(partial(self._arrive, counter), with_kwargs=True).remove)
-            self._undo.append(partial(setattr, layer, "statistics", own))
+
+            def arrive(_: nn.Module, inputs: Any, options: Any, counter: LayerCounter = counter) -> None:
+                counter.arrive(inputs[0], options.get("skip"))
+
+            self._undo.callback(layer.register_forward_pre_hook(arrive, with_kwargs=True).remove)
+            self._undo.callback(setattr, layer, "statistics", own)
+            self._undo.callback(setattr, counter, "recording", False)
             layer.statistics, counter.recording = counter, True
         if self._graph.encoder.kind == "latency":
-            self._undo.append(self._graph.encoder.layer.register_forward_hook(self._encode).remove)
+            self._undo.callback(self._graph.encoder.layer.register_forward_hook(self._encode).remove)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for undo in self._undo:
-            undo()
-        self._undo.clear()
-        for counter in self._layers:
-            counter.recording = False
+        self._undo.close()
 
-    def _encode(self, _: nn.Module, __: tuple[Tensor, ...], activations: Tensor) -> None:
-        self._input.update(activations)
-
-    def _arrive(
-        self, counter: LayerCounter, _: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Tensor | None]
-    ) -> None:
-        """Inputs on their way into a layer: count what its synapses do with them."""
-        counter.arrive(inputs[0], options.get("skip"))
+    def _encode(self, _: nn.Module, __: Any, activations: Tensor) -> None:
+        self._input += spikes_and_saturated(activations)
 
     def counts(self, accelerator: Accelerator | None = None) -> Counts:
         """Read the counts: the one transfer to the host.
@@ -161,17 +147,15 @@ class Counter:
         """
         if not all(counter.synapses.arrived for counter in self._layers):
             raise ValueError("count: the network must run inside the block; it did not. Give it images there.")
-        vectors = [*(counter.sums() for counter in self._layers), self._input.sums]
+        vectors = [*(counter.sums() for counter in self._layers), self._input]
         sums = torch.cat([vector.to(vectors[0].device) for vector in vectors])  # the encoder's wait on the CPU for one
         times = torch.stack([counter.times() for counter in self._layers])
-        by_sample: Sequence[Sequence[int]] = ((), ())
-        if self._by_sample:
-            spikes, synapses = zip(*((own.spikes_by_sample, own.synapses) for own in self._layers), strict=True)
-            by_sample = sums_by_sample(spikes, synapses)
+        synapses = [counter.synapses for counter in self._layers]
+        by_sample: Sequence[Sequence[int]] = sums_by_sample(synapses) if self._by_sample else ((), ())
         if accelerator is not None and accelerator.num_processes > 1:
             sums, times = (torch.as_tensor(accelerator.reduce(values, "sum")) for values in (sums, times))
             by_sample = [gather_object(list(values)) for values in by_sample] if self._by_sample else by_sample
         *read, encoder = sums.cpu().split([len(vector) for vector in vectors])
         layers = [own.read(sums, time) for own, sums, time in zip(self._layers, read, times.tolist(), strict=True)]
         bits = None if self._graph.grid is None else self._graph.grid.weight_bits
-        return network_counts(self._graph, layers, self._input.read(encoder), by_sample, bits)
+        return network_counts(self._graph, layers, encoder, by_sample, bits)

@@ -81,7 +81,7 @@ class LayerCounts(LayerStatistics):
 
     def to_dict(self) -> dict[str, Any]:
         """All counts as JSON values, and "silent"."""
-        return dataclasses.asdict(self) | {"silent": self.silent, "histogram": list(self.histogram)}
+        return dataclasses.asdict(self) | {"silent": self.silent}
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,7 @@ class LayerActivity:
 
 
 FORMAT = 3
-"""Of `Counts.to_dict`, and so of the counts in summary.json and evaluation.json; 2 lacked `without_input`. What may be
-None may be missing."""
+"""Of `Counts.to_dict`, and so of the counts in summary.json and evaluation.json; 2 lacked `without_input`."""
 
 # Of a layer, summed over samples.
 OF_ALL_SAMPLES = (
@@ -124,8 +123,8 @@ OF_ALL_SAMPLES = (
 )
 GATED = ("driven_time", "undriven_time")
 """When neurons sleep before their first input; each may be None."""
-# Keys of `Counts.total()`: sums over layers.
 SUMMED = ("neurons", "inputs", "synapses", "weights", "biases", "silent", "never_active", *OF_ALL_SAMPLES)
+"""Keys of `Counts.total()`: sums over layers."""
 
 
 @dataclass(frozen=True)
@@ -195,19 +194,16 @@ class Counts:
 
         Neurons without any input fire at their window's end, and every output neuron is a spike.
         """
-        hidden = [layer for layer in self.layers if layer.kind != "readout"]
-        if any(layer.without_input is None for layer in hidden):
-            return None
-        outputs = sum(layer.neurons for layer in self.layers if layer.kind == "readout")
-        spikes = sum(layer.spikes + (layer.without_input or 0) for layer in hidden) + outputs * self.samples
-        return spikes / ((sum(layer.neurons for layer in hidden) + outputs) * self.samples)
+        spikes, neurons = 0, sum(layer.neurons for layer in self.layers) * self.samples
+        for layer in self.layers:
+            if layer.kind != "readout" and layer.without_input is None:
+                return None
+            fired = layer.spikes + (layer.without_input or 0)
+            spikes += layer.neurons * self.samples if layer.kind == "readout" else fired
+        return spikes / neurons
 
     def averages(self) -> tuple[LayerCounts, ...]:
-        """Layers with averages over samples, which are no whole numbers, in place of sums.
-
-        Raises:
-            ValueError: no samples, or no layers.
-        """
+        """Layers with averages over samples, which are no whole numbers, in place of sums."""
         if self.samples < 1 or not self.layers:
             found = f"{self.samples} and {len(self.layers)}"
             raise ValueError(f"estimate: counts must be of at least one sample and layer; got {found}.")
@@ -221,11 +217,9 @@ class Counts:
     def firing_more(self, factor: float) -> Counts:
         """The same network if hidden neurons fired `factor` times as often, at the same times, for the same inputs.
 
-        The time that neurons wait for their first input is taken as linear in it: without spikes, later layers get no
-        input.
+        The time that neurons wait for their first input is taken as linear in it.
         """
-        own = ("spikes", "spikes_delivered", "saturated", "summed_spike_time")
-        layers = []
+        own, layers = ("spikes", "spikes_delivered", "saturated", "summed_spike_time"), []
         for place, layer in enumerate(self.layers):
             changed = own if place == 0 else (*own, "synaptic_operations", "nonzero_macs")
             changes = {key: getattr(layer, key) * factor for key in changed}
@@ -241,20 +235,19 @@ class Counts:
         return {key: sum(getattr(layer, key) for layer in self.layers) for key in SUMMED}
 
     def to_dict(self) -> dict[str, Any]:
-        """All counts as JSON values: "samples", "layers", "total", "input", "readout" and the figures by sample."""
+        """All counts as JSON values: the attributes, the sparsities, and "total"."""
+        sparsities = ("sparsity", "sparsity_with_outputs", "sparsity_as_published")
         return {
             "format": FORMAT,
             "samples": self.samples,
-            "sparsity": self.sparsity,
-            "sparsity_with_outputs": self.sparsity_with_outputs,
-            "sparsity_as_published": self.sparsity_as_published,
+            **{name: getattr(self, name) for name in sparsities},
             "layers": [layer.to_dict() for layer in self.layers],
             "total": self.total(),
             "input": dataclasses.asdict(self.input),
             "readout": self.readout,
             "weight_bits": self.weight_bits,
-            "spikes_by_sample": list(self.spikes_by_sample),
-            "synaptic_operations_by_sample": list(self.synaptic_operations_by_sample),
+            "spikes_by_sample": self.spikes_by_sample,
+            "synaptic_operations_by_sample": self.synaptic_operations_by_sample,
         }
 
     @classmethod
@@ -266,8 +259,8 @@ class Counts:
         """
         if values.get("format") not in (2, FORMAT):
             raise ValueError(
-                f"Counts.from_dict: values must be of format 2 or {FORMAT}; got {values.get('format')}. "
-                "Evaluate again for an earlier one; a later one needs a later ttfs-triton."
+                f"Counts.from_dict: values must be of format 2 or {FORMAT}; got {values.get('format')}. Evaluate again "
+                "for an earlier one; a later one needs a later ttfs-triton."
             )
         try:
             return TypeAdapter(cls).validate_python(dict(values))

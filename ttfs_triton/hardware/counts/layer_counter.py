@@ -29,15 +29,17 @@ class SynapseCounter:
         sums: [5] int64, by `SUMS`.
         times: [2] float64, by `GATED`: sums of inputs, which count time to the window's end, and of windows.
         operations_by_sample: synaptic operations [n] int64 of each batch, of layers that have some.
+        spikes_by_sample: [n] int64 of each batch; added by whoever counts the layer's spikes.
         arrived: whether anything has.
     """
 
-    def __init__(self, layer: WeightedLayer, real_inputs: bool, by_sample: bool = True) -> None:
-        self._layer, self._real_inputs, self._by_sample = layer, real_inputs, by_sample
-        self.adds_to_slope = not real_inputs or isinstance(layer, SignedEncoder)
+    def __init__(self, layer: WeightedLayer, by_sample: bool = True) -> None:
+        self._layer, self._real_inputs, self._by_sample = layer, layer.kind == "analog", by_sample
+        self.adds_to_slope = not self._real_inputs or isinstance(layer, SignedEncoder)
         self.sums = torch.zeros(len(SUMS), dtype=torch.int64, device=layer.weight.device)
         self.times = torch.zeros(len(GATED), dtype=torch.float64, device=layer.weight.device)
         self.operations_by_sample: list[Tensor] = []
+        self.spikes_by_sample: list[Tensor] = []
         self.arrived = False
 
     def add(self, inputs: Tensor, skip: Tensor | None = None) -> None:
@@ -77,17 +79,15 @@ class SynapseCounter:
         return reached.sum(1, dtype=self._exact).long() * self._channels
 
     def _prepare(self, inputs: Tensor) -> None:
-        self.arrived = True
-        convolution = isinstance(self._layer, WeightedConv2d)
-        found = fan_out(self._layer, tuple(inputs.shape[2:]) if convolution else ())
+        layer, self.arrived = self._layer, True
+        found = fan_out(layer, tuple(inputs.shape[2:]) if isinstance(layer, WeightedConv2d) else ())
         self._channels = found.channels
         # Fan-out of each input, channels innermost, divided by `channels`; None where that is 1 throughout.
         self._reach: Tensor | None = None
-        if convolution:
+        if isinstance(layer, WeightedConv2d):
             self._reach = found.places.repeat_interleave(found.inputs).to(inputs.device, torch.float32)
         # Below 2²⁴, sums of integers are exact in float32.
         self._exact = torch.float32 if found.synapses < found.channels << 24 else torch.float64
-        layer = self._layer
         # Delayed spikes that a skip brings are inputs too, each with a synapse of its own.
         skipped = math.prod((layer.skip, *layer.output_shape(tuple(inputs.shape[1:]))[1:]))
         self._described = {
@@ -99,39 +99,36 @@ class SynapseCounter:
             "biases": len(layer.weight) if layer.has_initial_potential else 0,
         }
 
-    def counts(self, sums: Sequence[int], times: Sequence[float], samples: int, **spikes: Any) -> LayerCounts:
-        """Counts of the layer, but for the spikes that it delivers.
+    def counts(
+        self, sums: Sequence[int], times: Sequence[float], samples: int, **spikes: Any
+    ) -> tuple[LayerCounts, int]:
+        """Counts of the layer, but for the spikes that it delivers, and delayed spikes that arrived.
 
         Args:
-            sums: of one process or added up over several, by `SUMS`.
-            times: likewise, by `GATED`, in windows.
+            sums, times: by `SUMS` and `GATED`, in windows; of one process or added up over several.
             samples: counted.
             spikes: the attributes of `LayerCounts` that say what its neurons did.
         """
         found: dict[str, Any] = dict(zip(SUMS, sums, strict=True))
-        del found["skipped"]
+        skipped = found.pop("skipped")
         if not self._real_inputs:
             found |= zip(GATED, times, strict=True)
         dense = self._described["synapses"] * samples
         macs = {"analog_macs": dense if self._real_inputs else 0, "dense_macs": dense}
-        return LayerCounts(samples=samples, spikes_delivered=0, **self._described, **found, **macs, **spikes)
+        return LayerCounts(samples=samples, spikes_delivered=0, **self._described, **found, **macs, **spikes), skipped
 
 
 class LayerCounter(SpikeCounter):
     """A `SpikeCounter` that also sees what arrives at its layer, sample by sample.
 
     Attributes:
-        stage: the layer in its network.
         layer: whose synapses are counted.
         synapses: what arrived.
-        spikes_by_sample: [n] int64 of each batch, for counters that keep it.
     """
 
-    def __init__(
-        self, stage: Stage, real_inputs: bool, histogram_bins: int, histogram_samples: int, by_sample: bool
-    ) -> None:
+    def __init__(self, stage: Stage, histogram_bins: int, histogram_samples: int, by_sample: bool) -> None:
         super().__init__(())
-        self.stage, self.layer, self._real_inputs = stage, stage.weighted, real_inputs
+        self._stage, self.layer = stage, stage.weighted
         self._bins, self._histogram_samples, self._by_sample = histogram_bins, histogram_samples, by_sample
         self.reset()
 
@@ -142,14 +139,13 @@ class LayerCounter(SpikeCounter):
         self._histogram = torch.zeros(self._bins, dtype=torch.int64, device=device)
         self._in_histogram = torch.zeros(1, dtype=torch.int64, device=device)
         self._room = self._histogram_samples if self._bins else 0
-        self.spikes_by_sample: list[Tensor] = []
-        self.synapses = SynapseCounter(self.layer, self._real_inputs, self._by_sample)
+        self.synapses = SynapseCounter(self.layer, self._by_sample)
 
     def prepare(self, device: torch.device) -> None:
-        """Nothing to do before the first batch, which tells the layer's shape."""
+        """Does nothing: the layer's shape is known with the first batch."""
 
     def update(self, activations: Tensor) -> None:
-        """Add a batch of outputs; see `SpikeCounter`. Of samples that do not count, the layer's inputs know nothing."""
+        """Add a batch of outputs; see `SpikeCounter`. Padding is refused: inputs are counted without its mask."""
         if self.counted is not None:
             raise NotImplementedError("counting: batches must not be padded; got one that is. Count images alone.")
         if not self.shape:
@@ -161,7 +157,7 @@ class LayerCounter(SpikeCounter):
             self.add(part, fired)
             self._summed_activation += part.sum(1, dtype=torch.float32).sum(dtype=torch.float64)
             if self._by_sample:
-                self.spikes_by_sample.append(fired.sum(1, dtype=torch.float32).long())
+                self.synapses.spikes_by_sample.append(fired.sum(1, dtype=torch.float32).long())
         counted = flat[: self._room]
         for part in in_parts(counted):
             self._histogram += spike_histogram(part, self._bins)
@@ -171,7 +167,7 @@ class LayerCounter(SpikeCounter):
     def arrive(self, inputs: Tensor, skip: Tensor | None = None) -> None:
         """Add a batch of inputs, and of the layer's delayed spikes, as the layer takes them."""
         if skip is not None:
-            skip = self.layer.arriving(skip.detach(), self.stage.shape)
+            skip = self.layer.arriving(skip.detach(), self._stage.shape)
         if isinstance(self.layer, AnalogEncoder | SignedEncoder):
             inputs = inputs - self.layer.mean  # what its synapses read, but for a factor
         self.synapses.add(inputs.detach(), skip)
@@ -186,16 +182,16 @@ class LayerCounter(SpikeCounter):
         return torch.cat([spike_time.view(1), self.synapses.times])
 
     def read(self, sums: Tensor, times: Sequence[float]) -> tuple[LayerCounts, int]:
-        """Counts and delayed spikes from `sums()` and `times()`, of one process or added up over several."""
+        """As `SynapseCounter.counts`, from `sums()` and `times()` of one process or added up over several."""
         arrived, histogram, (in_histogram, saturated, samples), spikes = sums.split(
             [len(SUMS), self._bins, 3, len(sums) - len(SUMS) - self._bins - 3]
         )
         summed_spike_time, *waited = times
-        found = self.synapses.counts(
+        return self.synapses.counts(
             arrived.tolist(),
             waited,
             int(samples),
-            name=self.stage.name,
+            name=self._stage.name,
             neurons=len(spikes),
             spikes=int(spikes.sum()),
             saturated=int(saturated),
@@ -204,22 +200,21 @@ class LayerCounter(SpikeCounter):
             histogram=tuple(histogram.tolist()),
             histogram_samples=int(in_histogram),
         )
-        return found, int(arrived[SUMS.index("skipped")])
 
 
 def network_counts(
     graph: NetworkGraph,
     layers: Sequence[tuple[LayerCounts, int]],
-    encoder: InputCounts,
+    encoder: Tensor,
     by_sample: Sequence[Sequence[int]],
     weight_bits: int | None,
 ) -> Counts:
-    """Counts of a network from those of its layers and their delayed spikes: adds which spikes reach later layers.
+    """Counts of a network: adds which spikes reach later layers.
 
     Args:
         graph: of the network.
-        layers: in the order of `graph.weighted`.
-        encoder: spikes of a latency encoder.
+        layers: counts and delayed spikes, in the order of `graph.weighted`.
+        encoder: sums of `spikes_and_saturated`.
         by_sample: spikes and synaptic operations.
         weight_bits: of the weights that ran.
     """
@@ -228,10 +223,11 @@ def network_counts(
         for wire, spikes in ((stage.input, layer.active_inputs - skipped), (stage.skip, skipped)):
             if wire is not None:
                 delivered[wire.source] = delivered.get(wire.source, 0) + spikes
+    pixels = math.prod(graph.encoder.shape) if graph.encoder.kind == "latency" else 0
     return Counts(
         samples=layers[0][0].samples,
         layers=tuple(replace(layer, spikes_delivered=delivered.get(layer.name, 0)) for layer, _ in layers),
-        input=encoder,
+        input=InputCounts(pixels, *encoder.tolist()),
         readout=graph.readout_time,
         weight_bits=weight_bits,
         spikes_by_sample=tuple(by_sample[0]),
@@ -239,34 +235,16 @@ def network_counts(
     )
 
 
-def sums_by_sample(
-    spikes: Sequence[Sequence[Tensor]], synapses: Sequence[SynapseCounter]
-) -> tuple[list[int], list[int]]:
+def sums_by_sample(layers: Sequence[SynapseCounter]) -> tuple[list[int], list[int]]:
     """Spikes and synaptic operations of each sample, over all layers, in the order of counting."""
-    fired = torch.stack([torch.cat(list(own)) for own in spikes]).sum(0)
-    operations = sum((torch.cat(own.operations_by_sample) for own in synapses if own.adds_to_slope), fired * 0)
+    fired = torch.stack([torch.cat(own.spikes_by_sample) for own in layers]).sum(0)
+    operations = sum((torch.cat(own.operations_by_sample) for own in layers if own.adds_to_slope), fired * 0)
     return fired.tolist(), operations.tolist()
 
 
-class InputCounter:
-    """Spikes of a latency encoder.
-
-    Attributes:
-        sums: [2] int64, spikes and saturated ones.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._neurons, self.sums = 0, torch.zeros(2, dtype=torch.int64, device=device)
-
-    def update(self, activations: Tensor) -> None:
-        """Add a batch of activations [N, ...]."""
-        flat = activations.detach().flatten(1)
-        self._neurons = flat.shape[1]
-        self.sums += torch.stack([torch.count_nonzero(flat > 0), torch.count_nonzero(flat == 1)])
-
-    def read(self, sums: Tensor) -> InputCounts:
-        """Counts from `sums`, of one process or added up over several."""
-        return InputCounts(self._neurons, *sums.tolist())
+def spikes_and_saturated(activations: Tensor) -> Tensor:
+    """[2] int64: spikes of a latency encoder's activations [N, ...], and those at the window's start."""
+    return torch.stack([torch.count_nonzero(activations > 0), torch.count_nonzero(activations == 1)])
 
 
 def spike_histogram(flat: Tensor, bins: int) -> Tensor:

@@ -1,1 +1,1 @@
-"""Counts times prices: what a network takes on a chip, and what else could compute it."""
+"""Energy of a network on a chip, counts times prices, and of its alternatives."""

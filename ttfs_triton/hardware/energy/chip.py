@@ -1,21 +1,33 @@
-"""Energy prices and capacity of a chip, and which prices include others."""
+"""Energy prices and capacity of a chip, and which prices include others; chips from TOML files."""
 
 from __future__ import annotations
 
 import difflib
+import json
+import re
+import tomllib
 from bisect import bisect_left
 from collections.abc import Collection
-from dataclasses import field, replace
+from dataclasses import field, fields, replace
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from ttfs_triton.command_line import problem_lines
 from ttfs_triton.hardware.energy.prices import STRICT, Price, Range, weakest
 
 Whole = Annotated[int, Field(gt=0, le=10**15)]
 Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+
+FOLDER = Path(__file__).parent / "chips"
+
+# Asked for often, but nobody has published what one of their operations costs.
+NO_FIGURES = {"loihi2": "Loihi 2", "akida": "Akida", "speck": "Speck"}
+
+MAX_BYTES = 2**18  # of a file; those that come with the package have 10,000
 
 PRICES: dict[str, tuple[str, str]] = {
     "accumulate": ("energy", "one addition"),
@@ -36,17 +48,14 @@ PRICES: dict[str, tuple[str, str]] = {
 }
 """Every price a chip may have: its dimension and what it is for. Memory has prices of its own, by size."""
 
-_FETCH = ("memory",)
-_ROUTING = (*_FETCH, "spike_out", "message", "hop")
-_AVERAGE = (*_ROUTING, "neuron_update", "neuron_idle", "leakage_power", "idle_power")
-
 Scope = Literal["arithmetic", "including fetch", "including routing", "whole-chip average"]
 
+_ROUTING = ("memory", "spike_out", "message", "hop")
 SCOPES: dict[Scope, tuple[str, ...]] = {
     "arithmetic": (),
-    "including fetch": _FETCH,
+    "including fetch": ("memory",),
     "including routing": _ROUTING,
-    "whole-chip average": _AVERAGE,
+    "whole-chip average": (*_ROUTING, "neuron_update", "neuron_idle", "leakage_power", "idle_power"),
 }
 """What the price of a synaptic operation holds besides the addition, so that nothing is charged twice.
 
@@ -106,8 +115,6 @@ class Memory:
         Args:
             size_bytes: of the memory that holds the number.
             bits: of the number.
-        Returns:
-            pJ a number, with the weakest status that went into it.
         """
         amount, share = self._at(size_bytes), bits / self.word_bits
         words = max(1.0, share)
@@ -115,15 +122,8 @@ class Memory:
         note = f"{size_bytes / 1024:,.1f} kB, {bits} bits a number"
         if status is None or size_bytes > self.largest_bytes:
             note, status = f"{note}; banks of {self.largest_bytes / 1024:,.0f} kB", "assumed"
-        return Price(
-            value=amount.nominal * (share if self.packed else words),
-            low=amount.low * share,
-            high=amount.high * words,
-            unit="pJ",
-            status=status,
-            source=self.accesses[0].source,
-            note=note,
-        )
+        nominal, low, high = amount.nominal * (share if self.packed else words), amount.low * share, amount.high * words
+        return Price(nominal, low, high, unit="pJ", status=status, source=self.accesses[0].source, note=note)
 
     def _at(self, size_bytes: float) -> Range:
         """Low, nominal and high price of a full access, pJ."""
@@ -139,7 +139,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Capacity:
-    """What fits on one chip; None is not stated.
+    """Capacity of one chip; None where it is not stated.
 
     Attributes:
         neurons: at most.
@@ -175,8 +175,8 @@ class Chip:
         alternatives: published figures that are not charged, because the scope holds them or a better one exists.
         notes: what a reader must know about the figures.
     Raises:
-        ValueError: a process or voltage, clock or step that is not positive and finite; an unknown scope or price, a
-            price in the wrong dimension, one that is charged twice, or none for the operations of that scope.
+        ValueError: an unknown price, one in the wrong dimension, one that is charged twice, or none for the operations
+            of that scope; a clock or step of 0.
     """
 
     name: str
@@ -225,12 +225,7 @@ class Chip:
         return self.synop_scope == "arithmetic"
 
     def exceeded(self, neurons: int, synapses: int, weight_bits: int | None) -> list[str]:
-        """What of a network does not fit, in words; empty where it does, or where `capacity` states nothing.
-
-        Args:
-            neurons, synapses: of the network.
-            weight_bits: of a weight; None for weights that are not rounded.
-        """
+        """Sentences on what exceeds the capacity; `weight_bits` is None for weights that are not rounded."""
         capacity, lines = self.capacity, []
         for name, needed in (("neurons", neurons), ("synapses", synapses)):
             there = getattr(capacity, name)
@@ -247,3 +242,93 @@ def suggestion(word: str, known: Collection[str]) -> str:
     """ " Did you mean …?" if a word is nearly a known one, else nothing."""
     close = difflib.get_close_matches(word, known, n=1)
     return f" Did you mean {close[0]}?" if close else ""
+
+
+_KEYS = {own.name for table in (Chip, Memory, Access, Capacity) for own in fields(table)}
+
+
+def available_chips() -> tuple[str, ...]:
+    """Names that `load_chip` takes without a file, one for each precision: "loihi", "horowitz45:int8", ..."""
+    names = []
+    for path in sorted(FOLDER.glob("*.toml")):
+        precisions = tomllib.loads(path.read_text(encoding="utf-8")).get("precisions", {})
+        names += [f"{path.stem}:{precision}" for precision in precisions] or [path.stem]
+    return tuple(names)
+
+
+def load_chip(name_or_path: str | Path) -> Chip:
+    """A chip that comes with the package, or one of the user's own.
+
+    Args:
+        name_or_path: one of `available_chips()`, or the path of a TOML file in the form of those in
+            `ttfs_triton/hardware/energy/chips`, with ":precision" behind it if the file has several.
+    Raises:
+        ValueError: there is no such chip or precision, nobody has published its figures, or the file does not pass. The
+            message names file, key and rule.
+    Example:
+        >>> loihi = load_chip("loihi")
+        >>> loihi.description, str(loihi.prices["synop"])
+        ('Intel Loihi, 14 nm, before silicon, at 0.75 V', '23.6 pJ, simulated')
+        >>> load_chip("horowitz45:int8").prices["multiply_accumulate"].value
+        0.23
+    """
+    path, precision = _locate(str(name_or_path))
+    values = _read(path)
+    precisions = values.pop("precisions", {})
+    own = precisions.get(precision, {}) if isinstance(precisions, dict) else None
+    if not isinstance(own, dict) or precision not in (precisions or {None}):
+        names = ", ".join(f"{path.stem}:{name}" for name in precisions) if isinstance(precisions, dict) else ""
+        got = f"precision {precision}" if precision else "no precision"
+        remedy = "One chip has one precision, a table."
+        raise ValueError(f"load_chip: name_or_path must be one of {names or path.stem}; got {got}. {remedy}")
+    prices = (values.get("prices", {}), own.get("prices", {}))
+    values |= own | {"name": path.stem if precision is None else f"{path.stem}:{precision}"}
+    if all(isinstance(table, dict) for table in prices):
+        values["prices"] = prices[0] | prices[1]
+    try:
+        return TypeAdapter(Chip).validate_json(json.dumps(values, default=str))  # in which tables are dataclasses
+    except ValidationError as error:
+        lines = "\n".join(problem_lines(error, unknown=_unknown))
+        raise ValueError(f"load_chip: {path} must follow the files in {FOLDER}:\n{lines}") from None
+
+
+def _unknown(key: str) -> str:
+    return f"there is no such key.{suggestion(key.rpartition('.')[2], _KEYS)}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"load_chip: {path} must have at most {MAX_BYTES} bytes; got more.")
+    try:
+        return tomllib.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, dates that do not exist, too many brackets
+        raise ValueError(f"load_chip: {path} must be TOML; got an error: {error}.") from error
+
+
+def as_chip(chip: Chip | str | Path) -> Chip:
+    """A chip, loaded if it is a name or a path."""
+    return chip if isinstance(chip, Chip) else load_chip(chip)
+
+
+def _locate(name: str) -> tuple[Path, str | None]:
+    """File and precision."""
+    path, separator, precision = name.rpartition(":") if re.search(r":\w+$", name) else (name, "", "")
+    if path.endswith(".toml"):
+        if not Path(path).is_file():
+            raise ValueError(f"load_chip: name_or_path must be an existing file; got {path}.")
+        return Path(path), precision if separator else None
+    if (file := FOLDER / f"{path}.toml").is_file():
+        return file, precision if separator else None
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    if plain in NO_FIGURES:
+        raise ValueError(
+            f"load_chip: name_or_path must be a chip with published prices; got {name}. No public per-operation figure "
+            f"exists for {NO_FIGURES[plain]}. If you have one, write a TOML file."
+        )
+    known = available_chips()
+    raise ValueError(
+        f"load_chip: name_or_path must be one of {', '.join(known)} or the path of a TOML file; got {name}."
+        + suggestion(path, [other.partition(":")[0] for other in known])
+    )

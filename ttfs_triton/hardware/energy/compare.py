@@ -1,8 +1,4 @@
-"""A spiking network beside its alternatives on one chip, so at the same node and precision.
-
-Where they cost the same, and whether it is cheaper than its dense ANN, with memory and by arithmetic alone, over a
-range of time steps.
-"""
+"""A spiking network beside its alternatives on one chip, so at the same node and precision."""
 
 from __future__ import annotations
 
@@ -12,11 +8,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ttfs_triton.hardware.counts.counts import Counts
-from ttfs_triton.hardware.energy.chip import Chip
-from ttfs_triton.hardware.energy.chip_files import as_chip, load_chip
-from ttfs_triton.hardware.energy.estimate import Estimate
+from ttfs_triton.hardware.energy.chip import Chip, as_chip, load_chip
+from ttfs_triton.hardware.energy.estimate import Estimate, Run, RunOptions
 from ttfs_triton.hardware.energy.models import RateCode, dense_ann, estimate, rate_coded, zero_skipping_ann
-from ttfs_triton.hardware.energy.run_options import Run, RunOptions
 from ttfs_triton.wording import energy, ratio
 
 Measure = Literal["compute_only", "memory_included", "total"]
@@ -51,15 +45,11 @@ def break_even_firing_share(
 ) -> BreakEven:
     """Share of hidden neurons that may fire before the network costs as much as its dense ANN.
 
-    All hidden layers are scaled together, at the same spike times; what the first layer reads stays as it is. A
-    simulation's `activity` holds for its own spikes only and is not used here.
+    All hidden layers are scaled together, at the same spike times; what the first layer reads stays as it is.
 
     Args:
-        counts, chip: as for `estimate`.
-        options: of the spiking network.
+        counts, chip, options: as for `estimate`; a simulation's `activity` holds for its own spikes and is not used.
         measure: which sum of an estimate.
-    Raises:
-        ValueError: as `estimate` does.
     """
     chip, options = as_chip(chip), replace(options, activity=None)
     factor = _crossing(
@@ -74,23 +64,17 @@ def break_even_firing_share(
     return BreakEven(share, f"{MEASURES[measure]}, it costs less than the dense ANN {beyond}")
 
 
-def break_even_rate(
-    counts: Counts, chip: Chip | str | Path, options: RunOptions, *, rate_steps: int, measure: Measure = "total"
-) -> BreakEven:
+def break_even_rate(counts: Counts, chip: Chip | str | Path, options: RunOptions, *, rate_steps: int) -> BreakEven:
     """Spike rate, a neuron and step, at which a rate-coded network of `rate_steps` steps costs as much as ours.
 
     Args:
-        counts, chip: as for `estimate`.
-        options: of the spiking network; its prices and widths hold for the rate-coded one too.
+        counts, chip, options: as for `estimate`; prices and widths hold for the rate-coded network too.
         rate_steps: T.
-        measure: which sum of an estimate.
-    Raises:
-        ValueError: as `estimate` does.
     """
     chip = as_chip(chip)
     rate = _crossing(
-        lambda rate: _nominal(rate_coded(counts, chip, RateCode(rate_steps, rate), options=options), measure),
-        _nominal(estimate(counts, chip, options), measure),
+        lambda rate: _nominal(rate_coded(counts, chip, RateCode(rate_steps, rate), options=options), "total"),
+        _nominal(estimate(counts, chip, options), "total"),
         (chip.name, "this network", f"T = {rate_steps} without a spike"),
     )
     if isinstance(rate, str):
@@ -99,7 +83,7 @@ def break_even_rate(
 
 
 def _crossing(line: Callable[[float], float | None], target: float | None, names: tuple[str, str, str]) -> float | str:
-    """Where a straight line, known at 0 and 1, meets the target; if it does not at or above 0, why not, in words.
+    """Place at or above 0 where a straight line, known at 0 and 1, meets the target; in words why there is none.
 
     Args:
         line, target: in pJ; None where they have no price.
@@ -115,15 +99,13 @@ def _crossing(line: Callable[[float], float | None], target: float | None, names
 
 
 def _nominal(found: Estimate, measure: Measure) -> float | None:
-    if measure not in MEASURES:
-        raise ValueError(f"break_even: measure must be one of {', '.join(MEASURES)}; got {measure}.")
     amount = getattr(found, measure)
     return None if amount is None else amount.nominal
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a network costs over its dense ANN on one chip, nominal.
+    """Energy of a network over that of its dense ANN on one chip, at nominal prices.
 
     Attributes:
         chip: its name.
@@ -150,7 +132,7 @@ class Verdict:
         return not self.missing and all(ratios and ratios[self.asked] < 1 for ratios in both)
 
     def sentences(self) -> list[str]:
-        """The same in words: memory first, the verdict last."""
+        """The ratios and the verdict in sentences: memory first, the verdict last."""
         if not self.with_memory and not self.arithmetic:
             return [f"{self.chip} does not price the dense ANN: nothing is said about which is cheaper."]
         lines = [
@@ -164,10 +146,8 @@ class Verdict:
         if any(wins) and self.missing:
             return [*lines, f"No verdict: {self.chip} has no price for {', '.join(self.missing)}, which comes on top."]
         chosen = [step for step, win in zip(self.steps, wins, strict=False) if win or not any(wins)]
-        where = ""
-        if chosen:
-            span = f"{chosen[0]} to {chosen[-1]}" if len(chosen) > 1 else f"{chosen[0]}"
-            where = f" at {span} steps a window"
+        span = " to ".join(str(step) for step in dict.fromkeys([*chosen[:1], *chosen[-1:]]))
+        where = f" at {span} steps a window" if span else ""
         if not any(wins):
             return [*lines, f"Not cheaper than the dense ANN{where}."]
         only = "" if all(wins) else ", only"
@@ -185,14 +165,7 @@ class Verdict:
 
 
 def fair_chip(counts: Counts, chips: Sequence[Chip | str | Path], options: RunOptions) -> Chip:
-    """The chip of a verdict: the first of several that prices the dense ANN with memory and without, or `FAIR_CHIP`.
-
-    Args:
-        counts, options: as for `verdict`.
-        chips: what was asked for.
-    Raises:
-        ValueError: as `dense_ann` does.
-    """
+    """The chip of a verdict: the first that prices the dense ANN with memory and without, or `FAIR_CHIP`."""
     for chip in map(as_chip, chips):
         dense = dense_ann(counts, chip, options=options)
         if _whole(dense, "memory_included") is not None and _whole(dense, "compute_only") is not None:
@@ -206,12 +179,9 @@ def verdict(
     """Compare a network with its dense ANN, at the same prices and widths.
 
     Args:
-        counts, chip: as for `estimate`.
-        options: of the network.
+        counts, chip, options: as for `estimate`.
         others: the same network at other steps, as simulations found it. Default: at all of `STEPS`, where the work of
             its neurons follows from these counts.
-    Raises:
-        ValueError: as `estimate` does.
     """
     chip, own = as_chip(chip), Run(counts, options)
     runs, steps = [own], ()
@@ -254,37 +224,26 @@ def compare(
     chip: Chip | str | Path,
     options: RunOptions,
     *,
-    ann_counts: Counts | None = None,
     rate_codes: Sequence[RateCode] = (),
-    measure: Measure = "total",
     network: str = "network",
     others: Sequence[Run] | None = None,
 ) -> Comparison:
     """A spiking network beside its dense ANN, the ANN that skips zeros and rate-coded networks, at the same prices.
 
     Args:
-        counts, chip: as for `estimate`.
-        options: of the spiking network.
-        ann_counts: of the trained ANN, whose zeros are skipped. Default: the spiking network's.
+        counts, chip, options, network: as for `estimate`.
         rate_codes: rate-coded networks.
-        measure: which sum break-even points are of.
-        network: name for tables.
         others: as for `verdict`.
-    Raises:
-        ValueError: as `estimate` and `rate_coded` do.
     """
-    chip, ann = as_chip(chip), ann_counts or counts
+    chip = as_chip(chip)
     estimates = (
         estimate(counts, chip, options, network=network),
-        dense_ann(ann, chip, options=options, network=network),
-        zero_skipping_ann(ann, chip, options=options, network=network),
+        dense_ann(counts, chip, options=options, network=network),
+        zero_skipping_ann(counts, chip, options=options, network=network),
         *(rate_coded(counts, chip, code, options=options, network=network) for code in rate_codes),
     )
-    share = break_even_firing_share(counts, chip, options, measure=measure)
-    rates = {
-        code.steps: break_even_rate(counts, chip, options, rate_steps=code.steps, measure=measure)
-        for code in rate_codes
-    }
+    share = break_even_firing_share(counts, chip, options)
+    rates = {code.steps: break_even_rate(counts, chip, options, rate_steps=code.steps) for code in rate_codes}
     return Comparison(estimates, share, rates, verdict(counts, chip, options, others))
 
 
@@ -296,7 +255,7 @@ def _ratios(found: Sequence[Estimate], dense: Estimate, measure: Measure) -> tup
 
 
 def _whole(dense: Estimate, measure: Measure) -> float | None:
-    """Nominal pJ of a dense ANN; None if a part of it has no price: what is left is no opponent."""
+    """Nominal pJ of a dense ANN; None if a part of it has no price, since the rest is no fair opponent."""
     kinds = ("compute",) if measure == "compute_only" else ("compute", "memory")
     return None if any(term.kind in kinds for term in dense.unpriced) else _nominal(dense, measure)
 
@@ -317,9 +276,6 @@ class Published(NamedTuple):
     source: str
 
 
-_LEW = "Lew, Lee and Park, DAC 2022 (arXiv 2208.04494)"
-PUBLISHED: tuple[Published, ...] = tuple(
-    Published("VGG16", data, energy_uj, "28 nm, 5-bit logarithmic weights", _LEW)
-    for data, energy_uj in (("CIFAR-10", 486.7), ("CIFAR-100", 503.6))
-)
+_LEW = ("28 nm, 5-bit logarithmic weights", "Lew, Lee and Park, DAC 2022 (arXiv 2208.04494)")
+PUBLISHED = (Published("VGG16", "CIFAR-10", 486.7, *_LEW), Published("VGG16", "CIFAR-100", 503.6, *_LEW))
 """To put beside an estimate."""

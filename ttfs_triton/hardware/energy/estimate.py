@@ -1,4 +1,4 @@
-"""Energy of one sample: terms, each a count times a price, their sums, and which price matters."""
+"""Options of an estimate; the energy of one sample: terms, each a count times a price, and their sums."""
 
 from __future__ import annotations
 
@@ -6,13 +6,69 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
+from pydantic import Field, dataclasses, model_validator
+
+from ttfs_triton.hardware.counts.counts import Counts, LayerActivity
 from ttfs_triton.hardware.energy.chip import Chip
-from ttfs_triton.hardware.energy.prices import Price, Range, Status, weakest
+from ttfs_triton.hardware.energy.prices import STRICT, Number, Price, Range, Status, weakest
 
 TermKind = Literal["compute", "memory", "communication", "static"]
 _CHIP = ("name", "description", "node_nm", "voltage_v", "synop_scope")
+Implementation = Literal["clock_driven", "closed_form"]
+Whole = Annotated[int, Field(ge=1)]
+
+
+@dataclasses.dataclass(frozen=True, config=STRICT)
+class RunOptions:
+    """Options of `estimate` and its alternatives. Neuron and readout are those of the counts.
+
+    Attributes:
+        steps: time steps in a window; clock-driven only.
+        implementation: "clock_driven" or "closed_form", see `estimate`.
+        gating: a neuron sleeps before its first input spike and once it has fired; clock-driven only. Counts that lack
+            the first (`LayerCounts.driven_time`) give an upper bound.
+        activity: work of the neurons as a simulation of the same counts found it, in place of a formula.
+        weight_bits: of weights in memory. Default: the chip's, else the network's own, or 8.
+        state_bits: of slopes and potentials in memory. Default: the chip's, at least 16.
+        memory: charge memory traffic.
+        idle: charge neurons outside their windows, on chips that price that.
+        messages_per_spike: cores a delivered spike goes to.
+        hops_per_spike: tiles a delivered spike crosses, all its messages together; None leaves hops unpriced.
+        step_us: duration of a step, microseconds. Default: the chip's, if it fixes one.
+        latency_us: of a sample, microseconds, in place of windows times steps; a closed form has no steps.
+        clock_mhz: for idle power. Default: the chip's.
+    Raises:
+        ValueError: no steps for clock-driven neurons, or a value out of range.
+    """
+
+    steps: Whole | None = None
+    implementation: Implementation = "clock_driven"
+    gating: bool = False
+    activity: tuple[LayerActivity, ...] | None = None
+    weight_bits: Whole | None = None
+    state_bits: Whole | None = None
+    memory: bool = True
+    idle: bool = True
+    messages_per_spike: Number = 1.0
+    hops_per_spike: Number | None = None
+    step_us: Number | None = None
+    latency_us: Number | None = None
+    clock_mhz: Number | None = None
+
+    @model_validator(mode="after")
+    def _has_steps(self) -> Self:
+        if self.implementation == "clock_driven" and self.steps is None:
+            raise ValueError('steps, of a window, must be given for implementation="clock_driven"; got None')
+        return self
+
+
+class Run(NamedTuple):
+    """Counts of a network, and the options to price it with, the `activity` of a simulation among them."""
+
+    counts: Counts
+    options: RunOptions
 
 
 @dataclass(frozen=True)
@@ -45,7 +101,7 @@ class Term:
 
     @property
     def status(self) -> Status:
-        """Of its price."""
+        """Status of the price."""
         return "unpublished" if self.price is None else self.price.status
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,15 +123,13 @@ class Term:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a network would need for one sample. All energies are pJ.
+    """Energy of one sample of a network, all in pJ.
 
     Sums have every price at its low end at once, at its nominal value, and at its high end. Terms without a price are
     in none of them, but in `unpriced`.
 
     Attributes:
-        network: its name.
         implementation: how neurons, or the ANN, are computed.
-        chip: whose prices were used.
         samples: that were counted; energies are of one.
         terms: in the order of the layers, static power last.
         assumptions: what the figures depend on, in sentences.
@@ -142,13 +196,17 @@ class Estimate:
     def to_dict(self) -> dict[str, Any]:
         """The estimate as JSON values; an unknown energy is None."""
         sums = {name: getattr(self, name) for name in ("compute_only", "memory_included", "total")}
+
+        def values(ranges: dict[str, Range | None]) -> dict[str, Any]:
+            return {name: value.to_dict() if value else None for name, value in ranges.items()}
+
         return {
             "network": self.network,
             "implementation": self.implementation,
             "chip": {key: getattr(self.chip, key) for key in _CHIP},
             "samples": self.samples,
-            "energy_pj": {name: value.to_dict() if value else None for name, value in sums.items()},
-            "by_layer_pj": {name: value.to_dict() if value else None for name, value in self.by_layer().items()},
+            "energy_pj": values(sums),
+            "by_layer_pj": values(self.by_layer()),
             "status": self.status,
             "latency_us": self.latency_us,
             "unpriced": sorted({f"{term.name} ({term.price_name})" for term in self.unpriced}),
@@ -165,12 +223,10 @@ def _sum(terms: Iterable[Term]) -> Range | None:
 
 @dataclass(frozen=True)
 class Swing:
-    """What one price does to the total. All energies are pJ.
+    """The total, pJ, with one price at its low and high end and all others nominal.
 
     Attributes:
         price_name: key of `PRICES`, or "memory" for all its accesses together.
-        low, high: the total with this price at its low and high end, all others nominal.
-        nominal: the total.
     """
 
     price_name: str
@@ -189,22 +245,14 @@ def sensitivity(energy: Estimate, *, spread: float = 0.0) -> tuple[Swing, ...]:
 
     Args:
         energy: of any network.
-        spread: relative range given to prices for which sources state none: 0.2 is ±20 %.
-    Returns:
-        Swings around its total; empty if nothing has a price.
-    Raises:
-        ValueError: spread outside [0, 1].
+        spread: relative range in [0, 1] given to prices for which sources state none: 0.2 is ±20 %.
     """
     if not 0 <= spread <= 1:
         raise ValueError(f"sensitivity: spread must be in [0, 1]; got {spread}. 0.2 is ±20 %.")
     swings = []
     for name, own in energy.by_price().items():
-        if energy.total is None or own is None:
-            continue
-        low, high = own.low, own.high
-        if low == high:
-            low, high = own.nominal * (1 - spread), own.nominal * (1 + spread)
-        others = energy.total.nominal - own.nominal
-        if high > low:
+        if own is not None and energy.total is not None:
+            margin, others = spread * own.nominal, energy.total.nominal - own.nominal
+            low, high = (own.low, own.high) if own.low < own.high else (own.nominal - margin, own.nominal + margin)
             swings.append(Swing(name, others + low, energy.total.nominal, others + high))
-    return tuple(sorted(swings, key=lambda swing: -swing.width))
+    return tuple(sorted((swing for swing in swings if swing.width > 0), key=lambda swing: -swing.width))

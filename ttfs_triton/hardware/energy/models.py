@@ -6,14 +6,16 @@ Pooling for the earliest spike is not charged: it compares times that are at han
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 
 from ttfs_triton.hardware.counts.counts import Counts, LayerCounts, ReadoutTime
 from ttfs_triton.hardware.energy.chip import Chip
-from ttfs_triton.hardware.energy.estimate import Estimate
-from ttfs_triton.hardware.energy.run_options import RunOptions
+from ttfs_triton.hardware.energy.estimate import Estimate, RunOptions, Whole
 from ttfs_triton.hardware.energy.terms import NeuronWork, Terms
 
 
@@ -43,8 +45,6 @@ def estimate(
         options: how it runs on the chip.
         network: name for tables.
         changes: attributes of `RunOptions`, in place of those of `options`: estimate(counts, "loihi", steps=32).
-    Returns:
-        Terms, sums, assumptions and warnings. Terms without a price are in no sum.
     Raises:
         ValueError: counts of no samples, an unknown chip, or an option that does not exist or is out of range.
     Source: neuron, Wei et al., ICCV 2023, Eq. 5–7; memory traffic, Lemaire et al., ICONIP 2022.
@@ -87,7 +87,7 @@ def estimate(
 
 
 def _asleep(layers: Sequence[LayerCounts], options: RunOptions) -> str:
-    """When neurons do not work, in words."""
+    """A clause that says when neurons sleep."""
     if not options.gating:
         return "neurons stay awake in both of their windows"
     if options.activity is not None:
@@ -117,14 +117,9 @@ def neuron_work(layer: LayerCounts, counts: Counts, options: RunOptions) -> Neur
     """Work of a layer in its two windows; an analog layer has no slope, a readout compares only if it is to fire.
 
     A neuron compares at its window's start and once a step, with the slope added in between. With gating it sleeps
-    before its first input spike, if that was counted, and once it has fired, which is where its time is rounded to:
-    half a step later on average, and half a step more to the middle of the step in which it is compared.
-    `options.activity` has this exactly.
-
-    Args:
-        layer: averages over samples.
-        counts: of its network.
-        options: clock-driven.
+    before its first input spike, if that was counted, and once it has fired: on average half a step after its spike
+    time, which is rounded, and half a step more to the middle of the step in which it is compared. `options.activity`
+    has this exactly. Counts of the layer are averages over samples.
     """
     assert options.steps is not None
     for found in options.activity or ():
@@ -178,11 +173,8 @@ def dense_ann(
 
     Args:
         counts: of the network, spiking or not: only its shape is used.
-        chip: a `Chip`, or what `load_chip` takes; one with a price of a multiply-accumulate.
+        chip, network: as for `estimate`.
         options: of these, `weight_bits`, `state_bits`, `memory`, `latency_us` and `clock_mhz` matter.
-        network: name for tables.
-    Raises:
-        ValueError: counts of no samples, or an unknown chip.
     """
     return _ann(Terms(counts, chip, options or RunOptions(steps=1)), network, "dense ANN", skip_zeros=False)
 
@@ -197,8 +189,6 @@ def zero_skipping_ann(
     Args:
         counts: of the ANN whose zeros are skipped, or of the spiking network if its twin is as sparse.
         chip, options, network: as for `dense_ann`.
-    Raises:
-        ValueError: counts of no samples, or an unknown chip.
     """
     return _ann(Terms(counts, chip, options or RunOptions(steps=1)), network, "zero-skipping ANN", skip_zeros=True)
 
@@ -225,22 +215,16 @@ class RateCode:
         ValueError: no steps, a rate outside [0, 1], or not exactly one of rate and measured figures.
     """
 
-    steps: int
-    rate: float | None = None
+    steps: Whole
+    rate: Annotated[float, Field(ge=0, le=1)] | None = None
     synaptic_operations: Mapping[str, float] | None = None
     spikes: Mapping[str, float] | None = None
 
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"RateCode: steps must be at least 1; got {self.steps}.")
-        if self.rate is not None and not 0 <= self.rate <= 1:
-            raise ValueError(f"RateCode: rate must be in [0, 1]; got {self.rate}. It is a spike rate a step.")
-        measured = (self.synaptic_operations is not None, self.spikes is not None)
-        if measured not in ((True, True), (False, False)) or measured[0] == (self.rate is not None):
-            raise ValueError(
-                f"RateCode: rate must be given, or else synaptic_operations and spikes; got rate {self.rate}, "
-                f"synaptic_operations {'given' if measured[0] else None}, spikes {'given' if measured[1] else None}."
-            )
+    @model_validator(mode="after")
+    def _rate_or_figures(self) -> Self:
+        if {self.synaptic_operations is None, self.spikes is None} != {self.rate is not None}:
+            raise ValueError("rate must be given, or else synaptic_operations and spikes")
+        return self
 
 
 def rate_coded(
@@ -259,25 +243,20 @@ def rate_coded(
 
     Args:
         counts: of the network: only its shape is used.
-        chip: a `Chip`, or what `load_chip` takes.
+        chip, network: as for `estimate`.
         code: time steps, and a rate or measured figures.
         options: of these, all but those of windows matter.
-        network: name for tables.
     Raises:
-        ValueError: counts of no samples, an unknown chip, or measured figures that lack a layer.
+        ValueError: measured figures that lack a layer; and as `estimate`.
     """
     terms = Terms(counts, chip, options or RunOptions(steps=1))
     layers, rate = terms.layers, code.steps * (code.rate or 0.0)
     real = {layer.name for layer in layers[:1] if layer.kind == "analog"}
     names = [layer.name for layer in layers]
-    for figure, given, wanted in (
-        ("synaptic_operations", code.synaptic_operations, {*names} - real),
-        ("spikes", code.spikes, names[:-1]),
-    ):
-        if given is not None and (missing := sorted({*wanted} - {*given})):
-            raise ValueError(
-                f"rate_coded: {figure} must have every layer; got none for {', '.join(missing)}. Measure them too."
-            )
+    for figure, wanted in (("synaptic_operations", {*names} - real), ("spikes", {*names[:-1]})):
+        given = getattr(code, figure)
+        if given is not None and (missing := ", ".join(sorted(wanted - {*given}))):
+            raise ValueError(f"rate_coded: {figure} must have every layer; got none for {missing}. Measure them too.")
     terms.spikes_out("input", 0.0, 0.0 if real else rate * layers[0].inputs)
     for layer, after in zip(layers, (*layers[1:], None), strict=True):
         if layer.name in real:

@@ -57,8 +57,7 @@ class Price:
         source: where it was published; for an unpublished one, where one would look.
         note: what it holds, and under which conditions.
     Raises:
-        ValueError: not low ≤ value ≤ high, a negative number, an infinite one or one above `MAX_AMOUNT`, an unknown
-            unit or status, no source, or a value that does not go with the status.
+        ValueError: not 0 ≤ low ≤ value ≤ high ≤ `MAX_AMOUNT`, no source, or a value that does not go with the status.
     """
 
     value: Number | None = None
@@ -89,7 +88,7 @@ class Price:
 
     @property
     def dimension(self) -> str:
-        """What it measures: a key of `UNITS`."""
+        """The dimension of its unit, a key of `UNITS`."""
         return _DIMENSION[self.unit]
 
     @property
@@ -109,11 +108,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Range:
-    """A sum of products with the same unit: all low, all nominal, all high.
-
-    Attributes:
-        low, nominal, high: `low` has every price at its low end at once, `high` at its high end.
-    """
+    """A sum of products of one unit: all prices at their low ends at once, nominal, at their high ends."""
 
     low: float
     nominal: float
@@ -123,7 +118,7 @@ class Range:
         return Range(self.low + other.low, self.nominal + other.nominal, self.high + other.high)
 
     def scaled(self, factor: float) -> Range:
-        """The range times a factor, at least 0."""
+        """The range times a factor of at least 0."""
         return Range(self.low * factor, self.nominal * factor, self.high * factor)
 
     def to_dict(self) -> dict[str, float]:

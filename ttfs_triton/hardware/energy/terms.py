@@ -1,4 +1,4 @@
-"""Collects the terms of an estimate: what each way of computing a layer does for one sample."""
+"""Collects the terms of an estimate: operations and memory accesses of each layer for one sample."""
 
 from __future__ import annotations
 
@@ -7,20 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ttfs_triton.hardware.counts.counts import Counts, LayerCounts
-from ttfs_triton.hardware.energy.chip import Chip
-from ttfs_triton.hardware.energy.chip_files import as_chip
-from ttfs_triton.hardware.energy.estimate import Estimate, Term, TermKind
+from ttfs_triton.hardware.energy.chip import Chip, as_chip
+from ttfs_triton.hardware.energy.estimate import Estimate, RunOptions, Term, TermKind
 from ttfs_triton.hardware.energy.prices import Price
-from ttfs_triton.hardware.energy.run_options import RunOptions
 
 
 class NeuronWork(NamedTuple):
-    """What the clock-driven neurons of a layer do for a sample, besides synaptic operations.
+    """Work of a layer's clock-driven neurons for a sample, besides synaptic operations.
 
-    Attributes:
-        integration: additions of the slope to the potential, in the window of integration.
-        firing: the same in the window of firing.
-        compares: of the potential with the threshold, in the window of firing.
+    Additions of the slope to the potential in the windows of integration and firing, and comparisons in the latter.
     """
 
     integration: float
@@ -36,9 +31,6 @@ class Terms:
     """The terms of one estimate, as they are added.
 
     Attributes:
-        chip: whose prices count.
-        options: how it runs.
-        counts: of the network.
         layers: counts of each layer, averaged over samples.
         weight_bits, state_bits: of the numbers in memory: those of the options, else the chip's, else the network's,
             else 8; states have 16 at least.
@@ -81,10 +73,8 @@ class Terms:
         if self.options.memory and self.chip.memory is not None and self.chip.memory.addressing:
             self.charge(layer.name, "addressing", "memory", count, "accumulate")
 
-    # ---- what a layer does
-
     def synaptic_operations(self, layer: LayerCounts, operations: float) -> None:
-        """Spikes arrive: each adds a weight to the slope of each neuron behind it."""
+        """Charge input spikes: each adds a weight to the slope of each neuron that it reaches."""
         key = "synop_conv" if layer.shared_weights and "synop_conv" in self.chip.prices else "synop"
         self.compute(layer, "synaptic operations", operations, "accumulate" if self.chip.arithmetic else key)
         self.event_memory(layer, operations, words=1)
@@ -101,13 +91,13 @@ class Terms:
         self._addresses(layer, operations)
 
     def preset(self, layer: LayerCounts, words: int) -> None:
-        """Before a sample: potentials are set to their biases, slopes to zero."""
+        """Charge the reset before a sample: potentials to their biases, slopes to zero."""
         if layer.biases:
             self.access(layer, "weight reads", layer.neurons, layer.biases, self.state_bits)
         self.access(layer, "state writes", layer.neurons * words, layer.neurons * words, self.state_bits)
 
     def multiplications(self, layer: LayerCounts, macs: float) -> None:
-        """A layer of real-valued inputs, without reuse: weight and input are read for each product.
+        """Charge a layer of real-valued inputs, without reuse: weight and input are read for each product.
 
         Sums stay in registers; an input of a fully connected layer is read once.
 
@@ -122,7 +112,7 @@ class Terms:
         self._addresses(layer, layer.inputs + layer.neurons + layer.weights)
 
     def neuron_updates(self, layer: LayerCounts, work: NeuronWork, words: int = 2) -> None:
-        """Neurons work; `words` is 1 for neurons whose addend is no state."""
+        """Charge neurons' updates; `words` is 1 for neurons whose addend is no state."""
         additions = work.integration + work.firing
         if self.chip.arithmetic:
             self.compute(layer, "neuron additions", additions, "accumulate")
@@ -135,7 +125,7 @@ class Terms:
         self.access(layer, "state writes", additions, words * layer.neurons, self.state_bits)
 
     def spikes_out(self, layer: str, spikes: float, delivered: float) -> None:
-        """Spikes leave a layer, where the chip prices that."""
+        """Charge spikes that leave a layer, where the chip prices that."""
         prices, hops = self.chip.prices, self.options.hops_per_spike
         if "spike_out" in prices:
             self.charge(layer, "spikes out", "communication", spikes, "spike_out")
@@ -145,15 +135,14 @@ class Terms:
             note = "" if hops is not None else "hops a spike depend on the placement: give hops_per_spike"
             self.charge(layer, "hops", "communication", None if hops is None else delivered * hops, "hop", note)
 
-    # ---- what the chip does
-
     def step_time(self, steps: int) -> float | None:
         """Microseconds of so many steps; None if neither the options nor the chip say how long one is."""
-        fixed = self.chip.prices["step_time"].amount if "step_time" in self.chip.prices else None
-        step_us = self.options.step_us
-        if step_us is None and fixed is not None:
-            step_us = fixed.nominal
+        step_us = self._nominal("step_time") if self.options.step_us is None else self.options.step_us
         return None if step_us is None else step_us * steps
+
+    def _nominal(self, key: str) -> float | None:
+        amount = self.chip.prices[key].amount if key in self.chip.prices else None
+        return None if amount is None else amount.nominal
 
     def _static_power(self, latency_us: float | None, remedy: str) -> None:
         """Add leakage and idle power over the latency, unless other prices hold them; `remedy` makes it known."""
@@ -164,33 +153,27 @@ class Terms:
         idle = prices.get("idle_power")
         if idle is None or idle.amount is None or self.chip.holds("idle_power"):
             return
-        clock = prices["clock"].amount if "clock" in prices else None
-        if clock_mhz is None and clock is not None:
-            clock_mhz = clock.nominal
+        if clock_mhz is None:
+            clock_mhz = self._nominal("clock")
         if clock_mhz is None:
             price, note = None, note or "the clock is not known: give clock_mhz"
         else:
             power, about = idle.amount.scaled(clock_mhz), f"{idle} at {clock_mhz:g} MHz"
-            low, nominal, high = power.low, power.nominal, power.high
-            price = Price(nominal, low, high, unit="µW", status=idle.status, source=idle.source, note=about)
+            ends = (power.nominal, power.low, power.high)
+            price = Price(*ends, unit="µW", status=idle.status, source=idle.source, note=about)
         self._terms.append(Term("chip", "idle power", "static", latency_us, price, "idle_power", note))
 
     def estimate(
         self, network: str, implementation: str, latency_us: float | None, assumptions: Sequence[str], remedy: str
     ) -> Estimate:
-        """All terms and static power, with what every estimate on this chip assumes, and where it does not fit.
-
-        `remedy` is the option that makes an unknown latency known.
-        """
+        """All terms and static power, with what every estimate on this chip assumes, and where it does not fit."""
         self._static_power(latency_us, remedy)
         chip, total = self.chip, self.counts.total()
         lines = [*assumptions, f"{chip.name}: {chip.description}; a synaptic operation is priced as {chip.synop_scope}"]
         if not self.options.memory:
             lines.append("memory traffic is left out")
         elif chip.holds("memory"):
-            lines.append(
-                "memory traffic is inside the price of a synaptic operation: compute alone cannot be told apart"
-            )
+            lines.append("memory traffic is inside a synaptic operation's price: compute alone cannot be told apart")
         elif chip.memory is not None:
             packing = "numbers packed into words" if chip.memory.packed else "one access a number"
             bits = f"{self.weight_bits}-bit weights, {self.state_bits}-bit states"

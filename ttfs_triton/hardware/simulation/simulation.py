@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -14,35 +14,19 @@ from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.integers import check_bits
 
-Engine = Literal["summed", "stepped"]
 MOST_STEPS = 4096
 """Finer clocks are no hardware, and float32 closed forms are no better."""
 
 
 @dataclass(frozen=True)
 class SimulationSettings:
-    """How a network is simulated; see `simulate`.
-
-    Attributes:
-        steps: of a window.
-        weight_bits: sign included, or None.
-        per_channel: one weight unit per output channel.
-        state_bits: of the registers of slope and potential, or None.
-        compare_at: "middle" or "start" of a step.
-        gating: neurons rest before their first input spike and behind their own.
-        engine: "summed" or "stepped".
-        faults: of the chip.
-        seed: of what they are drawn by.
-    Raises:
-        ValueError: a value out of range.
-    """
+    """How a network is simulated: the arguments of `simulate`; a value out of range is a ValueError."""
 
     steps: int = 64
     weight_bits: int | None = 8
     per_channel: bool = True
     compare_at: CompareAt = "middle"
     gating: bool = True
-    engine: Engine = "summed"
     state_bits: int | None = None
     faults: Faults = Faults()
     seed: int = 0
@@ -53,9 +37,8 @@ class SimulationSettings:
         check_bits("simulate", self.weight_bits)
         if self.state_bits is not None and not 4 <= self.state_bits <= 62:
             raise ValueError(f"simulate: state_bits must be 4 to 62, or None; got {self.state_bits}.")
-        for name, choices in (("compare_at", get_args(CompareAt)), ("engine", get_args(Engine))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"simulate: {name} must be one of {choices}; got {getattr(self, name)!r}.")
+        if self.compare_at not in get_args(CompareAt):
+            raise ValueError(f"simulate: compare_at must be one of {get_args(CompareAt)}; got {self.compare_at!r}.")
 
     @classmethod
     def of(cls, grid: Grid | None, **chosen: Any) -> SimulationSettings:

@@ -6,13 +6,20 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
+from rich.progress import track
 from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts.counter import graph_of_batches, images_and_labels
 from ttfs_triton.hardware.counts.counts import LayerActivity, LayerCounts
-from ttfs_triton.hardware.counts.layer_counter import SUMS, InputCounter, SynapseCounter, network_counts, sums_by_sample
-from ttfs_triton.hardware.simulation.simulation import Engine, Simulation, SimulationSettings
-from ttfs_triton.nn.clock import Clock, CompareAt, Ramp
+from ttfs_triton.hardware.counts.layer_counter import (
+    SUMS,
+    SynapseCounter,
+    network_counts,
+    spikes_and_saturated,
+    sums_by_sample,
+)
+from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
+from ttfs_triton.nn.clock import Clock, CompareAt
 from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer, ClockedReadout, Membrane, earliest_input
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.faults import BrokenNeurons, Faults, disturbed, draw_broken, weight_factors
@@ -39,7 +46,6 @@ def simulate(
     state_bits: int | Own | None = "network",
     compare_at: CompareAt | Own = "network",
     gating: bool = True,
-    engine: Engine = "summed",
     keep_spike_times: bool | int = False,
     faults: Faults = Faults(),
     seed: int = 0,
@@ -66,12 +72,9 @@ def simulate(
         state_bits: of the registers that hold slope and potential; see `ttfs_triton.nn.Grid`. None: wide enough.
         compare_at: "middle" compares in the middle of each step (and at the window's start), which rounds spike times
             to the nearest step; "start" compares at the start of each step, so that spikes are late by up to a step,
-            and errors add up over layers. "middle" costs one more compare a neuron and is better at few steps: CNN1 on
-            the bundled images (89.1 % by the closed form), 8 bits, gives 88.4 against 86.3 % at 8 steps (by the first
-            spike 83.5 against 68.1 %); from 64 steps on there is no difference.
+            and errors add up over layers. "middle" costs one more compare a neuron: CNN1 on the bundled images, 8 bits,
+            gives 88.4 against 86.3 % at 8 steps; from 64 steps on there is no difference.
         gating: neurons rest until their first input spike and from their own spike on; changes `activity` alone.
-        engine: "stepped" ticks the clock; "summed" computes the same integers by one contraction a layer and by
-            solving for the crossing. Results are equal, bit for bit.
         keep_spike_times: True, or the number of first samples whose spike times to keep.
         faults: of the chip: its weights and broken neurons are the same for all images, and each image's spikes are
             moved or lost anew. Output neurons are whole, as are their spikes.
@@ -99,37 +102,41 @@ def simulate(
         state_bits=state_bits,
         compare_at=compare_at,
         gating=gating,
-        engine=engine,
         faults=faults,
         seed=seed,
     )
     if keep_spike_times < 0:
         raise ValueError(f"simulate: keep_spike_times must be a bool or at least 0; got {keep_spike_times}.")
-    keep = None if keep_spike_times is True else int(keep_spike_times)
-    simulator = Simulator(graph, settings, keep)
+    simulator = Simulator(graph, settings, None if keep_spike_times is True else int(keep_spike_times))
     for batch in batches:
         simulator.add(*images_and_labels(batch))
     return simulator.result()
 
 
-class Simulator:
-    """Takes batches, adds up, gives a `Simulation`; see `simulate`.
+def simulate_at(model: nn.Module, batches: Iterable[Any], steps: Iterable[int], **options: Any) -> list[Simulation]:
+    """Simulate a network at each of some numbers of time steps a window.
 
     Args:
-        graph: of a spiking network.
-        settings: steps, bits and the rest.
-        keep: first samples whose spike times are kept; None for all.
+        model, options: as of `simulate`.
+        batches: as of `simulate`, but able to be gone through again.
+        steps: each once.
     """
+    order = track(list(dict.fromkeys(steps)), "simulation", transient=True)
+    return [simulate(model, batches, steps=number, **options) for number in order]
+
+
+class Simulator:
+    """Simulates batches and sums results; spike times of the first `keep` samples are kept, of all if None."""
 
     def __init__(self, graph: NetworkGraph, settings: SimulationSettings, keep: int | None = 0) -> None:
         self._graph, self._settings, self._keep = graph, settings, keep
         self._clock = Clock(settings.steps, settings.compare_at)
         self._device = graph.readout.weight.device
-        self._samples, self._input = 0, InputCounter(self._device)
+        self._samples, self._input = 0, torch.zeros(2, dtype=torch.int64, device=self._device)
         self._kept: dict[str, list[Tensor]] = {stage.name: [] for stage in graph.stages}
         self._decisions: list[tuple[Tensor, ...]] = []
         self._labels: list[Tensor] = []
-        self._faulty = FaultyChip(settings.faults, self._clock, settings.seed) if settings.faults else None
+        self._faulty = FaultyChip(settings.faults, self._clock, settings.seed)
         self._layers: dict[str, tuple[ClockedLayer | AnalogLayer, ClockedCounter]] = {}
         for stage in graph.stages:
             if stage.kind != "latency":
@@ -140,24 +147,17 @@ class Simulator:
     def _clocked(self, stage: Stage) -> ClockedLayer | AnalogLayer:
         """A stage with weights in units of its own, or in those of its grid if that is the simulation's."""
         layer, bits, per_channel = stage.layer, self._settings.weight_bits, self._settings.per_channel
-        unit = stage.weighted.unit_on_grid(bits, per_channel)
-        weight = quantise_weight(stage.synapses()[0], bits, per_channel=per_channel, unit=unit)
-        if self._faulty is not None:
-            weight = self._faulty.weights(weight)
+        unit, (exact, bias) = stage.weighted.unit_on_grid(bits, per_channel), stage.synapses()
+        weight = self._faulty.weights(quantise_weight(exact, bits, per_channel=per_channel, unit=unit))
         register = None if self._settings.state_bits is None else largest_integer(self._settings.state_bits)
         if isinstance(layer, AnalogEncoder | SignedEncoder):
-            return AnalogLayer(layer, weight, stage.synapses()[1])
+            return AnalogLayer(layer, weight, bias)
         if isinstance(layer, Readout):
             return ClockedReadout(layer, weight, self._clock, register=register)
         return ClockedLayer(stage.weighted, weight, self._clock, register=register)
 
-    @torch.no_grad()
     def add(self, images: Tensor, labels: Tensor | None = None) -> None:
-        """Simulate a batch.
-
-        Raises:
-            ValueError: labels in some batches only.
-        """
+        """Simulate a batch."""
         if self._samples and (labels is not None) != bool(self._labels):
             raise ValueError("simulate: batches must all have labels, or none; got both. Drop them, or add the others.")
         if labels is not None:
@@ -169,12 +169,12 @@ class Simulator:
                 self._samples += len(part)
 
     def _emit(self, stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-        """What a stage emits, as steps that remain in its window, 0 for silent neurons."""
+        """Spikes of a stage as steps that remain in its window, 0 for silent neurons."""
         if stage.name in self._layers:
             instant = self._fire(stage, inputs, skip)
         else:
-            instant = self._left(stage, self._clock.encode(stage.layer(inputs)))
-            self._input.update(self._clock.remaining(instant) / self._clock.steps)
+            instant = self._faulty.spikes(stage, self._clock.encode(stage.layer(inputs)))
+            self._input += spikes_and_saturated(self._clock.remaining(instant) / self._clock.steps)
         room = len(instant) if self._keep is None else min(self._keep - self._samples, len(instant))
         if room > 0:
             self._kept[stage.name].append(self._clock.step_of(instant[:room]).to(torch.int32))
@@ -190,28 +190,19 @@ class Simulator:
             earliest = earliest_input(layer.layer, (inputs > 0).to(inputs.dtype))
         else:
             counter.synapses.add(inputs, skip)
-            integrate = layer.integrate if self._settings.engine == "summed" else layer.integrate_stepped
-            membrane, earliest = integrate(inputs, skip), earliest_input(layer.layer, inputs, skip)
+            membrane, earliest = layer.integrate(inputs, skip), earliest_input(layer.layer, inputs, skip)
             counter.add_integration(earliest, membrane.potential.shape[1] // earliest.shape[1])
             if isinstance(layer, ClockedReadout):
                 return self._read_out(layer, counter, membrane, earliest)
-            instant = self._first_instant(layer.ramp(), membrane)
-        instant = self._left(stage, instant)
+            instant = layer.ramp().first_instant(*membrane).long()
+        instant = self._faulty.spikes(stage, instant)
         counter.add_spikes(instant)
         counter.add_firing(instant, earliest if layer.persistence else None)
         return instant
 
-    def _left(self, stage: Stage, instant: Tensor) -> Tensor:
-        """Spikes of a stage that are left of these, by the indices of their instants."""
-        return instant if self._faulty is None else self._faulty.spikes(stage, instant)
-
-    def _first_instant(self, ramp: Ramp, membrane: Membrane) -> Tensor:
-        find = ramp.first_instant if self._settings.engine == "summed" else ramp.first_instant_stepped
-        return find(*membrane).long()
-
     def _read_out(self, layer: ClockedReadout, counter: ClockedCounter, membrane: Membrane, earliest: Tensor) -> Tensor:
         readout = layer.readout
-        instant = decisive = self._first_instant(layer.own_ramp(), membrane)
+        instant = decisive = layer.own_ramp().first_instant(*membrane).long()
         at_end = isinstance(readout, PotentialReadout) and readout.at == "end"
         found, score = layer.decide(membrane, instant), layer.score(membrane, at_end=at_end).argmax(1)
         latency = found.step.amin(1) + self._graph.windows * self._clock.steps
@@ -228,20 +219,13 @@ class Simulator:
         return decisive
 
     def result(self) -> Simulation:
-        """Everything found so far.
-
-        Raises:
-            ValueError: no samples.
-        """
-        if not self._samples:
-            raise ValueError("simulate: batches must not be empty; got none. A generator gives its batches only once.")
+        """The simulation of all batches so far."""
         score, first, tie, no_spike, latency = (torch.cat(parts).cpu() for parts in zip(*self._decisions, strict=True))
         labels = torch.cat(self._labels).cpu() if self._labels else None
-        steps = self._settings.steps
         windows = self._graph.windows + (self._graph.readout_time == "potential_end")
         counters = [counter for _, counter in self._layers.values()]
-        by_sample = sums_by_sample([own.spikes_by_sample for own in counters], [own.synapses for own in counters])
-        layers, encoder = [own.counts(self._samples) for own in counters], self._input.read(self._input.sums)
+        by_sample = sums_by_sample([own.synapses for own in counters])
+        layers = [own.counts(self._samples) for own in counters]
         kept = {name: torch.cat(parts).cpu() for name, parts in self._kept.items() if parts}
         return Simulation(
             settings=self._settings,
@@ -253,22 +237,17 @@ class Simulator:
             ties=int(tie.sum()),
             no_spike=int(no_spike.sum()),
             latency_steps=latency,
-            potential_latency_steps=windows * steps,
-            counts=network_counts(self._graph, layers, encoder, by_sample, self._settings.weight_bits),
+            potential_latency_steps=windows * self._settings.steps,
+            counts=network_counts(self._graph, layers, self._input, by_sample, self._settings.weight_bits),
             activity=tuple(own.activity() for own in counters),
             spike_steps=kept if self._keep != 0 else None,
         )
 
 
 class FaultyChip:
-    """What goes wrong on a chip: its weights and broken neurons, drawn once, and each image's spikes.
+    """Faults of one chip: weights and broken neurons are drawn once, faults of spikes for each image.
 
-    Drawn in the order in which layers and images come.
-
-    Args:
-        faults: how much.
-        clock: of the simulation.
-        seed: of the chip, and of what happens to spikes.
+    All is drawn in the order in which layers and images come.
     """
 
     def __init__(self, faults: Faults, clock: Clock, seed: int) -> None:
@@ -283,7 +262,7 @@ class FaultyChip:
         return quantised.multiplied(weight_factors(quantised.integers, self.faults.weight_noise, self._chip))
 
     def spikes(self, stage: Stage, instant: Tensor) -> Tensor:
-        """What is left of a stage's spikes, by the indices [N, ...] of their instants, of a latency encoder too."""
+        """A stage's spikes after faults, by the indices [N, ...] of their instants; a latency encoder's too."""
         if not (self.faults.of_spikes or (self.faults.of_neurons and stage.kind != "latency")):
             return instant
         activations = self.clock.remaining(instant) / self.clock.steps
@@ -300,7 +279,6 @@ class ClockedCounter:
 
     Attributes:
         synapses: what arrived.
-        spikes_by_sample: [n] int64 of each batch.
     """
 
     def __init__(self, name: str, layer: WeightedLayer, clock: Clock, window: float, gating: bool) -> None:
@@ -308,8 +286,7 @@ class ClockedCounter:
         self._clock, self._never = clock, len(clock.instants(window))
         self._window_steps = clock.steps * window
         device = layer.weight.device
-        self.synapses = SynapseCounter(layer, layer.kind == "analog")
-        self.spikes_by_sample: list[Tensor] = []
+        self.synapses = SynapseCounter(layer)
         self._histogram = torch.zeros(self._never + 1, dtype=torch.int64, device=device)
         self._work = torch.zeros(3, dtype=torch.int64, device=device)
         self._integration, self._firing, self._compares = self._work
@@ -326,7 +303,7 @@ class ClockedCounter:
         self._histogram.scatter_add_(0, flat, self._histogram.new_ones(1).expand_as(flat))
         fired = (instant < self._never).flatten(1)
         self._ever = fired.any(0) | self._ever if self._ever.numel() else fired.any(0)
-        self.spikes_by_sample.append(fired.sum(1))
+        self.synapses.spikes_by_sample.append(fired.sum(1))
 
     def add_firing(self, instant: Tensor, slope: Tensor | None) -> None:
         """Add the firing window's compares and updates.
@@ -347,15 +324,14 @@ class ClockedCounter:
         self._firing += neurons * channels * self._clock.steps
 
     def counts(self, samples: int) -> tuple[LayerCounts, int]:
-        """Counts of so many samples, and delayed spikes that arrived; for `network_counts`."""
+        """As `SynapseCounter.counts`, of so many samples."""
         steps = self._clock.step_of(torch.arange(self._never)).tolist()
         histogram = [0] * (max(steps) + 1)
         for step, spikes in zip(steps, self._histogram[:-1].tolist(), strict=True):
             histogram[step] += spikes
-        sums = self.synapses.sums.tolist()
         driven, undriven = self.synapses.times.tolist()
-        found = self.synapses.counts(
-            sums,
+        return self.synapses.counts(
+            self.synapses.sums.tolist(),
             (driven / self._clock.steps, undriven),
             samples,
             name=self._name,
@@ -367,7 +343,6 @@ class ClockedCounter:
             histogram=tuple(histogram),
             histogram_samples=samples,
         )
-        return found, sums[SUMS.index("skipped")]
 
     def activity(self) -> LayerActivity:
         """Cycles and state accesses."""

@@ -1,13 +1,13 @@
 """How many time steps and weight bits a trained network needs: simulations over a grid, in one call."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import track
 from torch import nn
 
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
@@ -20,17 +20,16 @@ Price = Callable[[Simulation], float]
 
 @dataclass(frozen=True)
 class SweepRow:
-    """Figures of one simulation.
+    """Figures of one simulation, means of a sample.
 
     Attributes:
         steps: of a window.
         weight_bits: None is unquantised.
         accuracy, first_spike_accuracy: shares; None without labels.
-        spikes: of the hidden layers, a sample.
-        synaptic_operations: synaptic operations of all layers, a sample.
-        latency_steps: mean steps from the image's start to the first output spike.
+        spikes, synaptic_operations: of the hidden layers; of all layers.
+        latency_steps: from the image's start to the first output spike.
         ties: share of samples with several output neurons in the earliest step.
-        energy_pj: a sample, as `price` gave it; None without.
+        energy_pj: as `price` gave it; None without.
     """
 
     steps: int
@@ -63,11 +62,7 @@ class Sweep:
         return {"samples": self.samples, "chip": self.chip, "rows": [dataclasses.asdict(row) for row in self.rows]}
 
     def to_csv(self, path: Path | str | None = None) -> str:
-        """The rows as CSV; unknown figures, and the bits of unquantised weights, are empty.
-
-        Args:
-            path: of a file to write as well; None writes none.
-        """
+        """The rows as CSV, also into a file of this path; unknown figures and bits of unquantised weights are empty."""
         text = csv_text([dataclasses.asdict(row) for row in self.rows])
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
@@ -91,18 +86,16 @@ def sweep(
 
     Args:
         model, per_channel, compare_at, gating: as in `simulate`.
-        batches: as in `simulate`, but able to be gone through again with the same samples, in any order: a list or a
-            DataLoader, not a generator.
+        batches: as in `simulate`, but able to be gone through again: a list or a DataLoader, not a generator.
         steps: of a window.
         weight_bits: 2 to 16, or None for unquantised.
-        price: energy in picojoules of a sample, from a simulation: its counts (sums over its samples), the work of its
-            neurons, and its settings (steps, weight bits).
+        price: energy in picojoules of a sample, from a simulation.
         chip: name of the chip whose energy that is, for tables and pictures.
         progress: show a progress bar; None shows one on a terminal.
     Returns:
         A row for each pair.
     Raises:
-        ValueError: nothing to sweep over, an iterator, no samples, or other samples in a later pass; and as `simulate`.
+        ValueError: nothing to sweep over; and as `simulate`, which meets no samples in a second pass of a generator.
     Example:
         >>> from ttfs_triton.nn import cnn1
         >>> batches = [(torch.rand(4, 1, 28, 28), torch.arange(4))]
@@ -114,38 +107,24 @@ def sweep(
     grid = [SimulationSettings(number, bits, **options) for bits in weight_bits for number in steps]
     if not grid:
         raise ValueError("sweep: steps and weight_bits must not be empty; got nothing to sweep over.")
-    if isinstance(batches, Iterator):
-        raise ValueError(
-            f"sweep: batches must be able to be gone through again; got {type(batches).__name__}, which ends after one "
-            "pass. Pass a DataLoader, or list(batches)."
-        )
-    rows, samples = [], 0
-    console = Console(stderr=True, force_terminal=progress or None)
+    console, rows, samples = Console(stderr=True, force_terminal=progress or None), [], 0
     shown = console.is_terminal if progress is None else progress
-    with Progress(console=console, transient=True, disable=not shown) as bar:
-        for settings in bar.track(grid, description="steps and bits"):
-            chosen = {"steps": settings.steps, "weight_bits": settings.weight_bits, "state_bits": None}
-            found = simulate(model, batches, **chosen, **options)
-            if samples not in (0, found.samples):
-                raise ValueError(
-                    f"sweep: batches must give the same samples in each pass; got {samples}, then {found.samples}. "
-                    "Pass a list, or a DataLoader."
-                )
-            samples = found.samples
-            rows.append(_row(found, price))
+    for settings in track(grid, "steps and bits", console=console, transient=True, disable=not shown):
+        found = simulate(
+            model, batches, steps=settings.steps, weight_bits=settings.weight_bits, state_bits=None, **options
+        )
+        samples, layers = found.samples, found.counts.layers
+        rows.append(
+            SweepRow(
+                steps=settings.steps,
+                weight_bits=settings.weight_bits,
+                accuracy=found.accuracy,
+                first_spike_accuracy=found.first_spike_accuracy,
+                spikes=sum(layer.spikes for layer in layers if layer.kind != "readout") / samples,
+                synaptic_operations=sum(layer.synaptic_operations for layer in layers) / samples,
+                latency_steps=found.mean_latency_steps,
+                ties=found.ties / samples,
+                energy_pj=None if price is None else float(price(found)),
+            )
+        )
     return Sweep(samples, tuple(rows), chip)
-
-
-def _row(found: Simulation, price: Price | None) -> SweepRow:
-    counts, samples = found.counts, found.samples
-    return SweepRow(
-        steps=found.settings.steps,
-        weight_bits=found.settings.weight_bits,
-        accuracy=found.accuracy,
-        first_spike_accuracy=found.first_spike_accuracy,
-        spikes=sum(layer.spikes for layer in counts.layers if layer.kind != "readout") / samples,
-        synaptic_operations=sum(layer.synaptic_operations for layer in counts.layers) / samples,
-        latency_steps=found.mean_latency_steps,
-        ties=found.ties / samples,
-        energy_pj=None if price is None else float(price(found)),
-    )
