@@ -43,7 +43,18 @@ class Sum(nn.Module):
         return self.readout((self.one(spikes) + self.other(spikes)).flatten(1))
 
 
-WRONG = {"sum": Sum, "no readout": lambda: nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 2))}
+class Looks(Sum):
+    """A path that depends on values."""
+
+    def forward(self, images):
+        return self.readout(self.one(self.encoder(images)).flatten(1) * float(images.sum()))
+
+
+WRONG = {
+    "sum": Sum,
+    "values": Looks,
+    "no readout": lambda: nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 2)),
+}
 
 
 def counted(network):

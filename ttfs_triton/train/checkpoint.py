@@ -135,9 +135,12 @@ def latest_checkpoint(folder: Path) -> Path | None:
     Args:
         folder: `<run>/checkpoints`; need not exist.
     Raises:
-        CheckpointError: there are some, and all are damaged; a run that began anew would overwrite its best weights.
+        CheckpointError: there are some, and all are damaged or of an earlier version; a run that began anew would
+            overwrite its best weights.
     """
-    problems = []
+    problems = [
+        f"{path} is of an earlier version, which can go on with it." for path in folder.glob("step-*") if path.is_dir()
+    ]
     for _, path in reversed(_numbered(folder)):
         try:
             load_checkpoint(path)
@@ -149,7 +152,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
             return path
     if problems:
         raise CheckpointError(
-            "--resume: a checkpoint must be whole to go on; all are damaged:\n  " + "\n  ".join(problems) + "\n"
+            "--resume: a checkpoint must be whole and of this version to go on; none is:\n  " + "\n  ".join(problems) + "\n"
             "Put a copy of one back, or start again by --overwrite; nothing has been changed."
         )
     return None
