@@ -32,7 +32,7 @@ TARGETS: dict[Target, Device] = {
     "sm_100": Device("B200", Chip("cuda", 100), 148),
     "gfx942": Device("MI300X", Chip("hip", "gfx942"), 304),
 }
-FORMS: dict[bool | None, str] = {True: "activations_first", False: "weights_first", None: ""}
+FORMS = {True: "activations_first", False: "weights_first"}
 WHICH = ("forward", "local_gradient", "grad_x", "grad_w", "normalised")
 HEADINGS = "dtype σ|kernel|blocks|warps|stages|reg|spill|KiB|fit|MMA|others|RS/SS|verdict|layers".split("|")
 
@@ -136,7 +136,7 @@ def row(kernel: Kernel, code: MachineCode | str) -> bench.Row:
         "kernel": launch.kernel.__name__,
         "layers": " ".join(kernel.layers),
         "blocks": "×".join(map(str, sizes)),
-        "form": FORMS[launch.arguments.get("INPUTS_FIRST")],
+        "form": FORMS[launch.arguments["INPUTS_FIRST"]] if "INPUTS_FIRST" in launch.arguments else "",
         "warps": launch.num_warps,
         "stages": launch.num_stages,
     }

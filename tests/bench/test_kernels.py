@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.bench.modules import BENCH, modules
+from ttfs_kernels.rule import fire
 from ttfs_kernels.triton_backend import choice
 from ttfs_kernels.triton_backend.choice import Choice, choose, read_table
 from ttfs_kernels.triton_backend.configs import Config
@@ -159,7 +160,7 @@ def test_few_potentials_are_near_a_border(device, dtype):
         x, weight = (tensor.float().permute(0, 3, 1, 2) for tensor in (operands.x, operands.weight))
         A, W = (torch.conv2d(z, weight, None, padding=1) for z in (x, (x > 0).float()))
         potentials = A.to(dtype).float() + operands.bias[:, None, None], W.to(dtype).float()
-        for found, expected in zip(tune.fire(*potentials), (y, gain), strict=True):
+        for found, expected in zip(fire(*potentials), (y, gain), strict=True):
             assert tune.close(found.permute(0, 2, 3, 1).to(dtype), expected, "ieee")
         assert gain.isnan().double().mean() < 0.02
         assert all(0.05 < (y == value).double().mean() < 0.5 for value in (0, 1))

@@ -116,8 +116,8 @@ def _backward(
     if delayed:
         by_neuron[1] = shaped(by_neuron[1], grad)
     found = contract_gradients(pooled.unpooled, pair, x, weight, properties, backend, (needs_x, needs_weight))
-    results = zip((*found, *by_neuron), needs, strict=False)
-    return [result for result, needed in results if needed and result is not None]
+    gradients = zip((*found, *by_neuron), needs, strict=False)
+    return [gradient for gradient, needed in gradients if needed and gradient is not None]
 
 
 def contract_gradients(
