@@ -139,7 +139,11 @@ def write(name: str, content: bytes) -> Callable[[Path], object]:
 
 SUMMARY = r"summary\.json must be a run's final figures; it is damaged"
 DAMAGES = [
-    (write("checkpoints/*", b"damaged"), CheckpointError, "a checkpoint must be whole and of this version to go on; none is"),
+    (
+        write("checkpoints/*", b"damaged"),
+        CheckpointError,
+        "a checkpoint must be whole and of this version to go on; none is",
+    ),
     (lambda run: shutil.rmtree(run / "checkpoints"), RunFolderError, r"hold a checkpoint, as metrics\.jsonl tells of"),
     (lambda run: (run / "best/model.safetensors").unlink(), RunFolderError, "best must hold the best weights so far"),
     (write("best/model.safetensors", b"damaged"), RunFolderError, r"best must hold the best weights so far\. load: "),

@@ -152,7 +152,9 @@ def latest_checkpoint(folder: Path) -> Path | None:
             return path
     if problems:
         raise CheckpointError(
-            "--resume: a checkpoint must be whole and of this version to go on; none is:\n  " + "\n  ".join(problems) + "\n"
+            "--resume: a checkpoint must be whole and of this version to go on; none is:\n  "
+            + "\n  ".join(problems)
+            + "\n"
             "Put a copy of one back, or start again by --overwrite; nothing has been changed."
         )
     return None
