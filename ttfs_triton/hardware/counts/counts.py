@@ -81,7 +81,7 @@ class LayerCounts(LayerStatistics):
 
     def to_dict(self) -> dict[str, Any]:
         """All counts as JSON values, and "silent"."""
-        return dataclasses.asdict(self) | {"silent": self.silent}
+        return dataclasses.asdict(self) | {"silent": self.silent, "histogram": list(self.histogram)}
 
 
 @dataclass(frozen=True)
@@ -246,8 +246,8 @@ class Counts:
             "input": dataclasses.asdict(self.input),
             "readout": self.readout,
             "weight_bits": self.weight_bits,
-            "spikes_by_sample": self.spikes_by_sample,
-            "synaptic_operations_by_sample": self.synaptic_operations_by_sample,
+            "spikes_by_sample": list(self.spikes_by_sample),
+            "synaptic_operations_by_sample": list(self.synaptic_operations_by_sample),
         }
 
     @classmethod
