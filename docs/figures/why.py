@@ -1,8 +1,9 @@
 """Draw the README's chart from committed rows: `python docs/figures/why.py` writes why.svg.
 
-Left: milliseconds of a training step of VGG16 against time steps, ours, SpikingJelly and snnTorch, from
-bench/results/peers-cpu.csv. Right: accuracy on CIFAR-10 against activity, ours from bench/results/runs, the paper's
-from its Table 1 (Wei et al., ICCV 2023).
+Left: held-out accuracy of `cifarnet` against minutes of training, ours and PyTorch's ANN, from
+bench/results/time_to_accuracy-cpu.csv. Middle: milliseconds of a training step of VGG16 against time steps, ours,
+SpikingJelly and snnTorch, from bench/results/peers-cpu.csv. Right: accuracy on CIFAR-10 against activity, ours from
+bench/results/runs, the paper's from its Table 1 (Wei et al., ICCV 2023).
 """
 
 import csv
@@ -19,15 +20,35 @@ RESULTS = Path(__file__).parents[2] / "bench" / "results"
 BLUE, ORANGE, GREEN, INK = "#0072B2", "#C24E00", "#007A5E", "#222222"
 STYLE: dict[Any, Any] = {"font.size": 10, "text.color": INK, "axes.labelcolor": INK, "figure.facecolor": "white"}
 STYLE |= {"svg.hashsalt": "why", "axes.spines.top": False, "axes.spines.right": False}
+CONTENDERS = {"ours, σ = 0": (BLUE, "o"), "ours, σ = 1": ("#56B4E9", "s"), "ANN, PyTorch": ("#7A7A7A", "D")}
 LIBRARIES = (("snnTorch", ORANGE, "s"), ("SpikingJelly", GREEN, "D"))
 PAPER = (("VGG11", 0.4387, 91.17), ("VGG16", 0.2561, 93.05))
 NAMES = {"cifarnet": "cifarnet", "vgg11": "VGG11", "vgg16": "VGG16"}
 
 
+def read(name: str) -> list[dict[str, str]]:
+    """Rows of a file of results."""
+    lines = (RESULTS / name).read_text(encoding="utf-8").splitlines()
+    return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
+def draw_minutes(axes: Axes) -> None:
+    """Accuracy of one network, trained with spikes and without, against minutes."""
+    rows = read("time_to_accuracy-cpu.csv")
+    for name, (colour, marker) in CONTENDERS.items():
+        own = [row for row in rows if row["contender"] == name]
+        minutes, accuracy = (
+            [scale * float(row[key]) for row in own] for key, scale in (("minutes", 1), ("val_accuracy", 100))
+        )
+        axes.plot(minutes, accuracy, color=colour, marker=marker, markersize=4, label=name)
+    axes.set(xlabel="minutes of training, one CPU core", ylabel="held-out images, %", xlim=(0, None), ylim=(60, 95))
+    axes.legend(frameon=False, loc="lower right")
+    axes.set_title("CIFAR-10, cifarnet, 8 epochs", fontsize=10)
+
+
 def draw_steps(axes: Axes) -> None:
     """Time of a training step, which grows with the time steps of libraries that have them."""
-    lines = (RESULTS / "peers-cpu.csv").read_text(encoding="utf-8").splitlines()
-    rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    rows = read("peers-cpu.csv")
     for name, colour, marker in LIBRARIES:
         own = [row for row in rows if row["provider"] == name]
         steps, ms = [int(row["time_steps"]) for row in own], [float(row["ms_p50"]) for row in own]
@@ -73,8 +94,10 @@ def draw_accuracy(axes: Axes) -> None:
 def main() -> None:
     """Write the chart beside this script."""
     with mpl.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.1), layout="constrained")
-        draw_steps(left)
+        widths = {"width_ratios": (1, 1, 1.5)}
+        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained", gridspec_kw=widths)
+        draw_minutes(left)
+        draw_steps(middle)
         draw_accuracy(right)
         path = Path(__file__).with_suffix(".svg")
         figure.savefig(path, metadata={"Date": None})
