@@ -254,7 +254,7 @@ def test_compiles_in_one_graph(served, kind, psp_persistence, autocast, pool):
 def test_a_pool_equals_the_composition(served, kernel, neuron, fuse_pool):
     """Bit for bit, in the kernel of the convolution and apart; the last row and column are in no window."""
     kind = Kind((2, 17, 5, 7), (6, 17, kernel, kernel), Geometry((1, 1), (1, 1), (1, 1), 1))
-    fuse_pool = None if served.name == "torch" else fuse_pool
+    fuse_pool = fuse_pool if served.name == "triton" else None  # the library has no such kernel
     dtype = torch.float32 if served.name == "torch" else torch.float16
     tensors = on(served, kind, dtype=dtype, exact=True)  # of which windows have equal spikes
     y = apply(kind, tensors, served, neuron=neuron, pool=2, fuse_pool=fuse_pool)
