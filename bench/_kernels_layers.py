@@ -1,17 +1,15 @@
 """Layers that `kernels.py` measures, the number formats that GPUs multiply in, and what a pass would launch."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend import normalised_layer, passes
 from ttfs_kernels.triton_backend.configs import Config
@@ -19,9 +17,6 @@ from ttfs_kernels.triton_backend.launch import Device
 from ttfs_kernels.triton_backend.normalisation import STATISTICS, Neurons
 from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.problem import Problem
-from ttfs_triton.nn import DFTConv2d, DFTLinear, networks
-from ttfs_triton.nn.models import computes_pool
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
 Number = Literal["bf16", "fp16", "tf32", "fp32"]
 WIDE = 2**31  # elements from which offsets exceed 32 bits
@@ -75,46 +70,6 @@ def load(path: Path) -> list[Layer]:
         layers.append(Layer(name, networks, fields, **flags))
         layers[-1].problem(1, "fp32", 1.0)  # refuses unknown fields
     return layers
-
-
-def network_layers(
-    model: str, batch: int, number: Number, sigma: float
-) -> tuple[list[tuple[str, Problem]], list[tuple[str, Problem]]]:
-    """Name and problem of a network's layers, with the pools that they compute: the spiking ones, then the encoder's.
-
-    `model` is a function of `ttfs_triton.nn.networks`. It runs on the meta device: no memory, no GPU.
-    """
-    with torch.device("meta"):
-        network = getattr(networks, model)()
-    spiking: list[tuple[str, Problem]] = []
-    analog: list[tuple[str, Problem]] = []
-    layers = list(network.features.named_children())
-    computed = {pair[0][0] for pair in pairwise(layers) if computes_pool(pair[0][1], pair[1][1])}
-
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            if isinstance(module, WeightedLayer):
-                spikes = isinstance(module, DFTConv2d | DFTLinear)
-                x, neuron = inputs[0].to(FORMATS[number].dtype), Neuron(sigma if spikes else 0.0)
-                geometry = None
-                if isinstance(module, WeightedConv2d):
-                    geometry = Geometry(module.stride, module.padding, module.dilation, module.groups)
-                problem = Problem.of(x, module.weight, geometry, neuron, 2 if name in computed else 1)
-                (spiking if spikes else analog).append((name, problem))
-
-        return hook
-
-    for name, module in layers:
-        module.register_forward_hook(note(name))  # a hook also keeps a layer from computing the pool behind it
-    config = network.config
-    network.hidden(torch.empty(batch, config.in_channels, *config.image_size, device="meta"))
-    return spiking, analog
-
-
-def dense_flops(which: str, problem: Problem) -> int:
-    """Operations of a dense pass: 2 a multiply-accumulate, both contractions."""
-    contractions = 2 if problem.with_slope and (which != "grad_x" or problem.surrogate) else 1
-    return 2 * contractions * problem.rows * problem.out_channels * problem.depth
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.bench.modules import BENCH, modules
+from tests.kernels.triton.network_layers import network_layers
 from ttfs_kernels.rule import fire
 from ttfs_kernels.triton_backend import choice
 from ttfs_kernels.triton_backend.choice import Choice, choose, read_table
@@ -240,7 +241,7 @@ def test_shapes_are_those_of_the_networks():
     """Every layer of CNN1, VGG11 and VGG16 by its name, and no other; "latency" where it takes that encoder."""
     expected, pooled = {}, set()
     for model in ("cnn1", "vgg11", "vgg16"):
-        spiking, analog = kernels_layers.network_layers(model, 1, "fp32", 1.0)
+        spiking, analog = network_layers(model, 1, torch.float32)
         expected |= {f"{model}.{name}": problem.unpooled for name, problem in spiking}
         expected |= {f"{model}.{name} latency": replace(problem, with_slope=True) for name, problem in analog}
         pooled |= {f"{model}.{name}" for name, problem in spiking if problem.pool > 1}

@@ -6,8 +6,10 @@ Here Triton interprets; what it would compile is asked in a process of its own, 
 import json
 
 import pytest
+import torch
 
 from tests.bench.modules import modules, run_python
+from tests.kernels.triton.network_layers import network_layers
 from ttfs_kernels.triton_backend.configs import default_config
 from ttfs_kernels.triton_backend.problem import PASSES
 
@@ -18,7 +20,7 @@ def variants(model: str, batch: int) -> dict[str, list[str]]:
     """By pass, what the kernels of a training step's spiking layers are compiled for on an H100."""
     device = kernels_compile.TARGETS["sm_90"]
     found: dict[str, set[str]] = {which: set() for which in (*kernels_compile.WHICH, "pool")}
-    for _, layer in kernels_layers.network_layers(model, batch, "bf16", 1.0)[0]:
+    for _, layer in network_layers(model, batch, torch.bfloat16)[0]:
         for which, signatures in found.items():
             if which == "pool" and layer.pool == 1:
                 continue
