@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     ("ttfs_triton", "kernels", "recipes"): (32_330, 25_000),
     ("bench",): (3_660, 3_500),
-    ("tests",): (24_100, 18_000),
+    ("tests",): (24_150, 18_000),
 }
 
 
