@@ -25,10 +25,10 @@ def test_orthogonal_matrix_has_the_singular_vectors_and_values_near_one(shape):
     assert torch.equal(orthogonal(torch.zeros(shape)), torch.zeros(shape))
 
 
-def make(turned, others):
-    groups = [{"params": turned, "turned": True}, {"params": others, "turned": False}]
+def make(rotated, others):
+    groups = [{"params": rotated, "rotated": True}, {"params": others, "rotated": False}]
     optimizer = Muon(groups, lr=RATE, momentum=MOMENTUM, dtype=torch.float32)
-    for parameter in (*turned, *others):
+    for parameter in (*rotated, *others):
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
@@ -85,11 +85,11 @@ def test_cancelled_step_changes_nothing_and_scaled_gradients_are_unscaled():
     assert not torch.equal(plain, start)
 
 
-def test_hidden_weights_are_turned_and_the_rest_is_not():
+def test_hidden_weights_are_rotated_and_the_rest_is_not():
     network = TTFSNetwork(NetworkConfig("6C3-P2-12", image_size=(8, 8), classes=4, batch_norm=True))
     optimizer = build_optimizer(TrainConfig(optimizer="muon", lr=0.1, momentum=0.6, weight_decay=1e-3), network)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    turned = [names[id(p)] for group in optimizer.param_groups if group["turned"] for p in group["params"]]
-    assert turned == ["features.conv1.weight", "features.fc1.weight"]
+    rotated = [names[id(p)] for group in optimizer.param_groups if group["rotated"] for p in group["params"]]
+    assert rotated == ["features.conv1.weight", "features.fc1.weight"]
     with pytest.raises(ValueError, match="muon needs momentum above 0"):
         TrainConfig(optimizer="muon", momentum=0.0)

@@ -253,7 +253,7 @@ def build_optimizer(config: TrainConfig, network: nn.Module) -> Optimizer:
             "lr": config.lr * rate,
             "initial_lr": config.lr * rate,  # the peak rate, as PyTorch's schedules call it
             "weight_decay": config.weight_decay / rate if kind != "offset" else 0.0,
-            "turned": kind == "hidden" and config.optimizer == "muon",
+            "rotated": kind == "hidden" and config.optimizer == "muon",
         }
         for (kind, rate), parameters in _by_rate(config, network).items()
     ]

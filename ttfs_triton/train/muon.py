@@ -15,7 +15,7 @@ ITERATIONS = 5
 
 
 class Muon(SGD):
-    """SGD with Nesterov momentum that turns some weights instead of adding to them.
+    """SGD with Nesterov momentum that rotates some weights and keeps their norm.
 
     A weight [outputs, ...] counts as a matrix [outputs, fan-in]. The orthogonal matrix nearest to its momentum, scaled
     to lr times the weight's norm, is subtracted, and the norm is put back: all directions learn at one rate, however
@@ -23,8 +23,8 @@ class Muon(SGD):
     ones; weight decay does nothing to them.
 
     Args:
-        params: groups; weights of those with "turned": True are turned.
-        lr: rate of groups that have none; a weight's angle a step, in radians, where it is turned.
+        params: groups; weights of those with "rotated": True are rotated.
+        lr: rate of groups that have none; of rotated weights the angle of a step, in radians.
         momentum: in (0, 1).
         dtype: of the iteration's products.
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; the norm as in Jordan's
@@ -35,7 +35,7 @@ class Muon(SGD):
         super().__init__(params, lr=lr, momentum=momentum, nesterov=True, fused=True)
         self.momentum, self.dtype = momentum, dtype
         for group in self.param_groups:
-            if group.setdefault("turned", False):
+            if group.setdefault("rotated", False):
                 # Momentum comes before the orthogonalisation, so SGD must not add it behind.
                 group |= {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
 
@@ -46,19 +46,19 @@ class Muon(SGD):
         Nothing changes where `found_inf`, which gradient scaling and the trainer set, is 1.
         """
         scale, failed = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        groups = (group["params"] for group in self.param_groups if group["turned"])
-        turned = [weight for weights in groups for weight in weights if weight.grad is not None]
-        norms = [weight.norm() for weight in turned]
-        for weight, norm in zip(turned, norms, strict=True):
+        groups = (group["params"] for group in self.param_groups if group["rotated"])
+        rotated = [weight for weights in groups for weight in weights if weight.grad is not None]
+        norms = [weight.norm() for weight in rotated]
+        for weight, norm in zip(rotated, norms, strict=True):
             gradient = weight.grad if scale is None else weight.grad / scale
-            momentum = self.state[weight]["momentum_buffer"]
-            following = self.momentum * momentum + gradient
-            momentum.copy_(following if failed is None else torch.where(failed > 0, momentum, following))
+            buffer = self.state[weight]["momentum_buffer"]
+            following = self.momentum * buffer + gradient
+            buffer.copy_(following if failed is None else torch.where(failed > 0, buffer, following))
             matrix = (gradient + self.momentum * following).flatten(1).to(self.dtype)
             update = orthogonal(matrix).to(weight.dtype) * (norm / min(matrix.shape) ** 0.5)
             weight.grad.copy_((update if scale is None else update * scale).view_as(weight))
         super().step(closure)
-        for weight, norm in zip(turned, norms, strict=True):
+        for weight, norm in zip(rotated, norms, strict=True):
             weight.mul_(norm / weight.norm().clamp_min(torch.finfo(weight.dtype).tiny))
 
 

@@ -287,7 +287,7 @@ class OptimisationOptions(Options):
     gradient_accumulation: Number = 1
     """Micro-batches an optimiser step."""
     optimizer: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
-    """Adam's weight decay is decoupled in adamw; sgd uses Nesterov momentum. muon turns hidden layers' weights by
+    """Adam's weight decay is decoupled in adamw; sgd uses Nesterov momentum. muon rotates hidden layers' weights by
     orthogonal updates at a fixed norm, lr radians a step, and is sgd for the rest; for networks with batch norm or
     standardised weights."""
     momentum: float = Field(0.9, ge=0, lt=1)
