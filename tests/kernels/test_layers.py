@@ -105,12 +105,11 @@ def check(backend: str, layer: Layer, dtype: torch.dtype, device: torch.device) 
 
 
 @settings(max_examples=200)
-@given(layer=layers, dtype=st.sampled_from(PRECISE), columns=st.booleans())
-def test_torch_matches_float64(device, layer, dtype, columns):
-    """By convolutions and by products over columns."""
+@given(layer=layers, dtype=st.sampled_from(PRECISE), side_by_side=st.booleans())
+def test_torch_matches_float64(device, layer, dtype, side_by_side):
+    """With maps one by one and side by side."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contraction, "LARGEST_MAP", math.inf if columns else -1)
-        patch.setattr(contraction, "WEIGHTS_PER_NEURON", dict.fromkeys(PRECISE, 0))
+        patch.setattr(contraction, "WEIGHTS_PER_NEURON", dict.fromkeys(PRECISE, 0) if side_by_side else {})
         check("torch", layer, dtype, device)
 
 
