@@ -70,26 +70,20 @@ def test_other_formats_pipes_and_giants_are_no_images(tmp_path):
         with pytest.raises(ValueError, match=f"pixel mode {mode} has no 8-bit meaning"):
             decode_image(encoded(Image.new(mode, (2, 2)), "TIFF"))
     os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"a\.png is no regular file"):
-        open_image({"bytes": None, "path": str(tmp_path / "a.png")})
+    with pytest.raises(OSError, match="no regular file"):
+        decode_image({"bytes": None, "path": str(tmp_path / "a.png")})
     with pytest.raises(UnidentifiedImageError):
-        open_image({"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\n%%EndComments\n", "path": None})
+        open_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\n%%EndComments\n")
     Image.new("1", (2**14, 2**13 + 1)).save(tmp_path / "b.png")
     with (
         pytest.warns(Image.DecompressionBombWarning),
         pytest.raises(ValueError, match="must have at most 134217728 pixels; got 16384 × 8193"),
     ):
-        open_image({"bytes": None, "path": str(tmp_path / "b.png")})
+        open_image((tmp_path / "b.png").read_bytes())
     (tmp_path / "c.png").touch()
     os.truncate(tmp_path / "c.png", 2**29 + 1)
-    with pytest.raises(ValueError, match="must have at most 536870912 bytes; got 536870913"):
-        open_image({"bytes": None, "path": str(tmp_path / "c.png")})
-    # Pillow asks a file for as many bytes as the length of a chunk says, and memory for them is taken first.
-    content = encoded(Image.new("L", (5, 6)))["bytes"]
-    place = content.index(b"IDAT")
-    (tmp_path / "d.png").write_bytes(content[: place - 4] + b"\x7f\xff\xff\xff" + content[place:])
-    with open_image({"bytes": None, "path": str(tmp_path / "d.png")}) as image:
-        assert isinstance(image.fp, io.BytesIO)  # which gives what it has
+    with pytest.raises(OSError, match="536870913 bytes, at most 536870912 are allowed"):
+        decode_image({"bytes": None, "path": str(tmp_path / "c.png")})
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -5,12 +5,13 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from tests.train.runs import AUGMENTATION, SETTINGS, At, assert_same_run, change, last, metrics
 from tests.virtual_cuda import recording
 from ttfs_triton.train import DeviceLostError, Interrupted, NonFiniteLossError, TrainConfig, evaluation, loop, train
 from ttfs_triton.train.build import build_optimizer
-from ttfs_triton.train.step import FiniteGuard, make_average, update_average
+from ttfs_triton.train.step import FiniteGuard, update_average
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_guard_keeps_the_first_failure_and_joins_a_gradient_scalers_flag(device)
 @pytest.mark.parametrize("decay", [0.3, 0.999])
 def test_average_warms_up_to_its_decay(device, decay):
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(device)
-    average, expected = make_average(network), {}
+    average, expected = AveragedModel(network, use_buffers=True), {}
     for number in range(9):
         with torch.no_grad():
             for parameter in network.parameters():

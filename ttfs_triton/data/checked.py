@@ -20,7 +20,7 @@ from torch import Tensor
 from ttfs_triton.atomic import write_json
 from ttfs_triton.data.decode import Decoded, EncodedImages
 from ttfs_triton.data.pixels import GRAYSCALE_MODES
-from ttfs_triton.data.reading import BadImages, open_image, read_rows, row_names
+from ttfs_triton.data.reading import BadImages, file_bytes, open_image, read_rows, row_names
 
 logger = logging.getLogger(__name__)
 
@@ -87,18 +87,16 @@ def _check(rows: datasets.Dataset, row_numbers: Tensor, bad: BadImages, progress
 
 def read_checked(_: int, encoded: dict[str, Any] | None) -> tuple[bytes, int]:
     """Digest of the file, and the number of channels."""
-    if encoded and not encoded["bytes"] and encoded["path"]:
-        encoded = {"bytes": Path(encoded["path"]).read_bytes(), "path": None}
-    with open_image(encoded) as image:
+    content = file_bytes(encoded)
+    with open_image(content) as image:
         mode = image.mode
         if mode in ("I", "F"):
             raise ValueError(f"pixel mode {mode} has no 8-bit meaning")
         # A JPEG is still read to its end, but only one pixel of 64 is computed.
         image.draft(None, (1, 1))
         image.load()
-    assert encoded is not None
     gray = mode in GRAYSCALE_MODES or mode.startswith("I;16")
-    return hashlib.sha256(encoded["bytes"]).digest(), 1 if gray else 3
+    return hashlib.sha256(content).digest(), 1 if gray else 3
 
 
 def _key(rows: datasets.Dataset, row_numbers: Tensor) -> str:

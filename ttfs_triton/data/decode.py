@@ -124,58 +124,6 @@ class Decoded:
     digest: str
 
 
-class _Decoder:
-    """Collects images one by one; allocates memory for all at the first one."""
-
-    def __init__(
-        self, total: int, keep: bool, channels: int | None, size: tuple[int, int] | None, bad: BadImages
-    ) -> None:
-        self.total, self.keep, self.channels, self.size, self.name = total, keep, channels, size, bad.name
-        self.images, self.fixed_channels = f"{total} images of {bad.where}", channels is not None
-        self.pixels: np.ndarray | None = None
-        self.first_row = -1
-        self.count = 0
-        self.hash = hashlib.sha256()
-
-    def add(self, row: int, image: np.ndarray) -> None:
-        height, width, channels = image.shape
-        self.size = self.size or (height, width)
-        if self.count == 0:
-            self.first_row = row
-        if (height, width) != self.size:
-            reference = f"{self.name(self.first_row)} has" if self.count else "the training images have"
-            raise ValueError(
-                f"load_images: image sizes must be equal; got {height}x{width} in {self.name(row)}, where {reference} "
-                f"{self.size[0]}x{self.size[1]}. Resize with --image-size."
-            )
-        self._set_channels(row, channels)
-        if self.pixels is not None:
-            self.pixels[self.count] = image
-        self.hash.update(image.tobytes())
-        self.count += 1
-
-    def _set_channels(self, row: int, channels: int) -> None:
-        """Grayscale until the first colour image, unless the number of channels was given."""
-        wanted = max(channels, self.channels or 1)
-        if wanted == self.channels and self.count:
-            return
-        if self.fixed_channels and wanted != self.channels:
-            raise ValueError(
-                f"load_images: images must be grayscale like the training images; got a colour image, "
-                f"{self.name(row)}. Convert one of the splits."
-            )
-        self.channels = wanted
-        if not self.keep:
-            return
-        assert self.size is not None
-        shape = (self.total, *self.size, wanted)
-        require_memory(math.prod(shape), self.images)
-        pixels = np.empty(shape, dtype=np.uint8)
-        if self.pixels is not None:
-            pixels[: self.count] = self.pixels[: self.count]
-        self.pixels = pixels
-
-
 def decode_rows(
     rows: datasets.Dataset,
     row_numbers: Tensor,
@@ -205,21 +153,48 @@ def decode_rows(
         NotEnoughMemoryError: the pixels do not fit into memory.
     """
     target = size if resize else None
+    depth: int = channels or 0  # of the images so far
+    digest = hashlib.sha256()
+    pixels: np.ndarray | None = None
     bad = BadImages(where, max_bad_images, row_names(rows, where))
-    decoder = _Decoder(len(row_numbers), keep, channels, size, bad)
     results = read_rows(rows, row_numbers, lambda _, encoded: decode_image(encoded, target), progress)
     for row, image in bad.good(row_numbers, results):
-        decoder.add(row, image)
-    assert decoder.size is not None
-    assert decoder.channels is not None
-    height, width = decoder.size
+        size = size or image.shape[:2]
+        if image.shape[:2] != size:
+            raise _other_size(image, row, size, int(row_numbers[bad.kept[0]]), bad)
+        more_channels = image.shape[2] > depth
+        if more_channels and channels is not None:
+            raise ValueError(
+                f"load_images: images must be grayscale like the training images; got a colour image, "
+                f"{bad.name(row)}. Convert one of the splits."
+            )
+        depth = max(image.shape[2], depth)
+        digest.update(image.tobytes())
+        place = len(bad.kept) - 1
+        if keep and (pixels is None or more_channels):  # at the first image, and at the first one in colour
+            shape = (len(row_numbers), *size, depth)
+            require_memory(math.prod(shape), f"{len(row_numbers)} images of {where}")
+            widened = np.empty(shape, dtype=np.uint8)
+            if pixels is not None:
+                widened[:place] = pixels[:place]
+            pixels = widened
+        if pixels is not None:
+            pixels[place] = image
+    assert size is not None  # else no image had been left
     images: InMemoryImages | EncodedImages
-    if decoder.pixels is not None:
-        images = InMemoryImages(torch.from_numpy(decoder.pixels[: decoder.count]))
+    if pixels is not None:
+        images = InMemoryImages(torch.from_numpy(pixels[: len(bad.kept)]))
     else:
-        shape = (decoder.count, decoder.channels, height, width)
-        images = EncodedImages(rows, row_numbers[bad.kept], shape, target)
-    return Decoded(images, torch.tensor(bad.kept), bad.rows, decoder.hash.hexdigest())
+        images = EncodedImages(rows, row_numbers[bad.kept], (len(bad.kept), depth, *size), target)
+    return Decoded(images, torch.tensor(bad.kept), bad.rows, digest.hexdigest())
+
+
+def _other_size(image: np.ndarray, row: int, size: tuple[int, ...], first: int, bad: BadImages) -> ValueError:
+    reference = "the training images have" if first == row else f"{bad.name(first)} has"
+    return ValueError(
+        f"load_images: image sizes must be equal; got {image.shape[0]}x{image.shape[1]} in {bad.name(row)}, "
+        f"where {reference} {size[0]}x{size[1]}. Resize with --image-size."
+    )
 
 
 def require_memory(size: int, what: str, remedy: str = "Use --streaming to decode batch by batch.") -> None:

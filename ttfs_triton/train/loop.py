@@ -44,7 +44,7 @@ from ttfs_triton.train.profile import StepProfiler
 from ttfs_triton.train.resume import EpochTotals, Position, RunDescription, is_finite, restore_run, save_run
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.schedules import PersistenceSchedule, rate_factor
-from ttfs_triton.train.step import GraphedStep, TrainStep, choose_graphs, look_ahead, make_average
+from ttfs_triton.train.step import GraphedStep, TrainStep, choose_graphs, look_ahead, set_rate
 from ttfs_triton.train.teacher import load_teacher
 
 
@@ -119,7 +119,7 @@ class TrainingLoop:
         if self.target is not None:
             self.target.silent_channels.attach(self.bare_optimizer)
         averages = config.ema_decay or config.lookahead
-        self.average: AveragedModel | None = make_average(self.network) if averages else None
+        self.average: AveragedModel | None = AveragedModel(self.network, use_buffers=True) if averages else None
         networks = [self.network] if self.average is None else [self.network, self.average.module]
         rise, order = config.psp_persistence_rise, config.psp_persistence_order
         self.persistence = PersistenceSchedule(networks, rise, order, self.steps)
@@ -245,7 +245,7 @@ class TrainingLoop:
             first |= self.target.prepare(position.step, self.learning_rate / self.config.lr)
         factor = self._rate_factor(position.step)
         for group in self.bare_optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+            set_rate(group, group["initial_lr"] * factor)
         self._step(micro_batches, sampled=sampled, first=first)
         if self.average is not None:
             self.average.n_averaged.mul_(not first).add_(1)  # a new average warms up anew
