@@ -74,8 +74,6 @@ def load_weights(
         description = weights.description()
         described = None if description is None else description.network
         trained = described if ours is not None and isinstance(described, NetworkConfig) else None
-        if ours is not None and trained is not None and trained.batch_norm and not ours.config.batch_norm:
-            return _load_folded(ours, weights, trained)
         if ours is not None and ours.config.batch_norm and (trained is None or not trained.batch_norm):
             return _load_plain(ours, weights, images, trained_as)
         on_grid = any(name.endswith(_UNIT) for name in network.state_dict())
@@ -100,17 +98,6 @@ def load_weights(
     if ours is not None and trained is not None:
         _take_statistics(ours, trained)
     return Start(base_model, calibration, None if described is None else described.grid, units)
-
-
-def _load_folded(network: TTFSNetwork, source: Weights, trained: NetworkConfig) -> Start:
-    """`load_weights` of a network with batch norm into one without."""
-    normalised = TTFSNetwork(trained)
-    start = load_weights(normalised, source)
-    normalised.fold_batch_norm()
-    _check_same(network, normalised.state_dict(), "tensors, batch norm folded,")
-    network.load_state_dict(normalised.state_dict())
-    _take_statistics(network, trained)
-    return start
 
 
 def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None, trained_as: TrainedAs | None) -> Start:
