@@ -14,7 +14,7 @@ from datasets import config as datasets_config
 from PIL import Image
 from torch import Tensor
 
-from ttfs_triton.data import checked
+from ttfs_triton.data import decode
 from ttfs_triton.data.decode import DataLostError, EncodedImages
 from ttfs_triton.data.images import ImageData, load_images
 from ttfs_triton.data.pixels import centre_crop, random_crop
@@ -108,7 +108,7 @@ def test_damaged_images_are_found_once_and_remembered(tmp_path, caplog, monkeypa
     files[6].write_bytes(b"no image")
     first = load(tmp_path)
     assert first.skipped == [4, 6]
-    monkeypatch.setattr(checked, "read_checked", None)  # nothing is decoded again
+    monkeypatch.setattr(decode, "read_checked", None)  # nothing is decoded again
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         again = load(tmp_path)

@@ -129,8 +129,10 @@ def test_what_is_not_there_or_does_not_fit_is_refused(n_mnist, tmp_path, monkeyp
         load_images(None, n_mnist, events=WINDOWS, image_size=20, streaming=True)
     with pytest.raises(ValueError, match="Recordings of an event camera need --event-windows"):
         load_images(None, n_mnist)
-    shutil.rmtree(n_mnist / "Test" / "8")
-    with pytest.raises(ValueError, match=r"classes of the Test split of .* must be those of the training split; got 3"):
+    shutil.rmtree(n_mnist / "Test" / "3")
+    assert load_images(None, n_mnist, split="test", like=train, events=WINDOWS).labels.tolist() == [1]
+    (n_mnist / "Test" / "8").rename(n_mnist / "Test" / "9")
+    with pytest.raises(ValueError, match=r"classes of the Test split of .* must be those of the training split; got 9"):
         load_images(None, n_mnist, split="test", like=train, events=WINDOWS)
     shutil.rmtree(n_mnist / "Test")
     with pytest.raises(ValueError, match=r"must hold a test split of recordings; got .* Looked for trials_to_test.txt"):
