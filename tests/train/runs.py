@@ -14,7 +14,6 @@ import safetensors.torch
 import torch
 import yaml
 
-from tests.train.forked import run_script
 from ttfs_triton.train import Callback, TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -95,8 +94,6 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end; whoever calls checks the exit code."""
     words = command(tmp_path, data, output, *flags, settings=settings, processes=processes)
-    if processes == 1:
-        return run_script(words[1:], environment(tmp_path), timeout=300)
     return subprocess.run(words, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
 
 

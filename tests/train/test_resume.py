@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 import torch
 import yaml
 
-from tests.train.forked import SERVER
 from tests.train.runs import AUGMENTATION, SETTINGS, assert_same_run, command, environment
 from ttfs_triton.train import TrainConfig, train
 
@@ -62,7 +62,8 @@ def uninterrupted(tmp_path_factory, data) -> Path:
 
 
 def finish(folder: Path, data: Path, **values: Any) -> None:
-    """Start a run, or go on with it, in this process."""
+    """Start a run, or go on with it, in this process, by one thread: results are compared bit by bit."""
+    torch.set_num_threads(1)
     values = yaml.safe_load(SETTINGS) | {"data_dir": data, "output_dir": folder} | values
     train(TrainConfig(**values, resume=(folder / "config.yaml").exists()))
 
@@ -130,8 +131,10 @@ def test_signal_to_all_leaves_worker_processes_to_the_main_one(tmp_path, data, n
 
 def test_run_killed_at_random_moments_equals_the_uninterrupted_one(tmp_path, data):
     chance, folder = random.Random(7), tmp_path / "run"
+    server = get_context("forkserver")  # imports PyTorch once
+    server.set_forkserver_preload(["torch._dynamo", "ttfs_triton.train.run"])
     for kill in range(5):
-        process = SERVER.Process(target=finish, args=(folder, data), kwargs=KILLED)
+        process = server.Process(target=finish, args=(folder, data), kwargs=KILLED)
         process.start()
         step = 4 * kill + chance.randrange(4)
         wait_for(lambda step=step: newest(folder) >= step, process.is_alive)

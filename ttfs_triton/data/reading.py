@@ -1,4 +1,4 @@
-"""Encoded images, one or many: opened, decoded, and what is wrong with those that cannot be."""
+"""Opens and decodes encoded images, one or many at a time, and keeps account of damaged ones."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Recordings:
     Attributes:
         items: the recordings, file by file.
         class_names: one for each class.
-        sensor: (height, width) in pixels; None if the kind of files does not imply it.
+        sensor: (height, width) in pixels, as the kind of file implies; None if it implies none.
         split: the name under which the split was found.
         origin: folder, for messages.
     """
@@ -192,7 +192,7 @@ def _class_folders(files: Sequence[Path], split: str, folder: Path, names: list[
 
 
 def _start(path: Path) -> int | None:
-    """Start of a file's recording: times of .bin files begin with it, those of others are the camera's."""
+    """Start of the recording in a file: 0 in .bin files, which count from it; else unknown (the camera's clock)."""
     return 0 if path.suffix == ".bin" else None
 
 

@@ -42,7 +42,7 @@ class Rows:
         table: columns as stored.
         split: the name under which the split was found.
         origin: Hub name or folder, for messages.
-        embedded: images must lie in the table, which may not name files of this machine.
+        embedded: the table must hold the images' bytes. A table from elsewhere must not name files of this machine.
     """
 
     table: datasets.Dataset

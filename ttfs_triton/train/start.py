@@ -28,7 +28,7 @@ from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.specification import Convolution, Dense, Token
 from ttfs_triton.train.config import ConfigError
 
-_UNIT = ".log2_unit"  # of tensors with the scales of weights on a grid
+_UNIT = ".log2_unit"  # names of weight scales on a grid end so
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Start:
     """Origin of a network's weights.
 
     Attributes:
-        base_model: the model that they are of.
+        base_model: the model whose weights these are.
         calibration: None if they were not calibrated.
-        grid: that they were trained on, or None.
-        units: scales of weights on that grid, by their names in the state dict.
+        grid: the grid on which they were trained, or None.
+        units: weight scales on that grid, by their names in the state dict.
     """
 
     base_model: BaseModel
@@ -53,10 +53,10 @@ def load_weights(
 ) -> Start:
     """Load weights into a network, strictly: every tensor is used or folded, every parameter is found.
 
-    Tensors of exactly the network's names and shapes are copied; a network of the user's own takes no others. Others
-    are converted first: networks of ours with batch norm or standardised weights, and known networks of other projects,
-    whose ANNs are calibrated. A network with batch norm that starts from weights without computes the same, with
-    statistics of `images`. Mean and std of the images become those that the weights were trained with.
+    Tensors that have the network's names and shapes are copied. A network of the user's own takes no others. Other
+    tensors are converted first: batch norm and standardised weights of our networks are folded, and known networks of
+    other projects are translated, their ANNs calibrated. A network with batch norm can start from weights without: its
+    statistics are taken from `images`, so that it computes the same. Images are normalised as in the weights' training.
 
     Args:
         network: changed in place.

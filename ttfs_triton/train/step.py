@@ -1,9 +1,9 @@
 """An optimiser step, and the same step as one CUDA graph, which replaces hundreds of launches.
 
-A captured step reads nothing of the host, so that the caller keeps the learning rate's course and counters. It follows
+A captured step cannot read numbers of the host: learning rates are tensors, and the caller counts the steps. It follows
 the rules of PyTorch's "CUDA graph semantics": some steps on a side stream first, gradients set to None before the
-capture, inputs copied into memory that stays, learning rates as tensors. A capture executes nothing, and the steps
-before it are steps of the run: weights are the same with a graph and without.
+capture, inputs copied to fixed addresses. A capture executes nothing, and the steps before it are steps of the run:
+weights are the same with a graph and without.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -294,7 +294,7 @@ class GraphedStep:
         self.replay, self._inputs = None, []
 
     def _capture(self, micro_batches: Sequence[Batch]) -> None:
-        # `empty_like` keeps channels last, of which the kernels are a function.
+        # `empty_like` keeps channels last: other kernels are captured for another memory format.
         self._inputs = [(torch.empty_like(images), torch.empty_like(labels)) for images, labels in micro_batches]
         for own, given in zip(self._inputs, micro_batches, strict=True):
             own[0].copy_(given[0])
@@ -323,7 +323,7 @@ class GraphedStep:
 
 @contextmanager
 def _capturable(optimizer: Optimizer) -> Iterator[None]:
-    """Tell Adam that it is captured, which makes it warn outside of a capture."""
+    """Tell Adam that it is being captured, only within the `with` block: elsewhere it would warn of that."""
     groups = [group for group in optimizer.param_groups if "capturable" in group]
     for group in groups:
         group["capturable"] = True
