@@ -27,6 +27,7 @@ from ttfs_triton.regular_file import read_regular
 logger = logging.getLogger(__name__)
 
 Read = TypeVar("Read")
+Item = TypeVar("Item")
 
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """Errors that Pillow raises for damaged files."""
@@ -112,9 +113,7 @@ def read_rows(
             size += getattr(found[-1], "nbytes", 0)
         return found
 
-    chunks: Iterable[Tensor] = row_numbers.split(_CHUNK)
-    if progress and Console().is_terminal:  # a disabled bar still prints empty lines into a log
-        chunks = track(chunks, description="Decoding images", transient=True)
+    chunks = with_progress_bar(row_numbers.split(_CHUNK), "Decoding images", progress)
     threads = decoding_threads()
     with ThreadPoolExecutor(threads) as pool:
         for chunk in chunks:
@@ -129,6 +128,12 @@ def read_rows(
                 ahead.extend(pool.submit(begin, later) for later in groups[number + threads :][:1])
                 yield from found
                 yield from map(attempt, group[len(found) :])
+
+
+def with_progress_bar(items: Sequence[Item], description: str, wanted: bool) -> Iterable[Item]:
+    """The items, under a progress bar if it is wanted and there is a terminal."""
+    # Not `disable=`: a disabled bar still prints empty lines into a log.
+    return track(items, description, transient=True) if wanted and Console().is_terminal else items
 
 
 def decoding_threads() -> int:
