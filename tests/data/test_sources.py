@@ -11,6 +11,7 @@ from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import constants as hub_constants
 from PIL import Image
 
+from tests.data.fixtures import random_images, write_parquet
 from ttfs_triton.data import sources
 from ttfs_triton.data.sources import Rows, find_rows
 
@@ -33,7 +34,7 @@ def labels(rows: Rows) -> list[int]:
         ["a [b] *c/train.parquet"],
     ],
 )
-def test_find_rows_reads_the_shapes_of_parquet_folders(tmp_path, random_images, write_parquet, files):
+def test_find_rows_reads_the_shapes_of_parquet_folders(tmp_path, files):
     for i, file in enumerate(files):
         write_parquet(tmp_path / file, random_images(3), [3 * i, 3 * i + 1, 3 * i + 2])
     write_parquet((tmp_path / files[0]).parent.parent / "test" / "part-0.parquet", random_images(2), [90, 91])
@@ -43,7 +44,7 @@ def test_find_rows_reads_the_shapes_of_parquet_folders(tmp_path, random_images, 
     assert rows.origin == str(tmp_path)
 
 
-def test_find_rows_reads_class_folders(tmp_path, random_images):
+def test_find_rows_reads_class_folders(tmp_path):
     train = tmp_path / "with [brackets]" / "train"
     for name, count in (("cat", 2), ("dog", 3)):
         (train / name).mkdir(parents=True)
@@ -64,7 +65,7 @@ def test_find_rows_reads_class_folders(tmp_path, random_images):
         (["mnist/test.parquet", "cifar10/test.parquet"], "", r"one data set; .*cifar10, .*mnist\. Point --data-dir at"),
     ],
 )
-def test_find_rows_rejects_folders_without_the_split(tmp_path, random_images, write_parquet, files, folder, message):
+def test_find_rows_rejects_folders_without_the_split(tmp_path, files, folder, message):
     for file in files:
         write_parquet(tmp_path / file, random_images(2), [0, 1])
     with pytest.raises(ValueError, match=message):
@@ -123,9 +124,7 @@ def test_find_rows_rejects_what_is_no_hub_name(tmp_path, monkeypatch, name):
 def test_find_rows_offline_names_data_set_and_cache(monkeypatch):
     monkeypatch.setattr(datasets_config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        RuntimeError, match=r"Hub or the cache .*; got 'ylecun/mnist' and .*--data-dir"
-    ):
+    with pytest.raises(RuntimeError, match=r"Hub or the cache .*; got 'ylecun/mnist' and .*--data-dir"):
         find_rows("ylecun/mnist", None, "train")
 
 

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 import yaml
 
+from tests.data.fixtures import write_parquet
 from ttfs_triton.train import Callback, TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +55,7 @@ cutmix: 1.0
 """
 
 
-def make_images(folder: Path, write_parquet: Any, train: int = 160, test: int = 45) -> Path:
+def make_images(folder: Path, train: int = 160, test: int = 45) -> Path:
     """A data set of 8×8 images in four classes: a bright quadrant under noise."""
     generator = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):

@@ -23,8 +23,8 @@ COURSES = {
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory, write_parquet) -> Path:
-    return make_images(tmp_path_factory.mktemp("images"), write_parquet, train=163)
+def images(tmp_path_factory) -> Path:
+    return make_images(tmp_path_factory.mktemp("images"), train=163)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from tests.data.fixtures import random_images, write_parquet
 from tests.train.runs import TARGET, best, change, metrics
 from ttfs_triton.data import decode
 from ttfs_triton.nn import LayerStatistics, NetworkConfig, TTFSNetwork
@@ -115,9 +116,7 @@ def test_not_enough_memory_is_told(config, monkeypatch, where, error, message):
 
 
 @pytest.mark.parametrize("placement", ["auto", "host"])
-def test_data_that_outgrow_memory_are_streamed_unless_memory_was_asked_for(
-    tmp_path, random_images, write_parquet, monkeypatch, placement
-):
+def test_data_that_outgrow_memory_are_streamed_unless_memory_was_asked_for(tmp_path, monkeypatch, placement):
     """Room for grey images, but not for all of them in colour when the first such image comes."""
     write_parquet(tmp_path / "train.parquet", [*random_images(20, 1), *random_images(20, 3)], [0, 1] * 20)
     write_parquet(tmp_path / "test.parquet", random_images(4, 3), [0, 1, 0, 1])
