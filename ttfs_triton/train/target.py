@@ -194,7 +194,7 @@ class _EventCounter:
         chosen = {event: values for event, values in weights.items() if any(values)}
         self.events = list(chosen)
         self.weights = torch.tensor(list(chosen.values()), device=device).view(-1, len(costs))
-        neuron = getattr(stage.layer, "neuron", None)
+        neuron = stage.neuron
         self._width = neuron.surrogate_width if neuron is not None and neuron.has_surrogate else 1.0
         self._fan_out: Tensor | int = 0
         if "operation" in chosen:
