@@ -13,7 +13,7 @@ def trained(tmp_path_factory):
     """Folders (run, images) of a run of one epoch on 8×8 images."""
     folder = tmp_path_factory.mktemp("evaluation")
     data = make_images(folder / "images")
-    result = run(folder, data, folder / "run", settings="\nepochs: 1\n")
+    result = run(folder, data, folder / "run", epochs=1)
     assert result.returncode == 0, result.stderr
     return folder / "run", data
 

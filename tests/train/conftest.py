@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from tests.data.fixtures import _own_cache
 from tests.train.runs import SETTINGS, make_images
@@ -22,7 +21,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def config(data, tmp_path) -> TrainConfig:
-    return TrainConfig(**yaml.safe_load(SETTINGS), data_dir=data, output_dir=tmp_path / "run")
+    return TrainConfig(**SETTINGS, data_dir=data, output_dir=tmp_path / "run")
 
 
 @pytest.fixture(scope="session")

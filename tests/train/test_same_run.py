@@ -15,7 +15,7 @@ from ttfs_triton.train import ConfigError, NonFiniteLossError, RunFolderError, T
 from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from ttfs_triton.train.resume import Position, RunDescription, check_same_run
 
-CONSTANT = yaml.safe_load(SETTINGS) | {"epochs": 2, "schedule": "constant", "checkpoint_steps": 3}
+CONSTANT = SETTINGS | {"epochs": 2, "schedule": "constant", "checkpoint_steps": 3}
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import yaml
 from accelerate.state import AcceleratorState
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -16,11 +15,8 @@ from ttfs_triton.train.step import FiniteGuard, update_average
 
 @pytest.fixture
 def config(data, tmp_path, device):
-    values = yaml.safe_load(SETTINGS) | {"cpu": device.type == "cpu", "epochs": 1}
+    values = SETTINGS | {"cpu": device.type == "cpu", "epochs": 1}
     return TrainConfig(**values, data_dir=data, output_dir=tmp_path / "run")
-
-
-AUGMENTED = yaml.safe_load(AUGMENTATION)
 
 
 @pytest.mark.parametrize(
@@ -34,8 +30,8 @@ AUGMENTED = yaml.safe_load(AUGMENTATION)
         {"psp_persistence": 0.0, "batch_norm": True, "encoder": "analog"},
         {"target_energy": "lemaire45:int8:0.5", "gradient_accumulation": 2},
         {"teacher": "the one of these tests"},
-        {"gradient_clip": 1.0, "gradient_accumulation": 2, "epochs": 2, **AUGMENTED},
-        {"mixed_precision": "fp16", "optimizer": "sgd", "data_placement": "host", "epochs": 2, **AUGMENTED},
+        {"gradient_clip": 1.0, "gradient_accumulation": 2, "epochs": 2, **AUGMENTATION},
+        {"mixed_precision": "fp16", "optimizer": "sgd", "data_placement": "host", "epochs": 2, **AUGMENTATION},
     ],
     ids=lambda values: "-".join(map(str, values.values())) or "defaults",
 )
