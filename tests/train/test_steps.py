@@ -1,5 +1,7 @@
 """A training step never waits for the device, and cancels an update that would spoil the weights."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -65,11 +67,13 @@ def test_step_never_waits_for_the_device(config, watched_device, monkeypatch, te
 
 
 def poison(monkeypatch, calls, where):
-    """The loss, or the gradient alone, is not a number in one call."""
+    """In one call, the loss or the gradient alone is not a number, or an error is raised."""
     count, cross_entropy = [], torch.nn.functional.cross_entropy
 
     def poisoned(logits, labels, **options):
         count.append(None)
+        if len(count) == calls and isinstance(where, Exception):
+            raise where
         if len(count) == calls and where == "gradient":
             logits.register_hook(lambda gradient: gradient * float("nan"))
         loss = cross_entropy(logits, labels, **options)
@@ -172,15 +176,7 @@ NOT_ENOUGH = r"^train: the device's memory must suffice; got CUDA .*2\.00 GiB\. 
 def test_run_whose_device_is_lost_goes_on_from_its_last_checkpoint(config, tmp_path, monkeypatch, error, message):
     config = change(config, checkpoint_steps=2)
     train(change(config, output_dir=tmp_path / "whole"))
-    cross_entropy, calls = torch.nn.functional.cross_entropy, []
-
-    def lost(*arguments, **options):
-        calls.append(None)
-        if len(calls) == 6:
-            raise error
-        return cross_entropy(*arguments, **options)
-
-    monkeypatch.setattr(torch.nn.functional, "cross_entropy", lost)
+    poison(monkeypatch, 6, error)
     with pytest.raises(DeviceLostError, match=message):
         train(config)
     monkeypatch.undo()
@@ -191,9 +187,6 @@ def test_run_whose_device_is_lost_goes_on_from_its_last_checkpoint(config, tmp_p
 
 @pytest.mark.parametrize("where", ["build_optimizer", "evaluate"])
 def test_memory_that_does_not_suffice_elsewhere_is_told_of_alike(config, monkeypatch, where):
-    def refuse(*_, **__):
-        raise OUT_OF_MEMORY
-
-    monkeypatch.setattr(evaluation if where == "evaluate" else loop, where, refuse)
+    monkeypatch.setattr(evaluation if where == "evaluate" else loop, where, Mock(side_effect=OUT_OF_MEMORY))
     with pytest.raises(DeviceLostError, match=NOT_ENOUGH.format("none yet")):
         train(config)
