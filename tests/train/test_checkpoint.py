@@ -18,6 +18,7 @@ from ttfs_triton.train.checkpoint import (
     CheckpointError,
     checkpoint_bytes,
     checkpoint_path,
+    clean_partial,
     latest_checkpoint,
     load_checkpoint,
     load_optimizer_tensors,
@@ -160,6 +161,14 @@ def test_a_disk_that_fails_is_a_warning_where_nothing_is_lost(tmp_path, monkeypa
     monkeypatch.setattr(os, "fstat", fail)
     assert latest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 1)
     assert "Input/output error" in caplog.text
+
+
+def test_clean_partial_removes_litter_and_nothing_else(tmp_path):
+    others = [".hidden-1", "step-5.partial-7", ".partial-7", ".a.partial-x", "step-1.safetensors"]
+    for name in (".step-00000002.safetensors.partial-7", ".summary.json.partial-7", *others):
+        (tmp_path / name).touch()
+    clean_partial(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(others)
 
 
 def test_disk_has_a_checkpoint_before_older_ones_are_deleted(tmp_path, monkeypatch):
