@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.data.fixtures import _own_cache, write_parquet
+from tests.data.fixtures import _own_cache
 from tests.train.runs import make_images
 from ttfs_triton.convert import ConversionError, calibrate_network
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
@@ -27,7 +27,7 @@ from ttfs_triton.nn import (
     resnet20,
 )
 
-__all__ = ["_own_cache", "write_parquet"]
+__all__ = ["_own_cache"]
 IMAGES = torch.rand(24, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
@@ -199,8 +199,8 @@ def test_what_cannot_be_calibrated_is_refused():
         calibrate_grid(drawn(), IMAGES[:2], Grid(64, 8, state_bits=6))
 
 
-def test_recipe_writes_a_network_on_its_grid(tmp_path, write_parquet, capsys):
-    data = make_images(tmp_path / "images", write_parquet)
+def test_recipe_writes_a_network_on_its_grid(tmp_path, capsys):
+    data = make_images(tmp_path / "images")
     config = NetworkConfig("6C3-P2-16", image_size=(8, 8), classes=4)
     TTFSModel(config, class_names=list("abcd")).save_pretrained(tmp_path / "plain")
     words = [tmp_path / "plain", "--data-dir", data, "--output-dir", tmp_path / "grid", "--cpu"]

@@ -1,5 +1,5 @@
-"""Small image data sets."""
+"""A cache of data sets of the tests' own."""
 
-from tests.data.fixtures import _own_cache, encode_png, random_images, write_parquet
+from tests.data.fixtures import _own_cache
 
-__all__ = ["_own_cache", "encode_png", "random_images", "write_parquet"]
+__all__ = ["_own_cache"]

@@ -1,7 +1,7 @@
 """Small image data sets for the tests, and a cache of their own."""
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import datasets
@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from datasets import config as datasets_config
 from PIL import Image
-
-WriteParquet = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -27,45 +25,28 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="session")
-def encode_png() -> Callable[[np.ndarray], bytes]:
-    return png
+def random_images(n: int, channels: int = 1, height: int = 6, width: int = 6) -> np.ndarray:
+    """[n, height, width] or [n, height, width, 3], uint8; the same in every call."""
+    shape = (n, height, width) if channels == 1 else (n, height, width, channels)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-@pytest.fixture(scope="session")
-def random_images() -> Callable[..., np.ndarray]:
-    """`random_images(n, channels, height, width)`: [n, height, width] or [n, height, width, 3] uint8."""
-
-    def make(n: int, channels: int = 1, height: int = 6, width: int = 6, seed: int = 0) -> np.ndarray:
-        shape = (n, height, width) if channels == 1 else (n, height, width, channels)
-        return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def write_parquet() -> WriteParquet:
+def write_parquet(
+    path: Path,
+    images: Sequence[np.ndarray | bytes | None] | np.ndarray,
+    labels: Sequence[object],
+    *,
+    names: list[str] | None = None,
+    image: str = "image",
+    label: str = "label",
+    more: dict[str, list] | None = None,
+) -> None:
     """Write images (pixels, encoded bytes or None) and labels in the shape that the Hub uses."""
-
-    def write(
-        path: Path,
-        images: Sequence[np.ndarray | bytes | None] | np.ndarray,
-        labels: Sequence[object],
-        *,
-        names: list[str] | None = None,
-        image: str = "image",
-        label: str = "label",
-        more: dict[str, list] | None = None,
-    ) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files = [png(pixels) if isinstance(pixels, np.ndarray) else pixels for pixels in images]
-        rows = datasets.Dataset.from_dict(
-            {image: [file and {"bytes": file, "path": None} for file in files], label: list(labels), **(more or {})}
-        )
-        rows = rows.cast_column(image, datasets.Image())
-        if names is not None:
-            rows = rows.cast_column(label, datasets.ClassLabel(names=names))
-        rows.to_parquet(path)
-        return path
-
-    return write
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [png(pixels) if isinstance(pixels, np.ndarray) else pixels for pixels in images]
+    rows = datasets.Dataset.from_dict(
+        {image: [file and {"bytes": file, "path": None} for file in files], label: list(labels), **(more or {})}
+    ).cast_column(image, datasets.Image())
+    if names is not None:
+        rows = rows.cast_column(label, datasets.ClassLabel(names=names))
+    rows.to_parquet(path)

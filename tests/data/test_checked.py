@@ -14,7 +14,8 @@ from datasets import config as datasets_config
 from PIL import Image
 from torch import Tensor
 
-from ttfs_triton.data import checked
+from tests.data.fixtures import write_parquet
+from ttfs_triton.data import decode
 from ttfs_triton.data.decode import DataLostError, EncodedImages
 from ttfs_triton.data.images import ImageData, load_images
 from ttfs_triton.data.pixels import centre_crop, random_crop
@@ -81,7 +82,7 @@ def test_cropped_images_are_the_middle_and_in_an_epoch_keyed_parts(tmp_path, mon
 
 
 @pytest.mark.parametrize(("modes", "channels"), [(["L", "L"], 1), (["L", "RGB"], 3), (["CMYK", "L"], 3)])
-def test_channels_are_those_of_the_most_colourful_image(tmp_path, write_parquet, modes, channels):
+def test_channels_are_those_of_the_most_colourful_image(tmp_path, modes, channels):
     write_parquet(tmp_path / "train.parquet", [jpeg(photograph(i, mode)) for i, mode in enumerate(modes)], [0, 1])
     data = load(tmp_path)
     assert data.shape == (2, channels, 20, 20)
@@ -89,7 +90,7 @@ def test_channels_are_those_of_the_most_colourful_image(tmp_path, write_parquet,
         assert (data.images[0] == data.images[0, :1]).all()
 
 
-def test_what_cannot_be_cropped_is_refused(tmp_path, write_parquet):
+def test_what_cannot_be_cropped_is_refused(tmp_path):
     for split, files in (("train", "L"), ("test", "RGB")):
         write_parquet(tmp_path / f"{split}.parquet", [jpeg(photograph(0, files))], [0])
     with pytest.raises(ValueError, match="must be grayscale like the training images; got colour images in the test"):
@@ -108,7 +109,7 @@ def test_damaged_images_are_found_once_and_remembered(tmp_path, caplog, monkeypa
     files[6].write_bytes(b"no image")
     first = load(tmp_path)
     assert first.skipped == [4, 6]
-    monkeypatch.setattr(checked, "read_checked", None)  # nothing is decoded again
+    monkeypatch.setattr(decode, "read_checked", None)  # nothing is decoded again
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         again = load(tmp_path)
@@ -118,7 +119,7 @@ def test_damaged_images_are_found_once_and_remembered(tmp_path, caplog, monkeypa
         load(tmp_path, max_bad_images=1)
 
 
-def test_real_values_and_what_is_beyond_pillows_limit_are_bad_images(tmp_path, write_parquet, monkeypatch, recwarn):
+def test_real_values_and_what_is_beyond_pillows_limit_are_bad_images(tmp_path, monkeypatch, recwarn):
     buffer = io.BytesIO()
     Image.new("F", (30, 30)).save(buffer, "TIFF")
     write_parquet(tmp_path / "train.parquet", [jpeg(photograph(0)), buffer.getvalue(), jpeg(photograph(4))], [0, 1, 1])
@@ -137,7 +138,7 @@ def test_changed_files_are_checked_again(tmp_path, cache):
     assert found == [{"bad", "channels", "digest"}] * 2
 
 
-def test_fingerprint_is_that_of_the_files_wherever_they_lie(tmp_path, write_parquet):
+def test_fingerprint_is_that_of_the_files_wherever_they_lie(tmp_path):
     files = class_folders(tmp_path / "folders")
     labels = [0 if file.parent.name == "a" else 1 for file in files]
     write_parquet(tmp_path / "rows" / "train.parquet", [f.read_bytes() for f in files], labels, names=["a", "b"])

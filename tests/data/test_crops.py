@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.data.fixtures import random_images
 from ttfs_triton.data.pixels import ATTEMPTS, centre_crop, crop_numbers, random_crop, random_part
 
 NEVER = np.tile([0.999, 0.0, 0.5, 0.5], (ATTEMPTS, 1))  # almost all of the area, three wide and four high
@@ -53,7 +54,7 @@ def test_crop_numbers_are_a_function_of_their_key():
 
 
 @pytest.mark.parametrize("shape", [(375, 500), (500, 375), (225, 300), (100, 100), (333, 1000), (1000, 333)])
-def test_crops_equal_torchvisions_pixels(random_images, shape):
+def test_crops_equal_torchvisions_pixels(shape):
     v2 = pytest.importorskip("torchvision.transforms.v2")
     image = Image.fromarray(random_images(1, 3, *shape)[0])
     expected = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(image)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from tests.data.fixtures import png, random_images
 from ttfs_triton.data import decode, reading
 from ttfs_triton.data.decode import decode_rows
 from ttfs_triton.data.pixels import to_float
@@ -38,7 +39,7 @@ def decode_all(images, **options) -> decode.Decoded:
 
 
 @pytest.mark.parametrize("stored", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
-def test_modes_are_converted_as_pillow_does(random_images, stored):
+def test_modes_are_converted_as_pillow_does(stored):
     image = Image.fromarray(random_images(1, 3)[0]).convert(stored)
     natural = "L" if stored in ("1", "L", "LA") else "RGB"
     for mode in (None, "L", "RGB"):
@@ -48,7 +49,7 @@ def test_modes_are_converted_as_pillow_does(random_images, stored):
         np.testing.assert_array_equal(pixels, expected)
 
 
-def test_16_bit_images_keep_their_upper_bits_and_photographs_are_turned_upright(tmp_path, random_images):
+def test_16_bit_images_keep_their_upper_bits_and_photographs_are_turned_upright(tmp_path):
     values = np.array([[0, 255, 256], [0x1234, 0xABCD, 0xFFFF]], dtype=np.uint16)
     pixels = decode_image(encoded(Image.fromarray(values)))
     np.testing.assert_array_equal(pixels[:, :, 0], [[0, 0, 1], [0x12, 0xAB, 0xFF]])
@@ -70,26 +71,20 @@ def test_other_formats_pipes_and_giants_are_no_images(tmp_path):
         with pytest.raises(ValueError, match=f"pixel mode {mode} has no 8-bit meaning"):
             decode_image(encoded(Image.new(mode, (2, 2)), "TIFF"))
     os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"a\.png is no regular file"):
-        open_image({"bytes": None, "path": str(tmp_path / "a.png")})
+    with pytest.raises(OSError, match="no regular file"):
+        decode_image({"bytes": None, "path": str(tmp_path / "a.png")})
     with pytest.raises(UnidentifiedImageError):
-        open_image({"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\n%%EndComments\n", "path": None})
+        open_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\n%%EndComments\n")
     Image.new("1", (2**14, 2**13 + 1)).save(tmp_path / "b.png")
     with (
         pytest.warns(Image.DecompressionBombWarning),
         pytest.raises(ValueError, match="must have at most 134217728 pixels; got 16384 × 8193"),
     ):
-        open_image({"bytes": None, "path": str(tmp_path / "b.png")})
+        open_image((tmp_path / "b.png").read_bytes())
     (tmp_path / "c.png").touch()
     os.truncate(tmp_path / "c.png", 2**29 + 1)
-    with pytest.raises(ValueError, match="must have at most 536870912 bytes; got 536870913"):
-        open_image({"bytes": None, "path": str(tmp_path / "c.png")})
-    # Pillow asks a file for as many bytes as the length of a chunk says, and memory for them is taken first.
-    content = encoded(Image.new("L", (5, 6)))["bytes"]
-    place = content.index(b"IDAT")
-    (tmp_path / "d.png").write_bytes(content[: place - 4] + b"\x7f\xff\xff\xff" + content[place:])
-    with open_image({"bytes": None, "path": str(tmp_path / "d.png")}) as image:
-        assert isinstance(image.fp, io.BytesIO)  # which gives what it has
+    with pytest.raises(OSError, match="536870913 bytes, at most 536870912 are allowed"):
+        decode_image({"bytes": None, "path": str(tmp_path / "c.png")})
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -107,7 +102,7 @@ def test_to_float_is_exact_and_the_same_on_any_device(channels, device):
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_grayscale_is_expanded_once_colour_is_met_or_asked_for(random_images, keep):
+def test_grayscale_is_expanded_once_colour_is_met_or_asked_for(keep):
     gray, colour = random_images(2), random_images(1, 3)
     images = decode_all([gray[0], colour[0], gray[1]], keep=keep).images.images_at(torch.arange(3))
     assert torch.equal(images[0], torch.from_numpy(gray[0]).expand(3, 6, 6))
@@ -119,10 +114,10 @@ def test_grayscale_is_expanded_once_colour_is_met_or_asked_for(random_images, ke
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_bad_images_are_reported_and_skipped(random_images, encode_png, caplog, keep):
+def test_bad_images_are_reported_and_skipped(caplog, keep):
     images = list(random_images(600))
-    damaged = encode_png(images[517])
-    flipped = bytearray(encode_png(images[8]))
+    damaged = png(images[517])
+    flipped = bytearray(png(images[8]))
     flipped[flipped.index(b"IDAT") + 10] ^= 0xFF
     bad = {3: b"not an image", 8: bytes(flipped), 517: damaged[: len(damaged) // 2], 599: None}
     rows = [bad.get(i, image) for i, image in enumerate(images)]
@@ -143,7 +138,7 @@ def test_bad_images_are_reported_and_skipped(random_images, encode_png, caplog, 
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_images_of_different_sizes_are_resized_or_refused(random_images, keep):
+def test_images_of_different_sizes_are_resized_or_refused(keep):
     images = [b"x", random_images(1, 1, 6, 7)[0], random_images(1, 3, 9, 3)[0]]
     with pytest.raises(ValueError, match=r"got 9x3 in row 2 of .*, where row 1 of .* has 6x7\. Resize with --im"):
         decode_all(images, keep=keep)
@@ -155,7 +150,7 @@ def test_images_of_different_sizes_are_resized_or_refused(random_images, keep):
     assert torch.equal(decoded.images.images_at(torch.tensor([1]))[0], torch.from_numpy(expected).permute(2, 0, 1))
 
 
-def test_pixels_must_fit_into_the_memory_of_all_processes(random_images, monkeypatch):
+def test_pixels_must_fit_into_the_memory_of_all_processes(monkeypatch):
     images = list(random_images(100))  # 3,600 bytes of pixels
     monkeypatch.setattr(decode.psutil, "virtual_memory", lambda: SimpleNamespace(available=5000))
     assert decode_all(images).images.shape == (100, 1, 6, 6)

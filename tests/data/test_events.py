@@ -90,15 +90,7 @@ def test_events_that_cannot_be_are_refused(events, error, message):
         first_spikes(recording((5, 0, 0, 0)), SENSOR, EventWindows(), stop=4)
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"count": 0}, "count\n +Input should be greater than or equal to 1"),
-        ({"length_us": 0.5}, "length_us\n +Input should be a valid integer"),
-        ({"pool": True}, "pool\n +Input should be a valid integer"),
-        ({"sensor": (34, 0)}, "sensor.1\n +Input should be greater than or equal to 1"),
-    ],
-)
-def test_windows_that_cannot_be_are_refused(values, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("values", [{"count": 0}, {"length_us": 0.5}, {"pool": True}, {"sensor": (34, 0)}], ids=str)
+def test_windows_that_cannot_be_are_refused(values):
+    with pytest.raises(ValueError, match=rf"{next(iter(values))}\S*\n +Input should be"):
         EventWindows(**values)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.data.fixtures import random_images, write_parquet
 from ttfs_triton.data.decode import EncodedImages, InMemoryImages
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
 
@@ -23,7 +24,7 @@ def with_labels(labels: list[int]) -> ImageData:
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_folder_is_read(tmp_path, random_images, write_parquet, channels, streaming):
+def test_a_folder_is_read(tmp_path, channels, streaming):
     images, labels = random_images(20, channels), [i % 3 for i in range(20)]
     rows = {"images": [*images[:2], b"damaged", *images[2:]], "labels": [*labels[:2], 0, *labels[2:]]}
     names = {"names": ["x", "y", "z"], "image": "img", "label": "fine_label"}
@@ -45,7 +46,7 @@ def test_a_folder_is_read(tmp_path, random_images, write_parquet, channels, stre
     ("labels", "numbers", "found"),
     [([4, 0, 2], [4, 0, 2], list("01234")), (["dog", "cat", "dog"], [1, 0, 1], ["cat", "dog"])],
 )
-def test_labels_may_be_numbers_or_names(tmp_path, random_images, write_parquet, caplog, labels, numbers, found):
+def test_labels_may_be_numbers_or_names(tmp_path, caplog, labels, numbers, found):
     write_parquet(tmp_path / "train.parquet", random_images(3), labels)
     data = load_images(None, tmp_path)
     assert (data.labels.tolist(), data.class_names) == (numbers, found)
@@ -61,7 +62,7 @@ def test_labels_may_be_numbers_or_names(tmp_path, random_images, write_parquet, 
         ([0, 10**6, 1], "labels must number the classes from 0; got 1000000 in row 1 of .*, which has 3 rows"),
     ],
 )
-def test_labels_that_cannot_be_are_refused(tmp_path, random_images, write_parquet, labels, message):
+def test_labels_that_cannot_be_are_refused(tmp_path, labels, message):
     write_parquet(tmp_path / "train.parquet", random_images(3), labels)
     with pytest.raises(ValueError, match=message):
         load_images(None, tmp_path)
@@ -76,7 +77,7 @@ def test_labels_that_cannot_be_are_refused(tmp_path, random_images, write_parque
     ],
     ids=["damaged", "odd size", "colour"],
 )
-def test_the_file_of_an_image_that_does_not_fit_is_named(tmp_path, random_images, content, message):
+def test_the_file_of_an_image_that_does_not_fit_is_named(tmp_path, content, message):
     folder = tmp_path / "train" / "cat"
     folder.mkdir(parents=True)
     for number, pixels in enumerate(random_images(3)):
@@ -113,9 +114,7 @@ def test_columns_and_splits_without_images_are_refused(tmp_path, monkeypatch):
         (["a", "b"], ["b", "b"], 4, None),
     ],
 )
-def test_the_test_split_has_classes_channels_and_size_of_training(
-    tmp_path, random_images, write_parquet, train, test, size, message
-):
+def test_the_test_split_has_classes_channels_and_size_of_training(tmp_path, train, test, size, message):
     write_parquet(tmp_path / "train.parquet", random_images(2, 3), train)
     write_parquet(tmp_path / "test.parquet", random_images(2), test)
     options = {"split": "test", "like": load_images(None, tmp_path, image_size=4), "image_size": size}
@@ -127,7 +126,7 @@ def test_the_test_split_has_classes_channels_and_size_of_training(
     assert (found.shape, found.labels.tolist(), found.class_names) == ((2, 3, 4, 4), [1, 1], ["a", "b"])
 
 
-def test_what_stands_in_for_test_is_said(tmp_path, random_images, write_parquet, caplog):
+def test_what_stands_in_for_test_is_said(tmp_path, caplog):
     write_parquet(tmp_path / "validation.parquet", random_images(2), [0, 1])
     with caplog.at_level(logging.WARNING):
         data = load_images(None, tmp_path, split="test")
@@ -137,7 +136,7 @@ def test_what_stands_in_for_test_is_said(tmp_path, random_images, write_parquet,
     assert load_images(None, tmp_path, split="test").split == "test"
 
 
-def test_max_samples_keeps_class_proportions(tmp_path, random_images, write_parquet):
+def test_max_samples_keeps_class_proportions(tmp_path):
     write_parquet(tmp_path / "train.parquet", random_images(40), [0] * 30 + [1] * 10)
     data = load_images(None, tmp_path, max_samples=8)
     assert torch.bincount(data.labels).tolist() == [6, 2]
@@ -147,7 +146,7 @@ def test_max_samples_keeps_class_proportions(tmp_path, random_images, write_parq
         load_images(None, tmp_path, max_samples=0)
 
 
-def test_fingerprint_depends_on_content_only(tmp_path, random_images, write_parquet):
+def test_fingerprint_depends_on_content_only(tmp_path):
     images, labels = random_images(6), [0, 1, 2, 0, 1, 2]
 
     def fingerprint(folder: str, pixels: np.ndarray = images, classes: list[int] = labels, **options: str) -> str:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.data.fixtures import random_images, write_parquet
 from tests.scoring.common import numbered
 from ttfs_triton.data import placement
 from ttfs_triton.data.images import load_images
@@ -28,7 +29,7 @@ def test_placed_images_are_the_images(splits, device):
     assert placed.labels[indices.to(device)].tolist() == [7, 3, 49, 3]
 
 
-def test_encoded_images_stay_where_they_are(tmp_path, random_images, write_parquet):
+def test_encoded_images_stay_where_they_are(tmp_path):
     write_parquet(tmp_path / "train.parquet", random_images(4, 3), [0, 1, 0, 1])
     data = load_images(None, tmp_path, streaming=True)
     (placed,), where = place_images([data], torch.device("cpu"))

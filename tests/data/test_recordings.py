@@ -108,11 +108,16 @@ def test_recordings_that_cannot_be_used_are_skipped_and_named(n_mnist, caplog):
     [
         ("trials_to_train.txt", "../user0_led.aedat\n", r"must name .aedat files beside it .*; got '\.\./user0_led"),
         ("trials_to_train.txt", "user7_led.aedat\n", "user7_led.aedat and user7_led_labels.csv must be there"),
-        ("user0_led_labels.csv", "class,start,end\n1,100\n", "must hold class, start and stop in each row"),
-        ("user0_led_labels.csv", "class,start,end\n12,0,7\n", "must hold classes from 1 to 11"),
-        ("user0_led_labels.csv", "class,start,end\n1,7,6\n", "no stop before its start"),
-        ("user0_led_labels.csv", f"class,start,end\n1,0,{10**20}\n", "and times in microseconds"),
-        ("user0_led_labels.csv", "classe,début,fin\n", "user0_led_labels.csv must be text; .* Extract it anew"),
+        (
+            "user0_led_labels.csv",
+            "class,start,end\n1,100\n",
+            r"must hold class \(1 to 11\), .*; not enough",
+        ),
+        ("user0_led_labels.csv", "class,start,end\n12,0,7\n", "in each row; got 12,0,7. Extract it anew"),
+        ("user0_led_labels.csv", "class,start,end\n1,7,6\n", "; got 1,7,6"),
+        ("user0_led_labels.csv", f"class,start,end\n1,0,{10**20}\n", "; got 1,0,1000"),
+        ("user0_led_labels.csv", "classe,début,fin\n", "must hold class .* in each row; 'utf-8' codec can't decode"),
+        ("trials_to_train.txt", "usér0_led.aedat\n", "must name .aedat files beside it that have labels; got 'us"),
     ],
 )
 def test_gestures_that_are_damaged_are_refused(gestures, name, content, message):
@@ -129,8 +134,10 @@ def test_what_is_not_there_or_does_not_fit_is_refused(n_mnist, tmp_path, monkeyp
         load_images(None, n_mnist, events=WINDOWS, image_size=20, streaming=True)
     with pytest.raises(ValueError, match="Recordings of an event camera need --event-windows"):
         load_images(None, n_mnist)
-    shutil.rmtree(n_mnist / "Test" / "8")
-    with pytest.raises(ValueError, match=r"classes of the Test split of .* must be those of the training split; got 3"):
+    shutil.rmtree(n_mnist / "Test" / "3")
+    assert load_images(None, n_mnist, split="test", like=train, events=WINDOWS).labels.tolist() == [1]
+    (n_mnist / "Test" / "8").rename(n_mnist / "Test" / "9")
+    with pytest.raises(ValueError, match=r"classes of the Test split of .* must be those of the training split; got 9"):
         load_images(None, n_mnist, split="test", like=train, events=WINDOWS)
     shutil.rmtree(n_mnist / "Test")
     with pytest.raises(ValueError, match=r"must hold a test split of recordings; got .* Looked for trials_to_test.txt"):

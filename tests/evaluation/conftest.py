@@ -4,16 +4,16 @@ import json
 
 import pytest
 
-from tests.train.conftest import _own_cache, write_parquet  # noqa: F401
+from tests.data.fixtures import _own_cache  # noqa: F401
 from tests.train.runs import make_images, run
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, write_parquet):  # noqa: F811
+def trained(tmp_path_factory):
     """Folders (run, images) of a run of one epoch on 8×8 images."""
     folder = tmp_path_factory.mktemp("evaluation")
-    data = make_images(folder / "images", write_parquet)
-    result = run(folder, data, folder / "run", settings="\nepochs: 1\n")
+    data = make_images(folder / "images")
+    result = run(folder, data, folder / "run", epochs=1)
     assert result.returncode == 0, result.stderr
     return folder / "run", data
 

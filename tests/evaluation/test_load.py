@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.train.conftest import write_parquet  # noqa: F401
+from tests.data.fixtures import write_parquet
 from ttfs_triton import TTFSModel
 from ttfs_triton.evaluation import load_network, load_test_images
 
@@ -20,7 +20,7 @@ def test_test_images_are_those_of_the_run(trained):
         load_test_images(load_network(run), dataset="sample")
 
 
-def test_columns_can_be_named_and_classes_have_the_order_of_the_network(trained, tmp_path, write_parquet):  # noqa: F811
+def test_columns_can_be_named_and_classes_have_the_order_of_the_network(trained, tmp_path):
     network, pixels = load_network(trained[0]), np.zeros((4, 8, 8), dtype=np.uint8)
     columns = {"image": "picture", "more": {"label2": [0, 0, 0, 0]}}
     write_parquet(tmp_path / "test.parquet", pixels, [0, 1, 2, 3], names=["a", "b", "c", "d"], **columns)

@@ -1,6 +1,5 @@
 """Whatever is read from outside is read or refused with a sentence: a little of it here, more behind `-m slow`."""
 
-import random
 import re
 import signal
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.run import mutated, run
+from tests.fuzz.run import run
 from tests.fuzz.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
@@ -60,10 +59,3 @@ def test_fuzzer_finds_what_is_planted():
     ):
         assert re.search(problem, done.stdout, re.MULTILINE), done.stdout
     assert "endless" not in done.stdout
-
-
-def test_the_same_seed_makes_the_same_changes():
-    content = next(iter(TARGETS["network"].seeds()))
-    one, two = ([mutated(content, random.Random(seed), True) for seed in range(50)] for _ in range(2))
-    assert one == two
-    assert len(set(one)) > 40

@@ -4,25 +4,24 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from tests.data.fixtures import _own_cache, encode_png, random_images, write_parquet
+from tests.data.fixtures import _own_cache
 from tests.train.runs import SETTINGS, make_images
 from ttfs_triton import TTFSModel
 from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.train import TrainConfig
 
-__all__ = ["_own_cache", "encode_png", "random_images", "write_parquet"]
+__all__ = ["_own_cache"]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory, write_parquet) -> Path:
-    return make_images(tmp_path_factory.mktemp("images"), write_parquet)
+def data(tmp_path_factory) -> Path:
+    return make_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture
 def config(data, tmp_path) -> TrainConfig:
-    return TrainConfig(**yaml.safe_load(SETTINGS), data_dir=data, output_dir=tmp_path / "run")
+    return TrainConfig(**SETTINGS, data_dir=data, output_dir=tmp_path / "run")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from tests.train.forked import run_script
+from tests.data.fixtures import write_parquet
 from ttfs_triton.train import Callback, TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -26,36 +26,19 @@ from ttfs_triton.train import main
 main(Path(sys.argv.pop(1)), "A small run.")
 """
 
-SETTINGS = """
-model: 4C3-P2-8
-epochs: 3
-batch_size: 16
-lr: 2.0e-2
-shift: 1
-dropout: 0.1
-ema_decay: 0.9
-evaluation_batch_size: 13
-validation_fraction: 0.2
-cpu: true
-"""
+# The keys of a small run.
+SETTINGS = {"model": "4C3-P2-8", "epochs": 3, "batch_size": 16, "lr": 2e-2, "shift": 1, "dropout": 0.1, "cpu": True}
+SETTINGS |= {"ema_decay": 0.9, "evaluation_batch_size": 13, "validation_fraction": 0.2}
 
 # Costs that are followed and held, of a network that learns in seconds.
 TARGET = {"target_sparsity": 0.2, "lr": 8e-3, "surrogate_width": 0.5, "dropout": 0.0, "ema_decay": 0.0}
 
 # Every augmentation at once. The quadrants of `make_images` stay what they are but for mirrored ones.
-AUGMENTATION = """
-crop_padding: 1
-crop_fill: reflect
-flip: alternating
-auto_augment: true
-rotation: 10
-cutout: 2
-mixup: 0.2
-cutmix: 1.0
-"""
+AUGMENTATION = {"crop_padding": 1, "crop_fill": "reflect", "flip": "alternating", "auto_augment": True, "rotation": 10}
+AUGMENTATION |= {"cutout": 2, "mixup": 0.2, "cutmix": 1.0}
 
 
-def make_images(folder: Path, write_parquet: Any, train: int = 160, test: int = 45) -> Path:
+def make_images(folder: Path, train: int = 160, test: int = 45) -> Path:
     """A data set of 8×8 images in four classes: a bright quadrant under noise."""
     generator = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):
@@ -78,10 +61,10 @@ def environment(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def command(tmp_path: Path, data: Path, output: Path, *flags: str, settings: str = "", processes: int = 1) -> list[str]:
-    """Command line of a run; writes recipe and script into tmp_path."""
+def command(tmp_path: Path, data: Path, output: Path, *flags: str, processes: int = 1, **settings: Any) -> list[str]:
+    """Command line of a run; writes recipe, with `settings` in place of ours, and script into tmp_path."""
     recipe, script = tmp_path / "small.yaml", tmp_path / "small.py"
-    recipe.write_text(yaml.safe_dump(yaml.safe_load(SETTINGS) | (yaml.safe_load(settings) or {})))
+    recipe.write_text(yaml.safe_dump(SETTINGS | settings))
     script.write_text(SCRIPT)
     launcher = [sys.executable]
     if processes > 1:
@@ -91,12 +74,10 @@ def command(tmp_path: Path, data: Path, output: Path, *flags: str, settings: str
 
 
 def run(
-    tmp_path: Path, data: Path, output: Path, *flags: str, settings: str = "", processes: int = 1
+    tmp_path: Path, data: Path, output: Path, *flags: str, processes: int = 1, **settings: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end; whoever calls checks the exit code."""
-    words = command(tmp_path, data, output, *flags, settings=settings, processes=processes)
-    if processes == 1:
-        return run_script(words[1:], environment(tmp_path), timeout=300)
+    words = command(tmp_path, data, output, *flags, processes=processes, **settings)
     return subprocess.run(words, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
 
 

@@ -5,7 +5,6 @@ import torch
 
 from tests.scoring.common import join, numbered
 from ttfs_triton.augment import Augmentation
-from ttfs_triton.data.images import load_images
 from ttfs_triton.data.placement import place_images
 from ttfs_triton.train.batches import EpochBatches, train_loader
 
@@ -15,9 +14,6 @@ MIXES = [
     {"auto_augment": True, "mixup": 0.2, "cutmix": 1.0},
     {"trivial_augment": True, "cutmix": 1.0},
 ]
-
-# Python 3.12 warns of every fork of a process with threads; the loader's workers are forked.
-pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning")
 
 
 def epoch(n: int = 50, channels: int = 3, **options: object) -> EpochBatches:
@@ -72,12 +68,6 @@ def test_batches_of_all_processes_make_the_batches_of_one(world_size, accumulati
         assert_equal(join(parts), one[step])
 
 
-@pytest.mark.parametrize("options", [{"auto_augment": "imagenet"}, {"trivial_augment": True, "mixup": 1.0}])
-def test_an_image_of_an_epoch_is_the_same_in_any_batch_size(options):
-    augmentation = Augmentation(crop_padding=2, flip=True, rotation=10, cutout=3, **options)
-    assert_equal(*(whole(epoch(48, batch_size=size, augmentation=augmentation)) for size in (12, 16)))
-
-
 def test_mixed_labels_are_the_shares_of_two_classes():
     images, targets = epoch(augmentation=Augmentation(mixup=1.0, cutmix=1.0))[0]
     assert targets.shape == (12, 50)
@@ -102,18 +92,6 @@ def test_loader_that_augments_ahead_changes_nothing(monkeypatch, device, images_
     for number, found in enumerate(loaded, start=3):
         assert_equal(found, batches[number])
         assert found[0].stride() == batches[number][0].stride()
-
-
-def test_streaming_and_workers_change_nothing(tmp_path, random_images, write_parquet):
-    write_parquet(tmp_path / "train.parquet", random_images(40, 3, 16, 16), [i % 2 for i in range(40)])
-    augmentation = Augmentation(crop_padding=2, flip=True, rotation=10, cutout=3, auto_augment=True)
-    found = []
-    for streaming in (False, True):
-        data = load_images(None, tmp_path, streaming=streaming)
-        batches = EpochBatches(data, torch.arange(40), batch_size=8, seed=0, epoch=0, augmentation=augmentation)
-        found += [join(list(train_loader(batches, num_workers=workers))) for workers in (0, 2)]
-    for batch in found[1:]:
-        assert_equal(batch, found[0])
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ def recipe(tmp_path) -> Path:
         ({"psp_persistence_rise": (0.2, 0.6), "compile": True}, "psp_persistence_rise and compile exclude each other"),
         ({"lookahead": 5, "ema_decay": 0.9}, "lookahead and ema_decay exclude each other"),
         ({"resume": True, "overwrite": True}, "resume and overwrite exclude each other"),
+        ({"auto_augment": "svhn", "trivial_augment": True}, "auto_augment and trivial_augment exclude each other"),
+        ({"auto_augment": "mnist"}, r"auto_augment\S*: Input should be 'cifar10', 'svhn' or 'imagenet'; got 'mnist'"),
         ({"streaming": True, "data_placement": "host"}, "streaming and data_placement: host exclude each other"),
         ({"schedule": "milestones"}, "needs milestones"),
         ({"random_resized_crop": True}, "random_resized_crop needs image_size, e.g. 224"),

@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import yaml
 from accelerate.state import AcceleratorState
 
 from tests.convert.sources import Named, features, randomised
@@ -18,7 +17,7 @@ from ttfs_triton.train import ConfigError, Interrupted, loop, start, train
 
 RISE = {"batch_norm": True, "encoder": "analog", "lookahead": 3, "ema_decay": 0.0, "schedule": "linear"}
 RISE |= {"optimizer": "muon", "psp_persistence_rise": (0.2, 0.8), "surrogate_width": 0.5}
-BFLOAT16 = {"gradient_accumulation": 2, "mixed_precision": "bf16", "momentum": 0.0, **yaml.safe_load(AUGMENTATION)}
+BFLOAT16 = {"gradient_accumulation": 2, "mixed_precision": "bf16", "momentum": 0.0, **AUGMENTATION}
 
 
 @pytest.mark.parametrize(

@@ -127,14 +127,6 @@ def test_processes_stop_together(monkeypatch):
         others.clear()
 
 
-def test_one_process_stops_at_once():
-    with StopRequest(accelerator()) as request:
-        assert not request.due(1, 20)
-        signal.raise_signal(signal.SIGTERM)
-        assert request.due(2, 20)
-    assert request.received is signal.SIGTERM
-
-
 def test_signals_that_a_launcher_repeats_are_one(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
     request, ended, now = StopRequest(accelerator(processes=2)), [], [100.0]

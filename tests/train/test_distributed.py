@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,17 +15,18 @@ import torch
 from tests.train.runs import AUGMENTATION, ROOT, best, command, environment, last, make_images, metrics, run
 
 # Five optimiser steps; 45 test and 37 validation images, which two processes do not divide evenly.
-SETTINGS = "\nepochs: 1\ndropout: 0.0\nema_decay: 0.0\nbatch_size: 24\noptimizer: sgd\nlr: 0.2\nsurrogate_width: 0.5\n"
+SHORT = {"epochs": 1, "dropout": 0.0, "ema_decay": 0.0, "batch_size": 24, "optimizer": "sgd", "lr": 0.2}
+SHORT |= {"surrogate_width": 0.5}
 COURSES = {
     "augmented": AUGMENTATION,
-    "shared statistics": "batch_norm: true\nencoder: analog\nsync_batch_norm: true\npsp_persistence: 0.5\n",
-    "target": "target_operations: 0.85\n",
+    "shared statistics": {"batch_norm": True, "encoder": "analog", "sync_batch_norm": True, "psp_persistence": 0.5},
+    "target": {"target_operations": 0.85},
 }
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory, write_parquet) -> Path:
-    return make_images(tmp_path_factory.mktemp("images"), write_parquet, train=163)
+def images(tmp_path_factory) -> Path:
+    return make_images(tmp_path_factory.mktemp("images"), train=163)
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +34,10 @@ def trained(tmp_path_factory, images, teacher) -> Callable[..., Path]:
     """Folder of a run of a course, in so many processes; each is trained once."""
 
     @cache
-    def train(course: str, processes: int = 1, key: str = "") -> Path:
-        folder, taught = tmp_path_factory.mktemp("distributed"), f"teacher: {teacher}\n" * (course == "augmented")
-        settings = SETTINGS + COURSES[course] + taught + key
-        result = run(folder, images, folder / "run", settings=settings, processes=processes)
+    def train(course: str, processes: int = 1, **key: Any) -> Path:
+        folder, settings = tmp_path_factory.mktemp("distributed"), SHORT | COURSES[course] | key
+        settings |= {"teacher": str(teacher)} if course == "augmented" else {}
+        result = run(folder, images, folder / "run", processes=processes, **settings)
         assert result.returncode == 0, result.stderr
         return folder / "run"
 
@@ -87,8 +89,8 @@ def test_processes_of_accelerate_launch_train_as_one_does(trained, images, tmp_p
     words += ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{name}.yaml")]
     words += ["--num_processes", str(processes), "--main_process_port", str(free_port())]
     words += ["--main_process_ip", "127.0.0.1"] if nodes > 1 else []
-    settings = SETTINGS + COURSES["shared statistics"]
-    recipe = command(tmp_path, images, tmp_path / "run", "--mixed-precision", "no", settings=settings)
+    settings = SHORT | COURSES["shared statistics"]
+    recipe = command(tmp_path, images, tmp_path / "run", "--mixed-precision", "no", **settings)
     ranks = [["--machine_rank", str(rank)] if nodes > 1 else [] for rank in range(nodes)]
     pipe, variables = subprocess.PIPE, environment(tmp_path)
     launched = [
@@ -108,11 +110,11 @@ def test_processes_of_accelerate_launch_train_as_one_does(trained, images, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "least", "most"),
-    [("gradient_accumulation: 2", 0, 1e-5), ("gradient_compression: bf16", 1e-5, 0.02)],
+    [({"gradient_accumulation": 2}, 0, 1e-5), ({"gradient_compression": "bf16"}, 1e-5, 0.02)],
     ids=str,
 )
 def test_two_processes_accumulate_and_compress_gradients(trained, key, least, most):
     """Gradients that live in buckets are added up over micro-batches before they are exchanged."""
-    folders = trained("augmented"), trained("augmented", 2, f"{key}\n")
+    folders = trained("augmented"), trained("augmented", 2, **key)
     ours, theirs = (torch.cat([value.flatten() for value in best(folder).values()]) for folder in folders)
     assert least <= (ours - theirs).norm() / ours.norm() < most

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -11,13 +10,12 @@ from recipes.make_events import main as make_events
 from ttfs_triton.convert.command import main as convert
 from ttfs_triton.convert.grid_command import main as calibrate
 from ttfs_triton.data.event_files import read_bin
-from ttfs_triton.data.events import EventWindows, first_spike_levels, first_spikes
+from ttfs_triton.data.events import first_spike_levels, first_spikes
 from ttfs_triton.evaluation import load_network, load_test_images
 from ttfs_triton.evaluation.command import main as evaluate
 from ttfs_triton.hub.card import render_card
 from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model import ModelDescription, TTFSModel, find_model
-from ttfs_triton.nn import LatencyEncoder, activation_to_spike_time
 from ttfs_triton.train import main as train
 from ttfs_triton.train.config import make_config, read_yaml
 
@@ -87,11 +85,3 @@ def test_recordings_calibrate_a_network_on_a_grid(run, tmp_path, capsys):
         calibrate(None, [str(run), "--output-dir", str(tmp_path / "no"), "--dataset", "sample", *flags[:2]])
     assert "events must go with data_dir" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
-
-
-def test_spikes_of_events_are_those_of_the_encoder():
-    events = {"t": np.array([0, 30]), "x": np.array([0, 1]), "y": np.array([1, 0]), "p": np.array([1, 0])}
-    spikes = torch.from_numpy(first_spikes(events, (2, 2), EventWindows(2, 40)))
-    assert LatencyEncoder()(spikes[None]).equal(spikes[None])
-    assert activation_to_spike_time(spikes, 0, window=40).isfinite().nonzero().tolist() == [[0, 0, 1], [1, 1, 0]]
-    assert activation_to_spike_time(spikes, 0, window=40)[0, 0, 1] == 30

@@ -6,7 +6,6 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
@@ -21,7 +20,7 @@ from ttfs_triton.train.step import WARM_UP, choose_graphs
 @pytest.fixture
 def config(data, tmp_path):
     # 32 validation images in two full batches: with padding and without, products have as many rows.
-    values = yaml.safe_load(SETTINGS) | {"epochs": 2, "evaluation_batch_size": 16}
+    values = SETTINGS | {"epochs": 2, "evaluation_batch_size": 16}
     return TrainConfig(**values, data_dir=data, output_dir=tmp_path / "run")
 
 

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-import yaml
 
 from tests.train.runs import SETTINGS, change
 from ttfs_triton.data.images import load_images
@@ -26,7 +25,7 @@ ON_GRID = {"time_steps": 4, "weight_bits": 3, "psp_persistence": 0.25, "readout"
 def trained(data, tmp_path_factory):
     """A run on 4 steps and 3 bits, for chips with faults."""
     folder = tmp_path_factory.mktemp("grid") / "run"
-    values = yaml.safe_load(SETTINGS) | ON_GRID | {"spike_jitter": 0.05, "lost_spikes": 0.02}
+    values = SETTINGS | ON_GRID | {"spike_jitter": 0.05, "lost_spikes": 0.02}
     train(TrainConfig(**values, data_dir=data, output_dir=folder))
     return folder
 

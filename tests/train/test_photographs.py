@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from tests.data.test_checked import jpeg, photograph
 from tests.scoring.common import join
-from tests.train.runs import ROOT, At, assert_same_run, change
-from tests.train.runs import SETTINGS as RUN
+from tests.train.runs import ROOT, SETTINGS, At, assert_same_run, change
 from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.data.images import ImageData, load_images
@@ -22,18 +20,8 @@ from ttfs_triton.train.batches import EpochBatches, train_loader
 from ttfs_triton.train.build import RunData, channel_statistics
 from ttfs_triton.train.config import read_yaml
 
-SETTINGS = """
-image_size: 16
-random_resized_crop: true
-flip: true
-epochs: 2
-batch_size: 12
-num_workers: 1
-dropout: 0.0
-ema_decay: 0.0
-validation_fraction: 0.2
-encoder: analog
-"""
+CROPPED = {"image_size": 16, "random_resized_crop": True, "flip": True, "epochs": 2, "batch_size": 12, "num_workers": 1}
+CROPPED |= {"dropout": 0.0, "ema_decay": 0.0, "encoder": "analog"}
 
 # Python 3.12 warns of every fork of a process with threads; the loader's workers are forked.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning")
@@ -104,7 +92,7 @@ def test_channel_statistics_are_those_of_all_pixels(data):
 
 
 def configuration(folder: Path, output: Path, **values) -> TrainConfig:
-    return TrainConfig(**yaml.safe_load(RUN) | yaml.safe_load(SETTINGS) | values, data_dir=folder, output_dir=output)
+    return TrainConfig(**SETTINGS | CROPPED | values, data_dir=folder, output_dir=output)
 
 
 @pytest.fixture(scope="module")

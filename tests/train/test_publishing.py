@@ -9,7 +9,7 @@ from tests.hub.client import Client, Raised, environment
 from tests.hub.server import HubServer, Repository
 from tests.train.runs import SETTINGS, command
 
-ONE_EPOCH = "\nepochs: 1\n"
+ONE_EPOCH = SETTINGS | {"epochs": 1}
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +26,13 @@ def client(hub, data, tmp_path_factory):
     process = Client(variables)
     process.run(
         f"""
-import yaml
 from accelerate.state import AcceleratorState
 from ttfs_triton.train import TrainConfig, train
 
 def begin(output_dir, **changes):
     AcceleratorState._reset_state(reset_partial_state=True)
-    values = yaml.safe_load({SETTINGS + ONE_EPOCH!r}) | {{"data_dir": {str(data)!r}, "output_dir": output_dir}}
-    train(TrainConfig(**values, **changes, push_to_hub=True))
+    values = {ONE_EPOCH!r} | changes
+    train(TrainConfig(**values, data_dir={str(data)!r}, output_dir=output_dir, push_to_hub=True))
 """
     )
     yield process
@@ -42,7 +41,7 @@ def begin(output_dir, **changes):
 
 def test_run_is_published_privately_by_its_main_process(hub, data, tmp_path):
     flags = ("--push-to-hub", "--hub-repo-id", "org/trained", "--hub-license", "mit")
-    words = command(tmp_path, data, tmp_path / "run", *flags, settings=ONE_EPOCH, processes=2)
+    words = command(tmp_path, data, tmp_path / "run", *flags, epochs=1, processes=2)
     variables = environment(hub.url, tmp_path / "home", HF_TOKEN="hf_writer", HF_DATASETS_CACHE=str(tmp_path / "cache"))
     hub.paths()
     result = subprocess.run(words, env=variables, capture_output=True, text=True, timeout=300)

@@ -6,14 +6,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 
-from tests.train.forked import SERVER
 from tests.train.runs import AUGMENTATION, SETTINGS, assert_same_run, command, environment
 from ttfs_triton.train import TrainConfig, train
 
@@ -40,9 +39,8 @@ else:
     slow({"_train_step": run.TrainingLoop, "save_checkpoint": resume}.get(phase, run), phase)
 start("ttfs_triton.train", Path(sys.argv.pop(1)), "A small run.")
 """
-DECODING = "\nstreaming: true\nnum_workers: 2\nepochs: 60\n"
 # A checkpoint after every other step, so that a kill often falls into the writing of one.
-KILLED: dict[str, Any] = {"checkpoint_steps": 2, **yaml.safe_load(AUGMENTATION)}
+KILLED: dict[str, Any] = {"checkpoint_steps": 2, **AUGMENTATION}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,8 +60,9 @@ def uninterrupted(tmp_path_factory, data) -> Path:
 
 
 def finish(folder: Path, data: Path, **values: Any) -> None:
-    """Start a run, or go on with it, in this process."""
-    values = yaml.safe_load(SETTINGS) | {"data_dir": data, "output_dir": folder} | values
+    """Start a run, or go on with it, in this process, by one thread: results are compared bit by bit."""
+    torch.set_num_threads(1)
+    values = SETTINGS | {"data_dir": data, "output_dir": folder} | values
     train(TrainConfig(**values, resume=(folder / "config.yaml").exists()))
 
 
@@ -117,7 +116,7 @@ def test_interrupt_ends_every_phase_with_a_line(tmp_path, data, uninterrupted, p
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_signal_to_all_leaves_worker_processes_to_the_main_one(tmp_path, data, number):
     """A terminal sends Ctrl-C to all of them; a worker that ended would end the run without a checkpoint."""
-    process = begin(command(tmp_path, data, tmp_path / "run", settings=DECODING), tmp_path)
+    process = begin(command(tmp_path, data, tmp_path / "run", streaming=True, num_workers=2, epochs=60), tmp_path)
     wait_for(lambda: newest(tmp_path / "run") >= 1, lambda: process.poll() is None)
     os.killpg(process.pid, number)
     _, shown = process.communicate(timeout=120)
@@ -130,8 +129,10 @@ def test_signal_to_all_leaves_worker_processes_to_the_main_one(tmp_path, data, n
 
 def test_run_killed_at_random_moments_equals_the_uninterrupted_one(tmp_path, data):
     chance, folder = random.Random(7), tmp_path / "run"
+    server = get_context("forkserver")  # imports PyTorch once
+    server.set_forkserver_preload(["torch._dynamo", "ttfs_triton.train.run"])
     for kill in range(5):
-        process = SERVER.Process(target=finish, args=(folder, data), kwargs=KILLED)
+        process = server.Process(target=finish, args=(folder, data), kwargs=KILLED)
         process.start()
         step = 4 * kill + chance.randrange(4)
         wait_for(lambda step=step: newest(folder) >= step, process.is_alive)
@@ -155,7 +156,7 @@ def test_resume_leaves_an_ended_run_as_it_is(data, uninterrupted, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "to"), [(signal.SIGTERM, "rank 1"), (signal.SIGINT, "all")])
 def test_signal_to_one_of_two_processes_or_to_all_and_their_launcher_saves(tmp_path, data, number, to):
-    words = command(tmp_path, data, tmp_path / "run", settings="\nepochs: 500\ncheckpoint_steps: 5\n", processes=2)
+    words = command(tmp_path, data, tmp_path / "run", epochs=500, checkpoint_steps=5, processes=2)
     script = tmp_path / "small.py"
     script.write_text("import os\nopen('rank-' + os.environ['RANK'], 'w').write(str(os.getpid()))" + script.read_text())
     process = begin(words, tmp_path)

@@ -132,7 +132,7 @@ def test_default_folders_are_unique(tmp_path, monkeypatch):
 def test_three_simultaneous_starts_make_one_run(tmp_path, data):
     processes = [
         subprocess.Popen(
-            command(tmp_path, data, tmp_path / "run", "--seed", str(seed), settings="\nepochs: 2\n"),
+            command(tmp_path, data, tmp_path / "run", "--seed", str(seed), epochs=2),
             env=environment(tmp_path),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

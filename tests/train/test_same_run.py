@@ -15,7 +15,7 @@ from ttfs_triton.train import ConfigError, NonFiniteLossError, RunFolderError, T
 from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from ttfs_triton.train.resume import Position, RunDescription, check_same_run
 
-CONSTANT = yaml.safe_load(SETTINGS) | {"epochs": 2, "schedule": "constant", "checkpoint_steps": 3}
+CONSTANT = SETTINGS | {"epochs": 2, "schedule": "constant", "checkpoint_steps": 3}
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def test_other_keys_than_the_checkpoints_are_refused_before_data_are_loaded(run,
         resumed(run, lr=0.1, batch_size=8)
 
 
-def test_other_images_are_refused(run, tmp_path, write_parquet):
-    other = make_images(tmp_path / "other", write_parquet, test=164)
+def test_other_images_are_refused(run, tmp_path):
+    other = make_images(tmp_path / "other", test=164)
     with pytest.raises(ConfigError, match=r"the test images must be those that .* was made with"):
         resumed(run, data_dir=other)
 

@@ -1,25 +1,24 @@
 """A training step never waits for the device, and cancels an update that would spoil the weights."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
-import yaml
 from accelerate.state import AcceleratorState
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from tests.train.runs import AUGMENTATION, SETTINGS, At, assert_same_run, change, last, metrics
 from tests.virtual_cuda import recording
 from ttfs_triton.train import DeviceLostError, Interrupted, NonFiniteLossError, TrainConfig, evaluation, loop, train
 from ttfs_triton.train.build import build_optimizer
-from ttfs_triton.train.step import FiniteGuard, make_average, update_average
+from ttfs_triton.train.step import FiniteGuard, update_average
 
 
 @pytest.fixture
 def config(data, tmp_path, device):
-    values = yaml.safe_load(SETTINGS) | {"cpu": device.type == "cpu", "epochs": 1}
+    values = SETTINGS | {"cpu": device.type == "cpu", "epochs": 1}
     return TrainConfig(**values, data_dir=data, output_dir=tmp_path / "run")
-
-
-AUGMENTED = yaml.safe_load(AUGMENTATION)
 
 
 @pytest.mark.parametrize(
@@ -33,8 +32,8 @@ AUGMENTED = yaml.safe_load(AUGMENTATION)
         {"psp_persistence": 0.0, "batch_norm": True, "encoder": "analog"},
         {"target_energy": "lemaire45:int8:0.5", "gradient_accumulation": 2},
         {"teacher": "the one of these tests"},
-        {"gradient_clip": 1.0, "gradient_accumulation": 2, "epochs": 2, **AUGMENTED},
-        {"mixed_precision": "fp16", "optimizer": "sgd", "data_placement": "host", "epochs": 2, **AUGMENTED},
+        {"gradient_clip": 1.0, "gradient_accumulation": 2, "epochs": 2, **AUGMENTATION},
+        {"mixed_precision": "fp16", "optimizer": "sgd", "data_placement": "host", "epochs": 2, **AUGMENTATION},
     ],
     ids=lambda values: "-".join(map(str, values.values())) or "defaults",
 )
@@ -68,11 +67,13 @@ def test_step_never_waits_for_the_device(config, watched_device, monkeypatch, te
 
 
 def poison(monkeypatch, calls, where):
-    """The loss, or the gradient alone, is not a number in one call."""
+    """In one call, the loss or the gradient alone is not a number, or an error is raised."""
     count, cross_entropy = [], torch.nn.functional.cross_entropy
 
     def poisoned(logits, labels, **options):
         count.append(None)
+        if len(count) == calls and isinstance(where, Exception):
+            raise where
         if len(count) == calls and where == "gradient":
             logits.register_hook(lambda gradient: gradient * float("nan"))
         loss = cross_entropy(logits, labels, **options)
@@ -142,7 +143,7 @@ def test_guard_keeps_the_first_failure_and_joins_a_gradient_scalers_flag(device)
 @pytest.mark.parametrize("decay", [0.3, 0.999])
 def test_average_warms_up_to_its_decay(device, decay):
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(device)
-    average, expected = make_average(network), {}
+    average, expected = AveragedModel(network, use_buffers=True), {}
     for number in range(9):
         with torch.no_grad():
             for parameter in network.parameters():
@@ -175,15 +176,7 @@ NOT_ENOUGH = r"^train: the device's memory must suffice; got CUDA .*2\.00 GiB\. 
 def test_run_whose_device_is_lost_goes_on_from_its_last_checkpoint(config, tmp_path, monkeypatch, error, message):
     config = change(config, checkpoint_steps=2)
     train(change(config, output_dir=tmp_path / "whole"))
-    cross_entropy, calls = torch.nn.functional.cross_entropy, []
-
-    def lost(*arguments, **options):
-        calls.append(None)
-        if len(calls) == 6:
-            raise error
-        return cross_entropy(*arguments, **options)
-
-    monkeypatch.setattr(torch.nn.functional, "cross_entropy", lost)
+    poison(monkeypatch, 6, error)
     with pytest.raises(DeviceLostError, match=message):
         train(config)
     monkeypatch.undo()
@@ -194,9 +187,6 @@ def test_run_whose_device_is_lost_goes_on_from_its_last_checkpoint(config, tmp_p
 
 @pytest.mark.parametrize("where", ["build_optimizer", "evaluate"])
 def test_memory_that_does_not_suffice_elsewhere_is_told_of_alike(config, monkeypatch, where):
-    def refuse(*_, **__):
-        raise OUT_OF_MEMORY
-
-    monkeypatch.setattr(evaluation if where == "evaluate" else loop, where, refuse)
+    monkeypatch.setattr(evaluation if where == "evaluate" else loop, where, Mock(side_effect=OUT_OF_MEMORY))
     with pytest.raises(DeviceLostError, match=NOT_ENOUGH.format("none yet")):
         train(config)

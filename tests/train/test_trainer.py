@@ -2,16 +2,23 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import re
 from functools import partial
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 import torch
+from accelerate import Accelerator
 
+from tests.data.fixtures import random_images, write_parquet
 from tests.train.runs import TARGET, best, change, metrics
+from ttfs_triton.data import decode
 from ttfs_triton.nn import LayerStatistics, NetworkConfig, TTFSNetwork
-from ttfs_triton.train import ConfigError, RunFolderError, train
+from ttfs_triton.train import ConfigError, RunFolderError, TrainConfig, train
+from ttfs_triton.train.build import load_data
 from ttfs_triton.train.display import is_blind
 from ttfs_triton.train.run_folder import RunFolder
 
@@ -106,6 +113,23 @@ def test_not_enough_memory_is_told(config, monkeypatch, where, error, message):
     monkeypatch.setattr(f"ttfs_triton.train.{where}", Mock(side_effect=error))
     with pytest.raises(ConfigError, match=message):
         train(config)
+
+
+@pytest.mark.parametrize("placement", ["auto", "host"])
+def test_data_that_outgrow_memory_are_streamed_unless_memory_was_asked_for(tmp_path, monkeypatch, placement):
+    """Room for grey images, but not for all of them in colour when the first such image comes."""
+    write_parquet(tmp_path / "train.parquet", [*random_images(20, 1), *random_images(20, 3)], [0, 1] * 20)
+    write_parquet(tmp_path / "test.parquet", random_images(4, 3), [0, 1, 0, 1])
+    free = itertools.chain([2**40], itertools.repeat(1))
+    monkeypatch.setattr(decode.psutil, "virtual_memory", lambda: SimpleNamespace(available=next(free)))
+    said, config = [], TrainConfig(data_dir=tmp_path, validation_fraction=0, data_placement=placement)
+    if placement == "host":
+        with pytest.raises(RuntimeError, match="load_images: the decoded images must fit into memory; got 40 images"):
+            load_data(config, Accelerator(cpu=True), said.append)
+        return
+    data = load_data(config, Accelerator(cpu=True), said.append)
+    assert (data.train.shape, data.train.in_memory) == ((40, 3, 6, 6), False)
+    assert re.match(r"train images are streamed: got 40 images of .* GiB available$", said[0]), said
 
 
 def test_best_weights_that_vanish_in_training_are_told(config, monkeypatch):

@@ -44,14 +44,14 @@ def windows(images: Tensor, corners: Tensor, padding: int, fill: int | Literal["
         As `images`, contiguous.
     """
     n, channels, height, width = images.shape
-    padding = min(padding, max(height, width))  # farther away a window sees nothing of the image either
+    padding = min(padding, max(height, width))  # a window farther away holds no pixel of the image either
     framed = images.new_empty((n, channels, height + 2 * padding, width + 2 * padding))
     if fill != "reflect":
         framed.fill_(fill)
     framed[:, :, padding : padding + height, padding : padding + width] = images
     if fill == "reflect":
         _reflect(framed, padding)
-    # A window is a view of the frame; of the views from all its pixels on, those that begin at a corner are copied.
+    # `views` has a window for every pixel of the frame where one could begin; those at the corners are copied.
     image, plane, row, _ = framed.stride()
     top, left = (corners + padding).clamp_(0, 2 * padding).unbind(1)
     begin = image * torch.arange(n, device=images.device) + row * top + left

@@ -18,8 +18,8 @@ GREY = (19595, 38470, 7471)  # in 1/65536
 def apply_operations(images: Tensor, rows: Tensor, policy: Policy, fill: int) -> Tensor:
     """Apply one operation to each image.
 
-    On a CPU each operation computes the images that drew it. On a GPU, where counting them would make the host wait,
-    each operation computes all images, and the drawn ones are kept.
+    On a CPU each operation is applied to the images that drew it. On a GPU each is applied to all images, and the
+    results of those that drew it are kept: counting them would make the host wait.
 
     Args:
         images: not changed.

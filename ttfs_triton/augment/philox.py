@@ -18,7 +18,8 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 
-# Which random words of an image decide what; of two, the first. They stay the same whatever else is switched on.
+# The place of each decision among an image's random words (of two words, the first). Places are fixed, so that an
+# augmentation draws the same whatever else is switched on.
 CROP, FLIP, SUB_POLICY, APPLIED, SIGN, ANGLE, SHIFT, CUTOUT = 0, 2, 3, 4, 6, 7, 8, 10
 AUGMENTATION_BLOCKS = range(3)
 PARTNER, MIXING_KIND, MIXING_SHARE, MIXING_ROW, MIXING_COLUMN = range(5)

@@ -122,7 +122,7 @@ class Policy:
         kinds: [rows], int32, `Kind`.
         maps: [rows, 6], int32, 16.16 fixed point: output pixel to input pixel, see `geometry`.
         factors: [rows], float32, of a blend.
-        levels: [rows, 256], uint8, what becomes of each level.
+        levels: [rows, 256], uint8, the new level of each level.
     """
 
     thresholds: Tensor

@@ -1,24 +1,40 @@
-"""Encoded rows to pixels: once into memory, or batch by batch from a memory-mapped table."""
+"""Encoded images to pixels: once into memory, or batch by batch from a memory-mapped table.
+
+All images are decoded once before training, since one that is damaged must not end a run in its tenth hour. Photographs
+that are cropped anew in each epoch are checked at an eighth of their size, and the result is cached: ImageNet takes
+hours on one core.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import math
 import os
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import datasets
 import numpy as np
 import psutil
+import pyarrow
+import pyarrow.compute
 import torch
+from datasets import config as datasets_config
 from torch import Tensor
 
-from ttfs_triton.data.pixels import Crop, centre_crop, random_crop
-from ttfs_triton.data.reading import BadImages, decode_image, read_rows, row_names
+from ttfs_triton.atomic import write_json
+from ttfs_triton.data.pixels import GRAYSCALE_MODES, Crop, centre_crop, random_crop
+from ttfs_triton.data.reading import BadImages, decode_image, file_bytes, open_image, read_rows, row_names
+
+logger = logging.getLogger(__name__)
 
 _MODES = {1: "L", 3: "RGB"}
 _MEMORY_FRACTION = 0.8  # of the available memory, for the pixels
+_FORMAT = 1  # of the cached checks
+_SAMPLED = 256  # images whose bytes are part of a check's key
 
 
 class NotEnoughMemoryError(RuntimeError):
@@ -124,58 +140,6 @@ class Decoded:
     digest: str
 
 
-class _Decoder:
-    """Collects images one by one; allocates memory for all at the first one."""
-
-    def __init__(
-        self, total: int, keep: bool, channels: int | None, size: tuple[int, int] | None, bad: BadImages
-    ) -> None:
-        self.total, self.keep, self.channels, self.size, self.name = total, keep, channels, size, bad.name
-        self.images, self.fixed_channels = f"{total} images of {bad.where}", channels is not None
-        self.pixels: np.ndarray | None = None
-        self.first_row = -1
-        self.count = 0
-        self.hash = hashlib.sha256()
-
-    def add(self, row: int, image: np.ndarray) -> None:
-        height, width, channels = image.shape
-        self.size = self.size or (height, width)
-        if self.count == 0:
-            self.first_row = row
-        if (height, width) != self.size:
-            reference = f"{self.name(self.first_row)} has" if self.count else "the training images have"
-            raise ValueError(
-                f"load_images: image sizes must be equal; got {height}x{width} in {self.name(row)}, where {reference} "
-                f"{self.size[0]}x{self.size[1]}. Resize with --image-size."
-            )
-        self._set_channels(row, channels)
-        if self.pixels is not None:
-            self.pixels[self.count] = image
-        self.hash.update(image.tobytes())
-        self.count += 1
-
-    def _set_channels(self, row: int, channels: int) -> None:
-        """Grayscale until the first colour image, unless the number of channels was given."""
-        wanted = max(channels, self.channels or 1)
-        if wanted == self.channels and self.count:
-            return
-        if self.fixed_channels and wanted != self.channels:
-            raise ValueError(
-                f"load_images: images must be grayscale like the training images; got a colour image, "
-                f"{self.name(row)}. Convert one of the splits."
-            )
-        self.channels = wanted
-        if not self.keep:
-            return
-        assert self.size is not None
-        shape = (self.total, *self.size, wanted)
-        require_memory(math.prod(shape), self.images)
-        pixels = np.empty(shape, dtype=np.uint8)
-        if self.pixels is not None:
-            pixels[: self.count] = self.pixels[: self.count]
-        self.pixels = pixels
-
-
 def decode_rows(
     rows: datasets.Dataset,
     row_numbers: Tensor,
@@ -205,21 +169,139 @@ def decode_rows(
         NotEnoughMemoryError: the pixels do not fit into memory.
     """
     target = size if resize else None
+    depth: int = channels or 0  # of the images so far
+    digest = hashlib.sha256()
+    pixels: np.ndarray | None = None
     bad = BadImages(where, max_bad_images, row_names(rows, where))
-    decoder = _Decoder(len(row_numbers), keep, channels, size, bad)
     results = read_rows(rows, row_numbers, lambda _, encoded: decode_image(encoded, target), progress)
     for row, image in bad.good(row_numbers, results):
-        decoder.add(row, image)
-    assert decoder.size is not None
-    assert decoder.channels is not None
-    height, width = decoder.size
+        size = size or image.shape[:2]
+        if image.shape[:2] != size:
+            raise _other_size(image, row, size, int(row_numbers[bad.kept[0]]), bad)
+        more_channels = image.shape[2] > depth
+        if more_channels and channels is not None:
+            raise ValueError(
+                f"load_images: images must be grayscale like the training images; got a colour image, "
+                f"{bad.name(row)}. Convert one of the splits."
+            )
+        depth = max(image.shape[2], depth)
+        digest.update(image.tobytes())
+        place = len(bad.kept) - 1
+        if keep and (pixels is None or more_channels):  # at the first image, and at the first one in colour
+            shape = (len(row_numbers), *size, depth)
+            require_memory(math.prod(shape), f"{len(row_numbers)} images of {where}")
+            widened = np.empty(shape, dtype=np.uint8)
+            if pixels is not None:
+                widened[:place] = pixels[:place]
+            pixels = widened
+        if pixels is not None:
+            pixels[place] = image
+    assert size is not None  # else no image had been left
     images: InMemoryImages | EncodedImages
-    if decoder.pixels is not None:
-        images = InMemoryImages(torch.from_numpy(decoder.pixels[: decoder.count]))
+    if pixels is not None:
+        images = InMemoryImages(torch.from_numpy(pixels[: len(bad.kept)]))
     else:
-        shape = (decoder.count, decoder.channels, height, width)
-        images = EncodedImages(rows, row_numbers[bad.kept], shape, target)
-    return Decoded(images, torch.tensor(bad.kept), bad.rows, decoder.hash.hexdigest())
+        images = EncodedImages(rows, row_numbers[bad.kept], (len(bad.kept), depth, *size), target)
+    return Decoded(images, torch.tensor(bad.kept), bad.rows, digest.hexdigest())
+
+
+def check_rows(
+    rows: datasets.Dataset,
+    row_numbers: Tensor,
+    size: tuple[int, int],
+    *,
+    where: str,
+    channels: int | None = None,
+    max_bad_images: int = 10,
+    progress: bool = False,
+) -> Decoded:
+    """Decode every image once, at an eighth of its size where its format allows, to find the damaged ones.
+
+    The result is kept in the cache of `datasets`, under a key of the sizes of all files, the times of files outside of
+    the table, and the bytes of 256 of them.
+
+    Args:
+        size: (height, width) of the parts that are cut out.
+        rows, row_numbers, where, channels, max_bad_images, progress: as of `decode_rows`.
+    Returns:
+        Images that are cropped; `digest` is of the encoded files.
+    Raises:
+        ValueError: colour images where grayscale is asked for, too many that cannot be decoded, or none left.
+    """
+    path = Path(datasets_config.HF_DATASETS_CACHE) / "checked-images" / f"{_key(rows, row_numbers)}.json"
+    bad = BadImages(where, max_bad_images, row_names(rows, where))
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for row, reason in found["bad"]:
+            bad.add(row, reason)
+    else:
+        found = _check(rows, row_numbers, bad, progress)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, found)
+        except OSError as error:
+            logger.warning("load_images: the check of %s will be repeated next time; %s.", where, error)
+    skipped = set(bad.rows)
+    kept = [position for position, row in enumerate(row_numbers.tolist()) if row not in skipped]
+    bad.require_any(kept)
+    if channels == 1 and found["channels"] == 3:
+        raise ValueError(
+            f"load_images: images must be grayscale like the training images; got colour images in {where}. "
+            "Convert one of the splits."
+        )
+    shape = (len(kept), channels or found["channels"], *size)
+    images = EncodedImages(rows, row_numbers[kept], shape, size, cropped=True)
+    return Decoded(images, torch.tensor(kept, dtype=torch.int64), bad.rows, found["digest"])
+
+
+def _check(rows: datasets.Dataset, row_numbers: Tensor, bad: BadImages, progress: bool) -> dict[str, Any]:
+    digest, channels = hashlib.sha256(), 1
+    for _, found in bad.good(row_numbers, read_rows(rows, row_numbers, read_checked, progress)):
+        digest.update(found[0])
+        channels = max(channels, found[1])
+    return {"bad": list(zip(bad.rows, bad.reasons, strict=True)), "channels": channels, "digest": digest.hexdigest()}
+
+
+def read_checked(_: int, encoded: dict[str, Any] | None) -> tuple[bytes, int]:
+    """Digest of the file, and the number of channels."""
+    content = file_bytes(encoded)
+    with open_image(content) as image:
+        mode = image.mode
+        if mode in ("I", "F"):
+            raise ValueError(f"pixel mode {mode} has no 8-bit meaning")
+        # A JPEG is still read to its end, but only one pixel of 64 is computed.
+        image.draft(None, (1, 1))
+        image.load()
+    gray = mode in GRAYSCALE_MODES or mode.startswith("I;16")
+    return hashlib.sha256(content).digest(), 1 if gray else 3
+
+
+def _key(rows: datasets.Dataset, row_numbers: Tensor) -> str:
+    """Hexadecimal SHA-256 of the rows that a check is of."""
+    column = rows.column_names[0]
+    content = hashlib.sha256(f"{_FORMAT}".encode())
+    content.update(row_numbers.numpy().astype("<i8").tobytes())
+    table = cast(pyarrow.Table, rows.with_format("arrow")[:]).flatten()
+    # Lengths stand beside the bytes in the memory-mapped table: the images themselves are not touched.
+    lengths = pyarrow.compute.call_function("binary_length", [table.column(f"{column}.bytes")])
+    sizes = lengths.fill_null(0).to_numpy()
+    content.update(sizes.astype("<i8").tobytes())
+    for path in table.column(f"{column}.path").take(np.flatnonzero(sizes == 0)).to_pylist():
+        if path is not None and os.path.isfile(path):
+            about = os.stat(path)
+            content.update(f"{path} {about.st_size} {about.st_mtime_ns}\n".encode())
+    sampled = row_numbers[:: max(1, len(row_numbers) // _SAMPLED)]
+    for encoded in rows[sampled.tolist()][column]:
+        content.update(hashlib.sha256((encoded and encoded["bytes"]) or b"").digest())
+    return content.hexdigest()
+
+
+def _other_size(image: np.ndarray, row: int, size: tuple[int, ...], first: int, bad: BadImages) -> ValueError:
+    reference = "the training images have" if first == row else f"{bad.name(first)} has"
+    return ValueError(
+        f"load_images: image sizes must be equal; got {image.shape[0]}x{image.shape[1]} in {bad.name(row)}, "
+        f"where {reference} {size[0]}x{size[1]}. Resize with --image-size."
+    )
 
 
 def require_memory(size: int, what: str, remedy: str = "Use --streaming to decode batch by batch.") -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ttfs_triton.data.reading import MAX_BYTES
+from ttfs_triton.regular_file import read_regular
 
 EVENT = np.dtype([("t", np.int64), ("x", np.int32), ("y", np.int32), ("p", np.int8)])
 """Time in microseconds, column, row, polarity (1 is brighter)."""
@@ -36,11 +37,11 @@ def read_bin(path: Path) -> np.ndarray:
     Returns:
         [n], `EVENT`.
     Raises:
-        ValueError: a part of an event is missing, or the file is too large.
-        OSError: the file cannot be read.
+        ValueError: a part of an event is missing.
+        OSError: the file cannot be read, or is too large.
     Source: Orchard et al., Frontiers in Neuroscience 9:437, 2015, and their readers of the format.
     """
-    content = _content(path)
+    content = read_regular(path, MAX_BYTES)
     if len(content) % 5:
         raise ValueError(f"{path.name} must hold whole events of 5 bytes; got {len(content)} bytes")
     column = np.frombuffer(content, np.uint8).reshape(-1, 5).astype(np.int64).T
@@ -58,11 +59,11 @@ def read_aedat(path: Path) -> np.ndarray:
     Returns:
         [n], `EVENT`, without those that are marked invalid.
     Raises:
-        ValueError: another format, damage, or the file is too large.
-        OSError: the file cannot be read.
+        ValueError: another format, or damage.
+        OSError: the file cannot be read, or is too large.
     Source: iniVation, AEDAT 3.1, "Event packets" and "Polarity event".
     """
-    content = _content(path)
+    content = read_regular(path, MAX_BYTES)
     place = content.find(_END_OF_HEADER) + len(_END_OF_HEADER)
     if not content.startswith(_AEDAT) or place < len(_AEDAT):
         raise ValueError(f"{path.name} must be an AEDAT 3.1 file with a header; got one that begins {content[:16]!r}")
@@ -93,10 +94,10 @@ def read_npz(path: Path) -> Mapping[str, np.ndarray]:
     """Arrays t (microseconds), x, y and p of an .npz file, which `np.savez(path, t=t, x=x, y=y, p=p)` writes.
 
     Raises:
-        ValueError: an array is missing, or the file is damaged or too large.
-        OSError: the file cannot be read.
+        ValueError: an array is missing, or the file is damaged, or unpacks to too much.
+        OSError: the file cannot be read, or is too large.
     """
-    content = _content(path)
+    content = read_regular(path, MAX_BYTES)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if (size := sum(member.file_size for member in archive.infolist())) > MAX_BYTES:
@@ -112,11 +113,3 @@ READERS: dict[str, Callable[[Path], np.ndarray | Mapping[str, np.ndarray]]] = {
     ".aedat": read_aedat,
     ".npz": read_npz,
 }
-
-
-def _content(path: Path) -> bytes:
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        raise ValueError(f"{path} must be a file; it is none")
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise ValueError(f"{path.name} must have at most {MAX_BYTES} bytes; got {size}")
-    return path.read_bytes()

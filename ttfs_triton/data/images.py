@@ -16,10 +16,9 @@ import torch
 from pyarrow import compute
 from torch import Tensor
 
-from ttfs_triton.data.checked import check_rows
-from ttfs_triton.data.decode import Decoded, EncodedImages, InMemoryImages, decode_rows
+from ttfs_triton.data.decode import Decoded, EncodedImages, InMemoryImages, check_rows, decode_rows
 from ttfs_triton.data.events import EventWindows
-from ttfs_triton.data.recordings import Recordings, decode_recordings, find_recordings
+from ttfs_triton.data.recordings import decode_recordings, find_recordings
 from ttfs_triton.data.sources import Rows, find_rows, image_column, label_column
 
 logger = logging.getLogger(__name__)
@@ -136,8 +135,13 @@ def load_images(
                 "smaller."
             )
         recordings = find_recordings(Path(data_dir), split)
-        chosen = _chosen(recordings.labels, max_samples, samples_seed)
-        return _load_recordings(recordings, chosen, events, like, max_bad_images, progress)
+        where = f"the {recordings.split} split of {recordings.origin}"
+        labels, class_names = _as_training_numbers(recordings.labels, recordings.class_names, like, where)
+        row_numbers = _chosen(labels, max_samples, samples_seed)
+        options = {"max_bad_images": max_bad_images, "progress": progress}
+        decoded = decode_recordings(recordings, row_numbers, events, **options)
+        kept = labels[row_numbers[decoded.kept]]
+        return _data(decoded, kept, class_names, recordings.origin, recordings.split)
     rows = find_rows(dataset, data_dir, split, progress=progress)
     if rows.split != split:
         logger.warning("load_images: %s has no %s split; using %s.", rows.origin, split, rows.split)
@@ -158,23 +162,6 @@ def load_images(
         decoded = decode_rows(encoded, row_numbers, keep=not streaming, where=where, size=size, resize=resize, **limits)
     names = (rows.origin, rows.split, dataset if data_dir is None else None)
     return _data(decoded, labels[row_numbers[decoded.kept]], class_names, *names)
-
-
-def _load_recordings(
-    found: Recordings,
-    rows: Tensor,
-    events: EventWindows,
-    like: ImageData | None,
-    max_bad_images: int,
-    progress: bool,
-) -> ImageData:
-    if like is not None and found.class_names != like.class_names:
-        raise ValueError(
-            f"load_images: classes of the {found.split} split of {found.origin} must be those of the training split; "
-            f"got {', '.join(found.class_names[:5])}. Use the same data set for both."
-        )
-    decoded = decode_recordings(found, rows, events, max_bad_images=max_bad_images, progress=progress)
-    return _data(decoded, found.labels[rows[decoded.kept]], found.class_names, found.origin, found.split)
 
 
 def _data(
@@ -344,7 +331,13 @@ def _labels(rows: Rows, name: str | None, where: str, like: ImageData | None) ->
             f"load_images: labels must be in 0 to {known - 1}; got {int(labels[row])} in row {row} of {where} "
             f"({len(wrong)} such rows). Splits without labels carry -1: choose another split."
         )
-    names = names or [str(i) for i in range(known)]
+    return _as_training_numbers(labels, names or [str(i) for i in range(known)], like, where)
+
+
+def _as_training_numbers(
+    labels: Tensor, names: list[str], like: ImageData | None, where: str
+) -> tuple[Tensor, list[str]]:
+    """Labels and class names of a split; those of a test split in the numbering of the training split, `like`."""
     if like is None or names == like.class_names:
         return labels, names
     unknown = [text for text in names if text not in like.class_names]

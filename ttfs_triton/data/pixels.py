@@ -21,7 +21,7 @@ ATTEMPTS = 10
 MARGIN = 8 / 7  # evaluation crops the middle 224 pixels of 256
 GRAYSCALE_MODES = ("1", "L", "LA")
 DARKEST_16_BIT = 2**12
-"""Least brightest level of a 16-bit image; below, 8 bits leave less than 16 levels, near black."""
+"""A 16-bit image must have a level as bright as this: its upper 8 bits would else have less than 16 levels."""
 
 
 def image_pixels(
@@ -34,7 +34,7 @@ def image_pixels(
             is dropped, 16-bit grayscale keeps its upper 8 bits.
         size: (height, width) to resize to, bilinear over the area that a pixel stands for. Default: as it is.
         mode: "L" or "RGB". Default: "L" for grayscale images, else "RGB".
-        crop: what makes the image one of `size`. Default: all of it is stretched to that size.
+        crop: cuts a part of `size` out. Default: the whole image is stretched to that size.
     Returns:
         [height, width, C], uint8; C = 1 for mode "L", else 3.
     Raises:

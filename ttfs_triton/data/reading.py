@@ -1,4 +1,4 @@
-"""Encoded images, one or many: opened, decoded, and what is wrong with those that cannot be."""
+"""Opens and decodes encoded images, one or many at a time, and keeps account of damaged ones."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from ttfs_triton.data.pixels import Crop, image_pixels
+from ttfs_triton.regular_file import read_regular
 
 logger = logging.getLogger(__name__)
 
 Read = TypeVar("Read")
+Item = TypeVar("Item")
 
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """Errors that Pillow raises for damaged files."""
@@ -42,28 +44,33 @@ _GROUP = 32  # images decoded by a thread at a time
 _AHEAD_BYTES = 2**25  # that a thread decodes before they are asked for
 
 
-def open_image(encoded: dict[str, Any] | None) -> Image.Image:
-    """Open an image; nothing is decoded yet.
+def file_bytes(encoded: dict[str, Any] | None) -> bytes:
+    """The content of an image's file.
 
     Args:
         encoded: `bytes` of the file, or else its `path`, as `datasets.Image(decode=False)` gives them.
     Raises:
-        ValueError: no image, no regular file, or more than `MAX_BYTES` or `MAX_PIXELS`.
+        ValueError: there is neither.
+        OSError: the file cannot be read, is no regular file, or has more than `MAX_BYTES`.
+    """
+    if encoded and encoded["bytes"] is None and encoded["path"]:
+        return read_regular(Path(encoded["path"]), MAX_BYTES)
+    if not encoded or not encoded["bytes"]:
+        raise ValueError("no image")
+    return encoded["bytes"]
+
+
+def open_image(content: bytes) -> Image.Image:
+    """Open an image from the content of its file; nothing is decoded yet.
+
+    Pillow never sees the file: it would reserve as much memory as the file's headers claim.
+
+    Raises:
+        ValueError: more than `MAX_PIXELS`.
         OSError, SyntaxError and others: what Pillow raises for damaged files and other formats than `FORMATS`.
     """
-    source = None
-    if encoded:
-        source = encoded["bytes"] if encoded["bytes"] is not None else encoded["path"]
-    if not source:
-        raise ValueError("no image")
-    if not isinstance(source, bytes) and Path(source).exists() and not Path(source).is_file():
-        raise ValueError(f"{source} is no regular file")  # reading a pipe would wait for ever
-    if not isinstance(source, bytes):
-        if (size := Path(source).stat().st_size) > MAX_BYTES:
-            raise ValueError(f"must have at most {MAX_BYTES} bytes; got {size}")
-        source = Path(source).read_bytes()  # Pillow asks a file for as much as its headers say, which takes that memory
     try:
-        image = Image.open(io.BytesIO(source), formats=FORMATS)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise UnidentifiedImageError(f"cannot identify image file; it must be one of {', '.join(FORMATS)}") from error
     if image.width * image.height > MAX_PIXELS:
@@ -78,8 +85,8 @@ def decode_image(
     mode: str | None = None,
     crop: Crop | None = None,
 ) -> np.ndarray:
-    """`image_pixels` of what `open_image` opens; raises what the two raise."""
-    with open_image(encoded) as file:
+    """`image_pixels` of an encoded image; raises what `file_bytes`, `open_image` and `image_pixels` raise."""
+    with open_image(file_bytes(encoded)) as file:
         return image_pixels(file, size, mode, crop)
 
 
@@ -106,9 +113,7 @@ def read_rows(
             size += getattr(found[-1], "nbytes", 0)
         return found
 
-    chunks: Iterable[Tensor] = row_numbers.split(_CHUNK)
-    if progress and Console().is_terminal:  # a disabled bar still prints empty lines into a log
-        chunks = track(chunks, description="Decoding images", transient=True)
+    chunks = with_progress_bar(row_numbers.split(_CHUNK), "Decoding images", progress)
     threads = decoding_threads()
     with ThreadPoolExecutor(threads) as pool:
         for chunk in chunks:
@@ -123,6 +128,12 @@ def read_rows(
                 ahead.extend(pool.submit(begin, later) for later in groups[number + threads :][:1])
                 yield from found
                 yield from map(attempt, group[len(found) :])
+
+
+def with_progress_bar(items: Sequence[Item], description: str, wanted: bool) -> Iterable[Item]:
+    """The items, under a progress bar if it is wanted and there is a terminal."""
+    # Not `disable=`: a disabled bar still prints empty lines into a log.
+    return track(items, description, transient=True) if wanted and Console().is_terminal else items
 
 
 def decoding_threads() -> int:

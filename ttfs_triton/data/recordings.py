@@ -11,14 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from ttfs_triton.data.decode import Decoded, InMemoryImages, require_memory
 from ttfs_triton.data.event_files import READERS
 from ttfs_triton.data.events import EventWindows, first_spike_levels
-from ttfs_triton.data.reading import BadImages
+from ttfs_triton.data.reading import BadImages, with_progress_bar
 from ttfs_triton.data.sources import SPLIT_NAMES, divide, require_folder
 
 _SUFFIXES = {".bin", ".npz"}  # of recordings in class folders
@@ -54,7 +52,7 @@ class Recordings:
     Attributes:
         items: the recordings, file by file.
         class_names: one for each class.
-        sensor: (height, width) in pixels; None if the kind of files does not imply it.
+        sensor: (height, width) in pixels, as the kind of file implies; None if it implies none.
         split: the name under which the split was found.
         origin: folder, for messages.
     """
@@ -146,8 +144,7 @@ def decode_recordings(
             return error
         return levels if levels.any() else ValueError("no event falls into its windows")
 
-    visible = progress and Console().is_terminal
-    rows = track(row_numbers.tolist(), description="Reading events", transient=True, disable=not visible)
+    rows = with_progress_bar(row_numbers.tolist(), "Reading events", progress)
     bad = BadImages(where, max_bad_images, lambda row: str(found.items[row].path))
     for place, (_, levels) in enumerate(bad.good(row_numbers, map(read, rows))):
         pixels[place] = levels.transpose(1, 2, 0)
@@ -192,14 +189,14 @@ def _class_folders(files: Sequence[Path], split: str, folder: Path, names: list[
 
 
 def _start(path: Path) -> int | None:
-    """Start of a file's recording: times of .bin files begin with it, those of others are the camera's."""
+    """Start of the recording in a file: 0 in .bin files, which count from it; else unknown (the camera's clock)."""
     return 0 if path.suffix == ".bin" else None
 
 
 def _gestures(trials: Path) -> list[Recording]:
     """The recordings of the files that a list names, in its order."""
     items: list[Recording] = []
-    for name in filter(None, map(str.strip, _lines(trials))):
+    for name in filter(None, map(str.strip, trials.read_text(encoding="utf-8", errors="replace").splitlines())):
         path, table = trials.parent / name, trials.parent / f"{Path(name).stem}_labels.csv"
         if Path(name).name != name or path.suffix != ".aedat" or not path.is_file() or not table.is_file():
             raise ValueError(
@@ -207,23 +204,14 @@ def _gestures(trials: Path) -> list[Recording]:
                 f"which {path.name} and {table.name} must be there. Extract the whole archive."
             )
         try:
-            lines = filter(None, _lines(table)[1:])
-            rows = [(int(label), int(start), int(stop)) for label, start, stop in (line.split(",") for line in lines)]
-        except ValueError as error:
+            for line in filter(None, table.read_text(encoding="utf-8").splitlines()[1:]):
+                label, start, stop = map(int, line.split(","))
+                if not 1 <= label <= len(GESTURES) or not 0 <= start <= stop <= _LATEST:
+                    raise ValueError(f"got {line:.80}")
+                items.append(Recording(path, label - 1, start, stop))
+        except ValueError as error:  # also of text that is none
             raise ValueError(
-                f"load_images: {table.name} must hold class, start and stop in each row; {error}."
+                f"load_images: {table.name} must hold class (1 to {len(GESTURES)}), start and stop (in microseconds, "
+                f"rising) in each row; {error}. Extract it anew."
             ) from error
-        if any(not 1 <= label <= len(GESTURES) or not 0 <= start <= stop <= _LATEST for label, start, stop in rows):
-            raise ValueError(
-                f"load_images: {table.name} must hold classes from 1 to {len(GESTURES)}, and times in microseconds, no "
-                "stop before its start. Extract it anew."
-            )
-        items += [Recording(path, label - 1, start, stop) for label, start, stop in rows]
     return items
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"load_images: {path.name} must be text; {error}. Extract it anew.") from error

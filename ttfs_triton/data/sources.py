@@ -42,7 +42,7 @@ class Rows:
         table: columns as stored.
         split: the name under which the split was found.
         origin: Hub name or folder, for messages.
-        embedded: images must lie in the table, which may not name files of this machine.
+        embedded: the table must hold the images' bytes. A table from elsewhere must not name files of this machine.
     """
 
     table: datasets.Dataset
@@ -61,8 +61,8 @@ def find_rows(dataset: str | None, data_dir: str | Path | None, split: str, *, p
         split: "train", "test", or any other name of a split.
         progress: show the progress bars of `datasets`.
     Raises:
-        ValueError: no such folder, data set or split.
-        RuntimeError: the Hub cannot be reached and the data set is not in the cache, or reading failed.
+        ValueError: no such folder or split, or no name of a data set.
+        RuntimeError: the data set cannot be read, from the Hub, the cache or the folder.
     """
     names = SPLIT_NAMES.get(split, (split,))
     with _progress_bars(progress):
@@ -230,24 +230,16 @@ def _hub_rows(dataset: str | None, names: Sequence[str]) -> Rows:
             f"load_images: dataset must name a data set on the Hub; got {dataset!r}, which is also a folder here. "
             f"For that folder use --data-dir {dataset}; for the Hub's, start elsewhere."
         )
-    remedy = "download it on another machine and give the folder with --data-dir"
     try:
         splits = cast(datasets.DatasetDict, datasets.load_dataset(dataset))
-    except ConnectionError as error:
-        raise RuntimeError(
-            f"load_images: dataset must be reachable on the Hugging Face Hub or in the cache; got {dataset!r}, "
-            f"found neither ({_reason(error)}; cache: {datasets_config.HF_DATASETS_CACHE}). "
-            f"Connect once, or {remedy}."
-        ) from error
-    except DatasetNotFoundError as error:
-        raise ValueError(
-            f"load_images: dataset must exist on the Hugging Face Hub; got {dataset!r} ({_reason(error)}). "
-            "Correct the name; log in with `hf auth login` if it is private."
-        ) from error
     except Exception as error:  # builders raise many types
+        remedy = "Connect once; choose another copy"
+        if isinstance(error, DatasetNotFoundError):
+            remedy = "Correct the name; log in with `hf auth login` if it is private"
         raise RuntimeError(
-            f"load_images: dataset must be readable by `datasets.load_dataset`; got {dataset!r} and "
-            f"{_reason(error)}. Choose another copy, or {remedy}."
+            "load_images: dataset must be readable by `datasets.load_dataset`, from the Hugging Face Hub or the cache "
+            f"({datasets_config.HF_DATASETS_CACHE}); got {dataset!r} and {_reason(error)}. {remedy}; or download it on "
+            "another machine, and give the folder with --data-dir."
         ) from error
     for name in names:
         if name in splits:

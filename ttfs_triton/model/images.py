@@ -12,9 +12,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ttfs_triton.data.pixels import Crop, centre_crop, image_pixels, to_float
-from ttfs_triton.data.reading import open_image
+from ttfs_triton.data.reading import MAX_BYTES, open_image
 from ttfs_triton.data.recordings import recording_pixels
 from ttfs_triton.model.description import Preprocessing
+from ttfs_triton.regular_file import read_regular
 
 ImageLike = Image.Image | np.ndarray | Tensor | str | Path
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode "L"
@@ -97,12 +98,10 @@ def _check_shape(dimensions: int, shape: tuple[int, ...], found: int, channels: 
 
 
 def _opened(path: Path, preprocessing: Preprocessing) -> Tensor:
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise ValueError(f"must be a file; {path} is none.")
     try:
         if preprocessing.events is not None:
             return _scaled(recording_pixels(path, preprocessing.events))
-        with open_image({"bytes": None, "path": str(path)}) as image:
+        with open_image(read_regular(path, MAX_BYTES)) as image:
             return _pixels(image, preprocessing)
     except FileNotFoundError:
         raise ValueError(f"must exist; there is no file {path}.") from None

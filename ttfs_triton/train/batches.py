@@ -15,7 +15,7 @@ from ttfs_triton.augment import Augmentation, Mixing, draw_mixing, mix
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.scoring.batches import Batch, Gathered, check_rank, load_batches
 
-# Pixels that are augmented at a time, 512 images of CIFAR-10: for fewer, PyTorch's calls take much of the time.
+# Pixels that are augmented at a time: 512 images of CIFAR-10. With fewer, PyTorch's calls take much of the time.
 AUGMENTED_AHEAD = 512 * 32 * 32
 
 
@@ -69,7 +69,7 @@ class EpochBatches:
         self.seed, self.epoch = seed, epoch
         self.augmentation = augmentation or Augmentation()
         order = torch.randperm(len(indices), generator=_generator("order", seed, epoch))
-        # Of each micro-batch of all processes this one's part.
+        # Each micro-batch is shared among the processes; this is the part of this one.
         order = order[: len(order) // batch_size * batch_size].view(-1, world_size, self.micro_batch_size)[:, rank]
         self.order = indices[order.flatten()].to(data.device, non_blocking=True)
         self.classes, self.mixing = classes, None

@@ -98,8 +98,6 @@ def load_data(config: TrainConfig, accelerator: Accelerator, say: Callable[[str]
 
 def split_data(train: ImageData, test: ImageData, config: TrainConfig) -> RunData:
     """Both splits, validation images set aside as `config` says."""
-    if config.validation_fraction == 0:
-        return RunData(train, test, torch.arange(len(train)), torch.arange(0))
     return RunData(train, test, *train_validation_split(train, config.validation_fraction, config.seed))
 
 

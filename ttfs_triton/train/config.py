@@ -89,7 +89,7 @@ class TrainConfig(
 
 FREE_ON_RESUME = frozenset(name for name, key in TrainConfig.model_fields.items() if key.json_schema_extra == FREE)
 """Keys that may differ between a run and its continuation."""
-# Keys of earlier versions' runs, and what replaces them.
+# Keys of runs of earlier versions, each with the advice that replaces it.
 RETIRED = {
     "neuron": "an ANN is a network with psp_persistence: 0; start one from the weights of a run that has neuron: ann",
     "pretrain": "one training begins at σ = 0 and ends at its goal; use psp_persistence_rise, and batch_norm",
@@ -138,7 +138,7 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
     source = str(known.config or recipe)
     saved = known.output_dir / "config.yaml" if known.resume and known.output_dir else None
     if saved is not None and os.path.isfile(saved):  # a name may be too long
-        # What its checkpoints contradict of flags is refused when the run goes on; see `check_configuration`.
+        # `check_configuration` refuses flags that contradict the run's checkpoints.
         values, source = without_retired(read_yaml(saved)), str(saved)
         if values.get("network") is not None and known.network is None:
             raise ConfigError(
@@ -253,7 +253,7 @@ def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any
 
 
 def without_retired(values: dict[str, Any]) -> dict[str, Any]:
-    """The keys of an earlier version's run, less retired ones; `neuron: ann` stays, which is refused."""
+    """The keys of a run without retired ones. `neuron: ann` stays, and is refused: an ANN would train as another."""
     return {key: value for key, value in values.items() if key not in RETIRED or value == "ann"}
 
 

@@ -24,8 +24,8 @@ from ttfs_triton.scoring import sum_over_processes
 from ttfs_triton.train.config import ConfigError, TrainConfig
 
 WORKERS_PER_CORE = 4  # more only take memory, and thousands hang the machine
-# Fusing pays from this product of images, epochs and neurons. On one core (AVX-512), forward and backward of a neuron
-# become 4 to 7 ns shorter (at σ = 0, 0.6 to 3 ns); the first compilation takes 10 to 30 s (at σ = 0, half of that).
+# Fusing pays from this product of images, epochs and neurons on. On one core (AVX-512) it saves 4 to 7 ns a neuron in
+# forward and backward pass (at σ = 0, 0.6 to 3 ns); the first compilation takes 10 to 30 s (at σ = 0, half of that).
 LEAST_NEURONS = 10_000_000_000
 SLOW = 3.0  # bfloat16 over float32; at most 1 on a CPU with instructions for bfloat16
 
@@ -90,7 +90,7 @@ def warn_of_device(accelerator: Accelerator, say: Callable[[str], None]) -> None
 
 
 def product_seconds(dtype: torch.dtype) -> float:
-    """Seconds of a matrix product on the CPU, the least of several."""
+    """Seconds of a matrix product on the CPU, the least of four."""
     matrix, found = torch.ones(256, 256, dtype=dtype), []
     for _ in range(4):  # the first finds a kernel
         begin = time.perf_counter()

@@ -65,7 +65,7 @@ def score(
 def _make_scorer(loop: TrainingLoop, batch_size: int) -> Scorer:
     network, accelerator, shape = loop.scored_network, loop.accelerator, loop.graph.image_shape
     if loop.graphs is None and accelerator.device.type == "cpu":
-        # Nothing is compiled for one batch size, so that padding would gain nothing.
+        # Padding gives all batches one size, which only captured and compiled networks need.
         return Scorer(network, accelerator, shape)
     options: dict[str, Any] = {"required": loop.config.cuda_graph == "on", "say": loop.display.say}
     return PaddedScorer(network, accelerator, batch_size, shape, graphs=loop.graphs, **options)

@@ -8,7 +8,7 @@ state lives on the device and is the same in all processes, so that the host rea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ class LagrangeMultipliers:
         approach: steps until the setpoint has come to the goal. The moving average of weights starts anew then, so that
             it keeps nothing of a network that costs more.
         pressure: [costs], float64, factor on the gradient of each relative cost in the next step.
+        state: [quantities, costs], float64, all that a checkpoint must keep.
     """
 
     def __init__(
@@ -61,9 +62,8 @@ class LagrangeMultipliers:
         self._ascent, self._ema_decay = ASCENT / steps, ema_decay
         self._floors = torch.tensor(floors, dtype=torch.float64, device=accelerator.device)
         self._wanted = torch.tensor(goals, dtype=torch.float64, device=accelerator.device) - self._floors
-        # One tensor in checkpoints, a row for each of these quantities.
-        self._state = torch.zeros(8, len(goals), dtype=torch.float64, device=accelerator.device)
-        self.pressure, self._multiplier, self._cost, self._scored, self._start, *others = self._state.unbind()
+        self.state = torch.zeros(8, len(goals), dtype=torch.float64, device=accelerator.device)
+        self.pressure, self._multiplier, self._cost, self._scored, self._start, *others = self.state.unbind()
         self._goal, self._setpoint, self._step = others
         self._goal.copy_(self._wanted)
         self._setpoint.copy_(self._wanted)
@@ -109,7 +109,7 @@ class LagrangeMultipliers:
 
     def correct(self, measured: Sequence[float]) -> None:
         """Correct the goals by the costs of the scored network, which may average weights and sees plain images."""
-        scored = torch.tensor(measured, dtype=torch.float64, device=self._state.device) - self._floors
+        scored = torch.tensor(measured, dtype=torch.float64, device=self.state.device) - self._floors
         ratio = self._scored / torch.maximum(scored, self._wanted / 100)
         corrected = self._wanted * ratio.clamp(1 / MOST_CORRECTION, MOST_CORRECTION)
         self._goal.copy_(torch.where(self._step >= self._settled, corrected, self._goal))
@@ -117,14 +117,6 @@ class LagrangeMultipliers:
     def values(self) -> list[float]:
         """λ of each cost."""
         return self._multiplier.tolist()
-
-    def state(self) -> dict[str, Tensor]:
-        """State of the multipliers, [quantities, costs], for checkpoints."""
-        return {"state": self._state}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned."""
-        self._state.copy_(state["state"])
 
 
 class SilentChannels:

@@ -44,7 +44,7 @@ from ttfs_triton.train.profile import StepProfiler
 from ttfs_triton.train.resume import EpochTotals, Position, RunDescription, is_finite, restore_run, save_run
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.schedules import PersistenceSchedule, rate_factor
-from ttfs_triton.train.step import GraphedStep, TrainStep, choose_graphs, look_ahead, make_average
+from ttfs_triton.train.step import GraphedStep, TrainStep, choose_graphs, look_ahead, set_rate
 from ttfs_triton.train.teacher import load_teacher
 
 
@@ -64,7 +64,7 @@ class TrainingLoop:
         steps, steps_per_epoch: optimiser steps of the run, and of an epoch.
         position: progress, saved with every checkpoint.
         changes: of `--resume`, without effect on the run's course.
-        scorer: of the validation images, made when it is needed; None: compile and capture anew.
+        scorer: scores the validation images; None: compiled and captured anew when it is next needed.
         last_checkpoint: path of the newest one, for messages.
     """
 
@@ -108,7 +108,7 @@ class TrainingLoop:
         if config.target is not None:
             self.target = TargetTraining(config, accelerator, self.network, self.graph, data, self.steps)
         graphs = choose_graphs(config.cuda_graph, accelerator, display.say)
-        # What autograd remembers of the stream on which processes are joined has to fit the capture.
+        # DistributedDataParallel is made on the stream of the capture, since autograd remembers a module's stream.
         with nullcontext() if graphs is None else graphs.aside():
             model = accelerator.prepare_model(self.network if self.target is None else self.target.model)
             if config.gradient_compression == "bf16":
@@ -119,7 +119,7 @@ class TrainingLoop:
         if self.target is not None:
             self.target.silent_channels.attach(self.bare_optimizer)
         averages = config.ema_decay or config.lookahead
-        self.average: AveragedModel | None = make_average(self.network) if averages else None
+        self.average: AveragedModel | None = AveragedModel(self.network, use_buffers=True) if averages else None
         networks = [self.network] if self.average is None else [self.network, self.average.module]
         rise, order = config.psp_persistence_rise, config.psp_persistence_order
         self.persistence = PersistenceSchedule(networks, rise, order, self.steps)
@@ -174,7 +174,7 @@ class TrainingLoop:
             self._stop()
         finally:
             self.display.stop()
-        self.persistence.set(self.steps)  # a run that a callback ended early is not there
+        self.persistence.set(self.steps)  # σ is below its goal if a callback ended the run early
 
     def _enough(self) -> bool:
         """Whether a callback, in any process, wants no more epochs."""
@@ -245,7 +245,7 @@ class TrainingLoop:
             first |= self.target.prepare(position.step, self.learning_rate / self.config.lr)
         factor = self._rate_factor(position.step)
         for group in self.bare_optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+            set_rate(group, group["initial_lr"] * factor)
         self._step(micro_batches, sampled=sampled, first=first)
         if self.average is not None:
             self.average.n_averaged.mul_(not first).add_(1)  # a new average warms up anew
@@ -291,7 +291,7 @@ class TrainingLoop:
     def _report(self) -> None:
         loss, correct, images = self._read_sums()
         layers = collect_statistics(self.network)
-        # This process's last sampled step is enough to watch; exact figures follow with each evaluation.
+        # Sparsity is that of this process's last sampled step; evaluations give exact figures.
         figures = {
             "loss": loss / images,
             "accuracy": correct / images,

@@ -18,9 +18,9 @@ class Muon(SGD):
     """SGD with Nesterov momentum that rotates some weights and keeps their norm.
 
     A weight [outputs, ...] counts as a matrix [outputs, fan-in]. The orthogonal matrix nearest to its momentum, scaled
-    to lr times the weight's norm, is subtracted, and the norm is put back: all directions learn at one rate, however
-    small their gradients. This suits weights whose norm has no effect, those in front of batch norm and standardised
-    ones; weight decay does nothing to them.
+    to lr times the weight's norm, is subtracted, and the norm is put back. All directions learn at one rate, however
+    small their gradients. This suits weights whose norm has no effect: those in front of batch norm, and standardised
+    weights. Weight decay does nothing to them.
 
     Args:
         params: groups; weights of those with "rotated": True are rotated.

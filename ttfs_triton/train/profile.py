@@ -36,29 +36,24 @@ class StepProfiler:
         self, steps: int, network: nn.Module, folder: Path | None, device: torch.device, say: Callable[[str], None]
     ) -> None:
         self.steps, self.network, self.folder, self.device, self.say = steps, network, folder, device, say
-        self._seen = self._traced = 0
+        self._seen = 0
         self._profile: profile | None = None
         self._marks: list[Any] = []
 
     def step(self) -> None:
         """Called before each step."""
         self._seen += 1
-        if self._traced == self.steps:
+        if self.steps and self._seen == SKIPPED + 1:
+            for name, layer in _named_layers(self.network):
+                self._marks += _mark(layer, f"layer {name}")
+            activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device.type == "cuda")
+            self._profile = profile(activities=activities, acc_events=True)
+            self._profile.start()
+        elif self._seen == SKIPPED + self.steps + 1:
             self.close()
-        elif self._seen > SKIPPED:
-            if self._profile is None:
-                self._start()
-            self._traced += 1
-
-    def _start(self) -> None:
-        for name, layer in _named_layers(self.network):
-            self._marks += _mark(layer, f"layer {name}")
-        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device.type == "cuda")
-        self._profile = profile(activities=activities, acc_events=True)
-        self._profile.start()
 
     def close(self) -> None:
-        """Write what there is."""
+        """Write what there is. Called after each epoch, and by `step` when all steps are traced."""
         if self._profile is None:
             return
         self._profile.stop()  # waits for the device
@@ -69,9 +64,10 @@ class StepProfiler:
             self._profile.export_chrome_trace(str(self.folder / "trace.json"))
             order = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
             table = self._profile.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=60)
-            write_text(self.folder / "steps.txt", f"{self._traced} steps\n{table}\n")
+            traced = min(self._seen - SKIPPED, self.steps)
+            write_text(self.folder / "steps.txt", f"{traced} steps\n{table}\n")
             self.say(f"profile                  {self.folder / 'steps.txt'}, trace.json beside it")
-        self.steps, self._traced, self._profile = 0, 0, None
+        self.steps, self._profile = 0, None
 
 
 def _named_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:

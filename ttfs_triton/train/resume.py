@@ -216,7 +216,7 @@ def save_run(loop: TrainingLoop) -> None:
     if loop.average is not None:
         tensors["average"] = loop.average.state_dict()
     if loop.multipliers is not None:
-        tensors["dial"] = loop.multipliers.state()
+        tensors["dial"] = {"state": loop.multipliers.state}
     keep = loop.config.keep_checkpoints
     save_checkpoint(loop.folder.checkpoints, position.step, tensors=tensors, state=state, keep_last=keep)
 
@@ -247,7 +247,7 @@ def _restore(loop: TrainingLoop, state: RunState, tensors: Mapping[str, Mapping[
     if loop.average is not None:
         loop.average.load_state_dict(tensors["average"])
     if loop.multipliers is not None:
-        loop.multipliers.load(tensors["dial"])
+        loop.multipliers.state.copy_(tensors["dial"]["state"])
     if loop.accelerator.scaler is not None and state.scaler is not None:
         loop.accelerator.scaler.load_state_dict(state.scaler)
     loop.position = state.position

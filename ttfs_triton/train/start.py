@@ -28,7 +28,7 @@ from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.specification import Convolution, Dense, Token
 from ttfs_triton.train.config import ConfigError
 
-_UNIT = ".log2_unit"  # of tensors with the scales of weights on a grid
+_UNIT = ".log2_unit"  # names of weight scales on a grid end so
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Start:
     """Origin of a network's weights.
 
     Attributes:
-        base_model: the model that they are of.
+        base_model: the model whose weights these are.
         calibration: None if they were not calibrated.
-        grid: that they were trained on, or None.
-        units: scales of weights on that grid, by their names in the state dict.
+        grid: the grid on which they were trained, or None.
+        units: weight scales on that grid, by their names in the state dict.
     """
 
     base_model: BaseModel
@@ -53,10 +53,10 @@ def load_weights(
 ) -> Start:
     """Load weights into a network, strictly: every tensor is used or folded, every parameter is found.
 
-    Tensors of exactly the network's names and shapes are copied; a network of the user's own takes no others. Others
-    are converted first: networks of ours with batch norm or standardised weights, and known networks of other projects,
-    whose ANNs are calibrated. A network with batch norm that starts from weights without computes the same, with
-    statistics of `images`. Mean and std of the images become those that the weights were trained with.
+    Tensors that have the network's names and shapes are copied. A network of the user's own takes no others. Other
+    tensors are converted first: batch norm and standardised weights of our networks are folded, and known networks of
+    other projects are translated, their ANNs calibrated. A network with batch norm can start from weights without: its
+    statistics are taken from `images`, so that it computes the same. Images are normalised as in the weights' training.
 
     Args:
         network: changed in place.
@@ -74,8 +74,6 @@ def load_weights(
         description = weights.description()
         described = None if description is None else description.network
         trained = described if ours is not None and isinstance(described, NetworkConfig) else None
-        if ours is not None and trained is not None and trained.batch_norm and not ours.config.batch_norm:
-            return _load_folded(ours, weights, trained)
         if ours is not None and ours.config.batch_norm and (trained is None or not trained.batch_norm):
             return _load_plain(ours, weights, images, trained_as)
         on_grid = any(name.endswith(_UNIT) for name in network.state_dict())
@@ -100,17 +98,6 @@ def load_weights(
     if ours is not None and trained is not None:
         _take_statistics(ours, trained)
     return Start(base_model, calibration, None if described is None else described.grid, units)
-
-
-def _load_folded(network: TTFSNetwork, source: Weights, trained: NetworkConfig) -> Start:
-    """`load_weights` of a network with batch norm into one without."""
-    normalised = TTFSNetwork(trained)
-    start = load_weights(normalised, source)
-    normalised.fold_batch_norm()
-    _check_same(network, normalised.state_dict(), "tensors, batch norm folded,")
-    network.load_state_dict(normalised.state_dict())
-    _take_statistics(network, trained)
-    return start
 
 
 def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None, trained_as: TrainedAs | None) -> Start:

@@ -1,14 +1,14 @@
 """An optimiser step, and the same step as one CUDA graph, which replaces hundreds of launches.
 
-A captured step reads nothing of the host, so that the caller keeps the learning rate's course and counters. It follows
+A captured step cannot read numbers of the host: learning rates are tensors, and the caller counts the steps. It follows
 the rules of PyTorch's "CUDA graph semantics": some steps on a side stream first, gradients set to None before the
-capture, inputs copied into memory that stays, learning rates as tensors. A capture executes nothing, and the steps
-before it are steps of the run: weights are the same with a graph and without.
+capture, inputs copied to fixed addresses. A capture executes nothing, and the steps before it are steps of the run:
+weights are the same with a graph and without.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,6 @@ class TrainStep:
     Attributes:
         sums: [3], float64, on the device: loss, right answers and images of this process since they were last zeroed.
         guard: cancels updates that are not finite.
-        rates: learning rate of each parameter group as a scalar on the device; None: as the groups hold it.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class TrainStep:
         self.bare_optimizer: Optimizer = optimizer.optimizer
         self.guard = FiniteGuard(self.bare_optimizer, accelerator.device)
         self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
-        self.rates: list[Tensor] | None = None
 
     def __call__(self, micro_batches: Sequence[Batch], *, sampled: bool = False, first: bool = False) -> None:
         """Make a step.
@@ -86,7 +84,7 @@ class TrainStep:
                 self.multipliers.update()
         with record_function("clipping"):
             self._watch(sum(losses[1:], losses[0]))
-        with record_function("optimiser"), self._rates_on_the_device():
+        with record_function("optimiser"):
             self.optimizer.step()
         if self.average is not None:
             with record_function("moving average"):
@@ -126,18 +124,13 @@ class TrainStep:
             failed = sum_over_processes(accelerator, failed).clamp_(max=1)
         self.guard.watch(loss, norm, failed)
 
-    @contextmanager
-    def _rates_on_the_device(self) -> Iterator[None]:
-        """Let the optimizer read `rates`, while schedule and checkpoints see numbers."""
-        groups = self.bare_optimizer.param_groups
-        before = [group["lr"] for group in groups]
-        for group, rate in zip(groups, self.rates or before, strict=True):
-            group["lr"] = rate
-        try:
-            yield
-        finally:
-            for group, rate in zip(groups, before, strict=True):
-                group["lr"] = rate
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set the learning rate of a parameter group. A tensor is filled, since a captured step reads it from there."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 class FiniteGuard:
@@ -177,11 +170,6 @@ class FiniteGuard:
         flag = getattr(optimizer, "found_inf", self._failed)
         if flag is not self._failed:
             optimizer.found_inf = torch.maximum(flag, self._failed)  # type: ignore[attr-defined]
-
-
-def make_average(network: nn.Module) -> AveragedModel:
-    """A copy of the network that follows it; see `update_average`."""
-    return AveragedModel(network, use_buffers=True)
 
 
 @torch.no_grad()
@@ -231,17 +219,6 @@ WARM_UP = 3
 WARM_UP_DISTRIBUTED = 11
 
 
-def why_no_graph(accelerator: Accelerator) -> str | None:
-    """Why steps of a run cannot be captured; None if they can."""
-    if accelerator.device.type != "cuda":
-        return "the device is no GPU"
-    if not torch.backends.cuda.is_built():
-        return "this PyTorch is built without CUDA"
-    if accelerator.num_processes > 1 and torch.distributed.get_backend() != "nccl":
-        return f"{torch.distributed.get_backend()} cannot be captured, only nccl"
-    return None
-
-
 def choose_graphs(
     wanted: Literal["auto", "on", "off"], accelerator: Accelerator, say: Callable[[str], None]
 ) -> CudaGraphs | None:
@@ -252,8 +229,13 @@ def choose_graphs(
     """
     if wanted == "off":
         return None
-    reason = why_no_graph(accelerator)
-    if reason is None:
+    if accelerator.device.type != "cuda":
+        reason = "the device is no GPU"
+    elif not torch.backends.cuda.is_built():
+        reason = "this PyTorch is built without CUDA"
+    elif accelerator.num_processes > 1 and torch.distributed.get_backend() != "nccl":
+        reason = f"{torch.distributed.get_backend()} cannot be captured, only nccl"
+    else:
         return CudaGraphs(accelerator.device)
     if wanted == "on":
         raise ConfigError(f"cuda_graph: on needs steps that can be captured, but {reason}; use auto or off.")
@@ -285,11 +267,11 @@ class GraphedStep:
         # CUDA's fused kernels read a rate as float32, PyTorch's own on the CPU as float64.
         device = step.accelerator.device
         dtype = torch.float32 if device.type == "cuda" else torch.float64
-        step.rates = [torch.zeros((), dtype=dtype, device=device) for _ in step.bare_optimizer.param_groups]
+        for group in step.bare_optimizer.param_groups:
+            group["lr"] = torch.zeros((), dtype=dtype, device=device)
 
     def __call__(self, micro_batches: Sequence[Batch], *, sampled: bool = False, first: bool = False) -> None:
         """As of `TrainStep`."""
-        self._set_rates()
         if sampled or first or self._failed:
             self.step(micro_batches, sampled=sampled, first=first)
         elif self._warm_up > 0:
@@ -311,12 +293,8 @@ class GraphedStep:
         """Capture anew at the next step: constants of the graph have changed."""
         self.replay, self._inputs = None, []
 
-    def _set_rates(self) -> None:
-        for group, rate in zip(self.step.bare_optimizer.param_groups, self.step.rates or [], strict=True):
-            rate.fill_(group["lr"])
-
     def _capture(self, micro_batches: Sequence[Batch]) -> None:
-        # `empty_like` keeps channels last, of which the kernels are a function.
+        # `empty_like` keeps channels last: other kernels are captured for another memory format.
         self._inputs = [(torch.empty_like(images), torch.empty_like(labels)) for images, labels in micro_batches]
         for own, given in zip(self._inputs, micro_batches, strict=True):
             own[0].copy_(given[0])
@@ -345,7 +323,7 @@ class GraphedStep:
 
 @contextmanager
 def _capturable(optimizer: Optimizer) -> Iterator[None]:
-    """Tell Adam that it is captured, which makes it warn outside of a capture."""
+    """Tell Adam that it is being captured, only within the `with` block: elsewhere it would warn of that."""
     groups = [group for group in optimizer.param_groups if "capturable" in group]
     for group in groups:
         group["capturable"] = True

@@ -22,10 +22,10 @@ from ttfs_triton.train.options import Kind, Wanted
 TOLERANCE = 0.02
 """Relative distance from a goal within which it counts as reached."""
 TARGET_IMAGES = 128
-"""Training images for `make_target`, which only looks at what the first layer reads of them."""
+"""Training images for `make_target`, which needs only the activity that enters the first layer."""
 HARDLY = 0.2  # a run has stalled if its second half removed less than this share of what is still missing
 UNITS: Mapping[Kind, str] = {"sparsity": "", "operations": "", "energy": " µJ"}
-_OWN = ("operation", "spike", "spike_time", "saturated")  # events that a layer's own cost weights price
+_OWN = ("operation", "spike", "spike_time", "saturated")  # events whose price is a cost weight of the layer itself
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def make_target(wanted: Wanted, network: nn.Module, images: Tensor, steps: int) 
     Args:
         wanted: the goal.
         network: on the device of the images.
-        images: [N, channels, height, width], of the training images. What the first layer reads of them costs the same
-            whatever is trained.
+        images: [N, channels, height, width], of the training images. Training cannot change what it costs that the
+            first layer reads them.
         steps: time steps a window, for energy.
     Raises:
         ValueError: a layer that the network does not have, a chip that does not price its layers, or a goal that no
@@ -194,7 +194,7 @@ class _EventCounter:
         chosen = {event: values for event, values in weights.items() if any(values)}
         self.events = list(chosen)
         self.weights = torch.tensor(list(chosen.values()), device=device).view(-1, len(costs))
-        neuron = getattr(stage.layer, "neuron", None)
+        neuron = stage.neuron
         self._width = neuron.surrogate_width if neuron is not None and neuron.has_surrogate else 1.0
         self._fan_out: Tensor | int = 0
         if "operation" in chosen:
