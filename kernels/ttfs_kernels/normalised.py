@@ -31,7 +31,7 @@ from torch.distributed import ProcessGroup
 from ttfs_kernels import fused
 from ttfs_kernels.autograd import Kept, Layer, Operands, apply_layer, autocast
 from ttfs_kernels.backends import backend_for
-from ttfs_kernels.checks import check_conv2d, check_linear, check_options, pair
+from ttfs_kernels.checks import check_conv2d, check_linear, check_pool, checked_geometry
 from ttfs_kernels.contraction import Geometry, contract
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import fire_with_derivatives
@@ -134,15 +134,12 @@ def normalised_conv2d(
         >>> normalised_conv2d(x, weight, normalisation).activations.shape
         torch.Size([8, 16, 30, 30])
     """
-    name = "normalised_conv2d"
-    sizes = (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1))
-    strides, paddings, dilations = (pair(name, *size) for size in sizes)
-    geometry = Geometry(strides, paddings, dilations, groups)
-    check_options(groups, pool, None)
-    which = backend_for(name, backend, x)
+    geometry = checked_geometry(stride, padding, dilation, groups)
+    check_pool(pool)
+    which = backend_for("normalised_conv2d", backend, x)
     operands = x, weight, normalisation.bias, skip, skip_weight
     check_conv2d(operands, geometry, pool)
-    return _apply_eagerly(name, operands, normalisation, geometry, neuron, pool, which)
+    return _apply_eagerly("normalised_conv2d", operands, normalisation, geometry, neuron, pool, which)
 
 
 def _apply(

@@ -74,7 +74,8 @@ class EarlierANN:
         if "weight_gain" in own:
             flat = weight.flatten(1) - weight.flatten(1).mean(1, keepdim=True)
             weight = (own["weight_gain"][:, None] * flat / flat.norm(dim=1, keepdim=True)).view_as(weight)
-        weight = layer.spread(weight)
+        for dimension in range(2, weight.dim()) if weight.dim() == 4 else (1,):
+            weight = weight.repeat_interleave(layer.average, dimension) / layer.average
         if isinstance(layer, WeightedConv2d):
             x = F.conv2d(x, weight, own.get("bias"), layer.stride, layer.padding)
         else:

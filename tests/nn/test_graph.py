@@ -109,8 +109,8 @@ def test_subclass_with_its_forward_is_a_layer_and_another_forward_is_not():
         pass
 
     class Doubled(DFTLinear):
-        def forward(self, x, weight=None):
-            return 2 * super().forward(x, weight)
+        def forward(self, x):
+            return 2 * super().forward(x)
 
     assert len(network_graph(nn.Sequential(LatencyEncoder(), Named(4, 4), PotentialReadout(4, 2)), (4,)).stages) == 3
     with pytest.raises(NetworkError, match=r"got \w+\(\) in Doubled \(1\)"):

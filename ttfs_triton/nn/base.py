@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from ttfs_kernels import Normalisation, Normalised
+from ttfs_kernels import Normalisation, Normalised, standardise_weights
 from ttfs_triton.nn.faults import Faults, spikes_in_training, weight_factors
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.integers import SMALLEST_GRID_UNIT, fitting_unit
 from ttfs_triton.nn.sizes import skip_step
-from ttfs_triton.nn.standardise import standardise_weight
 from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
 
 MAX_WEIGHTS = 2**31
@@ -150,20 +149,24 @@ class WeightedLayer(nn.Module):
             self.batch_norm.reset_parameters()
             nn.init.constant_(self.batch_norm.weight, self.initial_gain)
 
-    def effective_weight(self) -> Tensor:
-        """Weights of the synapses: standardised and, of a layer that averages, spread; otherwise as `weight`."""
-        return self.spread(self._stored_weight())
+    def effective_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Weights of the synapses: standardised, and spread over the windows of a layer that averages.
 
-    def _stored_weight(self) -> Tensor:
-        return self.weight if self.weight_gain is None else standardise_weight(self.weight, self.weight_gain)
-
-    def spread(self, weight: Tensor) -> Tensor:
-        """Weights of the synapses from those that windows of inputs share, each at its part; see `average`."""
+        Args:
+            dtype: of standardised weights. Default: that of the parameters.
+        """
+        weight = self._stored_weight(dtype)
         if self.average == 1:
             return weight
         for dimension in range(2 if weight.dim() == 4 else 1, weight.dim()):
             weight = weight.repeat_interleave(self.average, dimension) / self.average
         return weight
+
+    def _stored_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weights as `weight` has them, shared by a window of inputs, but standardised."""
+        if self.weight_gain is None:
+            return self.weight
+        return standardise_weights([self.weight], [self.weight_gain], dtype=dtype)[0]
 
     @torch.no_grad()
     def fold_standardisation(self) -> None:
@@ -172,25 +175,19 @@ class WeightedLayer(nn.Module):
             self.weight.copy_(self._stored_weight())
             self.weight_gain = None
 
-    def synapses(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Input activations and weights of this pass, while training after dropout and weight noise.
-
-        Args:
-            x: [N, ...], input activations.
-            weight: the effective weight. Default: `effective_weight()`.
-        """
-        x, weight, scale = self.with_dropout(x, weight)
+    def synapses(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Input activations [N, ...] and weights of this pass: in training mode, after dropout and weight noise."""
+        x, scale = self.with_dropout(x)
         if (factors := self.factors_in_training(weight)) is not None:
             weight = weight * factors.to(weight.dtype)
         return x, weight if scale == 1 else weight * scale
 
-    def with_dropout(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
-        """Input activations after dropout, weights as they are, and the factor that makes up for dropped spikes."""
-        weight = self.effective_weight() if weight is None else weight
+    def with_dropout(self, x: Tensor) -> tuple[Tensor, float]:
+        """Input activations after dropout, and the factor on the weights that makes up for dropped spikes."""
         if not self.training or self.spike_dropout == 0:
-            return x, weight, 1.0
+            return x, 1.0
         kept = torch.rand_like(x, dtype=torch.float32) >= self.spike_dropout
-        return x * kept, weight, 1 / (1 - self.spike_dropout)
+        return x * kept, 1 / (1 - self.spike_dropout)
 
     def delayed(self, skip: Tensor | None, inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Delayed spikes [N, C_out, ...] and their weights [C_out], as `dft_conv2d` takes them; None without a skip.

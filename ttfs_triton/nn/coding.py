@@ -16,7 +16,7 @@ from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, FiringLayer
 from ttfs_triton.nn.sizes import Padding, Size
 from ttfs_triton.nn.straight_through import straight_through
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightOptions, spelled_out
+from ttfs_triton.nn.weighted import LayerOptions, WeightedConv2d, spelled_out
 
 TWO_PHASE = Neuron(psp_persistence=0.0)  # fires at the window's start plus 1 − A, as a clamped ReLU has it
 
@@ -205,13 +205,13 @@ class AnalogEncoder(_NormalisedImages, FiringLayer, WeightedConv2d):
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        **options: Unpack[WeightOptions],
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, **options)
         self.take_statistics(self.weight, mean, std)
 
-    def forward(self, x: Tensor, weight: Tensor | None = None, *, skip: Tensor | None = None) -> Tensor:
-        return self.spikes(self.normalise(x), weight, skip, neuron=TWO_PHASE, backend="torch")
+    def forward(self, x: Tensor, *, skip: Tensor | None = None) -> Tensor:
+        return self.spikes(self.normalise(x), skip, neuron=TWO_PHASE, backend="torch")
 
 
 @spelled_out
@@ -245,14 +245,14 @@ class SignedEncoder(_NormalisedImages, DFTConv2d):
         std: Sequence[float] | None = None,
         neuron: Neuron = Neuron(),
         backend: str = "auto",
-        **options: Unpack[WeightOptions],
+        **options: Unpack[LayerOptions],
     ) -> None:
         sizes = (in_channels, out_channels, kernel_size, stride, padding)
         super().__init__(*sizes, neuron=neuron, backend=backend, **options)
         self.take_statistics(self.weight, mean, std)
 
-    def forward(self, x: Tensor, weight: Tensor | None = None, pool: int = 1, *, skip: Tensor | None = None) -> Tensor:
-        return super().forward(self.normalise(x), weight, pool, skip=skip)
+    def forward(self, x: Tensor, pool: int = 1, *, skip: Tensor | None = None) -> Tensor:
+        return super().forward(self.normalise(x), pool, skip=skip)
 
 
 def _check_window(function: str, layer: int, window: float) -> None:

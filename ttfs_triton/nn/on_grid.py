@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels.autograd import reverse_mode_only
-from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer, ClockedReadout
+from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer
 from ttfs_triton.nn.integers import QuantisedWeight, exact_products, in_units, quantise_potential, quantise_weight
 from ttfs_triton.nn.straight_through import straight_through
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
@@ -128,15 +128,6 @@ def spikes_on_grid(rounded: RoundedLayer, x: Tensor, skip: Tensor | None = None)
 
         inputs = [rounded.steps_left(part) for part in (x, skip) if part is not None]
         return _in_parts(run, *inputs).div_(clock.steps)
-
-
-@torch.no_grad()
-def readout_on_grid(rounded: RoundedLayer, x: Tensor) -> tuple[ClockedReadout, Any]:
-    """A readout as it is on its grid, and the membranes of its neurons after the integration window."""
-    readout: Any = rounded.layer
-    with exact_products():
-        clocked = ClockedReadout(readout, rounded.quantised, rounded.grid.clock, **rounded.registers())
-        return clocked, clocked.integrate(rounded.steps_left(x))
 
 
 def _in_parts(run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -233,7 +233,7 @@ class _Trace(TorchFunctionMode):
 
         return tells
 
-    def _fire(self, layer: Any, x: Tensor, weight: Any = None, pool: int = 1, *, skip: Any = None) -> Tensor:
+    def _fire(self, layer: Any, x: Tensor, pool: int = 1, *, skip: Any = None) -> Tensor:
         """A layer runs: add its stage; the output is an empty tensor of its shape."""
         name, kind = self._names[layer], layer.kind
         label, wire, skipped = _label(layer, name), self._wire(x), None if skip is None else self._wire(skip)
