@@ -213,7 +213,7 @@ class _TorchNormalised:
         h = torch.empty_like(potentials)
         by_both = (h[0], h[1] if neuron.has_slope else None)
         rows = _positions(grad.to(h.dtype), 1)[0]
-        fused.run((_deriving, neuron), potentials, sigma, *affine, delayed, skip_weight, rows, *by_both)
+        fused.run((_deriving, neuron), potentials, rows, *by_both, sigma, *affine, delayed, skip_weight)
         grad_beta, by_scale = fused.run((_reducing,), potentials, sigma, mean, *by_both)
         grad_gamma = by_scale * inverse
         grad_skip = grad_skip_weight = None
@@ -273,19 +273,10 @@ def _firing(neuron: Neuron, potentials: Tensor, *others: Any) -> Tensor:
 
 
 def _deriving(
-    neuron: Neuron,
-    potentials: Tensor,
-    sigma: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    skip: Tensor | None,
-    skip_weight: Tensor | None,
-    grad: Tensor,
-    by_A: Tensor,
-    by_W: Tensor | None,
+    neuron: Neuron, potentials: Tensor, grad: Tensor, by_A: Tensor, by_W: Tensor | None, *others: Any
 ) -> None:
-    """Gradients of A' and W' into by_A and by_W, which is None at σ = 0."""
-    A, W = _normalise(potentials, sigma, scale, shift, skip, skip_weight)
+    """Gradients of A' and W' into by_A and by_W, which is None at σ = 0; other operands as of `_normalise`."""
+    A, W = _normalise(potentials, *others)
     grad = grad.to(A.dtype)
     if W is None or by_W is None:
         by_A.copy_(fused.inside(grad, A))

@@ -191,18 +191,9 @@ def test_module_between_layers_is_refused_by_name(module, remedy):
         ([DFTLinear(4, 4), PotentialReadout(4, 2)], r"begin .*; got DFTLinear \(0\), which reads images\. Put Latency"),
         ([LatencyEncoder(), LatencyEncoder(), PotentialReadout(4, 2)], r"got LatencyEncoder \(1\), which reads spikes"),
         ([LatencyEncoder(), DFTLinear(4, 4)], r"end with its only readout; got .*DFTLinear\. Append Potential"),
-        (
-            [LatencyEncoder(), PotentialReadout(4, 4), PotentialReadout(4, 2)],
-            r"end with .*Readout \(2\) behind",
-        ),
-        (
-            [LatencyEncoder(), DFTLinear(4, 3), PotentialReadout(4, 2)],
-            r"fit each other; .*be 4 features; got \(3,",
-        ),
-        (
-            [LatencyEncoder(), *[DFTLinear(4, 4)] * 2, PotentialReadout(4, 2)],
-            r"got 1, which runs twice\. Use a",
-        ),
+        ([LatencyEncoder(), PotentialReadout(4, 4), PotentialReadout(4, 2)], r"end with .*Readout \(2\) behind"),
+        ([LatencyEncoder(), DFTLinear(4, 3), PotentialReadout(4, 2)], r"fit each other; .*be 4 features; got \(3,"),
+        ([LatencyEncoder(), *[DFTLinear(4, 4)] * 2, PotentialReadout(4, 2)], r"got 1, which runs twice\. Use a"),
     ],
 )
 def test_wrong_structure_is_refused(layers, message):

@@ -46,7 +46,7 @@ def network(specification: str = BLOCKS, size=(10, 12), **options) -> TTFSNetwor
     return randomised(TTFSNetwork(config).double(), seed=1)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     groups=st.sampled_from([1, 2]),
     size=st.tuples(st.integers(5, 8), st.integers(5, 8)),

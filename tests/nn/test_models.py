@@ -1,10 +1,12 @@
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tests import oracles
+from tests.kernels import oracle
 from tests.nn.common import activations, assert_finite_differences, randomised
 from ttfs_triton.nn import (
     AnalogEncoder,
@@ -62,13 +64,11 @@ def test_network_matches_event_driven_neurons():
     x = activations(2, 1, 10, 12, seed=2)
     values = x.numpy()
     for layer in (model.features.conv1, model.features.conv2):
-        values = oracles.conv2d_layer(
-            values,
-            layer.effective_weight().detach().numpy(),
-            layer.bias.detach().numpy(),
-            padding=layer.padding,
-            psp_persistence=0.5,
-        )
+        weight, bias = (tensor.detach().numpy() for tensor in (layer.effective_weight(), layer.bias))
+        neurons = oracle.conv2d_neurons(values.shape, weight.shape, **layer.geometry)
+        outputs = np.zeros((2, *layer.output_shape(values.shape[1:])))
+        operands = {"x": values, "weight": weight, "bias": bias}
+        values = oracle.layer(neurons, operands, outputs, psp_persistence=0.5).activations
         n, c, h, w = values.shape
         values = values[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, c, h // 2, 2, w // 2, 2).max(axis=(3, 5))
     values = values.reshape(2, -1)  # channels, height, width

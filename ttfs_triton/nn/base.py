@@ -31,8 +31,8 @@ class WeightedLayer(nn.Module):
             Not for readouts.
         initial_gain: factor on the Kaiming initialisation; see `reset_parameters`. With batch norm its initial weight
             γ, the standard deviation of A + W.
-        skip: channels, or neurons, of an earlier layer whose delayed spikes `forward` gets; 0 for none. Each meets one
-            synapse; see `delayed`. Not for encoders and readouts.
+        skip: channels (of a fully connected layer: neurons) of an earlier layer, whose delayed spikes `forward` takes;
+            0 for none. Each spike meets one synapse; see `delayed`. Not for encoders and readouts.
         average: inputs that share a weight, at 1/average of it each: average pooling at the synapses. Of a convolution
             the side of the windows, whose `kernel_size`, `stride` and `padding` are then in pixels and whose
             `effective_weight()` is spread; of a fully connected layer the inputs in a row.
@@ -48,13 +48,13 @@ class WeightedLayer(nn.Module):
             evaluation mode the layer computes with these, also while it is trained: `layer.batch_norm.eval()`.
         statistics_group: processes that share the statistics of a batch; None: each has its own.
         spike_dropout: probability that an input spike is dropped while training; see `WeightedLinear`.
-        initial_potential: that all neurons share, beside their own, in threshold heights; 0 but for readouts.
+        initial_potential: V₀, added to the initial potential of every neuron, in threshold heights; 0 but for readouts.
         threshold: height at the window's start of the ramp on which a readout decides; 1 for hidden neurons.
         statistics: `SpikeCounter` or None (default); see `ttfs_triton.nn.statistics`.
-        grid: of the chip that the layer computes for, or None (default); see `put_on_grid`.
-        faults: of chips that the layer is trained for, or None (default); they happen in training mode alone.
-        log2_unit: Parameter [C_out] or [1], logarithm of the weights' units on that grid, in threshold heights; None
-            without a grid, or where weights are not rounded.
+        grid: the chip's grid on which the layer computes; None (default): real numbers. See `put_on_grid`.
+        faults: of a chip, simulated in training mode only; None (default): none.
+        log2_unit: Parameter [C_out] or [1], binary logarithm of the weights' units on the grid, in threshold heights;
+            None without a grid, or where weights are not rounded.
     """
 
     kind: ClassVar[LayerKind] = "spiking"
@@ -239,11 +239,6 @@ class WeightedLayer(nn.Module):
         return F.pad(self.skip_weight, (0, missing)) if missing else self.skip_weight
 
     # ---- batch norm: batch statistics while training, a plain layer in evaluation
-
-    @property
-    def has_initial_potential(self) -> bool:
-        """Whether neurons have initial potentials of their own."""
-        return self.bias is not None or self.batch_norm is not None
 
     @property
     def normalises(self) -> bool:

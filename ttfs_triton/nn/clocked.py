@@ -21,7 +21,7 @@ from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 # Potentials, thresholds and their differences stay below this, so that int64 does not overflow.
 REGISTER_BOUND = 2.0**62
 
-# Where nothing is read from the device, initial potentials are at most so many integers; see `SMALLEST_GRID_UNIT`.
+# Bound on initial potentials, in integers, where the host does not wait to read them; see `SMALLEST_GRID_UNIT`.
 LARGEST_PRESET = 2.0**35
 
 

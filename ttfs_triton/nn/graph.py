@@ -30,18 +30,18 @@ class NetworkError(ValueError):
 
 @dataclass(frozen=True)
 class Wire:
-    """The way that spikes take to a layer.
+    """A connection into a layer: the stage whose spikes it reads, and the pooling and flattening between them.
 
     Attributes:
-        source: name of the stage that fires them; None: they are the images.
-        route: pooling and flattening on the way, in order; no synapses, no time.
+        source: name of the stage whose neurons fire; None: the images.
+        route: modules between, in order. They pool and flatten, take no time and have no synapses.
     """
 
     source: str | None
     route: tuple[nn.Module, ...] = ()
 
     def deliver(self, spikes: Tensor) -> Tensor:
-        """Spikes of the source, or images, as the layer gets them: pooled, flattened.
+        """Pool and flatten the spikes of the source, or the images, for the layer.
 
         Args:
             spikes: [N, ...], activations, or other numbers in their order (larger is earlier).
@@ -175,7 +175,7 @@ class NetworkGraph:
 
     @property
     def windows(self) -> int:
-        """Window in which the readout's neurons fire: those that pass before it starts."""
+        """Number of the readout's firing window, counted from 0: as many windows pass before it."""
         return self.stages[-1].window
 
     def prepare_statistics(self) -> None:

@@ -20,7 +20,7 @@ from ttfs_triton.nn.integers import QuantisedWeight, exact_products, in_units, q
 from ttfs_triton.nn.straight_through import straight_through
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
-# Inputs of a layer that run at once on a CPU: integers and potentials stay near its caches.
+# Input numbers of a layer that a CPU works on at a time, so that integers and potentials stay in its caches.
 PART_NUMBERS = 1 << 18
 
 

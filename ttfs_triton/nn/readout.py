@@ -185,7 +185,7 @@ class Readout(WeightedLinear):
 
 
 class ClockedReadout(ClockedLayer):
-    """A readout in integers, whose ramp θ·(1 − s/S) is its own; see `ClockedLayer`."""
+    """A readout in integers, with a ramp θ·(1 − s/S) of its own; see `ClockedLayer`."""
 
     def __init__(self, readout: Readout, quantised: QuantisedWeight, clock: Clock, **options: int | None) -> None:
         super().__init__(readout, quantised, clock, window=max(1.0, readout.window), **options)

@@ -1,8 +1,7 @@
-"""From any module to its graph: the module runs once on images without content, and each of our layers says it ran.
+"""Traces any module into its graph: the module runs once on empty images, and each of our layers records that it ran.
 
-Nothing is computed: images and parameters are on PyTorch's device "meta", and layers answer with the shape of their
-output. A `TorchFunctionMode` sees the functions between layers. One that is not known to leave spikes spikes is refused
-by its name.
+Nothing is computed: images and parameters are on PyTorch's device "meta", and layers return empty outputs of the right
+shape. A `TorchFunctionMode` sees the functions between layers, and refuses by name all that would change spikes.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import torch
 
 from ttfs_kernels import Neuron
 from ttfs_kernels.checks import pair as checked_pair
+from ttfs_kernels.contraction import Geometry
 from ttfs_triton.nn.base import WeightedLayer
 from ttfs_triton.nn.sizes import Padding, Size, checked_padding
 
@@ -99,11 +100,7 @@ class WeightedConv2d(WeightedLayer):
             raise ValueError(f"inputs must be {self.in_channels} maps; got {shape}.")
         if any(size % self.average for size in shape[1:]):
             raise ValueError(f"maps must divide into windows of average={self.average}; got {shape}.")
-        sizes = zip(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
-        places = [
-            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, padding, dilation in sizes
-        ]
+        places = Geometry(**self.geometry).map_size(shape[1:], self.kernel_size)
         if min(places) < 1:
             raise ValueError(f"maps must be at least as large as the kernel, {self.kernel_size}; got {shape}.")
         return (self.out_channels, *places)
