@@ -3,10 +3,10 @@
 Eager PyTorch goes through memory once an operation: a layer on large maps, with few synapses a neuron, spends most of
 its time there. Off until `fuse_passes` says so, since compiling takes a process some 20 seconds, once for all shapes,
 and a C++ compiler. The arithmetic is that of the eager passes: equal bit for bit in float32 and float64, and with fewer
-roundings where tensors have 16 bits, since what lies between two passes is never stored.
+roundings where tensors have 16 bits, since values between two passes are never stored.
 
 Tensors here have the shape [2, neurons, channels] or, where channels do not matter, [2, elements]: potentials A and
-slopes W, or what belongs to activations and to their masks.
+slopes W, or gradients of activations and of their masks.
 """
 
 import logging

@@ -254,7 +254,7 @@ class TTFSModel(nn.Module):
         return upload(files, repo_id, token=token, commit_message=commit_message)
 
     def _plain_card(self, repo_id: str, license: str | None) -> str:
-        """A model card of what is known without a run: what the network is and how it is loaded."""
+        """A model card without a run's results: the kind of network, and how to load it."""
         known, base = self.description.network, self.description.base_model
         metadata = ModelCardData(
             license=license,

@@ -128,8 +128,8 @@ def describe_network(
     """The description of a network in config.json.
 
     Args:
-        network, image_shape: as of `network_graph`, which checks what is no `TTFSNetwork`.
-        builder: what builds it, where it is no `TTFSNetwork`. Default: the name of its class.
+        network, image_shape: as of `network_graph`, which checks a network other than a `TTFSNetwork`.
+        builder: name of the code that builds another network. Default: the name of its class.
     Raises:
         NetworkError: as `network_graph`.
     """

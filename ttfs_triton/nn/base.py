@@ -33,13 +33,13 @@ class WeightedLayer(nn.Module):
             γ, the standard deviation of A + W.
         skip: channels (of a fully connected layer: neurons) of an earlier layer, whose delayed spikes `forward` takes;
             0 for none. Each spike meets one synapse; see `delayed`. Not for encoders and readouts.
-        average: inputs that share a weight, at 1/average of it each: average pooling at the synapses. Of a convolution
-            the side of the windows, whose `kernel_size`, `stride` and `padding` are then in pixels and whose
-            `effective_weight()` is spread; of a fully connected layer the inputs in a row.
+        average: average pooling at the synapses: each weight is shared by a window of inputs, at 1/size of it each. Of
+            a convolution the side of the windows; `kernel_size`, `stride` and `padding` are then in pixels, and
+            `effective_weight()` has a weight for each. Of a fully connected layer the number of inputs in a row.
         bias, device, dtype: as of `DFTConv2d`.
     Attributes:
         kind: see `LayerKind`.
-        weight: Parameter [C_out, ...]; use `effective_weight()` for what the synapses really are.
+        weight: Parameter [C_out, ...]; `effective_weight()` gives the weights of the synapses.
         bias: Parameter [C_out], initial membrane potential in threshold heights, or None.
         weight_gain: Parameter [C_out], norm of each neuron's standardised weights, or None without standardisation.
         skip_weight: Parameter [skip], weights v of delayed spikes, one a channel (start at 1, never standardised), or
@@ -265,9 +265,9 @@ class WeightedLayer(nn.Module):
 
     @torch.no_grad()
     def follow(self, found: Normalised) -> Tensor:
-        """Update the running statistics by those of a batch; returns its activations.
+        """Update the running statistics by those of a batch, and return the batch's activations.
 
-        They are the mean of all batches until a batch's share is down to the batch norm's momentum.
+        Running statistics are the mean over all batches until one batch's share is down to the batch norm's momentum.
         """
         norm: Any = self.batch_norm
         norm.num_batches_tracked.add_(1)

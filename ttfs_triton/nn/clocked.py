@@ -184,7 +184,7 @@ class AnalogLayer:
 
 
 def psp_persistence(layer: WeightedLayer) -> float:
-    """σ; 0 for a layer whose inputs leave no slope."""
+    """σ of a layer; 0 for an `AnalogEncoder`, which has no neuron model."""
     neuron: Neuron | None = getattr(layer, "neuron", None)
     return 0.0 if neuron is None else neuron.psp_persistence
 

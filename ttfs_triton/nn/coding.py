@@ -73,7 +73,7 @@ def spike_time_to_activation(spike_time: Tensor, layer: int, window: float = 1.0
 class LatencyEncoder(nn.Module):
     """Brighter pixels fire earlier: a = pixel / max_value; a zero pixel is silent.
 
-    Input: any shape, floating point in [0, max_value]; integers too if a max_value above 1 says what they mean. Output:
+    Input: any shape, floating point in [0, max_value]; integers too with a max_value above 1. Output:
     activations in [0, 1], same shape; dtype of the input, float32 of integers.
 
     The values of the first batch are checked: on a GPU of the first in evaluation mode, so that no training step waits.
@@ -84,7 +84,7 @@ class LatencyEncoder(nn.Module):
         clamp: take values outside for the nearest one inside, rather than refuse them.
     Raises:
         ValueError: max_value is not positive, or values of the first batch outside [0, max_value].
-        TypeError: integers, and nothing that says what they mean.
+        TypeError: integers with a max_value of at most 1.
     Source: Wei et al., ICCV 2023, Eq. 1.
     Example:
         >>> pixels = torch.tensor([[0, 51, 255]], dtype=torch.uint8)

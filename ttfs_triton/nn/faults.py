@@ -108,7 +108,7 @@ def disturbed(
         activations: [N, ...] in [0, 1], 0 is silent.
         faults: how much goes wrong.
         broken: neurons; None: none.
-        clock: on whose time stamps spikes come; None: at any time.
+        clock: rounds spike times to its time stamps; None: they are real numbers.
         generator: of the draws, on the CPU. Default: PyTorch's own of the device.
     Returns:
         A new tensor, shape and dtype of `activations`.
@@ -134,8 +134,8 @@ def spikes_in_training(activations: Tensor, faults: Faults, grid: Grid | None, n
     Args:
         activations: [N, ...] in [0, 1].
         faults: how much goes wrong.
-        grid: on whose time stamps spikes come.
-        neurons: whether these can be broken.
+        grid: rounds spike times to its time stamps; None: they are real numbers.
+        neurons: whether neurons can be broken, too.
     """
     broken = draw_broken(activations, faults) if neurons else None
     if not (faults.of_spikes or broken):

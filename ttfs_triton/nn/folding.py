@@ -13,7 +13,7 @@ from ttfs_triton.nn.on_grid import RoundedLayer
 from ttfs_triton.nn.weighted import WeightedLayer
 
 STATISTICS_BATCH = 500
-"""Images whose statistics are taken at a time."""
+"""Images in a batch, of whose potentials statistics are taken."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class BatchNorm:
     epsilon: float = 1e-5
 
     def scale(self) -> Tensor:
-        """[C] float64, what the output is multiplied by."""
+        """[C] float64, the factor on the layer's output."""
         scale = (self.var.double() + self.epsilon).rsqrt()
         return scale if self.weight is None else scale * self.weight.double()
 
@@ -132,7 +132,7 @@ def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Args:
         tensors: by name, of one floating type, on any device; without batch norm they come back as they are.
     Raises:
-        KeyError: a batch norm of which a part is missing.
+        KeyError: a batch norm that lacks one of its tensors.
         RuntimeError: shapes that do not fit each other.
     """
     if not has_batch_norm(tensors):

@@ -60,8 +60,8 @@ class Stage:
         kind: "latency" (a `LatencyEncoder`), "analog" (an `AnalogEncoder` or `SignedEncoder`), "spiking" or "readout".
         layer: the module.
         window: in which its neurons fire; 0 for the encoder.
-        input: what its synapses read.
-        skip: spikes of an earlier window, delayed, that reach its neurons one to one; None without.
+        input: the connection that its synapses read.
+        skip: the connection from an earlier window whose spikes, delayed, reach its neurons one to one; None without.
         shape: of its neurons, for one image, before pooling.
     """
 
@@ -191,8 +191,8 @@ class NetworkGraph:
 
         Args:
             images: [N, *image_shape].
-            fire: from a stage, its inputs, pooled and flattened, and its delayed spikes, one a neuron, or None, to what
-                its neurons emit, [N, *shape]: activations, or other numbers in their order.
+            fire: called with a stage, its inputs, pooled and flattened, and its delayed spikes, one a neuron, or None;
+                returns the outputs of its neurons [N, *shape]: activations, or other numbers in their order.
             silent: the number that stands for no spike.
         """
         last_reader = {wire.source: stage for stage in self.stages for wire in _wires(stage)}

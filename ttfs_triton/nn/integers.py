@@ -89,7 +89,7 @@ def quantise_weight(
 def fitting_unit(weight: Tensor, bits: int, *, per_channel: bool = True) -> Tensor:
     """Units [C_out] in which rounded weights are closest to the weights, by least squares; float64, threshold heights.
 
-    Few bits rather cut the largest weights. Arguments are those of `quantise_weight`.
+    With few bits the best unit clips the largest weights. Arguments as of `quantise_weight`.
     """
     weight, limit = weight.detach().double(), largest_integer(bits)
     widest = _widest_unit(weight, limit, per_channel)
@@ -127,7 +127,7 @@ def quantise_potential(potential: Tensor | float, unit: Tensor, steps: int, *, c
         potential: [C_out] or a number for all channels, in threshold heights.
         unit: [C_out] of the weights.
         steps: of a window.
-        checked: refuse what is not finite, for which the host waits for the device.
+        checked: refuse potentials that are not finite; the host then waits for the device.
     Raises:
         ValueError: potentials that are not finite.
     """

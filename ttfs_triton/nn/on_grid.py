@@ -138,7 +138,10 @@ def _in_parts(run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 class _Rounded(torch.autograd.Function):
-    """Rounded weights; straight through but for what would drive cut weights further out, and to the units."""
+    """Rounded weights, differentiable by the weights and their units.
+
+    The gradient passes straight through the rounding, unless it would drive a clipped weight further out.
+    """
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, log2_unit: Tensor, found: QuantisedWeight) -> Tensor:

@@ -28,11 +28,11 @@ from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.weighted import WeightedLayer
 
 LAYERS = (LatencyEncoder, AnalogEncoder, SignedEncoder, DFTConv2d, DFTLinear, PotentialReadout, FirstSpikeReadout)
-# Of torch.nn, what may stand between them, in evaluation mode.
+# Modules of torch.nn that may stand between our layers; they run in evaluation mode.
 BETWEEN = (nn.Identity, nn.Flatten, nn.MaxPool2d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 SAMPLES = 3  # of the traced batch: no size that maps have
 
-# Functions by name: what leaves spikes as they are, and what changes their layout only.
+# Functions by name: those that leave spikes as they are, and those that change their layout only.
 _UNCHANGED = {"contiguous", "clone", "detach", "to", "float", "double", "half", "bfloat16", "type", "type_as"}
 _LAYOUT = {"flatten", "reshape", "view", "squeeze", "view_as", "reshape_as"}
 _DROPOUT = {"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"}
@@ -270,7 +270,7 @@ class _Trace(TorchFunctionMode):
         )
 
     def graph(self, output: object, image_shape: tuple[int, ...]) -> NetworkGraph:
-        """The traced network; refuses what does not begin with an encoder and end with a readout."""
+        """The traced network. It must begin with an encoder and end with a readout."""
         stages, wire = tuple(self._stages.values()), self._wire(output)
         found = ", ".join(type(stage.layer).__name__ for stage in stages) or "no layers of ours"
         if not stages:

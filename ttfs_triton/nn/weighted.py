@@ -15,7 +15,7 @@ Layer = TypeVar("Layer", bound=WeightedLayer)
 
 
 def check_neuron(name: str, neuron: object) -> None:
-    """Raise TypeError, in the name of a layer, for what is no `Neuron`."""
+    """Raise TypeError, in the name of a layer, unless this is a `Neuron`."""
     if not isinstance(neuron, Neuron):
         raise TypeError(f"{name}: neuron must be a Neuron; got {neuron!r}. Give Neuron(psp_persistence=...).")
 
