@@ -16,6 +16,7 @@ import math
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -26,7 +27,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttfs_kernels import fuse_passes
-from ttfs_kernels.reference import compose_conv2d, compose_linear
 from ttfs_triton.memory import freed_memory_kept
 from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron, TTFSNetwork, networks
 
@@ -53,9 +53,18 @@ class Contender:
     fused: bool = False  # let PyTorch's compiler fuse the passes over neurons
 
 
+def fire_by_cases(A: Tensor, W: Tensor) -> Tensor:
+    """Eq. 7 case by case, differentiated by autograd: exact gradients, without a derivative clip."""
+    inside = (A < 1) & (A + W > 0)
+    divisor = torch.where(inside, 1 + W, 1.0)  # made safe before the division, or autograd would return 0 · inf
+    return torch.where(A >= 1, 1.0, torch.where(inside, (A + W) / divisor, 0.0))
+
+
 class Composed(nn.Module):
-    """A layer with the parameters of one of ours and PyTorch's operators: an ANN's as anyone has them, or those of a
-    spiking layer by `reference`."""
+    """A layer with the parameters of one of ours, as a PyTorch user would write it: an ANN's, or a spiking one's.
+
+    Gradients of a spiking one differ at silent inputs, where ours are 0.
+    """
 
     def __init__(self, layer: DFTConv2d | DFTLinear, ann: bool) -> None:
         super().__init__()
@@ -63,12 +72,11 @@ class Composed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         layer, weight = self.layer, self.layer.effective_weight()
-        geometry = layer.geometry if isinstance(layer, DFTConv2d) else {}
+        contract = partial(F.conv2d, **layer.geometry) if isinstance(layer, DFTConv2d) else F.linear
+        potential = contract(x, weight, layer.bias)
         if self.ann:
-            contract = F.conv2d if isinstance(layer, DFTConv2d) else F.linear
-            return F.hardtanh(contract(x, weight, layer.bias, **geometry), 0.0, 1.0)
-        compose_layer = compose_conv2d if isinstance(layer, DFTConv2d) else compose_linear
-        return compose_layer(x, weight, layer.bias, psp_persistence=layer.neuron.psp_persistence, **geometry)
+            return F.hardtanh(potential, 0.0, 1.0)
+        return fire_by_cases(potential, layer.neuron.psp_persistence * contract((x > 0).to(x.dtype), weight))
 
 
 def compose(network: TTFSNetwork, *, ann: bool = False) -> TTFSNetwork:

@@ -127,41 +127,6 @@ def linear_layer(
     return np.where(np.isinf(times), 0.0, 2 - times)
 
 
-def conv2d_layer(
-    x: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray | None = None,
-    *,
-    stride: tuple[int, int] = (1, 1),
-    padding: tuple[int, int] = (0, 0),
-    dilation: tuple[int, int] = (1, 1),
-    groups: int = 1,
-    neuron: Neuron = event_driven,
-    **options,
-) -> np.ndarray:
-    """Activations [N, C_out, P, Q] of a convolution; x [N, C_in, H, W], weight [C_out, C_in/groups, R, S]."""
-    x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
-    samples, _, height, width = x.shape
-    out_channels, group_channels, rows, columns = weight.shape
-    initial = np.zeros(out_channels) if bias is None else np.asarray(bias, np.float64)
-    out_height = (height + 2 * padding[0] - dilation[0] * (rows - 1) - 1) // stride[0] + 1
-    out_width = (width + 2 * padding[1] - dilation[1] * (columns - 1) - 1) // stride[1] + 1
-    result = np.zeros((samples, out_channels, out_height, out_width))
-    for n, k, p, q in np.ndindex(result.shape):
-        group = k // (out_channels // groups)
-        times, weights = [], []
-        for c, r, s in np.ndindex(group_channels, rows, columns):
-            i = p * stride[0] - padding[0] + r * dilation[0]
-            j = q * stride[1] - padding[1] + s * dilation[1]
-            if 0 <= i < height and 0 <= j < width:
-                activation = x[n, group * group_channels + c, i, j]
-                times.append(1 - activation if activation > 0 else math.inf)
-                weights.append(weight[k, c, r, s])
-        time = neuron(times, weights, initial[k], **options)
-        result[n, k, p, q] = 0.0 if math.isinf(time) else 2 - time
-    return result
-
-
 def output_spike_times(
     x: np.ndarray,
     weight: np.ndarray,

@@ -57,7 +57,7 @@ def test_failure_keeps_the_old_file(tmp_path, monkeypatch, failure):
     assert os.listdir(tmp_path) == ["a"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.dictionaries(
         st.text(max_size=8).filter(lambda name: name != "__metadata__"),

@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.oracles import causal_set, clock_driven, conv2d_layer, event_driven, linear_layer
+from tests.kernels.oracle import conv2d_neurons, layer
+from tests.oracles import causal_set, clock_driven, event_driven, linear_layer
 
 neurons = st.integers(1, 8).flatmap(
     lambda n: st.tuples(
@@ -18,7 +19,6 @@ neurons = st.integers(1, 8).flatmap(
 )
 
 
-@settings(deadline=None)
 @given(neuron=neurons, psp_persistence=st.sampled_from([0.0, 0.25, 1.0]), layer=st.integers(0, 3))
 def test_clock_driven_is_at_most_a_tick_later(neuron, psp_persistence, layer):
     times, weights, initial = neuron
@@ -30,7 +30,6 @@ def test_clock_driven_is_at_most_a_tick_later(neuron, psp_persistence, layer):
     assert -1e-9 <= min(ticked, end) - min(exact, end) <= 0.01 + 1e-9
 
 
-@settings(deadline=None)
 @given(neuron=neurons)
 def test_causal_set_search_agrees_when_windows_do_not_overlap(neuron):
     times, weights, initial = neuron
@@ -52,9 +51,10 @@ def test_event_driven_scales_with_the_window():
     assert event_driven([5 * t for t in times], weights, 0.1, start=5.0, window=5.0) == pytest.approx(5 * unit)
 
 
-def test_conv2d_layer_covers_linear_layer():
+def test_neurons_of_layers_are_those_of_a_product():
     rng = np.random.default_rng(0)
     x, weight = np.maximum(rng.uniform(-0.5, 1, (3, 4)), 0), rng.normal(size=(5, 4))
-    np.testing.assert_array_equal(
-        conv2d_layer(x[:, :, None, None], weight[:, :, None, None])[:, :, 0, 0], linear_layer(x, weight)
-    )
+    maps = {"x": x[:, :, None, None], "weight": weight[:, :, None, None]}
+    convolution = conv2d_neurons((3, 4, 1, 1), (5, 4, 1, 1), (1, 1), (0, 0), (1, 1), 1)
+    found = layer(convolution, maps, np.zeros((3, 5, 1, 1))).activations[:, :, 0, 0]
+    np.testing.assert_allclose(found, linear_layer(x, weight), rtol=0, atol=1e-12)

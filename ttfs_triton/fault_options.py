@@ -1,15 +1,69 @@
-"""Options of all commands in which chips have faults; each says its unit."""
+"""The faults of a chip, and the options of all commands in which chips have some; without PyTorch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Self
+import dataclasses
+from typing import Annotated, Self
 
-from pydantic import BaseModel, Field, model_validator
-
-if TYPE_CHECKING:
-    from ttfs_triton.nn.faults import Faults
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True))
+class Faults:
+    """How much goes wrong; frozen. All are 0 on a chip without faults.
+
+    Attributes:
+        spike_jitter: standard deviation of every spike's time, in windows. A spike moved before its window comes at the
+            start, one moved behind it is lost.
+        weight_noise: standard deviation of every weight, as a share of its own magnitude; at most four of them.
+        dead_neurons: share of the hidden neurons that never fire.
+        stuck_neurons: share of the hidden neurons that always fire at their window's start.
+        lost_spikes: share of the spikes, of hidden neurons and of a latency encoder, that reach no synapse.
+    Raises:
+        ValueError: a value that is no number, or out of range; more broken neurons than there are.
+    Example:
+        >>> Faults(spike_jitter=0.05, lost_spikes=0.01).text()
+        'spike jitter 0.05 windows, 1% of spikes lost'
+    """
+
+    spike_jitter: Share = 0.0
+    weight_noise: Share = 0.0
+    dead_neurons: Share = 0.0
+    stuck_neurons: Share = 0.0
+    lost_spikes: Share = 0.0
+
+    @model_validator(mode="after")
+    def _breaks_no_more_than_all(self) -> Self:
+        if (broken := self.dead_neurons + self.stuck_neurons) > 1:
+            raise ValueError(f"dead_neurons and stuck_neurons must be at most 1 together; got {broken:g}")
+        return self
+
+    def __bool__(self) -> bool:
+        return any(dataclasses.astuple(self))
+
+    @property
+    def of_spikes(self) -> bool:
+        """Whether spikes are moved or lost, each for itself."""
+        return self.spike_jitter > 0 or self.lost_spikes > 0
+
+    @property
+    def of_neurons(self) -> bool:
+        """Whether neurons are broken."""
+        return self.dead_neurons > 0 or self.stuck_neurons > 0
+
+    def text(self) -> str:
+        """In words, with units; empty without faults."""
+        parts = [
+            (self.spike_jitter, f"spike jitter {self.spike_jitter:g} windows"),
+            (self.weight_noise, f"weights {self.weight_noise:.3g} of their magnitude off"),
+            (self.dead_neurons, f"{100 * self.dead_neurons:.3g}% of neurons dead"),
+            (self.stuck_neurons, f"{100 * self.stuck_neurons:.3g}% of neurons stuck"),
+            (self.lost_spikes, f"{100 * self.lost_spikes:.3g}% of spikes lost"),
+        ]
+        return ", ".join(words for value, words in parts if value)
 
 
 class FaultOptions(BaseModel):
@@ -28,13 +82,10 @@ class FaultOptions(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        if any(getattr(self, name) for name in FaultOptions.model_fields):
-            _ = self.faults  # which says what excludes each other
+        _ = self.faults  # checks that they do not exclude each other
         return self
 
     @property
     def faults(self) -> Faults:
         """All of them."""
-        from ttfs_triton.nn.faults import Faults  # with PyTorch, which the options alone do without
-
         return Faults(**{name: getattr(self, name) for name in FaultOptions.model_fields})

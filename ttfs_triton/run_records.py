@@ -117,7 +117,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def parse_figures(content: bytes) -> Any:
-    """The values of a JSON text whose numbers a figure can have.
+    """The values of a JSON text, whose numbers must be small enough for a figure.
 
     Raises:
         ValueError: it is no JSON, brackets are nested too deeply, or a number is out of range.

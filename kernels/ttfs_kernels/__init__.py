@@ -15,20 +15,8 @@ if TYPE_CHECKING:
     from ttfs_kernels.ops import dft_conv2d, dft_linear
     from ttfs_kernels.standardise import standardise_weights
 
-# Imported when first asked for: the neuron's properties, which commands list, need no PyTorch.
-_HOMES = {
-    "Neuron": "neuron",
-    "Normalisation": "normalised",
-    "Normalised": "normalised",
-    "available_backends": "backends",
-    "backend": "backends",
-    "dft_conv2d": "ops",
-    "dft_linear": "ops",
-    "fuse_passes": "fused",
-    "normalised_conv2d": "normalised",
-    "normalised_linear": "normalised",
-    "standardise_weights": "standardise",
-}
+# Imported when a name is first asked for: the neuron's properties, which commands list, need no PyTorch.
+_MODULES = ("neuron", "backends", "ops", "normalised", "fused", "standardise")
 __all__ = [
     "Neuron",
     "Normalisation",
@@ -45,10 +33,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"ttfs_kernels.{_HOMES[name]}"), name)
+    if name in __all__:
+        modules = (import_module(f"ttfs_kernels.{module}") for module in _MODULES)
+        return next(getattr(module, name) for module in modules if hasattr(module, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})

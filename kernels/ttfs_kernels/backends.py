@@ -101,7 +101,7 @@ def why_no_triton(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def check_name(function: str, name: str) -> None:
-    """Raise ValueError, in the name of a function, for what is no backend."""
+    """Raise ValueError, in the name of a function, unless this is the name of a backend."""
     if name not in BACKENDS:
         raise ValueError(f"{function}: backend must be one of {', '.join(BACKENDS)}; got {name!r}.")
 

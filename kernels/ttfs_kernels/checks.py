@@ -129,10 +129,19 @@ def check_conv2d(operands: Sequence[Any], geometry: Geometry, pool: int) -> None
         )
 
 
-def check_options(groups: int, pool: int, fuse_pool: bool | None) -> None:
-    """Check the options of `dft_conv2d` that need no tensor."""
+def checked_geometry(
+    stride: int | Sequence[int], padding: int | Sequence[int], dilation: int | Sequence[int], groups: int
+) -> Geometry:
+    """The geometry of `dft_conv2d`, from its arguments; ValueError for one that no convolution has."""
     if type(groups) is not int or groups < 1:
         raise ValueError(f"dft_conv2d: groups must be an integer ≥ 1; got {groups!r}. 1 connects all channels.")
+    named = ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)
+    strides, paddings, dilations = (pair("dft_conv2d", *size) for size in named)
+    return Geometry(strides, paddings, dilations, groups)
+
+
+def check_pool(pool: int, fuse_pool: bool | None = None) -> None:
+    """Check the options of `dft_conv2d` that are about its pool."""
     if type(pool) is not int or pool not in POOLS:
         raise ValueError(
             f"dft_conv2d: pool must be one of {', '.join(map(str, POOLS))}; got {pool!r}. "

@@ -3,10 +3,10 @@
 Eager PyTorch goes through memory once an operation: a layer on large maps, with few synapses a neuron, spends most of
 its time there. Off until `fuse_passes` says so, since compiling takes a process some 20 seconds, once for all shapes,
 and a C++ compiler. The arithmetic is that of the eager passes: equal bit for bit in float32 and float64, and with fewer
-roundings where tensors have 16 bits, since what lies between two passes is never stored.
+roundings where tensors have 16 bits, since values between two passes are never stored.
 
 Tensors here have the shape [2, neurons, channels] or, where channels do not matter, [2, elements]: potentials A and
-slopes W, or what belongs to activations and to their masks.
+slopes W, or gradients of activations and of their masks.
 """
 
 import logging
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.rule import fire_with_derivatives
+from ttfs_kernels.rule import fire_with_derivatives, vanishing
 
 logger = logging.getLogger(__name__)
 
@@ -180,10 +180,9 @@ def entering(neuron: Neuron, grad: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
 
     Without a surrogate masks have none: `grad` is [elements].
     """
-    width = neuron.surrogate_width
-    if width == 0:
+    if neuron.surrogate_width == 0:
         return torch.where(x <= 0, 0, grad)
-    by_mask = grad[1] * (1 - x / width).clamp_min(0)
+    by_mask = grad[1] * vanishing(x, neuron)
     return torch.where(x <= 0, 0, grad[0]) + by_mask * sigma
 
 
@@ -200,7 +199,7 @@ def skipping(neuron: Neuron, h: Tensor, skip: Tensor, skip_weight: Tensor, sigma
         by_weight = by_weight + torch.where(x > 0, by_slope, 0)
         by_spike = torch.where(x <= 0, 0, by_potential)
         if neuron.has_surrogate:
-            by_spike = by_spike + by_slope * (1 - x / neuron.surrogate_width).clamp_min(0)
+            by_spike = by_spike + by_slope * vanishing(x, neuron)
     return (by_spike * skip_weight.to(precise)).to(h.dtype), sum_rows(by_weight)
 
 

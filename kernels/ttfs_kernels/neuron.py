@@ -11,7 +11,7 @@ from functools import lru_cache
 from numbers import Real
 from typing import Any
 
-# Widths of which float32 holds the inverse and what is divided by it, with room to spare.
+# Range of widths whose inverses, and quotients by them, are far within that of float32.
 SMALLEST_WIDTH, LARGEST_WIDTH = 1e-6, 1e6
 
 
@@ -19,7 +19,7 @@ SMALLEST_WIDTH, LARGEST_WIDTH = 1e-6, 1e6
 class Neuron:
     """A neuron with a dynamic firing threshold: how it fires and how it is differentiated.
 
-    Handed on whole, from layers to the firing rule: what a property means stands here and in the rule, nowhere else.
+    Layers hand it on whole to the firing rule: the meaning of a property stands here and in the rule, nowhere else.
 
     Attributes:
         psp_persistence: σ, the share of each postsynaptic potential's slope that persists while the neuron fires, from

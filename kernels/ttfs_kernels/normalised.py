@@ -31,7 +31,7 @@ from torch.distributed import ProcessGroup
 from ttfs_kernels import fused
 from ttfs_kernels.autograd import Kept, Layer, Operands, apply_layer, autocast
 from ttfs_kernels.backends import backend_for
-from ttfs_kernels.checks import check_conv2d, check_linear, check_options, pair
+from ttfs_kernels.checks import check_conv2d, check_linear, check_pool, checked_geometry
 from ttfs_kernels.contraction import Geometry, contract
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import fire_with_derivatives
@@ -134,15 +134,12 @@ def normalised_conv2d(
         >>> normalised_conv2d(x, weight, normalisation).activations.shape
         torch.Size([8, 16, 30, 30])
     """
-    name = "normalised_conv2d"
-    sizes = (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1))
-    strides, paddings, dilations = (pair(name, *size) for size in sizes)
-    geometry = Geometry(strides, paddings, dilations, groups)
-    check_options(groups, pool, None)
-    which = backend_for(name, backend, x)
+    geometry = checked_geometry(stride, padding, dilation, groups)
+    check_pool(pool)
+    which = backend_for("normalised_conv2d", backend, x)
     operands = x, weight, normalisation.bias, skip, skip_weight
     check_conv2d(operands, geometry, pool)
-    return _apply_eagerly(name, operands, normalisation, geometry, neuron, pool, which)
+    return _apply_eagerly("normalised_conv2d", operands, normalisation, geometry, neuron, pool, which)
 
 
 def _apply(
@@ -216,7 +213,7 @@ class _TorchNormalised:
         h = torch.empty_like(potentials)
         by_both = (h[0], h[1] if neuron.has_slope else None)
         rows = _positions(grad.to(h.dtype), 1)[0]
-        fused.run((_deriving, neuron), potentials, sigma, *affine, delayed, skip_weight, rows, *by_both)
+        fused.run((_deriving, neuron), potentials, rows, *by_both, sigma, *affine, delayed, skip_weight)
         grad_beta, by_scale = fused.run((_reducing,), potentials, sigma, mean, *by_both)
         grad_gamma = by_scale * inverse
         grad_skip = grad_skip_weight = None
@@ -276,19 +273,10 @@ def _firing(neuron: Neuron, potentials: Tensor, *others: Any) -> Tensor:
 
 
 def _deriving(
-    neuron: Neuron,
-    potentials: Tensor,
-    sigma: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    skip: Tensor | None,
-    skip_weight: Tensor | None,
-    grad: Tensor,
-    by_A: Tensor,
-    by_W: Tensor | None,
+    neuron: Neuron, potentials: Tensor, grad: Tensor, by_A: Tensor, by_W: Tensor | None, *others: Any
 ) -> None:
-    """Gradients of A' and W' into by_A and by_W, which is None at σ = 0."""
-    A, W = _normalise(potentials, sigma, scale, shift, skip, skip_weight)
+    """Gradients of A' and W' into by_A and by_W, which is None at σ = 0; other operands as of `_normalise`."""
+    A, W = _normalise(potentials, *others)
     grad = grad.to(A.dtype)
     if W is None or by_W is None:
         by_A.copy_(fused.inside(grad, A))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ttfs_kernels.autograd import Operands, apply_layer, autocast
 from ttfs_kernels.backends import backend_for
-from ttfs_kernels.checks import check_conv2d, check_linear, check_options, pair
+from ttfs_kernels.checks import check_conv2d, check_linear, check_pool, checked_geometry
 from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.torch_backend import TorchLayer
@@ -117,13 +117,8 @@ def dft_conv2d(
         (torch.Size([8, 16, 16, 16]), True)
         >>> spikes = y > 0
     """
-    geometry = Geometry(
-        pair("dft_conv2d", "stride", stride, 1),
-        pair("dft_conv2d", "padding", padding, 0),
-        pair("dft_conv2d", "dilation", dilation, 1),
-        groups,
-    )
-    check_options(groups, pool, fuse_pool)
+    geometry = checked_geometry(stride, padding, dilation, groups)
+    check_pool(pool, fuse_pool)
     which = backend_for("dft_conv2d", backend, x)
     if fuse_pool and which == "torch":
         raise RuntimeError(

@@ -27,6 +27,8 @@ BLOCK_ELEMENTS = 1 << 17
 # A silent neuron's derivative is bounded by this, far below the steepest of a spike's own.
 SURROGATE_BOUND = 2.0
 
+EXACT = Neuron(derivative_clip=None)
+
 
 def vanishing(x: Tensor, neuron: Neuron) -> Tensor:
     """Share of an input's mask in its gradient: 1 − x/δ where x < δ, so 1 if it is silent; else 0. Shape of x."""
@@ -45,11 +47,7 @@ def fire(A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         activation in [0, 1], and gain = ∂a/∂A = 1/(1 + W) where the neuron crosses inside the window, else 0.
         Both are NaN where A or W is. The other derivative is ∂a/∂W = (1 − a)·gain (Eq. 9, 10).
     """
-    closing_speed = (1 + W).clamp_min(smallest_closing_speed(A.dtype))
-    crossing = ((1 - A).clamp_min(0) / closing_speed).clamp_max(1)
-    outside = (crossing <= 0) | (crossing >= 1)
-    gain = torch.where(outside, torch.zeros_like(closing_speed), 1 / closing_speed)
-    return 1 - crossing, torch.where(crossing.isnan(), crossing, gain)
+    return fire_with_derivatives(A, W, EXACT)[:2]
 
 
 def fire_with_derivatives(potential: Tensor, slope: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor, Tensor]:

@@ -37,8 +37,8 @@ def test_contenders_have_the_same_weights(monkeypatch):
 
 
 def test_times_nothing_that_disagrees(run_script, monkeypatch, tmp_path):
-    compose_linear = train_step.compose_linear
-    monkeypatch.setattr(train_step, "compose_linear", lambda *given, **options: 0.9 * compose_linear(*given, **options))
+    fire = train_step.fire_by_cases
+    monkeypatch.setattr(train_step, "fire_by_cases", lambda A, W: 0.9 * fire(A, W))
     monkeypatch.setattr(train_step.Step, "time", lambda step: pytest.fail("timed"))
     with pytest.raises(SystemExit, match=r"train_step: DFT σ=0.25 must agree with its twin in torch\.float32"):
         run_script(train_step, *SMALL)

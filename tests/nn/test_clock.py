@@ -33,7 +33,7 @@ def test_encode_rounds_to_nearest_or_late(compare_at, activations, remaining):
     assert clock.remaining(clock.encode(torch.tensor(activations, dtype=torch.float64))).tolist() == remaining
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(COMPARE_AT, st.integers(1, 300), st.integers(0, 10**6))
 def test_encode_error_is_at_most_a_step(compare_at, steps, seed):
     clock = Clock(steps, compare_at)
@@ -45,7 +45,7 @@ def test_encode_error_is_at_most_a_step(compare_at, steps, seed):
         assert (error.abs() <= 0.5 / steps + 1e-12).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     COMPARE_AT,
     st.integers(1, 40),

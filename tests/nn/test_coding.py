@@ -22,7 +22,6 @@ from ttfs_triton.nn import (
 )
 
 
-@settings(deadline=None)
 @given(
     layer=st.integers(0, 20),
     window=st.floats(0.01, 100),
@@ -94,7 +93,7 @@ def test_latency_encoder_waits_for_no_device_in_training(watched_device):
         assert first == record.synchronisations.total() > 0  # the first batch only
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     kind=st.sampled_from([AnalogEncoder, SignedEncoder]),
     sigma=st.sampled_from([0.0, 0.25, 1.0]),

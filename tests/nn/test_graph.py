@@ -109,8 +109,8 @@ def test_subclass_with_its_forward_is_a_layer_and_another_forward_is_not():
         pass
 
     class Doubled(DFTLinear):
-        def forward(self, x, weight=None):
-            return 2 * super().forward(x, weight)
+        def forward(self, x):
+            return 2 * super().forward(x)
 
     assert len(network_graph(nn.Sequential(LatencyEncoder(), Named(4, 4), PotentialReadout(4, 2)), (4,)).stages) == 3
     with pytest.raises(NetworkError, match=r"got \w+\(\) in Doubled \(1\)"):
@@ -191,18 +191,9 @@ def test_module_between_layers_is_refused_by_name(module, remedy):
         ([DFTLinear(4, 4), PotentialReadout(4, 2)], r"begin .*; got DFTLinear \(0\), which reads images\. Put Latency"),
         ([LatencyEncoder(), LatencyEncoder(), PotentialReadout(4, 2)], r"got LatencyEncoder \(1\), which reads spikes"),
         ([LatencyEncoder(), DFTLinear(4, 4)], r"end with its only readout; got .*DFTLinear\. Append Potential"),
-        (
-            [LatencyEncoder(), PotentialReadout(4, 4), PotentialReadout(4, 2)],
-            r"end with .*Readout \(2\) behind",
-        ),
-        (
-            [LatencyEncoder(), DFTLinear(4, 3), PotentialReadout(4, 2)],
-            r"fit each other; .*be 4 features; got \(3,",
-        ),
-        (
-            [LatencyEncoder(), *[DFTLinear(4, 4)] * 2, PotentialReadout(4, 2)],
-            r"got 1, which runs twice\. Use a",
-        ),
+        ([LatencyEncoder(), PotentialReadout(4, 4), PotentialReadout(4, 2)], r"end with .*Readout \(2\) behind"),
+        ([LatencyEncoder(), DFTLinear(4, 3), PotentialReadout(4, 2)], r"fit each other; .*be 4 features; got \(3,"),
+        ([LatencyEncoder(), *[DFTLinear(4, 4)] * 2, PotentialReadout(4, 2)], r"got 1, which runs twice\. Use a"),
     ],
 )
 def test_wrong_structure_is_refused(layers, message):

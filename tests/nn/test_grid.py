@@ -44,7 +44,7 @@ def network_on(grid, seed, sigma=0.25, readout="start", device=None):
     return network
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(GRIDS),
     st.sampled_from(sorted(READOUTS)),
@@ -139,7 +139,7 @@ def test_cut_weights_are_not_driven_further_out():
     assert found.tolist() == [[1.0, 0.0, 0.0, -1.0]]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(2, 6), st.booleans(), st.integers(0, 10**6))
 def test_fitting_unit_rounds_better_than_the_largest_weight(bits, per_channel, seed):
     weight = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(seed))

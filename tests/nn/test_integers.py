@@ -24,7 +24,7 @@ def weights(seed: int, channels: int = 4, scale: float = 1.0) -> torch.Tensor:
     return scale * spread * torch.randn(channels, 3, 2, 3, generator=generator, dtype=torch.float64)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(BITS, st.booleans(), st.integers(0, 10**6), st.sampled_from([1e-12, 1e-3, 1.0, 50.0]))
 def test_quantise_weight_is_symmetric_and_within_half_a_unit(bits, per_channel, seed, scale):
     weight = weights(seed, scale=scale)
@@ -63,9 +63,7 @@ def test_quantise_by_hand():
     assert quantise_potential(1.0, unit, 4).tolist() == [8, 16]
 
 
-def test_quantise_rejects_bits_and_values_that_are_not_finite():
-    with pytest.raises(ValueError, match="quantise_weight: weight_bits must be 2 to 16, or None; got 17"):
-        quantise_weight(torch.ones(1, 1), 17)
+def test_quantise_rejects_values_that_are_not_finite():
     with pytest.raises(ValueError, match="quantise_weight: weight must be finite; got nan"):
         quantise_weight(torch.tensor([[1.0, torch.nan]]), 8)
     with pytest.raises(ValueError, match="quantise_potential: potential must be finite; got"):

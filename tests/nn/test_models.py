@@ -1,11 +1,13 @@
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tests import oracles
-from tests.nn.common import activations, assert_finite_differences, randomised
+from tests.kernels import oracle
+from tests.nn.common import activations, randomised
 from ttfs_triton.nn import (
     AnalogEncoder,
     DFTConv2d,
@@ -17,13 +19,11 @@ from ttfs_triton.nn import (
     cnn1,
     collect_statistics,
     fold_weight_standardisation,
-    models,
     record_statistics,
     reset_statistics,
     vgg11,
     vgg16,
 )
-from ttfs_triton.nn.models import effective_weights
 
 PLAIN, BLOCKS, AVERAGES = "4C3-P2-6C3p0-P2-8", "4C3-(4C3-6C3)-(6C3s2-8C3)", "4C3-A2-(6C3-8C3)-A-5"
 
@@ -64,13 +64,11 @@ def test_network_matches_event_driven_neurons():
     x = activations(2, 1, 10, 12, seed=2)
     values = x.numpy()
     for layer in (model.features.conv1, model.features.conv2):
-        values = oracles.conv2d_layer(
-            values,
-            layer.effective_weight().detach().numpy(),
-            layer.bias.detach().numpy(),
-            padding=layer.padding,
-            psp_persistence=0.5,
-        )
+        weight, bias = (tensor.detach().numpy() for tensor in (layer.effective_weight(), layer.bias))
+        neurons = oracle.conv2d_neurons(values.shape, weight.shape, **layer.geometry)
+        outputs = np.zeros((2, *layer.output_shape(values.shape[1:])))
+        operands = {"x": values, "weight": weight, "bias": bias}
+        values = oracle.layer(neurons, operands, outputs, psp_persistence=0.5).activations
         n, c, h, w = values.shape
         values = values[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, c, h // 2, 2, w // 2, 2).max(axis=(3, 5))
     values = values.reshape(2, -1)  # channels, height, width
@@ -97,7 +95,9 @@ def test_network_gradients_match_numeric_ones(specification, readout, encoder, s
     options = {"classes": 3, "readout": readout, "encoder": encoder, "neuron": Neuron(sigma, derivative_clip=None)}
     model = randomised(small(specification, **options).double(), seed=1)
     x, target = activations(3, 1, 10, 12, seed=4), torch.tensor([0, 1, 2])
-    assert_finite_differences(lambda: F.cross_entropy(model(x), target), list(model.parameters()), step=1e-7, seed=5)
+    options = {"eps": 1e-7, "rtol": 1e-5, "atol": 1e-7, "fast_mode": True}  # along random directions
+    loss, parameters = (lambda *_: F.cross_entropy(model(x), target)), tuple(model.parameters())
+    assert torch.autograd.gradcheck(loss, parameters, **options)
 
 
 @pytest.mark.parametrize("specification", [PLAIN, BLOCKS, AVERAGES])
@@ -138,9 +138,9 @@ def test_layers_compute_the_pool_behind_them_unless_their_spikes_are_seen(monkey
     pools: list[int] = []
     forward = DFTConv2d.forward
 
-    def noting(self, x, weight=None, pool=1):
+    def noting(self, x, pool=1):
         pools.append(pool)
-        return forward(self, x, weight, pool)
+        return forward(self, x, pool)
 
     layers = network.features
     expected = layers(images)  # as modules in a row
@@ -154,32 +154,6 @@ def test_layers_compute_the_pool_behind_them_unless_their_spikes_are_seen(monkey
     assert pools == [2 if seen == "nowhere" else 1, 1]
     assert shapes == {"hook of the layer": [(2, 4, 13, 12)], "hook of the pool": [(2, 4, 6, 6)]}.get(seen, [])
     assert len(collect_statistics(network)) == (4 if seen == "statistics" else 0)
-
-
-def test_a_network_standardises_its_hidden_layers_in_one_call(monkeypatch):
-    """Equal to each layer on its own, outputs and gradients."""
-    network, images = randomised(cnn1(image_size=16, width=0.25), seed=1), torch.rand(2, 1, 16, 16)
-
-    def results(forward):
-        logits = forward(images)
-        return logits, *torch.autograd.grad(logits.square().sum(), list(network.parameters()))
-
-    calls, real = [], models.standardise_weights
-    monkeypatch.setattr(models, "standardise_weights", lambda w, g, **o: calls.append(len(w)) or real(w, g, **o))
-    expected = results(lambda images: network.readout(network.features(images)))
-    assert calls == []
-    torch.testing.assert_close(results(network), expected, rtol=0, atol=0)
-    assert calls == [3]
-
-
-def test_effective_weights_of_modules_without_any():
-    plain, standardised, pool = DFTLinear(4, 3, weight_standardisation=False), DFTLinear(4, 3), torch.nn.Flatten()
-    assert effective_weights([plain, pool]) == [None, None]
-    weights = effective_weights([plain, standardised, pool])
-    assert [weight is None for weight in weights] == [True, False, True]
-    assert torch.equal(weights[1], standardised.effective_weight())
-    network = cnn1(image_size=16, width=0.25).to("meta")
-    assert network.hidden(torch.rand(2, 1, 16, 16, device="meta")).shape == (2, 32)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def arrays(readout):
     return readout.effective_weight().detach().numpy(), bias
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(at=st.sampled_from(["start", "end"]), **layers)
 def test_potential_matches_spike_by_spike_sum(samples, in_features, classes, at, options, sigma, seed):
     readout = PotentialReadout(in_features, classes, at=at, neuron=Neuron(sigma), dtype=torch.float64, **options)
@@ -47,7 +47,7 @@ def test_potential_matches_spike_by_spike_sum(samples, in_features, classes, at,
     np.testing.assert_allclose(readout(x).detach().numpy(), expected, rtol=0, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(ramp=ramps, **layers)
 def test_first_spikes_match_event_driven_and_clocked_neurons(samples, in_features, classes, options, sigma, ramp, seed):
     threshold, window, initial = ramp

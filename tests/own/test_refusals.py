@@ -12,14 +12,7 @@ from torch import nn
 from ttfs_triton.export import to_nir, to_onnx
 from ttfs_triton.hardware import count, counting, estimate, load_chip, simulate, sweep
 from ttfs_triton.model import TTFSModel
-from ttfs_triton.nn import (
-    DFTConv2d,
-    DFTLinear,
-    LatencyEncoder,
-    NetworkError,
-    PotentialReadout,
-    network_graph,
-)
+from ttfs_triton.nn import DFTConv2d, DFTLinear, LatencyEncoder, NetworkError, PotentialReadout, network_graph
 from ttfs_triton.report import spikes_of
 from ttfs_triton.train import ConfigError, TrainConfig, Trainer
 

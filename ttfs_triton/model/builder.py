@@ -11,9 +11,9 @@ from torch import nn
 
 
 def build_network_of(source: str, *, in_channels: int, image_size: tuple[int, int], classes: int) -> nn.Module:
-    """Run a Python file of the user's, its folder first among those of imports, and call a function of it.
+    """Run a Python file of the user's, with its folder on the import path, and call one of its functions.
 
-    Call this only with what a user typed, never with what a file that came with weights says.
+    Call this only with a source that the user typed, never with one from a file that came with weights.
 
     Args:
         source: "file.py:function".

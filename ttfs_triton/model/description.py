@@ -43,7 +43,7 @@ class Preprocessing:
         fit: how an image of another shape becomes one of that size: "stretch" it, or "crop": the shorter side is
             resized to 8/7 of what is wanted and the middle cut out. Pixels in tensors are taken to be fitted already if
             they have the size.
-        events: what becomes of recordings of an event camera, where images are made of such. None: they are images.
+        events: how recordings of an event camera become images. None: the data are images.
     Raises:
         ValueError: another mode, filter or fit, or a size or divisor that is not positive.
     """
@@ -95,7 +95,7 @@ def _library() -> dict[str, str]:
 
 
 def _network(values: Any) -> NetworkConfig | OwnNetwork:
-    """The network, or what `to_dict` made of it."""
+    """The network, from itself or from its JSON values."""
     if isinstance(values, NetworkConfig | OwnNetwork):
         return values
     if not isinstance(values, Mapping):
@@ -108,7 +108,7 @@ class ModelDescription:
     """The content of a config.json.
 
     Attributes:
-        network: the network; of one that code of the user's builds, what is known of it.
+        network: the configuration of a `TTFSNetwork`, or the layers of a network that the user's code builds.
         class_names: one a class.
         preprocessing: of its images.
         dataset: that it was trained on: a Hub name or "sample"; None if it was read from a folder, or not known.

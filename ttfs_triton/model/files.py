@@ -185,9 +185,6 @@ def _tensors(network: nn.Module) -> Tensors:
 
 
 def _check_tensors(wanted: Tensors, header: Header, path: Path) -> None:
-    floating = {kind for kind, _ in header.tensors.values() if kind is not None and kind.is_floating_point}
-    if len(floating) > 1:
-        raise LoadError(f"load: {path} must be of one floating type; got {', '.join(sorted(map(str, floating)))}.")
     problems = [
         f"{name} missing" if name not in header.tensors else f"{name} unexpected"
         for name in sorted(wanted.keys() ^ header.tensors.keys())

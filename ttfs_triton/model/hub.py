@@ -10,8 +10,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack
 
@@ -33,21 +32,6 @@ Answer = TypeVar("Answer")
 
 class HubError(RuntimeError):
     """The Hub cannot be reached or refuses, or there is no such repository; says what to do. Never holds a token."""
-
-
-@contextmanager
-def hub_errors(function: str, repo_id: str) -> Iterator[None]:
-    """Within its `with` block errors of the Hub and the connection become a `HubError`; a full disk stays as it is."""
-    try:
-        yield
-    except (HubError, MemoryError):
-        raise
-    except Exception as error:  # of any kind: answers may be malformed
-        # The upload of a large file wraps its error in another.
-        cause = error.__cause__ if isinstance(error.__cause__, errors.HfHubHTTPError | OSError) else error
-        if isinstance(cause, OSError) and cause.errno and not isinstance(cause, ConnectionError | TimeoutError):
-            raise
-        raise HubError(f"{function}: {_reason(cause, repo_id)}") from error
 
 
 def _reason(error: BaseException, repo_id: str) -> str:
@@ -97,7 +81,8 @@ def _ask(function: str, repo_id: str, call: Callable[[], Answer], *, sent: int =
         call: runs in a thread of its own, which is left behind if the hub takes too long.
         sent: bytes that it uploads.
     Raises:
-        HubError: as `hub_errors`, or time is up.
+        HubError: an error of the Hub or the connection, or time is up.
+        OSError: of this machine, such as a full disk.
     """
     _check_answers()
     _received.clear()
@@ -113,7 +98,7 @@ def _ask(function: str, repo_id: str, call: Callable[[], Answer], *, sent: int =
     start = time.monotonic()
     thread = threading.Thread(target=answer, daemon=True)
     thread.start()
-    with hub_errors(function, repo_id):
+    try:
         while thread.is_alive():
             thread.join(0.5)
             allowed = ANSWER_SECONDS + (sent + sum(each.num_bytes_downloaded for each in [*_received])) / SLOWEST
@@ -121,6 +106,14 @@ def _ask(function: str, repo_id: str, call: Callable[[], Answer], *, sent: int =
                 raise TimeoutError(f"it took more than {allowed:.0f} s")
         if failures:
             raise failures[0]
+    except (HubError, MemoryError):
+        raise
+    except Exception as error:  # of any kind: answers may be malformed
+        # The upload of a large file wraps its error in another.
+        cause = error.__cause__ if isinstance(error.__cause__, errors.HfHubHTTPError | OSError) else error
+        if isinstance(cause, OSError) and cause.errno and not isinstance(cause, ConnectionError | TimeoutError):
+            raise
+        raise HubError(f"{function}: {_reason(cause, repo_id)}") from error
     return results[0]
 
 

@@ -38,15 +38,6 @@ class ClassifyOptions(TypedDict, total=False):
     batch_size: int
 
 
-class ModelOptions(TypedDict, total=False):
-    """Keywords of `TTFSModel`."""
-
-    class_names: Sequence[str] | None
-    dataset: str | None
-    base_model: BaseModel | None
-    builder: str | None
-
-
 class TTFSModel(nn.Module):
     """A network with the names of its classes and the preprocessing of its images; state dict and attributes are its.
 
@@ -126,9 +117,7 @@ class TTFSModel(nn.Module):
         return self._description.class_names
 
     @classmethod
-    def from_network(
-        cls, network: nn.Module, *, image_shape: Sequence[int] | None = None, **options: Unpack[ModelOptions]
-    ) -> Self:
+    def from_network(cls, network: nn.Module, *, image_shape: Sequence[int] | None = None, **options: Any) -> Self:
         """A copy of a network, in evaluation mode, on the same device and in the same precision.
 
         Args:
@@ -265,7 +254,7 @@ class TTFSModel(nn.Module):
         return upload(files, repo_id, token=token, commit_message=commit_message)
 
     def _plain_card(self, repo_id: str, license: str | None) -> str:
-        """A model card of what is known without a run: what the network is and how it is loaded."""
+        """A model card without a run's results: the kind of network, and how to load it."""
         known, base = self.description.network, self.description.base_model
         metadata = ModelCardData(
             license=license,

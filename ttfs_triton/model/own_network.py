@@ -1,4 +1,4 @@
-"""What config.json says of a network that the user's code builds: its layers, and the name of the code.
+"""The part of config.json about a network that the user's code builds: its layers, and the name of that code.
 
 To load such a model, pass the network or the function that builds it; nothing that a file names is run.
 """
@@ -74,7 +74,7 @@ class OwnNetwork:
 
     @property
     def argument(self) -> str:
-        """Of `TTFSModel.from_pretrained`, Python: what a reader who has the code passes."""
+        """The argument `network=…` of `TTFSModel.from_pretrained`, as Python code, for a reader who has the builder."""
         name = re.sub(r"[^\w.:/-]", "_", self.builder)
         return f'network="{name}"' if ".py:" in name else f"network={name.rpartition('.')[2]}()"
 
@@ -128,8 +128,8 @@ def describe_network(
     """The description of a network in config.json.
 
     Args:
-        network, image_shape: as of `network_graph`, which checks what is no `TTFSNetwork`.
-        builder: what builds it, where it is no `TTFSNetwork`. Default: the name of its class.
+        network, image_shape: as of `network_graph`, which checks a network other than a `TTFSNetwork`.
+        builder: name of the code that builds another network. Default: the name of its class.
     Raises:
         NetworkError: as `network_graph`.
     """

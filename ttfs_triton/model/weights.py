@@ -117,17 +117,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_weights_into(network: nn.Module, path: Path) -> None:
-    """Load a file into a network, strictly: every tensor used, every parameter found. The network takes its precision.
+def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load what `read_weights` read into a network, strictly: every tensor used, every parameter found.
+
+    The network takes their precision.
 
     Raises:
-        LoadError: as `read_weights`, or the tensors are those of another network.
+        LoadError: the tensors are of another network, or of several floating types; names the file at `path`.
     """
-    load_tensors(network, read_weights(path), path)
-
-
-def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """As `read_weights_into`, of tensors that were read already from the file at `path`."""
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(kinds) > 1:
         raise LoadError(f"load: {path} must be of one floating type; got {', '.join(sorted(map(str, kinds)))}.")

@@ -12,7 +12,7 @@ from ttfs_triton.nn.coding import (
 from ttfs_triton.nn.config import NetworkConfig
 from ttfs_triton.nn.decision import decide
 from ttfs_triton.nn.faults import Faults
-from ttfs_triton.nn.folding import fold_batch_norm
+from ttfs_triton.nn.folding import fold_batch_norm, fold_weight_standardisation, standardise_weight
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.initialisation import start_as_identity, whiten, whitening_weights
@@ -28,7 +28,6 @@ from ttfs_triton.nn.readout import (
     first_spike_times,
 )
 from ttfs_triton.nn.specification import parse_specification
-from ttfs_triton.nn.standardise import fold_weight_standardisation, standardise_weight
 from ttfs_triton.nn.statistics import (
     LayerStatistics,
     SpikeCounter,

@@ -15,7 +15,7 @@ def count_spikes(
 
     Args:
         activations: [N, features] or [N, channels, height, width], in [0, 1]; 0 and nan are silent.
-        weight: [height, width], what a spike at each place counts for; None: 1.
+        weight: [height, width], the cost of a spike at each place; None: 1.
         reached: ones and zeros that broadcast with the activations, neurons that some input reaches; None: all.
         width: δ of the surrogate, positive.
     Returns:

@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from ttfs_kernels import Normalisation, Normalised
+from ttfs_kernels import Normalisation, Normalised, standardise_weights
 from ttfs_triton.nn.faults import Faults, spikes_in_training, weight_factors
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.integers import SMALLEST_GRID_UNIT, fitting_unit
 from ttfs_triton.nn.sizes import skip_step
-from ttfs_triton.nn.standardise import standardise_weight
 from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
 
 MAX_WEIGHTS = 2**31
@@ -32,15 +31,15 @@ class WeightedLayer(nn.Module):
             Not for readouts.
         initial_gain: factor on the Kaiming initialisation; see `reset_parameters`. With batch norm its initial weight
             γ, the standard deviation of A + W.
-        skip: channels, or neurons, of an earlier layer whose delayed spikes `forward` gets; 0 for none. Each meets one
-            synapse; see `delayed`. Not for encoders and readouts.
-        average: inputs that share a weight, at 1/average of it each: average pooling at the synapses. Of a convolution
-            the side of the windows, whose `kernel_size`, `stride` and `padding` are then in pixels and whose
-            `effective_weight()` is spread; of a fully connected layer the inputs in a row.
+        skip: channels (of a fully connected layer: neurons) of an earlier layer, whose delayed spikes `forward` takes;
+            0 for none. Each spike meets one synapse; see `delayed`. Not for encoders and readouts.
+        average: average pooling at the synapses: each weight is shared by a window of inputs, at 1/size of it each. Of
+            a convolution the side of the windows; `kernel_size`, `stride` and `padding` are then in pixels, and
+            `effective_weight()` has a weight for each. Of a fully connected layer the number of inputs in a row.
         bias, device, dtype: as of `DFTConv2d`.
     Attributes:
         kind: see `LayerKind`.
-        weight: Parameter [C_out, ...]; use `effective_weight()` for what the synapses really are.
+        weight: Parameter [C_out, ...]; `effective_weight()` gives the weights of the synapses.
         bias: Parameter [C_out], initial membrane potential in threshold heights, or None.
         weight_gain: Parameter [C_out], norm of each neuron's standardised weights, or None without standardisation.
         skip_weight: Parameter [skip], weights v of delayed spikes, one a channel (start at 1, never standardised), or
@@ -49,13 +48,13 @@ class WeightedLayer(nn.Module):
             evaluation mode the layer computes with these, also while it is trained: `layer.batch_norm.eval()`.
         statistics_group: processes that share the statistics of a batch; None: each has its own.
         spike_dropout: probability that an input spike is dropped while training; see `WeightedLinear`.
-        initial_potential: that all neurons share, beside their own, in threshold heights; 0 but for readouts.
+        initial_potential: V₀, added to the initial potential of every neuron, in threshold heights; 0 but for readouts.
         threshold: height at the window's start of the ramp on which a readout decides; 1 for hidden neurons.
         statistics: `SpikeCounter` or None (default); see `ttfs_triton.nn.statistics`.
-        grid: of the chip that the layer computes for, or None (default); see `put_on_grid`.
-        faults: of chips that the layer is trained for, or None (default); they happen in training mode alone.
-        log2_unit: Parameter [C_out] or [1], logarithm of the weights' units on that grid, in threshold heights; None
-            without a grid, or where weights are not rounded.
+        grid: the chip's grid on which the layer computes; None (default): real numbers. See `put_on_grid`.
+        faults: of a chip, simulated in training mode only; None (default): none.
+        log2_unit: Parameter [C_out] or [1], binary logarithm of the weights' units on the grid, in threshold heights;
+            None without a grid, or where weights are not rounded.
     """
 
     kind: ClassVar[LayerKind] = "spiking"
@@ -150,20 +149,24 @@ class WeightedLayer(nn.Module):
             self.batch_norm.reset_parameters()
             nn.init.constant_(self.batch_norm.weight, self.initial_gain)
 
-    def effective_weight(self) -> Tensor:
-        """Weights of the synapses: standardised and, of a layer that averages, spread; otherwise as `weight`."""
-        return self.spread(self._stored_weight())
+    def effective_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Weights of the synapses: standardised, and spread over the windows of a layer that averages.
 
-    def _stored_weight(self) -> Tensor:
-        return self.weight if self.weight_gain is None else standardise_weight(self.weight, self.weight_gain)
-
-    def spread(self, weight: Tensor) -> Tensor:
-        """Weights of the synapses from those that windows of inputs share, each at its part; see `average`."""
+        Args:
+            dtype: of standardised weights. Default: that of the parameters.
+        """
+        weight = self._stored_weight(dtype)
         if self.average == 1:
             return weight
         for dimension in range(2 if weight.dim() == 4 else 1, weight.dim()):
             weight = weight.repeat_interleave(self.average, dimension) / self.average
         return weight
+
+    def _stored_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weights as `weight` has them, shared by a window of inputs, but standardised."""
+        if self.weight_gain is None:
+            return self.weight
+        return standardise_weights([self.weight], [self.weight_gain], dtype=dtype)[0]
 
     @torch.no_grad()
     def fold_standardisation(self) -> None:
@@ -172,25 +175,19 @@ class WeightedLayer(nn.Module):
             self.weight.copy_(self._stored_weight())
             self.weight_gain = None
 
-    def synapses(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Input activations and weights of this pass, while training after dropout and weight noise.
-
-        Args:
-            x: [N, ...], input activations.
-            weight: the effective weight. Default: `effective_weight()`.
-        """
-        x, weight, scale = self.with_dropout(x, weight)
+    def synapses(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Input activations [N, ...] and weights of this pass: in training mode, after dropout and weight noise."""
+        x, scale = self.with_dropout(x)
         if (factors := self.factors_in_training(weight)) is not None:
             weight = weight * factors.to(weight.dtype)
         return x, weight if scale == 1 else weight * scale
 
-    def with_dropout(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
-        """Input activations after dropout, weights as they are, and the factor that makes up for dropped spikes."""
-        weight = self.effective_weight() if weight is None else weight
+    def with_dropout(self, x: Tensor) -> tuple[Tensor, float]:
+        """Input activations after dropout, and the factor on the weights that makes up for dropped spikes."""
         if not self.training or self.spike_dropout == 0:
-            return x, weight, 1.0
+            return x, 1.0
         kept = torch.rand_like(x, dtype=torch.float32) >= self.spike_dropout
-        return x * kept, weight, 1 / (1 - self.spike_dropout)
+        return x * kept, 1 / (1 - self.spike_dropout)
 
     def delayed(self, skip: Tensor | None, inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Delayed spikes [N, C_out, ...] and their weights [C_out], as `dft_conv2d` takes them; None without a skip.
@@ -244,11 +241,6 @@ class WeightedLayer(nn.Module):
     # ---- batch norm: batch statistics while training, a plain layer in evaluation
 
     @property
-    def has_initial_potential(self) -> bool:
-        """Whether neurons have initial potentials of their own."""
-        return self.bias is not None or self.batch_norm is not None
-
-    @property
     def normalises(self) -> bool:
         """Whether potentials are normalised by the statistics of the batch: in the training mode of `batch_norm`."""
         return self.batch_norm is not None and self.batch_norm.training
@@ -273,9 +265,9 @@ class WeightedLayer(nn.Module):
 
     @torch.no_grad()
     def follow(self, found: Normalised) -> Tensor:
-        """Update the running statistics by those of a batch; returns its activations.
+        """Update the running statistics by those of a batch, and return the batch's activations.
 
-        They are the mean of all batches until a batch's share is down to the batch norm's momentum.
+        Running statistics are the mean over all batches until one batch's share is down to the batch norm's momentum.
         """
         norm: Any = self.batch_norm
         norm.num_batches_tracked.add_(1)

@@ -12,9 +12,9 @@ from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
 from ttfs_triton.nn.sizes import skip_step
-from ttfs_triton.nn.specification import Average, Convolution, Dense, Pool, Token, output_size, parse_specification
+from ttfs_triton.nn.specification import Average, Convolution, Dense, Pool, Token, parse_specification
 from ttfs_triton.nn.statistics import SpikeCounter
-from ttfs_triton.nn.weighted import WeightedConv2d
+from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
 
 class LayerBuilder:
@@ -33,7 +33,7 @@ class LayerBuilder:
         self.config, self.average, self.waits = config, 1, dict[str, int]()
         self.layers: OrderedDict[str, nn.Module] = OrderedDict()
         self.shape: tuple[int, ...] = (config.in_channels, *config.image_size)
-        self._read: list[tuple[tuple[int, ...], Token]] = []  # what each layer with synapses reads, and its token
+        self._read: list[tuple[tuple[int, ...], Token]] = []  # shape that each layer with synapses reads, and its token
         if config.encoder == "latency":
             self.layers["encoder"] = LatencyEncoder(config.max_value)
         for token in parse_specification(config.specification):
@@ -55,20 +55,39 @@ class LayerBuilder:
             self.average = token.kernel_size or math.prod(self.shape[1:])
             return
         if isinstance(token, Pool):
-            self.shape = (self.shape[0], *self._map_size(token))
-            self._append("pool", EarliestSpikePool2d(token.kernel_size, token.stride))
+            layer = EarliestSpikePool2d(token.kernel_size, token.stride)
+            self._append("pool", layer)
+            self.shape = self._shape_behind(layer, token)
             return
         if isinstance(token, Dense):
             self._flatten()
         self._read.append((self.shape, token))
-        size = self._map_size(token) if isinstance(token, Convolution) else ()
-        skip = self._skip(token, (self.config.scaled(token.size), *size))
+        entered, first = self._read[-1 - token.skip]  # by spikes that a skip delays
+        skip = min(entered[0], self.config.scaled(token.size)) if token.skip else 0
         options = self._options() | {"batch_norm": self.config.batch_norm, "skip": skip, "average": self.average}
         layer = self._convolution(token, options) if isinstance(token, Convolution) else self._dense(token, options)
-        self.shape, self.average = (len(layer.weight), *size), 1
-        layer.statistics = SpikeCounter(self.shape)
+        shape = self._shape_behind(layer, token)
+        if token.skip and skip_step(entered, shape) is None:
+            raise ValueError(
+                f"TTFSNetwork: a block must end with as many channels as enter it, or more, and in maps that every "
+                f"k-th position of those that enter it makes; got {entered} in front of {first} and {shape} behind "
+                f'{token} in "{self.config.specification}". Change its channels or strides.'
+            )
+        self.shape, self.average = shape, 1
+        layer.statistics = SpikeCounter(shape)
         name = self._append("conv" if isinstance(token, Convolution) else "fc", layer)
         self.waits |= {name: token.skip} if token.skip else {}
+
+    def _shape_behind(self, layer: EarliestSpikePool2d | WeightedLayer, token: Token) -> tuple[int, ...]:
+        """Shape of a layer's outputs for one image."""
+        try:
+            return layer.output_shape(self.shape)
+        except ValueError as error:
+            raise ValueError(
+                f"TTFSNetwork: image_size must be large enough for every layer; got {self.config.image_size}, where "
+                f'{token} in "{self.config.specification}" cannot read what reaches it: {error} Use another size, or '
+                "fewer pools."
+            ) from None
 
     def _append(self, kind: str, layer: nn.Module) -> str:
         name = f"{kind}{1 + sum(other.startswith(kind) for other in self.layers)}"
@@ -104,34 +123,3 @@ class LayerBuilder:
         # Dropout is for spikes of fully connected layers: the first of them reads convolutions or the encoder.
         options |= {"spike_dropout": self.config.dropout if "fc1" in self.layers else 0.0}
         return DFTLinear(self.shape[0], self.config.scaled(token.features), neuron=self.config.neuron, **options)
-
-    def _skip(self, token: Convolution | Dense, shape: tuple[int, ...]) -> int:
-        """Channels that reach the layer of a token by its skip, 0 without; `shape` is of its neurons."""
-        if not token.skip:
-            return 0
-        before, first = self._read[-1 - token.skip]
-        if skip_step(before, shape) is None:
-            raise ValueError(
-                f"TTFSNetwork: a block must end with as many channels as enter it, or more, and in maps that every "
-                f"k-th position of those that enter it makes; got {before} in front of {first} and {shape} behind "
-                f'{token} in "{self.config.specification}". Change its channels or strides.'
-            )
-        return before[0]
-
-    def _map_size(self, token: Convolution | Pool) -> tuple[int, int]:
-        _, *size = self.shape
-        maps = "×".join(map(str, size))
-        if any(length % self.average for length in size):
-            raise ValueError(
-                f"TTFSNetwork: maps must divide into windows of an average; got {maps} in front of A{self.average} in "
-                f'"{self.config.specification}". Use another size.'
-            )
-        padding = token.padding if isinstance(token, Convolution) else 0
-        height, width = (output_size(side // self.average, token.kernel_size, token.stride, padding) for side in size)
-        if min(height, width) < 1:
-            raise ValueError(
-                f"TTFSNetwork: image_size must be large enough for every layer; got {self.config.image_size}, which "
-                f'leaves maps of {maps} in front of {token} in "{self.config.specification}". Use larger images or '
-                "fewer pools."
-            )
-        return height, width

@@ -1,9 +1,7 @@
 """Networks for a chip: on its grid, within its registers, or trained for its faults."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 
-import torch
 from torch import nn
 
 from ttfs_triton.nn.coding import LatencyEncoder
@@ -12,11 +10,6 @@ from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.integers import quantise_weight
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.weighted import WeightedLayer
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Compute in the types that tensors have, inside the `with` block."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def put_on_grid(model: nn.Module, grid: Grid | None) -> None:

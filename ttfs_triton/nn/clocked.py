@@ -1,8 +1,6 @@
 """Layers as hardware runs them: spiking neurons in integers, by one contraction or step by step; analog encoders."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +18,10 @@ from ttfs_triton.nn.integers import (
 )
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
-if TYPE_CHECKING:
-    from ttfs_triton.nn.readout import Readout
-
 # Potentials, thresholds and their differences stay below this, so that int64 does not overflow.
 REGISTER_BOUND = 2.0**62
 
-# Where nothing is read from the device, initial potentials are at most so many integers; see `SMALLEST_GRID_UNIT`.
+# Bound on initial potentials, in integers, where the host does not wait to read them; see `SMALLEST_GRID_UNIT`.
 LARGEST_PRESET = 2.0**35
 
 
@@ -166,54 +161,6 @@ class ClockedLayer:
         return contract(self.layer, x.to(self.weight.dtype), self.weight)
 
 
-class ClockedDecision(NamedTuple):
-    """Decisions by the earliest output spike, for N samples.
-
-    Attributes:
-        prediction: [N] int64, its class; of several in the same step, the lowest; without any, the class with the
-            highest potential at the output window's end.
-        step: [N, classes], time stamps from the output window's start, in steps; those of silent neurons lie behind the
-            window.
-        tie: [N] bool, several neurons fired in the earliest step.
-        no_spike: [N] bool.
-    """
-
-    prediction: Tensor
-    step: Tensor
-    tie: Tensor
-    no_spike: Tensor
-
-
-class ClockedReadout(ClockedLayer):
-    """Integer weights and potentials of a readout, which has a ramp θ·(1 − s/S) of its own; see `ClockedLayer`."""
-
-    def __init__(self, readout: Readout, quantised: QuantisedWeight, clock: Clock, **options: int | None) -> None:
-        super().__init__(readout, quantised, clock, window=max(1.0, readout.window), **options)
-        self.readout = readout
-
-    def own_ramp(self) -> Ramp:
-        """The ramp on which the earliest spike decides."""
-        return self.ramp(self.readout.threshold, self.readout.window)
-
-    def score(self, membrane: Membrane, *, at_end: bool) -> Tensor:
-        """Potentials at the output window's start or one window later, without V₀, in threshold heights; float32."""
-        potential = self.after(membrane, 2 * self.steps if at_end else 0)
-        return (self.height(potential) - self.readout.initial_potential).float()
-
-    def decide(self, membrane: Membrane, instant: Tensor) -> ClockedDecision:
-        """Decide by the earliest spike; `instant` [N, classes] are indices of instants on the readout's own ramp."""
-        step, never = self.clock.step_of(instant), len(self.clock.instants(self.readout.window))
-        first, prediction = step.min(1)
-        no_spike = instant.amin(1) == never
-        tie = ((step == first[:, None]).sum(1) > 1) & ~no_spike
-        at_end = self.height(self.after(membrane, round(2 * self.steps * self.readout.window))).argmax(1)
-        return ClockedDecision(torch.where(no_spike, at_end, prediction), step, tie, no_spike)
-
-    def on_hidden_ramp(self, membrane: Membrane) -> Tensor:
-        """Indices of the instants [N, classes] at which these neurons fire on the hidden layers' ramp, without V₀."""
-        return self.ramp().first_instant(*self.without_initial_potential(membrane))
-
-
 class AnalogLayer:
     """A convolution that reads pixels, in float64: the order of sums changes with the number of images, spikes do not.
 
@@ -237,7 +184,7 @@ class AnalogLayer:
 
 
 def psp_persistence(layer: WeightedLayer) -> float:
-    """σ; 0 for a layer whose inputs leave no slope."""
+    """σ of a layer; 0 for an `AnalogEncoder`, which has no neuron model."""
     neuron: Neuron | None = getattr(layer, "neuron", None)
     return 0.0 if neuron is None else neuron.psp_persistence
 

@@ -16,7 +16,7 @@ from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, FiringLayer
 from ttfs_triton.nn.sizes import Padding, Size
 from ttfs_triton.nn.straight_through import straight_through
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightOptions, spelled_out
+from ttfs_triton.nn.weighted import LayerOptions, WeightedConv2d, spelled_out
 
 TWO_PHASE = Neuron(psp_persistence=0.0)  # fires at the window's start plus 1 − A, as a clamped ReLU has it
 
@@ -73,7 +73,7 @@ def spike_time_to_activation(spike_time: Tensor, layer: int, window: float = 1.0
 class LatencyEncoder(nn.Module):
     """Brighter pixels fire earlier: a = pixel / max_value; a zero pixel is silent.
 
-    Input: any shape, floating point in [0, max_value]; integers too if a max_value above 1 says what they mean. Output:
+    Input: any shape, floating point in [0, max_value]; integers too with a max_value above 1. Output:
     activations in [0, 1], same shape; dtype of the input, float32 of integers.
 
     The values of the first batch are checked: on a GPU of the first in evaluation mode, so that no training step waits.
@@ -84,7 +84,7 @@ class LatencyEncoder(nn.Module):
         clamp: take values outside for the nearest one inside, rather than refuse them.
     Raises:
         ValueError: max_value is not positive, or values of the first batch outside [0, max_value].
-        TypeError: integers, and nothing that says what they mean.
+        TypeError: integers with a max_value of at most 1.
     Source: Wei et al., ICCV 2023, Eq. 1.
     Example:
         >>> pixels = torch.tensor([[0, 51, 255]], dtype=torch.uint8)
@@ -205,13 +205,13 @@ class AnalogEncoder(_NormalisedImages, FiringLayer, WeightedConv2d):
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        **options: Unpack[WeightOptions],
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, **options)
         self.take_statistics(self.weight, mean, std)
 
-    def forward(self, x: Tensor, weight: Tensor | None = None, *, skip: Tensor | None = None) -> Tensor:
-        return self.spikes(self.normalise(x), weight, skip, neuron=TWO_PHASE, backend="torch")
+    def forward(self, x: Tensor, *, skip: Tensor | None = None) -> Tensor:
+        return self.spikes(self.normalise(x), skip, neuron=TWO_PHASE, backend="torch")
 
 
 @spelled_out
@@ -245,14 +245,14 @@ class SignedEncoder(_NormalisedImages, DFTConv2d):
         std: Sequence[float] | None = None,
         neuron: Neuron = Neuron(),
         backend: str = "auto",
-        **options: Unpack[WeightOptions],
+        **options: Unpack[LayerOptions],
     ) -> None:
         sizes = (in_channels, out_channels, kernel_size, stride, padding)
         super().__init__(*sizes, neuron=neuron, backend=backend, **options)
         self.take_statistics(self.weight, mean, std)
 
-    def forward(self, x: Tensor, weight: Tensor | None = None, pool: int = 1, *, skip: Tensor | None = None) -> Tensor:
-        return super().forward(self.normalise(x), weight, pool, skip=skip)
+    def forward(self, x: Tensor, pool: int = 1, *, skip: Tensor | None = None) -> Tensor:
+        return super().forward(self.normalise(x), pool, skip=skip)
 
 
 def _check_window(function: str, layer: int, window: float) -> None:

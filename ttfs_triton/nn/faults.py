@@ -6,77 +6,18 @@ draws one chip with its weights and broken neurons, then the spikes of each imag
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Annotated, NamedTuple, Self
+from typing import NamedTuple
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from ttfs_triton.fault_options import Faults
 from ttfs_triton.nn.clock import Clock
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.straight_through import straight_through
 
 # Noise of weights is cut at so many standard deviations.
 MOST_DEVIATIONS = 4.0
-
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-@dataclass(frozen=True, config=ConfigDict(strict=True))
-class Faults:
-    """How much goes wrong; frozen. All are 0 on a chip without faults.
-
-    Attributes:
-        spike_jitter: standard deviation of every spike's time, in windows. A spike moved before its window comes at the
-            start, one moved behind it is lost.
-        weight_noise: standard deviation of every weight, as a share of its own magnitude; at most four of them.
-        dead_neurons: share of the hidden neurons that never fire.
-        stuck_neurons: share of the hidden neurons that always fire at their window's start.
-        lost_spikes: share of the spikes, of hidden neurons and of a latency encoder, that reach no synapse.
-    Raises:
-        ValueError: a value that is no number, or out of range; more broken neurons than there are.
-    Example:
-        >>> Faults(spike_jitter=0.05, lost_spikes=0.01).text()
-        'spike jitter 0.05 windows, 1% of spikes lost'
-    """
-
-    spike_jitter: Share = 0.0
-    weight_noise: Share = 0.0
-    dead_neurons: Share = 0.0
-    stuck_neurons: Share = 0.0
-    lost_spikes: Share = 0.0
-
-    @model_validator(mode="after")
-    def _breaks_no_more_than_all(self) -> Self:
-        if (broken := self.dead_neurons + self.stuck_neurons) > 1:
-            raise ValueError(f"dead_neurons and stuck_neurons must be at most 1 together; got {broken:g}")
-        return self
-
-    def __bool__(self) -> bool:
-        return any(dataclasses.astuple(self))
-
-    @property
-    def of_spikes(self) -> bool:
-        """Whether spikes are moved or lost, each for itself."""
-        return self.spike_jitter > 0 or self.lost_spikes > 0
-
-    @property
-    def of_neurons(self) -> bool:
-        """Whether neurons are broken."""
-        return self.dead_neurons > 0 or self.stuck_neurons > 0
-
-    def text(self) -> str:
-        """In words, with units; empty without faults."""
-        parts = [
-            (self.spike_jitter, f"spike jitter {self.spike_jitter:g} windows"),
-            (self.weight_noise, f"weights {self.weight_noise:.3g} of their magnitude off"),
-            (self.dead_neurons, f"{100 * self.dead_neurons:.3g}% of neurons dead"),
-            (self.stuck_neurons, f"{100 * self.stuck_neurons:.3g}% of neurons stuck"),
-            (self.lost_spikes, f"{100 * self.lost_spikes:.3g}% of spikes lost"),
-        ]
-        return ", ".join(words for value, words in parts if value)
 
 
 class BrokenNeurons(NamedTuple):
@@ -108,7 +49,7 @@ def disturbed(
         activations: [N, ...] in [0, 1], 0 is silent.
         faults: how much goes wrong.
         broken: neurons; None: none.
-        clock: on whose time stamps spikes come; None: at any time.
+        clock: rounds spike times to its time stamps; None: they are real numbers.
         generator: of the draws, on the CPU. Default: PyTorch's own of the device.
     Returns:
         A new tensor, shape and dtype of `activations`.
@@ -134,8 +75,8 @@ def spikes_in_training(activations: Tensor, faults: Faults, grid: Grid | None, n
     Args:
         activations: [N, ...] in [0, 1].
         faults: how much goes wrong.
-        grid: on whose time stamps spikes come.
-        neurons: whether these can be broken.
+        grid: rounds spike times to its time stamps; None: they are real numbers.
+        neurons: whether neurons can be broken, too.
     """
     broken = draw_broken(activations, faults) if neurons else None
     if not (faults.of_spikes or broken):

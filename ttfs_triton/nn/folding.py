@@ -1,4 +1,4 @@
-"""Batch norm folded into the layer in front of it, in float64: one weight and one initial potential a layer."""
+"""Batch norm and weight standardisation, folded into one weight and one initial potential a layer."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ttfs_kernels import standardise_weights
 from ttfs_triton.nn.on_grid import RoundedLayer
-from ttfs_triton.nn.standardise import standardise_weight
 from ttfs_triton.nn.weighted import WeightedLayer
 
 STATISTICS_BATCH = 500
-"""Images whose statistics are taken at a time."""
+"""Images in a batch, of whose potentials statistics are taken."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class BatchNorm:
     epsilon: float = 1e-5
 
     def scale(self) -> Tensor:
-        """[C] float64, what the output is multiplied by."""
+        """[C] float64, the factor on the layer's output."""
         scale = (self.var.double() + self.epsilon).rsqrt()
         return scale if self.weight is None else scale * self.weight.double()
 
@@ -73,6 +73,39 @@ def plain_skip_weights(layer: WeightedLayer) -> Tensor | None:
     return layer.skip_weights()
 
 
+def standardise_weight(weight: Tensor, weight_gain: Tensor) -> Tensor:
+    """Centre the weights of every output channel, scale them to unit norm and multiply by the channel's gain.
+
+    `ŵ = weight_gain[c] · (w − mean) / ‖w − mean‖`, mean and norm over the fan-in.
+
+    Args:
+        weight: [C_out, ...], at least two weights per output channel; contiguous or channels last, which is kept.
+        weight_gain: [C_out], norm of the resulting weights, in threshold heights.
+    Returns:
+        The standardised weights, shape, dtype and memory format of `weight`. Channels with constant weights give 0.
+    Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization", 2019.
+    """
+    return standardise_weights([weight], [weight_gain])[0]
+
+
+def fold_weight_standardisation(model: nn.Module) -> nn.Module:
+    """Replace standardised weights by the plain weights they stand for, in place, in every layer of a module tree.
+
+    Outputs stay the same; `state_dict` keeps `weight` and `bias` only, and the gains are no longer trained. Layers
+    without standardisation are left alone, so folding twice is harmless.
+
+    Args:
+        model: a layer or network of `ttfs_triton.nn`, or any module that contains some.
+    Returns:
+        `model`.
+    """
+    for module in model.modules():
+        fold = getattr(module, "fold_standardisation", None)  # also of a `TTFSNetwork`, which notes it
+        if fold is not None:
+            fold()
+    return model
+
+
 def fold_batch_norm(model: nn.Module) -> nn.Module:
     """Replace batch norm by weights and initial potentials in every layer; in evaluation outputs stay the same.
 
@@ -82,9 +115,8 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     Returns:
         `model`.
     """
-    for module in model.modules():
-        if isinstance(module, WeightedLayer):
-            module.fold_batch_norm()
+    for layer in _weighted_layers(model):
+        layer.fold_batch_norm()
     return model
 
 
@@ -100,7 +132,7 @@ def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Args:
         tensors: by name, of one floating type, on any device; without batch norm they come back as they are.
     Raises:
-        KeyError: a batch norm of which a part is missing.
+        KeyError: a batch norm that lacks one of its tensors.
         RuntimeError: shapes that do not fit each other.
     """
     if not has_batch_norm(tensors):

@@ -30,18 +30,18 @@ class NetworkError(ValueError):
 
 @dataclass(frozen=True)
 class Wire:
-    """The way that spikes take to a layer.
+    """A connection into a layer: the stage whose spikes it reads, and the pooling and flattening between them.
 
     Attributes:
-        source: name of the stage that fires them; None: they are the images.
-        route: pooling and flattening on the way, in order; no synapses, no time.
+        source: name of the stage whose neurons fire; None: the images.
+        route: modules between, in order. They pool and flatten, take no time and have no synapses.
     """
 
     source: str | None
     route: tuple[nn.Module, ...] = ()
 
     def deliver(self, spikes: Tensor) -> Tensor:
-        """Spikes of the source, or images, as the layer gets them: pooled, flattened.
+        """Pool and flatten the spikes of the source, or the images, for the layer.
 
         Args:
             spikes: [N, ...], activations, or other numbers in their order (larger is earlier).
@@ -60,8 +60,8 @@ class Stage:
         kind: "latency" (a `LatencyEncoder`), "analog" (an `AnalogEncoder` or `SignedEncoder`), "spiking" or "readout".
         layer: the module.
         window: in which its neurons fire; 0 for the encoder.
-        input: what its synapses read.
-        skip: spikes of an earlier window, delayed, that reach its neurons one to one; None without.
+        input: the connection that its synapses read.
+        skip: the connection from an earlier window whose spikes, delayed, reach its neurons one to one; None without.
         shape: of its neurons, for one image, before pooling.
     """
 
@@ -175,7 +175,7 @@ class NetworkGraph:
 
     @property
     def windows(self) -> int:
-        """Window in which the readout's neurons fire: those that pass before it starts."""
+        """Number of the readout's firing window, counted from 0: as many windows pass before it."""
         return self.stages[-1].window
 
     def prepare_statistics(self) -> None:
@@ -191,8 +191,8 @@ class NetworkGraph:
 
         Args:
             images: [N, *image_shape].
-            fire: from a stage, its inputs, pooled and flattened, and its delayed spikes, one a neuron, or None, to what
-                its neurons emit, [N, *shape]: activations, or other numbers in their order.
+            fire: called with a stage, its inputs, pooled and flattened, and its delayed spikes, one a neuron, or None;
+                returns the outputs of its neurons [N, *shape]: activations, or other numbers in their order.
             silent: the number that stands for no spike.
         """
         last_reader = {wire.source: stage for stage in self.stages for wire in _wires(stage)}

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from ttfs_triton.nn.clock import Clock, CompareAt
 from ttfs_triton.nn.integers import largest_integer
 
-# Finer clocks are no grid: from some hundred steps on nothing is left of it.
+# With more than some hundred steps a network computes as in real numbers.
 MOST_STEPS = 1024
 
 

@@ -75,9 +75,8 @@ def quantise_weight(
         unit: [C_out] float64, threshold heights; larger weights than it holds become the largest integer. Default: in
             which the largest weight is the largest integer.
     Raises:
-        ValueError: bits out of range, or weights that are not finite.
+        ValueError: weights that are not finite.
     """
-    check_bits("quantise_weight", bits)
     limit = largest_integer(bits)
     if unit is None:
         unit = _widest_unit(weight, limit, per_channel)
@@ -90,7 +89,7 @@ def quantise_weight(
 def fitting_unit(weight: Tensor, bits: int, *, per_channel: bool = True) -> Tensor:
     """Units [C_out] in which rounded weights are closest to the weights, by least squares; float64, threshold heights.
 
-    Few bits rather cut the largest weights. Arguments are those of `quantise_weight`.
+    With few bits the best unit clips the largest weights. Arguments as of `quantise_weight`.
     """
     weight, limit = weight.detach().double(), largest_integer(bits)
     widest = _widest_unit(weight, limit, per_channel)
@@ -128,7 +127,7 @@ def quantise_potential(potential: Tensor | float, unit: Tensor, steps: int, *, c
         potential: [C_out] or a number for all channels, in threshold heights.
         unit: [C_out] of the weights.
         steps: of a window.
-        checked: refuse what is not finite, for which the host waits for the device.
+        checked: refuse potentials that are not finite; the host then waits for the device.
     Raises:
         ValueError: potentials that are not finite.
     """
@@ -136,12 +135,6 @@ def quantise_potential(potential: Tensor | float, unit: Tensor, steps: int, *, c
     if checked and not bool(potential.isfinite().all()):
         raise ValueError(f"quantise_potential: potential must be finite; got {potential.tolist()}. Train again.")
     return (potential * steps / unit).round()
-
-
-def check_bits(function: str, bits: int | None) -> None:
-    """Raise ValueError, in the name of a function, unless bits are 2 to 16 or None."""
-    if bits is not None and not 2 <= bits <= 16:
-        raise ValueError(f"{function}: weight_bits must be 2 to 16, or None; got {bits}.")
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:

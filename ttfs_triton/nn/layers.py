@@ -3,15 +3,17 @@
 from functools import partial
 from typing import Any, Unpack
 
+import torch
 from torch import Tensor
 
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear, normalised_conv2d, normalised_linear
+from ttfs_kernels.autograd import autocasts
 from ttfs_kernels.backends import check_name
 from ttfs_triton.nn.on_grid import fire_on_grid
 from ttfs_triton.nn.sizes import Padding, Size
 from ttfs_triton.nn.weighted import (
-    HiddenLinearOptions,
-    HiddenOptions,
+    LayerOptions,
+    LinearOptions,
     WeightedConv2d,
     WeightedLayer,
     WeightedLinear,
@@ -26,8 +28,7 @@ class FiringLayer(WeightedLayer):
     def spikes(
         self,
         x: Tensor,
-        weight: Tensor | None,
-        skip: Tensor | None,
+        skip: Tensor | None = None,
         *,
         neuron: Neuron,
         backend: str,
@@ -35,7 +36,9 @@ class FiringLayer(WeightedLayer):
         fuse_pool: bool | None = None,
     ) -> Tensor:
         """Activations; arguments as of `DFTConv2d` and its `forward`."""
-        weight = self.effective_weight() if weight is None else weight
+        # Under autocast, weights are standardised and cast in one pass; grids and batch norm need them uncast.
+        casts = self.grid is None and self.batch_norm is None and autocasts(x, self.weight)
+        weight = self.effective_weight(torch.get_autocast_dtype(x.device.type) if casts else None)
         skip, skip_weight = self.delayed(skip, x)
         if self.average > 1:
             self.output_shape(tuple(x.shape[1:]))  # refuses inputs that do not divide
@@ -49,7 +52,7 @@ class FiringLayer(WeightedLayer):
             activations = self.follow(normalise(x, weight, self.normalisation(), skip_weight=skip_weight, **options))
         elif self.runs_on_grid(x):
             assert pool == 1, "spikes on a grid are pooled behind the layer"
-            x, weight, scale = self.with_dropout(x, weight)
+            x, scale = self.with_dropout(x)
             activations = fire_on_grid(self, x, weight, skip, partial(fire, **options), scale)
         else:
             weight, bias = self.with_batch_norm(weight)
@@ -110,7 +113,7 @@ class DFTConv2d(FiringLayer, WeightedConv2d):
         *,
         neuron: Neuron = Neuron(),
         backend: str = "auto",
-        **options: Unpack[HiddenOptions],
+        **options: Unpack[LayerOptions],
     ) -> None:
         check_neuron(type(self).__name__, neuron)
         check_name(type(self).__name__, backend)
@@ -118,14 +121,14 @@ class DFTConv2d(FiringLayer, WeightedConv2d):
         self.neuron, self.backend = neuron, backend
         self.fuse_pool: bool | None = None
 
-    def forward(self, x: Tensor, weight: Tensor | None = None, pool: int = 1, *, skip: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, pool: int = 1, *, skip: Tensor | None = None) -> Tensor:
         """Activations; with `pool`, those of `EarliestSpikePool2d(pool)` behind it, and no spikes are counted.
 
         `skip` [N, skip, ...] are activations of an earlier layer, whose spikes have waited for those of `x`: each adds
         v·x_skip to the potential of one neuron, and v to its slope. Larger maps: see `WeightedLayer.arriving`.
         """
         options = {"neuron": self.neuron, "backend": self.backend, "pool": pool, "fuse_pool": self.fuse_pool}
-        return self.spikes(x, weight, skip, **options)
+        return self.spikes(x, skip, **options)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, neuron={self.neuron}"
@@ -161,16 +164,16 @@ class DFTLinear(FiringLayer, WeightedLinear):
         *,
         neuron: Neuron = Neuron(),
         backend: str = "auto",
-        **options: Unpack[HiddenLinearOptions],
+        **options: Unpack[LinearOptions],
     ) -> None:
         check_neuron(type(self).__name__, neuron)
         check_name(type(self).__name__, backend)
         super().__init__(in_features, out_features, **options)
         self.neuron, self.backend = neuron, backend
 
-    def forward(self, x: Tensor, weight: Tensor | None = None, *, skip: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, skip: Tensor | None = None) -> Tensor:
         """Activations. `skip` [N, skip] are those of an earlier layer, whose spikes have waited for those of `x`."""
-        return self.spikes(x, weight, skip, neuron=self.neuron, backend=self.backend)
+        return self.spikes(x, skip, neuron=self.neuron, backend=self.backend)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, neuron={self.neuron}"

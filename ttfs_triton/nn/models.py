@@ -1,23 +1,19 @@
 """A network built from a configuration."""
 
-from collections.abc import Iterable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ttfs_kernels import standardise_weights
 from ttfs_kernels.backends import check_name
 from ttfs_triton.nn.builder import LayerBuilder
-from ttfs_triton.nn.chip import put_on_grid, without_autocast
+from ttfs_triton.nn.chip import put_on_grid
 from ttfs_triton.nn.config import NetworkConfig
-from ttfs_triton.nn.folding import fold_batch_norm
+from ttfs_triton.nn.folding import fold_batch_norm, fold_weight_standardisation
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
 from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeDecision
-from ttfs_triton.nn.standardise import fold_weight_standardisation
 from ttfs_triton.nn.statistics import SpikeCounter
 from ttfs_triton.nn.weighted import WeightedLayer
 
@@ -79,20 +75,15 @@ class TTFSNetwork(nn.Module):
             )
         activations = images.contiguous(memory_format=torch.channels_last)
         names, layers = zip(*self.features.named_children(), strict=True)
-        # A grid's integers are of the weights in their own precision.
-        with nullcontext() if self.config.grid is None else without_autocast(images.device):
-            weights = effective_weights(layers)
-        # Inputs of the last layers with weights, which skips may still read.
-        entered: list[Tensor] = []
-        kept = 1 + self._longest_wait
+        entered: list[Tensor] = []  # inputs of the last layers with weights, which skips may still read
         pooled = False
-        for name, layer, following, weight in zip(names, layers, (*layers[1:], None), weights, strict=True):
+        for name, layer, following in zip(names, layers, (*layers[1:], None), strict=True):
             if pooled:
                 pooled = False
                 continue
-            options: dict[str, Any] = {} if weight is None else {"weight": weight}
+            options: dict[str, Any] = {}
             if isinstance(layer, WeightedLayer):
-                entered = [*entered, activations][-kept:]
+                entered = [*entered, activations][-1 - self._longest_wait :]
                 if name in self._waits:
                     options["skip"] = entered[-1 - self._waits[name]]
             pooled = computes_pool(layer, following)
@@ -130,29 +121,6 @@ class TTFSNetwork(nn.Module):
         fold_weight_standardisation(self.features)
         fold_weight_standardisation(self.readout)
         self.config = self.config.replace(weight_standardisation=False)
-
-
-def effective_weights(modules: Iterable[nn.Module]) -> list[Tensor | None]:
-    """`effective_weight()` of each standardised layer, by one call of `standardise_weights`; None for other modules.
-
-    Under autocast they have its dtype. Hand each to its layer's `forward`.
-
-    Args:
-        modules: layers on one device, and others.
-    """
-    modules = list(modules)
-    layers = [layer for layer in modules if isinstance(layer, WeightedLayer) and layer.weight_gain is not None]
-    if not layers:
-        return [None] * len(modules)
-    weights, gains = [layer.weight for layer in layers], [layer.weight_gain for layer in layers]
-    dtype, device_type = weights[0].dtype, weights[0].device.type
-    # The meta device has no autocast; asking whether a device has it stops PyTorch 2.11's compiler.
-    autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
-    if autocast and dtype != torch.float64:  # which autocast leaves alone
-        dtype = torch.get_autocast_dtype(device_type)
-    standardised = standardise_weights(weights, gains, dtype=dtype)  # pyright: ignore[reportArgumentType]
-    found = iter([layer.spread(weight) for layer, weight in zip(layers, standardised, strict=True)])
-    return [next(found) if any(layer is other for other in layers) else None for layer in modules]
 
 
 def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels.autograd import reverse_mode_only
-from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer, ClockedReadout
+from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer
 from ttfs_triton.nn.integers import QuantisedWeight, exact_products, in_units, quantise_potential, quantise_weight
 from ttfs_triton.nn.straight_through import straight_through
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
-# Inputs of a layer that run at once on a CPU: integers and potentials stay near its caches.
+# Input numbers of a layer that a CPU works on at a time, so that integers and potentials stay in its caches.
 PART_NUMBERS = 1 << 18
 
 
@@ -130,15 +130,6 @@ def spikes_on_grid(rounded: RoundedLayer, x: Tensor, skip: Tensor | None = None)
         return _in_parts(run, *inputs).div_(clock.steps)
 
 
-@torch.no_grad()
-def readout_on_grid(rounded: RoundedLayer, x: Tensor) -> tuple[ClockedReadout, Any]:
-    """A readout as it is on its grid, and the membranes of its neurons after the integration window."""
-    readout: Any = rounded.layer
-    with exact_products():
-        clocked = ClockedReadout(readout, rounded.quantised, rounded.grid.clock, **rounded.registers())
-        return clocked, clocked.integrate(rounded.steps_left(x))
-
-
 def _in_parts(run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     samples = max(1, PART_NUMBERS // max(1, math.prod(inputs[0].shape[1:])))
     if inputs[0].device.type != "cpu" or len(inputs[0]) <= samples:
@@ -147,7 +138,10 @@ def _in_parts(run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 class _Rounded(torch.autograd.Function):
-    """Rounded weights; straight through but for what would drive cut weights further out, and to the units."""
+    """Rounded weights, differentiable by the weights and their units.
+
+    The gradient passes straight through the rounding, unless it would drive a clipped weight further out.
+    """
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, log2_unit: Tensor, found: QuantisedWeight) -> Tensor:

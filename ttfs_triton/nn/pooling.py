@@ -29,6 +29,14 @@ class EarliestSpikePool2d(nn.Module):
         self.kernel_size = checked_pair("EarliestSpikePool2d", "kernel_size", kernel_size, 1)
         self.stride = self.kernel_size if stride is None else checked_pair("EarliestSpikePool2d", "stride", stride, 1)
 
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(channels, height, width) behind the pool, of maps (channels, height, width); ValueError if too small."""
+        sizes = zip(shape[1:], self.kernel_size, self.stride, strict=True)
+        places = [(size - kernel) // stride + 1 for size, kernel, stride in sizes]
+        if min(places) < 1:
+            raise ValueError(f"maps must be at least as large as the patches, {self.kernel_size}; got {shape}.")
+        return (shape[0], *places)
+
     def forward(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.kernel_size, self.stride)
 

@@ -20,7 +20,10 @@ from torch import Tensor
 
 from ttfs_kernels import Neuron
 from ttfs_kernels.autograd import reverse_mode_only
-from ttfs_triton.nn.on_grid import RoundedLayer, readout_on_grid
+from ttfs_triton.nn.clock import Clock, Ramp
+from ttfs_triton.nn.clocked import ClockedLayer, Membrane
+from ttfs_triton.nn.integers import QuantisedWeight, exact_products
+from ttfs_triton.nn.on_grid import RoundedLayer
 from ttfs_triton.nn.straight_through import straight_through
 from ttfs_triton.nn.weighted import LinearOptions, WeightedLinear, check_neuron, spelled_out
 
@@ -63,7 +66,8 @@ def first_spike_times(potential: Tensor, slope: Tensor, *, threshold: float, win
 
 def potential_and_slope(x: Tensor, weight: Tensor, bias: Tensor | None, readout: "Readout") -> tuple[Tensor, Tensor]:
     """A + V₀ and σ·W of a readout with these weights and initial potentials, both [N, classes], by one contraction."""
-    potential, slope = F.linear(torch.cat([x, (x > 0).to(x.dtype)]), weight).chunk(2)
+    with torch.autocast(x.device.type, enabled=False):
+        potential, slope = F.linear(torch.cat([x, (x > 0).to(x.dtype)]), weight).chunk(2)
     potential = potential + readout.initial_potential
     if bias is not None:
         potential = potential + bias
@@ -82,11 +86,15 @@ def first_spike_decision(
         window: S, where the ramp reaches zero.
     """
     spike_times = first_spike_times(potential, slope, threshold=threshold, window=window)
+    return _decision(spike_times, potential + slope * window)
+
+
+def _decision(spike_times: Tensor, potential: Tensor) -> FirstSpikeDecision:
+    """The decision by these spikes, or by potentials at the window's end; both [N, classes]."""
     earliest, prediction = spike_times.min(dim=1)
     no_spike = earliest == torch.inf
     tie = ((spike_times == earliest[:, None]).sum(dim=1) > 1) & ~no_spike
-    highest_potential = (potential + slope * window).argmax(dim=1)
-    return FirstSpikeDecision(torch.where(no_spike, highest_potential, prediction), spike_times, tie, no_spike)
+    return FirstSpikeDecision(torch.where(no_spike, potential.argmax(dim=1), prediction), spike_times, tie, no_spike)
 
 
 class ReadoutOptions(LinearOptions, total=False):
@@ -135,27 +143,25 @@ class Readout(WeightedLinear):
 
         A at the window's start, A + σ·W one window later; by one contraction.
         """
+        if self.runs_on_grid(x):
+            return ReadoutOnGrid(self, x).potential(at_end=at == "end")
+        x, weight = self.synapses(x.to(self.weight.dtype), self.effective_weight())
+        if at == "end":
+            x = x + self.neuron.psp_persistence * (x > 0).to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            if self.runs_on_grid(x):
-                return ReadoutOnGrid(self, x).potential(at_end=at == "end")
-            x, weight = self.synapses(x.to(self.weight.dtype))
-            if at == "end":
-                x = x + self.neuron.psp_persistence * (x > 0).to(x.dtype)
             return F.linear(x, weight, self.bias)
 
     def potential_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A + V₀ and σ·W of the output neurons, both [N, classes], in one stacked contraction."""
-        with torch.autocast(x.device.type, enabled=False):
-            if self.runs_on_grid(x):
-                return ReadoutOnGrid(self, x).potential_and_slope()
-            x, weight = self.synapses(x.to(self.weight.dtype))
-            return potential_and_slope(x, weight, self.bias, self)
+        if self.runs_on_grid(x):
+            return ReadoutOnGrid(self, x).potential_and_slope()
+        x, weight = self.synapses(x.to(self.weight.dtype), self.effective_weight())
+        return potential_and_slope(x, weight, self.bias, self)
 
     def spike_times(self, x: Tensor) -> Tensor:
         """Times [N, classes] of the output neurons' spikes on their ramp, in windows, inf for silent ones."""
         if self.runs_on_grid(x):
-            with torch.autocast(x.device.type, enabled=False):
-                return ReadoutOnGrid(self, x).spike_times()
+            return ReadoutOnGrid(self, x).spike_times()
         return first_spike_times(*self.potential_and_slope(x), threshold=self.threshold, window=self.window)
 
     def decide(self, x: Tensor) -> FirstSpikeDecision:
@@ -170,13 +176,43 @@ class Readout(WeightedLinear):
                 f"{list(x.shape)}. Of images, use decide(network, images) of ttfs_triton.nn."
             )
         if self.runs_on_grid(x):
-            with torch.autocast(x.device.type, enabled=False):
-                return FirstSpikeDecision(*ReadoutOnGrid(self, x).decide())
+            return ReadoutOnGrid(self, x).decide()
         return first_spike_decision(*self.potential_and_slope(x), threshold=self.threshold, window=self.window)
 
     def output_activations(self, x: Tensor) -> Tensor:
         """Activations [N, classes] of the output neurons on their ramp: 1 − s/S, 0 for silent ones."""
         return (1 - self.spike_times(x) / self.window).clamp(min=0)
+
+
+class ClockedReadout(ClockedLayer):
+    """A readout in integers, with a ramp θ·(1 − s/S) of its own; see `ClockedLayer`."""
+
+    def __init__(self, readout: Readout, quantised: QuantisedWeight, clock: Clock, **options: int | None) -> None:
+        super().__init__(readout, quantised, clock, window=max(1.0, readout.window), **options)
+        self.readout = readout
+
+    def own_ramp(self) -> Ramp:
+        """The ramp on which the earliest spike decides."""
+        return self.ramp(self.readout.threshold, self.readout.window)
+
+    def score(self, membrane: Membrane, *, at_end: bool) -> Tensor:
+        """Potentials at the output window's start or one window later, without V₀, in threshold heights; float32."""
+        potential = self.after(membrane, 2 * self.steps if at_end else 0)
+        return (self.height(potential) - self.readout.initial_potential).float()
+
+    def spike_times(self, instant: Tensor) -> Tensor:
+        """Spike times in windows, inf for silent neurons, from indices of instants [N, classes] on the own ramp."""
+        never = len(self.clock.instants(self.readout.window))
+        return (self.clock.step_of(instant) / self.steps).masked_fill(instant == never, torch.inf)
+
+    def decide(self, membrane: Membrane, instant: Tensor) -> FirstSpikeDecision:
+        """The decision by the earliest spike; `instant` as of `spike_times`."""
+        at_end = self.after(membrane, round(2 * self.steps * self.readout.window))
+        return _decision(self.spike_times(instant).float(), self.height(at_end))
+
+    def on_hidden_ramp(self, membrane: Membrane) -> Tensor:
+        """Indices of the instants [N, classes] at which these neurons fire on the hidden layers' ramp, without V₀."""
+        return self.ramp().first_instant(*self.without_initial_potential(membrane))
 
 
 class ReadoutOnGrid:
@@ -187,14 +223,16 @@ class ReadoutOnGrid:
 
     def __init__(self, readout: Readout, x: Tensor) -> None:
         reverse_mode_only(type(readout).__name__, x)
-        x, weight, scale = readout.with_dropout(x.to(readout.weight.dtype))
-        self._x, self._readout, self._rounded = x, readout, RoundedLayer(readout, weight, scale)
-        self._clocked, self._membrane = readout_on_grid(self._rounded, x)
+        x, scale = readout.with_dropout(x.to(readout.weight.dtype))
+        self._x, self._readout = x, readout
+        self._rounded = RoundedLayer(readout, readout.effective_weight(), scale)
+        with torch.no_grad(), exact_products():
+            clock, registers = self._rounded.grid.clock, self._rounded.registers()
+            self._clocked = ClockedReadout(readout, self._rounded.quantised, clock, **registers)
+            self._membrane = self._clocked.integrate(self._rounded.steps_left(x))
 
     def potential(self, *, at_end: bool) -> Tensor:
         exact = self._clocked.score(self._membrane, at_end=at_end)
-        if not torch.is_grad_enabled():
-            return exact
         potential, slope = self._closed_form()
         return straight_through((potential + slope if at_end else potential) - self._readout.initial_potential, exact)
 
@@ -206,25 +244,19 @@ class ReadoutOnGrid:
 
     def spike_times(self) -> Tensor:
         """Multiples of 1/T; silent neurons have no gradient."""
-        ramp = self._clocked.own_ramp()
-        instant = ramp.first_instant(*self._membrane)
-        exact = self._clocked.clock.step_of(instant) / self._clocked.steps
-        exact = exact.masked_fill(instant == ramp.never, torch.inf)
-        if not torch.is_grad_enabled():
-            return exact.float()
-        window = self._readout.window
-        smooth = first_spike_times(*self._closed_form(), threshold=self._readout.threshold, window=window)
-        return straight_through(smooth, exact)
+        threshold, window = self._readout.threshold, self._readout.window
+        smooth = first_spike_times(*self._closed_form(), threshold=threshold, window=window)
+        return straight_through(smooth, self._clocked.spike_times(self._instant()))
 
-    def decide(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The fields of `FirstSpikeDecision`."""
-        instant = self._clocked.own_ramp().first_instant(*self._membrane)
-        found = self._clocked.decide(self._membrane, instant)
-        return found.prediction, self.spike_times().detach(), found.tie, found.no_spike
+    def decide(self) -> FirstSpikeDecision:
+        return self._clocked.decide(self._membrane, self._instant())
 
     def on_hidden_ramp(self) -> Tensor:
         clocked = self._clocked
         return clocked.clock.remaining(clocked.on_hidden_ramp(self._membrane)) / clocked.steps
+
+    def _instant(self) -> Tensor:
+        return self._clocked.own_ramp().first_instant(*self._membrane)
 
     def _closed_form(self) -> tuple[Tensor, Tensor]:
         return potential_and_slope(self._x, self._rounded.weight, self._rounded.bias, self._readout)

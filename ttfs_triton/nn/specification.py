@@ -116,11 +116,6 @@ def parse_specification(specification: str) -> tuple[Token, ...]:
     return tuple(tokens)
 
 
-def output_size(size: int, kernel_size: int, stride: int, padding: int = 0) -> int:
-    """Height or width of a map behind a convolution or pool; less than 1 if the map is too small."""
-    return (size + 2 * padding - kernel_size) // stride + 1
-
-
 def _parse_block(text: str) -> list[Token]:
     """The tokens of a block, as often as it is repeated; one token otherwise."""
     if not text.startswith("("):

@@ -20,7 +20,7 @@ LayerKind = Literal["analog", "spiking", "readout"]
 """What a layer with synapses is: "analog" reads real values and emits spikes, "spiking" reads and emits spikes,
 "readout" is the output layer."""
 
-# Samples counted together on a CPU: what fits its cache, and so needs no fresh memory each time, costs half.
+# Bytes of activations counted together on a CPU: parts that fit its cache cost half.
 PART_BYTES = 3 << 19
 
 

@@ -1,8 +1,7 @@
-"""From any module to its graph: the module runs once on images without content, and each of our layers says it ran.
+"""Traces any module into its graph: the module runs once on empty images, and each of our layers records that it ran.
 
-Nothing is computed: images and parameters are on PyTorch's device "meta", and layers answer with the shape of their
-output. A `TorchFunctionMode` sees the functions between layers. One that is not known to leave spikes spikes is refused
-by its name.
+Nothing is computed: images and parameters are on PyTorch's device "meta", and layers return empty outputs of the right
+shape. A `TorchFunctionMode` sees the functions between layers, and refuses by name all that would change spikes.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.weighted import WeightedLayer
 
 LAYERS = (LatencyEncoder, AnalogEncoder, SignedEncoder, DFTConv2d, DFTLinear, PotentialReadout, FirstSpikeReadout)
-# Of torch.nn, what may stand between them, in evaluation mode.
+# Modules of torch.nn that may stand between our layers; they run in evaluation mode.
 BETWEEN = (nn.Identity, nn.Flatten, nn.MaxPool2d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 SAMPLES = 3  # of the traced batch: no size that maps have
 
-# Functions by name: what leaves spikes as they are, and what changes their layout only.
+# Functions by name: those that leave spikes as they are, and those that change their layout only.
 _UNCHANGED = {"contiguous", "clone", "detach", "to", "float", "double", "half", "bfloat16", "type", "type_as"}
 _LAYOUT = {"flatten", "reshape", "view", "squeeze", "view_as", "reshape_as"}
 _DROPOUT = {"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"}
@@ -233,7 +232,7 @@ class _Trace(TorchFunctionMode):
 
         return tells
 
-    def _fire(self, layer: Any, x: Tensor, weight: Any = None, pool: int = 1, *, skip: Any = None) -> Tensor:
+    def _fire(self, layer: Any, x: Tensor, pool: int = 1, *, skip: Any = None) -> Tensor:
         """A layer runs: add its stage; the output is an empty tensor of its shape."""
         name, kind = self._names[layer], layer.kind
         label, wire, skipped = _label(layer, name), self._wire(x), None if skip is None else self._wire(skip)
@@ -271,7 +270,7 @@ class _Trace(TorchFunctionMode):
         )
 
     def graph(self, output: object, image_shape: tuple[int, ...]) -> NetworkGraph:
-        """The traced network; refuses what does not begin with an encoder and end with a readout."""
+        """The traced network. It must begin with an encoder and end with a readout."""
         stages, wire = tuple(self._stages.values()), self._wire(output)
         found = ", ".join(type(stage.layer).__name__ for stage in stages) or "no layers of ours"
         if not stages:

@@ -4,18 +4,18 @@ import inspect
 from typing import Any, TypedDict, TypeVar, Unpack, get_args
 
 import torch
-from torch import nn
 
 from ttfs_kernels import Neuron
 from ttfs_kernels.checks import pair as checked_pair
+from ttfs_kernels.contraction import Geometry
 from ttfs_triton.nn.base import WeightedLayer
 from ttfs_triton.nn.sizes import Padding, Size, checked_padding
 
-Layer = TypeVar("Layer", bound=nn.Module)
+Layer = TypeVar("Layer", bound=WeightedLayer)
 
 
 def check_neuron(name: str, neuron: object) -> None:
-    """Raise TypeError, in the name of a layer, for what is no `Neuron`."""
+    """Raise TypeError, in the name of a layer, unless this is a `Neuron`."""
     if not isinstance(neuron, Neuron):
         raise TypeError(f"{name}: neuron must be a Neuron; got {neuron!r}. Give Neuron(psp_persistence=...).")
 
@@ -25,41 +25,32 @@ def spelled_out(layer: type[Layer]) -> type[Layer]:
     parameters = list(inspect.signature(layer.__init__).parameters.values())
     known = {parameter.name: parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
     (taken,) = get_args(parameters[-1].annotation)  # Unpack[...Options]
+    refused = {"analog": {"skip", "average"}, "readout": {"skip"}}.get(layer.kind, set())
     for kind in layer.__mro__:
         for parameter in inspect.signature(kind.__init__).parameters.values():
-            if parameter.name in taken.__annotations__:
+            if parameter.name in taken.__annotations__.keys() - refused:
                 known.setdefault(parameter.name, parameter)
     layer.__init__.__signature__ = inspect.Signature([*known.values()])  # type: ignore[attr-defined]
     return layer
 
 
-class WeightOptions(TypedDict, total=False):
-    """Keywords of every layer with synapses; `WeightedLayer` says what they mean and their defaults."""
+class LayerOptions(TypedDict, total=False):
+    """Keywords of layers with synapses; `WeightedLayer` says what they mean, which layers take them, and defaults."""
 
     bias: bool
     weight_standardisation: bool | None
     batch_norm: bool
     initial_gain: float
+    skip: int
+    average: int
     device: torch.device | str | None
     dtype: torch.dtype | None
 
 
-class LinearOptions(WeightOptions, total=False):
-    """Keywords of every fully connected layer; see `WeightedLinear`."""
+class LinearOptions(LayerOptions, total=False):
+    """Keywords of fully connected layers; see `WeightedLinear`."""
 
     spike_dropout: float
-    average: int
-
-
-class HiddenOptions(WeightOptions, total=False):
-    """Keywords of every hidden convolution but an encoder; see `WeightedLayer`."""
-
-    skip: int
-    average: int
-
-
-class HiddenLinearOptions(LinearOptions, HiddenOptions, total=False):
-    """Keywords of every fully connected hidden layer; see `WeightedLinear`."""
 
 
 class WeightedConv2d(WeightedLayer):
@@ -78,7 +69,7 @@ class WeightedConv2d(WeightedLayer):
         padding: Padding = 0,
         dilation: Size = 1,
         groups: int = 1,
-        **options: Unpack[HiddenOptions],
+        **options: Unpack[LayerOptions],
     ) -> None:
         name = type(self).__name__
         kernel_size, stride, dilation = (
@@ -109,11 +100,7 @@ class WeightedConv2d(WeightedLayer):
             raise ValueError(f"inputs must be {self.in_channels} maps; got {shape}.")
         if any(size % self.average for size in shape[1:]):
             raise ValueError(f"maps must divide into windows of average={self.average}; got {shape}.")
-        sizes = zip(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
-        places = [
-            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, padding, dilation in sizes
-        ]
+        places = Geometry(**self.geometry).map_size(shape[1:], self.kernel_size)
         if min(places) < 1:
             raise ValueError(f"maps must be at least as large as the kernel, {self.kernel_size}; got {shape}.")
         return (self.out_channels, *places)
@@ -140,7 +127,7 @@ class WeightedLinear(WeightedLayer):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, *, spike_dropout: float = 0.0, **options: Unpack[HiddenOptions]
+        self, in_features: int, out_features: int, *, spike_dropout: float = 0.0, **options: Unpack[LayerOptions]
     ) -> None:
         if not 0 <= spike_dropout < 1:
             raise ValueError(f"{type(self).__name__}: spike_dropout must be in [0, 1); got {spike_dropout}.")

@@ -13,7 +13,7 @@ from ttfs_triton.nn import network_graph
 from ttfs_triton.nn.folding import plain_synapses
 from ttfs_triton.nn.readout import Readout
 
-# Parts of the window in which the last hidden layer fires, at whose ends potentials are read.
+# Times within the last hidden layer's firing window, as shares of it, at which output potentials are read.
 EARLY = tuple(part / 10 for part in range(1, 10))
 
 

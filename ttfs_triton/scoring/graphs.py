@@ -33,5 +33,5 @@ class CudaGraphs:
 
 
 def reason_of_failure(error: RuntimeError) -> str:
-    """The first line of what went wrong in a capture."""
+    """The first line of the error of a capture."""
     return str(error).strip().splitlines()[0].rstrip(".")

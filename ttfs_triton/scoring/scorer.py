@@ -21,7 +21,7 @@ class Scorer:
     """Adds up the scores of batches as they come.
 
     Args:
-        network: what `network_graph` takes, unwrapped; its layers get what counts their spikes.
+        network: what `network_graph` takes, unwrapped; its layers get spike counters.
         accelerator: for device and autocast.
         image_shape: as of `network_graph`.
     Attributes:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.hardware import Counts, counting
-from ttfs_triton.model.weights import LoadError, read_weights_into
+from ttfs_triton.model.weights import LoadError, load_tensors, read_weights
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.run_records import EpochLine, Summary
 from ttfs_triton.scoring import (
@@ -146,7 +146,7 @@ def score_run(loop: TrainingLoop) -> dict[str, Any]:
     """
     network, folder, accelerator = loop.scored_network, loop.folder, loop.accelerator
     try:
-        read_weights_into(network, folder.best_weights)
+        load_tensors(network, read_weights(folder.best_weights), folder.best_weights)
     except LoadError as error:
         raise RunFolderError(str(error)) from error
     with counting(network, image_shape=loop.graph.image_shape, histogram_bins=0, by_sample=False) as counter:

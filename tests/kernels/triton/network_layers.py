@@ -1,17 +1,16 @@
 """Layers of the package's networks as the Triton backend sees them."""
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend.problem import Problem
-from ttfs_triton.nn import DFTConv2d, DFTLinear, networks
+from ttfs_triton.nn import Stage, network_graph, networks
 from ttfs_triton.nn.models import computes_pool
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
+from ttfs_triton.nn.weighted import WeightedConv2d
 
 
 def network_layers(
@@ -23,26 +22,16 @@ def network_layers(
     """
     with torch.device("meta"):
         network = getattr(networks, model)()
-    spiking: list[tuple[str, Problem]] = []
-    analog: list[tuple[str, Problem]] = []
-    layers = list(network.features.named_children())
-    computed = {pair[0][0] for pair in pairwise(layers) if computes_pool(pair[0][1], pair[1][1])}
+    layers = pairwise(network.features.named_children())
+    computed = {name for (name, layer), (_, following) in layers if computes_pool(layer, following)}
+    found: dict[str, list[tuple[str, Problem]]] = {"spiking": [], "analog": []}
 
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            if isinstance(module, WeightedLayer):
-                spikes = isinstance(module, DFTConv2d | DFTLinear)
-                x, neuron = inputs[0].to(dtype), Neuron(float(spikes))
-                geometry = None
-                if isinstance(module, WeightedConv2d):
-                    geometry = Geometry(module.stride, module.padding, module.dilation, module.groups)
-                problem = Problem.of(x, module.weight, geometry, neuron, 2 if name in computed else 1)
-                (spiking if spikes else analog).append((name, problem))
+    def fire(stage: Stage, x: Tensor, skip: Tensor | None) -> Tensor:
+        if stage.kind in found:
+            layer, neuron, pool = stage.weighted, Neuron(float(stage.kind == "spiking")), 1 + (stage.name in computed)
+            geometry = Geometry(**layer.geometry) if isinstance(layer, WeightedConv2d) else None
+            found[stage.kind].append((stage.name, Problem.of(x.to(dtype), layer.weight, geometry, neuron, pool)))
+        return torch.empty(batch, *stage.shape, device="meta")
 
-        return hook
-
-    for name, module in layers:
-        module.register_forward_hook(note(name))  # a hook also keeps a layer from computing the pool behind it
-    config = network.config
-    network.hidden(torch.empty(batch, config.in_channels, *config.image_size, device="meta"))
-    return spiking, analog
+    network_graph(network).run(torch.empty(batch, *network.image_shape, device="meta"), fire)
+    return found["spiking"], found["analog"]

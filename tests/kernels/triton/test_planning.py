@@ -14,7 +14,7 @@ from ttfs_kernels.triton_backend.configs import SMALLEST_BLOCK, SMALLEST_SHARED,
 from ttfs_kernels.triton_backend.formulation import Chip, fitting, inputs_first
 from ttfs_kernels.triton_backend.launch import Device
 from ttfs_kernels.triton_backend.problem import PASSES
-from ttfs_kernels.triton_backend.work import STEPS_PER_SPLIT, split
+from ttfs_kernels.triton_backend.work import split
 
 (kernels_tune,) = modules("_kernels_tune")
 
@@ -69,19 +69,6 @@ def test_blocks_are_safe_and_no_larger_than_what_they_cover(problem, which, chip
 )
 def test_programs_that_fit_on_a_processor(chip, registers, warps, shared, columns, programs):
     assert fitting(chip, registers, warps, shared, columns) == programs
-
-
-@given(
-    steps=st.lists(st.integers(1, 10**4), min_size=1, max_size=9),
-    blocks=st.integers(1, 500),
-    slots=st.integers(1, 400),
-    wanted=st.integers(0, 200),
-)
-def test_splits_cover_all_steps_and_none_is_empty(steps, blocks, slots, wanted):
-    splits, length = split(steps, blocks, slots, wanted, 64)
-    assert (splits - 1) * length < max(steps) <= splits * length
-    assert splits == 1 or length >= STEPS_PER_SPLIT
-    assert not wanted or splits <= wanted
 
 
 def test_splits_end_in_whole_waves(monkeypatch):

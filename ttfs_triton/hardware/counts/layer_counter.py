@@ -96,7 +96,7 @@ class SynapseCounter:
             "inputs": math.prod(inputs.shape[1:]) + skipped,
             "synapses": found.synapses + skipped,
             "weights": layer.weight.numel() + layer.skip,
-            "biases": len(layer.weight) if layer.has_initial_potential else 0,
+            "biases": 0 if layer.bias is None and layer.batch_norm is None else len(layer.weight),
         }
 
     def counts(

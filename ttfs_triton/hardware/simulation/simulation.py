@@ -12,7 +12,6 @@ from ttfs_triton.hardware.counts.counts import Counts, LayerActivity
 from ttfs_triton.nn.clock import CompareAt
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.grid import Grid
-from ttfs_triton.nn.integers import check_bits
 
 MOST_STEPS = 4096
 """Finer clocks are no hardware, and float32 closed forms are no better."""
@@ -34,7 +33,8 @@ class SimulationSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MOST_STEPS:
             raise ValueError(f"simulate: steps must be 1 to {MOST_STEPS}; got {self.steps}.")
-        check_bits("simulate", self.weight_bits)
+        if self.weight_bits is not None and not 2 <= self.weight_bits <= 16:
+            raise ValueError(f"simulate: weight_bits must be 2 to 16, or None; got {self.weight_bits}.")
         if self.state_bits is not None and not 4 <= self.state_bits <= 62:
             raise ValueError(f"simulate: state_bits must be 4 to 62, or None; got {self.state_bits}.")
         if self.compare_at not in get_args(CompareAt):

@@ -20,12 +20,12 @@ from ttfs_triton.hardware.counts.layer_counter import (
 )
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.nn.clock import Clock, CompareAt
-from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer, ClockedReadout, Membrane, earliest_input
+from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer, Membrane, earliest_input
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.faults import BrokenNeurons, Faults, disturbed, draw_broken, weight_factors
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.integers import QuantisedWeight, exact_products, largest_integer, quantise_weight
-from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
+from ttfs_triton.nn.readout import ClockedReadout, FirstSpikeReadout, PotentialReadout, Readout
 from ttfs_triton.nn.weighted import WeightedLayer
 
 # A batch is run in parts whose integers stay near the caches: CNN1 in batches of 200 runs 1.7 times as fast.
@@ -205,7 +205,7 @@ class Simulator:
         instant = decisive = layer.own_ramp().first_instant(*membrane).long()
         at_end = isinstance(readout, PotentialReadout) and readout.at == "end"
         found, score = layer.decide(membrane, instant), layer.score(membrane, at_end=at_end).argmax(1)
-        latency = found.step.amin(1) + self._graph.windows * self._clock.steps
+        latency = self._clock.step_of(instant.amin(1)) + self._graph.windows * self._clock.steps
         self._decisions.append((score, found.prediction, found.tie, found.no_spike, latency))
         if isinstance(readout, PotentialReadout):
             # Statistics show these neurons on the hidden layers' ramp, without the common initial potential.
