@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -158,11 +158,6 @@ class ConvertOptions(CalibrationImages):
     """Percentile of a channel's activations that becomes 1, for an ANN whose ReLU has no upper bound."""
 
 
-def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the recipe: parse, convert, exit with a plain message where the user can mend what went wrong."""
-    run_command(ConvertOptions, run, prog="convert.py", description=description, arguments=arguments)
-
-
 # Flags that need names of tensors that say whose network it is.
 _NAMED = ("trained_as", "batch_norm_epsilon", "replace_head", "keep_standardisation", "input_normalisation")
 
@@ -307,3 +302,6 @@ def _overrides(options: ConvertOptions, weights: Weights) -> dict[str, Any]:
         neuron = source.network.neuron if source is not None and isinstance(source.network, NetworkConfig) else Neuron()
         overrides["neuron"] = dataclasses.replace(neuron, psp_persistence=options.psp_persistence)
     return overrides
+
+
+main = partial(run_command, ConvertOptions, run, prog="convert.py")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -51,11 +52,6 @@ from ttfs_triton.scoring.deadline import deadline_curve, output_spikes
 from ttfs_triton.wording import number
 
 Result = TypeVar("Result")
-
-
-def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the recipe: parse, evaluate, exit with a plain message where the user can mend what went wrong."""
-    run_command(EvaluationOptions, run, prog="evaluate.py", description=description, arguments=arguments)
 
 
 def run(options: EvaluationOptions) -> Found:
@@ -234,3 +230,6 @@ def _lines(found: Found) -> list[str]:
         if simulation.settings.faults:
             rows.append(("  on a chip with", simulation.settings.faults.text(), ""))
     return [f"{name:<24} {value}" + (f"  ({note})" if note else "") for name, value, note in rows]
+
+
+main = partial(run_command, EvaluationOptions, run, prog="evaluate.py")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -63,11 +64,6 @@ class ExportOptions(BaseModel):
     """Hub data set, or "sample", whose test images to take. Default: random pixels."""
     data_dir: Path | None = None
     """Local folder with parquet files or class folders of images, likewise; no network is used."""
-
-
-def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the recipe: parse, export, exit with a plain message where the user can mend what went wrong."""
-    run_command(ExportOptions, run, prog="export.py", description=description, arguments=arguments)
 
 
 def run(options: ExportOptions) -> Comparison | None:
@@ -172,3 +168,6 @@ def show(comparison: Comparison, labels: Tensor | None, console: Console) -> Non
         there, here = ((classes == labels).float().mean().item() for classes in decided)
         lines.append(f"accuracy                      {there:.2%} there, {here:.2%} here")
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+main = partial(run_command, ExportOptions, run, prog="export.py")

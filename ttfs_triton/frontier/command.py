@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -38,18 +39,6 @@ NAME = "frontier"
 CALIBRATION_IMAGES = 512
 
 Rows = list[FrontierRow]
-
-
-def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the recipe: parse, sweep, exit with a plain message where the user can mend what went wrong."""
-    run_command(
-        FrontierOptions,
-        run,
-        prog="frontier.py",
-        description=description,
-        arguments=arguments,
-        errors=(ValueError, RuntimeError, OSError, MemoryError, Interrupted),
-    )
 
 
 def run(options: FrontierOptions) -> Rows:
@@ -220,3 +209,7 @@ def _key(row: FrontierRow, bench: Bench) -> dict[str, Any]:
     """Key of a network's measurements: all that they depend on but the question."""
     own = {"network": row.network, "point": row.point}
     return own | {"weights": row.weights_sha256, "images": bench.data.fingerprint}
+
+
+ERRORS = (ValueError, RuntimeError, OSError, MemoryError, Interrupted)
+main = partial(run_command, FrontierOptions, run, prog="frontier.py", errors=ERRORS)

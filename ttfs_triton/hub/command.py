@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -41,11 +41,6 @@ class PublishOptions(BaseModel):
     """First line of the commit."""
 
 
-def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the recipe: parse, check, publish; exit with a plain message where the user can mend it."""
-    run_command(PublishOptions, run, prog="publish.py", description=description, arguments=arguments)
-
-
 def run(options: PublishOptions) -> None:
     """Check rights, make the files, show them, send them unless it is a dry run.
 
@@ -63,3 +58,6 @@ def run(options: PublishOptions) -> None:
         print(f"{found.package.card}\ndry run: nothing was sent to {options.repo_id}")
     else:
         print(f"published {'for everybody' if options.public else 'privately'}: {found.url}")
+
+
+main = partial(run_command, PublishOptions, run, prog="publish.py")
