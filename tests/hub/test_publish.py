@@ -4,12 +4,11 @@ import pytest
 
 from tests.hub.client import Client, Raised, environment
 from tests.hub.server import Repository
-from ttfs_triton.hub.command import main
-from ttfs_triton.hub.publish import publish
+from ttfs_triton.hub.publish import main, publish
 from ttfs_triton.model.hub import HubError, check_account
 
 MAIN = (
-    "from ttfs_triton.hub.command import main; import sys; sys.argv = ['recipes/publish.py', *{0!r}]; main('', {0!r})"
+    "from ttfs_triton.hub.publish import main; import sys; sys.argv = ['recipes/publish.py', *{0!r}]; main('', {0!r})"
 )
 
 
