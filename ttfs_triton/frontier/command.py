@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -119,7 +120,7 @@ class Sweep:
         loaded, bench = network.loaded, Bench(self.options, data.test, self.accelerator)
         free = FrontierRow.of(network.name, FREE, loaded.network.graph.grid, weights_sha256=loaded.files.sha256)
         self._score(free, bench, lambda: loaded.network)
-        self._measure(loaded.network, self.rows[-1], bench, FAULTS)
+        self._measure(loaded.network, free, bench, FAULTS)
         for point, grid in self.options.grids().items():
             row = FrontierRow.of(network.name, point.name, grid, trained=False, weights_sha256=loaded.files.sha256)
             self._score(row, bench, lambda g=grid: self._calibrated(network, g, data))
@@ -140,7 +141,7 @@ class Sweep:
         return model
 
     def _measure(self, network: nn.Module, row: FrontierRow, bench: Bench, kinds: tuple[str, ...]) -> None:
-        """Add rows of a network with faults of some kinds, and by deadline."""
+        """Add rows of a network with faults of some kinds, and by deadline; `row` says which network it is."""
         key = _key(row, bench)
         asked = [faults for kind in kinds for faults in self.options.faults(kind)]
         for faults in [Faults(), *asked] if asked else []:  # without any, in the same simulation: where curves begin
@@ -174,11 +175,12 @@ class Sweep:
             loaded.network.graph.grid,
             weights_sha256=loaded.files.sha256,
             folder=str(path.relative_to(self.options.output_dir)),
-            date=bench.stamp()["date"],
+            epochs=summary["epochs"],
         )
-        row, counts = summary_row(summary, row), Counts.from_dict(summary["counts"])
+        scored = replace(summary_row(summary, row), date=bench.stamp()["date"])
+        counts = Counts.from_dict(summary["counts"])
         key = _key(row, bench) | {"steps": row.time_steps or self.options.steps}
-        self._add([bench.price(self.measured.get(key, lambda: bench.simulated(loaded.network, row, counts)))])
+        self._add([bench.price(self.measured.get(key, lambda: bench.simulated(loaded.network, scored, counts)))])
         kinds = tuple(key for key, _ in planned.point.keys if key in FAULTS)
         self._measure(loaded.network, row, bench, kinds)
 

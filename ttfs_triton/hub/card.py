@@ -21,7 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ttfs_triton.hardware import Counts, RunOptions, dense_ann, estimate, fair_chip, load_chip, verdict
 from ttfs_triton.hub.facts import ModelFacts, Results
-from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, ModelDescription
+from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS
 from ttfs_triton.model.files import model_bytes
 from ttfs_triton.model.hub import REPOSITORY
 from ttfs_triton.model.own_network import OwnNetwork
@@ -143,11 +143,6 @@ def code(text: Any) -> str:
     return " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
 
 
-def code_block(text: str) -> str:
-    """Others' text for a fenced block, without fences."""
-    return text.replace("```", "").strip()
-
-
 def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequence[str]) -> dict[str, Any]:
     network, graph, results = facts.model.description.network, facts.model.graph, facts.results
     counts = None if results is None else results.counts
@@ -200,8 +195,9 @@ def _energy(counts: Counts, chips: Sequence[str], options: RunOptions) -> dict[s
 
 
 def _settings(facts: ModelFacts) -> str:
+    """Settings that are not off, as YAML for a fenced block, which no value can end."""
     used = {key: value for key, value in facts.settings.items() if value not in (None, False, 0, "no", [], ())}
-    return code_block(yaml.safe_dump(used, sort_keys=False)) if used else ""
+    return yaml.safe_dump(used, sort_keys=False).replace("```", "").strip() if used else ""
 
 
 @dataclass(frozen=True)
@@ -231,7 +227,8 @@ def make_package(
 
     The weights are bit for bit those that were loaded; their header names this config.json.
     """
-    files = model_bytes(facts.model.state_dict(), _published(facts))
+    description = facts.model.description.replace(dataset=facts.data.recorded)  # without the name of a local folder
+    files = model_bytes(facts.model.state_dict(), description)
     facts = dataclasses.replace(facts, weights_sha256=hashlib.sha256(files[WEIGHTS]).hexdigest())
     files["README.md"] = render_card(facts, repo_id, license=license, chips=chips).encode()
     if (results := eval_results(facts)) is not None:
@@ -242,8 +239,3 @@ def make_package(
         files["metrics.jsonl"] = "".join(json.dumps(line) + "\n" for line in facts.metrics).encode()
     assert set(files) <= set(ALLOWED)
     return Package(files)
-
-
-def _published(facts: ModelFacts) -> ModelDescription:
-    """config.json without the name of a local folder."""
-    return facts.model.description.replace(dataset=facts.data.recorded)

@@ -163,23 +163,19 @@ def read_facts(
     elif run is not None:
         scored = {key.removeprefix("test_"): value for key, value in summary.items()}
         results = _results(run / SUMMARY, scored | {"limited": settings.get("max_test_samples") is not None})
+    # Where the user's code builds the network, the keys of a specification say nothing.
+    unused = () if settings.get("network") is None else NETWORK_SETTINGS
+    published = [key for key in PUBLISHED_SETTINGS if key in settings and key not in unused]
     return ModelFacts(
         model=model,
         weights_sha256=sha256,
         data=data,
         results=results,
-        settings={key: without_paths(settings[key]) for key in _published_keys(settings) if key in settings},
+        settings={key: without_paths(settings[key]) for key in published},
         training=training,
         metrics=[{key: line[key] for key in _METRICS if key in line} for line in metrics],
         unrecorded_base=settings.get("weights") is not None and model.description.base_model is None,
     )
-
-
-def _published_keys(settings: Mapping[str, Any]) -> Sequence[str]:
-    """Without those of the specification where the user's code builds the network."""
-    if settings.get("network") is None:
-        return PUBLISHED_SETTINGS
-    return [key for key in PUBLISHED_SETTINGS if key not in NETWORK_SETTINGS]
 
 
 def _evaluated(path: Path, sha256: str, model: TTFSModel, data: TrainingData, tested: str | None) -> Results:

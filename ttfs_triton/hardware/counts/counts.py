@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from ttfs_kernels import Neuron
 from ttfs_triton.nn.graph import ReadoutTime
@@ -81,7 +82,7 @@ class LayerCounts(LayerStatistics):
 
     def to_dict(self) -> dict[str, Any]:
         """All counts as JSON values, and "silent"."""
-        return dataclasses.asdict(self) | {"silent": self.silent, "histogram": list(self.histogram)}
+        return to_jsonable_python(self) | {"silent": self.silent}
 
 
 @dataclass(frozen=True)
@@ -237,18 +238,8 @@ class Counts:
     def to_dict(self) -> dict[str, Any]:
         """All counts as JSON values: the attributes, the sparsities, and "total"."""
         sparsities = ("sparsity", "sparsity_with_outputs", "sparsity_as_published")
-        return {
-            "format": FORMAT,
-            "samples": self.samples,
-            **{name: getattr(self, name) for name in sparsities},
-            "layers": [layer.to_dict() for layer in self.layers],
-            "total": self.total(),
-            "input": dataclasses.asdict(self.input),
-            "readout": self.readout,
-            "weight_bits": self.weight_bits,
-            "spikes_by_sample": list(self.spikes_by_sample),
-            "synaptic_operations_by_sample": list(self.synaptic_operations_by_sample),
-        }
+        derived = {"format": FORMAT, "total": self.total()} | {name: getattr(self, name) for name in sparsities}
+        return derived | to_jsonable_python(self) | {"layers": [layer.to_dict() for layer in self.layers]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Counts:
