@@ -84,7 +84,7 @@ def calibrate_grid(
 
 
 def _put_on_grid(network: nn.Module, grid: Grid | None) -> None:
-    """A network's own method also notes the grid in its configuration."""
+    """Put a network on a grid, by its own method if it has one, which also notes the grid in its configuration."""
     getattr(network, "put_on_grid", partial(put_on_grid, network))(grid)
 
 

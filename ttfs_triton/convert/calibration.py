@@ -32,7 +32,7 @@ REACHES, CANDIDATES = (2.0, 2.0 / 8, 2.0 / 64), 17
 
 @dataclass(frozen=True)
 class LayerCalibration:
-    """What calibration did to a layer.
+    """Result of calibration for one layer.
 
     Attributes:
         name: of the layer.
@@ -50,7 +50,7 @@ class LayerCalibration:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What calibration did to a network.
+    """Result of calibration for a network.
 
     Attributes:
         layers: hidden layers in their order; of a network on a grid its readout, too.
@@ -268,12 +268,12 @@ def _choose_initial_potentials(
 
 
 def around(parameter: Tensor, reach: float, points: int) -> list[Tensor]:
-    """Candidates from `reach` below to `reach` above what a parameter holds."""
+    """Candidates from `reach` below to `reach` above the values of a parameter."""
     return [parameter.detach() + step for step in torch.linspace(-reach, reach, points).tolist()]
 
 
 def choose_least(parameter: nn.Parameter, error: Callable[[], Tensor], candidates: Sequence[Tensor]) -> None:
-    """Give each channel, or all of them where there is one number for all, the candidate of least error, in place.
+    """Give each channel the candidate of least error, in place; a parameter of one number is chosen for all channels.
 
     Args:
         parameter: [C] or [1]; what it holds is the first candidate.

@@ -1,4 +1,4 @@
-"""`recipes/convert.py`: read, convert, show where everything went, write a folder that training and evaluation read."""
+"""`recipes/convert.py`: converts weights, prints where each went, writes a folder for training and evaluation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ttfs_triton.nn.config import Encoder
 
 
 class CalibrationImages(BaseModel):
-    """Options of every command that calibrates: its training images."""
+    """Options of all commands that calibrate: which training images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,7 +50,7 @@ class CalibrationImages(BaseModel):
     """Calibrate on the CPU even where there is a GPU."""
 
     def load(self, function: str, description: ModelDescription, count: int) -> Tensor:
-        """Images of a network, [count, C, H, W], made as its own were: resized or cropped, or of recordings.
+        """Training images [count, C, H, W] for a network, preprocessed as its own were.
 
         They are on the GPU where there is one and it is wanted.
 
@@ -82,7 +82,7 @@ class CalibrationImages(BaseModel):
             )
 
     def split(self, image_size: int | tuple[int, int] | None, **options: Any) -> ImageData:
-        """The training images, of a size, or of their own; options as of `load_images`."""
+        """The training images, resized if a size is given; `options` are those of `load_images`."""
         return load_images(
             self.dataset,
             self.data_dir,
@@ -95,7 +95,7 @@ class CalibrationImages(BaseModel):
         )
 
     def draw(self, data: ImageData, count: int) -> Tensor:
-        """So many of them, on the GPU where there is one and it is wanted."""
+        """`count` images, drawn by the seed; on the GPU if there is one, unless `cpu` is set."""
         device = torch.device("cuda" if torch.cuda.is_available() and not self.cpu else "cpu")
         return draw_images(data, count, self.seed).to(device)
 
@@ -200,7 +200,7 @@ def run(options: ConvertOptions) -> Converted | None:
 
 
 def _run_traced(options: ConvertOptions, builder: str, weights: Weights, console: Console) -> None:
-    """Convert the ANN that code of the user's builds."""
+    """Convert an ANN that the user's code builds."""
     given = [name for name in _NAMED if getattr(options, name) != ConvertOptions.model_fields[name].default]
     if given or options.encoder not in (None, "analog", "latency") or options.readout == "first_spike":
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given) or "signed encoders and first_spike"
@@ -279,7 +279,7 @@ def write_folder(
 
 
 def description_of(converted: Converted) -> ModelDescription:
-    """The network's config.json: images are made as the source's were, and classes named so if they are still its."""
+    """The network's config.json, with preprocessing and, unless the head is new, class names of the source."""
     config, source = converted.network.config, converted.weights.description()
     kept = source is not None and not converted.report.head_replaced
     return ModelDescription.of(

@@ -36,7 +36,7 @@ SPIKING = "the source is a spiking network; its weights are copied"
 
 @dataclass(frozen=True)
 class Converted:
-    """What `convert` made of some weights.
+    """A converted network, and where its weights are from.
 
     Attributes:
         network: the spiking network with the weights of the source, in evaluation mode; not calibrated.

@@ -1,4 +1,4 @@
-"""Scale an ANN so that its activations fit into [0, 1], where a spike time can say them.
+"""Scale an ANN so that its activations fit into [0, 1], the range of spike times.
 
 Diehl et al., "Fast-classifying, high-accuracy spiking deep networks through weight and threshold balancing", 2015, by
 channel and with a percentile in place of the maximum as Rueckauer et al., "Conversion of continuous-valued deep
@@ -27,7 +27,7 @@ def fit_range(
     samples: int = 65536,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Divide each channel's weights by its clip, multiply the weights that read it by the same, in place.
+    """Divide each channel's weights by its clip, multiply the weights that read the channel by it, in place.
 
     An ANN computes the same afterwards. Spikes say what lies below the clip, and saturate above.
 

@@ -1,4 +1,4 @@
-"""`recipes/calibrate.py`: put a trained network on a chip's grid without training, write a folder for all else."""
+"""`recipes/calibrate.py`: puts a trained network on a chip's grid without training, writes a folder with it."""
 
 from __future__ import annotations
 

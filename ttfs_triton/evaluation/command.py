@@ -1,4 +1,4 @@
-"""Score a trained network, count, simulate, price; show it, write it down."""
+"""`recipes/evaluate.py`: scores a network, counts, simulates and prices it; prints and writes the figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`recipes/export.py`: load, translate, write, say what the format cannot hold, and check in another program."""
+"""`recipes/export.py`: writes a network as ONNX or NIR, says what the format cannot hold, checks the file."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _check_options(options: ExportOptions) -> None:
 
 
 def _translate(options: ExportOptions, loaded: LoadedNetwork) -> tuple[bytes, list[str], Check]:
-    """The file, what it does not hold, and what checks it."""
+    """The file's content, sentences on what the format does not hold, and the function that checks it."""
     network, dataset = loaded.network, loaded.description.dataset or ""
     about: dict[str, Any] = {"class_names": network.class_names, "dataset": dataset}
     if options.format == "onnx":

@@ -222,7 +222,7 @@ class _Build:
         self.add("clock", self.flatten((self.clock.channels, 1, 1)), "clock_pixel")
 
     def encode(self, stage: Stage) -> None:
-        """The graph of a latency encoder begins behind it: its spikes are the image's."""
+        """A latency encoder has no node: its spikes are the image channels of the input."""
         self.route(node_name(stage.name), stage.input, 0)
         self.emitted[stage.name] = self.value, self.shape
 
@@ -261,7 +261,7 @@ class _Build:
             self.add("output", self.nir.Output(np.array(shape)), self.emitted[stage.name][0])
 
     def skip(self, stage: Stage, window: int) -> _Path:
-        """Spikes that go past layers, brought into the window before a layer's."""
+        """Delayed spikes of a skip, after their wait: they arrive in the window before the layer's."""
         name, wire, waits = f"{node_name(stage.name)}_skip", stage.skip, self.graph.waits(stage)
         weight = plain_skip_weights(stage.weighted)
         assert wire is not None
@@ -336,7 +336,7 @@ class _Build:
         return self.convolution(taps, size, [down, across])
 
     def convolution(self, weight: np.ndarray, size: tuple[int, ...], axes: Sequence[Axis]) -> Any:
-        """Without a bias, on maps of a size; kernels that are not square are written so, since nir infers one side.
+        """A convolution without bias on maps of a size. Its kernel is made square, since nir infers one side alone.
 
         Raises:
             NotImplementedError: no square kernel gives as many places.
@@ -388,7 +388,7 @@ def ungrouped(weight: np.ndarray, groups: int) -> np.ndarray:
 
 
 def _neuron(layer: nn.Module) -> tuple[float, float, float]:
-    """σ, the ramp's height, and what it falls in a window."""
+    """σ, the height of the threshold's ramp, and how far the ramp falls in a window."""
     if isinstance(layer, Readout):
         return layer.neuron.psp_persistence, layer.threshold, layer.threshold / layer.window
     sigma = layer.neuron.psp_persistence if isinstance(layer, DFTConv2d | DFTLinear) else 0.0

@@ -1,4 +1,4 @@
-"""`recipes/frontier.py`: measures every network, trains and measures every point, and goes on with what was begun."""
+"""`recipes/frontier.py`: measures each network, trains and measures its points. The same command resumes a sweep."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Sweep:
         self.failed: dict[str, str] = {}
 
     def run(self, network: PlannedNetwork, data: RunData) -> None:
-        """Do all that is asked of one network."""
+        """Measure one network, its calibrated grids and its trained points."""
         loaded, bench = network.loaded, Bench(self.options, data.test, self.accelerator)
         free = FrontierRow.of(network.name, FREE, loaded.network.graph.grid, weights_sha256=loaded.files.sha256)
         self._score(free, bench, lambda: loaded.network)
@@ -129,7 +129,7 @@ class Sweep:
                 self._trained(network, planned, bench)
 
     def _score(self, row: FrontierRow, bench: Bench, network: Callable[[], nn.Module]) -> None:
-        """Add the row of a network, which is scored unless it has been."""
+        """Add the row of a network; the network is scored unless the cache has its figures."""
         key = _key(row, bench) | {"steps": row.time_steps or self.options.steps, "calibrated": not row.trained}
         self._add([bench.price(self.measured.get(key, lambda: bench.score(network(), row)))])
 
@@ -152,7 +152,7 @@ class Sweep:
             self._add(self.measured.get(key | {"deadlines": True}, lambda: bench.in_time(network, row)).rows)
 
     def _train(self, network: PlannedNetwork, planned: PlannedPoint, data: RunData) -> bool:
-        """Train a point unless that has been done; whether it has been, to the end."""
+        """Train a point unless it has been trained. Returns False if training diverged."""
         if planned.ended:
             return True
         self.say(f"\n{network.name}: {planned.point.name}")
@@ -208,7 +208,7 @@ def line(row: FrontierRow) -> str:
 
 
 def _key(row: FrontierRow, bench: Bench) -> dict[str, Any]:
-    """Key of a network's measurements: all that they depend on but the question."""
+    """Key of a network's measurements in the cache: network, point, weights and images."""
     own = {"network": row.network, "point": row.point}
     return own | {"weights": row.weights_sha256, "images": bench.data.fingerprint}
 

@@ -63,7 +63,7 @@ class Measured:
             ) from error
 
     def get(self, key: Mapping[str, Any], measure: Callable[[], Found]) -> Found:
-        """The measurements of a key; made now if they are not there, or of an earlier version."""
+        """The measurements of a key, from the cache; measured now if they are missing or of another format."""
         text = json.dumps(key, sort_keys=True)
         with suppress(KeyError, ValidationError):
             return _FOUND.validate_json(json.dumps(self._found[text]))
@@ -111,7 +111,7 @@ class Bench:
         return Found((row,), counts, tuple(runs))
 
     def _compared(self, network: nn.Module, row: FrontierRow, simulated: Simulation) -> FrontierRow:
-        """The row with how many images network and simulation decide alike."""
+        """The row with the number of images that network and simulation decide alike."""
         device = self.accelerator.device
         readout = network_graph(network.eval(), self.data.shape[1:]).readout
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What is known about a model that is to be published, read from its run and its evaluation."""
+"""Facts about a model that is to be published, read from its run and its evaluation."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Results:
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """A model and what is known about it. Nothing here names this machine, its users or its folders.
+    """A model and its facts. None of them names this machine, its users or its folders.
 
     Attributes:
         model: loaded, in evaluation mode.
@@ -130,7 +130,7 @@ def read_facts(
     dataset: str | None = None,
     network: str | nn.Module | None = None,
 ) -> ModelFacts:
-    """Load a model and all that is written down about it.
+    """Load a model, and the facts in its run's and its evaluation's files.
 
     Args:
         files: of the model.
@@ -179,7 +179,7 @@ def read_facts(
 
 
 def _evaluated(path: Path, sha256: str, model: TTFSModel, data: TrainingData, tested: str | None) -> Results:
-    """Figures of an evaluation, if it is of these weights, and on the images that are claimed.
+    """Figures of an evaluation. Refused unless it is of these weights and on the images that are claimed.
 
     Args:
         tested: fingerprint of the test images of the run, which is that of equal ones wherever they were read.

@@ -1,4 +1,4 @@
-"""The table of a frontier: a row for each point with its costs, as CSV and as JSON that can be read again."""
+"""The table of a frontier: a row for each point with its costs. Written as CSV and JSON, read from JSON."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class FrontierRow:
         return dataclasses.asdict(self)
 
     def flat(self) -> dict[str, Any]:
-        """As cells of a table: energies are columns of their own, named CHIP: WHAT, µJ."""
+        """The row as cells of a CSV table, with a column "CHIP: SUM_uj" for each energy."""
         cells = self.to_dict()
         for amounts in cells.pop("energy"):
             chip = amounts.pop("chip")

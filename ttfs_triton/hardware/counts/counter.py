@@ -94,7 +94,7 @@ def counting(
     histogram_samples: int = 250,
     by_sample: bool = True,
 ) -> Iterator[Counter]:
-    """Count in every forward pass inside the `with` block; `image_shape` is as of `network_graph`, all else of `count`.
+    """Count in every forward pass inside the `with` block. Arguments are those of `network_graph` and `count`.
 
     The layers' own statistics rest meanwhile; `collect_statistics` reads those of this counter.
     """
@@ -138,7 +138,7 @@ class Counter:
         self._input += spikes_and_saturated(activations)
 
     def counts(self, accelerator: Accelerator | None = None) -> Counts:
-        """Read the counts: the one transfer to the host.
+        """Read the counts; nothing is copied from the device before.
 
         Args:
             accelerator: sums over its processes; all of them must call. Default: this process alone.

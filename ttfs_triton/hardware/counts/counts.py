@@ -123,7 +123,7 @@ OF_ALL_SAMPLES = (
     *("dense_macs", "saturated", "summed_spike_time"),
 )
 GATED = ("driven_time", "undriven_time")
-"""When neurons sleep before their first input; each may be None."""
+"""Times that neurons wait for their first input; each may be None."""
 SUMMED = ("neurons", "inputs", "synapses", "weights", "biases", "silent", "never_active", *OF_ALL_SAMPLES)
 """Keys of `Counts.total()`: sums over layers."""
 
@@ -191,7 +191,7 @@ class Counts:
 
     @property
     def sparsity_as_published(self) -> float | None:
-        """Spikes over neurons as the code that the paper published counts them; None if that was not counted.
+        """Spikes divided by neurons, counted as in the paper's published code; None if that was not counted.
 
         Neurons without any input fire at their window's end, and every output neuron is a spike.
         """
@@ -204,7 +204,7 @@ class Counts:
         return spikes / neurons
 
     def averages(self) -> tuple[LayerCounts, ...]:
-        """Layers with averages over samples, which are no whole numbers, in place of sums."""
+        """The layers with means over the samples in place of sums."""
         if self.samples < 1 or not self.layers:
             found = f"{self.samples} and {len(self.layers)}"
             raise ValueError(f"estimate: counts must be of at least one sample and layer; got {found}.")

@@ -1,4 +1,4 @@
-"""Options of an estimate; the energy of one sample: terms, each a count times a price, and their sums."""
+"""Energy of one sample as a sum of terms, each a count times a price; and the options of such an estimate."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class RunOptions:
 
 
 class Run(NamedTuple):
-    """Counts of a network, and the options to price it with, the `activity` of a simulation among them."""
+    """Counts of a network and the options to price them with; `options.activity` is that of a simulation."""
 
     counts: Counts
     options: RunOptions
@@ -105,7 +105,7 @@ class Term:
         return "unpublished" if self.price is None else self.price.status
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON values; energies in pJ."""
+        """The term as JSON values; energies in pJ."""
         amount = None if self.price is None else self.price.amount
         return {
             "layer": self.layer,
@@ -186,7 +186,7 @@ class Estimate:
         return self._by(lambda term: term.name)
 
     def by_price(self) -> dict[str, Range | None]:
-        """Energy that hangs on each price; None where there is none."""
+        """Energy of all terms of each price; None where the price is not known."""
         return self._by(lambda term: term.price_name)
 
     def _by(self, key: Callable[[Term], str]) -> dict[str, Range | None]:
@@ -241,7 +241,7 @@ class Swing:
 
 
 def sensitivity(energy: Estimate, *, spread: float = 0.0) -> tuple[Swing, ...]:
-    """One swing a price, the widest first; prices that move nothing are left out.
+    """How far each price moves the total within its range, the widest first; prices that move nothing are left out.
 
     Args:
         energy: of any network.
