@@ -11,8 +11,12 @@ from PIL import Image
 from safetensors.torch import load, load_file
 
 from tests.hub.client import Client, Raised, environment
+from tests.hub.server import Repository
 from tests.virtual_cuda import installed
 from ttfs_triton import TTFSModel
+from ttfs_triton.evaluation.command import main as evaluate
+from ttfs_triton.model import LoadError
+from ttfs_triton.model.hub import HubError
 
 IMAGE = "torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))"
 # The order of sums, and so the last bits, depend on the number of threads: one, in every process.
@@ -117,53 +121,50 @@ def test_offline_says_what_is_missing(offline):
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("source", "options", "message"),
     [
-        ("'org/nothing'", "org/nothing must exist on the Hub, .* There is no local folder org/nothing either"),
-        ("'org/model@nothing'", "revision must exist in org/model; it does not"),
-        ("'org/model', token='hf_wrong'", "org/model must be open to you and your token valid"),
-        ("'org/model', token='hf_guest'", "org/model must exist on the Hub, and hold the file"),
-        ("'org/model', token=False", "org/model must be open to you and your token valid"),
-        ("'org/mo..del'", r"repo_id must be a valid name, owner/name; got 'org/mo\.\.del'"),
+        ("org/nothing", {}, "org/nothing must exist on the Hub, .* There is no local folder org/nothing either"),
+        ("org/model@nothing", {}, "revision must exist in org/model; it does not"),
+        ("org/model", {"token": "hf_wrong"}, "org/model must be open to you and your token valid"),
+        ("org/model", {"token": "hf_guest"}, "org/model must exist on the Hub, and hold the file"),
+        ("org/model", {"token": False}, "org/model must be open to you and your token valid"),
+        ("org/mo..del", {}, r"repo_id must be a valid name, owner/name; got 'org/mo\.\.del'"),
     ],
 )
-def test_what_cannot_be_loaded_is_told(published, client, tmp_path, source, message):
-    with pytest.raises(Raised, match=f"^HubError: download: {message}"):
-        client.run(f"TTFSModel.from_pretrained({source}, cache_dir={str(tmp_path)!r})")
+def test_what_cannot_be_loaded_is_told(published, here, source, options, message):
+    with pytest.raises(HubError, match=f"^download: {message}"):
+        TTFSModel.from_pretrained(source, **options)
 
 
-def test_repositories_without_a_model_damaged_downloads_and_broken_connections_are_told(
-    published, hub, client, tmp_path
-):
-    client.run("import huggingface_hub as h; h.create_repo('org/empty', private=True)")
-    with pytest.raises(Raised, match=r"LoadError: load: org/empty must hold config\.json and model\.safetensors"):
-        client.run("TTFSModel.from_pretrained('org/empty')")
+def test_repositories_without_a_model_damaged_downloads_and_broken_connections_are_told(published, hub, here):
     files = dict(hub.files(published))
     files["model.safetensors"] = files["model.safetensors"][:-1] + b"\xff"
-    hub.repositories["org/damaged"] = type(hub.repositories[published])(True, {"1" * 40: files})
-    with pytest.raises(Raised, match=r"LoadError: load: .* its checksum differs"):
-        client.run("TTFSModel.from_pretrained('org/damaged')")
+    hub.repositories |= {"org/empty": Repository(True), "org/damaged": Repository(True, {"1" * 40: files})}
+    for name, message in (
+        ("org/empty", r"load: org/empty must hold config\.json and model\.safetensors"),
+        ("org/damaged", "load: .* its checksum differs"),
+    ):
+        with pytest.raises(LoadError, match=message):
+            TTFSModel.from_pretrained(name)
     hub.drop = "/api/models/org/model"
-    with pytest.raises(Raised, match=r"HubError: download: .*org/model"):
-        client.run(f"TTFSModel.from_pretrained('org/model', cache_dir={str(tmp_path)!r})")
+    with pytest.raises(HubError, match=r"download: .*org/model"):
+        TTFSModel.from_pretrained(published)
 
 
-def test_recipe_evaluates_what_is_on_the_hub(published, client, trained):
+def test_recipe_evaluates_what_is_on_the_hub(published, here, trained, capsys):
     summary = json.loads((trained / "summary.json").read_text())
-    command = ["org/model", "--cpu", "--no-simulation", "--max-test-samples", "100"]
-    shown = client.run(f"from ttfs_triton.evaluation.command import main; main('', {command!r})")
+    evaluate("", ["org/model", "--cpu", "--no-simulation", "--max-test-samples", "100"])
+    shown = capsys.readouterr().out
     assert f"accuracy                 {summary['test_accuracy']:.2%}" in shown
     assert "100 images" in shown
 
 
-def test_model_without_a_run_is_pushed(hub, client, logits):
-    url = client.run(
-        "model = TTFSModel.from_pretrained('org/model')\n"
-        "print(model.push_to_hub('alice/pushed', license='mit'))\n"
-        "model = TTFSModel.from_pretrained('alice/pushed')"
-    )
+def test_model_without_a_run_is_pushed(published, hub, here):
+    model = TTFSModel.from_pretrained("org/model")
+    url = model.push_to_hub("alice/pushed", license="mit")
     assert url.startswith(f"{hub.url}/alice/pushed/commit/")
     assert hub.repositories["alice/pushed"].private
     assert set(hub.files("alice/pushed")) == {"model.safetensors", "config.json", "README.md"}
     assert b"Not evaluated." in hub.files("alice/pushed")["README.md"]
-    assert client.run(DIGEST).strip() == logits
+    again = TTFSModel.from_pretrained("alice/pushed").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
