@@ -165,16 +165,20 @@ def render_page(data: PageData) -> str:
 def render(template: str, **names: Any) -> str:
     """Render a template of this folder with these names; it also sees the modules `tables` and `figures`."""
     require_matplotlib("write_page")
-    environment = Environment(
-        loader=PackageLoader("ttfs_triton.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, percent=percent, small_percent=small_percent, linked=linked)
+    environment = template_environment("ttfs_triton.report")
+    environment.filters["linked"] = linked
     environment.globals.update(tables=tables, energies=energy_tables, figures=figures)
     return environment.get_template(template).render(**names)
+
+
+def template_environment(package: str, *, autoescape: bool = True) -> Environment:
+    """Templates in the folder of a package, with words for numbers as filters; unknown names in them are errors."""
+    loader = PackageLoader(package, ".")
+    found = Environment(
+        loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    found.filters.update(number=number, percent=percent, small_percent=small_percent)
+    return found
 
 
 def linked(text: str) -> Markup:
