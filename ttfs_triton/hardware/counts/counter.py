@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.counts.layer_counter import LayerCounter, network_counts, spikes_and_saturated, sums_by_sample
 from ttfs_triton.nn.graph import NetworkGraph
-from ttfs_triton.nn.trace import network_graph
+from ttfs_triton.nn.trace import evaluating, network_graph
 
 
 @torch.no_grad()
@@ -57,15 +57,9 @@ def count(
     """
     graph, remaining = graph_of_batches("count", model, batches)
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    counter = Counter(graph, histogram_bins, histogram_samples, by_sample)
-    try:
-        with counter:
-            for batch in remaining:
-                model(images_and_labels(batch)[0].to(device, non_blocking=True))
-    finally:
-        model.train(was_training)
+    with evaluating(model), Counter(graph, histogram_bins, histogram_samples, by_sample) as counter:
+        for batch in remaining:
+            model(images_and_labels(batch)[0].to(device, non_blocking=True))
     return counter.counts(accelerator)
 
 
