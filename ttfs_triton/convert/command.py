@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import rich
 import torch
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
@@ -178,7 +179,7 @@ def run(options: ConvertOptions) -> Converted | None:
         options.check("convert")
     weights, console = open_weights(options.source, sha256=options.sha256), Console()
     if options.network is not None:
-        return _run_traced(options, options.network, weights, console)
+        return _run_traced(options, options.network, weights)
     copied = (*_NAMED, "classes", "image_size", "seed", "inexact_borders")
     converted = convert(weights, **{name: getattr(options, name) for name in copied}, **_overrides(options, weights))
     console.print(converted.report.table())
@@ -195,11 +196,11 @@ def run(options: ConvertOptions) -> Converted | None:
         console.print(calibration.table())
     report = converted.report.to_dict() | {"calibration": None if calibration is None else calibration.to_dict()}
     tensors, description = converted.network.state_dict(), description_of(converted)
-    write_folder(options.output_dir, tensors, description, {"conversion.json": report}, console)
+    write_folder(options.output_dir, tensors, description, {"conversion.json": report})
     return converted
 
 
-def _run_traced(options: ConvertOptions, builder: str, weights: Weights, console: Console) -> None:
+def _run_traced(options: ConvertOptions, builder: str, weights: Weights) -> None:
     """Convert an ANN that the user's code builds."""
     given = [name for name in _NAMED if getattr(options, name) != ConvertOptions.model_fields[name].default]
     if given or options.encoder not in (None, "analog", "latency") or options.readout == "first_spike":
@@ -221,7 +222,7 @@ def _run_traced(options: ConvertOptions, builder: str, weights: Weights, console
         if (value := getattr(options, name)) is not None
     }
     network, report = convert_ann(model.to(images.device), images, **chosen)
-    console.print(report.table())
+    rich.print(report.table())
     classes = network_graph(network, shape).classes
     found = TTFSModel.from_network(
         network.cpu(),
@@ -232,7 +233,7 @@ def _run_traced(options: ConvertOptions, builder: str, weights: Weights, console
         builder=builder,
     )
     more = {"conversion.json": report.to_dict() | {"source": weights.name, "sha256": weights.sha256}}
-    write_folder(options.output_dir, found.state_dict(), found.description, more, console)
+    write_folder(options.output_dir, found.state_dict(), found.description, more)
     if not isinstance(network, TTFSNetwork):
         print("to load it, give a function that returns convert_ann(ANN, IMAGES, calibrate=False)[0] as --network")
 
@@ -250,15 +251,13 @@ def write_folder(
     tensors: dict[str, Tensor],
     description: ModelDescription,
     reports: dict[str, dict[str, Any]],
-    console: Console,
 ) -> None:
-    """Write a model and JSON files by their names, all of it or nothing, and say where.
+    """Write a model and JSON files by their names, all of it or nothing, and print where.
 
     Args:
         folder: must not exist, or be empty.
         tensors, description: see `write_model`.
         reports: JSON values by name of the file.
-        console: to say it on.
     Raises:
         OSError: it cannot be written; nothing is left of it.
     """
@@ -275,7 +274,7 @@ def write_folder(
         shutil.rmtree(aside, ignore_errors=True)
         raise
     sync_folder(folder.parent)
-    console.print(f"written: {folder}", markup=False, highlight=False, soft_wrap=True)
+    print(f"written: {folder}")
 
 
 def description_of(converted: Converted) -> ModelDescription:

@@ -60,7 +60,7 @@ def run(options: CalibrateOptions) -> Calibration:
         found = calibrate_grid(network, images, grid, progress=lambda name: status.update(f"calibrating {name}"))
     console.print(found.table())
     report = {"calibration.json": found.to_dict()}
-    write_folder(options.output_dir, model.cpu().state_dict(), model.description, report, console)
+    write_folder(options.output_dir, model.cpu().state_dict(), model.description, report)
     return found
 
 

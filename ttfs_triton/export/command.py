@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import rich
 import torch
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
 from torch import Tensor
 
 from ttfs_triton.atomic import write_bytes
@@ -89,7 +89,7 @@ def run(options: ExportOptions) -> Comparison | None:
     if images is None:
         return None
     comparison = check(images)
-    show(comparison, labels, Console())
+    show(comparison, labels)
     if comparison.different:
         remedy = "Raise --steps, to which spike times are rounded. " if options.format == "nir" else ""
         if labels is None:
@@ -145,7 +145,7 @@ def _images(options: ExportOptions, loaded: LoadedNetwork) -> tuple[Tensor, Tens
     return to_float(data.images_at(torch.arange(len(data)))), data.labels
 
 
-def show(comparison: Comparison, labels: Tensor | None, console: Console) -> None:
+def show(comparison: Comparison, labels: Tensor | None) -> None:
     """Print a comparison; with labels, accuracies too."""
     kind = "random" if labels is None else "test"
     headers = ("layer", "spikes", "|Δt| mean", "|Δt| largest", "fires in one only", "fires again")
@@ -155,7 +155,7 @@ def show(comparison: Comparison, labels: Tensor | None, console: Console) -> Non
             for t in comparison.times
         ]
         title = f"{comparison.program} beside PyTorch: {comparison.images:,} {kind} images"
-        console.print(TerminalTable(title, headers, rows, caption="times in windows"))
+        rich.print(TerminalTable(title, headers, rows, caption="times in windows"))
     lines = []
     if comparison.logits is not None:
         lines.append(f"largest difference of logits  {comparison.logits:.2g}")
@@ -167,7 +167,7 @@ def show(comparison: Comparison, labels: Tensor | None, console: Console) -> Non
         decided = (comparison.predictions, comparison.decided_here)
         there, here = ((classes == labels).float().mean().item() for classes in decided)
         lines.append(f"accuracy                      {there:.2%} there, {here:.2%} here")
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    print("\n".join(lines))
 
 
 main = partial(run_command, ExportOptions, run, prog="export.py")

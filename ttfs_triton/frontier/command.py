@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from typing import Any
 
 from accelerate import Accelerator
-from rich.console import Console
 from torch import nn
 
 from ttfs_triton.command_line import run_command
@@ -40,6 +39,7 @@ NAME = "frontier"
 CALIBRATION_IMAGES = 512
 
 Rows = list[FrontierRow]
+say = partial(print, flush=True)  # a sweep takes hours, and its output may go to a file
 
 
 def run(options: FrontierOptions) -> Rows:
@@ -59,11 +59,6 @@ def run(options: FrontierOptions) -> Rows:
             "frontier: must run in one process; start it plainly, python recipes/frontier.py. A point that several "
             "are to train is a run like any other: its config.yaml says how, and this command takes up what has ended."
         )
-    console = Console(soft_wrap=True)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
-
     data = {network.name: load_data(network.config, accelerator, say) for network in networks}
     for network in networks:
         check_points(network, data[network.name], accelerator)
@@ -75,9 +70,8 @@ def run(options: FrontierOptions) -> Rows:
     }
     lock = FolderLock(options.output_dir)
     try:
-        for text in outline(networks):
-            say(text)
-        sweep = Sweep(options, accelerator, say, lambda rows: write_table(options.output_dir, NAME, rows, made))
+        say("\n".join(outline(networks)))
+        sweep = Sweep(options, accelerator, lambda rows: write_table(options.output_dir, NAME, rows, made))
         for network in networks:
             sweep.run(network, data[network.name])
     finally:
@@ -103,14 +97,8 @@ class Sweep:
         failed: points that could not be trained to the end, with why.
     """
 
-    def __init__(
-        self,
-        options: FrontierOptions,
-        accelerator: Accelerator,
-        say: Callable[[str], None],
-        write: Callable[[Rows], None],
-    ) -> None:
-        self.options, self.accelerator, self.say, self.write = options, accelerator, say, write
+    def __init__(self, options: FrontierOptions, accelerator: Accelerator, write: Callable[[Rows], None]) -> None:
+        self.options, self.accelerator, self.write = options, accelerator, write
         self.measured = Measured(options.output_dir / "measured.json")
         self.rows: Rows = []
         self.failed: dict[str, str] = {}
@@ -155,7 +143,7 @@ class Sweep:
         """Train a point unless it has been trained. Returns False if training diverged."""
         if planned.ended:
             return True
-        self.say(f"\n{network.name}: {planned.point.name}")
+        say(f"\n{network.name}: {planned.point.name}")
         try:
             split = split_data(data.train, data.test, planned.config)
             train(planned.config, planned.point.folder, data=split, again="the same command")
@@ -188,7 +176,7 @@ class Sweep:
         self.rows += rows
         for row in rows:
             if row.kind != "deadline":
-                self.say(line(row))
+                say(line(row))
         self.write(self.rows)
 
 
