@@ -29,7 +29,7 @@ class Weights:
 
     Attributes:
         tensors: by name, on the CPU, without containers and prefixes of wrappers.
-        name: of the source as it may be passed on: the Hub repository, or the file's name without its folders.
+        name: of the source in reports and model cards: the Hub repository, or the file's name without folders.
         file: where the weights lie on this machine.
         format: "safetensors" or "pickle" (tensors only).
         sha256: of the file, hexadecimal.

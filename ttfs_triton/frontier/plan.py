@@ -64,7 +64,7 @@ class PlannedNetwork:
 
     Attributes:
         name: of folders and rows.
-        config: of a run that would go on as before: it says which images are read, and how.
+        config: of a run that continues the network's training; it says which images are read, and how.
     """
 
     name: str

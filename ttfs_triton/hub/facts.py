@@ -105,12 +105,12 @@ class ModelFacts:
     Attributes:
         model: loaded, in evaluation mode.
         weights_sha256: of the file, hexadecimal; None for a model that was not loaded from one.
-        data: that it was trained on.
+        data: training data.
         results: None if it was not evaluated.
-        settings: of training, by `PUBLISHED_SETTINGS`; empty if it was not trained here.
-        training: what summary.json says beside results, by `_TRAINING`; empty if it was not trained here.
+        settings: of training, keys of `PUBLISHED_SETTINGS`; empty if the model was not trained here.
+        training: figures of summary.json beside the results, keys of `_TRAINING`; empty likewise.
         metrics: one entry an epoch.
-        unrecorded_base: training started from other weights, of which nothing was written down.
+        unrecorded_base: training started from other weights, whose origin was not recorded.
     """
 
     model: TTFSModel

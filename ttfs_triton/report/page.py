@@ -90,7 +90,7 @@ class PageData:
         energy: one estimate a chip.
         chip: whose energy is among the headline figures, one of `energy`. Default: the first that prices memory, or
             anything.
-        comparison, simulation, sweep, deadlines: what else was found.
+        comparison, simulation, sweep, deadlines: further analyses.
         frontier, here: points of a sweep, and this network among them.
         facts: how the page was made (versions, device, date, command), in the order in which they are shown.
     """

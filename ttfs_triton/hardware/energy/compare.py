@@ -113,8 +113,8 @@ class Verdict:
         with_memory, arithmetic: ratio at each of `steps`, or the one of a closed form; empty where the chip does not
             price it, or does not tell it apart.
         asked: place of the steps that were asked for.
-        missing: what the network does that has no price there, so that it costs more than the ratios say.
-        bound: whether the network was not simulated, so that ratios are upper bounds.
+        missing: operations of the network that have no price on the chip; it costs more than the ratios say.
+        bound: the network was not simulated: the ratios are upper bounds.
     """
 
     chip: str

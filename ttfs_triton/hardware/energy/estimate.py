@@ -29,7 +29,7 @@ class RunOptions:
         implementation: "clock_driven" or "closed_form", see `estimate`.
         gating: a neuron sleeps before its first input spike and once it has fired; clock-driven only. Counts that lack
             the first (`LayerCounts.driven_time`) give an upper bound.
-        activity: work of the neurons as a simulation of the same counts found it, in place of a formula.
+        activity: work of the neurons from a simulation of the same counts, in place of a formula.
         weight_bits: of weights in memory. Default: the chip's, else the network's own, or 8.
         state_bits: of slopes and potentials in memory. Default: the chip's, at least 16.
         memory: charge memory traffic.
@@ -82,7 +82,7 @@ class Term:
         count: operations a sample, or microseconds for static power; None if it is not known.
         price: of one, pJ or µW (which is pJ a microsecond); None if the chip states none.
         price_name: key of `PRICES`, or "memory".
-        note: what is missing, if something is.
+        note: what is missing to price the term, if something is.
     """
 
     layer: str
