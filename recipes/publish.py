@@ -6,4 +6,4 @@ python recipes/publish.py runs/mnist --repo-id YOU/mnist-cnn1 --dry-run
 from ttfs_triton.command_line import start
 
 if __name__ == "__main__":
-    start("ttfs_triton.hub.command", __doc__)
+    start("ttfs_triton.hub.publish", __doc__)

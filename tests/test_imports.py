@@ -136,7 +136,7 @@ assert "ttfs_triton.train" not in sys.modules
 assert "huggingface_hub" not in sys.modules
 ttfs_triton.TTFSModel
 import ttfs_triton.train
-import ttfs_triton.evaluation.command, ttfs_triton.export.command, ttfs_triton.hub.command
+import ttfs_triton.evaluation.command, ttfs_triton.export.command, ttfs_triton.hub.publish
 import ttfs_triton.convert.command, ttfs_triton.report
 """
 

@@ -75,20 +75,20 @@ def write_out(text: str = "") -> None:
 def run_command(
     options: type[Options],
     run: Callable[[Options], object],
+    description: str | None,
+    arguments: Sequence[str] | None = None,
     *,
     prog: str,
-    description: str | None,
-    arguments: Sequence[str] | None,
     errors: tuple[type[Exception], ...] = (ValueError, RuntimeError, OSError, MemoryError),
 ) -> None:
-    """Parse options and run.
+    """Parse options and run. The `main` of a command is this function with options, `run` and `prog` filled in.
 
     Args:
         options: whose fields are the flags.
         run: what to do with them.
-        prog: the script's file name; behind `ttfs` the name is that command's.
         description: shown by `--help`.
         arguments: command line without the program's name. Default: sys.argv[1:].
+        prog: the script's file name; behind `ttfs` the name is that command's.
         errors: of `run` that the user can mend.
     Raises:
         SystemExit: with code 2 for options that cannot be read, with 1 for values that are not allowed and for such

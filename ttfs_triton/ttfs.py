@@ -16,7 +16,7 @@ COMMANDS = {
     "calibrate": ("ttfs_triton.convert.grid_command", "Put a trained network on a chip's grid, without training."),
     "export": ("ttfs_triton.export.command", "Write a network as ONNX or NIR, and check it in another program."),
     "sweep": ("ttfs_triton.frontier.command", "Accuracy against activity, energy, time steps, weight bits and faults."),
-    "publish": ("ttfs_triton.hub.command", "Publish a network on the Hugging Face Hub, with a model card."),
+    "publish": ("ttfs_triton.hub.publish", "Publish a network on the Hugging Face Hub, with a model card."),
 }
 NEUTRAL = "own"
 """The recipe of a training without a recipe: every key at its default."""

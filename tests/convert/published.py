@@ -10,34 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tests.convert.sources import PLAN, _Convolution, _Linear
-
-HEAD = (12, 9)
+from tests.convert.sources import Paper, _Convolution, _Linear
 
 
-class _Published(nn.Module):
-    """Places as in the published files: an activation behind each layer, pools in between."""
+class _Published(Paper):
+    """Spiking: what fires is in `fired`, and the activation functions of the ANN are passed over."""
 
-    def __init__(self, classes: int = 10, plan: tuple[int | str, ...] = PLAN, channels: int = 3) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for item in plan:
-            if isinstance(item, str):
-                layers.append(nn.MaxPool2d(2))
-            else:
-                layers += [_Convolution(channels, item), nn.Identity()]
-                channels = item
-        dense: list[nn.Module] = []
-        for features in HEAD:
-            dense += [_Linear(channels, features), nn.Identity()]
-            channels = features
-        self.conv, self.fc = nn.Sequential(*layers), nn.Sequential(*dense, _Linear(channels, classes))
         self.fired: list[Tensor] = []
 
     def layers(self) -> list[nn.Module]:
         """All that computes something, up to the readout."""
         found = [*self.conv, nn.Flatten(), *self.fc]
-        return [layer for layer in found if not isinstance(layer, nn.Identity)]
+        return [layer for layer in found if not isinstance(layer, nn.Hardtanh)]
 
 
 class Proxy(_Published):
@@ -113,29 +99,6 @@ def _fire(layer: nn.Module, x: Tensor) -> Tensor:
     potential, slope = layer(x), layer((x > 0).to(x.dtype))
     inside = torch.where(potential + slope > 0, (potential + slope) / (1 + slope), 0.0)
     return torch.where(potential >= 1, 1.0, inside)
-
-
-def briefly_trained(model: nn.Module, steps: int = 30) -> nn.Module:
-    """After some steps of AdamW towards the brightest quadrant's number, as far as gradients of spikes that move go."""
-    generator = torch.Generator().manual_seed(1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(steps):
-        images, labels = coloured_quadrants(32, generator)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    return model.eval()
-
-
-def coloured_quadrants(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images [count, 3, 32, 32], normalised, of which one quadrant is bright, and its number."""
-    labels = torch.randint(4, (count,), generator=generator)
-    images = torch.randn(count, 3, 32, 32, generator=generator)
-    for image, label in zip(images, labels.tolist(), strict=True):
-        row, column = divmod(label, 2)
-        image[:, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16] += 1
-    return images, labels
 
 
 def saved(model: nn.Module, path: Path) -> Path:

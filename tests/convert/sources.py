@@ -93,18 +93,24 @@ class _Linear(nn.Module):
         return self.linear(x)
 
 
-def paper(classes: int = 10) -> nn.Module:
-    """As an ANN: ReLU clamped to [0, 1], no biases."""
-    layers: list[nn.Module] = []
-    channels = 3
-    for item in PLAN:
-        if isinstance(item, str):
-            layers.append(nn.MaxPool2d(2))
-        else:
-            layers += [_Convolution(channels, item), nn.Hardtanh(0, 1)]
-            channels = item
-    dense = nn.Sequential(_Linear(10, 12), nn.Hardtanh(0, 1), _Linear(12, 9), nn.Hardtanh(0, 1), _Linear(9, classes))
-    return Named(conv=nn.Sequential(*layers), flatten=nn.Flatten(), fc=dense)
+class Paper(nn.Module):
+    """The paper's VGG, narrow, with the names of its files and no biases. As an ANN, ReLU is clamped to [0, 1]."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for item in PLAN:
+            if isinstance(item, str):
+                layers.append(nn.MaxPool2d(2))
+            else:
+                layers += [_Convolution(channels, item), nn.Hardtanh(0, 1)]
+                channels = item
+        dense = [_Linear(10, 12), nn.Hardtanh(0, 1), _Linear(12, 9), nn.Hardtanh(0, 1), _Linear(9, classes)]
+        self.conv, self.fc = nn.Sequential(*layers), nn.Sequential(*dense)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).flatten(1))
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:

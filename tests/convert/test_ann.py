@@ -3,15 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from tests.convert import sources
 from tests.convert.sources import randomised
 from ttfs_triton import TTFSModel
 from ttfs_triton.convert import ConversionError, convert_ann
-from ttfs_triton.convert.ann import fold_average_pool
 from ttfs_triton.hardware import count, simulate
 from ttfs_triton.nn import Grid, TTFSNetwork, network_graph
 
@@ -184,15 +181,3 @@ def test_what_cannot_be_converted_is_refused_by_its_node(model, message):
     model.eval()(images) if any(isinstance(module, nn.LazyLinear) for module in model.modules()) else None
     with pytest.raises(ConversionError, match=rf"(?s)convert_ann: model must .*{message}"):
         convert_ann(model, images)
-
-
-sizes = st.integers(1, 5)
-
-
-@given(side=sizes, height=sizes, width=sizes, channels=sizes, seed=st.integers(0, 99))
-def test_average_pool_folds_into_a_linear_layer(side, height, width, channels, seed):
-    generator, pool = torch.Generator().manual_seed(seed), nn.AdaptiveAvgPool2d(side)
-    weight = torch.randn(3, channels * side**2, generator=generator, dtype=torch.float64)
-    x = torch.randn(2, channels, height, width, generator=generator, dtype=torch.float64)
-    folded = fold_average_pool(weight, pool, (height, width))
-    torch.testing.assert_close(F.linear(x.flatten(1), folded), F.linear(pool(x).flatten(1), weight))

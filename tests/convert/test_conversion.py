@@ -25,7 +25,7 @@ from ttfs_triton.nn.networks import VGG11
 
 NARROW = "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2"
 EXACT = {"neuron": Neuron(0.0), "trained_as": "ann"}
-PROJECTS = [sources.torchvision, sources.one_layer_head, sources.timm_pooled, sources.paper]
+PROJECTS = [sources.torchvision, sources.one_layer_head, sources.timm_pooled, sources.Paper]
 
 
 # ---- networks of other projects
@@ -40,7 +40,7 @@ PROJECTS = [sources.torchvision, sources.one_layer_head, sources.timm_pooled, so
         (lambda: sources.torchvision(5, side=7, batch_norm=False), "torchvision VGG", "-12-12", 288),
         (sources.one_layer_head, "torchvision VGG", "", 32),
         (sources.timm_pooled, "timm VGG", "-A", 64),
-        (sources.paper, "Wei et al., ICCV 2023", "-12-9", 32),
+        (sources.Paper, "Wei et al., ICCV 2023", "-12-9", 32),
     ],
 )
 def test_layout_is_recognised_and_converted_exactly(build, layout, head, size):
@@ -109,8 +109,8 @@ def test_batch_norm_folds_whatever_it_has():
 @pytest.mark.parametrize(
     ("build", "classes", "statistics"),
     [
-        (sources.paper, 10, CIFAR10_PAPER),
-        (sources.paper, 100, CIFAR100_PAPER),
+        (sources.Paper, 10, CIFAR10_PAPER),
+        (sources.Paper, 100, CIFAR100_PAPER),
         (lambda classes: sources.torchvision(classes, side=7), 10, IMAGENET),
     ],
 )
@@ -196,7 +196,7 @@ def test_wrong_tensors_are_named(tensors, problem):
 
 def test_image_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ConversionError, match=r"image_size must be 32 .*maps of 1×1; got \(96, 96\)"):
-        convert(weights_of(sources.paper()), image_size=96, trained_as="ann")
+        convert(weights_of(sources.Paper()), image_size=96, trained_as="ann")
     with pytest.raises(ConversionError, match="image_size must be at least 32 for 5 pools"):
         convert(weights_of(sources.torchvision()), image_size=16)
     notes = convert(weights_of(sources.one_layer_head()), image_size=(64, 96)).report.notes
@@ -341,12 +341,12 @@ def test_another_number_of_classes_needs_a_new_head():
 
 def test_overrides_reach_the_network():
     values = {"neuron": Neuron(0.3, surrogate_width=0.1), "readout": "first_spike", "dropout": 0.2, "bias": True}
-    network = convert(weights_of(sources.paper()), trained_as="ann", **values).network
+    network = convert(weights_of(sources.Paper()), trained_as="ann", **values).network
     assert {name: getattr(network.config, name) for name in values} == values
     assert not network.readout.bias.any()
-    assert not convert(weights_of(sources.paper()), trained_as="ann").network.config.bias
+    assert not convert(weights_of(sources.Paper()), trained_as="ann").network.config.bias
     with pytest.raises(ConversionError, match=r"overrides must be among .*; got sigma, specification"):
-        convert(weights_of(sources.paper()), specification="8", sigma=1)
+        convert(weights_of(sources.Paper()), specification="8", sigma=1)
     with pytest.raises(ConversionError, match="bias must be True for a source with biases or batch norm"):
         convert(weights_of(sources.one_layer_head()), bias=False)
 
@@ -361,7 +361,7 @@ def test_report_names_every_tensor(build):
         assert key in named or any(key.startswith(name[:-1]) for name in named if name.endswith("*")), key
     values = json.loads(json.dumps(report.to_dict()))
     assert values["layers"][0]["name"] == "conv1"
-    assert any("batch norm" in layer.folded for layer in report.layers) == (build is not sources.paper)
+    assert any("batch norm" in layer.folded for layer in report.layers) == (build is not sources.Paper)
 
 
 # ---- activations within [0, 1]

@@ -17,7 +17,7 @@ from tests.hub.server import HubServer, Repository
 from ttfs_triton.convert import WeightsError, open_weights
 from ttfs_triton.convert.checkpoint import CONTAINERS, PREFIXES, plain_tensors
 from ttfs_triton.model import BaseModel, ModelDescription
-from ttfs_triton.model.files import read_model, write_model
+from ttfs_triton.model.files import write_model
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 TENSORS = {"a.weight": torch.arange(600.0).view(20, 30), "a.bias": torch.ones(20)}
@@ -154,13 +154,6 @@ def test_damaged_configuration_is_refused(own, tmp_path, text, problem):
         open_weights(tmp_path).description()
 
 
-def test_origin_of_converted_weights_is_handed_on(own):
-    base = BaseModel("vgg.pt", "1" * 64, "org/vgg", "2" * 40)
-    description, tensors = read_model(own / "config.json", own / "model.safetensors")
-    write_model(own, tensors, description.replace(base_model=base))
-    assert open_weights(own).base_model() == base
-
-
 # ---- code and bombs
 
 
@@ -291,16 +284,7 @@ def server():
 @pytest.fixture
 def hub(server, tmp_path, monkeypatch):
     """The server, as the only Hub there is, and an empty cache."""
-    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    for name, value in (
-        ("ENDPOINT", server.url),
-        ("HUGGINGFACE_CO_URL_TEMPLATE", template),
-        ("HF_HUB_CACHE", str(tmp_path / "cache")),
-        ("HF_HUB_DISABLE_XET", True),
-        ("HF_HUB_OFFLINE", False),
-    ):
-        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
+    server.use_here(monkeypatch, tmp_path / "cache")
     server.log.clear()
     return server
 

@@ -18,13 +18,13 @@ from ttfs_triton.nn import Grid
 
 
 def evaluate(run, *flags):
-    main("Evaluate.", [str(run), "--cpu", *map(str, flags)])
+    main("Evaluate.", [str(run), "--cpu", "--max-test-samples", "100", *map(str, flags)])
 
 
 @pytest.fixture(scope="module")
 def output(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("output") / "out"
-    evaluate(trained[0], "--chip", "anp_i", "lemaire45:int8", "--steps", "8", "--output-dir", folder)
+    evaluate(trained, "--chip", "anp_i", "lemaire45:int8", "--steps", "8", "--output-dir", folder)
     return folder
 
 
@@ -44,7 +44,8 @@ def test_figures_are_those_of_training(output, summary):
 
 def test_command_takes_the_gpu_where_there_is_one(trained, summary, tmp_path, device):
     flags = ["--chip", "all", "--steps", "8", "--output-dir", tmp_path / "out", "--report", tmp_path / "page.html"]
-    main("Evaluate.", [str(trained[0]), *map(str, flags), *(["--cpu"] if device.type == "cpu" else [])])
+    flags += ["--max-test-samples", 100, *(["--cpu"] if device.type == "cpu" else [])]
+    main("Evaluate.", [str(word) for word in (trained, *flags)])
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert found["accuracy"] == pytest.approx(summary["test_accuracy"], abs=1 / summary["test_images"])
     assert found["sparsity"] == pytest.approx(summary["sparsity"], rel=1e-3)
@@ -53,18 +54,18 @@ def test_command_takes_the_gpu_where_there_is_one(trained, summary, tmp_path, de
 
 
 def test_files_have_no_local_paths_and_are_not_overwritten_unasked(trained, output, capsys):
-    assert str(trained[0].parent) not in (output / "evaluation.json").read_text()
+    assert str(trained.parent) not in (output / "evaluation.json").read_text()
     with (output / "energy.csv").open(newline="") as file:
         unpublished = [row for row in csv.DictReader(file) if row["status"] == "unpublished"]
     assert {row["price_pj"] for row in unpublished} == {""}
     with pytest.raises(SystemExit, match="1"):
-        evaluate(trained[0], "--output-dir", output)
+        evaluate(trained, "--output-dir", output)
     assert "Replace it by --overwrite" in capsys.readouterr().err
 
 
 def test_prints_what_it_found_and_sweeps(trained, tmp_path, capsys):
     flags = ["--no-simulation", "--max-test-samples", 9, "--implementation", "closed_form", "--sweep"]
-    evaluate(trained[0], *flags, "--output-dir", tmp_path / "out")
+    evaluate(trained, *flags, "--output-dir", tmp_path / "out")
     shown = capsys.readouterr().out.replace("-", " ")
     assert all(words in shown for words in ("9 images", "activity  ", "synaptic operations", "closed form"))
     assert len((tmp_path / "out" / "sweep.csv").read_text().splitlines()) == 37
@@ -75,7 +76,7 @@ def test_prints_what_it_found_and_sweeps(trained, tmp_path, capsys):
     [
         (["--chip", "loihi2"], "No public per-operation figure"),
         (["--chip", "nowhere"], "must be"),
-        (["--sample", "400"], "sample must be below 45"),
+        (["--sample", "400"], "sample must be below 100"),
         (["--report", "page.txt"], "must end in .html"),
         (["--steps", "0"], "steps"),
         (["--lost-spikes", "0.1", "--no-simulation"], "faults must be simulated; got 10% of spikes lost"),
@@ -84,7 +85,7 @@ def test_prints_what_it_found_and_sweeps(trained, tmp_path, capsys):
 )
 def test_bad_options_are_refused(trained, flags, message, capsys):
     with pytest.raises(SystemExit) as found:
-        evaluate(trained[0], *flags)
+        evaluate(trained, *flags)
     assert message in f"{found.value}{capsys.readouterr().err}"
 
 
@@ -102,14 +103,14 @@ def test_what_would_make_a_figure_known_is_a_flag():
 def on_grid(trained, tmp_path_factory):
     """The trained network on a grid, by calibration."""
     folder = tmp_path_factory.mktemp("grid") / "network"
-    model, images = TTFSModel.from_pretrained(trained[0]), torch.rand(16, 1, 8, 8)
+    model, images = TTFSModel.from_pretrained(trained), torch.rand(16, 1, 28, 28)
     calibrate_grid(model, images, Grid(4, 4))
     model.save_pretrained(folder)
     return folder
 
 
-def test_network_on_a_grid_is_evaluated_and_simulated_on_it(on_grid, trained, tmp_path, capsys):
-    evaluate(on_grid, "--data-dir", trained[1], "--chip", "anp_i", "--output-dir", tmp_path / "out")
+def test_network_on_a_grid_is_evaluated_and_simulated_on_it(on_grid, tmp_path, capsys):
+    evaluate(on_grid, "--chip", "anp_i", "--output-dir", tmp_path / "out")
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert (found["simulation"]["steps"], found["simulation"]["weight_bits"]) == (4, 4)
     assert found["simulation"]["accuracy"] == found["accuracy"]
@@ -120,7 +121,7 @@ def test_network_on_a_grid_is_evaluated_and_simulated_on_it(on_grid, trained, tm
 
 def test_faults_and_deadlines_are_found(trained, tmp_path, capsys):
     flags = ["--spike-jitter", 0.1, "--dead-neurons", 0.3, "--deadlines"]
-    evaluate(trained[0], *flags, "--chip", "anp_i", "--steps", 8, "--output-dir", tmp_path / "out")
+    evaluate(trained, *flags, "--chip", "anp_i", "--steps", 8, "--output-dir", tmp_path / "out")
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert found["simulation"]["faults"]["dead_neurons"] == 0.3
     assert len(found["deadlines"]["rows"]) == 20
@@ -137,12 +138,10 @@ def test_impossible_analysis_does_not_cost_the_others(trained, tmp_path, capsys,
     for name in ("simulate_at", "output_spikes"):
         monkeypatch.setattr(command, name, impossible)
     with pytest.raises(SystemExit, match="1"):
-        evaluate(
-            trained[0], "--deadlines", "--chip", "anp_i", "--output-dir", tmp_path, "--report", tmp_path / "a.html"
-        )
+        evaluate(trained, "--deadlines", "--chip", "anp_i", "--output-dir", tmp_path, "--report", tmp_path / "a.html")
     told = capsys.readouterr().err
     assert "  simulation: potentials must fit into 62 bits\n  deadlines: potentials must fit" in told
     found = json.loads((tmp_path / "evaluation.json").read_text())
-    assert (found["images"], found["simulation"], found["deadlines"]) == (45, None, None)
+    assert (found["images"], found["simulation"], found["deadlines"]) == (100, None, None)
     assert found["energy"][0]["energy_pj"]["total"]["nominal"] > 0
     assert "an upper bound: not simulated" in (tmp_path / "a.html").read_text()

@@ -7,21 +7,32 @@ import torch
 from tests.data.fixtures import write_parquet
 from ttfs_triton import TTFSModel
 from ttfs_triton.evaluation import load_network, load_test_images
+from ttfs_triton.nn import NetworkConfig
 
 
-def test_test_images_are_those_of_the_run(trained):
-    run, data = trained
-    images = load_test_images(load_network(run))
-    assert (len(images), images.split) == (45, "test")
-    assert len(load_test_images(load_network(run / "best"), data_dir=data, max_samples=7)) == 7
+@pytest.fixture
+def plain(tmp_path):
+    """A folder with a network for 8×8 images of four classes; nothing says on which data it was trained."""
+    config = NetworkConfig("4C5-P4-16", image_size=(8, 8), classes=4)
+    TTFSModel(config, class_names=list("abcd")).save_pretrained(tmp_path / "plain")
+    return tmp_path / "plain"
+
+
+def test_test_images_are_those_of_the_run(trained, plain, tmp_path):
+    for folder in (trained, trained / "best"):  # config.yaml, and without it config.json, name the data set
+        images = load_test_images(load_network(folder), max_samples=7)
+        assert (len(images), images.split, images.dataset) == (7, "test", "sample")
     with pytest.raises(ValueError, match="must name a data set on the Hub; got None"):
-        load_test_images(load_network(run / "best"))
-    with pytest.raises(ValueError, match="images must be"):
-        load_test_images(load_network(run), dataset="sample")
+        load_test_images(load_network(plain))
+    write_parquet(tmp_path / "test.parquet", np.zeros((4, 8, 8, 3), dtype=np.uint8), [0, 1, 2, 3])
+    with pytest.raises(ValueError, match=r"images must be \(1, 8, 8\) .*; got \(3, 8, 8\)"):
+        load_test_images(load_network(plain), data_dir=tmp_path)
+    with pytest.raises(ValueError, match="data must have 4 classes; got 10"):
+        load_test_images(load_network(plain), dataset="sample")
 
 
-def test_columns_can_be_named_and_classes_have_the_order_of_the_network(trained, tmp_path):
-    network, pixels = load_network(trained[0]), np.zeros((4, 8, 8), dtype=np.uint8)
+def test_columns_can_be_named_and_classes_have_the_order_of_the_network(plain, tmp_path):
+    network, pixels = load_network(plain), np.zeros((4, 8, 8), dtype=np.uint8)
     columns = {"image": "picture", "more": {"label2": [0, 0, 0, 0]}}
     write_parquet(tmp_path / "test.parquet", pixels, [0, 1, 2, 3], names=["a", "b", "c", "d"], **columns)
     images = load_test_images(network, data_dir=tmp_path, image_column="picture", label_column="label")
@@ -34,14 +45,14 @@ def test_columns_can_be_named_and_classes_have_the_order_of_the_network(trained,
         assert len(load_test_images(network, data_dir=tmp_path)) == 4
 
 
-def test_weights_are_finite_and_of_one_precision(trained, tmp_path):
+def test_weights_are_finite_and_of_one_precision(plain, tmp_path):
     image = torch.rand(1, 1, 8, 8)
-    expected = load_network(trained[0]).network(image)
+    expected = load_network(plain).network(image)
     for precision, tolerance in ((torch.float64, 0.0), (torch.float16, 1e-2)):
-        TTFSModel.from_pretrained(trained[0]).to(precision).save_pretrained(tmp_path / str(precision))
+        TTFSModel.from_pretrained(plain).to(precision).save_pretrained(tmp_path / str(precision))
         found = load_network(tmp_path / str(precision)).network(image)
         torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
-    broken = TTFSModel.from_pretrained(trained[0])
+    broken = TTFSModel.from_pretrained(plain)
     with torch.no_grad():
         next(broken.parameters()).view(-1)[0] = torch.nan
     with pytest.raises(ValueError, match=r"weights must be finite; got 1 of \d+ values of .*conv1"):

@@ -1,6 +1,5 @@
 """Steps, channels and weights of the clock; what goes into a graph, and what comes out."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
@@ -8,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.export.common import images_for, small_network
 from ttfs_triton.export import decide, input_frames
-from ttfs_triton.export.nir_clock import Axis, Clock, clock_weights, sampling, square
+from ttfs_triton.export.nir_clock import Clock, sampling
 
 CLOCK = Clock(steps=5, windows=3, readout_steps=5, image_shape=(2, 4, 6), analog=False)
 
@@ -25,22 +24,6 @@ def test_metadata_bring_it_back():
     assert Clock.from_metadata(CLOCK.to_metadata()) == CLOCK
     with pytest.raises(ValueError, match='metadata must hold "clock"'):
         Clock.from_metadata({"network": "{}"})
-
-
-@pytest.mark.parametrize("ramp", [1.0, 20.0])
-def test_weights_build_potentials_up_ramp_and_gate(ramp):
-    bias, gate = np.array([0.5, -0.25], np.float32), 8.0
-    weights = clock_weights(CLOCK, 1, bias, ramp, gate, stop=ramp + 2)
-    slope, potential, found = np.zeros(2), np.zeros(2), []
-    for step in range(CLOCK.total_steps):
-        slope = slope + weights[:, CLOCK.channels_at(step)].sum(1)
-        potential = potential + slope
-        found.append(potential / CLOCK.steps)
-    found = np.stack(found)
-    np.testing.assert_allclose(found[4], bias, atol=1e-6)  # complete in the last step before the window
-    middle = (np.arange(5) + 0.5) / 5
-    np.testing.assert_allclose(found[5:10], bias + gate + ramp * middle[:, None], atol=1e-5)
-    np.testing.assert_allclose(np.diff(found[9:], axis=0), -2 / 5, atol=1e-5)
 
 
 @given(
@@ -64,25 +47,6 @@ def test_sampling_reaches_maps_behind_convolutions_and_pools(size, kernel, strid
     stride, padding, _ = zip(*axes, strict=True)
     maps = torch.nn.functional.conv2d(torch.ones(1, 1, *size), taps, stride=stride, padding=padding)
     assert torch.equal(maps, torch.ones(1, 1, *wanted))
-
-
-@given(
-    size=st.tuples(st.integers(3, 12), st.integers(3, 12)),
-    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    axes=st.tuples(*[st.builds(Axis, st.integers(1, 3), st.integers(0, 2))] * 2),
-)
-def test_square_kernels_compute_the_same(size, kernel, axes):
-    found = square(kernel, size, axes)
-    assume(found is not None)
-    side, (above, before) = found
-    taps, maps = torch.rand(1, 1, *kernel), torch.rand(1, 1, *size)
-    padded = torch.zeros(1, 1, side, side)
-    padded[:, :, above : above + kernel[0], before : before + kernel[1]] = taps
-    stride, padding, _ = zip(*axes, strict=True)
-    expected = torch.nn.functional.conv2d(maps, taps, stride=stride, padding=padding)
-    wider = (padding[0] + above, padding[1] + before)
-    torch.testing.assert_close(torch.nn.functional.conv2d(maps, padded, stride=stride, padding=wider), expected)
-    assert found[0] == max(kernel) or (kernel[0] - kernel[1]) % 2
 
 
 def clock_of(network, steps=4, analog=False):

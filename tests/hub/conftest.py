@@ -20,6 +20,13 @@ def _nothing_dropped(hub):
     hub.drop = None
 
 
+@pytest.fixture
+def here(hub, tmp_path, monkeypatch):
+    """This process uses the hub as alice, who may write to alice/ and org/, with an empty cache and without waiting."""
+    hub.use_here(monkeypatch, tmp_path / "cache", "hf_writer")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
     """Cache of the clients."""

@@ -11,9 +11,11 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
 
 # token → (user, role); the user "guest" may write nowhere, though the token says so.
@@ -71,6 +73,14 @@ class HubServer(ThreadingHTTPServer):
         found = self.repositories[repo_id].at("main")
         assert found is not None
         return found[1]
+
+    def use_here(self, patch: pytest.MonkeyPatch, cache: Path, token: str | None = None) -> None:
+        """Make this process use this hub and no other, with a cache and a token of its own."""
+        template = f"{self.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        own = {"ENDPOINT": self.url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_CACHE": str(cache)}
+        for name, value in (own | {"HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}).items():
+            patch.setattr(f"huggingface_hub.constants.{name}", value)
+        patch.setenv("HF_TOKEN", token) if token else patch.delenv("HF_TOKEN", raising=False)
 
     def close(self) -> None:
         self.shutdown()

@@ -6,10 +6,11 @@ import pytest
 
 from tests.hub.client import Client, Raised, environment
 from tests.hub.server import Repository
+from ttfs_triton import TTFSModel
+from ttfs_triton.model.hub import HubError
 
 EVIL = "../../../../outside"
 INFO = "GET /api/models/org/hostile/revision/main"
-LOAD = "TTFSModel.from_pretrained('org/hostile', cache_dir={!r})"
 
 
 @pytest.fixture(scope="module")
@@ -43,28 +44,34 @@ def twisted(hub, served):
         ),
     ],
 )
-def test_answers_are_checked_before_anything_is_written(client, served, twisted, tmp_path, pattern, change, message):
+def test_answers_are_checked_before_anything_is_written(here, served, twisted, tmp_path, pattern, change, message):
     twisted(pattern, **change)
-    with pytest.raises(Raised, match=f"HubError: download: .*{message}"):
-        client.run(LOAD.format(str(tmp_path / "deep" / "cache")))
+    with pytest.raises(HubError, match=f"^download: .*{message}"):
+        TTFSModel.from_pretrained(served, cache_dir=tmp_path / "deep" / "cache")
     assert [path.name for path in tmp_path.iterdir()] in (["deep"], [])
     assert not list(tmp_path.rglob("*outside*"))
 
 
-@pytest.mark.parametrize("pattern", [INFO, "GET .*safetensors", "HEAD .*config.json"])
-def test_a_hub_that_drips_is_given_up(hub, served, twisted, home, tmp_path, pattern):
-    twisted(pattern, drip=0.2)
+@pytest.fixture(scope="module")
+def impatient(hub, home):
+    """A process that gives a hub two seconds for an answer."""
     process = Client(environment(hub.url, home))
-    process.run("import time; pause = time.sleep; import threading; from ttfs_triton.model import *")
+    process.run("from ttfs_triton.model import *")
     process.run("from ttfs_triton.model import hub; hub.ANSWER_SECONDS = 2")
-    with pytest.raises(Raised, match=r"the Hub must answer for org/hostile; TimeoutError: it took more than \d s"):
-        process.run(LOAD.format(str(tmp_path)))
+    yield process
     process.process.kill()
     process.close()
 
 
-def test_errors_of_this_machine_stay_what_they_are(client, served, tmp_path):
-    (tmp_path / "cache").write_text("a file")
-    with pytest.raises(Raised, match=r"(FileExists|NotADirectory)Error"):
-        client.run(LOAD.format(str(tmp_path / "cache" / "below")))
-    client.run(LOAD.format(str(tmp_path / "other")))
+@pytest.mark.parametrize("pattern", [INFO, "GET .*safetensors", "HEAD .*config.json"])
+def test_a_hub_that_drips_is_given_up(impatient, served, twisted, tmp_path, pattern):
+    twisted(pattern, drip=0.2)
+    with pytest.raises(Raised, match=r"the Hub must answer for org/hostile; TimeoutError: it took more than \d s"):
+        impatient.run(f"TTFSModel.from_pretrained({served!r}, cache_dir={str(tmp_path)!r})")
+
+
+def test_errors_of_this_machine_stay_what_they_are(here, served, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises((FileExistsError, NotADirectoryError)):
+        TTFSModel.from_pretrained(served, cache_dir=tmp_path / "file" / "below")
+    TTFSModel.from_pretrained(served, cache_dir=tmp_path / "other")

@@ -2,15 +2,16 @@
 
 import pytest
 
-from tests.hub.client import Client, Raised, environment
 from tests.hub.server import Repository
-from ttfs_triton.hub.command import main
-from ttfs_triton.hub.publish import publish
+from ttfs_triton.hub.publish import main, publish
+from ttfs_triton.model import LoadError
 from ttfs_triton.model.hub import HubError, check_account
 
-MAIN = (
-    "from ttfs_triton.hub.command import main; import sys; sys.argv = ['recipes/publish.py', *{0!r}]; main('', {0!r})"
-)
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def command(*words):
+    main("Publish.", [str(word) for word in words])
 
 
 def changed(hub):
@@ -18,34 +19,35 @@ def changed(hub):
     return [line for line in hub.paths() if not line.startswith(("GET", "HEAD")) and "validate-yaml" not in line]
 
 
-def test_public_only_when_asked_to(hub, client, trained):
+def test_public_only_when_asked_to(hub, trained, capsys):
     for name, flags, word in (("open", ["--public"], "for everybody"), ("closed", [], "privately")):
-        shown = client.run(MAIN.format([str(trained), "--repo-id", f"org/{name}", *flags]))
+        command(trained, "--repo-id", f"org/{name}", *flags)
         assert hub.repositories[f"org/{name}"].private == (name == "closed")
-        assert f"published {word}" in shown
+        assert f"published {word}" in capsys.readouterr().out
     hub.repositories["org/hidden"] = Repository(True)
-    with pytest.raises(Raised, match="org/hidden must be public, as asked; it is private"):
-        client.run(f"publish({str(trained)!r}, 'org/hidden', private=False)")
+    with pytest.raises(HubError, match="org/hidden must be public, as asked; it is private"):
+        publish(trained, "org/hidden", private=False)
 
 
-def test_one_commit_replaces_what_is_stale_and_sends_weights_once(hub, client, trained):
+def test_one_commit_replaces_what_is_stale_and_sends_weights_once(hub, trained):
     old = {"README.md": b"old card", ".eval_results/ttfs-triton.yaml": b"old", "notes.txt": b"mine"}
     hub.repositories["org/old"] = Repository(True, {"0" * 40: {}, "1" * 40: old})
-    client.run(f"publish({str(trained)!r}, 'org/old')")
+    publish(trained, "org/old")
     files = hub.files("org/old")
     assert len(hub.repositories["org/old"].commits) == 3
     assert files["README.md"].startswith(b"---\n")
     assert ".eval_results/ttfs-triton.yaml" not in files  # not the whole test set
     assert files["notes.txt"] == b"mine"
     hub.paths()
-    client.run(f"publish({str(trained)!r}, 'org/old')")
+    publish(trained, "org/old")
     assert not any(line.startswith("PUT") for line in hub.paths())
 
 
-def test_dry_run_talks_to_nobody(hub, client, trained):
+def test_dry_run_talks_to_nobody(hub, trained, capsys):
     hub.paths()
-    shown = client.run(MAIN.format([str(trained), "--repo-id", "org/dry", "--dry-run"]))
+    command(trained, "--repo-id", "org/dry", "--dry-run")
     assert [line for line in hub.paths() if "agent-harnesses" not in line] == []
+    shown = capsys.readouterr().out
     for part in ("model.safetensors", "config.json", "# dry", "dry run: nothing was sent to org/dry"):
         assert part in shown
 
@@ -53,6 +55,7 @@ def test_dry_run_talks_to_nobody(hub, client, trained):
 @pytest.mark.parametrize(
     ("repo_id", "token", "message"),
     [
+        ("org/new", None, r"a token must be there; found none\. Run `hf auth login`"),
         ("org/new", "hf_wrong", "org/new must be open to you and your token valid; the Hub says no"),
         ("org/new", "hf_reader", "the token must be one that may write; a token may only read"),
         ("other/new", "hf_writer", "repo_id must belong to alice or org or locked; got 'other/new'"),
@@ -61,62 +64,51 @@ def test_dry_run_talks_to_nobody(hub, client, trained):
         ("org/public", "hf_writer", "org/public must be private, as asked; it is public. Ask for a public one"),
     ],
 )
-def test_rights_are_found_out_before_anything_is_sent(hub, client, trained, repo_id, token, message):
+def test_rights_are_found_out_before_anything_is_sent(hub, trained, repo_id, token, message, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
     hub.repositories["locked/there"] = Repository(True)
     hub.repositories["org/public"] = Repository(False)
     before = {name: dict(repository.commits) for name, repository in hub.repositories.items()}
     hub.paths()
-    with pytest.raises(Raised, match=f"HubError: publish: {message}") as raised:
-        client.run(f"publish({str(trained)!r}, {repo_id!r}, token={token!r})")
+    with pytest.raises(HubError, match=f"^publish: {message}") as raised:
+        publish(trained, repo_id, token=token)
     assert "hf_" not in str(raised.value)
     assert set(changed(hub)) <= {"POST /api/repos/create"}
     assert {name: repository.commits for name, repository in hub.repositories.items()} == before
 
 
-def test_wrong_files_are_found_out_before_a_repository_is_made(hub, client, tmp_path):
-    with pytest.raises(Raised, match="LoadError"):
-        client.run(f"publish({str(tmp_path)!r}, 'org/nothing')")
-    assert "org/nothing" not in hub.repositories
-
-
-@pytest.mark.slow
-def test_missing_token_is_told(hub, trained, tmp_path):
-    process = Client(environment(hub.url, tmp_path))
-    try:
-        with pytest.raises(Raised, match=r"publish: a token must be there; found none\. Run `hf auth login`"):
-            process.run(f"from ttfs_triton.hub.publish import publish; publish({str(trained)!r}, 'org/new')")
-    finally:
-        process.close()
-
-
 @pytest.mark.parametrize("where", ["PUT /lfs", "POST .*/commit/main"])
-def test_interrupted_upload_changes_nothing_and_goes_on(hub, client, run, where):
+def test_interrupted_upload_changes_nothing_and_goes_on(hub, run, where, capsys):
     repo_id = f"org/cut-{where[:3].lower()}"
     (run / "best" / "marker").write_text("untouched")
     before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*"))
     hub.objects.clear()
     hub.drop = where
-    with pytest.raises(Raised) as raised:
-        client.run(MAIN.format([str(run), "--repo-id", repo_id]))
-    message = str(raised.value)
+    with pytest.raises(SystemExit, match="1"):
+        command(run, "--repo-id", repo_id)
+    message = capsys.readouterr().err
     assert f"publish: the Hub must answer for {repo_id}" in message
     assert f"Nothing has changed in {repo_id}; {run} is as it was. Publish it again." in message
     assert hub.files(repo_id) == {}
     assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
     hub.drop = None
-    client.run(MAIN.format([str(run), "--repo-id", repo_id]))
+    command(run, "--repo-id", repo_id)
     assert hub.files(repo_id)["model.safetensors"] == (run / "best" / "model.safetensors").read_bytes()
 
 
-def test_mistakes_are_told_plainly_without_a_network(trained, capsys):
+def test_mistakes_are_told_plainly_before_a_repository_is_made(hub, trained, tmp_path, capsys):
     for arguments, message in (
-        ([str(trained), "--repo-id", "name", "--dry-run"], "error: publish: repo_id must be owner/name"),
-        ([f"{trained}/nowhere", "--repo-id", "a/b", "--dry-run"], "error: load: source must be a file, a folder"),
-        ([str(trained), "--repo-id", "a/b", "--dry-run", "--chip", "nowhere"], "nowhere"),
+        ((trained, "--repo-id", "name", "--dry-run"), "error: publish: repo_id must be owner/name"),
+        ((f"{trained}/nowhere", "--repo-id", "a/b", "--dry-run"), "error: load: source must be a file, a folder"),
+        ((trained, "--repo-id", "a/b", "--dry-run", "--chip", "nowhere"), "nowhere"),
     ):
         with pytest.raises(SystemExit, match="1"):
-            main("Publish.", arguments)
+            command(*arguments)
         assert message in capsys.readouterr().err
+    with pytest.raises(LoadError):
+        publish(tmp_path, "org/nothing")
+    assert "org/nothing" not in hub.repositories
     for name in ("name", "../x", "org/..", "org/../new", "org/-x", "org/x.git", "a" * 300 + "/b", "a/\x00"):
         for check in (check_account, lambda name: publish(trained, name, dry_run=True)):
             with pytest.raises(HubError, match="repo_id must be owner/name"):

@@ -8,11 +8,13 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from safetensors.torch import load, load_file
+from safetensors.torch import load
 
-from tests.hub.client import Client, Raised, environment
-from tests.virtual_cuda import installed
+from tests.hub.server import Repository
 from ttfs_triton import TTFSModel
+from ttfs_triton.evaluation.command import main as evaluate
+from ttfs_triton.model import LoadError
+from ttfs_triton.model.hub import HubError
 
 IMAGE = "torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))"
 # The order of sums, and so the last bits, depend on the number of threads: one, in every process.
@@ -41,15 +43,6 @@ def published(trained, hub, client):
     return "org/model"
 
 
-@pytest.fixture(scope="module")
-def offline(hub, home):
-    """A process with the same cache and no network."""
-    process = Client(environment(hub.url, home, HF_HUB_OFFLINE="1"))
-    process.run("from ttfs_triton.model import *; import torch")
-    yield process
-    process.close()
-
-
 def test_new_process_gets_the_same_logits(trained, client, logits, tmp_path):
     client.run(f"model = TTFSModel.from_pretrained({str(trained)!r})")
     assert client.run(DIGEST).strip() == logits
@@ -74,21 +67,14 @@ def test_hub_gives_the_same_logits(published, hub, client, logits):
     assert client.run("print(model.description.dataset, model.description.library['name'])") == "sample ttfs-triton\n"
 
 
-def test_hub_gives_a_model_on_a_device(published, hub, home, trained, device, tmp_path):
-    process = Client(environment(hub.url, home, HF_TOKEN="hf_writer"))
-    if installed():
-        process.run("from tests.virtual_cuda import install; install()")
-    process.run("from ttfs_triton.model import *; import torch, safetensors.torch")
-    process.run(f"model = TTFSModel.from_pretrained('{published}', device={str(device)!r})")
-    process.run(f"logits = model({IMAGE}.to({str(device)!r})); assert str(logits.device) == {str(device)!r}")
-    process.run(f"safetensors.torch.save_file({{'logits': logits.detach().cpu()}}, {str(tmp_path / 'logits')!r})")
-    process.run(f"model.push_to_hub('org/from-{device.type}', license='mit')")
-    process.close()
-    images = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    expected = TTFSModel.from_pretrained(trained)(images).detach()
-    torch.testing.assert_close(load_file(tmp_path / "logits")["logits"], expected, rtol=1e-4, atol=1e-4)
-    weights = hub.files(f"org/from-{device.type}")["model.safetensors"]
-    ours, theirs = load(weights), load(hub.files(published)["model.safetensors"])
+def test_hub_gives_a_model_on_a_device(published, hub, here, trained, device):
+    images = torch.rand(3, 1, 28, 28)
+    model = TTFSModel.from_pretrained(published, device=device)
+    logits = model(images.to(device))
+    assert logits.device == device
+    torch.testing.assert_close(logits.cpu(), TTFSModel.from_pretrained(trained)(images), rtol=1e-4, atol=1e-4)
+    model.push_to_hub(f"org/from-{device.type}", license="mit")
+    ours, theirs = (load(hub.files(name)["model.safetensors"]) for name in (f"org/from-{device.type}", published))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
@@ -101,69 +87,64 @@ def test_code_on_the_card_runs(published, hub, client, tmp_path):
     assert shown.startswith("Classification(")
 
 
-def test_cache_serves_without_a_network(published, client, offline, hub, logits):
-    client.run(f"TTFSModel.from_pretrained({published!r})")
+def test_cache_serves_without_a_network(published, hub, here, trained, monkeypatch):
+    TTFSModel.from_pretrained(published)
     hub.log.clear()
-    offline.run(f"model = TTFSModel.from_pretrained({published!r})")
-    assert offline.run(DIGEST).strip() == logits
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    found, expected = (TTFSModel.from_pretrained(source).state_dict() for source in (published, trained))
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    with pytest.raises(HubError, match="download: org/other must be in the cache while HF_HUB_OFFLINE is set"):
+        TTFSModel.from_pretrained("org/other")
+    with pytest.raises(HubError, match="publish: the Hub must be reachable; HF_HUB_OFFLINE is set"):
+        TTFSModel.from_pretrained(published).push_to_hub("org/other")
     assert hub.log == []
 
 
-def test_offline_says_what_is_missing(offline):
-    with pytest.raises(Raised, match=r"HubError: download: org/other must be in the cache while HF_HUB_OFFLINE is set"):
-        offline.run("TTFSModel.from_pretrained('org/other')")
-    with pytest.raises(Raised, match="HubError: publish: the Hub must be reachable; HF_HUB_OFFLINE is set"):
-        offline.run("TTFSModel(model.config).push_to_hub('org/other')")
-
-
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("source", "options", "message"),
     [
-        ("'org/nothing'", "org/nothing must exist on the Hub, .* There is no local folder org/nothing either"),
-        ("'org/model@nothing'", "revision must exist in org/model; it does not"),
-        ("'org/model', token='hf_wrong'", "org/model must be open to you and your token valid"),
-        ("'org/model', token='hf_guest'", "org/model must exist on the Hub, and hold the file"),
-        ("'org/model', token=False", "org/model must be open to you and your token valid"),
-        ("'org/mo..del'", r"repo_id must be a valid name, owner/name; got 'org/mo\.\.del'"),
+        ("org/nothing", {}, "org/nothing must exist on the Hub, .* There is no local folder org/nothing either"),
+        ("org/model@nothing", {}, "revision must exist in org/model; it does not"),
+        ("org/model", {"token": "hf_wrong"}, "org/model must be open to you and your token valid"),
+        ("org/model", {"token": "hf_guest"}, "org/model must exist on the Hub, and hold the file"),
+        ("org/model", {"token": False}, "org/model must be open to you and your token valid"),
+        ("org/mo..del", {}, r"repo_id must be a valid name, owner/name; got 'org/mo\.\.del'"),
     ],
 )
-def test_what_cannot_be_loaded_is_told(published, client, tmp_path, source, message):
-    with pytest.raises(Raised, match=f"^HubError: download: {message}"):
-        client.run(f"TTFSModel.from_pretrained({source}, cache_dir={str(tmp_path)!r})")
+def test_what_cannot_be_loaded_is_told(published, here, source, options, message):
+    with pytest.raises(HubError, match=f"^download: {message}"):
+        TTFSModel.from_pretrained(source, **options)
 
 
-def test_repositories_without_a_model_damaged_downloads_and_broken_connections_are_told(
-    published, hub, client, tmp_path
-):
-    client.run("import huggingface_hub as h; h.create_repo('org/empty', private=True)")
-    with pytest.raises(Raised, match=r"LoadError: load: org/empty must hold config\.json and model\.safetensors"):
-        client.run("TTFSModel.from_pretrained('org/empty')")
+def test_repositories_without_a_model_damaged_downloads_and_broken_connections_are_told(published, hub, here):
     files = dict(hub.files(published))
     files["model.safetensors"] = files["model.safetensors"][:-1] + b"\xff"
-    hub.repositories["org/damaged"] = type(hub.repositories[published])(True, {"1" * 40: files})
-    with pytest.raises(Raised, match=r"LoadError: load: .* its checksum differs"):
-        client.run("TTFSModel.from_pretrained('org/damaged')")
+    hub.repositories |= {"org/empty": Repository(True), "org/damaged": Repository(True, {"1" * 40: files})}
+    for name, message in (
+        ("org/empty", r"load: org/empty must hold config\.json and model\.safetensors"),
+        ("org/damaged", "load: .* its checksum differs"),
+    ):
+        with pytest.raises(LoadError, match=message):
+            TTFSModel.from_pretrained(name)
     hub.drop = "/api/models/org/model"
-    with pytest.raises(Raised, match=r"HubError: download: .*org/model"):
-        client.run(f"TTFSModel.from_pretrained('org/model', cache_dir={str(tmp_path)!r})")
+    with pytest.raises(HubError, match=r"download: .*org/model"):
+        TTFSModel.from_pretrained(published)
 
 
-def test_recipe_evaluates_what_is_on_the_hub(published, client, trained):
+def test_recipe_evaluates_what_is_on_the_hub(published, here, trained, capsys):
     summary = json.loads((trained / "summary.json").read_text())
-    command = ["org/model", "--cpu", "--no-simulation", "--max-test-samples", "100"]
-    shown = client.run(f"from ttfs_triton.evaluation.command import main; main('', {command!r})")
+    evaluate("", ["org/model", "--cpu", "--no-simulation", "--max-test-samples", "100"])
+    shown = capsys.readouterr().out
     assert f"accuracy                 {summary['test_accuracy']:.2%}" in shown
     assert "100 images" in shown
 
 
-def test_model_without_a_run_is_pushed(hub, client, logits):
-    url = client.run(
-        "model = TTFSModel.from_pretrained('org/model')\n"
-        "print(model.push_to_hub('alice/pushed', license='mit'))\n"
-        "model = TTFSModel.from_pretrained('alice/pushed')"
-    )
+def test_model_without_a_run_is_pushed(published, hub, here):
+    model = TTFSModel.from_pretrained("org/model")
+    url = model.push_to_hub("alice/pushed", license="mit")
     assert url.startswith(f"{hub.url}/alice/pushed/commit/")
     assert hub.repositories["alice/pushed"].private
     assert set(hub.files("alice/pushed")) == {"model.safetensors", "config.json", "README.md"}
     assert b"Not evaluated." in hub.files("alice/pushed")["README.md"]
-    assert client.run(DIGEST).strip() == logits
+    again = TTFSModel.from_pretrained("alice/pushed").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())

@@ -175,7 +175,7 @@ def test_weights_of_ours_are_not_calibrated_and_settings_stay(tmp_path, describe
 
 
 def test_calibration_needs_initial_potentials(tmp_path):
-    torch.save(randomised(sources.paper()).state_dict(), tmp_path / "paper.pth")
+    torch.save(randomised(sources.Paper()).state_dict(), tmp_path / "paper.pth")
     config = convert(tmp_path / "paper.pth", trained_as="ann").network.config
     with pytest.raises(ConfigError, match="bias must be True to calibrate"):
         load_weights(TTFSNetwork(config), str(tmp_path / "paper.pth"), torch.rand(4, 3, 32, 32), "ann")

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: trained ANNs, as modules or files, as spiking networks; and their calibration."""
+"""Conversion of trained ANNs, given as modules or files of weights, to spiking networks; and calibration."""
 
 from ttfs_triton.convert.calibration import Calibration, LayerCalibration, calibrate_network
 from ttfs_triton.convert.checkpoint import ConversionError, WeightsError

@@ -220,7 +220,7 @@ class _Reader:
         self._refuse(node)
 
     def _module(self, node: fx.Node) -> nn.Module | None:
-        """The module that a node is, or is equal to; None if there is none."""
+        """The module that a node calls, or that computes the same; None if there is none."""
         if node.op == "call_module":
             module = self._modules[str(node.target)]
             return module if type(module).__module__.startswith("torch.nn.modules") else None
@@ -378,7 +378,7 @@ def fold_average_pool(weight: Tensor, pool: nn.Module, maps: tuple[int, int]) ->
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    """Of what a node hands on for one image."""
+    """Shape of a node's output for one image."""
     return node.meta["shape"]
 
 

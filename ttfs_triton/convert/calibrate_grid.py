@@ -11,12 +11,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.convert.calibration import Calibration, LayerCalibration, around, batches, choose_least
+from ttfs_triton.convert.calibration import Calibration, LayerCalibration, around, batches, by_batches, choose_least
 from ttfs_triton.nn import Grid, put_on_grid
 from ttfs_triton.nn.chip import check_registers
 from ttfs_triton.nn.graph import Stage, readout_time
 from ttfs_triton.nn.readout import Readout
-from ttfs_triton.nn.trace import network_graph
+from ttfs_triton.nn.trace import evaluating, network_graph
 
 # Candidates, as shares of the unit that rounds single weights best. Outputs are sums, which another may round better.
 UNIT_SHARES = tuple(2 ** (step / 4) for step in range(-4, 5))
@@ -55,14 +55,11 @@ def calibrate_grid(
     graph = network_graph(network, images.shape[1:])
     if len(images) == 0:
         raise ValueError("calibrate_grid: images must be some images; got none.")
-    training = network.training
-    network.eval()
-    _put_on_grid(network, None)
     targets: dict[str, Tensor] = {}
     layers: list[LayerCalibration] = []
 
     def run(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-        return torch.cat([_outputs(stage, x, delayed) for x, delayed in batches(inputs, skip, batch_size)])
+        return by_batches(partial(_outputs, stage), inputs, skip, batch_size)
 
     def keep(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
         targets[stage.name] = run(stage, inputs, skip)
@@ -75,16 +72,17 @@ def calibrate_grid(
             layers.append(LayerCalibration(stage.name, *_fit(stage, parts, targets.pop(stage.name).split(batch_size))))
         return run(stage, inputs, skip)
 
-    graph.run(images, keep)
-    _put_on_grid(network, grid)
-    check_registers(network)
-    graph.run(images, fit)
-    network.train(training)
+    with evaluating(network):
+        _put_on_grid(network, None)
+        graph.run(images, keep)
+        _put_on_grid(network, grid)
+        check_registers(network)
+        graph.run(images, fit)
     return Calibration(tuple(layers), len(images), grid)
 
 
 def _put_on_grid(network: nn.Module, grid: Grid | None) -> None:
-    """A network's own method also notes the grid in its configuration."""
+    """Put a network on a grid, by its own method if it has one, which also notes the grid in its configuration."""
     getattr(network, "put_on_grid", partial(put_on_grid, network))(grid)
 
 

@@ -21,7 +21,7 @@ from ttfs_kernels.rule import fire
 from ttfs_triton.convert.checkpoint import ConversionError
 from ttfs_triton.nn import AnalogEncoder, DFTConv2d, DFTLinear, Grid, SignedEncoder
 from ttfs_triton.nn.graph import NetworkGraph, Stage
-from ttfs_triton.nn.trace import network_graph
+from ttfs_triton.nn.trace import evaluating, network_graph
 from ttfs_triton.nn.weighted import WeightedConv2d
 from ttfs_triton.terminal import TerminalTable
 
@@ -32,7 +32,7 @@ REACHES, CANDIDATES = (2.0, 2.0 / 8, 2.0 / 64), 17
 
 @dataclass(frozen=True)
 class LayerCalibration:
-    """What calibration did to a layer.
+    """Result of calibration for one layer.
 
     Attributes:
         name: of the layer.
@@ -50,7 +50,7 @@ class LayerCalibration:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What calibration did to a network.
+    """Result of calibration for a network.
 
     Attributes:
         layers: hidden layers in their order; of a network on a grid its readout, too.
@@ -127,11 +127,9 @@ def calibrate_network(
         progress(stage.name)
         return _choose_initial_potentials(stage, inputs, skip, wanted, batch_size, samples, generator)
 
-    training = network.training
-    network.eval()
-    before = dict(_compare(graph, images, batch_size))
-    after = _compare(graph, images, batch_size, choose)
-    network.train(training)
+    with evaluating(network):
+        before = dict(_compare(graph, images, batch_size))
+        after = _compare(graph, images, batch_size, choose)
     return Calibration(tuple(LayerCalibration(name, before[name][0], *found) for name, found in after), len(images))
 
 
@@ -163,9 +161,9 @@ def _compare(
     def fire_both(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
         """Both networks' activations, those of the spiking one first."""
         (ours, theirs), (our_skip, their_skip) = inputs.chunk(2), (None, None) if skip is None else skip.chunk(2)
-        wanted = _by_batches(partial(_without_slope, stage), theirs, their_skip, batch_size)
+        wanted = by_batches(partial(_without_slope, stage), theirs, their_skip, batch_size)
         shift = choose(stage, ours, our_skip, wanted)
-        spikes = _by_batches(stage.activations, ours, our_skip, batch_size)
+        spikes = by_batches(stage.activations, ours, our_skip, batch_size)
         if stage.kind not in ("latency", "readout"):
             found.append((stage.name, (correlation(spikes, wanted), shift)))
         return torch.cat([spikes, wanted])
@@ -174,9 +172,10 @@ def _compare(
     return found
 
 
-def _by_batches(
+def by_batches(
     compute: Callable[[Tensor, Tensor | None], Tensor], inputs: Tensor, skip: Tensor | None, batch_size: int
 ) -> Tensor:
+    """A function of a layer's inputs and its skip's, computed batch by batch."""
     return torch.cat([compute(x, delayed) for x, delayed in batches(inputs, skip, batch_size)])
 
 
@@ -268,12 +267,12 @@ def _choose_initial_potentials(
 
 
 def around(parameter: Tensor, reach: float, points: int) -> list[Tensor]:
-    """Candidates from `reach` below to `reach` above what a parameter holds."""
+    """Candidates from `reach` below to `reach` above the values of a parameter."""
     return [parameter.detach() + step for step in torch.linspace(-reach, reach, points).tolist()]
 
 
 def choose_least(parameter: nn.Parameter, error: Callable[[], Tensor], candidates: Sequence[Tensor]) -> None:
-    """Give each channel, or all of them where there is one number for all, the candidate of least error, in place.
+    """Give each channel the candidate of least error, in place; a parameter of one number is chosen for all channels.
 
     Args:
         parameter: [C] or [1]; what it holds is the first candidate.

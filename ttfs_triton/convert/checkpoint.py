@@ -1,4 +1,4 @@
-"""From whatever a checkpoint file holds to plain named tensors: containers opened, wrappers' prefixes removed."""
+"""Plain named tensors from the content of a checkpoint file: opens containers, removes prefixes of wrappers."""
 
 from collections.abc import Mapping
 
@@ -83,7 +83,7 @@ def _without_prefixes(tensors: dict[str, Tensor], steps: list[str]) -> dict[str,
 
 
 def _check_memory(tensors: Mapping[str, Tensor], most_bytes: int | None) -> None:
-    """Before anything is computed: a view may show one element as 10¹², and take memory for them when it is copied."""
+    """Refuse tensors larger than their storage: a view may show one element as 10¹², and fill memory when copied."""
     storages: dict[int, int] = {}
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_meta:

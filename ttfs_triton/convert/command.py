@@ -1,14 +1,15 @@
-"""`recipes/convert.py`: read, convert, show where everything went, write a folder that training and evaluation read."""
+"""`recipes/convert.py`: converts weights, prints where each went, writes a folder for training and evaluation."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import shutil
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import rich
 import torch
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
@@ -32,7 +33,7 @@ from ttfs_triton.nn.config import Encoder
 
 
 class CalibrationImages(BaseModel):
-    """Options of every command that calibrates: its training images."""
+    """Options of all commands that calibrate: which training images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,7 +51,7 @@ class CalibrationImages(BaseModel):
     """Calibrate on the CPU even where there is a GPU."""
 
     def load(self, function: str, description: ModelDescription, count: int) -> Tensor:
-        """Images of a network, [count, C, H, W], made as its own were: resized or cropped, or of recordings.
+        """Training images [count, C, H, W] for a network, preprocessed as its own were.
 
         They are on the GPU where there is one and it is wanted.
 
@@ -82,7 +83,7 @@ class CalibrationImages(BaseModel):
             )
 
     def split(self, image_size: int | tuple[int, int] | None, **options: Any) -> ImageData:
-        """The training images, of a size, or of their own; options as of `load_images`."""
+        """The training images, resized if a size is given; `options` are those of `load_images`."""
         return load_images(
             self.dataset,
             self.data_dir,
@@ -95,7 +96,7 @@ class CalibrationImages(BaseModel):
         )
 
     def draw(self, data: ImageData, count: int) -> Tensor:
-        """So many of them, on the GPU where there is one and it is wanted."""
+        """`count` images, drawn by the seed; on the GPU if there is one, unless `cpu` is set."""
         device = torch.device("cuda" if torch.cuda.is_available() and not self.cpu else "cpu")
         return draw_images(data, count, self.seed).to(device)
 
@@ -158,11 +159,6 @@ class ConvertOptions(CalibrationImages):
     """Percentile of a channel's activations that becomes 1, for an ANN whose ReLU has no upper bound."""
 
 
-def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the recipe: parse, convert, exit with a plain message where the user can mend what went wrong."""
-    run_command(ConvertOptions, run, prog="convert.py", description=description, arguments=arguments)
-
-
 # Flags that need names of tensors that say whose network it is.
 _NAMED = ("trained_as", "batch_norm_epsilon", "replace_head", "keep_standardisation", "input_normalisation")
 
@@ -183,7 +179,7 @@ def run(options: ConvertOptions) -> Converted | None:
         options.check("convert")
     weights, console = open_weights(options.source, sha256=options.sha256), Console()
     if options.network is not None:
-        return _run_traced(options, options.network, weights, console)
+        return _run_traced(options, options.network, weights)
     copied = (*_NAMED, "classes", "image_size", "seed", "inexact_borders")
     converted = convert(weights, **{name: getattr(options, name) for name in copied}, **_overrides(options, weights))
     console.print(converted.report.table())
@@ -200,12 +196,12 @@ def run(options: ConvertOptions) -> Converted | None:
         console.print(calibration.table())
     report = converted.report.to_dict() | {"calibration": None if calibration is None else calibration.to_dict()}
     tensors, description = converted.network.state_dict(), description_of(converted)
-    write_folder(options.output_dir, tensors, description, {"conversion.json": report}, console)
+    write_folder(options.output_dir, tensors, description, {"conversion.json": report})
     return converted
 
 
-def _run_traced(options: ConvertOptions, builder: str, weights: Weights, console: Console) -> None:
-    """Convert the ANN that code of the user's builds."""
+def _run_traced(options: ConvertOptions, builder: str, weights: Weights) -> None:
+    """Convert an ANN that the user's code builds."""
     given = [name for name in _NAMED if getattr(options, name) != ConvertOptions.model_fields[name].default]
     if given or options.encoder not in (None, "analog", "latency") or options.readout == "first_spike":
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given) or "signed encoders and first_spike"
@@ -226,7 +222,7 @@ def _run_traced(options: ConvertOptions, builder: str, weights: Weights, console
         if (value := getattr(options, name)) is not None
     }
     network, report = convert_ann(model.to(images.device), images, **chosen)
-    console.print(report.table())
+    rich.print(report.table())
     classes = network_graph(network, shape).classes
     found = TTFSModel.from_network(
         network.cpu(),
@@ -237,7 +233,7 @@ def _run_traced(options: ConvertOptions, builder: str, weights: Weights, console
         builder=builder,
     )
     more = {"conversion.json": report.to_dict() | {"source": weights.name, "sha256": weights.sha256}}
-    write_folder(options.output_dir, found.state_dict(), found.description, more, console)
+    write_folder(options.output_dir, found.state_dict(), found.description, more)
     if not isinstance(network, TTFSNetwork):
         print("to load it, give a function that returns convert_ann(ANN, IMAGES, calibrate=False)[0] as --network")
 
@@ -255,15 +251,13 @@ def write_folder(
     tensors: dict[str, Tensor],
     description: ModelDescription,
     reports: dict[str, dict[str, Any]],
-    console: Console,
 ) -> None:
-    """Write a model and JSON files by their names, all of it or nothing, and say where.
+    """Write a model and JSON files by their names, all of it or nothing, and print where.
 
     Args:
         folder: must not exist, or be empty.
         tensors, description: see `write_model`.
         reports: JSON values by name of the file.
-        console: to say it on.
     Raises:
         OSError: it cannot be written; nothing is left of it.
     """
@@ -280,11 +274,11 @@ def write_folder(
         shutil.rmtree(aside, ignore_errors=True)
         raise
     sync_folder(folder.parent)
-    console.print(f"written: {folder}", markup=False, highlight=False, soft_wrap=True)
+    print(f"written: {folder}")
 
 
 def description_of(converted: Converted) -> ModelDescription:
-    """The network's config.json: images are made as the source's were, and classes named so if they are still its."""
+    """The network's config.json, with preprocessing and, unless the head is new, class names of the source."""
     config, source = converted.network.config, converted.weights.description()
     kept = source is not None and not converted.report.head_replaced
     return ModelDescription.of(
@@ -307,3 +301,6 @@ def _overrides(options: ConvertOptions, weights: Weights) -> dict[str, Any]:
         neuron = source.network.neuron if source is not None and isinstance(source.network, NetworkConfig) else Neuron()
         overrides["neuron"] = dataclasses.replace(neuron, psp_persistence=options.psp_persistence)
     return overrides
+
+
+main = partial(run_command, ConvertOptions, run, prog="convert.py")

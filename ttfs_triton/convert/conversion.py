@@ -36,15 +36,15 @@ SPIKING = "the source is a spiking network; its weights are copied"
 
 @dataclass(frozen=True)
 class Converted:
-    """What `convert` made of some weights.
+    """A converted network, and where its weights are from.
 
     Attributes:
         network: the spiking network with the weights of the source, in evaluation mode; not calibrated.
         weights: the source.
-        report: where every layer is from.
+        report: source tensors of every layer.
         bounded: the source's hidden activations are clamped to [0, 1].
-        from_ann: the source is another project's ANN. Networks of ours are left as they are: they train on, while σ
-            rises; so is what was trained to spike.
+        from_ann: the source is another project's ANN, to be calibrated. Our own networks, which train on while σ rises,
+            and networks that were trained to spike are left as they are.
     """
 
     network: TTFSNetwork

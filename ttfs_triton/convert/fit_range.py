@@ -1,4 +1,4 @@
-"""Scale an ANN so that its activations fit into [0, 1], where a spike time can say them.
+"""Scale an ANN so that its activations fit into [0, 1], the range of spike times.
 
 Diehl et al., "Fast-classifying, high-accuracy spiking deep networks through weight and threshold balancing", 2015, by
 channel and with a percentile in place of the maximum as Rueckauer et al., "Conversion of continuous-valued deep
@@ -6,11 +6,12 @@ networks to efficient event-driven networks for image classification", 2017.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.convert.calibration import analog_potential, batches, drawn_rows, rows_of
+from ttfs_triton.convert.calibration import analog_potential, by_batches, drawn_rows, rows_of
 from ttfs_triton.convert.checkpoint import ConversionError
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.trace import network_graph
@@ -27,7 +28,7 @@ def fit_range(
     samples: int = 65536,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Divide each channel's weights by its clip, multiply the weights that read it by the same, in place.
+    """Divide each channel's weights by its clip, multiply the weights that read the channel by it, in place.
 
     An ANN computes the same afterwards. Spikes say what lies below the clip, and saturate above.
 
@@ -57,8 +58,8 @@ def fit_range(
     def measure(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
         if stage.kind in ("latency", "readout"):
             return stage.activations(inputs, skip)
-        potential = [analog_potential(stage, x, delayed) for x, delayed in batches(inputs, skip, batch_size)]
-        activations, bound = torch.cat(potential).clamp(0, upper[stage.name]), upper[stage.name]
+        bound = upper[stage.name]
+        activations = by_batches(partial(analog_potential, stage), inputs, skip, batch_size).clamp(0, bound)
         if bound is None:
             rows = rows_of(activations)
             kept = drawn_rows(len(rows), min(1.0, samples / len(rows)), generator).to(rows.device)

@@ -1,4 +1,4 @@
-"""Any ANN that `torch.fx` traces to convolutions, fully connected layers and what folds into them, as spikes."""
+"""Conversion of any ANN that `torch.fx` traces to convolutions, fully connected layers and what folds into them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class LayerLoss:
-    """What became of a hidden layer.
+    """Conversion of one hidden layer: what was folded, clipped and lost.
 
     Attributes:
         name: of the layer in the spiking network.

@@ -1,8 +1,8 @@
-"""`recipes/calibrate.py`: put a trained network on a chip's grid without training, write a folder for all else."""
+"""`recipes/calibrate.py`: puts a trained network on a chip's grid without training, writes a folder with it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,11 +43,6 @@ class CalibrateOptions(CalibrationImages):
     """How many images, drawn by the seed."""
 
 
-def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the recipe: parse, calibrate, exit with a plain message where the user can mend it."""
-    run_command(CalibrateOptions, run, prog="calibrate.py", description=description, arguments=arguments)
-
-
 def run(options: CalibrateOptions) -> Calibration:
     """Calibrate as asked, print what it did, write the folder.
 
@@ -65,5 +60,8 @@ def run(options: CalibrateOptions) -> Calibration:
         found = calibrate_grid(network, images, grid, progress=lambda name: status.update(f"calibrating {name}"))
     console.print(found.table())
     report = {"calibration.json": found.to_dict()}
-    write_folder(options.output_dir, model.cpu().state_dict(), model.description, report, console)
+    write_folder(options.output_dir, model.cpu().state_dict(), model.description, report)
     return found
+
+
+main = partial(run_command, CalibrateOptions, run, prog="calibrate.py")

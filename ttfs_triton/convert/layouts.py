@@ -64,11 +64,11 @@ class Layout:
 
     Attributes:
         name: of the layout.
-        modules: in the order of computation, each with what its tensors' names begin with; "" without tensors.
+        modules: in the order of computation, each with the prefix of its tensors' names; "" without tensors.
         image_shape: (channels, height, width).
         latency: pixels are spike times.
         mean, std: of the images that it was trained on.
-        assumptions: what neither names nor shapes say, in words.
+        assumptions: that neither names nor shapes confirm, in words.
     """
 
     name: str

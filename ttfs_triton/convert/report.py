@@ -1,4 +1,4 @@
-"""Where the weights of each layer are from, and what was assumed."""
+"""Report of a conversion: the source tensors of each layer, and assumptions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ BATCH_NORM, INPUT_NORMALISATION = "batch norm", "mean and std of the images"
 
 @dataclass(frozen=True)
 class LayerEntry:
-    """Where a layer is from.
+    """Source of a layer.
 
     Attributes:
         name: of the layer: "conv1", ..., "fc1", ..., "readout".
@@ -28,7 +28,7 @@ class LayerEntry:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """A conversion, layer by layer. A tensor that fits nowhere is in no report: it stops the conversion.
+    """A conversion, layer by layer. Tensors that fit nowhere are not listed: they stop the conversion.
 
     Attributes:
         source, format, sha256, revision: of the weights; see `Weights`.

@@ -25,11 +25,11 @@ PICKLED_NAME = "pytorch_model.bin"  # of a folder without safetensors
 
 @dataclass(frozen=True)
 class Weights:
-    """Named tensors and where they are from.
+    """Named tensors and their origin.
 
     Attributes:
         tensors: by name, on the CPU, without containers and prefixes of wrappers.
-        name: of the source as it may be passed on: the Hub repository, or the file's name without its folders.
+        name: of the source in reports and model cards: the Hub repository, or the file's name without folders.
         file: where the weights lie on this machine.
         format: "safetensors" or "pickle" (tensors only).
         sha256: of the file, hexadecimal.
@@ -62,7 +62,7 @@ class Weights:
             raise WeightsError(f"open_weights: config.json beside {self.name} must be whole; {error}") from error
 
     def base_model(self) -> BaseModel:
-        """These weights as the origin of others; if they were made from some themselves, those."""
+        """Origin to record in networks made of these weights: the weights' own origin if they have one."""
         description = self.description()
         known = None if description is None else description.base_model
         return known or BaseModel(self.file.name, self.sha256, self.repository, self.revision)

@@ -1,15 +1,16 @@
-"""Score a trained network, count, simulate, price; show it, write it down."""
+"""`recipes/evaluate.py`: scores a network, counts, simulates and prices it; prints and writes the figures."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
+import rich
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from rich.progress import Progress
 
 from ttfs_triton.command_line import run_command
@@ -53,11 +54,6 @@ from ttfs_triton.wording import number
 Result = TypeVar("Result")
 
 
-def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the recipe: parse, evaluate, exit with a plain message where the user can mend what went wrong."""
-    run_command(EvaluationOptions, run, prog="evaluate.py", description=description, arguments=arguments)
-
-
 def run(options: EvaluationOptions) -> Found:
     """Evaluate as asked, print tables, write files.
 
@@ -91,7 +87,7 @@ def run(options: EvaluationOptions) -> Found:
         raise ValueError(f"evaluate: sample must be below {len(data)}, the number of images; got {options.sample}.")
     failed: dict[str, str] = {}
     found = _find(options, loaded, data, chips, accelerator, frontier, failed)
-    show(found, Console())
+    show(found)
     for path in write_output(options, found):
         print(f"written: {path}")
     if failed:
@@ -196,22 +192,22 @@ def _run_options(options: EvaluationOptions) -> RunOptions:
     )
 
 
-def show(found: Found, console: Console) -> None:
+def show(found: Found) -> None:
     """Tables and figures on a terminal."""
     evaluation, page = found.evaluation, found.page
     title = f"{found.data.name}, {found.data.split}: {evaluation.images:,} images"
-    console.print(layer_table(evaluation.layers, title))
+    rich.print(layer_table(evaluation.layers, title))
     if page.deadlines:
-        console.print(on_terminal(deadline_table(page.deadlines)))
-    console.print("\n".join(_lines(found)), markup=False, highlight=False, soft_wrap=True)
+        rich.print(on_terminal(deadline_table(page.deadlines)))
+    print("\n".join(_lines(found)))
     if page.sweep is not None:
-        console.print(on_terminal(sweep_details(page.sweep)))
+        rich.print(on_terminal(sweep_details(page.sweep)))
     assert page.headline_energy is not None, "some chip is always priced"
     assert page.comparison is not None, "always made"
-    print_estimate(page.headline_energy, console)
-    print_comparison(page.comparison, console)
+    print_estimate(page.headline_energy)
+    print_comparison(page.comparison)
     if len(page.energy) > 1:
-        print_chips(page.energy, console)
+        print_chips(page.energy)
 
 
 def _lines(found: Found) -> list[str]:
@@ -234,3 +230,6 @@ def _lines(found: Found) -> list[str]:
         if simulation.settings.faults:
             rows.append(("  on a chip with", simulation.settings.faults.text(), ""))
     return [f"{name:<24} {value}" + (f"  ({note})" if note else "") for name, value, note in rows]
+
+
+main = partial(run_command, EvaluationOptions, run, prog="evaluate.py")

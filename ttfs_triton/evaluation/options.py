@@ -1,4 +1,4 @@
-"""Options of an evaluation, and its results, from which terminal, files and page are made."""
+"""Options of an evaluation, and its results."""
 
 from __future__ import annotations
 

@@ -1,16 +1,17 @@
-"""`recipes/export.py`: load, translate, write, say what the format cannot hold, and check in another program."""
+"""`recipes/export.py`: writes a network as ONNX or NIR, says what the format cannot hold, checks the file."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import rich
 import torch
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
 from torch import Tensor
 
 from ttfs_triton.atomic import write_bytes
@@ -65,11 +66,6 @@ class ExportOptions(BaseModel):
     """Local folder with parquet files or class folders of images, likewise; no network is used."""
 
 
-def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the recipe: parse, export, exit with a plain message where the user can mend what went wrong."""
-    run_command(ExportOptions, run, prog="export.py", description=description, arguments=arguments)
-
-
 def run(options: ExportOptions) -> Comparison | None:
     """Export as asked and print what was written; returns the check's result, if there was to be one.
 
@@ -93,7 +89,7 @@ def run(options: ExportOptions) -> Comparison | None:
     if images is None:
         return None
     comparison = check(images)
-    show(comparison, labels, Console())
+    show(comparison, labels)
     if comparison.different:
         remedy = "Raise --steps, to which spike times are rounded. " if options.format == "nir" else ""
         if labels is None:
@@ -125,7 +121,7 @@ def _check_options(options: ExportOptions) -> None:
 
 
 def _translate(options: ExportOptions, loaded: LoadedNetwork) -> tuple[bytes, list[str], Check]:
-    """The file, what it does not hold, and what checks it."""
+    """The file's content, sentences on what the format does not hold, and the function that checks it."""
     network, dataset = loaded.network, loaded.description.dataset or ""
     about: dict[str, Any] = {"class_names": network.class_names, "dataset": dataset}
     if options.format == "onnx":
@@ -149,7 +145,7 @@ def _images(options: ExportOptions, loaded: LoadedNetwork) -> tuple[Tensor, Tens
     return to_float(data.images_at(torch.arange(len(data)))), data.labels
 
 
-def show(comparison: Comparison, labels: Tensor | None, console: Console) -> None:
+def show(comparison: Comparison, labels: Tensor | None) -> None:
     """Print a comparison; with labels, accuracies too."""
     kind = "random" if labels is None else "test"
     headers = ("layer", "spikes", "|Δt| mean", "|Δt| largest", "fires in one only", "fires again")
@@ -159,7 +155,7 @@ def show(comparison: Comparison, labels: Tensor | None, console: Console) -> Non
             for t in comparison.times
         ]
         title = f"{comparison.program} beside PyTorch: {comparison.images:,} {kind} images"
-        console.print(TerminalTable(title, headers, rows, caption="times in windows"))
+        rich.print(TerminalTable(title, headers, rows, caption="times in windows"))
     lines = []
     if comparison.logits is not None:
         lines.append(f"largest difference of logits  {comparison.logits:.2g}")
@@ -171,4 +167,7 @@ def show(comparison: Comparison, labels: Tensor | None, console: Console) -> Non
         decided = (comparison.predictions, comparison.decided_here)
         there, here = ((classes == labels).float().mean().item() for classes in decided)
         lines.append(f"accuracy                      {there:.2%} there, {here:.2%} here")
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    print("\n".join(lines))
+
+
+main = partial(run_command, ExportOptions, run, prog="export.py")

@@ -1,4 +1,4 @@
-"""The clock of an exported graph: which steps mark which windows, how a layer hears it, what goes in and comes out.
+"""The clock of an exported graph: steps and windows, the weights of clock channels, input frames and decision.
 
 NIR knows neither windows nor moving thresholds, but it knows spikes. So the graph has clock channels beside the image,
 each of which spikes once; everything that a layer does at a border of its window is a weight on them:

@@ -67,8 +67,8 @@ def to_nir(
     """Translate a spiking network.
 
     Input [channels, height, width] a step: the image's spikes, behind them the clock's, each of which fills its plane;
-    `ttfs_triton.export.drive` makes both. Output [classes] a step: spikes of the readout on its own ramp, the earliest
-    of which is the class, as its readout's `decide` has it.
+    `ttfs_triton.export.input_frames` makes both. Output [classes] a step: spikes of the readout on its own ramp. The
+    earliest decides, as in the readout's `decide`.
 
     Spike times are rounded to steps, and rounding errors add up through the layers: they shrink with 1 / `steps`.
 
@@ -148,17 +148,14 @@ def _metadata(graph: NetworkGraph, clock: Clock) -> dict[str, str]:
         f"channels, whole planes: border k = 0 to {last} spikes in step k S, after k = 1 to {last} in step k S + 1",
         "output": f"spikes of the classes from step {last * steps} to {clock.total_steps - 1}, where a run "
         "ends; the earliest decides",
-        "not_expressed": json.dumps(_not_expressed(graph), ensure_ascii=False),
+        "not_expressed": json.dumps(not_expressed(graph), ensure_ascii=False),
         **clock.to_metadata(),
     }
 
 
-def not_expressed(network: nn.Module, image_shape: Sequence[int] | None = None) -> list[str]:
-    """Sentences on what a NIR graph does not hold of a network; arguments as of `network_graph`."""
-    return _not_expressed(network_graph(network, image_shape))
-
-
-def _not_expressed(graph: NetworkGraph) -> list[str]:
+def not_expressed(network: nn.Module | NetworkGraph, image_shape: Sequence[int] | None = None) -> list[str]:
+    """Sentences on what a NIR graph does not hold of a network, or of its graph; arguments as of `network_graph`."""
+    graph = network if isinstance(network, NetworkGraph) else network_graph(network, image_shape)
     said = [
         "Windows: NIR has none. The graph needs the clock spikes that its metadata describe, beside the image.",
         "Time is in steps: spike times are rounded to the nearest one.",
@@ -225,7 +222,7 @@ class _Build:
         self.add("clock", self.flatten((self.clock.channels, 1, 1)), "clock_pixel")
 
     def encode(self, stage: Stage) -> None:
-        """The graph of a latency encoder begins behind it: its spikes are the image's."""
+        """A latency encoder has no node: its spikes are the image channels of the input."""
         self.route(node_name(stage.name), stage.input, 0)
         self.emitted[stage.name] = self.value, self.shape
 
@@ -249,7 +246,8 @@ class _Build:
         for way, path in ({name: _Path(self.value, self.shape, weight, axes)} | paths).items():
             inputs.append(self.connect(way, path, path.weight, path.value))
             if persistence < 1 and not graded:  # graded inputs are taken back by the host
-                relays = self.relays(f"{way}_relay", path.value, window, path.shape)
+                # They fire at the window's start if, and only if, their input has spiked.
+                relays = self.counters(f"{way}_relay", path.value, window, path.shape, lift=1)
                 taken = -np.float32(1 - persistence) * path.weight
                 inputs.append(self.connect(f"{way}_persistence", path, taken, relays))
         steepest = persistence * excitation + ramp
@@ -257,13 +255,13 @@ class _Build:
         stop = None if last else steepest
         weights = clock_weights(self.clock, window, bias, ramp, gate, stop)
         inputs.append(self.from_clock(f"{name}_clock", weights, shape))
-        neuron = self.integrators(shape, (height + gate) * self.clock.steps)
+        neuron = self.neurons(shape, (height + gate) * self.clock.steps, self.tau_s)
         self.emitted[stage.name] = self.add(f"{name}_neuron", neuron, *inputs), shape
         if last:
             self.add("output", self.nir.Output(np.array(shape)), self.emitted[stage.name][0])
 
     def skip(self, stage: Stage, window: int) -> _Path:
-        """Spikes that go past layers, brought into the window before a layer's."""
+        """Delayed spikes of a skip, after their wait: they arrive in the window before the layer's."""
         name, wire, waits = f"{node_name(stage.name)}_skip", stage.skip, self.graph.waits(stage)
         weight = plain_skip_weights(stage.weighted)
         assert wire is not None
@@ -281,7 +279,8 @@ class _Build:
         weights = np.zeros((self.shape[0], self.clock.channels), np.float32)
         weights[:, self.clock.border(window + 2)] = -1  # behind the last repeated spike: no second one
         stop = self.from_clock(f"{name}_clock", weights, self.shape)
-        self.value = self.add(f"{name}_neuron", self.integrators(self.shape, self.clock.steps + 0.5), self.value, stop)
+        neurons = self.neurons(self.shape, self.clock.steps + 0.5, self.tau_s)
+        self.value = self.add(f"{name}_neuron", neurons, self.value, stop)
 
     def connect(self, name: str, path: _Path, weight: np.ndarray, source: str) -> str:
         """Synapses of these weights from a node of a path's shape."""
@@ -313,17 +312,13 @@ class _Build:
             node = self.convolution(ones, size, [Axis(step, 0) for step in stride])
         self.shape = (channels, *map(places_of, size, kernel, stride, (0, 0)))
         summed = self.add(name, node, self.value)
-        self.value = self.counters(f"{name}_neuron", f"{name}_clock", summed, window, self.shape, math.prod(kernel))
+        self.value = self.counters(f"{name}_neuron", summed, window, self.shape, lift=math.prod(kernel))
 
-    def relays(self, name: str, source: str, window: int, shape: tuple[int, ...]) -> str:
-        """Neurons that fire at the window's start if, and only if, their input has spiked."""
-        return self.counters(name, f"{name}_clock", source, window, shape, 1)
-
-    def counters(self, name: str, clock: str, source: str, window: int, shape: tuple[int, ...], lift: int) -> str:
+    def counters(self, name: str, source: str, window: int, shape: tuple[int, ...], *, lift: int) -> str:
         """Neurons that add their input up once, and that the clock lifts so far that one spike more fires them."""
         weights = np.zeros((shape[0], self.clock.channels), np.float32)
         weights[:, self.clock.border(window)] = lift
-        start = self.from_clock(clock, weights, shape)
+        start = self.from_clock(f"{name}_clock", weights, shape)
         return self.add(name, self.neurons(shape, lift + 0.5, STEP_S), source, start)
 
     def from_clock(self, name: str, weights: np.ndarray, shape: tuple[int, ...]) -> str:
@@ -341,7 +336,7 @@ class _Build:
         return self.convolution(taps, size, [down, across])
 
     def convolution(self, weight: np.ndarray, size: tuple[int, ...], axes: Sequence[Axis]) -> Any:
-        """Without a bias, on maps of a size; kernels that are not square are written so, since nir infers one side.
+        """A convolution without bias on maps of a size. Its kernel is made square, since nir infers one side alone.
 
         Raises:
             NotImplementedError: no square kernel gives as many places.
@@ -365,11 +360,9 @@ class _Build:
     def flatten(self, shape: tuple[int, ...]) -> Any:
         return self.nir.Flatten(input_type={"input": np.array(shape)}, start_dim=-len(shape), end_dim=-1)
 
-    def integrators(self, shape: tuple[int, ...], threshold: float) -> Any:
-        """Neurons that add their input up twice: once to a slope, then to a potential."""
-        return self.neurons(shape, threshold, self.tau_s)
-
     def neurons(self, shape: tuple[int, ...], threshold: float, tau_syn_s: float) -> Any:
+        """Neurons that add their input up twice, to a slope and then to a potential; once if `tau_syn_s` is a step."""
+
         def full(value: float) -> np.ndarray:
             return np.full(shape, value, np.float64)  # float32 would put τ_syn below a step, which is refused
 
@@ -395,7 +388,7 @@ def ungrouped(weight: np.ndarray, groups: int) -> np.ndarray:
 
 
 def _neuron(layer: nn.Module) -> tuple[float, float, float]:
-    """σ, the ramp's height, and what it falls in a window."""
+    """σ, the height of the threshold's ramp, and how far the ramp falls in a window."""
     if isinstance(layer, Readout):
         return layer.neuron.psp_persistence, layer.threshold, layer.threshold / layer.window
     sigma = layer.neuron.psp_persistence if isinstance(layer, DFTConv2d | DFTLinear) else 0.0

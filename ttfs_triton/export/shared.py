@@ -18,7 +18,7 @@ FORMAT_VERSION = 1
 
 
 def require(function: str, module: str, extra: str) -> ModuleType:
-    """Import a module that an extra of ttfs-triton installs; RuntimeError, in the name of a function, without it."""
+    """Import a module of an extra of ttfs-triton; where it is missing, a RuntimeError in the name of `function`."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The frontier: what accuracy costs in spikes, energy, time steps, bits and time, by networks trained for each."""
+"""The frontier of a network: accuracy against spikes, energy, time steps, weight bits, faults and decision time."""
 
 from ttfs_triton.frontier.options import FrontierOptions, Point
 

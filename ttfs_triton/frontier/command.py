@@ -1,4 +1,4 @@
-"""`recipes/frontier.py`: measures every network, trains and measures every point, and goes on with what was begun."""
+"""`recipes/frontier.py`: measures each network, trains and measures its points. The same command resumes a sweep."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 from accelerate import Accelerator
-from rich.console import Console
 from torch import nn
 
 from ttfs_triton.command_line import run_command
@@ -38,18 +39,7 @@ NAME = "frontier"
 CALIBRATION_IMAGES = 512
 
 Rows = list[FrontierRow]
-
-
-def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the recipe: parse, sweep, exit with a plain message where the user can mend what went wrong."""
-    run_command(
-        FrontierOptions,
-        run,
-        prog="frontier.py",
-        description=description,
-        arguments=arguments,
-        errors=(ValueError, RuntimeError, OSError, MemoryError, Interrupted),
-    )
+say = partial(print, flush=True)  # a sweep takes hours, and its output may go to a file
 
 
 def run(options: FrontierOptions) -> Rows:
@@ -69,11 +59,6 @@ def run(options: FrontierOptions) -> Rows:
             "frontier: must run in one process; start it plainly, python recipes/frontier.py. A point that several "
             "are to train is a run like any other: its config.yaml says how, and this command takes up what has ended."
         )
-    console = Console(soft_wrap=True)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
-
     data = {network.name: load_data(network.config, accelerator, say) for network in networks}
     for network in networks:
         check_points(network, data[network.name], accelerator)
@@ -85,9 +70,8 @@ def run(options: FrontierOptions) -> Rows:
     }
     lock = FolderLock(options.output_dir)
     try:
-        for text in outline(networks):
-            say(text)
-        sweep = Sweep(options, accelerator, say, lambda rows: write_table(options.output_dir, NAME, rows, made))
+        say("\n".join(outline(networks)))
+        sweep = Sweep(options, accelerator, lambda rows: write_table(options.output_dir, NAME, rows, made))
         for network in networks:
             sweep.run(network, data[network.name])
     finally:
@@ -113,24 +97,18 @@ class Sweep:
         failed: points that could not be trained to the end, with why.
     """
 
-    def __init__(
-        self,
-        options: FrontierOptions,
-        accelerator: Accelerator,
-        say: Callable[[str], None],
-        write: Callable[[Rows], None],
-    ) -> None:
-        self.options, self.accelerator, self.say, self.write = options, accelerator, say, write
+    def __init__(self, options: FrontierOptions, accelerator: Accelerator, write: Callable[[Rows], None]) -> None:
+        self.options, self.accelerator, self.write = options, accelerator, write
         self.measured = Measured(options.output_dir / "measured.json")
         self.rows: Rows = []
         self.failed: dict[str, str] = {}
 
     def run(self, network: PlannedNetwork, data: RunData) -> None:
-        """Do all that is asked of one network."""
+        """Measure one network, its calibrated grids and its trained points."""
         loaded, bench = network.loaded, Bench(self.options, data.test, self.accelerator)
         free = FrontierRow.of(network.name, FREE, loaded.network.graph.grid, weights_sha256=loaded.files.sha256)
         self._score(free, bench, lambda: loaded.network)
-        self._measure(loaded.network, self.rows[-1], bench, FAULTS)
+        self._measure(loaded.network, free, bench, FAULTS)
         for point, grid in self.options.grids().items():
             row = FrontierRow.of(network.name, point.name, grid, trained=False, weights_sha256=loaded.files.sha256)
             self._score(row, bench, lambda g=grid: self._calibrated(network, g, data))
@@ -139,7 +117,7 @@ class Sweep:
                 self._trained(network, planned, bench)
 
     def _score(self, row: FrontierRow, bench: Bench, network: Callable[[], nn.Module]) -> None:
-        """Add the row of a network, which is scored unless it has been."""
+        """Add the row of a network; the network is scored unless the cache has its figures."""
         key = _key(row, bench) | {"steps": row.time_steps or self.options.steps, "calibrated": not row.trained}
         self._add([bench.price(self.measured.get(key, lambda: bench.score(network(), row)))])
 
@@ -151,7 +129,7 @@ class Sweep:
         return model
 
     def _measure(self, network: nn.Module, row: FrontierRow, bench: Bench, kinds: tuple[str, ...]) -> None:
-        """Add rows of a network with faults of some kinds, and by deadline."""
+        """Add rows of a network with faults of some kinds, and by deadline; `row` says which network it is."""
         key = _key(row, bench)
         asked = [faults for kind in kinds for faults in self.options.faults(kind)]
         for faults in [Faults(), *asked] if asked else []:  # without any, in the same simulation: where curves begin
@@ -162,10 +140,10 @@ class Sweep:
             self._add(self.measured.get(key | {"deadlines": True}, lambda: bench.in_time(network, row)).rows)
 
     def _train(self, network: PlannedNetwork, planned: PlannedPoint, data: RunData) -> bool:
-        """Train a point unless that has been done; whether it has been, to the end."""
+        """Train a point unless it has been trained. Returns False if training diverged."""
         if planned.ended:
             return True
-        self.say(f"\n{network.name}: {planned.point.name}")
+        say(f"\n{network.name}: {planned.point.name}")
         try:
             split = split_data(data.train, data.test, planned.config)
             train(planned.config, planned.point.folder, data=split, again="the same command")
@@ -185,11 +163,12 @@ class Sweep:
             loaded.network.graph.grid,
             weights_sha256=loaded.files.sha256,
             folder=str(path.relative_to(self.options.output_dir)),
-            date=bench.stamp()["date"],
+            epochs=summary["epochs"],
         )
-        row, counts = summary_row(summary, row), Counts.from_dict(summary["counts"])
+        scored = replace(summary_row(summary, row), date=bench.stamp()["date"])
+        counts = Counts.from_dict(summary["counts"])
         key = _key(row, bench) | {"steps": row.time_steps or self.options.steps}
-        self._add([bench.price(self.measured.get(key, lambda: bench.simulated(loaded.network, row, counts)))])
+        self._add([bench.price(self.measured.get(key, lambda: bench.simulated(loaded.network, scored, counts)))])
         kinds = tuple(key for key, _ in planned.point.keys if key in FAULTS)
         self._measure(loaded.network, row, bench, kinds)
 
@@ -197,7 +176,7 @@ class Sweep:
         self.rows += rows
         for row in rows:
             if row.kind != "deadline":
-                self.say(line(row))
+                say(line(row))
         self.write(self.rows)
 
 
@@ -217,6 +196,10 @@ def line(row: FrontierRow) -> str:
 
 
 def _key(row: FrontierRow, bench: Bench) -> dict[str, Any]:
-    """Key of a network's measurements: all that they depend on but the question."""
+    """Key of a network's measurements in the cache: network, point, weights and images."""
     own = {"network": row.network, "point": row.point}
     return own | {"weights": row.weights_sha256, "images": bench.data.fingerprint}
+
+
+ERRORS = (ValueError, RuntimeError, OSError, MemoryError, Interrupted)
+main = partial(run_command, FrontierOptions, run, prog="frontier.py", errors=ERRORS)

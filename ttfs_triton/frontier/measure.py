@@ -17,7 +17,7 @@ from torch import nn
 
 from ttfs_triton.atomic import write_json
 from ttfs_triton.data.images import ImageData
-from ttfs_triton.frontier.options import GRID, FrontierOptions
+from ttfs_triton.frontier.options import FrontierOptions
 from ttfs_triton.hardware import Counts, Run, Simulation, counting, simulate, simulate_at, simulated_run
 from ttfs_triton.hardware.energy.compare import STEPS
 from ttfs_triton.nn import network_graph
@@ -63,7 +63,7 @@ class Measured:
             ) from error
 
     def get(self, key: Mapping[str, Any], measure: Callable[[], Found]) -> Found:
-        """The measurements of a key; made now if they are not there, or of an earlier version."""
+        """The measurements of a key, from the cache; measured now if they are missing or of another format."""
         text = json.dumps(key, sort_keys=True)
         with suppress(KeyError, ValidationError):
             return _FOUND.validate_json(json.dumps(self._found[text]))
@@ -111,7 +111,7 @@ class Bench:
         return Found((row,), counts, tuple(runs))
 
     def _compared(self, network: nn.Module, row: FrontierRow, simulated: Simulation) -> FrontierRow:
-        """The row with how many images network and simulation decide alike."""
+        """The row with the number of images that network and simulation decide alike."""
         device = self.accelerator.device
         readout = network_graph(network.eval(), self.data.shape[1:]).readout
         with torch.no_grad():
@@ -141,7 +141,7 @@ class Bench:
         found = simulate(network, self.batches, faults=faults, seed=self.options.fault_seed, **free)
         assert found.accuracy is not None, "test images have labels"
         return replace(
-            identity(row),
+            row,
             kind="faults",
             accuracy=found.accuracy,
             first_spike_accuracy=found.first_spike_accuracy,
@@ -154,17 +154,11 @@ class Bench:
     def in_time(self, network: nn.Module, row: FrontierRow) -> Found:
         """Rows of the same network by deadline."""
         network.to(self.accelerator.device)
-        row = replace(identity(row), kind="deadline", **self.stamp())
+        row = replace(row, kind="deadline", images=len(self.data), **self.stamp())
         curve = deadline_curve(output_spikes(network, self.batches, self.data.shape[1:]))
         return Found(
             tuple(replace(row, deadline=at.deadline, decision_time=at.time, accuracy=at.accuracy) for at in curve)
         )
-
-
-def identity(row: FrontierRow) -> FrontierRow:
-    """The row without figures: which network it is of, on which images."""
-    kept = ("network", "point", "kind", "trained", "images", *GRID, "epochs", "weights_sha256", "folder")
-    return FrontierRow(**{name: getattr(row, name) for name in kept}, accuracy=0.0)
 
 
 def summary_row(summary: dict[str, Any], row: FrontierRow) -> FrontierRow:
@@ -180,6 +174,5 @@ def summary_row(summary: dict[str, Any], row: FrontierRow) -> FrontierRow:
         accuracy=summary["test_accuracy"],
         first_spike_accuracy=summary["test_first_spike_accuracy"],
         validation_accuracy=summary["val_accuracy"],
-        epochs=summary["epochs"],
         device=summary["device"],
     )

@@ -1,4 +1,4 @@
-"""Options of a sweep, and its points: the keys of a training run that a network is trained with."""
+"""Options of a sweep, and its points: a point is a set of keys of a training run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYS = (*TARGETS, *GRID, *FAULTS, *TRAINING)
 
 @dataclass(frozen=True)
 class Point:
-    """What a network is trained for: a target, a grid, faults, or several of them.
+    """One training of a network: for a target, a grid, faults, or several of them.
 
     Attributes:
         keys: pairs of a key of `KEYS` and its value, in that order; each once, and not of `TRAINING` alone.

@@ -64,7 +64,7 @@ class PlannedNetwork:
 
     Attributes:
         name: of folders and rows.
-        config: of a run that would go on as before: it says which images are read, and how.
+        config: of a run that continues the network's training; it says which images are read, and how.
     """
 
     name: str
@@ -74,7 +74,7 @@ class PlannedNetwork:
 
 
 def make_plan(options: FrontierOptions) -> list[PlannedNetwork]:
-    """The networks and their points, checked as far as that needs no images.
+    """The networks and their points. All checks that need no images are made.
 
     Raises:
         LoadError, HubError, ValueError: no such network or chip, networks of one name.
@@ -169,7 +169,7 @@ def outline(networks: Sequence[PlannedNetwork]) -> list[str]:
 
 
 def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) -> dict[str, Any]:
-    """Keys of a run that goes on from a network, named by the user, as it was trained, with what the options say.
+    """Keys of a run that continues training a network: those it was trained with, then those of the options.
 
     Raises:
         ConfigError: a configuration file that cannot be read.
@@ -201,7 +201,7 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
 
 
 def point_config(settings: dict[str, Any], point: Point | None, folder: Path) -> TrainConfig:
-    """The run that trains a point; without a point, the run that would go on as before. Raises ConfigError."""
+    """The run that trains a point; without a point, one that continues the network's training. Raises ConfigError."""
     values = settings | ({} if point is None else point.values()) | {"output_dir": folder}
     if values.get("batch_norm") and values.get("time_steps") is not None:  # on a grid it is folded
         values |= {"batch_norm": False, "weight_standardisation": False}

@@ -91,7 +91,7 @@ class Cost:
         return least, most
 
     def _least(self, graph: NetworkGraph, stage: Stage, spike: float) -> float:
-        """Least cost of all neurons of a layer, where one that fires costs `spike` ≤ 0."""
+        """Least cost of all neurons of a layer together; a neuron that fires costs `spike` ≤ 0."""
         neurons = math.prod(stage.shape)
         reader = next((other for other in graph.stages if other.input.source == stage.name), None)
         if reader is None or spike == 0:
@@ -112,7 +112,7 @@ class Cost:
 
 
 def sparsity_cost(counts: Counts, layer: str | None = None) -> Cost:
-    """Spikes over neurons: of all hidden layers, as `Counts.sparsity`, or of the one of this name.
+    """Spikes divided by neurons: of all hidden layers together, as `Counts.sparsity`, or of one layer.
 
     Only the shape in `counts` is used. A layer that is not there is a ValueError.
     """
@@ -122,7 +122,7 @@ def sparsity_cost(counts: Counts, layer: str | None = None) -> Cost:
 
 
 def operations_cost(counts: Counts, layer: str | None = None) -> Cost:
-    """Synaptic operations over the products of the same layers in a dense ANN: of all layers that read spikes, or one.
+    """Synaptic operations divided by the dense ANN's multiplications: of all layers that read spikes, or of one.
 
     A first layer that reads real values multiplies them densely, whatever fires, and is on neither side. Arguments and
     errors are those of `sparsity_cost`; `layer` is the one in which the operations are, the readout included.
@@ -133,7 +133,7 @@ def operations_cost(counts: Counts, layer: str | None = None) -> Cost:
 
 
 def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) -> Cost:
-    """Microjoules a sample on a chip: all that has a price there, nominal, as `estimate` adds it up.
+    """Energy of a sample on a chip in microjoules: the total of `estimate` at nominal prices.
 
     An upper bound with gating: here neurons are awake from their window's start on, since when their first input comes
     is no sum over events.

@@ -1,4 +1,4 @@
-"""Simulations in the form that estimates price."""
+"""From a simulation to what `estimate` prices."""
 
 from dataclasses import replace
 
@@ -7,11 +7,11 @@ from ttfs_triton.hardware.simulation.simulation import Simulation
 
 
 def simulated_run(found: Simulation, options: RunOptions | None = None) -> Run:
-    """Counts and neurons' work of a simulation, as estimates take them.
+    """Counts and options of a simulation, to be priced: estimate(run.counts, chip, run.options).
 
     Args:
         found: the simulation.
-        options: whose other attributes count; in closed form, neurons do none of that work.
+        options: how it runs on the chip. Steps, gating and activity are the simulation's; a closed form has none.
     """
     if options is not None and options.implementation == "closed_form":
         return Run(found.counts, options)

@@ -1,1 +1,1 @@
-"""Publishing on the Hugging Face Hub: what is known about a model, its card, and the upload."""
+"""Publishing on the Hugging Face Hub: facts about a model, its card, and the upload."""

@@ -17,18 +17,17 @@ from huggingface_hub import (
     ModelCardData,
     eval_result_entries_to_yaml,
 )
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ttfs_triton.hardware import Counts, RunOptions, dense_ann, estimate, fair_chip, load_chip, verdict
 from ttfs_triton.hub.facts import ModelFacts, Results
-from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, ModelDescription
+from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS
 from ttfs_triton.model.files import model_bytes
 from ttfs_triton.model.hub import REPOSITORY
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import WEIGHTS
 from ttfs_triton.report.energy_tables import not_in_it
-from ttfs_triton.report.page import READOUTS
-from ttfs_triton.wording import energy_range, interval, number, percent, small_percent
+from ttfs_triton.report.page import READOUTS, template_environment
+from ttfs_triton.wording import energy_range, interval
 
 # The same arithmetic with memory and without, then chips that price synaptic operations.
 CARD_CHIPS = ("lemaire45:int8", "horowitz45:int8", "anp_i", "odin", "loihi")
@@ -60,15 +59,9 @@ def render_card(
     Raises:
         ValueError: an unknown chip.
     """
-    environment = Environment(
-        loader=PackageLoader("ttfs_triton.hub", "."),
-        autoescape=False,  # Markdown; `words` makes texts of others harmless
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "small": small_percent, "number": number, "words": words, "code": code}
-    body = environment.get_template("card.md").render(_context(facts, repo_id, license, chips))
+    templates = template_environment("ttfs_triton.hub", autoescape=False)  # Markdown: `words` makes texts harmless
+    templates.filters |= {"words": words, "code": code}
+    body = templates.get_template("card.md").render(_context(facts, repo_id, license, chips))
     metadata = card_metadata(facts, repo_id, license)
     card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
     return str(card)
@@ -143,48 +136,29 @@ def code(text: Any) -> str:
     return " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
 
 
-def code_block(text: str) -> str:
-    """Others' text for a fenced block, without fences."""
-    return text.replace("```", "").strip()
-
-
 def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequence[str]) -> dict[str, Any]:
     network, graph, results = facts.model.description.network, facts.model.graph, facts.results
-    counts = None if results is None else results.counts
     names = facts.model.class_names
     steps = CARD_STEPS if graph.grid is None else graph.grid.time_steps
-    return {
-        "title": repo_id.rpartition("/")[2],
+    energies = {} if results is None else _energy(results.counts, chips, RunOptions(steps=steps, gating=True))
+    return energies | {
+        "facts": facts,
         "repo_id": repo_id,
         "license": license,
         "paper": PAPER,
         "version": facts.training.get("versions", {}).get(LIBRARY, facts.model.description.library.get("version", "")),
-        "training": facts.training,
-        "config": network,
-        "grid": graph.grid,
         "own": isinstance(network, OwnNetwork),
-        "encoder": graph.encoder.kind,
         "persistence": " to ".join(map(str, sorted({graph.persistences[0], graph.persistences[-1]}))),
-        "readout_time": graph.readout_time,
         "readout": READOUTS[graph.readout_time],
-        "events": facts.model.description.preprocessing.events,
         "channels": {1: "grayscale", 3: "colour (RGB)"}.get(network.in_channels, f"{network.in_channels} channels"),
         "windows": graph.windows + (graph.readout_time != "potential_start"),
         "parameters": sum(parameter.numel() for parameter in facts.model.parameters()),
-        "names": names,
         "numbered": names == tuple(str(place) for place in range(len(names))),
-        "data": facts.data,
-        "results": results,
         "complete": is_complete(facts),
-        "interval": None if results is None else interval(results.accuracy, results.images),
-        "counts": counts,
-        "total": None if counts is None else counts.total(),
+        "wilson": interval,
         "energy_headers": CARD_HEADERS,
-        **({} if counts is None else _energy(counts, chips, RunOptions(steps=steps, gating=True))),
         "steps": steps,
-        "facts": facts,
         "settings": _settings(facts),
-        "base": facts.model.description.base_model,
     }
 
 
@@ -200,8 +174,9 @@ def _energy(counts: Counts, chips: Sequence[str], options: RunOptions) -> dict[s
 
 
 def _settings(facts: ModelFacts) -> str:
+    """Settings that are not off, as YAML for a fenced block, which no value can end."""
     used = {key: value for key, value in facts.settings.items() if value not in (None, False, 0, "no", [], ())}
-    return code_block(yaml.safe_dump(used, sort_keys=False)) if used else ""
+    return yaml.safe_dump(used, sort_keys=False).replace("```", "").strip() if used else ""
 
 
 @dataclass(frozen=True)
@@ -231,7 +206,8 @@ def make_package(
 
     The weights are bit for bit those that were loaded; their header names this config.json.
     """
-    files = model_bytes(facts.model.state_dict(), _published(facts))
+    description = facts.model.description.replace(dataset=facts.data.recorded)  # without the name of a local folder
+    files = model_bytes(facts.model.state_dict(), description)
     facts = dataclasses.replace(facts, weights_sha256=hashlib.sha256(files[WEIGHTS]).hexdigest())
     files["README.md"] = render_card(facts, repo_id, license=license, chips=chips).encode()
     if (results := eval_results(facts)) is not None:
@@ -242,8 +218,3 @@ def make_package(
         files["metrics.jsonl"] = "".join(json.dumps(line) + "\n" for line in facts.metrics).encode()
     assert set(files) <= set(ALLOWED)
     return Package(files)
-
-
-def _published(facts: ModelFacts) -> ModelDescription:
-    """config.json without the name of a local folder."""
-    return facts.model.description.replace(dataset=facts.data.recorded)

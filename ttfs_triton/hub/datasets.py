@@ -1,4 +1,4 @@
-"""What a card may say about the data: known data sets with their licences, and which one a run was trained on."""
+"""Data sets on a model card: known ones with their licences, and the one that a run was trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known about a model that is to be published, read from its run and its evaluation."""
+"""Facts about a model that is to be published, read from its run and its evaluation."""
 
 from __future__ import annotations
 
@@ -100,17 +100,17 @@ class Results:
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """A model and what is known about it. Nothing here names this machine, its users or its folders.
+    """A model and its facts. None of them names this machine, its users or its folders.
 
     Attributes:
         model: loaded, in evaluation mode.
         weights_sha256: of the file, hexadecimal; None for a model that was not loaded from one.
-        data: that it was trained on.
+        data: training data.
         results: None if it was not evaluated.
-        settings: of training, by `PUBLISHED_SETTINGS`; empty if it was not trained here.
-        training: what summary.json says beside results, by `_TRAINING`; empty if it was not trained here.
+        settings: of training, keys of `PUBLISHED_SETTINGS`; empty if the model was not trained here.
+        training: figures of summary.json beside the results, keys of `_TRAINING`; empty likewise.
         metrics: one entry an epoch.
-        unrecorded_base: training started from other weights, of which nothing was written down.
+        unrecorded_base: training started from other weights, whose origin was not recorded.
     """
 
     model: TTFSModel
@@ -130,7 +130,7 @@ def read_facts(
     dataset: str | None = None,
     network: str | nn.Module | None = None,
 ) -> ModelFacts:
-    """Load a model and all that is written down about it.
+    """Load a model, and the facts in its run's and its evaluation's files.
 
     Args:
         files: of the model.
@@ -163,27 +163,23 @@ def read_facts(
     elif run is not None:
         scored = {key.removeprefix("test_"): value for key, value in summary.items()}
         results = _results(run / SUMMARY, scored | {"limited": settings.get("max_test_samples") is not None})
+    # Where the user's code builds the network, the keys of a specification say nothing.
+    unused = () if settings.get("network") is None else NETWORK_SETTINGS
+    published = [key for key in PUBLISHED_SETTINGS if key in settings and key not in unused]
     return ModelFacts(
         model=model,
         weights_sha256=sha256,
         data=data,
         results=results,
-        settings={key: without_paths(settings[key]) for key in _published_keys(settings) if key in settings},
+        settings={key: without_paths(settings[key]) for key in published},
         training=training,
         metrics=[{key: line[key] for key in _METRICS if key in line} for line in metrics],
         unrecorded_base=settings.get("weights") is not None and model.description.base_model is None,
     )
 
 
-def _published_keys(settings: Mapping[str, Any]) -> Sequence[str]:
-    """Without those of the specification where the user's code builds the network."""
-    if settings.get("network") is None:
-        return PUBLISHED_SETTINGS
-    return [key for key in PUBLISHED_SETTINGS if key not in NETWORK_SETTINGS]
-
-
 def _evaluated(path: Path, sha256: str, model: TTFSModel, data: TrainingData, tested: str | None) -> Results:
-    """Figures of an evaluation, if it is of these weights, and on the images that are claimed.
+    """Figures of an evaluation. Refused unless it is of these weights and on the images that are claimed.
 
     Args:
         tested: fingerprint of the test images of the run, which is that of equal ones wherever they were read.

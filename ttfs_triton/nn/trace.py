@@ -106,6 +106,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the `with` block; then the mode that the module had, also after an error."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
 def image_shape_of(model: nn.Module, image_shape: Sequence[int] | None = None) -> tuple[int, ...]:
     """Shape of one image that a network takes: as given, or as the network says.
 

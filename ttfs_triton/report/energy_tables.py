@@ -24,7 +24,7 @@ NO_PRICE = "no published price"
 
 
 def why_missing(*estimates: Estimate) -> dict[str, list[str]]:
-    """Terms that are in no sum, by reason: those without a published price first, then those without a count."""
+    """Names of the terms that are in no sum, by reason: no published price first, then no count."""
     why: dict[str, list[str]] = {NO_PRICE: []}
     for found in estimates:
         for term in found.unpriced:
@@ -36,13 +36,13 @@ def why_missing(*estimates: Estimate) -> dict[str, list[str]]:
 
 
 def not_in_it(found: Estimate) -> str:
-    """Terms that are in no sum, in words; "no published price" is left out."""
+    """Terms that are in no sum, in words, with the reason unless it is a price that nobody published."""
     parts = [", ".join(names) + ("" if why == NO_PRICE else f" ({why})") for why, names in why_missing(found).items()]
     return "; ".join(parts) or "nothing"
 
 
 def capacity_unpublished(chip: Chip) -> bool:
-    """Whether a chip of neurons states no capacity, so that nobody knows how many of it a network needs."""
+    """Whether nobody published how many neurons or synapses a chip holds, and so how many chips a network needs."""
     return "synop" in chip.prices and chip.capacity.neurons is None and chip.capacity.synapses is None
 
 
@@ -121,7 +121,7 @@ def terms_table(found: Estimate) -> Table:
 
 
 def prices_table(estimates: Sequence[Estimate]) -> Table:
-    """Every price that estimates on one chip used, with its source."""
+    """Every price that was used on one chip, with its source."""
     found: dict[tuple[str, str], list[Term]] = {}
     for term in (term for each in estimates for term in each.terms):
         found.setdefault((term.price_name, term.price.source if term.price else "–"), []).append(term)

@@ -70,7 +70,7 @@ def raster_svg(layers: Sequence[LayerSpikes]) -> str:
 
 
 def _heights(row: int, layer: LayerSpikes) -> list[float]:
-    """Where the spikes of a layer lie inside its band."""
+    """Heights of the spikes of a layer inside its band."""
     return (row + 0.08 + 0.84 * (layer.index.double() + 0.5) / max(layer.neurons, 1)).tolist()
 
 
@@ -222,7 +222,7 @@ def draw_chips(estimates: Sequence[Estimate], path: str | Path) -> Path:
 
 
 def priced(estimates: Sequence[Estimate]) -> list[tuple[Estimate, Range]]:
-    """Estimates that have a total, with it."""
+    """Estimates that have a total, each with its total."""
     return [(found, found.total) for found in estimates if found.total is not None and found.total.nominal > 0]
 
 

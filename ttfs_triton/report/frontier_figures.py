@@ -1,4 +1,4 @@
-"""The curves of a frontier, as figures of a page: accuracy against what it costs."""
+"""Figures of a frontier's page: accuracy against each cost."""
 
 from __future__ import annotations
 
@@ -89,13 +89,13 @@ def label(row: FrontierRow) -> str:
 
 
 def _wanted(row: FrontierRow) -> dict[str, str]:
-    """Keys that a point is trained or calibrated for, without those on how."""
+    """Targets, grid and faults of a point by key; keys that say how it is trained are left out."""
     given = dict(part.split("=", 1) for part in row.point.split("+") if "=" in part)
     return {key: value for key, value in given.items() if key in WORDS}
 
 
 def of_networks(rows: Rows) -> list[FrontierRow]:
-    """Rows of networks as they are, once each."""
+    """Rows of kind "network": one for each point, without its faults and deadlines."""
     return [row for row in rows if row.kind == "network"]
 
 

@@ -1,4 +1,4 @@
-"""The page of a frontier: its curves, what is cheapest near the best accuracy, and all points."""
+"""The page of a frontier: the cheapest points near the given network's accuracy, curves, and all points."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Columns = dict[str, Callable[[FrontierRow], str]]
 
 
 def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, Any]) -> Path:
-    """Write the page, as `write_page` does: `rows` of the frontier, and `about` its date, device, versions, command."""
+    """Write the page of a frontier; `about`: date, device, versions, command. Errors are those of `write_page`."""
     networks, facts = of_networks(rows), dict(about)
     if versions := facts.pop("versions", {}):
         facts["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -39,7 +39,7 @@ def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, Any]) -> Pat
 
 
 def cheapest_table(rows: Rows) -> Table:
-    """Of each network the points near it with the fewest operations and the least energy, and the verdict.
+    """For each network, its cheapest points of nearly the same accuracy: by operations, by energy; and the verdict.
 
     The verdict is the point with the least energy among those that cost less than the dense ANN both ways, with memory
     and by arithmetic alone, and of which no part lacks a price.
@@ -118,7 +118,7 @@ def _with_memory(row: FrontierRow, chip: str) -> str:
 
 
 def _target(row: FrontierRow) -> str:
-    """Goal and cost of a target; the cost of a target of activity has a column of its own."""
+    """Cost and goal of a target. The cost of a sparsity target is left out: activity has a column of its own."""
     if row.cost is None or row.goal is None:
         return ""
     got = "" if row.target == "sparsity" else f"{row.cost:.4g} of "
@@ -148,7 +148,7 @@ def deadlines_table(rows: Rows) -> Table:
 
 
 def _table(caption: str, rows: Iterable[FrontierRow], columns: Columns) -> Table:
-    """A row for each point, with its network where there are several."""
+    """A table with a row for each point; the network has a column if there are several."""
     rows = list(rows)
     several = len({row.network for row in rows}) > 1
     named: Columns = {"network": lambda row: row.network} if several else {}

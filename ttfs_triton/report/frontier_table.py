@@ -1,4 +1,4 @@
-"""The table of a frontier: a row for each point with its costs, as CSV and as JSON that can be read again."""
+"""The table of a frontier: a row for each point with its costs. Written as CSV and JSON, read from JSON."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ChipEnergy:
         dense_with_memory, dense_arithmetic: the same of the dense ANN, at the same precision.
         least_ratio, most_ratio: with memory, over the dense ANN, from 4 to 128 time steps a window; of a network on a
             grid, at its own.
-        missing: what the network does that has no price there, and comes on top.
+        missing: operations of the network that have no price on the chip; their energy comes on top.
     """
 
     chip: str
@@ -59,25 +59,25 @@ class FrontierRow:
         network: that was given to the sweep.
         point: "free", or what was asked for, KEY=VALUE+KEY=VALUE.
         kind: "network": as evaluation runs it; "faults": simulated on a chip with faults; "deadline": decided in time.
-        trained: for the point, or only calibrated or put there. The free network counts as trained.
+        trained: False if the network was only calibrated for the point. The free network counts as trained.
         images: test images.
         accuracy, first_spike_accuracy: shares of them, by the readout and by the earliest spike; by a deadline, of what
             is decided by then or forced.
         validation_accuracy: of the epoch that was kept; None without training here.
-        target, goal, cost, reached: what was to be brought where, what it costs on the test images, and whether that is
-            within the tolerance; of the goal that is missed most.
+        target, goal, cost, reached: kind of the target, its goal, the cost on the test images, and whether the cost is
+            within the tolerance. Of several goals, the one that is missed most.
         time_steps, weight_bits, state_bits: of its grid; None without.
-        spike_jitter, weight_noise, dead_neurons, stuck_neurons, lost_spikes: that it meets here, not in training.
+        spike_jitter, weight_noise, dead_neurons, stuck_neurons, lost_spikes: faults of the simulation, not of training.
         deadline, decision_time: windows from the image's start; the second is the mean.
         same_decisions, same_first_spike_decisions: images that network and simulator decide alike; of grids alone.
         sparsity: hidden spikes over hidden neurons.
         spikes, synaptic_operations, dense_macs: of an image.
         steps: time steps a window for which it is priced, or at which it is simulated.
         energy: on each chip.
-        epochs: it was trained for here.
+        epochs: of the point's training; None without.
         weights_sha256: of its weights' file; of a calibrated network, of the one it was made of.
-        folder: of its run, within the sweep's.
-        device, date: that measured it.
+        folder: of its run, inside the sweep's folder.
+        device, date: of the measurement.
     """
 
     network: str
@@ -131,7 +131,7 @@ class FrontierRow:
         return dataclasses.asdict(self)
 
     def flat(self) -> dict[str, Any]:
-        """As cells of a table: energies are columns of their own, named CHIP: WHAT, µJ."""
+        """The row as cells of a CSV table, with a column "CHIP: SUM_uj" for each energy."""
         cells = self.to_dict()
         for amounts in cells.pop("energy"):
             chip = amounts.pop("chip")

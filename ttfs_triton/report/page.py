@@ -1,4 +1,4 @@
-"""One evaluated network as an HTML page that needs nothing but itself."""
+"""One evaluated network as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Sample:
 
     @property
     def png(self) -> str:
-        """The image as PNG in base64; other than 1 or 3 channels are averaged."""
+        """The image as PNG in base64; channels are averaged unless there are 1 or 3."""
         pixels = self.image.detach().float().cpu().clamp(0, 1)
         if pixels.shape[0] not in (1, 3):
             pixels = pixels.mean(dim=0, keepdim=True)
@@ -77,7 +77,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class PageData:
-    """One network, evaluated on one data set. What is None or empty is left out.
+    """One network, evaluated on one data set. The page leaves out fields that are None or empty.
 
     Attributes:
         title, dataset: of the page; name of the data.
@@ -90,7 +90,7 @@ class PageData:
         energy: one estimate a chip.
         chip: whose energy is among the headline figures, one of `energy`. Default: the first that prices memory, or
             anything.
-        comparison, simulation, sweep, deadlines: what else was found.
+        comparison, simulation, sweep, deadlines: further analyses.
         frontier, here: points of a sweep, and this network among them.
         facts: how the page was made (versions, device, date, command), in the order in which they are shown.
     """
@@ -122,7 +122,7 @@ class PageData:
 
     @property
     def headline_energy(self) -> Estimate | None:
-        """The estimate among the headline figures: that of `chip`, or the first one with memory, or with a price."""
+        """The estimate of the headline: that of `chip`; else the first that prices memory, or anything."""
         if self.chip is not None:
             return next(found for found in self.energy if found.chip.name == self.chip)
         priced = [found for found in self.energy if found.total is not None]
@@ -163,18 +163,22 @@ def render_page(data: PageData) -> str:
 
 
 def render(template: str, **names: Any) -> str:
-    """One of our templates as text, with the names in it, besides the modules of tables and figures."""
+    """Render a template of this folder with these names; it also sees the modules `tables` and `figures`."""
     require_matplotlib("write_page")
-    environment = Environment(
-        loader=PackageLoader("ttfs_triton.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, percent=percent, small_percent=small_percent, linked=linked)
+    environment = template_environment("ttfs_triton.report")
+    environment.filters["linked"] = linked
     environment.globals.update(tables=tables, energies=energy_tables, figures=figures)
     return environment.get_template(template).render(**names)
+
+
+def template_environment(package: str, *, autoescape: bool = True) -> Environment:
+    """Templates in the folder of a package, with words for numbers as filters; unknown names in them are errors."""
+    loader = PackageLoader(package, ".")
+    found = Environment(
+        loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    found.filters.update(number=number, percent=percent, small_percent=small_percent)
+    return found
 
 
 def linked(text: str) -> Markup:

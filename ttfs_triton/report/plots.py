@@ -164,7 +164,7 @@ def value_axis(axes: Axes, values: Sequence[float], wording: Callable[[float], s
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 3, title: str | None = None) -> None:
-    """A legend where nothing is drawn."""
+    """A legend below the axes, where nothing is drawn."""
     options: dict[str, Any] = {"loc": "outside lower left", "alignment": "left", "frameon": False, "fontsize": 9}
     figure.legend(*axes.get_legend_handles_labels(), ncols=columns, title=title, **options)
 

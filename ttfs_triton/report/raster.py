@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.nn.graph import Stage
 from ttfs_triton.nn.readout import Readout
-from ttfs_triton.nn.trace import network_graph
+from ttfs_triton.nn.trace import evaluating, network_graph
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,6 @@ def spikes_of(network: nn.Module, image: Tensor) -> tuple[LayerSpikes, ...]:
         layers.append(LayerSpikes(name, stage.window, len(times), index, stage.window + times[index], length))
         return activations
 
-    was_training = network.training
-    network.eval()
-    try:
+    with evaluating(network):
         graph.run(image[None].to(next(network.parameters()).device), fire)
-    finally:
-        network.train(was_training)
     return tuple(layers)

@@ -155,12 +155,13 @@ def test_vgg16_has_266_million_synapses():
 
 
 def test_operations_beyond_float32_are_exact():
-    # 4096 · 4097 products of every sample: the odd ones are not float32 values.
-    layer, x = constant(DFTConv2d(1, 1, 1, **PLAIN), -1.0), torch.ones(2, 1, 4096, 4097)  # nothing fires
-    x[1, 0, 0, 0] = 0
-    layers = [layer, EarliestSpikePool2d((4096, 4097)), nn.Flatten(), PotentialReadout(1, 2, **PLAIN)]
+    # Products above 2²⁴, of which the odd ones are not float32 values: 9 · 480 a side, but for those into padding.
+    layer, x = constant(DFTConv2d(1, 1, 9, padding=4, **PLAIN), -1.0), torch.ones(2, 1, 480, 480)  # nothing fires
+    x[1, 0, 200, 200] = 0
+    layers = [layer, EarliestSpikePool2d(480), nn.Flatten(), PotentialReadout(1, 2, **PLAIN)]
     counts = count(nn.Sequential(LatencyEncoder(), *layers), [x], histogram_bins=0)
-    assert counts.synaptic_operations_by_sample == (4096 * 4097, 4096 * 4097 - 1)
+    whole = (9 * 480 - 2 * (1 + 2 + 3 + 4)) ** 2
+    assert counts.synaptic_operations_by_sample == (whole, whole - 9 * 9)
 
 
 # ---- real values

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.counts.layer_counter import LayerCounter, network_counts, spikes_and_saturated, sums_by_sample
 from ttfs_triton.nn.graph import NetworkGraph
-from ttfs_triton.nn.trace import network_graph
+from ttfs_triton.nn.trace import evaluating, network_graph
 
 
 @torch.no_grad()
@@ -57,15 +57,9 @@ def count(
     """
     graph, remaining = graph_of_batches("count", model, batches)
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    counter = Counter(graph, histogram_bins, histogram_samples, by_sample)
-    try:
-        with counter:
-            for batch in remaining:
-                model(images_and_labels(batch)[0].to(device, non_blocking=True))
-    finally:
-        model.train(was_training)
+    with evaluating(model), Counter(graph, histogram_bins, histogram_samples, by_sample) as counter:
+        for batch in remaining:
+            model(images_and_labels(batch)[0].to(device, non_blocking=True))
     return counter.counts(accelerator)
 
 
@@ -94,7 +88,7 @@ def counting(
     histogram_samples: int = 250,
     by_sample: bool = True,
 ) -> Iterator[Counter]:
-    """Count in every forward pass inside the `with` block; `image_shape` is as of `network_graph`, all else of `count`.
+    """Count in every forward pass inside the `with` block. Arguments are those of `network_graph` and `count`.
 
     The layers' own statistics rest meanwhile; `collect_statistics` reads those of this counter.
     """
@@ -138,7 +132,7 @@ class Counter:
         self._input += spikes_and_saturated(activations)
 
     def counts(self, accelerator: Accelerator | None = None) -> Counts:
-        """Read the counts: the one transfer to the host.
+        """Read the counts; nothing is copied from the device before.
 
         Args:
             accelerator: sums over its processes; all of them must call. Default: this process alone.

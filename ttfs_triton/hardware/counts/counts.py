@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from ttfs_kernels import Neuron
 from ttfs_triton.nn.graph import ReadoutTime
@@ -81,7 +82,7 @@ class LayerCounts(LayerStatistics):
 
     def to_dict(self) -> dict[str, Any]:
         """All counts as JSON values, and "silent"."""
-        return dataclasses.asdict(self) | {"silent": self.silent, "histogram": list(self.histogram)}
+        return to_jsonable_python(self) | {"silent": self.silent}
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ OF_ALL_SAMPLES = (
     *("dense_macs", "saturated", "summed_spike_time"),
 )
 GATED = ("driven_time", "undriven_time")
-"""When neurons sleep before their first input; each may be None."""
+"""Times that neurons wait for their first input; each may be None."""
 SUMMED = ("neurons", "inputs", "synapses", "weights", "biases", "silent", "never_active", *OF_ALL_SAMPLES)
 """Keys of `Counts.total()`: sums over layers."""
 
@@ -190,7 +191,7 @@ class Counts:
 
     @property
     def sparsity_as_published(self) -> float | None:
-        """Spikes over neurons as the code that the paper published counts them; None if that was not counted.
+        """Spikes divided by neurons, counted as in the paper's published code; None if that was not counted.
 
         Neurons without any input fire at their window's end, and every output neuron is a spike.
         """
@@ -203,7 +204,7 @@ class Counts:
         return spikes / neurons
 
     def averages(self) -> tuple[LayerCounts, ...]:
-        """Layers with averages over samples, which are no whole numbers, in place of sums."""
+        """The layers with means over the samples in place of sums."""
         if self.samples < 1 or not self.layers:
             found = f"{self.samples} and {len(self.layers)}"
             raise ValueError(f"estimate: counts must be of at least one sample and layer; got {found}.")
@@ -237,18 +238,8 @@ class Counts:
     def to_dict(self) -> dict[str, Any]:
         """All counts as JSON values: the attributes, the sparsities, and "total"."""
         sparsities = ("sparsity", "sparsity_with_outputs", "sparsity_as_published")
-        return {
-            "format": FORMAT,
-            "samples": self.samples,
-            **{name: getattr(self, name) for name in sparsities},
-            "layers": [layer.to_dict() for layer in self.layers],
-            "total": self.total(),
-            "input": dataclasses.asdict(self.input),
-            "readout": self.readout,
-            "weight_bits": self.weight_bits,
-            "spikes_by_sample": list(self.spikes_by_sample),
-            "synaptic_operations_by_sample": list(self.synaptic_operations_by_sample),
-        }
+        derived = {"format": FORMAT, "total": self.total()} | {name: getattr(self, name) for name in sparsities}
+        return derived | to_jsonable_python(self) | {"layers": [layer.to_dict() for layer in self.layers]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Counts:

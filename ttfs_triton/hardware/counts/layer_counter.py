@@ -22,7 +22,7 @@ SUMS = ("active_inputs", "nonzero_macs", "synaptic_operations", "without_input",
 
 
 class SynapseCounter:
-    """Counts what arrives at the synapses of a layer: inputs that are not zero, times their fan-out.
+    """Counts the inputs of a layer that are not zero, and their synaptic operations: each input times its fan-out.
 
     Attributes:
         adds_to_slope: inputs add weights to a slope: spikes do, and bright pixels of a signed encoder.
@@ -102,7 +102,7 @@ class SynapseCounter:
     def counts(
         self, sums: Sequence[int], times: Sequence[float], samples: int, **spikes: Any
     ) -> tuple[LayerCounts, int]:
-        """Counts of the layer, but for the spikes that it delivers, and delayed spikes that arrived.
+        """Counts of the layer without its delivered spikes, and the number of delayed spikes that arrived.
 
         Args:
             sums, times: by `SUMS` and `GATED`, in windows; of one process or added up over several.
@@ -142,7 +142,7 @@ class LayerCounter(SpikeCounter):
         self.synapses = SynapseCounter(self.layer, self._by_sample)
 
     def prepare(self, device: torch.device) -> None:
-        """Does nothing: the layer's shape is known with the first batch."""
+        """Do nothing: the layer's shape becomes known with the first batch."""
 
     def update(self, activations: Tensor) -> None:
         """Add a batch of outputs; see `SpikeCounter`. Padding is refused: inputs are counted without its mask."""
@@ -209,7 +209,7 @@ def network_counts(
     by_sample: Sequence[Sequence[int]],
     weight_bits: int | None,
 ) -> Counts:
-    """Counts of a network: adds which spikes reach later layers.
+    """Counts of a network from those of its layers; adds how many spikes each layer delivers.
 
     Args:
         graph: of the network.

@@ -1,4 +1,4 @@
-"""A spiking network beside its alternatives on one chip, so at the same node and precision."""
+"""A spiking network beside its alternatives, on one chip: at the same prices and the same precision."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def break_even_rate(counts: Counts, chip: Chip | str | Path, options: RunOptions
 
 
 def _crossing(line: Callable[[float], float | None], target: float | None, names: tuple[str, str, str]) -> float | str:
-    """Place at or above 0 where a straight line, known at 0 and 1, meets the target; in words why there is none.
+    """Where a straight line, given by its values at 0 and 1, meets the target; or why it does not, in words.
 
     Args:
         line, target: in pJ; None where they have no price.
@@ -113,8 +113,8 @@ class Verdict:
         with_memory, arithmetic: ratio at each of `steps`, or the one of a closed form; empty where the chip does not
             price it, or does not tell it apart.
         asked: place of the steps that were asked for.
-        missing: what the network does that has no price there, so that it costs more than the ratios say.
-        bound: whether the network was not simulated, so that ratios are upper bounds.
+        missing: operations of the network that have no price on the chip; it costs more than the ratios say.
+        bound: the network was not simulated: the ratios are upper bounds.
     """
 
     chip: str
@@ -248,14 +248,14 @@ def compare(
 
 
 def _ratios(found: Sequence[Estimate], dense: Estimate, measure: Measure) -> tuple[float, ...]:
-    """Ours over the dense ANN's; empty if either is not known."""
+    """Energies of our network divided by the dense ANN's; empty if one of them is not known."""
     theirs, ours = _whole(dense, measure), [_nominal(each, measure) for each in found]
     known = [each for each in ours if each is not None]
     return tuple(each / theirs for each in known) if theirs and len(known) == len(ours) else ()
 
 
 def _whole(dense: Estimate, measure: Measure) -> float | None:
-    """Nominal pJ of a dense ANN; None if a part of it has no price, since the rest is no fair opponent."""
+    """Nominal pJ of a dense ANN; None if one of its parts has no price, since the rest would be too cheap."""
     kinds = ("compute",) if measure == "compute_only" else ("compute", "memory")
     return None if any(term.kind in kinds for term in dense.unpriced) else _nominal(dense, measure)
 
@@ -278,4 +278,4 @@ class Published(NamedTuple):
 
 _LEW = ("28 nm, 5-bit logarithmic weights", "Lew, Lee and Park, DAC 2022 (arXiv 2208.04494)")
 PUBLISHED = (Published("VGG16", "CIFAR-10", 486.7, *_LEW), Published("VGG16", "CIFAR-100", 503.6, *_LEW))
-"""To put beside an estimate."""
+"""Published energies to compare an estimate with."""

@@ -1,4 +1,4 @@
-"""Options of an estimate; the energy of one sample: terms, each a count times a price, and their sums."""
+"""Energy of one sample as a sum of terms, each a count times a price; and the options of such an estimate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RunOptions:
         implementation: "clock_driven" or "closed_form", see `estimate`.
         gating: a neuron sleeps before its first input spike and once it has fired; clock-driven only. Counts that lack
             the first (`LayerCounts.driven_time`) give an upper bound.
-        activity: work of the neurons as a simulation of the same counts found it, in place of a formula.
+        activity: work of the neurons from a simulation of the same counts, in place of a formula.
         weight_bits: of weights in memory. Default: the chip's, else the network's own, or 8.
         state_bits: of slopes and potentials in memory. Default: the chip's, at least 16.
         memory: charge memory traffic.
@@ -65,7 +65,7 @@ class RunOptions:
 
 
 class Run(NamedTuple):
-    """Counts of a network, and the options to price it with, the `activity` of a simulation among them."""
+    """Counts of a network and the options to price them with; `options.activity` is that of a simulation."""
 
     counts: Counts
     options: RunOptions
@@ -82,7 +82,7 @@ class Term:
         count: operations a sample, or microseconds for static power; None if it is not known.
         price: of one, pJ or µW (which is pJ a microsecond); None if the chip states none.
         price_name: key of `PRICES`, or "memory".
-        note: what is missing, if something is.
+        note: what is missing to price the term, if something is.
     """
 
     layer: str
@@ -105,7 +105,7 @@ class Term:
         return "unpublished" if self.price is None else self.price.status
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON values; energies in pJ."""
+        """The term as JSON values; energies in pJ."""
         amount = None if self.price is None else self.price.amount
         return {
             "layer": self.layer,
@@ -186,7 +186,7 @@ class Estimate:
         return self._by(lambda term: term.name)
 
     def by_price(self) -> dict[str, Range | None]:
-        """Energy that hangs on each price; None where there is none."""
+        """Energy of all terms of each price; None where the price is not known."""
         return self._by(lambda term: term.price_name)
 
     def _by(self, key: Callable[[Term], str]) -> dict[str, Range | None]:
@@ -241,7 +241,7 @@ class Swing:
 
 
 def sensitivity(energy: Estimate, *, spread: float = 0.0) -> tuple[Swing, ...]:
-    """One swing a price, the widest first; prices that move nothing are left out.
+    """How far each price moves the total within its range, the widest first; prices that move nothing are left out.
 
     Args:
         energy: of any network.

@@ -182,7 +182,7 @@ def dense_ann(
 def zero_skipping_ann(
     counts: Counts, chip: Chip | str | Path, *, options: RunOptions | None = None, network: str = "network"
 ) -> Estimate:
-    """The same as an ANN that multiplies non-zero inputs only.
+    """The same network as an ANN that multiplies non-zero inputs only.
 
     Each input is still read and tested for zero (a comparison); weights are read for products that are computed.
 

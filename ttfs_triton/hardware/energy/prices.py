@@ -46,7 +46,7 @@ Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True, config=STRICT)
 class Price:
-    """One number a chip is described by, with what is known about it.
+    """One published figure of a chip: value, range, unit, status and source.
 
     Attributes:
         value: nominal, in `unit`; None if it is unpublished.
@@ -127,5 +127,5 @@ class Range:
 
 
 def weakest(statuses: Iterable[Status]) -> Status | None:
-    """The status that says least of several; None of none."""
+    """The weakest of several statuses; None if there are none."""
     return max(statuses, key=STATUSES.index, default=None)

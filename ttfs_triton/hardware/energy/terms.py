@@ -45,7 +45,7 @@ class Terms:
         self._largest: dict[str, float] = {}  # bytes of each layer's memory that no price covers
 
     def charge(self, layer: str, name: str, kind: TermKind, count: float | None, key: str, note: str = "") -> None:
-        """Add a term, unless it counts nothing or other prices hold it."""
+        """Add a term, unless its count is 0 or another price includes it."""
         if count != 0 and not self.chip.holds(key):
             price = self.chip.prices.get(key)
             if price is None or price.value is None:
@@ -69,7 +69,7 @@ class Terms:
         self._terms.append(Term(layer.name, name, "memory", count, price, "memory", note))
 
     def _addresses(self, layer: LayerCounts, count: float) -> None:
-        """Add the additions that compute addresses, where they are charged."""
+        """Add the additions that compute addresses, if the chip's memory charges them."""
         if self.options.memory and self.chip.memory is not None and self.chip.memory.addressing:
             self.charge(layer.name, "addressing", "memory", count, "accumulate")
 

@@ -1,1 +1,1 @@
-"""A network run as hardware would: on a clock, in integers, or event by event."""
+"""A network run as hardware would run it: on a clock, in integers."""

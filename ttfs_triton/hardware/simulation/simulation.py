@@ -42,7 +42,7 @@ class SimulationSettings:
 
     @classmethod
     def of(cls, grid: Grid | None, **chosen: Any) -> SimulationSettings:
-        """Settings with those of a network's grid in the place of "network", and without a grid the defaults."""
+        """The chosen settings; "network" stands for the network's grid, or without a grid for the default."""
         own: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(cls)}
         if grid is not None:
             own |= {"steps": grid.time_steps, **grid.to_dict()}
@@ -108,7 +108,7 @@ class Simulation:
 
     @property
     def latency_histogram(self) -> dict[int, int]:
-        """Samples by their latency in steps; latencies that occur, in order."""
+        """Number of samples for each latency in steps that occurs, in order."""
         values, samples = self.latency_steps.unique(return_counts=True)
         return dict(zip(values.tolist(), samples.tolist(), strict=True))
 

@@ -145,7 +145,7 @@ class Simulator:
                 self._layers[stage.name] = self._clocked(stage), counter
 
     def _clocked(self, stage: Stage) -> ClockedLayer | AnalogLayer:
-        """A stage with weights in units of its own, or in those of its grid if that is the simulation's."""
+        """A stage in integers: in its grid's weight units if these are the simulation's, else in units of its own."""
         layer, bits, per_channel = stage.layer, self._settings.weight_bits, self._settings.per_channel
         unit, (exact, bias) = stage.weighted.unit_on_grid(bits, per_channel), stage.synapses()
         weight = self._faulty.weights(quantise_weight(exact, bits, per_channel=per_channel, unit=unit))
@@ -256,7 +256,7 @@ class FaultyChip:
         self._broken: dict[str, BrokenNeurons | None] = {}
 
     def weights(self, quantised: QuantisedWeight) -> QuantisedWeight:
-        """Weights as this chip has them."""
+        """Weights with this chip's noise."""
         if not self.faults.weight_noise:
             return quantised
         return quantised.multiplied(weight_factors(quantised.integers, self.faults.weight_noise, self._chip))
@@ -275,7 +275,7 @@ class FaultyChip:
 
 
 class ClockedCounter:
-    """Sums of one layer over batches; read once, at the end.
+    """Sums of one layer over all batches; they are read once, at the end.
 
     Attributes:
         synapses: what arrived.
