@@ -153,7 +153,7 @@ def render_page(data: PageData) -> str:
         "page.html",
         data=data,
         headlines=headlines(data),
-        network=network_facts(data),
+        readouts=READOUTS,
         interval=interval(data.accuracy, data.images),
         deadline_curve={"": [(row.deadline, row.accuracy) for row in data.deadlines]},
         deadlines=DEADLINES,
@@ -227,22 +227,3 @@ def _energy_headline(found: Estimate, *, bound: bool) -> tuple[str, str, str]:
     if energy_tables.capacity_unpublished(found.chip):
         notes.append("capacity not published")
     return title, energy(shown.nominal), "; ".join(notes)
-
-
-def network_facts(data: PageData) -> tables.Table:
-    """Key facts of the network."""
-    config, total = data.network, data.counts.total()
-    height, width = config.get("image_size", ("?", "?"))
-    facts = {
-        "layers": data.layers or None,
-        "width": config.get("width"),
-        "images": f"{config.get('in_channels', '?')} × {height} × {width}",
-        "classes": config.get("classes"),
-        "encoder": config.get("encoder"),
-        "decision": READOUTS.get(str(config.get("readout")), config.get("readout")),
-        "σ (psp_persistence)": config.get("psp_persistence"),
-        "neurons": number(total["neurons"]),
-        "synapses": number(total["synapses"]),
-        "weights and biases": number(total["weights"] + total["biases"]),
-    }
-    return tables.pairs_table("The network", [(name, value) for name, value in facts.items() if value is not None])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
 
-from ttfs_triton.hardware import Counts, LayerCounts, Simulation, Sweep, SweepRow
+from ttfs_triton.hardware import Counts, LayerCounts, Sweep, SweepRow
 from ttfs_triton.scoring.deadline import DeadlineRow
 from ttfs_triton.terminal import TerminalTable
 from ttfs_triton.wording import energy, number, percent, small_percent, weight_bits_label
@@ -82,24 +82,6 @@ def operations_table(counts: Counts) -> Table:
         rows.append((name, Cell.of(share), *(number(found[key] / counts.samples) for key in keys)))
     titles = {"synaptic_operations": "synaptic operations", "analog_macs": "MACs", "dense_macs": "dense MACs"}
     return Table("Operations of an image", ("layer", "of dense", *(titles[key] for key in keys)), tuple(rows))
-
-
-def simulation_table(found: Simulation) -> Table:
-    """Figures of a simulation."""
-    settings, samples = found.settings, found.samples
-    bits = "not rounded" if settings.weight_bits is None else f"{settings.weight_bits} bits"
-    figures = {
-        "images": number(samples),
-        "time steps of a window": number(settings.steps),
-        "weights": f"{bits}, a scale for each {'channel' if settings.per_channel else 'layer'}",
-        "accuracy": percent(found.accuracy),
-        "by the first spike": percent(found.first_spike_accuracy),
-        "ties of the first spike": f"{number(found.ties)} images ({small_percent(found.ties / samples)})",
-        "without an output spike": f"{number(found.no_spike)} images",
-        "first output spike": f"{found.mean_latency_steps:,.1f} steps after the image's start, on average",
-        "potentials can be read": f"{found.potential_latency_steps:,} steps after the image's start",
-    }
-    return pairs_table("Simulated in integers, with a clock", figures.items(), ("figure", "value"))
 
 
 def sweep_table(sweep: Sweep) -> Table:
