@@ -311,27 +311,30 @@ def _labels(rows: Rows, name: str | None, where: str, like: ImageData | None) ->
         )
     if len(labels) == 0:
         raise ValueError(f"load_images: {where} must hold rows; got none. Check the data.")
-    known = len(names) if names is not None else None
-    if known is None and like is not None:
-        known, names = len(like.class_names), like.class_names
-    if known is None:
-        known = int(labels.max()) + 1
-        if known > max(MANY_CLASSES, len(labels)):
-            row = int(labels.argmax())
-            raise ValueError(
-                f"load_images: labels must number the classes from 0; got {known - 1} in row {row} of {where}, which "
-                f"has {len(labels)} rows. Number the classes without gaps, or name them."
-            )
-        if (empty := known - len(labels.unique())) > 0:
-            logger.warning("load_images: %d of %d classes have no image in %s.", empty, known, where)
-    wrong = ((labels < 0) | (labels >= known)).nonzero()
+    if names is None:
+        names = _numbered_classes(labels, where) if like is None else like.class_names
+    wrong = ((labels < 0) | (labels >= len(names))).nonzero()
     if len(wrong):
         row = int(wrong[0])
         raise ValueError(
-            f"load_images: labels must be in 0 to {known - 1}; got {int(labels[row])} in row {row} of {where} "
+            f"load_images: labels must be in 0 to {len(names) - 1}; got {int(labels[row])} in row {row} of {where} "
             f"({len(wrong)} such rows). Splits without labels carry -1: choose another split."
         )
-    return _as_training_numbers(labels, names or [str(i) for i in range(known)], like, where)
+    return _as_training_numbers(labels, names, like, where)
+
+
+def _numbered_classes(labels: Tensor, where: str) -> list[str]:
+    """Names of classes of which only numbers are known."""
+    known = int(labels.max()) + 1
+    if known > max(MANY_CLASSES, len(labels)):
+        row = int(labels.argmax())
+        raise ValueError(
+            f"load_images: labels must number the classes from 0; got {known - 1} in row {row} of {where}, which "
+            f"has {len(labels)} rows. Number the classes without gaps, or name them."
+        )
+    if (empty := known - len(labels.unique())) > 0:
+        logger.warning("load_images: %d of %d classes have no image in %s.", empty, known, where)
+    return [str(number) for number in range(known)]
 
 
 def _as_training_numbers(
