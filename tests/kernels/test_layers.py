@@ -105,11 +105,14 @@ def check(backend: str, layer: Layer, dtype: torch.dtype, device: torch.device) 
 
 
 @settings(max_examples=200)
-@given(layer=layers, dtype=st.sampled_from(PRECISE), side_by_side=st.booleans())
-def test_torch_matches_float64(device, layer, dtype, side_by_side):
-    """With maps one by one and side by side."""
+@given(layer=layers, dtype=st.sampled_from(PRECISE), way=st.sampled_from(["convolution", "columns", "side by side"]))
+def test_torch_matches_float64(device, layer, dtype, way):
+    """In each of the ways that a contraction may take."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contraction, "WEIGHTS_PER_NEURON", dict.fromkeys(PRECISE, 0) if side_by_side else {})
+        patch.setattr(contraction, "LARGEST_MAP", math.inf if way == "columns" else -1)
+        patch.setattr(contraction, "WEIGHTS_PER_NEURON", dict.fromkeys(PRECISE, 0))
+        patch.setattr(contraction, "SIDE_BY_SIDE", PRECISE if way == "side by side" else ())
+        patch.setattr(contraction, "MANY_WEIGHTS", 0)
         check("torch", layer, dtype, device)
 
 
