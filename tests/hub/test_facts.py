@@ -108,7 +108,7 @@ def test_evaluation_of_these_weights_on_these_images_replaces_the_results(run, t
     ):
         with pytest.raises(LoadError, match=message):
             facts_with(run, tmp_path, evaluation, **values)
-    with pytest.raises(LoadError, match=r"must be an evaluation, as recipes/evaluate\.py --output-dir writes it"):
+    with pytest.raises(LoadError, match=r"must be an evaluation, as ttfs evaluate --output-dir writes it"):
         read_facts(find_model(run), evaluation=tmp_path / "nowhere")
 
 

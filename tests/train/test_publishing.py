@@ -73,7 +73,7 @@ def test_failed_upload_costs_nothing_and_is_made_up_for(hub, client, tmp_path):
     hub.drop = "POST .*/preupload"
     shown = client.run(f"{begin})")
     assert "warning: the run is complete, but it was not published. publish: the Hub must answer" in shown
-    by_hand = f"python recipes/publish.py {tmp_path / 'run'} --repo-id org/late --public --license mit"
+    by_hand = f"ttfs publish {tmp_path / 'run'} --repo-id org/late --public --license mit"
     assert f"Publish it by: {by_hand}" in shown
     assert json.loads((tmp_path / "run/summary.json").read_text())["epochs"] == 1
     assert hub.files("org/late") == {}

@@ -1,4 +1,4 @@
-"""`recipes/convert.py`: converts weights, prints where each went, writes a folder for training and evaluation."""
+"""`ttfs convert`: converts weights, prints where each went, writes a folder for training and evaluation."""
 
 from __future__ import annotations
 

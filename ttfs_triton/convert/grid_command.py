@@ -1,4 +1,4 @@
-"""`recipes/calibrate.py`: puts a trained network on a chip's grid without training, writes a folder with it."""
+"""`ttfs calibrate`: puts a trained network on a chip's grid without training, writes a folder with it."""
 
 from __future__ import annotations
 

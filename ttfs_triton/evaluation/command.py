@@ -1,4 +1,4 @@
-"""`recipes/evaluate.py`: scores a network, counts, simulates and prices it; prints and writes the figures."""
+"""`ttfs evaluate`: scores a network, counts, simulates and prices it; prints and writes the figures."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def run(options: EvaluationOptions) -> Found:
     chips = [load_chip(name) for name in (available_chips() if "all" in options.chip else options.chip)]
     accelerator = Accelerator(cpu=options.cpu or not torch.cuda.is_available())
     if accelerator.num_processes > 1:
-        raise ValueError("evaluate: must run in one process; start it plainly, python recipes/evaluate.py.")
+        raise ValueError("evaluate: must run in one process; start it plainly, with `ttfs evaluate`.")
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         data = load_test_images(

@@ -84,7 +84,7 @@ class EvaluationOptions(FaultOptions):
     report: Path | None = None
     """Write one self-contained HTML page there."""
     frontier: Path | None = None
-    """Folder of a sweep of recipes/frontier.py, or its frontier.json: the page shows where the network lies on it."""
+    """Folder that `ttfs sweep` wrote, or its frontier.json: the page shows where the network lies on it."""
     overwrite: bool = False
     """Replace what is at --output-dir and --report."""
     sample: int = Field(0, ge=0)

@@ -135,7 +135,7 @@ def facts(device: torch.device) -> dict[str, str]:
         "date": time.strftime("%Y-%m-%d"),
         "device": device_name(device),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "command": command_line("recipes/evaluate.py"),
+        "command": command_line("evaluate"),
     }
 
 
@@ -166,7 +166,7 @@ def figures(found: Found, max_test_samples: int | None) -> dict[str, Any]:
     }
 
 
-def command_line(script: str) -> str:
-    """The command without folders of this machine."""
+def command_line(command: str) -> str:
+    """This run of `ttfs COMMAND`, without folders of this machine."""
     words = (Path(word).name if word.startswith("/") else word for word in sys.argv[1:])
-    return shlex.join(["python", script, *words])
+    return shlex.join(["ttfs", command, *words])

@@ -1,4 +1,4 @@
-"""`recipes/export.py`: writes a network as ONNX or NIR, says what the format cannot hold, checks the file."""
+"""`ttfs export`: writes a network as ONNX or NIR, says what the format cannot hold, checks the file."""
 
 from __future__ import annotations
 

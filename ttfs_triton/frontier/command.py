@@ -1,4 +1,4 @@
-"""`recipes/frontier.py`: measures each network, trains and measures its points. The same command resumes a sweep."""
+"""`ttfs sweep`: measures each network, trains and measures its points. The same command resumes a sweep."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ttfs_triton.train.run_folder import FolderLock
 
 NAME = "frontier"
 
-# Training images that a network is calibrated on for a grid, as recipes/calibrate.py has it.
+# Training images that a network is calibrated on for a grid, as ttfs calibrate has it.
 CALIBRATION_IMAGES = 512
 
 Rows = list[FrontierRow]
@@ -56,7 +56,7 @@ def run(options: FrontierOptions) -> Rows:
     accelerator = make_accelerator(networks[0].config)
     if accelerator.num_processes > 1:
         raise ValueError(
-            "frontier: must run in one process; start it plainly, python recipes/frontier.py. A point that several "
+            "frontier: must run in one process; start it plainly, with `ttfs sweep`. A point that several "
             "are to train is a run like any other: its config.yaml says how, and this command takes up what has ended."
         )
     data = {network.name: load_data(network.config, accelerator, say) for network in networks}
@@ -66,7 +66,7 @@ def run(options: FrontierOptions) -> Rows:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "device": device_name(accelerator.device),
         "versions": versions(),
-        "command": command_line("recipes/frontier.py"),
+        "command": command_line("sweep"),
     }
     lock = FolderLock(options.output_dir)
     try:

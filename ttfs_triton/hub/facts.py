@@ -134,7 +134,7 @@ def read_facts(
 
     Args:
         files: of the model.
-        evaluation: folder or evaluation.json that `recipes/evaluate.py` wrote; its figures replace those of training.
+        evaluation: folder or evaluation.json that `ttfs evaluate` wrote; its figures replace those of training.
         dataset: what it was trained on, if the run does not say.
         network: or "file.py:function" that builds it, if code of the user's does.
     Raises:
@@ -184,7 +184,7 @@ def _evaluated(path: Path, sha256: str, model: TTFSModel, data: TrainingData, te
     Args:
         tested: fingerprint of the test images of the run, which is that of equal ones wherever they were read.
     """
-    found = _read(path, _object, "an evaluation, as recipes/evaluate.py --output-dir writes it")
+    found = _read(path, _object, "an evaluation, as ttfs evaluate --output-dir writes it")
     if found.get("weights_sha256") != sha256:
         raise LoadError(f"publish: {path} must be an evaluation of these weights; it is of others. Evaluate them.")
     if "fingerprint" not in found:

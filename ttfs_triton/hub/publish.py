@@ -1,4 +1,4 @@
-"""`recipes/publish.py`: publishes a run on the Hub. Checks before work, one commit, nothing local touched."""
+"""`ttfs publish`: publishes a run on the Hub. Checks before work, one commit, nothing local touched."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PublishOptions(BaseModel):
     network: str | None = None
     """FILE.py:FUNCTION that builds the network, if code of yours does. The code itself is not published."""
     evaluation: Path | None = None
-    """Folder that recipes/evaluate.py --output-dir wrote; its figures replace those of training."""
+    """Folder that ttfs evaluate --output-dir wrote; its figures replace those of training."""
     chip: tuple[str, ...] = CARD_CHIPS
     """Chips of the energy table: names of presets, or TOML files of yours."""
     commit_message: str = "Publish model"

@@ -23,7 +23,7 @@ from ttfs_triton.model.locate import ModelFiles, find_model
 from ttfs_triton.model.own_network import OwnNetwork, describe_network
 from ttfs_triton.model.weights import WEIGHTS, LoadError, checksum, load_tensors
 from ttfs_triton.nn import NetworkConfig, NetworkGraph, TTFSNetwork, network_graph
-from ttfs_triton.nn.trace import image_shape_of, unwrapped
+from ttfs_triton.nn.trace import evaluating, image_shape_of, unwrapped
 
 Network = nn.Module | Callable[[], nn.Module] | str
 """A network, a function without arguments that builds it, or "FILE.py:FUNCTION", see `build_network_of`."""
@@ -234,7 +234,7 @@ class TTFSModel(nn.Module):
         license: str | None = None,
         commit_message: str = "Publish model",
     ) -> str:
-        """Publish this model as it is, with a short card; `recipes/publish.py` writes one with a run's results.
+        """Publish this model as it is, with a short card; `ttfs publish` writes one with a run's results.
 
         Args:
             repo_id: "owner/name"; made if need be.
@@ -319,10 +319,9 @@ class TTFSModel(nn.Module):
         check_options(top_k, decision, window_ms, batch_size)
         single, one = split_images(images)
         inputs = network_input(single, self._description.preprocessing, self.image_shape[0]) if single else []
-        parameter, was_training = next(self.parameters()), self.training
+        parameter = next(self.parameters())
         found: list[Classification] = []
-        self.eval()
-        try:
+        with evaluating(self):
             for start in range(0, len(inputs), batch_size):
                 found += classify_batch(
                     self.network,
@@ -333,8 +332,6 @@ class TTFSModel(nn.Module):
                     decision=decision,
                     window_ms=window_ms,
                 )
-        finally:
-            self.train(was_training)
         return found[0] if one else found
 
 

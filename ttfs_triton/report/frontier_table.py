@@ -214,5 +214,5 @@ def read_table(path: Path) -> tuple[list[FrontierRow], dict[str, Any]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = str(error)
     raise ValueError(
-        f"frontier: {path} must be a table that recipes/frontier.py wrote, frontier.json; {problem}. Give its folder."
+        f"frontier: {path} must be a table that ttfs sweep wrote, frontier.json; {problem}. Give its folder."
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ttfs_triton.nn import network_graph
 from ttfs_triton.nn.folding import plain_synapses
 from ttfs_triton.nn.readout import Readout
+from ttfs_triton.nn.trace import evaluating
 
 # Times within the last hidden layer's firing window, as shares of it, at which output potentials are read.
 EARLY = tuple(part / 10 for part in range(1, 10))
@@ -61,20 +62,16 @@ def output_spikes(
         ValueError: no such network, or no images.
     """
     graph = network_graph(network, image_shape)
-    device, training, readout = next(network.parameters()).device, network.training, graph.readout
+    device, readout = next(network.parameters()).device, graph.readout
     parts: list[tuple[Tensor, ...]] = []
     arriving: list[Tensor] = []
     hook = readout.register_forward_pre_hook(lambda _, inputs: arriving.append(inputs[0]))
-    network.eval()
-    try:
+    with hook, evaluating(network):
         for images, labels in batches:
             network(images.to(device))
             hidden = arriving.pop()
             found = (readout.decide(hidden).spike_times, *readout.potential_and_slope(hidden))
             parts.append((*(part.double().cpu() for part in found), labels.cpu(), _early(readout, hidden).cpu()))
-    finally:
-        hook.remove()
-        network.train(training)
     if not parts:
         raise ValueError("output_spikes: batches must not be empty; got none.")
     *columns, early = map(torch.cat, zip(*parts, strict=True))

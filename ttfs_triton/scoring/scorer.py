@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.nn import network_graph, record_statistics, reset_statistics
 from ttfs_triton.nn.decision import logits_and_decision
+from ttfs_triton.nn.trace import evaluating
 from ttfs_triton.scoring.graphs import CudaGraphs, GraphError, reason_of_failure
 
 PADDING = -1  # label of images that do not count
@@ -40,13 +41,8 @@ class Scorer:
         """Start at zero; within the block, the network is in evaluation mode and its layers count spikes."""
         self.sums.zero_()
         reset_statistics(self.network)
-        was_training = self.network.training
-        self.network.eval()
-        try:
-            with torch.no_grad(), record_statistics(self.network), self._casts():
-                yield
-        finally:
-            self.network.train(was_training)
+        with torch.no_grad(), evaluating(self.network), record_statistics(self.network), self._casts():
+            yield
 
     def _casts(self) -> AbstractContextManager[None]:
         """Weights are cast once for all batches."""

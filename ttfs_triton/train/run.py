@@ -243,7 +243,7 @@ def _publish(config: TrainConfig, run: Path, accelerator: Accelerator, network: 
         built = config.network if network is None else deepcopy(network)
         found = publish(run, repo_id, private=config.hub_private, license=config.hub_license, network=built)
     except Exception as error:  # whatever it is, training must not seem to have failed
-        words = ["python", "recipes/publish.py", str(run), "--repo-id", repo_id]
+        words = ["ttfs", "publish", str(run), "--repo-id", repo_id]
         words += ["--public"] if not config.hub_private else []
         words += ["--license", config.hub_license] if config.hub_license else []
         words += ["--network", config.network] if config.network else []
