@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     ("ttfs_triton", "kernels", "recipes"): (31_960, 25_000),
     ("bench",): (3_630, 3_500),
-    ("tests",): (23_630, 18_000),
+    ("tests",): (23_660, 18_000),
 }
 
 
