@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.rule import fire_with_derivatives, vanishing
+from ttfs_kernels.rule import fire_with_derivatives, is_nan, vanishing
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def crossing(grad: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
 def inside(grad: Tensor, values: Tensor) -> Tensor:
     """A gradient where the values, potentials or activations, are between 0 and 1, else 0; NaN where they are."""
     h = torch.where((values <= 0) | (values >= 1), 0, grad)
-    return torch.where(values.isnan(), values, h)  # PyTorch 2.13's compiler takes 0 * a for 0
+    return torch.where(is_nan(values), values, h)  # PyTorch 2.13's compiler takes 0 * a for 0
 
 
 def scaling(derivatives: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
