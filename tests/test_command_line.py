@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from ttfs_triton.command_line import run_command
+from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.train import Interrupted
 
 
@@ -66,6 +67,14 @@ def test_a_flag_that_also_takes_words_is_still_a_flag(arguments, value, capsys):
     run_command(Mirror, got.append, prog="some.py", description="Do something.", arguments=arguments.split())
     assert got == [Mirror(flip_images=value, other="x")]
     assert capsys.readouterr().err == ""
+
+
+def test_values_that_pydantic_refuses_are_told_in_one_line(capsys):
+    with pytest.raises(SystemExit):
+        run(do=lambda options: NetworkConfig("8C3", classes=0), errors=(ValueError,))
+    text = capsys.readouterr().err
+    assert text.startswith("error: classes: ")
+    assert text.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,10 @@ def plain_errors(*errors: type[Exception], traceback: bool = False) -> Iterator[
 
             tracebacks.print_exception(error)
         code = getattr(error, "exit_code", None)
+        from pydantic import ValidationError
+
         text = str(error) or type(error).__name__  # MemoryError mostly has no text
+        if isinstance(error, ValidationError):
+            text = "\n".join(line.strip() for line in problem_lines(error))
         print(f"error: {text}" if code is None else text, file=sys.stderr)
         raise SystemExit(1 if code is None else code) from error

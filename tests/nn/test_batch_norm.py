@@ -144,12 +144,12 @@ def test_identity_hands_on_the_input():
     assert layer.weight[4:].abs().min() > 0
 
 
-@pytest.mark.parametrize("convolutions", [2, 3])
-def test_cifarnet_has_its_shape(convolutions):
-    network = cifarnet(width=0.25, convolutions=convolutions, classes=7)
-    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 7)
+@pytest.mark.parametrize(("convolutions", "channels", "side"), [(2, 3, 32), (3, 3, 32), (2, 1, 28)])
+def test_cifarnet_has_its_shape(convolutions, channels, side):
+    network = cifarnet(side, channels, 7, width=0.25, convolutions=convolutions)
+    assert network(torch.rand(2, channels, side, side)).shape == (2, 7)
     layers = [stage.shape[0] for stage in network_graph(network).stages[:-1]]
-    assert layers == [24, *[16] * convolutions, *[64] * 2 * convolutions]
+    assert layers == [8 * channels, *[16] * convolutions, *[64] * 2 * convolutions]
     assert not network.features.conv1.weight.requires_grad
     assert network.features.conv1.batch_norm is None
 

@@ -13,12 +13,13 @@ RESNET18 = "64C3-(64C3-64C3)x2" + "".join(f"-({n}C3s2-{n}C3)-({n}C3-{n}C3)" for 
 RESNET20 = "16C3-(16C3-16C3)x3" + "".join(f"-({n}C3s2-{n}C3)-({n}C3-{n}C3)x2" for n in (32, 64)) + "-A"
 
 
-def cifarnet_specification(width: float = 1.0, convolutions: int = 2) -> str:
+def cifarnet_specification(width: float = 1.0, convolutions: int = 2, in_channels: int = 3) -> str:
     """Hidden layers of `cifarnet`.
 
     Args:
         width: factor on 64, 256 and 256 channels.
         convolutions: a block; with three, spikes also go past the last two.
+        in_channels: of the images; the encoder has two channels for each pixel of a 2×2 patch.
     Raises:
         ValueError: convolutions is neither 2 nor 3, or no channel is left.
     """
@@ -30,7 +31,7 @@ def cifarnet_specification(width: float = 1.0, convolutions: int = 2) -> str:
     for channels in (max(1, round(width * channels)) for channels in (64, 256, 256)):
         layer = f"{channels}C3"
         blocks.append(f"{layer}-P2-{layer}" if convolutions == 2 else f"{layer}-P2-({layer}-{layer})")
-    return "-".join(["24C2", *blocks, "P3"])
+    return "-".join([f"{8 * in_channels}C2", *blocks, "P3"])
 
 
 # Per-channel mean and standard deviation of CIFAR-10's training images, pixels in [0, 1].
@@ -106,7 +107,7 @@ def cifarnet(
         torch.Size([2, 10])
     """
     own = {"encoder": "whitened", "batch_norm": True}
-    specification = cifarnet_specification(width, convolutions)
+    specification = cifarnet_specification(width, convolutions, in_channels)
     return _network(specification, image_size, in_channels, classes, backend, own | overrides)
 
 

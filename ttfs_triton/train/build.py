@@ -190,13 +190,13 @@ def _own_network(config: TrainConfig, data: RunData) -> nn.Module:
 def _specified_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
     specification, usual_encoder = SPECIFICATIONS.get(config.model, (config.model, "latency"))
     factor = config.width
+    _, channels, height, width = data.train.shape
     if config.model == "cifarnet":
-        specification, factor = cifarnet_specification(config.width, config.block_convolutions), 1.0
+        specification, factor = cifarnet_specification(config.width, config.block_convolutions, channels), 1.0
     if config.model in ("vgg11", "vgg16") and config.head != HEAD:
         specification = specification.removesuffix(HEAD) + config.head
         specification = specification.removesuffix("-none")
     encoder = config.encoder or usual_encoder
-    _, channels, height, width = data.train.shape
     mean, std = channel_statistics(data) if encoder != "latency" else (None, None)
     torch.manual_seed(config.seed)
     description = NetworkConfig(
