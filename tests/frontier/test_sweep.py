@@ -180,7 +180,7 @@ def test_damaged_files_are_told(swept, trained, tmp_path, capsys):
     assert "nothing trained again" in capsys.readouterr().err
     for text in ("{", "[]", '{"format": 9, "rows": []}', '{"format": 1, "rows": [{"networks": 1}]}'):
         (tmp_path / "frontier.json").write_text(text)
-        with pytest.raises(ValueError, match="must be a table that recipes"):
+        with pytest.raises(ValueError, match="must be a table that ttfs sweep"):
             read_table(tmp_path)
 
 
