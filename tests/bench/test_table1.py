@@ -97,7 +97,7 @@ def test_table_is_written_between_its_markers_only(options):
 def test_the_readme_has_rows_by_name_with_the_papers_beside_its_own_neuron(options, tmp_path):
     names = {"mnist-s1-0": {}, "mnist-s1-1": {"seed": 1, "accuracy": 0.7}, "mnist-s1-margin": {"accuracy": 0.1}}
     names |= {
-        "cifarnet-s025-3": {"model": "cifarnet", "dataset": "uoft-cs/cifar10", "psp_persistence": 0.25},
+        "cifarnet-s0-wide-3": {"model": "cifarnet", "dataset": "uoft-cs/cifar10", "psp_persistence": 0.25},
         "cifarnet-s1": {"model": "cifarnet", "dataset": "uoft-cs/cifar10"},
     }
     found = [table1.read(table1.collect(make_run(tmp_path / "runs" / n, **v), options)) for n, v in names.items()]
