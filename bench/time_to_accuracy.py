@@ -2,10 +2,10 @@
 
     pip install -e '.[peers,plot]'
     python bench/time_to_accuracy.py --data-dir CIFAR10 --runs RUNS
-    python bench/time_to_accuracy.py --data-dir CIFAR10 --runs RUNS --contenders ann snntorch --epochs 4
+    python bench/time_to_accuracy.py --data-dir CIFAR10 --runs RUNS --contenders ann snntorch --library-epochs 8
 
-All contenders train the same network, `cifarnet`, on the same images, with the same augmentation, batch size, epochs
-and held-out images, in bfloat16 on one device. They differ in what stands between two layers:
+All contenders train the same network, `cifarnet`, on the same images, with the same augmentation, batch size and
+held-out images, in bfloat16 on one device. They differ in what stands between two layers:
 
 - `sigma-0`, `sigma-1`: our neurons, trained by `recipes/train_cifarnet_cifar10.py --preset best` and `--preset paper`;
 - `ann`: PyTorch's convolution, batch norm and ReLU;
@@ -16,7 +16,8 @@ and held-out images, in bfloat16 on one device. They differ in what stands betwe
 
 Ours and the ANN follow the recipe. Its rates make integrate-and-fire neurons diverge, so these have what their users
 begin with: Adam at a peak rate of 2e-3 and the same warm-up, learned gains of batch norm, PyTorch's initial weights.
-Nothing was tuned for them.
+Nothing was tuned for them. An epoch of theirs takes as long as T of the ANN's, so they have fewer of them
+(`--library-epochs`), with a schedule of that length.
 Each contender's metrics lie in RUNS/NAME/metrics.jsonl. A stopped bench goes on behind the last whole epoch (ours: the
 last checkpoint). Times are of training alone, without start and validation.
 """
@@ -71,10 +72,14 @@ class Options:
     data_dir: Path  # CIFAR-10's parquet files
     runs: Path  # folder that takes a folder a contender
     contenders: tuple[Contender, ...] = ALL
-    epochs: int = 8
+    epochs: int = 8  # of ours and of the ANN
+    library_epochs: int = 4  # of spikingjelly and snntorch
     time_steps: int = 4  # of the libraries that have them
     cpu: bool = False  # also where there is a GPU
     output: Path = bench.RESULTS  # folder of the CSV file and the chart
+
+    def epochs_of(self, name: str) -> int:
+        return self.library_epochs if name in LIBRARIES else self.epochs
 
 
 class Network(nn.Module):
@@ -233,8 +238,9 @@ class Training:
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     for name in options.contenders:
-        if len(read_metrics(name, options)) < options.epochs:
-            print(f"{name}: {options.epochs} epochs")
+        epochs = options.epochs_of(name)
+        if len(read_metrics(name, options)) < epochs:
+            print(f"{name}: {epochs} epochs")
             train_ours(name, options) if name in OURS else train_other(name, options)
     rows = [row for name in options.contenders for row in rows_of(name, options)]
     device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
@@ -256,7 +262,7 @@ def train_other(name: str, options: Options) -> None:
     """Train in this process, by the recipe's settings."""
     (options.runs / name).mkdir(parents=True, exist_ok=True)
     keys = read_recipe(RECIPE).values("best") | {
-        "epochs": options.epochs,
+        "epochs": options.epochs_of(name),
         "data_dir": str(options.data_dir),
         "output_dir": str(options.runs / name),
         "cpu": options.cpu,
