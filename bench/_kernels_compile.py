@@ -19,10 +19,10 @@ import triton
 from _kernels_layers import FORMATS, Layer, Number, plan_pass
 from _machine_code import MachineCode, inspect, specialisation
 
-from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.launch import Device, Launch
 from ttfs_kernels.triton_backend.passes import Plan
+from ttfs_kernels.triton_backend.planning import Config, default_config
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
 Target = Literal["sm_80", "sm_90", "sm_100", "gfx942"]

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.triton_backend import normalised_layer, passes
-from ttfs_kernels.triton_backend.configs import Config
+from ttfs_kernels.triton_backend import layer, passes
 from ttfs_kernels.triton_backend.launch import Device
 from ttfs_kernels.triton_backend.normalisation import STATISTICS, Neurons
 from ttfs_kernels.triton_backend.passes import Plan
+from ttfs_kernels.triton_backend.planning import Config
 from ttfs_kernels.triton_backend.problem import Problem
 
 Number = Literal["bf16", "fp16", "tf32", "fp32"]
@@ -129,10 +129,10 @@ def plan_pass(which: str, problem: Problem, config: Config | None, precision: st
         neurons = Neurons(h, slope_h, statistics, *late, winner)
         plans = (
             passes.forward(bare, x, weight, None, neuron, True, config, precision, device.chip, fires=False),
-            normalised_layer.statistics_of(problem, (h, slope_h), bias, bias, 1e-5, neuron),
-            normalised_layer.fire(problem, neurons, neuron),
-            normalised_layer.reduce(problem, neurons, kept, neuron),
-            normalised_layer.spread(problem, neurons, kept, statistics, neuron),
+            layer.statistics_of(problem, (h, slope_h), bias, bias, 1e-5, neuron),
+            layer.fire(problem, neurons, neuron),
+            layer.reduce(problem, neurons, kept, neuron),
+            layer.spread(problem, neurons, kept, statistics, neuron),
         )
         return Plan([launch for plan in plans for launch in plan.launches], ())
     skip = (h, bias) if problem.skip else ()

@@ -26,8 +26,8 @@ from ttfs_kernels.contraction import contract
 from ttfs_kernels.rule import fire_with_derivatives
 from ttfs_kernels.triton_backend import library, passes
 from ttfs_kernels.triton_backend.choice import FORMAT_VERSION, Entry, forget, read_table
-from ttfs_kernels.triton_backend.configs import Config, alternatives, default_config
 from ttfs_kernels.triton_backend.launch import Device, device_of, precision_of
+from ttfs_kernels.triton_backend.planning import Config, alternatives, default_config
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 from ttfs_triton.atomic import write_text
 

@@ -52,7 +52,7 @@ from ttfs_triton.train.batches import EpochBatches, train_loader
 from ttfs_triton.train.build import RunData, build_augmentation, load_data
 from ttfs_triton.train.config import make_config, read_recipe
 from ttfs_triton.train.evaluation import STATISTICS_IMAGES
-from ttfs_triton.train.schedules import rate_factor
+from ttfs_triton.train.optimisation import rate_factor
 from ttfs_triton.train.step import look_ahead
 
 RECIPE = bench.ROOT / "ttfs_triton" / "recipes" / "cifarnet-cifar10.yaml"

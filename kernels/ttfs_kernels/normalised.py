@@ -156,7 +156,7 @@ def _apply(
     tensors = x, weight, normalisation.weight, bias, skip, skip_weight
     epsilon, group = normalisation.epsilon, normalisation.group
     if which != "torch":
-        from ttfs_kernels.triton_backend.normalised_layer import TritonNormalised
+        from ttfs_kernels.triton_backend.layer import TritonNormalised
 
         layer: Layer = TritonNormalised(geometry, neuron, epsilon, group, which, pool)
         return Normalised(*apply_layer(function, layer, tensors))

@@ -13,8 +13,8 @@ from tests.kernels.triton.network_layers import network_layers
 from ttfs_kernels.rule import fire
 from ttfs_kernels.triton_backend import choice
 from ttfs_kernels.triton_backend.choice import Choice, choose, read_table
-from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.launch import device_of
+from ttfs_kernels.triton_backend.planning import Config
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 from ttfs_triton import atomic
 

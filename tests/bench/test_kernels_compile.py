@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.bench.modules import BENCH, modules, run_python
-from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import Chip
+from ttfs_kernels.triton_backend.planning import Config
 from ttfs_kernels.triton_backend.problem import Problem
 
 bench, kernels, kernels_compile, kernels_layers, machine_code = modules(

@@ -19,8 +19,8 @@ from ttfs_triton.nn import (
     TTFSNetwork,
     network_graph,
 )
-from ttfs_triton.nn.clocked import ClockedLayer
 from ttfs_triton.nn.integers import quantise_weight
+from ttfs_triton.nn.on_chip import ClockedLayer
 
 SPECIFICATION = "4C3-(4C3-6C3)-A2-(6C3-6C3s2-8C3)-A-7-(7-9)"
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 
 from tests.nn.common import activations
-from ttfs_triton.nn.activity import count_spikes
+from ttfs_triton.train.target import count_spikes
 
 
 @settings(max_examples=30)

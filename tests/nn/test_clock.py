@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from ttfs_triton.nn.clock import Clock, Ramp
+from ttfs_triton.nn.grid import Clock, Ramp
 
 COMPARE_AT = st.sampled_from(["middle", "start"])
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 
 from tests.nn.common import activations, randomised
 from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron, PotentialReadout
-from ttfs_triton.nn.clock import Clock, Ramp
-from ttfs_triton.nn.clocked import ClockedLayer, earliest_input
+from ttfs_triton.nn.grid import Clock, Ramp
 from ttfs_triton.nn.integers import exact_products, quantise_weight
+from ttfs_triton.nn.on_chip import ClockedLayer, earliest_input
 
 
 def clocked(layer, clock, bits=8, **options):

@@ -18,7 +18,7 @@ from ttfs_triton.nn import (
     cnn1,
     network_graph,
 )
-from ttfs_triton.nn.decision import logits_and_decision
+from ttfs_triton.nn.models import logits_and_decision
 
 SHAPE = (1, 8, 8)
 

@@ -26,7 +26,7 @@ from ttfs_triton.nn import (
 )
 from ttfs_triton.nn.chip import check_registers
 from ttfs_triton.nn.integers import fitting_unit, quantise_weight
-from ttfs_triton.nn.on_grid import RoundedLayer
+from ttfs_triton.nn.on_chip import RoundedLayer
 
 GRIDS = [
     Grid(4, 4),

@@ -1,6 +1,6 @@
 import pytest
 
-from ttfs_triton.nn.specification import Convolution, Dense, Pool, parse_specification
+from ttfs_triton.nn.config import Convolution, Dense, Pool, parse_specification
 
 AVERAGES = [("4C3-A2-8", "A2"), ("4C3-A-4C3", "A"), ("4C3-A2-P2", "A2"), ("A2-4C3", "A2")]
 

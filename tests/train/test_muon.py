@@ -7,7 +7,7 @@ from torch import nn
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train import TrainConfig
 from ttfs_triton.train.build import build_optimizer
-from ttfs_triton.train.muon import Muon, orthogonal
+from ttfs_triton.train.optimisation import Muon, orthogonal
 
 SHAPES = [(6, 20), (20, 6), (4, 3, 2, 2), (5, 5)]
 RATE, MOMENTUM = 0.2, 0.6

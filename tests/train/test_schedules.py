@@ -10,7 +10,7 @@ from ttfs_triton.nn import DFTLinear, LatencyEncoder, NetworkConfig, Neuron, Pot
 from ttfs_triton.train import Callback, TrainConfig, Trainer, train
 from ttfs_triton.train.build import build_optimizer
 from ttfs_triton.train.evaluation import refresh_statistics
-from ttfs_triton.train.schedules import LEVELS, PersistenceSchedule, rate_factor
+from ttfs_triton.train.optimisation import LEVELS, PersistenceSchedule, rate_factor
 from ttfs_triton.train.step import look_ahead
 
 STEPS = 1000

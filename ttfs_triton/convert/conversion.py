@@ -23,8 +23,8 @@ from ttfs_triton.convert.layouts import PAPER, Layout, Statistics, TrainedAs, fo
 from ttfs_triton.convert.report import BATCH_NORM, INPUT_NORMALISATION, ConversionReport, LayerEntry
 from ttfs_triton.convert.source import Weights, open_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork, parse_specification, standardise_weight
+from ttfs_triton.nn.config import Convolution
 from ttfs_triton.nn.folding import BatchNorm, fold_tensors, has_batch_norm
-from ttfs_triton.nn.specification import Convolution
 from ttfs_triton.nn.weighted import WeightedLayer
 
 _OURS = re.compile(r"(?:features\.(?:conv|fc)\d+|readout)\..+")

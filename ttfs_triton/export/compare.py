@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ttfs_triton.export.nir_clock import Clock, FirstSpikes, decide, input_frames
 from ttfs_triton.export.nir_graph import node_name
 from ttfs_triton.export.shared import require
-from ttfs_triton.nn.decision import logits_and_decision
 from ttfs_triton.nn.graph import NetworkGraph, Stage
+from ttfs_triton.nn.models import logits_and_decision
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.trace import network_graph
 

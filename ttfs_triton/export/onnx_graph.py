@@ -13,8 +13,7 @@ from ttfs_triton.export.shared import as_array, metadata, require, synapse_array
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.folding import plain_skip_weights
 from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
-from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
-from ttfs_triton.nn.pooling import EarliestSpikePool2d
+from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
 from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.trace import network_graph

@@ -21,8 +21,8 @@ from ttfs_triton.frontier.options import FrontierOptions
 from ttfs_triton.hardware import Counts, Run, Simulation, counting, simulate, simulate_at, simulated_run
 from ttfs_triton.hardware.energy.compare import STEPS
 from ttfs_triton.nn import network_graph
-from ttfs_triton.nn.decision import logits_and_decision
 from ttfs_triton.nn.faults import Faults
+from ttfs_triton.nn.models import logits_and_decision
 from ttfs_triton.report.frontier_table import FrontierRow, with_costs
 from ttfs_triton.scoring import EvaluationBatches, device_name, evaluate
 from ttfs_triton.scoring.deadline import deadline_curve, output_spikes

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_triton.nn import FirstSpikeDecision, NetworkGraph
-from ttfs_triton.nn.decision import logits_and_decision
+from ttfs_triton.nn.models import logits_and_decision
 
 Decision = Literal["readout", "first_spike"]
 

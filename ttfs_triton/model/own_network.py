@@ -16,11 +16,10 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from ttfs_triton.nn.chip import put_on_grid
-from ttfs_triton.nn.config import MAX_CHANNELS, MAX_SIDE, NetworkConfig
+from ttfs_triton.nn.config import MAX_CHANNELS, MAX_SIDE, MAX_SIZE, NetworkConfig
 from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.models import TTFSNetwork
-from ttfs_triton.nn.specification import MAX_SIZE
 from ttfs_triton.nn.trace import network_graph
 
 MAX_LAYERS = 2**12

@@ -9,17 +9,15 @@ from ttfs_triton.nn.coding import (
     activation_to_spike_time,
     spike_time_to_activation,
 )
-from ttfs_triton.nn.config import NetworkConfig
-from ttfs_triton.nn.decision import decide
+from ttfs_triton.nn.config import NetworkConfig, parse_specification
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.folding import fold_batch_norm, fold_weight_standardisation, standardise_weight
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.initialisation import start_as_identity, whiten, whitening_weights
-from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
-from ttfs_triton.nn.models import TTFSNetwork
+from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
+from ttfs_triton.nn.models import TTFSNetwork, decide
 from ttfs_triton.nn.networks import cifarnet, cnn1, resnet18, resnet20, vgg11, vgg16
-from ttfs_triton.nn.pooling import EarliestSpikePool2d
 from ttfs_triton.nn.readout import (
     FirstSpikeDecision,
     FirstSpikeReadout,
@@ -27,7 +25,6 @@ from ttfs_triton.nn.readout import (
     first_spike_decision,
     first_spike_times,
 )
-from ttfs_triton.nn.specification import parse_specification
 from ttfs_triton.nn.statistics import (
     LayerStatistics,
     SpikeCounter,

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ttfs_kernels import Neuron
 from ttfs_triton.nn.faults import Faults, spikes_in_training
 from ttfs_triton.nn.grid import Grid
+from ttfs_triton.nn.integers import straight_through
 from ttfs_triton.nn.layers import DFTConv2d, FiringLayer
 from ttfs_triton.nn.sizes import Padding, Size
-from ttfs_triton.nn.straight_through import straight_through
 from ttfs_triton.nn.weighted import LayerOptions, WeightedConv2d, spelled_out
 
 TWO_PHASE = Neuron(psp_persistence=0.0)  # fires at the window's start plus 1 − A, as a clamped ReLU has it

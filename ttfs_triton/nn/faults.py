@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from ttfs_triton.fault_options import Faults
-from ttfs_triton.nn.clock import Clock
-from ttfs_triton.nn.grid import Grid
-from ttfs_triton.nn.straight_through import straight_through
+from ttfs_triton.nn.grid import Clock, Grid
+from ttfs_triton.nn.integers import straight_through
 
 # Noise of weights is cut at so many standard deviations.
 MOST_DEVIATIONS = 4.0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_kernels import standardise_weights
-from ttfs_triton.nn.on_grid import RoundedLayer
+from ttfs_triton.nn.on_chip import RoundedLayer
 from ttfs_triton.nn.weighted import WeightedLayer
 
 STATISTICS_BATCH = 500

@@ -1,16 +1,121 @@
-"""The grid of a chip, on which a network is trained and runs: time steps, bits of weights and of membranes."""
+"""A chip's grid, on which a network is trained and runs: time steps and their clock, bits of weights."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
-from ttfs_triton.nn.clock import Clock, CompareAt
 from ttfs_triton.nn.integers import largest_integer
+
+CompareAt = Literal["middle", "start"]
+FRACTION_BITS = 16
+POTENTIAL_BITS = FRACTION_BITS + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """Steps of a window, and where in a step neurons compare.
+
+    Attributes:
+        steps: T.
+        compare_at: "middle" or "start".
+    """
+
+    steps: int
+    compare_at: CompareAt = "middle"
+
+    def instants(self, window: float = 1.0) -> list[int]:
+        """Instants of comparison in a firing window of length `window`, in half steps from its start."""
+        half_steps = 2 * self.steps * window
+        end = int(half_steps) + (half_steps > int(half_steps))
+        return [0, *range(1, end, 2)] if self.compare_at == "middle" else list(range(0, end, 2))
+
+    def step_of(self, instant: Tensor) -> Tensor:
+        """Time stamps of spikes, from the indices of their instants, whole numbers of any type; a tensor like them."""
+        return (instant - 1).clamp_min(0) if self.compare_at == "middle" else instant
+
+    def stamped(self, activation: Tensor) -> Tensor:
+        """Activations in [0, 1] as their time stamps keep them: multiples of 1/T, float32."""
+        return self.remaining(self.encode(activation)) / self.steps
+
+    def encode(self, activation: Tensor) -> Tensor:
+        """Indices of the instants at which a ramp from 1 to 0 falls to the activations in [0, 1]; int64."""
+        never = len(self.instants())
+        late = self.steps * (1 - activation.double())
+        instant = (late + 0.5 if self.compare_at == "middle" else late).ceil().long().clamp_(0, never)
+        return instant.masked_fill_(activation >= 1, 0).masked_fill_(activation <= 0, never)
+
+    def remaining(self, instant: Tensor) -> Tensor:
+        """T − k of spikes from the indices of their instants, 0 for silent neurons; float32 whole numbers."""
+        return (self.steps - self.step_of(instant)).float()
+
+
+class Ramp:
+    """A threshold that falls to zero, per channel, and the instants at which it is compared with.
+
+    Attributes:
+        height: [C, ...] whole numbers, at the window's start.
+        decrement: [C, ...] whole numbers, in half a step.
+        instants: in half steps from the window's start.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        unit: Tensor,
+        threshold: float = 1.0,
+        window: float = 1.0,
+        dtype: torch.dtype = torch.int64,
+    ) -> None:
+        """Quantise the ramp threshold·(1 − s/window), for neurons whose weights have these units [C, ...].
+
+        Args:
+            dtype: of the potentials that it is compared with: int64, or float64 for those below 2^53, whose division
+                is vectorised on a CPU. Both give the same instants.
+        """
+        decrement = (2.0**FRACTION_BITS * threshold / (unit * window)).round()
+        self.decrement = decrement.to(dtype)
+        self.height = (decrement * (2 * clock.steps * window)).round().to(dtype)
+        self.instants, self._clock = clock.instants(window), clock
+
+    @property
+    def never(self) -> int:
+        """Index that stands for no spike."""
+        return len(self.instants)
+
+    def first_instant(self, potential: Tensor, drift: Tensor) -> Tensor:
+        """Index of the first instant with potential + drift · half steps at or above the ramp, by division.
+
+        Args:
+            potential: [N, C, ...] whole numbers of the ramp's dtype, at the window's start.
+            drift: of `potential`, in half a step; same shape.
+        Returns:
+            [N, C, ...] of the same dtype, `never` for neurons that do not fire.
+        """
+        missing, closing = self.height - potential, self.decrement + drift
+        fires_at_once, diverges = missing <= 0, closing <= 0
+        # Both lines are straight, so what is true once stays true: the first whole number of half steps, rounded up.
+        # A quotient of whole numbers below 2^53 is never rounded up to the next one.
+        index = _floor_divide_(missing.sub_(1), closing.clamp_min_(1)).add_(1)
+        if self._clock.compare_at == "middle":
+            index = _floor_divide_(index, 2).add_(1)
+        else:
+            index = _floor_divide_(index.add_(1), 2)
+        return index.masked_fill_(diverges, self.never).masked_fill_(fires_at_once, 0).clamp_max_(self.never)
+
+
+def _floor_divide_(numbers: Tensor, by: Tensor | int) -> Tensor:
+    """Whole numbers divided in place, rounded down."""
+    if numbers.is_floating_point():
+        return numbers.div_(by).floor_()
+    return numbers.div_(by, rounding_mode="floor")
+
 
 # With more than some hundred steps a network computes as in real numbers.
 MOST_STEPS = 1024
@@ -30,7 +135,7 @@ class Grid:
         state_bits: 4 to 62, sign included, of the registers of a neuron's slope (in weight units) and potential (in
             weight units · steps), which saturate after each step; fractions of steps are not counted. None: as wide as
             needed.
-        compare_at: "middle" or "start" of a step; see `ttfs_triton.nn.clock`.
+        compare_at: "middle" or "start" of a step; see `ttfs_triton.nn.grid`.
     Raises:
         ValueError: a value of another type or out of range.
     Example:

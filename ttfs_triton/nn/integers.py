@@ -1,14 +1,16 @@
-"""Weights as signed integers of few bits, initial potentials in their units, and exact sums of integers."""
+"""Weights as signed integers of few bits, exact sums of integers, and gradients straight through rounding."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, backends
 from torch.backends import cudnn, mkldnn
+
+from ttfs_kernels.autograd import reverse_mode_only
 
 # Smallest unit, in threshold heights: a channel of zeros gets one, and the integers of a layer stay in their registers.
 SMALLEST_UNIT = 2.0**-30
@@ -176,3 +178,21 @@ def exact_products() -> Iterator[None]:
             cudnn.enabled = enabled
             for switch, precision in zip(switches, precisions, strict=True):
                 switch.fp32_precision = precision
+
+
+def straight_through(smooth: Tensor, exact: Tensor) -> Tensor:
+    """`exact`, differentiated as `smooth`; same shape, in the type of `smooth` but at least float32."""
+    reverse_mode_only("straight_through", smooth)
+    exact = exact.to(torch.promote_types(smooth.dtype, torch.float32))
+    return _StraightThrough.apply(smooth, exact) if torch.is_grad_enabled() and smooth.requires_grad else exact
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, smooth: Tensor, exact: Tensor) -> Tensor:
+        ctx.dtype = smooth.dtype
+        return exact
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad.to(ctx.dtype), None

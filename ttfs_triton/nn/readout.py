@@ -20,11 +20,9 @@ from torch import Tensor
 
 from ttfs_kernels import Neuron
 from ttfs_kernels.autograd import reverse_mode_only
-from ttfs_triton.nn.clock import Clock, Ramp
-from ttfs_triton.nn.clocked import ClockedLayer, Membrane
-from ttfs_triton.nn.integers import QuantisedWeight, exact_products
-from ttfs_triton.nn.on_grid import RoundedLayer
-from ttfs_triton.nn.straight_through import straight_through
+from ttfs_triton.nn.grid import Clock, Ramp
+from ttfs_triton.nn.integers import QuantisedWeight, exact_products, straight_through
+from ttfs_triton.nn.on_chip import ClockedLayer, Membrane, RoundedLayer
 from ttfs_triton.nn.weighted import LinearOptions, WeightedLinear, check_neuron, spelled_out
 
 

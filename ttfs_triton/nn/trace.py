@@ -21,8 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, StageKind, Wire
-from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
-from ttfs_triton.nn.pooling import EarliestSpikePool2d
+from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.weighted import WeightedLayer

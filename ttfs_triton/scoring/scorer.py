@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ttfs_triton.nn import network_graph, record_statistics, reset_statistics
-from ttfs_triton.nn.decision import logits_and_decision
+from ttfs_triton.nn.models import logits_and_decision
 from ttfs_triton.nn.trace import evaluating
 from ttfs_triton.scoring.graphs import CudaGraphs, GraphError, reason_of_failure
 

@@ -1,9 +1,12 @@
-"""Builds data, network, augmentation and optimizer of a run from its configuration."""
+"""Builds data, network, teacher, augmentation and optimizer of a run from its configuration."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -13,7 +16,11 @@ from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.model.builder import build_network_of
-from ttfs_triton.model.own_network import describe_network
+from ttfs_triton.model.files import described
+from ttfs_triton.model.hub import HubError
+from ttfs_triton.model.locate import find_model
+from ttfs_triton.model.model import TTFSModel
+from ttfs_triton.model.own_network import OwnNetwork, describe_network
 from ttfs_triton.nn import (
     DFTConv2d,
     DFTLinear,
@@ -30,7 +37,7 @@ from ttfs_triton.nn.config import Encoder
 from ttfs_triton.nn.networks import CNN1, RESNET18, RESNET20, VGG11, VGG16, cifarnet_specification
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.train.config import ConfigError, TrainConfig
-from ttfs_triton.train.muon import Muon
+from ttfs_triton.train.optimisation import Muon
 from ttfs_triton.train.start import Start, check_chip, load_weights, start_on_grid
 
 SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
@@ -290,3 +297,60 @@ def _by_rate(config: TrainConfig, network: nn.Module) -> dict[tuple[str, float],
         kind = "offset" if parameter.dim() <= 1 else "readout" if id(parameter) in readout else "hidden"
         groups.setdefault((kind, rates.get(id(parameter), 1.0)), []).append(parameter)
     return {key: parameters for key, parameters in groups.items() if parameters}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained network whose class probabilities are learned.
+
+    Attributes:
+        network: in evaluation mode, on the device that trains; its weights do not change.
+        weight: w, share of the loss.
+        accelerator: whose precision the network computes in.
+        sha256: of its weights' file, hexadecimal.
+    Source: Hinton et al., "Distilling the knowledge in a neural network", 2015, with temperature 1.
+    """
+
+    network: nn.Module
+    weight: float
+    accelerator: Accelerator
+    sha256: str
+
+    def loss(self, cross_entropy: Tensor, logits: Tensor, images: Tensor) -> Tensor:
+        """(1 − w)·cross entropy + w·KL(teacher's probabilities ‖ network's), a scalar, float32.
+
+        Args:
+            cross_entropy: scalar, the network's, with the labels.
+            logits: [b, classes], the network's.
+            images: [b, channels, height, width], float32, that gave these logits.
+        """
+        with torch.no_grad(), self.accelerator.autocast():
+            wanted = self.network(images).float().log_softmax(1)
+        divergence = F.kl_div(logits.float().log_softmax(1), wanted, reduction="batchmean", log_target=True)
+        return (1 - self.weight) * cross_entropy + self.weight * divergence
+
+
+def load_teacher(config: TrainConfig, data: RunData, accelerator: Accelerator) -> Teacher | None:
+    """The teacher of a run, or None. If it is a network of the user's own, `config.network` builds it.
+
+    Raises:
+        ConfigError: it cannot be read, or is not for these images and classes.
+    """
+    if config.teacher is None:
+        return None
+    try:
+        files = find_model(config.teacher)
+        own = isinstance(described(files.config, files.weights).network, OwnNetwork)
+        model = TTFSModel.from_files(files, config.network if own else None)
+    except (ValueError, HubError) as error:
+        raise ConfigError(f"teacher: {error}") from error
+    names, classes = list(model.class_names), data.train.class_names
+    unnamed = names == [str(number) for number in range(len(classes))]
+    if model.image_shape != data.train.shape[1:] or (names != classes and not unnamed):
+        raise ConfigError(
+            f"teacher must be trained on images like these, {data.train.shape[1:]} (channels, height, width) in the "
+            f"classes {', '.join(classes):.200}; got {config.teacher}, of {model.image_shape} in "
+            f"{', '.join(names):.200}. Choose another teacher, or the data that it was trained on."
+        )
+    network = model.network.float().to(accelerator.device).requires_grad_(False)
+    return Teacher(network.eval(), config.teacher_weight, accelerator, files.sha256)

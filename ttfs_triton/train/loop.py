@@ -25,7 +25,15 @@ from ttfs_triton.run_records import Change
 from ttfs_triton.scoring import Evaluation, EvaluationStopped, Scorer, sum_over_processes
 from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.train.batches import EpochBatches, train_loader
-from ttfs_triton.train.build import RunData, build_augmentation, build_network, build_optimizer, check_network, describe
+from ttfs_triton.train.build import (
+    RunData,
+    build_augmentation,
+    build_network,
+    build_optimizer,
+    check_network,
+    describe,
+    load_teacher,
+)
 from ttfs_triton.train.callback import Callback, NonFiniteLossError
 from ttfs_triton.train.checkpoint import checkpoint_path
 from ttfs_triton.train.config import TrainConfig
@@ -37,15 +45,13 @@ from ttfs_triton.train.device import (
     fused_passes,
     share_statistics,
 )
-from ttfs_triton.train.display import Display
+from ttfs_triton.train.display import Display, StepProfiler
 from ttfs_triton.train.evaluation import epoch_line, refresh_statistics, score
 from ttfs_triton.train.lagrange import TargetTraining
-from ttfs_triton.train.profile import StepProfiler
+from ttfs_triton.train.optimisation import PersistenceSchedule, rate_factor
 from ttfs_triton.train.resume import EpochTotals, Position, RunDescription, is_finite, restore_run, save_run
 from ttfs_triton.train.run_folder import RunFolder
-from ttfs_triton.train.schedules import PersistenceSchedule, rate_factor
 from ttfs_triton.train.step import GraphedStep, TrainStep, choose_graphs, look_ahead, set_rate
-from ttfs_triton.train.teacher import load_teacher
 
 
 class TrainingLoop:

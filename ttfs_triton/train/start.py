@@ -23,9 +23,9 @@ from ttfs_triton.hardware import count, load_chip
 from ttfs_triton.model import BaseModel
 from ttfs_triton.nn import AnalogEncoder, NetworkConfig, SignedEncoder, TTFSNetwork, parse_specification
 from ttfs_triton.nn.chip import check_registers, put_on_grid
+from ttfs_triton.nn.config import Convolution, Dense, Token
 from ttfs_triton.nn.folding import unfold_batch_norm
 from ttfs_triton.nn.grid import Grid
-from ttfs_triton.nn.specification import Convolution, Dense, Token
 from ttfs_triton.train.config import ConfigError
 
 _UNIT = ".log2_unit"  # names of weight scales on a grid end so

@@ -20,8 +20,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.launch import Device
+from ttfs_kernels.triton_backend.planning import Config, default_config
 from ttfs_kernels.triton_backend.problem import Problem
 
 SHIPPED = Path(__file__).with_name("tuning")

@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import Chip
+from ttfs_kernels.triton_backend.planning import Config
 from ttfs_kernels.triton_backend.problem import Problem
 
 # For which the interpreter plans.

@@ -13,15 +13,23 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.triton_backend import elementwise, work
-from ttfs_kernels.triton_backend.configs import PROCESSORS, SMALLEST_BLOCK, Config
+from ttfs_kernels.triton_backend import elementwise, planning
 from ttfs_kernels.triton_backend.conv_forward import conv2d_forward
-from ttfs_kernels.triton_backend.conv_grad_w import conv2d_grad_w, sum_tap_splits
-from ttfs_kernels.triton_backend.conv_grad_x import conv2d_grad_x
+from ttfs_kernels.triton_backend.conv_grad import conv2d_grad_w, conv2d_grad_x, sum_tap_splits
 from ttfs_kernels.triton_backend.formulation import Chip, inputs_first
 from ttfs_kernels.triton_backend.launch import Device, Launch
+from ttfs_kernels.triton_backend.planning import (
+    PROCESSORS,
+    SMALLEST_BLOCK,
+    WIDE,
+    Config,
+    largest_offset,
+    row_blocks,
+    skips,
+    tap_steps,
+    weight_blocks,
+)
 from ttfs_kernels.triton_backend.problem import Problem
-from ttfs_kernels.triton_backend.work import WIDE, largest_offset, row_blocks, skips, tap_steps, weight_blocks
 
 ELEMENTS = 1024  # of a block of the element-wise kernels
 TILE = 4096  # elements of 16 bits that a program of the local gradient holds at once; of 32, in a sum over splits
@@ -210,7 +218,7 @@ def grad_x(
     blocks = row_blocks(problem, positions, config) * math.ceil(problem.group_inputs / config.block_n)
     splits, steps_per_split = 1, math.ceil(problem.group_outputs / config.block_k)
     if problem.is_matrix_product:
-        splits, steps_per_split = work.split([steps_per_split], blocks, processors, config.splits, config.block_k)
+        splits, steps_per_split = planning.split([steps_per_split], blocks, processors, config.splits, config.block_k)
     surrogate = neuron.has_surrogate and slope_h is not None
     parts = out
     if splits > 1:
@@ -255,8 +263,8 @@ def grad_w(
     problem = problem.flat
     _check_offsets("grad_w", problem, config)
     steps, blocks = tap_steps(problem, config), weight_blocks(problem, config)
-    slots = device.processors * work.resident("grad_w", problem, config, device.chip)
-    splits, steps_per_split = work.split(steps, blocks, slots, config.splits, config.block_k)
+    slots = device.processors * planning.resident("grad_w", problem, config, device.chip)
+    splits, steps_per_split = planning.split(steps, blocks, slots, config.splits, config.block_k)
     parts = out if splits == 1 else h.new_empty((splits, *shape), dtype=torch.float32)
     arguments = {
         "h_ptr": h,

@@ -18,10 +18,10 @@ from tests.kernels.memory import fenced, fenced_memory
 from ttfs_kernels import Neuron
 from ttfs_kernels.rule import fire, vanishing
 from ttfs_kernels.triton_backend import passes
-from ttfs_kernels.triton_backend.configs import Config
 from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.launch import Device, device_of, interpreting
 from ttfs_kernels.triton_backend.passes import Plan
+from ttfs_kernels.triton_backend.planning import Config
 from ttfs_kernels.triton_backend.problem import Problem
 
 DTYPES = [torch.float32, torch.float16]

@@ -10,9 +10,9 @@ from tests.kernels.common import LINEAR, apply, operands
 from ttfs_kernels import Neuron, ops
 from ttfs_kernels.triton_backend import choice
 from ttfs_kernels.triton_backend.choice import FORMAT_VERSION, Choice, Entry, choose, read_table
-from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.launch import Device, device_of
+from ttfs_kernels.triton_backend.planning import Config, default_config
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
 GPU = Device("NVIDIA H100 80GB HBM3", Chip("cuda", 90), 132)

@@ -16,10 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 from tests.kernels.triton.common import Layer, device_for, exact_layer, expected, plan
-from ttfs_kernels.triton_backend import work
-from ttfs_kernels.triton_backend.configs import Config
+from ttfs_kernels.triton_backend import planning
 from ttfs_kernels.triton_backend.launch import Launch, interpreting
 from ttfs_kernels.triton_backend.passes import Plan
+from ttfs_kernels.triton_backend.planning import Config
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
 LINEAR = Problem(5, 1, 1, 16, 16, dtype=torch.float16)
@@ -35,7 +35,7 @@ def at_row_in_32_bits(ptr, row, stride):
 
 def far(last: Problem) -> Problem:
     """So many images before these that their elements are beyond 2³¹."""
-    return dataclasses.replace(last, batch=work.WIDE // (last.height * last.width * last.in_channels) + last.batch)
+    return dataclasses.replace(last, batch=planning.WIDE // (last.height * last.width * last.in_channels) + last.batch)
 
 
 def behind_zeros(tensor: Tensor, batch: int) -> Tensor:
@@ -87,7 +87,7 @@ def last_programs(launch: Launch, which: str, problem: Problem, config: Config) 
         return [((position + 1) * blocks - 1, 0, 0) for position in range(positions)]
     length, image_blocks = launch.arguments["steps_per_split"], -(-problem.batch // config.block_k)
     programs = set()
-    for tap, steps in enumerate(work.tap_steps(problem, config)):
+    for tap, steps in enumerate(planning.tap_steps(problem, config)):
         at_tap = steps // image_blocks if config.by_position else 1
         programs |= {(tap, ((position + 1) * (steps // at_tap) - 1) // length, 0) for position in range(at_tap)}
     return sorted(programs)
@@ -123,7 +123,7 @@ def test_the_last_images_are_found(which, last, by_position):
         outputs = (total.to(last.dtype),)
     for found, wanted in zip(outputs, expected(which, layer), strict=True):
         assert found is not None
-        assert which == "grad_w" or found.numel() > work.WIDE
+        assert which == "grad_w" or found.numel() > planning.WIDE
         assert torch.equal(found[-len(wanted) :].view_as(wanted), wanted)
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tests.kernels.triton.common import Layer, exact_layer, expected, plan, run
 from ttfs_kernels import Neuron
-from ttfs_kernels.triton_backend.configs import default_config
 from ttfs_kernels.triton_backend.launch import device_of
 from ttfs_kernels.triton_backend.passes import Plan
+from ttfs_kernels.triton_backend.planning import default_config
 from ttfs_kernels.triton_backend.problem import Problem
 
 REPEATS = int(os.environ.get("TTFS_REPEATS", "1000"))

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from tests.bench.modules import modules, run_python
-from ttfs_kernels.triton_backend.configs import Config, default_config
 from ttfs_kernels.triton_backend.launch import Launch
+from ttfs_kernels.triton_backend.planning import Config, default_config
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
 kernels_compile, kernels_layers, machine_code = modules("_kernels_compile", "_kernels_layers", "_machine_code")

@@ -28,7 +28,7 @@ from tests.kernels.triton.common import (
     run,
 )
 from ttfs_kernels import Neuron
-from ttfs_kernels.triton_backend import library, passes, work
+from ttfs_kernels.triton_backend import library, passes, planning
 from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.launch import Device, interpreting
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
@@ -87,12 +87,12 @@ def test_contractions_are_exact(device, provider, which, problem, data):
         pass_ = partial(passes.pool, problem, y.to(device), gain.to(device) if sigma else None, derivatives)
     else:
         pass_ = partial(plan, which, layer, config, here, neuron, derivatives)
-    with patch.object(work, "STEPS_PER_SPLIT", 1), patch.object(work, "PART_ROWS", 0):
+    with patch.object(planning, "STEPS_PER_SPLIT", 1), patch.object(planning, "PART_ROWS", 0):
         with blocks_of_products() as counted:
             found = run(pass_, layer)
     if pass_.func is plan and interpreting():
         shapes = [(*call.args[0].data.shape, call.args[1].data.shape[-1]) for call in counted.call_args_list]
-        assert work.executed_flops(which, problem, config) == 2 * sum(map(math.prod, shapes))
+        assert planning.executed_flops(which, problem, config) == 2 * sum(map(math.prod, shapes))
     wanted = expected(which, layer, neuron)
     if forward:
         assert [one is not None for one in found] == [True, derivatives and sigma > 0, derivatives][: len(found)]

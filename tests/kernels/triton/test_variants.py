@@ -10,7 +10,7 @@ import torch
 
 from tests.bench.modules import modules, run_python
 from tests.kernels.triton.network_layers import network_layers
-from ttfs_kernels.triton_backend.configs import default_config
+from ttfs_kernels.triton_backend.planning import default_config
 from ttfs_kernels.triton_backend.problem import PASSES
 
 kernels_compile, kernels_layers = modules("_kernels_compile", "_kernels_layers")

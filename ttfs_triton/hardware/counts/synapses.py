@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from ttfs_triton.nn.clocked import earliest_input
+from ttfs_triton.nn.on_chip import earliest_input
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
 
 

@@ -9,9 +9,8 @@ from typing import Any, get_args
 from torch import Tensor
 
 from ttfs_triton.hardware.counts.counts import Counts, LayerActivity
-from ttfs_triton.nn.clock import CompareAt
 from ttfs_triton.nn.faults import Faults
-from ttfs_triton.nn.grid import Grid
+from ttfs_triton.nn.grid import CompareAt, Grid
 
 MOST_STEPS = 4096
 """Finer clocks are no hardware, and float32 closed forms are no better."""

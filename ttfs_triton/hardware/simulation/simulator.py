@@ -19,12 +19,12 @@ from ttfs_triton.hardware.counts.layer_counter import (
     sums_by_sample,
 )
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
-from ttfs_triton.nn.clock import Clock, CompareAt
-from ttfs_triton.nn.clocked import AnalogLayer, ClockedLayer, Membrane, earliest_input
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.faults import BrokenNeurons, Faults, disturbed, draw_broken, weight_factors
 from ttfs_triton.nn.graph import NetworkGraph, Stage
+from ttfs_triton.nn.grid import Clock, CompareAt
 from ttfs_triton.nn.integers import QuantisedWeight, exact_products, largest_integer, quantise_weight
+from ttfs_triton.nn.on_chip import AnalogLayer, ClockedLayer, Membrane, earliest_input
 from ttfs_triton.nn.readout import ClockedReadout, FirstSpikeReadout, PotentialReadout, Readout
 from ttfs_triton.nn.weighted import WeightedLayer
 

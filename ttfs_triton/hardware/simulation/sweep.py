@@ -12,7 +12,7 @@ from torch import nn
 
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.simulator import simulate
-from ttfs_triton.nn.clock import CompareAt
+from ttfs_triton.nn.grid import CompareAt
 from ttfs_triton.wording import csv_text
 
 Price = Callable[[Simulation], float]
