@@ -24,7 +24,7 @@ import tyro
 import yaml
 
 from ttfs_triton.atomic import write_json, write_text
-from ttfs_triton.hub.datasets import without_paths
+from ttfs_triton.hub.facts import without_paths
 from ttfs_triton.train.config import FREE_ON_RESUME
 
 MARKERS = ("<!-- table 1: python bench/table1.py -->", "<!-- end of table 1 -->")

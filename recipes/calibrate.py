@@ -6,4 +6,4 @@ python recipes/calibrate.py runs/mnist --time-steps 8 --weight-bits 4 --dataset 
 from ttfs_triton.command_line import start
 
 if __name__ == "__main__":
-    start("ttfs_triton.convert.grid_command", __doc__)
+    start("ttfs_triton.convert.calibrate_grid", __doc__)

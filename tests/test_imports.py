@@ -35,7 +35,6 @@ ABOVE = {
     "ttfs_triton.hardware": within_package("data", "augment", *ROOMS[4:]),
     "ttfs_triton.hardware.counts": within_package("hardware.energy", "hardware.simulation"),
     "ttfs_triton.hardware.energy": within_package("hardware.simulation"),
-    "ttfs_triton.hardware.simulation": within_package("hardware.energy"),
     "ttfs_triton.model": within_package("augment", "hardware", *ROOMS[5:]),
     "ttfs_triton.scoring": within_package("augment", "hardware", "model", *ROOMS[6:]),
     "ttfs_triton.report": within_package("augment", "model", *ROOMS[7:]),

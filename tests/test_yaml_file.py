@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ttfs_triton.yaml_file import MAX_BYTES, YamlError, parse_mapping, read_mapping
+from ttfs_triton.untrusted_files import MAX_BYTES, YamlError, parse_mapping, read_mapping
 
 BOMB = b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (c + 1, c + 1, c, c) for c in range(ord("a"), ord("y")))
 

@@ -11,7 +11,7 @@ the rule's derivatives dA' and dW':
     dβ = Σ dA'        dγ = Σ (dA'·(A − μ) + dW'·W) / √(s² + ε)
     dA = g·(dA' − dβ/N − (V − μ)·dγ/(N·√(s² + ε)))        dW = the same with dW' in place of dA'
 
-On a GPU our kernels compute this (`triton_backend/normalised_layer.py`), elsewhere PyTorch: each pass over the neurons
+On a GPU our kernels compute this (`triton_backend/layer.py`), elsewhere PyTorch: each pass over the neurons
 below is a formula over tensors, which runs as it is, or fused by PyTorch's compiler (see `fused`). σ is a tensor there,
 and a number in kernels, so that a training may change it without compiling anew.
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ttfs_triton.augment import Augmentation, draw_mixing, mix
-from ttfs_triton.augment.mixing import beta_quantiles
+from ttfs_triton.augment.augmentation import beta_quantiles
 
 N = 2000
 

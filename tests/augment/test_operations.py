@@ -7,8 +7,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ttfs_triton.augment.operations import apply_operations
-from ttfs_triton.augment.policy import SIGNED, auto_augment_policy, policy_tables, trivial_augment_policy
+from ttfs_triton.augment.policy import (
+    SIGNED,
+    apply_operations,
+    auto_augment_policy,
+    policy_tables,
+    trivial_augment_policy,
+)
 
 CPU = torch.device("cpu")
 SHAPES = [(32, 32, 3), (28, 28, 1), (17, 40, 3), (2, 5, 3)]

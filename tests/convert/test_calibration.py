@@ -9,9 +9,8 @@ from torch import nn
 from tests.data.fixtures import _own_cache
 from tests.train.runs import make_images
 from ttfs_triton.convert import ConversionError, calibrate_network
-from ttfs_triton.convert.calibrate_grid import calibrate_grid
+from ttfs_triton.convert.calibrate_grid import calibrate_grid, main
 from ttfs_triton.convert.calibration import correlation
-from ttfs_triton.convert.grid_command import main
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import (
     DFTConv2d,

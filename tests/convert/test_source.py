@@ -15,7 +15,7 @@ from torch import nn
 
 from tests.hub.server import HubServer, Repository
 from ttfs_triton.convert import WeightsError, open_weights
-from ttfs_triton.convert.checkpoint import CONTAINERS, PREFIXES, plain_tensors
+from ttfs_triton.convert.source import CONTAINERS, PREFIXES, plain_tensors
 from ttfs_triton.model import BaseModel, ModelDescription
 from ttfs_triton.model.files import write_model
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork

@@ -22,10 +22,9 @@ from PIL import Image
 
 from recipes.make_events import write_aedat, write_bin
 from ttfs_triton.command_line import OptionsError, parse_options
-from ttfs_triton.convert.checkpoint import ConversionError
+from ttfs_triton.convert.calibrate_grid import CalibrateOptions
 from ttfs_triton.convert.command import ConvertOptions
-from ttfs_triton.convert.grid_command import CalibrateOptions
-from ttfs_triton.convert.source import open_weights
+from ttfs_triton.convert.source import ConversionError, open_weights
 from ttfs_triton.data.events import EventWindows
 from ttfs_triton.data.images import load_images
 from ttfs_triton.data.recordings import recording_pixels
@@ -35,8 +34,8 @@ from ttfs_triton.hardware.energy.chip import FOLDER, load_chip
 from ttfs_triton.hub.card import render_card
 from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model import HubError, LoadError, ModelDescription, Preprocessing, TTFSModel, find_model
+from ttfs_triton.model.classification import network_input
 from ttfs_triton.model.files import CONFIG_CHECKSUM
-from ttfs_triton.model.images import network_input
 from ttfs_triton.model.weights import weight_bytes
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train.checkpoint import CheckpointError, checkpoint_bytes, load_checkpoint

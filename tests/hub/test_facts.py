@@ -9,8 +9,7 @@ import yaml
 
 from ttfs_triton.data.sources import SAMPLE
 from ttfs_triton.evaluation.command import main as evaluate
-from ttfs_triton.hub.datasets import KNOWN, training_data, without_paths
-from ttfs_triton.hub.facts import PUBLISHED_SETTINGS, read_facts
+from ttfs_triton.hub.facts import KNOWN, PUBLISHED_SETTINGS, read_facts, training_data, without_paths
 from ttfs_triton.hub.publish import publish
 from ttfs_triton.model import LoadError, find_model
 from ttfs_triton.nn import NetworkConfig

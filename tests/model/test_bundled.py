@@ -13,7 +13,7 @@ from ttfs_triton.convert import WeightsError, open_weights
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluation import LoadError, load_network
 from ttfs_triton.model import TTFSModel, bundled_facts, bundled_names, find_model
-from ttfs_triton.model.bundled import FOLDER, MOST_BYTES
+from ttfs_triton.model.locate import FOLDER, MOST_BYTES
 from ttfs_triton.model.weights import checksum, read_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train.start import load_weights

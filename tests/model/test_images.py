@@ -10,7 +10,7 @@ from PIL import Image
 from ttfs_triton.data.pixels import centre_crop, to_float
 from ttfs_triton.data.reading import decode_image
 from ttfs_triton.model import Preprocessing
-from ttfs_triton.model.images import network_input, split_images
+from ttfs_triton.model.classification import network_input, split_images
 
 GRAY, COLOUR = Preprocessing((6, 5), "L"), Preprocessing((6, 5), "RGB")
 

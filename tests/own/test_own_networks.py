@@ -10,11 +10,11 @@ import yaml
 from torch import nn
 
 from ttfs_triton import TTFSModel
-from ttfs_triton.convert.grid_command import main as calibrate
+from ttfs_triton.convert.calibrate_grid import main as calibrate
 from ttfs_triton.data.images import images_of_tensors
 from ttfs_triton.hub.publish import publish
 from ttfs_triton.model import LoadError, ModelDescription
-from ttfs_triton.model.builder import build_network_of
+from ttfs_triton.model.own_network import build_network_of
 from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, NetworkConfig, PotentialReadout, cnn1, decide, put_on_grid
 from ttfs_triton.train import Callback, ConfigError, TrainConfig, Trainer, run_data
 from ttfs_triton.train.config import parse_config

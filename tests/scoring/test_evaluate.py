@@ -21,7 +21,7 @@ from ttfs_triton.scoring import (
     layer_table,
     versions,
 )
-from ttfs_triton.scoring.graphs import GraphError
+from ttfs_triton.scoring.scorer import GraphError
 
 BATCH, IMAGES = 5, 23
 

@@ -75,7 +75,7 @@ def test_config_survives_its_own_yaml(recipe):
 
 
 def test_every_key_has_a_description_a_flag_and_its_group(recipe, capsys):
-    modules = ("train/options.py", "fault_options.py", "augmentation_options.py")
+    modules = ("train/options.py", "shared_options.py")
     settings = [(ROOT / "ttfs_triton" / module).read_text() for module in modules]
     neuron = (ROOT / "kernels" / "ttfs_kernels" / "neuron.py").read_text()
     with pytest.raises(SystemExit) as caught:

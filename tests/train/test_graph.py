@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 
 from tests.train.recorded import RecordedGraphs
 from tests.train.runs import SETTINGS, TARGET, assert_same_run, change
-from ttfs_triton.scoring.graphs import GraphError
+from ttfs_triton.scoring.scorer import GraphError
 from ttfs_triton.train import ConfigError, TrainConfig, loop, train
 from ttfs_triton.train.display import SKIPPED
 from ttfs_triton.train.step import WARM_UP, choose_graphs

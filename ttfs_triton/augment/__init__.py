@@ -14,7 +14,6 @@ seeded once for a pipeline, not by image; and it is for one vendor's machines, w
 repeats an image under another number of processes or another batch size.
 """
 
-from ttfs_triton.augment.augmentation import Augmentation
-from ttfs_triton.augment.mixing import Mixing, draw_mixing, mix
+from ttfs_triton.augment.augmentation import Augmentation, Mixing, draw_mixing, mix
 
 __all__ = ["Augmentation", "Mixing", "draw_mixing", "mix"]

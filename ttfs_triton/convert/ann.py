@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ttfs_triton.convert.checkpoint import ConversionError
+from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.nn import EarliestSpikePool2d, Wire
 from ttfs_triton.nn.folding import BatchNorm
 from ttfs_triton.nn.sizes import pair

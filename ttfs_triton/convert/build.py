@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_triton.convert.ann import ANNLayer
-from ttfs_triton.convert.checkpoint import ConversionError
+from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.nn import (
     AnalogEncoder,
     DFTConv2d,

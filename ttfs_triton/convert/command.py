@@ -18,16 +18,15 @@ from torch import Tensor
 
 from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, write_json
 from ttfs_triton.command_line import run_command
-from ttfs_triton.convert.checkpoint import ConversionError
 from ttfs_triton.convert.conversion import Converted, calibrate_converted, convert
 from ttfs_triton.convert.from_ann import convert_ann
 from ttfs_triton.convert.layouts import TrainedAs
-from ttfs_triton.convert.source import Weights, open_weights
+from ttfs_triton.convert.source import ConversionError, Weights, open_weights
 from ttfs_triton.data.images import ImageData, draw_images, load_images
 from ttfs_triton.model import TTFSModel
-from ttfs_triton.model.builder import build_network_of
 from ttfs_triton.model.description import ModelDescription
 from ttfs_triton.model.files import write_model
+from ttfs_triton.model.own_network import build_network_of
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
 from ttfs_triton.nn.config import Encoder
 

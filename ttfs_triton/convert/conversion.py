@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from ttfs_kernels import Neuron
 from ttfs_triton.convert.ann import trace_ann
 from ttfs_triton.convert.build import specification_of
-from ttfs_triton.convert.calibration import Calibration, calibrate_network
-from ttfs_triton.convert.checkpoint import ConversionError
-from ttfs_triton.convert.fit_range import fit_range
+from ttfs_triton.convert.calibration import Calibration, calibrate_network, fit_range
 from ttfs_triton.convert.layouts import PAPER, Layout, Statistics, TrainedAs, foreign_layout
 from ttfs_triton.convert.report import BATCH_NORM, INPUT_NORMALISATION, ConversionReport, LayerEntry
-from ttfs_triton.convert.source import Weights, open_weights
+from ttfs_triton.convert.source import ConversionError, Weights, open_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork, parse_specification, standardise_weight
 from ttfs_triton.nn.config import Convolution
 from ttfs_triton.nn.folding import BatchNorm, fold_tensors, has_batch_norm

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from ttfs_kernels import Neuron
 from ttfs_triton.convert.ann import TracedANN, trace_ann
 from ttfs_triton.convert.build import ReadoutTime, build_network
-from ttfs_triton.convert.calibration import Calibration, calibrate_network
-from ttfs_triton.convert.checkpoint import ConversionError
-from ttfs_triton.convert.fit_range import fit_range
+from ttfs_triton.convert.calibration import Calibration, calibrate_network, fit_range
+from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.nn.graph import Stage
 from ttfs_triton.nn.trace import network_graph
 from ttfs_triton.terminal import TerminalTable

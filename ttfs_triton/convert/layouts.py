@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.convert.checkpoint import ConversionError
+from ttfs_triton.convert.source import ConversionError
 
 TrainedAs = Literal["ann", "direct", "proxy"]
 """Which of the paper's networks the weights are of. "ann": its ANN. "direct", models/snn_directTrain_model.py: an

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from ttfs_triton.data.pixels import Crop, image_pixels
-from ttfs_triton.regular_file import read_regular
+from ttfs_triton.untrusted_files import read_regular
 
 logger = logging.getLogger(__name__)
 

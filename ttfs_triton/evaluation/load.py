@@ -8,7 +8,7 @@ from typing import Any
 from ttfs_triton.data.images import ImageData, load_images
 from ttfs_triton.data.sources import HUB_NAME, SAMPLE
 from ttfs_triton.model import LoadError, ModelDescription, ModelFiles, TTFSModel, find_model
-from ttfs_triton.yaml_file import YamlError, read_mapping
+from ttfs_triton.untrusted_files import YamlError, read_mapping
 
 # What a run's configuration says about its data, by the arguments of `load_images`.
 KEYS = ("dataset", "data_dir", "image_column", "label_column", "image_size", "max_bad_images", "streaming")

@@ -11,11 +11,11 @@ from pydantic import ConfigDict, Field
 
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.evaluation.load import LoadedNetwork
-from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.hardware.simulation.simulator import Own
 from ttfs_triton.nn import Grid
 from ttfs_triton.report import PageData
 from ttfs_triton.scoring import Evaluation
+from ttfs_triton.shared_options import FaultOptions
 
 
 class EvaluationOptions(FaultOptions):

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Self
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.nn import Grid
 from ttfs_triton.nn.faults import Faults
+from ttfs_triton.shared_options import FaultOptions
 
 TARGETS = ("target_sparsity", "target_operations", "target_energy")
 GRID = ("time_steps", "weight_bits", "state_bits")

@@ -14,7 +14,7 @@ from ttfs_triton.data.images import draw_images
 from ttfs_triton.evaluation import LoadedNetwork, load_network
 from ttfs_triton.frontier.options import FrontierOptions, Point
 from ttfs_triton.hardware import load_chip
-from ttfs_triton.model.bundled import PREFIX, bundled_facts
+from ttfs_triton.model.locate import PREFIX, bundled_facts
 from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.train.build import RunData, build_network, check_network, split_data
 from ttfs_triton.train.config import (

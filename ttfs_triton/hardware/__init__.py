@@ -17,8 +17,7 @@ from ttfs_triton.hardware.energy.compare import (
 from ttfs_triton.hardware.energy.estimate import Estimate, Run, RunOptions, Swing, Term, sensitivity
 from ttfs_triton.hardware.energy.models import RateCode, dense_ann, estimate, rate_coded, zero_skipping_ann
 from ttfs_triton.hardware.energy.prices import Price, Range
-from ttfs_triton.hardware.simulated import simulated_run
-from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
+from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings, simulated_run
 from ttfs_triton.hardware.simulation.simulator import simulate, simulate_at
 from ttfs_triton.hardware.simulation.sweep import Sweep, SweepRow, sweep
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerCounts
-from ttfs_triton.hardware.counts.synapses import fan_out
+from ttfs_triton.hardware.counts.layer_counter import fan_out
 from ttfs_triton.hardware.energy.chip import Chip, as_chip
 from ttfs_triton.hardware.energy.estimate import RunOptions
 from ttfs_triton.hardware.energy.models import estimate

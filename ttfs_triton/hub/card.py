@@ -25,8 +25,8 @@ from ttfs_triton.model.files import model_bytes
 from ttfs_triton.model.hub import REPOSITORY
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import WEIGHTS
-from ttfs_triton.report.energy_tables import not_in_it
 from ttfs_triton.report.page import READOUTS, template_environment
+from ttfs_triton.report.tables import not_in_it
 from ttfs_triton.wording import energy_range, interval
 
 # The same arithmetic with memory and without, then chips that price synaptic operations.

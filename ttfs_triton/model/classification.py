@@ -1,17 +1,154 @@
-"""Decisions about images: classes, and the spike times of output neurons."""
+"""Classification: from Pillow images, files, arrays and tensors to classes and spike times of output neurons."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
+from ttfs_triton.data.pixels import Crop, centre_crop, image_pixels, to_float
+from ttfs_triton.data.reading import MAX_BYTES, open_image
+from ttfs_triton.data.recordings import recording_pixels
+from ttfs_triton.model.description import Preprocessing
 from ttfs_triton.nn import FirstSpikeDecision, NetworkGraph
 from ttfs_triton.nn.models import logits_and_decision
+from ttfs_triton.untrusted_files import read_regular
+
+ImageLike = Image.Image | np.ndarray | Tensor | str | Path
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode "L"
+
+
+def split_images(images: Any) -> tuple[list[Any], bool]:
+    """A list of single images, and whether it was one image that came.
+
+    Args:
+        images: one image, a list of them, or a batch: array [N, height, width, C] or tensor [N, C, height, width].
+    """
+    if isinstance(images, np.ndarray | Tensor):
+        return (list(images), False) if images.ndim == 4 else ([images], True)
+    if isinstance(images, Sequence) and not isinstance(images, str):
+        return list(images), False
+    return [images], True
+
+
+def network_input(images: Sequence[Any], preprocessing: Preprocessing, channels: int) -> Tensor:
+    """Images as a network's input.
+
+    Args:
+        images: each a Pillow image, the path of a file, a uint8 array [height, width] or [height, width, C], or a
+            tensor [height, width] or [C, height, width], uint8, or floating point in [0, 1]. C is 1 or 3, or, for
+            tensors, `channels`. A float tensor that has the network's size and channels goes in as it is. Where images
+            are made of recordings of an event camera, a file is a recording.
+        preprocessing: of the network.
+        channels: of the network.
+    Returns:
+        [N, channels, height, width] float32.
+    Raises:
+        TypeError, ValueError: something else; the message says which image.
+    """
+    rows = []
+    for place, image in enumerate(images):
+        try:
+            rows.append(_as_tensor(image, preprocessing, channels))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"classify: image {place} {error}") from None
+    scale = preprocessing.divisor
+    return torch.stack(rows) if scale == 255 else torch.stack(rows) * (255 / scale)
+
+
+def _as_tensor(image: Any, preprocessing: Preprocessing, channels: int) -> Tensor:
+    """One image, [channels, height, width] float32 in [0, 1]."""
+    if isinstance(image, Tensor):
+        image = image[None] if image.ndim == 2 else image
+        _check_shape(image.ndim, tuple(image.shape), image.shape[0], channels, "[C, height, width]")
+        if image.is_floating_point():
+            return _floats(image, preprocessing, channels)
+        if image.dtype != torch.uint8:
+            raise TypeError(f"must be uint8, or floating point in [0, 1]; got {image.dtype}. Convert it.")
+        pixels = image.permute(1, 2, 0).cpu().numpy()
+    elif isinstance(image, np.ndarray):
+        pixels = image[:, :, None] if image.ndim == 2 else image
+        _check_shape(pixels.ndim, image.shape, pixels.shape[-1], channels, "[height, width] or [height, width, C]")
+        if pixels.dtype != np.uint8:
+            raise TypeError(
+                f"must be uint8 as an array; got {pixels.dtype}. Give real values as a torch tensor [C, height, width]."
+            )
+    elif isinstance(image, str | Path):
+        return _opened(Path(image), preprocessing)
+    elif isinstance(image, Image.Image):
+        return _pixels(image, preprocessing)
+    else:
+        raise TypeError(f"must be a Pillow image, a path, a uint8 array or a tensor; got {type(image).__name__}.")
+    if preprocessing.mode is None:  # no colours that could be converted
+        if pixels.shape[:2] != preprocessing.size:
+            raise ValueError(f"must be {preprocessing.size} pixels, {channels} channels; got {pixels.shape[:2]}.")
+        return _scaled(pixels)
+    pixels = np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    return _pixels(Image.fromarray(pixels), preprocessing, fitted=pixels.shape[:2] == preprocessing.size)
+
+
+def _check_shape(dimensions: int, shape: tuple[int, ...], found: int, channels: int, rule: str) -> None:
+    allowed = {1, 3} if channels in (1, 3) else {channels}
+    if dimensions != 3 or found not in allowed or 0 in shape:
+        counts = " or ".join(map(str, sorted(allowed)))
+        raise ValueError(f"must have shape {rule} with C = {counts}; got {tuple(shape)}.")
+
+
+def _opened(path: Path, preprocessing: Preprocessing) -> Tensor:
+    try:
+        if preprocessing.events is not None:
+            return _scaled(recording_pixels(path, preprocessing.events))
+        with open_image(read_regular(path, MAX_BYTES)) as image:
+            return _pixels(image, preprocessing)
+    except FileNotFoundError:
+        raise ValueError(f"must exist; there is no file {path}.") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"must be readable; {path} is not ({error}).") from None
+
+
+def _pixels(image: Image.Image, preprocessing: Preprocessing, fitted: bool = False) -> Tensor:
+    if preprocessing.mode is None:
+        raise ValueError("must be a tensor: this network's channels are no colours that an image file has.")
+    return _scaled(
+        image_pixels(image, preprocessing.size, preprocessing.mode, None if fitted else _crop(preprocessing))
+    )
+
+
+def _crop(preprocessing: Preprocessing) -> Crop | None:
+    return centre_crop if preprocessing.fit == "crop" else None
+
+
+def _scaled(pixels: np.ndarray) -> Tensor:
+    return to_float(torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None])[0]
+
+
+def _floats(image: Tensor, preprocessing: Preprocessing, channels: int) -> Tensor:
+    """Real values: colours and size converted without rounding to 8 bits in between."""
+    image = image.detach().to("cpu", torch.float32)
+    if not bool(((image >= 0) & (image <= 1)).all()):
+        low, high = image.min().item(), image.max().item()
+        raise ValueError(f"must have values in [0, 1]; got {low:.4g} to {high:.4g}. Divide 8-bit pixels by 255.")
+    if image.shape[0] == 3 and channels == 1:
+        image = (image * torch.tensor(_LUMA).view(3, 1, 1)).sum(0, keepdim=True)
+    elif image.shape[0] == 1 and channels == 3:
+        image = image.expand(3, -1, -1)
+    if image.shape[1:] == preprocessing.size:
+        return image
+    height, width = preprocessing.size
+    planes = [Image.fromarray(plane.numpy()) for plane in image]
+    if (crop := _crop(preprocessing)) is not None:
+        planes = [crop(plane, preprocessing.size) for plane in planes]
+    else:
+        planes = [plane.resize((width, height), Image.Resampling.BILINEAR) for plane in planes]
+    return torch.from_numpy(np.stack([np.asarray(plane) for plane in planes]))
+
 
 Decision = Literal["readout", "first_spike"]
 

@@ -25,7 +25,7 @@ from ttfs_triton.model.weights import (
 )
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.folding import fold_tensors, has_batch_norm
-from ttfs_triton.regular_file import read_regular
+from ttfs_triton.untrusted_files import read_regular
 
 CONFIG_CHECKSUM = "config_sha256"  # key in the metadata of the weights
 MAX_CONFIG_BYTES = 2**24

@@ -3,15 +3,54 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
-from ttfs_triton.model.bundled import PREFIX, bundled_folder
 from ttfs_triton.model.description import CONFIG
 from ttfs_triton.model.hub import DownloadOptions, HubError, download
 from ttfs_triton.model.weights import WEIGHTS, LoadError
+
+PREFIX = "bundled:"
+FOLDER = Path(__file__).parents[1] / "networks"
+FACTS = "facts.json"
+MOST_BYTES = 7 * 10**6
+"""Of all networks together."""
+
+
+def bundled_names() -> tuple[str, ...]:
+    """Names of the networks, to be given as "bundled:NAME"."""
+    return tuple(sorted(path.parent.name for path in FOLDER.glob(f"*/{WEIGHTS}")))
+
+
+def bundled_folder(source: str) -> Path:
+    """The folder of "bundled:NAME".
+
+    Raises:
+        LoadError: there is no such network; names all.
+    """
+    name = source.removeprefix(PREFIX)
+    if name not in bundled_names():
+        known = ", ".join(f"{PREFIX}{known}" for known in bundled_names())
+        raise LoadError(f"load: a bundled network must be one of {known}; got {source}.")
+    return FOLDER / name
+
+
+def bundled_facts(name: str) -> dict[str, Any]:
+    """Facts about a network: figures over the whole test set, settings of its training, the weights' checksum.
+
+    Args:
+        name: one of `bundled_names`.
+    Raises:
+        LoadError: there is no such network.
+    Example:
+        >>> 0.99 < bundled_facts("cnn1-mnist")["test_accuracy"] < 1
+        True
+    """
+    return json.loads((bundled_folder(name) / FACTS).read_text(encoding="utf-8"))
+
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+\.safetensors))?(?:@(?P<revision>[\w./-]+))?")
 
@@ -25,7 +64,7 @@ class ModelFiles:
         config: config.json beside it.
         run: folder of the run, or None if there are weights only.
         repo_id, commit: where they were downloaded from, or None.
-        bundled: they come with the package; see `ttfs_triton.model.bundled`.
+        bundled: they come with the package; see `ttfs_triton.model.locate`.
     """
 
     weights: Path

@@ -13,14 +13,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 import ttfs_triton
-from ttfs_triton.model.builder import build_network_of
-from ttfs_triton.model.classification import Classification, Decision, check_options, classify_batch
+from ttfs_triton.model.classification import (
+    Classification,
+    Decision,
+    ImageLike,
+    check_options,
+    classify_batch,
+    network_input,
+    split_images,
+)
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, BaseModel, ModelDescription
 from ttfs_triton.model.files import described, model_bytes, read_model, write_model
 from ttfs_triton.model.hub import DownloadOptions, check_account, open_repository, upload
-from ttfs_triton.model.images import ImageLike, network_input, split_images
 from ttfs_triton.model.locate import ModelFiles, find_model
-from ttfs_triton.model.own_network import OwnNetwork, describe_network
+from ttfs_triton.model.own_network import OwnNetwork, build_network_of, describe_network
 from ttfs_triton.model.weights import WEIGHTS, LoadError, checksum, load_tensors
 from ttfs_triton.nn import NetworkConfig, NetworkGraph, TTFSNetwork, network_graph
 from ttfs_triton.nn.trace import evaluating, image_shape_of, unwrapped

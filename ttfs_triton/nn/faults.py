@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ttfs_triton.fault_options import Faults
 from ttfs_triton.nn.grid import Clock, Grid
 from ttfs_triton.nn.integers import straight_through
+from ttfs_triton.shared_options import Faults
 
 # Noise of weights is cut at so many standard deviations.
 MOST_DEVIATIONS = 4.0

@@ -1,18 +1,18 @@
 """Tables, plots and one HTML page of an evaluated network, for a phone or a desktop."""
 
-from ttfs_triton.report.energy_tables import (
+from ttfs_triton.report.figures import LayerSpikes, draw_chips, draw_layers, draw_sensitivity, draw_sweep, spikes_of
+from ttfs_triton.report.page import PageData, Sample, render_page, write_page
+from ttfs_triton.report.tables import (
     chips_table,
     comparison_table,
     csv_rows,
+    on_terminal,
     print_chips,
     print_comparison,
     print_estimate,
+    sweep_details,
     write_csv,
 )
-from ttfs_triton.report.figures import draw_chips, draw_layers, draw_sensitivity, draw_sweep
-from ttfs_triton.report.page import PageData, Sample, render_page, write_page
-from ttfs_triton.report.raster import LayerSpikes, spikes_of
-from ttfs_triton.report.tables import on_terminal, sweep_details
 
 __all__ = [
     "LayerSpikes",

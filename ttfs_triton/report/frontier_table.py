@@ -13,9 +13,9 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from ttfs_triton.atomic import write_json, write_text
-from ttfs_triton.fault_options import FaultOptions
 from ttfs_triton.hardware import Counts, Run, dense_ann, estimate, verdict
 from ttfs_triton.nn import Grid
+from ttfs_triton.shared_options import FaultOptions
 from ttfs_triton.wording import csv_text
 
 FORMAT = 1

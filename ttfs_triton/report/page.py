@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ttfs_triton.atomic import write_text
 from ttfs_triton.hardware import Comparison, Counts, Estimate, Simulation, Sweep
-from ttfs_triton.report import energy_tables, figures, tables
+from ttfs_triton.report import figures, tables
+from ttfs_triton.report.figures import LayerSpikes
 from ttfs_triton.report.frontier_figures import DEADLINES, sections
 from ttfs_triton.report.frontier_table import FrontierRow
 from ttfs_triton.report.plots import require_matplotlib
-from ttfs_triton.report.raster import LayerSpikes
 from ttfs_triton.scoring.deadline import DeadlineRow
 from ttfs_triton.wording import energy, interval, number, percent, small_percent
 
@@ -167,7 +167,7 @@ def render(template: str, **names: Any) -> str:
     require_matplotlib("write_page")
     environment = template_environment("ttfs_triton.report")
     environment.filters["linked"] = linked
-    environment.globals.update(tables=tables, energies=energy_tables, figures=figures)
+    environment.globals.update(tables=tables, figures=figures)
     return environment.get_template(template).render(**names)
 
 
@@ -224,6 +224,6 @@ def _energy_headline(found: Estimate, *, bound: bool) -> tuple[str, str, str]:
     notes.append(f"{found.status} prices")
     if missing := len({term.name for term in found.unpriced}):
         notes.append(f"{missing} {'term' if missing == 1 else 'terms'} not in it")
-    if energy_tables.capacity_unpublished(found.chip):
+    if tables.capacity_unpublished(found.chip):
         notes.append("capacity not published")
     return title, energy(shown.nominal), "; ".join(notes)

@@ -15,12 +15,11 @@ from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
 from ttfs_triton.model import ModelDescription
-from ttfs_triton.model.builder import build_network_of
 from ttfs_triton.model.files import described
 from ttfs_triton.model.hub import HubError
 from ttfs_triton.model.locate import find_model
 from ttfs_triton.model.model import TTFSModel
-from ttfs_triton.model.own_network import OwnNetwork, describe_network
+from ttfs_triton.model.own_network import OwnNetwork, build_network_of, describe_network
 from ttfs_triton.nn import (
     DFTConv2d,
     DFTLinear,

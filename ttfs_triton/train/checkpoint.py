@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ttfs_triton.atomic import PARTIAL, tensor_bytes, write_bytes
-from ttfs_triton.regular_file import read_regular
+from ttfs_triton.untrusted_files import read_regular
 
 logger = logging.getLogger(__name__)
 

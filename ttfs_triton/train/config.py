@@ -18,9 +18,8 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from ttfs_triton.augmentation_options import AugmentationOptions
 from ttfs_triton.command_line import OptionsError, parse_options, problem_lines, program
-from ttfs_triton.fault_options import FaultOptions
+from ttfs_triton.shared_options import AugmentationOptions, FaultOptions
 from ttfs_triton.train.options import (
     FREE,
     PROPERTIES,
@@ -35,7 +34,7 @@ from ttfs_triton.train.options import (
     StartOptions,
     TargetOptions,
 )
-from ttfs_triton.yaml_file import YamlError, read_mapping
+from ttfs_triton.untrusted_files import YamlError, read_mapping
 
 
 class TrainConfig(

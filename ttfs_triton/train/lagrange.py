@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from ttfs_triton.data.images import draw_images
 from ttfs_triton.hardware import counting
-from ttfs_triton.hardware.counts.synapses import neurons_reached
+from ttfs_triton.hardware.counts.layer_counter import neurons_reached
 from ttfs_triton.nn import NetworkGraph, Stage
 from ttfs_triton.scoring import Evaluation, sum_over_processes
 from ttfs_triton.train.build import RunData

@@ -20,16 +20,22 @@ from ttfs_triton.command_line import program
 from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.data.images import ImageData, images_of_tensors
 from ttfs_triton.hub.publish import publish
-from ttfs_triton.memory import freed_memory_kept
 from ttfs_triton.model.hub import HubError, check_account, open_repository
 from ttfs_triton.nn.trace import unwrapped
 from ttfs_triton.scoring import EvaluationStopped
-from ttfs_triton.scoring.graphs import GraphError
+from ttfs_triton.scoring.scorer import GraphError
 from ttfs_triton.train.build import RunData, check_network, load_data, split_data
 from ttfs_triton.train.callback import Callback, NonFiniteLossError
 from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
 from ttfs_triton.train.config import ConfigError, TrainConfig, make_config
-from ttfs_triton.train.device import Interrupted, StopRequest, ask_main_process, make_accelerator, warn_of_device
+from ttfs_triton.train.device import (
+    Interrupted,
+    StopRequest,
+    ask_main_process,
+    freed_memory_kept,
+    make_accelerator,
+    warn_of_device,
+)
 from ttfs_triton.train.display import Display
 from ttfs_triton.train.evaluation import score_run
 from ttfs_triton.train.loop import TrainingLoop

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from tests.bench.modules import modules
 from tests.kernels.triton.common import convolutions
+from ttfs_kernels.triton_backend import planning
 from ttfs_kernels.triton_backend.formulation import Chip, fitting, inputs_first
 from ttfs_kernels.triton_backend.launch import Device
-from ttfs_kernels.triton_backend import planning
 from ttfs_kernels.triton_backend.planning import SMALLEST_BLOCK, SMALLEST_SHARED, default_config, split
 from ttfs_kernels.triton_backend.problem import PASSES
 

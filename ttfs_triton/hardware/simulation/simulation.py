@@ -1,14 +1,15 @@
-"""Settings and results of a simulation."""
+"""Settings and results of a simulation; what an estimate of its energy needs."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from torch import Tensor
 
 from ttfs_triton.hardware.counts.counts import Counts, LayerActivity
+from ttfs_triton.hardware.energy.estimate import Run, RunOptions
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.grid import CompareAt, Grid
 
@@ -128,3 +129,17 @@ class Simulation:
                 dataclasses.asdict(layer) | {"neuron_updates": layer.neuron_updates} for layer in self.activity
             ],
         }
+
+
+def simulated_run(found: Simulation, options: RunOptions | None = None) -> Run:
+    """Counts and options of a simulation, to be priced: estimate(run.counts, chip, run.options).
+
+    Args:
+        found: the simulation.
+        options: how it runs on the chip. Steps, gating and activity are the simulation's; a closed form has none.
+    """
+    if options is not None and options.implementation == "closed_form":
+        return Run(found.counts, options)
+    steps, gating = found.settings.steps, found.settings.gating
+    own = RunOptions(steps=steps) if options is None else options
+    return Run(found.counts, replace(own, steps=steps, gating=gating, activity=found.activity))

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from ttfs_triton import memory
+from ttfs_triton.train import device
 
 COUNT = """
 import resource, torch
 from pathlib import Path
-from ttfs_triton.memory import freed_memory_kept
+from ttfs_triton.train.device import freed_memory_kept
 
 def pages_of_a_step():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -43,7 +43,7 @@ def test_later_steps_get_the_memory_of_the_first():
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
-    for home, name, value in ((memory.ctypes, "CDLL", lambda _: SimpleNamespace()), (memory.sys, "platform", "win32")):
+    for home, name, value in ((device.ctypes, "CDLL", lambda _: SimpleNamespace()), (device.sys, "platform", "win32")):
         monkeypatch.setattr(home, name, value)
-        with memory.freed_memory_kept() as kept:
+        with device.freed_memory_kept() as kept:
             assert kept is False
