@@ -21,7 +21,7 @@ $(READY): pyproject.toml
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-versions check docs links bench gpu
+.PHONY: help train test test-versions check docs links wheel bench gpu
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+): .*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -58,6 +58,9 @@ docs: $(READY)  ## build the documentation site into docs/_build; runs its noteb
 
 links: $(READY)  ## check the site's links to other sites; needs the internet
 	$(RUN) -m sphinx -E -b linkcheck -D nb_execution_mode=off -q $(ARGS) docs docs/_build/links
+
+wheel: $(READY)  ## build the wheel into dist; REPOSITORY=https://HOST/OWNER/NAME is where links of its page lead
+	$(RUN) docs/wheel.py $(REPOSITORY)
 
 bench: $(READY)  ## time a training step on the CPU
 	$(RUN) bench/train_step.py --device cpu $(ARGS)

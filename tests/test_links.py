@@ -1,5 +1,6 @@
 """Links between the repository's own pages and files lead somewhere, as GitHub reads them; Sphinx checks the site."""
 
+import runpy
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -52,3 +53,13 @@ def test_broken_links_of_a_page_are_found(tmp_path):
         "[e](none.md) [f](other.md#none) [g](#none) ![h](none.png)\n"
     )
     assert broken(page) == ["none.md", "other.md#none", "#none", "none.png"]
+
+
+def test_the_wheel_has_absolute_links(tmp_path):
+    absolute = runpy.run_path(str(ROOT / "docs" / "wheel.py"))["absolute"]
+    page = tmp_path / "README.md"
+    page.write_text(absolute((ROOT / "README.md").read_text(encoding="utf-8"), "https://host/us/it", "abc"))
+    links = read(page)[1]
+    assert "https://host/us/it/raw/abc/docs/figures/why.svg" in links
+    assert "https://host/us/it/blob/abc/docs/results.md" in links
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
