@@ -1,6 +1,7 @@
 """Time a training step of ours against the same network as an ANN and as the composition a user would write.
 
     python bench/train_step.py --device cpu
+    python bench/train_step.py --model cifarnet --batch-size 512 --dtypes bfloat16 --fuse
     python bench/train_step.py --model vgg11 --width 0.5 --batch-size 128 --dtypes bfloat16
 
 All contenders have the same weights and see the same batch. First the gradients are compared; nothing is timed if they
@@ -60,6 +61,14 @@ def fire_by_cases(A: Tensor, W: Tensor) -> Tensor:
     return torch.where(A >= 1, 1.0, torch.where(inside, (A + W) / divisor, 0.0))
 
 
+def normalise(A: Tensor, W: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
+    """Batch norm of potentials: A and W by one factor, from the statistics of A + W over the batch."""
+    places = [dim for dim in range(A.dim()) if dim != 1]
+    variance, mean = torch.var_mean(A + W, places, correction=0, keepdim=True)
+    scale = norm.weight.view_as(mean) * (variance + norm.eps).rsqrt()
+    return scale * (A - mean) + norm.bias.view_as(mean), scale * W
+
+
 class Composed(nn.Module):
     """A layer with the parameters of one of ours, as a PyTorch user would write it: an ANN's, or a spiking one's.
 
@@ -73,10 +82,15 @@ class Composed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         layer, weight = self.layer, self.layer.effective_weight()
         contract = partial(F.conv2d, **layer.geometry) if isinstance(layer, DFTConv2d) else F.linear
-        potential = contract(x, weight, layer.bias)
+        potential, norm = contract(x, weight, layer.bias), layer.batch_norm
         if self.ann:
+            if norm is not None:
+                potential = F.batch_norm(potential, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
             return F.hardtanh(potential, 0.0, 1.0)
-        return fire_by_cases(potential, layer.neuron.psp_persistence * contract((x > 0).to(x.dtype), weight))
+        slope = layer.neuron.psp_persistence * contract((x > 0).to(x.dtype), weight)
+        if norm is not None:
+            potential, slope = normalise(potential, slope, norm)
+        return fire_by_cases(potential, slope)
 
 
 def compose(network: TTFSNetwork, *, ann: bool = False) -> TTFSNetwork:
@@ -255,7 +269,7 @@ class Options:
     """Time a training step: forward, loss, backward, update."""
 
     device: Literal["cpu", "cuda"] = "cpu"
-    model: Literal["vgg16", "vgg11", "cnn1"] = "vgg16"
+    model: Literal["vgg16", "vgg11", "cnn1", "cifarnet"] = "vgg16"  # cifarnet has batch norm
     batch_size: int = 32
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     """bfloat16 is autocast with float32 parameters."""
@@ -326,7 +340,9 @@ def make_steps(options: Options, device: torch.device, dtype: torch.dtype) -> li
     """Every contender with its optimizer, on one random batch."""
     torch.manual_seed(0)
     standardised = options.weight_standardisation
-    network = {"width": options.width, "weight_standardisation": standardised, "bias": standardised}
+    network: dict[str, Any] = {"width": options.width}
+    if options.model != "cifarnet":
+        network |= {"weight_standardisation": standardised, "bias": standardised}
     backends = options.backends or (("auto", "triton", "torch") if device.type == "cuda" else ("auto",))
     contenders = build(options.model, fuse=options.fuse, compiled=options.compiled, backends=backends, **network)
     config = contenders[0].network.config

@@ -25,6 +25,12 @@ def test_writes_times_ratios_and_their_circumstances(run_script, capsys):
     assert "floor" in capsys.readouterr().out
 
 
+def test_batch_norm_takes_part(run_script):
+    rows, _ = run_script(train_step, *SMALL, "--model", "cifarnet", "--dtypes", "float32")
+    errors = {row["provider"]: row["gradient_error"] for row in rows if row["pass"] == "step"}
+    assert all(float(errors[name]) < 1e-3 for name in ("DFT σ=0", "DFT σ=0.25", "DFT σ=1"))
+
+
 def test_contenders_have_the_same_weights(monkeypatch):
     monkeypatch.setattr(train_step.nn.Module, "compile", lambda network, **options: None)
     contenders = train_step.build("cnn1", fuse=True, compiled=True, width=0.1)
