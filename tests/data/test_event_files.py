@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.make_events import write_aedat, write_bin
-from ttfs_triton.data import recordings
-from ttfs_triton.data.recordings import read_aedat, read_bin, read_npz
+from ttfs_triton.data import event_files
+from ttfs_triton.data.event_files import read_aedat, read_bin, read_npz
 
 HEADER = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#Start-Time: 2016-01-01 00:00:00\r\n#!END-HEADER\r\n"
 ROWS = [(0, 0, 0, 1), (7, 33, 12, 0), (2**23 - 1, 239, 239, 1)]
@@ -114,7 +114,7 @@ def test_damaged_files_are_refused(tmp_path, read, content, message):
 
 
 def test_files_that_are_too_large_are_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(recordings, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(event_files, "MAX_BYTES", 10_000)
     (tmp_path / "a").write_bytes(bytes(10_001))
     with pytest.raises(OSError, match="10001 bytes, at most 10000 are allowed"):
         read_bin(tmp_path / "a")

@@ -10,9 +10,10 @@ import torch
 from recipes.make_events import write_aedat, write_bin
 from ttfs_triton.data import decode
 from ttfs_triton.data.decode import NotEnoughMemoryError
+from ttfs_triton.data.event_files import read_aedat
 from ttfs_triton.data.events import EventWindows, first_spike_levels
 from ttfs_triton.data.images import load_images
-from ttfs_triton.data.recordings import GESTURES, find_recordings, read_aedat
+from ttfs_triton.data.recordings import GESTURES, find_recordings
 
 WINDOWS = EventWindows(2, 50)
 
