@@ -56,7 +56,9 @@ from ttfs_triton.train.optimisation import rate_factor
 from ttfs_triton.train.step import look_ahead
 
 RECIPE = bench.ROOT / "ttfs_triton" / "recipes" / "cifarnet-cifar10.yaml"
-OURS = {"sigma-0": ("best", "ours, σ = 0"), "sigma-1": ("paper", "ours, σ = 1")}
+OURS = {"sigma-0": "best", "sigma-1": "paper"}  # presets of the recipe
+TITLES = {"sigma-0": "ours, σ = 0", "sigma-1": "ours, σ = 1", "ann": "ANN, PyTorch"}
+TITLES |= {"spikingjelly": "SpikingJelly, T = {}", "snntorch": "snnTorch, T = {}"}
 GOALS = (0.80, 0.85, 0.90, 0.93)
 LIBRARY_RATE = 2e-3
 NORM_BIAS_RATE = 64.0  # the recipe's 7 where neurons saturate at 1, not at 3 standard deviations: 7 · 3²
@@ -252,7 +254,7 @@ def main() -> None:
 def train_ours(name: str, options: Options) -> None:
     """Train by the recipe's own command; its run folder is resumed if it was stopped."""
     folder = options.runs / name
-    command = [sys.executable, str(bench.ROOT / "recipes" / "train_cifarnet_cifar10.py"), "--preset", OURS[name][0]]
+    command = [sys.executable, str(bench.ROOT / "recipes" / "train_cifarnet_cifar10.py"), "--preset", OURS[name]]
     command += ["--epochs", str(options.epochs), "--data-dir", str(options.data_dir), "--output-dir", str(folder)]
     command += [*(["--cpu"] if options.cpu else []), *(["--resume"] if (folder / "config.yaml").is_file() else [])]
     subprocess.run(command, check=True)
@@ -288,7 +290,7 @@ def read_metrics(name: str, options: Options) -> list[dict[str, Any]]:
 def rows_of(name: str, options: Options) -> Iterator[bench.Row]:
     """A row an epoch: minutes of training so far, held-out accuracy."""
     minutes = 0.0
-    title = OURS[name][1] if name in OURS else {"ann": "ANN, PyTorch"}.get(name, f"{name}, T = {options.time_steps}")
+    title = TITLES[name].format(options.time_steps)
     for metrics in read_metrics(name, options):
         minutes += metrics["seconds"] / 60
         yield {
