@@ -12,7 +12,7 @@ from ttfs_triton.command_line import RECIPES, recipe, start, write_out
 COMMANDS = {
     "train": ("ttfs_triton.train", "Train a network by a recipe, or one of your own."),
     "evaluate": ("ttfs_triton.evaluation.command", "Score a network, count operations, price them on chips, simulate."),
-    "convert": ("ttfs_triton.convert.command", "Make a spiking network of a trained ANN."),
+    "convert": ("ttfs_triton.convert.command", "Convert a trained ANN into a spiking network."),
     "calibrate": ("ttfs_triton.convert.calibrate_grid", "Put a trained network on a chip's grid, without training."),
     "export": ("ttfs_triton.export.command", "Write a network as ONNX or NIR, and check it in another program."),
     "sweep": ("ttfs_triton.frontier.command", "Accuracy against activity, energy, time steps, weight bits and faults."),
