@@ -20,7 +20,7 @@ _PACKAGES = frozenset(
 
 
 def __getattr__(name: str) -> Any:
-    """Packages and `TTFSModel` when first asked for: a command answers before PyTorch is there; layers need no Hub."""
+    """Import packages and `TTFSModel` on first use: commands start before PyTorch loads, layers need no Hub client."""
     if name in _PACKAGES:
         return import_module(f"ttfs_triton.{name}")
     if name == "TTFSModel":

@@ -13,13 +13,13 @@ PARTIAL = "partial"  # unfinished files and folders are named `.<name>.partial-<
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file in one step: written aside in the same folder, synced, renamed, folder synced.
+    """Replace a file in one step: write a temporary file beside it, sync it, rename it, sync the folder.
 
     Args:
         path: the file; its folder must exist. The new file's mode follows the umask.
         data: the whole new content.
     Raises:
-        OSError: the write failed; the old file, if any, is untouched and nothing is left aside.
+        OSError: the write failed; the old file, if any, is untouched and no temporary file is left.
     """
     path = Path(path)
     aside = hidden_name(path, PARTIAL)
@@ -33,12 +33,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of the UTF-8 encoding of `text`."""
+    """Write text as UTF-8, as `write_bytes` does."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, obj: Any) -> None:
-    """`write_bytes` of an object as indented JSON; non-finite floats become Python's `NaN` and `Infinity`.
+    """Write an object as indented JSON, as `write_bytes` does; non-finite floats become `NaN` and `Infinity`.
 
     Raises:
         TypeError: `obj` holds something that JSON cannot express.
@@ -52,7 +52,7 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None 
     Args:
         tensors: name → dense tensor of any shape, dtype, device and memory layout. Every name gets its
             own copy of the values, so tied weights are written once per name and strides are not kept.
-        metadata: strings for the header. Default: None.
+        metadata: strings for the file's header. Default: none.
     """
     dense: dict[str, Tensor] = {}
     storages: set[int] = set()
@@ -75,7 +75,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Wait until the disk has the folder's entries (new names, renames, removals). No effect on Windows."""
-    if os.name == "nt":  # folders cannot be opened there
+    if os.name == "nt":  # Windows cannot open folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -85,7 +85,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, if need be, and wait until the disk has their names."""
+    """Make a folder and its missing parents, and wait until the disk has their names."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:

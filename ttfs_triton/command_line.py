@@ -1,6 +1,6 @@
-"""The command line of a recipe: options in, and a plain message out where the user can mend what went wrong.
+"""Command lines: parsing of options, and plain messages for errors that the user can fix.
 
-Until a recipe runs, only the standard library is imported, so that Ctrl-C works from the first moment on.
+Until a command runs, only the standard library is imported, so that Ctrl-C works from the first moment on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HINT = f"Add {TRACEBACK} to any command to see where in the code an error came 
 
 
 class OptionsError(ValueError):
-    """Options that are well formed, but not allowed: names each, the rule and the value."""
+    """Well-formed options with values that are not allowed; the text names each option, its rule and its value."""
 
 
 def recipe(name: str) -> Path:
@@ -41,17 +41,17 @@ def program() -> str:
 def start(module: str, *arguments: Any) -> None:
     """Import a module and call its `main`, as the whole program; Ctrl-C ends it with one line and code 130.
 
-    A run that trains has its own answer to the first Ctrl-C: it saves. See `ttfs_triton.train.device`.
+    A training run handles the first Ctrl-C itself, and saves. See `ttfs_triton.train.device`.
 
     Args:
-        module: with a function `main`.
-        arguments: of `main`.
+        module: name of a module with a function `main`.
+        arguments: passed to `main`.
     """
     main_process = os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
-        # At once, since library code may swallow an exception. Files are whole at every moment, and claims of ended
-        # processes do not count.
+        # Exit at once, since library code may swallow an exception. Files are whole at every moment, and the locks of
+        # an ended process are free.
         if os.getpid() == main_process:  # worker processes inherit this
             os.write(2, b"\nInterrupted. Nothing that was saved is lost.\n")
         os._exit(128 + number)
@@ -64,12 +64,12 @@ def start(module: str, *arguments: Any) -> None:
 
 
 def write_out(text: str = "") -> None:
-    """Write a text and flush standard output. Drop it where its reader has left, as `| head` does."""
+    """Write a text to standard output and flush it; drop it if the reader has closed the pipe, as `| head` does."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again, and complains
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python flushes again, and complains
 
 
 def run_command(
@@ -84,15 +84,15 @@ def run_command(
     """Parse options and run. The `main` of a command is this function with options, `run` and `prog` filled in.
 
     Args:
-        options: whose fields are the flags.
-        run: what to do with them.
-        description: shown by `--help`.
+        options: class whose fields are the flags.
+        run: function that is called with the parsed options.
+        description: text shown by `--help`.
         arguments: command line without the program's name. Default: sys.argv[1:].
-        prog: the script's file name; behind `ttfs` the name is that command's.
-        errors: of `run` that the user can mend.
+        prog: the script's file name, shown by `--help`; a command started by `ttfs` shows `ttfs COMMAND`.
+        errors: exceptions of `run` that the user can fix; their text is printed without a traceback.
     Raises:
-        SystemExit: with code 2 for options that cannot be read, with 1 for values that are not allowed and for such
-            errors.
+        SystemExit: with code 2 if the options cannot be parsed, with 1 if a value is not allowed or `run` raises one of
+            `errors`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     prog = sys.argv[0] if sys.argv[0].startswith("ttfs ") else prog
@@ -107,22 +107,22 @@ def parse_options(
     arguments: Sequence[str],
     defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Values of options from a command line.
+    """Parse a command line into values of options, by name.
 
     Args:
-        groups: classes whose fields are the flags. Several, whose names end in Options, are groups in `--help`.
+        groups: classes whose fields are the flags. Each of several is a group in `--help`; their names end in Options.
         prog, description: shown by `--help`.
-        arguments: command line without the program's name; `--traceback` is passed over.
-        defaults: of all fields, by name; needed by several groups. Default: the fields' own.
+        arguments: command line without the program's name; `--traceback` is ignored.
+        defaults: default of every field, by name; needed for several groups. Default: the fields' own defaults.
     Raises:
         OptionsError: values are not allowed.
-        SystemExit: with code 2 for flags that are unknown or malformed, which have been told; with 0 for `--help`.
+        SystemExit: with code 2 after printing which flags are unknown or malformed; with 0 for `--help`.
     """
     import tyro
     from pydantic import ValidationError, create_model, model_validator
 
     class Refused(Exception):
-        """Not a ValueError, which tyro would show in pydantic's words, with the names of our classes."""
+        """Refused values. Not a ValueError: tyro would print that in pydantic's words, with names of our classes."""
 
     def refuse(cls: type, values: Any, check: Callable[[Any], Any]) -> Any:
         try:
@@ -146,7 +146,7 @@ def parse_options(
             prog=prog,
             config=(tyro.conf.OmitArgPrefixes,),
         )
-    except BrokenPipeError:  # of --help, the only text here: whoever read it has seen enough
+    except BrokenPipeError:  # only --help prints here, and its reader has closed the pipe
         raise SystemExit(0) from None
     except Refused as error:
         raise OptionsError("the command line is not usable:\n" + "\n".join(error.args)) from None
@@ -179,12 +179,12 @@ def _with_values(groups: Sequence[type[BaseModel]], arguments: Sequence[str]) ->
 def problem_lines(
     error: ValidationError, hidden: str = "", unknown: Callable[[str], str] = lambda key: "there is no such key"
 ) -> list[str]:
-    """What is wrong, one line a key: `  key: rule; got value`.
+    """A line for each invalid key: `  key: rule; got value`.
 
     Args:
-        error: of pydantic.
-        hidden: a part of the key that users do not see.
-        unknown: the words about a key that does not exist.
+        error: pydantic's error.
+        hidden: part of a key's path to leave out, since users do not see it.
+        unknown: gives the message for a key that does not exist.
     """
     lines = []
     for problem in error.errors(include_url=False):
@@ -198,11 +198,11 @@ def problem_lines(
 
 @contextmanager
 def plain_errors(*errors: type[Exception], traceback: bool = False) -> Iterator[None]:
-    """End the program where one of these errors leaves the block: its text is printed, not where it came from.
+    """End the program if the block raises one of these errors: print its text, without a traceback.
 
     Args:
-        errors: that the user can mend.
-        traceback: print where it came from, too.
+        errors: types of errors that the user can fix.
+        traceback: print the traceback, too.
     Raises:
         SystemExit: with the error's `exit_code`, if it has one, else with 1.
     """

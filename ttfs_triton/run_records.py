@@ -1,4 +1,4 @@
-"""Records of a run: the schema of metrics.jsonl and summary.json, and versions and device."""
+"""Records of a run: the schemas of metrics.jsonl and summary.json, versions of packages, the device's name."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 
 
 class _Record(BaseModel):
-    """Its numbers are finite. Keys of other versions stay."""
+    """A record with finite numbers; keys that other versions wrote are kept."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
 
 class EpochLine(_Record):
-    """An epoch. Figures that were not measured, such as validation without validation images, are not written."""
+    """A line of metrics.jsonl: one epoch. Figures that were not measured, such as a validation loss, are left out."""
 
     epoch: Annotated[Number, Field(ge=1)]
     step: Number
@@ -42,7 +42,7 @@ class EpochLine(_Record):
     sparsity_with_outputs: Share | None = None
     layer_sparsity: dict[str, Share] | None = None
     cost: dict[str, float] | None = None
-    """Present cost, of a run with a target."""
+    """Present cost, if the run has a target."""
     multiplier: dict[str, float] | None = None
     """Lagrange multipliers of the targets."""
     seconds: Positive
@@ -56,12 +56,12 @@ class EpochLine(_Record):
 
 
 class Change(_Record):
-    """A difference between a continuation and the run before it that does not change the course of training."""
+    """A difference between a resumed run and the run before, which does not change the course of training."""
 
     step: Number
-    """Optimiser steps done when it began."""
+    """Optimiser steps done when the run was resumed."""
     key: str
-    """Of the configuration, "processes", or the name of a package whose version changed."""
+    """A key of the configuration, "processes", or the name of a package whose version changed."""
     before: Any
     after: Any
 
@@ -70,7 +70,7 @@ class Change(_Record):
 
 
 class Summary(_Record):
-    """A run that has ended: its best weights on the test images."""
+    """Content of summary.json: a run that has ended, with its best weights scored on the test images."""
 
     test_accuracy: Share
     test_first_spike_accuracy: Share
@@ -81,7 +81,7 @@ class Summary(_Record):
     val_accuracy: Share | None
     best_epoch: Number
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """Of best/model.safetensors, as it was scored; None in runs of earlier versions."""
+    """SHA-256 of best/model.safetensors when it was scored; None in runs of earlier versions."""
     sparsity: Share
     sparsity_with_outputs: Share
     sparsity_as_published: float | None = None
@@ -100,30 +100,30 @@ class Summary(_Record):
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """The values of a summary.json.
+    """Read a summary.json.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is not what a run writes; says what is wrong, a line a key.
+        OSError: the file cannot be read.
+        ValueError: the file is not as a run writes it; the text has a line for each wrong key.
     """
     return _validated(Summary, parse_figures(read_regular(path))).model_dump()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl.
+    """Read the lines of a metrics.jsonl.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: a line is not what a run writes.
+        OSError: the file cannot be read.
+        ValueError: a line is not as a run writes it.
     """
     return [_validated(EpochLine, parse_figures(line)).model_dump() for line in read_regular(path).splitlines()]
 
 
 def parse_figures(content: bytes) -> Any:
-    """The values of a JSON text, whose numbers must be small enough for a figure.
+    """Parse JSON text, and refuse numbers that are too large to be a figure of a run.
 
     Raises:
-        ValueError: it is no JSON, brackets are nested too deeply, or a number is out of range.
+        ValueError: the text is no JSON, brackets are nested too deeply, or a number is out of range.
     """
 
     def bounded(kind: type[int] | type[float], digits: str) -> int | float:
@@ -146,7 +146,7 @@ def _validated(record: type[_Record], values: Any) -> _Record:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}  # its build too, as 2.15.0+cu132
+    found = {"python": platform.python_version(), "torch": torch.__version__}  # with its build: 2.15.0+cu132
     for package in ("ttfs-triton", "triton", "accelerate", "datasets", "safetensors"):
         try:
             found[package] = importlib.metadata.version(package)
@@ -156,7 +156,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """The device by name, such as "NVIDIA H100" or "CPU Intel(R) Xeon(R), 2 threads"."""
+    """Name of a device, such as "NVIDIA H100" or "CPU Intel(R) Xeon(R), 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":

@@ -1,4 +1,4 @@
-"""Options of several commands: faults of a chip, and augmentation."""
+"""Options that several commands share: faults of a chip, and augmentation of training images."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, config=ConfigDict(strict=True))
 class Faults:
-    """How much goes wrong; frozen. All are 0 on a chip without faults.
+    """Faults of a chip, as amounts; frozen. All are 0 on a chip without faults.
 
     Attributes:
         spike_jitter: standard deviation of every spike's time, in windows. A spike moved before its window comes at the
-            start, one moved behind it is lost.
-        weight_noise: standard deviation of every weight, as a share of its own magnitude; at most four of them.
+            window's start; a spike moved behind its window is lost.
+        weight_noise: standard deviation of every weight, as a share of its own magnitude; noise is cut at four of them.
         dead_neurons: share of the hidden neurons that never fire.
         stuck_neurons: share of the hidden neurons that always fire at their window's start.
         lost_spikes: share of the spikes, of hidden neurons and of a latency encoder, that reach no synapse.
     Raises:
-        ValueError: a value that is no number, or out of range; more broken neurons than there are.
+        ValueError: a value that is no number or out of range; dead and stuck neurons together more than all neurons.
     Example:
         >>> Faults(spike_jitter=0.05, lost_spikes=0.01).text()
         'spike jitter 0.05 windows, 1% of spikes lost'
@@ -46,16 +46,16 @@ class Faults:
 
     @property
     def of_spikes(self) -> bool:
-        """Whether spikes are moved or lost, each for itself."""
+        """Whether single spikes are moved or lost."""
         return self.spike_jitter > 0 or self.lost_spikes > 0
 
     @property
     def of_neurons(self) -> bool:
-        """Whether neurons are broken."""
+        """Whether neurons are dead or stuck."""
         return self.dead_neurons > 0 or self.stuck_neurons > 0
 
     def text(self) -> str:
-        """In words, with units; empty without faults."""
+        """The faults in words, with units; "" without faults."""
         parts = [
             (self.spike_jitter, f"spike jitter {self.spike_jitter:g} windows"),
             (self.weight_noise, f"weights {self.weight_noise:.3g} of their magnitude off"),
@@ -67,7 +67,7 @@ class Faults:
 
 
 class FaultOptions(BaseModel):
-    """How much goes wrong; see `ttfs_triton.nn.Faults`."""
+    """Faults of a chip; see `ttfs_triton.nn.Faults`."""
 
     spike_jitter: Share = 0.0
     """Standard deviation of spike times, in windows."""
@@ -82,12 +82,12 @@ class FaultOptions(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        _ = self.faults  # checks that they do not exclude each other
+        _ = self.faults  # raises if dead and stuck neurons are more than all
         return self
 
     @property
     def faults(self) -> Faults:
-        """All of them."""
+        """These options as `Faults`."""
         return Faults(**{name: getattr(self, name) for name in FaultOptions.model_fields})
 
 
@@ -97,16 +97,17 @@ Flip = bool | Literal["alternating"]
 
 
 class AugmentationOptions(BaseModel):
-    """What happens to training images, in this order; all is off by default."""
+    """Augmentation of training images, in this order; all off by default."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
     crop_padding: int = Field(default=0, ge=0, le=8192)
     """Pad by this many pixels and crop at random."""
     crop_fill: Fill = 0
-    """Pixel value of that padding, or reflect: mirror the image there."""
+    """Pixel value of the padding that crop_padding adds, or reflect: the padding mirrors the image."""
     flip: Flip = False
-    """Flip images left to right with probability one half; alternating: so in the first epoch, then every other one."""
+    """Flip images left to right with probability one half; alternating: at random in the first
+    epoch, then the other way round in each next one."""
     shift: int = Field(default=0, ge=0, le=8192)
     """Shift images by up to this many pixels, filling with zeros."""
     auto_augment: bool | PolicyName = False
@@ -118,10 +119,10 @@ class AugmentationOptions(BaseModel):
     cutout: int = Field(default=0, ge=0, le=8192)
     """Blank a square of this side."""
     mixup: float = Field(default=0.0, ge=0, le=100)
-    """Mix each image with another, with a share from the Beta distribution of this parameter. 0: off."""
+    """Mix each image with another one, by a share drawn from the Beta distribution with this parameter. 0: off."""
     cutmix: float = Field(default=0.0, ge=0, le=100)
-    """Replace a rectangle of each image by another's, with a share from the Beta distribution of this parameter.
-    0: off. With mixup, each image gets one of the two."""
+    """Replace a rectangle of each image by another image's, by a share drawn from the Beta distribution with this
+    parameter. 0: off. With mixup, each image gets one of the two."""
 
     @model_validator(mode="after")
     def _one_policy(self) -> Self:

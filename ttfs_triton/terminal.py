@@ -13,11 +13,11 @@ class TerminalTable(Table):
     """A table for `rich.print`, whose cells wrap at words where the terminal is narrow.
 
     Args:
-        title: line above it; "" for none.
-        headers: one a column; the first column names the rows.
-        rows: cells, as many as headers.
-        prose: columns of words, which stand left; the others but the first hold figures, which stand right.
-        caption: line below it.
+        title: line above the table; "" for none.
+        headers: one for each column; the first column names the rows.
+        rows: cells of each row, as many as headers.
+        prose: indices of columns of words, aligned left as the first column is; columns of figures are aligned right.
+        caption: line below the table.
     """
 
     def __init__(

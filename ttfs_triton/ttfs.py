@@ -12,23 +12,23 @@ from ttfs_triton.command_line import RECIPES, recipe, start, write_out
 COMMANDS = {
     "train": ("ttfs_triton.train", "Train a network by a recipe, or one of your own."),
     "evaluate": ("ttfs_triton.evaluation.command", "Score a network, count operations, price them on chips, simulate."),
-    "convert": ("ttfs_triton.convert.command", "Make a spiking network of a trained ANN."),
+    "convert": ("ttfs_triton.convert.command", "Convert a trained ANN into a spiking network."),
     "calibrate": ("ttfs_triton.convert.calibrate_grid", "Put a trained network on a chip's grid, without training."),
     "export": ("ttfs_triton.export.command", "Write a network as ONNX or NIR, and check it in another program."),
     "sweep": ("ttfs_triton.frontier.command", "Accuracy against activity, energy, time steps, weight bits and faults."),
     "publish": ("ttfs_triton.hub.publish", "Publish a network on the Hugging Face Hub, with a model card."),
 }
 NEUTRAL = "own"
-"""The recipe of a training without a recipe: every key at its default."""
+"""Recipe that `ttfs train` uses if none is named: every key has its default."""
 
 
 def main(words: list[str] | None = None) -> None:
     """Entry point of the console script.
 
     Args:
-        words: behind `ttfs`. Default: the command line's.
+        words: arguments behind `ttfs`. Default: sys.argv[1:].
     Raises:
-        SystemExit: with 2 for an unknown command or recipe, after a line that says which there are.
+        SystemExit: with code 2 for an unknown command or recipe, after a line that lists the known ones.
     """
     words = sys.argv[1:] if words is None else words
     if not words or words[0] in ("-h", "--help"):
@@ -46,7 +46,7 @@ def main(words: list[str] | None = None) -> None:
     if flags and not flags[0].startswith("-"):
         name, *flags = flags
     path = Path(name) if name.endswith((".yaml", ".yml")) else recipe(name)
-    if not os.path.isfile(path):  # a name may be too long
+    if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         _refuse("recipe", name, _recipes())
     sys.argv = ["ttfs train" if name == NEUTRAL else f"ttfs train {name}", *flags]
     start(

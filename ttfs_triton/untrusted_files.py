@@ -1,4 +1,4 @@
-"""Files of others: no pipes, no more bytes than allowed, YAML without aliases."""
+"""Reading of untrusted files: regular files only, a limit on their bytes, YAML without aliases."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import yaml
 
 
 def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
-    """The content of a file.
+    """Content of a regular file.
 
     Args:
-        path: of the file.
-        most_bytes: that it may have.
+        path: the file.
+        most_bytes: largest size that is read. Default: any.
     Raises:
-        FileNotFoundError: there is none.
-        OSError: it cannot be read, is no regular file, or is larger; also where its name cannot be one.
+        FileNotFoundError: the file does not exist.
+        OSError: the file cannot be read, is no regular file or is too large, or its name is not valid.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -35,17 +35,17 @@ def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
 
 
 MAX_BYTES = 2**16
-"""Of a file. A configuration has two thousand bytes; a million take 10 s to read."""
+"""Largest YAML file. A configuration has two thousand bytes; a million take 10 s to parse."""
 MAX_DEPTH = 20
-"""Of lists in lists; Python itself would stop at some hundreds, after seconds."""
+"""Most levels of nested YAML values; Python itself would stop at some hundreds, after seconds."""
 
 
 class YamlError(ValueError):
-    """A file that is no mapping in YAML; says what it must be, without naming the file."""
+    """YAML that is no mapping, or that is refused; the text says what the file must be, without naming it."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses aliases, which expand to gigabytes, repeated keys and deep nesting."""
+    """Refuses aliases (they can expand to gigabytes), repeated keys and deep nesting."""
 
     depth = 0
 
@@ -73,13 +73,13 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The keys and values of a file; of an empty one, none.
+    """Keys and values of a YAML file; {} for an empty file.
 
     Args:
-        path: of a YAML file, UTF-8, of at most `MAX_BYTES`.
+        path: YAML file in UTF-8, of at most `MAX_BYTES`.
     Raises:
-        FileNotFoundError: there is none.
-        YamlError: it cannot be read, is too large, no YAML, or no mapping of names.
+        FileNotFoundError: the file does not exist.
+        YamlError: the file cannot be read, is too large, is no YAML, or is no mapping with names as keys.
     """
     try:
         content = read_regular(path, MAX_BYTES)
@@ -91,10 +91,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def parse_mapping(content: bytes) -> dict[str, Any]:
-    """As `read_mapping`, of a file's content.
+    """Keys and values of a YAML file's content; {} if it is empty.
 
     Raises:
-        YamlError: it is no YAML, or no mapping of names.
+        YamlError: the content is no YAML, or no mapping with names as keys.
     """
     loader = None
     try:
@@ -104,7 +104,7 @@ def parse_mapping(content: bytes) -> dict[str, Any]:
         raise
     except UnicodeDecodeError as error:
         raise YamlError(f"must be UTF-8 text; byte {error.start} is not.") from error
-    except Exception as error:  # dates that do not exist, numbers of 5,000 digits, 10,000 brackets: each has its own
+    except Exception as error:  # impossible dates, numbers of 5,000 digits, 10,000 brackets: of many types
         raise YamlError(f"must be valid YAML; {error}.") from error
     finally:
         if loader is not None:

@@ -1,4 +1,4 @@
-"""Numbers and tables as people and other programs read them."""
+"""Text for numbers, energies and durations; confidence intervals; rows as CSV."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def ratio(value: float | None) -> str:
 
 
 def energy(pj: float | None) -> str:
-    """Picojoules in a unit that reads well: "12.3 nJ"; "–" if they are not known."""
+    """Picojoules in a unit that reads well: "12.3 nJ"; "–" if the energy is not known."""
     if pj is None or not math.isfinite(pj):
         return "–"
     unit, size = energy_unit(pj)
@@ -64,13 +64,13 @@ def energy_range(amount: Range | None) -> str:
 
 
 def energy_unit(pj: float) -> tuple[str, float]:
-    """The unit in which an energy reads well, and its picojoules."""
+    """The unit in which an energy reads well, and how many picojoules it has."""
     units = (("pJ", 1.0), ("nJ", 1e3), ("µJ", 1e6), ("mJ", 1e9))
     return next((entry for entry in units if abs(pj) < 999.5 * entry[1]), ("J", 1e12))
 
 
 def duration(us: float | None) -> str:
-    """Microseconds in a unit that reads well: "1.28 ms"; "–" if they are not known."""
+    """Microseconds in a unit that reads well: "1.28 ms"; "–" if the duration is not known."""
     if us is None:
         return "–"
     unit, size = next((entry for entry in (("µs", 1.0), ("ms", 1e3)) if us < 999.5 * entry[1]), ("s", 1e6))
@@ -97,7 +97,7 @@ def interval(share: float, trials: int) -> tuple[float, float]:
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV: a column for each key of any of them, in the order in which they come; None is empty."""
+    """Rows as CSV text: a column for each key of any row, in order of first appearance; None is an empty cell."""
     file = io.StringIO()
     writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()

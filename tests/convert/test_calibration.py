@@ -192,7 +192,7 @@ def test_what_cannot_be_calibrated_is_refused():
     ):
         with pytest.raises(ConversionError, match=message):
             calibrate()
-    with pytest.raises(ValueError, match="images must be some images; got none"):
+    with pytest.raises(ValueError, match="images must hold at least one image; got none"):
         calibrate_grid(drawn(), IMAGES[:0], Grid(4))
     with pytest.raises(ValueError, match="state_bits must hold every layer's threshold"):
         calibrate_grid(drawn(), IMAGES[:2], Grid(64, 8, state_bits=6))
@@ -210,7 +210,7 @@ def test_recipe_writes_a_network_on_its_grid(tmp_path, capsys):
     assert json.loads((tmp_path / "grid" / "calibration.json").read_text())["images"] == 40
     assert "written: " in capsys.readouterr().out
     for wrong, message in (
-        (words, "output_dir must not hold anything"),
+        (words, "output_dir must be a new or empty folder"),
         ([tmp_path / "plain", "--output-dir", tmp_path / "other", "--time-steps", 4], "must name training images"),
     ):
         with pytest.raises(SystemExit):

@@ -100,7 +100,7 @@ def test_occupied_folder_is_refused_before_any_work(tmp_path, capsys):
     for path in (tmp_path / "out", tmp_path / "out" / "mine"):
         with pytest.raises(SystemExit, match="1"):
             command.main(None, [str(tmp_path / "not even looked for"), "--output-dir", str(path), *COPY])
-        assert "output_dir must not hold anything" in capsys.readouterr().err
+        assert "output_dir must be a new or empty folder" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
@@ -213,7 +213,7 @@ def test_network_of_the_user_s_code_is_traced(tmp_path, function, capsys):
     for wrong, message in (
         ([], "must name training images to calibrate on"),
         ([*flags, "--replace-head"], "--network must go without --replace-head"),
-        ([*flags, "--readout", "first_spike"], "must go without signed encoders and first_spike"),
+        ([*flags, "--readout", "first_spike"], "must go without a signed encoder or first_spike"),
     ):
         with pytest.raises(SystemExit):
             command.main(None, [*words, "--output-dir", str(tmp_path / "no"), *wrong])

@@ -123,7 +123,7 @@ def test_mean_and_std_are_those_of_the_project(build, classes, statistics):
 def test_mean_and_std_must_be_said_where_nothing_says_them():
     weights = weights_of(sources.timm_pooled(), {})
     for given_values in ({}, {"mean": (0.1, 0.2, 0.3)}):
-        with pytest.raises(ConversionError, match=r"mean and std must be those .* got none\. Give both"):
+        with pytest.raises(ConversionError, match=r"mean and std must be given .* got none\. Give both"):
             convert(weights, **given_values)
     for each in (weights, weights_of(sources.one_layer_head())):  # also in place of those that are known
         found = convert(each, mean=(0.1, 0.2, 0.3), std=(1, 2, 3))

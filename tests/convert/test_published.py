@@ -72,7 +72,7 @@ def test_published_networks_keep_encoder_readout_and_neuron(tmp_path):
         ("analog", "potential_start", True),
     ]
     assert direct.network.config.neuron == Neuron(derivative_clip=1e5)
-    assert "trained as direct, as said: the names are the same" in direct.report.notes
+    assert "trained as direct, as stated: the paper's networks share their names" in direct.report.notes
     assert isinstance(proxy.network.features[0], SignedEncoder)
     # The command asks for no images.
     written = run(ConvertOptions(source=str(path), output_dir=tmp_path / "out", trained_as="proxy"))
@@ -95,7 +95,7 @@ def test_published_networks_for_digits_are_not_padded(tmp_path, kernel, hidden, 
 def test_network_for_digits_with_padding_is_refused(tmp_path):
     source = ForDigits()
     source.fc[0] = published._Linear(6 * 7 * 7, 16)
-    with pytest.raises(ConversionError, match=r"layers must fit each other; of a.pkl, .*1x150 and 294x16"):
+    with pytest.raises(ConversionError, match=r"layers of a.pkl must fit each other; .*1x150 and 294x16"):
         convert(saved(source, tmp_path / "a.pkl"), trained_as="ann")
 
 

@@ -89,7 +89,7 @@ def test_parts_of_a_test_set_are_no_results_for_leaderboards(facts, full):
 def test_a_model_without_results_says_so():
     model = TTFSModel(NetworkConfig("4C3-P2-8", image_size=(8, 8), in_channels=3, classes=30, encoder="analog"))
     card = render_card(ModelFacts(model), "org/name")
-    for part in ("Not evaluated.", "Not estimated: it was not evaluated.", "Nothing is known about its accuracy"):
+    for part in ("Not evaluated.", "Not estimated: the network was not evaluated.", "Nothing is known about its"):
         assert part in card
     assert "not recorded" in card
     assert "Licence: not known." in card

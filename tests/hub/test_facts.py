@@ -61,7 +61,7 @@ def test_facts_of_a_run(run):
 def test_figures_are_of_the_weights_that_the_summary_names(run, named):
     change(run / "summary.json", weights_sha256=named)
     with pytest.raises(
-        LoadError, match=rf"must be the weights that summary\.json is of, SHA-256 {named}; got [0-9a-f]"
+        LoadError, match=rf"must be the weights that summary\.json describes, SHA-256 {named}; got [0-9a-f]"
     ):
         publish(run, "a/b", dry_run=True)
 
@@ -136,7 +136,7 @@ def edited(**values):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("summary.json", None, r"summary\.json must be a run's final figures, .* go on with it by --resume"),
+        ("summary.json", None, r"summary\.json must be a run's final figures, .* continue the run by --resume"),
         ("summary.json", "{", "must be a run's final figures"),
         ("summary.json", "[" * 10**5, "brackets are nested too deeply"),
         ("summary.json", '{"test_accuracy": 0.5}', "test_first_spike_accuracy: Field required"),

@@ -31,15 +31,15 @@ class ANNLayer:
     """A convolution or fully connected layer, its batch norm folded, up to its activation function.
 
     Attributes:
-        name: of its node in the traced graph.
+        name: name of the layer's node in the traced graph.
         module: the original layer, for its sizes.
-        weight, bias: with all that is folded into them, then float64.
-        input: the layer whose activations it reads (None: the images), and the pools in between.
-        shape: of its outputs for one image, before pooling.
+        weight, bias: the layer's parameters, other operations folded in; float64 after folding.
+        input: source of its inputs: a layer's name (None: the images), and the pools in between.
+        shape: shape of its output for one image, before pooling.
         potential: node of its output before the activation function.
-        skip: the layer whose activations are added to that output; None without.
+        skip: source of the activations added to that output; None without a skip.
         bound: upper bound of its activations; None for ReLU.
-        average: side of the windows that a convolution averages, or places of the maps that a Linear layer averages.
+        average: of the average pool in front of it: the windows' side for a convolution, the places for a Linear layer.
         folded: names of the operations folded into its weights.
     """
 
@@ -58,12 +58,12 @@ class ANNLayer:
 
 @dataclass(frozen=True)
 class TracedANN:
-    """An ANN as a graph.
+    """A traced ANN, and its layers with weights.
 
     Attributes:
         module: the traced model, in evaluation mode.
-        layers: in the order of computation; the last gives the logits.
-        image_shape: (channels, height, width) of an image, or another.
+        layers: layers in the order of computation; the last computes the logits.
+        image_shape: shape of one image: (channels, height, width), or any other that the model reads.
     """
 
     module: fx.GraphModule
@@ -72,7 +72,7 @@ class TracedANN:
 
     @torch.no_grad()
     def run(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits, and the activations of each hidden layer before pooling, by its name."""
+        """Logits, and the activations of each hidden layer before pooling, by layer name."""
         recorder = _Run(self.module, self.layers[:-1])
         return recorder.run(images), recorder.activations
 
@@ -103,7 +103,7 @@ def trace_ann(model: nn.Module, images: Tensor) -> TracedANN:
         model: see `convert_ann`; not changed.
         images: [N, ...], as the model reads them; one is enough.
     Raises:
-        ConversionError: an operation that cannot be converted; names its node and what can be.
+        ConversionError: torch.fx cannot trace the model, or an operation cannot be converted; the text names its node.
     """
     try:
         training = any(module.training for module in model.modules())
@@ -113,8 +113,8 @@ def trace_ann(model: nn.Module, images: Tensor) -> TracedANN:
     except Exception as error:  # of many kinds: the model's own code runs here
         problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConversionError(
-            f"convert_ann: model must be one that torch.fx traces and that takes images {list(images.shape)}; got "
-            f"{type(model).__name__}, {problem}. Take decisions on values out of its forward."
+            f"convert_ann: model must be traceable by torch.fx and accept images {list(images.shape)}; got "
+            f"{type(model).__name__}, {problem}. Move decisions that depend on tensors' values out of its forward."
         ) from error
     return TracedANN(traced, tuple(_Reader(traced).read()), tuple(images.shape[1:]))
 
@@ -124,8 +124,8 @@ class _Value:
     """Output of a node.
 
     Attributes:
-        layer: that computes it; None for the images.
-        active: it has passed the activation function, so that spikes can represent it.
+        layer: the layer that computes it; None for the images.
+        active: the output has passed the activation function, so that spikes can represent it.
         route: pools and flattening behind the layer.
         average: an average pool for the next layer to fold, and the size of the maps that it reads.
     """
@@ -150,7 +150,7 @@ def _mean(dim: Any = None, keepdim: bool = False) -> nn.Module | None:
     return None if dims != [2, 3] else pool if keepdim else nn.Sequential(pool, nn.Flatten())
 
 
-# Functions and methods as the modules that do the same. Shapes tell later whether a view flattens.
+# Modules that do the same as functions and methods. Whether a view flattens is checked later, by shapes.
 _MODULE_OF: dict[Any, Callable[..., nn.Module | None]] = {
     **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), lambda inplace=False: nn.ReLU()),
     F.relu6: lambda inplace=False: nn.ReLU6(),
@@ -182,7 +182,7 @@ class _Reader:
                 self._values[node] = _Value()
             elif node.op == "output":
                 self._check_output(node)
-            elif node.op != "get_attr" and "shape" in node.meta:  # others are sizes
+            elif node.op != "get_attr" and "shape" in node.meta:  # nodes without a shape are sizes
                 self._values[node] = self._read(node)
         return self._layers
 
@@ -212,7 +212,7 @@ class _Reader:
                 return self._average_pool(node, module, value, shape)
             case nn.Flatten():
                 return self._flatten(node, value, shape)
-            case nn.Sequential():  # of _mean
+            case nn.Sequential():  # made by _mean
                 pooled = self._average_pool(node, module[0], value, shape)
                 return replace(pooled, route=(*pooled.route, nn.Flatten()))
             case nn.Identity() | nn.Dropout() | nn.Dropout1d() | nn.Dropout2d():
@@ -220,7 +220,7 @@ class _Reader:
         self._refuse(node)
 
     def _module(self, node: fx.Node) -> nn.Module | None:
-        """The module that a node calls, or that computes the same; None if there is none."""
+        """The module that a node calls, or one that computes the same; None if no module does."""
         if node.op == "call_module":
             module = self._modules[str(node.target)]
             return module if type(module).__module__.startswith("torch.nn.modules") else None
@@ -244,7 +244,7 @@ class _Reader:
         return _Value(layer, active=False)
 
     def _take_average(self, node: fx.Node, layer: ANNLayer, pool: nn.Module, maps: tuple[int, int]) -> None:
-        """Average pooling in front of a layer, at its synapses."""
+        """Fold an average pool in front of a layer into the layer's synapses."""
         layer.folded.append("average pool")
         if isinstance(layer.module, nn.Linear):
             sides = _pooled(pool, maps)
@@ -256,7 +256,7 @@ class _Reader:
         window = _window(pool, maps)
         if window is None or window[0] != window[1] or layer.module.dilation != (1, 1):
             self._refuse(
-                node, "a convolution behind an average pool whose square windows do not divide the maps, or dilated"
+                node, "a dilated convolution behind an average pool, or one whose square windows do not divide the maps"
             )
         layer.average = window[0]
 
@@ -275,7 +275,7 @@ class _Reader:
     def _activate(self, node: fx.Node, module: nn.ReLU | nn.Hardtanh, value: _Value) -> _Value:
         bound = module.max_val if isinstance(module, nn.Hardtanh) else None
         if value.active and (bound is None and value.layer is not None):
-            return value  # ReLU of what is not negative
+            return value  # ReLU of activations, which are not negative
         if value.active or value.layer is None or (isinstance(module, nn.Hardtanh) and module.min_val != 0):
             self._refuse(node, f"{module} behind {value.wire.source or 'the images'}")
         if bound is not None and not bound > 0:
@@ -330,9 +330,9 @@ class _Reader:
         source = node.args[0]
         value = self._values.get(source, _Value()) if isinstance(source, fx.Node) else _Value()
         if last is None or value != _Value(last, active=False) or last.skip is not None:
-            self._refuse(node, "an output that is not that of its last layer")
+            self._refuse(node, "an output that its last layer does not compute")
         if not isinstance(last.module, nn.Linear):
-            self._refuse(node, "an output that is not of a Linear layer")
+            self._refuse(node, "an output that no Linear layer computes")
 
     def _refuse(self, node: fx.Node, what: str = "") -> NoReturn:
         if node.op == "call_module":
@@ -347,10 +347,10 @@ class _Reader:
 def batch_norm_of(
     name: str, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float
 ) -> BatchNorm:
-    """Batch norm by its tensors.
+    """Batch norm with these tensors, checked.
 
     Raises:
-        ConversionError: negative variances, or an epsilon that is not positive.
+        ConversionError: a variance is negative, or epsilon is not positive.
     """
     if not epsilon > 0:
         raise ConversionError(f"convert: batch_norm_epsilon must be positive; got {epsilon} for {name}.")
@@ -366,9 +366,9 @@ def fold_average_pool(weight: Tensor, pool: nn.Module, maps: tuple[int, int]) ->
     49 places.
 
     Args:
-        weight: [features, channels·rows·columns] of the pool's output.
-        pool: any module that pools averages.
-        maps: height and width of its input.
+        weight: [features, channels·rows·columns]; rows and columns are those of the pool's output.
+        pool: the average pool, adaptive or not.
+        maps: height and width of the pool's input.
     Returns:
         [features, channels·height·width], float64.
     """

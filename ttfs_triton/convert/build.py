@@ -1,4 +1,4 @@
-"""A network of this package's layers from the layers of an ANN, with its weights."""
+"""Build a network of this package's layers from the layers of a traced ANN, with the ANN's weights."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -25,19 +25,19 @@ ReadoutTime = Literal["potential_start", "potential_end"]
 
 
 class ConvertedNetwork(nn.Module):
-    """A network of our layers for an ANN that no specification describes: groups, dilation, skips, odd kernels.
+    """A network of our layers for an ANN that no specification describes: groups, dilation, skips, oblong kernels.
 
     Input [N, *image_shape] images, output [N, classes] logits.
 
     Args:
-        layers: of the ANN, in the order of computation, the last a fully connected one.
-        image_shape: of one image.
+        layers: the ANN's layers in the order of computation; the last is fully connected.
+        image_shape: shape of one image.
         analog: the first layer is a convolution that reads real pixels; else pixels are spike times.
-        mean, std: of each channel, with `analog` only.
-        neuron: of every layer.
+        mean, std: mean and standard deviation of each channel; with `analog` only.
+        neuron: properties of all neurons.
         readout: when the logits are read.
     Attributes:
-        layers: by the names of the ANN's nodes.
+        layers: this network's layers, by the names of the ANN's nodes.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ def _built(
     statistics: tuple[Sequence[float] | None, Sequence[float] | None] | None,
     readout: ReadoutTime | None,
 ) -> WeightedLayer:
-    """Our layer: an analog encoder with `statistics`, a readout with `readout`, else of spiking neurons."""
+    """Our layer: an analog encoder if `statistics` are given, a readout if `readout` is, else spiking neurons."""
     sizes, inputs = layer.module, layer.weight.shape[1] * layer.average
     options: dict[str, Any] = {"weight_standardisation": False}
     spiking = options | {"neuron": neuron, "average": layer.average}
@@ -108,7 +108,7 @@ def build_network(
         layers, image_shape: see `TracedANN`.
         encoder, mean, std, neuron, readout: see `convert_ann`.
     Raises:
-        ConversionError: an analog encoder or mean and std for a first layer that is no plain convolution.
+        ConversionError: an analog encoder for a first layer that is no plain convolution; mean and std without one.
     """
     first = layers[0]
     plain = isinstance(first.module, nn.Conv2d) and first.module.groups == 1 and first.module.dilation == (1, 1)
@@ -116,12 +116,12 @@ def build_network(
     analog = plain if encoder is None else encoder == "analog"
     if (analog or mean or std) and not (plain and analog):
         raise ConversionError(
-            "convert_ann: encoder must be latency, and mean and std None, for a first layer that is no plain "
-            f"convolution; got {first.module}. Train the ANN on pixels in [0, 1], or put a convolution first."
+            "convert_ann: encoder must be latency unless the first layer is a plain convolution, and mean and std None "
+            f"with that encoder; got {first.module}. Train the ANN on pixels in [0, 1], or put a convolution first."
         )
     options = {"mean": mean, "std": std, "neuron": neuron, "readout": readout}
     specification = specification_of(layers)
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not used up
+    with torch.random.fork_rng(devices=[]):  # keeps the caller's random state
         if specification is None or len(image_shape) != 3:
             network: nn.Module = ConvertedNetwork(layers, image_shape, analog=analog, **options)
         else:
@@ -140,7 +140,7 @@ def build_network(
 
 
 def specification_of(layers: Sequence[ANNLayer]) -> str | None:
-    """The hidden layers in one line, as `parse_specification` reads it; None for what it cannot say."""
+    """Specification of the hidden layers, as `parse_specification` reads it; None if no specification fits them."""
     tokens: list[str] = []
     before: str | None = None
     for layer in layers:

@@ -1,8 +1,8 @@
 """Calibrate a trained network for a chip's grid, without training: scales of weights and initial potentials.
 
-Layer by layer, every output channel gets the scale and then the initial potential that bring its outputs on the grid
-closest to those without. Layers compute as the chip does, behind calibrated ones. It takes seconds; training on the
-grid (`--time-steps`, `--weight-bits`) takes epochs and gives more.
+Layer by layer, each output channel gets first the scale, then the initial potential that bring its outputs on the grid
+closest to its outputs without a grid. A layer reads the outputs of calibrated layers, computed as on the chip. It takes
+seconds; training on the grid (`--time-steps`, `--weight-bits`) takes epochs and is more accurate.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ttfs_triton.nn.grid import MOST_STEPS
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.trace import evaluating, network_graph
 
-# Candidates, as shares of the unit that rounds single weights best. Outputs are sums, which another may round better.
+# Candidate scales, as multiples of the one that rounds single weights best: for sums of them, another may be better.
 UNIT_SHARES = tuple(2 ** (step / 4) for step in range(-4, 5))
 # Changes of an initial potential, in threshold heights: each range four times finer than the one before.
 REACHES, POINTS = (0.4, 0.1, 0.025), 9
@@ -44,18 +44,18 @@ def calibrate_grid(
     batch_size: int = 64,
     progress: Callable[[str], None] = lambda name: None,
 ) -> Calibration:
-    """Put a network on a grid, in place, with the scales and initial potentials that fit it best.
+    """Put a network on a chip's grid, in place, with the scales and initial potentials that fit it best.
 
     Args:
-        network: what `network_graph` takes, spiking; without a grid, or on another one, which it leaves.
+        network: spiking network that `network_graph` accepts; a grid that it is on already is replaced.
         images: [N, in_channels, height, width], as the network reads them; some hundred are enough.
-        grid: of the chip.
+        grid: the chip's grid.
         batch_size: images that run at once.
-        progress: told each layer's name before it is calibrated.
+        progress: called with each layer's name before the layer is calibrated.
     Returns:
-        What it did to each layer.
+        Errors before and after calibration, and the change of initial potentials, of each layer.
     Raises:
-        NetworkError: as `network_graph`.
+        NetworkError: `network_graph` does not accept the network.
         ValueError: no images, or registers that cannot hold the threshold.
     Example:
         >>> from ttfs_triton.nn import cnn1
@@ -65,7 +65,7 @@ def calibrate_grid(
     """
     graph = network_graph(network, images.shape[1:])
     if len(images) == 0:
-        raise ValueError("calibrate_grid: images must be some images; got none.")
+        raise ValueError("calibrate_grid: images must hold at least one image; got none.")
     targets: dict[str, Tensor] = {}
     layers: list[LayerCalibration] = []
 
@@ -107,7 +107,7 @@ def _outputs(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
 def _fit(
     stage: Stage, inputs: Sequence[tuple[Tensor, Tensor | None]], targets: Sequence[Tensor]
 ) -> tuple[float, float, float]:
-    """Root mean squared differences before and after, and the mean change of the initial potential."""
+    """Calibrate a layer; returns root mean squared errors before and after, and the initial potentials' mean change."""
     layer = stage.weighted
     first = None if layer.bias is None else layer.bias.clone()
 
@@ -131,36 +131,37 @@ def _fit(
 
 
 class CalibrateOptions(CalibrationImages):
-    """What to calibrate, for which grid, on which images, where to."""
+    """Options of `ttfs calibrate`: network, grid, images, output folder."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """A run's folder, one with config.json and model.safetensors, owner/name[@revision] on the Hub, or bundled:NAME."""
+    """Trained network: a run's folder, a folder with config.json and model.safetensors, owner/name[@revision] on the
+    Hub, or bundled:NAME."""
     output_dir: Path
-    """Folder for model.safetensors, config.json and calibration.json; must not hold anything."""
+    """New or empty folder for model.safetensors, config.json and calibration.json."""
     network: str | None = None
-    """FILE.py:FUNCTION that builds the network, if code of yours does."""
+    """FILE.py:FUNCTION that builds the network, if it is one of your own."""
 
     # ---- grid of a chip
     time_steps: int = Field(ge=1, le=MOST_STEPS)
-    """Time steps of a window."""
+    """Time steps in a window."""
     weight_bits: int | None = Field(None, ge=2, le=16)
     """Bits of a weight, sign included. Default: weights are not rounded."""
     weight_units: Literal["channel", "tensor"] = "channel"
     """Quantisation granularity: one scale per output channel, or one per layer ("tensor")."""
     state_bits: int | None = Field(None, ge=4, le=62)
-    """Bits of the registers that hold a neuron's slope and potential, which saturate. Default: as wide as it takes."""
+    """Bits of the registers that hold a neuron's slope and potential, which saturate. Default: as wide as needed."""
 
     images: int = Field(512, ge=1)
-    """How many images, drawn by the seed."""
+    """Number of calibration images, drawn by --seed."""
 
 
 def run(options: CalibrateOptions) -> Calibration:
-    """Calibrate as asked, print what it did, write the folder.
+    """Calibrate a network, print the result and write the output folder.
 
     Raises:
-        ConversionError: the folder holds something already; nothing has been written.
-        ValueError: no such network, an ANN, a grid whose registers are too small, or unusable images.
-        OSError, RuntimeError: images that cannot be had, or a folder that cannot be written.
+        ConversionError: the output folder is not empty; nothing has been written.
+        ValueError: the network does not exist, the grid's registers are too small, or the images do not fit.
+        OSError, RuntimeError: the images cannot be downloaded or decoded, or the folder cannot be written.
     """
     check_folder(options.output_dir)
     grid = Grid(options.time_steps, options.weight_bits, options.weight_units == "channel", options.state_bits)

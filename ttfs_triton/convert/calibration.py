@@ -1,4 +1,4 @@
-"""Calibrate a spiking network against the ANN of its weights: initial potentials, layer by layer, by least squares.
+"""Calibrate a spiking network against the ANN with its weights: initial potentials, layer by layer, by least squares.
 
 With psp_persistence σ > 0 a neuron's activation is (A + σW)/(1 + σW), where the ANN has clamp(A, 0, 1). The slope W,
 the summed weights of all active inputs, is far from 0 in a trained ANN: silent neurons fire, active ones fall silent,
@@ -35,10 +35,10 @@ class LayerCalibration:
     """Result of calibration for one layer.
 
     Attributes:
-        name: of the layer.
+        name: name of the layer.
         before, after: correlation of its activations with the ANN's, in [−1, 1]; None where either is constant. On a
-            grid, root of the mean squared difference from the activations without: in windows, or in threshold heights
-            of a readout.
+            grid, root mean squared difference from its outputs without a grid: activations in windows, or a readout's
+            potentials in threshold heights.
         shift: mean change of the initial potential over channels, in threshold heights; 0 for a layer left alone.
     """
 
@@ -53,9 +53,9 @@ class Calibration:
     """Result of calibration for a network.
 
     Attributes:
-        layers: hidden layers in their order; of a network on a grid its readout, too.
-        images: how many decided.
-        grid: that it was calibrated for; None of one that was calibrated against its ANN.
+        layers: hidden layers in their order; if calibrated for a grid, the readout too.
+        images: number of calibration images.
+        grid: grid that the network was calibrated for; None if it was calibrated against its ANN.
     """
 
     layers: tuple[LayerCalibration, ...]
@@ -63,12 +63,12 @@ class Calibration:
     grid: Grid | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The result as JSON values."""
         values = to_jsonable_python(self) | {"grid": None if self.grid is None else self.grid.to_dict()}
         return {key: value for key, value in values.items() if value is not None}
 
     def table(self) -> TerminalTable:
-        """For a terminal."""
+        """The result as a table for a terminal."""
 
         def text(value: float | None) -> str:
             return "constant" if value is None else f"{value:.3f}" if self.grid is None else f"{value:.4f}"
@@ -92,24 +92,24 @@ def calibrate_network(
     seed: int = 0,
     progress: Callable[[str], None] = lambda name: None,
 ) -> Calibration:
-    """Choose initial potentials that bring each layer closest to what its weights compute as an ANN, in place.
+    """Choose initial potentials, in place, that bring each layer closest to the ANN with the same weights.
 
-    The ANN is the network at psp_persistence σ = 0, where a neuron's activation is clamp(A, 0, 1). Layers follow one
-    another: each sees what those before it, calibrated, make of the images.
+    The ANN is the network at psp_persistence σ = 0, where a neuron's activation is clamp(A, 0, 1). Layers are fitted in
+    order; each reads the spikes of the calibrated layers before it.
 
     Args:
-        network: what `network_graph` takes, with an ANN's weights and initial potentials, on the images' device, in any
-            mode; an analog encoder and the readout are left alone.
-        images: [N, ...], as the network reads them; 256 are enough. Activations of some layers for all of them are held
-            in memory.
+        network: network that `network_graph` accepts, with an ANN's weights and initial potentials, on the images'
+            device, in training or evaluation mode; an analog encoder and the readout are left alone.
+        images: [N, ...], as the network reads them; 256 are enough. Some layers' activations for all images are held in
+            memory.
         batch_size: images that run at once.
-        samples: outputs of a channel that decide, drawn among all positions of all images.
-        seed: of that draw.
-        progress: told each layer's name before it is calibrated.
+        samples: outputs of each channel to fit, drawn from all positions of all images.
+        seed: seed of the drawn outputs.
+        progress: called with each layer's name before the layer is calibrated.
     Returns:
-        What it did to each hidden layer.
+        Correlations before and after calibration, and the change of initial potentials, of each hidden layer.
     Raises:
-        NetworkError: as `network_graph`.
+        NetworkError: `network_graph` does not accept the network.
         ConversionError: a layer without initial potentials, a network on a grid, or no images.
     Example:
         >>> from ttfs_triton.nn import resnet20
@@ -154,12 +154,12 @@ def _compare(
     """Run the network and its ANN side by side; `choose` calibrates each layer before it runs.
 
     Returns:
-        Name, correlation of the two activations, and what `choose` returned, of each hidden layer.
+        For each hidden layer: its name, the correlation of both networks' activations, and the result of `choose`.
     """
     found = []
 
     def fire_both(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-        """Both networks' activations, those of the spiking one first."""
+        """Activations of both networks, the spiking network's first."""
         (ours, theirs), (our_skip, their_skip) = inputs.chunk(2), (None, None) if skip is None else skip.chunk(2)
         wanted = by_batches(partial(_without_slope, stage), theirs, their_skip, batch_size)
         shift = choose(stage, ours, our_skip, wanted)
@@ -175,12 +175,12 @@ def _compare(
 def by_batches(
     compute: Callable[[Tensor, Tensor | None], Tensor], inputs: Tensor, skip: Tensor | None, batch_size: int
 ) -> Tensor:
-    """A function of a layer's inputs and its skip's, computed batch by batch."""
+    """Results of a function of a layer's inputs and skip inputs, computed batch by batch."""
     return torch.cat([compute(x, delayed) for x, delayed in batches(inputs, skip, batch_size)])
 
 
 def batches(inputs: Tensor, skip: Tensor | None, batch_size: int) -> list[tuple[Tensor, Tensor | None]]:
-    """A layer's inputs, and its skip's, in batches."""
+    """Split a layer's inputs and skip inputs into batches."""
     parts = inputs.split(batch_size)
     return list(zip(parts, [None] * len(parts) if skip is None else skip.split(batch_size), strict=True))
 
@@ -191,12 +191,12 @@ def rows_of(activations: Tensor) -> Tensor:
 
 
 def drawn_rows(count: int, share: float, generator: torch.Generator) -> Tensor:
-    """Numbers of a share of `count` rows, at least one, drawn on the CPU so that every device has the same."""
+    """Indices of a random share of `count` rows, at least one; drawn on the CPU, so that every device gets the same."""
     return torch.randperm(count, generator=generator)[: max(1, round(share * count))]
 
 
 def correlation(spiking: Tensor, analog: Tensor) -> float | None:
-    """Pearson's coefficient of activations, in [−1, 1]; None where either side is constant."""
+    """Pearson correlation of two networks' activations, in [−1, 1]; None where either is constant."""
     pairs = torch.stack([spiking.flatten(), analog.flatten()]).double()
     count, (x, y), ((xx, xy), (_, yy)) = pairs.shape[1], pairs.sum(1).tolist(), (pairs @ pairs.T).tolist()
     covariance, spread = xy - x * y / count, (xx - x * x / count) * (yy - y * y / count)
@@ -209,20 +209,20 @@ def _spiking(stage: Stage) -> bool:
 
 
 def _without_slope(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-    """Activations of the layer at σ = 0. An analog encoder and the readout give what they always give."""
+    """Activations of a layer at σ = 0; an analog encoder and the readout compute as always."""
     if not _spiking(stage):
         return stage.activations(inputs, skip)
     return analog_potential(stage, inputs, skip).clamp(0, 1)
 
 
 def analog_potential(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-    """A, with the initial potential: what the ANN hands to its activation function."""
+    """Membrane potential A plus the initial potential: the input of the ANN's activation function."""
     potential, bias = _potentials(stage, inputs, skip)[0], stage.weighted.bias
     return potential if bias is None else potential + bias.view(-1, *[1] * (potential.dim() - 2))
 
 
 def _potentials(stage: Stage, inputs: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A without the initial potential, and W without σ, of a layer's neurons."""
+    """A layer's membrane potentials A without the initial potential, and their slopes W without σ."""
     layer = stage.weighted
     x = layer.normalise(inputs) if isinstance(layer, AnalogEncoder | SignedEncoder) else inputs
     contract = partial(F.linear, weight=layer.effective_weight())
@@ -245,7 +245,7 @@ def _choose_initial_potentials(
     samples: int,
     generator: torch.Generator,
 ) -> float:
-    """Give each channel the initial potential of least squared error from `wanted`; returns the mean change."""
+    """Give each channel the initial potential with the least squared error from `wanted`; returns the mean change."""
     share, parts = min(1.0, samples / len(rows_of(wanted))), []
     for (x, delayed), target in zip(batches(inputs, skip, batch_size), wanted.split(batch_size), strict=True):
         potential, slope, rows = map(rows_of, (*_potentials(stage, x, delayed), target))
@@ -267,17 +267,17 @@ def _choose_initial_potentials(
 
 
 def around(parameter: Tensor, reach: float, points: int) -> list[Tensor]:
-    """Candidates from `reach` below to `reach` above the values of a parameter."""
+    """Candidates from `reach` below to `reach` above a parameter's values."""
     return [parameter.detach() + step for step in torch.linspace(-reach, reach, points).tolist()]
 
 
 def choose_least(parameter: nn.Parameter, error: Callable[[], Tensor], candidates: Sequence[Tensor]) -> None:
-    """Give each channel the candidate of least error, in place; a parameter of one number is chosen for all channels.
+    """Set each channel of a parameter, in place, to the candidate with the least error.
 
     Args:
-        parameter: [C] or [1]; what it holds is the first candidate.
-        error: [C], of what the parameter holds.
-        candidates: of the parameter's shape.
+        parameter: [C], or [1] for one number that all channels share; its present values are the first candidate.
+        error: gives the [C] errors of the parameter's present values.
+        candidates: values of the parameter's shape.
     """
     best, least = parameter.detach().clone(), None
     for candidate in [best, *candidates]:
@@ -303,21 +303,21 @@ def fit_range(
     samples: int = 65536,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Divide each channel's weights by its clip, multiply the weights that read the channel by it, in place.
+    """Divide each channel's weights by the channel's clip, multiply the weights that read the channel by it, in place.
 
-    An ANN computes the same afterwards. Spikes say what lies below the clip, and saturate above.
+    The ANN's outputs stay the same. Spikes represent activations up to the clip, and saturate above it.
 
     Args:
-        network: what `network_graph` takes, spiking, with the weights and biases of an ANN.
+        network: spiking network that `network_graph` accepts, with an ANN's weights and biases.
         images: [N, ...], as the network reads them; 256 are enough.
-        bounds: of the ANN's activations in each hidden layer: an upper bound, which is the clip, or None for a ReLU,
-            whose clip is a percentile of what a channel's activations are on the images. Default: ReLUs.
-        percentile: over positions and images, zeros included, in (0, 100].
+        bounds: for each hidden layer the upper bound of the ANN's activations, which is the clip, or None for a ReLU,
+            whose clip is a percentile of each channel's activations on the images. Default: None for all layers.
+        percentile: percentile over positions and images, zeros included, in (0, 100].
         batch_size: images that run at once.
-        samples: activations of a channel that decide, drawn among all.
-        seed: of that draw.
+        samples: activations of each channel that the percentile is taken of, drawn at random.
+        seed: seed of the drawn activations.
     Returns:
-        [C] clips by name of the hidden layer.
+        Clips [C] by name of the hidden layer.
     Raises:
         ConversionError: percentile out of range, or no images.
     """
@@ -349,10 +349,10 @@ def fit_range(
 
 
 def _reached(rows: Tensor, quantile: float) -> Tensor:
-    """[C], the quantile of activations [rows, C]; 1 for channels that are never active."""
+    """Quantile [C] of activations [rows, C]; 1 for channels that are never active."""
     ordered = rows.sort(dim=0).values
     value = ordered[round(quantile * (len(ordered) - 1))]
-    # A channel that is active in less than the percentile leaves out reaches its maximum.
+    # A channel so rarely active that its quantile is 0 takes its maximum.
     value = torch.where(value > 0, value, ordered[-1])
     return torch.where(value > 0, value, torch.ones_like(value))
 
@@ -363,7 +363,7 @@ def _rescale(graph: NetworkGraph, clips: Mapping[str, Tensor]) -> None:
         weight, groups = layer.weight.double(), getattr(layer, "groups", 1)
         per_output = [-1, *[1] * (weight.dim() - 1)]
         if source in clips:
-            # A flattened map has its channels one after the other; each group reads its own.
+            # Flattened maps lie one channel behind the other; each group reads its own channels.
             inputs = clips[source].double().repeat_interleave(groups * weight.shape[1] // len(clips[source]))
             weight = weight.unflatten(0, (groups, -1)) * inputs.view(groups, 1, -1, *per_output[2:])
             weight = weight.flatten(0, 1)

@@ -1,4 +1,4 @@
-"""`ttfs convert`: converts weights, prints where each went, writes a folder for training and evaluation."""
+"""`ttfs convert`: converts weights, prints the source of each layer, writes a folder for training and evaluation."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ from ttfs_triton.nn.config import Encoder
 
 
 class CalibrationImages(BaseModel):
-    """Options of all commands that calibrate: which training images."""
+    """Options that choose training images to calibrate on, for all commands that calibrate."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dataset: str | None = None
-    """Hub data set whose training images to calibrate on, or "sample"."""
+    """Calibrate on training images of this Hub data set, or of "sample"."""
     data_dir: Path | None = None
-    """Local folder with them: parquet files or class folders; of a network for an event camera, recordings."""
+    """Calibrate on this local folder: parquet files or class folders; recordings, if the network reads events."""
     image_column: str | None = None
     """Column of the images. Default: detected."""
     label_column: str | None = None
     """Column of the labels. Default: detected."""
     seed: int = Field(0, ge=0)
-    """Seed of what is drawn: calibration images, a new output layer."""
+    """Seed of the drawn calibration images, and of a new output layer's weights."""
     cpu: bool = False
     """Calibrate on the CPU even where there is a GPU."""
 
     def load(self, function: str, description: ModelDescription, count: int) -> Tensor:
-        """Training images [count, C, H, W] for a network, preprocessed as its own were.
+        """Load training images [count, C, H, W], preprocessed as the network's description says.
 
-        They are on the GPU where there is one and it is wanted.
+        They are on the GPU if there is one, unless --cpu is set.
 
         Raises:
-            ConversionError: no data set is named, or its images have another shape.
-            ValueError, OSError, RuntimeError: images that cannot be used, or had.
+            ConversionError: no data set is named, or its images have another shape than the network reads.
+            ValueError, OSError, RuntimeError: the images cannot be downloaded, decoded or used.
         """
         self.check(function)
         config, preprocessing = description.network, description.preprocessing
@@ -64,7 +64,7 @@ class CalibrationImages(BaseModel):
         data = self.split(
             None if events else config.image_size,
             cropped=preprocessing.fit == "crop",
-            max_samples=None if events is None else count,  # of which files are read
+            max_samples=None if events is None else count,  # reads no more files of recordings
             streaming=events is None,
             events=events,
         )
@@ -101,36 +101,36 @@ class CalibrationImages(BaseModel):
 
 
 class ConvertOptions(CalibrationImages):
-    """What to convert, into what, where to."""
+    """Options of `ttfs convert`: source, network, calibration, output folder."""
 
     source: Annotated[str, tyro.conf.Positional]
-    """A run's folder, a file of weights (.safetensors; .bin, .pt, .pth, .pkl, of which only tensors are read), or a Hub
-    repository, of which only safetensors are read: org/name[/FILE.safetensors][@revision]."""
+    """Trained weights: a run's folder, a file (.safetensors; .bin, .pt, .pth or .pkl, from which only tensors are
+    read), or a Hub repository that holds safetensors: org/name[/FILE.safetensors][@revision]."""
     output_dir: Path
-    """Folder for model.safetensors, config.json and conversion.json; must not hold anything."""
+    """New or empty folder for model.safetensors, config.json and conversion.json."""
 
     # ---- source
     sha256: str | None = None
     """Refuse the file if it has another SHA-256."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel that the source was trained with, pixels in [0, 1]. Default: what is written beside the
-    weights, ImageNet's for 7×7 maps, the paper's for its networks."""
+    """Mean of each channel of the source's training images, pixels in [0, 1]. Default: the mean in the config.json
+    beside the weights, ImageNet's if the head reads 7×7 maps, or the paper's for its networks."""
     std: tuple[float, ...] | None = None
-    """Standard deviation likewise."""
+    """Standard deviation of each channel; default as for --mean."""
     trained_as: TrainedAs | None = None
-    """Which of the paper's networks the weights are of, as their names are the same: its ANN, or the spiking network of
+    """Which of the paper's networks this file holds, as all use the same names: its ANN, or the spiking network of
     snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). Spiking networks are not calibrated."""
     batch_norm_epsilon: float = Field(1e-5, gt=0)
-    """Epsilon of the source's batch norms, which weights do not hold."""
+    """Epsilon of the source's batch norms; files of weights do not hold it."""
 
     # ---- network
     network: str | None = None
-    """FILE.py:FUNCTION that builds the ANN of these weights, a module of PyTorch that torch.fx can trace; see
-    `convert_ann`. Needs images. Default: the tensors' names say whose network it is."""
+    """FILE.py:FUNCTION that builds the ANN as a PyTorch module that torch.fx can trace; see `convert_ann`. Needs
+    calibration images. Default: the ANN is recognised by the names of its tensors."""
     classes: int | None = Field(None, ge=1)
-    """Number of classes. Default: the source's; another needs --replace-head."""
+    """Number of classes. Default: the source's; another number needs --replace-head."""
     replace_head: bool = False
-    """Draw a new output layer."""
+    """Replace the output layer by a new one with random weights."""
     image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
     """Side of square images, or height and width. Default: the source's."""
     psp_persistence: float | None = None
@@ -140,38 +140,38 @@ class ConvertOptions(CalibrationImages):
     """Output neurons' potential at their window's start or end, or their first spike. Default: the source's, or the
     potential at the start."""
     encoder: Encoder | None = None
-    """latency: pixels are spike times; needs --input-normalisation weights where the source has mean and std. signed:
-    the first layer is of spiking neurons that read normalised pixels. Default: the source's."""
+    """latency: pixels are spike times; needs --input-normalisation weights if the source has mean and std. signed:
+    spiking neurons of the first layer read normalised pixels. Default: the source's."""
     keep_standardisation: bool = True
     """Keep standardised weights with their gains, for further training, instead of folding them."""
     input_normalisation: Literal["configuration", "weights"] = "configuration"
     """Leave mean and std to the first layer's configuration, or fold them into its weights."""
     inexact_borders: bool = False
-    """Accept that mean and std in the weights change the borders of padded maps."""
+    """Accept that folding mean and std into the weights changes the borders of padded maps."""
 
     # ---- calibration
     calibrate: bool = True
     """Choose initial potentials, layer by layer, that bring spikes closest to the ANN's activations; needs images."""
     calibration_images: int = Field(256, ge=1)
-    """How many images to calibrate on, drawn by the seed."""
+    """Number of calibration images, drawn by --seed."""
     percentile: float = Field(99.9, gt=0, le=100)
-    """Percentile of a channel's activations that becomes 1, for an ANN whose ReLU has no upper bound."""
+    """Percentile of a channel's activations that is scaled to 1, for an ANN whose ReLU has no upper bound."""
 
 
-# Flags that need names of tensors that say whose network it is.
+# Flags for sources that are recognised by the names of their tensors; --network excludes them.
 _NAMED = ("trained_as", "batch_norm_epsilon", "replace_head", "keep_standardisation", "input_normalisation")
 
 
 def run(options: ConvertOptions) -> Converted | None:
-    """Convert as asked, print the report, write the folder.
+    """Convert weights, print the report and write the output folder.
 
     Returns:
-        What names of tensors made; None where code of the user's built the ANN.
+        The converted network; None if --network built the ANN.
     Raises:
-        ConversionError: as `convert`, or the folder holds something already; nothing has been written.
+        ConversionError: see `convert` and `convert_ann`, or the output folder is not empty; nothing has been written.
         ValueError: a value out of range.
         OSError: the folder cannot be written; nothing is left of it.
-        RuntimeError: images to calibrate on that cannot be had.
+        RuntimeError: the calibration images cannot be downloaded or decoded.
     """
     check_folder(options.output_dir)
     if options.network is not None:
@@ -203,7 +203,7 @@ def _run_traced(options: ConvertOptions, builder: str, weights: Weights) -> None
     """Convert an ANN that the user's code builds."""
     given = [name for name in _NAMED if getattr(options, name) != ConvertOptions.model_fields[name].default]
     if given or options.encoder not in (None, "analog", "latency") or options.readout == "first_spike":
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given) or "signed encoders and first_spike"
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given) or "a signed encoder or first_spike"
         raise ConversionError(f"convert: --network must go without {flags}. Leave them out.")
     data = options.split(options.image_size, streaming=True)
     images = options.draw(data, options.calibration_images)
@@ -238,10 +238,10 @@ def _run_traced(options: ConvertOptions, builder: str, weights: Weights) -> None
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ConversionError if there is anything at `folder` but an empty folder."""
+    """Raise ConversionError unless `folder` is empty or does not exist."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConversionError(
-            f"convert: output_dir must not hold anything; got {folder}, which does. Give another --output-dir."
+            f"convert: output_dir must be a new or empty folder; got {folder}, which exists. Give another --output-dir."
         )
 
 
@@ -251,14 +251,14 @@ def write_folder(
     description: ModelDescription,
     reports: dict[str, dict[str, Any]],
 ) -> None:
-    """Write a model and JSON files by their names, all of it or nothing, and print where.
+    """Write a folder with a model and JSON files, all or nothing, and print its path.
 
     Args:
-        folder: must not exist, or be empty.
+        folder: a folder that is empty or does not exist.
         tensors, description: see `write_model`.
-        reports: JSON values by name of the file.
+        reports: JSON values by file name.
     Raises:
-        OSError: it cannot be written; nothing is left of it.
+        OSError: the folder cannot be written; nothing is left of it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = hidden_name(folder, PARTIAL)

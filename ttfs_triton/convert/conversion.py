@@ -34,15 +34,15 @@ SPIKING = "the source is a spiking network; its weights are copied"
 
 @dataclass(frozen=True)
 class Converted:
-    """A converted network, and where its weights are from.
+    """A converted network, and the source of its weights.
 
     Attributes:
         network: the spiking network with the weights of the source, in evaluation mode; not calibrated.
         weights: the source.
         report: source tensors of every layer.
         bounded: the source's hidden activations are clamped to [0, 1].
-        from_ann: the source is another project's ANN, to be calibrated. Our own networks, which train on while σ rises,
-            and networks that were trained to spike are left as they are.
+        from_ann: the source is another project's ANN, to be calibrated. Networks of this package, which train on while
+            σ rises, and networks that were trained to spike are left as they are.
     """
 
     network: TTFSNetwork
@@ -59,7 +59,7 @@ class Converted:
 
 @dataclass(frozen=True)
 class _Source:
-    """A network as found, batch norm folded: its configuration, and tensors by the names of a `TTFSNetwork`."""
+    """A recognised network, batch norm folded: its configuration, and tensors by the names of a `TTFSNetwork`."""
 
     layout: str
     config: NetworkConfig
@@ -86,31 +86,31 @@ def convert(
     trained_as: TrainedAs | None = None,
     **overrides: Any,
 ) -> Converted:
-    """Make a spiking network of trained weights: recognise, fold, copy.
+    """Convert trained weights into a spiking network: recognise, fold, copy.
 
-    Nothing is drawn at random unasked and nothing is dropped: a tensor that fits nowhere stops the conversion. Weights
-    are copied, not calibrated; see the module. An ANN with other names converts by `convert_ann`, from its module.
+    No weight is drawn at random unless asked for, and none is dropped: a tensor that fits nowhere stops the conversion.
+    Weights are copied; `calibrate_converted` calibrates them. An ANN with other names converts by `convert_ann`.
 
     Args:
-        source: what `open_weights` reads, or what it gave.
+        source: a source that `open_weights` reads, or its result.
         sha256: see `open_weights`.
-        config: network of the source, where it is one of ours without a config.json beside it; else its mean and std
-            are those of a source that says none.
+        config: configuration of a source of this package that has no config.json beside it. For a source of another
+            project, only its mean and std are used, if nothing else gives them.
         classes: number of classes wanted. Default: the source's.
         image_size: side, or (height, width), of the images. Default: the source's.
-        replace_head: draw a new readout for `classes` from `seed`; without it, another number is an error.
-        seed: of that draw.
+        replace_head: draw a new readout for `classes` classes; without it, another number of classes is an error.
+        seed: seed of the new readout's weights.
         keep_standardisation: keep standardised weights and their gains, for further training; plain ones stay plain.
         input_normalisation: leave mean and std to the configuration (exact), or fold them into the first convolution.
-        inexact_borders: accept that the latter changes what a padded first convolution computes at the borders.
-        batch_norm_epsilon: of the source's batch norms, which no state dict says.
-        trained_as: see `TrainedAs`; needed for the paper's networks. What was trained to spike is not calibrated, and
-            keeps its encoder, neuron and readout.
-        **overrides: fields of `NetworkConfig` that the weights leave open: encoder, max_value, mean, std (the
-            source's, in place of those assumed), readout, neuron, bias, initial_gain, dropout.
+        inexact_borders: accept that such folding changes the outputs of a padded first convolution at the borders.
+        batch_norm_epsilon: epsilon of the source's batch norms; state dicts do not hold it.
+        trained_as: see `TrainedAs`; needed for the paper's networks. Networks that were trained to spike are not
+            calibrated, and keep their encoder, neuron and readout.
+        **overrides: fields of `NetworkConfig` that the weights leave open: encoder, max_value, mean, std (of the
+            source's training images, in place of assumed ones), readout, neuron, bias, initial_gain, dropout.
     Raises:
         WeightsError: the source cannot be read.
-        ConversionError: names or shapes are of no known network or do not fit together; another number of classes
+        ConversionError: names or shapes match no known network or do not fit together; another number of classes
             without `replace_head`; options that exclude each other.
         ValueError: a value out of range, see `NetworkConfig`.
 
@@ -132,8 +132,8 @@ def convert(
     weights = source if isinstance(source, Weights) else open_weights(source, sha256=sha256)
     if wrong := sorted(set(overrides) - FREE):
         raise ConversionError(
-            f"convert: overrides must be among {', '.join(sorted(FREE))}; got {', '.join(wrong)}. The rest is what "
-            "the weights say."
+            f"convert: overrides must be among {', '.join(sorted(FREE))}; got {', '.join(wrong)}. The weights "
+            "determine all others."
         )
     if not batch_norm_epsilon > 0:
         raise ConversionError(f"convert: batch_norm_epsilon must be positive; got {batch_norm_epsilon}.")
@@ -184,12 +184,12 @@ def calibrate_converted(
     """Fit a converted network to its source: scale its activations into [0, 1], then choose initial potentials.
 
     Args:
-        converted: as `convert` gave, on the CPU; its network is changed in place.
+        converted: result of `convert`, on the CPU; its network is changed in place.
         images: [N, in_channels, height, width], as the network reads them, on the device to compute on; 256 are enough.
         percentile: see `convert_ann`.
         progress: see `calibrate_network`.
     Returns:
-        The network, on the CPU again, and what calibration did.
+        The converted network, on the CPU again, and the result of calibration.
     Raises:
         ConversionError: no images, a percentile out of range, or a network without initial potentials.
     """
@@ -212,7 +212,7 @@ def _own(
     """A network of this package, batch norm folded, and standardised weights too unless they are kept."""
     own = _own_config(weights, config, size, trained_as)
     if any(statistics) and own.encoder == "latency":
-        raise ConversionError("convert: mean and std must not be given for a source that reads pixels as they are.")
+        raise ConversionError("convert: mean and std must not be given for a source that reads pixels as spike times.")
     tensors, normalised = weights.tensors, has_batch_norm(weights.tensors)
     gains = [name for name in tensors if name.endswith(".weight_gain")]
     keep = keep_standardisation and bool(gains)
@@ -223,7 +223,7 @@ def _own(
         raise ConversionError(f"convert: {weights.name} must hold batch norms that fit its layers; {error}") from error
     for name in gains if keep == normalised else ():
         weight, norm = name.removesuffix("_gain"), f"{name.removesuffix('.weight_gain')}.batch_norm"
-        if keep:  # batch norm's scale multiplies the gain as well as it would the weight
+        if keep:  # the gain takes batch norm's scale, as a plain weight would
             state |= {weight: given[weight], name: given[name]}
             if f"{norm}.running_var" in given:
                 names = ("running_mean", "running_var", "weight", "bias")
@@ -247,7 +247,7 @@ def _own(
 def _own_config(
     weights: Weights, config: NetworkConfig | None, size: tuple[int, int] | None, trained_as: TrainedAs | None
 ) -> NetworkConfig:
-    """The configuration of a network of ours: from the config.json beside its weights, else from the caller."""
+    """Configuration of a network of this package: from the config.json beside its weights, else from the caller."""
     description = weights.description()
     own = config if description is None else description.network
     if own is None:
@@ -257,7 +257,7 @@ def _own_config(
         )
     if not isinstance(own, NetworkConfig):
         raise ConversionError(
-            f"convert: {weights.name} must hold a network of a specification; got one that {own.builder} builds. "
+            f"convert: {weights.name} must hold a network of a specification; got a network that {own.builder} builds. "
             "Train on from it: --network FILE.py:FUNCTION --weights."
         )
     if size not in (None, own.image_size):
@@ -273,7 +273,7 @@ def _foreign(weights: Weights, layout: Layout, trained_as: TrainedAs | None) -> 
     try:
         traced = trace_ann(module, torch.zeros(1, *layout.image_shape))
     except ConversionError as error:
-        raise ConversionError(f"convert: layers must fit each other; of {weights.name}, {error}") from error
+        raise ConversionError(f"convert: layers of {weights.name} must fit each other; {error}") from error
     specification = specification_of(traced.layers)
     assert specification is not None, "layouts are chains of square convolutions"
     channels, *size = layout.image_shape
@@ -303,7 +303,7 @@ def _foreign(weights: Weights, layout: Layout, trained_as: TrainedAs | None) -> 
 
 
 def _sources(layout: Layout) -> list[tuple[str, ...]]:
-    """Names of the tensors of each layer with weights."""
+    """Names of the source's tensors for each layer with weights."""
     found: list[tuple[str, ...]] = []
     for name, module in layout.modules:
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -323,7 +323,7 @@ def _paths(config: NetworkConfig) -> list[str]:
 def _with_new_readout(source: _Source, classes: int, initial_gain: float, seed: int) -> _Source:
     old, state = source.state["readout.weight"], dict(source.state)
     generator, inputs = torch.Generator().manual_seed(seed), old[0].numel()
-    # As `WeightedLayer.reset_parameters` draws them.
+    # The same distribution as in `WeightedLayer.reset_parameters`.
     drawn = torch.randn(classes, inputs, generator=generator) * (initial_gain * (2 / inputs) ** 0.5)
     state["readout.weight"] = drawn
     if "readout.weight_gain" in state:
@@ -384,7 +384,7 @@ def _target_config(source: _Source, overrides: Mapping[str, Any]) -> NetworkConf
 
 
 def _network(config: NetworkConfig, state: Mapping[str, Tensor]) -> TTFSNetwork:
-    """The spiking network with these weights. It leaves the caller's random numbers alone."""
+    """A spiking network with these weights; keeps the caller's random state."""
     with torch.random.fork_rng(devices=[]):
         network = TTFSNetwork(config)
     zeros = {name: torch.zeros_like(value) for name, value in network.state_dict().items() if name.endswith(".bias")}

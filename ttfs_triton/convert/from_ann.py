@@ -1,4 +1,4 @@
-"""Conversion of any ANN that `torch.fx` traces to convolutions, fully connected layers and what folds into them."""
+"""Conversion of any ANN that `torch.fx` traces to convolutions, linear layers and operations that fold into them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from ttfs_triton.nn.trace import network_graph
 from ttfs_triton.terminal import TerminalTable
 
 ROUNDING = 1e-4
-"""Share of its clip by which an activation is not yet above it."""
+"""An activation counts as clipped if it exceeds its clip by more than this share."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class LayerLoss:
     """Conversion of one hidden layer: what was folded, clipped and lost.
 
     Attributes:
-        name: of the layer in the spiking network.
-        source: of its node in the ANN.
-        folded: what became part of its weights, in words.
+        name: name of the layer in the spiking network.
+        source: name of its node in the ANN.
+        folded: operations that became part of its weights, in words.
         clip: activation of the ANN that the earliest spike stands for, mean over channels.
         clipped: share of the ANN's activations above their channel's clip.
-        copied, calibrated: root mean square of the difference of both activations, as a share of the ANN's, before
+        copied, calibrated: root mean square of the difference of both activations, relative to the ANN's, before
             and after calibration; None for a layer that is never active.
     """
 
@@ -46,14 +46,14 @@ class LayerLoss:
 
 @dataclass(frozen=True)
 class ANNReport:
-    """What conversion lost, on the calibration images.
+    """Losses of a conversion, measured on the calibration images.
 
     Attributes:
         layers: hidden layers in their order.
-        images: how many were compared.
-        same_decisions: share of the images for which the largest logit is that of the same class.
-        logits: root mean square of the difference of the logits, as a share of the ANN's.
-        calibration: what it did; None if there was none.
+        images: number of images compared.
+        same_decisions: share of the images to which both networks give the same class.
+        logits: root mean square of the difference of the logits, relative to the ANN's.
+        calibration: result of calibration; None without calibration.
     """
 
     layers: tuple[LayerLoss, ...]
@@ -63,11 +63,11 @@ class ANNReport:
     calibration: Calibration | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The report as JSON values."""
         return to_jsonable_python(self)
 
     def table(self) -> TerminalTable:
-        """For a terminal."""
+        """The report as a table for a terminal."""
 
         def share(value: float | None) -> str:
             return "never active" if value is None else f"{value:.2%}"
@@ -99,32 +99,33 @@ def convert_ann(
     seed: int = 0,
     progress: Callable[[str], None] = lambda name: None,
 ) -> tuple[nn.Module, ANNReport]:
-    """Make a spiking network of a trained ANN: trace, fold, scale, calibrate, compare.
+    """Convert a trained ANN into a spiking network: trace, fold, scale, calibrate, compare.
 
     Args:
-        model: of Conv2d (groups, dilation and stride too) and Linear layers, each but the last behind ReLU, ReLU6,
-            Hardtanh or clamp from 0, perhaps with batch norm, pools, flattening and dropout in between, and with
-            additions of an earlier activation in front of an activation function. The last is a Linear layer, whose
-            outputs are the logits. Not changed.
-        images: [N, channels, height, width], as the network is to read them, on the device to compute on; 256 are
+        model: Conv2d (groups, dilation and stride too) and Linear layers, each but the last followed by ReLU, ReLU6,
+            Hardtanh or clamp from 0. Batch norm, pools, flattening and dropout may stand in between, and an earlier
+            activation may be added in front of an activation function. The last layer is Linear, and its outputs are
+            the logits. Not changed.
+        images: [N, channels, height, width], as the spiking network reads them, on the device to compute on; 256 are
             enough. If `mean` and `std` are given, the model reads (images − mean) / std.
         psp_persistence: σ of all neurons. 0 computes what the ANN computes, up to the clip.
         encoder: "analog": the first convolution multiplies pixels by real numbers, and its clipped activations are
-            spikes; "latency": pixels, in [0, 1], are spike times. Default: "analog" where the first layer is a
+            spikes; "latency": pixels, in [0, 1], are spike times. Default: "analog" if the first layer is a
             convolution without groups and dilation.
-        mean, std: of each channel, in units of the images; for an analog encoder.
+        mean, std: mean and standard deviation of each channel, in units of the images; for an analog encoder.
         readout: when the logits are read: at the start or the end of the output window.
         calibrate: choose initial potentials, see `calibrate_network`; at σ = 0 there is nothing to choose.
-        percentile: of a channel's activations that the earliest spike stands for, where the ANN has no upper bound.
+        percentile: percentile of a channel's activations that the earliest spike stands for, for a layer of the ANN
+            without an upper bound.
         batch_size: images that run at once.
-        seed: of the activations that are drawn to decide.
-        progress: told each layer's name before it is calibrated.
+        seed: seed of the drawn activations that clips and initial potentials are fitted to.
+        progress: called with each layer's name before the layer is calibrated.
     Returns:
-        A `TTFSNetwork` where a specification can say what the model is, else a module of our layers that
-        `network_graph` takes; in evaluation mode, on the images' device. And what was lost.
+        The network, in evaluation mode, on the images' device: a `TTFSNetwork` if a specification describes the model,
+        else a module of our layers that `network_graph` accepts. And a report of the losses.
     Raises:
-        ConversionError: an operation that cannot be converted, named with its node before any work; or an encoder that
-            does not fit the first layer.
+        ConversionError: an operation cannot be converted, with its node's name, before any work; or the encoder does
+            not fit the first layer.
     Example:
         >>> ann = nn.Sequential(
         ...     nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 5)
@@ -184,11 +185,11 @@ def _normalised(images: Tensor, mean: Sequence[float] | None, std: Sequence[floa
 def _compare(
     traced: TracedANN, read: Tensor, network: nn.Module, images: Tensor, clips: Sequence[Tensor], batch_size: int
 ) -> tuple[dict[str, tuple[float | None, float]], float]:
-    """Compare both networks, batch by batch; `read` are the images as the ANN reads them, `clips` those of its layers.
+    """Compare both networks, batch by batch; `read`: images as the ANN reads them, `clips`: clips of its layers.
 
     Returns:
-        Error and clipped share, as in `LayerLoss`, of each hidden layer by its name, and of the logits by "";
-        and the share of the same decisions.
+        Error and clipped share, as in `LayerLoss`, by name of each hidden layer, and by "" for the logits; and the
+        share of images with the same decision.
     """
     graph, same = network_graph(network, traced.image_shape), 0
     hidden = dict(zip((stage.name for stage in graph.weighted), traced.layers[:-1], strict=False))

@@ -7,10 +7,11 @@
 | Wei et al., ICCV 2023 | `conv.N.cnn` | `fc.N.linear` | flattened |
 
 Other projects use these names too. The size of the head's input gives the size of the maps that it reads. Mean and std
-of the images are known for ImageNet's 7×7 maps and for the paper's networks; elsewhere the caller must give them.
+of the images are known for heads that read ImageNet's 7×7 maps and for the paper's networks; else the caller must give
+them.
 
-The paper's networks for MNIST read pixels as spike times, without padding. Its names fit three networks, an ANN and the
-spiking networks "direct" and "proxy", so that the caller must say which one a file holds.
+The paper's networks for MNIST read pixels as spike times, without padding. Three of its networks have the same names:
+an ANN and the spiking networks "direct" and "proxy". The caller must say which one a file holds.
 """
 
 import re
@@ -24,16 +25,16 @@ from torch import Tensor, nn
 from ttfs_triton.convert.source import ConversionError
 
 TrainedAs = Literal["ann", "direct", "proxy"]
-"""Which of the paper's networks the weights are of. "ann": its ANN. "direct", models/snn_directTrain_model.py: an
-analog first layer, read at the output window's end. "proxy", models/proxy_ann_model.py: a spiking first layer, read at
-its start."""
+"""Which of the paper's networks a file holds. "ann": its ANN. "direct", models/snn_directTrain_model.py: an analog
+first layer, logits read at the output window's end. "proxy", models/proxy_ann_model.py: a spiking first layer, logits
+read at the output window's start."""
 
 Statistics = tuple[tuple[float, ...] | None, tuple[float, ...] | None]
 """Mean and std of each channel of images with pixels in [0, 1]."""
 
 IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 IMAGENET_MAPS = 7  # height and width of the maps that heads trained on ImageNet read
-# What the paper's code normalises CIFAR-10 and CIFAR-100 by.
+# The paper's code normalises CIFAR-10 and CIFAR-100 by these.
 CIFAR10_PAPER: Statistics = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CIFAR100_PAPER: Statistics = ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
 MNIST_SIZE = (28, 28)
@@ -42,7 +43,7 @@ _LAST = 3  # place of a layer whose name has no number, such as timm's head.fc b
 
 @dataclass(frozen=True)
 class Names:
-    """How a project names the weights of its layers: patterns whose group is the layer's number.
+    """How a project names the weights of its layers: patterns, whose group is the layer's number.
 
     `between_dense` counts the places of an `nn.Sequential` between two fully connected layers: activation, dropout.
     """
@@ -63,12 +64,12 @@ class Layout:
     """A network of another project.
 
     Attributes:
-        name: of the layout.
-        modules: in the order of computation, each with the prefix of its tensors' names; "" without tensors.
+        name: name of the layout.
+        modules: modules in the order of computation, each with the prefix of its tensors' names; "" without tensors.
         image_shape: (channels, height, width).
         latency: pixels are spike times.
-        mean, std: of the images that it was trained on.
-        assumptions: that neither names nor shapes confirm, in words.
+        mean, std: mean and standard deviation of each channel of its training images.
+        assumptions: assumptions that neither names nor shapes confirm, in words.
     """
 
     name: str
@@ -83,7 +84,7 @@ class Layout:
         """The network with its weights, in evaluation mode.
 
         Raises:
-            ConversionError: tensors are missing, superfluous or of another shape; by name.
+            ConversionError: tensors are missing, superfluous or of another shape; the text names them.
         """
         named, found = nn.Module(), {name: tensor.float() for name, tensor in tensors.items()}
         for name, module in self.modules:
@@ -96,7 +97,7 @@ class Layout:
             if name:
                 parent.add_module(last, module)
             if isinstance(module, nn.Linear) and f"{name}.weight" in found:
-                # A convolution over all of its inputs is linear.
+                # A convolution whose kernel covers its whole input is a fully connected layer.
                 found[f"{name}.weight"] = found[f"{name}.weight"].flatten(1)
         try:
             named.load_state_dict(found, assign=True)
@@ -115,26 +116,26 @@ def foreign_layout(
     config: Mapping[str, Any] | None = None,
     epsilon: float = 1e-5,
 ) -> Layout:
-    """The layout of a VGG network of another project.
+    """Recognise a VGG network of another project by the names and shapes of its tensors.
 
     Args:
-        tensors: plain, by name.
-        image_size: (height, width) that the network shall be converted for. None: the size that its head was made for.
-        trained_as: see `TrainedAs`; needed for the paper's networks, whose names do not say it.
-        statistics: mean and std of the images that it was trained on. None: those of `config`, or those that are known.
-        fallback: mean and std that are taken if nothing else says any.
+        tensors: plain tensors by name.
+        image_size: (height, width) of the converted network's images. None: the size that its head was made for.
+        trained_as: see `TrainedAs`; needed for the paper's networks, whose names are the same.
+        statistics: mean and std of the network's training images. None: from `config`, else known values.
+        fallback: mean and std to use if nothing else gives them.
         config: content of the config.json beside the weights, as timm writes it: mean, std and image size.
-        epsilon: of batch norms.
+        epsilon: epsilon of batch norms.
     Raises:
-        ConversionError: the names are of no known network, or do not add up to one, or may be of several.
+        ConversionError: the names match no known network, or not a whole one, or `trained_as` is needed.
     """
     names, convolutions, dense = _recognised(tensors)
     _check_trained_as(names, trained_as)
     first, head = tensors[f"{next(iter(convolutions))}.weight"], tensors[f"{next(iter(dense))}.weight"]
     channels, classes = first.shape[1], len(tensors[f"{list(dense)[-1]}.weight"])
-    latency = names is PAPER and channels == 1  # the paper's for MNIST
+    latency = names is PAPER and channels == 1  # the paper's network for MNIST
     timm, assumptions = _timm_values(config), ["a 2×2 pool ends the convolutions"]
-    places = head[0].numel() / len(tensors[f"{list(convolutions)[-1]}.weight"])  # of the maps that the head reads
+    places = head[0].numel() / len(tensors[f"{list(convolutions)[-1]}.weight"])  # the head reads a map
     pools = sum(behind == 2 for behind in convolutions.values())
     average: list[tuple[str, nn.Module]] = []
     if latency:
@@ -149,7 +150,7 @@ def foreign_layout(
         (mean, std), said = _statistics(statistics, timm.get("statistics"), known, fallback, names.layout)
         assumptions.insert(0, said)
     if names is PAPER:
-        assumptions.append(f"trained as {trained_as}, as said: the names are the same")
+        assumptions.append(f"trained as {trained_as}, as stated: the paper's networks share their names")
     modules = [
         *_modules(tensors, convolutions, names, epsilon, padded=not latency),
         *average,
@@ -161,7 +162,7 @@ def foreign_layout(
 
 
 def _recognised(tensors: Mapping[str, Tensor]) -> tuple[Names, dict[str, int], dict[str, int]]:
-    """The project, its convolutions and its fully connected layers, as of `_chain`."""
+    """The project's names, and its convolutions and fully connected layers as `_chain` gives them."""
     for names in (TORCHVISION, TIMM, PAPER):
         convolutions = _numbered(tensors, names.convolution, (4,))
         dense = _numbered(tensors, names.dense, (2, 4) if names is TIMM else (2,))
@@ -169,14 +170,14 @@ def _recognised(tensors: Mapping[str, Tensor]) -> tuple[Names, dict[str, int], d
             return names, _chain(tensors, convolutions, 2), _chain(tensors, dense, names.between_dense)
     shapes = [f"{name} {list(tensor.shape)}" for name, tensor in tensors.items()]
     raise ConversionError(
-        "convert: the weights must be of a network of ours, or a VGG with a classifier and the names of torchvision, "
+        "convert: the weights must be a network of ttfs-triton, or a VGG with a classifier, named as in torchvision, "
         f"timm or the paper; got {', '.join(shapes[:12])}{' and more' if len(shapes) > 12 else ''}. Name the function "
         "that builds their module, --network FILE.py:FUNCTION, or call ttfs_triton.convert.convert_ann(module, images)."
     )
 
 
 def _numbered(tensors: Mapping[str, Tensor], pattern: str, dimensions: Sequence[int]) -> dict[int, str]:
-    """Keys of weights with so many dimensions by their layer's number, in order."""
+    """Names of weights with one of these numbers of dimensions, by their layer's number, in order."""
     found = {
         int(match[1] or _LAST): key
         for key in tensors
@@ -186,9 +187,9 @@ def _numbered(tensors: Mapping[str, Tensor], pattern: str, dimensions: Sequence[
 
 
 def _chain(tensors: Mapping[str, Tensor], numbered: Mapping[int, str], most: int) -> dict[str, int]:
-    """Places without weights behind each layer (activation, pool, dropout), by the prefix of the layer's names.
+    """Number of modules without weights (activation, pool, dropout) behind each layer, by the prefix of its names.
 
-    At most `most` of them stand between two layers, and as many behind the last: all VGGs end in a pool.
+    At most `most` of them stand between two layers, and `most` behind the last: all VGGs end in a pool.
     """
     found, numbers = {}, list(numbered)
     for index, (number, key) in enumerate(numbered.items()):
@@ -203,7 +204,7 @@ def _chain(tensors: Mapping[str, Tensor], numbered: Mapping[int, str], most: int
             )
         found[key.removesuffix(".weight")] = between
     without = [name for name in found if f"{name}.bias" not in tensors]
-    if 0 < len(without) < len(found):  # no project has such
+    if 0 < len(without) < len(found):  # no known project mixes them
         raise ConversionError(
             f"convert: all layers of a kind must have a bias, or none; got none for {', '.join(without)}."
         )
@@ -220,7 +221,7 @@ def _modules(
     tensors: Mapping[str, Tensor], chain: Mapping[str, int], names: Names, epsilon: float, padded: bool = True
 ) -> Iterator[tuple[str, nn.Module]]:
     """Layers of a chain, each with its batch norm, activation and pool."""
-    inputs = 0  # as its weight says, of the first
+    inputs = 0  # the first layer's are as its weight says
     for name, behind in chain.items():
         weight, bias = tensors[f"{name}.weight"], f"{name}.bias" in tensors
         maps = weight.dim() == 4 and "fc" not in name
@@ -244,8 +245,8 @@ def _convolution(name: str, weight: Tensor, inputs: int, bias: bool, padded: boo
     channels, _, height, width = weight.shape
     if (height, width) not in ((1, 1), (3, 3)) and (padded or height != width):
         raise ConversionError(
-            f"convert: {name}.weight must be 3×3 (padding 1) or 1×1, as in VGG networks; got {height}×{width}, of "
-            "which the padding is unknown."
+            f"convert: {name}.weight must be 3×3 (padding 1) or 1×1, as in VGG networks; got {height}×{width}, "
+            "whose padding is unknown."
         )
     return nn.Conv2d(inputs, channels, height, padding=(height - 1) // 2 if padded else 0, bias=bias)
 
@@ -269,7 +270,7 @@ def _image_size(
     if places != side**2:
         raise ConversionError(
             "convert: the first fully connected layer must read square maps of the last convolution's channels, or "
-            f"those of image_size; got weights {list(head.shape)}, {places:g} places a channel. Give the images' "
+            f"maps that fit image_size; got weights {list(head.shape)}, {places:g} places a channel. Give the images' "
             "height and width (--image-size)."
         )
     if names is PAPER:
@@ -286,7 +287,7 @@ def _image_size(
 
 
 def _known_statistics(names: Names, places: float, channels: int, classes: int) -> Statistics | None:
-    """Mean and std of ImageNet, for a head that reads its 7×7 maps, or of the paper's code."""
+    """Mean and std of ImageNet, for a head that reads 7×7 maps, or of the paper's code; None if not known."""
     if channels != 3:
         return None
     if names is PAPER:
@@ -297,7 +298,7 @@ def _known_statistics(names: Names, places: float, channels: int, classes: int) 
 def _statistics(
     given: Statistics, timm: Statistics | None, known: Statistics | None, fallback: Statistics | None, layout: str
 ) -> tuple[Statistics, str]:
-    """Mean and std of the images that the source was trained on, and who says so: the first that says any."""
+    """Mean and std of the source's training images, and their origin in words: the first candidate that has them."""
     candidates = (
         (given if None not in given else None, "mean and std as given"),
         (timm, "mean and std of the config.json beside the weights"),
@@ -308,8 +309,8 @@ def _statistics(
         if values is not None:
             return (given[0] or values[0], given[1] or values[1]), said
     raise ConversionError(
-        "convert: mean and std must be those of the images that the weights were trained on, which neither names nor "
-        "shapes say; got none. Give both (--mean, --std), pixels in [0, 1]."
+        "convert: mean and std must be given for these weights, whose names and shapes do not tell their training "
+        "images; got none. Give both (--mean, --std), pixels in [0, 1]."
     )
 
 
@@ -317,7 +318,7 @@ def _check_trained_as(names: Names, trained_as: TrainedAs | None) -> None:
     if names is PAPER and trained_as is None:
         raise ConversionError(
             "convert: trained_as must be one of ann, direct, proxy for the paper's networks, whose names are the same; "
-            "got None. Give it (--trained-as): calibrating what was trained to spike would ruin it."
+            "got None. Give it (--trained-as): calibration would ruin a network that was trained to spike."
         )
     if names is not PAPER and trained_as not in (None, "ann"):
         raise ConversionError(f"convert: trained_as must be ann for a {names.layout}; got {trained_as}. Leave it out.")

@@ -1,4 +1,4 @@
-"""Report of a conversion: the source tensors of each layer, and assumptions."""
+"""Report of a conversion: the source's tensors for each layer, and assumptions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +13,12 @@ BATCH_NORM, INPUT_NORMALISATION = "batch norm", "mean and std of the images"
 
 @dataclass(frozen=True)
 class LayerEntry:
-    """Source of a layer.
+    """Source of one layer of the converted network.
 
     Attributes:
-        name: of the layer: "conv1", ..., "fc1", ..., "readout".
-        sources: names of tensors of the source; none for a layer that was drawn.
-        folded: what was folded into its weights and initial potentials, in words.
+        name: name of the layer: "conv1", ..., "fc1", ..., "readout".
+        sources: names of the source's tensors; empty for a layer with new random weights.
+        folded: operations folded into its weights and initial potentials, in words.
     """
 
     name: str
@@ -31,12 +31,12 @@ class ConversionReport:
     """A conversion, layer by layer. Tensors that fit nowhere are not listed: they stop the conversion.
 
     Attributes:
-        source, format, sha256, revision: of the weights; see `Weights`.
-        layout: whose network they were recognised as.
-        specification: of that network.
-        layers: of the network.
-        notes: containers opened, assumptions, and what was done on request.
-        head_replaced: the readout was drawn anew, so that its classes are no longer the source's.
+        source, format, sha256, revision: origin of the weights; see `Weights`.
+        layout: name of the layout as which the weights were recognised.
+        specification: specification of the network.
+        layers: one entry for each layer with weights.
+        notes: containers opened, assumptions, and changes made on request.
+        head_replaced: the readout has new random weights, so that its classes are no longer the source's.
     """
 
     source: str
@@ -54,7 +54,7 @@ class ConversionReport:
         return to_jsonable_python(self)
 
     def table(self) -> TerminalTable:
-        """For a terminal."""
+        """The report as a table for a terminal."""
         revision = f" at {self.revision[:12]}" if self.revision else ""
         rows = [(each.name, ", ".join(each.sources) or "drawn", ", ".join(each.folded)) for each in self.layers]
         title = f"{self.source}{revision}, {self.layout}: {self.specification}"

@@ -1,4 +1,4 @@
-"""Weights from a file, a folder or the Hub, read so that nothing in them can run, as plain named tensors."""
+"""Weights from a file, a folder or the Hub, read as plain named tensors, without running any code in them."""
 
 import json
 import pickletools
@@ -18,9 +18,9 @@ from ttfs_triton.model.hub import HubError
 from ttfs_triton.model.locate import ModelFiles, find_model
 from ttfs_triton.model.weights import WEIGHTS, LoadError, not_finite, read_header, read_weights
 
-# Where training scripts put the weights. An average of the weights is what such a script scores, so it comes first.
+# Keys under which training scripts save weights. Scripts score averaged weights if they have them: these come first.
 CONTAINERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model_state", "model", "net")
-# What DistributedDataParallel, torch.compile and modules that hold the network put in front of every name.
+# Prefixes that DistributedDataParallel, torch.compile and modules around the network put in front of every name.
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
 
 
@@ -39,13 +39,13 @@ def plain_tensors(content: object, most_bytes: int | None = None) -> tuple[dict[
     (`module.`, `_orig_mod.`, `model.`, ..., repeated too) is removed.
 
     Args:
-        content: a mapping of names to tensors, or of names to anything with such a mapping in it.
-        most_bytes: that the tensors may take together: the size of the file. Default: any.
+        content: a mapping of names to tensors, or containers around such a mapping.
+        most_bytes: most bytes that all tensors may take: the size of the file. Default: any number.
     Returns:
-        Tensors by name, without prefixes; and what was opened, removed and left, in words.
+        Tensors by name, without prefixes; and the containers opened, prefixes removed and keys left out, in words.
     Raises:
-        WeightsError: there is no such mapping; tensors that are sparse, quantised, complex or without data, that repeat
-            elements, or take more than `most_bytes`; or values that are not finite.
+        WeightsError: there is no such mapping; tensors are sparse, quantised, complex or without data, repeat elements
+            or take more than `most_bytes`; or values are not finite.
     """
     steps: list[str] = []
     mapping = _open(content, steps)
@@ -69,7 +69,7 @@ def plain_tensors(content: object, most_bytes: int | None = None) -> tuple[dict[
 
 
 def _open(content: object, steps: list[str]) -> Mapping[object, object]:
-    """The innermost container; `steps` says which, and what lay beside it."""
+    """The innermost container; adds to `steps` the containers opened and the keys beside them."""
     while True:
         if not isinstance(content, Mapping):
             raise WeightsError(
@@ -98,7 +98,7 @@ def _check_memory(tensors: Mapping[str, Tensor], most_bytes: int | None) -> None
     storages: dict[int, int] = {}
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_meta:
-            continue  # refused by what they are
+            continue  # `_check` refuses these
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
         if tensor.numel() * tensor.element_size() > storage.nbytes():
@@ -108,8 +108,8 @@ def _check_memory(tensors: Mapping[str, Tensor], most_bytes: int | None) -> None
             )
     if most_bytes is not None and sum(storages.values()) > most_bytes:
         raise WeightsError(
-            f"plain_tensors: tensors must take no more memory than their file; got {sum(storages.values())} bytes from "
-            f"{most_bytes}. Get the file again."
+            f"plain_tensors: tensors must take no more memory than their file; got {sum(storages.values())} bytes in "
+            f"a file of {most_bytes}. Get the file again."
         )
 
 
@@ -131,12 +131,12 @@ class Weights:
     """Named tensors and their origin.
 
     Attributes:
-        tensors: by name, on the CPU, without containers and prefixes of wrappers.
-        name: of the source in reports and model cards: the Hub repository, or the file's name without folders.
-        file: where the weights lie on this machine.
+        tensors: tensors by name, on the CPU, without containers and prefixes of wrappers.
+        name: the source's name in reports and model cards: the Hub repository, or the file's name without folders.
+        file: path of the weights on this machine.
         format: "safetensors" or "pickle" (tensors only).
-        sha256: of the file, hexadecimal.
-        repository, revision: on the Hub, and its commit; None for a local file.
+        sha256: SHA-256 of the file, hexadecimal.
+        repository, revision: name and commit of the Hub repository; None for a local file.
         config: content of the config.json beside the weights, None without one.
         steps: containers opened and prefixes removed, in words.
     """
@@ -152,10 +152,10 @@ class Weights:
     steps: tuple[str, ...] = ()
 
     def description(self) -> ModelDescription | None:
-        """What the config.json beside the weights says, if this package wrote it.
+        """Content of the config.json beside the weights; None if this package did not write it.
 
         Raises:
-            WeightsError: it is damaged or from a newer version.
+            WeightsError: config.json is damaged or from a newer version.
         """
         if self.config is None or "format_version" not in self.config:
             return None
@@ -165,7 +165,7 @@ class Weights:
             raise WeightsError(f"open_weights: config.json beside {self.name} must be whole; {error}") from error
 
     def base_model(self) -> BaseModel:
-        """Origin to record in networks made of these weights: the weights' own origin if they have one."""
+        """Origin to record in networks made from these weights: the weights' own recorded origin if they have one."""
         description = self.description()
         known = None if description is None else description.base_model
         return known or BaseModel(self.file.name, self.sha256, self.repository, self.revision)
@@ -175,18 +175,18 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
     """Read weights from this machine or the Hub.
 
     Args:
-        source: a .safetensors file; a file that torch.save wrote (.bin, .pt, .pth, .pkl, ...), of which tensors and
-            plain containers are read and nothing else; a folder (a run's, or one with model.safetensors or
-            pytorch_model.bin); "bundled:NAME", a network that comes with the package; or a Hub repository, of which
-            only safetensors are read: `org/name`, `org/name@revision` or `org/name/FILE.safetensors@revision`.
-        sha256: what the file must hash to, hexadecimal. Default: the Hub's own hash, where it keeps one.
+        source: a .safetensors file; a file that torch.save wrote (.bin, .pt, .pth, .pkl, ...), from which only tensors
+            and plain containers are read; a folder (a run's, or one with model.safetensors or pytorch_model.bin);
+            "bundled:NAME", a network that comes with the package; or a Hub repository, from which only safetensors are
+            read: `org/name`, `org/name@revision` or `org/name/FILE.safetensors@revision`.
+        sha256: expected SHA-256 of the file, hexadecimal. Default: the Hub's own hash, if it keeps one.
     Raises:
-        WeightsError: nothing there, no network, no access, a file that is damaged, that is not what `sha256` says, or
-            that holds more than tensors; or weights that are not finite.
+        WeightsError: the source does not exist or cannot be reached; the file is damaged, has another SHA-256 or holds
+            more than tensors; or weights are not finite.
 
-    Files that this package or torch.save wrote carry checksums, which are verified (not those of PyTorch before 1.6).
-    Other safetensors have none over their numbers: without a hash, a flipped bit there cannot be noticed. What is
-    noticed: truncation, a damaged header, names and shapes that do not fit, infinities and NaN.
+    Checksums in files of this package and of torch.save (since PyTorch 1.6) are verified. Other safetensors files have
+    no checksum of their numbers: without a hash, a flipped bit there goes unnoticed. Truncation, a damaged header,
+    names and shapes that do not fit, infinities and NaN are noticed.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise WeightsError(f"open_weights: sha256 must be 64 hexadecimal digits; got {sha256!r}.")
@@ -211,7 +211,7 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
 
 
 def _find(source: str | Path) -> tuple[str, ModelFiles]:
-    """The name of the weights in messages and reports, without folders of this machine, and their files."""
+    """The weights' name for messages and reports, without folders of this machine, and their files."""
     path = Path(source).expanduser()
     if not str(source):
         raise WeightsError("open_weights: source must be a file, a folder or a Hub repository; got nothing.")
@@ -260,7 +260,7 @@ def _read(file: Path, *, verified: bool) -> tuple[object, str]:
 def _is_zip(file: Path) -> bool:
     try:
         return zipfile.is_zipfile(file)
-    except zipfile.BadZipFile:  # of a damaged end, or of several disks
+    except zipfile.BadZipFile:  # its end is damaged, or it spans several disks
         return True
 
 
@@ -306,7 +306,7 @@ def _check_sizes(file: Path, archive: zipfile.ZipFile) -> None:
 def _check_calls(file: Path, program: IO[bytes]) -> None:
     """Refuse bytearray(10**10): the only call that PyTorch allows a pickle and that fills memory by a number alone.
 
-    `program` holds pickles, one behind another. PyTorch finds what is wrong with them, or behind them.
+    `program` holds pickles, one behind another. Other defects are left for PyTorch to find.
     """
     while True:
         try:
@@ -321,11 +321,11 @@ def _check_calls(file: Path, program: IO[bytes]) -> None:
 
 
 def _pickle_problem(file: Path, problem: str) -> str:
-    """The problem in our words: PyTorch's message advises loading without protection."""
+    """Our message for an error of torch.load, since PyTorch's advises loading without protection."""
     asked = re.search(r"GLOBAL (\S+)", problem) or re.search(r"[Uu]nsupported (?:global|class|operand) (\S+)", problem)
     if asked is not None:
         return (
-            f"open_weights: {file} must hold tensors only; it asks for {asked[1]}, which was refused: nothing of it "
+            f"open_weights: {file} must hold tensors only; it asks for {asked[1]}, which was refused: none of its code "
             "ran. Save model.state_dict() as safetensors where the file is from."
         )
     first_line = problem.strip().split("\n")[0].split(". ")[0]

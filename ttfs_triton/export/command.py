@@ -1,4 +1,4 @@
-"""`ttfs export`: writes a network as ONNX or NIR, says what the format cannot hold, checks the file."""
+"""`ttfs export`: writes a network as ONNX or NIR, prints what the format cannot hold, checks the file."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ Check = Callable[[Tensor], Comparison]
 
 
 class ExportOptions(BaseModel):
-    """Network, format and file. Positional: the run or checkpoint."""
+    """Options of `ttfs export`: network, format, file, check."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Annotated[str, tyro.conf.Positional]
-    """A run's folder, one with config.json and model.safetensors, a .safetensors file with config.json beside it, or
-    owner/name[@revision] on the Hub, or bundled:NAME, which comes with the package."""
+    """Trained network: a run's folder, a folder with config.json and model.safetensors, a .safetensors file with
+    config.json beside it, owner/name[@revision] on the Hub, or bundled:NAME, which comes with the package."""
     format: Literal["nir", "onnx"]
     """nir: a graph of spiking neurons, in steps. onnx: the closed form, spikes at any time."""
     output: Path
     """File to write."""
     network: str | None = None
-    """FILE.py:FUNCTION that builds the network, if code of yours does."""
+    """FILE.py:FUNCTION that builds the network, if it is one of your own."""
     overwrite: bool = False
     """Replace the file if it exists."""
 
     # ---- NIR
     steps: int | None = Field(None, ge=2, le=4096)
-    """Steps a window; a step is 0.1 ms. Default: those of the network's grid, or 64."""
+    """Time steps in a window, 0.1 ms each. Default: as many as the network's grid has, or 64."""
     time_constant: float = Field(1e6, ge=1)
-    """Time constants of the neurons, in windows. They should not leak at all; below 10,000 it shows."""
+    """Time constants of the neurons, in windows. Neurons should not leak; below 10,000, the leak moves spikes."""
 
     # ---- ONNX
     hidden: bool = False
@@ -56,25 +56,25 @@ class ExportOptions(BaseModel):
 
     # ---- check
     check: bool = False
-    """Run the file in onnxruntime or snnTorch, and print how far spike times and logits are from PyTorch's; an image
-    that it decides otherwise makes the exit status 1."""
+    """Run the file in onnxruntime or snnTorch, and print how far spike times and logits are from PyTorch's. The exit
+    status is 1 if the file gives an image another class."""
     check_images: int = Field(20, ge=1)
-    """Images to check with."""
+    """Number of images to check with."""
     dataset: str | None = None
-    """Hub data set, or "sample", whose test images to take. Default: random pixels."""
+    """Check with test images of this Hub data set, or of "sample". Default: random pixels."""
     data_dir: Path | None = None
-    """Local folder with parquet files or class folders of images, likewise; no network is used."""
+    """Check with test images of this local folder: parquet files or class folders. Nothing is downloaded."""
 
 
 def run(options: ExportOptions) -> Comparison | None:
-    """Export as asked and print what was written; returns the check's result, if there was to be one.
+    """Export a network and print what was written; returns the comparison of a check, None without a check.
 
     Raises:
-        ValueError: an output that exists, options that do not fit the format, no such network, or unusable images.
-        RuntimeError: a package is missing, or the Hub cannot be reached, and nothing has been written; or the check
-            found images that the file, which is written, decides otherwise.
+        ValueError: the output exists, options do not fit the format, there is no such network, or images do not fit.
+        RuntimeError: a package is missing or the Hub cannot be reached, and nothing has been written; or the file has
+            been written, and the check found images to which it gives another class.
         NotImplementedError: the format cannot hold this network.
-        OSError: the file cannot be written; the one that was there is left as it was.
+        OSError: the file cannot be written; an existing file is left as it was.
     """
     _check_options(options)
     loaded = load_network(options.model, options.network)
@@ -91,20 +91,20 @@ def run(options: ExportOptions) -> Comparison | None:
     comparison = check(images)
     show(comparison, labels)
     if comparison.different:
-        remedy = "Raise --steps, to which spike times are rounded. " if options.format == "nir" else ""
+        remedy = "Raise --steps: spike times are rounded to steps. " if options.format == "nir" else ""
         if labels is None:
-            remedy += "Random pixels lie on borders more often than images do: name some by --data-dir or --dataset."
+            remedy += "Random pixels lie on borders more often than images do: give images by --data-dir or --dataset."
         raise RuntimeError(
             f"export: {comparison.program} must decide as PyTorch does; got {comparison.different} of "
-            f"{comparison.images} images otherwise. {remedy}".strip()
+            f"{comparison.images} images with another class. {remedy}".strip()
         )
     return comparison
 
 
 def _check_options(options: ExportOptions) -> None:
-    """Raise before any work if the file cannot be written, or an option means nothing for its format."""
+    """Raise before any work if the output exists, an option does not apply to the format, or a package is missing."""
     if options.output.exists() and not options.overwrite:
-        raise ValueError(f"export: output must not exist; got {options.output}, which does. Replace it by --overwrite.")
+        raise ValueError(f"export: output must not exist; got {options.output}. Replace it by --overwrite.")
     if options.output.is_dir():
         raise ValueError(f"export: output must be a file; got the folder {options.output}.")
     defaults = ExportOptions.model_fields
@@ -121,7 +121,7 @@ def _check_options(options: ExportOptions) -> None:
 
 
 def _translate(options: ExportOptions, loaded: LoadedNetwork) -> tuple[bytes, list[str], Check]:
-    """The file's content, sentences on what the format does not hold, and the function that checks it."""
+    """The file's content, sentences on what the format does not hold, and the function that checks the file."""
     network, dataset = loaded.network, loaded.description.dataset or ""
     about: dict[str, Any] = {"class_names": network.class_names, "dataset": dataset}
     if options.format == "onnx":
@@ -134,7 +134,7 @@ def _translate(options: ExportOptions, loaded: LoadedNetwork) -> tuple[bytes, li
 
 
 def _images(options: ExportOptions, loaded: LoadedNetwork) -> tuple[Tensor, Tensor | None]:
-    """Test images and labels where they are named, else random pixels."""
+    """Test images and labels if a data set is named, else random pixels."""
     if options.dataset is None and options.data_dir is None:
         generator = torch.Generator().manual_seed(0)
         shape = (options.check_images, *loaded.network.image_shape)

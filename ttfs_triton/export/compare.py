@@ -1,4 +1,4 @@
-"""Comparison of an exported file, run in another program, with the network here."""
+"""Comparison of an exported file, run in another program ("there"), with its network in PyTorch ("here")."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class TimeDifference:
     """Differences between spike times of one layer there and here, in windows.
 
     Attributes:
-        layer: its name.
-        spikes: neurons times images that fired in both.
-        mean: mean absolute difference of their spike times.
-        largest: the largest.
+        layer: name of the layer.
+        spikes: number of spikes, over all images, of neurons that fired in both.
+        mean: mean absolute difference of these spikes' times.
+        largest: largest absolute difference.
         one_sided: share of neurons that fired there or here, but not in both.
         repeated: neurons that fired more than once there.
     """
@@ -44,7 +44,7 @@ class TimeDifference:
 
     @classmethod
     def of(cls, layer: str, there: Tensor, here: Tensor, repeated: int = 0) -> TimeDifference:
-        """From spike times of the same shape, inf for silent neurons."""
+        """Differences of two tensors of spike times of the same shape; inf for silent neurons."""
         both = torch.isfinite(there) & torch.isfinite(here)
         difference = (there[both] - here[both]).abs()
         mean, largest = (difference.mean().item(), difference.max().item()) if len(difference) else (0.0, 0.0)
@@ -54,11 +54,11 @@ class TimeDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results of a file in another program and of the network here.
+    """Results of an exported file in another program, compared with its network here.
 
     Attributes:
-        program: name and version of the other one.
-        times: of each layer compared; the last is the output.
+        program: name and version of the other program.
+        times: differences of each layer compared; the last is the output.
         logits: largest absolute difference of logits; None if the file has none.
         predictions: [N] int64, classes there; −1 for none.
         decided_here: [N] int64, classes here.
@@ -81,17 +81,17 @@ class Comparison:
 
     @property
     def same_decisions(self) -> int:
-        """Images that both give the same class."""
+        """Number of images to which both give the same class."""
         return int((self.predictions == self.decided_here).sum())
 
 
 @torch.no_grad()
 def compare_onnx(model: bytes, network: nn.Module, images: Tensor, *, batch_size: int = 250) -> Comparison:
-    """Run a model in onnxruntime on the CPU.
+    """Run an ONNX model in onnxruntime, on the CPU, and compare it with its network.
 
     Args:
-        model: as `to_onnx` gave it, serialised.
-        network: on the CPU, in evaluation mode.
+        model: serialised result of `to_onnx`.
+        network: the exported network, on the CPU, in evaluation mode.
         images: [N, channels, height, width] float32.
         batch_size: images that run together.
     """
@@ -119,11 +119,11 @@ def compare_onnx(model: bytes, network: nn.Module, images: Tensor, *, batch_size
 
 @torch.no_grad()
 def compare_nir(graph: nir.NIRGraph, network: nn.Module, images: Tensor, *, batch_size: int = 50) -> Comparison:
-    """Run a graph in snnTorch as its own importer makes it, on the CPU.
+    """Run a NIR graph in snnTorch, imported by snnTorch itself, on the CPU, and compare it with its network.
 
     Args:
-        graph: as `to_nir` gave it, or read from a file.
-        network, images, batch_size: as of `compare_onnx`.
+        graph: result of `to_nir`, also if written to a file and read again.
+        network, images, batch_size: see `compare_onnx`.
     """
     require("compare_nir", "nirtorch", "nir")
     snntorch = require("compare_nir", "snntorch", "nir")
@@ -141,8 +141,8 @@ def compare_nir(graph: nir.NIRGraph, network: nn.Module, images: Tensor, *, batc
 
 
 def _run(graph: nir.NIRGraph, ours: NetworkGraph, images: Tensor) -> list[tuple[Tensor, ...]]:
-    """Classes there and here, ties, and whether the class here is among the earliest there; then of each layer spike
-    times there, here, and how often each neuron fired."""
+    """First: classes there and here, ties, and whether the class here is among the earliest there. Then for each layer:
+    spike times there and here, and how often each neuron fired there."""
     module, clock = import_into_snntorch(graph), Clock.from_metadata(graph.metadata)
     first = {stage.name: FirstSpikes() for stage in ours.weighted}
     for name, found in first.items():
@@ -171,7 +171,7 @@ def _run(graph: nir.NIRGraph, ours: NetworkGraph, images: Tensor) -> list[tuple[
 
 
 def import_into_snntorch(graph: nir.NIRGraph) -> nn.Module:
-    """The graph as snnTorch's importer makes it; each call of the module is a step."""
+    """The graph as a module that snnTorch's importer makes; each call of the module is a step."""
     module = require("import_into_snntorch", "snntorch.import_nir", "nir")
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it looks for
         return module.import_from_nir(graph).eval()

@@ -29,7 +29,7 @@ from ttfs_triton.nn.coding import AnalogEncoder
 from ttfs_triton.nn.graph import Stage
 from ttfs_triton.nn.readout import FirstSpikeDecision
 
-# Seconds a step. Fixed, because snnTorch's importer fixes it and others have it as their default.
+# Seconds in a step: snnTorch's importer assumes this value, and others have it as their default.
 STEP_S = 1e-4
 SILENT = -1
 
@@ -47,9 +47,9 @@ class Clock:
     """Steps and channels of an exported graph, enough to drive it.
 
     Attributes:
-        steps: S, of a window.
+        steps: S, steps in a window.
         windows: window in which the readout fires; the input fires in window 0, or is shown in it.
-        readout_steps: steps of the readout's window; the run ends behind them.
+        readout_steps: steps in the readout's window; the run ends behind it.
         image_shape: (channels, height, width) of the images. Clock channels lie behind the image's.
         analog: whether images are shown as real numbers rather than as spikes.
     """
@@ -71,15 +71,15 @@ class Clock:
         return self.windows * self.steps + self.readout_steps
 
     def window_of(self, stage: Stage) -> int:
-        """Window in which a layer fires: a later one if images, as real numbers, are shown in one of their own."""
+        """Window in which a layer fires: one later if images are real numbers, which are shown in their own window."""
         return stage.window + self.analog
 
     def border(self, window: int) -> int:
-        """Input channel that spikes where a window starts."""
+        """Input channel that spikes at a window's start."""
         return self.image_shape[0] + window
 
     def after(self, window: int) -> int:
-        """Input channel that spikes a step later."""
+        """Input channel that spikes one step after a window's start."""
         return self.image_shape[0] + self.windows + window
 
     def channels_at(self, step: int) -> list[int]:
@@ -98,10 +98,10 @@ class Clock:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Clock:
-        """The clock of a graph that was read.
+        """The clock in a graph's metadata.
 
         Raises:
-            ValueError: the graph is not one of ours.
+            ValueError: `to_nir` did not make the graph.
         """
         if "clock" not in metadata:
             raise ValueError('Clock.from_metadata: metadata must hold "clock", as to_nir writes it; got none.')
@@ -112,12 +112,12 @@ class Clock:
 def clock_weights(
     clock: Clock, window: int, bias: np.ndarray, ramp: float, gate: float, stop: float | None
 ) -> np.ndarray:
-    """Weights of a layer that fires in a window on the input channels, [C_out, channels]; see above.
+    """Weights [C_out, channels] from the input channels to a layer that fires in `window`; see the module.
 
     Args:
         bias: [C_out] initial potentials, V₀ included.
-        ramp, gate: what the threshold falls in a window, and G, by which it is too high outside; in threshold heights.
-        stop: steepest slope of the potential in a window, which the closing gate takes away; None never closes.
+        ramp, gate: fall of the threshold in a window, and its raise G outside the window; in threshold heights.
+        stop: steepest slope of the potential in a window, which the closing gate cancels; None: it never closes.
     """
     weights = np.zeros((len(bias), clock.channels), np.float32)
     # Half a step of ramp less: potentials are compared with it in the middle of each step, so that spike times are
@@ -135,10 +135,10 @@ def sampling(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, Axis,
     """Square kernel that copies clock planes, which are constant, to maps of `wanted` from maps of `size`.
 
     Returns:
-        Its size; of height and width the stride and the padding. Its one tap lies at the padding, so that it reads
-        place i · stride of the plane.
+        The kernel's size, and stride and padding along height and along width. Its one tap lies at the padding, so that
+        it reads place i · stride of the plane.
     Raises:
-        NotImplementedError: there is none, as where padding makes maps larger than the image.
+        NotImplementedError: there is no such kernel, for example if padding makes maps larger than the image.
     """
     for kernel in range(1, max(size) + 2):
         axes = [_axis(length, kernel, places) for length, places in zip(size, wanted, strict=True)]
@@ -159,19 +159,19 @@ def _axis(length: int, kernel: int, places: int) -> Axis | None:
 
 
 def places_of(length: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
-    """Places of a convolution along an axis."""
+    """Number of places that a convolution has along an axis."""
     return (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def square(kernel: tuple[int, ...], size: tuple[int, ...], axes: Sequence[Axis]) -> tuple[int, list[int]] | None:
-    """Square kernel that holds a kernel among taps of weight 0: nir infers shapes of square ones alone.
+    """Size of a square kernel that holds a kernel among taps of weight 0, since nir infers shapes of square ones only.
 
     Args:
         kernel, size: height and width of the kernel, and of the maps that it reads.
-        axes: stride, padding and dilation of height and width.
+        axes: stride, padding and dilation along height and along width.
     Returns:
-        The square's size, and of each axis the taps in front of the kernel's, which take so many dilations of padding
-        more. None: no square gives as many places, as where one side is odd and the other even.
+        The square's side, and for each axis the number of taps in front of the kernel; each needs one more dilation of
+        padding. None if no square has as many places, for example if one side is odd and the other even.
     """
     for side in (max(kernel), max(kernel) + 1):
         front = []
@@ -190,8 +190,8 @@ def input_frames(images: Tensor, encoder: nn.Module, clock: Clock) -> Iterator[T
 
     Args:
         images: [N, channels, height, width] floating point, as the network takes them.
-        encoder: of the network, its first layer: `LatencyEncoder` or `AnalogEncoder`.
-        clock: of the graph, of as many channels as the images.
+        encoder: the network's first layer: a `LatencyEncoder` or an `AnalogEncoder`.
+        clock: clock of the graph, for images of this shape.
     Yields:
         [N, clock.channels, height, width], dtype of `images`, `clock.total_steps` times; a new tensor each time.
     Raises:
@@ -235,7 +235,7 @@ class FirstSpikes:
         self.steps = 0
 
     def update(self, spikes: Tensor) -> None:
-        """Take the next step; spikes [N, ...], anything but zero is one."""
+        """Take the spikes [N, ...] of the next step; every value but zero is a spike."""
         fired = spikes.detach() != 0
         if self.steps == 0:
             self.step = torch.full_like(fired, SILENT, dtype=torch.int64)
@@ -255,13 +255,13 @@ class FirstSpikes:
 
 
 def decide(output: Iterable[Tensor], clock: Clock) -> FirstSpikeDecision:
-    """Decision by the earliest output spike of a graph; −1 without any.
+    """Decision by the earliest output spike of a graph; −1 without an output spike.
 
     Args:
-        output: [N, classes] spikes of each step, from the first to the last.
-        clock: of the graph.
+        output: spikes [N, classes] of each step, from the first to the last.
+        clock: clock of the graph.
     Raises:
-        ValueError: there are fewer steps than a run has.
+        ValueError: `output` has fewer steps than a run.
     """
     first = FirstSpikes()
     for spikes in output:

@@ -1,6 +1,6 @@
 """A network as a NIR graph that computes its spike times; over 400 lines, since the circuit is one idea.
 
-NIR has leaky neurons, fixed thresholds, no maximum and no time-dependent parameter. What it has is enough:
+NIR has leaky neurons, fixed thresholds, no maximum and no time-dependent parameter. These parts are enough:
 
 * A ReL-PSP neuron adds its weighted input spikes up twice. That is a `CubaLIF` whose time constants are much longer
   than the run; the error is about windows / `time_constant`, times the gate below.
@@ -11,17 +11,17 @@ NIR has leaky neurons, fixed thresholds, no maximum and no time-dependent parame
   positive weights. After its spike the neuron is at 0 and cannot reach the raised threshold again: one spike, whether
   a simulator resets to zero or subtracts the threshold.
 * The persistence σ < 1: relay neurons repeat each input spike at the window's start, and take (1 − σ)·w off the slope.
-* Spikes that skip layers wait a window at a time in neurons that each spike drives to its threshold in exactly one; the
-  clock takes the slope away where a second spike would follow.
+* Spikes that skip layers wait in neurons that each spike drives to their threshold in exactly one window; the clock
+  takes the slope away before a second spike would follow.
 * Earliest-spike pooling: `SumPool2d`, then neurons that a clock spike lifts so far that the first spike fires them, and
-  all others cannot do it again.
+  no later spike can.
 
 Parameters follow the discrete convention that the importers of SpikingJelly, snnTorch and snn-mlir share: a spike is 1
 for one step of 0.1 ms, w_in = τ_syn / step, R = τ_mem / step, v_leak = v_reset = 0, one threshold a node. So synapses
-keep the trained weights. Neurons that only count spikes, for relays and pools, are a `CubaLIF` with τ_syn = step: of
-the `IF` that would do, R is 1 for some importers and 1 / step for others.
+keep the trained weights. Neurons that only count spikes, for relays and pools, are a `CubaLIF` with τ_syn = step: an
+`IF` would do, but some importers take its R as 1, others as 1 / step.
 
-Without the gate a threshold could only fall all the time, and a neuron would fire whenever its potential meets it: many
+Without the gate, a threshold would fall all the time, and a neuron would fire whenever its potential meets it: many
 spikes of deep layers would come before their window.
 """
 
@@ -63,25 +63,25 @@ def to_nir(
     class_names: Sequence[str] | None = None,
     dataset: str = "",
 ) -> nir.NIRGraph:
-    """Translate a spiking network.
+    """Translate a spiking network into a NIR graph.
 
-    Input [channels, height, width] a step: the image's spikes, behind them the clock's, each of which fills its plane;
-    `ttfs_triton.export.input_frames` makes both. Output [classes] a step: spikes of the readout on its own ramp. The
-    earliest decides, as in the readout's `decide`.
+    Input of each step, [channels, height, width]: the image's spikes, then the clock's, each of which fills its plane;
+    `ttfs_triton.export.input_frames` makes both. Output of each step, [classes]: spikes of the readout on its own ramp.
+    The earliest decides, as in the readout's `decide`.
 
     Spike times are rounded to steps, and rounding errors add up through the layers: they shrink with 1 / `steps`.
 
     Args:
-        network: what `network_graph` takes, of spiking layers; as trained, standardisation folded.
-        image_shape: as of `network_graph`: (channels, height, width).
-        steps: of a window, 2 to 4096; a step is 0.1 ms. Default: those of the network's grid, or 64.
-        time_constant: τ of synapses and membranes, in windows. For CNN1, 10⁴ is as good as none, 10³ doubles the error
-            of spike times, and 10² makes it twelve times as large.
-        class_names, dataset: as of `to_onnx`.
+        network: spiking network that `network_graph` accepts; weight standardisation is folded.
+        image_shape: (channels, height, width); see `network_graph`.
+        steps: steps in a window, 2 to 4096, of 0.1 ms. Default: as many as the network's grid has, or 64.
+        time_constant: τ of synapses and membranes, in windows. For CNN1, 10⁴ is as good as no leak, 10³ doubles the
+            error of spike times, and 10² makes it twelve times as large.
+        class_names, dataset: see `to_onnx`.
     Returns:
         The graph. Its metadata hold what NIR cannot: clock, configuration, class names, and `not_expressed`.
     Raises:
-        ValueError: no network of our layers, or an option out of range.
+        ValueError: the network has layers of other packages, or an option is out of range.
         NotImplementedError: a signed encoder, images that are no maps, kernels of one odd side and one even (nir would
             infer wrong shapes), or padding that makes maps larger than the image.
         RuntimeError: nir is not installed.
@@ -96,7 +96,7 @@ def to_nir(
     module = require("to_nir", "nir", "nir")
     if isinstance(graph.encoder.layer, SignedEncoder):
         raise NotImplementedError(
-            "to_nir: encoder must be latency or analog; got signed, whose pixels drive a potential and a slope apart. "
+            "to_nir: encoder must be latency or analog; got signed, whose pixels drive potential and slope apart. "
             "Use to_onnx."
         )
     if len(graph.image_shape) != 3:
@@ -153,7 +153,7 @@ def _metadata(graph: NetworkGraph, clock: Clock) -> dict[str, str]:
 
 
 def not_expressed(network: nn.Module | NetworkGraph, image_shape: Sequence[int] | None = None) -> list[str]:
-    """Sentences on what a NIR graph does not hold of a network, or of its graph; arguments as of `network_graph`."""
+    """Sentences on what a NIR graph of a network does not hold; arguments as of `network_graph`, or its result."""
     graph = network if isinstance(network, NetworkGraph) else network_graph(network, image_shape)
     said = [
         "Windows: NIR has none. The graph needs the clock spikes that its metadata describe, beside the image.",
@@ -187,12 +187,12 @@ class _Path(NamedTuple):
 
 @dataclass
 class _Build:
-    """A graph in the making.
+    """A graph under construction.
 
     Attributes:
-        emitted: node and shape of what each layer emits; of None, of the images.
-        value: node whose spikes the layer in the making reads.
-        shape: of those spikes.
+        emitted: node and shape of each layer's spikes, by the layer's name; None for the images.
+        value: node whose spikes the present layer reads.
+        shape: shape of those spikes.
     """
 
     nir: Any
@@ -211,7 +211,7 @@ class _Build:
         return name
 
     def start(self) -> None:
-        """The input, its image channels, and the clock as a vector, for layers without maps."""
+        """Add the input, its image channels, and the clock as a vector, for layers without maps."""
         channels, height, width = self.clock.image_shape
         everything = np.eye(self.clock.channels, dtype=np.float32)
         self.add("input", self.nir.Input(np.array([self.clock.channels, height, width])))
@@ -245,7 +245,7 @@ class _Build:
         for way, path in ({name: _Path(self.value, self.shape, weight, axes)} | paths).items():
             inputs.append(self.connect(way, path, path.weight, path.value))
             if persistence < 1 and not graded:  # graded inputs are taken back by the host
-                # They fire at the window's start if, and only if, their input has spiked.
+                # Relays fire at the window's start if, and only if, their input has spiked.
                 relays = self.counters(f"{way}_relay", path.value, window, path.shape, lift=1)
                 taken = -np.float32(1 - persistence) * path.weight
                 inputs.append(self.connect(f"{way}_persistence", path, taken, relays))
@@ -260,7 +260,7 @@ class _Build:
             self.add("output", self.nir.Output(np.array(shape)), self.emitted[stage.name][0])
 
     def skip(self, stage: Stage, window: int) -> _Path:
-        """Delayed spikes of a skip, after their wait: they arrive in the window before the layer's."""
+        """Add the wait of a skip's delayed spikes; they arrive in the window before the layer's."""
         name, wire, waits = f"{node_name(stage.name)}_skip", stage.skip, self.graph.waits(stage)
         weight = plain_skip_weights(stage.weighted)
         assert wire is not None
@@ -274,15 +274,15 @@ class _Build:
         return _Path(self.value, self.shape, as_array(weight), [Axis(step, 0) for step in steps])
 
     def delay(self, name: str, window: int) -> None:
-        """Neurons that repeat, a window later, spikes that come in a window: a spike raises a potential by 1 a step."""
+        """Add neurons that repeat spikes of a window one window later: a spike raises a potential by 1 each step."""
         weights = np.zeros((self.shape[0], self.clock.channels), np.float32)
-        weights[:, self.clock.border(window + 2)] = -1  # behind the last repeated spike: no second one
+        weights[:, self.clock.border(window + 2)] = -1  # behind the last repeated spike, before a second
         stop = self.from_clock(f"{name}_clock", weights, self.shape)
         neurons = self.neurons(self.shape, self.clock.steps + 0.5, self.tau_s)
         self.value = self.add(f"{name}_neuron", neurons, self.value, stop)
 
     def connect(self, name: str, path: _Path, weight: np.ndarray, source: str) -> str:
-        """Synapses of these weights from a node of a path's shape."""
+        """Add synapses with these weights, from a node whose spikes have the path's shape."""
         if weight.ndim == 1:
             matrix = np.zeros((len(weight), path.shape[0]), np.float32)
             np.fill_diagonal(matrix, weight[: path.shape[0]])
@@ -292,7 +292,7 @@ class _Build:
         return self.add(name, self.convolution(weight, path.shape[1:], path.axes), source)
 
     def route(self, layer: str, wire: Wire, window: int) -> None:
-        """Pooling and flattening in front of a layer, of spikes that come in a window."""
+        """Add the pooling and flattening in front of a layer, for spikes that come in `window`."""
         self.value, self.shape = self.emitted[wire.source]
         for place, module in enumerate(wire.route, 1):
             name = f"{layer}_route{place}"
@@ -306,7 +306,7 @@ class _Build:
         kernel, stride, channels, size = pool.kernel_size, pool.stride, self.shape[0], self.shape[1:]
         if kernel[0] == kernel[1]:
             node = self.nir.SumPool2d(kernel_size=np.array(kernel), stride=np.array(stride), padding=np.array([0, 0]))
-        else:  # importers sum up squares alone
+        else:  # importers pool squares only
             ones = ungrouped(np.ones((channels, 1, *kernel), np.float32), channels)
             node = self.convolution(ones, size, [Axis(step, 0) for step in stride])
         self.shape = (channels, *map(places_of, size, kernel, stride, (0, 0)))
@@ -314,20 +314,20 @@ class _Build:
         self.value = self.counters(f"{name}_neuron", summed, window, self.shape, lift=math.prod(kernel))
 
     def counters(self, name: str, source: str, window: int, shape: tuple[int, ...], *, lift: int) -> str:
-        """Neurons that add their input up once, and that the clock lifts so far that one spike more fires them."""
+        """Add neurons that add their input up once; the clock lifts them so far that one more spike fires them."""
         weights = np.zeros((shape[0], self.clock.channels), np.float32)
         weights[:, self.clock.border(window)] = lift
         start = self.from_clock(f"{name}_clock", weights, shape)
         return self.add(name, self.neurons(shape, lift + 0.5, STEP_S), source, start)
 
     def from_clock(self, name: str, weights: np.ndarray, shape: tuple[int, ...]) -> str:
-        """Weights [C_out, channels] on the clock, at every place of a map."""
+        """Add weights [C_out, channels] from the clock to every place of a map."""
         if len(shape) == 1:
             return self.add(name, self.nir.Linear(weight=weights), "clock")
         return self.add(name, self.sampled(weights, (shape[1], shape[2])), "input")
 
     def sampled(self, weights: np.ndarray, places: tuple[int, int]) -> Any:
-        """From the input's channels to maps of `places`: one tap, anywhere in a plane."""
+        """From the input's channels to maps of `places`: a convolution with one tap, as clock planes are constant."""
         size = self.clock.image_shape[1:]
         kernel, down, across = sampling(size, places)
         taps = np.zeros((*weights.shape, kernel, kernel), np.float32)
@@ -335,7 +335,7 @@ class _Build:
         return self.convolution(taps, size, [down, across])
 
     def convolution(self, weight: np.ndarray, size: tuple[int, ...], axes: Sequence[Axis]) -> Any:
-        """A convolution without bias on maps of a size. Its kernel is made square, since nir infers one side alone.
+        """A convolution without bias on maps of a size. Its kernel is made square, since nir reads one side only.
 
         Raises:
             NotImplementedError: no square kernel gives as many places.
@@ -343,8 +343,8 @@ class _Build:
         found = square(weight.shape[2:], size, axes)
         if found is None:
             raise NotImplementedError(
-                f"to_nir: kernels must be odd in both sides or even in both, for nir infers the shapes of square ones "
-                f"alone, as which others are written among zeros; got {weight.shape[2:]}. Use to_onnx."
+                f"to_nir: kernels must be odd in both sides or even in both, since nir infers shapes of squares only, "
+                f"to which kernels are padded; got {weight.shape[2:]}. Use to_onnx."
             )
         side, front = found
         padded = np.zeros((*weight.shape[:2], side, side), np.float32)
@@ -377,7 +377,7 @@ class _Build:
 
 
 def ungrouped(weight: np.ndarray, groups: int) -> np.ndarray:
-    """Weights [C_out, C_in / groups, ...] as those of one group, [C_out, C_in, ...]: importers know no others."""
+    """Weights [C_out, C_in / groups, ...] as weights of one group, [C_out, C_in, ...]: importers know no groups."""
     outputs, inputs = weight.shape[0] // groups, weight.shape[1]
     dense = np.zeros((len(weight), inputs * groups, *weight.shape[2:]), np.float32)
     for group in range(groups):
@@ -395,12 +395,12 @@ def _neuron(layer: nn.Module) -> tuple[float, float, float]:
 
 
 def _excitation(weight: np.ndarray, late: np.ndarray | float = 0.0) -> float:
-    """The most that all inputs, and delayed ones, can add to a neuron's slope: to its potential in a window."""
+    """Most that all inputs, delayed ones too, can add to a neuron's slope, and so to its potential in a window."""
     return float((np.clip(weight, 0, None).reshape(len(weight), -1).sum(1) + late).max())
 
 
 def _graded_excitation(layer: AnalogEncoder, weight: np.ndarray) -> float:
-    """The same for normalised pixels in [0, 1]."""
+    """`_excitation` by pixels in [0, 1], normalised by mean and std."""
     mean, std = (values.detach().cpu().flatten().numpy() for values in (layer.mean, layer.std))
     largest = np.maximum(np.abs(0 - mean), np.abs(1 - mean)) / std
     return _excitation(np.abs(weight) * largest[:, None, None])

@@ -22,9 +22,9 @@ from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinea
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-OPSET = 18  # the oldest that has all we need; its file format (IR 8) is read by every onnxruntime since 1.14
+OPSET = 18  # the oldest with all operators used here; every onnxruntime since 1.14 reads its file format (IR 8)
 IR_VERSION = 8
-RESERVED = ("images", "logits", "spike_times")  # names of inputs and outputs, which no layer's may be
+RESERVED = ("images", "logits", "spike_times")  # names of inputs and outputs, which no layer may have
 
 
 def to_onnx(
@@ -35,27 +35,27 @@ def to_onnx(
     dataset: str = "",
     hidden: bool = False,
 ) -> ModelProto:
-    """Translate a network, as it computes in evaluation mode, layer by layer.
+    """Translate a network, as it computes in evaluation mode, into an ONNX model.
 
-    Input "images" [N, *image_shape] float32, as the network takes them. Outputs, float32:
-    "logits" [N, classes], what `network(images)` gives; "spike_times" [N, classes], what its readout's `decide` gives:
-    from the output window's start, in windows, inf for silent neurons; with `hidden`, the activations of every layer
-    under its name ("conv1", ...), before pooling. Both contractions of a layer share one
-    weight. Dropout is off; standardisation and batch norm are folded into the weights. Of a network on a chip's grid,
-    weights are the rounded ones, and spike times are rounded behind each layer; sums are in floating point, so that a
-    spike at the very border of two steps may come in the other one.
+    Input "images" [N, *image_shape] float32, as the network reads them. Outputs, float32: "logits" [N, classes], equal
+    to `network(images)`; "spike_times" [N, classes], equal to those of its readout's `decide`: in windows from the
+    output window's start, inf for silent neurons; with `hidden`, the activations of every layer under its name
+    ("conv1", ...), before pooling. Both contractions of a layer share one weight. Dropout is off; standardisation and
+    batch norm are folded into the weights. For a network on a chip's grid, weights are rounded, and spike times are
+    rounded behind each layer; sums are in floating point, so that a spike at the very border of two steps may come in
+    the other step.
 
     Args:
-        network: what `network_graph` takes.
-        image_shape: as of `network_graph`.
-        class_names: one a class, kept in the metadata. Default: numbers.
+        network: network that `network_graph` accepts.
+        image_shape: see `network_graph`.
+        class_names: one name for each class, kept in the metadata. Default: numbers.
         dataset: name of the training data, for the metadata.
         hidden: also output the activations of hidden layers.
     Returns:
         The model, checked by `onnx.checker`. Metadata: format_version, network (configuration, JSON), class_names
-        (JSON), dataset, psp_persistence, window, input, outputs, and grid of a network that is on one.
+        (JSON), dataset, psp_persistence, window, input, outputs, and the network's grid if it has one.
     Raises:
-        ValueError: no network of our layers, or as many class names as do not fit it.
+        ValueError: the network has layers of other packages, or there are more or fewer class names than classes.
         RuntimeError: onnx is not installed.
     Source: Wei et al., ICCV 2023, Eq. 6-8.
     """
@@ -88,7 +88,7 @@ class _Graph:
     """Nodes and weights in the order in which they are added.
 
     Attributes:
-        layer: in the making; names of its nodes begin with its name.
+        layer: name of the present layer; names of its nodes begin with it.
     """
 
     def __init__(self, onnx: Any) -> None:
@@ -117,13 +117,13 @@ def _operator(name: str) -> Callable[[_Value, _Value | float], _Value]:
 
 
 class _Value:
-    """A tensor of a model in the making: what is computed with it becomes nodes."""
+    """A tensor of a model under construction; operations on it add nodes to the graph."""
 
     def __init__(self, graph: _Graph, name: str) -> None:
         self.graph, self.name = graph, name
 
     def apply(self, operator: str, *others: _Value | float, **attributes: Any) -> _Value:
-        """An ONNX operator of this tensor and others."""
+        """Add an ONNX operator that reads this tensor and others."""
         graph = self.graph
         name = f"{graph.layer}.{operator.lower()}{len(graph.nodes)}"
         values = (each if isinstance(each, _Value) else graph.constant(f"constant_{each}", each) for each in others)
@@ -132,18 +132,18 @@ class _Value:
         return _Value(graph, name)
 
     def named(self, name: str) -> _Value:
-        """The value that was computed last, under another name."""
+        """Rename this value, which must be the last one computed."""
         node = self.graph.nodes[-1]
         assert node.output[0] == self.name, "nothing reads it yet"
         node.name = node.output[0] = name
         return _Value(self.graph, name)
 
     def where(self, this: _Value | float, that: _Value | float) -> _Value:
-        """One where this condition holds, and the other."""
+        """`this` where the condition holds, else `that`."""
         return self.apply("Where", this, that)
 
     def clip(self) -> _Value:
-        """To [0, 1]."""
+        """The value clamped to [0, 1]."""
         return self.apply("Clip", 0.0, 1.0)
 
     def spikes(self) -> _Value:
@@ -167,7 +167,7 @@ def _route(values: dict[str | None, _Value], wire: Wire) -> _Value:
 
 
 def _skip(stage: Stage, network: NetworkGraph, values: dict[str | None, _Value]) -> tuple[_Value, _Value]:
-    """Delayed spikes, one a neuron, and their weights beside them; see `WeightedLayer.arriving`."""
+    """Delayed activations, one for each neuron, and weights that broadcast to them; see `WeightedLayer.arriving`."""
     assert stage.skip is not None
     assert stage.skip.source is not None
     value, layer = _route(values, stage.skip), stage.weighted
@@ -251,7 +251,7 @@ def _fire(potential: _Value, slope: _Value | None) -> _Value:
 
 
 def _readout(readout: Readout, value: _Value) -> list[str]:
-    """Names of the outputs, "logits" and that of spike times."""
+    """Add the readout; returns the names of logits and of spike times."""
     potential, slope = _contractions(readout, value, readout.neuron.psp_persistence)
     if isinstance(readout, FirstSpikeReadout):
         times = _spike_times(readout, potential, slope)
@@ -263,7 +263,7 @@ def _readout(readout: Readout, value: _Value) -> list[str]:
 
 
 def _spike_times(readout: Readout, potential: _Value, slope: _Value | None) -> _Value:
-    """When A + V₀ + W·s meets the ramp θ·(1 − s/S); see `first_spike_times`."""
+    """Times s at which A + V₀ + W·s meets the ramp θ·(1 − s/S); see `first_spike_times`."""
     graph, threshold = potential.graph, readout.threshold
     start = potential + readout.initial_potential
     slope = potential * 0.0 if slope is None else slope

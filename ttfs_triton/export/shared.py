@@ -18,7 +18,7 @@ FORMAT_VERSION = 1
 
 
 def require(function: str, module: str, extra: str) -> ModuleType:
-    """Import a module of an extra of ttfs-triton; where it is missing, a RuntimeError in the name of `function`."""
+    """Import a module of an extra of ttfs-triton. If it is missing, raise RuntimeError in the name of `function`."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -35,10 +35,10 @@ def metadata(
     dataset: str,
     **more: str,
 ) -> dict[str, str]:
-    """Metadata of a network, strings: configuration, class names, σ (by layer if several), `more`, grid.
+    """Metadata of a network, as strings: configuration, class names, σ (by layer if they differ), `more`, grid.
 
-    A network that is no `TTFSNetwork` has a line for each layer as its configuration. The default class names are
-    numbers; any other number of them than classes is a ValueError in the name of `function`.
+    The configuration of a network that is no `TTFSNetwork` is a line for each layer. Default class names are numbers.
+    Raises ValueError, in the name of `function`, if there are more or fewer class names than classes.
     """
     names = [str(number) for number in range(graph.classes)] if class_names is None else list(class_names)
     if len(names) != graph.classes:
@@ -58,11 +58,11 @@ def metadata(
 
 
 def synapse_arrays(layer: WeightedLayer) -> tuple[np.ndarray, np.ndarray | None]:
-    """Weights [C_out, ...] and initial potentials [C_out], or None, of `plain_synapses`, float32, contiguous."""
+    """`plain_synapses` as contiguous float32 arrays: weights [C_out, ...], initial potentials [C_out] or None."""
     weight, bias = plain_synapses(layer)
     return as_array(weight), None if bias is None else as_array(bias)
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
-    """The tensor as float32."""
+    """The tensor as a contiguous float32 array."""
     return tensor.detach().cpu().float().contiguous().numpy()

@@ -1,4 +1,4 @@
-"""The files that are published: model card, metadata, results, configuration and weights. None is copied from a run."""
+"""Files to publish: model card with metadata, results, configuration and weights. None is copied from a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ttfs_triton.report.page import READOUTS, template_environment
 from ttfs_triton.report.tables import not_in_it
 from ttfs_triton.wording import energy_range, interval
 
-# The same arithmetic with memory and without, then chips that price synaptic operations.
+# Arithmetic in 45 nm with memory and without, then chips that price synaptic operations.
 CARD_CHIPS = ("lemaire45:int8", "horowitz45:int8", "anp_i", "odin", "loihi")
 CARD_STEPS = 32
 CARD_HEADERS = (
@@ -52,10 +52,10 @@ def render_card(
     """README.md: YAML metadata, then text. The same facts give the same card.
 
     Args:
-        facts: of the model.
-        repo_id: where it will be, "owner/name".
-        license: of the model, by the Hub's short name; None states none.
-        chips: to price the counts on.
+        facts: facts about the model.
+        repo_id: repository of the card, "owner/name".
+        license: licence of the model by the Hub's short name; None states none.
+        chips: chips that the counts are priced on.
     Raises:
         ValueError: an unknown chip.
     """
@@ -68,7 +68,7 @@ def render_card(
 
 
 def card_metadata(facts: ModelFacts, repo_id: str, license: str | None = None) -> ModelCardData:
-    """The metadata of the card, results in the `model-index` form among them."""
+    """Metadata of the card, with results in the `model-index` form."""
     base = facts.model.description.base_model
     return ModelCardData(
         license=license,
@@ -126,13 +126,13 @@ def is_complete(facts: ModelFacts) -> bool:
 
 
 def words(text: Any) -> str:
-    """Others' text for a card: one line, its Markdown escaped."""
+    """Untrusted text for a card: one line, its Markdown escaped."""
     line = " ".join(str(text).split())
     return "".join("\\" + mark if mark in "\\`*_[]<>|#" else mark for mark in line)
 
 
 def code(text: Any) -> str:
-    """Others' text for a code span: one line, without backticks."""
+    """Untrusted text for a code span: one line, without backticks."""
     return " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
 
 
@@ -163,7 +163,7 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
 
 
 def _energy(counts: Counts, chips: Sequence[str], options: RunOptions) -> dict[str, Any]:
-    """Rows of the table by `CARD_HEADERS`, with what each rests on, and the sentences of terminal and page."""
+    """Rows of the energy table by `CARD_HEADERS`, each with its assumptions, and the verdict in sentences."""
     rows = []
     for chip in map(load_chip, chips):
         found, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
@@ -174,14 +174,14 @@ def _energy(counts: Counts, chips: Sequence[str], options: RunOptions) -> dict[s
 
 
 def _settings(facts: ModelFacts) -> str:
-    """Settings that are not off, as YAML for a fenced block, which no value can end."""
+    """Settings that are not off, as YAML for a fenced block; backticks that would end the block are removed."""
     used = {key: value for key, value in facts.settings.items() if value not in (None, False, 0, "no", [], ())}
     return yaml.safe_dump(used, sort_keys=False).replace("```", "").strip() if used else ""
 
 
 @dataclass(frozen=True)
 class Package:
-    """Files by their names in the repository, `ALLOWED` ones only."""
+    """Files by their names in the repository; only names in `ALLOWED`."""
 
     files: Mapping[str, bytes]
 
@@ -202,9 +202,9 @@ def make_package(
     license: str | None = None,
     chips: Sequence[str] = CARD_CHIPS,
 ) -> Package:
-    """The files of a model; arguments and errors as of `render_card`.
+    """Make all files of a model to publish; arguments and errors as of `render_card`.
 
-    The weights are bit for bit those that were loaded; their header names this config.json.
+    The weights are bit-identical to the loaded ones; their header holds the hash of this config.json.
     """
     description = facts.model.description.replace(dataset=facts.data.recorded)  # without the name of a local folder
     files = model_bytes(facts.model.state_dict(), description)

@@ -35,13 +35,13 @@ class TrainingData:
     """A data set as a card names it.
 
     Attributes:
-        id: on the Hub, or None.
-        name: for readers.
-        licence: in words, or None if not known.
-        source: whom to cite, or "".
-        test_images: in the whole test set, or None if not known.
-        local: read from a local folder: then the name is what the publisher states, and nothing was compared.
-        classes: of the original, or None if not known.
+        id: name on the Hub, or None.
+        name: name for readers.
+        licence: licence in words, or None if not known.
+        source: publication to cite, or "".
+        test_images: number of images in the whole test set, or None if not known.
+        local: the data were read from a local folder: the publisher states the name, and nothing was compared.
+        classes: number of classes of the original, or None if not known.
     """
 
     id: str | None
@@ -59,7 +59,7 @@ class TrainingData:
 
     @property
     def recorded(self) -> str | None:
-        """Its name in a published config.json: enough to load it again."""
+        """Name in a published config.json, by which the data can be loaded again, or None."""
         return self.seen or (SAMPLE if self.name == KNOWN[SAMPLE].name and not self.local else None)
 
 
@@ -91,9 +91,9 @@ def training_data(
 
     Args:
         settings: the run's configuration; empty for bare weights.
-        recorded: what config.json says.
-        network: for which images it is.
-        stated: what the user says it is, which decides.
+        recorded: data set that config.json names.
+        network: configuration of the network.
+        stated: data set that the user names; it takes precedence.
     Raises:
         ValueError: `stated` is no name on the Hub.
     """
@@ -120,7 +120,7 @@ def without_paths(value: Any) -> Any:
     return value
 
 
-# Keys of a run's configuration that others need to repeat it. The rest says where and how it ran here.
+# Keys of a run's configuration that others need to repeat the run. All other keys say where and how it ran here.
 NETWORK_SETTINGS = (
     *("model", "block_convolutions", "head", "width", "batch_norm", "sync_batch_norm", "encoder", "readout"),
     *("identity_start", "psp_persistence_rise", "psp_persistence_order"),
@@ -163,7 +163,7 @@ def _counts(values: Any) -> Any:
 
 @dataclass(frozen=True, config=_WRITTEN)
 class Simulation:
-    """An integer simulation: its accuracy, time steps a window, and bits of a weight, None for unrounded ones."""
+    """Result of an integer simulation: accuracy, time steps in a window, bits of a weight (None: not rounded)."""
 
     accuracy: Share
     steps: Number
@@ -176,12 +176,12 @@ class Results:
 
     Attributes:
         accuracy, first_spike_accuracy: shares, by the readout and by the earliest output spike.
-        images: scored.
-        ties, no_spike: images with several first output spikes, and without any.
+        images: number of images scored.
+        ties, no_spike: number of images with tied first output spikes, and without an output spike.
         sparsity: hidden spikes over hidden neurons.
-        counts: exact.
-        simulation: in integers, or None.
-        limited: some of the test images were asked for, not all.
+        counts: exact counts of operations.
+        simulation: result of the integer simulation, or None.
+        limited: only some of the test images were scored, on request.
     """
 
     accuracy: Share
@@ -200,13 +200,13 @@ class ModelFacts:
     """A model and its facts. None of them names this machine, its users or its folders.
 
     Attributes:
-        model: loaded, in evaluation mode.
-        weights_sha256: of the file, hexadecimal; None for a model that was not loaded from one.
+        model: the loaded model, in evaluation mode.
+        weights_sha256: SHA-256 of the file, hexadecimal; None for a model that was not loaded from a file.
         data: training data.
-        results: None if it was not evaluated.
-        settings: of training, keys of `PUBLISHED_SETTINGS`; empty if the model was not trained here.
-        training: figures of summary.json beside the results, keys of `_TRAINING`; empty likewise.
-        metrics: one entry an epoch.
+        results: figures over test images; None if the model was not evaluated.
+        settings: settings of training, keys of `PUBLISHED_SETTINGS`; empty if the model was not trained here.
+        training: other figures of summary.json, keys of `_TRAINING`; empty if the model was not trained here.
+        metrics: one entry for each epoch.
         unrecorded_base: training started from other weights, whose origin was not recorded.
     """
 
@@ -227,28 +227,28 @@ def read_facts(
     dataset: str | None = None,
     network: str | nn.Module | None = None,
 ) -> ModelFacts:
-    """Load a model, and the facts in its run's and its evaluation's files.
+    """Load a model, and collect facts from the files of its run and of its evaluation.
 
     Args:
-        files: of the model.
+        files: the model's files.
         evaluation: folder or evaluation.json that `ttfs evaluate` wrote; its figures replace those of training.
-        dataset: what it was trained on, if the run does not say.
-        network: or "file.py:function" that builds it, if code of the user's does.
+        dataset: Hub name of the training data, if the run does not name them.
+        network: the user's own network, or "file.py:function" that builds it.
     Raises:
-        LoadError: damaged or unfinished; or an evaluation of other weights, or on other data.
+        LoadError: a file is damaged, the run has not ended, or the evaluation is of other weights or on other data.
         ValueError: `dataset` is no name on the Hub.
     """
     model, sha256, run = TTFSModel.from_files(files, network), files.sha256, files.run
     settings, summary, metrics = {}, {}, []
     if run is not None:
         settings = _read(run / "config.yaml", read_mapping, "the run's configuration")
-        figures = "a run's final figures, written when it ends: go on with it by --resume"
+        figures = "a run's final figures, written when the run ends: continue the run by --resume"
         summary = _read(run / SUMMARY, read_summary, figures)
         metrics = _read(run / METRICS, read_metrics, "a run's figures by epoch") if (run / METRICS).exists() else []
     if run is not None and summary["weights_sha256"] != sha256:
         raise LoadError(
-            f"publish: {files.weights} must be the weights that summary.json is of, SHA-256 "
-            f"{summary['weights_sha256']}; got {sha256}. Put the run's own back, or publish the folder best/ alone."
+            f"publish: {files.weights} must be the weights that summary.json describes, SHA-256 "
+            f"{summary['weights_sha256']}; got {sha256}. Restore the run's weights, or publish the folder best/ alone."
         )
     data = training_data(settings, model.description.dataset, model.description.network, dataset)
     results, training = None, {key: summary[key] for key in _TRAINING if summary}
@@ -260,7 +260,7 @@ def read_facts(
     elif run is not None:
         scored = {key.removeprefix("test_"): value for key, value in summary.items()}
         results = _results(run / SUMMARY, scored | {"limited": settings.get("max_test_samples") is not None})
-    # Where the user's code builds the network, the keys of a specification say nothing.
+    # If the user's code builds the network, the keys of a specification have no meaning.
     unused = () if settings.get("network") is None else NETWORK_SETTINGS
     published = [key for key in PUBLISHED_SETTINGS if key in settings and key not in unused]
     return ModelFacts(
@@ -276,16 +276,16 @@ def read_facts(
 
 
 def _evaluated(path: Path, sha256: str, model: TTFSModel, data: TrainingData, tested: str | None) -> Results:
-    """Figures of an evaluation. Refused unless it is of these weights and on the images that are claimed.
+    """Figures of an evaluation; LoadError unless it scored these weights on the test images of `data`.
 
     Args:
-        tested: fingerprint of the test images of the run, which is that of equal ones wherever they were read.
+        tested: fingerprint of the run's test images; equal images have equal fingerprints, wherever they are read.
     """
     found = _read(path, _object, "an evaluation, as ttfs evaluate --output-dir writes it")
     if found.get("weights_sha256") != sha256:
-        raise LoadError(f"publish: {path} must be an evaluation of these weights; it is of others. Evaluate them.")
+        raise LoadError(f"publish: {path} must be an evaluation of these weights; it is of others. Evaluate these.")
     if "fingerprint" not in found:
-        raise LoadError(f"publish: {path} must say which images it is of; an older version wrote it. Evaluate again.")
+        raise LoadError(f"publish: {path} must hold the images' fingerprint; an old version wrote it. Evaluate again.")
     named = data.recorded is not None and found.get("dataset") == data.recorded
     unknown = data.recorded is None and tested is None
     same = named or unknown or (tested is not None and found["fingerprint"] == tested)
@@ -293,22 +293,22 @@ def _evaluated(path: Path, sha256: str, model: TTFSModel, data: TrainingData, te
         on = found.get("dataset") or "a local folder, with other images"
         raise LoadError(
             f"publish: {path} must be an evaluation on the test images of {data.name}; it is on {on!s:.80}. "
-            "Evaluate on the data that it was trained beside."
+            "Evaluate on the test images that belong to its training data."
         )
     return _results(path, found | {"limited": found.get("max_test_samples") is not None})
 
 
 def _results(path: Path, values: Mapping[str, Any]) -> Results:
-    """The figures of a file, in range."""
+    """Figures from the values of a file, validated."""
     try:
         return TypeAdapter(Results).validate_python(values)
     except ValidationError as error:
         lines = "; ".join(line.strip() for line in problem_lines(error)[:5])
-        raise LoadError(f"publish: {path} must hold what was written there; {lines:.500}") from error
+        raise LoadError(f"publish: {path} must hold figures as they were written; {lines:.500}") from error
 
 
 def _read(path: Path, reader: Callable[[Path], Found], what: str) -> Found:
-    """A file of a run, by its reader."""
+    """Read a file by its reader; errors become LoadError, with `what` the file must be."""
     try:
         return reader(path)
     except (OSError, ValueError) as error:
@@ -316,8 +316,8 @@ def _read(path: Path, reader: Callable[[Path], Found], what: str) -> Found:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """A JSON object."""
+    """Read a JSON object."""
     values = parse_figures(read_regular(path))
     if not isinstance(values, dict):
-        raise ValueError(f"it holds no object but {type(values).__name__}")
+        raise ValueError(f"it must hold a JSON object; got {type(values).__name__}")
     return values

@@ -1,4 +1,4 @@
-"""`ttfs publish`: publishes a run on the Hub. Checks before work, one commit, nothing local touched."""
+"""`ttfs publish`: publishes a run on the Hub in one commit, after checks. Local files stay as they are."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from ttfs_triton.model.locate import find_model
 
 
 class PublishOptions(BaseModel):
-    """Which run, and where to. Positional: the run's folder."""
+    """Options of `ttfs publish`: run, repository, content of the card."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run that has ended, or one with config.json and model.safetensors."""
+    """Folder of a run that has ended, or a folder with config.json and model.safetensors."""
     repo_id: str
-    """owner/name on the Hub; made if need be."""
+    """Repository on the Hub, owner/name; created if it does not exist."""
     public: bool = False
-    """Let everybody see it. Default: only you, and the members of your organisation, can."""
+    """Let everybody see the repository. Default: only you, and the members of your organisation, can."""
     dry_run: bool = False
-    """Show the files and the card; nothing is sent, nobody is asked."""
+    """Print the files and the card; nothing is sent, and the Hub is not asked."""
     license: str | None = None
     """Licence of the model by the Hub's short name, such as apache-2.0. Default: none is stated."""
     dataset: str | None = None
-    """What it was trained on (a Hub name), where the run knows a local folder only."""
+    """Hub name of the training data, if the run read them from a local folder."""
     network: str | None = None
-    """FILE.py:FUNCTION that builds the network, if code of yours does. The code itself is not published."""
+    """FILE.py:FUNCTION that builds the network, if it is one of your own. The code itself is not published."""
     evaluation: Path | None = None
     """Folder that ttfs evaluate --output-dir wrote; its figures replace those of training."""
     chip: tuple[str, ...] = CARD_CHIPS
-    """Chips of the energy table: names of presets, or TOML files of yours."""
+    """Chips of the energy table: names of presets, or your own TOML files."""
     commit_message: str = "Publish model"
     """First line of the commit."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """The files that were sent, and the address of their commit: None after a dry run."""
+    """Published files, and the address of their commit; None after a dry run."""
 
     package: Package
     url: str | None
@@ -73,11 +73,11 @@ def publish(
 
     Args:
         run, repo_id, dry_run, evaluation, dataset, license, commit_message: see `PublishOptions`.
-        private: only for you, and the members of your organisation, to see.
-        network: "file.py:function", or what it builds, if code of yours does; the code is not published.
-        chips: for the energy table.
-        token: Default: that of `hf auth login`, or HF_TOKEN.
-        show: told the files before they are sent.
+        private: only you, and the members of your organisation, can see the repository.
+        network: a network of your own, or "file.py:function" that builds it; the code is not published.
+        chips: chips of the energy table.
+        token: access token. Default: the token of `hf auth login`, or HF_TOKEN.
+        show: called with the files before they are sent.
     Raises:
         HubError: no token, no right to write there, a repository of another visibility, or no connection.
         LoadError, ValueError: files or options that cannot be published; nothing has been sent.
@@ -99,7 +99,7 @@ def publish(
 
 
 def run(options: PublishOptions) -> None:
-    """Publish as asked, and print the files with their hashes; after a dry run, the card too."""
+    """Publish a run, and print the files with their hashes; after a dry run, the card too."""
 
     def show(package: Package) -> None:
         for name, size, sha256 in package.rows():
