@@ -33,7 +33,7 @@ def test_estimate_shows_sums_assumptions_and_what_has_no_price():
         "compute only",
         "- excluded: multiply-accumulates, neuron updates (no published price)",
         "- excluded: leakage, idle power (the latency is not known: give step_us)",
-        "- warning: 778 neurons exceed the 256 of one odin: at least 4 chips; static power is of one",
+        "- warning: 778 neurons exceed the 256 of one odin: at least 4 chips; static power counts one",
     ):
         assert words in text
     assert text.index("sums; weakest status") < text.index("- clock-driven, 4 steps a window")

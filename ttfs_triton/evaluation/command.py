@@ -1,4 +1,4 @@
-"""`ttfs evaluate`: scores a network, counts, simulates and prices it; prints and writes the figures."""
+"""The command `ttfs evaluate`: scores, counts, simulates and prices a network, then prints and writes the figures."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ Result = TypeVar("Result")
 
 
 def run(options: EvaluationOptions) -> Found:
-    """Evaluate as asked, print tables, write files.
+    """Evaluate a network as the options say, print tables and write files; returns the evaluation.
 
     Raises:
-        LoadError, HubError: there is no such network.
-        ValueError, OSError: unusable data, chips or output; found before the network runs.
-        RuntimeError: an analysis that failed, after all others were shown and written.
+        LoadError, HubError: the network cannot be found or read.
+        ValueError, OSError: data, chips or output are unusable; raised before the network runs.
+        RuntimeError: an analysis failed; raised after all others were shown and written.
     """
     check_output(options)
     if options.faults and not options.simulation:
@@ -71,7 +71,7 @@ def run(options: EvaluationOptions) -> Found:
     chips = [load_chip(name) for name in (available_chips() if "all" in options.chip else options.chip)]
     accelerator = Accelerator(cpu=options.cpu or not torch.cuda.is_available())
     if accelerator.num_processes > 1:
-        raise ValueError("evaluate: must run in one process; start it plainly, with `ttfs evaluate`.")
+        raise ValueError("evaluate: must run in one process; got several. Start `ttfs evaluate` without a launcher.")
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         data = load_test_images(
@@ -92,7 +92,7 @@ def run(options: EvaluationOptions) -> Found:
         print(f"written: {path}")
     if failed:
         lines = "\n".join(f"  {name}: {why}" for name, why in failed.items())
-        raise RuntimeError(f"evaluate: all that was asked for must be possible; the rest was done, but not\n{lines}")
+        raise RuntimeError(f"evaluate: every analysis must succeed; these failed, the others are done:\n{lines}")
     return found
 
 
@@ -105,7 +105,7 @@ def _find(
     frontier: tuple[FrontierRow, ...],
     failed: dict[str, str],
 ) -> Found:
-    """All figures. Where an analysis is impossible, `failed` gets the reason."""
+    """All figures of the evaluation. If an analysis fails, its name and the reason go into `failed`."""
 
     def attempt(name: str, asked: bool, analysis: Callable[[], Result], otherwise: Result) -> Result:
         try:
@@ -140,7 +140,7 @@ def _find(
     priced = _run_options(options)
     own, *others = [simulated_run(each, priced) for each in simulations] or [Run(counts, priced)]
     fair, code = fair_chip(own.counts, chips, own.options), RateCode(options.rate_steps, options.rate)
-    beside = others if simulations or grid is not None else None  # else by the counts, a bound
+    beside = others if simulations or grid is not None else None  # None: priced by the counts, a bound
 
     def price(found: Simulation) -> float:
         total = estimate(found.counts, chips[0], simulated_run(found, priced).options).total
@@ -178,9 +178,9 @@ def _find(
 
 
 def _run_options(options: EvaluationOptions) -> RunOptions:
-    """How the network is priced before any simulation."""
+    """Options for pricing the network before any simulation."""
     closed = options.implementation == "closed_form"
-    assert options.steps != "network", "known since the network is"
+    assert options.steps != "network", "set by `options.on`"
     return RunOptions(
         steps=None if closed else options.steps,
         implementation=options.implementation,
@@ -193,7 +193,7 @@ def _run_options(options: EvaluationOptions) -> RunOptions:
 
 
 def show(found: Found) -> None:
-    """Tables and figures on a terminal."""
+    """Print tables and figures on a terminal."""
     evaluation, page = found.evaluation, found.page
     title = f"{found.data.name}, {found.data.split}: {evaluation.images:,} images"
     rich.print(layer_table(evaluation.layers, title))
@@ -202,8 +202,8 @@ def show(found: Found) -> None:
     print("\n".join(_lines(found)))
     if page.sweep is not None:
         rich.print(on_terminal(sweep_details(page.sweep)))
-    assert page.headline_energy is not None, "some chip is always priced"
-    assert page.comparison is not None, "always made"
+    assert page.headline_energy is not None, "at least one chip is always priced"
+    assert page.comparison is not None, "`_find` always makes one"
     print_estimate(page.headline_energy)
     print_comparison(page.comparison)
     if len(page.energy) > 1:
@@ -211,22 +211,22 @@ def show(found: Found) -> None:
 
 
 def _lines(found: Found) -> list[str]:
-    """The grid, the page's headline figures, and the counts, one a line."""
+    """Lines with the grid, the page's headline figures and the counts."""
     page, grid = found.page, found.loaded.network.graph.grid
     samples, total, simulation = page.counts.samples, page.counts.total(), page.simulation
     operations, dense = (total[key] / samples for key in ("synaptic_operations", "dense_macs"))
     rows = [("grid", grid.text(), "")] if grid is not None else []
     rows += headlines(page)
     rows += [
-        ("as the paper counts", f"{page.counts.sparsity_as_published:.4f}", "outputs and neurons without input spike"),
-        ("spikes", number(total["spikes"] / samples), f"{number(total['spikes_delivered'] / samples)} behind pooling"),
+        ("as the paper counts", f"{page.counts.sparsity_as_published:.4f}", "with outputs and neurons without input"),
+        ("spikes", number(total["spikes"] / samples), f"{number(total['spikes_delivered'] / samples)} after pooling"),
         ("synaptic operations", number(operations), f"of {number(dense)} in the dense ANN"),
     ]
     if total["analog_macs"]:
         rows.append(("analog multiplications", number(total["analog_macs"] / samples), "in the first layer"))
     if simulation is not None:
         simulated = simulation.counts.total()["synaptic_operations"] / simulation.samples
-        rows.append(("  as simulated", number(simulated), "of which the energies below are"))
+        rows.append(("  as simulated", number(simulated), "priced in the energies below"))
         if simulation.settings.faults:
             rows.append(("  on a chip with", simulation.settings.faults.text(), ""))
     return [f"{name:<24} {value}" + (f"  ({note})" if note else "") for name, value, note in rows]

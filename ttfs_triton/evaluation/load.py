@@ -1,4 +1,4 @@
-"""A trained network from a run's folder, from its weights, or from the Hub; and the images that it is scored on."""
+"""Loading of a trained network from a run, a file or the Hub, and of the test images that it is scored on."""
 
 import warnings
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from ttfs_triton.data.sources import HUB_NAME, SAMPLE
 from ttfs_triton.model import LoadError, ModelDescription, ModelFiles, TTFSModel, find_model
 from ttfs_triton.untrusted_files import YamlError, read_mapping
 
-# What a run's configuration says about its data, by the arguments of `load_images`.
+# Keys of a run's configuration that are arguments of `load_images`.
 KEYS = ("dataset", "data_dir", "image_column", "label_column", "image_size", "max_bad_images", "streaming")
 
 
@@ -20,7 +20,7 @@ class LoadedNetwork:
 
     Attributes:
         network: in evaluation mode, on the CPU, in float32.
-        files: where it came from.
+        files: the files that it was loaded from.
     """
 
     network: TTFSModel
@@ -28,22 +28,22 @@ class LoadedNetwork:
 
     @property
     def description(self) -> ModelDescription:
-        """Class names, preprocessing, and the data set that it was trained on."""
+        """Class names, preprocessing, and the data set that the network was trained on."""
         return self.network.description
 
 
 def load_network(source: str | Path, network: str | None = None) -> LoadedNetwork:
-    """Rebuild a network, in float32 whatever precision its weights were saved in.
+    """A trained network, in float32 whatever dtype its weights were saved in.
 
     Args:
-        source: a run's folder (its best weights are taken), a folder with config.json and model.safetensors, a
+        source: a run's folder (its best weights are loaded), a folder with config.json and model.safetensors, a
             safetensors file with a config.json beside it, or, as a string, "owner/name[@revision]" on the Hub or
-            "bundled:NAME", which comes with the package.
-        network: "file.py:function" that builds it, if code of the user's does.
+            "bundled:NAME" for a network that comes with the package.
+        network: "file.py:function" that builds the network, if the user's own code does.
     Raises:
-        LoadError: nothing there, a file that is damaged, one that does not belong to the network beside it, or weights
-            that are NaN or infinite.
-        HubError: no such repository, no right to read it, or no connection and nothing in the cache.
+        LoadError: nothing was found, a file is damaged, weights and configuration do not match, or weights are NaN or
+            infinite.
+        HubError: the repository does not exist or may not be read, or there is neither a connection nor a cached copy.
     """
     files = find_model(source)
     return LoadedNetwork(TTFSModel.from_files(files, network).float(), files)
@@ -59,17 +59,17 @@ def load_test_images(
     max_samples: int | None = None,
     progress: bool = False,
 ) -> ImageData:
-    """The test images of the data that a network was trained on, or other ones.
+    """Test images of the data set that a network was trained on, or of another data set.
 
     Args:
-        loaded: its run's configuration, or else config.json, names the data, image size and columns.
-        dataset, data_dir, image_column, label_column, max_samples, progress: see `load_images`; they take precedence.
+        loaded: the network; its run's configuration, or else its config.json, names data set, image size and columns.
+        dataset, data_dir, image_column, label_column, max_samples, progress: see `load_images`; override `loaded`.
     Warns:
-        UserWarning: the data's classes have other names than the network's.
+        UserWarning: the data set's classes have other names than the network's.
     Raises:
-        ValueError: nothing says which data; or images of another shape, another number of classes or another order of
-            classes than the network has.
-        OSError, RuntimeError: data that cannot be had.
+        ValueError: no data set is named, or the images' shape, the number of classes or their order differs from the
+            network's.
+        OSError, RuntimeError: the images cannot be downloaded or read.
     """
     values = _configured(loaded)
     if dataset is not None or data_dir is not None:
@@ -107,7 +107,7 @@ def load_test_images(
 
 
 def _configured(loaded: LoadedNetwork) -> dict[str, Any]:
-    """Arguments of `load_images` from the run's configuration, or else from config.json."""
+    """Arguments of `load_images` from the run's configuration, or from config.json if there is no run."""
     path = None if loaded.files.run is None else loaded.files.run / "config.yaml"
     events = loaded.description.preprocessing.events
     if path is None or not path.is_file():

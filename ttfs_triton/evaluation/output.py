@@ -1,4 +1,4 @@
-"""Files of an evaluation: figures as JSON and CSV, pictures, and one HTML page."""
+"""Output files of an evaluation: figures as JSON and CSV, pictures, and one HTML page."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ MAIN_FILE = "evaluation.json"
 
 
 def check_output(options: EvaluationOptions) -> None:
-    """Refuse to overwrite files, and what cannot be written, before any work.
+    """Check before any work that the output can be written without overwriting files.
 
     Raises:
-        ValueError: an evaluation is there already, or matplotlib is missing for a page.
+        ValueError: an evaluation exists already, --report is no .html file or lacks matplotlib, or --frontier is given
+            without --report.
     """
     for path in (options.output_dir and options.output_dir / MAIN_FILE, options.report):
         if path is not None and path.exists() and not options.overwrite:
@@ -44,11 +45,11 @@ def check_output(options: EvaluationOptions) -> None:
         if find_spec("matplotlib") is None:
             raise ValueError("evaluate: --report must have matplotlib; found none. Run: pip install matplotlib.")
     if options.frontier is not None and options.report is None:
-        raise ValueError("evaluate: --frontier must go with a page to be drawn on; got none. Add --report PAGE.html.")
+        raise ValueError("evaluate: --frontier must go with a page to draw on; got none. Add --report PAGE.html.")
 
 
 def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
-    """Write what was asked for: the page, and a folder with evaluation.json, tables, and figures with matplotlib."""
+    """Write the page and the output folder that the options ask for; returns the paths written."""
     folder, page, paths = options.output_dir, found.page, list[Path]()
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +73,7 @@ def _pictures(folder: Path, page: report.PageData) -> list[Path]:
     paths, first = list[Path](), page.headline_energy
     if first is not None and first.total is not None:
         paths.append(report.draw_layers(first, folder / "energy-layers.svg"))
-        if swings := sensitivity(first):  # none if every price is a single figure
+        if swings := sensitivity(first):  # empty if no price has a range
             paths.append(report.draw_sensitivity(swings, folder / "energy-sensitivity.svg"))
     if any(each.total is not None for each in page.energy):
         paths.append(report.draw_chips(page.energy, folder / "energy-chips.svg"))
@@ -82,7 +83,7 @@ def _pictures(folder: Path, page: report.PageData) -> list[Path]:
 
 
 def sample_of(loaded: LoadedNetwork, data: ImageData, number: int) -> report.Sample:
-    """A test image, its spikes and its predicted class."""
+    """Test image number `number` with its spikes and its predicted class, for the report."""
     network, names = loaded.network.eval(), tuple(loaded.network.class_names)
     image = to_float(data.images_at(torch.tensor([number])))[0]
     prediction = int(network(image[None].to(next(network.parameters()).device)).argmax())
@@ -91,7 +92,7 @@ def sample_of(loaded: LoadedNetwork, data: ImageData, number: int) -> report.Sam
 
 
 def steps_of(frontier: Sequence[FrontierRow], grid: Grid | None) -> int | None:
-    """Time steps at which networks without a grid are priced on a frontier; None for a network on a grid."""
+    """Time steps at which a frontier prices networks without a grid; None if this network has a grid."""
     free = (row.steps for row in frontier if row.time_steps is None and row.steps)
     return None if grid is not None else next(free, None)
 
@@ -104,9 +105,9 @@ def on_frontier(
     steps: int,
     frontier: Sequence[FrontierRow],
 ) -> FrontierRow:
-    """The network's row among the points of a frontier, priced at `steps` as they were.
+    """The network's row among the points of a frontier, priced at the frontier's `steps`.
 
-    Chips that are not known here are left out. Without simulations, its energies are upper bounds.
+    The frontier's chips that `load_chip` does not know are left out. Without simulations, energies are upper bounds.
     """
     row = FrontierRow.of(
         loaded.files.name,
@@ -122,7 +123,7 @@ def on_frontier(
 
 
 def network_facts(loaded: LoadedNetwork) -> dict[str, Any]:
-    """The network's configuration; for one without a specification also its encoder and readout."""
+    """The network's configuration; for a network from the user's own code also its encoder and readout."""
     network, graph = loaded.description.network, loaded.network.graph
     if isinstance(network, OwnNetwork):
         return network.to_dict() | {"encoder": graph.encoder.kind, "readout": graph.readout_time}
@@ -130,7 +131,7 @@ def network_facts(loaded: LoadedNetwork) -> dict[str, Any]:
 
 
 def facts(device: torch.device) -> dict[str, str]:
-    """Date, device, versions and command."""
+    """How the evaluation was made: date, device, versions and command."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "device": device_name(device),
@@ -140,7 +141,7 @@ def facts(device: torch.device) -> dict[str, str]:
 
 
 def figures(found: Found, max_test_samples: int | None) -> dict[str, Any]:
-    """All figures as JSON values."""
+    """All figures of the evaluation as JSON values."""
     evaluation, page = found.evaluation, found.page
     return {
         "weights_sha256": found.loaded.files.sha256,
@@ -167,6 +168,6 @@ def figures(found: Found, max_test_samples: int | None) -> dict[str, Any]:
 
 
 def command_line(command: str) -> str:
-    """This run of `ttfs COMMAND`, without folders of this machine."""
+    """The command line of this run of `ttfs COMMAND`; absolute paths are cut to their last part."""
     words = (Path(word).name if word.startswith("/") else word for word in sys.argv[1:])
     return shlex.join(["ttfs", command, *words])

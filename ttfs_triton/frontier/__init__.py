@@ -1,4 +1,4 @@
-"""The frontier of a network: accuracy against spikes, energy, time steps, weight bits, faults and decision time."""
+"""Sweeps of trained networks: accuracy against spikes, energy, time steps, weight bits, faults and decision time."""
 
 from ttfs_triton.frontier.options import FrontierOptions, Point
 

@@ -1,4 +1,4 @@
-"""`ttfs sweep`: measures each network, trains and measures its points. The same command resumes a sweep."""
+"""The command `ttfs sweep`: measures each network, then trains and measures its points; run again, it resumes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ttfs_triton.train.run_folder import FolderLock
 
 NAME = "frontier"
 
-# Training images that a network is calibrated on for a grid, as ttfs calibrate has it.
+# Number of training images for the calibration of a grid, as in `ttfs calibrate`.
 CALIBRATION_IMAGES = 512
 
 Rows = list[FrontierRow]
@@ -43,21 +43,21 @@ say = partial(print, flush=True)  # a sweep takes hours, and its output may go t
 
 
 def run(options: FrontierOptions) -> Rows:
-    """Sweep as asked, or go on with it; tables are written after each step.
+    """Run the sweep that the options describe, or resume it; tables are written after each measurement.
 
     Returns:
-        All rows.
+        All rows of the frontier's table.
     Raises:
-        LoadError, HubError, ConfigError, ValueError: what cannot be done, all of it, before anything is trained.
-        RuntimeError: another process sweeps into the same folder; or, in the end, points whose training diverged.
-        Interrupted: a signal asked to stop; the same command goes on.
+        LoadError, HubError, ConfigError, ValueError: networks, points or data are unusable; raised before any training.
+        RuntimeError: another process sweeps into the same folder; or, at the end, the training of points diverged.
+        Interrupted: a signal stopped the sweep; the same command resumes it.
     """
     networks = make_plan(options)
     accelerator = make_accelerator(networks[0].config)
     if accelerator.num_processes > 1:
         raise ValueError(
-            "frontier: must run in one process; start it plainly, with `ttfs sweep`. A point that several "
-            "are to train is a run like any other: its config.yaml says how, and this command takes up what has ended."
+            "frontier: must run in one process; got several. Start `ttfs sweep` without a launcher. To train a point "
+            "in several processes, train it by its config.yaml; a sweep takes over points whose training has ended."
         )
     data = {network.name: load_data(network.config, accelerator, say) for network in networks}
     for network in networks:
@@ -85,16 +85,16 @@ def run(options: FrontierOptions) -> Rows:
         say(f"written: {path}")
     if sweep.failed:
         lines = "\n".join(f"  {name}: {why}" for name, why in sweep.failed.items())
-        raise RuntimeError(f"frontier: all points must be trained to the end; these were not:\n{lines}")
+        raise RuntimeError(f"frontier: training must not diverge; these points diverged:\n{lines}")
     return sweep.rows
 
 
 class Sweep:
-    """Measures networks, trains and measures their points; `write` is called with all rows whenever there are new ones.
+    """Measures networks, trains and measures their points, and calls `write` with all rows after each new row.
 
     Attributes:
-        rows: so far.
-        failed: points that could not be trained to the end, with why.
+        rows: all rows so far.
+        failed: points whose training diverged, with the error.
     """
 
     def __init__(self, options: FrontierOptions, accelerator: Accelerator, write: Callable[[Rows], None]) -> None:
@@ -104,7 +104,7 @@ class Sweep:
         self.failed: dict[str, str] = {}
 
     def run(self, network: PlannedNetwork, data: RunData) -> None:
-        """Measure one network, its calibrated grids and its trained points."""
+        """Measure one network and its calibrated grids, then train and measure its points."""
         loaded, bench = network.loaded, Bench(self.options, data.test, self.accelerator)
         free = FrontierRow.of(network.name, FREE, loaded.network.graph.grid, weights_sha256=loaded.files.sha256)
         self._score(free, bench, lambda: loaded.network)
@@ -117,22 +117,22 @@ class Sweep:
                 self._trained(network, planned, bench)
 
     def _score(self, row: FrontierRow, bench: Bench, network: Callable[[], nn.Module]) -> None:
-        """Add the row of a network; the network is scored unless the cache has its figures."""
+        """Add a network's row, with figures from the cache; `network` is called and scored if they are missing."""
         key = _key(row, bench) | {"steps": row.time_steps or self.options.steps, "calibrated": not row.trained}
         self._add([bench.price(self.measured.get(key, lambda: bench.score(network(), row)))])
 
     def _calibrated(self, network: PlannedNetwork, grid: Grid, data: RunData) -> nn.Module:
-        """The network on a grid without training."""
+        """A copy of the network, calibrated for a grid without training."""
         model = copy.deepcopy(network.loaded.network).to(self.accelerator.device)
         images = draw_images(data.train, CALIBRATION_IMAGES, network.config.seed, data.train_indices)
         calibrate_grid(model.network, images.to(self.accelerator.device), grid)
         return model
 
     def _measure(self, network: nn.Module, row: FrontierRow, bench: Bench, kinds: tuple[str, ...]) -> None:
-        """Add rows of a network with faults of some kinds, and by deadline; `row` says which network it is."""
+        """Add rows of a network with faults of the given kinds, and by deadline; `row` identifies the network."""
         key = _key(row, bench)
         asked = [faults for kind in kinds for faults in self.options.faults(kind)]
-        for faults in [Faults(), *asked] if asked else []:  # without any, in the same simulation: where curves begin
+        for faults in [Faults(), *asked] if asked else []:  # no faults first: where curves begin
             what = {"faults": faults.text(), "seed": self.options.fault_seed, "steps": self.options.steps}
             found = self.measured.get(key | what, lambda f=faults: Found((bench.with_faults(network, row, f),)))
             self._add(found.rows)
@@ -140,7 +140,7 @@ class Sweep:
             self._add(self.measured.get(key | {"deadlines": True}, lambda: bench.in_time(network, row)).rows)
 
     def _train(self, network: PlannedNetwork, planned: PlannedPoint, data: RunData) -> bool:
-        """Train a point unless it has been trained. Returns False if training diverged."""
+        """Train a point unless it is trained already. Returns False if training diverged."""
         if planned.ended:
             return True
         say(f"\n{network.name}: {planned.point.name}")
@@ -153,9 +153,9 @@ class Sweep:
         return True
 
     def _trained(self, network: PlannedNetwork, planned: PlannedPoint, bench: Bench) -> None:
-        """Add the rows of a point that has been trained."""
+        """Add the rows of a trained point."""
         path, summary = planned.folder.path, planned.folder.read_summary()
-        assert summary is not None, "it has ended"
+        assert summary is not None, "the training has ended"
         loaded = load_network(path, self.options.network)
         row = FrontierRow.of(
             network.name,
@@ -181,7 +181,7 @@ class Sweep:
 
 
 def line(row: FrontierRow) -> str:
-    """A row in words."""
+    """A row of the table as a line of text."""
     parts = [f"{row.network}, {row.point}" + ("" if row.trained else ", calibrated")]
     parts += [f"{name} {getattr(row, name):g}" for name in FAULTS if getattr(row, name)]
     parts.append(f"accuracy {row.accuracy:.2%}")
@@ -196,7 +196,7 @@ def line(row: FrontierRow) -> str:
 
 
 def _key(row: FrontierRow, bench: Bench) -> dict[str, Any]:
-    """Key of a network's measurements in the cache: network, point, weights and images."""
+    """Cache key of a network's measurements: network, point, weights and images."""
     own = {"network": row.network, "point": row.point}
     return own | {"weights": row.weights_sha256, "images": bench.data.fingerprint}
 

@@ -1,4 +1,4 @@
-"""Measurements of a network on the test images: as it is, on a faulty chip, by deadline; and their cache."""
+"""Measurements of a network on the test images: without faults, on a faulty chip, by deadline; and their cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ttfs_triton.scoring import EvaluationBatches, device_name, evaluate
 from ttfs_triton.scoring.deadline import deadline_curve, output_spikes
 
 BITS = 8
-"""Bits of a weight, of networks without a grid that are simulated."""
+"""Bits of a weight in simulations of networks without a grid."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Found:
     """Measurements of a network.
 
     Attributes:
-        rows: without prices, which may change.
-        counts: of the closed form, or of the network on its grid.
-        runs: simulations that are priced, the first one at the row's steps.
+        rows: rows of the table, without energies, because prices may change.
+        counts: counts of the closed form, or of the network on its grid.
+        runs: counts of simulations, for energies; the first is at the row's steps.
     """
 
     rows: tuple[FrontierRow, ...]
@@ -50,7 +50,7 @@ _FOUND = TypeAdapter(Found)
 
 
 class Measured:
-    """Cache of measurements in a file: the test images are scored once for each network and setting."""
+    """Cache of measurements in a file, so that test images are scored only once for each network and setting."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -58,12 +58,12 @@ class Measured:
             self._found: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
         except ValueError as error:
             raise ValueError(
-                f"frontier: {path} must hold what was measured; it is damaged ({error}). Remove it: all is measured "
-                "again, nothing trained again."
+                f"frontier: {path} must be the JSON cache of measurements; it is damaged ({error}). Remove it: all is "
+                "measured again, nothing trained again."
             ) from error
 
     def get(self, key: Mapping[str, Any], measure: Callable[[], Found]) -> Found:
-        """The measurements of a key, from the cache; measured now if they are missing or of another format."""
+        """Measurements for a key, from the cache, or from `measure` if they are missing or in another format."""
         text = json.dumps(key, sort_keys=True)
         with suppress(KeyError, ValidationError):
             return _FOUND.validate_json(json.dumps(self._found[text]))
@@ -75,7 +75,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Bench:
-    """Test images, device and options (chips, time steps, seed of faulty chips) that networks are measured with."""
+    """Measures networks on fixed test images and a device, with the options' chips, time steps and fault seed."""
 
     options: FrontierOptions
     data: ImageData
@@ -87,7 +87,7 @@ class Bench:
         return EvaluationBatches(self.data, None, self.options.batch_size)
 
     def score(self, network: nn.Module, row: FrontierRow) -> Found:
-        """A row of a network that is scored and simulated here."""
+        """The network scored on the test images and simulated; `row` identifies it."""
         network.to(self.accelerator.device)
         with counting(network, image_shape=self.data.shape[1:], histogram_bins=0, by_sample=False) as counter:
             found = evaluate(network, self.batches, self.accelerator)
@@ -95,10 +95,10 @@ class Bench:
         return self.simulated(network, replace(row, **scored, **self.stamp()), counter.counts())
 
     def simulated(self, network: nn.Module, row: FrontierRow, counts: Counts) -> Found:
-        """A row of a network that was scored: simulated on the same images.
+        """The simulations of a network that was scored: its row, its counts and the simulated runs.
 
-        At its grid's steps, with how many images both decide alike; without a grid, at the steps of the sweep and, as
-        networks are compared at them, at all of `STEPS`.
+        A network on a grid is simulated at the grid's steps; its row gets the number of images that network and
+        simulation decide alike. A network without a grid is simulated at the sweep's steps and all of `STEPS`.
         """
         network.to(self.accelerator.device)
         if row.time_steps is None:
@@ -106,12 +106,12 @@ class Bench:
         else:
             found = [simulate(network, self.batches)]
             row = self._compared(network, row, found[0])
-        brief = {"spikes_by_sample": (), "synaptic_operations_by_sample": ()}  # the file keeps sums
+        brief = {"spikes_by_sample": (), "synaptic_operations_by_sample": ()}  # the cache keeps only sums
         runs = [Run(replace(own, **brief), options) for own, options in map(simulated_run, found)]
         return Found((row,), counts, tuple(runs))
 
     def _compared(self, network: nn.Module, row: FrontierRow, simulated: Simulation) -> FrontierRow:
-        """The row with the number of images that network and simulation decide alike."""
+        """The row with the number of images on which network and simulation decide alike."""
         device = self.accelerator.device
         readout = network_graph(network.eval(), self.data.shape[1:]).readout
         with torch.no_grad():
@@ -130,12 +130,12 @@ class Bench:
         return {"device": device_name(self.accelerator.device), "date": date}
 
     def price(self, found: Found) -> FrontierRow:
-        """The row with operations and energies."""
-        assert found.counts is not None, "scoring counts"
+        """The first row of `found` with its operations and energies."""
+        assert found.counts is not None, "scored networks have counts"
         return with_costs(found.rows[0], found.counts, found.runs, self.options.chip)
 
     def with_faults(self, network: nn.Module, row: FrontierRow, faults: Faults) -> FrontierRow:
-        """A row of the same network on a faulty chip, simulated."""
+        """The row of the network simulated on a faulty chip."""
         network.to(self.accelerator.device)
         free: dict[str, Any] = {"steps": self.options.steps, "weight_bits": BITS} if row.time_steps is None else {}
         found = simulate(network, self.batches, faults=faults, seed=self.options.fault_seed, **free)
@@ -152,7 +152,7 @@ class Bench:
         )
 
     def in_time(self, network: nn.Module, row: FrontierRow) -> Found:
-        """Rows of the same network by deadline."""
+        """Rows of the network for each deadline."""
         network.to(self.accelerator.device)
         row = replace(row, kind="deadline", images=len(self.data), **self.stamp())
         curve = deadline_curve(output_spikes(network, self.batches, self.data.shape[1:]))
@@ -162,7 +162,7 @@ class Bench:
 
 
 def summary_row(summary: dict[str, Any], row: FrontierRow) -> FrontierRow:
-    """The row with the figures of a run that has ended: its test images were scored once, and are not again."""
+    """The row with the figures of a finished run's summary, so that test images are not scored again."""
     target: dict[str, Any] = summary.get("target") or {}
     if target:
         goals, test = target["goal"], target["test"]

@@ -1,4 +1,4 @@
-"""Plan of a sweep. Whatever cannot be done is refused before anything is trained."""
+"""Plan of a sweep: its networks and points, checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ttfs_triton.train.config import (
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
 from ttfs_triton.train.target import TARGET_IMAGES, make_target
 
-# Keys of a run that runs from its weights do not inherit.
+# Keys of a run that are reset for runs that continue from its weights.
 _OWN = {
     "preset": None,
     "trained_as": None,
@@ -46,7 +46,7 @@ _OWN = {
 
 @dataclass(frozen=True)
 class PlannedPoint:
-    """A point that is to be trained, or that has been; its run's `config` says to go on if the run has begun."""
+    """A point to train, or one already trained; if its run has begun, `config` resumes the run."""
 
     point: Point
     folder: RunFolder
@@ -54,17 +54,17 @@ class PlannedPoint:
 
     @property
     def ended(self) -> bool:
-        """Whether it has been trained to the end."""
+        """Whether the point has been trained to the end."""
         return self.folder.read_summary() is not None
 
 
 @dataclass(frozen=True)
 class PlannedNetwork:
-    """A network of the sweep and the points that are trained.
+    """A network of the sweep and its points to train.
 
     Attributes:
-        name: of folders and rows.
-        config: of a run that continues the network's training; it says which images are read, and how.
+        name: the network's name in folders and rows.
+        config: configuration of a run that continues the network's training; it says which images to read, and how.
     """
 
     name: str
@@ -74,11 +74,11 @@ class PlannedNetwork:
 
 
 def make_plan(options: FrontierOptions) -> list[PlannedNetwork]:
-    """The networks and their points. All checks that need no images are made.
+    """The networks of a sweep and their points, after all checks that need no images.
 
     Raises:
-        LoadError, HubError, ValueError: no such network or chip, networks of one name.
-        ConfigError: points that no run can be made of, or whose folders hold other runs; names all of them.
+        LoadError, HubError, ValueError: a network or chip does not exist, or two networks have the same name.
+        ConfigError: points are no valid runs, or their folders hold other runs; the message names all such points.
     """
     for chip in options.chip:
         load_chip(chip)
@@ -88,9 +88,9 @@ def make_plan(options: FrontierOptions) -> list[PlannedNetwork]:
         raise ValueError(f"frontier: runs must differ in their names; got {', '.join(twice)} twice. Rename a folder.")
     if len({network.config.mixed_precision for network in networks}) > 1:
         raise ValueError(
-            "frontier: runs must be of one mixed_precision; got "
+            "frontier: runs must have the same mixed_precision; got "
             f"{', '.join(f'{network.name} {network.config.mixed_precision}' for network in networks)}. "
-            "Sweep them one by one, or give it in --config."
+            "Sweep them one by one, or set it in --config."
         )
     return networks
 
@@ -109,7 +109,7 @@ def _network(source: str, options: FrontierOptions) -> PlannedNetwork:
         except (ConfigError, RunFolderError) as error:
             problems.append(str(error))
     if problems:
-        raise ConfigError("frontier: nothing was trained, for some points cannot be:\n" + "\n".join(problems))
+        raise ConfigError("frontier: nothing was trained, because these points are impossible:\n" + "\n".join(problems))
     return PlannedNetwork(name, loaded, point_config(settings, None, options.output_dir), tuple(points))
 
 
@@ -118,11 +118,11 @@ def _planned(settings: dict[str, object], point: Point, path: Path) -> PlannedPo
     if not folder.is_run():
         return PlannedPoint(point, folder, config)
     saved = make_config(read_yaml(path / "config.yaml"), str(path / "config.yaml"))
-    config = config.model_copy(update={"cpu": saved.cpu})  # it goes on where it began
+    config = config.model_copy(update={"cpu": saved.cpu})  # it resumes on the same device
     if changes := changed_keys(saved, config):
         lines = ", ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in changes.items())
         raise ConfigError(
-            f"{path} holds a run of other settings, {lines}. Give those again, or another --output-dir, or remove it."
+            f"{path} holds a run of other settings, {lines}. Give the old ones, or another --output-dir, or remove it."
         )
     free = {key: value for key, value in config.model_dump().items() if key in FREE_ON_RESUME}
     return PlannedPoint(point, folder, make_config(saved.model_dump() | free | {"resume": True}, str(path)))
@@ -132,7 +132,7 @@ def check_points(network: PlannedNetwork, data: RunData, accelerator: Accelerato
     """Refuse points that are impossible with this network and these images, before any training.
 
     Raises:
-        ConfigError: targets out of reach, grids that cannot hold the network, ...; names all points.
+        ConfigError: targets out of reach, grids that cannot hold the network, ...; the message names all such points.
     """
     problems: list[str] = []
     for planned in network.points:
@@ -140,7 +140,7 @@ def check_points(network: PlannedNetwork, data: RunData, accelerator: Accelerato
             continue
         config = planned.config
         try:
-            if planned.folder.path.exists():  # it may be no run's, or another process's
+            if planned.folder.path.exists():  # it may hold no run, or another process may use it
                 planned.folder.claim(resume=config.resume, overwrite=False)
                 planned.folder.release()
             built, _ = build_network(config, data, accelerator.device, calibrated=False)
@@ -153,11 +153,11 @@ def check_points(network: PlannedNetwork, data: RunData, accelerator: Accelerato
             problems.append(f"{planned.point.name}: {error}")
     if problems:
         lines = "\n".join(problems)
-        raise ConfigError(f"frontier: nothing was trained, for some points of {network.name} cannot be:\n{lines}")
+        raise ConfigError(f"frontier: nothing was trained: impossible points of {network.name}:\n{lines}")
 
 
 def outline(networks: Sequence[PlannedNetwork]) -> list[str]:
-    """Lines that list the points to be trained."""
+    """Lines that list the points to train."""
     lines = []
     for network in networks:
         left = [planned for planned in network.points if not planned.ended]
@@ -169,10 +169,10 @@ def outline(networks: Sequence[PlannedNetwork]) -> list[str]:
 
 
 def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) -> dict[str, Any]:
-    """Keys of a run that continues training a network: those it was trained with, then those of the options.
+    """Keys of a run that continues a network's training: keys of its own training, overridden by the options.
 
     Raises:
-        ConfigError: a configuration file that cannot be read.
+        ConfigError: a configuration file cannot be read.
     """
     files, values = loaded.files, dict[str, Any]()
     if files.run is not None and (files.run / "config.yaml").is_file():
@@ -182,12 +182,12 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
     values |= _OWN | {"cpu": options.cpu}
     if isinstance(network := loaded.description.network, NetworkConfig):
         values = _network_keys(network) | values
-        values["weight_standardisation"] = network.weight_standardisation  # it may have been folded
+        values["weight_standardisation"] = network.weight_standardisation  # it may be folded into the weights
     else:
         values["network"] = options.network
     values["dataset"] = values.get("dataset") or loaded.description.dataset
     if options.dataset is not None or options.data_dir is not None:
-        # A folder is read instead of a name, which stays: it is what networks of this sweep say they were trained on.
+        # With --data-dir the data set keeps its name: this sweep's networks name it as what they were trained on.
         values |= {"dataset": options.dataset or values["dataset"], "data_dir": options.data_dir}
     for name in ("max_train_samples", "max_test_samples"):
         values[name] = getattr(options, name) or values.get(name)
@@ -201,15 +201,15 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
 
 
 def point_config(settings: dict[str, Any], point: Point | None, folder: Path) -> TrainConfig:
-    """The run that trains a point; without a point, one that continues the network's training. Raises ConfigError."""
+    """Configuration of the run that trains a point, or without a point of a plain continuation. Raises ConfigError."""
     values = settings | ({} if point is None else point.values()) | {"output_dir": folder}
-    if values.get("batch_norm") and values.get("time_steps") is not None:  # on a grid it is folded
+    if values.get("batch_norm") and values.get("time_steps") is not None:  # a grid needs it folded
         values |= {"batch_norm": False, "weight_standardisation": False}
     return make_config(values, "its run" if point is None else point.name)
 
 
 def _network_keys(config: NetworkConfig) -> dict[str, Any]:
-    """Keys that build the network again."""
+    """Keys of a run that builds the same network."""
     same = ("width", "encoder", "readout", "bias", "weight_standardisation", "batch_norm", "dropout", "initial_gain")
     own = {name: getattr(config, name) for name in same}
     return {"model": config.specification, **own, **dataclasses.asdict(config.neuron)}

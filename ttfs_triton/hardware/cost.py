@@ -1,6 +1,6 @@
-"""Costs that are weighted sums of events, such as spikes and synaptic operations, so that training can lower them.
+"""Costs as weighted sums of events, such as spikes and synaptic operations, so that training can lower them.
 
-The same weights multiply the exact counts of a network (`Cost.of`) and, in training, those of a batch.
+The same weights multiply a network's exact counts (`Cost.of`) and, in training, the counts of a batch.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ttfs_triton.nn.weighted import WeightedConv2d
 
 @dataclass(frozen=True)
 class EventWeights:
-    """Cost of one event of a layer, by its kind.
+    """Cost of one event of a layer, for each kind of event.
 
     Attributes:
-        operation: a synaptic operation: a spike at one of the layer's synapses.
-        spike: a spike of the layer, before pooling.
-        delivered: a delivery of such a spike to another layer, behind pooling.
-        spike_time: a window of delay between the window's start and a spike.
-        saturated: added for a spike at the window's start.
+        operation: cost of a synaptic operation: a spike at one of the layer's synapses.
+        spike: cost of a spike of the layer's neurons, before pooling.
+        delivered: cost of delivering such a spike to another layer, after pooling.
+        spike_time: cost of a spike's delay after the window's start, for each window of delay.
+        saturated: additional cost of a spike at the window's start.
     """
 
     operation: float = 0.0
@@ -43,13 +43,13 @@ class EventWeights:
 
 @dataclass(frozen=True)
 class Cost:
-    """A cost of one sample: a constant plus a weight times the number of each kind of event.
+    """Cost of one sample: a constant plus, for each kind of event, a weight times the number of events.
 
     Attributes:
-        name: in words.
-        constant: of a sample without any spike.
-        layers: by the names of layers with synapses; a layer that is missing costs nothing.
-        input_spike: of a spike of a latency encoder.
+        name: the cost in words.
+        constant: cost of a sample without any spike.
+        layers: event weights by layer name, for layers with synapses; the events of a missing layer cost nothing.
+        input_spike: cost of one spike of a latency encoder.
     """
 
     name: str
@@ -58,11 +58,11 @@ class Cost:
     input_spike: float = 0.0
 
     def weights(self, layer: str | None) -> EventWeights:
-        """Costs of a layer's events; zero for other names."""
+        """Event weights of a layer; zero for names that are not in `layers`."""
         return self.layers.get(layer or "", EventWeights())
 
     def of(self, counts: Counts) -> float:
-        """The mean cost of a sample."""
+        """Mean cost of a sample."""
         total = self.input_spike * counts.input.spikes
         for layer in counts.layers:
             weights = self.weights(layer.name)
@@ -72,13 +72,13 @@ class Cost:
         return self.constant + total / counts.samples
 
     def bounds(self, counts: Counts, graph: NetworkGraph) -> tuple[float, float]:
-        """Lower and upper bound of the cost of any network of this shape for these inputs.
+        """Lower and upper bound on the cost of any network of this shape for these inputs.
 
-        Each neuron does what costs least, or most: it is silent, or fires at its window's start or end. A spike may
-        save updates of its neuron; its operations in the next layer are charged against that.
+        For each bound, every neuron takes the cheapest or the dearest of three choices: stay silent, or fire at its
+        window's start or end. A spike may save updates of its own neuron, but causes operations in the next layer.
         """
         first = counts.layers[0]
-        fixed = self.weights(first.name).operation * first.synaptic_operations  # of the images
+        fixed = self.weights(first.name).operation * first.synaptic_operations  # set by the images alone
         fixed += self.input_spike * counts.input.spikes
         least = most = self.constant + fixed / counts.samples
         delivered = max(self.weights(layer.name).delivered for layer in counts.layers)
@@ -91,7 +91,7 @@ class Cost:
         return least, most
 
     def _least(self, graph: NetworkGraph, stage: Stage, spike: float) -> float:
-        """Least cost of all neurons of a layer together; a neuron that fires costs `spike` ≤ 0."""
+        """Least cost of all neurons of a layer together; `spike` ≤ 0 is what firing adds to the cost of one neuron."""
         neurons = math.prod(stage.shape)
         reader = next((other for other in graph.stages if other.input.source == stage.name), None)
         if reader is None or spike == 0:
@@ -101,7 +101,7 @@ class Cost:
             if not isinstance(module, nn.Flatten):
                 shape = tuple(module(torch.zeros(1, *shape)).shape[1:])
         if any(before % after for before, after in zip(stage.shape, shape, strict=True)):
-            return neurons * spike  # pooling leaves some neurons out, which cause nothing
+            return neurons * spike  # neurons that pooling leaves out cause no operations
         maps = shape[1:] if isinstance(reader.weighted, WeightedConv2d) else ()
         reached = fan_out(reader.weighted, maps)
         caused = self.weights(reader.name).operation * reached.channels * reached.places
@@ -112,9 +112,9 @@ class Cost:
 
 
 def sparsity_cost(counts: Counts, layer: str | None = None) -> Cost:
-    """Spikes divided by neurons: of all hidden layers together, as `Counts.sparsity`, or of one layer.
+    """The cost that equals spikes over neurons, of one hidden layer or of all together (`Counts.sparsity`).
 
-    Only the shape in `counts` is used. A layer that is not there is a ValueError.
+    Only the network's shape in `counts` is used. Raises ValueError if there is no such layer.
     """
     chosen = _chosen("sparsity_cost", [found for found in counts.layers if found.kind != "readout"], layer)
     neurons = sum(found.neurons for found in chosen)
@@ -122,10 +122,10 @@ def sparsity_cost(counts: Counts, layer: str | None = None) -> Cost:
 
 
 def operations_cost(counts: Counts, layer: str | None = None) -> Cost:
-    """Synaptic operations divided by the dense ANN's multiplications: of all layers that read spikes, or of one.
+    """The cost that equals synaptic operations over the dense ANN's products, of one or all layers that read spikes.
 
-    A first layer that reads real values multiplies them densely, whatever fires, and is on neither side. Arguments and
-    errors are those of `sparsity_cost`; `layer` is the one in which the operations are, the readout included.
+    A first layer that reads real values is left out of both: its products do not depend on spikes. Arguments and errors
+    are those of `sparsity_cost`; `layer` is the layer whose synapses do the operations, and may be the readout.
     """
     chosen = _chosen("operations_cost", [found for found in counts.layers if found.kind != "analog"], layer)
     synapses = sum(found.synapses for found in chosen)
@@ -133,17 +133,17 @@ def operations_cost(counts: Counts, layer: str | None = None) -> Cost:
 
 
 def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) -> Cost:
-    """Energy of a sample on a chip in microjoules: the total of `estimate` at nominal prices.
+    """The cost that equals a sample's energy on a chip in microjoules: the total of `estimate` at nominal prices.
 
-    An upper bound with gating: here neurons are awake from their window's start on, since when their first input comes
-    is no sum over events.
+    With gating it is an upper bound: neurons count as awake from their window's start, because the time of a neuron's
+    first input is no sum over events.
 
     Args:
-        counts: of a spiking network; only its shape is used.
-        chip, options: as of `estimate`; no `activity`.
+        counts: counts of a spiking network; only its shape is used.
+        chip, options: as in `estimate`; `options.activity` must be None.
     Raises:
-        ValueError: a chip without a price for synaptic operations, or for multiplications of a first layer that reads
-            real values.
+        ValueError: the chip has no price for synaptic operations, or for the multiplications of a first layer that
+            reads real values.
     """
     chip = as_chip(chip)
     unpriced = {
@@ -167,7 +167,7 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
     base = energy_uj(idle)
 
     def more(place: int, event: str) -> float:
-        """Cost of one more event: the estimate is linear in all of them."""
+        """Cost of one more event; the estimate is linear in the number of each event."""
         layers = list(idle.layers)
         layers[place] = replace(layers[place], **{event: getattr(layers[place], event) + 1.0})
         return energy_uj(replace(idle, layers=tuple(layers))) - base

@@ -1,4 +1,4 @@
-"""Tables, plots and one HTML page of an evaluated network, for a phone or a desktop."""
+"""Tables, plots and HTML pages of evaluated networks, for terminals, phones and desktops."""
 
 from ttfs_triton.report.figures import LayerSpikes, draw_chips, draw_layers, draw_sensitivity, draw_sweep, spikes_of
 from ttfs_triton.report.page import PageData, Sample, render_page, write_page

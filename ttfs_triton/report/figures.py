@@ -1,4 +1,4 @@
-"""Pictures of one evaluated network: SVG for a page, and files, PNG or SVG by their ending."""
+"""Pictures of one evaluated network: as SVG for a page, or as PNG or SVG files."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class LayerSpikes:
     """Spikes of one layer for one image; tensors are on the CPU.
 
     Attributes:
-        name: of the layer; "input" for a latency encoder.
-        window: number of its window, 0 for the first; layer l fires from time l on.
-        neurons: of the layer, before pooling.
-        index: [spikes] int64, which neurons fired, in their order in memory.
-        time: [spikes] float32, when, from the image's start, in windows.
-        length: of its window; 1 for all but a readout with another ramp.
+        name: name of the layer; "input" for a latency encoder.
+        window: number of the layer's window, from 0; layer l fires from time l on.
+        neurons: number of neurons before pooling.
+        index: [spikes] int64, indices of the neurons that fired, in memory order.
+        time: [spikes] float32, spike times from the image's start, in windows.
+        length: length of the layer's window; 1 except for a readout with another ramp.
     """
 
     name: str
@@ -60,12 +60,12 @@ def spikes_of(network: nn.Module, image: Tensor) -> tuple[LayerSpikes, ...]:
     """Spike times of all layers for one image.
 
     Args:
-        network: what `network_graph` takes, on any device; runs in evaluation mode and comes back in the mode it had.
-        image: [channels, height, width], as the network takes them.
+        network: a network for `network_graph`, on any device. It runs in evaluation mode; its mode is restored.
+        image: [channels, height, width], in the form that the network takes.
     Returns:
-        One entry a layer, in the order of the windows; the readout's neurons on their own ramp.
+        One entry for each layer, in the order of the windows; the readout's spikes are on its own ramp.
     Raises:
-        ValueError: no such network, or an image of another shape.
+        ValueError: the network is not accepted, or the image has another shape.
     """
     if image.ndim != 3:
         raise ValueError(
@@ -94,13 +94,13 @@ def spikes_of(network: nn.Module, image: Tensor) -> tuple[LayerSpikes, ...]:
     return tuple(layers)
 
 
-POINTS = ((64, 4.0), (1024, 2.5), (8192, 1.6))  # neurons of a layer at most, diameter of its points
+POINTS = ((64, 4.0), (1024, 2.5), (8192, 1.6))  # (most neurons of a layer, diameter of its points)
 
 
 def raster_svg(layers: Sequence[LayerSpikes]) -> str:
-    """A point a spike: time across, a band a layer downwards, neurons inside the band; the first output spike ringed.
+    """Spike raster: time across, one band for each layer, a point for each spike; a ring marks the first output spike.
 
-    Points are a picture inside the SVG, so its size hardly depends on their number.
+    The points are one bitmap inside the SVG, so that its size hardly depends on their number.
     """
 
     def draw(figure: Figure) -> None:
@@ -137,12 +137,12 @@ def raster_svg(layers: Sequence[LayerSpikes]) -> str:
 
 
 def _heights(row: int, layer: LayerSpikes) -> list[float]:
-    """Heights of the spikes of a layer inside its band."""
+    """Vertical positions of a layer's spikes inside the layer's band."""
     return (row + 0.08 + 0.84 * (layer.index.double() + 0.5) / max(layer.neurons, 1)).tolist()
 
 
 def histograms_svg(counts: Counts) -> str | None:
-    """Spikes by time in the window, a small picture a layer; None if no layer has a histogram."""
+    """Histograms of spike times in the window, one for each layer; None if no layer has a histogram."""
     layers = [layer for layer in counts.layers if sum(layer.histogram)]
     if not layers:
         return None
@@ -163,7 +163,7 @@ def histograms_svg(counts: Counts) -> str | None:
 
 
 def _histogram(axes: Axes, layer: LayerCounts) -> None:
-    """Spikes of a layer by time; a bin that towers over the others is cut off, and its share written beside it."""
+    """Histogram of a layer's spike times; a bin far above the others is cut off and labelled with its share."""
     bins = len(layer.histogram)
     shares = [spikes / sum(layer.histogram) for spikes in layer.histogram]
     edges = [place / bins for place in range(bins + 1)]
@@ -184,7 +184,7 @@ def _histogram(axes: Axes, layer: LayerCounts) -> None:
 
 
 def energy_svg(estimates: Sequence[Estimate]) -> str | None:
-    """Total energy a chip, with its range, open if terms have no price; None unless two chips have a price."""
+    """Total energy with its range on each chip, open if terms have no price; None unless two chips have prices."""
     totals = priced(estimates)
     if len(totals) < 2:
         return None
@@ -192,7 +192,7 @@ def energy_svg(estimates: Sequence[Estimate]) -> str | None:
 
 
 def sweep_svg(sweep: Sweep) -> str | None:
-    """Accuracy against time steps, a line for each number of weight bits; None without accuracies."""
+    """Accuracy against time steps, one line for each number of weight bits; None without accuracies."""
     if any(row.accuracy is None for row in sweep.rows):
         return None
     return page_svg("sweep", 3.4, lambda figure: sweep_on(figure, figure.subplots(), sweep))
@@ -207,15 +207,15 @@ def lines_svg(
     doubling: bool = False,
     levels: Mapping[str, float] | None = None,
 ) -> str | None:
-    """Accuracy in lines; None with fewer than two values across.
+    """Accuracy against a value, in lines; None with fewer than two values.
 
     Args:
-        name: of the figure, different from that of others.
-        lines: points (value, accuracy) of each line; "calibrated" in its name makes it dashed.
-        title: what is across.
-        images: that accuracies are shares of.
-        doubling: whether values across are powers of two.
-        levels: accuracies that are level lines, by name.
+        name: name of the figure, unique on its page.
+        lines: points (value, accuracy) by name of the line; "calibrated" in the name makes the line dashed.
+        title: title of the horizontal axis.
+        images: number of images over which accuracies were measured.
+        doubling: whether the horizontal axis has powers of two.
+        levels: accuracies to draw as horizontal lines, by name.
     """
     levels = levels or {}
     if len({x for points in lines.values() for x, _ in points}) < 2:
@@ -233,13 +233,13 @@ def lines_svg(
 
 
 def draw_layers(found: Estimate, path: str | Path) -> Path:
-    """A bar a layer, stacked by term, at nominal prices.
+    """Write a bar chart of energy at nominal prices, one bar for each layer, stacked by term; returns the path.
 
     Args:
-        found: with at least one price.
-        path: ends in .png, .svg or what else matplotlib writes.
+        found: an estimate with at least one price.
+        path: path of the picture, ending in .png, .svg or another format of matplotlib.
     Raises:
-        RuntimeError: matplotlib is not installed; likewise of the other pictures.
+        RuntimeError: matplotlib is not installed; so do the other functions that draw.
         ValueError: nothing in the estimate has a price.
     """
     terms, total = [(term, term.energy) for term in found.terms if term.energy is not None], found.total
@@ -266,11 +266,11 @@ def draw_layers(found: Estimate, path: str | Path) -> Path:
 
 
 def draw_chips(estimates: Sequence[Estimate], path: str | Path) -> Path:
-    """Total energies with their ranges on a logarithmic axis; open markers lack terms that have no price.
+    """Write a chart of total energies with their ranges; an open marker means that some terms have no price.
 
     Args:
-        estimates: one or several, of any chips or ways of computing; those without any price are named, not drawn.
-        path: as for `draw_layers`.
+        estimates: one or more estimates, on any chips; estimates without any price are named, not drawn.
+        path: as in `draw_layers`.
     Raises:
         ValueError: nothing in the estimates has a price.
     """
@@ -289,12 +289,12 @@ def draw_chips(estimates: Sequence[Estimate], path: str | Path) -> Path:
 
 
 def priced(estimates: Sequence[Estimate]) -> list[tuple[Estimate, Range]]:
-    """Estimates that have a total, each with its total."""
+    """Estimates whose total is above 0, each with its total."""
     return [(found, found.total) for found in estimates if found.total is not None and found.total.nominal > 0]
 
 
 def _chips_on(axes: Axes, totals: Sequence[tuple[Estimate, Range]]) -> None:
-    """Draw totals, a row each: range and nominal value, open if terms are missing, * without a published capacity."""
+    """Draw each total in a row: range, nominal value (open if terms are missing), * if capacity is unpublished."""
     several = len({found.implementation for found, _ in totals}) > 1
     ends, names, colour = list[float](), list[str](), COLOURS[4]
     for row, (found, total) in enumerate(totals):
@@ -315,13 +315,13 @@ def _chips_on(axes: Axes, totals: Sequence[tuple[Estimate, Range]]) -> None:
 
 
 def draw_sensitivity(swings: Sequence[Swing], path: str | Path) -> Path:
-    """Tornado: how far each price moves the total within its range, the widest on top.
+    """Write a tornado chart: how far each price moves the total within its range, the largest on top.
 
     Args:
-        swings: of `sensitivity`.
-        path: as for `draw_layers`.
+        swings: result of `sensitivity`.
+        path: as in `draw_layers`.
     Raises:
-        ValueError: there are no swings.
+        ValueError: `swings` is empty.
     """
     if not swings:
         raise ValueError("draw_sensitivity: swings must not be empty; got none. Give sensitivity a spread.")
@@ -348,13 +348,13 @@ def _finish_bars(figure: Figure, axes: Axes, unit: str, title: str) -> None:
 
 
 def draw_sweep(sweep: Sweep, path: Path | str) -> Path:
-    """Accuracy against time steps, and against energy if it was priced; a line for each number of weight bits.
+    """Write a chart of accuracy against time steps, and against energy if known, one line for each number of bits.
 
     Args:
-        sweep: with accuracies.
-        path: as for `draw_layers`.
+        sweep: a sweep with accuracies.
+        path: as in `draw_layers`.
     Raises:
-        ValueError: a sweep over samples without labels.
+        ValueError: the sweep ran over samples without labels.
     """
     if any(row.accuracy is None for row in sweep.rows):
         raise ValueError("draw_sweep: sweep must have accuracies; got none. Give labels with the batches.")
@@ -373,7 +373,7 @@ def draw_sweep(sweep: Sweep, path: Path | str) -> Path:
 
 
 def sweep_on(figure: Figure, axes: Axes, sweep: Sweep) -> None:
-    """Draw accuracy against time steps, with a legend below, where no line can be."""
+    """Draw accuracy against time steps, with a legend below the axes."""
     lines = _sweep_lines(sweep, lambda row: row.steps)
     accuracy_lines(axes, lines, sweep.samples, "time steps of a window", doubling=True)
     legend_below(figure, axes, columns=6, title="weight bits")

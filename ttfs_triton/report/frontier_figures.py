@@ -1,4 +1,4 @@
-"""Figures of a frontier's page: accuracy against each cost."""
+"""Figures of a sweep's page: accuracy against each cost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAULT_NAMES = {
     "stuck_neurons": "stuck neurons, share",
     "lost_spikes": "lost spikes, share",
 }
-# What a point is trained or calibrated for, in words.
+# Words for the keys that a point is trained or calibrated for.
 WORDS = {
     "target_sparsity": "activity {}",
     "target_operations": "operations {}",
@@ -37,17 +37,17 @@ WORDS = {
     "lost_spikes": "lost {}",
 }
 MARKS = (
-    "Large: the network as given. Joined: trained for one target; the cheapest is named. Filled: trained; open: "
+    "Large: the network as given. Joined: trained for one target; the cheapest is labelled. Filled: trained; open: "
     "calibrated, without training. Thin lines: 95 % confidence interval of the accuracy."
 )
 DENSE = f"{MARKS} Dashed: the dense ANN at the same precision."
 GRID = "Solid: trained on the grid; dashed: calibrated."
-DEADLINE = "All images decided by then: by the earliest output spike, or by potentials if there is none yet."
+DEADLINE = "At the deadline every image is decided: by its earliest output spike, or by potentials if it has none yet."
 DEADLINES = "deadline, windows from the image's start"
 
 
 class Section(NamedTuple):
-    """Figures of a page under one title: (SVG, what it shows, how to read it) each; `name` is its identifier."""
+    """Section of a page; each figure is (SVG, what it shows, how to read it), and `name` is the HTML identifier."""
 
     name: str
     title: str
@@ -55,7 +55,7 @@ class Section(NamedTuple):
 
 
 def sections(rows: Rows, here: FrontierRow | None = None) -> list[Section]:
-    """Sections with at least one figure; `here` is drawn among the points as another network."""
+    """Sections of the page that have at least one figure; `here` adds one network to the points."""
     found: list[Section] = []
 
     def add(name: str, title: str, *figures: tuple[str | None, str, str]) -> None:
@@ -81,7 +81,7 @@ def sections(rows: Rows, here: FrontierRow | None = None) -> list[Section]:
 
 
 def label(row: FrontierRow) -> str:
-    """A point in a few words: "activity 0.15", "4 steps, 4 bits, calibrated"."""
+    """A point in a few words, such as "activity 0.15" or "4 steps, 4 bits, calibrated"."""
     if row.point == FREE:
         return "as given"
     words = [WORDS[key].format(value) for key, value in _wanted(row).items()]
@@ -89,18 +89,18 @@ def label(row: FrontierRow) -> str:
 
 
 def _wanted(row: FrontierRow) -> dict[str, str]:
-    """Targets, grid and faults of a point by key; keys that say how it is trained are left out."""
+    """Targets, grid and faults of a point by key, without keys such as epochs and lr."""
     given = dict(part.split("=", 1) for part in row.point.split("+") if "=" in part)
     return {key: value for key, value in given.items() if key in WORDS}
 
 
 def of_networks(rows: Rows) -> list[FrontierRow]:
-    """Rows of kind "network": one for each point, without its faults and deadlines."""
+    """Rows of kind "network": one for each point, without simulations of faults and deadlines."""
     return [row for row in rows if row.kind == "network"]
 
 
 def memory_chip(rows: Rows) -> str | None:
-    """The first chip that prices memory; None without one."""
+    """Name of the first chip that prices memory; None if none does."""
     return next((each.chip for row in rows for each in row.energy if each.with_memory is not None), None)
 
 
@@ -128,7 +128,7 @@ def _grid_svg(rows: Rows, across: str) -> str | None:
 
 
 def _fault_svg(rows: Rows, kind: str) -> str | None:
-    """Accuracy against a kind of `FAULTS`, a line for each network that was trained; None without two points."""
+    """Accuracy against one kind of fault, a line for each trained network; None with fewer than two points."""
     others = [name for name in FAULTS if name != kind]
     own = [row for row in rows if row.kind == "faults" and not any(getattr(row, name) for name in others)]
     met = {(row.network, row.point) for row in own if getattr(row, kind)}
@@ -137,7 +137,7 @@ def _fault_svg(rows: Rows, kind: str) -> str | None:
 
 
 def _by(rows: Rows, across: str, group: Callable[[FrontierRow], str] = label) -> dict[str, list[tuple[float, float]]]:
-    """Points (value, accuracy) of each network and group."""
+    """Points (value of `across`, accuracy) by name of the network and its group."""
     several = len({row.network for row in rows}) > 1
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
@@ -155,9 +155,10 @@ def _scatter(
     wording: Callable[[float], str],
     dense: dict[str, float | None],
 ) -> str | None:
-    """Points of networks: filled if trained, open if calibrated; lines where dense ANNs are; None without two points.
+    """Scatter plot of accuracy against a cost, with a line at each dense ANN's cost; None with fewer than two points.
 
-    Points that were trained for a target alone are joined by a line, whose end is named.
+    Markers are filled for trained points, open for calibrated ones. A line joins the points that were trained for one
+    target alone; its cheapest point is labelled.
     """
     found = [(x, row) for row in of_networks(rows) if (x := cost(row))]
     if len(found) + (here is not None) < 2:

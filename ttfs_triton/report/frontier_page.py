@@ -1,4 +1,4 @@
-"""The page of a frontier: the cheapest points near the given network's accuracy, curves, and all points."""
+"""The HTML page of a sweep: cheapest points near the given network's accuracy, curves, and all points."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ttfs_triton.report.tables import Table, pairs_table
 from ttfs_triton.wording import energy, interval, number, percent, ratio, weight_bits_label
 
 NEAR = 0.01
-"""How much less accurate than the network as given a point may be to count as near it."""
+"""A point is near the given network if its accuracy is lower by at most this share of the images."""
 Columns = dict[str, Callable[[FrontierRow], str]]
 
 
 def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, Any]) -> Path:
-    """Write the page of a frontier; `about`: date, device, versions, command. Errors are those of `write_page`."""
+    """Write the page of a frontier; `about` holds date, device, versions and command. Raises as `write_page` does."""
     networks, facts = of_networks(rows), dict(about)
     if versions := facts.pop("versions", {}):
         facts["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -39,24 +39,24 @@ def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, Any]) -> Pat
 
 
 def cheapest_table(rows: Rows) -> Table:
-    """For each network, its cheapest points of nearly the same accuracy: by operations, by energy; and the verdict.
+    """The cheapest points of nearly each network's accuracy, by operations and by energy, and the verdict.
 
-    The verdict is the point with the least energy among those that cost less than the dense ANN both ways, with memory
-    and by arithmetic alone, and of which no part lacks a price.
+    The verdict is the point with the least energy that costs less than the dense ANN, both with memory and by
+    arithmetic alone, and whose operations all have prices.
     """
     chip, networks = memory_chip(rows), of_networks(rows)
     ways: dict[str, Callable[[FrontierRow], float | None]] = {"fewest operations": lambda row: row.synaptic_operations}
-    caption = f"Points at most {100 * NEAR:g} point below the network as given. "
+    caption = f"Points at most {100 * NEAR:g} point less accurate than the network as given. "
     if chip is None:
-        caption += "No chip here prices memory."
+        caption += "None of the chips prices memory."
     else:
         ways["least energy, memory included"] = lambda row: row.picojoules(chip, "with_memory")
         ways["least energy, arithmetic alone"] = lambda row: row.picojoules(chip, "arithmetic")
         ways["cheaper than the dense ANN"] = lambda row: (
             row.picojoules(chip, "with_memory") if _cheaper(row, chip) else None
         )
-        caption += f"Energies on {chip}; × is over the dense ANN; a point is cheaper if it is so with memory and "
-        caption += "by arithmetic alone."
+        caption += f"Energies on {chip}; × is the ratio to the dense ANN. A point is cheaper if it is so with "
+        caption += "memory and by arithmetic alone."
     measures: Columns = {
         "accuracy": lambda row: percent(row.accuracy),
         "operations": lambda row: number(row.synaptic_operations),
@@ -87,7 +87,7 @@ def _cheaper(row: FrontierRow, chip: str) -> bool:
 
 
 def points_table(networks: Rows) -> Table:
-    """One row a point."""
+    """Table of all points, one row for each."""
     chip, caption = memory_chip(networks), "Points"
     columns: Columns = {
         "accuracy (95% interval)": _accuracy,
@@ -99,7 +99,7 @@ def points_table(networks: Rows) -> Table:
     if chip is not None:
         columns["× with memory"] = lambda row: _with_memory(row, chip)
         columns["× arithmetic"] = lambda row: ratio(row.over_dense(chip, "arithmetic"))
-        caption = f"× is over the dense ANN on {chip}; in brackets at 4 to 128 time steps a window."
+        caption = f"× is the ratio to the dense ANN on {chip}; in brackets, at 4 to 128 time steps a window."
     columns["simulated alike"] = lambda row: "" if row.same_decisions is None else f"{row.same_decisions:,}"
     return _table(caption, networks, columns)
 
@@ -110,7 +110,7 @@ def _accuracy(row: FrontierRow) -> str:
 
 
 def _with_memory(row: FrontierRow, chip: str) -> str:
-    """The ratio with memory, with its range over numbers of steps unless a grid fixes them."""
+    """The ratio with memory, and its range over numbers of time steps unless a grid fixes the steps."""
     text, found = ratio(row.over_dense(chip, "with_memory")), row.on_chip(chip)
     if found is None or found.least_ratio is None or row.time_steps is not None:
         return text
@@ -118,7 +118,7 @@ def _with_memory(row: FrontierRow, chip: str) -> str:
 
 
 def _target(row: FrontierRow) -> str:
-    """Cost and goal of a target. The cost of a sparsity target is left out: activity has a column of its own."""
+    """Cost and goal of a target; a sparsity target shows no cost, because activity has its own column."""
     if row.cost is None or row.goal is None:
         return ""
     got = "" if row.target == "sparsity" else f"{row.cost:.4g} of "
@@ -126,7 +126,7 @@ def _target(row: FrontierRow) -> str:
 
 
 def faults_table(rows: Rows) -> Table:
-    """One row a fault that a network met."""
+    """Table of simulations with faults, one row for each."""
     columns: Columns = {name.replace("_", " "): lambda row, name=name: f"{getattr(row, name):g}" for name in FAULTS} | {
         "steps": lambda row: str(row.steps or "–"),
         "bits": lambda row: weight_bits_label(row.weight_bits) if row.time_steps else "8",
@@ -137,7 +137,7 @@ def faults_table(rows: Rows) -> Table:
 
 
 def deadlines_table(rows: Rows) -> Table:
-    """One row a deadline."""
+    """Table of decisions by deadline, one row for each deadline."""
     columns: Columns = {
         "deadline": lambda row: f"{row.deadline:.2f}",
         "mean decision time": lambda row: "–" if row.decision_time is None else f"{row.decision_time:.3f}",
@@ -148,7 +148,7 @@ def deadlines_table(rows: Rows) -> Table:
 
 
 def _table(caption: str, rows: Iterable[FrontierRow], columns: Columns) -> Table:
-    """A table with a row for each point; the network has a column if there are several."""
+    """A table with one row for each frontier row, and a column for the network if there are several."""
     rows = list(rows)
     several = len({row.network for row in rows}) > 1
     named: Columns = {"network": lambda row: row.network} if several else {}

@@ -1,4 +1,4 @@
-"""The table of a frontier: a row for each point with its costs. Written as CSV and JSON, read from JSON."""
+"""Table of a sweep: one row for each point with its accuracy and costs; written as CSV and JSON, read from JSON."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from ttfs_triton.wording import csv_text
 
 FORMAT = 1
 FREE = "free"
-"""Name of the point that is the network as it was given."""
+"""Name of the point at which the network is measured as given, without training."""
 Kind = Literal["network", "faults", "deadline"]
 FAULTS = tuple(FaultOptions.model_fields)
-_STRICT = ConfigDict(extra="forbid")  # rows are read from files
+_STRICT = ConfigDict(extra="forbid")  # rows come from files
 
 
 @dataclass(frozen=True, config=_STRICT)
 class ChipEnergy:
-    """Energy of an image on a chip, microjoules at nominal prices; None where the chip does not tell it apart.
+    """Energy of an image on a chip, microjoules at nominal prices; None if the chip has no separate price for it.
 
-    Of a simulation on the test images, as `ttfs evaluate` prices it.
+    The energy is of a simulation on the test images, priced as in `ttfs evaluate`.
 
     Attributes:
-        total, with_memory, arithmetic: of all that has a price; of arithmetic and memory; of arithmetic alone.
-        dense_with_memory, dense_arithmetic: the same of the dense ANN, at the same precision.
-        least_ratio, most_ratio: with memory, over the dense ANN, from 4 to 128 time steps a window; of a network on a
-            grid, at its own.
-        missing: operations of the network that have no price on the chip; their energy comes on top.
+        total, with_memory, arithmetic: sum of all priced terms, of arithmetic and memory, and of arithmetic alone.
+        dense_with_memory, dense_arithmetic: the same sums for the dense ANN, at the same precision.
+        least_ratio, most_ratio: lowest and highest ratio to the dense ANN with memory, over 4 to 128 time steps a
+            window; for a network on a grid, the ratio at the grid's steps.
+        missing: operations of the network that have no price on the chip; they cost extra.
     """
 
     chip: str
@@ -56,28 +56,29 @@ class FrontierRow:
     """Figures of a network at one point.
 
     Attributes:
-        network: that was given to the sweep.
-        point: "free", or what was asked for, KEY=VALUE+KEY=VALUE.
-        kind: "network": as evaluation runs it; "faults": simulated on a chip with faults; "deadline": decided in time.
+        network: name of the network that the sweep started from.
+        point: "free" for the network as given, or the point's KEY=VALUE+KEY=VALUE.
+        kind: "network": evaluated normally; "faults": simulated on a faulty chip; "deadline": decided by a deadline.
         trained: False if the network was only calibrated for the point. The free network counts as trained.
-        images: test images.
-        accuracy, first_spike_accuracy: shares of them, by the readout and by the earliest spike; by a deadline, of what
-            is decided by then or forced.
-        validation_accuracy: of the epoch that was kept; None without training here.
+        images: number of test images.
+        accuracy, first_spike_accuracy: share of correct images by the readout, and by the earliest spike; at a
+            deadline, images without a spike are decided by potentials.
+        validation_accuracy: accuracy of the epoch that was kept, on validation images; None if not trained here.
         target, goal, cost, reached: kind of the target, its goal, the cost on the test images, and whether the cost is
-            within the tolerance. Of several goals, the one that is missed most.
-        time_steps, weight_bits, state_bits: of its grid; None without.
+            within the tolerance. With several goals, the goal that is missed most.
+        time_steps, weight_bits, state_bits: grid of the network; None without a grid.
         spike_jitter, weight_noise, dead_neurons, stuck_neurons, lost_spikes: faults of the simulation, not of training.
-        deadline, decision_time: windows from the image's start; the second is the mean.
-        same_decisions, same_first_spike_decisions: images that network and simulator decide alike; of grids alone.
+        deadline, decision_time: deadline and mean decision time, in windows from the image's start.
+        same_decisions, same_first_spike_decisions: number of images on which network and simulator decide alike, by
+            potentials and by first spikes; None without a grid.
         sparsity: hidden spikes over hidden neurons.
-        spikes, synaptic_operations, dense_macs: of an image.
-        steps: time steps a window for which it is priced, or at which it is simulated.
-        energy: on each chip.
-        epochs: of the point's training; None without.
-        weights_sha256: of its weights' file; of a calibrated network, of the one it was made of.
-        folder: of its run, inside the sweep's folder.
-        device, date: of the measurement.
+        spikes, synaptic_operations, dense_macs: means for an image.
+        steps: time steps a window at which the network is simulated and priced.
+        energy: energy on each chip.
+        epochs: epochs of the point's training; None without training.
+        weights_sha256: checksum of the weights' file; for a calibrated network, of the original's file.
+        folder: folder of the point's run, inside the sweep's folder.
+        device, date: device and date of the measurement.
     """
 
     network: str
@@ -118,7 +119,7 @@ class FrontierRow:
 
     @classmethod
     def of(cls, network: str, point: str, grid: Grid | None, **more: Any) -> FrontierRow:
-        """The row of a network that has not been scored yet, trained unless said otherwise."""
+        """A row of a network that has not been scored yet; `trained` is True unless given."""
         row = cls(
             network=network, point=point, **{"kind": "network", "trained": True, "images": 0, "accuracy": 0.0} | more
         )
@@ -127,11 +128,11 @@ class FrontierRow:
         return replace(row, time_steps=grid.time_steps, weight_bits=grid.weight_bits, state_bits=grid.state_bits)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, which `FrontierRow(**values)` takes."""
+        """The row as JSON values; `FrontierRow(**values)` makes the row again."""
         return dataclasses.asdict(self)
 
     def flat(self) -> dict[str, Any]:
-        """The row as cells of a CSV table, with a column "CHIP: SUM_uj" for each energy."""
+        """The row as cells of a CSV table by column; each energy has a column "CHIP: SUM_uj"."""
         cells = self.to_dict()
         for amounts in cells.pop("energy"):
             chip = amounts.pop("chip")
@@ -139,28 +140,28 @@ class FrontierRow:
         return cells
 
     def on_chip(self, chip: str | None) -> ChipEnergy | None:
-        """The energy on a chip of this name."""
+        """The energy on the chip with this name; None if there is none."""
         return next((each for each in self.energy if each.chip == chip), None)
 
     def picojoules(self, chip: str | None, measure: str) -> float | None:
-        """One of the energies on a chip, by its name in `ChipEnergy`; None where it is not known."""
+        """An energy on a chip in pJ, by its name in `ChipEnergy`; None if it is unknown."""
         found = self.on_chip(chip)
         amount = None if found is None else getattr(found, measure)
         return None if amount is None else amount * 1e6
 
     def over_dense(self, chip: str | None, measure: str) -> float | None:
-        """Energy over that of the dense ANN on a chip; `measure` is "with_memory" or "arithmetic"."""
+        """Ratio of the energy on a chip to the dense ANN's; `measure` is "with_memory" or "arithmetic"."""
         own, dense = self.picojoules(chip, measure), self.picojoules(chip, f"dense_{measure}")
         return own / dense if own is not None and dense else None
 
 
 def with_costs(row: FrontierRow, counts: Counts, runs: Sequence[Run], chips: Iterable[str]) -> FrontierRow:
-    """The row with operations and energies of a network.
+    """The row with the network's spikes, operations and energies.
 
     Args:
-        row, counts: of the network, over the test images.
-        runs: simulations on the same images that are priced, the first one at the row's steps.
-        chips: to price on.
+        row, counts: row and counts of the network on the test images.
+        runs: simulations on the same images, for energies; the first is at the row's steps.
+        chips: names or paths of the chips to price on.
     """
     total, samples = counts.total(), counts.samples
     return replace(
@@ -175,7 +176,7 @@ def with_costs(row: FrontierRow, counts: Counts, runs: Sequence[Run], chips: Ite
 
 
 def _chip_energy(runs: Sequence[Run], chip: str) -> ChipEnergy:
-    """Energy of an image."""
+    """Energy of an image on one chip, and ratios to the dense ANN over all runs."""
     (counts, options), others = runs[0], runs[1:]
     found, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
     compared = verdict(counts, chip, options, others)
@@ -190,17 +191,17 @@ def _chip_energy(runs: Sequence[Run], chip: str) -> ChipEnergy:
 
 
 def write_table(folder: Path, name: str, rows: Sequence[FrontierRow], about: Mapping[str, Any]) -> None:
-    """Write NAME.csv and NAME.json, with `about` (machine, versions, ...) in it; each whole or not at all."""
+    """Write NAME.csv, and NAME.json with `about` (machine, versions, ...) in it; each file atomically."""
     write_text(folder / f"{name}.csv", csv_text([row.flat() for row in rows]))
     write_json(folder / f"{name}.json", {"format": FORMAT, **about, "rows": [row.to_dict() for row in rows]})
 
 
 def read_table(path: Path) -> tuple[list[FrontierRow], dict[str, Any]]:
-    """The rows of a frontier, and how they were made, from its JSON or the folder of a sweep.
+    """The rows of a frontier, and how they were made, from a frontier.json or a sweep's folder.
 
     Raises:
-        ValueError: there is no such file, or it is damaged or of a later version.
-        OSError: it cannot be read.
+        ValueError: the file does not exist, is damaged, has no rows or has another format version.
+        OSError: the file cannot be read.
     """
     path = path / "frontier.json" if path.is_dir() else path
     try:
@@ -208,11 +209,11 @@ def read_table(path: Path) -> tuple[list[FrontierRow], dict[str, Any]]:
         rows = [FrontierRow(**row) for row in values.pop("rows")]
         if values.pop("format") == FORMAT and rows:
             return rows, values
-        problem = "it has no rows, or those of a later version"
+        problem = "it has no rows or another format version"
     except FileNotFoundError:
         problem = "there is no such file"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = str(error)
     raise ValueError(
-        f"frontier: {path} must be a table that ttfs sweep wrote, frontier.json; {problem}. Give its folder."
+        f"frontier: {path} must be a table that ttfs sweep wrote, frontier.json; {problem}. Give the folder of a sweep."
     )

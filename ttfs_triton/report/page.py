@@ -1,4 +1,4 @@
-"""One evaluated network as a self-contained HTML page."""
+"""The report of one evaluated network: a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Sample:
 
     Attributes:
         image: [channels, height, width], in [0, 1].
-        spikes: of all layers, as `spikes_of` gives them.
-        label, prediction: names of its class, and of the one that the network decided for.
-        class_names: one name an output neuron, to name the first output spike; empty names it by its number.
+        spikes: spikes of all layers, from `spikes_of`.
+        label, prediction: names of the image's class and of the predicted class.
+        class_names: class name of each output neuron, for the first output spike; if empty, its number is shown.
     """
 
     image: Tensor
@@ -61,11 +61,11 @@ class Sample:
         place = int(last.time.argmin())
         neuron, time = int(last.index[place]), float(last.time[place])
         name = self.class_names[neuron] if neuron < len(self.class_names) else str(neuron)
-        return f"The first output spike is that of class {name}, {time:.2f} windows after the image's start."
+        return f"The first output spike is for class {name}, {time:.2f} windows after the image's start."
 
     @property
     def png(self) -> str:
-        """The image as PNG in base64; channels are averaged unless there are 1 or 3."""
+        """The image as a PNG in base64; its channels are averaged unless there are 1 or 3."""
         pixels = self.image.detach().float().cpu().clamp(0, 1)
         if pixels.shape[0] not in (1, 3):
             pixels = pixels.mean(dim=0, keepdim=True)
@@ -77,22 +77,22 @@ class Sample:
 
 @dataclass(frozen=True)
 class PageData:
-    """One network, evaluated on one data set. The page leaves out fields that are None or empty.
+    """Everything that the page shows of one network on one data set; fields that are None or empty are left out.
 
     Attributes:
-        title, dataset: of the page; name of the data.
-        network: its configuration, `NetworkConfig.to_dict()`.
-        images: evaluated.
-        accuracy, first_spike_accuracy: shares of images, by the readout's potentials and by the first output spike.
-        ties, no_spike: images with several first output spikes at the same time, and without any.
-        counts: of `count`.
-        sample: an image for the raster.
-        energy: one estimate a chip.
-        chip: whose energy is among the headline figures, one of `energy`. Default: the first that prices memory, or
-            anything.
+        title, dataset: title of the page, and name of the data set.
+        network: the network's configuration, `NetworkConfig.to_dict()`.
+        images: number of images evaluated.
+        accuracy, first_spike_accuracy: share of correct images by the readout, and by the first output spike.
+        ties, no_spike: number of images with several first output spikes at once, and without an output spike.
+        counts: counts of the network, from `count`.
+        sample: an image for the spike raster.
+        energy: one estimate for each chip.
+        chip: name of the chip whose energy is a headline figure, one of `energy`. Default: the first chip that prices
+            memory, else the first with any price.
         comparison, simulation, sweep, deadlines: further analyses.
-        frontier, here: points of a sweep, and this network among them.
-        facts: how the page was made (versions, device, date, command), in the order in which they are shown.
+        frontier, here: points of a sweep, and this network's row among them.
+        facts: how the page was made (versions, device, date, command), in the order shown.
     """
 
     title: str
@@ -117,12 +117,12 @@ class PageData:
 
     @property
     def layers(self) -> str:
-        """The specification, or the builder of a network without one."""
+        """The network's specification, or the builder of a network without a specification."""
         return self.network.get("specification") or self.network.get("builder", "")
 
     @property
     def headline_energy(self) -> Estimate | None:
-        """The estimate of the headline: that of `chip`; else the first that prices memory, or anything."""
+        """The estimate for the headline, on `chip`; by default the first with a price for memory, or with any price."""
         if self.chip is not None:
             return next(found for found in self.energy if found.chip.name == self.chip)
         priced = [found for found in self.energy if found.total is not None]
@@ -130,22 +130,22 @@ class PageData:
 
 
 def write_page(path: Path, data: PageData) -> Path:
-    """Write the page, whole or not at all, and return its path.
+    """Write the page atomically and return its path.
 
     Args:
-        path: of the HTML file; its folder must exist. A file that is there is replaced.
-        data: what to show.
+        path: path of the HTML file, in an existing folder. An existing file is replaced.
+        data: figures to show.
     Raises:
         RuntimeError: matplotlib is not installed.
-        OSError: the file cannot be written; the old one, if any, is untouched.
+        OSError: the file cannot be written; an existing file is untouched.
     """
     write_text(Path(path), render_page(data))
     return Path(path)
 
 
 def render_page(data: PageData) -> str:
-    """The page as text; the same data give the same text. Raises RuntimeError without matplotlib."""
-    chips: dict[str, list[Estimate]] = {}  # that of the headline first
+    """The page as HTML text; equal data give equal text. Raises RuntimeError without matplotlib."""
+    chips: dict[str, list[Estimate]] = {}  # the headline's chip is first
     estimates = sorted(data.energy, key=lambda found: found is not data.headline_energy)
     for found in (*estimates, *(data.comparison.estimates if data.comparison else ())):
         chips.setdefault(found.chip.name, []).append(found)
@@ -163,7 +163,7 @@ def render_page(data: PageData) -> str:
 
 
 def render(template: str, **names: Any) -> str:
-    """Render a template of this folder with these names; it also sees the modules `tables` and `figures`."""
+    """A template of this folder as HTML text; the template sees `names` and the modules `tables` and `figures`."""
     require_matplotlib("write_page")
     environment = template_environment("ttfs_triton.report")
     environment.filters["linked"] = linked
@@ -172,7 +172,7 @@ def render(template: str, **names: Any) -> str:
 
 
 def template_environment(package: str, *, autoescape: bool = True) -> Environment:
-    """Templates in the folder of a package, with words for numbers as filters; unknown names in them are errors."""
+    """Jinja environment for templates in a package's folder; filters format numbers, unknown names are errors."""
     loader = PackageLoader(package, ".")
     found = Environment(
         loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -182,8 +182,8 @@ def template_environment(package: str, *, autoescape: bool = True) -> Environmen
 
 
 def linked(text: str) -> Markup:
-    """Text as HTML, escaped, in which web addresses are links; no line ends behind × or before a unit of energy."""
-    parts = list[str | Markup](ADDRESS.split(TIED.sub("\u00a0", text)))  # every other one is an address
+    """Escaped text as HTML, with web addresses as links and no line break after × or before a unit of energy."""
+    parts = list[str | Markup](ADDRESS.split(TIED.sub("\u00a0", text)))  # every second part is an address
     for place, address in enumerate(parts[1::2]):
         target = address if address.startswith("http") else f"https://{address}"
         parts[2 * place + 1] = Markup('<a href="{}" rel="noopener">{}</a>').format(target, address)
@@ -191,7 +191,7 @@ def linked(text: str) -> Markup:
 
 
 def headlines(data: PageData) -> list[tuple[str, str, str]]:
-    """Headline figures: (title, figure, note) each."""
+    """Headline figures of the page, each as (title, figure, note)."""
     low, high = interval(data.accuracy, data.images)
     spikes = f"{number(data.ties)} tied, {number(data.no_spike)} without an output spike"
     found = [

@@ -1,4 +1,4 @@
-"""Drawing with matplotlib: files, SVG for pages, axes; needs the extra `plot`."""
+"""Matplotlib helpers: picture files, SVG for pages, styles and axes; needs the extra `plot`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 Draw = Callable[["Figure"], object]
 
-INK, PAPER = "#223344", "#fefdfc"  # replaced on a page by its colours of text and background
-PAGE_WIDTH, FILE_WIDTH = 5.0, 6.5  # inches; a phone shows the first on about 4.5
-# How all our pictures look.
+INK, PAPER = "#223344", "#fefdfc"  # a page replaces them by its own text and background colours
+PAGE_WIDTH, FILE_WIDTH = 5.0, 6.5  # inches; a phone shows a page's figures about 4.5 wide
+# Style of all pictures.
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "ttfs-triton",
     "font.size": 10,
@@ -40,13 +40,13 @@ STYLE: dict[Any, Any] = {
 }
 PAGE_STYLE: dict[Any, Any] = STYLE | {
     "svg.fonttype": "none",  # text stays text: small, sharp, in the page's font
-    "text.parse_math": False,  # names are names, also with a dollar sign
+    "text.parse_math": False,  # a name with a dollar sign is no formula
     "font.family": "sans-serif",
     "font.size": 11,
     "savefig.transparent": True,
     "savefig.dpi": 200,
 }
-# Okabe-Ito colours, which differ for the colour-blind and in print; hatches and markers tell apart beyond them.
+# Okabe-Ito colours, distinct for the colour-blind and in print; with more series, hatches and markers differ too.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7A7A7A")
 HATCHES = ("", "///", "...")
 LINES = tuple(
@@ -56,7 +56,7 @@ ACCURACIES = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0
 
 
 def to_file(function: str, path: str | Path, height: float, draw: Draw) -> Path:
-    """Write what `draw` draws, PNG or SVG by the ending; the height is in inches, errors are those of `function`."""
+    """Write the figure that `draw` draws, as PNG or SVG by `path`; height in inches. Errors name `function`."""
     require_matplotlib(function)
     undated = {"metadata": {"Date": None}} if Path(path).suffix == ".svg" else {}
     _draw(STYLE, (FILE_WIDTH, height), draw, path, dpi=150, **undated)
@@ -64,7 +64,7 @@ def to_file(function: str, path: str | Path, height: float, draw: Draw) -> Path:
 
 
 def page_svg(name: str, height: float, draw: Draw) -> str:
-    """What `draw` draws as SVG of a page; the name keeps its identifiers apart from other figures'."""
+    """The figure that `draw` draws, as SVG text for a page; `name` keeps its identifiers unique on the page."""
     text = io.StringIO()
     style = {**PAGE_STYLE, "svg.hashsalt": name}
     _draw(style, (PAGE_WIDTH, height), draw, text, format="svg", metadata={"Date": None})
@@ -82,13 +82,13 @@ def _draw(style: dict[Any, Any], size: tuple[float, float], draw: Draw, file: st
 
 
 def require_matplotlib(function: str) -> None:
-    """RuntimeError, in the name of a function, where matplotlib is not installed."""
+    """Raise RuntimeError if matplotlib is not installed; the message names `function`."""
     if importlib.util.find_spec("matplotlib") is None:
         raise RuntimeError(f"{function}: matplotlib must be installed; found none. pip install 'ttfs-triton[plot]'")
 
 
 def _for_page(svg: str) -> str:
-    """The SVG without headers, metadata, styles, sizes and identifiers of groups; in the page's colours."""
+    """The SVG in the page's colours, without headers, metadata, styles, sizes and group identifiers."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
@@ -101,9 +101,9 @@ def _for_page(svg: str) -> str:
 def accuracy_lines(
     axes: Axes, lines: Mapping[str, Sequence[tuple[float, float]]], samples: int, title: str, *, doubling: bool = False
 ) -> None:
-    """Draw a line for each name, through its points (value, accuracy); dashed if the name has "calibrated" in it.
+    """Draw one line for each name through its points (value, accuracy), dashed if the name contains "calibrated".
 
-    Values across have a title; those that double, such as time steps, are each named.
+    `title` names the horizontal axis. With `doubling`, for values such as time steps, each value has a tick.
     """
     if doubling:
         values = sorted({value for points in lines.values() for value, _ in points})
@@ -111,7 +111,7 @@ def accuracy_lines(
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()
     axes.set_xlabel(title)
-    most = 1 - 0.5 / samples  # nothing wrong is less than half an image wrong: a scale of errors has no place for 0
+    most = 1 - 0.5 / samples  # at least half an image counts as wrong: a logarithmic scale of errors has no 0
     for place, (name, points) in enumerate(lines.items()):
         colour, marker = LINES[place % len(LINES)]
         values, accuracies = zip(*sorted(points), strict=True)
@@ -128,7 +128,7 @@ def accuracy_lines(
 
 
 def accuracy_axis(axes: Axes, accuracies: Sequence[float], samples: int) -> None:
-    """Accuracies upwards, shares of so many samples; errors far apart, say 1 % and 90 %, on a logarithmic scale."""
+    """Make accuracy the vertical axis; if errors are far apart, such as 1 % and 90 %, their scale is logarithmic."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     axes.set_ylabel("accuracy")
@@ -147,7 +147,7 @@ def _by_error(accuracy: Any) -> Any:
 
 
 def value_axis(axes: Axes, values: Sequence[float], wording: Callable[[float], str] = energy) -> None:
-    """Values to the right, by default picojoules, in words; far apart, say 1 nJ and 1 µJ, on a logarithmic scale."""
+    """Make values the horizontal axis, labelled by `wording`; values far apart, such as 1 nJ and 1 µJ, logarithmic."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     if max(values) < 3 * min(values):
@@ -164,12 +164,12 @@ def value_axis(axes: Axes, values: Sequence[float], wording: Callable[[float], s
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 3, title: str | None = None) -> None:
-    """A legend below the axes, where nothing is drawn."""
+    """Add a legend below the axes, where it covers no data."""
     options: dict[str, Any] = {"loc": "outside lower left", "alignment": "left", "frameon": False, "fontsize": 9}
     figure.legend(*axes.get_legend_handles_labels(), ncols=columns, title=title, **options)
 
 
 def grid(axes: Axes, axis: Literal["x", "y"]) -> None:
-    """Thin lines behind what is drawn."""
+    """Add thin grid lines behind the data."""
     axes.grid(axis=axis, color=INK, linewidth=0.5, alpha=0.15)
     axes.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""Tables as text and bars, for page, card and terminal; estimates of energy also as CSV."""
+"""Tables of counts, sweeps and energies for page, card and terminal; energy estimates also as CSV."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Cell:
-    """Text with a bar under it, whose length is a share in [0, 1]."""
+    """Cell of a table: a text over a bar whose length is a share in [0, 1]."""
 
     text: str
     share: float
 
     @classmethod
     def of(cls, share: float) -> Cell:
-        """A share in words; NaN has no bar."""
+        """Cell that shows a share as a percentage; NaN has no bar."""
         return cls(small_percent(share), min(1.0, max(0.0, share)) if share == share else 0.0)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first column names the rows. Columns of words, `prose`, wrap; the others hold figures."""
+    """A table whose first column names the rows. Columns with an index in `prose` hold words and wrap."""
 
     caption: str
     headers: tuple[str, ...]
@@ -62,19 +62,19 @@ class Table:
         columns: Mapping[str, Callable[[Row], str | Cell]],
         prose: tuple[int, ...] = (),
     ) -> Table:
-        """A table with a column for each header, whose function makes a row's cell."""
+        """A table with one column for each header in `columns`; the header's function makes the cell of a row."""
         cells = tuple(tuple(cell(row) for cell in columns.values()) for row in rows)
         return cls(caption, tuple(columns), cells, prose)
 
 
 def on_terminal(table: Table) -> TerminalTable:
-    """The table for `rich.print`."""
+    """The table in a form for `rich.print`."""
     rows = [[cell if isinstance(cell, str) else cell.text for cell in row] for row in table.rows]
     return TerminalTable(table.caption, table.headers, rows, table.prose)
 
 
 def activity_table(counts: Counts) -> Table:
-    """Spikes a layer."""
+    """Table of spikes, one row for each layer."""
     columns: dict[str, Callable[[LayerCounts], str | Cell]] = {
         "layer": lambda layer: layer.name,
         "firing": lambda layer: Cell.of(layer.sparsity),
@@ -88,7 +88,7 @@ def activity_table(counts: Counts) -> Table:
 
 
 def operations_table(counts: Counts) -> Table:
-    """Synaptic operations a layer, against the multiply-accumulates of a dense network; sums in the last row."""
+    """Table of each layer's synaptic operations and the dense ANN's multiply-accumulates; sums in the last row."""
     total = counts.total()
     keys = ("synaptic_operations", *(["analog_macs"] if total["analog_macs"] else []), "dense_macs")
     sources = [(layer.name, {key: getattr(layer, key) for key in keys}) for layer in counts.layers]
@@ -102,7 +102,7 @@ def operations_table(counts: Counts) -> Table:
 
 
 def sweep_table(sweep: Sweep) -> Table:
-    """Accuracy: steps downwards, weight bits across."""
+    """Table of a sweep's accuracies, one row for each number of steps, one column for each number of bits."""
     found = {(row.steps, row.weight_bits): percent(row.accuracy) for row in sweep.rows}
     steps, bits = (list(dict.fromkeys(values)) for values in zip(*sorted(found, key=lambda key: key[0]), strict=True))
     headers = ("steps", *(f"{each} bits" if each is not None else "float" for each in bits))
@@ -111,8 +111,8 @@ def sweep_table(sweep: Sweep) -> Table:
 
 
 def sweep_details(sweep: Sweep) -> Table:
-    """All figures of a sweep."""
-    caption = f"All figures over {number(sweep.samples)} images; those of work are of an image"
+    """Table of all figures of a sweep."""
+    caption = f"All figures over {number(sweep.samples)} images; spikes and synops of one image"
     columns: dict[str, Callable[[SweepRow], str]] = {
         "bits": lambda row: weight_bits_label(row.weight_bits),
         "steps": lambda row: str(row.steps),
@@ -130,7 +130,7 @@ def sweep_details(sweep: Sweep) -> Table:
 
 
 def deadline_table(rows: Sequence[DeadlineRow]) -> Table:
-    """Accuracy against the deadline, where something changes; the last row ends it."""
+    """Table of accuracies by deadline, with the deadlines at which something changes and the last one."""
     figures = [(row.accuracy, row.decided) for row in rows]
     changed = [row for row, (before, after) in zip(rows[1:], pairwise(figures), strict=True) if before != after]
     shown = dict.fromkeys([*rows[:1], *changed, *rows[-1:]])
@@ -146,7 +146,7 @@ def deadline_table(rows: Sequence[DeadlineRow]) -> Table:
 def pairs_table(
     caption: str, pairs: Iterable[tuple[str, object]], headers: tuple[str, str] = ("what", "value")
 ) -> Table:
-    """Names and values."""
+    """Table of names and values."""
     return Table(caption, headers, tuple((name, str(value)) for name, value in pairs), (1,))
 
 
@@ -157,7 +157,7 @@ NO_PRICE = "no published price"
 
 
 def why_missing(*estimates: Estimate) -> dict[str, list[str]]:
-    """Names of the terms that are in no sum, by reason: no published price first, then no count."""
+    """Names of the terms that are in no sum, by reason; the reason "no published price" is first."""
     why: dict[str, list[str]] = {NO_PRICE: []}
     for found in estimates:
         for term in found.unpriced:
@@ -169,18 +169,18 @@ def why_missing(*estimates: Estimate) -> dict[str, list[str]]:
 
 
 def not_in_it(found: Estimate) -> str:
-    """Terms that are in no sum, in words, with the reason unless it is a price that nobody published."""
+    """Text with the terms that are in no sum, and the reason unless it is an unpublished price."""
     parts = [", ".join(names) + ("" if why == NO_PRICE else f" ({why})") for why, names in why_missing(found).items()]
     return "; ".join(parts) or "nothing"
 
 
 def capacity_unpublished(chip: Chip) -> bool:
-    """Whether nobody published how many neurons or synapses a chip holds, and so how many chips a network needs."""
+    """Whether the chip's number of neurons and synapses is unpublished, so that a network may need several chips."""
     return "synop" in chip.prices and chip.capacity.neurons is None and chip.capacity.synapses is None
 
 
 def chips_table(estimates: Sequence[Estimate]) -> Table:
-    """One row a chip."""
+    """Table of estimates, one row for each chip."""
     rows = []
     for found in estimates:
         missing = not_in_it(found) + ("; capacity not published" if capacity_unpublished(found.chip) else "")
@@ -194,7 +194,7 @@ def chips_table(estimates: Sequence[Estimate]) -> Table:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """One row for each way of computing the network, with its ratios to the first one; memory comes first."""
+    """Table with one row for each way of computing the network; ratios are to the first row."""
     first, rows = comparison.estimates[0], []
     for found in comparison.estimates:
         cells = list[str]()
@@ -217,7 +217,7 @@ def break_even(comparison: Comparison) -> list[str]:
 
 
 def layers_table(found: Estimate) -> Table:
-    """Layers against kinds of operations; sums in the last row."""
+    """Table of energies, one row for each layer, one column for each kind of operation; sums in the last row."""
     parts = {
         layer: replace(found, terms=tuple(term for term in found.terms if term.layer == layer))
         for layer in found.by_layer()
@@ -238,7 +238,7 @@ def _cell(found: Estimate, kind: TermKind) -> str:
 
 
 def terms_table(found: Estimate) -> Table:
-    """One row a kind of operation, over all layers; sums in the last rows."""
+    """Table of energies, one row for each operation over all layers; sums in the last rows."""
     rows = []
     for name, amount in found.by_term().items():
         own = [term for term in found.terms if term.name == name]
@@ -254,7 +254,7 @@ def terms_table(found: Estimate) -> Table:
 
 
 def prices_table(estimates: Sequence[Estimate]) -> Table:
-    """Every price that was used on one chip, with its source."""
+    """Table of all prices used on one chip, with their sources."""
     found: dict[tuple[str, str], list[Term]] = {}
     for term in (term for each in estimates for term in each.terms):
         found.setdefault((term.price_name, term.price.source if term.price else "–"), []).append(term)
@@ -276,17 +276,17 @@ def small_print(*estimates: Estimate) -> list[str]:
 
 
 def print_estimate(found: Estimate, console: Console | None = None) -> None:
-    """Print one estimate: layers, terms, sums, and what they depend on."""
+    """Print one estimate: layers, terms, sums, assumptions and warnings."""
     _print(console, small_print(found), layers_table(found), terms_table(found))
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Print a comparison: the table, break-even points, and what they depend on."""
+    """Print a comparison: the table, the break-even points, assumptions and warnings."""
     _print(console, break_even(comparison) + small_print(*comparison.estimates), comparison_table(comparison))
 
 
 def print_chips(estimates: Sequence[Estimate], console: Console | None = None) -> None:
-    """Print estimates on several chips, and warnings."""
+    """Print the table of estimates on several chips, and their warnings."""
     warnings = [f"warning: {line}" for found in estimates for line in found.warnings]
     _print(console, list(dict.fromkeys(warnings)), chips_table(estimates))
 
@@ -296,9 +296,9 @@ def _print(console: Console | None, lines: Sequence[str], *tables: Table) -> Non
 
 
 def csv_rows(found: Estimate) -> list[dict[str, Any]]:
-    """One row a term, with the keys `COLUMNS`; counts are of one sample, an unknown figure is empty.
+    """Rows for a CSV file, one for each term, with keys `COLUMNS`; counts are for one sample, unknown figures empty.
 
-    Static power counts microseconds, at a price in pJ a microsecond (µW).
+    The count of static power is in microseconds, its price in pJ a microsecond (µW).
     """
     rows = []
     for term in found.terms:
@@ -312,6 +312,6 @@ def csv_rows(found: Estimate) -> list[dict[str, Any]]:
 
 
 def write_csv(path: str | Path, *estimates: Estimate) -> Path:
-    """Write the rows of estimates into one file; returns its path."""
+    """Write the `csv_rows` of all estimates into one CSV file; returns its path."""
     write_text(Path(path), csv_text([row for found in estimates for row in csv_rows(found)]))
     return Path(path)

@@ -215,7 +215,7 @@ def test_unknown_names_are_refused(name, message):
         ("node_nm = 22", f"notes = {'[' * 10_000}", "must be TOML; got an error"),
         ("node_nm = 22", "# \udcff", "must be TOML; got an error: 'utf-8' codec"),
         ("node_nm = 22", "#" * 300_000, "must have at most 262144 bytes; got more"),
-        ("[prices.synop]", f"{MEMORY}[prices.synop]", "memory must be absent, for synop_scope"),
+        ("[prices.synop]", f"{MEMORY}[prices.synop]", "memory must be absent, because synop_scope"),
     ],
 )
 def test_bad_files_are_refused(write, old, new, message):
@@ -235,7 +235,7 @@ def test_scopes_forbid_what_they_hold(scope):
     for key, (dimension, _) in PRICES.items():
         prices = {"synop": Price(1, **GIVEN), key: Price(1, **GIVEN | {"unit": next(iter(UNITS[dimension]))})}
         if key in SCOPES[scope]:
-            with pytest.raises(ValueError, match=f"{key} must be absent, for synop_scope"):
+            with pytest.raises(ValueError, match=f"{key} must be absent, because synop_scope"):
                 Chip("x", "a chip", scope, prices)
         else:
             assert key in Chip("x", "a chip", scope, prices).prices
@@ -243,7 +243,7 @@ def test_scopes_forbid_what_they_hold(scope):
 
 def test_chip_refuses_prices_that_contradict_each_other():
     synop = Price(1, **GIVEN)
-    with pytest.raises(ValueError, match="neuron_update must be absent, for included holds it already"):
+    with pytest.raises(ValueError, match="neuron_update must be absent, because included covers it already"):
         Chip("x", "a chip", "including fetch", {"synop": synop, "neuron_update": synop}, included=("neuron_update",))
     with pytest.raises(ValueError, match=r'prices.synop must be absent for synop_scope = "arithmetic"'):
         Chip("x", "a chip", "arithmetic", dict.fromkeys(("accumulate", "multiply_accumulate", "synop"), synop))

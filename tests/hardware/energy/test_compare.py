@@ -150,7 +150,7 @@ def test_ratios_are_those_of_estimates():
 
 
 CHEAPER, NOT_CHEAPER = "Cheaper than the dense ANN, with memory and without", "Not cheaper than the dense ANN"
-NO_PRICE = "No verdict: c has no price for divisions, which comes on top."
+NO_PRICE = "No verdict: c has no price for divisions, which costs extra."
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_cheaper_needs_both(with_memory, arithmetic, missing, cheaper, last):
 
 def test_chips_that_price_less_say_less():
     options = RunOptions(steps=8)
-    silent = ["loihi does not price the dense ANN: nothing is said about which is cheaper."]
+    silent = ["loihi does not price the dense ANN: which of the two is cheaper is unknown."]
     assert verdict(COUNTS, "loihi", options).sentences() == silent
     alone = verdict(COUNTS, "horowitz45:int8", options)
     assert (alone.with_memory, alone.cheaper) == ((), False)

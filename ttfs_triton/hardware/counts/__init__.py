@@ -1,1 +1,1 @@
-"""Exact counts of a running network."""
+"""Exact counts of spikes and operations in a running network."""

@@ -1,7 +1,7 @@
-"""Counting while a network runs: spikes where layers record them, operations where spikes arrive.
+"""Counting of spikes and synaptic operations while a network runs.
 
-`count(model, batches)` runs the network; inside `with counting(model) as counter:` anything may run it, such as the
-trainer's evaluation. Counts stay on the device, as int64, until `counter.counts()` reads them.
+`count(model, batches)` runs the network itself. Inside `with counting(model) as counter:` other code runs it, such as
+the trainer's evaluation. Counts stay on the device, as int64, until `counter.counts()` reads them.
 """
 
 from __future__ import annotations
@@ -32,21 +32,23 @@ def count(
     by_sample: bool = True,
     accelerator: Accelerator | None = None,
 ) -> Counts:
-    """Run a network over batches and count what it does.
+    """Run a network over batches and count its spikes and operations.
 
     Args:
-        model: what `network_graph` takes; not compiled. Runs in evaluation mode and comes back in the mode it had.
-        batches: images [N, ...], or tuples that start with them, as the model takes them; moved to its device.
-        histogram_bins: bins of the spike-time histograms; 0 for none.
-        histogram_samples: the first samples of each process go into them, since histograms cost more than all else.
-            Even of 128 neurons of which every third fires, 250 samples leave about 200 spikes a bin, good to 7 %.
-        by_sample: keep spikes and synaptic operations of each sample.
-        accelerator: sums over its processes, each of which must count other samples. Default: this process alone.
+        model: a network that `network_graph` accepts, not compiled. It runs in evaluation mode; its mode is restored.
+        batches: images [N, ...] in the form that the model takes, or tuples that start with such images. They are moved
+            to the model's device.
+        histogram_bins: number of bins of the spike-time histograms; 0 for no histograms.
+        histogram_samples: number of samples, the first of each process, in the histograms, which cost more than all
+            other counts. With 128 neurons, a third of them firing, 250 samples give about 200 spikes a bin (± 7 %).
+        by_sample: whether to keep the spikes and synaptic operations of each sample.
+        accelerator: sum the counts over its processes, each of which must count different samples. Default: count in
+            this process alone.
     Returns:
         Exact counts, summed over samples.
     Raises:
-        NetworkError: a model that is no network of our layers; says what to use in its place.
-        ValueError: no batches.
+        NetworkError: the model is no network of this project's layers. The message says what to use instead.
+        ValueError: `batches` is empty.
     Example:
         >>> from ttfs_triton.nn import cnn1
         >>> counts = count(cnn1(), [torch.rand(4, 1, 28, 28)])
@@ -64,7 +66,7 @@ def count(
 
 
 def graph_of_batches(function: str, model: nn.Module, batches: Iterable[Any]) -> tuple[NetworkGraph, Iterable[Any]]:
-    """Graph of a model for the images of batches, and an iterator over all batches; errors name `function`."""
+    """The model's graph for images of the batches' shape, and an iterator over all batches; errors name `function`."""
     remaining = iter(batches)
     first = next(remaining, None)
     if first is None:
@@ -73,7 +75,7 @@ def graph_of_batches(function: str, model: nn.Module, batches: Iterable[Any]) ->
 
 
 def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Images and, if there are, labels of a batch."""
+    """Images of a batch, and its labels or None."""
     if isinstance(batch, Tensor):
         return batch, None
     return batch[0], batch[1] if len(batch) > 1 else None
@@ -88,16 +90,16 @@ def counting(
     histogram_samples: int = 250,
     by_sample: bool = True,
 ) -> Iterator[Counter]:
-    """Count in every forward pass inside the `with` block. Arguments are those of `network_graph` and `count`.
+    """A counter of every forward pass inside the `with` block. Arguments as in `network_graph` and `count`.
 
-    The layers' own statistics rest meanwhile; `collect_statistics` reads those of this counter.
+    Inside the block, the counter replaces the layers' own statistics; `collect_statistics` reads the counter's.
     """
     with Counter(network_graph(model, image_shape), histogram_bins, histogram_samples, by_sample) as counter:
         yield counter
 
 
 class Counter:
-    """Counts of a running network; made by `counting`."""
+    """Counts a running network's spikes and operations; made by `counting`."""
 
     def __init__(self, graph: NetworkGraph, histogram_bins: int, histogram_samples: int, by_sample: bool) -> None:
         if min(histogram_bins, histogram_samples) < 0:
@@ -132,17 +134,17 @@ class Counter:
         self._input += spikes_and_saturated(activations)
 
     def counts(self, accelerator: Accelerator | None = None) -> Counts:
-        """Read the counts; nothing is copied from the device before.
+        """The counts so far. Only this call copies from the device.
 
         Args:
-            accelerator: sums over its processes; all of them must call. Default: this process alone.
+            accelerator: sum over its processes; all of them must call this. Default: this process alone.
         Raises:
-            ValueError: nothing was counted.
+            ValueError: the network did not run inside the block.
         """
         if not all(counter.synapses.arrived for counter in self._layers):
             raise ValueError("count: the network must run inside the block; it did not. Give it images there.")
         vectors = [*(counter.sums() for counter in self._layers), self._input]
-        sums = torch.cat([vector.to(vectors[0].device) for vector in vectors])  # the encoder's wait on the CPU for one
+        sums = torch.cat([vector.to(vectors[0].device) for vector in vectors])  # the encoder's may be on another device
         times = torch.stack([counter.times() for counter in self._layers])
         synapses = [counter.synapses for counter in self._layers]
         by_sample: Sequence[Sequence[int]] = sums_by_sample(synapses) if self._by_sample else ((), ())

@@ -1,4 +1,4 @@
-"""Counts of a network over a set of images, as exact integers; energies are counts times prices."""
+"""Exact counts of spikes and operations over a set of images; an energy estimate multiplies them by prices."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from ttfs_triton.nn.statistics import LayerStatistics, sparsity
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCounts(LayerStatistics):
-    """Counts of one layer: its spikes, as `LayerStatistics` has them, and the operations of its synapses.
+    """Counts of one layer: the spikes of its neurons (`LayerStatistics`) and the operations of its synapses.
 
-    A spike is counted with the layer whose neuron fired, and its operations with the layers whose synapses it reaches.
-    Sizes (neurons, inputs, synapses, weights, biases) are of one sample; all else is summed over the samples.
+    The layer whose neuron fired counts the spike; the layers whose synapses the spike reaches count its operations.
+    Neurons, inputs, synapses, weights and biases are sizes of the layer; all other counts are summed over samples.
 
     Attributes:
-        neuron: its properties; None for real-valued neurons, which integrate nothing.
-        inputs: of the layer, behind pooling and without padding.
-        synapses: connections, without those into padding; a shared weight counts at each position.
-        weights, biases: numbers to store.
-        spikes_delivered: spikes that reach the next layer, behind pooling; 0 for a readout.
+        neuron: properties of the layer's neurons; None for real-valued neurons, which integrate nothing.
+        inputs: number of the layer's inputs, after pooling and without padding.
+        synapses: number of connections, without those into padding; a shared weight counts at each position.
+        weights, biases: how many numbers must be stored.
+        spikes_delivered: spikes that reach the next layer, after pooling; 0 for a readout.
         active_inputs: non-zero inputs.
-        synaptic_operations: Σ over input spikes of their true fan-out, exact at borders, stride, dilation and groups;
-            of real-valued inputs, only those that add to a slope (`SignedEncoder`).
+        synaptic_operations: Σ over input spikes of their true fan-out, exact at borders, stride, dilation and groups.
+            If inputs are real-valued, only those that add to a slope count (`SignedEncoder`).
         nonzero_macs: the same sum over all non-zero inputs: multiplications of an ANN that skips zeros.
-        analog_macs: multiply-accumulates of a layer with real-valued inputs, all of them; 0 for spiking inputs.
+        analog_macs: all multiply-accumulates of a layer with real-valued inputs; 0 for spiking inputs.
         dense_macs: multiply-accumulates of the same layer in a dense ANN: synapses × samples.
         summed_spike_time: Σ over spikes of the time from the window's start, in windows.
-        histogram: spikes by time from the window's start, in equal bins over the window, of the first
+        histogram: number of spikes in each of equal bins of time from the window's start, over the first
             `histogram_samples` samples; empty if not asked for.
-        histogram_samples: samples in `histogram`.
-        without_input: neurons of a spiking layer that no input spike reached and no initial potential moved. Silent
-            here; the paper's Eq. 7, to the letter, lets them fire at their window's end. None if not counted.
-        driven_time: Σ over neurons of the time from their first input spike to the end of the window of integration, in
-            windows; before it, nothing is added to the potential. None if not counted, as for real-valued inputs.
-        undriven_time: Σ over neurons without input spikes of the time that they wait in their window of firing, until
-            their initial potential makes them fire or the window ends, in windows. None if not counted.
+        histogram_samples: number of samples in `histogram`.
+        without_input: neurons of a spiking layer without an input spike and with zero initial potential. They stay
+            silent here; the paper's Eq. 7, to the letter, lets them fire at their window's end. None if not counted.
+        driven_time: Σ over neurons of the time from their first input spike to the integration window's end, in
+            windows; before that spike the potential does not change. None if not counted, as for real-valued inputs.
+        undriven_time: Σ over neurons without input spikes of the time in their firing window until the initial
+            potential alone makes them fire or the window ends, in windows. None if not counted.
     Raises:
-        ValueError: a spiking layer without a neuron.
+        ValueError: a spiking layer or a readout has no `neuron`.
     """
 
     neuron: Neuron | None
@@ -77,11 +77,11 @@ class LayerCounts(LayerStatistics):
 
     @property
     def shared_weights(self) -> bool:
-        """Whether several synapses share a weight: those of a convolution do."""
+        """Whether several synapses share a weight, as in a convolution."""
         return self.weights < self.synapses
 
     def to_dict(self) -> dict[str, Any]:
-        """All counts as JSON values, and "silent"."""
+        """All counts, and "silent", as JSON values."""
         return to_jsonable_python(self) | {"silent": self.silent}
 
 
@@ -89,16 +89,16 @@ class LayerCounts(LayerStatistics):
 class LayerActivity:
     """Work of a layer's clock-driven neurons beyond its synaptic operations, summed over samples.
 
-    With gating, a neuron rests until its first input spike and from its own spike on. Without, it works in every step
-    of its two windows.
+    With gating, a neuron rests until its first input spike and after its own spike. Without gating, it works in every
+    step of its two windows.
 
     Attributes:
-        name: of the layer.
+        name: the layer's name.
         integration_updates: additions of the slope to the potential in the integration window.
-        firing_updates: the same in the firing window; 0 if no slope persists (σ = 0).
-        compares: of the potential with the threshold.
-        state_reads, state_writes: of the words slope and potential. A synaptic operation reads and writes the slope; an
-            update reads both words and writes the potential; a compare without update reads the potential.
+        firing_updates: additions of the slope to the potential in the firing window; 0 if σ = 0.
+        compares: comparisons of the potential with the threshold.
+        state_reads, state_writes: memory accesses to the slope and the potential, one word each. A synaptic operation
+            reads and writes the slope; an update reads both, writes the potential; a bare compare reads the potential.
     """
 
     name: str
@@ -110,20 +110,20 @@ class LayerActivity:
 
     @property
     def neuron_updates(self) -> int:
-        """Updates in both windows."""
+        """Updates in the integration and the firing window together."""
         return self.integration_updates + self.firing_updates
 
 
 FORMAT = 3
-"""Of `Counts.to_dict`, and so of the counts in summary.json and evaluation.json; 2 lacked `without_input`."""
+"""Format of `Counts.to_dict`, also in summary.json and evaluation.json; format 2 lacked `without_input`."""
 
-# Of a layer, summed over samples.
+# Attributes of `LayerCounts` that are summed over samples.
 OF_ALL_SAMPLES = (
     *("spikes", "spikes_delivered", "active_inputs", "synaptic_operations", "nonzero_macs", "analog_macs"),
     *("dense_macs", "saturated", "summed_spike_time"),
 )
 GATED = ("driven_time", "undriven_time")
-"""Times that neurons wait for their first input; each may be None."""
+"""Attributes that tell how long neurons wait for their first input spike; each may be None."""
 SUMMED = ("neurons", "inputs", "synapses", "weights", "biases", "silent", "never_active", *OF_ALL_SAMPLES)
 """Keys of `Counts.total()`: sums over layers."""
 
@@ -133,9 +133,9 @@ class InputCounts:
     """Spikes of a latency encoder; all 0 if the first layer reads real values.
 
     Attributes:
-        neurons: pixels times channels, of one sample.
-        spikes: pixels that are not zero, summed over all samples.
-        saturated: those at the window's start.
+        neurons: pixels times channels of one sample.
+        spikes: non-zero pixels, summed over all samples.
+        saturated: spikes at the window's start, summed over all samples.
     """
 
     neurons: int = 0
@@ -148,15 +148,15 @@ class Counts:
     """Counts of a network over a set of samples.
 
     Attributes:
-        samples: counted; over all processes.
-        layers: those with synapses, in the order in which they run; the readout last.
+        samples: number of samples counted, over all processes.
+        layers: counts of the layers with synapses, in the order in which they run; the readout is last.
         input: spikes of a latency encoder, which has no synapses and is no hidden layer.
-        readout: when the decision is read; None without a readout.
-        weight_bits: of the network's grid or of its simulation; None if weights are not rounded.
-        spikes_by_sample, synaptic_operations_by_sample: [samples] each, hidden layers and readout together; in no
+        readout: when the decision is read; None if the network has no readout.
+        weight_bits: bits of a weight on the network's grid or in its simulation; None if weights are not rounded.
+        spikes_by_sample, synaptic_operations_by_sample: [samples] each, over hidden layers and readout; in no
             particular order if several processes counted. Empty if not asked for.
     Raises:
-        ValueError: a readout layer, and nothing that says when it is read.
+        ValueError: there is a readout layer, but `readout` is None.
     Example:
         >>> from ttfs_triton.hardware import count
         >>> from ttfs_triton.nn import cnn1
@@ -186,14 +186,14 @@ class Counts:
 
     @property
     def sparsity_with_outputs(self) -> float:
-        """Spikes over neurons, the readout included."""
+        """Spikes over neurons, with the readout's in both."""
         return sparsity(self.layers, with_outputs=True)
 
     @property
     def sparsity_as_published(self) -> float | None:
-        """Spikes divided by neurons, counted as in the paper's published code; None if that was not counted.
+        """Spikes over neurons, counted as in the paper's published code; None if `without_input` was not counted.
 
-        Neurons without any input fire at their window's end, and every output neuron is a spike.
+        There, neurons without any input fire at their window's end, and every output neuron counts as a spike.
         """
         spikes, neurons = 0, sum(layer.neurons for layer in self.layers) * self.samples
         for layer in self.layers:
@@ -204,7 +204,7 @@ class Counts:
         return spikes / neurons
 
     def averages(self) -> tuple[LayerCounts, ...]:
-        """The layers with means over the samples in place of sums."""
+        """The layers' counts as means over the samples, not sums."""
         if self.samples < 1 or not self.layers:
             found = f"{self.samples} and {len(self.layers)}"
             raise ValueError(f"estimate: counts must be of at least one sample and layer; got {found}.")
@@ -216,9 +216,9 @@ class Counts:
         return tuple(layers)
 
     def firing_more(self, factor: float) -> Counts:
-        """The same network if hidden neurons fired `factor` times as often, at the same times, for the same inputs.
+        """Counts if hidden neurons fired `factor` times as often, at the same times, for the same inputs.
 
-        The time that neurons wait for their first input is taken as linear in it.
+        The time that neurons wait for their first input spike is assumed to be linear in `factor`.
         """
         own, layers = ("spikes", "spikes_delivered", "saturated", "summed_spike_time"), []
         for place, layer in enumerate(self.layers):
@@ -232,7 +232,7 @@ class Counts:
         return dataclasses.replace(self, layers=tuple(layers))
 
     def total(self) -> dict[str, Any]:
-        """Sums over layers, by the keys of a layer."""
+        """Sums over layers, by the names in `SUMMED`."""
         return {key: sum(getattr(layer, key) for layer in self.layers) for key in SUMMED}
 
     def to_dict(self) -> dict[str, Any]:
@@ -243,10 +243,10 @@ class Counts:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Counts:
-        """The counts that `to_dict` gave.
+        """Counts from the values that `to_dict` returned.
 
         Raises:
-            ValueError: another format, a key that is missing, or a value of another type.
+            ValueError: the format is unknown, a key is missing or a value has the wrong type.
         """
         if values.get("format") not in (2, FORMAT):
             raise ValueError(

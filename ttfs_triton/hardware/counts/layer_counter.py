@@ -1,4 +1,4 @@
-"""Counts of one layer while it runs, on its device; its synapses, exact at borders and in groups."""
+"""Counting of one layer's spikes and synaptic operations while it runs, on its device; exact fan-out of its inputs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class FanOut(NamedTuple):
     """Fan-out of a layer's inputs: an input of any channel at a place reaches places[place] · channels neurons.
 
     Attributes:
-        places: [height · width] int64, neurons of one output channel that an input reaches; [1] of a linear layer.
-        channels: output channels that an input channel reaches (those of its group), or output features.
+        places: [height · width] int64, neurons of one output channel that an input reaches; [1] for a linear layer.
+        channels: output channels that an input channel reaches (all of its group), or output features.
         inputs: input channels, or input features.
     """
 
@@ -39,11 +39,11 @@ class FanOut(NamedTuple):
 
 
 def fan_out(layer: WeightedLayer, input_size: tuple[int, ...]) -> FanOut:
-    """Fan-out of a layer's inputs.
+    """The fan-out of a layer's inputs.
 
     Args:
-        layer: convolution or fully connected layer.
-        input_size: (height, width) of the maps it reads, or () for a fully connected layer.
+        layer: a convolution or a fully connected layer.
+        input_size: (height, width) of the layer's input maps, or () for a fully connected layer.
     """
     if isinstance(layer, WeightedConv2d):
         outputs = layer.output_shape((layer.in_channels, *input_size))[1:]
@@ -57,10 +57,10 @@ def fan_out(layer: WeightedLayer, input_size: tuple[int, ...]) -> FanOut:
 
 @torch.no_grad()
 def neurons_reached(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> Tensor | None:
-    """Mask [N, 1, ...] of the places of a convolution that an input spike reaches; None for other layers: all are.
+    """Mask [N, 1, ...] of a convolution's output places that an input spike reaches; None for other layers.
 
     Args:
-        layer, inputs, skip: as of `waiting`; groups are not told apart.
+        layer, inputs, skip: as in `waiting`. A spike in any group of channels counts for all of them.
     """
     if not isinstance(layer, WeightedConv2d):
         return None
@@ -68,43 +68,43 @@ def neurons_reached(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = 
 
 
 def waiting(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Time that neurons wait for their first input spike, summed over a batch; scalars on the device.
+    """How long neurons wait for their first input spike, summed over a batch, as three scalars on the device.
 
     Args:
         layer: a convolution or fully connected layer that reads spikes.
-        inputs: activations [N, channels, height, width] or [N, features], or steps to the window's end.
-        skip: delayed spikes, one a neuron, or None.
+        inputs: activations [N, channels, height, width] or [N, features], or steps until the window's end.
+        skip: delayed spikes, one for each neuron, or None.
     Returns:
-        Neurons that no spike reaches and no initial potential moves, int64. Potential and threshold are both 0 at their
-        window's end: they are silent here, and fire by Eq. 7 to the letter;
-        the time from neurons' first spikes to the window's end, in the unit of `inputs`, float64;
-        the time that neurons without any spike wait in the window of firing, in windows, float64.
+        without_input: number of neurons without an input spike and with zero initial potential, int64. Their potential
+            and threshold are both 0 at their window's end; they stay silent here, but Eq. 7 to the letter fires them.
+        driven_time: time from each neuron's first input spike to the window's end, in the unit of `inputs`, float64.
+        undriven_time: time that neurons without an input spike wait in the firing window, in windows, float64.
     """
-    earliest = earliest_input(layer, inputs, skip).transpose(0, 1).flatten(1)  # of each group, or channel
+    earliest = earliest_input(layer, inputs, skip).transpose(0, 1).flatten(1)  # by group or channel
     bias = layer.with_batch_norm(layer.weight)[1]
     bias = torch.zeros(len(layer.weight), device=inputs.device) if bias is None else bias.detach().double()
     until = torch.ones_like(bias)
-    if layer.kind == "spiking":  # where the initial potential alone meets the ramp; sums are exact in any order
+    if layer.kind == "spiking":  # the initial potential alone meets the ramp; rounded, sums are exact in any order
         until = 1 - (bias.clamp(0, 1) * 2**20).round() / 2**20
     unreached, channels = (earliest <= 0).sum(1, dtype=torch.float64), len(bias) // len(earliest)
     still, late = ((unreached * each.view(len(earliest), -1).sum(1)).sum() for each in ((bias == 0).double(), until))
     return still.long(), earliest.sum(dtype=torch.float64) * channels, late.double()
 
 
-# Sums of a `SynapseCounter`: the attributes of `LayerCounts`, and delayed spikes.
+# Sums that a `SynapseCounter` keeps: attributes of `LayerCounts`, and the number of delayed spikes.
 SUMS = ("active_inputs", "nonzero_macs", "synaptic_operations", "without_input", "skipped")
 
 
 class SynapseCounter:
-    """Counts the inputs of a layer that are not zero, and their synaptic operations: each input times its fan-out.
+    """Counts a layer's non-zero inputs and their synaptic operations: each input times its fan-out.
 
     Attributes:
-        adds_to_slope: inputs add weights to a slope: spikes do, and bright pixels of a signed encoder.
-        sums: [5] int64, by `SUMS`.
-        times: [2] float64, by `GATED`: sums of inputs, which count time to the window's end, and of windows.
-        operations_by_sample: synaptic operations [n] int64 of each batch, of layers that have some.
-        spikes_by_sample: [n] int64 of each batch; added by whoever counts the layer's spikes.
-        arrived: whether anything has.
+        adds_to_slope: whether inputs add weights to a slope, as spikes and a signed encoder's bright pixels do.
+        sums: [5] int64, in the order of `SUMS`.
+        times: [2] float64, in the order of `GATED`: driven time in the unit of the inputs, undriven time in windows.
+        operations_by_sample: one [n] int64 tensor for each batch; empty if inputs add to no slope.
+        spikes_by_sample: one [n] int64 tensor for each batch; the counter of the layer's spikes appends it.
+        arrived: whether any inputs were added.
     """
 
     def __init__(self, layer: WeightedLayer, by_sample: bool = True) -> None:
@@ -117,9 +117,9 @@ class SynapseCounter:
         self.arrived = False
 
     def add(self, inputs: Tensor, skip: Tensor | None = None) -> None:
-        """Add a batch of inputs, [N, channels, height, width] or [N, features], of an encoder without its mean.
+        """Add a batch of inputs, [N, channels, height, width] or [N, features]; an encoder's have its mean subtracted.
 
-        Delayed spikes `skip`, one a neuron, meet one synapse each.
+        Delayed spikes `skip`, one for each neuron, meet one synapse each.
         """
         if not self.arrived:
             self._prepare(inputs)
@@ -148,7 +148,7 @@ class SynapseCounter:
                 self.operations_by_sample.append(operations)
 
     def _products(self, chosen: Tensor) -> Tensor:
-        """[n] int64: fan-out of the inputs that are 1 in `chosen`, [n, inputs] float32, which is changed."""
+        """[n] int64: summed fan-out of the inputs that are 1 in `chosen`, [n, inputs] float32, which it overwrites."""
         reached = chosen if self._reach is None else chosen.mul_(self._reach)
         return reached.sum(1, dtype=self._exact).long() * self._channels
 
@@ -156,13 +156,13 @@ class SynapseCounter:
         layer, self.arrived = self._layer, True
         found = fan_out(layer, tuple(inputs.shape[2:]) if isinstance(layer, WeightedConv2d) else ())
         self._channels = found.channels
-        # Fan-out of each input, channels innermost, divided by `channels`; None where that is 1 throughout.
+        # Fan-out of each input divided by `channels`, channels innermost; None for a linear layer, where it is 1.
         self._reach: Tensor | None = None
         if isinstance(layer, WeightedConv2d):
             self._reach = found.places.repeat_interleave(found.inputs).to(inputs.device, torch.float32)
-        # Below 2²⁴, sums of integers are exact in float32.
+        # Sums of integers are exact in float32 below 2²⁴.
         self._exact = torch.float32 if found.synapses < found.channels << 24 else torch.float64
-        # Delayed spikes that a skip brings are inputs too, each with a synapse of its own.
+        # The delayed spikes of a skip are inputs too, each with a synapse of its own.
         skipped = math.prod((layer.skip, *layer.output_shape(tuple(inputs.shape[1:]))[1:]))
         self._described = {
             "kind": layer.kind,
@@ -176,12 +176,12 @@ class SynapseCounter:
     def counts(
         self, sums: Sequence[int], times: Sequence[float], samples: int, **spikes: Any
     ) -> tuple[LayerCounts, int]:
-        """Counts of the layer without its delivered spikes, and the number of delayed spikes that arrived.
+        """The layer's counts, except its delivered spikes, and the number of delayed spikes that arrived.
 
         Args:
-            sums, times: by `SUMS` and `GATED`, in windows; of one process or added up over several.
-            samples: counted.
-            spikes: the attributes of `LayerCounts` that say what its neurons did.
+            sums, times: values in the order of `SUMS` and `GATED`, times in windows; may be summed over processes.
+            samples: number of samples counted.
+            spikes: the attributes of `LayerCounts` that count the neurons' own spikes.
         """
         found: dict[str, Any] = dict(zip(SUMS, sums, strict=True))
         skipped = found.pop("skipped")
@@ -193,11 +193,11 @@ class SynapseCounter:
 
 
 class LayerCounter(SpikeCounter):
-    """A `SpikeCounter` that also sees what arrives at its layer, sample by sample.
+    """A `SpikeCounter` that also counts its layer's inputs and synaptic operations, sample by sample.
 
     Attributes:
-        layer: whose synapses are counted.
-        synapses: what arrived.
+        layer: the layer that is counted.
+        synapses: counter of the layer's inputs.
     """
 
     def __init__(self, stage: Stage, histogram_bins: int, histogram_samples: int, by_sample: bool) -> None:
@@ -216,10 +216,10 @@ class LayerCounter(SpikeCounter):
         self.synapses = SynapseCounter(self.layer, self._by_sample)
 
     def prepare(self, device: torch.device) -> None:
-        """Do nothing: the layer's shape becomes known with the first batch."""
+        """Do nothing: the first batch tells the layer's shape."""
 
     def update(self, activations: Tensor) -> None:
-        """Add a batch of outputs; see `SpikeCounter`. Padding is refused: inputs are counted without its mask."""
+        """Add a batch of outputs; see `SpikeCounter`. Padded batches are refused: inputs are counted without a mask."""
         if self.counted is not None:
             raise NotImplementedError("counting: batches must not be padded; got one that is. Count images alone.")
         if not self.shape:
@@ -239,24 +239,24 @@ class LayerCounter(SpikeCounter):
         self._room -= len(counted)
 
     def arrive(self, inputs: Tensor, skip: Tensor | None = None) -> None:
-        """Add a batch of inputs, and of the layer's delayed spikes, as the layer takes them."""
+        """Add a batch of the layer's inputs, and of its delayed spikes."""
         if skip is not None:
             skip = self.layer.arriving(skip.detach(), self._stage.shape)
         if isinstance(self.layer, AnalogEncoder | SignedEncoder):
-            inputs = inputs - self.layer.mean  # what its synapses read, but for a factor
+            inputs = inputs - self.layer.mean  # proportional to what the synapses read
         self.synapses.add(inputs.detach(), skip)
 
     def sums(self) -> Tensor:
-        """All sums as one int64 vector: of the synapses, the histogram and its samples, then as `flat`."""
+        """All sums as one int64 vector: synapses, histogram, number of samples in it, then the values of `flat`."""
         return torch.cat([self.synapses.sums, self._histogram, self._in_histogram, self.flat()])
 
     def times(self) -> Tensor:
-        """Σ over spikes of 1 − activation, and the synapses' times: [3] float64."""
+        """[3] float64: Σ over spikes of 1 − activation, then the synapses' times."""
         spike_time = self._spikes.sum().double() - self._summed_activation
         return torch.cat([spike_time.view(1), self.synapses.times])
 
     def read(self, sums: Tensor, times: Sequence[float]) -> tuple[LayerCounts, int]:
-        """As `SynapseCounter.counts`, from `sums()` and `times()` of one process or added up over several."""
+        """The result of `SynapseCounter.counts`, from `sums()` and `times()` of one process or summed over several."""
         arrived, histogram, (in_histogram, saturated, samples), spikes = sums.split(
             [len(SUMS), self._bins, 3, len(sums) - len(SUMS) - self._bins - 3]
         )
@@ -283,16 +283,16 @@ def network_counts(
     by_sample: Sequence[Sequence[int]],
     weight_bits: int | None,
 ) -> Counts:
-    """Counts of a network from those of its layers; adds how many spikes each layer delivers.
+    """Counts of a network from the counts of its layers, with the number of spikes that each layer delivers.
 
     Args:
-        graph: of the network.
-        layers: counts and delayed spikes, in the order of `graph.weighted`.
-        encoder: sums of `spikes_and_saturated`.
-        by_sample: spikes and synaptic operations.
-        weight_bits: of the weights that ran.
+        graph: the network's graph.
+        layers: counts and number of delayed spikes of each layer, in the order of `graph.weighted`.
+        encoder: [2], `spikes_and_saturated` summed over all batches.
+        by_sample: spikes and synaptic operations of each sample.
+        weight_bits: bits of the weights that the network ran with; None if they were not rounded.
     """
-    delivered: dict[str | None, int] = {}  # behind pooling
+    delivered: dict[str | None, int] = {}  # after pooling
     for stage, (layer, skipped) in zip(graph.weighted, layers, strict=True):
         for wire, spikes in ((stage.input, layer.active_inputs - skipped), (stage.skip, skipped)):
             if wire is not None:
@@ -310,32 +310,32 @@ def network_counts(
 
 
 def sums_by_sample(layers: Sequence[SynapseCounter]) -> tuple[list[int], list[int]]:
-    """Spikes and synaptic operations of each sample, over all layers, in the order of counting."""
+    """Spikes and synaptic operations of each sample, summed over all layers, in the order of counting."""
     fired = torch.stack([torch.cat(own.spikes_by_sample) for own in layers]).sum(0)
     operations = sum((torch.cat(own.operations_by_sample) for own in layers if own.adds_to_slope), fired * 0)
     return fired.tolist(), operations.tolist()
 
 
 def spikes_and_saturated(activations: Tensor) -> Tensor:
-    """[2] int64: spikes of a latency encoder's activations [N, ...], and those at the window's start."""
+    """[2] int64: numbers of spikes in a latency encoder's activations [N, ...], and of those at the window's start."""
     return torch.stack([torch.count_nonzero(activations > 0), torch.count_nonzero(activations == 1)])
 
 
 def spike_histogram(flat: Tensor, bins: int) -> Tensor:
-    """[bins] int64, spikes by time from the window's start, 1 − activation, in equal bins over the window.
+    """[bins] int64: number of spikes in each of equal bins of time from the window's start, which is 1 − activation.
 
-    Every spike is in one bin, no silent neuron in any. A spike at a border of bins belongs to the earlier one; as near
-    to it as float32 can tell, to either.
+    Every spike is in one bin; silent neurons are in none. A spike on a border between bins counts in the earlier one; a
+    spike within float32 rounding of a border may count in either.
 
     Args:
-        flat: [n, neurons] in [0, 1]; `nan` counts as silent.
-        bins: at least 1.
+        flat: activations [n, neurons] in [0, 1]; `nan` counts as silent.
+        bins: number of bins, at least 1.
     """
-    # Place 0 takes the silent, place k up to `bins` the activations in [(k − 1)/bins, k/bins), the last one those of 1:
-    # ⌈a · bins⌉, but for a scale that is a little larger, so that borders go up.
+    # Place 0 holds silent neurons, place k ≤ `bins` activations in [(k − 1)/bins, k/bins), the last place activation 1.
+    # This is ⌈a · bins⌉ with a slightly larger scale, so that an activation on a border goes to the upper place.
     scale = torch.nextafter(torch.tensor(float(bins)), torch.tensor(math.inf)).item()
     place = (flat.float() * scale).ceil_().nan_to_num_(0.0)
-    if place.is_cpu:  # four times as fast; a GPU's host would have to wait for the largest place
+    if place.is_cpu:  # four times as fast as histc; on a GPU it would synchronise to find the largest place
         found = torch.bincount(place.view(-1).int(), minlength=bins + 2)
     else:
         found = torch.histc(place, bins + 2, 0.0, float(bins + 2)).long()

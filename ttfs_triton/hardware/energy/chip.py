@@ -1,4 +1,4 @@
-"""Energy prices and capacity of a chip, and which prices include others; chips from TOML files."""
+"""Chips read from TOML files: energy prices, which prices include others, memory and capacity."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 
 FOLDER = Path(__file__).parent / "chips"
 
-# Asked for often, but nobody has published what one of their operations costs.
+# Chips that users often ask for, although nobody has published the energy of one of their operations.
 NO_FIGURES = {"loihi2": "Loihi 2", "akida": "Akida", "speck": "Speck"}
 
-MAX_BYTES = 2**18  # of a file; those that come with the package have 10,000
+MAX_BYTES = 2**18  # of a chip file; the package's own files have up to 10,000
 
 PRICES: dict[str, tuple[str, str]] = {
     "accumulate": ("energy", "one addition"),
@@ -35,18 +35,18 @@ PRICES: dict[str, tuple[str, str]] = {
     "compare": ("energy", "one comparison"),
     "divide": ("energy", "one division"),
     "synop": ("energy", "one synaptic operation: a spike meets a synapse"),
-    "synop_conv": ("energy", "the same where weights are shared, if that costs another price"),
+    "synop_conv": ("energy", "one synaptic operation of a convolution, if its price differs"),
     "neuron_update": ("energy", "one time step of a neuron that is awake"),
-    "neuron_idle": ("energy", "one time step of a neuron that is not"),
+    "neuron_idle": ("energy", "one time step of a neuron that is asleep"),
     "spike_out": ("energy", "a neuron fires"),
     "message": ("energy", "a spike goes to one core or tile"),
     "hop": ("energy", "a message crosses one tile"),
-    "leakage_power": ("power", "power at no clock and no spikes"),
-    "idle_power": ("power per frequency", "power a clock frequency, at no spikes"),
+    "leakage_power": ("power", "power without clock and spikes"),
+    "idle_power": ("power per frequency", "power without spikes, for each unit of clock frequency"),
     "clock": ("frequency", "clock frequency at which the prices hold"),
     "step_time": ("time", "one time step, if the chip fixes it"),
 }
-"""Every price a chip may have: its dimension and what it is for. Memory has prices of its own, by size."""
+"""Every price that a chip may have: its dimension and what it pays for. Memory has its own prices, by size."""
 
 Scope = Literal["arithmetic", "including fetch", "including routing", "whole-chip average"]
 
@@ -57,16 +57,16 @@ SCOPES: dict[Scope, tuple[str, ...]] = {
     "including routing": _ROUTING,
     "whole-chip average": (*_ROUTING, "neuron_update", "neuron_idle", "leakage_power", "idle_power"),
 }
-"""What the price of a synaptic operation holds besides the addition, so that nothing is charged twice.
+"""What the price of a synaptic operation includes besides the addition, so that nothing is charged twice.
 
-"whole-chip average" is power over rate at one operating point: static power and neuron updates are in it, and it is
-wrong at any other point.
+"whole-chip average" is power over rate at one operating point. It includes static power and neuron updates, and it is
+wrong at any other operating point.
 """
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Access(Price):
-    """The published price of one access, in pJ, of a memory of so many kB."""
+    """Published price of one access to a memory of `size_kb` kB."""
 
     size_kb: Positive
 
@@ -79,14 +79,14 @@ class Access(Price):
 
 @dataclass(frozen=True, config=STRICT)
 class Memory:
-    """On-chip memories, one for the weights and one for the states of each layer.
+    """Prices of on-chip memories, one memory for the weights and one for the states of each layer.
 
     Attributes:
-        accesses: prices of one access, by rising size of the memory.
-        word_bits: what one access moves.
+        accesses: prices of one access, in order of rising memory size.
+        word_bits: bits that one access moves.
         packed: whether numbers narrower than a word share an access (contiguous, aligned). If not, each number is one
-            access, as Lemaire et al. count.
-        addressing: whether computing addresses is charged, as one accumulate an access by an event.
+            access, as in Lemaire et al.
+        addressing: whether computing addresses is charged, at one accumulate for each address.
     """
 
     accesses: Annotated[tuple[Access, ...], Field(min_length=1)]
@@ -106,15 +106,15 @@ class Memory:
         return self.accesses[-1].size_kb * 1024
 
     def access(self, size_bytes: float, bits: int) -> Price:
-        """The price of reading or writing one number.
+        """Price of reading or writing one number.
 
-        Between two sizes the price is interpolated linearly in bytes, below the smallest it is the smallest's. A memory
-        beyond the largest is banks of the largest: its wires are not counted, so the high end continues the line.
-        The low end has words packed full, the high end one number an access.
+        Between two sizes the price is interpolated linearly in bytes; below the smallest size it is constant. A memory
+        larger than the largest size consists of banks of that size; the wires between them are not counted, so the high
+        end extrapolates the line. The low end assumes full words, the high end one number for each access.
 
         Args:
-            size_bytes: of the memory that holds the number.
-            bits: of the number.
+            size_bytes: size of the memory that holds the number.
+            bits: bits of the number.
         """
         amount, share = self._at(size_bytes), bits / self.word_bits
         words = max(1.0, share)
@@ -126,7 +126,7 @@ class Memory:
         return Price(nominal, low, high, unit="pJ", status=status, source=self.accesses[0].source, note=note)
 
     def _at(self, size_bytes: float) -> Range:
-        """Low, nominal and high price of a full access, pJ."""
+        """Low, nominal and high price in pJ of one access to a memory of this size."""
         sizes = [round(price.size_kb * 1024) for price in self.accesses]
         known = [price.amount for price in self.accesses if price.amount is not None]
         above = min(bisect_left(sizes, size_bytes), len(sizes) - 1)
@@ -139,13 +139,13 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Capacity:
-    """Capacity of one chip; None where it is not stated.
+    """Capacity of one chip; None where the source states none.
 
     Attributes:
-        neurons: at most.
-        synapses: connections at most; a weight that a convolution shares is stored at each unless the chip says so.
-        weight_bits: of a weight, at most.
-        source: where it was published.
+        neurons: largest number of neurons.
+        synapses: largest number of connections; a convolution's shared weight counts at each of its connections.
+        weight_bits: most bits of a weight.
+        source: where the capacity was published.
     """
 
     neurons: Whole | None = None
@@ -162,21 +162,22 @@ class Chip:
     """Prices of one chip, or of arithmetic in one process, at one precision.
 
     Attributes:
-        name: of the file, and the precision if the file has several ("horowitz45:int8").
-        description: which silicon, which operating point.
-        synop_scope: a key of `SCOPES`. "arithmetic" prices operations, and every other scope synaptic operations.
-        prices: by the keys of `PRICES`.
-        memory: None where its accesses have no price.
-        capacity: what fits.
-        bits: of the numbers its arithmetic works on; None if not stated.
-        node_nm: of the process, nanometres.
-        voltage_v: at which the prices hold, volts.
-        included: keys of `PRICES`, or "memory", that other prices hold already, besides what the scope says.
-        alternatives: published figures that are not charged, because the scope holds them or a better one exists.
+        name: name of the file, with the precision if the file has several ("horowitz45:int8").
+        description: the silicon and its operating point.
+        synop_scope: key of `SCOPES`. With "arithmetic", arithmetic operations have prices; with every other scope,
+            synaptic operations have.
+        prices: prices by the keys of `PRICES`.
+        memory: prices of memory accesses; None if they have none.
+        capacity: how many neurons and synapses fit, and how wide weights may be.
+        bits: width of the numbers in its arithmetic; None if not stated.
+        node_nm: process node, nanometres.
+        voltage_v: voltage at which the prices hold, volts.
+        included: keys of `PRICES`, or "memory", that other prices include in addition to the scope's.
+        alternatives: published figures that are not charged, because the scope includes them or a better one exists.
         notes: what a reader must know about the figures.
     Raises:
-        ValueError: an unknown price, one in the wrong dimension, one that is charged twice, or none for the operations
-            of that scope; a clock or step of 0.
+        ValueError: a price is unknown, has the wrong dimension, is charged twice or is missing for the scope; or a
+            clock or step time is 0.
     """
 
     name: str
@@ -206,7 +207,7 @@ class Chip:
         for key in (*self.prices, *(["memory"] if self.memory else [])):
             if self.holds(key):
                 holder = "included" if key in self.included else f'synop_scope = "{self.synop_scope}"'
-                raise ValueError(f"{key} must be absent, for {holder} holds it already. Move it to alternatives")
+                raise ValueError(f"{key} must be absent, because {holder} covers it already. Move it to alternatives")
         for key in ("accumulate", "multiply_accumulate") if self.arithmetic else ("synop",):
             if key not in self.prices:
                 rule = f'prices.{key} must be there for synop_scope = "{self.synop_scope}"'
@@ -216,21 +217,21 @@ class Chip:
         return self
 
     def holds(self, key: str) -> bool:
-        """Whether other prices hold this one already, so that it must not be charged."""
+        """Whether other prices include this one, so that it must not be charged."""
         return key in SCOPES[self.synop_scope] or key in self.included
 
     @property
     def arithmetic(self) -> bool:
-        """Whether operations are priced, not synaptic operations."""
+        """Whether arithmetic operations have prices, and not synaptic operations."""
         return self.synop_scope == "arithmetic"
 
     def exceeded(self, neurons: int, synapses: int, weight_bits: int | None) -> list[str]:
-        """Sentences on what exceeds the capacity; `weight_bits` is None for weights that are not rounded."""
+        """One sentence for each capacity that a network exceeds; `weight_bits` is None if weights are not rounded."""
         capacity, lines = self.capacity, []
         for name, needed in (("neurons", neurons), ("synapses", synapses)):
             there = getattr(capacity, name)
             if there is not None and needed > there:
-                chips = f"at least {-(-needed // there):,} chips; static power is of one"
+                chips = f"at least {-(-needed // there):,} chips; static power counts one"
                 lines.append(f"{needed:,} {name} exceed the {there:,} of one {self.name}: {chips}")
         if capacity.weight_bits is not None and (weight_bits is None or weight_bits > capacity.weight_bits):
             weights = "weights that are not rounded" if weight_bits is None else f"weights of {weight_bits} bits"
@@ -239,7 +240,7 @@ class Chip:
 
 
 def suggestion(word: str, known: Collection[str]) -> str:
-    """ " Did you mean …?" if a word is nearly a known one, else nothing."""
+    """The text " Did you mean …?" if a word is similar to a known one, else an empty text."""
     close = difflib.get_close_matches(word, known, n=1)
     return f" Did you mean {close[0]}?" if close else ""
 
@@ -248,7 +249,7 @@ _KEYS = {own.name for table in (Chip, Memory, Access, Capacity) for own in field
 
 
 def available_chips() -> tuple[str, ...]:
-    """Names that `load_chip` takes without a file, one for each precision: "loihi", "horowitz45:int8", ..."""
+    """Names that `load_chip` accepts without a file, one for each precision: "loihi", "horowitz45:int8", ..."""
     names = []
     for path in sorted(FOLDER.glob("*.toml")):
         precisions = tomllib.loads(path.read_text(encoding="utf-8")).get("precisions", {})
@@ -257,13 +258,13 @@ def available_chips() -> tuple[str, ...]:
 
 
 def load_chip(name_or_path: str | Path) -> Chip:
-    """A chip that comes with the package, or one of the user's own.
+    """A chip that comes with the package, or a chip from the user's own file.
 
     Args:
-        name_or_path: one of `available_chips()`, or the path of a TOML file in the form of those in
-            `ttfs_triton/hardware/energy/chips`, with ":precision" behind it if the file has several.
+        name_or_path: one of `available_chips()`, or the path of a TOML file like those in
+            `ttfs_triton/hardware/energy/chips`, followed by ":precision" if the file has several precisions.
     Raises:
-        ValueError: there is no such chip or precision, nobody has published its figures, or the file does not pass. The
+        ValueError: the chip or precision does not exist, its figures are unpublished, or the file is invalid. The
             message names file, key and rule.
     Example:
         >>> loihi = load_chip("loihi")
@@ -279,14 +280,14 @@ def load_chip(name_or_path: str | Path) -> Chip:
     if not isinstance(own, dict) or precision not in (precisions or {None}):
         names = ", ".join(f"{path.stem}:{name}" for name in precisions) if isinstance(precisions, dict) else ""
         got = f"precision {precision}" if precision else "no precision"
-        remedy = "One chip has one precision, a table."
+        remedy = "Each precision is a table [precisions.NAME] in the file."
         raise ValueError(f"load_chip: name_or_path must be one of {names or path.stem}; got {got}. {remedy}")
     prices = (values.get("prices", {}), own.get("prices", {}))
     values |= own | {"name": path.stem if precision is None else f"{path.stem}:{precision}"}
     if all(isinstance(table, dict) for table in prices):
         values["prices"] = prices[0] | prices[1]
     try:
-        return TypeAdapter(Chip).validate_json(json.dumps(values, default=str))  # in which tables are dataclasses
+        return TypeAdapter(Chip).validate_json(json.dumps(values, default=str))  # from JSON, tables become dataclasses
     except ValidationError as error:
         lines = "\n".join(problem_lines(error, unknown=_unknown))
         raise ValueError(f"load_chip: {path} must follow the files in {FOLDER}:\n{lines}") from None
@@ -303,17 +304,17 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"load_chip: {path} must have at most {MAX_BYTES} bytes; got more.")
     try:
         return tomllib.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, dates that do not exist, too many brackets
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, invalid dates, too many brackets
         raise ValueError(f"load_chip: {path} must be TOML; got an error: {error}.") from error
 
 
 def as_chip(chip: Chip | str | Path) -> Chip:
-    """A chip, loaded if it is a name or a path."""
+    """The chip itself; a name or a path is loaded first."""
     return chip if isinstance(chip, Chip) else load_chip(chip)
 
 
 def _locate(name: str) -> tuple[Path, str | None]:
-    """File and precision."""
+    """File and precision of a chip's name or path."""
     path, separator, precision = name.rpartition(":") if re.search(r":\w+$", name) else (name, "", "")
     if path.endswith(".toml"):
         if not Path(path).is_file():

@@ -1,4 +1,4 @@
-"""A spiking network beside its alternatives, on one chip: at the same prices and the same precision."""
+"""Energy of a spiking network beside ANNs and rate codes on the same chip, at the same prices and precision."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ MEASURES: Mapping[Measure, str] = {
     "memory_included": "with memory",
     "total": "of all that has a price",
 }
-"""Sums of an estimate, and what they are called."""
+"""Sums of an estimate, and their names in sentences."""
 
 STEPS = (4, 8, 16, 32, 64, 128)
-"""Time steps a window at which networks are compared, besides those that were asked for."""
+"""Time steps a window at which networks are compared, in addition to the steps that the user asks for."""
 
 FAIR_CHIP = "lemaire45:int8"
-"""Where networks are compared if no chip that was asked for prices the dense ANN with memory and without."""
+"""Chip of a comparison if none of the user's chips prices the dense ANN with memory and without."""
 
 
 class BreakEven(NamedTuple):
-    """Where two ways of computing cost the same, at nominal prices.
+    """The firing share or spike rate at which two ways of computing cost the same, at nominal prices.
 
     Attributes:
-        value: mean firing share or spike rate; may exceed 1. None: at none.
-        text: the same in words.
+        value: mean firing share or spike rate; may exceed 1. None if the costs are equal at no value.
+        text: the break-even point in words.
     """
 
     value: float | None
@@ -45,11 +45,11 @@ def break_even_firing_share(
 ) -> BreakEven:
     """Share of hidden neurons that may fire before the network costs as much as its dense ANN.
 
-    All hidden layers are scaled together, at the same spike times; what the first layer reads stays as it is.
+    The spikes of all hidden layers are scaled by one factor, at the same spike times; the first layer's inputs stay.
 
     Args:
-        counts, chip, options: as for `estimate`; a simulation's `activity` holds for its own spikes and is not used.
-        measure: which sum of an estimate.
+        counts, chip, options: as in `estimate`; `options.activity` is ignored, because it holds for other spikes.
+        measure: which sum of an estimate is compared.
     """
     chip, options = as_chip(chip), replace(options, activity=None)
     factor = _crossing(
@@ -65,11 +65,11 @@ def break_even_firing_share(
 
 
 def break_even_rate(counts: Counts, chip: Chip | str | Path, options: RunOptions, *, rate_steps: int) -> BreakEven:
-    """Spike rate, a neuron and step, at which a rate-coded network of `rate_steps` steps costs as much as ours.
+    """Spikes a neuron and step at which a rate-coded network of `rate_steps` steps costs as much as this network.
 
     Args:
-        counts, chip, options: as for `estimate`; prices and widths hold for the rate-coded network too.
-        rate_steps: T.
+        counts, chip, options: as in `estimate`; prices and bit widths also hold for the rate-coded network.
+        rate_steps: T, time steps of the rate-coded network.
     """
     chip = as_chip(chip)
     rate = _crossing(
@@ -83,16 +83,16 @@ def break_even_rate(counts: Counts, chip: Chip | str | Path, options: RunOptions
 
 
 def _crossing(line: Callable[[float], float | None], target: float | None, names: tuple[str, str, str]) -> float | str:
-    """Where a straight line, given by its values at 0 and 1, meets the target; or why it does not, in words.
+    """Where a straight line meets the target, or the reason in words why it does not.
 
     Args:
-        line, target: in pJ; None where they have no price.
-        names: of the chip, of the target, and of the line at 0.
+        line, target: energies in pJ, the line's at 0 and 1; None if something has no price.
+        names: names of the chip, of the target, and of the line at 0.
     """
     chip, other, fixed = names
     start, end = line(0.0), line(1.0)
     if target is None or start is None or end is None:
-        return f"{chip} has no price for {other if target is None else 'what spikes do'}"
+        return f"{chip} has no price for {other if target is None else 'spikes and neurons'}"
     if target < start:
         return f"{fixed} costs {energy(start)}, more than {other} at {energy(target)}"
     return (target - start) / (end - start) if end > start else f"spikes cost nothing on {chip}"
@@ -105,16 +105,16 @@ def _nominal(found: Estimate, measure: Measure) -> float | None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Energy of a network over that of its dense ANN on one chip, at nominal prices.
+    """Ratios of a network's energy to its dense ANN's on one chip, at nominal prices.
 
     Attributes:
-        chip: its name.
-        steps: time steps a window; of a closed form, which has none, empty.
-        with_memory, arithmetic: ratio at each of `steps`, or the one of a closed form; empty where the chip does not
-            price it, or does not tell it apart.
-        asked: place of the steps that were asked for.
-        missing: operations of the network that have no price on the chip; it costs more than the ratios say.
-        bound: the network was not simulated: the ratios are upper bounds.
+        chip: the chip's name.
+        steps: time steps a window; empty for a closed form, which has no steps.
+        with_memory, arithmetic: ratio at each of `steps`, or the only ratio of a closed form; empty if the chip has no
+            price for it or no separate one.
+        asked: index in `steps` of the steps that the user asked for.
+        missing: the network's operations without a price on the chip; the true ratios are higher.
+        bound: whether ratios are upper bounds, because the network was not simulated.
     """
 
     chip: str
@@ -127,24 +127,24 @@ class Verdict:
 
     @property
     def cheaper(self) -> bool:
-        """Whether it costs less with memory and without, at the steps that were asked for. Unknown is no."""
+        """Whether the network costs less with memory and without, at the steps asked for; False if unknown."""
         both = (self.with_memory, self.arithmetic)
         return not self.missing and all(ratios and ratios[self.asked] < 1 for ratios in both)
 
     def sentences(self) -> list[str]:
-        """The ratios and the verdict in sentences: memory first, the verdict last."""
+        """The ratios and the verdict in sentences: the ratio with memory first, the verdict last."""
         if not self.with_memory and not self.arithmetic:
-            return [f"{self.chip} does not price the dense ANN: nothing is said about which is cheaper."]
+            return [f"{self.chip} does not price the dense ANN: which of the two is cheaper is unknown."]
         lines = [
-            self._line("With memory", self.with_memory, "prices no memory, which may turn what follows"),
-            self._line("By arithmetic alone", self.arithmetic, "does not tell arithmetic apart"),
+            self._line("With memory", self.with_memory, "prices no memory, which may reverse the result below"),
+            self._line("By arithmetic alone", self.arithmetic, "has no separate price of arithmetic"),
             *(["These are upper bounds: the network was not simulated."] if self.bound else []),
         ]
         if not (self.with_memory and self.arithmetic):
             return [*lines, "No verdict: it needs prices with memory and without."]
         wins = [max(pair) < 1 for pair in zip(self.with_memory, self.arithmetic, strict=True)]
         if any(wins) and self.missing:
-            return [*lines, f"No verdict: {self.chip} has no price for {', '.join(self.missing)}, which comes on top."]
+            return [*lines, f"No verdict: {self.chip} has no price for {', '.join(self.missing)}, which costs extra."]
         chosen = [step for step, win in zip(self.steps, wins, strict=False) if win or not any(wins)]
         span = " to ".join(str(step) for step in dict.fromkeys([*chosen[:1], *chosen[-1:]]))
         where = f" at {span} steps a window" if span else ""
@@ -165,7 +165,7 @@ class Verdict:
 
 
 def fair_chip(counts: Counts, chips: Sequence[Chip | str | Path], options: RunOptions) -> Chip:
-    """The chip of a verdict: the first that prices the dense ANN with memory and without, or `FAIR_CHIP`."""
+    """The first chip that prices the dense ANN with memory and without, or `FAIR_CHIP` if none does."""
     for chip in map(as_chip, chips):
         dense = dense_ann(counts, chip, options=options)
         if _whole(dense, "memory_included") is not None and _whole(dense, "compute_only") is not None:
@@ -176,12 +176,12 @@ def fair_chip(counts: Counts, chips: Sequence[Chip | str | Path], options: RunOp
 def verdict(
     counts: Counts, chip: Chip | str | Path, options: RunOptions, others: Sequence[Run] | None = None
 ) -> Verdict:
-    """Compare a network with its dense ANN, at the same prices and widths.
+    """Compare a network's energy with its dense ANN's, at the same prices and bit widths.
 
     Args:
-        counts, chip, options: as for `estimate`.
-        others: the same network at other steps, as simulations found it. Default: at all of `STEPS`, where the work of
-            its neurons follows from these counts.
+        counts, chip, options: as in `estimate`.
+        others: simulations of the same network at other numbers of steps. Default: all of `STEPS`, with the neurons'
+            work computed from `counts`.
     """
     chip, own = as_chip(chip), Run(counts, options)
     runs, steps = [own], ()
@@ -205,12 +205,12 @@ def verdict(
 
 
 class Comparison(NamedTuple):
-    """A network and its alternatives on one chip.
+    """A network, ANNs and rate codes compared on one chip.
 
     Attributes:
-        estimates: ours first.
-        firing_share, rates: break-even points; `rates` by the T of each rate code.
-        verdict: whether ours is cheaper than the dense ANN.
+        estimates: energies; the network's own is first.
+        firing_share, rates: break-even points with the dense ANN, and with each rate code by its T.
+        verdict: whether the network is cheaper than the dense ANN.
     """
 
     estimates: tuple[Estimate, ...]
@@ -228,12 +228,12 @@ def compare(
     network: str = "network",
     others: Sequence[Run] | None = None,
 ) -> Comparison:
-    """A spiking network beside its dense ANN, the ANN that skips zeros and rate-coded networks, at the same prices.
+    """Compare a spiking network with its dense ANN, its zero-skipping ANN and rate-coded networks, at equal prices.
 
     Args:
-        counts, chip, options, network: as for `estimate`.
-        rate_codes: rate-coded networks.
-        others: as for `verdict`.
+        counts, chip, options, network: as in `estimate`.
+        rate_codes: rate-coded networks to compare with.
+        others: as in `verdict`.
     """
     chip = as_chip(chip)
     estimates = (
@@ -248,25 +248,25 @@ def compare(
 
 
 def _ratios(found: Sequence[Estimate], dense: Estimate, measure: Measure) -> tuple[float, ...]:
-    """Energies of our network divided by the dense ANN's; empty if one of them is not known."""
+    """Energies of the network over the dense ANN's; empty if one of them is unknown."""
     theirs, ours = _whole(dense, measure), [_nominal(each, measure) for each in found]
     known = [each for each in ours if each is not None]
     return tuple(each / theirs for each in known) if theirs and len(known) == len(ours) else ()
 
 
 def _whole(dense: Estimate, measure: Measure) -> float | None:
-    """Nominal pJ of a dense ANN; None if one of its parts has no price, since the rest would be too cheap."""
+    """Nominal pJ of a dense ANN; None if one of its terms has no price, since the sum would be too low."""
     kinds = ("compute",) if measure == "compute_only" else ("compute", "memory")
     return None if any(term.kind in kinds for term in dense.unpriced) else _nominal(dense, measure)
 
 
 class Published(NamedTuple):
-    """Energy of a whole processor that others report for a network with one spike a neuron.
+    """A published energy of a whole processor that runs a network with one spike a neuron.
 
     Attributes:
-        network, data: what was run.
-        energy_uj: microjoules a sample.
-        conditions, source: which processor; where it was published.
+        network, data: name of the network, and of its data set.
+        energy_uj: energy of a sample, microjoules.
+        conditions, source: the processor, and the publication.
     """
 
     network: str

@@ -1,4 +1,4 @@
-"""Energy of one sample as a sum of terms, each a count times a price; and the options of such an estimate."""
+"""Energy estimates: the energy of one sample as a sum of terms, each a count times a price; and their options."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ Whole = Annotated[int, Field(ge=1)]
 
 @dataclasses.dataclass(frozen=True, config=STRICT)
 class RunOptions:
-    """Options of `estimate` and its alternatives. Neuron and readout are those of the counts.
+    """Options of `estimate`, `dense_ann` and `rate_coded`. The counts say which neurons and readout the network has.
 
     Attributes:
         steps: time steps in a window; clock-driven only.
         implementation: "clock_driven" or "closed_form", see `estimate`.
-        gating: a neuron sleeps before its first input spike and once it has fired; clock-driven only. Counts that lack
-            the first (`LayerCounts.driven_time`) give an upper bound.
-        activity: work of the neurons from a simulation of the same counts, in place of a formula.
-        weight_bits: of weights in memory. Default: the chip's, else the network's own, or 8.
-        state_bits: of slopes and potentials in memory. Default: the chip's, at least 16.
-        memory: charge memory traffic.
-        idle: charge neurons outside their windows, on chips that price that.
-        messages_per_spike: cores a delivered spike goes to.
-        hops_per_spike: tiles a delivered spike crosses, all its messages together; None leaves hops unpriced.
+        gating: whether a neuron sleeps before its first input spike and after its own spike; clock-driven only. Counts
+            without the time of first inputs (`LayerCounts.driven_time`) give an upper bound.
+        activity: work of the neurons from the simulation that made the counts; None computes it from the counts.
+        weight_bits: bits of a weight in memory. Default: the chip's, else the network's own, or 8.
+        state_bits: bits of a slope or potential in memory. Default: the default of `weight_bits`, at least 16.
+        memory: whether to charge memory traffic.
+        idle: whether to charge neurons outside their windows, on chips that have a price for it.
+        messages_per_spike: number of cores that a delivered spike goes to.
+        hops_per_spike: tiles that a delivered spike crosses, summed over its messages; None leaves hops unpriced.
         step_us: duration of a step, microseconds. Default: the chip's, if it fixes one.
-        latency_us: of a sample, microseconds, in place of windows times steps; a closed form has no steps.
-        clock_mhz: for idle power. Default: the chip's.
+        latency_us: duration of a sample, microseconds. Default: windows times steps; a closed form has no steps.
+        clock_mhz: clock frequency for idle power. Default: the chip's.
     Raises:
-        ValueError: no steps for clock-driven neurons, or a value out of range.
+        ValueError: `steps` is missing for clock-driven neurons, or a value is out of range.
     """
 
     steps: Whole | None = None
@@ -65,7 +65,7 @@ class RunOptions:
 
 
 class Run(NamedTuple):
-    """Counts of a network and the options to price them with; `options.activity` is that of a simulation."""
+    """Counts of a network and the options to price them with; after a simulation, `options.activity` is set."""
 
     counts: Counts
     options: RunOptions
@@ -76,13 +76,13 @@ class Term:
     """One line of an estimate.
 
     Attributes:
-        layer: whose; "chip" for static power, "input" for spikes of the encoder.
-        name: of the operation, in words.
+        layer: name of the layer; "chip" for static power, "input" for spikes of the encoder.
+        name: the operation in words.
         kind: "compute", "memory", "communication" or "static".
-        count: operations a sample, or microseconds for static power; None if it is not known.
-        price: of one, pJ or µW (which is pJ a microsecond); None if the chip states none.
+        count: operations of a sample, or microseconds for static power; None if it is unknown.
+        price: price of one operation, pJ, or of a microsecond, µW; None if the chip states none.
         price_name: key of `PRICES`, or "memory".
-        note: what is missing to price the term, if something is.
+        note: what is missing to price the term; empty if nothing is.
     """
 
     layer: str
@@ -95,7 +95,7 @@ class Term:
 
     @property
     def energy(self) -> Range | None:
-        """pJ a sample; None, which is not zero, if count or price is not known."""
+        """Energy of a sample, pJ; None, not zero, if count or price is unknown."""
         amount = None if self.price is None else self.price.amount
         return None if amount is None or self.count is None else amount.scaled(self.count)
 
@@ -123,18 +123,18 @@ class Term:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Energy of one sample of a network, all in pJ.
+    """Energy of one sample of a network, in pJ.
 
-    Sums have every price at its low end at once, at its nominal value, and at its high end. Terms without a price are
-    in none of them, but in `unpriced`.
+    A sum is a range: all prices at their low ends, at their nominal values, and at their high ends. Terms without a
+    price or count are in no sum; `unpriced` lists them.
 
     Attributes:
         implementation: how neurons, or the ANN, are computed.
-        samples: that were counted; energies are of one.
-        terms: in the order of the layers, static power last.
+        samples: number of samples counted; energies are for one sample.
+        terms: terms in the order of the layers, static power last.
         assumptions: what the figures depend on, in sentences.
-        warnings: what speaks against them, in sentences.
-        latency_us: of a sample; None if not known.
+        warnings: where the network does not fit the chip or its prices, in sentences.
+        latency_us: duration of a sample, microseconds; None if unknown.
     """
 
     network: str
@@ -148,45 +148,45 @@ class Estimate:
 
     @property
     def total(self) -> Range | None:
-        """All terms that have a price; None if none has."""
+        """Sum of all terms that have a price; None if none has."""
         return _sum(self.terms)
 
     @property
     def compute_only(self) -> Range | None:
-        """Arithmetic alone; None where a chip's price of a synaptic operation holds more than that."""
+        """Sum of arithmetic alone; None if the chip's price of a synaptic operation includes more than arithmetic."""
         return self.of_kind("compute") if self.chip.arithmetic else None
 
     @property
     def memory_included(self) -> Range | None:
-        """Arithmetic and memory traffic; None if memory is left out or has no price."""
+        """Sum of arithmetic and memory traffic; None if memory is left out or has no price."""
         if self.chip.holds("memory"):
             return self.of_kind("compute")
         return self.of_kind("compute", "memory") if self.of_kind("memory") else None
 
     def of_kind(self, *kinds: TermKind) -> Range | None:
-        """The terms of some kinds; None if none of them has a price."""
+        """Sum of the terms of the given kinds; None if none of them has a price."""
         return _sum(term for term in self.terms if term.kind in kinds)
 
     @property
     def unpriced(self) -> tuple[Term, ...]:
-        """Terms whose price or count is not known: they are in no sum."""
+        """Terms whose price or count is unknown; they are in no sum."""
         return tuple(term for term in self.terms if term.energy is None)
 
     @property
     def status(self) -> Status | None:
-        """The weakest status of the prices in the total; None if there are none."""
+        """Weakest status of the prices in the total; None if it has no prices."""
         return weakest(term.status for term in self.terms if term.energy is not None)
 
     def by_layer(self) -> dict[str, Range | None]:
-        """Energy of each layer, in order; None where no term of it has a price."""
+        """Energy of each layer, in order; None if none of its terms has a price."""
         return self._by(lambda term: term.layer)
 
     def by_term(self) -> dict[str, Range | None]:
-        """Energy of each kind of operation over all layers; None where it has no price."""
+        """Energy of each operation over all layers, by `Term.name`; None if it has no price."""
         return self._by(lambda term: term.name)
 
     def by_price(self) -> dict[str, Range | None]:
-        """Energy of all terms of each price; None where the price is not known."""
+        """Energy of all terms with the same price, by `Term.price_name`; None if the price is unknown."""
         return self._by(lambda term: term.price_name)
 
     def _by(self, key: Callable[[Term], str]) -> dict[str, Range | None]:
@@ -223,10 +223,10 @@ def _sum(terms: Iterable[Term]) -> Range | None:
 
 @dataclass(frozen=True)
 class Swing:
-    """The total, pJ, with one price at its low and high end and all others nominal.
+    """The total, pJ, with one price at its low and at its high end and all other prices nominal.
 
     Attributes:
-        price_name: key of `PRICES`, or "memory" for all its accesses together.
+        price_name: key of `PRICES`, or "memory" for all prices of memory accesses together.
     """
 
     price_name: str
@@ -236,16 +236,16 @@ class Swing:
 
     @property
     def width(self) -> float:
-        """How far the total moves."""
+        """Difference of the totals at the high and at the low end."""
         return self.high - self.low
 
 
 def sensitivity(energy: Estimate, *, spread: float = 0.0) -> tuple[Swing, ...]:
-    """How far each price moves the total within its range, the widest first; prices that move nothing are left out.
+    """How far each price moves the total within its range, the largest first; prices without effect are left out.
 
     Args:
-        energy: of any network.
-        spread: relative range in [0, 1] given to prices for which sources state none: 0.2 is ±20 %.
+        energy: an estimate of any network.
+        spread: relative range in [0, 1] for prices whose sources state no range: 0.2 is ±20 %.
     """
     if not 0 <= spread <= 1:
         raise ValueError(f"sensitivity: spread must be in [0, 1]; got {spread}. 0.2 is ±20 %.")

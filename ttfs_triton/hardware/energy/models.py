@@ -1,6 +1,6 @@
-"""Energy of one sample of a network, computed with time-to-first-spike neurons, as an ANN, or with rate-coded spikes.
+"""Energy of one sample of a network with time-to-first-spike neurons, as an ANN, or with rate-coded spikes.
 
-Pooling for the earliest spike is not charged: it compares times that are at hand.
+Pooling for the earliest spike is not charged: it compares spike times that are available anyway.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ def estimate(
     network: str = "network",
     **changes: Any,
 ) -> Estimate:
-    """Energy of one sample, in pJ, by layer and term. Neurons and readout are those that were counted.
+    """Energy of one sample, in pJ, by layer and term. The counts say which neurons and readout the network has.
 
-    *Clock-driven*, as event chips do it: a synaptic operation adds a weight to a slope; an awake neuron adds its slope
-    to its potential in each step of its two windows, and compares in the second. The readout integrates for a window.
+    *Clock-driven*, as on event chips: a synaptic operation adds a weight to a slope. An awake neuron adds its slope to
+    its potential in each step of its two windows, and compares in the second. The readout integrates for one window.
 
-    *Closed form*: a synaptic operation is an accumulate (Σ w) and a multiply-accumulate (Σ w·x), a neuron a divide and
-    two comparisons: "accumulates only" is then false. Without persistence, and in a readout that is read at its
-    window's start, there is no slope: a multiply-accumulate only, no divide.
+    *Closed form*: a synaptic operation is an accumulate (Σ w) and a multiply-accumulate (Σ w·x); a neuron costs a
+    divide and two comparisons. Such a network does not use "accumulates only". Without persistence, and in a readout
+    that is read at its window's start, there is no slope: a multiply-accumulate only, and no divide.
 
-    An analog first layer is multiply-accumulates either way. Memory traffic is charged, without reuse, where the chip
-    prices it outside a synaptic operation; static power over the latency, which is (layers + 1) windows.
+    An analog first layer does multiply-accumulates in both. Memory traffic is charged, without reuse, if the chip
+    prices it outside a synaptic operation; static power is charged over the latency of (layers + 1) windows.
 
     Args:
-        counts: of a spiking network.
-        chip: a `Chip`, or what `load_chip` takes.
-        options: how it runs on the chip.
-        network: name for tables.
-        changes: attributes of `RunOptions`, in place of those of `options`: estimate(counts, "loihi", steps=32).
+        counts: counts of a spiking network.
+        chip: a `Chip`, or a name or path for `load_chip`.
+        options: how the network runs on the chip.
+        network: name of the network in tables.
+        changes: attributes of `RunOptions` that override `options`: estimate(counts, "loihi", steps=32).
     Raises:
-        ValueError: counts of no samples, an unknown chip, or an option that does not exist or is out of range.
+        ValueError: there are no samples, the chip is unknown, or an option does not exist or is out of range.
     Source: neuron, Wei et al., ICCV 2023, Eq. 5–7; memory traffic, Lemaire et al., ICONIP 2022.
     Example:
         >>> from ttfs_triton.hardware import count
@@ -63,7 +63,7 @@ def estimate(
     names = [layer.name for layer in terms.layers]
     if unknown := sorted({found.name for found in options.activity or ()} - {*names}):
         raise ValueError(f"estimate: activity must be of layers {', '.join(names)}; got {', '.join(unknown)}.")
-    late = counts.readout not in (None, "potential_start")  # read behind the window of integration
+    late = counts.readout not in (None, "potential_start")  # read after the integration window
     windows = sum(layer.kind == "spiking" for layer in terms.layers) + 1 + late
     clocked = options.implementation == "clock_driven"
     terms.spikes_out("input", 0.0, counts.input.spikes / counts.samples)
@@ -87,14 +87,14 @@ def estimate(
 
 
 def _asleep(layers: Sequence[LayerCounts], options: RunOptions) -> str:
-    """A clause that says when neurons sleep."""
+    """When neurons sleep, as a clause."""
     if not options.gating:
         return "neurons stay awake in both of their windows"
     if options.activity is not None:
-        return "neurons sleep before their first input spike and behind their own"
+        return "neurons sleep before their first input spike and after their own"
     if any(layer.driven_time is None for layer in layers if layer.kind != "analog"):
-        return "neurons sleep behind their own spike; their first input was not counted: an upper bound"
-    return "neurons sleep before their first input spike and behind their own; not simulated: an upper bound"
+        return "neurons sleep after their own spike; their first input was not counted: an upper bound"
+    return "neurons sleep before their first input spike and after their own; not simulated: an upper bound"
 
 
 def _clock_driven(terms: Terms, layer: LayerCounts, windows: int) -> None:
@@ -114,12 +114,12 @@ def _clock_driven(terms: Terms, layer: LayerCounts, windows: int) -> None:
 
 
 def neuron_work(layer: LayerCounts, counts: Counts, options: RunOptions) -> NeuronWork:
-    """Work of a layer in its two windows; an analog layer has no slope, a readout compares only if it is to fire.
+    """Work of a layer's neurons in their two windows, from counts that are averages over samples.
 
-    A neuron compares at its window's start and once a step, with the slope added in between. With gating it sleeps
-    before its first input spike, if that was counted, and once it has fired: on average half a step after its spike
-    time, which is rounded, and half a step more to the middle of the step in which it is compared. `options.activity`
-    has this exactly. Counts of the layer are averages over samples.
+    A neuron compares at its window's start and once a step, and adds the slope in between. With gating it sleeps before
+    its first input spike, if that was counted, and after its own spike: on average one step after its spike time, half
+    for rounding and half until the comparison in mid-step. `options.activity` has the exact work. An analog layer has
+    no slope; a readout compares only if its first spike decides.
     """
     assert options.steps is not None
     for found in options.activity or ():
@@ -167,14 +167,15 @@ def _closed_form(terms: Terms, layer: LayerCounts, readout: ReadoutTime | None) 
 def dense_ann(
     counts: Counts, chip: Chip | str | Path, *, options: RunOptions | None = None, network: str = "network"
 ) -> Estimate:
-    """The same network as an ANN that computes every product.
+    """Energy of the same network as a dense ANN, which computes every product.
 
-    A multiply-accumulate a synapse, a comparison a hidden neuron (ReLU); memory traffic as for an analog first layer.
+    Each synapse costs a multiply-accumulate, each hidden neuron a comparison (ReLU); memory traffic is charged as in an
+    analog first layer.
 
     Args:
-        counts: of the network, spiking or not: only its shape is used.
-        chip, network: as for `estimate`.
-        options: of these, `weight_bits`, `state_bits`, `memory`, `latency_us` and `clock_mhz` matter.
+        counts: counts of the network, spiking or not; only its shape is used.
+        chip, network: as in `estimate`.
+        options: only `weight_bits`, `state_bits`, `memory`, `latency_us` and `clock_mhz` have an effect.
     """
     return _ann(Terms(counts, chip, options or RunOptions(steps=1)), network, "dense ANN", skip_zeros=False)
 
@@ -182,13 +183,13 @@ def dense_ann(
 def zero_skipping_ann(
     counts: Counts, chip: Chip | str | Path, *, options: RunOptions | None = None, network: str = "network"
 ) -> Estimate:
-    """The same network as an ANN that multiplies non-zero inputs only.
+    """Energy of the same network as an ANN that multiplies non-zero inputs only.
 
-    Each input is still read and tested for zero (a comparison); weights are read for products that are computed.
+    Each input is still read and tested for zero (a comparison); weights are read only for products that are computed.
 
     Args:
-        counts: of the ANN whose zeros are skipped, or of the spiking network if its twin is as sparse.
-        chip, options, network: as for `dense_ann`.
+        counts: counts of the ANN whose zeros are skipped, or of the spiking network if the ANN is equally sparse.
+        chip, options, network: as in `dense_ann`.
     """
     return _ann(Terms(counts, chip, options or RunOptions(steps=1)), network, "zero-skipping ANN", skip_zeros=True)
 
@@ -200,19 +201,19 @@ def _ann(terms: Terms, network: str, name: str, *, skip_zeros: bool) -> Estimate
         terms.multiplications(layer, layer.nonzero_macs if skip_zeros else layer.dense_macs)
         if layer.kind != "readout":
             terms.compute(layer, "activation functions", layer.neurons, "compare")
-    return terms.estimate(network, name, terms.options.latency_us, [f"{name}; no reuse of what was read"], "latency_us")
+    return terms.estimate(network, name, terms.options.latency_us, [f"{name}; no reuse of numbers read"], "latency_us")
 
 
 @dataclass(frozen=True)
 class RateCode:
-    """A rate-coded network of the same shape.
+    """Spike rates of a rate-coded network of the same shape.
 
     Attributes:
-        steps: T, time steps a sample.
-        rate: spikes a neuron and step, the same for all, inputs of a latency encoder included; or None if measured.
-        synaptic_operations, spikes: measured, a sample, by layer.
+        steps: T, time steps of a sample.
+        rate: spikes a neuron and step, equal for all neurons and a latency encoder's inputs; None for measured figures.
+        synaptic_operations, spikes: measured figures of a sample, by layer name.
     Raises:
-        ValueError: no steps, a rate outside [0, 1], or not exactly one of rate and measured figures.
+        ValueError: `steps` is below 1, `rate` is outside [0, 1], or neither or both of rate and figures are given.
     """
 
     steps: Whole
@@ -235,19 +236,19 @@ def rate_coded(
     options: RunOptions | None = None,
     network: str = "network",
 ) -> Estimate:
-    """The same network of integrate-and-fire neurons that fire at a rate.
+    """Energy of the same network with rate-coded integrate-and-fire neurons.
 
     A synaptic operation adds a weight to a potential. Every neuron is awake in all T steps: it adds its bias (or the
-    current of an analog first layer, whose products are computed once) and compares. Layers follow each other by one
-    step. With a rate in place of measured figures, synaptic operations are T · rate · synapses.
+    current of an analog first layer, whose products are computed once) and compares. Each layer runs one step behind
+    its input. If a rate is given, a layer has T · rate · synapses synaptic operations.
 
     Args:
-        counts: of the network: only its shape is used.
-        chip, network: as for `estimate`.
+        counts: counts of the network; only its shape is used.
+        chip, network: as in `estimate`.
         code: time steps, and a rate or measured figures.
-        options: of these, all but those of windows matter.
+        options: `steps`, `implementation`, `gating`, `activity`, `idle` and `latency_us` have no effect.
     Raises:
-        ValueError: measured figures that lack a layer; and as `estimate`.
+        ValueError: measured figures lack a layer; or an error of `estimate`.
     """
     terms = Terms(counts, chip, options or RunOptions(steps=1))
     layers, rate = terms.layers, code.steps * (code.rate or 0.0)

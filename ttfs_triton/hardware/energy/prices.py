@@ -1,6 +1,6 @@
-"""Prices: typed numbers with unit, range, status and source, and the few units they come in.
+"""Prices: numbers with unit, range, status and source, and the units that they may have.
 
-An unpublished price is None, which is not zero: what it would be multiplied with is reported beside the total.
+An unpublished price is None, not zero: an estimate lists the operations without a price beside the total.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 Status = Literal["measured", "fitted", "simulated", "derived", "assumed", "unpublished"]
 
 STATUSES: tuple[Status, ...] = get_args(Status)
-"""From the strongest to the weakest."""
+"""All statuses, from the strongest to the weakest."""
 
 # dimension: {unit: size in the dimension's first unit}. 1 µW · 1 µs = 1 pJ, and 1 µW/MHz = 1 pJ a clock cycle.
 UNITS: dict[str, dict[str, float]] = {
@@ -26,15 +26,15 @@ UNITS: dict[str, dict[str, float]] = {
     "time": {"µs": 1.0, "ns": 1e-3, "ms": 1e3, "s": 1e6},
 }
 MAX_AMOUNT = 1e12
-"""In the first unit of a dimension: a joule an operation, a megawatt, 10¹⁸ Hz, twelve days."""
+"""Largest price, in the first unit of its dimension: 1 J an operation, 1 MW, 10¹⁸ Hz, twelve days."""
 _DIMENSION = {unit: dimension for dimension, units in UNITS.items() for unit in units}
 
 STRICT = ConfigDict(extra="forbid", strict=True)
-"""Of everything that a chip's file holds: known keys only, and values of exactly their types."""
+"""Validation of a chip's file: only known keys, and only values of exactly the right type."""
 
 
 def _known_unit(unit: str) -> str:
-    """Micro is spelled µ (U+00B5) here; u and the Greek letter mean the same."""
+    """The unit with micro spelled µ (U+00B5); a u or the Greek letter is accepted too."""
     unit = unit.replace("μ", "µ").replace("uJ", "µJ").replace("uW", "µW").replace("us", "µs")
     if unit not in _DIMENSION:
         raise ValueError(f"must be one of {', '.join(_DIMENSION)}")
@@ -49,15 +49,16 @@ class Price:
     """One published figure of a chip: value, range, unit, status and source.
 
     Attributes:
-        value: nominal, in `unit`; None if it is unpublished.
-        low, high: range that the sources leave open, in `unit`. Default: the value.
-        unit: one of `UNITS`.
+        value: nominal value in `unit`; None if it is unpublished.
+        low, high: range that the sources allow, in `unit`. Default: the value.
+        unit: one of the units in `UNITS`.
         status: "measured" on silicon, "fitted" to measurements, "simulated" before silicon, "derived" from published
             numbers, "assumed", or "unpublished".
-        source: where it was published; for an unpublished one, where one would look.
-        note: what it holds, and under which conditions.
+        source: where the price was published; for an unpublished price, the publication that lacks it.
+        note: what the price includes, and under which conditions it holds.
     Raises:
-        ValueError: not 0 ≤ low ≤ value ≤ high ≤ `MAX_AMOUNT`, no source, or a value that does not go with the status.
+        ValueError: 0 ≤ low ≤ value ≤ high ≤ `MAX_AMOUNT` does not hold, the source is missing, or the value is None
+            although the status is not "unpublished", or the reverse.
     """
 
     value: Number | None = None
@@ -76,7 +77,7 @@ class Price:
         low, high = (self.value if bound is None else bound for bound in (self.low, self.high))
         if self.value is None or low is None or high is None:
             if (self.low, self.high) != (None, None):
-                raise ValueError("low and high must be None where value is")
+                raise ValueError("low and high must be None if value is None")
             return self
         if not low <= self.value <= high:
             raise ValueError(f"value must be within low and high; got {low} ≤ {self.value} ≤ {high}")
@@ -88,12 +89,12 @@ class Price:
 
     @property
     def dimension(self) -> str:
-        """The dimension of its unit, a key of `UNITS`."""
+        """Dimension of the unit, a key of `UNITS`."""
         return _DIMENSION[self.unit]
 
     @property
     def amount(self) -> Range | None:
-        """Low, nominal and high in the first unit of its dimension (pJ, µW, MHz, µs); None if unpublished."""
+        """Low, nominal and high value in the dimension's first unit (pJ, µW, MHz, µs); None if unpublished."""
         if self.value is None or self.low is None or self.high is None:
             return None
         size = UNITS[self.dimension][self.unit]
@@ -108,7 +109,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Range:
-    """A sum of products of one unit: all prices at their low ends at once, nominal, at their high ends."""
+    """An amount with all prices at their low ends, at their nominal values, and at their high ends."""
 
     low: float
     nominal: float
@@ -122,7 +123,7 @@ class Range:
         return Range(self.low * factor, self.nominal * factor, self.high * factor)
 
     def to_dict(self) -> dict[str, float]:
-        """{"low", "nominal", "high"}."""
+        """The range as a dict with the keys "low", "nominal" and "high"."""
         return asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""Collects the terms of an estimate: operations and memory accesses of each layer for one sample."""
+"""Terms of an energy estimate: operations and memory accesses of each layer for one sample."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from ttfs_triton.hardware.energy.prices import Price
 
 
 class NeuronWork(NamedTuple):
-    """Work of a layer's clock-driven neurons for a sample, besides synaptic operations.
+    """Work of a layer's clock-driven neurons for a sample, in addition to synaptic operations.
 
-    Additions of the slope to the potential in the windows of integration and firing, and comparisons in the latter.
+    `integration` and `firing` are additions of the slope to the potential in these windows, `compares` comparisons of
+    the potential with the threshold in the firing window.
     """
 
     integration: float
@@ -23,17 +24,17 @@ class NeuronWork(NamedTuple):
     compares: float
 
     def steps(self, neurons: int) -> float:
-        """Steps that neurons are awake, summed over them; their first comparison is at the window's start."""
+        """Steps in which neurons are awake, summed over neurons; the comparison at the window's start is no step."""
         return self.integration + max(self.firing, self.compares - neurons)
 
 
 class Terms:
-    """The terms of one estimate, as they are added.
+    """Builder of one estimate: collects its terms.
 
     Attributes:
         layers: counts of each layer, averaged over samples.
-        weight_bits, state_bits: of the numbers in memory: those of the options, else the chip's, else the network's,
-            else 8; states have 16 at least.
+        weight_bits, state_bits: bits of weights and states in memory, from the options, else the chip, else the
+            network, else 8; without the option states have at least 16.
     """
 
     def __init__(self, counts: Counts, chip: Chip | str | Path, options: RunOptions) -> None:
@@ -42,7 +43,7 @@ class Terms:
         self.weight_bits = options.weight_bits or bits
         self.state_bits = options.state_bits or max(16, bits)
         self._terms: list[Term] = []
-        self._largest: dict[str, float] = {}  # bytes of each layer's memory that no price covers
+        self._largest: dict[str, float] = {}  # bytes of layers' memories beyond the largest price
 
     def charge(self, layer: str, name: str, kind: TermKind, count: float | None, key: str, note: str = "") -> None:
         """Add a term, unless its count is 0 or another price includes it."""
@@ -53,11 +54,11 @@ class Terms:
             self._terms.append(Term(layer, name, kind, count, price, key, note))
 
     def compute(self, layer: LayerCounts, name: str, count: float, key: str) -> None:
-        """Add arithmetic."""
+        """Add a term of arithmetic."""
         self.charge(layer.name, name, "compute", count, key)
 
     def access(self, layer: LayerCounts, name: str, count: float, numbers: float, bits: int) -> None:
-        """Add reads or writes of a memory that holds so many numbers of so many bits."""
+        """Add `count` reads or writes of a memory that holds `numbers` numbers of `bits` bits."""
         if not self.options.memory or self.chip.holds("memory") or count == 0:
             return
         memory, price, size_bytes = self.chip.memory, None, numbers * bits / 8
@@ -74,13 +75,13 @@ class Terms:
             self.charge(layer.name, "addressing", "memory", count, "accumulate")
 
     def synaptic_operations(self, layer: LayerCounts, operations: float) -> None:
-        """Charge input spikes: each adds a weight to the slope of each neuron that it reaches."""
+        """Charge synaptic operations: an input spike adds a weight to the slope of each neuron that it reaches."""
         key = "synop_conv" if layer.shared_weights and "synop_conv" in self.chip.prices else "synop"
         self.compute(layer, "synaptic operations", operations, "accumulate" if self.chip.arithmetic else key)
         self.event_memory(layer, operations, words=1)
 
     def event_memory(self, layer: LayerCounts, operations: float, words: int) -> None:
-        """Memory traffic of synaptic operations: reads of a weight, reads and writes of `words` states each.
+        """Charge memory traffic of synaptic operations; each reads a weight, and reads and writes `words` states.
 
         Source: Lemaire et al., ICONIP 2022, Eq. 7–15.
         """
@@ -91,15 +92,15 @@ class Terms:
         self._addresses(layer, operations)
 
     def preset(self, layer: LayerCounts, words: int) -> None:
-        """Charge the reset before a sample: potentials to their biases, slopes to zero."""
+        """Charge the reset before a sample, which sets potentials to the biases and slopes to zero."""
         if layer.biases:
             self.access(layer, "weight reads", layer.neurons, layer.biases, self.state_bits)
         self.access(layer, "state writes", layer.neurons * words, layer.neurons * words, self.state_bits)
 
     def multiplications(self, layer: LayerCounts, macs: float) -> None:
-        """Charge a layer of real-valued inputs, without reuse: weight and input are read for each product.
+        """Charge a layer with real-valued inputs, without reuse: each product reads its weight and its input.
 
-        Sums stay in registers; an input of a fully connected layer is read once.
+        Sums stay in registers. A fully connected layer reads each input only once.
 
         Source: Lemaire et al., ICONIP 2022, Eq. 3–6, 11–12.
         """
@@ -112,31 +113,31 @@ class Terms:
         self._addresses(layer, layer.inputs + layer.neurons + layer.weights)
 
     def neuron_updates(self, layer: LayerCounts, work: NeuronWork, words: int = 2) -> None:
-        """Charge neurons' updates; `words` is 1 for neurons whose addend is no state."""
+        """Charge updates of neurons; `words` is 2 for slope and potential, 1 for a potential alone."""
         additions = work.integration + work.firing
         if self.chip.arithmetic:
             self.compute(layer, "neuron additions", additions, "accumulate")
             self.compute(layer, "threshold comparisons", work.compares, "compare")
         else:
             self.compute(layer, "neuron updates", work.steps(layer.neurons), "neuron_update")
-        # An addition reads both words; in the window of firing it shares its read of the potential with the comparison.
+        # An addition reads all words; in the firing window it shares its read of the potential with the comparison.
         reads = (words - 1) * additions + work.integration + max(work.firing, work.compares)
         self.access(layer, "state reads", reads, words * layer.neurons, self.state_bits)
         self.access(layer, "state writes", additions, words * layer.neurons, self.state_bits)
 
     def spikes_out(self, layer: str, spikes: float, delivered: float) -> None:
-        """Charge spikes that leave a layer, where the chip prices that."""
+        """Charge spikes that leave a layer, for each of the communication prices that the chip has."""
         prices, hops = self.chip.prices, self.options.hops_per_spike
         if "spike_out" in prices:
             self.charge(layer, "spikes out", "communication", spikes, "spike_out")
         if "message" in prices:
             self.charge(layer, "messages", "communication", delivered * self.options.messages_per_spike, "message")
         if "hop" in prices:
-            note = "" if hops is not None else "hops a spike depend on the placement: give hops_per_spike"
+            note = "" if hops is not None else "hops depend on the placement of neurons: give hops_per_spike"
             self.charge(layer, "hops", "communication", None if hops is None else delivered * hops, "hop", note)
 
     def step_time(self, steps: int) -> float | None:
-        """Microseconds of so many steps; None if neither the options nor the chip say how long one is."""
+        """Duration of the steps in microseconds; None if neither options nor chip give the duration of a step."""
         step_us = self._nominal("step_time") if self.options.step_us is None else self.options.step_us
         return None if step_us is None else step_us * steps
 
@@ -145,7 +146,7 @@ class Terms:
         return None if amount is None else amount.nominal
 
     def _static_power(self, latency_us: float | None, remedy: str) -> None:
-        """Add leakage and idle power over the latency, unless other prices hold them; `remedy` makes it known."""
+        """Add leakage and idle power unless other prices include them; `remedy` is the option that sets the latency."""
         prices, clock_mhz = self.chip.prices, self.options.clock_mhz
         note = "" if latency_us is not None else f"the latency is not known: give {remedy}"
         if "leakage_power" in prices or "idle_power" not in prices:
@@ -166,14 +167,14 @@ class Terms:
     def estimate(
         self, network: str, implementation: str, latency_us: float | None, assumptions: Sequence[str], remedy: str
     ) -> Estimate:
-        """All terms and static power, with what every estimate on this chip assumes, and where it does not fit."""
+        """The estimate: all terms and static power, assumptions, and warnings where the network does not fit."""
         self._static_power(latency_us, remedy)
         chip, total = self.chip, self.counts.total()
         lines = [*assumptions, f"{chip.name}: {chip.description}; a synaptic operation is priced as {chip.synop_scope}"]
         if not self.options.memory:
             lines.append("memory traffic is left out")
         elif chip.holds("memory"):
-            lines.append("memory traffic is inside a synaptic operation's price: compute alone cannot be told apart")
+            lines.append("a synaptic operation's price includes memory traffic: compute alone is unknown")
         elif chip.memory is not None:
             packing = "numbers packed into words" if chip.memory.packed else "one access a number"
             bits = f"{self.weight_bits}-bit weights, {self.state_bits}-bit states"

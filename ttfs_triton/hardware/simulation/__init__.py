@@ -1,1 +1,1 @@
-"""A network run as hardware would run it: on a clock, in integers."""
+"""Simulation of a network as hardware runs it: on a clock, in integers."""

@@ -1,4 +1,4 @@
-"""Settings and results of a simulation; what an estimate of its energy needs."""
+"""Settings and results of a simulation, and its counts and options for an energy estimate."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.grid import CompareAt, Grid
 
 MOST_STEPS = 4096
-"""Finer clocks are no hardware, and float32 closed forms are no better."""
+"""Most time steps in a window: no hardware has a finer clock, and float32 closed forms are no more exact."""
 
 
 @dataclass(frozen=True)
 class SimulationSettings:
-    """How a network is simulated: the arguments of `simulate`; a value out of range is a ValueError."""
+    """How a network is simulated: arguments of `simulate`. Raises ValueError if one is out of range."""
 
     steps: int = 64
     weight_bits: int | None = 8
@@ -42,7 +42,7 @@ class SimulationSettings:
 
     @classmethod
     def of(cls, grid: Grid | None, **chosen: Any) -> SimulationSettings:
-        """The chosen settings; "network" stands for the network's grid, or without a grid for the default."""
+        """Settings in which the value "network" is replaced by the grid's own, or by the default without a grid."""
         own: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(cls)}
         if grid is not None:
             own |= {"steps": grid.time_steps, **grid.to_dict()}
@@ -54,27 +54,27 @@ class Simulation:
     """Decisions, counts and spike times of a simulated network.
 
     Attributes:
-        settings: that it ran with.
-        samples: simulated.
+        settings: the settings of the simulation.
+        samples: number of simulated samples.
         predictions: [samples] int64, class with the highest membrane potential: at the output window's end for
             `PotentialReadout(at="end")`, at its start for every other readout.
-        first_spike_predictions: [samples] int64, class of the earliest output spike; of several in the same step, the
-            lowest class; without any, the class with the highest potential at the output window's end.
-        correct, first_spike_correct: predictions that equal the labels; None without labels.
-        ties: samples with several output neurons in the earliest step.
-        no_spike: samples without an output spike.
+        first_spike_predictions: [samples] int64, class of the earliest output spike. If several are in the same step,
+            the lowest class; without an output spike, the class with the highest potential at the output window's end.
+        correct, first_spike_correct: number of predictions that equal the labels; None without labels.
+        ties: number of samples in which several output neurons fire in the earliest step.
+        no_spike: number of samples without an output spike.
         latency_steps: [samples] int64, steps from the image's start to the first output spike's time stamp, or to the
-            output window's end without any.
+            output window's end if there is no output spike.
         potential_latency_steps: steps from the image's start until the potentials of `predictions` can be read.
-        counts: as `count` gives them, of the simulated spikes; a step's stamp k counts as time k/steps, histograms have
-            one bin a step, "saturated" is step 0. Spikes of a `PotentialReadout` are those on the hidden layers' ramp,
-            as in the statistics of the network.
-        activity: cycles and state accesses, one entry per layer of `counts`. A readout works until the decision it
-            was trained for: a `PotentialReadout` to the start or end of its window, without a compare; a
-            `FirstSpikeReadout` until its first spike (with gating), comparing.
-        spike_steps: for each stage by name, [n, ...] int32 steps in [0, steps) on the CPU, before pooling; `steps` (of
-            a readout: the steps of its window) for silent neurons. None unless asked for. Of a readout, spikes
-            on the ramp on which the first spike decides.
+        counts: counts of the simulated spikes in the form of `count`. Time stamp k counts as time k/steps, histograms
+            have one bin a step, and spikes in step 0 are "saturated". The spikes of a `PotentialReadout` are counted on
+            the hidden layers' ramp, as in the network's statistics.
+        activity: cycles and state accesses of each layer in `counts`. A readout works until the decision it was trained
+            for: a `PotentialReadout` until the start or end of its window, without comparisons; a `FirstSpikeReadout`
+            until its first spike (with gating), with comparisons.
+        spike_steps: time steps of the spikes by stage name, [n, ...] int32 in [0, steps) on the CPU, before pooling.
+            Silent neurons have `steps`, in a readout the number of steps of its window. A readout's spikes are on the
+            ramp on which the first spike decides. None unless asked for.
     """
 
     settings: SimulationSettings
@@ -93,12 +93,12 @@ class Simulation:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of samples that the highest potential gets right; None without labels."""
+        """Share of samples that the highest potential classifies correctly; None without labels."""
         return None if self.correct is None else self.correct / self.samples
 
     @property
     def first_spike_accuracy(self) -> float | None:
-        """Share of samples that the earliest output spike gets right; None without labels."""
+        """Share of samples that the earliest output spike classifies correctly; None without labels."""
         return None if self.first_spike_correct is None else self.first_spike_correct / self.samples
 
     @property
@@ -108,12 +108,12 @@ class Simulation:
 
     @property
     def latency_histogram(self) -> dict[int, int]:
-        """Number of samples for each latency in steps that occurs, in order."""
+        """Number of samples for each latency in steps that occurs, in ascending order."""
         values, samples = self.latency_steps.unique(return_counts=True)
         return dict(zip(values.tolist(), samples.tolist(), strict=True))
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures as JSON values, without predictions and spike times by sample."""
+        """All figures as JSON values, except the predictions and spike times of single samples."""
         return {
             **dataclasses.asdict(self.settings),
             "samples": self.samples,
@@ -132,11 +132,12 @@ class Simulation:
 
 
 def simulated_run(found: Simulation, options: RunOptions | None = None) -> Run:
-    """Counts and options of a simulation, to be priced: estimate(run.counts, chip, run.options).
+    """Counts and options of a simulation for an energy estimate: estimate(run.counts, chip, run.options).
 
     Args:
         found: the simulation.
-        options: how it runs on the chip. Steps, gating and activity are the simulation's; a closed form has none.
+        options: how the network runs on the chip. The simulation sets steps, gating and activity, unless the
+            implementation is the closed form, which has none of them.
     """
     if options is not None and options.implementation == "closed_form":
         return Run(found.counts, options)

@@ -1,4 +1,4 @@
-"""A trained network as clock-driven hardware would run it: integer time stamps, integer weights, one spike a neuron."""
+"""Simulator of clock-driven hardware: integer time stamps, integer weights, at most one spike a neuron."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from ttfs_triton.nn.on_chip import AnalogLayer, ClockedLayer, Membrane, earliest
 from ttfs_triton.nn.readout import ClockedReadout, FirstSpikeReadout, PotentialReadout, Readout
 from ttfs_triton.nn.weighted import WeightedLayer
 
-# A batch is run in parts whose integers stay near the caches: CNN1 in batches of 200 runs 1.7 times as fast.
+# Samples that run at once on the CPU. Smaller parts stay in the caches: CNN1 in batches of 200 runs 1.7 times as fast.
 CPU_SAMPLES = 50
 
 Own = Literal["network"]
-"""As the network's grid has it."""
+"""Stands for the value on the network's grid."""
 
 
 @torch.no_grad()
@@ -52,38 +52,40 @@ def simulate(
 ) -> Simulation:
     """Run a trained network in integers, with a clock of `steps` ticks a window.
 
-    What is not said is as the network's grid has it, on which it then decides exactly as in evaluation; of a network
-    without a grid: 64 steps, 8-bit weights with a unit per channel, wide registers, comparing in the middle of a step.
+    "network" takes a setting from the network's grid, on which the network decides exactly as in evaluation. Without a
+    grid it means 64 steps, 8-bit weights with a unit per channel, wide registers and comparisons in mid-step.
 
     Layer l integrates in window l − 1, while its inputs fire, and fires in window l; otherwise it sleeps. At each step
-    of the integration window, weights of the spikes of that step are added to the neuron's slope, and the slope to its
-    potential; in the firing window, σ times the slope is, until the potential meets the falling threshold. Weights are
-    rounded symmetrically, initial potentials to the unit of the potential. An `AnalogEncoder` or `SignedEncoder`
-    multiplies real numbers by rounded weights and has its outputs time-stamped.
+    of the integration window, the weights of that step's spikes are added to the neuron's slope, and the slope to its
+    potential. At each step of the firing window, σ times the slope is added to the potential, until that meets the
+    falling threshold. Weights are rounded symmetrically, initial potentials to the unit of the potential. An
+    `AnalogEncoder` or `SignedEncoder` multiplies real numbers by rounded weights; its outputs become time stamps.
 
     Args:
-        model: see `network_graph`; on any device, in any mode: dropout is off, batch norm uses its running statistics.
-        batches: images [N, ...] as the model takes them, or tuples (images, labels), labels [N] int64.
-        steps: of a window, 1 to 4096. A layer's spike times are at most a step off (half a step with "middle") those
-            that the closed form gives for the same inputs and weights.
-        weight_bits: 2 to 16, sign included; None leaves weights as fine as float32. The largest weight becomes the
-            largest integer, but at the bits and units of its grid a network has its own units.
+        model: a network that `network_graph` accepts, on any device and in any mode: dropout is off, and batch norm
+            uses its running statistics.
+        batches: images [N, ...] in the form that the model takes, or tuples (images, labels) with labels [N] int64.
+        steps: time steps of a window, 1 to 4096. For the same inputs and weights, a layer's spike times differ from the
+            closed form by at most one step, with "middle" by at most half a step.
+        weight_bits: bits of a weight, 2 to 16, sign included; None leaves weights as fine as float32. The largest
+            weight becomes the largest integer; if bits and granularity are the grid's, its units are used instead.
         per_channel: one weight unit per output channel; otherwise one per layer.
-        state_bits: of the registers that hold slope and potential; see `ttfs_triton.nn.Grid`. None: wide enough.
+        state_bits: bits of the registers of slope and potential, see `ttfs_triton.nn.Grid`; None is wide enough.
         compare_at: "middle" compares in the middle of each step (and at the window's start), which rounds spike times
-            to the nearest step; "start" compares at the start of each step, so that spikes are late by up to a step,
-            and errors add up over layers. "middle" costs one more compare a neuron: CNN1 on the bundled images, 8 bits,
-            gives 88.4 against 86.3 % at 8 steps; from 64 steps on there is no difference.
-        gating: neurons rest until their first input spike and from their own spike on; changes `activity` alone.
-        keep_spike_times: True, or the number of first samples whose spike times to keep.
-        faults: of the chip: its weights and broken neurons are the same for all images, and each image's spikes are
-            moved or lost anew. Output neurons are whole, as are their spikes.
-        seed: of the chip, and of what happens to spikes, in the order in which images come.
+            to the nearest step. "start" compares at the start of each step: spikes are up to a step late, and errors
+            add up over layers. "middle" costs one more compare a neuron. For CNN1 on the bundled images with 8 bits,
+            it gives 88.4 instead of 86.3 % at 8 steps, and no difference from 64 steps on.
+        gating: neurons rest until their first input spike and after their own spike; changes `activity` alone.
+        keep_spike_times: True to keep all spike times, or the number of samples whose spike times are kept.
+        faults: faults of the chip. Weight noise and broken neurons are the same for all images; jitter and loss of
+            spikes are drawn for each image. Output neurons and their spikes have no faults.
+        seed: seed of the chip's faults and, in the order of the images, of the spikes' faults.
     Returns:
-        Decisions, counts of the spikes that are left, and the work of clock-driven neurons.
+        Decisions, counts of the spikes that are left after faults, and the work of clock-driven neurons.
     Raises:
-        NetworkError: a model that is no network of our layers.
-        ValueError: an argument out of range, no samples, labels in some batches only, or potentials beyond 62 bits.
+        NetworkError: the model is no network of this project's layers.
+        ValueError: an argument is out of range, there are no samples, only some batches have labels, or potentials need
+            more than 62 bits.
     Source: Wei et al., ICCV 2023, Eq. 2-7.
     Example:
         >>> from ttfs_triton.nn import cnn1
@@ -114,19 +116,19 @@ def simulate(
 
 
 def simulate_at(model: nn.Module, batches: Iterable[Any], steps: Iterable[int], **options: Any) -> list[Simulation]:
-    """Simulate a network at each of some numbers of time steps a window.
+    """Simulations of a network at each of the given numbers of time steps a window.
 
     Args:
-        model, options: as of `simulate`.
-        batches: as of `simulate`, but able to be gone through again.
-        steps: each once.
+        model, options: as in `simulate`.
+        batches: as in `simulate`, but repeatable: a list or a DataLoader, not a generator.
+        steps: numbers of time steps; duplicates are dropped.
     """
     order = track(list(dict.fromkeys(steps)), "simulation", transient=True)
     return [simulate(model, batches, steps=number, **options) for number in order]
 
 
 class Simulator:
-    """Simulates batches and sums results; spike times of the first `keep` samples are kept, of all if None."""
+    """Simulates batches and sums their results; keeps spike times of the first `keep` samples, or of all if None."""
 
     def __init__(self, graph: NetworkGraph, settings: SimulationSettings, keep: int | None = 0) -> None:
         self._graph, self._settings, self._keep = graph, settings, keep
@@ -145,7 +147,7 @@ class Simulator:
                 self._layers[stage.name] = self._clocked(stage), counter
 
     def _clocked(self, stage: Stage) -> ClockedLayer | AnalogLayer:
-        """A stage in integers: in its grid's weight units if these are the simulation's, else in units of its own."""
+        """A stage in integers, in its grid's weight units if the simulation has the grid's bits, else in new units."""
         layer, bits, per_channel = stage.layer, self._settings.weight_bits, self._settings.per_channel
         unit, (exact, bias) = stage.weighted.unit_on_grid(bits, per_channel), stage.synapses()
         weight = self._faulty.weights(quantise_weight(exact, bits, per_channel=per_channel, unit=unit))
@@ -157,7 +159,7 @@ class Simulator:
         return ClockedLayer(stage.weighted, weight, self._clock, register=register)
 
     def add(self, images: Tensor, labels: Tensor | None = None) -> None:
-        """Simulate a batch."""
+        """Simulate a batch and add its results."""
         if self._samples and (labels is not None) != bool(self._labels):
             raise ValueError("simulate: batches must all have labels, or none; got both. Drop them, or add the others.")
         if labels is not None:
@@ -169,7 +171,7 @@ class Simulator:
                 self._samples += len(part)
 
     def _emit(self, stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-        """Spikes of a stage as steps that remain in its window, 0 for silent neurons."""
+        """Spikes of a stage as the number of steps that remain in its window; 0 for silent neurons."""
         if stage.name in self._layers:
             instant = self._fire(stage, inputs, skip)
         else:
@@ -208,7 +210,7 @@ class Simulator:
         latency = self._clock.step_of(instant.amin(1)) + self._graph.windows * self._clock.steps
         self._decisions.append((score, found.prediction, found.tie, found.no_spike, latency))
         if isinstance(readout, PotentialReadout):
-            # Statistics show these neurons on the hidden layers' ramp, without the common initial potential.
+            # Statistics count these neurons on the hidden layers' ramp, without the common initial potential.
             instant = layer.on_hidden_ramp(membrane).long()
             if at_end and layer.persistence:
                 counter.add_end_of_window(earliest, instant.shape[1])
@@ -219,7 +221,7 @@ class Simulator:
         return decisive
 
     def result(self) -> Simulation:
-        """The simulation of all batches so far."""
+        """Results over all batches so far."""
         score, first, tie, no_spike, latency = (torch.cat(parts).cpu() for parts in zip(*self._decisions, strict=True))
         labels = torch.cat(self._labels).cpu() if self._labels else None
         windows = self._graph.windows + (self._graph.readout_time == "potential_end")
@@ -245,9 +247,9 @@ class Simulator:
 
 
 class FaultyChip:
-    """Faults of one chip: weights and broken neurons are drawn once, faults of spikes for each image.
+    """Faults of one chip: weight noise and broken neurons are drawn once, faults of spikes for each image.
 
-    All is drawn in the order in which layers and images come.
+    The draws follow the order of layers and images.
     """
 
     def __init__(self, faults: Faults, clock: Clock, seed: int) -> None:
@@ -262,7 +264,7 @@ class FaultyChip:
         return quantised.multiplied(weight_factors(quantised.integers, self.faults.weight_noise, self._chip))
 
     def spikes(self, stage: Stage, instant: Tensor) -> Tensor:
-        """A stage's spikes after faults, by the indices [N, ...] of their instants; a latency encoder's too."""
+        """A stage's spikes with faults, as indices [N, ...] of their instants; also for a latency encoder."""
         if not (self.faults.of_spikes or (self.faults.of_neurons and stage.kind != "latency")):
             return instant
         activations = self.clock.remaining(instant) / self.clock.steps
@@ -270,15 +272,15 @@ class FaultyChip:
             whole = stage.kind == "latency"
             self._broken[stage.name] = None if whole else draw_broken(activations, self.faults, self._chip)
         left = disturbed(activations, self.faults, self._broken[stage.name], self.clock, self._spikes)
-        # What is in time is as it was: at the window's start there are two instants with one stamp.
+        # Undisturbed spikes keep their instants: two instants at the window's start have the same stamp.
         return torch.where(left == activations, instant, self.clock.encode(left))
 
 
 class ClockedCounter:
-    """Sums of one layer over all batches; they are read once, at the end.
+    """Sums over all batches of one layer's spikes and work; they are read once, at the end.
 
     Attributes:
-        synapses: what arrived.
+        synapses: counter of the layer's inputs.
     """
 
     def __init__(self, name: str, layer: WeightedLayer, clock: Clock, window: float, gating: bool) -> None:
@@ -293,12 +295,12 @@ class ClockedCounter:
         self._ever = torch.zeros(0, dtype=torch.bool, device=device)
 
     def add_integration(self, earliest: Tensor, channels: int) -> None:
-        """Add the integration window's updates: `earliest_input`, each for so many channels."""
+        """Add the integration window's updates; `earliest` (of `earliest_input`) holds for `channels` channels."""
         cycles = earliest.sum(dtype=torch.float64).long() if self._gating else earliest.numel() * self._clock.steps
         self._integration += cycles * channels
 
     def add_spikes(self, instant: Tensor) -> None:
-        """Add a batch of spikes [N, ...], by the indices of their instants."""
+        """Add a batch of spikes, given as indices [N, ...] of their instants."""
         flat = instant.flatten()
         self._histogram.scatter_add_(0, flat, self._histogram.new_ones(1).expand_as(flat))
         fired = (instant < self._never).flatten(1)
@@ -309,8 +311,8 @@ class ClockedCounter:
         """Add the firing window's compares and updates.
 
         Args:
-            instant: [N, C, ...] indices of the instants at which neurons fire, and rest from then on.
-            slope: `earliest_input`, 0 where a neuron has no slope; None if no neuron's slope persists.
+            instant: [N, C, ...] indices of the instants at which neurons fire; with gating they rest from then on.
+            slope: the result of `earliest_input`, 0 where a neuron has no slope; None if no slope persists (σ = 0).
         """
         compares = (instant + 1).clamp_max_(self._never) if self._gating else torch.full_like(instant, self._never)
         self._compares += compares.sum()
@@ -319,12 +321,12 @@ class ClockedCounter:
             self._firing += (updates.masked_fill_(slope == 0, 0) if self._gating else updates).sum()
 
     def add_end_of_window(self, slope: Tensor, channels: int) -> None:
-        """Add updates to the firing window's end of neurons that do not compare; arguments as of `add_integration`."""
+        """Add the updates of neurons that work to the firing window's end without comparing; see `add_integration`."""
         neurons = (slope > 0).sum() if self._gating else slope.numel()
         self._firing += neurons * channels * self._clock.steps
 
     def counts(self, samples: int) -> tuple[LayerCounts, int]:
-        """As `SynapseCounter.counts`, of so many samples."""
+        """The result of `SynapseCounter.counts` for this number of samples."""
         steps = self._clock.step_of(torch.arange(self._never)).tolist()
         histogram = [0] * (max(steps) + 1)
         for step, spikes in zip(steps, self._histogram[:-1].tolist(), strict=True):
@@ -345,10 +347,10 @@ class ClockedCounter:
         )
 
     def activity(self) -> LayerActivity:
-        """Cycles and state accesses."""
+        """Updates, comparisons and state accesses of the layer."""
         operations = int(self.synapses.sums[SUMS.index("synaptic_operations")])
         integration, firing, compares = self._work.tolist()
-        # An update of the firing window shares its read of the potential with the compare that follows it; updates of
-        # a potential that is only read out have none.
+        # In the firing window an update and the compare after it share one read of the potential. A potential that is
+        # only read out is updated but not compared.
         reads = operations + 2 * integration + firing + max(compares, firing)
         return LayerActivity(self._name, integration, firing, compares, reads, operations + integration + firing)

@@ -1,4 +1,4 @@
-"""How many time steps and weight bits a trained network needs: simulations over a grid, in one call."""
+"""Sweep over time steps and weight bits: one simulation of a trained network for each pair."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -20,16 +20,16 @@ Price = Callable[[Simulation], float]
 
 @dataclass(frozen=True)
 class SweepRow:
-    """Figures of one simulation, means of a sample.
+    """Figures of one simulation, as means over the samples.
 
     Attributes:
-        steps: of a window.
-        weight_bits: None is unquantised.
-        accuracy, first_spike_accuracy: shares; None without labels.
-        spikes, synaptic_operations: of the hidden layers; of all layers.
-        latency_steps: from the image's start to the first output spike.
-        ties: share of samples with several output neurons in the earliest step.
-        energy_pj: as `price` gave it; None without.
+        steps: time steps of a window.
+        weight_bits: bits of a weight; None if weights are not quantised.
+        accuracy, first_spike_accuracy: shares of correct samples; None without labels.
+        spikes, synaptic_operations: spikes of the hidden layers, operations of all layers.
+        latency_steps: steps from the image's start to the first output spike.
+        ties: share of samples in which several output neurons fire in the earliest step.
+        energy_pj: energy that `price` returned; None without `price`.
     """
 
     steps: int
@@ -45,12 +45,12 @@ class SweepRow:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Rows of a sweep, by weight bits, then steps.
+    """Rows of a sweep, ordered by weight bits, then steps.
 
     Attributes:
-        samples: in each simulation.
-        rows: one for each pair.
-        chip: name of the chip whose energies they hold; None without.
+        samples: number of samples in each simulation.
+        rows: one row for each pair of weight bits and steps.
+        chip: name of the chip for which energies were computed; None without energies.
     """
 
     samples: int
@@ -62,7 +62,7 @@ class Sweep:
         return {"samples": self.samples, "chip": self.chip, "rows": [dataclasses.asdict(row) for row in self.rows]}
 
     def to_csv(self, path: Path | str | None = None) -> str:
-        """The rows as CSV, also into a file of this path; unknown figures and bits of unquantised weights are empty."""
+        """The rows as CSV text, also written to `path`; unknown figures and bits of float weights are empty."""
         text = csv_text([dataclasses.asdict(row) for row in self.rows])
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
@@ -86,16 +86,17 @@ def sweep(
 
     Args:
         model, per_channel, compare_at, gating: as in `simulate`.
-        batches: as in `simulate`, but able to be gone through again: a list or a DataLoader, not a generator.
-        steps: of a window.
-        weight_bits: 2 to 16, or None for unquantised.
-        price: energy in picojoules of a sample, from a simulation.
-        chip: name of the chip whose energy that is, for tables and pictures.
-        progress: show a progress bar; None shows one on a terminal.
+        batches: as in `simulate`, but repeatable: a list or a DataLoader, not a generator.
+        steps: numbers of time steps of a window.
+        weight_bits: bits of a weight, 2 to 16, or None for unquantised weights.
+        price: function from a simulation to the energy of a sample in picojoules.
+        chip: name of the chip that `price` assumes, for tables and pictures.
+        progress: whether to show a progress bar; None shows one on a terminal.
     Returns:
-        A row for each pair.
+        One row for each pair.
     Raises:
-        ValueError: nothing to sweep over; and as `simulate`, which meets no samples in a second pass of a generator.
+        ValueError: `steps` or `weight_bits` is empty; or an error of `simulate`, which finds no samples on the second
+            pass over a generator.
     Example:
         >>> from ttfs_triton.nn import cnn1
         >>> batches = [(torch.rand(4, 1, 28, 28), torch.arange(4))]
