@@ -1,5 +1,6 @@
 """Layers in integers: exactness, registers, error against the closed form. Loops over steps and synapses judge them in
-`tests/hardware/simulation`."""
+`tests/hardware/simulation`.
+"""
 
 import hypothesis.strategies as st
 import pytest
