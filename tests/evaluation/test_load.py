@@ -41,7 +41,7 @@ def test_columns_can_be_named_and_classes_have_the_order_of_the_network(plain, t
     with pytest.raises(ValueError, match=r"must be in the order \['a', 'b', .*; got \['b', 'a', "):
         load_test_images(network, data_dir=tmp_path)
     write_parquet(tmp_path / "test.parquet", pixels, [0, 1, 2, 3], names=["ankle", "bag", "coat", "dress"])
-    with pytest.warns(UserWarning, match=r"classes are a, b, c, …; those of the test images are ankle, bag, coat, …\."):
+    with pytest.warns(UserWarning, match=r"classes are a, b, c, …, but the test images have ankle, bag, coat, …\."):
         assert len(load_test_images(network, data_dir=tmp_path)) == 4
 
 

@@ -101,7 +101,7 @@ def load_test_images(
         raise ValueError(f"load_test_images: classes must be in the order {names}; got {data.class_names}.")
     if names != data.class_names:
         told = (", ".join(some[:3]) + ", …" * (len(some) > 3) for some in (names, data.class_names))
-        message = "the network's classes are {}; those of the test images are {}. Is this its data set?"
+        message = "the network's classes are {}, but the test images have {}. Is this its data set?"
         warnings.warn(message.format(*told), stacklevel=2)
     return data
 

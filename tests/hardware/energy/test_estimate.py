@@ -305,7 +305,7 @@ def test_counts_are_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, 'steps, of a window, must be given for implementation="clock_driven"; got None'),
+        ({}, 'steps of a window must be given for implementation="clock_driven"; got None'),
         ({"steps": 0}, "steps\n.*greater than or equal to 1"),
         ({"steps": 4, "implementation": "analog"}, "implementation\n.*'clock_driven' or 'closed_form'"),
         ({"steps": 4, "step_us": float("inf")}, "step_us\n.*finite number"),

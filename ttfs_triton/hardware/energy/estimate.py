@@ -60,7 +60,7 @@ class RunOptions:
     @model_validator(mode="after")
     def _has_steps(self) -> Self:
         if self.implementation == "clock_driven" and self.steps is None:
-            raise ValueError('steps, of a window, must be given for implementation="clock_driven"; got None')
+            raise ValueError('steps of a window must be given for implementation="clock_driven"; got None')
         return self
 
 

@@ -78,7 +78,7 @@ def simulate(
         gating: neurons rest until their first input spike and after their own spike; changes `activity` alone.
         keep_spike_times: True to keep all spike times, or the number of samples whose spike times are kept.
         faults: faults of the chip. Weight noise and broken neurons are the same for all images; jitter and loss of
-            spikes are drawn for each image. Output neurons and their spikes have no faults.
+            spikes are drawn for each image. Output neurons never break, move or lose spikes.
         seed: seed of the chip's faults and, in the order of the images, of the spikes' faults.
     Returns:
         Decisions, counts of the spikes that are left after faults, and the work of clock-driven neurons.
