@@ -11,6 +11,7 @@ import torch
 from torch._inductor import cpp_builder, exc
 
 from tests.train.runs import change
+from ttfs_triton import memory
 from ttfs_triton.nn.networks import resnet20
 from ttfs_triton.nn.trace import network_graph
 from ttfs_triton.train import ConfigError, TrainConfig, device, train
@@ -148,7 +149,7 @@ def test_signals_that_a_launcher_repeats_are_one(monkeypatch):
 COUNT = """
 import resource, torch
 from pathlib import Path
-from ttfs_triton.train.device import freed_memory_kept
+from ttfs_triton.memory import freed_memory_kept
 
 def pages_of_a_step():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -180,7 +181,7 @@ def test_later_steps_get_the_memory_of_the_first():
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
-    for home, name, value in ((device.ctypes, "CDLL", lambda _: SimpleNamespace()), (device.sys, "platform", "win32")):
+    for home, name, value in ((memory.ctypes, "CDLL", lambda _: SimpleNamespace()), (memory.sys, "platform", "win32")):
         monkeypatch.setattr(home, name, value)
-        with device.freed_memory_kept() as kept:
+        with memory.freed_memory_kept() as kept:
             assert kept is False

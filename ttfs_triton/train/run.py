@@ -20,6 +20,7 @@ from ttfs_triton.command_line import program
 from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.data.images import ImageData, images_of_tensors
 from ttfs_triton.hub.publish import publish
+from ttfs_triton.memory import freed_memory_kept
 from ttfs_triton.model.hub import HubError, check_account, open_repository
 from ttfs_triton.nn.trace import unwrapped
 from ttfs_triton.scoring import EvaluationStopped
@@ -32,7 +33,6 @@ from ttfs_triton.train.device import (
     Interrupted,
     StopRequest,
     ask_main_process,
-    freed_memory_kept,
     make_accelerator,
     warn_of_device,
 )
