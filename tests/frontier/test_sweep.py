@@ -174,10 +174,11 @@ def test_diverged_point_does_not_end_the_sweep(trained, tmp_path, monkeypatch, c
 
 def test_damaged_files_are_told(swept, trained, tmp_path, capsys):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "measured.json").write_text("{")
-    with pytest.raises(SystemExit, match="1"):
-        sweep(trained, "--output-dir", tmp_path / "out", *FLAGS)
-    assert "nothing trained again" in capsys.readouterr().err
+    for text in ("{", "5"):
+        (tmp_path / "out" / "measured.json").write_text(text)
+        with pytest.raises(SystemExit, match="1"):
+            sweep(trained, "--output-dir", tmp_path / "out", *FLAGS)
+        assert "nothing trained again" in capsys.readouterr().err
     for text in ("{", "[]", '{"format": 9, "rows": []}', '{"format": 1, "rows": [{"networks": 1}]}'):
         (tmp_path / "frontier.json").write_text(text)
         with pytest.raises(ValueError, match="must be a table that ttfs sweep"):

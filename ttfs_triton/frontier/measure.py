@@ -56,7 +56,7 @@ class Measured:
         self.path = path
         try:
             self._found: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(
                 f"frontier: {path} must be the JSON cache of measurements; it is damaged ({error}). Remove it: all is "
                 "measured again, nothing trained again."

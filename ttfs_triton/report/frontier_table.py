@@ -16,9 +16,11 @@ from ttfs_triton.atomic import write_json, write_text
 from ttfs_triton.hardware import Counts, Run, dense_ann, estimate, verdict
 from ttfs_triton.nn import Grid
 from ttfs_triton.shared_options import FaultOptions
+from ttfs_triton.untrusted_files import read_regular
 from ttfs_triton.wording import csv_text
 
 FORMAT = 1
+MAX_BYTES = 2**26  # of a table that is read; a row has about two thousand
 FREE = "free"
 """Name of the point at which the network is measured as given, without training."""
 Kind = Literal["network", "faults", "deadline"]
@@ -205,7 +207,7 @@ def read_table(path: Path) -> tuple[list[FrontierRow], dict[str, Any]]:
     """
     path = path / "frontier.json" if path.is_dir() else path
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_regular(path, MAX_BYTES))
         rows = [FrontierRow(**row) for row in values.pop("rows")]
         if values.pop("format") == FORMAT and rows:
             return rows, values

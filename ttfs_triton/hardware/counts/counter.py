@@ -104,7 +104,7 @@ class Counter:
     def __init__(self, graph: NetworkGraph, histogram_bins: int, histogram_samples: int, by_sample: bool) -> None:
         if min(histogram_bins, histogram_samples) < 0:
             raise ValueError(
-                "count: histogram_bins and histogram_samples must be at least 0; got "
+                "counting: histogram_bins and histogram_samples must be at least 0; got "
                 f"{histogram_bins} and {histogram_samples}. Use 0 for no histograms."
             )
         self._graph, self._by_sample = graph, by_sample
@@ -131,7 +131,8 @@ class Counter:
         self._undo.close()
 
     def _encode(self, _: nn.Module, __: Any, activations: Tensor) -> None:
-        self._input += spikes_and_saturated(activations)
+        found = spikes_and_saturated(activations)
+        self._input = self._input.to(found.device) + found  # the network may have moved
 
     def counts(self, accelerator: Accelerator | None = None) -> Counts:
         """The counts so far. Only this call copies from the device.
@@ -142,7 +143,7 @@ class Counter:
             ValueError: the network did not run inside the block.
         """
         if not all(counter.synapses.arrived for counter in self._layers):
-            raise ValueError("count: the network must run inside the block; it did not. Give it images there.")
+            raise ValueError("counting: the network must run inside the block; it did not. Give it images there.")
         vectors = [*(counter.sums() for counter in self._layers), self._input]
         sums = torch.cat([vector.to(vectors[0].device) for vector in vectors])  # the encoder's may be on another device
         times = torch.stack([counter.times() for counter in self._layers])
