@@ -170,8 +170,8 @@ class Readout(WeightedLinear):
         """
         if x.dim() != 2 or x.shape[1] != self.in_features:
             raise ValueError(
-                f"{type(self).__name__}.decide: x must be the readout's inputs, activations [N, {self.in_features}]; "
-                f"got {list(x.shape)}. For images, use decide(network, images) of ttfs_triton.nn."
+                f"{type(self).__name__}.decide: x must be activations [N, {self.in_features}] of the last hidden layer"
+                f"; got {list(x.shape)}. For images, use decide(network, images) of ttfs_triton.nn."
             )
         if self.runs_on_grid(x):
             return ReadoutOnGrid(self, x).decide()
