@@ -224,7 +224,7 @@ def apply_operations(images: Tensor, rows: Tensor, policy: Policy, fill: int) ->
 
 
 def _apply(kind: Kind, images: Tensor, rows: Tensor, policy: Policy, fill: int) -> Tensor:
-    """One operation of a kind to each image."""
+    """Apply one operation of this kind to each image."""
     match kind:
         case Kind.IDENTITY:
             return images

@@ -137,7 +137,7 @@ class ModelDescription:
         network, own = self.network, self.preprocessing
         if len(self.class_names) != network.classes:
             raise ValueError(
-                f"ModelDescription: class_names must be {network.classes} strings, one a class; "
+                f"ModelDescription: class_names must be {network.classes} strings, one per class; "
                 f"got {self.class_names!r:.400}."
             )
         if isinstance(network, NetworkConfig) and not network.specification.isascii():

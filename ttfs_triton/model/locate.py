@@ -89,7 +89,7 @@ class ModelFiles:
 
     @property
     def name(self) -> str:
-        """A short name for titles: the repository's, the run's, or that of the weights' folder or file."""
+        """A short name for titles: the name of the repository, of the run, or of the weights' folder or file."""
         if self.repo_id is not None:
             return self.repo_id.rpartition("/")[2]
         if self.run is not None:

@@ -135,7 +135,7 @@ class NetworkGraph:
         return tuple(stage for stage in self.stages if stage.kind != "latency")
 
     def waits(self, stage: Stage) -> int:
-        """Windows for which the spikes of a stage's skip wait, so that they arrive with those of its input."""
+        """Windows for which a stage's skip delays spikes, so that they arrive together with the spikes of its input."""
         assert stage.skip is not None
         assert stage.skip.source is not None
         return stage.window - 1 - self[stage.skip.source].window

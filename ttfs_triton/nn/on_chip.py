@@ -260,7 +260,7 @@ class RoundedLayer:
         self.bias = None if layer.bias is None else straight_through(layer.bias, self._initial_potential(layer.bias))
 
     def _initial_potential(self, bias: Tensor) -> Tensor:
-        """Rounded initial potentials, float64; those of an analog layer stay as they are."""
+        """Initial potentials, float64: rounded, except in an analog layer."""
         bias = bias.detach().double()
         if self.layer.kind == "analog":
             return bias

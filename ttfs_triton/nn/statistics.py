@@ -27,7 +27,7 @@ PART_BYTES = 3 << 19
 class SpikeCounter:
     """Counts the spikes of one layer.
 
-    Counts are exact, in int64. They are no buffers, since distributed training would overwrite them by process 0's.
+    Counts are exact, in int64. They are no buffers: distributed training would overwrite them with process 0's counts.
 
     Attributes:
         shape: shape of one sample's activations, such as (channels, height, width) or (features,).

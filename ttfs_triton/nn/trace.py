@@ -29,7 +29,7 @@ from ttfs_triton.nn.weighted import WeightedLayer
 LAYERS = (LatencyEncoder, AnalogEncoder, SignedEncoder, DFTConv2d, DFTLinear, PotentialReadout, FirstSpikeReadout)
 # Modules of torch.nn that may stand between our layers; they run in evaluation mode.
 BETWEEN = (nn.Identity, nn.Flatten, nn.MaxPool2d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-SAMPLES = 3  # size of the traced batch, unlike that of most maps
+SAMPLES = 3  # size of the traced batch, which maps rarely have
 
 # Names of functions that leave spikes as they are, and of functions that only change the layout.
 _UNCHANGED = {"contiguous", "clone", "detach", "to", "float", "double", "half", "bfloat16", "type", "type_as"}
@@ -48,7 +48,7 @@ _REMEDIES = {
     r"softmax": "Leave it out: cross entropy and decisions take logits.",
     r"^_*r?(mul|truediv|div)_*$": "Spike times cannot be scaled: normalise images before the network.",
 }
-_OF_IMAGES = "Give mean and std to AnalogEncoder, or max_value to LatencyEncoder, and the images as they are."
+_OF_IMAGES = "Give mean and std to AnalogEncoder, or max_value to LatencyEncoder, and pass images as they are."
 _ARITHMETIC = r"^_*i?r?(add|sub|mul|truediv|div)_*$"
 _ANY_REMEDY = "Use layers of ttfs_triton.nn in its place, and between them only EarliestSpikePool2d and nn.Flatten."
 
