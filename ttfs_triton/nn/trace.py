@@ -50,7 +50,7 @@ _REMEDIES = {
 }
 _OF_IMAGES = "Give mean and std to AnalogEncoder, or max_value to LatencyEncoder, and pass images as they are."
 _ARITHMETIC = r"^_*i?r?(add|sub|mul|truediv|div)_*$"
-_ANY_REMEDY = "Use layers of ttfs_triton.nn in its place, and between them only EarliestSpikePool2d and nn.Flatten."
+_ANY_REMEDY = "Use layers of ttfs_triton.nn in its place; between them only pool, flatten or drop out spikes."
 
 
 def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) -> NetworkGraph:
