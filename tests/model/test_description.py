@@ -56,7 +56,7 @@ def test_preprocessing_follows_from_the_network(network, expected):
         ({"network": {"specification": "4Q3"}}, "network: "),
         ({"network": NETWORK.to_dict() | {"specification": "\uff14C3-P2-8"}}, "specification must be "),
         ({"network": {"builder": "own.py:build"}}, "network.layers: Field required"),
-        ({"class_names": ["a", "b"]}, "class_names must be 3 strings, one a class"),
+        ({"class_names": ["a", "b"]}, "class_names must be 3 strings, one per class"),
         ({"class_names": ["a", "b", "a"]}, r"class_names must differ; got \('a', 'b', 'a'\)"),
         ({"class_names": [0, 1, 2]}, "class_names.0: Input should be a valid string; got 0"),
         ({"class_names": "abc"}, "class_names: Input should be a valid array; got 'abc'"),

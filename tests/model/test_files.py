@@ -94,7 +94,7 @@ def test_files_of_two_models_are_refused(folder, network, tmp_path_factory):
             read_model(config, weights)
     config.write_bytes(whole)
     weights.write_bytes(weight_bytes(network.state_dict()))
-    with pytest.raises(LoadError, match=r"must be those that it was written with; their header has format, tensors_"):
+    with pytest.raises(LoadError, match=r"must be the ones written with it; their header has format, tensors_"):
         read_model(config, weights)
 
 
@@ -108,7 +108,7 @@ def test_files_of_two_models_are_refused(folder, network, tmp_path_factory):
         (b'{"format_version": ' + b"1" * 5000 + b"}", "it is no JSON"),
         (b'{"format_version": 99}', r"format_version must be 3 or 4; got 99\. Upgrade ttfs-triton"),
         (b" " * (MAX_CONFIG_BYTES + 1), "must be a readable file; .* at most 16777216 are allowed"),
-        (None, "must say what network the weights are of; there is no such file"),
+        (None, "must describe the network of the weights; there is no such file"),
         (os.mkdir, "must be a readable file"),
         (os.mkfifo, "must be a readable file; .*no regular file"),
     ],

@@ -141,5 +141,5 @@ def test_what_is_not_there_is_refused(tmp_path, trained):
         TTFSModel.from_pretrained("org/name@one", revision="two")
     shutil.copytree(trained / "best", tmp_path / "copy")
     (tmp_path / "copy" / "config.json").unlink()
-    with pytest.raises(LoadError, match="must say what network"):
+    with pytest.raises(LoadError, match="must describe the network"):
         TTFSModel.from_pretrained(tmp_path / "copy")

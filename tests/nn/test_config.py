@@ -59,7 +59,7 @@ def test_parse_reads_blocks():
         ("99999999C3", 'channels must be from 1 to 1048576; got "99999999C3"'),
         ("8C3p2000", 'padding must be from 0 to 1024; got "8C3p2000"'),
         ("1" * 5000, "specification must be text of at most 4096 characters; got 5000"),
-        *((text, f'an average must stand behind maps .*; got "{average}"') for text, average in AVERAGES),
+        *((text, f'an average must follow a convolution or pool.*; got "{average}"') for text, average in AVERAGES),
         ("4C3-8-A", "convolutions and pools must come before fully connected layers"),
         ("4C3-A0-4C3", 'kernel_size must be from 1 to 1024; got "A0"'),
         ("128-16C3", r'must come before fully connected layers; got "16C3"'),

@@ -173,7 +173,7 @@ def test_images_are_normalised_by_the_encoder(change):
 @pytest.mark.parametrize(
     ("module", "remedy"),
     [
-        (nn.BatchNorm2d(1), "Use batch_norm=True of our layers"),
+        (nn.BatchNorm2d(1), "Use batch_norm=True of the layers"),
         (nn.Linear(4, 4), "Use DFTLinear"),
         (nn.Conv2d(1, 1, 1), "Use DFTConv2d"),
     ],
@@ -187,7 +187,7 @@ def test_module_between_layers_is_refused_by_name(module, remedy):
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ([], r"begin with its only encoder; got no layers of ours\. Put LatencyEncoder"),
+        ([], r"begin with its only encoder; got no layers of ttfs_triton\.nn\. Put LatencyEncoder"),
         ([DFTLinear(4, 4), PotentialReadout(4, 2)], r"begin .*; got DFTLinear \(0\), which reads images\. Put Latency"),
         ([LatencyEncoder(), LatencyEncoder(), PotentialReadout(4, 2)], r"got LatencyEncoder \(1\), which reads spikes"),
         ([LatencyEncoder(), DFTLinear(4, 4)], r"end with its only readout; got .*DFTLinear\. Append Potential"),

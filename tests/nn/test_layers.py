@@ -63,14 +63,14 @@ def network(specification: str = BLOCKS, size=(10, 12), **options) -> TTFSNetwor
 def test_convolutions_are_their_operator(
     groups, size, kernel, stride, padding, dilation, skip, standardise, bias, sigma, seed
 ):
-    """Of larger maps every k-th position arrives by a skip, channels that there are not are silent."""
+    """A skip takes every k-th row and column of larger maps; channels that the earlier layer lacks are silent."""
     geometry = {"padding": padding, "dilation": dilation, "groups": groups, "stride": stride}
     options = {"skip": skip, "bias": bias, "weight_standardisation": standardise, "dtype": torch.float64}
     layer = randomised(DFTConv2d(4, 4, (2, 1 + kernel[1]), **geometry, **options, neuron=Neuron(sigma)), seed, 1.5)
     x, earlier, late = activations(2, 4, *size, seed=seed), activations(2, 4, *size, seed=seed + 1), {}
     shape = layer.output_shape(tuple(x.shape[1:]))
     if skip and skip_step((skip, *size), shape) is None:
-        with pytest.raises(ValueError, match=f"skip must bring {skip} channels in maps that every k-th position"):
+        with pytest.raises(ValueError, match=f"skip must bring {skip} channels in maps whose every k-th row"):
             layer(x, skip=earlier[:, :skip])
         return
     if skip:

@@ -96,7 +96,7 @@ def test_own_model_survives_a_folder_and_needs_its_network(tmp_path, file):
     found = loaded.classify(torch.rand(SHAPE), window_ms=2.0)
     assert (found.class_name in ("cat", "dog"), found.decision_time, found.decision_time_ms) == (True, 2.0, 4.0)
     loaded.save_pretrained(tmp_path)  # the same again
-    with pytest.raises(LoadError, match=r"that the weights are of, built by mine\.py:build; got in layer 1 2 \[7\]"):
+    with pytest.raises(LoadError, match=r"the one of the weights, built by mine\.py:build; got in layer 1 2 \[7\]"):
         TTFSModel.from_pretrained(tmp_path, network=network(width=7))
 
 
@@ -161,7 +161,7 @@ def test_own_network_is_trained_and_calibrated_on_a_grid_and_loads_on_it(tmp_pat
     images = tensors()[0] / 255
     assert torch.equal(again(images), loaded(images))
     put_on_grid(already, Grid(4))
-    with pytest.raises(LoadError, match=r"network must be on the grid that the weights are of, Grid\(.*time_steps=8"):
+    with pytest.raises(LoadError, match=r"network must be on the grid of the weights, Grid\(.*time_steps=8"):
         TTFSModel.from_pretrained(run, network=already)
     words = [tmp_path / "plain", "--network", builder, "--dataset", "sample", "--output-dir", tmp_path / "calibrated"]
     wide = TTFSModel(build_network_of(builder, in_channels=1, image_size=(28, 28), classes=10), image_shape=(1, 28, 28))

@@ -87,7 +87,7 @@ def test_own_network_all_the_way(tmp_path, hub, client):
             TTFSModel.from_pretrained(source)
     wide = build(1, (28, 28), CLASSES)
     wide.conv1 = type(wide.conv1)(1, 16, 3, padding=1)
-    with pytest.raises(ValueError, match=r"network must be the one that the weights are of.*; got in layer 1 conv1"):
+    with pytest.raises(ValueError, match=r"network must be the one of the weights.*; got in layer 1 conv1"):
         TTFSModel.from_pretrained(run, network=wide)
 
     # The command that evaluates, whose user names the code.

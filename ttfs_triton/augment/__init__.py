@@ -1,17 +1,17 @@
-"""Augmentation of image batches where they lie, each image by random numbers of its own.
+"""Augmentation of image batches on the device that holds them, with random numbers of its own for each image.
 
-`augmentation` the pass over a batch, `philox` the numbers, `policy` AutoAugment and TrivialAugment as
-tables, `operations` what these do to a batch, `geometry` all that moves pixels, `mixing` MixUp and CutMix.
+`augmentation` augments a batch and mixes images (MixUp, CutMix), `philox` makes the random numbers, `policy` holds
+AutoAugment and TrivialAugment as tables, and their operations, `geometry` moves pixels.
 
-Operations equal those of Pillow as torchvision calls them (affine maps, nearest pixel, one fill for all channels),
-level by level, at every magnitude, without exceptions. torchvision's own on tensors are others: they take other
-pixels when an image is turned, and round blends, means and autocontrast otherwise. Neither's is `rotation`: bilinear,
-with places in 1/256 pixel and levels rounded to whole ones.
+Operations equal Pillow's as torchvision calls them (affine maps, nearest pixel, one fill for all channels), in every
+grey level and at every magnitude. torchvision's own operations on tensors differ: they take other pixels when an image
+is rotated, and round blends, means and autocontrast differently. `rotation` follows neither: it is bilinear, with
+positions in 1/256 pixel and rounded grey levels.
 
-Why our own: kornia (0.9.0) draws one AutoAugment sub-policy for a whole batch, magnitudes from intervals where the
-paper has numbers, and all from the global generator. DALI (2.4.0) draws image by image, but from streams that are
-seeded once for a pipeline, not by image; and it is for one vendor's machines, with a loader of its own. So neither
-repeats an image under another number of processes or another batch size.
+Why not an existing library: kornia (0.9.0) draws one AutoAugment sub-policy for a whole batch, magnitudes from
+intervals where the paper has numbers, and all from the global generator. DALI (2.4.0) draws image by image, but from
+streams that are seeded once for a pipeline, not by image; it needs one vendor's machines and its own loader. So neither
+draws the same for an image under another number of processes or another batch size.
 """
 
 from ttfs_triton.augment.augmentation import Augmentation, Mixing, draw_mixing, mix

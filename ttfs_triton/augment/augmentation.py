@@ -1,4 +1,4 @@
-"""The augmentations of a run, applied to a batch where it lies; MixUp and CutMix."""
+"""`Augmentation`, which augments a batch on its device, and the mixing of images by MixUp and CutMix."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from ttfs_triton.augment.policy import apply_operations, policy_tables
 from ttfs_triton.data.pixels import pixel_layout, to_float
 from ttfs_triton.shared_options import AugmentationOptions
 
-ANGLES = 4096  # equally spaced rotations to draw from, so that each has its map in a table
+ANGLES = 4096  # number of equally spaced rotations to draw from; a table holds the map of each
 CHANGES = ("crop_padding", "flip", "shift", "auto_augment", "trivial_augment", "rotation", "cutout")
 
 
 class Augmentation(AugmentationOptions):
-    """Augmentations of a batch. Shifts and rotations uncover 0, policies crop_fill.
+    """Augmentations of a run. Shifts and rotations fill uncovered pixels with 0, policies with `crop_fill`.
 
     Attributes:
-        cutout_fill: level of the square of cutout, which has a random centre and is clipped at the image's border.
+        cutout_fill: level of cutout's square, which has a random centre and is clipped at the image's border.
     Raises:
         ValueError: a size or an angle is negative, a fill is neither in 0 to 255 nor "reflect", or two policies are on.
 
@@ -63,19 +63,19 @@ class Augmentation(AugmentationOptions):
         return self.mixup > 0 or self.cutmix > 0
 
     def __call__(self, images: Tensor, indices: Tensor, *, seed: int, epoch: int) -> Tensor:
-        """Augment a batch, all but mixing.
+        """Augment a batch by everything except mixing.
 
         Args:
             images: [n, C, height, width], uint8, C = 1 or 3 for a policy, best channels last. Not changed.
-            indices: [n], int64, of the images in their data set, on the images' device: with `seed` and `epoch` they
-                alone decide what happens to an image.
-            seed: of the run.
+            indices: place of each image in its data set, [n], int64, on the images' device. With `seed` and `epoch`,
+                it alone decides what happens to an image.
+            seed: seed of the run.
             epoch: number of the epoch.
         Returns:
             [n, C, height, width], float32 in [0, 1], channels last if C > 1.
         Raises:
-            ValueError: images and indices do not fit together, or the images are too large, too small for the border
-                that mirrors them, or have other channels.
+            ValueError: images and indices do not fit together, or the images are too large, too small for the
+                reflected border, or have a number of channels that policies do not take.
             TypeError: the images are not uint8.
         """
         self._check(images, indices)
@@ -84,7 +84,7 @@ class Augmentation(AugmentationOptions):
         words = random_words(seed, epoch, indices, AUGMENTATION_BLOCKS)
         if self.crop_padding:
             images = windows(images, _corners(words, CROP, self.crop_padding), self.crop_padding, self.crop_fill)
-        images = images.contiguous()  # what follows is fastest plane by plane
+        images = images.contiguous()  # the next operations are fastest plane by plane
         if self.flip == "alternating":
             in_first_epoch = below(random_words(seed, 0, indices, range(1))[:, FLIP], 2)
             images = mirror(images, (in_first_epoch + epoch) % 2)
@@ -136,7 +136,7 @@ class Augmentation(AugmentationOptions):
 
 
 def _corners(words: Tensor, first: int, farthest: int) -> Tensor:
-    """Two whole numbers from -farthest to farthest for each image, [n, 2], by its word `first` and the next."""
+    """Two whole numbers from -farthest to farthest for each image, [n, 2], from its words `first` and `first + 1`."""
     return below(words[:, first : first + 2], 2 * farthest + 1) - farthest
 
 
@@ -149,7 +149,7 @@ def _rotation_maps(degrees: float, height: int, width: int, device: torch.device
 
 def _cut_out(images: Tensor, words: Tensor, side: int, fill: int) -> Tensor:
     """Fill a square of each image, about a random centre."""
-    kept = []  # all bits are set of rows, and of columns, outside the square
+    kept = []  # a byte for each row, and each column: all bits set outside the square, none inside
     for axis, size in enumerate(images.shape[2:]):
         first = below(words[:, CUTOUT + axis], size) - side // 2
         at = torch.arange(size, device=images.device) - first[:, None]
@@ -161,7 +161,7 @@ def _cut_out(images: Tensor, words: Tensor, side: int, fill: int) -> Tensor:
 
 
 def _scale(images: Tensor) -> Tensor:
-    """As `to_float`, for images that lie plane by plane, which PyTorch turns round faster one after the other."""
+    """As `to_float`, for images stored plane by plane, which PyTorch reorders faster one plane after the other."""
     turned = torch.empty_like(images, memory_format=pixel_layout(images))
     for plane, levels in zip(turned.unbind(1), images.unbind(1), strict=True):
         plane.copy_(levels)
@@ -173,13 +173,13 @@ SHARES = 4096  # quantiles of the Beta distribution to draw from
 
 @dataclass(frozen=True)
 class Mixing:
-    """How n images are mixed: a few numbers an image, drawn for a whole epoch at once.
+    """How n images are mixed: a few numbers per image, drawn for a whole epoch at once.
 
     Attributes:
-        partners: [n], int64, indices of the other images in the data set.
-        values: [n], float32, share of the partner at a pixel of the rectangle; 0 outside of it.
-        shares: [n], float32, of the partner in the whole image.
-        rectangles: [n, 4], int64, top, bottom, left and right, the ends outside; None: the whole image.
+        partners: [n], int64, places of the other images in the data set.
+        values: [n], float32, share of the partner at a pixel of the rectangle; outside the rectangle it is 0.
+        shares: [n], float32, share of the partner in the whole image.
+        rectangles: [n, 4], int64, top, bottom, left and right, bottom and right exclusive; None: the whole image.
     """
 
     partners: Tensor
@@ -188,7 +188,7 @@ class Mixing:
     rectangles: Tensor | None = None
 
     def __getitem__(self, images: slice) -> Mixing:
-        """That of some of the images."""
+        """The mixing of a slice of the images."""
         rectangles = None if self.rectangles is None else self.rectangles[images]
         return Mixing(self.partners[images], self.values[images], self.shares[images], rectangles)
 
@@ -205,14 +205,14 @@ class Mixing:
 def draw_mixing(
     augmentation: Augmentation, seed: int, epoch: int, indices: Tensor, among: Tensor, height: int, width: int
 ) -> Mixing:
-    """Partners and shares of images; on a GPU some hundred launches, whatever the number of images.
+    """Draw partners and shares of images; on a GPU some hundred kernel launches, for any number of images.
 
     Args:
-        augmentation: with MixUp, CutMix or both.
-        seed, epoch: of the run, of the epoch.
-        indices: [n], int64, of the images in their data set.
-        among: [N], int64, images that can be partners, in an order that all processes share.
-        height, width: of the images in pixels.
+        augmentation: an augmentation with MixUp, CutMix or both.
+        seed, epoch: seed of the run, and number of the epoch.
+        indices: place of each image in its data set, [n], int64.
+        among: places of the images that can be partners, [N], int64, in an order that all processes share.
+        height, width: size of the images in pixels.
     """
     words = random_words(seed, epoch, indices, MIXING_BLOCKS)
     partners, number = among[below(words[:, PARTNER], len(among))], below(words[:, MIXING_SHARE], SHARES)
@@ -246,10 +246,10 @@ def mix(
     Args:
         images, partners: [n, C, height, width], float.
         labels, partner_labels: [n], int64, in [0, classes).
-        mixing: of these images.
+        mixing: how these images are mixed.
         classes: number of classes.
     Returns:
-        Images as given, and targets [n, classes], float32: the share of an image is that of its pixels.
+        Mixed images like `images`, and targets [n, classes], float32: each image's class has its share of the pixels.
     """
     weights = mixing.weights(*images.shape[2:])
     mixed = (images * (1 - weights)).add_(partners * weights)
@@ -275,7 +275,7 @@ def beta_quantiles(alpha: float, count: int) -> np.ndarray:
 
 
 def _interval(word: Tensor, length: Tensor, size: int) -> Tensor:
-    """Which of `size` places are within `length` about a random centre: first and one past the last, [n, 2], int64."""
+    """Part of range(size) within `length` about a random centre: first place and one past the last, [n, 2], int64."""
     first = below(word, size) - length // 2
     return torch.stack([first, first + length], dim=1).clamp_(0, size)
 
@@ -287,5 +287,5 @@ def _shares(alpha: float, device: torch.device) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _sides(alpha: float, size: int, device: torch.device) -> Tensor:
-    """Side of the rectangle along an axis, for each share: the share is that of the area."""
+    """Side of the rectangle along an axis of `size` pixels, for each share of the area."""
     return torch.from_numpy((size * np.sqrt(beta_quantiles(alpha, SHARES))).astype(np.int64)).to(device)

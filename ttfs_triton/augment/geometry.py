@@ -1,4 +1,4 @@
-"""All that moves pixels: windows for crop and shift, flips, and affine maps for shear, translation and rotation.
+"""Operations that move pixels: windows for crop and shift, flips, affine maps for shear, translation and rotation.
 
 A map takes the centre of output pixel (x, y) to a place in the input, in 1/65536 pixel: a·x + b·y + c across and
 d·x + e·y + f down. These are Pillow's integers, so the nearest pixel is Pillow's, on every device.
@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 ONE = 65536  # a pixel in 16.16 fixed point
 IDENTITY = (ONE, 0, ONE // 2, 0, ONE, ONE // 2)
-LARGEST_SIDE = 8192  # of an image, so that no place leaves int32
+LARGEST_SIDE = 8192  # largest side of an image, so that places fit int32
 
 
 def affine(a: float, b: float, c: float, d: float, e: float, f: float) -> tuple[int, ...]:
@@ -33,13 +33,13 @@ def rotation(degrees: float, height: int, width: int) -> tuple[int, ...]:
 
 
 def windows(images: Tensor, corners: Tensor, padding: int, fill: int | Literal["reflect"]) -> Tensor:
-    """Windows of the images' own size.
+    """One window of each padded image, of the image's own size.
 
     Args:
         images: [n, C, height, width], uint8, in any memory format.
         corners: [n, 2], int64, row and column of each window's corner in its image, from -padding to padding.
-        padding: pixels around the image that a window may reach into; if mirrored, fewer than its sides have.
-        fill: their level, or "reflect": they mirror the image about its outermost pixels.
+        padding: number of pixels around the image that a window may reach into; if reflected, less than its sides.
+        fill: level of these pixels, or "reflect" to mirror the image about its outermost pixels.
     Returns:
         As `images`, contiguous.
     """
@@ -62,7 +62,7 @@ def windows(images: Tensor, corners: Tensor, padding: int, fill: int | Literal["
 
 
 def _reflect(framed: Tensor, padding: int) -> None:
-    """Fill a border of so many pixels as `torch.nn.functional.pad` does, which takes no uint8 on a GPU."""
+    """Reflect images into a border of `padding` pixels; `torch.nn.functional.pad` does not take uint8 on a GPU."""
     for axis in (2, 3):
         end = framed.shape[axis] - padding
         framed.narrow(axis, 0, padding).copy_(framed.narrow(axis, padding + 1, padding).flip(axis))
@@ -70,7 +70,7 @@ def _reflect(framed: Tensor, padding: int) -> None:
 
 
 def mirror(images: Tensor, chosen: Tensor) -> Tensor:
-    """Images [n, C, height, width], left to right where `chosen`, [n], int64, is 1."""
+    """Images [n, C, height, width], mirrored left to right where `chosen`, [n], int64, is 1."""
     # Where all bits of the mask are set, two differences leave the mirrored image; faster than `torch.where` on bytes.
     mask = (-chosen).to(torch.uint8).view(-1, 1, 1, 1)
     return images.flip(3).bitwise_xor_(images).bitwise_and_(mask).bitwise_xor_(images)
@@ -92,9 +92,9 @@ def move(images: Tensor, maps: Tensor, fill: int) -> Tensor:
 
 
 def move_bilinear(images: Tensor, maps: Tensor) -> Tensor:
-    """Map images, each pixel from the four around its place, which counts in 1/256 pixel; 0 outside the image."""
+    """Map images, each pixel from the four pixels around its place, in steps of 1/256 pixel; 0 outside the image."""
     rows, columns = places(maps, *images.shape[2:])
-    # Places are of centres: half a pixel back, the pixel above and to the left has its centre at a whole number.
+    # Places refer to centres: half a pixel back, whole numbers are the centre of the pixel above and to the left.
     rows, columns = rows.sub_(ONE // 2), columns.sub_(ONE // 2)
     down, across = ((place >> 8 & 255)[:, None].flatten(2) for place in (rows, columns))
     framed, index = _framed(images, rows.bitwise_right_shift_(16), columns.bitwise_right_shift_(16), 2, 0)
@@ -109,7 +109,7 @@ def move_bilinear(images: Tensor, maps: Tensor) -> Tensor:
 def _framed(images: Tensor, rows: Tensor, columns: Tensor, border: int, fill: int) -> tuple[Tensor, Tensor]:
     """Images with a border for all places outside, to which rows and columns [n, height, width], int32, are clamped.
 
-    Clamping is cheaper than asking each place. Returns framed images and places in their planes, [n, 1, pixels], int64.
+    Clamping is cheaper than testing each place. Returns framed images and indices in their planes, [n, 1, pixels].
     """
     height, width = images.shape[2:]
     framed = pad(images, (border,) * 4, value=fill)
@@ -119,5 +119,5 @@ def _framed(images: Tensor, rows: Tensor, columns: Tensor, border: int, fill: in
 
 
 def _pixels(framed: Tensor, index: Tensor) -> Tensor:
-    """Pixels [n, C, pixels] at places in the planes of images."""
+    """Pixels [n, C, pixels] at these indices in the planes of framed images."""
     return framed.flatten(2).gather(2, index.expand(-1, framed.shape[1], -1))

@@ -18,8 +18,8 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 
-# The place of each decision among an image's random words (of two words, the first). Places are fixed, so that an
-# augmentation draws the same whatever else is switched on.
+# The place of each decision among an image's random words (the first place of decisions with two words). Places are
+# fixed, so that an augmentation draws the same whatever else is switched on.
 CROP, FLIP, SUB_POLICY, APPLIED, SIGN, ANGLE, SHIFT, CUTOUT = 0, 2, 3, 4, 6, 7, 8, 10
 AUGMENTATION_BLOCKS = range(3)
 PARTNER, MIXING_KIND, MIXING_SHARE, MIXING_ROW, MIXING_COLUMN = range(5)
@@ -40,7 +40,7 @@ def philox(counters: Tensor, seed: int) -> Tensor:
     # Words that are multiplied, third and first, and those that are not: two of each at a time halve the calls.
     multiplied, others = torch.stack([third, first]), torch.stack([second, fourth])
     for key in keys:
-        # The product of two 32-bit words wraps to a negative int64; its bits are right all the same.
+        # The product of two 32-bit words may wrap to a negative int64; its bits are still correct.
         product = multiplied * multipliers
         words = (product >> half).bitwise_xor_(others).bitwise_xor_(key).bitwise_and_(low)  # the next first and third
         multiplied, others = words.flip(0), product.bitwise_and_(low)
@@ -49,7 +49,7 @@ def philox(counters: Tensor, seed: int) -> Tensor:
 
 @functools.lru_cache(maxsize=4)
 def _constants(seed: int, device: torch.device) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
-    """Keys of the rounds, multipliers, mask of the lower word and its bits: on the device once, not batch by batch."""
+    """Keys of the rounds, multipliers, mask of the lower word, bits of a word; kept on the device between batches."""
     halves = seed & _MASK, seed >> 32 & _MASK
     keys = [
         [half + number * weyl & _MASK for half, weyl in zip(halves, _WEYL, strict=True)] for number in range(ROUNDS)
@@ -66,10 +66,10 @@ def random_words(seed: int, epoch: int, indices: Tensor, blocks: range) -> Tenso
     """The random words of images.
 
     Args:
-        seed: of the run, in [0, 2⁶⁴).
-        epoch: in [0, 2³²).
-        indices: [n], int64, of the images in their data set, on any device.
-        blocks: which blocks of four words.
+        seed: seed of the run, in [0, 2⁶⁴).
+        epoch: number of the epoch, in [0, 2³²).
+        indices: place of each image in its data set, [n], int64, on any device.
+        blocks: numbers of the blocks of four words to compute.
     Returns:
         [n, 4 · len(blocks)], int64, uniform in [0, 2³²), on the device of `indices`.
     """
@@ -82,5 +82,5 @@ def random_words(seed: int, epoch: int, indices: Tensor, blocks: range) -> Tenso
 
 
 def below(words: Tensor, limit: int) -> Tensor:
-    """Uniform integers in [0, limit), limit ≤ 2³¹: the upper half of the product, uneven by less than limit / 2³²."""
+    """Uniform integers in [0, limit), limit ≤ 2³¹: the product's upper half, with a bias of less than limit / 2³²."""
     return words * limit >> 32

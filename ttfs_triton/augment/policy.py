@@ -69,9 +69,9 @@ _POLICIES = {"cifar10": _CIFAR10, "svhn": _SVHN, "imagenet": _IMAGENET}
 
 
 def magnitudes(name: str, height: int, width: int, *, wide: bool = False) -> list[float]:
-    """The magnitudes of an operation: ten of AutoAugment, or with `wide` 31 of TrivialAugment.
+    """The magnitudes of an operation: AutoAugment's ten, or with `wide` TrivialAugment's 31.
 
-    As torchvision has them, whose float32 steps decide on which side of a grey level solarising cuts.
+    Computed as in torchvision, since its float32 steps decide on which side of a grey level solarising cuts.
     """
     bins = 31 if wide else 10
     if name in PLAIN:
@@ -111,10 +111,10 @@ class Policy:
     """A policy as tables. Row 0 of the operations is the identity.
 
     Attributes:
-        thresholds: [sub-policies, stages], int64; a stage is applied if its random word is below.
-        kinds: [rows], int32, `Kind`.
+        thresholds: [sub-policies, stages], int64; a stage is applied if its random word is below its threshold.
+        kinds: [rows], int32, `Kind` of the operation.
         maps: [rows, 6], int32, 16.16 fixed point: output pixel to input pixel, see `geometry`.
-        factors: [rows], float32, of a blend.
+        factors: [rows], float32, factor of the blend.
         levels: [rows, 256], uint8, the new level of each level.
     """
 
@@ -125,7 +125,7 @@ class Policy:
     levels: Tensor
 
     def draw(self, words: Tensor) -> Tensor:
-        """Rows of the operations that images draw, [n, stages], int64, by their random words, [n, 12]."""
+        """Draw operations for images from their random words, [n, 12]: rows of the tables, [n, stages], int64."""
         sub_policies, stages = self.thresholds.shape
         stage = torch.arange(stages, device=words.device)
         choice = below(words[:, SUB_POLICY], sub_policies)
@@ -203,12 +203,12 @@ def apply_operations(images: Tensor, rows: Tensor, policy: Policy, fill: int) ->
     results of those that drew it are kept: counting them would make the host wait.
 
     Args:
-        images: not changed.
-        rows: [n], int64, of the policy's operations.
-        policy: for images of this size, on this device.
-        fill: level of what geometric operations uncover.
+        images: [n, C, height, width], uint8. Not changed.
+        rows: row of each image's operation in the policy's tables, [n], int64.
+        policy: policy for images of this size, on this device.
+        fill: level of pixels that geometric operations uncover.
     Returns:
-        As `images`.
+        New images like `images`.
     """
     kinds = policy.kinds[rows]
     if images.device.type != "cpu":
@@ -224,7 +224,7 @@ def apply_operations(images: Tensor, rows: Tensor, policy: Policy, fill: int) ->
 
 
 def _apply(kind: Kind, images: Tensor, rows: Tensor, policy: Policy, fill: int) -> Tensor:
-    """One operation of a kind to each image."""
+    """Apply one operation of this kind to each image."""
     match kind:
         case Kind.IDENTITY:
             return images
@@ -249,7 +249,7 @@ def _apply(kind: Kind, images: Tensor, rows: Tensor, policy: Policy, fill: int) 
 
 
 def places_in_tables(images: Tensor) -> Tensor:
-    """Places of pixels in tables of 256 levels a plane that lie one behind another; [n · C · height · width], int32."""
+    """Index of each pixel's level in concatenated tables, of 256 levels per plane; [n · C · height · width], int32."""
     planes = images.flatten(2).flatten(0, 1)
     first = 256 * torch.arange(len(planes), dtype=torch.int32, device=images.device)
     return planes.int().add_(first[:, None]).view(-1)
@@ -266,26 +266,26 @@ def grey_levels(images: Tensor) -> Tensor:
 
 
 def blend(first: Tensor, second: Tensor, factors: Tensor) -> Tensor:
-    """first + factors · (second − first) of levels, whole numbers in float32; cut off to uint8."""
+    """first + factors · (second − first) of levels, whole numbers in float32; truncated to uint8."""
     # By way of int16: PyTorch has no fast path from float to uint8.
     return (second - first).mul_(factors).add_(first).clamp_(0, 255).short().to(torch.uint8)
 
 
 def colour(images: Tensor, factors: Tensor) -> Tensor:
-    """Blend with the grey image; a factor for each image, 0: grey."""
+    """Blend with the grey image, by one factor per image; 0 gives grey."""
     levels = images.float()
     return blend(grey_levels(levels)[:, None], levels, factors.view(-1, 1, 1, 1))
 
 
 def sharpness(images: Tensor, factors: Tensor) -> Tensor:
-    """Blend with the smoothed image; a factor for each image, 0: smooth. The outermost pixels stay.
+    """Blend with the smoothed image, by one factor per image; 0 gives smooth. The outermost pixels stay.
 
-    Smooth is the mean over a pixel and its eight neighbours, in which the pixel counts five times.
+    Smoothing takes the mean over a pixel and its eight neighbours, in which the pixel counts five times.
     """
     n, channels, height, width = images.shape
     if height < 3 or width < 3:
         return images
-    # Planes as lines, which are faster than rows: at a row's ends the sums run over into the next one, unused.
+    # Planes as single lines are faster than rows; sums that run past a row's end into the next row are not used.
     levels = images.view(n, channels, -1).float()
     three = (levels[..., : -2 * width] + levels[..., width:-width]).add_(levels[..., 2 * width :])
     centre = levels[..., width + 1 : -width - 1]
@@ -328,7 +328,7 @@ def equalise_tables(images: Tensor, places: Tensor) -> Tensor:
     brightest = images.flatten(2).amax(2, keepdim=True).long()
     step = (height * width - counts.gather(2, brightest)) // 255
     below = counts.cumsum(2, dtype=torch.int32).sub_(counts).add_(step // 2)
-    # Whole numbers in float64, which PyTorch divides faster: no quotient is rounded up to the next of them.
+    # Whole numbers in float64, which PyTorch divides faster; no quotient is rounded up to the next whole number.
     spread = below.double().div_(step.clamp(min=1)).clamp_(max=255).short().to(torch.uint8)
     level = torch.arange(256, dtype=torch.uint8, device=images.device)
     return torch.where(step > 0, spread, level)

@@ -26,7 +26,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode "L"
 
 
 def split_images(images: Any) -> tuple[list[Any], bool]:
-    """A list of single images, and whether it was one image that came.
+    """A list of single images, and whether `images` was a single one.
 
     Args:
         images: one image, a list of them, or a batch: array [N, height, width, C] or tensor [N, C, height, width].
@@ -44,14 +44,14 @@ def network_input(images: Sequence[Any], preprocessing: Preprocessing, channels:
     Args:
         images: each a Pillow image, the path of a file, a uint8 array [height, width] or [height, width, C], or a
             tensor [height, width] or [C, height, width], uint8, or floating point in [0, 1]. C is 1 or 3, or, for
-            tensors, `channels`. A float tensor that has the network's size and channels goes in as it is. Where images
-            are made of recordings of an event camera, a file is a recording.
-        preprocessing: of the network.
-        channels: of the network.
+            tensors, `channels`. A float tensor that has the network's size and channels goes in as it is. If the
+            network reads recordings of an event camera, a file is a recording.
+        preprocessing: the network's preprocessing.
+        channels: the network's input channels.
     Returns:
         [N, channels, height, width] float32.
     Raises:
-        TypeError, ValueError: something else; the message says which image.
+        TypeError, ValueError: an image cannot be used; the message says which.
     """
     rows = []
     for place, image in enumerate(images):
@@ -86,7 +86,7 @@ def _as_tensor(image: Any, preprocessing: Preprocessing, channels: int) -> Tenso
         return _pixels(image, preprocessing)
     else:
         raise TypeError(f"must be a Pillow image, a path, a uint8 array or a tensor; got {type(image).__name__}.")
-    if preprocessing.mode is None:  # no colours that could be converted
+    if preprocessing.mode is None:  # the channels are no colours, so nothing is converted
         if pixels.shape[:2] != preprocessing.size:
             raise ValueError(f"must be {preprocessing.size} pixels, {channels} channels; got {pixels.shape[:2]}.")
         return _scaled(pixels)
@@ -115,7 +115,7 @@ def _opened(path: Path, preprocessing: Preprocessing) -> Tensor:
 
 def _pixels(image: Image.Image, preprocessing: Preprocessing, fitted: bool = False) -> Tensor:
     if preprocessing.mode is None:
-        raise ValueError("must be a tensor: this network's channels are no colours that an image file has.")
+        raise ValueError("must be a tensor: this network's channels are no colours of an image file.")
     return _scaled(
         image_pixels(image, preprocessing.size, preprocessing.mode, None if fitted else _crop(preprocessing))
     )
@@ -158,7 +158,7 @@ class ClassScore:
     """One of the likeliest classes.
 
     Attributes:
-        label, class_name: of the class.
+        label, class_name: number and name of the class.
         probability: softmax of the logits; not calibrated.
     """
 
@@ -172,14 +172,14 @@ class Classification:
     """A network's decision about one image. Times are counted from the image's start.
 
     Attributes:
-        label, class_name: of the class decided for.
-        top: the likeliest classes, the one decided for first.
-        logits: [classes], what the decision compares: potentials of the output neurons in threshold heights, or minus
-            their spike times in the time in which their ramp falls by one.
+        label, class_name: number and name of the chosen class.
+        top: the likeliest classes, the chosen one first.
+        logits: [classes], the values that the decision compares: potentials of the output neurons in threshold heights,
+            or minus their spike times, in units of the time in which the readout's threshold falls by one.
         decision: "readout", as the network was trained, or "first_spike", by the earliest output spike.
-        decision_time: of the answer, in windows.
-        decision_time_ms: in milliseconds, if the window's length is known.
-        spike_times: [classes], of the output neurons, in windows, inf for a silent one.
+        decision_time: time of the decision, in windows.
+        decision_time_ms: time of the decision in milliseconds; None if the window's length is not given.
+        spike_times: [classes], spike times of the output neurons, in windows, inf for a silent neuron.
         first_spike: class of the earliest output spike; None if none fired.
         tie: several output neurons fired first, at the same time.
     """
@@ -216,7 +216,7 @@ def classify_batch(
     decision: Decision,
     window_ms: float | None,
 ) -> list[Classification]:
-    """Classify a batch; arguments as of `TTFSModel.classify`, images as the network takes them."""
+    """Classify a batch; arguments as in `TTFSModel.classify`, images as the network takes them."""
     readout, start, first_spike = graph.readout, graph.windows, decision == "first_spike"
     logits, decided = logits_and_decision(network, readout, images)
     logits = logits.float()
@@ -252,7 +252,7 @@ def classify_batch(
 
 
 def check_options(top_k: int, decision: str, window_ms: float | None, batch_size: int) -> None:
-    """Raise ValueError for an option of `classify` out of range."""
+    """Raise ValueError if an option of `classify` is out of range."""
     if not 1 <= top_k:
         raise ValueError(f"classify: top_k must be at least 1; got {top_k}.")
     if decision not in ("readout", "first_spike"):

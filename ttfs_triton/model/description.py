@@ -1,4 +1,4 @@
-"""config.json: how a network is built and its images are prepared. Defined and checked here only."""
+"""The content of config.json, defined and checked here only: how a network is built and its images are prepared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ttfs_triton.model.weights import LoadError
 from ttfs_triton.nn import NetworkConfig
 
 CONFIG = "config.json"
-SPECIFIED, OWN = 3, 4  # formats: of a network with a specification, and of one that code of the user's builds
+SPECIFIED, OWN = 3, 4  # formats: networks with a specification, networks that the user's code builds
 LIBRARY = "ttfs-triton"
 TAGS = ["spiking-neural-network", "time-to-first-spike", "neuromorphic", "image-classification"]
 PAPER = (
@@ -37,15 +37,14 @@ class Preprocessing:
 
     Attributes:
         size: (height, width) of the input.
-        mode: "L" or "RGB", Pillow's name; None for another number of channels, where only tensors will do.
-        divisor: 8-bit pixels are divided by it.
-        resize: filter, for images of another size; "bilinear" as Pillow means it, over the area of a pixel.
-        fit: how an image of another shape becomes one of that size: "stretch" it, or "crop": the shorter side is
-            resized to 8/7 of what is wanted and the middle cut out. Pixels in tensors are taken to be fitted already if
-            they have the size.
+        mode: Pillow's mode, "L" or "RGB"; None for another number of channels, where images must be tensors.
+        divisor: number by which 8-bit pixels are divided.
+        resize: filter for images of another size: Pillow's "bilinear", which averages over the area of a pixel.
+        fit: how an image of another shape is brought to `size`: "stretch", or "crop", which resizes the image to cover
+            8/7 of `size` and cuts out the middle. Arrays and tensors that have this size already are not cropped.
         events: how recordings of an event camera become images. None: the data are images.
     Raises:
-        ValueError: another mode, filter or fit, or a size or divisor that is not positive.
+        ValueError: an unknown mode, filter or fit, or a size or divisor that is not positive.
     """
 
     size: tuple[PositiveInt, PositiveInt]
@@ -67,7 +66,7 @@ class Preprocessing:
         return cls(network.image_size, mode, 255.0 / network.max_value, fit=fit, events=events)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `fit` and `events` only where needed, so that older versions, which have none, read on."""
+        """The preprocessing as JSON values; without default `fit` and `events`, which older versions do not know."""
         values = dataclasses.asdict(self) | {"size": list(self.size)}
         usual = {"fit": "stretch", "events": None}
         return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
@@ -79,7 +78,7 @@ class BaseModel:
 
     Attributes:
         file: name of the file.
-        sha256: of the file, hexadecimal.
+        sha256: SHA-256 of the file, hexadecimal.
         name: repository on the Hub, or None for a local file.
         revision: commit of the repository, or None.
     """
@@ -95,7 +94,7 @@ def _library() -> dict[str, str]:
 
 
 def _network(values: Any) -> NetworkConfig | OwnNetwork:
-    """The network, from itself or from its JSON values."""
+    """The network's description, as it is or from its JSON values."""
     if isinstance(values, NetworkConfig | OwnNetwork):
         return values
     if not isinstance(values, Mapping):
@@ -109,13 +108,13 @@ class ModelDescription:
 
     Attributes:
         network: the configuration of a `TTFSNetwork`, or the layers of a network that the user's code builds.
-        class_names: one a class.
-        preprocessing: of its images.
-        dataset: that it was trained on: a Hub name or "sample"; None if it was read from a folder, or not known.
-        base_model: that it was made from, or None.
-        library: name and version of the package that wrote it; `to_dict` writes those of this one.
+        class_names: one name per class.
+        preprocessing: how its images are prepared.
+        dataset: training data, a Hub name or "sample"; None if read from a folder, or not known.
+        base_model: the weights that training or conversion started from, or None.
+        library: name and version of the package that wrote the file; `to_dict` writes this package's.
     Raises:
-        ValueError: as many class names as classes are needed, and all different; preprocessing must give what the
+        ValueError: class_names are not one per class, or not all different, or preprocessing does not give what the
             network takes.
 
     Example:
@@ -138,7 +137,7 @@ class ModelDescription:
         network, own = self.network, self.preprocessing
         if len(self.class_names) != network.classes:
             raise ValueError(
-                f"ModelDescription: class_names must be {network.classes} strings, one a class; "
+                f"ModelDescription: class_names must be {network.classes} strings, one per class; "
                 f"got {self.class_names!r:.400}."
             )
         if isinstance(network, NetworkConfig) and not network.specification.isascii():
@@ -165,12 +164,12 @@ class ModelDescription:
         fit: Literal["stretch", "crop"] = "stretch",
         events: EventWindows | None = None,
     ) -> ModelDescription:
-        """A description of a network, preprocessed as in training.
+        """A description of a network, with the preprocessing of training.
 
         Args:
-            network, dataset, base_model: as above.
-            class_names: Default: "0", "1", ...
-            fit, events: of images, see `Preprocessing`.
+            network, dataset, base_model: as in the attributes.
+            class_names: one name per class. Default: "0", "1", ...
+            fit, events: see `Preprocessing`.
         """
         names = [str(number) for number in range(network.classes)] if class_names is None else class_names
         return cls(network, tuple(names), Preprocessing.of(network, fit, events), dataset, base_model)
@@ -193,10 +192,10 @@ class ModelDescription:
 
     @classmethod
     def from_dict(cls, values: Any) -> ModelDescription:
-        """The description that `to_dict` gave.
+        """The description for values from `to_dict`.
 
         Raises:
-            LoadError: another format, unknown or missing keys, or values that are not a network's.
+            LoadError: another format, unknown or missing keys, or values that do not describe a network.
         """
         version = values.get("format_version") if isinstance(values, Mapping) else None
         if isinstance(version, bool) or version not in (SPECIFIED, OWN):

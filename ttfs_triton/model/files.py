@@ -36,8 +36,8 @@ def model_bytes(tensors: Mapping[str, Tensor], description: ModelDescription) ->
     """The content of both files by their names; the same model gives the same bytes.
 
     Args:
-        tensors: as of `state_dict()`, on any device.
-        description: of the model.
+        tensors: the model's `state_dict()`, on any device.
+        description: the model's description.
     """
     config = (json.dumps(description.to_dict(), indent=2, ensure_ascii=False) + "\n").encode()
     return {CONFIG: config, WEIGHTS: weight_bytes(tensors, {CONFIG_CHECKSUM: _sha256(config)})}
@@ -46,11 +46,11 @@ def model_bytes(tensors: Mapping[str, Tensor], description: ModelDescription) ->
 def write_model(folder: Path, tensors: Mapping[str, Tensor], description: ModelDescription) -> None:
     """Write both files, each whole or not at all.
 
-    After a kill in between, the old weights are refused beside a config.json with another content.
+    If the process is killed in between, the old weights are refused beside the new config.json.
 
     Args:
-        folder: must exist.
-        tensors, description: as for `model_bytes`.
+        folder: an existing folder.
+        tensors, description: as in `model_bytes`.
     Raises:
         OSError: a file cannot be written.
     """
@@ -61,16 +61,16 @@ def write_model(folder: Path, tensors: Mapping[str, Tensor], description: ModelD
 def read_model(
     config: Path, weights: Path, network: nn.Module | None = None
 ) -> tuple[ModelDescription, dict[str, Tensor]]:
-    """Description and tensors, on the CPU: all of the network's, in one floating type.
+    """A model's description and all tensors of its network, on the CPU.
 
     The header of the weights is compared with the network before a tensor is read. Batch norm is folded where
-    config.json says that there is none: older versions had it in ANNs.
+    config.json says that the network has none, as for ANNs of older versions.
 
     Args:
         config, weights: the files.
-        network: built by the user's code. None: config.json says how to build it.
+        network: network that the user's code built. None: config.json says how to build it.
     Raises:
-        LoadError: a file is missing, damaged, or not the other's; or the network is another one.
+        LoadError: a file is missing or damaged, the files do not belong together, or they hold another network.
     """
     description = described(config, weights)
     header = read_header(weights)
@@ -102,7 +102,7 @@ def read_config(path: Path) -> bytes:
         return read_regular(path, MAX_CONFIG_BYTES)
     except FileNotFoundError:
         raise LoadError(
-            f"load: {path} must say what network the weights are of; there is no such file. "
+            f"load: {path} must describe the network of the weights; there is no such file. "
             "Training writes one beside its weights; keep both together."
         ) from None
     except OSError as error:
@@ -110,14 +110,14 @@ def read_config(path: Path) -> bytes:
 
 
 def check_pair(config: bytes, header: Header, path: Path) -> Any:
-    """The JSON values of a config.json, if weights were written with exactly this one; not checked any further.
+    """The JSON values of a config.json, if the weights were written with exactly this file; not checked any further.
 
     Args:
         config: content of the file. Without a format_version it is another project's, and needs no checksum.
-        header: of the weights.
-        path: of config.json, for messages.
+        header: header of the weights.
+        path: path of config.json, for messages.
     Raises:
-        LoadError: it is another one, or no JSON.
+        LoadError: the weights were written with another config.json, or it is no JSON.
     """
     known = header.metadata.get(CONFIG_CHECKSUM)
     if known is not None and known != _sha256(config):
@@ -133,7 +133,7 @@ def check_pair(config: bytes, header: Header, path: Path) -> Any:
     paired = isinstance(values, dict) and values.get("format_version") in (SPECIFIED, OWN)
     if (paired or known is not None) and (header.metadata.keys() != ours or header.metadata["format"] != "pt"):
         raise LoadError(
-            f"load: the weights beside {path} must be those that it was written with; their header has "
+            f"load: the weights beside {path} must be the ones written with it; their header has "
             f"{', '.join(sorted(header.metadata)) or 'no metadata'}, not {', '.join(sorted(ours))}. "
             "Copy or download both again."
         )
@@ -144,7 +144,7 @@ def described(config: Path, weights: Path) -> ModelDescription:
     """The description in a config.json that belongs to these weights.
 
     Raises:
-        LoadError: a file is missing, damaged, or not the other's.
+        LoadError: a file is missing or damaged, or the files do not belong together.
     """
     values = check_pair(read_config(config), read_header(weights), config)
     try:
@@ -154,7 +154,7 @@ def described(config: Path, weights: Path) -> ModelDescription:
 
 
 def _wanted(description: ModelDescription, network: nn.Module | None, path: Path) -> Tensors:
-    """Tensors that the network of a config.json has; one that the user's code built must fit the description."""
+    """Tensors of config.json's network; a `network` that the user's code built must fit the description."""
     known = description.network
     if isinstance(known, OwnNetwork):
         if network is None:

@@ -1,7 +1,7 @@
-"""The Hugging Face Hub: files from there and to there, rights, and what goes wrong in plain words.
+"""Downloads from and uploads to the Hugging Face Hub, checks of access rights, and errors in plain words.
 
-A hub is not trusted: its names of commits and files become names in the cache, so each answer is checked before
-huggingface_hub reads it, and has limited time.
+A hub is not trusted: names of commits and files in its answers become file names in the cache. So each answer is
+checked before huggingface_hub reads it, and its time is limited.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from huggingface_hub.utils import _http, set_client_factory, validate_repo_id
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 ANSWER_SECONDS = 120
-"""Time that a hub has, and a second more for each `SLOWEST` bytes that come or go."""
+"""Time limit of a call, plus one second for each `SLOWEST` bytes that are transferred."""
 SLOWEST = 2**14
 _TOKEN = re.compile(r"hf_\w+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r'(W/)?"?[0-9A-Za-z_-]{1,128}"?')
 _NAMES = {"oid", "blobId", "sha256", "xetHash"}
-"""Keys of answers whose values become names of files in the cache; "sha" is a commit."""
+"""Keys of answers whose values become file names in the cache; the value of "sha" is a commit."""
 Answer = TypeVar("Answer")
 
 
@@ -69,20 +69,20 @@ def _first_line(error: BaseException) -> str:
     return _TOKEN.sub("hf_…", text).rstrip(".")
 
 
-_received: list[Any] = []  # answers of the call that runs
-_factories: list[Callable[[], Any]] = []  # that check answers
+_received: list[Any] = []  # HTTP responses of the running call
+_factories: list[Callable[[], Any]] = []  # factories of HTTP clients that check answers
 
 
 def _ask(function: str, repo_id: str, call: Callable[[], Answer], *, sent: int = 0) -> Answer:
-    """Call huggingface_hub, its answers checked and its time limited.
+    """The result of a call to huggingface_hub, with its answers checked and its time limited.
 
     Args:
-        function, repo_id: for messages.
-        call: runs in a thread of its own, which is left behind if the hub takes too long.
-        sent: bytes that it uploads.
+        function, repo_id: names for messages.
+        call: the call. It runs in a thread of its own, which is abandoned if the Hub takes too long.
+        sent: bytes that the call uploads.
     Raises:
         HubError: an error of the Hub or the connection, or time is up.
-        OSError: of this machine, such as a full disk.
+        OSError: an error of this machine, such as a full disk.
     """
     _check_answers()
     _received.clear()
@@ -118,7 +118,7 @@ def _ask(function: str, repo_id: str, call: Callable[[], Answer], *, sent: int =
 
 
 def _check_answers() -> None:
-    """Add `_check_answer` to the HTTP client of huggingface_hub, or of the program if it has set one."""
+    """Add `_check_answer` to huggingface_hub's HTTP client, or to the client that the program has set."""
     original = _http._GLOBAL_CLIENT_FACTORY
     if original in _factories:
         return
@@ -134,11 +134,11 @@ def _check_answers() -> None:
 
 
 def _check_answer(response: Any) -> None:
-    """Refuse names that would lie outside of the cache, in headers and JSON."""
+    """Refuse names, in headers and JSON, that would lead outside the cache."""
     _received.append(response)
     headers = response.headers
     _check_name("X-Repo-Commit", headers.get("X-Repo-Commit"), _COMMIT)
-    if response.request.method == "HEAD" and "X-Repo-Commit" in headers:  # others are no file's
+    if response.request.method == "HEAD" and "X-Repo-Commit" in headers:  # other answers describe no file
         for name in ("X-Linked-Etag" if "X-Linked-Etag" in headers else "ETag", "X-Xet-Hash"):
             _check_name(name, headers.get(name), _NAME)
     elif response.is_success and "/api/" in response.request.url.path:
@@ -164,7 +164,7 @@ def _check_name(name: str, value: Any, pattern: re.Pattern[str]) -> None:
 
 
 class DownloadOptions(TypedDict, total=False):
-    """Keywords of `huggingface_hub.snapshot_download` that are handed on."""
+    """Keywords that are passed on to `huggingface_hub.snapshot_download`."""
 
     token: str | bool | None
     cache_dir: str | Path | None
@@ -175,12 +175,12 @@ class DownloadOptions(TypedDict, total=False):
 def download(
     repo_id: str, files: list[str], *, revision: str | None = None, **options: Unpack[DownloadOptions]
 ) -> Path:
-    """Files of a repository, all of one commit, from the cache or the Hub.
+    """The folder with files of a repository, all of one commit, from the cache or the Hub.
 
     Args:
         repo_id: "owner/name".
-        files: names, or patterns with *; those that the repository lacks are left out.
-        revision: branch, tag or commit. Default: the newest of main.
+        files: names, or patterns with *; files that the repository lacks are left out.
+        revision: branch, tag or commit. Default: the newest commit of main.
         **options: see `DownloadOptions`.
     Returns:
         The folder that holds them; its name is the commit.
@@ -195,13 +195,13 @@ def download(
 
 
 def check_account(repo_id: str, *, token: str | None = None) -> None:
-    """Make sure that there is a valid token that may write under this owner's name. Changes nothing.
+    """Check that there is a valid token that may write under this owner's name. Changes nothing.
 
     Args:
         repo_id: "owner/name".
-        token: Default: that of `hf auth login`, or HF_TOKEN.
+        token: access token. Default: the token of `hf auth login`, or HF_TOKEN.
     Raises:
-        HubError: says what is wrong, and what to do.
+        HubError: the check failed; the message says why, and what to do.
     """
     check_name(repo_id)
     if constants.is_offline_mode():
@@ -212,13 +212,13 @@ def check_account(repo_id: str, *, token: str | None = None) -> None:
 
 
 def open_repository(repo_id: str, *, private: bool = True, token: str | None = None) -> None:
-    """Make the repository unless it is there, and make sure that it may be written to and is as private as asked.
+    """Create the repository if needed, and check that the token may write to it and that it is as private as asked.
 
     Args:
-        repo_id, token: as for `check_account`.
-        private: only for its owner, and the members of an organisation, to see.
+        repo_id, token: as in `check_account`.
+        private: visible only to its owner or the members of its organisation.
     Raises:
-        HubError: the Hub forbids it, or an existing repository is of the other kind.
+        HubError: the Hub forbids it, or an existing repository has the other visibility.
     """
     api = HfApi(token=token)
 
@@ -271,18 +271,18 @@ def upload(
     token: str | None = None,
     commit_message: str = "Publish model",
 ) -> str:
-    """Send files as one commit: all of them, or no change.
+    """Upload files as one commit: all of them, or no change.
 
     Args:
         files: contents by their names.
-        repo_id: "owner/name", which exists.
-        stale: names of files that the commit removes where they are there and not among `files`.
-        token: Default: that of `hf auth login`, or HF_TOKEN.
+        repo_id: "owner/name" of an existing repository.
+        stale: names of files that the commit removes if they exist and are not among `files`.
+        token: access token. Default: the token of `hf auth login`, or HF_TOKEN.
         commit_message: first line of the commit.
     Returns:
         The address of the commit.
     Raises:
-        HubError: the connection broke, or the Hub refused.
+        HubError: the connection broke, or the Hub refused the commit.
     """
     api = HfApi(token=token)
 

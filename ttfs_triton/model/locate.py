@@ -1,4 +1,4 @@
-"""Where a model's files are: a run's folder, a folder, a file, in the package, or a repository on the Hub."""
+"""Finding a model's files: in a run's folder, another folder, the package or a repository on the Hub."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ PREFIX = "bundled:"
 FOLDER = Path(__file__).parents[1] / "networks"
 FACTS = "facts.json"
 MOST_BYTES = 7 * 10**6
-"""Of all networks together."""
+"""Largest size of all bundled networks together."""
 
 
 def bundled_names() -> tuple[str, ...]:
-    """Names of the networks, to be given as "bundled:NAME"."""
+    """Names of the bundled networks, each loaded as "bundled:NAME"."""
     return tuple(sorted(path.parent.name for path in FOLDER.glob(f"*/{WEIGHTS}")))
 
 
@@ -29,7 +29,7 @@ def bundled_folder(source: str) -> Path:
     """The folder of "bundled:NAME".
 
     Raises:
-        LoadError: there is no such network; names all.
+        LoadError: there is no such network; the message names all.
     """
     name = source.removeprefix(PREFIX)
     if name not in bundled_names():
@@ -39,7 +39,7 @@ def bundled_folder(source: str) -> Path:
 
 
 def bundled_facts(name: str) -> dict[str, Any]:
-    """Facts about a network: figures over the whole test set, settings of its training, the weights' checksum.
+    """Facts about a bundled network: figures over the whole test set, settings of its training, checksum of weights.
 
     Args:
         name: one of `bundled_names`.
@@ -64,7 +64,7 @@ class ModelFiles:
         config: config.json beside it.
         run: folder of the run, or None if there are weights only.
         repo_id, commit: where they were downloaded from, or None.
-        bundled: they come with the package; see `ttfs_triton.model.locate`.
+        bundled: whether the files come with the package.
     """
 
     weights: Path
@@ -76,7 +76,7 @@ class ModelFiles:
 
     @property
     def sha256(self) -> str:
-        """Of the weights' file, hexadecimal."""
+        """SHA-256 of the weights' file, hexadecimal."""
         with open(self.weights, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -89,7 +89,7 @@ class ModelFiles:
 
     @property
     def name(self) -> str:
-        """A short name for titles: of the repository, the run, or the folder of the weights."""
+        """A short name for titles: the name of the repository, of the run, or of the weights' folder or file."""
         if self.repo_id is not None:
             return self.repo_id.rpartition("/")[2]
         if self.run is not None:
@@ -104,17 +104,17 @@ def find_model(
     described: bool = True,
     **options: Unpack[DownloadOptions],
 ) -> ModelFiles:
-    """Find a model, downloading it if it is on the Hub. What exists locally is never looked for there.
+    """Find a model's files, downloading them from the Hub only if the source does not exist locally.
 
     Args:
         source: a run's folder (its best weights are taken), a folder with config.json and model.safetensors, a
             safetensors file with a config.json beside it, or, as a string, "owner/name[/FILE.safetensors][@revision]"
             or "bundled:NAME" for one that comes with the package.
-        revision: branch, tag or commit, of a repository.
-        described: a repository must hold a config.json, too.
+        revision: branch, tag or commit of a repository.
+        described: whether a repository must hold a config.json, too.
         **options: see `DownloadOptions`.
     Raises:
-        LoadError: nothing there, or something else.
+        LoadError: the source does not exist, or holds no model.
         HubError: as `download`.
     """
     path = Path(source)

@@ -1,4 +1,4 @@
-"""A network that saves itself, loads itself, publishes itself, and classifies images."""
+"""`TTFSModel`: a network that can be saved, loaded and published, and that classifies images."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class ClassifyOptions(TypedDict, total=False):
 
 
 class TTFSModel(nn.Module):
-    """A network with the names of its classes and the preprocessing of its images; state dict and attributes are its.
+    """A network with its class names and image preprocessing; its state dict and attributes are the network's.
 
     Args:
         network: configuration of a `TTFSNetwork`, or any network that `network_graph` takes.
         class_names, dataset, base_model: see `ModelDescription`.
-        image_shape: (channels, height, width) of an image; as of `network_graph`.
-        builder: name of the code that builds another network than a `TTFSNetwork` ("file.py:function"), for readers of
-            its files, which hold no code. Default: the name of its class.
+        image_shape: (channels, height, width) of an image; as in `network_graph`.
+        builder: name of the code that builds a network other than a `TTFSNetwork` ("file.py:function"). It is a hint to
+            readers of the saved files, which hold no code. Default: the name of the network's class.
     Attributes:
         network: the network.
     Raises:
@@ -109,33 +109,33 @@ class TTFSModel(nn.Module):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Of one image: (channels, height, width)."""
+        """Shape of one image: (channels, height, width)."""
         return (self._description.network.in_channels, *self._description.network.image_size)
 
     @property
     def graph(self) -> NetworkGraph:
-        """Its layers, as they are now."""
+        """The graph of the network's layers, as they are now."""
         return network_graph(self.network, self.image_shape)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One name a class."""
+        """One name per class."""
         return self._description.class_names
 
     @classmethod
     def from_network(cls, network: nn.Module, *, image_shape: Sequence[int] | None = None, **options: Any) -> Self:
-        """A copy of a network, in evaluation mode, on the same device and in the same precision.
+        """A model with a copy of a network, in evaluation mode, on the same device and in the same precision.
 
         Args:
-            network: whose layers and weights are taken.
-            image_shape, class_names, dataset, base_model, builder: as of the class.
+            network: the network whose layers and weights are copied.
+            image_shape, class_names, dataset, base_model, builder: as in `TTFSModel`.
         """
         bare = unwrapped(network)
         return cls(deepcopy(bare), image_shape=image_shape_of(bare, image_shape), **options).eval()
 
     @classmethod
     def from_description(cls, description: ModelDescription, network: nn.Module | None = None) -> Self:
-        """A model with fresh weights from what config.json holds; `network` is the one that the user's code built."""
+        """A model with untrained weights from a description; `network` is the network that the user's code built."""
         known = description.network
         if isinstance(known, NetworkConfig):
             model = cls(known)
@@ -166,9 +166,9 @@ class TTFSModel(nn.Module):
                 asked only for what does not exist locally.
             network: if your code builds the network: the network, whose weights are then replaced, a function without
                 arguments that builds it, or "FILE.py:FUNCTION", which is run. Code never comes from a model's files.
-            revision: branch, tag or commit, of a repository.
-            device: where the model goes.
-            token, cache_dir, force_download, local_files_only: as of `huggingface_hub.snapshot_download`.
+            revision: branch, tag or commit of a repository.
+            device: device that the model is moved to.
+            token, cache_dir, force_download, local_files_only: as in `huggingface_hub.snapshot_download`.
         Raises:
             LoadError: no such folder or file, damaged files, weights of another network, or no `network` where your
                 code builds it.
@@ -179,7 +179,7 @@ class TTFSModel(nn.Module):
 
     @classmethod
     def from_files(cls, files: ModelFiles, network: Network | None = None) -> Self:
-        """`from_pretrained` from files that were found already.
+        """As `from_pretrained`, from files that were found already.
 
         Raises:
             LoadError: damaged files, or weights of another network.
@@ -202,7 +202,7 @@ class TTFSModel(nn.Module):
         """Write config.json and model.safetensors; loading them gives the same model bit for bit.
 
         Args:
-            save_directory: made if need be. Other files in it are left alone.
+            save_directory: folder for the files, created if needed. Other files in it are left alone.
             overwrite: replace another model that is there.
         Raises:
             ValueError: another model is there; nothing has been written.
@@ -243,15 +243,15 @@ class TTFSModel(nn.Module):
         """Publish this model as it is, with a short card; `ttfs publish` writes one with a run's results.
 
         Args:
-            repo_id: "owner/name"; made if need be.
-            private: only for you, and the members of your organisation, to see.
-            token: Default: that of `hf auth login`, or HF_TOKEN.
-            license: of the model, by the Hub's short name, such as "apache-2.0". Default: none is stated.
+            repo_id: "owner/name"; created if needed.
+            private: visible only to you or the members of your organisation.
+            token: access token. Default: the token of `hf auth login`, or HF_TOKEN.
+            license: the model's license, by the Hub's short name, such as "apache-2.0". Default: none is stated.
             commit_message: first line of the commit.
         Returns:
             The address of the commit.
         Raises:
-            HubError: no token, no right to write there, a repository of another visibility, or no connection.
+            HubError: no token, no right to write there, a repository of the other visibility, or no connection.
         """
         check_account(repo_id, token=token)
         open_repository(repo_id, private=private, token=token)
@@ -304,8 +304,8 @@ class TTFSModel(nn.Module):
                 [N, C, height, width] as a tensor.
             top_k: classes to list, at most as many as there are.
             decision: "readout", the decision that accuracy is scored by, or "first_spike", the earliest output spike.
-            window_ms: length of a window, to have the decision's time in milliseconds too.
-            batch_size: images that run together.
+            window_ms: length of a window in milliseconds, for `decision_time_ms`. Default: not known.
+            batch_size: number of images that run together.
         Returns:
             A `Classification` for one image, else a list of them.
         Raises:
@@ -345,7 +345,7 @@ _PREFIX = "network."
 
 
 def _without_prefix(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
-    """The state dict is the network's."""
+    """Name the tensors in the state dict as the network does."""
     for name in [name for name in state if name.startswith(prefix + _PREFIX)]:
         state[prefix + name.removeprefix(prefix + _PREFIX)] = state.pop(name)
 

@@ -1,4 +1,4 @@
-"""Networks that the user's code builds: from its file, and their part of config.json."""
+"""Networks that the user's code builds: running that code, and their part of config.json."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class OwnNetwork:
 
     Attributes:
         builder: name of the code that built it, "file.py:function" or a class, for readers. Never run.
-        in_channels: of the images.
+        in_channels: channels of the images.
         image_size: (height, width) of the images.
         classes: number of classes.
-        layers: a line for each layer, `NetworkGraph.describe`; a network with other lines is another one.
-        grid: of the chip that it was trained or calibrated for; None: real numbers.
+        layers: a line for each layer, from `NetworkGraph.describe`; a network with other lines is refused.
+        grid: grid of the chip that the network was trained or calibrated for; None: real numbers.
     Raises:
-        ValueError: a value of another type or out of range.
+        ValueError: a value has the wrong type or is out of range.
     """
 
     builder: Text
@@ -55,7 +55,7 @@ class OwnNetwork:
         """The description of a network that reads images.
 
         Raises:
-            ValueError: it reads something else.
+            ValueError: the network's inputs are no images (channels, height, width).
         """
         if len(graph.image_shape) != 3:
             raise ValueError(f"OwnNetwork: image_shape must be (channels, height, width); got {graph.image_shape}.")
@@ -64,12 +64,12 @@ class OwnNetwork:
         return cls(_plain(builder), channels, (height, width), graph.classes, layers, graph.grid)
 
     def built_by(self, builder: str) -> OwnNetwork:
-        """The same network, of other code."""
+        """The same description with another builder."""
         return dataclasses.replace(self, builder=_plain(builder))
 
     @property
     def max_value(self) -> float:
-        """Pixel value of the brightest: networks are trained with pixels in [0, 1]."""
+        """Value of the brightest pixel: 1, since such networks are trained with pixels in [0, 1]."""
         return 1.0
 
     @property
@@ -79,38 +79,38 @@ class OwnNetwork:
         return f'network="{name}"' if ".py:" in name else f"network={name.rpartition('.')[2]}()"
 
     def take(self, network: nn.Module) -> None:
-        """Put a network on the grid, unless its code has done so, and raise unless it is this one.
+        """Put a network on the grid, unless its code has done so, and check that it fits this description.
 
         Raises:
-            ValueError: the first layer that differs, another grid, or what `network_graph` says.
+            ValueError: a layer or the grid differs, or `network_graph` refuses the network.
         """
         graph = network_graph(network, (self.in_channels, *self.image_size))
         if self.grid is not None and graph.grid is None:
             put_on_grid(network, self.grid)
         elif self.grid is not None and graph.grid != self.grid:
-            raise ValueError(f"network must be on the grid that the weights are of, {self.grid}; got {graph.grid}.")
+            raise ValueError(f"network must be on the grid of the weights, {self.grid}; got {graph.grid}.")
         found, wanted = graph.describe(), list(self.layers)
         for place in range(max(len(found), len(wanted))):
             mine, theirs = (lines[place] if place < len(lines) else "no layer" for lines in (wanted, found))
             if mine != theirs:
                 raise ValueError(
-                    f"network must be the one that the weights are of, built by {self.builder}; got in layer {place} "
-                    f"{theirs}, not {mine}. Pass that builder's."
+                    f"network must be the one of the weights, built by {self.builder}; got in layer {place} {theirs}, "
+                    f"not {mine}. Pass the network of that builder."
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The description as JSON values."""
         values = dataclasses.asdict(self) | {"image_size": list(self.image_size), "layers": list(self.layers)}
         return {name: value for name, value in values.items() if name != "grid" or value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OwnNetwork:
-        """The description that `to_dict` gave.
+        """The description for values from `to_dict`.
 
         Raises:
-            ValueError: unknown or missing keys, or values of another type or out of range.
+            ValueError: unknown or missing keys, or values of the wrong type or out of range.
         """
-        kept = {name: value for name, value in values.items() if name != "analog"}  # of ANN layers, in older versions
+        kept = {name: value for name, value in values.items() if name != "analog"}  # older versions wrote it for ANNs
         return _ADAPTER.validate_json(json.dumps(kept))
 
 
@@ -118,7 +118,7 @@ _ADAPTER = TypeAdapter(OwnNetwork)
 
 
 def _plain(builder: str) -> str:
-    """Without this machine's folders."""
+    """The builder's name without this machine's folders."""
     return builder.replace("\\", "/").rpartition("/")[2]
 
 
@@ -128,8 +128,8 @@ def describe_network(
     """The description of a network in config.json.
 
     Args:
-        network, image_shape: as of `network_graph`, which checks a network other than a `TTFSNetwork`.
-        builder: name of the code that builds another network. Default: the name of its class.
+        network, image_shape: as in `network_graph`, which checks a network other than a `TTFSNetwork`.
+        builder: name of the code that builds such a network. Default: the name of its class.
     Raises:
         NetworkError: as `network_graph`.
     """
@@ -139,15 +139,15 @@ def describe_network(
 
 
 def build_network_of(source: str, *, in_channels: int, image_size: tuple[int, int], classes: int) -> nn.Module:
-    """Run a Python file of the user's, with its folder on the import path, and call one of its functions.
+    """The network that a function in the user's Python file builds; runs the file, its folder on the import path.
 
     Call this only with a source that the user typed, never with one from a file that came with weights.
 
     Args:
         source: "file.py:function".
-        in_channels, image_size, classes: of the data; the function is called with those of these names that it takes.
+        in_channels, image_size, classes: properties of the data, passed to the function if it has such parameters.
     Raises:
-        ValueError: no such file or function, or it builds no `nn.Module`. What the file itself raises comes through.
+        ValueError: no such file or function, or it builds no `nn.Module`. Errors of the file itself are passed on.
     """
     name, _, function = source.rpartition(":")
     path = Path(name)

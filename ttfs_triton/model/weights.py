@@ -17,7 +17,7 @@ from ttfs_triton.atomic import tensor_bytes
 
 WEIGHTS = "model.safetensors"
 CHECKSUM = "tensors_sha256"  # key in the file's metadata
-# What networks are made of, by its name in the header; any other type is none of ours.
+# Types of the tensors of networks, by their names in the header; other types are refused.
 _KINDS = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -28,7 +28,7 @@ _KINDS = {
 
 
 class LoadError(ValueError):
-    """Files that hold no network of ours; the message says what was looked for and where."""
+    """Files hold no network of this package; the message says what was looked for and where."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Header:
     """The header of a safetensors file.
 
     Attributes:
-        tensors: type, or None for one that no network of ours has, and shape, by name.
+        tensors: by name, type (None for types that no network has) and shape.
         metadata: texts by name.
     """
 
@@ -45,18 +45,18 @@ class Header:
 
 
 def weight_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """A safetensors file with a checksum; the same tensors give the same bytes.
+    """The content of a safetensors file with a checksum; the same tensors give the same bytes.
 
     Args:
-        tensors: as of `state_dict()`, on any device; `torch.compile`'s prefixes are taken off the names.
+        tensors: a `state_dict()`, on any device; `torch.compile`'s prefixes are removed from the names.
         metadata: more texts for the header. Default: none.
     Raises:
-        ValueError: values that are not finite.
+        ValueError: the tensors hold values that are not finite.
     """
     named = {name.replace("_orig_mod.", ""): tensor.detach().cpu() for name, tensor in tensors.items()}
     if problem := not_finite(named):
         raise ValueError(f"save: weights must be finite; got {problem}. Nothing was written: the training diverged.")
-    # safetensors writes several entries of metadata in an order that changes from call to call: the header is ours.
+    # safetensors writes several entries of metadata in an order that changes from call to call: write the header here.
     plain = tensor_bytes(named)
     length = int.from_bytes(plain[:8], "little")
     entries = {
@@ -87,14 +87,14 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a file, and no tensor.
+    """The header of a safetensors file; no tensor is read.
 
     Raises:
         LoadError: the file is not there, is no safetensors file, or is cut off.
     """
     try:
         with safetensors.safe_open(str(path), "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # no mapping
+            slices = {name: file.get_slice(name) for name in file.keys()}  # `file` is no mapping
             tensors = {name: (_KINDS.get(part.get_dtype()), tuple(part.get_shape())) for name, part in slices.items()}
             return Header(tensors, file.metadata() or {})
     except (OSError, safetensors.SafetensorError) as error:
@@ -102,7 +102,7 @@ def read_header(path: Path) -> Header:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read tensors, on the CPU.
+    """The tensors of a safetensors file, on the CPU.
 
     Raises:
         LoadError: the file is not there, is no safetensors file, is cut off, fails its checksum if it has one, or holds
@@ -118,12 +118,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load what `read_weights` read into a network, strictly: every tensor used, every parameter found.
+    """Load tensors into a network, strictly: every tensor is used, every parameter found.
 
-    The network takes their precision.
+    The network takes the tensors' precision.
 
     Raises:
-        LoadError: the tensors are of another network, or of several floating types; names the file at `path`.
+        LoadError: the tensors are another network's, or of several floating types; the message names `path`.
     """
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(kinds) > 1:

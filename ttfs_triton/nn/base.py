@@ -1,4 +1,4 @@
-"""The base of layers with synapses: weights, skips, batch norm and chips, in one file since they share parameters."""
+"""`WeightedLayer`, the base of layers with synapses: weights, skips, batch norm and grids, which share parameters."""
 
 import math
 from collections.abc import Sequence
@@ -17,42 +17,43 @@ from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
 
 MAX_WEIGHTS = 2**31
-"""Weights of a layer: 8 GiB in float32."""
+"""Largest number of weights of one layer: 8 GiB in float32."""
 
 
 class WeightedLayer(nn.Module):
     """Base of every layer with synapses: weights, optional bias, optional weight standardisation, spike counts.
 
     Args:
-        weight_shape: [C_out, ...].
-        weight_standardisation: Default: unless spiking neurons have batch norm.
+        weight_shape: shape of `weight`, [C_out, ...].
+        weight_standardisation: standardise each neuron's weights over its fan-in. Default: True, but False for spiking
+            neurons with batch norm.
         batch_norm: normalise A and W by the statistics of A + W over the batch while training, see
-            `ttfs_kernels.normalised_conv2d`. In evaluation weights and initial potentials hold the running statistics.
-            Not for readouts.
-        initial_gain: factor on the Kaiming initialisation; see `reset_parameters`. With batch norm its initial weight
-            γ, the standard deviation of A + W.
-        skip: channels (of a fully connected layer: neurons) of an earlier layer, whose delayed spikes `forward` takes;
-            0 for none. Each spike meets one synapse; see `delayed`. Not for encoders and readouts.
-        average: average pooling at the synapses: each weight is shared by a window of inputs, at 1/size of it each. Of
-            a convolution the side of the windows; `kernel_size`, `stride` and `padding` are then in pixels, and
-            `effective_weight()` has a weight for each. Of a fully connected layer the number of inputs in a row.
-        bias, device, dtype: as of `DFTConv2d`.
+            `ttfs_kernels.normalised_conv2d`. In evaluation the running statistics are folded into weights and initial
+            potentials. Not for readouts.
+        initial_gain: factor on the Kaiming initialisation; see `reset_parameters`. With batch norm also the initial
+            value of γ, the standard deviation of A + W.
+        skip: number of channels (fully connected: neurons) of the earlier layer whose delayed spikes `forward` takes;
+            0 for none. Each delayed spike meets one synapse; see `delayed`. Not for encoders and readouts.
+        average: average pooling at the synapses: a window of inputs shares one weight, divided by the window's size.
+            Convolutions: side of the windows; the attributes `kernel_size`, `stride` and `padding` then count pixels,
+            and `effective_weight()` has one weight per pixel. Fully connected: number of consecutive inputs.
+        bias, device, dtype: as in `DFTConv2d`.
     Attributes:
-        kind: see `LayerKind`.
+        kind: "analog", "spiking" or "readout"; see `LayerKind`.
         weight: Parameter [C_out, ...]; `effective_weight()` gives the weights of the synapses.
-        bias: Parameter [C_out], initial membrane potential in threshold heights, or None.
+        bias: Parameter [C_out], initial membrane potentials in threshold heights, or None.
         weight_gain: Parameter [C_out], norm of each neuron's standardised weights, or None without standardisation.
-        skip_weight: Parameter [skip], weights v of delayed spikes, one a channel (start at 1, never standardised), or
-            None.
-        batch_norm: `BatchNorm2d` or `BatchNorm1d`, which holds γ, β and the running statistics, or None. In its
-            evaluation mode the layer computes with these, also while it is trained: `layer.batch_norm.eval()`.
-        statistics_group: processes that share the statistics of a batch; None: each has its own.
+        skip_weight: Parameter [skip], weights v of delayed spikes, one per channel, or None. They start at 1 and are
+            never standardised.
+        batch_norm: `BatchNorm2d` or `BatchNorm1d`, which holds γ, β and the running statistics, or None. After
+            `layer.batch_norm.eval()` the layer uses the running statistics even in training mode.
+        statistics_group: processes that share the statistics of a batch; None: each process uses its own.
         spike_dropout: probability that an input spike is dropped while training; see `WeightedLinear`.
-        initial_potential: V₀, added to the initial potential of every neuron, in threshold heights; 0 but for readouts.
-        threshold: height at the window's start of the ramp on which a readout decides; 1 for hidden neurons.
+        initial_potential: V₀, added to every neuron's initial potential, in threshold heights; 0 except in readouts.
+        threshold: height of the falling threshold at the window's start; 1 for hidden neurons.
         statistics: `SpikeCounter` or None (default); see `ttfs_triton.nn.statistics`.
         grid: the chip's grid on which the layer computes; None (default): real numbers. See `put_on_grid`.
-        faults: of a chip, simulated in training mode only; None (default): none.
+        faults: chip faults, simulated in training mode only; None (default): no faults.
         log2_unit: Parameter [C_out] or [1], binary logarithm of the weights' units on the grid, in threshold heights;
             None without a grid, or where weights are not rounded.
     """
@@ -103,7 +104,7 @@ class WeightedLayer(nn.Module):
             )
         if skip and self.kind in ("analog", "readout"):
             raise ValueError(
-                f"{name}: skip must be 0, since no earlier spikes are to reach it; got {skip}. Leave it out."
+                f"{name}: skip must be 0, since only spiking hidden layers take skips; got {skip}. Leave it out."
             )
         if not 0 <= skip <= weight_shape[0]:
             raise ValueError(
@@ -150,10 +151,10 @@ class WeightedLayer(nn.Module):
             nn.init.constant_(self.batch_norm.weight, self.initial_gain)
 
     def effective_weight(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Weights of the synapses: standardised, and spread over the windows of a layer that averages.
+        """Weights of the synapses: standardised if the layer does so, and spread over the windows of average pooling.
 
         Args:
-            dtype: of standardised weights. Default: that of the parameters.
+            dtype: dtype of standardised weights. Default: the parameters' dtype.
         """
         weight = self._stored_weight(dtype)
         if self.average == 1:
@@ -163,20 +164,20 @@ class WeightedLayer(nn.Module):
         return weight
 
     def _stored_weight(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weights as `weight` has them, shared by a window of inputs, but standardised."""
+        """Standardised weights in the shape of `weight`: with average pooling, one per window of inputs."""
         if self.weight_gain is None:
             return self.weight
         return standardise_weights([self.weight], [self.weight_gain], dtype=dtype)[0]
 
     @torch.no_grad()
     def fold_standardisation(self) -> None:
-        """See the function `fold_weight_standardisation`."""
+        """Replace standardised weights by plain ones; see the function `fold_weight_standardisation`."""
         if self.weight_gain is not None:
             self.weight.copy_(self._stored_weight())
             self.weight_gain = None
 
     def synapses(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Input activations [N, ...] and weights of this pass: in training mode, after dropout and weight noise."""
+        """Input activations [N, ...] and weights of this pass; training mode applies dropout and weight noise."""
         x, scale = self.with_dropout(x)
         if (factors := self.factors_in_training(weight)) is not None:
             weight = weight * factors.to(weight.dtype)
@@ -194,9 +195,9 @@ class WeightedLayer(nn.Module):
 
         Args:
             skip: as in `arriving`.
-            inputs: of the layer, [N, ...].
+            inputs: the layer's inputs, [N, ...]; only their shape is read.
         Raises:
-            ValueError: a skip that the layer has no synapses for, none where it has some, or one that does not fit.
+            ValueError: `skip` does not fit, is missing, or is given to a layer without synapses for it.
         """
         if self.skip == 0 and skip is None:
             return None, None
@@ -209,13 +210,13 @@ class WeightedLayer(nn.Module):
         return self.arriving(skip, self.output_shape(tuple(inputs.shape[1:]))), self.skip_weights()
 
     def arriving(self, skip: Tensor, shape: Sequence[int], *, silent: float = 0.0) -> Tensor:
-        """Delayed spikes as they arrive, one a neuron: [N, *shape].
+        """Delayed spikes as they reach the layer, one per neuron: [N, *shape].
 
-        Of larger maps every second position (third, ...) arrives; channels that the earlier layer lacks are silent.
+        Larger maps give every second (third, ...) row and column; channels that the earlier layer lacks are silent.
 
         Args:
-            skip: [N, skip, ...], activations of an earlier layer, or other numbers in their order.
-            shape: of this layer's neurons for one image.
+            skip: activations of an earlier layer, [N, skip, ...], or other numbers for which larger means earlier.
+            shape: shape of this layer's neurons for one image.
             silent: the number that stands for no spike.
         Raises:
             ValueError: channels or maps do not fit.
@@ -223,8 +224,8 @@ class WeightedLayer(nn.Module):
         step = skip_step(skip.shape[1:], shape)
         if step is None or skip.shape[1] != self.skip:
             raise ValueError(
-                f"{type(self).__name__}: skip must bring {self.skip} channels in maps that every k-th position of "
-                f"makes {list(shape[1:])}; got {list(skip.shape[1:])}. Skip from a layer of that size, or change skip."
+                f"{type(self).__name__}: skip must bring {self.skip} channels in maps whose every k-th row and column "
+                f"gives {list(shape[1:])}; got {list(skip.shape[1:])}. Skip from such a layer, or change skip."
             )
         if skip.dim() == 4:
             skip = skip[:, :, :: step[0], :: step[1]]
@@ -232,7 +233,7 @@ class WeightedLayer(nn.Module):
         return F.pad(skip, (0, 0) * (skip.dim() - 2) + (0, missing), value=silent) if missing else skip
 
     def skip_weights(self) -> Tensor | None:
-        """[C_out] weights of delayed spikes, 0 for channels that none reach; None for a layer without a skip."""
+        """Weights [C_out] of delayed spikes, 0 for channels without them; None for a layer without a skip."""
         if self.skip_weight is None:
             return None
         missing = len(self.weight) - self.skip
@@ -246,9 +247,9 @@ class WeightedLayer(nn.Module):
         return self.batch_norm is not None and self.batch_norm.training
 
     def with_batch_norm(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The effective weight and bias [C_out] or None in evaluation mode, batch norm folded in; without one, as is.
+        """Weight and bias ([C_out] or None) of evaluation mode: batch norm folded in, unchanged without batch norm.
 
-        Their dtype is the wider of those of `weight` and batch norm.
+        Both have the wider of the dtypes of `weight` and batch norm.
         """
         norm: Any = self.batch_norm
         if norm is None:
@@ -259,15 +260,15 @@ class WeightedLayer(nn.Module):
         return weight.to(dtype) * scale.view(-1, *(1,) * (weight.dim() - 1)), bias
 
     def normalisation(self) -> Normalisation:
-        """How potentials of this training step are normalised, of a layer with batch norm."""
+        """The layer's batch norm as the kernels take it in a training step; only for layers that have one."""
         norm: Any = self.batch_norm
         return Normalisation(norm.weight, norm.bias, norm.running_mean, norm.eps, self.statistics_group)
 
     @torch.no_grad()
     def follow(self, found: Normalised) -> Tensor:
-        """Update the running statistics by those of a batch, and return the batch's activations.
+        """Update the running statistics with a batch's statistics, and return the batch's activations.
 
-        Running statistics are the mean over all batches until one batch's share is down to the batch norm's momentum.
+        Running statistics are the mean over all batches until the share of one batch falls to batch norm's momentum.
         """
         norm: Any = self.batch_norm
         norm.num_batches_tracked.add_(1)
@@ -290,7 +291,7 @@ class WeightedLayer(nn.Module):
     # ---- chips: their grids and faults
 
     def put_on_grid(self, grid: Grid | None) -> None:
-        """Compute as a chip does from now on, or no longer: fold batch norm, choose units that fit the weights best."""
+        """Compute on a chip's grid from now on (None: in real numbers); folds batch norm and fits units to weights."""
         if grid is not None:
             self.fold_batch_norm()
         self.grid, self.log2_unit = grid, None
@@ -304,7 +305,7 @@ class WeightedLayer(nn.Module):
         self.log2_unit = nn.Parameter((logarithm if grid.per_channel else logarithm[:1]).to(self.weight.dtype))
 
     def unit_on_grid(self, bits: int | None, per_channel: bool) -> Tensor | None:
-        """Units [C_out] of weights with so many bits, float64, in threshold heights; None if the layer has none."""
+        """Units [C_out] of the weights, float64, in threshold heights; None if the grid rounds them otherwise."""
         grid = self.grid
         if self.log2_unit is None or grid is None or (grid.weight_bits, grid.per_channel) != (bits, per_channel):
             return None
@@ -319,7 +320,7 @@ class WeightedLayer(nn.Module):
 
     @property
     def threshold_height(self) -> float:
-        """Highest threshold that neurons are compared with; a readout's also on the hidden layers' ramp."""
+        """Highest threshold that potentials are compared with; readouts also use the hidden layers' ramp, of 1."""
         return max(1.0, self.threshold)
 
     def factors_in_training(self, weight: Tensor) -> Tensor | None:
@@ -329,7 +330,7 @@ class WeightedLayer(nn.Module):
         return weight_factors(weight, self.faults.weight_noise)
 
     def emit(self, activations: Tensor) -> Tensor:
-        """The layer's spikes: while training after `faults`; counted if statistics are recorded."""
+        """The layer's spikes: disturbed by `faults` in training mode, and counted if statistics are recorded."""
         if self.training and self.faults:
             activations = spikes_in_training(activations, self.faults, self.grid)
         return self.record(activations)
@@ -350,8 +351,8 @@ class WeightedLayer(nn.Module):
         """Shape of the layer's neurons for one image.
 
         Args:
-            shape: of its inputs for one image.
+            shape: shape of the layer's inputs for one image.
         Raises:
-            ValueError: it cannot read them.
+            ValueError: the layer cannot read inputs of this shape.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Networks for a chip: on its grid, within its registers, or trained for its faults."""
+"""Preparing a network for a chip: put it on the chip's grid, train it for faults, check the registers' width."""
 
 import math
 
@@ -13,11 +13,12 @@ from ttfs_triton.nn.weighted import WeightedLayer
 
 
 def put_on_grid(model: nn.Module, grid: Grid | None) -> None:
-    """Let every layer of a module tree, its encoder included, compute on a chip's grid, or on none.
+    """Make every layer of a network, the encoder included, compute on a chip's grid, or in real numbers.
 
     Args:
-        model: of layers of `ttfs_triton.nn`; a `TTFSNetwork` notes it in its configuration by its own method.
-        grid: None takes it off.
+        model: network of `ttfs_triton.nn` layers, changed in place. For a `TTFSNetwork` call its own method, which
+            also updates the configuration.
+        grid: the chip's grid; None: real numbers again.
     """
     for module in model.modules():
         if isinstance(module, WeightedLayer | LatencyEncoder):
@@ -25,7 +26,7 @@ def put_on_grid(model: nn.Module, grid: Grid | None) -> None:
 
 
 def train_for(model: nn.Module, faults: Faults | None) -> None:
-    """Let faults happen in every layer of a module tree, its encoder included, in training mode; None: no longer."""
+    """Simulate chip faults in every layer of a network, the encoder included, in training mode; None: no faults."""
     for module in model.modules():
         if isinstance(module, WeightedLayer | LatencyEncoder):
             module.faults = faults
@@ -34,7 +35,7 @@ def train_for(model: nn.Module, faults: Faults | None) -> None:
 def check_registers(model: nn.Module) -> None:
     """Raise ValueError unless the registers of every layer on a grid hold its firing threshold, T / unit integers high.
 
-    More steps and finer weights need more bits. While training, units are kept coarse enough.
+    More time steps and finer weights need more bits. Training keeps units coarse enough.
     """
     named = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, WeightedLayer)]
     for short, (_, layer) in zip(short_names([name for name, _ in named]), named, strict=True):

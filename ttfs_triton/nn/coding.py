@@ -1,4 +1,4 @@
-"""From images to spikes, and between activations and absolute spike times.
+"""Encoders that turn images into spikes, and conversions between activations and absolute spike times.
 
 Layer l may fire only in the window [l·Tw, (l + 1)·Tw]. A spike at time t has the activation a = (l + 1) − t / Tw:
 1 fires at the window's start, small values fire late, 0 is silent. `inf`, for "no spike", exists in spike times only.
@@ -18,10 +18,10 @@ from ttfs_triton.nn.layers import DFTConv2d, FiringLayer
 from ttfs_triton.nn.sizes import Padding, Size
 from ttfs_triton.nn.weighted import LayerOptions, WeightedConv2d, spelled_out
 
-TWO_PHASE = Neuron(psp_persistence=0.0)  # fires at the window's start plus 1 − A, as a clamped ReLU has it
+TWO_PHASE = Neuron(psp_persistence=0.0)  # a clamped ReLU: fires 1 − A after the window's start
 
 ROUNDING = 1e-2
-"""Share of max_value by which pixels may leave their range unremarked, as rounding makes them."""
+"""Share of max_value by which rounded pixels may leave [0, max_value] without an error."""
 
 
 def activation_to_spike_time(activation: Tensor, layer: int, window: float = 1.0) -> Tensor:
@@ -71,20 +71,20 @@ def spike_time_to_activation(spike_time: Tensor, layer: int, window: float = 1.0
 
 
 class LatencyEncoder(nn.Module):
-    """Brighter pixels fire earlier: a = pixel / max_value; a zero pixel is silent.
+    """Encoder in which brighter pixels fire earlier: a = pixel / max_value; a zero pixel is silent.
 
-    Input: any shape, floating point in [0, max_value]; integers too with a max_value above 1. Output:
-    activations in [0, 1], same shape; dtype of the input, float32 of integers.
+    Input: any shape, floating point in [0, max_value], or integers if max_value is above 1. Output: activations in
+    [0, 1], same shape; the input's dtype, or float32 for integers.
 
-    The values of the first batch are checked: on a GPU of the first in evaluation mode, so that no training step waits.
-    Later batches are clamped. Activations of an event camera, by `ttfs_triton.data.events`, are handed on as they are.
+    The first batch's values are checked; on a GPU the first batch in evaluation mode, so that no training step waits.
+    Later batches are clamped. At max_value=1, activations of `ttfs_triton.data.events` pass through unchanged.
 
     Args:
         max_value: pixel value that fires at the window's start; 255 for 8-bit pixels.
-        clamp: take values outside for the nearest one inside, rather than refuse them.
+        clamp: clamp values outside [0, max_value] instead of raising an error.
     Raises:
-        ValueError: max_value is not positive, or values of the first batch outside [0, max_value].
-        TypeError: integers with a max_value of at most 1.
+        ValueError: max_value is not positive, or the first batch has values outside [0, max_value].
+        TypeError: the images are integers, but max_value is at most 1.
     Source: Wei et al., ICCV 2023, Eq. 1.
     Example:
         >>> pixels = torch.tensor([[0, 51, 255]], dtype=torch.uint8)
@@ -103,18 +103,18 @@ class LatencyEncoder(nn.Module):
         self.faults: Faults | None = None
 
     def put_on_grid(self, grid: Grid | None) -> None:
-        """Give spikes the time stamps of a chip from now on, or no longer."""
+        """Round spike times to a chip's time stamps from now on; None: leave them unrounded."""
         self.grid = grid
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """That of the images."""
+        """Shape of the spikes for one image: the image's own."""
         return shape
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_floating_point() and self.max_value <= 1:
             raise TypeError(
                 f"LatencyEncoder: images must be floating point in [0, {self.max_value:g}]; got {x.dtype}. "
-                "Divide 8-bit pixels by 255, or say max_value=255."
+                "Divide 8-bit pixels by 255, or set max_value=255."
             )
         if not self.clamp and self._looks(x):
             self._check(x)
@@ -138,7 +138,7 @@ class LatencyEncoder(nn.Module):
         if not (-slack <= low and high <= self.max_value + slack):
             raise ValueError(
                 f"LatencyEncoder: images must be in [0, {self.max_value:g}]; got values from {low:g} to {high:g}. "
-                "Scale them, say max_value, or give clamp=True."
+                "Scale them, set max_value, or pass clamp=True."
             )
         self._seen = True
 
@@ -150,14 +150,14 @@ class _NormalisedImages(nn.Module):
     """Base of encoders that normalise images: mean and std are part of the configuration, not of the state dict.
 
     Attributes:
-        mean, std: [in_channels, 1, 1], in units of the images.
+        mean, std: mean and standard deviation per channel, [in_channels, 1, 1], in units of the images.
     """
 
     mean: Tensor
     std: Tensor
 
     def take_statistics(self, weight: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        """Normalise by these, by default 0 and 1, on the weight's device and in its type.
+        """Set mean and standard deviation per channel, by default 0 and 1, on the weight's device and in its dtype.
 
         Raises:
             ValueError: mean or std do not have one entry per input channel, or std is not positive.
@@ -186,8 +186,8 @@ class AnalogEncoder(_NormalisedImages, FiringLayer, WeightedConv2d):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding: as in `torch.nn.Conv2d`.
-        mean, std: per input channel, in units of the input; None is 0 and 1. They belong to the configuration, not
-            to the state dict.
+        mean, std: mean and standard deviation per input channel, in units of the input; None: 0 and 1. They belong to
+            the configuration, not to the state dict.
         batch_norm, bias, initial_gain, weight_standardisation, device, dtype: as in `DFTConv2d`.
     Raises:
         ValueError: mean or std do not have one entry per input channel, or std is not positive.
@@ -219,7 +219,7 @@ class SignedEncoder(_NormalisedImages, DFTConv2d):
     """First hidden layer of the networks that the paper's training script makes: spiking neurons that read pixels.
 
     A normalised pixel x, of either sign, adds w·x to the potential at the window's start; if it is brighter than the
-    mean, it adds w to the slope: A = Σ w·x + b, W = σ·Σ w·[x > 0]. Its inputs are real numbers, as of `AnalogEncoder`.
+    mean, it adds σ·w to the slope: A = Σ w·x + b, W = σ·Σ w·[x > 0]. As in `AnalogEncoder`, inputs are real numbers.
     Input [N, in_channels, height, width], output activations [N, out_channels, ...], channels last.
 
     Args:

@@ -1,6 +1,6 @@
 """The configuration of a network: JSON values that are enough to build it again.
 
-Its layers are told in one line, as papers write them: "16C5-P2-32C5p0-P2-128".
+One line of text specifies the hidden layers, as in papers: "16C5-P2-32C5p0-P2-128".
 """
 
 import dataclasses
@@ -15,25 +15,25 @@ from ttfs_kernels import Neuron
 from ttfs_triton.nn.grid import Grid
 
 _BLOCK = re.compile(r"\((?P<layers>[^()]*)\)(?:x(?P<times>\d{1,4}))?")
-_SEPARATOR = re.compile(r"-(?![^(]*\))")  # not inside of parentheses
+_SEPARATOR = re.compile(r"-(?![^(]*\))")  # not inside parentheses
 
 # Bounds far above any network, so that a damaged or hostile file cannot ask for all of a machine's memory.
 MAX_SIZE = 2**20
-"""Channels or features of a layer, and classes."""
+"""Most channels or features of a layer, and most classes."""
 MAX_KERNEL = 2**10
-"""Kernel size, stride and padding."""
+"""Largest kernel size, stride and padding."""
 MAX_LENGTH = 2**12
-"""Characters of a specification."""
+"""Most characters of a specification."""
 MAX_LAYERS = MAX_LENGTH // 2
-"""Tokens of a specification, those of repeated blocks included."""
+"""Most tokens of a specification; each repetition of a block counts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
     """`64C3`: 64 channels, 3×3, padding (k − 1)//2; `64C3p0s2`: padding 0, stride 2.
 
-    The last of a block `(64C3-64C3)` has `skip`: windows for which the spikes that enter the block wait for it, one for
-    each layer of the block before it. 0 elsewhere.
+    `skip` is the number of windows for which a block `(64C3-64C3)` delays the spikes that enter it until they reach its
+    last layer: one for each layer of the block before that. It is 0 for all other layers.
     """
 
     channels: int
@@ -58,14 +58,14 @@ class Pool:
 
 @dataclasses.dataclass(frozen=True)
 class Average:
-    """`A2`: the synapses behind it read means of 2×2 neurons; `A`, in front of a fully connected layer, of maps."""
+    """`A2`: the next layer's synapses read means of 2×2 neurons; `A`, before a fully connected layer: of whole maps."""
 
     kernel_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """`128`: 128 fully connected neurons; `skip` as of a convolution."""
+    """`128`: 128 fully connected neurons; `skip` as in `Convolution`."""
 
     features: int
     skip: int = 0
@@ -89,17 +89,17 @@ def parse_specification(specification: str) -> tuple[Token, ...]:
     """Parse the hidden layers of a network, separated by "-"; the readout is not part of it.
 
     Args:
-        specification: tokens as in `Convolution`, `Pool` and `Dense`, such as "16C5-P2-32C5p0-P2-128". Parentheses are
-            a residual block, of two or more convolutions or fully connected layers: spikes that enter it also reach the
-            neurons of its last layer, delayed. `(64C3-64C3)x3` are three such blocks. An `Average` belongs to the
-            synapses of the convolution behind it, or without a size to those of the fully connected layer or readout.
+        specification: tokens as in `Convolution`, `Pool` and `Dense`, such as "16C5-P2-32C5p0-P2-128". Parentheses
+            enclose a residual block of two or more convolutions or fully connected layers: spikes that enter it also
+            reach the neurons of its last layer, delayed. `(64C3-64C3)x3` are three such blocks. An `Average` belongs to
+            the synapses of the next layer: of a convolution if it has a size, else of a fully connected layer or the
+            readout.
     Returns:
         One token per layer.
     Raises:
-        ValueError: no text, or longer than `MAX_LENGTH`; a token that cannot be read, a size of zero or above
-            `MAX_SIZE` or `MAX_KERNEL`, a convolution or pool behind a fully connected layer, an average with nothing
-            that it belongs to, a block that is none, more than `MAX_LAYERS`, or no layer at all. The message names the
-            token.
+        ValueError: the text is empty, longer than `MAX_LENGTH` or of more than `MAX_LAYERS` layers, or has a token that
+            cannot be read, a size of zero or above `MAX_SIZE` or `MAX_KERNEL`, a convolution or pool after a fully
+            connected layer, a misplaced average, or an invalid block. The message names the token.
     """
     if not isinstance(specification, str) or len(specification) > MAX_LENGTH:
         got = f"{len(specification)}" if isinstance(specification, str) else f"{specification!r:.80}"
@@ -117,18 +117,18 @@ def parse_specification(specification: str) -> tuple[Token, ...]:
         except ValueError as error:
             raise ValueError(f'parse_specification: {error}; got "{text}" in "{specification:.80}".') from None
     for before, token, behind in zip([None, *tokens], tokens, [*tokens[1:], None], strict=False):
-        whole = behind is None or isinstance(behind, Dense)  # its reader sees whole maps
+        whole = behind is None or isinstance(behind, Dense)  # the next layer reads whole maps
         fits = isinstance(before, Convolution | Pool) and (whole or isinstance(behind, Convolution))
         if isinstance(token, Average) and not (fits and whole == (token.kernel_size is None)):
             raise ValueError(
-                "parse_specification: an average must stand behind maps and, with a size, before a convolution, else "
-                f'before a fully connected layer or at the end; got "A{token.kernel_size or ""}".'
+                "parse_specification: an average must follow a convolution or pool, and stand before a convolution if "
+                f'it has a size, else before a fully connected layer or at the end; got "A{token.kernel_size or ""}".'
             )
     return tuple(tokens)
 
 
 def _parse_block(text: str) -> list[Token]:
-    """The tokens of a block, as often as it is repeated; one token otherwise."""
+    """The tokens of a block, with its repetitions, or of a single layer."""
     if not text.startswith("("):
         return [_parse_token(text)]
     block = _BLOCK.fullmatch(text)
@@ -163,11 +163,11 @@ def _parse_token(text: str) -> Token:
 Encoder = Literal["latency", "analog", "whitened", "signed"]
 """How images enter a network; see `NetworkConfig`."""
 MAX_CHANNELS = 2**12
-"""Channels of an image."""
+"""Most channels of an image."""
 MAX_SIDE = 2**14
-"""Height and width of an image, pixels."""
+"""Largest height and width of an image, in pixels."""
 MAX_NUMBER = 1e6
-"""Width, pixel values, statistics and gain; those that must be positive are at least its inverse."""
+"""Largest width, pixel value, statistic and gain; values that must be positive are at least 1 / MAX_NUMBER."""
 ReadoutTime = Literal["potential_start", "potential_end", "first_spike"]
 """When a decision is read: at the output window's start or end, or at the first output spike."""
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
@@ -178,34 +178,35 @@ FROM_LIST = Field(strict=False)  # JSON has no tuples
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class NetworkConfig:
-    """A network of spiking neurons. Frozen; `to_dict` and `from_dict` go through JSON.
+    """Configuration of a `TTFSNetwork`. Frozen; `to_dict` and `from_dict` convert it to and from JSON values.
 
     Attributes:
         specification: hidden layers, see `parse_specification`; the class readout is appended.
-        in_channels: of the images.
+        in_channels: channels of the images.
         image_size: (height, width) of the images.
         classes: number of classes.
         width: factor on the size of every hidden layer (at least 1 channel each).
         encoder: "latency" (a = pixel / max_value), "analog" (the first token is an analog convolution whose clamped
             outputs are spikes), "whitened" (the same with frozen weights that whiten patches of the images, see
-            `ttfs_triton.nn.whiten`; `width` does not change it) or "signed" (it is of spiking neurons that read
-            normalised pixels; see `SignedEncoder`).
+            `ttfs_triton.nn.whiten`; `width` does not change it) or "signed" (the first token is a convolution of
+            spiking neurons that read normalised pixels; see `SignedEncoder`).
         max_value: pixel value that fires first, latency encoder only.
-        mean, std: per channel, in units of the pixels, not for a latency encoder.
+        mean, std: mean and standard deviation per channel, in units of the pixels; not for a latency encoder.
         readout: "potential_start", "potential_end" or "first_spike"; see `ttfs_triton.nn.readout`.
-        neuron: of every layer. At `psp_persistence=0` the network is an ANN with clamped ReLU.
+        neuron: neuron model of every layer. At `psp_persistence=0` the network is an ANN with clamped ReLU.
         bias: learn initial membrane potentials.
         weight_standardisation: standardise the weights of every layer, unless there is batch norm; folds into plain
             weights.
         initial_gain: factor on the Kaiming initialisation.
-        batch_norm: normalise the potentials of every hidden layer over the batch while training, but of a whitened
-            encoder; folds into plain weights.
-        dropout: probability that a spike of a fully connected hidden layer is dropped while training. The weights that
-            read it are divided by 1 − dropout, not the activations: those are times.
-        grid: of the chip that the network was trained or calibrated for, and on which it computes; None: real numbers.
+        batch_norm: normalise the potentials of every hidden layer except a whitened encoder over the batch while
+            training; folds into plain weights.
+        dropout: probability that a spike of a fully connected hidden layer is dropped while training. The next layer's
+            weights are divided by 1 − dropout, not the activations, since activations are spike times.
+        grid: grid of the chip that the network is trained or calibrated for; the network computes on it. None: real
+            numbers.
     Raises:
-        ValueError: a value of another type or out of range, also above `MAX_SIZE` (classes, and each hidden layer at
-            its width), `MAX_CHANNELS`, `MAX_SIDE` or `MAX_NUMBER`; or options that exclude each other.
+        ValueError: a value has the wrong type or is out of range (`MAX_SIZE` for classes and each hidden layer at its
+            width, `MAX_CHANNELS`, `MAX_SIDE`, `MAX_NUMBER`), or options exclude each other.
     Example:
         >>> config = NetworkConfig("16C5-P2-128", neuron=Neuron(psp_persistence=0.25))
         >>> config.replace(classes=100).to_dict()["psp_persistence"]
@@ -237,11 +238,11 @@ class NetworkConfig:
             raise ValueError(f"NetworkConfig: {problem}")
 
     def _problem(self, tokens: Sequence[Token]) -> str | None:
-        """How fields do not fit each other, if so."""
+        """A conflict between fields, as the text of an error; None without one."""
         layers, first = [token for token in tokens if isinstance(token, Convolution | Dense)], tokens[0]
         largest = max((layer.size for layer in layers), default=0)
         if largest * self.width > MAX_SIZE:
-            return f"width must give no layer more than {MAX_SIZE} neurons or channels; got {self.width}, of {largest}."
+            return f"width must give no layer more than {MAX_SIZE} neurons or channels; got {self.width} · {largest}."
         for name in ("mean", "std"):
             if (value := getattr(self, name)) is not None and len(value) != self.in_channels:
                 return f"{name} must have one entry per channel ({self.in_channels}); got {value}."
@@ -256,7 +257,7 @@ class NetworkConfig:
             return f"specification must start with a convolution, not in a block, {rule}; got {self.specification}."
         components = 2 * self.in_channels * first.kernel_size**2
         if self.encoder == "whitened" and first.channels != components:
-            return f"specification must start with {components} channels {rule}, two a component of its patches."
+            return f"specification must start with {components} channels {rule}, 2 per component; got {first.channels}."
         return None
 
     def scaled(self, size: int) -> int:
@@ -270,8 +271,8 @@ class NetworkConfig:
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON values, flat, with the neuron's properties.
 
-        "backend" and "neuron" are constant, for older versions. "grid" is there only if there is one, since versions
-        without grids refuse it.
+        "backend" and "neuron" are constants that older versions need. "grid" is present only if the network has one,
+        since versions without grids refuse the key.
         """
         flat: dict[str, Any] = {}
         for field in dataclasses.fields(self):
@@ -286,9 +287,10 @@ class NetworkConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "NetworkConfig":
-        """The configuration that `to_dict` gave, of this version or an older one.
+        """The configuration for values from `to_dict`, of this version or an older one.
 
-        ANNs of older versions, neuron "ann", become networks at σ = 0 without batch norm; `fold_tensors` folds theirs.
+        ANNs of older versions (neuron "ann") become networks at σ = 0 without batch norm; `fold_tensors` folds batch
+        norm in their weights.
 
         Raises:
             ValueError: unknown keys, a missing specification, or values that do not pass the checks above.

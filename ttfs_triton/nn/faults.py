@@ -1,7 +1,7 @@
 """Faults of real chips: spikes that come late, early or never, disturbed weights, broken neurons.
 
-In training every step draws another chip, and gradients go through the spikes that are left. In the simulator a seed
-draws one chip with its weights and broken neurons, then the spikes of each image.
+In training, every step draws a new chip, and gradients pass through the spikes that remain. In the simulator, a seed
+draws one chip, with its disturbed weights and broken neurons, and then the spike faults of each image.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from ttfs_triton.nn.grid import Clock, Grid
 from ttfs_triton.nn.integers import straight_through
 from ttfs_triton.shared_options import Faults
 
-# Noise of weights is cut at so many standard deviations.
+# Weight noise is clipped at this many standard deviations.
 MOST_DEVIATIONS = 4.0
 
 
 class BrokenNeurons(NamedTuple):
-    """Which neurons of a layer are broken: truth values of the shape of its activations without their batch."""
+    """Bool masks of a layer's neurons for one image: `dead` ones never fire, `stuck` ones at the window's start."""
 
     dead: Tensor
     stuck: Tensor
 
 
 def draw_broken(like: Tensor, faults: Faults, generator: torch.Generator | None = None) -> BrokenNeurons | None:
-    """Broken neurons of a layer with activations like these [N, ...]; None if none breaks."""
+    """Draw the broken neurons of a layer whose activations have the shape of `like`, [N, ...]; None without any."""
     if not faults.of_neurons:
         return None
     drawn = torch.rand(like.shape[1:], generator=generator, device=_device(like, generator)).to(like.device)
@@ -42,14 +42,14 @@ def disturbed(
     clock: Clock | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Activations of spikes that went wrong.
+    """Activations after spike faults and broken neurons.
 
     Args:
         activations: [N, ...] in [0, 1], 0 is silent.
-        faults: how much goes wrong.
-        broken: neurons; None: none.
-        clock: rounds spike times to its time stamps; None: they are real numbers.
-        generator: of the draws, on the CPU. Default: PyTorch's own of the device.
+        faults: size and probability of each fault.
+        broken: masks of broken neurons; None: no neuron is broken.
+        clock: the clock whose time stamps spikes are rounded to; None: spike times are real numbers.
+        generator: random number generator, on the CPU. Default: PyTorch's generator of the device.
     Returns:
         A new tensor, shape and dtype of `activations`.
     """
@@ -69,13 +69,13 @@ def disturbed(
 
 
 def spikes_in_training(activations: Tensor, faults: Faults, grid: Grid | None, neurons: bool = True) -> Tensor:
-    """A layer's spikes after faults, in a training step; gradients pass where a spike is left.
+    """A layer's spikes after faults in a training step; gradients pass unless a fault removed or forced the spike.
 
     Args:
         activations: [N, ...] in [0, 1].
-        faults: how much goes wrong.
-        grid: rounds spike times to its time stamps; None: they are real numbers.
-        neurons: whether neurons can be broken, too.
+        faults: size and probability of each fault.
+        grid: the grid whose time stamps spikes are rounded to; None: spike times are real numbers.
+        neurons: whether neurons can also be broken.
     """
     broken = draw_broken(activations, faults) if neurons else None
     if not (faults.of_spikes or broken):
@@ -88,7 +88,7 @@ def spikes_in_training(activations: Tensor, faults: Faults, grid: Grid | None, n
 
 
 def weight_factors(weight: Tensor, share: float, generator: torch.Generator | None = None) -> Tensor:
-    """Factors of disturbed weights, 1 plus noise: shape of `weight`, float32."""
+    """Random factors that disturb weights, 1 + share · noise: shape of `weight`, float32."""
     noise = torch.randn(weight.shape, generator=generator, device=_device(weight, generator)).to(weight.device)
     return 1 + share * noise.clamp_(-MOST_DEVIATIONS, MOST_DEVIATIONS)
 

@@ -1,4 +1,4 @@
-"""Batch norm and weight standardisation, folded into one weight and one initial potential a layer."""
+"""Folding of batch norm and weight standardisation into plain weights and initial potentials."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ttfs_triton.nn.on_chip import RoundedLayer
 from ttfs_triton.nn.weighted import WeightedLayer
 
 STATISTICS_BATCH = 500
-"""Images in a batch, of whose potentials statistics are taken."""
+"""Batch size, in images, in which `unfold_batch_norm` collects the statistics of potentials."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class BatchNorm:
         return scale if self.weight is None else scale * self.weight.double()
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Weight and initial potential of the layer that computes a layer and this batch norm behind it.
+        """Weight and initial potential of one layer that computes a layer followed by this batch norm.
 
         Args:
-            weight: [C, ...], of the convolution or fully connected layer.
-            bias: [C], or None.
+            weight: weight of the convolution or fully connected layer, [C, ...].
+            bias: its bias, [C], or None.
         Returns:
             (weight, bias), shapes as above, float64.
         """
@@ -67,7 +67,7 @@ def plain_synapses(layer: WeightedLayer) -> tuple[Tensor, Tensor | None]:
 
 @torch.no_grad()
 def plain_skip_weights(layer: WeightedLayer) -> Tensor | None:
-    """[C_out] weights of delayed spikes that a layer computes with, rounded on a grid; None for one without a skip."""
+    """Weights [C_out] of delayed spikes, rounded if the layer is on a grid; None for a layer without a skip."""
     if layer.grid is not None and layer.skip:
         return RoundedLayer(layer, layer.effective_weight()).skip_weight
     return layer.skip_weights()
@@ -100,7 +100,7 @@ def fold_weight_standardisation(model: nn.Module) -> nn.Module:
         `model`.
     """
     for module in model.modules():
-        fold = getattr(module, "fold_standardisation", None)  # also of a `TTFSNetwork`, which notes it
+        fold = getattr(module, "fold_standardisation", None)  # a `TTFSNetwork` updates its configuration
         if fold is not None:
             fold()
     return model
@@ -110,8 +110,8 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     """Replace batch norm by weights and initial potentials in every layer; in evaluation outputs stay the same.
 
     Args:
-        model: a layer or network of `ttfs_triton.nn`, changed in place; of a `TTFSNetwork` call its own method, which
-            notes it in the configuration.
+        model: a layer or network of `ttfs_triton.nn`, changed in place. For a `TTFSNetwork` call its own method, which
+            also updates the configuration.
     Returns:
         `model`.
     """
@@ -121,19 +121,19 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 
 
 def has_batch_norm(names: Iterable[str]) -> bool:
-    """Whether names of a state dict are of a network with batch norm."""
+    """Whether the names in a state dict belong to a network with batch norm."""
     return any(".batch_norm." in name for name in names)
 
 
 @torch.no_grad()
 def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a network with batch norm and weight standardisation folded, also of one layer with both.
+    """A network's state dict with batch norm and weight standardisation folded, also where one layer has both.
 
     Args:
-        tensors: by name, of one floating type, on any device; without batch norm they come back as they are.
+        tensors: the state dict, of one floating dtype, on any device; without batch norm it is returned unchanged.
     Raises:
-        KeyError: a batch norm that lacks one of its tensors.
-        RuntimeError: shapes that do not fit each other.
+        KeyError: a batch norm lacks one of its tensors.
+        RuntimeError: the shapes of a layer and its batch norm do not fit.
     """
     if not has_batch_norm(tensors):
         return dict(tensors)
@@ -155,13 +155,13 @@ def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def unfold_batch_norm(network: nn.Module, plain: nn.Module, images: Tensor) -> None:
-    """Give a network with batch norm the weights of a plain one, such that training goes on from there.
+    """Give a network with batch norm the weights of a plain network, so that training can continue from them.
 
     Args:
-        network: changed in place; its layers are those of `plain`, in the same order, some with batch norm. It then
-            computes the same in evaluation.
-        plain: without batch norm and weight standardisation.
-        images: [N, ...], training images: the running statistics become those of the plain network's potentials.
+        network: network with batch norm, changed in place. It has the layers of `plain` in the same order, some with
+            batch norm; in evaluation it then computes the same as `plain`.
+        plain: network without batch norm and weight standardisation.
+        images: training images, [N, ...]; the plain network's potentials on them give the running statistics.
     """
     pairs = list(zip(_weighted_layers(network), _weighted_layers(plain), strict=True))
     modes = network.training, plain.training

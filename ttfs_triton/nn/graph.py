@@ -1,7 +1,7 @@
 """A network as the graph of its layers: the window in which each fires, and its inputs.
 
 Counts, simulation, export, files and training read this one description, which `ttfs_triton.nn.trace.network_graph`
-makes of any module. Other modules are refused there, and nowhere else.
+makes from a module. Modules that it cannot describe are refused there, and nowhere else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ StageKind = LayerKind | Literal["latency"]
 
 
 class NetworkError(ValueError):
-    """A module that is no network of our layers; the message names what was found, and what to use instead."""
+    """A module is no network of `ttfs_triton.nn` layers; the message names what was found, and what to use instead."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Wire:
     """A connection into a layer: the stage whose spikes it reads, and the pooling and flattening between them.
 
     Attributes:
-        source: name of the stage whose neurons fire; None: the images.
-        route: modules between, in order. They pool and flatten, take no time and have no synapses.
+        source: name of the stage whose spikes arrive; None: the images.
+        route: modules between source and layer, in order. They pool and flatten, take no time and have no synapses.
     """
 
     source: str | None
@@ -44,7 +44,7 @@ class Wire:
         """Pool and flatten the spikes of the source, or the images, for the layer.
 
         Args:
-            spikes: [N, ...], activations, or other numbers in their order (larger is earlier).
+            spikes: activations, [N, ...], or other numbers for which larger means earlier.
         """
         for module in self.route:
             spikes = module(spikes)
@@ -56,13 +56,13 @@ class Stage:
     """A layer whose neurons fire in one window.
 
     Attributes:
-        name: of the layer in the model, as `collect_statistics` and `count` give it.
+        name: the layer's name in the model, as in `collect_statistics` and `count`.
         kind: "latency" (a `LatencyEncoder`), "analog" (an `AnalogEncoder` or `SignedEncoder`), "spiking" or "readout".
         layer: the module.
-        window: in which its neurons fire; 0 for the encoder.
+        window: number of the window in which its neurons fire; 0 for the encoder.
         input: the connection that its synapses read.
-        skip: the connection from an earlier window whose spikes, delayed, reach its neurons one to one; None without.
-        shape: of its neurons, for one image, before pooling.
+        skip: the connection from an earlier stage whose delayed spikes reach its neurons one to one, or None.
+        shape: shape of its neurons for one image, before pooling.
     """
 
     name: str
@@ -75,10 +75,10 @@ class Stage:
 
     @property
     def weighted(self) -> WeightedLayer:
-        """The layer, of a stage with synapses.
+        """The layer, which must have synapses.
 
         Raises:
-            TypeError: a latency encoder.
+            TypeError: the stage is a latency encoder, which has none.
         """
         if not isinstance(self.layer, WeightedLayer):
             raise TypeError(f"Stage.weighted: stage must have synapses; got {self.name}, a {self.kind} encoder.")
@@ -86,7 +86,7 @@ class Stage:
 
     @property
     def neuron(self) -> Neuron | None:
-        """How its neurons fire; None of an encoder that multiplies or delays pixels."""
+        """How its neurons fire; None for a `LatencyEncoder` or `AnalogEncoder`."""
         found = getattr(self.layer, "neuron", None)
         return found if isinstance(found, Neuron) else None
 
@@ -107,17 +107,17 @@ class NetworkGraph:
 
     Attributes:
         stages: one for each layer that fires.
-        image_shape: of one image, as the network takes it, such as (channels, height, width).
+        image_shape: shape of one input image, such as (channels, height, width).
     """
 
     stages: tuple[Stage, ...]
     image_shape: tuple[int, ...]
 
     def __getitem__(self, name: str) -> Stage:
-        """The stage of a name.
+        """The stage with this name.
 
         Raises:
-            KeyError: there is none.
+            KeyError: no stage has this name.
         """
         for stage in self.stages:
             if stage.name == name:
@@ -135,7 +135,7 @@ class NetworkGraph:
         return tuple(stage for stage in self.stages if stage.kind != "latency")
 
     def waits(self, stage: Stage) -> int:
-        """Windows for which the spikes of a stage's skip wait, so that they arrive with those of its input."""
+        """Windows for which a stage's skip delays spikes, so that they arrive together with the spikes of its input."""
         assert stage.skip is not None
         assert stage.skip.source is not None
         return stage.window - 1 - self[stage.skip.source].window
@@ -149,12 +149,12 @@ class NetworkGraph:
 
     @property
     def grid(self) -> Grid | None:
-        """Of the chip that it was trained on or calibrated for; None if it has none."""
+        """Grid of the chip that the network was trained or calibrated for; None: real numbers."""
         return self.readout.grid
 
     @property
     def readout_time(self) -> ReadoutTime:
-        """When the decision that the readout was trained for is read."""
+        """When the readout decides, as it was trained; see `ReadoutTime`."""
         return readout_time(self.readout)
 
     @property
@@ -170,7 +170,7 @@ class NetworkGraph:
 
     @property
     def persistences(self) -> tuple[float, ...]:
-        """σ of its neurons, each value once, ascending."""
+        """Distinct values of σ in the network, ascending."""
         return tuple(sorted({stage.neuron.psp_persistence for stage in self.stages if stage.neuron is not None}))
 
     @property
@@ -187,12 +187,12 @@ class NetworkGraph:
     def run(
         self, images: Tensor, fire: Callable[[Stage, Tensor, Tensor | None], Tensor], *, silent: float = 0.0
     ) -> Tensor:
-        """Run the stages in order and return what the readout emits; outputs are dropped after their last reader.
+        """Run the stages in order and return the readout's outputs; other outputs are freed after their last reader.
 
         Args:
             images: [N, *image_shape].
-            fire: called with a stage, its inputs, pooled and flattened, and its delayed spikes, one a neuron, or None;
-                returns the outputs of its neurons [N, *shape]: activations, or other numbers in their order.
+            fire: called with a stage, its pooled and flattened inputs, and its delayed spikes (one per neuron) or None.
+                Returns the neurons' outputs [N, *shape]: activations, or other numbers for which larger means earlier.
             silent: the number that stands for no spike.
         """
         last_reader = {wire.source: stage for stage in self.stages for wire in _wires(stage)}
@@ -214,7 +214,7 @@ class NetworkGraph:
 
 
 def readout_time(readout: Readout) -> ReadoutTime:
-    """When the decision of a network with this readout is read."""
+    """When a network with this readout decides."""
     if isinstance(readout, PotentialReadout):
         return "potential_end" if readout.at == "end" else "potential_start"
     return "first_spike"

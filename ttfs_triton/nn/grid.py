@@ -1,4 +1,4 @@
-"""A chip's grid, on which a network is trained and runs: time steps and their clock, bits of weights."""
+"""A chip's grid, on which a network is trained and runs: time steps, thresholds on its clock, bits of weights."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch import Tensor
 from ttfs_triton.nn.integers import largest_integer
 
 CompareAt = Literal["middle", "start"]
-FRACTION_BITS = 16
-POTENTIAL_BITS = FRACTION_BITS + 1
+FRACTION_BITS = 16  # binary places of σ
+POTENTIAL_BITS = FRACTION_BITS + 1  # of potentials, in weight units · steps; half a step adds a place
 
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-    """Steps of a window, and where in a step neurons compare.
+    """Time steps of a window, and when in a step neurons compare potential and threshold.
 
     Attributes:
-        steps: T.
-        compare_at: "middle" or "start".
+        steps: T, number of steps in a window.
+        compare_at: "middle" or "start" of each step.
     """
 
     steps: int
@@ -37,11 +37,11 @@ class Clock:
         return [0, *range(1, end, 2)] if self.compare_at == "middle" else list(range(0, end, 2))
 
     def step_of(self, instant: Tensor) -> Tensor:
-        """Time stamps of spikes, from the indices of their instants, whole numbers of any type; a tensor like them."""
+        """Time stamps k of spikes from the indices of their instants (whole numbers); same shape and dtype."""
         return (instant - 1).clamp_min(0) if self.compare_at == "middle" else instant
 
     def stamped(self, activation: Tensor) -> Tensor:
-        """Activations in [0, 1] as their time stamps keep them: multiples of 1/T, float32."""
+        """Activations in [0, 1] rounded to time stamps: multiples of 1/T, float32."""
         return self.remaining(self.encode(activation)) / self.steps
 
     def encode(self, activation: Tensor) -> Tensor:
@@ -52,17 +52,17 @@ class Clock:
         return instant.masked_fill_(activation >= 1, 0).masked_fill_(activation <= 0, never)
 
     def remaining(self, instant: Tensor) -> Tensor:
-        """T − k of spikes from the indices of their instants, 0 for silent neurons; float32 whole numbers."""
+        """Steps T − k that remain at a spike, from the index of its instant; 0 for silent neurons; float32."""
         return (self.steps - self.step_of(instant)).float()
 
 
 class Ramp:
-    """A threshold that falls to zero, per channel, and the instants at which it is compared with.
+    """A threshold ramp that falls to zero, in whole numbers per channel, and the instants of comparison.
 
     Attributes:
-        height: [C, ...] whole numbers, at the window's start.
-        decrement: [C, ...] whole numbers, in half a step.
-        instants: in half steps from the window's start.
+        height: height at the window's start, [C, ...].
+        decrement: decrease in half a step, [C, ...].
+        instants: instants of comparison, in half steps from the window's start.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Ramp:
         """Quantise the ramp threshold·(1 − s/window), for neurons whose weights have these units [C, ...].
 
         Args:
-            dtype: of the potentials that it is compared with: int64, or float64 for those below 2^53, whose division
+            dtype: dtype of the potentials to compare with: int64, or float64 for potentials below 2^53, whose division
                 is vectorised on a CPU. Both give the same instants.
         """
         decrement = (2.0**FRACTION_BITS * threshold / (unit * window)).round()
@@ -94,13 +94,13 @@ class Ramp:
 
         Args:
             potential: [N, C, ...] whole numbers of the ramp's dtype, at the window's start.
-            drift: of `potential`, in half a step; same shape.
+            drift: change of `potential` in half a step; same shape.
         Returns:
             [N, C, ...] of the same dtype, `never` for neurons that do not fire.
         """
         missing, closing = self.height - potential, self.decrement + drift
         fires_at_once, diverges = missing <= 0, closing <= 0
-        # Both lines are straight, so what is true once stays true: the first whole number of half steps, rounded up.
+        # Both lines are straight, so a reached threshold stays reached: round the crossing up to whole half steps.
         # A quotient of whole numbers below 2^53 is never rounded up to the next one.
         index = _floor_divide_(missing.sub_(1), closing.clamp_min_(1)).add_(1)
         if self._clock.compare_at == "middle":
@@ -117,25 +117,25 @@ def _floor_divide_(numbers: Tensor, by: Tensor | int) -> Tensor:
     return numbers.div_(by, rounding_mode="floor")
 
 
-# With more than some hundred steps a network computes as in real numbers.
+# With more than some hundred steps, a network computes as in real numbers.
 MOST_STEPS = 1024
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Grid:
-    """Time steps and bits of a chip's synapses and neurons; frozen, all JSON values.
+    """Time steps of a chip, and bits of its synapses and neurons; frozen, all JSON values.
 
-    A network on a grid computes what the chip does, and `ttfs_triton.hardware.simulate`: whole time stamps, integer
+    A network on a grid computes exactly as the chip and `ttfs_triton.hardware.simulate` do: whole time stamps, integer
     weights, registers that saturate.
 
     Attributes:
         time_steps: T, steps of a window, 1 to 1024.
-        weight_bits: 2 to 16, sign included; None leaves weights as fine as float32.
+        weight_bits: bits of a weight, 2 to 16, sign included; None leaves weights as fine as float32.
         per_channel: one weight unit per output channel; otherwise one per layer.
-        state_bits: 4 to 62, sign included, of the registers of a neuron's slope (in weight units) and potential (in
-            weight units · steps), which saturate after each step; fractions of steps are not counted. None: as wide as
-            needed.
-        compare_at: "middle" or "start" of a step; see `ttfs_triton.nn.grid`.
+        state_bits: bits, 4 to 62, sign included, of the registers that hold a neuron's slope (in weight units) and
+            potential (in weight units · steps). They saturate after each step; bits for fractions of steps do not
+            count. None: as wide as needed.
+        compare_at: "middle" or "start" of each step, when neurons compare their potential with the threshold.
     Raises:
         ValueError: a value of another type or out of range.
     Example:
@@ -153,7 +153,7 @@ class Grid:
 
     @property
     def clock(self) -> Clock:
-        """Its steps and instants."""
+        """The grid's clock."""
         return Clock(self.time_steps, self.compare_at)
 
     @property
@@ -163,11 +163,11 @@ class Grid:
 
     @property
     def register(self) -> int | None:
-        """Largest slope and potential."""
+        """Largest integer that a register holds; None if registers are as wide as needed."""
         return None if self.state_bits is None else largest_integer(self.state_bits)
 
     def text(self) -> str:
-        """In words, for people."""
+        """The grid in words, for people."""
         units = "a unit per channel" if self.per_channel else "one unit a layer"
         weights = "unrounded weights" if self.weight_bits is None else f"{self.weight_bits}-bit weights with {units}"
         parts = [f"{self.time_steps} time step{'s' * (self.time_steps > 1)} a window", weights]
@@ -178,15 +178,15 @@ class Grid:
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The grid as JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Any) -> Grid:
-        """The grid that `to_dict` gave.
+        """The grid for values from `to_dict`.
 
         Raises:
-            ValueError: no mapping, unknown keys, or values out of range.
+            ValueError: values are no mapping, have unknown keys, or are out of range.
         """
         if not isinstance(values, Mapping):
             raise ValueError(f"Grid.from_dict: values must be a mapping, with time_steps; got {values!r:.200}.")

@@ -1,4 +1,4 @@
-"""Weights that a training starts from, besides Kaiming's: whitened encoders, identities."""
+"""Initial weights other than Kaiming's: whitening encoders, convolutions that start as identities."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def whitening_weights(images: Tensor, kernel_size: tuple[int, int], *, epsilon: 
     Each principal component of the patches comes with both signs, since neurons pass on positive values only.
 
     Args:
-        images: [N, C, height, width], normalised.
+        images: normalised images, [N, C, height, width].
         kernel_size: (rows, columns) of a patch.
         epsilon: added to the eigenvalues, the variances of the components.
     Returns:
-        [2·C·rows·columns, C, rows, columns], float32, those of the largest eigenvalue first.
+        [2·C·rows·columns, C, rows, columns], float32: the components by falling eigenvalue, then again, negated.
     Raises:
-        ValueError: images smaller than a patch.
+        ValueError: the images are smaller than a patch.
     Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.2.
     """
     rows, columns = kernel_size
@@ -45,15 +45,16 @@ def whiten(encoder: AnalogEncoder, images: Tensor) -> None:
     """Give an encoder whitening weights, times its initial gain, and initial potentials of 0.
 
     Args:
-        encoder: of as many channels as `whitening_weights` returns, without weight standardisation and batch norm.
-        images: [N, C, height, width], as the encoder takes them.
+        encoder: an encoder with as many channels as `whitening_weights` returns, without weight standardisation and
+            batch norm.
+        images: images as the encoder takes them, [N, C, height, width].
     Raises:
-        ValueError: another number of channels.
+        ValueError: the encoder has another number of channels.
     """
     weight = whitening_weights(encoder.normalise(images), encoder.kernel_size)
     if weight.shape != encoder.weight.shape:
         raise ValueError(
-            f"whiten: encoder must have {len(weight)} channels, two a component of its patches; got "
+            f"whiten: encoder must have {len(weight)} channels, two per component of its patches; got "
             f"{encoder.weight.shape[0]}. Change its channels, or do not whiten."
         )
     encoder.weight.copy_(encoder.initial_gain * weight)
@@ -63,12 +64,12 @@ def whiten(encoder: AnalogEncoder, images: Tensor) -> None:
 
 @torch.no_grad()
 def start_as_identity(model: nn.Module) -> None:
-    """Let the first filters of every spiking convolution hand on one input channel each; the others stay random.
+    """Make the first filters of every spiking convolution pass on one input channel each; the others stay random.
 
-    As many filters as there are input channels, at most; a filter's weight is 1 at its centre.
+    At most as many filters as there are input channels become identities, with weight 1 at their centre.
 
     Args:
-        model: of layers of `ttfs_triton.nn`, changed in place.
+        model: network of `ttfs_triton.nn` layers, changed in place.
     Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.3.
     """
     for module in model.modules():

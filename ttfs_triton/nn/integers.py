@@ -12,16 +12,16 @@ from torch.backends import cudnn, mkldnn
 
 from ttfs_kernels.autograd import reverse_mode_only
 
-# Smallest unit, in threshold heights: a channel of zeros gets one, and the integers of a layer stay in their registers.
+# Smallest unit, in threshold heights: channels of zeros get it, and it keeps a layer's integers in their registers.
 SMALLEST_UNIT = 2.0**-30
 
-# Units of a layer on a grid are at least this: with the steps that a grid may have, potentials are then below 2^53.
+# Smallest unit of a layer on a grid: it keeps potentials below 2^53 for all numbers of steps that a grid allows.
 SMALLEST_GRID_UNIT = 2.0**-20
 
-# Weights without quantisation are integers too, as fine beside the largest one as float32 is.
+# Weights without quantisation are integers too, of this many bits: as fine relative to the largest as float32.
 UNQUANTISED_BITS = 24
 
-# Disturbed weights are integers of units so many times finer.
+# Weights disturbed by noise are integers in units finer by this factor.
 FINER = 2**8
 
 # Every sum of integers within these bounds is exact in any order.
@@ -33,7 +33,7 @@ class QuantisedWeight(NamedTuple):
 
     Attributes:
         integers: shape of the weight, float32 that holds whole numbers, |integers| ≤ limit.
-        unit: [C_out] float64, threshold heights of one step of the integers; the same everywhere if per tensor.
+        unit: [C_out] float64, weight of the integer 1 in threshold heights; the same in all channels if per tensor.
         limit: largest integer, 2^(bits − 1) − 1.
     """
 
@@ -42,21 +42,22 @@ class QuantisedWeight(NamedTuple):
     limit: int
 
     def multiplied(self, factors: Tensor) -> QuantisedWeight:
-        """Weights times factors of their shape, in finer units."""
+        """The weights times factors of the same shape, in units finer by `FINER`."""
         integers = (self.integers.double() * factors.double() * FINER).round()
         limit = int(FINER * self.limit * max(1.0, float(factors.abs().max()))) + 1
         return QuantisedWeight(integers if limit > FLOAT32_BOUND else integers.float(), self.unit / FINER, limit)
 
     def late_weights(self, weights: Tensor | None) -> Tensor | None:
-        """Weights of delayed spikes [C_out] as integers [C_out] int64 in the channels' units; None of None.
+        """Weights of delayed spikes [C_out] as integers [C_out] int64 in the channels' units; None for None.
 
-        They are far larger than the others: each is an integer up to `limit` times a power of two, a shift in hardware.
+        They are far larger than other weights, so each is an integer up to `limit` times a power of two, a shift in
+        hardware.
         """
         if weights is None:
             return None
         wanted = weights.detach().double() / self.unit
         if not bool(wanted.isfinite().all()):
-            raise ValueError("quantise_weight: weights of delayed spikes must be finite; got others. Train again.")
+            raise ValueError("quantise_weight: weights of delayed spikes must be finite; got inf or nan. Train again.")
         shift = torch.exp2((wanted.abs() / self.limit).clamp_min(1).log2().ceil())
         return ((wanted / shift).round() * shift).long()
 
@@ -74,10 +75,10 @@ def quantise_weight(
         weight: [C_out, ...], floating point, in threshold heights.
         bits: 2 to 16, sign included; None for 24, which is as fine as float32 beside the largest weight.
         per_channel: one unit per output channel; otherwise one for all.
-        unit: [C_out] float64, threshold heights; larger weights than it holds become the largest integer. Default: in
-            which the largest weight is the largest integer.
+        unit: units [C_out], float64, in threshold heights; weights beyond limit · unit are clipped. Default: the unit
+            in which the largest weight is the largest integer.
     Raises:
-        ValueError: weights that are not finite.
+        ValueError: the weights are not finite.
     """
     limit = largest_integer(bits)
     if unit is None:
@@ -91,7 +92,7 @@ def quantise_weight(
 def fitting_unit(weight: Tensor, bits: int, *, per_channel: bool = True) -> Tensor:
     """Units [C_out] in which rounded weights are closest to the weights, by least squares; float64, threshold heights.
 
-    With few bits the best unit clips the largest weights. Arguments as of `quantise_weight`.
+    With few bits, the best unit clips the largest weights. Arguments as in `quantise_weight`.
     """
     weight, limit = weight.detach().double(), largest_integer(bits)
     widest = _widest_unit(weight, limit, per_channel)
@@ -117,7 +118,7 @@ def in_units(weight: Tensor, unit: Tensor) -> Tensor:
 
 
 def _widest_unit(weight: Tensor, limit: int, per_channel: bool) -> Tensor:
-    """[C_out] float64, in which the largest weights are the largest integers."""
+    """Units [C_out], float64, in which the largest weights are the largest integers."""
     largest = weight.detach().double().abs().flatten(1).amax(1)
     return ((largest if per_channel else largest.max().expand_as(largest)) / limit).clamp_min(SMALLEST_UNIT)
 
@@ -127,11 +128,11 @@ def quantise_potential(potential: Tensor | float, unit: Tensor, steps: int, *, c
 
     Args:
         potential: [C_out] or a number for all channels, in threshold heights.
-        unit: [C_out] of the weights.
-        steps: of a window.
+        unit: units of the weights, [C_out].
+        steps: time steps in a window.
         checked: refuse potentials that are not finite; the host then waits for the device.
     Raises:
-        ValueError: potentials that are not finite.
+        ValueError: the potentials are not finite.
     """
     potential = torch.as_tensor(potential, device=unit.device).detach().double()
     if checked and not bool(potential.isfinite().all()):
@@ -144,7 +145,7 @@ def _per_channel(values: Tensor, like: Tensor) -> Tensor:
 
 
 def exact_dtype(bound: int) -> torch.dtype:
-    """The fastest floating point type in which sums of integers are exact, whose absolute values add up to `bound`.
+    """The fastest floating point type in which sums of integers are exact if their absolute values add up to `bound`.
 
     Raises:
         ValueError: no type holds such sums.
@@ -158,9 +159,9 @@ def exact_dtype(bound: int) -> torch.dtype:
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Contract in plain float32 or float64 inside the `with` block, whatever is allowed outside.
+    """Compute products and convolutions in plain float32 or float64 inside the `with` block.
 
-    Off are TF32 and bfloat16 products, autocast, and cuDNN and NNPACK, which may transform a convolution.
+    Switches off TF32 and bfloat16 products, autocast, and cuDNN and NNPACK, which may transform a convolution.
     """
     switches = [backends.cuda.matmul, *(getattr(mkldnn, name) for name in ("matmul", "conv"))]
     precisions, enabled = [switch.fp32_precision for switch in switches], cudnn.enabled
@@ -181,7 +182,7 @@ def exact_products() -> Iterator[None]:
 
 
 def straight_through(smooth: Tensor, exact: Tensor) -> Tensor:
-    """`exact`, differentiated as `smooth`; same shape, in the type of `smooth` but at least float32."""
+    """The values of `exact` with the gradient of `smooth`; dtype of `smooth`, but at least float32."""
     reverse_mode_only("straight_through", smooth)
     exact = exact.to(torch.promote_types(smooth.dtype, torch.float32))
     return _StraightThrough.apply(smooth, exact) if torch.is_grad_enabled() and smooth.requires_grad else exact

@@ -37,13 +37,13 @@ class FiringLayer(WeightedLayer):
         pool: int = 1,
         fuse_pool: bool | None = None,
     ) -> Tensor:
-        """Activations; arguments as of `DFTConv2d` and its `forward`."""
+        """Activations of the layer's neurons; arguments as in `DFTConv2d` and its `forward`."""
         # Under autocast, weights are standardised and cast in one pass; grids and batch norm need them uncast.
         casts = self.grid is None and self.batch_norm is None and autocasts(x, self.weight)
         weight = self.effective_weight(torch.get_autocast_dtype(x.device.type) if casts else None)
         skip, skip_weight = self.delayed(skip, x)
         if self.average > 1:
-            self.output_shape(tuple(x.shape[1:]))  # refuses inputs that do not divide
+            self.output_shape(tuple(x.shape[1:]))  # raises for maps that the windows do not divide
         options: dict[str, Any] = {"neuron": neuron, "skip": skip, "backend": backend}
         fire, normalise = dft_linear, normalised_linear
         if isinstance(self, WeightedConv2d):
@@ -74,19 +74,19 @@ class DFTConv2d(FiringLayer, WeightedConv2d):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as in `torch.nn.Conv2d`.
         neuron: how its neurons fire and how they are differentiated.
         backend: "auto", "torch" or "triton"; see `ttfs_kernels.dft_conv2d`.
-        bias: learn an initial membrane potential per channel, from 0.
+        bias: learn an initial membrane potential per channel, starting at 0.
         weight_standardisation: standardise weights over the fan-in, with a learned norm per channel; folds into
             plain weights by `fold_weight_standardisation`.
-        batch_norm: normalise potentials over the batch while training; folds by `fold_batch_norm`. Instead of weight
-            standardisation, unless that is asked for, too.
-        initial_gain: factor on the Kaiming initialisation; see `reset_parameters`. With batch norm its initial weight.
-        skip: channels of an earlier layer whose delayed spikes reach these neurons too; see `forward`. Default: 0.
-        average: side of windows of inputs that are averaged at the synapses, spikes and masks alike; maps must divide
-            by it, and kernel_size, stride and padding count such windows. Default: 1.
+        batch_norm: normalise potentials over the batch while training; folds by `fold_batch_norm`. It replaces weight
+            standardisation unless weight_standardisation=True is passed as well.
+        initial_gain: factor on the Kaiming initialisation; see `reset_parameters`. With batch norm also its initial γ.
+        skip: channels of the earlier layer whose delayed spikes reach these neurons too; see `forward`. Default: 0.
+        average: side of the windows of inputs that the synapses average, in A and in W; the maps' sides must be
+            multiples of it, and kernel_size, stride and padding count windows. Default: 1.
         device, dtype: as in `torch.nn.Conv2d`.
     Attributes:
-        fuse_pool: where a pool that `forward` is given is computed; see `ttfs_kernels.dft_conv2d`. Default: None, as
-            a table of measurements says.
+        fuse_pool: whether the convolution's kernel also computes the `pool` passed to `forward`; see
+            `ttfs_kernels.dft_conv2d`. Default: None, a table of measurements decides.
     Raises:
         ValueError: sizes, groups, initial_gain, skip or average out of range.
     Source: Wei et al., ICCV 2023, Eq. 5-7, 9-10.
@@ -124,10 +124,10 @@ class DFTConv2d(FiringLayer, WeightedConv2d):
         self.fuse_pool: bool | None = None
 
     def forward(self, x: Tensor, pool: int = 1, *, skip: Tensor | None = None) -> Tensor:
-        """Activations; with `pool`, those of `EarliestSpikePool2d(pool)` behind it, and no spikes are counted.
+        """Activations; with `pool`, the output of `EarliestSpikePool2d(pool)` after them, and no spikes are counted.
 
-        `skip` [N, skip, ...] are activations of an earlier layer, whose spikes have waited for those of `x`: each adds
-        v·x_skip to the potential of one neuron, and v to its slope. Larger maps: see `WeightedLayer.arriving`.
+        `skip` [N, skip, ...] are activations of an earlier layer, delayed until the spikes of `x` arrive: each adds
+        v·x_skip to the potential of one neuron, and σ·v to its slope. Larger maps: see `WeightedLayer.arriving`.
         """
         options = {"neuron": self.neuron, "backend": self.backend, "pool": pool, "fuse_pool": self.fuse_pool}
         return self.spikes(x, skip, **options)
@@ -145,9 +145,9 @@ class DFTLinear(FiringLayer, WeightedLinear):
 
     Args:
         in_features, out_features: as in `torch.nn.Linear`.
-        average: inputs in a row that share a weight, at 1/average of it: the positions of a flattened channel, for its
-            mean in front of the synapses. Default: 1.
-        spike_dropout: probability that an input spike is dropped while training; the weights make up for it.
+        average: number of consecutive inputs among which each weight is divided equally; with as many as a flattened
+            channel has positions, synapses read the channel's mean. Default: 1.
+        spike_dropout: probability that an input spike is dropped while training; the weights compensate for it.
         neuron, backend, bias, weight_standardisation, batch_norm, initial_gain, skip, device, dtype: see `DFTConv2d`.
     Raises:
         ValueError: sizes, initial_gain, skip, average or spike_dropout out of range.
@@ -174,7 +174,7 @@ class DFTLinear(FiringLayer, WeightedLinear):
         self.neuron, self.backend = neuron, backend
 
     def forward(self, x: Tensor, *, skip: Tensor | None = None) -> Tensor:
-        """Activations. `skip` [N, skip] are those of an earlier layer, whose spikes have waited for those of `x`."""
+        """Activations; `skip` [N, skip] are activations of an earlier layer, delayed until the spikes of `x` arrive."""
         return self.spikes(x, skip, neuron=self.neuron, backend=self.backend)
 
     def extra_repr(self) -> str:
@@ -185,13 +185,13 @@ class EarliestSpikePool2d(nn.Module):
     """Pass on the earliest spike of each patch: the maximum over activations.
 
     Input [N, C, height, width], output [N, C, ...], activations; a patch of silent neurons stays silent. A mean of
-    spike times is no spike: average pooling belongs to the synapses of the layer behind, `average` of `DFTConv2d`.
+    spike times is no spike, so the next layer's synapses do average pooling: see `average` of `DFTConv2d`.
 
     Args:
         kernel_size: patch size.
         stride: distance between patches; None means kernel_size.
     Raises:
-        ValueError: a size that is no positive integer, nor two of them.
+        ValueError: a size is neither a positive integer nor a pair of them.
     Example:
         >>> spikes = torch.tensor([[[[0.2, 0.9], [0.0, 0.5]]]])  # 0 is silent, larger is earlier
         >>> EarliestSpikePool2d(2)(spikes)
@@ -204,7 +204,7 @@ class EarliestSpikePool2d(nn.Module):
         self.stride = self.kernel_size if stride is None else checked_pair("EarliestSpikePool2d", "stride", stride, 1)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """(channels, height, width) behind the pool, of maps (channels, height, width); ValueError if too small."""
+        """(channels, height, width) after pooling maps (channels, height, width); ValueError if they are too small."""
         sizes = zip(shape[1:], self.kernel_size, self.stride, strict=True)
         places = [(size - kernel) // stride + 1 for size, kernel, stride in sizes]
         if min(places) < 1:

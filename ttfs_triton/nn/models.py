@@ -1,4 +1,4 @@
-"""A network built from a configuration: its layers from the tokens of a specification, and its decisions."""
+"""`TTFSNetwork`, built from a configuration: its layers from the tokens of the specification, and its decisions."""
 
 import math
 from collections import OrderedDict
@@ -26,11 +26,11 @@ class LayerBuilder:
 
     Attributes:
         layers: hidden layers by name: "conv1", "pool1", ..., "flatten", "fc1", ...
-        shape: of the spikes that the next layer reads, for one image.
-        average: inputs that share a weight of the next layer with synapses.
-        waits: windows for which spikes wait that reach a layer by its skip, by its name.
+        shape: shape of the spikes that the next layer reads, for one image.
+        average: `average` of the next layer with synapses.
+        waits: by layer name, the number of windows for which the layer's skip delays spikes.
     Raises:
-        ValueError: images are too small for the layers, or a block ends in another size than it begins with.
+        ValueError: images are too small for the layers, or a block's output does not fit its input.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -66,16 +66,16 @@ class LayerBuilder:
         if isinstance(token, Dense):
             self._flatten()
         self._read.append((self.shape, token))
-        entered, first = self._read[-1 - token.skip]  # by spikes that a skip delays
+        entered, first = self._read[-1 - token.skip]  # with a skip: the block's input and first layer
         skip = min(entered[0], self.config.scaled(token.size)) if token.skip else 0
         options = self._options() | {"batch_norm": self.config.batch_norm, "skip": skip, "average": self.average}
         layer = self._convolution(token, options) if isinstance(token, Convolution) else self._dense(token, options)
         shape = self._shape_behind(layer, token)
         if token.skip and skip_step(entered, shape) is None:
             raise ValueError(
-                f"TTFSNetwork: a block must end with as many channels as enter it, or more, and in maps that every "
-                f"k-th position of those that enter it makes; got {entered} in front of {first} and {shape} behind "
-                f'{token} in "{self.config.specification}". Change its channels or strides.'
+                f"TTFSNetwork: a block must end with as many channels as enter it, or more, and its output maps must "
+                f"have the size of every k-th row and column of its input; got {entered} before {first} and {shape} "
+                f'after {token} in "{self.config.specification}". Change its channels or strides.'
             )
         self.shape, self.average = shape, 1
         layer.statistics = SpikeCounter(shape)
@@ -89,7 +89,7 @@ class LayerBuilder:
         except ValueError as error:
             raise ValueError(
                 f"TTFSNetwork: image_size must be large enough for every layer; got {self.config.image_size}, where "
-                f'{token} in "{self.config.specification}" cannot read what reaches it: {error} Use another size, or '
+                f'{token} in "{self.config.specification}" cannot read its inputs: {error} Use another size, or '
                 "fewer pools."
             ) from None
 
@@ -124,7 +124,7 @@ class LayerBuilder:
         return DFTConv2d(*sizes, neuron=config.neuron, **options)
 
     def _dense(self, token: Dense, options: dict[str, Any]) -> DFTLinear:
-        # Dropout is for spikes of fully connected layers: the first of them reads convolutions or the encoder.
+        # Dropout is for spikes of fully connected layers; the first such layer reads a convolution or the encoder.
         options |= {"spike_dropout": self.config.dropout if "fc1" in self.layers else 0.0}
         return DFTLinear(self.shape[0], self.config.scaled(token.features), neuron=self.config.neuron, **options)
 
@@ -137,7 +137,7 @@ class TTFSNetwork(nn.Module):
 
     Args:
         config: the network; also kept as the attribute `config`.
-        backend: of the spiking layers on this machine: "auto", "torch" or "triton"; see `ttfs_kernels.dft_linear`.
+        backend: backend of the spiking layers: "auto", "torch" or "triton"; see `ttfs_kernels.dft_linear`.
     Attributes:
         features: hidden layers by name ("conv1", "pool1", ..., "fc1"), each with a `SpikeCounter`.
         readout: `PotentialReadout` or `FirstSpikeReadout`.
@@ -170,7 +170,7 @@ class TTFSNetwork(nn.Module):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Of one image: (channels, height, width)."""
+        """Shape of one image: (channels, height, width)."""
         return (self.config.in_channels, *self.config.image_size)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -208,9 +208,9 @@ class TTFSNetwork(nn.Module):
         return self.readout.decide(self.hidden(images))
 
     def put_on_grid(self, grid: Grid | None) -> None:
-        """Compute on a chip's grid from now on, or on none; the units of weights are those that fit them best.
+        """Compute on a chip's grid from now on (None: in real numbers), with the units that fit the weights best.
 
-        Batch norm is folded first.
+        Batch norm is folded first, and the configuration updated.
         """
         if grid is not None:
             self.fold_batch_norm()
@@ -218,7 +218,7 @@ class TTFSNetwork(nn.Module):
         put_on_grid(self, grid)
 
     def fold_batch_norm(self) -> None:
-        """Fold every layer, as `ttfs_triton.nn.fold_batch_norm` does, and note it in the configuration."""
+        """Fold batch norm in every layer, as `ttfs_triton.nn.fold_batch_norm`, and update the configuration."""
         if not self.config.batch_norm:
             return
         fold_batch_norm(self.features)
@@ -228,7 +228,7 @@ class TTFSNetwork(nn.Module):
         self.config = self.config.replace(batch_norm=False, weight_standardisation=False, bias=True)
 
     def fold_standardisation(self) -> None:
-        """Fold every layer, as `fold_weight_standardisation` does, and note it in the configuration."""
+        """Fold every layer, as `fold_weight_standardisation` does, and update the configuration."""
         fold_weight_standardisation(self.features)
         fold_weight_standardisation(self.readout)
         self.config = self.config.replace(weight_standardisation=False)
@@ -251,8 +251,8 @@ def decide(network: nn.Module, images: Tensor) -> FirstSpikeDecision:
     """Classify images by the earliest output spike, whichever readout the network was trained with.
 
     Args:
-        network: what `network_graph` takes; runs in the mode it has.
-        images: [N, ...], as the network takes them, on its device.
+        network: any network that `network_graph` takes; it runs in its current mode.
+        images: images as the network takes them, [N, ...], on its device.
     Raises:
         NetworkError: as `network_graph`.
     Example:
@@ -269,9 +269,9 @@ def logits_and_decision(network: nn.Module, readout: Readout, images: Tensor) ->
     """Logits of a network and its decision by the first spike, in one pass.
 
     Args:
-        network: any module that ends with `readout`; runs in the mode it has.
+        network: any module that ends with `readout`; it runs in its current mode.
         readout: its output layer.
-        images: [N, ...], as the network takes them.
+        images: images as the network takes them, [N, ...].
     """
     seen: list[Tensor] = []
     hook = readout.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

@@ -1,4 +1,4 @@
-"""Networks by name: the paper's, CNN1, VGG11, VGG16; ResNets; and a small one that trains fast."""
+"""Networks by name: CNN1, VGG11 and VGG16 of the paper, ResNets, and `cifarnet`, a small one that trains fast."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ RESNET20 = "16C3-(16C3-16C3)x3" + "".join(f"-({n}C3s2-{n}C3)-({n}C3-{n}C3)x2" fo
 
 
 def cifarnet_specification(width: float = 1.0, convolutions: int = 2, in_channels: int = 3) -> str:
-    """Hidden layers of `cifarnet`.
+    """Specification of the hidden layers of `cifarnet`.
 
     Args:
-        width: factor on 64, 256 and 256 channels.
-        convolutions: a block; with three, spikes also go past the last two.
-        in_channels: of the images; the encoder has two channels for each pixel of a 2×2 patch.
+        width: factor on the blocks' channels, 64, 256 and 256.
+        convolutions: convolutions per block; with three, a skip leads past the last two.
+        in_channels: channels of the images; the encoder has two channels per value of a 2×2 patch.
     Raises:
-        ValueError: convolutions is neither 2 nor 3, or no channel is left.
+        ValueError: convolutions is neither 2 nor 3, or width is not positive.
     """
     if convolutions not in (2, 3) or not width > 0:
         raise ValueError(
@@ -46,7 +46,7 @@ def cnn1(
 
     Args:
         image_size: side of square images, or (height, width).
-        in_channels: of the images.
+        in_channels: channels of the images.
         classes: number of classes.
         backend: as in `TTFSNetwork`.
         **overrides: any other field of `NetworkConfig`.
@@ -99,7 +99,7 @@ def cifarnet(
     Args:
         image_size, in_channels, classes, backend, overrides: as in `vgg11`.
         width, convolutions: see `cifarnet_specification`.
-    Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, whose shape it has.
+    Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, for the sequence of layers.
     Example:
         >>> from ttfs_triton.nn import Neuron
         >>> network = cifarnet(neuron=Neuron(psp_persistence=0.25))
@@ -114,10 +114,10 @@ def cifarnet(
 def resnet20(
     image_size: Size = 32, in_channels: int = 3, classes: int = 10, *, backend: str = "auto", **overrides: Any
 ) -> TTFSNetwork:
-    """ResNet-20 for small images: nine blocks of two convolutions, whose spikes also arrive past them, a window late.
+    """ResNet-20 for small images: nine blocks of two convolutions, each with a skip that delays spikes by one window.
 
-    Its first convolution is the analog encoder. Where maps get smaller, every second position arrives past the block,
-    and additional channels get no skip. The readout averages each map.
+    Its first convolution is the analog encoder. Where maps get smaller, the skip takes every second row and column, and
+    additional channels get no skip. The readout averages each map.
 
     Args:
         image_size, in_channels, classes, backend, **overrides: as in `vgg11`.
@@ -134,7 +134,7 @@ def resnet20(
 def resnet18(
     image_size: Size = 32, in_channels: int = 3, classes: int = 10, *, backend: str = "auto", **overrides: Any
 ) -> TTFSNetwork:
-    """ResNet-18 with a first convolution for small images, as `resnet20`: eight blocks, 64 to 512 channels."""
+    """ResNet-18 with a first convolution for small images, built like `resnet20`: eight blocks, 64 to 512 channels."""
     return _network(RESNET18, image_size, in_channels, classes, backend, overrides)
 
 

@@ -30,16 +30,16 @@ from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 # Potentials, thresholds and their differences stay below this, so that int64 does not overflow.
 REGISTER_BOUND = 2.0**62
 
-# Bound on initial potentials, in integers, where the host does not wait to read them; see `SMALLEST_GRID_UNIT`.
+# Bound on initial potentials, in integers, where the host does not wait to read their values.
 LARGEST_PRESET = 2.0**35
 
 
 class Membrane(NamedTuple):
-    """Neurons at their firing window's start.
+    """Membrane potentials at the start of the firing window.
 
     Attributes:
-        potential: [N, C, ...] int64, or float64 that holds whole numbers below 2^53; unit: see `ttfs_triton.nn.grid`.
-        drift: what the potential gains in half a step from here on, σ included; same shape, type and unit.
+        potential: [N, C, ...] int64, or float64 that holds whole numbers below 2^53, in weight units · steps / 2^17.
+        drift: gain of the potential in half a step of the firing window, σ included; same shape, type and unit.
     """
 
     potential: Tensor
@@ -51,7 +51,7 @@ class ClockedLayer:
 
     Args:
         layer: a spiking layer or a readout.
-        quantised: its weights.
+        quantised: the layer's integer weights.
         clock: steps and instants.
         window: S, length of the firing window, in windows.
         register: largest slope (in weight units) and potential (in weight units · steps); both saturate there after
@@ -59,7 +59,7 @@ class ClockedLayer:
         reach: bound on a neuron's Σ|integers|, for a layer without delayed spikes whose units are at least
             `SMALLEST_GRID_UNIT`. None: computed from the weights, for which the host waits for the device.
     Raises:
-        ValueError: integers would leave their range: too many steps for these weights.
+        ValueError: integers would leave their range, because there are too many steps for these weights.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class ClockedLayer:
                 f"simulate: steps must keep potentials below 2^62; got {clock.steps} steps, which need {largest:.3g}. "
                 "Use fewer steps or fewer weight_bits."
             )
-        # Below 2^53 floats hold the same whole numbers, and divide them eight at a time.
+        # float64 holds whole numbers below 2^53 exactly, and a CPU divides eight of them at a time.
         self.dtype = torch.float64 if largest < FLOAT64_BOUND else torch.int64
         self.may_saturate = register is not None and (known or first + reach * clock.steps > register)
         self._late = None if late is None else late.view(shape).to(self.dtype)
@@ -109,8 +109,8 @@ class ClockedLayer:
         """Membranes after the integration window, by one contraction; step by step where registers may saturate.
 
         Args:
-            remaining: [N, ...] steps that remain at each input's spike, 0 for silent ones.
-            skip: the same of delayed spikes, one a neuron; None for a layer without.
+            remaining: [N, ...] steps that remain at each input's spike, 0 for silent inputs.
+            skip: the same for delayed spikes, one per neuron; None for a layer without a skip.
         """
         if self.may_saturate:
             return self.integrate_stepped(remaining, skip)
@@ -148,8 +148,8 @@ class ClockedLayer:
         return Membrane(membrane.potential - self._common, membrane.drift)
 
     def after(self, membrane: Membrane, half_steps: int) -> Tensor:
-        """Potentials of neurons that do not fire, so many half steps later."""
-        # The path is straight: saturating at its end is saturating on the way.
+        """Potentials of neurons that do not fire, `half_steps` later."""
+        # The potential moves in a straight line: saturating it once at the end gives the same as in every step.
         return self._in_range(membrane.potential + membrane.drift * half_steps, 2**POTENTIAL_BITS)
 
     def height(self, potential: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class ClockedLayer:
         return potential.double() * self.unit / (self.steps * 2.0**POTENTIAL_BITS)
 
     def _in_range(self, numbers: Tensor, scale: int = 1) -> Tensor:
-        """Numbers, in place, saturated at the largest that registers hold."""
+        """Clamp numbers in place to the range of the registers."""
         if self.register is None:
             return numbers
         return numbers.clamp_(-self.register * scale, self.register * scale)
@@ -171,11 +171,11 @@ class ClockedLayer:
 
 
 class AnalogLayer:
-    """A convolution that reads pixels, in float64: the order of sums changes with the number of images, spikes do not.
+    """A convolution that reads pixels, in float64, so that the order of sums, which depends on N, changes no spike.
 
     Args:
         layer: the encoder.
-        weight, bias: [C_out, ...], and [C_out] or None, batch norm folded in.
+        weight, bias: weights [C_out, ...], and initial potentials [C_out] or None, with batch norm folded in.
     """
 
     def __init__(self, layer: WeightedConv2d, weight: QuantisedWeight, bias: Tensor | None) -> None:
@@ -206,12 +206,12 @@ def contract(layer: WeightedLayer, x: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 def earliest_input(layer: WeightedLayer, x: Tensor, skip: Tensor | None = None) -> Tensor:
-    """The earliest input spike of each neuron: its activation, or the steps that remain; 0 without any.
+    """The earliest input spike of each neuron: its activation, or the steps that remain; 0 without an input spike.
 
     Args:
         layer: a convolution or fully connected layer.
         x: [N, channels, height, width] or [N, features], activations or remaining steps, 0 for silent inputs.
-        skip: the same of delayed spikes, one a neuron; None for a layer without.
+        skip: the same for delayed spikes, one per neuron; None for a layer without a skip.
     Returns:
         [N, groups, P, Q] or [N, 1]: the same for all channels of a group; with a skip, [N, C, ...].
     """
@@ -224,21 +224,21 @@ def earliest_input(layer: WeightedLayer, x: Tensor, skip: Tensor | None = None) 
     return earliest if skip is None else torch.maximum(earliest.repeat_interleave(skip.shape[1] // groups, 1), skip)
 
 
-# Input numbers of a layer that a CPU works on at a time, so that integers and potentials stay in its caches.
+# Number of inputs of a layer that a CPU processes at a time, so that integers and potentials stay in its caches.
 PART_NUMBERS = 1 << 18
 
 
 class RoundedLayer:
-    """A layer's integers in this pass, and the real numbers that they stand for, with gradients.
+    """A layer's integer weights in one pass, and the real numbers that they stand for, with gradients.
 
     Args:
-        layer: on a grid.
+        layer: a layer on a grid.
         weight: its effective weight, with gradient.
-        scale: on the weights, which makes up for the spikes that dropout removes.
+        scale: factor on the weights that compensates for the spikes that dropout removes.
     Attributes:
         quantised: integer weights.
-        weight: [C_out, ...], rounded, differentiable by the effective weight and the units.
-        bias: [C_out] or None, rounded, differentiable by the initial potentials.
+        weight: rounded weights [C_out, ...], differentiable by the effective weight and the units.
+        bias: rounded initial potentials [C_out] or None, differentiable by the layer's initial potentials.
     """
 
     def __init__(self, layer: WeightedLayer, weight: Tensor, scale: float = 1.0) -> None:
@@ -260,7 +260,7 @@ class RoundedLayer:
         self.bias = None if layer.bias is None else straight_through(layer.bias, self._initial_potential(layer.bias))
 
     def _initial_potential(self, bias: Tensor) -> Tensor:
-        """Rounded initial potentials, float64; those of an analog layer stay as they are."""
+        """Initial potentials, float64: rounded, except in an analog layer."""
         bias = bias.detach().double()
         if self.layer.kind == "analog":
             return bias
@@ -269,7 +269,7 @@ class RoundedLayer:
 
     @property
     def skip_weight(self) -> Tensor | None:
-        """[C_out] weights of delayed spikes, rounded, differentiable by their own; None for a layer without."""
+        """Rounded weights [C_out] of delayed spikes, differentiable by `layer.skip_weight`; None without a skip."""
         weights = self.layer.skip_weights()
         late = self.quantised.late_weights(weights)
         return None if weights is None or late is None else straight_through(weights, late * self.quantised.unit)
@@ -280,13 +280,13 @@ class RoundedLayer:
         return self.quantised.dequantise(), None if bias is None else self._initial_potential(bias)
 
     def registers(self) -> dict[str, Any]:
-        """The registers of `ClockedLayer`, and its `reach` where the bits of the weights bound it."""
+        """Arguments `register` and `reach` of `ClockedLayer`; `reach` only where the weights' bits bound it."""
         unknown = self.grid.weight_bits is None or self._off or self.layer.skip > 0
         reach = None if unknown else self.quantised.limit * self.quantised.integers[0].numel()
         return {"register": self.grid.register, "reach": reach}
 
     def steps_left(self, x: Tensor) -> Tensor:
-        """Steps that remain at each input's spike, of activations that are multiples of 1/T."""
+        """Steps that remain at each input's spike, for activations that are multiples of 1/T."""
         return (x.detach().float() * self.grid.time_steps).round_()
 
 
@@ -298,14 +298,14 @@ def fire_on_grid(
     fire: Callable[..., Tensor],
     scale: float = 1.0,
 ) -> Tensor:
-    """Activations of a layer's neurons, multiples of 1/T, differentiated as the closed form of rounded weights.
+    """Activations of a layer's neurons, multiples of 1/T, with the gradient of the closed form of rounded weights.
 
     Args:
-        layer: on a grid.
+        layer: a layer on a grid.
         x: input activations, multiples of 1/T; for an encoder, normalised images.
-        weight, scale: as of `RoundedLayer`.
-        skip: delayed spikes, one a neuron.
-        fire: the closed form, of inputs, weights and initial potentials, and `skip_weight`.
+        weight, scale: as in `RoundedLayer`.
+        skip: delayed spikes, one per neuron, or None.
+        fire: the closed form, as a function of inputs, weights and initial potentials, with keyword `skip_weight`.
     """
     reverse_mode_only(type(layer).__name__, x, skip)
     rounded = RoundedLayer(layer, weight, scale)
@@ -317,7 +317,7 @@ def fire_on_grid(
 
 @torch.no_grad()
 def spikes_on_grid(rounded: RoundedLayer, x: Tensor, skip: Tensor | None = None) -> Tensor:
-    """Activations of a layer's neurons, multiples of 1/T, float32; x and skip as of `fire_on_grid`."""
+    """Activations of a layer's neurons, multiples of 1/T, float32; x and skip as in `fire_on_grid`."""
     clock = rounded.grid.clock
     with exact_products():
         if rounded.layer.kind == "analog":
@@ -358,7 +358,7 @@ class _Rounded(torch.autograd.Function):
         (weight, log2_unit), found = ctx.saved_tensors, ctx.found
         scaled = in_units(weight, found.unit)
         cut = scaled.abs() > found.limit
-        # The derivative of each rounded weight by the unit: its integer, less the change by rounding.
+        # Derivative of each rounded weight by its unit: its integer, minus the unrounded quotient unless clipped.
         by_unit = (found.integers - scaled.masked_fill(cut, 0.0)) * grad
         by_logarithm = by_unit.flatten(1).sum(1, dtype=torch.float64) * found.unit * math.log(2)
         if len(log2_unit) == 1:

@@ -75,7 +75,7 @@ def potential_and_slope(x: Tensor, weight: Tensor, bias: Tensor | None, readout:
 def first_spike_decision(
     potential: Tensor, slope: Tensor, *, threshold: float = 20.0, window: float = 1.0
 ) -> FirstSpikeDecision:
-    """Decide by the earliest spike, report ties and samples without any.
+    """Decisions by the earliest output spike, with ties and samples without a spike marked.
 
     Args:
         potential: A, [N, classes], at the output window's start.
@@ -88,7 +88,7 @@ def first_spike_decision(
 
 
 def _decision(spike_times: Tensor, potential: Tensor) -> FirstSpikeDecision:
-    """The decision by these spikes, or by potentials at the window's end; both [N, classes]."""
+    """The decision by spike times or, without a spike, by potentials at the window's end; both [N, classes]."""
     earliest, prediction = spike_times.min(dim=1)
     no_spike = earliest == torch.inf
     tie = ((spike_times == earliest[:, None]).sum(dim=1) > 1) & ~no_spike
@@ -170,8 +170,8 @@ class Readout(WeightedLinear):
         """
         if x.dim() != 2 or x.shape[1] != self.in_features:
             raise ValueError(
-                f"{type(self).__name__}.decide: x must be activations [N, {self.in_features}], what reaches it; got "
-                f"{list(x.shape)}. Of images, use decide(network, images) of ttfs_triton.nn."
+                f"{type(self).__name__}.decide: x must be activations [N, {self.in_features}] of the last hidden layer"
+                f"; got {list(x.shape)}. For images, use decide(network, images) of ttfs_triton.nn."
             )
         if self.runs_on_grid(x):
             return ReadoutOnGrid(self, x).decide()
@@ -199,12 +199,12 @@ class ClockedReadout(ClockedLayer):
         return (self.height(potential) - self.readout.initial_potential).float()
 
     def spike_times(self, instant: Tensor) -> Tensor:
-        """Spike times in windows, inf for silent neurons, from indices of instants [N, classes] on the own ramp."""
+        """Spike times in windows, inf for silent neurons, from indices of instants [N, classes] on `own_ramp`."""
         never = len(self.clock.instants(self.readout.window))
         return (self.clock.step_of(instant) / self.steps).masked_fill(instant == never, torch.inf)
 
     def decide(self, membrane: Membrane, instant: Tensor) -> FirstSpikeDecision:
-        """The decision by the earliest spike; `instant` as of `spike_times`."""
+        """The decision by the earliest spike; `instant` as in `spike_times`."""
         at_end = self.after(membrane, round(2 * self.steps * self.readout.window))
         return _decision(self.spike_times(instant).float(), self.height(at_end))
 
@@ -216,7 +216,7 @@ class ClockedReadout(ClockedLayer):
 class ReadoutOnGrid:
     """One pass of a readout on a grid: values from integers, gradients from the closed form of rounded weights.
 
-    Its methods are those of `Readout`, of activations x [N, in_features] that are multiples of 1/T.
+    It has the methods of `Readout`, for activations x [N, in_features] that are multiples of 1/T.
     """
 
     def __init__(self, readout: Readout, x: Tensor) -> None:
@@ -241,7 +241,7 @@ class ReadoutOnGrid:
         return straight_through(smooth[0], exact[0]), straight_through(smooth[1], exact[1])
 
     def spike_times(self) -> Tensor:
-        """Multiples of 1/T; silent neurons have no gradient."""
+        """Spike times, multiples of 1/T; silent neurons have no gradient."""
         threshold, window = self._readout.threshold, self._readout.window
         smooth = first_spike_times(*self._closed_form(), threshold=threshold, window=window)
         return straight_through(smooth, self._clocked.spike_times(self._instant()))
@@ -262,15 +262,15 @@ class ReadoutOnGrid:
 
 @spelled_out
 class PotentialReadout(Readout):
-    """Logits are the membrane potentials of output neurons, which need not fire: the readout to train with.
+    """Output layer whose logits are membrane potentials; its neurons need not fire. The readout to train with.
 
     Input [N, in_features] activations, output [N, classes] logits, in threshold heights, not clamped. In `decide` the
     same neurons fire, on a tall ramp.
 
     Args:
-        in_features, classes: sizes.
-        at: read at the output window's "start" (A) or "end" (A + σ·W).
-        neuron: gives σ; the derivatives of a readout are exact.
+        in_features, classes: number of inputs and of classes.
+        at: when the potential is read, at the output window's "start" (A) or "end" (A + σ·W).
+        neuron: neuron model, of which σ is used; the derivatives of a readout are exact.
         threshold, window, initial_potential: θ, S, V₀ of the ramp on which `decide` fires; not used for training.
         bias, weight_standardisation, initial_gain, average, spike_dropout, device, dtype: as in `DFTLinear`.
     Raises:
@@ -317,18 +317,18 @@ class PotentialReadout(Readout):
 
 @spelled_out
 class FirstSpikeReadout(Readout):
-    """Logits are minus the spike times of output neurons: cross entropy trains the earliest (Eq. 8).
+    """Output layer whose logits are minus its spike times, so that cross entropy trains the earliest spike (Eq. 8).
 
     Input [N, in_features] activations, output [N, classes] logits −s·θ/S in [−θ, 0]: in one unit of time the ramp falls
-    by one threshold height. A silent neuron has −θ, the window's end. Gradients flow only through neurons that fire
-    inside the window.
+    by one threshold height. A silent neuron's logit is −θ, as for a spike at the window's end. Gradients flow only
+    through neurons that fire inside the window.
 
     Args:
-        in_features, classes: sizes.
+        in_features, classes: number of inputs and of classes.
         threshold: θ, height of the ramp at the window's start.
         window: S, where the ramp reaches zero, in windows of the hidden layers.
-        initial_potential: V₀, where the potential of every class starts, in addition to its bias.
-        neuron: gives σ; the derivatives of a readout are exact.
+        initial_potential: V₀, initial potential common to all classes, in addition to their biases.
+        neuron: neuron model, of which σ is used; the derivatives of a readout are exact.
         bias, weight_standardisation, initial_gain, average, spike_dropout, device, dtype: as in `DFTLinear`.
     Raises:
         ValueError: a size or a ramp parameter is out of range.

@@ -1,4 +1,4 @@
-"""Sizes of kernels and maps: as arguments give them, and how delayed spikes come from larger maps."""
+"""Sizes of kernels and maps: checks of arguments, and the step with which skips read larger maps."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -10,13 +10,13 @@ Padding = Size | Literal["same", "valid"]
 
 
 def skip_step(size: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | None:
-    """Which positions of earlier maps delayed spikes come from: every k-th row and column.
+    """Step k with which a skip reads the earlier layer's maps: every k-th row and column.
 
     Args:
         size: (channels, rows, columns) of the earlier layer, or (features,).
-        shape: the same of the layer that they reach.
+        shape: the same for the layer that the skip reaches.
     Returns:
-        k of rows and columns; () for fully connected layers; None if channels or maps do not fit.
+        k for rows and columns; () for fully connected layers; None if channels or maps do not fit.
     """
     if len(size) != len(shape) or size[0] > shape[0]:
         return None
@@ -28,7 +28,7 @@ def skip_step(size: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | No
 def checked_padding(
     name: str, padding: Any, kernel_size: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[int, int]:
-    """Rows and columns on each side, as `torch.nn.Conv2d` has it; what would need more on one side is refused."""
+    """Rows and columns of padding on each side, from an argument as in `torch.nn.Conv2d`; must be equal on both."""
     if not isinstance(padding, str):
         return checked_pair(name, "padding", padding, 0)
     if padding == "valid":

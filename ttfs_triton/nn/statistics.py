@@ -17,21 +17,21 @@ import torch
 from torch import Tensor, nn
 
 LayerKind = Literal["analog", "spiking", "readout"]
-"""What a layer with synapses is: "analog" reads real values and emits spikes, "spiking" reads and emits spikes,
+"""Kind of a layer with synapses: "analog" reads real values and emits spikes, "spiking" reads and emits spikes,
 "readout" is the output layer."""
 
-# Bytes of activations counted together on a CPU: parts that fit its cache cost half.
+# Bytes of activations counted together on a CPU: parts that fit its cache take half the time.
 PART_BYTES = 3 << 19
 
 
 class SpikeCounter:
     """Counts the spikes of one layer.
 
-    Counts are int64, exact, and no buffers: distributed training would overwrite them with those of the first process.
+    Counts are exact, in int64. They are no buffers: distributed training would overwrite them with process 0's counts.
 
     Attributes:
-        shape: of one sample's activations, such as (channels, height, width) or (features,).
-        recording: whether layers count now; set by `record_statistics`.
+        shape: shape of one sample's activations, such as (channels, height, width) or (features,).
+        recording: whether the layer counts now; set by `record_statistics`.
         counted: [N], bool, which samples of a batch count; None: all. Set by `record_statistics`.
     """
 
@@ -54,7 +54,7 @@ class SpikeCounter:
         flat = channels_innermost(activations.detach())
         if self.counted is not None:
             flat = flat * self.counted[:, None]
-            self._samples.add_(self.counted.sum() - len(flat))  # `add` takes all for samples
+            self._samples.add_(self.counted.sum() - len(flat))  # `add` counts every row as a sample
         for part in in_parts(flat):
             self.add(part, where_fired(part))
 
@@ -80,12 +80,12 @@ class LayerStatistics:
     """Spikes of one layer, summed over samples.
 
     Attributes:
-        name: of the layer in the model.
-        kind: of the layer, see `LayerKind`.
-        samples: counted.
-        neurons: of the layer.
-        spikes: before pooling, at most one a neuron and sample, saturated ones included. Of a readout, whose neurons
-            need not fire for a decision: in its window.
+        name: the layer's name in the model.
+        kind: the layer's kind, see `LayerKind`.
+        samples: number of samples counted.
+        neurons: number of neurons in the layer.
+        spikes: spikes before pooling, at most one per neuron and sample, saturated ones included. Of a readout, whose
+            neurons need not fire for a decision, the spikes in its window.
         saturated: spikes at the window's very start (activation exactly 1).
         never_active: neurons that fired for no sample.
     """
@@ -131,8 +131,8 @@ def record_statistics(model: nn.Module, enabled: bool = True, *, counted: Tensor
     Counts add up over blocks until `reset_statistics`. A compiled model has two graphs, with and without counting.
 
     Args:
-        model: whose layers have counters.
-        enabled: count.
+        model: network whose layers have counters.
+        enabled: whether to count.
         counted: [N], bool, on the model's device, samples of a batch that count; the others are padding. Values may
             change from batch to batch. Default: all.
     """
@@ -156,7 +156,7 @@ def reset_statistics(model: nn.Module) -> None:
 
 
 def collect_statistics(model: nn.Module, reduce: Callable[[Tensor], Tensor] | None = None) -> list[LayerStatistics]:
-    """Read the counts of every layer that recorded something, in the order of the model; the one host transfer.
+    """Read the counts of every layer that recorded something, in the model's order, in one transfer to the host.
 
     Args:
         model: a network whose layers have counters; it may be wrapped (DistributedDataParallel, torch.compile).
@@ -209,20 +209,20 @@ def _counters(model: nn.Module) -> list[tuple[str, Any, SpikeCounter]]:
 
 
 def channels_innermost(activations: Tensor) -> Tensor:
-    """[N, channels, ...] as [N, neurons]: a view of channels-last ones, whose sums are eight times as fast on a CPU."""
+    """[N, channels, ...] as [N, neurons], channels last: a view if stored so; sums are eight times as fast on a CPU."""
     return activations if activations.dim() == 2 else activations.movedim(1, -1).flatten(1)
 
 
 def where_fired(flat: Tensor) -> Tensor:
     """1 where a neuron fired, 0 where it did not or is nan, in the type of the activations [N, neurons].
 
-    Float sums of zeros and ones are exact to 2²⁴ and five times as fast as those of a comparison's truth values.
+    Float sums of zeros and ones are exact to 2²⁴ and five times as fast as sums of bool.
     """
     return torch.gt(flat, 0, out=torch.empty_like(flat))
 
 
 def in_parts(flat: Tensor) -> Sequence[Tensor]:
-    """[N, neurons] in parts that a CPU's cache holds; elsewhere, and in compiled graphs, as it is."""
+    """[N, neurons] in parts that fit a CPU's cache; on other devices, and in compiled graphs, in one part."""
     if flat.device.type != "cpu" or torch.compiler.is_compiling():
         return (flat,)
     return flat.split(max(1, PART_BYTES // max(1, flat.element_size() * flat.shape[1])))
@@ -231,7 +231,7 @@ def in_parts(flat: Tensor) -> Sequence[Tensor]:
 def short_names(names: Sequence[str]) -> list[str]:
     """Names without the components that wrappers and containers add: "module.features.conv1" → "conv1".
 
-    As they are where that would leave two with one name, or one with none.
+    Returned unchanged if shortening would make two names equal or one empty.
     """
     wrappers = {"module", "_orig_mod", "features", "network"}
     short = [".".join(part for part in name.split(".") if part not in wrappers) for name in names]

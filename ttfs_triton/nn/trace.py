@@ -1,7 +1,7 @@
-"""Traces any module into its graph: the module runs once on empty images, and each of our layers records that it ran.
+"""Tracing of a module into its graph: it runs once on empty images, and each `ttfs_triton.nn` layer records its call.
 
-Nothing is computed: images and parameters are on PyTorch's device "meta", and layers return empty outputs of the right
-shape. A `TorchFunctionMode` sees the functions between layers, and refuses by name all that would change spikes.
+No value is computed: images and parameters are on PyTorch's device "meta", and layers return empty outputs of the right
+shape. A `TorchFunctionMode` sees the functions between layers, and refuses, by name, any that would change spikes.
 """
 
 from __future__ import annotations
@@ -29,46 +29,44 @@ from ttfs_triton.nn.weighted import WeightedLayer
 LAYERS = (LatencyEncoder, AnalogEncoder, SignedEncoder, DFTConv2d, DFTLinear, PotentialReadout, FirstSpikeReadout)
 # Modules of torch.nn that may stand between our layers; they run in evaluation mode.
 BETWEEN = (nn.Identity, nn.Flatten, nn.MaxPool2d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-SAMPLES = 3  # of the traced batch: no size that maps have
+SAMPLES = 3  # size of the traced batch, which maps rarely have
 
-# Functions by name: those that leave spikes as they are, and those that change their layout only.
+# Names of functions that leave spikes as they are, and of functions that only change the layout.
 _UNCHANGED = {"contiguous", "clone", "detach", "to", "float", "double", "half", "bfloat16", "type", "type_as"}
 _LAYOUT = {"flatten", "reshape", "view", "squeeze", "view_as", "reshape_as"}
 _DROPOUT = {"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"}
 
 _REMEDIES = {
-    r"avg_?pool|^mean$": "A mean of spike times is no spike: use average=… of the layer behind it.",
-    r"batch_?norm|layer_?norm|group_?norm|instance_?norm": "Use batch_norm=True of our layers, which folds.",
+    r"avg_?pool|^mean$": "A mean of spike times is no spike: use average=… of the next layer.",
+    r"batch_?norm|layer_?norm|group_?norm|instance_?norm": "Use batch_norm=True of the layers, folded after training.",
     r"^_*i?r?(add|sub)_*$|^add": "A sum of spike times is no spike time: use layer(x, skip=spikes).",
-    r"relu|gelu|silu|elu|sigmoid|tanh|softplus|hardswish|mish": "Leave it out: our neurons fire or do not.",
+    r"relu|gelu|silu|elu|sigmoid|tanh|softplus|hardswish|mish": "Leave it out: the neurons are the nonlinearity.",
     r"max_?pool": "Use EarliestSpikePool2d: no padding, no dilation, whole patches.",
     r"conv": "Use DFTConv2d, or AnalogEncoder for the layer that reads pixels.",
     r"linear|matmul|bilinear": "Use DFTLinear, or PotentialReadout for the last layer.",
-    r"dropout": "Use nn.Dropout, or pass training=self.training: a network that runs drops nothing.",
-    r"softmax": "Leave it out: logits are the output; cross entropy and decisions need no more.",
+    r"dropout": "Use nn.Dropout, or pass training=self.training, so that evaluation drops nothing.",
+    r"softmax": "Leave it out: cross entropy and decisions take logits.",
     r"^_*r?(mul|truediv|div)_*$": "Spike times cannot be scaled: normalise images before the network.",
 }
-_OF_IMAGES = "Give mean and std to AnalogEncoder, or max_value to LatencyEncoder, which get the images as they are."
+_OF_IMAGES = "Give mean and std to AnalogEncoder, or max_value to LatencyEncoder, and pass images as they are."
 _ARITHMETIC = r"^_*i?r?(add|sub|mul|truediv|div)_*$"
-_ANY_REMEDY = (
-    "Use layers of ttfs_triton.nn in its place, and between them pooling by EarliestSpikePool2d and nn.Flatten."
-)
+_ANY_REMEDY = "Use layers of ttfs_triton.nn in its place; between them only pool, flatten or drop out spikes."
 
 
 def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) -> NetworkGraph:
-    """The graph of a network of our layers; the one place where a network is checked.
+    """The graph of a network of `ttfs_triton.nn` layers; the one place where a network is checked.
 
     Args:
-        model: any module that runs one encoder first, then layers of `ttfs_triton.nn`, each once, and hands on the
+        model: any module that runs one encoder first, then layers of `ttfs_triton.nn`, each once, and returns the
             output of its only readout: `TTFSNetwork`, an `nn.Sequential`, or a class of yours, in any mode, on any
             device, compiled or distributed. Between layers spikes may be pooled (`EarliestSpikePool2d`,
             `nn.MaxPool2d`, `F.max_pool2d`), flattened and dropped out, by modules or in your `forward`.
-        image_shape: of one image, such as (channels, height, width). Default: the model's own `image_shape`.
+        image_shape: shape of one image, such as (channels, height, width). Default: the model's own `image_shape`.
     Returns:
         The stages in the order in which they run.
     Raises:
-        NetworkError: something else; says what, and what to use in its place.
-        ValueError: no image_shape.
+        NetworkError: the module does something else; the message says what, and what to use in its place.
+        ValueError: image_shape is not given, and the model has none.
     Example:
         >>> from ttfs_triton.nn import DFTLinear, LatencyEncoder, PotentialReadout
         >>> network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 8), PotentialReadout(8, 2))
@@ -95,7 +93,7 @@ def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) ->
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network itself, behind `torch.compile` and distribution."""
+    """The network inside the wrappers of `torch.compile` and distributed training."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
@@ -107,7 +105,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the `with` block; then the mode that the module had, also after an error."""
+    """Set evaluation mode inside the `with` block, then restore the module's mode, also after an error."""
     training = module.training
     module.eval()
     try:
@@ -117,10 +115,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def image_shape_of(model: nn.Module, image_shape: Sequence[int] | None = None) -> tuple[int, ...]:
-    """Shape of one image that a network takes: as given, or as the network says.
+    """Shape of one image that a network takes: `image_shape`, or by default the network's attribute of this name.
 
     Raises:
-        ValueError: neither says so, or it is no shape.
+        ValueError: neither exists, or it is no shape.
     """
     shape = getattr(unwrapped(model), "image_shape", None) if image_shape is None else image_shape
     if shape is None:
@@ -144,8 +142,8 @@ class _Trace(TorchFunctionMode):
         named = [(name, module) for name, module in model.named_modules() if _is_layer(module)]
         self._names = dict(zip([module for _, module in named], short_names([name for name, _ in named]), strict=True))
         self._stages: dict[str | None, Stage] = {}
-        self._known: dict[int, tuple[Tensor, Wire]] = {}  # tensors are kept, so that their ids stay theirs
-        self._inside: list[str] = []  # modules that run, from the outside in
+        self._known: dict[int, tuple[Tensor, Wire]] = {}  # tensors are kept, so that ids stay unique
+        self._inside: list[str] = []  # running modules, outermost first
 
     def remember(self, tensor: Tensor, wire: Wire) -> Tensor:
         self._known[id(tensor)] = (tensor, wire)
@@ -208,7 +206,7 @@ class _Trace(TorchFunctionMode):
 
     @contextmanager
     def patched(self, model: nn.Module) -> Iterator[None]:
-        """Within its `with` block modules evaluate and say when they run, layers give shapes, no hook is called."""
+        """Inside the `with` block modules evaluate and record that they run, layers give shapes, hooks are off."""
         named = list(model.named_modules())
         before = [dict(vars(module)) for _, module in named]
         try:
@@ -243,7 +241,7 @@ class _Trace(TorchFunctionMode):
         return tells
 
     def _fire(self, layer: Any, x: Tensor, pool: int = 1, *, skip: Any = None) -> Tensor:
-        """A layer runs: add its stage; the output is an empty tensor of its shape."""
+        """Run a layer: add its stage, and return an empty tensor of its output's shape."""
         name, kind = self._names[layer], layer.kind
         label, wire, skipped = _label(layer, name), self._wire(x), None if skip is None else self._wire(skip)
         if name in self._stages:
@@ -254,7 +252,7 @@ class _Trace(TorchFunctionMode):
         window = 0 if wire.source is None else self._stages[wire.source].window + 1
         shape = _output_shape(layer, label, x, skip)
         if skipped is not None and (skipped.source is None or self._stages[skipped.source].window >= window):
-            _refuse(f"{label}, whose skip is of no earlier layer", "Skip from a layer that fires before its input.")
+            _refuse(f"{label}, whose skip is from no earlier layer", "Skip from a layer that fires before its input.")
         self._stages[name] = Stage(name, kind, layer, window, wire, skipped, shape)
         output, route = torch.empty((SAMPLES, *shape), dtype=x.dtype, device="meta"), ()
         if pool != 1:
@@ -282,7 +280,7 @@ class _Trace(TorchFunctionMode):
     def graph(self, output: object, image_shape: tuple[int, ...]) -> NetworkGraph:
         """The traced network. It must begin with an encoder and end with a readout."""
         stages, wire = tuple(self._stages.values()), self._wire(output)
-        found = ", ".join(type(stage.layer).__name__ for stage in stages) or "no layers of ours"
+        found = ", ".join(type(stage.layer).__name__ for stage in stages) or "no layers of ttfs_triton.nn"
         if not stages:
             _refuse_structure(
                 f"begin with its only encoder; got {found}",
@@ -294,7 +292,7 @@ class _Trace(TorchFunctionMode):
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether it is one of our layers, or a subclass with the same forward."""
+    """Whether a module is one of `LAYERS`, or a subclass with the same forward."""
     return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in LAYERS)
 
 
@@ -308,7 +306,7 @@ def _label(module: nn.Module, name: str) -> str:
 
 def _output_shape(layer: Any, label: str, x: Tensor, skip: Tensor | None) -> tuple[int, ...]:
     try:
-        if isinstance(layer, WeightedLayer):  # an empty copy, since what happens to it is no part of the network
+        if isinstance(layer, WeightedLayer):  # an empty copy: the trace must not record these operations
             layer.delayed(None if skip is None else torch.empty(tuple(skip.shape), device="meta"), x)
         return layer.output_shape(tuple(x.shape[1:]))
     except ValueError as error:

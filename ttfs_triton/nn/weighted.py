@@ -1,4 +1,4 @@
-"""Convolutions and fully connected layers with synapses; the keywords of their classes, and of those built on them."""
+"""Base classes of convolutions and fully connected layers with synapses, and the keywords that their classes share."""
 
 import inspect
 from typing import Any, TypedDict, TypeVar, Unpack, get_args
@@ -15,13 +15,13 @@ Layer = TypeVar("Layer", bound=WeightedLayer)
 
 
 def check_neuron(name: str, neuron: object) -> None:
-    """Raise TypeError, in the name of a layer, unless this is a `Neuron`."""
+    """Raise TypeError, with the layer's name in the message, unless `neuron` is a `Neuron`."""
     if not isinstance(neuron, Neuron):
         raise TypeError(f"{name}: neuron must be a Neuron; got {neuron!r}. Give Neuron(psp_persistence=...).")
 
 
 def spelled_out(layer: type[Layer]) -> type[Layer]:
-    """The class, with the keywords that its `**options` hand on to its bases in its signature, for `help`."""
+    """Class decorator for `help`: lists in the signature the keywords that `**options` pass on to base classes."""
     parameters = list(inspect.signature(layer.__init__).parameters.values())
     known = {parameter.name: parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
     (taken,) = get_args(parameters[-1].annotation)  # Unpack[...Options]
@@ -56,8 +56,8 @@ class LinearOptions(LayerOptions, total=False):
 class WeightedConv2d(WeightedLayer):
     """Base of convolutions: weight [out_channels, in_channels / groups, height, width].
 
-    `padding` is a size, "valid" for none, or "same" for maps that keep their size, with stride 1 and as much padding on
-    either side.
+    `padding` is a size, "valid" for none, or "same" for maps that keep their size, with stride 1 and equal padding on
+    both sides.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class WeightedConv2d(WeightedLayer):
 
     @property
     def geometry(self) -> dict[str, Any]:
-        """How the kernel moves, as `dft_conv2d` takes it."""
+        """How the kernel moves, as keywords of `dft_conv2d`."""
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -106,7 +106,7 @@ class WeightedConv2d(WeightedLayer):
         return (self.out_channels, *places)
 
     def sizes_text(self, unit: int) -> str:
-        """Sizes of the kernel in words, counted in windows of `unit` pixels."""
+        """Kernel size, stride and padding as text, counted in windows of `unit` pixels."""
         names = ("kernel_size", "stride", "padding")
         return ", ".join(f"{name}={tuple(size // unit for size in getattr(self, name))}" for name in names)
 
