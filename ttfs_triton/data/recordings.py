@@ -1,4 +1,4 @@
-"""Makes images of recordings of event cameras, from folders as they are published, once before training."""
+"""Finds recordings of event cameras in folders as published, and makes images of them, once before training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EVENT = np.dtype([("t", np.int64), ("x", np.int32), ("y", np.int32), ("p", np.in
 # An "event" in this row marks that the sensor's counter of microseconds began anew.
 _COUNTER_ROW, _COUNTER_STEP = 240, 2**13
 _AEDAT, _END_OF_HEADER = b"#!AER-DAT3.1\r\n", b"#!END-HEADER\r\n"
-# Type, source, bytes an event, offset of its time, overflows, capacity, number, valid.
+# A packet's header: type, source, bytes an event, offset of its time, overflows, capacity, number, valid.
 _PACKET = struct.Struct("<hhiiiiii")
 _POLARITY, _POLARITY_BYTES = 1, 8
 _DAMAGE = (KeyError, OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -38,12 +38,12 @@ _DAMAGE = (KeyError, OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZi
 def read_bin(path: Path) -> np.ndarray:
     """Events of a .bin file of N-MNIST or N-Caltech101.
 
-    An event has 40 bits: x and y, 8 each, polarity, 1, and time, 23, most significant byte first.
+    An event has 40 bits, most significant byte first: 8 of x, 8 of y, 1 of polarity, 23 of time.
 
     Returns:
-        [n], `EVENT`.
+        [n], dtype `EVENT`.
     Raises:
-        ValueError: a part of an event is missing.
+        ValueError: the file ends within an event.
         OSError: the file cannot be read, or is too large.
     Source: Orchard et al., Frontiers in Neuroscience 9:437, 2015, and their readers of the format.
     """
@@ -63,9 +63,9 @@ def read_aedat(path: Path) -> np.ndarray:
     """Polarity events of an AEDAT 3.1 file, such as DVS-Gesture's; other events (frames, IMU, triggers) are left out.
 
     Returns:
-        [n], `EVENT`, without those that are marked invalid.
+        [n], dtype `EVENT`, without events that are marked invalid.
     Raises:
-        ValueError: another format, or damage.
+        ValueError: the file has another format, or is damaged.
         OSError: the file cannot be read, or is too large.
     Source: iniVation, AEDAT 3.1, "Event packets" and "Polarity event".
     """
@@ -100,7 +100,7 @@ def read_npz(path: Path) -> Mapping[str, np.ndarray]:
     """Arrays t (microseconds), x, y and p of an .npz file, which `np.savez(path, t=t, x=x, y=y, p=p)` writes.
 
     Raises:
-        ValueError: an array is missing, or the file is damaged, or unpacks to too much.
+        ValueError: an array is missing, or the file is damaged, or unpacks to more than `MAX_BYTES`.
         OSError: the file cannot be read, or is too large.
     """
     content = read_regular(path, MAX_BYTES)
@@ -133,12 +133,12 @@ GESTURES = (
 
 @dataclass(frozen=True)
 class Recording:
-    """A part of a file, of one class.
+    """A recording of one class: a file, or a part of it.
 
     Attributes:
-        path: of the file.
+        path: the file.
         label: number of the class.
-        start, stop: of the part, in microseconds; None: the first event's time, and the end.
+        start, stop: bounds of the part in microseconds; None: the first event's time, and the end of the file.
     """
 
     path: Path
@@ -149,12 +149,12 @@ class Recording:
 
 @dataclass(frozen=True)
 class Recordings:
-    """One split of a data set of recordings, not read.
+    """One split of a data set of recordings, which are not read yet.
 
     Attributes:
         items: the recordings, file by file.
-        class_names: one for each class.
-        sensor: (height, width) in pixels, as the kind of file implies; None if it implies none.
+        class_names: one name for each class.
+        sensor: (height, width) in pixels, as the kind of file implies; None if it implies no size.
         split: the name under which the split was found.
         origin: folder, for messages.
     """
@@ -180,7 +180,7 @@ def find_recordings(folder: Path, split: str) -> Recordings:
             or .npz files, or `<class>/*`, which `divide` splits.
         split: "train" or "test".
     Raises:
-        ValueError: no such folder or split, or labels that are damaged.
+        ValueError: there is no such folder or split, or labels are damaged.
         OSError: a list or labels cannot be read.
     """
     require_folder(folder)
@@ -215,25 +215,25 @@ def decode_recordings(
 
     Args:
         found: recordings of a split.
-        row_numbers: [n], int64, of those to take.
+        row_numbers: [n], int64, numbers of the recordings to take.
         windows: how a recording becomes an image.
         max_bad_images: number of recordings that may be unusable; each is logged and skipped.
         progress: show a progress bar.
     Raises:
-        ValueError: nothing says how large the sensor is, too many cannot be used, or none is left.
+        ValueError: the sensor's size is unknown, too many recordings are unusable, or none is left.
         NotEnoughMemoryError: the images do not fit into memory.
     """
     sensor = windows.sensor or found.sensor
     if sensor is None:
         raise ValueError(
-            f"load_images: event_sensor must say the height and width of {found.origin}; got None. Give it."
+            f"load_images: event_sensor must be height and width of the sensor of {found.origin}; got None. Give it."
         )
     where = f"the {found.split} split of {found.origin}"
     channels, height, width = windows.shape(sensor)
     shape = (len(row_numbers), height, width, channels)
     require_memory(math.prod(shape), f"{len(row_numbers)} images of {where}", "Use fewer windows or a larger pool.")
     pixels, digest = np.empty(shape, np.uint8), hashlib.sha256()
-    content = lru_cache(maxsize=1)(_content)  # of a file with several recordings
+    content = lru_cache(maxsize=1)(_content)  # for files with several recordings
 
     def read(row: int) -> np.ndarray | Exception:
         item = found.items[row]
@@ -256,17 +256,17 @@ def decode_recordings(
 
 
 def recording_pixels(path: Path, windows: EventWindows) -> np.ndarray:
-    """The image of one recording in a file (.bin, .aedat or .npz) of its own: [height, width, 2K], uint8.
+    """The image of the one recording in a file (.bin, .aedat or .npz): [height, width, 2K], uint8.
 
     Raises:
-        TypeError, ValueError: another kind of file, damage, or impossible events.
+        TypeError, ValueError: the file is of another kind or damaged, or its events are impossible.
         OSError: the file cannot be read.
     """
     if path.suffix not in READERS:
         raise ValueError(f"must be a recording, {', '.join(READERS)}; got {path.name}.")
     sensor = windows.sensor or _SENSORS.get(path.suffix)
     if sensor is None:
-        raise ValueError(f"must be of a sensor that the network's configuration names; got {path.name}.")
+        raise ValueError(f"must come from a sensor whose size the network's configuration holds; got {path.name}.")
     return first_spike_levels(READERS[path.suffix](path), sensor, windows, start=_start(path)).transpose(1, 2, 0)
 
 
@@ -291,12 +291,12 @@ def _class_folders(files: Sequence[Path], split: str, folder: Path, names: list[
 
 
 def _start(path: Path) -> int | None:
-    """Start of the recording in a file: 0 in .bin files, which count from it; else unknown (the camera's clock)."""
+    """Start of the recording in a file: 0 in .bin files, whose times count from there; else None, unknown."""
     return 0 if path.suffix == ".bin" else None
 
 
 def _gestures(trials: Path) -> list[Recording]:
-    """The recordings of the files that a list names, in its order."""
+    """The recordings in the files that a list names, in the order of the list."""
     items: list[Recording] = []
     for name in filter(None, map(str.strip, trials.read_text(encoding="utf-8", errors="replace").splitlines())):
         path, table = trials.parent / name, trials.parent / f"{Path(name).stem}_labels.csv"
@@ -311,7 +311,7 @@ def _gestures(trials: Path) -> list[Recording]:
                 if not 1 <= label <= len(GESTURES) or not 0 <= start <= stop <= _LATEST:
                     raise ValueError(f"got {line:.80}")
                 items.append(Recording(path, label - 1, start, stop))
-        except ValueError as error:  # also of text that is none
+        except ValueError as error:  # also if the file is not text
             raise ValueError(
                 f"load_images: {table.name} must hold class (1 to {len(GESTURES)}), start and stop (in microseconds, "
                 f"rising) in each row; {error}. Extract it anew."

@@ -35,7 +35,7 @@ class EpochBatches:
         augmentation: augmentation of the images. Default: none.
         classes: number of classes, needed where images are mixed: their labels are class probabilities.
     Raises:
-        ValueError: there are fewer images than one batch, or batch_size is no multiple of processes times accumulation.
+        ValueError: fewer images than one batch, or batch_size is not a multiple of processes times accumulation.
     """
 
     def __init__(

@@ -169,7 +169,7 @@ class Recipe:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def values(self, preset: str | None) -> dict[str, Any]:
-        """The recipe's keys, overridden by those of a preset; ConfigError if there is no such preset."""
+        """The recipe's keys, overridden by the keys of a preset; ConfigError if there is no such preset."""
         if preset is None:
             return dict(self.keys)
         if preset not in self.presets:

@@ -137,7 +137,7 @@ class EventOptions(Options):
     event_pool: Number = 1
     """Merge squares of this many pixels a side into one pixel, which takes their earliest event."""
     event_sensor: tuple[Number, Number] | None = None
-    """Height and width of the sensor in pixels. Default: those of N-MNIST or DVS-Gesture."""
+    """Height and width of the sensor in pixels. Default: the sensor of N-MNIST or DVS-Gesture."""
 
     @model_validator(mode="after")
     def _of_events(self) -> Self:

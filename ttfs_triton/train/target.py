@@ -166,7 +166,7 @@ def make_target(wanted: Wanted, network: nn.Module, images: Tensor, steps: int) 
 class CostedNetwork(nn.Module):
     """A network that also returns its differentiable costs; to be called within `watching`.
 
-    Input: as of the network. Output: logits [N, classes], and costs [costs], float32, means over the samples.
+    Input: images for the network. Output: logits [N, classes], and costs [costs], float32, means over the samples.
 
     Args:
         network: the network, on its device.
