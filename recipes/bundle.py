@@ -1,4 +1,4 @@
-"""Make a network that comes with the package of a run: folded, rounded to bfloat16, scored on the whole test set.
+"""Make a bundled network from a run: folded, rounded to bfloat16, scored on the whole test set.
 
 python recipes/bundle.py runs/mnist cnn1-mnist
 python recipes/bundle.py runs/mnist cnn1-mnist --dataset ylecun/mnist --data-dir FOLDER --commit 2e6a451
@@ -25,30 +25,30 @@ from ttfs_triton.scoring import EvaluationBatches, device_name, evaluate, versio
 
 
 class BundleOptions(BaseModel):
-    """Which run, under which name."""
+    """Options of `bundle`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     run: Annotated[str, tyro.conf.Positional]
     """Folder of a run that has ended."""
     name: Annotated[str, tyro.conf.Positional] = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
-    """Of the network: small letters, digits and hyphens."""
+    """Name of the network: small letters, digits and hyphens."""
     dataset: str | None = None
-    """What it was trained on, by its name on the Hub. Default: as the run says; local folders have no name."""
+    """Hub name of the training data set. Default: the run's; local folders have no name."""
     data_dir: Path | None = None
-    """Local copy of the data set. Default: as the run was trained."""
+    """Local copy of the data set. Default: the data of the run."""
     commit: str = ""
-    """At which the run began, where that is known."""
+    """Git commit at which the run began, if it is known."""
     output_dir: Path = FOLDER
-    """Where the folder NAME goes."""
+    """Folder in which the folder NAME is made."""
 
 
 def bundle(options: BundleOptions) -> Path:
-    """Write the folder and print what it holds.
+    """Write the network's folder; print its size and accuracy.
 
     Raises:
-        LoadError: no such run, or one that has not ended.
-        ValueError: a network that would take all bundled ones beyond `MOST_BYTES`; nothing has been written.
+        LoadError: there is no such run, or it has not ended.
+        ValueError: all bundled networks together would exceed `MOST_BYTES`; nothing is written.
     """
     loaded = load_network(options.run)
     known = read_facts(loaded.files, dataset=options.dataset)
@@ -86,7 +86,7 @@ def bundle(options: BundleOptions) -> Path:
 
 
 def score(loaded: LoadedNetwork, data_dir: Path | None) -> dict[str, Any]:
-    """Figures over the whole test set."""
+    """Accuracy, activity and operations of a network over the whole test set."""
     data = load_test_images(loaded, data_dir=data_dir, progress=True)
     with counting(loaded.network, histogram_bins=0, by_sample=False) as counter:
         found = evaluate(loaded.network, EvaluationBatches(data, None, 500), Accelerator(cpu=True))
@@ -104,7 +104,7 @@ def score(loaded: LoadedNetwork, data_dir: Path | None) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: parse, bundle, exit with a plain message where the user can mend what went wrong."""
+    """Entry point: parse and bundle; errors that the user can fix end in a plain message."""
     run_command(BundleOptions, bundle, prog="bundle.py", description=__doc__, arguments=arguments)
 
 

@@ -1,4 +1,4 @@
-"""Make a spiking network of a trained ANN: a VGG of torchvision, timm and other projects, or the paper's.
+"""Convert a trained ANN into a spiking network: a VGG of torchvision, timm and other projects, or the paper's.
 
 python recipes/convert.py timm/vgg16_bn.tv_in1k --data-dir IMAGES --image-size 64 --output-dir runs/converted
 """

@@ -1,4 +1,4 @@
-"""Score a trained network on the test set, count its operations, price them on chips, simulate it as hardware would.
+"""Score a trained network on the test set, count its operations, estimate its energy on chips, simulate it on a clock.
 
 python recipes/evaluate.py runs/mnist --chip anp_i --steps 32 --report report.html
 """

@@ -1,10 +1,10 @@
-"""Make a small synthetic data set of an event camera, in the layout and the files of N-MNIST or DVS-Gesture.
+"""Make a small synthetic data set of an event camera, in the layout and file format of N-MNIST or DVS-Gesture.
 
     python recipes/make_events.py nmnist EVENTS        # bundled images, moved as N-MNIST's were
     python recipes/make_events.py dvs_gesture EVENTS   # a bright disc on eleven paths
 
-To try the recipe without an archive; no benchmark, and not to be compared with results on either data set. The camera
-is ideal: a pixel sends an event whenever the logarithm of its brightness crosses one of equally spaced levels, at the
+It serves to try the recipe without an archive; its results do not compare with either data set's. The camera is
+ideal: a pixel sends an event whenever the logarithm of its brightness crosses one of equally spaced levels, at the
 time of the crossing. Levels differ from pixel to pixel; noise, delays and dead times are left out.
 """
 
@@ -21,7 +21,7 @@ from ttfs_triton.command_line import run_command
 from ttfs_triton.data.images import load_images
 from ttfs_triton.data.recordings import GESTURES
 
-SACCADES = np.array([[0, 0], [3, 6], [6, 0], [0, 0]])  # pixels; N-MNIST's camera went along a triangle too
+SACCADES = np.array([[0, 0], [3, 6], [6, 0], [0, 0]])  # pixels; N-MNIST's camera also moved along a triangle
 SACCADE_US = 105_000
 THRESHOLD = 0.3
 FRAME_US = 5_000  # events lie between frames, where levels are interpolated
@@ -29,20 +29,20 @@ GESTURE_US, GESTURE_FRAME_US, PAUSE_US = 500_000, 10_000, 100_000
 
 
 class EventOptions(BaseModel):
-    """What to make and where to write it."""
+    """Options of `make_events`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Annotated[Literal["nmnist", "dvs_gesture"], tyro.conf.Positional]
-    """Layout and file format."""
+    """Data set whose layout and file format to use."""
     folder: Annotated[Path, tyro.conf.Positional]
-    """Must not exist."""
+    """Folder to write; it must not exist."""
     train: int = Field(200, ge=11)
-    """Training recordings."""
+    """Number of training recordings."""
     test: int = Field(100, ge=11)
-    """Test recordings."""
+    """Number of test recordings."""
     seed: int = Field(0, ge=0)
-    """Of pixels' levels and of gestures' speeds."""
+    """Seed of the pixels' levels and the gestures' speeds."""
 
 
 def events_of(frames: np.ndarray, frame_us: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
@@ -51,17 +51,17 @@ def events_of(frames: np.ndarray, frame_us: int, generator: np.random.Generator)
     Args:
         frames: [n, height, width], brightness, positive.
         frame_us: microseconds from a frame to the next.
-        generator: of pixels' levels.
+        generator: draws the pixels' levels.
     Returns:
         t, x, y, p, int64, [events] each, sorted by time.
     """
-    level = np.log(frames) / THRESHOLD + generator.random(frames.shape[1:])  # integers are crossed
+    level = np.log(frames) / THRESHOLD + generator.random(frames.shape[1:])  # an event is a crossing of an integer
     steps = np.diff(np.floor(level).astype(np.int64), axis=0)
     frame, y, x = steps.nonzero()
     count = np.abs(steps[frame, y, x])
     frame, y, x, count = (values.repeat(count) for values in (frame, y, x, count))
     first = np.flatnonzero(np.r_[True, (np.diff(frame) != 0) | (np.diff(y) != 0) | (np.diff(x) != 0)])
-    number = np.arange(len(frame)) - first.repeat(count[first])  # of several crossings from one frame to the next
+    number = np.arange(len(frame)) - first.repeat(count[first])  # counts crossings of one pixel between two frames
     before, after = level[frame, y, x], level[frame + 1, y, x]
     crossed = np.where(after > before, np.floor(before) + 1 + number, np.floor(before) - number)
     t = ((frame + (crossed - before) / (after - before)) * frame_us).astype(np.int64)
@@ -70,7 +70,7 @@ def events_of(frames: np.ndarray, frame_us: int, generator: np.random.Generator)
 
 
 def saccades(image: np.ndarray, side: int = 34) -> np.ndarray:
-    """Frames of an image, [28, 28] in [0, 1], before which the camera moves along N-MNIST's triangle."""
+    """Frames, [n, side, side], of a camera that moves along N-MNIST's triangle over an image, [28, 28] in [0, 1]."""
     margin = side - len(image)
     scene = np.pad(0.1 + image, (margin, margin + 1), constant_values=0.1)
     corners = np.arange(len(SACCADES)) * SACCADE_US
@@ -86,7 +86,7 @@ def saccades(image: np.ndarray, side: int = 34) -> np.ndarray:
 
 
 def gesture(label: int, speed: float, side: int = 128) -> np.ndarray:
-    """Frames of a bright disc on the path of a class, a Lissajous figure, [n, side, side]."""
+    """Frames, [n, side, side], of a bright disc that moves along a Lissajous figure, one for each class."""
     turn = 2 * np.pi * speed * np.arange(0, GESTURE_US + 1, GESTURE_FRAME_US) / GESTURE_US
     across, down = label % 4, 1 + label // 4
     x = side * (0.5 + 0.3 * np.cos(across * turn + label))[:, None, None]
@@ -97,7 +97,7 @@ def gesture(label: int, speed: float, side: int = 128) -> np.ndarray:
 
 
 def write_bin(path: Path, events: dict[str, np.ndarray]) -> None:
-    """40 bits an event: x, y, polarity, and time in 23 bits."""
+    """Write events in N-MNIST's format: 40 bits an event, x, y, polarity, and time in 23 bits."""
     t = events["t"]
     columns = (events["x"], events["y"], events["p"] << 7 | t >> 16, t >> 8 & 255, t & 255)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,13 +105,13 @@ def write_bin(path: Path, events: dict[str, np.ndarray]) -> None:
 
 
 def write_aedat(path: Path, events: dict[str, np.ndarray], packet: int = 4096) -> None:
-    """AEDAT 3.1, polarity events, all valid."""
+    """Write events as AEDAT 3.1: polarity events, all valid."""
     address = events["x"] << 17 | events["y"] << 2 | events["p"] << 1 | 1
     words = np.stack([address, events["t"] & 0x7FFFFFFF], axis=1).astype("<u4")
     overflow = events["t"] >> 31
     with path.open("wb") as file:
         file.write(b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n")
-        for times in np.unique(overflow).tolist():  # a packet is all of one
+        for times in np.unique(overflow).tolist():  # all events of a packet share one overflow count
             of_it = words[overflow == times]
             for some in np.split(of_it, range(packet, len(of_it), packet)):
                 counts = (times, len(some), len(some), len(some))
@@ -119,7 +119,7 @@ def write_aedat(path: Path, events: dict[str, np.ndarray], packet: int = 4096) -
 
 
 def make_nmnist(options: EventOptions) -> Iterator[Path]:
-    """Train/<class>/NUMBER.bin and Test/<class>/NUMBER.bin."""
+    """Write Train/<class>/NUMBER.bin and Test/<class>/NUMBER.bin; yields their paths."""
     generator = np.random.default_rng(options.seed)
     for split, count in (("train", options.train), ("test", options.test)):
         data = load_images("sample", split=split, max_samples=count)
@@ -132,7 +132,7 @@ def make_nmnist(options: EventOptions) -> Iterator[Path]:
 
 
 def make_gestures(options: EventOptions) -> Iterator[Path]:
-    """userNN_led.aedat with all gestures one after another, userNN_led_labels.csv, and the lists of both splits."""
+    """Write userNN_led.aedat with all gestures in turn, userNN_led_labels.csv, and both splits' lists; yields paths."""
     generator = np.random.default_rng(options.seed)
     options.folder.mkdir(parents=True)
     user = 0
@@ -154,7 +154,7 @@ def make_gestures(options: EventOptions) -> Iterator[Path]:
 
 
 def run(options: EventOptions) -> None:
-    """Make what was asked for."""
+    """Make the data set that the options describe."""
     if options.folder.exists():
         raise ValueError(f"make_events: folder must not exist; got {options.folder}, which does. Give another.")
     make = make_nmnist if options.kind == "nmnist" else make_gestures

@@ -1,4 +1,4 @@
-"""A network of your own: any module of layers of `ttfs_triton.nn`, an encoder first and a readout last."""
+"""A network of your own: any module made of layers of `ttfs_triton.nn`, with an encoder first and a readout last."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ NEURON = Neuron(psp_persistence=0.25, surrogate_width=0.5)
 
 
 class Network(nn.Module):
-    """Four convolutions and a hidden layer. Spikes of the second wait for a window and skip the third."""
+    """Four convolutions and a hidden layer. Spikes of the second convolution wait for a window and skip the third."""
 
     def __init__(self, in_channels: int, side: int, classes: int) -> None:
         super().__init__()
@@ -25,10 +25,10 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         spikes = F.max_pool2d(self.conv1(self.encoder(images)), 2)  # the earliest spike of each patch
         early = self.conv2(spikes)
-        late = self.conv4(self.conv3(early), skip=early)  # a sum of spike times would be none: see `DFTConv2d`
+        late = self.conv4(self.conv3(early), skip=early)  # not a sum of spike times: see `DFTConv2d`
         return self.readout(self.hidden(late.flatten(1)))
 
 
 def build(in_channels: int, image_size: tuple[int, int], classes: int) -> nn.Module:
-    """Called with what the data are; take those of the three arguments that you need."""
+    """Build the network; of the three arguments, your function may leave out what it does not need."""
     return Network(in_channels, image_size[0], classes)

@@ -1,4 +1,4 @@
-"""Train a network of your own, built by a function in a file of yours.
+"""Train a network of your own, built by a function in your file.
 
 python recipes/train_own.py --network recipes/own_network.py:build --dataset sample
 """

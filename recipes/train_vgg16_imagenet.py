@@ -1,4 +1,4 @@
-"""Train VGG16 on ImageNet, or on other photographs: in class folders or parquet files, of any sizes."""
+"""Train VGG16 on ImageNet, or on other photographs of any sizes, in class folders or parquet files."""
 
 from ttfs_triton.command_line import recipe, start
 

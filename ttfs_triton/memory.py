@@ -14,12 +14,12 @@ _AFTERWARDS = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 
 def freed_memory_kept() -> Iterator[bool]:
     """Within the block, this process keeps the memory that it frees; afterwards the system gets it back.
 
-    On a CPU, PyTorch allocates by the GNU C library. That returns large blocks to the system at once and maps new ones
+    On a CPU, PyTorch allocates by the GNU C library, which returns large blocks to the system at once and maps new ones
     for the next step, which the system clears page by page: for a VGG16 with batches of 128, two fifths of the time
     outside contractions. Within the block the process stays at its largest size.
 
     Yields:
-        True; False with another C library, where nothing changes.
+        True if memory is kept; False with another C library, where nothing changes.
     """
     library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
     mallopt: Callable[[int, int], int] | None = getattr(library, "mallopt", None)  # musl has none

@@ -115,7 +115,7 @@ def test_damaged_images_are_found_once_and_remembered(tmp_path, caplog, monkeypa
         again = load(tmp_path)
     assert f"{files[4]} cannot be decoded" in caplog.text
     assert (again.skipped, again.fingerprint, again.shape) == ([4, 6], first.fingerprint, first.shape)
-    with pytest.raises(ValueError, match=r"at most 1 images must be undecodable; got 2 up to .*b/03\.jpg"):
+    with pytest.raises(ValueError, match=r"at most 1 images may be undecodable; got 2 up to .*b/03\.jpg"):
         load(tmp_path, max_bad_images=1)
 
 

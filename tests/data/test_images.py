@@ -71,7 +71,7 @@ def test_labels_that_cannot_be_are_refused(tmp_path, labels, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"damaged", r"at most 0 images must be undecodable; got 1 up to .*/cat/01\.png \(UnidentifiedImageError"),
+        (b"damaged", r"at most 0 images may be undecodable; got 1 up to .*/cat/01\.png \(UnidentifiedImageError"),
         (Image.new("L", (9, 8)), r"sizes must be equal; got 8x9 in .*/cat/01\.png, where .*/cat/00\.png has 6x6"),
         (Image.new("RGB", (6, 6)), None),
     ],

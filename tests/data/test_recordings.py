@@ -80,7 +80,7 @@ def test_recordings_of_ones_own_get_a_split_and_say_their_sensor(tmp_path):
     test = load_images(None, tmp_path, split="test", like=train, events=windows)
     assert (train.shape, test.shape) == ((16, 2, 20, 24), (4, 2, 20, 24))
     assert train.class_names == test.class_names == ["left", "right"]
-    with pytest.raises(ValueError, match=r"load_images: event_sensor must say the height and width of .*; got None"):
+    with pytest.raises(ValueError, match=r"event_sensor must be height and width of the sensor of .*; got None"):
         load_images(None, tmp_path, events=WINDOWS)
 
 
@@ -93,7 +93,7 @@ def test_recordings_that_cannot_be_used_are_skipped_and_named(n_mnist, caplog):
     assert f"{n_mnist}/Train/3/00002.bin cannot be decoded" in caplog.text
     assert "00002.bin must hold whole events of 5 bytes; got 6 bytes" in caplog.text
     assert "events must be on the sensor of 34 × 34 pixels" in caplog.text
-    with pytest.raises(ValueError, match=r"at most 1 images must be undecodable; got 2 up to .*/Train/8/00001\.bin"):
+    with pytest.raises(ValueError, match=r"at most 1 images may be undecodable; got 2 up to .*/Train/8/00001\.bin"):
         load_images(None, n_mnist, events=WINDOWS, max_bad_images=1)
     shutil.rmtree(n_mnist / "Train" / "8")
     for name in ("00002", "00007"):

@@ -81,7 +81,7 @@ def test_find_rows_rejects_damaged_and_empty_files(tmp_path):
         find_rows(None, tmp_path, "train")
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(ValueError, match=r"must hold regular files; got .*train\.parquet, which is none"):
+    with pytest.raises(ValueError, match=r"must hold regular files; got .*train\.parquet, which is not one"):
         find_rows(None, tmp_path, "train")
     path.unlink()
     columns = {"image": pyarrow.array([], pyarrow.binary()), "label": pyarrow.array([], pyarrow.int64())}

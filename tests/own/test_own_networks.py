@@ -198,7 +198,7 @@ def test_trainer_goes_on_with_the_same_network_only(tmp_path):
     data = (tensors(), tensors(12))
     Trainer(network(), data, config, callbacks=[type("S", (Callback,), {"on_epoch": lambda *_: True})()]).train()
     again = config.model_copy(update={"resume": True})
-    with pytest.raises(ConfigError, match=r"--resume: the network must be the one that .* is of; its layers differ"):
+    with pytest.raises(ConfigError, match=r"--resume: the network must be the one in .*; its layers differ"):
         Trainer(network(width=5), data, again).train()
     assert Trainer(network(), data, again).train()["epochs"] == 2
 
@@ -240,13 +240,13 @@ def test_recipe_names_a_builder_and_runs_it_only_if_the_user_says_so(tmp_path):
     recipe, run = tmp_path / "own.yaml", tmp_path / "run"
     recipe.write_text("dataset: sample\nnetwork: mine.py:build\n")
     assert parse_config(recipe, "", ["--network", "other.py:build"]).network == "other.py:build"
-    with pytest.raises(ConfigError, match="network builds all of a network: leave width, psp_persistence out"):
+    with pytest.raises(ConfigError, match="network builds the whole network: leave width, psp_persistence out"):
         parse_config(recipe, "", ["--width", "2", "--psp-persistence", "0.5"])
     recipe.write_text("dataset: sample\n")
     run.mkdir()
     (run / "config.yaml").write_text(TrainConfig(dataset="sample", network="theirs.py:build").to_yaml())
     resume = ["--output-dir", str(run), "--resume"]
-    with pytest.raises(ConfigError, match=r"no code is run that only a file names\. Add --network FILE\.py:FUNCTION"):
+    with pytest.raises(ConfigError, match=r"code that only a file names is not run\. Add --network FILE\.py:FUNCTION"):
         parse_config(recipe, "", resume)
     assert parse_config(recipe, "", [*resume, "--network", "theirs.py:build"]).network == "theirs.py:build"
 

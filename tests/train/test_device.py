@@ -38,7 +38,7 @@ def emulated(monkeypatch):
 
 def test_emulated_precision_is_told_with_what_it_costs(monkeypatch, emulated):
     (line,) = warnings()
-    assert "this CPU emulates bf16, where a product of matrices takes 50 times as long" in line
+    assert "this CPU emulates bf16: a product of matrices takes 50 times as long" in line
     assert warnings(mixed_precision="no") == warnings("cuda") == []
     monkeypatch.setattr(device, "product_seconds", {torch.float32: 1, torch.bfloat16: SLOW}.__getitem__)
     assert warnings() == []
@@ -84,7 +84,7 @@ def no_compiler(*_):
 
 def test_fused_passes_that_cannot_be_had_are_refused_if_asked_for(graph, monkeypatch):
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", no_compiler)
-    for place, reason in [(torch.device("meta"), "the device is no CPU"), (CPU, r"there is no C\+\+ compiler")]:
+    for place, reason in [(torch.device("meta"), "the device is not a CPU"), (CPU, r"there is no C\+\+ compiler")]:
         with pytest.raises(ConfigError, match=f"fuse: on needs .* but {reason}.*; use auto or off"):
             choose_fusing(TrainConfig(fuse="on"), place, graph, 1)
         assert not choose_fusing(TrainConfig(), place, graph, 10**12)

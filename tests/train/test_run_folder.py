@@ -65,7 +65,7 @@ def test_folder_that_cannot_be_used_is_told(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
-        ("config.yaml", {}, r"already holds something\. Go on with that run by --resume"),
+        ("config.yaml", {}, r"already holds something\. Resume that run with --resume"),
         ("thesis.txt", {}, "is not a run's folder"),
         ("thesis.txt", {"overwrite": True}, r"--overwrite: .* is not a run's folder"),
         ("thesis.txt", {"resume": True}, "must hold a run"),

@@ -142,9 +142,9 @@ DAMAGES = [
     (
         write("checkpoints/*", b"damaged"),
         CheckpointError,
-        "a checkpoint must be whole and of this version to go on; none is",
+        "at least one checkpoint must be intact and of this version; none is",
     ),
-    (lambda run: shutil.rmtree(run / "checkpoints"), RunFolderError, r"hold a checkpoint, as metrics\.jsonl tells of"),
+    (lambda run: shutil.rmtree(run / "checkpoints"), RunFolderError, r"hold a checkpoint, since metrics\.jsonl lists"),
     (lambda run: (run / "best/model.safetensors").unlink(), RunFolderError, "best must hold the best weights so far"),
     (write("best/model.safetensors", b"damaged"), RunFolderError, r"best must hold the best weights so far\. load: "),
     (write("summary.json", b'{"test_accuracy": 0.'), RunFolderError, SUMMARY),
@@ -181,7 +181,7 @@ def test_average_that_is_not_a_number_stops_a_run_before_it_is_saved(config):
     def spoil(loop):
         next(loop.average.module.parameters()).data.fill_(float("nan"))
 
-    with pytest.raises(NonFiniteLossError, match=r"epoch 2: the weights that are scored must be finite; got others in"):
+    with pytest.raises(NonFiniteLossError, match=r"epoch 2: the scored weights must be finite; got inf or nan in"):
         train(change(config, epochs=2), callbacks=[At(11, spoil)])
     assert [path.stem for path in (config.output_dir / "checkpoints").iterdir()] == ["step-00000008"]
 
@@ -189,5 +189,5 @@ def test_average_that_is_not_a_number_stops_a_run_before_it_is_saved(config):
 def test_start_that_wrote_nothing_advises_no_resuming(config, monkeypatch):
     full = Mock(side_effect=OSError(28, "No space left on device", "config.yaml"))
     monkeypatch.setattr("ttfs_triton.train.run_folder.write_text", full)
-    with pytest.raises(RunFolderError, match=r"No space left on device .* Mend that\. Start it again\.$"):
+    with pytest.raises(RunFolderError, match=r"No space left on device .* Fix that\. Start it again\.$"):
         train(config)

@@ -113,7 +113,7 @@ def test_a_network_with_batch_norm_starts_where_weights_are_normalised_or_not(tm
     plain, normalised = trained(OURS), trained(OURS.replace(batch_norm=True))
     network, images = target(batch_norm=True, weight_standardisation=False), torch.rand(64, 3, 8, 8)
     folder = str(save(plain, tmp_path / "plain"))
-    with pytest.raises(ConfigError, match="statistics are then taken from calibration images; got none"):
+    with pytest.raises(ConfigError, match="its statistics must come from calibration images; got none"):
         load_weights(network, folder, None)
     load_weights(network, folder, images)
     torch.testing.assert_close(network(images), plain(images), rtol=1e-3, atol=1e-4)

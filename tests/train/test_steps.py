@@ -168,8 +168,8 @@ NOT_ENOUGH = r"^train: the device's memory must suffice; got CUDA .*2\.00 GiB\. 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (FAILURE, r"the device must last to the end; got .* failure\. Last checkpoint: .*step-00000004\S* .*--resume$"),
-        (OUT_OF_MEMORY, NOT_ENOUGH.format(r".*step-00000004\S*") + r".*, go on with: .*--resume$"),
+        (FAILURE, r"the device must work to the end; got .* failure\. Last checkpoint: .*step-00000004\S* .*--resume$"),
+        (OUT_OF_MEMORY, NOT_ENOUGH.format(r".*step-00000004\S*") + r".* and go on with: .*--resume$"),
     ],
     ids=["failure", "memory"],
 )

@@ -204,7 +204,7 @@ def test_run_reaches_its_goal_says_so_and_keeps_its_epoch_before_a_more_accurate
 
 def test_run_without_validation_ends_near_its_goal(config, capsys):
     summary = train(change(config, **LONG, validation_fraction=0.0))
-    assert "no validation images: epochs tell" in capsys.readouterr().out
+    assert "no validation images: epochs report" in capsys.readouterr().out
     assert summary["target"]["validation"] is None
     assert summary["target"]["test"]["network"] == pytest.approx(0.2, rel=0.2)
 

@@ -22,8 +22,8 @@ from ttfs_triton.train.build import load_data
 from ttfs_triton.train.display import is_blind
 from ttfs_triton.train.run_folder import RunFolder
 
-NO_VALIDATION = "no validation images: epochs tell"
-BLIND = "so no image is told from another. Start again with a lower --lr"
+NO_VALIDATION = "no validation images: epochs report"
+BLIND = "so the network cannot tell images apart. Start again with a lower --lr"
 
 
 def test_run_learns_and_leaves_the_documented_folder(config, capsys):

@@ -1,4 +1,4 @@
-"""Images and labels: from the Hub, parquet files or folders, decoded once, pixel by pixel as they are.
+"""Images and labels from the Hub, parquet files or folders, decoded once; recordings of event cameras as images.
 
-Nothing is imported here: networks that classify need `pixels` only, not what reads data sets.
+Nothing is imported here: to classify, a network needs `pixels` only, not the packages that read data sets.
 """

@@ -1,8 +1,8 @@
-"""Encoded images to pixels: once into memory, or batch by batch from a memory-mapped table.
+"""Decodes images to pixels: once into memory, or batch by batch from a memory-mapped table.
 
-All images are decoded once before training, since one that is damaged must not end a run in its tenth hour. Photographs
-that are cropped anew in each epoch are checked at an eighth of their size, and the result is cached: ImageNet takes
-hours on one core.
+All images are decoded once before training, since a damaged one must not end a run in its tenth hour. Photographs
+that are cropped anew in each epoch are checked at an eighth of their size, and the result is cached: checking ImageNet
+takes hours on one core.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from ttfs_triton.data.reading import BadImages, decode_image, file_bytes, open_i
 logger = logging.getLogger(__name__)
 
 _MODES = {1: "L", 3: "RGB"}
-_MEMORY_FRACTION = 0.8  # of the available memory, for the pixels
-_FORMAT = 1  # of the cached checks
+_MEMORY_FRACTION = 0.8  # share of the available memory that the pixels may take
+_FORMAT = 1  # format version of the cached checks
 _SAMPLED = 256  # images whose bytes are part of a check's key
 
 
@@ -43,7 +43,7 @@ class NotEnoughMemoryError(RuntimeError):
 
 @dataclass(frozen=True)
 class InMemoryImages:
-    """All images decoded.
+    """Images that are decoded in memory.
 
     Attributes:
         pixels: [N, height, width, C], uint8, on any device.
@@ -67,20 +67,20 @@ class InMemoryImages:
 
 
 class DataLostError(RuntimeError):
-    """An image that could be decoded when the run began can no longer be."""
+    """An image that could be decoded when the run began can no longer be decoded."""
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Images decoded when they are asked for, from a memory-mapped table that all processes share.
+    """Images that are decoded at each access, from a memory-mapped table that all processes share.
 
     Attributes:
         rows: one column, the encoded images.
         row_numbers: [N], int64, the row of each image.
         shape: (N, C, height, width).
         image_size: (height, width) to resize to, or None.
-        cropped: cut parts of `image_size` out rather than stretch the whole.
-        drawn: seed and epoch of random parts; None: the middle.
+        cropped: crop the images to `image_size` instead of stretching them.
+        drawn: seed and epoch of random crops; None: centre crops.
     """
 
     rows: datasets.Dataset
@@ -91,7 +91,7 @@ class EncodedImages:
     drawn: tuple[int, int] | None = None
 
     def in_epoch(self, seed: int, epoch: int) -> EncodedImages:
-        """The images of an epoch: random parts, if they are cropped."""
+        """The images of an epoch: with its random crops, if they are cropped."""
         return replace(self, drawn=(seed, epoch)) if self.cropped else self
 
     def images_at(self, indices: Tensor) -> Tensor:
@@ -128,9 +128,9 @@ class Decoded:
     """The images that could be decoded.
 
     Attributes:
-        images: decoded, or as they are stored.
+        images: the images, in memory or encoded.
         kept: [N], int64, their positions in `row_numbers`.
-        skipped: row numbers of the others.
+        skipped: row numbers of the images that could not be decoded.
         digest: hexadecimal SHA-256 of all pixels in order.
     """
 
@@ -157,19 +157,19 @@ def decode_rows(
     Args:
         rows: one column, the encoded images.
         row_numbers: [n], int64, rows to decode.
-        keep: hold the pixels in memory; else images are decoded whenever they are asked for.
+        keep: keep the pixels in memory; else images are decoded again at each access.
         where: split and origin, for messages.
         channels: number of channels. Default: 1 if all images are grayscale, else 3.
-        size: (height, width) of all images. Default: that of the first.
+        size: (height, width) of all images. Default: the size of the first image.
         resize: resize to `size` rather than raise.
         max_bad_images: number of images that may be undecodable; each is logged and skipped.
         progress: show a progress bar.
     Raises:
-        ValueError: images of different sizes or channels, too many that cannot be decoded, or none left.
+        ValueError: images differ in size or in channels, or too many or all of them cannot be decoded.
         NotEnoughMemoryError: the pixels do not fit into memory.
     """
     target = size if resize else None
-    depth: int = channels or 0  # of the images so far
+    depth: int = channels or 0  # channels of the images so far
     digest = hashlib.sha256()
     pixels: np.ndarray | None = None
     bad = BadImages(where, max_bad_images, row_names(rows, where))
@@ -196,7 +196,7 @@ def decode_rows(
             pixels = widened
         if pixels is not None:
             pixels[place] = image
-    assert size is not None  # else no image had been left
+    assert size is not None  # otherwise no image was left, and `good` raised
     images: InMemoryImages | EncodedImages
     if pixels is not None:
         images = InMemoryImages(torch.from_numpy(pixels[: len(bad.kept)]))
@@ -217,16 +217,16 @@ def check_rows(
 ) -> Decoded:
     """Decode every image once, at an eighth of its size where its format allows, to find the damaged ones.
 
-    The result is kept in the cache of `datasets`, under a key of the sizes of all files, the times of files outside of
-    the table, and the bytes of 256 of them.
+    The result is kept in the cache of `datasets`, under a hash of the sizes of all images, the modification times of
+    files outside of the table, and the bytes of 256 images.
 
     Args:
-        size: (height, width) of the parts that are cut out.
-        rows, row_numbers, where, channels, max_bad_images, progress: as of `decode_rows`.
+        size: (height, width) of the crops.
+        rows, row_numbers, where, channels, max_bad_images, progress: as in `decode_rows`.
     Returns:
-        Images that are cropped; `digest` is of the encoded files.
+        Encoded images that are cropped at each access; `digest` is a hash of the encoded files.
     Raises:
-        ValueError: colour images where grayscale is asked for, too many that cannot be decoded, or none left.
+        ValueError: images are in colour but must be grayscale, or too many or all of them cannot be decoded.
     """
     path = Path(datasets_config.HF_DATASETS_CACHE) / "checked-images" / f"{_key(rows, row_numbers)}.json"
     bad = BadImages(where, max_bad_images, row_names(rows, where))
@@ -263,7 +263,7 @@ def _check(rows: datasets.Dataset, row_numbers: Tensor, bad: BadImages, progress
 
 
 def read_checked(_: int, encoded: dict[str, Any] | None) -> tuple[bytes, int]:
-    """Digest of the file, and the number of channels."""
+    """SHA-256 of an image's file, and its number of channels; raises if the image cannot be decoded."""
     content = file_bytes(encoded)
     with open_image(content) as image:
         mode = image.mode
@@ -277,7 +277,7 @@ def read_checked(_: int, encoded: dict[str, Any] | None) -> tuple[bytes, int]:
 
 
 def _key(rows: datasets.Dataset, row_numbers: Tensor) -> str:
-    """Hexadecimal SHA-256 of the rows that a check is of."""
+    """Key of a check in the cache: hexadecimal SHA-256 of the checked rows."""
     column = rows.column_names[0]
     content = hashlib.sha256(f"{_FORMAT}".encode())
     content.update(row_numbers.numpy().astype("<i8").tobytes())

@@ -23,7 +23,7 @@ EVENT = np.dtype([("t", np.int64), ("x", np.int32), ("y", np.int32), ("p", np.in
 # An "event" in this row marks that the sensor's counter of microseconds began anew.
 _COUNTER_ROW, _COUNTER_STEP = 240, 2**13
 _AEDAT, _END_OF_HEADER = b"#!AER-DAT3.1\r\n", b"#!END-HEADER\r\n"
-# Type, source, bytes an event, offset of its time, overflows, capacity, number, valid.
+# A packet's header: type, source, bytes an event, offset of its time, overflows, capacity, number, valid.
 _PACKET = struct.Struct("<hhiiiiii")
 _POLARITY, _POLARITY_BYTES = 1, 8
 _DAMAGE = (KeyError, OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -32,12 +32,12 @@ _DAMAGE = (KeyError, OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZi
 def read_bin(path: Path) -> np.ndarray:
     """Events of a .bin file of N-MNIST or N-Caltech101.
 
-    An event has 40 bits: x and y, 8 each, polarity, 1, and time, 23, most significant byte first.
+    An event has 40 bits, most significant byte first: 8 of x, 8 of y, 1 of polarity, 23 of time.
 
     Returns:
-        [n], `EVENT`.
+        [n], dtype `EVENT`.
     Raises:
-        ValueError: a part of an event is missing.
+        ValueError: the file ends within an event.
         OSError: the file cannot be read, or is too large.
     Source: Orchard et al., Frontiers in Neuroscience 9:437, 2015, and their readers of the format.
     """
@@ -57,9 +57,9 @@ def read_aedat(path: Path) -> np.ndarray:
     """Polarity events of an AEDAT 3.1 file, such as DVS-Gesture's; other events (frames, IMU, triggers) are left out.
 
     Returns:
-        [n], `EVENT`, without those that are marked invalid.
+        [n], dtype `EVENT`, without events that are marked invalid.
     Raises:
-        ValueError: another format, or damage.
+        ValueError: the file has another format, or is damaged.
         OSError: the file cannot be read, or is too large.
     Source: iniVation, AEDAT 3.1, "Event packets" and "Polarity event".
     """
@@ -94,7 +94,7 @@ def read_npz(path: Path) -> Mapping[str, np.ndarray]:
     """Arrays t (microseconds), x, y and p of an .npz file, which `np.savez(path, t=t, x=x, y=y, p=p)` writes.
 
     Raises:
-        ValueError: an array is missing, or the file is damaged, or unpacks to too much.
+        ValueError: an array is missing, or the file is damaged, or unpacks to more than `MAX_BYTES`.
         OSError: the file cannot be read, or is too large.
     """
     content = read_regular(path, MAX_BYTES)

@@ -2,15 +2,15 @@
 
 An event (t, x, y, p) says that at time t, in microseconds, the logarithm of the brightness of pixel (x, y) had fallen
 (p = 0) or risen (p = 1) by a threshold. A recording is divided into K windows of T microseconds from a time t₀ on:
-window k is [t₀ + kT, t₀ + (k + 1)T). Where τ in [0, T) is the time from a window's start to the first of its events of
-a pixel and a polarity, the activation is, as of every spike,
+window k is [t₀ + kT, t₀ + (k + 1)T). Let τ in [0, T) be the time from a window's start to the first event in it of a
+pixel and polarity. The activation is, as for every spike,
 
     a[2k + p, y, x] = 1 − τ / T,    and 0 without such an event.
 
 An event at a window's very start has activation 1, and no pixel of a channel spikes more than once. Data sets hold
-these in 8 bits, as images: a window has 255 ticks, and the first event in tick n has the level
+activations in 8 bits, as images: a window has 255 ticks, and the first event in tick n has the level
 
-    255 − n = 255 − ⌊255 τ / T⌋ = ⌈255 a⌉,    1 to 255; 0 is silent still.
+    255 − n = 255 − ⌊255 τ / T⌋ = ⌈255 a⌉,    1 to 255; 0 is still silent.
 
 All windows are shown to a network at once, as 2K channels of the one window of its encoder. Events outside of the K
 windows are ignored.
@@ -38,11 +38,11 @@ class EventWindows:
 
     Attributes:
         count: K, windows of a recording; its image has 2K channels.
-        length_us: T, their length in microseconds. None: a recording's own duration over K, rounded up.
-        pool: so many pixels of the sensor, a side, become one, which takes their earliest event.
-        sensor: (height, width) of the sensor in pixels. None: as the data set is known to have it.
+        length_us: T, length of a window in microseconds. None: the recording's duration over K, rounded up.
+        pool: squares of this many sensor pixels a side become one pixel, which takes their earliest event.
+        sensor: (height, width) of the sensor in pixels. None: the size known for the kind of file.
     Raises:
-        ValueError: a number that is not positive, or more than 256 windows.
+        ValueError: a number is not positive, or there are more than 256 windows.
     """
 
     count: Annotated[int, Field(ge=1, le=MAX_WINDOWS, strict=True)] = 1
@@ -67,19 +67,19 @@ def first_spikes(
     """Activations of the first event of each pixel and polarity in each window; the module's first formula.
 
     Args:
-        events: integers t (microseconds, ascending), x, y and p (0 or 1, or bool), [n] each, as a structured array, as
-            of Tonic and Expelliarmus, or as a mapping, such as an open .npz file.
+        events: integers t (microseconds, ascending), x, y and p (0 or 1, or bool), [n] each, in a structured array, as
+            Tonic and Expelliarmus return it, or in a mapping, such as an open .npz file.
         sensor: (height, width) of the sensor in pixels.
         windows: number, length and pooling; its `sensor` is ignored.
         start: t₀ in microseconds. Default: the first event's time.
-        stop: end of the recording in microseconds; events from there on count for nothing. Default: behind the last.
+        stop: end of the recording in microseconds; events from there on are ignored. Default: after the last.
     Returns:
         [2K, height, width], float32, in [0, 1]; channel 2k + p is polarity p in window k. A recording without events is
         silent.
     Raises:
-        TypeError: values that are no whole numbers.
-        ValueError: fields that are missing or of different lengths, times that are not sorted, coordinates off the
-            sensor, polarities that are neither 0 nor 1, or a stop before the start.
+        TypeError: values are not whole numbers.
+        ValueError: fields are missing or have different lengths, times are not sorted, coordinates are off the
+            sensor, polarities are neither 0 nor 1, or `stop` is before `start`.
     Example:
         >>> events = {"t": np.array([0, 25, 60]), "x": np.array([0, 0, 1]), "y": np.zeros(3, int), "p": np.ones(3, int)}
         >>> first_spikes(events, (1, 2), EventWindows(length_us=100))
@@ -132,7 +132,7 @@ def _first_times(
 def _checked(
     function: str, events: np.ndarray | Mapping[str, np.ndarray], sensor: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """t, x, y and p, int64, that can be relied on."""
+    """Check events; return t, x, y and p, int64."""
     names = events.dtype.names or () if isinstance(events, np.ndarray) else tuple(events)
     if missing := [name for name in "txyp" if name not in names]:
         raise ValueError(
@@ -142,7 +142,7 @@ def _checked(
     columns = {name: np.asarray(events[name]) for name in "txyp"}
     for name, values in columns.items():
         if values.dtype.kind not in ("iub" if name == "p" else "iu"):
-            remedy = " Of seconds, give (1e6 * t).round().astype(int)." if name == "t" else ""
+            remedy = " For seconds, give (1e6 * t).round().astype(int)." if name == "t" else ""
             raise TypeError(f"{function}: {name} must be whole numbers; got {values.dtype}.{remedy}")
         if values.shape != columns["t"].shape or values.ndim != 1:
             shapes = {name: list(column.shape) for name, column in columns.items()}
@@ -152,7 +152,7 @@ def _checked(
         place = int(back[0]) + 1
         raise ValueError(
             f"{function}: t must not fall; got {t[place]} after {t[place - 1]} µs, event {place}. Sort the events, "
-            "unless a counter began anew."
+            "unless a counter restarted."
         )
     height, width = sensor
     off = np.flatnonzero((x < 0) | (x >= width) | (y < 0) | (y >= height))
@@ -164,7 +164,7 @@ def _checked(
         )
     if ((p < 0) | (p > 1)).any():
         raise ValueError(
-            f"{function}: p must be 0 (darker) or 1 (brighter); got values from {p.min()} to {p.max()}. Of -1 and 1, "
-            "give p > 0."
+            f"{function}: p must be 0 (darker) or 1 (brighter); got values from {p.min()} to {p.max()}. For -1 and "
+            "1, give p > 0."
         )
     return t, x, y, p

@@ -24,7 +24,7 @@ from ttfs_triton.data.sources import Rows, find_rows, image_column, label_column
 logger = logging.getLogger(__name__)
 
 MANY_CLASSES = 1000
-"""More classes than this, and more than images, are an error: one of the numbers is no label."""
+"""More classes than this, and more classes than images, are an error: some number is not a label."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ImageData:
         split: name of the split as found, such as "train" or "validation".
         fingerprint: hash of pixels, labels and class names; equal for equal data, wherever it was read.
         skipped: row numbers of images that could not be decoded.
-        dataset: Hub name, or "sample"; None of local folders and tensors.
+        dataset: Hub name, or "sample"; None for local folders and tensors.
     """
 
     store: InMemoryImages | EncodedImages
@@ -79,7 +79,7 @@ class ImageData:
         return self.store.images_at(indices)
 
     def in_epoch(self, seed: int, epoch: int) -> ImageData:
-        """The images of an epoch: random parts, if they were loaded cropped."""
+        """The images of an epoch: with its random crops, if they were loaded cropped."""
         return self if isinstance(self.store, InMemoryImages) else replace(self, store=self.store.in_epoch(seed, epoch))
 
 
@@ -100,26 +100,26 @@ def load_images(
     events: EventWindows | None = None,
     progress: bool = False,
 ) -> ImageData:
-    """Load one split, decode every image once.
+    """Load one split of a data set; every image is decoded once.
 
     Args:
         dataset: "sample" (bundled with the package) or a Hub name, `owner/name`. Ignored if `data_dir` is given.
         data_dir: local folder of parquet files (`train*.parquet`, also one folder down, or `train/*.parquet`), or
-            of image files in class folders (`train/<class>/*.png`; of `<class>/*.png`, a fifth of each class are test
+            of image files in class folders (`train/<class>/*.png`; in `<class>/*.png`, a fifth of each class are test
             images, see `ttfs_triton.data.sources.divide`).
         split: "train" or "test", or any other name. "test" falls back to "validation", and the log says so.
-        like: the training split, for a test split: same classes, channels and image size.
-        image_column: default: `image`, `img`, or the only column of type Image.
-        label_column: default: `label`, `fine_label`, or the only ClassLabel column.
+        like: the training split, for a test split, which gets its classes, channels and image size.
+        image_column: column of the images. Default: `image`, `img`, or the only column of type Image.
+        label_column: column of the labels. Default: `label`, `fine_label`, or the only ClassLabel column.
         image_size: resize to this height and width in pixels. Default: images must have one size.
-        cropped: cut parts of that size out rather than stretch the whole: the middle, or, after `in_epoch`, a random
-            part. Such images stay encoded; the check that all can be decoded is cached.
-        max_samples: use only so many rows, class proportions kept. Default: all.
-        samples_seed: of their choice.
+        cropped: crop to that size instead of stretching the whole image: at the centre, or, after `in_epoch`, at
+            random. Such images stay encoded; the check that all can be decoded is cached.
+        max_samples: use only this many rows, in class proportions. Default: all.
+        samples_seed: seed of the choice of these rows.
         max_bad_images: number of images that may be undecodable; each is logged and skipped.
         streaming: keep the images encoded, in a memory-mapped table, and decode them when they are needed.
         events: how recordings of an event camera become images; `data_dir` then holds N-MNIST or DVS-Gesture as
-            published, or class folders of .bin or .npz files. Default: it holds images.
+            published, or class folders of .bin or .npz files. Default: `data_dir` holds images.
         progress: show progress bars.
     Raises:
         ValueError: data, split, columns, labels or images are not as described.
@@ -172,7 +172,7 @@ def _data(
 
 
 def _chosen(labels: Tensor, max_samples: int | None, seed: int) -> Tensor:
-    """Row numbers of all images, or of so many, class proportions kept."""
+    """Row numbers of all images, or of `max_samples` images in class proportions."""
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"load_images: max_samples must be at least 1; got {max_samples}. None uses all.")
     count = len(labels) if max_samples is None else min(max_samples, len(labels))
@@ -187,14 +187,14 @@ def images_of_tensors(
     Args:
         images: [N, C, height, width], uint8.
         labels: [N], int64, in [0, number of classes).
-        split: its name.
-        class_names: one for each class. Default: "0", "1", ... up to the largest label.
+        split: name of the split.
+        class_names: one name for each class. Default: "0", "1", ... up to the largest label.
     Raises:
-        TypeError, ValueError: another type or shape, no images, or labels without a name.
+        TypeError, ValueError: tensors have another dtype or shape, there are no images, or a label has no name.
     """
     if images.dtype != torch.uint8:
         raise TypeError(
-            f"images_of_tensors: images must be uint8, pixels from 0 to 255; got {images.dtype}. Of values in [0, 1], "
+            f"images_of_tensors: images must be uint8, pixels from 0 to 255; got {images.dtype}. For values in [0, 1], "
             "give (255 * images).round().byte()."
         )
     if images.dim() != 4 or 0 in images.shape or labels.shape != images.shape[:1] or labels.dtype != torch.int64:
@@ -214,12 +214,12 @@ def images_of_tensors(
 
 
 def train_validation_split(data: ImageData, validation: float | int, seed: int) -> tuple[Tensor, Tensor]:
-    """Split by class, deterministically.
+    """Choose validation images from the training split, in class proportions; the seed determines the choice.
 
     Args:
         data: the training split.
         validation: a fraction (float, in [0, 1)) or a number (int) of images for validation.
-        seed: of the choice.
+        seed: seed of the choice.
     Returns:
         Indices of training and of validation images, int64, ascending. Class proportions are kept to within
         one image a class.
@@ -324,7 +324,7 @@ def _labels(rows: Rows, name: str | None, where: str, like: ImageData | None) ->
 
 
 def _numbered_classes(labels: Tensor, where: str) -> list[str]:
-    """Names of classes of which only numbers are known."""
+    """Names for classes that have only numbers: "0", "1", ..."""
     known = int(labels.max()) + 1
     if known > max(MANY_CLASSES, len(labels)):
         row = int(labels.argmax())
@@ -340,7 +340,7 @@ def _numbered_classes(labels: Tensor, where: str) -> list[str]:
 def _as_training_numbers(
     labels: Tensor, names: list[str], like: ImageData | None, where: str
 ) -> tuple[Tensor, list[str]]:
-    """Labels and class names of a split; those of a test split in the numbering of the training split, `like`."""
+    """Labels and class names of a split; a test split is numbered like the training split, `like`."""
     if like is None or names == like.class_names:
         return labels, names
     unknown = [text for text in names if text not in like.class_names]

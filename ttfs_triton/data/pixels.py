@@ -1,6 +1,6 @@
-"""From a decoded image to the pixels that networks read, in training and when a published model classifies.
+"""Turns images into the pixels that networks read, in training and when a published model classifies.
 
-Crops equal those of torchvision's RandomResizedCrop, and of its Resize and CenterCrop, on Pillow's images. A random
+Crops equal torchvision's RandomResizedCrop, and its Resize with CenterCrop, on images of Pillow. A random
 crop is a function of seed, epoch and the image's number, so that batches, processes and restarts do not change it.
 """
 
@@ -13,15 +13,15 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 Crop = Callable[[Image.Image, tuple[int, int]], Image.Image]
-"""From an image, upright and in its final mode, to one of (height, width) pixels."""
+"""Crops an image, upright and in its final mode, to (height, width) pixels."""
 
-AREA = (0.08, 1.0)  # share of the image
+AREA = (0.08, 1.0)  # of a random crop, as a share of the image's area
 ASPECT = (3 / 4, 4 / 3)  # width over height
 ATTEMPTS = 10
 MARGIN = 8 / 7  # evaluation crops the middle 224 pixels of 256
 GRAYSCALE_MODES = ("1", "L", "LA")
 DARKEST_16_BIT = 2**12
-"""A 16-bit image must have a level as bright as this: its upper 8 bits would else have less than 16 levels."""
+"""A 16-bit image must have a level as bright as this: otherwise its upper 8 bits have fewer than 16 levels."""
 
 
 def image_pixels(
@@ -30,15 +30,15 @@ def image_pixels(
     """8-bit pixels of an image.
 
     Args:
-        image: any mode of Pillow's but "I" and "F". Photographs are turned upright as their EXIF data say, transparency
+        image: of any mode of Pillow but "I" and "F". Photographs are turned upright by EXIF data, transparency
             is dropped, 16-bit grayscale keeps its upper 8 bits.
-        size: (height, width) to resize to, bilinear over the area that a pixel stands for. Default: as it is.
+        size: (height, width) to resize to, bilinear over the area that a pixel covers. Default: the image's own size.
         mode: "L" or "RGB". Default: "L" for grayscale images, else "RGB".
-        crop: cuts a part of `size` out. Default: the whole image is stretched to that size.
+        crop: crops the image to `size`. Default: the whole image is stretched to that size.
     Returns:
         [height, width, C], uint8; C = 1 for mode "L", else 3.
     Raises:
-        ValueError: a pixel format without a meaning as 8-bit values, or 16 bits of which the upper ones are unused.
+        ValueError: the pixel format has no 8-bit meaning, or a 16-bit image does not use its upper bits.
     """
     if "exif" in image.info:
         image = ImageOps.exif_transpose(image)
@@ -48,8 +48,8 @@ def image_pixels(
         levels = np.asarray(image)
         if 0 < (brightest := int(levels.max())) < DARKEST_16_BIT:
             raise ValueError(
-                f"16-bit pixels must use their upper bits; the brightest is {brightest} of 65535, as of 10- or 12-bit "
-                "cameras. Multiply them up to 16 bits"
+                f"16-bit pixels must use their upper bits; the brightest is {brightest} of 65535, as from 10- or "
+                "12-bit cameras. Multiply them up to 16 bits"
             )
         image = Image.fromarray((levels >> 8).astype(np.uint8))
     image = image.convert(mode or ("L" if image.mode in GRAYSCALE_MODES else "RGB"))
@@ -67,12 +67,12 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def pixel_layout(images: Tensor) -> torch.memory_format:
-    """Channels last, but for one channel, where that would be ambiguous."""
+    """Memory format of images: channels last, except with one channel, where that would be ambiguous."""
     return torch.channels_last if images.shape[1] > 1 else torch.contiguous_format
 
 
 def centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The middle of an image whose shorter side is resized to 8/7 of what is wanted."""
+    """Resize an image until it just covers 8/7 of `size`, then crop `size` from its centre."""
     height, width = size
     needed_height, needed_width = round(height * MARGIN), round(width * MARGIN)
     if image.width * needed_height >= image.height * needed_width:
@@ -85,7 +85,7 @@ def centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def random_crop(seed: int, epoch: int, number: int) -> Crop:
-    """The random part, resized, of the image with this number in this epoch."""
+    """The random crop of an image, by its number, in an epoch: a part of the image, resized."""
 
     def crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         top, left, height, width = random_part(image.height, image.width, crop_numbers(seed, epoch, number))
@@ -96,16 +96,16 @@ def random_crop(seed: int, epoch: int, number: int) -> Crop:
 
 
 def crop_numbers(seed: int, epoch: int, number: int) -> np.ndarray:
-    """Random numbers of an image: [ATTEMPTS, 4], float64 in [0, 1). Philox-4x64, a counter in place of a state."""
+    """Random numbers for an image's crop: [ATTEMPTS, 4], float64 in [0, 1), by Philox-4x64 without a state."""
     words = np.random.Philox(key=[seed % 2**64, epoch], counter=[0, number, 0, 0]).random_raw(4 * ATTEMPTS)
     return (words >> np.uint64(11)).reshape(ATTEMPTS, 4) * 2.0**-53
 
 
 def random_part(height: int, width: int, numbers: np.ndarray) -> tuple[int, int, int, int]:
-    """A part of 8 to 100 % of an image's area whose sides are as 3:4 to 4:3.
+    """A part of an image: 8 to 100 % of its area, with an aspect ratio of 3:4 to 4:3.
 
     Args:
-        height, width: of the image in pixels.
+        height, width: size of the image in pixels.
         numbers: [ATTEMPTS, 4], in [0, 1): area, aspect, top and left of each attempt.
     Returns:
         Top, left, height and width. If no attempt fits, the largest part in the middle.

@@ -1,4 +1,4 @@
-"""Places the images of a run in the memory of the device that trains, in main memory, or leaves them on disk."""
+"""Places the images of a run in device memory or in main memory, or leaves them on disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ttfs_triton.data.decode import InMemoryImages
 from ttfs_triton.data.images import ImageData
 
-DEVICE_SHARE = 0.5  # of a device's free memory, for images; the rest is for the network
+DEVICE_SHARE = 0.5  # share of a device's free memory that images may take; the rest is for the network
 
 
 def place_images(
@@ -20,14 +20,14 @@ def place_images(
     """Move the splits of a data set to where batches are gathered fastest.
 
     Args:
-        splits: as loaded.
-        device: that trains.
+        splits: the splits as loaded.
+        device: the device that trains.
         wanted: "device" or "host" (main memory); "auto": on the device if all splits take up at most half of its free
             memory, else the host. On a CPU both are main memory. Encoded images stay on disk.
     Returns:
         The splits, and a line that says where they are.
     Raises:
-        RuntimeError: "device", and its memory is too small.
+        RuntimeError: `wanted` is "device", but its memory is too small.
     """
     stores = [split.store for split in splits]
     size = sum(store.pixels.nbytes for store in stores if isinstance(store, InMemoryImages))

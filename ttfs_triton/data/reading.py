@@ -1,4 +1,4 @@
-"""Opens and decodes encoded images, one or many at a time, and keeps account of damaged ones."""
+"""Opens and decodes encoded images, one or many at a time, and counts damaged ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib
 """Errors that Pillow raises for damaged files."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-"""Allowed image formats. Pillow would hand others to programs outside, such as EPS to Ghostscript."""
+"""Allowed image formats. Pillow would pass others to external programs, such as EPS to Ghostscript."""
 MAX_PIXELS = 2**27
 """Most pixels of an image: 0.5 GiB when decoded."""
 MAX_BYTES = 2**29
@@ -41,7 +41,7 @@ MAX_BYTES = 2**29
 
 _CHUNK = 512  # rows read at a time
 _GROUP = 32  # images decoded by a thread at a time
-_AHEAD_BYTES = 2**25  # that a thread decodes before they are asked for
+_AHEAD_BYTES = 2**25  # bytes of pixels that a thread decodes ahead
 
 
 def file_bytes(encoded: dict[str, Any] | None) -> bytes:
@@ -51,7 +51,7 @@ def file_bytes(encoded: dict[str, Any] | None) -> bytes:
         encoded: `bytes` of the file, or else its `path`, as `datasets.Image(decode=False)` gives them.
     Raises:
         ValueError: there is neither.
-        OSError: the file cannot be read, is no regular file, or has more than `MAX_BYTES`.
+        OSError: the file cannot be read, is not a regular file, or has more than `MAX_BYTES`.
     """
     if encoded and encoded["bytes"] is None and encoded["path"]:
         return read_regular(Path(encoded["path"]), MAX_BYTES)
@@ -66,8 +66,8 @@ def open_image(content: bytes) -> Image.Image:
     Pillow never sees the file: it would reserve as much memory as the file's headers claim.
 
     Raises:
-        ValueError: more than `MAX_PIXELS`.
-        OSError, SyntaxError and others: what Pillow raises for damaged files and other formats than `FORMATS`.
+        ValueError: the image has more than `MAX_PIXELS`.
+        OSError, SyntaxError and others: the file is damaged, or its format is not in `FORMATS`.
     """
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -85,7 +85,7 @@ def decode_image(
     mode: str | None = None,
     crop: Crop | None = None,
 ) -> np.ndarray:
-    """`image_pixels` of an encoded image; raises what `file_bytes`, `open_image` and `image_pixels` raise."""
+    """The `image_pixels` of an encoded image; raises what `file_bytes`, `open_image` and `image_pixels` raise."""
     with open_image(file_bytes(encoded)) as file:
         return image_pixels(file, size, mode, crop)
 
@@ -93,9 +93,9 @@ def decode_image(
 def read_rows(
     rows: datasets.Dataset, row_numbers: Tensor, read: Callable[[int, Any], Read], progress: bool = False
 ) -> Iterator[Read | Exception]:
-    """`read(row, encoded image)` of each row, in order, or the error of those that cannot be decoded.
+    """Results of `read(row, encoded image)`, row by row; for an image that cannot be decoded, the error.
 
-    Threads decode ahead, a few groups and `_AHEAD_BYTES` each: a file of some megabytes can hold hundreds of gigabytes.
+    Threads decode ahead, each at most about `_AHEAD_BYTES`: a file of some megabytes can hold hundreds of gigabytes.
     """
     column = rows.column_names[0]
 
@@ -137,14 +137,14 @@ def with_progress_bar(items: Sequence[Item], description: str, wanted: bool) -> 
 
 
 def decoding_threads() -> int:
-    """Threads of this process that decode: its share of the cores, at most 8; one in a worker process."""
+    """Number of decoding threads of this process: its share of the cores, at most 8; one in a worker process."""
     if get_worker_info() is not None:
         return 1
     return max(1, min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def row_names(rows: datasets.Dataset, where: str) -> Callable[[int], str]:
-    """Names of rows in messages: the file, or the number where the table holds the images."""
+    """A function that names rows in messages: by their file, or by row number if the table holds the images."""
     column = rows.column_names[0]
 
     def name(row: int) -> str:
@@ -159,11 +159,11 @@ class BadImages:
 
     Args:
         where: split and origin, for messages.
-        limit: how many there may be.
+        limit: number of such images that is allowed.
         name: names a row in messages.
     Attributes:
-        rows, reasons: row number and error of each.
-        kept: positions of the others among the rows that `good` was given.
+        rows, reasons: row number and error of each such image.
+        kept: positions of the other images among the rows that `good` was given.
     """
 
     def __init__(self, where: str, limit: int, name: Callable[[int], str]) -> None:
@@ -176,7 +176,7 @@ class BadImages:
         """(row number, result) of the images that could be decoded; the others are skipped.
 
         Raises:
-            ValueError: too many cannot, or none is left.
+            ValueError: too many images cannot be decoded, or none is left.
         """
         for position, (row, result) in enumerate(zip(row_numbers.tolist(), results, strict=True)):
             if isinstance(result, Exception):
@@ -187,18 +187,18 @@ class BadImages:
         self.require_any(self.kept)
 
     def add(self, row: int, reason: str) -> None:
-        """Skip a row; raises ValueError if it is one too many."""
+        """Skip a row; raises ValueError if too many rows are skipped."""
         self.rows.append(row)
         self.reasons.append(reason)
         if len(self.rows) > self.limit:
             raise ValueError(
-                f"load_images: at most {self.limit} images must be undecodable; got {len(self.rows)} up to "
+                f"load_images: at most {self.limit} images may be undecodable; got {len(self.rows)} up to "
                 f"{self.name(row)} ({reason}). Repair the data, or raise --max-bad-images."
             )
         logger.warning("load_images: %s cannot be decoded (%s); skipped.", self.name(row), reason)
 
     def require_any(self, kept: Sequence[int]) -> None:
-        """ValueError if no image is left."""
+        """Raise ValueError if no image is left."""
         if not kept:
             raise ValueError(
                 f"load_images: {self.where} must hold images; got none that can be decoded. Check the data."

@@ -1,4 +1,4 @@
-"""Makes images of recordings of event cameras, from folders as they are published, once before training."""
+"""Finds recordings of event cameras in folders as published, and makes images of them, once before training."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ GESTURES = (
 
 @dataclass(frozen=True)
 class Recording:
-    """A part of a file, of one class.
+    """A recording of one class: a file, or a part of it.
 
     Attributes:
-        path: of the file.
+        path: the file.
         label: number of the class.
-        start, stop: of the part, in microseconds; None: the first event's time, and the end.
+        start, stop: bounds of the part in microseconds; None: the first event's time, and the end of the file.
     """
 
     path: Path
@@ -47,12 +47,12 @@ class Recording:
 
 @dataclass(frozen=True)
 class Recordings:
-    """One split of a data set of recordings, not read.
+    """One split of a data set of recordings, which are not read yet.
 
     Attributes:
         items: the recordings, file by file.
-        class_names: one for each class.
-        sensor: (height, width) in pixels, as the kind of file implies; None if it implies none.
+        class_names: one name for each class.
+        sensor: (height, width) in pixels, as the kind of file implies; None if it implies no size.
         split: the name under which the split was found.
         origin: folder, for messages.
     """
@@ -78,7 +78,7 @@ def find_recordings(folder: Path, split: str) -> Recordings:
             or .npz files, or `<class>/*`, which `divide` splits.
         split: "train" or "test".
     Raises:
-        ValueError: no such folder or split, or labels that are damaged.
+        ValueError: there is no such folder or split, or labels are damaged.
         OSError: a list or labels cannot be read.
     """
     require_folder(folder)
@@ -113,25 +113,25 @@ def decode_recordings(
 
     Args:
         found: recordings of a split.
-        row_numbers: [n], int64, of those to take.
+        row_numbers: [n], int64, numbers of the recordings to take.
         windows: how a recording becomes an image.
         max_bad_images: number of recordings that may be unusable; each is logged and skipped.
         progress: show a progress bar.
     Raises:
-        ValueError: nothing says how large the sensor is, too many cannot be used, or none is left.
+        ValueError: the sensor's size is unknown, too many recordings are unusable, or none is left.
         NotEnoughMemoryError: the images do not fit into memory.
     """
     sensor = windows.sensor or found.sensor
     if sensor is None:
         raise ValueError(
-            f"load_images: event_sensor must say the height and width of {found.origin}; got None. Give it."
+            f"load_images: event_sensor must be height and width of the sensor of {found.origin}; got None. Give it."
         )
     where = f"the {found.split} split of {found.origin}"
     channels, height, width = windows.shape(sensor)
     shape = (len(row_numbers), height, width, channels)
     require_memory(math.prod(shape), f"{len(row_numbers)} images of {where}", "Use fewer windows or a larger pool.")
     pixels, digest = np.empty(shape, np.uint8), hashlib.sha256()
-    content = lru_cache(maxsize=1)(_content)  # of a file with several recordings
+    content = lru_cache(maxsize=1)(_content)  # for files with several recordings
 
     def read(row: int) -> np.ndarray | Exception:
         item = found.items[row]
@@ -154,17 +154,17 @@ def decode_recordings(
 
 
 def recording_pixels(path: Path, windows: EventWindows) -> np.ndarray:
-    """The image of one recording in a file (.bin, .aedat or .npz) of its own: [height, width, 2K], uint8.
+    """The image of the one recording in a file (.bin, .aedat or .npz): [height, width, 2K], uint8.
 
     Raises:
-        TypeError, ValueError: another kind of file, damage, or impossible events.
+        TypeError, ValueError: the file is of another kind or damaged, or its events are impossible.
         OSError: the file cannot be read.
     """
     if path.suffix not in READERS:
         raise ValueError(f"must be a recording, {', '.join(READERS)}; got {path.name}.")
     sensor = windows.sensor or _SENSORS.get(path.suffix)
     if sensor is None:
-        raise ValueError(f"must be of a sensor that the network's configuration names; got {path.name}.")
+        raise ValueError(f"must come from a sensor whose size the network's configuration holds; got {path.name}.")
     return first_spike_levels(READERS[path.suffix](path), sensor, windows, start=_start(path)).transpose(1, 2, 0)
 
 
@@ -189,12 +189,12 @@ def _class_folders(files: Sequence[Path], split: str, folder: Path, names: list[
 
 
 def _start(path: Path) -> int | None:
-    """Start of the recording in a file: 0 in .bin files, which count from it; else unknown (the camera's clock)."""
+    """Start of the recording in a file: 0 in .bin files, whose times count from there; else None, unknown."""
     return 0 if path.suffix == ".bin" else None
 
 
 def _gestures(trials: Path) -> list[Recording]:
-    """The recordings of the files that a list names, in its order."""
+    """The recordings in the files that a list names, in the order of the list."""
     items: list[Recording] = []
     for name in filter(None, map(str.strip, trials.read_text(encoding="utf-8", errors="replace").splitlines())):
         path, table = trials.parent / name, trials.parent / f"{Path(name).stem}_labels.csv"
@@ -209,7 +209,7 @@ def _gestures(trials: Path) -> list[Recording]:
                 if not 1 <= label <= len(GESTURES) or not 0 <= start <= stop <= _LATEST:
                     raise ValueError(f"got {line:.80}")
                 items.append(Recording(path, label - 1, start, stop))
-        except ValueError as error:  # also of text that is none
+        except ValueError as error:  # also if the file is not text
             raise ValueError(
                 f"load_images: {table.name} must hold class (1 to {len(GESTURES)}), start and stop (in microseconds, "
                 f"rising) in each row; {error}. Extract it anew."

@@ -1,4 +1,4 @@
-"""Finds the rows of a data set (bundled sample, Hugging Face Hub, local folder), and its columns. Decodes nothing."""
+"""Finds the rows of a data set (bundled sample, Hugging Face Hub, local folder) and its columns, without decoding."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one split, not decoded.
+    """The rows of one split, not yet decoded.
 
     Attributes:
         table: columns as stored.
         split: the name under which the split was found.
         origin: Hub name or folder, for messages.
-        embedded: the table must hold the images' bytes. A table from elsewhere must not name files of this machine.
+        embedded: the table must hold the images' bytes: a table from others must not name files of this machine.
     """
 
     table: datasets.Dataset
@@ -61,8 +61,8 @@ def find_rows(dataset: str | None, data_dir: str | Path | None, split: str, *, p
         split: "train", "test", or any other name of a split.
         progress: show the progress bars of `datasets`.
     Raises:
-        ValueError: no such folder or split, or no name of a data set.
-        RuntimeError: the data set cannot be read, from the Hub, the cache or the folder.
+        ValueError: there is no such folder or split, or `dataset` is not the name of a data set.
+        RuntimeError: the data set cannot be read from the Hub, the cache or the folder.
     """
     names = SPLIT_NAMES.get(split, (split,))
     with _progress_bars(progress):
@@ -112,7 +112,7 @@ def _type_name(feature: object) -> str:
 
 
 def require_folder(folder: Path) -> None:
-    """ValueError unless there is such a folder."""
+    """Raise ValueError unless the folder exists."""
     if not folder.is_dir():
         problem = "a file" if folder.exists() else "no such folder"
         raise ValueError(
@@ -161,16 +161,16 @@ def _parquet_files(folder: Path, name: str) -> list[Path]:
             f"{', '.join(parents)}. Point --data-dir at one of them."
         )
     if odd := next((path for path in files if not path.is_file()), None):  # reading a pipe would wait for ever
-        raise ValueError(f"load_images: data_dir must hold regular files; got {odd}, which is none. Remove it.")
+        raise ValueError(f"load_images: data_dir must hold regular files; got {odd}, which is not one. Remove it.")
     return sorted(files)
 
 
 def _read_parquet(files: Sequence[Path], folder: Path) -> datasets.Dataset:
     try:
-        # `datasets` takes paths for patterns.
+        # `datasets` reads paths as patterns.
         table = datasets.Dataset.from_parquet([glob.escape(str(path)) for path in files])
         return cast(datasets.Dataset, table)
-    except Exception as error:  # whatever the reader of damaged files raises
+    except Exception as error:  # readers of damaged files raise many types
         raise RuntimeError(
             f"load_images: data_dir must hold readable parquet files; got {str(folder)!r} and {_reason(error)}. "
             "Check that the files are complete and not empty, and that the cache "
@@ -193,7 +193,7 @@ def _undivided(folder: Path) -> list[Path]:
 def divide(files: Sequence[Path]) -> dict[str, list[Path]]:
     """Divide the files CLASS/NAME into {"train": …, "test": …}; `TEST_SHARE` of each class are test images.
 
-    Hashes of the names decide, so that the split is the same on every machine. A class of one image is trained on.
+    Hashes of the names decide, so that the split is the same on every machine. A class of one image has no test image.
     """
     classes: dict[str, list[Path]] = {}
     for file in files:
@@ -225,10 +225,10 @@ def _hub_rows(dataset: str | None, names: Sequence[str]) -> Rows:
             f'load_images: dataset must be "{SAMPLE}" or a Hub name such as ylecun/mnist; got {dataset!r}. '
             "For a local folder use --data-dir."
         )
-    if Path(dataset).exists():  # `datasets` would read it, and take it for the one on the Hub
+    if Path(dataset).exists():  # `datasets` would read this folder instead of the Hub
         raise ValueError(
             f"load_images: dataset must name a data set on the Hub; got {dataset!r}, which is also a folder here. "
-            f"For that folder use --data-dir {dataset}; for the Hub's, start elsewhere."
+            f"For that folder use --data-dir {dataset}; for the Hub's, start in another folder."
         )
     try:
         splits = cast(datasets.DatasetDict, datasets.load_dataset(dataset))
@@ -251,7 +251,7 @@ def _hub_rows(dataset: str | None, names: Sequence[str]) -> Rows:
 
 
 def _reason(error: BaseException) -> str:
-    """Type and first line of an error, or of its cause where `datasets` only says that there was one."""
+    """Type and first line of an error, or of its cause if `datasets` only says that generation failed."""
     if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()

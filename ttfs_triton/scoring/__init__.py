@@ -1,4 +1,4 @@
-"""Scoring a network over a set of images: batches, accuracy, activity, and what it ran on."""
+"""Scoring a network over a set of images: batches, accuracy, activity, device and versions."""
 
 from ttfs_triton.run_records import device_name, versions
 from ttfs_triton.scoring.batches import EvaluationBatches

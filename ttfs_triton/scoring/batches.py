@@ -1,4 +1,4 @@
-"""Batches of images to score: each image once, in order, shared among processes. Training loads its own likewise."""
+"""Batches of images to score: each image once, in order, shared among processes. Training uses `load_batches`, too."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from ttfs_triton.data.pixels import to_float
 
 if TYPE_CHECKING:
-    from ttfs_triton.data.images import ImageData  # which needs the package datasets
+    from ttfs_triton.data.images import ImageData  # it needs the package datasets
 
-WORKER_SECONDS = 10.0  # that a worker process lives on after SIGTERM: the main process may still need batches
+WORKER_SECONDS = 10.0  # life of a worker process after SIGTERM: the main process may still need batches
 Batch = tuple[Tensor, Tensor]
 
 Gathered = tuple[Tensor, ...]
@@ -46,9 +46,9 @@ class EvaluationBatches:
         data: images and labels.
         indices: [n], int64, the images to score; None: all.
         batch_size: images in a batch of this process; the last one may be smaller.
-        rank, world_size: number of this process, and of all. Shares differ by at most one image, and may be empty.
+        rank, world_size: number of this process, and number of processes. Shares differ by at most one image.
     Raises:
-        ValueError: batch_size is not positive, or rank and world_size do not fit.
+        ValueError: batch_size is not positive, or rank is not one of world_size processes.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class EvaluationBatches:
         return self.finish(self.gather(index))
 
     def gather(self, index: int) -> Gathered:
-        """Images, uint8, and labels."""
+        """Images (uint8) and labels of batch number `index`."""
         if not 0 <= index < len(self):
             raise IndexError(f"EvaluationBatches: index must be in 0 to {len(self) - 1}; got {index}.")
         chosen = self.indices[index * self.batch_size :][: self.batch_size]
@@ -91,16 +91,16 @@ def load_batches(
     """Batches in order, on a device. Closing it ends its worker processes.
 
     Args:
-        batches: gathered by this process if the images are in memory.
-        device: where they are used. Default: where they are gathered.
+        batches: the batches; this process gathers them if the images are in memory.
+        device: device that uses the batches. Default: the device that holds the data.
         first: number of the first batch.
-        num_workers: processes that decode images which are not in memory; 0: this one. The batches are the same.
+        num_workers: processes that decode images which are not in memory; 0: this process. Batches do not change.
     """
     device = batches.data.device if device is None else device
     order = range(first, len(batches))
     gathered, end = map(batches.gather, order), lambda: None
     if num_workers and not batches.data.in_memory:
-        # Its own generator: otherwise every epoch would take a number from the global one, and a resumed run another.
+        # Its own generator: otherwise each epoch would draw a number from the global one, and a resumed run another.
         loader = DataLoader(
             cast(Any, order),
             batch_size=None,
@@ -116,16 +116,16 @@ def load_batches(
         for tensors in gathered:
             yield batches.finish(tuple(tensor.to(device, non_blocking=True) for tensor in tensors))
     finally:
-        end()  # a traceback refers to it until Python ends, which would then wait for WORKER_SECONDS
+        end()  # a traceback refers to `gathered` until Python ends, which would wait for WORKER_SECONDS
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    """A terminal's Ctrl-C, and torchrun's SIGTERM, reach workers too: the main process needs them until it stops."""
+    """Ignore Ctrl-C and delay SIGTERM, which reach workers too: the main process needs workers until it stops."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: Timer(WORKER_SECONDS, os._exit, [0]).start())
 
 
 def check_rank(function: str, rank: int, world_size: int) -> None:
-    """ValueError, in the name of a function, unless rank is one of world_size processes."""
+    """Raise ValueError, in the name of `function`, unless rank is one of world_size processes."""
     if not 0 <= rank < world_size:
         raise ValueError(f"{function}: rank must be in 0 to world_size - 1; got {rank} of {world_size}.")

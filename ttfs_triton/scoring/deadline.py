@@ -1,4 +1,4 @@
-"""Accuracy against the deadline: by the earliest output spike, and by the output potentials where none has come yet."""
+"""Accuracy against a deadline: the earliest output spike decides, or output potentials if there is no spike yet."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ EARLY = tuple(part / 10 for part in range(1, 10))
 
 @dataclass(frozen=True)
 class Outputs:
-    """Spikes and potentials of the output neurons for N images; times from their window's start, in windows.
+    """Spikes and potentials of the output neurons for N images; times from the output window's start, in windows.
 
     Attributes:
-        times: [N, classes], inf for silent neurons.
-        potential, slope: [N, classes], at the window's start, V₀ included, and inside it; in threshold heights.
-        window: S, of firing.
-        start: windows from the image's start to the output window's.
-        early: [N, len(EARLY)] int64, class of the highest potential after these parts of the window before.
+        times: [N, classes], spike times, inf for silent neurons.
+        potential, slope: [N, classes], membrane potential at the window's start, V₀ included, and its slope inside the
+            window; in threshold heights.
+        labels: [N] int64.
+        window: S, length of the output neurons' firing window.
+        start: time from the image's start to the output window's start.
+        early: [N, len(EARLY)] int64, class of the highest potential at the times `EARLY` of the window before.
     """
 
     times: Tensor
@@ -42,7 +44,7 @@ class Outputs:
         return len(self.labels)
 
     def forced(self, time: float) -> Tensor:
-        """[N] classes that are decided for at a time: the earliest spike's, or the highest potential's without any."""
+        """[N] classes decided at a time: the class of the earliest spike or, without one, of the highest potential."""
         earliest, prediction = self.times.min(1)
         highest = (self.potential + self.slope * min(time, self.window)).argmax(1)
         return torch.where(earliest <= time, prediction, highest)
@@ -52,14 +54,14 @@ class Outputs:
 def output_spikes(
     network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], image_shape: Sequence[int] | None = None
 ) -> Outputs:
-    """Run a network over images and keep spikes and potentials of its output neurons.
+    """Run a network over images and return spikes and potentials of its output neurons.
 
     Args:
-        network: what `network_graph` takes, spiking; it runs in evaluation mode.
-        batches: images and labels, on its device or not.
-        image_shape: as of `network_graph`.
+        network: a spiking network that `network_graph` accepts; it runs in evaluation mode.
+        batches: images and labels, on any device.
+        image_shape: as in `network_graph`.
     Raises:
-        ValueError: no such network, or no images.
+        ValueError: `network_graph` does not accept the network, or there are no images.
     """
     graph = network_graph(network, image_shape)
     device, readout = next(network.parameters()).device, graph.readout
@@ -79,9 +81,9 @@ def output_spikes(
 
 
 def _early(readout: Readout, hidden: Tensor) -> Tensor:
-    """Classes [N, len(EARLY)] of the highest potential while spikes still arrive."""
+    """Classes [N, len(EARLY)] of the highest potential at the times `EARLY`, while spikes still arrive."""
     weight, bias = plain_synapses(readout)
-    # An input that came x before the window's end has raised the potential for x less what is left of the window.
+    # A spike that came x before the window's end has raised the potential for x minus the rest of the window.
     since = [(hidden.double() - (1 - part)).clamp_(min=0) for part in EARLY]
     return torch.stack([F.linear(values, weight, bias).argmax(1) for values in since], 1)
 
@@ -92,10 +94,10 @@ class DeadlineRow:
 
     Attributes:
         deadline: windows from the image's start.
-        accuracy: share of the images that are decided rightly if all must be by then.
+        accuracy: share of right decisions if all images must be decided by then.
         decided: share of the images with an output spike by then.
-        decided_accuracy: of those; None without any.
-        time: mean decision time, windows from the image's start: of the first spike, or else the deadline.
+        decided_accuracy: share of right decisions among these images; None if there are none.
+        time: mean decision time, windows from the image's start: the first spike's, or else the deadline.
     """
 
     deadline: float
@@ -106,11 +108,11 @@ class DeadlineRow:
 
 
 def deadline_curve(outputs: Outputs, deadlines: Sequence[float] = ()) -> list[DeadlineRow]:
-    """Accuracy against decision time: in the window before the outputs', where potentials alone decide, and in theirs.
+    """Accuracy against deadline: in the last hidden window, where potentials alone decide, and in the output window.
 
     Args:
-        outputs: of a network.
-        deadlines: from the output window's start, in windows. Default: 11 from its start to its end.
+        outputs: outputs of a network, from `output_spikes`.
+        deadlines: times from the output window's start, in windows. Default: 11 from its start to its end.
     """
     deadlines = deadlines or [outputs.window * place / 10 for place in range(11)]
     earliest, prediction = outputs.times.min(1)

@@ -21,7 +21,7 @@ class Evaluation:
     """Figures of one pass over a set of images.
 
     Attributes:
-        correct, images: counts over all processes; every image is scored once. Decided by the readout's score.
+        correct, images: right decisions by the readout's score, and images, over all processes; each image counts once.
         loss: mean cross entropy.
         first_spike_correct: right decisions if the earliest output spike decides.
         ties, no_spike: images for which several output neurons fire first together, or none fires.
@@ -74,17 +74,17 @@ def evaluate(
     """Score a network on this process's share of the images, and sum over processes.
 
     Args:
-        network: what `network_graph` takes, unwrapped; left in the mode, training or evaluation, in which it came.
+        network: an unwrapped network that `network_graph` accepts; its mode, training or evaluation, is restored.
         batches: this process's share.
         accelerator: for device, autocast and the sum.
-        scorer: of this network; what it has compiled or captured serves again. Default: a new one, without padding.
+        scorer: a scorer of this network, compiled or captured before. Default: a new one, without padding.
         num_workers: processes that decode images which are not in memory.
-        stop: asked before each batch, in this process alone; true ends the evaluation after all processes agree.
+        stop: called before each batch in this process; true ends its part, and the evaluation in all processes.
         on_batch: called with the number of images scored.
     Raises:
-        NetworkError: as `network_graph`.
-        EvaluationStopped: some process was asked to stop.
-        ValueError: outputs that are NaN or infinite, of which the highest would be that of class 0.
+        NetworkError: as `network_graph` raises it.
+        EvaluationStopped: `stop` returned true in some process.
+        ValueError: outputs are NaN or infinite; class 0 would count as the highest.
     """
     scorer = Scorer(network, accelerator, batches.data.shape[1:]) if scorer is None else scorer
     stopped = torch.zeros(1, dtype=torch.float64, device=accelerator.device)
@@ -116,7 +116,7 @@ def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
 
 
 def layer_table(layers: Sequence[LayerStatistics], title: str = "") -> TerminalTable:
-    """A row for each layer: neurons, spikes a sample, shares that are active, saturated, silent, never active."""
+    """Table of layers: neurons, spikes a sample, shares of neurons active, saturated, silent, never active."""
     headers = ("layer", "neurons", "spikes / image", "active", "saturated", "silent", "never active")
     rows = []
     for layer in layers:

@@ -1,4 +1,4 @@
-"""A network's scores, batch by batch, added up on the device."""
+"""Adds up a network's scores on the device, batch by batch, and captures such work in CUDA graphs."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from ttfs_triton.nn.trace import evaluating
 
 
 class GraphError(RuntimeError):
-    """Work could not be captured."""
+    """Work could not be captured in a CUDA graph."""
 
 
 class CudaGraphs:
-    """Graphs of a CUDA device."""
+    """Captures CUDA graphs on a device, in a stream of its own."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Run on the stream that captures, after earlier work and before later: autograd remembers streams."""
+        """Run on the capture stream, after earlier work and before later work: autograd remembers streams."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             yield
         torch.cuda.current_stream().wait_stream(self.stream)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record work without doing it, and return a function that does it; other threads go on with theirs."""
+        """Capture work without doing it, and return a function that does it. Other threads may go on working."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             work()
@@ -42,7 +42,7 @@ class CudaGraphs:
 
 
 def reason_of_failure(error: RuntimeError) -> str:
-    """The first line of the error of a capture."""
+    """First line of the error of a failed capture."""
     return str(error).strip().splitlines()[0].rstrip(".")
 
 
@@ -53,9 +53,9 @@ class Scorer:
     """Adds up the scores of batches as they come.
 
     Args:
-        network: what `network_graph` takes, unwrapped; its layers get spike counters.
+        network: an unwrapped network that `network_graph` accepts; its layers get spike counters.
         accelerator: for device and autocast.
-        image_shape: as of `network_graph`.
+        image_shape: as in `network_graph`.
     Attributes:
         sums: [6], float64, on the device: images, right decisions by the readout's score, cross entropy, right
             decisions by the first spike, ties, images without an output spike.
@@ -76,7 +76,7 @@ class Scorer:
             yield
 
     def _casts(self) -> AbstractContextManager[None]:
-        """Weights are cast once for all batches."""
+        """Autocast around all batches: weights are cast only once."""
         return self.accelerator.autocast()
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
@@ -86,7 +86,7 @@ class Scorer:
         self.sums += torch.stack(
             [
                 counted.sum(),
-                (logits.argmax(1) == labels).sum(),  # padding is nobody's class
+                (logits.argmax(1) == labels).sum(),  # padding matches no class
                 F.cross_entropy(logits, labels, reduction="sum", ignore_index=PADDING),
                 (decision.prediction == labels).sum(),
                 (decision.tie & counted).sum(),
@@ -96,19 +96,19 @@ class Scorer:
 
 
 class PaddedScorer(Scorer):
-    """A scorer whose batches all have one size: a smaller one is filled up with images that do not count.
+    """A scorer whose batches all have one size: smaller batches are padded with images that do not count.
 
-    So kernels are compiled for one size, and the work on a batch can be captured in a CUDA graph once, for all
-    evaluations of a run. All sums and counts are, bit for bit, those of the images alone in a batch of that size.
+    Kernels are then compiled for one size, and the work on a batch can be captured in a CUDA graph once, for all
+    evaluations of a run. Padding changes no bit of the sums and counts.
 
     Args:
-        network, accelerator, image_shape: as of `Scorer`.
-        batch_size: of all batches; the largest that comes.
-        graphs: of the device; None: batches are scored one by one.
-        required: whether a capture that fails is an error; else batches are scored without, and `say` says so.
-        say: shows a line.
+        network, accelerator, image_shape: as in `Scorer`.
+        batch_size: size of all batches; the largest that comes.
+        graphs: CUDA graphs of the device; None: nothing is captured.
+        required: whether a failed capture is an error; else batches are scored without a graph, and `say` says so.
+        say: prints a line.
     Raises:
-        GraphError: when called, if the capture failed and is required.
+        GraphError: in a call, if a capture that is required fails.
     """
 
     def __init__(
@@ -133,11 +133,11 @@ class PaddedScorer(Scorer):
         self._warm = False
 
     def _casts(self) -> AbstractContextManager[None]:
-        """Weights are cast for each batch, within the capture: they are others when it is replayed."""
+        """No autocast here: each batch casts the weights within the capture, since they have changed at a replay."""
         return nullcontext()
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
-        """As of `Scorer`, for up to `batch_size` images."""
+        """Score images as `Scorer` does, up to `batch_size` of them."""
         number = len(labels)
         self._images[:number].copy_(images, non_blocking=True)
         self._labels[:number].copy_(labels, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Training: configuration, data, loop, checkpoints. `main` is the entry point of a recipe, `Trainer` of a program."""
+"""Training: configuration, data, loop, checkpoints. Recipes call `main`; Python programs use `Trainer`."""
 
 import sys
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ttfs_triton.train.run import DeviceLostError, Trainer, run_data, train
     from ttfs_triton.train.run_folder import RunFolderError
 
-# Imported when they are first used: `--help` does without PyTorch.
+# Imported on first use, so that `--help` does not import PyTorch.
 _HOMES = {
     "Callback": "callback",
     "DeviceLostError": "run",
@@ -45,7 +45,7 @@ __all__ = [
 
 
 def main(recipe: Path, description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Entry point of a recipe: parse, train, exit with a plain message where the user can mend what went wrong.
+    """Entry point of a recipe: parse the command line and train; what the user can fix ends in a plain message.
 
     Args:
         recipe: the recipe's YAML file.

@@ -1,6 +1,6 @@
-"""Batches of an epoch as functions of their position, the same in one process, in several, and in a resumed run.
+"""Batches of an epoch, computed from their position: the same in one process, in several, and in a resumed run.
 
-The order of the images follows from seed and epoch, the augmentation of an image from seed, epoch and its index.
+The order of the images depends on seed and epoch only, an image's augmentation on seed, epoch and the image's index.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ttfs_triton.augment import Augmentation, Mixing, draw_mixing, mix
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.scoring.batches import Batch, Gathered, check_rank, load_batches
 
-# Pixels that are augmented at a time: 512 images of CIFAR-10. With fewer, PyTorch's calls take much of the time.
+# Pixels augmented in one call: 512 images of CIFAR-10. With fewer, the overhead of PyTorch's calls takes much time.
 AUGMENTED_AHEAD = 512 * 32 * 32
 
 
@@ -29,13 +29,13 @@ class EpochBatches:
         data: images and labels.
         indices: [n], int64, the images to train on.
         batch_size: images in an optimiser step, over all processes and micro-batches.
-        seed, epoch: of order and augmentation.
+        seed, epoch: determine the order of the images and their augmentation.
         rank, world_size: number of this process, and number of processes.
         accumulation: micro-batches in an optimiser step.
-        augmentation: default: none.
-        classes: number of classes; mixed images have probabilities of classes as labels.
+        augmentation: augmentation of the images. Default: none.
+        classes: number of classes, needed where images are mixed: their labels are class probabilities.
     Raises:
-        ValueError: fewer images than one batch, or a batch that processes and micro-batches do not divide.
+        ValueError: fewer images than one batch, or batch_size is not a multiple of processes times accumulation.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class EpochBatches:
         self.seed, self.epoch = seed, epoch
         self.augmentation = augmentation or Augmentation()
         order = torch.randperm(len(indices), generator=_generator("order", seed, epoch))
-        # Each micro-batch is shared among the processes; this is the part of this one.
+        # Each micro-batch is split among the processes; this process keeps its own part.
         order = order[: len(order) // batch_size * batch_size].view(-1, world_size, self.micro_batch_size)[:, rank]
         self.order = indices[order.flatten()].to(data.device, non_blocking=True)
         self.classes, self.mixing = classes, None
@@ -90,9 +90,9 @@ class EpochBatches:
         return self.finish(self.gather(index))
 
     def gather(self, index: int, count: int = 1) -> Gathered:
-        """Indices, images as uint8 and labels of `count` micro-batches from `index` on, as one.
+        """Indices, images (uint8) and labels of `count` micro-batches from `index` on, as one batch.
 
-        If images are mixed, those of their partners follow, and shares.
+        If images are mixed, their partners follow in the same tensors, then the mixing's values, shares and rectangles.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"EpochBatches: index must be in 0 to {len(self) - 1}; got {index}.")
@@ -139,6 +139,6 @@ def _augment_ahead(batches: EpochBatches, first: int, count: int) -> Generator[B
 
 
 def _generator(*key: object) -> torch.Generator:
-    """A generator that is seeded by a hash of the key."""
+    """A random generator, seeded by a hash of the key."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

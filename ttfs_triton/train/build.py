@@ -49,7 +49,7 @@ SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
 }
 STATISTICS_IMAGES = 10_000  # for channel statistics with four digits
 WHITENING_IMAGES = 5_000
-HEAD = "4096-4096"  # of the paper's VGGs
+HEAD = "4096-4096"  # fully connected hidden layers of the paper's VGGs
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class RunData:
     """The images of a run.
 
     Attributes:
-        train, test: splits as loaded.
-        train_indices, validation_indices: [n] int64, into `train`; the second is empty without validation.
+        train, test: the training and test images as loaded.
+        train_indices, validation_indices: [n] int64, indices into `train`; the second is empty without validation.
     """
 
     train: ImageData
@@ -70,7 +70,7 @@ class RunData:
 def load_data(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None]) -> RunData:
     """Load both splits and set the validation images aside. The main process comes first, so that it alone downloads.
 
-    A split that does not fit into main memory is streamed, unless a place was asked for.
+    Images that do not fit into main memory are streamed, unless `data_placement` is set; recordings never are.
     """
 
     def load(split: str, samples: int | None, like: ImageData | None, streaming: bool = config.streaming) -> ImageData:
@@ -103,7 +103,7 @@ def load_data(config: TrainConfig, accelerator: Accelerator, say: Callable[[str]
 
 
 def split_data(train: ImageData, test: ImageData, config: TrainConfig) -> RunData:
-    """Both splits, validation images set aside as `config` says."""
+    """The data of a run: both splits, with the validation images that `config` asks for held out of `train`."""
     return RunData(train, test, *train_validation_split(train, config.validation_fraction, config.seed))
 
 
@@ -115,17 +115,17 @@ def build_network(
     network: nn.Module | None = None,
     calibrated: bool = True,
 ) -> tuple[nn.Module, Start | None]:
-    """The network for these images, on the CPU, initialised from `config.seed` and, if given, from weights.
+    """Build the network of a run on the CPU, initialised from `config.seed` and, if given, from `config.weights`.
 
     Args:
-        config, data: of the run.
-        device: to calibrate on. Default: the CPU.
-        network: built already. Default: as configured.
-        calibrated: whiten, and calibrate the weights of another project's ANN; needless if a checkpoint follows.
+        config, data: configuration and data of the run.
+        device: device to calibrate on. Default: the CPU.
+        network: the network, if it is built already. Default: a new one, as configured.
+        calibrated: whiten, and calibrate another project's ANN; False where a checkpoint replaces the weights.
     Returns:
-        The network, and the origin of its weights; None if they were drawn.
+        The network, and the origin of its weights: None if they were drawn at random.
     Raises:
-        ValueError: the weights are not those of this network, or the options exclude each other.
+        ValueError: the weights do not fit this network, or options exclude each other.
     """
     if network is None:
         network = _own_network(config, data) if config.network is not None else _specified_network(config, data)
@@ -148,10 +148,10 @@ def build_network(
 
 
 def check_network(network: nn.Module, data: RunData) -> NetworkGraph:
-    """The graph of a network that is to be trained on these images; prepares its layers to count spikes.
+    """Check that a network can be trained on these images, prepare its layers to count spikes, and return its graph.
 
     Raises:
-        ConfigError: it has unknown layers, or is not for these images and classes.
+        ConfigError: the network has unknown layers, or does not fit the shape or the classes of the images.
     """
     try:
         graph = network_graph(network, data.train.shape[1:])
@@ -247,9 +247,9 @@ def build_augmentation(config: TrainConfig) -> Augmentation:
 
 
 def build_optimizer(config: TrainConfig, network: nn.Module) -> Optimizer:
-    """The optimizer. Only weights decay, not gains, initial potentials and normalisation.
+    """The optimizer of a run. Weight decay applies to weights, not to gains, initial potentials and batch norm.
 
-    A factor on the rate of parameters does not change the share by which they decay in a step.
+    A factor on the learning rate of some parameters leaves their decay per step unchanged.
     """
     groups = [
         {
@@ -271,16 +271,16 @@ def build_optimizer(config: TrainConfig, network: nn.Module) -> Optimizer:
     else:
         optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
     if config.momentum > 0:
-        # Fused SGD would leave them uninitialised if it skipped its first step.
+        # Fused SGD would leave the buffers uninitialised if it skipped its first step.
         for parameter in network.parameters():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 def _by_rate(config: TrainConfig, network: nn.Module) -> dict[tuple[str, float], list[nn.Parameter]]:
-    """Parameters by kind and by the factor on their rate; those of ordinary weights first.
+    """Parameters by kind and by the factor on their learning rate; hidden weights without a factor come first.
 
-    Kinds: "hidden", weights of hidden layers; "readout", the readout's; "offset", gains and initial potentials.
+    Kinds: "hidden": weights of hidden layers; "readout": weights of the readout; "offset": gains, initial potentials.
     """
     rates: dict[int, float] = {}
     readout: set[int] = set()
@@ -300,13 +300,13 @@ def _by_rate(config: TrainConfig, network: nn.Module) -> dict[tuple[str, float],
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network whose class probabilities are learned.
+    """A trained network; the network of a run learns its class probabilities.
 
     Attributes:
         network: in evaluation mode, on the device that trains; its weights do not change.
-        weight: w, share of the loss.
-        accelerator: whose precision the network computes in.
-        sha256: of its weights' file, hexadecimal.
+        weight: w, the share of the loss that compares the two networks.
+        accelerator: sets the precision that the teacher computes in.
+        sha256: SHA-256 of the file of the teacher's weights, hexadecimal.
     Source: Hinton et al., "Distilling the knowledge in a neural network", 2015, with temperature 1.
     """
 
@@ -319,9 +319,9 @@ class Teacher:
         """(1 − w)·cross entropy + w·KL(teacher's probabilities ‖ network's), a scalar, float32.
 
         Args:
-            cross_entropy: scalar, the network's, with the labels.
-            logits: [b, classes], the network's.
-            images: [b, channels, height, width], float32, that gave these logits.
+            cross_entropy: scalar, between the labels and the logits.
+            logits: [b, classes], outputs of the network in training.
+            images: [b, channels, height, width], float32, inputs of the network in training.
         """
         with torch.no_grad(), self.accelerator.autocast():
             wanted = self.network(images).float().log_softmax(1)
@@ -330,10 +330,10 @@ class Teacher:
 
 
 def load_teacher(config: TrainConfig, data: RunData, accelerator: Accelerator) -> Teacher | None:
-    """The teacher of a run, or None. If it is a network of the user's own, `config.network` builds it.
+    """The teacher of a run; None without one. A teacher of a user-defined network is built by `config.network`.
 
     Raises:
-        ConfigError: it cannot be read, or is not for these images and classes.
+        ConfigError: the teacher cannot be read, or does not fit the images' shape or the classes.
     """
     if config.teacher is None:
         return None
@@ -348,7 +348,7 @@ def load_teacher(config: TrainConfig, data: RunData, accelerator: Accelerator) -
     if model.image_shape != data.train.shape[1:] or (names != classes and not unnamed):
         raise ConfigError(
             f"teacher must be trained on images like these, {data.train.shape[1:]} (channels, height, width) in the "
-            f"classes {', '.join(classes):.200}; got {config.teacher}, of {model.image_shape} in "
+            f"classes {', '.join(classes):.200}; got {config.teacher}, trained on {model.image_shape} in the classes "
             f"{', '.join(names):.200}. Choose another teacher, or the data that it was trained on."
         )
     network = model.network.float().to(accelerator.device).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Callbacks of a run, and the error that ends one."""
+"""The base class of callbacks, and NonFiniteLossError, which ends a run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 class NonFiniteLossError(RuntimeError):
-    """Loss, gradient or averaged weights became infinite or not a number; nothing was saved from there on."""
+    """Loss, gradient or averaged weights became infinite or not a number; nothing was saved after that."""
 
 
 class Callback:
-    """Base class of callbacks: override some methods. Every process of a run calls all of them.
+    """Base class of callbacks: override some methods. Every process of a run calls every method.
 
     Example:
         >>> class StopAt(Callback):
@@ -25,13 +25,13 @@ class Callback:
     """
 
     def on_start(self, loop: TrainingLoop) -> None:
-        """Before training begins or goes on. `loop` has network, graph, data, configuration and position."""
+        """Called before training begins or resumes. `loop` has network, graph, data, configuration and position."""
 
     def on_step(self, loop: TrainingLoop) -> None:
-        """After each step. Reading a tensor's value here makes a GPU wait."""
+        """Called after each optimiser step. Reading a tensor's value here makes a GPU wait for the host."""
 
     def on_epoch(self, loop: TrainingLoop, line: Mapping[str, Any]) -> bool | None:
-        """After each epoch; `line` is its line in metrics.jsonl. True ends the run as if this had been the last one."""
+        """Called after each epoch; `line` is its line in metrics.jsonl. Return True to make this epoch the last one."""
 
     def on_end(self, loop: TrainingLoop, summary: Mapping[str, Any]) -> None:
-        """After the test images were scored; `summary` is the content of summary.json."""
+        """Called after the test images were scored; `summary` is the content of summary.json."""

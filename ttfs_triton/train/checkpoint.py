@@ -1,7 +1,7 @@
-"""Checkpoints of a run: one safetensors file each, whole or absent, checked by a hash, found by step number.
+"""Checkpoints of a run: one safetensors file each, written whole or not at all, with a hash, named by step.
 
-`step-00000123.safetensors` holds tensors named `<group>.<name>`. Its metadata are a JSON text, "content", and "sha256",
-the hash of this text and of all tensors. No random states are in it: a step seeds its own generators.
+`step-00000123.safetensors` holds tensors named `<group>.<name>`. Its metadata hold "content", a JSON text, and
+"sha256", the hash of this text and of all tensors. Random states are not saved: each step seeds its own generators.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _PARTIAL = re.compile(rf"\..+\.{PARTIAL}-\d+")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is damaged or of an unknown format."""
+    """A checkpoint is damaged, or its format is unknown."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Checkpoint:
     """The content of a checkpoint.
 
     Attributes:
-        path: of the file.
+        path: the file.
         step: optimizer steps done when it was saved.
         tensors: group ("model", "optimizer", ...) → name → CPU tensor, contiguous.
-        state: JSON values.
+        state: JSON values, by key.
     """
 
     path: Path
@@ -60,20 +60,20 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint, then delete older ones; a kill or a full disk at any moment leaves whole checkpoints only.
 
-    One of the same step is replaced. Only one process of a run may call it.
+    A checkpoint of the same step is replaced. Only one process of a run may call this.
 
     Args:
-        folder: `<run>/checkpoints`, which must exist: a run whose folder was moved makes no second one.
+        folder: `<run>/checkpoints`; must exist, so that a run whose folder was moved away makes no second one.
         step: optimizer steps done.
-        tensors: group → name → tensor; see `tensor_bytes` for what a tensor may be.
-        state: JSON values.
+        tensors: group → name → tensor; see `tensor_bytes` for the tensors that are allowed.
+        state: JSON values, by key.
         keep_last: number of checkpoints to keep, this one included.
     Returns:
         The file, `<folder>/step-<step, 8 digits>.safetensors`.
     Raises:
         ValueError: a tensor is not allowed.
         TypeError: state holds something that JSON cannot express.
-        OSError: the disk is full or refuses; nothing of the new checkpoint is left behind.
+        OSError: the file cannot be written, as on a full disk; no part of it is left behind.
     """
     path = checkpoint_path(folder, step)
     write_bytes(path, checkpoint_bytes(json.dumps(state), tensors))
@@ -87,12 +87,12 @@ def save_checkpoint(
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """File of a checkpoint in a folder."""
+    """Path of a step's checkpoint in a folder."""
     return folder / f"step-{step:08d}.safetensors"
 
 
 def checkpoint_bytes(state: str, tensors: Mapping[str, Mapping[str, Tensor]]) -> bytes:
-    """Content of a checkpoint's file, of its state as JSON and its tensors by group and name."""
+    """The bytes of a checkpoint file: `state` is JSON text, `tensors` are group → name → tensor."""
     flat = {
         f"{group}.{name}": tensor.detach().cpu().contiguous()
         for group, named in tensors.items()
@@ -106,7 +106,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        CheckpointError: it cannot be read, is of another format version, or differs from its checksum.
+        CheckpointError: the file cannot be read, has another format version, or does not match its checksum.
     """
     try:
         data, named = read_regular(path), _NAME.fullmatch(path.name)
@@ -130,16 +130,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint of the highest step, None if there is none. Damaged ones are logged and passed over.
+    """Path of the newest intact checkpoint; None if there are no checkpoints. Damaged ones are logged and skipped.
 
     Args:
         folder: `<run>/checkpoints`; need not exist.
     Raises:
-        CheckpointError: there are some, and all are damaged or of an earlier version; a run that began anew would
+        CheckpointError: all checkpoints are damaged or of an earlier version. A run that began anew would
             overwrite its best weights.
     """
     problems = [
-        f"{path} is of an earlier version, which can go on with it." for path in folder.glob("step-*") if path.is_dir()
+        f"{path} is of an earlier version; resume with that version." for path in folder.glob("step-*") if path.is_dir()
     ]
     for _, path in reversed(_numbered(folder)):
         try:
@@ -152,10 +152,10 @@ def latest_checkpoint(folder: Path) -> Path | None:
             return path
     if problems:
         raise CheckpointError(
-            "--resume: a checkpoint must be whole and of this version to go on; none is:\n  "
+            "--resume: at least one checkpoint must be intact and of this version; none is:\n  "
             + "\n  ".join(problems)
             + "\n"
-            "Put a copy of one back, or start again by --overwrite; nothing has been changed."
+            "Restore a copy of one, or start again with --overwrite; no file has been changed."
         )
     return None
 
@@ -167,12 +167,12 @@ def clean_partial(folder: Path) -> None:
 
 
 def is_partial(path: Path) -> bool:
-    """Whether a killed process left this unfinished, by its name."""
+    """Whether this file, by its name, was left unfinished by a killed process."""
     return _PARTIAL.fullmatch(path.name) is not None
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:
-    """All (step, path) in a folder by rising step, whole or not."""
+    """All checkpoints in a folder as (step, path), damaged ones included, by rising step."""
     found = [(_NAME.fullmatch(path.name), path) for path in folder.glob("step-*")]
     return sorted((int(match[1]), path) for match, path in found if match)
 
@@ -199,10 +199,10 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) 
     """Load what `optimizer_tensors` returned; the next step is the same, bit for bit.
 
     Args:
-        optimizer: of the same class, over parameters of the same shapes in the same order.
-        tensors: by the same names.
+        optimizer: an optimizer of the same class, over parameters of the same shapes in the same order.
+        tensors: the tensors that `optimizer_tensors` returned.
     Raises:
-        ValueError: they are of other parameters.
+        ValueError: the tensors do not fit the parameters.
     """
     parameters = _parameters(optimizer)
     for name, tensor in tensors.items():

@@ -2,8 +2,8 @@
 
 A recipe's YAML file holds keys of a run, and two more:
 
-extends: FILE       beside it: keys and presets that are not given here
-presets:            by name: keys that `--preset NAME` sets
+extends: FILE       a recipe in the same folder; its keys and presets hold unless this file gives them
+presets:            preset name → keys that `--preset NAME` sets
 """
 
 import argparse
@@ -51,9 +51,9 @@ class TrainConfig(
     DataOptions,
     MainOptions,
 ):
-    """All keys of a run, in its folder as `config.yaml`. The last base class comes first there and in `--help`.
+    """All keys of a run, saved in its folder as `config.yaml`. There and in `--help`, the last base class comes first.
 
-    Faults are drawn anew in each training step; there are none in validation.
+    A chip's faults are drawn anew in each training step; validation runs without faults.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,7 +61,7 @@ class TrainConfig(
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         if self.network is not None and (given := self.network_keys()):
-            raise ValueError(f"network builds all of a network: leave {', '.join(given)} out, and say it there")
+            raise ValueError(f"network builds the whole network: leave {', '.join(given)} out, and set it there")
         if self.batch_norm and self.time_steps is not None:
             raise ValueError(
                 "batch_norm and time_steps exclude each other: train with batch_norm first, then start from its "
@@ -88,31 +88,31 @@ class TrainConfig(
 
 FREE_ON_RESUME = frozenset(name for name, key in TrainConfig.model_fields.items() if key.json_schema_extra == FREE)
 """Keys that may differ between a run and its continuation."""
-# Keys of runs of earlier versions, each with the advice that replaces it.
+# Keys that earlier versions had, each with advice on what to use now.
 RETIRED = {
     "neuron": "an ANN is a network with psp_persistence: 0; start one from the weights of a run that has neuron: ann",
-    "pretrain": "one training begins at σ = 0 and ends at its goal; use psp_persistence_rise, and batch_norm",
+    "pretrain": "a training now begins at σ = 0 and ends at psp_persistence; use psp_persistence_rise, and batch_norm",
     "pretrain_epochs": "see psp_persistence_rise",
     "pretrain_lr": "see psp_persistence_rise",
 }
 # A run with one of these schedules can be made longer: no rate depends on the number of steps.
 OPEN_SCHEDULES = ("constant", "milestones")
-_MOST_FILES = 8  # of recipes that extend one another
+_MOST_FILES = 8  # longest chain of recipes that extend one another
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used: names source, key and rule."""
+    """The configuration cannot be used; the message names source, key and rule."""
 
 
 class FileOptions(BaseModel):
-    """A file of the user's own."""
+    """The configuration file."""
 
     config: Path | None = None
     """YAML file whose keys replace the recipe's; flags replace both."""
 
 
 def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None = None) -> TrainConfig:
-    """Configuration of a recipe.
+    """The configuration of a run, from its recipe, preset, configuration file and command line.
 
     Args:
         recipe: the recipe's own YAML file.
@@ -141,8 +141,8 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
         values, source = without_retired(read_yaml(saved)), str(saved)
         if values.get("network") is not None and known.network is None:
             raise ConfigError(
-                f"--resume: the run in {known.output_dir} is of a network that {values['network']} built, and no code "
-                "is run that only a file names. Add --network FILE.py:FUNCTION."
+                f"--resume: the network of the run in {known.output_dir} was built by {values['network']}, and code "
+                "that only a file names is not run. Add --network FILE.py:FUNCTION."
             )
     base = make_config(values, source)
     try:
@@ -162,14 +162,14 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe: its keys and presets (name → keys), those of the files that it extends included."""
+    """A recipe: its keys and presets (name → keys), including keys and presets of the recipes that it extends."""
 
     path: Path
     keys: Mapping[str, Any]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def values(self, preset: str | None) -> dict[str, Any]:
-        """The keys, replaced by those of a preset; ConfigError if there is no such preset."""
+        """The recipe's keys, overridden by the keys of a preset; ConfigError if there is no such preset."""
         if preset is None:
             return dict(self.keys)
         if preset not in self.presets:
@@ -187,10 +187,10 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe and what it extends.
+    """Read a recipe and the recipes that it extends.
 
     Raises:
-        ConfigError: a file cannot be read, presets are no mappings, or the files extend one another without end.
+        ConfigError: a file cannot be read, presets are not mappings, or the files extend one another without end.
     """
     keys: dict[str, Any] = {}
     presets: dict[str, dict[str, Any]] = {}
@@ -226,8 +226,8 @@ def make_config(values: dict[str, Any], source: str) -> TrainConfig:
     """Validate values into a configuration.
 
     Raises:
-        ConfigError: with one line for each wrong key, the rule and the value, naming `source`. A retired key is wrong
-            if it asks for something.
+        ConfigError: the message names `source` and, on one line each, the wrong keys with rule and value. A retired key
+            is wrong if its value asks for something.
     """
     try:
         return TrainConfig(**{key: value for key, value in values.items() if key not in RETIRED or _asks(value)})
@@ -237,14 +237,14 @@ def make_config(values: dict[str, Any], source: str) -> TrainConfig:
 
 
 def differing_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Keys with different values, {key: (old, new)} as in YAML, without those that only say where the run is."""
+    """Keys with different values, {key: (old, new)} as in YAML, except the keys that only say where the run is."""
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     places = ("resume", "overwrite", "output_dir")
     return {key: (before[key], after[key]) for key in before if key not in places and before[key] != after[key]}
 
 
 def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Those of `differing_keys` that would change the course of a resumed run."""
+    """The differing keys, {key: (old, new)}, that would change the course of a resumed run."""
     changes = {key: values for key, values in differing_keys(old, new).items() if key not in FREE_ON_RESUME}
     if new.schedule in OPEN_SCHEDULES and new.epochs > old.epochs:
         changes.pop("epochs", None)
@@ -252,12 +252,12 @@ def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any
 
 
 def without_retired(values: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a run without retired ones. `neuron: ann` stays, and is refused: an ANN would train as another."""
+    """The keys of a run without retired ones. `neuron: ann` stays and is refused: the ANN would turn spiking."""
     return {key: value for key, value in values.items() if key not in RETIRED or value == "ann"}
 
 
 def _asks(value: Any) -> bool:
-    """Whether the value of a retired key asks for anything."""
+    """Whether the value of a retired key asks for anything other than the present behaviour."""
     return bool(value) and value != "dft"
 
 

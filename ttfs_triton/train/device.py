@@ -1,4 +1,4 @@
-"""Device, precision and fused passes of a run; what its processes exchange: gradients, statistics, signals to stop."""
+"""Device, precision and fused passes of a run; the gradients, statistics and stop requests that processes exchange."""
 
 import math
 import os
@@ -31,10 +31,10 @@ SLOW = 3.0  # bfloat16 over float32; at most 1 on a CPU with instructions for bf
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Processes, device, precision and trackers of a run.
+    """The Accelerator of a run, with its processes, device, precision and trackers.
 
     Raises:
-        ConfigError: a tracker is not installed; precision or backend cannot be had on the CPU; or too many workers.
+        ConfigError: a tracker is not installed, precision or backend do not run here, or num_workers is too high.
     """
     known = [str(tracker) for tracker in get_available_trackers()]
     for tracker in config.trackers:
@@ -64,19 +64,19 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
                 static_graph=config.gradient_accumulation == 1,
             )
         ],
-        # Some trackers need a folder now; the run's own replaces it.
+        # Some trackers need a folder now; the run's folder replaces it later.
         project_config=ProjectConfiguration(logging_dir="runs"),
     )
 
 
 def warn_of_device(accelerator: Accelerator, say: Callable[[str], None]) -> None:
-    """Say that fewer processes run than were asked for, and that bfloat16 is only emulated."""
+    """Warn if fewer processes run than were asked for, or if the CPU only emulates bfloat16."""
     asked = os.environ.get("WORLD_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("PMI_SIZE")
     # accelerate launch --cpu --num_processes 2 sets an address for two processes, and starts one.
     alone = asked is None and accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ
     if alone or accelerator.num_processes < int(asked or 1):
         say(
-            f"warning: {accelerator.num_processes} of {asked or 'several'} processes that were asked for. "
+            f"warning: only {accelerator.num_processes} of {asked or 'several'} processes run. "
             "On a CPU use torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N."
         )
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
@@ -84,15 +84,15 @@ def warn_of_device(accelerator: Accelerator, say: Callable[[str], None]) -> None
         ratio = product_seconds(torch.bfloat16) / product_seconds(torch.float32)
         if ratio > SLOW:
             say(
-                f"mixed_precision: this CPU emulates bf16, where a product of matrices takes {ratio:.0f} times as long "
-                "as in float32; use --mixed-precision no"
+                f"mixed_precision: this CPU emulates bf16: a product of matrices takes {ratio:.0f} times as long as "
+                "in float32; use --mixed-precision no"
             )
 
 
 def product_seconds(dtype: torch.dtype) -> float:
-    """Seconds of a matrix product on the CPU, the least of four."""
+    """Seconds that a matrix product takes on the CPU, the least of four."""
     matrix, found = torch.ones(256, 256, dtype=dtype), []
-    for _ in range(4):  # the first finds a kernel
+    for _ in range(4):  # the first one looks for a kernel
         begin = time.perf_counter()
         torch.mm(matrix, matrix)
         found.append(time.perf_counter() - begin)
@@ -103,7 +103,7 @@ def choose_fusing(config: TrainConfig, device: torch.device, graph: NetworkGraph
     """Whether a run on a CPU fuses its passes over neurons; `images` is the number over all epochs.
 
     Raises:
-        ConfigError: fused passes are asked for and cannot be had.
+        ConfigError: `fuse` is on, but passes cannot be fused here.
     """
     neurons = images * sum(math.prod(stage.shape) for stage in graph.stages)
     if config.fuse == "off" or (config.fuse == "auto" and neurons < LEAST_NEURONS):
@@ -116,7 +116,7 @@ def choose_fusing(config: TrainConfig, device: torch.device, graph: NetworkGraph
 
 def _why_not_fused(device: torch.device) -> str | None:
     if device.type != "cpu":
-        return "the device is no CPU"
+        return "the device is not a CPU"
     from torch._inductor import cpp_builder, exc
 
     try:
@@ -128,7 +128,7 @@ def _why_not_fused(device: torch.device) -> str | None:
 
 @contextmanager
 def fused_passes(on: bool) -> Iterator[None]:
-    """Within the `with` block, layers on a CPU take fused passes, if `on`."""
+    """Within the `with` block, layers on a CPU use fused passes, if `on`."""
     fuse_passes(on)
     try:
         yield
@@ -137,7 +137,7 @@ def fused_passes(on: bool) -> Iterator[None]:
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and has been saved. `exit_code` is 128 plus the signal's number, as of shells."""
+    """The run was asked to stop, and has been saved. `exit_code` is 128 plus the signal's number, as in shells."""
 
     def __init__(self, message: str, received: signal.Signals | None) -> None:
         super().__init__(message)
@@ -148,12 +148,12 @@ class Interrupted(Exception):
 class StopRequest:
     """Makes the first SIGTERM or SIGINT in the `with` block a request to stop; a second one acts as usual.
 
-    A signal to all processes also reaches torchrun, which repeats it: there, a second one soon after the first is the
-    same one.
+    A signal to all processes also reaches torchrun, which sends it to them again: under torchrun, a second signal
+    soon after the first is ignored.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
-    REPEATED = 2.0  # seconds after the first, in which torchrun repeats it
+    REPEATED = 2.0  # seconds after the first signal, within which torchrun repeats it
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -167,7 +167,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.received is None or not self._repeated:  # a repetition may come when all is saved
+        if self.received is None or not self._repeated:  # torchrun may repeat the signal after all is saved
             self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -186,7 +186,7 @@ class StopRequest:
     def due(self, step: int, every: int) -> bool:
         """Whether any process was asked to stop; all processes call it after each step.
 
-        Agreeing makes GPUs wait for their hosts, so that several only agree `every` so many steps.
+        The exchange makes GPUs wait for their hosts, so that several GPUs do it only once in `every` steps.
         """
         if self.accelerator.num_processes == 1:
             return self.received is not None
@@ -197,18 +197,18 @@ class StopRequest:
 
 
 def compress_gradients(model: nn.Module, say: Callable[[str], None]) -> None:
-    """Let processes exchange gradients in bfloat16; says so if there is only one process."""
+    """Make processes exchange gradients in bfloat16; if there is only one, say that it exchanges none."""
     if not isinstance(model, DistributedDataParallel):
         say("gradient_compression: one process exchanges no gradients")
         return
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
-    # Under the hook's own name PyTorch insists on GPUs, although gloo sums bfloat16, too.
+    # PyTorch recognises the bare hook and insists on GPUs, although gloo sums bfloat16, too.
     model.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
 
 
 def share_statistics(network: nn.Module) -> None:
-    """Let batch norm of every layer take its statistics over all processes."""
+    """Make batch norm in every layer compute its statistics over all processes."""
     for module in network.modules():
         if isinstance(module, WeightedLayer):
             module.statistics_group = torch.distributed.group.WORLD

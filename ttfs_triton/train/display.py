@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Display:
-    """Prints nothing where `enabled` is false (processes other than the main one)."""
+    """Terminal output of a run. Nothing is printed if `enabled` is false, as in processes other than the main one."""
 
     def __init__(self, enabled: bool) -> None:
         self.console = Console(quiet=not enabled, soft_wrap=True)
@@ -68,8 +68,8 @@ class Display:
             say(f"for chips with faults: {config.faults.text()}")
         if not len(data.validation_indices):
             say(
-                "no validation images: epochs tell of the training images only, and the last one is kept. "
-                "--validation-fraction 0.1 sets some aside"
+                "no validation images: epochs report training images only, and the last epoch's weights are kept. "
+                "--validation-fraction 0.1 sets some images aside"
             )
         count = loop.accelerator.num_processes
         where = f"{device_name(loop.accelerator.device)}, {count} process{'es' if count > 1 else ''}"
@@ -77,16 +77,16 @@ class Display:
         say(f"{where}, {start}, run folder {loop.folder.path}")
 
     def start(self, total_steps: int, done: int) -> None:
-        """Show the bar, over all steps of the run."""
+        """Show the progress bar, over all steps of the run."""
         self.progress.update(self._task, total=total_steps, completed=done)
         self.progress.start()
 
     def update(self, description: str, step: int, figures: str) -> None:
-        """Move the bar."""
+        """Move the progress bar."""
         self.progress.update(self._task, description=description, completed=step, figures=figures)
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the progress bar."""
         self.progress.stop()
 
     def epoch(self, line: EpochLine, epochs: int, best: bool, layers: Sequence[LayerStatistics]) -> None:
@@ -109,9 +109,9 @@ class Display:
         if blind is not None and blind.name != self._blind:
             silent = blind.never_active / blind.neurons
             self.say(
-                f"warning: {blind.name} does the same for every image ({silent:.1%} of its neurons never fire, the "
-                "others always at once), so no image is told from another. Start again with a lower --lr, or another "
-                "--initial-gain, unless it recovers."
+                f"warning: {blind.name} gives the same output for every image ({silent:.1%} of its neurons never fire, "
+                "the others always at the window's start), so the network cannot tell images apart. Start again with a "
+                "lower --lr, or another --initial-gain, unless it recovers."
             )
         self._blind = "" if blind is None else blind.name
 
@@ -135,7 +135,7 @@ class Display:
 
 
 def _target_words(target: dict[str, Any]) -> str:
-    """The target, what was reached of it, and what to do if that is not enough."""
+    """The goals and costs of a target, whether it was reached, and what to do if it was not."""
     unit = UNITS[target["kind"]]
     parts = [
         f"{'' if name == 'network' else f'{name} '}{target['test'][name]:.4g}{unit} of {goal:.4g}{unit}"
@@ -152,30 +152,30 @@ def _target_words(target: dict[str, Any]) -> str:
 
 
 def is_blind(layer: LayerStatistics) -> bool:
-    """Whether each neuron of a hidden layer was silent for all samples, or saturated for all.
+    """Whether each neuron of a hidden layer was silent for all samples, or saturated for all samples.
 
-    All later layers then do the same for all samples. Counts are exact, so that nothing else looks like it.
+    All later layers then give the same output for all samples. Counts are exact, so no other layer passes this test.
     """
     always = (layer.neurons - layer.never_active) * layer.samples
     return layer.kind != "readout" and layer.samples > 1 and layer.spikes == layer.saturated == always
 
 
-SKIPPED = 15  # steps before the first one that is traced: they allocate, compile or capture
-ROWS = 60  # of the table
+SKIPPED = 15  # steps before the first traced one: they allocate, compile or capture
+ROWS = 60  # rows of the table in steps.txt
 
 
 class StepProfiler:
-    """Traces some steps of a run; when they are done, or the epoch is, writes `trace.json` and `steps.txt`.
+    """Traces some steps of a run, then writes `trace.json` and `steps.txt`, at the latest when the epoch ends.
 
-    Each layer and each stage of a step have a row. Steps that are replayed from a CUDA graph have one for each kernel
-    instead; `--cuda-graph off` shows the layers.
+    The table has a row for each layer and each stage of a step. Steps replayed from a CUDA graph have a row for each
+    kernel instead; `--cuda-graph off` shows the layers.
 
     Args:
-        steps: number of steps; 0 for none.
-        network: whose layers get rows.
-        folder: for the two files; None: this process writes nothing.
-        device: that trains.
-        say: shows a line.
+        steps: number of steps to trace; 0 for none.
+        network: the network whose layers get rows.
+        folder: folder of the two files; None: this process writes nothing.
+        device: the device that trains.
+        say: prints a line.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class StepProfiler:
             self.close()
 
     def close(self) -> None:
-        """Write what there is. Called after each epoch, and by `step` when all steps are traced."""
+        """Write the steps traced so far. Called after each epoch, and by `step` when all steps are traced."""
         if self._profile is None:
             return
         self._profile.stop()  # waits for the device
@@ -222,7 +222,7 @@ def _named_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _mark(layer: nn.Module, name: str) -> list[Any]:
-    """Give a layer's forward pass a row; returns the handles of its hooks."""
+    """Give a layer's forward pass a row in the table; returns the handles of its hooks."""
     open_rows: list[Any] = []
 
     def begin(*_: object) -> None:

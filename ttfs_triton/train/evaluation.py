@@ -40,12 +40,12 @@ def score(
 
     Args:
         loop: the run.
-        images: with labels.
+        images: images and their labels.
         indices: [n], int64, of the images to score. Default: all.
-        every_epoch: keep what is compiled and captured for the next call, with the same images; impossible while layers
-            count operations.
+        every_epoch: keep the compiled and captured scorer for the next call, on the same images; impossible while
+            layers count operations.
     Raises:
-        EvaluationStopped: a signal asked some process to stop.
+        EvaluationStopped: a signal asked a process to stop.
     """
     config, accelerator, network = loop.config, loop.accelerator, loop.scored_network
     size = config.evaluation_batch_size
@@ -82,7 +82,7 @@ def refresh_statistics(
 
     Args:
         network: its buffers change; its mode stays.
-        images, indices: [n], int64, of the training images.
+        images, indices: the training images, and their indices, [n], int64.
         batch_size: images at a time; statistics are means over whole batches.
         accelerator: device and precision.
     """

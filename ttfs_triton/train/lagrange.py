@@ -1,7 +1,7 @@
-"""Lagrange multipliers that bring a network's costs to their goals in training.
+"""Lagrange multipliers that drive a network's costs to their goals during training.
 
 The loss becomes L + λ·c/s, with a cost c and its setpoint s. Dual ascent changes λ, which may be negative: it grows
-while the cost is above its setpoint. A term in proportion to the error damps it, as in an augmented Lagrangian. The
+while the cost is above its setpoint. A term proportional to the error damps λ, as in an augmented Lagrangian. The
 state lives on the device and is the same in all processes, so that the host reads nothing in a step.
 """
 
@@ -28,30 +28,30 @@ from ttfs_triton.train.target import TARGET_IMAGES, TOLERANCE, CostedNetwork, ma
 # Tested with networks that answer fast and slowly.
 ASCENT = 20.0  # growth of λ over a whole run at twice the setpoint
 DAMPING = 2.0  # immediate part of λ at that error
-MOST_EAGER = 10.0  # after the approach, both are divided by the share of the peak learning rate, at most by this
+MOST_EAGER = 10.0  # after the approach, both grow by peak over present learning rate, at most by this factor
 SMOOTHING = 0.8  # decay of the average of costs that is compared with the setpoint
 MOST_ERROR = 0.5  # bound on the relative error, so that λ does not wind up while a network cannot follow
 APPROACH = 0.3  # share of the steps in which the setpoint goes from the initial cost to the goal
 SETTLED = 0.35  # share of the steps after which the cost is steady enough to be compared with validation
 LONG_SMOOTHING = 0.97  # least decay of the average of costs in that comparison
-MOST_CORRECTION = 2.0  # factor by which it may change the goal
+MOST_CORRECTION = 2.0  # largest factor by which that comparison changes the goal
 MEASURED_IMAGES = 2000  # training images on which costs are measured without validation images
-JUMP = 0.01  # a channel's share of a layer's spikes from which it is held: goals are met within 2 %
+JUMP = 0.01  # share of a layer's spikes from which a channel is held silent: goals are met within 2 %
 
 
 class LagrangeMultipliers:
-    """One multiplier for each cost. Ratios are of costs above their floors, the part that training can change.
+    """One Lagrange multiplier for each cost. Floors are subtracted from all costs: training cannot change them.
 
     Args:
-        goals, floors: wanted and least possible value of each cost.
+        goals, floors: wanted value and least possible value of each cost.
         accelerator: device and processes.
         steps: optimiser steps of the run.
-        ema_decay: of the weights that will be scored.
+        ema_decay: decay of the moving average of weights, which is scored; 0 without one.
     Attributes:
-        approach: steps until the setpoint has come to the goal. The moving average of weights starts anew then, so that
-            it keeps nothing of a network that costs more.
+        approach: steps until the setpoint reaches the goal. The moving average of weights then starts anew, so that it
+            holds no weights of a network that cost more.
         pressure: [costs], float64, factor on the gradient of each relative cost in the next step.
-        state: [quantities, costs], float64, all that a checkpoint must keep.
+        state: [quantities, costs], float64, everything that a checkpoint must keep.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class LagrangeMultipliers:
         self._eager = torch.ones_like(self._goal)
 
     def prepare(self, step: int, rate: float) -> bool:
-        """Called before each step; returns whether the moving average of weights starts anew with it.
+        """Called before each step; returns whether the moving average of weights starts anew with this step.
 
         Args:
             step: optimiser steps done.
@@ -81,12 +81,12 @@ class LagrangeMultipliers:
         return step == self.approach
 
     def penalty(self, costs: Tensor, micro_batches: int) -> Tensor:
-        """Term that is added to the loss of a micro-batch, one of so many, with these costs ([costs])."""
+        """Term to add to the loss of a micro-batch with these costs, [costs]; `micro_batches` of them make a step."""
         self._observed.add_(costs.detach(), alpha=1 / micro_batches)
         return (self.pressure / self._setpoint).to(costs.dtype) @ costs
 
     def update(self) -> None:
-        """Follow the costs of a step, after its last micro-batch."""
+        """Update setpoints and multipliers from the costs of a step, after its last micro-batch."""
         observed = self._observed
         if self.accelerator.num_processes > 1:
             observed = sum_over_processes(self.accelerator, observed) / self.accelerator.num_processes
@@ -108,14 +108,14 @@ class LagrangeMultipliers:
         self._observed.zero_()
 
     def correct(self, measured: Sequence[float]) -> None:
-        """Correct the goals by the costs of the scored network, which may average weights and sees plain images."""
+        """Correct the goals by the costs measured in evaluation, which has no augmentation and may average weights."""
         scored = torch.tensor(measured, dtype=torch.float64, device=self.state.device) - self._floors
         ratio = self._scored / torch.maximum(scored, self._wanted / 100)
         corrected = self._wanted * ratio.clamp(1 / MOST_CORRECTION, MOST_CORRECTION)
         self._goal.copy_(torch.where(self._step >= self._settled, corrected, self._goal))
 
     def values(self) -> list[float]:
-        """λ of each cost."""
+        """Multiplier λ of each cost."""
         return self._multiplier.tolist()
 
 
@@ -124,14 +124,14 @@ class SilentChannels:
 
     Where images are empty, neurons of a convolution stay at the initial potential of their channel. When an update
     takes it past 0, all of them begin to fire at once: one channel of CNN1 is 8 % of an activity of 0.3 on MNIST. A
-    multiplier then drives it to and fro over 0, and the cost is right on average over the steps, but in none of them.
+    multiplier then drives the potential to and fro across 0, and the cost meets its goal on average, but in no step.
     While channels are held, silent ones stay silent; others may fall silent.
 
     Args:
-        graph: of the network, on its device.
-        images: [N, *image_shape] there, of the training images.
+        graph: graph of the network, which is on its device.
+        images: [N, *image_shape], training images, on the network's device.
     Attributes:
-        layers: names of the layers of which one channel would jump by more than 1 % of the layer's present spikes.
+        layers: names of the layers in which one channel can add more than 1 % of the layer's present spikes at once.
     """
 
     def __init__(self, graph: NetworkGraph, images: Tensor) -> None:
@@ -154,12 +154,12 @@ class SilentChannels:
             graph.run(images, fire)
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Hold channels in the steps of this optimizer."""
+        """Hold silent channels silent in the steps of this optimizer, while `hold` says so."""
         optimizer.register_step_pre_hook(self._before)
         optimizer.register_step_post_hook(self._after)
 
     def hold(self, held: bool) -> None:
-        """Hold channels from now on, or let them go."""
+        """Hold silent channels silent from now on, or release them."""
         self._held.fill_(held)
 
     def _before(self, *_: object) -> None:
@@ -172,13 +172,13 @@ class SilentChannels:
 
 
 class TargetTraining:
-    """The target of a run, the network with its costs (`model`), multipliers, and channels that are held at the end.
+    """Training towards a target: the target, the network with its costs (`model`), multipliers and silent channels.
 
     Args:
-        config, data: of the run, which has a target.
+        config, data: configuration, which has a target, and data of the run.
         accelerator: device and processes.
-        network: moved to the device.
-        graph: of the network.
+        network: the network to train; it is moved to the device.
+        graph: graph of the network.
         steps: optimiser steps of the run.
     Attributes:
         measured: costs of the scored network after the last epoch.
@@ -216,10 +216,10 @@ class TargetTraining:
         Without validation images, costs are measured on some training images, without augmentation.
 
         Args:
-            score: scores the training images of these indices.
-            network: that it scores.
+            score: scores the training images at the given indices.
+            network: the network that `score` runs.
         Returns:
-            None without validation images.
+            The scores; None without validation images.
         """
         own, held_out = self._data.train_indices, self._data.validation_indices
         indices = held_out if len(held_out) else own[:: max(1, len(own) // MEASURED_IMAGES)]
@@ -229,7 +229,7 @@ class TargetTraining:
         return evaluation if len(held_out) else None
 
     def after_epoch(self) -> dict[str, Any]:
-        """Correct the goals by the measured costs; returns the keys of metrics.jsonl."""
+        """Correct the goals by the measured costs; returns costs and multipliers for metrics.jsonl."""
         self.multipliers.correct(self.measured)
         named = self.target.named
         return {"cost": named(self.measured), "multiplier": named(self.multipliers.values())}

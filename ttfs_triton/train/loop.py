@@ -55,23 +55,23 @@ from ttfs_triton.train.step import GraphedStep, TrainStep, choose_graphs, look_a
 
 
 class TrainingLoop:
-    """One run: trains, evaluates after each epoch, writes checkpoints, and goes on from one of them.
+    """One run: trains, evaluates after each epoch, writes checkpoints, and can resume from one.
 
     Args:
-        config, data, folder: of the run.
+        config, data, folder: configuration, data and folder of the run.
         accelerator: processes, device, precision, trackers.
         display: shows progress.
         stop: asks the loop to end at the next step.
-        network: to train. Default: as configured.
+        network: the network to train. Default: as configured.
         callbacks: called at steps and epochs.
-        checkpoint: path of the checkpoint to go on from.
+        checkpoint: path of the checkpoint to resume from.
     Attributes:
         network: the bare network; `model` is the distributed, compiled one that is called in training.
         steps, steps_per_epoch: optimiser steps of the run, and of an epoch.
         position: progress, saved with every checkpoint.
-        changes: of `--resume`, without effect on the run's course.
-        scorer: scores the validation images; None: compiled and captured anew when it is next needed.
-        last_checkpoint: path of the newest one, for messages.
+        changes: differences at `--resume` that do not change the run's course.
+        scorer: scores the validation images; None: it is compiled and captured anew at the next evaluation.
+        last_checkpoint: path of the newest checkpoint, for messages.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class TrainingLoop:
 
     @property
     def learning_rate(self) -> float:
-        """Learning rate of the next step, of parameters without a factor of their own."""
+        """Learning rate of the next step, for parameters without a factor of their own."""
         return self.bare_optimizer.param_groups[0]["initial_lr"] * self._rate_factor(self.position.step)
 
     @property
@@ -165,7 +165,7 @@ class TrainingLoop:
 
         Raises:
             Interrupted: a signal asked to stop; a checkpoint has been written.
-            NonFiniteLossError: no update was made from the failing step on.
+            NonFiniteLossError: loss, gradient or weights are not finite; no update was made from that step on.
         """
         self.display.start(self.steps, self.position.step)
         try:
@@ -183,7 +183,7 @@ class TrainingLoop:
         self.persistence.set(self.steps)  # σ is below its goal if a callback ended the run early
 
     def _enough(self) -> bool:
-        """Whether a callback, in any process, wants no more epochs."""
+        """Whether a callback, in any process, asks to end training."""
         if not self.callbacks:
             return False
         line = self.position.metrics[-1].model_dump()
@@ -297,7 +297,7 @@ class TrainingLoop:
     def _report(self) -> None:
         loss, correct, images = self._read_sums()
         layers = collect_statistics(self.network)
-        # Sparsity is that of this process's last sampled step; evaluations give exact figures.
+        # Sparsity comes from this process's last sampled step; evaluations give exact figures.
         figures = {
             "loss": loss / images,
             "accuracy": correct / images,
@@ -356,12 +356,12 @@ class TrainingLoop:
         self.display.epoch(line, self.config.epochs, best, [] if evaluation is None else evaluation.layers)
 
     def _require_finite_weights(self) -> None:
-        """Raise before weights are saved that are not finite, as averages can be though every loss was finite."""
+        """Raise if the weights to be saved are not finite; averages may not be even if every loss was finite."""
         state = self.scored_network.state_dict()
         if broken := [name for name, value in state.items() if not is_finite(value)]:
             raise NonFiniteLossError(
-                f"epoch {self.position.epoch + 1}: the weights that are scored must be finite; got others in "
-                f"{', '.join(broken[:5])}. Nothing of them was saved. Last good checkpoint: {self.last_checkpoint}. "
+                f"epoch {self.position.epoch + 1}: the scored weights must be finite; got inf or nan in "
+                f"{', '.join(broken[:5])}. They were not saved. Last good checkpoint: {self.last_checkpoint}. "
                 "A lower --lr usually helps."
             )
 
@@ -383,11 +383,11 @@ class TrainingLoop:
         self.last_checkpoint = str(checkpoint_path(self.folder.checkpoints, self.position.step))
 
     def resume(self) -> None:
-        """Restore the checkpoint, if the run goes on from one.
+        """Restore the checkpoint, if the run resumes from one.
 
         Raises:
-            CheckpointError: it is damaged, or its content is not of this run.
-            ConfigError: this would be another run; names each difference.
+            CheckpointError: the checkpoint is damaged, or does not fit this run.
+            ConfigError: configuration or data differ from the checkpoint's; the message names each difference.
             RunFolderError: the best weights are damaged.
         """
         if self.checkpoint is not None:

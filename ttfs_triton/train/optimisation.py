@@ -23,7 +23,7 @@ LEVELS = 64
 
 
 def rate_factor(config: TrainConfig, total: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """Factor on the peak rate as a function of the number of optimiser steps done, for `total` steps in all."""
+    """The schedule of the learning rate: factor on the peak rate, as a function of optimiser steps done of `total`."""
     rising = config.warmup * total - (config.schedule == "one_cycle")
     peak = max(0.0, rising)
 
@@ -56,7 +56,7 @@ class PersistenceSchedule:
     """σ of a network's layers as a function of the optimiser step alone, so that a resumed run has the same.
 
     Args:
-        networks: the trained one, and its average if there is one. The present σ of each layer is its goal.
+        networks: the network in training, and its moving average if there is one. Each layer's present σ is its goal.
         rise: start and end of the rise from 0, as shares of the training; None: σ stays at its goal.
         order: "together", or "layers": one layer after the other, from the input on.
         steps: optimiser steps of the training.
@@ -93,7 +93,7 @@ class PersistenceSchedule:
 
     @contextmanager
     def at_goal(self) -> Iterator[None]:
-        """Within the `with` block, layers have the σ that training ends with, which the network's files must name."""
+        """Within the `with` block, layers have the σ that training ends with; files written there hold this σ."""
         shares = self._shares
         if shares is None:
             yield
@@ -116,7 +116,7 @@ class PersistenceSchedule:
         if self.order == "layers":
             length = (end - start) / len(self._goals)
             start, end = start + place * length, start + (place + 1) * length
-        if step + 1 >= end:  # the last step of a training is one at the goal
+        if step + 1 >= end:  # the last step of a training runs at the goal
             return 1.0
         return int(max(0.0, step + 1 - start) / (end - start) * LEVELS) / LEVELS
 
@@ -135,10 +135,10 @@ class Muon(SGD):
     weights. Weight decay does nothing to them.
 
     Args:
-        params: groups; weights of those with "rotated": True are rotated.
-        lr: rate of groups that have none; of rotated weights the angle of a step, in radians.
+        params: parameter groups; weights in groups with "rotated": True are rotated.
+        lr: learning rate of groups without one of their own; for rotated weights, the angle of a step, in radians.
         momentum: in (0, 1).
-        dtype: of the iteration's products.
+        dtype: dtype of the products in the Newton–Schulz iteration.
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; the norm as in Jordan's
         airbench94_muon.
     """
@@ -148,14 +148,14 @@ class Muon(SGD):
         self.momentum, self.dtype = momentum, dtype
         for group in self.param_groups:
             if group.setdefault("rotated", False):
-                # Momentum comes before the orthogonalisation, so SGD must not add it behind.
+                # Momentum comes before the orthogonalisation, so SGD must not add it afterwards.
                 group |= {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update all parameters from their gradients, which are overwritten.
 
-        Nothing changes where `found_inf`, which gradient scaling and the trainer set, is 1.
+        Nothing changes if `found_inf` is 1; gradient scaling and the trainer set it.
         """
         scale, failed = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         groups = (group["params"] for group in self.param_groups if group["rotated"])
@@ -175,7 +175,7 @@ class Muon(SGD):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Nearly the orthogonal matrix nearest to [rows, columns]: its singular values become 0.7 to 1.2, 0 stays 0."""
+    """About the orthogonal matrix nearest to [rows, columns]: its singular values become 0.7 to 1.2, 0 stays 0."""
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp_min(1e-7)
     a, b, c = COEFFICIENTS

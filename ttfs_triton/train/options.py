@@ -1,4 +1,4 @@
-"""Keys of a run, their help texts, ranges and exclusions; a class is a group of `--help`. Over 400 lines: all flags.
+"""Keys of a run, their help texts, ranges and exclusions; one class a group of `--help`. Over 400 lines: all flags.
 
 `TrainConfig` joins the classes; YAML files and the command line are flat. FREE fields change weights and metrics by
 rounding at most, and may differ between a run and its continuation.
@@ -37,7 +37,7 @@ FREE: dict[str, Any] = {"free_on_resume": True}
 
 
 class Options(BaseModel):
-    """The text below a field is its description."""
+    """Base class of the groups. The string below a field is its help text."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -48,19 +48,19 @@ class Options(BaseModel):
 
 
 class MainOptions(Options):
-    """The most usual keys."""
+    """The most common keys."""
 
     dataset: str | None = None
     """Hub data set ("ylecun/mnist", "uoft-cs/cifar10", ...), or "sample" for the bundled Fashion-MNIST sample."""
     data_dir: Path | None = Field(None, json_schema_extra=FREE)
-    """Local folder with parquet files or class folders of images; no network is used. Of class folders without a split,
-    a fifth of each class are test images, drawn by a hash of their names."""
+    """Local folder with parquet files or class folders of images; nothing is downloaded. If class folders have no
+    split, a fifth of each class are test images, chosen by a hash of their names."""
     output_dir: Path | None = Field(None, json_schema_extra=FREE)
     """Folder of the run. Default: runs/<recipe>-<time>."""
     epochs: Number = 15
     """Passes over the training images."""
     batch_size: Number = 128
-    """Images an optimiser step, over all processes and accumulated micro-batches together."""
+    """Images in an optimiser step, over all processes and accumulated micro-batches together."""
     lr: Annotated[float, tyro.conf.arg(aliases=("--learning-rate",))] = Field(1e-3, gt=0, le=100)
     """Peak learning rate."""
     cpu: bool = False
@@ -68,9 +68,9 @@ class MainOptions(Options):
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of weights, data order and augmentation."""
     preset: str | None = None
-    """Keys of the recipe under this name, as `--help` lists them; a configuration file and flags win over them."""
+    """Use the recipe's keys under this name, as `--help` lists them; a configuration file and flags override them."""
     resume: bool = Field(False, json_schema_extra=FREE)
-    """Go on from the newest complete checkpoint in output_dir."""
+    """Resume from the newest complete checkpoint in output_dir."""
     overwrite: bool = Field(False, json_schema_extra=FREE)
     """Delete an existing run in output_dir first."""
 
@@ -82,7 +82,7 @@ class MainOptions(Options):
 
 
 class DataOptions(Options):
-    """Images and their place."""
+    """Images, and where they are kept."""
 
     image_column: str | None = None
     """Column of the images. Default: detected (image, img)."""
@@ -91,7 +91,7 @@ class DataOptions(Options):
     image_size: int | None = Field(None, ge=1, le=8192)
     """Resize all images to this height and width. Default: their own size, which must then be the same for all."""
     random_resized_crop: bool = False
-    """Train on random parts of photographs, 8 to 100 % of the area, resized to image_size, and score their middle.
+    """Train on random crops of photographs, 8 to 100 % of the area, resized to image_size, and score centre crops.
     Photographs are decoded batch by batch."""
     validation_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of the training images held out, class by class, to choose the best checkpoint. 0: the last epoch is
@@ -105,8 +105,8 @@ class DataOptions(Options):
     streaming: bool = False
     """Decode images batch by batch from disk instead of keeping all of them in memory."""
     data_placement: Literal["auto", "device", "host"] = Field("auto", json_schema_extra=FREE)
-    """Where decoded images lie: in the memory of the GPU, in main memory, or as free memory allows. Images that do not
-    fit into main memory either are streamed, unless one of the two is asked for."""
+    """Where decoded images are kept. device: GPU memory. host: main memory. auto: GPU memory if they fit, else main
+    memory; images that do not fit there either are streamed."""
     num_workers: int = Field(0, ge=0, le=256, json_schema_extra=FREE)
     """Worker processes that decode streamed images."""
 
@@ -119,7 +119,7 @@ class DataOptions(Options):
         return self
 
 
-_IMAGE_KEYS = (  # which mean nothing for events
+_IMAGE_KEYS = (  # keys without meaning for recordings of events
     *("dataset", "image_column", "label_column", "image_size", "random_resized_crop", "streaming"),
     *("auto_augment", "trivial_augment"),
 )
@@ -129,15 +129,15 @@ class EventOptions(Options):
     """Recordings of event cameras; see `ttfs_triton.data.events`."""
 
     event_windows: int | None = Field(None, ge=1, le=256)
-    """Windows of a recording: data_dir holds those of an event camera (N-MNIST or DVS-Gesture as published, class
-    folders of .bin or .npz files), and in each window, the first event of a pixel and polarity is a spike. Default:
-    data_dir holds images."""
+    """Windows in a recording of an event camera; data_dir holds the recordings (N-MNIST or DVS-Gesture as published,
+    or class folders of .bin or .npz files). In a window, the first event of each pixel and polarity is a spike.
+    Default: data_dir holds images."""
     event_window_us: Number | None = None
-    """Length of such a window in microseconds. Default: the recording's own duration, divided."""
+    """Length of an event window in microseconds. Default: the recording's duration divided by event_windows."""
     event_pool: Number = 1
-    """Pixels of the sensor, a side, that become one, which takes their earliest event."""
+    """Merge squares of this many pixels a side into one pixel, which takes their earliest event."""
     event_sensor: tuple[Number, Number] | None = None
-    """Height and width of the sensor in pixels. Default: those of N-MNIST or DVS-Gesture."""
+    """Height and width of the sensor in pixels. Default: the sensor of N-MNIST or DVS-Gesture."""
 
     @model_validator(mode="after")
     def _of_events(self) -> Self:
@@ -146,14 +146,14 @@ class EventOptions(Options):
         fields = type(self).model_fields
         given = ", ".join(name for name in keys if name in fields and getattr(self, name) != fields[name].default)
         if given and recordings:
-            raise ValueError(f"event_windows: leave {given} out; events have no colours, files and columns")
+            raise ValueError(f"event_windows: leave {given} out; events have no colours, files or columns")
         if given:
-            raise ValueError(f"{given} must go with event_windows: recordings become images by windows")
+            raise ValueError(f"{given} needs event_windows: only recordings of events use it")
         return self
 
     @property
     def events(self) -> EventWindows | None:
-        """How recordings become images; None if the data are images."""
+        """The event windows that make images of recordings; None if the data are images."""
         from ttfs_triton.data.events import EventWindows
 
         if self.event_windows is None:
@@ -162,27 +162,27 @@ class EventOptions(Options):
 
 
 class NetworkOptions(Options):
-    """The network; meaningless beside a network of the user's own."""
+    """The network. These keys exclude a network of your own (--network)."""
 
     model: str = "cnn1"
     """cnn1, cifarnet, vgg11, vgg16, resnet18, resnet20, or a specification such as 16C5-P2-32C5p0-P2-128."""
     block_convolutions: Literal[2, 3] = 2
-    """Convolutions a block of cifarnet; with three, spikes also go past the last two."""
+    """Convolutions in each block of cifarnet. With 3, skip connections also carry spikes past the last two."""
     head: Literal["4096-4096", "512", "none"] = "4096-4096"
     """Fully connected hidden layers of vgg11 and vgg16; the paper's are 4096-4096."""
     width: float = Field(1.0, gt=0)
     """Factor on the size of every hidden layer."""
     batch_norm: bool = False
-    """Normalise the potentials of every hidden layer over the batch. Folds into weights and initial potentials."""
+    """Normalise the membrane potentials of hidden layers over the batch; folds into weights and initial potentials."""
     sync_batch_norm: bool = False
-    """Take the statistics of batch_norm over all processes, not in each."""
+    """Compute the statistics of batch_norm over all processes, not in each process separately."""
     encoder: Literal["latency", "analog", "whitened", "signed"] | None = None
-    """latency: bright pixels spike early. analog: the first convolution reads pixels. whitened: by frozen weights that
-    whiten patches of the training images. signed: so do its neurons, which spike by the paper's rule, as its training
-    script has them. Default: the model's own."""
+    """How pixels enter. latency: bright pixels spike early. analog: the first convolution multiplies pixels. whitened:
+    as analog, by frozen weights that whiten patches of the training images. signed: as analog, but its neurons spike
+    by the paper's rule, as in its training script. Default: the model's own."""
     readout: Literal["potential_start", "potential_end", "first_spike"] | None = None
-    """potential_*: membrane potential of the output layer at its window's start or end. first_spike: earliest spike
-    wins. Default: the model's own."""
+    """Output that training uses. potential_*: membrane potential at the start or end of the output layer's window.
+    first_spike: the earliest spike wins. Default: the model's own."""
     spiking_neuron: Neuron = Neuron()
     """Properties of spiking neurons; each is a key of its own."""
     bias: bool = True
@@ -190,51 +190,51 @@ class NetworkOptions(Options):
     weight_standardisation: bool = True
     """Standardise the weights over the fan-in, with a learned gain; folds into plain weights."""
     initial_gain: float = Field(0.5, gt=0)
-    """Scale of the initial weights, as a factor on Kaiming's. With batch_norm, initial standard deviation of the
-    potentials, in threshold heights: the smaller, the later neurons saturate."""
+    """Factor on Kaiming's scale of the initial weights. With batch_norm: initial standard deviation of the membrane
+    potentials, in threshold heights; the smaller it is, the later neurons saturate."""
     identity_start: bool = False
-    """Let the first filters of every spiking convolution hand on one input channel each at the start."""
+    """Initialise the first filters of every spiking convolution to pass one input channel each through."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability that a spike of a fully connected layer is dropped in training."""
 
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, values: Any) -> Any:
-        """The neuron from its flat keys."""
+        """Build the neuron from its flat keys."""
         own = {name: values[name] for name in PROPERTIES if name in values}
         others = {name: value for name, value in values.items() if name not in own}
         return others | {"spiking_neuron": own} if own else others
 
     @model_serializer(mode="wrap")
     def _flatten(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The neuron as flat keys, in its place."""
+        """Write the neuron as flat keys, in its place."""
         flat: dict[str, Any] = {}
         for name, value in handler(self).items():
             flat |= value if name == "spiking_neuron" else {name: value}
         return flat
 
     def network_keys(self) -> list[str]:
-        """Keys that say what network to build, where they have another value than the default."""
+        """Keys that describe the network and differ from their defaults."""
         own = [name for name in NetworkOptions.model_fields if name != "spiking_neuron"]
         changed = [name for name in own if getattr(self, name) != NetworkOptions.model_fields[name].default]
         return changed + [name for name in PROPERTIES if getattr(self.spiking_neuron, name) != getattr(Neuron(), name)]
 
 
 class StartOptions(Options):
-    """A network of the user's own, and the weights that a run starts from."""
+    """A network of your own, and the weights that a run starts from."""
 
     network: str | None = None
-    """FILE.py:FUNCTION, which builds a network of yours in place of all keys of this part; called with those of
-    in_channels, image_size and classes that it takes."""
+    """FILE.py:FUNCTION that builds your own network, in place of all keys that describe one. It is called with those of
+    the arguments in_channels, image_size and classes that it takes."""
     weights: str | None = None
-    """Start from these weights: a run's folder, a file, or a Hub repository, org/name[/file][@revision]. Of the same
-    network, or of a known VGG; see `ttfs convert` for what more can be changed."""
+    """Start from these weights: a run's folder, a file, or a Hub repository, org/name[/file][@revision]. They must
+    be weights of the same network or of a known VGG; `ttfs convert` can change more."""
     trained_as: Literal["ann", "direct", "proxy"] | None = None
-    """Which of the paper's networks the weights are of: its ANN, which is calibrated, or the spiking network of its
-    script snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy)."""
+    """Which of the paper's networks the weights belong to. ann: its ANN, which is then calibrated. direct, proxy: the
+    spiking network of its script snn_directTrain_model.py or proxy_ann_model.py."""
     calibration_images: Count = 256
-    """Training images on which a network with the weights of another project's ANN is calibrated before training.
-    0: not at all."""
+    """Training images for the calibration, before training, of a network with the weights of another project's ANN.
+    0: no calibration."""
 
     @model_validator(mode="after")
     def _of_weights(self) -> Self:
@@ -249,19 +249,19 @@ class GridOptions(Options):
     """The grid of a chip: time steps, bits of weights and registers."""
 
     time_steps: int | None = Field(None, ge=1, le=1024)
-    """Train on a chip's grid: spikes at one of so many time steps a window, as the simulator has them. Gradients pass
-    straight through the rounding. The network carries its grid, and evaluation and simulation take it from there."""
+    """Train on a chip's grid of this many time steps in each window: spikes fall on time steps, as in the simulator.
+    Gradients pass straight through the rounding. The network keeps its grid for evaluation and simulation."""
     weight_bits: int | None = Field(None, ge=2, le=16)
-    """Bits of a weight on that grid, sign included. Default: weights are not rounded."""
+    """Bits of a weight on the grid, sign included. Default: weights are not rounded."""
     weight_units: Literal["channel", "tensor"] = "channel"
     """One scale of the rounded weights per output channel, or one per layer."""
     learn_units: bool = True
-    """Learn these scales; else they stay those that fit the initial weights best."""
+    """Learn the scales of the rounded weights; otherwise they stay at the best fit to the initial weights."""
     state_bits: int | None = Field(None, ge=4, le=62)
-    """Bits of the saturating registers that hold a neuron's slope and potential on that grid. Default: as many as it
-    takes."""
+    """Bits of the saturating registers that hold a neuron's slope and potential on the grid. Default: as many as are
+    needed."""
     grid_chip: str | None = None
-    """Refuse to train unless this chip holds the network on this grid: a name or a TOML file of yours."""
+    """Refuse to train unless this chip can hold the network on the grid: a chip's name, or your own TOML file."""
 
     @model_validator(mode="after")
     def _of_the_grid(self) -> Self:
@@ -273,7 +273,7 @@ class GridOptions(Options):
 
     @property
     def grid(self) -> Grid | None:
-        """The grid, None without."""
+        """The grid; None without time_steps."""
         from ttfs_triton.nn.grid import Grid
 
         if self.time_steps is None:
@@ -282,52 +282,52 @@ class GridOptions(Options):
 
 
 class OptimisationOptions(Options):
-    """Updates, their rates, and σ's course."""
+    """Optimiser, learning rates, teacher, averages of weights, and the course of σ."""
 
     gradient_accumulation: Number = 1
-    """Micro-batches an optimiser step."""
+    """Micro-batches in an optimiser step."""
     optimizer: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
-    """Adam's weight decay is decoupled in adamw; sgd uses Nesterov momentum. muon rotates hidden layers' weights by
-    orthogonal updates at a fixed norm, lr radians a step, and is sgd for the rest; for networks with batch norm or
+    """adamw: Adam with decoupled weight decay. sgd: with Nesterov momentum. muon: rotates hidden layers' weights by
+    orthogonal updates at a fixed norm, lr radians a step, with sgd for the rest; for networks with batch norm or
     standardised weights."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of sgd and muon; first beta of adam and adamw."""
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay of weights (not of gains and initial potentials)."""
     norm_bias_rate: float = Field(1.0, ge=0)
-    """Factor on the rate of batch norm's biases β. 0: they stay at 0."""
+    """Factor on the learning rate of batch norm's biases β. 0: they stay at 0."""
     norm_gain_rate: float = Field(1.0, ge=0)
-    """Factor on the rate of batch norm's weights γ, which say how far below saturation neurons are. 0: they stay at
-    initial_gain."""
+    """Factor on the learning rate of batch norm's weights γ, which say how far below saturation neurons are.
+    0: they stay at initial_gain."""
     readout_rate: float = Field(1.0, gt=0)
-    """Factor on the rate of the readout."""
+    """Factor on the learning rate of the readout."""
     schedule: Literal["one_cycle", "cosine", "linear", "milestones", "constant"] = "one_cycle"
     """Course of the learning rate, by optimiser step. linear: from start_factor up to the peak, then down to
     end_factor."""
     warmup: float = Field(0.2, ge=0, lt=1)
-    """Share of the steps in which the rate rises (one_cycle, cosine, linear)."""
+    """Share of the steps in which the learning rate rises (one_cycle, cosine, linear)."""
     start_factor: float = Field(0.2, ge=0, le=1)
     """Share of the peak rate at the first step (linear)."""
     end_factor: float = Field(0.0, ge=0, le=1)
     """Share of the peak rate at the last step (linear)."""
     milestones: tuple[int, ...] = ()
-    """Epochs after which the rate is multiplied by milestone_factor."""
+    """Epochs after which the learning rate is multiplied by milestone_factor."""
     milestone_factor: float = Field(0.1, gt=0)
-    """Factor on the rate at each milestone."""
+    """Factor on the learning rate at each milestone."""
     gradient_clip: float | None = Field(None, gt=0)
     """Bound on the norm of the whole gradient."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the cross entropy."""
     teacher: str | None = Field(None, json_schema_extra=FREE)
-    """Learn the class probabilities of this trained network, too: a run's folder, a published one, owner/name on the
-    Hub, or bundled:NAME."""
+    """Also learn the class probabilities of this trained network: a run's folder, a folder with config.json and
+    model.safetensors, owner/name on the Hub, or bundled:NAME."""
     teacher_weight: float = Field(0.9, ge=0, le=1)
     """Share of the loss that compares the network with the teacher; the rest compares it with the labels."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
-    """Decay of an exponential moving average of the weights, which is then what is scored and saved. 0: off."""
+    """Decay of an exponential moving average of the weights; the average is scored and saved. 0: off."""
     lookahead: Count = 0
-    """Every so many steps, average the weights with those of earlier steps, and go on from the average, which is what
-    is scored and saved; earlier steps count more towards the end. 0: off."""
+    """Optimiser steps between two averagings of the weights with weights of earlier steps; training continues from the
+    average, which is scored and saved. Earlier steps count more towards the end of training. 0: off."""
     psp_persistence_rise: tuple[float, float] | None = None
     """Start at σ = 0 and let σ rise to psp_persistence between these two shares of the training, such as 0.25 0.6."""
     psp_persistence_order: Literal["together", "layers"] = "together"
@@ -356,7 +356,7 @@ Kind = Literal["sparsity", "operations", "energy"]
 
 @dataclass(frozen=True)
 class Wanted:
-    """Goals of a cost: by layer, or of the whole network under None; in microjoules on a chip for energy."""
+    """Goals for one kind of cost: by layer, or for the whole network under None. Energy: microjoules on `chip`."""
 
     kind: Kind
     goals: Mapping[str | None, float]
@@ -364,10 +364,10 @@ class Wanted:
 
 
 def parse_target(sparsity: float | str | None, operations: float | str | None, energy: str | None) -> Wanted | None:
-    """The goals of the keys target_sparsity, target_operations and target_energy; None without.
+    """The goals that target_sparsity, target_operations or target_energy ask for; None if no key is given.
 
     Raises:
-        ValueError: more than one of them; no number, or one out of range.
+        ValueError: more than one key is given, or a goal is not a number in its range.
     """
     values = {"sparsity": sparsity, "operations": operations, "energy": energy}
     given = {key: value for key, value in values.items() if value is not None}
@@ -409,13 +409,13 @@ class TargetOptions(Options):
     """Goals for what the network costs."""
 
     target_sparsity: float | str | None = None
-    """Hidden spikes over hidden neurons that training is to end with, such as 0.15; or of layers, conv1=0.3,fc1=0.1."""
+    """Goal for hidden spikes over hidden neurons, such as 0.15; or goals for layers, such as conv1=0.3,fc1=0.1."""
     target_operations: float | str | None = None
-    """Synaptic operations over the products of the dense ANN, instead; or in layers."""
+    """Goal for synaptic operations over the multiply-accumulates of the dense ANN, such as 0.15; or for layers."""
     target_energy: str | None = None
-    """Energy of an image on a chip, instead: CHIP:MICROJOULES, such as lemaire45:int8:40."""
+    """Goal for the energy of an image on a chip, CHIP:MICROJOULES, such as lemaire45:int8:40."""
     target_steps: Number = 32
-    """Time steps a window for which target_energy is priced."""
+    """Time steps in a window for which the energy is computed (target_energy)."""
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
@@ -424,7 +424,7 @@ class TargetOptions(Options):
 
     @property
     def target(self) -> Wanted | None:
-        """The goals, None without."""
+        """The goals; None without a target."""
         return parse_target(self.target_sparsity, self.target_operations, self.target_energy)
 
 
@@ -432,31 +432,31 @@ class RunOptions(Options):
     """Precision, compilation, output of a run."""
 
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
-    """Default: as `accelerate launch` says."""
+    """Precision of training. Default: the setting of `accelerate launch`."""
     compile: bool = False
     """Compile the network with torch.compile."""
     fuse: Literal["auto", "on", "off"] = Field("auto", json_schema_extra=FREE)
     """On a CPU, let PyTorch's compiler fuse the passes over neurons. auto: in long runs, if there is a C++ compiler."""
     cuda_graph: Literal["auto", "on", "off"] = Field("auto", json_schema_extra=FREE)
-    """Make each step by one launch of a CUDA graph. auto: where it is possible."""
+    """Run each step by one launch of a CUDA graph. auto: where it is possible."""
     gradient_compression: Literal["no", "bf16"] = "no"
     """Round the gradients that several processes exchange to bfloat16."""
     evaluation_batch_size: Number = Field(500, json_schema_extra=FREE)
-    """Images a batch, a process, in evaluation."""
+    """Images in a batch of each process in evaluation."""
     checkpoint_steps: Count = Field(0, json_schema_extra=FREE)
-    """Write a checkpoint every so many optimiser steps, besides each epoch's end. 0: only then."""
+    """Optimiser steps between additional checkpoints; one is also written after each epoch. 0: no additional ones."""
     keep_checkpoints: Number = Field(2, json_schema_extra=FREE)
-    """Newest checkpoints to keep; the best weights are kept besides."""
+    """Number of newest checkpoints to keep; the best weights are kept as well."""
     log_steps: Number = Field(20, json_schema_extra=FREE)
     """Optimiser steps between two updates of progress bar and trackers."""
     statistics_steps: Number = 50
     """Optimiser steps between two samples of the layers' activity in training."""
     profile: Count = Field(0, json_schema_extra=FREE)
-    """Trace so many steps and tell where their time goes, in the folder `profile` of the run. 0: off."""
+    """Trace this many steps, and write where their time goes into the run's folder `profile`. 0: off."""
     trackers: tuple[str, ...] = Field((), json_schema_extra=FREE)
     """Experiment trackers of accelerate: tensorboard, wandb, trackio, ..."""
     backend: Literal["auto", "triton", "torch"] = "auto"
-    """Kernels."""
+    """Kernels of the layers. auto: on a GPU, Triton's or the library's, whichever is faster; on a CPU, PyTorch's."""
 
 
 class HubOptions(Options):
@@ -465,9 +465,9 @@ class HubOptions(Options):
     push_to_hub: bool = Field(False, json_schema_extra=FREE)
     """Publish the best weights, with a model card, when the run has ended. Rights are checked before it starts."""
     hub_repo_id: str | None = Field(None, json_schema_extra=FREE)
-    """Where to publish: owner/name, made if need be."""
+    """Repository to publish in, owner/name; made if it does not exist."""
     hub_private: bool = Field(True, json_schema_extra=FREE)
-    """Only you, and the members of your organisation, can see it."""
+    """Publish so that only you, and the members of your organisation, can see the repository."""
     hub_license: str | None = Field(None, json_schema_extra=FREE)
     """Licence of the model by the Hub's short name, such as apache-2.0. Default: none is stated."""
 

@@ -1,4 +1,4 @@
-"""Saves a run, restores it, and checks that a continuation is the same run."""
+"""Saves and restores a run, and checks that a resumed run has its checkpoint's configuration, data and precision."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ttfs_triton.train.loop import TrainingLoop
 
 VERSIONS = ("ttfs-triton", "torch")
-"""Packages whose versions are in checkpoints, since the results of a step may change with them."""
+"""Packages whose versions checkpoints hold: results of a step may change with them."""
 
 
 class EpochTotals(BaseModel):
@@ -48,9 +48,9 @@ class Position(BaseModel):
         epoch: epochs completed and evaluated.
         step_in_epoch: optimiser steps done in the current epoch.
         step: optimiser steps done in all.
-        totals: of the current epoch.
+        totals: sums over the steps of the current epoch.
         metrics: one line for each completed epoch.
-        best_epoch, best_accuracy: best on the validation images so far; epochs count from 1, 0 is none yet.
+        best_epoch, best_accuracy: the best epoch so far on the validation images; epochs count from 1, 0 is none yet.
         best_miss: relative distance of that epoch from the run's target.
     """
 
@@ -68,8 +68,8 @@ class Position(BaseModel):
     def is_best(self, accuracy: float, miss: float = 0.0) -> bool:
         """Whether an epoch is the best so far: by the target's miss, then accuracy, then the later epoch.
 
-        On a few thousand images several epochs often have one accuracy. The last of them was never worse than the one
-        with the lowest loss (`git show d10560e:bench/checkpoint_choice.py`).
+        On a few thousand images, several epochs often have the same accuracy. The last of them was never worse than the
+        epoch with the lowest loss (`git show d10560e:bench/checkpoint_choice.py`).
         """
         if self.best_epoch and miss != self.best_miss:
             return miss < self.best_miss
@@ -83,7 +83,7 @@ class Position(BaseModel):
         return mixed
 
     def fits(self, step: int, steps_per_epoch: int) -> bool:
-        """Whether this is a position after `step` steps."""
+        """Whether this position is the one after `step` optimiser steps."""
         done = self.epoch * steps_per_epoch + self.step_in_epoch
         return self.step == step == done and self.best_epoch <= self.epoch == len(self.metrics)
 
@@ -92,13 +92,13 @@ class RunDescription(BaseModel):
     """All that determines a run's course.
 
     Attributes:
-        configuration: every key.
+        configuration: all keys and their values.
         precision: mixed precision, as accelerate names it.
         processes: number of processes, which only changes rounding.
         data, test_data: fingerprints of the training and test images.
-        layers: of a network that code of the user's builds; None: as configured.
+        layers: layers of a user-defined network; None if the configuration describes the network.
         teacher: SHA-256 of the teacher's weights, None without a teacher.
-        versions: of `VERSIONS`.
+        versions: version of each package in `VERSIONS`.
     """
 
     configuration: dict[str, Any]
@@ -114,7 +114,7 @@ class RunDescription(BaseModel):
     def of(
         cls, config: TrainConfig, accelerator: Accelerator, data: RunData, graph: NetworkGraph, teacher: str | None
     ) -> RunDescription:
-        """Describe a run that begins or goes on now."""
+        """Describe a run that begins or resumes now."""
         found = versions()
         return cls(
             configuration=config.model_dump(mode="json", exclude={"resume", "overwrite"}),
@@ -140,7 +140,7 @@ def read_state(checkpoint: Checkpoint) -> RunState:
     """The state of a checkpoint.
 
     Raises:
-        CheckpointError: keys are missing or of another type.
+        CheckpointError: keys are missing or have another type.
     """
     try:
         return RunState.model_validate(checkpoint.state)
@@ -155,9 +155,9 @@ def check_configuration(path: Path, before: RunDescription, config: TrainConfig)
     """Raise ConfigError if a resumed run would take another course, naming each key with both values.
 
     Args:
-        path: of the checkpoint, for messages.
-        before: of the checkpoint.
-        config: of config.yaml and flags.
+        path: the checkpoint, for messages.
+        before: the run as the checkpoint describes it.
+        config: configuration from config.yaml and flags.
     """
     if changes := changed_keys(make_config(before.configuration, str(path)), config):
         lines = "\n".join(f"  {key}: {old!r} → {new!r}" for key, (old, new) in changes.items())
@@ -168,22 +168,22 @@ def check_configuration(path: Path, before: RunDescription, config: TrainConfig)
 
 
 def check_same_run(path: Path, before: RunDescription, now: RunDescription, step: int) -> list[Change]:
-    """Refuse a continuation that is not the same run.
+    """Raise ConfigError if a resumed run differs from its checkpoint in what changes results; return other differences.
 
     Args:
-        path: of the checkpoint, for messages.
-        before, now: of the checkpoint and of the continuation.
+        path: the checkpoint, for messages.
+        before, now: the run in the checkpoint, and the resumed run.
         step: optimiser steps done.
     Returns:
-        Differences that are allowed: keys that do not change the course, number of processes, versions.
+        Allowed differences: keys that do not change the run's course, number of processes, versions.
     Raises:
-        ConfigError: precision, network, teacher, training or test images differ; names each.
+        ConfigError: precision, network, teacher, training or test images differ; the message names each.
     """
     images = f"images must be those that {path} was made with; they differ. Give the same --data-dir or --dataset."
     rules = {
         "data": f"the training {images}",
         "test_data": f"the test {images}",
-        "layers": f"the network must be the one that {path} is of; its layers differ. Give the builder as it was then.",
+        "layers": f"the network must be the one in {path}; its layers differ. Restore the code that built it then.",
         "teacher": f"the teacher must be the one of {path}; its weights differ. Give the same --teacher.",
         "precision": f"mixed precision must be {before.precision}, as in {path}; got {now.precision}. "
         f"Launch it as before: accelerate launch --mixed_precision {before.precision}.",
@@ -229,7 +229,7 @@ def restore_run(loop: TrainingLoop, path: Path) -> None:
     try:
         _restore(loop, state, checkpoint.tensors)
         whole = state.position.fits(checkpoint.step, loop.steps_per_epoch)
-        problem = "" if whole else f"its position is none of {loop.steps_per_epoch} steps an epoch"
+        problem = "" if whole else f"its position does not fit {loop.steps_per_epoch} steps an epoch"
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         problem = f"{type(error).__name__}: {error}"
     if problem:

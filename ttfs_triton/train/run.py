@@ -1,4 +1,4 @@
-"""A run from start to finish, from a recipe or from Python: any network of our layers, data in memory, callbacks."""
+"""`train` runs a recipe from start to finish; `Trainer` does so for any network of our layers and data in memory."""
 
 import json
 import shlex
@@ -44,7 +44,7 @@ from ttfs_triton.train.run_folder import RunFolder, RunFolderError, reason_of
 
 
 class DeviceLostError(RuntimeError):
-    """The GPU failed, or its memory was too small, in the middle of a run; what was saved is whole."""
+    """The GPU failed, or ran out of memory, in the middle of a run; saved files are intact."""
 
 
 ERRORS = (
@@ -57,7 +57,7 @@ ERRORS = (
     DataLostError,
     Interrupted,
 )
-"""Errors of `train` that the user can mend."""
+"""Errors of `train` that the user can fix."""
 
 
 def train(
@@ -69,24 +69,24 @@ def train(
     callbacks: Sequence[Callback] = (),
     again: str | None = None,
 ) -> dict[str, Any]:
-    """Train a network as configured; the messages of all errors say how to go on.
+    """Train a network as configured; every error message says how to go on.
 
     Args:
-        config: of the run.
-        name: of the default output folder and of the trackers' project.
-        network: to train, and to hold the best weights at the end; see `Trainer`. Default: as configured.
-        data: default: as configured.
+        config: configuration of the run.
+        name: name of the default output folder and of the trackers' project.
+        network: the network to train; it holds the best weights at the end. See `Trainer`. Default: as configured.
+        data: data of the run. Default: as configured.
         callbacks: called at steps and epochs.
-        again: command that goes on with the run, for messages. Default: its recipe's.
+        again: command that resumes the run, for messages. Default: the recipe's.
     Returns:
         The content of `summary.json`.
     Raises:
-        ConfigError, RunFolderError, CheckpointError: the run cannot begin, or go on, as asked; or the disk failed.
+        ConfigError, RunFolderError, CheckpointError: the run cannot begin or resume as asked, or the disk failed.
         Interrupted: a signal asked to stop; a checkpoint was written.
-        NonFiniteLossError: before the update that would have spoilt the weights.
-        DeviceLostError: the GPU failed, or its memory was too small.
-        GraphError: steps or batches cannot be captured in a CUDA graph, as asked for.
-        DataLostError: images vanished; a single process has written a checkpoint.
+        NonFiniteLossError: loss, gradient or averaged weights are not finite; the run stopped before the update.
+        DeviceLostError: the GPU failed or ran out of memory.
+        GraphError: steps or batches cannot be captured in a CUDA graph, although `cuda_graph` is on.
+        DataLostError: image files vanished; a checkpoint was written, unless there are several processes.
     """
     if data is None and config.dataset is None and config.data_dir is None:
         raise ConfigError("give --dataset (a Hub name, or sample) or --data-dir (a local folder).")
@@ -95,7 +95,7 @@ def train(
     display = Display(accelerator.is_main_process)
     advice = partial(_advice, folder, config, again)
     try:
-        # Rights on the Hub: token and name before data are loaded, the repository as soon as the run can begin.
+        # Rights on the Hub: check token and name before data are loaded, the repository as soon as the run can begin.
         _ask_hub(config, accelerator, partial(check_account, str(config.hub_repo_id)))
         checkpoint, summary = _go_on(config, folder) if config.resume else (None, None)
         if summary is None:
@@ -128,7 +128,7 @@ def _train(loop: TrainingLoop, name: str) -> dict[str, Any]:
     loop.display.announce(loop)
     for callback in loop.callbacks:
         callback.on_start(loop)
-    # On a CPU, the process keeps the memory that a step frees.
+    # On a CPU, the process keeps memory that a step frees for the next step.
     with loop.stop, freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext():
         loop.train()
         summary = score_run(loop)
@@ -147,15 +147,15 @@ def _under_way(loop: TrainingLoop, advice: Callable[[], str]) -> Iterator[None]:
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}\n{advice()}", stopped.received) from None
     except DataLostError as error:
-        if loop.accelerator.num_processes == 1:  # several would wait for each other
+        if loop.accelerator.num_processes == 1:  # several processes would wait for each other
             loop.save()
-        reason = str(error).splitlines()[-1].split("DataLostError: ")[-1]  # a worker's comes with its traceback
+        reason = str(error).splitlines()[-1].split("DataLostError: ")[-1]  # a worker's error comes with its traceback
         raise DataLostError(f"{reason} Last checkpoint: {loop.last_checkpoint}. {advice()}") from error
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
         raise _device_lost(error, loop.last_checkpoint, advice()) from error
     except OSError as error:
         problem = f"files must be readable and writable to the end; got {reason_of(error)}."
-        remedy = f"Mend that. {advice()}"
+        remedy = f"Fix that. {advice()}"
         if not loop.folder.path.is_dir():
             problem = f"{loop.folder.path} must stay where it is while a run writes; it was moved or deleted."
             remedy = "Move it back and go on with --resume, or start anew."
@@ -164,7 +164,7 @@ def _under_way(loop: TrainingLoop, advice: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def _beginning(folder: RunFolder, advice: Callable[[], str]) -> Iterator[None]:
-    """Errors in the `with` block become a ConfigError; a lost device, a DeviceLostError."""
+    """Errors in the `with` block become a ConfigError; a lost device becomes a DeviceLostError."""
     try:
         yield
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
@@ -176,7 +176,7 @@ def _beginning(folder: RunFolder, advice: Callable[[], str]) -> Iterator[None]:
 
 
 def _advice(folder: RunFolder, config: TrainConfig, again: str | None) -> str:
-    """Sentence for messages: how to go on."""
+    """Sentence for messages that says how to resume."""
     if again is None and not folder.is_run():
         return "Start it again."
     words = [*program().split(), "--output-dir", str(folder.path), "--resume"]
@@ -189,7 +189,7 @@ def _agree_on_folder(config: TrainConfig, accelerator: Accelerator, name: str) -
 
     def choose() -> str:
         if config.resume and config.output_dir is None:
-            raise RunFolderError("--resume must know the run to go on with. Add --output-dir runs/NAME.")
+            raise RunFolderError("--resume needs the folder of the run to resume. Add --output-dir runs/NAME.")
         folder = RunFolder(config.output_dir or _new_folder(name))
         folder.claim(resume=config.resume, overwrite=config.overwrite)
         chosen.append(folder)
@@ -201,7 +201,7 @@ def _agree_on_folder(config: TrainConfig, accelerator: Accelerator, name: str) -
 
 
 def _new_folder(name: str) -> Path:
-    """Make a folder; several starts in one second get one each."""
+    """Make a new folder under runs/; runs that start in the same second get different folders."""
     first = path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     for number in count(2):
         try:
@@ -217,21 +217,21 @@ def _new_folder(name: str) -> Path:
 
 
 def _go_on(config: TrainConfig, folder: RunFolder) -> tuple[Path | None, dict[str, Any] | None]:
-    """The checkpoint to go on from, if `config` does not contradict it, and the summary if the run has ended."""
+    """The checkpoint to resume from, which `config` must not contradict, and the summary if the run has ended."""
     path, summary = latest_checkpoint(folder.checkpoints), folder.read_summary()
     ended = summary is not None and summary["epochs"] >= config.epochs
     if path is not None:
         check_configuration(path, read_state(load_checkpoint(path)), config)
     elif folder.has_progress() and not ended:
         raise RunFolderError(
-            f"--resume: {folder.checkpoints} must hold a checkpoint, as metrics.jsonl tells of epochs; there is none "
-            "of this version. Put one back, go on with the version that began the run, or start again by --overwrite."
+            f"--resume: {folder.checkpoints} must hold a checkpoint, since metrics.jsonl lists epochs; there is none "
+            "of this version. Restore one, resume with the version that began the run, or start again with --overwrite."
         )
     return path, summary if ended else None
 
 
 def _ask_hub(config: TrainConfig, accelerator: Accelerator, check: Callable[[], object]) -> None:
-    """If the run is to be published, the main process checks; its refusal ends all processes."""
+    """If the run is to be published, call `check` in the main process; its HubError ends all processes."""
     if not config.push_to_hub:
         return
     try:
@@ -241,14 +241,14 @@ def _ask_hub(config: TrainConfig, accelerator: Accelerator, check: Callable[[], 
 
 
 def _publish(config: TrainConfig, run: Path, accelerator: Accelerator, network: nn.Module | None) -> None:
-    """Publish a run that has ended, if asked for. A failure only prints the command that does it by hand."""
+    """Publish a run that has ended, if asked for. After a failure, print the command that publishes it by hand."""
     if not (config.push_to_hub and accelerator.is_main_process):
         return
     repo_id = str(config.hub_repo_id)
     try:
         built = config.network if network is None else deepcopy(network)
         found = publish(run, repo_id, private=config.hub_private, license=config.hub_license, network=built)
-    except Exception as error:  # whatever it is, training must not seem to have failed
+    except Exception as error:  # whatever failed, training must not seem to have failed
         words = ["ttfs", "publish", str(run), "--repo-id", repo_id]
         words += ["--public"] if not config.hub_private else []
         words += ["--license", config.hub_license] if config.hub_license else []
@@ -265,34 +265,34 @@ def _scalar(value: Any) -> bool | int | float | str:
 
 def _device_lost(error: RuntimeError, checkpoint: Path | str, advice: str) -> DeviceLostError:
     reason = str(error).splitlines()[0].rstrip(".")
-    rule, remedy = "the device must last to the end", advice
+    rule, remedy = "the device must work to the end", advice
     if isinstance(error, torch.OutOfMemoryError):
         rule = "the device's memory must suffice"
         remedy = (
-            "Start again with a smaller --batch-size, or with more --gradient-accumulation at the same one; or, with "
-            "less there (--data-placement host, a smaller --evaluation-batch-size, no other program), "
+            "Start again with a smaller --batch-size, or with more --gradient-accumulation at the same one; or "
+            "free memory (--data-placement host, a smaller --evaluation-batch-size, no other program) and "
             f"{advice[0].lower()}{advice[1:]}"
         )
     return DeviceLostError(f"train: {rule}; got {reason}. Last checkpoint: {checkpoint}. {remedy}")
 
 
 Split = ImageData | tuple[Tensor, Tensor]
-"""Images and labels: as `load_images` gives them, or as tensors, [N, channels, height, width] uint8 and [N] int64."""
+"""Images and labels: an `ImageData`, or tensors, [N, channels, height, width] uint8 and [N] int64."""
 
 
 class Trainer:
-    """Trains a network as a recipe does: checkpoints, validation, best weights, a run's folder, several processes.
+    """Trains a network as a recipe does, with checkpoints, validation, best weights, a run's folder, several processes.
 
     Args:
-        network: any module that `network_graph` takes. At the end it holds the best weights, on the device that
+        network: any module that `network_graph` accepts. At the end it holds the best weights, on the device that
             trained it.
         data: training and test images; see `Split`. Validation images are set aside as `config` says.
-        config: of the run, without keys that describe a network. Default: that of `TrainConfig`.
+        config: configuration of the run, without keys that describe a network. Default: the defaults of `TrainConfig`.
         callbacks: see `Callback`.
-        name: of the default output folder and of the trackers' project.
+        name: name of the default output folder and of the trackers' project.
     Raises:
-        ConfigError: the network has unknown layers or is not for these images, or the configuration describes one.
-        ValueError: images or labels that cannot be used.
+        ConfigError: the network has unknown layers or does not fit the images, or `config` describes a network.
+        ValueError: images or labels cannot be used.
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> from ttfs_triton.nn import DFTLinear, LatencyEncoder, PotentialReadout
@@ -337,10 +337,10 @@ class Trainer:
 
 
 def run_data(train_split: Split, test_split: Split, config: TrainConfig) -> RunData:
-    """Data of a run from both splits, with validation images set aside as `config` says.
+    """The data of a run from both splits, with validation images held out as `config` says.
 
     Raises:
-        ValueError: tensors of another type or shape, or test images of another shape or other classes.
+        ValueError: tensors have another dtype or shape, or test images have another shape or other classes.
     """
     training = train_split if isinstance(train_split, ImageData) else images_of_tensors(*train_split, split="train")
     test = test_split

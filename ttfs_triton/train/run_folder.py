@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, and the rules that keep a run from being lost.
+"""A run's folder: its files, and the rules that keep a run from being lost.
 
 config.yaml         the configuration, every key
 metrics.jsonl       one line an epoch
@@ -34,12 +34,12 @@ class RunFolderError(RuntimeError):
 
 
 class FolderLock:
-    """Holds a folder, which is made if need be, until `release` or until this process ends, however it ends.
+    """A lock on a folder, which is made if it does not exist; held until `release` or until this process ends or dies.
 
-    Network file systems without locks between machines let two machines hold one folder.
+    On network file systems without locks between machines, two machines can hold the same folder.
 
     Raises:
-        RunFolderError: another process or object holds it, or it cannot be written.
+        RunFolderError: another process or object holds the folder, or it cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,9 +58,9 @@ class FolderLock:
             ) from error
 
     def release(self) -> None:
-        """Give the folder up, and remove the lock file. A second call does nothing."""
+        """Release the lock, and remove the lock file. A second call does nothing."""
         if self._lock.is_locked:
-            # Removed while it is held: who has opened the file meanwhile finds it gone, and opens the next one.
+            # Removed while it is held: a process that has just opened the file finds it gone, and opens a new one.
             Path(self._lock.lock_file).unlink(missing_ok=True)
             self._lock.release()
 
@@ -82,13 +82,13 @@ class RunFolder:
         self._lock: FolderLock | None = None
 
     def claim(self, *, resume: bool, overwrite: bool) -> None:
-        """Lock the folder for this process, if it may be used as asked; nothing but the lock is written.
+        """Lock the folder for this process, if it can be used as asked; only the lock is written.
 
         Raises:
-            RunFolderError: another process holds it; it is not empty and neither flag says what to do; there is no run
-                to resume; what is to be overwritten is no run; or it cannot be written.
+            RunFolderError: another process holds the folder; it is not empty and neither flag is given; it holds no run
+                to resume; it holds something else than a run to overwrite; or it cannot be written.
         """
-        # Checked before the lock, so that a mistake makes no folder, and again when nobody else can change it.
+        # Checked before the lock, so that a mistake makes no folder, and again when no other process can change it.
         self._check(resume, overwrite)
         self._lock = FolderLock(self.path)
         try:
@@ -98,7 +98,7 @@ class RunFolder:
             raise
 
     def release(self) -> None:
-        """Give the folder up, and remove it if it is empty, as after a start that failed."""
+        """Release the lock, and remove the folder if it is empty, as after a start that failed."""
         if self._lock is None:
             return
         self._lock.release()
@@ -116,7 +116,7 @@ class RunFolder:
             )
         if is_run and not resume and not overwrite:
             raise RunFolderError(
-                f"{self.path} already holds something. Go on with that run by --resume, replace it by --overwrite, "
+                f"{self.path} already holds something. Resume that run with --resume, replace it with --overwrite, "
                 "or give another --output-dir."
             )
         # A start that was killed before it wrote config.yaml leaves no more than an empty folder of checkpoints.
@@ -145,7 +145,7 @@ class RunFolder:
         return [entry for entry in entries if not entry.name.startswith(LOCK)]
 
     def prepare(self, config: TrainConfig) -> None:
-        """Make the folder ready, after `claim`: remove an old run if asked to, and what killed processes left."""
+        """Prepare the folder, after `claim`: remove an old run if asked to, and files that killed processes left."""
         if config.overwrite:
             self._clear()
         make_folder(self.checkpoints)
@@ -156,10 +156,10 @@ class RunFolder:
             write_text(self._config, config.to_yaml())
 
     def _clear(self) -> None:
-        """Remove the old run, not the folder, which may be a mount point or the target of a link.
+        """Remove the old run, but not its folder, which may be a mount point or the target of a link.
 
-        The summary goes first, so that no half of a run counts as ended; config.yaml goes last, so that after a kill
-        the rest can still be overwritten.
+        The summary is removed first, so that half a run never counts as ended; config.yaml is removed last, so that
+        after a kill the rest can still be overwritten.
         """
         entries = sorted(self._entries(), key=lambda entry: (entry == self._config, entry != self._summary))
         for entry in entries:
@@ -173,8 +173,8 @@ class RunFolder:
         write_text(self._metrics, "".join(json.dumps(line.model_dump()) + "\n" for line in lines))
 
     def write_best(self, tensors: dict[str, Tensor], description: ModelDescription) -> None:
-        """Write the best weights and what is needed to rebuild their network."""
-        self.best_weights.parent.mkdir(exist_ok=True)  # not its parents: a folder that was moved away stays away
+        """Write the best weights and the description of their network."""
+        self.best_weights.parent.mkdir(exist_ok=True)  # no parents: a run's folder that was moved away stays away
         sync_folder(self.path)
         write_model(self.best_weights.parent, tensors, description)
 
@@ -187,7 +187,7 @@ class RunFolder:
         write_json(self._summary, summary.model_dump())
 
     def read_summary(self) -> dict[str, Any] | None:
-        """The final figures; None of a run that has not ended.
+        """The final figures; None if the run has not ended.
 
         Raises:
             RunFolderError: the file is damaged.
@@ -207,25 +207,25 @@ class RunFolder:
         return self._metrics.is_file()
 
     def record(self, config: TrainConfig) -> None:
-        """Write the configuration with which the run goes on, and remove the summary: it has not ended."""
+        """Write the configuration of a resumed run, and remove the summary: the run has not ended."""
         self._summary.unlink(missing_ok=True)
         write_text(self._config, config.to_yaml())
 
     def check_best(self, network: nn.Module | None = None) -> None:
-        """Raise RunFolderError if the best weights are damaged or missing, rather than when the run has ended.
+        """Raise RunFolderError if the best weights are damaged or missing: at a resumed start, not at the run's end.
 
         Args:
-            network: of the user's own, which the weights must fit. Default: as best/config.json says.
+            network: a user-defined network that the weights must fit. Default: the network of best/config.json.
         """
         try:
             read_model(self.best_config, self.best_weights, network)
         except (LoadError, OSError, ValueError) as error:
             raise RunFolderError(
                 f"--resume: {self.best_weights.parent} must hold the best weights so far. {error} "
-                "Put a copy back, or start again by --overwrite."
+                "Restore a copy, or start again with --overwrite."
             ) from error
 
 
 def reason_of(error: OSError) -> str:
-    """Message of the system, and the file."""
+    """The system's error message, with the file's name."""
     return f"{error.strerror or error} ({error.filename})" if error.filename else str(error.strerror or error)

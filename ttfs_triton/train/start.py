@@ -1,4 +1,4 @@
-"""Loads the weights that a run starts from: of our networks as they are, of other projects converted."""
+"""Loads the weights that a run starts from: weights of our networks as they are, other projects' weights converted."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ from ttfs_triton.nn.folding import unfold_batch_norm
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.train.config import ConfigError
 
-_UNIT = ".log2_unit"  # names of weight scales on a grid end so
+_UNIT = ".log2_unit"  # suffix of the names of weight scales on a grid
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,21 @@ class Start:
 def load_weights(
     network: nn.Module, source: str | Weights, images: Tensor | None = None, trained_as: TrainedAs | None = None
 ) -> Start:
-    """Load weights into a network, strictly: every tensor is used or folded, every parameter is found.
+    """Load weights into a network, strictly: every tensor must be used or folded, every parameter must be found.
 
-    Tensors that have the network's names and shapes are copied. A network of the user's own takes no others. Other
-    tensors are converted first: batch norm and standardised weights of our networks are folded, and known networks of
-    other projects are translated, their ANNs calibrated. A network with batch norm can start from weights without: its
-    statistics are taken from `images`, so that it computes the same. Images are normalised as in the weights' training.
+    Tensors with the network's names and shapes are copied; a user-defined network accepts no others. Other tensors are
+    converted first: batch norm and standardised weights of our networks are folded, known networks of other projects
+    are translated, and their ANNs calibrated. A network with batch norm can start from weights without batch norm: its
+    statistics come from `images`, and its outputs stay the same. Images are normalised as in the weights' training.
 
     Args:
         network: changed in place.
         source: see `open_weights`.
-        images: to calibrate on, [N, in_channels, height, width] in [0, 1], on the device to compute on. None leaves the
-            weights as they are.
+        images: [N, in_channels, height, width] in [0, 1], calibration images, on the device to compute on. None: the
+            weights are not calibrated.
         trained_as: see `TrainedAs`; needed for the paper's weights.
     Raises:
-        ConfigError: weights that cannot be read, or that are of another network; names keys and shapes.
+        ConfigError: the weights cannot be read, or do not fit the network; the message names keys and shapes.
     """
     said = source if isinstance(source, str) else source.name
     ours = network if isinstance(network, TTFSNetwork) else None
@@ -101,10 +101,10 @@ def load_weights(
 
 
 def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None, trained_as: TrainedAs | None) -> Start:
-    """`load_weights` of a plain network, folded and calibrated, into one with batch norm."""
+    """Load weights without batch norm into a network with batch norm, whose statistics come from `images`."""
     if images is None or not len(images):
         raise ConfigError(
-            f"weights: {source.name} has no batch norm, whose statistics are then taken from calibration images; got "
+            f"weights: {source.name} has no batch norm, so its statistics must come from calibration images; got "
             "none. Give --calibration-images, or --no-batch-norm."
         )
     plain = TTFSNetwork(network.config.replace(batch_norm=False, weight_standardisation=False))
@@ -115,10 +115,10 @@ def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None, tr
 
 
 def start_on_grid(network: nn.Module, grid: Grid, start: Start | None = None, *, learn_units: bool = True) -> None:
-    """Put a network on a grid, in place, with the units of `start` if its grid is the same, else with those that fit.
+    """Put a network on a grid, in place. Weight scales come from `start` if its grid is the same, else are fitted.
 
     Raises:
-        ValueError: registers cannot hold the threshold, at these weights.
+        ValueError: the grid's registers cannot hold the firing threshold at these weights.
     """
     getattr(network, "put_on_grid", partial(put_on_grid, network))(grid)
     if start is not None and start.grid == grid and start.units:
@@ -130,7 +130,7 @@ def start_on_grid(network: nn.Module, grid: Grid, start: Start | None = None, *,
 
 
 def check_chip(network: nn.Module, grid: Grid, chip: str, image_shape: Sequence[int]) -> None:
-    """Raise ConfigError unless a chip, by its name or file, holds a network on its grid."""
+    """Raise ConfigError unless a chip, given by its name or file, can hold a network on its grid."""
     counts = count(network, [torch.zeros(1, *image_shape)])
     total = counts.total()
     if lines := load_chip(chip).exceeded(total["neurons"], total["synapses"], grid.weight_bits):
@@ -212,7 +212,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
 
 @torch.no_grad()
 def _take_statistics(network: TTFSNetwork, trained: NetworkConfig) -> None:
-    """Normalise images as in the weights' training: other mean and std would shift every potential."""
+    """Normalise images as in the weights' training: another mean or std would shift every potential."""
     first = network.features[0]
     if not isinstance(first, AnalogEncoder | SignedEncoder) or trained.encoder == "latency":
         return

@@ -1,9 +1,9 @@
 """An optimiser step, and the same step as one CUDA graph, which replaces hundreds of launches.
 
-A captured step cannot read numbers of the host: learning rates are tensors, and the caller counts the steps. It follows
+A captured step cannot read numbers on the host: learning rates are tensors, and the caller counts the steps. It follows
 the rules of PyTorch's "CUDA graph semantics": some steps on a side stream first, gradients set to None before the
 capture, inputs copied to fixed addresses. A capture executes nothing, and the steps before it are steps of the run:
-weights are the same with a graph and without.
+weights are the same with and without a graph.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,22 +27,22 @@ from ttfs_triton.train.build import Teacher
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.lagrange import LagrangeMultipliers
 
-LOOKAHEAD_DECAY = 0.95  # in `look_ahead`: decay of earlier weights, a step, at the end of training
+LOOKAHEAD_DECAY = 0.95  # in `look_ahead`: decay of earlier weights in one step, at the end of training
 
 
 class TrainStep:
-    """Forward, backward, clipping, update and moving average of micro-batches.
+    """An optimiser step: forward, backward, clipping, update and moving average of weights.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         accelerator: precision and processes.
         network: the bare network; `model` is the distributed, compiled one that is called.
         optimizer: prepared by the accelerator.
         average: the moving average, if there is one.
-        multipliers: of the network's costs, which the model then returns, too.
-        teacher: whose class probabilities are learned, if there is one.
+        multipliers: multipliers of the network's costs, if the run has a target; the model then returns costs, too.
+        teacher: the network whose class probabilities are learned, if there is one.
     Attributes:
-        sums: [3], float64, on the device: loss, right answers and images of this process since they were last zeroed.
+        sums: [3], float64, on the device: this process's loss, right answers and images since they were last zeroed.
         guard: cancels updates that are not finite.
     """
 
@@ -64,12 +64,12 @@ class TrainStep:
         self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
 
     def __call__(self, micro_batches: Sequence[Batch], *, sampled: bool = False, first: bool = False) -> None:
-        """Make a step.
+        """Run the step.
 
         Args:
             micro_batches: images and labels on the device; labels [b], int64, or probabilities [b, classes].
             sampled: count the spikes of each layer.
-            first: of the run; the moving average starts with it.
+            first: the moving average starts with this step, as with the first one of a run.
         """
         self.optimizer.zero_grad()
         if sampled:
@@ -136,15 +136,15 @@ def set_rate(group: dict[str, Any], rate: float) -> None:
 class FiniteGuard:
     """Cancels all updates of an optimizer from the first step whose loss or gradient is not finite.
 
-    Weights and moments stay those before that step, until the host next reads `cancelled`.
+    Weights and moments stay as they were before that step, until the host reads `cancelled`.
 
     Args:
         optimizer: a fused one. Its kernels change nothing where `optimizer.found_inf` is 1, which is how gradient
             scaling skips a step without asking the device.
-        device: of its parameters.
+        device: device of the optimizer's parameters.
     Attributes:
         cancelled: number of cancelled steps, the first failing one included; float64 scalar.
-        loss, norm: of the last step, or of the first failing one; float32 scalars.
+        loss, norm: loss and gradient norm of the last step, or of the first failing step; float32 scalars.
     """
 
     def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
@@ -158,7 +158,7 @@ class FiniteGuard:
         """Note a step before its update.
 
         Args:
-            loss, norm: scalars, of the step and of its gradient.
+            loss, norm: scalars, the loss of the step and the norm of its gradient.
             failed: scalar, 0 or 1; 1 cancels this update and all that follow.
         """
         now = torch.stack([failed, loss, norm])
@@ -166,7 +166,7 @@ class FiniteGuard:
         self.cancelled.add_(self._failed)
 
     def _join(self, optimizer: Optimizer, *_: object) -> None:
-        """Join our flag with that of a gradient scaler, which replaces it."""
+        """Combine our flag with the flag of a gradient scaler, which has replaced it."""
         flag = getattr(optimizer, "found_inf", self._failed)
         if flag is not self._failed:
             optimizer.found_inf = torch.maximum(flag, self._failed)  # type: ignore[attr-defined]
@@ -174,13 +174,13 @@ class FiniteGuard:
 
 @torch.no_grad()
 def look_ahead(average: nn.Module, network: nn.Module, steps: int, progress: float) -> None:
-    """Average weights with those of earlier steps, and let the network go on from there.
+    """Average weights with the average of earlier steps, and let the network continue from there.
 
     average ← d·average + (1 − d)·network with d = 0.95^steps · progress³, then network ← average; buffers too.
 
     Args:
-        average, network: of the same layers.
-        steps: since this was done last.
+        average, network: two networks with the same layers.
+        steps: optimiser steps since the last call.
         progress: share of the training that is done.
     Source: Zhang et al., "Lookahead optimizer", 2019; d as in Jordan, "94% on CIFAR-10 in 3.29 seconds", 2024, 3.4.
     """
@@ -196,13 +196,13 @@ def look_ahead(average: nn.Module, network: nn.Module, steps: int, progress: flo
 def update_average(average: AveragedModel, network: nn.Module, decay: float, *, first: bool = False) -> None:
     """Exponential moving average: average ← d·average + (1 − d)·network, d = min(decay, (1 + t) / (10 + t)).
 
-    d rises from 1/10, so that first steps are forgotten in a short training, too. Integer buffers are copied.
+    d rises from 1/10, so that even a short training forgets its first steps. Integer buffers are copied.
 
     Args:
         average: t is its `n_averaged`, a tensor that the caller counts up.
-        network: to follow.
+        network: the network to average.
         decay: the highest d.
-        first: copy the network.
+        first: copy the network instead.
     Source: tf.train.ExponentialMovingAverage, `num_updates`.
     """
     share = (9 / (10 + average.n_averaged)).clamp_min(1 - decay)
@@ -222,15 +222,15 @@ WARM_UP_DISTRIBUTED = 11
 def choose_graphs(
     wanted: Literal["auto", "on", "off"], accelerator: Accelerator, say: Callable[[str], None]
 ) -> CudaGraphs | None:
-    """CUDA graphs of a run's device; None, with a line that says why, where steps are not captured.
+    """The CUDA graphs of a run's device; None, after a line that says why, if steps are not captured.
 
     Raises:
-        ConfigError: they are asked for and cannot be had.
+        ConfigError: `wanted` is "on", but steps cannot be captured here.
     """
     if wanted == "off":
         return None
     if accelerator.device.type != "cuda":
-        reason = "the device is no GPU"
+        reason = "the device is not a GPU"
     elif not torch.backends.cuda.is_built():
         reason = "this PyTorch is built without CUDA"
     elif accelerator.num_processes > 1 and torch.distributed.get_backend() != "nccl":
@@ -246,15 +246,15 @@ def choose_graphs(
 class GraphedStep:
     """A step that is captured after its warm-up, and replayed from then on.
 
-    All steps have micro-batches of the same shapes. Those that count spikes, and the first, do without the graph.
+    All steps must have micro-batches of the same shapes. Steps that count spikes, and first ones, run without it.
 
     Args:
-        step: to be captured.
-        graphs: of its device.
-        required: raise if the capture fails; else the run goes on without a graph, and says so.
-        say: shows a line.
+        step: the step to capture.
+        graphs: CUDA graphs of its device.
+        required: raise if the capture fails; else the run continues without a graph, and says so.
+        say: prints a line.
     Raises:
-        GraphError: when called, if the capture fails and is required, or if several processes would disagree.
+        GraphError: in a call, if the capture fails and is required, or if several processes would disagree on it.
     """
 
     def __init__(self, step: TrainStep, graphs: CudaGraphs, *, required: bool, say: Callable[[str], None]) -> None:
@@ -271,7 +271,7 @@ class GraphedStep:
             group["lr"] = torch.zeros((), dtype=dtype, device=device)
 
     def __call__(self, micro_batches: Sequence[Batch], *, sampled: bool = False, first: bool = False) -> None:
-        """As of `TrainStep`."""
+        """Run the step, as `TrainStep` does."""
         if sampled or first or self._failed:
             self.step(micro_batches, sampled=sampled, first=first)
         elif self._warm_up > 0:
@@ -290,7 +290,7 @@ class GraphedStep:
             self.replay()
 
     def forget(self) -> None:
-        """Capture anew at the next step: constants of the graph have changed."""
+        """Capture anew at the next step, because constants in the graph have changed."""
         self.replay, self._inputs = None, []
 
     def _capture(self, micro_batches: Sequence[Batch]) -> None:
@@ -299,7 +299,7 @@ class GraphedStep:
         for own, given in zip(self._inputs, micro_batches, strict=True):
             own[0].copy_(given[0])
             own[1].copy_(given[1])
-        # The graph's gradients get memory of its own.
+        # The graph's gradients are allocated in the graph's own memory.
         self.step.optimizer.zero_grad(set_to_none=True)
         try:
             with _capturable(self.step.bare_optimizer):
@@ -323,7 +323,7 @@ class GraphedStep:
 
 @contextmanager
 def _capturable(optimizer: Optimizer) -> Iterator[None]:
-    """Tell Adam that it is being captured, only within the `with` block: elsewhere it would warn of that."""
+    """Within the `with` block, tell Adam that it is being captured; elsewhere Adam would warn of this setting."""
     groups = [group for group in optimizer.param_groups if "capturable" in group]
     for group in groups:
         group["capturable"] = True

@@ -1,4 +1,4 @@
-"""Goals for what a network costs: whether they can be reached, how far they are missed, and differentiable costs."""
+"""Goals for a network's costs: whether they can be reached, how far they are missed, and differentiable costs."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from ttfs_triton.train.options import Kind, Wanted
 def count_spikes(
     activations: Tensor, weight: Tensor | None = None, reached: Tensor | None = None, *, width: float = 1.0
 ) -> Tensor:
-    """How many neurons fired, each weighed by its place: Σ weight·[a > 0], over all samples.
+    """Number of neurons that fired, weighted by place: Σ weight·[a > 0], over all samples.
 
     Args:
         activations: [N, features] or [N, channels, height, width], in [0, 1]; 0 and nan are silent.
         weight: [height, width], the cost of a spike at each place; None: 1.
-        reached: ones and zeros that broadcast with the activations, neurons that some input reaches; None: all.
+        reached: 1 for neurons that some input reaches, else 0; broadcasts with the activations. None: all are reached.
         width: δ of the surrogate, positive.
     Returns:
         float32 scalar.
-    Gradient: weight·max(0, 1 − a/δ), as the surrogate of a mask [a > 0] in `ttfs_kernels.Neuron`: of late spikes, which
-        could vanish, and of silent neurons, which only their layer's own surrogate moves. More spikes are not asked of
-        neurons that no input reaches: all of a channel would fire at once, at the initial potential.
+    Gradient: weight·max(0, 1 − a/δ), as the surrogate of a mask [a > 0] in `ttfs_kernels.Neuron`. It acts on late
+        spikes, which could vanish, and on silent neurons, which only their layer's own surrogate moves. Neurons that no
+        input reaches are never asked for more spikes: all of a channel would fire at once, at the initial potential.
     """
     return _CountSpikes.apply(activations, weight, reached, width)  # pyright: ignore[reportReturnType]
 
@@ -65,7 +65,7 @@ class _CountSpikes(torch.autograd.Function):
 TOLERANCE = 0.02
 """Relative distance from a goal within which it counts as reached."""
 TARGET_IMAGES = 128
-"""Training images for `make_target`, which needs only the activity that enters the first layer."""
+"""Training images for `make_target`, which needs only the activity at the input of the first layer."""
 HARDLY = 0.2  # a run has stalled if its second half removed less than this share of what is still missing
 UNITS: Mapping[Kind, str] = {"sparsity": "", "operations": "", "energy": " µJ"}
 _OWN = ("operation", "spike", "spike_time", "saturated")  # events whose price is a cost weight of the layer itself
@@ -77,8 +77,8 @@ class Target:
 
     Attributes:
         wanted: the goals as configured: shares, or microjoules a sample.
-        costs: one for each goal.
-        floors: the least that each cost can become on these images.
+        costs: one cost for each goal.
+        floors: the least value that each cost can have on these images.
     """
 
     wanted: Wanted
@@ -91,7 +91,7 @@ class Target:
         return tuple(self.wanted.goals.values())
 
     def measure(self, counts: Counts) -> list[float]:
-        """The costs of a network by its exact counts."""
+        """The costs of a network, from its exact counts."""
         return [cost.of(counts) for cost in self.costs]
 
     def miss(self, measured: Sequence[float]) -> float:
@@ -99,7 +99,7 @@ class Target:
         return max(abs(value / goal - 1) for value, goal in zip(measured, self.goals, strict=True))
 
     def named(self, values: Sequence[float]) -> dict[str, float]:
-        """One value for each cost, by layer; "network" where the cost is that of the whole network."""
+        """The values of the costs, by layer; the key of the whole network's cost is "network"."""
         return {layer or "network": value for layer, value in zip(self.wanted.goals, values, strict=True)}
 
     def result(self, metrics: Sequence[EpochLine], best: EpochLine, test: Sequence[float]) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Target:
         Args:
             metrics: one line for each epoch.
             best: the line of the best epoch.
-            test: costs of its weights on the test images.
+            test: costs of that epoch's weights on the test images.
         """
         misses = [self.miss(list(line.cost.values())) for line in metrics if line.cost]
         before, after = misses[(len(misses) - 1) // 2], misses[-1]
@@ -125,17 +125,17 @@ class Target:
 
 
 def make_target(wanted: Wanted, network: nn.Module, images: Tensor, steps: int) -> Target:
-    """The target of a network, if weights can reach it.
+    """The target of a network; raises if no weights can reach it.
 
     Args:
-        wanted: the goal.
-        network: on the device of the images.
-        images: [N, channels, height, width], of the training images. Training cannot change what it costs that the
-            first layer reads them.
-        steps: time steps a window, for energy.
+        wanted: the goals as configured.
+        network: the network, on the device of the images.
+        images: [N, channels, height, width], training images. The first layer's cost of reading them is a constant of
+            training.
+        steps: time steps in a window, for energy.
     Raises:
-        ValueError: a layer that the network does not have, a chip that does not price its layers, or a goal that no
-            weights can reach.
+        ValueError: the network does not have a layer that is named, the chip has no prices for its layers, or no
+            weights can reach a goal.
     """
     with torch.no_grad():
         counts = count(network, [images], histogram_bins=0, by_sample=False)
@@ -164,14 +164,14 @@ def make_target(wanted: Wanted, network: nn.Module, images: Tensor, steps: int) 
 
 
 class CostedNetwork(nn.Module):
-    """A network that also returns its costs, with their gradients; to be called within `watching`.
+    """A network that also returns its differentiable costs; to be called within `watching`.
 
-    Input [N, ...] as of the network; output: logits [N, classes], and [costs], float32, means over the samples.
+    Input: images for the network. Output: logits [N, classes], and costs [costs], float32, means over the samples.
 
     Args:
-        network: on its device.
-        graph: of the network.
-        target: of the network; says which costs.
+        network: the network, on its device.
+        graph: graph of the network.
+        target: target of the network; it says which costs are returned.
     """
 
     def __init__(self, network: nn.Module, graph: NetworkGraph, target: Target) -> None:
@@ -245,7 +245,7 @@ class _EventCounter:
             self._fan_out = (found.places * found.channels).float().view(maps).to(device) if maps else found.channels
 
     def count(self, inputs: Tensor, skip: Tensor | None, activations: Tensor) -> list[Tensor]:
-        """Number of each of `events` in a batch."""
+        """Numbers of events in a batch, one for each name in `events`."""
         layer = self.stage.layer
         if isinstance(layer, SignedEncoder):
             inputs = layer.normalise(inputs)
