@@ -1,5 +1,5 @@
-# Every target first sets up what it needs: a virtual environment in .venv that holds the package.
-# `make help` says what there is.
+# Every target first sets up its virtual environment, .venv, with the package in it.
+# `make help` lists the targets.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +12,7 @@ READY :=
 else
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
-# pip compiles on one core, and packages' own tests too; processes that find nothing compiled would each do it again.
+# pip would compile on one core, and packages' own tests too; without compiled files, each process would compile anew.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --no-compile -e '.[dev]' $(PIN)
@@ -34,11 +34,11 @@ help:  ## show this list
 train: $(READY)  ## train a spiking CNN on the bundled images, one to three minutes on two cores
 	$(RUN) recipes/quickstart.py $(ARGS)
 
-# As many processes as cores, one thread each; a file stays in one process; the longest files come first.
+# As many processes as cores (at most 8), one thread each; a file stays in one process; the longest files come first.
 test: $(READY)  ## run the tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# The oldest and the newest pair that is supported, and one between; Triton 3.6 interprets kernels with NumPy before 2.3 only.
+# The oldest and the newest supported pair, and one between; Triton 3.6 interprets kernels only with NumPy before 2.3.
 test-versions:  ## run the tests with PyTorch 2.11, 2.13 and 2.15, in environments of their own (20 GB)
 	@status=0; \
 	$(MAKE) test VENV=.venv-torch-2.15 PIN='torch==2.15.0 triton==3.9.0' || status=1; \

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Options = TypeVar("Options", bound="BaseModel")
 TRACEBACK = "--traceback"
 RECIPES = Path(__file__).parent / "recipes"
-_HINT = f"Add {TRACEBACK} to any command to see where in the code an error came from."
+_HINT = f"Add {TRACEBACK} to any command to see an error's traceback."
 
 
 class OptionsError(ValueError):
@@ -155,7 +155,7 @@ def parse_options(
 
 
 def _with_values(groups: Sequence[type[BaseModel]], arguments: Sequence[str]) -> list[str]:
-    """Write `--flag` as `--flag True` and `--no-flag` as `--flag False` where the flag also takes words."""
+    """Write `--flag` as `--flag True` and `--no-flag` as `--flag False` if the flag also takes words."""
     flags = [
         f"--{name.replace('_', '-')}"
         for options in groups

@@ -10,7 +10,7 @@ from rich.text import Text
 
 
 class TerminalTable(Table):
-    """A table for `rich.print`, whose cells wrap at words where the terminal is narrow.
+    """A table for `rich.print`; on a narrow terminal, its cells wrap between words.
 
     Args:
         title: line above the table; "" for none.

@@ -41,7 +41,7 @@ MAX_DEPTH = 20
 
 
 class YamlError(ValueError):
-    """YAML that is no mapping, or that is refused; the text says what the file must be, without naming it."""
+    """A YAML file that is refused; the text gives the rule for the file, without the file's name."""
 
 
 class _Loader(yaml.SafeLoader):

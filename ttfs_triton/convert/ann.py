@@ -39,7 +39,7 @@ class ANNLayer:
         potential: node of its output before the activation function.
         skip: source of the activations added to that output; None without a skip.
         bound: upper bound of its activations; None for ReLU.
-        average: of the average pool in front of it: the windows' side for a convolution, the places for a Linear layer.
+        average: size of an average pool in front: side of its windows for a convolution, places for a Linear layer.
         folded: names of the operations folded into its weights.
     """
 
@@ -110,7 +110,7 @@ def trace_ann(model: nn.Module, images: Tensor) -> TracedANN:
         traced = fx.symbolic_trace(copy.deepcopy(model).eval() if training else model)
         traced.graph.eliminate_dead_code()
         _Run(traced).run(images[:1])
-    except Exception as error:  # of many kinds: the model's own code runs here
+    except Exception as error:  # any error: the model's own code runs here
         problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConversionError(
             f"convert_ann: model must be traceable by torch.fx and accept images {list(images.shape)}; got "

@@ -102,7 +102,7 @@ def build_network(
     neuron: Neuron,
     readout: ReadoutTime,
 ) -> nn.Module:
-    """A `TTFSNetwork` where a specification can describe the ANN, else a `ConvertedNetwork`.
+    """A `TTFSNetwork` if a specification can describe the ANN, else a `ConvertedNetwork`.
 
     Args:
         layers, image_shape: see `TracedANN`.
@@ -177,7 +177,7 @@ def _token(module: nn.Conv2d) -> str | None:
 
 @torch.no_grad()
 def _fill(network: nn.Module, layers: Sequence[ANNLayer]) -> None:
-    """Copy the weights of an ANN's layers into those of a network, in their order; skips get weights of 1."""
+    """Copy the weights of an ANN's layers into a network's layers, in order; skips get weights of 1."""
     weighted = [module for module in network.modules() if isinstance(module, WeightedLayer)]
     for ours, theirs in zip(weighted, layers, strict=True):
         ours.weight.copy_(theirs.weight)

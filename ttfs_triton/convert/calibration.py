@@ -200,7 +200,7 @@ def correlation(spiking: Tensor, analog: Tensor) -> float | None:
     pairs = torch.stack([spiking.flatten(), analog.flatten()]).double()
     count, (x, y), ((xx, xy), (_, yy)) = pairs.shape[1], pairs.sum(1).tolist(), (pairs @ pairs.T).tolist()
     covariance, spread = xy - x * y / count, (xx - x * x / count) * (yy - y * y / count)
-    # Rounding leaves about 1e-16 of the squares where nothing varies.
+    # If values do not vary, rounding leaves about 1e-16 of the squares.
     return covariance / spread**0.5 if spread > 1e-20 * xx * yy and xx * yy > 0 else None
 
 

@@ -47,7 +47,7 @@ class CalibrationImages(BaseModel):
     seed: int = Field(0, ge=0)
     """Seed of the drawn calibration images, and of a new output layer's weights."""
     cpu: bool = False
-    """Calibrate on the CPU even where there is a GPU."""
+    """Calibrate on the CPU, even if there is a GPU."""
 
     def load(self, function: str, description: ModelDescription, count: int) -> Tensor:
         """Load training images [count, C, H, W], preprocessed as the network's description says.
@@ -82,7 +82,7 @@ class CalibrationImages(BaseModel):
             )
 
     def split(self, image_size: int | tuple[int, int] | None, **options: Any) -> ImageData:
-        """The training images, resized if a size is given; `options` are those of `load_images`."""
+        """The training images, resized if a size is given; `options`: see `load_images`."""
         return load_images(
             self.dataset,
             self.data_dir,
@@ -134,7 +134,7 @@ class ConvertOptions(CalibrationImages):
     image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
     """Side of square images, or height and width. Default: the source's."""
     psp_persistence: float | None = None
-    """σ: 1 is the paper's neuron, 0 the two-phase neuron, which computes what an ANN with clamped ReLU does. Default:
+    """σ: 1 is the paper's neuron, 0 the two-phase neuron, which computes the same as an ANN's clamped ReLU. Default:
     the source's, or 1."""
     readout: Literal["potential_start", "potential_end", "first_spike"] | None = None
     """Output neurons' potential at their window's start or end, or their first spike. Default: the source's, or the

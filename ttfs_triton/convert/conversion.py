@@ -1,6 +1,6 @@
-"""From trained weights in a file to a spiking network: recognise, fold, copy; then scale and calibrate on images.
+"""Conversion of trained weights in a file to a spiking network: recognise, fold, copy; then scale and calibrate.
 
-At σ = 0 the spiking network computes what its source does, if the source clamps its activations to [0, 1]. Otherwise
+At σ = 0 the spiking network computes the same as its source, if the source clamps its activations to [0, 1]. Otherwise
 the copied weights are only a start: calibrate or train them.
 """
 
@@ -119,7 +119,7 @@ def convert(
         >>> from torch import nn
         >>> from ttfs_triton.nn import Neuron
         >>> features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-        >>> vgg = nn.ModuleDict({"features": features, "classifier": nn.Linear(4 * 4 * 4, 10)})  # of 8×8 images
+        >>> vgg = nn.ModuleDict({"features": features, "classifier": nn.Linear(4 * 4 * 4, 10)})  # for 8×8 images
         >>> statistics = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
         >>> with TemporaryDirectory() as folder:
         ...     torch.save(vgg.state_dict(), f"{folder}/vgg.pth")
@@ -346,7 +346,7 @@ def _with_input_folded(source: _Source, inexact_borders: bool) -> _Source:
     """
     config = source.config
     first = parse_specification(config.specification)[0]
-    assert isinstance(first, Convolution)  # as in every network with an analog encoder
+    assert isinstance(first, Convolution)  # every network with an analog encoder begins with one
     mean, std = config.mean or (0.0,) * config.in_channels, config.std or (1.0,) * config.in_channels
     if first.padding > 0 and any(mean) and not inexact_borders:
         raise ConversionError(

@@ -23,7 +23,7 @@ ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class LayerLoss:
-    """Conversion of one hidden layer: what was folded, clipped and lost.
+    """Conversion of one hidden layer: folded operations, clipped activations and errors.
 
     Attributes:
         name: name of the layer in the spiking network.
@@ -108,7 +108,7 @@ def convert_ann(
             the logits. Not changed.
         images: [N, channels, height, width], as the spiking network reads them, on the device to compute on; 256 are
             enough. If `mean` and `std` are given, the model reads (images − mean) / std.
-        psp_persistence: σ of all neurons. 0 computes what the ANN computes, up to the clip.
+        psp_persistence: σ of all neurons. At 0 the network computes the same as the ANN, up to the clip.
         encoder: "analog": the first convolution multiplies pixels by real numbers, and its clipped activations are
             spikes; "latency": pixels, in [0, 1], are spike times. Default: "analog" if the first layer is a
             convolution without groups and dilation.

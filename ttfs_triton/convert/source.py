@@ -123,7 +123,7 @@ def _check(name: str, tensor: Tensor) -> None:
 
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".th")
-PICKLED_NAME = "pytorch_model.bin"  # of a folder without safetensors
+PICKLED_NAME = "pytorch_model.bin"  # read from folders without safetensors
 
 
 @dataclass(frozen=True)
@@ -311,7 +311,7 @@ def _check_calls(file: Path, program: IO[bytes]) -> None:
     while True:
         try:
             calls = [str(argument) for opcode, argument, _ in pickletools.genops(program) if opcode.name == "GLOBAL"]
-        except Exception:  # of many kinds: storages follow the last pickle of old files
+        except Exception:  # any error: storages follow the last pickle of old files
             return
         if any(call.endswith(" bytearray") for call in calls):
             raise WeightsError(

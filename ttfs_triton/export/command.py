@@ -67,7 +67,7 @@ class ExportOptions(BaseModel):
 
 
 def run(options: ExportOptions) -> Comparison | None:
-    """Export a network and print what was written; returns the comparison of a check, None without a check.
+    """Export a network and print the file's size and the format's limits; returns a check's comparison, else None.
 
     Raises:
         ValueError: the output exists, options do not fit the format, there is no such network, or images do not fit.

@@ -173,5 +173,5 @@ def _run(graph: nir.NIRGraph, ours: NetworkGraph, images: Tensor) -> list[tuple[
 def import_into_snntorch(graph: nir.NIRGraph) -> nn.Module:
     """The graph as a module that snnTorch's importer makes; each call of the module is a step."""
     module = require("import_into_snntorch", "snntorch.import_nir", "nir")
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it looks for
+    with contextlib.redirect_stdout(io.StringIO()):  # the importer prints messages
         return module.import_from_nir(graph).eval()

@@ -1,7 +1,7 @@
 """The clock of an exported graph: steps and windows, the weights of clock channels, input frames and decision.
 
 NIR knows neither windows nor moving thresholds, but it knows spikes. So the graph has clock channels beside the image,
-each of which spikes once; everything that a layer does at a border of its window is a weight on them:
+each of which spikes once; every change at a border of a layer's window is a weight on these channels:
 
     channel     spikes at step    for the layer of window w                                         weight
     border k    k·S               k = w − 1: the initial potential b starts to build up             b
@@ -226,8 +226,8 @@ class FirstSpikes:
     """First spikes of neurons, from their spikes step by step.
 
     Attributes:
-        step: of each neuron's first spike, int64; −1 is silent. Empty before the first step.
-        count: of each neuron's spikes, int64.
+        step: step of each neuron's first spike, int64; −1 is silent. Empty before the first step.
+        count: number of each neuron's spikes, int64.
     """
 
     def __init__(self) -> None:

@@ -231,7 +231,7 @@ def read_facts(
 
     Args:
         files: the model's files.
-        evaluation: folder or evaluation.json that `ttfs evaluate` wrote; its figures replace those of training.
+        evaluation: folder or evaluation.json that `ttfs evaluate` wrote; its figures replace the run's.
         dataset: Hub name of the training data, if the run does not name them.
         network: the user's own network, or "file.py:function" that builds it.
     Raises:
@@ -308,7 +308,7 @@ def _results(path: Path, values: Mapping[str, Any]) -> Results:
 
 
 def _read(path: Path, reader: Callable[[Path], Found], what: str) -> Found:
-    """Read a file by its reader; errors become LoadError, with `what` the file must be."""
+    """Read a file by its reader; an error becomes a LoadError, in which `what` says what the file must be."""
     try:
         return reader(path)
     except (OSError, ValueError) as error:

@@ -39,7 +39,7 @@ class PublishOptions(BaseModel):
     network: str | None = None
     """FILE.py:FUNCTION that builds the network, if it is one of your own. The code itself is not published."""
     evaluation: Path | None = None
-    """Folder that ttfs evaluate --output-dir wrote; its figures replace those of training."""
+    """Folder that ttfs evaluate --output-dir wrote; its figures replace the run's."""
     chip: tuple[str, ...] = CARD_CHIPS
     """Chips of the energy table: names of presets, or your own TOML files."""
     commit_message: str = "Publish model"
