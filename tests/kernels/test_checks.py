@@ -1,4 +1,4 @@
-"""Every refusal of the public functions, by its message."""
+"""Every error that the public functions raise for their arguments, by its message."""
 
 import re
 
