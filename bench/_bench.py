@@ -1,4 +1,4 @@
-"""What benchmarks share: result files that say how they came about, tables, times and memory."""
+"""Helpers of all benchmarks: result files with the circumstances of their run, tables, times and memory."""
 
 import contextlib
 import csv
@@ -30,11 +30,11 @@ Contender = TypeVar("Contender")
 
 
 class DisagreementError(RuntimeError):
-    """Two contenders that should compute the same do not; nothing may be timed then."""
+    """Two contenders that should compute the same results do not, so nothing may be timed."""
 
 
 def device_of(command: str, name: str) -> torch.device:
-    """The device of that name; ends the command with a message where there is no GPU."""
+    """The device called `name`; exits with a message if it is "cuda" and there is no GPU."""
     if name == "cuda" and not torch.cuda.is_available():
         sys.exit(f"{command}: --device cuda must have a GPU that PyTorch can use; found none. Use --device cpu.")
     return torch.device(name)
@@ -44,7 +44,7 @@ def device_of(command: str, name: str) -> torch.device:
 
 
 def environment(device: torch.device) -> Row:
-    """Command, commit, date, machine, threads and versions."""
+    """Circumstances of a run, for its result file: command, commit, date, machine, threads and versions."""
     processor = f"{processor_name()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
     gpu = device.type == "cuda"
     return {
@@ -61,7 +61,7 @@ def environment(device: torch.device) -> Row:
 
 
 def portable(arguments: Sequence[str]) -> list[str]:
-    """A command line without what is true of one machine only: where results went, and folders above what was read."""
+    """A command line without paths of this machine: no --output, and only the last part of absolute paths."""
     words: list[str] = []
     skip = False
     for word in arguments:
@@ -72,7 +72,7 @@ def portable(arguments: Sequence[str]) -> list[str]:
 
 
 def commit() -> str:
-    """Commit of this checkout, with a plus sign if it has been changed; empty outside a checkout."""
+    """Commit of this checkout, with a plus sign if files have changed since; empty outside a checkout."""
     command = ["git", "describe", "--always", "--dirty=+"]
     try:
         revision = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -85,10 +85,10 @@ def write(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], about: Map
     """Write NAME.csv: a line "# key: value" for each circumstance, then the rows; replaces an earlier file.
 
     Args:
-        folder: is made if it does not exist.
-        name: of the file, without ending.
-        rows: at least one; a column that a row lacks stays empty.
-        about: how the rows came about; None is left out, what is no text is JSON.
+        folder: folder of the file; made if it does not exist.
+        name: name of the file, without its ending.
+        rows: at least one row; columns that a row lacks stay empty.
+        about: circumstances of the run; None is left out, anything but text is written as JSON.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.csv"
@@ -105,7 +105,7 @@ def write(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], about: Map
 
 
 def read(path: Path) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """Rows and circumstances of a file that `write` made; none of both if there is no file."""
+    """Rows and circumstances of a file that `write` made; both are empty if there is no file."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     about = [line for line in lines if line.startswith("# ")]
     found = (line.removeprefix("# ").rstrip("\n").partition(": ") for line in about)
@@ -124,14 +124,14 @@ def print_table(
     width: int = 0,
     gap: int = 1,
 ) -> None:
-    """Print rows of cells.
+    """Print a table.
 
     Args:
-        headings: one a column.
-        rows: as many cells as headings.
-        title: above the table.
-        left: headings of columns of words, beside the first; figures stand right.
-        width: that the table needs, also where the output is no terminal.
+        headings: one heading per column.
+        rows: rows of as many cells as headings.
+        title: title above the table.
+        left: headings of columns that are aligned left, like the first; all others are aligned right.
+        width: smallest width in characters, also if the output is not a terminal.
         gap: spaces between columns.
     """
     padding = (0, 1, 0, gap - 1)
@@ -145,12 +145,12 @@ def print_table(
 
 
 def machine_line(about: Row) -> str:
-    """Where and when, for people."""
+    """One line for people: device, threads, PyTorch's version and date."""
     return f"{about['device']}, {about['threads']} threads, PyTorch {about['torch']}, {about['utc']} UTC"
 
 
 def digits(value: float) -> str:
-    """Three digits or more, no exponent."""
+    """The value with at least three digits and no exponent."""
     return f"{value:.{max(0, 2 - int(math.log10(max(value, 1))))}f}"
 
 
@@ -158,32 +158,32 @@ def digits(value: float) -> str:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, when all work given to the device is done."""
+    """The clock in seconds, read after all work given to the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def in_turns(contenders: Sequence[Contender], rounds: int) -> Iterator[Contender]:
-    """All contenders in each round, each time from another one on, so that noise of the machine hits all alike."""
+    """Every contender once per round, each round starting with the next one: the machine's noise hits all alike."""
     for round_ in range(rounds):
         first = round_ % max(1, len(contenders))
         yield from (*contenders[first:], *contenders[:first])
 
 
 def percentiles(ms: Sequence[float], places: int = 2) -> dict[str, float]:
-    """Columns of times: the median, and the 20th and 80th percentile."""
+    """Columns of a result: median, 20th and 80th percentile of times in ms."""
     low, high = torch.tensor(ms).quantile(torch.tensor([0.2, 0.8])).tolist()
     return {"ms_p50": round(median(ms), places), "ms_p20": round(low, places), "ms_p80": round(high, places)}
 
 
 def ratio(own: Sequence[float], base: Sequence[float]) -> float:
-    """Median over rounds of the time against another contender's in the same round."""
+    """Median over rounds of a contender's time divided by another contender's time in the same round."""
     return round(median(a / b for a, b in zip(own, base, strict=True)), 3)
 
 
 def transient_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """Most memory that tensors made by a call hold at any time of it, counted by PyTorch's allocators."""
+    """Peak memory in bytes of the tensors that a call makes, counted by PyTorch's allocators."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -202,7 +202,7 @@ def transient_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 @contextlib.contextmanager
 def _silent_errors() -> Iterator[None]:
-    """Keep the profiler's notes off the screen; they go to the file descriptor of standard error."""
+    """Keep the profiler's messages off the screen; it writes them to the file descriptor of standard error."""
     sys.stderr.flush()
     saved = os.dup(2)
     with open(os.devnull, "w") as nowhere:

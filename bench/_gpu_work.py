@@ -1,4 +1,4 @@
-"""What the stages of `gpu.py` run, each in a process of its own; needs no tyro, no data set.
+"""The work of the stages of `gpu.py`, each run in its own process; needs neither tyro nor a data set.
 
 python bench/_gpu_work.py NAME [ARGUMENT...]
 """
@@ -20,7 +20,7 @@ BATCH = 256
 
 
 def versions(output: str) -> int:
-    """Software and device; 1 if Triton kernels cannot run."""
+    """Write and print the versions of software and the device; returns 1 if Triton kernels cannot run."""
     from ttfs_kernels.backends import why_no_triton
 
     if not torch.cuda.is_available():
@@ -37,7 +37,7 @@ def versions(output: str) -> int:
 
 
 def pytest(*arguments: str) -> int:
-    """Tests, in as many processes as compile kernels at once."""
+    """Run tests, in up to 16 processes, so that kernels are compiled in parallel."""
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *arguments]
     if find_spec("xdist") is not None:
         words += ["-n", str(min(16, os.cpu_count() or 1))]
@@ -45,7 +45,7 @@ def pytest(*arguments: str) -> int:
 
 
 def step() -> int:
-    """A training step of VGG16 with each backend, twice: the second must not wait for the device."""
+    """Run two training steps of VGG16 with each backend; the second must not wait for the device."""
     from ttfs_triton.nn import Neuron, networks
 
     for backend in ("triton", "auto", "torch"):
@@ -72,13 +72,13 @@ def step() -> int:
 
 
 def tune(*numbers: str) -> int:
-    """A table in the package, which this checkout's programs find; goes on where it was stopped."""
-    kernels: Any = import_module("kernels")  # by name: a folder is called so, too
+    """Write this GPU's tuning table into the package, where programs of this checkout find it; can be resumed."""
+    kernels: Any = import_module("kernels")  # bench/kernels.py, by name, since a folder is called kernels, too
     return kernels.tune(kernels.Options(tune=True, device="cuda", dtypes=numbers, output=TABLES))
 
 
 def train_step(output: str) -> int:
-    """`train_step.py` with VGG16 in bfloat16."""
+    """Run `train_step.py` with VGG16 in bfloat16."""
     from train_step import Options, run
 
     options = {"batch_size": BATCH, "dtypes": ("bfloat16",), "optimizer": "adamw"}
@@ -87,7 +87,7 @@ def train_step(output: str) -> int:
 
 
 def graph(output: str) -> int:
-    """The recipe's loop on the bundled images, by a CUDA graph and without; 1 if losses differ or a graph is slower."""
+    """Train on the bundled images without and with a CUDA graph; returns 1 if losses differ or the graph is slower."""
     from ttfs_triton.command_line import recipe
     from ttfs_triton.train import TrainConfig, train
     from ttfs_triton.train.config import read_recipe
@@ -102,9 +102,9 @@ def graph(output: str) -> int:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         losses.append(torch.tensor([line["train_loss"] for line in lines]))
         speed.append(max(line["images_per_second"] for line in lines))
-    # Kernels of the library may add in another order from run to run, and a graph reads its rate as float32.
+    # Library kernels may add in a different order in every run, and a graph reads its learning rate as float32.
     difference = ((losses[0] - losses[1]).abs() / losses[0]).max().item()
-    print(f"losses differ by {difference:.1e}; {speed[0]:.0f} images/s, by a graph {speed[1]:.0f}")
+    print(f"losses differ by {difference:.1e}; {speed[0]:.0f} images/s, with a CUDA graph {speed[1]:.0f}")
     return int(difference > 1e-2 or speed[1] < speed[0])
 
 

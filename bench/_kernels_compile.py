@@ -1,6 +1,6 @@
-"""Our kernels compiled for GPUs that need not be there: what the machine code is, and what must not be built.
+"""Compile our kernels for GPUs that need not be present, and judge their machine code.
 
-Launches that Triton would build alike are compiled once. A kernel is refused if its asynchronous products are
+Launches that Triton would compile alike are compiled once. A kernel is refused if its asynchronous products are
 serialised, if its main loop spills registers or on sm_90 feeds products from registers (a race), if it does not fit on
 a processor, or if it should use tensor cores and does not.
 """
@@ -46,8 +46,8 @@ class Kernel:
     which: str
     problem: Problem
     config: Config | None  # blocks; None for kernels whose blocks are always the same
-    index: int  # of the launch in its plan
-    layers: list[str] = field(default_factory=list, compare=False)  # that launch it so
+    index: int  # index of the launch in its plan
+    layers: list[str] = field(default_factory=list, compare=False)  # names of the layers that launch it
 
     def launch(self) -> Launch:
         return self.plan().launches[self.index]
@@ -64,7 +64,7 @@ def default_kernels(
     sigmas: Sequence[float],
     batch: int,
 ) -> list[Kernel]:
-    """Every kernel of the default configurations, those that compile alike once."""
+    """All kernels of the default configurations; kernels that compile alike occur once."""
     found: dict[tuple, Kernel] = {}
     for target, number, sigma, layer, which in product(targets, numbers, sigmas, layers, WHICH):
         for surrogate in (False, True) if sigma > 0 else (False,):
@@ -83,12 +83,12 @@ def default_kernels(
 
 
 def signature(launch: Launch) -> tuple:
-    """Equal for launches that Triton compiles alike."""
+    """A key that is equal for launches that Triton compiles alike."""
     return launch.kernel.__name__, str(specialisation(launch)), launch.num_warps, launch.num_stages
 
 
 def build(kernel: Kernel) -> MachineCode | str:
-    """The machine code of a kernel, or why there is none."""
+    """The machine code of a kernel, or the error if it cannot be compiled."""
     try:
         return inspect(kernel.launch(), TARGETS[kernel.target].chip)
     except Exception as error:
@@ -123,7 +123,7 @@ def refusals(code: MachineCode, chip: Chip, wants_tensor_cores: bool) -> list[st
 
 
 def row(kernel: Kernel, code: MachineCode | str) -> bench.Row:
-    """One line of the table; columns of the machine code are missing where there is none."""
+    """One row of the table; without the columns of machine code if the kernel could not be compiled."""
     launch = kernel.launch()
     sizes = [launch.arguments[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if name in launch.arguments]
     about = {
@@ -148,7 +148,7 @@ def row(kernel: Kernel, code: MachineCode | str) -> bench.Row:
 
 
 def measured(code: MachineCode) -> bench.Row:
-    """Machine code as columns; empty where it is not known."""
+    """Columns of machine code; unknown values are empty."""
     others = code.others_per_product
     return {
         "registers": code.registers,
@@ -168,7 +168,7 @@ def measured(code: MachineCode) -> bench.Row:
 
 
 def others(path: Path, version: str) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """Rows of an earlier table that another Triton compiled, and the circumstances of those runs."""
+    """Rows of an earlier table that other versions of Triton compiled, and the circumstances of those runs."""
     rows, about = bench.read(path)
     runs = {key: value for key, value in about.items() if key.startswith("triton ") and key != f"triton {version}"}
     versions = {".".join(key.split()[1].split(".")[:2]) for key in runs}
@@ -176,7 +176,7 @@ def others(path: Path, version: str) -> tuple[list[dict[str, str]], dict[str, st
 
 
 def show(rows: list[bench.Row]) -> None:
-    """One table a chip; then what is refused. δ marks kernels with the surrogate derivative."""
+    """Print one table per chip, then the refused kernels. δ marks kernels with the surrogate derivative."""
     numbers = {form.name: number for number, form in FORMATS.items()}
     what = [f"{numbers[row['dtype']]} {row['sigma']}{'δ' if row['surrogate'] else ''}" for row in rows]
     shown = ("warps", "stages", "registers", "spilled_bytes", "shared_kib", "programs_per_processor", "tensor_core")

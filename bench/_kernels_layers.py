@@ -1,4 +1,4 @@
-"""Layers that `kernels.py` measures, the number formats that GPUs multiply in, and what a pass would launch."""
+"""Layers that `kernels.py` measures, number formats that GPUs multiply in, and the launches of a pass."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from ttfs_kernels.triton_backend.problem import Problem
 
 Number = Literal["bf16", "fp16", "tf32", "fp32"]
 WIDE = 2**31  # elements from which offsets exceed 32 bits
-SURROGATE_WIDTH = 0.5  # the recipes'; any above 0 is compiled alike
+SURROGATE_WIDTH = 0.5  # as in the recipes; all widths above 0 compile alike
 
 
 class Format(NamedTuple):
@@ -45,8 +45,8 @@ class Layer:
 
     name: str  # kernel size, input and output channels, side of the maps; "c" is a convolution, "f" fully connected
     networks: tuple[str, ...]  # layers of networks that have this shape
-    fields: dict[str, Any]  # of `Problem`, without batch and dtype
-    pooled: bool = False  # whether it may compute the pool behind it in one of these networks
+    fields: dict[str, Any]  # fields of `Problem`, without batch and dtype
+    pooled: bool = False  # whether it may compute the pool after it in one of these networks
     wide: bool = False  # whether the batch is so large that offsets into activations exceed 32 bits
 
     def problem(self, batch: int, number: Number, sigma: float, *, surrogate: bool = False) -> Problem:
@@ -61,7 +61,7 @@ def load(path: Path) -> list[Layer]:
     """Layers of a file: a list of objects with `name`, optionally `layers`, `pooled`, `wide`, and fields of `Problem`.
 
     Raises:
-        ValueError, KeyError, TypeError: something else is in the file; OSError: it cannot be read.
+        ValueError, KeyError, TypeError: the file is not such a list; OSError: it cannot be read.
     """
     layers = []
     for fields in json.loads(path.read_text(encoding="utf-8")):
@@ -74,7 +74,7 @@ def load(path: Path) -> list[Layer]:
 
 @contextmanager
 def products(number: Number) -> Iterator[None]:
-    """Float32 products in the precision of a number format, ours and the libraries'."""
+    """A context in which float32 products, ours and the libraries', have the precision of a number format."""
     convolutions: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009  (type checkers do not know it)
     switches = (torch.backends.cuda.matmul, convolutions)
     before = [switch.fp32_precision for switch in switches]
@@ -93,16 +93,16 @@ def neuron_of(problem: Problem) -> Neuron:
 
 
 def plan_pass(which: str, problem: Problem, config: Config | None, precision: str, device: Device) -> Plan:
-    """What one pass with a bias and gradients would launch, planned on the meta device: no memory, no GPU.
+    """Launches of one pass with a bias and gradients, planned on the meta device: needs no memory and no GPU.
 
     Args:
-        which: "forward", "grad_x", "grad_w", "local_gradient" for what comes before both, "pool" for the kernel that
-            pools behind a forward pass, or "normalised" for a layer with batch norm, up to what comes before grad_x.
-        problem: the layer. A pool counts in all but grad_x and grad_w, in a forward pass if that pools itself.
-        config: blocks, those of the forward pass for "normalised"; None for "local_gradient" and "pool", whose blocks
+        which: "forward", "grad_x", "grad_w"; "local_gradient", which precedes both gradients; "pool", which pools after
+            a forward pass; or "normalised", all launches of a layer with batch norm that precede grad_x.
+        problem: the layer. Its pool applies to all passes but grad_x and grad_w; a forward pass then pools itself.
+        config: blocks; for "normalised" those of the forward pass; None for "local_gradient" and "pool", whose blocks
             are always the same.
-        precision: of float32 products, "ieee" or "tf32".
-        device: what it is planned for.
+        precision: precision of float32 products, "ieee" or "tf32".
+        device: device to plan for.
     """
 
     def empty(*shape: int) -> Tensor:
@@ -148,7 +148,7 @@ def plan_from(
     device: Device,
     skip: tuple[Tensor, ...] = (),
 ) -> Plan:
-    """A contraction of these operands, as rows in memory: x, weight, bias, h and slope_h."""
+    """Launches of a contraction of these operands, as rows in memory: x, weight, bias, h and slope_h."""
     x, weight, bias, h, slope_h = operands
     neuron = neuron_of(problem)
     if which == "forward":

@@ -1,4 +1,4 @@
-"""Time our kernels and the library on a GPU, pass by pass, and keep the results where `choice.py` looks them up.
+"""Time our kernels and the library on a GPU, pass by pass, and write the table that `choice.py` reads.
 
 Nothing is timed before its result agrees with float64.
 """
@@ -36,30 +36,30 @@ Run = Callable[[], Results]
 
 SILENT = 0.4  # share of silent inputs
 CHECKED = 8  # images of a batch that are compared with float64
-BORDER = 0.01  # potentials that rounding to 16 bits may carry across a firing border
+BORDER = 0.01  # distance from a firing border that rounding to 16 bits may carry a potential across
 # Relative error of a rounded result. Float32: sums of thousands of products; libraries also transform their operands.
 ROUNDING = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float32: 2.0**-18}
 TF32_ROUNDING = 2.0**-10
 
 
 def gpu_ms(run: Run) -> float:
-    """Median time of a call on the current GPU, its second-level cache cold."""
+    """Median time in ms of a call on the current GPU, with a cold second-level cache."""
     milliseconds: Any = do_bench(run, return_mode="median")
     return milliseconds
 
 
 @dataclass
 class Tuner:
-    """What all measurements share; problems are of one precision, to which PyTorch is set.
+    """Completes a tuning table. All problems have the precision that PyTorch is set to.
 
     Attributes:
         device: a GPU, or the CPU under Triton's interpreter.
-        path: the table; `choice.table_path` to be found by programs.
-        thorough: every candidate configuration, not only the default one.
-        time_ms: milliseconds of a call.
-        report: gets one line a measurement.
-        fault: gets one line for each result that must agree with float64 and does not: the library's, and that of our
-            kernel in its default configuration. The measurement goes on.
+        path: file of the table; programs look for it at `choice.table_path`.
+        thorough: time every candidate configuration, not only the default one.
+        time_ms: returns the milliseconds of a call.
+        report: gets one line per measurement.
+        fault: gets one line for each result that does not agree with float64 but must: the library's, and our
+            kernel's in its default configuration. Measuring goes on.
     """
 
     device: torch.device
@@ -77,16 +77,16 @@ class Tuner:
         Returns:
             All entries of the table, the old ones first.
         Raises:
-            ValueError: `path` is another kind of file.
+            ValueError: `path` is not a tuning table.
         """
         entries = {(entry.which, entry.problem, entry.precision): entry for entry in read_table(self.path)}
         for problem, which in product(problems, PASSES):
             precision, unpooled = precision_of(problem), None
-            # Before a layer with a pool the same without: it is what the pool in the epilogue has to beat.
+            # A layer with a pool is measured without it first: pooling in the epilogue has to beat that.
             for layer in dict.fromkeys((problem.of_pass(which).unpooled, problem.of_pass(which))):
                 key = which, layer, precision
                 if layer.pool > 1 and unpooled is None:
-                    continue  # nothing ran, and that has been reported
+                    continue  # no configuration ran, which has been reported
                 entry = entries.get(key) or self.measure(which, layer, precision, unpooled)
                 if entry is not None and key not in entries:
                     entries[key] = entry
@@ -101,12 +101,12 @@ class Tuner:
         Args:
             which: "forward", "grad_x" or "grad_w".
             problem: the layer.
-            precision: of float32 products, "ieee" or "tf32".
-            unpooled: of a forward pass with a pool, the measurement without it. The library's place is then taken by
-                the faster of both without the pool, followed by the kernel that pools.
+            precision: precision of float32 products, "ieee" or "tf32".
+            unpooled: for a forward pass with a pool, its measurement without the pool. Instead of the library, the
+                faster provider without the pool, followed by `passes.pool`, is timed then.
         Returns:
-            The fastest configuration with its time and the library's, inf if that is wrong; None if no configuration
-            both runs and agrees.
+            The fastest configuration, its time, and the library's time, inf if its result is wrong. None if no
+            configuration both runs and agrees.
         Raises:
             RuntimeError: the GPU itself failed.
         """
@@ -135,7 +135,7 @@ class Tuner:
                     times[config] = self.time_ms(operands.by_kernels(which, config, precision, here))
                 else:
                     failures["wrong"] += 1
-            except (TritonError, RuntimeError):  # too large for this chip, or not to be built
+            except (TritonError, RuntimeError):  # too large for this chip, or cannot be compiled
                 failures["cannot run"] += 1
                 if self.device.type == "cuda":
                     torch.cuda.synchronize()  # raises if the GPU itself failed: nothing after that can be trusted
@@ -149,13 +149,13 @@ class Tuner:
 
 
 def special(value: Problem | Config) -> str:
-    """The fields that are not at their defaults."""
+    """The fields that differ from their defaults, as text."""
     values = {field.name: (getattr(value, field.name), field.default) for field in fields(value)}
     return ", ".join(f"{name} {found}" for name, (found, default) in values.items() if found != default)
 
 
 def candidates(which: str, problem: Problem, here: Device, precision: str) -> list[Config]:
-    """Configurations worth timing; the default first, none twice."""
+    """Configurations worth timing, without duplicates; the default comes first."""
     default = default_config(which, problem, here.chip, precision, here.processors)
     half = 32 if problem.dtype.itemsize == 2 else 16
     sides = ((128, 128), (128, 64), (64, 128), (64, 64), (128, 32))
@@ -175,7 +175,7 @@ class Operands:
 
     Attributes:
         problem: the layer.
-        x: [B, H, W, C] activations, of which about 40 % are 0.
+        x: [B, H, W, C] activations, about 40 % of them 0.
         weight: [N, R, S, C / groups].
         bias: [N] float32.
         pair: [2, B, P, Q, N], h and slope_h; for σ = 0 [1, ...], h alone.
@@ -189,12 +189,13 @@ class Operands:
 
     @staticmethod
     def random(problem: Problem, device: torch.device, seed: int = 0) -> Operands:
-        """The same for a seed and device type."""
+        """Operands that are the same for the same seed and device type."""
         with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
             torch.manual_seed(seed)
             images = (problem.batch, problem.height, problem.width, problem.in_channels)
             x = (torch.rand(images) * (torch.rand(images) > SILENT)).to(problem.dtype)
-            # Half a threshold from all inputs that fire, and little noise: 0 < A < 1 and A + W > 0 without bias.
+            # Weights of the firing inputs add up to half a threshold, plus little noise: without bias, 0 < A < 1 and
+            # A + W > 0.
             noise = torch.randn(problem.out_channels, *problem.kernel, problem.group_inputs)
             weight = 0.5 / ((1 - SILENT) * problem.depth) + 0.1 / problem.depth**0.5 * noise
             kinds = torch.rand(problem.out_channels)
@@ -204,13 +205,13 @@ class Operands:
         return Operands(problem, x, weight.to(problem.dtype), bias, pair.to(problem.dtype))
 
     def from_images(self, images: Tensor) -> Operands:
-        """The same, with a gradient from some images of the batch alone."""
+        """The same operands with the gradient of these images alone; it is 0 for all others."""
         pair = torch.zeros_like(self.pair)
         pair[:, images] = self.pair[:, images]
         return Operands(self.problem, self.x, self.weight, self.bias, pair)
 
     def expected(self, which: str, images: Tensor) -> Results:
-        """Float64 results: of some images, or for grad_w from some images. NaN where nothing is compared."""
+        """Results in float64 for these images; for grad_w, the sum over these images. NaN where nothing is compared."""
         x, weight, pair = self.x[images].double(), self.weight.double(), self.pair[:, images].double()
         neuron = neuron_of(self.problem)
         if which == "grad_x":
@@ -225,18 +226,18 @@ class Operands:
         if not self.problem.with_slope:
             return (A.clamp(0, 1),)
         y, gain, _ = fire_with_derivatives(A, W, replace(neuron, derivative_clip=None))
-        # The gain jumps where a neuron just fires, or just fires at once.
+        # The gain jumps where a neuron only just fires, or only just fires at once.
         return y, gain.masked_fill(((A + W).abs() < BORDER) | ((A - 1).abs() < BORDER), torch.nan)
 
     def by_kernels(self, which: str, config: Config, precision: str, here: Device) -> Run:
-        """A call of one plan, whose outputs are allocated once."""
+        """A function that runs a pass by our kernel; its outputs are allocated once."""
         halves = self.pair[0], self.pair[1] if len(self.pair) == 2 else None
         operands = self.x, self.weight, self.bias, *halves
         plan = plan_from(which, self.problem, operands, config, precision, here)
         return lambda: tuple(result for result in plan.run() if result is not None)
 
     def by_others(self, which: str, unpooled: Entry | None, precision: str, here: Device) -> Run:
-        """The library; for a layer with a pool, the faster provider of all neurons, then the kernel that pools."""
+        """A function that runs a pass by the library; with a pool, by the faster provider without it, then pools."""
         problem, neuron = self.problem, neuron_of(self.problem)
         if unpooled is not None:
             plain = Operands(problem.unpooled, self.x, self.weight, self.bias, self.pair)
@@ -253,12 +254,12 @@ class Operands:
 
 
 def pooled(problem: Problem, y: Tensor, gain: Tensor | None = None) -> Results:
-    """(y, gain, winner) of windows, by the kernel that pools."""
+    """(y, gain, winner) of windows, by the kernel `pool_spikes`."""
     return tuple(result for result in passes.pool(problem, y, gain, True).run() if result is not None)
 
 
 def close(found: Tensor, expected: Tensor, precision: str) -> bool:
-    """Whether rounding explains the errors; what was found has the dtype whose rounding is allowed."""
+    """Whether rounding in the dtype of `found` explains the difference."""
     if found.shape != expected.shape or expected.isnan().all():
         return False
     kept = ~expected.isnan()
@@ -266,14 +267,14 @@ def close(found: Tensor, expected: Tensor, precision: str) -> bool:
     rounding = TF32_ROUNDING if tf32 else ROUNDING[found.dtype]
     scale = expected[kept].square().mean().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
     error = (found[kept].double() - expected[kept]) / scale
-    # Written so that a NaN that was found agrees with nothing.
+    # Written so that a NaN in `found` never agrees.
     return bool(error.abs().max() <= 24 * rounding and error.square().mean().sqrt() <= 3 * rounding)
 
 
 def windows(problem: Problem, found: Results, expected: Results) -> Iterator[tuple[Tensor, Tensor]]:
-    """Found and expected activations and gains of windows, from expected ones of all neurons.
+    """Pairs of found and expected activations and gains of windows, from the expected values of all neurons.
 
-    Where several are nearly equal, rounding decides which wins: the one found must be as early as the earliest.
+    If several neurons are nearly equal, rounding decides which wins: the found winner must be as early as the earliest.
     """
     y, *gain, winner = found
     yield y, F.max_pool2d(expected[0].permute(0, 3, 1, 2), problem.pool).permute(0, 2, 3, 1)
@@ -285,7 +286,7 @@ def windows(problem: Problem, found: Results, expected: Results) -> Iterator[tup
 
 
 def write_table(path: Path, entries: Iterable[Entry], device: Device) -> None:
-    """Replace a table as a whole; an entry a line."""
+    """Replace a whole table; one entry per line."""
     about = {
         "format_version": FORMAT_VERSION,
         "device": device.name,

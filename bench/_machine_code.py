@@ -1,6 +1,6 @@
-"""Compile a launch for a chip that need not be there, and read the machine code: no GPU, no driver.
+"""Compile a launch for a chip that need not be present, and read the machine code; needs no GPU and no driver.
 
-Triton must not be interpreting (TRITON_INTERPRET unset), and its bundled assembler and disassembler are used.
+Triton must not be interpreting (TRITON_INTERPRET unset). Its bundled assembler and disassembler are used.
 """
 
 import bisect
@@ -23,7 +23,7 @@ POINTERS = {
     **{torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"},
     **{torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"},
 }
-# ptxas: asynchronous products were serialised, for one reason or another.
+# Warnings by which ptxas says that it serialised asynchronous products.
 SERIALISED = re.compile(r"C75(?:1[0-7])")
 TENSOR_CORE = re.compile(r"^(HGMMA|HMMA|IMMA|UTCHMMA|UTCOMMA|v_mfma_\w+|v_smfmac_\w+)")
 MULTIPLY_ADD = re.compile(r"^(FFMA2?|v_(pk_)?fmac?_f32\w*)$")
@@ -32,18 +32,18 @@ SPILL = re.compile(r"^(LDL|STL|scratch_\w+)$")
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What was built."""
+    """Properties of a compiled kernel."""
 
-    registers: int  # a thread
-    spilled_bytes: int  # that a thread stores and loads, each place in the code counted once
-    shared_kib: float  # of a program
-    programs_per_processor: int | None  # that fit at once; 0 if none does; None if the chip's limits are not known here
+    registers: int  # registers per thread
+    spilled_bytes: int  # bytes that a thread spills and loads back, each place in the code counted once
+    shared_kib: float  # shared memory per program
+    programs_per_processor: int | None  # that fit at once, 0 if not even one; None if the chip's limits are unknown
     tensor_core: int  # tensor-core instructions of the whole kernel
     loop: Counter[str] = field(repr=False)  # instructions of the main loop by opcode, without modifiers
     loop_register_operands: int  # HGMMA of the main loop whose first operand is in registers
-    loop_shared_operands: int  # and in shared memory
+    loop_shared_operands: int  # HGMMA of the main loop whose first operand is in shared memory
     loop_spills: int  # loads and stores of spilled registers in the main loop
-    serialised: tuple[str, ...]  # messages of the assembler that say so
+    serialised: tuple[str, ...]  # codes of the assembler's warnings that it serialised products
 
     @property
     def loop_tensor_core(self) -> int:
@@ -66,14 +66,14 @@ Specialisation = tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[tuple[in
 
 
 def specialisation(launch: Launch) -> Specialisation:
-    """What Triton compiles a launch for: types, constants, and attributes of numbers that 16 divides."""
+    """What Triton compiles a launch for: types, constants, and attributes of arguments that 16 divides."""
     signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list] = {}
 
     def describe(value: Any, path: tuple[int, ...], constant: bool, special: bool = True) -> Any:
         # As at a launch: None and 1 become constants, multiples of 16 and fresh allocations are known to be aligned.
-        # Of sizes that follow from the batch, kernels want to know none of this.
+        # Sizes that follow from the batch (do_not_specialize) are treated as any number.
         if isinstance(value, tuple):
             parts = [describe(part, (*path, index), constant) for index, part in enumerate(value)]
             return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
@@ -128,7 +128,7 @@ class Line(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A kernel as its disassembly says; spans are indices of the first and last line of each loop."""
+    """A kernel's disassembly; spans are indices of the first and last line of each loop."""
 
     lines: list[Line]
     spans: list[tuple[int, int]]
@@ -137,14 +137,14 @@ class Listing(NamedTuple):
 
 
 def inspect(launch: Launch, chip: Chip) -> MachineCode:
-    """Compile a launch and read what came out."""
+    """Compile a launch and read its machine code."""
     compiled, log = compile_launch(launch, chip)
     found = _read_amdgcn(compiled.asm["amdgcn"]) if chip.vendor == "hip" else _read_cubin(compiled.asm["cubin"], log)
     loop = main_loop(found.lines, found.spans)
     products = [line.text for line in loop if line.opcode == "HGMMA"]
     in_registers = sum(re.match(r"\S+ R\d+, R\d+", text) is not None for text in products)
     metadata = compiled.metadata
-    columns = getattr(metadata, "tmem_size", 0)  # where there is tensor memory
+    columns = getattr(metadata, "tmem_size", 0)  # only chips with tensor memory have it
     return MachineCode(
         registers=found.registers,
         spilled_bytes=found.spilled_bytes,
@@ -162,7 +162,7 @@ def inspect(launch: Launch, chip: Chip) -> MachineCode:
 def main_loop(lines: list[Line], spans: list[tuple[int, int]]) -> list[Line]:
     """The innermost loop with the most tensor-core instructions, or with the most multiply-adds if there are none.
 
-    All lines if no loop holds a product: those of a single step are no loop.
+    All lines if no loop holds a product: a kernel of a single step has no loop.
     """
 
     def products(loop: list[Line]) -> tuple[int, int]:
@@ -179,7 +179,7 @@ def main_loop(lines: list[Line], spans: list[tuple[int, int]]) -> list[Line]:
 def _found(pattern: str, text: str) -> int:
     found = re.search(pattern, text)
     if found is None:
-        raise RuntimeError(f"the compiler must say {pattern!r}; got {text[:500]!r}")
+        raise RuntimeError(f"the compiler's output must match {pattern!r}; got {text[:500]!r}")
     return int(found[1])
 
 
@@ -218,6 +218,6 @@ def _read_amdgcn(text: str) -> Listing:
         target = re.search(r"(\.LBB\w+)", code) if opcode.startswith(("s_cbranch", "s_branch")) else None
         if target is not None and labels.get(target[1], index) < index:
             spans.append((labels[target[1]], index))
-    # Registers for accumulators (agpr_count) are among them.
+    # vgpr_count includes the registers for accumulators (agpr_count).
     registers, spilled = _found(r"\.vgpr_count:\s*(\d+)", text), _found(r"\.vgpr_spill_count:\s*(\d+)", text)
     return Listing(lines, spans, registers, 4 * spilled)

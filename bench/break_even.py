@@ -1,14 +1,14 @@
-"""On which chips that price memory is a network cheaper than its dense ANN, and where does that turn?
+"""Energy of networks beside their dense ANNs, on chips that price memory, and the points where both are equal.
 
     python bench/break_even.py bundled:cnn1-mnist bundled:vgg9-cifar10 --data-dir MNIST CIFAR10 --ann-accuracy 1 0.8496
 
 A row is a network at a number of steps on a chip that prices the dense ANN with memory and without, at the same widths
-of weights and states. Beside that opponent stand harder ones, which the verdict does not ask for: an ANN whose
-activations are as narrow as its weights, one that skips zeros, memories that hold several numbers a word, and an ANN
-that reads each weight and input once for several products (`reuse_at_par`: for how many it costs what the network
-does). `of_updates` and `of_operations` say which term it is: the energy of neurons over steps, and of synaptic
-operations, both over the dense ANN's. The second file has the layers: the share of inputs that spike, and the one at
-which the layer costs what it costs in the dense ANN.
+of weights and states. The verdict compares with this ANN alone. Other columns compare with harder baselines: an ANN
+whose activations are as narrow as its weights, an ANN that skips zeros, memories that hold several numbers per word,
+and an ANN that reads each weight and input once for several products (`reuse_at_par`: the number of products at which
+it costs as much as the network). `of_updates` and `of_operations` split `ratio`: the energy of neurons over steps and
+the energy of synaptic operations, both divided by the dense ANN's energy. The second file has the layers: the share of
+inputs that spike, and the share at which the layer costs as much as in the dense ANN.
 """
 
 import dataclasses
@@ -52,22 +52,22 @@ class Options:
 
     networks: tyro.conf.Positional[tuple[str, ...]]  # folders of runs, or bundled:NAME
     data_dir: tuple[Path, ...] = ()
-    """Local folders of the networks' data sets, in their order. Default: as they were trained."""
-    ann_accuracy: tuple[float, ...] = ()  # of each network's ANN; 1, the default, is what no ANN exceeds
-    steps: tuple[int, ...] = (4, 8, 16, 32, 64)  # time steps a window; a network on a grid has its own
-    weight_bits: int = 8  # of the simulation; a network on a grid has its own
+    """Local folders of the networks' data sets, in the networks' order. Default: as in training."""
+    ann_accuracy: tuple[float, ...] = ()  # accuracy of each network's ANN; default 1, which no ANN exceeds
+    steps: tuple[int, ...] = (4, 8, 16, 32, 64)  # time steps per window; a network on a grid uses its own
+    weight_bits: int = 8  # weight bits in the simulation; a network on a grid uses its own
     samples: int | None = None
-    """Test images of each network. Default: all."""
+    """Number of test images for each network. Default: all."""
     name: str = "break_even"
-    """Of the files: NAME.csv and NAME-layers.csv."""
-    output: Path = bench.RESULTS
+    """Name of the files: NAME.csv and NAME-layers.csv."""
+    output: Path = bench.RESULTS  # folder of the CSV files
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     anns = options.ann_accuracy or (1.0,) * len(options.networks)
     if len(anns) != len(options.networks):
-        sys.exit(f"break_even: --ann-accuracy must have one figure a network; got {len(anns)}.")
+        sys.exit(f"break_even: --ann-accuracy must have one value per network; got {len(anns)}.")
     networks = load_tested("break_even", options.networks, options.data_dir, options.samples)
     rows, layers = [], []
     for tested, ann in zip(networks, anns, strict=True):
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def fair_chips(counts: Counts) -> list[Chip]:
-    """Those of the package's chips that price memory apart, and the dense ANN with it and without."""
+    """Chips of the package that price memory separately, and the dense ANN with memory and without."""
     run = RunOptions(steps=1)
     return [
         chip for chip in map(load_chip, available_chips()) if chip.memory and verdict(counts, chip, run).with_memory
@@ -96,7 +96,7 @@ def run_options(found: Simulation) -> RunOptions:
 
 
 def network_row(tested: Tested, found: Simulation, chip: Chip, ann: float) -> bench.Row:
-    """One network at a number of steps on one chip."""
+    """The row of one network at a number of steps on one chip."""
     run, counts = run_options(found), found.counts
     dense, decided = dense_ann(counts, chip, options=run), verdict(counts, chip, run, ())
     mine, theirs = memory_included(estimate(counts, chip, run)), memory_included(dense)
@@ -139,7 +139,7 @@ def network_row(tested: Tested, found: Simulation, chip: Chip, ann: float) -> be
 
 
 def layer_rows(tested: Tested, found: Simulation, chip: Chip) -> list[bench.Row]:
-    """Layers that read spikes, of one network at a number of steps on one chip."""
+    """One row for each layer that reads spikes, of one network at a number of steps on one chip."""
     run, counts = run_options(found), found.counts
     ours, fixed = by_layer(estimate(counts, chip, run)), by_layer(without_operations(found, chip))
     theirs = by_layer(dense_ann(counts, chip, options=run))
@@ -168,21 +168,21 @@ def layer_rows(tested: Tested, found: Simulation, chip: Chip) -> list[bench.Row]
 
 
 def without_operations(found: Simulation, chip: Chip) -> Estimate:
-    """The network if no spike met a synapse: neurons over their steps, and an analog first layer."""
+    """Energy of the network without synaptic operations: neurons over their steps, and an analog first layer."""
     counts = found.counts
     layers = tuple(replace(layer, synaptic_operations=0) for layer in counts.layers)
     return estimate(replace(counts, layers=layers, input=InputCounts()), chip, run_options(found))
 
 
 def steps_at_par(counts: Counts, chip: Chip, theirs: float) -> float | str:
-    """Steps a window at which the network costs what the dense ANN does; its energy is linear in them."""
+    """Steps per window at which the network costs as much as the dense ANN, or "none"; energy is linear in steps."""
     one, two = (memory_included(estimate(counts, chip, RunOptions(steps=steps, gating=True))) for steps in (1, 2))
     found = 1 + (theirs - one) / (two - one)
     return round(found, 1) if found > 0 else "none"
 
 
 def memory_included(found: Estimate) -> float:
-    """Nominal pJ, memory included."""
+    """Nominal energy in pJ, memory included."""
     assert found.memory_included is not None
     return found.memory_included.nominal
 

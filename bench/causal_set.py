@@ -1,19 +1,19 @@
-"""Closed form against causal sets: what the dynamic firing threshold and its consecutive windows save.
+"""Time and memory of the closed form, which the dynamic firing threshold allows, and of a search for causal sets.
 
     python bench/causal_set.py --device cpu
     python bench/causal_set.py --device cuda --fan-ins 256 1024 4096
 
-Earlier TTFS methods have a fixed firing threshold and layers whose spikes overlap in time; each neuron's causal set
-has to be searched. Here the vectorised search, for all neurons at once in [batch, outputs, fan-in] tensors or for a
-chunk of them at a time in bounded memory, runs on the same weights and inputs as `ttfs_kernels.dft_linear`; half of the
-inputs are silent. First they are compared in float64: with the threshold's ramp as one more input, the search must find
-the closed form's spikes and gradients, or nothing is timed. Then the contenders take turns, round by round; ratios are
-medians over the rounds' own ratios. Memory counts inputs, weights and everything a pass makes.
+Earlier TTFS methods have a fixed firing threshold and layers whose spikes overlap in time. Inputs still arrive while a
+neuron may already fire, so each neuron's causal set, the inputs that make it fire, has to be searched. Here the search,
+for all neurons at once in [batch, outputs, fan-in] tensors or for a chunk of them at a time in bounded memory, runs on
+the same weights and inputs as `ttfs_kernels.dft_linear`; half of the inputs are silent. First both are compared
+in float64: with the threshold's ramp as one more input, the search must find the closed form's spikes and gradients, or
+nothing is timed. Then the contenders take turns, round by round; ratios are medians over the rounds' own ratios. Memory
+counts inputs, weights and everything that a pass allocates.
 
-Inputs still arrive while a neuron may already fire, so which of them make it fire has to be searched. The search is
-vectorised over samples and neurons as in Mostafa (2017) and Zhou et al. (2021), and made as cheap as PyTorch's own
-operations allow: one argsort for all neurons of a sample, silent inputs cut off, sums in place, a test that divides
-nothing, and a backward pass that keeps neither order nor sums.
+The search is vectorised over samples and neurons as in Mostafa (2017) and Zhou et al. (2021), and as cheap as PyTorch's
+own operations allow: one argsort for all neurons of a sample, silent inputs cut off, sums in place, a test without
+divisions, and a backward pass that keeps neither order nor sums.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ CLOSED_FORM, SEARCH, CHUNKED = "closed form", "causal set", "causal set, chunked
 # second-level cache) 0.25 to 4 MiB took a third of the time of all outputs at once; the figure for GPUs is not tuned.
 CHUNK_MIB = {"cpu": 1.0, "cuda": 256.0}
 BACKENDS = {"cpu": "torch", "cuda": "auto"}
-SHORTEST_MS = 20.0  # passes are repeated until they take so long
+SHORTEST_MS = 20.0  # passes are repeated for at least this long
 PASSES = ("forward", "forward_backward")
 
 
@@ -48,7 +48,7 @@ class Options:
     fan_ins: tuple[int, ...] = (64, 256, 1024, 4096)
     outputs: int = 512  # neurons of the layer
     batch_size: int = 64
-    repeats: int = 5  # rounds that count; one more warms up
+    repeats: int = 5  # measured rounds, after one that warms up
     output: Path = bench.RESULTS  # folder of the CSV file
 
 
@@ -63,7 +63,7 @@ class Contender:
     ms: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {name: [] for name in PASSES})
 
     def run(self, name: str) -> None:
-        """A pass; backward, from a gradient of ones to inputs and weights."""
+        """Run a pass; the backward pass starts from a gradient of ones and returns gradients of inputs and weights."""
         with torch.set_grad_enabled(name == "forward_backward"):
             y = self.layer(self.inputs, self.weight)
             if name == "forward_backward":
@@ -75,7 +75,7 @@ class Contender:
         return (self.inputs.nbytes + self.weight.nbytes + transient) / 2**20
 
     def time(self, name: str) -> None:
-        """Run often enough for the clock and note the mean."""
+        """Repeat a pass for at least SHORTEST_MS and note the mean time."""
         elapsed, calls = 0.0, 0
         start = bench.now(self.inputs.device)
         while elapsed < SHORTEST_MS:
@@ -140,13 +140,13 @@ def measure(options: Options, fan_in: int, device: torch.device) -> list[bench.R
 
 
 def check(x: Tensor, weight: Tensor, backend: str) -> None:
-    """The search must find the closed form's spikes and gradients if the ramp is one more input; all in float64.
+    """Check in float64 that the search finds the closed form's spikes and gradients, with the ramp as one more input.
 
     The potential meets the threshold 1 − s where the potential plus s meets 1, and s is an input of weight 1 at the
-    window's start. Neurons that reach 1 before are left out: there only the fixed threshold lets them fire.
+    window's start. Neurons that reach 1 before the window are left out: only a fixed threshold lets them fire there.
 
     Raises:
-        DisagreementError: it does not.
+        DisagreementError: spikes or gradients differ.
     """
     x, weight = x.requires_grad_(), weight.requires_grad_()
     y = dft_linear(x, weight, neuron=Neuron(derivative_clip=None), backend=backend)
@@ -169,7 +169,7 @@ def check(x: Tensor, weight: Tensor, backend: str) -> None:
 
 
 def show(rows: list[bench.Row]) -> None:
-    """The table of times and memory."""
+    """Print the table of times and memory."""
     headings = ("fan-in", "", "forward ms", "×", "MiB", "fwd+bwd ms", "×", "MiB")
     lines = []
     for pair in zip(*([row for row in rows if row["pass"] == name] for name in PASSES), strict=True):
@@ -185,7 +185,7 @@ def causal_set_linear(
     """Spike times of ReL-PSP neurons: t = (θ + Σ w·t_i) / Σ w over the inputs that arrive before t.
 
     Args:
-        spike_times: [batch, fan_in] of the inputs, any unit, inf = silent; float32 or float64.
+        spike_times: [batch, fan_in], spike times of the inputs, in any unit, inf = silent; float32 or float64.
         weight: [outputs, fan_in], in threshold heights per unit of time.
         threshold: θ, positive.
         outputs_at_once: neurons whose causal sets are searched together. The search holds some tensors of
@@ -241,8 +241,8 @@ def _search(
     Args:
         weight: [outputs, fan_in].
         order: [batch, spikes], inputs by spike time.
-        arrival, following: [batch, spikes], sorted spike times (0 where silent), and those of the next input (nan where
-            silent, inf after the last).
+        arrival, following: [batch, spikes], sorted spike times (0 where silent), and the spike time of the next input
+            (nan where silent, inf after the last).
         threshold: θ.
     """
     outputs = weight.shape[0]

@@ -1,11 +1,12 @@
-"""Energy of trained networks on every chip that has prices, with memory beside arithmetic alone, and beside the ANN.
+"""Energy of trained networks and of their dense ANNs on every chip, with memory and of arithmetic alone.
 
     python bench/energy.py bundled:cnn1-mnist bundled:vgg9-cifar10 --data-dir MNIST CIFAR10
 
 Each network is simulated in integers on its first test images, at every number of steps, and priced. A row is a network
 on a chip; rows of equal arithmetic stand together, the chip that prices memory before the one that does not. Energies
-are those of an image at nominal prices; a term without a public price is in no sum and named. Ratios are ours over the
-dense ANN at the same prices and widths: at --steps, and the least and the most from 4 to 128 steps a window.
+are per image, at nominal prices; terms without a public price are named and left out of all sums. A ratio is the
+network's energy divided by its dense ANN's energy at the same prices and widths: at --steps, and the smallest and
+largest ratio from 4 to 128 steps per window.
 """
 
 import dataclasses
@@ -45,29 +46,29 @@ class Options:
 
     networks: tyro.conf.Positional[tuple[str, ...]]  # folders of runs, or bundled:NAME
     data_dir: tuple[Path, ...] = ()
-    """Local folders of the networks' data sets, in their order. Default: as they were trained."""
-    samples: int = 500  # test images of each network
-    steps: int = 32  # time steps a window; a network on a grid has its own
-    weight_bits: int = 8  # of the simulation; a network on a grid has its own
-    output: Path = bench.RESULTS
+    """Local folders of the networks' data sets, in the networks' order. Default: as in training."""
+    samples: int = 500  # number of test images for each network
+    steps: int = 32  # time steps per window; a network on a grid uses its own
+    weight_bits: int = 8  # weight bits in the simulation; a network on a grid uses its own
+    output: Path = bench.RESULTS  # folder of the CSV file
 
 
 class Tested(NamedTuple):
-    """A trained network, by the name of its run, and the first test images with labels."""
+    """A trained network, the name of its run, and the first test images with labels."""
 
     name: str
     network: TTFSModel
     batches: EvaluationBatches
 
     def simulation(self, steps: int, weight_bits: int) -> dict[str, Any]:
-        """Steps and bits as `simulate` takes them; a network on a grid has its own."""
+        """Steps and bits as arguments of `simulate`; none for a network on a grid, which has its own."""
         return {"steps": steps, "weight_bits": weight_bits} if self.network.graph.grid is None else {}
 
 
 def load_tested(command: str, runs: Sequence[str], data_dirs: Sequence[Path], samples: int | None) -> list[Tested]:
-    """Networks in order, as the options of a command say. What the user can mend ends it with a message."""
+    """Networks and their test images, in the order of `runs`; exits with a message if one cannot be loaded."""
     if data_dirs and len(data_dirs) != len(runs):
-        sys.exit(f"{command}: --data-dir must name one folder a network; got {len(data_dirs)} for {len(runs)}.")
+        sys.exit(f"{command}: --data-dir must name one folder per network; got {len(data_dirs)} for {len(runs)}.")
     found = []
     try:
         for run, folder in zip(runs, data_dirs or [None] * len(runs), strict=True):
@@ -87,7 +88,7 @@ def main() -> None:
 
 
 def price(options: Options, tested: Tested) -> list[bench.Row]:
-    """Rows of one network, a chip each."""
+    """Rows of one network, one per chip."""
     grid = tested.network.graph.grid
     steps = (options.steps, *STEPS) if grid is None else (grid.time_steps,)
     bits = options.weight_bits if grid is None else "network"
@@ -135,7 +136,7 @@ def price(options: Options, tested: Tested) -> list[bench.Row]:
 
 
 def place(chip: Chip) -> tuple[bool, str, bool, str]:
-    """Chips of arithmetic first, by precision, with memory before without; then chips of synaptic operations."""
+    """Sort key: chips of arithmetic by precision, with memory before without; then chips of synaptic operations."""
     return not chip.arithmetic, chip.name.partition(":")[2], chip.memory is None, chip.name
 
 
@@ -146,7 +147,7 @@ def memory(chip: Chip) -> str:
 
 
 def ratios(name: str, found: tuple[float, ...], asked: int) -> dict[str, float | str]:
-    """At the steps asked for, and the least and the most over all; empty if there are none."""
+    """Columns of ratios: at --steps, and the smallest and largest over all steps; empty if there are no ratios."""
     values = [round(value, 4) for value in (found[asked], min(found), max(found))] if found else ["", "", ""]
     return dict(zip((f"ratio_{name}", f"ratio_{name}_least", f"ratio_{name}_most"), values, strict=True))
 

@@ -1,11 +1,11 @@
-"""What accuracy costs: the frontier of networks that come with the package, by the sweep that users have.
+"""Accuracy against cost for networks that come with the package, by the sweep of `ttfs sweep`.
 
     python bench/frontier.py mnist --data-dir MNIST --cpu
     python bench/frontier.py cifar10 --data-dir CIFAR10 --cpu
 
-Settings are fixed in frontier.yaml, so that the table can be made again: targets of activity, grids with training and
-without, a target on a grid, jitter with training and without, deadlines. Points are runs in --folder, which the same
-command goes on with; the table goes to bench/results/frontier-NAME.csv.
+Settings are fixed in frontier.yaml, so that the table can be reproduced: targets of activity, grids with training and
+without, a target on a grid, jitter with training and without, deadlines. Points are runs in --folder, where the same
+command resumes them. The table goes to bench/results/frontier-NAME.csv.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from ttfs_triton.train import Interrupted
 class Options:
     """Sweep with fixed settings."""
 
-    name: tyro.conf.Positional[Literal["mnist", "cifar10"]]  # of the settings
+    name: tyro.conf.Positional[Literal["mnist", "cifar10"]]  # name of the settings in frontier.yaml
     data_dir: Path | None = None
     """Local folder of the data set. Default: the Hub."""
     folder: Path | None = None
-    """Of the sweep. Default: runs/frontier-NAME."""
-    cpu: bool = False
-    output: Path = bench.RESULTS
+    """Folder of the sweep. Default: runs/frontier-NAME."""
+    cpu: bool = False  # use the CPU even if there is a GPU
+    output: Path = bench.RESULTS  # folder of the CSV file
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def settings(options: Options) -> FrontierOptions:
-    """The sweep."""
+    """The options of the sweep, from frontier.yaml and the command line."""
     folder = Path(__file__).parent
     values: dict[str, Any] = yaml.safe_load((folder / "frontier.yaml").read_text(encoding="utf-8"))[options.name]
     values |= {"config": folder / f"frontier-{options.name}.yaml", "data_dir": options.data_dir, "cpu": options.cpu}

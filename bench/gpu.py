@@ -1,16 +1,16 @@
-"""On a GPU: everything that has to be seen there, in stages.
+"""Run everything that has to be tested on a GPU, in stages.
 
-    make gpu                                   # all stages, on an environment as the Makefile makes it
-    make gpu VENV= ARGS="--minutes 9"          # this machine's own Python; stops in time, goes on with the next call
-    python bench/gpu.py smoke tune             # these stages, also if they have ended
+    make gpu                                   # all stages, in the environment that the Makefile creates
+    make gpu VENV= ARGS="--minutes 9"          # this machine's own Python; stops in time, the next call resumes
+    python bench/gpu.py smoke tune             # only these stages, even if they have ended
     python bench/gpu.py --list
 
-A stage that fails or takes too long does not stop the next. What has ended is not run again: a state file holds it, and
-each stage's output is in a log beside it, written as it comes. A stage that --minutes cut short is run again by the
-next call, and tuning goes on where it was. Needs no network, and nothing that is not there already:
-a stage whose packages or programs are missing says so and is left out. Each stage (gpu.toml) tests one statement; the
-table at the end says of each whether it was confirmed, refuted, or not reached. The exit status is 1 if one was
-refuted, 2 if none was, but some were not reached.
+A stage that fails or takes too long does not stop the next. Stages that have ended are listed in a state file and not
+run again. Each stage's output is written to a log beside the state file as it comes. The next call runs a stage again
+that --minutes cut short, and tuning resumes where it was. Nothing is downloaded or installed: a stage whose packages or
+programs are missing says so and is left out. Each stage (gpu.toml) tests one statement; the table at the end says
+whether the statement was confirmed, refuted, or not reached. The exit status is 1 if a statement was refuted, 2 if none
+was refuted but some were not reached.
 """
 
 import argparse
@@ -33,7 +33,7 @@ CONFIRMED, REFUTED, NOT_REACHED = "confirmed", "refuted", "not reached"
 
 @dataclass(frozen=True)
 class Stage:
-    """One process, and what it shows if it ends well; see gpu.toml."""
+    """One process, and the statement that it confirms if it succeeds; see gpu.toml."""
 
     name: str
     statement: str
@@ -45,7 +45,7 @@ class Stage:
     limit_s: float = 570.0
 
     def missing(self, data: Path | None) -> list[str]:
-        """What it needs and does not find here."""
+        """Names of packages, programs and options that the stage needs and that are missing."""
         missing = [f"the package {name}" for name in self.packages if find_spec(name) is None]
         missing += [f"the program {name}" for name in self.programs if shutil.which(name) is None]
         return missing + (["--data-dir"] if data is None and "{data}" in self.command else [])
@@ -53,7 +53,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a stage: the verdict on its statement, and the last line it printed or why it was not reached."""
+    """Result of a stage: the verdict on its statement, and the last line it printed or why it was not reached."""
 
     verdict: str
     detail: str
@@ -68,20 +68,20 @@ def read_stages() -> list[Stage]:
 def main(words: Sequence[str] | None = None, stages: Sequence[Stage] | None = None) -> int:
     """Run the stages; returns the exit status."""
     start = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves through `run`, which ends the stage
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exits through `run`, which ends the stage
     stages = read_stages() if stages is None else stages
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help="some stages, also if they have ended")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop in time; the next call goes on")
-    parser.add_argument("--data-dir", type=Path, help="a local CIFAR-10, for the stage that trains on it")
-    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "gpu", help="state, logs and results")
-    parser.add_argument("--list", action="store_true", help="name the stages and end")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help="run only these stages, even if they have ended")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop in time; the next call resumes")
+    parser.add_argument("--data-dir", type=Path, help="local folder of CIFAR-10, for the stage that trains on it")
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "gpu", help="folder of state, logs and results")
+    parser.add_argument("--list", action="store_true", help="list the stages and exit")
     options = parser.parse_args(words)
     if options.list:
         print("\n".join(f"{stage.name:<18} {stage.statement}" for stage in stages))
         return 0
     if unknown := set(options.stages) - {stage.name for stage in stages}:
-        parser.error(f"stages must be those of --list; got {', '.join(sorted(unknown))}")
+        parser.error(f"STAGE must be one that --list prints; got {', '.join(sorted(unknown))}")
     chosen = [stage for stage in stages if stage.name in options.stages or not options.stages]
     deadline = start + 60 * options.minutes
     outcomes = run_all(chosen, options.output.resolve(), options.data_dir, deadline, again=options.stages)
@@ -99,7 +99,7 @@ def main(words: Sequence[str] | None = None, stages: Sequence[Stage] | None = No
 def run_all(
     stages: Sequence[Stage], output: Path, data: Path | None, deadline: float, *, again: Sequence[str] = ()
 ) -> dict[str, Outcome]:
-    """Run every stage that has not ended, until the deadline (of `time.monotonic`); resumable at any point."""
+    """Run every stage that has not ended, until the deadline (of `time.monotonic`); can be resumed at any point."""
     output.mkdir(parents=True, exist_ok=True)
     path = output / "state.json"
     values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -122,7 +122,7 @@ def run_all(
 
 
 def run(stage: Stage, output: Path, data: Path | None, left_s: float) -> Outcome:
-    """A stage, as long as it may take and at most `left_s`; its output goes to its log as it comes."""
+    """Run a stage for at most its limit and at most `left_s`; its output goes to its log as it comes."""
     places = {"output": output, "data": data}
     words = [*stage.before.split(), sys.executable, *(word.format(**places) for word in stage.command.split())]
     paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")]
@@ -132,7 +132,7 @@ def run(stage: Stage, output: Path, data: Path | None, left_s: float) -> Outcome
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {' '.join(words)}\n")
         file.flush()
-        # A session of its own, so that what it has started can be ended with it.
+        # A session of its own, so that `end` can end the processes that it has started, too.
         streams = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
         process = subprocess.Popen(words, cwd=ROOT, env=os.environ | variables, **streams)
         try:
@@ -149,7 +149,7 @@ def run(stage: Stage, output: Path, data: Path | None, left_s: float) -> Outcome
 
 
 def end(process: subprocess.Popen) -> None:
-    """End a process and all that it has started; it may have ended."""
+    """End a process and all processes that it has started; it may have ended already."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)

@@ -1,16 +1,16 @@
-"""Our kernels layer by layer: tuned on a GPU, or compiled without one.
+"""Tune our kernels on a GPU, or compile them without one, layer by layer.
 
     python bench/kernels.py --tune --dtypes bf16              # a table for backend="auto" on this GPU
     python bench/kernels.py --compile-only --targets sm_90    # registers, spills, instructions; needs no GPU
 
 --tune times all candidate configurations of our kernels beside the library's stacked call, pass by pass, for all layers
-of CNN1, VGG11 and VGG16. What it times has been compared with float64. It goes on where it was stopped. The table goes
-into the package, unless --output names another folder. A default configuration that is wrong or does
-not run ends it with exit status 1, when all the rest has been measured. Whole training steps beside the composition
-that a user would write, and beside the ANN, compiled or not, are timed by train_step.py.
+of CNN1, VGG11 and VGG16. Results are compared with float64 before they are timed. A stopped run can be resumed. The
+table goes into the package, unless --output names another folder. If a default configuration is wrong or does not run,
+or the library is wrong, everything else is measured, and the exit status is 1. train_step.py times whole training
+steps, beside the composition that a user would write and beside the ANN, compiled or not.
 
---compile-only refuses kernels whose code must not be built; then the exit status is 1. Without --shapes, it also takes
-those of shapes-compile.json. Rows of other Triton versions stay in its table. See `_kernels_compile.py`.
+--compile-only has the exit status 1 if it refuses a kernel; `_kernels_compile.py` lists the reasons. Without --shapes,
+it also compiles the layers of shapes-compile.json. Its table keeps the rows of other Triton versions.
 """
 
 import dataclasses
@@ -43,25 +43,25 @@ class Options:
     tune: bool = False  # time the candidate configurations and write a table for backend="auto"; needs a GPU
     compile_only: bool = False
     """Compile the default configurations for --targets and judge the machine code; needs no GPU."""
-    device: Literal["cpu", "cuda"] = "cuda"  # to tune on; the CPU runs Triton's interpreter, if that is asked for
+    device: Literal["cpu", "cuda"] = "cuda"  # device to tune on; the CPU needs TRITON_INTERPRET=1
     shapes: Path = SHAPES
-    """Layers: name, and fields of `ttfs_kernels.triton_backend.problem.Problem` without batch and dtype."""
+    """JSON file of layers: name, fields of `ttfs_kernels.triton_backend.problem.Problem` without batch and dtype."""
     batch_size: int = 256
     dtypes: tuple[Number, ...] | None = None
-    """tf32 is float32 with rounded products. Default: bf16 fp16 fp32; compiled: all."""
+    """tf32 is float32 with rounded products. Default: bf16 fp16 fp32; with --compile-only all."""
     sigma: tuple[float, ...] | None = None
-    """Share of the slope that persists: 1 is the paper's neuron, 0 two-phase. Default: 1; compiled: 1 0."""
+    """Share of the slope that persists: 1 is the paper's neuron, 0 two-phase. Default: 1; with --compile-only 1 0."""
     quick: bool = False
-    """Try whether tuning runs: only default configurations, one call a measurement. The figures mean nothing."""
+    """Only check that tuning runs: default configurations, one call per measurement. The times mean nothing."""
     targets: tuple[Target, ...] | None = None
     """Chips to compile for. Default: all."""
-    workers: int = os.cpu_count() or 1  # processes that compile
+    workers: int = os.cpu_count() or 1  # number of processes that compile
     output: Path | None = None
-    """Folder of the results, default bench/results; with --tune of the table, default the package's."""
+    """Folder of the results. Default: bench/results; with --tune the package's folder of tables."""
 
 
 def main() -> None:
-    import tyro  # here: `gpu.py` calls what is below where there is none
+    import tyro  # here, since `gpu.py` calls `tune` also where tyro is missing
 
     options = tyro.cli(Options, description=__doc__)
     asked = [run for run in (tune, compile_only) if getattr(options, run.__name__)]
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def tune(options: Options) -> int:
-    """Complete the table of this GPU; 1 if a result was wrong that must be right."""
+    """Complete the table of this GPU; returns 1 if a result is wrong that must agree with float64."""
     from _kernels_tune import Tuner
 
     from ttfs_kernels.triton_backend.choice import SHIPPED, Entry, table_path
@@ -86,7 +86,7 @@ def tune(options: Options) -> int:
         tuner.time_ms = once_ms
     for number in options.dtypes or ("bf16", "fp16", "fp32"):
         if reason := unavailable(device, FORMATS[number].dtype):
-            sys.exit(f"kernels: --device must be able to run Triton kernels; {reason}. {path} is as it was.")
+            sys.exit(f"kernels: --device must be able to run Triton kernels; {reason}. {path} was not changed.")
         problems: list[Problem] = []
         for sigma, layer, surrogate in product(options.sigma or (1.0,), load(options.shapes), (False, True)):
             problem = layer.problem(options.batch_size, number, sigma, surrogate=surrogate)
@@ -101,14 +101,14 @@ def tune(options: Options) -> int:
 
 
 def once_ms(run: Callable[[], object]) -> float:
-    """One call, and whatever else the device does."""
+    """Milliseconds of one call on the host's clock, for --quick."""
     start = time.perf_counter()
     run()
     return 1e3 * (time.perf_counter() - start)
 
 
 def compile_candidates(problems: list[Problem], number: Number, workers: int) -> None:
-    """All candidates into Triton's cache, on all cores, so that tuning only loads them."""
+    """Compile all candidates into Triton's cache, in parallel, so that tuning only loads them."""
     jobs: list[Any] = list(
         dict.fromkeys((which, problem.of_pass(which), number) for problem in problems for which in PASSES)
     )
@@ -118,7 +118,7 @@ def compile_candidates(problems: list[Problem], number: Number, workers: int) ->
 
 
 def compile_pass(job: tuple[str, Problem, Number]) -> int:
-    """Compile the candidates of a pass by the path that a launch takes, without launching; how many failed."""
+    """Compile the candidates of a pass as a launch would, without launching; returns how many failed."""
     from _kernels_tune import candidates
 
     from ttfs_kernels.triton_backend.launch import device_of
@@ -129,15 +129,15 @@ def compile_pass(job: tuple[str, Problem, Number]) -> int:
         try:
             for launch in plan_pass(which, problem, config, precision, here).launches:
                 launch.kernel.warmup(**launch.arguments, **launch.options, grid=launch.grid)
-        except Exception:  # tuning says which and leaves it out
+        except Exception:  # tuning reports these candidates and leaves them out
             failed += 1
     return failed
 
 
 def compile_only(options: Options) -> int:
-    """Compile and judge; 1 if something is refused."""
+    """Compile and judge the default configurations; returns 1 if a kernel is refused."""
     if os.environ.get("TRITON_INTERPRET", "0") != "0":
-        # Triton decided when it was imported that kernels are interpreted: start anew.
+        # Triton decided at its import that kernels are interpreted: start a new process.
         variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
         return subprocess.run([sys.executable, __file__, *sys.argv[1:]], env=variables).returncode
     from _kernels_compile import TARGETS, build_all, default_kernels, others, row, show
@@ -156,7 +156,7 @@ def compile_only(options: Options) -> int:
 
 
 def versions() -> bench.Row:
-    """What `bench.environment` says, and Triton's version."""
+    """The result of `bench.environment`, and Triton's version."""
     import triton
 
     return bench.environment(torch.device("cpu")) | {"triton": triton.__version__}

@@ -1,30 +1,30 @@
-"""Time our training step against what a user would pick instead: SpikingJelly, snnTorch and a plain ANN.
+"""Time our training step against the alternatives that a user has: SpikingJelly, snnTorch and a plain ANN.
 
     pip install -e '.[peers]'
     python bench/peers.py --device cpu
     python bench/peers.py --device cuda --batch-size 128 --dtype bfloat16 --repeats 20
 
-One VGG16 for 32×32 images and ten classes, the same layer sizes, weights (up to a factor), batch and data type for all;
-a step is forward, loss and backward, without optimizer. Compared are time, and memory held by tensors, as they grow
-with the number of time steps T. Accuracy is not compared: the neurons differ. Ours (σ = 1, the paper's, and σ = 0) and
-the ANN (clamped ReLU) have no time axis; the others fire up to T times, and users choose T for accuracy.
+All train a VGG16 for 32×32 images and ten classes, with the same layer sizes, weights (up to a factor), batch and data
+type; a step is forward, loss and backward, without optimizer. Compared are time, and memory held by tensors, which grow
+with the number of time steps T. Accuracy is not compared, since the neurons differ. Ours (σ = 1, the paper's, and
+σ = 0) and the ANN (clamped ReLU) have no time axis; the others fire up to T times, and users choose T for accuracy.
 
-The others get what favours them:
+The settings favour the other libraries:
 
-- SpikingJelly runs in multi-step mode with the fastest kernel it has for the device, snnTorch as a loop over time, as
-  its users write it; all run eagerly.
+- SpikingJelly runs in multi-step mode with the fastest kernel that it has for the device, snnTorch as a loop over time,
+  as its users write it; all run eagerly.
 - Direct coding: the image is repeated T times. The first convolution has no state and is computed once, which only some
   of their users do. They get normalised images; ours normalises in the step.
 - Both run channels last or not, whichever is faster in a trial at the fewest time steps; ours always channels last.
-- No biases, no batch norm, no records of spikes or potentials.
+- There are no biases, no batch norm, and no records of spikes or potentials.
 
 Both have leaky integrate-and-fire neurons: half of the potential leaks in a step, threshold 1, reset by subtraction
-without a gradient, arctangent surrogate (α = 2). SpikingJelly subtracts at once, snnTorch in the next step behind the
-leak: its default, and its fastest. Pooling takes the maximum of spikes; logits are the last layer's currents, averaged
-over time. A library that is not installed is left out.
+without a gradient, arctangent surrogate (α = 2). SpikingJelly subtracts at once, snnTorch in the next step after the
+leak, which is its default and its fastest mode. Pooling takes the maximum of spikes; logits are the last layer's
+currents, averaged over time. A library that is not installed is left out.
 
 Ours is first checked against its twin, as in train_step.py. All take turns, round by round; ratios of times are medians
-over the rounds' own ratios. The file's floor is the number of contractions against the ANN's three per layer.
+over the rounds' own ratios. The column floor_ratio is the number of contractions divided by the ANN's three per layer.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ OURS = "DFT σ=1"
 WITHOUT_TIME = (OURS, "DFT σ=0", ANN)
 WARM_UP = 1
 TRIALS = 3
-# Our initial weights leave integrate-and-fire neurons silent behind two layers; at four times these weights
+# Our initial weights leave integrate-and-fire neurons silent after two layers; with four times these weights,
 # 16 to 40 % of the neurons of every layer fire in a step (VGG16 at width 0.25, T = 8).
 GAIN = 4.0
 LEAK = 0.5
@@ -60,15 +60,15 @@ Layout = Literal["channels_last", "contiguous"]
 
 @dataclasses.dataclass
 class Library:
-    """What a library makes networks of.
+    """The parts from which a library's networks are built.
 
     Attributes:
-        title: its name, in tables.
+        title: name of the library in tables.
         layers: module with Conv2d, BatchNorm2d, Linear, MaxPool2d and Flatten.
         neuron: makes the neurons of one layer.
-        prepare: is called once with the layers behind the first convolution.
-        unroll: from these layers, the first neurons' input current, the same in every step, and T to the logits.
-        backend: what computes the neurons.
+        prepare: called once with the layers after the first convolution.
+        unroll: maps these layers, the first neurons' input current (the same in every step) and T to the logits.
+        backend: implementation of the neurons, for tables.
     """
 
     title: str
@@ -80,7 +80,7 @@ class Library:
 
 
 def spikingjelly(device: torch.device, dtype: torch.dtype) -> Library:
-    """Multi-step mode: each layer computes all time steps at once, the neurons in one fused kernel where there is one.
+    """Multi-step mode: each layer computes all time steps at once, neurons in one fused kernel if there is one.
 
     SpikingJelly picks the kernel for the device itself: CUDA if built from source, else Triton; PyTorch on a CPU. Its
     Triton neurons take bfloat16 only if asked for by its precision interface.
@@ -126,7 +126,7 @@ def snntorch(device: torch.device, dtype: torch.dtype) -> Library:
     return Library("snnTorch", nn, leaky, lambda rest: None, unroll)
 
 
-LIBRARIES = {"spikingjelly": spikingjelly, "snntorch": snntorch}  # by the package that they need
+LIBRARIES = {"spikingjelly": spikingjelly, "snntorch": snntorch}  # by name of the package
 
 
 class Simulation(nn.Module):
@@ -139,7 +139,7 @@ class Simulation(nn.Module):
         self.use_layout("contiguous")
 
     def use_layout(self, layout: Layout) -> None:
-        """Memory format of images and weights."""
+        """Set the memory format of images and weights."""
         self.layout = layout
         self.format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
         self.to(memory_format=self.format)  # pyright: ignore[reportCallIssue]
@@ -149,11 +149,11 @@ class Simulation(nn.Module):
 
 
 def mirror(ann: TTFSNetwork, library: Library) -> list[nn.Module]:
-    """Layers of the sizes and, times `GAIN`, with the weights of an ANN without biases; neurons for its ReLUs.
+    """Layers of a library with an ANN's sizes and `GAIN` times its weights, without biases; neurons for its ReLUs.
 
     Args:
         ann: a `TTFSNetwork` at σ = 0, or one composed as an ANN.
-        library: whose layers and neurons.
+        library: library of the layers and neurons.
     """
     kinds, layers = library.layers, []
     for module in (*ann.features, ann.readout):
@@ -187,9 +187,9 @@ class Options:
     device: Literal["cpu", "cuda"] = "cpu"
     batch_size: int = 8
     dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16 is autocast with float32 parameters
-    steps: tuple[int, ...] = (4, 8, 16)  # numbers of time steps T, for the libraries that have them
+    steps: tuple[int, ...] = (4, 8, 16)  # numbers of time steps T for SpikingJelly and snnTorch
     width: float = 1.0  # factor on the size of every hidden layer
-    repeats: int = 9  # rounds that count
+    repeats: int = 9  # measured rounds
     output: Path = bench.RESULTS  # folder of the CSV file
 
 
@@ -217,7 +217,7 @@ def main() -> None:
 
 
 def make_steps(options: Options, device: torch.device, packages: Sequence[str]) -> list[Step]:
-    """Ours and the ANN, checked, then every library at every number of time steps, on one random batch."""
+    """Steps of ours and the ANN, checked, and of every library at every number of time steps, on one random batch."""
     torch.manual_seed(0)
     dtype = getattr(torch, options.dtype)
     images = torch.rand(options.batch_size, 3, 32, 32).to(device, memory_format=torch.channels_last)
@@ -258,10 +258,10 @@ def faster_layout(step: Step) -> Layout:
 
 
 def make_rows(steps: list[Step], peaks: list[float], options: Options) -> list[bench.Row]:
-    """Times, memory and their ratios; `peaks` in MiB, one a step."""
+    """Rows of times, memory and their ratios; `peaks` has the memory of each step in MiB."""
     times = {step.contender.name: step.forward_backward_ms for step in steps}
     memory = dict(zip(times, peaks, strict=True))
-    fewest: dict[str, str] = {}  # of each provider, the row with the fewest time steps: steps are sorted
+    fewest: dict[str, str] = {}  # by provider, the step with the fewest time steps: steps are sorted
     rows = []
     for step in steps:
         name, network = step.contender.name, step.contender.network
@@ -295,7 +295,7 @@ def make_rows(steps: list[Step], peaks: list[float], options: Options) -> list[b
 
 
 def show(about: bench.Row, rows: list[bench.Row]) -> None:
-    """The table, and how the libraries ran."""
+    """Print the table, and each library's version, implementation of neurons and memory format."""
     print(bench.machine_line(about))
     lines = []
     for row in rows:

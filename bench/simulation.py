@@ -3,9 +3,9 @@
     python bench/simulation.py                         # CNN1 on MNIST, which comes with the package
     python bench/simulation.py runs/mnist
 
-Simulates a network's weights on the whole test set at every pair of time steps and weight bits, beside the closed
-form, and times the simulator on its first images. The energy is that of ANP-I's synaptic operations, the chip of the
-neuron's authors.
+Simulates a network on the whole test set at every pair of time steps and weight bits, beside the closed form, and times
+the simulator on the first images. Energy is priced on --chip. The default, ANP-I, is the chip of the neuron's authors;
+only its synaptic operations have a price.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class Options:
 
     run: tyro.conf.Positional[str] = "bundled:cnn1-mnist"  # a run's folder, its weights, or bundled:NAME
     data_dir: Path | None = None
-    """Local folder of the data set. Default: as the run was trained."""
+    """Local folder of the data set. Default: as in training."""
     steps: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
     weight_bits: tuple[int, ...] = (2, 3, 4, 6, 8, 16)
     chip: str = "anp_i"
@@ -42,7 +42,7 @@ class Options:
     batch_size: int = 250
     output: Path = bench.RESULTS
     name: str = "mnist"
-    """Of the files: simulation-NAME.csv, .svg."""
+    """Name of the files: simulation-NAME.csv and simulation-NAME.svg."""
 
 
 def main() -> None:
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def images_per_second(options: Options, network: torch.nn.Module, data: Any) -> float:
-    """Speed of the simulator after a batch of warm-up."""
+    """Images per second of the simulator, after one batch of warm-up."""
     batches = EvaluationBatches(data, torch.arange(min(options.timed_images, len(data))), options.batch_size)
     simulate(network, [batches[0]])
     start = time.perf_counter()

@@ -1,11 +1,11 @@
-"""The README's main table, and that of all runs in docs/results.md, from runs that have ended.
+"""Write the README's main table, and the table of all runs in docs/results.md, from runs that have ended.
 
-    python bench/table1.py runs/vgg16 runs/mnist-*    # collect these, then write both tables
-    python bench/table1.py                            # write the tables again
+    python bench/table1.py runs/vgg16 runs/mnist-*    # collect these runs, then write both tables
+    python bench/table1.py                            # write both tables again
 
 Collecting copies a run's config.yaml, metrics.jsonl and summary.json to bench/results/runs/NAME, with the checksum of
-its best weights in run.json. Runs that differ in the seed alone share a row: mean and standard deviation, and each of
-them. Networks narrower than their own size are collected, and have no row. The README has the rows of `MAIN`.
+its best weights in run.json. Runs that differ in the seed alone share a row, with mean, standard deviation and the
+value of each run. Networks of less than full width are collected but have no row. The README has the rows of `MAIN`.
 """
 
 import hashlib
@@ -28,18 +28,18 @@ from ttfs_triton.hub.facts import without_paths
 from ttfs_triton.train.config import FREE_ON_RESUME
 
 MARKERS = ("<!-- table 1: python bench/table1.py -->", "<!-- end of table 1 -->")
-# Keys that differ between runs of one row.
+# Keys of the configuration that may differ between runs of one row.
 _APART = FREE_ON_RESUME | {"seed", "cpu", "backend", "compile", "mixed_precision"}
 NAMES = {"cnn1": "CNN1", "cifarnet": "cifarnet", "vgg11": "VGG11", "vgg16": "VGG16", "resnet20": "ResNet-20"}
 MAIN = ("mnist-s1", "cifarnet-fashion-s0", "cifarnet-s0-wide", "cifarnet-s1", "cifarnet-c100-s0", "vgg16-c100-s1")
-"""Rows of the README by the names of their runs, without a seed."""
+"""Rows of the README, by the names of their runs without the seed."""
 PAPER = "Wei et al., ICCV 2023, Table 1"
 BEST = "Che et al., AAAI 2026, doi:10.1609/aaai.v40i3.37149"
 
 
 @dataclass(frozen=True)
 class Published:
-    """What others report."""
+    """Figures that the paper reports for a network."""
 
     accuracy: float  # percent
     sparsity: float  # spikes over neurons
@@ -68,30 +68,30 @@ class Options:
     """Collect runs and write the table."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Folders of runs; a run replaces what was collected under its name."""
-    commit: str = ""  # at which these runs began
-    results: Path = bench.RESULTS / "runs"  # where runs are collected
-    readme: Path = bench.ROOT / "README.md"  # whose table is replaced, between its markers
-    page: Path = bench.ROOT / "docs" / "results.md"  # likewise, by the table of all runs
+    """Folders of runs to collect; a run replaces an earlier one of the same name."""
+    commit: str = ""  # commit at which these runs began
+    results: Path = bench.RESULTS / "runs"  # folder of collected runs
+    readme: Path = bench.ROOT / "README.md"  # page whose main table is replaced, between its markers
+    page: Path = bench.ROOT / "docs" / "results.md"  # page whose table of all runs is replaced, between its markers
 
 
 @dataclass(frozen=True)
 class Run:
     """A collected run."""
 
-    name: str  # of its folder
+    name: str  # name of its folder
     config: dict[str, Any]
     summary: dict[str, Any]
     about: dict[str, Any]  # run.json
 
     @property
     def row(self) -> str:
-        """What runs of one row agree in."""
+        """Key of the run's row: its configuration without keys that may differ."""
         return json.dumps({key: value for key, value in self.config.items() if key not in _APART}, sort_keys=True)
 
     @property
     def sigma(self) -> float:
-        """σ; below all for an ANN."""
+        """σ; for an ANN −1, which sorts before every σ."""
         return -1.0 if self.config.get("neuron") == "ann" else self.config.get("psp_persistence", 1.0)
 
     @property
@@ -107,14 +107,14 @@ class Run:
 
     @property
     def has_row(self) -> bool:
-        """Whether it is of one of `DATA`, all images, and a network at full width or wider."""
+        """Whether the run has a row: data of `DATA`, all images, and a network at full width or wider."""
         config = self.config
         whole = config.get("max_train_samples") is None and config.get("max_test_samples") is None
         return whole and config["dataset"] in DATA and config.get("width", 1.0) >= 1
 
     @property
     def place(self) -> tuple:
-        """Of its row in the table: by data, then the paper's networks before others, then σ."""
+        """Sort key of the run's row: by data, then the paper's networks before others, then σ."""
         data, model = self.config["dataset"], self.config["model"]
         known = [name for other, name in PUBLISHED if other == data]
         return (
@@ -140,19 +140,19 @@ def main() -> None:
 
 
 def name_of(run: Path) -> str:
-    """Name of a run: of its folder, with that around it if runs are sorted into folders of their own."""
+    """Name of a run: its folder's name, preceded by the parent folder's name unless that is "runs"."""
     run = run.resolve()
     return run.name if run.parent.name == "runs" else f"{run.parent.name}-{run.name}"
 
 
 def collect(run: Path, options: Options) -> Path:
-    """Copy what is to be committed of a run.
+    """Copy the files of a run that are to be committed.
 
     Args:
-        run: its folder.
-        options: whose `results` takes it, by its name.
+        run: folder of the run.
+        options: `results`, the folder that gets a folder for the run, and `commit`.
     Raises:
-        ValueError: no run is there, or it has not ended.
+        ValueError: the folder is not a run, or the run has not ended.
     """
     if not (run / "summary.json").is_file():
         raise ValueError(f"runs must be folders of runs that have ended; got {run}.")
@@ -181,7 +181,7 @@ def read(folder: Path) -> Run:
 
 
 def main_table(runs: Sequence[Run]) -> str:
-    """The README's rows, in Markdown: what was reached, and what the paper reports, each with its epochs."""
+    """The README's table in Markdown: our figures and the paper's, each with its number of epochs."""
     headings = ("data", "network", "accuracy", "activity", "epochs", "the paper", "its activity", "its epochs")
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     for name in MAIN:
@@ -204,7 +204,7 @@ def main_table(runs: Sequence[Run]) -> str:
 
 
 def average(values: Sequence[float], digits: int) -> str:
-    """A figure, or mean and standard deviation of several."""
+    """A single value, or mean and standard deviation of several."""
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
@@ -224,7 +224,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def line(runs: Sequence[Run]) -> str:
-    """A row of the table of all runs: runs that differ in their seed."""
+    """A row of the table of all runs, from runs that differ in the seed alone."""
     config, sigma, paper = runs[0].config, runs[0].sigma, runs[0].published
     title, best = DATA[config["dataset"]]
     from_ann = ", from an ANN" if config.get("pretrain") or config.get("weights") else ""
@@ -244,7 +244,7 @@ def line(runs: Sequence[Run]) -> str:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """A figure, or mean and standard deviation with all figures behind them."""
+    """A single value, or mean and standard deviation of several, followed by all of them."""
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     each = ", ".join(f"{value:.{digits}f}" for value in values)
@@ -252,16 +252,16 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def replace_table(path: Path, text: str) -> None:
-    """Replace what lies between the markers.
+    """Replace the text between the markers of a page.
 
     Raises:
-        ValueError: they are not both there, once each and in order.
+        ValueError: the page does not have both markers, once each and in order.
     """
     content = path.read_text(encoding="utf-8")
     start, end = MARKERS
     parts = re.split(f"({re.escape(start)}\n|{re.escape(end)})", content)
     if [part.strip() for part in parts[1::2]] != [start, end]:
-        raise ValueError(f"readme must have the markers {start} and {end}, once each; {path} has not.")
+        raise ValueError(f"{path} must have the markers {start} and {end}, once each and in order. Add them.")
     about = f"\nThe paper: {PAPER}. Best published with time-to-first-spike coding, of networks of any kind: {BEST}.\n"
     write_text(path, parts[0] + parts[1] + text + about + parts[3] + parts[4])
 

@@ -5,7 +5,7 @@
     python bench/time_to_accuracy.py --data-dir CIFAR10 --runs RUNS --contenders ann snntorch --library-epochs 8
 
 All contenders train the same network, `cifarnet`, on the same images, with the same augmentation, batch size and
-held-out images, in bfloat16 on one device. They differ in what stands between two layers:
+held-out images, in bfloat16 on one device. They differ in the neurons between layers:
 
 - `sigma-0`, `sigma-1`: our neurons, trained by `recipes/train_cifarnet_cifar10.py --preset best` and `--preset paper`;
 - `ann`: PyTorch's convolution, batch norm and ReLU;
@@ -14,12 +14,12 @@ held-out images, in bfloat16 on one device. They differ in what stands between t
   first convolution is computed once, logits are means over time. SpikingJelly runs in multi-step mode, snnTorch as a
   loop over time. A batch goes through in T parts, so that it takes the memory of the others.
 
-Ours and the ANN follow the recipe. Its rates make integrate-and-fire neurons diverge, so these have what their users
-begin with: Adam at a peak rate of 2e-3 and the same warm-up, learned gains of batch norm, PyTorch's initial weights.
-Nothing was tuned for them. An epoch of theirs takes as long as T of the ANN's, so they have fewer of them
+Ours and the ANN follow the recipe. Its learning rates make integrate-and-fire neurons diverge, so these are trained as
+their users begin: Adam at a peak rate of 2e-3 and the same warm-up, learned gains of batch norm, PyTorch's initial
+weights. Nothing was tuned for them. Their epochs take as long as T epochs of the ANN, so they have fewer epochs
 (`--library-epochs`), with a schedule of that length.
-Each contender's metrics lie in RUNS/NAME/metrics.jsonl. A stopped bench goes on behind the last whole epoch (ours: the
-last checkpoint). Times are of training alone, without start and validation.
+Each contender's metrics lie in RUNS/NAME/metrics.jsonl. A stopped run is resumed after the last whole epoch (ours: at
+the last checkpoint). Times cover training alone, without start-up and validation.
 """
 
 import copy
@@ -61,7 +61,7 @@ TITLES = {"sigma-0": "ours, σ = 0", "sigma-1": "ours, σ = 1", "ann": "ANN, PyT
 TITLES |= {"spikingjelly": "SpikingJelly, T = {}", "snntorch": "snnTorch, T = {}"}
 GOALS = (0.80, 0.85, 0.90, 0.93)
 LIBRARY_RATE = 2e-3
-NORM_BIAS_RATE = 64.0  # the recipe's 7 where neurons saturate at 1, not at 3 standard deviations: 7 · 3²
+NORM_BIAS_RATE = 64.0  # the recipe has 7 for neurons that saturate at 1, not at 3 standard deviations: 7 · 3²
 
 Contender = Literal["sigma-0", "sigma-1", "ann", "spikingjelly", "snntorch"]
 ALL: tuple[Contender, ...] = ("sigma-0", "sigma-1", "ann", "spikingjelly", "snntorch")
@@ -69,15 +69,15 @@ ALL: tuple[Contender, ...] = ("sigma-0", "sigma-1", "ann", "spikingjelly", "snnt
 
 @dataclasses.dataclass
 class Options:
-    """Train a network by several libraries, and say how long each took to reach an accuracy."""
+    """Train a network with several libraries, and measure how long each takes to reach an accuracy."""
 
-    data_dir: Path  # CIFAR-10's parquet files
-    runs: Path  # folder that takes a folder a contender
+    data_dir: Path  # folder of CIFAR-10's parquet files
+    runs: Path  # folder that gets one folder per contender
     contenders: tuple[Contender, ...] = ALL
-    epochs: int = 8  # of ours and of the ANN
-    library_epochs: int = 4  # of spikingjelly and snntorch
-    time_steps: int = 4  # of the libraries that have them
-    cpu: bool = False  # also where there is a GPU
+    epochs: int = 8  # epochs of ours and of the ANN
+    library_epochs: int = 4  # epochs of spikingjelly and snntorch
+    time_steps: int = 4  # time steps T of spikingjelly and snntorch
+    cpu: bool = False  # use the CPU even if there is a GPU
     output: Path = bench.RESULTS  # folder of the CSV file and the chart
 
     def epochs_of(self, name: str) -> int:
@@ -85,12 +85,12 @@ class Options:
 
 
 class Network(nn.Module):
-    """`cifarnet` of a library's layers and neurons.
+    """`cifarnet` built from a library's layers and neurons.
 
     Args:
-        encoder: ours, whitened; its weights stay as they are.
-        library: None: PyTorch, ReLU.
-        time_steps: in which a library sees the image.
+        encoder: our whitened encoder; its weights are not trained.
+        library: library of the layers and neurons; None: PyTorch with ReLU.
+        time_steps: time steps T of the library.
     """
 
     def __init__(self, encoder: AnalogEncoder, library: Library | None, time_steps: int) -> None:
@@ -128,7 +128,7 @@ class Network(nn.Module):
 
 
 class Training:
-    """A contender's training by the recipe, from its last saved epoch on."""
+    """A contender's training by the recipe, resumed after its last saved epoch."""
 
     def __init__(
         self, name: str, config: TrainConfig, data: RunData, accelerator: Accelerator, time_steps: int
@@ -170,11 +170,11 @@ class Training:
 
     @property
     def trained(self) -> int:
-        """Epochs so far."""
+        """Number of epochs trained so far."""
         return self.schedule.last_epoch // self.steps_per_epoch
 
     def epochs(self) -> Iterator[dict[str, Any]]:
-        """Metrics of the epochs that are left; an epoch's state is saved when the next is asked for."""
+        """Train the remaining epochs and yield their metrics; an epoch's state is saved when the next is asked for."""
         for epoch in range(self.trained + 1, self.config.epochs + 1):
             start = bench.now(self.accelerator.device)
             loss = self._train(epoch)
@@ -215,7 +215,7 @@ class Training:
 
     @torch.no_grad()
     def _validate(self) -> float:
-        """Share of right decisions on held-out images, with batch-norm statistics of training images, as ours."""
+        """Accuracy on held-out images, with batch-norm statistics measured on training images, as in our training."""
         norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in norms:
             norm.reset_running_stats()
@@ -282,13 +282,13 @@ def train_other(name: str, options: Options) -> None:
 
 
 def read_metrics(name: str, options: Options) -> list[dict[str, Any]]:
-    """Of a contender's epochs so far."""
+    """Metrics of a contender's epochs so far."""
     path = options.runs / name / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def rows_of(name: str, options: Options) -> Iterator[bench.Row]:
-    """A row an epoch: minutes of training so far, held-out accuracy."""
+    """One row per epoch: minutes of training so far, and accuracy on held-out images."""
     minutes = 0.0
     title = TITLES[name].format(options.time_steps)
     for metrics in read_metrics(name, options):
@@ -309,18 +309,18 @@ def by_contender(rows: list[bench.Row]) -> dict[str, list[bench.Row]]:
 
 
 def print_results(rows: list[bench.Row]) -> None:
-    """Minutes to each goal; a dash where it was not reached."""
+    """Print the minutes to each accuracy of `GOALS`; a dash if it was not reached."""
     lines = []
     for title, own in by_contender(rows).items():
         reached = [next((f"{row['minutes']:.1f}" for row in own if row["val_accuracy"] >= goal), "–") for goal in GOALS]
         best = max(row["val_accuracy"] for row in own)
         lines.append((title, *reached, f"{best:.2%}", len(own), f"{own[-1]['minutes']:.1f}"))
     headings = ("", *(f"{goal:.0%}" for goal in GOALS), "best", "epochs", "minutes")
-    bench.print_table(headings, lines, title="minutes of training until a share of held-out images is right")
+    bench.print_table(headings, lines, title="minutes of training until an accuracy on held-out images")
 
 
 def draw(rows: list[bench.Row], path: Path) -> None:
-    """Accuracy against minutes."""
+    """Draw accuracy against minutes."""
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 

@@ -1,4 +1,4 @@
-"""Time a training step of ours against the same network as an ANN and as the composition a user would write.
+"""Time our training step against the same network as an ANN and as the composition that a user would write.
 
     python bench/train_step.py --device cpu
     python bench/train_step.py --model cifarnet --batch-size 512 --dtypes bfloat16 --fuse
@@ -6,9 +6,9 @@
 
 All contenders have the same weights and see the same batch. First the gradients are compared; nothing is timed if they
 disagree. Then the contenders take turns, round by round; ratios are medians over the rounds' own ratios. The floor is
-the number of contractions against the ANN's three per layer (5/3 for σ > 0). Times can lie below it: for small maps
-with many weights ours multiplies matrices where PyTorch's convolution is slow on a CPU. σ = 0, an ANN with our
-contractions, shows by how much.
+the number of contractions divided by the ANN's three per layer (5/3 for σ > 0). Ratios can lie below the floor: on a
+CPU, PyTorch's convolution is slow for small maps with many weights, where ours multiplies matrices. The contender with
+σ = 0, an ANN with our contractions, shows by how much.
 """
 
 import copy
@@ -34,10 +34,10 @@ from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron, TTFSNetwork, networks
 ANN = "ANN"
 COMPOSITION = "composition σ=1"
 FLOOR = 5 / 3  # contractions of a spiking layer's step, two forward and three backward, over an ANN's three
-FEW, PARTS = 2, 5  # images that are compared at a time, and how often
+FEW, PARTS = 2, 5  # images that are compared at a time, and number of comparisons
 WARM_UP = 2
 OPTIMIZERS = {
-    # Fused, as training has them.
+    # Fused optimizers, as in training.
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=True),
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-4, fused=True),
 }
@@ -47,9 +47,9 @@ OPTIMIZERS = {
 class Contender:
     """A network to train."""
 
-    name: str  # in tables
+    name: str  # name in tables
     network: Any  # on the CPU
-    floor: float  # its contractions over an ANN's three a layer
+    floor: float  # its contractions per layer, divided by an ANN's three
     twin: TTFSNetwork | None = None  # another network that must compute the same, with weights of its own
     fused: bool = False  # let PyTorch's compiler fuse the passes over neurons
 
@@ -70,9 +70,9 @@ def normalise(A: Tensor, W: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
 
 
 class Composed(nn.Module):
-    """A layer with the parameters of one of ours, as a PyTorch user would write it: an ANN's, or a spiking one's.
+    """A layer of an ANN or of spiking neurons as a PyTorch user would write it, with the parameters of one of ours.
 
-    Gradients of a spiking one differ at silent inputs, where ours are 0.
+    Gradients of the spiking layer differ at silent inputs, where ours are 0.
     """
 
     def __init__(self, layer: DFTConv2d | DFTLinear, ann: bool) -> None:
@@ -94,7 +94,7 @@ class Composed(nn.Module):
 
 
 def compose(network: TTFSNetwork, *, ann: bool = False) -> TTFSNetwork:
-    """Replace the operators of all hidden layers but the encoder; parameters stay the same ones, in the same order."""
+    """Replace the operators of all hidden layers but the encoder; parameters stay the same, in the same order."""
     for name, layer in network.features.named_children():
         if isinstance(layer, DFTConv2d | DFTLinear):
             setattr(network.features, name, Composed(layer, ann))
@@ -108,9 +108,9 @@ def build(
 
     Args:
         model: a function of `ttfs_triton.nn.networks`.
-        fuse: add ours with passes over neurons fused by PyTorch's compiler.
-        compiled: add the ANN and the composition under torch.compile.
-        backends: kernels of ours; a name other than "auto" is added to the contender's.
+        fuse: also add ours with passes over neurons fused by PyTorch's compiler.
+        compiled: also add the ANN and the composition under torch.compile.
+        backends: backends of our layers; a name other than "auto" is appended to the contender's name.
         **options: fields of `NetworkConfig`.
     """
     make = getattr(networks, model)
@@ -152,7 +152,7 @@ class Step:
     step_ms: list[float] = dataclasses.field(default_factory=list)
 
     def forward_backward(self) -> None:
-        """Leaves gradients in the parameters."""
+        """Run forward, loss and backward; gradients stay in the parameters."""
         network = self.contender.network
         network.zero_grad(set_to_none=True)
         fuse_passes(self.contender.fused)
@@ -181,9 +181,9 @@ class Step:
         del self.step_ms[:rounds], self.forward_backward_ms[:rounds]
 
     def peak_mib(self) -> float:
-        """Most memory that tensors hold in a step: parameters, optimizer, activations, gradients, scratch.
+        """Peak memory in MiB of a step's tensors: parameters, optimizer, activations, gradients, scratch.
 
-        Scratch inside libraries and other contenders are not in it.
+        Scratch memory inside libraries and the tensors of other contenders are not counted.
         """
         self.run()  # makes the optimizer's state
         network = self.contender.network
@@ -203,16 +203,16 @@ def loss_of(network: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dty
 
 
 def check(step: Step) -> float | None:
-    """Relative error of a step's gradients; loss and gradients must be those of its twin, if it has one.
+    """Compare a step's loss and gradients with its twin's; returns the gradients' relative error, None without a twin.
 
-    In float32 both agree to rounding, but for a neuron that one lets fire just before its window ends and the other
-    does not: with millions of neurons one is bound to, and its image has other gradients. So the losses of a few images
-    at a time are compared, and the median counts. In bfloat16 they need not agree with each other, since a rounded
-    potential decides whether a neuron fires; there the step may be little farther than its twin from the float32
-    gradients.
+    In float32 both agree up to rounding, except that a neuron may fire just before its window ends in one and not in
+    the other. With millions of neurons this is bound to happen, and the gradients of that image differ. So a few images
+    at a time are compared, and the median counts. In bfloat16 step and twin need not agree, since a rounded potential
+    decides whether a neuron fires; the step's gradients may then be little farther from the float32 gradients than the
+    twin's.
 
     Raises:
-        DisagreementError: they are not.
+        DisagreementError: loss or gradients disagree.
     """
     if step.contender.twin is None:
         return None
@@ -229,9 +229,9 @@ def check(step: Step) -> float | None:
 
 
 def _compare(step: Step, some: Tensor | slice) -> tuple[tuple[float, float], float, float]:
-    """Losses of a step and its twin on some images, how far their gradients are apart, and how far they may be."""
+    """Losses of a step and its twin on some images, the distance of their gradients, and the allowed distance."""
     assert step.contender.twin is not None
-    labels = torch.full_like(step.labels, -100)  # which cross entropy leaves out; the batch, and so the kernels, stay
+    labels = torch.full_like(step.labels, -100)  # cross entropy leaves these out; batch and kernels stay the same
     labels[some] = step.labels[some]
     batch = step.images, labels
     twin = step.contender.twin.to(step.images.device)
@@ -260,7 +260,7 @@ def _gradients(network: TTFSNetwork, images: Tensor, labels: Tensor, dtype: torc
 
 
 def _distance(ours: Tensor, theirs: Tensor) -> float:
-    """Relative; nan, which no bound admits, if there are no gradients at all."""
+    """Relative distance of gradients; NaN, which no bound admits, if both are zero."""
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 
@@ -274,26 +274,26 @@ class Options:
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     """bfloat16 is autocast with float32 parameters."""
     backends: tuple[Literal["auto", "triton", "torch"], ...] | None = None
-    """Kernels of ours. Default: all three on a GPU; auto on the CPU, where it is torch."""
+    """Backends of our layers. Default: all three on a GPU; auto on the CPU, where it is torch."""
     width: float = 1.0  # factor on the size of every hidden layer
     weight_standardisation: bool = False
     """Standardise weights in all contenders, and give neurons an initial potential as in training."""
     fuse: bool = False
-    """On the CPU, also time ours with passes over neurons fused by PyTorch's compiler, as long trainings have them."""
+    """On the CPU, also time ours with passes over neurons fused by PyTorch's compiler, as in long trainings."""
     compiled: bool = False  # also time the ANN and the composition under torch.compile, which takes minutes
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    repeats: int = 15  # rounds that count
+    repeats: int = 15  # measured rounds
     output: Path = bench.RESULTS  # folder of the CSV file
 
 
 def main() -> None:
-    import tyro  # here: `gpu.py` calls `run` where there is none
+    import tyro  # here, since `gpu.py` calls `run` also where tyro is missing
 
     run(tyro.cli(Options, description=__doc__))
 
 
 def run(options: Options) -> None:
-    """Check, time, show and write."""
+    """Check and time all contenders, print the tables and write the result file."""
     device = bench.device_of("train_step", options.device)
     torch.backends.cudnn.benchmark = True
     try:
@@ -362,7 +362,7 @@ def make_steps(options: Options, device: torch.device, dtype: torch.dtype) -> li
 
 
 def show(rows: list[bench.Row]) -> None:
-    """The table of one dtype: a line a contender."""
+    """Print the table of one dtype, one line per contender."""
     steps, passes = ([row for row in rows if row["pass"] == name] for name in ("step", "forward_backward"))
     headings = ("", "step ms", "p20–p80", "×ANN", "×comp", "fwd+bwd", "×ANN", "floor", "MiB")
     lines = [

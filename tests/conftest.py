@@ -1,4 +1,4 @@
-"""The same random numbers and no time limits in every test, so that a failure can be repeated anywhere; devices."""
+"""Settings of all tests: the same random numbers in every run, no time limits, the options --device and -m slow."""
 
 import os
 import sys
@@ -71,7 +71,7 @@ def _on_cuda(item: pytest.Item) -> bool:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """The CPU, and the first CUDA device: a real one, or with `--device virtual` one that is not there."""
+    """The CPU, and the first CUDA device: a real device, or with `--device virtual` the virtual one."""
     return torch.device("cpu") if request.param == "cpu" else torch.device("cuda", 0)
 
 
@@ -82,7 +82,7 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerator() -> Iterator[None]:
-    """accelerate keeps precision and device in a singleton, which would tie the tests to each other."""
+    """Reset accelerate's singleton of precision and device, so that tests do not depend on each other."""
     yield
     if (state := sys.modules.get("accelerate.state")) is not None:
         state.AcceleratorState._reset_state(reset_partial_state=True)
@@ -90,7 +90,7 @@ def _fresh_accelerator() -> Iterator[None]:
 
 @pytest.fixture
 def watched_device(device: torch.device) -> torch.device:
-    """The virtual device: no other counts synchronisations and launches."""
+    """The virtual device, the only device that counts synchronisations and launches."""
     from tests.virtual_cuda import installed
 
     if not installed():

@@ -1,7 +1,7 @@
 """The firing rule of dynamic-firing-threshold neurons and its contractions, as PyTorch operators.
 
-Activations in, activations out: a spike at time t of layer l is stored as a = (l + 1) − t in [0, 1], windows of
-length 1; 1 fires at the window's start, 0 is silent.
+Operators map activations to activations. A spike of layer l at time t is stored as a = (l + 1) − t in [0, 1], with
+windows of length 1: a = 1 fires at the window's start, a = 0 is silent.
 """
 
 from importlib import import_module
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ttfs_kernels.ops import dft_conv2d, dft_linear
     from ttfs_kernels.standardise import standardise_weights
 
-# Imported when a name is first asked for: the neuron's properties, which commands list, need no PyTorch.
+# Modules are imported when a name is first used: a command that lists the neuron's properties needs no PyTorch.
 _MODULES = ("neuron", "backends", "ops", "normalised", "fused", "standardise")
 __all__ = [
     "Neuron",

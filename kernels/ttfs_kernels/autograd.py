@@ -1,4 +1,4 @@
-"""A layer in autograd's graph, whichever backend computes it; autocast's dtypes; derivatives that are refused."""
+"""Layers as autograd functions, for every backend; autocast; errors for derivatives that layers do not have."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,22 +16,24 @@ class Layer(Protocol):
     """A backend's two passes of a layer."""
 
     def forward(self, operands: Any, with_derivatives: bool) -> tuple[tuple[Tensor, ...], Kept]:
-        """(activations, with batch norm also their statistics), and what the backward pass needs if there will be one.
+        """Outputs (activations; with batch norm also mean and variance), and the tensors that the backward pass needs.
 
-        Operands are those of `Operands`, with batch norm γ behind the weight, and β in place of the bias.
+        `operands` are ordered as in `Operands`; with batch norm they are x, weight, γ, β, skip and skip_weight.
         """
         ...
 
     def backward(self, grad: Tensor, kept: Any, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
-        """Gradients of the operands; None or anything where not needed."""
+        """Gradients of the operands, in their order; where `needs` is False, any value, which is ignored."""
         ...
 
 
 def apply_layer(function: str, layer: Layer, operands: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-    """What the layer's forward pass returns, activations differentiable once, in reverse mode.
+    """Run a layer's forward pass and record it in autograd's graph.
 
+    Returns:
+        The outputs of `layer.forward`. Activations can be differentiated once, in reverse mode.
     Raises:
-        RuntimeError: another derivative is asked for; in the name of `function`.
+        RuntimeError: forward mode or a transform of `torch.func` is active. The message starts with `function`.
     """
     reverse_mode_only(function, *operands)
     with_derivatives = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
@@ -39,7 +41,7 @@ def apply_layer(function: str, layer: Layer, operands: tuple[Tensor | None, ...]
 
 
 class DFTLayer(torch.autograd.Function):
-    """A layer in autograd's graph. The backward pass has the dtypes of the forward pass."""
+    """Autograd function of a layer. The backward pass keeps the dtypes of the forward pass."""
 
     @staticmethod
     def forward(
@@ -67,9 +69,9 @@ class DFTLayer(torch.autograd.Function):
 
 
 def autocast(x: Tensor, weight: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Operands in autocast's dtype where it is on; float64 stays, as in `torch.nn.Linear`.
+    """Cast x, weight and skip to autocast's dtype if autocast is on; float64 stays, as in `torch.nn.Linear`.
 
-    Biases and skip weights stay as they are, since the firing rule works in float32 anyway.
+    Biases and skip weights are not cast, since the firing rule computes in float32 anyway.
     """
     if not autocasts(x):
         return x, weight, skip
@@ -78,22 +80,22 @@ def autocast(x: Tensor, weight: Tensor, skip: Tensor | None) -> tuple[Tensor, Te
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Autocast off: a pass has chosen its dtypes, and a backward pass keeps those of its forward pass."""
+    """Context with autocast off: operands are cast already, and a backward pass keeps its forward pass's dtypes."""
     return torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()
 
 
 def autocasts(*operands: Tensor) -> bool:
-    """Whether operands get autocast's dtype: where it is on, and none is float64, which it leaves alone."""
+    """Whether autocast casts these operands: it is on for their device, and none of them is float64."""
     device = operands[0].device.type
     on = device != "meta" and torch.is_autocast_enabled(device)  # PyTorch refuses to ask for meta
     return on and all(operand.dtype != torch.float64 for operand in operands)
 
 
 def reverse_mode_only(function: str, *operands: Tensor | None) -> None:
-    """Refuse forward mode and the transforms of `torch.func`: passes are no differentiable operators.
+    """Refuse forward mode and transforms of `torch.func`, which need passes made of differentiable operators.
 
     Raises:
-        RuntimeError: an operand has a tangent, or such a transform runs.
+        RuntimeError: an operand has a forward-mode tangent, or a transform of `torch.func` is active.
     """
     if torch.compiler.is_compiling():
         return
@@ -106,19 +108,19 @@ def reverse_mode_only(function: str, *operands: Tensor | None) -> None:
 
 
 def first_derivatives_only(function: str, grad: Tensor) -> None:
-    """Refuse second derivatives and batches of gradients, which a backward pass would get wrong.
+    """Refuse second derivatives and batched gradients, which the backward pass would compute wrongly.
 
     Raises:
-        RuntimeError: one of both is asked for.
+        RuntimeError: the backward pass runs with create_graph or is_grads_batched.
     """
     if torch.compiler.is_compiling():
         return
     if torch.is_grad_enabled():
         raise RuntimeError(
-            f"{function}: create_graph must be False; got True. The backward pass has no derivative of its own."
+            f"{function}: create_graph must be False; got True. The backward pass cannot be differentiated."
         )
     try:
-        grad.untyped_storage()  # which tensors of batches do not have
+        grad.untyped_storage()  # batched tensors have no storage
     except NotImplementedError as error:
         raise RuntimeError(
             f"{function}: is_grads_batched must be False; got True. Ask torch.autograd.grad for one gradient at a time."

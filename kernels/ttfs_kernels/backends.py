@@ -1,4 +1,4 @@
-"""Which backend serves a call: the argument, or for "auto" the process's choice, the environment, the device."""
+"""Choice of a call's backend: its argument; if that is "auto", `backend()` or the environment; then the device."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class BackendReport:
 
     Attributes:
         choice: "auto", "triton" or "torch".
-        source: who said so: "backend()", the environment variable, or "default".
-        unavailable: device → why Triton kernels cannot run there; empty string where they can.
-        passes: the choices made so far, a line a pass and shape: provider, blocks, and why.
+        source: where the choice comes from: "backend()", the name of the environment variable, or "default".
+        unavailable: for each device, why Triton kernels cannot run there; an empty string if they can.
+        passes: the choices made so far, one line per pass and layer shape: provider, blocks and reason.
     """
 
     choice: str
@@ -47,12 +47,12 @@ def backend(choice: str | None = None) -> BackendReport:
     """Show, and with an argument set, what `backend="auto"` means in this process.
 
     Args:
-        choice: "torch"; "triton"; or "auto" for our kernels on a GPU, but a library call for passes where a table says
-            that it is faster, and for PyTorch elsewhere. None: only show.
+        choice: "torch"; "triton"; or "auto", on a GPU Triton kernels except for passes where a tuning table says that
+            a library call is faster, elsewhere "torch". None changes nothing.
     Returns:
-        What holds now. Without a call it is the environment variable TTFS_KERNELS_BACKEND at import, else "auto".
+        The current choice and its source. Initially it is the environment variable TTFS_KERNELS_BACKEND, else "auto".
     Raises:
-        ValueError: another name.
+        ValueError: `choice` is not the name of a backend.
     """
     global _choice, _source
     if choice is not None:
@@ -64,17 +64,17 @@ def backend(choice: str | None = None) -> BackendReport:
 
 
 def available_backends() -> tuple[str, ...]:
-    """Backends that can run here on some device."""
+    """Names of the backends that can run on at least one device of this machine."""
     report = backend()
     return ("triton", "torch") if "" in report.unavailable.values() else ("torch",)
 
 
 def backend_for(function: str, backend: str, x: Tensor) -> str:
-    """What serves a call: "torch", "triton", or "auto" for our kernels but where the library is faster.
+    """The backend of a call: "torch", "triton", or "auto" for Triton kernels except where a library call is faster.
 
     Raises:
-        ValueError: an unknown backend.
-        RuntimeError: Triton was asked for and cannot run; says why.
+        ValueError: `backend` is not the name of a backend.
+        RuntimeError: `backend` is "triton", and Triton kernels cannot run; the message says why.
     """
     if backend == "auto":
         backend = _choice
@@ -101,7 +101,7 @@ def why_no_triton(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def check_name(function: str, name: str) -> None:
-    """Raise ValueError, in the name of a function, unless this is the name of a backend."""
+    """Raise ValueError unless `name` is a backend; the message starts with the name of the function."""
     if name not in BACKENDS:
         raise ValueError(f"{function}: backend must be one of {', '.join(BACKENDS)}; got {name!r}.")
 

@@ -50,7 +50,7 @@ def check_tensors(
             )
     if 0 in weight.shape[:2]:
         raise ValueError(
-            f"{function}: weight must have outputs and inputs, at least one of each; got shape {list(weight.shape)}."
+            f"{function}: weight must have at least one output and one input; got shape {list(weight.shape)}."
         )
     if x.dtype != weight.dtype and not autocasts(x, weight):
         raise TypeError(
@@ -132,7 +132,7 @@ def check_conv2d(operands: Sequence[Any], geometry: Geometry, pool: int) -> None
 def checked_geometry(
     stride: int | Sequence[int], padding: int | Sequence[int], dilation: int | Sequence[int], groups: int
 ) -> Geometry:
-    """The geometry of `dft_conv2d`, from its arguments; ValueError for one that no convolution has."""
+    """The `Geometry` that arguments of `dft_conv2d` describe; ValueError if one of them is out of range."""
     if type(groups) is not int or groups < 1:
         raise ValueError(f"dft_conv2d: groups must be an integer ≥ 1; got {groups!r}. 1 connects all channels.")
     named = ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)
@@ -141,7 +141,7 @@ def checked_geometry(
 
 
 def check_pool(pool: int, fuse_pool: bool | None = None) -> None:
-    """Check the options of `dft_conv2d` that are about its pool."""
+    """Check the arguments `pool` and `fuse_pool` of `dft_conv2d`."""
     if type(pool) is not int or pool not in POOLS:
         raise ValueError(
             f"dft_conv2d: pool must be one of {', '.join(map(str, POOLS))}; got {pool!r}. "
@@ -149,5 +149,5 @@ def check_pool(pool: int, fuse_pool: bool | None = None) -> None:
         )
     if not (fuse_pool is None or isinstance(fuse_pool, bool)):
         raise ValueError(
-            f"dft_conv2d: fuse_pool must be True, False or None; got {fuse_pool!r}. None leaves it to a tuned table."
+            f"dft_conv2d: fuse_pool must be True, False or None; got {fuse_pool!r}. None decides by a tuning table."
         )

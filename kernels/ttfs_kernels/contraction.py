@@ -1,14 +1,14 @@
 """The contractions of a convolution and of its gradients, each in the fastest of three ways.
 
-oneDNN computes a row of the output map at a time. Where rows are short its matrix products are small, and where a
-kernel has more weights than the second-level cache holds, all weights are streamed for every row. Two ways are faster
-on a CPU, although their operands have to be made first. Measured on one core (AVX-512, AMX), kernel 3:
+The first way is oneDNN's convolution, which computes one row of the output map at a time. If rows are short, its matrix
+products are small; if the weights exceed the second-level cache, they are all streamed for every row. Two other ways
+are faster on a CPU, although they have to copy operands first. Measured on one core (AVX-512, AMX), 3×3 kernels:
 
-- On the smallest maps, as in the last blocks of a VGG, matrix products over columns: each receptive field is written
+- The smallest maps, as in the last blocks of a VGG, use matrix products over columns: each receptive field is written
   out as a row. Forward and both gradients, 512 channels, 32 images: 1.4 times as fast in float32 and 3.5 times in
   bfloat16 on 4×4 maps, 3 and 11 times on 2×2 maps.
-- On narrow maps in 16 bits, the maps of several images side by side: one wide map with columns of zeros between them.
-  Outputs at the seams are dropped. The gradient of the weight, 256 channels on 8×8 maps: two thirds of the time.
+- Narrow maps in 16 bits are laid side by side: several images form one wide map with columns of zeros between them,
+  and outputs at the seams are dropped. Gradient of the weight, 256 channels, 8×8 maps: two thirds of the time.
 """
 
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Columns are used on a CPU for maps of at most so many neurons, with more than so many weights for each. Larger maps
-# make columns that leave the caches; with fewer weights, making them costs more than it saves. Measured.
+# Columns are used on a CPU for output maps of at most LARGEST_MAP neurons, with more weights for each than given here.
+# Columns of larger maps leave the caches; with fewer weights, writing columns costs more than it saves. Measured.
 LARGEST_MAP = 16
 WEIGHTS_PER_NEURON = {torch.float32: 1 << 16, torch.bfloat16: 1 << 13, torch.float16: 1 << 13}
 
-# Output maps of at most so many columns are laid side by side, in these dtypes. Forward and for the gradient of the
-# input, the kernel must have MANY_WEIGHTS for each neuron of the output map; for its own gradient, in all. Measured.
+# Output maps of at most NARROW_MAP columns are laid side by side, in these dtypes, if the layer has enough weights:
+# MANY_WEIGHTS for the gradient of the weight, MANY_WEIGHTS per output neuron for the other passes. Measured.
 NARROW_MAP, SIDE_BY_SIDE = 8, (torch.bfloat16, torch.float16)
 MANY_WEIGHTS = 1 << 15
-ROW = 64  # columns of maps side by side, at most
+ROW = 64  # largest number of output columns in a row of maps
 
 
 class Geometry(NamedTuple):
@@ -52,10 +52,10 @@ class Strip(NamedTuple):
     """Maps of several images side by side.
 
     Attributes:
-        images: maps in a row.
-        pitch: columns of the input from one map to the next; a multiple of the stride.
-        width: columns of the whole input: of all maps, and zeros that the last outputs need.
-        out_pitch, out_width: likewise of the output.
+        images: number of maps in a row.
+        pitch: input columns from one map to the next; a multiple of the stride.
+        width: input columns of the whole row: all maps, and zeros that the last outputs read.
+        out_pitch, out_width: the same for the output.
     """
 
     images: int
@@ -66,9 +66,9 @@ class Strip(NamedTuple):
 
 
 def contract(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry | None) -> Tensor:
-    """[N, C_out, P, Q] channels-last from x [N, C_in, H, W] and weight [C_out, C_in / groups, R, S].
+    """Convolve x [N, C_in, H, W] with weight [C_out, C_in / groups, R, S]: [N, C_out, P, Q], channels-last.
 
-    Without geometry, here and in both gradients, a fully connected layer: [N, C_out] from [N, C_in] and [C_out, C_in].
+    Without geometry, here and in both gradients, the layer is fully connected: x [N, C_in], weight [C_out, C_in].
     """
     if geometry is None:
         return F.linear(x, weight, bias)
@@ -85,7 +85,7 @@ def contract(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry 
 
 
 def gradient_of_input(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry | None) -> Tensor:
-    """Shape of x, channels-last, from h [N, C_out, P, Q]; the values of x are not used."""
+    """Gradient of x, channels-last, from the output's gradient h [N, C_out, P, Q]; the values of x are not used."""
     if geometry is None:
         return h @ weight
     if not columns_are_faster(x, weight, geometry):
@@ -100,7 +100,7 @@ def gradient_of_input(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry |
     padding = [span - 1 - pad for span, pad in zip(_spans(weight, geometry), geometry.padding, strict=True)]
     if max(geometry.stride) > 1 or min(padding) < 0:
         return _scattered_products(h, x, weight, geometry)
-    # A convolution of h with the taps turned around: what meets in one input is summed in the product, in float32.
+    # Convolve h with the taps in reverse order: the products that meet in one input are summed inside, in float32.
     batch, channels, height, width = x.shape
     rows, columns = (reversed(range(taps)) for taps in weight.shape[2:])
     turned = torch.stack([weight[:, :, r, s] for r, s in product(rows, columns)]).flatten(0, 1)
@@ -109,7 +109,7 @@ def gradient_of_input(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry |
 
 
 def _scattered_products(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """`gradient_of_input` where neurons lie apart and most columns of h would be zeros: h·w, added up tap by tap."""
+    """`gradient_of_input` tap by tap, for large paddings and for strides, whose columns of h would be mostly zeros."""
     batch, channels, height, width = x.shape
     top, left = geometry.padding
     # Up to R·S products meet in one input: sum them in at least float32.
@@ -125,7 +125,7 @@ def _scattered_products(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry
 
 
 def gradient_of_weight(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry | None) -> Tensor:
-    """Shape of weight, channels-last, from h [N, C_out, P, Q]; the values of weight are not used."""
+    """Gradient of weight, channels-last, from the output's gradient h [N, C_out, P, Q]; weight gives its shape only."""
     if geometry is None:
         return h.t() @ x
     if not columns_are_faster(x, weight, geometry):
@@ -141,7 +141,7 @@ def gradient_of_weight(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry 
 
 
 def columns_are_faster(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """Which provider: a choice by shape and dtype alone, the same in all three passes."""
+    """Whether to use columns: decided by device, shape and dtype alone, so the same in all three passes."""
     if x.device.type != "cpu" or geometry.groups != 1 or x.dtype not in WEIGHTS_PER_NEURON:
         return False
     rows, columns = geometry.map_size(x.shape[2:], weight.shape[2:])
@@ -150,7 +150,7 @@ def columns_are_faster(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 
 
 def strip_of(x: Tensor, weight: Tensor, geometry: Geometry, *, of_weight: bool = False) -> Strip | None:
-    """How the maps of x are laid side by side, or None where they are not; `of_weight`: for the weight's gradient."""
+    """Layout of the maps of x side by side, or None to leave them apart; `of_weight`: for the weight's gradient."""
     rows, columns = geometry.map_size(x.shape[2:], weight.shape[2:])
     if x.device.type != "cpu" or geometry.groups != 1 or x.dtype not in SIDE_BY_SIDE or columns > NARROW_MAP:
         return None

@@ -1,9 +1,9 @@
-"""The PyTorch backend's passes over a layer's neurons as one loop each, made by PyTorch's compiler for a CPU.
+"""Passes over a layer's neurons for the PyTorch backend, each fused into one loop by PyTorch's compiler, on a CPU.
 
-Eager PyTorch goes through memory once an operation: a layer on large maps, with few synapses a neuron, spends most of
-its time there. Off until `fuse_passes` says so, since compiling takes a process some 20 seconds, once for all shapes,
-and a C++ compiler. The arithmetic is that of the eager passes: equal bit for bit in float32 and float64, and with fewer
-roundings where tensors have 16 bits, since values between two passes are never stored.
+Eager PyTorch goes through memory once per operation: a layer on large maps, with few synapses per neuron, spends most
+of its time there. Fusion is off until `fuse_passes` turns it on: compiling takes some 20 seconds per process, once for
+all shapes, and needs a C++ compiler. Results equal the eager passes bit for bit in float32 and float64. In 16 bits they
+are rounded less often, since intermediate values are never stored.
 
 Tensors here have the shape [2, neurons, channels] or, where channels do not matter, [2, elements]: potentials A and
 slopes W, or gradients of activations and of their masks.
@@ -23,39 +23,37 @@ from ttfs_kernels.rule import fire_with_derivatives, is_nan, vanishing
 
 logger = logging.getLogger(__name__)
 
-# Below so many neurons a layer, calling a compiled pass takes as long as it saves. Measured on one core.
+# Passes over fewer elements are not fused: calling a compiled pass takes as long as it saves. Measured on one core.
 SMALLEST = 1 << 15
 
 _on = False
 
 
 def fuse_passes(on: bool = True) -> None:
-    """Let PyTorch's compiler fuse the passes over neurons of layers on a CPU, in this process; or stop it.
+    """Turn on (or off) fusion of layers' passes over neurons by PyTorch's compiler, on a CPU, in this process.
 
-    Gradients of standardised weights, too.
-
-    Where it fails, as without a C++ compiler, the first layer says why in a warning of the logger "ttfs_kernels.fused",
-    and passes stay as they are.
+    The gradient of `standardise_weights` is fused, too. If compiling fails, for example without a C++ compiler, the
+    logger "ttfs_kernels.fused" warns once with the reason, and passes run eagerly from then on.
 
     Args:
-        on: whether to.
+        on: True fuses passes; False runs them eagerly.
     """
     global _on
     _on = on
 
 
 def is_fused(x: Tensor) -> bool:
-    """Whether passes over a tensor of this size, on its device, are fused."""
+    """Whether passes over x are fused: by `fuse_passes`, and by the device and size of x."""
     return _on and x.device.type == "cpu" and x.numel() >= SMALLEST
 
 
 def is_formula(x: Tensor) -> bool:
-    """Whether a pass over a tensor is to be a formula: fused here, or part of what a compiler is tracing."""
+    """Whether to run a pass over x as a formula: it is fused here, or `torch.compile` is tracing the caller."""
     return torch.compiler.is_compiling() or is_fused(x)
 
 
 def run(formula: tuple[Any, ...], *operands: Tensor | None) -> Any:
-    """The result of a formula, fused or as it is; the first operand is the largest.
+    """The result of a formula, (function, *settings); fused if `is_fused` of the first operand, which is the largest.
 
     Example: `run((entering, neuron), grad, x, sigma)`.
     """
@@ -68,26 +66,26 @@ def run(formula: tuple[Any, ...], *operands: Tensor | None) -> Any:
 
 @cache
 def compiled(formula: Callable[..., Any], *settings: Any) -> "Pass":
-    """A compiled formula; the same one for the same settings."""
+    """The compiled pass of a formula, cached by formula and settings."""
     return Pass(formula, settings)
 
 
 class Pass:
-    """A formula over tensors, compiled when it is first called; or as it is, once compiling has failed."""
+    """A formula over tensors, compiled at its first call; if compiling fails, it runs eagerly."""
 
     def __init__(self, formula: Callable[..., Any], settings: tuple[Any, ...]) -> None:
-        from torch._dynamo.exc import TorchDynamoException  # which takes a second to import
+        from torch._dynamo.exc import TorchDynamoException  # here, since importing it takes a second
 
         def bound(*operands: Tensor | None) -> Any:
             return formula(*settings, *operands)
 
-        # The compiler counts versions by code object, of which closures share one: give each pass its own.
+        # The compiler limits compiled versions per code object, which closures share: give each pass its own.
         bound.__code__ = bound.__code__.replace(co_name=f"{formula.__name__}_fused")
         self.formula, self.failure = bound, TorchDynamoException
         self.compiled = torch.compile(bound, dynamic=True)
 
     def __call__(self, *operands: Tensor | None) -> Any:
-        # The shapes of parameters would be taken for constants.
+        # Detached, since the compiler would treat the shapes of parameters as constants.
         operands = tuple([None if operand is None else operand.detach() for operand in operands])
         try:
             return self.compiled(*operands)
@@ -99,12 +97,12 @@ class Pass:
 
 
 def persistence(neuron: Neuron, like: Tensor) -> Tensor:
-    """σ as an operand of a formula: a scalar on the device of `like`, in at least float32."""
+    """σ as an operand of a formula: a scalar tensor on the device of `like`, in at least float32."""
     return torch.full((), neuron.psp_persistence, dtype=precise_dtype(like.dtype), device=like.device)
 
 
 def of_any_persistence(neuron: Neuron) -> Neuron:
-    """The neuron without its σ, which formulas get as a tensor: another σ compiles nothing anew."""
+    """The neuron with any σ > 0 replaced by 1: formulas get σ as a tensor, so that a new σ recompiles nothing."""
     return replace(neuron, psp_persistence=1.0) if neuron.has_slope else neuron
 
 
@@ -122,7 +120,7 @@ def firing(
     skip_weight: Tensor | None,
     sigma: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    """The rule, as `rule.fire_`: activations, and derivatives or None."""
+    """The firing rule as a formula, see `rule.fire_`: activations, and stacked derivatives or None."""
     potential, slope = potentials.to(precise_dtype(potentials.dtype))
     if bias is not None:
         potential = potential + bias
@@ -134,7 +132,7 @@ def firing(
 
 
 def clamping(potentials: Tensor, skip: Tensor, skip_weight: Tensor) -> Tensor:
-    """The rule at σ = 0, with delayed spikes: activations of potentials [neurons, channels]."""
+    """The firing rule at σ = 0, with delayed spikes: activations of potentials [neurons, channels]."""
     potential, _ = with_delayed(potentials.to(precise_dtype(potentials.dtype)), None, skip, skip_weight)
     return potential.clamp(0, 1).to(skip.dtype)
 
@@ -142,12 +140,13 @@ def clamping(potentials: Tensor, skip: Tensor, skip_weight: Tensor) -> Tensor:
 def with_delayed(
     A: Tensor, W: Tensor | None, skip: Tensor | None, skip_weight: Tensor | None, sigma: Tensor | float = 0.0
 ) -> tuple[Tensor, Tensor | None]:
-    """Potentials with delayed spikes, each of which reaches one neuron; as they are if there are none.
+    """(A, W) plus delayed spikes, each of which reaches one neuron; unchanged without `skip`.
 
     Args:
-        A, W: [..., channels], at least float32; W None at σ = 0.
-        skip: shape of A, activations. skip_weight: [channels], of their synapses.
-        sigma: σ.
+        A, W: [..., channels], at least float32; W is None at σ = 0.
+        skip: activations of the delayed spikes, shape of A.
+        skip_weight: [channels], weights of their synapses.
+        sigma: PSP persistence σ.
     """
     if skip is None or skip_weight is None:
         return A, W
@@ -157,28 +156,28 @@ def with_delayed(
 
 
 def crossing(grad: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
-    """h for σ = 0, and its sum over neurons: the gradient where 0 < a < 1, else 0; NaN where a is."""
+    """(h, Σ h over neurons) at σ = 0: h is the gradient where 0 < a < 1, else 0; NaN where a is NaN."""
     precise = precise_dtype(grad.dtype)
     h = inside(grad.to(precise), activations.to(precise))  # in 16 bits, comparisons are not vectorised
     return h.to(grad.dtype), h.sum(0)
 
 
 def inside(grad: Tensor, values: Tensor) -> Tensor:
-    """A gradient where the values, potentials or activations, are between 0 and 1, else 0; NaN where they are."""
+    """The gradient where the values (potentials or activations) lie between 0 and 1, else 0; NaN where they are NaN."""
     h = torch.where((values <= 0) | (values >= 1), 0, grad)
     return torch.where(is_nan(values), values, h)  # PyTorch 2.13's compiler takes 0 * a for 0
 
 
 def scaling(derivatives: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """h, the product of derivatives [2, neurons, channels] and gradient, and the sum of h[0] over neurons."""
+    """(h, Σ h[0] over neurons): h is the product of derivatives [2, neurons, channels] and gradient."""
     h = derivatives * grad
     return h, h[0].sum(0, dtype=precise_dtype(h.dtype))
 
 
 def entering(neuron: Neuron, grad: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """The gradient of an input [elements] from those of its activations and masks [2, elements].
+    """The gradient of a layer's input [elements] from the gradients of its activations and masks [2, elements].
 
-    Without a surrogate masks have none: `grad` is [elements].
+    Without a surrogate, masks have no gradient: `grad` is [elements], the gradient of the activations.
     """
     if neuron.surrogate_width == 0:
         return torch.where(x <= 0, 0, grad)
@@ -187,9 +186,9 @@ def entering(neuron: Neuron, grad: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def skipping(neuron: Neuron, h: Tensor, skip: Tensor, skip_weight: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of delayed spikes [..., channels] and of their weights.
+    """Gradients of delayed spikes [..., channels] and of their weights [channels].
 
-    h is [2, ..., channels], gradients of A and W / σ, or at σ = 0 [1, ..., channels].
+    h holds the gradients of A and W, [2, ..., channels]; at σ = 0 the gradient of A alone, [1, ..., channels].
     """
     precise = precise_dtype(h.dtype)
     by_potential, x = h[0].to(precise), skip.to(precise)
@@ -204,12 +203,12 @@ def skipping(neuron: Neuron, h: Tensor, skip: Tensor, skip_weight: Tensor, sigma
 
 
 def sum_rows(values: Tensor) -> Tensor:
-    """Σ over all but the channels [..., channels]: within an image first, in parallel, and with short sums."""
+    """The sum over all dimensions but the last, the channels; over an image first, so sums are short and parallel."""
     while values.dim() > 1:
         values = values.sum(-2)
     return values
 
 
 def masking(x: Tensor, sigma: Tensor) -> Tensor:
-    """[x ; σ·[x > 0]], [2, elements]."""
+    """x [elements] stacked with its mask: [x ; σ·[x > 0]], [2, elements]."""
     return torch.stack([x, torch.where(x > 0, sigma, 0).to(x.dtype)])

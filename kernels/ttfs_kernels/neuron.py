@@ -1,4 +1,4 @@
-"""The neuron: its properties, their defaults and ranges, told in this one place."""
+"""`Neuron`: the properties of a neuron, their defaults and ranges, defined in this one place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import lru_cache
 from numbers import Real
 from typing import Any
 
-# Range of widths whose inverses, and quotients by them, are far within that of float32.
+# Surrogate widths whose inverses, and quotients by them, stay far within the range of float32.
 SMALLEST_WIDTH, LARGEST_WIDTH = 1e-6, 1e6
 
 
@@ -19,19 +19,19 @@ SMALLEST_WIDTH, LARGEST_WIDTH = 1e-6, 1e6
 class Neuron:
     """A neuron with a dynamic firing threshold: how it fires and how it is differentiated.
 
-    Layers hand it on whole to the firing rule: the meaning of a property stands here and in the rule, nowhere else.
+    Layers pass it whole to the firing rule: only this class and the rule interpret its properties.
 
     Attributes:
         psp_persistence: σ, the share of each postsynaptic potential's slope that persists while the neuron fires, from
             0 to 1. 1 is the paper's ReL-PSP neuron, 0 the two-phase neuron, a = clamp(A, 0, 1) by one contraction.
-        derivative_clip: bound on both local derivatives, as in the published training code; None = exact. Unused at
-            σ = 0, where they are 1.
-        surrogate_width: δ, the width in which spikes that could appear or vanish have a gradient, too. 0 = exact, which
-            knows only spikes that move and lets neurons die. With δ > 0 a silent neuron whose potential at the window's
-            end, A + W, is within δ below 0 has a derivative, up to min(1/(1 + W), 2) at the border; and an input x < δ
-            also gets (1 − x/δ) of its mask's gradient. Unused at σ = 0.
+        derivative_clip: upper bound on both local derivatives, ∂a/∂A and ∂a/∂W, as in the published training code;
+            None = no bound. Unused at σ = 0, where the derivative is 1.
+        surrogate_width: δ, the width in which spikes that could appear or vanish have a gradient, too. 0 = the exact
+            gradient, of spikes that move only: a neuron that is silent for all images learns no more. With δ > 0, a
+            silent neuron whose potential at the window's end, A + W, is within δ below 0 has a derivative, up to
+            min(1/(1 + W), 2) at the border, and an input x < δ gets (1 − x/δ) of its mask's gradient. Unused at σ = 0.
     Raises:
-        ValueError: a property that is no number, or out of its range.
+        ValueError: a property is not a number, or out of range.
     Source: Wei et al., ICCV 2023, Eq. 5 to 7, 9, 10.
     Example:
         >>> Neuron(psp_persistence=0.25)
@@ -68,7 +68,7 @@ two-phase neuron.
                 f"Neuron: surrogate_width must be 0 or from {SMALLEST_WIDTH:g} to {LARGEST_WIDTH:g}; got "
                 f"{self.surrogate_width}. 0 gives the exact event-driven gradient."
             )
-        for name in _NAMES:  # of any type of number: fractions have no place in a tensor's arithmetic
+        for name in _NAMES:  # any real number is accepted, but tensors cannot compute with a Fraction
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else float(value))
 
@@ -83,22 +83,22 @@ two-phase neuron.
         return self.has_slope and self.surrogate_width > 0
 
     def pack(self) -> list[float]:
-        """As plain numbers, which is what a registered operator's schema carries; inf stands for None."""
+        """The properties as floats, which the schema of a registered operator can carry; inf stands for None."""
         values = [getattr(self, name) for name in _NAMES]
         return [math.inf if value is None else float(value) for value in values]
 
     def numbers(self) -> tuple[float, ...]:
-        """As `pack`, with the names of the properties: a kernel's argument, handed on whole to the rule."""
+        """The values of `pack` as a named tuple: one argument of a kernel, which passes it whole to the rule."""
         return _Numbers(*self.pack())
 
     @staticmethod
     def unpack(values: Sequence[float]) -> Neuron:
-        """The inverse of `pack`."""
+        """The neuron with these properties: the inverse of `pack`."""
         return _unpack(tuple(values))
 
 
 @lru_cache
-def _unpack(values: tuple[float, ...]) -> Neuron:  # remembered: every pass unpacks, and validating takes microseconds
+def _unpack(values: tuple[float, ...]) -> Neuron:  # cached: every pass unpacks, and validating takes microseconds
     properties: list[Any] = [None if value == math.inf else value for value in values]
     return Neuron(*properties)
 

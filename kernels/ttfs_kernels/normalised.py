@@ -1,22 +1,22 @@
 """Layers with normalised potentials: batch norm for spiking neurons, at any σ.
 
-A channel's statistics are those of V = A + W, the potential at the window's end, over the batch and all positions. At
-σ = 0, W is 0, and this is ordinary batch norm. One factor scales both potentials:
+A channel's mean μ and variance s² are taken of V = A + W, the potential at the window's end, over the batch and all
+positions. At σ = 0, W is 0, and this is ordinary batch norm. One factor scales both potentials:
 
     g = γ / √(s² + ε)        A' = g·(A − μ) + β        W' = g·W        activation = fire(A', W')
 
-So a trained layer is a plain one: weights g·w, initial potential β − g·μ. Backward, over N neurons of a channel, with
-the rule's derivatives dA' and dW':
+So a trained layer is a layer without batch norm, of weights g·w and initial potential β − g·μ. Backward, over the N
+neurons of a channel, with the gradients dA' and dW' from the firing rule:
 
     dβ = Σ dA'        dγ = Σ (dA'·(A − μ) + dW'·W) / √(s² + ε)
     dA = g·(dA' − dβ/N − (V − μ)·dγ/(N·√(s² + ε)))        dW = the same with dW' in place of dA'
 
-On a GPU our kernels compute this (`triton_backend/layer.py`), elsewhere PyTorch: each pass over the neurons
-below is a formula over tensors, which runs as it is, or fused by PyTorch's compiler (see `fused`). σ is a tensor there,
-and a number in kernels, so that a training may change it without compiling anew.
+Triton kernels compute this on a GPU (`triton_backend/layer.py`), PyTorch elsewhere: each pass over the neurons below is
+a formula over tensors, run eagerly or fused by PyTorch's compiler (see `fused`). σ is a tensor in formulas and a number
+in kernels, so that training may change it without recompiling.
 
-Shapes: potentials [2, images, positions, channels] for A and Σ w·[x > 0], or [1, ...] at σ = 0; one row is an image of
-one position in a fully connected layer.
+Shapes: potentials [2, images, positions, channels] for A and Σ w·[x > 0], or [1, ...] for A alone at σ = 0. In a fully
+connected layer, each row counts as an image of one position.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class Normalised(NamedTuple):
     """Activations of a layer, and the statistics of its potentials.
 
     Attributes:
-        activations: as of `dft_conv2d` or `dft_linear`.
+        activations: the output, as of `dft_conv2d` or `dft_linear`.
         mean, variance: [C], float32 or wider, of V = A + W over batch and positions; the variance is unbiased, as
             `torch.nn.BatchNorm2d` keeps it. No gradient.
     """
@@ -60,10 +60,10 @@ class Normalisation(NamedTuple):
     Attributes:
         weight: γ [C], standard deviation of the normalised potential A' + W', in threshold heights.
         bias: β [C], its mean.
-        estimate: [C], any value near μ: PyTorch's sums of squares are taken around it, so that none of their digits are
-            lost. Our kernels need none.
+        estimate: [C], a value near μ. The PyTorch backend sums squares around it, so that no digits are lost; Triton
+            kernels do not use it.
         epsilon: ε, added to the variance.
-        group: processes that share their statistics; None: each has its own.
+        group: processes that share their statistics; None: each process uses its own.
     """
 
     weight: Tensor
@@ -83,13 +83,13 @@ def normalised_linear(
     neuron: Neuron = Neuron(),
     backend: str = "auto",
 ) -> Normalised:
-    """As `dft_linear`, with potentials normalised over the batch; for training.
+    """A `dft_linear` whose potentials are normalised over the batch, for training.
 
     Args:
         x: [N, in_features], activations; fp16, bf16, fp32 or fp64.
         weight: [out_features, in_features].
-        normalisation: γ and β [out_features], ε.
-        skip, skip_weight: as in `dft_linear`; added behind the normalisation.
+        normalisation: γ and β [out_features], and ε.
+        skip, skip_weight: as in `dft_linear`; added after the normalisation.
         neuron: how it fires and how it is differentiated.
         backend: as in `dft_linear`.
     Returns:
@@ -119,14 +119,14 @@ def normalised_conv2d(
     neuron: Neuron = Neuron(),
     backend: str = "auto",
 ) -> Normalised:
-    """As `dft_conv2d`, with potentials normalised over batch and positions; for training.
+    """A `dft_conv2d` whose potentials are normalised over batch and positions, for training.
 
     Args:
         x: [N, in_channels, height, width], activations; fp16, bf16, fp32 or fp64.
         weight: [out_channels, in_channels / groups, rows, columns].
-        normalisation: γ and β [out_channels], ε.
-        stride, padding, dilation, groups, pool, skip, skip_weight, neuron, backend: as in `dft_conv2d`; the skip is
-            added behind the normalisation, and statistics are those of all neurons in front of the pool.
+        normalisation: γ and β [out_channels], and ε.
+        stride, padding, dilation, groups, pool, skip, skip_weight, neuron, backend: as in `dft_conv2d`. The skip is
+            added after the normalisation. Statistics are taken of all neurons, before the pool.
     Returns, raises: as `normalised_linear`.
     Example:
         >>> x, weight = torch.rand(8, 3, 32, 32), torch.randn(16, 3, 3, 3)
@@ -166,16 +166,16 @@ def _apply(
 
 
 def _apply_eagerly(*arguments: Any) -> Normalised:
-    """`_apply`, as it is: PyTorch 2.13's compiler would trace it into wrong gradients."""
+    """`_apply`, untraced: PyTorch 2.13's compiler would trace it into wrong gradients."""
     run: Any = _apply
     if torch.compiler.is_compiling():
-        run = torch.compiler.disable(_apply)  # only here: it imports the compiler, which takes a second
+        run = torch.compiler.disable(_apply)  # not as a decorator: it imports the compiler, which takes a second
     return run(*arguments)
 
 
 @dataclass(frozen=True)
 class _TorchNormalised:
-    """Contraction, statistics and rule; the backward pass evaluates the rule again rather than keep its derivatives."""
+    """A layer with batch norm in PyTorch. The backward pass evaluates the rule again instead of keeping derivatives."""
 
     geometry: Geometry | None
     neuron: Neuron
@@ -239,7 +239,7 @@ def _positions(maps: Tensor, pairs: int) -> Tensor:
 
 
 def _both(potentials: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A and W, the latter None at σ = 0, in at least float32."""
+    """(A, W) in at least float32; W is None at σ = 0."""
     precise = fused.precise_dtype(potentials.dtype)
     A = potentials[0].to(precise)
     return A, potentials[1].to(precise) * sigma if len(potentials) == 2 else None
@@ -260,13 +260,13 @@ def _normalise(
     skip: Tensor | None,
     skip_weight: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """A' and W' with delayed spikes: (potentials, σ, g, β − g·μ, skip, skip_weight)."""
+    """(A', W') plus delayed spikes; `scale` is g and `shift` is β − g·μ."""
     A, W = _both(potentials, sigma)
     return fused.with_delayed(A * scale + shift, None if W is None else W * scale, skip, skip_weight, sigma)
 
 
 def _firing(neuron: Neuron, potentials: Tensor, *others: Any) -> Tensor:
-    """Activations; other operands as of `_normalise`."""
+    """Activations of normalised potentials; `others` are the other operands of `_normalise`."""
     A, W = _normalise(potentials, *others)
     activations = A.clamp(0, 1) if W is None else fire_with_derivatives(A, W, neuron)[0]
     return activations.to(potentials.dtype)
@@ -275,7 +275,7 @@ def _firing(neuron: Neuron, potentials: Tensor, *others: Any) -> Tensor:
 def _deriving(
     neuron: Neuron, potentials: Tensor, grad: Tensor, by_A: Tensor, by_W: Tensor | None, *others: Any
 ) -> None:
-    """Gradients of A' and W' into by_A and by_W, which is None at σ = 0; other operands as of `_normalise`."""
+    """Write the gradients of A' and W' into by_A and by_W (None at σ = 0); `others` as in `_firing`."""
     A, W = _normalise(potentials, *others)
     grad = grad.to(A.dtype)
     if W is None or by_W is None:
@@ -289,7 +289,7 @@ def _deriving(
 def _reducing(
     potentials: Tensor, sigma: Tensor, mean: Tensor, by_A: Tensor, by_W: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """dβ and dg, [C]."""
+    """(dβ, dg), [C] each, from the gradients of A' and W'; dγ is dg / √(s² + ε)."""
     A, W = _both(potentials, sigma)
     by_A = by_A.to(A.dtype)
     by_scale = by_A * (A - mean)
@@ -308,10 +308,10 @@ def _spreading(
     by_A: Tensor,
     by_W: Tensor | None,
 ) -> None:
-    """Gradients of A and of Σ w·[x > 0], in place of those of A' and W'.
+    """Replace the gradients of A' and W', in by_A and by_W, by the gradients of A and of Σ w·[x > 0].
 
-    g·dA' and σ·g·dW', each less g·(by_mean + (V − μ)·by_variance): what came by the mean, dβ/N, and by the variance,
-    dγ/(N·√(s² + ε)).
+    These are g·(dA' − shared) and σ·g·(dW' − shared), with shared = by_mean + (V − μ)·by_variance. `by_mean` is dβ/N,
+    `by_variance` dγ/(N·√(s² + ε)).
     """
     A, W = _both(potentials, sigma)
     shared = by_mean + ((A if W is None else A + W) - mean) * by_variance

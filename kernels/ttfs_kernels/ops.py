@@ -23,7 +23,7 @@ def dft_linear(
     neuron: Neuron = Neuron(),
     backend: str = "auto",
 ) -> Tensor:
-    """Weigh activations, then fire.
+    """Fully connected layer of spiking neurons: weighted sums of activations, then the firing rule.
 
     With A = Σ w·x + v·x_skip + b and W = σ·(Σ w·[x > 0] + v·[x_skip > 0]):
     y = 1 if A ≥ 1; (A + W)/(1 + W) if A < 1 and A + W > 0; else 0.
@@ -32,18 +32,18 @@ def dft_linear(
         x: [..., in_features], activations in [0, 1] (1 = the window's start, 0 = silent); fp16, bf16, fp32 or fp64.
         weight: [out_features, in_features], in threshold heights.
         bias: [out_features] initial membrane potential, in threshold heights. Default: None.
-        skip: [..., out_features], activations of an earlier layer whose spikes were delayed until the window in which
-            those of x arrive, each of them at one neuron; dtype of x. Default: None.
-        skip_weight: [out_features], v, weights of their synapses, in threshold heights. Comes with `skip`.
+        skip: [..., out_features], activations x_skip of an earlier layer, dtype of x. Its spikes were delayed until the
+            window in which the spikes of x arrive; each of them reaches one neuron. Default: None.
+        skip_weight: [out_features], weights v of the skip's synapses, in threshold heights. Required with `skip`.
         neuron: how it fires and how it is differentiated; see `Neuron`, also for σ and δ below.
-        backend: "torch"; "triton", our kernels for every pass; or "auto", on a GPU our kernels but for passes where a
-            table says that a library call is faster, elsewhere "torch". See `ttfs_kernels.backend`.
+        backend: "torch"; "triton" (Triton kernels in every pass); or "auto": on a GPU Triton kernels except for passes
+            where a tuning table says that a library call is faster, elsewhere "torch". See `ttfs_kernels.backend`.
     Returns:
         [..., out_features], dtype of x (under autocast, autocast's dtype).
-    Gradient: for x, weight and bias (Eq. 9, 10); zero for saturated and silent neurons and, if σ > 0, at silent
-        inputs, which a small change of x leaves silent; but see δ. First derivatives in reverse mode alone: second
-        ones, forward mode and transforms of `torch.func` are refused.
-    Precision: the rule is evaluated in float32 or wider; 16-bit potentials are rounded before it.
+    Gradient: for x, weight, bias, skip and skip_weight (Eq. 9, 10). It is zero for saturated and silent neurons and, if
+        σ > 0, at silent inputs, which a small change of x leaves silent; δ > 0 adds gradients for silent neurons and
+        inputs. Only first derivatives in reverse mode: all others, and transforms of `torch.func`, raise an error.
+    Precision: the rule is evaluated in float32 or wider; PyTorch and libraries round 16-bit potentials before it.
     Raises:
         ValueError, TypeError: shapes, dtypes or devices disagree.
         RuntimeError: the backend asked for cannot run here.
@@ -84,7 +84,7 @@ def dft_conv2d(
     neuron: Neuron = Neuron(),
     backend: str = "auto",
 ) -> Tensor:
-    """Convolve activations, then fire, and if asked for pass on the earliest spike of each window alone.
+    """Convolutional layer of spiking neurons: convolution, firing rule and, with `pool`, each window's earliest spike.
 
     With A = Σ w·x + v·x_skip + b and W = σ·(Σ w·[x > 0] + v·[x_skip > 0]):
     y = 1 if A ≥ 1; (A + W)/(1 + W) if A < 1 and A + W > 0; else 0. Zero padding is silence.
@@ -96,19 +96,19 @@ def dft_conv2d(
         bias: [out_channels] initial membrane potential, in threshold heights. Default: None.
         stride, padding, dilation: one integer, or (rows, columns).
         groups: blocks of channels that are not connected with each other.
-        pool: 1, or 2 for `max_pool2d(y, 2)`: the earliest spikes of windows of 2×2 neurons. Our kernels keep only
-            those for the backward pass. Of several NaN in a window, the last alone makes gradients NaN.
-        fuse_pool: pool in the kernel of the convolution, or (False) in one of its own. None: in the convolution where
-            a table says that this is faster.
-        skip: [batch, out_channels, rows, columns] of the output's size, activations of an earlier layer whose spikes
-            were delayed until the window in which those of x arrive, each of them at one neuron; dtype of x. Not with a
-            pool. Default: None.
-        skip_weight: [out_channels], v, weights of their synapses, in threshold heights. Comes with `skip`.
+        pool: 1, or 2 for `max_pool2d(y, 2)`: the earliest spikes of windows of 2×2 neurons. Triton kernels keep only
+            these for the backward pass. Of several NaN in a window, only the last makes gradients NaN.
+        fuse_pool: True pools in the convolution's kernel, False in a kernel of its own. None pools in the convolution's
+            kernel where a tuning table says that this is faster.
+        skip: [batch, out_channels, rows, columns] of the output's size, activations x_skip of an earlier layer, dtype
+            of x. Its spikes were delayed until the window in which the spikes of x arrive; each of them reaches one
+            neuron. Not with a pool. Default: None.
+        skip_weight: [out_channels], weights v of the skip's synapses, in threshold heights. Required with `skip`.
         neuron, backend: as in `dft_linear`.
     Returns:
         [batch, out_channels, rows / pool, columns / pool], dtype of x (under autocast, autocast's), channels-last.
     Raises:
-        RuntimeError: `fuse_pool=True` where our kernels cannot run.
+        RuntimeError: `fuse_pool=True` where Triton kernels cannot run.
     Gradient, precision, other errors, source: as in `dft_linear`.
     Example:
         >>> x, weight = torch.rand(8, 3, 32, 32), torch.randn(16, 3, 3, 3) / 5
@@ -122,7 +122,7 @@ def dft_conv2d(
     which = backend_for("dft_conv2d", backend, x)
     if fuse_pool and which == "torch":
         raise RuntimeError(
-            f"dft_conv2d: fuse_pool must be None or False where our kernels do not run; got {fuse_pool} with "
+            f"dft_conv2d: fuse_pool must be None or False where Triton kernels do not run; got {fuse_pool} with "
             f'backend={backend!r} on {x.device}. Use backend="triton" on a GPU, or leave it out.'
         )
     operands = x, weight, bias, skip, skip_weight

@@ -1,16 +1,16 @@
-"""The firing rule in PyTorch, written once: readable, and in place over cache-sized blocks.
+"""The firing rule in PyTorch, in two forms: readable (`fire`), and in place over cache-sized blocks (`fire_`).
 
 Notation (Wei et al., ICCV 2023, with the window's length and the ramp's height at 1): A is the membrane potential at
 the window's start, W the slope of the membrane potential inside the window. The potential A + W·s meets the firing
 threshold 1 − s (Eq. 5) at s = (1 − A)/(1 + W), which is Eq. 6; the activation is a = 1 − s.
 
-The derivatives of Eq. 9 and 10 know spikes that move, none that appear or vanish: a neuron that is silent for all
-images learns no more. A surrogate width δ > 0 adds what they miss, as if a spike that has just appeared, or is about
-to, came and went smoothly: see `fire_with_derivatives` and `vanishing`.
+The derivatives of Eq. 9 and 10 describe spikes that move, not spikes that appear or vanish: a neuron that is silent for
+all images learns no more. A surrogate width δ > 0 adds these derivatives, as if spikes near the border appeared and
+vanished smoothly: see `fire_with_derivatives` and `vanishing`.
 
-No case is decided by dividing first, although the code looks like it. The closing speed 1 + W is bounded below by the
-smallest 1 − A that a neuron with A < 1 can have, so s ≥ 1 (silent) if 1 + W ≤ 0; and 1 − A is bounded below by 0
-before the division, so s = 0 exactly if A ≥ 1, with an infinite A and W too. NaN stays NaN, in derivatives as well.
+Two bounds before the division decide which neurons saturate or stay silent. The closing speed 1 + W is bounded below by
+the smallest 1 − A that a neuron with A < 1 can have, so s ≥ 1 (silent) if 1 + W ≤ 0. And 1 − A is bounded below by 0,
+so s = 0 exactly if A ≥ 1, also for infinite A and W. NaN stays NaN, in derivatives as well.
 """
 
 import torch
@@ -20,18 +20,18 @@ from ttfs_kernels.neuron import Neuron
 
 aten = torch.ops.aten
 
-# Elements of a block and a thread: the operands of the rule in float32 stay in a core's second-level cache. Measured on
-# one core (AVX-512, 2 MiB), 2 million neurons: 5.3 ms in blocks, 7.5 ms in one piece.
+# Elements of a block per thread: the rule's float32 operands stay in a core's second-level cache. Measured on one core
+# (AVX-512, 2 MiB), 2 million neurons: 5.3 ms in blocks, 7.5 ms in one piece.
 BLOCK_ELEMENTS = 1 << 17
 
-# A silent neuron's derivative is bounded by this, far below the steepest of a spike's own.
+# Upper bound on a silent neuron's derivative, far below the largest derivative of a neuron that fires.
 SURROGATE_BOUND = 2.0
 
 EXACT = Neuron(derivative_clip=None)
 
 
 def vanishing(x: Tensor, neuron: Neuron) -> Tensor:
-    """Share of an input's mask in its gradient: 1 − x/δ where x < δ, so 1 if it is silent; else 0. Shape of x."""
+    """Factor of the mask's gradient in an input's gradient: 1 − x/δ where x < δ (1 if silent), else 0; shape of x."""
     return (1 - x / neuron.surrogate_width).clamp_min(0)
 
 
@@ -51,14 +51,14 @@ def fire(A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fire_with_derivatives(potential: Tensor, slope: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor, Tensor]:
-    """Activations and their derivatives by both potentials, surrogate and clip included; for a compiler to fuse.
+    """Activations, ∂a/∂A and ∂a/∂W, surrogate and clip included, in operators that a compiler can fuse.
 
     With a surrogate width δ > 0, a silent neuron whose potential at the window's end is −δ < A + W ≤ 0 has the
-    derivative (1 + (A + W)/δ)·min(1/(1 + W), 2) by both.
+    derivative (1 + (A + W)/δ)·min(1/(1 + W), 2) with respect to both A and W.
 
     Args:
         potential, slope: A, initial potential included, and W, any shape, float32 or float64.
-        neuron: its surrogate and clip; σ is in `slope`.
+        neuron: surrogate width and clip of the derivatives; its σ is not read, since `slope` includes it.
     Returns:
         activation, ∂a/∂A and ∂a/∂W, shape and dtype of `potential`.
     """
@@ -89,22 +89,22 @@ def fire_(
     skip: Tensor | None = None,
     skip_weight: Tensor | None = None,
 ) -> Tensor:
-    """Fire, and turn the potentials into the local derivatives in place.
+    """Activations of a layer's neurons; overwrites the potentials with the local derivatives.
 
     Args:
         potentials: [2, neurons, channels] contiguous; [0] holds A without its initial potential, [1] holds W.
             Overwritten: with derivatives by ∂a/∂A and ∂a/∂W, otherwise by scratch.
         bias: [channels] initial membrane potential, or None.
-        neuron: its derivatives' clip and surrogate.
-        with_derivatives: whether a gradient will be asked for.
+        neuron: clip and surrogate width of the derivatives, σ for delayed spikes.
+        with_derivatives: whether a backward pass will follow.
         skip: [neurons, channels], activations of delayed spikes, each of which reaches one neuron; or None.
-        skip_weight: [channels], of their synapses.
+        skip_weight: [channels], weights of the delayed spikes' synapses.
     Returns:
-        [neurons, channels] activations, dtype of `potentials`. 16-bit potentials are computed with in float32.
+        [neurons, channels] activations, dtype of `potentials`. The rule computes in float32 or wider.
     """
     _, neurons, channels = potentials.shape
     activations = potentials.new_empty(neurons, channels)
-    # One block on an accelerator: there, launches cost more than the traffic they save.
+    # One block on an accelerator, where launches of more blocks cost more than the memory traffic they save.
     on_cpu = potentials.device.type == "cpu"
     block = max(1, BLOCK_ELEMENTS * torch.get_num_threads() // channels if on_cpu else neurons)
     for start in range(0, neurons, block):
@@ -123,7 +123,7 @@ def _fire_block_(
     skip: Tensor | None,
     skip_weight: Tensor | None,
 ) -> None:
-    """`fire` with as few passes as eager PyTorch allows; no booleans, whose kernels are not vectorised on CPU."""
+    """`fire_` for one block, in few passes over memory; without booleans, whose CPU kernels are not vectorised."""
     precise = torch.promote_types(potentials.dtype, torch.float32)
     both = potentials.to(precise)
     potential, slope = both
@@ -150,7 +150,7 @@ def _fire_block_(
         # hardtanh_backward(g, s, 0, 1) is g where 0 < s < 1, else 0: zero for saturated and silent neurons.
         aten.hardtanh_backward.grad_input(gain, crossing, 0, 1, grad_input=potential)
         torch.mul(potential, crossing, out=slope)
-        potential.add_(slope, alpha=0)  # NaN where s is, which hardtanh_backward takes for inside; else unchanged
+        potential.add_(slope, alpha=0)  # NaN where s is NaN, which hardtanh_backward treats as inside; else unchanged
         if near is not None:
             both.add_(near)
         if neuron.derivative_clip is not None:
@@ -164,7 +164,7 @@ def _fire_block_(
 
 
 def is_nan(values: Tensor) -> Tensor:
-    """Where values are NaN. PyTorch's compiler makes vector instructions of this comparison, and none of `isnan`."""
+    """Where values are NaN. PyTorch's compiler vectorises this comparison, but not `isnan`."""
     return values != values
 
 

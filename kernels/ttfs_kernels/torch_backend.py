@@ -1,8 +1,8 @@
-"""The PyTorch backend: one stacked contraction a pass.
+"""The PyTorch backend: one stacked contraction per pass.
 
 A = Σ w·x and W = Σ w·σ[x > 0] share every weight, so activations and mask are stacked along the batch and contracted
-in one call: weights are read (and, on CPU, reordered) once. The buffer of A and W becomes the two local derivatives,
-and the backward pass multiplies both by the upstream gradient in one go.
+in one call: weights are read (and, on a CPU, reordered) once. The two local derivatives overwrite A and W in their
+buffer, and the backward pass multiplies both by the upstream gradient in one operation.
 
 The passes over neurons between the contractions are eager and in place, or the formulas of `fused` for a compiler.
 """
@@ -24,7 +24,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class TorchLayer:
-    """The passes of a layer: σ > 0 keeps the stacked input and derivatives, σ = 0 its input and output."""
+    """A layer's passes in PyTorch. Keeps the stacked input and derivatives, at σ = 0 input and output, for backward."""
 
     geometry: Geometry | None
     neuron: Neuron
@@ -35,7 +35,7 @@ class TorchLayer:
         return (y,), (*kept, weight, skip, skip_weight)
 
     def _fire(self, operands: Operands, with_derivatives: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(activations, stacked input, stacked derivatives or None)."""
+        """(activations, stacked input, stacked derivatives or None) at σ > 0."""
         x, weight, bias, skip, skip_weight = operands
         stacked = stack_mask(x, self.neuron)
         maps = contract(stacked, weight, None, self.geometry)
@@ -86,7 +86,7 @@ def contract_gradients(
     """Gradients of the input and the weight, None where not needed; h and x are stacked if σ > 0."""
     grad_x = grad_weight = None
     if needs[0]:
-        # With a surrogate, both halves in one contraction: the gradients of activations and of the mask.
+        # With a surrogate, one contraction gives both gradients: those of the activations and of the mask.
         both = len(h) // 2 if neuron.has_slope and not neuron.has_surrogate else len(h)
         grad_x = at_inputs(gradient_of_input(h[:both], x[:both], weight, geometry), x, neuron)
     if needs[1]:
@@ -97,9 +97,9 @@ def contract_gradients(
 def _skip_gradients(
     h: Tensor, skip: Tensor | None, skip_weight: Tensor | None, neuron: Neuron, needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of delayed spikes and their weights, as those of `x` and `weight` with one synapse a neuron.
+    """Gradients of delayed spikes and of their weights: like those of `x` and `weight`, with one synapse per neuron.
 
-    `h` is [g·∂a/∂A ; g·∂a/∂W], or for σ = 0 g·∂a/∂A.
+    `h` is [g·∂a/∂A ; g·∂a/∂W], at σ = 0 g·∂a/∂A, where g is the gradient of the activations.
     """
     if skip is None or skip_weight is None:
         return None, None
@@ -121,14 +121,14 @@ def _skip_gradients(
 
 
 def _channels(values: Tensor, like: Tensor) -> Tensor:
-    """One value a channel or neuron, in the dtype of [N, C, ...] and beside it."""
+    """Values per channel or neuron in the dtype of `like` [N, C, ...], in a shape that broadcasts to it."""
     return values.to(like.dtype).view(-1, *(1,) * (like.dim() - 2))
 
 
 def _inside(grad: Tensor, activations: Tensor, with_sum: bool) -> tuple[Tensor, Tensor | None]:
-    """`grad` where 0 < a < 1, else 0, and if wanted its sum for each channel.
+    """(h, sum of h for each channel or None): h is `grad` where 0 < a < 1, else 0.
 
-    NaN where a is NaN, which hardtanh_backward takes for inside.
+    h is NaN where a is NaN: hardtanh_backward alone would return `grad` there.
     """
     if fused.is_formula(activations):
         h, total = fused.run((fused.crossing,), _rows(grad), _rows(activations))
@@ -138,7 +138,7 @@ def _inside(grad: Tensor, activations: Tensor, with_sum: bool) -> tuple[Tensor, 
 
 
 def _scale(grad: Tensor, derivatives: Tensor, with_sum: bool) -> tuple[Tensor, Tensor | None]:
-    """[g·∂a/∂A ; g·∂a/∂W] in the layout of the derivatives, and if wanted the first half's sum for each channel."""
+    """(h, sum of its first half for each channel or None): h is [g·∂a/∂A ; g·∂a/∂W], in the derivatives' layout."""
     if fused.is_formula(derivatives):
         pair = _rows(derivatives).view(2, -1, derivatives.shape[1])
         scaled, total = fused.run((fused.scaling,), pair, _rows(grad))
@@ -150,7 +150,7 @@ def _scale(grad: Tensor, derivatives: Tensor, with_sum: bool) -> tuple[Tensor, T
 
 
 def stack_mask(x: Tensor, neuron: Neuron) -> Tensor:
-    """[x ; σ·[x > 0]] along the first dimension; maps come out channels-last whatever the input's layout."""
+    """x stacked with its mask along the first dimension: [x ; σ·[x > 0]]; maps come out channels-last."""
     if fused.is_formula(x):
         stacked = fused.run((fused.masking,), _rows(x).flatten(), fused.persistence(neuron, x))
         return like_rows(stacked, (2 * len(x), *x.shape[1:]))
@@ -165,10 +165,10 @@ def stack_mask(x: Tensor, neuron: Neuron) -> Tensor:
 
 
 def at_inputs(grad_x: Tensor, x: Tensor, neuron: Neuron) -> Tensor:
-    """The gradient of the input from what the contraction returned, in place; `x` is stacked if σ > 0.
+    """The gradient of a layer's input from the contraction's result `grad_x`, which it may overwrite.
 
-    Zero where x is silent: the mask [x > 0] is constant there. With a surrogate, `grad_x` is stacked, and the gradient
-    of the mask counts where a spike could appear or vanish. σ = 0 has no mask, like any ANN.
+    If σ > 0, `x` is stacked, and the gradient is zero where x is silent: a small change leaves x silent. With a
+    surrogate, `grad_x` is stacked, and the gradient of the mask is added where a spike could appear or vanish.
     """
     if not neuron.has_slope:
         return grad_x

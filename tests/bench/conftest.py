@@ -1,4 +1,4 @@
-"""Scripts that time contenders, from their command line."""
+"""Fixture that runs a timing script of bench/ by its command line and reads its result file."""
 
 import sys
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Rows = list[dict[str, str]]
 
 @pytest.fixture
 def run_script(monkeypatch, tmp_path) -> Callable[..., tuple[Rows, dict[str, str]]]:
-    """Runs a script, and reads the only file that it writes: rows of times, and their circumstances."""
+    """A function that runs a script and reads the only file that it writes: rows of times, and their circumstances."""
 
     def run(script: ModuleType, *arguments: str) -> tuple[Rows, dict[str, str]]:
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *arguments, "--output", str(tmp_path)])

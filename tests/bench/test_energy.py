@@ -88,7 +88,7 @@ def test_chips_that_price_both_are_found():
 
 
 def test_benches_say_what_is_wrong_with_their_arguments(tmp_path):
-    with pytest.raises(SystemExit, match="energy: --data-dir must name one folder a network; got 2 for 1"):
+    with pytest.raises(SystemExit, match="energy: --data-dir must name one folder per network; got 2 for 1"):
         energy.load_tested("energy", ("bundled:cnn1-mnist",), (tmp_path, tmp_path), None)
     with pytest.raises(SystemExit, match=r"energy: .*nothing"):
         energy.load_tested("energy", (str(tmp_path / "nothing"),), (), None)

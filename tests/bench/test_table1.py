@@ -90,7 +90,7 @@ def test_table_is_written_between_its_markers_only(options):
     assert text.startswith(f"before\n{table1.MARKERS[0]}\n| newer |\n\nThe paper: ")
     assert text.endswith(f"{table1.MARKERS[1]}\nafter\n")
     options.readme.write_text("nothing")
-    with pytest.raises(ValueError, match="readme must have the markers"):
+    with pytest.raises(ValueError, match=r"README\.md must have the markers"):
         table1.replace_table(options.readme, "")
 
 

@@ -1,4 +1,4 @@
-"""A cache of data sets of the tests' own."""
+"""The fixture `_own_cache`: these tests cache data sets in a folder of their own."""
 
 from tests.data.fixtures import _own_cache
 

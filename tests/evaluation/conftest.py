@@ -1,4 +1,4 @@
-"""One small trained network for all tests here."""
+"""Fixtures: one small trained network for all tests of this folder, and its summary."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""One small trained network, and a sweep that starts from it."""
+"""Fixtures: one small trained network, and a finished sweep that starts from it."""
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -12,7 +12,7 @@ EVALUATED = ("--time-steps", "2", "4", "--weight-bits", "4", "--spike-jitter", "
 
 
 def sweep(*arguments):
-    """The command; each is a process's first."""
+    """Run the sweep's command as in a new process, with accelerate's state reset before and after."""
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         main("Sweep.", [str(word) for word in arguments])

@@ -1,4 +1,4 @@
-"""One small trained network and one Hub for all tests here."""
+"""Fixtures: one small trained network, one local Hub server and one client for all tests of this folder."""
 
 import pytest
 
@@ -22,14 +22,14 @@ def _nothing_dropped(hub):
 
 @pytest.fixture
 def here(hub, tmp_path, monkeypatch):
-    """This process uses the hub as alice, who may write to alice/ and org/, with an empty cache and without waiting."""
+    """Let this process use the hub as alice, who may write to alice/ and org/; with an empty cache, without waiting."""
     hub.use_here(monkeypatch, tmp_path / "cache", "hf_writer")
     monkeypatch.setattr("time.sleep", lambda seconds: None)
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
-    """Cache of the clients."""
+    """Folder of the clients' cache."""
     return tmp_path_factory.mktemp("home")
 
 

@@ -1,4 +1,4 @@
-"""Random layers of every kind, the backends that serve them, and what the float64 oracle expects of them."""
+"""Random layers of every kind, the backends that compute them, and the results that the float64 oracle expects."""
 
 import math
 from collections.abc import Iterator

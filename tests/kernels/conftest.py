@@ -1,7 +1,7 @@
-"""Backends that serve the operators, and a state that no earlier test, table or environment has touched.
+"""Fixtures: the backends to test, and a state that is independent of earlier tests, tuning tables and environment.
 
-Triton kernels run on the GPU if there is one, else in Triton's interpreter on the CPU. There, of a test's many cases
-only some run by default, the others behind -m slow.
+Triton kernels run on the GPU if there is one, else in Triton's interpreter on the CPU. In the interpreter, only some of
+a test's many cases run by default; -m slow runs the others.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ def _interpreted(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """Where Triton kernels run."""
+    """The device that Triton kernels run on: the GPU, or the CPU with the interpreter."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -53,7 +53,7 @@ def served(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Ser
 
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
-    """Forget compiled graphs, so that those of other tests do not count against the limit of a code object."""
+    """Forget compiled graphs, so that graphs of other tests do not count against the limit per code object."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()
@@ -61,7 +61,7 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_interpreter() -> Iterator[None]:
-    """Without the interpreter's check of every integer sum for overflow, which takes half of its time."""
+    """Turn off the interpreter's check of every integer sum for overflow, which takes half of its time."""
     if not HAS_TRITON:
         yield
         return
@@ -75,7 +75,7 @@ def _quick_interpreter() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _choices_of_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No tuned table, whoever runs the tests, and no choice of an earlier test or of the environment."""
+    """Hide tuning tables, and reset backend choices of earlier tests and of the environment."""
     monkeypatch.setattr(backends, "_choice", "auto")
     monkeypatch.setattr(backends, "_source", "default")
     if not HAS_TRITON:
@@ -91,7 +91,7 @@ def _choices_of_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
 
 @pytest.fixture(autouse=True)
 def _exact_float32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Float32 products in full precision, ours and the library's, which adds in the same order every time."""
+    """Compute float32 products in full precision, ours and the library's; the library adds in a fixed order."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
     before = [switch.fp32_precision for switch in switches]

@@ -1,4 +1,4 @@
-"""Tensors between fences: no read of what was not written, and no write around a tensor, goes unseen."""
+"""Fenced tensors, which reveal reads of memory that was not written, and writes outside of a tensor."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

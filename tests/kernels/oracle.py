@@ -1,4 +1,4 @@
-"""Layers and their gradients (Eq. 9, 10) in float64, one neuron after the other; nothing of the package."""
+"""Layers and their gradients (Eq. 9, 10) in float64, neuron by neuron, without any code of the package."""
 
 import math
 from collections.abc import Iterator

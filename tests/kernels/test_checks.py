@@ -1,4 +1,4 @@
-"""Every refusal of the public functions, by its message."""
+"""Every error that the public functions raise for their arguments, by its message."""
 
 import re
 
@@ -60,7 +60,7 @@ REFUSALS = [
         (
             {"weight": weight[:0]},
             ValueError,
-            "weight must have outputs and inputs, at least one of each; got",
+            "weight must have at least one output and one input; got",
         ),
         ({"weight": weight.double()}, TypeError, "x and weight must have one dtype"),
     ]

@@ -1,4 +1,4 @@
-"""Where products over columns and maps side by side serve, and how they sum; `test_layers.py` has their numbers."""
+"""When products over columns and maps side by side are used, and how they sum; `test_layers.py` tests their results."""
 
 import pytest
 import torch

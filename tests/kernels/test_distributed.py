@@ -1,4 +1,4 @@
-"""DistributedDataParallel: two processes see halves of a batch and get statistics and gradients of the whole."""
+"""DistributedDataParallel: two processes with half a batch each get the statistics and gradients of the whole batch."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Passes fused by PyTorch's compiler: those of eager PyTorch, to the bit where nothing is rounded between them."""
+"""Passes fused by PyTorch's compiler equal eager PyTorch, bit for bit where nothing is rounded between operations."""
 
 import logging
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
-"""Layers of every backend against neurons in float64, one after the other: activations and all gradients.
+"""Activations and all gradients of every backend's layers against the float64 oracle.
 
-Sums are rounded, so a neuron within rounding of a firing border may take the case beside its own, or a steep
-derivative: such neurons are not compared, and get no gradient.
+Sums are rounded, so a neuron within rounding of a firing border may take the neighbouring case of the rule, or have a
+steep derivative. Such neurons are not compared, and get no gradient.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The neuron's ranges, each refusal by its message, and numbers at their ends."""
+"""The ranges of `Neuron`'s properties: the message of every error, and values at the ends of the ranges."""
 
 import math
 import re

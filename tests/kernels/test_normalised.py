@@ -1,4 +1,4 @@
-"""Normalised potentials: PyTorch in float64 against the plain layer that they fold into, all others against that.
+"""Layers with batch norm: PyTorch in float64 against the folded layer, all other backends and dtypes against PyTorch.
 
 Operands are multiples of 1/8, so that potentials are the same in every dtype, and equal ones stay equal in a pool.
 """

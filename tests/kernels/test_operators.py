@@ -1,4 +1,4 @@
-"""What the operators promise beyond numbers, whoever serves them: layouts, dtypes, refusals, hands off their inputs."""
+"""Properties of the operators on every backend, beside their results: layouts, dtypes, errors, unchanged inputs."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The firing rule: at its borders in exact arithmetic, in place, and where sums overflowed."""
+"""The firing rule: at its borders in exact arithmetic, in place, and for sums that overflowed."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""One small trained network."""
+"""The fixture `trained`: one small trained network for all tests of this folder."""
 
 from tests.trained import _own_cache, run, trained
 

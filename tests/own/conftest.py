@@ -1,3 +1,3 @@
-"""The Hub on the loopback, and a process that uses it."""
+"""Fixtures: a local Hub server, and a client process that uses it."""
 
 from tests.hub.conftest import client, home, hub  # noqa: F401

@@ -1,4 +1,4 @@
-"""Small image data sets, and a run of one."""
+"""Fixtures: a small image data set, the configuration of a run on it, and a teacher network."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def config(data, tmp_path) -> TrainConfig:
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory) -> Path:
-    """Folder of a network for the images of these runs, untrained, with batch norm."""
+    """Folder of an untrained network with batch norm, for the images of these runs."""
     folder = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(1)
     network = NetworkConfig("6C3-P2-12", image_size=(8, 8), classes=4, batch_norm=True)

@@ -1,1 +1,1 @@
-"""Our kernels, blockwise, in Triton. See `kernels/DESIGN.md`."""
+"""The Triton backend: kernels that compute a layer block by block. See `kernels/DESIGN.md`."""

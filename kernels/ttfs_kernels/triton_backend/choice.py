@@ -1,14 +1,13 @@
-"""Which provider and which blocks a pass gets: by a table of measurements if there is one, otherwise our kernel.
+"""Choice of a pass's provider (our kernel or the library) and block sizes, by a table of measurements if there is one.
 
-Backend "triton" is our kernel in the table's blocks, or in the default ones. "auto" is the same but where the table
-says that the library is faster. A shape that the table lacks gets our kernel in default blocks.
+Backend "triton" always chooses our kernel, with the table's blocks or, for a shape that the table lacks, default
+blocks. "auto" does the same, except where the table says that the library is faster.
 
-A forward pass with a pool has a choice of its own, for both backends: blocks of the convolution that pools in its
-epilogue, where that was measured to be faster than the choice without a pool, followed by the kernel that pools. Its
-entries have the time of these two as `library_ms`.
+A forward pass with a pool has entries of its own, for both backends. They choose between a convolution that pools in
+its epilogue (`triton_ms`) and the best convolution without a pool followed by the kernel `pool_spikes` (`library_ms`).
 
-Tables are shipped, one a GPU name, in `tuning/`; `bench/kernels.py --tune` writes them. Nothing is timed here, and
-choices depend on nothing else, so all processes make the same.
+Tables lie in `tuning/`, one per GPU name; `bench/kernels.py --tune` writes them. Nothing is timed here: choices depend
+on tables alone, so all processes choose alike.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ FORMAT_VERSION = 2
 
 
 class Choice(NamedTuple):
-    """Blocks of our kernel, or None for the library; and why: "measured" or "default"."""
+    """Blocks of our kernel, and why: "measured" or "default". None: the library, or a pool in a kernel of its own."""
 
     config: Config | None
     reason: str
 
 
 class Entry(NamedTuple):
-    """One measurement of a table: the best blocks of our kernel, its time and the library's in milliseconds.
+    """One measurement of a table: the best blocks of our kernel, its time and the library's time in milliseconds.
 
-    The library's time is inf, null in JSON, where its result was wrong.
+    The library's time is inf (null in JSON) if its result was wrong.
     """
 
     which: str
@@ -78,8 +77,8 @@ def choose(which: str, problem: Problem, device: Device, precision: str, backend
     Args:
         which: "forward", "grad_x" or "grad_w".
         problem: the layer.
-        device: what it runs on.
-        precision: of float32 products, "ieee" or "tf32".
+        device: the device it runs on.
+        precision: precision of float32 products, "ieee" or "tf32".
         backend: "triton" (our kernel) or "auto".
     """
     key = (which, problem.of_pass(which), device, precision, backend)
@@ -95,13 +94,13 @@ def choices() -> dict[tuple[str, Problem, Device, str, str], Choice]:
 
 
 def forget() -> None:
-    """Read tables again and choose anew."""
+    """Forget all choices and tables; the next choice reads its table again."""
     _choices.clear()
     _tables.clear()
 
 
 def table_path(device: Device) -> Path:
-    """Where the table of a device is, if it has one."""
+    """Path of a device's table; the file need not exist."""
     return SHIPPED / (re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-") + ".json")
 
 

@@ -5,10 +5,10 @@ A fully connected layer is a 1×1 convolution of 1×1 maps, here and in the grad
 x is [B, H, W, C_total] (channels last), weight [N_total, R, S, C] with C inputs a group, y and gain [B, P, Q, N_total].
 A block is BLOCK_M output positions (m runs over B·P·Q) times BLOCK_N channels of one group; the depth is R·S·C.
 BY_POSITION: a block is one position (p, q) of BLOCK_M images instead, and leaves out the taps outside the map.
-POOL > 1: rows are ordered by windows of POOL × POOL positions, so that a block holds whole windows; of each, y, gain
-and winner [B, P / POOL, Q / POOL, N_total] get the earliest spike, its gain, and its place in the window.
-HAS_SKIP: skip [B, P, Q, N_total] holds delayed spikes, one a neuron; not with a pool.
-Without FIRES, for batch norm, y is A and gain is W without σ; no pool, no skip.
+POOL > 1: rows are ordered by windows of POOL × POOL positions, so that a block holds whole windows. y, gain and winner
+[B, P / POOL, Q / POOL, N_total] get each window's earliest spike, its gain, and its place in the window.
+HAS_SKIP: skip [B, P, Q, N_total] holds delayed spikes, one per neuron; not with a pool.
+Without FIRES, for batch norm, y gets A, and gain gets Σ w·[x > 0]; no pool, no skip.
 """
 
 # Triton's language is not Python's:
@@ -78,9 +78,9 @@ def conv2d_forward(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """y, gain and winner of one block; program (block, group of channels).
+    """Compute y, gain and winner of one block; program (block, group of channels).
 
-    FEW_CHANNELS: a step runs over the joint index (r, s, c), so that short channels do not leave it mostly empty.
+    FEW_CHANNELS: a step runs over the joint index (r, s, c), so that few channels do not leave it mostly empty.
     EVEN: BLOCK_K divides C. UNIT_C and UNIT_N divide C and N.
     """
     AXIS: tl.constexpr = 0 if INPUTS_FIRST else 1

@@ -22,7 +22,7 @@ from ttfs_kernels.triton_backend.rule import (
 
 @triton.jit
 def first_tap(position, TAPS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr):
-    """Smallest tap whose field starts on the stride's grid for a padded input position; TAPS if there is none."""
+    """Smallest tap by which an output position on the stride's grid meets a padded input position; TAPS if none."""
     found = TAPS
     for candidate in tl.static_range(STRIDE if STRIDE < TAPS else TAPS):
         meets = (position - candidate * DILATION) % STRIDE == 0
@@ -70,13 +70,13 @@ def conv2d_grad_x(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """BLOCK_M input positions of one residue class, BLOCK_N input channels; BLOCK_K is a step over output channels.
+    """Gradient at BLOCK_M input positions of one residue class, BLOCK_N input channels; BLOCK_K output channels a step.
 
     Program (block, class, group of channels). STEP = stride / gcd(stride, dilation). EVEN: BLOCK_K divides N.
-    UNIT_C and UNIT_N divide C and N. MASKED: 0 at silent inputs. SURROGATE: plus the gradient of the mask,
-    slope_h·w, where a spike may come or go.
+    UNIT_C and UNIT_N divide C and N. MASKED: the gradient is 0 at silent inputs. SURROGATE: plus the gradient of the
+    mask, slope_h·w, where a spike may appear or vanish.
 
-    SPLIT, for a stride of 1: program (block, split, group) takes `steps_per_split` of the steps. What it finds goes to
+    SPLIT, for a stride of 1: program (block, split, group) takes `steps_per_split` of the steps. Its sums go to
     parts [splits, ...] float32, with SURROGATE [splits, 2, ...], which `sum_grad_x` adds.
     """
     C = multiple(C, UNIT_C)
@@ -126,7 +126,7 @@ def conv2d_grad_x(
     r_first = 0
     s_first = 0
     if BY_POSITION:
-        # Outputs are p0 − tap·P_SHIFT, so that from the map's other end they grow with the tap.
+        # Output positions are p0 − tap·P_SHIFT: counted from the map's other end, they grow with the tap.
         r_first, taps_h, some_h = taps_inside(P - 1 - p0, P, taps_h, P_SHIFT)
         s_first, taps_w, some_w = taps_inside(Q - 1 - q0, Q, taps_w, Q_SHIFT)
         kept_h = lanes < (B - first_image) * (some_h * some_w)
@@ -219,7 +219,7 @@ def conv2d_grad_w(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """hᵀ·x + slope_hᵀ·[x > 0] of BLOCK_M output channels and BLOCK_N weights; BLOCK_K positions a step.
+    """Gradient hᵀ·x + slope_hᵀ·[x > 0] of BLOCK_N weights of BLOCK_M output channels; BLOCK_K positions a step.
 
     Program (block, split, group of channels). The weights of a block share one tap, or with FEW_CHANNELS run over
     the joint index (r, s, c). P and Q are known at compile time: dividing by them is most of the address arithmetic.
@@ -275,7 +275,7 @@ def conv2d_grad_w(
             p = next_p
             q = next_q
             first_image = next_image
-            # Carried on: as divisions they would be a sixth of the loop.
+            # Carried from step to step: computing them by divisions would be a sixth of the loop.
             next_image = tl.where(first_image + BLOCK_K < B, first_image + BLOCK_K, 0)
             next_q = tl.where(next_image > 0, q, q + 1)
             next_p = tl.where(next_q < q_first + q_count, p, p + 1)
@@ -349,7 +349,7 @@ def sum_tap_splits(
     BLOCK_K: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out [size] = the sum of parts [splits, size] in their order: of each weight those splits that its tap has."""
+    """out [size] = the sum of parts [splits, size] in their order; each weight has as many splits as its tap."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     tap = (i // C % (R * S)).to(tl.int32)
     p_count = positions_inside((tap // S) * DILATION_H - PAD_H, H, P, STRIDE_H)[1]

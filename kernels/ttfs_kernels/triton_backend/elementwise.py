@@ -36,14 +36,14 @@ def local_gradient(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """h = grad·∂a/∂A, slope_h = σ·grad·∂a/∂W (Eq. 9, 10; both derivatives clipped), and the sums of h of each program.
+    """h = grad·∂a/∂A, slope_h = σ·grad·∂a/∂W (Eq. 9, 10; both derivatives clipped), and each program's sum of h.
 
     All [M, N]; bias_sum [programs along M, N] float32. Without slope (σ = 0), ∂a/∂A is 1 where 0 < y < 1. NaN stays
-    NaN. A program takes `rows_per_program` rows, BLOCK_M at a time, and sums over them once, after its loop. POOL > 1:
-    grad, y, gain and winner [B, P / POOL, Q / POOL, N] are of windows, M counts rows of maps [B, P, Q]; neurons that
-    did not win, and those in no window, get 0. HAS_SKIP, not with a pool: also the gradient of delayed spikes
-    skip [M, N], as `conv2d_grad_x` has it of x (SURROGATE: of their masks too), and each program's sum of that of their
-    weights, h·skip + slope_h·[skip > 0], summed as those of h.
+    NaN. A program takes `rows_per_program` rows, BLOCK_M at a time, and sums over them once, after its loop.
+    POOL > 1: grad, y, gain and winner [B, P / POOL, Q / POOL, N] have one row per window, and M counts the rows of maps
+    [B, P, Q]. Neurons that did not win, or are in no window, get 0.
+    HAS_SKIP, not with a pool: also the gradient of the delayed spikes skip [M, N], masked like the gradient of x in
+    `conv2d_grad_x`, and each program's sum of their weights' gradient, h·skip + slope_h·[skip > 0].
     """
     program = tl.program_id(0)
     first = program * rows_per_program
@@ -67,7 +67,7 @@ def local_gradient(
             won = there & (tl.load(winner_ptr + sources, mask=there, other=0) == place[:, None])
         grad = tl.load(grad_ptr + sources, mask=there, other=0.0).to(tl.float32)
         y = tl.load(y_ptr + sources, mask=there, other=0.0).to(tl.float32)
-        if POOL > 1:  # afterwards: a mask that differs from channel to channel would make loads short
+        if POOL > 1:  # after the loads: a mask that differs from channel to channel would make them short
             grad = tl.where(won, grad, 0.0)
             y = tl.where(won, y, 0.0)
         if WITH_SLOPE:
@@ -104,7 +104,7 @@ def local_gradient(
 
 @triton.jit
 def window_of(m, P, Q, POOL: tl.constexpr):
-    """(window, whether there is one, place in it) of neurons at rows m of maps [B, P, Q]."""
+    """(window, whether it exists, place in it) of the neurons at rows m of maps [B, P, Q]."""
     p = (m // Q) % P
     q = m % Q
     window = ((m // (P * Q)) * (P // POOL) + p // POOL) * (Q // POOL) + q // POOL
@@ -185,7 +185,7 @@ def sum_grad_x(
     SURROGATE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The splits of `conv2d_grad_x`, added in their order: the same bits in every run."""
+    """Gradient of x: the splits of `conv2d_grad_x`, added in their order, which gives the same bits in every run."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     kept = i < size
     total = tl.zeros((BLOCK,), tl.float32)

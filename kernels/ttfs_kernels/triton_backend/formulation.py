@@ -1,8 +1,8 @@
 """Chips: the order of a product's operands, and how many programs a processor holds.
 
-On sm_90, a product whose first operand is in registers runs on beside the one before it, and the compiler may overwrite
-those registers too early: a silent race, in every Triton so far, if inputs come first (their mask is in registers, they
-are not). With weights first, both operands of both products are in shared memory.
+On sm_90, a product whose first operand is in registers overlaps with the product before it, and the compiler may
+overwrite those registers too early. This is a silent race, in every Triton version so far, if inputs come first: the
+mask is in registers, the inputs are not. With weights first, both operands of both products are in shared memory.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Chip(NamedTuple):
 
     @property
     def has_wgmma(self) -> bool:
-        """Hopper: asynchronous products of whole warp groups."""
+        """Whether products are asynchronous and span whole warp groups (Hopper)."""
         return self.vendor == "cuda" and self.architecture == 90
 
     @property
     def has_tensor_memory(self) -> bool:
-        """Data-centre Blackwell (sm_100 to sm_110): accumulators outside the registers."""
+        """Whether accumulators are outside the registers (data-centre Blackwell, sm_100 to sm_110)."""
         return self.vendor == "cuda" and isinstance(self.architecture, int) and 100 <= self.architecture < 120
 
     def __str__(self) -> str:
@@ -36,22 +36,22 @@ class Chip(NamedTuple):
 
 
 def inputs_first(chip: Chip) -> bool:
-    """Whether inputs are the first operand of the products of the forward pass and of grad_w.
+    """Whether inputs are the first operand of the products in the forward pass and in grad_w.
 
     With `mma.sync` (and on AMD) the first operand comes through registers, where the spike mask is made anyway. Chips
     with asynchronous products take the weights first, and in grad_w the neurons: on sm_90 the other order is a race.
-    There grad_w also needs two accumulators: products chained into one would drain the pipeline in mid-step.
+    In that order grad_w has two accumulators: products chained into one would drain the pipeline in mid-step.
     """
     return not (chip.has_wgmma or chip.has_tensor_memory)
 
 
 class Limits(NamedTuple):
-    """What the programs on a processor share.
+    """Resources of a processor, which the programs on it share.
 
     Attributes:
-        registers: 32-bit ones of all warps; a thread takes multiples of `registers_unit`.
-        warps, programs: at once.
-        shared_kib: shared memory; a program leaves `reserved_kib` of it to the system.
+        registers: 32-bit registers for all warps; a thread takes multiples of `registers_unit`.
+        warps, programs: largest number at once.
+        shared_kib: shared memory in KiB; each program takes `reserved_kib` for the system beside its own.
         tensor_columns: columns of tensor memory.
     """
 
@@ -64,8 +64,8 @@ class Limits(NamedTuple):
     tensor_columns: int = 0
 
 
-# CUDA's programming guide, compute capabilities. LLVM's guide to AMDGPU: gfx942 has four units, each of 512 registers a
-# thread and of 8 warps.
+# Sources: CUDA's programming guide, compute capabilities; LLVM's guide to AMDGPU: gfx942 has four units, each with 512
+# registers per thread and 8 warps.
 LIMITS: dict[int | str, Limits] = {
     80: Limits(65536, 8, 64, 32, 164, 1),
     86: Limits(65536, 8, 48, 16, 100, 1),
@@ -77,14 +77,14 @@ LIMITS: dict[int | str, Limits] = {
 
 
 def fitting(chip: Chip, registers: int, warps: int, shared: int, columns: int = 0) -> int | None:
-    """Programs on a processor; 0 if one does not fit, None if the chip's limits are not known here.
+    """How many programs fit on a processor at once; 0 if not even one, None if `LIMITS` lacks the chip.
 
     Args:
-        chip: which limits.
-        registers: a thread.
-        warps: a program.
-        shared: bytes a program.
-        columns: of tensor memory a program.
+        chip: the compilation target.
+        registers: registers per thread.
+        warps: warps per program.
+        shared: bytes of shared memory per program.
+        columns: columns of tensor memory per program.
     """
     limits = LIMITS.get(chip.architecture)
     if limits is None:

@@ -1,4 +1,4 @@
-"""Kernels with their grid and arguments, and the device they run on."""
+"""`Launch`: a kernel call with grid and arguments. `Device`: the GPU or interpreter that runs it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.planning import Config
 from ttfs_kernels.triton_backend.problem import Problem
 
-# For which the interpreter plans.
+# Launches in Triton's interpreter are planned for this chip.
 INTERPRETED = Chip("cuda", 90)
 SMALLEST_CAPABILITY = 80
 
 
 class Device(NamedTuple):
-    """What a pass is planned for.
+    """The GPU, or interpreter, that a pass is planned for.
 
     Attributes:
-        name: of the GPU, as the driver says; names the tuned table.
+        name: the GPU's name from its driver; it also names the tuning table.
         chip: compilation target.
-        processors: streaming multiprocessors or compute units.
+        processors: number of streaming multiprocessors or compute units.
     """
 
     name: str
@@ -39,8 +39,8 @@ class Launch:
 
     Attributes:
         kernel: Triton function.
-        grid: programs on each axis.
-        arguments: by name; tensors, numbers and compile-time constants, or tuples of such.
+        grid: number of programs on each axis.
+        arguments: the kernel's arguments by name: tensors, numbers, compile-time constants, or tuples of these.
         num_warps, num_stages: as Triton takes them.
     """
 
@@ -51,9 +51,9 @@ class Launch:
     num_stages: int = 1
 
     def run(self) -> None:
-        """Launch on the device of the first tensor, on its current stream; nothing for tensors without memory.
+        """Launch on the current stream of the first tensor's device; do nothing if tensors have no memory.
 
-        Those are the fakes of PyTorch's compiler, which wants outputs allocated but not computed.
+        These are the fake tensors of PyTorch's compiler, which wants outputs allocated but not computed.
         """
         tensor = next(value for value in self.arguments.values() if isinstance(value, torch.Tensor))
         if tensor.untyped_storage().device.type == "meta":
@@ -64,12 +64,12 @@ class Launch:
 
     @property
     def options(self) -> dict[str, Any]:
-        """As Triton takes them. Without fusion of multiply and add, the firing rule rounds as PyTorch's does."""
+        """Triton's options of the launch. Without fused multiply-add, the firing rule rounds as in PyTorch."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": False}
 
     @staticmethod
     def blocks(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], config: Config) -> Launch:
-        """A launch whose blocks are those of a configuration."""
+        """A launch with the blocks, warps and stages of a configuration."""
         sizes = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
         return Launch(kernel, grid, arguments | sizes, config.num_warps, config.num_stages)
 
@@ -87,7 +87,7 @@ _devices: dict[torch.device, Device] = {}  # a plain dictionary: torch.compile t
 
 
 def device_of(device: torch.device) -> Device:
-    """The device of a tensor."""
+    """The `Device` of a PyTorch device; anything but a GPU is the interpreter."""
     if device not in _devices:
         _devices[device] = _read_device(device)
     return _devices[device]
@@ -105,7 +105,7 @@ def _read_device(device: torch.device) -> Device:
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why kernels cannot run on a device with a dtype, or None if they can; Triton is installed."""
+    """Why kernels cannot run on a device with a dtype, or None if they can. Triton must be installed."""
     if dtype == torch.float64:
         return "float64 has no Triton kernel; use float32, or the torch backend"
     if device.type not in ("cpu", "cuda"):
@@ -123,7 +123,7 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def precision_of(problem: Problem) -> str:
-    """Precision of a layer's products, "ieee" or "tf32", as PyTorch's switches for its kind of layer say."""
+    """Precision of a layer's products, "ieee" or "tf32", by PyTorch's switch for matrix products or convolutions."""
     if problem.dtype != torch.float32:
         return "ieee"
     cudnn: Any = torch.backends.cudnn

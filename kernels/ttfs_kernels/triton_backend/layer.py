@@ -1,4 +1,4 @@
-"""The passes of a layer, plain and with batch norm, by our kernels, or where a table says so by a library call."""
+"""The passes of a layer, with and without batch norm, by our kernels or, where a table says so, by library calls."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from ttfs_kernels.triton_backend.problem import Problem
 
 @dataclass(frozen=True)
 class TritonLayer:
-    """Keeps input, weight, activations, for σ > 0 the gain, and with a pool the winners for the backward pass.
+    """A layer by our kernels. Keeps x, weight and y for the backward pass, if σ > 0 the gain, with a pool the winners.
 
     Attributes:
-        geometry: of a convolution; None if the layer is fully connected.
+        geometry: geometry of a convolution; None for a fully connected layer.
         neuron: how it fires and how it is differentiated.
-        backend: "triton", our kernels for every pass; or "auto", a library call where a table says that it is faster.
+        backend: "triton", our kernels in every pass; or "auto", a library call where a table says that it is faster.
         pool, fuse_pool: as in `ops.dft_conv2d`.
     """
 
@@ -52,7 +52,7 @@ class TritonLayer:
         return tuple(next(found) if needed else None for needed in needs)
 
     def _plain(self) -> tuple[list[int], list[float], int, str]:
-        """As an operator's schema takes them."""
+        """Geometry, neuron, pool and backend in types that an operator's schema takes."""
         numbers = [] if self.geometry is None else [n for pair in self.geometry[:3] for n in pair]
         numbers += [] if self.geometry is None else [self.geometry.groups]
         return numbers, self.neuron.pack(), self.pool, self.backend
@@ -71,12 +71,12 @@ def _forward(
     fuse_pool: bool | None,
     with_derivatives: bool,
 ) -> list[Tensor]:
-    """Activations, then if there are any gain and winner, for the backward pass."""
+    """Activations, followed by gain and winner, if there are any, for the backward pass."""
     properties = Neuron.unpack(neuron)
     problem = Problem.of(x, weight, _geometry(geometry), properties, pool, skip is not None)
     chip, precision, options = device_of(x.device).chip, precision_of(problem), (properties, with_derivatives)
     config = _fused_pool(problem, x.device, backend, fuse_pool)
-    # What the convolution computes; what it leaves to do, a kernel of its own does.
+    # What the convolution computes: the layer, or the layer without its pool if that is a kernel of its own.
     convolved = problem if config is not None else problem.unpooled
     config = config or config_of("forward", convolved, x.device, backend)
     operands = rows_of(x), rows_of(weight), None if bias is None else bias.contiguous()
@@ -104,7 +104,7 @@ def _backward(
     backend: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of x, weight, bias, skip and skip_weight, without those not needed; `kept` is from `_forward`."""
+    """Gradients of x, weight, bias, skip and skip_weight, only the needed ones; `kept` is the result of `_forward`."""
     needs_x, needs_weight, needs_bias, *_ = needs
     properties = Neuron.unpack(neuron)
     pooled = Problem.of(x, weight, _geometry(geometry), properties, pool, skip is not None)
@@ -130,7 +130,7 @@ def contract_gradients(
     backend: str,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x and weight, None where not needed; `pair` holds those of both potentials, see `passes.halves`."""
+    """Gradients of x and weight, None if not needed; `pair` holds both potentials' gradients, see `passes.halves`."""
     device, precision = device_of(x.device), precision_of(problem)
     h, slope_h = passes.halves(pair)
     operands = rows_of(x), rows_of(weight)
@@ -153,7 +153,7 @@ def contract_gradients(
     return grad_x, grad_weight
 
 
-# As fakes, too: see `Launch.run`.
+# The same functions serve as the operators' fakes, since launches do nothing on fake tensors: see `Launch.run`.
 _forward_operator = torch.library.custom_op("ttfs::forward", _forward, mutates_args=())
 _backward_operator = torch.library.custom_op("ttfs::backward", _backward, mutates_args=())
 _forward_operator.register_fake(_forward)
@@ -172,7 +172,7 @@ def _fused_pool(problem: Problem, device: torch.device, backend: str, wanted: bo
 
 
 def config_of(which: str, problem: Problem, device: torch.device, backend: str) -> Config | None:
-    """Blocks of our kernel, or None for the library."""
+    """Blocks of our kernel for a pass, or None for the library; for a pool, see `Choice`."""
     return choose(which, problem, device_of(device), precision_of(problem), backend).config
 
 
@@ -181,7 +181,7 @@ def _geometry(numbers: Sequence[int]) -> Geometry | None:
 
 
 def rows_of(tensor: Tensor) -> Tensor:
-    """Maps [B, C, H, W] → [B, H, W, C], a view of channels-last ones; matrices as they are. Copied if scattered."""
+    """Maps [B, C, H, W] → [B, H, W, C], a view of channels-last maps; matrices as they are. Contiguous, else copied."""
     return (tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor).contiguous()
 
 
@@ -192,7 +192,7 @@ def shaped(result: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TritonNormalised:
-    """Keeps input, weight, potentials, statistics and, with a pool, the winners for the backward pass."""
+    """A layer with batch norm by our kernels. Keeps x, weight, potentials, statistics and winners for the backward."""
 
     geometry: Geometry | None
     neuron: Neuron
@@ -237,7 +237,7 @@ def _potentials(problem: Problem, x: Tensor, weight: Tensor, backend: str) -> tu
     operands = rows_of(x), rows_of(weight)
     if config is None:
         return library.potentials(problem, *operands)
-    # Another σ and δ change nothing here.
+    # Without the rule, the values of σ and δ do not matter.
     options = Neuron(float(problem.with_slope)), True, config, precision_of(problem), device_of(x.device).chip
     return passes.forward(problem, *operands, None, *options, fires=False).run()
 
@@ -251,7 +251,7 @@ def _statistics(
     epsilon: float,
     group: ProcessGroup | None,
 ) -> Tensor:
-    """[7, N] float32 of the batch; with a group of all its processes' batches, merged in the order of ranks."""
+    """Statistics of the batch, [7, N] float32; with a group, of all its processes' batches, merged in rank order."""
     parameters = gamma.contiguous(), beta.contiguous(), epsilon
     (statistics,) = statistics_of(problem, potentials, *parameters, neuron).run()
     if group is None:
@@ -270,7 +270,7 @@ def statistics_of(
     epsilon: float,
     neuron: Neuron,
 ) -> Plan:
-    """([7, N] float32,): statistics of V, and what follows from them."""
+    """(statistics,): [7, N] float32, statistics of V, one row per constant of `normalisation`."""
     A, channels = potentials[0], problem.out_channels
     grid, sizes = passes.summing_blocks(problem.rows, channels, TILE // A.element_size())
     parts = A.new_empty((grid[0], MOMENTS.value, channels), dtype=torch.float32)
@@ -286,7 +286,7 @@ def statistics_of(
 
 
 def _merged(parts: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Plan:
-    """(statistics,) of moments [parts, 3, N]."""
+    """(statistics,): [7, N] float32, merged from the moments of the batch's parts [parts, 3, N]."""
     channels = parts.shape[2]
     statistics = parts.new_empty((STATISTICS, channels))
     arguments = {
@@ -304,7 +304,7 @@ def _merged(parts: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Plan:
 
 
 def fire(problem: Problem, neurons: Neurons, neuron: Neuron) -> Plan:
-    """(y, winner): activations and, with a pool, uint8 which neuron of its window each was."""
+    """(y, winner): activations and, with a pool, the place of each in its window, uint8."""
     shape = (problem.batch, *problem.pooled_size, problem.out_channels)
     y = neurons.A.new_empty(shape)
     winner = y.new_empty(shape, dtype=torch.uint8) if problem.pool > 1 else None
@@ -316,11 +316,11 @@ def fire(problem: Problem, neurons: Neurons, neuron: Neuron) -> Plan:
 
 
 def reduce(problem: Problem, neurons: Neurons, grad: Tensor, neuron: Neuron) -> Plan:
-    """(sums, grad_skip): float32 gradients of β and γ, with a skip of its weights, [2 or 3, N]; that of delayed spikes.
+    """(sums, grad_skip): float32 gradients of β, γ and, with a skip, its weights, [2 or 3, N]; gradient of the skip.
 
-    `grad` is of windows if there is a pool. Without a skip its gradient is None.
+    With a pool, `grad` has one row per window. Without a skip, `grad_skip` is None.
     """
-    # A program holds more of each neuron than `local_gradient` does.
+    # A program holds more values per neuron than in `local_gradient`.
     grid, sizes = passes.summing_blocks(problem.rows, problem.out_channels, ELEMENTS)
     grad_skip = None if neurons.skip is None else torch.empty_like(neurons.skip)
     parts = grad.new_empty((grid[0], 2 if grad_skip is None else 3, problem.out_channels), dtype=torch.float32)
@@ -332,7 +332,7 @@ def reduce(problem: Problem, neurons: Neurons, grad: Tensor, neuron: Neuron) -> 
 
 
 def spread(problem: Problem, neurons: Neurons, grad: Tensor, sums: Tensor, neuron: Neuron) -> Plan:
-    """(pair,): what the contractions of the backward pass read, see `passes.halves`; `sums` [2, N] of all processes."""
+    """(pair,): gradients of both potentials, see `passes.halves`; `sums` [2, N] are dβ and dγ over all processes."""
     pair = grad.new_empty((2 if problem.with_slope else 1, *neurons.A.shape))
     h, slope_h = passes.halves(pair)
     grid, blocks = passes.blocks_of_rows(problem.rows, problem.out_channels)

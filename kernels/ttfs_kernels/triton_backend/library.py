@@ -1,6 +1,7 @@
-"""The passes by one stacked cuDNN or cuBLAS call each, for shapes where that is faster than our kernels.
+"""The passes of a layer by one stacked cuDNN or cuBLAS call each, for shapes where that is faster than our kernels.
 
-Same operands and results as `passes.py`. Contractions and rule are the PyTorch backend's, local gradients our kernel's.
+Operands and results are as in `passes.py`. Contractions and rule come from the PyTorch backend; local gradients are
+computed by our kernel.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ def potentials(problem: Problem, x: Tensor, weight: Tensor, neuron: Neuron = Neu
 def grad_x(problem: Problem, pair: Tensor, x: Tensor, weight: Tensor, neuron: Neuron = Neuron()) -> Tensor:
     """The gradient of the activations, zero at silent inputs if σ > 0.
 
-    `pair` is [h; slope_h] or [h], see `passes.halves`. With slope_h and a surrogate: plus the gradient of the mask,
-    both by one contraction.
+    `pair` is [h; slope_h] or [h], see `passes.halves`. With slope_h and a surrogate, the gradient of the mask is added;
+    one contraction gives both.
     """
     pair = pair if neuron.has_surrogate else pair[:1]
-    operand = x if len(pair) == 1 else torch.cat([x, x])  # of which only the shape counts
+    operand = x if len(pair) == 1 else torch.cat([x, x])  # only its shape is read
     h, operand, weight = (_maps(problem, rows) for rows in (pair.flatten(0, 1), operand, weight))
     by_activation, *by_mask = _rows(gradient_of_input(h, operand, weight, _geometry(problem))).view(len(pair), *x.shape)
     if not problem.with_slope:

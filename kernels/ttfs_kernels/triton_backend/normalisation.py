@@ -1,8 +1,8 @@
 """Kernels between the contractions of a layer with batch norm; `ttfs_kernels.normalised` has the formulas.
 
-Potentials are rows in memory, A and the slope Σ w·[x > 0] each [M, N], the latter absent at σ = 0. W, V = A + W and
-what follows are made in registers, forward and backward, and never stored. `statistics` are one float32 tensor
-[7, N], a row each for what the constants below name. Nothing is compiled for a value of σ.
+Potentials are rows in memory, A and the slope Σ w·[x > 0] each [M, N]; the slope is absent at σ = 0. W, V = A + W and
+the normalised potentials are computed in registers, forward and backward, and never stored. `statistics` is one float32
+tensor [7, N], a row for each of the constants below. A new value of σ compiles nothing.
 """
 
 # Triton's language is not Python's:
@@ -17,25 +17,25 @@ from torch import Tensor
 from ttfs_kernels.triton_backend.elementwise import first_of_window, window_of
 from ttfs_kernels.triton_backend.rule import at_inputs, at_most, clamp_to_window, fire
 
-COUNT = tl.constexpr(0)  # rows of the whole batch
-MEAN = tl.constexpr(1)  # of V
-SQUARES = tl.constexpr(2)  # summed, of V − mean
-VARIANCE = tl.constexpr(3)  # unbiased
-INVERSE = tl.constexpr(4)  # 1/√(s² + ε), of the variance that is not
+COUNT = tl.constexpr(0)  # number of values per channel in the whole batch
+MEAN = tl.constexpr(1)  # mean of V
+SQUARES = tl.constexpr(2)  # Σ (V − mean)²
+VARIANCE = tl.constexpr(3)  # unbiased variance
+INVERSE = tl.constexpr(4)  # 1/√(s² + ε), of the biased variance s²
 SCALE = tl.constexpr(5)  # g
 SHIFT = tl.constexpr(6)  # β − g·mean
-MOMENTS = tl.constexpr(3)  # rows, the first ones: those of a batch follow from those of its parts
-STATISTICS = 7
+MOMENTS = tl.constexpr(3)  # the first rows, which can be merged from the same rows of parts of a batch
+STATISTICS = 7  # all rows
 
 
 class Neurons(NamedTuple):
-    """Tensors of a layer between its contractions, a kernel's argument.
+    """Tensors of a layer between its contractions, passed to a kernel as one argument.
 
     Attributes:
-        A, W: [M, N]; W, without σ, is None at σ = 0.
+        A, W: potentials and slopes Σ w·[x > 0], without the factor σ, [M, N]; W is None at σ = 0.
         statistics: [7, N] float32; None before they are known.
-        skip, skip_weight: delayed spikes [M, N], one a neuron, and weights [N] of their synapses; or None.
-        winner: uint8 [windows, N], with a pool which neuron of a window fired first; else None.
+        skip, skip_weight: delayed spikes [M, N], one per neuron, and weights [N] of their synapses; or None.
+        winner: uint8 [windows, N], which neuron of each window fired first; None without a pool.
     """
 
     A: Tensor
@@ -64,7 +64,7 @@ def load_channels(ptr, ROW: tl.constexpr, n, N):
 
 @triton.jit
 def normalised(neurons, A, W, at, kept, n, N, properties, HAS_SKIP: tl.constexpr, WITH_SLOPE: tl.constexpr):
-    """(g·A + β − g·mean, g·W, skip): what the rule decides by, and the delayed spikes in it, each at one neuron."""
+    """(A', W', skip): normalised potentials g·A + β − g·mean and g·W with delayed spikes added, and these spikes."""
     scale = load_channels(neurons.statistics, SCALE, n, N)
     A = A * scale + load_channels(neurons.statistics, SHIFT, n, N)
     W = W * scale
@@ -90,9 +90,9 @@ def moments(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Count, mean and summed squares of V of each program's rows: parts [programs along M, 3, N] float32.
+    """Count, mean and summed squares of V over each program's rows: parts [programs along M, 3, N] float32.
 
-    Every lane has a mean of its own, around which it sums (Welford 1962): no digits are lost far from 0.
+    Every lane sums squares around its own mean (Welford 1962), so no digits are lost if the mean is far from 0.
     """
     program = tl.program_id(0)
     first = program * rows_per_program
@@ -116,7 +116,7 @@ def moments(
 
 @triton.jit
 def store_moments(to, count, mean, squares, n, N):
-    """Store count, mean and summed squares of all lanes together, and return them (Chan, Golub and LeVeque 1979)."""
+    """Merge count, mean and summed squares of all lanes (Chan, Golub and LeVeque 1979), store and return them."""
     count = tl.zeros_like(mean) + count
     whole = tl.sum(count, axis=0)
     centre = tl.sum(count * mean, axis=0) / tl.maximum(whole, 1.0)
@@ -140,7 +140,7 @@ def merge(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """All statistics of a batch from the moments of its parts [parts, 3, N], in an order that never changes."""
+    """All statistics of a batch from the moments of its parts [parts, 3, N], merged in an order that never changes."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     counts = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     mean = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -181,9 +181,9 @@ def fire_normalised(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """y [windows, N] by the rule; without a pool a window is one neuron.
+    """Activations y [windows, N] by the firing rule; without a pool, a window is one neuron.
 
-    POOL > 1: the earliest spike of each window of maps [B, P, Q, N], and its place, chosen as `pool_spikes` does.
+    POOL > 1: the earliest spike of each window of maps [B, P, Q, N], and its place, chosen as in `pool_spikes`.
     """
     window = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -228,9 +228,9 @@ def differentiate(
     SURROGATE: tl.constexpr,
     POOL: tl.constexpr,
 ):
-    """(offsets, kept, A − mean, W, dA', dW', skip) at rows m below `last`; what is not there is 0.
+    """(offsets, kept, A − mean, W, dA', dW', skip) at rows m; dA' and dW' are 0 from row `last` on.
 
-    grad and the winners are of windows, as `local_gradient` has them.
+    With a pool, grad and winner have one row per window, as in `local_gradient`.
     """
     at = m.to(tl.int64)[:, None] * N + n[None, :]
     kept = (m < last)[:, None] & (n < N)[None, :]
@@ -276,9 +276,9 @@ def reduce_gradient(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Sums of each program, parts [programs along M, 2, N] float32: dβ, and dγ, see `ttfs_kernels.normalised`.
+    """Each program's sums for dβ and dγ (see `ttfs_kernels.normalised`), parts [programs along M, 2, N] float32.
 
-    HAS_SKIP: also grad_skip [M, N], and as a third sum the gradient of its weights.
+    HAS_SKIP: also grad_skip [M, N], and as a third sum the gradient of the skip's weights.
     """
     program = tl.program_id(0)
     first = program * rows_per_program
@@ -342,7 +342,7 @@ def spread_gradient(
     at, kept, centred, W, by_A, by_W, _ = differentiate(
         neurons, grad_ptr, m, n, M, N, P, Q, properties, HAS_SKIP, WITH_SLOPE, SURROGATE, POOL
     )
-    share = 1 / tl.maximum(load_channels(neurons.statistics, COUNT, n, N), 1.0)  # 0 outside of the channels
+    share = 1 / tl.maximum(load_channels(neurons.statistics, COUNT, n, N), 1.0)  # the count is 0 outside the channels
     spread = load_channels(sums_ptr, 1, n, N) * load_channels(neurons.statistics, INVERSE, n, N)
     shared = (load_channels(sums_ptr, 0, n, N) + (centred + W) * spread) * share
     scale = load_channels(neurons.statistics, SCALE, n, N)

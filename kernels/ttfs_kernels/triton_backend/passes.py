@@ -1,4 +1,4 @@
-"""Each pass as launches of our kernels: outputs are allocated, launches are planned, no library is called.
+"""Each pass as launches of our kernels: outputs are allocated and launches planned; no library is called.
 
 Tensors are rows in memory: x [B, H, W, C] or [M, K], weight [N, R, S, C] or [N, K], y, gain, grad and h
 [B, P, Q, N] or [M, N], all contiguous. They may be on the meta device, to plan without memory.
@@ -31,11 +31,11 @@ from ttfs_kernels.triton_backend.planning import (
 )
 from ttfs_kernels.triton_backend.problem import Problem
 
-ELEMENTS = 1024  # of a block of the element-wise kernels
-TILE = 4096  # elements of 16 bits that a program of the local gradient holds at once; of 32, in a sum over splits
-ROW_PROGRAMS = 256  # at most, of the local gradient: two for each processor of a large GPU, and one tile to sum them
+ELEMENTS = 1024  # elements in a block of the element-wise kernels
+TILE = 4096  # 16-bit elements that a program of the local gradient holds at once; 32-bit elements in a sum over splits
+ROW_PROGRAMS = 256  # most programs along the rows: two per processor of a large GPU, and one tile can sum their results
 FULL_GRID = 128  # programs below which a sum over splits takes smaller blocks: about the processors of a large GPU
-LARGEST_UNIT = 16  # elements that a load may take at once, and more
+LARGEST_UNIT = 16  # largest divisor of channels that kernels are told; no load takes more elements at once
 
 
 class Plan(NamedTuple):
@@ -65,11 +65,11 @@ def forward(
     *,
     fires: bool = True,
 ) -> Plan:
-    """(y, gain): activations, and ∂a/∂A if asked for (None for σ = 0, which needs none).
+    """(y, gain): activations, and ∂a/∂A if `with_derivatives` (None at σ = 0, where it is not needed).
 
-    `skip` are delayed spikes in the shape of y, one a neuron, and `skip_weight` [N] the weights of their synapses.
-    With a pool (y, gain, winner): of the winner of each window, and uint8 which of its neurons that is.
-    Without `fires` (A, W): potentials, and slopes without σ (None for σ = 0).
+    `skip` holds delayed spikes in the shape of y, one per neuron, `skip_weight` [N] the weights of their synapses.
+    With a pool (y, gain, winner): activation and gain of each window's earliest spike, and its place there, uint8.
+    Without `fires` (A, W): potentials, and slopes without the factor σ (None at σ = 0).
     """
     y, gain, *winner = _new_spikes(problem, x, with_derivatives)
     problem = problem.flat
@@ -140,10 +140,10 @@ def local_gradient(
     skip: Tensor | None = None,
     skip_weight: Tensor | None = None,
 ) -> Plan:
-    """(pair, grad_bias): what the contractions of the backward pass read, see `halves`, and the float32 sum of h.
+    """(pair, grad_bias): gradients of both potentials, which the contractions read, see `halves`; float32 sum of h.
 
-    Of a layer with delayed spikes also their gradient and, float32, that of their weights.
-    Of a layer with a pool, `grad`, `y`, `gain` and `winner` are of the windows; the pair is of all neurons.
+    With delayed spikes, also their gradient and, in float32, the gradient of their weights.
+    With a pool, `grad`, `y`, `gain` and `winner` have one row per window, and the pair one row per neuron.
     """
     rows, channels = problem.rows, problem.out_channels
     # With a skip a program holds more of each neuron: half a tile, or registers spill with a surrogate.
@@ -188,7 +188,7 @@ def local_gradient(
 
 
 def halves(pair: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(h, slope_h): gradients of A and of Σ w·[x > 0]; the latter is None if `pair` holds one."""
+    """(h, slope_h): gradients of A and of Σ w·[x > 0]; slope_h is None if `pair` holds h alone."""
     return pair[0], pair[1] if len(pair) == 2 else None
 
 
@@ -205,7 +205,7 @@ def grad_x(
 ) -> Plan:
     """(grad_x,): the gradient of the activations, zero at silent inputs if σ > 0.
 
-    With `slope_h` and a surrogate: plus the gradient of the mask.
+    With `slope_h` and a surrogate, the gradient of the mask is added.
     """
     out = x.new_empty(x.shape, dtype=h.dtype)
     if x.numel() == 0:
@@ -290,19 +290,19 @@ def grad_w(
 
 
 def sum_parts(parts: Tensor, out: Tensor) -> Launch:
-    """The sum over splits, in blocks small enough to fill the processors; their order depends on the shape alone."""
+    """Launch of the sum over splits, in blocks small enough to fill the processors; shapes alone give the order."""
     splits, size = parts.shape[0], out.numel()
     block = ELEMENTS
     while block > SMALLEST_BLOCK and math.ceil(size / block) < FULL_GRID:
         block //= 2
-    # As many rows whatever the splits: another batch has others, and would be another kernel.
+    # ROWS does not depend on the number of splits: each batch size has its own, and would compile its own kernel.
     arguments = {"parts_ptr": parts, "out_ptr": out, "splits": splits, "size": size}
     arguments |= {"ROWS": TILE // block, "BLOCK": block}
     return Launch(elementwise.sum_splits, (math.ceil(size / block),), arguments)
 
 
 def _sum_taps(parts: Tensor, out: Tensor, launch: Launch) -> Launch:
-    """The sum over splits of which some taps have fewer."""
+    """Launch of the sum over splits where some taps have fewer splits than others."""
     arguments = {"parts_ptr": parts, "out_ptr": out, "splits": parts.shape[0], "size": out.numel(), "BLOCK": ELEMENTS}
     names = [name for name in sum_tap_splits.arg_names if name not in arguments]
     arguments |= {name: launch.arguments[name] for name in names}
@@ -324,7 +324,7 @@ def summing_blocks(rows: int, channels: int, elements: int) -> tuple[tuple[int, 
 
 
 def _new_spikes(problem: Problem, x: Tensor, with_derivatives: bool) -> tuple[Any, ...]:
-    """(y, gain), and with a pool (y, gain, winner), uninitialised; None for what is not asked for."""
+    """(y, gain), with a pool (y, gain, winner), uninitialised; gain and winner are None if not needed."""
     shape = (problem.batch, *problem.pooled_size, problem.out_channels)
     gain = x.new_empty(shape) if with_derivatives and problem.with_slope else None
     if problem.pool == 1:
@@ -333,7 +333,7 @@ def _new_spikes(problem: Problem, x: Tensor, with_derivatives: bool) -> tuple[An
 
 
 def _winner(winner: list[Tensor | None]) -> dict[str, Any]:
-    """Arguments of a kernel that may store it."""
+    """The arguments of a kernel that may store winners."""
     tensor = winner[0] if winner else None
     return {"winner_ptr": tensor, "WITH_WINNER": tensor is not None}
 

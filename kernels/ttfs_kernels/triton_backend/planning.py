@@ -1,4 +1,4 @@
-"""Planning of a pass: block sizes, warps and stages by chip, and how many programs and steps they make."""
+"""Planning of a pass: block sizes, warps and stages for each chip, and the programs and steps that result."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ import torch
 from ttfs_kernels.triton_backend.formulation import Chip, fitting
 from ttfs_kernels.triton_backend.problem import Problem
 
-# Cost of a split: it takes as long as the products of so many rows (of grad_w; of grad_x synapses) to write a part and
-# add it again, 8 bytes an element in the second-level cache.
+# Cost of a split: writing a part and adding it again, 8 bytes per element in the second-level cache, takes as long as
+# the products of this many rows (grad_w) or synapses (grad_x).
 PART_ROWS = 256
 # Cost of loading one element of an operand, in products.
 ELEMENT_PRODUCTS = 16
-WIDE = 2**31  # elements that 32 bits cannot count
-STEPS_PER_SPLIT = 4  # at least, so that a split fills its pipeline
+WIDE = 2**31  # the smallest offset that does not fit into 32 bits
+STEPS_PER_SPLIT = 4  # smallest number of steps, so that a split fills its pipeline
 # 32-bit registers of a thread beside its accumulators, as compiled, and the most that a thread may have.
 OTHER_REGISTERS = {"forward": 80, "grad_x": 64, "grad_w": 64}
 MOST_REGISTERS = 255
 
 
 class Cut(NamedTuple):
-    """How a pass is cut.
+    """The programs and steps of a pass.
 
     Attributes:
-        programs: of all groups of channels.
-        steps: of all programs together; a step is one block of products.
-        longest: steps of the longest program.
+        programs: number of programs, for all groups of channels.
+        steps: number of steps of all programs together; a step is one block of products.
+        longest: number of steps of the longest program.
     """
 
     programs: int
@@ -42,8 +42,8 @@ class Cut(NamedTuple):
 def skips(problem: Problem, config: Config) -> bool:
     """Whether blocks are one position of many images and leave out taps outside the map.
 
-    Never where a step holds several taps or there is only one, nor with a pool, since the positions of a window
-    together meet nearly every tap.
+    They never are if a step holds several taps, if there is only one tap, or with a pool, since the positions of a
+    window together meet nearly every tap.
     """
     return config.by_position and not problem.is_matrix_product and not problem.joint_steps and problem.pool == 1
 
@@ -58,7 +58,7 @@ def largest_offset(problem: Problem, config: Config) -> int:
 
 
 def executed_flops(which: str, problem: Problem, config: Config) -> int:
-    """Floating point operations that tensor cores are given, those of padded blocks included."""
+    """Floating-point operations that tensor cores execute, including the padding of blocks."""
     contractions = 2 if problem.with_slope and (which != "grad_x" or problem.surrogate) else 1
     steps = cut(which, problem, config).steps
     return 2 * contractions * steps * config.block_m * config.block_n * config.block_k
@@ -93,9 +93,9 @@ def cut(which: str, problem: Problem, config: Config) -> Cut:
 
 
 def relative_time(which: str, problem: Problem, config: Config, processors: int) -> float:
-    """Cost by which blocks of forward or grad_x are chosen: products of the busiest processor and loads for them.
+    """Cost by which blocks of a pass are chosen: products of the busiest processor, plus the loads for them.
 
-    Long programs start first, so that the processors end together unless one program is longer than the rest.
+    Long programs start first, so that processors end together unless one program is longer than the rest.
     """
     programs, steps, longest = cut(which, problem, config)
     if programs == 0:
@@ -110,21 +110,21 @@ def relative_time(which: str, problem: Problem, config: Config, processors: int)
 
 
 def row_blocks(problem: Problem, positions: int, config: Config) -> int:
-    """Blocks of positions of the whole batch, or of images at each position."""
+    """Number of blocks over the positions of the whole batch, or over the images at each position."""
     if skips(problem, config):
         return positions * math.ceil(problem.batch / config.block_m)
     return math.ceil(problem.batch * positions / config.block_m)
 
 
 def weight_blocks(problem: Problem, config: Config) -> int:
-    """Blocks of grad_w for one tap; for all taps where steps are joint."""
+    """Number of blocks of grad_w for one tap; for all taps if steps are joint."""
     weights = problem.depth if problem.joint_steps else problem.group_inputs
     blocks = math.ceil(problem.group_outputs / config.block_m) * math.ceil(weights / config.block_n)
     return problem.groups * blocks
 
 
 def tap_steps(problem: Problem, config: Config) -> list[int]:
-    """Steps of grad_w for each of its taps; one number where the weights of a block have several taps."""
+    """Steps of grad_w for each tap; a single number if the weights of a block have several taps."""
     taps = 1 if problem.joint_steps else math.prod(problem.kernel)
     if not skips(problem, config):
         return taps * [math.ceil(problem.rows / config.block_k)]
@@ -134,13 +134,13 @@ def tap_steps(problem: Problem, config: Config) -> list[int]:
 
 
 def split(steps: list[int], blocks: int, slots: int, wanted: int, block_k: int) -> tuple[int, int]:
-    """(splits, steps of each) of a reduction: those whose waves of programs end first.
+    """(splits, steps per split) of a reduction, chosen so that its waves of programs end first.
 
     Args:
-        steps: of each tap; all taps have splits of one length, of which short ones have fewer.
+        steps: steps of each tap. Splits have one length, so that taps of fewer steps have fewer splits.
         blocks: programs of a tap before splitting.
         slots: programs that the device holds at once.
-        wanted: splits of the longest tap; 0 for as many as are best.
+        wanted: splits of the longest tap; 0 for the best number.
         block_k: rows of a step.
     """
     most = max(steps)
@@ -154,14 +154,14 @@ def split(steps: list[int], blocks: int, slots: int, wanted: int, block_k: int) 
 
     shortest = math.ceil(most / min(limit, math.ceil(8 * slots / (blocks * len(steps)))))
     lengths = {math.ceil(most / splits) for splits in range(1, math.ceil(most / shortest) + 1)}
-    # Taps that are not equally long fill a wave with lengths that divide none of them.
+    # If taps differ in length, the best length of a split may divide none of them.
     lengths |= {*range(shortest, most, max(1, most // 256))} if len(set(steps)) > 1 else set()
     length = math.ceil(most / min(wanted, limit)) if wanted else min(sorted(lengths, reverse=True), key=cost)
     return math.ceil(most / length), length
 
 
 def _inside(problem: Problem, axis: int) -> list[list[bool]]:
-    """[output positions of an axis][its taps]: whether the tap meets an input there, not the padding."""
+    """Whether a tap meets an input, not padding: [output positions of an axis][taps of the axis]."""
     stride, padding, dilation = problem.stride[axis], problem.padding[axis], problem.dilation[axis]
     size, taps = (problem.height, problem.width)[axis], range(problem.kernel[axis])
     starts = [position * stride - padding for position in range(problem.out_size[axis])]
@@ -194,9 +194,9 @@ def _input_taps(problem: Problem, config: Config, axis: int) -> list[list[int]]:
 
 
 def resident(which: str, problem: Problem, config: Config, chip: Chip) -> int:
-    """Programs on a processor, before anything is compiled: accumulators and pipeline stages are known.
+    """Estimate, before compiling, of the programs on a processor, by their accumulators and pipeline stages.
 
-    At least 1, also for a chip whose limits are not known here.
+    At least 1, also for a chip that `formulation.LIMITS` lacks.
     """
     pair = problem.with_slope and (which != "grad_x" or problem.surrogate)
     block = config.block_m * config.block_n
@@ -214,12 +214,12 @@ def resident(which: str, problem: Problem, config: Config, chip: Chip) -> int:
     return max(1, fitting(chip, registers, config.num_warps, stages * tile, columns) or 1)
 
 
-SMALLEST_BLOCK = 16  # of a tensor core product
-# Of grad_x on sm_90 in 16 bits: the assembler serialises products of 16 columns or neurons.
+SMALLEST_BLOCK = 16  # smallest side of a tensor-core product
+# The same for grad_x on sm_90 in 16 bits, where the assembler serialises products of 16 columns or neurons.
 SMALLEST_SHARED = 32
-PROCESSORS = 132  # where nothing else is known: those of an H100
-# Smallest share of the operations that must be saved by leaving out taps outside the map: the price is that blocks of
-# many images read shorter runs of memory.
+PROCESSORS = 132  # default number of processors: an H100's
+# Share of the operations that leaving out taps outside the map must save at least: its price is that blocks of many
+# images read shorter runs of memory.
 WORTH_SKIPPING = 0.05
 
 
@@ -230,10 +230,10 @@ class Config:
     Attributes:
         block_m, block_n: the two sides of the block of results.
         block_k: depth of a step.
-        num_warps, num_stages: of a program, of its software pipeline.
+        num_warps, num_stages: warps of a program, stages of its software pipeline.
         group: rows of blocks that are walked column by column, to reuse the cache.
-        splits: parts of the reduction of grad_w, and of a fully connected layer's grad_x; 0 = `work.split` decides.
-        by_position: a block is one position of many images, and skips taps outside the map; but see `work.skips`.
+        splits: parts of the reduction of grad_w, and of a fully connected layer's grad_x; 0 = `split` decides.
+        by_position: a block is one position of many images, and leaves out taps outside the map; but see `skips`.
     """
 
     block_m: int
@@ -252,9 +252,9 @@ def default_config(which: str, problem: Problem, chip: Chip, precision: str, pro
     Args:
         which: "forward", "grad_x" or "grad_w".
         problem: the layer.
-        chip: what it runs on.
-        precision: of float32 products, "ieee" or "tf32".
-        processors: of the device; small layers get small blocks, so that most processors have one.
+        chip: the compilation target.
+        precision: precision of float32 products, "ieee" or "tf32".
+        processors: processors of the device; small layers get small blocks, so that most processors have one.
     """
     configs = [Config(*sizes) for sizes in _blocks(which, problem, chip, precision)]
     configs = [_skipping(which, problem, _fitted(config, which, problem, chip), chip) for config in configs]
@@ -262,13 +262,13 @@ def default_config(which: str, problem: Problem, chip: Chip, precision: str, pro
 
 
 def alternatives(which: str, problem: Problem, config: Config, chip: Chip) -> list[Config]:
-    """These blocks, cut to the layer: row by row, and by position if that saves operations. For tuning."""
+    """Candidates for tuning: `config` fitted to the layer, by row and, if that saves operations, by position."""
     plain = _fitted(config, which, problem, chip)
     return [plain, _skipping(which, problem, plain, chip, worth=0.0)]
 
 
 def _skipping(which: str, problem: Problem, config: Config, chip: Chip, worth: float = WORTH_SKIPPING) -> Config:
-    """The blocks by position, if that saves more than `worth`, a share of the operations; else as they are."""
+    """`config` by position if that saves more than the share `worth` of the operations; else `config` itself."""
     by_position = dataclasses.replace(config, by_position=True)
     skipping = _fitted(by_position, which, problem, chip)
     if not skips(problem, by_position) or largest_offset(problem, skipping) >= WIDE:
@@ -278,7 +278,7 @@ def _skipping(which: str, problem: Problem, config: Config, chip: Chip, worth: f
 
 
 def _columns(which: str, problem: Problem) -> int:
-    """What a block's second side covers: output channels, input channels, or weights."""
+    """Size of what a block's second side covers: output channels, input channels, or weights."""
     if which == "forward":
         return problem.group_outputs
     if which == "grad_x":
@@ -298,7 +298,7 @@ def _blocks(which: str, problem: Problem, chip: Chip, precision: str) -> list[Si
         # Three stages of tf32 do not fit into the 64 KiB of shared memory of AMD's compute units.
         return [(128, 64, 32, 8, 2 if chip.vendor == "hip" else 3)]
     wide = _columns(which, problem) > 64
-    # The epilogue of a layer with a skip holds more: 128×128 potentials, or 128×64 with 4 warps, would be spilled.
+    # The epilogue of a layer with a skip holds more values: 128×128 potentials, or 128×64 with 4 warps, would spill.
     late = which == "forward" and problem.skip
     warps = 8 if late else 4
     if chip.vendor == "hip":
@@ -320,7 +320,7 @@ def _blocks(which: str, problem: Problem, chip: Chip, precision: str) -> list[Si
 
 
 def _fitted(config: Config, which: str, problem: Problem, chip: Chip) -> Config:
-    """Blocks no larger than what they cover."""
+    """The configuration with its blocks reduced to the size of the layer."""
     positions = problem.batch * problem.height * problem.width
     rows = {
         "forward": problem.batch if config.by_position else problem.rows,
@@ -337,7 +337,7 @@ def _fitted(config: Config, which: str, problem: Problem, chip: Chip) -> Config:
     block_m = min(config.block_m, _power_of_two(rows))
     warps = config.num_warps
     if problem.dtype == torch.float32 and which != "grad_w" and block_m < config.block_m:
-        # Two products of 64 rows on eight warps are computed twice on sm_80: a warp takes 16 rows.
+        # On sm_80 eight warps would compute a product of 64 rows twice, since a warp takes 16 rows.
         warps = min(warps, 4)
     return dataclasses.replace(
         config,

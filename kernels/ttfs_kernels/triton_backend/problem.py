@@ -1,4 +1,4 @@
-"""The shape of a layer on a batch, for which passes are planned and tuned."""
+"""`Problem`: the shape of a layer on a batch, by which passes are planned and tuned."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
 
 PASSES = ("forward", "grad_x", "grad_w")
-# Channels of a group below which a step runs over the joint index (r, s, c).
+# With fewer input channels per group, a step runs over the joint index (r, s, c).
 FEW_CHANNELS = 16
 
 
@@ -23,11 +23,11 @@ class Problem:
     """A layer on a batch. A fully connected layer is a 1×1 convolution of 1×1 maps.
 
     Attributes:
-        batch, height, width, in_channels: of the input.
-        out_channels: neurons of a map's position.
+        batch, height, width, in_channels: size of the input.
+        out_channels: output channels, in all groups.
         kernel, stride, padding, dilation: (rows, columns).
         groups: blocks of channels that are not connected with each other.
-        dtype: of activations and weights.
+        dtype: dtype of activations and weights.
         with_slope: whether σ > 0, so that there are two contractions.
         surrogate: whether silent neurons have a derivative, so that grad_x has two contractions.
         pool: side of the windows whose earliest spike alone is passed on; 1: no pool.
@@ -54,7 +54,7 @@ class Problem:
     def of(
         x: Tensor, weight: Tensor, geometry: Geometry | None, neuron: Neuron, pool: int = 1, skip: bool = False
     ) -> Problem:
-        """From x [B, C, H, W] and weight [N, C / groups, R, S]; without geometry from x [M, K] and weight [N, K]."""
+        """Problem of x [B, C, H, W] and weight [N, C / groups, R, S]; without geometry x is [M, K], weight [N, K]."""
         batch, channels, height, width = (*x.shape, 1, 1)[:4]
         neurons, _, *kernel = (*weight.shape, 1, 1)[:4]
         stride, padding, dilation, groups = geometry or Geometry((1, 1), (0, 0), (1, 1), 1)
@@ -109,8 +109,8 @@ class Problem:
         return plain and self.groups == 1
 
     def of_pass(self, which: str) -> Problem:
-        """The layer without what leaves a pass unchanged: only grad_x depends on the surrogate, only the forward pass
-        on pool and skip.
+        """The layer without properties that leave a pass unchanged: only grad_x depends on the surrogate, only the
+        forward pass on pool and skip.
         """
         surrogate, forward = self.surrogate and which == "grad_x", which == "forward"
         pool, skip = (self.pool, self.skip) if forward else (1, False)
@@ -123,14 +123,14 @@ class Problem:
 
     @property
     def flat(self) -> Problem:
-        """A matrix product over all positions, as one on a batch of 1×1 maps; other layers as they are."""
+        """A matrix product as a layer on a batch of 1×1 maps, one for each position; other layers unchanged."""
         if not self.is_matrix_product or self.pool > 1:
             return self
         return dataclasses.replace(self, batch=self.rows, height=1, width=1)
 
     @property
     def joint_steps(self) -> bool:
-        """Whether steps run over the joint index (r, s, c), since channels are few."""
+        """Whether steps run over the joint index (r, s, c), because channels are few."""
         return self.group_inputs < FEW_CHANNELS and not self.is_matrix_product
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What kernels share, as blocks of Triton: the firing rule, a step of its two contractions, positions and taps.
+"""Triton functions that kernels share: the firing rule, a step of its two contractions, positions and taps.
 
-The rule is that of `ttfs_kernels.rule`, operation by operation, so that both backends decide alike at the borders.
+The rule repeats `ttfs_kernels.rule` operation by operation, so that both backends decide alike at the borders.
 """
 
 # Triton's language is not Python's:
@@ -20,8 +20,8 @@ def at_most(value, bound):
 def fire(A, W, properties=None, SURROGATE: tl.constexpr = False):
     """Activation and gain = ∂a/∂A of a block of neurons (Eq. 7, 9); float32, any shape. NaN stays NaN, in both.
 
-    A: membrane potential at the window's start. W: slope inside the window, times the PSP persistence. SURROGATE: the
-    gain of a silent neuron is that of `ttfs_kernels.rule.fire_with_derivatives`, else 0. properties: `Neuron.numbers`.
+    A: membrane potential at the window's start. W: slope inside the window, times the PSP persistence. SURROGATE: a
+    silent neuron has the gain of `ttfs_kernels.rule.fire_with_derivatives`, else 0. properties: `Neuron.numbers`.
     """
     smallest: tl.constexpr = 5.9604644775390625e-08  # distance from 1 to the next smaller float32
     speed = 1 + W
@@ -57,9 +57,9 @@ def spike_mask(x):
 
 @triton.jit
 def at_inputs(by_activation, by_mask, x, properties, SURROGATE: tl.constexpr):
-    """Gradient of inputs: of their activations where they spike, of their mask where a spike may come or go.
+    """Gradient of inputs: `by_activation` where they spike, plus `by_mask` where a spike may appear or vanish.
 
-    SURROGATE: the mask counts by 1 − x/δ where x < δ, as in `vanishing` of `ttfs_kernels.rule`; otherwise not at all.
+    SURROGATE: `by_mask` has the factor 1 − x/δ where x < δ, as in `ttfs_kernels.rule.vanishing`; else it is not used.
     """
     total = tl.where(x <= 0, 0.0, by_activation)
     if SURROGATE:
@@ -69,7 +69,7 @@ def at_inputs(by_activation, by_mask, x, properties, SURROGATE: tl.constexpr):
 
 @triton.jit
 def fits(value, dtype: tl.constexpr):
-    """`value` bounded by the largest float16 if that is how it will be stored: a gain may exceed it."""
+    """`value` as `dtype`, in float16 bounded by the largest number, which a gain may exceed."""
     if dtype == tl.float16:
         value = at_most(value, 65504.0)
     return value.to(dtype)
@@ -89,7 +89,7 @@ def zero_pair(TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexp
 
 @triton.jit
 def add_product(w, x, total, INPUTS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
-    """total += x·w for INPUTS_FIRST, else w·x, where all three are transposed."""
+    """total += x·w with INPUTS_FIRST, else w·x with all three transposed."""
     if INPUTS_FIRST:
         total = tl.dot(x, w, total, input_precision=PRECISION)
     else:
@@ -113,8 +113,8 @@ def accumulate(x, w, A, W, INPUTS_FIRST: tl.constexpr, WITH_SLOPE: tl.constexpr,
 def earliest(y, gain, AXIS: tl.constexpr, AREA: tl.constexpr):
     """(y, gain, place) of the earliest spike of each window: AREA neighbours along axis AXIS of two dimensions.
 
-    As `torch.nn.functional.max_pool2d` chooses: of equals the first, of NaN the last. y: float32, 0 or more, rounded
-    as it will be stored. place: int32, which of the neighbours it was.
+    Chosen as by `torch.nn.functional.max_pool2d`: of equals the first, of NaN the last. y: float32, 0 or more, rounded
+    as it will be stored. place: int32, index among the neighbours.
     """
     if AXIS == 0:
         windows: tl.constexpr = (y.shape[0] // AREA, AREA, y.shape[1])
@@ -126,7 +126,7 @@ def earliest(y, gain, AXIS: tl.constexpr, AREA: tl.constexpr):
         place = place[None, :, None]
     else:
         place = place[None, None, :]
-    # One maximum finds value and place: the bits of floating point numbers from 0 on are ordered as they are.
+    # One maximum finds value and place: the bits of floating-point numbers from 0 on are ordered as the numbers are.
     bits = tl.where(y > 0, y.to(tl.int32, bitcast=True), 0)
     bits = tl.where(y == y, bits, 0x7FC00000)
     rank = tl.where(y == y, AREA - 1 - place, place)
@@ -151,7 +151,7 @@ def block_position(pid, ROWS, COLUMNS, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: 
 
 @triton.jit
 def multiple(size, UNIT: tl.constexpr):
-    """`size`, which UNIT divides, so that the compiler knows it: Triton itself sees only multiples of 16."""
+    """`size`, written so that the compiler knows that UNIT divides it: Triton itself detects only multiples of 16."""
     return size // UNIT * UNIT
 
 
@@ -163,9 +163,9 @@ def at_row(ptr, row, stride):
 
 @triton.jit
 def taps_inside(start, SIZE, TAPS, GAP: tl.constexpr):
-    """(first, count, 1 or 0: whether there are any) of the taps with 0 ≤ start + tap·GAP < SIZE.
+    """(first, count, 1 if there are any, else 0) of the taps with 0 ≤ start + tap·GAP < SIZE.
 
-    Where none of several is inside, one counts all the same, so that no loop runs zero times.
+    If there are taps but none is inside, the count is 1 all the same, so that no loop runs zero times.
     """
     first = (tl.maximum(-start, 0) + GAP - 1) // GAP
     end = tl.minimum((tl.maximum(SIZE - start, 0) + GAP - 1) // GAP, TAPS)

@@ -1,7 +1,7 @@
-"""Layers whose sums are exact in every dtype, their passes, and what those return in float64.
+"""Layers whose sums are exact in every dtype, their passes, and the expected results from float64.
 
 All values are small multiples of 1/8, so that products and their sums have no rounding, in whatever order they are
-added. What comes out must equal the rule on exact potentials bit for bit, at the firing borders too.
+added. Results must equal the rule on exact potentials bit for bit, at the firing borders too.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which backend serves a call, who says so, and why Triton cannot."""
+"""Choice of a call's backend, what `backend()` reports, and the reasons why Triton kernels cannot run."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which provider and blocks a pass gets: from tuned tables, or by default."""
+"""Choice of a pass's provider and blocks, from tuning tables or by default."""
 
 import dataclasses
 import json

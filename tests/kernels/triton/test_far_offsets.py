@@ -1,7 +1,7 @@
-"""Tensors of more than 2³¹ elements, whose last images must be found: every contraction, bit for bit.
+"""Every contraction on tensors of more than 2³¹ elements, whose last images must be right bit for bit.
 
-Memory that nobody has touched costs nothing, so tensors are zeros but for their last images, and of each launch only
-the programs that read or write those are interpreted. An address outside of all tensors is an error.
+Untouched memory costs nothing, so tensors are zeros but for their last images, and only the programs of a launch that
+read or write these images are interpreted. An address outside of all tensors is an error.
 """
 
 import dataclasses

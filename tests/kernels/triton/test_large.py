@@ -1,7 +1,7 @@
-"""Layers large enough for default blocks, in bfloat16, again and again: what only a GPU can get wrong.
+"""Many launches of layers large enough for default blocks, in bfloat16: finds faults that only a GPU can have.
 
-Tensor cores, asynchronous copies and their barriers come in with whole blocks; a race shows in one launch of many. All
-sums are exact, so every launch must equal float64 bit for bit. TTFS_REPEATS says how many launches, 1,000 if unset.
+Whole blocks use tensor cores, asynchronous copies and barriers; a race may show in one launch of many. All sums are
+exact, so every launch must equal float64 bit for bit. TTFS_REPEATS is the number of launches, 1,000 if unset.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
-"""What the default configurations compile to on every target, and that what must not be built is recognised.
+"""The machine code of the default configurations on every target, and of kernels that must be refused.
 
-Here Triton interprets; kernels are compiled in a process of its own for each target, which calls `main` below. A chip
-takes about a minute of processor time: by default, one layer for sm_90.
+Triton interprets in this process; for each target a process of its own compiles the kernels, by `main` below. A chip
+takes about a minute of processor time, so by default only one layer is compiled, for sm_90.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Every pass on sums that are exact, bit for bit: each geometry, split and option, ours and the library's."""
+"""Every pass of our kernels and of the library on exact sums, bit for bit: each geometry, split and option."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Order of operands, blocks and splits of a pass, by what chips allow."""
+"""Order of operands, blocks and splits of a pass, by chip."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The firing rule as Triton runs it is the one in PyTorch, bit for bit."""
+"""The firing rule in Triton equals the firing rule in PyTorch, bit for bit."""
 
 import itertools
 import math

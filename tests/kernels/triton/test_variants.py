@@ -1,6 +1,6 @@
-"""A last batch of another size must not compile a network's kernels anew.
+"""Batches of another size, such as a last one, must not compile a network's kernels anew.
 
-Here Triton interprets; what it would compile is asked in a process of its own, which calls `main` below.
+Triton interprets in this process; a process of its own, by `main` below, lists what Triton would compile.
 """
 
 import json
