@@ -48,7 +48,7 @@ SHOWN = (
 
 @dataclasses.dataclass
 class Options:
-    """Where a network costs what its dense ANN does."""
+    """Find where networks cost as much as their dense ANNs."""
 
     networks: tyro.conf.Positional[tuple[str, ...]]  # folders of runs, or bundled:NAME
     data_dir: tuple[Path, ...] = ()

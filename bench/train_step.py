@@ -148,7 +148,7 @@ class Step:
     labels: Tensor
     dtype: torch.dtype
     optimizer: torch.optim.Optimizer | None = None
-    forward_backward_ms: list[float] = dataclasses.field(default_factory=list)  # one entry a round
+    forward_backward_ms: list[float] = dataclasses.field(default_factory=list)  # one entry per round
     step_ms: list[float] = dataclasses.field(default_factory=list)
 
     def forward_backward(self) -> None:

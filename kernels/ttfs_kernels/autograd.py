@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]  # x, weight, bias, skip, skip_weight
-Kept = tuple[Tensor | None, ...]  # for the backward pass
+Kept = tuple[Tensor | None, ...]  # tensors kept for the backward pass
 
 
 class Layer(Protocol):
-    """A backend's two passes of a layer."""
+    """Interface of a backend: the forward and backward pass of a layer."""
 
     def forward(self, operands: Any, with_derivatives: bool) -> tuple[tuple[Tensor, ...], Kept]:
         """Outputs (activations; with batch norm also mean and variance), and the tensors that the backward pass needs.
@@ -87,7 +87,7 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
 def autocasts(*operands: Tensor) -> bool:
     """Whether autocast casts these operands: it is on for their device, and none of them is float64."""
     device = operands[0].device.type
-    on = device != "meta" and torch.is_autocast_enabled(device)  # PyTorch refuses to ask for meta
+    on = device != "meta" and torch.is_autocast_enabled(device)  # PyTorch raises an error for meta
     return on and all(operand.dtype != torch.float64 for operand in operands)
 
 

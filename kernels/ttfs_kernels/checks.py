@@ -60,7 +60,7 @@ def check_tensors(
     for name, tensor, what in (("bias", bias, "initial potential"), ("skip_weight", skip_weight, "weight")):
         if tensor is not None and tensor.shape != weight.shape[:1]:
             raise ValueError(
-                f"{function}: {name} must have shape [{weight.shape[0]}], one {what} an output channel; "
+                f"{function}: {name} must have shape [{weight.shape[0]}], one {what} per output channel; "
                 f"got {list(tensor.shape)}."
             )
     if (skip is None) != (skip_weight is None):
@@ -68,7 +68,7 @@ def check_tensors(
         raise ValueError(f"{function}: {missing} must come with {given}; got none. Give both, or neither.")
     if skip is not None and list(skip.shape) != list(out_shape):
         raise ValueError(
-            f"{function}: skip must have the shape of the output, {list(out_shape)}, a delayed spike a neuron; got "
+            f"{function}: skip must have the shape of the output, {list(out_shape)}, one delayed spike per neuron; got "
             f"{list(skip.shape)}. Take every second position of larger maps, and pad missing channels with zeros."
         )
     if skip is not None and skip.dtype != x.dtype and not autocasts(x, skip):

@@ -125,7 +125,7 @@ def firing(
     if bias is not None:
         potential = potential + bias
     potential, slope = with_delayed(potential, slope, skip, skip_weight, sigma)
-    assert slope is not None  # one was given
+    assert slope is not None  # since a slope was given
     activations, *derivatives = fire_with_derivatives(potential, slope, neuron)
     activations = activations.to(potentials.dtype)
     return activations, torch.stack(derivatives).to(potentials.dtype) if with_derivatives else None

@@ -2,7 +2,7 @@
 
 A fully connected layer is a 1×1 convolution of 1×1 maps, here and in the gradients.
 
-x is [B, H, W, C_total] (channels last), weight [N_total, R, S, C] with C inputs a group, y and gain [B, P, Q, N_total].
+x is [B, H, W, C_total] (channels last), weight [N_total, R, S, C], C inputs per group, y and gain [B, P, Q, N_total].
 A block is BLOCK_M output positions (m runs over B·P·Q) times BLOCK_N channels of one group; the depth is R·S·C.
 BY_POSITION: a block is one position (p, q) of BLOCK_M images instead, and leaves out the taps outside the map.
 POOL > 1: rows are ordered by windows of POOL × POOL positions, so that a block holds whole windows. y, gain and winner

@@ -70,7 +70,7 @@ def conv2d_grad_x(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Gradient at BLOCK_M input positions of one residue class, BLOCK_N input channels; BLOCK_K output channels a step.
+    """Gradient at BLOCK_M inputs of one residue class and BLOCK_N input channels; BLOCK_K output channels per step.
 
     Program (block, class, group of channels). STEP = stride / gcd(stride, dilation). EVEN: BLOCK_K divides N.
     UNIT_C and UNIT_N divide C and N. MASKED: the gradient is 0 at silent inputs. SURROGATE: plus the gradient of the
@@ -89,7 +89,7 @@ def conv2d_grad_x(
     image_blocks = tl.cdiv(B, BLOCK_M)
     images = image_blocks * BLOCK_M if BY_POSITION else B
     M = images * rows * columns
-    # The grid is that of the largest class, which is class 0.
+    # The grid covers the largest class, which is class 0.
     largest = images * ((H + STRIDE_H - 1) // STRIDE_H) * ((W_in + STRIDE_W - 1) // STRIDE_W)
     block_m, block_c = block_position(tl.program_id(0), largest, C, BLOCK_M, BLOCK_N, GROUP)
     if block_m * BLOCK_M >= M:
@@ -219,7 +219,7 @@ def conv2d_grad_w(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Gradient hᵀ·x + slope_hᵀ·[x > 0] of BLOCK_N weights of BLOCK_M output channels; BLOCK_K positions a step.
+    """Gradient hᵀ·x + slope_hᵀ·[x > 0] of BLOCK_N weights of BLOCK_M output channels; BLOCK_K positions per step.
 
     Program (block, split, group of channels). The weights of a block share one tap, or with FEW_CHANNELS run over
     the joint index (r, s, c). P and Q are known at compile time: dividing by them is most of the address arithmetic.
