@@ -9,6 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -124,9 +125,10 @@ class Tuner:
             self.fault(f"{who} {which} of {special(problem)} must run and agree with float64; it does not. Report it.")
 
         library_ms, times, failures = math.inf, {}, Counter[str]()
-        if agrees(checked.by_others(which, unpooled, precision, here)):
-            library_ms = self.time_ms(operands.by_others(which, unpooled, precision, here))
-        else:
+        with suppress(RuntimeError):  # such as too little memory
+            if agrees(checked.by_others(which, unpooled, precision, here)):
+                library_ms = self.time_ms(operands.by_others(which, unpooled, precision, here))
+        if library_ms == math.inf:
             blame("the library's")
         default, *others = candidates(which, problem, here, precision)
         for config in (default, *others) if self.thorough else (default,):

@@ -2,11 +2,10 @@
 
 # Triton's language is not Python's:
 # pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false
 import triton
 import triton.language as tl
 
-# Triton's language is not Python's:
-# pyright: reportAssignmentType=false, reportPossiblyUnboundVariable=false, reportOperatorIssue=false
 from ttfs_kernels.triton_backend.rule import (
     add_product,
     at_inputs,
