@@ -33,12 +33,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8, as `write_bytes` does."""
+    """Write text in UTF-8 by `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, obj: Any) -> None:
-    """Write an object as indented JSON, as `write_bytes` does; non-finite floats become `NaN` and `Infinity`.
+    """Write an object as indented JSON by `write_bytes`; non-finite floats become Python's `NaN` and `Infinity`.
 
     Raises:
         TypeError: `obj` holds something that JSON cannot express.

@@ -110,7 +110,8 @@ def parse_options(
     """Parse a command line into values of options, by name.
 
     Args:
-        groups: classes whose fields are the flags. Each of several is a group in `--help`; their names end in Options.
+        groups: classes whose fields are the flags. If there are several, each is a group in `--help`, and its name ends
+            in Options.
         prog, description: shown by `--help`.
         arguments: command line without the program's name; `--traceback` is ignored.
         defaults: default of every field, by name; needed for several groups. Default: the fields' own defaults.

@@ -18,7 +18,7 @@ class Faults:
     Attributes:
         spike_jitter: standard deviation of every spike's time, in windows. A spike moved before its window comes at the
             window's start; a spike moved behind its window is lost.
-        weight_noise: standard deviation of every weight, as a share of its own magnitude; noise is cut at four of them.
+        weight_noise: standard deviation of every weight, as a share of its magnitude; cut at four standard deviations.
         dead_neurons: share of the hidden neurons that never fire.
         stuck_neurons: share of the hidden neurons that always fire at their window's start.
         lost_spikes: share of the spikes, of hidden neurons and of a latency encoder, that reach no synapse.
@@ -107,7 +107,7 @@ class AugmentationOptions(BaseModel):
     """Pixel value of the padding that crop_padding adds, or reflect: the padding mirrors the image."""
     flip: Flip = False
     """Flip images left to right with probability one half; alternating: at random in the first
-    epoch, then the other way round in each next one."""
+    epoch, then flipped and not flipped in turn."""
     shift: int = Field(default=0, ge=0, le=8192)
     """Shift images by up to this many pixels, filling with zeros."""
     auto_augment: bool | PolicyName = False

@@ -169,7 +169,7 @@ REFUSED = [
     (_Function(lambda x: F.relu(x.transpose(1, 2))), r"got transpose \(transpose\)"),
     (
         _Function(lambda x: F.relu(x) if x.sum() > 0 else x),
-        "be one that torch.fx traces .*; got _Function, symb",
+        "be traceable by torch.fx .*; got _Function, symb",
     ),
     (_Function(lambda x: x.relu().reshape(-1, 2, 128)), "reshape from"),
 ]

@@ -256,7 +256,7 @@ class _Reader:
         window = _window(pool, maps)
         if window is None or window[0] != window[1] or layer.module.dilation != (1, 1):
             self._refuse(
-                node, "a dilated convolution behind an average pool, or one whose square windows do not divide the maps"
+                node, "behind an average pool whose square windows do not divide the maps, or behind one and dilated"
             )
         layer.average = window[0]
 

@@ -1,8 +1,8 @@
 """Calibrate a trained network for a chip's grid, without training: scales of weights and initial potentials.
 
-Layer by layer, each output channel gets first the scale, then the initial potential that bring its outputs on the grid
-closest to its outputs without a grid. A layer reads the outputs of calibrated layers, computed as on the chip. It takes
-seconds; training on the grid (`--time-steps`, `--weight-bits`) takes epochs and is more accurate.
+Layer by layer, each output channel gets first a scale, then an initial potential, chosen to bring its outputs on the
+grid closest to its outputs without a grid. A layer reads the outputs of calibrated layers, computed as on the chip.
+This takes seconds; training on the grid (`--time-steps`, `--weight-bits`) takes epochs and is more accurate.
 """
 
 from __future__ import annotations

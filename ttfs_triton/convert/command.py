@@ -64,7 +64,7 @@ class CalibrationImages(BaseModel):
         data = self.split(
             None if events else config.image_size,
             cropped=preprocessing.fit == "crop",
-            max_samples=None if events is None else count,  # reads no more files of recordings
+            max_samples=None if events is None else count,  # reads only as many recordings
             streaming=events is None,
             events=events,
         )
@@ -241,7 +241,7 @@ def check_folder(folder: Path) -> None:
     """Raise ConversionError unless `folder` is empty or does not exist."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConversionError(
-            f"convert: output_dir must be a new or empty folder; got {folder}, which exists. Give another --output-dir."
+            f"convert: output_dir must be a new or empty folder; got {folder}, which is neither. Give another one."
         )
 
 

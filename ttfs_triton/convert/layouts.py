@@ -10,8 +10,8 @@ Other projects use these names too. The size of the head's input gives the size 
 of the images are known for heads that read ImageNet's 7×7 maps and for the paper's networks; else the caller must give
 them.
 
-The paper's networks for MNIST read pixels as spike times, without padding. Three of its networks have the same names:
-an ANN and the spiking networks "direct" and "proxy". The caller must say which one a file holds.
+The paper's networks for MNIST read pixels as spike times, without padding. Three of the paper's networks have the same
+names: an ANN and the spiking networks "direct" and "proxy". The caller must say which one a file holds.
 """
 
 import re
@@ -135,7 +135,7 @@ def foreign_layout(
     channels, classes = first.shape[1], len(tensors[f"{list(dense)[-1]}.weight"])
     latency = names is PAPER and channels == 1  # the paper's network for MNIST
     timm, assumptions = _timm_values(config), ["a 2×2 pool ends the convolutions"]
-    places = head[0].numel() / len(tensors[f"{list(convolutions)[-1]}.weight"])  # the head reads a map
+    places = head[0].numel() / len(tensors[f"{list(convolutions)[-1]}.weight"])  # that the head reads in each map
     pools = sum(behind == 2 for behind in convolutions.values())
     average: list[tuple[str, nn.Module]] = []
     if latency:
@@ -221,7 +221,7 @@ def _modules(
     tensors: Mapping[str, Tensor], chain: Mapping[str, int], names: Names, epsilon: float, padded: bool = True
 ) -> Iterator[tuple[str, nn.Module]]:
     """Layers of a chain, each with its batch norm, activation and pool."""
-    inputs = 0  # the first layer's are as its weight says
+    inputs = 0  # for the first layer: as many as its weight has
     for name, behind in chain.items():
         weight, bias = tensors[f"{name}.weight"], f"{name}.bias" in tensors
         maps = weight.dim() == 4 and "fc" not in name
