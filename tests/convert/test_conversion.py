@@ -184,7 +184,7 @@ def dropout_in_features():
         (dropout_in_features(), r"behind features\.0\.weight there must be .*got 3 places before features\.5"),
         (sources.Named(features=nn.Sequential(*sources.features())).state_dict(), "a VGG with a classifier"),
         (sources.timm_pooled().state_dict() | {"pre_logits.fc1.weight": torch.ones(10, 10, 7, 7)}, "1 places before"),
-        ({"features.0.weight": torch.ones(3, 3), "classifier.weight": torch.ones(3, 3)}, "must be of a network of ou"),
+        ({"features.0.weight": torch.ones(3, 3), "classifier.weight": torch.ones(3, 3)}, "must be a network of ttfs"),
         (nn.Linear(3, 3).state_dict(), r"got weight \[3, 3\].*convert_ann\(module, images\)"),
         ({"layer1.0.conv1.weight": torch.ones(4, 4, 3, 3)}, r"--network FILE\.py:FUNCTION"),
     ],
