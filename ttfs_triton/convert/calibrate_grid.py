@@ -163,7 +163,7 @@ def run(options: CalibrateOptions) -> Calibration:
         ValueError: the network does not exist, the grid's registers are too small, or the images do not fit.
         OSError, RuntimeError: the images cannot be downloaded or decoded, or the folder cannot be written.
     """
-    check_folder(options.output_dir)
+    check_folder("calibrate", options.output_dir)
     grid = Grid(options.time_steps, options.weight_bits, options.weight_units == "channel", options.state_bits)
     model, console = TTFSModel.from_files(find_model(options.model), options.network).float(), Console()
     images = options.load("calibrate", model.description, options.images)

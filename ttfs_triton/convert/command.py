@@ -173,7 +173,7 @@ def run(options: ConvertOptions) -> Converted | None:
         OSError: the folder cannot be written; nothing is left of it.
         RuntimeError: the calibration images cannot be downloaded or decoded.
     """
-    check_folder(options.output_dir)
+    check_folder("convert", options.output_dir)
     if options.network is not None:
         options.check("convert")
     weights, console = open_weights(options.source, sha256=options.sha256), Console()
@@ -237,11 +237,11 @@ def _run_traced(options: ConvertOptions, builder: str, weights: Weights) -> None
         print("to load it, give a function that returns convert_ann(ANN, IMAGES, calibrate=False)[0] as --network")
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ConversionError unless `folder` is empty or does not exist."""
+def check_folder(function: str, folder: Path) -> None:
+    """Raise ConversionError, in the name of `function`, unless `folder` is empty or does not exist."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConversionError(
-            f"convert: output_dir must be a new or empty folder; got {folder}, which is neither. Give another one."
+            f"{function}: output_dir must be a new or empty folder; got {folder}, which is neither. Give another one."
         )
 
 
