@@ -168,6 +168,8 @@ class TrainingLoop:
             NonFiniteLossError: loss, gradient or weights are not finite; no update was made from that step on.
         """
         self.display.start(self.steps, self.position.step)
+        # A run that was stopped in validation resumes behind its epoch's last step.
+        self.persistence.set(max(0, self.position.step - 1))
         try:
             with fused_passes(self.fuses), nullcontext() if self.target is None else self.target.model.watching():
                 while self.position.epoch < self.config.epochs:
