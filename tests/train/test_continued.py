@@ -75,3 +75,15 @@ def test_calibrated_run_goes_on_from_its_checkpoint(config, tmp_path, monkeypatc
     train(change(parts, resume=True))
     assert "resumed after step" in capsys.readouterr().out
     assert_same_run(spiking.output_dir, parts.output_dir)
+
+
+def test_run_with_batch_norm_goes_on_that_began_with_weights_without(config, tmp_path):
+    plain = change(config, epochs=1, encoder="analog")
+    train(plain)
+    values = {"batch_norm": True, "weights": plain.output_dir}
+    whole, parts = (change(plain, output_dir=tmp_path / name, **values) for name in ("whole", "parts"))
+    train(whole)
+    with pytest.raises(Interrupted):
+        train(parts, callbacks=[At(3)])
+    train(change(parts, resume=True))
+    assert_same_run(parts.output_dir, whole.output_dir)
