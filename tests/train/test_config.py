@@ -137,6 +137,9 @@ def test_changed_keys_are_those_that_change_the_course(recipe, schedule, changes
     found = changed_keys(config, config.model_copy(update=changes))
     assert found == {name: (getattr(config, name), changes[name]) for name in names}
     assert set(TrainConfig().model_dump()) >= FREE_ON_RESUME
+    for key, value in {"psp_persistence_rise": (0.2, 0.6), "lookahead": 3, "target_sparsity": 0.2}.items():
+        config = TrainConfig(epochs=7, schedule="constant", **{key: value})
+        assert changed_keys(config, config.model_copy(update={"epochs": 8})) == {"epochs": (7, 8)}
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e309, 10**20])

@@ -95,7 +95,7 @@ RETIRED = {
     "pretrain_epochs": "see psp_persistence_rise",
     "pretrain_lr": "see psp_persistence_rise",
 }
-# A run with one of these schedules can be made longer: no rate depends on the number of steps.
+# A run with one of these schedules can be made longer, unless something else follows the share of steps that are done.
 OPEN_SCHEDULES = ("constant", "milestones")
 _MOST_FILES = 8  # longest chain of recipes that extend one another
 
@@ -246,7 +246,8 @@ def differing_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, A
 def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """The differing keys, {key: (old, new)}, that would change the course of a resumed run."""
     changes = {key: values for key, values in differing_keys(old, new).items() if key not in FREE_ON_RESUME}
-    if new.schedule in OPEN_SCHEDULES and new.epochs > old.epochs:
+    by_share = new.psp_persistence_rise is not None or new.lookahead or new.target is not None
+    if new.schedule in OPEN_SCHEDULES and not by_share and new.epochs > old.epochs:
         changes.pop("epochs", None)
     return changes
 
