@@ -159,7 +159,11 @@ def test_resume_takes_the_saved_configuration(recipe, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text(parse_config(recipe, "", ["--lr", "0.5"]).to_yaml())
-    assert parse_config(recipe, "", ["--output-dir", str(run), "--resume"]).lr == 0.5
+    for flag in ("--output-dir", "--output_dir"):
+        assert parse_config(recipe, "", [flag, str(run), "--resume"]).lr == 0.5
+    (tmp_path / "mine.yaml").write_text(f"log_steps: 3\noutput_dir: {run}")
+    again = parse_config(recipe, "", ["--resume", "--config", str(tmp_path / "mine.yaml")])
+    assert (again.lr, again.log_steps) == (0.5, 3)
 
 
 @pytest.fixture

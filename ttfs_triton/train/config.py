@@ -126,7 +126,7 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     first.add_argument("--preset")
-    first.add_argument("--output-dir", type=Path)
+    first.add_argument("--output-dir", "--output_dir", type=Path)
     first.add_argument("--resume", action="store_true")
     first.add_argument("--network")
     known, _ = first.parse_known_args(arguments)
@@ -135,13 +135,14 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
     mine = {} if known.config is None else read_yaml(known.config)
     values = written.values(known.preset or mine.get("preset")) | mine
     source = str(known.config or recipe)
-    saved = known.output_dir / "config.yaml" if known.resume and known.output_dir else None
+    folder = known.output_dir or values.get("output_dir")
+    saved = Path(str(folder)) / "config.yaml" if known.resume and folder else None
     if saved is not None and os.path.isfile(saved):  # a name may be too long
-        # `check_configuration` refuses flags that contradict the run's checkpoints.
-        values, source = without_retired(read_yaml(saved)), str(saved)
+        # `check_configuration` refuses keys and flags that contradict the run's checkpoints.
+        values, source = without_retired(read_yaml(saved)) | mine, str(known.config or saved)
         if values.get("network") is not None and known.network is None:
             raise ConfigError(
-                f"--resume: the network of the run in {known.output_dir} was built by {values['network']}, and code "
+                f"--resume: the network of the run in {folder} was built by {values['network']}, and code "
                 "that only a file names is not run. Add --network FILE.py:FUNCTION."
             )
     base = make_config(values, source)
