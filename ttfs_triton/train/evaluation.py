@@ -24,7 +24,7 @@ from ttfs_triton.scoring import (
     versions,
 )
 from ttfs_triton.scoring.batches import load_batches
-from ttfs_triton.train.run_folder import RunFolderError
+from ttfs_triton.train.run_folder import RunFolder, RunFolderError
 
 if TYPE_CHECKING:
     from ttfs_triton.train.loop import TrainingLoop
@@ -136,6 +136,14 @@ def epoch_line(loop: TrainingLoop, evaluation: Evaluation | None) -> EpochLine:
     )
 
 
+def load_best(network: nn.Module, folder: RunFolder) -> None:
+    """Load a run's best weights into its network; RunFolderError if they are damaged or another network's."""
+    try:
+        load_tensors(network, read_weights(folder.best_weights), folder.best_weights)
+    except LoadError as error:
+        raise RunFolderError(str(error)) from error
+
+
 def score_run(loop: TrainingLoop) -> dict[str, Any]:
     """Load the best weights, score the test images once, write and show the summary.
 
@@ -146,10 +154,7 @@ def score_run(loop: TrainingLoop) -> dict[str, Any]:
         RunFolderError: the best weights are damaged.
     """
     network, folder, accelerator = loop.scored_network, loop.folder, loop.accelerator
-    try:
-        load_tensors(network, read_weights(folder.best_weights), folder.best_weights)
-    except LoadError as error:
-        raise RunFolderError(str(error)) from error
+    load_best(network, folder)
     with counting(network, image_shape=loop.graph.image_shape, histogram_bins=0, by_sample=False) as counter:
         evaluation = score(loop, loop.test_images)
     if loop.average is not None:

@@ -37,10 +37,11 @@ from ttfs_triton.train.device import (
     warn_of_device,
 )
 from ttfs_triton.train.display import Display
-from ttfs_triton.train.evaluation import score_run
+from ttfs_triton.train.evaluation import load_best, score_run
 from ttfs_triton.train.loop import TrainingLoop
 from ttfs_triton.train.resume import check_configuration, read_state
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError, reason_of
+from ttfs_triton.train.start import start_on_grid
 
 
 class DeviceLostError(RuntimeError):
@@ -110,6 +111,10 @@ def train(
                 summary = _train(loop, name)
         else:
             display.say(f"This run has ended already: {folder.path}")
+            if network is not None:
+                if config.grid is not None:
+                    start_on_grid(network, config.grid)
+                load_best(network, folder)
         accelerator.end_training()
         _publish(config, folder.path, accelerator, network)
         return summary
