@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ttfs_triton.command_line import program
+from ttfs_triton.command_line import program, text_of
 from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.data.images import ImageData, images_of_tensors
 from ttfs_triton.hub.publish import publish
@@ -177,7 +177,7 @@ def _beginning(folder: RunFolder, advice: Callable[[], str]) -> Iterator[None]:
     except CheckpointError:
         raise
     except (ValueError, RuntimeError, OSError, MemoryError, OverflowError) as error:
-        raise ConfigError(str(error) or f"not enough memory for this run; {type(error).__name__}.") from error
+        raise ConfigError(text_of(error) or f"not enough memory for this run; {type(error).__name__}.") from error
 
 
 def _advice(folder: RunFolder, config: TrainConfig, again: str | None) -> str:
