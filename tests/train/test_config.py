@@ -54,7 +54,8 @@ def recipe(tmp_path) -> Path:
         ({"weight_bits": 4}, "weight_bits and state_bits need time_steps"),
         ({"grid_chip": "loihi"}, "grid_chip needs time_steps"),
         ({"dead_neurons": 0.6, "stuck_neurons": 0.6}, "dead_neurons and stuck_neurons must be at most 1 together"),
-        ({"milestones": [3, 2]}, r"milestones must rise; got \[3, 2\]"),
+        ({"milestones": [3, 2], "schedule": "milestones"}, r"milestones must rise; got \[3, 2\]"),
+        ({"milestones": [2, 3]}, "milestones needs schedule: milestones; got one_cycle"),
         ({"batch_size": 10, "gradient_accumulation": 3}, "must be divisible by gradient_accumulation"),
     ],
 )
@@ -66,7 +67,7 @@ def test_make_config_names_key_rule_and_value(values, message):
 
 
 def test_config_survives_its_own_yaml(recipe):
-    words = "--milestones 3 5 --derivative-clip None --data-dir a/b --learning-rate 0.5"
+    words = "--schedule milestones --milestones 3 5 --derivative-clip None --data-dir a/b --learning-rate 0.5"
     for flags, flip in (("--flip --crop-fill 128", True), ("--flip alternating --crop-fill reflect", "alternating")):
         config = parse_config(recipe, "", f"{words} {flags}".split())
         assert make_config(yaml.safe_load(config.to_yaml()), "itself") == config
