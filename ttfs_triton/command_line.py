@@ -197,6 +197,15 @@ def problem_lines(
     return lines
 
 
+def text_of(error: Exception) -> str:
+    """Text of an error for the user: of pydantic's, only the rules that are broken."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        return "\n".join(line.strip() for line in problem_lines(error))
+    return str(error)
+
+
 @contextmanager
 def plain_errors(*errors: type[Exception], traceback: bool = False) -> Iterator[None]:
     """End the program if the block raises one of these errors: print its text, without a traceback.
@@ -215,10 +224,6 @@ def plain_errors(*errors: type[Exception], traceback: bool = False) -> Iterator[
 
             tracebacks.print_exception(error)
         code = getattr(error, "exit_code", None)
-        from pydantic import ValidationError
-
-        text = str(error) or type(error).__name__  # MemoryError mostly has no text
-        if isinstance(error, ValidationError):
-            text = "\n".join(line.strip() for line in problem_lines(error))
+        text = text_of(error) or type(error).__name__  # MemoryError mostly has no text
         print(f"error: {text}" if code is None else text, file=sys.stderr)
         raise SystemExit(1 if code is None else code) from error

@@ -122,9 +122,12 @@ def test_damaged_images_are_found_once_and_remembered(tmp_path, caplog, monkeypa
 def test_real_values_and_what_is_beyond_pillows_limit_are_bad_images(tmp_path, monkeypatch, recwarn):
     buffer = io.BytesIO()
     Image.new("F", (30, 30)).save(buffer, "TIFF")
-    write_parquet(tmp_path / "train.parquet", [jpeg(photograph(0)), buffer.getvalue(), jpeg(photograph(4))], [0, 1, 1])
+    dark = io.BytesIO()
+    Image.fromarray(np.full((30, 30), 1023, np.uint16)).save(dark, "PNG")
+    files = [jpeg(photograph(0)), buffer.getvalue(), jpeg(photograph(4)), dark.getvalue()]
+    write_parquet(tmp_path / "train.parquet", files, [0, 1, 1, 1])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 120 * 160 // 2 - 1)
-    assert load(tmp_path).skipped == [1, 2]
+    assert load(tmp_path).skipped == [1, 2, 3]
     assert not recwarn.list
 
 

@@ -51,6 +51,9 @@ def test_find_rows_reads_class_folders(tmp_path):
         for i, pixels in enumerate(random_images(count)):
             Image.fromarray(pixels).save(train / name / f"{i}.png")
     (train / "metadata.csv").write_text("file_name,x\ncat/0.png,1\n")
+    for hidden in (".ipynb_checkpoints/0.png", "cat/._0.png"):
+        (train / hidden).parent.mkdir(exist_ok=True)
+        (train / hidden).write_bytes((train / "cat/0.png").read_bytes())
     rows = find_rows(None, train.parent, "train")
     assert rows.table.features["label"].names == ["cat", "dog"]
     assert sorted(labels(rows)) == [0, 0, 1, 1, 1]

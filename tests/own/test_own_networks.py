@@ -200,7 +200,10 @@ def test_trainer_goes_on_with_the_same_network_only(tmp_path):
     again = config.model_copy(update={"resume": True})
     with pytest.raises(ConfigError, match=r"--resume: the network must be the one in .*; its layers differ"):
         Trainer(network(width=5), data, again).train()
-    assert Trainer(network(), data, again).train()["epochs"] == 2
+    longer, ended = network(), network()
+    assert Trainer(longer, data, again).train()["epochs"] == 2
+    assert Trainer(ended, data, again).train()["epochs"] == 2
+    assert all(torch.equal(tensor, ended.state_dict()[name]) for name, tensor in longer.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,7 @@ def test_loader_that_augments_ahead_changes_nothing(monkeypatch, device, images_
         ({"batch_size": 0}, "batch_size must be a multiple of .*; got 0 for 1 x 1"),
         ({"batch_size": 64}, "batch_size must be at most the number of training images; got 64 for 50"),
         ({"rank": 2, "world_size": 2}, "EpochBatches: rank must be in .*; got 2 of 2"),
+        ({"augmentation": Augmentation(crop_padding=99, crop_fill="reflect")}, "crop_padding must be less than"),
     ],
 )
 def test_batches_that_cannot_be_are_refused(options, message):

@@ -54,7 +54,8 @@ def recipe(tmp_path) -> Path:
         ({"weight_bits": 4}, "weight_bits and state_bits need time_steps"),
         ({"grid_chip": "loihi"}, "grid_chip needs time_steps"),
         ({"dead_neurons": 0.6, "stuck_neurons": 0.6}, "dead_neurons and stuck_neurons must be at most 1 together"),
-        ({"milestones": [3, 2]}, r"milestones must rise; got \[3, 2\]"),
+        ({"milestones": [3, 2], "schedule": "milestones"}, r"milestones must rise; got \[3, 2\]"),
+        ({"milestones": [2, 3]}, "milestones needs schedule: milestones; got one_cycle"),
         ({"batch_size": 10, "gradient_accumulation": 3}, "must be divisible by gradient_accumulation"),
     ],
 )
@@ -66,7 +67,7 @@ def test_make_config_names_key_rule_and_value(values, message):
 
 
 def test_config_survives_its_own_yaml(recipe):
-    words = "--milestones 3 5 --derivative-clip None --data-dir a/b --learning-rate 0.5"
+    words = "--schedule milestones --milestones 3 5 --derivative-clip None --data-dir a/b --learning-rate 0.5"
     for flags, flip in (("--flip --crop-fill 128", True), ("--flip alternating --crop-fill reflect", "alternating")):
         config = parse_config(recipe, "", f"{words} {flags}".split())
         assert make_config(yaml.safe_load(config.to_yaml()), "itself") == config
@@ -137,6 +138,9 @@ def test_changed_keys_are_those_that_change_the_course(recipe, schedule, changes
     found = changed_keys(config, config.model_copy(update=changes))
     assert found == {name: (getattr(config, name), changes[name]) for name in names}
     assert set(TrainConfig().model_dump()) >= FREE_ON_RESUME
+    for key, value in {"psp_persistence_rise": (0.2, 0.6), "lookahead": 3, "target_sparsity": 0.2}.items():
+        config = TrainConfig(epochs=7, schedule="constant", **{key: value})
+        assert changed_keys(config, config.model_copy(update={"epochs": 8})) == {"epochs": (7, 8)}
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e309, 10**20])
@@ -156,7 +160,11 @@ def test_resume_takes_the_saved_configuration(recipe, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text(parse_config(recipe, "", ["--lr", "0.5"]).to_yaml())
-    assert parse_config(recipe, "", ["--output-dir", str(run), "--resume"]).lr == 0.5
+    for flag in ("--output-dir", "--output_dir"):
+        assert parse_config(recipe, "", [flag, str(run), "--resume"]).lr == 0.5
+    (tmp_path / "mine.yaml").write_text(f"log_steps: 3\noutput_dir: {run}")
+    again = parse_config(recipe, "", ["--resume", "--config", str(tmp_path / "mine.yaml")])
+    assert (again.lr, again.log_steps) == (0.5, 3)
 
 
 @pytest.fixture

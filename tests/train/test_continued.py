@@ -25,12 +25,13 @@ BFLOAT16 = {"gradient_accumulation": 2, "mixed_precision": "bf16", "momentum": 0
     [
         ({"checkpoint_steps": 3}, 13),
         ({"checkpoint_steps": 3}, 16),
+        (RISE, 16),
         (RISE, 17),
         (TARGET | {"ema_decay": 0.99}, 22),
         ({"teacher": True} | BFLOAT16, 9),
         ({"captured": True, "statistics_steps": 5, "teacher": True}, 14),
     ],
-    ids=["middle", "epoch's end", "σ and lookahead", "target", "teacher, bfloat16", "teacher, captured"],
+    ids=["middle", "epoch's end", "σ, epoch's end", "σ, lookahead", "target", "teacher, bfloat16", "teacher, captured"],
 )
 def test_stopped_run_goes_on_bit_for_bit(config, tmp_path, monkeypatch, teacher, values, step):
     values = values | ({"teacher": teacher} if "teacher" in values else {})
@@ -74,3 +75,15 @@ def test_calibrated_run_goes_on_from_its_checkpoint(config, tmp_path, monkeypatc
     train(change(parts, resume=True))
     assert "resumed after step" in capsys.readouterr().out
     assert_same_run(spiking.output_dir, parts.output_dir)
+
+
+def test_run_with_batch_norm_goes_on_that_began_with_weights_without(config, tmp_path):
+    plain = change(config, epochs=1, encoder="analog")
+    train(plain)
+    values = {"batch_norm": True, "weights": plain.output_dir}
+    whole, parts = (change(plain, output_dir=tmp_path / name, **values) for name in ("whole", "parts"))
+    train(whole)
+    with pytest.raises(Interrupted):
+        train(parts, callbacks=[At(3)])
+    train(change(parts, resume=True))
+    assert_same_run(parts.output_dir, whole.output_dir)

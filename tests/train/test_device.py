@@ -108,6 +108,11 @@ def test_a_run_says_what_it_runs_on_fuses_and_keeps_freed_memory_while_it_trains
     assert said.index("emulates bf16") < said.index("passes over neurons are fused") < said.index("epoch 1/1")
 
 
+def test_a_later_run_in_a_process_has_its_own_precision(config):
+    for precision, expected in (("bf16", "bf16"), (None, "no"), ("bf16", "bf16"), ("no", "no")):
+        assert make_accelerator(change(config, mixed_precision=precision)).mixed_precision == expected
+
+
 def test_what_this_machine_cannot_do_is_told(config, monkeypatch):
     with pytest.raises(ConfigError, match=r"num_workers must be at most \d+ on this machine; got 200"):
         make_accelerator(change(config, num_workers=200))

@@ -17,9 +17,10 @@ from tests.train.runs import AUGMENTATION, ROOT, best, command, environment, las
 # Five optimiser steps; 45 test and 37 validation images, which two processes do not divide evenly.
 SHORT = {"epochs": 1, "dropout": 0.0, "ema_decay": 0.0, "batch_size": 24, "optimizer": "sgd", "lr": 0.2}
 SHORT |= {"surrogate_width": 0.5}
+NORMAL = {"batch_norm": True, "encoder": "analog", "psp_persistence": 0.5}
 COURSES = {
     "augmented": AUGMENTATION,
-    "shared statistics": {"batch_norm": True, "encoder": "analog", "sync_batch_norm": True, "psp_persistence": 0.5},
+    "shared statistics": NORMAL | {"sync_batch_norm": True, "lookahead": 2},
     "target": {"target_operations": 0.85},
 }
 

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
 
 from tests.train.runs import At, change, metrics
+from ttfs_triton.data.images import images_of_tensors
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import DFTLinear, LatencyEncoder, NetworkConfig, Neuron, PotentialReadout, TTFSNetwork
 from ttfs_triton.train import Callback, TrainConfig, Trainer, train
@@ -126,8 +128,9 @@ def test_statistics_of_the_scored_network_are_those_of_training_images(config):
     (loop,) = kept
     network = loop.scored_network
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    refresh_statistics(network, loop.data.train, loop.data.train_indices, 13, loop.accelerator)
-    images = loop.data.train.images_at(loop.data.train_indices[: len(loop.data.train_indices) // 13 * 13]) / 255
+    indices = loop.data.train_indices[: len(loop.data.train_indices) // 13 * 13]
+    refresh_statistics(network, loop.data.train, indices, 13, loop.accelerator)
+    images = loop.data.train.images_at(indices) / 255
     potentials = images.sub(network.features.conv1.mean).div(network.features.conv1.std)
     potentials = torch.nn.functional.conv2d(potentials, network.features.conv1.effective_weight(), padding=1)
     running = network.features.conv1.batch_norm.running_mean
@@ -135,6 +138,17 @@ def test_statistics_of_the_scored_network_are_those_of_training_images(config):
     for name, value in network.state_dict().items():
         if "running" not in name and "num_batches" not in name:
             assert torch.equal(value, before[name]), name
+
+
+def test_statistics_of_images_sorted_by_class_are_those_of_shuffled_ones():
+    """Of the second class alone from the fifth batch on, and not at all from the 5,000th image on."""
+    network, labels = small(), torch.arange(4).repeat_interleave(2500)
+    images = torch.randint(0, 60, (10_000, 1, 8, 8), dtype=torch.uint8) + 60 * labels.byte().view(-1, 1, 1, 1)
+    data, norm, found = images_of_tensors(images, labels), network.features.conv2.batch_norm, []
+    for indices in (torch.arange(10_000), torch.randperm(10_000)):
+        refresh_statistics(network, data, indices, 500, Accelerator(cpu=True))
+        found.append((norm.running_mean.clone(), norm.running_var.clone()))
+    torch.testing.assert_close(*found, rtol=0.05, atol=0.01)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_start_from_weights_of_a_run(config, tmp_path):
     [
         ({"batch_size": 100_000}, "batch_size must be at most the number of training images; got 100000 for 128"),
         ({"max_train_samples": 12}, "batch_size must be at most the number of training images; got 16 for 10"),
-        ({"model": "4X3"}, "specification"),
+        ({"model": "4X3"}, r"^parse_specification: each token must look like"),
         ({"data_dir": "/nowhere"}, "nowhere"),
         ({"weights": "/nowhere"}, "weights: .*nowhere"),
     ],

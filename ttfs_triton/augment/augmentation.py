@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +80,7 @@ class Augmentation(AugmentationOptions):
             TypeError: the images are not uint8.
         """
         self._check(images, indices)
+        self.check_shape(images.shape[1:])
         if not self.changes_images:
             return to_float(images)
         words = random_words(seed, epoch, indices, AUGMENTATION_BLOCKS)
@@ -118,19 +120,23 @@ class Augmentation(AugmentationOptions):
                 f"Augmentation: indices must be one for each image; got {tuple(indices.shape)} for {len(images)} "
                 "images. Pass the images' places in their data set."
             )
-        if max(images.shape[2:]) > LARGEST_SIDE:
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise ValueError unless images of this shape, (C, height, width), can be augmented."""
+        channels, *sides = shape
+        if max(sides) > LARGEST_SIDE:
             raise ValueError(
-                f"Augmentation: images must be at most {LARGEST_SIDE} pixels a side; got {tuple(images.shape[2:])}. "
+                f"Augmentation: images must be at most {LARGEST_SIDE} pixels a side; got {tuple(sides)}. "
                 "Set --image-size."
             )
-        if self.crop_fill == "reflect" and self.crop_padding >= min(images.shape[2:]):
+        if self.crop_fill == "reflect" and self.crop_padding >= min(sides):
             raise ValueError(
                 f"Augmentation: crop_padding must be less than the sides of images that crop_fill reflects; got "
-                f"{self.crop_padding} for {tuple(images.shape[2:])}. Lower --crop-padding."
+                f"{self.crop_padding} for {tuple(sides)}. Lower --crop-padding."
             )
-        if (self.auto_augment or self.trivial_augment) and images.shape[1] not in (1, 3):
+        if (self.auto_augment or self.trivial_augment) and channels not in (1, 3):
             raise ValueError(
-                f"Augmentation: images must have 1 or 3 channels for a policy; got {images.shape[1]}. "
+                f"Augmentation: images must have 1 or 3 channels for a policy; got {channels}. "
                 "Switch auto_augment and trivial_augment off."
             )
 

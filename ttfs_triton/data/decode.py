@@ -26,14 +26,14 @@ from datasets import config as datasets_config
 from torch import Tensor
 
 from ttfs_triton.atomic import write_json
-from ttfs_triton.data.pixels import GRAYSCALE_MODES, Crop, centre_crop, random_crop
+from ttfs_triton.data.pixels import GRAYSCALE_MODES, Crop, centre_crop, image_pixels, random_crop
 from ttfs_triton.data.reading import BadImages, decode_image, file_bytes, open_image, read_rows, row_names
 
 logger = logging.getLogger(__name__)
 
 _MODES = {1: "L", 3: "RGB"}
 _MEMORY_FRACTION = 0.8  # share of the available memory that the pixels may take
-_FORMAT = 1  # format version of the cached checks
+_FORMAT = 2  # format version of the cached checks
 _SAMPLED = 256  # images whose bytes are part of a check's key
 
 
@@ -267,11 +267,9 @@ def read_checked(_: int, encoded: dict[str, Any] | None) -> tuple[bytes, int]:
     content = file_bytes(encoded)
     with open_image(content) as image:
         mode = image.mode
-        if mode in ("I", "F"):
-            raise ValueError(f"pixel mode {mode} has no 8-bit meaning")
         # A JPEG is still read to its end, but only one pixel of 64 is computed.
         image.draft(None, (1, 1))
-        image.load()
+        image_pixels(image)
     gray = mode in GRAYSCALE_MODES or mode.startswith("I;16")
     return hashlib.sha256(content).digest(), 1 if gray else 3
 

@@ -17,7 +17,7 @@ from ttfs_triton.data.decode import Decoded, InMemoryImages, require_memory
 from ttfs_triton.data.event_files import READERS
 from ttfs_triton.data.events import EventWindows, first_spike_levels
 from ttfs_triton.data.reading import BadImages, with_progress_bar
-from ttfs_triton.data.sources import SPLIT_NAMES, divide, require_folder
+from ttfs_triton.data.sources import SPLIT_NAMES, divide, require_folder, visible_files
 
 _SUFFIXES = {".bin", ".npz"}  # of recordings in class folders
 _SENSORS = {".bin": (34, 34), ".aedat": (128, 128)}  # N-MNIST's, DVS-Gesture's
@@ -174,7 +174,7 @@ def _content(path: Path) -> np.ndarray | Mapping[str, np.ndarray]:
 
 def _files(folder: Path) -> list[Path]:
     """Recordings in class folders, class by class."""
-    return sorted(path for path in folder.glob("*/*") if path.suffix in _SUFFIXES and not path.name.startswith("."))
+    return [path for path in visible_files(folder) if path.suffix in _SUFFIXES]
 
 
 def _class_names(files: Sequence[Path]) -> list[str]:

@@ -180,7 +180,12 @@ def _read_parquet(files: Sequence[Path], folder: Path) -> datasets.Dataset:
 
 def _image_files(folder: Path) -> list[Path]:
     """Image files in class folders, class by class."""
-    return sorted(path for path in folder.glob("*/*") if path.suffix.lower() in _IMAGE_SUFFIXES)
+    return [path for path in visible_files(folder) if path.suffix.lower() in _IMAGE_SUFFIXES]
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Files in class folders, class by class, without the hidden ones that notebooks and file managers leave."""
+    return sorted(folder.glob("[!.]*/[!.]*"))
 
 
 def _undivided(folder: Path) -> list[Path]:

@@ -35,7 +35,8 @@ class EpochBatches:
         augmentation: augmentation of the images. Default: none.
         classes: number of classes, needed where images are mixed: their labels are class probabilities.
     Raises:
-        ValueError: fewer images than one batch, or batch_size is not a multiple of processes times accumulation.
+        ValueError: fewer images than one batch, or batch_size is not a multiple of processes times accumulation,
+            or images that cannot be augmented.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class EpochBatches:
         self.micro_batch_size = batch_size // (world_size * accumulation)
         self.seed, self.epoch = seed, epoch
         self.augmentation = augmentation or Augmentation()
+        self.augmentation.check_shape(data.shape[1:])
         order = torch.randperm(len(indices), generator=_generator("order", seed, epoch))
         # Each micro-batch is split among the processes; this process keeps its own part.
         order = order[: len(order) // batch_size * batch_size].view(-1, world_size, self.micro_batch_size)[:, rank]

@@ -135,7 +135,8 @@ def build_network(
     weights, start = config.weights, None
     if weights is not None:
         images = None
-        if calibrated and config.calibration_images:
+        # Batch norm cannot take weights without it before it has statistics, which a checkpoint then replaces.
+        if config.calibration_images and (calibrated or config.batch_norm):
             images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
         start = load_weights(network, weights, images, config.trained_as)
     if config.grid is not None:

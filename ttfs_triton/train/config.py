@@ -95,7 +95,7 @@ RETIRED = {
     "pretrain_epochs": "see psp_persistence_rise",
     "pretrain_lr": "see psp_persistence_rise",
 }
-# A run with one of these schedules can be made longer: no rate depends on the number of steps.
+# A run with one of these schedules can be made longer, unless something else follows the share of steps that are done.
 OPEN_SCHEDULES = ("constant", "milestones")
 _MOST_FILES = 8  # longest chain of recipes that extend one another
 
@@ -126,7 +126,7 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     first.add_argument("--preset")
-    first.add_argument("--output-dir", type=Path)
+    first.add_argument("--output-dir", "--output_dir", type=Path)
     first.add_argument("--resume", action="store_true")
     first.add_argument("--network")
     known, _ = first.parse_known_args(arguments)
@@ -135,13 +135,14 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
     mine = {} if known.config is None else read_yaml(known.config)
     values = written.values(known.preset or mine.get("preset")) | mine
     source = str(known.config or recipe)
-    saved = known.output_dir / "config.yaml" if known.resume and known.output_dir else None
+    folder = known.output_dir or values.get("output_dir")
+    saved = Path(str(folder)) / "config.yaml" if known.resume and folder else None
     if saved is not None and os.path.isfile(saved):  # a name may be too long
-        # `check_configuration` refuses flags that contradict the run's checkpoints.
-        values, source = without_retired(read_yaml(saved)), str(saved)
+        # `check_configuration` refuses keys and flags that contradict the run's checkpoints.
+        values, source = without_retired(read_yaml(saved)) | mine, str(known.config or saved)
         if values.get("network") is not None and known.network is None:
             raise ConfigError(
-                f"--resume: the network of the run in {known.output_dir} was built by {values['network']}, and code "
+                f"--resume: the network of the run in {folder} was built by {values['network']}, and code "
                 "that only a file names is not run. Add --network FILE.py:FUNCTION."
             )
     base = make_config(values, source)
@@ -246,7 +247,8 @@ def differing_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, A
 def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """The differing keys, {key: (old, new)}, that would change the course of a resumed run."""
     changes = {key: values for key, values in differing_keys(old, new).items() if key not in FREE_ON_RESUME}
-    if new.schedule in OPEN_SCHEDULES and new.epochs > old.epochs:
+    by_share = new.psp_persistence_rise is not None or new.lookahead or new.target is not None
+    if new.schedule in OPEN_SCHEDULES and not by_share and new.epochs > old.epochs:
         changes.pop("epochs", None)
     return changes
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
 from torch import nn
@@ -49,6 +50,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     most = max(64, WORKERS_PER_CORE * (os.cpu_count() or 1))
     if config.num_workers > most:
         raise ConfigError(f"num_workers must be at most {most} on this machine; got {config.num_workers}. Lower it.")
+    if PartialState._shared_state and PartialState().num_processes == 1:
+        # accelerate would keep precision and device of an earlier run in this process.
+        AcceleratorState._reset_state(reset_partial_state=True)
     device = torch.device("cpu" if cpu else "cuda")
     if config.backend == "triton" and (reason := why_no_triton(device, torch.float32)) is not None:
         raise ConfigError(f"backend: triton must be able to run here; {reason}. Use --backend torch or auto.")

@@ -24,7 +24,7 @@ from ttfs_triton.scoring import (
     versions,
 )
 from ttfs_triton.scoring.batches import load_batches
-from ttfs_triton.train.run_folder import RunFolderError
+from ttfs_triton.train.run_folder import RunFolder, RunFolderError
 
 if TYPE_CHECKING:
     from ttfs_triton.train.loop import TrainingLoop
@@ -75,10 +75,10 @@ def _make_scorer(loop: TrainingLoop, batch_size: int) -> Scorer:
 def refresh_statistics(
     network: nn.Module, images: ImageData, indices: Tensor, batch_size: int, accelerator: Accelerator
 ) -> None:
-    """Compute the statistics of all batch norms from the first training images, without augmentation.
+    """Compute the statistics of all batch norms from training images, without augmentation.
 
-    Running statistics lag behind the weights at a high learning rate, and do not fit averages of weights. Every process
-    uses the same images.
+    Running statistics lag behind the weights at a high learning rate, and do not fit averages of weights. Images are
+    taken evenly, also for each batch: data sets may be sorted by class. Every process uses the same ones.
 
     Args:
         network: its buffers change; its mode stays.
@@ -91,7 +91,9 @@ def refresh_statistics(
     if not norms:
         return
     size = min(batch_size, len(indices))
-    batches = EvaluationBatches(images, indices[: max(size, STATISTICS_IMAGES // size * size)], size)
+    number = min(max(1, STATISTICS_IMAGES // size), len(indices) // size)
+    places = torch.arange(number * size) * len(indices) // (number * size)
+    batches = EvaluationBatches(images, indices[places.view(size, number).T.flatten()], size)
     was_training, before = network.training, [(norm.momentum, layer.statistics_group) for layer, norm in norms]
     network.eval()
     for layer, norm in norms:
@@ -100,9 +102,8 @@ def refresh_statistics(
         norm.train()
     try:
         with closing(load_batches(batches, accelerator.device)) as loaded, accelerator.autocast():
-            for index, (some, _) in enumerate(loaded):
-                if len(some) == size or index == 0:
-                    network(some)
+            for some, _ in loaded:
+                network(some)
     finally:
         for (layer, norm), (momentum, group) in zip(norms, before, strict=True):
             norm.momentum, layer.statistics_group = momentum, group
@@ -135,6 +136,14 @@ def epoch_line(loop: TrainingLoop, evaluation: Evaluation | None) -> EpochLine:
     )
 
 
+def load_best(network: nn.Module, folder: RunFolder) -> None:
+    """Load a run's best weights into its network; RunFolderError if they are damaged or another network's."""
+    try:
+        load_tensors(network, read_weights(folder.best_weights), folder.best_weights)
+    except LoadError as error:
+        raise RunFolderError(str(error)) from error
+
+
 def score_run(loop: TrainingLoop) -> dict[str, Any]:
     """Load the best weights, score the test images once, write and show the summary.
 
@@ -145,10 +154,7 @@ def score_run(loop: TrainingLoop) -> dict[str, Any]:
         RunFolderError: the best weights are damaged.
     """
     network, folder, accelerator = loop.scored_network, loop.folder, loop.accelerator
-    try:
-        load_tensors(network, read_weights(folder.best_weights), folder.best_weights)
-    except LoadError as error:
-        raise RunFolderError(str(error)) from error
+    load_best(network, folder)
     with counting(network, image_shape=loop.graph.image_shape, histogram_bins=0, by_sample=False) as counter:
         evaluation = score(loop, loop.test_images)
     if loop.average is not None:

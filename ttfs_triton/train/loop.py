@@ -98,8 +98,6 @@ class TrainingLoop:
         self.description = RunDescription.of(
             config, accelerator, data, self.graph, None if teacher is None else teacher.sha256
         )
-        if config.sync_batch_norm and accelerator.num_processes > 1:
-            share_statistics(self.network)
         splits, where = place_images((data.train, data.test), accelerator.device, config.data_placement)
         self._train_images, self.test_images = splits
         display.say(where)
@@ -126,6 +124,8 @@ class TrainingLoop:
             self.target.silent_channels.attach(self.bare_optimizer)
         averages = config.ema_decay or config.lookahead
         self.average: AveragedModel | None = AveragedModel(self.network, use_buffers=True) if averages else None
+        if config.sync_batch_norm and accelerator.num_processes > 1:
+            share_statistics(self.network)  # now, since a group of processes cannot be copied
         networks = [self.network] if self.average is None else [self.network, self.average.module]
         rise, order = config.psp_persistence_rise, config.psp_persistence_order
         self.persistence = PersistenceSchedule(networks, rise, order, self.steps)
@@ -168,6 +168,8 @@ class TrainingLoop:
             NonFiniteLossError: loss, gradient or weights are not finite; no update was made from that step on.
         """
         self.display.start(self.steps, self.position.step)
+        # A run that was stopped in validation resumes behind its epoch's last step.
+        self.persistence.set(max(0, self.position.step - 1))
         try:
             with fused_passes(self.fuses), nullcontext() if self.target is None else self.target.model.watching():
                 while self.position.epoch < self.config.epochs:

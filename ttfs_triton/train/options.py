@@ -337,6 +337,8 @@ class OptimisationOptions(Options):
     def _of_updates(self) -> Self:
         if self.schedule == "milestones" and not self.milestones:
             raise ValueError("schedule: milestones needs milestones, e.g. [50, 150, 240]")
+        if self.milestones and self.schedule != "milestones":
+            raise ValueError(f"milestones needs schedule: milestones; got {self.schedule}")
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones must rise; got {list(self.milestones)}")
         if self.teacher is None and self.teacher_weight != OptimisationOptions.model_fields["teacher_weight"].default:

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ttfs_triton.command_line import program
+from ttfs_triton.command_line import program, text_of
 from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.data.images import ImageData, images_of_tensors
 from ttfs_triton.hub.publish import publish
@@ -37,10 +37,11 @@ from ttfs_triton.train.device import (
     warn_of_device,
 )
 from ttfs_triton.train.display import Display
-from ttfs_triton.train.evaluation import score_run
+from ttfs_triton.train.evaluation import load_best, score_run
 from ttfs_triton.train.loop import TrainingLoop
 from ttfs_triton.train.resume import check_configuration, read_state
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError, reason_of
+from ttfs_triton.train.start import start_on_grid
 
 
 class DeviceLostError(RuntimeError):
@@ -110,6 +111,10 @@ def train(
                 summary = _train(loop, name)
         else:
             display.say(f"This run has ended already: {folder.path}")
+            if network is not None:
+                if config.grid is not None:
+                    start_on_grid(network, config.grid)
+                load_best(network, folder)
         accelerator.end_training()
         _publish(config, folder.path, accelerator, network)
         return summary
@@ -172,7 +177,7 @@ def _beginning(folder: RunFolder, advice: Callable[[], str]) -> Iterator[None]:
     except CheckpointError:
         raise
     except (ValueError, RuntimeError, OSError, MemoryError, OverflowError) as error:
-        raise ConfigError(str(error) or f"not enough memory for this run; {type(error).__name__}.") from error
+        raise ConfigError(text_of(error) or f"not enough memory for this run; {type(error).__name__}.") from error
 
 
 def _advice(folder: RunFolder, config: TrainConfig, again: str | None) -> str:
