@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch._inductor import cpp_builder, exc
 
 from tests.train.runs import change
@@ -111,6 +113,11 @@ def test_a_run_says_what_it_runs_on_fuses_and_keeps_freed_memory_while_it_trains
 def test_a_later_run_in_a_process_has_its_own_precision(config):
     for precision, expected in (("bf16", "bf16"), (None, "no"), ("bf16", "bf16"), ("no", "no")):
         assert make_accelerator(change(config, mixed_precision=precision)).mixed_precision == expected
+    AcceleratorState._reset_state(reset_partial_state=True)
+    programs_own = Accelerator(cpu=True)
+    for _ in range(2):
+        make_accelerator(config)
+    assert programs_own.is_main_process
 
 
 def test_what_this_machine_cannot_do_is_told(config, monkeypatch):

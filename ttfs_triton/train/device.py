@@ -30,6 +30,8 @@ WORKERS_PER_CORE = 4  # more only take memory, and thousands hang the machine
 LEAST_NEURONS = 10_000_000_000
 SLOW = 3.0  # bfloat16 over float32; at most 1 on a CPU with instructions for bfloat16
 
+_OF_A_RUN = "_of_a_run"  # key in accelerate's shared state
+
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """The Accelerator of a run, with its processes, device, precision and trackers.
@@ -50,13 +52,14 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     most = max(64, WORKERS_PER_CORE * (os.cpu_count() or 1))
     if config.num_workers > most:
         raise ConfigError(f"num_workers must be at most {most} on this machine; got {config.num_workers}. Lower it.")
-    if PartialState._shared_state and PartialState().num_processes == 1:
+    if AcceleratorState._shared_state.get(_OF_A_RUN) and PartialState().num_processes == 1:
         # accelerate would keep precision and device of an earlier run in this process.
         AcceleratorState._reset_state(reset_partial_state=True)
+    first = not AcceleratorState._shared_state  # else a program's own Accelerator decides, and stays usable
     device = torch.device("cpu" if cpu else "cuda")
     if config.backend == "triton" and (reason := why_no_triton(device, torch.float32)) is not None:
         raise ConfigError(f"backend: triton must be able to run here; {reason}. Use --backend torch or auto.")
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=config.mixed_precision,
         log_with=list(config.trackers) or None,
@@ -71,6 +74,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         # Some trackers need a folder now; the run's folder replaces it later.
         project_config=ProjectConfiguration(logging_dir="runs"),
     )
+    if first:
+        AcceleratorState._shared_state[_OF_A_RUN] = True
+    return accelerator
 
 
 def warn_of_device(accelerator: Accelerator, say: Callable[[str], None]) -> None:
