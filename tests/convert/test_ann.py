@@ -51,6 +51,22 @@ class Skipping(nn.Module):
         return self.readout(self.relu(out).mean((2, 3)))
 
 
+class FlatSkip(nn.Module):
+    """A skip of flattened maps, of several features for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.hidden, self.readout = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(64, 64), nn.Linear(64, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(F.relu(self.conv(x)), 2).flatten(1)
+        return self.readout(F.relu(self.hidden(x) + x))
+
+
+def averaging(pool: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), pool, nn.Flatten(), nn.Linear(4, 5))
+
+
 def plain() -> nn.Module:
     """Fully connected, of pixels as spike times."""
     return nn.Sequential(nn.Flatten(), nn.Linear(48, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10))
@@ -60,6 +76,11 @@ BUILDS = [
     (GroupsAndDilation, (4, 24, 20), None),
     (Skipping, (3, 12, 12), None),
     (plain, (3, 4, 4), "20"),
+    (FlatSkip, (1, 8, 8), None),
+    (lambda: averaging(nn.AvgPool2d(8, 1)), (1, 8, 8), "4C3-A"),
+    (lambda: averaging(nn.AvgPool2d(7)), (1, 8, 8), "4C3"),  # not over whole maps
+    (lambda: averaging(nn.AvgPool2d(8, divisor_override=2)), (1, 8, 8), "4C3"),
+    (lambda: nn.Sequential(nn.AvgPool2d(2), *averaging(nn.AvgPool2d(4))), (1, 8, 8), None),  # of images
     (sources.torchvision, (3, 64, 32), "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2-A-12-12"),
 ]
 
@@ -141,6 +162,14 @@ class _Function(nn.Module):
         return self.head(self.function(self.conv(x)).flatten(1))
 
 
+class Parallel(_Function):
+    """Two layers side by side, the activations of one added to the other."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda x: F.relu(self.two(x := F.relu(x)) + F.relu(self.one(x))))
+        self.one, self.two = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+
 def chain(*modules: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *modules, nn.Flatten(), nn.LazyLinear(2))
 
@@ -166,10 +195,11 @@ REFUSED = [
     (_Function(lambda x: F.relu(x) * 2), r"got mul \(mul\)"),
     (_Function(branches), r"Conv2d \(conv\), whose output is read more than once in front of its activation"),
     (_Function(lambda x: F.relu(x + x)), r"add \(add\), an addition that is not of a layer's output and an earlier"),
+    (Parallel(), r"add \(add\), activations of one, which are not earlier than two's inputs"),
     (_Function(lambda x: F.relu(x.transpose(1, 2))), r"got transpose \(transpose\)"),
     (
         _Function(lambda x: F.relu(x) if x.sum() > 0 else x),
-        "be one that torch.fx traces .*; got _Function, symb",
+        "be traceable by torch.fx .*; got _Function, symb",
     ),
     (_Function(lambda x: x.relu().reshape(-1, 2, 128)), "reshape from"),
 ]

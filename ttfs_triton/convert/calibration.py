@@ -372,6 +372,7 @@ def _rescale(graph: NetworkGraph, clips: Mapping[str, Tensor]) -> None:
             if layer.bias is not None:
                 layer.bias.copy_(layer.bias.double() / clip)
             if layer.skip_weight is not None and stage.skip is not None:
-                before = clips.get(stage.skip.source or "", torch.ones_like(clip))
-                layer.skip_weight.copy_(layer.skip_weight * before[: layer.skip] / clip[: layer.skip])
+                before = clips.get(stage.skip.source or "", clip.new_ones(layer.skip))
+                before = before.repeat_interleave(layer.skip // len(before))  # flattened maps, as above
+                layer.skip_weight.copy_(layer.skip_weight * before / clip[: layer.skip])
         layer.weight.copy_(weight)
