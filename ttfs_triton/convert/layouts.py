@@ -38,6 +38,7 @@ IMAGENET_MAPS = 7  # height and width of the maps that heads trained on ImageNet
 CIFAR10_PAPER: Statistics = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CIFAR100_PAPER: Statistics = ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
 MNIST_SIZE = (28, 28)
+NO_STATISTICS = "convert: mean and std must not be given for a source that reads pixels as spike times."
 _LAST = 3  # place of a layer whose name has no number, such as timm's head.fc behind fc1 and fc2
 
 
@@ -138,6 +139,8 @@ def foreign_layout(
     places = head[0].numel() / len(tensors[f"{list(convolutions)[-1]}.weight"])  # the head reads a map
     pools = sum(behind == 2 for behind in convolutions.values())
     average: list[tuple[str, nn.Module]] = []
+    if latency and any(statistics):
+        raise ConversionError(NO_STATISTICS)
     if latency:
         size, (mean, std) = image_size or MNIST_SIZE, (None, None)
     else:
