@@ -10,7 +10,7 @@ from tests.convert.sources import randomised
 from ttfs_triton import TTFSModel
 from ttfs_triton.convert import ConversionError, convert_ann
 from ttfs_triton.hardware import count, simulate
-from ttfs_triton.nn import Grid, TTFSNetwork, network_graph
+from ttfs_triton.nn import TTFSNetwork, network_graph
 
 
 class GroupsAndDilation(nn.Module):
@@ -52,15 +52,16 @@ class Skipping(nn.Module):
 
 
 class FlatSkip(nn.Module):
-    """A skip of flattened maps, of several features for each channel."""
+    """A skip of flattened maps, of several features for each channel, or of a layer beside."""
 
-    def __init__(self) -> None:
+    def __init__(self, beside: bool = False) -> None:
         super().__init__()
-        self.conv, self.hidden, self.readout = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(64, 64), nn.Linear(64, 5)
+        self.conv, self.hidden, self.readout = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(64, 64), nn.Linear(64, 5)
+        self.beside = nn.Sequential(nn.Linear(64, 64), nn.ReLU()) if beside else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.max_pool2d(F.relu(self.conv(x)), 2).flatten(1)
-        return self.readout(F.relu(self.hidden(x) + x))
+        return self.readout(F.relu(self.hidden(x) + self.beside(x)))
 
 
 def averaging(pool: nn.Module) -> nn.Module:
@@ -76,7 +77,7 @@ BUILDS = [
     (GroupsAndDilation, (4, 24, 20), None),
     (Skipping, (3, 12, 12), None),
     (plain, (3, 4, 4), "20"),
-    (FlatSkip, (1, 8, 8), None),
+    (FlatSkip, (3, 8, 8), None),
     (lambda: averaging(nn.AvgPool2d(8, 1)), (1, 8, 8), "4C3-A"),
     (lambda: averaging(nn.AvgPool2d(7)), (1, 8, 8), "4C3"),  # not over whole maps
     (lambda: averaging(nn.AvgPool2d(8, divisor_override=2)), (1, 8, 8), "4C3"),
@@ -121,7 +122,6 @@ def test_calibration_loses_less_and_the_package_takes_the_network(build, tmp_pat
     saved.save_pretrained(tmp_path)
     again = convert_ann(model, images[:2], psp_persistence=0.5, calibrate=False)[0]
     assert torch.equal(TTFSModel.from_pretrained(tmp_path, network=again)(images), network(images))
-    network.put_on_grid(Grid(16, 6)) if isinstance(network, TTFSNetwork) else None
 
 
 def test_clip_is_the_bound_or_the_percentile():
@@ -162,14 +162,6 @@ class _Function(nn.Module):
         return self.head(self.function(self.conv(x)).flatten(1))
 
 
-class Parallel(_Function):
-    """Two layers side by side, the activations of one added to the other."""
-
-    def __init__(self) -> None:
-        super().__init__(lambda x: F.relu(self.two(x := F.relu(x)) + F.relu(self.one(x))))
-        self.one, self.two = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
-
-
 def chain(*modules: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *modules, nn.Flatten(), nn.LazyLinear(2))
 
@@ -195,7 +187,7 @@ REFUSED = [
     (_Function(lambda x: F.relu(x) * 2), r"got mul \(mul\)"),
     (_Function(branches), r"Conv2d \(conv\), whose output is read more than once in front of its activation"),
     (_Function(lambda x: F.relu(x + x)), r"add \(add\), an addition that is not of a layer's output and an earlier"),
-    (Parallel(), r"add \(add\), activations of one, which are not earlier than two's inputs"),
+    (FlatSkip(beside=True), r"add \(add\), activations of beside_0, which are not earlier than hidden's inputs"),
     (_Function(lambda x: F.relu(x.transpose(1, 2))), r"got transpose \(transpose\)"),
     (
         _Function(lambda x: F.relu(x) if x.sum() > 0 else x),

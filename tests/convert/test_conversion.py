@@ -294,16 +294,6 @@ def test_own_network_needs_its_configuration_size_and_whole_tensors():
             convert(weights_of(tensors), config=source.config)
 
 
-@torch.no_grad()
-def test_network_on_a_grid_is_converted_without_it_and_the_report_says_so():
-    source = ours()
-    rounded = ours()
-    rounded.put_on_grid(Grid(8, 4))
-    converted = convert(own_weights(rounded), neuron=Neuron(0.0))
-    torch.testing.assert_close(converted.network(images()), source(images()), atol=1e-4, rtol=1e-4)
-    assert converted.report.notes[-1].startswith(f"left without its grid, {Grid(8, 4).text()}: ")
-
-
 def test_spiking_source_is_copied_and_said():
     source = ours(neuron=Neuron(0.5))
     converted = convert(own_weights(source))
@@ -311,6 +301,10 @@ def test_spiking_source_is_copied_and_said():
     for name, value in source.state_dict().items():
         assert torch.equal(value, converted.network.state_dict()[name])
     assert "the source is a spiking network; its weights are copied" in converted.report.notes
+    source.put_on_grid(Grid(8, 4))
+    again = convert(own_weights(source))
+    assert again.network.config == converted.network.config
+    assert again.report.notes[-1].startswith(f"left without its grid, {Grid(8, 4).text()}: ")
 
 
 # ---- what can be asked for

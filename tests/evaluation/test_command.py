@@ -79,6 +79,7 @@ def test_prints_what_it_found_and_sweeps(trained, tmp_path, capsys):
         (["--sample", "400"], "sample must be below 100"),
         (["--report", "page.txt"], "must end in .html"),
         (["--steps", "0"], "steps"),
+        (["--chip", "all", "nowhere"], "got nowhere"),
         (["--lost-spikes", "0.1", "--no-simulation"], "faults must be simulated; got 10% of spikes lost"),
         (["--dead-neurons", "0.7", "--stuck-neurons", "0.7"], "must be at most 1 together"),
     ],

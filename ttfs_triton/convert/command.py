@@ -238,8 +238,8 @@ def _run_traced(options: ConvertOptions, builder: str, weights: Weights) -> None
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ConversionError unless `folder` is empty or does not exist."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    """Raise ConversionError unless `folder` is empty or does not exist; "." cannot be replaced as a whole."""
+    if not folder.name or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise ConversionError(
             f"convert: output_dir must be a new or empty folder; got {folder}, which exists. Give another --output-dir."
         )
