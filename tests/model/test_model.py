@@ -1,6 +1,7 @@
 """`TTFSModel`: saving, finding and loading, bit for bit."""
 
 import shutil
+from collections import OrderedDict
 from functools import partial
 
 import pytest
@@ -108,8 +109,10 @@ def test_another_model_is_never_replaced_unasked(model, tmp_path):
 
 
 def test_comparison_with_a_folder_leaves_the_network_as_it_is(tmp_path):
-    network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 8), PotentialReadout(8, 4))
+    inner = nn.Sequential(OrderedDict(flatten=nn.Flatten(), fc=DFTLinear(64, 8)))
+    network = nn.Sequential(OrderedDict(encoder=LatencyEncoder(), network=inner, fc=PotentialReadout(8, 4)))
     model, rounded = (TTFSModel.from_network(network, image_shape=(1, 8, 8)) for _ in range(2))
+    assert model.state_dict().keys() == network.state_dict().keys()  # although it has a module of the same name
     put_on_grid(rounded.network, Grid(8, 4))
     rounded.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="must hold no other model"):

@@ -348,10 +348,10 @@ _PREFIX = "network."
 
 def _without_prefix(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
     """Name the tensors in the state dict as the network does."""
-    for name in [name for name in state if name.startswith(prefix + _PREFIX)]:
-        state[prefix + name.removeprefix(prefix + _PREFIX)] = state.pop(name)
+    names = [name for name in state if name.startswith(prefix + _PREFIX)]
+    state |= {prefix + name.removeprefix(prefix + _PREFIX): state.pop(name) for name in names}
 
 
 def _with_prefix(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
-    for name in [name for name in state if name.startswith(prefix)]:
-        state[prefix + _PREFIX + name.removeprefix(prefix)] = state.pop(name)
+    names = [name for name in state if name.startswith(prefix)]
+    state |= {prefix + _PREFIX + name.removeprefix(prefix): state.pop(name) for name in names}
