@@ -94,11 +94,10 @@ def test_flags_reach_the_conversion(vgg, tmp_path):
     assert found == (None, "latency", "first_spike", (64, 32))
 
 
-def test_occupied_folder_is_refused_before_any_work(tmp_path, capsys, monkeypatch):
+def test_occupied_folder_is_refused_before_any_work(tmp_path, tmp_path_factory, capsys, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path_factory.mktemp("empty"))
     for path in (tmp_path / "out", tmp_path / "out" / "mine", "."):
         with pytest.raises(SystemExit, match="1"):
             command.main(None, [str(tmp_path / "not even looked for"), "--output-dir", str(path), *COPY])

@@ -398,6 +398,8 @@ def test_every_active_channel_reaches_one():
     for percentile in (0.0, 100.1, float("nan")):
         with pytest.raises(ConversionError, match="percentile must be in"):
             calibrate_converted(replace(converted, bounded=False), PHOTOS, percentile=percentile)
+    with pytest.raises(ConversionError, match="must have plain weights, no batch norm or gains"):
+        fit_range(ours(), images())
 
 
 def test_bounds_are_clips_and_silent_channels_keep_their_scale():
