@@ -139,6 +139,8 @@ def test_mean_and_std_must_be_said_where_nothing_says_them():
     for config in ({"architecture": "vgg16_bn", "pretrained_cfg": values}, values):  # as timm writes it
         network = convert(weights_of(sources.timm_pooled(), config)).network.config
         assert (network.mean, network.std, network.image_size) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (64, 64))
+    with pytest.raises(ConversionError, match=r"config\.json beside the weights must hold numbers; int"):
+        convert(weights_of(sources.timm_pooled(), {"input_size": [3, None, None]}))
 
 
 # ---- what fits nowhere

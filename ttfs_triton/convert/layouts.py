@@ -334,8 +334,11 @@ def _timm_values(config: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     mean, std, size = (values.get(name) for name in ("mean", "std", "input_size"))
     found: dict[str, Any] = {}
-    if isinstance(mean, list) and isinstance(std, list):
-        found["statistics"] = tuple(map(float, mean)), tuple(map(float, std))
-    if isinstance(size, list) and len(size) == 3:
-        found["size"] = int(size[1]), int(size[2])
+    try:
+        if isinstance(mean, list) and isinstance(std, list):
+            found["statistics"] = tuple(map(float, mean)), tuple(map(float, std))
+        if isinstance(size, list) and len(size) == 3:
+            found["size"] = int(size[1]), int(size[2])
+    except (TypeError, ValueError) as error:
+        raise ConversionError(f"convert: the config.json beside the weights must hold numbers; {error}.") from error
     return found
