@@ -117,9 +117,8 @@ def test_faults_are_those_of_the_simulator(rows, trained):
 
 
 def test_faults_that_read_alike_are_measured_apart(tmp_path):
-    options = FrontierOptions(runs=("a",), output_dir=tmp_path, dead_neurons=(0.1234, 0.1232))
     bench = Mock(**{"data.fingerprint": "", "with_faults": lambda _, row, faults: replace(row, **vars(faults))})
-    sweep = command.Sweep(options, None, lambda rows: None)
+    sweep = command.Sweep(FrontierOptions(runs=("a",), output_dir=tmp_path, dead_neurons=(0.1234, 0.1232)), None, print)
     sweep._measure(None, FrontierRow.of("a", "free", None), bench, ("dead_neurons",))
     assert [row.dead_neurons for row in sweep.rows] == [0, 0.1234, 0.1232]
 
