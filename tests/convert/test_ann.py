@@ -10,7 +10,7 @@ from tests.convert.sources import randomised
 from ttfs_triton import TTFSModel
 from ttfs_triton.convert import ConversionError, convert_ann
 from ttfs_triton.hardware import count, simulate
-from ttfs_triton.nn import Grid, TTFSNetwork, network_graph
+from ttfs_triton.nn import TTFSNetwork, network_graph
 
 
 class GroupsAndDilation(nn.Module):
@@ -51,6 +51,23 @@ class Skipping(nn.Module):
         return self.readout(self.relu(out).mean((2, 3)))
 
 
+class FlatSkip(nn.Module):
+    """A skip of flattened maps, of several features for each channel, or of a layer beside."""
+
+    def __init__(self, beside: bool = False) -> None:
+        super().__init__()
+        self.conv, self.hidden, self.readout = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(64, 64), nn.Linear(64, 5)
+        self.beside = nn.Sequential(nn.Linear(64, 64), nn.ReLU()) if beside else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(F.relu(self.conv(x)), 2).flatten(1)
+        return self.readout(F.relu(self.hidden(x) + self.beside(x)))
+
+
+def averaging(pool: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), pool, nn.Flatten(), nn.Linear(4, 5))
+
+
 def plain() -> nn.Module:
     """Fully connected, of pixels as spike times."""
     return nn.Sequential(nn.Flatten(), nn.Linear(48, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10))
@@ -60,6 +77,9 @@ BUILDS = [
     (GroupsAndDilation, (4, 24, 20), None),
     (Skipping, (3, 12, 12), None),
     (plain, (3, 4, 4), "20"),
+    (FlatSkip, (3, 8, 8), None),
+    (lambda: averaging(nn.AvgPool2d(7)), (1, 8, 8), "4C3"),  # not over whole maps
+    (lambda: nn.Sequential(nn.AvgPool2d(2), *averaging(nn.AvgPool2d(4, 1))), (1, 8, 8), None),  # of images
     (sources.torchvision, (3, 64, 32), "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2-A-12-12"),
 ]
 
@@ -100,7 +120,6 @@ def test_calibration_loses_less_and_the_package_takes_the_network(build, tmp_pat
     saved.save_pretrained(tmp_path)
     again = convert_ann(model, images[:2], psp_persistence=0.5, calibrate=False)[0]
     assert torch.equal(TTFSModel.from_pretrained(tmp_path, network=again)(images), network(images))
-    network.put_on_grid(Grid(16, 6)) if isinstance(network, TTFSNetwork) else None
 
 
 def test_clip_is_the_bound_or_the_percentile():
@@ -166,6 +185,7 @@ REFUSED = [
     (_Function(lambda x: F.relu(x) * 2), r"got mul \(mul\)"),
     (_Function(branches), r"Conv2d \(conv\), whose output is read more than once in front of its activation"),
     (_Function(lambda x: F.relu(x + x)), r"add \(add\), an addition that is not of a layer's output and an earlier"),
+    (FlatSkip(beside=True), r"add \(add\), activations of beside_0, which are not earlier than hidden's inputs"),
     (_Function(lambda x: F.relu(x.transpose(1, 2))), r"got transpose \(transpose\)"),
     (
         _Function(lambda x: F.relu(x) if x.sum() > 0 else x),

@@ -94,10 +94,11 @@ def test_flags_reach_the_conversion(vgg, tmp_path):
     assert found == (None, "latency", "first_spike", (64, 32))
 
 
-def test_occupied_folder_is_refused_before_any_work(tmp_path, capsys):
+def test_occupied_folder_is_refused_before_any_work(tmp_path, tmp_path_factory, capsys, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    for path in (tmp_path / "out", tmp_path / "out" / "mine"):
+    monkeypatch.chdir(tmp_path_factory.mktemp("empty"))
+    for path in (tmp_path / "out", tmp_path / "out" / "mine", "."):
         with pytest.raises(SystemExit, match="1"):
             command.main(None, [str(tmp_path / "not even looked for"), "--output-dir", str(path), *COPY])
         assert "output_dir must be a new or empty folder" in capsys.readouterr().err

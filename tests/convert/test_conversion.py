@@ -20,7 +20,7 @@ from tests.model.earlier_ann import EarlierANN
 from ttfs_triton.convert import ConversionError, calibrate_converted, convert, fit_range
 from ttfs_triton.convert.layouts import CIFAR10_PAPER, CIFAR100_PAPER, IMAGENET
 from ttfs_triton.model import ModelDescription
-from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
+from ttfs_triton.nn import Grid, NetworkConfig, Neuron, TTFSNetwork, network_graph
 from ttfs_triton.nn.networks import VGG11
 
 NARROW = "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2"
@@ -131,12 +131,16 @@ def test_mean_and_std_must_be_said_where_nothing_says_them():
         assert (found.network.config.mean, found.network.config.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
     fallback = NetworkConfig("4C3", in_channels=3, encoder="analog", mean=(0.5, 0.5, 0.5), std=(1, 1, 1))
     assert convert(weights, config=fallback).network.config.mean == (0.5, 0.5, 0.5)
-    with pytest.raises(ConversionError, match="mean and std must not be given for a source that reads pixels"):
-        convert(own_weights(ours(encoder="latency")), mean=(0, 0, 0))
+    mnist = {"conv.0.cnn.weight": torch.ones(4, 1, 3, 3), "fc.0.linear.weight": torch.ones(10, 4 * 13 * 13)}
+    for each, kind in ((own_weights(ours(encoder="latency")), None), (weights_of(mnist), "ann")):
+        with pytest.raises(ConversionError, match="mean and std must not be given for a source that reads pixels"):
+            convert(each, mean=(0.5,) * 3, trained_as=kind)
     values = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "input_size": [3, 64, 64]}
     for config in ({"architecture": "vgg16_bn", "pretrained_cfg": values}, values):  # as timm writes it
         network = convert(weights_of(sources.timm_pooled(), config)).network.config
         assert (network.mean, network.std, network.image_size) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (64, 64))
+    with pytest.raises(ConversionError, match=r"config\.json beside the weights must hold numbers; int"):
+        convert(weights_of(sources.timm_pooled(), {"input_size": [3, None, None]}))
 
 
 # ---- what fits nowhere
@@ -184,7 +188,7 @@ def dropout_in_features():
         (dropout_in_features(), r"behind features\.0\.weight there must be .*got 3 places before features\.5"),
         (sources.Named(features=nn.Sequential(*sources.features())).state_dict(), "a VGG with a classifier"),
         (sources.timm_pooled().state_dict() | {"pre_logits.fc1.weight": torch.ones(10, 10, 7, 7)}, "1 places before"),
-        ({"features.0.weight": torch.ones(3, 3), "classifier.weight": torch.ones(3, 3)}, "must be a network of ttfs"),
+        ({"features.0.weight": torch.ones(3, 3), "classifier.weight": torch.ones(3, 3)}, "must be a network of ttfs-t"),
         (nn.Linear(3, 3).state_dict(), r"got weight \[3, 3\].*convert_ann\(module, images\)"),
         ({"layer1.0.conv1.weight": torch.ones(4, 4, 3, 3)}, r"--network FILE\.py:FUNCTION"),
     ],
@@ -299,6 +303,10 @@ def test_spiking_source_is_copied_and_said():
     for name, value in source.state_dict().items():
         assert torch.equal(value, converted.network.state_dict()[name])
     assert "the source is a spiking network; its weights are copied" in converted.report.notes
+    source.put_on_grid(Grid(8, 4))
+    again = convert(own_weights(source))
+    assert again.network.config == converted.network.config
+    assert again.report.notes[-1].startswith(f"left without its grid, {Grid(8, 4).text()}: ")
 
 
 # ---- what can be asked for
@@ -319,6 +327,8 @@ def test_input_normalisation_folds_exactly_without_padding():
     exact = ours("6C3-12", weight_standardisation=False).features[0](images())
     difference = (network.features[0](images()) - exact).abs()
     assert difference[..., 1:-1, 1:-1].max() < 1e-5 < difference.max()
+    with pytest.raises(ConversionError, match='must be "configuration" for a signed encoder, whose slope'):
+        convert(own_weights(ours("6C3p0-12", encoder="signed")), input_normalisation="weights")
     with pytest.raises(ConversionError, match=r'encoder must be "analog" .*input_normalisation="weights"'):
         convert(weights_of(sources.one_layer_head()), encoder="latency")
 
@@ -390,6 +400,8 @@ def test_every_active_channel_reaches_one():
     for percentile in (0.0, 100.1, float("nan")):
         with pytest.raises(ConversionError, match="percentile must be in"):
             calibrate_converted(replace(converted, bounded=False), PHOTOS, percentile=percentile)
+    with pytest.raises(ConversionError, match="must have plain weights, no batch norm or gains"):
+        fit_range(ours(), images())
 
 
 def test_bounds_are_clips_and_silent_channels_keep_their_scale():

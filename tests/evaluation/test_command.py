@@ -12,6 +12,7 @@ from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.evaluation import command
 from ttfs_triton.evaluation.command import main
 from ttfs_triton.evaluation.options import EvaluationOptions
+from ttfs_triton.evaluation.output import command_line
 from ttfs_triton.hardware import RunOptions, available_chips, dense_ann, estimate
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import Grid
@@ -53,7 +54,7 @@ def test_command_takes_the_gpu_where_there_is_one(trained, summary, tmp_path, de
     assert re.search(r'<dt>energy of an image</dt><dd class="value">[^<]*</dd><dd class="small">lemaire45:', page)
 
 
-def test_files_have_no_local_paths_and_are_not_overwritten_unasked(trained, output, capsys):
+def test_files_have_no_local_paths_and_are_not_overwritten_unasked(trained, output, capsys, monkeypatch):
     assert str(trained.parent) not in (output / "evaluation.json").read_text()
     with (output / "energy.csv").open(newline="") as file:
         unpublished = [row for row in csv.DictReader(file) if row["status"] == "unpublished"]
@@ -61,6 +62,8 @@ def test_files_have_no_local_paths_and_are_not_overwritten_unasked(trained, outp
     with pytest.raises(SystemExit, match="1"):
         evaluate(trained, "--output-dir", output)
     assert "Replace it by --overwrite" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["ttfs evaluate", "/home/me/run/", "--data-dir=/home/me/data"])
+    assert command_line("evaluate") == "ttfs evaluate run --data-dir=data"
 
 
 def test_prints_what_it_found_and_sweeps(trained, tmp_path, capsys):
@@ -79,6 +82,7 @@ def test_prints_what_it_found_and_sweeps(trained, tmp_path, capsys):
         (["--sample", "400"], "sample must be below 100"),
         (["--report", "page.txt"], "must end in .html"),
         (["--steps", "0"], "steps"),
+        (["--chip", "all", "nowhere"], "got nowhere"),
         (["--lost-spikes", "0.1", "--no-simulation"], "faults must be simulated; got 10% of spikes lost"),
         (["--dead-neurons", "0.7", "--stuck-neurons", "0.7"], "must be at most 1 together"),
     ],

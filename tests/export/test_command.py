@@ -79,7 +79,8 @@ def test_hidden_layers_and_steps_are_options(model, tmp_path, capsys):
         (["--format", "onnx", "--steps", "8"], "--steps must go with --format nir"),
         (["--format", "onnx", "--time-constant", "10"], "--time-constant must go with --format nir"),
         (["--format", "nir", "--hidden"], "--hidden must go with --format onnx"),
-        (["--format", "onnx", "--dataset", "sample"], "--dataset and --data-dir must go with --check"),
+        (["--format", "onnx", "--dataset", "sample"], "--data-dir and --check-images must go with --check"),
+        (["--format", "onnx", "--check-images", "3"], "--data-dir and --check-images must go with --check"),
         (["--format", "nir", "--steps", "1"], "steps"),
     ],
 )

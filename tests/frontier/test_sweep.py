@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,9 +21,10 @@ from ttfs_triton.evaluation import load_network, load_test_images
 from ttfs_triton.evaluation.command import main as evaluate
 from ttfs_triton.frontier import command, measure
 from ttfs_triton.frontier.command import line
+from ttfs_triton.frontier.options import FrontierOptions
 from ttfs_triton.hardware import simulate
 from ttfs_triton.nn.faults import Faults
-from ttfs_triton.report.frontier_table import read_table
+from ttfs_triton.report.frontier_table import FrontierRow, read_table
 from ttfs_triton.scoring import EvaluationBatches
 from ttfs_triton.train import NonFiniteLossError
 from ttfs_triton.wording import energy as in_words
@@ -111,6 +114,13 @@ def test_faults_are_those_of_the_simulator(rows, trained):
         found = simulate(loaded.network, batches, steps=8, weight_bits=8, faults=faults)
         assert (row.accuracy, row.first_spike_accuracy) == (found.accuracy, found.first_spike_accuracy)
     assert sorted(row.spike_jitter for row in of(rows, "free", "faults")) == [0, 0.1, 0.3]
+
+
+def test_faults_that_read_alike_are_measured_apart(tmp_path):
+    bench = Mock(**{"data.fingerprint": "", "with_faults": lambda _, row, faults: replace(row, **vars(faults))})
+    sweep = command.Sweep(FrontierOptions(runs=("a",), output_dir=tmp_path, dead_neurons=(0.1234, 0.1232)), None, print)
+    sweep._measure(None, FrontierRow.of("a", "free", None), bench, ("dead_neurons",))
+    assert [row.dead_neurons for row in sweep.rows] == [0, 0.1234, 0.1232]
 
 
 def test_table_for_people_has_the_same_rows(rows, swept):

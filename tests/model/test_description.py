@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ttfs_triton.data.events import EventWindows
-from ttfs_triton.model import BaseModel, LoadError, ModelDescription, Preprocessing
+from ttfs_triton.model import BaseModel, LoadError, ModelDescription, Preprocessing, TTFSModel
 from ttfs_triton.nn import NetworkConfig, Neuron
 
 NETWORK = NetworkConfig("4C3-P2-8", image_size=(8, 6), classes=3, neuron=Neuron(0.5))
@@ -94,6 +94,7 @@ def test_what_events_become_survives_and_fits_the_channels():
     values = json.loads(json.dumps(description.to_dict()))
     assert values["preprocessing"]["events"] == {"count": 3, "length_us": 105_000, "pool": 2, "sensor": [34, 34]}
     assert ModelDescription.from_dict(values) == description
+    assert 'classify("recording.npz")' in TTFSModel.from_description(description)._plain_card("a/b", None)
     assert "events" not in ModelDescription.of(NETWORK).to_dict()["preprocessing"]  # older versions read on
     with pytest.raises(ValueError, match="half as many windows as the network has channels, 4; got 3"):
         ModelDescription.of(NETWORK.replace(in_channels=4), events=events)

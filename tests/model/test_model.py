@@ -1,16 +1,18 @@
 """`TTFSModel`: saving, finding and loading, bit for bit."""
 
 import shutil
+from collections import OrderedDict
 from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import ttfs_triton
 from ttfs_triton.atomic import write_bytes
 from ttfs_triton.model import BaseModel, LoadError, TTFSModel, find_model
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, NetworkConfig, PotentialReadout, TTFSNetwork, put_on_grid
 
 CONFIG = NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=4, dropout=0.5)
 
@@ -104,6 +106,15 @@ def test_another_model_is_never_replaced_unasked(model, tmp_path):
     assert_same_model(TTFSModel.from_pretrained(tmp_path / "a"), model)
     same_weights.save_pretrained(tmp_path / "a", overwrite=True)
     assert TTFSModel.from_pretrained(tmp_path / "a").config.dropout == 0
+    inner = nn.Sequential(OrderedDict(flatten=nn.Flatten(), fc=DFTLinear(64, 8)))
+    network = nn.Sequential(OrderedDict(encoder=LatencyEncoder(), network=inner, fc=PotentialReadout(8, 4)))
+    model, rounded = (TTFSModel.from_network(network, image_shape=(1, 8, 8)) for _ in range(2))
+    assert model.state_dict().keys() == network.state_dict().keys()  # although it has a module of the same name
+    put_on_grid(rounded.network, Grid(8, 4))
+    rounded.save_pretrained(tmp_path / "rounded")
+    with pytest.raises(ValueError, match="must hold no other model"):
+        model.save_pretrained(tmp_path / "rounded")
+    assert model.graph.grid is None  # comparing left it as it was
 
 
 def test_half_written_models_do_not_load(model, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ SECRET = Chip("secret", "no figures", "including fetch", {"synop": UNKNOWN})
 
 @pytest.fixture(scope="module")
 def report():
-    return estimate(convolutional_network(), "lemaire45:int8", steps=8)
+    return estimate(convolutional_network(), "lemaire45:int8", steps=8, network="no $x_{$ formula")
 
 
 @pytest.fixture(scope="module")

@@ -247,8 +247,7 @@ class _Reader:
         """Fold an average pool in front of a layer into the layer's synapses."""
         layer.folded.append("average pool")
         if isinstance(layer.module, nn.Linear):
-            sides = _pooled(pool, maps)
-            if sides == (1, 1):
+            if _window(pool, maps) == maps:
                 layer.average = maps[0] * maps[1]
             else:
                 layer.weight = fold_average_pool(layer.weight, pool, maps)
@@ -322,8 +321,19 @@ class _Reader:
         assert layer is not None
         if layer.skip is not None:
             self._refuse(node, f"a second addition to {layer.name}")
+        if self._windows(skips[0].layer) >= self._windows(layer):
+            self._refuse(
+                node, f"activations of {skips[0].layer.name}, which are not earlier than {layer.name}'s inputs"
+            )
         layer.skip, layer.potential = skips[0].wire, node
         return sums[0]
+
+    def _windows(self, layer: ANNLayer) -> int:
+        """Number of layers in front of a layer."""
+        named, count = {each.name: each for each in self._layers}, 0
+        while (source := layer.input.source) is not None:
+            layer, count = named[source], count + 1
+        return count
 
     def _check_output(self, node: fx.Node) -> None:
         last = self._layers[-1] if self._layers else None
@@ -392,6 +402,6 @@ def _window(pool: nn.Module, maps: tuple[int, int]) -> tuple[int, int] | None:
     window = (maps[0] // rows, maps[1] // columns)
     whole = (rows * window[0], columns * window[1]) == maps
     if isinstance(pool, nn.AvgPool2d):
-        whole = pair(pool.kernel_size) == pair(pool.stride) == window and pair(pool.padding) == (0, 0)
-        whole = whole and pool.divisor_override is None
+        whole = pair(pool.kernel_size) == window and (window == maps or pair(pool.stride) == window)
+        whole = whole and pair(pool.padding) == (0, 0) and pool.divisor_override is None
     return window if whole else None

@@ -146,13 +146,15 @@ def specification_of(layers: Sequence[ANNLayer]) -> str | None:
     for layer in layers:
         if layer.skip is not None or layer.input.source != before:
             return None
-        before = layer.name
         for pool in layer.input.route:
             if isinstance(pool, EarliestSpikePool2d):
                 (rows, columns), (step, across) = pool.kernel_size, pool.stride
                 if rows != columns or step != across:
                     return None
                 tokens.append(f"P{rows}" if step == rows else f"P{rows}s{step}")
+        if layer.average > 1 and not tokens:  # a specification averages no images
+            return None
+        before = layer.name
         if isinstance(layer.module, nn.Linear):
             tokens += ["A"] if layer.average > 1 else []
             tokens += [] if layer is layers[-1] else [str(len(layer.weight))]

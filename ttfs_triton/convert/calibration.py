@@ -319,13 +319,15 @@ def fit_range(
     Returns:
         Clips [C] by name of the hidden layer.
     Raises:
-        ConversionError: percentile out of range, or no images.
+        ConversionError: percentile out of range, no images, or weights that are standardised or have batch norm.
     """
     if not 0 < percentile <= 100:
         raise ConversionError(f"fit_range: percentile must be in (0, 100]; got {percentile}.")
     if len(images) == 0:
         raise ConversionError("fit_range: images must hold at least one image; got none.")
     graph = network_graph(network, images.shape[1:])
+    if any(stage.weighted.weight_gain is not None or stage.weighted.batch_norm is not None for stage in graph.weighted):
+        raise ConversionError("fit_range: network must have plain weights, no batch norm or gains. Fold them first.")
     hidden = [stage.name for stage in graph.weighted[:-1]]
     upper = dict(zip(hidden, bounds or [None] * len(hidden), strict=True))
     generator, clips = torch.Generator().manual_seed(seed), {}
@@ -372,6 +374,7 @@ def _rescale(graph: NetworkGraph, clips: Mapping[str, Tensor]) -> None:
             if layer.bias is not None:
                 layer.bias.copy_(layer.bias.double() / clip)
             if layer.skip_weight is not None and stage.skip is not None:
-                before = clips.get(stage.skip.source or "", torch.ones_like(clip))
-                layer.skip_weight.copy_(layer.skip_weight * before[: layer.skip] / clip[: layer.skip])
+                before = clips.get(stage.skip.source or "", clip.new_ones(layer.skip))
+                before = before.repeat_interleave(layer.skip // len(before))  # flattened maps, as above
+                layer.skip_weight.copy_(layer.skip_weight * before / clip[: layer.skip])
         layer.weight.copy_(weight)

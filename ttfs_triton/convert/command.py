@@ -238,10 +238,13 @@ def _run_traced(options: ConvertOptions, builder: str, weights: Weights) -> None
 
 
 def check_folder(function: str, folder: Path) -> None:
-    """Raise ConversionError, in the name of `function`, unless `folder` is empty or does not exist."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    """Raise ConversionError, in the name of `function`, unless `folder` is empty or does not exist.
+
+    "." cannot be replaced as a whole.
+    """
+    if not folder.name or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise ConversionError(
-            f"{function}: output_dir must be a new or empty folder; got {folder}, which is neither. Give another one."
+            f"{function}: output_dir must be a new or empty folder; got {folder}, which cannot be used. Give another one."
         )
 
 

@@ -17,7 +17,7 @@ from ttfs_kernels import Neuron
 from ttfs_triton.convert.ann import trace_ann
 from ttfs_triton.convert.build import specification_of
 from ttfs_triton.convert.calibration import Calibration, calibrate_network, fit_range
-from ttfs_triton.convert.layouts import PAPER, Layout, Statistics, TrainedAs, foreign_layout
+from ttfs_triton.convert.layouts import NO_STATISTICS, PAPER, Layout, Statistics, TrainedAs, foreign_layout
 from ttfs_triton.convert.report import BATCH_NORM, INPUT_NORMALISATION, ConversionReport, LayerEntry
 from ttfs_triton.convert.source import ConversionError, Weights, open_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork, parse_specification, standardise_weight
@@ -164,6 +164,11 @@ def convert(
         gain = float(overrides.get("initial_gain", found.config.initial_gain))
         found = _with_new_readout(found, classes or found.config.classes, gain, seed)
     if folds_input and found.config.encoder != "latency":
+        if overrides.get("encoder", found.config.encoder) == "signed":
+            raise ConversionError(
+                'convert: input_normalisation must be "configuration" for a signed encoder, whose slope counts pixels '
+                'that are brighter than the mean; got "weights". Leave it out.'
+            )
         found = _with_input_folded(found, inexact_borders)
     target = _target_config(found, overrides)
     report = ConversionReport(
@@ -212,8 +217,9 @@ def _own(
     """A network of this package, batch norm folded, and standardised weights too unless they are kept."""
     own = _own_config(weights, config, size, trained_as)
     if any(statistics) and own.encoder == "latency":
-        raise ConversionError("convert: mean and std must not be given for a source that reads pixels as spike times.")
-    tensors, normalised = weights.tensors, has_batch_norm(weights.tensors)
+        raise ConversionError(NO_STATISTICS)
+    tensors = {name: tensor for name, tensor in weights.tensors.items() if not name.endswith(".log2_unit")}
+    normalised = has_batch_norm(tensors)
     gains = [name for name in tensors if name.endswith(".weight_gain")]
     keep = keep_standardisation and bool(gains)
     given = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
@@ -239,8 +245,11 @@ def _own(
             sources, folded = [*sources, f"{layer}.batch_norm.*"], [*folded, BATCH_NORM]
         entries.append(LayerEntry(layer.removeprefix("features."), tuple(sources), tuple(folded)))
     notes = (SPIKING, *(["standardised weights folded into plain ones"] if gains and not keep else []))
+    if own.grid is not None:
+        notes += (f"left without its grid, {own.grid.text()}: calibrate or train the network for it again",)
     mean, std = statistics
-    own = own.replace(mean=mean or own.mean, std=std or own.std, weight_standardisation=keep, batch_norm=False)
+    plain = {"weight_standardisation": keep, "batch_norm": False, "grid": None}
+    own = own.replace(mean=mean or own.mean, std=std or own.std, **plain)
     return _Source("ours", own, state, entries, True, False, notes)
 
 
@@ -264,7 +273,7 @@ def _own_config(
         raise ConversionError(f"convert: image_size must be {own.image_size}, as {weights.name} says; got {size}.")
     if trained_as is not None:
         raise ConversionError(f"convert: trained_as must be left out for a network of ours; got {trained_as}.")
-    return own.replace(grid=None)
+    return own
 
 
 def _foreign(weights: Weights, layout: Layout, trained_as: TrainedAs | None) -> _Source:

@@ -38,6 +38,7 @@ IMAGENET_MAPS = 7  # height and width of the maps that heads trained on ImageNet
 CIFAR10_PAPER: Statistics = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CIFAR100_PAPER: Statistics = ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
 MNIST_SIZE = (28, 28)
+NO_STATISTICS = "convert: mean and std must not be given for a source that reads pixels as spike times."
 _LAST = 3  # place of a layer whose name has no number, such as timm's head.fc behind fc1 and fc2
 
 
@@ -138,6 +139,8 @@ def foreign_layout(
     places = head[0].numel() / len(tensors[f"{list(convolutions)[-1]}.weight"])  # that the head reads in each map
     pools = sum(behind == 2 for behind in convolutions.values())
     average: list[tuple[str, nn.Module]] = []
+    if latency and any(statistics):
+        raise ConversionError(NO_STATISTICS)
     if latency:
         size, (mean, std) = image_size or MNIST_SIZE, (None, None)
     else:
@@ -331,8 +334,11 @@ def _timm_values(config: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     mean, std, size = (values.get(name) for name in ("mean", "std", "input_size"))
     found: dict[str, Any] = {}
-    if isinstance(mean, list) and isinstance(std, list):
-        found["statistics"] = tuple(map(float, mean)), tuple(map(float, std))
-    if isinstance(size, list) and len(size) == 3:
-        found["size"] = int(size[1]), int(size[2])
+    try:
+        if isinstance(mean, list) and isinstance(std, list):
+            found["statistics"] = tuple(map(float, mean)), tuple(map(float, std))
+        if isinstance(size, list) and len(size) == 3:
+            found["size"] = int(size[1]), int(size[2])
+    except (TypeError, ValueError) as error:
+        raise ConversionError(f"convert: the config.json beside the weights must hold numbers; {error}.") from error
     return found

@@ -68,7 +68,8 @@ def run(options: EvaluationOptions) -> Found:
     frontier = () if options.frontier is None else tuple(read_table(options.frontier)[0])
     loaded = load_network(options.model, options.network)
     options = options.on(loaded.network.graph.grid)
-    chips = [load_chip(name) for name in (available_chips() if "all" in options.chip else options.chip)]
+    named = [each for name in options.chip for each in (available_chips() if name == "all" else [name])]
+    chips = [load_chip(name) for name in dict.fromkeys(named)]
     accelerator = Accelerator(cpu=options.cpu or not torch.cuda.is_available())
     if accelerator.num_processes > 1:
         raise ValueError("evaluate: must run in one process; got several. Start `ttfs evaluate` without a launcher.")

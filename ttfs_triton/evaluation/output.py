@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import time
@@ -168,6 +169,6 @@ def figures(found: Found, max_test_samples: int | None) -> dict[str, Any]:
 
 
 def command_line(command: str) -> str:
-    """The command line of this run of `ttfs COMMAND`; absolute paths are cut to their last part."""
-    words = (Path(word).name if word.startswith("/") else word for word in sys.argv[1:])
+    """The command line of this run of `ttfs COMMAND`; absolute paths are cut to their last part, also behind "="."""
+    words = (re.sub(r"(^|=)/.*?([^/]*)/*$", r"\1\2", word) for word in sys.argv[1:])
     return shlex.join(["ttfs", command, *words])

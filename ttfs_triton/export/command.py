@@ -112,8 +112,9 @@ def _check_options(options: ExportOptions) -> None:
         if options.format != own and getattr(options, name) != defaults[name].default:
             flag = name.replace("_", "-")
             raise ValueError(f"export: --{flag} must go with --format {own}; got --format {options.format}.")
-    if not options.check and (options.dataset is not None or options.data_dir is not None):
-        raise ValueError("export: --dataset and --data-dir must go with --check; got no --check.")
+    checks = ("dataset", "data_dir", "check_images")
+    if not options.check and any(getattr(options, name) != defaults[name].default for name in checks):
+        raise ValueError("export: --dataset, --data-dir and --check-images must go with --check; got no --check.")
     require("export", options.format, options.format)
     if options.check:
         for module in ("onnxruntime",) if options.format == "onnx" else ("nirtorch", "snntorch"):

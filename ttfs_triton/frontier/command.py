@@ -133,7 +133,7 @@ class Sweep:
         key = _key(row, bench)
         asked = [faults for kind in kinds for faults in self.options.faults(kind)]
         for faults in [Faults(), *asked] if asked else []:  # no faults first: where curves begin
-            what = {"faults": faults.text(), "seed": self.options.fault_seed, "steps": self.options.steps}
+            what = {"faults": vars(faults), "seed": self.options.fault_seed, "steps": self.options.steps}
             found = self.measured.get(key | what, lambda f=faults: Found((bench.with_faults(network, row, f),)))
             self._add(found.rows)
         if self.options.deadlines:

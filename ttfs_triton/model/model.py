@@ -223,7 +223,8 @@ class TTFSModel(nn.Module):
             return True
         try:
             own = isinstance(self._description.network, OwnNetwork)
-            found, tensors = read_model(files.config, files.weights, self.network if own else None)
+            # `read_model` puts the network on the grid of the files.
+            found, tensors = read_model(files.config, files.weights, deepcopy(self.network) if own else None)
         except LoadError:
             return False
         plain = {name.replace("_orig_mod.", ""): tensor for name, tensor in self.state_dict().items()}
@@ -271,11 +272,12 @@ class TTFSModel(nn.Module):
             model_name=repo_id.rpartition("/")[2],
         )
         build = "" if isinstance(known, NetworkConfig) else f", {known.argument}"
+        example = "image.png" if self._description.preprocessing.events is None else "recording.npz"
         return (
             f"---\n{metadata.to_yaml()}\n---\n\n# {repo_id.rpartition('/')[2]}\n\n"
             f"A time-to-first-spike network ([Wei et al., ICCV 2023]({PAPER})), made with `{LIBRARY}` "
             f"{ttfs_triton.__version__}. Not evaluated.\n\n```python\nfrom ttfs_triton import TTFSModel\n\n"
-            f'model = TTFSModel.from_pretrained("{repo_id}"{build})\nprint(model.classify("image.png"))\n```\n'
+            f'model = TTFSModel.from_pretrained("{repo_id}"{build})\nprint(model.classify("{example}"))\n```\n'
         )
 
     @overload
@@ -346,10 +348,10 @@ _PREFIX = "network."
 
 def _without_prefix(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
     """Name the tensors in the state dict as the network does."""
-    for name in [name for name in state if name.startswith(prefix + _PREFIX)]:
-        state[prefix + name.removeprefix(prefix + _PREFIX)] = state.pop(name)
+    names = [name for name in state if name.startswith(prefix + _PREFIX)]
+    state |= {prefix + name.removeprefix(prefix + _PREFIX): state.pop(name) for name in names}
 
 
 def _with_prefix(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
-    for name in [name for name in state if name.startswith(prefix)]:
-        state[prefix + _PREFIX + name.removeprefix(prefix)] = state.pop(name)
+    names = [name for name in state if name.startswith(prefix)]
+    state |= {prefix + _PREFIX + name.removeprefix(prefix): state.pop(name) for name in names}

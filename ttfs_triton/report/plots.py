@@ -27,6 +27,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "ttfs-triton",
     "font.size": 10,
     "text.color": INK,
+    "text.parse_math": False,  # a name with a dollar sign is no formula
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.titlelocation": "left",
@@ -40,7 +41,6 @@ STYLE: dict[Any, Any] = {
 }
 PAGE_STYLE: dict[Any, Any] = STYLE | {
     "svg.fonttype": "none",  # text stays text: small, sharp, in the page's font
-    "text.parse_math": False,  # a name with a dollar sign is no formula
     "font.family": "sans-serif",
     "font.size": 11,
     "savefig.transparent": True,
