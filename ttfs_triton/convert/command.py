@@ -244,7 +244,7 @@ def check_folder(function: str, folder: Path) -> None:
     """
     if not folder.name or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise ConversionError(
-            f"{function}: output_dir must be a new or empty folder; got {folder}, which cannot be used. Give another one."
+            f"{function}: output_dir must be a new or empty folder; got {folder}, which is not. Give another one."
         )
 
 
