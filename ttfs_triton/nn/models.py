@@ -222,8 +222,9 @@ class TTFSNetwork(nn.Module):
         if not self.config.batch_norm:
             return
         fold_batch_norm(self.features)
-        if self.readout.bias is None:
-            self.readout.bias = nn.Parameter(torch.zeros_like(self.readout.weight[:, 0]))
+        for layer in (*self.features, self.readout):  # a whitened encoder and the readout have no batch norm
+            if isinstance(layer, WeightedLayer) and layer.bias is None:
+                layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
         fold_weight_standardisation(self.readout)
         self.config = self.config.replace(batch_norm=False, weight_standardisation=False, bias=True)
 
