@@ -239,12 +239,9 @@ def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:
     """Whether a layer computes the pool behind it; not while its own spikes are counted or read by a hook."""
     if not (isinstance(layer, DFTConv2d) and isinstance(following, EarliestSpikePool2d)) or layer.skip:
         return False
-    if layer.grid is not None or (layer.training and layer.faults):
+    if layer.pools_apart or following.kernel_size != (2, 2) or following.stride != (2, 2):
         return False
-    if following.kernel_size != (2, 2) or following.stride != (2, 2):
-        return False
-    counted = layer.statistics is not None and layer.statistics.recording
-    return not (counted or layer._forward_hooks or following._forward_hooks or following._forward_pre_hooks)
+    return not (layer._forward_hooks or following._forward_hooks or following._forward_pre_hooks)
 
 
 @torch.no_grad()
