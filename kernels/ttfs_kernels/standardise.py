@@ -13,7 +13,7 @@ from ttfs_kernels.autograd import first_derivatives_only, reverse_mode_only
 
 aten = torch.ops.aten
 
-EPSILON = 1e-12  # added to the squared norm of the centred weights: a constant filter gives zeros, not nan
+EPSILON = 1e-12  # added to the squared norm of the centred weights: a filter of zeros gives zeros, not nan
 
 # Weights that a core normalises in float32 before they are cast, so that the float32 ones never leave its cache.
 # Measured on one core (AVX2), 29 million weights to bfloat16: 18 ms in blocks, 24 ms layer by layer.
@@ -33,7 +33,7 @@ def standardise_weights(
         gains: [C_out] each, norm of the resulting weights, in threshold heights; dtype of the weights.
         dtype: of the results. Default: that of the weights.
     Returns:
-        The standardised weights, shapes and memory formats of `weights`. Neurons with constant weights give 0.
+        The standardised weights, shapes and memory formats of `weights`. Neurons whose weights are all 0 give 0.
     Gradient: for weights and gains, in their dtypes; first derivatives in reverse mode alone.
     Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization", 2019.
     """
