@@ -171,8 +171,7 @@ def test_a_pool_in_a_layers_call_follows_counts_faults_and_grids():
     layer, x = DFTConv2d(1, 4, 3), torch.rand(2, 1, 8, 8)
     layer.statistics = SpikeCounter((4, 6, 6))
     with record_statistics(layer):
-        pooled = layer(x, 2)
-    assert torch.equal(pooled, layer(x, 2))
+        layer(x, 2)
     assert collect_statistics(layer)[0].spikes == int((layer(x) > 0).sum()) > 0
     train_for(layer, Faults(dead_neurons=1.0))
     assert not layer(x, 2).any()
