@@ -160,7 +160,8 @@ class ClockedLayer:
         """Clamp numbers in place to the range of the registers."""
         if self.register is None:
             return numbers
-        return numbers.clamp_(-self.register * scale, self.register * scale)
+        largest = min(self.register * scale, int(REGISTER_BOUND))  # beyond it there are no numbers
+        return numbers.clamp_(-largest, largest)
 
     def _membrane(self, potential: Tensor, slope: Tensor) -> Membrane:
         # The potential has 17 binary places. Half a step of the slope brings one, σ brings the other 16.
