@@ -17,7 +17,7 @@ from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeDecision, FirstSpikeReadout, PotentialReadout, Readout
 from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.statistics import SpikeCounter
-from ttfs_triton.nn.trace import network_graph
+from ttfs_triton.nn.trace import network_graph, unwrapped
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
 
@@ -260,7 +260,7 @@ def decide(network: nn.Module, images: Tensor) -> FirstSpikeDecision:
         torch.Size([4])
     """
     graph = network_graph(network, images.shape[1:])
-    return logits_and_decision(network, graph.readout, images)[1]
+    return logits_and_decision(unwrapped(network), graph.readout, images)[1]  # a compiled one would see no hook
 
 
 def logits_and_decision(network: nn.Module, readout: Readout, images: Tensor) -> tuple[Tensor, FirstSpikeDecision]:
