@@ -152,6 +152,12 @@ def _apply(
     which: str,
 ) -> Normalised:
     x, weight, bias, skip, skip_weight = operands
+    for name, tensor in (("weight", normalisation.weight), ("estimate", normalisation.estimate)):
+        if tensor.shape != weight.shape[:1] or tensor.device != x.device:  # a kernel would read beyond it
+            raise ValueError(
+                f"{function}: normalisation.{name} must have shape [{len(weight)}], and be on the device of x "
+                f"({x.device}); got {list(tensor.shape)} on {tensor.device}."
+            )
     x, weight, skip = autocast(x, weight, skip)
     tensors = x, weight, normalisation.weight, bias, skip, skip_weight
     epsilon, group = normalisation.epsilon, normalisation.group

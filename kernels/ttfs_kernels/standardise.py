@@ -13,7 +13,7 @@ from ttfs_kernels.autograd import first_derivatives_only, reverse_mode_only
 
 aten = torch.ops.aten
 
-EPSILON = 1e-12  # added to the squared norm of the centred weights: constant weights give zeros, not NaN
+EPSILON = 1e-12  # added to the squared norm of the centred weights: a filter of zeros gives zeros, not nan
 
 # Weights that a core normalises in float32 at a time, before the cast, so that float32 values stay in its cache.
 # Measured on one core (AVX2), 29 million weights to bfloat16: 18 ms in blocks, 24 ms layer by layer.
@@ -33,7 +33,7 @@ def standardise_weights(
         gains: for each layer [C_out], norms of the resulting weights, in threshold heights; dtype of the weights.
         dtype: dtype of the results. Default: dtype of the weights.
     Returns:
-        The standardised weights, shapes and memory formats of `weights`. Neurons with constant weights give 0.
+        The standardised weights, shapes and memory formats of `weights`. Neurons whose weights are all 0 give 0.
     Gradient: for weights and gains, in their dtypes; only first derivatives in reverse mode.
     Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization", 2019.
     """

@@ -268,7 +268,11 @@ def test_a_new_persistence_is_a_number_to_kernels(device, monkeypatch):
 
 @pytest.mark.parametrize(
     ("change", "match"),
-    [({"x": torch.rand(2, 3)}, "x must"), ({"bias": torch.rand(5)}, "bias must have shape")],
+    [
+        ({"x": torch.rand(2, 3)}, "x must"),
+        ({"bias": torch.rand(5)}, "bias must have shape"),
+        ({"gamma": torch.rand(1)}, r"normalised_linear: normalisation.weight must have shape \[\d+\]"),
+    ],
 )
 def test_wrong_operands_are_refused(change, match):
     with pytest.raises(ValueError, match=match):

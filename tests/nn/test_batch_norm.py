@@ -58,6 +58,19 @@ def test_a_folded_network_is_the_one_in_evaluation(sigma, encoder):
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)  # evaluation changes no statistics
 
 
+def test_a_folded_whitened_encoder_without_bias_fits_its_configuration():
+    network = TTFSNetwork(NetworkConfig("8C2-4C3", encoder="whitened", batch_norm=True, bias=False))
+    network.fold_batch_norm()
+    TTFSNetwork(network.config).load_state_dict(network.state_dict())
+
+
+def test_counting_leaves_a_frozen_batch_norm_frozen():
+    network = trained(1.0).float().train()
+    network.features.conv2.batch_norm.eval()
+    count(network, [torch.rand(2, 2, 13, 13)])
+    assert not network.features.conv2.normalises
+
+
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_counts_and_simulator_see_plain_layers(sigma):
     network, images = trained(sigma).float(), torch.rand(9, 2, 13, 13)

@@ -95,6 +95,13 @@ def test_weights_are_off_by_a_share_of_their_magnitude():
     assert int(off.integers.abs().max()) <= off.limit
 
 
+@pytest.mark.parametrize("faults", [Faults(), ALL])
+def test_the_widest_registers_are_wide_enough(faults):
+    network, images = network_and_images()
+    wide, widest = (simulate(network, [images], faults=faults, state_bits=bits).activity for bits in (None, 62))
+    assert wide == widest
+
+
 @pytest.mark.parametrize("grid", [None, Grid(8, 4), Grid(4)])
 def test_faults_happen_in_training_alone(grid, device):
     network, images = (each.to(device) for each in network_and_images())

@@ -19,12 +19,14 @@ from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import (
     DFTConv2d,
     DFTLinear,
+    Faults,
     Grid,
     NetworkConfig,
     PotentialReadout,
     TTFSNetwork,
     network_graph,
     put_on_grid,
+    train_for,
 )
 from ttfs_triton.nn.chip import check_registers
 from ttfs_triton.nn.grid import Clock, Ramp
@@ -183,6 +185,16 @@ def test_grid_goes_through_files_with_the_same_decisions(tmp_path):
     with torch.no_grad():
         assert torch.equal(loaded(images), model(images))
     assert torch.equal(simulate(loaded, [images]).predictions, model(images).argmax(1))
+
+
+@pytest.mark.parametrize("grid", [None, Grid(8, 4), Grid(8)])
+def test_networks_in_16_bits_train_on_grids_and_with_faults(grid):
+    config = NetworkConfig("4C3-(4C3-4C3)-P2-8", image_size=(8, 8), readout="potential_end")
+    network, images = TTFSNetwork(config).bfloat16(), torch.rand(4, 1, 8, 8, dtype=torch.bfloat16)
+    network.put_on_grid(grid)
+    train_for(network, Faults(spike_jitter=0.1))
+    network(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 def test_mixed_precision_computes_the_same_integers():

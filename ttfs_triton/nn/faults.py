@@ -84,7 +84,7 @@ def spikes_in_training(activations: Tensor, faults: Faults, grid: Grid | None, n
     whole = (exact > 0) == (activations > 0)
     if broken is not None:
         whole &= ~(broken.dead | broken.stuck)
-    return straight_through(activations * whole, exact)
+    return straight_through(activations * whole, exact).to(activations.dtype)
 
 
 def weight_factors(weight: Tensor, share: float, generator: torch.Generator | None = None) -> Tensor:

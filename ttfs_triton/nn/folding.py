@@ -82,7 +82,7 @@ def standardise_weight(weight: Tensor, weight_gain: Tensor) -> Tensor:
         weight: [C_out, ...], at least two weights per output channel; contiguous or channels last, which is kept.
         weight_gain: [C_out], norm of the resulting weights, in threshold heights.
     Returns:
-        The standardised weights, shape, dtype and memory format of `weight`. Channels with constant weights give 0.
+        The standardised weights, shape, dtype and memory format of `weight`. Channels whose weights are all 0 give 0.
     Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization", 2019.
     """
     return standardise_weights([weight], [weight_gain])[0]

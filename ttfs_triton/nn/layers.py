@@ -62,6 +62,12 @@ class FiringLayer(WeightedLayer):
             activations = fire(x, weight, bias, skip_weight=skip_weight, **options)
         return self.emit(activations) if pool == 1 else activations
 
+    @property
+    def pools_apart(self) -> bool:
+        """Whether a pool must follow the layer's spikes: they are counted, disturbed by faults, or on a grid."""
+        counted = self.statistics is not None and self.statistics.recording
+        return counted or self.grid is not None or (self.training and bool(self.faults))
+
 
 @spelled_out
 class DFTConv2d(FiringLayer, WeightedConv2d):
@@ -124,13 +130,15 @@ class DFTConv2d(FiringLayer, WeightedConv2d):
         self.fuse_pool: bool | None = None
 
     def forward(self, x: Tensor, pool: int = 1, *, skip: Tensor | None = None) -> Tensor:
-        """Activations; with `pool`, the output of `EarliestSpikePool2d(pool)` after them, and no spikes are counted.
+        """Activations; with `pool`, the output of `EarliestSpikePool2d(pool)` after them.
 
         `skip` [N, skip, ...] are activations of an earlier layer, delayed until the spikes of `x` arrive: each adds
         v·x_skip to the potential of one neuron, and σ·v to its slope. Larger maps: see `WeightedLayer.arriving`.
         """
-        options = {"neuron": self.neuron, "backend": self.backend, "pool": pool, "fuse_pool": self.fuse_pool}
-        return self.spikes(x, skip, **options)
+        behind = pool if pool > 1 and self.pools_apart else 1
+        options = {"neuron": self.neuron, "backend": self.backend, "fuse_pool": self.fuse_pool}
+        spikes = self.spikes(x, skip, pool=pool // behind, **options)
+        return spikes if behind == 1 else F.max_pool2d(spikes, behind)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, neuron={self.neuron}"

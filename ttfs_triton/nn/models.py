@@ -17,7 +17,7 @@ from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeDecision, FirstSpikeReadout, PotentialReadout, Readout
 from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.statistics import SpikeCounter
-from ttfs_triton.nn.trace import network_graph
+from ttfs_triton.nn.trace import network_graph, unwrapped
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
 
@@ -222,8 +222,9 @@ class TTFSNetwork(nn.Module):
         if not self.config.batch_norm:
             return
         fold_batch_norm(self.features)
-        if self.readout.bias is None:
-            self.readout.bias = nn.Parameter(torch.zeros_like(self.readout.weight[:, 0]))
+        for layer in (*self.features, self.readout):  # a whitened encoder and the readout have no batch norm
+            if isinstance(layer, WeightedLayer) and layer.bias is None:
+                layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
         fold_weight_standardisation(self.readout)
         self.config = self.config.replace(batch_norm=False, weight_standardisation=False, bias=True)
 
@@ -238,12 +239,9 @@ def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:
     """Whether a layer computes the pool behind it; not while its own spikes are counted or read by a hook."""
     if not (isinstance(layer, DFTConv2d) and isinstance(following, EarliestSpikePool2d)) or layer.skip:
         return False
-    if layer.grid is not None or (layer.training and layer.faults):
+    if layer.pools_apart or following.kernel_size != (2, 2) or following.stride != (2, 2):
         return False
-    if following.kernel_size != (2, 2) or following.stride != (2, 2):
-        return False
-    counted = layer.statistics is not None and layer.statistics.recording
-    return not (counted or layer._forward_hooks or following._forward_hooks or following._forward_pre_hooks)
+    return not (layer._forward_hooks or following._forward_hooks or following._forward_pre_hooks)
 
 
 @torch.no_grad()
@@ -262,7 +260,7 @@ def decide(network: nn.Module, images: Tensor) -> FirstSpikeDecision:
         torch.Size([4])
     """
     graph = network_graph(network, images.shape[1:])
-    return logits_and_decision(network, graph.readout, images)[1]
+    return logits_and_decision(unwrapped(network), graph.readout, images)[1]  # a compiled one would see no hook
 
 
 def logits_and_decision(network: nn.Module, readout: Readout, images: Tensor) -> tuple[Tensor, FirstSpikeDecision]:

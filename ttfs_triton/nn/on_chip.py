@@ -160,7 +160,8 @@ class ClockedLayer:
         """Clamp numbers in place to the range of the registers."""
         if self.register is None:
             return numbers
-        return numbers.clamp_(-self.register * scale, self.register * scale)
+        largest = min(self.register * scale, int(REGISTER_BOUND))  # beyond it there are no numbers
+        return numbers.clamp_(-largest, largest)
 
     def _membrane(self, potential: Tensor, slope: Tensor) -> Membrane:
         # The potential has 17 binary places. Half a step of the slope brings one, σ brings the other 16.
@@ -305,14 +306,17 @@ def fire_on_grid(
         x: input activations, multiples of 1/T; for an encoder, normalised images.
         weight, scale: as in `RoundedLayer`.
         skip: delayed spikes, one per neuron, or None.
-        fire: the closed form, as a function of inputs, weights and initial potentials, with keyword `skip_weight`.
+        fire: the closed form, as a function of inputs, weights and initial potentials, with keywords `skip` and
+            `skip_weight`.
     """
     reverse_mode_only(type(layer).__name__, x, skip)
     rounded = RoundedLayer(layer, weight, scale)
     spikes = spikes_on_grid(rounded, x, skip)
     if not torch.is_grad_enabled():
         return spikes
-    return straight_through(fire(x, rounded.weight, rounded.bias, skip_weight=rounded.skip_weight), spikes)
+    dtype = rounded.weight.dtype  # spikes on a grid are float32, of layers in 16 bits too
+    x, skip = x.to(dtype), None if skip is None else skip.to(dtype)
+    return straight_through(fire(x, rounded.weight, rounded.bias, skip=skip, skip_weight=rounded.skip_weight), spikes)
 
 
 @torch.no_grad()

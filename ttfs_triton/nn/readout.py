@@ -221,9 +221,9 @@ class ReadoutOnGrid:
 
     def __init__(self, readout: Readout, x: Tensor) -> None:
         reverse_mode_only(type(readout).__name__, x)
-        x, scale = readout.with_dropout(x.to(readout.weight.dtype))
-        self._x, self._readout = x, readout
+        x, scale = readout.with_dropout(x)
         self._rounded = RoundedLayer(readout, readout.effective_weight(), scale)
+        self._x, self._readout = x.to(self._rounded.weight.dtype), readout
         with torch.no_grad(), exact_products():
             clock, registers = self._rounded.grid.clock, self._rounded.registers()
             self._clocked = ClockedReadout(readout, self._rounded.quantised, clock, **registers)

@@ -105,13 +105,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Set evaluation mode inside the `with` block, then restore the module's mode, also after an error."""
-    training = module.training
+    """Set evaluation mode inside the `with` block, then restore each module's own mode, also after an error."""
+    modes = [(each, each.training) for each in module.modules()]  # a batch norm may be frozen
     module.eval()
     try:
         yield
     finally:
-        module.train(training)
+        for each, training in modes:
+            each.training = training
 
 
 def image_shape_of(model: nn.Module, image_shape: Sequence[int] | None = None) -> tuple[int, ...]:

@@ -114,6 +114,8 @@ def test_break_even_says_when_there_is_none():
     assert never.text.startswith("no break-even firing share: the network without a spike costs ")
     unpriced = break_even_firing_share(COUNTS, "loihi", RunOptions(steps=4))
     assert (unpriced.value, unpriced.text) == (None, "no break-even firing share: loihi has no price for the dense ANN")
+    assert break_even_firing_share(COUNTS, "horowitz45:int8", CLOSED).value is None  # no price of divisions
+    assert break_even_rate(COUNTS, "horowitz45:int8", CLOSED, rate_steps=16).value is None
     always = break_even_firing_share(dense_network(), "horowitz45:fp32", RunOptions(steps=1))
     assert always.value > 1
     assert always.text == "of all that has a price, it costs less than the dense ANN at any firing share"

@@ -53,8 +53,8 @@ def break_even_firing_share(
     """
     chip, options = as_chip(chip), replace(options, activity=None)
     factor = _crossing(
-        lambda factor: _nominal(estimate(counts.firing_more(factor), chip, options), measure),
-        _nominal(dense_ann(counts, chip, options=options), measure),
+        lambda factor: _priced(estimate(counts.firing_more(factor), chip, options), measure),
+        _priced(dense_ann(counts, chip, options=options), measure),
         (chip.name, "the dense ANN", "the network without a spike"),
     )
     if isinstance(factor, str):
@@ -73,8 +73,8 @@ def break_even_rate(counts: Counts, chip: Chip | str | Path, options: RunOptions
     """
     chip = as_chip(chip)
     rate = _crossing(
-        lambda rate: _nominal(rate_coded(counts, chip, RateCode(rate_steps, rate), options=options), "total"),
-        _nominal(estimate(counts, chip, options), "total"),
+        lambda rate: _priced(rate_coded(counts, chip, RateCode(rate_steps, rate), options=options), "total"),
+        _priced(estimate(counts, chip, options), "total"),
         (chip.name, "this network", f"T = {rate_steps} without a spike"),
     )
     if isinstance(rate, str):
@@ -96,6 +96,11 @@ def _crossing(line: Callable[[float], float | None], target: float | None, names
     if target < start:
         return f"{fixed} costs {energy(start)}, more than {other} at {energy(target)}"
     return (target - start) / (end - start) if end > start else f"spikes cost nothing on {chip}"
+
+
+def _priced(found: Estimate, measure: Measure) -> float | None:
+    """Nominal pJ; None if an operation has no price, since the sum would be too low."""
+    return None if any(term.kind == "compute" for term in found.unpriced) else _nominal(found, measure)
 
 
 def _nominal(found: Estimate, measure: Measure) -> float | None:

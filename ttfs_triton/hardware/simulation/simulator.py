@@ -79,7 +79,8 @@ def simulate(
         keep_spike_times: True to keep all spike times, or the number of samples whose spike times are kept.
         faults: faults of the chip. Weight noise and broken neurons are the same for all images; jitter and loss of
             spikes are drawn for each image. Output neurons never break, move or lose spikes.
-        seed: seed of the chip's faults and, in the order of the images, of the spikes' faults.
+        seed: seed of the chip's faults and, in the order of the images, of the spikes' faults, of which batches of
+            another size, and other devices, draw others.
     Returns:
         Decisions, counts of the spikes that are left after faults, and the work of clock-driven neurons.
     Raises:
