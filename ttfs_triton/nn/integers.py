@@ -35,17 +35,19 @@ class QuantisedWeight(NamedTuple):
         integers: shape of the weight, float32 that holds whole numbers, |integers| ≤ limit.
         unit: [C_out] float64, weight of the integer 1 in threshold heights; the same in all channels if per tensor.
         limit: largest integer, 2^(bits − 1) − 1.
+        finer: how many of these units are one of the chip's, in which its registers count; 1 without weight noise.
     """
 
     integers: Tensor
     unit: Tensor
     limit: int
+    finer: int = 1
 
     def multiplied(self, factors: Tensor) -> QuantisedWeight:
         """The weights times factors of the same shape, in units finer by `FINER`."""
         integers = (self.integers.double() * factors.double() * FINER).round()
         limit = int(FINER * self.limit * max(1.0, float(factors.abs().max()))) + 1
-        return QuantisedWeight(integers if limit > FLOAT32_BOUND else integers.float(), self.unit / FINER, limit)
+        return QuantisedWeight(integers if limit > FLOAT32_BOUND else integers.float(), self.unit / FINER, limit, FINER)
 
     def late_weights(self, weights: Tensor | None) -> Tensor | None:
         """Weights of delayed spikes [C_out] as integers [C_out] int64 in the channels' units; None for None.

@@ -72,7 +72,8 @@ class ClockedLayer:
         register: int | None = None,
         reach: int | None = None,
     ) -> None:
-        self.layer, self.clock, self.steps, self.register = layer, clock, clock.steps, register
+        self.layer, self.clock, self.steps = layer, clock, clock.steps
+        self.register = None if register is None else register * quantised.finer
         known = reach is not None
         if reach is None:
             reach = int(quantised.integers.double().abs().flatten(1).sum(1).max())
@@ -98,7 +99,7 @@ class ClockedLayer:
             )
         # float64 holds whole numbers below 2^53 exactly, and a CPU divides eight of them at a time.
         self.dtype = torch.float64 if largest < FLOAT64_BOUND else torch.int64
-        self.may_saturate = register is not None and (known or first + reach * clock.steps > register)
+        self.may_saturate = self.register is not None and (known or first + reach * clock.steps > self.register)
         self._late = None if late is None else late.view(shape).to(self.dtype)
         self._start = preset.view(shape).to(self.dtype)
         self.preset = self._start * 2**POTENTIAL_BITS
