@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -124,7 +125,9 @@ def simulate_at(model: nn.Module, batches: Iterable[Any], steps: Iterable[int], 
         batches: as in `simulate`, but repeatable: a list or a DataLoader, not a generator.
         steps: numbers of time steps; duplicates are dropped.
     """
-    order = track(list(dict.fromkeys(steps)), "simulation", transient=True)
+    console = Console(stderr=True)
+    hidden, order = not console.is_terminal, list(dict.fromkeys(steps))
+    order = track(order, "simulation", console=console, transient=True, disable=hidden)
     return [simulate(model, batches, steps=number, **options) for number in order]
 
 
