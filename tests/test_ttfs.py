@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from ttfs_triton.command_line import RECIPES
+from ttfs_triton.train import TrainConfig
+from ttfs_triton.train.run import _advice
+from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.ttfs import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +52,15 @@ def test_unknown_words_are_refused(words, message, capsys):
     shown = capsys.readouterr().err
     assert message.split(".*")[0] in shown
     assert message.split(".*")[-1] in shown
+
+
+def test_the_command_that_goes_on_is_quoted(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ttfs"])
+    monkeypatch.setattr("ttfs_triton.ttfs.start", lambda *_: None)
+    for name in ("my recipe.yaml", "config.yaml"):
+        (tmp_path / name).touch()
+    main(["train", str(tmp_path / "my recipe.yaml")])
+    assert f"Go on with: ttfs train '{tmp_path}/my recipe.yaml' --" in _advice(RunFolder(tmp_path), TrainConfig(), None)
 
 
 def test_a_recipe_is_trained_evaluated_and_gone_on_with_by_the_words_that_it_says(tmp_path):
