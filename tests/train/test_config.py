@@ -167,6 +167,15 @@ def test_resume_takes_the_saved_configuration(recipe, tmp_path):
     assert (again.lr, again.log_steps) == (0.5, 3)
 
 
+def test_rules_about_several_keys_hold_for_file_and_flags_together(recipe, tmp_path):
+    (mine := tmp_path / "mine.yaml").write_text("teacher_weight: 0.5\nweight_bits: 4\n")
+    flags = ["--config", str(mine), "--time-steps", "8"]
+    config = parse_config(recipe, "", [*flags, "--teacher", "it"])
+    assert (config.teacher_weight, config.teacher, config.weight_bits, config.time_steps) == (0.5, "it", 4, 8)
+    with pytest.raises(ConfigError, match=r"mine.yaml with the command line is not usable:\n  teacher_weight needs"):
+        parse_config(recipe, "", flags)
+
+
 @pytest.fixture
 def presets(tmp_path) -> Path:
     (tmp_path / "shared.yaml").write_text(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 
 from ttfs_triton.command_line import OptionsError, parse_options, problem_lines, program
 from ttfs_triton.shared_options import AugmentationOptions, FaultOptions
@@ -86,6 +86,9 @@ class TrainConfig(
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
+_RULES = TrainConfig.__pydantic_decorators__.model_validators.items()
+_OFF = {name: model_validator(mode="after")(lambda keys: keys) for name, rule in _RULES if rule.info.mode == "after"}
+_Keys = create_model("_Keys", __base__=TrainConfig, __validators__=_OFF)  # without rules about several keys
 FREE_ON_RESUME = frozenset(name for name, key in TrainConfig.model_fields.items() if key.json_schema_extra == FREE)
 """Keys that may differ between a run and its continuation."""
 # Keys that earlier versions had, each with advice on what to use now.
@@ -145,7 +148,11 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
                 f"--resume: the network of the run in {folder} was built by {values['network']}, and code "
                 "that only a file names is not run. Add --network FILE.py:FUNCTION."
             )
-    base = make_config(values, source)
+    base, said = make_config(values, source, _Keys), "the command line"
+    try:
+        make_config(values, source)
+    except ConfigError:  # flags may add what the file's keys need
+        said = f"{source} with the command line"
     try:
         given = parse_options(
             *reversed(TrainConfig.__bases__),
@@ -156,9 +163,9 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
             prog=program(),
         )
     except OptionsError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(str(error).replace("the command line", said, 1)) from None
     del given["config"]
-    return make_config(given, "the command line")
+    return make_config(given, said)
 
 
 @dataclass(frozen=True)
@@ -223,7 +230,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"configuration file {path} {error}") from error
 
 
-def make_config(values: dict[str, Any], source: str) -> TrainConfig:
+def make_config(values: dict[str, Any], source: str, kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
     """Validate values into a configuration.
 
     Raises:
@@ -231,7 +238,7 @@ def make_config(values: dict[str, Any], source: str) -> TrainConfig:
             is wrong if its value asks for something.
     """
     try:
-        return TrainConfig(**{key: value for key, value in values.items() if key not in RETIRED or _asks(value)})
+        return kind(**{key: value for key, value in values.items() if key not in RETIRED or _asks(value)})
     except ValidationError as error:
         lines = "\n".join(problem_lines(error, "spiking_neuron", _no_such_key))
         raise ConfigError(f"{source} is not usable:\n{lines}") from None
