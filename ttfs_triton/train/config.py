@@ -62,6 +62,26 @@ class TrainConfig(
     def _combinations(self) -> Self:
         if self.network is not None and (given := self.network_keys()):
             raise ValueError(f"network builds the whole network: leave {', '.join(given)} out, and set it there")
+        clock = "chips run on a clock; 64 steps lose nothing"
+        needs = {
+            "random_resized_crop": ("image_size, e.g. 224", self.image_size),
+            "block_convolutions": ("model: cifarnet", self.model == "cifarnet"),
+            "head": ("model: vgg11 or vgg16", self.model in ("vgg11", "vgg16")),
+            "sync_batch_norm": ("batch_norm", self.batch_norm),
+            "trained_as": ("weights", self.weights),
+            "grid_chip": ("time_steps", self.time_steps),
+            "weight_bits": (f"time_steps: {clock}", self.time_steps),
+            "state_bits": (f"time_steps: {clock}", self.time_steps),
+            "weight_units": ("weight_bits", self.weight_bits),
+            "teacher_weight": ("teacher", self.teacher),
+            "psp_persistence_order": ("psp_persistence_rise", self.psp_persistence_rise),
+            "target_steps": ("target_energy", self.target_energy),
+            "milestones": ("schedule: milestones", self.schedule == "milestones"),
+            "push_to_hub": ("hub_repo_id, owner/name", self.hub_repo_id),
+        }
+        for key, (needed, given) in needs.items():
+            if not given and getattr(self, key) != TrainConfig.model_fields[key].default:
+                raise ValueError(f"{key} needs {needed}")
         if self.batch_norm and self.time_steps is not None:
             raise ValueError(
                 "batch_norm and time_steps exclude each other: train with batch_norm first, then start from its "
