@@ -91,6 +91,10 @@ class TrainConfig(
             raise ValueError("psp_persistence_rise needs a psp_persistence above 0 to rise to")
         if self.psp_persistence_rise is not None and self.compile:
             raise ValueError("psp_persistence_rise and compile exclude each other: each σ would be compiled anew")
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite exclude each other")
+        if self.streaming and self.data_placement != "auto":
+            raise ValueError(f"streaming and data_placement: {self.data_placement} exclude each other")
         if self.random_resized_crop and self.crop_padding:
             raise ValueError("random_resized_crop and crop_padding exclude each other")
         if self.batch_size % self.gradient_accumulation:

@@ -74,12 +74,6 @@ class MainOptions(Options):
     overwrite: bool = Field(False, json_schema_extra=FREE)
     """Delete an existing run in output_dir first."""
 
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if self.resume and self.overwrite:
-            raise ValueError("resume and overwrite exclude each other")
-        return self
-
 
 class DataOptions(Options):
     """Images, and where they are kept."""
@@ -109,12 +103,6 @@ class DataOptions(Options):
     memory; images that do not fit there either are streamed."""
     num_workers: int = Field(0, ge=0, le=256, json_schema_extra=FREE)
     """Worker processes that decode streamed images."""
-
-    @model_validator(mode="after")
-    def _of_images(self) -> Self:
-        if self.streaming and self.data_placement != "auto":
-            raise ValueError(f"streaming and data_placement: {self.data_placement} exclude each other")
-        return self
 
 
 _IMAGE_KEYS = (  # keys without meaning for recordings of events
