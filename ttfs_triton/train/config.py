@@ -111,7 +111,7 @@ class TrainConfig(
 
 
 _RULES = TrainConfig.__pydantic_decorators__.model_validators.items()
-_OFF = {name: model_validator(mode="after")(lambda keys: keys) for name, rule in _RULES if rule.info.mode == "after"}
+_OFF: Any = {key: model_validator(mode="after")(lambda keys: keys) for key, rule in _RULES if rule.info.mode == "after"}
 _Keys = create_model("_Keys", __base__=TrainConfig, __validators__=_OFF)  # without rules about several keys
 FREE_ON_RESUME = frozenset(name for name, key in TrainConfig.model_fields.items() if key.json_schema_extra == FREE)
 """Keys that may differ between a run and its continuation."""
