@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ttfs_triton.command_line import RECIPES
+from ttfs_triton.train import TrainConfig, run
 from ttfs_triton.ttfs import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,16 @@ def test_unknown_words_are_refused(words, message, capsys):
     shown = capsys.readouterr().err
     assert message.split(".*")[0] in shown
     assert message.split(".*")[-1] in shown
+
+
+def test_the_command_that_goes_on_is_quoted(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ttfs"])
+    monkeypatch.setattr("ttfs_triton.ttfs.start", lambda *_: None)
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "my recipe.yaml").touch()
+    main(["train", str(tmp_path / "my recipe.yaml")])
+    said = run._advice(run.RunFolder(tmp_path), TrainConfig(), None)
+    assert said.startswith(f"Go on with: ttfs train '{tmp_path}/my recipe.yaml' --")
 
 
 def test_a_recipe_is_trained_evaluated_and_gone_on_with_by_the_words_that_it_says(tmp_path):

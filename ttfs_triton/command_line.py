@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,8 +35,8 @@ def recipe(name: str) -> Path:
 
 
 def program() -> str:
-    """How this program was started: `ttfs train NAME`, or `python recipes/train_NAME.py`."""
-    return sys.argv[0] if sys.argv[0].startswith("ttfs ") else f"python {sys.argv[0]}"
+    """How this program was started, quoted for a shell: `ttfs train NAME`, or `python recipes/train_NAME.py`."""
+    return sys.argv[0] if sys.argv[0].startswith("ttfs ") else shlex.join(["python", sys.argv[0]])
 
 
 def start(module: str, *arguments: Any) -> None:

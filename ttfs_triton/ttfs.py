@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from difflib import get_close_matches
 from pathlib import Path
@@ -48,7 +49,7 @@ def main(words: list[str] | None = None) -> None:
     path = Path(name) if name.endswith((".yaml", ".yml")) else recipe(name)
     if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         _refuse("recipe", name, _recipes())
-    sys.argv = ["ttfs train" if name == NEUTRAL else f"ttfs train {name}", *flags]
+    sys.argv = ["ttfs train" if name == NEUTRAL else shlex.join(["ttfs", "train", name]), *flags]
     start(
         module, path, f"{description}\n\nttfs train RECIPE, with RECIPE one of {', '.join(_recipes())}, or a YAML file."
     )

@@ -144,9 +144,10 @@ def test_mean_and_std_go_to_an_analog_encoder():
     latency, _ = convert_ann(model, images, psp_persistence=0.0, percentile=100, encoder="latency")
     assert latency.config.encoder == "latency"
     torch.testing.assert_close(latency(images), model(images), atol=1e-4, rtol=1e-4)
-    for wrong in ({"encoder": "latency", "mean": mean}, {"encoder": "analog"}):
-        with pytest.raises(ConversionError, match="encoder must be latency unless the first layer is a plain"):
-            convert_ann(*((model, images) if "mean" in wrong else (plain(), images[:, :, :4, :4])), **wrong)
+    with pytest.raises(ConversionError, match="encoder must be analog with mean and std; got latency"):
+        convert_ann(model, images, encoder="latency", mean=mean)
+    with pytest.raises(ConversionError, match="encoder must be latency unless the first layer is a plain"):
+        convert_ann(plain(), images[:, :, :4, :4], encoder="analog")
 
 
 class _Function(nn.Module):

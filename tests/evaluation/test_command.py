@@ -72,6 +72,8 @@ def test_prints_what_it_found_and_sweeps(trained, tmp_path, capsys):
     shown = capsys.readouterr().out.replace("-", " ")
     assert all(words in shown for words in ("9 images", "activity  ", "synaptic operations", "closed form"))
     assert len((tmp_path / "out" / "sweep.csv").read_text().splitlines()) == 37
+    evaluate(trained, *flags[:-1], "--overwrite", "--output-dir", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("sweep*")), "figures of an older evaluation"
 
 
 @pytest.mark.parametrize(

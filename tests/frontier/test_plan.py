@@ -99,15 +99,17 @@ def test_bundled_network_goes_on_as_it_was_trained():
 
 def test_run_goes_on_as_its_configuration_says(run, tmp_path):
     path = run / "config.yaml"
-    kept = {"schedule": "milestones", "milestones": [50], "target_sparsity": 0.5, "hub_repo_id": "you/it"}
+    kept = {"schedule": "milestones", "milestones": [50], "target_energy": "loihi:9", "hub_repo_id": "you/it"}
+    kept |= {"batch_norm": True, "sync_batch_norm": True, "target_steps": 8, "psp_persistence_rise": [0.2, 0.6]}
+    kept |= {"psp_persistence_order": "layers"}
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | kept))
     found = settings(str(run))
     config = point_config(found, Point.of(time_steps=4), tmp_path)
     assert (config.schedule, config.milestones, config.hub_repo_id) == ("one_cycle", (), None)
-    assert (config.lr, config.target_sparsity, config.time_steps) == (1e-2, 0.5, 4)
+    assert (config.lr, config.target_energy, config.target_steps, config.time_steps) == (1e-2, "loihi:9", 8, 4)
     assert config.weights == str(run.resolve())
     config = point_config(found, Point.of(target_operations=0.2), tmp_path)
-    assert (config.target_sparsity, config.target_operations) == (None, 0.2)
+    assert (config.target_energy, config.target_operations, config.target_steps) == (None, 0.2, 32)
     (tmp_path / "more.yaml").write_text("ema_decay: 0.5\nseed: 3\n")
     config = point_config(settings(str(run), config=tmp_path / "more.yaml", lr=0.5), None, tmp_path)
     assert (config.ema_decay, config.seed, config.lr) == (0.5, 3, 0.5), "more keys win"
@@ -121,7 +123,7 @@ def test_run_goes_on_as_its_configuration_says(run, tmp_path):
         (["--target-energy", "loihi2:3"], ["target_energy=loihi2:3", "No public per-operation figure"]),
         (["--target-sparsity", "conv9=0.2"], ["conv9"]),
         (["--points", "dead_neurons=0.6+stuck_neurons=0.6"], ["must be at most 1 together"]),
-        (["--points", "time_steps=4+state_bits=4", "weight_bits=3"], ["weight_bits and state_bits need time_steps"]),
+        (["--points", "time_steps=4+state_bits=4", "weight_bits=3"], ["weight_bits needs time_steps: chips run"]),
         (["--chip", "nowhere"], ["nowhere"]),
         (["--config", "none.yaml"], ["none.yaml does not exist"]),
     ],

@@ -98,13 +98,14 @@ def metrics(output: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Weights, optimizer, moving average and metrics agree bit for bit."""
+    """Weights and their description, optimizer, moving average and metrics agree bit for bit."""
     for read in (best, last):
         ours, theirs = read(one), read(other)
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
             assert torch.equal(value, theirs[name]), name
     assert metrics(one) == metrics(other)
+    assert (one / "best" / "config.json").read_text() == (other / "best" / "config.json").read_text()
 
 
 class At(Callback):

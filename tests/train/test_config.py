@@ -13,6 +13,8 @@ from ttfs_triton.ttfs import NEUTRAL
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "ttfs_triton" / "recipes").glob("*.yaml"))
+# Keys that have no effect without another key.
+IDLE = {"block_convolutions": 3, "head": "512", "sync_batch_norm": True, "weight_units": "tensor", "target_steps": 8}
 PRESETS = [(path, name) for path in RECIPES for name in read_recipe(path).presets]
 
 
@@ -51,11 +53,13 @@ def recipe(tmp_path) -> Path:
         ({"event_pool": 2}, "event_pool needs event_windows: only recordings of events use it"),
         ({"event_windows": 2, "auto_augment": True}, "event_windows: leave auto_augment out; events have no colours"),
         ({"event_windows": 2, "dataset": "sample", "streaming": True}, "leave dataset, streaming out"),
-        ({"weight_bits": 4}, "weight_bits and state_bits need time_steps"),
+        ({"weight_bits": 4}, "weight_bits needs time_steps: chips run on a clock"),
         ({"grid_chip": "loihi"}, "grid_chip needs time_steps"),
         ({"dead_neurons": 0.6, "stuck_neurons": 0.6}, "dead_neurons and stuck_neurons must be at most 1 together"),
+        ({"milestones": [-1, 2], "schedule": "milestones"}, "milestones.0: Input should be greater than or equal to 0"),
+        *[({key: value}, f"{key} needs ") for key, value in (IDLE | {"psp_persistence_order": "layers"}).items()],
         ({"milestones": [3, 2], "schedule": "milestones"}, r"milestones must rise; got \[3, 2\]"),
-        ({"milestones": [2, 3]}, "milestones needs schedule: milestones; got one_cycle"),
+        ({"milestones": [2, 3]}, "milestones needs schedule: milestones"),
         ({"batch_size": 10, "gradient_accumulation": 3}, "must be divisible by gradient_accumulation"),
     ],
 )
@@ -165,6 +169,14 @@ def test_resume_takes_the_saved_configuration(recipe, tmp_path):
     (tmp_path / "mine.yaml").write_text(f"log_steps: 3\noutput_dir: {run}")
     again = parse_config(recipe, "", ["--resume", "--config", str(tmp_path / "mine.yaml")])
     assert (again.lr, again.log_steps) == (0.5, 3)
+
+
+def test_rules_about_several_keys_hold_for_file_and_flags_together(recipe, tmp_path):
+    (mine := tmp_path / "mine.yaml").write_text("teacher_weight: 0.5\nweight_bits: 4\n")
+    config = parse_config(recipe, "", [*(flags := ["--config", str(mine), "--time-steps", "8"]), "--teacher", "it"])
+    assert (config.teacher_weight, config.weight_bits) == (0.5, 4)
+    with pytest.raises(ConfigError, match=r"mine.yaml with the command line is not usable:\n  teacher_weight needs"):
+        parse_config(recipe, "", flags)
 
 
 @pytest.fixture

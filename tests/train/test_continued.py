@@ -13,7 +13,7 @@ from tests.train.recorded import RecordedGraphs
 from tests.train.runs import AUGMENTATION, TARGET, At, assert_same_run, change, last
 from ttfs_triton import TTFSModel
 from ttfs_triton.nn import NetworkConfig
-from ttfs_triton.train import ConfigError, Interrupted, loop, start, train
+from ttfs_triton.train import ConfigError, Interrupted, loop, train
 
 RISE = {"batch_norm": True, "encoder": "analog", "lookahead": 3, "ema_decay": 0.0, "schedule": "linear"}
 RISE |= {"optimizer": "muon", "psp_persistence_rise": (0.2, 0.8), "surrogate_width": 0.5}
@@ -60,7 +60,7 @@ def test_taught_run_goes_on_with_its_teacher_wherever_that_lies_and_with_no_othe
     assert train(change(config, resume=True, teacher=shutil.copytree(teacher, tmp_path / "moved")))["epochs"] == 1
 
 
-def test_calibrated_run_goes_on_from_its_checkpoint(config, tmp_path, monkeypatch, capsys):
+def test_calibrated_run_goes_on_from_its_checkpoint(config, tmp_path, capsys):
     layers = torch.nn.Sequential(*features((4, "M", 6, "M"), channels=1))
     vgg = Named(features=layers, flatten=torch.nn.Flatten(), classifier=torch.nn.Linear(6 * 2 * 2, 4))
     torch.save(randomised(vgg).state_dict(), tmp_path / "vgg.pth")
@@ -71,19 +71,21 @@ def test_calibrated_run_goes_on_from_its_checkpoint(config, tmp_path, monkeypatc
     parts = change(spiking, output_dir=tmp_path / "parts")
     with pytest.raises(Interrupted):
         train(parts, callbacks=[At(11)])
-    monkeypatch.setattr(start, "calibrate_converted", lambda *_, **__: pytest.fail("the checkpoint holds the weights"))
+    (tmp_path / "vgg.pth").unlink()
     train(change(parts, resume=True))
     assert "resumed after step" in capsys.readouterr().out
     assert_same_run(spiking.output_dir, parts.output_dir)
 
 
-def test_run_with_batch_norm_goes_on_that_began_with_weights_without(config, tmp_path):
-    plain = change(config, epochs=1, encoder="analog")
+@pytest.mark.parametrize("values", [{"batch_norm": True}, {"time_steps": 8, "weight_bits": 4}])
+def test_run_goes_on_without_the_weights_that_it_began_with(config, tmp_path, values):
+    plain = change(config, epochs=1, encoder="analog", max_train_samples=64)  # other images: another mean
     train(plain)
-    values = {"batch_norm": True, "weights": plain.output_dir}
+    values = values | {"weights": plain.output_dir, "max_train_samples": None}
     whole, parts = (change(plain, output_dir=tmp_path / name, **values) for name in ("whole", "parts"))
     train(whole)
     with pytest.raises(Interrupted):
         train(parts, callbacks=[At(3)])
+    shutil.rmtree(plain.output_dir)
     train(change(parts, resume=True))
     assert_same_run(parts.output_dir, whole.output_dir)

@@ -114,11 +114,13 @@ def build_network(
     plain = isinstance(first.module, nn.Conv2d) and first.module.groups == 1 and first.module.dilation == (1, 1)
     plain = plain and first.average == 1 and not first.input.route and len(layers) > 1
     analog = plain if encoder is None else encoder == "analog"
-    if (analog or mean or std) and not (plain and analog):
+    if (analog or mean or std) and not plain:
         raise ConversionError(
             "convert_ann: encoder must be latency unless the first layer is a plain convolution, and mean and std None "
             f"with that encoder; got {first.module}. Train the ANN on pixels in [0, 1], or put a convolution first."
         )
+    if (mean or std) and not analog:
+        raise ConversionError("convert_ann: encoder must be analog with mean and std; got latency. Leave them out.")
     options = {"mean": mean, "std": std, "neuron": neuron, "readout": readout}
     specification = specification_of(layers)
     with torch.random.fork_rng(devices=[]):  # keeps the caller's random state

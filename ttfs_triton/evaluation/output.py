@@ -28,6 +28,8 @@ from ttfs_triton.scoring import Evaluation, device_name, versions
 from ttfs_triton.wording import csv_text
 
 MAIN_FILE = "evaluation.json"
+# Files that not every evaluation writes; those of an older one that is replaced are removed.
+FILES = ("sweep.csv", "deadlines.csv", "sweep.svg", "energy-layers.svg", "energy-sensitivity.svg", "energy-chips.svg")
 
 
 def check_output(options: EvaluationOptions) -> None:
@@ -54,6 +56,7 @@ def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
     folder, page, paths = options.output_dir, found.page, list[Path]()
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
+        older = FILES if (folder / MAIN_FILE).exists() else ()
         write_json(folder / MAIN_FILE, figures(found, options.max_test_samples))
         paths = [folder / MAIN_FILE, report.write_csv(folder / "energy.csv", *page.energy)]
         if page.sweep is not None:
@@ -64,6 +67,8 @@ def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
             write_text(paths[-1], csv_text([asdict(row) for row in page.deadlines]))
         if find_spec("matplotlib") is not None:
             paths += _pictures(folder, page)
+        for path in {folder / name for name in older}.difference(paths):
+            path.unlink(missing_ok=True)
     if options.report is not None:
         options.report.parent.mkdir(parents=True, exist_ok=True)
         paths.append(report.write_page(options.report, page))

@@ -245,6 +245,9 @@ def read_facts(
         figures = "a run's final figures, written when the run ends: continue the run by --resume"
         summary = _read(run / SUMMARY, read_summary, figures)
         metrics = _read(run / METRICS, read_metrics, "a run's figures by epoch") if (run / METRICS).exists() else []
+    if run is not None and summary["weights_sha256"] is None:
+        remedy = "Publish the folder best/ alone, with an --evaluation of it."
+        raise LoadError(f"publish: {run / SUMMARY} must hold the weights' SHA-256; an old version wrote it. {remedy}")
     if run is not None and summary["weights_sha256"] != sha256:
         raise LoadError(
             f"publish: {files.weights} must be the weights that summary.json describes, SHA-256 "

@@ -67,7 +67,7 @@ def cheapest_table(rows: Rows) -> Table:
     }
     lines, several = [], len({row.network for row in networks}) > 1
     for free in (row for row in networks if row.point == FREE):
-        near = [row for row in networks if row.network == free.network and row.accuracy >= free.accuracy - NEAR]
+        near = [row for row in networks if row.network == free.network and free.accuracy - row.accuracy < NEAR + 1e-9]
         found: list[tuple[str, FrontierRow | None]] = [("as given", free)]
         for what, cost in ways.items():
             priced = [row for row in near if cost(row) is not None]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ from ttfs_triton.nn.networks import CNN1, RESNET18, RESNET20, VGG11, VGG16, cifa
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.optimisation import Muon
-from ttfs_triton.train.start import Start, check_chip, load_weights, start_on_grid
+from ttfs_triton.train.start import Start, check_chip, load_weights, start_on_grid, take_statistics
 
 SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
     "cnn1": (CNN1, "latency"),
@@ -114,6 +115,7 @@ def build_network(
     *,
     network: nn.Module | None = None,
     calibrated: bool = True,
+    known: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, Start | None]:
     """Build the network of a run on the CPU, initialised from `config.seed` and, if given, from `config.weights`.
 
@@ -122,6 +124,7 @@ def build_network(
         device: device to calibrate on. Default: the CPU.
         network: the network, if it is built already. Default: a new one, as configured.
         calibrated: whiten, and calibrate another project's ANN; False where a checkpoint replaces the weights.
+        known: config.json of a run that resumes; its `config.weights` are not read unless their values are needed.
     Returns:
         The network, and the origin of its weights: None if they were drawn at random.
     Raises:
@@ -133,7 +136,13 @@ def build_network(
         images = draw_images(data.train, WHITENING_IMAGES, config.seed, data.train_indices)
         whiten(network.features.get_submodule("conv1"), images)  # pyright: ignore[reportArgumentType]
     weights, start = config.weights, None
-    if weights is not None:
+    # A target depends on the channels that are silent at first, and state_bits are checked against the first weights.
+    if weights is not None and known is not None and config.target is None and config.state_bits is None:
+        description = ModelDescription.from_dict(known)
+        if isinstance(network, TTFSNetwork) and isinstance(description.network, NetworkConfig):
+            take_statistics(network, description.network)
+        start = None if description.base_model is None else Start(description.base_model, None)
+    elif weights is not None:
         images = None
         # Batch norm cannot take weights without it before it has statistics, which a checkpoint then replaces.
         if config.calibration_images and (calibrated or config.batch_norm):

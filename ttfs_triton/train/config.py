@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 
 from ttfs_triton.command_line import OptionsError, parse_options, problem_lines, program
 from ttfs_triton.shared_options import AugmentationOptions, FaultOptions
@@ -62,6 +62,26 @@ class TrainConfig(
     def _combinations(self) -> Self:
         if self.network is not None and (given := self.network_keys()):
             raise ValueError(f"network builds the whole network: leave {', '.join(given)} out, and set it there")
+        clock = "chips run on a clock; 64 steps lose nothing"
+        needs = {
+            "random_resized_crop": ("image_size, e.g. 224", self.image_size),
+            "block_convolutions": ("model: cifarnet", self.model == "cifarnet"),
+            "head": ("model: vgg11 or vgg16", self.model in ("vgg11", "vgg16")),
+            "sync_batch_norm": ("batch_norm", self.batch_norm),
+            "trained_as": ("weights", self.weights),
+            "grid_chip": ("time_steps", self.time_steps),
+            "weight_bits": (f"time_steps: {clock}", self.time_steps),
+            "state_bits": (f"time_steps: {clock}", self.time_steps),
+            "weight_units": ("weight_bits", self.weight_bits),
+            "teacher_weight": ("teacher", self.teacher),
+            "psp_persistence_order": ("psp_persistence_rise", self.psp_persistence_rise),
+            "target_steps": ("target_energy", self.target_energy),
+            "milestones": ("schedule: milestones", self.schedule == "milestones"),
+            "push_to_hub": ("hub_repo_id, owner/name", self.hub_repo_id),
+        }
+        for key, (needed, given) in needs.items():
+            if not given and getattr(self, key) != TrainConfig.model_fields[key].default:
+                raise ValueError(f"{key} needs {needed}")
         if self.batch_norm and self.time_steps is not None:
             raise ValueError(
                 "batch_norm and time_steps exclude each other: train with batch_norm first, then start from its "
@@ -71,6 +91,10 @@ class TrainConfig(
             raise ValueError("psp_persistence_rise needs a psp_persistence above 0 to rise to")
         if self.psp_persistence_rise is not None and self.compile:
             raise ValueError("psp_persistence_rise and compile exclude each other: each σ would be compiled anew")
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite exclude each other")
+        if self.streaming and self.data_placement != "auto":
+            raise ValueError(f"streaming and data_placement: {self.data_placement} exclude each other")
         if self.random_resized_crop and self.crop_padding:
             raise ValueError("random_resized_crop and crop_padding exclude each other")
         if self.batch_size % self.gradient_accumulation:
@@ -86,6 +110,9 @@ class TrainConfig(
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
+_RULES = TrainConfig.__pydantic_decorators__.model_validators.items()
+_OFF: Any = {key: model_validator(mode="after")(lambda keys: keys) for key, rule in _RULES if rule.info.mode == "after"}
+_Keys = create_model("_Keys", __base__=TrainConfig, __validators__=_OFF)  # without rules about several keys
 FREE_ON_RESUME = frozenset(name for name, key in TrainConfig.model_fields.items() if key.json_schema_extra == FREE)
 """Keys that may differ between a run and its continuation."""
 # Keys that earlier versions had, each with advice on what to use now.
@@ -145,7 +172,11 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
                 f"--resume: the network of the run in {folder} was built by {values['network']}, and code "
                 "that only a file names is not run. Add --network FILE.py:FUNCTION."
             )
-    base = make_config(values, source)
+    base, said = make_config(values, source, _Keys), "the command line"
+    try:
+        make_config(values, source)
+    except ConfigError:  # flags may add what the file's keys need
+        said = f"{source} with the command line"
     try:
         given = parse_options(
             *reversed(TrainConfig.__bases__),
@@ -156,9 +187,9 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
             prog=program(),
         )
     except OptionsError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(str(error).replace("the command line", said, 1)) from None
     del given["config"]
-    return make_config(given, "the command line")
+    return make_config(given, said)
 
 
 @dataclass(frozen=True)
@@ -223,7 +254,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"configuration file {path} {error}") from error
 
 
-def make_config(values: dict[str, Any], source: str) -> TrainConfig:
+def make_config(values: dict[str, Any], source: str, kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
     """Validate values into a configuration.
 
     Raises:
@@ -231,7 +262,7 @@ def make_config(values: dict[str, Any], source: str) -> TrainConfig:
             is wrong if its value asks for something.
     """
     try:
-        return TrainConfig(**{key: value for key, value in values.items() if key not in RETIRED or _asks(value)})
+        return kind(**{key: value for key, value in values.items() if key not in RETIRED or _asks(value)})
     except ValidationError as error:
         lines = "\n".join(problem_lines(error, "spiking_neuron", _no_such_key))
         raise ConfigError(f"{source} is not usable:\n{lines}") from None

@@ -35,7 +35,7 @@ from ttfs_triton.train.build import (
     load_teacher,
 )
 from ttfs_triton.train.callback import Callback, NonFiniteLossError
-from ttfs_triton.train.checkpoint import checkpoint_path
+from ttfs_triton.train.checkpoint import checkpoint_path, load_checkpoint
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.device import (
     Interrupted,
@@ -49,7 +49,7 @@ from ttfs_triton.train.display import Display, StepProfiler
 from ttfs_triton.train.evaluation import epoch_line, refresh_statistics, score
 from ttfs_triton.train.lagrange import TargetTraining
 from ttfs_triton.train.optimisation import PersistenceSchedule, rate_factor
-from ttfs_triton.train.resume import EpochTotals, Position, RunDescription, is_finite, restore_run, save_run
+from ttfs_triton.train.resume import EpochTotals, Position, RunDescription, is_finite, read_state, restore_run, save_run
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.step import GraphedStep, TrainStep, choose_graphs, look_ahead, set_rate
 
@@ -89,11 +89,13 @@ class TrainingLoop:
         self.callbacks, self.checkpoint = callbacks, checkpoint
         self.config, self.accelerator, self.data, self.folder = config, accelerator, data, folder
         self.display, self.stop = display, stop
-        # A checkpoint replaces the weights, so that a resumed run need not calibrate them again.
+        # A checkpoint replaces the weights, so that a resumed run need not read and calibrate them again.
+        known = read_state(load_checkpoint(checkpoint)).started if checkpoint and config.weights else None
         self.network, self.start = build_network(
-            config, data, accelerator.device, network=network, calibrated=checkpoint is None
+            config, data, accelerator.device, network=network, calibrated=checkpoint is None, known=known
         )
         self.graph = check_network(self.network, data)
+        self.started = known or (self.start and describe(config, self.network, data, self.start).to_dict())
         teacher = load_teacher(config, data, accelerator)
         self.description = RunDescription.of(
             config, accelerator, data, self.graph, None if teacher is None else teacher.sha256

@@ -129,11 +129,12 @@ class RunDescription(BaseModel):
 
 
 class RunState(RunDescription):
-    """State of a checkpoint: the run, its progress, and the state of gradient scaling in fp16."""
+    """State of a checkpoint: the run, its progress, gradient scaling in fp16, config.json if it began with weights."""
 
     position: Position
     scaler: dict[str, Any] | None
     changes: list[Change]
+    started: dict[str, Any] | None = None
 
 
 def read_state(checkpoint: Checkpoint) -> RunState:
@@ -208,6 +209,7 @@ def save_run(loop: TrainingLoop) -> None:
         position=position,
         scaler=None if scaler is None else scaler.state_dict(),
         changes=loop.changes,
+        started=loop.started,
     ).model_dump()
     tensors: dict[str, Mapping[str, Tensor]] = {
         "model": loop.network.state_dict(),

@@ -184,7 +184,7 @@ def _advice(folder: RunFolder, config: TrainConfig, again: str | None) -> str:
     """Sentence for messages that says how to resume."""
     if again is None and not folder.is_run():
         return "Start it again."
-    words = [*program().split(), "--output-dir", str(folder.path), "--resume"]
+    words = [*shlex.split(program()), "--output-dir", str(folder.path), "--resume"]
     words += [] if config.network is None else ["--network", config.network]
     return f"Go on with: {again or shlex.join(words)}"
 

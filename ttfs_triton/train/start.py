@@ -96,7 +96,7 @@ def load_weights(
         raise ConfigError(f"weights: {said} does not fit {name}: {error}") from error
     network.load_state_dict(tensors)
     if ours is not None and trained is not None:
-        _take_statistics(ours, trained)
+        take_statistics(ours, trained)
     return Start(base_model, calibration, None if described is None else described.grid, units)
 
 
@@ -110,7 +110,7 @@ def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None, tr
     plain = TTFSNetwork(network.config.replace(batch_norm=False, weight_standardisation=False))
     start = load_weights(plain, source, images, trained_as)
     unfold_batch_norm(network, plain.to(images.device), images)
-    _take_statistics(network, plain.config)
+    take_statistics(network, plain.config)
     return start
 
 
@@ -211,7 +211,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
 
 
 @torch.no_grad()
-def _take_statistics(network: TTFSNetwork, trained: NetworkConfig) -> None:
+def take_statistics(network: TTFSNetwork, trained: NetworkConfig) -> None:
     """Normalise images as in the weights' training: another mean or std would shift every potential."""
     first = network.features[0]
     if not isinstance(first, AnalogEncoder | SignedEncoder) or trained.encoder == "latency":
