@@ -14,7 +14,7 @@ from ttfs_triton.ttfs import NEUTRAL
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "ttfs_triton" / "recipes").glob("*.yaml"))
 # Keys that have no effect without another key.
-IDLE = {"block_convolutions": 3, "head": "512", "weight_units": "tensor", "target_steps": 8}
+IDLE = {"block_convolutions": 3, "weight_units": "tensor", "target_steps": 8}
 PRESETS = [(path, name) for path in RECIPES for name in read_recipe(path).presets]
 
 

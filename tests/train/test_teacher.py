@@ -38,9 +38,9 @@ def test_loss_is_the_labels_share_and_the_teachers(config, teacher, weight):
 @pytest.mark.parametrize(
     ("network", "names", "message"),
     [
-        ({"classes": 3}, None, r"classes a, b, c, d; got .*, of \(1, 8, 8\) in 0, 1, 2\. Choose"),
-        ({}, ["b", "a", "c", "d"], r"classes a, b, c, d; got .* in b, a, c, d"),
-        ({"image_size": (8, 9)}, None, r"images like these, \(1, 8, 8\) .*; got .*, of \(1, 8, 9\)"),
+        ({"classes": 3}, None, r"classes a, b, c, d; got .*, trained on \(1, 8, 8\) in the classes 0, 1, 2\. Choose"),
+        ({}, ["b", "a", "c", "d"], r"classes a, b, c, d; got .* in the classes b, a, c, d"),
+        ({"image_size": (8, 9)}, None, r"images like these, \(1, 8, 8\) .*; got .*, trained on \(1, 8, 9\)"),
         (None, None, "teacher: load: .*teacher"),
     ],
     ids=["classes", "order", "size", "missing"],

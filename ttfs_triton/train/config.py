@@ -66,7 +66,6 @@ class TrainConfig(
         needs = {
             "random_resized_crop": ("image_size, e.g. 224", self.image_size),
             "block_convolutions": ("model: cifarnet", self.model == "cifarnet"),
-            "head": ("model: vgg11 or vgg16", self.model in ("vgg11", "vgg16")),
             "trained_as": ("weights", self.weights),
             "grid_chip": ("time_steps", self.time_steps),
             "weight_bits": (f"time_steps: {clock}", self.time_steps),
