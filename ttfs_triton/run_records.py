@@ -1,15 +1,12 @@
-"""Records of a run: the schemas of metrics.jsonl and summary.json, versions of packages, the device's name."""
+"""Records of a run: the schemas of metrics.jsonl and summary.json."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from ttfs_triton.command_line import problem_lines
@@ -142,33 +139,3 @@ def _validated(record: type[_Record], values: Any) -> _Record:
         return record.model_validate(values)
     except ValidationError as error:
         raise ValueError("\n".join(problem_lines(error)).strip()) from error
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}  # with its build: 2.15.0+cu132
-    for package in ("ttfs-triton", "triton", "accelerate", "datasets", "safetensors"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def device_name(device: torch.device) -> str:
-    """Name of a device, such as "NVIDIA H100" or "CPU Intel(R) Xeon(R), 2 threads"."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type != "cpu":
-        return device.type
-    return f"CPU {processor_name()}, {torch.get_num_threads()} threads"
-
-
-def processor_name() -> str:
-    """Model of the CPU, such as "Intel(R) Xeon(R) Platinum 8481C"."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

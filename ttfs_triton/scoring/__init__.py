@@ -1,6 +1,5 @@
 """Scoring a network over a set of images: batches, accuracy, activity, device and versions."""
 
-from ttfs_triton.run_records import device_name, versions
 from ttfs_triton.scoring.batches import EvaluationBatches
 from ttfs_triton.scoring.evaluate import (
     Evaluation,
@@ -9,6 +8,7 @@ from ttfs_triton.scoring.evaluate import (
     layer_table,
     sum_over_processes,
 )
+from ttfs_triton.scoring.machine import device_name, versions
 from ttfs_triton.scoring.scorer import PaddedScorer, Scorer
 
 __all__ = [
