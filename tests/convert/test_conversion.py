@@ -1,7 +1,4 @@
-"""Converted networks against their sources; what is recognised, kept, replaced and refused.
-
-Over 400 lines: one table of sources serves all of it.
-"""
+"""Converted networks against their sources, and refusals; over 400 lines, since all cases share a table of sources."""
 
 import json
 from dataclasses import replace

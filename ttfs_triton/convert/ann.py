@@ -265,8 +265,13 @@ class _Reader:
             self._refuse(node, f"{type(norm).__name__} that is not right behind a Conv2d or Linear")
         if norm.running_mean is None or norm.running_var is None:
             self._refuse(node, f"{type(norm).__name__} without running statistics")
-        values = (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
-        layer.weight, layer.bias = batch_norm_of(str(node.target), *values).fold(layer.weight, layer.bias)
+        name, least = str(node.target), float(norm.running_var.min())
+        if not norm.eps > 0:
+            raise ConversionError(f"convert: batch_norm_epsilon must be positive; got {norm.eps} for {name}.")
+        if least < 0:
+            raise ConversionError(f"convert: {name}.running_var must not be negative; got {least:.6g}.")
+        folded = BatchNorm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+        layer.weight, layer.bias = folded.fold(layer.weight, layer.bias)
         layer.potential = node
         layer.folded.append("batch norm")
         return value
@@ -352,21 +357,6 @@ class _Reader:
         raise ConversionError(
             f"convert_ann: model must consist of {SUPPORTED}; got {found}{f', {what}' if what else ''}. {_REMEDY}"
         )
-
-
-def batch_norm_of(
-    name: str, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float
-) -> BatchNorm:
-    """Batch norm with these tensors, checked.
-
-    Raises:
-        ConversionError: a variance is negative, or epsilon is not positive.
-    """
-    if not epsilon > 0:
-        raise ConversionError(f"convert: batch_norm_epsilon must be positive; got {epsilon} for {name}.")
-    if float(variance.min()) < 0:
-        raise ConversionError(f"convert: {name}.running_var must not be negative; got {float(variance.min()):.6g}.")
-    return BatchNorm(mean, variance, weight, bias, epsilon)
 
 
 def fold_average_pool(weight: Tensor, pool: nn.Module, maps: tuple[int, int]) -> Tensor:

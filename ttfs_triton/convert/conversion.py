@@ -285,11 +285,10 @@ def _foreign(weights: Weights, layout: Layout, trained_as: TrainedAs | None) -> 
         raise ConversionError(f"convert: layers of {weights.name} must fit each other; {error}") from error
     specification = specification_of(traced.layers)
     assert specification is not None, "layouts are chains of square convolutions"
-    channels, *size = layout.image_shape
     config = NetworkConfig(
         specification,
-        in_channels=channels,
-        image_size=(size[0], size[1]),
+        in_channels=layout.image_shape[0],
+        image_size=layout.image_shape[1:],
         classes=len(traced.layers[-1].weight),
         encoder="latency" if layout.latency else "analog",
         mean=layout.mean,
@@ -301,7 +300,10 @@ def _foreign(weights: Weights, layout: Layout, trained_as: TrainedAs | None) -> 
     if layout.name == PAPER.layout and trained_as == "proxy" and not layout.latency:
         config = config.replace(encoder="signed")
     state, entries = {}, []
-    for path, layer, sources in zip(_paths(config), traced.layers, _sources(layout), strict=True):
+    with torch.device("meta"):
+        modules = TTFSNetwork(config).named_modules()
+    paths = [name for name, layer in modules if isinstance(layer, WeightedLayer)]
+    for path, layer, sources in zip(paths, traced.layers, _sources(layout), strict=True):
         state |= {f"{path}.weight": layer.weight} | ({} if layer.bias is None else {f"{path}.bias": layer.bias})
         entries.append(LayerEntry(path.removeprefix("features."), sources, tuple(layer.folded)))
     bounded = all(layer.bound == 1 for layer in traced.layers[:-1])
@@ -320,13 +322,6 @@ def _sources(layout: Layout) -> list[tuple[str, ...]]:
         elif name:
             found[-1] += (f"{name}.*",)
     return found
-
-
-def _paths(config: NetworkConfig) -> list[str]:
-    """Names of the layers with weights in the state dict, in their order."""
-    with torch.device("meta"):
-        network = TTFSNetwork(config)
-    return [name for name, layer in network.named_modules() if isinstance(layer, WeightedLayer)]
 
 
 def _with_new_readout(source: _Source, classes: int, initial_gain: float, seed: int) -> _Source:

@@ -1,7 +1,4 @@
-"""The training loop.
-
-A step depends on nothing but the saved tensors, the configuration and the position.
-"""
+"""The training loop. A step depends only on the saved tensors, the configuration and the position."""
 
 from __future__ import annotations
 
@@ -25,15 +22,7 @@ from ttfs_triton.run_records import Change
 from ttfs_triton.scoring import Evaluation, EvaluationStopped, Scorer, sum_over_processes
 from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.train.batches import EpochBatches, train_loader
-from ttfs_triton.train.build import (
-    RunData,
-    build_augmentation,
-    build_network,
-    build_optimizer,
-    check_network,
-    describe,
-    load_teacher,
-)
+from ttfs_triton.train.build import RunData, build_augmentation, build_network, build_optimizer, check_network, describe
 from ttfs_triton.train.callback import Callback, NonFiniteLossError
 from ttfs_triton.train.checkpoint import checkpoint_path, load_checkpoint
 from ttfs_triton.train.config import TrainConfig
@@ -52,6 +41,7 @@ from ttfs_triton.train.optimisation import PersistenceSchedule, rate_factor
 from ttfs_triton.train.resume import EpochTotals, Position, RunDescription, is_finite, read_state, restore_run, save_run
 from ttfs_triton.train.run_folder import RunFolder
 from ttfs_triton.train.step import GraphedStep, TrainStep, choose_graphs, look_ahead, set_rate
+from ttfs_triton.train.teacher import load_teacher
 
 
 class TrainingLoop:

@@ -23,9 +23,9 @@ from ttfs_triton.nn import record_statistics, reset_statistics
 from ttfs_triton.scoring import sum_over_processes
 from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.scoring.scorer import CudaGraphs, GraphError, reason_of_failure
-from ttfs_triton.train.build import Teacher
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.lagrange import LagrangeMultipliers
+from ttfs_triton.train.teacher import Teacher
 
 LOOKAHEAD_DECAY = 0.95  # in `look_ahead`: decay of earlier weights in one step, at the end of training
 
