@@ -77,15 +77,20 @@ def test_calibrated_run_goes_on_from_its_checkpoint(config, tmp_path, capsys):
     assert_same_run(spiking.output_dir, parts.output_dir)
 
 
-@pytest.mark.parametrize("values", [{"batch_norm": True}, {"time_steps": 8, "weight_bits": 4}])
+@pytest.mark.parametrize("values", [{"batch_norm": True}, {"time_steps": 8, "weight_bits": 4}, TARGET])
 def test_run_goes_on_without_the_weights_that_it_began_with(config, tmp_path, values):
     plain = change(config, epochs=1, encoder="analog", max_train_samples=64)  # other images: another mean
     train(plain)
     values = values | {"weights": plain.output_dir, "max_train_samples": None}
     whole, parts = (change(plain, output_dir=tmp_path / name, **values) for name in ("whole", "parts"))
-    train(whole)
+    held, channels = [], lambda loop: loop.target and loop.target.silent_channels
+    # These images have no empty background, so that no layer would be held.
+    before = At(1, lambda loop: loop.target and setattr(channels(loop), "layers", ["conv1"]))
+    after = At(4, lambda loop: held.append(loop.target and channels(loop).layers))
+    train(whole, callbacks=[before, after])
     with pytest.raises(Interrupted):
-        train(parts, callbacks=[At(3)])
+        train(parts, callbacks=[before, At(3)])
     shutil.rmtree(plain.output_dir)
-    train(change(parts, resume=True))
+    train(change(parts, resume=True), callbacks=[after])
+    assert held[0] == held[1]
     assert_same_run(parts.output_dir, whole.output_dir)

@@ -131,8 +131,8 @@ def build_network(
         images = draw_images(data.train, WHITENING_IMAGES, config.seed, data.train_indices)
         whiten(network.features.get_submodule("conv1"), images)  # pyright: ignore[reportArgumentType]
     weights, start = config.weights, None
-    # A target depends on the channels that are silent at first, and state_bits are checked against the first weights.
-    if weights is not None and known is not None and config.target is None and config.state_bits is None:
+    # state_bits are checked against the first weights.
+    if weights is not None and known is not None and config.state_bits is None:
         description = ModelDescription.from_dict(known)
         if isinstance(network, TTFSNetwork) and isinstance(description.network, NetworkConfig):
             take_statistics(network, description.network)

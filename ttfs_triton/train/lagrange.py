@@ -131,12 +131,13 @@ class SilentChannels:
         graph: graph of the network, which is on its device.
         images: [N, *image_shape], training images, on the network's device.
     Attributes:
-        layers: names of the layers in which one channel can add more than 1 % of the layer's present spikes at once.
+        layers: names of the layers in which one channel can add more than 1 % of the layer's spikes at once, by the
+            weights that the run began with.
     """
 
     def __init__(self, graph: NetworkGraph, images: Tensor) -> None:
         self.layers: list[str] = []
-        self._potentials: list[nn.Parameter] = []
+        self._graph = graph
         self._was_silent: list[Tensor] = []
         self._held = torch.zeros((), dtype=torch.bool, device=images.device)
 
@@ -147,7 +148,6 @@ class SilentChannels:
                 jump = (reached == 0).sum() / (activations > 0).sum().clamp_min(1)
                 if jump > JUMP:
                     self.layers.append(stage.name)
-                    self._potentials.append(stage.weighted.bias)
             return activations
 
         with torch.no_grad():
@@ -162,12 +162,16 @@ class SilentChannels:
         """Hold silent channels silent from now on, or release them."""
         self._held.fill_(held)
 
+    def _initial_potentials(self) -> list[Tensor]:
+        potentials = [self._graph[name].weighted.bias for name in self.layers]
+        return [potential for potential in potentials if potential is not None]
+
     def _before(self, *_: object) -> None:
-        self._was_silent = [(potential.detach() <= 0) & self._held for potential in self._potentials]
+        self._was_silent = [(potential.detach() <= 0) & self._held for potential in self._initial_potentials()]
 
     @torch.no_grad()
     def _after(self, *_: object) -> None:
-        for potential, silent in zip(self._potentials, self._was_silent, strict=True):
+        for potential, silent in zip(self._initial_potentials(), self._was_silent, strict=True):
             potential.copy_(torch.where(silent, potential.clamp_max(0), potential))
 
 

@@ -129,12 +129,21 @@ class RunDescription(BaseModel):
 
 
 class RunState(RunDescription):
-    """State of a checkpoint: the run, its progress, gradient scaling in fp16, config.json if it began with weights."""
+    """State of a checkpoint.
+
+    Attributes:
+        position: progress of the run.
+        scaler: gradient scaling in fp16.
+        changes: what changed at each resume.
+        started: config.json of a run that began with weights.
+        held_layers: `SilentChannels.layers` of a run with a target.
+    """
 
     position: Position
     scaler: dict[str, Any] | None
     changes: list[Change]
     started: dict[str, Any] | None = None
+    held_layers: list[str] | None = None
 
 
 def read_state(checkpoint: Checkpoint) -> RunState:
@@ -210,6 +219,7 @@ def save_run(loop: TrainingLoop) -> None:
         scaler=None if scaler is None else scaler.state_dict(),
         changes=loop.changes,
         started=loop.started,
+        held_layers=None if loop.target is None else loop.target.silent_channels.layers,
     ).model_dump()
     tensors: dict[str, Mapping[str, Tensor]] = {
         "model": loop.network.state_dict(),
@@ -250,6 +260,10 @@ def _restore(loop: TrainingLoop, state: RunState, tensors: Mapping[str, Mapping[
         loop.average.load_state_dict(tensors["average"])
     if loop.multipliers is not None:
         loop.multipliers.state.copy_(tensors["dial"]["state"])
+    if loop.target is not None:
+        if state.held_layers is None:
+            raise ValueError("held_layers is missing")
+        loop.target.silent_channels.layers = state.held_layers
     if loop.accelerator.scaler is not None and state.scaler is not None:
         loop.accelerator.scaler.load_state_dict(state.scaler)
     loop.position = state.position
