@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from tests.hardware.energy.energy_cases import convolutional_network, counted, dense_network, of_neuron, scaled
 from ttfs_triton.hardware.counts.counter import count
@@ -15,7 +16,7 @@ from ttfs_triton.hardware.energy.estimate import RunOptions, sensitivity
 from ttfs_triton.hardware.energy.models import estimate
 from ttfs_triton.hardware.energy.prices import Price
 from ttfs_triton.hardware.simulation.simulator import simulate
-from ttfs_triton.nn import Grid, Neuron, cnn1, put_on_grid
+from ttfs_triton.nn import DFTConv2d, Grid, LatencyEncoder, Neuron, PotentialReadout, cnn1, put_on_grid
 
 CHIPS = st.sampled_from(available_chips())
 UNKNOWN = Price(None, unit="pJ", status="unpublished", source="nowhere")
@@ -92,6 +93,25 @@ def test_readout_works_until_its_decision(readout, additions, compares, windows)
     found = counted(report, "readout")
     assert (found["neuron additions"], found.get("threshold comparisons")) == (additions, compares)
     assert report.latency_us == windows * 4 * 10
+
+
+class Branches(nn.Module):
+    """Two convolutions beside one, whose spikes are added by a skip: three layers in two windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.first, self.branch = LatencyEncoder(), DFTConv2d(1, 4, 3), DFTConv2d(1, 4, 5)
+        self.second, self.readout = DFTConv2d(4, 4, 3, skip=4), PotentialReadout(4 * 4 * 4, 3)
+
+    def forward(self, images):
+        x = self.encoder(images)
+        return self.readout(self.second(self.first(x), skip=self.branch(x)).flatten(1))
+
+
+def test_latency_of_parallel_branches_is_that_of_the_longest():
+    found = simulate(Branches(), [torch.rand(2, 1, 8, 8)], steps=8)
+    report = estimate(found.counts, "horowitz45:fp32", steps=8, step_us=1)
+    assert report.latency_us == found.potential_latency_steps == 24
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.0])

@@ -152,6 +152,7 @@ class Counts:
         layers: counts of the layers with synapses, in the order in which they run; the readout is last.
         input: spikes of a latency encoder, which has no synapses and is no hidden layer.
         readout: when the decision is read; None if the network has no readout.
+        windows: windows that pass before the readout's own; None: one for each layer that fires, as in a chain.
         weight_bits: bits of a weight on the network's grid or in its simulation; None if weights are not rounded.
         spikes_by_sample, synaptic_operations_by_sample: [samples] each, over hidden layers and readout; in no
             particular order if several processes counted. Empty if not asked for.
@@ -171,6 +172,7 @@ class Counts:
     layers: tuple[LayerCounts, ...]
     input: InputCounts = InputCounts()
     readout: ReadoutTime | None = None
+    windows: int | None = None
     weight_bits: int | None = None
     spikes_by_sample: tuple[int, ...] = ()
     synaptic_operations_by_sample: tuple[int, ...] = ()

@@ -303,6 +303,7 @@ def network_counts(
         layers=tuple(replace(layer, spikes_delivered=delivered.get(layer.name, 0)) for layer, _ in layers),
         input=InputCounts(pixels, *encoder.tolist()),
         readout=graph.readout_time,
+        windows=graph.windows,
         weight_bits=weight_bits,
         spikes_by_sample=tuple(by_sample[0]),
         synaptic_operations_by_sample=tuple(by_sample[1]),

@@ -37,7 +37,8 @@ def estimate(
     that is read at its window's start, there is no slope: a multiply-accumulate only, and no divide.
 
     An analog first layer does multiply-accumulates in both. Memory traffic is charged, without reuse, if the chip
-    prices it outside a synaptic operation; static power is charged over the latency of (layers + 1) windows.
+    prices it outside a synaptic operation; static power is charged over the latency of all windows, which parallel
+    branches share.
 
     Args:
         counts: counts of a spiking network.
@@ -64,7 +65,7 @@ def estimate(
     if unknown := sorted({found.name for found in options.activity or ()} - {*names}):
         raise ValueError(f"estimate: activity must be of layers {', '.join(names)}; got {', '.join(unknown)}.")
     late = counts.readout not in (None, "potential_start")  # read after the integration window
-    windows = sum(layer.kind == "spiking" for layer in terms.layers) + 1 + late
+    windows = (counts.windows or sum(layer.kind == "spiking" for layer in terms.layers) + 1) + late
     clocked = options.implementation == "clock_driven"
     terms.spikes_out("input", 0.0, counts.input.spikes / counts.samples)
     for layer in terms.layers:
