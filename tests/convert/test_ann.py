@@ -78,6 +78,7 @@ BUILDS = [
     (Skipping, (3, 12, 12), None),
     (plain, (3, 4, 4), "20"),
     (FlatSkip, (3, 8, 8), None),
+    (lambda: averaging(nn.MaxPool2d(4, 8, 1)), (1, 8, 8), "4C3-P4p1s8"),
     (lambda: averaging(nn.AvgPool2d(7)), (1, 8, 8), "4C3"),  # not over whole maps
     (lambda: nn.Sequential(nn.AvgPool2d(2), *averaging(nn.AvgPool2d(4, 1))), (1, 8, 8), None),  # of images
     (sources.torchvision, (3, 64, 32), "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2-A-12-12"),
@@ -175,7 +176,7 @@ REFUSED = [
     (chain(nn.Conv2d(4, 4, 3), nn.ReLU()), r"Conv2d \(1\), Conv2d behind _0 without an activation function"),
     (chain(nn.ReLU(), nn.BatchNorm2d(4)), r"BatchNorm2d \(2\), BatchNorm2d that is not right behind a Conv2d"),
     (chain(nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()), "without running statistics"),
-    (chain(nn.ReLU(), nn.MaxPool2d(3, 2, 1)), "no padding, no dilation, whole windows only"),
+    (chain(nn.ReLU(), nn.MaxPool2d(3, 2, 1, ceil_mode=True)), "no dilation, whole windows only"),
     (chain(nn.ReLU(), nn.AvgPool2d(2), nn.MaxPool2d(2)), "a max pool behind an average pool"),
     (chain(nn.AvgPool2d(2), nn.ReLU()), "AvgPool2d in front of an activation function"),
     (chain(nn.ReLU(), nn.AvgPool2d(3, 1), nn.Conv2d(4, 4, 1), nn.ReLU()), "whose square windows do not divide"),

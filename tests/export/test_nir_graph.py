@@ -128,7 +128,7 @@ def test_delayed_spikes_come_whole_windows_later(waits):
                 (0.25, {"max_value": 2.0}),
                 (0.25, {"encoder": "analog", "mean": (0.4, 0.5), "std": (0.3, 0.3)}),
                 (0.25, {"specification": "P2-6-5", "readout": "potential_end"}),
-                (1.0, {"specification": "3C3-P3s2-8"}),
+                (1.0, {"specification": "3C3-P3p1s2-8"}),
                 (1.0, {"specification": "P2-(3C3-3C3-4C3)-A-8-(8-9)", "image_size": (8, 8)}),
                 (0.25, {"specification": "2C3-A2-3C3-8", "image_size": (8, 8), "encoder": "analog"}),
             ]
@@ -156,7 +156,7 @@ def test_spike_times_approach_the_closed_form(sigma, config):
     [
         (
             (2, 12, 10),
-            lambda n: [DFTConv2d(2, 4, (3, 5), padding=1, groups=2, neuron=n), EarliestSpikePool2d((2, 1), 2)],
+            lambda n: [DFTConv2d(2, 4, (3, 5), padding=1, groups=2, neuron=n), EarliestSpikePool2d((3, 1), 2, (1, 0))],
         ),
         (
             (1, 10, 9),

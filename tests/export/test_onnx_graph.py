@@ -48,7 +48,7 @@ def test_network_on_a_device_is_written_the_same(device):
 
 
 @given(
-    specification=st.sampled_from(["3C3p0s2-P2s1-4", "2C2p0-3C3-P2", "5C2p1s3", "4C3-7-5"]),
+    specification=st.sampled_from(["3C3p0s2-P2p1s1-4", "2C2p0-3C3-P2", "5C2p1s3", "4C3-7-5"]),
     standardised=st.booleans(),
     bias=st.booleans(),
     seed=st.integers(0, 99),

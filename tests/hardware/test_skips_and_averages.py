@@ -25,8 +25,8 @@ from ttfs_triton.nn.on_chip import ClockedLayer
 SPECIFICATION = "4C3-(4C3-6C3)-A2-(6C3-6C3s2-8C3)-A-7-(7-9)"
 
 
-def residual(sigma: float, **options) -> TTFSNetwork:
-    config = NetworkConfig(SPECIFICATION, image_size=(8, 12), classes=3, neuron=Neuron(sigma), **options)
+def residual(sigma: float, specification: str = SPECIFICATION, **options) -> TTFSNetwork:
+    config = NetworkConfig(specification, image_size=(8, 12), classes=3, neuron=Neuron(sigma), **options)
     return randomised(TTFSNetwork(config), seed=1).eval()
 
 
@@ -65,9 +65,10 @@ def test_simulation_nears_the_closed_form_and_equals_one_by_steps(sigma, monkeyp
     assert fine.potential_latency_steps == 10 * 4096
 
 
+@pytest.mark.parametrize("specification", [SPECIFICATION, "4C3-P3p1s2-(4C3-6C3)-A2-5C3-A-7"])
 @pytest.mark.parametrize("grid", [Grid(8, 5), Grid(5, 3, state_bits=16)])
-def test_network_on_a_grid_is_its_simulation(grid):
-    model, images = residual(0.25, grid=grid), activations(20, 1, 8, 12, seed=6).float()
+def test_network_on_a_grid_is_its_simulation(grid, specification):
+    model, images = residual(0.25, specification, grid=grid), activations(20, 1, 8, 12, seed=6).float()
     found = simulate(model, [images], keep_spike_times=True)
     for name, layer in emitted(model, images).items():
         assert torch.equal(((1 - layer) * grid.time_steps).round().int(), found.spike_steps[name]), name

@@ -53,6 +53,7 @@ def test_sizes_that_cannot_be_are_refused(layer, options, message):
         (lambda: DFTConv2d(3, 4, 2, padding="same"), r"kernel_size must be odd with padding=\"same\""),
         (lambda: EarliestSpikePool2d(0), "EarliestSpikePool2d: kernel_size must be an integer or two"),
         (lambda: EarliestSpikePool2d(2, 0.5), r"EarliestSpikePool2d: stride must be an integer.*got 0\.5"),
+        (lambda: EarliestSpikePool2d(3, 2, 2), r"padding must be at most half of kernel_size, \(3, 3\); got 2"),
         (lambda: DFTLinear(0, 3), r"DFTLinear: sizes must be positive; got weights of shape \(3, 0\)"),
         (lambda: DFTLinear(2**20, 2**20), r"DFTLinear: weights must be at most 2147483648; got shape"),
         (lambda: DFTConv2d(3, 0, 3), "DFTConv2d: sizes must be positive"),

@@ -22,10 +22,11 @@ def test_parse_reads_the_papers_network():
 
 
 def test_parse_reads_strides_and_spaces():
-    assert parse_specification("8C3s2 - 8C1p0s3 - P3s2") == (
+    assert parse_specification("8C3s2 - 8C1p0s3 - P3s2 - P3p1s2") == (
         Convolution(8, 3, padding=1, stride=2),
         Convolution(8, 1, padding=0, stride=3),
         Pool(3, 2),
+        Pool(3, 2, padding=1),
     )
 
 

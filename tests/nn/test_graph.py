@@ -151,7 +151,7 @@ def test_weighted_rejects_a_latency_encoder():
         (lambda h: h.relu(), "relu", "Leave it out"),
         (lambda h: 2 * h, "r?mul", "cannot be scaled"),
         (lambda h: torch.cat([h, h], 1), "cat", "Use layers of ttfs_triton"),
-        (lambda h: F.max_pool2d(h, 3, 1, 1), "max_pool2d", "no padding"),
+        (lambda h: F.max_pool2d(h, 3, 1, 1, 2), "max_pool2d", "no dilation"),
         (lambda h: F.dropout(h), "dropout", "Use nn.Dropout, or pass training"),
         (lambda h: h[: len(h) if h.max() > 0 else 1], "max", "Use layers of ttfs_triton"),
     ],

@@ -198,17 +198,21 @@ def test_skip_step():
 # ---- pools
 
 
-@pytest.mark.parametrize(("kernel_size", "stride"), [(2, None), (3, 2), ((2, 1), (1, 2))])
-def test_pooling_keeps_the_earliest_spike_of_each_patch(kernel_size, stride):
-    pool = EarliestSpikePool2d(kernel_size, stride)
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "padding"), [(2, None, 0), (3, 2, 1), ((2, 1), (1, 2), 0), ((2, 3), (2, 1), (0, 1))]
+)
+def test_pooling_keeps_the_earliest_spike_of_each_patch(kernel_size, stride, padding):
+    pool = EarliestSpikePool2d(kernel_size, stride, padding)
     x = activations(2, 3, 6, 7, seed=1, silent=0.6).contiguous(memory_format=torch.channels_last).requires_grad_()
     y = pool(x)
     assert y.is_contiguous(memory_format=torch.channels_last)
     pooled, times = (activation_to_spike_time(spikes.detach(), layer=0) for spikes in (y, x))
+    assert y.shape[1:] == pool.output_shape(x.shape[1:])
     rows, columns = pool.kernel_size
     for n, c, p, q in np.ndindex(*pooled.shape):
-        i, j = p * pool.stride[0], q * pool.stride[1]
-        assert pooled[n, c, p, q] == times[n, c, i : i + rows, j : j + columns].min()
+        i, j = p * pool.stride[0] - pool.padding[0], q * pool.stride[1] - pool.padding[1]
+        patch = times[n, c, max(i, 0) : i + rows, max(j, 0) : j + columns]
+        assert pooled[n, c, p, q] == patch.min()
     (grad,) = torch.autograd.grad(y.sum(), x)
     assert grad.sum() == y.numel()
     assert (x.flatten(1)[grad.flatten(1) > 0] >= 0).all()

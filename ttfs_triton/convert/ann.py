@@ -292,13 +292,14 @@ class _Reader:
             self._refuse(node, "a max pool behind an average pool")
         if isinstance(pool, nn.AdaptiveMaxPool2d):
             kernel = stride = _window(pool, cast("tuple[int, int]", shape[1:]))
+            padding: int | tuple[int, int] = 0
         else:
             assert isinstance(pool, nn.MaxPool2d)
-            plain = pair(pool.padding) == (0, 0) and pair(pool.dilation) == (1, 1) and not pool.ceil_mode
-            kernel, stride = (pool.kernel_size, pool.stride) if plain else (None, None)
+            plain = pair(pool.dilation) == (1, 1) and not pool.ceil_mode
+            kernel, stride, padding = (pool.kernel_size if plain else None), pool.stride, pool.padding
         if kernel is None:
-            self._refuse(node, f"{pool} of maps {list(shape[1:])}: no padding, no dilation, whole windows only")
-        return replace(value, route=(*value.route, EarliestSpikePool2d(kernel, stride)))
+            self._refuse(node, f"{pool} of maps {list(shape[1:])}: no dilation, whole windows only")
+        return replace(value, route=(*value.route, EarliestSpikePool2d(kernel, stride, padding)))
 
     def _average_pool(self, node: fx.Node, pool: nn.Module, value: _Value, shape: tuple[int, ...]) -> _Value:
         maps = (shape[1], shape[2])

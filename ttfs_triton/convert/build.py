@@ -150,10 +150,10 @@ def specification_of(layers: Sequence[ANNLayer]) -> str | None:
             return None
         for pool in layer.input.route:
             if isinstance(pool, EarliestSpikePool2d):
-                (rows, columns), (step, across) = pool.kernel_size, pool.stride
-                if rows != columns or step != across:
+                (rows, columns), (step, across), (above, beside) = pool.kernel_size, pool.stride, pool.padding
+                if rows != columns or step != across or above != beside:
                     return None
-                tokens.append(f"P{rows}" if step == rows else f"P{rows}s{step}")
+                tokens.append(f"P{rows}" + (f"p{above}" if above else "") + (f"s{step}" if step != rows else ""))
         if layer.average > 1 and not tokens:  # a specification averages no images
             return None
         before = layer.name

@@ -303,13 +303,14 @@ class _Build:
                 self.shape = (math.prod(self.shape),)
 
     def pool(self, name: str, pool: EarliestSpikePool2d, window: int) -> None:
-        kernel, stride, channels, size = pool.kernel_size, pool.stride, self.shape[0], self.shape[1:]
+        kernel, stride, padding = pool.kernel_size, pool.stride, pool.padding
+        channels, size = self.shape[0], self.shape[1:]
         if kernel[0] == kernel[1]:
-            node = self.nir.SumPool2d(kernel_size=np.array(kernel), stride=np.array(stride), padding=np.array([0, 0]))
+            node = self.nir.SumPool2d(kernel_size=np.array(kernel), stride=np.array(stride), padding=np.array(padding))
         else:  # importers pool squares only
             ones = ungrouped(np.ones((channels, 1, *kernel), np.float32), channels)
-            node = self.convolution(ones, size, [Axis(step, 0) for step in stride])
-        self.shape = (channels, *map(places_of, size, kernel, stride, (0, 0)))
+            node = self.convolution(ones, size, list(map(Axis, stride, padding)))
+        self.shape = (channels, *map(places_of, size, kernel, stride, padding))
         summed = self.add(name, node, self.value)
         self.value = self.counters(f"{name}_neuron", summed, window, self.shape, lift=math.prod(kernel))
 

@@ -159,7 +159,9 @@ def _route(values: dict[str | None, _Value], wire: Wire) -> _Value:
     value = values[wire.source]
     for module in wire.route:
         if isinstance(module, EarliestSpikePool2d):
-            value = value.apply("MaxPool", kernel_shape=module.kernel_size, strides=module.stride)
+            value = value.apply(
+                "MaxPool", kernel_shape=module.kernel_size, strides=module.stride, pads=2 * module.padding
+            )
         else:
             assert isinstance(module, nn.Flatten), "nothing else stands between layers"
             value = value.apply("Flatten", axis=1)

@@ -50,10 +50,11 @@ class Convolution:
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """`P2`: earliest spike of 2×2 neurons, stride 2; `P3s2`: 3×3, stride 2."""
+    """`P2`: earliest spike of 2×2 neurons, stride 2; `P3p1s2`: 3×3, padding 1, stride 2."""
 
     kernel_size: int
     stride: int
+    padding: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Dense:
 Token = Convolution | Pool | Average | Dense
 _PATTERNS: dict[type[Token], re.Pattern[str]] = {
     Convolution: re.compile(r"(?P<channels>\d+)C(?P<kernel_size>\d+)(?:p(?P<padding>\d+))?(?:s(?P<stride>\d+))?"),
-    Pool: re.compile(r"P(?P<kernel_size>\d+)(?:s(?P<stride>\d+))?"),
+    Pool: re.compile(r"P(?P<kernel_size>\d+)(?:p(?P<padding>\d+))?(?:s(?P<stride>\d+))?"),
     Average: re.compile(r"A(?P<kernel_size>\d+)?"),
     Dense: re.compile(r"(?P<features>\d+)"),
 }

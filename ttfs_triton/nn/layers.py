@@ -198,29 +198,36 @@ class EarliestSpikePool2d(nn.Module):
     Args:
         kernel_size: patch size.
         stride: distance between patches; None means kernel_size.
+        padding: silent neurons around the map, at most half of the patch size.
     Raises:
-        ValueError: a size is neither a positive integer nor a pair of them.
+        ValueError: a size is neither a positive integer nor a pair of them, or the padding is too large.
     Example:
         >>> spikes = torch.tensor([[[[0.2, 0.9], [0.0, 0.5]]]])  # 0 is silent, larger is earlier
         >>> EarliestSpikePool2d(2)(spikes)
         tensor([[[[0.9000]]]])
     """
 
-    def __init__(self, kernel_size: Size, stride: Size | None = None) -> None:
+    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
         super().__init__()
         self.kernel_size = checked_pair("EarliestSpikePool2d", "kernel_size", kernel_size, 1)
         self.stride = self.kernel_size if stride is None else checked_pair("EarliestSpikePool2d", "stride", stride, 1)
+        self.padding = checked_pair("EarliestSpikePool2d", "padding", padding, 0)
+        if any(2 * around > size for around, size in zip(self.padding, self.kernel_size, strict=True)):
+            raise ValueError(
+                f"EarliestSpikePool2d: padding must be at most half of kernel_size, {self.kernel_size}; got {padding}."
+            )
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """(channels, height, width) after pooling maps (channels, height, width); ValueError if they are too small."""
-        sizes = zip(shape[1:], self.kernel_size, self.stride, strict=True)
-        places = [(size - kernel) // stride + 1 for size, kernel, stride in sizes]
+        sizes = zip(shape[1:], self.kernel_size, self.stride, self.padding, strict=True)
+        places = [(size + 2 * padding - kernel) // stride + 1 for size, kernel, stride, padding in sizes]
         if min(places) < 1:
             raise ValueError(f"maps must be at least as large as the patches, {self.kernel_size}; got {shape}.")
         return (shape[0], *places)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(x, self.kernel_size, self.stride)
+        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
 
     def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, stride={self.stride}"
+        padded = f", padding={self.padding}" if any(self.padding) else ""
+        return f"kernel_size={self.kernel_size}, stride={self.stride}{padded}"

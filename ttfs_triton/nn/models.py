@@ -59,7 +59,7 @@ class LayerBuilder:
             self.average = token.kernel_size or math.prod(self.shape[1:])
             return
         if isinstance(token, Pool):
-            layer = EarliestSpikePool2d(token.kernel_size, token.stride)
+            layer = EarliestSpikePool2d(token.kernel_size, token.stride, token.padding)
             self._append("pool", layer)
             self.shape = self._shape_behind(layer, token)
             return
@@ -239,7 +239,7 @@ def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:
     """Whether a layer computes the pool behind it; not while its own spikes are counted or read by a hook."""
     if not (isinstance(layer, DFTConv2d) and isinstance(following, EarliestSpikePool2d)) or layer.skip:
         return False
-    if layer.pools_apart or following.kernel_size != (2, 2) or following.stride != (2, 2):
+    if layer.pools_apart or following.kernel_size != (2, 2) or following.stride != (2, 2) or any(following.padding):
         return False
     return not (layer._forward_hooks or following._forward_hooks or following._forward_pre_hooks)
 

@@ -41,7 +41,7 @@ _REMEDIES = {
     r"batch_?norm|layer_?norm|group_?norm|instance_?norm": "Use batch_norm=True of the layers, folded after training.",
     r"^_*i?r?(add|sub)_*$|^add": "A sum of spike times is no spike time: use layer(x, skip=spikes).",
     r"relu|gelu|silu|elu|sigmoid|tanh|softplus|hardswish|mish": "Leave it out: the neurons are the nonlinearity.",
-    r"max_?pool": "Use EarliestSpikePool2d: no padding, no dilation, whole patches.",
+    r"max_?pool": "Use EarliestSpikePool2d: no dilation, whole patches.",
     r"conv": "Use DFTConv2d, or AnalogEncoder for the layer that reads pixels.",
     r"linear|matmul|bilinear": "Use DFTLinear, or PotentialReadout for the last layer.",
     r"dropout": "Use nn.Dropout, or pass training=self.training, so that evaluation drops nothing.",
@@ -190,8 +190,8 @@ class _Trace(TorchFunctionMode):
                     (("kernel_size", None), ("stride", None), ("padding", 0), ("dilation", 1), ("ceil_mode", False)), 1
                 )
             )
-            if padding in (0, (0, 0)) and dilation in (1, (1, 1)) and not ceil:
-                return EarliestSpikePool2d(kernel, stride or None)
+            if dilation in (1, (1, 1)) and not ceil:
+                return EarliestSpikePool2d(kernel, stride or None, padding)
         self._refuse_function(name)
 
     def _is_output(self, tensor: Tensor) -> bool:
