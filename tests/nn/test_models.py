@@ -38,7 +38,8 @@ def test_builders_take_any_size_and_class_count(build):
     assert model(torch.rand(2, 3, 64, 32)).shape == (2, 7)
     assert model.features.fc1.backend == "torch"
     assert model.config.mean == (None if build is cnn1 else (0.4914, 0.4822, 0.4465))
-    assert build(width=1 / 16, in_channels=1).config.mean is None
+    narrow = build(width=1 / 16, in_channels=1, num_classes=3).config
+    assert (narrow.mean, narrow.classes) == (None, 3)
 
 
 def test_cnn1_is_the_papers_network():

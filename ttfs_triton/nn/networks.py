@@ -47,7 +47,7 @@ def cnn1(
     Args:
         image_size: side of square images, or (height, width).
         in_channels: channels of the images.
-        classes: number of classes.
+        classes: number of classes; `num_classes`, as in other packages, is understood.
         backend: as in `TTFSNetwork`.
         **overrides: any other field of `NetworkConfig`.
     Example:
@@ -141,8 +141,8 @@ def resnet18(
 def _network(
     specification: str, size: Size, in_channels: int, classes: int, backend: str, options: dict[str, Any]
 ) -> TTFSNetwork:
-    own: dict[str, Any] = {"specification": specification, "encoder": "analog"}
-    values = own | {"in_channels": in_channels, "image_size": pair(size), "classes": classes} | options
+    own: dict[str, Any] = {"specification": specification, "in_channels": in_channels, "image_size": pair(size)}
+    values = {"encoder": "analog", **own, "classes": options.pop("num_classes", classes)} | options
     if values["encoder"] != "latency" and in_channels == 3:
         values = {"mean": CIFAR10_MEAN, "std": CIFAR10_STD} | values
     return TTFSNetwork(NetworkConfig(**values), backend=backend)
