@@ -305,9 +305,9 @@ class _Build:
     def pool(self, name: str, pool: EarliestSpikePool2d, window: int) -> None:
         kernel, stride, padding = pool.kernel_size, pool.stride, pool.padding
         channels, size = self.shape[0], self.shape[1:]
-        if kernel[0] == kernel[1]:
+        if kernel[0] == kernel[1] and not any(padding):
             node = self.nir.SumPool2d(kernel_size=np.array(kernel), stride=np.array(stride), padding=np.array(padding))
-        else:  # importers pool squares only
+        else:  # importers pool squares only, and leave padding out
             ones = ungrouped(np.ones((channels, 1, *kernel), np.float32), channels)
             node = self.convolution(ones, size, list(map(Axis, stride, padding)))
         self.shape = (channels, *map(places_of, size, kernel, stride, padding))
