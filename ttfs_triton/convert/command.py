@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from rich.console import Console
 from torch import Tensor
 
-from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, write_json
+from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, write_json, write_text
 from ttfs_triton.command_line import run_command
 from ttfs_triton.convert.conversion import Converted, calibrate_converted, convert
 from ttfs_triton.convert.from_ann import convert_ann
@@ -50,9 +50,7 @@ class CalibrationImages(BaseModel):
     """Calibrate on the CPU, even if there is a GPU."""
 
     def load(self, function: str, description: ModelDescription, count: int) -> Tensor:
-        """Load training images [count, C, H, W], preprocessed as the network's description says.
-
-        They are on the GPU if there is one, unless --cpu is set.
+        """Load training images [count, C, H, W], preprocessed as the network's description says; device as in `draw`.
 
         Raises:
             ConversionError: no data set is named, or its images have another shape than the network reads.
@@ -208,9 +206,8 @@ def _run_traced(options: ConvertOptions, builder: str, weights: Weights) -> None
     data = options.split(options.image_size, streaming=True)
     images = options.draw(data, options.calibration_images)
     names, shape = data.class_names, tuple(images.shape[1:])
-    model = build_network_of(
-        builder, in_channels=shape[0], image_size=(shape[1], shape[2]), classes=options.classes or len(names)
-    )
+    sizes: Any = {"in_channels": shape[0], "image_size": shape[1:], "classes": options.classes or len(names)}
+    model = build_network_of(builder, **sizes)
     try:
         model.load_state_dict(weights.tensors)
     except RuntimeError as error:
@@ -222,19 +219,35 @@ def _run_traced(options: ConvertOptions, builder: str, weights: Weights) -> None
     }
     network, report = convert_ann(model.to(images.device), images, **chosen)
     rich.print(report.table())
-    classes = network_graph(network, shape).classes
+    classes, code = network_graph(network, shape).classes, options.output_dir / "network.py"
     found = TTFSModel.from_network(
         network.cpu(),
         class_names=names if len(names) == classes else None,
         dataset=data.dataset,
         base_model=weights.base_model(),
         image_shape=shape,
-        builder=builder,
+        builder=f"{code.name}:build",
     )
-    more = {"conversion.json": report.to_dict() | {"source": weights.name, "sha256": weights.sha256}}
-    write_folder(options.output_dir, found.state_dict(), found.description, more)
+    more: dict[str, Any] = {"conversion.json": report.to_dict() | {"source": weights.name, "sha256": weights.sha256}}
     if not isinstance(network, TTFSNetwork):
-        print("to load it, give a function that returns convert_ann(ANN, IMAGES, calibrate=False)[0] as --network")
+        own = {name: chosen[name] for name in chosen if name not in ("calibrate", "percentile", "seed")}
+        more[code.name] = _CODE.format(source=str(Path(builder).resolve()), sizes=sizes, shape=(1, *shape), own=own)
+    write_folder(options.output_dir, found.state_dict(), found.description, more)
+    if code.name in more:
+        print(f"to load it: --network {code}:build")
+
+
+_CODE = """\"\"\"Builds the network of this folder's weights: --network network.py:build.\"\"\"
+
+import torch
+from ttfs_triton.convert import convert_ann
+from ttfs_triton.model.own_network import build_network_of
+
+
+def build():
+    ann = build_network_of({source!r}, **{sizes})
+    return convert_ann(ann, torch.zeros{shape}, calibrate=False, **{own})[0]
+"""
 
 
 def check_folder(function: str, folder: Path) -> None:
@@ -248,29 +261,16 @@ def check_folder(function: str, folder: Path) -> None:
         )
 
 
-def write_folder(
-    folder: Path,
-    tensors: dict[str, Tensor],
-    description: ModelDescription,
-    reports: dict[str, dict[str, Any]],
-) -> None:
-    """Write a folder with a model and JSON files, all or nothing, and print its path.
-
-    Args:
-        folder: a folder that is empty or does not exist.
-        tensors, description: see `write_model`.
-        reports: JSON values by file name.
-    Raises:
-        OSError: the folder cannot be written; nothing is left of it.
-    """
+def write_folder(folder: Path, tensors: dict[str, Tensor], description: ModelDescription, more: dict[str, Any]) -> None:
+    """Write a new folder with a model and more files (text or JSON values), all or nothing, and print its path."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = hidden_name(folder, PARTIAL)
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir()
         write_model(aside, tensors, description)
-        for name, values in reports.items():
-            write_json(aside / name, values)
+        for name, values in more.items():
+            write_text(aside / name, values) if isinstance(values, str) else write_json(aside / name, values)
         os.replace(aside, folder)  # an empty folder may be there
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
