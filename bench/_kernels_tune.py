@@ -82,7 +82,7 @@ class Tuner:
         """
         entries = {(entry.which, entry.problem, entry.precision): entry for entry in read_table(self.path)}
         for problem, which in product(problems, PASSES):
-            precision, unpooled = precision_of(problem), None
+            precision, unpooled = precision_of(problem, self.device), None
             # A layer with a pool is measured without it first: pooling in the epilogue has to beat that.
             for layer in dict.fromkeys((problem.of_pass(which).unpooled, problem.of_pass(which))):
                 key = which, layer, precision

@@ -248,6 +248,17 @@ def test_compiles_in_one_graph(served, kind, psp_persistence, autocast, pool):
         assert torch.equal(compiled(tensors), layer(tensors))
 
 
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_layers_take_batches_of_other_sizes(served):
+    """The compiler's sizes are symbols from the second batch on."""
+    compiled = torch.compile(lambda tensors: apply(CONV2D, tensors, served), fullgraph=True, backend="aot_eager")
+    for batch in (2, 3, 4):
+        tensors = on(served, CONV2D._replace(x=(batch, *CONV2D.x[1:])))
+        y = compiled(tensors)
+        found = y, *torch.autograd.grad(y.square().sum() / 2, list(tensors.values()))
+        assert all(map(torch.equal, found, results(CONV2D, tensors, served)))
+
+
 @pytest.mark.parametrize("neuron", [Neuron(0.3), Neuron(0.0), Neuron(0.5, surrogate_width=0.5)], ids=str)
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("fuse_pool", [None, True])

@@ -122,9 +122,10 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def precision_of(problem: Problem) -> str:
+def precision_of(problem: Problem, device: torch.device) -> str:
     """Precision of a layer's products, "ieee" or "tf32", by PyTorch's switch for matrix products or convolutions."""
-    if problem.dtype != torch.float32:
+    vendor, architecture = device_of(device).chip
+    if problem.dtype != torch.float32 or (vendor == "hip" and architecture != "gfx942"):  # no other AMD GPU has tf32
         return "ieee"
     cudnn: Any = torch.backends.cudnn
     switch = torch.backends.cuda.matmul if problem.is_matrix_product else cudnn.conv

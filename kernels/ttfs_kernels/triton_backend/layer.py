@@ -74,7 +74,7 @@ def _forward(
     """Activations, followed by gain and winner, if there are any, for the backward pass."""
     properties = Neuron.unpack(neuron)
     problem = Problem.of(x, weight, _geometry(geometry), properties, pool, skip is not None)
-    chip, precision, options = device_of(x.device).chip, precision_of(problem), (properties, with_derivatives)
+    chip, precision, options = device_of(x.device).chip, precision_of(problem, x.device), (properties, with_derivatives)
     config = _fused_pool(problem, x.device, backend, fuse_pool)
     # What the convolution computes: the layer, or the layer without its pool if that is a kernel of its own.
     convolved = problem if config is not None else problem.unpooled
@@ -131,7 +131,7 @@ def contract_gradients(
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of x and weight, None if not needed; `pair` holds both potentials' gradients, see `passes.halves`."""
-    device, precision = device_of(x.device), precision_of(problem)
+    device, precision = device_of(x.device), precision_of(problem, x.device)
     h, slope_h = passes.halves(pair)
     operands = rows_of(x), rows_of(weight)
     grad_x = grad_weight = None
@@ -167,13 +167,13 @@ def _fused_pool(problem: Problem, device: torch.device, backend: str, wanted: bo
     config = config_of("forward", problem, device, backend)
     if config is None and wanted:
         this = device_of(device)
-        config = default_config("forward", problem, this.chip, precision_of(problem), this.processors)
+        config = default_config("forward", problem, this.chip, precision_of(problem, device), this.processors)
     return config
 
 
 def config_of(which: str, problem: Problem, device: torch.device, backend: str) -> Config | None:
     """Blocks of our kernel for a pass, or None for the library; for a pool, see `Choice`."""
-    return choose(which, problem, device_of(device), precision_of(problem), backend).config
+    return choose(which, problem, device_of(device), precision_of(problem, device), backend).config
 
 
 def _geometry(numbers: Sequence[int]) -> Geometry | None:
@@ -224,8 +224,7 @@ class TritonNormalised:
             of_all = of_all.clone()
             torch.distributed.all_reduce(of_all, group=self.group)
         (pair,) = spread(problem, neurons, rows, of_all, neuron).run()
-        needed = needs[0], needs[1]
-        by_operands = contract_gradients(problem.unpooled, pair, x, weight, neuron, self.backend, needed)
+        by_operands = contract_gradients(problem.unpooled, pair, x, weight, neuron, self.backend, (needs[0], needs[1]))
         grad_beta, grad_gamma, *grad_skip_weight = sums
         by_skip = (None, None) if grad_skip is None else (shaped(grad_skip, grad), *grad_skip_weight)
         return *by_operands, grad_gamma, grad_beta, *by_skip
@@ -238,7 +237,7 @@ def _potentials(problem: Problem, x: Tensor, weight: Tensor, backend: str) -> tu
     if config is None:
         return library.potentials(problem, *operands)
     # Without the rule, the values of σ and δ do not matter.
-    options = Neuron(float(problem.with_slope)), True, config, precision_of(problem), device_of(x.device).chip
+    options = Neuron(float(problem.with_slope)), True, config, precision_of(problem, x.device), device_of(x.device).chip
     return passes.forward(problem, *operands, None, *options, fires=False).run()
 
 

@@ -58,7 +58,7 @@ class Problem:
         batch, channels, height, width = (*x.shape, 1, 1)[:4]
         neurons, _, *kernel = (*weight.shape, 1, 1)[:4]
         stride, padding, dilation, groups = geometry or Geometry((1, 1), (0, 0), (1, 1), 1)
-        sizes = batch, height, width, channels, neurons
+        sizes = int(batch), int(height), int(width), int(channels), int(neurons)  # a compiler's may be symbols
         moves = _pair(kernel), _pair(stride), _pair(padding), _pair(dilation), groups
         return Problem(*sizes, *moves, x.dtype, neuron.has_slope, neuron.has_surrogate, pool, skip)
 

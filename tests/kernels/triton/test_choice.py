@@ -8,10 +8,10 @@ import torch
 
 from tests.kernels.common import LINEAR, apply, operands
 from ttfs_kernels import Neuron, ops
-from ttfs_kernels.triton_backend import choice
+from ttfs_kernels.triton_backend import choice, launch
 from ttfs_kernels.triton_backend.choice import FORMAT_VERSION, Choice, Entry, choose, read_table
 from ttfs_kernels.triton_backend.formulation import Chip
-from ttfs_kernels.triton_backend.launch import Device, device_of
+from ttfs_kernels.triton_backend.launch import Device, device_of, precision_of
 from ttfs_kernels.triton_backend.planning import Config, default_config
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
@@ -53,6 +53,18 @@ def test_the_faster_provider_is_chosen(backend):
     for pooling, expected in ((1.0, TUNED), (3.0, None)):
         write([entry(pooling, 2.0, pool=2)])
         assert chosen(backend, pool=2) == Choice(expected, "measured")
+
+
+@pytest.mark.parametrize(
+    ("chip", "expected"), [(("cuda", 80), "tf32"), (("hip", "gfx942"), "tf32"), (("hip", "gfx90a"), "ieee")]
+)
+def test_tf32_is_for_chips_that_have_it(monkeypatch, chip, expected):
+    """PyTorch asks for it in convolutions on every GPU; of AMD's chips, Triton compiles it for one only."""
+    gpu = torch.device("cuda", 99)
+    monkeypatch.setitem(launch._devices, gpu, Device("a GPU", Chip(*chip), 100))
+    torch.backends.cudnn.conv.fp32_precision = "tf32"  # until the test ends, see conftest.py
+    assert precision_of(dataclasses.replace(LAYER, dtype=torch.float32), gpu) == expected
+    assert precision_of(LAYER, gpu) == "ieee"
 
 
 OTHERS = [
