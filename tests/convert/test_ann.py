@@ -78,7 +78,7 @@ BUILDS = [
     (Skipping, (3, 12, 12), None),
     (plain, (3, 4, 4), "20"),
     (FlatSkip, (3, 8, 8), None),
-    (lambda: averaging(nn.AvgPool2d(7)), (1, 8, 8), "4C3"),  # not over whole maps
+    (lambda: averaging(nn.AvgPool2d(7)).append(nn.BatchNorm1d(5)), (1, 8, 8), "4C3"),  # not over whole maps
     (lambda: nn.Sequential(nn.AvgPool2d(2), *averaging(nn.AvgPool2d(4, 1))), (1, 8, 8), None),  # of images
     (sources.torchvision, (3, 64, 32), "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2-A-12-12"),
 ]

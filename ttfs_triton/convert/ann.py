@@ -377,7 +377,7 @@ def fold_average_pool(weight: Tensor, pool: nn.Module, maps: tuple[int, int]) ->
     """
     places = maps[0] * maps[1]
     basis = pool(torch.eye(places, dtype=torch.float64).view(places, 1, *maps)).view(places, -1)
-    return (weight.double().cpu().view(weight.shape[0], -1, basis.shape[1]) @ basis.T).flatten(1)
+    return (weight.double().cpu().view(weight.shape[0], -1, basis.shape[1]) @ basis.T).flatten(1).to(weight.device)
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
