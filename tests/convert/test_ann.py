@@ -60,7 +60,7 @@ class FlatSkip(nn.Module):
         self.beside = nn.Sequential(nn.Linear(64, 64), nn.ReLU()) if beside else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.max_pool2d(F.relu(self.conv(x)), 2).flatten(1)
+        x = F.max_pool2d(F.relu(self.conv(x)), x.size(2) // 4).flatten(1)
         return self.readout(F.relu(self.hidden(x) + self.beside(x)))
 
 
@@ -79,7 +79,7 @@ BUILDS = [
     (plain, (3, 4, 4), "20"),
     (FlatSkip, (3, 8, 8), None),
     (lambda: averaging(nn.MaxPool2d(4, 8, 1)), (1, 8, 8), "4C3-P4p1s8"),
-    (lambda: averaging(nn.AvgPool2d(7)), (1, 8, 8), "4C3"),  # not over whole maps
+    (lambda: averaging(nn.AvgPool2d(7)).append(nn.BatchNorm1d(5)), (1, 8, 8), "4C3"),  # not over whole maps
     (lambda: nn.Sequential(nn.AvgPool2d(2), *averaging(nn.AvgPool2d(4, 1))), (1, 8, 8), None),  # of images
     (sources.torchvision, (3, 64, 32), "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2-A-12-12"),
 ]
@@ -184,6 +184,9 @@ REFUSED = [
     (nn.Sequential(nn.Conv2d(3, 4, 3, padding_mode="circular"), nn.ReLU()), "padding_mode='circular'"),
     (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "an output that its last layer does not compute"),
     (nn.Sequential(nn.Conv2d(3, 4, 3)), "an output that no Linear layer computes"),
+    (nn.Linear(1, 1).requires_grad_(False).apply(lambda own: own.bias.fill_(torch.nan)), "have finite weights; got 1"),
+    (_Function(lambda x: F.dropout(x.relu())), r"dropout \(dropout\), which drops out in evaluation too"),
+    (_Function(lambda x: x.clamp(min=0.1)), r"got clamp \(clamp\)"),
     (_Function(lambda x: F.relu(x) * 2), r"got mul \(mul\)"),
     (_Function(branches), r"Conv2d \(conv\), whose output is read more than once in front of its activation"),
     (_Function(lambda x: F.relu(x + x)), r"add \(add\), an addition that is not of a layer's output and an earlier"),

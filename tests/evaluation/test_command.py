@@ -134,7 +134,7 @@ def test_faults_and_deadlines_are_found(trained, tmp_path, capsys):
     assert found["deadlines"]["rows"][-1]["accuracy"] == pytest.approx(found["first_spike_accuracy"])
     with (tmp_path / "out" / "deadlines.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 20
-    assert "on a chip with         spike jitter 0.1 windows, 30% of neurons dead" in capsys.readouterr().out
+    assert "on a chip with spike jitter 0.1 windows, 30% of neurons dead" in capsys.readouterr().out
 
 
 def test_impossible_analysis_does_not_cost_the_others(trained, tmp_path, capsys, monkeypatch):

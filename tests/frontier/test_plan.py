@@ -8,10 +8,11 @@ import yaml
 from pydantic import ValidationError
 
 from tests.frontier.conftest import FLAGS, sweep
+from ttfs_triton import TTFSModel
 from ttfs_triton.evaluation import load_network
 from ttfs_triton.frontier import FrontierOptions, Point
 from ttfs_triton.frontier.plan import point_config, settings_of
-from ttfs_triton.nn import Grid
+from ttfs_triton.nn import Grid, NetworkConfig
 from ttfs_triton.nn.faults import Faults
 
 
@@ -113,6 +114,9 @@ def test_run_goes_on_as_its_configuration_says(run, tmp_path):
     (tmp_path / "more.yaml").write_text("ema_decay: 0.5\nseed: 3\n")
     config = point_config(settings(str(run), config=tmp_path / "more.yaml", lr=0.5), None, tmp_path)
     assert (config.ema_decay, config.seed, config.lr) == (0.5, 3, 0.5), "more keys win"
+    grid = Grid(8, 4, per_channel=False, state_bits=20)  # without a run's configuration
+    TTFSModel(NetworkConfig("4C5-P4-16", grid=grid), dataset="sample").save_pretrained(tmp_path / "grid")
+    assert point_config(settings(str(tmp_path / "grid")), Point.of(target_sparsity=0.15), tmp_path).grid == grid
 
 
 @pytest.mark.parametrize(

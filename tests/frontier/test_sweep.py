@@ -123,6 +123,19 @@ def test_faults_that_read_alike_are_measured_apart(tmp_path):
     assert [row.dead_neurons for row in sweep.rows] == [0, 0.1234, 0.1232]
 
 
+def test_grids_are_calibrated_anew_on_other_training_images(tmp_path, monkeypatch):
+    bench = Mock(**{"data.fingerprint": "", "price": lambda found: found.rows[0]})
+    bench.score.side_effect = lambda _, row: measure.Found((row,))
+    monkeypatch.setattr(command, "Bench", lambda *_: bench)
+    monkeypatch.setattr(command.Sweep, "_calibrated", lambda *_: None)
+    network = Mock(points=(), **{"config.seed": 0, "loaded.network.graph.grid": None, "loaded.files.sha256": ""})
+    network.configure_mock(name="a")
+    for images in ("few", "all", "all"):
+        options = FrontierOptions(runs=("a",), output_dir=tmp_path, time_steps=(4,))
+        command.Sweep(options, None, print).run(network, Mock(**{"train.fingerprint": images, "train_indices": [0]}))
+    assert bench.score.call_count == 1 + 2, "the network once, its grid for few and for all images"
+
+
 def test_table_for_people_has_the_same_rows(rows, swept):
     with (swept / "frontier.csv").open(newline="") as file:
         cells = list(csv.DictReader(file))

@@ -49,9 +49,9 @@ def test_card_has_its_sections_and_figures_and_no_leftovers(facts):
         "not known to be the whole test set",  # 100 of 1,000
     ):
         assert part in card
-    simulated = replace(facts, results=replace(facts.results, simulation=Simulation(0.5, 8, None)))
-    row = "| simulated in integers | 50.00% at 8 time steps a window, weights not rounded |"
-    assert row in render_card(simulated, "org/name")
+    found = replace(facts.results, simulation=Simulation(0.5, 8, None, {"lost_spikes": 0.1}))
+    row = "50.00% at 8 time steps a window, weights not rounded, on a chip with 10% of spikes lost |"
+    assert row in render_card(replace(facts, results=found), "org/name")
     assert "simulated in integers" not in card
     width = 0
     for line in card.splitlines():

@@ -194,12 +194,16 @@ def test_only_what_is_known_is_claimed(settings, recorded, stated, expected):
     assert found.recorded == found.seen == (None if found.local else expected[0])
 
 
-def test_known_data_sets_have_names_licences_and_sources():
+def test_known_data_sets_have_names_licences_and_sources(tmp_path, monkeypatch):
     found = training_data({"dataset": SAMPLE}, SAMPLE, MNIST)
     assert (found.id, found.recorded, found.licence, found.test_images) == (None, SAMPLE, "MIT", 1000)
     assert all(data.licence and data.source and data.test_images and data.classes for data in KNOWN.values())
     with pytest.raises(ValueError, match="dataset must be \"sample\" or owner/name on the Hub; got '/home/alice/m'"):
         training_data({}, None, MNIST, "/home/alice/m")
     paths = {"/home/alice/x.yaml": "x.yaml", "~/x.yaml": "x.yaml", "../x": "x", r"C:\Users\alice\x": "x"}
+    (tmp_path / "runs" / "alice").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    paths |= {"runs/alice": "alice", "alice/net.py:build": "net.py:build", "alice/chip.toml": "chip.toml", "a/b/c": "c"}
     assert {value: without_paths(value) for value in paths} == paths
-    assert [without_paths(value) for value in ("16C5-P2-128", 0.5, None)] == ["16C5-P2-128", 0.5, None]
+    for value in ("16C5-P2-128", 0.5, None, "owner/name", "owner/name@v1"):
+        assert without_paths(value) == value

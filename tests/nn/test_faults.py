@@ -2,12 +2,14 @@
 
 import math
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from tests.nn.common import randomised
 from ttfs_triton.hardware import simulate
+from ttfs_triton.hardware.simulation.simulator import FaultyChip
 from ttfs_triton.nn import AnalogEncoder, Faults, Grid, NetworkConfig, Neuron, TTFSNetwork, cnn1, put_on_grid, train_for
 from ttfs_triton.nn.faults import BrokenNeurons, disturbed, draw_broken, spikes_in_training, weight_factors
 from ttfs_triton.nn.grid import Clock
@@ -146,6 +148,12 @@ def test_simulated_chip_is_that_of_its_seed(faults):
     assert any(not torch.equal(one.spike_steps[name], other.spike_steps[name]) for name in one.spike_steps)
     assert any(not torch.equal(one.spike_steps[name], whole.spike_steps[name]) for name in one.spike_steps)
     assert one.to_dict()["faults"]
+
+
+def test_spikes_in_the_simulator_come_at_the_stamps_that_they_were_moved_to():
+    clock, faults, instant = Clock(100, "start"), Faults(spike_jitter=0.2), torch.arange(100)[None]
+    moved = disturbed(clock.remaining(instant) / 100, faults, None, clock, torch.Generator().manual_seed(0))
+    assert torch.equal(clock.remaining(FaultyChip(faults, clock, 0).spikes(Mock(kind="spiking"), instant)) / 100, moved)
 
 
 def test_faults_in_words():

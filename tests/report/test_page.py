@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.report.cases import full_report
 from ttfs_triton.hardware import estimate
+from ttfs_triton.nn import Faults
 from ttfs_triton.report import LayerSpikes, Sample, render_page, write_page
 from ttfs_triton.report.page import headlines, linked
 
@@ -129,6 +130,9 @@ def test_page_shows_the_figures(text):
     words = " ".join(Page(text).texts)
     for figure in ("50.00%", "33.33%", "1 tied", f"{full_report().counts.sparsity:.3f}", "evaluate runs/small"):
         assert figure in words
+    found = full_report().simulation
+    found = dataclasses.replace(found, settings=dataclasses.replace(found.settings, faults=Faults(lost_spikes=0.1)))
+    assert render_page(dataclasses.replace(full_report(), simulation=found)).count("10% of spikes lost") == 2
 
 
 def test_page_escapes_hostile_names():

@@ -87,8 +87,7 @@ class _Run(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if isinstance(value, Tensor):
-            n.meta["shape"] = tuple(value.shape[1:])
+        n.meta |= {"shape": tuple(value.shape[1:])} if isinstance(value, Tensor) else {"value": value}
         if (layer := self._layers.get(n)) is not None:
             self.activations[layer.name] = value.clamp(0, layer.bound)
             return value.clone()  # an activation function may work in place
@@ -163,7 +162,8 @@ _MODULE_OF: dict[Any, Callable[..., nn.Module | None]] = {
     F.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
     **dict.fromkeys((torch.mean, "mean"), _mean),
     **dict.fromkeys((torch.flatten, "flatten", "view", "reshape", "squeeze"), lambda *_, **__: nn.Flatten()),
-    **dict.fromkeys((F.dropout, F.dropout2d, "contiguous", "clone"), lambda *_, **__: nn.Identity()),
+    **dict.fromkeys(("contiguous", "clone"), lambda *_, **__: nn.Identity()),
+    **dict.fromkeys((F.dropout, F.dropout2d), lambda p=0.5, training=True, inplace=False: nn.Dropout().train(training)),
 }
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
@@ -215,6 +215,8 @@ class _Reader:
             case nn.Sequential():  # made by _mean
                 pooled = self._average_pool(node, module[0], value, shape)
                 return replace(pooled, route=(*pooled.route, nn.Flatten()))
+            case nn.Dropout(training=True):
+                self._refuse(node, "which drops out in evaluation too: pass training=self.training")
             case nn.Identity() | nn.Dropout() | nn.Dropout1d() | nn.Dropout2d():
                 return value
         self._refuse(node)
@@ -224,9 +226,10 @@ class _Reader:
         if node.op == "call_module":
             module = self._modules[str(node.target)]
             return module if type(module).__module__.startswith("torch.nn.modules") else None
+        given: Any = fx.node.map_arg((node.args[1:], node.kwargs), lambda each: each.meta.get("value", each))
         try:
-            return _MODULE_OF[node.target](*node.args[1:], **node.kwargs)
-        except (KeyError, TypeError):
+            return _MODULE_OF[node.target](*given[0], **given[1])
+        except (AssertionError, KeyError, TypeError):
             return None
 
     def _synapses(self, node: fx.Node, module: nn.Conv2d | nn.Linear, value: _Value, shape: tuple[int, ...]) -> _Value:
@@ -375,7 +378,7 @@ def fold_average_pool(weight: Tensor, pool: nn.Module, maps: tuple[int, int]) ->
     """
     places = maps[0] * maps[1]
     basis = pool(torch.eye(places, dtype=torch.float64).view(places, 1, *maps)).view(places, -1)
-    return (weight.double().cpu().view(weight.shape[0], -1, basis.shape[1]) @ basis.T).flatten(1)
+    return (weight.double().cpu().view(weight.shape[0], -1, basis.shape[1]) @ basis.T).flatten(1).to(weight.device)
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from ttfs_triton.convert.ann import TracedANN, trace_ann
 from ttfs_triton.convert.build import ReadoutTime, build_network
 from ttfs_triton.convert.calibration import Calibration, calibrate_network, fit_range
 from ttfs_triton.convert.source import ConversionError
+from ttfs_triton.model.weights import not_finite
 from ttfs_triton.nn.graph import Stage
 from ttfs_triton.nn.trace import network_graph
 from ttfs_triton.terminal import TerminalTable
@@ -139,6 +140,8 @@ def convert_ann(
     """
     if len(images) == 0:
         raise ConversionError("convert_ann: images must hold at least one image; got none.")
+    if problem := not_finite(model.state_dict()):
+        raise ConversionError(f"convert_ann: model must have finite weights; got {problem}. Its training diverged.")
     read = images if mean is None and std is None else _normalised(images, mean, std)
     traced = trace_ann(model, read)
     network = build_network(

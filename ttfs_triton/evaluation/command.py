@@ -75,15 +75,8 @@ def run(options: EvaluationOptions) -> Found:
         raise ValueError("evaluate: must run in one process; got several. Start `ttfs evaluate` without a launcher.")
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-        data = load_test_images(
-            loaded,
-            dataset=options.dataset,
-            data_dir=options.data_dir,
-            image_column=options.image_column,
-            label_column=options.label_column,
-            max_samples=options.max_test_samples,
-            progress=True,
-        )
+        where = {name: getattr(options, name) for name in ("dataset", "data_dir", "image_column", "label_column")}
+        data = load_test_images(loaded, **where, max_samples=options.max_test_samples, progress=True)
     if options.sample >= len(data):
         raise ValueError(f"evaluate: sample must be below {len(data)}, the number of images; got {options.sample}.")
     failed: dict[str, str] = {}
@@ -182,15 +175,9 @@ def _run_options(options: EvaluationOptions) -> RunOptions:
     """Options for pricing the network before any simulation."""
     closed = options.implementation == "closed_form"
     assert options.steps != "network", "set by `options.on`"
-    return RunOptions(
-        steps=None if closed else options.steps,
-        implementation=options.implementation,
-        step_us=options.step_us,
-        latency_us=options.latency_us,
-        clock_mhz=options.clock_mhz,
-        hops_per_spike=options.hops_per_spike,
-        gating=options.gating and not closed,
-    )
+    same = ("implementation", "step_us", "latency_us", "clock_mhz", "hops_per_spike")
+    own = {name: getattr(options, name) for name in same}
+    return RunOptions(steps=None if closed else options.steps, gating=options.gating and not closed, **own)
 
 
 def show(found: Found) -> None:
@@ -228,8 +215,6 @@ def _lines(found: Found) -> list[str]:
     if simulation is not None:
         simulated = simulation.counts.total()["synaptic_operations"] / simulation.samples
         rows.append(("  as simulated", number(simulated), "priced in the energies below"))
-        if simulation.settings.faults:
-            rows.append(("  on a chip with", simulation.settings.faults.text(), ""))
     return [f"{name:<24} {value}" + (f"  ({note})" if note else "") for name, value, note in rows]
 
 

@@ -111,14 +111,15 @@ class Sweep:
         self._measure(loaded.network, free, bench, FAULTS)
         for point, grid in self.options.grids().items():
             row = FrontierRow.of(network.name, point.name, grid, trained=False, weights_sha256=loaded.files.sha256)
-            self._score(row, bench, lambda g=grid: self._calibrated(network, g, data))
+            drawn = [data.train.fingerprint, network.config.seed, len(data.train_indices)]
+            self._score(row, bench, lambda g=grid: self._calibrated(network, g, data), drawn=drawn)
         for planned in network.points:
             if self._train(network, planned, data):
                 self._trained(network, planned, bench)
 
-    def _score(self, row: FrontierRow, bench: Bench, network: Callable[[], nn.Module]) -> None:
+    def _score(self, row: FrontierRow, bench: Bench, network: Callable[[], nn.Module], **more: Any) -> None:
         """Add a network's row, with figures from the cache; `network` is called and scored if they are missing."""
-        key = _key(row, bench) | {"steps": row.time_steps or self.options.steps, "calibrated": not row.trained}
+        key = _key(row, bench) | {"steps": row.time_steps or self.options.steps, "calibrated": not row.trained} | more
         self._add([bench.price(self.measured.get(key, lambda: bench.score(network(), row)))])
 
     def _calibrated(self, network: PlannedNetwork, grid: Grid, data: RunData) -> nn.Module:

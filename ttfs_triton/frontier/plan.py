@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from ttfs_triton.data.images import draw_images
 from ttfs_triton.evaluation import LoadedNetwork, load_network
-from ttfs_triton.frontier.options import FrontierOptions, Point
+from ttfs_triton.frontier.options import GRID, FrontierOptions, Point
 from ttfs_triton.hardware import load_chip
 from ttfs_triton.model.locate import PREFIX, bundled_facts
 from ttfs_triton.nn import NetworkConfig
@@ -215,4 +215,6 @@ def _network_keys(config: NetworkConfig) -> dict[str, Any]:
     """Keys of a run that builds the same network."""
     same = ("width", "encoder", "readout", "bias", "weight_standardisation", "batch_norm", "dropout", "initial_gain")
     own = {name: getattr(config, name) for name in same}
+    if (grid := config.grid) is not None:
+        own |= {key: getattr(grid, key) for key in GRID} | {"weight_units": "channel" if grid.per_channel else "tensor"}
     return {"model": config.specification, **own, **dataclasses.asdict(config.neuron)}

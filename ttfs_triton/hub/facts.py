@@ -21,7 +21,7 @@ from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import LoadError
 from ttfs_triton.nn import NetworkConfig, Neuron
 from ttfs_triton.run_records import METRICS, SUMMARY, Number, Share, parse_figures, read_metrics, read_summary
-from ttfs_triton.shared_options import FaultOptions
+from ttfs_triton.shared_options import FaultOptions, Faults
 from ttfs_triton.untrusted_files import read_mapping, read_regular
 
 SAMPLE = "sample"
@@ -114,9 +114,10 @@ def training_data(
 
 
 def without_paths(value: Any) -> Any:
-    """A setting as it may be published: a path becomes the name of its file."""
-    if isinstance(value, str) and (re.match(r"[/~\\]|[A-Za-z]:[/\\]|\.\.?/", value)):
-        return Path(value.replace("\\", "/")).name
+    """A setting as it may be published: a path becomes the name of its file, unless only the Hub can have the name."""
+    if isinstance(value, str) and re.search(r"[/\\]", value):
+        hub = re.fullmatch(r"(?!.*\.toml)\w[\w.-]*/[\w.-]+(/[^@]+\.safetensors)?(@[\w./-]+)?", value)
+        return value if hub and not Path(value).exists() else Path(value.replace("\\", "/")).name
     return value
 
 
@@ -163,11 +164,12 @@ def _counts(values: Any) -> Any:
 
 @dataclass(frozen=True, config=_WRITTEN)
 class Simulation:
-    """Result of an integer simulation: accuracy, time steps in a window, bits of a weight (None: not rounded)."""
+    """Result of an integer simulation: accuracy, time steps a window, bits of a weight (None: not rounded), faults."""
 
     accuracy: Share
     steps: Number
     weight_bits: Number | None
+    faults: Annotated[Faults, BeforeValidator(lambda own: Faults(**own) if isinstance(own, dict) else own)] = Faults()
 
 
 @dataclass(frozen=True, config=_WRITTEN)

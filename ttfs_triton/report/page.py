@@ -202,6 +202,7 @@ def headlines(data: PageData) -> list[tuple[str, str, str]]:
         settings, images = data.simulation.settings, data.simulation.samples
         bits = "weights not rounded" if settings.weight_bits is None else f"{settings.weight_bits}-bit weights"
         note = f"{settings.steps} time steps, {bits}" + (f"; {number(images)} images" if images != data.images else "")
+        note += f"; on a chip with {settings.faults.text()}" if settings.faults else ""
         found.append(("simulated in integers", percent(data.simulation.accuracy), note))
     found.append(("activity", f"{data.counts.sparsity:.4f}", "spikes a hidden neuron; lower is sparser"))
     if data.headline_energy is not None:

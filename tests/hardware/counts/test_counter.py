@@ -277,6 +277,8 @@ def test_published_rule_counts_neurons_without_input_and_all_outputs():
     for layer in older["layers"]:
         del layer["without_input"]
     assert Counts.from_dict(older).sparsity_as_published is None
+    output = count(nn.Sequential(LatencyEncoder(), nn.Flatten(), FirstSpikeReadout(64, 3)), [0 * images]).layers[0]
+    assert output.undriven_time == output.summed_spike_time == 5 * 3 / 2, "its ramp meets half of the threshold"
 
 
 # ---- histograms

@@ -15,6 +15,7 @@ from ttfs_triton.hardware.counts.counts import GATED, Counts, InputCounts, Layer
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.on_chip import earliest_input
+from ttfs_triton.nn.readout import PotentialReadout
 from ttfs_triton.nn.statistics import SpikeCounter, channels_innermost, in_parts, where_fired
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
 
@@ -84,8 +85,9 @@ def waiting(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) ->
     bias = layer.with_batch_norm(layer.weight)[1]
     bias = torch.zeros(len(layer.weight), device=inputs.device) if bias is None else bias.detach().double()
     until = torch.ones_like(bias)
-    if layer.kind == "spiking":  # the initial potential alone meets the ramp; rounded, sums are exact in any order
-        until = 1 - (bias.clamp(0, 1) * 2**20).round() / 2**20
+    if not isinstance(layer, PotentialReadout):  # the initial potential alone meets the ramp
+        until = 1 - ((bias + layer.initial_potential) / layer.threshold).clamp(0, 1)
+        until = (until * 2**20).round() / 2**20  # sums are exact in any order
     unreached, channels = (earliest <= 0).sum(1, dtype=torch.float64), len(bias) // len(earliest)
     still, late = ((unreached * each.view(len(earliest), -1).sum(1)).sum() for each in ((bias == 0).double(), until))
     return still.long(), earliest.sum(dtype=torch.float64) * channels, late.double()

@@ -277,7 +277,8 @@ class FaultyChip:
             self._broken[stage.name] = None if whole else draw_broken(activations, self.faults, self._chip)
         left = disturbed(activations, self.faults, self._broken[stage.name], self.clock, self._spikes)
         # Undisturbed spikes keep their instants: two instants at the window's start have the same stamp.
-        return torch.where(left == activations, instant, self.clock.encode(left))
+        # The stamps of others are float32, and some lie below k/T: without the factor they would come a step late.
+        return torch.where(left == activations, instant, self.clock.encode(left * (1 + 1e-6)))
 
 
 class ClockedCounter:
