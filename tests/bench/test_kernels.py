@@ -16,7 +16,6 @@ from ttfs_kernels.triton_backend.choice import Choice, choose, read_table
 from ttfs_kernels.triton_backend.launch import device_of
 from ttfs_kernels.triton_backend.planning import Config
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
-from ttfs_triton import atomic
 
 gpu_work, kernels, kernels_layers, tune = modules("_gpu_work", "kernels", "_kernels_layers", "_kernels_tune")
 
@@ -113,14 +112,6 @@ def test_what_is_wrong_is_neither_timed_nor_chosen(tuner, monkeypatch, which, ki
     assert tuner.measure(which, CONV2D, "ieee") is None
 
 
-def test_a_forgotten_surrogate_is_wrong(tuner, monkeypatch):
-    surrogate = replace(LINEAR, surrogate=True)
-    real = tune.Operands.by_kernels
-    forget = lambda self, *given: real(replace(self, problem=LINEAR), *given)  # noqa: E731
-    monkeypatch.setattr(tune.Operands, "by_kernels", forget)
-    assert tuner.measure("grad_x", surrogate, "ieee") is None
-
-
 @pytest.mark.parametrize("which", PASSES)
 def test_a_wrong_library_is_not_chosen(tuner, device, monkeypatch, which):
     """Then ours is chosen, whatever its time. The table is strict JSON."""
@@ -197,23 +188,6 @@ def test_tuning_goes_on_where_it_was_stopped(tuner):
         assert [entry.precision for entry in tuner.complete([LINEAR])[-3:]] == ["tf32"] * 3
 
 
-def test_a_table_that_cannot_be_written_leaves_the_old_one(tuner, monkeypatch):
-    tuner.complete([LINEAR])
-    before = tuner.path.read_bytes()
-
-    def full(*arguments, **options):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(atomic.os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        tuner.complete([CONV2D])
-    assert tuner.path.read_bytes() == before
-    tuner.path.write_text("my notes", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"table\.json must be a tuning table"):
-        tuner.complete([LINEAR])
-    assert tuner.path.read_text(encoding="utf-8") == "my notes"
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -228,13 +202,6 @@ def test_refuses_nonsense(monkeypatch, arguments, message):
     monkeypatch.setattr(sys, "argv", ["kernels.py", *arguments])
     with pytest.raises(SystemExit, match=f"kernels: {message}"):
         kernels.main()
-
-
-@pytest.mark.parametrize("content", ["not JSON", '[{"height": 3}]', json.dumps([LAYER | {"filters": 3}])])
-def test_files_that_hold_no_layers_are_refused(tmp_path, content):
-    (tmp_path / "layers.json").write_text(content, encoding="utf-8")
-    with pytest.raises((ValueError, KeyError, TypeError)):
-        kernels_layers.load(tmp_path / "layers.json")
 
 
 def test_shapes_are_those_of_the_networks():

@@ -3,11 +3,13 @@
 import dataclasses
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.hardware.energy.energy_cases import convolutional_network, dense_network, of_neuron
 from tests.hardware.energy.energy_cases import counted as by_term
+from ttfs_triton.hardware import count
 from ttfs_triton.hardware.energy.chip import Access, Chip, Memory
 from ttfs_triton.hardware.energy.compare import (
     FAIR_CHIP,
@@ -23,6 +25,7 @@ from ttfs_triton.hardware.energy.compare import (
 from ttfs_triton.hardware.energy.estimate import Run, RunOptions
 from ttfs_triton.hardware.energy.models import RateCode, dense_ann, estimate, rate_coded, zero_skipping_ann
 from ttfs_triton.hardware.energy.prices import Price
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 ARITHMETIC = st.sampled_from(["horowitz45:fp32", "horowitz45:int8", "lemaire45:fp16", "lemaire45:int8"])
 CLOSED = RunOptions(implementation="closed_form")
@@ -31,6 +34,14 @@ COUNTS = convolutional_network()
 
 def counted(report, name):
     return by_term(report).get(name, 0)
+
+
+def test_ann_pools_first_where_synapses_average():
+    counts = count(TTFSNetwork(NetworkConfig("4C3-A2-6C3-A", image_size=(8, 8), classes=4)), [torch.ones(1, 1, 8, 8)])
+    for name, inputs, products in (("conv2", 4 * 64, 4 * 6 * (4 * 3 - 2) ** 2), ("readout", 6 * 16, 6 * 4)):
+        dense, skipping = (by_term(ann(counts, "lemaire45:int8"), name) for ann in (dense_ann, zero_skipping_ann))
+        assert dense["average pools"] == skipping["average pools"] == inputs
+        assert skipping["multiply-accumulates"] <= dense["multiply-accumulates"] == products
 
 
 def test_dense_ann_multiplies_every_synapse():

@@ -27,6 +27,7 @@ class LayerCounts(LayerStatistics):
         inputs: number of the layer's inputs, after pooling and without padding.
         synapses: number of connections, without those into padding; a shared weight counts at each position.
         weights, biases: how many numbers must be stored.
+        average: number of inputs that the synapses average, of which an ANN would read the mean.
         spikes_delivered: spikes that reach the next layer, after pooling; 0 for a readout.
         active_inputs: non-zero inputs.
         synaptic_operations: Σ over input spikes of their true fan-out, exact at borders, stride, dilation and groups.
@@ -60,6 +61,7 @@ class LayerCounts(LayerStatistics):
     analog_macs: int
     dense_macs: int
     summed_spike_time: float
+    average: int = 1
     histogram: tuple[int, ...] = ()
     histogram_samples: int = 0
     without_input: int | None = None

@@ -40,12 +40,7 @@ class FanOut(NamedTuple):
 
 
 def fan_out(layer: WeightedLayer, input_size: tuple[int, ...]) -> FanOut:
-    """The fan-out of a layer's inputs.
-
-    Args:
-        layer: a convolution or a fully connected layer.
-        input_size: (height, width) of the layer's input maps, or () for a fully connected layer.
-    """
+    """The fan-out of a layer's inputs; `input_size`: (height, width) of its maps, () if it is fully connected."""
     if isinstance(layer, WeightedConv2d):
         outputs = layer.output_shape((layer.in_channels, *input_size))[1:]
         taps, reached = (torch.ones(1, 1, *size, dtype=torch.float64) for size in (layer.kernel_size, outputs))
@@ -172,6 +167,7 @@ class SynapseCounter:
             "inputs": math.prod(inputs.shape[1:]) + skipped,
             "synapses": found.synapses + skipped,
             "weights": layer.weight.numel() + layer.skip,
+            "average": layer.average ** (2 if isinstance(layer, WeightedConv2d) else 1),
             "biases": 0 if layer.bias is None and layer.batch_norm is None else len(layer.weight),
         }
 
@@ -180,10 +176,7 @@ class SynapseCounter:
     ) -> tuple[LayerCounts, int]:
         """The layer's counts, except its delivered spikes, and the number of delayed spikes that arrived.
 
-        Args:
-            sums, times: values in the order of `SUMS` and `GATED`, times in windows; may be summed over processes.
-            samples: number of samples counted.
-            spikes: the attributes of `LayerCounts` that count the neurons' own spikes.
+        `sums` and `times`, in windows, are in the order of `SUMS` and `GATED`; `spikes` count the neurons' own spikes.
         """
         found: dict[str, Any] = dict(zip(SUMS, sums, strict=True))
         skipped = found.pop("skipped")

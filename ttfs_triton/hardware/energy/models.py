@@ -171,7 +171,7 @@ def dense_ann(
     """Energy of the same network as a dense ANN, which computes every product.
 
     Each synapse costs a multiply-accumulate, each hidden neuron a comparison (ReLU); memory traffic is charged as in an
-    analog first layer.
+    analog first layer. Where synapses average spikes, the ANN pools first, which costs an addition for each input.
 
     Args:
         counts: counts of the network, spiking or not; only its shape is used.
@@ -199,7 +199,10 @@ def _ann(terms: Terms, network: str, name: str, *, skip_zeros: bool) -> Estimate
     for layer in terms.layers:
         if skip_zeros:
             terms.compute(layer, "tests for zero", layer.inputs, "compare")
-        terms.multiplications(layer, layer.nonzero_macs if skip_zeros else layer.dense_macs)
+        if layer.average > 1:
+            terms.compute(layer, "average pools", layer.inputs, "accumulate")
+            layer = replace(layer, dense_macs=layer.dense_macs / layer.average)
+        terms.multiplications(layer, min(layer.nonzero_macs, layer.dense_macs) if skip_zeros else layer.dense_macs)
         if layer.kind != "readout":
             terms.compute(layer, "activation functions", layer.neurons, "compare")
     return terms.estimate(network, name, terms.options.latency_us, [f"{name}; no reuse of numbers read"], "latency_us")
