@@ -32,6 +32,7 @@ def config(data, tmp_path, device):
         {"psp_persistence": 0.0, "batch_norm": True, "encoder": "analog"},
         {"target_energy": "lemaire45:int8:0.5", "gradient_accumulation": 2},
         {"teacher": "the one of these tests"},
+        {"time_steps": 4, "weight_bits": 3},
         {"gradient_clip": 1.0, "gradient_accumulation": 2, "epochs": 2, **AUGMENTATION},
         {"mixed_precision": "fp16", "optimizer": "sgd", "data_placement": "host", "epochs": 2, **AUGMENTATION},
     ],
@@ -45,6 +46,7 @@ def test_step_never_waits_for_the_device(config, watched_device, monkeypatch, te
         with recording() as record:
             step(trainer, micro_batches)
         steps.append(record)
+        assert trainer.average is None or trainer.average.n_averaged.device == watched_device
 
     def watched_loader(*arguments, **options):
         loaded = loader(*arguments, **options)

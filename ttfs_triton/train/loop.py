@@ -103,7 +103,7 @@ class TrainingLoop:
         self.target: TargetTraining | None = None
         if config.target is not None:
             self.target = TargetTraining(config, accelerator, self.network, self.graph, data, self.steps)
-        graphs = choose_graphs(config.cuda_graph, accelerator, display.say)
+        graphs = choose_graphs(config, accelerator, self.graph, display.say)
         # DistributedDataParallel is made on the stream of the capture, since autograd remembers a module's stream.
         with nullcontext() if graphs is None else graphs.aside():
             model = accelerator.prepare_model(self.network if self.target is None else self.target.model)
@@ -115,7 +115,8 @@ class TrainingLoop:
         if self.target is not None:
             self.target.silent_channels.attach(self.bare_optimizer)
         averages = config.ema_decay or config.lookahead
-        self.average: AveragedModel | None = AveragedModel(self.network, use_buffers=True) if averages else None
+        # Its count of steps, too, is on the device: a graph would read the host's once.
+        self.average = AveragedModel(self.network, accelerator.device, use_buffers=True) if averages else None
         if config.sync_batch_norm and accelerator.num_processes > 1:
             share_statistics(self.network)  # now, since a group of processes cannot be copied
         networks = [self.network] if self.average is None else [self.network, self.average.module]
