@@ -162,6 +162,13 @@ def test_average_warms_up_to_its_decay(device, decay):
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
+def test_seconds_of_an_epoch_are_read_when_the_device_has_ended_it(config, monkeypatch):
+    now, read = [0], loop.sum_over_processes
+    monkeypatch.setattr(loop, "time", Mock(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(loop, "sum_over_processes", lambda *sums: now.append(now.pop() + 5) or read(*sums))
+    assert train(change(config, log_steps=100))["seconds_per_epoch"] == 5  # the steps take no time on the host
+
+
 FAILURE = torch.AcceleratorError("CUDA error: unspecified launch failure\nKernel errors might be reported later.")
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
 NOT_ENOUGH = r"^train: the device's memory must suffice; got CUDA .*2\.00 GiB\. Last checkpoint: {}\. .*--batch-size"

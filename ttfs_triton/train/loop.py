@@ -142,6 +142,7 @@ class TrainingLoop:
         self.graphs = graphs
         self.scorer: Scorer | None = None
         self.last_checkpoint = "none yet"
+        self._started: float | None = None  # time at which the epoch's steps began, less its interruptions
 
     @property
     def learning_rate(self) -> float:
@@ -167,7 +168,6 @@ class TrainingLoop:
             with fused_passes(self.fuses), nullcontext() if self.target is None else self.target.model.watching():
                 while self.position.epoch < self.config.epochs:
                     self._train_epoch()
-                    self._refresh_statistics()
                     self._finish_epoch(self._validate())
                     if self._enough():
                         break
@@ -212,12 +212,10 @@ class TrainingLoop:
         with closing(loader) as micro_batches:
             self._train_steps(micro_batches)
         self._profiler.close()
-        self._gather_totals()
 
     def _train_steps(self, micro_batches: Iterator[Batch]) -> None:
         config, position = self.config, self.position
-        started = time.perf_counter()
-        already = position.totals.seconds
+        self._started = time.perf_counter() - position.totals.seconds
         for _ in range(position.step_in_epoch, self.steps_per_epoch):
             self._profiler.step()
             with record_function("data"):
@@ -225,7 +223,6 @@ class TrainingLoop:
             self._train_step(batches)
             position.step += 1
             position.step_in_epoch += 1
-            position.totals.seconds = already + time.perf_counter() - started
             if position.step % config.log_steps == 0:
                 self._report()
             for callback in self.callbacks:
@@ -234,6 +231,8 @@ class TrainingLoop:
                 self._stop()
             if config.checkpoint_steps and position.step % config.checkpoint_steps == 0:
                 self.save()
+        self._gather_totals()
+        self._started = None
 
     def _train_step(self, micro_batches: list[Batch]) -> None:
         position = self.position
@@ -266,6 +265,8 @@ class TrainingLoop:
         *read, cancelled = sum_over_processes(self.accelerator, sums).tolist()
         if cancelled:
             self._refuse_non_finite()
+        if self._started is not None:  # only here a GPU has done all that the host has asked for
+            self.position.totals.seconds = time.perf_counter() - self._started
         return read
 
     def _refuse_non_finite(self) -> None:
@@ -313,11 +314,9 @@ class TrainingLoop:
         totals = self.position.totals
         totals.loss, totals.correct, totals.images = loss, int(correct), int(images)
 
-    def _refresh_statistics(self) -> None:
+    def _validate(self) -> Evaluation | None:
         size = self.config.evaluation_batch_size
         refresh_statistics(self.scored_network, self._train_images, self.data.train_indices, size, self.accelerator)
-
-    def _validate(self) -> Evaluation | None:
         self._require_finite_weights()
         indices = self.data.validation_indices
         if self.target is not None:
