@@ -79,6 +79,9 @@ class TrainingLoop:
         self.callbacks, self.checkpoint = callbacks, checkpoint
         self.config, self.accelerator, self.data, self.folder = config, accelerator, data, folder
         self.display, self.stop = display, stop
+        counted = len(data.test), config.target and len(data.validation_indices)  # operations, by every process
+        if (least := min(filter(None, counted))) < accelerator.num_processes:
+            raise ValueError(f"train: each process must have a test and a validation image; got {least}. Use more.")
         # A checkpoint replaces the weights, so that a resumed run need not read and calibrate them again.
         known = read_state(load_checkpoint(checkpoint)).started if checkpoint and config.weights else None
         self.network, self.start = build_network(
@@ -179,8 +182,6 @@ class TrainingLoop:
 
     def _enough(self) -> bool:
         """Whether a callback, in any process, asks to end training."""
-        if not self.callbacks:
-            return False
         line = self.position.metrics[-1].model_dump()
         wishes = [callback.on_epoch(self, line) for callback in self.callbacks]
         asked = torch.tensor([float(any(wish is True for wish in wishes))], device=self.accelerator.device)
