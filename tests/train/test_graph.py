@@ -115,9 +115,7 @@ def test_grids_whose_weights_the_host_reads_have_no_graph(monkeypatch):
 
 
 def test_processes_do_not_time_themselves_in_a_capture():
-    """DistributedDataParallel would, in each hundredth step that is no replay, and wait for the device."""
-    several = {"num_processes": 2, "device": torch.device("cpu")}
-    step = Mock(accelerator=Mock(**several), bare_optimizer=Mock(param_groups=[]))
+    step = Mock(accelerator=Mock(num_processes=2, device=torch.device("cpu")), bare_optimizer=Mock(param_groups=[]))
     GraphedStep(step, RecordedGraphs(), required=False, say=print)  # type: ignore[arg-type]
     step.model._set_ddp_runtime_logging_sample_rate.assert_called_once_with(2**31 - 1)
 

@@ -54,9 +54,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     most = max(64, WORKERS_PER_CORE * (os.cpu_count() or 1))
     if config.num_workers > most:
         raise ConfigError(f"num_workers must be at most {most} on this machine; got {config.num_workers}. Lower it.")
-    if AcceleratorState._shared_state.get(_OF_A_RUN) and PartialState().num_processes == 1:
+    if AcceleratorState._shared_state.get(_OF_A_RUN):
         # accelerate would keep precision and device of an earlier run in this process.
-        AcceleratorState._reset_state(reset_partial_state=True)
+        AcceleratorState._reset_state(reset_partial_state=PartialState().num_processes == 1)
     first = not AcceleratorState._shared_state  # else a program's own Accelerator decides, and stays usable
     device = torch.device("cpu" if cpu else "cuda")
     if config.backend == "triton" and (reason := why_no_triton(device, torch.float32)) is not None:

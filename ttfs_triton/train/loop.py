@@ -202,14 +202,9 @@ class TrainingLoop:
         )
 
     def _train_epoch(self) -> None:
-        config, position = self.config, self.position
+        device, first, workers = self.accelerator.device, self.position.step_in_epoch, self.config.num_workers
         self.model.train()
-        loader = train_loader(
-            self._batches(position.epoch),
-            self.accelerator.device,
-            start_step=position.step_in_epoch,
-            num_workers=config.num_workers,
-        )
+        loader = train_loader(self._batches(self.position.epoch), device, start_step=first, num_workers=workers)
         with closing(loader) as micro_batches:
             self._train_steps(micro_batches)
         self._profiler.close()

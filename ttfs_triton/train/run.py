@@ -115,7 +115,8 @@ def train(
                 if config.grid is not None:
                     start_on_grid(network, config.grid)
                 load_best(network, folder)
-        accelerator.end_training()
+        for tracker in accelerator.trackers:  # `end_training` would also part the processes, which may train again
+            tracker.finish()
         _publish(config, folder.path, accelerator, network)
         return summary
     finally:
