@@ -86,7 +86,10 @@ def test_loader_that_augments_ahead_changes_nothing(monkeypatch, device, images_
     options = {"batch_size": 12, "seed": 5, "epoch": 1, "rank": 1, "world_size": 2, "accumulation": 3}
     batches = EpochBatches(data, torch.arange(50), augmentation=augmentation, classes=50, **options)
     before = torch.get_rng_state()
-    loaded = list(train_loader(batches, device, start_step=1))
+    other = torch.device("cuda") if device.type == "cuda" else torch.device("cpu", 0)  # another name of the device
+    loader = train_loader(batches, other, start_step=1)
+    assert (loader.__name__ == "_augment_ahead") == (images_ahead > 1)
+    loaded = list(loader)
     assert torch.equal(torch.get_rng_state(), before)
     assert len(loaded) == len(batches) - 3 == 9
     for number, found in enumerate(loaded, start=3):

@@ -16,7 +16,7 @@ from tests.train.runs import change
 from ttfs_triton import memory
 from ttfs_triton.nn.networks import resnet20
 from ttfs_triton.nn.trace import network_graph
-from ttfs_triton.train import ConfigError, TrainConfig, device, train
+from ttfs_triton.train import ConfigError, TrainConfig, device, loop, train
 from ttfs_triton.train.device import LEAST_NEURONS, SLOW, StopRequest, choose_fusing, make_accelerator, warn_of_device
 
 CPU = torch.device("cpu")
@@ -103,7 +103,9 @@ def test_a_run_says_what_it_runs_on_fuses_and_keeps_freed_memory_while_it_trains
 
     monkeypatch.setattr(device, "fuse_passes", switched.append)
     monkeypatch.setattr("ttfs_triton.train.run.freed_memory_kept", kept)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{config.output_dir}.store", rank=0, world_size=1)
     train(change(config, fuse="on", epochs=1, mixed_precision="bf16", gradient_compression="bf16"))
+    torch.distributed.destroy_process_group()  # the run has left it: processes may train again
     assert switched == ["kept", True, False, "given back"]
     said = " ".join(capsys.readouterr().out.split())
     assert "gradient_compression: one process exchanges no gradients" in said
@@ -125,9 +127,20 @@ def test_what_this_machine_cannot_do_is_told(config, monkeypatch):
         make_accelerator(change(config, num_workers=200))
     with pytest.raises(ConfigError, match="trackers: nothing_such must be installed"):
         make_accelerator(change(config, trackers=("nothing_such",)))
+    data = SimpleNamespace(test=range(9), validation_indices=range(3))
+    with pytest.raises(ValueError, match=r"each process must have .* validation image; got 3\."):
+        loop.TrainingLoop(change(config, target_sparsity=0.2), accelerator(processes=4), data, *[None] * 3)
     monkeypatch.setattr(device, "why_no_triton", lambda *_: "there is no GPU")
     with pytest.raises(ConfigError, match="backend: triton must be able to run here; there is no GPU"):
         make_accelerator(change(config, backend="triton"))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")  # as `accelerate launch` says it
+    with pytest.raises(ConfigError, match="mixed_precision: fp16 cannot run here"):
+        make_accelerator(config)
+
+
+def test_processes_wait_for_hours_while_one_reads_the_data(config, monkeypatch):
+    monkeypatch.setattr(device, "Accelerator", dict)
+    assert make_accelerator(config)["kwargs_handlers"][1].timeout.total_seconds() > 3600
 
 
 def test_processes_stop_together(monkeypatch):

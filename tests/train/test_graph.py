@@ -11,10 +11,11 @@ from accelerate.state import AcceleratorState
 
 from tests.train.recorded import RecordedGraphs
 from tests.train.runs import SETTINGS, TARGET, assert_same_run, change
+from ttfs_triton.nn import Grid
 from ttfs_triton.scoring.scorer import GraphError
 from ttfs_triton.train import ConfigError, TrainConfig, loop, train
 from ttfs_triton.train.display import SKIPPED
-from ttfs_triton.train.step import WARM_UP, choose_graphs
+from ttfs_triton.train.step import WARM_UP, GraphedStep, choose_graphs
 
 
 @pytest.fixture
@@ -96,13 +97,27 @@ def test_graph_that_is_required_must_not_fail(config, monkeypatch):
 
 
 def test_cpu_has_no_graph_and_says_so(capsys):
-    accelerator = Accelerator(cpu=True)
-    said = []
-    assert choose_graphs("auto", accelerator, said.append) is None
-    assert choose_graphs("off", accelerator, said.append) is None
+    accelerator, graph, said = Accelerator(cpu=True), Mock(grid=None), []
+    assert choose_graphs(TrainConfig(), accelerator, graph, said.append) is None
+    assert choose_graphs(TrainConfig(cuda_graph="off"), accelerator, graph, said.append) is None
     assert said == ["no CUDA graph: the device is not a GPU"]
     with pytest.raises(ConfigError, match=r"cuda_graph: on needs .*, but the device is not a GPU"):
-        choose_graphs("on", accelerator, said.append)
+        choose_graphs(TrainConfig(cuda_graph="on"), accelerator, graph, said.append)
+
+
+def test_grids_whose_weights_the_host_reads_have_no_graph(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    accelerator, said = Mock(device=torch.device("cuda"), num_processes=1), []
+    for bits, noise, skip in ((None, 0.0, None), (4, 0.1, None), (4, 0.0, "conv1")):
+        graph = Mock(grid=Grid(4, bits), stages=[Mock(skip=skip)])
+        assert choose_graphs(TrainConfig(weight_noise=noise), accelerator, graph, said.append) is None
+    assert [line.endswith("wait for their weights") for line in said] == [True] * 3
+
+
+def test_processes_do_not_time_themselves_in_a_capture():
+    step = Mock(accelerator=Mock(num_processes=2, device=torch.device("cpu")), bare_optimizer=Mock(param_groups=[]))
+    GraphedStep(step, RecordedGraphs(), required=False, say=print)  # type: ignore[arg-type]
+    step.model._set_ddp_runtime_logging_sample_rate.assert_called_once_with(2**31 - 1)
 
 
 @pytest.mark.parametrize(

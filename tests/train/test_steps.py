@@ -32,6 +32,7 @@ def config(data, tmp_path, device):
         {"psp_persistence": 0.0, "batch_norm": True, "encoder": "analog"},
         {"target_energy": "lemaire45:int8:0.5", "gradient_accumulation": 2},
         {"teacher": "the one of these tests"},
+        {"time_steps": 4, "weight_bits": 3},
         {"gradient_clip": 1.0, "gradient_accumulation": 2, "epochs": 2, **AUGMENTATION},
         {"mixed_precision": "fp16", "optimizer": "sgd", "data_placement": "host", "epochs": 2, **AUGMENTATION},
     ],
@@ -45,6 +46,7 @@ def test_step_never_waits_for_the_device(config, watched_device, monkeypatch, te
         with recording() as record:
             step(trainer, micro_batches)
         steps.append(record)
+        assert trainer.average is None or trainer.average.n_averaged.device == watched_device
 
     def watched_loader(*arguments, **options):
         loaded = loader(*arguments, **options)
@@ -158,6 +160,13 @@ def test_average_warms_up_to_its_decay(device, decay):
             expected[name] = kept * before + (1 - kept) * value if "num_batches" not in name else value
     for name, value in average.module.state_dict().items():
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_seconds_of_an_epoch_are_read_when_the_device_has_ended_it(config, monkeypatch):
+    now, read = [0], loop.sum_over_processes
+    monkeypatch.setattr(loop, "time", Mock(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(loop, "sum_over_processes", lambda *sums: now.append(now.pop() + 5) or read(*sums))
+    assert train(change(config, log_steps=100))["seconds_per_epoch"] == 5  # the steps take no time on the host
 
 
 FAILURE = torch.AcceleratorError("CUDA error: unspecified launch failure\nKernel errors might be reported later.")

@@ -136,7 +136,7 @@ def quantise_potential(potential: Tensor | float, unit: Tensor, steps: int, *, c
     Raises:
         ValueError: the potentials are not finite.
     """
-    potential = torch.as_tensor(potential, device=unit.device).detach().double()
+    potential = (potential if isinstance(potential, Tensor) else unit.new_full((), potential)).detach().double()
     if checked and not bool(potential.isfinite().all()):
         raise ValueError(f"quantise_potential: potential must be finite; got {potential.tolist()}. Train again.")
     return (potential * steps / unit).round()

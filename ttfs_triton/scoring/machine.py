@@ -22,8 +22,6 @@ def device_name(device: torch.device) -> str:
     """Name of a device, such as "NVIDIA H100" or "CPU Intel(R) Xeon(R), 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    if device.type != "cpu":
-        return device.type
     return f"CPU {processor_name()}, {torch.get_num_threads()} threads"
 
 

@@ -56,10 +56,13 @@ def main(recipe: Path, description: str | None, arguments: Sequence[str] | None 
     traceback = TRACEBACK in arguments
     with plain_errors(ConfigError, traceback=traceback):
         config = parse_config(recipe, description or "", arguments)
+    from accelerate import PartialState
+
     from ttfs_triton.train.run import ERRORS, train
 
     with plain_errors(*ERRORS, traceback=traceback):
         train(config, name=recipe.stem)
+        PartialState().destroy_process_group()
 
 
 def __getattr__(name: str) -> Any:

@@ -70,7 +70,9 @@ class EpochBatches:
         self.seed, self.epoch = seed, epoch
         self.augmentation = augmentation or Augmentation()
         self.augmentation.check_shape(data.shape[1:])
-        order = torch.randperm(len(indices), generator=_generator("order", seed, epoch))
+        digest = hashlib.sha256(f"order/{seed}/{epoch}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        order = torch.randperm(len(indices), generator=generator)
         # Each micro-batch is split among the processes; this process keeps its own part.
         order = order[: len(order) // batch_size * batch_size].view(-1, world_size, self.micro_batch_size)[:, rank]
         self.order = indices[order.flatten()].to(data.device, non_blocking=True)
@@ -124,7 +126,7 @@ def train_loader(
 ) -> Generator[Batch]:
     """Micro-batches of an epoch from the optimiser step `start_step` on; see `load_batches`."""
     first, count = start_step * batches.accumulation, 1
-    at_hand = batches.data.in_memory and device in (None, batches.data.device)
+    at_hand = batches.data.in_memory and (device is None or device.type == batches.data.device.type)
     if at_hand and batches.augmentation.changes_images:
         height, width = batches.data.shape[2:]
         count = AUGMENTED_AHEAD // (batches.micro_batch_size * height * width)
@@ -138,9 +140,3 @@ def _augment_ahead(batches: EpochBatches, first: int, count: int) -> Generator[B
     for index in range(first, len(batches), count):
         images, labels = batches.finish(batches.gather(index, count))
         yield from zip(*(tensor.split(batches.micro_batch_size) for tensor in (images, labels)), strict=True)
-
-
-def _generator(*key: object) -> torch.Generator:
-    """A random generator, seeded by a hash of the key."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

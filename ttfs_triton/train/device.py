@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -47,14 +48,15 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
                 f"{', '.join(known) or 'none'}. Try pip install {tracker}."
             )
     cpu = config.cpu or not torch.cuda.is_available()
-    if cpu and config.mixed_precision == "fp16":
-        raise ConfigError("mixed_precision: fp16 needs a GPU; use bf16 on the CPU.")
+    precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "fp8" or (cpu and precision == "fp16"):
+        raise ConfigError(f"mixed_precision: {precision} cannot run here, and fp16 needs a GPU; use bf16 or no.")
     most = max(64, WORKERS_PER_CORE * (os.cpu_count() or 1))
     if config.num_workers > most:
         raise ConfigError(f"num_workers must be at most {most} on this machine; got {config.num_workers}. Lower it.")
-    if AcceleratorState._shared_state.get(_OF_A_RUN) and PartialState().num_processes == 1:
+    if AcceleratorState._shared_state.get(_OF_A_RUN):
         # accelerate would keep precision and device of an earlier run in this process.
-        AcceleratorState._reset_state(reset_partial_state=True)
+        AcceleratorState._reset_state(reset_partial_state=PartialState().num_processes == 1)
     first = not AcceleratorState._shared_state  # else a program's own Accelerator decides, and stays usable
     device = torch.device("cpu" if cpu else "cuda")
     if config.backend == "triton" and (reason := why_no_triton(device, torch.float32)) is not None:
@@ -69,7 +71,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
                 gradient_as_bucket_view=True,
                 # PyTorch 2.13 asserts (reducer.cpp) if the first backward pass of a static graph is not exchanged.
                 static_graph=config.gradient_accumulation == 1,
-            )
+            ),
+            InitProcessGroupKwargs(timeout=timedelta(hours=6)),  # the others wait while one process checks all images
         ],
         # Some trackers need a folder now; the run's folder replaces it later.
         project_config=ProjectConfiguration(logging_dir="runs"),
@@ -233,7 +236,7 @@ def ask_main_process(accelerator: Accelerator, ask: Callable[[], Any], error: ty
         except error as problem:
             answer[1] = str(problem)
     if accelerator.num_processes > 1:
-        broadcast_object_list(answer)
+        torch.distributed.broadcast_object_list(answer)
     if answer[1] is not None:
         raise error(answer[1])
     return answer[0]

@@ -79,6 +79,9 @@ class TrainingLoop:
         self.callbacks, self.checkpoint = callbacks, checkpoint
         self.config, self.accelerator, self.data, self.folder = config, accelerator, data, folder
         self.display, self.stop = display, stop
+        counted = len(data.test), config.target and len(data.validation_indices)  # operations, by every process
+        if (least := min(filter(None, counted))) < accelerator.num_processes:
+            raise ValueError(f"train: each process must have a test and a validation image; got {least}. Use more.")
         # A checkpoint replaces the weights, so that a resumed run need not read and calibrate them again.
         known = read_state(load_checkpoint(checkpoint)).started if checkpoint and config.weights else None
         self.network, self.start = build_network(
@@ -103,7 +106,7 @@ class TrainingLoop:
         self.target: TargetTraining | None = None
         if config.target is not None:
             self.target = TargetTraining(config, accelerator, self.network, self.graph, data, self.steps)
-        graphs = choose_graphs(config.cuda_graph, accelerator, display.say)
+        graphs = choose_graphs(config, accelerator, self.graph, display.say)
         # DistributedDataParallel is made on the stream of the capture, since autograd remembers a module's stream.
         with nullcontext() if graphs is None else graphs.aside():
             model = accelerator.prepare_model(self.network if self.target is None else self.target.model)
@@ -115,7 +118,8 @@ class TrainingLoop:
         if self.target is not None:
             self.target.silent_channels.attach(self.bare_optimizer)
         averages = config.ema_decay or config.lookahead
-        self.average: AveragedModel | None = AveragedModel(self.network, use_buffers=True) if averages else None
+        # Its count of steps, too, is on the device: a graph would read the host's once.
+        self.average = AveragedModel(self.network, accelerator.device, use_buffers=True) if averages else None
         if config.sync_batch_norm and accelerator.num_processes > 1:
             share_statistics(self.network)  # now, since a group of processes cannot be copied
         networks = [self.network] if self.average is None else [self.network, self.average.module]
@@ -141,6 +145,7 @@ class TrainingLoop:
         self.graphs = graphs
         self.scorer: Scorer | None = None
         self.last_checkpoint = "none yet"
+        self._started: float | None = None  # time at which the epoch's steps began, less its interruptions
 
     @property
     def learning_rate(self) -> float:
@@ -166,7 +171,6 @@ class TrainingLoop:
             with fused_passes(self.fuses), nullcontext() if self.target is None else self.target.model.watching():
                 while self.position.epoch < self.config.epochs:
                     self._train_epoch()
-                    self._refresh_statistics()
                     self._finish_epoch(self._validate())
                     if self._enough():
                         break
@@ -178,8 +182,6 @@ class TrainingLoop:
 
     def _enough(self) -> bool:
         """Whether a callback, in any process, asks to end training."""
-        if not self.callbacks:
-            return False
         line = self.position.metrics[-1].model_dump()
         wishes = [callback.on_epoch(self, line) for callback in self.callbacks]
         asked = torch.tensor([float(any(wish is True for wish in wishes))], device=self.accelerator.device)
@@ -200,23 +202,16 @@ class TrainingLoop:
         )
 
     def _train_epoch(self) -> None:
-        config, position = self.config, self.position
+        device, first, workers = self.accelerator.device, self.position.step_in_epoch, self.config.num_workers
         self.model.train()
-        loader = train_loader(
-            self._batches(position.epoch),
-            self.accelerator.device,
-            start_step=position.step_in_epoch,
-            num_workers=config.num_workers,
-        )
+        loader = train_loader(self._batches(self.position.epoch), device, start_step=first, num_workers=workers)
         with closing(loader) as micro_batches:
             self._train_steps(micro_batches)
         self._profiler.close()
-        self._gather_totals()
 
     def _train_steps(self, micro_batches: Iterator[Batch]) -> None:
         config, position = self.config, self.position
-        started = time.perf_counter()
-        already = position.totals.seconds
+        self._started = time.perf_counter() - position.totals.seconds
         for _ in range(position.step_in_epoch, self.steps_per_epoch):
             self._profiler.step()
             with record_function("data"):
@@ -224,7 +219,6 @@ class TrainingLoop:
             self._train_step(batches)
             position.step += 1
             position.step_in_epoch += 1
-            position.totals.seconds = already + time.perf_counter() - started
             if position.step % config.log_steps == 0:
                 self._report()
             for callback in self.callbacks:
@@ -233,6 +227,8 @@ class TrainingLoop:
                 self._stop()
             if config.checkpoint_steps and position.step % config.checkpoint_steps == 0:
                 self.save()
+        self._gather_totals()
+        self._started = None
 
     def _train_step(self, micro_batches: list[Batch]) -> None:
         position = self.position
@@ -265,6 +261,8 @@ class TrainingLoop:
         *read, cancelled = sum_over_processes(self.accelerator, sums).tolist()
         if cancelled:
             self._refuse_non_finite()
+        if self._started is not None:  # only here a GPU has done all that the host has asked for
+            self.position.totals.seconds = time.perf_counter() - self._started
         return read
 
     def _refuse_non_finite(self) -> None:
@@ -312,11 +310,9 @@ class TrainingLoop:
         totals = self.position.totals
         totals.loss, totals.correct, totals.images = loss, int(correct), int(images)
 
-    def _refresh_statistics(self) -> None:
+    def _validate(self) -> Evaluation | None:
         size = self.config.evaluation_batch_size
         refresh_statistics(self.scored_network, self._train_images, self.data.train_indices, size, self.accelerator)
-
-    def _validate(self) -> Evaluation | None:
         self._require_finite_weights()
         indices = self.data.validation_indices
         if self.target is not None:

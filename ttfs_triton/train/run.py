@@ -115,7 +115,8 @@ def train(
                 if config.grid is not None:
                     start_on_grid(network, config.grid)
                 load_best(network, folder)
-        accelerator.end_training()
+        for tracker in accelerator.trackers:  # `end_training` would also part the processes, which may train again
+            tracker.finish()
         _publish(config, folder.path, accelerator, network)
         return summary
     finally:
@@ -128,7 +129,9 @@ def _train(loop: TrainingLoop, name: str) -> dict[str, Any]:
         folder.prepare(config)
     accelerator.wait_for_everyone()
     accelerator.project_configuration.logging_dir = str(folder.path / "trackers")
-    accelerator.init_trackers(name, {key: _scalar(value) for key, value in config.model_dump().items()})
+    keys = config.model_dump().items()
+    scalars = {key: v if isinstance(v, bool | int | float | str) else json.dumps(v, default=str) for key, v in keys}
+    accelerator.init_trackers(name, scalars)
     loop.resume()
     loop.display.announce(loop)
     for callback in loop.callbacks:
@@ -262,10 +265,6 @@ def _publish(config: TrainConfig, run: Path, accelerator: Accelerator, network: 
         print(message, file=sys.stderr)
         return
     Display(accelerator.is_main_process).say(f"published                {found.url}")
-
-
-def _scalar(value: Any) -> bool | int | float | str:
-    return value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
 
 
 def _device_lost(error: RuntimeError, checkpoint: Path | str, advice: str) -> DeviceLostError:

@@ -8,7 +8,7 @@ weights are the same with and without a graph.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.profiler import record_function
 
-from ttfs_triton.nn import record_statistics, reset_statistics
+from ttfs_triton.nn import NetworkGraph, record_statistics, reset_statistics
 from ttfs_triton.scoring import sum_over_processes
 from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.scoring.scorer import CudaGraphs, GraphError, reason_of_failure
@@ -220,14 +220,14 @@ WARM_UP_DISTRIBUTED = 11
 
 
 def choose_graphs(
-    wanted: Literal["auto", "on", "off"], accelerator: Accelerator, say: Callable[[str], None]
+    config: TrainConfig, accelerator: Accelerator, graph: NetworkGraph, say: Callable[[str], None]
 ) -> CudaGraphs | None:
     """The CUDA graphs of a run's device; None, after a line that says why, if steps are not captured.
 
     Raises:
-        ConfigError: `wanted` is "on", but steps cannot be captured here.
+        ConfigError: `cuda_graph` is "on", but steps cannot be captured here.
     """
-    if wanted == "off":
+    if config.cuda_graph == "off":
         return None
     if accelerator.device.type != "cuda":
         reason = "the device is not a GPU"
@@ -235,9 +235,11 @@ def choose_graphs(
         reason = "this PyTorch is built without CUDA"
     elif accelerator.num_processes > 1 and torch.distributed.get_backend() != "nccl":
         reason = f"{torch.distributed.get_backend()} cannot be captured, only nccl"
+    elif (grid := graph.grid) and (config.weight_noise or not grid.weight_bits or any(s.skip for s in graph.stages)):
+        reason = "on a grid, layers without weight_bits, with skips or with weight noise wait for their weights"
     else:
         return CudaGraphs(accelerator.device)
-    if wanted == "on":
+    if config.cuda_graph == "on":
         raise ConfigError(f"cuda_graph: on needs steps that can be captured, but {reason}; use auto or off.")
     say(f"no CUDA graph: {reason}")
     return None
@@ -262,6 +264,8 @@ class GraphedStep:
         self.replay: Callable[[], None] | None = None
         self._inputs: list[Batch] = []
         distributed = step.accelerator.num_processes > 1
+        if distributed:  # it would wait for the device in each hundredth step or capture, which a capture must not
+            step.model._set_ddp_runtime_logging_sample_rate(2**31 - 1)  # type: ignore[operator]
         self._warm_up = WARM_UP_DISTRIBUTED if distributed else WARM_UP
         self._failed = False
         # CUDA's fused kernels read a rate as float32, PyTorch's own on the CPU as float64.
