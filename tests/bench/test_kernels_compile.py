@@ -3,7 +3,6 @@
 Whatever compiles runs in a process of its own: here, Triton interprets.
 """
 
-import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -12,8 +11,6 @@ import pytest
 
 from tests.bench.modules import BENCH, modules, run_python
 from ttfs_kernels.triton_backend.formulation import Chip
-from ttfs_kernels.triton_backend.planning import Config
-from ttfs_kernels.triton_backend.problem import Problem
 
 bench, kernels, kernels_compile, kernels_layers, machine_code = modules(
     "_bench", "kernels", "_kernels_compile", "_kernels_layers", "_machine_code"
@@ -92,37 +89,6 @@ def test_refused_kernels_are_reported(tmp_path, config, dtype, verdict):
     assert f"sm_90 {dtype} 1δ conv2d_forward" in said
 
 
-def test_compiles_what_differs_once(tmp_path):
-    """Each layer in each pass, kernels with the surrogate derivative where they differ, and only with a slope."""
-    layers = [LINEAR, LINEAR | {"name": "g", "in_channels": 256}, CONV2D, CONV2D | {"name": "d", "height": 9}]
-    (tmp_path / "shapes.json").write_text(json.dumps(layers), encoding="utf-8")
-    found = json.loads(run_python("-c", f"from {__name__} import main; main({str(tmp_path)!r})"))
-    with_surrogate = {(slope, which) for slope, surrogate, which, *_ in found if surrogate}
-    assert with_surrogate == {(True, which) for which in ("forward", "grad_x", "normalised")}
-    for slope, surrogate, which in {tuple(kernel[:3]) for kernel in found if kernel[2] != "normalised"}:
-        kernels_of = [k for k in found if k[:3] == [slope, surrogate, which] and k[3] != "sum_splits"]
-        assert sorted(layer for kernel in kernels_of for layer in kernel[4]) == ["c", "d", "f", "g"]
-        assert any({"f", "g"} <= set(kernel[4]) for kernel in kernels_of)  # sizes of matrix products are no constants
-
-
-def main(folder: str) -> None:
-    """Print the kernels of a file of shapes, as JSON."""
-    layers = kernels_layers.load(Path(folder) / "shapes.json")
-    found = kernels_compile.default_kernels(layers, ["sm_90"], ["bf16"], [1.0, 0.0], 64)
-    fields = [(k.problem.with_slope, k.problem.surrogate, k.which, k.launch().kernel.__name__, k.layers) for k in found]
-    print(json.dumps(fields))
-
-
-def test_rows_of_another_triton_stay(tmp_path):
-    others = kernels_compile.others
-    assert others(tmp_path / "kernels-compile-only.csv", "3.9.0") == ([], {})
-    runs = {"triton 3.6.0": "a", "triton 3.9.0": "b"}
-    rows = [{"triton": version, "kernel": "k"} for version in ("3.6", "3.9", "3.6")]
-    path = bench.write(tmp_path, "kernels-compile-only", rows, runs)
-    assert others(path, "3.9.0") == ([rows[0], rows[2]], {"triton 3.6.0": "a"})
-    assert others(path, "3.8.1") == (rows, runs)
-
-
 def test_hard_shapes_are_compiled_too():
     """Channels off the grid of 16, strides, and activations of 2³¹ elements, whose offsets need 64 bits."""
     layers = kernels_layers.load(kernels.HARD_SHAPES)
@@ -158,14 +124,6 @@ def test_what_is_refused(changes, reasons):
     assert kernels_compile.refusals(code(tensor_core=0), SM_90, False) == []
     only_registers = code(loop_register_operands=8, loop_shared_operands=0)
     assert kernels_compile.refusals(only_registers, GFX942, True) == []
-
-
-def test_interpreted_kernels_cannot_be_compiled():
-    config, device = Config(16, 16, 16, 4, 1), kernels_compile.TARGETS["sm_80"]
-    plan = kernels_layers.plan_pass("forward", Problem(4, 1, 1, 8, 8), config, "ieee", device)
-    interpreted = dataclasses.replace(plan.launches[0], kernel=lambda: None)
-    with pytest.raises(RuntimeError, match="kernels must not be interpreted; start without TRITON_INTERPRET"):
-        machine_code.compile_launch(interpreted, device.chip)
 
 
 def test_main_loop_is_the_innermost_with_the_most_products():

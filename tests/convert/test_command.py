@@ -165,7 +165,7 @@ def test_networks_of_ours_need_no_images(own, tmp_path):
     ("flags", "message"),
     [
         ([], "must name training images to calibrate on"),
-        (["--dataset", "sample"], "images must be (3, 32, 32, 1.0) (C, height, width, max_value); got (1, 32, 32, 1.0)"),
+        (["--dataset", "sample"], "images must be (3, 32, 32, 1.0) (C, height, width, max_value)"),
         (["--data-dir", "images"], "data_dir must hold readable parquet files"),
     ],
 )

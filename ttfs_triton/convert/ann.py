@@ -13,6 +13,7 @@ from typing import Any, NoReturn, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.nn import EarliestSpikePool2d, Wire
@@ -226,7 +227,7 @@ class _Reader:
         if node.op == "call_module":
             module = self._modules[str(node.target)]
             return module if type(module).__module__.startswith("torch.nn.modules") else None
-        given: Any = fx.node.map_arg((node.args[1:], node.kwargs), lambda each: each.meta.get("value", each))
+        given: Any = map_arg((node.args[1:], node.kwargs), lambda each: each.meta.get("value", each))
         try:
             return _MODULE_OF[node.target](*given[0], **given[1])
         except (AssertionError, KeyError, TypeError):
