@@ -3,14 +3,12 @@
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.bench.modules import BENCH, modules
+from tests.bench.modules import modules
 from tests.kernels.triton.network_layers import network_layers
-from ttfs_kernels.rule import fire
 from ttfs_kernels.triton_backend import choice
 from ttfs_kernels.triton_backend.choice import Choice, choose, read_table
 from ttfs_kernels.triton_backend.launch import device_of
@@ -142,22 +140,6 @@ def test_rounding_is_allowed_and_nothing_else(precision):
     assert not tune.close(torch.zeros(3), torch.full((3,), torch.nan, dtype=torch.float64), precision)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_few_potentials_are_near_a_border(device, dtype):
-    """In the layer with the fewest inputs, rounded potentials find the spikes of exact ones, seed by seed."""
-    problem = Problem(8, 32, 32, 3, 64, (3, 3), padding=(1, 1), dtype=dtype)
-    for seed in range(3):
-        operands = tune.Operands.random(problem, device, seed)
-        y, gain = operands.expected("forward", torch.arange(8, device=device))
-        x, weight = (tensor.float().permute(0, 3, 1, 2) for tensor in (operands.x, operands.weight))
-        A, W = (torch.conv2d(z, weight, None, padding=1) for z in (x, (x > 0).float()))
-        potentials = A.to(dtype).float() + operands.bias[:, None, None], W.to(dtype).float()
-        for found, expected in zip(fire(*potentials), (y, gain), strict=True):
-            assert tune.close(found.permute(0, 2, 3, 1).to(dtype), expected, "ieee")
-        assert gain.isnan().double().mean() < 0.02
-        assert all(0.05 < (y == value).double().mean() < 0.5 for value in (0, 1))
-
-
 def test_tuning_goes_on_where_it_was_stopped(tuner):
     """Stopped in its fifth measurement, the table holds four; the others follow, and none is measured twice."""
     tuner.path, time_ms = tuner.path.parent / "new" / "table.json", tuner.time_ms
@@ -244,9 +226,3 @@ def test_candidates_compile_and_are_timed_on_a_gpu():
     assert kernels.compile_pass(("forward", Problem(16, 1, 1, 64, 64, dtype=torch.bfloat16), "bf16")) == 0
     large, small = (torch.zeros(size, device="cuda") for size in (1 << 28, 1 << 10))
     assert 0 < 5 * tune.gpu_ms(lambda: (small.clone(),)) < tune.gpu_ms(lambda: (large.clone(),))
-
-
-def test_make_gpu_tunes_into_the_package():
-    """The folder where the package looks, and which its wheel holds."""
-    assert gpu_work.TABLES == Path(choice.__file__).with_name("tuning")
-    assert '"triton_backend/tuning/*.json"' in (BENCH.parent / "pyproject.toml").read_text(encoding="utf-8")
