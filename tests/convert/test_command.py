@@ -212,7 +212,6 @@ def test_network_of_the_user_s_code_is_traced(tmp_path, function, capsys):
     assert model.class_names[0] == "T-shirt/top"
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["images"] == 16
     for wrong, message in (
-        ([], "must name training images to calibrate on"),
         ([*flags, "--replace-head"], "--network must go without --replace-head"),
         ([*flags, "--readout", "first_spike"], "must go without a signed encoder or first_spike"),
     ):
