@@ -35,15 +35,21 @@ class CudaGraphs:
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Capture work without doing it, and return a function that does it. Other threads may go on working."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            work()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.stream.device)
+        try:
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                work()
+        except RuntimeError:  # PyTorch leaves the stream current, and the random numbers in the capture
+            torch.cuda.set_stream(before)
+            generator = torch.cuda.default_generators[self.stream.device.index]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise
         return graph.replay
 
 
 def reason_of_failure(error: RuntimeError) -> str:
-    """First line of the error of a failed capture."""
-    return str(error).strip().splitlines()[0].rstrip(".")
+    """First line of the error of a failed capture; PyTorch hides it behind that of the capture's end."""
+    return str(error.__context__ or error).strip().splitlines()[0].rstrip(".")
 
 
 PADDING = -1  # label of images that do not count
@@ -124,11 +130,10 @@ class PaddedScorer(Scorer):
     ) -> None:
         super().__init__(network, accelerator, image_shape)
         self.graphs, self.required, self.say = graphs, required, say
-        device = accelerator.device
-        self._images = torch.zeros((batch_size, *self.graph.image_shape), device=device)
+        self._images = torch.zeros((batch_size, *self.graph.image_shape), device=self.sums.device)
         if self._images.dim() == 4:
             self._images = self._images.contiguous(memory_format=torch.channels_last)
-        self._labels = torch.full((batch_size,), PADDING, device=device)
+        self._labels = torch.full((batch_size,), PADDING, device=self.sums.device)
         self.replay: Callable[[], None] | None = None
         self._warm = False
 

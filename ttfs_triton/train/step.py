@@ -298,11 +298,8 @@ class GraphedStep:
         self.replay, self._inputs = None, []
 
     def _capture(self, micro_batches: Sequence[Batch]) -> None:
-        # `empty_like` keeps channels last: other kernels are captured for another memory format.
-        self._inputs = [(torch.empty_like(images), torch.empty_like(labels)) for images, labels in micro_batches]
-        for own, given in zip(self._inputs, micro_batches, strict=True):
-            own[0].copy_(given[0])
-            own[1].copy_(given[1])
+        # `clone` keeps channels last: other kernels are captured for another memory format.
+        self._inputs = [(images.clone(), labels.clone()) for images, labels in micro_batches]
         # The graph's gradients are allocated in the graph's own memory.
         self.step.optimizer.zero_grad(set_to_none=True)
         try:
