@@ -72,7 +72,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
                 # PyTorch 2.13 asserts (reducer.cpp) if the first backward pass of a static graph is not exchanged.
                 static_graph=config.gradient_accumulation == 1,
             ),
-            InitProcessGroupKwargs(timeout=timedelta(hours=6)),  # the others wait while one process checks all images
+            InitProcessGroupKwargs(timeout=timedelta(hours=2)),  # the others wait while one process checks all images
         ],
         # Some trackers need a folder now; the run's folder replaces it later.
         project_config=ProjectConfiguration(logging_dir="runs"),
