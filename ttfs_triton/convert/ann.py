@@ -291,19 +291,17 @@ class _Reader:
         value.layer.bound = bound
         return replace(value, active=True)
 
-    def _max_pool(self, node: fx.Node, pool: nn.Module, value: _Value, shape: tuple[int, ...]) -> _Value:
+    def _max_pool(self, node: fx.Node, pool: Any, value: _Value, shape: tuple[int, ...]) -> _Value:
         if value.average is not None:
             self._refuse(node, "a max pool behind an average pool")
         if isinstance(pool, nn.AdaptiveMaxPool2d):
             kernel = stride = _window(pool, cast("tuple[int, int]", shape[1:]))
-            padding: int | tuple[int, int] = 0
         else:
-            assert isinstance(pool, nn.MaxPool2d)
             plain = pair(pool.dilation) == (1, 1) and not pool.ceil_mode
-            kernel, stride, padding = (pool.kernel_size if plain else None), pool.stride, pool.padding
+            kernel, stride = (pool.kernel_size, pool.stride) if plain else (None, None)
         if kernel is None:
             self._refuse(node, f"{pool} of maps {list(shape[1:])}: no dilation, whole windows only")
-        return replace(value, route=(*value.route, EarliestSpikePool2d(kernel, stride, padding)))
+        return replace(value, route=(*value.route, EarliestSpikePool2d(kernel, stride, getattr(pool, "padding", 0))))
 
     def _average_pool(self, node: fx.Node, pool: nn.Module, value: _Value, shape: tuple[int, ...]) -> _Value:
         maps = (shape[1], shape[2])
