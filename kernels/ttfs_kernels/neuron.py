@@ -30,12 +30,15 @@ class Neuron:
             gradient, of spikes that move only: a neuron that is silent for all images learns no more. With δ > 0, a
             silent neuron whose potential at the window's end, A + W, is within δ below 0 has a derivative, up to
             min(1/(1 + W), 2) at the border, and an input x < δ gets (1 − x/δ) of its mask's gradient. Unused at σ = 0.
+        split_gradient: q, from 0 to 1, in ∂a/∂W = (1 − q·a)/(1 + W). 1 = the exact gradient. With q = 0, only the
+            potential at the window's end, A + W, learns, and not how it is split between start and slope. Batch norm
+            leaves the split free, and exact gradients can shift it until a layer fires at its window's start only.
     Raises:
         ValueError: a property is not a number, or out of range.
     Source: Wei et al., ICCV 2023, Eq. 5 to 7, 9, 10.
     Example:
         >>> Neuron(psp_persistence=0.25)
-        Neuron(psp_persistence=0.25, derivative_clip=11.0, surrogate_width=0.0)
+        Neuron(psp_persistence=0.25, derivative_clip=11.0, surrogate_width=0.0, split_gradient=1.0)
         >>> Neuron(psp_persistence=2)
         Traceback (most recent call last):
         ValueError: Neuron: psp_persistence must lie in [0, 1]; got 2. 1 is the paper's ReL-PSP neuron, 0 the \
@@ -45,6 +48,7 @@ two-phase neuron.
     psp_persistence: float = 1.0
     derivative_clip: float | None = 11.0
     surrogate_width: float = 0.0
+    split_gradient: float = 1.0
 
     def __post_init__(self) -> None:
         for name in _NAMES:
@@ -53,11 +57,12 @@ two-phase neuron.
                 if value is None and name == "derivative_clip":
                     continue
                 raise ValueError(f"Neuron: {name} must be a number; got {value!r:.80}. Convert it.")
-        if not 0.0 <= self.psp_persistence <= 1.0:
-            raise ValueError(
-                f"Neuron: psp_persistence must lie in [0, 1]; got {self.psp_persistence}. "
-                "1 is the paper's ReL-PSP neuron, 0 the two-phase neuron."
-            )
+        for name, remedy in (
+            ("psp_persistence", "1 is the paper's ReL-PSP neuron, 0 the two-phase neuron"),
+            ("split_gradient", "1 gives exact gradients"),
+        ):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"Neuron: {name} must lie in [0, 1]; got {getattr(self, name)}. {remedy}.")
         if self.derivative_clip is not None and not self.derivative_clip > 0:
             raise ValueError(
                 f"Neuron: derivative_clip must be positive or None; got {self.derivative_clip}. "

@@ -35,6 +35,12 @@ def vanishing(x: Tensor, neuron: Neuron) -> Tensor:
     return (1 - x / neuron.surrogate_width).clamp_min(0)
 
 
+def remaining(crossing: Tensor, neuron: Neuron) -> Tensor:
+    """1 − q·a, the quotient of ∂a/∂W and ∂a/∂A of a neuron that fires at s = 1 − a; shape of `crossing`."""
+    q = neuron.split_gradient
+    return crossing if q == 1 else crossing * q + (1 - q)
+
+
 def fire(A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
     """Spike of each neuron, in closed form (Eq. 7).
 
@@ -54,11 +60,11 @@ def fire_with_derivatives(potential: Tensor, slope: Tensor, neuron: Neuron) -> t
     """Activations, ∂a/∂A and ∂a/∂W, surrogate and clip included, in operators that a compiler can fuse.
 
     With a surrogate width δ > 0, a silent neuron whose potential at the window's end is −δ < A + W ≤ 0 has the
-    derivative (1 + (A + W)/δ)·min(1/(1 + W), 2) with respect to both A and W.
+    derivative (1 + (A + W)/δ)·min(1/(1 + W), 2) with respect to both A and W. Otherwise ∂a/∂W = (1 − q·a)·∂a/∂A.
 
     Args:
         potential, slope: A, initial potential included, and W, any shape, float32 or float64.
-        neuron: surrogate width and clip of the derivatives; its σ is not read, since `slope` includes it.
+        neuron: surrogate width, clip and q of the derivatives; its σ is not read, since `slope` includes it.
     Returns:
         activation, ∂a/∂A and ∂a/∂W, shape and dtype of `potential`.
     """
@@ -68,7 +74,7 @@ def fire_with_derivatives(potential: Tensor, slope: Tensor, neuron: Neuron) -> t
     crossing = ((1 - potential).clamp_min(0) / closing_speed).clamp_max(1)
     gain = closing_speed.reciprocal()
     by_potential = torch.where((crossing <= 0) | (crossing >= 1), 0, gain)
-    by_slope = by_potential * crossing
+    by_slope = by_potential * remaining(crossing, neuron)
     by_potential = torch.where(is_nan(crossing), crossing, by_potential)
     width = neuron.surrogate_width
     if width > 0:
@@ -95,7 +101,7 @@ def fire_(
         potentials: [2, neurons, channels] contiguous; [0] holds A without its initial potential, [1] holds W.
             Overwritten: with derivatives by ∂a/∂A and ∂a/∂W, otherwise by scratch.
         bias: [channels] initial membrane potential, or None.
-        neuron: clip and surrogate width of the derivatives, σ for delayed spikes.
+        neuron: clip, surrogate width and q of the derivatives, σ for delayed spikes.
         with_derivatives: whether a backward pass will follow.
         skip: [neurons, channels], activations of delayed spikes, each of which reaches one neuron; or None.
         skip_weight: [channels], weights of the delayed spikes' synapses.
@@ -149,7 +155,7 @@ def _fire_block_(
             aten.threshold_backward.grad_input(near, crossing, 1 - smallest_closing_speed(precise), grad_input=near)
         # hardtanh_backward(g, s, 0, 1) is g where 0 < s < 1, else 0: zero for saturated and silent neurons.
         aten.hardtanh_backward.grad_input(gain, crossing, 0, 1, grad_input=potential)
-        torch.mul(potential, crossing, out=slope)
+        torch.mul(potential, remaining(crossing, neuron), out=slope)
         potential.add_(slope, alpha=0)  # NaN where s is NaN, which hardtanh_backward treats as inside; else unchanged
         if near is not None:
             both.add_(near)

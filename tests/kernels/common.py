@@ -164,4 +164,5 @@ def expected(kind: Kind, tensors: Operands, grad: Tensor, neuron: Neuron) -> ora
         psp_persistence=neuron.psp_persistence,
         derivative_clip=math.inf if clip is None or not neuron.has_slope else clip,
         surrogate_width=neuron.surrogate_width if neuron.has_slope else 0.0,
+        split_gradient=neuron.split_gradient,
     )

@@ -59,6 +59,7 @@ def layer(
     psp_persistence: float = 1.0,
     derivative_clip: float = math.inf,
     surrogate_width: float = 0.0,
+    split_gradient: float = 1.0,
 ) -> Expected:
     """Activations by the event-driven sweep, gradients by Eq. 9, 10 from each neuron's potential and slope.
 
@@ -90,7 +91,7 @@ def layer(
             continue
         gain = 1 / (1 + slope) if slope > -1 else math.inf
         if end > 0:
-            by_potential, by_slope = gain, (1 - a) * gain
+            by_potential, by_slope = gain, (1 - split_gradient * a) * gain
         else:
             by_potential = by_slope = (1 + end / surrogate_width) * min(gain, 2)
         by_potential, by_slope = (grad[index] * min(share, derivative_clip) for share in (by_potential, by_slope))

@@ -12,7 +12,7 @@ from tests.kernels.common import KINDS, LINEAR, NAMES, Kind, activations, apply,
 from ttfs_kernels import Neuron, fuse_passes, fused
 from ttfs_kernels.rule import fire_
 
-NEURON = Neuron(0.5, derivative_clip=3.0, surrogate_width=0.3)
+NEURON = Neuron(0.5, derivative_clip=3.0, surrogate_width=0.3, split_gradient=0.4)
 
 
 @pytest.fixture(autouse=True)

@@ -44,7 +44,7 @@ NEURONS = [
     Neuron(0.25, derivative_clip=None),
     Neuron(1.0, derivative_clip=None),
     Neuron(1.0, derivative_clip=0.6, surrogate_width=0.5),
-    Neuron(0.5, surrogate_width=0.3),
+    Neuron(0.5, surrogate_width=0.3, split_gradient=0.25),
 ]
 OF_NEURONS = pytest.mark.parametrize("neuron", NEURONS, ids=str)
 BACKENDS = pytest.mark.parametrize("backend", ["torch", "triton"] if HAS_TRITON else ["torch"])
@@ -251,7 +251,7 @@ def test_a_new_persistence_is_a_number_to_kernels(device, monkeypatch):
     """Nothing else of a launch follows from σ, clip or width, and Triton compiles for no value of such a number."""
     launch = pytest.importorskip("ttfs_kernels.triton_backend.launch").Launch
     found: list[list[tuple]] = []
-    for neuron in (Neuron(0.1, 11.0, 0.5), Neuron(1.0, 3.0, 0.25)):
+    for neuron in (Neuron(0.1, 11.0, 0.5, 1.0), Neuron(1.0, 3.0, 0.25, 0.5)):
         launches = []
         with monkeypatch.context() as patch:
             patch.setattr(launch, "run", lambda self, launches=launches: launches.append(self))

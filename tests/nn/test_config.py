@@ -94,7 +94,8 @@ def test_config_is_written_flat():
     written = NetworkConfig("128", neuron=Neuron(0.25, None)).to_dict()
     assert " ".join(written) == (
         "specification in_channels image_size classes width encoder max_value mean std readout psp_persistence "
-        "derivative_clip surrogate_width bias weight_standardisation initial_gain batch_norm dropout neuron backend"
+        "derivative_clip surrogate_width split_gradient bias weight_standardisation initial_gain batch_norm dropout "
+        "neuron backend"
     )
     assert (written["psp_persistence"], written["derivative_clip"], written["neuron"]) == (0.25, None, "dft")
     assert NetworkConfig.from_dict(written | {"backend": "triton"}).to_dict() == written

@@ -106,11 +106,10 @@ fuse gradient_accumulation gradient_clip gradient_compression grid_chip head hub
 identity_start image_column image_size initial_gain keep_checkpoints label_column label_smoothing learn_units
 log_steps lookahead lost_spikes lr max_bad_images max_test_samples max_train_samples milestone_factor milestones
 mixed_precision mixup model momentum network norm_bias_rate norm_gain_rate num_workers optimizer output_dir
-overwrite preset profile psp_persistence psp_persistence_order
-psp_persistence_rise push_to_hub random_resized_crop readout readout_rate resume rotation schedule seed shift
-spike_jitter start_factor state_bits statistics_steps streaming stuck_neurons surrogate_width sync_batch_norm
-target_energy target_operations target_sparsity target_steps teacher teacher_weight time_steps trackers trained_as
-trivial_augment
+overwrite preset profile psp_persistence psp_persistence_order psp_persistence_rise push_to_hub random_resized_crop
+readout readout_rate resume rotation schedule seed shift spike_jitter split_gradient start_factor state_bits
+statistics_steps streaming stuck_neurons surrogate_width sync_batch_norm target_energy target_operations
+target_sparsity target_steps teacher teacher_weight time_steps trackers trained_as trivial_augment
 validation_fraction warmup weight_bits weight_decay weight_noise weight_standardisation weight_units weights width
 """.split()
 

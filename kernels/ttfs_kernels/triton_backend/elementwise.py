@@ -76,7 +76,8 @@ def local_gradient(
                 gain = tl.where(won, gain, 0.0)
             h = (grad * at_most(gain, properties.derivative_clip)).to(dtype)
             if WITH_SLOPE_H or HAS_SKIP:
-                slope_h = grad * at_most((1 - y) * gain, properties.derivative_clip)
+                split = 1 - properties.split_gradient * y
+                slope_h = grad * at_most(split * gain, properties.derivative_clip)
                 slope_h = properties.psp_persistence * slope_h
             if WITH_SLOPE_H:
                 tl.store(slope_h_ptr + offsets, slope_h.to(dtype), mask=kept)

@@ -249,7 +249,7 @@ def differentiate(
     if WITH_SLOPE:
         y, gain = fire(potential, slope, properties, SURROGATE)
         by_A = grad * at_most(gain, properties.derivative_clip)
-        by_W = grad * at_most((1 - y) * gain, properties.derivative_clip)
+        by_W = grad * at_most((1 - properties.split_gradient * y) * gain, properties.derivative_clip)
     else:
         by_A = tl.where((potential <= 0) | (potential >= 1), 0.0, grad)
         by_A = tl.where(potential == potential, by_A, potential)
