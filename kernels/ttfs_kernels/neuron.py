@@ -63,15 +63,15 @@ two-phase neuron.
         ):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"Neuron: {name} must lie in [0, 1]; got {getattr(self, name)}. {remedy}.")
-        if self.derivative_clip is not None and not self.derivative_clip > 0:
+        clip, width = self.derivative_clip, self.surrogate_width
+        if clip is not None and not clip > 0:
             raise ValueError(
-                f"Neuron: derivative_clip must be positive or None; got {self.derivative_clip}. "
-                "None gives exact gradients."
+                f"Neuron: derivative_clip must be positive or None; got {clip}. None gives exact gradients."
             )
-        if self.surrogate_width != 0 and not SMALLEST_WIDTH <= self.surrogate_width <= LARGEST_WIDTH:
+        if width != 0 and not SMALLEST_WIDTH <= width <= LARGEST_WIDTH:
             raise ValueError(
-                f"Neuron: surrogate_width must be 0 or from {SMALLEST_WIDTH:g} to {LARGEST_WIDTH:g}; got "
-                f"{self.surrogate_width}. 0 gives the exact event-driven gradient."
+                f"Neuron: surrogate_width must be 0 or from {SMALLEST_WIDTH:g} to {LARGEST_WIDTH:g}; got {width}. "
+                "0 gives the exact event-driven gradient."
             )
         for name in _NAMES:  # any real number is accepted, but tensors cannot compute with a Fraction
             value = getattr(self, name)

@@ -35,12 +35,6 @@ def vanishing(x: Tensor, neuron: Neuron) -> Tensor:
     return (1 - x / neuron.surrogate_width).clamp_min(0)
 
 
-def remaining(crossing: Tensor, neuron: Neuron) -> Tensor:
-    """1 − q·a, the quotient of ∂a/∂W and ∂a/∂A of a neuron that fires at s = 1 − a; shape of `crossing`."""
-    q = neuron.split_gradient
-    return crossing if q == 1 else crossing * q + (1 - q)
-
-
 def fire(A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
     """Spike of each neuron, in closed form (Eq. 7).
 
@@ -74,7 +68,7 @@ def fire_with_derivatives(potential: Tensor, slope: Tensor, neuron: Neuron) -> t
     crossing = ((1 - potential).clamp_min(0) / closing_speed).clamp_max(1)
     gain = closing_speed.reciprocal()
     by_potential = torch.where((crossing <= 0) | (crossing >= 1), 0, gain)
-    by_slope = by_potential * remaining(crossing, neuron)
+    by_slope = by_potential * (crossing * neuron.split_gradient + (1 - neuron.split_gradient))  # 1 − q·a
     by_potential = torch.where(is_nan(crossing), crossing, by_potential)
     width = neuron.surrogate_width
     if width > 0:
@@ -155,7 +149,8 @@ def _fire_block_(
             aten.threshold_backward.grad_input(near, crossing, 1 - smallest_closing_speed(precise), grad_input=near)
         # hardtanh_backward(g, s, 0, 1) is g where 0 < s < 1, else 0: zero for saturated and silent neurons.
         aten.hardtanh_backward.grad_input(gain, crossing, 0, 1, grad_input=potential)
-        torch.mul(potential, remaining(crossing, neuron), out=slope)
+        q = neuron.split_gradient
+        torch.mul(potential, crossing if q == 1 else crossing * q + (1 - q), out=slope)
         potential.add_(slope, alpha=0)  # NaN where s is NaN, which hardtanh_backward treats as inside; else unchanged
         if near is not None:
             both.add_(near)

@@ -12,10 +12,9 @@ from ttfs_kernels import Neuron, dft_linear
 NAN = math.nan
 REFUSALS = [
     *(({name: "1"}, f"{name} must be a number; got '1'") for name in ("psp_persistence", "derivative_clip")),
-    ({"surrogate_width": None}, "surrogate_width must be a number; got None"),
-    ({"psp_persistence": True}, "psp_persistence must be a number; got True"),
-    *(({"psp_persistence": sigma}, f"psp_persistence must lie in [0, 1]; got {sigma}") for sigma in (1.5, -0.1, NAN)),
-    *(({"split_gradient": q}, f"split_gradient must lie in [0, 1]; got {q}") for q in (1.5, -0.1, NAN)),
+    *(({k: v}, f"{k} must be a number; got {v}") for k, v in (("surrogate_width", None), ("psp_persistence", True))),
+    *(({name: 1.5}, f"{name} must lie in [0, 1]; got 1.5") for name in ("psp_persistence", "split_gradient")),
+    *(({"psp_persistence": sigma}, f"psp_persistence must lie in [0, 1]; got {sigma}") for sigma in (-0.1, NAN)),
     *(({"derivative_clip": clip}, f"derivative_clip must be positive or None; got {clip}") for clip in (0, -1.0, NAN)),
     *(
         ({"surrogate_width": width}, f"surrogate_width must be 0 or from 1e-06 to 1e+06; got {width}")

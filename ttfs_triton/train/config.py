@@ -260,7 +260,8 @@ def make_config(values: dict[str, Any], source: str, kind: type[TrainConfig] = T
             is wrong if its value asks for something.
     """
     try:
-        return kind(**{key: value for key, value in values.items() if key not in RETIRED or _asks(value)})
+        retired = {key for key in RETIRED if not values.get(key) or values[key] == "dft"}  # ask for what is so now
+        return kind(**{key: value for key, value in values.items() if key not in retired})
     except ValidationError as error:
         lines = "\n".join(problem_lines(error, "spiking_neuron", _no_such_key))
         raise ConfigError(f"{source} is not usable:\n{lines}") from None
@@ -285,11 +286,6 @@ def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any
 def without_retired(values: dict[str, Any]) -> dict[str, Any]:
     """The keys of a run without retired ones. `neuron: ann` stays and is refused: the ANN would turn spiking."""
     return {key: value for key, value in values.items() if key not in RETIRED or value == "ann"}
-
-
-def _asks(value: Any) -> bool:
-    """Whether the value of a retired key asks for anything other than the present behaviour."""
-    return bool(value) and value != "dft"
 
 
 def _no_such_key(key: str) -> str:

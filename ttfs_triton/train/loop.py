@@ -235,7 +235,10 @@ class TrainingLoop:
         # Dropout included, a step's random numbers follow from its position: a resumed run draws the same ones.
         torch.manual_seed(position.random_seed(self.config.seed, self.accelerator.process_index))
         sampled = position.step % self.config.statistics_steps == 0
-        self._set_persistence()
+        if self.persistence.set(position.step):
+            if isinstance(self._step, GraphedStep):
+                self._step.forget()
+            self.scorer = None
         first = position.step == 0
         if self.target is not None:
             first |= self.target.prepare(position.step, self.learning_rate / self.config.lr)
@@ -248,12 +251,6 @@ class TrainingLoop:
         if self.average is not None and self.config.lookahead and (position.step + 1) % self.config.lookahead == 0:
             progress = (position.step + 1) / self.steps
             look_ahead(self.average.module, self.network, self.config.lookahead, progress)
-
-    def _set_persistence(self) -> None:
-        if self.persistence.set(self.position.step):
-            if isinstance(self._step, GraphedStep):
-                self._step.forget()
-            self.scorer = None
 
     def _read_sums(self) -> list[float]:
         """Loss, right answers and images of the epoch so far, over all processes; raises if a step was cancelled."""
