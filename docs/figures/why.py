@@ -1,7 +1,7 @@
 """Draw the README's chart from committed rows: `python docs/figures/why.py` writes why.svg.
 
-Left: held-out accuracy of `cifarnet` against minutes of training, ours and PyTorch's ANN, from
-bench/results/time_to_accuracy-cpu.csv. Middle: milliseconds of a training step of VGG16 against time steps, ours,
+Left: held-out accuracy of `cifarnet` against minutes of training, ours, PyTorch's ANN and two libraries, from
+bench/results/time_to_accuracy-cpu.csv and time_to_accuracy-cpu-libraries.csv. Middle: milliseconds of a training step of VGG16 against time steps, ours,
 SpikingJelly and snnTorch, from bench/results/peers-cpu.csv. Right: accuracy on CIFAR-10 against activity, ours from
 bench/results/runs, the paper's from its Table 1 (Wei et al., ICCV 2023).
 """
@@ -21,6 +21,7 @@ BLUE, ORANGE, GREEN, INK = "#0072B2", "#C24E00", "#007A5E", "#222222"
 STYLE: dict[Any, Any] = {"font.size": 10, "text.color": INK, "axes.labelcolor": INK, "figure.facecolor": "white"}
 STYLE |= {"svg.hashsalt": "why", "axes.spines.top": False, "axes.spines.right": False}
 CONTENDERS = {"ours, σ = 0": (BLUE, "o"), "ours, σ = 1": ("#56B4E9", "s"), "ANN, PyTorch": ("#7A7A7A", "D")}
+CONTENDERS |= {"SpikingJelly, T = 4": (GREEN, "^"), "snnTorch, T = 4": (ORANGE, "v")}
 LIBRARIES = (("snnTorch", ORANGE, "s"), ("SpikingJelly", GREEN, "D"))
 PAPER = (("VGG11", 0.4387, 91.17), ("VGG16", 0.2561, 93.05))
 NAMES = {"cifarnet": "cifarnet", "vgg11": "VGG11", "vgg16": "VGG16"}
@@ -34,16 +35,17 @@ def read(name: str) -> list[dict[str, str]]:
 
 def draw_minutes(axes: Axes) -> None:
     """Accuracy of one network, trained with spikes and without, against minutes."""
-    rows = read("time_to_accuracy-cpu.csv")
+    rows = read("time_to_accuracy-cpu.csv") + read("time_to_accuracy-cpu-libraries.csv")
     for name, (colour, marker) in CONTENDERS.items():
         own = [row for row in rows if row["contender"] == name]
         minutes, accuracy = (
             [scale * float(row[key]) for row in own] for key, scale in (("minutes", 1), ("val_accuracy", 100))
         )
         axes.plot(minutes, accuracy, color=colour, marker=marker, markersize=4, label=name)
-    axes.set(xlabel="minutes of training, one CPU core", ylabel="held-out images, %", xlim=(0, None), ylim=(60, 95))
-    axes.legend(frameon=False, loc="lower right")
-    axes.set_title("CIFAR-10, cifarnet, 8 epochs", fontsize=10)
+    axes.set(xlabel="minutes of training, one CPU core", ylabel="held-out images, %", xscale="log", ylim=(46, 95))
+    axes.set_xticks((2, 5, 10, 20, 40, 80), labels=("2", "5", "10", "20", "40", "80"), minor=False)
+    axes.legend(frameon=False, loc="lower left", fontsize=7.5, borderpad=0, labelspacing=0.2)
+    axes.set_title("CIFAR-10, cifarnet", fontsize=10)
 
 
 def draw_steps(axes: Axes) -> None:
