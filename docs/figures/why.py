@@ -1,9 +1,9 @@
 """Draw the README's chart from committed rows: `python docs/figures/why.py` writes why.svg.
 
 Left: held-out accuracy of `cifarnet` against minutes of training, ours, PyTorch's ANN and two libraries, from
-bench/results/time_to_accuracy-cpu.csv and time_to_accuracy-cpu-libraries.csv. Middle: milliseconds of a training step of VGG16 against time steps, ours,
-SpikingJelly and snnTorch, from bench/results/peers-cpu.csv. Right: accuracy on CIFAR-10 against activity, ours from
-bench/results/runs, the paper's from its Table 1 (Wei et al., ICCV 2023).
+bench/results/time_to_accuracy-cpu.csv and time_to_accuracy-cpu-libraries.csv. Middle: milliseconds of a training step
+of VGG16 against time steps, ours, SpikingJelly and snnTorch, from bench/results/peers-cpu.csv. Right: accuracy on
+CIFAR-10 against activity, ours from bench/results/runs, the paper's from its Table 1 (Wei et al., ICCV 2023).
 """
 
 import csv

@@ -260,7 +260,7 @@ def make_config(values: dict[str, Any], source: str, kind: type[TrainConfig] = T
             is wrong if its value asks for something.
     """
     try:
-        retired = {key for key in RETIRED if not values.get(key) or values[key] == "dft"}  # ask for what is so now
+        retired = {key for key in RETIRED if not values.get(key) or values[key] == "dft"}  # what is always so
         return kind(**{key: value for key, value in values.items() if key not in retired})
     except ValidationError as error:
         lines = "\n".join(problem_lines(error, "spiking_neuron", _no_such_key))
