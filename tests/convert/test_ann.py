@@ -64,6 +64,27 @@ class FlatSkip(nn.Module):
         return self.readout(F.relu(self.hidden(x) + self.beside(x)))
 
 
+class Fires(nn.Module):
+    """Two fire modules as in SqueezeNet, a branch that pools, and a head on activations of two depths."""
+
+    image_shape = (3, 12, 12)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6))
+        self.squeeze = nn.Conv2d(6, 3, 1)
+        self.expand1, self.expand3 = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 5, 3, padding=1)
+        self.mix, self.readout = nn.Conv2d(15, 6, 3, padding=1, groups=3), nn.Linear(21, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        stem = F.relu(self.stem(x))
+        squeezed = F.relu(self.squeeze(stem))
+        expanded = torch.cat((F.relu(self.expand1(squeezed)), F.relu6(self.expand3(squeezed))), dim=1)
+        mixed = F.relu(self.mix(F.max_pool2d(torch.cat([expanded, F.max_pool2d(stem, 3, 1, 1)], -3), 2)))
+        both = torch.cat([F.max_pool2d(mixed, 2), F.max_pool2d(torch.cat([expanded, stem], 1), 4)], 1)
+        return self.readout(both.mean((2, 3)))
+
+
 def averaging(pool: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), pool, nn.Flatten(), nn.Linear(4, 5))
 
@@ -76,6 +97,7 @@ def plain() -> nn.Module:
 BUILDS = [
     (GroupsAndDilation, (4, 24, 20), None),
     (Skipping, (3, 12, 12), None),
+    (Fires, (3, 12, 12), None),
     (plain, (3, 4, 4), "20"),
     (FlatSkip, (3, 8, 8), None),
     (lambda: averaging(nn.MaxPool2d(4, 8, 1)), (1, 8, 8), "4C3-P4p1s8"),
@@ -102,7 +124,7 @@ def test_converted_ann_computes_the_same_without_a_slope(build, shape, specifica
     assert all(layer.clipped < 0.02 for layer in report.layers)
 
 
-@pytest.mark.parametrize("build", [GroupsAndDilation, Skipping])
+@pytest.mark.parametrize("build", [GroupsAndDilation, Skipping, Fires])
 @torch.no_grad()
 def test_calibration_loses_less_and_the_package_takes_the_network(build, tmp_path):
     model, images = randomised(build()), torch.rand(32, *build.image_shape)
@@ -191,6 +213,8 @@ REFUSED = [
     (_Function(branches), r"Conv2d \(conv\), whose output is read more than once in front of its activation"),
     (_Function(lambda x: F.relu(x + x)), r"add \(add\), an addition that is not of a layer's output and an earlier"),
     (FlatSkip(beside=True), r"add \(add\), activations of beside_0, which are not earlier than hidden's inputs"),
+    (_Function(lambda x: F.relu(torch.cat([x, x], 1))), r"cat \(cat\), a concatenation that is not of layers' activ"),
+    (_Function(lambda x: torch.cat([x.relu()] * 2, 2)), "of layers' activations, along their channels"),
     (_Function(lambda x: F.relu(x.transpose(1, 2))), r"got transpose \(transpose\)"),
     (
         _Function(lambda x: F.relu(x) if x.sum() > 0 else x),

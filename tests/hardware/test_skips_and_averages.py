@@ -46,7 +46,7 @@ def emitted(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 def test_blocks_wait_for_as_many_windows_as_they_have_layers_before_the_last():
     graph = network_graph(residual(1.0))
-    waits = {stage.name: (stage.skip.source, graph.waits(stage)) for stage in graph.stages if stage.skip is not None}
+    waits = {s.name: (s.skip.source, graph.waits(s, s.skip)) for s in graph.stages if s.skip is not None}
     assert waits == {"conv3": ("conv1", 1), "conv6": ("conv3", 2), "fc3": ("fc1", 1)}
     assert graph.windows == 10  # a layer, a window: skips take none
 

@@ -60,8 +60,8 @@ def test_graph_of_cnn1():
         ("fc1", "spiking", 3, (32,)),
         ("readout", "readout", 4, (10,)),
     ]
-    assert [stage.input.source for stage in stages] == [None, "encoder", "conv1", "conv2", "fc1"]
-    assert [[type(module) for module in stage.input.route] for stage in stages] == [
+    assert [stage.inputs[0].source for stage in stages] == [None, "encoder", "conv1", "conv2", "fc1"]
+    assert [[type(module) for module in stage.inputs[0].route] for stage in stages] == [
         [],
         [],
         [EarliestSpikePool2d],
@@ -75,7 +75,7 @@ def test_functions_between_layers_are_modules_of_the_route():
     network.out.eval()
     graph = network_graph(network, SHAPE)
     assert [stage.name for stage in graph.stages] == ["encoder", "body.conv", "body.fc", "out"]
-    pool, flatten = graph["body.fc"].input.route
+    pool, flatten = graph["body.fc"].inputs[0].route
     assert (pool.kernel_size, pool.stride, type(flatten)) == ((2, 2), (2, 2), nn.Flatten)
     assert graph.readout_time == "first_spike"
     assert (network.training, network.out.training) == (True, False)  # left as they were
@@ -100,7 +100,7 @@ def test_nested_compiled_and_wrapped():
     network = nn.Sequential(LatencyEncoder(), nn.Sequential(nn.Flatten(), block), FirstSpikeReadout(4, 2))
     graph = network_graph(network, (2, 4))
     assert [stage.name for stage in graph.stages] == ["0", "1.1.1", "2"]
-    assert graph["1.1.1"].input.deliver(torch.zeros(3, 2, 4)).shape == (3, 8)
+    assert graph["1.1.1"].inputs[0].deliver({"0": torch.zeros(3, 2, 4)}).shape == (3, 8)
     network, images = nn.Sequential(LatencyEncoder(), nn.Flatten(), PotentialReadout(4, 2)), torch.rand(5, 1, 2, 2)
     compiled = torch.compile(network, backend="eager")
     assert [stage.name for stage in network_graph(compiled, (1, 2, 2)).stages] == ["0", "2"]
@@ -150,7 +150,7 @@ def test_weighted_rejects_a_latency_encoder():
         (lambda h: h.mean(1, keepdim=True), "mean", "mean of spike times"),
         (lambda h: h.relu(), "relu", "Leave it out"),
         (lambda h: 2 * h, "r?mul", "cannot be scaled"),
-        (lambda h: torch.cat([h, h], 1), "cat", "Use layers of ttfs_triton"),
+        (lambda h: torch.cat([h, h]), "cat", "Concatenate spikes of layers"),
         (lambda h: F.max_pool2d(h, 3, 1, 1, 2), "max_pool2d", "no dilation"),
         (lambda h: F.dropout(h), "dropout", "Use nn.Dropout, or pass training"),
         (lambda h: h[: len(h) if h.max() > 0 else 1], "max", "Use layers of ttfs_triton"),

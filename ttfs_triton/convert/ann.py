@@ -22,7 +22,8 @@ from ttfs_triton.nn.sizes import pair
 
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm, ReLU, ReLU6, Hardtanh or clamp from 0, MaxPool2d, AvgPool2d, adaptive pools, flatten, "
-    "Dropout, Identity, and the addition of an earlier activation in front of an activation"
+    "Dropout, Identity, concatenation of activations along the channels, and the addition of an earlier activation in "
+    "front of an activation"
 )
 _REMEDY = "Replace it by these, and train the ANN again."
 
@@ -35,7 +36,8 @@ class ANNLayer:
         name: name of the layer's node in the traced graph.
         module: the original layer, for its sizes.
         weight, bias: the layer's parameters, other operations folded in; float64 after folding.
-        input: source of its inputs: a layer's name (None: the images), and the pools in between.
+        inputs: sources of its inputs, concatenated: each a layer's name (None: the images), and the pools in between.
+        window: number of layers in front of it.
         shape: shape of its output for one image, before pooling.
         potential: node of its output before the activation function.
         skip: source of the activations added to that output; None without a skip.
@@ -48,7 +50,8 @@ class ANNLayer:
     module: nn.Conv2d | nn.Linear
     weight: Tensor
     bias: Tensor | None
-    input: Wire
+    inputs: tuple[Wire, ...]
+    window: int
     shape: tuple[int, ...]
     potential: fx.Node
     skip: Wire | None = None
@@ -124,20 +127,26 @@ class _Value:
     """Output of a node.
 
     Attributes:
-        layer: the layer that computes it; None for the images.
+        layer: the layer that computes it; None for the images and for a concatenation.
         active: the output has passed the activation function, so that spikes can represent it.
-        route: pools and flattening behind the layer.
+        wires: the layers whose activations it concatenates, and pools and flattening behind each.
+        window: number of layers in front of a layer that reads it.
         average: an average pool for the next layer to fold, and the size of the maps that it reads.
     """
 
-    layer: ANNLayer | None = None
-    active: bool = True
-    route: tuple[nn.Module, ...] = ()
+    layer: ANNLayer | None
+    active: bool
+    wires: tuple[Wire, ...]
+    window: int
     average: tuple[nn.Module, tuple[int, int]] | None = None
 
     @property
-    def wire(self) -> Wire:
-        return Wire(None if self.layer is None else self.layer.name, self.route)
+    def names(self) -> str:
+        return ", ".join(wire.source or "the images" for wire in self.wires)
+
+    def routed(self, module: nn.Module) -> "_Value":
+        """The value behind a pool or a flattening, which treat each channel by itself."""
+        return replace(self, wires=tuple(wire.routed(module) for wire in self.wires))
 
 
 def _clamp(min: float | None = None, max: float | None = None) -> nn.Module:
@@ -167,6 +176,7 @@ _MODULE_OF: dict[Any, Callable[..., nn.Module | None]] = {
     **dict.fromkeys((F.dropout, F.dropout2d), lambda p=0.5, training=True, inplace=False: nn.Dropout().train(training)),
 }
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 
 
 class _Reader:
@@ -180,7 +190,7 @@ class _Reader:
     def read(self) -> list[ANNLayer]:
         for node in self._traced.graph.nodes:
             if node.op == "placeholder" and not self._values:
-                self._values[node] = _Value()
+                self._values[node] = _Value(None, True, (Wire(None, (), _shape(node)),), 0)
             elif node.op == "output":
                 self._check_output(node)
             elif node.op != "get_attr" and "shape" in node.meta:  # nodes without a shape are sizes
@@ -190,6 +200,8 @@ class _Reader:
     def _read(self, node: fx.Node) -> _Value:
         if node.target in _ADDITIONS:
             return self._add(node)
+        if node.target in _CONCATENATIONS:
+            return self._concatenate(node)
         module = self._module(node)
         inputs = [each for each in node.all_input_nodes if each in self._values]
         if module is None or len(inputs) != 1:
@@ -215,7 +227,7 @@ class _Reader:
                 return self._flatten(node, value, shape)
             case nn.Sequential():  # made by _mean
                 pooled = self._average_pool(node, module[0], value, shape)
-                return replace(pooled, route=(*pooled.route, nn.Flatten()))
+                return pooled.routed(nn.Flatten())
             case nn.Dropout(training=True):
                 self._refuse(node, "which drops out in evaluation too: pass training=self.training")
             case nn.Identity() | nn.Dropout() | nn.Dropout1d() | nn.Dropout2d():
@@ -235,17 +247,18 @@ class _Reader:
 
     def _synapses(self, node: fx.Node, module: nn.Conv2d | nn.Linear, value: _Value, shape: tuple[int, ...]) -> _Value:
         if not value.active:
-            self._refuse(node, f"{type(module).__name__} behind {value.wire.source} without an activation function")
+            self._refuse(node, f"{type(module).__name__} behind {value.names} without an activation function")
         if isinstance(module, nn.Linear) != (len(shape) == 1):
             self._refuse(node, f"{type(module).__name__} of inputs {list(shape)}")
         if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
             self._refuse(node, f"Conv2d with padding_mode={module.padding_mode!r}")
         bias = None if module.bias is None else module.bias.detach()
-        layer = ANNLayer(node.name, module, module.weight.detach(), bias, value.wire, _shape(node), node)
+        shape = _shape(node)
+        layer = ANNLayer(node.name, module, module.weight.detach(), bias, value.wires, value.window, shape, node)
         if value.average is not None:
             self._take_average(node, layer, *value.average)
         self._layers.append(layer)
-        return _Value(layer, active=False)
+        return _Value(layer, False, (Wire(layer.name, (), shape),), value.window + 1)
 
     def _take_average(self, node: fx.Node, layer: ANNLayer, pool: nn.Module, maps: tuple[int, int]) -> None:
         """Fold an average pool in front of a layer into the layer's synapses."""
@@ -265,7 +278,7 @@ class _Reader:
 
     def _normalise(self, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d, value: _Value) -> _Value:
         layer = value.layer
-        if layer is None or value.active or value.route or layer.skip is not None:
+        if layer is None or value.active or value.wires[0].route or layer.skip is not None:
             self._refuse(node, f"{type(norm).__name__} that is not right behind a Conv2d or Linear")
         if norm.running_mean is None or norm.running_var is None:
             self._refuse(node, f"{type(norm).__name__} without running statistics")
@@ -282,10 +295,10 @@ class _Reader:
 
     def _activate(self, node: fx.Node, module: nn.ReLU | nn.Hardtanh, value: _Value) -> _Value:
         bound = module.max_val if isinstance(module, nn.Hardtanh) else None
-        if value.active and (bound is None and value.layer is not None):
+        if value.active and bound is None and value.window:
             return value  # ReLU of activations, which are not negative
         if value.active or value.layer is None or (isinstance(module, nn.Hardtanh) and module.min_val != 0):
-            self._refuse(node, f"{module} behind {value.wire.source or 'the images'}")
+            self._refuse(node, f"{module} behind {value.names}")
         if bound is not None and not bound > 0:
             self._refuse(node, f"{module}, whose upper bound is not positive")
         value.layer.bound = bound
@@ -301,7 +314,7 @@ class _Reader:
             kernel, stride = (pool.kernel_size, pool.stride) if plain else (None, None)
         if kernel is None:
             self._refuse(node, f"{pool} of maps {list(shape[1:])}: no dilation, whole windows only")
-        return replace(value, route=(*value.route, EarliestSpikePool2d(kernel, stride, getattr(pool, "padding", 0))))
+        return value.routed(EarliestSpikePool2d(kernel, stride, getattr(pool, "padding", 0)))
 
     def _average_pool(self, node: fx.Node, pool: nn.Module, value: _Value, shape: tuple[int, ...]) -> _Value:
         maps = (shape[1], shape[2])
@@ -316,38 +329,48 @@ class _Reader:
             return value
         if len(_shape(node)) != 1:
             self._refuse(node, f"{node.target} from {list(shape)} to {list(_shape(node))}")
-        return replace(value, route=(*value.route, nn.Flatten()))
+        return value.routed(nn.Flatten())
+
+    def _concatenate(self, node: fx.Node) -> _Value:
+        nodes: Any = node.args[0] if node.args else node.kwargs["tensors"]
+        dimension = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+        values = [self._values[each] for each in nodes if each in self._values]
+        along = dimension in (1, -len(_shape(node)))
+        if len(values) < len(nodes) or not along or not all(v.active and v.window and not v.average for v in values):
+            self._refuse(node, "a concatenation that is not of layers' activations, along their channels")
+        wires = tuple(wire for value in values for wire in value.wires)
+        return _Value(None, True, wires, max(value.window for value in values))
 
     def _add(self, node: fx.Node) -> _Value:
         nodes = [each for each in node.args if isinstance(each, fx.Node) and each in self._values]
         values = [self._values[each] for each in nodes]
         plain = len(node.args) == len(values) == 2 and not node.kwargs and _shape(nodes[0]) == _shape(nodes[1])
         sums, skips = [v for v in values if not v.active], [v for v in values if v.active]
-        if not plain or len(sums) != 1 or sums[0].route or skips[0].layer is None or skips[0].average is not None:
+        if (
+            not plain
+            or len(sums) != 1
+            or sums[0].wires[0].route
+            or skips[0].layer is None
+            or skips[0].average is not None
+        ):
             self._refuse(node, "an addition that is not of a layer's output and an earlier layer's activations")
         layer = sums[0].layer
         assert layer is not None
         if layer.skip is not None:
             self._refuse(node, f"a second addition to {layer.name}")
-        if self._windows(skips[0].layer) >= self._windows(layer):
+        if skips[0].layer.window >= layer.window:
             self._refuse(
                 node, f"activations of {skips[0].layer.name}, which are not earlier than {layer.name}'s inputs"
             )
-        layer.skip, layer.potential = skips[0].wire, node
+        layer.skip, layer.potential = skips[0].wires[0], node
         return sums[0]
-
-    def _windows(self, layer: ANNLayer) -> int:
-        """Number of layers in front of a layer."""
-        named, count = {each.name: each for each in self._layers}, 0
-        while (source := layer.input.source) is not None:
-            layer, count = named[source], count + 1
-        return count
 
     def _check_output(self, node: fx.Node) -> None:
         last = self._layers[-1] if self._layers else None
         source = node.args[0]
-        value = self._values.get(source, _Value()) if isinstance(source, fx.Node) else _Value()
-        if last is None or value != _Value(last, active=False) or last.skip is not None:
+        value = self._values.get(source) if isinstance(source, fx.Node) else None
+        computed = value is not None and value.layer is last and not (value.active or value.wires[0].route)
+        if last is None or not computed or last.skip is not None:
             self._refuse(node, "an output that its last layer does not compute")
         if not isinstance(last.module, nn.Linear):
             self._refuse(node, "an output that no Linear layer computes")

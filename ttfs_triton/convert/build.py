@@ -19,6 +19,7 @@ from ttfs_triton.nn import (
     PotentialReadout,
     TTFSNetwork,
 )
+from ttfs_triton.nn.graph import delivered
 from ttfs_triton.nn.weighted import WeightedLayer
 
 ReadoutTime = Literal["potential_start", "potential_end"]
@@ -55,7 +56,7 @@ class ConvertedNetwork(nn.Module):
         self.image_shape = image_shape
         self.encoder = nn.Identity() if analog else LatencyEncoder()
         self.layers = nn.ModuleDict()
-        self._wires = {layer.name: (layer.input, layer.skip) for layer in layers}
+        self._wires = {layer.name: (layer.inputs, layer.skip) for layer in layers}
         for layer in layers:
             statistics = (mean, std) if analog and layer is layers[0] else None
             self.layers[layer.name] = _built(layer, neuron, statistics, readout if layer is layers[-1] else None)
@@ -64,9 +65,9 @@ class ConvertedNetwork(nn.Module):
         x = self.encoder(images)
         emitted: dict[str | None, Tensor] = {None: x}
         for name, layer in self.layers.items():
-            wire, skip = self._wires[name]
-            x = wire.deliver(emitted[wire.source])
-            emitted[name] = x = layer(x) if skip is None else layer(x, skip=skip.deliver(emitted[skip.source]))
+            inputs, skip = self._wires[name]
+            x = delivered(inputs, emitted)
+            emitted[name] = x = layer(x) if skip is None else layer(x, skip=skip.deliver(emitted))
         return x
 
 
@@ -112,7 +113,7 @@ def build_network(
     """
     first = layers[0]
     plain = isinstance(first.module, nn.Conv2d) and first.module.groups == 1 and first.module.dilation == (1, 1)
-    plain = plain and first.average == 1 and not first.input.route and len(layers) > 1
+    plain = plain and first.average == 1 and not first.inputs[0].route and len(layers) > 1
     analog = plain if encoder is None else encoder == "analog"
     if (analog or mean or std) and not plain:
         raise ConversionError(
@@ -146,9 +147,10 @@ def specification_of(layers: Sequence[ANNLayer]) -> str | None:
     tokens: list[str] = []
     before: str | None = None
     for layer in layers:
-        if layer.skip is not None or layer.input.source != before:
+        read = layer.inputs[0]
+        if layer.skip is not None or len(layer.inputs) > 1 or read.source != before:
             return None
-        for pool in layer.input.route:
+        for pool in read.route:
             if isinstance(pool, EarliestSpikePool2d):
                 (rows, columns), (step, across), (above, beside) = pool.kernel_size, pool.stride, pool.padding
                 if rows != columns or step != across or above != beside:

@@ -361,14 +361,15 @@ def _reached(rows: Tensor, quantile: float) -> Tensor:
 
 def _rescale(graph: NetworkGraph, clips: Mapping[str, Tensor]) -> None:
     for stage in graph.weighted:
-        layer, source = stage.weighted, stage.input.source or ""
-        weight, groups = layer.weight.double(), getattr(layer, "groups", 1)
-        per_output = [-1, *[1] * (weight.dim() - 1)]
-        if source in clips:
-            # Flattened maps lie one channel behind the other; each group reads its own channels.
-            inputs = clips[source].double().repeat_interleave(groups * weight.shape[1] // len(clips[source]))
-            weight = weight.unflatten(0, (groups, -1)) * inputs.view(groups, 1, -1, *per_output[2:])
-            weight = weight.flatten(0, 1)
+        layer, weight = stage.weighted, stage.weighted.weight.double()
+        groups, per_output = getattr(layer, "groups", 1), [-1, *[1] * (weight.dim() - 1)]
+        average = sum(wire.shape[0] for wire in stage.inputs) // (groups * weight.shape[1])  # of a linear layer
+        inputs = []
+        for wire in stage.inputs:  # flattened maps lie one channel behind the other
+            clip = clips.get(wire.source or "", weight.new_ones(1)).double()
+            inputs.append(clip.repeat_interleave(wire.shape[0] // average // len(clip)))
+        weight = weight.unflatten(0, (groups, -1)) * torch.cat(inputs).view(groups, 1, -1, *per_output[2:])
+        weight = weight.flatten(0, 1)  # each group reads its own channels
         if (clip := clips.get(stage.name)) is not None:
             weight = weight / clip.double().view(per_output)
             if layer.bias is not None:

@@ -30,7 +30,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -222,14 +222,12 @@ class _Build:
 
     def encode(self, stage: Stage) -> None:
         """A latency encoder has no node: its spikes are the image channels of the input."""
-        self.route(node_name(stage.name), stage.input, 0)
+        self.route(node_name(stage.name), stage.inputs[0], 0)
         self.emitted[stage.name] = self.value, self.shape
 
     def layer(self, stage: Stage, window: int, *, last: bool) -> None:
         layer, name, shape = stage.weighted, node_name(stage.name), stage.shape
-        paths = {} if stage.skip is None else {f"{name}_skip": self.skip(stage, window)}
-        late = sum((np.clip(path.weight, 0, None) for path in paths.values()), np.zeros(shape[0], np.float32))
-        self.route(name, stage.input, window - 1)
+        late = {} if stage.skip is None else {f"{name}_skip": self.skip(stage, window)}
         weight, bias = synapse_arrays(layer)
         axes = []
         if isinstance(layer, WeightedConv2d):
@@ -241,8 +239,13 @@ class _Build:
             bias = bias + np.float32(layer.initial_potential)
         graded = isinstance(layer, AnalogEncoder)
         excitation = _graded_excitation(layer, weight) if graded else _excitation(weight, late)
-        inputs = []
-        for way, path in ({name: _Path(self.value, self.shape, weight, axes)} | paths).items():
+        paths, inputs, start = {}, [], 0
+        for place, wire in enumerate(stage.inputs):  # each of several, concatenated, has synapses of its own
+            way = f"{name}_input{place}" if place else name
+            self.arrive(way, stage, wire, window)
+            own = slice(start, start := start + self.shape[0])
+            paths[way] = _Path(self.value, self.shape, weight[:, own], axes)
+        for way, path in (paths | late).items():
             inputs.append(self.connect(way, path, path.weight, path.value))
             if persistence < 1 and not graded:  # graded inputs are taken back by the host
                 # Relays fire at the window's start if, and only if, their input has spiked.
@@ -261,17 +264,21 @@ class _Build:
 
     def skip(self, stage: Stage, window: int) -> _Path:
         """Add the wait of a skip's delayed spikes; they arrive in the window before the layer's."""
-        name, wire, waits = f"{node_name(stage.name)}_skip", stage.skip, self.graph.waits(stage)
         weight = plain_skip_weights(stage.weighted)
-        assert wire is not None
+        assert stage.skip is not None
         assert weight is not None
+        self.arrive(f"{node_name(stage.name)}_skip", stage, stage.skip, window)
+        steps = skip_step(self.shape, stage.shape)
+        assert steps is not None, "network_graph has checked it"
+        return _Path(self.value, self.shape, as_array(weight), [Axis(step, 0) for step in steps])
+
+    def arrive(self, name: str, stage: Stage, wire: Wire, window: int) -> None:
+        """Add the pooling, flattening and waiting on a wire; its spikes arrive in the window before the layer's."""
+        waits = self.graph.waits(stage, wire)
         fired = window - 1 - waits
         self.route(name, wire, fired)
         for wait in range(1, waits + 1):
             self.delay(f"{name}_delay{wait}", fired + wait - 1)
-        steps = skip_step(self.shape, stage.shape)
-        assert steps is not None, "network_graph has checked it"
-        return _Path(self.value, self.shape, as_array(weight), [Axis(step, 0) for step in steps])
 
     def delay(self, name: str, window: int) -> None:
         """Add neurons that repeat spikes of a window one window later: a spike raises a potential by 1 each step."""
@@ -395,9 +402,10 @@ def _neuron(layer: nn.Module) -> tuple[float, float, float]:
     return float(sigma), 1.0, 1.0
 
 
-def _excitation(weight: np.ndarray, late: np.ndarray | float = 0.0) -> float:
+def _excitation(weight: np.ndarray, late: Mapping[str, _Path] = {}) -> float:
     """Most that all inputs, delayed ones too, can add to a neuron's slope, and so to its potential in a window."""
-    return float((np.clip(weight, 0, None).reshape(len(weight), -1).sum(1) + late).max())
+    skips = sum(np.clip(path.weight, 0, None) for path in late.values())
+    return float((np.clip(weight, 0, None).reshape(len(weight), -1).sum(1) + skips).max())
 
 
 def _graded_excitation(layer: AnalogEncoder, weight: np.ndarray) -> float:

@@ -12,7 +12,7 @@ from torch import nn
 from ttfs_triton.export.shared import as_array, metadata, require, synapse_arrays
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.folding import plain_skip_weights
-from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
+from ttfs_triton.nn.graph import Stage, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
 from ttfs_triton.nn.sizes import skip_step
@@ -73,11 +73,11 @@ def to_onnx(
     *others, last = found.stages
     for stage in others:
         graph.layer = f"{stage.name}.activations" if stage.name in RESERVED else stage.name
-        arriving, skip = _route(values, stage.input), None if stage.skip is None else _skip(stage, found, values)
+        arriving, skip = _arriving(values, stage), None if stage.skip is None else _skip(stage, values)
         values[stage.name] = _activations(stage.layer, arriving, skip).named(graph.layer)
         layers.append(values[stage.name].name)
     graph.layer = last.name
-    outputs = _readout(found.readout, _route(values, last.input))
+    outputs = _readout(found.readout, _arriving(values, last))
     model = graph.model([*outputs, *(layers if hidden else [])], ["N", *found.image_shape])
     onnx.helper.set_model_props(model, about)
     onnx.checker.check_model(model, full_check=True)
@@ -154,8 +154,14 @@ class _Value:
     __and__, __lt__, __gt__ = map(_operator, ("And", "Less", "Greater"))
 
 
+def _arriving(values: dict[str | None, _Value], stage: Stage) -> _Value:
+    """Inputs of a layer, concatenated if they come from several."""
+    first, *others = (_route(values, wire) for wire in stage.inputs)
+    return first.apply("Concat", *others, axis=1) if others else first
+
+
 def _route(values: dict[str | None, _Value], wire: Wire) -> _Value:
-    """Inputs of a layer: activations of its source, pooled and flattened."""
+    """Activations of a wire's source, pooled and flattened."""
     value = values[wire.source]
     for module in wire.route:
         if isinstance(module, EarliestSpikePool2d):
@@ -168,16 +174,14 @@ def _route(values: dict[str | None, _Value], wire: Wire) -> _Value:
     return value
 
 
-def _skip(stage: Stage, network: NetworkGraph, values: dict[str | None, _Value]) -> tuple[_Value, _Value]:
+def _skip(stage: Stage, values: dict[str | None, _Value]) -> tuple[_Value, _Value]:
     """Delayed activations, one for each neuron, and weights that broadcast to them; see `WeightedLayer.arriving`."""
     assert stage.skip is not None
-    assert stage.skip.source is not None
     value, layer = _route(values, stage.skip), stage.weighted
     graph, name, dimensions = value.graph, value.graph.layer, 1 + len(stage.shape)
-    emitted = torch.empty(1, *network[stage.skip.source].shape, device="meta")
     weights = plain_skip_weights(layer)
     assert weights is not None
-    if steps := skip_step(stage.skip.deliver(emitted).shape[1:], stage.shape):
+    if steps := skip_step(stage.skip.shape, stage.shape):
         bounds = {"starts": [0, 0], "ends": [2**31 - 1] * 2, "axes": [2, 3], "steps": steps}
         value = value.apply(
             "Slice", *(graph.constant(f"{name}.skip.{key}", own, np.int64) for key, own in bounds.items())

@@ -19,7 +19,6 @@ from ttfs_triton.hardware.energy.chip import Chip, as_chip
 from ttfs_triton.hardware.energy.estimate import RunOptions
 from ttfs_triton.hardware.energy.models import estimate
 from ttfs_triton.nn.graph import NetworkGraph, Stage
-from ttfs_triton.nn.weighted import WeightedConv2d
 
 
 @dataclass(frozen=True)
@@ -93,17 +92,17 @@ class Cost:
     def _least(self, graph: NetworkGraph, stage: Stage, spike: float) -> float:
         """Least cost of all neurons of a layer together; `spike` ≤ 0 is what firing adds to the cost of one neuron."""
         neurons = math.prod(stage.shape)
-        reader = next((other for other in graph.stages if other.input.source == stage.name), None)
-        if reader is None or spike == 0:
+        readers = ((other, wire) for other in graph.stages for wire in other.inputs if wire.source == stage.name)
+        reader, wire = next(readers, (None, None))
+        if reader is None or wire is None or spike == 0:
             return neurons * spike
         shape = stage.shape
-        for module in reader.input.route:
+        for module in wire.route:
             if not isinstance(module, nn.Flatten):
                 shape = tuple(module(torch.zeros(1, *shape)).shape[1:])
         if any(before % after for before, after in zip(stage.shape, shape, strict=True)):
             return neurons * spike  # neurons that pooling leaves out cause no operations
-        maps = shape[1:] if isinstance(reader.weighted, WeightedConv2d) else ()
-        reached = fan_out(reader.weighted, maps)
+        reached = fan_out(reader.weighted, wire.shape[1:])
         caused = self.weights(reader.name).operation * reached.channels * reached.places
         caused = caused + self.weights(stage.name).delivered
         inputs = math.prod(shape)

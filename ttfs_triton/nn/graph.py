@@ -6,10 +6,11 @@ makes from a module. Modules that it cannot describe are refused there, and nowh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from ttfs_kernels import Neuron
@@ -35,20 +36,28 @@ class Wire:
     Attributes:
         source: name of the stage whose spikes arrive; None: the images.
         route: modules between source and layer, in order. They pool and flatten, take no time and have no synapses.
+        shape: shape of what arrives for one image.
     """
 
     source: str | None
-    route: tuple[nn.Module, ...] = ()
+    route: tuple[nn.Module, ...]
+    shape: tuple[int, ...]
 
-    def deliver(self, spikes: Tensor) -> Tensor:
-        """Pool and flatten the spikes of the source, or the images, for the layer.
+    def deliver(self, emitted: Mapping[str | None, Tensor]) -> Tensor:
+        """Pool and flatten the spikes of the source for the layer, [N, *shape].
 
         Args:
-            spikes: activations, [N, ...], or other numbers for which larger means earlier.
+            emitted: activations of all sources, [N, ...], or other numbers for which larger means earlier.
         """
+        spikes = emitted[self.source]
         for module in self.route:
             spikes = module(spikes)
         return spikes
+
+    def routed(self, module: nn.Module) -> Wire:
+        """The wire with one more module, which pools or flattens each channel by itself."""
+        shape = module(torch.empty((1, *self.shape), device="meta")).shape[1:]
+        return Wire(self.source, (*self.route, module), tuple(shape))
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Stage:
         kind: "latency" (a `LatencyEncoder`), "analog" (an `AnalogEncoder` or `SignedEncoder`), "spiking" or "readout".
         layer: the module.
         window: number of the window in which its neurons fire; 0 for the encoder.
-        input: the connection that its synapses read.
+        inputs: the connections that its synapses read, concatenated along the channels (or features) in this order.
         skip: the connection from an earlier stage whose delayed spikes reach its neurons one to one, or None.
         shape: shape of its neurons for one image, before pooling.
     """
@@ -69,9 +78,14 @@ class Stage:
     kind: StageKind
     layer: nn.Module
     window: int
-    input: Wire
+    inputs: tuple[Wire, ...]
     skip: Wire | None
     shape: tuple[int, ...]
+
+    @property
+    def wires(self) -> tuple[Wire, ...]:
+        """All connections into the layer, its skip last."""
+        return self.inputs if self.skip is None else (*self.inputs, self.skip)
 
     @property
     def weighted(self) -> WeightedLayer:
@@ -134,11 +148,9 @@ class NetworkGraph:
         """The stages with synapses: all but a latency encoder."""
         return tuple(stage for stage in self.stages if stage.kind != "latency")
 
-    def waits(self, stage: Stage) -> int:
-        """Windows for which a stage's skip delays spikes, so that they arrive together with the spikes of its input."""
-        assert stage.skip is not None
-        assert stage.skip.source is not None
-        return stage.window - 1 - self[stage.skip.source].window
+    def waits(self, stage: Stage, wire: Wire) -> int:
+        """Windows for which spikes are delayed on a wire into a stage, so that they arrive together with the others."""
+        return 0 if wire.source is None else stage.window - 1 - self[wire.source].window
 
     @property
     def readout(self) -> Readout:
@@ -195,14 +207,14 @@ class NetworkGraph:
                 Returns the neurons' outputs [N, *shape]: activations, or other numbers for which larger means earlier.
             silent: the number that stands for no spike.
         """
-        last_reader = {wire.source: stage for stage in self.stages for wire in _wires(stage)}
+        last_reader = {wire.source: stage for stage in self.stages for wire in stage.wires}
         emitted: dict[str | None, Tensor] = {None: images}
         for stage in self.stages:
-            skipped = None if stage.skip is None else stage.skip.deliver(emitted[stage.skip.source])
+            skipped = None if stage.skip is None else stage.skip.deliver(emitted)
             if skipped is not None:
                 skipped = stage.weighted.arriving(skipped, stage.shape, silent=silent)
-            arriving = stage.input.deliver(emitted[stage.input.source])
-            for wire in _wires(stage):
+            arriving = delivered(stage.inputs, emitted)
+            for wire in stage.wires:
                 if last_reader[wire.source] is stage:
                     emitted.pop(wire.source, None)
             emitted[stage.name] = fire(stage, arriving, skipped)
@@ -220,16 +232,18 @@ def readout_time(readout: Readout) -> ReadoutTime:
     return "first_spike"
 
 
-def _wires(stage: Stage) -> tuple[Wire, ...]:
-    return (stage.input,) if stage.skip is None else (stage.input, stage.skip)
+def delivered(inputs: Sequence[Wire], emitted: Mapping[str | None, Tensor]) -> Tensor:
+    """What arrives on several wires, concatenated along the channels; `emitted` as in `Wire.deliver`."""
+    arriving = [wire.deliver(emitted) for wire in inputs]
+    return arriving[0] if len(arriving) == 1 else torch.cat(arriving, 1)
 
 
 def _line(stage: Stage) -> str:
     ways = []
-    for wire in _wires(stage):
+    for wire in stage.wires:
         route = "".join(f" → {module}" for module in wire.route)
-        ways.append(f"{wire.source or 'images'}{route}")
+        ways.append(f"{'skip ' if wire is stage.skip else ''}{wire.source or 'images'}{route}")
     shape, layer = "×".join(map(str, stage.shape)), str(stage.layer)
     if isinstance(stage.layer, WeightedConv2d):  # in files, sizes are in pixels
         layer = layer.replace(stage.layer.sizes_text(stage.layer.average), stage.layer.sizes_text(1))
-    return f"{stage.name} [{shape}]: {layer} reads {', skip '.join(ways)}"
+    return f"{stage.name} [{shape}]: {layer} reads {', '.join(ways)}"

@@ -34,6 +34,7 @@ SAMPLES = 3  # size of the traced batch, which maps rarely have
 # Names of functions that leave spikes as they are, and of functions that only change the layout.
 _UNCHANGED = {"contiguous", "clone", "detach", "to", "float", "double", "half", "bfloat16", "type", "type_as"}
 _LAYOUT = {"flatten", "reshape", "view", "squeeze", "view_as", "reshape_as"}
+_CONCATENATIONS = {"cat", "concat", "concatenate"}
 _DROPOUT = {"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"}
 
 _REMEDIES = {
@@ -50,7 +51,7 @@ _REMEDIES = {
 }
 _OF_IMAGES = "Give mean and std to AnalogEncoder, or max_value to LatencyEncoder, and pass images as they are."
 _ARITHMETIC = r"^_*i?r?(add|sub|mul|truediv|div)_*$"
-_ANY_REMEDY = "Use layers of ttfs_triton.nn in its place; between them only pool, flatten or drop out spikes."
+_ANY_REMEDY = "Use layers of ttfs_triton.nn in its place; between them pool, flatten, concatenate or drop out spikes."
 
 
 def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) -> NetworkGraph:
@@ -60,7 +61,8 @@ def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) ->
         model: any module that runs one encoder first, then layers of `ttfs_triton.nn`, each once, and returns the
             output of its only readout: `TTFSNetwork`, an `nn.Sequential`, or a class of yours, in any mode, on any
             device, compiled or distributed. Between layers spikes may be pooled (`EarliestSpikePool2d`,
-            `nn.MaxPool2d`, `F.max_pool2d`), flattened and dropped out, by modules or in your `forward`.
+            `nn.MaxPool2d`, `F.max_pool2d`), flattened, dropped out, and concatenated along the channels (`torch.cat`),
+            by modules or in your `forward`.
         image_shape: shape of one image, such as (channels, height, width). Default: the model's own `image_shape`.
     Returns:
         The stages in the order in which they run.
@@ -78,7 +80,7 @@ def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) ->
     shape = image_shape_of(bare, image_shape)
     trace = _Trace(bare)
     images = torch.empty((SAMPLES, *shape), device="meta")
-    trace.remember(images, Wire(None))
+    trace.remember(images, (Wire(None, (), shape),))
     empty = {name: tensor.to("meta") for name, tensor in (*bare.named_parameters(), *bare.named_buffers())}
     with torch.no_grad(), trace.patched(bare), trace:
         try:
@@ -143,14 +145,15 @@ class _Trace(TorchFunctionMode):
         named = [(name, module) for name, module in model.named_modules() if _is_layer(module)]
         self._names = dict(zip([module for _, module in named], short_names([name for name, _ in named]), strict=True))
         self._stages: dict[str | None, Stage] = {}
-        self._known: dict[int, tuple[Tensor, Wire]] = {}  # tensors are kept, so that ids stay unique
+        self._known: dict[int, tuple[Tensor, tuple[Wire, ...]]] = {}  # tensors are kept, so that ids stay unique
         self._inside: list[str] = []  # running modules, outermost first
 
-    def remember(self, tensor: Tensor, wire: Wire) -> Tensor:
-        self._known[id(tensor)] = (tensor, wire)
+    def remember(self, tensor: Tensor, wires: tuple[Wire, ...]) -> Tensor:
+        self._known[id(tensor)] = (tensor, wires)
         return tensor
 
-    def _wire(self, value: object) -> Wire | None:
+    def _wires(self, value: object) -> tuple[Wire, ...] | None:
+        """Where a tensor comes from: one wire, or those whose spikes it concatenates."""
         found = self._known.get(id(value))
         return None if found is None else found[1]
 
@@ -158,19 +161,29 @@ class _Trace(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        known = [wire for value in pytree.tree_leaves((args, kwargs)) if (wire := self._wire(value)) is not None]
+        known = [wires for value in pytree.tree_leaves((args, kwargs)) if (wires := self._wires(value)) is not None]
         result = func(*args, **kwargs)
         tensors = [value for value in pytree.tree_leaves(result) if isinstance(value, Tensor)]
         if not known or not tensors:
             return result
         name = getattr(func, "__name__", str(func))
-        if len(known) > 1 or len(tensors) > 1 or not isinstance(result, Tensor) or self._wire(args[0]) is None:
+        if name in _CONCATENATIONS:
+            return self.remember(result, self._concatenated(name, args, kwargs))
+        if len(known) > 1 or len(tensors) > 1 or not isinstance(result, Tensor) or self._wires(args[0]) is None:
             self._refuse_function(name)
-        if known[0].source is None and not known[0].route and re.search(_ARITHMETIC, name):
+        if known[0][0].source is None and not known[0][0].route and re.search(_ARITHMETIC, name):
             self._refuse_function(name, _OF_IMAGES)
         module = self._between(name, args[0], result, args, kwargs)
-        wire = known[0] if module is None else Wire(known[0].source, (*known[0].route, module))
-        return self.remember(result, wire)
+        return self.remember(result, known[0] if module is None else tuple(wire.routed(module) for wire in known[0]))
+
+    def _concatenated(self, name: str, args: Any, kwargs: Any) -> tuple[Wire, ...]:
+        tensors = args[0] if args else kwargs["tensors"]
+        found = [self._wires(value) for value in tensors]
+        wires = tuple(wire for each in found for wire in each or ())
+        dimension = _argument(args, kwargs, 1, "dim", 0) % tensors[0].dim()
+        if None in found or dimension != 1 or any(wire.source is None for wire in wires):
+            self._refuse_function(name, "Concatenate spikes of layers, along the channels: torch.cat([a, b], 1).")
+        return wires
 
     def _between(self, name: str, before: Tensor, after: Tensor, args: Any, kwargs: Any) -> nn.Module | None:
         """The module that does what a function did; None if it leaves spikes as they are."""
@@ -195,8 +208,10 @@ class _Trace(TorchFunctionMode):
         self._refuse_function(name)
 
     def _is_output(self, tensor: Tensor) -> bool:
-        wire = self._wire(tensor)
-        return wire is not None and wire.source in self._stages and self._stages[wire.source].kind == "readout"
+        return any(
+            wire.source in self._stages and self._stages[wire.source].kind == "readout"
+            for wire in self._wires(tensor) or ()
+        )
 
     def _refuse_function(self, name: str, remedy: str | None = None) -> NoReturn:
         plain = name.removesuffix(".default").strip("_")
@@ -244,25 +259,27 @@ class _Trace(TorchFunctionMode):
     def _fire(self, layer: Any, x: Tensor, pool: int = 1, *, skip: Any = None) -> Tensor:
         """Run a layer: add its stage, and return an empty tensor of its output's shape."""
         name, kind = self._names[layer], layer.kind
-        label, wire, skipped = _label(layer, name), self._wire(x), None if skip is None else self._wire(skip)
+        label, wires, skips = _label(layer, name), self._wires(x), () if skip is None else self._wires(skip)
         if name in self._stages:
             _refuse(f"{name}, which runs twice", "Use a layer of its own for each window.")
-        if wire is None or (skip is not None and skipped is None):
+        if wires is None or skips is None:
             _refuse(f"{label}, which reads neither images nor spikes of a layer", _ANY_REMEDY)
-        self._check_place(kind, label, wire)
-        window = 0 if wire.source is None else self._stages[wire.source].window + 1
+        self._check_place(kind, label, reads_images=wires[0].source is None)
+        window = 1 + max(-1 if wire.source is None else self._stages[wire.source].window for wire in wires)
         shape = _output_shape(layer, label, x, skip)
-        if skipped is not None and (skipped.source is None or self._stages[skipped.source].window >= window):
+        if len(skips) > 1:
+            _refuse(f"{label}, whose skip is a concatenation", "Skip from one layer, or concatenate the inputs.")
+        if any(wire.source is None or self._stages[wire.source].window >= window for wire in skips):
             _refuse(f"{label}, whose skip is from no earlier layer", "Skip from a layer that fires before its input.")
-        self._stages[name] = Stage(name, kind, layer, window, wire, skipped, shape)
-        output, route = torch.empty((SAMPLES, *shape), dtype=x.dtype, device="meta"), ()
+        self._stages[name] = Stage(name, kind, layer, window, wires, next(iter(skips), None), shape)
+        output, wire = torch.empty((SAMPLES, *shape), dtype=x.dtype, device="meta"), Wire(name, (), shape)
         if pool != 1:
-            route = (EarliestSpikePool2d(pool),)
-            output = route[0](output)
-        return self.remember(output, Wire(name, route))
+            wire = wire.routed(EarliestSpikePool2d(pool))
+            output = output.new_empty((SAMPLES, *wire.shape))
+        return self.remember(output, (wire,))
 
-    def _check_place(self, kind: StageKind, label: str, wire: Wire) -> None:
-        encodes, reads_images = kind in ("latency", "analog"), wire.source is None
+    def _check_place(self, kind: StageKind, label: str, *, reads_images: bool) -> None:
+        encodes = kind in ("latency", "analog")
         if encodes != reads_images or (reads_images and self._stages):
             found = "images" if reads_images else "spikes"
             _refuse_structure(
@@ -280,14 +297,14 @@ class _Trace(TorchFunctionMode):
 
     def graph(self, output: object, image_shape: tuple[int, ...]) -> NetworkGraph:
         """The traced network. It must begin with an encoder and end with a readout."""
-        stages, wire = tuple(self._stages.values()), self._wire(output)
+        stages, wires = tuple(self._stages.values()), self._wires(output)
         found = ", ".join(type(stage.layer).__name__ for stage in stages) or "no layers of ttfs_triton.nn"
         if not stages:
             _refuse_structure(
                 f"begin with its only encoder; got {found}",
                 "Put LatencyEncoder() in front of layers of ttfs_triton.nn.",
             )
-        if stages[-1].kind != "readout" or wire is None or wire != Wire(stages[-1].name):
+        if stages[-1].kind != "readout" or wires != (Wire(stages[-1].name, (), stages[-1].shape),):
             self._refuse_end(found if stages[-1].kind != "readout" else f"{found}, and another output")
         return NetworkGraph(stages, image_shape)
 

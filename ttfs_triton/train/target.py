@@ -231,9 +231,9 @@ class _EventCounter:
         weights = {event: [getattr(cost.weights(stage.name), event) for cost in costs] for event in _OWN}
         if stage.kind == "latency":
             weights["spike"] = [cost.input_spike for cost in costs]
-        for event, wire in (("arrived", stage.input), ("skipped", stage.skip)):
-            if wire is not None:
-                weights[event] = [cost.weights(wire.source).delivered for cost in costs]
+        for place, wire in enumerate(stage.wires):
+            weights[f"arrived {place}"] = [cost.weights(wire.source).delivered for cost in costs]
+        self._channels = [wire.shape[0] for wire in stage.inputs]
         chosen = {event: values for event, values in weights.items() if any(values)}
         self.events = list(chosen)
         self.weights = torch.tensor(list(chosen.values()), device=device).view(-1, len(costs))
@@ -260,11 +260,9 @@ class _EventCounter:
             return spikes if event == "spike" else spikes - activations.sum(dtype=torch.float32)
         if event == "saturated":
             return (activations.detach() == 1).sum(dtype=torch.float32)
-        if event == "arrived":
-            return self._spikes(inputs)
-        if event == "skipped":
-            assert skip is not None
-            return self._spikes(skip)
+        if event.startswith("arrived"):
+            by_wire = [*inputs.split(self._channels, 1), *([] if skip is None else [skip])]
+            return self._spikes(by_wire[int(event.split()[1])])
         weight = self._fan_out
         operations = self._spikes(inputs) * weight if isinstance(weight, int) else self._spikes(inputs, weight)
         return operations if skip is None else operations + self._spikes(skip)  # one synapse a delayed spike

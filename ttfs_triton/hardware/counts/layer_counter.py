@@ -88,8 +88,8 @@ def waiting(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) ->
     return still.long(), earliest.sum(dtype=torch.float64) * channels, late.double()
 
 
-# Sums that a `SynapseCounter` keeps: attributes of `LayerCounts`, and the number of delayed spikes.
-SUMS = ("active_inputs", "nonzero_macs", "synaptic_operations", "without_input", "skipped")
+# Sums that a `SynapseCounter` keeps: attributes of `LayerCounts`. The spikes that arrive on each wire follow them.
+SUMS = ("nonzero_macs", "synaptic_operations", "without_input")
 
 
 class SynapseCounter:
@@ -97,17 +97,19 @@ class SynapseCounter:
 
     Attributes:
         adds_to_slope: whether inputs add weights to a slope, as spikes and a signed encoder's bright pixels do.
-        sums: [5] int64, in the order of `SUMS`.
+        sums: [3 + wires] int64, in the order of `SUMS`, then of `Stage.wires`.
         times: [2] float64, in the order of `GATED`: driven time in the unit of the inputs, undriven time in windows.
         operations_by_sample: one [n] int64 tensor for each batch; empty if inputs add to no slope.
         spikes_by_sample: one [n] int64 tensor for each batch; the counter of the layer's spikes appends it.
         arrived: whether any inputs were added.
     """
 
-    def __init__(self, layer: WeightedLayer, by_sample: bool = True) -> None:
-        self._layer, self._real_inputs, self._by_sample = layer, layer.kind == "analog", by_sample
+    def __init__(self, stage: Stage, by_sample: bool = True) -> None:
+        self._layer = layer = stage.weighted
+        self._channels_of = [wire.shape[0] for wire in stage.inputs]
+        self._real_inputs, self._by_sample = layer.kind == "analog", by_sample
         self.adds_to_slope = not self._real_inputs or isinstance(layer, SignedEncoder)
-        self.sums = torch.zeros(len(SUMS), dtype=torch.int64, device=layer.weight.device)
+        self.sums = torch.zeros(len(SUMS) + len(stage.wires), dtype=torch.int64, device=layer.weight.device)
         self.times = torch.zeros(len(GATED), dtype=torch.float64, device=layer.weight.device)
         self.operations_by_sample: list[Tensor] = []
         self.spikes_by_sample: list[Tensor] = []
@@ -120,7 +122,7 @@ class SynapseCounter:
         """
         if not self.arrived:
             self._prepare(inputs)
-        active_inputs, nonzero_macs, synaptic_operations, without_input, skipped = self.sums
+        nonzero_macs, synaptic_operations, without_input, *arrived = self.sums
         if not self._real_inputs:
             still, *times = waiting(self._layer, inputs, skip)
             self.times += torch.stack(times)
@@ -129,7 +131,9 @@ class SynapseCounter:
         signed, parts = isinstance(self._layer, SignedEncoder), []
         for part in in_parts(channels_innermost(inputs)):
             active = torch.ne(part, 0, out=torch.empty_like(part, dtype=torch.float32))
-            active_inputs += active.sum(1).long().sum()
+            by_wire = active.unflatten(1, (-1, inputs.shape[1])).split(self._channels_of, 2)
+            for total, own in zip(arrived, by_wire, strict=False):
+                total += own.sum((1, 2)).long().sum()
             products = self._products(active)
             nonzero_macs += products.sum()
             parts.append(self._products(where_fired(part).float()) if signed else products)
@@ -137,7 +141,7 @@ class SynapseCounter:
         if skip is not None:
             late = torch.count_nonzero(skip.flatten(1), 1)
             operations += late
-            for total in (active_inputs, nonzero_macs, skipped):
+            for total in (arrived[-1], nonzero_macs):
                 total += late.sum()
         if self.adds_to_slope:
             synaptic_operations += operations.sum()
@@ -173,18 +177,19 @@ class SynapseCounter:
 
     def counts(
         self, sums: Sequence[int], times: Sequence[float], samples: int, **spikes: Any
-    ) -> tuple[LayerCounts, int]:
-        """The layer's counts, except its delivered spikes, and the number of delayed spikes that arrived.
+    ) -> tuple[LayerCounts, Sequence[int]]:
+        """The layer's counts, except its delivered spikes, and the number of spikes that arrived on each wire.
 
-        `sums` and `times`, in windows, are in the order of `SUMS` and `GATED`; `spikes` count the neurons' own spikes.
+        `sums` and `times`, in windows, are as in the attributes; `spikes` count the neurons' own spikes.
         """
-        found: dict[str, Any] = dict(zip(SUMS, sums, strict=True))
-        skipped = found.pop("skipped")
+        found: dict[str, Any] = dict(zip(SUMS, sums[: len(SUMS)], strict=True))
+        arrived = sums[len(SUMS) :]
+        found["active_inputs"] = sum(arrived)
         if not self._real_inputs:
             found |= zip(GATED, times, strict=True)
         dense = self._described["synapses"] * samples
         macs = {"analog_macs": dense if self._real_inputs else 0, "dense_macs": dense}
-        return LayerCounts(samples=samples, spikes_delivered=0, **self._described, **found, **macs, **spikes), skipped
+        return LayerCounts(samples=samples, spikes_delivered=0, **self._described, **found, **macs, **spikes), arrived
 
 
 class LayerCounter(SpikeCounter):
@@ -208,7 +213,7 @@ class LayerCounter(SpikeCounter):
         self._histogram = torch.zeros(self._bins, dtype=torch.int64, device=device)
         self._in_histogram = torch.zeros(1, dtype=torch.int64, device=device)
         self._room = self._histogram_samples if self._bins else 0
-        self.synapses = SynapseCounter(self.layer, self._by_sample)
+        self.synapses = SynapseCounter(self._stage, self._by_sample)
 
     def prepare(self, device: torch.device) -> None:
         """Do nothing: the first batch tells the layer's shape."""
@@ -250,10 +255,10 @@ class LayerCounter(SpikeCounter):
         spike_time = self._spikes.sum().double() - self._summed_activation
         return torch.cat([spike_time.view(1), self.synapses.times])
 
-    def read(self, sums: Tensor, times: Sequence[float]) -> tuple[LayerCounts, int]:
+    def read(self, sums: Tensor, times: Sequence[float]) -> tuple[LayerCounts, Sequence[int]]:
         """The result of `SynapseCounter.counts`, from `sums()` and `times()` of one process or summed over several."""
         arrived, histogram, (in_histogram, saturated, samples), spikes = sums.split(
-            [len(SUMS), self._bins, 3, len(sums) - len(SUMS) - self._bins - 3]
+            [kept := len(self.synapses.sums), self._bins, 3, len(sums) - kept - self._bins - 3]
         )
         summed_spike_time, *waited = times
         return self.synapses.counts(
@@ -273,7 +278,7 @@ class LayerCounter(SpikeCounter):
 
 def network_counts(
     graph: NetworkGraph,
-    layers: Sequence[tuple[LayerCounts, int]],
+    layers: Sequence[tuple[LayerCounts, Sequence[int]]],
     encoder: Tensor,
     by_sample: Sequence[Sequence[int]],
     weight_bits: int | None,
@@ -282,16 +287,15 @@ def network_counts(
 
     Args:
         graph: the network's graph.
-        layers: counts and number of delayed spikes of each layer, in the order of `graph.weighted`.
+        layers: counts of each layer, and of the spikes on each of its wires, in the order of `graph.weighted`.
         encoder: [2], `spikes_and_saturated` summed over all batches.
         by_sample: spikes and synaptic operations of each sample.
         weight_bits: bits of the weights that the network ran with; None if they were not rounded.
     """
     delivered: dict[str | None, int] = {}  # after pooling
-    for stage, (layer, skipped) in zip(graph.weighted, layers, strict=True):
-        for wire, spikes in ((stage.input, layer.active_inputs - skipped), (stage.skip, skipped)):
-            if wire is not None:
-                delivered[wire.source] = delivered.get(wire.source, 0) + spikes
+    for stage, (_, arrived) in zip(graph.weighted, layers, strict=True):
+        for wire, spikes in zip(stage.wires, arrived, strict=True):
+            delivered[wire.source] = delivered.get(wire.source, 0) + spikes
     pixels = math.prod(graph.encoder.shape) if graph.encoder.kind == "latency" else 0
     return Counts(
         samples=layers[0][0].samples,

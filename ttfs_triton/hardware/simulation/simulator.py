@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -27,7 +27,6 @@ from ttfs_triton.nn.grid import Clock, CompareAt
 from ttfs_triton.nn.integers import QuantisedWeight, exact_products, largest_integer, quantise_weight
 from ttfs_triton.nn.on_chip import AnalogLayer, ClockedLayer, Membrane, earliest_input
 from ttfs_triton.nn.readout import ClockedReadout, FirstSpikeReadout, PotentialReadout, Readout
-from ttfs_triton.nn.weighted import WeightedLayer
 
 # Samples that run at once on the CPU. Smaller parts stay in the caches: CNN1 in batches of 200 runs 1.7 times as fast.
 CPU_SAMPLES = 50
@@ -147,7 +146,7 @@ class Simulator:
         for stage in graph.stages:
             if stage.kind != "latency":
                 window = stage.layer.window if isinstance(stage.layer, FirstSpikeReadout) else 1.0
-                counter = ClockedCounter(stage.name, stage.weighted, self._clock, window, settings.gating)
+                counter = ClockedCounter(stage, self._clock, window, settings.gating)
                 self._layers[stage.name] = self._clocked(stage), counter
 
     def _clocked(self, stage: Stage) -> ClockedLayer | AnalogLayer:
@@ -288,12 +287,12 @@ class ClockedCounter:
         synapses: counter of the layer's inputs.
     """
 
-    def __init__(self, name: str, layer: WeightedLayer, clock: Clock, window: float, gating: bool) -> None:
-        self._name, self._gating = name, gating
+    def __init__(self, stage: Stage, clock: Clock, window: float, gating: bool) -> None:
+        self._name, self._gating = stage.name, gating
         self._clock, self._never = clock, len(clock.instants(window))
         self._window_steps = clock.steps * window
-        device = layer.weight.device
-        self.synapses = SynapseCounter(layer)
+        device = stage.weighted.weight.device
+        self.synapses = SynapseCounter(stage)
         self._histogram = torch.zeros(self._never + 1, dtype=torch.int64, device=device)
         self._work = torch.zeros(3, dtype=torch.int64, device=device)
         self._integration, self._firing, self._compares = self._work
@@ -330,7 +329,7 @@ class ClockedCounter:
         neurons = (slope > 0).sum() if self._gating else slope.numel()
         self._firing += neurons * channels * self._clock.steps
 
-    def counts(self, samples: int) -> tuple[LayerCounts, int]:
+    def counts(self, samples: int) -> tuple[LayerCounts, Sequence[int]]:
         """The result of `SynapseCounter.counts` for this number of samples."""
         steps = self._clock.step_of(torch.arange(self._never)).tolist()
         histogram = [0] * (max(steps) + 1)
