@@ -46,7 +46,6 @@ class Layer:
     name: str  # kernel size, input and output channels, side of the maps; "c" is a convolution, "f" fully connected
     networks: tuple[str, ...]  # layers of networks that have this shape
     fields: dict[str, Any]  # fields of `Problem`, without batch and dtype
-    pooled: bool = False  # whether it may compute the pool after it in one of these networks
     wide: bool = False  # whether the batch is so large that offsets into activations exceed 32 bits
 
     def problem(self, batch: int, number: Number, sigma: float, *, surrogate: bool = False) -> Problem:
@@ -58,7 +57,7 @@ class Layer:
 
 
 def load(path: Path) -> list[Layer]:
-    """Layers of a file: a list of objects with `name`, optionally `layers`, `pooled`, `wide`, and fields of `Problem`.
+    """Layers of a file: a list of objects with `name`, optionally `layers`, `wide`, and fields of `Problem`.
 
     Raises:
         ValueError, KeyError, TypeError: the file is not such a list; OSError: it cannot be read.
@@ -66,8 +65,7 @@ def load(path: Path) -> list[Layer]:
     layers = []
     for fields in json.loads(path.read_text(encoding="utf-8")):
         name, networks = fields.pop("name"), tuple(fields.pop("layers", ()))
-        flags = {flag: fields.pop(flag, False) for flag in ("pooled", "wide")}
-        layers.append(Layer(name, networks, fields, **flags))
+        layers.append(Layer(name, networks, fields, wide=fields.pop("wide", False)))
         layers[-1].problem(1, "fp32", 1.0)  # refuses unknown fields
     return layers
 
@@ -98,7 +96,7 @@ def plan_pass(which: str, problem: Problem, config: Config | None, precision: st
     Args:
         which: "forward", "grad_x", "grad_w"; "local_gradient", which precedes both gradients; "pool", which pools after
             a forward pass; or "normalised", all launches of a layer with batch norm that precede grad_x.
-        problem: the layer. Its pool applies to all passes but grad_x and grad_w; a forward pass then pools itself.
+        problem: the layer. Its pool applies to all passes but the contractions.
         config: blocks; for "normalised" those of the forward pass; None for "local_gradient" and "pool", whose blocks
             are always the same.
         precision: precision of float32 products, "ieee" or "tf32".

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 from _kernels_layers import neuron_of, plan_from
 from torch import Tensor
@@ -25,7 +24,7 @@ from triton.testing import do_bench
 
 from ttfs_kernels.contraction import contract
 from ttfs_kernels.rule import fire_with_derivatives
-from ttfs_kernels.triton_backend import library, passes
+from ttfs_kernels.triton_backend import library
 from ttfs_kernels.triton_backend.choice import FORMAT_VERSION, Entry, forget, read_table
 from ttfs_kernels.triton_backend.launch import Device, device_of, precision_of
 from ttfs_kernels.triton_backend.planning import Config, alternatives, default_config
@@ -82,29 +81,20 @@ class Tuner:
         """
         entries = {(entry.which, entry.problem, entry.precision): entry for entry in read_table(self.path)}
         for problem, which in product(problems, PASSES):
-            precision, unpooled = precision_of(problem, self.device), None
-            # A layer with a pool is measured without it first: pooling in the epilogue has to beat that.
-            for layer in dict.fromkeys((problem.of_pass(which).unpooled, problem.of_pass(which))):
-                key = which, layer, precision
-                if layer.pool > 1 and unpooled is None:
-                    continue  # no configuration ran, which has been reported
-                entry = entries.get(key) or self.measure(which, layer, precision, unpooled)
-                if entry is not None and key not in entries:
-                    entries[key] = entry
-                    write_table(self.path, entries.values(), device_of(self.device))
-                unpooled = entry
+            key = which, problem.of_pass(which), precision_of(problem, self.device)
+            if key not in entries and (entry := self.measure(*key)) is not None:
+                entries[key] = entry
+                write_table(self.path, entries.values(), device_of(self.device))
         forget()
         return list(entries.values())
 
-    def measure(self, which: str, problem: Problem, precision: str, unpooled: Entry | None = None) -> Entry | None:
+    def measure(self, which: str, problem: Problem, precision: str) -> Entry | None:
         """Time our kernel and the library on one pass.
 
         Args:
             which: "forward", "grad_x" or "grad_w".
             problem: the layer.
             precision: precision of float32 products, "ieee" or "tf32".
-            unpooled: for a forward pass with a pool, its measurement without the pool. Instead of the library, the
-                faster provider without the pool, followed by `passes.pool`, is timed then.
         Returns:
             The fastest configuration, its time, and the library's time, inf if its result is wrong. None if no
             configuration both runs and agrees.
@@ -118,16 +108,15 @@ class Tuner:
 
         def agrees(run: Run) -> bool:
             found = run() if which == "grad_w" else tuple(result[images] for result in run())
-            pairs = zip(found, expected, strict=True) if problem.pool == 1 else windows(problem, found, expected)
-            return all(close(*pair, precision) for pair in pairs)
+            return all(close(*pair, precision) for pair in zip(found, expected, strict=True))
 
         def blame(who: str) -> None:
             self.fault(f"{who} {which} of {special(problem)} must run and agree with float64; it does not. Report it.")
 
         library_ms, times, failures = math.inf, {}, Counter[str]()
         with suppress(RuntimeError):  # such as too little memory
-            if agrees(checked.by_others(which, unpooled, precision, here)):
-                library_ms = self.time_ms(operands.by_others(which, unpooled, precision, here))
+            if agrees(checked.by_library(which)):
+                library_ms = self.time_ms(operands.by_library(which))
         if library_ms == math.inf:
             blame("the library's")
         default, *others = candidates(which, problem, here, precision)
@@ -146,7 +135,7 @@ class Tuner:
         best = min(times, key=times.__getitem__, default=None)
         left_out = "".join(f", {count} {kind}" for kind, count in failures.items())
         ours = "none" if best is None else f"{times[best]:.4f} ms ({special(best)})"
-        self.report(f"{which} of {special(problem)}, {precision}: ours {ours}, other {library_ms:.4f} ms{left_out}")
+        self.report(f"{which} of {special(problem)}, {precision}: ours {ours}, library {library_ms:.4f} ms{left_out}")
         return None if best is None else Entry(which, problem, precision, best, times[best], library_ms)
 
 
@@ -238,26 +227,15 @@ class Operands:
         plan = plan_from(which, self.problem, operands, config, precision, here)
         return lambda: tuple(result for result in plan.run() if result is not None)
 
-    def by_others(self, which: str, unpooled: Entry | None, precision: str, here: Device) -> Run:
-        """A function that runs a pass by the library; with a pool, by the faster provider without it, then pools."""
+    def by_library(self, which: str) -> Run:
+        """A function that runs a pass by the library."""
         problem, neuron = self.problem, neuron_of(self.problem)
-        if unpooled is not None:
-            plain = Operands(problem.unpooled, self.x, self.weight, self.bias, self.pair)
-            spikes = plain.by_others(which, None, precision, here)
-            if unpooled.triton_ms <= unpooled.library_ms:
-                spikes = plain.by_kernels(which, unpooled.config, precision, here)
-            return lambda: pooled(problem, *spikes())
         if which == "grad_x":
             return lambda: (library.grad_x(problem, self.pair, self.x, self.weight, neuron),)
         if which == "grad_w":
             return lambda: (library.grad_w(problem, self.pair, self.x, self.weight),)
         results = lambda: library.forward(problem, self.x, self.weight, self.bias, neuron, True)  # noqa: E731
         return lambda: tuple(result for result in results() if result is not None)
-
-
-def pooled(problem: Problem, y: Tensor, gain: Tensor | None = None) -> Results:
-    """(y, gain, winner) of windows, by the kernel `pool_spikes`."""
-    return tuple(result for result in passes.pool(problem, y, gain, True).run() if result is not None)
 
 
 def close(found: Tensor, expected: Tensor, precision: str) -> bool:
@@ -271,20 +249,6 @@ def close(found: Tensor, expected: Tensor, precision: str) -> bool:
     error = (found[kept].double() - expected[kept]) / scale
     # Written so that a NaN in `found` never agrees.
     return bool(error.abs().max() <= 24 * rounding and error.square().mean().sqrt() <= 3 * rounding)
-
-
-def windows(problem: Problem, found: Results, expected: Results) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs of found and expected activations and gains of windows, from the expected values of all neurons.
-
-    If several neurons are nearly equal, rounding decides which wins: the found winner must be as early as the earliest.
-    """
-    y, *gain, winner = found
-    yield y, F.max_pool2d(expected[0].permute(0, 3, 1, 2), problem.pool).permute(0, 2, 3, 1)
-    for result, all_neurons in zip((y, *gain), expected, strict=True):
-        (rows, columns), side = problem.pooled_size, problem.pool
-        kept = all_neurons[:, : rows * side, : columns * side]
-        kept = kept.unflatten(2, (columns, side)).unflatten(1, (rows, side)).movedim(2, 3).flatten(3, 4)
-        yield result, kept.gather(3, winner.long().unsqueeze(3)).squeeze(3)
 
 
 def write_table(path: Path, entries: Iterable[Entry], device: Device) -> None:

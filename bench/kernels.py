@@ -89,8 +89,7 @@ def tune(options: Options) -> int:
             sys.exit(f"kernels: --device must be able to run Triton kernels; {reason}. {path} was not changed.")
         problems: list[Problem] = []
         for sigma, layer, surrogate in product(options.sigma or (1.0,), load(options.shapes), (False, True)):
-            problem = layer.problem(options.batch_size, number, sigma, surrogate=surrogate)
-            problems += [problem, dataclasses.replace(problem, pool=2)] if layer.pooled else [problem]
+            problems.append(layer.problem(options.batch_size, number, sigma, surrogate=surrogate))
         if device.type == "cuda" and not options.quick:
             compile_candidates(problems, number, options.workers)
         with products(number):

@@ -140,14 +140,10 @@ def checked_geometry(
     return Geometry(strides, paddings, dilations, groups)
 
 
-def check_pool(pool: int, fuse_pool: bool | None = None) -> None:
-    """Check the arguments `pool` and `fuse_pool` of `dft_conv2d`."""
+def check_pool(pool: int) -> None:
+    """Check the argument `pool` of `dft_conv2d`."""
     if type(pool) is not int or pool not in POOLS:
         raise ValueError(
             f"dft_conv2d: pool must be one of {', '.join(map(str, POOLS))}; got {pool!r}. "
             "Apply torch.nn.functional.max_pool2d to the result for other windows."
-        )
-    if not (fuse_pool is None or isinstance(fuse_pool, bool)):
-        raise ValueError(
-            f"dft_conv2d: fuse_pool must be True, False or None; got {fuse_pool!r}. None decides by a tuning table."
         )

@@ -78,7 +78,6 @@ def dft_conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     pool: int = 1,
-    fuse_pool: bool | None = None,
     skip: Tensor | None = None,
     skip_weight: Tensor | None = None,
     neuron: Neuron = Neuron(),
@@ -98,8 +97,6 @@ def dft_conv2d(
         groups: blocks of channels that are not connected with each other.
         pool: 1, or 2 for `max_pool2d(y, 2)`: the earliest spikes of windows of 2×2 neurons. Triton kernels keep only
             these for the backward pass. Of several NaN in a window, only the last makes gradients NaN.
-        fuse_pool: True pools in the convolution's kernel, False in a kernel of its own. None pools in the convolution's
-            kernel where a tuning table says that this is faster.
         skip: [batch, out_channels, rows, columns] of the output's size, activations x_skip of an earlier layer, dtype
             of x. Its spikes were delayed until the window in which the spikes of x arrive; each of them reaches one
             neuron. Not with a pool. Default: None.
@@ -107,9 +104,7 @@ def dft_conv2d(
         neuron, backend: as in `dft_linear`.
     Returns:
         [batch, out_channels, rows / pool, columns / pool], dtype of x (under autocast, autocast's), channels-last.
-    Raises:
-        RuntimeError: `fuse_pool=True` where Triton kernels cannot run.
-    Gradient, precision, other errors, source: as in `dft_linear`.
+    Gradient, precision, errors, source: as in `dft_linear`.
     Example:
         >>> x, weight = torch.rand(8, 3, 32, 32), torch.randn(16, 3, 3, 3) / 5
         >>> y = dft_conv2d(x, weight, stride=2, padding=1, neuron=Neuron(psp_persistence=0.25))
@@ -118,16 +113,11 @@ def dft_conv2d(
         >>> spikes = y > 0
     """
     geometry = checked_geometry(stride, padding, dilation, groups)
-    check_pool(pool, fuse_pool)
+    check_pool(pool)
     which = backend_for("dft_conv2d", backend, x)
-    if fuse_pool and which == "torch":
-        raise RuntimeError(
-            f"dft_conv2d: fuse_pool must be None or False where Triton kernels do not run; got {fuse_pool} with "
-            f'backend={backend!r} on {x.device}. Use backend="triton" on a GPU, or leave it out.'
-        )
     operands = x, weight, bias, skip, skip_weight
     check_conv2d(operands, geometry, pool)
-    return _layer("dft_conv2d", which, operands, geometry, neuron, pool, fuse_pool)
+    return _layer("dft_conv2d", which, operands, geometry, neuron, pool)
 
 
 def _layer(
@@ -137,7 +127,6 @@ def _layer(
     geometry: Geometry | None,
     neuron: Neuron,
     pool: int = 1,
-    fuse_pool: bool | None = None,
 ) -> Tensor:
     x, weight, bias, skip, skip_weight = operands
     x, weight, skip = autocast(x, weight, skip)
@@ -147,4 +136,4 @@ def _layer(
         return y if pool == 1 else F.max_pool2d(y, pool)
     from ttfs_kernels.triton_backend.layer import TritonLayer
 
-    return apply_layer(function, TritonLayer(geometry, neuron, which, pool, fuse_pool), operands)[0]
+    return apply_layer(function, TritonLayer(geometry, neuron, which, pool), operands)[0]

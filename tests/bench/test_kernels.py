@@ -58,9 +58,9 @@ def spoil(monkeypatch, name: str, change, config: Config | None = None) -> None:
     """Change what a provider returns, our kernels' with one configuration alone."""
     real = getattr(tune.Operands, name)
 
-    def spoiled(self, which, given, *others):
-        run = real(self, which, given, *others)
-        return (lambda: tuple(map(change, run()))) if given == config else run
+    def spoiled(self, which, *given):
+        run = real(self, which, *given)
+        return (lambda: tuple(map(change, run()))) if next(iter(given), None) == config else run
 
     monkeypatch.setattr(tune.Operands, name, spoiled)
 
@@ -105,7 +105,7 @@ def test_what_is_wrong_is_neither_timed_nor_chosen(tuner, monkeypatch, which, ki
     line = tuner.said[-1]
     assert line.startswith(f"{which} of batch 2, height 4, width 3, in_channels 3, out_channels 5, kernel (3, 2), ")
     assert "ours 3.0000 ms (block_m 16, " in line
-    assert line.endswith(f"other 5.0000 ms, 1 {'cannot run' if kind == 'cannot run' else 'wrong'}")
+    assert line.endswith(f"library 5.0000 ms, 1 {'cannot run' if kind == 'cannot run' else 'wrong'}")
     monkeypatch.setattr(tune, "candidates", lambda *_: [wrong])
     assert tuner.measure(which, CONV2D, "ieee") is None
 
@@ -113,7 +113,7 @@ def test_what_is_wrong_is_neither_timed_nor_chosen(tuner, monkeypatch, which, ki
 @pytest.mark.parametrize("which", PASSES)
 def test_a_wrong_library_is_not_chosen(tuner, device, monkeypatch, which):
     """Then ours is chosen, whatever its time. The table is strict JSON."""
-    spoil(monkeypatch, "by_others", lambda y: 2 * y)
+    spoil(monkeypatch, "by_library", lambda y: 2 * y)
     tuner.path = choice.table_path(device_of(device))
     (entry,) = [entry for entry in tuner.complete([LINEAR]) if entry.which == which]
     assert (entry.library_ms, len(tuner.faults)) == (float("inf"), 3)
@@ -150,7 +150,7 @@ def test_tuning_goes_on_where_it_was_stopped(tuner):
         return 1.0
 
     tuner.time_ms = stopped
-    layers = [LINEAR, CONV2D, LINEAR, replace(CONV2D, pool=2, surrogate=True)]
+    layers = [LINEAR, CONV2D, LINEAR, replace(CONV2D, surrogate=True)]
     with pytest.raises(KeyboardInterrupt):
         tuner.complete(layers)
     kept, tuner.time_ms = read_table(tuner.path), time_ms
@@ -160,9 +160,8 @@ def test_tuning_goes_on_where_it_was_stopped(tuner):
     ]
     entries = tuner.complete(layers)
     assert entries[:4] == kept
-    # The pool in the epilogue, against both apart; and the surrogate, which grad_x alone knows.
-    others = [(entry.which, entry.problem.pool, entry.problem.surrogate) for entry in entries[4:]]
-    assert others == [("grad_x", 1, False), ("grad_w", 1, False), ("forward", 2, False), ("grad_x", 1, True)]
+    others = [(entry.which, entry.problem.surrogate) for entry in entries[4:]]  # which grad_x alone knows
+    assert others == [("grad_x", False), ("grad_w", False), ("grad_x", True)]
     assert (read_table(tuner.path), tuner.faults) == (entries, [])
     about = json.loads(tuner.path.read_text(encoding="utf-8"))
     assert (about["device"], about["torch"]) == (device_of(tuner.device).name, torch.__version__)
@@ -187,18 +186,16 @@ def test_refuses_nonsense(monkeypatch, arguments, message):
 
 def test_shapes_are_those_of_the_networks():
     """Every layer of CNN1, VGG11 and VGG16 by its name, and no other; "latency" where it takes that encoder."""
-    expected, pooled = {}, set()
+    expected = {}
     for model in ("cnn1", "vgg11", "vgg16"):
         spiking, analog = network_layers(model, 1, torch.float32)
         expected |= {f"{model}.{name}": problem.unpooled for name, problem in spiking}
         expected |= {f"{model}.{name} latency": replace(problem, with_slope=True) for name, problem in analog}
-        pooled |= {f"{model}.{name}" for name, problem in spiking if problem.pool > 1}
     layers = kernels_layers.load(kernels.SHAPES)
     found = {name: layer.problem(1, "fp32", 1.0) for layer in layers for name in layer.networks}
     assert found == expected
     assert len(found) == sum(len(layer.networks) for layer in layers)
     assert len({layer.name for layer in layers}) == len(layers) == len(set(found.values()))
-    assert all(layer.pooled == bool(pooled.intersection(layer.networks)) for layer in layers)
 
 
 @pytest.mark.parametrize("to_folder", [False, True])

@@ -34,8 +34,6 @@ CONV2D = [
     ({"pool": 3}, ValueError, "pool must be one of 1, 2; got 3"),
     ({"pool": 1.0}, ValueError, "pool must be one of 1, 2; got 1.0"),
     ({"pool": 2, "stride": (3, 1)}, ValueError, "maps must be at least as large as the windows of pool=2; got 1×3"),
-    ({"fuse_pool": 1}, ValueError, "fuse_pool must be True, False or None; got 1"),
-    ({"fuse_pool": True, "backend": "torch"}, RuntimeError, "fuse_pool must be None or False where"),
     ({"skip": SKIP}, ValueError, "skip_weight must come with skip; got none"),
     ({"skip_weight": torch.rand(6)}, ValueError, "skip must come with skip_weight; got none"),
     ({"skip": X, "skip_weight": torch.rand(6)}, ValueError, "skip must have the shape of the output, [2, 6, 3, 3]"),

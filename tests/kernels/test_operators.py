@@ -261,31 +261,27 @@ def test_compiled_layers_take_batches_of_other_sizes(served):
 
 @pytest.mark.parametrize("neuron", [Neuron(0.3), Neuron(0.0), Neuron(0.5, surrogate_width=0.5)], ids=str)
 @pytest.mark.parametrize("kernel", [1, 3])
-@pytest.mark.parametrize("fuse_pool", [None, True])
-def test_a_pool_equals_the_composition(served, kernel, neuron, fuse_pool):
-    """Bit for bit, in the kernel of the convolution and apart; the last row and column are in no window."""
+def test_a_pool_equals_the_composition(served, kernel, neuron):
+    """Bit for bit; the last row and column are in no window."""
     kind = Kind((2, 17, 5, 7), (6, 17, kernel, kernel), Geometry((1, 1), (1, 1), (1, 1), 1))
-    fuse_pool = fuse_pool if served.name == "triton" else None  # the library has no such kernel
     dtype = torch.float32 if served.name == "torch" else torch.float16
     tensors = on(served, kind, dtype=dtype, exact=True)  # of which windows have equal spikes
-    y = apply(kind, tensors, served, neuron=neuron, pool=2, fuse_pool=fuse_pool)
+    y = apply(kind, tensors, served, neuron=neuron, pool=2)
     composed = F.max_pool2d(apply(kind, tensors, served, neuron=neuron), 2)
     grad = (torch.arange(y.numel(), device=y.device) % 17 / 8 - 1).view(y.shape).to(y.dtype)
     ours, theirs = ((out, *torch.autograd.grad(out, list(tensors.values()), grad)) for out in (y, composed))
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert all(map(torch.equal, ours, theirs))
     with torch.no_grad():
-        assert torch.equal(apply(kind, tensors, served, neuron=neuron, pool=2, fuse_pool=fuse_pool), y)
+        assert torch.equal(apply(kind, tensors, served, neuron=neuron, pool=2), y)
 
 
-@pytest.mark.parametrize("fuse_pool", [False, True])
-def test_nan_wins_a_window_as_in_max_pool2d(served, fuse_pool):
+def test_nan_wins_a_window_as_in_max_pool2d(served):
     x = torch.rand(1, 1, 4, 6, device=served.device).requires_grad_()
     weight, bias = torch.ones(1, 1, 1, 1, device=x.device), torch.zeros(1, device=x.device, requires_grad=True)
     with torch.no_grad():
         x[0, 0, 0, 1] = x[0, 0, 2, 4] = x[0, 0, 3, 5] = float("nan")
-    fuse_pool = fuse_pool and served.name != "torch"
-    y = dft_conv2d(x, weight, bias, pool=2, fuse_pool=fuse_pool, backend=served.option)
+    y = dft_conv2d(x, weight, bias, pool=2, backend=served.option)
     assert y.isnan().flatten().tolist() == [True, False, False, False, False, True]
     grad_x, grad_bias = torch.autograd.grad(y.sum(), (x, bias))
     assert grad_bias.isnan().all()

@@ -35,7 +35,6 @@ class FiringLayer(WeightedLayer):
         neuron: Neuron,
         backend: str,
         pool: int = 1,
-        fuse_pool: bool | None = None,
     ) -> Tensor:
         """Activations of the layer's neurons; arguments as in `DFTConv2d` and its `forward`."""
         # Under autocast, weights are standardised and cast in one pass; grids and batch norm need them uncast.
@@ -48,7 +47,7 @@ class FiringLayer(WeightedLayer):
         fire, normalise = dft_linear, normalised_linear
         if isinstance(self, WeightedConv2d):
             options |= self.geometry | {"pool": pool}
-            fire, normalise = partial(dft_conv2d, fuse_pool=fuse_pool), normalised_conv2d
+            fire, normalise = dft_conv2d, normalised_conv2d
         if self.normalises:
             x, weight = self.synapses(x, weight)
             activations = self.follow(normalise(x, weight, self.normalisation(), skip_weight=skip_weight, **options))
@@ -90,9 +89,6 @@ class DFTConv2d(FiringLayer, WeightedConv2d):
         average: side of the windows of inputs that the synapses average, in A and in W; the maps' sides must be
             multiples of it, and kernel_size, stride and padding count windows. Default: 1.
         device, dtype: as in `torch.nn.Conv2d`.
-    Attributes:
-        fuse_pool: whether the convolution's kernel also computes the `pool` passed to `forward`; see
-            `ttfs_kernels.dft_conv2d`. Default: None, a table of measurements decides.
     Raises:
         ValueError: sizes, groups, initial_gain, skip or average out of range.
     Source: Wei et al., ICCV 2023, Eq. 5-7, 9-10.
@@ -127,7 +123,6 @@ class DFTConv2d(FiringLayer, WeightedConv2d):
         check_name(type(self).__name__, backend)
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, **options)
         self.neuron, self.backend = neuron, backend
-        self.fuse_pool: bool | None = None
 
     def forward(self, x: Tensor, pool: int = 1, *, skip: Tensor | None = None) -> Tensor:
         """Activations; with `pool`, the output of `EarliestSpikePool2d(pool)` after them.
@@ -136,8 +131,7 @@ class DFTConv2d(FiringLayer, WeightedConv2d):
         v·x_skip to the potential of one neuron, and σ·v to its slope. Larger maps: see `WeightedLayer.arriving`.
         """
         behind = pool if pool > 1 and self.pools_apart else 1
-        options = {"neuron": self.neuron, "backend": self.backend, "fuse_pool": self.fuse_pool}
-        spikes = self.spikes(x, skip, pool=pool // behind, **options)
+        spikes = self.spikes(x, skip, pool=pool // behind, neuron=self.neuron, backend=self.backend)
         return spikes if behind == 1 else F.max_pool2d(spikes, behind)
 
     def extra_repr(self) -> str:

@@ -3,9 +3,6 @@
 Backend "triton" always chooses our kernel, with the table's blocks or, for a shape that the table lacks, default
 blocks. "auto" does the same, except where the table says that the library is faster.
 
-A forward pass with a pool has entries of its own, for both backends. They choose between a convolution that pools in
-its epilogue (`triton_ms`) and the best convolution without a pool followed by the kernel `pool_spikes` (`library_ms`).
-
 Tables lie in `tuning/`, one per GPU name; `bench/kernels.py --tune` writes them. Nothing is timed here: choices depend
 on tables alone, so all processes choose alike.
 """
@@ -28,7 +25,7 @@ FORMAT_VERSION = 2
 
 
 class Choice(NamedTuple):
-    """Blocks of our kernel, and why: "measured" or "default". None: the library, or a pool in a kernel of its own."""
+    """Blocks of our kernel, and why: "measured" or "default". None: the library."""
 
     config: Config | None
     reason: str
@@ -128,9 +125,8 @@ def _look_up(which: str, problem: Problem, device: Device, precision: str, backe
     if device.name not in _tables:
         entries = read_table(table_path(device))
         _tables[device.name] = {(entry.which, entry.problem, entry.precision): entry for entry in entries}
-    entry, pools = _tables[device.name].get((which, problem, precision)), problem.pool > 1
+    entry = _tables[device.name].get((which, problem, precision))
     if entry is None:
-        ours = default_config(which, problem, device.chip, precision, device.processors)
-        return Choice(None if pools else ours, "default")
-    library = (backend == "auto" or pools) and entry.library_ms < entry.triton_ms
+        return Choice(default_config(which, problem, device.chip, precision, device.processors), "default")
+    library = backend == "auto" and entry.library_ms < entry.triton_ms
     return Choice(None if library else entry.config, "measured")

@@ -5,10 +5,8 @@ A fully connected layer is a 1×1 convolution of 1×1 maps, here and in the grad
 x is [B, H, W, C_total] (channels last), weight [N_total, R, S, C], C inputs per group, y and gain [B, P, Q, N_total].
 A block is BLOCK_M output positions (m runs over B·P·Q) times BLOCK_N channels of one group; the depth is R·S·C.
 BY_POSITION: a block is one position (p, q) of BLOCK_M images instead, and leaves out the taps outside the map.
-POOL > 1: rows are ordered by windows of POOL × POOL positions, so that a block holds whole windows. y, gain and winner
-[B, P / POOL, Q / POOL, N_total] get each window's earliest spike, its gain, and its place in the window.
-HAS_SKIP: skip [B, P, Q, N_total] holds delayed spikes, one per neuron; not with a pool.
-Without FIRES, for batch norm, y gets A, and gain gets Σ w·[x > 0]; no pool, no skip.
+HAS_SKIP: skip [B, P, Q, N_total] holds delayed spikes, one per neuron.
+Without FIRES, for batch norm, y gets A, and gain gets Σ w·[x > 0]; no skip.
 """
 
 # Triton's language is not Python's:
@@ -22,7 +20,6 @@ from ttfs_kernels.triton_backend.rule import (
     at_row,
     block_position,
     clamp_to_window,
-    earliest,
     fire,
     fits,
     multiple,
@@ -38,7 +35,6 @@ def conv2d_forward(
     bias_ptr,
     y_ptr,
     gain_ptr,
-    winner_ptr,
     skip_ptr,
     skip_weight_ptr,
     B,
@@ -63,8 +59,6 @@ def conv2d_forward(
     FIRES: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
     WITH_GAIN: tl.constexpr,
-    WITH_WINNER: tl.constexpr,
-    POOL: tl.constexpr,
     SURROGATE: tl.constexpr,
     FEW_CHANNELS: tl.constexpr,
     BY_POSITION: tl.constexpr,
@@ -78,7 +72,7 @@ def conv2d_forward(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Compute y, gain and winner of one block; program (block, group of channels).
+    """Compute y and gain of one block; program (block, group of channels).
 
     FEW_CHANNELS: a step runs over the joint index (r, s, c), so that few channels do not leave it mostly empty.
     EVEN: BLOCK_K divides C. UNIT_C and UNIT_N divide C and N.
@@ -86,10 +80,7 @@ def conv2d_forward(
     AXIS: tl.constexpr = 0 if INPUTS_FIRST else 1
     C = multiple(C, UNIT_C)
     N = multiple(N, UNIT_N)
-    AREA: tl.constexpr = POOL * POOL
-    rows_passed = P // POOL
-    columns_passed = Q // POOL
-    M = B * rows_passed * columns_passed * AREA
+    M = B * P * Q
     image_blocks = tl.cdiv(B, BLOCK_M)
     rows = P * Q * image_blocks * BLOCK_M if BY_POSITION else M
     block_m, block_n = block_position(tl.program_id(0), rows, N, BLOCK_M, BLOCK_N, GROUP)
@@ -107,11 +98,10 @@ def conv2d_forward(
         kept = lanes < B - first_image
     else:
         m = block_m * BLOCK_M + lanes
-        window = m // AREA
-        p = (window // columns_passed) % rows_passed * POOL + m % AREA // POOL
-        q = window % columns_passed * POOL + m % POOL
-        first_image = (block_m * (BLOCK_M // AREA)) // (rows_passed * columns_passed)
-        image = window // (rows_passed * columns_passed) - first_image
+        p = (m // Q) % P
+        q = m % Q
+        first_image = (block_m * BLOCK_M) // (P * Q)
+        image = m // (P * Q) - first_image
         kept = m < M
     h0 = p * STRIDE_H - PAD_H
     w0 = q * STRIDE_W - PAD_W
@@ -177,9 +167,8 @@ def conv2d_forward(
         first_row = first_image * (P * Q)
         row = tl.where(kept, image * (P * Q) + (p * Q + q), M)
     else:
-        first_row = block_m * (BLOCK_M // AREA)
-        row = tl.arange(0, BLOCK_M // AREA)
-        row = tl.where(row < M // AREA - first_row, row, M)
+        first_row = block_m * BLOCK_M
+        row = tl.where(lanes < M - first_row, lanes, M)
     kept = tl.expand_dims(row < M, 1 - AXIS) & tl.expand_dims(n_kept, AXIS)
     first = first_row.to(tl.int64) * (N * GROUPS) + first_channel
     at = tl.expand_dims(row * (N * GROUPS), 1 - AXIS) + tl.expand_dims(n, AXIS)
@@ -202,10 +191,6 @@ def conv2d_forward(
         y = clamp_to_window(A)
         gain = y
     dtype: tl.constexpr = y_ptr.dtype.element_ty
-    if AREA > 1:
-        y, gain, winner = earliest(y.to(dtype).to(tl.float32), gain, AXIS, AREA)
-        if WITH_WINNER:
-            tl.store(winner_ptr + first + at, winner.to(tl.uint8), mask=kept)
     if WITH_SLOPE and WITH_GAIN:
         gain = fits(gain, dtype) if FIRES else gain.to(dtype)
         tl.store(gain_ptr + first + at, gain, mask=kept)

@@ -137,7 +137,10 @@ def pool_spikes(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The earliest spike of each window of maps [B, P, Q, N], as `rule.earliest`: [windows, N]."""
+    """The earliest spike of each window of maps [B, P, Q, N]: [windows, N].
+
+    Chosen as by `torch.nn.functional.max_pool2d`: of equals the first, of NaN the last.
+    """
     window = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     kept = (window < windows)[:, None] & (n < N)[None, :]

@@ -19,7 +19,7 @@ from ttfs_kernels.triton_backend.choice import choose
 from ttfs_kernels.triton_backend.launch import Launch, device_of, precision_of
 from ttfs_kernels.triton_backend.normalisation import MEAN, MOMENTS, STATISTICS, VARIANCE, Neurons
 from ttfs_kernels.triton_backend.passes import ELEMENTS, TILE, Plan
-from ttfs_kernels.triton_backend.planning import Config, default_config
+from ttfs_kernels.triton_backend.planning import Config
 from ttfs_kernels.triton_backend.problem import Problem
 
 
@@ -31,19 +31,18 @@ class TritonLayer:
         geometry: geometry of a convolution; None for a fully connected layer.
         neuron: how it fires and how it is differentiated.
         backend: "triton", our kernels in every pass; or "auto", a library call where a table says that it is faster.
-        pool, fuse_pool: as in `ops.dft_conv2d`.
+        pool: as in `ops.dft_conv2d`.
     """
 
     geometry: Geometry | None
     neuron: Neuron
     backend: str
     pool: int = 1
-    fuse_pool: bool | None = None
 
     def forward(self, operands: Operands, with_derivatives: bool) -> tuple[tuple[Tensor], Kept]:
         x, weight, _, skip, skip_weight = operands
         run: Any = _forward_operator if torch.compiler.is_compiling() else _forward
-        kept = run(*operands, *self._plain(), self.fuse_pool, with_derivatives)
+        kept = run(*operands, *self._plain(), with_derivatives)
         return (kept[0],), (x, weight, skip, skip_weight, *kept)
 
     def backward(self, grad: Tensor, kept: Kept, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
@@ -68,24 +67,20 @@ def _forward(
     neuron: Sequence[float],
     pool: int,
     backend: str,
-    fuse_pool: bool | None,
     with_derivatives: bool,
 ) -> list[Tensor]:
     """Activations, followed by gain and winner, if there are any, for the backward pass."""
     properties = Neuron.unpack(neuron)
     problem = Problem.of(x, weight, _geometry(geometry), properties, pool, skip is not None)
     chip, precision, options = device_of(x.device).chip, precision_of(problem, x.device), (properties, with_derivatives)
-    config = _fused_pool(problem, x.device, backend, fuse_pool)
-    # What the convolution computes: the layer, or the layer without its pool if that is a kernel of its own.
-    convolved = problem if config is not None else problem.unpooled
-    config = config or config_of("forward", convolved, x.device, backend)
+    convolved, config = problem.unpooled, config_of("forward", problem, x.device, backend)
     operands = rows_of(x), rows_of(weight), None if bias is None else bias.contiguous()
     delayed = () if skip is None or skip_weight is None else (rows_of(skip), skip_weight.contiguous())
     if config is None:
         spikes = library.forward(convolved, *operands, *options, *delayed)
     else:
         spikes = passes.forward(convolved, *operands, *options, config, precision, chip, *delayed).run()
-    if convolved != problem:
+    if pool > 1:
         y, gain = spikes
         spikes = passes.pool(problem, y, gain, with_derivatives).run()
     return [shaped(result, x) for result in spikes if result is not None]
@@ -160,19 +155,8 @@ _forward_operator.register_fake(_forward)
 _backward_operator.register_fake(_backward)
 
 
-def _fused_pool(problem: Problem, device: torch.device, backend: str, wanted: bool | None) -> Config | None:
-    """Blocks of a convolution that pools in its epilogue; None without a pool, or if `passes.pool` is to follow."""
-    if problem.pool == 1 or wanted is False:
-        return None
-    config = config_of("forward", problem, device, backend)
-    if config is None and wanted:
-        this = device_of(device)
-        config = default_config("forward", problem, this.chip, precision_of(problem, device), this.processors)
-    return config
-
-
 def config_of(which: str, problem: Problem, device: torch.device, backend: str) -> Config | None:
-    """Blocks of our kernel for a pass, or None for the library; for a pool, see `Choice`."""
+    """Blocks of our kernel for a contraction, or None for the library."""
     return choose(which, problem, device_of(device), precision_of(problem, device), backend).config
 
 

@@ -68,10 +68,9 @@ def forward(
     """(y, gain): activations, and ∂a/∂A if `with_derivatives` (None at σ = 0, where it is not needed).
 
     `skip` holds delayed spikes in the shape of y, one per neuron, `skip_weight` [N] the weights of their synapses.
-    With a pool (y, gain, winner): activation and gain of each window's earliest spike, and its place there, uint8.
     Without `fires` (A, W): potentials, and slopes without the factor σ (None at σ = 0).
     """
-    y, gain, *winner = _new_spikes(problem, x, with_derivatives)
+    y, gain = _new_spikes(problem, x, with_derivatives)
     problem = problem.flat
     _check_offsets("forward", problem, config)
     arguments = {
@@ -89,7 +88,6 @@ def forward(
         "WITH_SLOPE": problem.with_slope,
         "WITH_GAIN": gain is not None,
         "SURROGATE": neuron.has_surrogate and gain is not None,
-        "POOL": problem.pool,
         "FEW_CHANNELS": problem.joint_steps,
         "BY_POSITION": skips(problem, config),
         "EVEN": problem.group_inputs % config.block_k == 0,
@@ -98,17 +96,20 @@ def forward(
         "GROUP": config.group,
         **_maps(problem),
         **_taps(problem),
-        **_winner(winner),
     }
-    blocks = row_blocks(problem, problem.needed_positions, config)
+    blocks = row_blocks(problem, math.prod(problem.out_size), config)
     blocks *= math.ceil(problem.group_outputs / config.block_n)
     launch = Launch.blocks(conv2d_forward, (blocks, problem.groups), arguments, config)
-    return Plan([launch] if problem.rows else [], (y, gain, *winner))
+    return Plan([launch] if problem.rows else [], (y, gain))
 
 
 def pool(problem: Problem, y: Tensor, gain: Tensor | None, with_derivatives: bool) -> Plan:
-    """(y, gain, winner) of windows, as `forward` with a pool returns them, from (y, gain) of all neurons."""
-    pooled, pooled_gain, *winner = _new_spikes(problem, y, with_derivatives)
+    """(y, gain, winner): activation and gain of each window's earliest spike, and its place there, uint8.
+
+    `y` and `gain` are those of all neurons; the winner is None without `with_derivatives`.
+    """
+    pooled, pooled_gain = _new_spikes(problem, y, with_derivatives)
+    winner = torch.empty_like(pooled, dtype=torch.uint8) if with_derivatives else None
     windows, channels = problem.batch * math.prod(problem.pooled_size), problem.out_channels
     grid, sizes = blocks_of_rows(windows, channels)
     arguments = {
@@ -117,15 +118,17 @@ def pool(problem: Problem, y: Tensor, gain: Tensor | None, with_derivatives: boo
         "gain_ptr": gain,
         "pooled_ptr": pooled,
         "pooled_gain_ptr": pooled_gain,
+        "winner_ptr": winner,
         "P": problem.out_size[0],
         "Q": problem.out_size[1],
         "N": channels,
         "windows": windows,
         "WITH_GAIN": pooled_gain is not None,
+        "WITH_WINNER": with_derivatives,
         "POOL": problem.pool,
     }
-    launch = Launch(elementwise.pool_spikes, grid, arguments | _winner(winner))
-    return Plan([launch] if windows else [], (pooled, pooled_gain, *winner))
+    launch = Launch(elementwise.pool_spikes, grid, arguments)
+    return Plan([launch] if windows else [], (pooled, pooled_gain, winner))
 
 
 def local_gradient(
@@ -323,19 +326,10 @@ def summing_blocks(rows: int, channels: int, elements: int) -> tuple[tuple[int, 
     return (math.ceil(rows / share), columns), {"M": rows, "N": channels, "rows_per_program": share, **blocks}
 
 
-def _new_spikes(problem: Problem, x: Tensor, with_derivatives: bool) -> tuple[Any, ...]:
-    """(y, gain), with a pool (y, gain, winner), uninitialised; gain and winner are None if not needed."""
+def _new_spikes(problem: Problem, x: Tensor, with_derivatives: bool) -> tuple[Tensor, Tensor | None]:
+    """(y, gain) behind the pool, uninitialised; gain is None if not needed."""
     shape = (problem.batch, *problem.pooled_size, problem.out_channels)
-    gain = x.new_empty(shape) if with_derivatives and problem.with_slope else None
-    if problem.pool == 1:
-        return x.new_empty(shape), gain
-    return x.new_empty(shape), gain, x.new_empty(shape, dtype=torch.uint8) if with_derivatives else None
-
-
-def _winner(winner: list[Tensor | None]) -> dict[str, Any]:
-    """The arguments of a kernel that may store winners."""
-    tensor = winner[0] if winner else None
-    return {"winner_ptr": tensor, "WITH_WINNER": tensor is not None}
+    return x.new_empty(shape), x.new_empty(shape) if with_derivatives and problem.with_slope else None
 
 
 def _maps(problem: Problem) -> dict[str, int]:

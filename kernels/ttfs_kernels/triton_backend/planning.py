@@ -42,16 +42,15 @@ class Cut(NamedTuple):
 def skips(problem: Problem, config: Config) -> bool:
     """Whether blocks are one position of many images and leave out taps outside the map.
 
-    They never are if a step holds several taps, if there is only one tap, or with a pool, since the positions of a
-    window together meet nearly every tap.
+    They never are if a step holds several taps, or if there is only one tap.
     """
-    return config.by_position and not problem.is_matrix_product and not problem.joint_steps and problem.pool == 1
+    return config.by_position and not problem.is_matrix_product and not problem.joint_steps
 
 
 def largest_offset(problem: Problem, config: Config) -> int:
     """Largest offset within a block, in elements from its first image: it must fit into 32 bits."""
     rows = max(config.block_m, config.block_k)
-    positions = max(1, problem.needed_positions)
+    positions = max(1, math.prod(problem.out_size))
     images = rows if skips(problem, config) else math.ceil(rows / positions) + 1
     inputs = problem.height * problem.width * problem.in_channels
     return images * max(inputs, math.prod(problem.out_size) * problem.out_channels)
@@ -74,7 +73,7 @@ def cut(which: str, problem: Problem, config: Config) -> Cut:
         depth = problem.depth if problem.joint_steps else problem.group_inputs
         columns = problem.groups * math.ceil(problem.group_outputs / config.block_n)
         taps = [_output_taps(problem, config, axis) for axis in (0, 1)]
-        rows = [(problem.needed_positions, *taps)]
+        rows = [(math.prod(problem.out_size), *taps)]
     else:
         depth = problem.group_outputs
         columns = problem.groups * math.ceil(problem.group_inputs / config.block_n)

@@ -78,11 +78,6 @@ class Problem:
         return rows // self.pool, columns // self.pool
 
     @property
-    def needed_positions(self) -> int:
-        """Output positions of a map that are in a window of the pool."""
-        return self.pooled_size[0] * self.pooled_size[1] * self.pool**2
-
-    @property
     def rows(self) -> int:
         """M: output positions of the whole batch."""
         return self.batch * self.out_size[0] * self.out_size[1]
@@ -109,12 +104,11 @@ class Problem:
         return plain and self.groups == 1
 
     def of_pass(self, which: str) -> Problem:
-        """The layer without properties that leave a pass unchanged: only grad_x depends on the surrogate, only the
-        forward pass on pool and skip.
+        """The layer without properties that leave a contraction unchanged: only grad_x depends on the surrogate, only
+        the forward pass on the skip, and none on the pool.
         """
-        surrogate, forward = self.surrogate and which == "grad_x", which == "forward"
-        pool, skip = (self.pool, self.skip) if forward else (1, False)
-        return dataclasses.replace(self, surrogate=surrogate, pool=pool, skip=skip)
+        surrogate, skip = self.surrogate and which == "grad_x", self.skip and which == "forward"
+        return dataclasses.replace(self, surrogate=surrogate, pool=1, skip=skip)
 
     @property
     def unpooled(self) -> Problem:
@@ -124,7 +118,7 @@ class Problem:
     @property
     def flat(self) -> Problem:
         """A matrix product as a layer on a batch of 1×1 maps, one for each position; other layers unchanged."""
-        if not self.is_matrix_product or self.pool > 1:
+        if not self.is_matrix_product:
             return self
         return dataclasses.replace(self, batch=self.rows, height=1, width=1)
 

@@ -110,35 +110,6 @@ def accumulate(x, w, A, W, INPUTS_FIRST: tl.constexpr, WITH_SLOPE: tl.constexpr,
 
 
 @triton.jit
-def earliest(y, gain, AXIS: tl.constexpr, AREA: tl.constexpr):
-    """(y, gain, place) of the earliest spike of each window: AREA neighbours along axis AXIS of two dimensions.
-
-    Chosen as by `torch.nn.functional.max_pool2d`: of equals the first, of NaN the last. y: float32, 0 or more, rounded
-    as it will be stored. place: int32, index among the neighbours.
-    """
-    if AXIS == 0:
-        windows: tl.constexpr = (y.shape[0] // AREA, AREA, y.shape[1])
-    else:
-        windows: tl.constexpr = (y.shape[0], y.shape[1] // AREA, AREA)
-    y, gain = y.reshape(windows), gain.reshape(windows)
-    place = tl.arange(0, AREA)
-    if AXIS == 0:
-        place = place[None, :, None]
-    else:
-        place = place[None, None, :]
-    # One maximum finds value and place: the bits of floating-point numbers from 0 on are ordered as the numbers are.
-    bits = tl.where(y > 0, y.to(tl.int32, bitcast=True), 0)
-    bits = tl.where(y == y, bits, 0x7FC00000)
-    rank = tl.where(y == y, AREA - 1 - place, place)
-    key = tl.max(bits.to(tl.int64) * AREA + rank, axis=AXIS + 1)
-    y = (key // AREA).to(tl.int32).to(tl.float32, bitcast=True)
-    rank = (key % AREA).to(tl.int32)
-    winner = tl.where(y == y, AREA - 1 - rank, rank)
-    gain = tl.sum(tl.where(place == tl.expand_dims(winner, AXIS + 1), gain, 0.0), axis=AXIS + 1)
-    return y, gain, winner
-
-
-@triton.jit
 def block_position(pid, ROWS, COLUMNS, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, GROUP: tl.constexpr):
     """Row and column of a program's block: GROUP rows of blocks are walked column by column, to reuse the cache."""
     row_blocks = tl.cdiv(ROWS, BLOCK_ROWS)

@@ -135,10 +135,7 @@ def expected(which: str, layer: Layer, neuron: Neuron = Neuron()) -> tuple[Tenso
 
 
 def expected_forward(layer: Layer, persistence: float) -> tuple[Tensor, ...]:
-    """(y, gain), and with a pool its winners: of equals the first, as in max_pool2d.
-
-    Float16 gains end at the largest float16.
-    """
+    """(y, gain); float16 gains end at the largest float16."""
     x, dtype = _maps(layer.x), layer.problem.dtype
     slope = _convolve(layer.problem, (x > 0).double(), layer).float()
     potential = _convolve(layer.problem, x, layer).float()
@@ -150,14 +147,7 @@ def expected_forward(layer: Layer, persistence: float) -> tuple[Tensor, ...]:
     y, gain = fire(potential, persistence * slope)
     y = potential.clamp(0, 1) if persistence == 0 else y
     gain = gain.clamp_max(torch.finfo(dtype).max) if dtype == torch.float16 else gain
-    y, gain = y.to(dtype), gain.to(dtype)
-    if layer.problem.pool == 1:
-        return y, gain
-    side, columns = layer.problem.pool, layer.problem.out_size[1]
-    pooled, index = F.max_pool2d(_maps(y), side, return_indices=True)
-    gain = _maps(gain).flatten(2).gather(2, index.flatten(2)).view_as(index)
-    place = index // columns % side * side + index % columns % side
-    return _rows(pooled).to(dtype), _rows(gain).to(dtype), _rows(place).to(torch.uint8)
+    return y.to(dtype), gain.to(dtype)
 
 
 def _convolve(problem: Problem, x: Tensor, layer: Layer) -> Tensor:

@@ -22,7 +22,6 @@ from tests.kernels.triton.common import (
     exact_layer,
     examples,
     expected,
-    expected_forward,
     plan,
     problems,
     run,
@@ -59,7 +58,7 @@ def blocks_of_products() -> AbstractContextManager[Any]:
 @examples(180)
 @given(problem=problems, data=st.data())
 def test_contractions_are_exact(device, provider, which, problem, data):
-    """In tensors anywhere in memory, as slices of a batch are; pools in the epilogue, and in a kernel of their own.
+    """In tensors anywhere in memory, as slices of a batch are.
 
     Splits are of one step, so that few positions make many; 0 is one for every free processor. As many operations are
     executed as planning counts.
@@ -69,12 +68,12 @@ def test_contractions_are_exact(device, provider, which, problem, data):
         return data.draw(st.sampled_from(values))
 
     forward, ours = which == "forward", provider == "ours"
-    behind = draw("", "skip", *["pool"] * (ours and min(problem.out_size) >= 2)) if forward else ""
+    skip = forward and draw(False, True)
     # Multiples of 0.3 are rounded before a skip's are added, and by the library.
-    sigma = draw(1.0, 0.0, 0.3 if ours and behind != "skip" else 0.5)
+    sigma = draw(1.0, 0.0, 0.3 if ours and not skip else 0.5)
     neuron = Neuron(sigma, surrogate_width=0.0 if forward else draw(0.0, 0.5))
     flags = {"with_slope": neuron.has_slope, "surrogate": neuron.has_surrogate, "dtype": draw(*DTYPES)}
-    problem = dataclasses.replace(problem, **flags, skip=behind == "skip", pool=2 if behind == "pool" else 1)
+    problem = dataclasses.replace(problem, **flags, skip=skip)
     layer, bias = exact_layer(problem, device, shift=draw(0, 1)), draw(None, *DTYPES, torch.float64)
     layer = layer._replace(bias=None if bias is None else layer.bias.to(bias))
     here = device_for(device, draw(80, 90), processors=100)
@@ -82,9 +81,6 @@ def test_contractions_are_exact(device, provider, which, problem, data):
     config, derivatives = dataclasses.replace(draw(*BLOCKS), **options), draw(False, True)
     if not ours:
         pass_ = partial(by_library, which, layer, neuron, derivatives)
-    elif behind == "pool" and draw(False, True):
-        y, gain = expected_forward(layer._replace(problem=problem.unpooled), sigma)
-        pass_ = partial(passes.pool, problem, y.to(device), gain.to(device) if sigma else None, derivatives)
     else:
         pass_ = partial(plan, which, layer, config, here, neuron, derivatives)
     with patch.object(planning, "STEPS_PER_SPLIT", 1), patch.object(planning, "PART_ROWS", 0):
@@ -95,7 +91,7 @@ def test_contractions_are_exact(device, provider, which, problem, data):
         assert planning.executed_flops(which, problem, config) == 2 * sum(map(math.prod, shapes))
     wanted = expected(which, layer, neuron)
     if forward:
-        assert [one is not None for one in found] == [True, derivatives and sigma > 0, derivatives][: len(found)]
+        assert [one is not None for one in found] == [True, derivatives and sigma > 0]
     for one, other in zip(found, wanted, strict=True):
         if one is not None:
             assert_exact(one, other, near=not ours and device.type == "cuda")

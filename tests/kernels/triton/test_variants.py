@@ -26,7 +26,7 @@ def variants(model: str, batch: int) -> dict[str, list[str]]:
                 continue
             config, problem = None, layer
             if which in (*PASSES, "normalised"):
-                problem = layer.unpooled  # pools have a kernel of their own until tuning says otherwise
+                problem = layer.unpooled  # pools have a kernel of their own
                 blocks_of = which if which in PASSES else "forward"
                 config = default_config(blocks_of, problem, device.chip, "ieee", device.processors)
             launches = kernels_layers.plan_pass(which, problem, config, "ieee", device).launches
