@@ -95,7 +95,7 @@ def test_what_events_become_survives_and_fits_the_channels():
     assert values["preprocessing"]["events"] == {"count": 3, "length_us": 105_000, "pool": 2, "sensor": [34, 34]}
     assert ModelDescription.from_dict(values) == description
     assert 'classify("recording.npz")' in TTFSModel.from_description(description)._plain_card("a/b", None)
-    assert "events" not in ModelDescription.of(NETWORK).to_dict()["preprocessing"]  # older versions read on
+    assert "events" not in ModelDescription.of(NETWORK).to_dict()["preprocessing"]
     with pytest.raises(ValueError, match="half as many windows as the network has channels, 4; got 3"):
         ModelDescription.of(NETWORK.replace(in_channels=4), events=events)
     for wrong in ([], {"count": 0}, {"windows": 3}):

@@ -33,8 +33,6 @@ def recipe(tmp_path) -> Path:
             {"epochs": 0, "lr": "fast"},
             r"epochs: .*greater than or equal to 1; got 0[\s\S]*lr: .*valid number.*; got 'fast'",
         ),
-        ({"pretrain": True}, "this key was retired: a training now begins at σ = 0"),
-        ({"neuron": "ann"}, "this key was retired: an ANN is a network with psp_persistence: 0"),
         ({"crop_fill": 256}, r"crop_fill\S*: Input should be less than or equal to 255; got 256"),
         ({"psp_persistence": 1.5}, r"Neuron: psp_persistence must lie in \[0, 1\]; got 1.5"),
         ({"batch_norm": True, "time_steps": 8}, "batch_norm and time_steps exclude each other"),
@@ -233,14 +231,3 @@ def test_every_preset_of_a_recipe_is_a_valid_configuration(path, name):
     config = parse_config(path, "", ["--preset", name])
     assert config.preset == name
     assert {key for key, value in read_recipe(path).presets[name].items() if config.model_dump()[key] != value} == set()
-
-
-def test_a_run_that_holds_retired_keys_goes_on(tmp_path):
-    saved = yaml.safe_load(TrainConfig().to_yaml()) | {"pretrain": True, "pretrain_epochs": None, "pretrain_lr": 1e-3}
-    arguments = ROOT / "ttfs_triton/recipes/quickstart.yaml", "", ["--output-dir", str(tmp_path), "--resume"]
-    assert make_config({"pretrain": False, "pretrain_lr": None, "neuron": "dft"}, "here") == TrainConfig()
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved | {"neuron": "dft"}))
-    assert parse_config(*arguments) == TrainConfig(resume=True, output_dir=tmp_path)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved | {"neuron": "ann"}))
-    with pytest.raises(ConfigError, match="start one from the weights of a run that has neuron: ann"):
-        parse_config(*arguments)

@@ -7,7 +7,6 @@ import torch
 
 from tests.convert import sources
 from tests.convert.sources import randomised
-from tests.model.earlier_ann import EarlierANN
 from ttfs_triton.convert import convert
 from ttfs_triton.model import BaseModel, ModelDescription
 from ttfs_triton.model.files import write_model
@@ -49,22 +48,6 @@ def target(config: NetworkConfig = OURS, **changes) -> TTFSNetwork:
     """A network as a training configuration asks for, whose images have another mean."""
     values = {"batch_norm": False, "mean": (0.1, 0.1, 0.1)}
     return TTFSNetwork(config.replace(**(values | changes))).eval()
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("standardised", [False, True])
-@pytest.mark.parametrize("kept", [False, True])
-@pytest.mark.parametrize("config", [False, True], ids=["bare", "configured"])
-def test_run_of_an_earlier_ann_starts_a_network(tmp_path, batch_norm, standardised, kept, config):
-    ann = EarlierANN(OURS.replace(batch_norm=batch_norm, weight_standardisation=standardised))
-    source, images = ann.write(tmp_path / "run") / "best", torch.rand(5, 3, 8, 8)
-    if not config:
-        (source / "config.json").unlink()
-    network = target(weight_standardisation=kept and standardised, mean=OURS.mean)
-    base = load_weights(network, str(source / "model.safetensors"), images).base_model
-    assert base.file == "model.safetensors"
-    torch.testing.assert_close(network(images), ann(images), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ from ttfs_triton.train.config import (
     changed_keys,
     make_config,
     read_yaml,
-    without_retired,
 )
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
 from ttfs_triton.train.target import TARGET_IMAGES, make_target
@@ -177,9 +176,9 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
     """
     files, values = loaded.files, dict[str, Any]()
     if files.run is not None and (files.run / "config.yaml").is_file():
-        values = without_retired(read_yaml(files.run / "config.yaml"))
+        values = read_yaml(files.run / "config.yaml")
     elif files.bundled:
-        values = without_retired(bundled_facts(source.removeprefix(PREFIX))["training"]["settings"])
+        values = dict(bundled_facts(source.removeprefix(PREFIX))["training"]["settings"])
     values |= _OWN | {"cpu": options.cpu}
     if isinstance(network := loaded.description.network, NetworkConfig):
         values = _network_keys(network) | values

@@ -66,7 +66,7 @@ class Preprocessing:
         return cls(network.image_size, mode, 255.0 / network.max_value, fit=fit, events=events)
 
     def to_dict(self) -> dict[str, Any]:
-        """The preprocessing as JSON values; without default `fit` and `events`, which older versions do not know."""
+        """The preprocessing as JSON values; without default `fit` and `events`."""
         values = dataclasses.asdict(self) | {"size": list(self.size)}
         usual = {"fit": "stretch", "events": None}
         return {name: value for name, value in values.items() if name not in usual or value != usual[name]}

@@ -24,7 +24,6 @@ from ttfs_triton.model.weights import (
     weight_bytes,
 )
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
-from ttfs_triton.nn.folding import fold_tensors, has_batch_norm
 from ttfs_triton.untrusted_files import read_regular
 
 CONFIG_CHECKSUM = "config_sha256"  # key in the metadata of the weights
@@ -63,8 +62,7 @@ def read_model(
 ) -> tuple[ModelDescription, dict[str, Tensor]]:
     """A model's description and all tensors of its network, on the CPU.
 
-    The header of the weights is compared with the network before a tensor is read. Batch norm is folded where
-    config.json says that the network has none, as for ANNs of older versions.
+    The header of the weights is compared with the network before a tensor is read.
 
     Args:
         config, weights: the files.
@@ -80,16 +78,8 @@ def read_model(
         raise
     except ValueError as error:
         raise LoadError(f"load: {config} must be what training wrote; {error}") from error
-    if not has_batch_norm(header.tensors) or has_batch_norm(wanted):
-        _check_tensors(wanted, header, weights)
-        return description, read_weights(weights)
-    try:
-        empty = {name: torch.empty(size, dtype=kind, device="meta") for name, (kind, size) in header.tensors.items()}
-        folded = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in fold_tensors(empty).items()}
-    except (KeyError, RuntimeError) as error:
-        raise LoadError(f"load: {weights} must hold a batch norm that fits its layer; {error}") from error
-    _check_tensors(wanted, Header(folded, header.metadata), weights)
-    return description, fold_tensors(read_weights(weights))
+    _check_tensors(wanted, header, weights)
+    return description, read_weights(weights)
 
 
 def read_config(path: Path) -> bytes:

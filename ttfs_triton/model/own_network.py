@@ -110,8 +110,7 @@ class OwnNetwork:
         Raises:
             ValueError: unknown or missing keys, or values of the wrong type or out of range.
         """
-        kept = {name: value for name, value in values.items() if name != "analog"}  # older versions wrote it for ANNs
-        return _ADAPTER.validate_json(json.dumps(kept))
+        return _ADAPTER.validate_json(json.dumps(dict(values)))
 
 
 _ADAPTER = TypeAdapter(OwnNetwork)

@@ -272,8 +272,7 @@ class NetworkConfig:
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON values, flat, with the neuron's properties.
 
-        "backend" and "neuron" are constants that older versions need. "grid" is present only if the network has one,
-        since versions without grids refuse the key.
+        "backend" and "neuron" are constants of the file format. "grid" is present only if the network has one.
         """
         flat: dict[str, Any] = {}
         for field in dataclasses.fields(self):
@@ -288,22 +287,14 @@ class NetworkConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "NetworkConfig":
-        """The configuration for values from `to_dict`, of this version or an older one.
-
-        ANNs of older versions (neuron "ann") become networks at σ = 0 without batch norm; `fold_tensors` folds batch
-        norm in their weights.
+        """The configuration for values from `to_dict`.
 
         Raises:
             ValueError: unknown keys, a missing specification, or values that do not pass the checks above.
         """
         own = {name: value for name, value in values.items() if name != "backend"}
-        kind = own.pop("neuron", "dft")
-        if kind not in ("dft", "ann"):
-            raise ValueError(f"NetworkConfig.from_dict: neuron must be one of dft, ann; got {kind}.")
-        if kind == "ann":
-            own["psp_persistence"] = 0.0
-            if own.get("batch_norm") is True:
-                own |= {"batch_norm": False, "weight_standardisation": False, "bias": True}
+        if (kind := own.pop("neuron", "dft")) != "dft":
+            raise ValueError(f"NetworkConfig.from_dict: neuron must be dft; got {kind}.")
         properties = own.keys() & {field.name for field in dataclasses.fields(Neuron)}
         own["neuron"] = Neuron(**{name: own.pop(name) for name in properties})
         if own.get("grid") is not None:

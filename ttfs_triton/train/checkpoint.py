@@ -135,12 +135,9 @@ def latest_checkpoint(folder: Path) -> Path | None:
     Args:
         folder: `<run>/checkpoints`; need not exist.
     Raises:
-        CheckpointError: all checkpoints are damaged or of an earlier version. A run that began anew would
-            overwrite its best weights.
+        CheckpointError: all checkpoints are damaged. A run that began anew would overwrite its best weights.
     """
-    problems = [
-        f"{path} is of an earlier version; resume with that version." for path in folder.glob("step-*") if path.is_dir()
-    ]
+    problems: list[str] = []
     for _, path in reversed(_numbered(folder)):
         try:
             load_checkpoint(path)

@@ -113,13 +113,6 @@ _OFF: Any = {key: model_validator(mode="after")(lambda keys: keys) for key, rule
 _Keys = create_model("_Keys", __base__=TrainConfig, __validators__=_OFF)  # without rules about several keys
 FREE_ON_RESUME = frozenset(name for name, key in TrainConfig.model_fields.items() if key.json_schema_extra == FREE)
 """Keys that may differ between a run and its continuation."""
-# Keys that earlier versions had, each with advice on what to use now.
-RETIRED = {
-    "neuron": "an ANN is a network with psp_persistence: 0; start one from the weights of a run that has neuron: ann",
-    "pretrain": "a training now begins at σ = 0 and ends at psp_persistence; use psp_persistence_rise, and batch_norm",
-    "pretrain_epochs": "see psp_persistence_rise",
-    "pretrain_lr": "see psp_persistence_rise",
-}
 # A run with one of these schedules can be made longer, unless something else follows the share of steps that are done.
 OPEN_SCHEDULES = ("constant", "milestones")
 _MOST_FILES = 8  # longest chain of recipes that extend one another
@@ -164,7 +157,7 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
     saved = Path(str(folder)) / "config.yaml" if known.resume and folder else None
     if saved is not None and os.path.isfile(saved):  # a name may be too long
         # `check_configuration` refuses keys and flags that contradict the run's checkpoints.
-        values, source = without_retired(read_yaml(saved)) | mine, str(known.config or saved)
+        values, source = read_yaml(saved) | mine, str(known.config or saved)
         if values.get("network") is not None and known.network is None:
             raise ConfigError(
                 f"--resume: the network of the run in {folder} was built by {values['network']}, and code "
@@ -256,12 +249,10 @@ def make_config(values: dict[str, Any], source: str, kind: type[TrainConfig] = T
     """Validate values into a configuration.
 
     Raises:
-        ConfigError: the message names `source` and, on one line each, the wrong keys with rule and value. A retired key
-            is wrong if its value asks for something.
+        ConfigError: the message names `source` and, on one line each, the wrong keys with rule and value.
     """
     try:
-        retired = {key for key in RETIRED if not values.get(key) or values[key] == "dft"}  # what is always so
-        return kind(**{key: value for key, value in values.items() if key not in retired})
+        return kind(**values)
     except ValidationError as error:
         lines = "\n".join(problem_lines(error, "spiking_neuron", _no_such_key))
         raise ConfigError(f"{source} is not usable:\n{lines}") from None
@@ -283,13 +274,6 @@ def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any
     return changes
 
 
-def without_retired(values: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a run without retired ones. `neuron: ann` stays and is refused: the ANN would turn spiking."""
-    return {key: value for key, value in values.items() if key not in RETIRED or value == "ann"}
-
-
 def _no_such_key(key: str) -> str:
-    if key in RETIRED:
-        return f"this key was retired: {RETIRED[key]}"
     close = difflib.get_close_matches(key.replace("-", "_"), (*TrainConfig.model_fields, *PROPERTIES), n=1)
     return "there is no such key" + (f", did you mean {close[0]}?" if close else "")
