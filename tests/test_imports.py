@@ -145,3 +145,12 @@ def test_import_needs_neither_gpu_nor_triton_nor_extras() -> None:
     without_triton = f"import sys; sys.modules.update(dict.fromkeys({('triton', *EXTRAS)}))\n{IMPORTS}"
     process = subprocess.run([sys.executable, "-c", without_triton], env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
+
+
+def test_type_checkers_find_an_editable_install(tmp_path: Path) -> None:
+    pytest.importorskip("pyright", reason="type checking needs pyright")
+    (tmp_path / "mine.py").write_text("from ttfs_triton.nn import DFTConv2d\nDFTConv2d(1, 2, 3, psi=4)\n")
+    checker = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "mine.py"]
+    process = subprocess.run(checker, cwd=tmp_path, capture_output=True, text=True)
+    assert 'No parameter named "psi"' in process.stdout, process.stdout
+    assert process.stdout.count("error:") == 1
