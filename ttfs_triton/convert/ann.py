@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from ttfs_triton.convert.average_pool import fold_average_pool, pooled_size, window_of
 from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.nn import EarliestSpikePool2d, Wire
 from ttfs_triton.nn.folding import BatchNorm
@@ -264,12 +265,12 @@ class _Reader:
         """Fold an average pool in front of a layer into the layer's synapses."""
         layer.folded.append("average pool")
         if isinstance(layer.module, nn.Linear):
-            if _window(pool, maps) == maps:
+            if window_of(pool, maps) == maps:
                 layer.average = maps[0] * maps[1]
             else:
                 layer.weight = fold_average_pool(layer.weight, pool, maps)
             return
-        window = _window(pool, maps)
+        window = window_of(pool, maps)
         if window is None or window[0] != window[1] or layer.module.dilation != (1, 1):
             self._refuse(
                 node, "behind an average pool whose square windows do not divide the maps, or behind one and dilated"
@@ -308,7 +309,7 @@ class _Reader:
         if value.average is not None:
             self._refuse(node, "a max pool behind an average pool")
         if isinstance(pool, nn.AdaptiveMaxPool2d):
-            kernel = stride = _window(pool, cast("tuple[int, int]", shape[1:]))
+            kernel = stride = window_of(pool, cast("tuple[int, int]", shape[1:]))
         else:
             plain = pair(pool.dilation) == (1, 1) and not pool.ceil_mode
             kernel, stride = (pool.kernel_size, pool.stride) if plain else (None, None)
@@ -318,7 +319,7 @@ class _Reader:
 
     def _average_pool(self, node: fx.Node, pool: nn.Module, value: _Value, shape: tuple[int, ...]) -> _Value:
         maps = (shape[1], shape[2])
-        if isinstance(pool, nn.AdaptiveAvgPool2d) and _pooled(pool, maps) == maps:
+        if isinstance(pool, nn.AdaptiveAvgPool2d) and pooled_size(pool, maps) == maps:
             return value
         if not value.active or value.average is not None:
             self._refuse(node, f"{type(pool).__name__} in front of an activation function, or behind another")
@@ -385,39 +386,6 @@ class _Reader:
         )
 
 
-def fold_average_pool(weight: Tensor, pool: nn.Module, maps: tuple[int, int]) -> Tensor:
-    """Fold an average pool into the weights of the fully connected layer that reads it.
-
-    An adaptive pool replicates maps smaller than its output: a head for 7×7 maps, on 1×1 maps, becomes the sum over its
-    49 places.
-
-    Args:
-        weight: [features, channels·rows·columns]; rows and columns are those of the pool's output.
-        pool: the average pool, adaptive or not.
-        maps: height and width of the pool's input.
-    Returns:
-        [features, channels·height·width], float64.
-    """
-    places = maps[0] * maps[1]
-    basis = pool(torch.eye(places, dtype=torch.float64).view(places, 1, *maps)).view(places, -1)
-    return (weight.double().cpu().view(weight.shape[0], -1, basis.shape[1]) @ basis.T).flatten(1).to(weight.device)
-
-
 def _shape(node: fx.Node) -> tuple[int, ...]:
     """Shape of a node's output for one image."""
     return node.meta["shape"]
-
-
-def _pooled(pool: nn.Module, maps: tuple[int, int]) -> tuple[int, ...]:
-    return tuple(pool(torch.empty(1, 1, *maps)).shape[2:])
-
-
-def _window(pool: nn.Module, maps: tuple[int, int]) -> tuple[int, int] | None:
-    """Height and width of the windows that a pool divides its maps into; None if it does not divide them."""
-    rows, columns = _pooled(pool, maps)
-    window = (maps[0] // rows, maps[1] // columns)
-    whole = (rows * window[0], columns * window[1]) == maps
-    if isinstance(pool, nn.AvgPool2d):
-        whole = pair(pool.kernel_size) == window and (window == maps or pair(pool.stride) == window)
-        whole = whole and pair(pool.padding) == (0, 0) and pool.divisor_override is None
-    return window if whole else None
