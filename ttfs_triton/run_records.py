@@ -78,7 +78,7 @@ class Summary(_Record):
     val_accuracy: Share | None
     best_epoch: Number
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """SHA-256 of best/model.safetensors when it was scored; None in runs of 2026-10 and before."""
+    """SHA-256 of best/model.safetensors when it was scored; None if it was not recorded."""
     sparsity: Share
     sparsity_with_outputs: Share
     sparsity_as_published: float | None = None

@@ -32,7 +32,7 @@ class Branches(nn.Module):
         spikes = self.stem(self.encoder(images))
         joined = F.max_pool2d(torch.cat([self.narrow(spikes), self.wide(spikes), spikes], 1), 2)
         late = F.max_pool2d(spikes, 2).flatten(1)
-        return self.readout(torch.cat([F.max_pool2d(self.mix(joined), 2).flatten(1), late], dim=-1))
+        return self.readout(torch.concatenate([F.max_pool2d(self.mix(joined), 2).flatten(1), late], axis=-1))
 
 
 def network(sigma: float = 0.25) -> Branches:

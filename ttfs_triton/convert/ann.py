@@ -347,13 +347,8 @@ class _Reader:
         values = [self._values[each] for each in nodes]
         plain = len(node.args) == len(values) == 2 and not node.kwargs and _shape(nodes[0]) == _shape(nodes[1])
         sums, skips = [v for v in values if not v.active], [v for v in values if v.active]
-        if (
-            not plain
-            or len(sums) != 1
-            or sums[0].wires[0].route
-            or skips[0].layer is None
-            or skips[0].average is not None
-        ):
+        mixed = plain and len(sums) == 1 and not sums[0].wires[0].route
+        if not mixed or skips[0].layer is None or skips[0].average is not None:
             self._refuse(node, "an addition that is not of a layer's output and an earlier layer's activations")
         layer = sums[0].layer
         assert layer is not None

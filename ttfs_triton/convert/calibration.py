@@ -363,7 +363,9 @@ def _rescale(graph: NetworkGraph, clips: Mapping[str, Tensor]) -> None:
     for stage in graph.weighted:
         layer, weight = stage.weighted, stage.weighted.weight.double()
         groups, per_output = getattr(layer, "groups", 1), [-1, *[1] * (weight.dim() - 1)]
-        average = sum(wire.shape[0] for wire in stage.inputs) // (groups * weight.shape[1])  # of a linear layer
+        average = sum(wire.shape[0] for wire in stage.inputs) // (
+            groups * weight.shape[1]
+        )  # inputs that share a weight
         inputs = []
         for wire in stage.inputs:  # flattened maps lie one channel behind the other
             clip = clips.get(wire.source or "", weight.new_ones(1)).double()

@@ -240,7 +240,7 @@ class _Build:
         graded = isinstance(layer, AnalogEncoder)
         excitation = _graded_excitation(layer, weight) if graded else _excitation(weight, late)
         paths, inputs, start = {}, [], 0
-        for place, wire in enumerate(stage.inputs):  # each of several, concatenated, has synapses of its own
+        for place, wire in enumerate(stage.inputs):  # concatenated inputs have synapses of their own
             way = f"{name}_input{place}" if place else name
             self.arrive(way, stage, wire, window)
             own = slice(start, start := start + self.shape[0])

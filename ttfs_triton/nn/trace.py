@@ -180,7 +180,7 @@ class _Trace(TorchFunctionMode):
         tensors = args[0] if args else kwargs["tensors"]
         found = [self._wires(value) for value in tensors]
         wires = tuple(wire for each in found for wire in each or ())
-        dimension = _argument(args, kwargs, 1, "dim", 0) % tensors[0].dim()
+        dimension = _argument(args, kwargs, 1, "dim", kwargs.get("axis", 0)) % tensors[0].dim()
         if None in found or dimension != 1 or any(wire.source is None for wire in wires):
             self._refuse_function(name, "Concatenate spikes of layers, along the channels: torch.cat([a, b], 1).")
         return wires
@@ -208,10 +208,8 @@ class _Trace(TorchFunctionMode):
         self._refuse_function(name)
 
     def _is_output(self, tensor: Tensor) -> bool:
-        return any(
-            wire.source in self._stages and self._stages[wire.source].kind == "readout"
-            for wire in self._wires(tensor) or ()
-        )
+        stages = [self._stages.get(wire.source) for wire in self._wires(tensor) or ()]
+        return any(stage is not None and stage.kind == "readout" for stage in stages)
 
     def _refuse_function(self, name: str, remedy: str | None = None) -> NoReturn:
         plain = name.removesuffix(".default").strip("_")

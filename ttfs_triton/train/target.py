@@ -224,15 +224,17 @@ class CostedNetwork(nn.Module):
 
 
 class _EventCounter:
-    """Counts the events of one layer that have a price: `events` by name, their prices in `weights` [events, costs]."""
+    """Counts the events of one layer that have a price: `events`, and prices in `weights` [events, costs]."""
 
     def __init__(self, stage: Stage, maps: tuple[int, ...], costs: Sequence[Cost], device: torch.device) -> None:
         self.stage = stage
-        weights = {event: [getattr(cost.weights(stage.name), event) for cost in costs] for event in _OWN}
+        weights: dict[str | int, list[float]] = {
+            event: [getattr(cost.weights(stage.name), event) for cost in costs] for event in _OWN
+        }
         if stage.kind == "latency":
             weights["spike"] = [cost.input_spike for cost in costs]
-        for place, wire in enumerate(stage.wires):
-            weights[f"arrived {place}"] = [cost.weights(wire.source).delivered for cost in costs]
+        for place, wire in enumerate(stage.wires):  # the event of a spike that arrives on this wire
+            weights[place] = [cost.weights(wire.source).delivered for cost in costs]
         self._channels = [wire.shape[0] for wire in stage.inputs]
         chosen = {event: values for event, values in weights.items() if any(values)}
         self.events = list(chosen)
@@ -245,7 +247,7 @@ class _EventCounter:
             self._fan_out = (found.places * found.channels).float().view(maps).to(device) if maps else found.channels
 
     def count(self, inputs: Tensor, skip: Tensor | None, activations: Tensor) -> list[Tensor]:
-        """Numbers of events in a batch, one for each name in `events`."""
+        """Numbers of events in a batch, in the order of `events`."""
         layer = self.stage.layer
         if isinstance(layer, SignedEncoder):
             inputs = layer.normalise(inputs)
@@ -253,16 +255,16 @@ class _EventCounter:
             skip = self.stage.weighted.arriving(skip, self.stage.shape)
         return [self._count(event, inputs, skip, activations) for event in self.events]
 
-    def _count(self, event: str, inputs: Tensor, skip: Tensor | None, activations: Tensor) -> Tensor:
+    def _count(self, event: str | int, inputs: Tensor, skip: Tensor | None, activations: Tensor) -> Tensor:
         if event in ("spike", "spike_time"):
             reached = neurons_reached(self.stage.weighted, inputs, skip) if self.stage.kind == "spiking" else None
             spikes = count_spikes(activations, None, reached, width=self._width)
             return spikes if event == "spike" else spikes - activations.sum(dtype=torch.float32)
         if event == "saturated":
             return (activations.detach() == 1).sum(dtype=torch.float32)
-        if event.startswith("arrived"):
+        if isinstance(event, int):
             by_wire = [*inputs.split(self._channels, 1), *([] if skip is None else [skip])]
-            return self._spikes(by_wire[int(event.split()[1])])
+            return self._spikes(by_wire[event])
         weight = self._fan_out
         operations = self._spikes(inputs) * weight if isinstance(weight, int) else self._spikes(inputs, weight)
         return operations if skip is None else operations + self._spikes(skip)  # one synapse a delayed spike
