@@ -11,11 +11,7 @@ BOMB = b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (c + 1, c + 1, c, 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [
-        (b"", {}),
-        (b"a: 1\nb: [x, null]\n", {"a": 1, "b": ["x", None]}),
-        (b"a: {b: \xc3\xa7}", {"a": {"b": "ç"}}),
-    ],
+    [(b"", {}), (b"a: 1\nb: [x, null]\n", {"a": 1, "b": ["x", None]}), (b"a: {b: \xc3\xa7}", {"a": {"b": "ç"}})],
 )
 def test_mappings_are_read(tmp_path, content, expected):
     (tmp_path / "a.yaml").write_bytes(content)

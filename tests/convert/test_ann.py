@@ -216,10 +216,7 @@ REFUSED = [
     (_Function(lambda x: F.relu(torch.cat([x, x], 1))), r"cat \(cat\), a concatenation that is not of layers' activ"),
     (_Function(lambda x: torch.cat([x.relu()] * 2, 2)), "of layers' activations, along their channels"),
     (_Function(lambda x: F.relu(x.transpose(1, 2))), r"got transpose \(transpose\)"),
-    (
-        _Function(lambda x: F.relu(x) if x.sum() > 0 else x),
-        "be traceable by torch.fx .*; got _Function, symb",
-    ),
+    (_Function(lambda x: F.relu(x) if x.sum() > 0 else x), "be traceable by torch.fx .*; got _Function, symb"),
     (_Function(lambda x: x.relu().reshape(-1, 2, 128)), "reshape from"),
 ]
 

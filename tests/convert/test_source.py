@@ -315,11 +315,7 @@ def test_repository_is_read(hub, source, file, config):
 @pytest.mark.parametrize(
     ("source", "token", "problem"),
     [
-        (
-            "org/many",
-            None,
-            r"must hold model\.safetensors .*; it lacks model.* Name another file: owner/name/FIL",
-        ),
+        ("org/many", None, r"must hold model\.safetensors .*; it lacks model.* Name another file: owner/name/FIL"),
         ("org/both/vgg.safetensors", None, r"must hold vgg\.safetensors .*; it lacks vgg\.safetensors"),
         ("org/private", None, r"no file or folder here; .*org/private must be open to you"),
         ("org/many", "hf_forged", r"org/many must be open to you and your token valid"),

@@ -108,11 +108,7 @@ def test_recordings_that_cannot_be_used_are_skipped_and_named(n_mnist, caplog):
     [
         ("trials_to_train.txt", "../user0_led.aedat\n", r"must name .aedat files beside it .*; got '\.\./user0_led"),
         ("trials_to_train.txt", "user7_led.aedat\n", "user7_led.aedat and user7_led_labels.csv must be there"),
-        (
-            "user0_led_labels.csv",
-            "class,start,end\n1,100\n",
-            r"must hold class \(1 to 11\), .*; not enough",
-        ),
+        ("user0_led_labels.csv", "class,start,end\n1,100\n", r"must hold class \(1 to 11\), .*; not enough"),
         ("user0_led_labels.csv", "class,start,end\n12,0,7\n", "in each row; got 12,0,7. Extract it anew"),
         ("user0_led_labels.csv", "class,start,end\n1,7,6\n", "; got 1,7,6"),
         ("user0_led_labels.csv", f"class,start,end\n1,0,{10**20}\n", "; got 1,0,1000"),

@@ -19,11 +19,7 @@ import pytest
 import yaml
 
 # token → (user, role); the user "guest" may write nowhere, though the token says so.
-TOKENS = {
-    "hf_writer": ("alice", "write"),
-    "hf_reader": ("alice", "read"),
-    "hf_guest": ("guest", "write"),
-}
+TOKENS = {"hf_writer": ("alice", "write"), "hf_reader": ("alice", "read"), "hf_guest": ("guest", "write")}
 ORGANISATIONS = ("org", "locked")  # alice is a member of both, but may not write to "locked"
 
 

@@ -55,11 +55,7 @@ REFUSALS = [
         *own,
         *BOTH,
         ({"x": x.long()}, TypeError, "x must be float16, bfloat16, float32 or float64; got torch.int64"),
-        (
-            {"weight": weight[:0]},
-            ValueError,
-            "weight must have at least one output and one input; got",
-        ),
+        ({"weight": weight[:0]}, ValueError, "weight must have at least one output and one input; got"),
         ({"weight": weight.double()}, TypeError, "x and weight must have one dtype"),
     ]
 ]

@@ -14,18 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.common import (
-    KINDS,
-    NAMES,
-    Kind,
-    apply,
-    convolutions,
-    expected,
-    leaves,
-    linears,
-    operands,
-    serving,
-)
+from tests.kernels.common import KINDS, NAMES, Kind, apply, convolutions, expected, leaves, linears, operands, serving
 from tests.kernels.memory import fenced_memory
 from ttfs_kernels import Neuron, contraction
 

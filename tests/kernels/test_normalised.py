@@ -28,15 +28,7 @@ from tests.kernels.common import (
     serving,
 )
 from tests.kernels.memory import fenced_memory
-from ttfs_kernels import (
-    Neuron,
-    Normalisation,
-    Normalised,
-    fuse_passes,
-    fused,
-    normalised_conv2d,
-    normalised_linear,
-)
+from ttfs_kernels import Neuron, Normalisation, Normalised, fuse_passes, fused, normalised_conv2d, normalised_linear
 from ttfs_kernels.contraction import Geometry
 
 NEURONS = [

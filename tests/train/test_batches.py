@@ -9,11 +9,7 @@ from ttfs_triton.data.placement import place_images
 from ttfs_triton.train.batches import EpochBatches, train_loader
 
 AUGMENTATION = Augmentation(crop_padding=2, crop_fill=128, flip=True, shift=1, rotation=10, cutout=3)
-MIXES = [
-    {},
-    {"auto_augment": True, "mixup": 0.2, "cutmix": 1.0},
-    {"trivial_augment": True, "cutmix": 1.0},
-]
+MIXES = [{}, {"auto_augment": True, "mixup": 0.2, "cutmix": 1.0}, {"trivial_augment": True, "cutmix": 1.0}]
 
 
 def epoch(n: int = 50, channels: int = 3, **options: object) -> EpochBatches:

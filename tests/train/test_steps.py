@@ -76,7 +76,7 @@ def poison(monkeypatch, calls, where):
         count.append(None)
         if len(count) == calls and isinstance(where, Exception):
             raise where
-        if len(count) == calls and where == "gradient":
+        if logits.requires_grad and (where == "gradients" or (len(count) == calls and where == "gradient")):
             logits.register_hook(lambda gradient: gradient * float("nan"))
         loss = cross_entropy(logits, labels, **options)
         return loss * float("nan") if len(count) == calls and where == "loss" else loss
@@ -113,6 +113,12 @@ def test_failure_is_read_with_the_figures_and_before_a_checkpoint(config, tmp_pa
     with pytest.raises(NonFiniteLossError, match=r"loss nan[\s\S]*Last good checkpoint: .*step-00000002"):
         train(change(config, log_steps=100, checkpoint_steps=2, output_dir=tmp_path / "saved"))
     assert [path.stem for path in (tmp_path / "saved" / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_fp16_whose_gradients_are_never_finite_is_refused(config, watched_device, monkeypatch):
+    poison(monkeypatch, 0, "gradients")
+    with pytest.raises(NonFiniteLossError, match=r"step 24: gradients are not finite in fp16, even unscaled"):
+        train(change(config, mixed_precision="fp16", epochs=3, log_steps=100))
 
 
 def test_guard_keeps_the_first_failure_and_joins_a_gradient_scalers_flag(device):

@@ -128,11 +128,7 @@ def costed(wanted, specification="4C3-P2-6C3p0-P2-8", **options):
 )
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {"encoder": "signed", "neuron": Neuron(0.25, surrogate_width=0.5)},
-        {"specification": "4C3-(4C3s2-6C3)-A"},
-    ],
+    [{}, {"encoder": "signed", "neuron": Neuron(0.25, surrogate_width=0.5)}, {"specification": "4C3-(4C3s2-6C3)-A"}],
     ids=["latency", "signed", "skip and average"],
 )
 def test_cost_of_a_batch_is_that_of_its_counts(wanted, options):

@@ -135,13 +135,8 @@ class TrainingLoop:
         self._step: TrainStep | GraphedStep = self._plain_step
         if graphs is not None:
             self._step = GraphedStep(self._plain_step, graphs, required=config.cuda_graph == "on", say=display.say)
-        self._profiler = StepProfiler(
-            config.profile,
-            self.network,
-            folder.path / "profile" if accelerator.is_main_process else None,
-            accelerator.device,
-            display.say,
-        )
+        traces = folder.path / "profile" if accelerator.is_main_process else None
+        self._profiler = StepProfiler(config.profile, self.network, traces, accelerator.device, display.say)
         self.graphs = graphs
         self.scorer: Scorer | None = None
         self.last_checkpoint = "none yet"
@@ -258,6 +253,12 @@ class TrainingLoop:
         *read, cancelled = sum_over_processes(self.accelerator, sums).tolist()
         if cancelled:
             self._refuse_non_finite()
+        scaler = self.accelerator.scaler  # halves its scale, 65,536 at first, at each step that it skips
+        if scaler is not None and scaler.get_scale() < 1:
+            raise NonFiniteLossError(
+                f"step {self.position.step}: gradients are not finite in fp16, even unscaled, and steps are skipped. "
+                f"Last good checkpoint: {self.last_checkpoint}. Use --mixed-precision bf16 or no."
+            )
         if self._started is not None:  # only here a GPU has done all that the host has asked for
             self.position.totals.seconds = time.perf_counter() - self._started
         return read
