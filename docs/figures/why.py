@@ -81,9 +81,11 @@ def draw_accuracy(axes: Axes) -> None:
     for (name, sigma), (accuracy, activity) in best.items():
         axes.plot(activity, accuracy, "o", color=BLUE)
         label = f"{name}, σ = {sigma:g}"
-        # To the left where another point is close on the right.
-        left = any(0 < x - activity < 0.15 and abs(y - accuracy) < 1 for y, x in best.values())
-        where: dict[str, Any] = {"xytext": (-6 if left else 6, -4), "ha": "right" if left else "left"}
+        # Where another point is close on the right: to the left, or below where the axis is close on the left.
+        close = any(0 < x - activity < 0.15 and abs(y - accuracy) < 1 for y, x in best.values())
+        left = close and activity > 0.2
+        place = (-6, -4) if left else (4, -12) if close else (6, -4)
+        where: dict[str, Any] = {"xytext": place, "ha": "right" if left else "left"}
         axes.annotate(label, (activity, accuracy), **where, textcoords="offset points", color=BLUE, fontsize=9)
     for name, activity, accuracy in PAPER:
         axes.plot(activity, accuracy, "x", color=INK)
