@@ -363,9 +363,8 @@ def _rescale(graph: NetworkGraph, clips: Mapping[str, Tensor]) -> None:
     for stage in graph.weighted:
         layer, weight = stage.weighted, stage.weighted.weight.double()
         groups, per_output = getattr(layer, "groups", 1), [-1, *[1] * (weight.dim() - 1)]
-        average = sum(wire.shape[0] for wire in stage.inputs) // (
-            groups * weight.shape[1]
-        )  # inputs that share a weight
+        # Inputs that share a weight: more than one where a linear layer averages over a map.
+        average = sum(wire.shape[0] for wire in stage.inputs) // (groups * weight.shape[1])
         inputs = []
         for wire in stage.inputs:  # flattened maps lie one channel behind the other
             clip = clips.get(wire.source or "", weight.new_ones(1)).double()
