@@ -236,7 +236,7 @@ def _counted(name: str, network: Module, images: Tensor) -> Values:
 
 
 def _simulated(name: str, network: Module, images: Tensor, exact: bool) -> Values:
-    found = simulate(network, [images], steps=16, weight_bits=8, keep_spike_times=True)
+    found = simulate(network, [images], steps=16, weight_bits=8, state_bits=None, keep_spike_times=True)
     yield f"{name}/decisions", found.predictions
     yield f"{name}/first spike", found.first_spike_predictions
     if exact:
@@ -246,7 +246,8 @@ def _simulated(name: str, network: Module, images: Tensor, exact: bool) -> Value
             yield f"{name}/{stage}/spike times", steps
         for layer in found.activity:
             yield f"{name}/{layer.name}/work", ", ".join(map(str, astuple(layer)))
-        yield f"{name}/faulty", simulate(network, [images], steps=16, faults=FAULTS, seed=1).counts.total()["spikes"]
+        faulty = simulate(network, [images], steps=16, state_bits=None, faults=FAULTS, seed=1)
+        yield f"{name}/faulty", faulty.counts.total()["spikes"]
 
 
 def export() -> Values:

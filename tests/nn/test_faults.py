@@ -7,10 +7,22 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from tests.hardware.simulation.networks import saturating_network
 from tests.nn.common import randomised
 from ttfs_triton.hardware import simulate
 from ttfs_triton.hardware.simulation.simulator import FaultyChip
-from ttfs_triton.nn import AnalogEncoder, Faults, Grid, NetworkConfig, Neuron, TTFSNetwork, cnn1, put_on_grid, train_for
+from ttfs_triton.nn import (
+    AnalogEncoder,
+    DFTLinear,
+    Faults,
+    Grid,
+    NetworkConfig,
+    Neuron,
+    TTFSNetwork,
+    cnn1,
+    put_on_grid,
+    train_for,
+)
 from ttfs_triton.nn.faults import BrokenNeurons, disturbed, draw_broken, spikes_in_training, weight_factors
 from ttfs_triton.nn.grid import Clock
 from ttfs_triton.nn.integers import quantise_weight
@@ -91,19 +103,37 @@ def test_weights_are_off_by_a_share_of_their_magnitude():
     assert factors.std().item() == pytest.approx(0.1, rel=0.02)
     assert (factors - 1).abs().max().item() <= 0.4 + 1e-6
     quantised = quantise_weight(weight[:10], 4)
-    off = quantised.multiplied(factors[:10])
+    off = quantised.multiplied(factors[:10], None)
     torch.testing.assert_close(
         off.dequantise(), quantised.dequantise() * factors[:10], rtol=0, atol=float(off.unit.max())
     )
     assert int(off.integers.abs().max()) <= off.limit
 
 
-@pytest.mark.parametrize("state_bits", [16, 62])
+@pytest.mark.parametrize("state_bits", [11, 62])
 def test_registers_hold_disturbed_weights_as_they_hold_others(state_bits):
-    network, images = network_and_images()
-    run = partial(simulate, network, [images], steps=16, weight_bits=16, state_bits=state_bits)
+    run = partial(simulate, saturating_network(), [torch.rand(6, 40)], steps=8, weight_bits=8, state_bits=state_bits)
     whole, off = (run(faults=Faults(weight_noise=noise)).to_dict()["activity"] for noise in (0.0, 1e-9))
     assert whole == off
+
+
+@pytest.mark.parametrize("grid", [None, Grid(64, 8)])
+def test_weight_noise_disturbs_the_weights_of_delayed_spikes(grid):
+    layer = DFTLinear(4, 4, skip=4, weight_standardisation=False, neuron=Neuron(0.0))
+    layer.weight.data.zero_()
+    layer.put_on_grid(grid)
+    train_for(layer, Faults(weight_noise=0.2))
+    found = layer(torch.zeros(2, 4), skip=torch.full((2, 4), 0.25))
+    found.sum().backward()
+    factors = 4 * found[0].detach()
+    assert (factors - 1).abs().max() < 0.9
+    assert len(set(factors.tolist())) == 4
+    torch.testing.assert_close(layer.skip_weight.grad, 0.5 * factors, rtol=0, atol=0.1)
+
+    quantised = quantise_weight(torch.eye(4), 8).with_late(torch.ones(4))
+    late = FaultyChip(Faults(weight_noise=0.2), Clock(8), 0).weights(quantised).late / (256 * quantised.late)
+    assert (late - 1).abs().max() < 0.9
+    assert len(set(late.tolist())) == 4
 
 
 @pytest.mark.parametrize("grid", [None, Grid(8, 4), Grid(4)])

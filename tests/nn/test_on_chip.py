@@ -15,7 +15,8 @@ from ttfs_triton.nn.on_chip import ClockedLayer, earliest_input
 
 
 def clocked(layer, clock, bits=8, **options):
-    return ClockedLayer(layer, quantise_weight(layer.effective_weight(), bits), clock, **options)
+    quantised = quantise_weight(layer.effective_weight(), bits).with_late(layer.skip_weights())
+    return ClockedLayer(layer, quantised, clock, **options)
 
 
 def remaining_steps(*shape, steps, seed):

@@ -207,7 +207,10 @@ class WeightedLayer(nn.Module):
                 f"{type(self).__name__}: skip must be given if, and only if, the layer was made for it; got {got} and "
                 f"skip={self.skip}. Call layer(x, skip=spikes) of a layer made with skip=channels."
             )
-        return self.arriving(skip, self.output_shape(tuple(inputs.shape[1:]))), self.skip_weights()
+        weights = self.skip_weights()
+        if weights is not None and (factors := self.factors_in_training(weights)) is not None:
+            weights = weights * factors
+        return self.arriving(skip, self.output_shape(tuple(inputs.shape[1:]))), weights
 
     def arriving(self, skip: Tensor, shape: Sequence[int], *, silent: float = 0.0) -> Tensor:
         """Delayed spikes as they reach the layer, one per neuron: [N, *shape].
@@ -323,9 +326,9 @@ class WeightedLayer(nn.Module):
         """Highest threshold that potentials are compared with; readouts also use the hidden layers' ramp, of 1."""
         return max(1.0, self.threshold)
 
-    def factors_in_training(self, weight: Tensor) -> Tensor | None:
-        """Factors that disturb the weights of this pass, shape of `weight`; None without weight noise."""
-        if not self.training or self.faults is None or not self.faults.weight_noise:
+    def factors_in_training(self, weight: Tensor | None) -> Tensor | None:
+        """Factors that disturb the weights of this pass, shape of `weight`; None without weights or weight noise."""
+        if weight is None or not self.training or self.faults is None or not self.faults.weight_noise:
             return None
         return weight_factors(weight, self.faults.weight_noise)
 

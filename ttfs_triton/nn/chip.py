@@ -2,12 +2,12 @@
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 
 from ttfs_triton.nn.coding import LatencyEncoder
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.grid import Grid
-from ttfs_triton.nn.integers import quantise_weight
+from ttfs_triton.nn.integers import largest_integer, quantise_weight
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.weighted import WeightedLayer
 
@@ -40,15 +40,22 @@ def check_registers(model: nn.Module) -> None:
     named = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, WeightedLayer)]
     for short, (_, layer) in zip(short_names([name for name, _ in named]), named, strict=True):
         grid = layer.grid
-        if grid is None or grid.register is None or layer.kind == "analog":
+        if grid is None or grid.state_bits is None or layer.kind == "analog":
             continue
         unit = quantise_weight(layer.effective_weight(), grid.weight_bits, per_channel=grid.per_channel).unit
         if layer.log2_unit is not None:
             unit = layer.log2_unit.detach().double().exp2()
-        height = math.ceil(grid.time_steps * layer.threshold_height / float(unit.min()))
-        if height > grid.register:
-            raise ValueError(
-                f"Grid: state_bits must hold every layer's threshold, which is {height:,} integers high in {short} at "
-                f"{grid.text()}; got {grid.state_bits}, which hold {grid.register:,}. Use at least "
-                f"{height.bit_length() + 1} state_bits, or fewer time_steps or weight_bits."
-            )
+        check_register(layer, unit, grid.time_steps, grid.state_bits, f"Grid: {{}} in {short} at {grid.text()}")
+
+
+def check_register(layer: WeightedLayer, unit: Tensor, steps: int, bits: int, message: str) -> None:
+    """Raise ValueError unless registers of so many bits hold a layer's firing threshold; `message` says where."""
+    # Training stops units where their threshold just fits; the division may round it up.
+    height = math.ceil(steps * layer.threshold_height / float(unit.min()) * (1 - 1e-9))
+    register = largest_integer(bits)
+    if height > register:
+        found = f"state_bits must hold every layer's threshold, which is {height:,} integers high"
+        raise ValueError(
+            f"{message.format(found)}; got {bits}, which hold {register:,}. Use at least "
+            f"{height.bit_length() + 1} state_bits, or fewer time_steps or weight_bits."
+        )

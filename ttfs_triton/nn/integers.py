@@ -36,32 +36,37 @@ class QuantisedWeight(NamedTuple):
         unit: [C_out] float64, weight of the integer 1 in threshold heights; the same in all channels if per tensor.
         limit: largest integer, 2^(bits − 1) − 1.
         finer: how many of these units are one of the chip's, in which its registers count; 1 without weight noise.
+        late: weights of delayed spikes, [C_out] int64 in the channels' units; None for a layer without a skip.
     """
 
     integers: Tensor
     unit: Tensor
     limit: int
     finer: int = 1
+    late: Tensor | None = None
 
-    def multiplied(self, factors: Tensor) -> QuantisedWeight:
-        """The weights times factors of the same shape, in units finer by `FINER`."""
-        integers = (self.integers.double() * factors.double() * FINER).round()
+    def multiplied(self, factors: Tensor, late_factors: Tensor | None) -> QuantisedWeight:
+        """The weights times factors of the same shapes, in units finer by `FINER`."""
+        integers, late = (self.integers.double() * factors.double() * FINER).round(), self.late
         limit = int(FINER * self.limit * max(1.0, float(factors.abs().max()))) + 1
-        return QuantisedWeight(integers if limit > FLOAT32_BOUND else integers.float(), self.unit / FINER, limit, FINER)
+        if late is not None and late_factors is not None:
+            late = (late.double() * late_factors.double() * FINER).round().long()
+        integers = integers if limit > FLOAT32_BOUND else integers.float()
+        return QuantisedWeight(integers, self.unit / FINER, limit, FINER, late)
 
-    def late_weights(self, weights: Tensor | None) -> Tensor | None:
-        """Weights of delayed spikes [C_out] as integers [C_out] int64 in the channels' units; None for None.
+    def with_late(self, weights: Tensor | None) -> QuantisedWeight:
+        """With rounded weights of delayed spikes, [C_out] in threshold heights; None: there are none.
 
         They are far larger than other weights, so each is an integer up to `limit` times a power of two, a shift in
         hardware.
         """
         if weights is None:
-            return None
+            return self
         wanted = weights.detach().double() / self.unit
         if not bool(wanted.isfinite().all()):
             raise ValueError("quantise_weight: weights of delayed spikes must be finite; got inf or nan. Train again.")
         shift = torch.exp2((wanted.abs() / self.limit).clamp_min(1).log2().ceil())
-        return ((wanted / shift).round() * shift).long()
+        return self._replace(late=((wanted / shift).round() * shift).long())
 
     def dequantise(self) -> Tensor:
         """The weights that the integers stand for, float64."""

@@ -78,7 +78,7 @@ class ClockedLayer:
         if reach is None:
             reach = int(quantised.integers.double().abs().flatten(1).sum(1).max())
         self.weight = quantised.integers.to(exact_dtype(reach * clock.steps))
-        late = quantised.late_weights(layer.skip_weights())
+        late = quantised.late
         reach += 0 if late is None else int(late.abs().max())
         shape = (-1, 1, 1) if isinstance(layer, WeightedConv2d) else (-1,)
         self.unit = quantised.unit.view(shape)
@@ -240,6 +240,7 @@ class RoundedLayer:
     Attributes:
         quantised: integer weights.
         weight: rounded weights [C_out, ...], differentiable by the effective weight and the units.
+        skip_weight: rounded weights [C_out] of delayed spikes, differentiable by the layer's; None without a skip.
         bias: rounded initial potentials [C_out] or None, differentiable by the layer's initial potentials.
     """
 
@@ -249,7 +250,8 @@ class RoundedLayer:
         bits, per_channel = self.grid.weight_bits, self.grid.per_channel
         unit = layer.unit_on_grid(bits, per_channel)
         found = quantise_weight(weight, bits, per_channel=per_channel, unit=unit)
-        self.quantised = QuantisedWeight(found.integers, found.unit * scale, found.limit)
+        late = layer.skip_weights()
+        self.quantised = QuantisedWeight(found.integers, found.unit * scale, found.limit).with_late(late)
         if layer.log2_unit is None:
             self.weight = scale * straight_through(weight, found.dequantise())
         else:
@@ -257,8 +259,12 @@ class RoundedLayer:
         factors = layer.factors_in_training(weight)
         self._off = factors is not None
         if factors is not None:
-            self.quantised = self.quantised.multiplied(factors)
+            late_factors = layer.factors_in_training(late)
+            self.quantised = self.quantised.multiplied(factors, late_factors)
+            late = None if late is None or late_factors is None else late * late_factors
             self.weight = straight_through(self.weight * factors, self.quantised.dequantise())
+        exact = None if self.quantised.late is None else self.quantised.late * self.quantised.unit
+        self.skip_weight = None if late is None or exact is None else straight_through(late, exact)
         self.bias = None if layer.bias is None else straight_through(layer.bias, self._initial_potential(layer.bias))
 
     def _initial_potential(self, bias: Tensor) -> Tensor:
@@ -268,13 +274,6 @@ class RoundedLayer:
             return bias
         unit, steps, common = self.quantised.unit, self.grid.time_steps, self.layer.initial_potential
         return quantise_potential(bias + common, unit, steps, checked=False) * unit / steps - common
-
-    @property
-    def skip_weight(self) -> Tensor | None:
-        """Rounded weights [C_out] of delayed spikes, differentiable by `layer.skip_weight`; None without a skip."""
-        weights = self.layer.skip_weights()
-        late = self.quantised.late_weights(weights)
-        return None if weights is None or late is None else straight_through(weights, late * self.quantised.unit)
 
     def numbers(self) -> tuple[Tensor, Tensor | None]:
         """Rounded weights [C_out, ...] and initial potentials [C_out] or None, float64, detached."""

@@ -41,6 +41,12 @@ def readout_with(weight, kind=FirstSpikeReadout, **options):
     return readout
 
 
+def saturating_network():
+    """One hidden neuron of 40 inputs: at 8 steps and 8-bit weights, 11 bits hold its threshold, but not its sums."""
+    readout = readout_with([[1.0], [-1.0]], threshold=1.0, initial_potential=0.0)
+    return linear_network([[1.0, -0.5] * 20], readout)
+
+
 def small_network(seed, sigma=1.0, readout="start", kernel=3, **geometry):
     """A convolution of 2 × 5 × 4 images, pooling and a fully connected layer, in few neurons."""
     geometry = geometry or {"padding": 1, "groups": 2}

@@ -20,6 +20,7 @@ from ttfs_triton.hardware.counts.layer_counter import (
     sums_by_sample,
 )
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
+from ttfs_triton.nn.chip import check_register
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.faults import BrokenNeurons, Faults, disturbed, draw_broken, weight_factors
 from ttfs_triton.nn.graph import NetworkGraph, Stage
@@ -85,8 +86,8 @@ def simulate(
         Decisions, counts of the spikes that are left after faults, and the work of clock-driven neurons.
     Raises:
         NetworkError: the model is no network of this project's layers.
-        ValueError: an argument is out of range, there are no samples, only some batches have labels, or potentials need
-            more than 62 bits.
+        ValueError: an argument is out of range, there are no samples, only some batches have labels, registers do not
+            hold a threshold, or potentials need more than 62 bits.
     Source: Wei et al., ICCV 2023, Eq. 2-7.
     Example:
         >>> from ttfs_triton.nn import cnn1
@@ -153,10 +154,14 @@ class Simulator:
         """A stage in integers, in its grid's weight units if the simulation has the grid's bits, else in new units."""
         layer, bits, per_channel = stage.layer, self._settings.weight_bits, self._settings.per_channel
         unit, (exact, bias) = stage.weighted.unit_on_grid(bits, per_channel), stage.synapses()
-        weight = self._faulty.weights(quantise_weight(exact, bits, per_channel=per_channel, unit=unit))
-        register = None if self._settings.state_bits is None else largest_integer(self._settings.state_bits)
+        rounded = quantise_weight(exact, bits, per_channel=per_channel, unit=unit)
+        rounded = rounded.with_late(stage.weighted.skip_weights())
+        weight, register = self._faulty.weights(rounded), None
         if isinstance(layer, AnalogEncoder | SignedEncoder):
             return AnalogLayer(layer, weight, bias)
+        if (width := self._settings.state_bits) is not None:
+            check_register(stage.weighted, rounded.unit, self._clock.steps, width, f"simulate: {{}} in {stage.name}")
+            register = largest_integer(width)
         if isinstance(layer, Readout):
             return ClockedReadout(layer, weight, self._clock, register=register)
         return ClockedLayer(stage.weighted, weight, self._clock, register=register)
@@ -262,9 +267,11 @@ class FaultyChip:
 
     def weights(self, quantised: QuantisedWeight) -> QuantisedWeight:
         """Weights with this chip's noise."""
-        if not self.faults.weight_noise:
+        noise, late = self.faults.weight_noise, quantised.late
+        if not noise:
             return quantised
-        return quantised.multiplied(weight_factors(quantised.integers, self.faults.weight_noise, self._chip))
+        factors = weight_factors(quantised.integers, noise, self._chip)
+        return quantised.multiplied(factors, None if late is None else weight_factors(late, noise, self._chip))
 
     def spikes(self, stage: Stage, instant: Tensor) -> Tensor:
         """A stage's spikes with faults, as indices [N, ...] of their instants; also for a latency encoder."""
