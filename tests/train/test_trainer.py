@@ -15,7 +15,9 @@ from accelerate import Accelerator
 
 from tests.data.fixtures import random_images, write_parquet
 from tests.train.runs import TARGET, best, change, metrics
+from ttfs_triton import TTFSModel
 from ttfs_triton.data import decode
+from ttfs_triton.hardware import count
 from ttfs_triton.nn import LayerStatistics, NetworkConfig, TTFSNetwork
 from ttfs_triton.train import ConfigError, RunFolderError, TrainConfig, train
 from ttfs_triton.train.build import load_data
@@ -77,6 +79,17 @@ def test_options_train(config, values, device):
     assert 0.25 < summary["test_accuracy"] <= 1
     assert metrics(config.output_dir)[1]["train_loss"] < metrics(config.output_dir)[0]["train_loss"]
     assert bool(list(config.output_dir.rglob("events.out.tfevents*"))) == ("trackers" in values)
+
+
+def test_test_images_are_scored_in_float32(config):
+    summary = train(change(config, epochs=1, mixed_precision="bf16"))
+    assert summary["mixed_precision"] == "bf16"
+    test = load_data(config, Accelerator(cpu=True), print).test
+    images, labels = test.images_at(torch.arange(len(test))) / 255, test.labels
+    network = TTFSModel.from_pretrained(config.output_dir)
+    found = count(network, [images])
+    assert [layer["spikes"] for layer in summary["counts"]["layers"]] == [layer.spikes for layer in found.layers]
+    assert summary["test_accuracy"] == (network(images).argmax(1) == labels).sum().item() / len(labels)
 
 
 def test_start_from_weights_of_a_run(config, tmp_path):

@@ -17,14 +17,7 @@ from ttfs_triton.hardware import load_chip
 from ttfs_triton.model.locate import PREFIX, bundled_facts
 from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.train.build import RunData, build_network, check_network, split_data
-from ttfs_triton.train.config import (
-    FREE_ON_RESUME,
-    ConfigError,
-    TrainConfig,
-    changed_keys,
-    make_config,
-    read_yaml,
-)
+from ttfs_triton.train.config import FREE_ON_RESUME, ConfigError, TrainConfig, changed_keys, make_config, read_yaml
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
 from ttfs_triton.train.target import TARGET_IMAGES, make_target
 

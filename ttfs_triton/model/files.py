@@ -14,15 +14,7 @@ from torch import Tensor, nn
 from ttfs_triton.atomic import write_bytes
 from ttfs_triton.model.description import CONFIG, OWN, SPECIFIED, ModelDescription
 from ttfs_triton.model.own_network import OwnNetwork
-from ttfs_triton.model.weights import (
-    CHECKSUM,
-    WEIGHTS,
-    Header,
-    LoadError,
-    read_header,
-    read_weights,
-    weight_bytes,
-)
+from ttfs_triton.model.weights import CHECKSUM, WEIGHTS, Header, LoadError, read_header, read_weights, weight_bytes
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.untrusted_files import read_regular
 

@@ -76,7 +76,7 @@ def evaluate(
     Args:
         network: an unwrapped network that `network_graph` accepts; its mode, training or evaluation, is restored.
         batches: this process's share.
-        accelerator: for device, autocast and the sum.
+        accelerator: for device and sum.
         scorer: a scorer of this network, compiled or captured before. Default: a new one, without padding.
         num_workers: processes that decode images which are not in memory.
         stop: called before each batch in this process; true ends its part, and the evaluation in all processes.

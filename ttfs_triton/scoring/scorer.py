@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -59,8 +59,9 @@ class Scorer:
     """Adds up the scores of batches as they come.
 
     Args:
-        network: an unwrapped network that `network_graph` accepts; its layers get spike counters.
-        accelerator: for device and autocast.
+        network: an unwrapped network that `network_graph` accepts; its layers get spike counters. It is scored in
+            mixed precision if Accelerate has prepared it so.
+        accelerator: for its device.
         image_shape: as in `network_graph`.
     Attributes:
         sums: [6], float64, on the device: images, right decisions by the readout's score, cross entropy, right
@@ -68,7 +69,7 @@ class Scorer:
     """
 
     def __init__(self, network: nn.Module, accelerator: Accelerator, image_shape: Sequence[int] | None = None) -> None:
-        self.network, self.accelerator = network, accelerator
+        self.network = network
         self.graph = network_graph(network, image_shape)
         self.graph.prepare_statistics()
         self.sums = torch.zeros(6, dtype=torch.float64, device=accelerator.device)
@@ -78,12 +79,8 @@ class Scorer:
         """Start at zero; within the block, the network is in evaluation mode and its layers count spikes."""
         self.sums.zero_()
         reset_statistics(self.network)
-        with torch.no_grad(), evaluating(self.network), record_statistics(self.network), self._casts():
+        with torch.no_grad(), evaluating(self.network), record_statistics(self.network):
             yield
-
-    def _casts(self) -> AbstractContextManager[None]:
-        """Autocast around all batches: weights are cast only once."""
-        return self.accelerator.autocast()
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """Score images [n, C, height, width], in [0, 1], with labels [n], int64 or `PADDING`, on the device."""
@@ -137,10 +134,6 @@ class PaddedScorer(Scorer):
         self.replay: Callable[[], None] | None = None
         self._warm = False
 
-    def _casts(self) -> AbstractContextManager[None]:
-        """No autocast here: each batch casts the weights within the capture, since they have changed at a replay."""
-        return nullcontext()
-
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """Score images as `Scorer` does, up to `batch_size` of them."""
         number = len(labels)
@@ -159,7 +152,7 @@ class PaddedScorer(Scorer):
             (self.replay or self._score)()
 
     def _score(self) -> None:
-        with record_statistics(self.network, counted=self._labels != PADDING), self.accelerator.autocast():
+        with record_statistics(self.network, counted=self._labels != PADDING):
             super().__call__(self._images, self._labels)
 
     def _capture(self, graphs: CudaGraphs) -> None:

@@ -14,15 +14,7 @@ from ttfs_triton.hardware import Counts, counting
 from ttfs_triton.model.weights import LoadError, load_tensors, read_weights
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.run_records import EpochLine, Summary
-from ttfs_triton.scoring import (
-    Evaluation,
-    EvaluationBatches,
-    PaddedScorer,
-    Scorer,
-    device_name,
-    evaluate,
-    versions,
-)
+from ttfs_triton.scoring import Evaluation, EvaluationBatches, PaddedScorer, Scorer, device_name, evaluate, versions
 from ttfs_triton.scoring.batches import load_batches
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
 
@@ -84,7 +76,7 @@ def refresh_statistics(
         network: its buffers change; its mode stays.
         images, indices: the training images, and their indices, [n], int64.
         batch_size: images at a time; statistics are means over whole batches.
-        accelerator: device and precision.
+        accelerator: for its device.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, WeightedLayer)]
     norms = [(layer, layer.batch_norm) for layer in layers if layer.batch_norm is not None]
@@ -101,7 +93,7 @@ def refresh_statistics(
         norm.momentum, layer.statistics_group = 0.0, None  # a mean over all batches
         norm.train()
     try:
-        with closing(load_batches(batches, accelerator.device)) as loaded, accelerator.autocast():
+        with closing(load_batches(batches, accelerator.device)) as loaded:
             for some, _ in loaded:
                 network(some)
     finally:
@@ -156,6 +148,8 @@ def score_run(loop: TrainingLoop) -> dict[str, Any]:
     network, folder, accelerator = loop.scored_network, loop.folder, loop.accelerator
     load_best(network, folder)
     with counting(network, image_shape=loop.graph.image_shape, histogram_bins=0, by_sample=False) as counter:
+        # Rounded to bfloat16, some potentials cross the threshold which in float32, as in all later uses, do not.
+        accelerator.unwrap_model(network, keep_fp32_wrapper=False)
         evaluation = score(loop, loop.test_images)
     if loop.average is not None:
         loop.network.load_state_dict(network.state_dict())

@@ -29,13 +29,7 @@ from ttfs_triton.train.build import RunData, check_network, load_data, split_dat
 from ttfs_triton.train.callback import Callback, NonFiniteLossError
 from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
 from ttfs_triton.train.config import ConfigError, TrainConfig, make_config
-from ttfs_triton.train.device import (
-    Interrupted,
-    StopRequest,
-    ask_main_process,
-    make_accelerator,
-    warn_of_device,
-)
+from ttfs_triton.train.device import Interrupted, StopRequest, ask_main_process, make_accelerator, warn_of_device
 from ttfs_triton.train.display import Display
 from ttfs_triton.train.evaluation import load_best, score_run
 from ttfs_triton.train.loop import TrainingLoop
