@@ -22,10 +22,7 @@ SAMPLE = "sample"
 SAMPLE_FOLDER = Path(__file__).parent.parent / "sample"
 
 # Other names under which a split is accepted, in order of preference.
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "test": ("test", "testing", "validation", "valid", "val"),
-}
+SPLIT_NAMES = {"train": ("train", "training"), "test": ("test", "testing", "validation", "valid", "val")}
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label")
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}

@@ -113,6 +113,9 @@ def _find(
     with Progress(transient=True) as bar, counting(network) as counter:
         task = bar.add_task("test images", total=len(data))
         evaluation = evaluate(network, batches, accelerator, on_batch=lambda images: bar.advance(task, images))
+    # Shown now: simulations take minutes.
+    title = f"{data.name}, {data.split}: {evaluation.images:,} images, {evaluation.accuracy:.2%} right"
+    rich.print(layer_table(evaluation.layers, title))
     counts, grid = counter.counts(), network.graph.grid
     clocked = options.implementation == "clock_driven"
     steps, theirs = int(options.steps), steps_of(frontier, grid) or int(options.steps)
@@ -182,9 +185,7 @@ def _run_options(options: EvaluationOptions) -> RunOptions:
 
 def show(found: Found) -> None:
     """Print tables and figures on a terminal."""
-    evaluation, page = found.evaluation, found.page
-    title = f"{found.data.name}, {found.data.split}: {evaluation.images:,} images"
-    rich.print(layer_table(evaluation.layers, title))
+    page = found.page
     if page.deadlines:
         rich.print(on_terminal(deadline_table(page.deadlines)))
     print("\n".join(_lines(found)))

@@ -18,13 +18,7 @@ from ttfs_triton.atomic import tensor_bytes
 WEIGHTS = "model.safetensors"
 CHECKSUM = "tensors_sha256"  # key in the file's metadata
 # Types of the tensors of networks, by their names in the header; other types are refused.
-_KINDS = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-}
+_KINDS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 
 
 class LoadError(ValueError):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts.counter import graph_of_batches, images_and_labels
@@ -125,10 +125,17 @@ def simulate_at(model: nn.Module, batches: Iterable[Any], steps: Iterable[int], 
         batches: as in `simulate`, but repeatable: a list or a DataLoader, not a generator.
         steps: numbers of time steps; duplicates are dropped.
     """
-    console = Console(stderr=True)
-    hidden, order = not console.is_terminal, list(dict.fromkeys(steps))
-    order = track(order, "simulation", console=console, transient=True, disable=hidden)
-    return [simulate(model, batches, steps=number, **options) for number in order]
+    console, order = Console(stderr=True), list(dict.fromkeys(steps))
+    total = len(order) * len(batches) if isinstance(batches, Sized) else None
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("simulation", total=total)
+
+        def counted() -> Iterator[Any]:
+            for batch in batches:
+                yield batch
+                bar.advance(task)
+
+        return [simulate(model, counted(), steps=number, **options) for number in order]
 
 
 class Simulator:
