@@ -161,7 +161,6 @@ def is_blind(layer: LayerStatistics) -> bool:
 
 
 SKIPPED = 15  # steps before the first traced one: they allocate, compile or capture
-ROWS = 60  # rows of the table in steps.txt
 
 
 class StepProfiler:
@@ -209,7 +208,7 @@ class StepProfiler:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._profile.export_chrome_trace(str(self.folder / "trace.json"))
             order = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
-            table = self._profile.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=60)
+            table = self._profile.key_averages().table(sort_by=order, row_limit=-1, max_name_column_width=60)
             traced = min(self._seen - SKIPPED, self.steps)
             write_text(self.folder / "steps.txt", f"{traced} steps\n{table}\n")
             self.say(f"profile                  {self.folder / 'steps.txt'}, trace.json beside it")
