@@ -49,7 +49,7 @@ def check_registers(model: nn.Module) -> None:
 
 
 def check_register(layer: WeightedLayer, unit: Tensor, steps: int, bits: int, message: str) -> None:
-    """Raise ValueError unless registers of so many bits hold a layer's threshold; `message` says where, with {} for why."""
+    """Raise ValueError unless registers of so many bits hold a threshold; `message` says where, with {} for why."""
     # Training stops units where their threshold just fits; the division may round it up.
     height = math.ceil(steps * layer.threshold_height / float(unit.min()) * (1 - 1e-9))
     register = largest_integer(bits)
