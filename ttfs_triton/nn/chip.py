@@ -45,17 +45,17 @@ def check_registers(model: nn.Module) -> None:
         unit = quantise_weight(layer.effective_weight(), grid.weight_bits, per_channel=grid.per_channel).unit
         if layer.log2_unit is not None:
             unit = layer.log2_unit.detach().double().exp2()
-        check_register(layer, unit, grid.time_steps, grid.state_bits, f"Grid: {{}} in {short} at {grid.text()}")
+        check_register(layer, unit, grid.time_steps, grid.state_bits, "Grid", f"{short} at {grid.text()}")
 
 
-def check_register(layer: WeightedLayer, unit: Tensor, steps: int, bits: int, message: str) -> None:
-    """Raise ValueError unless registers of so many bits hold a threshold; `message` says where, with {} for why."""
+def check_register(layer: WeightedLayer, unit: Tensor, steps: int, bits: int, caller: str, where: str) -> None:
+    """Raise ValueError, naming `caller` and `where`, unless registers of `bits` bits hold a layer's threshold."""
     # Training stops units where their threshold just fits; the division may round it up.
     height = math.ceil(steps * layer.threshold_height / float(unit.min()) * (1 - 1e-9))
     register = largest_integer(bits)
     if height > register:
-        found = f"state_bits must hold every layer's threshold, which is {height:,} integers high"
         raise ValueError(
-            f"{message.format(found)}; got {bits}, which hold {register:,}. Use at least "
-            f"{height.bit_length() + 1} state_bits, or fewer time_steps or weight_bits."
+            f"{caller}: state_bits must hold every layer's threshold, which is {height:,} integers high in {where}; "
+            f"got {bits}, which hold {register:,}. Use at least {height.bit_length() + 1} state_bits, or fewer "
+            "time_steps or weight_bits."
         )

@@ -55,7 +55,7 @@ class QuantisedWeight(NamedTuple):
         return QuantisedWeight(integers, self.unit / FINER, limit, FINER, late)
 
     def with_late(self, weights: Tensor | None) -> QuantisedWeight:
-        """With rounded weights of delayed spikes, [C_out] in threshold heights; None: there are none.
+        """The same weights, with rounded weights of delayed spikes: [C_out] in threshold heights, or None for none.
 
         They are far larger than other weights, so each is an integer up to `limit` times a power of two, a shift in
         hardware.

@@ -148,7 +148,7 @@ def score_run(loop: TrainingLoop) -> dict[str, Any]:
     network, folder, accelerator = loop.scored_network, loop.folder, loop.accelerator
     load_best(network, folder)
     with counting(network, image_shape=loop.graph.image_shape, histogram_bins=0, by_sample=False) as counter:
-        # Rounded to bfloat16, some potentials cross the threshold which in float32, as in all later uses, do not.
+        # bfloat16 rounds some potentials across the threshold. Test figures are those of the float32 network.
         accelerator.unwrap_model(network, keep_fp32_wrapper=False)
         evaluation = score(loop, loop.test_images)
     if loop.average is not None:

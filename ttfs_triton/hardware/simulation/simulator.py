@@ -167,7 +167,7 @@ class Simulator:
         if isinstance(layer, AnalogEncoder | SignedEncoder):
             return AnalogLayer(layer, weight, bias)
         if (width := self._settings.state_bits) is not None:
-            check_register(stage.weighted, rounded.unit, self._clock.steps, width, f"simulate: {{}} in {stage.name}")
+            check_register(stage.weighted, rounded.unit, self._clock.steps, width, "simulate", stage.name)
             register = largest_integer(width)
         if isinstance(layer, Readout):
             return ClockedReadout(layer, weight, self._clock, register=register)
