@@ -100,9 +100,12 @@ def _asleep(layers: Sequence[LayerCounts], options: RunOptions) -> str:
 
 def _clock_driven(terms: Terms, layer: LayerCounts, windows: int) -> None:
     options, work = terms.options, neuron_work(layer, terms.counts, terms.options)
-    if layer.kind == "analog":  # a potential without a slope waits for the threshold
+    if layer.kind == "analog":  # a potential, biases included, that waits for the threshold
         terms.multiplications(layer, layer.dense_macs)
-    if layer.kind != "analog" or layer.synaptic_operations:
+        if layer.psp_persistence > 0:  # a signed encoder's bright pixels also add to a slope
+            terms.synaptic_operations(layer, layer.synaptic_operations)
+            terms.preset(replace(layer, biases=0), words=1)
+    else:
         terms.synaptic_operations(layer, layer.synaptic_operations)
         terms.preset(layer, words=2)
     terms.neuron_updates(layer, work)
