@@ -61,8 +61,8 @@ class TrainConfig(
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         if self.network is not None and (given := self.network_keys()):
-            keys = f"leave {', '.join(given)} out, and set it there"
-            raise ValueError(f'network builds the whole network: {keys}. The recipe "own" has no such key')
+            keys = ", ".join(given)
+            raise ValueError(f'network builds the network: leave out {keys}, or use the recipe "own" without them')
         clock = "chips run on a clock; 64 steps lose nothing"
         needs = {
             "random_resized_crop": ("image_size, e.g. 224", self.image_size),

@@ -100,7 +100,7 @@ def _asleep(layers: Sequence[LayerCounts], options: RunOptions) -> str:
 
 def _clock_driven(terms: Terms, layer: LayerCounts, windows: int) -> None:
     options, work = terms.options, neuron_work(layer, terms.counts, terms.options)
-    if layer.kind == "analog":  # a potential, biases included, that waits for the threshold
+    if layer.kind == "analog":  # products and biases make a potential, which waits for the threshold
         terms.multiplications(layer, layer.dense_macs)
         if layer.psp_persistence > 0:  # a signed encoder's bright pixels also add to a slope
             terms.synaptic_operations(layer, layer.synaptic_operations)
