@@ -4,15 +4,19 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from tests.convert import sources
 from tests.convert.sources import randomised
+from tests.train.runs import change
 from ttfs_triton.convert import convert
 from ttfs_triton.model import BaseModel, ModelDescription
 from ttfs_triton.model.files import write_model
 from ttfs_triton.model.weights import read_weights, weight_bytes
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.train import ConfigError
+from ttfs_triton.train.build import build_network, load_data
+from ttfs_triton.train.optimisation import PersistenceSchedule
 from ttfs_triton.train.start import load_weights
 
 OURS = NetworkConfig(
@@ -92,13 +96,13 @@ def test_an_ann_of_another_project_is_scaled_into_range_and_calibrated(vgg, sigm
     assert all(layer.after > (layer.before if sigma is None else 0.999) for layer in found.layers[1:])
 
 
-def test_a_network_with_batch_norm_starts_where_weights_are_normalised_or_not(tmp_path):
+def test_a_network_with_batch_norm_starts_where_weights_are_normalised_or_not(tmp_path, device):
     plain, normalised = trained(OURS), trained(OURS.replace(batch_norm=True))
     network, images = target(batch_norm=True, weight_standardisation=False), torch.rand(64, 3, 8, 8)
     folder = str(save(plain, tmp_path / "plain"))
     with pytest.raises(ConfigError, match="its statistics must come from calibration images; got none"):
         load_weights(network, folder, None)
-    load_weights(network, folder, images)
+    load_weights(network, folder, images.to(device))
     torch.testing.assert_close(network(images), plain(images), rtol=1e-3, atol=1e-4)
     assert network.config.mean == OURS.mean
     network = target(batch_norm=True, neuron=Neuron(1.0))
@@ -107,6 +111,19 @@ def test_a_network_with_batch_norm_starts_where_weights_are_normalised_or_not(tm
         assert torch.equal(network.state_dict()[name], tensor), name
     with pytest.raises(ConfigError, match=r"weight_standardisation must be False, .*--no-weight-standardisation"):
         load_weights(target(weight_standardisation=True), str(tmp_path / "normalised"))
+
+
+def test_statistics_fit_the_first_step_where_persistence_rises(config, tmp_path):
+    plain = trained(NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=4, neuron=Neuron(0.0)))
+    values = {"batch_norm": True, "weight_standardisation": False, "dropout": 0.0, "validation_fraction": 0.0}
+    values |= {"weights": str(save(plain, tmp_path / "plain")), "psp_persistence_rise": (0.2, 0.5)}
+    config = change(config, **values)
+    data = load_data(config, Accelerator(cpu=True), print)
+    network = build_network(config, data)[0].train()
+    assert network.config.neuron.psp_persistence == network.features.conv1.neuron.psp_persistence == 1
+    PersistenceSchedule([network], config.psp_persistence_rise, "together", 10).set(0)
+    images = data.train.images_at(data.train_indices) / 255
+    torch.testing.assert_close(network(images), plain(images), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

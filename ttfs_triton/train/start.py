@@ -109,7 +109,9 @@ def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None, tr
         )
     plain = TTFSNetwork(network.config.replace(batch_norm=False, weight_standardisation=False))
     start = load_weights(plain, source, images, trained_as)
-    unfold_batch_norm(network, plain.to(images.device), images)
+    home = next(network.parameters()).device
+    unfold_batch_norm(network.to(images.device), plain.to(images.device), images)
+    network.to(home)
     take_statistics(network, plain.config)
     return start
 
