@@ -26,14 +26,11 @@ def event_driven(
     """Spike time of one neuron: sort all events, integrate the potential piecewise, solve the crossing.
 
     Args:
-        spike_times: of the inputs; inf = silent.
-        weights: of the inputs.
+        spike_times, weights: of the inputs; a time of inf is silent.
         initial_potential: potential before the first spike.
         start: the neuron may fire from here; inputs arrive before.
-        window: Tw, unit of the potential's slope.
-        psp_persistence: fraction of the slope that remains from `start` on.
-        threshold: θ of the ramp θ·(1 − s/S), s = (t − start)/Tw.
-        ramp_end: S.
+        window: Tw, unit of the potential's slope; `psp_persistence` of the slope remains from `start` on.
+        threshold, ramp_end: θ and S of the ramp θ·(1 − s/S), s = (t − start)/Tw.
     Returns:
         Absolute spike time in [start, start + S·Tw), inf if silent.
     """

@@ -115,13 +115,12 @@ def test_a_network_with_batch_norm_starts_where_weights_are_normalised_or_not(tm
 
 def test_statistics_fit_the_first_step_where_persistence_rises(config, tmp_path):
     plain = trained(NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=4, neuron=Neuron(0.0)))
-    values = {"batch_norm": True, "weight_standardisation": False, "dropout": 0.0, "validation_fraction": 0.0}
-    values |= {"weights": str(save(plain, tmp_path / "plain")), "psp_persistence_rise": (0.2, 0.5)}
-    config = change(config, **values)
+    values = {"weights": str(save(plain, tmp_path / "plain")), "batch_norm": True, "weight_standardisation": False}
+    config = change(config, **values, dropout=0.0, validation_fraction=0.0, psp_persistence_rise=(0.2, 0.5))
     data = load_data(config, Accelerator(cpu=True), print)
     network = build_network(config, data)[0].train()
     assert network.config.neuron.psp_persistence == network.features.conv1.neuron.psp_persistence == 1
-    PersistenceSchedule([network], config.psp_persistence_rise, "together", 10).set(0)
+    PersistenceSchedule([network], (0.2, 0.5), "together", 10).set(0)
     images = data.train.images_at(data.train_indices) / 255
     torch.testing.assert_close(network(images), plain(images), rtol=1e-3, atol=1e-3)
 

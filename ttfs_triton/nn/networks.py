@@ -100,11 +100,6 @@ def cifarnet(
         image_size, in_channels, classes, backend, overrides: as in `vgg11`.
         width, convolutions: see `cifarnet_specification`.
     Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, for the sequence of layers.
-    Example:
-        >>> from ttfs_triton.nn import Neuron
-        >>> network = cifarnet(neuron=Neuron(psp_persistence=0.25))
-        >>> network(torch.rand(2, 3, 32, 32)).shape
-        torch.Size([2, 10])
     """
     own = {"encoder": "whitened", "batch_norm": True}
     specification = cifarnet_specification(width, convolutions, in_channels)
@@ -122,11 +117,6 @@ def resnet20(
     Args:
         image_size, in_channels, classes, backend, **overrides: as in `vgg11`.
     Source: He et al., "Deep residual learning for image recognition", 2016, section 4.2, option A.
-    Example:
-        >>> from ttfs_triton.nn import Neuron
-        >>> network = resnet20(neuron=Neuron(psp_persistence=0.25))
-        >>> network(torch.rand(2, 3, 32, 32)).shape
-        torch.Size([2, 10])
     """
     return _network(RESNET20, image_size, in_channels, classes, backend, overrides)
 
