@@ -129,7 +129,7 @@ def test_statistics_fit_the_first_step_where_persistence_rises(config, tmp_path)
     ("changes", "problem"),
     [
         ({"specification": "6C3-8C3-P2-P2-12"}, r"specification must be 6C3-P2-8C3-P2-12, .*--model 6C3-P2-8C3-P2-12"),
-        ({"width": 2.0}, "specification must be"),
+        ({"width": 2.0}, r"got 6C3-P2-8C3-P2-12 at width 2\. Give --model \S+ --width 1"),
         ({"encoder": "latency", "mean": None, "std": None}, "encoder must be analog, .*--encoder analog"),
         ({"classes": 5}, "classes must be 4"),
         ({"image_size": (12, 12)}, r"image_size must be \(8, 8\)"),

@@ -31,8 +31,8 @@ TRAINING = {
     "mnist": f"train_cnn_mnist.py --dataset sample --width 0.25 {TINY}",
     "vgg11": f"train_vgg11_cifar10.py {VGG11}",
     "vgg16-cifar100": f"train_vgg16_cifar100.py {VGG11} --batch-size 8",
-    "calibrated": f"train_vgg11_cifar10.py {VGG11} --model 4C3-P2-6C3-P2 --encoder analog --no-weight-standardisation "
-    "--calibration-images 16 --weights {ann}",
+    "calibrated": f"train_vgg11_cifar10.py {VGG11} --model 4C3-P2-6C3-P2 --width 1 --encoder analog "
+    "--no-weight-standardisation --calibration-images 16 --weights {ann}",
 }
 # In braces stand fixtures.
 OTHERS = {

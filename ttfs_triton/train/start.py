@@ -167,7 +167,7 @@ def _convert(target: NetworkConfig, weights: Weights, trained_as: TrainedAs | No
     )
     found = converted.network.config
     for name, flag, same in (
-        ("specification", f"--model {found.specification}", _structure(found) == _structure(target)),
+        ("specification", f"--model {found.specification} --width 1", _structure(found) == _structure(target)),
         ("encoder", f"--encoder {found.encoder}", found.encoder == target.encoder),
         ("batch_norm", "--no-batch-norm", not target.batch_norm),
         (
@@ -179,7 +179,8 @@ def _convert(target: NetworkConfig, weights: Weights, trained_as: TrainedAs | No
         ("readout", f"--readout {found.readout}", trained_as in (None, "ann") or found.readout == target.readout),
     ):
         if not same:
-            value, mine = (getattr(config, name) for config in (found, target))
+            value, mine = getattr(found, name), getattr(target, name)
+            mine = f"{mine} at width {target.width:g}" if name == "specification" else mine
             raise ConversionError(f"{name} must be {value}, as {weights.name} gives; got {mine}. Give {flag}.")
     return converted
 
