@@ -142,15 +142,15 @@ def build_network(
         # Batch norm cannot take weights without it before it has statistics, which a checkpoint then replaces.
         if config.calibration_images and (calibrated or config.batch_norm):
             images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
-        first, rise = network, config.psp_persistence_rise
+        rise = config.psp_persistence_rise
         if isinstance(network, TTFSNetwork) and rise is not None and rise[1] > 0:
             # Statistics and calibration must fit the first step, whose σ is 0.
-            neuron = replace(network.config.neuron, psp_persistence=0.0)
-            first = TTFSNetwork(network.config.replace(neuron=neuron))
-        start = load_weights(first, weights, images, config.trained_as)
-        if isinstance(first, TTFSNetwork) and first is not network:
+            first = TTFSNetwork(network.config.replace(neuron=replace(network.config.neuron, psp_persistence=0.0)))
+            start = load_weights(first, weights, images, config.trained_as)
             network.load_state_dict(first.state_dict())
             take_statistics(network, first.config)
+        else:
+            start = load_weights(network, weights, images, config.trained_as)
     if config.grid is not None:
         start_on_grid(network, config.grid, start, learn_units=config.learn_units)
         if config.grid_chip is not None:
