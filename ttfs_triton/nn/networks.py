@@ -46,14 +46,11 @@ def cnn1(
 
     Args:
         image_size: side of square images, or (height, width).
-        in_channels: channels of the images.
-        classes: number of classes; `num_classes`, as in other packages, is understood.
-        backend: as in `TTFSNetwork`.
-        **overrides: any other field of `NetworkConfig`.
+        in_channels, classes: channels of the images, and number of classes; `num_classes` is understood, too.
+        backend, **overrides: as in `TTFSNetwork`, and any other field of `NetworkConfig`.
     Example:
         >>> from ttfs_triton.nn import Neuron
-        >>> network = cnn1(neuron=Neuron(psp_persistence=0.25))
-        >>> network(torch.rand(2, 1, 28, 28)).shape
+        >>> cnn1(neuron=Neuron(psp_persistence=0.25))(torch.rand(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
     return _network(CNN1, image_size, in_channels, classes, backend, {"encoder": "latency"} | overrides)
@@ -68,8 +65,7 @@ def vgg11(
         image_size, in_channels, classes, backend, overrides: as in `cnn1`; `width=0.5` halves every hidden layer.
             Mean and std are CIFAR-10's for three channels unless given.
     Example:
-        >>> network = vgg11(classes=100, width=0.125)
-        >>> network(torch.rand(2, 3, 32, 32)).shape
+        >>> vgg11(classes=100, width=0.125)(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 100])
     """
     return _network(VGG11, image_size, in_channels, classes, backend, overrides)
@@ -100,6 +96,9 @@ def cifarnet(
         image_size, in_channels, classes, backend, overrides: as in `vgg11`.
         width, convolutions: see `cifarnet_specification`.
     Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, for the sequence of layers.
+    Example:
+        >>> cifarnet()(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
     own = {"encoder": "whitened", "batch_norm": True}
     specification = cifarnet_specification(width, convolutions, in_channels)
@@ -117,6 +116,9 @@ def resnet20(
     Args:
         image_size, in_channels, classes, backend, **overrides: as in `vgg11`.
     Source: He et al., "Deep residual learning for image recognition", 2016, section 4.2, option A.
+    Example:
+        >>> resnet20()(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
     return _network(RESNET20, image_size, in_channels, classes, backend, overrides)
 

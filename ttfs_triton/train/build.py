@@ -142,8 +142,7 @@ def build_network(
         # Batch norm cannot take weights without it before it has statistics, which a checkpoint then replaces.
         if config.calibration_images and (calibrated or config.batch_norm):
             images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
-        rise = config.psp_persistence_rise
-        if isinstance(network, TTFSNetwork) and rise is not None and rise[1] > 0:
+        if isinstance(network, TTFSNetwork) and (config.psp_persistence_rise or (0, 0))[1] > 0:
             # Statistics and calibration must fit the first step, whose σ is 0.
             first = TTFSNetwork(network.config.replace(neuron=replace(network.config.neuron, psp_persistence=0.0)))
             start = load_weights(first, weights, images, config.trained_as)

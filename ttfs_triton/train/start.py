@@ -109,9 +109,8 @@ def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None, tr
         )
     plain = TTFSNetwork(network.config.replace(batch_norm=False, weight_standardisation=False))
     start = load_weights(plain, source, images, trained_as)
-    home = next(network.parameters()).device
     unfold_batch_norm(network.to(images.device), plain.to(images.device), images)
-    network.to(home)
+    network.cpu()
     take_statistics(network, plain.config)
     return start
 
