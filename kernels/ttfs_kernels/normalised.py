@@ -216,23 +216,25 @@ class _TorchNormalised:
         inputs, weight, potentials, gamma, beta, mean, inverse, count, sigma, delayed, skip_weight = kept
         neuron = fused.of_any_persistence(self.neuron)
         affine = gamma * inverse, beta - gamma * inverse * mean
-        h = torch.empty_like(potentials)
-        by_both = (h[0], h[1] if neuron.has_slope else None)
+        # With q = 0, the gradients of A' and W' are equal: one is kept, and contracted once.
+        h = torch.empty_like(potentials[: 1 if neuron.split_gradient == 0 else 2])
+        by_both = (h[0], h[1] if len(h) == 2 else None)
         rows = _positions(grad.to(h.dtype), 1)[0]
         fused.run((_deriving, neuron), potentials, rows, *by_both, sigma, *affine, delayed, skip_weight)
         grad_beta, by_scale = fused.run((_reducing,), potentials, sigma, mean, *by_both)
         grad_gamma = by_scale * inverse
         grad_skip = grad_skip_weight = None
         if delayed is not None:
-            grad_skip, grad_skip_weight = fused.run((fused.skipping, neuron), h, delayed, skip_weight, sigma)
+            by_pair = h.expand_as(potentials)
+            grad_skip, grad_skip_weight = fused.run((fused.skipping, neuron), by_pair, delayed, skip_weight, sigma)
             grad_skip = like_rows(grad_skip, grad.shape)
         sums = torch.stack([grad_beta, grad_gamma])
         if self.group is not None:
             torch.distributed.all_reduce(sums, group=self.group)
         by_mean, by_variance = sums / count
         fused.run((_spreading,), potentials, sigma, affine[0], mean, by_mean, by_variance * inverse, *by_both)
-        h = like_rows(h, (len(potentials) * len(grad), *grad.shape[1:]))
-        by_operands = contract_gradients(h, inputs, weight, neuron, self.geometry, needs)
+        h = like_rows(h, (len(h) * len(grad), *grad.shape[1:]))
+        by_operands = contract_gradients(h, inputs, weight, neuron, self.geometry, needs, sigma)
         return *by_operands, grad_gamma, grad_beta, grad_skip, grad_skip_weight
 
 
@@ -281,26 +283,27 @@ def _firing(neuron: Neuron, potentials: Tensor, *others: Any) -> Tensor:
 def _deriving(
     neuron: Neuron, potentials: Tensor, grad: Tensor, by_A: Tensor, by_W: Tensor | None, *others: Any
 ) -> None:
-    """Write the gradients of A' and W' into by_A and by_W (None at σ = 0); `others` as in `_firing`."""
+    """Write the gradients of A' and W' into by_A and by_W (None if not needed); `others` as in `_firing`."""
     A, W = _normalise(potentials, *others)
     grad = grad.to(A.dtype)
-    if W is None or by_W is None:
+    if W is None:
         by_A.copy_(fused.inside(grad, A))
         return
     _, by_potential, by_slope = fire_with_derivatives(A, W, neuron)
     by_A.copy_(grad * by_potential)
-    by_W.copy_(grad * by_slope)
+    if by_W is not None:
+        by_W.copy_(grad * by_slope)
 
 
 def _reducing(
     potentials: Tensor, sigma: Tensor, mean: Tensor, by_A: Tensor, by_W: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """(dβ, dg), [C] each, from the gradients of A' and W'; dγ is dg / √(s² + ε)."""
+    """(dβ, dg), [C] each, from the gradients of A' and W' (None: equal, or σ = 0); dγ is dg / √(s² + ε)."""
     A, W = _both(potentials, sigma)
     by_A = by_A.to(A.dtype)
     by_scale = by_A * (A - mean)
-    if W is not None and by_W is not None:
-        by_scale = by_scale + by_W.to(A.dtype) * W
+    if W is not None:
+        by_scale = by_scale + (by_A if by_W is None else by_W.to(A.dtype)) * W
     return fused.sum_rows(by_A), fused.sum_rows(by_scale)
 
 

@@ -81,10 +81,28 @@ class TorchLayer:
 
 
 def contract_gradients(
-    h: Tensor, x: Tensor, weight: Tensor, neuron: Neuron, geometry: Geometry | None, needs: Sequence[bool]
+    h: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    neuron: Neuron,
+    geometry: Geometry | None,
+    needs: Sequence[bool],
+    sigma: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the input and the weight, None where not needed; h and x are stacked if σ > 0."""
+    """Gradients of the input and the weight, None where not needed; h and x are stacked if σ > 0.
+
+    With `sigma`, h may be the gradient of A alone. That of Σ w·[x > 0] is then σ·h, and x is stacked with [x > 0].
+    """
     grad_x = grad_weight = None
+    if len(h) < len(x):
+        values = x[: len(h)]
+        if needs[0]:
+            grad = gradient_of_input(h, values, weight, geometry)
+            grad_x = like_rows(fused.run((fused.entering_once, neuron), _rows(grad), _rows(values), sigma), grad.shape)
+        if needs[1]:
+            counted = like_rows(fused.run((fused.counted,), _rows(values), sigma), values.shape)
+            grad_weight = gradient_of_weight(h, counted, weight, geometry)
+        return grad_x, grad_weight
     if needs[0]:
         # With a surrogate, one contraction gives both gradients: those of the activations and of the mask.
         both = len(h) // 2 if neuron.has_slope and not neuron.has_surrogate else len(h)

@@ -37,6 +37,8 @@ NEURONS = [
     Neuron(1.0, derivative_clip=None),
     Neuron(1.0, derivative_clip=0.6, surrogate_width=0.5),
     Neuron(0.5, surrogate_width=0.3, split_gradient=0.25),
+    Neuron(0.5, surrogate_width=0.3, split_gradient=0.0),
+    Neuron(1.0, split_gradient=0.0),
 ]
 OF_NEURONS = pytest.mark.parametrize("neuron", NEURONS, ids=str)
 BACKENDS = pytest.mark.parametrize("backend", ["torch", "triton"] if HAS_TRITON else ["torch"])
