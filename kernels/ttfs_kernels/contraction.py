@@ -11,6 +11,7 @@ are faster on a CPU, although they have to copy operands first. Measured on one 
   and outputs at the seams are dropped. Gradient of the weight, 256 channels, 8×8 maps: two thirds of the time.
 """
 
+import operator
 from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
@@ -98,30 +99,12 @@ def gradient_of_input(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry |
         grad_x = _convolution_backward(h, x, weight, geometry, wanted)[0]
         return grad_x.contiguous(memory_format=torch.channels_last)
     padding = [span - 1 - pad for span, pad in zip(_spans(weight, geometry), geometry.padding, strict=True)]
-    if max(geometry.stride) > 1 or min(padding) < 0:
-        return _scattered_products(h, x, weight, geometry)
     # Convolve h with the taps in reverse order: the products that meet in one input are summed inside, in float32.
     batch, channels, height, width = x.shape
     rows, columns = (reversed(range(taps)) for taps in weight.shape[2:])
     turned = torch.stack([weight[:, :, r, s] for r, s in product(rows, columns)]).flatten(0, 1)
     grad_x = _columns(h, weight, geometry._replace(padding=padding)) @ turned
     return grad_x.view(batch, height, width, channels).permute(0, 3, 1, 2)
-
-
-def _scattered_products(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """`gradient_of_input` tap by tap, for large paddings and for strides, whose columns of h would be mostly zeros."""
-    batch, channels, height, width = x.shape
-    top, left = geometry.padding
-    # Up to R·S products meet in one input: sum them in at least float32.
-    dtype = torch.promote_types(h.dtype, torch.float32)
-    padded = h.new_zeros(batch, height + 2 * top, width + 2 * left, channels, dtype=dtype)
-    fields = _receptive_fields(padded, weight, geometry)
-    products = (_neuron_matrix(h) @ _weight_matrix(weight)).view(fields.shape)
-    for r in range(weight.shape[2]):
-        for s in range(weight.shape[3]):
-            fields[:, :, :, r, s].add_(products[:, :, :, r, s])
-    grad_x = padded[:, top : top + height, left : left + width]
-    return grad_x.to(h.dtype).contiguous().permute(0, 3, 1, 2)
 
 
 def gradient_of_weight(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry | None) -> Tensor:
@@ -144,6 +127,8 @@ def columns_are_faster(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     """Whether to use columns: decided by device, shape and dtype alone, so the same in all three passes."""
     if x.device.type != "cpu" or geometry.groups != 1 or x.dtype not in WEIGHTS_PER_NEURON:
         return False
+    if max(geometry.stride) > 1 or any(map(operator.ge, geometry.padding, _spans(weight, geometry))):
+        return False  # columns of h would be mostly zeros in the gradient of x
     rows, columns = geometry.map_size(x.shape[2:], weight.shape[2:])
     neurons = rows * columns
     return neurons <= LARGEST_MAP and weight.numel() > WEIGHTS_PER_NEURON[x.dtype] * neurons

@@ -70,14 +70,16 @@ class TorchLayer:
         assert x is not None
         assert saved is not None
         assert weight is not None
-        needs_x, needs_weight, needs_bias, *needs_skip = needs
+        needs_x, needs_weight, needs_bias, *_ = needs
         if self.neuron.has_slope:
-            h, grad_bias = _scale(grad, saved, needs_bias)
+            pair = _rows(saved).view(2, -1, saved.shape[1])
+            h, grad_bias = fused.run((fused.scaling,), pair, _rows(grad))
+            h = like_rows(h, saved.shape)
         else:
             x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-            h, grad_bias = _inside(grad, saved, needs_bias)
+            h, grad_bias = _inside(grad, saved)
         found = contract_gradients(h, x, weight, self.neuron, self.geometry, (needs_x, needs_weight))
-        return *found, grad_bias, *_skip_gradients(h, skip, skip_weight, self.neuron, needs_skip)
+        return *found, grad_bias if needs_bias else None, *_skip_gradients(h, skip, skip_weight, self.neuron)
 
 
 def contract_gradients(
@@ -113,7 +115,7 @@ def contract_gradients(
 
 
 def _skip_gradients(
-    h: Tensor, skip: Tensor | None, skip_weight: Tensor | None, neuron: Neuron, needs: Sequence[bool]
+    h: Tensor, skip: Tensor | None, skip_weight: Tensor | None, neuron: Neuron
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of delayed spikes and of their weights: like those of `x` and `weight`, with one synapse per neuron.
 
@@ -121,21 +123,10 @@ def _skip_gradients(
     """
     if skip is None or skip_weight is None:
         return None, None
-    needs_skip, needs_weight = needs
-    grad_skip = grad_weight = None
-    h = h.contiguous(memory_format=torch.channels_last) if h.dim() == 4 else h
-    if fused.is_formula(h):
-        rows = _rows(h).view(2 if neuron.has_slope else 1, -1, h.shape[1])
-        formula = fused.skipping, fused.of_any_persistence(neuron)
-        grad_skip, grad_weight = fused.run(formula, rows, _rows(skip), skip_weight, fused.persistence(neuron, h))
-        return like_rows(grad_skip, skip.shape), grad_weight
-    stacked = stack_mask(skip, neuron) if neuron.has_slope else skip
-    if needs_skip:
-        by_both = h if neuron.has_surrogate else h[: len(skip)]
-        grad_skip = at_inputs(by_both * _channels(skip_weight, skip), stacked, neuron)
-    if needs_weight:
-        grad_weight = _sum(h * stacked)
-    return grad_skip, grad_weight
+    rows = _rows(h).view(2 if neuron.has_slope else 1, -1, h.shape[1])
+    formula = fused.skipping, fused.of_any_persistence(neuron)
+    grad_skip, grad_weight = fused.run(formula, rows, _rows(skip), skip_weight, fused.persistence(neuron, h))
+    return like_rows(grad_skip, skip.shape), grad_weight
 
 
 def _channels(values: Tensor, like: Tensor) -> Tensor:
@@ -143,8 +134,8 @@ def _channels(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).view(-1, *(1,) * (like.dim() - 2))
 
 
-def _inside(grad: Tensor, activations: Tensor, with_sum: bool) -> tuple[Tensor, Tensor | None]:
-    """(h, sum of h for each channel or None): h is `grad` where 0 < a < 1, else 0.
+def _inside(grad: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
+    """(h, sum of h for each channel): h is `grad` where 0 < a < 1, else 0.
 
     h is NaN where a is NaN: hardtanh_backward alone would return `grad` there.
     """
@@ -152,19 +143,7 @@ def _inside(grad: Tensor, activations: Tensor, with_sum: bool) -> tuple[Tensor, 
         h, total = fused.run((fused.crossing,), _rows(grad), _rows(activations))
         return like_rows(h, activations.shape), total
     h = aten.hardtanh_backward(grad, activations, 0, 1).add_(activations, alpha=0)
-    return h, _sum(h) if with_sum else None
-
-
-def _scale(grad: Tensor, derivatives: Tensor, with_sum: bool) -> tuple[Tensor, Tensor | None]:
-    """(h, sum of its first half for each channel or None): h is [g·∂a/∂A ; g·∂a/∂W], in the derivatives' layout."""
-    if fused.is_formula(derivatives):
-        pair = _rows(derivatives).view(2, -1, derivatives.shape[1])
-        scaled, total = fused.run((fused.scaling,), pair, _rows(grad))
-        return like_rows(scaled, derivatives.shape), total
-    scaled = torch.empty_like(derivatives)
-    pairs = (2, len(grad))
-    torch.mul(derivatives.unflatten(0, pairs), grad, out=scaled.unflatten(0, pairs))
-    return scaled, _sum(scaled[: len(grad)]) if with_sum else None
+    return h, _sum(h)
 
 
 def stack_mask(x: Tensor, neuron: Neuron) -> Tensor:
@@ -212,7 +191,7 @@ def _sum(h: Tensor) -> Tensor:
 
 def _rows(maps: Tensor) -> Tensor:
     """[N, C, P, Q] → [N·P·Q, C], a view of channels-last maps; [N, C] as it is."""
-    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]) if maps.dim() == 4 else maps.contiguous()
+    return (maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]) if maps.dim() == 4 else maps).contiguous()
 
 
 def like_rows(rows: Tensor, shape: Sequence[int]) -> Tensor:
