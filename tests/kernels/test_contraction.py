@@ -24,8 +24,8 @@ def test_columns_serve_small_maps_with_many_weights(side, channels, dtype, group
     x = torch.empty(2, channels, side, side, dtype=dtype, device=device)
     geometry = Geometry((1, 1), (1, 1), (1, 1), groups)
     weight = x.new_empty(channels, channels // groups, 3, 3)
-    assert columns_are_faster(x, weight, geometry) is columns
-    assert not columns_are_faster(x, weight, geometry._replace(stride=(2, 2)))
+    found = [columns_are_faster(x, weight, geometry._replace(stride=(stride, stride))) for stride in (1, 2)]
+    assert found == [columns, False]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,6 @@ def test_columns_sum_input_gradients_in_float32(monkeypatch):
     monkeypatch.setattr(contraction, "WEIGHTS_PER_NEURON", {torch.bfloat16: 0})
     h, weight = (torch.randn(shape, dtype=torch.bfloat16) for shape in ((4, 64, 4, 4), (64, 32, 5, 5)))
     h, weight = (maps.contiguous(memory_format=torch.channels_last) for maps in (h, weight))
-    x = torch.empty(4, 32, 4, 4, dtype=torch.bfloat16)
-    expected = torch.nn.grad.conv2d_input(x.shape, weight.double(), h.double(), padding=2)
-    error = gradient_of_input(h, x, weight, geometry).double() - expected
+    expected = torch.nn.grad.conv2d_input((4, 32, 4, 4), weight.double(), h.double(), padding=2)
+    error = gradient_of_input(h, h[:, :32], weight, geometry).double() - expected
     assert error.norm() < 0.9 * 2**-8 * expected.norm()

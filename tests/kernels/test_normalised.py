@@ -33,11 +33,9 @@ from ttfs_kernels.contraction import Geometry
 
 NEURONS = [
     Neuron(0.0),
-    Neuron(0.25, derivative_clip=None),
-    Neuron(1.0, derivative_clip=None),
+    *(Neuron(sigma, derivative_clip=None) for sigma in (0.25, 1.0)),
     Neuron(1.0, derivative_clip=0.6, surrogate_width=0.5),
-    Neuron(0.5, surrogate_width=0.3, split_gradient=0.25),
-    Neuron(0.5, surrogate_width=0.3, split_gradient=0.0),
+    *(Neuron(0.5, surrogate_width=0.3, split_gradient=q) for q in (0.25, 0.0)),
     Neuron(1.0, split_gradient=0.0),
 ]
 OF_NEURONS = pytest.mark.parametrize("neuron", NEURONS, ids=str)
