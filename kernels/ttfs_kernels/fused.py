@@ -190,11 +190,6 @@ def entering_once(neuron: Neuron, grad: Tensor, x: Tensor, sigma: Tensor) -> Ten
     return entering(neuron, torch.stack([grad, grad]) if neuron.has_surrogate else grad, x, sigma)
 
 
-def counted(x: Tensor, sigma: Tensor) -> Tensor:
-    """x + σ·[x > 0], what a spike adds to the potential at the window's end for each unit of its synapse's weight."""
-    return (x + torch.where(x > 0, sigma, 0)).to(x.dtype)
-
-
 def skipping(neuron: Neuron, h: Tensor, skip: Tensor, skip_weight: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of delayed spikes [..., channels] and of their weights [channels].
 

@@ -97,13 +97,13 @@ def contract_gradients(
     """
     grad_x = grad_weight = None
     if len(h) < len(x):
-        values = x[: len(h)]
+        assert sigma is not None
+        values, mask = x.tensor_split(2)
         if needs[0]:
             grad = gradient_of_input(h, values, weight, geometry)
             grad_x = like_rows(fused.run((fused.entering_once, neuron), _rows(grad), _rows(values), sigma), grad.shape)
         if needs[1]:
-            counted = like_rows(fused.run((fused.counted,), _rows(values), sigma), values.shape)
-            grad_weight = gradient_of_weight(h, counted, weight, geometry)
+            grad_weight = gradient_of_weight(h, torch.addcmul(values, mask, sigma), weight, geometry)
         return grad_x, grad_weight
     if needs[0]:
         # With a surrogate, one contraction gives both gradients: those of the activations and of the mask.

@@ -137,6 +137,16 @@ def describe_network(
     return OwnNetwork.of(network_graph(network, image_shape), builder or type(network).__qualname__)
 
 
+def file_and_function(source: str) -> tuple[Path, str]:
+    """The parts of "file.py:function"; ValueError if there is no such file."""
+    name, _, function = source.rpartition(":")
+    if not name or not function.isidentifier():
+        raise ValueError(f"network: must be FILE.py:FUNCTION; got {source}.")
+    if not name.endswith(".py") or not Path(name).is_file():
+        raise ValueError(f"network: must name a Python file that exists; got {name}. Correct the path.")
+    return Path(name), function
+
+
 def build_network_of(source: str, *, in_channels: int, image_size: tuple[int, int], classes: int) -> nn.Module:
     """The network that a function in the user's Python file builds; runs the file, its folder on the import path.
 
@@ -148,19 +158,14 @@ def build_network_of(source: str, *, in_channels: int, image_size: tuple[int, in
     Raises:
         ValueError: no such file or function, or it builds no `nn.Module`. Errors of the file itself are passed on.
     """
-    name, _, function = source.rpartition(":")
-    path = Path(name)
-    if not name or not function.isidentifier():
-        raise ValueError(f"network: must be FILE.py:FUNCTION; got {source}.")
-    if path.suffix != ".py" or not path.is_file():
-        raise ValueError(f"network: must name a Python file that exists; got {name}. Correct the path.")
+    path, function = file_and_function(source)
     if (folder := str(path.resolve().parent)) not in sys.path:
         sys.path.insert(0, folder)
     names = runpy.run_path(str(path.resolve()))
     build = names.get(function)
     if not callable(build):
         known = ", ".join(key for key, value in names.items() if inspect.isfunction(value)) or "none"
-        raise ValueError(f"network: {name} must have a function {function}; got {known}. Correct the name.")
+        raise ValueError(f"network: {path} must have a function {function}; got {known}. Correct the name.")
     given = {"in_channels": in_channels, "image_size": image_size, "classes": classes}
     parameters = inspect.signature(build).parameters.values()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)

@@ -22,6 +22,7 @@ from ttfs_triton.data.images import ImageData, images_of_tensors
 from ttfs_triton.hub.publish import publish
 from ttfs_triton.memory import freed_memory_kept
 from ttfs_triton.model.hub import HubError, check_account, open_repository
+from ttfs_triton.model.own_network import file_and_function
 from ttfs_triton.nn.trace import unwrapped
 from ttfs_triton.scoring import EvaluationStopped
 from ttfs_triton.scoring.scorer import GraphError
@@ -97,6 +98,8 @@ def train(
             warn_of_device(accelerator, display.say)
             stop = StopRequest(accelerator)
             with _beginning(folder, advice):
+                if network is None and config.network is not None:
+                    file_and_function(config.network)  # loading data takes longer
                 data = data or load_data(config, accelerator, display.say)
                 loop = TrainingLoop(config, accelerator, data, folder, display, stop, network, callbacks, checkpoint)
             open_hub = partial(open_repository, str(config.hub_repo_id), private=config.hub_private)
