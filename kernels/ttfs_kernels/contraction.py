@@ -128,7 +128,7 @@ def columns_are_faster(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     if x.device.type != "cpu" or geometry.groups != 1 or x.dtype not in WEIGHTS_PER_NEURON:
         return False
     if max(geometry.stride) > 1 or any(map(operator.ge, geometry.padding, _spans(weight, geometry))):
-        return False  # columns of h would be mostly zeros in the gradient of x
+        return False  # the gradient of x would need columns of h with zeros in between, or of h cropped
     rows, columns = geometry.map_size(x.shape[2:], weight.shape[2:])
     neurons = rows * columns
     return neurons <= LARGEST_MAP and weight.numel() > WEIGHTS_PER_NEURON[x.dtype] * neurons

@@ -185,8 +185,8 @@ def entering(neuron: Neuron, grad: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
     return torch.where(x <= 0, 0, grad[0]) + by_mask * sigma
 
 
-def entering_once(neuron: Neuron, grad: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """`entering` where the gradient of the masks is σ times that of the activations, `grad`."""
+def entering_shared(neuron: Neuron, grad: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """`entering` where activations and masks have the same gradient, `grad` [elements]."""
     return entering(neuron, torch.stack([grad, grad]) if neuron.has_surrogate else grad, x, sigma)
 
 

@@ -35,7 +35,7 @@ from ttfs_kernels.checks import check_conv2d, check_linear, check_pool, checked_
 from ttfs_kernels.contraction import Geometry, contract
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import fire_with_derivatives
-from ttfs_kernels.torch_backend import contract_gradients, like_rows, stack_mask
+from ttfs_kernels.torch_backend import contract_gradients, contract_shared_gradient, like_rows, stack_mask
 
 Size = int | tuple[int, int]
 
@@ -216,8 +216,8 @@ class _TorchNormalised:
         inputs, weight, potentials, gamma, beta, mean, inverse, count, sigma, delayed, skip_weight = kept
         neuron = fused.of_any_persistence(self.neuron)
         affine = gamma * inverse, beta - gamma * inverse * mean
-        # With q = 0, the gradients of A' and W' are equal: one is kept, and contracted once.
-        h = torch.empty_like(potentials[: 1 if neuron.split_gradient == 0 else 2])
+        shared = neuron.has_slope and neuron.split_gradient == 0  # A' and W' have the same gradient
+        h = torch.empty_like(potentials[:1] if shared else potentials)
         by_both = (h[0], h[1] if len(h) == 2 else None)
         rows = _positions(grad.to(h.dtype), 1)[0]
         fused.run((_deriving, neuron), potentials, rows, *by_both, sigma, *affine, delayed, skip_weight)
@@ -234,7 +234,10 @@ class _TorchNormalised:
         by_mean, by_variance = sums / count
         fused.run((_spreading,), potentials, sigma, affine[0], mean, by_mean, by_variance * inverse, *by_both)
         h = like_rows(h, (len(h) * len(grad), *grad.shape[1:]))
-        by_operands = contract_gradients(h, inputs, weight, neuron, self.geometry, needs, sigma)
+        if shared:
+            by_operands = contract_shared_gradient(h, inputs, weight, self.neuron, self.geometry, needs)
+        else:  # h includes σ, so that the neuron's is 1
+            by_operands = contract_gradients(h, inputs, weight, neuron, self.geometry, needs)
         return *by_operands, grad_gamma, grad_beta, grad_skip, grad_skip_weight
 
 
@@ -283,7 +286,7 @@ def _firing(neuron: Neuron, potentials: Tensor, *others: Any) -> Tensor:
 def _deriving(
     neuron: Neuron, potentials: Tensor, grad: Tensor, by_A: Tensor, by_W: Tensor | None, *others: Any
 ) -> None:
-    """Write the gradients of A' and W' into by_A and by_W (None if not needed); `others` as in `_firing`."""
+    """Write the gradients of A' and W' into by_A and by_W (None: as by_A, or σ = 0); `others` as in `_firing`."""
     A, W = _normalise(potentials, *others)
     grad = grad.to(A.dtype)
     if W is None:
@@ -298,7 +301,7 @@ def _deriving(
 def _reducing(
     potentials: Tensor, sigma: Tensor, mean: Tensor, by_A: Tensor, by_W: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """(dβ, dg), [C] each, from the gradients of A' and W' (None: equal, or σ = 0); dγ is dg / √(s² + ε)."""
+    """(dβ, dg), [C] each, from the gradients of A' and W' (by_W as in `_deriving`); dγ is dg / √(s² + ε)."""
     A, W = _both(potentials, sigma)
     by_A = by_A.to(A.dtype)
     by_scale = by_A * (A - mean)

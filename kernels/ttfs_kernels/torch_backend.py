@@ -83,34 +83,31 @@ class TorchLayer:
 
 
 def contract_gradients(
-    h: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    neuron: Neuron,
-    geometry: Geometry | None,
-    needs: Sequence[bool],
-    sigma: Tensor | None = None,
+    h: Tensor, x: Tensor, weight: Tensor, neuron: Neuron, geometry: Geometry | None, needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the input and the weight, None where not needed; h and x are stacked if σ > 0.
-
-    With `sigma`, h may be the gradient of A alone. That of Σ w·[x > 0] is then σ·h, and x is stacked with [x > 0].
-    """
+    """Gradients of the input and the weight, None where not needed; h and x are stacked if σ > 0."""
     grad_x = grad_weight = None
-    if len(h) < len(x):
-        assert sigma is not None
-        values, mask = x.tensor_split(2)
-        if needs[0]:
-            grad = gradient_of_input(h, values, weight, geometry)
-            grad_x = like_rows(fused.run((fused.entering_once, neuron), _rows(grad), _rows(values), sigma), grad.shape)
-        if needs[1]:
-            grad_weight = gradient_of_weight(h, torch.addcmul(values, mask, sigma), weight, geometry)
-        return grad_x, grad_weight
     if needs[0]:
         # With a surrogate, one contraction gives both gradients: those of the activations and of the mask.
         both = len(h) // 2 if neuron.has_slope and not neuron.has_surrogate else len(h)
         grad_x = at_inputs(gradient_of_input(h[:both], x[:both], weight, geometry), x, neuron)
     if needs[1]:
         grad_weight = gradient_of_weight(h, x, weight, geometry)
+    return grad_x, grad_weight
+
+
+def contract_shared_gradient(
+    h: Tensor, x: Tensor, weight: Tensor, neuron: Neuron, geometry: Geometry | None, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """`contract_gradients` where A and W have the same gradient h, which is not stacked; x is [x ; [x > 0]]."""
+    (values, mask), sigma = x.tensor_split(2), fused.persistence(neuron, x)
+    grad_x = grad_weight = None
+    if needs[0]:
+        grad = gradient_of_input(h, values, weight, geometry)
+        formula = fused.entering_shared, fused.of_any_persistence(neuron)
+        grad_x = like_rows(fused.run(formula, _rows(grad), _rows(values), sigma), grad.shape)
+    if needs[1]:
+        grad_weight = gradient_of_weight(h, torch.addcmul(values, mask, sigma), weight, geometry)
     return grad_x, grad_weight
 
 

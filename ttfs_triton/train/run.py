@@ -99,7 +99,7 @@ def train(
             stop = StopRequest(accelerator)
             with _beginning(folder, advice):
                 if network is None and config.network is not None:
-                    file_and_function(config.network)  # loading data takes longer
+                    file_and_function(config.network)  # raises before data are loaded
                 data = data or load_data(config, accelerator, display.say)
                 loop = TrainingLoop(config, accelerator, data, folder, display, stop, network, callbacks, checkpoint)
             open_hub = partial(open_repository, str(config.hub_repo_id), private=config.hub_private)
