@@ -200,7 +200,7 @@ class NetworkConfig:
             weights.
         initial_gain: factor on the Kaiming initialisation.
         batch_norm: normalise the potentials of every hidden layer except a whitened encoder over the batch while
-            training; folds into plain weights.
+            training; folds into plain weights. Its means start at 0, in front of a pool at `BIAS_BEFORE_POOL`.
         dropout: probability that a spike of a fully connected hidden layer is dropped while training. The next layer's
             weights are divided by 1 − dropout, not the activations, since activations are spike times.
         grid: grid of the chip that the network is trained or calibrated for; the network computes on it. None: real
