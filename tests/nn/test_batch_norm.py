@@ -165,6 +165,9 @@ def test_cifarnet_has_its_shape(convolutions, channels, side):
     assert layers == [8 * channels, *[16] * convolutions, *[64] * 2 * convolutions]
     assert not network.features.conv1.weight.requires_grad
     assert network.features.conv1.batch_norm is None
+    starts = [norm.bias.mean().item() for norm in network.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
+    plain = [0.0] * (convolutions - 1)
+    assert starts == pytest.approx([-0.4, *plain] * 2 + [-0.4, *plain[:-1], -0.4])
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)

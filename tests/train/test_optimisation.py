@@ -96,22 +96,18 @@ def test_lookahead_averages_and_goes_on_from_the_average():
     other = [tensor.clone() for tensor in network.state_dict().values()]
     look_ahead(average, network, 5, 0.5)
     decay = 0.95**5 * 0.125
-    for slow, fast, old, new in zip(
-        average.state_dict().values(), network.state_dict().values(), before, other, strict=True
-    ):
+    states = average.state_dict().values(), network.state_dict().values()
+    for slow, fast, old, new in zip(*states, before, other, strict=True):
         if slow.is_floating_point():
             torch.testing.assert_close(slow, decay * old + (1 - decay) * new)
             assert torch.equal(slow, fast)
-    look_ahead(average, small(), 5, 0.0)
 
 
 def test_rates_of_normalisation_and_readout_are_their_own():
     network = small()
     config = TrainConfig(lr=2.0, weight_decay=0.1, norm_bias_rate=7, norm_gain_rate=0, readout_rate=0.5)
-    rates = {}
-    for group in build_optimizer(config, network).param_groups:
-        for parameter in group["params"]:
-            rates[id(parameter)] = (group["lr"], group["weight_decay"])
+    groups = build_optimizer(config, network).param_groups
+    rates = {id(parameter): (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]}
     layer = network.features.conv2
     assert rates[id(layer.weight)] == (2.0, 0.1)
     assert rates[id(layer.batch_norm.bias)] == (14.0, 0.0)

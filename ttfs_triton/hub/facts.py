@@ -21,7 +21,7 @@ from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import LoadError
 from ttfs_triton.nn import NetworkConfig, Neuron
 from ttfs_triton.run_records import METRICS, SUMMARY, Number, Share, parse_figures, read_metrics, read_summary
-from ttfs_triton.shared_options import FaultOptions, Faults
+from ttfs_triton.shared_options import AugmentationOptions, FaultOptions, Faults
 from ttfs_triton.untrusted_files import read_mapping, read_regular
 
 SAMPLE = "sample"
@@ -130,14 +130,10 @@ NETWORK_SETTINGS = (
 )
 PUBLISHED_SETTINGS = (
     *("preset", "trained_as"),
-    *("validation_fraction", "max_train_samples", "max_test_samples", "image_size"),
-    *("crop_padding", "crop_fill", "flip", "shift", "rotation", "auto_augment", "trivial_augment", "cutout"),
-    *("mixup", "cutmix"),
-    *("event_windows", "event_window_us", "event_pool", "event_sensor"),
-    "random_resized_crop",
-    "network",
+    *("validation_fraction", "max_train_samples", "max_test_samples", "image_size", "calibration_images"),
+    *AugmentationOptions.model_fields,
+    *("event_windows", "event_window_us", "event_pool", "event_sensor", "random_resized_crop", "network"),
     *NETWORK_SETTINGS,
-    "calibration_images",
     *("time_steps", "weight_bits", "weight_units", "learn_units", "state_bits", "grid_chip"),
     *FaultOptions.model_fields,
     *("target_sparsity", "target_operations", "target_energy", "target_steps"),

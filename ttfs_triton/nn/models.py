@@ -20,9 +20,9 @@ from ttfs_triton.nn.statistics import SpikeCounter
 from ttfs_triton.nn.trace import network_graph, unwrapped
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
+# Initial mean of normalised potentials in front of a pool, in standard deviations. The largest of four neighbours
+# exceeds the mean by about as much, so that half of the pooled neurons fire at the start, not nearly all.
 BIAS_BEFORE_POOL = -0.8
-"""Initial mean of normalised potentials in front of a pool, in standard deviations: about as much as the largest of
-four neighbours exceeds the mean, so that half of all pooled neurons fire at the start."""
 
 
 class LayerBuilder:
@@ -63,8 +63,7 @@ class LayerBuilder:
             self.average = token.kernel_size or math.prod(self.shape[1:])
             return
         if isinstance(token, Pool):
-            norm: Any = getattr(next(reversed(self.layers.values()), None), "batch_norm", None)
-            if norm is not None:
+            if norm := getattr(next(reversed(self.layers.values()), None), "batch_norm", None):
                 nn.init.constant_(norm.bias, BIAS_BEFORE_POOL * self.config.initial_gain)
             layer = EarliestSpikePool2d(token.kernel_size, token.stride, token.padding)
             self._append("pool", layer)
