@@ -8,7 +8,7 @@ All contenders train the same network, `cifarnet`, on the same images, with the 
 held-out images, in bfloat16 on one device. They differ in the neurons between layers:
 
 - `sigma-0`, `sigma-1`: our neurons, trained by `recipes/train_cifarnet_cifar10.py --preset best` and `--preset paper`;
-- `ann`: PyTorch's convolution, batch norm and ReLU;
+- `ann`: PyTorch's convolution, batch norm and ReLU, started as ours;
 - `spikingjelly`, `snntorch`: leaky integrate-and-fire neurons instead of ReLU. Half of the potential leaks in a time
   step, the threshold is 1, the surrogate derivative is the arctangent's. The image is repeated in T time steps, the
   first convolution is computed once, logits are means over time. SpikingJelly runs in multi-step mode, snnTorch as a
@@ -31,6 +31,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,7 +136,8 @@ class Training:
     ) -> None:
         self.config, self.data, self.accelerator = config, data, accelerator
         torch.manual_seed(config.seed)
-        encoder = cifarnet().features.get_submodule("conv1")
+        ours = cifarnet().features
+        encoder = ours.get_submodule("conv1")
         assert isinstance(encoder, AnalogEncoder)
         whiten(encoder, data.train.images_at(data.train_indices[:5000]).float() / 255)
         library = LIBRARIES[name](accelerator.device, torch.bfloat16) if name in LIBRARIES else None
@@ -150,6 +152,8 @@ class Training:
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         if library is None:
             norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
+            for norm, own in zip(norms, (m for m in ours.modules() if isinstance(m, nn.BatchNorm2d)), strict=True):
+                norm.bias.data = own.bias.data / own.weight.data
             biases = [norm.bias for norm in norms] + [self.network.encoder.bias]
             weights = [parameter for parameter in trained if all(parameter is not bias for bias in biases)]
             decay = config.weight_decay
@@ -289,8 +293,7 @@ def read_metrics(name: str, options: Options) -> list[dict[str, Any]]:
 
 def rows_of(name: str, options: Options) -> Iterator[bench.Row]:
     """One row per epoch: minutes of training so far, and accuracy on held-out images."""
-    minutes = 0.0
-    title = TITLES[name].format(options.time_steps)
+    minutes, title = 0.0, TITLES[name].format(options.time_steps)
     for metrics in read_metrics(name, options):
         minutes += metrics["seconds"] / 60
         yield {
@@ -302,10 +305,7 @@ def rows_of(name: str, options: Options) -> Iterator[bench.Row]:
 
 
 def by_contender(rows: list[bench.Row]) -> dict[str, list[bench.Row]]:
-    return {
-        title: [row for row in rows if row["contender"] == title]
-        for title in dict.fromkeys(r["contender"] for r in rows)
-    }
+    return {title: list(own) for title, own in groupby(rows, lambda row: row["contender"])}
 
 
 def print_results(rows: list[bench.Row]) -> None:
