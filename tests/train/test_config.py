@@ -230,4 +230,5 @@ def test_recipes_that_are_none_are_refused(tmp_path, content, message):
 def test_every_preset_of_a_recipe_is_a_valid_configuration(path, name):
     config = parse_config(path, "", ["--preset", name])
     assert config.preset == name
-    assert {key for key, value in read_recipe(path).presets[name].items() if config.model_dump()[key] != value} == set()
+    keys = config.model_dump(mode="json")
+    assert {key for key, value in read_recipe(path).presets[name].items() if keys[key] != value} == set()
