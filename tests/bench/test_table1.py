@@ -98,7 +98,7 @@ def test_the_readme_has_rows_by_name_with_the_papers_beside_its_own_neuron(optio
     names = {"mnist-s1-0": {}, "mnist-s1-1": {"seed": 1, "accuracy": 0.7}, "mnist-s1-margin": {"accuracy": 0.1}}
     names |= {
         "cifarnet-s0-wide-3": {"model": "cifarnet", "dataset": "uoft-cs/cifar10", "psp_persistence": 0.25},
-        "cifarnet-s1-wide": {"model": "cifarnet", "dataset": "uoft-cs/cifar10"},
+        "cifarnet-s1-wide-muon": {"model": "cifarnet", "dataset": "uoft-cs/cifar10"},
     }
     found = [table1.read(table1.collect(make_run(tmp_path / "runs" / n, **v), options)) for n, v in names.items()]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table1.main_table(found).splitlines()[2:]]
