@@ -8,7 +8,7 @@ All contenders train the same network, `cifarnet`, on the same images, with the 
 held-out images, in bfloat16 on one device. They differ in the neurons between layers:
 
 - `sigma-0`, `sigma-1`: our neurons, trained by `recipes/train_cifarnet_cifar10.py --preset best` and `--preset paper`;
-- `ann`: PyTorch's convolution, batch norm and ReLU, started as ours;
+- `ann`: PyTorch's convolution, batch norm and ReLU, with our initial means in front of pools;
 - `spikingjelly`, `snntorch`: leaky integrate-and-fire neurons instead of ReLU. Half of the potential leaks in a time
   step, the threshold is 1, the surrogate derivative is the arctangent's. The image is repeated in T time steps, the
   first convolution is computed once, logits are means over time. SpikingJelly runs in multi-step mode, snnTorch as a
