@@ -32,8 +32,8 @@ def test_sigma_rises_by_levels_from_zero_to_its_goal():
     schedule, seen = PersistenceSchedule([network], (0.25, 0.6), "together", STEPS), []
     for step in range(STEPS):
         schedule.set(step)
-        assert len(set(sigmas(network))) == 1
-        seen.append(sigmas(network)[0])
+        (sigma,) = set(sigmas(network))
+        seen.append(sigma)
     assert seen == sorted(seen)
     assert set(seen[:250]) == {0.0}
     assert set(seen[600:]) == {0.8}
@@ -41,7 +41,8 @@ def test_sigma_rises_by_levels_from_zero_to_its_goal():
     assert seen[425] == pytest.approx(0.4, abs=0.8 / LEVELS)
     assert schedule.missing == 0
     for rise in ((0.0, 1.0), (1.0, 1.0), (0.0, 0.0), (0.3, 0.3)):
-        PersistenceSchedule([network], rise, "together", STEPS).set(STEPS - 1)
+        schedule = PersistenceSchedule([network], rise, "together", STEPS)
+        _ = schedule.set(0), schedule.set(STEPS - 1)
         assert set(sigmas(network)) == {0.8}
 
 

@@ -116,9 +116,9 @@ class PersistenceSchedule:
         if self.order == "layers":
             length = (end - start) / len(self._goals)
             start, end = start + place * length, start + (place + 1) * length
-        if step + 1 >= end:  # the last step of a training runs at the goal
-            return 1.0
-        return int(max(0.0, step + 1 - start) / (end - start) * LEVELS) / LEVELS
+        if not start < step + 1 < end:  # the last step of a training runs at the goal
+            return float(step + 1 >= end)
+        return int((step + 1 - start) / (end - start) * LEVELS) / LEVELS
 
 
 # Quintic Newton–Schulz iteration: the steepest at 0 whose results stay between 0.7 and 1.2.
