@@ -56,7 +56,8 @@ def test_accumulation_and_compilation_give_the_same_weights(config, tmp_path, mo
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
     plain = change(config, epochs=1, **TARGET)
     train(plain)
-    for name, way in (("accumulated", {"gradient_accumulation": 4}), ("compiled", {"compile": True})):
+    ways = {"longer": {"lookahead": 99}, "accumulated": {"gradient_accumulation": 4}, "compiled": {"compile": True}}
+    for name, way in ways.items():
         train(change(plain, output_dir=tmp_path / name, **way))
         for key, value in best(config.output_dir).items():
             torch.testing.assert_close(value, best(tmp_path / name)[key], atol=1e-5, rtol=0)

@@ -198,14 +198,12 @@ class TTFSNetwork(nn.Module):
             if pooled:
                 pooled = False
                 continue
-            options: dict[str, Any] = {}
+            pooled = computes_pool(layer, following)
+            options: dict[str, Any] = {"pool": 2} if pooled else {}
             if isinstance(layer, WeightedLayer):
                 entered = [*entered, activations][-1 - self._longest_wait :]
                 if name in self._waits:
                     options["skip"] = entered[-1 - self._waits[name]]
-            pooled = computes_pool(layer, following)
-            if pooled:
-                options["pool"] = 2
             activations = layer(activations, **options)
         return activations
 

@@ -100,6 +100,8 @@ class TrainingLoop:
         self.changes: list[Change] = []
         self.steps_per_epoch = self._batches(0).steps
         self.steps = config.epochs * self.steps_per_epoch
+        if config.lookahead > self.steps:
+            display.say(f"lookahead: weights are not averaged, since the run has only {self.steps} steps")
         self.fuses = choose_fusing(config, accelerator.device, self.graph, self.steps * config.batch_size)
         if self.fuses:
             display.say("passes over neurons are fused: the first steps wait for PyTorch's compiler")
@@ -117,7 +119,7 @@ class TrainingLoop:
         self.bare_optimizer = build_optimizer(config, self.network)
         if self.target is not None:
             self.target.silent_channels.attach(self.bare_optimizer)
-        averages = config.ema_decay or config.lookahead
+        averages = config.ema_decay or 0 < config.lookahead <= self.steps
         # Its count of steps, too, is on the device: a graph would read the host's once.
         self.average = AveragedModel(self.network, accelerator.device, use_buffers=True) if averages else None
         if config.sync_batch_norm and accelerator.num_processes > 1:
