@@ -250,7 +250,9 @@ def test_cancelled_step_changes_nothing_and_scaled_gradients_are_unscaled():
 
 def test_hidden_weights_are_rotated_and_the_rest_is_not():
     network = TTFSNetwork(NetworkConfig("6C3-P2-12", image_size=(8, 8), classes=4, batch_norm=True))
-    optimizer = build_optimizer(TrainConfig(optimizer="muon", lr=0.1, momentum=0.6, weight_decay=1e-3), network)
+    config = TrainConfig(optimizer="muon", lr=0.1, momentum=0.6, weight_decay=1e-3)
+    optimizer = build_optimizer(config, network, "bf16")
+    assert (optimizer.dtype, build_optimizer(config, network).dtype) == (torch.bfloat16, torch.float32)
     rotated = [parameter for group in optimizer.param_groups if group["rotated"] for parameter in group["params"]]
     assert list(map(id, rotated)) == [id(network.features.conv1.weight), id(network.features.fc1.weight)]
     with pytest.raises(ValueError, match="muon needs momentum above 0"):

@@ -258,10 +258,10 @@ def build_augmentation(config: TrainConfig) -> Augmentation:
     return Augmentation(**config.model_dump(include=set(Augmentation.model_fields)))
 
 
-def build_optimizer(config: TrainConfig, network: nn.Module) -> Optimizer:
+def build_optimizer(config: TrainConfig, network: nn.Module, precision: str = "no") -> Optimizer:
     """The optimizer of a run. Weight decay applies to weights, not to gains, initial potentials and batch norm.
 
-    A factor on the learning rate of some parameters leaves their decay per step unchanged.
+    A factor on a learning rate leaves the decay per step unchanged. Muon multiplies in bfloat16 if `precision` is bf16.
     """
     groups = [
         {
@@ -278,7 +278,7 @@ def build_optimizer(config: TrainConfig, network: nn.Module) -> Optimizer:
         adam = AdamW if config.optimizer == "adamw" else Adam
         return adam(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
     if config.optimizer == "muon":
-        dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         optimizer = Muon(groups, lr=config.lr, momentum=config.momentum, dtype=dtype)
     else:
         optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)

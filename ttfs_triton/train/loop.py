@@ -116,7 +116,7 @@ class TrainingLoop:
                 compress_gradients(model, display.say)
         self.model = cast(nn.Module, torch.compile(model) if config.compile else model)
         # The bare optimizer is saved; the wrapper around it knows about loss scaling.
-        self.bare_optimizer = build_optimizer(config, self.network)
+        self.bare_optimizer = build_optimizer(config, self.network, accelerator.mixed_precision)
         if self.target is not None:
             self.target.silent_channels.attach(self.bare_optimizer)
         averages = config.ema_decay or 0 < config.lookahead <= self.steps
