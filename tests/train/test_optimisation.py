@@ -250,6 +250,7 @@ def test_cancelled_step_changes_nothing_and_scaled_gradients_are_unscaled():
 
 def test_hidden_weights_are_rotated_and_the_rest_is_not():
     network = TTFSNetwork(NetworkConfig("6C3-P2-12", image_size=(8, 8), classes=4, batch_norm=True))
+    network.batch_norm = True  # an attribute of a network of one's own
     config = TrainConfig(optimizer="muon", lr=0.1, momentum=0.6, weight_decay=1e-3)
     optimizer = build_optimizer(config, network, "bf16")
     assert (optimizer.dtype, build_optimizer(config, network).dtype) == (torch.bfloat16, torch.float32)

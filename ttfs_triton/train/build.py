@@ -297,8 +297,7 @@ def _by_rate(config: TrainConfig, network: nn.Module) -> dict[tuple[str, float],
     rates: dict[int, float] = {}
     readout: set[int] = set()
     for module in network.modules():
-        norm = getattr(module, "batch_norm", None)
-        if norm is not None:
+        if isinstance(norm := getattr(module, "batch_norm", None), nn.BatchNorm1d | nn.BatchNorm2d):
             rates |= {id(norm.bias): config.norm_bias_rate, id(norm.weight): config.norm_gain_rate}
         if isinstance(module, Readout):
             readout |= {id(parameter) for parameter in module.parameters()}
