@@ -70,7 +70,7 @@ def refresh_statistics(
     """Compute the statistics of all batch norms from training images, without augmentation.
 
     Running statistics lag behind the weights at a high learning rate, and do not fit averages of weights. Images are
-    taken evenly, also for each batch: data sets may be sorted by class. Every process uses the same ones.
+    drawn, the same ones in every process and epoch: in data sets, classes may come in order, or in turn.
 
     Args:
         network: its buffers change; its mode stays.
@@ -83,9 +83,9 @@ def refresh_statistics(
     if not norms:
         return
     size = min(batch_size, len(indices))
-    number = min(max(1, STATISTICS_IMAGES // size), len(indices) // size)
-    places = torch.arange(number * size) * len(indices) // (number * size)
-    batches = EvaluationBatches(images, indices[places.view(size, number).T.flatten()], size)
+    drawn = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))
+    drawn = drawn[: max(size, min(STATISTICS_IMAGES, len(indices)) // size * size)]
+    batches = EvaluationBatches(images, indices[drawn], size)
     was_training, before = network.training, [(norm.momentum, layer.statistics_group) for layer, norm in norms]
     network.eval()
     for layer, norm in norms:
