@@ -246,7 +246,6 @@ def test_cancelled_step_changes_nothing_and_scaled_gradients_are_unscaled():
         ours.step()
         other.step()
     assert torch.equal(plain, scaled)
-    assert not torch.equal(plain, start)
 
 
 def test_hidden_weights_are_rotated_and_the_rest_is_not():

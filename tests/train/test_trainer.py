@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.data.fixtures import random_images, write_parquet
-from tests.train.runs import TARGET, best, change, metrics
+from tests.train.runs import TARGET, At, best, change, metrics
 from ttfs_triton import TTFSModel
 from ttfs_triton.data import decode
 from ttfs_triton.hardware import count
@@ -83,12 +83,14 @@ def test_options_train(config, values, device):
 
 
 def test_test_images_are_scored_in_float32(config):
-    summary = train(change(config, epochs=1, mixed_precision="bf16"))
+    kept = []
+    summary = train(change(config, epochs=1, mixed_precision="bf16"), callbacks=[At(1, kept.append)])
     assert summary["mixed_precision"] == "bf16"
     test = load_data(config, Accelerator(cpu=True), print).test
     images, labels = test.images_at(torch.arange(len(test))) / 255, test.labels
     network = TTFSModel.from_pretrained(config.output_dir)
     found = count(network, [images])
+    torch.testing.assert_close(kept[0].network.eval()(images), network(images))  # also the one that was averaged
     assert [layer["spikes"] for layer in summary["counts"]["layers"]] == [layer.spikes for layer in found.layers]
     assert summary["test_accuracy"] == (network(images).argmax(1) == labels).sum().item() / len(labels)
 
@@ -104,7 +106,6 @@ def test_start_from_weights_of_a_run(config, tmp_path):
     ("values", "message"),
     [
         ({"batch_size": 100_000}, "batch_size must be at most the number of training images; got 100000 for 128"),
-        ({"max_train_samples": 12}, "batch_size must be at most the number of training images; got 16 for 10"),
         ({"model": "4X3"}, r"^parse_specification: each token must look like"),
         ({"data_dir": "/nowhere"}, "nowhere"),
         ({"weights": "/nowhere"}, "weights: .*nowhere"),

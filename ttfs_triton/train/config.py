@@ -73,6 +73,7 @@ class TrainConfig(
             "state_bits": (f"time_steps: {clock}", self.time_steps),
             "weight_units": ("weight_bits", self.weight_bits),
             "teacher_weight": ("teacher", self.teacher),
+            "psp_persistence_rise": ("a psp_persistence above 0 to rise to", self.spiking_neuron.psp_persistence),
             "psp_persistence_order": ("psp_persistence_rise", self.psp_persistence_rise),
             "target_steps": ("target_energy", self.target_energy),
             "milestones": ("schedule: milestones", self.schedule == "milestones"),
@@ -86,8 +87,6 @@ class TrainConfig(
                 "batch_norm and time_steps exclude each other: train with batch_norm first, then start from its "
                 "weights with time_steps and without batch_norm"
             )
-        if self.psp_persistence_rise is not None and self.spiking_neuron.psp_persistence == 0:
-            raise ValueError("psp_persistence_rise needs a psp_persistence above 0 to rise to")
         if self.psp_persistence_rise is not None and self.compile:
             raise ValueError("psp_persistence_rise and compile exclude each other: each σ would be compiled anew")
         if self.resume and self.overwrite:

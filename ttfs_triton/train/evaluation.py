@@ -152,6 +152,7 @@ def score_run(loop: TrainingLoop) -> dict[str, Any]:
         accelerator.unwrap_model(network, keep_fp32_wrapper=False)
         evaluation = score(loop, loop.test_images)
     if loop.average is not None:
+        accelerator.unwrap_model(loop.network, keep_fp32_wrapper=False)
         loop.network.load_state_dict(network.state_dict())
     summary = _make_summary(loop, evaluation, counter.counts(accelerator))
     if accelerator.is_main_process:
