@@ -67,6 +67,7 @@ class TrainConfig(
         needs = {
             "random_resized_crop": ("image_size, e.g. 224", self.image_size),
             "block_convolutions": ("model: cifarnet", self.model == "cifarnet"),
+            "sync_batch_norm": ("batch_norm", self.batch_norm),
             "trained_as": ("weights", self.weights),
             "grid_chip": ("time_steps", self.time_steps),
             "weight_bits": (f"time_steps: {clock}", self.time_steps),
@@ -89,12 +90,11 @@ class TrainConfig(
             )
         if self.psp_persistence_rise is not None and self.compile:
             raise ValueError("psp_persistence_rise and compile exclude each other: each σ would be compiled anew")
-        if self.resume and self.overwrite:
-            raise ValueError("resume and overwrite exclude each other")
         if self.streaming and self.data_placement != "auto":
             raise ValueError(f"streaming and data_placement: {self.data_placement} exclude each other")
-        if self.random_resized_crop and self.crop_padding:
-            raise ValueError("random_resized_crop and crop_padding exclude each other")
+        for one, other in (("resume", "overwrite"), ("random_resized_crop", "crop_padding")):
+            if getattr(self, one) and getattr(self, other):
+                raise ValueError(f"{one} and {other} exclude each other")
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(
                 f"batch_size (={self.batch_size}) must be divisible by gradient_accumulation "

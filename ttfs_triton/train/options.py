@@ -271,7 +271,7 @@ class OptimisationOptions(Options):
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay of weights (not of gains and initial potentials)."""
     norm_bias_rate: float = Field(1.0, ge=0)
-    """Factor on the learning rate of batch norm's biases β. 0: they stay at 0."""
+    """Factor on the learning rate of batch norm's biases β. 0: they stay where they start."""
     norm_gain_rate: float = Field(1.0, ge=0)
     """Factor on the learning rate of batch norm's weights γ, which say how far below saturation neurons are.
     0: they stay at initial_gain."""
