@@ -121,17 +121,17 @@ def test_rates_of_normalisation_and_readout_are_their_own():
 def test_statistics_of_the_scored_network_are_those_of_training_images(config):
     normal = change(config, batch_norm=True, encoder="analog", lookahead=3, ema_decay=0.0, lr=0.5, optimizer="sgd")
     kept = []
-    train(change(normal, epochs=2, dropout=0.0), callbacks=[At(1, kept.append)])
+    train(change(normal, epochs=2, dropout=0.0, evaluation_batch_size=1), callbacks=[At(1, kept.append)])
     (loop,) = kept
     network = loop.scored_network
+    assert network.features.fc1.batch_norm.running_var.max() > 0  # as of batches of training's size
     before = {name: value.clone() for name, value in network.state_dict().items()}
     indices = loop.data.train_indices[: len(loop.data.train_indices) // 13 * 13]
     refresh_statistics(network, loop.data.train, indices, 13, loop.accelerator)
-    images = loop.data.train.images_at(indices) / 255
-    potentials = images.sub(network.features.conv1.mean).div(network.features.conv1.std)
-    potentials = torch.nn.functional.conv2d(potentials, network.features.conv1.effective_weight(), padding=1)
-    running = network.features.conv1.batch_norm.running_mean
-    torch.testing.assert_close(running, potentials.mean((0, 2, 3)).detach(), rtol=1e-4, atol=1e-5)
+    conv1, images = network.features.conv1, loop.data.train.images_at(indices) / 255
+    images = images.sub(conv1.mean).div(conv1.std)
+    means = nn.functional.conv2d(images, conv1.effective_weight(), padding=1).mean((0, 2, 3)).detach()
+    torch.testing.assert_close(conv1.batch_norm.running_mean, means, rtol=1e-4, atol=1e-5)
     for name, value in network.state_dict().items():
         if "running" not in name and "num_batches" not in name:
             assert torch.equal(value, before[name]), name

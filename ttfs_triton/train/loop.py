@@ -311,7 +311,8 @@ class TrainingLoop:
         totals.loss, totals.correct, totals.images = loss, int(correct), int(images)
 
     def _validate(self) -> Evaluation | None:
-        size = self.config.evaluation_batch_size
+        trained = self.config.batch_size // self.config.gradient_accumulation // self.accelerator.num_processes
+        size = max(self.config.evaluation_batch_size, min(500, trained))  # a few images have no statistics
         refresh_statistics(self.scored_network, self._train_images, self.data.train_indices, size, self.accelerator)
         self._require_finite_weights()
         indices = self.data.validation_indices
