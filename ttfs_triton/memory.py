@@ -1,4 +1,4 @@
-"""Memory that stays with the process between training steps: each step allocates what the last one freed."""
+"""Keeps freed memory with the process between training steps, so that each step reuses the memory of the last."""
 
 import ctypes
 import sys

@@ -45,7 +45,7 @@ __all__ = [
 
 
 def main(recipe: Path, description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Entry point of a recipe: parse the command line and train; what the user can fix ends in a plain message.
+    """Entry point of a recipe: parse the command line and train. Errors that users can fix have no traceback.
 
     Args:
         recipe: the recipe's YAML file.

@@ -118,8 +118,8 @@ def build_network(
         config, data: configuration and data of the run.
         device: device to calibrate on. Default: the CPU.
         network: the network, if it is built already. Default: a new one, as configured.
-        calibrated: whiten, and calibrate another project's ANN; False where a checkpoint replaces the weights.
-        known: config.json of a run that resumes; its `config.weights` are not read unless their values are needed.
+        calibrated: whiten the encoder, calibrate another project's ANN; False if a checkpoint replaces the weights.
+        known: config.json of a resumed run; `config.weights` are then read only if their values are needed.
     Returns:
         The network, and the origin of its weights: None if they were drawn at random.
     Raises:
@@ -131,7 +131,7 @@ def build_network(
         images = draw_images(data.train, WHITENING_IMAGES, config.seed, data.train_indices)
         whiten(network.features.get_submodule("conv1"), images)  # pyright: ignore[reportArgumentType]
     weights, start = config.weights, None
-    # state_bits are checked against the first weights.
+    # `state_bits` are checked against the weights that the run began with, so these must be read.
     if weights is not None and known is not None and config.state_bits is None:
         description = ModelDescription.from_dict(known)
         if isinstance(network, TTFSNetwork) and isinstance(description.network, NetworkConfig):
@@ -139,7 +139,7 @@ def build_network(
         start = None if description.base_model is None else Start(description.base_model, None)
     elif weights is not None:
         images = None
-        # Batch norm cannot take weights without it before it has statistics, which a checkpoint then replaces.
+        # To load weights without batch norm into batch norm, statistics are needed, even if a checkpoint replaces both.
         if config.calibration_images and (calibrated or config.batch_norm):
             images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
         if isinstance(network, TTFSNetwork) and (config.psp_persistence_rise or (0, 0))[1] > 0:

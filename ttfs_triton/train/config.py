@@ -110,10 +110,10 @@ class TrainConfig(
 
 _RULES = TrainConfig.__pydantic_decorators__.model_validators.items()
 _OFF: Any = {key: model_validator(mode="after")(lambda keys: keys) for key, rule in _RULES if rule.info.mode == "after"}
-_Keys = create_model("_Keys", __base__=TrainConfig, __validators__=_OFF)  # without rules about several keys
+_Keys = create_model("_Keys", __base__=TrainConfig, __validators__=_OFF)  # checks each key alone
 FREE_ON_RESUME = frozenset(name for name, key in TrainConfig.model_fields.items() if key.json_schema_extra == FREE)
 """Keys that may differ between a run and its continuation."""
-# A run with one of these schedules can be made longer, unless something else follows the share of steps that are done.
+# A run with one of these schedules can be extended, unless another setting depends on the share of steps done.
 OPEN_SCHEDULES = ("constant", "milestones")
 _MOST_FILES = 8  # longest chain of recipes that extend one another
 
@@ -166,7 +166,7 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
     base, said = make_config(values, source, _Keys), "the command line"
     try:
         make_config(values, source)
-    except ConfigError:  # flags may add what the file's keys need
+    except ConfigError:  # flags may add keys that the file's keys need
         said = f"{source} with the command line"
     try:
         given = parse_options(
@@ -259,7 +259,7 @@ def make_config(values: dict[str, Any], source: str, kind: type[TrainConfig] = T
 
 
 def differing_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Keys with different values, {key: (old, new)} as in YAML, except the keys that only say where the run is."""
+    """Keys with different values, {key: (old, new)} as in YAML, except resume, overwrite and output_dir."""
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     places = ("resume", "overwrite", "output_dir")
     return {key: (before[key], after[key]) for key in before if key not in places and before[key] != after[key]}

@@ -26,10 +26,10 @@ from ttfs_triton.scoring import sum_over_processes
 from ttfs_triton.train.config import ConfigError, TrainConfig
 
 WORKERS_PER_CORE = 4  # more only take memory, and thousands hang the machine
-# Fusing pays from this product of images, epochs and neurons on. On one core (AVX-512) it saves 4 to 7 ns a neuron in
+# Fusing pays off above this product of images, epochs and neurons. On one core (AVX-512) it saves 4 to 7 ns a neuron in
 # forward and backward pass (at σ = 0, 0.6 to 3 ns); the first compilation takes 10 to 30 s (at σ = 0, half of that).
 LEAST_NEURONS = 10_000_000_000
-SLOW = 3.0  # bfloat16 over float32; at most 1 on a CPU with instructions for bfloat16
+SLOW = 3.0  # warn above this ratio of times, bfloat16 over float32; at most 1 on a CPU with bfloat16 instructions
 
 _OF_A_RUN = "_of_a_run"  # key in accelerate's shared state
 
@@ -210,7 +210,7 @@ class StopRequest:
 
 
 def compress_gradients(model: nn.Module, say: Callable[[str], None]) -> None:
-    """Make processes exchange gradients in bfloat16; if there is only one, say that it exchanges none."""
+    """Make the all-reduce of gradients use bfloat16; with one process, print that there is no all-reduce."""
     if not isinstance(model, DistributedDataParallel):
         say("gradient_compression: one process exchanges no gradients")
         return

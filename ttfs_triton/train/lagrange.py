@@ -27,8 +27,8 @@ from ttfs_triton.train.target import TARGET_IMAGES, TOLERANCE, CostedNetwork, ma
 
 # Tested with networks that answer fast and slowly.
 ASCENT = 20.0  # growth of λ over a whole run at twice the setpoint
-DAMPING = 2.0  # immediate part of λ at that error
-MOST_EAGER = 10.0  # after the approach, both grow by peak over present learning rate, at most by this factor
+DAMPING = 2.0  # damping part of λ at twice the setpoint
+MOST_EAGER = 10.0  # after the approach, ASCENT and DAMPING grow as the learning rate falls, at most by this factor
 SMOOTHING = 0.8  # decay of the average of costs that is compared with the setpoint
 MOST_ERROR = 0.5  # bound on the relative error, so that λ does not wind up while a network cannot follow
 APPROACH = 0.3  # share of the steps in which the setpoint goes from the initial cost to the goal
@@ -36,7 +36,7 @@ SETTLED = 0.35  # share of the steps after which the cost is steady enough to be
 LONG_SMOOTHING = 0.97  # least decay of the average of costs in that comparison
 MOST_CORRECTION = 2.0  # largest factor by which that comparison changes the goal
 MEASURED_IMAGES = 2000  # training images on which costs are measured without validation images
-JUMP = 0.01  # share of a layer's spikes from which a channel is held silent: goals are met within 2 %
+JUMP = 0.01  # silent channels that could add this share of a layer's spikes are held silent: goals are met within 2 %
 
 
 class LagrangeMultipliers:

@@ -120,7 +120,7 @@ class TrainingLoop:
         if self.target is not None:
             self.target.silent_channels.attach(self.bare_optimizer)
         averages = config.ema_decay or 0 < config.lookahead <= self.steps
-        # Its count of steps, too, is on the device: a graph would read the host's once.
+        # Its step count is on the device: a CUDA graph would read a count on the host only once.
         self.average = AveragedModel(self.network, accelerator.device, use_buffers=True) if averages else None
         if config.sync_batch_norm and accelerator.num_processes > 1:
             share_statistics(self.network)  # now, since a group of processes cannot be copied
@@ -261,7 +261,7 @@ class TrainingLoop:
                 f"step {self.position.step}: gradients are not finite in fp16, even unscaled, and steps are skipped. "
                 f"Last good checkpoint: {self.last_checkpoint}. Use --mixed-precision bf16 or no."
             )
-        if self._started is not None:  # only here a GPU has done all that the host has asked for
+        if self._started is not None:  # only here has the GPU finished all its queued work
             self.position.totals.seconds = time.perf_counter() - self._started
         return read
 

@@ -53,7 +53,7 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 
 class PersistenceSchedule:
-    """σ of a network's layers as a function of the optimiser step alone, so that a resumed run has the same.
+    """Schedule of σ, a function of the optimiser step alone, so that a resumed run has the same σ.
 
     Args:
         networks: the network in training, and its moving average if there is one. Each layer's present σ is its goal.
@@ -130,7 +130,7 @@ class Muon(SGD):
     """SGD with Nesterov momentum that rotates some weights and keeps their norm.
 
     A weight [outputs, ...] counts as a matrix [outputs, fan-in]. The orthogonal matrix nearest to its momentum, scaled
-    to lr times the weight's norm, is subtracted, and the norm is put back. All directions learn at one rate, however
+    to lr times the weight's norm, is subtracted, and the norm is restored. All directions learn at one rate, however
     small their gradients. This suits weights whose norm has no effect: those in front of batch norm, and standardised
     weights. Weight decay does nothing to them.
 
@@ -175,7 +175,7 @@ class Muon(SGD):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About the orthogonal matrix nearest to [rows, columns]: its singular values become 0.7 to 1.2, 0 stays 0."""
+    """Approximately the orthogonal matrix nearest to [rows, columns]: singular values become 0.7 to 1.2, 0 stays 0."""
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp_min(1e-7)
     a, b, c = COEFFICIENTS

@@ -1,4 +1,4 @@
-"""Keys of a run, their help texts, ranges and exclusions; one class a group of `--help`. Over 400 lines: all flags.
+"""All keys of a run: help texts, ranges, exclusions; one class per group of `--help`. Over 400 lines: all flags.
 
 `TrainConfig` joins the classes; YAML files and the command line are flat. FREE fields change weights and metrics by
 rounding at most, and may differ between a run and its continuation.
@@ -68,7 +68,7 @@ class MainOptions(Options):
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of weights, data order and augmentation."""
     preset: str | None = None
-    """Use the recipe's keys under this name, as `--help` lists them; a configuration file and flags override them."""
+    """Preset of the recipe: sets the keys that `--help` lists; a configuration file and flags override them."""
     resume: bool = Field(False, json_schema_extra=FREE)
     """Resume from the newest complete checkpoint in output_dir."""
     overwrite: bool = Field(False, json_schema_extra=FREE)
@@ -88,14 +88,14 @@ class DataOptions(Options):
     """Train on random crops of photographs, 8 to 100 % of the area, resized to image_size, and score centre crops.
     Photographs are decoded batch by batch."""
     validation_fraction: float = Field(0.1, ge=0, lt=1)
-    """Share of the training images held out, class by class, to choose the best checkpoint. 0: the last epoch is
-    the best."""
+    """Share of the training images held out, class by class, to choose the best epoch. 0: the last epoch's weights
+    are kept."""
     max_train_samples: Number | None = None
     """Use only this many training images (before the validation split)."""
     max_test_samples: Number | None = None
     """Use only this many test images."""
     max_bad_images: Count = Field(10, json_schema_extra=FREE)
-    """Undecodable images that are reported and skipped before the run stops."""
+    """Number of undecodable images that may be skipped, with a warning each; one more stops the run."""
     streaming: bool = False
     """Decode images batch by batch from disk instead of keeping all of them in memory."""
     data_placement: Literal["auto", "device", "host"] = Field("auto", json_schema_extra=FREE)
@@ -139,7 +139,7 @@ class EventOptions(Options):
 
     @property
     def events(self) -> EventWindows | None:
-        """The event windows that make images of recordings; None if the data are images."""
+        """How recordings of events become images; None if the data are images."""
         from ttfs_triton.data.events import EventWindows
 
         if self.event_windows is None:
@@ -163,21 +163,21 @@ class NetworkOptions(Options):
     sync_batch_norm: bool = False
     """Compute the statistics of batch_norm over all processes, not in each process separately."""
     encoder: Literal["latency", "analog", "whitened", "signed"] | None = None
-    """How pixels enter. latency: bright pixels spike early. analog: the first convolution multiplies pixels. whitened:
-    as analog, by frozen weights that whiten patches of the training images. signed: as analog, but its neurons spike
-    by the paper's rule, as in its training script. Default: the model's own."""
+    """Encoder of the images. latency: bright pixels spike early. analog: the first convolution reads pixel values.
+    whitened: as analog, with frozen weights that whiten patches of the training images. signed: as analog, but its
+    neurons spike by the paper's rule, as in the paper's training script. Default: the model's own."""
     readout: Literal["potential_start", "potential_end", "first_spike"] | None = None
     """Output that training uses. potential_*: membrane potential at the start or end of the output layer's window.
     first_spike: the earliest spike wins. Default: the model's own."""
     spiking_neuron: Neuron = Neuron()
     """Properties of spiking neurons; each is a key of its own."""
     bias: bool = True
-    """Give each neuron a learned initial membrane potential."""
+    """Learn an initial membrane potential for each channel."""
     weight_standardisation: bool = True
     """Standardise the weights over the fan-in, with a learned gain; folds into plain weights."""
     initial_gain: float = Field(0.5, gt=0)
     """Factor on Kaiming's scale of the initial weights. With batch_norm: initial standard deviation of the membrane
-    potentials, in threshold heights; the smaller it is, the later neurons saturate."""
+    potentials, in threshold heights; if it is small, few neurons saturate."""
     identity_start: bool = False
     """Initialise the first filters of every spiking convolution to pass one input channel each through."""
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -238,7 +238,7 @@ class GridOptions(Options):
     weight_bits: int | None = Field(None, ge=2, le=16)
     """Bits of a weight on the grid, sign included. Default: weights are not rounded."""
     weight_units: Literal["channel", "tensor"] = "channel"
-    """One scale of the rounded weights per output channel, or one per layer."""
+    """Quantisation granularity: one scale per output channel, or one per layer ("tensor")."""
     learn_units: bool = True
     """Learn the scales of the rounded weights; otherwise they stay at the best fit to the initial weights."""
     state_bits: int | None = Field(None, ge=4, le=62)
@@ -271,9 +271,9 @@ class OptimisationOptions(Options):
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay of weights (not of gains and initial potentials)."""
     norm_bias_rate: float = Field(1.0, ge=0)
-    """Factor on the learning rate of batch norm's biases β. 0: they stay where they start."""
+    """Factor on the learning rate of batch norm's biases β. 0: they keep their initial values."""
     norm_gain_rate: float = Field(1.0, ge=0)
-    """Factor on the learning rate of batch norm's weights γ, which say how far below saturation neurons are.
+    """Factor on the learning rate of batch norm's weights γ, the standard deviations of the membrane potentials.
     0: they stay at initial_gain."""
     readout_rate: float = Field(1.0, gt=0)
     """Factor on the learning rate of the readout."""
@@ -291,7 +291,7 @@ class OptimisationOptions(Options):
     milestone_factor: float = Field(0.1, gt=0)
     """Factor on the learning rate at each milestone."""
     gradient_clip: float | None = Field(None, gt=0)
-    """Bound on the norm of the whole gradient."""
+    """Upper bound on the norm of the gradient over all parameters. Default: no bound."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the cross entropy."""
     teacher: str | None = Field(None, json_schema_extra=FREE)
@@ -302,7 +302,7 @@ class OptimisationOptions(Options):
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay of an exponential moving average of the weights; the average is scored and saved. 0: off."""
     lookahead: Count = 0
-    """Optimiser steps between two averagings of the weights with weights of earlier steps; training continues from the
+    """Lookahead: every so many optimiser steps, average the weights with those of earlier steps, and continue from the
     average, which is scored and saved. Earlier steps count more towards the end of training. 0: off."""
     psp_persistence_rise: tuple[float, float] | None = None
     """Start at σ = 0 and let σ rise to psp_persistence between these two shares of the training, such as 0.25 0.6."""
@@ -380,12 +380,12 @@ def _number(text: str) -> float:
 
 
 class TargetOptions(Options):
-    """Goals for what the network costs."""
+    """Target: a cost to which training drives the network."""
 
     target_sparsity: float | str | None = None
     """Goal for hidden spikes over hidden neurons, such as 0.15; or goals for layers, such as conv1=0.3,fc1=0.1."""
     target_operations: float | str | None = None
-    """Goal for synaptic operations over the multiply-accumulates of the dense ANN, such as 0.15; or for layers."""
+    """Goal for synaptic operations over the dense ANN's multiply-accumulates, such as 0.15; or goals for layers."""
     target_energy: str | None = None
     """Goal for the energy of an image on a chip, CHIP:MICROJOULES, such as lemaire45:int8:40."""
     target_steps: Number = 32
@@ -414,9 +414,9 @@ class RunOptions(Options):
     cuda_graph: Literal["auto", "on", "off"] = Field("auto", json_schema_extra=FREE)
     """Run each step by one launch of a CUDA graph. auto: where it is possible."""
     gradient_compression: Literal["no", "bf16"] = "no"
-    """Round the gradients that several processes exchange to bfloat16."""
+    """Dtype of the gradient all-reduce. no: that of the gradients. bf16: bfloat16, which halves the bytes."""
     evaluation_batch_size: Number = Field(500, json_schema_extra=FREE)
-    """Images in a batch of each process in evaluation."""
+    """Batch size of each process in validation and test."""
     checkpoint_steps: Count = Field(0, json_schema_extra=FREE)
     """Optimiser steps between additional checkpoints; one is also written after each epoch. 0: no additional ones."""
     keep_checkpoints: Number = Field(2, json_schema_extra=FREE)
@@ -426,7 +426,7 @@ class RunOptions(Options):
     statistics_steps: Number = 50
     """Optimiser steps between two samples of the layers' activity in training."""
     profile: Count = Field(0, json_schema_extra=FREE)
-    """Trace this many steps, and write where their time goes into the run's folder `profile`. 0: off."""
+    """Trace this many steps; write the trace and a table of times into `profile` in the run's folder. 0: off."""
     trackers: tuple[str, ...] = Field((), json_schema_extra=FREE)
     """Experiment trackers of accelerate: tensorboard, wandb, trackio, ..."""
     backend: Literal["auto", "triton", "torch"] = "auto"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ttfs_triton.train.loop import TrainingLoop
 
 VERSIONS = ("ttfs-triton", "torch")
-"""Packages whose versions checkpoints hold: results of a step may change with them."""
+"""Packages whose versions are saved in checkpoints: a step's results may change with them."""
 
 
 class EpochTotals(BaseModel):
@@ -89,7 +89,7 @@ class Position(BaseModel):
 
 
 class RunDescription(BaseModel):
-    """All that determines a run's course.
+    """Everything that determines a run's course, as saved in its checkpoints.
 
     Attributes:
         configuration: all keys and their values.
@@ -178,7 +178,7 @@ def check_configuration(path: Path, before: RunDescription, config: TrainConfig)
 
 
 def check_same_run(path: Path, before: RunDescription, now: RunDescription, step: int) -> list[Change]:
-    """Raise ConfigError if a resumed run differs from its checkpoint in what changes results; return other differences.
+    """Raise ConfigError if a resumed run differs from its checkpoint so that results change; return other differences.
 
     Args:
         path: the checkpoint, for messages.

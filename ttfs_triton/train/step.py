@@ -248,7 +248,7 @@ def choose_graphs(
 class GraphedStep:
     """A step that is captured after its warm-up, and replayed from then on.
 
-    All steps must have micro-batches of the same shapes. Steps that count spikes, and first ones, run without it.
+    All steps must have micro-batches of the same shapes. Steps that count spikes or begin an average run without it.
 
     Args:
         step: the step to capture.
@@ -264,7 +264,7 @@ class GraphedStep:
         self.replay: Callable[[], None] | None = None
         self._inputs: list[Batch] = []
         distributed = step.accelerator.num_processes > 1
-        if distributed:  # it would wait for the device in each hundredth step or capture, which a capture must not
+        if distributed:  # its logging would wait for the device every hundred steps, also during a capture
             step.model._set_ddp_runtime_logging_sample_rate(2**31 - 1)  # type: ignore[operator]
         self._warm_up = WARM_UP_DISTRIBUTED if distributed else WARM_UP
         self._failed = False

@@ -1,4 +1,4 @@
-"""Goals for a network's costs: whether they can be reached, how far they are missed, and differentiable costs."""
+"""Targets: goals for a network's costs, checks that they can be reached, and the differentiable costs."""
 
 from __future__ import annotations
 
