@@ -86,7 +86,7 @@ def products(number: Number) -> Iterator[None]:
 
 
 def neuron_of(problem: Problem) -> Neuron:
-    """The neuron that a problem's flags stand for: the paper's, or the two-phase neuron."""
+    """The neuron that a problem's flags stand for: the paper's, or at σ = 0 a clamped ReLU."""
     return Neuron(float(problem.with_slope), surrogate_width=SURROGATE_WIDTH if problem.surrogate else 0.0)
 
 

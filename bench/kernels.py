@@ -50,7 +50,7 @@ class Options:
     dtypes: tuple[Number, ...] | None = None
     """tf32 is float32 with rounded products. Default: bf16 fp16 fp32; with --compile-only all."""
     sigma: tuple[float, ...] | None = None
-    """Share of the slope that persists: 1 is the paper's neuron, 0 two-phase. Default: 1; with --compile-only 1 0."""
+    """σ of the neurons: 1 is the paper's neuron, 0 an ANN's clamped ReLU. Default: 1; with --compile-only 1 0."""
     quick: bool = False
     """Only check that tuning runs: default configurations, one call per measurement. The times mean nothing."""
     targets: tuple[Target, ...] | None = None

@@ -1,4 +1,4 @@
-"""Put a trained network on a chip's grid in seconds, without training; training on it takes epochs and gives more.
+"""Put a trained network on a chip's grid in seconds. Training on the grid takes epochs and is more accurate.
 
 python recipes/calibrate.py runs/mnist --time-steps 8 --weight-bits 4 --dataset ylecun/mnist --output-dir runs/grid
 """

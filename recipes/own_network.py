@@ -9,7 +9,7 @@ NEURON = Neuron(psp_persistence=0.25, surrogate_width=0.5)
 
 
 class Network(nn.Module):
-    """Four convolutions and a hidden layer. Spikes of the second convolution wait for a window and skip the third."""
+    """Four convolutions and a hidden layer. The second convolution's spikes also skip the third, a window later."""
 
     def __init__(self, in_channels: int, side: int, classes: int) -> None:
         super().__init__()
@@ -30,5 +30,5 @@ class Network(nn.Module):
 
 
 def build(in_channels: int, image_size: tuple[int, int], classes: int) -> nn.Module:
-    """Build the network; of the three arguments, your function may leave out what it does not need."""
+    """Build the network. Your own function may leave out arguments that it does not need."""
     return Network(in_channels, image_size[0], classes)

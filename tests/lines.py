@@ -1,7 +1,7 @@
-"""Lines of Python by room, against what each may have: `python -m tests.lines`.
+"""Lines of Python in each part of the repository, compared with its ceiling: `python -m tests.lines`.
 
-Whoever adds finds what to delete. A ceiling is lowered when lines have gone, and raised only for what users asked for.
-The goal says where it is to end.
+If a change adds lines, it deletes as many. A ceiling is lowered when lines have gone, and raised only for features that
+users asked for. The goal is the size that the part is to reach.
 """
 
 import subprocess

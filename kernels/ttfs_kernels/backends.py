@@ -1,4 +1,4 @@
-"""Choice of a call's backend: its argument; if that is "auto", `backend()` or the environment; then the device."""
+"""Choice of a call's backend: by its argument or, if that is "auto", by `backend()`, the environment and the device."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Columns are used on a CPU for output maps of at most LARGEST_MAP neurons, with more weights for each than given here.
+# A CPU uses columns if output maps have at most LARGEST_MAP neurons, and more weights per neuron than given here.
 # Columns of larger maps leave the caches; with fewer weights, writing columns costs more than it saves. Measured.
 LARGEST_MAP = 16
 WEIGHTS_PER_NEURON = {torch.float32: 1 << 16, torch.bfloat16: 1 << 13, torch.float16: 1 << 13}

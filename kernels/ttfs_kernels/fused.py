@@ -53,7 +53,7 @@ def is_formula(x: Tensor) -> bool:
 
 
 def run(formula: tuple[Any, ...], *operands: Tensor | None) -> Any:
-    """The result of a formula, (function, *settings); fused if `is_fused` of the first operand, which is the largest.
+    """Evaluate a formula, (function, *settings); fused if `is_fused` holds for the first operand, the largest one.
 
     Example: `run((entering, neuron), grad, x, sigma)`.
     """

@@ -23,7 +23,7 @@ class Neuron:
 
     Attributes:
         psp_persistence: σ, the share of each postsynaptic potential's slope that persists while the neuron fires, from
-            0 to 1. 1 is the paper's ReL-PSP neuron, 0 the two-phase neuron, a = clamp(A, 0, 1) by one contraction.
+            0 to 1. 1 is the paper's ReL-PSP neuron, 0 an ANN's clamped ReLU, a = clamp(A, 0, 1) by one contraction.
         derivative_clip: upper bound on both local derivatives, ∂a/∂A and ∂a/∂W, as in the published training code;
             None = no bound. Unused at σ = 0, where the derivative is 1.
         surrogate_width: δ, the width in which spikes that could appear or vanish have a gradient, too. 0 = the exact
@@ -41,8 +41,8 @@ class Neuron:
         Neuron(psp_persistence=0.25, derivative_clip=11.0, surrogate_width=0.0, split_gradient=1.0)
         >>> Neuron(psp_persistence=2)
         Traceback (most recent call last):
-        ValueError: Neuron: psp_persistence must lie in [0, 1]; got 2. 1 is the paper's ReL-PSP neuron, 0 the \
-two-phase neuron.
+        ValueError: Neuron: psp_persistence must lie in [0, 1]; got 2. 1 is the paper's ReL-PSP neuron, 0 an \
+ANN's clamped ReLU.
     """
 
     psp_persistence: float = 1.0
@@ -58,7 +58,7 @@ two-phase neuron.
                     continue
                 raise ValueError(f"Neuron: {name} must be a number; got {value!r:.80}. Convert it.")
         for name, remedy in (
-            ("psp_persistence", "1 is the paper's ReL-PSP neuron, 0 the two-phase neuron"),
+            ("psp_persistence", "1 is the paper's ReL-PSP neuron, 0 an ANN's clamped ReLU"),
             ("split_gradient", "1 gives exact gradients"),
         ):
             if not 0.0 <= getattr(self, name) <= 1.0:

@@ -236,7 +236,7 @@ class _TorchNormalised:
         h = like_rows(h, (len(h) * len(grad), *grad.shape[1:]))
         if shared:
             by_operands = contract_shared_gradient(h, inputs, weight, self.neuron, self.geometry, needs)
-        else:  # h includes σ, so that the neuron's is 1
+        else:  # h includes σ already, hence a neuron with σ = 1
             by_operands = contract_gradients(h, inputs, weight, neuron, self.geometry, needs)
         return *by_operands, grad_gamma, grad_beta, grad_skip, grad_skip_weight
 

@@ -25,7 +25,7 @@ from ttfs_kernels.triton_backend.problem import Problem
 
 @dataclass(frozen=True)
 class TritonLayer:
-    """A layer by our kernels. Keeps x, weight and y for the backward pass, if σ > 0 the gain, with a pool the winners.
+    """A layer by our kernels. Keeps for the backward pass: x, weight, y, the gain if σ > 0, the winners with a pool.
 
     Attributes:
         geometry: geometry of a convolution; None for a fully connected layer.

@@ -298,7 +298,7 @@ def sum_parts(parts: Tensor, out: Tensor) -> Launch:
     block = ELEMENTS
     while block > SMALLEST_BLOCK and math.ceil(size / block) < FULL_GRID:
         block //= 2
-    # ROWS does not depend on the number of splits: each batch size has its own, and would compile its own kernel.
+    # ROWS must not depend on the number of splits, which differs by batch size: each ROWS compiles a kernel of its own.
     arguments = {"parts_ptr": parts, "out_ptr": out, "splits": splits, "size": size}
     arguments |= {"ROWS": TILE // block, "BLOCK": block}
     return Launch(elementwise.sum_splits, (math.ceil(size / block),), arguments)

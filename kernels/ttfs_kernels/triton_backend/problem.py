@@ -104,8 +104,8 @@ class Problem:
         return plain and self.groups == 1
 
     def of_pass(self, which: str) -> Problem:
-        """The layer without properties that leave a contraction unchanged: only grad_x depends on the surrogate, only
-        the forward pass on the skip, and none on the pool.
+        """The layer with only those properties on which this pass's contraction depends: the surrogate changes grad_x
+        alone, the skip changes the forward pass alone, and the pool changes none.
         """
         surrogate, skip = self.surrogate and which == "grad_x", self.skip and which == "forward"
         return dataclasses.replace(self, surrogate=surrogate, pool=1, skip=skip)

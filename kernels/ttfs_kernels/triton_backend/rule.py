@@ -44,7 +44,7 @@ def fire(A, W, properties=None, SURROGATE: tl.constexpr = False):
 
 @triton.jit
 def clamp_to_window(A):
-    """Activation of two-phase neurons (σ = 0): A clamped to [0, 1]. NaN stays NaN."""
+    """Activation at σ = 0: A clamped to [0, 1]. NaN stays NaN."""
     A = tl.where(A < 0, 0.0, A)
     return tl.where(A > 1, 1.0, A)
 
