@@ -144,7 +144,7 @@ def test_neurons_that_only_a_skip_reaches_have_an_input():
     [
         (2, 0, "second.: .*skip must be given if, and only if, .* got none and skip=2"),
         (0, 1, r"second.: .* got spikes \[3, 2, 4, 4\] and skip=0"),
-        (3, 1, r"second.: .*skip must bring 3 channels .* got \[2, 4, 4\]"),
+        (3, 1, r"second.: .*skip must have 3 channels, .* got \[2, 4, 4\]"),
         (2, 2, "whose skip is from no earlier layer"),
         (2, 3, "A sum of spike times is no spike time"),
     ],

@@ -70,7 +70,7 @@ def test_convolutions_are_their_operator(
     x, earlier, late = activations(2, 4, *size, seed=seed), activations(2, 4, *size, seed=seed + 1), {}
     shape = layer.output_shape(tuple(x.shape[1:]))
     if skip and skip_step((skip, *size), shape) is None:
-        with pytest.raises(ValueError, match=f"skip must bring {skip} channels in maps whose every k-th row"):
+        with pytest.raises(ValueError, match=f"skip must have {skip} channels, and maps that give"):
             layer(x, skip=earlier[:, :skip])
         return
     if skip:

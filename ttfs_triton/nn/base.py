@@ -1,4 +1,4 @@
-"""`WeightedLayer`, the base of layers with synapses: weights, skips, batch norm and grids, which share parameters."""
+"""`WeightedLayer`, the base class of all layers with synapses: their weights, skips, batch norm and chip grid."""
 
 import math
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ class WeightedLayer(nn.Module):
         statistics: `SpikeCounter` or None (default); see `ttfs_triton.nn.statistics`.
         grid: the chip's grid on which the layer computes; None (default): real numbers. See `put_on_grid`.
         faults: chip faults, simulated in training mode only; None (default): no faults.
-        log2_unit: Parameter [C_out] or [1], binary logarithm of the weights' units on the grid, in threshold heights;
+        log2_unit: Parameter [C_out] or [1], log₂ of the weights' units (scales) on the grid, in threshold heights;
             None without a grid, or where weights are not rounded.
     """
 
@@ -227,8 +227,8 @@ class WeightedLayer(nn.Module):
         step = skip_step(skip.shape[1:], shape)
         if step is None or skip.shape[1] != self.skip:
             raise ValueError(
-                f"{type(self).__name__}: skip must bring {self.skip} channels in maps whose every k-th row and column "
-                f"gives {list(shape[1:])}; got {list(skip.shape[1:])}. Skip from such a layer, or change skip."
+                f"{type(self).__name__}: skip must have {self.skip} channels, and maps that give {list(shape[1:])} if "
+                f"every k-th row and column is taken; got {list(skip.shape[1:])}. Change skip or its source."
             )
         if skip.dim() == 4:
             skip = skip[:, :, :: step[0], :: step[1]]
@@ -308,11 +308,11 @@ class WeightedLayer(nn.Module):
         self.log2_unit = nn.Parameter((logarithm if grid.per_channel else logarithm[:1]).to(self.weight.dtype))
 
     def unit_on_grid(self, bits: int | None, per_channel: bool) -> Tensor | None:
-        """Units [C_out] of the weights, float64, in threshold heights; None if the grid rounds them otherwise."""
+        """Units [C_out] of the weights, float64, in threshold heights; None if the grid's rounding differs."""
         grid = self.grid
         if self.log2_unit is None or grid is None or (grid.weight_bits, grid.per_channel) != (bits, per_channel):
             return None
-        # Registers hold the threshold, T / unit integers high.
+        # A register must hold the threshold, which is T / unit integers high.
         smallest = 0.0 if grid.register is None else grid.time_steps * self.threshold_height / grid.register
         unit = self.log2_unit.detach().double().exp2().clamp_min(max(SMALLEST_GRID_UNIT, smallest))
         return unit.expand(len(self.weight))
@@ -323,11 +323,11 @@ class WeightedLayer(nn.Module):
 
     @property
     def threshold_height(self) -> float:
-        """Highest threshold that potentials are compared with; readouts also use the hidden layers' ramp, of 1."""
+        """Height of the highest threshold in use; readouts also use the hidden layers' ramp, whose height is 1."""
         return max(1.0, self.threshold)
 
     def factors_in_training(self, weight: Tensor | None) -> Tensor | None:
-        """Factors that disturb the weights of this pass, shape of `weight`; None without weights or weight noise."""
+        """Random factors of this pass's weight noise, shape of `weight`; None without weights or weight noise."""
         if weight is None or not self.training or self.faults is None or not self.faults.weight_noise:
             return None
         return weight_factors(weight, self.faults.weight_noise)

@@ -33,9 +33,9 @@ def train_for(model: nn.Module, faults: Faults | None) -> None:
 
 
 def check_registers(model: nn.Module) -> None:
-    """Raise ValueError unless the registers of every layer on a grid hold its firing threshold, T / unit integers high.
+    """Raise ValueError if the registers of a layer on a grid are too small for its threshold, T / unit integers high.
 
-    More time steps and finer weights need more bits. Training keeps units coarse enough.
+    More time steps and finer weight units need more bits. Training keeps units coarse enough.
     """
     named = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, WeightedLayer)]
     for short, (_, layer) in zip(short_names([name for name, _ in named]), named, strict=True):
@@ -49,8 +49,8 @@ def check_registers(model: nn.Module) -> None:
 
 
 def check_register(layer: WeightedLayer, unit: Tensor, steps: int, bits: int, caller: str, where: str) -> None:
-    """Raise ValueError, naming `caller` and `where`, unless registers of `bits` bits hold a layer's threshold."""
-    # Training stops units where their threshold just fits; the division may round it up.
+    """Raise ValueError, naming `caller` and `where`, if registers of `bits` bits are too small for a threshold."""
+    # Training clamps a unit where the threshold just fits; the division here may round it up.
     height = math.ceil(steps * layer.threshold_height / float(unit.min()) * (1 - 1e-9))
     register = largest_integer(bits)
     if height > register:

@@ -38,7 +38,7 @@ class BatchNorm:
         return scale if self.weight is None else scale * self.weight.double()
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Weight and initial potential of one layer that computes a layer followed by this batch norm.
+        """Weight and initial potential of a layer with this batch norm folded in.
 
         Args:
             weight: weight of the convolution or fully connected layer, [C, ...].

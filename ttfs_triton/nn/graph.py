@@ -36,7 +36,7 @@ class Wire:
     Attributes:
         source: name of the stage whose spikes arrive; None: the images.
         route: modules between source and layer, in order. They pool and flatten, take no time and have no synapses.
-        shape: shape of what arrives for one image.
+        shape: shape of the spikes that it delivers for one image.
     """
 
     source: str | None
@@ -233,7 +233,7 @@ def readout_time(readout: Readout) -> ReadoutTime:
 
 
 def delivered(inputs: Sequence[Wire], emitted: Mapping[str | None, Tensor]) -> Tensor:
-    """What arrives on several wires, concatenated along the channels; `emitted` as in `Wire.deliver`."""
+    """Inputs that several wires deliver, concatenated along the channels; `emitted` as in `Wire.deliver`."""
     arriving = [wire.deliver(emitted) for wire in inputs]
     return arriving[0] if len(arriving) == 1 else torch.cat(arriving, 1)
 

@@ -15,7 +15,7 @@ from ttfs_triton.nn.integers import largest_integer
 
 CompareAt = Literal["middle", "start"]
 FRACTION_BITS = 16  # binary places of σ
-POTENTIAL_BITS = FRACTION_BITS + 1  # of potentials, in weight units · steps; half a step adds a place
+POTENTIAL_BITS = FRACTION_BITS + 1  # binary places of potentials, in weight units · steps; half steps add one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +131,10 @@ class Grid:
     Attributes:
         time_steps: T, steps of a window, 1 to 1024.
         weight_bits: bits of a weight, 2 to 16, sign included; None leaves weights as fine as float32.
-        per_channel: one weight unit per output channel; otherwise one per layer.
+        per_channel: one weight unit (scale) per output channel; otherwise one per layer.
         state_bits: bits, 4 to 62, sign included, of the registers that hold a neuron's slope (in weight units) and
-            potential (in weight units · steps). They saturate after each step; bits for fractions of steps do not
-            count. None: as wide as needed.
+            potential (in weight units · steps). They saturate after each step. Bits for fractions of steps are not
+            counted. None: as wide as needed.
         compare_at: "middle" or "start" of each step, when neurons compare their potential with the threshold.
     Raises:
         ValueError: a value of another type or out of range.

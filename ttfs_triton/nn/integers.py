@@ -29,13 +29,13 @@ FLOAT32_BOUND, FLOAT64_BOUND = 2**24, 2**53
 
 
 class QuantisedWeight(NamedTuple):
-    """Integer weights and their units; weight ≈ integers · unit.
+    """Integer weights and their units (quantisation scales): weight ≈ integers · unit.
 
     Attributes:
         integers: shape of the weight, float32 that holds whole numbers, |integers| ≤ limit.
         unit: [C_out] float64, weight of the integer 1 in threshold heights; the same in all channels if per tensor.
         limit: largest integer, 2^(bits − 1) − 1.
-        finer: how many of these units are one of the chip's, in which its registers count; 1 without weight noise.
+        finer: number of these units per unit of the chip, in which registers count; 1 without weight noise.
         late: weights of delayed spikes, [C_out] int64 in the channels' units; None for a layer without a skip.
     """
 

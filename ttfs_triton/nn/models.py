@@ -21,7 +21,7 @@ from ttfs_triton.nn.trace import network_graph, unwrapped
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
 # Initial mean of normalised potentials in front of a pool, in standard deviations. The largest of four neighbours
-# exceeds the mean by about as much, so that half of the pooled neurons fire at the start, not nearly all.
+# exceeds the mean by about as much, so that at first half of the pooled neurons fire, not nearly all.
 BIAS_BEFORE_POOL = -0.8
 
 
@@ -31,7 +31,7 @@ class LayerBuilder:
     Attributes:
         layers: hidden layers by name: "conv1", "pool1", ..., "flatten", "fc1", ...
         shape: shape of the spikes that the next layer reads, for one image.
-        average: `average` of the next layer with synapses.
+        average: argument `average` of the next layer with synapses.
         waits: by layer name, the number of windows for which the layer's skip delays spikes.
     Raises:
         ValueError: images are too small for the layers, or a block's output does not fit its input.

@@ -1,4 +1,4 @@
-"""Layers as hardware runs them, in integers: by one contraction or step by step; and their gradients."""
+"""Layers computed in integers, as hardware does, by one contraction or step by step; and their gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spikes per layer: saturated, silent and never-active neurons, counted on the device.
+"""Counts of spikes and of saturated, silent and never-active neurons in each layer, made on the device.
 
 A layer of `ttfs_triton.nn` counts in its `statistics`, a `SpikeCounter` or None. `TTFSNetwork` gives one to each of its
 layers; in a network of your own, assign `layer.statistics = SpikeCounter((channels, height, width))`. Layers count only

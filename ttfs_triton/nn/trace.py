@@ -108,7 +108,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Set evaluation mode inside the `with` block, then restore each module's own mode, also after an error."""
-    modes = [(each, each.training) for each in module.modules()]  # a batch norm may be frozen
+    modes = [(each, each.training) for each in module.modules()]  # not one mode for all: a batch norm may be frozen
     module.eval()
     try:
         yield
@@ -153,7 +153,7 @@ class _Trace(TorchFunctionMode):
         return tensor
 
     def _wires(self, value: object) -> tuple[Wire, ...] | None:
-        """Where a tensor comes from: one wire, or those whose spikes it concatenates."""
+        """The wires that a tensor comes from; several if it is a concatenation. None: unknown."""
         found = self._known.get(id(value))
         return None if found is None else found[1]
 
@@ -186,7 +186,7 @@ class _Trace(TorchFunctionMode):
         return wires
 
     def _between(self, name: str, before: Tensor, after: Tensor, args: Any, kwargs: Any) -> nn.Module | None:
-        """The module that does what a function did; None if it leaves spikes as they are."""
+        """A module that does the same as a function; None if the function leaves spikes unchanged."""
         same = before.shape == after.shape
         if same and (name in _UNCHANGED or name in _LAYOUT):
             return None
