@@ -63,7 +63,7 @@ def test_layers_operations_and_energies_agree(texts):
     assert ours["operations an image"][1] == (
         f"{operations} synaptic operations; the dense ANN multiplies {dense} times"
     )
-    total = CARD_HEADERS.index("all that has a price")
+    total = CARD_HEADERS.index("all priced operations")
     assert all(theirs[chip][1] == ours[chip][total] for chip in CARD_CHIPS)
 
 

@@ -1,4 +1,4 @@
-"""What a trained network costs on a chip: exact counts, an energy model with stated assumptions, a simulator."""
+"""Costs of a trained network on a chip: exact counts, energy estimates with stated assumptions, a simulator."""
 
 from ttfs_triton.hardware.counts.counter import count, counting
 from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerActivity, LayerCounts

@@ -90,7 +90,7 @@ class Cost:
         return least, most
 
     def _least(self, graph: NetworkGraph, stage: Stage, spike: float) -> float:
-        """Least cost of all neurons of a layer together; `spike` ≤ 0 is what firing adds to the cost of one neuron."""
+        """Least cost of all neurons of a layer together; `spike` ≤ 0 is the cost that firing adds to one neuron."""
         neurons = math.prod(stage.shape)
         readers = ((other, wire) for other in graph.stages for wire in other.inputs if wire.source == stage.name)
         reader, wire = next(readers, (None, None))
@@ -111,7 +111,7 @@ class Cost:
 
 
 def sparsity_cost(counts: Counts, layer: str | None = None) -> Cost:
-    """The cost that equals spikes over neurons, of one hidden layer or of all together (`Counts.sparsity`).
+    """Sparsity as a `Cost`: spikes over neurons, of one hidden layer or of all together (`Counts.sparsity`).
 
     Only the network's shape in `counts` is used. Raises ValueError if there is no such layer.
     """
@@ -121,7 +121,7 @@ def sparsity_cost(counts: Counts, layer: str | None = None) -> Cost:
 
 
 def operations_cost(counts: Counts, layer: str | None = None) -> Cost:
-    """The cost that equals synaptic operations over the dense ANN's products, of one or all layers that read spikes.
+    """Relative operations as a `Cost`: synaptic operations over the dense ANN's products, in layers that read spikes.
 
     A first layer that reads real values is left out of both: its products do not depend on spikes. Arguments and errors
     are those of `sparsity_cost`; `layer` is the layer whose synapses do the operations, and may be the readout.
@@ -132,7 +132,7 @@ def operations_cost(counts: Counts, layer: str | None = None) -> Cost:
 
 
 def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) -> Cost:
-    """The cost that equals a sample's energy on a chip in microjoules: the total of `estimate` at nominal prices.
+    """Energy as a `Cost`: a sample's energy on a chip in microjoules, the total of `estimate` at nominal prices.
 
     With gating it is an upper bound: neurons count as awake from their window's start, because the time of a neuron's
     first input is no sum over events.
@@ -166,7 +166,7 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
     base = energy_uj(idle)
 
     def more(place: int, event: str) -> float:
-        """Cost of one more event; the estimate is linear in the number of each event."""
+        """Cost of one more event: the estimate is linear in the number of each event."""
         layers = list(idle.layers)
         layers[place] = replace(layers[place], **{event: getattr(layers[place], event) + 1.0})
         return energy_uj(replace(idle, layers=tuple(layers))) - base

@@ -32,7 +32,7 @@ CARD_HEADERS = (
     "dense ANN with memory",
     "by arithmetic alone",
     "dense ANN by arithmetic alone",
-    "all that has a price",
+    "all priced operations",
     "weakest price",
     "excluded: no published price, or no count (why)",
 )

@@ -37,8 +37,8 @@ WORDS = {
     "lost_spikes": "lost {}",
 }
 MARKS = (
-    "Large: the network as given. Joined: trained for one target; the cheapest is labelled. Filled: trained; open: "
-    "calibrated, without training. Thin lines: 95 % confidence interval of the accuracy."
+    "Large marker: the network as given. A line joins points trained for one target; the cheapest is labelled. Filled: "
+    "trained; open: calibrated, without training. Thin lines: 95 % confidence interval of the accuracy."
 )
 DENSE = f"{MARKS} Dashed: the dense ANN at the same precision."
 GRID = "Solid: trained on the grid; dashed: calibrated."

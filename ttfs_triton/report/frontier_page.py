@@ -39,7 +39,7 @@ def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, Any]) -> Pat
 
 
 def cheapest_table(rows: Rows) -> Table:
-    """The cheapest points of nearly each network's accuracy, by operations and by energy, and the verdict.
+    """For each network, its cheapest points of nearly the same accuracy, by operations and by energy; and the verdict.
 
     The verdict is the point with the least energy that costs less than the dense ANN, both with memory and by
     arithmetic alone, and whose operations all have prices.

@@ -205,7 +205,7 @@ def comparison_table(comparison: Comparison) -> Table:
                 times = f"× {ratio(amount.nominal / own.nominal)}"
             cells += [energy_range(amount), times]
         rows.append((found.implementation, *cells, energy_range(found.total), found.status or "–"))
-    sums = ("memory included", "ratio", "compute only", "ratio", "all that has a price")
+    sums = ("memory included", "ratio", "compute only", "ratio", "all priced operations")
     headers = ("computed as", *sums, "weakest status")
     return Table(f"Energy of an image on {first.chip.name}", headers, tuple(rows))
 

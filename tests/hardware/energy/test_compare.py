@@ -129,7 +129,7 @@ def test_break_even_says_when_there_is_none():
     assert break_even_rate(COUNTS, "horowitz45:int8", CLOSED, rate_steps=16).value is None
     always = break_even_firing_share(dense_network(), "horowitz45:fp32", RunOptions(steps=1))
     assert always.value > 1
-    assert always.text == "of all that has a price, it costs less than the dense ANN at any firing share"
+    assert always.text == "counting all priced operations, it costs less than the dense ANN at any firing share"
     assert break_even_rate(dense_network(), "loihi", RunOptions(steps=4), rate_steps=999).value is None
 
 

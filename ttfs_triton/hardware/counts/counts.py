@@ -26,8 +26,8 @@ class LayerCounts(LayerStatistics):
         neuron: properties of the layer's neurons; None for real-valued neurons, which integrate nothing.
         inputs: number of the layer's inputs, after pooling and without padding.
         synapses: number of connections, without those into padding; a shared weight counts at each position.
-        weights, biases: how many numbers must be stored.
-        average: number of inputs that the synapses average, of which an ANN would read the mean.
+        weights, biases: number of stored weights, and of stored biases.
+        average: number of inputs that the synapses average; an ANN would read their mean.
         spikes_delivered: spikes that reach the next layer, after pooling; 0 for a readout.
         active_inputs: non-zero inputs.
         synaptic_operations: Σ over input spikes of their true fan-out, exact at borders, stride, dilation and groups.
@@ -125,7 +125,7 @@ OF_ALL_SAMPLES = (
     *("dense_macs", "saturated", "summed_spike_time"),
 )
 GATED = ("driven_time", "undriven_time")
-"""Attributes that tell how long neurons wait for their first input spike; each may be None."""
+"""Attributes with the time that neurons wait for their first input spike; each may be None."""
 SUMMED = ("neurons", "inputs", "synapses", "weights", "biases", "silent", "never_active", *OF_ALL_SAMPLES)
 """Keys of `Counts.total()`: sums over layers."""
 
@@ -154,7 +154,7 @@ class Counts:
         layers: counts of the layers with synapses, in the order in which they run; the readout is last.
         input: spikes of a latency encoder, which has no synapses and is no hidden layer.
         readout: when the decision is read; None if the network has no readout.
-        windows: windows that pass before the readout's own; None: one for each layer that fires, as in a chain.
+        windows: windows that pass before the readout's window; None: one for each layer that fires, as in a chain.
         weight_bits: bits of a weight on the network's grid or in its simulation; None if weights are not rounded.
         spikes_by_sample, synaptic_operations_by_sample: [samples] each, over hidden layers and readout; in no
             particular order if several processes counted. Empty if not asked for.

@@ -96,7 +96,7 @@ class SynapseCounter:
     """Counts a layer's non-zero inputs and their synaptic operations: each input times its fan-out.
 
     Attributes:
-        adds_to_slope: whether inputs add weights to a slope, as spikes and a signed encoder's bright pixels do.
+        adds_to_slope: whether inputs add weights to a slope, as spikes do, and bright pixels of a signed encoder.
         sums: [3 + wires] int64, in the order of `SUMS`, then of `Stage.wires`.
         times: [2] float64, in the order of `GATED`: driven time in the unit of the inputs, undriven time in windows.
         operations_by_sample: one [n] int64 tensor for each batch; empty if inputs add to no slope.
@@ -216,7 +216,7 @@ class LayerCounter(SpikeCounter):
         self.synapses = SynapseCounter(self._stage, self._by_sample)
 
     def prepare(self, device: torch.device) -> None:
-        """Do nothing: the first batch tells the layer's shape."""
+        """Do nothing: counts are allocated at the first batch, which shows the layer's shape."""
 
     def update(self, activations: Tensor) -> None:
         """Add a batch of outputs; see `SpikeCounter`. Padded batches are refused: inputs are counted without a mask."""

@@ -57,7 +57,7 @@ SCOPES: dict[Scope, tuple[str, ...]] = {
     "including routing": _ROUTING,
     "whole-chip average": (*_ROUTING, "neuron_update", "neuron_idle", "leakage_power", "idle_power"),
 }
-"""What the price of a synaptic operation includes besides the addition, so that nothing is charged twice.
+"""Scopes: costs that the price of a synaptic operation includes besides the addition, and that are not charged again.
 
 "whole-chip average" is power over rate at one operating point. It includes static power and neuron updates, and it is
 wrong at any other operating point.

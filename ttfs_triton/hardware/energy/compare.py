@@ -17,7 +17,7 @@ Measure = Literal["compute_only", "memory_included", "total"]
 MEASURES: Mapping[Measure, str] = {
     "compute_only": "by arithmetic alone",
     "memory_included": "with memory",
-    "total": "of all that has a price",
+    "total": "counting all priced operations",
 }
 """Sums of an estimate, and their names in sentences."""
 
@@ -83,7 +83,7 @@ def break_even_rate(counts: Counts, chip: Chip | str | Path, options: RunOptions
 
 
 def _crossing(line: Callable[[float], float | None], target: float | None, names: tuple[str, str, str]) -> float | str:
-    """Where a straight line meets the target, or the reason in words why it does not.
+    """Point at which a straight line reaches the target, or in words why it does not.
 
     Args:
         line, target: energies in pJ, the line's at 0 and 1; None if something has no price.
@@ -253,7 +253,7 @@ def compare(
 
 
 def _ratios(found: Sequence[Estimate], dense: Estimate, measure: Measure) -> tuple[float, ...]:
-    """Energies of the network over the dense ANN's; empty if one of them is unknown."""
+    """Ratios of the network's energies to the dense ANN's; empty if one of the energies is unknown."""
     theirs, ours = _whole(dense, measure), [_nominal(each, measure) for each in found]
     known = [each for each in ours if each is not None]
     return tuple(each / theirs for each in known) if theirs and len(known) == len(ours) else ()

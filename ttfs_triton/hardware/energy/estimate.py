@@ -132,7 +132,7 @@ class Estimate:
         implementation: how neurons, or the ANN, are computed.
         samples: number of samples counted; energies are for one sample.
         terms: terms in the order of the layers, static power last.
-        assumptions: what the figures depend on, in sentences.
+        assumptions: assumptions on which the figures depend, in sentences.
         warnings: where the network does not fit the chip or its prices, in sentences.
         latency_us: duration of a sample, microseconds; None if unknown.
     """
@@ -223,7 +223,7 @@ def _sum(terms: Iterable[Term]) -> Range | None:
 
 @dataclass(frozen=True)
 class Swing:
-    """The total, pJ, with one price at its low and at its high end and all other prices nominal.
+    """Sensitivity to one price: the total, pJ, with this price at its low and high end, all others nominal.
 
     Attributes:
         price_name: key of `PRICES`, or "memory" for all prices of memory accesses together.

@@ -69,7 +69,7 @@ def simulate(
         steps: time steps of a window, 1 to 4096. For the same inputs and weights, a layer's spike times differ from the
             closed form by at most one step, with "middle" by at most half a step.
         weight_bits: bits of a weight, 2 to 16, sign included; None leaves weights as fine as float32. The largest
-            weight becomes the largest integer; if bits and granularity are the grid's, its units are used instead.
+            weight becomes the largest integer; if bits and granularity equal the grid's, the grid's units are used.
         per_channel: one weight unit per output channel; otherwise one per layer.
         state_bits: bits of the registers of slope and potential, see `ttfs_triton.nn.Grid`; None is wide enough.
         compare_at: "middle" compares in the middle of each step (and at the window's start), which rounds spike times
@@ -79,9 +79,9 @@ def simulate(
         gating: neurons rest until their first input spike and after their own spike; changes `activity` alone.
         keep_spike_times: True to keep all spike times, or the number of samples whose spike times are kept.
         faults: faults of the chip. Weight noise and broken neurons are the same for all images; jitter and loss of
-            spikes are drawn for each image. Output neurons never break, move or lose spikes.
-        seed: seed of the chip's faults and, in the order of the images, of the spikes' faults, of which batches of
-            another size, and other devices, draw others.
+            spikes are drawn for each image. Output neurons never break; their spikes are neither moved nor lost.
+        seed: seed of the chip's faults and of the spikes' faults, which are drawn in the order of the images. Batches
+            of another size, and other devices, draw other spike faults.
     Returns:
         Decisions, counts of the spikes that are left after faults, and the work of clock-driven neurons.
     Raises:
