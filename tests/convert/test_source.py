@@ -317,8 +317,8 @@ def test_repository_is_read(hub, source, file, config):
     [
         ("org/many", None, r"must hold model\.safetensors .*; it lacks model.* Name another file: owner/name/FIL"),
         ("org/both/vgg.safetensors", None, r"must hold vgg\.safetensors .*; it lacks vgg\.safetensors"),
-        ("org/private", None, r"no file or folder here; .*org/private must be open to you"),
-        ("org/many", "hf_forged", r"org/many must be open to you and your token valid"),
+        ("org/private", None, r"no file or folder here; .*org/private must be readable"),
+        ("org/many", "hf_forged", r"org/many must be readable, and your token valid"),
     ],
 )
 def test_what_the_hub_does_not_give_is_said_without_a_token(hub, monkeypatch, source, token, problem):

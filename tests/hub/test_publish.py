@@ -56,11 +56,11 @@ def test_dry_run_talks_to_nobody(hub, trained, capsys):
     ("repo_id", "token", "message"),
     [
         ("org/new", None, r"a token must be there; found none\. Run `hf auth login`"),
-        ("org/new", "hf_wrong", "org/new must be open to you and your token valid; the Hub says no"),
+        ("org/new", "hf_wrong", "org/new must be readable, and your token valid; the Hub refused access"),
         ("org/new", "hf_reader", "the token must be one that may write; a token may only read"),
         ("other/new", "hf_writer", "repo_id must belong to alice or org or locked; got 'other/new'"),
-        ("locked/new", "hf_writer", "locked/new must be open to your token for this; the Hub forbids it"),
-        ("locked/there", "hf_writer", "locked/there must be open to your token for this; the Hub forbids it"),
+        ("locked/new", "hf_writer", "your token must have access to locked/new for this; the Hub refused it"),
+        ("locked/there", "hf_writer", "your token must have access to locked/there for this; the Hub refused it"),
         ("org/public", "hf_writer", "org/public must be private, as asked; it is public. Ask for a public one"),
     ],
 )

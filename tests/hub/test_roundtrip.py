@@ -105,9 +105,9 @@ def test_cache_serves_without_a_network(published, hub, here, trained, monkeypat
     [
         ("org/nothing", {}, "org/nothing must exist on the Hub, .* There is no local folder org/nothing either"),
         ("org/model@nothing", {}, "revision must exist in org/model; it does not"),
-        ("org/model", {"token": "hf_wrong"}, "org/model must be open to you and your token valid"),
+        ("org/model", {"token": "hf_wrong"}, "org/model must be readable, and your token valid"),
         ("org/model", {"token": "hf_guest"}, "org/model must exist on the Hub, and hold the file"),
-        ("org/model", {"token": False}, "org/model must be open to you and your token valid"),
+        ("org/model", {"token": False}, "org/model must be readable, and your token valid"),
         ("org/mo..del", {}, r"repo_id must be a valid name, owner/name; got 'org/mo\.\.del'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A trained ANN of PyTorch layers, traced by `torch.fx` to the layers with weights that a spiking network needs.
+"""Traces a trained ANN by `torch.fx`, and reads its convolutions and fully connected layers for a spiking network.
 
 Batch norm is folded into the weights before it, average pooling into the synapses behind it, and the addition of an
 earlier activation becomes a skip. Other operations are refused, by the names of their nodes, before any work.

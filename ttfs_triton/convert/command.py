@@ -116,10 +116,10 @@ class ConvertOptions(CalibrationImages):
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel; default as for --mean."""
     trained_as: TrainedAs | None = None
-    """Which of the paper's networks this file holds, as all use the same names: its ANN, or the spiking network of
-    snn_directTrain_model.py (direct) or proxy_ann_model.py (proxy). Spiking networks are not calibrated."""
+    """Which of the paper's networks the file holds; tensor names do not tell. ann: its ANN. direct, proxy: the spiking
+    network of snn_directTrain_model.py or proxy_ann_model.py; spiking networks are not calibrated."""
     batch_norm_epsilon: float = Field(1e-5, gt=0)
-    """Epsilon of the source's batch norms; files of weights do not hold it."""
+    """Epsilon of the source's batch norms, which files of weights do not store."""
 
     # ---- network
     network: str | None = None
@@ -132,8 +132,8 @@ class ConvertOptions(CalibrationImages):
     image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
     """Side of square images, or height and width. Default: the source's."""
     psp_persistence: float | None = None
-    """σ: 1 is the paper's neuron, 0 the two-phase neuron, which computes the same as an ANN's clamped ReLU. Default:
-    the source's, or 1."""
+    """σ: 1 is the paper's neuron; at 0, a neuron computes the same as an ANN's clamped ReLU. Default: the source's,
+    or 1."""
     readout: Literal["potential_start", "potential_end", "first_spike"] | None = None
     """Output neurons' potential at their window's start or end, or their first spike. Default: the source's, or the
     potential at the start."""

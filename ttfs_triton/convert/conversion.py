@@ -88,7 +88,7 @@ def convert(
 ) -> Converted:
     """Convert trained weights into a spiking network: recognise, fold, copy.
 
-    No weight is drawn at random unless asked for, and none is dropped: a tensor that fits nowhere stops the conversion.
+    No weight is drawn at random unless asked for, and none is dropped: tensors that fit no layer stop the conversion.
     Weights are copied; `calibrate_converted` calibrates them. An ANN with other names converts by `convert_ann`.
 
     Args:

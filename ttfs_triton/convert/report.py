@@ -28,7 +28,7 @@ class LayerEntry:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """A conversion, layer by layer. Tensors that fit nowhere are not listed: they stop the conversion.
+    """A conversion, layer by layer. Tensors that fit no layer are not listed: they stop the conversion.
 
     Attributes:
         source, format, sha256, revision: origin of the weights; see `Weights`.

@@ -265,7 +265,7 @@ def _is_zip(file: Path) -> bool:
 
 
 def _check_zip(file: Path, *, verified: bool) -> None:
-    """Refuse what torch.save does not write: entries that grow when read, programs, entries that fail their CRC-32."""
+    """Refuse archives that torch.save does not write: compressed entries, programs, entries that fail their CRC-32."""
     try:
         with zipfile.ZipFile(file) as archive:
             _check_sizes(file, archive)

@@ -24,7 +24,7 @@ from ttfs_triton.data.sources import Rows, find_rows, image_column, label_column
 logger = logging.getLogger(__name__)
 
 MANY_CLASSES = 1000
-"""More classes than this, and more classes than images, are an error: some number is not a label."""
+"""Labels that give more classes than this, and more classes than images, are refused: they are no labels."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class ExportOptions(BaseModel):
     steps: int | None = Field(None, ge=2, le=4096)
     """Time steps in a window, 0.1 ms each. Default: as many as the network's grid has, or 64."""
     time_constant: float = Field(1e6, ge=1)
-    """Time constants of the neurons, in windows. Neurons should not leak; below 10,000, the leak moves spikes."""
+    """Time constants of the neurons, in windows. Below 10,000, the neurons' leak shifts spike times noticeably."""
 
     # ---- ONNX
     hidden: bool = False

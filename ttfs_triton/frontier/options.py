@@ -20,7 +20,7 @@ GRID = ("time_steps", "weight_bits", "state_bits")
 FAULTS = tuple(FaultOptions.model_fields)
 TRAINING = ("epochs", "lr", "ema_decay", "seed")
 KEYS = (*TARGETS, *GRID, *FAULTS, *TRAINING)
-"""Keys of a training run that a point may set. Keys of `TRAINING` alone make no point."""
+"""Keys of a training run that a point may set. A point needs at least one key outside `TRAINING`."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Point:
     """One training of a network for a target, a grid, faults, or a combination of them.
 
     Attributes:
-        keys: pairs (key, value) in the order of `KEYS`; each key once, and not only keys of `TRAINING`.
+        keys: pairs (key, value) in the order of `KEYS`; each key once, at least one outside `TRAINING`.
     Example:
         >>> Point.parse("time_steps=8+target_sparsity=0.15").name
         'target_sparsity=0.15+time_steps=8'

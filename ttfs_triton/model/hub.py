@@ -44,13 +44,13 @@ def _reason(error: BaseException, repo_id: str) -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return f"revision must exist in {repo_id}; it does not. Leave it out for the newest."
     if isinstance(error, errors.GatedRepoError):
-        return f"{repo_id} must be open to your token; its owner has not let you in. Ask on its page on the Hub."
+        return f"access to {repo_id} must be granted to your account; it is not. Request it on its page on the Hub."
     if isinstance(error, errors.EntryNotFoundError | errors.RevisionResolutionError) and not _status(error):
         return f"{repo_id} must be in the cache or on a Hub that answers; neither is so ({_first_line(error)})."
     answers = {
-        401: f"{repo_id} must be open to you and your token valid; the Hub says no. If the repository is private, "
+        401: f"{repo_id} must be readable, and your token valid; the Hub refused access. If the repository is private, "
         "run `hf auth login` with a valid token; or correct its name.",
-        403: f"{repo_id} must be open to your token for this; the Hub forbids it. Use a token with the right to write "
+        403: f"your token must have access to {repo_id} for this; the Hub refused it. Use a token that may write "
         "there (huggingface.co/settings/tokens), or another --repo-id.",
         404: f"{repo_id} must exist on the Hub, and hold the file; there is none that you can see. Correct the name, "
         "or log in with `hf auth login` if it is private.",

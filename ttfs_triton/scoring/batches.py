@@ -100,7 +100,7 @@ def load_batches(
     order = range(first, len(batches))
     gathered, end = map(batches.gather, order), lambda: None
     if num_workers and not batches.data.in_memory:
-        # Its own generator: otherwise each epoch would draw a number from the global one, and a resumed run another.
+        # A generator of its own: else each epoch would draw from the global one, and a resumed run would differ.
         loader = DataLoader(
             cast(Any, order),
             batch_size=None,
