@@ -46,7 +46,7 @@ test-versions:  ## run the tests with PyTorch 2.11, 2.13 and 2.15, in environmen
 	$(MAKE) test VENV=.venv-torch-2.11 PIN='torch==2.11.0 triton==3.6.0 numpy==2.2.6' || status=1; \
 	exit $$status
 
-check: $(READY)  ## lint, formatting, lines by room, types
+check: $(READY)  ## lint, formatting, ceilings on lines of Python, types
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m tests.lines
