@@ -23,7 +23,7 @@ if _choice not in BACKENDS:
 
 @dataclass(frozen=True)
 class BackendReport:
-    """What `backend="auto"` means in this process.
+    """The choice that `backend="auto"` makes in this process, and its reasons.
 
     Attributes:
         choice: "auto", "triton" or "torch".
@@ -44,7 +44,7 @@ class BackendReport:
 
 
 def backend(choice: str | None = None) -> BackendReport:
-    """Show, and with an argument set, what `backend="auto"` means in this process.
+    """Return, and with an argument set, the choice that `backend="auto"` makes in this process.
 
     Args:
         choice: "torch"; "triton"; or "auto", on a GPU Triton kernels except for passes where a tuning table says that

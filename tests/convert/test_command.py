@@ -202,7 +202,7 @@ def test_network_of_the_user_s_code_is_traced(tmp_path, function, capsys):
     words = [str(tmp_path / "ann.pth"), "--network", builder, "--psp-persistence", "0", "--percentile", "100"]
     command.main(None, [*words, "--output-dir", str(tmp_path / "out"), *flags])
     out = capsys.readouterr().out
-    assert "What conversion lost" in out
+    assert "Losses of the conversion" in out
     again = None if function == "chain" else f"{tmp_path}/out/network.py:build"
     assert (f"to load it: --network {again}" in out) == (function == "odd")
     model = TTFSModel.from_pretrained(tmp_path / "out", network=again)

@@ -145,7 +145,7 @@ def edited(**values):
         ("summary.json", edited(ties=10**400), r"numbers must be below 2\*\*63"),
         ("summary.json", edited(epochs="many"), "epochs: Input should be a valid integer"),
         ("summary.json", edited(counts={"format": 4}), "of format 2 or 3; got 4"),
-        ("summary.json", edited(counts={"format": 3}), "to_dict gives; got samples"),
+        ("summary.json", edited(counts={"format": 3}), "from to_dict; got samples"),
         ("summary.json", os.mkfifo, "must be a run's final figures, .*no regular file"),
         ("config.yaml", "a: [", "must be the run's configuration"),
         ("config.yaml", os.mkfifo, "must be the run's configuration; .*no regular file"),

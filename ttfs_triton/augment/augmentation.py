@@ -69,7 +69,7 @@ class Augmentation(AugmentationOptions):
         Args:
             images: [n, C, height, width], uint8, C = 1 or 3 for a policy, best channels last. Not changed.
             indices: place of each image in its data set, [n], int64, on the images' device. With `seed` and `epoch`,
-                it alone decides what happens to an image.
+                it alone determines an image's augmentation.
             seed: seed of the run.
             epoch: number of the epoch.
         Returns:

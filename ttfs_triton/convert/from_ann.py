@@ -82,7 +82,7 @@ class ANNReport:
             for each in self.layers
         ]
         caption = f"same class for {self.same_decisions:.1%} of {self.images} images, logits off by {self.logits:.2%}"
-        return TerminalTable("What conversion lost", headers, rows, caption=caption)
+        return TerminalTable("Losses of the conversion", headers, rows, caption=caption)
 
 
 def convert_ann(

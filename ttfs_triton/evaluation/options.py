@@ -64,7 +64,7 @@ class EvaluationOptions(FaultOptions):
     gating: bool = True
     """Neurons rest before their first input spike and after their own spike."""
     implementation: Literal["clock_driven", "closed_form"] = "clock_driven"
-    """How neurons are priced: an addition in every step, or a multiply-accumulate for each spike and a division."""
+    """Price of neurons. clock_driven: an addition a step. closed_form: a multiply-accumulate a spike, a division."""
     rate_steps: int = Field(8, ge=1)
     """Time steps of the rate-coded network in the comparison."""
     rate: float = Field(0.1, gt=0, le=1)

@@ -79,7 +79,7 @@ def to_nir(
             error of spike times, and 10² makes it twelve times as large.
         class_names, dataset: see `to_onnx`.
     Returns:
-        The graph. Its metadata hold what NIR cannot: clock, configuration, class names, and `not_expressed`.
+        The graph. Its metadata hold clock, configuration and class names, which NIR lacks, and `not_expressed`.
     Raises:
         ValueError: the network has layers of other packages, or an option is out of range.
         NotImplementedError: a signed encoder, images that are no maps, kernels of one odd side and one even (nir would
@@ -128,7 +128,7 @@ def to_nir(
 
 
 def node_name(name: str) -> str:
-    """A layer's name as an identifier: importers make attributes of it."""
+    """A layer's name as an identifier, since importers use node names as attributes."""
     plain = re.sub(r"\W", "_", name)
     return f"layer{plain}" if plain[0].isdigit() else plain
 
@@ -403,7 +403,7 @@ def _neuron(layer: nn.Module) -> tuple[float, float, float]:
 
 
 def _excitation(weight: np.ndarray, late: Mapping[str, _Path] = {}) -> float:
-    """Most that all inputs, delayed ones too, can add to a neuron's slope, and so to its potential in a window."""
+    """Upper bound on the sum that inputs, delayed ones too, add to a slope, and so to the potential in a window."""
     skips = sum(np.clip(path.weight, 0, None) for path in late.values())
     return float((np.clip(weight, 0, None).reshape(len(weight), -1).sum(1) + skips).max())
 

@@ -180,7 +180,7 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
         values["network"] = options.network
     values["dataset"] = values.get("dataset") or loaded.description.dataset
     if options.dataset is not None or options.data_dir is not None:
-        # With --data-dir the data set keeps its name: this sweep's networks name it as what they were trained on.
+        # With --data-dir the data set keeps its name, which networks of this sweep record as their training data.
         values |= {"dataset": options.dataset or values["dataset"], "data_dir": options.data_dir}
     for name in ("max_train_samples", "max_test_samples"):
         values[name] = getattr(options, name) or values.get(name)

@@ -277,7 +277,7 @@ def _skipping(which: str, problem: Problem, config: Config, chip: Chip, worth: f
 
 
 def _columns(which: str, problem: Problem) -> int:
-    """Size of what a block's second side covers: output channels, input channels, or weights."""
+    """Size of the dimension that a block's second side covers: output channels, input channels, or weights."""
     if which == "forward":
         return problem.group_outputs
     if which == "grad_x":

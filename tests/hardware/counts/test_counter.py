@@ -325,7 +325,7 @@ def test_counts_survive_json():
     values = json.loads(json.dumps(counts.to_dict()))
     assert Counts.from_dict(values) == counts
     for wrong, message in (
-        ({"format": 2, "samples": 1}, "must be what to_dict gives; got layers: Field required"),
+        ({"format": 2, "samples": 1}, "must come from to_dict; got layers: Field required"),
         (values | {"layers": [values["layers"][0] | {"spikes": "many"}]}, r"got layers\.0\.spikes: .*integer"),
         ({"samples": 1}, r"must be of format 2 or 3; got None. Evaluate again"),
     ):

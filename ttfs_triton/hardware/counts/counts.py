@@ -262,4 +262,4 @@ class Counts:
         except ValidationError as error:
             first = error.errors()[0]
             found = f"{'.'.join(map(str, first['loc'])) or 'all'}: {first['msg']}"
-            raise ValueError(f"Counts.from_dict: values must be what to_dict gives; got {found}.") from None
+            raise ValueError(f"Counts.from_dict: values must come from to_dict; got {found}.") from None

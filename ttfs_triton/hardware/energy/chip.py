@@ -174,7 +174,7 @@ class Chip:
         voltage_v: voltage at which the prices hold, volts.
         included: keys of `PRICES`, or "memory", that other prices include in addition to the scope's.
         alternatives: published figures that are not charged, because the scope includes them or a better one exists.
-        notes: what a reader must know about the figures.
+        notes: conditions and limits of the figures, for readers.
     Raises:
         ValueError: a price is unknown, has the wrong dimension, is charged twice or is missing for the scope; or a
             clock or step time is 0.

@@ -82,7 +82,7 @@ class Term:
         count: operations of a sample, or microseconds for static power; None if it is unknown.
         price: price of one operation, pJ, or of a microsecond, µW; None if the chip states none.
         price_name: key of `PRICES`, or "memory".
-        note: what is missing to price the term; empty if nothing is.
+        note: reason why the price or the count is unknown; empty if both are known.
     """
 
     layer: str
