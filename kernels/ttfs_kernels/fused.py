@@ -2,8 +2,8 @@
 
 Eager PyTorch goes through memory once per operation: a layer on large maps, with few synapses per neuron, spends most
 of its time there. Fusion is off until `fuse_passes` turns it on: compiling takes some 20 seconds per process, once for
-all shapes, and needs a C++ compiler. Results equal the eager passes bit for bit in float32 and float64. In 16 bits they
-are rounded less often, since intermediate values are never stored.
+all shapes, and needs a C++ compiler. In float32 and float64, results equal the eager passes bit for bit, except that
+sums have another order. In 16 bits they are rounded less often, since intermediate values are never stored.
 
 Tensors here have the shape [2, neurons, channels] or, where channels do not matter, [2, elements]: potentials A and
 slopes W, or gradients of activations and of their masks.

@@ -2,7 +2,7 @@
 
     python -m tests.virtual_cuda.step_calls
 
-A step of `recipes/train_vgg16_cifar10.yaml` by the trainer itself, after the first one. The network is a sixteenth as
+A step of the recipe `vgg16-cifar10` by the trainer itself, after the first one. The network is a sixteenth as
 wide and the batch small, since kernels are interpreted here: calls do not depend on either, bytes do. Operators are
 calls that launch a kernel or a copy, those inside our own operators included; launches are those of Triton kernels.
 A step that counts spikes is "sampled".
