@@ -16,7 +16,7 @@ RECIPES = sorted((ROOT / "ttfs_triton" / "recipes").glob("*.yaml"))
 # Keys that have no effect without another key.
 IDLE = {"block_convolutions": 3, "weight_units": "tensor", "target_steps": 8, "psp_persistence_order": "layers"}
 IDLE |= {"milestones": [2, 3], "push_to_hub": True, "grid_chip": "loihi", "weight_bits": 4, "event_pool": 2}
-IDLE |= {"random_resized_crop": True, "sync_batch_norm": True}
+IDLE |= {"random_resized_crop": True}
 PRESETS = [(path, name) for path in RECIPES for name in read_recipe(path).presets]
 
 

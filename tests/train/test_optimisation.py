@@ -75,16 +75,11 @@ def test_a_network_of_ones_own_has_its_own_goals(data, tmp_path):
             seen.append(sigmas(trainer.network))
 
     seen = []
-    network = torch.nn.Sequential(
-        LatencyEncoder(),
-        torch.nn.Flatten(),
-        DFTLinear(64, 12, neuron=Neuron(0.4), batch_norm=True),
-        PotentialReadout(12, 4, neuron=Neuron(1.0)),
-    )
+    layer, readout = DFTLinear(64, 12, neuron=Neuron(0.4), batch_norm=True), PotentialReadout(12, 4, neuron=Neuron(1.0))
+    network = torch.nn.Sequential(LatencyEncoder(), torch.nn.Flatten(), layer, readout)
     images, labels = torch.randint(0, 255, (96, 1, 8, 8), dtype=torch.uint8), torch.arange(96) % 4
-    config = TrainConfig(
-        epochs=3, batch_size=16, cpu=True, output_dir=tmp_path / "own", psp_persistence_rise=(0.0, 0.5), lookahead=2
-    )
+    values = {"psp_persistence_rise": (0.0, 0.5), "lookahead": 2, "sync_batch_norm": True}
+    config = TrainConfig(epochs=3, batch_size=16, cpu=True, output_dir=tmp_path / "own", **values)
     Trainer(network, ((images, labels), (images, labels)), config, callbacks=[Watch()]).train()
     assert seen[0][0] < 0.1
     assert seen[-1] == [0.4, 1.0]

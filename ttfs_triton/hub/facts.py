@@ -123,7 +123,7 @@ def without_paths(value: Any) -> Any:
 
 # Keys of a run's configuration that others need to repeat the run. All other keys say where and how it ran here.
 NETWORK_SETTINGS = (
-    *("model", "block_convolutions", "head", "width", "batch_norm", "sync_batch_norm", "encoder", "readout"),
+    *("model", "block_convolutions", "head", "width", "batch_norm", "encoder", "readout"),
     *("identity_start", "psp_persistence_rise", "psp_persistence_order"),
     *(field.name for field in dataclasses.fields(Neuron)),
     *("bias", "weight_standardisation", "initial_gain", "dropout"),
@@ -139,9 +139,8 @@ PUBLISHED_SETTINGS = (
     *("target_sparsity", "target_operations", "target_energy", "target_steps"),
     *("epochs", "batch_size", "gradient_accumulation", "optimizer", "lr", "momentum", "weight_decay", "schedule"),
     *("warmup", "start_factor", "end_factor", "milestones", "milestone_factor", "gradient_clip", "label_smoothing"),
-    *("teacher", "teacher_weight"),
-    *("norm_bias_rate", "norm_gain_rate", "readout_rate", "ema_decay", "lookahead"),
-    *("seed", "mixed_precision", "gradient_compression", "compile"),
+    *("teacher", "teacher_weight", "norm_bias_rate", "norm_gain_rate", "readout_rate", "ema_decay", "lookahead"),
+    *("seed", "mixed_precision", "gradient_compression", "sync_batch_norm", "compile"),
 )
 _TRAINING = ("epochs", "best_epoch", "val_accuracy", "seconds_per_epoch", "device", "versions")
 _VERSIONS = ("python", "ttfs-triton", "torch", "triton", "accelerate", "datasets", "safetensors")

@@ -67,7 +67,6 @@ class TrainConfig(
         needs = {
             "random_resized_crop": ("image_size, e.g. 224", self.image_size),
             "block_convolutions": ("model: cifarnet", self.model == "cifarnet"),
-            "sync_batch_norm": ("batch_norm", self.batch_norm),
             "trained_as": ("weights", self.weights),
             "grid_chip": ("time_steps", self.time_steps),
             "weight_bits": (f"time_steps: {clock}", self.time_steps),

@@ -221,10 +221,12 @@ def compress_gradients(model: nn.Module, say: Callable[[str], None]) -> None:
 
 
 def share_statistics(network: nn.Module) -> None:
-    """Make batch norm in every layer compute its statistics over all processes."""
-    for module in network.modules():
-        if isinstance(module, WeightedLayer):
-            module.statistics_group = torch.distributed.group.WORLD
+    """Make batch norm in every layer compute its statistics over all processes; ValueError if no layer has it."""
+    layers = [module for module in network.modules() if isinstance(module, WeightedLayer) and module.batch_norm]
+    if not layers:
+        raise ValueError("train: sync_batch_norm must be given for a network with batch norm; got one without.")
+    for layer in layers:
+        layer.statistics_group = torch.distributed.group.WORLD  # None in a single process
 
 
 def ask_main_process(accelerator: Accelerator, ask: Callable[[], Any], error: type[Exception]) -> Any:

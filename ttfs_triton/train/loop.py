@@ -122,7 +122,7 @@ class TrainingLoop:
         averages = config.ema_decay or 0 < config.lookahead <= self.steps
         # Its step count is on the device: a CUDA graph would read a count on the host only once.
         self.average = AveragedModel(self.network, accelerator.device, use_buffers=True) if averages else None
-        if config.sync_batch_norm and accelerator.num_processes > 1:
+        if config.sync_batch_norm:
             share_statistics(self.network)  # now, since a group of processes cannot be copied
         networks = [self.network] if self.average is None else [self.network, self.average.module]
         rise, order = config.psp_persistence_rise, config.psp_persistence_order

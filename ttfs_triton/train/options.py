@@ -160,8 +160,6 @@ class NetworkOptions(Options):
     """Factor on the size of every hidden layer."""
     batch_norm: bool = False
     """Normalise the membrane potentials of hidden layers over the batch; folds into weights and initial potentials."""
-    sync_batch_norm: bool = False
-    """Compute the statistics of batch_norm over all processes, not in each process separately."""
     encoder: Literal["latency", "analog", "whitened", "signed"] | None = None
     """Encoder of the images. latency: bright pixels spike early. analog: the first convolution reads pixel values.
     whitened: as analog, with frozen weights that whiten patches of the training images. signed: as analog, but its
@@ -415,6 +413,8 @@ class RunOptions(Options):
     """Run each step by one launch of a CUDA graph. auto: where it is possible."""
     gradient_compression: Literal["no", "bf16"] = "no"
     """Dtype of the gradient all-reduce. no: that of the gradients. bf16: bfloat16, which halves the bytes."""
+    sync_batch_norm: bool = False
+    """Compute batch norm's statistics over all processes, not in each process separately."""
     evaluation_batch_size: Number = Field(500, json_schema_extra=FREE)
     """Batch size of each process in validation and test."""
     checkpoint_steps: Count = Field(0, json_schema_extra=FREE)
