@@ -212,6 +212,10 @@ def test_trainer_goes_on_with_the_same_network_only(tmp_path):
         (lambda data: Trainer(network(), data, settings(model="vgg11", dropout=0.5)), "defaults; got model, dropout"),
         (lambda data: Trainer(network(), data, settings(psp_persistence=0.5)), "defaults; got psp_persistence"),
         (lambda data: Trainer(network(3), data), "output for each of the 2 classes of tensors; got 3. Change its rea"),
+        (
+            lambda data: Trainer(network(2).half(), data),
+            "network must have weights in float32; got torch.float16. Call",
+        ),
         (lambda data: Trainer(cnn1(), data), r"images must have shape \[N, 1, 28, 28\]|layers must fit each other"),
     ],
 )

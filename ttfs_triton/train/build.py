@@ -163,17 +163,17 @@ def check_network(network: nn.Module, data: RunData) -> NetworkGraph:
     """Check that a network can be trained on these images, prepare its layers to count spikes, and return its graph.
 
     Raises:
-        ConfigError: the network has unknown layers, or does not fit the shape or the classes of the images.
+        ConfigError: the network has unknown layers or another precision, or does not fit the images or their classes.
     """
     try:
         graph = network_graph(network, data.train.shape[1:])
     except NetworkError as error:
         raise ConfigError(str(error)) from error
     if graph.classes != (classes := len(data.train.class_names)):
-        raise ConfigError(
-            f"network must have an output for each of the {classes} classes of {data.train.name}; got {graph.classes}. "
-            "Change its readout."
-        )
+        where = f"each of the {classes} classes of {data.train.name}"
+        raise ConfigError(f"network must have an output for {where}; got {graph.classes}. Change its readout.")
+    if others := {weight.dtype for weight in network.parameters()} - {torch.float32}:
+        raise ConfigError(f"network must have weights in float32; got {others.pop()}. Call its method float() first.")
     graph.prepare_statistics()
     return graph
 
