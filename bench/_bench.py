@@ -122,7 +122,6 @@ def print_table(
     title: str | None = None,
     left: Collection[str] = (),
     width: int = 0,
-    gap: int = 1,
 ) -> None:
     """Print a table.
 
@@ -132,10 +131,8 @@ def print_table(
         title: title above the table.
         left: headings of columns that are aligned left, like the first; all others are aligned right.
         width: smallest width in characters, also if the output is not a terminal.
-        gap: spaces between columns.
     """
-    padding = (0, 1, 0, gap - 1)
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=padding, show_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
     for place, heading in enumerate(headings):
         table.add_column(heading, justify="left" if not place or heading in left else "right", no_wrap=True)
     for row in rows:

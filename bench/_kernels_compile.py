@@ -191,7 +191,7 @@ def show(rows: list[bench.Row]) -> None:
                 layers = f"{first} +{len(more)}" if more else first
                 lines.append((kind, line["kernel"], line["blocks"], *code, line["verdict"].split(":")[0], layers))
         left = ("kernel", "verdict", "layers")
-        bench.print_table(HEADINGS, lines, title=f"{target}, default blocks", left=left, width=140, gap=2)
+        bench.print_table(HEADINGS, lines, title=f"{target}, default blocks", left=left, width=140)
     refused = [(line, kind) for line, kind in zip(rows, what, strict=True) if line["verdict"] != "ok"]
     print(f"{len(rows)} kernels compiled, {len(refused)} refused")
     for line, kind in refused:
