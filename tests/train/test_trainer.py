@@ -106,7 +106,7 @@ def test_start_from_weights_of_a_run(config, tmp_path):
     ("values", "message"),
     [
         ({"batch_size": 100_000}, "batch_size must be at most the number of training images; got 100000 for 128"),
-        ({"sync_batch_norm": True}, "sync_batch_norm must be given for a network with batch norm; got one without"),
+        ({"sync_batch_norm": True}, "sync_batch_norm must have a network with batch norm; got one without. Leave"),
         ({"model": "4X3"}, r"^parse_specification: each token must look like"),
         ({"data_dir": "/nowhere"}, "nowhere"),
         ({"weights": "/nowhere"}, "weights: .*nowhere"),

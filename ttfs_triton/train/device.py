@@ -224,7 +224,7 @@ def share_statistics(network: nn.Module) -> None:
     """Make batch norm in every layer compute its statistics over all processes; ValueError if no layer has it."""
     layers = [module for module in network.modules() if isinstance(module, WeightedLayer) and module.batch_norm]
     if not layers:
-        raise ValueError("train: sync_batch_norm must be given for a network with batch norm; got one without.")
+        raise ValueError("train: sync_batch_norm must have a network with batch norm; got one without. Leave it out.")
     for layer in layers:
         layer.statistics_group = torch.distributed.group.WORLD  # None in a single process
 
