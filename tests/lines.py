@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Folders: (ceiling, goal).
 ROOMS = {
-    ("ttfs_triton", "kernels", "recipes"): (31_765, 25_000),
+    ("ttfs_triton", "kernels", "recipes"): (31_763, 25_000),
     ("bench",): (3_601, 3_500),
     ("tests",): (23_890, 18_000),
 }

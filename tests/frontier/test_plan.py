@@ -12,6 +12,7 @@ from ttfs_triton import TTFSModel
 from ttfs_triton.evaluation import load_network
 from ttfs_triton.frontier import FrontierOptions, Point
 from ttfs_triton.frontier.plan import point_config, settings_of
+from ttfs_triton.model import bundled_names
 from ttfs_triton.nn import Grid, NetworkConfig
 from ttfs_triton.nn.faults import Faults
 
@@ -96,13 +97,15 @@ def test_bundled_network_goes_on_as_it_was_trained():
     assert (config.shift, config.label_smoothing, config.seed, config.validation_fraction) == (2, 0.1, 7, 0.05)
     assert (config.epochs, config.lr, config.weights) == (3, 1e-3, "bundled:cnn1-mnist")
     assert (config.dataset, str(config.data_dir), config.target_sparsity) == ("ylecun/mnist", "mnist", 0.15)
+    for name in bundled_names():
+        on_grid = point_config(settings(f"bundled:{name}"), Point.of(time_steps=4), Path("out"))
+        assert (on_grid.time_steps, on_grid.batch_norm) == (4, False), name
 
 
 def test_run_goes_on_as_its_configuration_says(run, tmp_path):
     path = run / "config.yaml"
     kept = {"schedule": "milestones", "milestones": [50], "target_energy": "loihi:9", "hub_repo_id": "you/it"}
     kept |= {"batch_norm": True, "sync_batch_norm": True, "target_steps": 8, "psp_persistence_rise": [0.2, 0.6]}
-    kept |= {"psp_persistence_order": "layers"}
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | kept))
     found = settings(str(run))
     config = point_config(found, Point.of(time_steps=4), tmp_path)

@@ -29,37 +29,24 @@ def small(sigma=0.8):
 
 def test_sigma_rises_by_levels_from_zero_to_its_goal():
     network = small()
-    schedule, seen = PersistenceSchedule([network], (0.25, 0.6), "together", STEPS), []
+    schedule, seen = PersistenceSchedule([network], (0.25, 0.6), STEPS), []
     for step in range(STEPS):
         schedule.set(step)
-        (sigma,) = set(sigmas(network))
-        seen.append(sigma)
+        seen += set(sigmas(network))  # one σ for all layers
     assert seen == sorted(seen)
-    assert set(seen[:250]) == {0.0}
-    assert set(seen[600:]) == {0.8}
+    assert (set(seen[:250]), set(seen[600:])) == ({0.0}, {0.8})
     assert len(set(seen)) == LEVELS + 1
     assert seen[425] == pytest.approx(0.4, abs=0.8 / LEVELS)
-    assert schedule.missing == 0
+    assert (len(seen), schedule.share) == (STEPS, 1)
+    schedule.set(425)  # as a resumed run does
+    with schedule.at_goal():
+        assert set(sigmas(network)) == {0.8}
+    assert set(sigmas(network)) == {seen[425]}
     for rise in ((0.0, 1.0), (1.0, 1.0), (0.0, 0.0), (0.3, 0.3)):
-        schedule = PersistenceSchedule([network], rise, "together", STEPS)
+        network = small()
+        schedule = PersistenceSchedule([network], rise, STEPS)
         _ = schedule.set(0), schedule.set(STEPS - 1)
         assert set(sigmas(network)) == {0.8}
-
-
-@pytest.mark.parametrize("order", ["together", "layers"])
-def test_sigma_is_a_function_of_the_step_and_of_the_layers_order(order):
-    walking, jumping = small(), small()
-    walked, jumped = (PersistenceSchedule([network], (0.1, 0.9), order, STEPS) for network in (walking, jumping))
-    for step in range(731):
-        walked.set(step)
-        found = sigmas(walking)
-        assert found == sorted(found, reverse=True)
-        assert order == "together" or sum(0 < sigma < 0.8 for sigma in found) <= 1
-    jumped.set(730)
-    assert sigmas(walking) == sigmas(jumping)
-    with jumped.at_goal():
-        assert set(sigmas(jumping)) == {0.8}
-    assert sigmas(walking) == sigmas(jumping)
 
 
 def test_a_run_keeps_the_best_epoch_at_the_goal_and_its_files_say_so(config):

@@ -33,7 +33,6 @@ _OWN = {
     "trackers": (),
     "profile": 0,
     "psp_persistence_rise": None,
-    "psp_persistence_order": "together",
 }
 
 

@@ -124,7 +124,7 @@ def without_paths(value: Any) -> Any:
 # Keys of a run's configuration that others need to repeat the run. All other keys say where and how it ran here.
 NETWORK_SETTINGS = (
     *("model", "block_convolutions", "head", "width", "batch_norm", "encoder", "readout"),
-    *("identity_start", "psp_persistence_rise", "psp_persistence_order"),
+    *("identity_start", "psp_persistence_rise"),
     *(field.name for field in dataclasses.fields(Neuron)),
     *("bias", "weight_standardisation", "initial_gain", "dropout"),
 )

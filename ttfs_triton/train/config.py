@@ -10,7 +10,7 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -74,7 +74,6 @@ class TrainConfig(
             "weight_units": ("weight_bits", self.weight_bits),
             "teacher_weight": ("teacher", self.teacher),
             "psp_persistence_rise": ("a psp_persistence above 0 to rise to", self.spiking_neuron.psp_persistence),
-            "psp_persistence_order": ("psp_persistence_rise", self.psp_persistence_rise),
             "target_steps": ("target_energy", self.target_energy),
             "milestones": ("schedule: milestones", self.schedule == "milestones"),
             "push_to_hub": ("hub_repo_id, owner/name", self.hub_repo_id),
@@ -179,7 +178,33 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
     except OptionsError as error:
         raise ConfigError(str(error).replace("the command line", said, 1)) from None
     del given["config"]
-    return make_config(given, said)
+    config = make_config(given, said)
+    _check_effects(config, differing_keys(base, config).keys())
+    return config
+
+
+def _check_effects(config: TrainConfig, flags: Set[str]) -> None:
+    """Refuse flags that have no effect beside the other keys. Files may hold such keys: they serve several runs."""
+    normalised = "batch_norm", config.batch_norm or config.network
+    slope = "psp_persistence above 0", config.spiking_neuron.has_slope or config.network
+    needs = {
+        "head": ("model: vgg11 or vgg16", config.model in ("vgg11", "vgg16")),
+        "dropout": ("fully connected hidden layers", config.model not in ("cifarnet", "resnet18", "resnet20")),
+        "norm_bias_rate": normalised,
+        "norm_gain_rate": normalised,
+        "derivative_clip": slope,
+        "surrogate_width": slope,
+        "split_gradient": slope,
+        "warmup": ("schedule: one_cycle, cosine or linear", config.schedule not in OPEN_SCHEDULES),
+        "start_factor": ("schedule: linear", config.schedule == "linear"),
+        "end_factor": ("schedule: linear", config.schedule == "linear"),
+        "milestone_factor": ("schedule: milestones", config.schedule == "milestones"),
+        "crop_fill": ("crop_padding", config.crop_padding),
+        "hub_license": ("push_to_hub", config.push_to_hub),
+    }
+    for key, (needed, holds) in needs.items():
+        if key in flags and not holds:
+            raise ConfigError(f"{key} has no effect here: it needs {needed}. Leave it out, or set what it needs.")
 
 
 @dataclass(frozen=True)

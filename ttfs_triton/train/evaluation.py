@@ -123,7 +123,7 @@ def epoch_line(loop: TrainingLoop, evaluation: Evaluation | None) -> EpochLine:
         train_accuracy=totals.correct / totals.images,
         seconds=totals.seconds,
         images_per_second=totals.images / totals.seconds,
-        rise=None if loop.config.psp_persistence_rise is None else 1 - loop.persistence.missing,
+        rise=None if loop.config.psp_persistence_rise is None else loop.persistence.share,
         **found,
     )
 

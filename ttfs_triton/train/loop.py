@@ -125,8 +125,7 @@ class TrainingLoop:
         if config.sync_batch_norm:
             share_statistics(self.network)  # now, since a group of processes cannot be copied
         networks = [self.network] if self.average is None else [self.network, self.average.module]
-        rise, order = config.psp_persistence_rise, config.psp_persistence_order
-        self.persistence = PersistenceSchedule(networks, rise, order, self.steps)
+        self.persistence = PersistenceSchedule(networks, config.psp_persistence_rise, self.steps)
         self._rate_factor = rate_factor(config, self.steps, self.steps_per_epoch)
         optimizer = cast(AcceleratedOptimizer, accelerator.prepare_optimizer(self.bare_optimizer))
         self.multipliers = None if self.target is None else self.target.multipliers
@@ -323,7 +322,7 @@ class TrainingLoop:
     def _finish_epoch(self, evaluation: Evaluation | None) -> None:
         position = self.position
         # An epoch in which σ has not reached its goal is never better than a later one.
-        miss = self.persistence.missing + (0.0 if self.target is None else self.target.miss)
+        miss = 1 - self.persistence.share + (0.0 if self.target is None else self.target.miss)
         best = evaluation is None or position.is_best(evaluation.accuracy, miss)
         line = epoch_line(self, evaluation)
         if best:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,64 +58,41 @@ class PersistenceSchedule:
     Args:
         networks: the network in training, and its moving average if there is one. Each layer's present σ is its goal.
         rise: start and end of the rise from 0, as shares of the training; None: σ stays at its goal.
-        order: "together", or "layers": one layer after the other, from the input on.
         steps: optimiser steps of the training.
     """
 
-    def __init__(
-        self,
-        networks: Sequence[nn.Module],
-        rise: tuple[float, float] | None,
-        order: Literal["together", "layers"],
-        steps: int,
-    ) -> None:
-        self._layers: list[list[Any]] = [
-            [module for module in network.modules() if isinstance(getattr(module, "neuron", None), Neuron)]
-            for network in networks
-        ]
-        self._goals = [layer.neuron for layer in self._layers[0]]
-        self.rise, self.order, self.steps = rise, order, steps
-        self._shares: list[float] | None = None
+    def __init__(self, networks: Sequence[nn.Module], rise: tuple[float, float] | None, steps: int) -> None:
+        modules: list[Any] = [module for network in (networks if rise else ()) for module in network.modules()]
+        self._goals = [(each, each.neuron) for each in modules if isinstance(getattr(each, "neuron", None), Neuron)]
+        self.rise, self.steps = rise, steps
+        self.share = 1.0
+        """Share of σ's goal that is reached: 0 before the rise begins, 1 at its end."""
 
     def set(self, step: int) -> bool:
         """Set σ before a step; returns whether it changed."""
-        shares = [self._share(step, place) for place in range(len(self._goals))]
-        if self.rise is None or shares == self._shares:
+        before, self.share = self.share, self._share(step)
+        if self.share == before:
             return False
-        self._shares = shares
-        self._apply(shares)
+        self._apply(self.share)
         return True
-
-    @property
-    def missing(self) -> float:
-        """Mean share of σ's rise that is still missing: 1 before it begins, 0 at the goal."""
-        return 0.0 if not self._shares else 1 - sum(self._shares) / len(self._shares)
 
     @contextmanager
     def at_goal(self) -> Iterator[None]:
         """Within the `with` block, layers have the σ that training ends with; files written there hold this σ."""
-        shares = self._shares
-        if shares is None:
-            yield
-            return
-        self._apply([1.0] * len(shares))
+        self._apply(1.0)
         try:
             yield
         finally:
-            self._apply(shares)
+            self._apply(self.share)
 
-    def _apply(self, shares: Sequence[float]) -> None:
-        for layers in self._layers:
-            for layer, goal, share in zip(layers, self._goals, shares, strict=True):
-                layer.neuron = replace(goal, psp_persistence=goal.psp_persistence * share)
+    def _apply(self, share: float) -> None:
+        for layer, goal in self._goals:
+            layer.neuron = replace(goal, psp_persistence=goal.psp_persistence * share)
 
-    def _share(self, step: int, place: int) -> float:
+    def _share(self, step: int) -> float:
         if self.rise is None:
             return 1.0
         start, end = (share * self.steps for share in self.rise)
-        if self.order == "layers":
-            length = (end - start) / len(self._goals)
-            start, end = start + place * length, start + (place + 1) * length
         if not start < step + 1 < end:  # the last step of a training runs at the goal
             return float(step + 1 >= end)
         return int((step + 1 - start) / (end - start) * LEVELS) / LEVELS

@@ -304,8 +304,6 @@ class OptimisationOptions(Options):
     average, which is scored and saved. Earlier steps count more towards the end of training. 0: off."""
     psp_persistence_rise: tuple[float, float] | None = None
     """Start at σ = 0 and let σ rise to psp_persistence between these two shares of the training, such as 0.25 0.6."""
-    psp_persistence_order: Literal["together", "layers"] = "together"
-    """Whether σ rises in all layers together, or in one layer after the other, from the input on."""
 
     @model_validator(mode="after")
     def _of_updates(self) -> Self:
