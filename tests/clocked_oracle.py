@@ -4,7 +4,6 @@ against. Nothing of the package.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,7 +48,6 @@ class Neurons:
     gating: bool = True
     psp_persistence: float = 1.0
     threshold: float = 1.0
-    window: float = 1.0
     register: int | None = None  # largest slope and potential, at which they saturate after each step
     work: Work = field(default_factory=Work)
 
@@ -62,12 +60,8 @@ class Neurons:
         """(half steps, stamp) of each comparison."""
         first = [(0, 0)]
         if self.middle:
-            return first + [
-                (2 * k + 1, k)
-                for k in range(math.ceil(self.window * self.steps))
-                if 2 * k + 1 < 2 * self.window * self.steps
-            ]
-        return [(2 * k, k) for k in range(math.ceil(self.window * self.steps))]
+            return first + [(2 * k + 1, k) for k in range(self.steps)]
+        return [(2 * k, k) for k in range(self.steps)]
 
     def run(self, events: list[tuple[int, int]], channel: int, last: int | None = None) -> tuple[int | None, int, int]:
         """One neuron: events are (step, weight); it stops behind instant `last` at the latest, −1 to never compare.
@@ -95,8 +89,8 @@ class Neurons:
 
     def _fire(self, potential: int, slope: int, channel: int, moves: bool, last: int | None) -> int | None:
         work, fired, before = self.work, None, 0
-        decrement = round(FRACTION * self.threshold / (self.units[channel] * self.window))
-        height = round(decrement * 2 * self.steps * self.window)
+        decrement = round(FRACTION * self.threshold / self.units[channel])
+        height = decrement * 2 * self.steps
         share = round(self.psp_persistence * FRACTION)
         value = potential * 2 * FRACTION
         for index, (now, _) in enumerate(self.instants()):

@@ -9,7 +9,7 @@ from tests.export.common import images_for, small_network
 from ttfs_triton.export import decide, input_frames
 from ttfs_triton.export.nir_clock import Clock, sampling
 
-CLOCK = Clock(steps=5, windows=3, readout_steps=5, image_shape=(2, 4, 6), analog=False)
+CLOCK = Clock(steps=5, windows=3, image_shape=(2, 4, 6), analog=False)
 
 
 def test_every_channel_spikes_once_when_it_should():
@@ -51,7 +51,7 @@ def test_sampling_reaches_maps_behind_convolutions_and_pools(size, kernel, strid
 
 def clock_of(network, steps=4, analog=False):
     config = network.config
-    return Clock(steps, 2, steps, (config.in_channels, *config.image_size), analog)
+    return Clock(steps, 2, (config.in_channels, *config.image_size), analog)
 
 
 def test_bright_pixels_spike_first_and_dark_ones_never():

@@ -17,7 +17,6 @@ from ttfs_triton.nn import (
     AnalogEncoder,
     DFTConv2d,
     EarliestSpikePool2d,
-    FirstSpikeReadout,
     LatencyEncoder,
     NetworkConfig,
     NetworkError,
@@ -58,7 +57,7 @@ def test_metadata_say_what_nir_cannot():
     assert NetworkConfig.from_dict(json.loads(metadata["network"])) == network.config
     assert json.loads(metadata["class_names"]) == ["a", "b", "c"]
     assert (metadata["dataset"], metadata["psp_persistence"], metadata["window_s"]) == ("digits", "0.25", "0.0016")
-    assert Clock.from_metadata(metadata) == Clock(16, 4, 16, (2, 9, 8), False)
+    assert Clock.from_metadata(metadata) == Clock(16, 4, (2, 9, 8), False)
     assert "border k = 0 to 4 spikes in step k S, after k = 1 to 4 in step k S + 1" in metadata["input"]
     assert "from step 64 to 79" in metadata["output"]
     sentences = " ".join(json.loads(metadata["not_expressed"]))
@@ -205,17 +204,6 @@ def test_neurons_keep_to_their_windows():
         assert fired.min() >= 16 * window
         assert fired.max() < 16 * (window + 1)
         assert first.count.max() == 1
-
-
-def test_wide_output_windows_run_to_their_end():
-    network = small_network(neuron=Neuron(0.25), scale=0.6)
-    network.readout = FirstSpikeReadout(6, 3, neuron=Neuron(0.25), threshold=4.0, window=1.5, initial_potential=1.0)
-    network.eval()
-    graph = to_nir(network, steps=32)
-    assert Clock.from_metadata(graph.metadata).total_steps == 32 * 4 + 48
-    compared = compare_nir(graph, network, images_for(network, samples=8)).times[-1]
-    assert compared.mean < 0.5 / 32
-    assert compared.one_sided == 0
 
 
 def test_refuses_what_it_cannot_say():

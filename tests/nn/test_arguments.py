@@ -87,7 +87,6 @@ def test_sizes_that_cannot_be_are_refused(layer, options, message):
         (lambda: PotentialReadout(4, 2, at="middle"), 'at must be "start" or "end"; got \'middle\''),
         (lambda: FirstSpikeReadout(4, 0), "FirstSpikeReadout: sizes must be positive"),
         (lambda: FirstSpikeReadout(4, 2, threshold=0.0), "FirstSpikeReadout: threshold must be positive; got 0.0"),
-        (lambda: FirstSpikeReadout(4, 2, window=-1.0), "window must be positive; got -1.0"),
         (lambda: FirstSpikeReadout(4, 2, initial_potential=20.0), r"must be below threshold \(20.0\); got 20.0"),
         # encoders and spike times
         (lambda: LatencyEncoder(0), "max_value must be positive; got 0"),

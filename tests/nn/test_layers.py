@@ -287,7 +287,7 @@ def test_repr_shows_layers_as_they_were_built():
         (AnalogEncoder, {"mean", "std", "bias", "batch_norm"}, {"skip", "average", "neuron", "options"}),
         (SignedEncoder, {"mean", "std", "neuron", "initial_gain"}, {"skip", "average", "options"}),
         (PotentialReadout, {"at", "threshold", "neuron", "average", "spike_dropout"}, {"skip", "options"}),
-        (FirstSpikeReadout, {"window", "initial_potential", "bias"}, {"at", "skip", "options"}),
+        (FirstSpikeReadout, {"threshold", "initial_potential", "bias"}, {"at", "skip", "options"}),
     ],
 )
 def test_help_shows_every_keyword_and_the_docstring_describes_it(kind, own, others):

@@ -19,7 +19,7 @@ from ttfs_triton.nn import (
     record_statistics,
 )
 
-ramps = st.sampled_from([(20.0, 1.0, 10.0), (1.0, 1.0, 0.0), (2.0, 4.0, 0.5), (5.0, 0.5, -1.0)])
+ramps = st.sampled_from([(20.0, 10.0), (1.0, 0.0), (2.0, 0.5), (5.0, -1.0)])
 layers = {
     "samples": st.integers(1, 4),
     "in_features": st.integers(2, 8),
@@ -50,23 +50,21 @@ def test_potential_matches_spike_by_spike_sum(samples, in_features, classes, at,
 @settings(max_examples=60)
 @given(ramp=ramps, **layers)
 def test_first_spikes_match_event_driven_and_clocked_neurons(samples, in_features, classes, options, sigma, ramp, seed):
-    threshold, window, initial = ramp
-    ramp = {"threshold": threshold, "window": window, "initial_potential": initial}
+    ramp = dict(zip(("threshold", "initial_potential"), ramp, strict=True))
     readout = FirstSpikeReadout(in_features, classes, neuron=Neuron(sigma), dtype=torch.float64, **ramp, **options)
     randomised(readout, seed, scale=3.0)
     x = activations(samples, in_features, seed=seed)
-    of_neurons = {"threshold": threshold, "ramp_end": window, "psp_persistence": sigma, "initial_potential": initial}
+    of_neurons = ramp | {"ramp_end": 1.0, "psp_persistence": sigma}
     times = oracles.output_spike_times(x.numpy(), *arrays(readout), **of_neurons)
     decision = readout.decide(x)
     np.testing.assert_allclose(decision.spike_times.detach().numpy(), times, rtol=0, atol=1e-9)
-    np.testing.assert_allclose(
-        readout(x).detach().numpy(), -np.minimum(times, window) * threshold / window, rtol=0, atol=1e-8
-    )
+    logits = -np.minimum(times, 1) * ramp["threshold"]
+    np.testing.assert_allclose(readout(x).detach().numpy(), logits, rtol=0, atol=1e-8)
     assert decision.no_spike.tolist() == np.isinf(times).all(1).tolist()
     chosen = np.take_along_axis(times, decision.prediction.numpy()[:, None], 1)[:, 0]
     np.testing.assert_allclose(chosen, times.min(1), rtol=0, atol=1e-9)
     ticked = oracles.output_spike_times(x.numpy(), *arrays(readout), neuron=oracles.clock_driven, dt=0.01, **of_neurons)
-    delay = np.minimum(ticked, window) - np.minimum(times, window)
+    delay = np.minimum(ticked, 1) - np.minimum(times, 1)
     assert ((delay >= -1e-9) & (delay <= 0.01 + 1e-9)).all()
 
 
@@ -85,12 +83,12 @@ def test_first_spike_gradients_match_numeric_ones(sigma):
 def test_first_spike_times_cover_every_case():
     potential = torch.tensor([2.0, 3.0, 1.0, 0.0, -1.0, 1.9, 0.0], requires_grad=True)
     slope = torch.tensor([-9.0, 0.0, 0.0, 2.0, 0.5, -5.0, -1.0], requires_grad=True)
-    # θ = 2, S = 2: at or above the threshold, on the ramp, crossing by slope, too slow, falling.
-    times = first_spike_times(potential, slope, threshold=2.0, window=2.0)
+    # θ = 2: at or above the threshold, on the ramp, crossing by slope, too slow, falling.
+    times = first_spike_times(potential, slope, threshold=2.0)
     torch.testing.assert_close(
-        times.detach(), torch.tensor([0.0, 0.0, 1.0, 2 / 3, math.inf, math.inf, math.inf]), rtol=1e-6, atol=0
+        times.detach(), torch.tensor([0.0, 0.0, 0.5, 0.5, math.inf, math.inf, math.inf]), rtol=1e-6, atol=0
     )
-    times.clamp(max=2.0).sum().backward()
+    times.clamp(max=1.0).sum().backward()
     for gradient in (potential.grad, slope.grad):
         assert gradient is not None
         assert (gradient != 0).tolist() == [False, False, True, True, False, False, False]

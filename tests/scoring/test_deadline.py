@@ -16,7 +16,7 @@ def hand_made():
     times = torch.tensor([[0.2, 0.5, INF], [0.4, 0.4, 0.9], [INF, INF, INF], [INF, 0.7, INF]], dtype=torch.float64)
     potential = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.5], [0.9, 0.0, 0.0]], dtype=torch.float64)
     slope = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
-    return Outputs(times, potential, slope, torch.tensor([0, 0, 1, 1]), window=1.0, start=4.0, early=EARLY_CLASSES)
+    return Outputs(times, potential, slope, torch.tensor([0, 0, 1, 1]), start=4.0, early=EARLY_CLASSES)
 
 
 def test_what_is_forced_follows_the_potential_until_the_first_spike():
@@ -51,7 +51,7 @@ def test_outputs_are_the_decisions_of_the_network(grid):
         hidden = (network.hidden(images) - 0.5).clamp(min=0)
         expected = network.readout.potential(hidden).argmax(1)
     assert torch.equal(outputs.early[:, 4], expected)
-    assert (outputs.start, outputs.window, len(outputs)) == (4, 1.0, 12)
+    assert (outputs.start, len(outputs)) == (4, 12)
     assert output_spikes(vgg11(width=1 / 16), [(torch.rand(2, 3, 32, 32), torch.zeros(2))]).start == 10
 
 

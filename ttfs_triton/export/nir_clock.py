@@ -49,14 +49,12 @@ class Clock:
     Attributes:
         steps: S, steps in a window.
         windows: window in which the readout fires; the input fires in window 0, or is shown in it.
-        readout_steps: steps in the readout's window; the run ends behind it.
         image_shape: (channels, height, width) of the images. Clock channels lie behind the image's.
         analog: whether images are shown as real numbers rather than as spikes.
     """
 
     steps: int
     windows: int
-    readout_steps: int
     image_shape: tuple[int, int, int]
     analog: bool
 
@@ -68,7 +66,7 @@ class Clock:
     @property
     def total_steps(self) -> int:
         """Steps of a run."""
-        return self.windows * self.steps + self.readout_steps
+        return (self.windows + 1) * self.steps
 
     def window_of(self, stage: Stage) -> int:
         """Window in which a layer fires: one later if images are real numbers, which are shown in their own window."""

@@ -42,8 +42,9 @@ from ttfs_triton.export.shared import as_array, metadata, require, synapse_array
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.folding import plain_skip_weights
 from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
-from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
-from ttfs_triton.nn.readout import PotentialReadout, Readout
+from ttfs_triton.nn.layers import EarliestSpikePool2d
+from ttfs_triton.nn.on_chip import psp_persistence
+from ttfs_triton.nn.readout import PotentialReadout
 from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.trace import network_graph
 from ttfs_triton.nn.weighted import WeightedConv2d
@@ -109,7 +110,6 @@ def to_nir(
     clock = Clock(
         steps=steps,
         windows=graph.windows + analog,
-        readout_steps=math.ceil(graph.readout.window * steps),
         image_shape=(channels, height, width),
         analog=analog,
     )
@@ -233,10 +233,8 @@ class _Build:
         if isinstance(layer, WeightedConv2d):
             weight = ungrouped(weight, layer.groups)
             axes = [Axis(*of_axis) for of_axis in zip(layer.stride, layer.padding, layer.dilation, strict=True)]
-        bias = np.zeros(len(weight), np.float32) if bias is None else bias
-        persistence, height, ramp = _neuron(layer)
-        if isinstance(layer, Readout):
-            bias = bias + np.float32(layer.initial_potential)
+        bias = (np.zeros(len(weight), np.float32) if bias is None else bias) + np.float32(layer.initial_potential)
+        persistence, height = psp_persistence(layer), layer.threshold
         graded = isinstance(layer, AnalogEncoder)
         excitation = _graded_excitation(layer, weight) if graded else _excitation(weight, late)
         paths, inputs, start = {}, [], 0
@@ -252,10 +250,10 @@ class _Build:
                 relays = self.counters(f"{way}_relay", path.value, window, path.shape, lift=1)
                 taken = -np.float32(1 - persistence) * path.weight
                 inputs.append(self.connect(f"{way}_persistence", path, taken, relays))
-        steepest = persistence * excitation + ramp
+        steepest = persistence * excitation + height
         gate = _gate(max(excitation + max(0.0, float(bias.max())), steepest) - height)
         stop = None if last else steepest
-        weights = clock_weights(self.clock, window, bias, ramp, gate, stop)
+        weights = clock_weights(self.clock, window, bias, height, gate, stop)
         inputs.append(self.from_clock(f"{name}_clock", weights, shape))
         neuron = self.neurons(shape, (height + gate) * self.clock.steps, self.tau_s)
         self.emitted[stage.name] = self.add(f"{name}_neuron", neuron, *inputs), shape
@@ -392,14 +390,6 @@ def ungrouped(weight: np.ndarray, groups: int) -> np.ndarray:
         own = slice(group * outputs, (group + 1) * outputs)
         dense[own, group * inputs : (group + 1) * inputs] = weight[own]
     return dense
-
-
-def _neuron(layer: nn.Module) -> tuple[float, float, float]:
-    """σ, the height of the threshold's ramp, and how far the ramp falls in a window."""
-    if isinstance(layer, Readout):
-        return layer.neuron.psp_persistence, layer.threshold, layer.threshold / layer.window
-    sigma = layer.neuron.psp_persistence if isinstance(layer, DFTConv2d | DFTLinear) else 0.0
-    return float(sigma), 1.0, 1.0
 
 
 def _excitation(weight: np.ndarray, late: Mapping[str, _Path] = {}) -> float:

@@ -261,7 +261,7 @@ def _readout(readout: Readout, value: _Value) -> list[str]:
     potential, slope = _contractions(readout, value, readout.neuron.psp_persistence)
     if isinstance(readout, FirstSpikeReadout):
         times = _spike_times(readout, potential, slope)
-        (times.apply("Min", readout.window) * (-readout.threshold / readout.window)).named("logits")
+        (times.apply("Min", 1.0) * -readout.threshold).named("logits")
         return ["logits", times.name]
     at_end = isinstance(readout, PotentialReadout) and readout.at == "end"
     (potential.apply("Identity") if slope is None or not at_end else potential + slope).named("logits")
@@ -269,13 +269,13 @@ def _readout(readout: Readout, value: _Value) -> list[str]:
 
 
 def _spike_times(readout: Readout, potential: _Value, slope: _Value | None) -> _Value:
-    """Times s at which A + V₀ + W·s meets the ramp θ·(1 − s/S); see `first_spike_times`."""
+    """Times s at which A + V₀ + W·s meets the ramp θ·(1 − s); see `first_spike_times`."""
     graph, threshold = potential.graph, readout.threshold
     start = potential + readout.initial_potential
     slope = potential * 0.0 if slope is None else slope
-    end, below = start + slope * readout.window, start < threshold
+    end, below = start + slope, start < threshold
     inside = below & (end > 0.0)
-    steepness = inside.where(slope + threshold / readout.window, 1.0)
+    steepness = inside.where(slope + threshold, 1.0)
     crossing = (graph.constant("threshold", threshold) - start) / steepness
     time = inside.where(crossing, below.where(np.inf, 0.0))
     if readout.grid is not None:
@@ -284,6 +284,6 @@ def _spike_times(readout: Readout, potential: _Value, slope: _Value | None) -> _
         if clock.compare_at == "middle":
             late = late - 0.5
         stamp = late.apply("Ceil")
-        last = float(clock.step_of(torch.tensor(len(clock.instants(readout.window)))))
+        last = float(clock.step_of(torch.tensor(len(clock.instants()))))
         time = (stamp < last).where(stamp.apply("Max", 0.0) / clock.steps, np.inf)
     return time.named("spike_times")

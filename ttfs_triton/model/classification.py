@@ -222,12 +222,12 @@ def classify_batch(
     logits = logits.float()
     spikes = FirstSpikeDecision(*(value.cpu() for value in decided))
     if first_spike:
-        logits = spikes.spike_times.clamp(max=readout.window) * (-readout.threshold / readout.window)
+        logits = spikes.spike_times.clamp(max=1.0) * -readout.threshold
     found = []
     for place, row in enumerate(logits.cpu()):
         times, silent = spikes.spike_times[place].double(), bool(spikes.no_spike[place])
         if first_spike or graph.readout_time == "first_spike":
-            after = readout.window if silent else times.min().item()
+            after = 1.0 if silent else times.min().item()
         else:
             after = 0.0 if graph.readout_time == "potential_start" else 1.0
         order: list[int] = row.argsort(descending=True, stable=True).tolist()

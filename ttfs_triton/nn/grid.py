@@ -30,10 +30,9 @@ class Clock:
     steps: int
     compare_at: CompareAt = "middle"
 
-    def instants(self, window: float = 1.0) -> list[int]:
-        """Instants of comparison in a firing window of length `window`, in half steps from its start."""
-        half_steps = 2 * self.steps * window
-        end = int(half_steps) + (half_steps > int(half_steps))
+    def instants(self) -> list[int]:
+        """Instants of comparison in a firing window, in half steps from its start."""
+        end = 2 * self.steps
         return [0, *range(1, end, 2)] if self.compare_at == "middle" else list(range(0, end, 2))
 
     def step_of(self, instant: Tensor) -> Tensor:
@@ -65,24 +64,17 @@ class Ramp:
         instants: instants of comparison, in half steps from the window's start.
     """
 
-    def __init__(
-        self,
-        clock: Clock,
-        unit: Tensor,
-        threshold: float = 1.0,
-        window: float = 1.0,
-        dtype: torch.dtype = torch.int64,
-    ) -> None:
-        """Quantise the ramp threshold·(1 − s/window), for neurons whose weights have these units [C, ...].
+    def __init__(self, clock: Clock, unit: Tensor, threshold: float = 1.0, dtype: torch.dtype = torch.int64) -> None:
+        """Quantise the ramp threshold·(1 − s), for neurons whose weights have these units [C, ...].
 
         Args:
             dtype: dtype of the potentials to compare with: int64, or float64 for potentials below 2^53, whose division
                 is vectorised on a CPU. Both give the same instants.
         """
-        decrement = (2.0**FRACTION_BITS * threshold / (unit * window)).round()
+        decrement = (2.0**FRACTION_BITS * threshold / unit).round()
         self.decrement = decrement.to(dtype)
-        self.height = (decrement * (2 * clock.steps * window)).round().to(dtype)
-        self.instants, self._clock = clock.instants(window), clock
+        self.height = (decrement * (2 * clock.steps)).to(dtype)
+        self.instants, self._clock = clock.instants(), clock
 
     @property
     def never(self) -> int:

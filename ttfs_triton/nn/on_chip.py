@@ -53,7 +53,6 @@ class ClockedLayer:
         layer: a spiking layer or a readout.
         quantised: the layer's integer weights.
         clock: steps and instants.
-        window: S, length of the firing window, in windows.
         register: largest slope (in weight units) and potential (in weight units · steps); both saturate there after
             each step. None: registers are as wide as needed.
         reach: bound on a neuron's Σ|integers|, for a layer without delayed spikes whose units are at least
@@ -68,7 +67,6 @@ class ClockedLayer:
         quantised: QuantisedWeight,
         clock: Clock,
         *,
-        window: float = 1.0,
         register: int | None = None,
         reach: int | None = None,
     ) -> None:
@@ -91,7 +89,7 @@ class ClockedLayer:
         else:
             smallest, first = float(quantised.unit.min()), float(preset.abs().max())
         height = layer.threshold_height / smallest
-        largest = 2.0**POTENTIAL_BITS * (clock.steps * (reach * (1 + window) + height) + first)
+        largest = 2.0**POTENTIAL_BITS * (clock.steps * (2 * reach + height) + first)
         if not largest < REGISTER_BOUND:
             raise ValueError(
                 f"simulate: steps must keep potentials below 2^62; got {clock.steps} steps, which need {largest:.3g}. "
@@ -140,9 +138,9 @@ class ClockedLayer:
             potential = self._in_range(potential.add_(slope))
         return self._membrane(potential.mul_(2**POTENTIAL_BITS), slope)
 
-    def ramp(self, threshold: float = 1.0, window: float = 1.0) -> Ramp:
-        """The falling threshold θ·(1 − s/S) of these neurons."""
-        return Ramp(self.clock, self.unit, threshold, window, self.dtype)
+    def ramp(self, threshold: float = 1.0) -> Ramp:
+        """The falling threshold θ·(1 − s) of these neurons."""
+        return Ramp(self.clock, self.unit, threshold, self.dtype)
 
     def without_initial_potential(self, membrane: Membrane) -> Membrane:
         """Membranes as if V₀ were 0."""

@@ -1,15 +1,15 @@
 """Output layers: read the membrane potential, or let the output neurons fire and take the earliest spike.
 
-Output neurons have their own ramp, ϑ(s) = θ·(1 − s/S), and start from an initial potential V₀ common to all classes:
+Output neurons have their own ramp, ϑ(s) = θ·(1 − s), and start from an initial potential V₀ common to all classes:
 
     A = Σ w·x + b + V₀,   W = σ·Σ w·[x > 0]          V(s) = A + W·s
-    s = 0                       if A ≥ θ
-    s = (θ − A) / (W + θ/S)     if A < θ and A + W·S > 0
-    silent                      otherwise
+    s = 0                     if A ≥ θ
+    s = (θ − A) / (W + θ)     if A < θ and A + W > 0
+    silent                    otherwise
 
-With the hidden layers' ramp (θ = S = 1, V₀ = 0) Eq. 8 is fragile: all times lie in [0, 1], so ten classes cannot get
+With the hidden layers' ramp (θ = 1, V₀ = 0) Eq. 8 is fragile: all times lie in [0, 1], so ten classes cannot get
 below a cross entropy of 1.46, several neurons fire first at once, and silent ones never learn. The defaults are a tall
-ramp on which neurons start half-way up, θ = 20 and V₀ = 10, in a window as long as any other, S = 1.
+ramp on which neurons start half-way up, θ = 20 and V₀ = 10.
 """
 
 from typing import Literal, NamedTuple, Unpack
@@ -43,20 +43,19 @@ class FirstSpikeDecision(NamedTuple):
     no_spike: Tensor
 
 
-def first_spike_times(potential: Tensor, slope: Tensor, *, threshold: float, window: float) -> Tensor:
-    """Times at which the membrane potential A + W·s meets the ramp θ·(1 − s/S).
+def first_spike_times(potential: Tensor, slope: Tensor, *, threshold: float) -> Tensor:
+    """Times at which the membrane potential A + W·s meets the ramp θ·(1 − s).
 
     Args:
         potential: A, at the window's start, any shape.
         slope: W, inside the window (σ included), shape of `potential`.
         threshold: height θ of the ramp at the window's start.
-        window: S, where the ramp reaches zero.
     Returns:
-        Times from the window's start in [0, S), inf for silent neurons; differentiable inside, zero gradient elsewhere.
+        Times from the window's start in [0, 1), inf for silent neurons; differentiable inside, zero gradient elsewhere.
     """
-    fires_inside = (potential < threshold) & (potential + slope * window > 0)
-    # Inside, W + θ/S > (θ − A)/S > 0. Elsewhere a denominator of 1 keeps the unused branch, and its gradient, finite.
-    steepness = torch.where(fires_inside, slope + threshold / window, 1.0)
+    fires_inside = (potential < threshold) & (potential + slope > 0)
+    # Inside, W + θ > θ − A > 0. Elsewhere a denominator of 1 keeps the unused branch, and its gradient, finite.
+    steepness = torch.where(fires_inside, slope + threshold, 1.0)
     inside = (threshold - potential) / steepness
     outside = torch.where(potential >= threshold, 0.0, torch.inf)
     return torch.where(fires_inside, inside, outside)
@@ -72,19 +71,15 @@ def potential_and_slope(x: Tensor, weight: Tensor, bias: Tensor | None, readout:
     return potential, readout.neuron.psp_persistence * slope
 
 
-def first_spike_decision(
-    potential: Tensor, slope: Tensor, *, threshold: float = 20.0, window: float = 1.0
-) -> FirstSpikeDecision:
+def first_spike_decision(potential: Tensor, slope: Tensor, *, threshold: float = 20.0) -> FirstSpikeDecision:
     """Decisions by the earliest output spike, with ties and samples without a spike marked.
 
     Args:
         potential: A, [N, classes], at the output window's start.
         slope: W, [N, classes], inside the window (σ included).
         threshold: height θ of the ramp; raise it if many samples tie at the window's start.
-        window: S, where the ramp reaches zero.
     """
-    spike_times = first_spike_times(potential, slope, threshold=threshold, window=window)
-    return _decision(spike_times, potential + slope * window)
+    return _decision(first_spike_times(potential, slope, threshold=threshold), potential + slope)
 
 
 def _decision(spike_times: Tensor, potential: Tensor) -> FirstSpikeDecision:
@@ -100,7 +95,6 @@ class ReadoutOptions(LinearOptions, total=False):
 
     neuron: Neuron
     threshold: float
-    window: float
     initial_potential: float
 
 
@@ -119,22 +113,19 @@ class Readout(WeightedLinear):
         *,
         neuron: Neuron = Neuron(),
         threshold: float = 20.0,
-        window: float = 1.0,
         initial_potential: float = 10.0,
         **options: Unpack[LinearOptions],
     ) -> None:
         name = type(self).__name__
         check_neuron(name, neuron)
-        for key, value in (("threshold", threshold), ("window", window)):
-            if not value > 0:
-                raise ValueError(f"{name}: {key} must be positive; got {value}.")
+        if not threshold > 0:
+            raise ValueError(f"{name}: threshold must be positive; got {threshold}.")
         if not initial_potential < threshold:
             raise ValueError(
                 f"{name}: initial_potential must be below threshold ({threshold}); got {initial_potential}."
             )
         super().__init__(in_features, classes, **options)
-        self.neuron = neuron
-        self.threshold, self.window, self.initial_potential = threshold, window, initial_potential
+        self.neuron, self.threshold, self.initial_potential = neuron, threshold, initial_potential
 
     def potential(self, x: Tensor, *, at: Literal["start", "end"] = "start") -> Tensor:
         """Membrane potential [N, classes] of activations [N, in_features], without V₀, in threshold heights.
@@ -160,7 +151,7 @@ class Readout(WeightedLinear):
         """Times [N, classes] of the output neurons' spikes on their ramp, in windows, inf for silent ones."""
         if self.runs_on_grid(x):
             return ReadoutOnGrid(self, x).spike_times()
-        return first_spike_times(*self.potential_and_slope(x), threshold=self.threshold, window=self.window)
+        return first_spike_times(*self.potential_and_slope(x), threshold=self.threshold)
 
     def decide(self, x: Tensor) -> FirstSpikeDecision:
         """Classify activations [N, in_features] of the last hidden layer by the earliest output spike.
@@ -175,23 +166,23 @@ class Readout(WeightedLinear):
             )
         if self.runs_on_grid(x):
             return ReadoutOnGrid(self, x).decide()
-        return first_spike_decision(*self.potential_and_slope(x), threshold=self.threshold, window=self.window)
+        return first_spike_decision(*self.potential_and_slope(x), threshold=self.threshold)
 
     def output_activations(self, x: Tensor) -> Tensor:
-        """Activations [N, classes] of the output neurons on their ramp: 1 − s/S, 0 for silent ones."""
-        return (1 - self.spike_times(x) / self.window).clamp(min=0)
+        """Activations [N, classes] of the output neurons on their ramp: 1 − s, 0 for silent ones."""
+        return (1 - self.spike_times(x)).clamp(min=0)
 
 
 class ClockedReadout(ClockedLayer):
-    """A readout in integers, with a ramp θ·(1 − s/S) of its own; see `ClockedLayer`."""
+    """A readout in integers, with a ramp θ·(1 − s) of its own; see `ClockedLayer`."""
 
     def __init__(self, readout: Readout, quantised: QuantisedWeight, clock: Clock, **options: int | None) -> None:
-        super().__init__(readout, quantised, clock, window=max(1.0, readout.window), **options)
+        super().__init__(readout, quantised, clock, **options)
         self.readout = readout
 
     def own_ramp(self) -> Ramp:
         """The ramp on which the earliest spike decides."""
-        return self.ramp(self.readout.threshold, self.readout.window)
+        return self.ramp(self.readout.threshold)
 
     def score(self, membrane: Membrane, *, at_end: bool) -> Tensor:
         """Potentials at the output window's start or one window later, without V₀, in threshold heights; float32."""
@@ -200,12 +191,12 @@ class ClockedReadout(ClockedLayer):
 
     def spike_times(self, instant: Tensor) -> Tensor:
         """Spike times in windows, inf for silent neurons, from indices of instants [N, classes] on `own_ramp`."""
-        never = len(self.clock.instants(self.readout.window))
+        never = len(self.clock.instants())
         return (self.clock.step_of(instant) / self.steps).masked_fill(instant == never, torch.inf)
 
     def decide(self, membrane: Membrane, instant: Tensor) -> FirstSpikeDecision:
         """The decision by the earliest spike; `instant` as in `spike_times`."""
-        at_end = self.after(membrane, round(2 * self.steps * self.readout.window))
+        at_end = self.after(membrane, 2 * self.steps)
         return _decision(self.spike_times(instant).float(), self.height(at_end))
 
     def on_hidden_ramp(self, membrane: Membrane) -> Tensor:
@@ -242,8 +233,7 @@ class ReadoutOnGrid:
 
     def spike_times(self) -> Tensor:
         """Spike times, multiples of 1/T; silent neurons have no gradient."""
-        threshold, window = self._readout.threshold, self._readout.window
-        smooth = first_spike_times(*self._closed_form(), threshold=threshold, window=window)
+        smooth = first_spike_times(*self._closed_form(), threshold=self._readout.threshold)
         return straight_through(smooth, self._clocked.spike_times(self._instant()))
 
     def decide(self) -> FirstSpikeDecision:
@@ -271,7 +261,7 @@ class PotentialReadout(Readout):
         in_features, classes: number of inputs and of classes.
         at: when the potential is read, at the output window's "start" (A) or "end" (A + σ·W).
         neuron: neuron model, of which σ is used; the derivatives of a readout are exact.
-        threshold, window, initial_potential: θ, S, V₀ of the ramp on which `decide` fires; not used for training.
+        threshold, initial_potential: θ and V₀ of the ramp on which `decide` fires; not used for training.
         bias, weight_standardisation, initial_gain, average, spike_dropout, device, dtype: as in `DFTLinear`.
     Raises:
         ValueError: `at` is neither "start" nor "end"; a size or a ramp parameter is out of range.
@@ -308,7 +298,7 @@ class PotentialReadout(Readout):
         if self.runs_on_grid(x):
             return ReadoutOnGrid(self, x).on_hidden_ramp()
         potential, slope = self.potential_and_slope(x)
-        times = first_spike_times(potential - self.initial_potential, slope, threshold=1.0, window=1.0)
+        times = first_spike_times(potential - self.initial_potential, slope, threshold=1.0)
         return (1 - times).clamp(min=0)
 
     def extra_repr(self) -> str:
@@ -326,7 +316,6 @@ class FirstSpikeReadout(Readout):
     Args:
         in_features, classes: number of inputs and of classes.
         threshold: θ, height of the ramp at the window's start.
-        window: S, where the ramp reaches zero, in windows of the hidden layers.
         initial_potential: V₀, initial potential common to all classes, in addition to their biases.
         neuron: neuron model, of which σ is used; the derivatives of a readout are exact.
         bias, weight_standardisation, initial_gain, average, spike_dropout, device, dtype: as in `DFTLinear`.
@@ -344,9 +333,9 @@ class FirstSpikeReadout(Readout):
     def forward(self, x: Tensor) -> Tensor:
         times = self.spike_times(x)
         if self.statistics is not None and self.statistics.recording:
-            self.record((1 - times / self.window).clamp(min=0))
-        return times.clamp(max=self.window) * (-self.threshold / self.window)
+            self.record((1 - times).clamp(min=0))
+        return times.clamp(max=1.0) * -self.threshold
 
     def extra_repr(self) -> str:
-        ramp = f"threshold={self.threshold}, window={self.window}, initial_potential={self.initial_potential}"
+        ramp = f"threshold={self.threshold}, initial_potential={self.initial_potential}"
         return f"{super().extra_repr()}, neuron={self.neuron}, {ramp}"

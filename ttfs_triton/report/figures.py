@@ -44,7 +44,6 @@ class LayerSpikes:
         neurons: number of neurons before pooling.
         index: [spikes] int64, indices of the neurons that fired, in memory order.
         time: [spikes] float32, spike times from the image's start, in windows.
-        length: length of the layer's window; 1 except for a readout with another ramp.
     """
 
     name: str
@@ -52,7 +51,6 @@ class LayerSpikes:
     neurons: int
     index: Tensor
     time: Tensor
-    length: float = 1.0
 
 
 @torch.no_grad()
@@ -75,10 +73,8 @@ def spikes_of(network: nn.Module, image: Tensor) -> tuple[LayerSpikes, ...]:
     layers: list[LayerSpikes] = []
 
     def fire(stage: Stage, arriving: Tensor, skip: Tensor | None) -> Tensor:
-        length = 1.0
         if isinstance(stage.layer, Readout):
             activations = times = stage.layer.decide(arriving).spike_times[0]
-            length = stage.layer.window
         else:
             activations = stage.activations(arriving, skip)
             flat = activations[0].flatten()
@@ -86,7 +82,7 @@ def spikes_of(network: nn.Module, image: Tensor) -> tuple[LayerSpikes, ...]:
         times = times.float().cpu()
         index = times.isfinite().nonzero().flatten()
         name = "input" if stage.kind == "latency" else stage.name
-        layers.append(LayerSpikes(name, stage.window, len(times), index, stage.window + times[index], length))
+        layers.append(LayerSpikes(name, stage.window, len(times), index, stage.window + times[index]))
         return activations
 
     with evaluating(network):
@@ -127,7 +123,7 @@ def raster_svg(layers: Sequence[LayerSpikes]) -> str:
             ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.8, "zorder": 5}
             axes.plot(*place, "o", color=INK, **ring)
             axes.annotate("first output spike", place, (-10, 0), textcoords="offset points", ha="right", va="center")
-        axes.set(xlim=(0, last.window + last.length), ylim=(len(layers), 0))
+        axes.set(xlim=(0, last.window + 1), ylim=(len(layers), 0))
         axes.set(xlabel="time from the image's start, windows")
         axes.set_yticks([row + 0.5 for row in range(len(layers))], [layer.name for layer in layers])
         axes.locator_params("x", nbins=8, integer=True)

@@ -27,7 +27,6 @@ class Outputs:
         potential, slope: [N, classes], membrane potential at the window's start, V₀ included, and its slope inside the
             window; in threshold heights.
         labels: [N] int64.
-        window: S, length of the output neurons' firing window.
         start: time from the image's start to the output window's start.
         early: [N, len(EARLY)] int64, class of the highest potential at the times `EARLY` of the window before.
     """
@@ -36,7 +35,6 @@ class Outputs:
     potential: Tensor
     slope: Tensor
     labels: Tensor
-    window: float
     start: float
     early: Tensor
 
@@ -46,7 +44,7 @@ class Outputs:
     def forced(self, time: float) -> Tensor:
         """[N] classes decided at a time: the class of the earliest spike or, without one, of the highest potential."""
         earliest, prediction = self.times.min(1)
-        highest = (self.potential + self.slope * min(time, self.window)).argmax(1)
+        highest = (self.potential + self.slope * min(time, 1.0)).argmax(1)
         return torch.where(earliest <= time, prediction, highest)
 
 
@@ -77,7 +75,7 @@ def output_spikes(
     if not parts:
         raise ValueError("output_spikes: batches must not be empty; got none.")
     *columns, early = map(torch.cat, zip(*parts, strict=True))
-    return Outputs(*columns, window=readout.window, start=graph.windows, early=early)
+    return Outputs(*columns, start=graph.windows, early=early)
 
 
 def _early(readout: Readout, hidden: Tensor) -> Tensor:
@@ -114,7 +112,7 @@ def deadline_curve(outputs: Outputs, deadlines: Sequence[float] = ()) -> list[De
         outputs: outputs of a network, from `output_spikes`.
         deadlines: times from the output window's start, in windows. Default: 11 from its start to its end.
     """
-    deadlines = deadlines or [outputs.window * place / 10 for place in range(11)]
+    deadlines = deadlines or [place / 10 for place in range(11)]
     earliest, prediction = outputs.times.min(1)
     right, rows = prediction == outputs.labels, []
     for part, early in zip(EARLY, outputs.early.unbind(1), strict=True):

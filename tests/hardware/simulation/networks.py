@@ -18,7 +18,6 @@ READOUTS = {
     "start": lambda sigma: PotentialReadout(5, 3, neuron=Neuron(sigma)),
     "end": lambda sigma: PotentialReadout(5, 3, at="end", neuron=Neuron(sigma)),
     "first_spike": lambda sigma: FirstSpikeReadout(5, 3, neuron=Neuron(sigma), threshold=4.0, initial_potential=1.0),
-    "wide": lambda sigma: FirstSpikeReadout(5, 3, neuron=Neuron(sigma), threshold=2.0, window=1.3, initial_potential=0),
 }
 
 

@@ -85,7 +85,7 @@ def by_loops(network, images, options):
     pooled = earliest(first, 2)
     hidden = neurons[1].stamps(layer(neurons[1], pooled.reshape(len(images), -1))[0])
 
-    ramp = dict(threshold=readout.threshold, window=readout.window, initial_potential=readout.initial_potential)
+    ramp = dict(threshold=readout.threshold, initial_potential=readout.initial_potential)
     outputs = neurons_of(readout, **options, **ramp)
     free = neurons_of(readout, **options | {"gating": False}, **ramp)
     instants, potential, _ = layer(free, hidden)

@@ -27,7 +27,7 @@ from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.grid import Clock, CompareAt
 from ttfs_triton.nn.integers import QuantisedWeight, exact_products, largest_integer, quantise_weight
 from ttfs_triton.nn.on_chip import AnalogLayer, ClockedLayer, Membrane, earliest_input
-from ttfs_triton.nn.readout import ClockedReadout, FirstSpikeReadout, PotentialReadout, Readout
+from ttfs_triton.nn.readout import ClockedReadout, PotentialReadout, Readout
 
 # Samples that run at once on the CPU. Smaller parts stay in the caches: CNN1 in batches of 200 runs 1.7 times as fast.
 CPU_SAMPLES = 50
@@ -153,8 +153,7 @@ class Simulator:
         self._layers: dict[str, tuple[ClockedLayer | AnalogLayer, ClockedCounter]] = {}
         for stage in graph.stages:
             if stage.kind != "latency":
-                window = stage.layer.window if isinstance(stage.layer, FirstSpikeReadout) else 1.0
-                counter = ClockedCounter(stage, self._clock, window, settings.gating)
+                counter = ClockedCounter(stage, self._clock, settings.gating)
                 self._layers[stage.name] = self._clocked(stage), counter
 
     def _clocked(self, stage: Stage) -> ClockedLayer | AnalogLayer:
@@ -301,10 +300,9 @@ class ClockedCounter:
         synapses: counter of the layer's inputs.
     """
 
-    def __init__(self, stage: Stage, clock: Clock, window: float, gating: bool) -> None:
+    def __init__(self, stage: Stage, clock: Clock, gating: bool) -> None:
         self._name, self._gating = stage.name, gating
-        self._clock, self._never = clock, len(clock.instants(window))
-        self._window_steps = clock.steps * window
+        self._clock, self._never = clock, len(clock.instants())
         device = stage.weighted.weight.device
         self.synapses = SynapseCounter(stage)
         self._histogram = torch.zeros(self._never + 1, dtype=torch.int64, device=device)
@@ -359,7 +357,7 @@ class ClockedCounter:
             spikes=sum(histogram),
             saturated=histogram[0],
             never_active=int((~self._ever).sum()),
-            summed_spike_time=sum(step * spikes for step, spikes in enumerate(histogram)) / self._window_steps,
+            summed_spike_time=sum(step * spikes for step, spikes in enumerate(histogram)) / self._clock.steps,
             histogram=tuple(histogram),
             histogram_samples=samples,
         )
