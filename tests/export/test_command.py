@@ -10,7 +10,7 @@ from ttfs_triton.data.images import load_images
 from ttfs_triton.export import Comparison, command
 from ttfs_triton.export.command import main
 from ttfs_triton.model import TTFSModel
-from ttfs_triton.nn import Neuron
+from ttfs_triton.nn import Grid, Neuron
 
 pytest.importorskip("onnxruntime", reason="checking ONNX needs onnxruntime")
 pytest.importorskip("snntorch", reason="checking NIR needs snnTorch")
@@ -47,6 +47,14 @@ def test_writes_and_checks_with_random_and_test_images(model, tmp_path, capsys, 
     assert "20 test images" in shown
     assert "accuracy" in shown
     assert list(file.parent.iterdir()) == [file]
+
+
+def test_registers_that_saturate_are_told(model, tmp_path, capsys):
+    network = TTFSModel.from_pretrained(model)
+    network.network.put_on_grid(Grid(8, 8, state_bits=12))
+    TTFSModel.from_network(network.network, dataset="digits").save_pretrained(tmp_path / "narrow")
+    export(tmp_path / "narrow", "--format", "onnx", "--output", tmp_path / "a.onnx")
+    assert "Registers that saturate: the file's potentials have no bounds." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("labels", "word"), [(None, "Random pixels lie on borders"), (torch.zeros(4), "got 1 of 4")])

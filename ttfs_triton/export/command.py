@@ -127,7 +127,10 @@ def _translate(options: ExportOptions, loaded: LoadedNetwork) -> tuple[bytes, li
     about: dict[str, Any] = {"class_names": network.class_names, "dataset": dataset}
     if options.format == "onnx":
         data = to_onnx(network, hidden=options.hidden, **about).SerializeToString()
-        return data, [], lambda images: compare_onnx(data, network, images)
+        grid = loaded.description.network.grid
+        said = ["Registers that saturate: the file's potentials have no bounds."]
+        said *= grid is not None and grid.state_bits is not None
+        return data, said, lambda images: compare_onnx(data, network, images)
     nir, file = require("export", "nir", "nir"), io.BytesIO()
     nir.write(file, to_nir(network, steps=options.steps, time_constant=options.time_constant, **about))
     data = file.getvalue()

@@ -160,7 +160,10 @@ def not_expressed(network: nn.Module | NetworkGraph, image_shape: Sequence[int] 
         "Time is in steps: spike times are rounded to the nearest one.",
     ]
     if graph.grid is not None:
-        said.append(f"The grid, {graph.grid.text()}: weights are the rounded ones, but potentials are no integers.")
+        said.append(
+            f"The grid, {graph.grid.text()}: weights are the rounded ones, but potentials are no integers, and "
+            "do not saturate."
+        )
     if graph.encoder.kind == "latency":
         said.append("The latency encoder: the input is spikes; pixel p fires (1 - p / max_value) of a window late.")
     else:

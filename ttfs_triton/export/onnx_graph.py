@@ -43,7 +43,7 @@ def to_onnx(
     ("conv1", ...), before pooling. Both contractions of a layer share one weight. Dropout is off; standardisation and
     batch norm are folded into the weights. For a network on a chip's grid, weights are rounded, and spike times are
     rounded behind each layer; sums are in floating point, so that a spike at the very border of two steps may come in
-    the other step.
+    the other step. Registers do not saturate.
 
     Args:
         network: network that `network_graph` accepts.
