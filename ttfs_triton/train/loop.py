@@ -310,8 +310,8 @@ class TrainingLoop:
         totals.loss, totals.correct, totals.images = loss, int(correct), int(images)
 
     def _validate(self) -> Evaluation | None:
-        trained = self.config.batch_size // self.config.gradient_accumulation  # the same in any number of processes
-        size = max(self.config.evaluation_batch_size, min(500, trained))  # a few images have no statistics
+        # Batches as in training, whatever the number of processes and the batch size of scoring.
+        size = min(500, self.config.batch_size // self.config.gradient_accumulation)
         refresh_statistics(self.scored_network, self._train_images, self.data.train_indices, size, self.accelerator)
         self._require_finite_weights()
         indices = self.data.validation_indices
