@@ -127,9 +127,9 @@ def _translate(options: ExportOptions, loaded: LoadedNetwork) -> tuple[bytes, li
     about: dict[str, Any] = {"class_names": network.class_names, "dataset": dataset}
     if options.format == "onnx":
         data = to_onnx(network, hidden=options.hidden, **about).SerializeToString()
-        grid = loaded.description.network.grid
-        said = ["Registers that saturate: the file's potentials have no bounds."]
-        said *= grid is not None and grid.state_bits is not None
+        grid, said = loaded.description.network.grid, list[str]()
+        if grid is not None and grid.state_bits is not None:
+            said.append("Registers that saturate: the file's potentials have no bounds.")
         return data, said, lambda images: compare_onnx(data, network, images)
     nir, file = require("export", "nir", "nir"), io.BytesIO()
     nir.write(file, to_nir(network, steps=options.steps, time_constant=options.time_constant, **about))
