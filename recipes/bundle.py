@@ -88,7 +88,7 @@ def bundle(options: BundleOptions) -> Path:
 def score(loaded: LoadedNetwork, data_dir: Path | None) -> dict[str, Any]:
     """Accuracy, activity and operations of a network over the whole test set."""
     data = load_test_images(loaded, data_dir=data_dir, progress=True)
-    with counting(loaded.network, histogram_bins=0, by_sample=False) as counter:
+    with counting(loaded.network, histogram_bins=0) as counter:
         found = evaluate(loaded.network, EvaluationBatches(data, None, 500), Accelerator(cpu=True))
     counts = counter.counts()
     return {

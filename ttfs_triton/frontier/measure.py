@@ -89,7 +89,7 @@ class Bench:
     def score(self, network: nn.Module, row: FrontierRow) -> Found:
         """The network scored on the test images and simulated; `row` identifies it."""
         network.to(self.accelerator.device)
-        with counting(network, image_shape=self.data.shape[1:], histogram_bins=0, by_sample=False) as counter:
+        with counting(network, image_shape=self.data.shape[1:], histogram_bins=0) as counter:
             found = evaluate(network, self.batches, self.accelerator)
         scored = {name: getattr(found, name) for name in ("images", "accuracy", "first_spike_accuracy")}
         return self.simulated(network, replace(row, **scored, **self.stamp()), counter.counts())
@@ -106,9 +106,7 @@ class Bench:
         else:
             found = [simulate(network, self.batches)]
             row = self._compared(network, row, found[0])
-        brief = {"spikes_by_sample": (), "synaptic_operations_by_sample": ()}  # the cache keeps only sums
-        runs = [Run(replace(own, **brief), options) for own, options in map(simulated_run, found)]
-        return Found((row,), counts, tuple(runs))
+        return Found((row,), counts, tuple(map(simulated_run, found)))
 
     def _compared(self, network: nn.Module, row: FrontierRow, simulated: Simulation) -> FrontierRow:
         """The row with the number of images on which network and simulation decide alike."""

@@ -310,8 +310,8 @@ class FirstSpikeReadout(Readout):
     """Output layer whose logits are minus its spike times, so that cross entropy trains the earliest spike (Eq. 8).
 
     Input [N, in_features] activations, output [N, classes] logits −s·θ in [−θ, 0]: a logit falls by 1 while the ramp
-    falls by one threshold height. A silent neuron's logit is −θ, as for a spike at the window's end. Gradients flow only
-    through neurons that fire inside the window.
+    falls by one threshold height. A silent neuron's logit is −θ, as for a spike at the window's end. Gradients flow
+    only through neurons that fire inside the window.
 
     Args:
         in_features, classes: number of inputs and of classes.

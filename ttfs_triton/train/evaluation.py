@@ -147,7 +147,7 @@ def score_run(loop: TrainingLoop) -> dict[str, Any]:
     """
     network, folder, accelerator = loop.scored_network, loop.folder, loop.accelerator
     load_best(network, folder)
-    with counting(network, image_shape=loop.graph.image_shape, histogram_bins=0, by_sample=False) as counter:
+    with counting(network, image_shape=loop.graph.image_shape, histogram_bins=0) as counter:
         # bfloat16 rounds some potentials across the threshold. Test figures are those of the float32 network.
         accelerator.unwrap_model(network, keep_fp32_wrapper=False)
         evaluation = score(loop, loop.test_images)

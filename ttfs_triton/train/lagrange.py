@@ -227,7 +227,7 @@ class TargetTraining:
         """
         own, held_out = self._data.train_indices, self._data.validation_indices
         indices = held_out if len(held_out) else own[:: max(1, len(own) // MEASURED_IMAGES)]
-        with counting(network, image_shape=self._image_shape, histogram_bins=0, by_sample=False) as counter:
+        with counting(network, image_shape=self._image_shape, histogram_bins=0) as counter:
             evaluation = score(indices)
         self.measured = self.target.measure(counter.counts(self.accelerator))
         return evaluation if len(held_out) else None

@@ -138,7 +138,7 @@ def make_target(wanted: Wanted, network: nn.Module, images: Tensor, steps: int) 
             weights can reach a goal.
     """
     with torch.no_grad():
-        counts = count(network, [images], histogram_bins=0, by_sample=False)
+        counts = count(network, [images], histogram_bins=0)
     graph = network_graph(network, tuple(images.shape[1:]))
     key = f"target_{wanted.kind}"
     try:

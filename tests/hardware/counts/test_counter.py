@@ -160,9 +160,9 @@ def test_operations_beyond_float32_are_exact():
     layer, x = constant(DFTConv2d(1, 1, 9, padding=4, **PLAIN), -1.0), torch.ones(2, 1, 480, 480)  # nothing fires
     x[1, 0, 200, 200] = 0
     layers = [layer, EarliestSpikePool2d(480), nn.Flatten(), PotentialReadout(1, 2, **PLAIN)]
-    counts = count(nn.Sequential(LatencyEncoder(), *layers), [x], histogram_bins=0)
+    first, _ = count(nn.Sequential(LatencyEncoder(), *layers), [x], histogram_bins=0).layers
     whole = (9 * 480 - 2 * (1 + 2 + 3 + 4)) ** 2
-    assert counts.synaptic_operations_by_sample == (whole, whole - 9 * 9)
+    assert first.synaptic_operations == first.nonzero_macs == 2 * whole - 9 * 9
 
 
 # ---- real values
@@ -171,11 +171,10 @@ def test_operations_beyond_float32_are_exact():
 def test_signed_encoder_multiplies_and_adds_bright_pixels_to_a_slope():
     config = NetworkConfig("5C3-P2-4", image_size=(6, 6), classes=3, encoder="signed", mean=(0.5,), std=(0.25,))
     images = torch.rand(4, 1, 6, 6)
-    first, *later = (counts := count(TTFSNetwork(config), [images])).layers
+    first, *_ = (counts := count(TTFSNetwork(config), [images])).layers
     bright = F.conv2d((images > 0.5).float(), torch.ones(5, 1, 3, 3), padding=1).sum()
     assert (first.kind, first.synaptic_operations) == ("analog", bright)
     assert first.analog_macs == first.nonzero_macs == first.dense_macs
-    assert sum(counts.synaptic_operations_by_sample) == bright + sum(layer.synaptic_operations for layer in later)
     reads = charged(estimate(counts, "lemaire45:int8", steps=4), "conv1")["weight reads"]
     assert 4 * reads == first.dense_macs + bright + 4 * first.neurons  # a bias for each neuron
 
@@ -197,12 +196,11 @@ def test_counts_do_not_depend_on_the_device(build, device):
     torch.manual_seed(0)
     network = build(width=1 / 16).eval()
     images = torch.rand(5, network.config.in_channels, *network.config.image_size)
-    ours = count(network, images.split(3), histogram_bins=4, by_sample=True)
-    theirs = count(network.to(device), images.split(3), histogram_bins=4, by_sample=True)
+    ours = count(network, images.split(3), histogram_bins=4)
+    theirs = count(network.to(device), images.split(3), histogram_bins=4)
     # Spikes may fall to the other side of a border where another device sums in another order.
     for key in ("spikes", "synaptic_operations"):
         assert theirs.total()[key] == pytest.approx(ours.total()[key], rel=1e-3)
-    assert sum(theirs.spikes_by_sample) == theirs.total()["spikes"]
 
 
 def test_counts_are_those_of_the_layers_statistics():
@@ -236,9 +234,6 @@ def test_batches_and_samples_add_up():
         times = {key: getattr(other, key) for key in ("summed_spike_time", "driven_time")}
         assert {key: getattr(one, key) for key in times} == pytest.approx(times, abs=1e-3)
         assert dataclasses.replace(one, **times) == other
-    for by_sample, key in (("spikes_by_sample", "spikes"), ("synaptic_operations_by_sample", "synaptic_operations")):
-        assert getattr(many, by_sample) == getattr(whole, by_sample)
-        assert sum(getattr(whole, by_sample)) == whole.total()[key]
 
 
 def test_first_spike_readout_and_what_stays():

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts.counts import Counts
-from ttfs_triton.hardware.counts.layer_counter import LayerCounter, network_counts, spikes_and_saturated, sums_by_sample
+from ttfs_triton.hardware.counts.layer_counter import LayerCounter, network_counts, spikes_and_saturated
 from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.trace import evaluating, network_graph
 
@@ -29,7 +28,6 @@ def count(
     *,
     histogram_bins: int = 50,
     histogram_samples: int = 250,
-    by_sample: bool = True,
     accelerator: Accelerator | None = None,
 ) -> Counts:
     """Run a network over batches and count its spikes and operations.
@@ -41,7 +39,6 @@ def count(
         histogram_bins: number of bins of the spike-time histograms; 0 for no histograms.
         histogram_samples: number of samples, the first of each process, in the histograms, which cost more than all
             other counts. With 128 neurons, a third of them firing, 250 samples give about 200 spikes a bin (± 7 %).
-        by_sample: whether to keep the spikes and synaptic operations of each sample.
         accelerator: sum the counts over its processes, each of which must count different samples. Default: count in
             this process alone.
     Returns:
@@ -59,7 +56,7 @@ def count(
     """
     graph, remaining = graph_of_batches("count", model, batches)
     device = next(model.parameters()).device
-    with evaluating(model), Counter(graph, histogram_bins, histogram_samples, by_sample) as counter:
+    with evaluating(model), Counter(graph, histogram_bins, histogram_samples) as counter:
         for batch in remaining:
             model(images_and_labels(batch)[0].to(device, non_blocking=True))
     return counter.counts(accelerator)
@@ -88,27 +85,26 @@ def counting(
     image_shape: Sequence[int] | None = None,
     histogram_bins: int = 50,
     histogram_samples: int = 250,
-    by_sample: bool = True,
 ) -> Iterator[Counter]:
     """A counter of every forward pass inside the `with` block. Arguments as in `network_graph` and `count`.
 
     Inside the block, the counter replaces the layers' own statistics; `collect_statistics` reads the counter's.
     """
-    with Counter(network_graph(model, image_shape), histogram_bins, histogram_samples, by_sample) as counter:
+    with Counter(network_graph(model, image_shape), histogram_bins, histogram_samples) as counter:
         yield counter
 
 
 class Counter:
     """Counts a running network's spikes and operations; made by `counting`."""
 
-    def __init__(self, graph: NetworkGraph, histogram_bins: int, histogram_samples: int, by_sample: bool) -> None:
+    def __init__(self, graph: NetworkGraph, histogram_bins: int, histogram_samples: int) -> None:
         if min(histogram_bins, histogram_samples) < 0:
             raise ValueError(
                 "counting: histogram_bins and histogram_samples must be at least 0; got "
                 f"{histogram_bins} and {histogram_samples}. Use 0 for no histograms."
             )
-        self._graph, self._by_sample = graph, by_sample
-        self._layers = [LayerCounter(stage, histogram_bins, histogram_samples, by_sample) for stage in graph.weighted]
+        self._graph = graph
+        self._layers = [LayerCounter(stage, histogram_bins, histogram_samples) for stage in graph.weighted]
         self._input = torch.zeros(2, dtype=torch.int64, device=graph.readout.weight.device)
         self._undo = ExitStack()
 
@@ -147,12 +143,9 @@ class Counter:
         vectors = [*(counter.sums() for counter in self._layers), self._input]
         sums = torch.cat([vector.to(vectors[0].device) for vector in vectors])  # the encoder's may be on another device
         times = torch.stack([counter.times() for counter in self._layers])
-        synapses = [counter.synapses for counter in self._layers]
-        by_sample: Sequence[Sequence[int]] = sums_by_sample(synapses) if self._by_sample else ((), ())
         if accelerator is not None and accelerator.num_processes > 1:
             sums, times = (torch.as_tensor(accelerator.reduce(values, "sum")) for values in (sums, times))
-            by_sample = [gather_object(list(values)) for values in by_sample] if self._by_sample else by_sample
         *read, encoder = sums.cpu().split([len(vector) for vector in vectors])
         layers = [own.read(sums, time) for own, sums, time in zip(self._layers, read, times.tolist(), strict=True)]
         bits = None if self._graph.grid is None else self._graph.grid.weight_bits
-        return network_counts(self._graph, layers, encoder, by_sample, bits)
+        return network_counts(self._graph, layers, encoder, bits)

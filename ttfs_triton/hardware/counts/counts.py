@@ -156,8 +156,6 @@ class Counts:
         readout: when the decision is read; None if the network has no readout.
         windows: windows that pass before the readout's window; None: one for each layer that fires, as in a chain.
         weight_bits: bits of a weight on the network's grid or in its simulation; None if weights are not rounded.
-        spikes_by_sample, synaptic_operations_by_sample: [samples] each, over hidden layers and readout; in no
-            particular order if several processes counted. Empty if not asked for.
     Raises:
         ValueError: there is a readout layer, but `readout` is None.
     Example:
@@ -176,8 +174,6 @@ class Counts:
     readout: ReadoutTime | None = None
     windows: int | None = None
     weight_bits: int | None = None
-    spikes_by_sample: tuple[int, ...] = ()
-    synaptic_operations_by_sample: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.readout is None and any(layer.kind == "readout" for layer in self.layers):

@@ -99,20 +99,16 @@ class SynapseCounter:
         adds_to_slope: whether inputs add weights to a slope, as spikes do, and bright pixels of a signed encoder.
         sums: [3 + wires] int64, in the order of `SUMS`, then of `Stage.wires`.
         times: [2] float64, in the order of `GATED`: driven time in the unit of the inputs, undriven time in windows.
-        operations_by_sample: one [n] int64 tensor for each batch; empty if inputs add to no slope.
-        spikes_by_sample: one [n] int64 tensor for each batch; the counter of the layer's spikes appends it.
         arrived: whether any inputs were added.
     """
 
-    def __init__(self, stage: Stage, by_sample: bool = True) -> None:
+    def __init__(self, stage: Stage) -> None:
         self._layer = layer = stage.weighted
         self._channels_of = [wire.shape[0] for wire in stage.inputs]
-        self._real_inputs, self._by_sample = layer.kind == "analog", by_sample
+        self._real_inputs = layer.kind == "analog"
         self.adds_to_slope = not self._real_inputs or isinstance(layer, SignedEncoder)
         self.sums = torch.zeros(len(SUMS) + len(stage.wires), dtype=torch.int64, device=layer.weight.device)
         self.times = torch.zeros(len(GATED), dtype=torch.float64, device=layer.weight.device)
-        self.operations_by_sample: list[Tensor] = []
-        self.spikes_by_sample: list[Tensor] = []
         self.arrived = False
 
     def add(self, inputs: Tensor, skip: Tensor | None = None) -> None:
@@ -128,30 +124,24 @@ class SynapseCounter:
             self.times += torch.stack(times)
             if self._layer.kind == "spiking":
                 without_input += still
-        signed, parts = isinstance(self._layer, SignedEncoder), []
+        signed = isinstance(self._layer, SignedEncoder)
         for part in in_parts(channels_innermost(inputs)):
             active = torch.ne(part, 0, out=torch.empty_like(part, dtype=torch.float32))
             by_wire = active.unflatten(1, (-1, inputs.shape[1])).split(self._channels_of, 2)
             for total, own in zip(arrived, by_wire, strict=False):
                 total += own.sum((1, 2)).long().sum()
-            products = self._products(active)
-            nonzero_macs += products.sum()
-            parts.append(self._products(where_fired(part).float()) if signed else products)
-        operations = torch.cat(parts)
+            nonzero_macs += (products := self._products(active))
+            if self.adds_to_slope:
+                synaptic_operations += self._products(where_fired(part).float()) if signed else products
         if skip is not None:
-            late = torch.count_nonzero(skip.flatten(1), 1)
-            operations += late
-            for total in (arrived[-1], nonzero_macs):
-                total += late.sum()
-        if self.adds_to_slope:
-            synaptic_operations += operations.sum()
-            if self._by_sample:
-                self.operations_by_sample.append(operations)
+            late = torch.count_nonzero(skip)
+            for total in (arrived[-1], nonzero_macs, synaptic_operations):
+                total += late
 
     def _products(self, chosen: Tensor) -> Tensor:
-        """[n] int64: summed fan-out of the inputs that are 1 in `chosen`, [n, inputs] float32, which it overwrites."""
+        """Sum, int64, of the fan-out of inputs that are 1 in `chosen`, [n, inputs] float32, which it overwrites."""
         reached = chosen if self._reach is None else chosen.mul_(self._reach)
-        return reached.sum(1, dtype=self._exact).long() * self._channels
+        return reached.sum(1, dtype=self._exact).long().sum() * self._channels
 
     def _prepare(self, inputs: Tensor) -> None:
         layer, self.arrived = self._layer, True
@@ -193,17 +183,17 @@ class SynapseCounter:
 
 
 class LayerCounter(SpikeCounter):
-    """A `SpikeCounter` that also counts its layer's inputs and synaptic operations, sample by sample.
+    """A `SpikeCounter` that also counts its layer's inputs and synaptic operations.
 
     Attributes:
         layer: the layer that is counted.
         synapses: counter of the layer's inputs.
     """
 
-    def __init__(self, stage: Stage, histogram_bins: int, histogram_samples: int, by_sample: bool) -> None:
+    def __init__(self, stage: Stage, histogram_bins: int, histogram_samples: int) -> None:
         super().__init__(())
         self._stage, self.layer = stage, stage.weighted
-        self._bins, self._histogram_samples, self._by_sample = histogram_bins, histogram_samples, by_sample
+        self._bins, self._histogram_samples = histogram_bins, histogram_samples
         self.reset()
 
     def reset(self) -> None:
@@ -213,7 +203,7 @@ class LayerCounter(SpikeCounter):
         self._histogram = torch.zeros(self._bins, dtype=torch.int64, device=device)
         self._in_histogram = torch.zeros(1, dtype=torch.int64, device=device)
         self._room = self._histogram_samples if self._bins else 0
-        self.synapses = SynapseCounter(self._stage, self._by_sample)
+        self.synapses = SynapseCounter(self._stage)
 
     def prepare(self, device: torch.device) -> None:
         """Do nothing: counts are allocated at the first batch, which shows the layer's shape."""
@@ -230,8 +220,6 @@ class LayerCounter(SpikeCounter):
             fired = where_fired(part)
             self.add(part, fired)
             self._summed_activation += part.sum(1, dtype=torch.float32).sum(dtype=torch.float64)
-            if self._by_sample:
-                self.synapses.spikes_by_sample.append(fired.sum(1, dtype=torch.float32).long())
         counted = flat[: self._room]
         for part in in_parts(counted):
             self._histogram += spike_histogram(part, self._bins)
@@ -280,7 +268,6 @@ def network_counts(
     graph: NetworkGraph,
     layers: Sequence[tuple[LayerCounts, Sequence[int]]],
     encoder: Tensor,
-    by_sample: Sequence[Sequence[int]],
     weight_bits: int | None,
 ) -> Counts:
     """Counts of a network from the counts of its layers, with the number of spikes that each layer delivers.
@@ -289,7 +276,6 @@ def network_counts(
         graph: the network's graph.
         layers: counts of each layer, and of the spikes on each of its wires, in the order of `graph.weighted`.
         encoder: [2], `spikes_and_saturated` summed over all batches.
-        by_sample: spikes and synaptic operations of each sample.
         weight_bits: bits of the weights that the network ran with; None if they were not rounded.
     """
     delivered: dict[str | None, int] = {}  # after pooling
@@ -304,16 +290,7 @@ def network_counts(
         readout=graph.readout_time,
         windows=graph.windows,
         weight_bits=weight_bits,
-        spikes_by_sample=tuple(by_sample[0]),
-        synaptic_operations_by_sample=tuple(by_sample[1]),
     )
-
-
-def sums_by_sample(layers: Sequence[SynapseCounter]) -> tuple[list[int], list[int]]:
-    """Spikes and synaptic operations of each sample, summed over all layers, in the order of counting."""
-    fired = torch.stack([torch.cat(own.spikes_by_sample) for own in layers]).sum(0)
-    operations = sum((torch.cat(own.operations_by_sample) for own in layers if own.adds_to_slope), fired * 0)
-    return fired.tolist(), operations.tolist()
 
 
 def spikes_and_saturated(activations: Tensor) -> Tensor:

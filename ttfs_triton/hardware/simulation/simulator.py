@@ -12,13 +12,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts.counter import graph_of_batches, images_and_labels
 from ttfs_triton.hardware.counts.counts import LayerActivity, LayerCounts
-from ttfs_triton.hardware.counts.layer_counter import (
-    SUMS,
-    SynapseCounter,
-    network_counts,
-    spikes_and_saturated,
-    sums_by_sample,
-)
+from ttfs_triton.hardware.counts.layer_counter import SUMS, SynapseCounter, network_counts, spikes_and_saturated
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.nn.chip import check_register
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
@@ -240,7 +234,6 @@ class Simulator:
         labels = torch.cat(self._labels).cpu() if self._labels else None
         windows = self._graph.windows + (self._graph.readout_time == "potential_end")
         counters = [counter for _, counter in self._layers.values()]
-        by_sample = sums_by_sample([own.synapses for own in counters])
         layers = [own.counts(self._samples) for own in counters]
         kept = {name: torch.cat(parts).cpu() for name, parts in self._kept.items() if parts}
         return Simulation(
@@ -254,7 +247,7 @@ class Simulator:
             no_spike=int(no_spike.sum()),
             latency_steps=latency,
             potential_latency_steps=windows * self._settings.steps,
-            counts=network_counts(self._graph, layers, self._input, by_sample, self._settings.weight_bits),
+            counts=network_counts(self._graph, layers, self._input, self._settings.weight_bits),
             activity=tuple(own.activity() for own in counters),
             spike_steps=kept if self._keep != 0 else None,
         )
@@ -321,7 +314,6 @@ class ClockedCounter:
         self._histogram.scatter_add_(0, flat, self._histogram.new_ones(1).expand_as(flat))
         fired = (instant < self._never).flatten(1)
         self._ever = fired.any(0) | self._ever if self._ever.numel() else fired.any(0)
-        self.synapses.spikes_by_sample.append(fired.sum(1))
 
     def add_firing(self, instant: Tensor, slope: Tensor | None) -> None:
         """Add the firing window's compares and updates.
