@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -206,6 +207,13 @@ def test_neurons_keep_to_their_windows():
         assert first.count.max() == 1
 
 
+def test_layers_may_have_the_names_of_other_nodes():
+    names = ("encoder", "input", "clock", "flatten", "output")
+    layers = LatencyEncoder(), DFTConv2d(2, 3, 3), DFTConv2d(3, 3, 3), torch.nn.Flatten(), PotentialReadout(60, 3)
+    network = torch.nn.Sequential(OrderedDict(zip(names, layers, strict=True))).eval()
+    assert {"layeroutput_neuron", "layerinput_neuron"} <= to_nir(network, image_shape=(2, 9, 8)).nodes.keys()
+
+
 def test_refuses_what_it_cannot_say():
     with pytest.raises(NetworkError, match=r"network_graph: model must .*; got Linear\. Use DFTLinear"):
         to_nir(torch.nn.Linear(2, 2), image_shape=(2,))
@@ -213,13 +221,18 @@ def test_refuses_what_it_cannot_say():
     with pytest.raises(NotImplementedError, match=r"images must be \[channels, height, width\] .*; got \(4,\)"):
         to_nir(flat, image_shape=(4,))
     network = small_network()
-    for steps in (1, 4097):
+    for steps in (0, 1, 4097):
         with pytest.raises(ValueError, match=f"to_nir: steps must be 2 to 4096; got {steps}"):
             to_nir(network, steps=steps)
     with pytest.raises(ValueError, match="time_constant must be at least 1 window"):
         to_nir(network, time_constant=0.5)
     with pytest.raises(NotImplementedError, match="encoder must be latency or analog; got signed"):
         to_nir(small_network(encoder="signed"))
+    pooled = torch.nn.Sequential(
+        EarliestSpikePool2d(2), AnalogEncoder(2, 3, 3), torch.nn.Flatten(), PotentialReadout(12, 3)
+    )
+    with pytest.raises(NotImplementedError, match="an analog encoder must read the image itself; got a pool"):
+        to_nir(pooled, image_shape=(2, 9, 8))
     with pytest.raises(NotImplementedError, match="maps must be sampled from the image"):
         to_nir(small_network(specification="4C3p3-5"))
     network = torch.nn.Sequential(

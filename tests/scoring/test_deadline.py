@@ -38,9 +38,10 @@ def test_deadline_curve_by_hand():
     assert len(deadline_curve(hand_made())) == 9 + 11
 
 
-@pytest.mark.parametrize("grid", [None, Grid(8, 4)])
+@pytest.mark.parametrize("grid", [None, Grid(10, 4)])
 def test_outputs_are_the_decisions_of_the_network(grid):
     network, images = cnn1(width=0.25, grid=grid), torch.rand(12, 1, 28, 28)
+    network.readout.initial_potential = 14.0  # output spikes come at about 0.3
     batches = [(part, torch.zeros(len(part), dtype=torch.int64)) for part in images.split(5)]
     outputs = output_spikes(network, batches)
     with torch.no_grad():
@@ -52,6 +53,9 @@ def test_outputs_are_the_decisions_of_the_network(grid):
         expected = network.readout.potential(hidden).argmax(1)
     assert torch.equal(outputs.early[:, 4], expected)
     assert (outputs.start, len(outputs)) == (4, 12)
+    if grid is not None:  # in float32, 3/10 would miss a deadline of 3/10
+        steps = outputs.times[outputs.times.isfinite()] * grid.time_steps
+        assert torch.equal(steps, steps.round())
     assert output_spikes(vgg11(width=1 / 16), [(torch.rand(2, 3, 32, 32), torch.zeros(2))]).start == 10
 
 

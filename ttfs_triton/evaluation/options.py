@@ -45,7 +45,7 @@ class EvaluationOptions(FaultOptions):
     """Images in a batch."""
 
     # ---- hardware
-    chip: tuple[str, ...] = ("anp_i", "lemaire45:int8")
+    chip: tuple[str, ...] = Field(("anp_i", "lemaire45:int8"), min_length=1)
     """Chips to price the counts on: names of presets, your own TOML files, or "all". The first is shown in detail.
     ANNs and rate codes are compared on the first chip that prices an ANN's multiplications and memory, or else on
     lemaire45:int8; with "all", the chip of the comparison is shown in detail."""

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     import nir
 
 MOST_STEPS = 4096
+RESERVED = ("input", "output", "image", "clock", "clock_pixel")  # nodes that are no layers
 
 
 def to_nir(
@@ -89,7 +90,8 @@ def to_nir(
     Source: Wei et al., ICCV 2023, Eq. 2-7; Pedersen et al., "Neuromorphic intermediate representation", 2024.
     """
     graph = network_graph(network, image_shape)
-    steps = steps or (64 if graph.grid is None else graph.grid.time_steps)
+    if steps is None:
+        steps = 64 if graph.grid is None else graph.grid.time_steps
     if not 2 <= steps <= MOST_STEPS:
         raise ValueError(f"to_nir: steps must be 2 to {MOST_STEPS}; got {steps}.")
     if not time_constant >= 1:
@@ -100,6 +102,8 @@ def to_nir(
             "to_nir: encoder must be latency or analog; got signed, whose pixels drive potential and slope apart. "
             "Use to_onnx."
         )
+    if graph.encoder.kind == "analog" and any(wire.route for wire in graph.encoder.inputs):
+        raise NotImplementedError("to_nir: an analog encoder must read the image itself; got a pool. Use to_onnx.")
     if len(graph.image_shape) != 3:
         raise NotImplementedError(
             f"to_nir: images must be [channels, height, width] for clock channels to lie beside them; got "
@@ -130,7 +134,7 @@ def to_nir(
 def node_name(name: str) -> str:
     """A layer's name as an identifier, since importers use node names as attributes."""
     plain = re.sub(r"\W", "_", name)
-    return f"layer{plain}" if plain[0].isdigit() else plain
+    return f"layer{plain}" if plain[0].isdigit() or plain in RESERVED else plain
 
 
 def _metadata(graph: NetworkGraph, clock: Clock) -> dict[str, str]:

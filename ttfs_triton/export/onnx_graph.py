@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 OPSET = 18  # the oldest with all operators used here; every onnxruntime since 1.14 reads its file format (IR 8)
 IR_VERSION = 8
-RESERVED = ("images", "logits", "spike_times")  # names of inputs and outputs, which no layer may have
+RESERVED = ("images", "logits", "spike_times", "threshold")  # names that no layer may have
 
 
 def to_onnx(

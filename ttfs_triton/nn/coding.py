@@ -110,7 +110,8 @@ class LatencyEncoder(nn.Module):
         """Shape of the spikes for one image: the image's own."""
         return shape
 
-    def forward(self, x: Tensor) -> Tensor:
+    def unrounded(self, x: Tensor) -> Tensor:
+        """Activations of images before rounding to a grid, and without faults."""
         if not x.is_floating_point() and self.max_value <= 1:
             raise TypeError(
                 f"LatencyEncoder: images must be floating point in [0, {self.max_value:g}]; got {x.dtype}. "
@@ -118,7 +119,10 @@ class LatencyEncoder(nn.Module):
             )
         if not self.clamp and self._looks(x):
             self._check(x)
-        activations = (x / self.max_value).clamp(0, 1)
+        return (x / self.max_value).clamp(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        activations = self.unrounded(x)
         if self.grid is not None:
             activations = straight_through(activations, self.grid.clock.stamped(activations.detach()))
         if self.training and self.faults:

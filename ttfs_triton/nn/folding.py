@@ -60,7 +60,7 @@ def plain_synapses(layer: WeightedLayer) -> tuple[Tensor, Tensor | None]:
     """
     weight = layer.effective_weight().detach()
     if layer.grid is not None:
-        return RoundedLayer(layer, weight).numbers()
+        return RoundedLayer(layer, weight, noisy=False).numbers()
     weight, bias = layer.with_batch_norm(weight.double())
     return weight, None if bias is None else bias.detach().double()
 
@@ -69,7 +69,7 @@ def plain_synapses(layer: WeightedLayer) -> tuple[Tensor, Tensor | None]:
 def plain_skip_weights(layer: WeightedLayer) -> Tensor | None:
     """Weights [C_out] of delayed spikes, rounded if the layer is on a grid; None for a layer without a skip."""
     if layer.grid is not None and layer.skip:
-        return RoundedLayer(layer, layer.effective_weight()).skip_weight
+        return RoundedLayer(layer, layer.effective_weight(), noisy=False).skip_weight
     return layer.skip_weights()
 
 

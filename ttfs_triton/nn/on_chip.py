@@ -235,6 +235,7 @@ class RoundedLayer:
         layer: a layer on a grid.
         weight: its effective weight, with gradient.
         scale: factor on the weights that compensates for the spikes that dropout removes.
+        noisy: whether the weights have the noise of the layer's faults in training mode.
     Attributes:
         quantised: integer weights.
         weight: rounded weights [C_out, ...], differentiable by the effective weight and the units.
@@ -242,7 +243,7 @@ class RoundedLayer:
         bias: rounded initial potentials [C_out] or None, differentiable by the layer's initial potentials.
     """
 
-    def __init__(self, layer: WeightedLayer, weight: Tensor, scale: float = 1.0) -> None:
+    def __init__(self, layer: WeightedLayer, weight: Tensor, scale: float = 1.0, *, noisy: bool = True) -> None:
         assert layer.grid is not None
         self.layer, self.grid = layer, layer.grid
         bits, per_channel = self.grid.weight_bits, self.grid.per_channel
@@ -254,7 +255,7 @@ class RoundedLayer:
             self.weight = scale * straight_through(weight, found.dequantise())
         else:
             self.weight = scale * _Rounded.apply(weight, layer.log2_unit, found)
-        factors = layer.factors_in_training(weight)
+        factors = layer.factors_in_training(weight) if noisy else None
         self._off = factors is not None
         if factors is not None:
             late_factors = layer.factors_in_training(late)

@@ -70,7 +70,10 @@ def output_spikes(
         for images, labels in batches:
             network(images.to(device))
             hidden = arriving.pop()
-            found = (readout.decide(hidden).spike_times, *readout.potential_and_slope(hidden))
+            times = readout.decide(hidden).spike_times.double()
+            if graph.grid is not None:  # times of float32 lie beside whole steps
+                times = (times * graph.grid.time_steps).round() / graph.grid.time_steps
+            found = times, *readout.potential_and_slope(hidden)
             parts.append((*(part.double().cpu() for part in found), labels.cpu(), _early(readout, hidden).cpu()))
     if not parts:
         raise ValueError("output_spikes: batches must not be empty; got none.")

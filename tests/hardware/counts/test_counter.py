@@ -226,6 +226,14 @@ def test_counts_are_those_of_the_layers_statistics():
     assert statistics() == plain
 
 
+def test_reset_statistics_forgets_the_image_s_spikes_too():
+    with counting(model := cnn1(width=0.25)) as counter, torch.no_grad():
+        for _ in range(2):
+            reset_statistics(model)
+            model(torch.ones(2, 1, 28, 28))
+    assert counter.counts().input.spikes == 2 * 28 * 28
+
+
 def test_batches_and_samples_add_up():
     # More batches than wait to be added up together, and an empty one.
     model, (images,) = random_network(cnn1(width=0.25)), batches_of(40)

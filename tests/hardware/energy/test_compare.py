@@ -38,9 +38,12 @@ def counted(report, name):
 
 def test_ann_pools_first_where_synapses_average():
     counts = count(TTFSNetwork(NetworkConfig("4C3-A2-6C3-A", image_size=(8, 8), classes=4)), [torch.ones(1, 1, 8, 8)])
-    for name, inputs, products in (("conv2", 4 * 64, 4 * 6 * (4 * 3 - 2) ** 2), ("readout", 6 * 16, 6 * 4)):
+    pixels = (4 * 3 - 2) ** 2
+    rows = ("conv2", 4 * 64, 24 * pixels, 24 * pixels), ("readout", 6 * 16, 6 * 4, 6)
+    for name, inputs, products, reads in rows:
         dense, skipping = (by_term(ann(counts, "lemaire45:int8"), name) for ann in (dense_ann, zero_skipping_ann))
         assert dense["average pools"] == skipping["average pools"] == inputs
+        assert dense["input reads"] == skipping["input reads"] == reads
         assert skipping["multiply-accumulates"] <= dense["multiply-accumulates"] == products
 
 

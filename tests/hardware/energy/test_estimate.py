@@ -81,6 +81,12 @@ def test_analog_layer_is_multiply_accumulates(implementation):
     report = estimate(convolutional_network(), "horowitz45:fp32", steps=4, implementation=implementation)
     assert counted(report, "conv1")["multiply-accumulates"] == 1936
     assert "neuron additions" not in counted(report, "conv1")
+    counts = convolutional_network()
+    many = dataclasses.replace(counts, layers=(dataclasses.replace(counts.layers[0], neurons=4096), *counts.layers[1:]))
+    terms = estimate(many, "lemaire45:int8", steps=4, implementation=implementation).terms
+    accesses = [term for term in terms if term.layer == "conv1" and term.name in ("state reads", "output writes")]
+    sizes = {term.price.value for term in accesses}
+    assert len(sizes) == 1  # of one memory, which holds a potential for each neuron
     assert counted(report, "conv2").get("multiply-accumulates") is None
 
 

@@ -30,12 +30,16 @@ from ttfs_triton.nn import (
     AnalogEncoder,
     DFTConv2d,
     DFTLinear,
+    Faults,
     FirstSpikeReadout,
+    Grid,
     LatencyEncoder,
     NetworkConfig,
     Neuron,
     PotentialReadout,
     TTFSNetwork,
+    put_on_grid,
+    train_for,
     vgg11,
 )
 from ttfs_triton.nn.integers import largest_integer, quantise_weight
@@ -72,8 +76,8 @@ def fewest_state_bits(network, steps, bits):
 
 
 def by_loops(network, images, options):
-    """Stamps of each stage, work of each layer, spikes delivered, classes of the highest potential at the start, and
-    whether an output neuron fires."""
+    """Stamps of each stage, work of each layer, spikes delivered, classes by the readout (at its start), and whether an
+    output neuron fires."""
     _, conv, _, _, _, fc, readout = network
     steps = options["steps"]
     late = (1 - (images / 2).clamp(0, 1).double()).numpy() * steps
@@ -101,7 +105,8 @@ def by_loops(network, images, options):
     work = [each.work for each in (*neurons, outputs)]
     heights = (potential * outputs.units / steps).astype(np.float32)
     delivered = [int((values < steps).sum()) for values in (pooled, hidden)]
-    return stamps, work, delivered, heights.argmax(1), instants.min(1) < len(outputs.instants())
+    classes = stamps[-1].argmin(1) if isinstance(readout, FirstSpikeReadout) else heights.argmax(1)
+    return stamps, work, delivered, classes, instants.min(1) < len(outputs.instants())
 
 
 @settings(max_examples=40, deadline=None)
@@ -214,6 +219,24 @@ def test_signed_encoder_is_simulated_and_counted_as_it_computes(sigma):
     slope, bright = found.activity[0].firing_updates, (images > torch.tensor([0.4, 0.5]).view(2, 1, 1)).any(1)
     reached = nn.functional.max_pool2d(bright.float()[:, None], 3, 1, 1).sum() * 6 * 4096
     assert (0 < slope <= reached) if sigma else slope == 0
+
+
+@pytest.mark.parametrize("readout", sorted(READOUTS))
+@pytest.mark.parametrize("grid", [Grid(10, 8, compare_at="start"), Grid(12, 8), Grid(3)], ids=str)
+def test_network_on_a_grid_decides_as_its_simulation_in_any_mode(grid, readout):
+    network, images = small_network(1, 0.5, readout), 2 * torch.rand(60, 2, 5, 4)
+    put_on_grid(network, grid)
+    with torch.no_grad():
+        expected = network.eval()(images).argmax(1)
+    train_for(network, Faults(weight_noise=0.3, lost_spikes=0.3))
+    assert torch.equal(simulate(network.train(), [images]).predictions, expected)
+    fine = simulate(network, [images], steps=64, keep_spike_times=True).spike_steps["0"]
+    assert len(fine.unique()) > 40  # the image is not rounded to the grid's steps first
+
+
+def test_labels_must_be_one_for_each_image():
+    with pytest.raises(ValueError, match=r"labels must be \[5\], one for each image; got torch.Size\(\[5, 1\]\)"):
+        simulate(small_network(0), [(torch.rand(5, 2, 5, 4), torch.zeros(5, 1))], steps=4)
 
 
 # ---- by hand

@@ -105,7 +105,6 @@ class Counter:
             )
         self._graph = graph
         self._layers = [LayerCounter(stage, histogram_bins, histogram_samples) for stage in graph.weighted]
-        self._input = torch.zeros(2, dtype=torch.int64, device=graph.readout.weight.device)
         self._undo = ExitStack()
 
     def __enter__(self) -> Counter:
@@ -128,7 +127,8 @@ class Counter:
 
     def _encode(self, _: nn.Module, __: Any, activations: Tensor) -> None:
         found = spikes_and_saturated(activations)
-        self._input = self._input.to(found.device) + found  # the network may have moved
+        first = self._layers[0]
+        first.encoded = first.encoded.to(found.device) + found  # the network may have moved
 
     def counts(self, accelerator: Accelerator | None = None) -> Counts:
         """The counts so far. Only this call copies from the device.
@@ -140,7 +140,7 @@ class Counter:
         """
         if not all(counter.synapses.arrived for counter in self._layers):
             raise ValueError("counting: the network must run inside the block; it did not. Give it images there.")
-        vectors = [*(counter.sums() for counter in self._layers), self._input]
+        vectors = [*(counter.sums() for counter in self._layers), self._layers[0].encoded]
         sums = torch.cat([vector.to(vectors[0].device) for vector in vectors])  # the encoder's may be on another device
         times = torch.stack([counter.times() for counter in self._layers])
         if accelerator is not None and accelerator.num_processes > 1:

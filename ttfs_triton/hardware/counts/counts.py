@@ -80,7 +80,7 @@ class LayerCounts(LayerStatistics):
     @property
     def shared_weights(self) -> bool:
         """Whether several synapses share a weight, as in a convolution."""
-        return self.weights < self.synapses
+        return self.weights * self.average < self.synapses
 
     def to_dict(self) -> dict[str, Any]:
         """All counts, and "silent", as JSON values."""

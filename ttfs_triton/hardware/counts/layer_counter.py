@@ -188,6 +188,7 @@ class LayerCounter(SpikeCounter):
     Attributes:
         layer: the layer that is counted.
         synapses: counter of the layer's inputs.
+        encoded: of the first layer, `spikes_and_saturated` of a latency encoder, summed over all batches.
     """
 
     def __init__(self, stage: Stage, histogram_bins: int, histogram_samples: int) -> None:
@@ -203,6 +204,7 @@ class LayerCounter(SpikeCounter):
         self._histogram = torch.zeros(self._bins, dtype=torch.int64, device=device)
         self._in_histogram = torch.zeros(1, dtype=torch.int64, device=device)
         self._room = self._histogram_samples if self._bins else 0
+        self.encoded = torch.zeros(2, dtype=torch.int64, device=device)
         self.synapses = SynapseCounter(self._stage)
 
     def prepare(self, device: torch.device) -> None:

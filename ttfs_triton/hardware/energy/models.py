@@ -108,7 +108,7 @@ def _clock_driven(terms: Terms, layer: LayerCounts, windows: int) -> None:
     else:
         terms.synaptic_operations(layer, layer.synaptic_operations)
         terms.preset(layer, words=2)
-    terms.neuron_updates(layer, work)
+    terms.neuron_updates(layer, work, words=1 if layer.kind == "analog" and layer.psp_persistence == 0 else 2)
     if terms.chip.arithmetic and layer.kind == "spiking" and 0 < layer.psp_persistence < 1:
         terms.compute(layer, "slope persistence", layer.neurons, "multiply_accumulate")
     if options.idle and "neuron_idle" in terms.chip.prices:
@@ -204,7 +204,8 @@ def _ann(terms: Terms, network: str, name: str, *, skip_zeros: bool) -> Estimate
             terms.compute(layer, "tests for zero", layer.inputs, "compare")
         if layer.average > 1:
             terms.compute(layer, "average pools", layer.inputs, "accumulate")
-            layer = replace(layer, dense_macs=layer.dense_macs / layer.average)
+            pooled = {key: getattr(layer, key) / layer.average for key in ("dense_macs", "inputs")}
+            layer = replace(layer, **pooled)
         terms.multiplications(layer, min(layer.nonzero_macs, layer.dense_macs) if skip_zeros else layer.dense_macs)
         if layer.kind != "readout":
             terms.compute(layer, "activation functions", layer.neurons, "compare")

@@ -56,8 +56,8 @@ class Simulation:
     Attributes:
         settings: the settings of the simulation.
         samples: number of simulated samples.
-        predictions: [samples] int64, class with the highest membrane potential: at the output window's end for
-            `PotentialReadout(at="end")`, at its start for every other readout.
+        predictions: [samples] int64, class of the highest logit: by the membrane potentials of a `PotentialReadout` at
+            its window's start or end, by the spike times of a `FirstSpikeReadout`.
         first_spike_predictions: [samples] int64, class of the earliest output spike. If several are in the same step,
             the lowest class; without an output spike, the class with the highest potential at the output window's end.
         correct, first_spike_correct: number of predictions that equal the labels; None without labels.

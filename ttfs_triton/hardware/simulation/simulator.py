@@ -15,7 +15,7 @@ from ttfs_triton.hardware.counts.counts import LayerActivity, LayerCounts
 from ttfs_triton.hardware.counts.layer_counter import SUMS, SynapseCounter, network_counts, spikes_and_saturated
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.nn.chip import check_register
-from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
+from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.faults import BrokenNeurons, Faults, disturbed, draw_broken, weight_factors
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.grid import Clock, CompareAt
@@ -171,6 +171,8 @@ class Simulator:
         if self._samples and (labels is not None) != bool(self._labels):
             raise ValueError("simulate: batches must all have labels, or none; got both. Drop them, or add the others.")
         if labels is not None:
+            if labels.shape != images.shape[:1]:
+                raise ValueError(f"simulate: labels must be [{len(images)}], one for each image; got {labels.shape}.")
             self._labels.append(labels.to(self._device, non_blocking=True))
         images = images.to(self._device, non_blocking=True)
         with exact_products():
@@ -183,7 +185,8 @@ class Simulator:
         if stage.name in self._layers:
             instant = self._fire(stage, inputs, skip)
         else:
-            instant = self._faulty.spikes(stage, self._clock.encode(stage.layer(inputs)))
+            assert isinstance(stage.layer, LatencyEncoder)
+            instant = self._faulty.spikes(stage, self._clock.encode(stage.layer.unrounded(inputs)))
             self._input += spikes_and_saturated(self._clock.remaining(instant) / self._clock.steps)
         room = len(instant) if self._keep is None else min(self._keep - self._samples, len(instant))
         if room > 0:
@@ -214,9 +217,11 @@ class Simulator:
         readout = layer.readout
         instant = decisive = layer.own_ramp().first_instant(*membrane).long()
         at_end = isinstance(readout, PotentialReadout) and readout.at == "end"
-        found, score = layer.decide(membrane, instant), layer.score(membrane, at_end=at_end).argmax(1)
+        found, prediction = layer.decide(membrane, instant), self._clock.step_of(instant).argmin(1)
+        if isinstance(readout, PotentialReadout):
+            prediction = layer.score(membrane, at_end=at_end).argmax(1)
         latency = self._clock.step_of(instant.amin(1)) + self._graph.windows * self._clock.steps
-        self._decisions.append((score, found.prediction, found.tie, found.no_spike, latency))
+        self._decisions.append((prediction, found.prediction, found.tie, found.no_spike, latency))
         if isinstance(readout, PotentialReadout):
             # Statistics count these neurons on the hidden layers' ramp, without the common initial potential.
             instant = layer.on_hidden_ramp(membrane).long()
