@@ -1,22 +1,12 @@
-"""Tables and CSV: what is not known shows, and is never 0."""
+"""Tables: what is not known shows, and is never 0."""
 
-import csv
 import io
 
-import pytest
 from rich.console import Console
 
-from tests.hardware.energy.energy_cases import convolutional_network, dense_network
-from ttfs_triton.hardware import Chip, Price, RateCode, RunOptions, compare, estimate
-from ttfs_triton.report import (
-    chips_table,
-    comparison_table,
-    csv_rows,
-    print_chips,
-    print_comparison,
-    print_estimate,
-    write_csv,
-)
+from tests.hardware.energy.energy_cases import convolutional_network
+from ttfs_triton.hardware import RateCode, RunOptions, compare, estimate
+from ttfs_triton.report import chips_table, comparison_table, print_chips, print_comparison, print_estimate
 from ttfs_triton.report.frontier_page import cheapest_table
 from ttfs_triton.report.frontier_table import FREE, FrontierRow
 from ttfs_triton.report.tables import deadline_table
@@ -79,24 +69,3 @@ def test_cheapest_points_may_lose_a_hundredth_whatever_the_accuracy():
         for name, accuracy in ((FREE, 0.5077), ("time_steps=8", 0.4977), ("time_steps=4", 0.4976))
     ]
     assert "8" in cheapest_table(rows).rows[1][0]
-
-
-def test_csv_has_empty_cells_for_what_is_not_known(tmp_path):
-    unknown = Price(None, unit="pJ", status="unpublished", source="asked in vain")
-    chip = Chip("secret", "no figures", "including fetch", {"synop": unknown})
-    reports = [estimate(dense_network(), name, steps=4, network="small") for name in (chip, "loihi", "odin")]
-    lines = write_csv(tmp_path / "energy.csv", *reports).read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "network,chip,layer,term,count,price_pj,low_pj,high_pj,status,source"
-    assert lines[1] == "small,secret,fc1,synaptic operations,20,,,,unpublished,asked in vain"
-    rows = list(csv.DictReader(lines))
-    assert rows == [row for report in reports for row in csv_rows(report)]
-    for row in rows:
-        assert (row["price_pj"] == "") == (row["status"] == "unpublished")
-    hops = next(row for row in rows if row["term"] == "hops")
-    assert (hops["count"], hops["price_pj"], hops["low_pj"], hops["high_pj"]) == ("", "3.5", "3", "4")
-    total = sum(
-        float(row["count"]) * float(row["price_pj"])
-        for row in rows[-len(reports[2].terms) :]
-        if row["count"] and row["price_pj"]
-    )
-    assert total == pytest.approx(reports[2].total.nominal)

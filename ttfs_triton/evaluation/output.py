@@ -1,4 +1,4 @@
-"""Output files of an evaluation: figures as JSON and CSV, pictures, and one HTML page."""
+"""Output files of an evaluation: figures as JSON, pictures, and one HTML page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ttfs_triton import report
-from ttfs_triton.atomic import write_json, write_text
+from ttfs_triton.atomic import write_json
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.evaluation.load import LoadedNetwork
@@ -25,11 +25,10 @@ from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.nn import Grid
 from ttfs_triton.report.frontier_table import FREE, FrontierRow, with_costs
 from ttfs_triton.scoring import Evaluation, device_name, versions
-from ttfs_triton.wording import csv_text
 
 MAIN_FILE = "evaluation.json"
 # Files that not every evaluation writes; those of an older one that is replaced are removed.
-FILES = ("sweep.csv", "deadlines.csv", "sweep.svg", "energy-layers.svg", "energy-sensitivity.svg", "energy-chips.svg")
+FILES = ("sweep.svg", "energy-layers.svg", "energy-sensitivity.svg", "energy-chips.svg")
 
 
 def check_output(options: EvaluationOptions) -> None:
@@ -58,13 +57,7 @@ def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         older = FILES if (folder / MAIN_FILE).exists() else ()
         write_json(folder / MAIN_FILE, figures(found, options.max_test_samples))
-        paths = [folder / MAIN_FILE, report.write_csv(folder / "energy.csv", *page.energy)]
-        if page.sweep is not None:
-            page.sweep.to_csv(folder / "sweep.csv")
-            paths.append(folder / "sweep.csv")
-        if page.deadlines:
-            paths.append(folder / "deadlines.csv")
-            write_text(paths[-1], csv_text([asdict(row) for row in page.deadlines]))
+        paths = [folder / MAIN_FILE]
         if find_spec("matplotlib") is not None:
             paths += _pictures(folder, page)
         for path in {folder / name for name in older}.difference(paths):

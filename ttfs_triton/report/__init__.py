@@ -5,13 +5,11 @@ from ttfs_triton.report.page import PageData, Sample, render_page, write_page
 from ttfs_triton.report.tables import (
     chips_table,
     comparison_table,
-    csv_rows,
     on_terminal,
     print_chips,
     print_comparison,
     print_estimate,
     sweep_details,
-    write_csv,
 )
 
 __all__ = [
@@ -20,7 +18,6 @@ __all__ = [
     "Sample",
     "chips_table",
     "comparison_table",
-    "csv_rows",
     "draw_chips",
     "draw_layers",
     "draw_sensitivity",
@@ -32,6 +29,5 @@ __all__ = [
     "render_page",
     "spikes_of",
     "sweep_details",
-    "write_csv",
     "write_page",
 ]

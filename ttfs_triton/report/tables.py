@@ -1,24 +1,21 @@
-"""Tables of counts, sweeps and energies for page, card and terminal; energy estimates also as CSV."""
+"""Tables of counts, sweeps and energies for page, card and terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
 from rich.text import Text
 
-from ttfs_triton.atomic import write_text
 from ttfs_triton.hardware import Chip, Comparison, Counts, Estimate, LayerCounts, Sweep, SweepRow, Term
 from ttfs_triton.hardware.energy.estimate import TermKind
 from ttfs_triton.hardware.energy.prices import weakest
 from ttfs_triton.scoring.deadline import DeadlineRow
 from ttfs_triton.terminal import TerminalTable
 from ttfs_triton.wording import (
-    csv_text,
     duration,
     energy,
     energy_range,
@@ -150,7 +147,6 @@ def pairs_table(
     return Table(caption, headers, tuple((name, str(value)) for name, value in pairs), (1,))
 
 
-COLUMNS = ("network", "chip", "layer", "term", "count", "price_pj", "low_pj", "high_pj", "status", "source")
 KINDS: tuple[TermKind, ...] = ("compute", "memory", "communication", "static")
 
 NO_PRICE = "no published price"
@@ -293,25 +289,3 @@ def print_chips(estimates: Sequence[Estimate], console: Console | None = None) -
 
 def _print(console: Console | None, lines: Sequence[str], *tables: Table) -> None:
     (console or Console()).print(*map(on_terminal, tables), Text("\n".join(f"- {line}" for line in lines)), sep="\n")
-
-
-def csv_rows(found: Estimate) -> list[dict[str, Any]]:
-    """Rows for a CSV file, one for each term, with keys `COLUMNS`; counts are for one sample, unknown figures empty.
-
-    The count of static power is in microseconds, its price in pJ a microsecond (µW).
-    """
-    rows = []
-    for term in found.terms:
-        amount = None if term.price is None else term.price.amount
-        prices = (None, None, None) if amount is None else (amount.nominal, amount.low, amount.high)
-        figures = ("" if value is None else f"{value:.10g}" for value in (term.count, *prices))
-        source = "" if term.price is None else term.price.source
-        cells = (found.network, found.chip.name, term.layer, term.name, *figures, term.status, source)
-        rows.append(dict(zip(COLUMNS, cells, strict=True)))
-    return rows
-
-
-def write_csv(path: str | Path, *estimates: Estimate) -> Path:
-    """Write the `csv_rows` of all estimates into one CSV file; returns its path."""
-    write_text(Path(path), csv_text([row for found in estimates for row in csv_rows(found)]))
-    return Path(path)

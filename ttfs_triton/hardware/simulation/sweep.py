@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,7 +12,6 @@ from torch import nn
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.nn.grid import CompareAt
-from ttfs_triton.wording import csv_text
 
 Price = Callable[[Simulation], float]
 
@@ -60,13 +58,6 @@ class Sweep:
     def to_dict(self) -> dict[str, Any]:
         """All figures as JSON values."""
         return {"samples": self.samples, "chip": self.chip, "rows": [dataclasses.asdict(row) for row in self.rows]}
-
-    def to_csv(self, path: Path | str | None = None) -> str:
-        """The rows as CSV text, also written to `path`; unknown figures and bits of float weights are empty."""
-        text = csv_text([dataclasses.asdict(row) for row in self.rows])
-        if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
-        return text
 
 
 def sweep(
