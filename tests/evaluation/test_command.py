@@ -70,9 +70,11 @@ def test_prints_what_it_found_and_sweeps(trained, tmp_path, capsys):
     evaluate(trained, *flags, "--output-dir", tmp_path / "out")
     shown = capsys.readouterr().out.replace("-", " ")
     assert all(words in shown for words in ("9 images", "activity  ", "synaptic operations", "closed form"))
-    assert len(json.loads((tmp_path / "out" / "evaluation.json").read_text())["sweep"]["rows"]) == 36
+    written = tmp_path / "out" / "evaluation.json"
+    assert len(json.loads(written.read_text())["sweep"]["rows"]) == 36
     evaluate(trained, *flags[:-1], "--overwrite", "--output-dir", tmp_path / "out")
-    assert not list((tmp_path / "out").glob("sweep*")), "figures of an older evaluation"
+    assert json.loads(written.read_text())["sweep"] is None
+    assert list(written.parent.iterdir()) == [written]
 
 
 @pytest.mark.parametrize(

@@ -9,24 +9,12 @@ from torch import nn
 
 from tests.hardware.energy.energy_cases import convolutional_network
 from tests.report.cases import full_report, small_network
-from ttfs_triton.hardware import Chip, Price, Sweep, SweepRow, estimate, sensitivity
+from ttfs_triton.hardware import Sweep, SweepRow, estimate
 from ttfs_triton.nn import DFTLinear, LatencyEncoder, PotentialReadout
-from ttfs_triton.report import LayerSpikes, draw_chips, draw_layers, draw_sensitivity, draw_sweep, spikes_of
+from ttfs_triton.report import LayerSpikes, draw_sweep, spikes_of
 from ttfs_triton.report.figures import energy_svg, raster_svg, sweep_on
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib")
-UNKNOWN = Price(None, unit="pJ", status="unpublished", source="nowhere")
-SECRET = Chip("secret", "no figures", "including fetch", {"synop": UNKNOWN})
-
-
-@pytest.fixture(scope="module")
-def report():
-    return estimate(convolutional_network(), "lemaire45:int8", steps=8, network="no $x_{$ formula")
-
-
-@pytest.fixture(scope="module")
-def silent():
-    return estimate(convolutional_network(), SECRET, steps=8)
 
 
 def sweep_of(*rows, samples=9, energy=2.0, chip=None):
@@ -35,35 +23,22 @@ def sweep_of(*rows, samples=9, energy=2.0, chip=None):
     return Sweep(samples, tuple(made), chip)
 
 
-@pytest.mark.parametrize("name", ["layers", "chips", "sensitivity", "sweep"])
-def test_pictures_are_written_and_the_same_twice(report, silent, name, tmp_path, monkeypatch):
-    draw = {
-        "layers": lambda path: draw_layers(report, path),
-        "chips": lambda path: draw_chips([report, silent], path),
-        "sweep": lambda path: draw_sweep(sweep_of((4, 2, 0.5)), path),
-        "sensitivity": lambda path: draw_sensitivity(sensitivity(report, spread=0.1), path),
-    }[name]
-    first, second = draw(tmp_path / "first.svg"), draw(tmp_path / "second.svg")
+def test_pictures_are_written_and_the_same_twice(tmp_path, monkeypatch):
+    def draw(name):
+        return draw_sweep(sweep_of((4, 2, 0.5), chip="no $x_{$ formula"), tmp_path / name)
+
+    first, second = draw("first.svg"), draw("second.svg")
     assert first.read_text().startswith("<?xml")
     assert first.read_bytes() == second.read_bytes()
-    assert draw(tmp_path / "first.png").read_bytes().startswith(b"\x89PNG")
+    assert draw("first.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match=rf"draw_{name}: matplotlib must be installed; found none.*\[plot\]"):
-        draw(tmp_path / "x.svg")
+    with pytest.raises(RuntimeError, match=r"draw_sweep: matplotlib must be installed; found none.*\[plot\]"):
+        draw("x.svg")
 
 
-@pytest.mark.parametrize(
-    ("draw", "message"),
-    [
-        (draw_layers, "draw_layers: estimate must have a price; got none on secret. Choose"),
-        (lambda found, path: draw_chips([found], path), "draw_chips: estimates must have a price; got 1 without"),
-        (lambda _, path: draw_sensitivity((), path), "draw_sensitivity: swings must not be empty; got none"),
-        (lambda _, path: draw_sweep(sweep_of((4, 2, None)), path), "draw_sweep: sweep must have accuracies; got none"),
-    ],
-)
-def test_pictures_need_something_to_draw(silent, tmp_path, draw, message):
-    with pytest.raises(ValueError, match=message):
-        draw(silent, tmp_path / "x.svg")
+def test_pictures_need_something_to_draw(tmp_path):
+    with pytest.raises(ValueError, match="draw_sweep: sweep must have accuracies; got none"):
+        draw_sweep(sweep_of((4, 2, None)), tmp_path / "x.svg")
 
 
 def test_chips_without_a_published_capacity_have_a_star():

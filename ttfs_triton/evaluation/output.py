@@ -1,4 +1,4 @@
-"""Output files of an evaluation: figures as JSON, pictures, and one HTML page."""
+"""Output files of an evaluation: figures as JSON, and one HTML page."""
 
 from __future__ import annotations
 
@@ -20,15 +20,13 @@ from ttfs_triton.data.images import ImageData
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.evaluation.load import LoadedNetwork
 from ttfs_triton.evaluation.options import EvaluationOptions, Found
-from ttfs_triton.hardware import Counts, Run, RunOptions, Simulation, available_chips, sensitivity, simulated_run
+from ttfs_triton.hardware import Counts, Run, RunOptions, Simulation, available_chips, simulated_run
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.nn import Grid
 from ttfs_triton.report.frontier_table import FREE, FrontierRow, with_costs
 from ttfs_triton.scoring import Evaluation, device_name, versions
 
 MAIN_FILE = "evaluation.json"
-# Files that not every evaluation writes; those of an older one that is replaced are removed.
-FILES = ("sweep.svg", "energy-layers.svg", "energy-sensitivity.svg", "energy-chips.svg")
 
 
 def check_output(options: EvaluationOptions) -> None:
@@ -55,29 +53,11 @@ def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
     folder, page, paths = options.output_dir, found.page, list[Path]()
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        older = FILES if (folder / MAIN_FILE).exists() else ()
         write_json(folder / MAIN_FILE, figures(found, options.max_test_samples))
-        paths = [folder / MAIN_FILE]
-        if find_spec("matplotlib") is not None:
-            paths += _pictures(folder, page)
-        for path in {folder / name for name in older}.difference(paths):
-            path.unlink(missing_ok=True)
+        paths.append(folder / MAIN_FILE)
     if options.report is not None:
         options.report.parent.mkdir(parents=True, exist_ok=True)
         paths.append(report.write_page(options.report, page))
-    return paths
-
-
-def _pictures(folder: Path, page: report.PageData) -> list[Path]:
-    paths, first = list[Path](), page.headline_energy
-    if first is not None and first.total is not None:
-        paths.append(report.draw_layers(first, folder / "energy-layers.svg"))
-        if swings := sensitivity(first):  # empty if no price has a range
-            paths.append(report.draw_sensitivity(swings, folder / "energy-sensitivity.svg"))
-    if any(each.total is not None for each in page.energy):
-        paths.append(report.draw_chips(page.energy, folder / "energy-chips.svg"))
-    if page.sweep is not None:
-        paths.append(report.draw_sweep(page.sweep, folder / "sweep.svg"))
     return paths
 
 

@@ -14,7 +14,7 @@ from ttfs_triton.hardware.energy.compare import (
     fair_chip,
     verdict,
 )
-from ttfs_triton.hardware.energy.estimate import Estimate, Run, RunOptions, Swing, Term, sensitivity
+from ttfs_triton.hardware.energy.estimate import Estimate, Run, RunOptions, Term
 from ttfs_triton.hardware.energy.models import RateCode, dense_ann, estimate, rate_coded, zero_skipping_ann
 from ttfs_triton.hardware.energy.prices import Price, Range
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings, simulated_run
@@ -42,7 +42,6 @@ __all__ = [
     "SimulationSettings",
     "Sweep",
     "SweepRow",
-    "Swing",
     "Term",
     "Verdict",
     "available_chips",
@@ -56,7 +55,6 @@ __all__ = [
     "fair_chip",
     "load_chip",
     "rate_coded",
-    "sensitivity",
     "simulate",
     "simulate_at",
     "simulated_run",

@@ -1,6 +1,6 @@
 """Tables, plots and HTML pages of evaluated networks, for terminals, phones and desktops."""
 
-from ttfs_triton.report.figures import LayerSpikes, draw_chips, draw_layers, draw_sensitivity, draw_sweep, spikes_of
+from ttfs_triton.report.figures import LayerSpikes, draw_sweep, spikes_of
 from ttfs_triton.report.page import PageData, Sample, render_page, write_page
 from ttfs_triton.report.tables import (
     chips_table,
@@ -18,9 +18,6 @@ __all__ = [
     "Sample",
     "chips_table",
     "comparison_table",
-    "draw_chips",
-    "draw_layers",
-    "draw_sensitivity",
     "draw_sweep",
     "on_terminal",
     "print_chips",

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.hardware import Counts, Estimate, LayerCounts, Range, Sweep, SweepRow, Swing
+from ttfs_triton.hardware import Counts, Estimate, LayerCounts, Range, Sweep, SweepRow
 from ttfs_triton.nn.graph import Stage
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.trace import evaluating, network_graph
 from ttfs_triton.report.plots import (
     COLOURS,
-    HATCHES,
     INK,
     PAPER,
     accuracy_lines,
@@ -27,7 +26,7 @@ from ttfs_triton.report.plots import (
     value_axis,
 )
 from ttfs_triton.report.tables import capacity_unpublished
-from ttfs_triton.wording import energy, energy_unit, weight_bits_label
+from ttfs_triton.wording import weight_bits_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -228,62 +227,6 @@ def lines_svg(
     return page_svg(name, 3.4 + 0.2 * len(lines), draw)
 
 
-def draw_layers(found: Estimate, path: str | Path) -> Path:
-    """Write a bar chart of energy at nominal prices, one bar for each layer, stacked by term; returns the path.
-
-    Args:
-        found: an estimate with at least one price.
-        path: path of the picture, ending in .png, .svg or another format of matplotlib.
-    Raises:
-        RuntimeError: matplotlib is not installed; so do the other functions that draw.
-        ValueError: nothing in the estimate has a price.
-    """
-    terms, total = [(term, term.energy) for term in found.terms if term.energy is not None], found.total
-    if total is None:
-        raise ValueError(
-            f"draw_layers: estimate must have a price; got none on {found.chip.name}. Choose another chip."
-        )
-    layers, names = (list(dict.fromkeys(values)) for values in zip(*((t.layer, t.name) for t, _ in terms), strict=True))
-    unit, size = energy_unit(max(amount.nominal for amount in found.by_layer().values() if amount is not None))
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        left = [0.0] * len(layers)
-        for index, name in enumerate(names):
-            widths = [sum(e.nominal / size for t, e in terms if (t.layer, t.name) == (layer, name)) for layer in layers]
-            hatch, colour = divmod(index, len(COLOURS))
-            look: dict[str, Any] = {"color": COLOURS[colour], "hatch": HATCHES[hatch % len(HATCHES)]}
-            axes.barh(layers, widths, left=left, label=name, edgecolor="white", linewidth=0.5, **look)
-            left = [start + width for start, width in zip(left, widths, strict=True)]
-        title = f"{found.network}, {found.implementation}, on {found.chip.name}: {energy(total.nominal)}"
-        _finish_bars(figure, axes, unit, title)
-
-    return to_file("draw_layers", path, 1.4 + 0.36 * len(layers) + 0.07 * len(names), draw)
-
-
-def draw_chips(estimates: Sequence[Estimate], path: str | Path) -> Path:
-    """Write a chart of total energies with their ranges; an open marker means that some terms have no price.
-
-    Args:
-        estimates: one or more estimates, on any chips; estimates without any price are named, not drawn.
-        path: as in `draw_layers`.
-    Raises:
-        ValueError: nothing in the estimates has a price.
-    """
-    totals = priced(estimates)
-    if not totals:
-        raise ValueError(f"draw_chips: estimates must have a price; got {len(estimates)} without. Choose other chips.")
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        _chips_on(axes, totals)
-        without = [found.chip.name for found in estimates if found.total is None]
-        note = "open: some terms have no price" + (f"; nothing has one: {', '.join(without)}" if without else "")
-        axes.set_title(f"{estimates[0].network} ({note})")
-
-    return to_file("draw_chips", path, 1.6 + 0.36 * len(totals), draw)
-
-
 def priced(estimates: Sequence[Estimate]) -> list[tuple[Estimate, Range]]:
     """Estimates whose total is above 0, each with its total."""
     return [(found, found.total) for found in estimates if found.total is not None and found.total.nominal > 0]
@@ -310,46 +253,14 @@ def _chips_on(axes: Axes, totals: Sequence[tuple[Estimate, Range]]) -> None:
     grid(axes, "x")
 
 
-def draw_sensitivity(swings: Sequence[Swing], path: str | Path) -> Path:
-    """Write a tornado chart: how far each price moves the total within its range, the largest on top.
-
-    Args:
-        swings: result of `sensitivity`.
-        path: as in `draw_layers`.
-    Raises:
-        ValueError: `swings` is empty.
-    """
-    if not swings:
-        raise ValueError("draw_sensitivity: swings must not be empty; got none. Give sensitivity a spread.")
-    nominal = swings[0].nominal
-    unit, size = energy_unit(nominal)
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        names = [swing.price_name for swing in swings]
-        for end, colour in (("low", COLOURS[0]), ("high", COLOURS[5])):
-            widths = [(getattr(swing, end) - nominal) / size for swing in swings]
-            axes.barh(names, widths, left=nominal / size, color=colour, label=f"price at its {end} end")
-        axes.axvline(nominal / size, color=INK, linewidth=1)
-        _finish_bars(figure, axes, unit, f"One price at a time, around {nominal / size:.3g} {unit}")
-
-    return to_file("draw_sensitivity", path, 1.6 + 0.36 * len(swings), draw)
-
-
-def _finish_bars(figure: Figure, axes: Axes, unit: str, title: str) -> None:
-    axes.invert_yaxis()
-    axes.set(xlabel=f"energy of an image, {unit}", title=title)
-    legend_below(figure, axes)
-    grid(axes, "x")
-
-
 def draw_sweep(sweep: Sweep, path: Path | str) -> Path:
     """Write a chart of accuracy against time steps, and against energy if known, one line for each number of bits.
 
     Args:
         sweep: a sweep with accuracies.
-        path: as in `draw_layers`.
+        path: path of the picture, ending in .png, .svg or another format of matplotlib.
     Raises:
+        RuntimeError: matplotlib is not installed.
         ValueError: the sweep ran over samples without labels.
     """
     if any(row.accuracy is None for row in sweep.rows):

@@ -46,9 +46,8 @@ PAGE_STYLE: dict[Any, Any] = STYLE | {
     "savefig.transparent": True,
     "savefig.dpi": 200,
 }
-# Okabe-Ito colours, distinct for the colour-blind and in print; with more series, hatches and markers differ too.
+# Okabe-Ito colours, distinct for the colour-blind and in print; markers of lines differ too.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7A7A7A")
-HATCHES = ("", "///", "...")
 LINES = tuple(
     zip(("#0072B2", "#C24E00", "#009E73", "#CC79A7", "#7A7A7A", "#E69F00", "#56B4E9"), "os^DvPX", strict=True)
 )
@@ -163,7 +162,7 @@ def value_axis(axes: Axes, values: Sequence[float], wording: Callable[[float], s
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int = 3, title: str | None = None) -> None:
+def legend_below(figure: Figure, axes: Axes, columns: int, title: str | None = None) -> None:
     """Add a legend below the axes, where it covers no data."""
     options: dict[str, Any] = {"loc": "outside lower left", "alignment": "left", "frameon": False, "fontsize": 9}
     figure.legend(*axes.get_legend_handles_labels(), ncols=columns, title=title, **options)

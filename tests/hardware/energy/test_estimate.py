@@ -12,7 +12,7 @@ from tests.hardware.energy.energy_cases import convolutional_network, counted, d
 from ttfs_triton.hardware.counts.counter import count
 from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.energy.chip import Chip, available_chips, load_chip
-from ttfs_triton.hardware.energy.estimate import RunOptions, sensitivity
+from ttfs_triton.hardware.energy.estimate import RunOptions
 from ttfs_triton.hardware.energy.models import estimate
 from ttfs_triton.hardware.energy.prices import Price
 from ttfs_triton.hardware.simulation.simulator import simulate
@@ -260,36 +260,6 @@ def test_options_are_taken_by_name_too():
     assert changed == estimate(counts, "horowitz45:int8", steps=8, gating=True)
 
 
-# ---- one price at a time
-
-
-def test_swings_are_the_ranges_of_prices():
-    report = estimate(dense_network(), "spinnaker2", steps=4)
-    (swing,) = sensitivity(report)
-    assert (swing.price_name, swing.nominal) == ("synop", report.total.nominal)
-    assert swing.high - swing.nominal == pytest.approx((20 + 3) * (450 - 67.1))
-    assert swing.nominal - swing.low == pytest.approx((20 + 3) * (67.1 - 10))
-
-
-def test_spread_moves_prices_without_a_range():
-    report = estimate(convolutional_network(), "loihi", steps=4, hops_per_spike=1)
-    assert [swing.price_name for swing in sensitivity(report)] == ["hop"]
-    swings = sensitivity(report, spread=0.1)
-    assert {swing.price_name for swing in swings} == {"hop", "message", "neuron_idle", "neuron_update", "synop"}
-    assert [swing.width for swing in swings] == sorted((swing.width for swing in swings), reverse=True)
-    assert swings[0].width == pytest.approx(0.2 * report.by_price()[swings[0].price_name].nominal)
-    assert sensitivity(estimate(dense_network(), SECRET, steps=4), spread=0.5) == ()
-    with pytest.raises(ValueError, match=r"sensitivity: spread must be in \[0, 1\]; got 20. 0.2 is"):
-        sensitivity(report, spread=20)
-
-
-def test_ends_of_all_prices_together_are_the_ends_of_the_total():
-    report = estimate(convolutional_network(), "lemaire45:int8", steps=4)
-    swings, total = sensitivity(report), report.total
-    assert total.low == pytest.approx(total.nominal + sum(s.low - s.nominal for s in swings))
-    assert total.high == pytest.approx(total.nominal + sum(s.high - s.nominal for s in swings))
-
-
 # ---- properties
 
 
@@ -312,7 +282,7 @@ def test_total_is_the_sum_of_terms_in_order(chip, steps, gating, persistence, im
     assert report.total.nominal == pytest.approx(sum(energy.nominal for energy in energies))
     assert many.total.nominal == pytest.approx(report.total.nominal)  # of one sample
     assert all(energy.low <= energy.nominal <= energy.high for energy in (*energies, report.total))
-    for parts in (report.by_layer(), report.by_term(), report.by_price()):
+    for parts in (report.by_layer(), report.by_term()):
         assert sum(part.nominal for part in parts.values() if part) == pytest.approx(report.total.nominal)
     assert all(term.price is None or term.price.value is None or term.count is None for term in report.unpriced)
 

@@ -185,10 +185,6 @@ class Estimate:
         """Energy of each operation over all layers, by `Term.name`; None if it has no price."""
         return self._by(lambda term: term.name)
 
-    def by_price(self) -> dict[str, Range | None]:
-        """Energy of all terms with the same price, by `Term.price_name`; None if the price is unknown."""
-        return self._by(lambda term: term.price_name)
-
     def _by(self, key: Callable[[Term], str]) -> dict[str, Range | None]:
         names = dict.fromkeys(map(key, self.terms))
         return {name: _sum(term for term in self.terms if key(term) == name) for name in names}
@@ -219,40 +215,3 @@ class Estimate:
 def _sum(terms: Iterable[Term]) -> Range | None:
     energies = [term.energy for term in terms if term.energy is not None]
     return reduce(add, energies) if energies else None
-
-
-@dataclass(frozen=True)
-class Swing:
-    """Sensitivity to one price: the total, pJ, with this price at its low and high end, all others nominal.
-
-    Attributes:
-        price_name: key of `PRICES`, or "memory" for all prices of memory accesses together.
-    """
-
-    price_name: str
-    low: float
-    nominal: float
-    high: float
-
-    @property
-    def width(self) -> float:
-        """Difference of the totals at the high and at the low end."""
-        return self.high - self.low
-
-
-def sensitivity(energy: Estimate, *, spread: float = 0.0) -> tuple[Swing, ...]:
-    """How far each price moves the total within its range, the largest first; prices without effect are left out.
-
-    Args:
-        energy: an estimate of any network.
-        spread: relative range in [0, 1] for prices whose sources state no range: 0.2 is ±20 %.
-    """
-    if not 0 <= spread <= 1:
-        raise ValueError(f"sensitivity: spread must be in [0, 1]; got {spread}. 0.2 is ±20 %.")
-    swings = []
-    for name, own in energy.by_price().items():
-        if own is not None and energy.total is not None:
-            margin, others = spread * own.nominal, energy.total.nominal - own.nominal
-            low, high = (own.low, own.high) if own.low < own.high else (own.nominal - margin, own.nominal + margin)
-            swings.append(Swing(name, others + low, energy.total.nominal, others + high))
-    return tuple(sorted((swing for swing in swings if swing.width > 0), key=lambda swing: -swing.width))
