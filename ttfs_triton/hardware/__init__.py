@@ -4,7 +4,6 @@ from ttfs_triton.hardware.counts.counter import count, counting
 from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerActivity, LayerCounts
 from ttfs_triton.hardware.energy.chip import Capacity, Chip, Memory, available_chips, load_chip
 from ttfs_triton.hardware.energy.compare import (
-    PUBLISHED,
     BreakEven,
     Comparison,
     Verdict,
@@ -22,7 +21,6 @@ from ttfs_triton.hardware.simulation.simulator import simulate, simulate_at
 from ttfs_triton.hardware.simulation.sweep import Sweep, SweepRow, sweep
 
 __all__ = [
-    "PUBLISHED",
     "BreakEven",
     "Capacity",
     "Chip",

@@ -263,24 +263,3 @@ def _whole(dense: Estimate, measure: Measure) -> float | None:
     """Nominal pJ of a dense ANN; None if one of its terms has no price, since the sum would be too low."""
     kinds = ("compute",) if measure == "compute_only" else ("compute", "memory")
     return None if any(term.kind in kinds for term in dense.unpriced) else _nominal(dense, measure)
-
-
-class Published(NamedTuple):
-    """A published energy of a whole processor that runs a network with one spike a neuron.
-
-    Attributes:
-        network, data: name of the network, and of its data set.
-        energy_uj: energy of a sample, microjoules.
-        conditions, source: the processor, and the publication.
-    """
-
-    network: str
-    data: str
-    energy_uj: float
-    conditions: str
-    source: str
-
-
-_LEW = ("28 nm, 5-bit logarithmic weights", "Lew, Lee and Park, DAC 2022 (arXiv 2208.04494)")
-PUBLISHED = (Published("VGG16", "CIFAR-10", 486.7, *_LEW), Published("VGG16", "CIFAR-100", 503.6, *_LEW))
-"""Published energies to compare an estimate with."""
