@@ -1,5 +1,6 @@
 """Settings of all tests: the same random numbers in every run, no time limits, the options --device and -m slow."""
 
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -40,8 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
         from ttfs_kernels import backends
 
         if backends.VARIABLE not in os.environ:
-            os.environ[backends.VARIABLE] = "torch"  # of processes that tests start
-            backends.backend("torch")  # here: a folder's own conftest may have been imported before
+            os.environ[backends.VARIABLE] = "torch"
+            importlib.reload(backends)  # a folder's own conftest may have imported it before
 
         install()  # before anything runs a backward pass
 

@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ttfs_kernels.backends import available_backends, backend
     from ttfs_kernels.fused import fuse_passes
     from ttfs_kernels.neuron import Neuron
     from ttfs_kernels.normalised import Normalisation, Normalised, normalised_conv2d, normalised_linear
@@ -16,13 +15,11 @@ if TYPE_CHECKING:
     from ttfs_kernels.standardise import standardise_weights
 
 # Modules are imported when a name is first used: a command that lists the neuron's properties needs no PyTorch.
-_MODULES = ("neuron", "backends", "ops", "normalised", "fused", "standardise")
+_MODULES = ("neuron", "ops", "normalised", "fused", "standardise")
 __all__ = [
     "Neuron",
     "Normalisation",
     "Normalised",
-    "available_backends",
-    "backend",
     "dft_conv2d",
     "dft_linear",
     "fuse_passes",

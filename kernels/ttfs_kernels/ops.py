@@ -37,7 +37,8 @@ def dft_linear(
         skip_weight: [out_features], weights v of the skip's synapses, in threshold heights. Required with `skip`.
         neuron: how it fires and how it is differentiated; see `Neuron`, also for σ and δ below.
         backend: "torch"; "triton" (Triton kernels in every pass); or "auto": on a GPU Triton kernels except for passes
-            where a tuning table says that a library call is faster, elsewhere "torch". See `ttfs_kernels.backend`.
+            where a tuning table says that a library call is faster, elsewhere "torch". The environment variable
+            TTFS_KERNELS_BACKEND sets what "auto" means in a process.
     Returns:
         [..., out_features], dtype of x (under autocast, autocast's dtype).
     Gradient: for x, weight, bias, skip and skip_weight (Eq. 9, 10). It is zero for saturated and silent neurons and, if

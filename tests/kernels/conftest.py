@@ -77,7 +77,6 @@ def _quick_interpreter() -> Iterator[None]:
 def _choices_of_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Hide tuning tables, and reset backend choices of earlier tests and of the environment."""
     monkeypatch.setattr(backends, "_choice", "auto")
-    monkeypatch.setattr(backends, "_source", "default")
     if not HAS_TRITON:
         yield
         return

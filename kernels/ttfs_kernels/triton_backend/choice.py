@@ -85,11 +85,6 @@ def choose(which: str, problem: Problem, device: Device, precision: str, backend
     return choice
 
 
-def choices() -> dict[tuple[str, Problem, Device, str, str], Choice]:
-    """All choices that this process has made so far."""
-    return dict(_choices)
-
-
 def forget() -> None:
     """Forget all choices and tables; the next choice reads its table again."""
     _choices.clear()

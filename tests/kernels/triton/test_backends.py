@@ -1,11 +1,13 @@
-"""Choice of a call's backend, what `backend()` reports, and the reasons why Triton kernels cannot run."""
+"""Choice of a call's backend, and the reasons why Triton kernels cannot run."""
+
+import importlib
 
 import pytest
 import torch
 
 from tests.bench.modules import run_python
 from tests.kernels.common import KINDS, LINEAR, Kind, apply, operands
-from ttfs_kernels import available_backends, backend, ops
+from ttfs_kernels import backends, ops
 from ttfs_kernels.triton_backend import launch
 from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.launch import Device, unavailable
@@ -20,14 +22,11 @@ PROCESSES = {
         f"""
 import triton
 os.environ |= {{"TTFS_KERNELS_BACKEND": "triton", "TRITON_INTERPRET": "1"}}
-from ttfs_kernels import available_backends, backend, dft_linear
-print(backend(), available_backends())
+from ttfs_kernels import dft_linear
 print({CALL}, backend="torch").shape)
 {CALL})
 """,
         [
-            "backend: triton (TTFS_KERNELS_BACKEND)",
-            f"Triton on cpu: {ON_THE_CPU} ('torch',)",
             "torch.Size([2, 4])",
             f'dft_linear: backend="triton" must be able to run Triton kernels; {ON_THE_CPU}. '
             'Use backend="torch" or "auto".',
@@ -36,7 +35,7 @@ print({CALL}, backend="torch").shape)
     "the variable must name a backend": (
         """
 os.environ["TTFS_KERNELS_BACKEND"] = "cuda"
-from ttfs_kernels import backend
+from ttfs_kernels import dft_linear
 """,
         ["environment variable TTFS_KERNELS_BACKEND must be one of auto, triton, torch; got 'cuda'."],
     ),
@@ -70,31 +69,15 @@ def served_by(monkeypatch):
 
 
 @KINDS
-def test_backend_is_the_one_asked_for_and_auto_follows_the_device_or_what_was_set(served_by, device, kind):
-    assert (backend().choice, backend().source) == ("auto", "default")
+def test_backend_is_the_one_asked_for_and_auto_follows_the_device_or_the_variable(served_by, device, kind, monkeypatch):
     assert served_by(kind, device) == ("triton" if device.type == "cuda" else "torch")
     assert served_by(kind, CPU) == "torch"
     for name, other in (("triton", "torch"), ("torch", "triton")):
         assert served_by(kind, device, backend=name) == name
-        report = backend(name)
-        assert (report.choice, report.source) == (name, "backend()")
+        monkeypatch.setenv(backends.VARIABLE, name)
+        importlib.reload(backends)
         assert served_by(kind, device) == name
         assert served_by(kind, device, backend=other) == other
-    with pytest.raises(ValueError, match="backend: backend must be one of auto, triton, torch; got 'cuda'"):
-        backend("cuda")
-
-
-def test_report_tells_the_choices_made(served_by, device):
-    assert backend().passes == ()
-    served_by(LINEAR, device, backend="triton")
-    (line,) = backend().passes
-    assert line.startswith("forward {'batch': 5")
-    assert line.endswith("(default)")
-    assert "block_m" in line
-    assert str(backend()).startswith("backend: auto (default)\nTriton on cpu: ")
-    assert line in str(backend())
-    assert available_backends() == ("triton", "torch")
-    assert backend().unavailable[str(device)] == ""
 
 
 @KINDS
