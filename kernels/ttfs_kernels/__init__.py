@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ttfs_kernels.neuron import Neuron
     from ttfs_kernels.normalised import Normalisation, Normalised, normalised_conv2d, normalised_linear
     from ttfs_kernels.ops import dft_conv2d, dft_linear
-    from ttfs_kernels.standardise import standardise_weights
+    from ttfs_kernels.standardise import standardise_weight
 
 # Modules are imported when a name is first used: a command that lists the neuron's properties needs no PyTorch.
 _MODULES = ("neuron", "ops", "normalised", "fused", "standardise")
@@ -25,7 +25,7 @@ __all__ = [
     "fuse_passes",
     "normalised_conv2d",
     "normalised_linear",
-    "standardise_weights",
+    "standardise_weight",
 ]
 
 

@@ -32,7 +32,7 @@ _on = False
 def fuse_passes(on: bool = True) -> None:
     """Turn on (or off) fusion of layers' passes over neurons by PyTorch's compiler, on a CPU, in this process.
 
-    The gradient of `standardise_weights` is fused, too. If compiling fails, for example without a C++ compiler, the
+    The gradient of `standardise_weight` is fused, too. If compiling fails, for example without a C++ compiler, the
     logger "ttfs_kernels.fused" warns once with the reason, and passes run eagerly from then on.
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,28 +19,23 @@ EPSILON = 1e-12  # added to the squared norm of the centred weights: a filter of
 BLOCK_WEIGHTS = 1 << 18
 
 
-def standardise_weights(
-    weights: Sequence[Tensor], gains: Sequence[Tensor], *, dtype: torch.dtype | None = None
-) -> list[Tensor]:
-    """Weights of several layers, for each neuron centred, scaled to unit norm and multiplied by the neuron's gain.
+def standardise_weight(weight: Tensor, gain: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    """A layer's weights, for each neuron centred, scaled to unit norm and multiplied by the neuron's gain.
 
     `ŵ = gain[c] · (w − mean) / ‖w − mean‖`, mean and norm over the fan-in.
 
     Args:
-        weights: weights of each layer, [C_out, ...], at least two per neuron. Contiguous and channels-last layouts are
-            kept; other strides come out contiguous.
-        gains: for each layer [C_out], norms of the resulting weights, in threshold heights; dtype of the weights.
-        dtype: dtype of the results. Default: dtype of the weights.
+        weight: [C_out, ...], at least two weights per neuron. Contiguous and channels-last layouts are kept; other
+            strides come out contiguous.
+        gain: [C_out], norms of the resulting weights, in threshold heights; dtype of the weights.
+        dtype: dtype of the result. Default: dtype of the weights.
     Returns:
-        The standardised weights, shapes and memory formats of `weights`. Neurons whose weights are all 0 give 0.
-    Gradient: for weights and gains, in their dtypes; only first derivatives in reverse mode.
+        The standardised weights, shape and memory format of `weight`. Neurons whose weights are all 0 give 0.
+    Gradient: for weight and gain, in their dtypes; only first derivatives in reverse mode.
     Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization", 2019.
     """
-    if not weights:
-        return []
-    reverse_mode_only("standardise_weights", *weights, *gains)
-    dtype = weights[0].dtype if dtype is None else dtype
-    return [_Standardised.apply(*pair, dtype) for pair in zip(weights, gains, strict=True)]
+    reverse_mode_only("standardise_weight", weight, gain)
+    return _Standardised.apply(weight, gain, weight.dtype if dtype is None else dtype)
 
 
 class _Standardised(torch.autograd.Function):
@@ -77,7 +71,7 @@ class _Standardised(torch.autograd.Function):
         (grad,) = grads
         if grad is None:
             return None, None, None
-        first_derivatives_only("standardise_weights", grad)
+        first_derivatives_only("standardise_weight", grad)
         weight, gain, stats = ctx.saved_tensors
         rows, grad_rows = _rows(weight), _rows(_as_dense(grad, weight))
         neurons, fan_in = rows.shape

@@ -1,6 +1,6 @@
 """Layers, readouts and networks with time-to-first-spike coding and a dynamic firing threshold (DFT)."""
 
-from ttfs_kernels import Neuron
+from ttfs_kernels import Neuron, standardise_weight
 from ttfs_triton.nn.chip import put_on_grid, train_for
 from ttfs_triton.nn.coding import (
     AnalogEncoder,
@@ -11,7 +11,7 @@ from ttfs_triton.nn.coding import (
 )
 from ttfs_triton.nn.config import NetworkConfig, parse_specification
 from ttfs_triton.nn.faults import Faults
-from ttfs_triton.nn.folding import fold_batch_norm, fold_weight_standardisation, standardise_weight
+from ttfs_triton.nn.folding import fold_batch_norm, fold_weight_standardisation
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.initialisation import start_as_identity, whiten, whitening_weights

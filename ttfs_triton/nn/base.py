@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from ttfs_kernels import Normalisation, Normalised, standardise_weights
+from ttfs_kernels import Normalisation, Normalised, standardise_weight
 from ttfs_triton.nn.faults import Faults, spikes_in_training, weight_factors
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.integers import SMALLEST_GRID_UNIT, fitting_unit
@@ -167,7 +167,7 @@ class WeightedLayer(nn.Module):
         """Standardised weights in the shape of `weight`: with average pooling, one per window of inputs."""
         if self.weight_gain is None:
             return self.weight
-        return standardise_weights([self.weight], [self.weight_gain], dtype=dtype)[0]
+        return standardise_weight(self.weight, self.weight_gain, dtype=dtype)
 
     @torch.no_grad()
     def fold_standardisation(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ttfs_kernels import standardise_weights
+from ttfs_kernels import standardise_weight
 from ttfs_triton.nn.on_chip import RoundedLayer
 from ttfs_triton.nn.weighted import WeightedLayer
 
@@ -71,21 +71,6 @@ def plain_skip_weights(layer: WeightedLayer) -> Tensor | None:
     if layer.grid is not None and layer.skip:
         return RoundedLayer(layer, layer.effective_weight(), noisy=False).skip_weight
     return layer.skip_weights()
-
-
-def standardise_weight(weight: Tensor, weight_gain: Tensor) -> Tensor:
-    """Centre the weights of every output channel, scale them to unit norm and multiply by the channel's gain.
-
-    `ŵ = weight_gain[c] · (w − mean) / ‖w − mean‖`, mean and norm over the fan-in.
-
-    Args:
-        weight: [C_out, ...], at least two weights per output channel; contiguous or channels last, which is kept.
-        weight_gain: [C_out], norm of the resulting weights, in threshold heights.
-    Returns:
-        The standardised weights, shape, dtype and memory format of `weight`. Channels whose weights are all 0 give 0.
-    Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization", 2019.
-    """
-    return standardise_weights([weight], [weight_gain])[0]
 
 
 def fold_weight_standardisation(model: nn.Module) -> nn.Module:
