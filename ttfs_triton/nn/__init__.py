@@ -2,13 +2,7 @@
 
 from ttfs_kernels import Neuron, standardise_weight
 from ttfs_triton.nn.chip import put_on_grid, train_for
-from ttfs_triton.nn.coding import (
-    AnalogEncoder,
-    LatencyEncoder,
-    SignedEncoder,
-    activation_to_spike_time,
-    spike_time_to_activation,
-)
+from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder, activation_to_spike_time
 from ttfs_triton.nn.config import NetworkConfig, parse_specification
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.folding import fold_batch_norm, fold_weight_standardisation
@@ -73,7 +67,6 @@ __all__ = [
     "resnet18",
     "resnet20",
     "sparsity",
-    "spike_time_to_activation",
     "standardise_weight",
     "start_as_identity",
     "train_for",

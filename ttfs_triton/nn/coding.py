@@ -1,6 +1,6 @@
-"""Encoders that turn images into spikes, and conversions between activations and absolute spike times.
+"""Encoders that turn images into spikes, and conversion of activations to absolute spike times.
 
-Layer l may fire only in the window [l·Tw, (l + 1)·Tw]. A spike at time t has the activation a = (l + 1) − t / Tw:
+Layer l may fire only in the window [l, l + 1]. A spike at time t has the activation a = (l + 1) − t:
 1 fires at the window's start, small values fire late, 0 is silent. `inf`, for "no spike", exists in spike times only.
 """
 
@@ -24,50 +24,25 @@ ROUNDING = 1e-2
 """Share of max_value by which rounded pixels may leave [0, max_value] without an error."""
 
 
-def activation_to_spike_time(activation: Tensor, layer: int, window: float = 1.0) -> Tensor:
-    """Absolute spike times of a layer's activations: t = (l + 1 − a)·Tw, inf for silent neurons.
+def activation_to_spike_time(activation: Tensor, layer: int) -> Tensor:
+    """Absolute spike times of a layer's activations: t = l + 1 − a, inf for silent neurons.
 
     Args:
         activation: any shape, in [0, 1].
         layer: l, 0 for the encoder, whose window starts at time 0.
-        window: window length Tw, in any unit of time.
     Returns:
-        Spike times, shape and dtype of `activation`, unit of `window`.
+        Spike times, shape and dtype of `activation`.
     Raises:
-        ValueError: activations outside [0, 1], a negative layer or a window that is not positive.
+        ValueError: activations outside [0, 1], or a negative layer.
     """
-    _check_window("activation_to_spike_time", layer, window)
+    if layer < 0:
+        raise ValueError(f"activation_to_spike_time: layer must be at least 0; got {layer}.")
     if not bool(((activation >= 0) & (activation <= 1)).all()):
         raise ValueError(
-            f"activation_to_spike_time: activation must be in [0, 1]; got {_range(activation)}. "
-            "Membrane potentials are not activations."
+            "activation_to_spike_time: activation must be in [0, 1]; got values from "
+            f"{activation.min().item():.6g} to {activation.max().item():.6g}. Membrane potentials are not activations."
         )
-    return torch.where(activation > 0, (layer + 1 - activation) * window, torch.inf)
-
-
-def spike_time_to_activation(spike_time: Tensor, layer: int, window: float = 1.0) -> Tensor:
-    """Activations of a layer's absolute spike times: a = (l + 1) − t / Tw, 0 for inf.
-
-    Args:
-        spike_time: any shape, in [l·Tw, (l + 1)·Tw] or inf (silent), unit of `window`.
-        layer: l, 0 for the encoder, whose window starts at time 0.
-        window: window length Tw.
-    Returns:
-        Activations in [0, 1], shape and dtype of `spike_time`. A spike at the window's very end counts as silent.
-    Raises:
-        ValueError: times outside the layer's window (beyond rounding), a negative layer or a window that is not
-            positive.
-    """
-    _check_window("spike_time_to_activation", layer, window)
-    activation = layer + 1 - spike_time / window
-    silent = spike_time == torch.inf
-    rounding = 4 * (layer + 1) * torch.finfo(spike_time.dtype).eps
-    if not bool((silent | ((activation >= -rounding) & (activation <= 1 + rounding))).all()):
-        raise ValueError(
-            f"spike_time_to_activation: spike_time must be inf or in the window of layer {layer}, "
-            f"[{layer * window}, {(layer + 1) * window}]; got {_range(spike_time[~silent])}."
-        )
-    return torch.where(silent, 0.0, activation.clamp(0, 1))
+    return torch.where(activation > 0, layer + 1 - activation, torch.inf)
 
 
 class LatencyEncoder(nn.Module):
@@ -257,14 +232,3 @@ class SignedEncoder(_NormalisedImages, DFTConv2d):
 
     def forward(self, x: Tensor, pool: int = 1, *, skip: Tensor | None = None) -> Tensor:
         return super().forward(self.normalise(x), pool, skip=skip)
-
-
-def _check_window(function: str, layer: int, window: float) -> None:
-    if layer < 0:
-        raise ValueError(f"{function}: layer must be at least 0; got {layer}.")
-    if not window > 0:
-        raise ValueError(f"{function}: window must be positive; got {window}.")
-
-
-def _range(values: Tensor) -> str:
-    return f"values from {values.min().item():.6g} to {values.max().item():.6g}"
