@@ -44,7 +44,6 @@ class Neurons:
     units: np.ndarray
     initial: np.ndarray
     steps: int
-    middle: bool = True
     gating: bool = True
     psp_persistence: float = 1.0
     threshold: float = 1.0
@@ -58,10 +57,7 @@ class Neurons:
 
     def instants(self) -> list[tuple[int, int]]:
         """(half steps, stamp) of each comparison."""
-        first = [(0, 0)]
-        if self.middle:
-            return first + [(2 * k + 1, k) for k in range(self.steps)]
-        return [(2 * k, k) for k in range(self.steps)]
+        return [(0, 0), *((2 * k + 1, k) for k in range(self.steps))]
 
     def run(self, events: list[tuple[int, int]], channel: int, last: int | None = None) -> tuple[int | None, int, int]:
         """One neuron: events are (step, weight); it stops behind instant `last` at the latest, −1 to never compare.

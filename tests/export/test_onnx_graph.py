@@ -140,7 +140,7 @@ def test_refuses_what_is_no_network():
 
 
 @pytest.mark.parametrize("readout", ["potential_start", "potential_end", "first_spike"])
-@pytest.mark.parametrize("grid", [Grid(4, 4), Grid(6, 8, compare_at="start"), Grid(8, 3, state_bits=24)])
+@pytest.mark.parametrize("grid", [Grid(4, 4), Grid(6, 8), Grid(8, 3, state_bits=24)])
 def test_network_on_a_grid_fires_in_its_steps(grid, readout):
     network = small_network(readout=readout, neuron=Neuron(0.25), max_value=2.0, grid=grid)
     images = images_for(network, 20)

@@ -181,7 +181,7 @@ def test_simulated_chip_is_that_of_its_seed(faults):
 
 
 def test_spikes_in_the_simulator_come_at_the_stamps_that_they_were_moved_to():
-    clock, faults, instant = Clock(100, "start"), Faults(spike_jitter=0.2), torch.arange(100)[None]
+    clock, faults, instant = Clock(100), Faults(spike_jitter=0.2), torch.arange(101)[None]
     moved = disturbed(clock.remaining(instant) / 100, faults, None, clock, torch.Generator().manual_seed(0))
     assert torch.equal(clock.remaining(FaultyChip(faults, clock, 0).spikes(Mock(kind="spiking"), instant)) / 100, moved)
 

@@ -37,7 +37,7 @@ GRIDS = [
     Grid(4, 4),
     Grid(1, 2, per_channel=False),
     Grid(7, None),
-    Grid(16, 8, compare_at="start"),
+    Grid(16, 8),
     Grid(5, 4, state_bits=11),
     Grid(3, 16, state_bits=24),
 ]
@@ -180,6 +180,8 @@ def test_grid_goes_through_files_with_the_same_decisions(tmp_path):
     model.save_pretrained(tmp_path)
     loaded, images = TTFSModel.from_pretrained(tmp_path), torch.rand(40, 1, 8, 8)
     assert loaded.config == config == NetworkConfig.from_dict(config.to_dict())
+    older = config.to_dict() | {"grid": config.grid.to_dict() | {"compare_at": "middle"}}
+    assert NetworkConfig.from_dict(older) == config
     assert "grid" not in NetworkConfig("8").to_dict()
     assert loaded.features.conv1.log2_unit.shape == (1,)
     with torch.no_grad():
@@ -217,6 +219,7 @@ def test_mixed_precision_computes_the_same_integers():
         ),
         ({"time_steps": 4, "bits": 2}, r"bits\n.*Unexpected keyword"),
         (4, r"values must be a mapping, with time_steps; got 4"),
+        ({"time_steps": 4, "compare_at": "start"}, "compare_at must be 'middle', as all networks compare; got 'start'"),
     ],
 )
 def test_grid_rejects(values, message):
@@ -226,58 +229,42 @@ def test_grid_rejects(values, message):
 
 def test_grid_in_words():
     weights = "2-bit weights with one unit a layer"
-    said = f"1 time step a window, {weights}, 12-bit membranes, compared at the start of each step"
-    assert Grid(1, 2, False, 12, "start").text() == said
+    assert Grid(1, 2, False, 12).text() == f"1 time step a window, {weights}, 12-bit membranes"
     assert dataclasses.replace(Grid(4), time_steps=8).text() == "8 time steps a window, unrounded weights"
 
 
-COMPARE_AT = st.sampled_from(["middle", "start"])
-
-
 def test_instants_and_stamps():
-    assert Clock(3, "start").instants() == [0, 2, 4]
-    assert Clock(3, "middle").instants() == [0, 1, 3, 5]
-    assert Clock(3, "start").step_of(torch.arange(4)).tolist() == [0, 1, 2, 3]
-    assert Clock(3, "middle").step_of(torch.arange(5)).tolist() == [0, 0, 1, 2, 3]
+    assert Clock(3).instants() == [0, 1, 3, 5]
+    assert Clock(3).step_of(torch.arange(5)).tolist() == [0, 0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    ("compare_at", "activations", "remaining"),
-    [
-        ("middle", [1.0, 0.9, 0.88, 0.87, 0.5, 0.13, 0.12, 0.01, 0.0], [4, 4, 4, 3, 2, 1, 0, 0, 0]),
-        ("start", [1.0, 0.99, 0.75, 0.74, 0.5, 0.25, 0.24, 0.01, 0.0], [4, 3, 3, 2, 2, 1, 0, 0, 0]),
-    ],
-)
-def test_encode_rounds_to_nearest_or_late(compare_at, activations, remaining):
-    clock = Clock(4, compare_at)
-    assert clock.remaining(clock.encode(torch.tensor(activations, dtype=torch.float64))).tolist() == remaining
+def test_encode_rounds_to_the_nearest_step():
+    clock, activations = Clock(4), [1.0, 0.9, 0.88, 0.87, 0.5, 0.13, 0.12, 0.01, 0.0]
+    found = clock.remaining(clock.encode(torch.tensor(activations, dtype=torch.float64)))
+    assert found.tolist() == [4, 4, 4, 3, 2, 1, 0, 0, 0]
 
 
 @settings(max_examples=50)
-@given(COMPARE_AT, st.integers(1, 300), st.integers(0, 10**6))
-def test_encode_error_is_at_most_a_step(compare_at, steps, seed):
-    clock = Clock(steps, compare_at)
+@given(st.integers(1, 300), st.integers(0, 10**6))
+def test_encode_error_is_at_most_half_a_step(steps, seed):
+    clock = Clock(steps)
     activations = torch.rand(200, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     error = activations - clock.remaining(clock.encode(activations)) / steps
-    if compare_at == "start":  # late, or lost in the window's last step
-        assert ((error > -1e-12) & (error < 1 / steps)).all()
-    else:
-        assert (error.abs() <= 0.5 / steps + 1e-12).all()
+    assert (error.abs() <= 0.5 / steps + 1e-12).all()
 
 
 @settings(max_examples=100)
 @given(
-    COMPARE_AT,
     st.integers(1, 40),
     st.sampled_from([0.3, 0.5, 1.0, 2.0]),
     st.sampled_from([0.5, 1.0, 20.0]),
     st.integers(1, 2**18),
     st.integers(0, 10**6),
 )
-def test_first_instant_is_the_first_true_comparison(compare_at, steps, window, threshold, reach, seed):
+def test_first_instant_is_the_first_true_comparison(steps, window, threshold, reach, seed):
     generator = torch.Generator().manual_seed(seed)
     unit = torch.rand(3, generator=generator, dtype=torch.float64) + 0.01
-    ramp = Ramp(Clock(steps, compare_at), unit, threshold, window)
+    ramp = Ramp(Clock(steps), unit, threshold, window)
     potential = torch.randint(-reach << 17, reach << 17, (50, 3), generator=generator)
     drift = torch.randint(-reach << 15, reach << 15, (50, 3), generator=generator)
     found = ramp.first_instant(potential, drift)
@@ -292,10 +279,10 @@ def test_first_instant_is_the_first_true_comparison(compare_at, steps, window, t
 
 
 def test_first_instant_at_equality_fires():
-    ramp = Ramp(Clock(4, "start"), torch.ones(1, dtype=torch.float64))
-    # The ramp at step 2 is half its height.
-    half = int(ramp.height) // 2
-    potential = torch.tensor([[half], [half - 1], [int(ramp.height)], [int(ramp.height) - 1]])
+    ramp = Ramp(Clock(4), torch.ones(1, dtype=torch.float64))
+    # The ramp in the middle of step 1, instant 2, is 5/8 of its height.
+    high, middle = int(ramp.height), int(ramp.height) * 5 // 8
+    potential = torch.tensor([[middle], [middle - 1], [high], [high - 1]])
     assert ramp.first_instant(potential, torch.zeros_like(potential)).flatten().tolist() == [2, 3, 0, 1]
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from ttfs_triton.export.shared import as_array, metadata, require, synapse_arrays
@@ -194,15 +193,12 @@ def _skip(stage: Stage, values: dict[str | None, _Value]) -> tuple[_Value, _Valu
 
 
 def _activations(layer: nn.Module, value: _Value, skip: tuple[_Value, _Value] | None) -> _Value:
-    """Activations behind a layer; on a grid, rounded to time steps."""
+    """Activations behind a layer; on a grid, rounded to the nearest time step."""
     assert isinstance(layer, WeightedLayer | LatencyEncoder), "network_graph knows no other layer"
     found, grid = _any_time(layer, value, skip), layer.grid
     if grid is None:
         return found
-    steps = found * grid.time_steps
-    if grid.compare_at == "middle":  # rounded to the nearest step
-        steps = steps + 0.5
-    return steps.apply("Floor") / grid.time_steps
+    return (found * grid.time_steps + 0.5).apply("Floor") / grid.time_steps
 
 
 def _any_time(layer: nn.Module, value: _Value, skip: tuple[_Value, _Value] | None) -> _Value:
@@ -279,11 +275,7 @@ def _spike_times(readout: Readout, potential: _Value, slope: _Value | None) -> _
     crossing = (graph.constant("threshold", threshold) - start) / steepness
     time = inside.where(crossing, below.where(np.inf, 0.0))
     if readout.grid is not None:
-        clock = readout.grid.clock
-        late = time * clock.steps
-        if clock.compare_at == "middle":
-            late = late - 0.5
-        stamp = late.apply("Ceil")
-        last = float(clock.step_of(torch.tensor(len(clock.instants()))))
-        time = (stamp < last).where(stamp.apply("Max", 0.0) / clock.steps, np.inf)
+        steps = float(readout.grid.time_steps)
+        stamp = (time * steps - 0.5).apply("Ceil")
+        time = (stamp < steps).where(stamp.apply("Max", 0.0) / steps, np.inf)
     return time.named("spike_times")

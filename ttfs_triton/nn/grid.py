@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field
@@ -13,31 +13,30 @@ from torch import Tensor
 
 from ttfs_triton.nn.integers import largest_integer
 
-CompareAt = Literal["middle", "start"]
 FRACTION_BITS = 16  # binary places of σ
 POTENTIAL_BITS = FRACTION_BITS + 1  # binary places of potentials, in weight units · steps; half steps add one
 
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-    """Time steps of a window, and when in a step neurons compare potential and threshold.
+    """Time steps of a window. Neurons compare potential and threshold at its start and in the middle of each step.
+
+    This rounds spike times to the nearest step. If compared at the start of each step, spikes were up to a step late:
+    CNN1 decided 86.3 instead of 88.4 % of the bundled images correctly, with 8 bits at 8 steps.
 
     Attributes:
         steps: T, number of steps in a window.
-        compare_at: "middle" or "start" of each step.
     """
 
     steps: int
-    compare_at: CompareAt = "middle"
 
     def instants(self) -> list[int]:
         """Instants of comparison in a firing window, in half steps from its start."""
-        end = 2 * self.steps
-        return [0, *range(1, end, 2)] if self.compare_at == "middle" else list(range(0, end, 2))
+        return [0, *range(1, 2 * self.steps, 2)]
 
     def step_of(self, instant: Tensor) -> Tensor:
         """Time stamps k of spikes from the indices of their instants (whole numbers); same shape and dtype."""
-        return (instant - 1).clamp_min(0) if self.compare_at == "middle" else instant
+        return (instant - 1).clamp_min(0)
 
     def stamped(self, activation: Tensor) -> Tensor:
         """Activations in [0, 1] rounded to time stamps: multiples of 1/T, float32."""
@@ -46,8 +45,7 @@ class Clock:
     def encode(self, activation: Tensor) -> Tensor:
         """Indices of the instants at which a ramp from 1 to 0 falls to the activations in [0, 1]; int64."""
         never = len(self.instants())
-        late = self.steps * (1 - activation.double())
-        instant = (late + 0.5 if self.compare_at == "middle" else late).ceil().long().clamp_(0, never)
+        instant = (self.steps * (1 - activation.double()) + 0.5).ceil().long().clamp_(0, never)
         return instant.masked_fill_(activation >= 1, 0).masked_fill_(activation <= 0, never)
 
     def remaining(self, instant: Tensor) -> Tensor:
@@ -74,7 +72,7 @@ class Ramp:
         decrement = (2.0**FRACTION_BITS * threshold / unit).round()
         self.decrement = decrement.to(dtype)
         self.height = (decrement * (2 * clock.steps)).to(dtype)
-        self.instants, self._clock = clock.instants(), clock
+        self.instants = clock.instants()
 
     @property
     def never(self) -> int:
@@ -95,10 +93,7 @@ class Ramp:
         # Both lines are straight, so a reached threshold stays reached: round the crossing up to whole half steps.
         # A quotient of whole numbers below 2^53 is never rounded up to the next one.
         index = _floor_divide_(missing.sub_(1), closing.clamp_min_(1)).add_(1)
-        if self._clock.compare_at == "middle":
-            index = _floor_divide_(index, 2).add_(1)
-        else:
-            index = _floor_divide_(index.add_(1), 2)
+        index = _floor_divide_(index, 2).add_(1)
         return index.masked_fill_(diverges, self.never).masked_fill_(fires_at_once, 0).clamp_max_(self.never)
 
 
@@ -127,7 +122,6 @@ class Grid:
         state_bits: bits, 4 to 62, sign included, of the registers that hold a neuron's slope (in weight units) and
             potential (in weight units · steps). They saturate after each step. Bits for fractions of steps are not
             counted. None: as wide as needed.
-        compare_at: "middle" or "start" of each step, when neurons compare their potential with the threshold.
     Raises:
         ValueError: a value of another type or out of range.
     Example:
@@ -141,12 +135,11 @@ class Grid:
     weight_bits: Annotated[int, Field(ge=2, le=16)] | None = None
     per_channel: bool = True
     state_bits: Annotated[int, Field(ge=4, le=62)] | None = None
-    compare_at: CompareAt = "middle"
 
     @property
     def clock(self) -> Clock:
         """The grid's clock."""
-        return Clock(self.time_steps, self.compare_at)
+        return Clock(self.time_steps)
 
     @property
     def limit(self) -> int:
@@ -165,8 +158,6 @@ class Grid:
         parts = [f"{self.time_steps} time step{'s' * (self.time_steps > 1)} a window", weights]
         if self.state_bits is not None:
             parts.append(f"{self.state_bits}-bit membranes")
-        if self.compare_at != "middle":
-            parts.append("compared at the start of each step")
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -178,8 +169,19 @@ class Grid:
         """The grid for values from `to_dict`.
 
         Raises:
-            ValueError: values are no mapping, have unknown keys, or are out of range.
+            ValueError: values are no mapping, have unknown keys, are out of range, or compare at the start of steps.
         """
         if not isinstance(values, Mapping):
             raise ValueError(f"Grid.from_dict: values must be a mapping, with time_steps; got {values!r:.200}.")
-        return cls(**values)
+        return cls(**without_compare_at(values))
+
+
+def without_compare_at(values: Any) -> Any:
+    """A grid's values from a file, without the key of older files that said when in a step neurons compare."""
+    if not isinstance(values, Mapping) or "compare_at" not in values:
+        return values
+    if values["compare_at"] != "middle":
+        raise ValueError(
+            f"Grid: compare_at must be 'middle', as all networks compare; got {values['compare_at']!r:.80}."
+        )
+    return {name: value for name, value in values.items() if name != "compare_at"}

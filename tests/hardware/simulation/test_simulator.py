@@ -50,14 +50,13 @@ GEOMETRIES = (
 )
 
 
-def neurons_of(own, bits, steps, compare_at, gating, state_bits, **ramp):
+def neurons_of(own, bits, steps, gating, state_bits, **ramp):
     quantised = quantise_weight(own.effective_weight(), bits)
     return Neurons(
         quantised.integers.long().numpy(),
         quantised.unit.numpy(),
         own.bias.detach().double().numpy() + ramp.pop("initial_potential", 0.0),
         steps,
-        middle=compare_at == "middle",
         gating=gating,
         psp_persistence=own.neuron.psp_persistence,
         register=None if state_bits is None else largest_integer(state_bits),
@@ -79,8 +78,7 @@ def by_loops(network, images, options):
     _, conv, _, _, _, fc, readout = network
     steps = options["steps"]
     late = (1 - (images / 2).clamp(0, 1).double()).numpy() * steps
-    stamp = np.ceil(late - 0.5) if options["compare_at"] == "middle" else np.ceil(late)
-    pixels = np.where(images.numpy() > 0, stamp.clip(0, steps), steps).astype(np.int64)
+    pixels = np.where(images.numpy() > 0, np.ceil(late - 0.5).clip(0, steps), steps).astype(np.int64)
     neurons = [neurons_of(own, **options) for own in (conv, fc)]
     geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
     first = neurons[0].stamps(layer(neurons[0], pixels, geometry=geometry)[0])
@@ -112,20 +110,17 @@ def by_loops(network, images, options):
     st.sampled_from(GEOMETRIES),
     st.sampled_from(sorted(READOUTS)),
     st.sampled_from([0.0, 0.3, 1.0]),
-    st.sampled_from(["middle", "start"]),
     st.booleans(),
     st.integers(1, 7),
     st.sampled_from([2, 5, 8]),
     st.sampled_from([None, None, 0, 3]),
     st.integers(0, 10**6),
 )
-def test_simulation_equals_loops_over_steps_and_synapses(
-    geometry, readout, sigma, compare_at, gating, steps, bits, spare, seed
-):
+def test_simulation_equals_loops_over_steps_and_synapses(geometry, readout, sigma, gating, steps, bits, spare, seed):
     network = small_network(seed, sigma, readout, **geometry)
     state_bits = None if spare is None else spare + fewest_state_bits(network, steps, bits)
     images = 2 * activations(2, 2, 5, 4, seed=seed).float()
-    options = dict(steps=steps, bits=bits, compare_at=compare_at, gating=gating, state_bits=state_bits)
+    options = dict(steps=steps, bits=bits, gating=gating, state_bits=state_bits)
     stamps, work, delivered, classes, fires = by_loops(network, images, options)
     options["weight_bits"] = options.pop("bits")
     found = simulate(network, [images], **options, keep_spike_times=True)
@@ -220,7 +215,7 @@ def test_signed_encoder_is_simulated_and_counted_as_it_computes(sigma):
 
 
 @pytest.mark.parametrize("readout", sorted(READOUTS))
-@pytest.mark.parametrize("grid", [Grid(10, 8, compare_at="start"), Grid(12, 8), Grid(3)], ids=str)
+@pytest.mark.parametrize("grid", [Grid(12, 8), Grid(3)], ids=str)
 def test_network_on_a_grid_decides_as_its_simulation_in_any_mode(grid, readout):
     network, images = small_network(1, 0.5, readout), 2 * torch.rand(60, 2, 5, 4)
     put_on_grid(network, grid)
@@ -245,10 +240,9 @@ def test_neuron_at_the_threshold_fires_at_step_0_although_its_potential_falls():
     # that A = 1 exactly, and W = −19.8: half a step later the potential is far below the ramp.
     weight = -127 / 64
     network = linear_network([[weight] * 10, [weight] * 10], bias=1 - 10 * weight / 4)
-    for compare_at in ("middle", "start"):
-        found = simulate(network, [torch.full((1, 10), 0.25)], steps=4, compare_at=compare_at, keep_spike_times=1)
-        assert found.spike_steps["1"].tolist() == [[0, 0]]
-        assert (found.counts.layers[0].saturated, found.activity[0].firing_updates) == (2, 0)
+    found = simulate(network, [torch.full((1, 10), 0.25)], steps=4, keep_spike_times=1)
+    assert found.spike_steps["1"].tolist() == [[0, 0]]
+    assert (found.counts.layers[0].saturated, found.activity[0].firing_updates) == (2, 0)
     network[1].bias.data.sub_(1 / 64 / 4)  # one unit less
     assert simulate(network, [torch.full((1, 10), 0.25)], steps=4).counts.layers[0].spikes == 0
 
@@ -321,7 +315,6 @@ def test_mode_precision_and_standardisation_make_no_difference_and_stay():
         ({"weight_bits": 1}, "weight_bits must be 2 to 16, or None; got 1"),
         ({"state_bits": 3}, "state_bits must be 4 to 62, or None; got 3"),
         ({"state_bits": 8}, "state_bits must hold every layer.s threshold, which is .* in 1; got 8, which hold 127"),
-        ({"compare_at": "end"}, r"compare_at must be one of \('middle', 'start'\); got 'end'"),
         ({"keep_spike_times": -1}, "keep_spike_times must be a bool or at least 0; got -1"),
     ],
 )
@@ -355,14 +348,13 @@ def small_sweep(batches=BATCHES, steps=(4, 8), weight_bits=(2, 8, None), **optio
     return sweep(sweep_network(), batches, steps=steps, weight_bits=weight_bits, **options)
 
 
-@pytest.mark.parametrize(("compare_at", "per_channel"), [("middle", True), ("start", False)])
-def test_rows_are_those_of_single_simulations(compare_at, per_channel):
-    options = dict(compare_at=compare_at, per_channel=per_channel)
-    found = small_sweep(**options, price=lambda seen: seen.activity[0].compares + seen.settings.steps)
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_rows_are_those_of_single_simulations(per_channel):
+    found = small_sweep(per_channel=per_channel, price=lambda seen: seen.activity[0].compares + seen.settings.steps)
     assert found.samples == 20
     assert [(row.weight_bits, row.steps) for row in found.rows] == PAIRS
     for row in found.rows:
-        one = simulate(sweep_network(), BATCHES, steps=row.steps, weight_bits=row.weight_bits, **options)
+        one = simulate(sweep_network(), BATCHES, steps=row.steps, weight_bits=row.weight_bits, per_channel=per_channel)
         hidden, readout = one.counts.layers
         assert (row.accuracy, row.first_spike_accuracy) == (one.accuracy, one.first_spike_accuracy)
         assert (row.spikes, row.ties, row.latency_steps) == (hidden.spikes / 20, one.ties / 20, one.mean_latency_steps)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor
 
 from ttfs_triton.hardware.counts.counts import Counts, LayerActivity
 from ttfs_triton.hardware.energy.estimate import Run, RunOptions
 from ttfs_triton.nn.faults import Faults
-from ttfs_triton.nn.grid import CompareAt, Grid
+from ttfs_triton.nn.grid import Grid
 
 MOST_STEPS = 4096
 """Most time steps in a window: no hardware has a finer clock, and float32 closed forms are no more exact."""
@@ -24,7 +24,6 @@ class SimulationSettings:
     steps: int = 64
     weight_bits: int | None = 8
     per_channel: bool = True
-    compare_at: CompareAt = "middle"
     gating: bool = True
     state_bits: int | None = None
     faults: Faults = Faults()
@@ -37,8 +36,6 @@ class SimulationSettings:
             raise ValueError(f"simulate: weight_bits must be 2 to 16, or None; got {self.weight_bits}.")
         if self.state_bits is not None and not 4 <= self.state_bits <= 62:
             raise ValueError(f"simulate: state_bits must be 4 to 62, or None; got {self.state_bits}.")
-        if self.compare_at not in get_args(CompareAt):
-            raise ValueError(f"simulate: compare_at must be one of {get_args(CompareAt)}; got {self.compare_at!r}.")
 
     @classmethod
     def of(cls, grid: Grid | None, **chosen: Any) -> SimulationSettings:

@@ -18,7 +18,7 @@ from ttfs_triton.nn.chip import check_register
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.faults import BrokenNeurons, Faults, disturbed, draw_broken, weight_factors
 from ttfs_triton.nn.graph import NetworkGraph, Stage
-from ttfs_triton.nn.grid import Clock, CompareAt
+from ttfs_triton.nn.grid import Clock
 from ttfs_triton.nn.integers import QuantisedWeight, exact_products, largest_integer, quantise_weight
 from ttfs_triton.nn.on_chip import AnalogLayer, ClockedLayer, Membrane, earliest_input
 from ttfs_triton.nn.readout import ClockedReadout, PotentialReadout, Readout
@@ -39,7 +39,6 @@ def simulate(
     weight_bits: int | Own | None = "network",
     per_channel: bool | Own = "network",
     state_bits: int | Own | None = "network",
-    compare_at: CompareAt | Own = "network",
     gating: bool = True,
     keep_spike_times: bool | int = False,
     faults: Faults = Faults(),
@@ -48,7 +47,7 @@ def simulate(
     """Run a trained network in integers, with a clock of `steps` ticks a window.
 
     "network" takes a setting from the network's grid, on which the network decides exactly as in evaluation. Without a
-    grid it means 64 steps, 8-bit weights with a unit per channel, wide registers and comparisons in mid-step.
+    grid it means 64 steps, 8-bit weights with a unit per channel, and wide registers.
 
     Layer l integrates in window l − 1, while its inputs fire, and fires in window l; otherwise it sleeps. At each step
     of the integration window, the weights of that step's spikes are added to the neuron's slope, and the slope to its
@@ -61,15 +60,11 @@ def simulate(
             uses its running statistics.
         batches: images [N, ...] in the form that the model takes, or tuples (images, labels) with labels [N] int64.
         steps: time steps of a window, 1 to 4096. For the same inputs and weights, a layer's spike times differ from the
-            closed form by at most one step, with "middle" by at most half a step.
+            closed form by at most half a step.
         weight_bits: bits of a weight, 2 to 16, sign included; None leaves weights as fine as float32. The largest
             weight becomes the largest integer; if bits and granularity equal the grid's, the grid's units are used.
         per_channel: one weight unit per output channel; otherwise one per layer.
         state_bits: bits of the registers of slope and potential, see `ttfs_triton.nn.Grid`; None is wide enough.
-        compare_at: "middle" compares in the middle of each step (and at the window's start), which rounds spike times
-            to the nearest step. "start" compares at the start of each step: spikes are up to a step late, and errors
-            add up over layers. "middle" costs one more compare a neuron. For CNN1 on the bundled images with 8 bits,
-            it gives 88.4 instead of 86.3 % at 8 steps, and no difference from 64 steps on.
         gating: neurons rest until their first input spike and after their own spike; changes `activity` alone.
         keep_spike_times: True to keep all spike times, or the number of samples whose spike times are kept.
         faults: faults of the chip. Weight noise and broken neurons are the same for all images; jitter and loss of
@@ -98,7 +93,6 @@ def simulate(
         weight_bits=weight_bits,
         per_channel=per_channel,
         state_bits=state_bits,
-        compare_at=compare_at,
         gating=gating,
         faults=faults,
         seed=seed,
@@ -137,7 +131,7 @@ class Simulator:
 
     def __init__(self, graph: NetworkGraph, settings: SimulationSettings, keep: int | None = 0) -> None:
         self._graph, self._settings, self._keep = graph, settings, keep
-        self._clock = Clock(settings.steps, settings.compare_at)
+        self._clock = Clock(settings.steps)
         self._device = graph.readout.weight.device
         self._samples, self._input = 0, torch.zeros(2, dtype=torch.int64, device=self._device)
         self._kept: dict[str, list[Tensor]] = {stage.name: [] for stage in graph.stages}
@@ -287,8 +281,7 @@ class FaultyChip:
             self._broken[stage.name] = None if whole else draw_broken(activations, self.faults, self._chip)
         left = disturbed(activations, self.faults, self._broken[stage.name], self.clock, self._spikes)
         # Undisturbed spikes keep their instants: two instants at the window's start have the same stamp.
-        # The stamps of others are float32, and some lie below k/T: without the factor they would come a step late.
-        return torch.where(left == activations, instant, self.clock.encode(left * (1 + 1e-6)))
+        return torch.where(left == activations, instant, self.clock.encode(left))
 
 
 class ClockedCounter:

@@ -11,7 +11,6 @@ from torch import nn
 
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.hardware.simulation.simulator import simulate
-from ttfs_triton.nn.grid import CompareAt
 
 Price = Callable[[Simulation], float]
 
@@ -67,7 +66,6 @@ def sweep(
     steps: Sequence[int] = (4, 8, 16, 32, 64, 128),
     weight_bits: Sequence[int | None] = (2, 3, 4, 6, 8, 16),
     per_channel: bool = True,
-    compare_at: CompareAt = "middle",
     gating: bool = True,
     price: Price | None = None,
     chip: str | None = None,
@@ -76,7 +74,7 @@ def sweep(
     """Simulate a network at every pair of time steps and weight bits.
 
     Args:
-        model, per_channel, compare_at, gating: as in `simulate`.
+        model, per_channel, gating: as in `simulate`.
         batches: as in `simulate`, but repeatable: a list or a DataLoader, not a generator.
         steps: numbers of time steps of a window.
         weight_bits: bits of a weight, 2 to 16, or None for unquantised weights.
@@ -95,7 +93,7 @@ def sweep(
         >>> [(row.weight_bits, row.steps) for row in found.rows]
         [(3, 4), (3, 8), (8, 4), (8, 8)]
     """
-    options: dict[str, Any] = {"per_channel": per_channel, "compare_at": compare_at, "gating": gating}
+    options: dict[str, Any] = {"per_channel": per_channel, "gating": gating}
     grid = [SimulationSettings(number, bits, **options) for bits in weight_bits for number in steps]
     if not grid:
         raise ValueError("sweep: steps and weight_bits must not be empty; got nothing to sweep over.")
