@@ -75,17 +75,15 @@ def test_hidden_layers_and_steps_are_options(model, tmp_path, capsys):
     export(model, "--format", "onnx", "--output", tmp_path / "a.onnx", "--hidden")
     outputs = [output.name for output in onnx.load(tmp_path / "a.onnx").graph.output]
     assert outputs == ["logits", "spike_times", "encoder", "conv1", "fc1"]
-    export(model, "--format", "nir", "--output", tmp_path / "a.nir", "--steps", "8", "--time-constant", "100")
+    export(model, "--format", "nir", "--output", tmp_path / "a.nir", "--steps", "8")
     metadata = nir.read(tmp_path / "a.nir").metadata
-    assert (metadata["window_s"], metadata["time_constant_windows"]) == ("0.0008", "100.0")
-    assert metadata["dataset"] == "digits"
+    assert (metadata["window_s"], metadata["dataset"]) == ("0.0008", "digits")
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--format", "onnx", "--steps", "8"], "--steps must go with --format nir"),
-        (["--format", "onnx", "--time-constant", "10"], "--time-constant must go with --format nir"),
         (["--format", "nir", "--hidden"], "--hidden must go with --format onnx"),
         (["--format", "onnx", "--dataset", "sample"], "--data-dir and --check-images must go with --check"),
         (["--format", "onnx", "--check-images", "3"], "--data-dir and --check-images must go with --check"),

@@ -183,17 +183,6 @@ def test_kernels_of_any_shape_are_written_among_zeros(shape, layers):
     assert compare_onnx(to_onnx(network, image_shape=shape).SerializeToString(), network, images).logits < 1e-5
 
 
-def test_error_shrinks_with_the_time_constant():
-    network = small_network(neuron=Neuron(0.25), scale=0.6)
-    images = images_for(network, samples=4)
-    errors = [
-        compare_nir(to_nir(network, steps=16, time_constant=tau), network, images).times[0].mean
-        for tau in (30.0, 300.0, 1e6)
-    ]
-    assert errors[0] > 2 * errors[1] > 2 * errors[2]
-    assert errors[2] < 0.3 / 16  # what rounding to steps leaves: a quarter of one
-
-
 def test_neurons_keep_to_their_windows():
     network = small_network(neuron=Neuron(1.0), scale=1.5)
     images = images_for(network, samples=8)
@@ -224,8 +213,6 @@ def test_refuses_what_it_cannot_say():
     for steps in (0, 1, 4097):
         with pytest.raises(ValueError, match=f"to_nir: steps must be 2 to 4096; got {steps}"):
             to_nir(network, steps=steps)
-    with pytest.raises(ValueError, match="time_constant must be at least 1 window"):
-        to_nir(network, time_constant=0.5)
     with pytest.raises(NotImplementedError, match="encoder must be latency or analog; got signed"):
         to_nir(small_network(encoder="signed"))
     pooled = torch.nn.Sequential(

@@ -47,8 +47,6 @@ class ExportOptions(BaseModel):
     # ---- NIR
     steps: int | None = Field(None, ge=2, le=4096)
     """Time steps in a window, 0.1 ms each. Default: as many as the network's grid has, or 64."""
-    time_constant: float = Field(1e6, ge=1)
-    """Time constants of the neurons, in windows. Below 10,000, the neurons' leak shifts spike times noticeably."""
 
     # ---- ONNX
     hidden: bool = False
@@ -108,10 +106,9 @@ def _check_options(options: ExportOptions) -> None:
     if options.output.is_dir():
         raise ValueError(f"export: output must be a file; got the folder {options.output}.")
     defaults = ExportOptions.model_fields
-    for name, own in (("steps", "nir"), ("time_constant", "nir"), ("hidden", "onnx")):
+    for name, own in (("steps", "nir"), ("hidden", "onnx")):
         if options.format != own and getattr(options, name) != defaults[name].default:
-            flag = name.replace("_", "-")
-            raise ValueError(f"export: --{flag} must go with --format {own}; got --format {options.format}.")
+            raise ValueError(f"export: --{name} must go with --format {own}; got --format {options.format}.")
     checks = ("dataset", "data_dir", "check_images")
     if not options.check and any(getattr(options, name) != defaults[name].default for name in checks):
         raise ValueError("export: --dataset, --data-dir and --check-images must go with --check; got no --check.")
@@ -132,7 +129,7 @@ def _translate(options: ExportOptions, loaded: LoadedNetwork) -> tuple[bytes, li
             said.append("Registers that saturate: the file's potentials have no bounds.")
         return data, said, lambda images: compare_onnx(data, network, images)
     nir, file = require("export", "nir", "nir"), io.BytesIO()
-    nir.write(file, to_nir(network, steps=options.steps, time_constant=options.time_constant, **about))
+    nir.write(file, to_nir(network, steps=options.steps, **about))
     data = file.getvalue()
     return data, not_expressed(network), lambda images: compare_nir(nir.read(io.BytesIO(data)), network, images)
 

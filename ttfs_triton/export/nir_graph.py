@@ -3,7 +3,7 @@
 NIR has leaky neurons, fixed thresholds, no maximum and no time-dependent parameter. These parts are enough:
 
 * A ReL-PSP neuron adds its weighted input spikes up twice. That is a `CubaLIF` whose time constants are much longer
-  than the run; the error is about windows / `time_constant`, times the gate below.
+  than the run; the error is about windows / `TIME_CONSTANT`, times the gate below.
 * The ramp 1 − s is an input spike of weight 1 at the window's start; an initial potential is one that builds up during
   the window before. Both come from clock channels beside the image (`nir_clock`).
 * A neuron fires in its window only: its threshold is higher by a gate G than it can ever reach, a clock spike lifts the
@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     import nir
 
 MOST_STEPS = 4096
+# τ of synapses and membranes, in windows, so that neurons do not leak. For CNN1, 10⁴ is as good, 10³ doubles the error
+# of spike times, and 10² makes it twelve times as large.
+TIME_CONSTANT = 1e6
 RESERVED = ("input", "output", "image", "clock", "clock_pixel")  # nodes that are no layers
 
 
@@ -61,7 +64,6 @@ def to_nir(
     *,
     image_shape: Sequence[int] | None = None,
     steps: int | None = None,
-    time_constant: float = 1e6,
     class_names: Sequence[str] | None = None,
     dataset: str = "",
 ) -> nir.NIRGraph:
@@ -77,8 +79,6 @@ def to_nir(
         network: spiking network that `network_graph` accepts; weight standardisation is folded.
         image_shape: (channels, height, width); see `network_graph`.
         steps: steps in a window, 2 to 4096, of 0.1 ms. Default: as many as the network's grid has, or 64.
-        time_constant: τ of synapses and membranes, in windows. For CNN1, 10⁴ is as good as no leak, 10³ doubles the
-            error of spike times, and 10² makes it twelve times as large.
         class_names, dataset: see `to_onnx`.
     Returns:
         The graph. Its metadata hold clock, configuration and class names, which NIR lacks, and `not_expressed`.
@@ -94,8 +94,6 @@ def to_nir(
         steps = 64 if graph.grid is None else graph.grid.time_steps
     if not 2 <= steps <= MOST_STEPS:
         raise ValueError(f"to_nir: steps must be 2 to {MOST_STEPS}; got {steps}.")
-    if not time_constant >= 1:
-        raise ValueError(f"to_nir: time_constant must be at least 1 window; got {time_constant}.")
     module = require("to_nir", "nir", "nir")
     if isinstance(graph.encoder.layer, SignedEncoder):
         raise NotImplementedError(
@@ -117,12 +115,8 @@ def to_nir(
         image_shape=(channels, height, width),
         analog=analog,
     )
-    about = metadata(
-        *("to_nir", network, graph, class_names, dataset),
-        **_metadata(graph, clock),
-        time_constant_windows=repr(time_constant),
-    )
-    build = _Build(module, clock, time_constant * steps * STEP_S, graph)
+    about = metadata("to_nir", network, graph, class_names, dataset, **_metadata(graph, clock))
+    build = _Build(module, clock, TIME_CONSTANT * steps * STEP_S, graph)
     build.start()
     if not analog:
         build.encode(graph.encoder)
