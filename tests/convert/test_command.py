@@ -85,13 +85,13 @@ def test_origin_is_handed_on_through_two_conversions(vgg, tmp_path):
 
 
 def test_flags_reach_the_conversion(vgg, tmp_path):
-    flags = "--mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --readout first_spike --batch-norm-epsilon 1e-3 --encoder latency"
-    flags += " --input-normalisation weights --inexact-borders --image-size 64 32"
+    flags = "--mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --readout first_spike --batch-norm-epsilon 1e-3 --encoder signed"
+    flags += " --image-size 64 32"
     command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), *flags.split(), *COPY])
     config = load_network(tmp_path / "out").network.config
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["notes"][2] == "mean and std as given"
     found = (config.mean, config.encoder, config.readout, config.image_size)
-    assert found == (None, "latency", "first_spike", (64, 32))
+    assert found == ((0.1, 0.2, 0.3), "signed", "first_spike", (64, 32))
 
 
 def test_occupied_folder_is_refused_before_any_work(tmp_path, tmp_path_factory, capsys, monkeypatch):

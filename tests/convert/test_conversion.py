@@ -305,24 +305,8 @@ def test_spiking_source_is_copied_and_said():
 # ---- what can be asked for
 
 
-@torch.no_grad()
-def test_input_normalisation_folds_exactly_without_padding():
-    source = ours("6C3p0-P2-8C3-12")
-    converted = convert(own_weights(source), input_normalisation="weights", encoder="latency", neuron=Neuron(0.0))
-    config = converted.network.config
-    assert (config.mean, config.std, config.encoder, config.weight_standardisation) == (None, None, "latency", False)
-    torch.testing.assert_close(converted.network(images()), source(images()), atol=1e-4, rtol=1e-4)
-    assert any("mean and std folded into conv1" in note for note in converted.report.notes)
-    padded = own_weights(ours("6C3-12", weight_standardisation=False))
-    with pytest.raises(ConversionError, match='input_normalisation must be "configuration" for a padded'):
-        convert(padded, input_normalisation="weights")
-    network = convert(padded, input_normalisation="weights", inexact_borders=True).network
-    exact = ours("6C3-12", weight_standardisation=False).features[0](images())
-    difference = (network.features[0](images()) - exact).abs()
-    assert difference[..., 1:-1, 1:-1].max() < 1e-5 < difference.max()
-    with pytest.raises(ConversionError, match='must be "configuration" for a signed encoder, whose slope'):
-        convert(own_weights(ours("6C3p0-12", encoder="signed")), input_normalisation="weights")
-    with pytest.raises(ConversionError, match=r'encoder must be "analog" .*input_normalisation="weights"'):
+def test_latency_encoder_is_refused_for_a_source_with_mean_and_std():
+    with pytest.raises(ConversionError, match=r'encoder must be "analog" for a source with mean .* Leave it out'):
         convert(weights_of(sources.one_layer_head()), encoder="latency")
 
 

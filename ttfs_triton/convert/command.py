@@ -138,14 +138,10 @@ class ConvertOptions(CalibrationImages):
     """Output neurons' potential at their window's start or end, or their first spike. Default: the source's, or the
     potential at the start."""
     encoder: Encoder | None = None
-    """latency: pixels are spike times; needs --input-normalisation weights if the source has mean and std. signed:
-    spiking neurons of the first layer read normalised pixels. Default: the source's."""
+    """latency: pixels are spike times, for a source without mean and std. signed: spiking neurons of the first layer
+    read normalised pixels. Default: the source's."""
     keep_standardisation: bool = True
     """Keep standardised weights with their gains, for further training, instead of folding them."""
-    input_normalisation: Literal["configuration", "weights"] = "configuration"
-    """Leave mean and std to the first layer's configuration, or fold them into its weights."""
-    inexact_borders: bool = False
-    """Accept that folding mean and std into the weights changes the borders of padded maps."""
 
     # ---- calibration
     calibrate: bool = True
@@ -157,7 +153,7 @@ class ConvertOptions(CalibrationImages):
 
 
 # Flags for sources that are recognised by the names of their tensors; --network excludes them.
-_NAMED = ("trained_as", "batch_norm_epsilon", "replace_head", "keep_standardisation", "input_normalisation")
+_NAMED = ("trained_as", "batch_norm_epsilon", "replace_head", "keep_standardisation")
 
 
 def run(options: ConvertOptions) -> Converted | None:
@@ -177,7 +173,7 @@ def run(options: ConvertOptions) -> Converted | None:
     weights, console = open_weights(options.source, sha256=options.sha256), Console()
     if options.network is not None:
         return _run_traced(options, options.network, weights)
-    copied = (*_NAMED, "classes", "image_size", "seed", "inexact_borders")
+    copied = (*_NAMED, "classes", "image_size", "seed")
     converted = convert(weights, **{name: getattr(options, name) for name in copied}, **_overrides(options, weights))
     console.print(converted.report.table())
     calibration = None

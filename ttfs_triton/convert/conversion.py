@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,9 @@ from ttfs_triton.convert.ann import trace_ann
 from ttfs_triton.convert.build import specification_of
 from ttfs_triton.convert.calibration import Calibration, calibrate_network, fit_range
 from ttfs_triton.convert.layouts import NO_STATISTICS, PAPER, Layout, Statistics, TrainedAs, foreign_layout
-from ttfs_triton.convert.report import BATCH_NORM, INPUT_NORMALISATION, ConversionReport, LayerEntry
+from ttfs_triton.convert.report import BATCH_NORM, ConversionReport, LayerEntry
 from ttfs_triton.convert.source import ConversionError, Weights, open_weights
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork, parse_specification, standardise_weight
-from ttfs_triton.nn.config import Convolution
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork, standardise_weight
 from ttfs_triton.nn.folding import BatchNorm, fold_tensors, has_batch_norm
 from ttfs_triton.nn.weighted import WeightedLayer
 
@@ -80,8 +79,6 @@ def convert(
     replace_head: bool = False,
     seed: int = 0,
     keep_standardisation: bool = True,
-    input_normalisation: Literal["configuration", "weights"] = "configuration",
-    inexact_borders: bool = False,
     batch_norm_epsilon: float = 1e-5,
     trained_as: TrainedAs | None = None,
     **overrides: Any,
@@ -101,8 +98,6 @@ def convert(
         replace_head: draw a new readout for `classes` classes; without it, another number of classes is an error.
         seed: seed of the new readout's weights.
         keep_standardisation: keep standardised weights and their gains, for further training; plain ones stay plain.
-        input_normalisation: leave mean and std to the configuration (exact), or fold them into the first convolution.
-        inexact_borders: accept that such folding changes the outputs of a padded first convolution at the borders.
         batch_norm_epsilon: epsilon of the source's batch norms; state dicts do not hold it.
         trained_as: see `TrainedAs`; needed for the paper's networks. Networks that were trained to spike are not
             calibrated, and keep their encoder, neuron and readout.
@@ -138,11 +133,9 @@ def convert(
     if not batch_norm_epsilon > 0:
         raise ConversionError(f"convert: batch_norm_epsilon must be positive; got {batch_norm_epsilon}.")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    folds_input = input_normalisation == "weights"
     statistics = (overrides.get("mean"), overrides.get("std"))
     if any(_OURS.fullmatch(name) for name in weights.tensors):
-        keep = keep_standardisation and not folds_input
-        found = _own(weights, config, size, trained_as, statistics, keep)
+        found = _own(weights, config, size, trained_as, statistics, keep_standardisation)
     else:
         fallback = None if config is None else (config.mean, config.std)
         layout = foreign_layout(
@@ -163,13 +156,6 @@ def convert(
     if replace_head:
         gain = float(overrides.get("initial_gain", found.config.initial_gain))
         found = _with_new_readout(found, classes or found.config.classes, gain, seed)
-    if folds_input and found.config.encoder != "latency":
-        if overrides.get("encoder", found.config.encoder) == "signed":
-            raise ConversionError(
-                'convert: input_normalisation must be "configuration" for a signed encoder, whose slope counts pixels '
-                'that are brighter than the mean; got "weights". Leave it out.'
-            )
-        found = _with_input_folded(found, inexact_borders)
     target = _target_config(found, overrides)
     report = ConversionReport(
         *(weights.name, weights.format, weights.sha256, weights.revision),
@@ -342,35 +328,6 @@ def _with_new_readout(source: _Source, classes: int, initial_gain: float, seed: 
     )
 
 
-def _with_input_folded(source: _Source, inexact_borders: bool) -> _Source:
-    """Fold mean and std of the images into the weights of the first convolution.
-
-    This is exact only without padding. Padding zeros follow the normalisation and so mean the mean image; once folded,
-    they mean a black image.
-    """
-    config = source.config
-    first = parse_specification(config.specification)[0]
-    assert isinstance(first, Convolution)  # every network with an analog encoder begins with one
-    mean, std = config.mean or (0.0,) * config.in_channels, config.std or (1.0,) * config.in_channels
-    if first.padding > 0 and any(mean) and not inexact_borders:
-        raise ConversionError(
-            'convert: input_normalisation must be "configuration" for a padded first convolution; got "weights". '
-            "Its padding is the mean image; with mean and std in the weights it would be black, and borders would "
-            "change. Give inexact_borders=True (--inexact-borders) to accept that."
-        )
-    name, centre, spread = "features.conv1", *(torch.tensor(each).double().view(1, -1, 1, 1) for each in (mean, std))
-    weight = source.state[f"{name}.weight"].double() / spread
-    bias = source.state.get(f"{name}.bias", torch.zeros(())).double() - (weight * centre).sum((1, 2, 3))
-    entry = replace(source.layers[0], folded=(*source.layers[0].folded, INPUT_NORMALISATION))
-    return replace(
-        source,
-        config=config.replace(mean=None, std=None),
-        state=source.state | {f"{name}.weight": weight, f"{name}.bias": bias},
-        layers=[entry, *source.layers[1:]],
-        notes=(*source.notes, "mean and std folded into conv1; inexact at borders that it pads"),
-    )
-
-
 def _target_config(source: _Source, overrides: Mapping[str, Any]) -> NetworkConfig:
     config, has_bias = source.config, any(key.endswith(".bias") for key in source.state)
     if overrides.get("bias") is False and has_bias:
@@ -380,8 +337,7 @@ def _target_config(source: _Source, overrides: Mapping[str, Any]) -> NetworkConf
     encoder = overrides.get("encoder", config.encoder)
     if encoder == "latency" and config.encoder != "latency" and (config.mean or config.std):
         raise ConversionError(
-            f'convert: encoder must be "{config.encoder}" for a source with mean and std; got "latency". Give '
-            'input_normalisation="weights" to fold them.'
+            f'convert: encoder must be "{config.encoder}" for a source with mean and std; got "latency". Leave it out.'
         )
     fixed = {"mean": config.mean, "std": config.std}
     return config.replace(**{"bias": has_bias, **overrides, **fixed})

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from ttfs_triton.terminal import TerminalTable
 
-BATCH_NORM, INPUT_NORMALISATION = "batch norm", "mean and std of the images"
+BATCH_NORM = "batch norm"
 
 
 @dataclass(frozen=True)
