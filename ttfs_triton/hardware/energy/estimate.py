@@ -32,9 +32,6 @@ class RunOptions:
         activity: work of the neurons from the simulation that made the counts; None computes it from the counts.
         weight_bits: bits of a weight in memory. Default: the chip's, else the network's own, or 8.
         state_bits: bits of a slope or potential in memory. Default: the default of `weight_bits`, at least 16.
-        memory: whether to charge memory traffic.
-        idle: whether to charge neurons outside their windows, on chips that have a price for it.
-        messages_per_spike: number of cores that a delivered spike goes to.
         hops_per_spike: tiles that a delivered spike crosses, summed over its messages; None leaves hops unpriced.
         step_us: duration of a step, microseconds. Default: the chip's, if it fixes one.
         latency_us: duration of a sample, microseconds. Default: windows times steps; a closed form has no steps.
@@ -49,9 +46,6 @@ class RunOptions:
     activity: tuple[LayerActivity, ...] | None = None
     weight_bits: Whole | None = None
     state_bits: Whole | None = None
-    memory: bool = True
-    idle: bool = True
-    messages_per_spike: Number = 1.0
     hops_per_spike: Number | None = None
     step_us: Number | None = None
     latency_us: Number | None = None
@@ -158,7 +152,7 @@ class Estimate:
 
     @property
     def memory_included(self) -> Range | None:
-        """Sum of arithmetic and memory traffic; None if memory is left out or has no price."""
+        """Sum of arithmetic and memory traffic; None if memory has no price."""
         if self.chip.holds("memory"):
             return self.of_kind("compute")
         return self.of_kind("compute", "memory") if self.of_kind("memory") else None

@@ -5,12 +5,12 @@ Pooling for the earliest spike is not charged: it compares spike times that are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ttfs_triton.hardware.counts.counts import Counts, LayerCounts, ReadoutTime
@@ -111,7 +111,7 @@ def _clock_driven(terms: Terms, layer: LayerCounts, windows: int) -> None:
     terms.neuron_updates(layer, work, words=1 if layer.kind == "analog" and layer.psp_persistence == 0 else 2)
     if terms.chip.arithmetic and layer.kind == "spiking" and 0 < layer.psp_persistence < 1:
         terms.compute(layer, "slope persistence", layer.neurons, "multiply_accumulate")
-    if options.idle and "neuron_idle" in terms.chip.prices:
+    if "neuron_idle" in terms.chip.prices:
         assert options.steps is not None
         idle = max(0.0, options.steps * windows * layer.neurons - work.steps(layer.neurons))
         terms.compute(layer, "idle neurons", idle, "neuron_idle")
@@ -179,7 +179,7 @@ def dense_ann(
     Args:
         counts: counts of the network, spiking or not; only its shape is used.
         chip, network: as in `estimate`.
-        options: only `weight_bits`, `state_bits`, `memory`, `latency_us` and `clock_mhz` have an effect.
+        options: only `weight_bits`, `state_bits`, `latency_us` and `clock_mhz` have an effect.
     """
     return _ann(Terms(counts, chip, options or RunOptions(steps=1)), network, "dense ANN", skip_zeros=False)
 
@@ -218,22 +218,13 @@ class RateCode:
 
     Attributes:
         steps: T, time steps of a sample.
-        rate: spikes a neuron and step, equal for all neurons and a latency encoder's inputs; None for measured figures.
-        synaptic_operations, spikes: measured figures of a sample, by layer name.
+        rate: spikes a neuron and step, equal for all neurons and a latency encoder's inputs.
     Raises:
-        ValueError: `steps` is below 1, `rate` is outside [0, 1], or neither or both of rate and figures are given.
+        ValueError: `steps` is below 1, or `rate` is outside [0, 1].
     """
 
     steps: Whole
-    rate: Annotated[float, Field(ge=0, le=1)] | None = None
-    synaptic_operations: Mapping[str, float] | None = None
-    spikes: Mapping[str, float] | None = None
-
-    @model_validator(mode="after")
-    def _rate_or_figures(self) -> Self:
-        if {self.synaptic_operations is None, self.spikes is None} != {self.rate is not None}:
-            raise ValueError("rate must be given, or else synaptic_operations and spikes")
-        return self
+    rate: Annotated[float, Field(ge=0, le=1)]
 
 
 def rate_coded(
@@ -248,38 +239,29 @@ def rate_coded(
 
     A synaptic operation adds a weight to a potential. Every neuron is awake in all T steps: it adds its bias (or the
     current of an analog first layer, whose products are computed once) and compares. Each layer runs one step behind
-    its input. If a rate is given, a layer has T · rate · synapses synaptic operations.
+    its input. A layer has T · rate · synapses synaptic operations.
 
     Args:
         counts: counts of the network; only its shape is used.
         chip, network: as in `estimate`.
-        code: time steps, and a rate or measured figures.
-        options: `steps`, `implementation`, `gating`, `activity`, `idle` and `latency_us` have no effect.
+        code: time steps, and a rate.
+        options: `steps`, `implementation`, `gating`, `activity` and `latency_us` have no effect.
     Raises:
-        ValueError: measured figures lack a layer; or an error of `estimate`.
+        ValueError: as in `estimate`.
     """
     terms = Terms(counts, chip, options or RunOptions(steps=1))
-    layers, rate = terms.layers, code.steps * (code.rate or 0.0)
+    layers, rate = terms.layers, code.steps * code.rate
     real = {layer.name for layer in layers[:1] if layer.kind == "analog"}
-    names = [layer.name for layer in layers]
-    for figure, wanted in (("synaptic_operations", {*names} - real), ("spikes", {*names[:-1]})):
-        given = getattr(code, figure)
-        if given is not None and (missing := ", ".join(sorted(wanted - {*given}))):
-            raise ValueError(f"rate_coded: {figure} must have every layer; got none for {missing}. Measure them too.")
     terms.spikes_out("input", 0.0, 0.0 if real else rate * layers[0].inputs)
     for layer, after in zip(layers, (*layers[1:], None), strict=True):
         if layer.name in real:
             terms.multiplications(layer, layer.dense_macs)
         else:
-            operations = (code.synaptic_operations or {}).get(layer.name, rate * layer.synapses)
-            terms.synaptic_operations(layer, operations)
+            terms.synaptic_operations(layer, rate * layer.synapses)
         updates = float(code.steps * layer.neurons)
         terms.neuron_updates(layer, NeuronWork(0.0, updates, updates), words=1)
         if after is not None:
-            spikes = (code.spikes or {}).get(layer.name, rate * layer.neurons)
-            terms.spikes_out(layer.name, spikes, rate * after.inputs if code.spikes is None else spikes)
-    name, how = f"rate-coded, T = {code.steps}", "measured rates"
-    if code.rate is not None:
-        name, how = f"{name}, {code.rate:g}", f"rate {code.rate:g} a step"
-    latency_us = terms.step_time(code.steps + len(layers) - 1)
-    return terms.estimate(network, name, latency_us, [f"rate-coded, {code.steps} steps, {how}"], "step_us")
+            terms.spikes_out(layer.name, rate * layer.neurons, rate * after.inputs)
+    name = f"rate-coded, T = {code.steps}, {code.rate:g}"
+    line = f"rate-coded, {code.steps} steps, rate {code.rate:g} a step"
+    return terms.estimate(network, name, terms.step_time(code.steps + len(layers) - 1), [line], "step_us")

@@ -59,7 +59,7 @@ class Terms:
 
     def access(self, layer: LayerCounts, name: str, count: float, numbers: float, bits: int) -> None:
         """Add `count` reads or writes of a memory that holds `numbers` numbers of `bits` bits."""
-        if not self.options.memory or self.chip.holds("memory") or count == 0:
+        if self.chip.holds("memory") or count == 0:
             return
         memory, price, size_bytes = self.chip.memory, None, numbers * bits / 8
         if memory is not None:
@@ -71,7 +71,7 @@ class Terms:
 
     def _addresses(self, layer: LayerCounts, count: float) -> None:
         """Add the additions that compute addresses, if the chip's memory charges them."""
-        if self.options.memory and self.chip.memory is not None and self.chip.memory.addressing:
+        if self.chip.memory is not None and self.chip.memory.addressing:
             self.charge(layer.name, "addressing", "memory", count, "accumulate")
 
     def synaptic_operations(self, layer: LayerCounts, operations: float) -> None:
@@ -131,7 +131,7 @@ class Terms:
         if "spike_out" in prices:
             self.charge(layer, "spikes out", "communication", spikes, "spike_out")
         if "message" in prices:
-            self.charge(layer, "messages", "communication", delivered * self.options.messages_per_spike, "message")
+            self.charge(layer, "messages", "communication", delivered, "message")
         if "hop" in prices:
             note = "" if hops is not None else "hops depend on the placement of neurons: give hops_per_spike"
             self.charge(layer, "hops", "communication", None if hops is None else delivered * hops, "hop", note)
@@ -171,9 +171,7 @@ class Terms:
         self._static_power(latency_us, remedy)
         chip, total = self.chip, self.counts.total()
         lines = [*assumptions, f"{chip.name}: {chip.description}; a synaptic operation is priced as {chip.synop_scope}"]
-        if not self.options.memory:
-            lines.append("memory traffic is left out")
-        elif chip.holds("memory"):
+        if chip.holds("memory"):
             lines.append("a synaptic operation's price includes memory traffic: compute alone is unknown")
         elif chip.memory is not None:
             packing = "numbers packed into words" if chip.memory.packed else "one access a number"
