@@ -22,8 +22,6 @@ class Work:
     integration_updates: int = 0
     firing_updates: int = 0
     compares: int = 0
-    state_reads: int = 0
-    state_writes: int = 0
 
     def __iadd__(self, other: Work) -> Work:
         for name in vars(self):
@@ -70,14 +68,10 @@ class Neurons:
             for _, weight in (event for event in events if event[0] == step):
                 slope, arrived = slope + weight, True
                 work.synaptic_operations += 1
-                work.state_reads += 1
-                work.state_writes += 1
             slope = self._held(slope)
             if arrived or not self.gating:
                 potential = self._held(potential + slope)
                 work.integration_updates += 1
-                work.state_reads += 2
-                work.state_writes += 1
         return self._fire(potential, slope, channel, arrived or not self.gating, last), potential, slope
 
     def _held(self, number: int) -> int:
@@ -95,11 +89,8 @@ class Neurons:
             if now > 0 and share and moves:
                 value += slope * share * (now - before)
                 work.firing_updates += 1
-                work.state_reads += 1
-                work.state_writes += 1
             before = now
             work.compares += 1
-            work.state_reads += 1
             if fired is None and value >= height - decrement * now:
                 fired = index
                 if self.gating:

@@ -58,7 +58,7 @@ def test_chips_show_what_is_missing():
 
 
 def test_deadlines_are_shown_where_something_changes():
-    rows = [DeadlineRow(3 + i / 10, 0.9 if i < 3 else 0.95, float(i > 5), None, 3 + i / 10) for i in range(10)]
+    rows = [DeadlineRow(3 + i / 10, 0.9 if i < 3 else 0.95, float(i > 5), 3 + i / 10) for i in range(10)]
     assert [row[0] for row in deadline_table(rows).rows] == ["3.00", "3.30", "3.60", "3.90"]
     assert deadline_table(()).rows == ()
 

@@ -31,9 +31,9 @@ def test_deadline_curve_by_hand():
     assert [row.accuracy for row in early] == [0.5] * 4 + [0.75] * 5
     assert [row.deadline for row in early] == pytest.approx([3.1, 3.2, 3.3, 3.4, 3.5, 3.6, 3.7, 3.8, 3.9])
     assert {row.decided for row in early} == {0.0}
-    assert (start.deadline, start.accuracy, start.decided, start.decided_accuracy) == (4.0, 0.25, 0.0, None)
-    assert (middle.accuracy, middle.decided, middle.decided_accuracy) == (0.75, 0.5, 1.0)
-    assert (end.accuracy, end.decided, end.decided_accuracy) == (1.0, 0.75, 1.0)
+    assert (start.deadline, start.accuracy, start.decided) == (4.0, 0.25, 0.0)
+    assert (middle.accuracy, middle.decided) == (0.75, 0.5)
+    assert (end.accuracy, end.decided) == (1.0, 0.75)
     assert end.time == pytest.approx(4 + (0.2 + 0.4 + 1.0 + 0.7) / 4)
     assert len(deadline_curve(hand_made())) == 9 + 11
 

@@ -20,9 +20,7 @@ from ttfs_triton.data.images import ImageData
 from ttfs_triton.frontier.options import FrontierOptions
 from ttfs_triton.hardware import Counts, Run, Simulation, counting, simulate, simulate_at, simulated_run
 from ttfs_triton.hardware.energy.compare import STEPS
-from ttfs_triton.nn import network_graph
 from ttfs_triton.nn.faults import Faults
-from ttfs_triton.nn.models import logits_and_decision
 from ttfs_triton.report.frontier_table import FrontierRow, with_costs
 from ttfs_triton.scoring import EvaluationBatches, device_name, evaluate
 from ttfs_triton.scoring.deadline import deadline_curve, output_spikes
@@ -111,16 +109,10 @@ class Bench:
     def _compared(self, network: nn.Module, row: FrontierRow, simulated: Simulation) -> FrontierRow:
         """The row with the number of images on which network and simulation decide alike."""
         device = self.accelerator.device
-        readout = network_graph(network.eval(), self.data.shape[1:]).readout
+        network.eval()
         with torch.no_grad():
-            found = [logits_and_decision(network, readout, images.to(device)) for images, _ in self.batches]
-        ours = torch.cat([logits.argmax(1).cpu() for logits, _ in found])
-        first = torch.cat([decision.prediction.cpu() for _, decision in found])
-        return replace(
-            row,
-            same_decisions=int((ours == simulated.predictions).sum()),
-            same_first_spike_decisions=int((first == simulated.first_spike_predictions).sum()),
-        )
+            ours = torch.cat([network(images.to(device)).argmax(1).cpu() for images, _ in self.batches])
+        return replace(row, same_decisions=int((ours == simulated.predictions).sum()))
 
     def stamp(self) -> dict[str, str]:
         """Device and date of a measurement."""

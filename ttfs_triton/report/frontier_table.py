@@ -71,8 +71,7 @@ class FrontierRow:
         time_steps, weight_bits, state_bits: grid of the network; None without a grid.
         spike_jitter, weight_noise, dead_neurons, stuck_neurons, lost_spikes: faults of the simulation, not of training.
         deadline, decision_time: deadline and mean decision time, in windows from the image's start.
-        same_decisions, same_first_spike_decisions: number of images on which network and simulator decide alike, by
-            potentials and by first spikes; None without a grid.
+        same_decisions: number of images on which network and simulator decide alike; None without a grid.
         sparsity: hidden spikes over hidden neurons.
         spikes, synaptic_operations, dense_macs: means for an image.
         steps: time steps a window at which the network is simulated and priced.
@@ -106,7 +105,6 @@ class FrontierRow:
     deadline: float | None = None
     decision_time: float | None = None
     same_decisions: int | None = None
-    same_first_spike_decisions: int | None = None
     sparsity: float | None = None
     spikes: float | None = None
     synaptic_operations: float | None = None

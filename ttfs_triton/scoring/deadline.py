@@ -97,14 +97,12 @@ class DeadlineRow:
         deadline: windows from the image's start.
         accuracy: share of right decisions if all images must be decided by then.
         decided: share of the images with an output spike by then.
-        decided_accuracy: share of right decisions among these images; None if there are none.
         time: mean decision time, windows from the image's start: the first spike's, or else the deadline.
     """
 
     deadline: float
     accuracy: float
     decided: float
-    decided_accuracy: float | None
     time: float
 
 
@@ -116,19 +114,16 @@ def deadline_curve(outputs: Outputs, deadlines: Sequence[float] = ()) -> list[De
         deadlines: times from the output window's start, in windows. Default: 11 from its start to its end.
     """
     deadlines = deadlines or [place / 10 for place in range(11)]
-    earliest, prediction = outputs.times.min(1)
-    right, rows = prediction == outputs.labels, []
+    earliest, rows = outputs.times.amin(1), []
     for part, early in zip(EARLY, outputs.early.unbind(1), strict=True):
         time = outputs.start - 1 + part
-        rows.append(DeadlineRow(time, _share(early == outputs.labels), 0.0, None, time))
+        rows.append(DeadlineRow(time, _share(early == outputs.labels), 0.0, time))
     for deadline in deadlines:
-        decided = earliest <= deadline
         rows.append(
             DeadlineRow(
                 deadline=outputs.start + deadline,
                 accuracy=_share(outputs.forced(deadline) == outputs.labels),
-                decided=_share(decided),
-                decided_accuracy=_share(right[decided]) if bool(decided.any()) else None,
+                decided=_share(earliest <= deadline),
                 time=outputs.start + float(earliest.clamp(max=deadline).mean()),
             )
         )

@@ -99,21 +99,12 @@ class LayerActivity:
         integration_updates: additions of the slope to the potential in the integration window.
         firing_updates: additions of the slope to the potential in the firing window; 0 if σ = 0.
         compares: comparisons of the potential with the threshold.
-        state_reads, state_writes: memory accesses to the slope and the potential, one word each. A synaptic operation
-            reads and writes the slope; an update reads both, writes the potential; a bare compare reads the potential.
     """
 
     name: str
     integration_updates: int
     firing_updates: int
     compares: int
-    state_reads: int
-    state_writes: int
-
-    @property
-    def neuron_updates(self) -> int:
-        """Updates in the integration and the firing window together."""
-        return self.integration_updates + self.firing_updates
 
 
 FORMAT = 3

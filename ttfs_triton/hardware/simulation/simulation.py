@@ -66,7 +66,7 @@ class Simulation:
         counts: counts of the simulated spikes in the form of `count`. Time stamp k counts as time k/steps, histograms
             have one bin a step, and spikes in step 0 are "saturated". The spikes of a `PotentialReadout` are counted on
             the hidden layers' ramp, as in the network's statistics.
-        activity: cycles and state accesses of each layer in `counts`. A readout works until the decision it was trained
+        activity: updates and comparisons of each layer in `counts`. A readout works until the decision it was trained
             for: a `PotentialReadout` until the start or end of its window, without comparisons; a `FirstSpikeReadout`
             until its first spike (with gating), with comparisons.
         spike_steps: time steps of the spikes by stage name, [n, ...] int32 in [0, steps) on the CPU, before pooling.
@@ -103,12 +103,6 @@ class Simulation:
         """Mean of `latency_steps`."""
         return float(self.latency_steps.double().mean())
 
-    @property
-    def latency_histogram(self) -> dict[int, int]:
-        """Number of samples for each latency in steps that occurs, in ascending order."""
-        values, samples = self.latency_steps.unique(return_counts=True)
-        return dict(zip(values.tolist(), samples.tolist(), strict=True))
-
     def to_dict(self) -> dict[str, Any]:
         """All figures as JSON values, except the predictions and spike times of single samples."""
         return {
@@ -119,12 +113,9 @@ class Simulation:
             "ties": self.ties,
             "no_spike": self.no_spike,
             "mean_latency_steps": self.mean_latency_steps,
-            "latency_histogram": {str(steps): samples for steps, samples in self.latency_histogram.items()},
             "potential_latency_steps": self.potential_latency_steps,
             "counts": self.counts.to_dict(),
-            "activity": [
-                dataclasses.asdict(layer) | {"neuron_updates": layer.neuron_updates} for layer in self.activity
-            ],
+            "activity": [dataclasses.asdict(layer) for layer in self.activity],
         }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts.counter import graph_of_batches, images_and_labels
 from ttfs_triton.hardware.counts.counts import LayerActivity, LayerCounts
-from ttfs_triton.hardware.counts.layer_counter import SUMS, SynapseCounter, network_counts, spikes_and_saturated
+from ttfs_triton.hardware.counts.layer_counter import SynapseCounter, network_counts, spikes_and_saturated
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.nn.chip import check_register
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
@@ -353,10 +353,5 @@ class ClockedCounter:
         )
 
     def activity(self) -> LayerActivity:
-        """Updates, comparisons and state accesses of the layer."""
-        operations = int(self.synapses.sums[SUMS.index("synaptic_operations")])
-        integration, firing, compares = self._work.tolist()
-        # In the firing window an update and the compare after it share one read of the potential. A potential that is
-        # only read out is updated but not compared.
-        reads = operations + 2 * integration + firing + max(compares, firing)
-        return LayerActivity(self._name, integration, firing, compares, reads, operations + integration + firing)
+        """Updates and comparisons of the layer."""
+        return LayerActivity(self._name, *self._work.tolist())
