@@ -36,7 +36,6 @@ class EpochLine(_Record):
     val_accuracy: Share | None = None
     val_first_spike_accuracy: Share | None = None
     sparsity: Share | None = None
-    sparsity_with_outputs: Share | None = None
     layer_sparsity: dict[str, Share] | None = None
     cost: dict[str, float] | None = None
     """Present cost, if the run has a target."""
@@ -80,7 +79,6 @@ class Summary(_Record):
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """SHA-256 of best/model.safetensors when it was scored; None if it was not recorded."""
     sparsity: Share
-    sparsity_with_outputs: Share
     sparsity_as_published: float | None = None
     target: dict[str, Any] | None = None
     counts: dict[str, Any]

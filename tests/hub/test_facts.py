@@ -122,7 +122,9 @@ def test_images_of_a_local_run_must_be_those_that_it_was_scored_on(run, tmp_path
 
 def test_only_known_figures_of_an_epoch_are_published(run):
     line = json.loads((run / "metrics.jsonl").read_text())
-    (run / "metrics.jsonl").write_text(json.dumps(line | {"host": "here", "cost": {"here": 1.0}}) + "\n")
+    more = {"host": "here", "cost": {"here": 1.0}, "sparsity_with_outputs": 0.25}  # earlier versions wrote the last
+    (run / "metrics.jsonl").write_text(json.dumps(line | more) + "\n")
+    change(run / "summary.json", sparsity_with_outputs=0.25)
     (found,) = read_facts(find_model(run)).metrics
     assert found == {key: value for key, value in line.items() if key not in ("host", "cost", "rise")}
 

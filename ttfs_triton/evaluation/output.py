@@ -135,7 +135,6 @@ def figures(found: Found, max_test_samples: int | None) -> dict[str, Any]:
         "ties": evaluation.ties,
         "no_spike": evaluation.no_spike,
         "sparsity": evaluation.sparsity,
-        "sparsity_with_outputs": evaluation.sparsity_with_outputs,
         "counts": page.counts.to_dict(),
         "simulation": None if page.simulation is None else page.simulation.to_dict(),
         "energy": [each.to_dict() for each in page.energy],

@@ -146,7 +146,7 @@ _TRAINING = ("epochs", "best_epoch", "val_accuracy", "seconds_per_epoch", "devic
 _VERSIONS = ("python", "ttfs-triton", "torch", "triton", "accelerate", "datasets", "safetensors")
 _METRICS = (
     *("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_first_spike_accuracy"),
-    *("sparsity", "sparsity_with_outputs", "layer_sparsity", "seconds", "images_per_second"),
+    *("sparsity", "layer_sparsity", "seconds", "images_per_second"),
 )
 
 Found = TypeVar("Found")

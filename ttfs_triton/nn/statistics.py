@@ -189,16 +189,15 @@ def collect_statistics(model: nn.Module, reduce: Callable[[Tensor], Tensor] | No
     return statistics
 
 
-def sparsity(statistics: Sequence[LayerStatistics], *, with_outputs: bool = False) -> float:
+def sparsity(statistics: Sequence[LayerStatistics]) -> float:
     """Spikes per neuron and sample over the hidden layers, before pooling; lower is sparser.
 
     Args:
         statistics: from `collect_statistics`.
-        with_outputs: count the output layer's neurons and spikes too.
     Returns:
         A fraction in [0, 1]; nan if nothing was recorded.
     """
-    layers = [layer for layer in statistics if with_outputs or layer.kind != "readout"]
+    layers = [layer for layer in statistics if layer.kind != "readout"]
     return _ratio(sum(layer.spikes for layer in layers), sum(layer.neurons * layer.samples for layer in layers))
 
 

@@ -51,11 +51,6 @@ class Evaluation:
         """Hidden spikes over hidden neurons, before pooling."""
         return sparsity(self.layers)
 
-    @property
-    def sparsity_with_outputs(self) -> float:
-        """Spikes over neurons, the output layer included."""
-        return sparsity(self.layers, with_outputs=True)
-
 
 class EvaluationStopped(Exception):
     """Evaluation was cut short because the run was asked to stop."""

@@ -112,7 +112,6 @@ def epoch_line(loop: TrainingLoop, evaluation: Evaluation | None) -> EpochLine:
             "val_accuracy": evaluation.accuracy,
             "val_first_spike_accuracy": evaluation.first_spike_accuracy,
             "sparsity": evaluation.sparsity,
-            "sparsity_with_outputs": evaluation.sparsity_with_outputs,
             "layer_sparsity": {layer.name: layer.sparsity for layer in evaluation.layers},
         }
     return EpochLine(
@@ -178,7 +177,6 @@ def _make_summary(loop: TrainingLoop, test: Evaluation, counts: Counts) -> Summa
         best_epoch=loop.position.best_epoch,
         weights_sha256=loop.folder.best_sha256(),
         sparsity=test.sparsity,
-        sparsity_with_outputs=test.sparsity_with_outputs,
         sparsity_as_published=counts.sparsity_as_published,
         target=None if target is None else target.result(metrics, best, target.measure(counts)),
         counts=counts.to_dict(),

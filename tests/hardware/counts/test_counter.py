@@ -216,7 +216,6 @@ def test_counts_are_those_of_the_layers_statistics():
 
     plain = statistics()
     assert counts.sparsity == sparsity(plain)
-    assert counts.sparsity_with_outputs == sparsity(plain, with_outputs=True)
     for layer, expected in zip(counts.layers, plain, strict=True):
         assert {key: getattr(layer, key) for key in vars(expected)} == vars(expected)
     # What an evaluation does: the layers' own statistics rest meanwhile, and nothing is counted twice.

@@ -176,11 +176,6 @@ class Counts:
         return sparsity(self.layers)
 
     @property
-    def sparsity_with_outputs(self) -> float:
-        """Spikes over neurons, with the readout's in both."""
-        return sparsity(self.layers, with_outputs=True)
-
-    @property
     def sparsity_as_published(self) -> float | None:
         """Spikes over neurons, counted as in the paper's published code; None if `without_input` was not counted.
 
@@ -228,8 +223,8 @@ class Counts:
 
     def to_dict(self) -> dict[str, Any]:
         """All counts as JSON values: the attributes, the sparsities, and "total"."""
-        sparsities = ("sparsity", "sparsity_with_outputs", "sparsity_as_published")
-        derived = {"format": FORMAT, "total": self.total()} | {name: getattr(self, name) for name in sparsities}
+        derived = {"format": FORMAT, "total": self.total(), "sparsity": self.sparsity}
+        derived["sparsity_as_published"] = self.sparsity_as_published
         return derived | to_jsonable_python(self) | {"layers": [layer.to_dict() for layer in self.layers]}
 
     @classmethod
