@@ -11,9 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Folders: (ceiling, goal).
 ROOMS = {
-    ("ttfs_triton", "kernels", "recipes"): (31_348, 25_000),
+    ("ttfs_triton", "kernels", "recipes"): (31_193, 25_000),
     ("bench",): (3_599, 3_500),
-    ("tests",): (23_780, 18_000),
+    ("tests",): (23_711, 18_000),
 }
 
 

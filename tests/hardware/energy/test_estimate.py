@@ -15,8 +15,9 @@ from ttfs_triton.hardware.energy.chip import Chip, available_chips, load_chip
 from ttfs_triton.hardware.energy.estimate import RunOptions
 from ttfs_triton.hardware.energy.models import estimate
 from ttfs_triton.hardware.energy.prices import Price
+from ttfs_triton.hardware.simulation.simulation import simulated_run
 from ttfs_triton.hardware.simulation.simulator import simulate
-from ttfs_triton.nn import DFTConv2d, Grid, LatencyEncoder, Neuron, PotentialReadout, cnn1, put_on_grid
+from ttfs_triton.nn import DFTConv2d, DFTLinear, Grid, LatencyEncoder, Neuron, PotentialReadout, cnn1, put_on_grid
 
 CHIPS = st.sampled_from(available_chips())
 UNKNOWN = Price(None, unit="pJ", status="unpublished", source="nowhere")
@@ -307,3 +308,15 @@ def test_counts_are_refused():
 def test_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         RunOptions(**options)
+
+
+@pytest.mark.parametrize("steps", [2, 4, 8])
+def test_price_of_counts_alone_is_an_upper_bound(steps):
+    torch.manual_seed(1)
+    images, layer = [torch.rand(60, 1, 8, 8)], DFTLinear(64, 16)
+    layer.weight_gain.data.mul_(3)  # many neurons fire in the first half step, after one comparison
+    network = nn.Sequential(LatencyEncoder(), nn.Flatten(), layer, PotentialReadout(16, 4))
+    put_on_grid(network, Grid(steps, 6))
+    most = estimate(count(network, images), "lemaire45:int8", steps=steps, gating=True)
+    simulated = simulated_run(simulate(network, images))
+    assert most.total.nominal >= estimate(simulated.counts, "lemaire45:int8", simulated.options).total.nominal

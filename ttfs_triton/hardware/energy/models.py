@@ -135,7 +135,7 @@ def neuron_work(layer: LayerCounts, counts: Counts, options: RunOptions) -> Neur
     waiting, undriven = whole, 0.0
     if options.gating:
         silent = layer.neurons - layer.spikes
-        waiting = options.steps * (silent + layer.summed_spike_time) + layer.spikes - layer.saturated
+        waiting = options.steps * (silent + layer.summed_spike_time) + layer.spikes
         if layer.driven_time is not None and layer.undriven_time is not None:
             integration, undriven = options.steps * layer.driven_time, options.steps * layer.undriven_time
     persists = layer.psp_persistence > 0
