@@ -197,9 +197,10 @@ def test_neurons_keep_to_their_windows():
 
 
 def test_layers_may_have_the_names_of_other_nodes():
-    names = ("encoder", "input", "clock", "flatten", "output")
+    names = ("encoder", "input", "threshold", "flatten", "output")
     layers = LatencyEncoder(), DFTConv2d(2, 3, 3), DFTConv2d(3, 3, 3), torch.nn.Flatten(), PotentialReadout(60, 3)
     network = torch.nn.Sequential(OrderedDict(zip(names, layers, strict=True))).eval()
+    assert to_onnx(network, image_shape=(2, 9, 8)).graph.node
     assert {"layeroutput_neuron", "layerinput_neuron"} <= to_nir(network, image_shape=(2, 9, 8)).nodes.keys()
 
 

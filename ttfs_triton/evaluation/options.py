@@ -80,7 +80,7 @@ class EvaluationOptions(FaultOptions):
 
     # ---- output
     output_dir: Path | None = None
-    """Folder for evaluation.json, the only file written there; must not hold an evaluation already."""
+    """Folder in which to write evaluation.json; must not hold one already."""
     report: Path | None = None
     """Path of the report, one self-contained HTML page, which ends in .html."""
     frontier: Path | None = None

@@ -228,7 +228,7 @@ def test_network_on_a_grid_decides_as_its_simulation_in_any_mode(grid, readout):
 
 
 def test_labels_must_be_one_for_each_image():
-    with pytest.raises(ValueError, match=r"labels must be \[5\], one for each image; got torch.Size\(\[5, 1\]\)"):
+    with pytest.raises(ValueError, match=r"labels must be \[5\], one an image; got \[5, 1\]"):
         simulate(small_network(0), [(torch.rand(5, 2, 5, 4), torch.zeros(5, 1))], steps=4)
 
 

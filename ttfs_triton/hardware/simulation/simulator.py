@@ -166,7 +166,7 @@ class Simulator:
             raise ValueError("simulate: batches must all have labels, or none; got both. Drop them, or add the others.")
         if labels is not None:
             if labels.shape != images.shape[:1]:
-                raise ValueError(f"simulate: labels must be [{len(images)}], one for each image; got {labels.shape}.")
+                raise ValueError(f"simulate: labels must be [{len(images)}], one an image; got {[*labels.shape]}.")
             self._labels.append(labels.to(self._device, non_blocking=True))
         images = images.to(self._device, non_blocking=True)
         with exact_products():
