@@ -47,8 +47,6 @@ OTHERS = {
     "--dtypes fp16 --sigma 1 --output {tmp_path}",
     "train_step": "bench/train_step.py --device cuda --model cnn1 --width 0.0625 --batch-size 2 --repeats 1 "
     "--dtypes float32 --output {tmp_path}",
-    "causal_set": "bench/causal_set.py --device cuda --fan-ins 16 --outputs 8 --batch-size 4 --repeats 1 "
-    "--output {tmp_path}",
     "peers": "bench/peers.py --device cuda --batch-size 2 --width 0.0625 --repeats 1 --steps 2 --output {tmp_path}",
     "simulation": "bench/simulation.py {trained} --steps 4 --weight-bits 4 --max-test-samples 6 --timed-images 6 "
     "--output {tmp_path}",
