@@ -101,17 +101,10 @@ def read_summary(path: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: the file is not as a run writes it; the text has a line for each wrong key.
     """
-    return _validated(Summary, parse_figures(read_regular(path))).model_dump()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a metrics.jsonl.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: a line is not as a run writes it.
-    """
-    return [_validated(EpochLine, parse_figures(line)).model_dump() for line in read_regular(path).splitlines()]
+    try:
+        return Summary.model_validate(parse_figures(read_regular(path))).model_dump()
+    except ValidationError as error:
+        raise ValueError("\n".join(problem_lines(error)).strip()) from error
 
 
 def parse_figures(content: bytes) -> Any:
@@ -130,10 +123,3 @@ def parse_figures(content: bytes) -> Any:
         return json.loads(content, parse_int=partial(bounded, int), parse_float=partial(bounded, float))
     except RecursionError as error:
         raise ValueError("brackets are nested too deeply") from error
-
-
-def _validated(record: type[_Record], values: Any) -> _Record:
-    try:
-        return record.model_validate(values)
-    except ValidationError as error:
-        raise ValueError("\n".join(problem_lines(error)).strip()) from error

@@ -136,7 +136,7 @@ def _run(name: str) -> Callable[[Path, bytes], object]:
 
     def read(folder: Path, content: bytes) -> object:
         (folder / "run" / "best").mkdir(parents=True, exist_ok=True)
-        files = {"summary.json": SUMMARY, "metrics.jsonl": METRICS, "config.yaml": _configuration_seeds()[0]}
+        files = {"summary.json": SUMMARY, "config.yaml": _configuration_seeds()[0]}
         for each, whole in (files | {name: content}).items():
             _written(folder / "run", each, whole)
         _written(folder / "run" / "best", "config.json", CONFIG)
@@ -246,10 +246,8 @@ SUMMARY = json.dumps(TESTED | TRAINED).encode()
 EVALUATION = json.dumps(FIGURES | {"fingerprint": "ab", "dataset": None, "class_names": ["0", "1"]}).encode()
 EPOCH = {"epoch": 1, "step": 3, "lr": 0.1, "train_loss": 2.5, "train_accuracy": 0.5, "layer_sparsity": {"conv1": 0.25}}
 EPOCH |= {"seconds": 1.5, "images_per_second": 8.0}
-METRICS = f"{json.dumps(EPOCH)}\n".encode() * 2
 TARGETS = {
     "summary.json": Target(lambda: [SUMMARY], _run("summary.json"), (LoadError,)),
-    "metrics.jsonl": Target(lambda: [METRICS], _run("metrics.jsonl"), (LoadError,)),
     "evaluation.json": Target(lambda: [EVALUATION], _run("evaluation.json"), (LoadError,)),
     "checkpoint": Target(_state_seeds, _checkpoint, (CheckpointError,)),
     "flags": Target(_flag_seeds, _flags, (ConfigError, OptionsError, SystemExit)),

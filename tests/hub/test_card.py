@@ -5,11 +5,10 @@ import json
 import re
 
 import pytest
-import yaml
-from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub import ModelCard
 
 from tests.hub.test_facts import change
-from ttfs_triton.hub.card import ALLOWED, RESULTS_FILE, code, eval_results, make_package, render_card, words
+from ttfs_triton.hub.card import ALLOWED, code, make_package, render_card, words
 from ttfs_triton.hub.facts import ModelFacts, Simulation, read_facts
 from ttfs_triton.model import BaseModel, TTFSModel, find_model
 from ttfs_triton.model.files import read_model, write_model
@@ -21,13 +20,6 @@ replace = dataclasses.replace
 @pytest.fixture(scope="module")
 def facts(trained):
     return read_facts(find_model(trained))
-
-
-@pytest.fixture(scope="module")
-def full(facts):
-    """The same, as if all test images of a data set on the Hub had been scored."""
-    data = replace(facts.data, id="ylecun/mnist", name="MNIST", test_images=100)
-    return replace(facts, data=data, results=replace(facts.results, limited=False))
 
 
 def sections(card):
@@ -60,8 +52,11 @@ def test_card_has_its_sections_and_figures_and_no_leftovers(facts):
         width = cells
 
 
-def test_metadata_and_results_are_what_the_hub_reads(full):
-    data = ModelCard(render_card(full, "org/name", license="mit")).data
+def test_metadata_and_results_are_what_the_hub_reads(facts):
+    full = replace(facts, data=replace(facts.data, id="ylecun/mnist", name="MNIST", test_images=100))
+    card = render_card(replace(full, results=replace(facts.results, limited=False)), "org/name", license="mit")
+    assert "not known to be the whole test set" not in card
+    data = ModelCard(card).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("ttfs-triton", "image-classification", "mit")
     assert data.datasets == ["ylecun/mnist"]
     assert {"spiking-neural-network", "time-to-first-spike"} <= set(data.tags)
@@ -69,21 +64,6 @@ def test_metadata_and_results_are_what_the_hub_reads(full):
     assert figures["accuracy"] == full.results.accuracy
     assert figures["sparsity"] == pytest.approx(full.results.sparsity, abs=1e-6)
     assert {(result.dataset_type, result.dataset_split) for result in data.eval_results} == {("ylecun/mnist", "test")}
-    (entry,) = parse_eval_result_entries(yaml.safe_load(eval_results(full)))
-    assert (entry.dataset_id, entry.value) == ("ylecun/mnist", pytest.approx(100 * full.results.accuracy))
-    assert RESULTS_FILE in make_package(full, "org/name").files
-
-
-def test_parts_of_a_test_set_are_no_results_for_leaderboards(facts, full):
-    for each in (
-        facts,
-        replace(full, data=replace(full.data, id=None)),
-        replace(full, data=replace(full.data, test_images=1000)),
-        replace(full, results=replace(full.results, limited=True)),
-        replace(full, results=None),
-    ):
-        assert eval_results(each) is None
-        assert RESULTS_FILE not in make_package(each, "org/name").files
 
 
 def test_a_model_without_results_says_so():
@@ -132,7 +112,6 @@ def test_nothing_of_this_machine_is_published(run, monkeypatch):
     description, tensors = read_model(run / "best" / "config.json", run / "best" / "model.safetensors")
     write_model(run / "best", tensors, description.replace(dataset="secret-project"))
     change(run / "summary.json", weights_sha256=find_model(run).sha256)
-    change(run / "metrics.jsonl", host="node17.example")
     (run / "best" / ".env").write_text("HF_TOKEN=hf_abcdefghijklmnop")
     package = make_package(read_facts(find_model(run)), "org/name")
     assert set(package.files) <= set(ALLOWED)

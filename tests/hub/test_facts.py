@@ -27,7 +27,7 @@ NOTHING = (None, "a data set that is not named", False)
 
 
 def change(path, **values):
-    read, write = (json.loads, json.dumps) if path.suffix in (".json", ".jsonl") else (yaml.safe_load, yaml.safe_dump)
+    read, write = (json.loads, json.dumps) if path.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
     path.write_text(write(read(path.read_text()) | values))
 
 
@@ -44,17 +44,11 @@ def test_facts_of_a_run(run):
     assert results.sparsity == results.counts.sparsity == summary["sparsity"]
     assert [layer.name for layer in results.counts.layers] == ["conv1", "fc1", "readout"]
     assert facts.settings["model"] == "4C5-P4-16"
-    assert (facts.training["epochs"], facts.training["best_epoch"], len(facts.metrics), facts.unrecorded_base) == (
-        1,
-        1,
-        1,
-        False,
-    )
-    assert facts.metrics[0]["layer_sparsity"].keys() == {"conv1", "fc1", "readout"}
+    assert (facts.training["epochs"], facts.training["best_epoch"], facts.unrecorded_base) == (1, 1, False)
     change(run / "config.yaml", weights="/home/alice/other.safetensors")
     assert read_facts(find_model(run)).unrecorded_base
     alone = read_facts(find_model(run / "best"))
-    assert (alone.results, alone.settings, alone.metrics, alone.data.recorded) == (None, {}, [], "sample")
+    assert (alone.results, alone.settings, alone.data.recorded) == (None, {}, "sample")
 
 
 @pytest.mark.parametrize("named", ["0" * 64, None])
@@ -120,15 +114,6 @@ def test_images_of_a_local_run_must_be_those_that_it_was_scored_on(run, tmp_path
 # ---- damaged and hostile files
 
 
-def test_only_known_figures_of_an_epoch_are_published(run):
-    line = json.loads((run / "metrics.jsonl").read_text())
-    more = {"host": "here", "cost": {"here": 1.0}, "sparsity_with_outputs": 0.25}  # earlier versions wrote the last
-    (run / "metrics.jsonl").write_text(json.dumps(line | more) + "\n")
-    change(run / "summary.json", sparsity_with_outputs=0.25)
-    (found,) = read_facts(find_model(run)).metrics
-    assert found == {key: value for key, value in line.items() if key not in ("host", "cost", "rise")}
-
-
 def edited(**values):
     """A JSON file with some values changed."""
     return lambda path: change(path, **values)
@@ -151,12 +136,6 @@ def edited(**values):
         ("summary.json", os.mkfifo, "must be a run's final figures, .*no regular file"),
         ("config.yaml", "a: [", "must be the run's configuration"),
         ("config.yaml", os.mkfifo, "must be the run's configuration; .*no regular file"),
-        ("metrics.jsonl", "nothing", "must be a run's figures by epoch"),
-        ("metrics.jsonl", '{"epoch": 1}', "step: Field required"),
-        ("metrics.jsonl", "[" * 10**5, "brackets are nested too deeply"),
-        ("metrics.jsonl", edited(lr="/home/alice"), "lr: Input should be a valid number"),
-        ("metrics.jsonl", edited(val_loss=float("inf")), "val_loss: Input should be a finite number"),
-        ("metrics.jsonl", os.mkfifo, "must be a run's figures by epoch; .*no regular file"),
     ],
 )
 def test_damaged_runs_are_refused(run, name, content, message):

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.hub.server import Repository
+from ttfs_triton.hub.card import FORMER
 from ttfs_triton.hub.publish import main, publish
 from ttfs_triton.model import LoadError
 from ttfs_triton.model.hub import HubError, check_account
@@ -30,13 +31,13 @@ def test_public_only_when_asked_to(hub, trained, capsys):
 
 
 def test_one_commit_replaces_what_is_stale_and_sends_weights_once(hub, trained):
-    old = {"README.md": b"old card", ".eval_results/ttfs-triton.yaml": b"old", "notes.txt": b"mine"}
+    old = {"README.md": b"old card", "notes.txt": b"mine"} | dict.fromkeys(FORMER, b"old")
     hub.repositories["org/old"] = Repository(True, {"0" * 40: {}, "1" * 40: old})
     publish(trained, "org/old")
     files = hub.files("org/old")
     assert len(hub.repositories["org/old"].commits) == 3
     assert files["README.md"].startswith(b"---\n")
-    assert ".eval_results/ttfs-triton.yaml" not in files  # not the whole test set
+    assert not set(FORMER) & set(files)
     assert files["notes.txt"] == b"mine"
     hub.paths()
     publish(trained, "org/old")

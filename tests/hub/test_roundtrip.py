@@ -54,7 +54,7 @@ def test_published_files_are_the_runs(published, hub, trained):
     files = hub.files(published)
     assert hub.repositories[published].private
     assert files["model.safetensors"] == (trained / "best" / "model.safetensors").read_bytes()
-    assert set(files) == {"model.safetensors", "config.json", "README.md", "training.yaml", "metrics.jsonl"}
+    assert set(files) == {"model.safetensors", "config.json", "README.md", "training.yaml"}
     assert ModelCard(files["README.md"].decode()).data.license == "mit"
     assert json.loads(files["config.json"])["dataset"] == "sample"
 

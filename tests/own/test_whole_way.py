@@ -105,7 +105,7 @@ def test_own_network_all_the_way(tmp_path, hub, client):
         f"publish({str(run)!r}, 'org/own', network={f'{OWN}:build'!r})"
     )
     files = hub.files("org/own")
-    assert set(files) == {"model.safetensors", "config.json", "README.md", "training.yaml", "metrics.jsonl"}
+    assert set(files) == {"model.safetensors", "config.json", "README.md", "training.yaml"}
     published, own = load(files["model.safetensors"]), load((run / "best" / "model.safetensors").read_bytes())
     assert published.keys() == own.keys()  # the header knows another config.json, which names the builder
     assert all(torch.equal(tensor, own[name]) for name, tensor in published.items())

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ttfs_triton.hardware import Counts, RunOptions, dense_ann, estimate, fair_chip, load_chip, verdict
 from ttfs_triton.hub.facts import ModelFacts, Results
@@ -36,8 +35,8 @@ CARD_HEADERS = (
     "weakest price",
     "excluded: no published price, or no count (why)",
 )
-RESULTS_FILE = ".eval_results/ttfs-triton.yaml"
-ALLOWED = (WEIGHTS, CONFIG, "README.md", RESULTS_FILE, "training.yaml", "metrics.jsonl")
+ALLOWED = (WEIGHTS, CONFIG, "README.md", "training.yaml")
+FORMER = (".eval_results/ttfs-triton.yaml", "metrics.jsonl")  # earlier versions published these
 
 
 def render_card(
@@ -96,20 +95,6 @@ def _model_index(facts: ModelFacts, results: Results) -> list[EvalResult]:
         )
         for kind, (name, value) in metrics.items()
     ]
-
-
-def eval_results(facts: ModelFacts) -> str | None:
-    """Content of `RESULTS_FILE`; None unless the whole test set of a data set on the Hub was scored."""
-    results, data = facts.results, facts.data
-    if results is None or data.seen is None or not is_complete(facts):
-        return None
-    entry = EvalResultEntry(
-        dataset_id=data.seen,
-        task_id="image-classification",
-        value=round(100 * results.accuracy, 4),
-        notes=f"accuracy in percent over {results.images} test images",
-    )
-    return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
 
 
 def is_complete(facts: ModelFacts) -> bool:
@@ -204,11 +189,7 @@ def make_package(
     files = model_bytes(facts.model.state_dict(), description)
     facts = dataclasses.replace(facts, weights_sha256=hashlib.sha256(files[WEIGHTS]).hexdigest())
     files["README.md"] = render_card(facts, repo_id, license=license, chips=chips).encode()
-    if (results := eval_results(facts)) is not None:
-        files[RESULTS_FILE] = results.encode()
     if facts.settings:
         files["training.yaml"] = yaml.safe_dump(dict(facts.settings), sort_keys=False, allow_unicode=True).encode()
-    if facts.metrics:
-        files["metrics.jsonl"] = "".join(json.dumps(line) + "\n" for line in facts.metrics).encode()
     assert set(files) <= set(ALLOWED)
     return Package(files)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -20,7 +20,7 @@ from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import LoadError
 from ttfs_triton.nn import NetworkConfig, Neuron
-from ttfs_triton.run_records import METRICS, SUMMARY, Number, Share, parse_figures, read_metrics, read_summary
+from ttfs_triton.run_records import SUMMARY, Number, Share, parse_figures, read_summary
 from ttfs_triton.shared_options import AugmentationOptions, FaultOptions, Faults
 from ttfs_triton.untrusted_files import read_mapping, read_regular
 
@@ -144,10 +144,6 @@ PUBLISHED_SETTINGS = (
 )
 _TRAINING = ("epochs", "best_epoch", "val_accuracy", "seconds_per_epoch", "device", "versions")
 _VERSIONS = ("python", "ttfs-triton", "torch", "triton", "accelerate", "datasets", "safetensors")
-_METRICS = (
-    *("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_first_spike_accuracy"),
-    *("sparsity", "layer_sparsity", "seconds", "images_per_second"),
-)
 
 Found = TypeVar("Found")
 _WRITTEN = ConfigDict(extra="ignore", allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -203,7 +199,6 @@ class ModelFacts:
         results: figures over test images; None if the model was not evaluated.
         settings: settings of training, keys of `PUBLISHED_SETTINGS`; empty if the model was not trained here.
         training: other figures of summary.json, keys of `_TRAINING`; empty if the model was not trained here.
-        metrics: one entry for each epoch.
         unrecorded_base: training started from other weights, whose origin was not recorded.
     """
 
@@ -213,7 +208,6 @@ class ModelFacts:
     results: Results | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    metrics: Sequence[Mapping[str, Any]] = ()
     unrecorded_base: bool = False
 
 
@@ -236,12 +230,11 @@ def read_facts(
         ValueError: `dataset` is no name on the Hub.
     """
     model, sha256, run = TTFSModel.from_files(files, network), files.sha256, files.run
-    settings, summary, metrics = {}, {}, []
+    settings, summary = {}, {}
     if run is not None:
         settings = _read(run / "config.yaml", read_mapping, "the run's configuration")
         figures = "a run's final figures, written when the run ends: continue the run by --resume"
         summary = _read(run / SUMMARY, read_summary, figures)
-        metrics = _read(run / METRICS, read_metrics, "a run's figures by epoch") if (run / METRICS).exists() else []
     if run is not None and summary["weights_sha256"] is None:
         remedy = "Publish the folder best/ alone, with an --evaluation of it."
         raise LoadError(f"publish: {run / SUMMARY} must hold the weights' SHA-256; an old version wrote it. {remedy}")
@@ -270,7 +263,6 @@ def read_facts(
         results=results,
         settings={key: without_paths(settings[key]) for key in published},
         training=training,
-        metrics=[{key: line[key] for key in _METRICS if key in line} for line in metrics],
         unrecorded_base=settings.get("weights") is not None and model.description.base_model is None,
     )
 
