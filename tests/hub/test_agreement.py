@@ -15,12 +15,12 @@ pytest.importorskip("matplotlib", reason="a page needs matplotlib")
 
 @pytest.fixture(scope="module")
 def texts(trained, tmp_path_factory):
-    """Page and figures of an evaluation in the closed form, as a card prices it, and the card that is made with it."""
+    """Page and figures of an evaluation of a run in the closed form, as a card prices it, and the run's card."""
     folder = tmp_path_factory.mktemp("evaluation")
     words = [str(trained), "--cpu", "--chip", *CARD_CHIPS, "--steps", str(CARD_STEPS), "--max-test-samples", "100"]
     words += ["--no-simulation", "--output-dir", str(folder), "--report", str(folder / "page.html")]
     evaluate("Evaluate.", words)
-    card = publish(trained, "alice/small", dry_run=True, evaluation=folder).package.card
+    card = publish(trained, "alice/small", dry_run=True).package.card
     page = html.unescape((folder / "page.html").read_text()).replace("\u00a0", " ")
     return page, json.loads((folder / "evaluation.json").read_text()), card
 

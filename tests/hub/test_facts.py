@@ -1,6 +1,5 @@
-"""What is read from a run and its evaluation, and what is refused or stays here."""
+"""Facts that are read from a run, and those that are refused or not published."""
 
-import dataclasses
 import json
 import os
 
@@ -8,7 +7,6 @@ import pytest
 import yaml
 
 from ttfs_triton.data.sources import SAMPLE
-from ttfs_triton.evaluation.command import main as evaluate
 from ttfs_triton.hub.facts import KNOWN, PUBLISHED_SETTINGS, read_facts, training_data, without_paths
 from ttfs_triton.hub.publish import publish
 from ttfs_triton.model import LoadError, find_model
@@ -57,58 +55,6 @@ def test_figures_are_of_the_weights_that_the_summary_names(run, named):
     message = rf"must be the weights that summary\.json describes, SHA-256 {named}; got [0-9a-f]"
     with pytest.raises(LoadError, match=message if named else "an old version wrote it. Publish the folder best"):
         publish(run, "a/b", dry_run=True)
-
-
-# ---- evaluations
-
-
-@pytest.fixture(scope="module")
-def evaluation(trained, tmp_path_factory):
-    """Of the run, on the test images that it was scored on, simulated too."""
-    folder = tmp_path_factory.mktemp("evaluation")
-    words = [str(trained), "--cpu", "--steps", "8", "--max-test-samples", "100", "--output-dir", str(folder)]
-    evaluate("Evaluate.", words)
-    return json.loads((folder / "evaluation.json").read_text())
-
-
-def facts_with(run, folder, evaluation, **values):
-    (folder / "evaluation.json").write_text(json.dumps(evaluation | values))
-    return read_facts(find_model(run), evaluation=folder)
-
-
-def test_evaluation_of_these_weights_on_these_images_replaces_the_results(run, tmp_path, evaluation):
-    facts = facts_with(run, tmp_path, evaluation)
-    assert facts == dataclasses.replace(
-        read_facts(find_model(run), evaluation=tmp_path / "evaluation.json"), model=facts.model
-    )
-    results = facts.results
-    assert (results.images, results.counts.samples, results.limited) == (100, 100, True)
-    assert (results.simulation.steps, results.simulation.weight_bits) == (8, 8)
-    assert not facts_with(run, tmp_path, evaluation, max_test_samples=None).results.limited
-    # A folder is not the data set, whatever it is called; the same images are, wherever they lie.
-    facts_with(run, tmp_path, evaluation, dataset=None)
-    facts_with(run, tmp_path, evaluation, fingerprint="00")  # other images of the data set
-    for values, message in (
-        ({"weights_sha256": "00"}, "must be an evaluation of these weights; it is of others"),
-        (
-            {"dataset": None, "fingerprint": "00"},
-            "must be an evaluation on the test images of .*; it is on a local folder",
-        ),
-        ({"dataset": "owner/sample", "fingerprint": "00"}, "it is on owner/sample"),
-        ({"class_names": [*"abcdefghij"]}, "it is on sample"),
-        ({"accuracy": 1.5}, "accuracy: Input should be less than or equal to 1"),
-    ):
-        with pytest.raises(LoadError, match=message):
-            facts_with(run, tmp_path, evaluation, **values)
-    with pytest.raises(LoadError, match=r"must be an evaluation, as ttfs evaluate --output-dir writes it"):
-        read_facts(find_model(run), evaluation=tmp_path / "nowhere")
-
-
-def test_images_of_a_local_run_must_be_those_that_it_was_scored_on(run, tmp_path, evaluation):
-    change(run / "config.yaml", data_dir="/home/alice/sample")
-    assert facts_with(run, tmp_path, evaluation).results.images == 100
-    with pytest.raises(LoadError, match="on the test images of a local data set; it is on sample"):
-        facts_with(run, tmp_path, evaluation, fingerprint="00")
 
 
 # ---- damaged and hostile files

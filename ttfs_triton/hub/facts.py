@@ -1,18 +1,15 @@
-"""Facts about a model that is to be published, read from its run and its evaluation."""
+"""Facts about a model that is to be published, read from its run."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
 from torch import nn
 
-from ttfs_triton.command_line import problem_lines
 from ttfs_triton.hardware import Counts
 from ttfs_triton.model.hub import REPOSITORY
 from ttfs_triton.model.locate import ModelFiles
@@ -20,9 +17,9 @@ from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import LoadError
 from ttfs_triton.nn import NetworkConfig, Neuron
-from ttfs_triton.run_records import SUMMARY, Number, Share, parse_figures, read_summary
-from ttfs_triton.shared_options import AugmentationOptions, FaultOptions, Faults
-from ttfs_triton.untrusted_files import read_mapping, read_regular
+from ttfs_triton.run_records import SUMMARY, read_summary
+from ttfs_triton.shared_options import AugmentationOptions, FaultOptions
+from ttfs_triton.untrusted_files import read_mapping
 
 SAMPLE = "sample"
 _FASHION = "Xiao, Rasul and Vollgraf, Fashion-MNIST, arXiv:1708.07747, 2017"
@@ -30,7 +27,7 @@ _NO_LICENCE = "none that is formal; published for research, cite the source"
 _CIFAR = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class TrainingData:
     """A data set as a card names it.
 
@@ -107,7 +104,7 @@ def training_data(
     if stated is None and local:
         return TrainingData(None, "a local data set", local=True)
     if known is not None:
-        return dataclasses.replace(known, local=local)
+        return replace(known, local=local)
     if name is not None and REPOSITORY.fullmatch(str(name)):
         return TrainingData(str(name), str(name), local=local)
     return UNNAMED
@@ -125,7 +122,7 @@ def without_paths(value: Any) -> Any:
 NETWORK_SETTINGS = (
     *("model", "block_convolutions", "head", "width", "batch_norm", "encoder", "readout"),
     *("identity_start", "psp_persistence_rise"),
-    *(field.name for field in dataclasses.fields(Neuron)),
+    *(each.name for each in fields(Neuron)),
     *("bias", "weight_standardisation", "initial_gain", "dropout"),
 )
 PUBLISHED_SETTINGS = (
@@ -146,26 +143,11 @@ _TRAINING = ("epochs", "best_epoch", "val_accuracy", "seconds_per_epoch", "devic
 _VERSIONS = ("python", "ttfs-triton", "torch", "triton", "accelerate", "datasets", "safetensors")
 
 Found = TypeVar("Found")
-_WRITTEN = ConfigDict(extra="ignore", allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
-def _counts(values: Any) -> Any:
-    return Counts.from_dict(values) if isinstance(values, dict) else values
-
-
-@dataclass(frozen=True, config=_WRITTEN)
-class Simulation:
-    """Result of an integer simulation: accuracy, time steps a window, bits of a weight (None: not rounded), faults."""
-
-    accuracy: Share
-    steps: Number
-    weight_bits: Number | None
-    faults: Annotated[Faults, BeforeValidator(lambda own: Faults(**own) if isinstance(own, dict) else own)] = Faults()
-
-
-@dataclass(frozen=True, config=_WRITTEN)
+@dataclass(frozen=True)
 class Results:
-    """Figures over test images, as summary.json and evaluation.json hold them.
+    """Figures over test images, as summary.json holds them.
 
     Attributes:
         accuracy, first_spike_accuracy: shares, by the readout and by the earliest output spike.
@@ -173,22 +155,20 @@ class Results:
         ties, no_spike: number of images with tied first output spikes, and without an output spike.
         sparsity: hidden spikes over hidden neurons.
         counts: exact counts of operations.
-        simulation: result of the integer simulation, or None.
         limited: only some of the test images were scored, on request.
     """
 
-    accuracy: Share
-    first_spike_accuracy: Share
-    images: Annotated[Number, Field(ge=1)]
-    ties: Number
-    no_spike: Number
-    sparsity: Share
-    counts: Annotated[Counts, BeforeValidator(_counts)]
-    simulation: Simulation | None = None
+    accuracy: float
+    first_spike_accuracy: float
+    images: int
+    ties: int
+    no_spike: int
+    sparsity: float
+    counts: Counts
     limited: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class ModelFacts:
     """A model and its facts. None of them names this machine, its users or its folders.
 
@@ -206,60 +186,49 @@ class ModelFacts:
     weights_sha256: str | None = None
     data: TrainingData = UNNAMED
     results: Results | None = None
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
     unrecorded_base: bool = False
 
 
-def read_facts(
-    files: ModelFiles,
-    *,
-    evaluation: Path | None = None,
-    dataset: str | None = None,
-    network: str | nn.Module | None = None,
-) -> ModelFacts:
-    """Load a model, and collect facts from the files of its run and of its evaluation.
+def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | nn.Module | None = None) -> ModelFacts:
+    """Load a model, and collect facts from the files of its run.
 
     Args:
         files: the model's files.
-        evaluation: folder or evaluation.json that `ttfs evaluate` wrote; its figures replace the run's.
         dataset: Hub name of the training data, if the run does not name them.
         network: the user's own network, or "file.py:function" that builds it.
     Raises:
-        LoadError: a file is damaged, the run has not ended, or the evaluation is of other weights or on other data.
+        LoadError: a file is damaged, or the run has not ended or was scored with other weights.
         ValueError: `dataset` is no name on the Hub.
     """
     model, sha256, run = TTFSModel.from_files(files, network), files.sha256, files.run
-    settings, summary = {}, {}
+    settings, training, results = {}, {}, None
     if run is not None:
         settings = _read(run / "config.yaml", read_mapping, "the run's configuration")
         figures = "a run's final figures, written when the run ends: continue the run by --resume"
         summary = _read(run / SUMMARY, read_summary, figures)
-    if run is not None and summary["weights_sha256"] is None:
-        remedy = "Publish the folder best/ alone, with an --evaluation of it."
-        raise LoadError(f"publish: {run / SUMMARY} must hold the weights' SHA-256; an old version wrote it. {remedy}")
-    if run is not None and summary["weights_sha256"] != sha256:
-        raise LoadError(
-            f"publish: {files.weights} must be the weights that summary.json describes, SHA-256 "
-            f"{summary['weights_sha256']}; got {sha256}. Restore the run's weights, or publish the folder best/ alone."
-        )
-    data = training_data(settings, model.description.dataset, model.description.network, dataset)
-    results, training = None, {key: summary[key] for key in _TRAINING if summary}
-    if training:
+        if summary["weights_sha256"] is None:
+            raise LoadError(
+                f"publish: {run / SUMMARY} must hold the weights' SHA-256; an old version wrote it. "
+                "Publish the folder best/ alone, without figures."
+            )
+        if summary["weights_sha256"] != sha256:
+            raise LoadError(
+                f"publish: {files.weights} must be the weights that summary.json describes, SHA-256 "
+                f"{summary['weights_sha256']}; got {sha256}. Restore the run's weights, or publish the folder best/ "
+                "alone."
+            )
+        training = {key: summary[key] for key in _TRAINING}
         training["versions"] = {name: each for name, each in training["versions"].items() if name in _VERSIONS}
-    if evaluation is not None:
-        path = evaluation / "evaluation.json" if evaluation.is_dir() else evaluation
-        results = _evaluated(path, sha256, model, data, summary.get("test_fingerprint"))
-    elif run is not None:
-        scored = {key.removeprefix("test_"): value for key, value in summary.items()}
-        results = _results(run / SUMMARY, scored | {"limited": settings.get("max_test_samples") is not None})
+        results = _results(run / SUMMARY, summary, limited=settings.get("max_test_samples") is not None)
     # If the user's code builds the network, the keys of a specification have no meaning.
     unused = () if settings.get("network") is None else NETWORK_SETTINGS
     published = [key for key in PUBLISHED_SETTINGS if key in settings and key not in unused]
     return ModelFacts(
         model=model,
         weights_sha256=sha256,
-        data=data,
+        data=training_data(settings, model.description.dataset, model.description.network, dataset),
         results=results,
         settings={key: without_paths(settings[key]) for key in published},
         training=training,
@@ -267,36 +236,16 @@ def read_facts(
     )
 
 
-def _evaluated(path: Path, sha256: str, model: TTFSModel, data: TrainingData, tested: str | None) -> Results:
-    """Figures of an evaluation; LoadError unless it scored these weights on the test images of `data`.
-
-    Args:
-        tested: fingerprint of the run's test images; equal images have equal fingerprints, wherever they are read.
-    """
-    found = _read(path, _object, "an evaluation, as ttfs evaluate --output-dir writes it")
-    if found.get("weights_sha256") != sha256:
-        raise LoadError(f"publish: {path} must be an evaluation of these weights; it is of others. Evaluate these.")
-    if "fingerprint" not in found:
-        raise LoadError(f"publish: {path} must hold the images' fingerprint; an old version wrote it. Evaluate again.")
-    named = data.recorded is not None and found.get("dataset") == data.recorded
-    unknown = data.recorded is None and tested is None
-    same = named or unknown or (tested is not None and found["fingerprint"] == tested)
-    if not same or found.get("class_names") != list(model.class_names):
-        on = found.get("dataset") or "a local folder, with other images"
-        raise LoadError(
-            f"publish: {path} must be an evaluation on the test images of {data.name}; it is on {on!s:.80}. "
-            "Evaluate on the test images that belong to its training data."
-        )
-    return _results(path, found | {"limited": found.get("max_test_samples") is not None})
-
-
-def _results(path: Path, values: Mapping[str, Any]) -> Results:
-    """Figures from the values of a file, validated."""
+def _results(path: Path, summary: Mapping[str, Any], *, limited: bool) -> Results:
+    """Figures over test images from the content of a summary.json."""
     try:
-        return TypeAdapter(Results).validate_python(values)
-    except ValidationError as error:
-        lines = "; ".join(line.strip() for line in problem_lines(error)[:5])
-        raise LoadError(f"publish: {path} must hold figures as they were written; {lines:.500}") from error
+        counts = Counts.from_dict(summary["counts"])
+    except ValueError as error:
+        raise LoadError(f"publish: {path} must hold counts as they were written; {error!s:.500}") from error
+    scored = {name: summary[f"test_{name}"] for name in ("accuracy", "first_spike_accuracy", "images")}
+    return Results(
+        **scored, **{name: summary[name] for name in ("ties", "no_spike", "sparsity")}, counts=counts, limited=limited
+    )
 
 
 def _read(path: Path, reader: Callable[[Path], Found], what: str) -> Found:
@@ -305,11 +254,3 @@ def _read(path: Path, reader: Callable[[Path], Found], what: str) -> Found:
         return reader(path)
     except (OSError, ValueError) as error:
         raise LoadError(f"publish: {path} must be {what}; {error!s:.500}") from error
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """Read a JSON object."""
-    values = parse_figures(read_regular(path))
-    if not isinstance(values, dict):
-        raise ValueError(f"it must hold a JSON object; got {type(values).__name__}")
-    return values

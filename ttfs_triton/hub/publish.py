@@ -38,8 +38,6 @@ class PublishOptions(BaseModel):
     """Hub name of the training data, if the run read them from a local folder."""
     network: str | None = None
     """FILE.py:FUNCTION that builds the network, if it is one of your own. The code itself is not published."""
-    evaluation: Path | None = None
-    """Folder that ttfs evaluate --output-dir wrote; its figures replace the run's."""
     chip: tuple[str, ...] = CARD_CHIPS
     """Chips of the energy table: names of presets, or your own TOML files."""
     commit_message: str = "Publish model"
@@ -60,7 +58,6 @@ def publish(
     *,
     private: bool = True,
     dry_run: bool = False,
-    evaluation: Path | None = None,
     dataset: str | None = None,
     network: str | nn.Module | None = None,
     license: str | None = None,
@@ -72,7 +69,7 @@ def publish(
     """Publish the best weights of a run, in one commit.
 
     Args:
-        run, repo_id, dry_run, evaluation, dataset, license, commit_message: see `PublishOptions`.
+        run, repo_id, dry_run, dataset, license, commit_message: see `PublishOptions`.
         private: only you, and the members of your organisation, can see the repository.
         network: a network of your own, or "file.py:function" that builds it; the code is not published.
         chips: chips of the energy table.
@@ -85,7 +82,7 @@ def publish(
     check_name(repo_id)
     if not dry_run:
         check_account(repo_id, token=token)
-    facts = read_facts(find_model(Path(run)), evaluation=evaluation, dataset=dataset, network=network)
+    facts = read_facts(find_model(Path(run)), dataset=dataset, network=network)
     package = make_package(facts, repo_id, license=license, chips=chips)
     show(package)
     if dry_run:
