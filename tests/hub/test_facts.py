@@ -134,3 +134,15 @@ def test_known_data_sets_have_names_licences_and_sources(tmp_path, monkeypatch):
     assert {value: without_paths(value) for value in paths} == paths
     for value in ("16C5-P2-128", 0.5, None, "owner/name", "owner/name@v1"):
         assert without_paths(value) == value
+
+
+def test_a_teacher_whose_folder_was_deleted_is_no_repository(run, tmp_path, monkeypatch):
+    (tmp_path / "nets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for teacher, published in (
+        ("runs/teacher", "teacher"),
+        ("nets/teacher", "teacher"),
+        ("org/teacher", "org/teacher"),
+    ):
+        change(run / "config.yaml", teacher=teacher, output_dir="runs/student")
+        assert read_facts(find_model(run)).settings["teacher"] == published

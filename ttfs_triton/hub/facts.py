@@ -110,11 +110,21 @@ def training_data(
     return UNNAMED
 
 
-def without_paths(value: Any) -> Any:
-    """A setting as it may be published: a path becomes the name of its file, unless only the Hub can have the name."""
+def without_paths(value: Any, runs: str = "") -> Any:
+    """A setting as it may be published: a path becomes the name of its file, unless it can only be a name on the Hub.
+
+    "runs/NAME" is no owner/name of the Hub if `runs` is a folder here or a part of the run's own output_dir: the
+    network may have been deleted since, or the run may have been made elsewhere.
+
+    Args:
+        value: value of the setting; only a text with slashes is changed.
+        runs: the run's output_dir.
+    """
     if isinstance(value, str) and re.search(r"[/\\]", value):
         hub = re.fullmatch(r"(?!.*\.toml)\w[\w.-]*/[\w.-]+(/[^@]+\.safetensors)?(@[\w./-]+)?", value)
-        return value if hub and not Path(value).exists() else Path(value.replace("\\", "/")).name
+        first = Path(value).parts[0]
+        local = first in Path(runs).parts or Path(first).exists()
+        return value if hub and not local else Path(value.replace("\\", "/")).name
     return value
 
 
@@ -230,7 +240,7 @@ def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | 
         weights_sha256=sha256,
         data=training_data(settings, model.description.dataset, model.description.network, dataset),
         results=results,
-        settings={key: without_paths(settings[key]) for key in published},
+        settings={key: without_paths(settings[key], str(settings.get("output_dir"))) for key in published},
         training=training,
         unrecorded_base=settings.get("weights") is not None and model.description.base_model is None,
     )
