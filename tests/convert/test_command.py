@@ -85,7 +85,7 @@ def test_origin_is_handed_on_through_two_conversions(vgg, tmp_path):
 
 
 def test_flags_reach_the_conversion(vgg, tmp_path):
-    flags = "--mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --readout first_spike --batch-norm-epsilon 1e-3 --encoder signed"
+    flags = "--mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --readout first_spike --encoder signed"
     flags += " --image-size 64 32"
     command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), *flags.split(), *COPY])
     config = load_network(tmp_path / "out").network.config

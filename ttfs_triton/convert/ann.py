@@ -283,11 +283,8 @@ class _Reader:
             self._refuse(node, f"{type(norm).__name__} that is not right behind a Conv2d or Linear")
         if norm.running_mean is None or norm.running_var is None:
             self._refuse(node, f"{type(norm).__name__} without running statistics")
-        name, least = str(node.target), float(norm.running_var.min())
-        if not norm.eps > 0:
-            raise ConversionError(f"convert: batch_norm_epsilon must be positive; got {norm.eps} for {name}.")
-        if least < 0:
-            raise ConversionError(f"convert: {name}.running_var must not be negative; got {least:.6g}.")
+        if not (least := float(norm.running_var.min()) + norm.eps) > 0:
+            raise ConversionError(f"convert: {node.target}.running_var + epsilon must be positive; got {least:.6g}.")
         folded = BatchNorm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
         layer.weight, layer.bias = folded.fold(layer.weight, layer.bias)
         layer.potential = node

@@ -118,8 +118,6 @@ class ConvertOptions(CalibrationImages):
     trained_as: TrainedAs | None = None
     """Which of the paper's networks the file holds; tensor names do not tell. ann: its ANN. direct, proxy: the spiking
     network of snn_directTrain_model.py or proxy_ann_model.py; spiking networks are not calibrated."""
-    batch_norm_epsilon: float = Field(1e-5, gt=0)
-    """Epsilon of the source's batch norms, which files of weights do not store."""
 
     # ---- network
     network: str | None = None
@@ -153,7 +151,7 @@ class ConvertOptions(CalibrationImages):
 
 
 # Flags for sources that are recognised by the names of their tensors; --network excludes them.
-_NAMED = ("trained_as", "batch_norm_epsilon", "replace_head", "keep_standardisation")
+_NAMED = ("trained_as", "replace_head", "keep_standardisation")
 
 
 def run(options: ConvertOptions) -> Converted | None:

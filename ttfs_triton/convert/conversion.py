@@ -79,7 +79,6 @@ def convert(
     replace_head: bool = False,
     seed: int = 0,
     keep_standardisation: bool = True,
-    batch_norm_epsilon: float = 1e-5,
     trained_as: TrainedAs | None = None,
     **overrides: Any,
 ) -> Converted:
@@ -98,7 +97,6 @@ def convert(
         replace_head: draw a new readout for `classes` classes; without it, another number of classes is an error.
         seed: seed of the new readout's weights.
         keep_standardisation: keep standardised weights and their gains, for further training; plain ones stay plain.
-        batch_norm_epsilon: epsilon of the source's batch norms; state dicts do not hold it.
         trained_as: see `TrainedAs`; needed for the paper's networks. Networks that were trained to spike are not
             calibrated, and keep their encoder, neuron and readout.
         **overrides: fields of `NetworkConfig` that the weights leave open: encoder, max_value, mean, std (of the
@@ -130,8 +128,6 @@ def convert(
             f"convert: overrides must be among {', '.join(sorted(FREE))}; got {', '.join(wrong)}. The weights "
             "determine all others."
         )
-    if not batch_norm_epsilon > 0:
-        raise ConversionError(f"convert: batch_norm_epsilon must be positive; got {batch_norm_epsilon}.")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     statistics = (overrides.get("mean"), overrides.get("std"))
     if any(_OURS.fullmatch(name) for name in weights.tensors):
@@ -145,7 +141,6 @@ def convert(
             statistics=statistics,
             fallback=fallback,
             config=weights.config,
-            epsilon=batch_norm_epsilon,
         )
         found = _foreign(weights, layout, trained_as)
     if not replace_head and classes not in (None, found.config.classes):

@@ -115,7 +115,6 @@ def foreign_layout(
     statistics: Statistics = (None, None),
     fallback: Statistics | None = None,
     config: Mapping[str, Any] | None = None,
-    epsilon: float = 1e-5,
 ) -> Layout:
     """Recognise a VGG network of another project by the names and shapes of its tensors.
 
@@ -126,7 +125,6 @@ def foreign_layout(
         statistics: mean and std of the network's training images. None: from `config`, else known values.
         fallback: mean and std to use if nothing else gives them.
         config: content of the config.json beside the weights, as timm writes it: mean, std and image size.
-        epsilon: epsilon of batch norms.
     Raises:
         ConversionError: the names match no known network, or not a whole one, or `trained_as` is needed.
     """
@@ -155,10 +153,10 @@ def foreign_layout(
     if names is PAPER:
         assumptions.append(f"trained as {trained_as}, as stated: the paper's networks share their names")
     modules = [
-        *_modules(tensors, convolutions, names, epsilon, padded=not latency),
+        *_modules(tensors, convolutions, names, padded=not latency),
         *average,
         ("", nn.Flatten()),
-        *_modules(tensors, dense, names, epsilon),
+        *_modules(tensors, dense, names),
     ]
     shape = (channels, size[0], size[1])
     return Layout(names.layout, tuple(modules[:-1]), shape, latency, mean, std, tuple(assumptions))
@@ -221,7 +219,7 @@ def _norm_of(name: str) -> str:
 
 
 def _modules(
-    tensors: Mapping[str, Tensor], chain: Mapping[str, int], names: Names, epsilon: float, padded: bool = True
+    tensors: Mapping[str, Tensor], chain: Mapping[str, int], names: Names, padded: bool = True
 ) -> Iterator[tuple[str, nn.Module]]:
     """Layers of a chain, each with its batch norm, activation and pool."""
     inputs = 0  # for the first layer: as many as its weight has
@@ -238,7 +236,7 @@ def _modules(
             if f"{norm}.running_mean" in tensors:
                 affine = bool({f"{norm}.weight", f"{norm}.bias"} & tensors.keys())
                 kind = nn.BatchNorm2d if maps else nn.BatchNorm1d
-                yield norm, kind(len(weight), epsilon, affine=affine)
+                yield norm, kind(len(weight), affine=affine)
         yield "", nn.Hardtanh(0.0, 1.0) if names is PAPER else nn.ReLU()
         if maps and behind == 2:
             yield "", nn.MaxPool2d(2)
