@@ -52,7 +52,7 @@ def bundled_facts(name: str) -> dict[str, Any]:
     return json.loads((bundled_folder(name) / FACTS).read_text(encoding="utf-8"))
 
 
-_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+\.safetensors))?(?:@(?P<revision>[\w./-]+))?")
+_HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(?:/(?P<file>[^@]+\.safetensors))?(?:@(?P<revision>[\w./-]+))?")
 
 
 @dataclass(frozen=True)
