@@ -40,8 +40,6 @@ class PublishOptions(BaseModel):
     """FILE.py:FUNCTION that builds the network, if it is one of your own. The code itself is not published."""
     chip: tuple[str, ...] = CARD_CHIPS
     """Chips of the energy table: names of presets, or your own TOML files."""
-    commit_message: str = "Publish model"
-    """First line of the commit."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +61,12 @@ def publish(
     license: str | None = None,
     chips: Sequence[str] = CARD_CHIPS,
     token: str | None = None,
-    commit_message: str = "Publish model",
     show: Callable[[Package], None] = lambda package: None,
 ) -> Published:
     """Publish the best weights of a run, in one commit.
 
     Args:
-        run, repo_id, dry_run, dataset, license, commit_message: see `PublishOptions`.
+        run, repo_id, dry_run, dataset, license: see `PublishOptions`.
         private: only you, and the members of your organisation, can see the repository.
         network: a network of your own, or "file.py:function" that builds it; the code is not published.
         chips: chips of the energy table.
@@ -89,7 +86,7 @@ def publish(
         return Published(package, None)
     open_repository(repo_id, private=private, token=token)
     try:
-        url = upload(package.files, repo_id, stale=(*ALLOWED, *FORMER), token=token, commit_message=commit_message)
+        url = upload(package.files, repo_id, stale=(*ALLOWED, *FORMER), token=token)
     except HubError as error:
         raise HubError(f"{error}\nNothing has changed in {repo_id}; {run} is as it was. Publish it again.") from error
     return Published(package, url)

@@ -263,14 +263,7 @@ def _check_rights(repo_id: str, who: dict) -> None:
         )
 
 
-def upload(
-    files: Mapping[str, bytes],
-    repo_id: str,
-    *,
-    stale: Iterable[str] = (),
-    token: str | None = None,
-    commit_message: str = "Publish model",
-) -> str:
+def upload(files: Mapping[str, bytes], repo_id: str, *, stale: Iterable[str] = (), token: str | None = None) -> str:
     """Upload files as one commit: all of them, or no change.
 
     Args:
@@ -278,7 +271,6 @@ def upload(
         repo_id: "owner/name" of an existing repository.
         stale: names of files that the commit removes if they exist and are not among `files`.
         token: access token. Default: the token of `hf auth login`, or HF_TOKEN.
-        commit_message: first line of the commit.
     Returns:
         The address of the commit.
     Raises:
@@ -290,6 +282,6 @@ def upload(
         removed = sorted(set(stale) & set(api.list_repo_files(repo_id)) - set(files))
         operations = [*(CommitOperationAdd(name, content) for name, content in files.items())]
         operations += [CommitOperationDelete(name) for name in removed]
-        return api.create_commit(repo_id, operations, commit_message=commit_message).commit_url
+        return api.create_commit(repo_id, operations, commit_message="Publish model").commit_url
 
     return _ask("publish", repo_id, call, sent=sum(map(len, files.values())))
