@@ -79,6 +79,8 @@ def test_prints_what_it_found_and_sweeps(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--output-dir", __file__], "File exists"),
+        (["--report", f"{__file__}/page.html"], "File exists"),
         (["--chip", "loihi2"], "No public per-operation figure"),
         (["--chip", "nowhere"], "must be"),
         (["--sample", "400"], "sample must be below 100"),
@@ -89,7 +91,8 @@ def test_prints_what_it_found_and_sweeps(trained, tmp_path, capsys):
         (["--dead-neurons", "0.7", "--stuck-neurons", "0.7"], "must be at most 1 together"),
     ],
 )
-def test_bad_options_are_refused(trained, flags, message, capsys):
+def test_bad_options_are_refused_before_the_network_runs(trained, flags, message, capsys, monkeypatch):
+    monkeypatch.setattr(command, "_find", lambda *_: pytest.fail("evaluates"))
     with pytest.raises(SystemExit) as found:
         evaluate(trained, *flags)
     assert message in f"{found.value}{capsys.readouterr().err}"

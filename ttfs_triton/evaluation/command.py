@@ -79,6 +79,9 @@ def run(options: EvaluationOptions) -> Found:
         data = load_test_images(loaded, **where, max_samples=options.max_test_samples, progress=True)
     if options.sample >= len(data):
         raise ValueError(f"evaluate: sample must be below {len(data)}, the number of images; got {options.sample}.")
+    for folder in (options.output_dir, options.report and options.report.parent):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)  # an unusable folder is noticed before the network runs
     failed: dict[str, str] = {}
     found = _find(options, loaded, data, chips, accelerator, frontier, failed)
     show(found)

@@ -49,14 +49,12 @@ def check_output(options: EvaluationOptions) -> None:
 
 
 def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
-    """Write the page and the output folder that the options ask for; returns the paths written."""
+    """Write the files that the options ask for into their folders, which exist; returns the paths written."""
     folder, page, paths = options.output_dir, found.page, list[Path]()
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / MAIN_FILE, figures(found, options.max_test_samples))
         paths.append(folder / MAIN_FILE)
     if options.report is not None:
-        options.report.parent.mkdir(parents=True, exist_ok=True)
         paths.append(report.write_page(options.report, page))
     return paths
 
