@@ -112,6 +112,8 @@ def test_channels_that_are_no_colours_need_tensors():
         (torch.full((3, 6, 5), float("nan")), ValueError, r"values in \[0, 1\]"),
         (torch.zeros(6, 5, 3), ValueError, r"must have shape \[C, height, width\] with C = 1 or 3; got \(6, 5, 3\)"),
         (torch.zeros(4), ValueError, "must have shape"),
+        (torch.tensor(0.5), ValueError, r"must have shape .*; got \(\)"),
+        (np.array(3, np.uint8), ValueError, r"must have shape .*; got \(\)"),
         (torch.zeros(3, 0, 5), ValueError, "must have shape"),
         (np.zeros((3, 6, 5), np.uint8), ValueError, r"must have shape \[height, width\] or \[height, width, C\]"),
         (np.zeros((6, 5, 3), np.float32), TypeError, "must be uint8 as an array; got float32. Give real values as"),

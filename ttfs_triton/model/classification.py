@@ -67,7 +67,7 @@ def _as_tensor(image: Any, preprocessing: Preprocessing, channels: int) -> Tenso
     """One image, [channels, height, width] float32 in [0, 1]."""
     if isinstance(image, Tensor):
         image = image[None] if image.ndim == 2 else image
-        _check_shape(image.ndim, tuple(image.shape), image.shape[0], channels, "[C, height, width]")
+        _check_shape(tuple(image.shape), 0, channels, "[C, height, width]")
         if image.is_floating_point():
             return _floats(image, preprocessing, channels)
         if image.dtype != torch.uint8:
@@ -75,7 +75,7 @@ def _as_tensor(image: Any, preprocessing: Preprocessing, channels: int) -> Tenso
         pixels = image.permute(1, 2, 0).cpu().numpy()
     elif isinstance(image, np.ndarray):
         pixels = image[:, :, None] if image.ndim == 2 else image
-        _check_shape(pixels.ndim, image.shape, pixels.shape[-1], channels, "[height, width] or [height, width, C]")
+        _check_shape(pixels.shape, -1, channels, "[height, width] or [height, width, C]")
         if pixels.dtype != np.uint8:
             raise TypeError(
                 f"must be uint8 as an array; got {pixels.dtype}. Give real values as a torch tensor [C, height, width]."
@@ -94,11 +94,11 @@ def _as_tensor(image: Any, preprocessing: Preprocessing, channels: int) -> Tenso
     return _pixels(Image.fromarray(pixels), preprocessing, fitted=pixels.shape[:2] == preprocessing.size)
 
 
-def _check_shape(dimensions: int, shape: tuple[int, ...], found: int, channels: int, rule: str) -> None:
-    allowed = {1, 3} if channels in (1, 3) else {channels}
-    if dimensions != 3 or found not in allowed or 0 in shape:
-        counts = " or ".join(map(str, sorted(allowed)))
-        raise ValueError(f"must have shape {rule} with C = {counts}; got {tuple(shape)}.")
+def _check_shape(shape: tuple[int, ...], axis: int, channels: int, rule: str) -> None:
+    """Raise ValueError unless a shape has three dimensions, of which `axis` is the channels."""
+    allowed = (1, 3) if channels in (1, 3) else (channels,)
+    if len(shape) != 3 or shape[axis] not in allowed or 0 in shape:
+        raise ValueError(f"must have shape {rule} with C = {' or '.join(map(str, allowed))}; got {shape}.")
 
 
 def _opened(path: Path, preprocessing: Preprocessing) -> Tensor:
