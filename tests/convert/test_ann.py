@@ -169,6 +169,9 @@ def test_mean_and_std_go_to_an_analog_encoder():
     torch.testing.assert_close(latency(images), model(images), atol=1e-4, rtol=1e-4)
     with pytest.raises(ConversionError, match="encoder must be analog with mean and std; got latency"):
         convert_ann(model, images, encoder="latency", mean=mean)
+    for wrong in ({"mean": mean}, {"mean": [0.5], "std": std}):  # gray images, which would be seen as three channels
+        with pytest.raises(ConversionError, match=r"mean and std must have one entry per channel \(1\); got"):
+            convert_ann(model, images[:, :1], **wrong)
     with pytest.raises(ConversionError, match="encoder must be latency unless the first layer is a plain"):
         convert_ann(plain(), images[:, :, :4, :4], encoder="analog")
 

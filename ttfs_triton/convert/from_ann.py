@@ -180,6 +180,8 @@ def convert_ann(
 def _normalised(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
     channels = images.shape[1]
     values = (mean or [0.0] * channels, std or [1.0] * channels)
+    if any(len(each) != channels for each in values):
+        raise ConversionError(f"convert_ann: mean and std must have one entry per channel ({channels}); got {values}.")
     centre, spread = (torch.tensor(each, dtype=images.dtype, device=images.device).view(-1, 1, 1) for each in values)
     return (images - centre) / spread
 
