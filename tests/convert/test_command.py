@@ -156,9 +156,12 @@ def test_recipe_calibrates_on_images(tmp_path, capsys):
     assert load_network(tmp_path / "out").network.config.neuron == Neuron()
 
 
-def test_networks_of_ours_need_no_images(own, tmp_path):
-    command.main(None, [str(own), "--output-dir", str(tmp_path / "out"), "--psp-persistence", "0.5"])
+def test_networks_of_ours_need_no_images_and_get_no_initial_potentials(tmp_path):
+    model = TTFSModel(ours(bias=False, neuron=Neuron(0.25)).config)
+    model.save_pretrained(tmp_path / "own")
+    command.main(None, [str(tmp_path / "own"), "--output-dir", str(tmp_path / "out"), "--psp-persistence", "0.5"])
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["calibration"] is None
+    assert described(tmp_path / "out").network == model.config.replace(neuron=Neuron(0.5))
 
 
 @pytest.mark.parametrize(

@@ -290,10 +290,10 @@ def description_of(converted: Converted) -> ModelDescription:
 def _overrides(options: ConvertOptions, weights: Weights) -> dict[str, Any]:
     names = ("mean", "std", "readout", "encoder")
     overrides = {name: value for name in names if (value := getattr(options, name)) is not None}
-    if options.calibrate and options.trained_as in (None, "ann"):
+    source = weights.description()
+    if options.calibrate and options.trained_as in (None, "ann") and source is None:
         overrides["bias"] = True
     if options.psp_persistence is not None:
-        source = weights.description()
         neuron = source.network.neuron if source is not None and isinstance(source.network, NetworkConfig) else Neuron()
         overrides["neuron"] = dataclasses.replace(neuron, psp_persistence=options.psp_persistence)
     return overrides
