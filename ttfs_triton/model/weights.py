@@ -112,19 +112,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load tensors into a network, strictly: every tensor is used, every parameter found.
-
-    The network takes the tensors' precision.
+    """Load tensors, which `read_model` has compared with the network; the network takes their precision.
 
     Raises:
-        LoadError: the tensors are another network's, or of several floating types; the message names `path`.
+        LoadError: the tensors are of several floating types; the message names `path`.
     """
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(kinds) > 1:
         raise LoadError(f"load: {path} must be of one floating type; got {', '.join(sorted(map(str, kinds)))}.")
-    try:
-        for kind in kinds:
-            network.to(kind)
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise LoadError(f"load: {path} must hold the network of its config.json; {error}") from error
+    for kind in kinds:
+        network.to(kind)
+    network.load_state_dict(tensors)
