@@ -1,6 +1,6 @@
 """Conversion of any ANN that `torch.fx` traces to convolutions, linear layers and operations that fold into them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -98,7 +98,6 @@ def convert_ann(
     percentile: float = 99.9,
     batch_size: int = 64,
     seed: int = 0,
-    progress: Callable[[str], None] = lambda name: None,
 ) -> tuple[nn.Module, ANNReport]:
     """Convert a trained ANN into a spiking network: trace, fold, scale, calibrate, compare.
 
@@ -120,7 +119,6 @@ def convert_ann(
             without an upper bound.
         batch_size: images that run at once.
         seed: seed of the drawn activations that clips and initial potentials are fitted to.
-        progress: called with each layer's name before the layer is calibrated.
     Returns:
         The network, in evaluation mode, on the images' device: a `TTFSNetwork` if a specification describes the model,
         else a module of our layers that `network_graph` accepts. And a report of the losses.
@@ -159,7 +157,7 @@ def convert_ann(
     copied, same = _compare(traced, read, network, images, clips, batch_size)
     found, calibration = copied, None
     if calibrate and psp_persistence > 0:
-        calibration = calibrate_network(network, images, progress=progress, **options)
+        calibration = calibrate_network(network, images, **options)
         found, same = _compare(traced, read, network, images, clips, batch_size)
     stages = network_graph(network, traced.image_shape).weighted
     layers = [
