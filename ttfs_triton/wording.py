@@ -51,7 +51,8 @@ def energy(pj: float | None) -> str:
     """Picojoules in a unit that reads well: "12.3 nJ"; "–" if the energy is not known."""
     if pj is None or not math.isfinite(pj):
         return "–"
-    unit, size = energy_unit(pj)
+    units = (("pJ", 1.0), ("nJ", 1e3), ("µJ", 1e6), ("mJ", 1e9))
+    unit, size = next((entry for entry in units if abs(pj) < 999.5 * entry[1]), ("J", 1e12))
     return f"{pj / size:.3g} {unit}"
 
 
@@ -61,12 +62,6 @@ def energy_range(amount: Range | None) -> str:
         return "–"
     low, high = energy(amount.low), energy(amount.high)
     return energy(amount.nominal) + (f" ({low} to {high})" if low != high else "")
-
-
-def energy_unit(pj: float) -> tuple[str, float]:
-    """The unit in which an energy reads well, and how many picojoules it has."""
-    units = (("pJ", 1.0), ("nJ", 1e3), ("µJ", 1e6), ("mJ", 1e9))
-    return next((entry for entry in units if abs(pj) < 999.5 * entry[1]), ("J", 1e12))
 
 
 def duration(us: float | None) -> str:

@@ -88,8 +88,7 @@ class PageData:
         counts: counts of the network, from `count`.
         sample: an image for the spike raster.
         energy: one estimate for each chip.
-        chip: name of the chip whose energy is a headline figure, one of `energy`. Default: the first chip that prices
-            memory, else the first with any price.
+        chip: name of the chip whose energy is a headline figure, one of `energy`; None without energy.
         comparison, simulation, sweep, deadlines: further analyses.
         frontier, here: points of a sweep, and this network's row among them.
         facts: how the page was made (versions, device, date, command), in the order shown.
@@ -122,11 +121,8 @@ class PageData:
 
     @property
     def headline_energy(self) -> Estimate | None:
-        """The estimate for the headline, on `chip`; by default the first with a price for memory, or with any price."""
-        if self.chip is not None:
-            return next(found for found in self.energy if found.chip.name == self.chip)
-        priced = [found for found in self.energy if found.total is not None]
-        return next((found for found in priced if found.memory_included is not None), priced[0] if priced else None)
+        """The estimate for the headline, on `chip`; None without energy."""
+        return next((found for found in self.energy if found.chip.name == self.chip), None)
 
 
 def write_page(path: Path, data: PageData) -> Path:
