@@ -20,7 +20,7 @@ def texts(trained, tmp_path_factory):
     words = [str(trained), "--cpu", "--chip", *CARD_CHIPS, "--steps", str(CARD_STEPS), "--max-test-samples", "100"]
     words += ["--no-simulation", "--output-dir", str(folder), "--report", str(folder / "page.html")]
     evaluate("Evaluate.", words)
-    card = publish(trained, "alice/small", dry_run=True).package.card
+    card = publish(trained, "alice/small", dry_run=True).files["README.md"].decode()
     page = html.unescape((folder / "page.html").read_text()).replace("\u00a0", " ")
     return page, json.loads((folder / "evaluation.json").read_text()), card
 

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from tests.hub.test_facts import change
-from ttfs_triton.hub.card import ALLOWED, code, make_package, render_card, words
+from ttfs_triton.hub.card import ALLOWED, code, make_files, render_card, words
 from ttfs_triton.hub.facts import ModelFacts, read_facts
 from ttfs_triton.model import BaseModel, TTFSModel, find_model
 from ttfs_triton.model.files import read_model, write_model
@@ -109,9 +109,9 @@ def test_nothing_of_this_machine_is_published(run, monkeypatch):
     write_model(run / "best", tensors, description.replace(dataset="secret-project"))
     change(run / "summary.json", weights_sha256=find_model(run).sha256)
     (run / "best" / ".env").write_text("HF_TOKEN=hf_abcdefghijklmnop")
-    package = make_package(read_facts(find_model(run)), "org/name")
-    assert set(package.files) <= set(ALLOWED)
-    for name, content in package.files.items():
+    files = make_files(read_facts(find_model(run)), "org/name")
+    assert set(files) <= set(ALLOWED)
+    for name, content in files.items():
         for secret in SECRETS:
             assert secret.encode() not in content, f"{secret} in {name}"
 
@@ -138,10 +138,9 @@ def test_hostile_names_stay_text(facts):
 
 
 def test_package_holds_the_model_bit_for_bit(facts, trained, tmp_path):
-    package = make_package(facts, "org/name")
-    assert package.files["model.safetensors"] == (trained / "best" / "model.safetensors").read_bytes()
+    files = make_files(facts, "org/name")
+    assert files["model.safetensors"] == (trained / "best" / "model.safetensors").read_bytes()
     for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes(package.files[name])
+        (tmp_path / name).write_bytes(files[name])
     loaded = TTFSModel.from_pretrained(tmp_path)
     assert (loaded.config, loaded.class_names) == (facts.model.config, facts.model.class_names)
-    assert [(name, size) for name, size, _ in package.rows()] == [(n, len(c)) for n, c in package.files.items()]

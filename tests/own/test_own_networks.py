@@ -191,7 +191,8 @@ def test_trainer_trains_what_it_is_given_and_stops_when_told(tmp_path):
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert saved["network"] == "Sequential"
     assert best.description.dataset is None
-    assert "network=Sequential()" in publish(tmp_path / "run", "a/b", dry_run=True, network=network()).package.card
+    files = publish(tmp_path / "run", "a/b", dry_run=True, network=network()).files
+    assert b"network=Sequential()" in files["README.md"]
 
 
 def test_trainer_goes_on_with_the_same_network_only(tmp_path):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -158,30 +157,10 @@ def _settings(facts: ModelFacts) -> str:
     return yaml.safe_dump(used, sort_keys=False).replace("```", "").strip() if used else ""
 
 
-@dataclass(frozen=True)
-class Package:
-    """Files by their names in the repository; only names in `ALLOWED`."""
-
-    files: Mapping[str, bytes]
-
-    def rows(self) -> list[tuple[str, int, str]]:
-        """(name, bytes, SHA-256) of each file."""
-        return [(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in self.files.items()]
-
-    @property
-    def card(self) -> str:
-        """README.md."""
-        return self.files["README.md"].decode()
-
-
-def make_package(
-    facts: ModelFacts,
-    repo_id: str,
-    *,
-    license: str | None = None,
-    chips: Sequence[str] = CARD_CHIPS,
-) -> Package:
-    """Make all files of a model to publish; arguments and errors as of `render_card`.
+def make_files(
+    facts: ModelFacts, repo_id: str, *, license: str | None = None, chips: Sequence[str] = CARD_CHIPS
+) -> dict[str, bytes]:
+    """Contents of all files of a model to publish, by names in `ALLOWED`; arguments and errors as of `render_card`.
 
     The weights are bit-identical to the loaded ones; their header holds the hash of this config.json.
     """
@@ -192,4 +171,4 @@ def make_package(
     if facts.settings:
         files["training.yaml"] = yaml.safe_dump(dict(facts.settings), sort_keys=False, allow_unicode=True).encode()
     assert set(files) <= set(ALLOWED)
-    return Package(files)
+    return files

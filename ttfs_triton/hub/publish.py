@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from ttfs_triton.command_line import run_command
-from ttfs_triton.hub.card import ALLOWED, CARD_CHIPS, FORMER, Package, make_package
+from ttfs_triton.hub.card import ALLOWED, CARD_CHIPS, FORMER, make_files
 from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model.hub import HubError, check_account, check_name, open_repository, upload
 from ttfs_triton.model.locate import find_model
@@ -44,9 +45,9 @@ class PublishOptions(BaseModel):
 
 @dataclass(frozen=True)
 class Published:
-    """Published files, and the address of their commit; None after a dry run."""
+    """Contents of the published files by name, and the address of their commit; None after a dry run."""
 
-    package: Package
+    files: dict[str, bytes]
     url: str | None
 
 
@@ -61,7 +62,6 @@ def publish(
     license: str | None = None,
     chips: Sequence[str] = CARD_CHIPS,
     token: str | None = None,
-    show: Callable[[Package], None] = lambda package: None,
 ) -> Published:
     """Publish the best weights of a run, in one commit.
 
@@ -71,7 +71,6 @@ def publish(
         network: a network of your own, or "file.py:function" that builds it; the code is not published.
         chips: chips of the energy table.
         token: access token. Default: the token of `hf auth login`, or HF_TOKEN.
-        show: called with the files before they are sent.
     Raises:
         HubError: no token, no right to write there, a repository of another visibility, or no connection.
         LoadError, ValueError: files or options that cannot be published; nothing has been sent.
@@ -80,29 +79,25 @@ def publish(
     if not dry_run:
         check_account(repo_id, token=token)
     facts = read_facts(find_model(Path(run)), dataset=dataset, network=network)
-    package = make_package(facts, repo_id, license=license, chips=chips)
-    show(package)
+    files = make_files(facts, repo_id, license=license, chips=chips)
     if dry_run:
-        return Published(package, None)
+        return Published(files, None)
     open_repository(repo_id, private=private, token=token)
     try:
-        url = upload(package.files, repo_id, stale=(*ALLOWED, *FORMER), token=token)
+        url = upload(files, repo_id, stale=(*ALLOWED, *FORMER), token=token)
     except HubError as error:
         raise HubError(f"{error}\nNothing has changed in {repo_id}; {run} is as it was. Publish it again.") from error
-    return Published(package, url)
+    return Published(files, url)
 
 
 def run(options: PublishOptions) -> None:
     """Publish a run, and print the files with their hashes; after a dry run, the card too."""
-
-    def show(package: Package) -> None:
-        for name, size, sha256 in package.rows():
-            print(f"{sha256}  {size:>12,} bytes  {name}")
-
     values = options.model_dump(exclude={"public", "chip"})
-    found = publish(**values, private=not options.public, chips=options.chip, show=show)
+    found = publish(**values, private=not options.public, chips=options.chip)
+    for name, content in found.files.items():
+        print(f"{hashlib.sha256(content).hexdigest()}  {len(content):>12,} bytes  {name}")
     if options.dry_run:
-        print(f"{found.package.card}\ndry run: nothing was sent to {options.repo_id}")
+        print(f"{found.files['README.md'].decode()}\ndry run: nothing was sent to {options.repo_id}")
     else:
         print(f"published {'for everybody' if options.public else 'privately'}: {found.url}")
 

@@ -180,7 +180,7 @@ def _histogram(axes: Axes, layer: LayerCounts) -> None:
 
 def energy_svg(estimates: Sequence[Estimate]) -> str | None:
     """Total energy with its range on each chip, open if terms have no price; None unless two chips have prices."""
-    totals = priced(estimates)
+    totals = [(found, found.total) for found in estimates if found.total is not None and found.total.nominal > 0]
     if len(totals) < 2:
         return None
     return page_svg("energy", 0.8 + 0.3 * len(totals), lambda figure: _chips_on(figure.subplots(), totals))
@@ -225,11 +225,6 @@ def lines_svg(
             legend_below(figure, axes, columns=1)
 
     return page_svg(name, 3.4 + 0.2 * len(lines), draw)
-
-
-def priced(estimates: Sequence[Estimate]) -> list[tuple[Estimate, Range]]:
-    """Estimates whose total is above 0, each with its total."""
-    return [(found, found.total) for found in estimates if found.total is not None and found.total.nominal > 0]
 
 
 def _chips_on(axes: Axes, totals: Sequence[tuple[Estimate, Range]]) -> None:
