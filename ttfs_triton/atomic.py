@@ -15,9 +15,8 @@ PARTIAL = "partial"  # unfinished files and folders are named `.<name>.partial-<
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file in one step: write a temporary file beside it, sync it, rename it, sync the folder.
 
-    Args:
-        path: the file; its folder must exist. The new file's mode follows the umask.
-        data: the whole new content.
+    The folder must exist. The new file's mode follows the umask.
+
     Raises:
         OSError: the write failed; the old file, if any, is untouched and no temporary file is left.
     """
@@ -47,12 +46,9 @@ def write_json(path: Path, obj: Any) -> None:
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """Serialise named tensors in the safetensors format.
+    """Named dense tensors, of any shape, dtype, device and memory layout, in the safetensors format.
 
-    Args:
-        tensors: name → dense tensor of any shape, dtype, device and memory layout. Every name gets its
-            own copy of the values, so tied weights are written once per name and strides are not kept.
-        metadata: strings for the file's header. Default: none.
+    Each name gets its own copy of the values: tied weights are written once per name. `metadata` goes into the header.
     """
     dense: dict[str, Tensor] = {}
     storages: set[int] = set()

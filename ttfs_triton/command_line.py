@@ -40,13 +40,9 @@ def program() -> str:
 
 
 def start(module: str, *arguments: Any) -> None:
-    """Import a module and call its `main`, as the whole program; Ctrl-C ends it with one line and code 130.
+    """Import a module and call its `main(*arguments)`, as the whole program; Ctrl-C ends it with one line and code 130.
 
     A training run handles the first Ctrl-C itself, and saves. See `ttfs_triton.train.device`.
-
-    Args:
-        module: name of a module with a function `main`.
-        arguments: passed to `main`.
     """
     main_process = os.getpid()
 
@@ -181,10 +177,9 @@ def _with_values(groups: Sequence[type[BaseModel]], arguments: Sequence[str]) ->
 def problem_lines(
     error: ValidationError, hidden: str = "", unknown: Callable[[str], str] = lambda key: "there is no such key"
 ) -> list[str]:
-    """A line for each invalid key: `  key: rule; got value`.
+    """A line for each invalid key of pydantic's error: `  key: rule; got value`.
 
     Args:
-        error: pydantic's error.
         hidden: part of a key's path to leave out, since users do not see it.
         unknown: gives the message for a key that does not exist.
     """
@@ -209,11 +204,8 @@ def text_of(error: Exception) -> str:
 
 @contextmanager
 def plain_errors(*errors: type[Exception], traceback: bool = False) -> Iterator[None]:
-    """End the program if the block raises one of these errors: print its text, without a traceback.
+    """End the program if the block raises one of these errors: print its text, and its traceback only if asked to.
 
-    Args:
-        errors: types of errors that the user can fix.
-        traceback: print the traceback, too.
     Raises:
         SystemExit: with the error's `exit_code`, if it has one, else with 1.
     """

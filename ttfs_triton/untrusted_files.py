@@ -12,11 +12,8 @@ import yaml
 
 
 def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
-    """Content of a regular file.
+    """Content of a regular file of at most `most_bytes`.
 
-    Args:
-        path: the file.
-        most_bytes: largest size that is read. Default: any.
     Raises:
         FileNotFoundError: the file does not exist.
         OSError: the file cannot be read, is no regular file or is too large, or its name is not valid.
@@ -73,10 +70,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Keys and values of a YAML file; {} for an empty file.
+    """Keys and values of a YAML file in UTF-8, of at most `MAX_BYTES`; {} for an empty file.
 
-    Args:
-        path: YAML file in UTF-8, of at most `MAX_BYTES`.
     Raises:
         FileNotFoundError: the file does not exist.
         YamlError: the file cannot be read, is too large, is no YAML, or is no mapping with names as keys.

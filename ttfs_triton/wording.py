@@ -78,13 +78,7 @@ def weight_bits_label(bits: int | None) -> str:
 
 
 def interval(share: float, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % confidence interval of a share found in independent trials.
-
-    Args:
-        share: in [0, 1].
-        trials: at least 1.
-    Source: Wilson, JASA 22 (1927).
-    """
+    """Wilson's 95 % confidence interval of a share, in [0, 1], found in independent trials (JASA 22, 1927)."""
     z = 1.959964
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))

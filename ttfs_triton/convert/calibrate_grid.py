@@ -159,8 +159,8 @@ def run(options: CalibrateOptions) -> Calibration:
     """Calibrate a network, print the result and write the output folder.
 
     Raises:
-        ConversionError: the output folder is not empty; nothing has been written.
-        ValueError: the network does not exist, the grid's registers are too small, or the images do not fit.
+        ValueError: the output folder is not empty, the network does not exist, the grid's registers are too small, or
+            the images do not fit; nothing has been written.
         OSError, RuntimeError: the images cannot be downloaded or decoded, or the folder cannot be written.
     """
     check_folder("calibrate", options.output_dir)

@@ -24,24 +24,16 @@ Tensors = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 def model_bytes(tensors: Mapping[str, Tensor], description: ModelDescription) -> dict[str, bytes]:
-    """The content of both files by their names; the same model gives the same bytes.
-
-    Args:
-        tensors: the model's `state_dict()`, on any device.
-        description: the model's description.
-    """
+    """The content of both files by their names; the same `state_dict()`, on any device, gives the same bytes."""
     config = (json.dumps(description.to_dict(), indent=2, ensure_ascii=False) + "\n").encode()
     return {CONFIG: config, WEIGHTS: weight_bytes(tensors, {CONFIG_CHECKSUM: _sha256(config)})}
 
 
 def write_model(folder: Path, tensors: Mapping[str, Tensor], description: ModelDescription) -> None:
-    """Write both files, each whole or not at all.
+    """Write the files of `model_bytes` into an existing folder, each whole or not at all.
 
     If the process is killed in between, the old weights are refused beside the new config.json.
 
-    Args:
-        folder: an existing folder.
-        tensors, description: as in `model_bytes`.
     Raises:
         OSError: a file cannot be written.
     """

@@ -195,13 +195,9 @@ def download(
 
 
 def check_account(repo_id: str, *, token: str | None = None) -> None:
-    """Check that there is a valid token that may write under this owner's name. Changes nothing.
+    """Raise HubError unless a token may write under the owner of "owner/name". Changes nothing.
 
-    Args:
-        repo_id: "owner/name".
-        token: access token. Default: the token of `hf auth login`, or HF_TOKEN.
-    Raises:
-        HubError: the check failed; the message says why, and what to do.
+    `token` is by default the token of `hf auth login`, or HF_TOKEN.
     """
     check_name(repo_id)
     if constants.is_offline_mode():
@@ -270,7 +266,7 @@ def upload(files: Mapping[str, bytes], repo_id: str, *, stale: Iterable[str] = (
         files: contents by their names.
         repo_id: "owner/name" of an existing repository.
         stale: names of files that the commit removes if they exist and are not among `files`.
-        token: access token. Default: the token of `hf auth login`, or HF_TOKEN.
+        token: as in `check_account`.
     Returns:
         The address of the commit.
     Raises:

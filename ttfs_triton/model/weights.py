@@ -41,9 +41,9 @@ class Header:
 def weight_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """The content of a safetensors file with a checksum; the same tensors give the same bytes.
 
-    Args:
-        tensors: a `state_dict()`, on any device; `torch.compile`'s prefixes are removed from the names.
-        metadata: more texts for the header. Default: none.
+    Tensors may be on any device. `torch.compile`'s prefixes are removed from their names; `metadata` goes into the
+    header.
+
     Raises:
         ValueError: the tensors hold values that are not finite.
     """

@@ -126,11 +126,8 @@ class PageData:
 
 
 def write_page(path: Path, data: PageData) -> Path:
-    """Write the page atomically and return its path.
+    """Write the page as an HTML file into an existing folder, in place of an older one; returns its path.
 
-    Args:
-        path: path of the HTML file, in an existing folder. An existing file is replaced.
-        data: figures to show.
     Raises:
         RuntimeError: matplotlib is not installed.
         OSError: the file cannot be written; an existing file is untouched.
