@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic_core import to_jsonable_python
+from rich.markup import escape
 from torch import Tensor, nn
 
 from ttfs_kernels import Neuron
@@ -18,17 +20,66 @@ from ttfs_triton.convert.ann import trace_ann
 from ttfs_triton.convert.build import specification_of
 from ttfs_triton.convert.calibration import Calibration, calibrate_network, fit_range
 from ttfs_triton.convert.layouts import NO_STATISTICS, PAPER, Layout, Statistics, TrainedAs, foreign_layout
-from ttfs_triton.convert.report import BATCH_NORM, ConversionReport, LayerEntry
 from ttfs_triton.convert.source import ConversionError, Weights, open_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork, standardise_weight
 from ttfs_triton.nn.folding import BatchNorm, fold_tensors, has_batch_norm
 from ttfs_triton.nn.weighted import WeightedLayer
+from ttfs_triton.terminal import TerminalTable
 
 _OURS = re.compile(r"(?:features\.(?:conv|fc)\d+|readout)\..+")
 # Fields of the network's configuration that the weights leave open; all others are the source's.
 FREE = frozenset("encoder max_value mean std readout neuron bias initial_gain dropout".split())
-DIRECT_DERIVATIVE_CLIP = 1e5
 SPIKING = "the source is a spiking network; its weights are copied"
+
+
+@dataclass(frozen=True)
+class LayerEntry:
+    """Source of one layer of the converted network.
+
+    Attributes:
+        name: name of the layer: "conv1", ..., "fc1", ..., "readout".
+        sources: names of the source's tensors; empty for a layer with new random weights.
+        folded: operations folded into its weights and initial potentials, in words.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    folded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """A conversion, layer by layer. Tensors that fit no layer are not listed: they stop the conversion.
+
+    Attributes:
+        source, format, sha256, revision: origin of the weights; see `Weights`.
+        layout, specification: names of the recognised layout and of the network's layers.
+        layers: one entry for each layer with weights.
+        notes: containers opened, assumptions, and changes made on request.
+        head_replaced: the readout has new random weights, so that its classes are no longer the source's.
+    """
+
+    source: str
+    format: str
+    sha256: str
+    revision: str | None
+    layout: str
+    specification: str
+    layers: tuple[LayerEntry, ...]
+    notes: tuple[str, ...]
+    head_replaced: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return to_jsonable_python(self)
+
+    def table(self) -> TerminalTable:
+        """The report as a table for a terminal."""
+        revision = f" at {self.revision[:12]}" if self.revision else ""
+        rows = [(each.name, ", ".join(each.sources) or "drawn", ", ".join(each.folded)) for each in self.layers]
+        title = f"{self.source}{revision}, {self.layout}: {self.specification}"
+        caption = escape("\n".join((f"SHA-256 {self.sha256}", *self.notes)))
+        return TerminalTable(title, ("layer", "from", "folded"), rows, caption=caption)
 
 
 @dataclass(frozen=True)
@@ -172,8 +223,7 @@ def calibrate_converted(
     Args:
         converted: result of `convert`, on the CPU; its network is changed in place.
         images: [N, in_channels, height, width], as the network reads them, on the device to compute on; 256 are enough.
-        percentile: see `convert_ann`.
-        progress: see `calibrate_network`.
+        percentile, progress: see `convert_ann` and `calibrate_network`.
     Returns:
         The converted network, on the CPU again, and the result of calibration.
     Raises:
@@ -223,7 +273,7 @@ def _own(
         sources = [name for name in tensors if name.startswith(f"{layer}.") and ".batch_norm." not in name]
         folded = ["weight standardisation"] if not keep and f"{layer}.weight_gain" in tensors else []
         if f"{layer}.batch_norm.running_var" in tensors:
-            sources, folded = [*sources, f"{layer}.batch_norm.*"], [*folded, BATCH_NORM]
+            sources, folded = [*sources, f"{layer}.batch_norm.*"], [*folded, "batch norm"]
         entries.append(LayerEntry(layer.removeprefix("features."), tuple(sources), tuple(folded)))
     notes = (SPIKING, *(["standardised weights folded into plain ones"] if gains and not keep else []))
     if own.grid is not None:
@@ -277,7 +327,7 @@ def _foreign(weights: Weights, layout: Layout, trained_as: TrainedAs | None) -> 
         weight_standardisation=False,
     )
     if layout.name == PAPER.layout and trained_as == "direct":
-        config = config.replace(readout="potential_end", neuron=Neuron(derivative_clip=DIRECT_DERIVATIVE_CLIP))
+        config = config.replace(readout="potential_end", neuron=Neuron(derivative_clip=1e5))
     if layout.name == PAPER.layout and trained_as == "proxy" and not layout.latency:
         config = config.replace(encoder="signed")
     state, entries = {}, []
