@@ -47,15 +47,10 @@ def test_columns_can_be_named_and_classes_have_the_order_of_the_network(plain, t
         assert len(load_test_images(network, data_dir=tmp_path)) == 4
 
 
-def test_weights_are_finite_and_of_one_precision(plain, tmp_path):
+def test_networks_compute_in_float32_whatever_their_files_hold(plain, tmp_path):
     image = torch.rand(1, 1, 8, 8)
     expected = load_network(plain).network(image)
     for precision, tolerance in ((torch.float64, 0.0), (torch.float16, 1e-2)):
         TTFSModel.from_pretrained(plain).to(precision).save_pretrained(tmp_path / str(precision))
         found = load_network(tmp_path / str(precision)).network(image)
         torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
-    broken = TTFSModel.from_pretrained(plain)
-    with torch.no_grad():
-        next(broken.parameters()).view(-1)[0] = torch.nan
-    with pytest.raises(ValueError, match=r"weights must be finite; got 1 of \d+ values of .*conv1"):
-        broken.save_pretrained(tmp_path / "broken")

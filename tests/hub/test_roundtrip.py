@@ -67,14 +67,18 @@ def test_hub_gives_the_same_logits(published, hub, client, logits):
     assert client.run("print(model.description.dataset, model.description.library['name'])") == "sample ttfs-triton\n"
 
 
-def test_hub_gives_a_model_on_a_device(published, hub, here, trained, device):
+def test_hub_gives_a_model_on_a_device_and_takes_it_without_its_run(published, hub, here, trained, device):
     images = torch.rand(3, 1, 28, 28)
     model = TTFSModel.from_pretrained(published, device=device)
     logits = model(images.to(device))
     assert logits.device == device
     torch.testing.assert_close(logits.cpu(), TTFSModel.from_pretrained(trained)(images), rtol=1e-4, atol=1e-4)
-    model.push_to_hub(f"org/from-{device.type}", license="mit")
-    ours, theirs = (load(hub.files(name)["model.safetensors"]) for name in (f"org/from-{device.type}", published))
+    pushed = f"alice/from-{device.type}"
+    assert model.push_to_hub(pushed, license="mit").startswith(f"{hub.url}/{pushed}/commit/")
+    assert hub.repositories[pushed].private
+    assert set(hub.files(pushed)) == {"model.safetensors", "config.json", "README.md"}
+    assert b"Not evaluated." in hub.files(pushed)["README.md"]
+    ours, theirs = (load(hub.files(name)["model.safetensors"]) for name in (pushed, published))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
@@ -137,14 +141,3 @@ def test_recipe_evaluates_what_is_on_the_hub(published, here, trained, capsys):
     shown = capsys.readouterr().out
     assert f"accuracy                 {summary['test_accuracy']:.2%}" in shown
     assert "100 images" in shown
-
-
-def test_model_without_a_run_is_pushed(published, hub, here):
-    model = TTFSModel.from_pretrained("org/model")
-    url = model.push_to_hub("alice/pushed", license="mit")
-    assert url.startswith(f"{hub.url}/alice/pushed/commit/")
-    assert hub.repositories["alice/pushed"].private
-    assert set(hub.files("alice/pushed")) == {"model.safetensors", "config.json", "README.md"}
-    assert b"Not evaluated." in hub.files("alice/pushed")["README.md"]
-    again = TTFSModel.from_pretrained("alice/pushed").state_dict()
-    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -258,13 +257,6 @@ def test_recipe_names_a_builder_and_runs_it_only_if_the_user_says_so(tmp_path):
     with pytest.raises(ConfigError, match=r"code that only a file names is not run\. Add --network FILE\.py:FUNCTION"):
         parse_config(recipe, "", resume)
     assert parse_config(recipe, "", [*resume, "--network", "theirs.py:build"]).network == "theirs.py:build"
-
-
-def test_the_shown_network_is_one(monkeypatch):
-    root = Path(__file__).parents[2]
-    monkeypatch.setattr("sys.path", [*sys.path])
-    built = build_network_of(f"{root}/recipes/own_network.py:build", in_channels=3, image_size=(32, 32), classes=10)
-    assert TTFSModel(built, image_shape=(3, 32, 32)).graph.windows == 6
 
 
 def test_any_network_decides_about_images():
