@@ -32,7 +32,7 @@ def test_mappings_are_read(tmp_path, content, expected):
         (b"[" * 10_000, "must be nested at most 20 deep"),
         (b"{[1]: 2}", "must be valid YAML"),
         (b"- 1\n", "must hold `key: value` lines; got list"),
-        (b"1: 2\n", "must hold `key: value` lines; got keys that are no names"),
+        (b"1: 2\n", "must hold `key: value` lines; got keys that are not names"),
         (b"a: 1\nb: 2\na: 3\n", "must have each key once; got 'a' twice"),
         (b"a: {b: 1, b: 2}\n", "must have each key once; got 'b' twice"),
     ],

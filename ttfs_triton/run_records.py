@@ -111,7 +111,7 @@ def parse_figures(content: bytes) -> Any:
     """Parse JSON text, and refuse numbers that are too large to be a figure of a run.
 
     Raises:
-        ValueError: the text is no JSON, brackets are nested too deeply, or a number is out of range.
+        ValueError: the text is not JSON, brackets are nested too deeply, or a number is out of range.
     """
 
     def bounded(kind: type[int] | type[float], digits: str) -> int | float:

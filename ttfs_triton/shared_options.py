@@ -23,7 +23,7 @@ class Faults:
         stuck_neurons: share of the hidden neurons that always fire at their window's start.
         lost_spikes: share of the spikes, of hidden neurons and of a latency encoder, that reach no synapse.
     Raises:
-        ValueError: a value that is no number or out of range; dead and stuck neurons together more than all neurons.
+        ValueError: a value is not a number or out of range, or dead and stuck neurons together are more than all.
     Example:
         >>> Faults(spike_jitter=0.05, lost_spikes=0.01).text()
         'spike jitter 0.05 windows, 1% of spikes lost'

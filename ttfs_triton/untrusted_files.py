@@ -16,7 +16,7 @@ def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        OSError: the file cannot be read, is no regular file or is too large, or its name is not valid.
+        OSError: the file cannot be read, is not a regular file or is too large, or its name is not valid.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -74,7 +74,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        YamlError: the file cannot be read, is too large, is no YAML, or is no mapping with names as keys.
+        YamlError: the file cannot be read, is too large, is not YAML, or is not a mapping with names as keys.
     """
     try:
         content = read_regular(path, MAX_BYTES)
@@ -89,7 +89,7 @@ def parse_mapping(content: bytes) -> dict[str, Any]:
     """Keys and values of a YAML file's content; {} if it is empty.
 
     Raises:
-        YamlError: the content is no YAML, or no mapping with names as keys.
+        YamlError: the content is not YAML, or not a mapping with names as keys.
     """
     loader = None
     try:
@@ -107,6 +107,6 @@ def parse_mapping(content: bytes) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        got = type(values).__name__ if not isinstance(values, dict) else "keys that are no names"
+        got = type(values).__name__ if not isinstance(values, dict) else "keys that are not names"
         raise YamlError(f"must hold `key: value` lines; got {got}.")
     return values

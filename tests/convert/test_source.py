@@ -317,7 +317,7 @@ def test_repository_is_read(hub, source, file, config):
     [
         ("org/many", None, r"must hold model\.safetensors .*; it lacks model.* Name another file: owner/name/FIL"),
         ("org/both/vgg.safetensors", None, r"must hold vgg\.safetensors .*; it lacks vgg\.safetensors"),
-        ("org/private", None, r"no file or folder here; .*org/private must be readable"),
+        ("org/private", None, r"there is no file or folder org/private here; .*org/private must be readable"),
         ("org/many", "hf_forged", r"org/many must be readable, and your token valid"),
     ],
 )

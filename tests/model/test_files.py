@@ -101,11 +101,11 @@ def test_files_of_two_models_are_refused(folder, network, tmp_path_factory):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", r"config\.json must be what training wrote; it is no JSON"),
-        (b"\xff\xfe\xff", "it is no JSON"),
+        (b"{", r"config\.json must be what training wrote; it is not JSON"),
+        (b"\xff\xfe\xff", "it is not JSON"),
         (b"[1]", "format_version must be 3 or 4; got None"),
-        (b'{"a": ' * 100_000, "it is no JSON"),
-        (b'{"format_version": ' + b"1" * 5000 + b"}", "it is no JSON"),
+        (b'{"a": ' * 100_000, "it is not JSON"),
+        (b'{"format_version": ' + b"1" * 5000 + b"}", "it is not JSON"),
         (b'{"format_version": 99}', r"format_version must be 3 or 4; got 99\. Upgrade ttfs-triton"),
         (b" " * (MAX_CONFIG_BYTES + 1), "must be a readable file; .* at most 16777216 are allowed"),
         (None, "must describe the network of the weights; there is no such file"),

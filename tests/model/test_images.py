@@ -96,7 +96,7 @@ def test_channels_that_are_no_colours_need_tensors():
     assert torch.equal(one(image, preprocessing, 2), image)
     whole = torch.randint(0, 256, (2, 6, 5), dtype=torch.uint8)
     assert torch.equal(one(whole, preprocessing, 2), whole.float() / 255)
-    with pytest.raises(ValueError, match="image 0 must be a tensor: this network's channels are no colours"):
+    with pytest.raises(ValueError, match="image 0 must be a tensor: this network's channels are not colours"):
         one(Image.new("L", (5, 6)), preprocessing, 2)
     with pytest.raises(ValueError, match=r"must have shape .* with C = 2; got \(3, 6, 5\)"):
         one(torch.rand(3, 6, 5), preprocessing, 2)

@@ -227,7 +227,7 @@ def _find(source: str | Path) -> tuple[str, ModelFiles]:
         named = f" Name one of its files: {', '.join(others)}." if others else ""
         raise WeightsError(f"open_weights: {error}{named}") from error
     except HubError as error:
-        raise WeightsError(f"open_weights: {source} is no file or folder here; {error}") from error
+        raise WeightsError(f"open_weights: there is no file or folder {source} here; {error}") from error
     return path.resolve().name if path.is_dir() else str(source), found
 
 

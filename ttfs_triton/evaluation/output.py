@@ -33,8 +33,7 @@ def check_output(options: EvaluationOptions) -> None:
     """Check before any work that the output can be written without overwriting files.
 
     Raises:
-        ValueError: an evaluation exists already, --report is no .html file or lacks matplotlib, or --frontier is given
-            without --report.
+        ValueError: a file exists, --report is not .html or lacks matplotlib, or --frontier is given without --report.
     """
     for path in (options.output_dir and options.output_dir / MAIN_FILE, options.report):
         if path is not None and path.exists() and not options.overwrite:

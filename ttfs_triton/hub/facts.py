@@ -92,7 +92,7 @@ def training_data(
         network: configuration of the network.
         stated: data set that the user names; it takes precedence.
     Raises:
-        ValueError: `stated` is no name on the Hub.
+        ValueError: `stated` is not a name on the Hub.
     """
     if stated is not None and stated != SAMPLE and not REPOSITORY.fullmatch(stated):
         raise ValueError(f'publish: dataset must be "{SAMPLE}" or owner/name on the Hub; got {stated!r}.')
@@ -113,7 +113,7 @@ def training_data(
 def without_paths(value: Any, runs: str = "") -> Any:
     """A setting as it may be published: a path becomes the name of its file, unless it can only be a name on the Hub.
 
-    "runs/NAME" is no owner/name of the Hub if `runs` is a folder here or a part of the run's own output_dir: the
+    "runs/NAME" is not taken for owner/name if `runs` is a folder here or a part of the run's own output_dir: the
     network may have been deleted since, or the run may have been made elsewhere.
 
     Args:
@@ -210,7 +210,7 @@ def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | 
         network: the user's own network, or "file.py:function" that builds it.
     Raises:
         LoadError: a file is damaged, or the run has not ended or was scored with other weights.
-        ValueError: `dataset` is no name on the Hub.
+        ValueError: `dataset` is not a name on the Hub.
     """
     model, sha256, run = TTFSModel.from_files(files, network), files.sha256, files.run
     settings, training, results = {}, {}, None

@@ -86,7 +86,7 @@ def _as_tensor(image: Any, preprocessing: Preprocessing, channels: int) -> Tenso
         return _pixels(image, preprocessing)
     else:
         raise TypeError(f"must be a Pillow image, a path, a uint8 array or a tensor; got {type(image).__name__}.")
-    if preprocessing.mode is None:  # the channels are no colours, so nothing is converted
+    if preprocessing.mode is None:  # the channels are not colours: nothing is converted
         if pixels.shape[:2] != preprocessing.size:
             raise ValueError(f"must be {preprocessing.size} pixels, {channels} channels; got {pixels.shape[:2]}.")
         return _scaled(pixels)
@@ -115,7 +115,7 @@ def _opened(path: Path, preprocessing: Preprocessing) -> Tensor:
 
 def _pixels(image: Image.Image, preprocessing: Preprocessing, fitted: bool = False) -> Tensor:
     if preprocessing.mode is None:
-        raise ValueError("must be a tensor: this network's channels are no colours of an image file.")
+        raise ValueError("must be a tensor: this network's channels are not colours, as an image file has.")
     return _scaled(
         image_pixels(image, preprocessing.size, preprocessing.mode, None if fitted else _crop(preprocessing))
     )

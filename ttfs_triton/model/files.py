@@ -91,7 +91,7 @@ def check_pair(config: bytes, header: Header, path: Path) -> Any:
         header: header of the weights.
         path: path of config.json, for messages.
     Raises:
-        LoadError: the weights were written with another config.json, or it is no JSON.
+        LoadError: the weights were written with another config.json, or it is not JSON.
     """
     known = header.metadata.get(CONFIG_CHECKSUM)
     if known is not None and known != _sha256(config):
@@ -102,7 +102,7 @@ def check_pair(config: bytes, header: Header, path: Path) -> Any:
     try:
         values = json.loads(config.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # also numbers with too many digits
-        raise LoadError(f"load: {path} must be what training wrote; it is no JSON ({error}).") from error
+        raise LoadError(f"load: {path} must be what training wrote; it is not JSON ({error}).") from error
     ours = {"format", CHECKSUM, CONFIG_CHECKSUM}
     paired = isinstance(values, dict) and values.get("format_version") in (SPECIFIED, OWN)
     if (paired or known is not None) and (header.metadata.keys() != ours or header.metadata["format"] != "pt"):

@@ -55,7 +55,7 @@ class OwnNetwork:
         """The description of a network that reads images.
 
         Raises:
-            ValueError: the network's inputs are no images (channels, height, width).
+            ValueError: the network's inputs are not images (channels, height, width).
         """
         if len(graph.image_shape) != 3:
             raise ValueError(f"OwnNetwork: image_shape must be (channels, height, width); got {graph.image_shape}.")

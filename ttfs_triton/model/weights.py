@@ -84,11 +84,11 @@ def read_header(path: Path) -> Header:
     """The header of a safetensors file; no tensor is read.
 
     Raises:
-        LoadError: the file is not there, is no safetensors file, or is cut off.
+        LoadError: the file is not there, is not a safetensors file, or is cut off.
     """
     try:
         with safetensors.safe_open(str(path), "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # `file` is no mapping
+            slices = {name: file.get_slice(name) for name in file.keys()}  # `file` is not a mapping
             tensors = {name: (_KINDS.get(part.get_dtype()), tuple(part.get_shape())) for name, part in slices.items()}
             return Header(tensors, file.metadata() or {})
     except (OSError, safetensors.SafetensorError) as error:
@@ -99,7 +99,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU.
 
     Raises:
-        LoadError: the file is not there, is no safetensors file, is cut off, fails its checksum if it has one, or holds
+        LoadError: the file is not there, is not a safetensors file, is cut off, does not match its checksum, or holds
             values that are not finite.
     """
     expected = read_header(path).metadata.get(CHECKSUM)

@@ -27,7 +27,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "ttfs-triton",
     "font.size": 10,
     "text.color": INK,
-    "text.parse_math": False,  # a name with a dollar sign is no formula
+    "text.parse_math": False,  # a name with a dollar sign is not a formula
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.titlelocation": "left",
