@@ -31,12 +31,9 @@ class ConvertedNetwork(nn.Module):
     Input [N, *image_shape] images, output [N, classes] logits.
 
     Args:
-        layers: the ANN's layers in the order of computation; the last is fully connected.
-        image_shape: shape of one image.
+        layers, image_shape: see `TracedANN`.
         analog: the first layer is a convolution that reads real pixels; else pixels are spike times.
-        mean, std: mean and standard deviation of each channel; with `analog` only.
-        neuron: properties of all neurons.
-        readout: when the logits are read.
+        mean, std, neuron, readout: see `build_network`; mean and std with `analog` only.
     Attributes:
         layers: this network's layers, by the names of the ANN's nodes.
     """

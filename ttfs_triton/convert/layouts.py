@@ -119,9 +119,8 @@ def foreign_layout(
     """Recognise a VGG network of another project by the names and shapes of its tensors.
 
     Args:
-        tensors: plain tensors by name.
+        tensors, trained_as: see `convert`.
         image_size: (height, width) of the converted network's images. None: the size that its head was made for.
-        trained_as: see `TrainedAs`; needed for the paper's networks, whose names are the same.
         statistics: mean and std of the network's training images. None: from `config`, else known values.
         fallback: mean and std to use if nothing else gives them.
         config: content of the config.json beside the weights, as timm writes it: mean, std and image size.

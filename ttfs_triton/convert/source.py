@@ -33,7 +33,7 @@ class WeightsError(ConversionError):
 
 
 def plain_tensors(content: object, most_bytes: int | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Find the tensors in the content of a file.
+    """Tensors by name in the content of a file; and containers opened, prefixes removed and keys left out, in words.
 
     Containers (`state_dict`, `model`, `net`, ..., nested too) are opened; a prefix that every name begins with
     (`module.`, `_orig_mod.`, `model.`, ..., repeated too) is removed.
@@ -41,8 +41,6 @@ def plain_tensors(content: object, most_bytes: int | None = None) -> tuple[dict[
     Args:
         content: a mapping of names to tensors, or containers around such a mapping.
         most_bytes: most bytes that all tensors may take: the size of the file. Default: any number.
-    Returns:
-        Tensors by name, without prefixes; and the containers opened, prefixes removed and keys left out, in words.
     Raises:
         WeightsError: there is no such mapping; tensors are sparse, quantised, complex or without data, repeat elements
             or take more than `most_bytes`; or values are not finite.

@@ -110,20 +110,16 @@ def training_data(
     return UNNAMED
 
 
-def without_paths(value: Any, runs: str = "") -> Any:
+def without_paths(value: Any, output_dir: str = "") -> Any:
     """A setting as it may be published: a path becomes the name of its file, unless it can only be a name on the Hub.
 
-    "runs/NAME" is not taken for owner/name if `runs` is a folder here or a part of the run's own output_dir: the
+    "runs/NAME" is not taken for owner/name if `runs` is a folder here or a part of the run's `output_dir`: the
     network may have been deleted since, or the run may have been made elsewhere.
-
-    Args:
-        value: value of the setting; only a text with slashes is changed.
-        runs: the run's output_dir.
     """
     if isinstance(value, str) and re.search(r"[/\\]", value):
         hub = re.fullmatch(r"(?!.*\.toml)\w[\w.-]*/[\w.-]+(/[^@]+\.safetensors)?(@[\w./-]+)?", value)
         first = Path(value).parts[0]
-        local = first in Path(runs).parts or Path(first).exists()
+        local = first in Path(output_dir).parts or Path(first).exists()
         return value if hub and not local else Path(value.replace("\\", "/")).name
     return value
 

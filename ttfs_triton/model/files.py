@@ -86,10 +86,8 @@ def read_config(path: Path) -> bytes:
 def check_pair(config: bytes, header: Header, path: Path) -> Any:
     """The JSON values of a config.json, if the weights were written with exactly this file; not checked any further.
 
-    Args:
-        config: content of the file. Without a format_version it is another project's, and needs no checksum.
-        header: header of the weights.
-        path: path of config.json, for messages.
+    Without a format_version, the file is another project's, and needs no checksum. `path` is for messages.
+
     Raises:
         LoadError: the weights were written with another config.json, or it is not JSON.
     """

@@ -175,15 +175,13 @@ class DownloadOptions(TypedDict, total=False):
 def download(
     repo_id: str, files: list[str], *, revision: str | None = None, **options: Unpack[DownloadOptions]
 ) -> Path:
-    """The folder with files of a repository, all of one commit, from the cache or the Hub.
+    """The folder with files of a repository, from the cache or the Hub; its name is the commit that all are of.
 
     Args:
         repo_id: "owner/name".
         files: names, or patterns with *; files that the repository lacks are left out.
         revision: branch, tag or commit. Default: the newest commit of main.
         **options: see `DownloadOptions`.
-    Returns:
-        The folder that holds them; its name is the commit.
     Raises:
         HubError: no such repository or revision, no right to read it, or no connection and nothing in the cache.
     """
@@ -260,15 +258,12 @@ def _check_rights(repo_id: str, who: dict) -> None:
 
 
 def upload(files: Mapping[str, bytes], repo_id: str, *, stale: Iterable[str] = (), token: str | None = None) -> str:
-    """Upload files as one commit: all of them, or no change.
+    """Upload files as one commit, all of them or none; returns the commit's address.
 
     Args:
-        files: contents by their names.
-        repo_id: "owner/name" of an existing repository.
+        files, repo_id: contents by their names, and "owner/name" of an existing repository.
         stale: names of files that the commit removes if they exist and are not among `files`.
         token: as in `check_account`.
-    Returns:
-        The address of the commit.
     Raises:
         HubError: the connection broke, or the Hub refused the commit.
     """

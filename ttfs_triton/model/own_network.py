@@ -124,13 +124,9 @@ def _plain(builder: str) -> str:
 def describe_network(
     network: nn.Module, image_shape: Sequence[int] | None = None, builder: str | None = None
 ) -> NetworkConfig | OwnNetwork:
-    """The description of a network in config.json.
+    """The description of a network in config.json; arguments and errors as of `network_graph`.
 
-    Args:
-        network, image_shape: as in `network_graph`, which checks a network other than a `TTFSNetwork`.
-        builder: name of the code that builds such a network. Default: the name of its class.
-    Raises:
-        NetworkError: as `network_graph`.
+    `builder` names the code that builds a network other than a `TTFSNetwork`. Default: the name of its class.
     """
     if isinstance(network, TTFSNetwork):
         return network.config
@@ -150,11 +146,9 @@ def file_and_function(source: str) -> tuple[Path, str]:
 def build_network_of(source: str, *, in_channels: int, image_size: tuple[int, int], classes: int) -> nn.Module:
     """The network that a function in the user's Python file builds; runs the file, its folder on the import path.
 
-    Call this only with a source that the user typed, never with one from a file that came with weights.
+    Call this only with a `source`, "file.py:function", that the user typed, never with one from a file that came with
+    weights. in_channels, image_size and classes are passed to the function if it has such parameters.
 
-    Args:
-        source: "file.py:function".
-        in_channels, image_size, classes: properties of the data, passed to the function if it has such parameters.
     Raises:
         ValueError: no such file or function, or it builds no `nn.Module`. Errors of the file itself are passed on.
     """

@@ -206,10 +206,7 @@ def lines_svg(
 
     Args:
         name: name of the figure, unique on its page.
-        lines: points (value, accuracy) by name of the line; "calibrated" in the name makes the line dashed.
-        title: title of the horizontal axis.
-        images: number of images over which accuracies were measured.
-        doubling: whether the horizontal axis has powers of two.
+        lines, images, title, doubling: see `accuracy_lines`; `images` are its samples.
         levels: accuracies to draw as horizontal lines, by name.
     """
     levels = levels or {}
