@@ -8,11 +8,13 @@ import pytest
 from huggingface_hub import ModelCard
 
 from tests.hub.test_facts import change
-from ttfs_triton.hub.card import ALLOWED, code, make_files, render_card, words
+from ttfs_triton.hardware import RunOptions, estimate
+from ttfs_triton.hub.card import ALLOWED, CARD_HEADERS, CARD_STEPS, code, make_files, render_card, words
 from ttfs_triton.hub.facts import ModelFacts, read_facts
 from ttfs_triton.model import BaseModel, TTFSModel, find_model
 from ttfs_triton.model.files import read_model, write_model
 from ttfs_triton.nn import NetworkConfig
+from ttfs_triton.wording import energy_range
 
 replace = dataclasses.replace
 
@@ -60,6 +62,14 @@ def test_metadata_and_results_are_what_the_hub_reads(facts):
     assert figures["accuracy"] == full.results.accuracy
     assert figures["sparsity"] == pytest.approx(full.results.sparsity, abs=1e-6)
     assert {(result.dataset_type, result.dataset_split) for result in data.eval_results} == {("ylecun/mnist", "test")}
+
+
+def test_energies_are_those_of_the_runs_counts(facts):
+    card = render_card(facts, "org/name", chips=["odin", "lemaire45:int8"])
+    for chip in ("odin", "lemaire45:int8"):
+        found = estimate(facts.results.counts, chip, RunOptions(steps=CARD_STEPS, gating=True))
+        (row,) = [line for line in card.splitlines() if line.startswith(f"| {chip} |")]
+        assert row.split(" | ")[CARD_HEADERS.index("all priced operations")] == energy_range(found.total)
 
 
 def test_a_model_without_results_says_so():
