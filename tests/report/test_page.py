@@ -131,8 +131,11 @@ def test_page_shows_the_figures(text):
     for figure in ("50.00%", "33.33%", "1 tied", f"{full_report().counts.sparsity:.3f}", "evaluate runs/small"):
         assert figure in words
     found = full_report().simulation
-    found = dataclasses.replace(found, settings=dataclasses.replace(found.settings, faults=Faults(lost_spikes=0.1)))
-    assert render_page(dataclasses.replace(full_report(), simulation=found)).count("10% of spikes lost") == 2
+    assert "8 bits, a scale for each channel" in words
+    settings = dataclasses.replace(found.settings, faults=Faults(lost_spikes=0.1), weight_bits=None)
+    found = render_page(dataclasses.replace(full_report(), simulation=dataclasses.replace(found, settings=settings)))
+    assert found.count("10% of spikes lost") == 2
+    assert "not rounded, a scale" not in found
 
 
 def test_page_escapes_hostile_names():
