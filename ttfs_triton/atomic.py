@@ -23,7 +23,10 @@ def write_bytes(path: Path, data: bytes) -> None:
     path = Path(path)
     aside = hidden_name(path, PARTIAL)
     try:
-        write_synced(aside, data)
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
@@ -59,14 +62,6 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None 
         storages.add(copy.untyped_storage().data_ptr())
         dense[name] = copy
     return to_safetensors(dense, metadata)
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file in place and wait until the disk has it; its name is safe only after `sync_folder`."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -82,15 +82,6 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise
     except OSError as error:
         raise YamlError(f"must be a file that can be read; {error.strerror}.") from error
-    return parse_mapping(content)
-
-
-def parse_mapping(content: bytes) -> dict[str, Any]:
-    """Keys and values of a YAML file's content; {} if it is empty.
-
-    Raises:
-        YamlError: the content is not YAML, or not a mapping with names as keys.
-    """
     loader = None
     try:
         loader = _Loader(content.decode("utf-8"))
