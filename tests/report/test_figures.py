@@ -34,9 +34,6 @@ def test_pictures_are_written_and_the_same_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match=r"draw_sweep: matplotlib must be installed; found none.*\[plot\]"):
         draw("x.svg")
-
-
-def test_pictures_need_something_to_draw(tmp_path):
     with pytest.raises(ValueError, match="draw_sweep: sweep must have accuracies; got none"):
         draw_sweep(sweep_of((4, 2, None)), tmp_path / "x.svg")
 

@@ -49,12 +49,12 @@ def check_output(options: EvaluationOptions) -> None:
 
 def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
     """Write the files that the options ask for into their folders, which exist; returns the paths written."""
-    folder, page, paths = options.output_dir, found.page, list[Path]()
-    if folder is not None:
-        write_json(folder / MAIN_FILE, figures(found, options.max_test_samples))
-        paths.append(folder / MAIN_FILE)
+    paths = list[Path]()
+    if options.output_dir is not None:
+        paths.append(options.output_dir / MAIN_FILE)
+        write_json(paths[0], figures(found, options.max_test_samples))
     if options.report is not None:
-        paths.append(report.write_page(options.report, page))
+        paths.append(report.write_page(options.report, found.page))
     return paths
 
 

@@ -54,9 +54,7 @@ def render_card(
     templates = template_environment("ttfs_triton.hub", autoescape=False)  # Markdown: `words` makes texts harmless
     templates.filters |= {"words": words, "code": code}
     body = templates.get_template("card.md").render(_context(facts, repo_id, license, chips))
-    metadata = card_metadata(facts, repo_id, license)
-    card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
-    return str(card)
+    return str(ModelCard(f"---\n{card_metadata(facts, repo_id, license).to_yaml()}\n---\n\n{body}"))
 
 
 def card_metadata(facts: ModelFacts, repo_id: str, license: str | None = None) -> ModelCardData:
