@@ -51,6 +51,7 @@ def test_card_has_its_sections_and_figures_and_no_leftovers(facts):
 
 
 def test_metadata_and_results_are_what_the_hub_reads(facts):
+    assert not ModelCard(render_card(facts, "org/name")).data.eval_results  # of 100 of 1,000 images
     full = replace(facts, data=replace(facts.data, id="ylecun/mnist", name="MNIST", test_images=100))
     card = render_card(replace(full, results=replace(facts.results, limited=False)), "org/name", license="mit")
     assert "not known to be the whole test set" not in card

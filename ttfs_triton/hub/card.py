@@ -58,7 +58,7 @@ def render_card(
 
 
 def card_metadata(facts: ModelFacts, repo_id: str, license: str | None = None) -> ModelCardData:
-    """Metadata of the card, with results in the `model-index` form."""
+    """Metadata of the card, with results in the `model-index` form if, as far as known, all test images were scored."""
     base = facts.model.description.base_model
     return ModelCardData(
         license=license,
@@ -69,7 +69,7 @@ def card_metadata(facts: ModelFacts, repo_id: str, license: str | None = None) -
         base_model=base.name if base is not None and base.name and REPOSITORY.fullmatch(base.name) else None,
         metrics=["accuracy"] if facts.results else None,
         model_name=repo_id.rpartition("/")[2],
-        eval_results=[] if facts.results is None else _model_index(facts, facts.results),
+        eval_results=_model_index(facts, facts.results) if facts.results and is_complete(facts) else [],
         ignore_metadata_errors=False,
     )
 
