@@ -166,7 +166,7 @@ def test_networks_of_ours_need_no_images_and_get_no_initial_potentials(tmp_path)
     ("flags", "message"),
     [
         ([], "must name training images to calibrate on"),
-        (["--dataset", "sample"], "images must be (3, 32, 32, 1.0) (C, height, width, max_value)"),
+        (["--dataset", "sample"], "images must be (3, 32, 32) (C, height, width)"),
         (["--data-dir", "images"], "data_dir must hold readable parquet files"),
     ],
 )

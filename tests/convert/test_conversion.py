@@ -246,7 +246,7 @@ def images(count: int = 6, seed: int = 0) -> torch.Tensor:
         {"batch_norm": True, "weight_standardisation": False},
         {"batch_norm": True, "bias": False},
         {"bias": False, "weight_standardisation": False},
-        {"encoder": "latency", "max_value": 0.8},
+        {"encoder": "latency"},
         {"specification": "14-9", "encoder": "latency"},
         {"specification": STRIDES, "batch_norm": True, "width": 0.5},
     ],
@@ -256,7 +256,7 @@ def images(count: int = 6, seed: int = 0) -> torch.Tensor:
 def test_own_network_becomes_the_same_spiking_network(options, keep):
     source = ours(**options)
     converted = convert(own_weights(source), keep_standardisation=keep, neuron=Neuron(0.0))
-    network, x = converted.network, options.get("max_value", 1.0) * images()
+    network, x = converted.network, images()
     expected = source(x)
     assert expected.std(0).max() > 1e-3
     torch.testing.assert_close(network(x), expected, atol=1e-4, rtol=1e-4)

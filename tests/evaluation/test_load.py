@@ -6,7 +6,7 @@ import torch
 
 from tests.data.fixtures import write_parquet
 from ttfs_triton import TTFSModel
-from ttfs_triton.evaluation import LoadedNetwork, load_network, load_test_images
+from ttfs_triton.evaluation import load_network, load_test_images
 from ttfs_triton.nn import NetworkConfig
 
 
@@ -20,15 +20,13 @@ def plain(tmp_path):
 
 def test_test_images_are_those_of_the_run(trained, plain, tmp_path):
     for folder in (trained, trained / "best"):  # config.yaml, and without it config.json, name the data set
-        images = load_test_images(network := load_network(folder), max_samples=7)
+        images = load_test_images(load_network(folder), max_samples=7)
         assert (len(images), images.split, images.dataset) == (7, "test", "sample")
     with pytest.raises(ValueError, match="must name a data set on the Hub; got None"):
         load_test_images(load_network(plain))
     write_parquet(tmp_path / "test.parquet", np.zeros((4, 8, 8, 3), dtype=np.uint8), [0, 1, 2, 3])
-    with pytest.raises(ValueError, match=r"images must be \(1, 8, 8, 1\.0\) .*; got \(3, 8, 8, 1\.0\)"):
+    with pytest.raises(ValueError, match=r"images must be \(1, 8, 8\) .*; got \(3, 8, 8\)"):
         load_test_images(load_network(plain), data_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"must be \(1, 28, 28, 9\.0\) .*; got \(1, 28, 28, 1\.0\)"):
-        load_test_images(LoadedNetwork(TTFSModel(NetworkConfig("4", max_value=9.0)), network.files), dataset="sample")
     with pytest.raises(ValueError, match="data must have 4 classes; got 10"):
         load_test_images(load_network(plain), dataset="sample")
 

@@ -29,4 +29,4 @@ def images_for(network: TTFSNetwork, samples: int = 4, seed: int = 0) -> Tensor:
     config = network.config
     generator = torch.Generator().manual_seed(seed)
     shape = (samples, config.in_channels, *config.image_size)
-    return (1.4 * torch.rand(shape, generator=generator) - 0.2).clamp(0, 1) * config.max_value
+    return (1.4 * torch.rand(shape, generator=generator) - 0.2).clamp(0, 1)

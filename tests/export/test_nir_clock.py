@@ -55,9 +55,9 @@ def clock_of(network, steps=4, analog=False):
 
 
 def test_bright_pixels_spike_first_and_dark_ones_never():
-    network = small_network(specification="4", max_value=2.0, in_channels=1, image_size=(1, 5))
+    network = small_network(specification="4", in_channels=1, image_size=(1, 5))
     clock = clock_of(network)
-    images = torch.tensor([2.0, 1.5, 0.9, 0.01, 0.0]).view(1, 1, 1, 5)
+    images = torch.tensor([1.0, 0.75, 0.45, 0.005, 0.0]).view(1, 1, 1, 5)
     frames = torch.stack(list(input_frames(images, network.features[0], clock)))
     assert frames.shape == (12, 1, clock.channels, 1, 5)
     image = frames[:, 0, 0, 0]

@@ -125,7 +125,6 @@ def test_delayed_spikes_come_whole_windows_later(waits):
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
-                (0.25, {"max_value": 2.0}),
                 (0.25, {"encoder": "analog", "mean": (0.4, 0.5), "std": (0.3, 0.3)}),
                 (0.25, {"specification": "P2-6-5", "readout": "potential_end"}),
                 (1.0, {"specification": "3C3-P3p1s2-8"}),

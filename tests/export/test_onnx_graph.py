@@ -37,12 +37,12 @@ def assert_same(network, images):
 @pytest.mark.parametrize("readout", ["potential_start", "potential_end", "first_spike"])
 @pytest.mark.parametrize("sigma", [0.0, 0.25, 1.0])
 def test_readouts_agree(readout, sigma):
-    network = small_network(readout=readout, neuron=Neuron(sigma), max_value=2.0)
+    network = small_network(readout=readout, neuron=Neuron(sigma))
     assert_same(network, images_for(network))
 
 
 def test_network_on_a_device_is_written_the_same(device):
-    network = small_network(max_value=2.0)
+    network = small_network()
     before = to_onnx(network).SerializeToString()
     assert to_onnx(network.to(device)).SerializeToString() == before
 
@@ -142,7 +142,7 @@ def test_refuses_what_is_no_network():
 @pytest.mark.parametrize("readout", ["potential_start", "potential_end", "first_spike"])
 @pytest.mark.parametrize("grid", [Grid(4, 4), Grid(6, 8), Grid(8, 3, state_bits=24)])
 def test_network_on_a_grid_fires_in_its_steps(grid, readout):
-    network = small_network(readout=readout, neuron=Neuron(0.25), max_value=2.0, grid=grid)
+    network = small_network(readout=readout, neuron=Neuron(0.25), grid=grid)
     images = images_for(network, 20)
     found = run(network, images, hidden=True)
     with torch.no_grad():

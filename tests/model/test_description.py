@@ -34,7 +34,6 @@ def test_description_survives_json(values):
         (NETWORK, Preprocessing((8, 6), "L")),
         (NETWORK.replace(in_channels=3), Preprocessing((8, 6), "RGB")),
         (NETWORK.replace(in_channels=2), Preprocessing((8, 6), None)),
-        (NETWORK.replace(max_value=255.0), Preprocessing((8, 6), "L", 1.0)),
     ],
 )
 def test_preprocessing_follows_from_the_network(network, expected):

@@ -11,7 +11,6 @@ from ttfs_triton.nn import (
     DFTLinear,
     EarliestSpikePool2d,
     FirstSpikeReadout,
-    LatencyEncoder,
     NetworkConfig,
     PotentialReadout,
     SignedEncoder,
@@ -88,7 +87,6 @@ def test_sizes_that_cannot_be_are_refused(layer, options, message):
         (lambda: FirstSpikeReadout(4, 2, threshold=0.0), "FirstSpikeReadout: threshold must be positive; got 0.0"),
         (lambda: FirstSpikeReadout(4, 2, initial_potential=20.0), r"must be below threshold \(20.0\); got 20.0"),
         # encoders and spike times
-        (lambda: LatencyEncoder(0), "max_value must be positive; got 0"),
         (lambda: AnalogEncoder(3, 4, 3, mean=[0.5]), r"mean must have one entry per input channel \(3\); got \[0.5\]"),
         (lambda: SignedEncoder(1, 4, 3, std=[0.0]), r"std must be positive; got \[0.0\]"),
         (lambda: activation_to_spike_time(torch.tensor([0.5, 1.25]), 1), r"in \[0, 1\]; got values from 0.5 to 1.25"),

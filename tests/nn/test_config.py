@@ -93,12 +93,12 @@ def test_config_is_written_flat():
     """What files of every version hold; `neuron` and `backend` are for older readers."""
     written = NetworkConfig("128", neuron=Neuron(0.25, None)).to_dict()
     assert " ".join(written) == (
-        "specification in_channels image_size classes width encoder max_value mean std readout psp_persistence "
+        "specification in_channels image_size classes width encoder mean std readout psp_persistence "
         "derivative_clip surrogate_width split_gradient bias weight_standardisation initial_gain batch_norm dropout "
         "neuron backend"
     )
     assert (written["psp_persistence"], written["derivative_clip"], written["neuron"]) == (0.25, None, "dft")
-    assert NetworkConfig.from_dict(written | {"backend": "triton"}).to_dict() == written
+    assert NetworkConfig.from_dict(written | {"backend": "triton", "max_value": 1.0}).to_dict() == written
     assert NetworkConfig.from_dict({"specification": "128", "psp_persistence": 0.5}).neuron == Neuron(0.5)
 
 
@@ -125,8 +125,8 @@ def test_config_is_frozen_and_replaced():
         ({"psp_persistence": 2.0}, r"psp_persistence must lie in \[0, 1\]; got 2.0"),
         ({"psp_persistence": "1"}, "psp_persistence must be a number; got '1'"),
         ({"encoder": "analog"}, "specification must start with a convolution"),
-        ({**ANALOG, "max_value": 255.0}, "max_value must be 1 .* Use mean and std"),
-        ({"std": [0.5]}, "mean and std must be None .* Use max_value"),
+        ({"max_value": 255.0}, r"max_value must be 1; got 255\.0\. Scale the images"),
+        ({"std": [0.5]}, "mean and std must be None for encoder=latency"),
         ({"specification": "12C2", "encoder": "whitened"}, "start with 8 channels for encoder=whitened"),
         ({**ANALOG, "mean": [0.5]}, r"mean must have one entry per channel \(3\); got \(0.5,\)"),
         ({"width": 1e5}, "width must give no layer more than 1048576 neurons or channels"),
@@ -147,7 +147,6 @@ def test_fields_that_exclude_each_other_are_refused(values, message):
         *(("image_size", value) for value in ([28], [28, "28"], [28, 10**6], [28.0, 28], None)),
         *(("width", value) for value in (0.0, 1e308, 10**400, float("nan"), True)),
         *(("initial_gain", value) for value in (float("inf"), -1)),
-        ("max_value", "9"),
         *(("dropout", value) for value in (1.0, -0.1)),
         *(("mean", value) for value in ([0.5, 0.0, 1e300], [0.5, None, 1], 10**400)),
         ("std", [0.5, 0.0, 1.0]),

@@ -170,7 +170,7 @@ def test_images_are_normalised_by_the_encoder(change):
         def forward(self, x):
             return super().forward(change(x))
 
-    with pytest.raises(NetworkError, match=r"got \w+\(\) in Normalising\. Give mean and std to AnalogEncoder"):
+    with pytest.raises(NetworkError, match=r"got \w+\(\) in Normalising\. Pass images as they are"):
         network_graph(randomised(Normalising(), seed=0), SHAPE)
 
 

@@ -59,7 +59,7 @@ def network_on(grid, seed, sigma=0.25, readout="start", device=None):
 )
 def test_network_on_a_grid_fires_in_the_simulators_steps(grid, readout, sigma, seed, training):
     network = network_on(grid, seed, sigma, readout).train(training)
-    images = 2 * activations(6, 2, 5, 4, seed=seed).float()
+    images = activations(6, 2, 5, 4, seed=seed).float()
     found = simulate(network, [images], keep_spike_times=True)
     assert (found.settings.steps, found.settings.weight_bits) == (grid.time_steps, grid.weight_bits)
     arriving = []
@@ -82,7 +82,7 @@ def test_network_on_a_grid_fires_in_the_simulators_steps(grid, readout, sigma, s
 
 def test_network_on_a_grid_computes_the_same_on_every_device(device):
     for grid in GRIDS[:3]:
-        images = 2 * activations(6, 2, 5, 4, seed=1).float()
+        images = activations(6, 2, 5, 4, seed=1).float()
         here, there = network_on(grid, 1), network_on(grid, 1, device=device)
         assert torch.equal(here(images), there(images.to(device)).cpu())
 

@@ -66,9 +66,9 @@ class CalibrationImages(BaseModel):
             streaming=events is None,
             events=events,
         )
-        wanted, found = (config.in_channels, *config.image_size, config.max_value), (*data.shape[1:], 1.0)
+        wanted, found = (config.in_channels, *config.image_size), tuple(data.shape[1:])
         if found != wanted:
-            raise ConversionError(f"{function}: images must be {wanted} (C, height, width, max_value); got {found}.")
+            raise ConversionError(f"{function}: images must be {wanted} (C, height, width); got {found}.")
         return self.draw(data, count)
 
     def check(self, function: str) -> None:

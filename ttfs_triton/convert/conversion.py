@@ -28,7 +28,7 @@ from ttfs_triton.terminal import TerminalTable
 
 _OURS = re.compile(r"(?:features\.(?:conv|fc)\d+|readout)\..+")
 # Fields of the network's configuration that the weights leave open; all others are the source's.
-FREE = frozenset("encoder max_value mean std readout neuron bias initial_gain dropout".split())
+FREE = frozenset("encoder mean std readout neuron bias initial_gain dropout".split())
 SPIKING = "the source is a spiking network; its weights are copied"
 
 
@@ -150,7 +150,7 @@ def convert(
         keep_standardisation: keep standardised weights and their gains, for further training; plain ones stay plain.
         trained_as: see `TrainedAs`; needed for the paper's networks. Networks that were trained to spike are not
             calibrated, and keep their encoder, neuron and readout.
-        **overrides: fields of `NetworkConfig` that the weights leave open: encoder, max_value, mean, std (of the
+        **overrides: fields of `NetworkConfig` that the weights leave open: encoder, mean, std (of the
             source's training images, in place of assumed ones), readout, neuron, bias, initial_gain, dropout.
     Raises:
         WeightsError: the source cannot be read.

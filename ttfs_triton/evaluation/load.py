@@ -91,9 +91,9 @@ def load_test_images(
         **values,
     )
     config = loaded.description.network
-    expected, found = (config.in_channels, *config.image_size, config.max_value), (*data.shape[1:], 1.0)
+    expected, found = (config.in_channels, *config.image_size), tuple(data.shape[1:])
     if expected != found:
-        raise ValueError(f"load_test_images: images must be {expected} (C, height, width, max_value); got {found}.")
+        raise ValueError(f"load_test_images: images must be {expected} (C, height, width); got {found}.")
     if len(data.class_names) != config.classes:
         raise ValueError(f"load_test_images: data must have {config.classes} classes; got {len(data.class_names)}.")
     names = list(loaded.network.class_names)

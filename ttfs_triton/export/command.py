@@ -139,7 +139,7 @@ def _images(options: ExportOptions, loaded: LoadedNetwork) -> tuple[Tensor, Tens
     if options.dataset is None and options.data_dir is None:
         generator = torch.Generator().manual_seed(0)
         shape = (options.check_images, *loaded.network.image_shape)
-        return torch.rand(shape, generator=generator) * loaded.network.graph.max_value, None
+        return torch.rand(shape, generator=generator), None
     data = load_test_images(
         loaded, dataset=options.dataset, data_dir=options.data_dir, max_samples=options.check_images, progress=True
     )

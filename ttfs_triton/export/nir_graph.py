@@ -134,7 +134,7 @@ def node_name(name: str) -> str:
 def _metadata(graph: NetworkGraph, clock: Clock) -> dict[str, str]:
     """Metadata on clock, input and output."""
     steps, last = clock.steps, clock.windows
-    image = "spike of pixel p in step round((1 - p / max_value) S), at most S - 1; none if p = 0"
+    image = "spike of pixel p in step round((1 - p) S), at most S - 1; none if p = 0"
     if clock.analog:
         image = "(pixel - mean) / std in step 0, minus that in step S"
     return {
@@ -163,7 +163,7 @@ def not_expressed(network: nn.Module | NetworkGraph, image_shape: Sequence[int] 
             "do not saturate."
         )
     if graph.encoder.kind == "latency":
-        said.append("The latency encoder: the input is spikes; pixel p fires (1 - p / max_value) of a window late.")
+        said.append("The latency encoder: the input is spikes; pixel p fires 1 - p windows late.")
     else:
         said.append(
             "Normalisation: the input is (pixel - mean) / std, shown in the first step and taken back in the first "

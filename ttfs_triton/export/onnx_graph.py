@@ -64,7 +64,7 @@ def to_onnx(
     about = metadata(
         *("to_onnx", network, found, class_names, dataset),
         window="1.0; spike of layer l at time t: activation (l + 1) - t in [0, 1], 0 is silent",
-        input=f"pixels in [0, {found.max_value}]" if found.encoder.kind == "latency" else pixels,
+        input="pixels in [0, 1]" if found.encoder.kind == "latency" else pixels,
         outputs="logits; spike_times in windows from the output window's start, inf is silent; activations by layer",
     )
     graph, layers = _Graph(onnx), []
@@ -204,7 +204,7 @@ def _activations(layer: nn.Module, value: _Value, skip: tuple[_Value, _Value] | 
 def _any_time(layer: nn.Module, value: _Value, skip: tuple[_Value, _Value] | None) -> _Value:
     """Activations behind a layer whose neurons fire at any time."""
     if isinstance(layer, LatencyEncoder):
-        return (value / layer.max_value).clip()
+        return value.clip()
     if isinstance(layer, AnalogEncoder | SignedEncoder):
         mean, std = (
             value.graph.constant(f"{value.graph.layer}.{name}", as_array(getattr(layer, name)))

@@ -61,9 +61,8 @@ class Preprocessing:
         fit: Literal["stretch", "crop"] = "stretch",
         events: EventWindows | None = None,
     ) -> Preprocessing:
-        """The preprocessing of training: the darkest pixel is 0, the brightest the network's `max_value`."""
-        mode = _MODES.get(network.in_channels)
-        return cls(network.image_size, mode, 255.0 / network.max_value, fit=fit, events=events)
+        """The preprocessing of training: the darkest pixel is 0, the brightest 1."""
+        return cls(network.image_size, _MODES.get(network.in_channels), fit=fit, events=events)
 
     def to_dict(self) -> dict[str, Any]:
         """The preprocessing as JSON values; without default `fit` and `events`."""

@@ -68,11 +68,6 @@ class OwnNetwork:
         return dataclasses.replace(self, builder=_plain(builder))
 
     @property
-    def max_value(self) -> float:
-        """Value of the brightest pixel: 1, since such networks are trained with pixels in [0, 1]."""
-        return 1.0
-
-    @property
     def argument(self) -> str:
         """The argument `network=…` of `TTFSModel.from_pretrained`, as Python code, for a reader who has the builder."""
         name = re.sub(r"[^\w.:/-]", "_", self.builder)

@@ -21,7 +21,7 @@ from ttfs_triton.nn.weighted import LayerOptions, WeightedConv2d, spelled_out
 TWO_PHASE = Neuron(psp_persistence=0.0)  # a clamped ReLU: fires 1 − A after the window's start
 
 ROUNDING = 1e-2
-"""Share of max_value by which rounded pixels may leave [0, max_value] without an error."""
+"""How far rounded pixels may lie outside [0, 1] without an error."""
 
 
 def activation_to_spike_time(activation: Tensor, layer: int) -> Tensor:
@@ -46,34 +46,29 @@ def activation_to_spike_time(activation: Tensor, layer: int) -> Tensor:
 
 
 class LatencyEncoder(nn.Module):
-    """Encoder in which brighter pixels fire earlier: a = pixel / max_value; a zero pixel is silent.
+    """Encoder in which brighter pixels fire earlier: activations are the pixels themselves, and 0 is silent.
 
-    Input: any shape, floating point in [0, max_value], or integers if max_value is above 1. Output: activations in
-    [0, 1], same shape; the input's dtype, or float32 for integers.
+    Input: floating point in [0, 1], any shape. Output: activations in [0, 1], same shape and dtype. Activations of
+    `ttfs_triton.data.events` pass through unchanged.
 
-    The first batch's values are checked; on a GPU the first batch in evaluation mode, so that no training step waits.
-    Later batches are clamped. At max_value=1, activations of `ttfs_triton.data.events` pass through unchanged.
+    Only the first batch's values are checked; on a GPU the first batch in evaluation mode, so that no training step
+    waits. All batches are clamped to [0, 1].
 
-    Args:
-        max_value: pixel value that fires at the window's start; 255 for 8-bit pixels.
-        clamp: clamp values outside [0, max_value] instead of raising an error.
     Raises:
-        ValueError: max_value is not positive, or the first batch has values outside [0, max_value].
-        TypeError: the images are integers, but max_value is at most 1.
+        ValueError: the first batch has values outside [0, 1].
+        TypeError: the images are integers.
     Source: Wei et al., ICCV 2023, Eq. 1.
     Example:
         >>> pixels = torch.tensor([[0, 51, 255]], dtype=torch.uint8)
-        >>> LatencyEncoder(max_value=255)(pixels)
+        >>> LatencyEncoder()(pixels / 255)
         tensor([[0.0000, 0.2000, 1.0000]])
     """
 
     kind = "latency"
 
-    def __init__(self, max_value: float = 1.0, *, clamp: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        if not max_value > 0:
-            raise ValueError(f"LatencyEncoder: max_value must be positive; got {max_value}.")
-        self.max_value, self.clamp, self._seen = max_value, clamp, False
+        self._checked = False
         self.grid: Grid | None = None
         self.faults: Faults | None = None
 
@@ -87,14 +82,18 @@ class LatencyEncoder(nn.Module):
 
     def unrounded(self, x: Tensor) -> Tensor:
         """Activations of images before rounding to a grid, and without faults."""
-        if not x.is_floating_point() and self.max_value <= 1:
+        if not x.is_floating_point():
             raise TypeError(
-                f"LatencyEncoder: images must be floating point in [0, {self.max_value:g}]; got {x.dtype}. "
-                "Divide 8-bit pixels by 255, or set max_value=255."
+                f"LatencyEncoder: images must be floating point in [0, 1]; got {x.dtype}. Divide 8-bit pixels by 255."
             )
-        if not self.clamp and self._looks(x):
-            self._check(x)
-        return (x / self.max_value).clamp(0, 1)
+        if self._can_check(x):
+            low, high = (value.item() for value in x.detach().aminmax())
+            if not (-ROUNDING <= low and high <= 1 + ROUNDING):
+                raise ValueError(
+                    f"LatencyEncoder: images must be in [0, 1]; got values from {low:g} to {high:g}. Scale them."
+                )
+            self._checked = True
+        return x.clamp(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         activations = self.unrounded(x)
@@ -104,25 +103,16 @@ class LatencyEncoder(nn.Module):
             return spikes_in_training(activations, self.faults, self.grid, neurons=False)
         return activations
 
-    def _looks(self, x: Tensor) -> bool:
-        if self._seen or x.device.type == "meta" or x.numel() == 0 or torch.compiler.is_compiling():
+    def _can_check(self, x: Tensor) -> bool:
+        """Whether to read the values of this batch: not again, not where they are unknown or the host would wait."""
+        if self._checked or x.device.type == "meta" or x.numel() == 0 or torch.compiler.is_compiling():
             return False
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return False
         return x.device.type == "cpu" or not self.training
 
-    def _check(self, x: Tensor) -> None:
-        low, high = (value.item() for value in x.detach().aminmax())
-        slack = ROUNDING * self.max_value
-        if not (-slack <= low and high <= self.max_value + slack):
-            raise ValueError(
-                f"LatencyEncoder: images must be in [0, {self.max_value:g}]; got values from {low:g} to {high:g}. "
-                "Scale them, set max_value, or pass clamp=True."
-            )
-        self._seen = True
-
     def extra_repr(self) -> str:
-        return f"max_value={self.max_value}" + (", clamp=True" if self.clamp else "")
+        return "max_value=1.0"  # as in the layers listed by config.json files of own networks, which are compared
 
 
 class _NormalisedImages(nn.Module):

@@ -168,7 +168,7 @@ MAX_CHANNELS = 2**12
 MAX_SIDE = 2**14
 """Largest height and width of an image, in pixels."""
 MAX_NUMBER = 1e6
-"""Largest width, pixel value, statistic and gain; values that must be positive are at least 1 / MAX_NUMBER."""
+"""Largest width, statistic and gain; values that must be positive are at least 1 / MAX_NUMBER."""
 ReadoutTime = Literal["potential_start", "potential_end", "first_spike"]
 """When a decision is read: at the output window's start or end, or at the first output spike."""
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
@@ -187,11 +187,10 @@ class NetworkConfig:
         image_size: (height, width) of the images.
         classes: number of classes.
         width: factor on the size of every hidden layer (at least 1 channel each).
-        encoder: "latency" (a = pixel / max_value), "analog" (the first token is an analog convolution whose clamped
-            outputs are spikes), "whitened" (the same with frozen weights that whiten patches of the images, see
+        encoder: "latency" (pixels in [0, 1] are activations), "analog" (the first token is an analog convolution whose
+            clamped outputs are spikes), "whitened" (the same with frozen weights that whiten patches of the images, see
             `ttfs_triton.nn.whiten`; `width` does not change it) or "signed" (the first token is a convolution of
             spiking neurons that read normalised pixels; see `SignedEncoder`).
-        max_value: pixel value that fires first, latency encoder only.
         mean, std: mean and standard deviation per channel, in units of the pixels; not for a latency encoder.
         readout: "potential_start", "potential_end" or "first_spike"; see `ttfs_triton.nn.readout`.
         neuron: neuron model of every layer. At `psp_persistence=0` the network is an ANN with clamped ReLU.
@@ -222,7 +221,6 @@ class NetworkConfig:
     classes: Annotated[int, Field(ge=1, le=MAX_SIZE)] = 10
     width: Positive = 1.0
     encoder: Encoder = "latency"
-    max_value: Positive = 1.0
     mean: Annotated[tuple[Number, ...], FROM_LIST] | None = None
     std: Annotated[tuple[Positive, ...], FROM_LIST] | None = None
     readout: ReadoutTime = "potential_start"
@@ -250,10 +248,8 @@ class NetworkConfig:
         if self.encoder == "latency":
             if self.mean is None and self.std is None:
                 return None
-            return f"mean and std must be None for encoder=latency; got {self.mean}, {self.std}. Use max_value."
+            return f"mean and std must be None for encoder=latency; got {self.mean}, {self.std}."
         rule = f"for encoder={self.encoder}"
-        if self.max_value != 1:
-            return f"max_value must be 1 {rule}; got {self.max_value}. Use mean and std."
         if not isinstance(first, Convolution) or any(0 < layer.skip == place for place, layer in enumerate(layers)):
             return f"specification must start with a convolution, not in a block, {rule}; got {self.specification}."
         components = 2 * self.in_channels * first.kernel_size**2
@@ -287,7 +283,7 @@ class NetworkConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "NetworkConfig":
-        """The configuration for values from `to_dict`.
+        """The configuration for values from `to_dict`. Older files also say that `max_value` is 1.
 
         Raises:
             ValueError: unknown keys, a missing specification, or values that do not pass the checks above.
@@ -295,6 +291,8 @@ class NetworkConfig:
         own = {name: value for name, value in values.items() if name != "backend"}
         if (kind := own.pop("neuron", "dft")) != "dft":
             raise ValueError(f"NetworkConfig.from_dict: neuron must be dft; got {kind}.")
+        if (brightest := own.pop("max_value", 1)) != 1:
+            raise ValueError(f"NetworkConfig.from_dict: max_value must be 1; got {brightest!r:.80}. Scale the images.")
         properties = own.keys() & {field.name for field in dataclasses.fields(Neuron)}
         own["neuron"] = Neuron(**{name: own.pop(name) for name in properties})
         if own.get("grid") is not None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_kernels import Neuron
-from ttfs_triton.nn.coding import LatencyEncoder
 from ttfs_triton.nn.config import ReadoutTime
 from ttfs_triton.nn.folding import plain_synapses
 from ttfs_triton.nn.grid import Grid
@@ -173,12 +172,6 @@ class NetworkGraph:
     def classes(self) -> int:
         """Number of classes."""
         return self.readout.out_features
-
-    @property
-    def max_value(self) -> float:
-        """Pixel value that fires first; 1 for an encoder that multiplies pixels."""
-        layer = self.encoder.layer
-        return layer.max_value if isinstance(layer, LatencyEncoder) else 1.0
 
     @property
     def persistences(self) -> tuple[float, ...]:

@@ -43,7 +43,7 @@ class LayerBuilder:
         self.shape: tuple[int, ...] = (config.in_channels, *config.image_size)
         self._read: list[tuple[tuple[int, ...], Token]] = []  # shape that each layer with synapses reads, and its token
         if config.encoder == "latency":
-            self.layers["encoder"] = LatencyEncoder(config.max_value)
+            self.layers["encoder"] = LatencyEncoder()
         for token in parse_specification(config.specification):
             self._add(token)
         self._flatten()

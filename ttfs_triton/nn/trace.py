@@ -49,7 +49,7 @@ _REMEDIES = {
     r"softmax": "Leave it out: cross entropy and decisions take logits.",
     r"^_*r?(mul|truediv|div)_*$": "Spike times cannot be scaled: normalise images before the network.",
 }
-_OF_IMAGES = "Give mean and std to AnalogEncoder, or max_value to LatencyEncoder, and pass images as they are."
+_OF_IMAGES = "Pass images as they are, and give mean and std to an AnalogEncoder."
 _ARITHMETIC = r"^_*i?r?(add|sub|mul|truediv|div)_*$"
 _ANY_REMEDY = "Use layers of ttfs_triton.nn in its place; between them pool, flatten, concatenate or drop out spikes."
 

@@ -50,7 +50,7 @@ def small_network(seed, sigma=1.0, readout="start", kernel=3, **geometry):
     """A convolution of 2 × 5 × 4 images, pooling and a fully connected layer, in few neurons."""
     geometry = geometry or {"padding": 1, "groups": 2}
     first = nn.Sequential(
-        LatencyEncoder(max_value=2.0),
+        LatencyEncoder(),
         DFTConv2d(2, 4, kernel, **geometry, neuron=Neuron(sigma)),
         EarliestSpikePool2d(2, 1),
         nn.Dropout(),

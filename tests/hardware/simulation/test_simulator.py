@@ -119,7 +119,7 @@ def by_loops(network, images, options):
 def test_simulation_equals_loops_over_steps_and_synapses(geometry, readout, sigma, gating, steps, bits, spare, seed):
     network = small_network(seed, sigma, readout, **geometry)
     state_bits = None if spare is None else spare + fewest_state_bits(network, steps, bits)
-    images = 2 * activations(2, 2, 5, 4, seed=seed).float()
+    images = activations(2, 2, 5, 4, seed=seed).float()
     options = dict(steps=steps, bits=bits, gating=gating, state_bits=state_bits)
     stamps, work, delivered, classes, fires = by_loops(network, images, options)
     options["weight_bits"] = options.pop("bits")
@@ -217,7 +217,7 @@ def test_signed_encoder_is_simulated_and_counted_as_it_computes(sigma):
 @pytest.mark.parametrize("readout", sorted(READOUTS))
 @pytest.mark.parametrize("grid", [Grid(12, 8), Grid(3)], ids=str)
 def test_network_on_a_grid_decides_as_its_simulation_in_any_mode(grid, readout):
-    network, images = small_network(1, 0.5, readout), 2 * torch.rand(60, 2, 5, 4)
+    network, images = small_network(1, 0.5, readout), torch.rand(60, 2, 5, 4)
     put_on_grid(network, grid)
     with torch.no_grad():
         expected = network.eval()(images).argmax(1)
@@ -293,7 +293,7 @@ def test_batches_parts_and_kept_samples_do_not_matter():
 
 
 def test_mode_precision_and_standardisation_make_no_difference_and_stay():
-    network, images = small_network(1).train(), 2 * torch.rand(3, 2, 5, 4)
+    network, images = small_network(1).train(), torch.rand(3, 2, 5, 4)
     before, copy = {key: value.clone() for key, value in network.state_dict().items()}, images.clone()
     training = simulate(network, [images], keep_spike_times=True)
     assert network.training
