@@ -9,11 +9,12 @@ from torch import Tensor
 from ttfs_kernels.autograd import autocasts
 from ttfs_kernels.contraction import Geometry
 
+Size = int | Sequence[int]  # one number for both directions, or (rows, columns)
 POOLS = (1, 2)
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def pair(function: str, name: str, value: int | Sequence[int], smallest: int) -> tuple[int, int]:
+def pair(function: str, name: str, value: Size, smallest: int) -> tuple[int, int]:
     """`value` as (rows, columns); ValueError unless one or two integers of at least `smallest`."""
     values = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(values) == 2:
@@ -129,9 +130,7 @@ def check_conv2d(operands: Sequence[Any], geometry: Geometry, pool: int) -> None
         )
 
 
-def checked_geometry(
-    stride: int | Sequence[int], padding: int | Sequence[int], dilation: int | Sequence[int], groups: int
-) -> Geometry:
+def checked_geometry(stride: Size, padding: Size, dilation: Size, groups: int) -> Geometry:
     """The `Geometry` that arguments of `dft_conv2d` describe; ValueError if one of them is out of range."""
     if type(groups) is not int or groups < 1:
         raise ValueError(f"dft_conv2d: groups must be an integer ≥ 1; got {groups!r}. 1 connects all channels.")

@@ -31,13 +31,11 @@ from torch.distributed import ProcessGroup
 from ttfs_kernels import fused
 from ttfs_kernels.autograd import Kept, Layer, Operands, apply_layer, autocast
 from ttfs_kernels.backends import backend_for
-from ttfs_kernels.checks import check_conv2d, check_linear, check_pool, checked_geometry
+from ttfs_kernels.checks import Size, check_conv2d, check_linear, check_pool, checked_geometry
 from ttfs_kernels.contraction import Geometry, contract
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import fire_with_derivatives
 from ttfs_kernels.torch_backend import contract_gradients, contract_shared_gradient, like_rows, stack_mask
-
-Size = int | tuple[int, int]
 
 
 class Normalised(NamedTuple):

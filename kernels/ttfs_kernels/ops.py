@@ -1,13 +1,11 @@
 """`dft_linear` and `dft_conv2d`: the public functions, which check their arguments and pick a backend."""
 
-from collections.abc import Sequence
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_kernels.autograd import Operands, apply_layer, autocast
 from ttfs_kernels.backends import backend_for
-from ttfs_kernels.checks import check_conv2d, check_linear, check_pool, checked_geometry
+from ttfs_kernels.checks import Size, check_conv2d, check_linear, check_pool, checked_geometry
 from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.torch_backend import TorchLayer
@@ -74,9 +72,9 @@ def dft_conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
     groups: int = 1,
     pool: int = 1,
     skip: Tensor | None = None,

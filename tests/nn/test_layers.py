@@ -256,17 +256,6 @@ def test_layers_run_in_bfloat16_autocast(kind, device):
     torch.testing.assert_close(low.float(), layer(x), rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize(
-    ("kernel_size", "dilation", "padding"), [(3, 1, "same"), ((3, 5), (2, 1), "same"), (2, 2, "same"), (3, 1, "valid")]
-)
-def test_padding_by_words_is_pytorchs(kernel_size, dilation, padding):
-    layer, expected = (
-        kind(3, 4, kernel_size, padding=padding, dilation=dilation) for kind in (DFTConv2d, torch.nn.Conv2d)
-    )
-    x = torch.rand(2, 3, 9, 8)
-    assert layer(x).shape == expected(x).shape
-
-
 def test_repr_shows_layers_as_they_were_built():
     text = repr(DFTConv2d(4, 8, 3, stride=2, dilation=2, groups=2, neuron=Neuron(0.5), bias=False))
     assert "4, 8, kernel_size=(3, 3), stride=(2, 2), padding=(0, 0), dilation=(2, 2), groups=2, bias=False" in text

@@ -15,7 +15,7 @@ from ttfs_triton.nn.faults import Faults, spikes_in_training
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.integers import straight_through
 from ttfs_triton.nn.layers import DFTConv2d, FiringLayer
-from ttfs_triton.nn.sizes import Padding, Size
+from ttfs_triton.nn.sizes import Size
 from ttfs_triton.nn.weighted import LayerOptions, WeightedConv2d, spelled_out
 
 TWO_PHASE = Neuron(psp_persistence=0.0)  # a clamped ReLU: fires 1 − A after the window's start
@@ -170,7 +170,7 @@ class AnalogEncoder(_NormalisedImages, FiringLayer, WeightedConv2d):
         out_channels: int,
         kernel_size: Size,
         stride: Size = 1,
-        padding: Padding = 0,
+        padding: Size = 0,
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -208,7 +208,7 @@ class SignedEncoder(_NormalisedImages, DFTConv2d):
         out_channels: int,
         kernel_size: Size,
         stride: Size = 1,
-        padding: Padding = 0,
+        padding: Size = 0,
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,

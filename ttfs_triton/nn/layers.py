@@ -12,7 +12,7 @@ from ttfs_kernels.autograd import autocasts
 from ttfs_kernels.backends import check_name
 from ttfs_kernels.checks import pair as checked_pair
 from ttfs_triton.nn.on_chip import fire_on_grid
-from ttfs_triton.nn.sizes import Padding, Size
+from ttfs_triton.nn.sizes import Size
 from ttfs_triton.nn.weighted import (
     LayerOptions,
     LinearOptions,
@@ -111,7 +111,7 @@ class DFTConv2d(FiringLayer, WeightedConv2d):
         out_channels: int,
         kernel_size: Size,
         stride: Size = 1,
-        padding: Padding = 0,
+        padding: Size = 0,
         dilation: Size = 1,
         groups: int = 1,
         *,

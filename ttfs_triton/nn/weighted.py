@@ -9,7 +9,7 @@ from ttfs_kernels import Neuron
 from ttfs_kernels.checks import pair as checked_pair
 from ttfs_kernels.contraction import Geometry
 from ttfs_triton.nn.base import WeightedLayer
-from ttfs_triton.nn.sizes import Padding, Size, checked_padding
+from ttfs_triton.nn.sizes import Size
 
 Layer = TypeVar("Layer", bound=WeightedLayer)
 
@@ -54,11 +54,7 @@ class LinearOptions(LayerOptions, total=False):
 
 
 class WeightedConv2d(WeightedLayer):
-    """Base of convolutions: weight [out_channels, in_channels / groups, height, width].
-
-    `padding` is a size, "valid" for none, or "same" for maps that keep their size, with stride 1 and equal padding on
-    both sides.
-    """
+    """Base of convolutions: weight [out_channels, in_channels / groups, height, width]."""
 
     def __init__(
         self,
@@ -66,17 +62,16 @@ class WeightedConv2d(WeightedLayer):
         out_channels: int,
         kernel_size: Size,
         stride: Size = 1,
-        padding: Padding = 0,
+        padding: Size = 0,
         dilation: Size = 1,
         groups: int = 1,
         **options: Unpack[LayerOptions],
     ) -> None:
         name = type(self).__name__
-        kernel_size, stride, dilation = (
-            checked_pair(name, key, size, 1)
-            for key, size in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation))
-        )
-        padding = checked_padding(name, padding, kernel_size, stride, dilation)
+        kernel_size = checked_pair(name, "kernel_size", kernel_size, 1)
+        stride = checked_pair(name, "stride", stride, 1)
+        padding = checked_pair(name, "padding", padding, 0)
+        dilation = checked_pair(name, "dilation", dilation, 1)
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"{name}: groups must divide in_channels (={in_channels}) and out_channels (={out_channels}); "
