@@ -137,4 +137,4 @@ def test_output_spikes_are_counted_apart():
         assert counts.spikes == np.isfinite(times).sum() > 0
         assert counts.saturated == (times == 0).sum() > 0
         expected = np.where(np.isfinite(times), 1 - times, 0)
-        np.testing.assert_allclose(readout.output_activations(x).detach().numpy(), expected, atol=1e-9)
+        np.testing.assert_allclose(readout.one_pass(x).hidden_activations().detach().numpy(), expected, atol=1e-9)

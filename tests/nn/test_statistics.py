@@ -134,15 +134,19 @@ def test_never_active_is_reduced_over_processes():
     assert (counts.samples, counts.spikes, counts.saturated, counts.never_active) == (3, 3, 1, 1)
 
 
-def test_counting_changes_neither_outputs_nor_gradients_nor_the_state_dict():
-    model, x = cnn1(width=0.25), torch.rand(2, 1, 28, 28)
-    keys = list(model.state_dict())
-    plain = model(x)
-    expected = torch.autograd.grad(plain.sum(), list(model.parameters()))
-    with record_statistics(model):
-        counting = model(x)
-        gradients = torch.autograd.grad(counting.sum(), list(model.parameters()))
-    torch.testing.assert_close((counting, *gradients), (plain, *expected), rtol=0, atol=0)
+@pytest.mark.parametrize("grid", [None, Grid(8, 4)])
+@pytest.mark.parametrize("readout", ["potential_end", "first_spike"])
+def test_counting_changes_neither_outputs_nor_gradients_nor_the_state_dict(grid, readout):
+    """Nor the random numbers of dropout and faults in a step."""
+    model, x = cnn1(image_size=12, width=0.25, readout=readout, dropout=0.5, grid=grid), torch.rand(2, 1, 12, 12)
+    train_for(model, Faults(weight_noise=0.1))
+    keys, results = list(model.state_dict()), []
+    for counting in (False, True):
+        torch.manual_seed(0)
+        with record_statistics(model, counting):
+            y = model(x)
+        results.append((y, *torch.autograd.grad(y.sum(), list(model.parameters())), torch.get_rng_state()))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
     assert list(model.state_dict()) == keys
     assert not any("statistics" in name for name, _ in model.named_buffers())
 

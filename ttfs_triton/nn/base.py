@@ -338,9 +338,14 @@ class WeightedLayer(nn.Module):
             activations = spikes_in_training(activations, self.faults, self.grid)
         return self.record(activations)
 
+    @property
+    def counts_spikes(self) -> bool:
+        """Whether statistics are being recorded."""
+        return self.statistics is not None and self.statistics.recording
+
     def record(self, activations: Tensor) -> Tensor:
         """Count the spikes of `activations` if statistics are being recorded; returns them."""
-        if self.statistics is not None and self.statistics.recording:
+        if self.statistics is not None and self.counts_spikes:
             self.statistics.update(activations)
         return activations
 

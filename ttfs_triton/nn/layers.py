@@ -64,8 +64,7 @@ class FiringLayer(WeightedLayer):
     @property
     def pools_apart(self) -> bool:
         """Whether a pool must follow the layer's spikes: they are counted, disturbed by faults, or on a grid."""
-        counted = self.statistics is not None and self.statistics.recording
-        return counted or self.grid is not None or (self.training and bool(self.faults))
+        return self.counts_spikes or self.grid is not None or (self.training and bool(self.faults))
 
 
 @spelled_out

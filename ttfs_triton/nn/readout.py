@@ -61,16 +61,6 @@ def first_spike_times(potential: Tensor, slope: Tensor, *, threshold: float) -> 
     return torch.where(fires_inside, inside, outside)
 
 
-def potential_and_slope(x: Tensor, weight: Tensor, bias: Tensor | None, readout: "Readout") -> tuple[Tensor, Tensor]:
-    """A + V₀ and σ·W of a readout with these weights and initial potentials, both [N, classes], by one contraction."""
-    with torch.autocast(x.device.type, enabled=False):
-        potential, slope = F.linear(torch.cat([x, (x > 0).to(x.dtype)]), weight).chunk(2)
-    potential = potential + readout.initial_potential
-    if bias is not None:
-        potential = potential + bias
-    return potential, readout.neuron.psp_persistence * slope
-
-
 def first_spike_decision(potential: Tensor, slope: Tensor, *, threshold: float = 20.0) -> FirstSpikeDecision:
     """Decisions by the earliest output spike, with ties and samples without a spike marked.
 
@@ -127,31 +117,20 @@ class Readout(WeightedLinear):
         super().__init__(in_features, classes, **options)
         self.neuron, self.threshold, self.initial_potential = neuron, threshold, initial_potential
 
+    def one_pass(self, x: Tensor) -> "ReadoutPass":
+        """One pass over activations [N, in_features]: its results share dropout and weight noise, drawn once."""
+        return ReadoutOnGrid(self, x) if self.runs_on_grid(x) else ReadoutPass(self, x)
+
     def potential(self, x: Tensor, *, at: Literal["start", "end"] = "start") -> Tensor:
         """Membrane potential [N, classes] of activations [N, in_features], without V₀, in threshold heights.
 
         A at the window's start, A + σ·W one window later; by one contraction.
         """
-        if self.runs_on_grid(x):
-            return ReadoutOnGrid(self, x).potential(at_end=at == "end")
-        x, weight = self.synapses(x.to(self.weight.dtype), self.effective_weight())
-        if at == "end":
-            x = x + self.neuron.psp_persistence * (x > 0).to(x.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x, weight, self.bias)
+        return self.one_pass(x).potential(at_end=at == "end")
 
     def potential_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A + V₀ and σ·W of the output neurons, both [N, classes], in one stacked contraction."""
-        if self.runs_on_grid(x):
-            return ReadoutOnGrid(self, x).potential_and_slope()
-        x, weight = self.synapses(x.to(self.weight.dtype), self.effective_weight())
-        return potential_and_slope(x, weight, self.bias, self)
-
-    def spike_times(self, x: Tensor) -> Tensor:
-        """Times [N, classes] of the output neurons' spikes on their ramp, in windows, inf for silent ones."""
-        if self.runs_on_grid(x):
-            return ReadoutOnGrid(self, x).spike_times()
-        return first_spike_times(*self.potential_and_slope(x), threshold=self.threshold)
+        """A + V₀ and σ·W of the output neurons, both [N, classes], by one contraction."""
+        return self.one_pass(x).potential_and_slope()
 
     def decide(self, x: Tensor) -> FirstSpikeDecision:
         """Classify activations [N, in_features] of the last hidden layer by the earliest output spike.
@@ -164,13 +143,47 @@ class Readout(WeightedLinear):
                 f"{type(self).__name__}.decide: x must be activations [N, {self.in_features}] of the last hidden layer"
                 f"; got {list(x.shape)}. For images, use decide(network, images) of ttfs_triton.nn."
             )
-        if self.runs_on_grid(x):
-            return ReadoutOnGrid(self, x).decide()
-        return first_spike_decision(*self.potential_and_slope(x), threshold=self.threshold)
+        return self.one_pass(x).decide()
 
-    def output_activations(self, x: Tensor) -> Tensor:
-        """Activations [N, classes] of the output neurons on their ramp: 1 − s, 0 for silent ones."""
-        return (1 - self.spike_times(x)).clamp(min=0)
+
+class ReadoutPass:
+    """One pass of a readout over activations x [N, in_features]; dropout and weight noise are drawn once."""
+
+    def __init__(self, readout: Readout, x: Tensor) -> None:
+        self._readout, self._bias = readout, readout.bias
+        self._x, self._weight = readout.synapses(x.to(readout.weight.dtype), readout.effective_weight())
+
+    def potential(self, *, at_end: bool) -> Tensor:
+        """As `Readout.potential`."""
+        x = self._x
+        if at_end:
+            x = x + self._readout.neuron.psp_persistence * (x > 0).to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x, self._weight, self._bias)
+
+    def potential_and_slope(self) -> tuple[Tensor, Tensor]:
+        """As `Readout.potential_and_slope`."""
+        x, readout = self._x, self._readout
+        with torch.autocast(x.device.type, enabled=False):
+            potential, slope = F.linear(torch.cat([x, (x > 0).to(x.dtype)]), self._weight).chunk(2)
+        potential = potential + readout.initial_potential
+        if self._bias is not None:
+            potential = potential + self._bias
+        return potential, readout.neuron.psp_persistence * slope
+
+    def spike_times(self) -> Tensor:
+        """Times [N, classes] of the output neurons' spikes on their ramp, in windows, inf for silent ones."""
+        return first_spike_times(*self.potential_and_slope(), threshold=self._readout.threshold)
+
+    def decide(self) -> FirstSpikeDecision:
+        """The decision by the earliest spike."""
+        return first_spike_decision(*self.potential_and_slope(), threshold=self._readout.threshold)
+
+    def hidden_activations(self) -> Tensor:
+        """Activations [N, classes] that the output neurons would have on the hidden layers' ramp, without V₀."""
+        potential, slope = self.potential_and_slope()
+        times = first_spike_times(potential - self._readout.initial_potential, slope, threshold=1.0)
+        return (1 - times).clamp(min=0)
 
 
 class ClockedReadout(ClockedLayer):
@@ -204,50 +217,47 @@ class ClockedReadout(ClockedLayer):
         return self.ramp().first_instant(*self.without_initial_potential(membrane))
 
 
-class ReadoutOnGrid:
-    """One pass of a readout on a grid: values from integers, gradients from the closed form of rounded weights.
+class ReadoutOnGrid(ReadoutPass):
+    """A pass of a readout on a grid: values from integers, gradients from the closed form of rounded weights.
 
-    It has the methods of `Readout`, for activations x [N, in_features] that are multiples of 1/T.
+    Activations x are multiples of 1/T.
     """
 
     def __init__(self, readout: Readout, x: Tensor) -> None:
         reverse_mode_only(type(readout).__name__, x)
         x, scale = readout.with_dropout(x)
-        self._rounded = RoundedLayer(readout, readout.effective_weight(), scale)
-        self._x, self._readout = x.to(self._rounded.weight.dtype), readout
+        rounded = RoundedLayer(readout, readout.effective_weight(), scale)
+        self._readout, self._bias, self._weight = readout, rounded.bias, rounded.weight
+        self._x = x.to(rounded.weight.dtype)
         with torch.no_grad(), exact_products():
-            clock, registers = self._rounded.grid.clock, self._rounded.registers()
-            self._clocked = ClockedReadout(readout, self._rounded.quantised, clock, **registers)
-            self._membrane = self._clocked.integrate(self._rounded.steps_left(x))
+            self._clocked = ClockedReadout(readout, rounded.quantised, rounded.grid.clock, **rounded.registers())
+            self._membrane = self._clocked.integrate(rounded.steps_left(x))
 
     def potential(self, *, at_end: bool) -> Tensor:
         exact = self._clocked.score(self._membrane, at_end=at_end)
-        potential, slope = self._closed_form()
+        potential, slope = super().potential_and_slope()
         return straight_through((potential + slope if at_end else potential) - self._readout.initial_potential, exact)
 
     def potential_and_slope(self) -> tuple[Tensor, Tensor]:
         clocked, membrane = self._clocked, self._membrane
         exact = clocked.height(membrane.potential), clocked.height(membrane.drift * (2 * clocked.steps))
-        smooth = self._closed_form()
+        smooth = super().potential_and_slope()
         return straight_through(smooth[0], exact[0]), straight_through(smooth[1], exact[1])
 
     def spike_times(self) -> Tensor:
         """Spike times, multiples of 1/T; silent neurons have no gradient."""
-        smooth = first_spike_times(*self._closed_form(), threshold=self._readout.threshold)
+        smooth = first_spike_times(*super().potential_and_slope(), threshold=self._readout.threshold)
         return straight_through(smooth, self._clocked.spike_times(self._instant()))
 
     def decide(self) -> FirstSpikeDecision:
         return self._clocked.decide(self._membrane, self._instant())
 
-    def on_hidden_ramp(self) -> Tensor:
+    def hidden_activations(self) -> Tensor:
         clocked = self._clocked
         return clocked.clock.remaining(clocked.on_hidden_ramp(self._membrane)) / clocked.steps
 
     def _instant(self) -> Tensor:
         return self._clocked.own_ramp().first_instant(*self._membrane)
-
-    def _closed_form(self) -> tuple[Tensor, Tensor]:
-        return potential_and_slope(self._x, self._rounded.weight, self._rounded.bias, self._readout)
 
 
 @spelled_out
@@ -288,18 +298,11 @@ class PotentialReadout(Readout):
         self.at: Literal["start", "end"] = at
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.statistics is not None and self.statistics.recording:
+        one_pass = self.one_pass(x)
+        if self.counts_spikes:
             with torch.no_grad():
-                self.record(self.output_activations(x))
-        return self.potential(x, at=self.at)
-
-    def output_activations(self, x: Tensor) -> Tensor:
-        """Activations [N, classes] that these neurons would have on the hidden layers' ramp, 1 − s."""
-        if self.runs_on_grid(x):
-            return ReadoutOnGrid(self, x).on_hidden_ramp()
-        potential, slope = self.potential_and_slope(x)
-        times = first_spike_times(potential - self.initial_potential, slope, threshold=1.0)
-        return (1 - times).clamp(min=0)
+                self.record(one_pass.hidden_activations())
+        return one_pass.potential(at_end=self.at == "end")
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, at={self.at}, neuron={self.neuron}"
@@ -331,8 +334,8 @@ class FirstSpikeReadout(Readout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        times = self.spike_times(x)
-        if self.statistics is not None and self.statistics.recording:
+        times = self.one_pass(x).spike_times()
+        if self.counts_spikes:
             self.record((1 - times).clamp(min=0))
         return times.clamp(max=1.0) * -self.threshold
 
