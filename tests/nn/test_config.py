@@ -126,6 +126,7 @@ def test_config_is_frozen_and_replaced():
         ({"psp_persistence": "1"}, "psp_persistence must be a number; got '1'"),
         ({"encoder": "analog"}, "specification must start with a convolution"),
         ({"max_value": 255.0}, r"max_value must be 1; got 255\.0\. Scale the images"),
+        ({"batch_norm": True, "grid": {"time_steps": 4}}, "grid must be None with batch_norm; got 4 time steps"),
         ({"std": [0.5]}, "mean and std must be None for encoder=latency"),
         ({"specification": "12C2", "encoder": "whitened"}, "start with 8 channels for encoder=whitened"),
         ({**ANALOG, "mean": [0.5]}, r"mean must have one entry per channel \(3\); got \(0.5,\)"),

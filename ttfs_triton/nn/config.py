@@ -202,8 +202,8 @@ class NetworkConfig:
             training; folds into plain weights. Its means start at 0, in front of a pool at `BIAS_BEFORE_POOL`.
         dropout: probability that a spike of a fully connected hidden layer is dropped while training. The next layer's
             weights are divided by 1 − dropout, not the activations, since activations are spike times.
-        grid: grid of the chip that the network is trained or calibrated for; the network computes on it. None: real
-            numbers.
+        grid: grid of the chip that the network is trained or calibrated for; the network computes on it. Not with batch
+            norm, which a network folds before it is put on a grid. None: real numbers.
     Raises:
         ValueError: a value has the wrong type or is out of range (`MAX_SIZE` for classes and each hidden layer at its
             width, `MAX_CHANNELS`, `MAX_SIDE`, `MAX_NUMBER`), or options exclude each other.
@@ -242,6 +242,8 @@ class NetworkConfig:
         largest = max((layer.size for layer in layers), default=0)
         if largest * self.width > MAX_SIZE:
             return f"width must give no layer more than {MAX_SIZE} neurons or channels; got {self.width} · {largest}."
+        if self.batch_norm and self.grid is not None:
+            return f"grid must be None with batch_norm; got {self.grid.text()}. Train, then call network.put_on_grid."
         for name in ("mean", "std"):
             if (value := getattr(self, name)) is not None and len(value) != self.in_channels:
                 return f"{name} must have one entry per channel ({self.in_channels}); got {value}."
