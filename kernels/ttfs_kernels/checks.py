@@ -92,7 +92,12 @@ def check_linear(
 
 
 def check_conv2d(operands: Sequence[Any], geometry: Geometry, pool: int) -> None:
-    """Check the operands of `dft_conv2d`: x, weight, bias, skip and skip_weight."""
+    """Check the pool and the operands of `dft_conv2d`: x, weight, bias, skip and skip_weight."""
+    if type(pool) is not int or pool not in POOLS:
+        raise ValueError(
+            f"dft_conv2d: pool must be one of {', '.join(map(str, POOLS))}; got {pool!r}. "
+            "Apply torch.nn.functional.max_pool2d to the result for other windows."
+        )
     x, weight, bias, skip, skip_weight = operands
     padding, dilation, groups = geometry[1:]
     if x.dim() != 4 or weight.dim() != 4:
@@ -137,12 +142,3 @@ def checked_geometry(stride: Size, padding: Size, dilation: Size, groups: int) -
     named = ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)
     strides, paddings, dilations = (pair("dft_conv2d", *size) for size in named)
     return Geometry(strides, paddings, dilations, groups)
-
-
-def check_pool(pool: int) -> None:
-    """Check the argument `pool` of `dft_conv2d`."""
-    if type(pool) is not int or pool not in POOLS:
-        raise ValueError(
-            f"dft_conv2d: pool must be one of {', '.join(map(str, POOLS))}; got {pool!r}. "
-            "Apply torch.nn.functional.max_pool2d to the result for other windows."
-        )

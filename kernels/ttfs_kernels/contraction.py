@@ -81,7 +81,7 @@ def contract(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry 
             return _apart(y, strip.images, strip.out_pitch, columns)
         y = F.conv2d(x, weight, bias, *geometry)
         return y.contiguous(memory_format=torch.channels_last)
-    y = F.linear(_columns(x, weight, geometry), _weight_matrix(weight), bias)
+    y = F.linear(_columns(x, weight, geometry), weight.permute(0, 2, 3, 1).flatten(1), bias)
     return y.view(x.shape[0], rows, columns, weight.shape[0]).permute(0, 3, 1, 2)
 
 
@@ -119,7 +119,7 @@ def gradient_of_weight(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry 
         grad_weight = _convolution_backward(h, x, weight, geometry, [False, True, False])[1]
         return grad_weight.contiguous(memory_format=torch.channels_last)
     outputs, channels, rows, columns = weight.shape
-    grad_weight = _neuron_matrix(h).t() @ _columns(x, weight, geometry)
+    grad_weight = h.permute(0, 2, 3, 1).flatten(0, 2).t() @ _columns(x, weight, geometry)
     return grad_weight.view(outputs, rows, columns, channels).permute(0, 3, 1, 2)
 
 
@@ -174,28 +174,13 @@ def _convolution_backward(h: Tensor, x: Tensor, weight: Tensor, geometry: Geomet
 
 def _columns(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Receptive fields as the rows of a matrix [N·P·Q, R·S·C_in]."""
-    top, left = geometry.padding
+    (top, left), spans = geometry.padding, _spans(weight, geometry)
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, top, top))
-    return _receptive_fields(padded, weight, geometry).flatten(3).flatten(0, 2)
-
-
-def _receptive_fields(padded: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """[N, P, Q, R, S, C_in], a view of padded maps [N, height, width, C_in]; fields overlap."""
-    spans = _spans(weight, geometry)
     fields = padded.unfold(1, spans[0], geometry.stride[0]).unfold(2, spans[1], geometry.stride[1])
-    return fields[..., :: geometry.dilation[0], :: geometry.dilation[1]].permute(0, 1, 2, 4, 5, 3)
+    fields = fields[..., :: geometry.dilation[0], :: geometry.dilation[1]].permute(0, 1, 2, 4, 5, 3)
+    return fields.flatten(3).flatten(0, 2)
 
 
 def _spans(weight: Tensor, geometry: Geometry) -> list[int]:
     """Rows and columns of a receptive field."""
     return [step * (taps - 1) + 1 for taps, step in zip(weight.shape[2:], geometry.dilation, strict=True)]
-
-
-def _neuron_matrix(maps: Tensor) -> Tensor:
-    """[N, C, P, Q] → [N·P·Q, C], a view of channels-last maps."""
-    return maps.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def _weight_matrix(weight: Tensor) -> Tensor:
-    """[C_out, C_in, R, S] → [C_out, R·S·C_in], a view of channels-last weights."""
-    return weight.permute(0, 2, 3, 1).flatten(1)

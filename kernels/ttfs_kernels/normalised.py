@@ -31,7 +31,7 @@ from torch.distributed import ProcessGroup
 from ttfs_kernels import fused
 from ttfs_kernels.autograd import Kept, Layer, Operands, apply_layer, autocast
 from ttfs_kernels.backends import backend_for
-from ttfs_kernels.checks import Size, check_conv2d, check_linear, check_pool, checked_geometry
+from ttfs_kernels.checks import Size, check_conv2d, check_linear, checked_geometry
 from ttfs_kernels.contraction import Geometry, contract
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import fire_with_derivatives
@@ -133,7 +133,6 @@ def normalised_conv2d(
         torch.Size([8, 16, 30, 30])
     """
     geometry = checked_geometry(stride, padding, dilation, groups)
-    check_pool(pool)
     which = backend_for("normalised_conv2d", backend, x)
     operands = x, weight, normalisation.bias, skip, skip_weight
     check_conv2d(operands, geometry, pool)

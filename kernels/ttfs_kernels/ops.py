@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ttfs_kernels.autograd import Operands, apply_layer, autocast
 from ttfs_kernels.backends import backend_for
-from ttfs_kernels.checks import Size, check_conv2d, check_linear, check_pool, checked_geometry
+from ttfs_kernels.checks import Size, check_conv2d, check_linear, checked_geometry
 from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.torch_backend import TorchLayer
@@ -112,7 +112,6 @@ def dft_conv2d(
         >>> spikes = y > 0
     """
     geometry = checked_geometry(stride, padding, dilation, groups)
-    check_pool(pool)
     which = backend_for("dft_conv2d", backend, x)
     operands = x, weight, bias, skip, skip_weight
     check_conv2d(operands, geometry, pool)

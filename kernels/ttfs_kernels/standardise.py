@@ -73,7 +73,8 @@ class _Standardised(torch.autograd.Function):
             return None, None, None
         first_derivatives_only("standardise_weight", grad)
         weight, gain, stats = ctx.saved_tensors
-        rows, grad_rows = _rows(weight), _rows(_as_dense(grad, weight))
+        layout = torch.contiguous_format if weight.is_contiguous() else torch.channels_last
+        rows, grad_rows = _rows(weight), _rows(grad.contiguous(memory_format=layout))
         neurons, fan_in = rows.shape
         scale = _scale(gain, fan_in)
         if fused.is_fused(rows):
@@ -111,8 +112,3 @@ def _dense(weight: Tensor) -> Tensor:
 def _rows(weight: Tensor) -> Tensor:
     """Dense weights as a view [C_out, fan_in], in the order of their memory."""
     return (weight if weight.is_contiguous() else weight.permute(0, 2, 3, 1)).flatten(1)
-
-
-def _as_dense(grad: Tensor, weight: Tensor) -> Tensor:
-    """`grad` in the memory format of `weight`."""
-    return grad.contiguous(memory_format=torch.contiguous_format if weight.is_contiguous() else torch.channels_last)

@@ -62,7 +62,8 @@ class TorchLayer:
             y = fused.run((fused.clamping,), _rows(potentials), _rows(skip), skip_weight)
             y = like_rows(y, potentials.shape)
         else:
-            y = potentials.addcmul_(skip, _channels(skip_weight, skip)).clamp_(0, 1)
+            beside = (1,) * (skip.dim() - 2)
+            y = potentials.addcmul_(skip, skip_weight.to(skip.dtype).view(-1, *beside)).clamp_(0, 1)
         return y, x, y
 
     def backward(self, grad: Tensor, kept: Kept, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
@@ -126,13 +127,8 @@ def _skip_gradients(
     return like_rows(grad_skip, skip.shape), grad_weight
 
 
-def _channels(values: Tensor, like: Tensor) -> Tensor:
-    """Values per channel or neuron in the dtype of `like` [N, C, ...], in a shape that broadcasts to it."""
-    return values.to(like.dtype).view(-1, *(1,) * (like.dim() - 2))
-
-
 def _inside(grad: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
-    """(h, sum of h for each channel): h is `grad` where 0 < a < 1, else 0.
+    """(h, sum of h for each channel, in at least float32): h is `grad` where 0 < a < 1, else 0.
 
     h is NaN where a is NaN: hardtanh_backward alone would return `grad` there.
     """
@@ -140,7 +136,7 @@ def _inside(grad: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
         h, total = fused.run((fused.crossing,), _rows(grad), _rows(activations))
         return like_rows(h, activations.shape), total
     h = aten.hardtanh_backward(grad, activations, 0, 1).add_(activations, alpha=0)
-    return h, _sum(h)
+    return h, h.sum((0, 2, 3) if h.dim() == 4 else 0, dtype=torch.promote_types(h.dtype, torch.float32))
 
 
 def stack_mask(x: Tensor, neuron: Neuron) -> Tensor:
@@ -179,11 +175,6 @@ def at_inputs(grad_x: Tensor, x: Tensor, neuron: Neuron) -> Tensor:
         by_mask.mul_(neuron.psp_persistence)
     result = aten.threshold_backward(by_activation, values, 0)
     return result.add_(by_mask)
-
-
-def _sum(h: Tensor) -> Tensor:
-    """Sum for each channel or neuron, in at least float32."""
-    return h.sum((0, 2, 3) if h.dim() == 4 else 0, dtype=torch.promote_types(h.dtype, torch.float32))
 
 
 def _rows(maps: Tensor) -> Tensor:

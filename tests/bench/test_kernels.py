@@ -10,7 +10,7 @@ import torch
 from tests.bench.modules import modules
 from tests.kernels.triton.network_layers import network_layers
 from ttfs_kernels.triton_backend import choice
-from ttfs_kernels.triton_backend.choice import Choice, choose, read_table
+from ttfs_kernels.triton_backend.choice import choose, read_table
 from ttfs_kernels.triton_backend.launch import device_of
 from ttfs_kernels.triton_backend.planning import Config
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
@@ -119,7 +119,7 @@ def test_a_wrong_library_is_not_chosen(tuner, device, monkeypatch, which):
     assert (entry.library_ms, len(tuner.faults)) == (float("inf"), 3)
     json.loads(tuner.path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert entry in read_table(tuner.path)
-    assert choose(which, LINEAR, device_of(device), "ieee", "auto") == Choice(entry.config, "measured")
+    assert choose(which, LINEAR, device_of(device), "ieee", "auto") == entry.config
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
@@ -207,12 +207,13 @@ def test_tuned_layers_are_found_again(device, monkeypatch, tmp_path, capsys, to_
     shapes.write_text(json.dumps([LAYER]), encoding="utf-8")
     how = {"shapes": shapes, "device": device.type, "batch_size": 2, "dtypes": ("fp32",), "quick": True}
     problem = kernels_layers.load(shapes)[0].problem(2, "fp32", 1.0)
-    assert choose("forward", problem, device_of(device), "ieee", "auto").reason == "default"
     assert kernels.tune(kernels.Options(**how, output=folder if to_folder else None)) == 0
     (path,) = folder.glob("*.json")
     assert path == choice.table_path(device_of(device))
-    assert len(read_table(path)) == 4  # three passes, and grad_x with the surrogate derivative
-    assert choose("forward", problem, device_of(device), "ieee", "auto").reason == "measured"
+    entries = read_table(path)
+    assert len(entries) == 4  # three passes, and grad_x with the surrogate derivative
+    (entry,) = [entry for entry in entries if entry.which == "forward"]
+    assert choose("forward", problem, device_of(device), "ieee", "triton") == entry.config
     assert f"{path.name} holds 4 measurements; ours is the faster in " in capsys.readouterr().out
 
 

@@ -24,13 +24,6 @@ SHIPPED = Path(__file__).with_name("tuning")
 FORMAT_VERSION = 2
 
 
-class Choice(NamedTuple):
-    """Blocks of our kernel, and why: "measured" or "default". None: the library."""
-
-    config: Config | None
-    reason: str
-
-
 class Entry(NamedTuple):
     """One measurement of a table: the best blocks of our kernel, its time and the library's time in milliseconds.
 
@@ -64,12 +57,12 @@ class Entry(NamedTuple):
         return Entry(values["pass"], problem, values["precision"], config, *times)
 
 
-_choices: dict[tuple[str, Problem, Device, str, str], Choice] = {}
+_choices: dict[tuple[str, Problem, Device, str, str], Config | None] = {}
 _tables: dict[str, dict[tuple[str, Problem, str], Entry]] = {}  # by device; entries by pass, layer and precision
 
 
-def choose(which: str, problem: Problem, device: Device, precision: str, backend: str) -> Choice:
-    """The provider and blocks of one pass.
+def choose(which: str, problem: Problem, device: Device, precision: str, backend: str) -> Config | None:
+    """Blocks of our kernel for one pass; None: the library.
 
     Args:
         which: "forward", "grad_x" or "grad_w".
@@ -79,10 +72,9 @@ def choose(which: str, problem: Problem, device: Device, precision: str, backend
         backend: "triton" (our kernel) or "auto".
     """
     key = (which, problem.of_pass(which), device, precision, backend)
-    choice = _choices.get(key)
-    if choice is None:
-        choice = _choices[key] = _look_up(*key)
-    return choice
+    if key not in _choices:
+        _choices[key] = _look_up(*key)
+    return _choices[key]
 
 
 def forget() -> None:
@@ -116,12 +108,11 @@ def read_table(path: Path) -> list[Entry]:
         ) from error
 
 
-def _look_up(which: str, problem: Problem, device: Device, precision: str, backend: str) -> Choice:
+def _look_up(which: str, problem: Problem, device: Device, precision: str, backend: str) -> Config | None:
     if device.name not in _tables:
         entries = read_table(table_path(device))
         _tables[device.name] = {(entry.which, entry.problem, entry.precision): entry for entry in entries}
     entry = _tables[device.name].get((which, problem, precision))
     if entry is None:
-        return Choice(default_config(which, problem, device.chip, precision, device.processors), "default")
-    library = backend == "auto" and entry.library_ms < entry.triton_ms
-    return Choice(None if library else entry.config, "measured")
+        return default_config(which, problem, device.chip, precision, device.processors)
+    return None if backend == "auto" and entry.library_ms < entry.triton_ms else entry.config

@@ -157,7 +157,7 @@ _backward_operator.register_fake(_backward)
 
 def config_of(which: str, problem: Problem, device: torch.device, backend: str) -> Config | None:
     """Blocks of our kernel for a contraction, or None for the library."""
-    return choose(which, problem, device_of(device), precision_of(problem, device), backend).config
+    return choose(which, problem, device_of(device), precision_of(problem, device), backend)
 
 
 def _geometry(numbers: Sequence[int]) -> Geometry | None:
