@@ -21,24 +21,14 @@ MAX_WEIGHTS = 2**31
 
 
 class WeightedLayer(nn.Module):
-    """Base of every layer with synapses: weights, optional bias, optional weight standardisation, spike counts.
+    """Base of every layer with synapses: weights, initial potentials, skips, batch norm, the chip's grid, spike counts.
 
-    Args:
-        weight_shape: shape of `weight`, [C_out, ...].
-        weight_standardisation: standardise each neuron's weights over its fan-in. Default: True, but False for spiking
-            neurons with batch norm.
-        batch_norm: normalise A and W by the statistics of A + W over the batch while training, see
-            `ttfs_kernels.normalised_conv2d`. In evaluation the running statistics are folded into weights and initial
-            potentials. Not for readouts.
-        initial_gain: factor on the Kaiming initialisation; see `reset_parameters`. With batch norm also the initial
-            value of γ, the standard deviation of A + W.
-        skip: number of channels (fully connected: neurons) of the earlier layer whose delayed spikes `forward` takes;
-            0 for none. Each delayed spike meets one synapse; see `delayed`. Not for encoders and readouts.
-        average: average pooling at the synapses: a window of inputs shares one weight, divided by the window's size.
-            Convolutions: side of the windows; the attributes `kernel_size`, `stride` and `padding` then count pixels,
-            and `effective_weight()` has one weight per pixel. Fully connected: number of consecutive inputs.
-        bias, device, dtype: as in `DFTConv2d`.
+    Arguments are those of `DFTConv2d` and `DFTLinear`. Encoders take no skip and no average, readouts neither skip nor
+    batch norm. Weights are standardised by default, except those of spiking neurons with batch norm.
+
     Attributes:
+        average: side of the windows that a convolution averages, for which `kernel_size`, `stride` and `padding` count
+            pixels, and `effective_weight()` has one weight per pixel; fully connected: number of consecutive inputs.
         kind: "analog", "spiking" or "readout"; see `LayerKind`.
         weight: Parameter [C_out, ...]; `effective_weight()` gives the weights of the synapses.
         bias: Parameter [C_out], initial membrane potentials in threshold heights, or None.

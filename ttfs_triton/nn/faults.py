@@ -42,16 +42,13 @@ def disturbed(
     clock: Clock | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Activations after spike faults and broken neurons.
+    """Activations [N, ...] after spike faults and broken neurons, in a new tensor.
 
     Args:
-        activations: [N, ...] in [0, 1], 0 is silent.
-        faults: size and probability of each fault.
-        broken: masks of broken neurons; None: no neuron is broken.
-        clock: the clock whose time stamps spikes are rounded to; None: spike times are real numbers.
+        activations, faults: what is disturbed, and by which faults.
+        broken: masks of broken neurons, or None.
+        clock: spikes are rounded to its time stamps; None: spike times are real numbers.
         generator: random number generator, on the CPU. Default: PyTorch's generator of the device.
-    Returns:
-        A new tensor, shape and dtype of `activations`.
     """
     found = activations.clone()
     device = _device(activations, generator)
@@ -69,13 +66,9 @@ def disturbed(
 
 
 def spikes_in_training(activations: Tensor, faults: Faults, grid: Grid | None, neurons: bool = True) -> Tensor:
-    """A layer's spikes after faults in a training step; gradients pass unless a fault removed or forced the spike.
+    """Activations [N, ...] after faults in a training step; gradients pass unless a fault removed or forced the spike.
 
-    Args:
-        activations: [N, ...] in [0, 1].
-        faults: size and probability of each fault.
-        grid: the grid whose time stamps spikes are rounded to; None: spike times are real numbers.
-        neurons: whether neurons can also be broken.
+    With a grid, spikes are rounded to its time stamps. `neurons`: whether neurons can be broken, too.
     """
     broken = draw_broken(activations, faults) if neurons else None
     if not (faults.of_spikes or broken):

@@ -153,22 +153,24 @@ def unfold_batch_norm(network: nn.Module, plain: nn.Module, images: Tensor) -> N
     network.eval()
     plain.eval()
     hooks, momenta = [], []
+
+    def run_beside(own: WeightedLayer, _: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        own(*arguments, **options)
+
     for own, other in pairs:
         own.load_state_dict(other.state_dict(), strict=own.batch_norm is None)
-        if own.batch_norm is not None:
-            momenta.append((own.batch_norm, own.batch_norm.momentum, other.bias))
-            own.batch_norm.reset_running_stats()
-            own.batch_norm.momentum = 0.0
-            own.batch_norm.train()
-            follow = partial(_run_beside, own)
-            hooks.append(other.register_forward_pre_hook(follow, with_kwargs=True))
+        norm: Any = own.batch_norm
+        if norm is not None:
+            momenta.append((norm, norm.momentum, other.bias))
+            norm.reset_running_stats()
+            norm.momentum = 0.0
+            norm.train()
+            hooks.append(other.register_forward_pre_hook(partial(run_beside, own), with_kwargs=True))
     for part in images.split(STATISTICS_BATCH):
         plain(part)
     for hook in hooks:
         hook.remove()
     for norm, momentum, bias in momenta:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
         norm.momentum = momentum
         norm.weight.copy_((norm.running_var + norm.eps).sqrt())
         norm.bias.copy_(norm.running_mean if bias is None else norm.running_mean + bias)
@@ -178,7 +180,3 @@ def unfold_batch_norm(network: nn.Module, plain: nn.Module, images: Tensor) -> N
 
 def _weighted_layers(model: nn.Module) -> list[WeightedLayer]:
     return [module for module in model.modules() if isinstance(module, WeightedLayer)]
-
-
-def _run_beside(layer: WeightedLayer, _: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-    layer(*arguments, **options)

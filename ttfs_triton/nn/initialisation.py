@@ -9,10 +9,10 @@ from ttfs_triton.nn.coding import AnalogEncoder
 from ttfs_triton.nn.weighted import WeightedConv2d
 
 SMALLEST_EIGENVALUE = 5e-4
-"""Added to the eigenvalues of patches of normalised images, so that noise is not whitened (Jordan 2024, 3.2)."""
+"""Added to the eigenvalues, the variances of components, so that noise is not whitened (Jordan 2024, 3.2)."""
 
 
-def whitening_weights(images: Tensor, kernel_size: tuple[int, int], *, epsilon: float = SMALLEST_EIGENVALUE) -> Tensor:
+def whitening_weights(images: Tensor, kernel_size: tuple[int, int]) -> Tensor:
     """Weights of a convolution that whitens patches of images: its outputs are uncorrelated, of variance 1.
 
     Each principal component of the patches comes with both signs, since neurons pass on positive values only.
@@ -20,7 +20,6 @@ def whitening_weights(images: Tensor, kernel_size: tuple[int, int], *, epsilon: 
     Args:
         images: normalised images, [N, C, height, width].
         kernel_size: (rows, columns) of a patch.
-        epsilon: added to the eigenvalues, the variances of the components.
     Returns:
         [2·C·rows·columns, C, rows, columns], float32: the components by falling eigenvalue, then again, negated.
     Raises:
@@ -36,7 +35,7 @@ def whitening_weights(images: Tensor, kernel_size: tuple[int, int], *, epsilon: 
     channels = images.shape[1]
     patches = images.double().unfold(2, rows, 1).unfold(3, columns, 1).movedim(1, 3).flatten(0, 2).flatten(1)
     eigenvalues, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-    components = (vectors / (eigenvalues + epsilon).sqrt()).T.flip(0).view(-1, channels, rows, columns)
+    components = (vectors / (eigenvalues + SMALLEST_EIGENVALUE).sqrt()).T.flip(0).view(-1, channels, rows, columns)
     return torch.cat([components, -components]).float()
 
 

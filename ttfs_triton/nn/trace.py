@@ -192,7 +192,8 @@ class _Trace(TorchFunctionMode):
             return None
         if same and name in _DROPOUT and not _argument(args, kwargs, 2, "training", True):
             return None
-        if self._is_output(before):
+        sources = [self._stages.get(wire.source) for wire in self._wires(before) or ()]
+        if any(stage is not None and stage.kind == "readout" for stage in sources):
             self._refuse_function(name, "Hand on the readout's output as it is.")
         if name in _LAYOUT and after.shape == (before.shape[0], before[0].numel()):
             return nn.Flatten()
@@ -206,10 +207,6 @@ class _Trace(TorchFunctionMode):
             if dilation in (1, (1, 1)) and not ceil:
                 return EarliestSpikePool2d(kernel, stride or None, padding)
         self._refuse_function(name)
-
-    def _is_output(self, tensor: Tensor) -> bool:
-        stages = [self._stages.get(wire.source) for wire in self._wires(tensor) or ()]
-        return any(stage is not None and stage.kind == "readout" for stage in stages)
 
     def _refuse_function(self, name: str, remedy: str | None = None) -> NoReturn:
         plain = name.removesuffix(".default").strip("_")
@@ -237,7 +234,8 @@ class _Trace(TorchFunctionMode):
         if _is_layer(module):
             return functools.partial(self._fire, module)
         label = _label(module, name)
-        if type(module).__module__.startswith("torch.nn.modules") and not _may_stand(module):
+        may_stand = isinstance(module, (*BETWEEN, nn.Sequential)) or next(module.children(), None) is not None
+        if type(module).__module__.startswith("torch.nn.modules") and not may_stand:
 
             def refused(*args: Any, **kwargs: Any) -> NoReturn:
                 _refuse(label, _remedy(type(module).__name__))
@@ -310,10 +308,6 @@ class _Trace(TorchFunctionMode):
 def _is_layer(module: nn.Module) -> bool:
     """Whether a module is one of `LAYERS`, or a subclass with the same forward."""
     return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in LAYERS)
-
-
-def _may_stand(module: nn.Module) -> bool:
-    return isinstance(module, BETWEEN) or next(module.children(), None) is not None or isinstance(module, nn.Sequential)
 
 
 def _label(module: nn.Module, name: str) -> str:

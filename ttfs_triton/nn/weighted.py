@@ -35,7 +35,7 @@ def spelled_out(layer: type[Layer]) -> type[Layer]:
 
 
 class LayerOptions(TypedDict, total=False):
-    """Keywords of layers with synapses; `WeightedLayer` says what they mean, which layers take them, and defaults."""
+    """Keywords of layers with synapses; see `DFTConv2d`, and `WeightedLayer` for which layers take them."""
 
     bias: bool
     weight_standardisation: bool | None
