@@ -1,18 +1,15 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import oracles
-from tests.nn.common import activations, randomised
+from tests.nn.common import randomised
 from ttfs_kernels.rule import fire
 from ttfs_triton.nn import (
     AnalogEncoder,
-    DFTLinear,
     EarliestSpikePool2d,
     LatencyEncoder,
     Neuron,
@@ -26,17 +23,6 @@ def test_spike_times_are_in_the_window_of_the_layer(dtype):
     times = activation_to_spike_time(torch.tensor([1.0, 0.25, 0.0], dtype=dtype), layer=2)
     assert times.dtype == dtype
     assert times.tolist() == [2.0, 2.75, math.inf]
-
-
-def test_absolute_times_through_two_layers_match_event_driven_neurons():
-    layers = [randomised(DFTLinear(6, 6, dtype=torch.float64), seed, scale=1.5) for seed in (1, 2)]
-    x = activations(3, 6, seed=3)
-    times = activation_to_spike_time(x, 0).numpy()
-    for number, layer in enumerate(layers, start=1):
-        x = layer(x)
-        synapses = list(zip(layer.effective_weight().detach().numpy(), layer.bias.detach().numpy(), strict=True))
-        times = np.array([[oracles.event_driven(t, w, b, start=number) for w, b in synapses] for t in times])
-        np.testing.assert_allclose(activation_to_spike_time(x.detach(), number).numpy(), times, atol=1e-9)
 
 
 def test_latency_encoder_fires_earlier_for_brighter_pixels():
@@ -111,11 +97,3 @@ def test_encoders_learn_and_keep_mean_and_std_out_of_the_state_dict(kind):
     torch.testing.assert_close(encoder(x), other((x - 0.5) / 0.25))
     encoder(x).square().sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in encoder.parameters())
-
-
-def test_analog_encoder_supports_batch_norm():
-    encoder, x = AnalogEncoder(1, 4, 3, batch_norm=True, initial_gain=0.25), torch.rand(4, 1, 6, 6)
-    gain = torch.full((4,), 0.25)  # the normalised potential starts at the initial gain
-    potential = F.conv2d(x, encoder.effective_weight())
-    expected = F.batch_norm(potential, None, None, gain, training=True).clamp(0, 1)
-    torch.testing.assert_close(encoder(x), expected)

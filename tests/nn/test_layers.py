@@ -102,24 +102,6 @@ def test_fully_connected_layers_are_event_driven_neurons(sigma, skip):
         assert ((expected - ticked >= -1e-9) & (expected - ticked <= 0.01 + 1e-9)).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"weight_standardisation": False}, {"skip": 4}, {"average": 2}])
-@pytest.mark.parametrize("kind", [DFTConv2d, DFTLinear])
-def test_two_phase_neurons_are_clamped_relus(kind, options):
-    sizes, shape = ((4, 5, 3, 1, 1), (2, 4, 6, 6)) if kind is DFTConv2d else ((144, 5), (2, 144))
-    layer = randomised(kind(*sizes, neuron=Neuron(0.0), dtype=torch.float64, **options), seed=1)
-    x, late, skipped = activations(*shape, seed=2), {}, 0
-    if "skip" in options:
-        late = {"skip": activations(*(2, 4, 6, 6)[: len(shape)], seed=3)}
-        beside = (0, 0) * (len(shape) - 2)
-        skipped = F.pad(late["skip"] * layer.skip_weight.view(-1, *beside[::2] and (1, 1)), (*beside, 0, 1))
-    weight = layer.effective_weight()
-    if kind is DFTLinear:
-        potential = F.linear(x, weight, layer.bias)
-    else:
-        potential = F.conv2d(x, weight, layer.bias, layer.stride, layer.padding)
-    torch.testing.assert_close(layer(x, **late), (potential + skipped).clamp(0, 1))
-
-
 # ---- averages: means of weighted spikes and of weighted masks, never of spike times
 
 
