@@ -70,7 +70,7 @@ def test_sizes_that_cannot_be_are_refused(layer, options, message):
         (lambda: DFTLinear(4, 3, skip=3)(torch.rand(2, 4)), "got none and skip=3. Call layer"),
         (lambda: DFTLinear(4, 3, skip=3)(torch.rand(2, 4), skip=torch.rand(2, 2)), "skip must have 3 channels"),
         (lambda: network("4C3-(6C3-3C3)"), "a block must end with as many channels as enter it"),
-        (lambda: network("4C3-(4C3s2-4C3p2)-8"), r"got \(4, 8, 12\) before Convolution\(channels=4"),
+        (lambda: network("4C3-(4C3s2-4C3p2)-8"), r"got \(4, 8, 12\) before Convolution\(size=4"),
         (lambda: network("(4C3-4C3)", encoder="analog"), "start with a convolution, not in a block"),
         # averages
         (lambda: DFTConv2d(2, 3, 3, average=0), "DFTConv2d: average must be at least 1, and 1 for an encoder; got 0"),

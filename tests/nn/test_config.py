@@ -57,7 +57,7 @@ def test_parse_reads_blocks():
         ("", 'got ""'),
         ("16C5--128", 'got ""'),
         ("0C3-128", 'must be from 1 to .*; got "0C3"'),
-        ("99999999C3", 'channels must be from 1 to 1048576; got "99999999C3"'),
+        ("99999999C3", 'size must be from 1 to 1048576; got "99999999C3"'),
         ("8C3p2000", 'padding must be from 0 to 1024; got "8C3p2000"'),
         ("1" * 5000, "specification must be text of at most 4096 characters; got 5000"),
         *((text, f'an average must follow a convolution or pool.*; got "{average}"') for text, average in AVERAGES),

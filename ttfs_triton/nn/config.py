@@ -30,22 +30,17 @@ MAX_LAYERS = MAX_LENGTH // 2
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """`64C3`: 64 channels, 3×3, padding (k − 1)//2; `64C3p0s2`: padding 0, stride 2.
+    """`64C3`: 64 channels (`size`), 3×3, padding (k − 1)//2; `64C3p0s2`: padding 0, stride 2.
 
     `skip` is the number of windows for which a block `(64C3-64C3)` delays the spikes that enter it until they reach its
     last layer: one for each layer of the block before that. It is 0 for all other layers.
     """
 
-    channels: int
+    size: int
     kernel_size: int
     padding: int
     stride: int
     skip: int = 0
-
-    @property
-    def size(self) -> int:
-        """Channels."""
-        return self.channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,23 +61,18 @@ class Average:
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """`128`: 128 fully connected neurons; `skip` as in `Convolution`."""
+    """`128`: 128 fully connected neurons (`size`); `skip` as in `Convolution`."""
 
-    features: int
+    size: int
     skip: int = 0
-
-    @property
-    def size(self) -> int:
-        """Features."""
-        return self.features
 
 
 Token = Convolution | Pool | Average | Dense
 _PATTERNS: dict[type[Token], re.Pattern[str]] = {
-    Convolution: re.compile(r"(?P<channels>\d+)C(?P<kernel_size>\d+)(?:p(?P<padding>\d+))?(?:s(?P<stride>\d+))?"),
+    Convolution: re.compile(r"(?P<size>\d+)C(?P<kernel_size>\d+)(?:p(?P<padding>\d+))?(?:s(?P<stride>\d+))?"),
     Pool: re.compile(r"P(?P<kernel_size>\d+)(?:p(?P<padding>\d+))?(?:s(?P<stride>\d+))?"),
     Average: re.compile(r"A(?P<kernel_size>\d+)?"),
-    Dense: re.compile(r"(?P<features>\d+)"),
+    Dense: re.compile(r"(?P<size>\d+)"),
 }
 
 
@@ -151,7 +141,7 @@ def _parse_token(text: str) -> Token:
         raise ValueError('each token must look like "64C3", "64C3p0s2", "P2", "A2" or "128"')
     values = {name: int(value) for name, value in match.groupdict().items() if value is not None}
     for name, value in values.items():
-        least, most = 0 if name == "padding" else 1, MAX_SIZE if name in ("channels", "features") else MAX_KERNEL
+        least, most = 0 if name == "padding" else 1, MAX_SIZE if name == "size" else MAX_KERNEL
         if not least <= value <= most:
             raise ValueError(f"{name} must be from {least} to {most}")
     if kind is Convolution:
@@ -255,8 +245,8 @@ class NetworkConfig:
         if not isinstance(first, Convolution) or any(0 < layer.skip == place for place, layer in enumerate(layers)):
             return f"specification must start with a convolution, not in a block, {rule}; got {self.specification}."
         components = 2 * self.in_channels * first.kernel_size**2
-        if self.encoder == "whitened" and first.channels != components:
-            return f"specification must start with {components} channels {rule}, 2 per component; got {first.channels}."
+        if self.encoder == "whitened" and first.size != components:
+            return f"specification must start with {components} channels {rule}, 2 per component; got {first.size}."
         return None
 
     def scaled(self, size: int) -> int:

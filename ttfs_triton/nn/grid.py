@@ -142,11 +142,6 @@ class Grid:
         return Clock(self.time_steps)
 
     @property
-    def limit(self) -> int:
-        """Largest integer weight."""
-        return largest_integer(self.weight_bits)
-
-    @property
     def register(self) -> int | None:
         """Largest integer that a register holds; None if registers are as wide as needed."""
         return None if self.state_bits is None else largest_integer(self.state_bits)

@@ -119,10 +119,10 @@ class LayerBuilder:
         kernel = (token.kernel_size, token.stride, token.padding)
         if encodes and config.encoder == "whitened":
             options |= {"weight_standardisation": False, "batch_norm": False}
-            encoder = AnalogEncoder(self.shape[0], token.channels, *kernel, **statistics, **options)
+            encoder = AnalogEncoder(self.shape[0], token.size, *kernel, **statistics, **options)
             encoder.weight.requires_grad_(False)
             return encoder
-        sizes = (self.shape[0], config.scaled(token.channels), *kernel)
+        sizes = (self.shape[0], config.scaled(token.size), *kernel)
         if encodes and config.encoder == "signed":
             return SignedEncoder(*sizes, neuron=config.neuron, **statistics, **options)
         if encodes and config.encoder == "analog":
@@ -132,7 +132,7 @@ class LayerBuilder:
     def _dense(self, token: Dense, options: dict[str, Any]) -> DFTLinear:
         # Dropout is for spikes of fully connected layers; the first such layer reads a convolution or the encoder.
         options |= {"spike_dropout": self.config.dropout if "fc1" in self.layers else 0.0}
-        return DFTLinear(self.shape[0], self.config.scaled(token.features), neuron=self.config.neuron, **options)
+        return DFTLinear(self.shape[0], self.config.scaled(token.size), neuron=self.config.neuron, **options)
 
 
 class TTFSNetwork(nn.Module):

@@ -188,11 +188,8 @@ def _structure(config: NetworkConfig) -> tuple[object, ...]:
     """Hidden layers at their scaled sizes, and the shape of the input."""
 
     def at_width(token: Token) -> Token:
-        if isinstance(token, Convolution):
-            return dataclasses.replace(token, channels=config.scaled(token.channels))
-        if isinstance(token, Dense):
-            return dataclasses.replace(token, features=config.scaled(token.features))
-        return token
+        sized = isinstance(token, Convolution | Dense)
+        return dataclasses.replace(token, size=config.scaled(token.size)) if sized else token
 
     return (*map(at_width, parse_specification(config.specification)), config.in_channels, config.image_size)
 
