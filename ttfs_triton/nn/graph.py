@@ -43,11 +43,7 @@ class Wire:
     shape: tuple[int, ...]
 
     def deliver(self, emitted: Mapping[str | None, Tensor]) -> Tensor:
-        """Pool and flatten the spikes of the source for the layer, [N, *shape].
-
-        Args:
-            emitted: activations of all sources, [N, ...], or other numbers for which larger means earlier.
-        """
+        """The source's activations, pooled and flattened for the layer, [N, *shape]; `emitted` holds all sources'."""
         spikes = emitted[self.source]
         for module in self.route:
             spikes = module(spikes)
@@ -88,11 +84,7 @@ class Stage:
 
     @property
     def weighted(self) -> WeightedLayer:
-        """The layer, which must have synapses.
-
-        Raises:
-            TypeError: the stage is a latency encoder, which has none.
-        """
+        """The layer; TypeError for a latency encoder, which has no synapses."""
         if not isinstance(self.layer, WeightedLayer):
             raise TypeError(f"Stage.weighted: stage must have synapses; got {self.name}, a {self.kind} encoder.")
         return self.layer
@@ -127,11 +119,7 @@ class NetworkGraph:
     image_shape: tuple[int, ...]
 
     def __getitem__(self, name: str) -> Stage:
-        """The stage with this name.
-
-        Raises:
-            KeyError: no stage has this name.
-        """
+        """The stage with this name; KeyError without one."""
         for stage in self.stages:
             if stage.name == name:
                 return stage

@@ -131,15 +131,13 @@ def _widest_unit(weight: Tensor, limit: int, per_channel: bool) -> Tensor:
 
 
 def quantise_potential(potential: Tensor | float, unit: Tensor, steps: int, *, checked: bool = True) -> Tensor:
-    """Initial membrane potentials [C_out] as whole numbers, float64, in the unit of a potential, weight unit · step.
+    """Initial membrane potentials as whole numbers [C_out], float64, in units of a potential, weight unit · step.
 
     Args:
         potential: [C_out] or a number for all channels, in threshold heights.
         unit: units of the weights, [C_out].
         steps: time steps in a window.
-        checked: refuse potentials that are not finite; the host then waits for the device.
-    Raises:
-        ValueError: the potentials are not finite.
+        checked: raise ValueError for potentials that are not finite; the host then waits for the device.
     """
     potential = (potential if isinstance(potential, Tensor) else unit.new_full((), potential)).detach().double()
     if checked and not bool(potential.isfinite().all()):

@@ -47,12 +47,9 @@ class Membrane(NamedTuple):
 
 
 class ClockedLayer:
-    """Integer weights, initial potentials and slopes of one layer, for a given number of steps.
+    """A spiking layer or readout with integer weights, initial potentials and slopes, on a clock.
 
     Args:
-        layer: a spiking layer or a readout.
-        quantised: the layer's integer weights.
-        clock: steps and instants.
         register: largest slope (in weight units) and potential (in weight units · steps); both saturate there after
             each step. None: registers are as wide as needed.
         reach: bound on a neuron's Σ|integers|, for a layer without delayed spikes whose units are at least
@@ -173,9 +170,7 @@ class ClockedLayer:
 class AnalogLayer:
     """A convolution that reads pixels, in float64, so that the order of sums, which depends on N, changes no spike.
 
-    Args:
-        layer: the encoder.
-        weight, bias: weights [C_out, ...], and initial potentials [C_out] or None, with batch norm folded in.
+    Weights and initial potentials include batch norm.
     """
 
     def __init__(self, layer: WeightedConv2d, weight: QuantisedWeight, bias: Tensor | None) -> None:
@@ -206,14 +201,14 @@ def contract(layer: WeightedLayer, x: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 def earliest_input(layer: WeightedLayer, x: Tensor, skip: Tensor | None = None) -> Tensor:
-    """The earliest input spike of each neuron: its activation, or the steps that remain; 0 without an input spike.
+    """The earliest input spike of each neuron: the largest of its inputs, which are 0 where silent.
 
     Args:
         layer: a convolution or fully connected layer.
-        x: [N, channels, height, width] or [N, features], activations or remaining steps, 0 for silent inputs.
-        skip: the same for delayed spikes, one per neuron; None for a layer without a skip.
+        x: its inputs [N, ...], activations or remaining steps.
+        skip: the same for delayed spikes, one per neuron, or None.
     Returns:
-        [N, groups, P, Q] or [N, 1]: the same for all channels of a group; with a skip, [N, C, ...].
+        [N, groups, P, Q] or [N, 1], since all channels of a group have the same inputs; with a skip, [N, C, ...].
     """
     groups = layer.groups if isinstance(layer, WeightedConv2d) else 1
     earliest = x.unflatten(1, (groups, -1)).amax(2)
@@ -301,12 +296,10 @@ def fire_on_grid(
     """Activations of a layer's neurons, multiples of 1/T, with the gradient of the closed form of rounded weights.
 
     Args:
-        layer: a layer on a grid.
+        layer, weight, scale: as in `RoundedLayer`.
         x: input activations, multiples of 1/T; for an encoder, normalised images.
-        weight, scale: as in `RoundedLayer`.
         skip: delayed spikes, one per neuron, or None.
-        fire: the closed form, as a function of inputs, weights and initial potentials, with keywords `skip` and
-            `skip_weight`.
+        fire: the closed form of the layer, called as fire(x, weight, bias, skip=..., skip_weight=...).
     """
     reverse_mode_only(type(layer).__name__, x, skip)
     rounded = RoundedLayer(layer, weight, scale)
