@@ -82,25 +82,19 @@ def dft_conv2d(
     neuron: Neuron = Neuron(),
     backend: str = "auto",
 ) -> Tensor:
-    """Convolutional layer of spiking neurons: convolution, firing rule and, with `pool`, each window's earliest spike.
-
-    With A = Σ w·x + v·x_skip + b and W = σ·(Σ w·[x > 0] + v·[x_skip > 0]):
-    y = 1 if A ≥ 1; (A + W)/(1 + W) if A < 1 and A + W > 0; else 0. Zero padding is silence.
+    """Convolutional layer of spiking neurons, which fire as in `dft_linear`; with `pool`, each window's earliest spike.
 
     Args:
         x: [batch, in_channels, height, width], activations in [0, 1] (1 = the window's start, 0 = silent);
             fp16, bf16, fp32 or fp64. Any strides; channels-last is read without a layout copy.
         weight: [out_channels, in_channels / groups, rows, columns], in threshold heights.
         bias: [out_channels] initial membrane potential, in threshold heights. Default: None.
-        stride, padding, dilation: one integer, or (rows, columns).
+        stride, padding, dilation: one integer, or (rows, columns). Zero padding is silence.
         groups: blocks of channels that are not connected with each other.
         pool: 1, or 2 for `max_pool2d(y, 2)`: the earliest spikes of windows of 2×2 neurons. Triton kernels keep only
             these for the backward pass. Of several NaN in a window, only the last makes gradients NaN.
-        skip: [batch, out_channels, rows, columns] of the output's size, activations x_skip of an earlier layer, dtype
-            of x. Its spikes were delayed until the window in which the spikes of x arrive; each of them reaches one
-            neuron. Not with a pool. Default: None.
-        skip_weight: [out_channels], weights v of the skip's synapses, in threshold heights. Required with `skip`.
-        neuron, backend: as in `dft_linear`.
+        skip: [batch, out_channels, rows, columns] of the output's size, as in `dft_linear`. Not with a pool.
+        skip_weight: [out_channels]; neuron, backend: as in `dft_linear`.
     Returns:
         [batch, out_channels, rows / pool, columns / pool], dtype of x (under autocast, autocast's), channels-last.
     Gradient, precision, errors, source: as in `dft_linear`.

@@ -61,6 +61,10 @@ class FiringLayer(WeightedLayer):
             activations = fire(x, weight, bias, skip_weight=skip_weight, **options)
         return self.emit(activations) if pool == 1 else activations
 
+    def extra_repr(self) -> str:
+        neuron = getattr(self, "neuron", None)  # an `AnalogEncoder` has none
+        return super().extra_repr() + ("" if neuron is None else f", neuron={neuron}")
+
     @property
     def pools_apart(self) -> bool:
         """Whether a pool must follow the layer's spikes: they are counted, disturbed by faults, or on a grid."""
@@ -133,9 +137,6 @@ class DFTConv2d(FiringLayer, WeightedConv2d):
         spikes = self.spikes(x, skip, pool=pool // behind, neuron=self.neuron, backend=self.backend)
         return spikes if behind == 1 else F.max_pool2d(spikes, behind)
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, neuron={self.neuron}"
-
 
 @spelled_out
 class DFTLinear(FiringLayer, WeightedLinear):
@@ -177,9 +178,6 @@ class DFTLinear(FiringLayer, WeightedLinear):
     def forward(self, x: Tensor, *, skip: Tensor | None = None) -> Tensor:
         """Activations; `skip` [N, skip] are activations of an earlier layer, delayed until the spikes of `x` arrive."""
         return self.spikes(x, skip, neuron=self.neuron, backend=self.backend)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, neuron={self.neuron}"
 
 
 class EarliestSpikePool2d(nn.Module):

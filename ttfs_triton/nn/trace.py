@@ -277,13 +277,15 @@ class _Trace(TorchFunctionMode):
     def _check_place(self, kind: StageKind, label: str, *, reads_images: bool) -> None:
         encodes = kind in ("latency", "analog")
         if encodes != reads_images or (reads_images and self._stages):
-            found = "images" if reads_images else "spikes"
-            _refuse_structure(
-                f"begin with its only encoder; got {label}, which reads {found}",
-                "Put LatencyEncoder() in front of layers that read spikes, or begin with an AnalogEncoder, once.",
-            )
+            self._refuse_start(f"{label}, which reads {'images' if reads_images else 'spikes'}")
         if any(stage.kind == "readout" for stage in self._stages.values()):
             self._refuse_end(f"{label} behind it")
+
+    def _refuse_start(self, found: str) -> NoReturn:
+        _refuse_structure(
+            f"begin with its only encoder; got {found}",
+            "Put LatencyEncoder() in front of layers that read spikes, or begin with an AnalogEncoder, once.",
+        )
 
     def _refuse_end(self, found: str) -> NoReturn:
         _refuse_structure(
@@ -294,14 +296,13 @@ class _Trace(TorchFunctionMode):
     def graph(self, output: object, image_shape: tuple[int, ...]) -> NetworkGraph:
         """The traced network. It must begin with an encoder and end with a readout."""
         stages, wires = tuple(self._stages.values()), self._wires(output)
-        found = ", ".join(type(stage.layer).__name__ for stage in stages) or "no layers of ttfs_triton.nn"
         if not stages:
-            _refuse_structure(
-                f"begin with its only encoder; got {found}",
-                "Put LatencyEncoder() in front of layers of ttfs_triton.nn.",
-            )
-        if stages[-1].kind != "readout" or wires != (Wire(stages[-1].name, (), stages[-1].shape),):
-            self._refuse_end(found if stages[-1].kind != "readout" else f"{found}, and another output")
+            self._refuse_start("no layers of ttfs_triton.nn")
+        found, last = ", ".join(type(stage.layer).__name__ for stage in stages), stages[-1]
+        if last.kind != "readout":
+            self._refuse_end(found)
+        if wires != (Wire(last.name, (), last.shape),):
+            self._refuse_end(f"{found}, and another output")
         return NetworkGraph(stages, image_shape)
 
 

@@ -88,20 +88,16 @@ _devices: dict[torch.device, Device] = {}  # a plain dictionary: torch.compile t
 
 def device_of(device: torch.device) -> Device:
     """The `Device` of a PyTorch device; anything but a GPU is the interpreter."""
-    if device not in _devices:
-        _devices[device] = _read_device(device)
-    return _devices[device]
-
-
-def _read_device(device: torch.device) -> Device:
     if device.type != "cuda":
         return Device("interpreter", INTERPRETED, 4)
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip is not None:
-        chip = Chip("hip", properties.gcnArchName.split(":")[0])
-    else:
-        chip = Chip("cuda", 10 * properties.major + properties.minor)
-    return Device(properties.name, chip, properties.multi_processor_count)
+    if device not in _devices:
+        properties = torch.cuda.get_device_properties(device)
+        if torch.version.hip is not None:
+            chip = Chip("hip", properties.gcnArchName.split(":")[0])
+        else:
+            chip = Chip("cuda", 10 * properties.major + properties.minor)
+        _devices[device] = Device(properties.name, chip, properties.multi_processor_count)
+    return _devices[device]
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
