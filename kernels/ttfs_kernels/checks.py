@@ -1,12 +1,11 @@
 """Checks of the public functions' arguments, before any work starts."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ttfs_kernels.autograd import autocasts
+from ttfs_kernels.autograd import Operands, autocasts
 from ttfs_kernels.contraction import Geometry
 
 Size = int | Sequence[int]  # one number for both directions, or (rows, columns)
@@ -79,66 +78,65 @@ def check_tensors(
         )
 
 
-def check_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, skip: Tensor | None = None, skip_weight: Tensor | None = None
-) -> None:
-    """Check the operands of `dft_linear`."""
+def check_linear(function: str, operands: Operands) -> None:
+    """Check the operands of a fully connected layer."""
+    x, weight, bias, skip, skip_weight = operands
     if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
-            "dft_linear: x must be [..., in_features] and weight [out_features, in_features]; "
+            f"{function}: x must be [..., in_features] and weight [out_features, in_features]; "
             f"got {list(x.shape)} and {list(weight.shape)}."
         )
-    check_tensors("dft_linear", x, weight, bias, skip, skip_weight, (*x.shape[:-1], weight.shape[0]))
+    check_tensors(function, x, weight, bias, skip, skip_weight, (*x.shape[:-1], weight.shape[0]))
 
 
-def check_conv2d(operands: Sequence[Any], geometry: Geometry, pool: int) -> None:
-    """Check the pool and the operands of `dft_conv2d`: x, weight, bias, skip and skip_weight."""
+def check_conv2d(function: str, operands: Operands, geometry: Geometry, pool: int) -> None:
+    """Check the pool and the operands of a convolution."""
     if type(pool) is not int or pool not in POOLS:
         raise ValueError(
-            f"dft_conv2d: pool must be one of {', '.join(map(str, POOLS))}; got {pool!r}. "
+            f"{function}: pool must be one of {', '.join(map(str, POOLS))}; got {pool!r}. "
             "Apply torch.nn.functional.max_pool2d to the result for other windows."
         )
     x, weight, bias, skip, skip_weight = operands
     padding, dilation, groups = geometry[1:]
     if x.dim() != 4 or weight.dim() != 4:
         raise ValueError(
-            "dft_conv2d: x must be [batch, in_channels, height, width] and weight "
+            f"{function}: x must be [batch, in_channels, height, width] and weight "
             f"[out_channels, in_channels / groups, rows, columns]; got {list(x.shape)} and {list(weight.shape)}."
         )
     if x.shape[1] % groups or weight.shape[0] % groups:
         raise ValueError(
-            f"dft_conv2d: groups must divide in_channels (={x.shape[1]}) and out_channels (={weight.shape[0]}); "
+            f"{function}: groups must divide in_channels (={x.shape[1]}) and out_channels (={weight.shape[0]}); "
             f"got {groups}."
         )
     if x.shape[1] != weight.shape[1] * groups:
         raise ValueError(
-            f"dft_conv2d: x must have {weight.shape[1] * groups} channels, as weight {list(weight.shape)} with "
+            f"{function}: x must have {weight.shape[1] * groups} channels, as weight {list(weight.shape)} with "
             f"groups={groups} expects; got {x.shape[1]}."
         )
     for size, taps, pad, step in zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True):
         if size + 2 * pad < step * (taps - 1) + 1:
             raise ValueError(
-                f"dft_conv2d: the padded image must be at least as large as the dilated kernel; got image "
+                f"{function}: the padded image must be at least as large as the dilated kernel; got image "
                 f"{list(x.shape[2:])}, padding {list(padding)}, kernel {list(weight.shape[2:])}, "
                 f"dilation {list(dilation)}."
             )
     size = geometry.map_size(x.shape[2:], weight.shape[2:])
-    check_tensors("dft_conv2d", x, weight, bias, skip, skip_weight, (x.shape[0], weight.shape[0], *size))
+    check_tensors(function, x, weight, bias, skip, skip_weight, (x.shape[0], weight.shape[0], *size))
     if skip is not None and pool > 1:
         raise NotImplementedError(
-            f"dft_conv2d: pool must be 1 with a skip; got {pool}. Apply torch.nn.functional.max_pool2d to the result."
+            f"{function}: pool must be 1 with a skip; got {pool}. Apply torch.nn.functional.max_pool2d to the result."
         )
     if min(size) < pool:
         raise ValueError(
-            f"dft_conv2d: maps must be at least as large as the windows of pool={pool}; got {size[0]}×{size[1]}. "
+            f"{function}: maps must be at least as large as the windows of pool={pool}; got {size[0]}×{size[1]}. "
             "Use larger images, or pool=1."
         )
 
 
-def checked_geometry(stride: Size, padding: Size, dilation: Size, groups: int) -> Geometry:
-    """The `Geometry` that arguments of `dft_conv2d` describe; ValueError if one of them is out of range."""
+def checked_geometry(function: str, stride: Size, padding: Size, dilation: Size, groups: int) -> Geometry:
+    """The `Geometry` that arguments of a convolution describe; ValueError if one of them is out of range."""
     if type(groups) is not int or groups < 1:
-        raise ValueError(f"dft_conv2d: groups must be an integer ≥ 1; got {groups!r}. 1 connects all channels.")
+        raise ValueError(f"{function}: groups must be an integer ≥ 1; got {groups!r}. 1 connects all channels.")
     named = ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)
-    strides, paddings, dilations = (pair("dft_conv2d", *size) for size in named)
+    strides, paddings, dilations = (pair(function, *size) for size in named)
     return Geometry(strides, paddings, dilations, groups)

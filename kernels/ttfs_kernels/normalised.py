@@ -98,7 +98,7 @@ def normalised_linear(
     """
     operands = x, weight, normalisation.bias, skip, skip_weight
     which = backend_for("normalised_linear", backend, x)
-    check_linear(*operands)
+    check_linear("normalised_linear", operands)
     return _apply_eagerly("normalised_linear", operands, normalisation, None, neuron, 1, which)
 
 
@@ -132,10 +132,10 @@ def normalised_conv2d(
         >>> normalised_conv2d(x, weight, normalisation).activations.shape
         torch.Size([8, 16, 30, 30])
     """
-    geometry = checked_geometry(stride, padding, dilation, groups)
+    geometry = checked_geometry("normalised_conv2d", stride, padding, dilation, groups)
     which = backend_for("normalised_conv2d", backend, x)
     operands = x, weight, normalisation.bias, skip, skip_weight
-    check_conv2d(operands, geometry, pool)
+    check_conv2d("normalised_conv2d", operands, geometry, pool)
     return _apply_eagerly("normalised_conv2d", operands, normalisation, geometry, neuron, pool, which)
 
 

@@ -57,13 +57,13 @@ def dft_linear(
     """
     operands = x, weight, bias, skip, skip_weight
     if x.dim() != 2:
-        check_linear(*operands)
+        check_linear("dft_linear", operands)
         flat, late = (None if rows is None else rows.reshape(-1, rows.shape[-1]) for rows in (x, skip))
         assert flat is not None
         y = dft_linear(flat, weight, bias, skip=late, skip_weight=skip_weight, neuron=neuron, backend=backend)
         return y.view(*x.shape[:-1], weight.shape[0])
     which = backend_for("dft_linear", backend, x)
-    check_linear(*operands)
+    check_linear("dft_linear", operands)
     return _layer("dft_linear", which, operands, None, neuron)
 
 
@@ -105,10 +105,10 @@ def dft_conv2d(
         (torch.Size([8, 16, 16, 16]), True)
         >>> spikes = y > 0
     """
-    geometry = checked_geometry(stride, padding, dilation, groups)
+    geometry = checked_geometry("dft_conv2d", stride, padding, dilation, groups)
     which = backend_for("dft_conv2d", backend, x)
     operands = x, weight, bias, skip, skip_weight
-    check_conv2d(operands, geometry, pool)
+    check_conv2d("dft_conv2d", operands, geometry, pool)
     return _layer("dft_conv2d", which, operands, geometry, neuron, pool)
 
 

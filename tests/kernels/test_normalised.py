@@ -261,8 +261,8 @@ def test_a_new_persistence_is_a_number_to_kernels(device, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"x": torch.rand(2, 3)}, "x must"),
-        ({"bias": torch.rand(5)}, "bias must have shape"),
+        ({"x": torch.rand(2, 3)}, "normalised_linear: x must"),
+        ({"bias": torch.rand(5)}, "normalised_linear: bias must have shape"),
         ({"gamma": torch.rand(1)}, r"normalised_linear: normalisation.weight must have shape \[\d+\]"),
     ],
 )
