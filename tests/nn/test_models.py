@@ -131,7 +131,7 @@ def test_options_reach_the_layers():
     assert small(batch_norm=True).features.conv2.batch_norm is not None
 
 
-@pytest.mark.parametrize("seen", ["nowhere", "statistics", "hook of the layer", "hook of the pool"])
+@pytest.mark.parametrize("seen", ["nowhere", "statistics", "hook of the layer", "hook of the pool", "backward hook"])
 def test_layers_compute_the_pool_behind_them_unless_their_spikes_are_seen(monkeypatch, seen):
     options = {"image_size": (13, 12), "in_channels": 1, "encoder": "latency", "weight_standardisation": False}
     network = TTFSNetwork(NetworkConfig("4C3-P2-6C3-P3-8", **options))
@@ -150,6 +150,11 @@ def test_layers_compute_the_pool_behind_them_unless_their_spikes_are_seen(monkey
     if seen.startswith("hook"):
         layer = layers.conv1 if seen.endswith("layer") else layers.pool1
         layer.register_forward_hook(lambda _module, _inputs, output: shapes.append(tuple(output.shape)))
+    if seen == "backward hook":
+        layers.conv1.register_full_backward_hook(lambda _module, _inputs, grads: shapes.append(tuple(grads[0].shape)))
+        network(images.clone().requires_grad_()).sum().backward()
+        assert (shapes, pools) == ([(2, 4, 13, 12)], [1, 1])
+        return
     with record_statistics(network, enabled=seen == "statistics"):
         assert torch.equal(network.hidden(images), expected)
     assert pools == [2 if seen == "nowhere" else 1, 1]

@@ -245,7 +245,9 @@ def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:
         return False
     if layer.pools_apart or following.kernel_size != (2, 2) or following.stride != (2, 2) or any(following.padding):
         return False
-    return not (layer._forward_hooks or following._forward_hooks or following._forward_pre_hooks)
+    hooks = (layer._forward_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    hooks += (following._forward_hooks, following._forward_pre_hooks)
+    return not any((*hooks, following._backward_hooks, following._backward_pre_hooks))
 
 
 @torch.no_grad()
