@@ -67,14 +67,14 @@ def linears(draw: st.DrawFn) -> Kind:
 
 
 class Served(NamedTuple):
-    """Who computes: "torch", "triton" or "library" (the Triton backend where a table says so), and where."""
+    """A provider, "torch", "triton" or "library" (the Triton backend's library calls), and its device."""
 
     name: str
     device: torch.device
 
     @property
     def option(self) -> str:
-        """As the operators take it."""
+        """The value of the operators' argument `backend`."""
         return "torch" if self.name == "torch" else "triton"
 
 
@@ -99,7 +99,7 @@ def activations(*shape: int, dtype: torch.dtype = torch.float32, silent: float =
 
 
 def weights(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Of a size that makes some neurons saturate, some cross inside the window and some stay silent."""
+    """Random weights, scaled so that some neurons saturate, some cross inside the window and some stay silent."""
     fan_in = max(1, torch.Size(shape[1:]).numel())
     return (1.2 * torch.randn(shape) / fan_in**0.5).to(dtype)
 
@@ -112,7 +112,7 @@ def operands(
     exact: bool = False,
     **how: float,
 ) -> Operands:
-    """Those of `names`, by default x, weight and bias; `how` goes to `activations`.
+    """Random operands with these names, by default x, weight and bias; `how` goes to `activations`.
 
     Activations and weights that are `exact` are multiples of 1/8, whose sums are not rounded.
     """
@@ -150,7 +150,7 @@ def leaves(tensors: Operands) -> Operands:
 
 
 def expected(kind: Kind, tensors: Operands, grad: Tensor, neuron: Neuron) -> oracle.Expected:
-    """What the layer should return, neuron by neuron in float64."""
+    """The layer's expected results, computed neuron by neuron in float64."""
     clip = neuron.derivative_clip
     if kind.geometry is None:
         neurons = oracle.linear_neurons(kind.x, kind.weight)

@@ -14,7 +14,7 @@ Neuron = tuple[tuple[int, ...], int, np.ndarray, np.ndarray]
 
 @dataclass
 class Expected:
-    """What a layer should return; `margin` is each neuron's distance from the borders of the rule."""
+    """A layer's expected results; `margin` is each neuron's distance from the borders of the rule."""
 
     activations: np.ndarray
     gradients: dict[str, np.ndarray]  # of each operand, by its name

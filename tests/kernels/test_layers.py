@@ -49,7 +49,7 @@ def laid_out(tensors: dict[str, torch.Tensor], layout: str) -> dict[str, torch.T
 
 
 def tolerance(dtype: torch.dtype, terms: int) -> dict[str, float]:
-    """Of a sum of `terms` products that is rounded to a dtype."""
+    """Tolerance for a sum of `terms` products that is rounded to a dtype."""
     eps = torch.finfo(dtype).eps
     if dtype != torch.float16:
         return dict.fromkeys(("rtol", "atol"), 1e-9 if dtype == torch.float64 else 2e-4)
@@ -94,7 +94,7 @@ def check(backend: str, layer: Layer, dtype: torch.dtype, device: torch.device) 
 @settings(max_examples=200)
 @given(layer=layers, dtype=st.sampled_from(PRECISE), way=st.sampled_from(["convolution", "columns", "side by side"]))
 def test_torch_matches_float64(device, layer, dtype, way):
-    """In each of the ways that a contraction may take."""
+    """Contractions are computed in each of their three ways."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contraction, "LARGEST_MAP", math.inf if way == "columns" else -1)
         patch.setattr(contraction, "WEIGHTS_PER_NEURON", dict.fromkeys(PRECISE, 0))

@@ -188,7 +188,7 @@ def test_few_rows_and_constant_channels_divide_by_nothing(device, backend, neuro
 
 @BACKENDS
 def test_statistics_keep_their_digits_far_from_zero(device, backend):
-    """Of potentials a thousand deviations from 0, in float32. PyTorch needs an estimate of the mean near them."""
+    """Potentials lie a thousand deviations from 0, in float32. PyTorch needs an estimate of the mean near them."""
     x, one = 1000 + torch.randn(4096, 1, dtype=torch.float64), torch.ones(1, 1, device=device)
     tensors = {"x": x.float().to(device), "weight": one, "gamma": one[0], "bias": one[0] - 1}
     estimate = 999.0 if backend == "torch" else 0.0
@@ -213,7 +213,7 @@ def test_a_gpu_gets_our_kernels(device, backend):
 
 
 def test_a_step_is_launches_alone(device, monkeypatch):
-    """As a captured graph has them: replayed on other activations, they give what a step on those gives."""
+    """A CUDA graph can capture a step: its launches, replayed on other activations, give the step's results."""
     launch = pytest.importorskip("ttfs_kernels.triton_backend.launch").Launch
     launches, run = [], launch.run
     tensors = given_to(CONV2D, device=device)

@@ -46,7 +46,7 @@ def on(served, kind: Kind, *names: str, **how) -> dict[str, Tensor]:
 @KINDS
 @PERSISTENCES
 def test_passes_repeat_come_in_any_combination_and_write_to_nothing(served, kind, psp_persistence):
-    """Neither does it matter that a sum's gradient is one number, expanded."""
+    """The gradient of a sum, one number expanded, gives the same results as ones in memory."""
     tensors, options = on(served, kind, *NAMES), {"neuron": Neuron(psp_persistence, surrogate_width=0.5)}
     y, grad = apply(kind, tensors, served, **options), torch.ones(kind.out, device=served.device)
     kept = [*tensors.values(), y, grad]

@@ -78,7 +78,7 @@ def test_fire_in_place_equals_fire(monkeypatch, block, dtype, has_bias):
 @pytest.mark.parametrize("surrogate_width", [0.0, 0.5])
 @pytest.mark.parametrize("derivative_clip", [11.0, math.inf])
 def test_nan_is_never_hidden_and_infinite_potentials_fire(dtype, surrogate_width, derivative_clip):
-    """Also where 16-bit sums overflowed: A ≥ 1 is decided before anything is divided."""
+    """Infinite potentials come from 16-bit sums that overflowed. A ≥ 1 is decided before anything is divided."""
     large = (math.inf, 1e38, 2.0)
     values = (*large, *(-v for v in large), 0.5, 0.0)
     saturated = list(itertools.product(large, values))

@@ -69,7 +69,7 @@ def check(weight: Tensor, gain: Tensor, dtype: torch.dtype | None = None, *, exp
     expanded=st.booleans(),
 )
 def test_layers_match_the_definition(device, shape, layout, dtype, of_result, block, expanded):
-    """In blocks of any size, of which one of less than a neuron is a neuron; results do not depend on blocks."""
+    """Results do not depend on the block size; the smallest block is one neuron."""
     given_ = layer(shape, device, dtype, layout)
     whole = standardise_weight(*given_, dtype=of_result)
     with pytest.MonkeyPatch.context() as patch:

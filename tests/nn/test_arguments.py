@@ -1,4 +1,4 @@
-"""Arguments that no layer can have are refused when it is built, in the words of the argument."""
+"""Layers refuse wrong arguments when they are built; the message names the argument."""
 
 import math
 
@@ -37,7 +37,7 @@ def network(specification: str, size=(8, 12), **options) -> TTFSNetwork:
         ({"padding": "same"}, "padding must be an integer or two integers ≥ 0.*got 'same'"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(layer, options, message):
+def test_wrong_sizes_are_refused(layer, options, message):
     with pytest.raises(ValueError, match=f"{layer.__name__}: {message}"):
         layer(3, 4, 3, **options)
 
@@ -99,12 +99,12 @@ def test_sizes_that_cannot_be_are_refused(layer, options, message):
         (lambda: cifarnet_specification(1.0, 4), "convolutions must be 2 or 3"),
     ],
 )
-def test_what_no_layer_can_be_is_refused(build, message):
+def test_wrong_arguments_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 
 
 @pytest.mark.parametrize("kind", [DFTLinear, PotentialReadout, FirstSpikeReadout])
-def test_what_is_no_neuron_is_refused(kind):
+def test_other_values_than_a_neuron_are_refused(kind):
     with pytest.raises(TypeError, match=rf"{kind.__name__}: neuron must be a Neuron; got 0\.4\. Give Neuron\(psp_pers"):
         kind(3, 4, neuron=0.4)

@@ -69,7 +69,7 @@ def test_latency_encoder_waits_for_no_device_in_training(watched_device):
 )
 @torch.no_grad()
 def test_encoders_read_normalised_pixels(kind, sigma, stride, padding, options, seed):
-    """As the paper's neuron, of either sign; an analog one as a clamped convolution. Padding is the mean image."""
+    """A signed encoder's neurons fire by the paper's rule, an analog one clamps. Padding is the mean image."""
     mean, std = (0.4, 0.6), (0.2, 0.3)
     sigma = 0.0 if kind is AnalogEncoder else sigma
     options |= {} if kind is AnalogEncoder else {"neuron": Neuron(sigma)}

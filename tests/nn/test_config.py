@@ -90,7 +90,7 @@ def test_config_goes_through_json(config):
 
 
 def test_config_is_written_flat():
-    """What files of every version hold; `neuron` and `backend` are for older readers."""
+    """The keys of config.json; `neuron` and `backend` are for older readers."""
     written = NetworkConfig("128", neuron=Neuron(0.25, None)).to_dict()
     assert " ".join(written) == (
         "specification in_channels image_size classes width encoder mean std readout psp_persistence "

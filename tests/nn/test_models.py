@@ -172,7 +172,7 @@ def test_layers_compute_the_pool_behind_them_unless_their_spikes_are_seen(monkey
     ],
 )
 def test_a_compiled_network_is_the_network(model, one_graph, options):
-    """In one graph, but for layers with batch norm, which the compiler leaves to eager PyTorch. It counts, too."""
+    """The network is one graph, except that layers with batch norm run eagerly. Spikes are counted, too."""
     torch.compiler.reset()
     torch.manual_seed(0)
     network, images = small(model, in_channels=2, **options), torch.rand(3, 2, 10, 12)

@@ -70,7 +70,7 @@ def test_first_spikes_match_event_driven_and_clocked_neurons(samples, in_feature
 
 @pytest.mark.parametrize("sigma", [0.0, 1.0])
 def test_first_spike_gradients_match_numeric_ones(sigma):
-    """Those of potentials are tested with whole networks."""
+    """Gradients of potentials are tested with whole networks."""
     readout = FirstSpikeReadout(6, 4, neuron=Neuron(sigma), threshold=2.0, initial_potential=0.5, dtype=torch.float64)
     randomised(readout, seed=3, scale=2.0)
     x = activations(5, 6, seed=4, silent=0.0, saturated=0.0).requires_grad_()

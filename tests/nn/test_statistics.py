@@ -104,7 +104,7 @@ def test_counting_survives_low_precision_and_nan():
 
 
 def test_nothing_is_counted_outside_the_block():
-    """Nor behind an exception, nor in copies; containers and wrappers are not in names."""
+    """An exception ends counting, and copies do not count. Names leave out containers and wrappers."""
     model, x = nn.DataParallel(cnn1(width=0.25)), torch.rand(2, 1, 28, 28)
     twin = copy.deepcopy(model)
     model(x)
@@ -137,7 +137,7 @@ def test_never_active_is_reduced_over_processes():
 @pytest.mark.parametrize("grid", [None, Grid(8, 4)])
 @pytest.mark.parametrize("readout", ["potential_end", "first_spike"])
 def test_counting_changes_neither_outputs_nor_gradients_nor_the_state_dict(grid, readout):
-    """Nor the random numbers of dropout and faults in a step."""
+    """Counting draws no random numbers, so that dropout and weight noise stay the same."""
     model, x = cnn1(image_size=12, width=0.25, readout=readout, dropout=0.5, grid=grid), torch.rand(2, 1, 12, 12)
     train_for(model, Faults(weight_noise=0.1))
     keys, results = list(model.state_dict()), []

@@ -48,7 +48,7 @@ def _library() -> Path:
 
 
 def _compile(library: Path) -> None:
-    """Whole or not at all: several processes may do it at once."""
+    """Compile into a temporary file and rename it, since several processes may do so at once."""
     home = Path(torch.__file__).parent
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:

@@ -158,7 +158,7 @@ def _count(operator: Any, name: str, args: tuple, kwargs: dict[str, Any]) -> Non
 
 
 def _refuse(operator: Any, name: str, args: tuple, tensors: list[Tensor]) -> None:
-    """What CUDA refuses and the CPU would not."""
+    """Raise the errors of CUDA that a CPU would not raise."""
     if name in RESHAPES_IN_PLACE:
         raise NotImplementedError(f"the virtual CUDA device has no {name}")
     if name in PRODUCTS and not tensors[0].is_floating_point():

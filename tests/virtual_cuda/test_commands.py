@@ -61,7 +61,7 @@ def _possible() -> None:
 
 
 def run(command: str, cache: Path) -> str:
-    """What a script printed on the virtual device."""
+    """The output of a script on the virtual device."""
     variables = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache / "datasets")}
     words = ("-m", "tests.virtual_cuda", *shlex.split(command))
     return run_python(*words, interpret=True, **variables, TTFS_KERNELS_BACKEND="torch")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Record:
-    """What happened inside `recording()`.
+    """Calls and bytes inside `recording()`.
 
     Attributes:
         operators: calls that launch a kernel or a copy, by operator; views and allocations are none.

@@ -33,7 +33,7 @@ BLOCKS = (Config(32, 16, 16, 4, 1, group=1), Config(16, 32, 16, 4, 2, group=2), 
 
 
 def examples(count: int) -> settings:
-    """As many examples on a GPU; a third of them in the interpreter, which takes about a second for each."""
+    """This many examples on a GPU, a third in the interpreter, which takes about a second for each."""
     return settings(max_examples=-(-count // 3) if interpreting() else count)
 
 
@@ -63,7 +63,7 @@ class Layer(NamedTuple):
 
     @property
     def delayed(self) -> tuple[Tensor, ...]:
-        """Of a layer with a skip, delayed spikes and their weights."""
+        """Delayed spikes and their weights; empty without a skip."""
         return (self.skip, self.skip_weight) if self.problem.skip else ()
 
 
@@ -98,7 +98,7 @@ def plan(
 
 
 def run(pass_: Callable[[], Any], layer: Layer) -> tuple[Tensor | None, ...]:
-    """What a pass returns, on the CPU, from fenced memory; its operands must not change."""
+    """A pass's results, computed in fenced memory and moved to the CPU; asserts that its operands do not change."""
     operands = [tensor for tensor in layer[1:] if tensor is not None]
     copies = [tensor.clone() for tensor in operands]
     with fenced_memory():
@@ -116,7 +116,7 @@ def device_for(device: torch.device, architecture: int = 80, processors: int = 4
 
 
 def expected(which: str, layer: Layer, neuron: Neuron = Neuron()) -> tuple[Tensor, ...]:
-    """What a contraction should return: from sums in float64, rounded once."""
+    """A contraction's expected results: sums in float64, rounded once."""
     if which == "forward":
         return expected_forward(layer, neuron.psp_persistence)
     problem, dtype = layer.problem, layer.problem.dtype

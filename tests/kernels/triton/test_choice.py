@@ -42,7 +42,7 @@ def chosen(backend: str = "auto", which: str = "forward", precision: str = "ieee
 
 @pytest.mark.parametrize("backend", ["auto", "triton"])
 def test_the_faster_provider_is_chosen(backend):
-    """What nobody measured is our kernel in default blocks."""
+    """Without a measurement, our kernel runs with default blocks."""
     for which in PASSES:
         assert chosen(backend, which) == default_config(which, LAYER, GPU.chip, "ieee")
     write([entry(1.0, 2.0), entry(2.0, 1.0, which="grad_x")])

@@ -87,7 +87,7 @@ def test_default_blocks_are_exact_in_every_launch(device, name, which):
     ids=["conv2d", "linear"],
 )
 def test_the_check_is_right_and_finds_one_wrong_element(device, problem, which):
-    """Also in the interpreter, on layers that it can do."""
+    """Runs in the interpreter, too, on small layers."""
     planned, _, right = defaults(which, problem, device)
     launches = planned()
     assert differing(launches, right, 2) == 0

@@ -58,7 +58,7 @@ def blocks_of_products() -> AbstractContextManager[Any]:
 @examples(180)
 @given(problem=problems, data=st.data())
 def test_contractions_are_exact(device, provider, which, problem, data):
-    """In tensors anywhere in memory, as slices of a batch are.
+    """Tensors may start anywhere in memory, as slices of a batch do.
 
     Splits are of one step, so that few positions make many; 0 is one for every free processor. As many operations are
     executed as planning counts.
