@@ -24,7 +24,6 @@ from ttfs_triton.nn import (
     network_graph,
     start_as_identity,
     whiten,
-    whitening_weights,
 )
 from ttfs_triton.nn.folding import BatchNorm, unfold_batch_norm
 
@@ -146,7 +145,7 @@ def test_whitening_refuses_other_sizes():
     with pytest.raises(ValueError, match="encoder must have 24 channels"):
         whiten(encoder, torch.rand(8, 3, 4, 4))
     with pytest.raises(ValueError, match="at least as large as a patch"):
-        whitening_weights(torch.rand(8, 3, 1, 4), (2, 2))
+        whiten(encoder, torch.rand(8, 3, 1, 4))
 
 
 def test_identity_hands_on_the_input():
