@@ -84,12 +84,9 @@ def normalised_linear(
     """A `dft_linear` whose potentials are normalised over the batch, for training.
 
     Args:
-        x: [N, in_features], activations; fp16, bf16, fp32 or fp64.
-        weight: [out_features, in_features].
+        x: [N, in_features]; x, weight, neuron and backend as in `dft_linear`.
         normalisation: γ and β [out_features], and ε.
         skip, skip_weight: as in `dft_linear`; added after the normalisation.
-        neuron: how it fires and how it is differentiated.
-        backend: as in `dft_linear`.
     Returns:
         See `Normalised`. Gradients for x, weight, γ, β, skip and skip_weight.
     Raises:
@@ -120,11 +117,10 @@ def normalised_conv2d(
     """A `dft_conv2d` whose potentials are normalised over batch and positions, for training.
 
     Args:
-        x: [N, in_channels, height, width], activations; fp16, bf16, fp32 or fp64.
-        weight: [out_channels, in_channels / groups, rows, columns].
         normalisation: γ and β [out_channels], and ε.
-        stride, padding, dilation, groups, pool, skip, skip_weight, neuron, backend: as in `dft_conv2d`. The skip is
-            added after the normalisation. Statistics are taken of all neurons, before the pool.
+        skip, skip_weight: as in `dft_conv2d`; added after the normalisation.
+        pool: as in `dft_conv2d`. Statistics are taken of all neurons, before the pool.
+        x, weight, stride, padding, dilation, groups, neuron, backend: as in `dft_conv2d`.
     Returns, raises: as `normalised_linear`.
     Example:
         >>> x, weight = torch.rand(8, 3, 32, 32), torch.randn(16, 3, 3, 3)

@@ -73,7 +73,14 @@ def choose(which: str, problem: Problem, device: Device, precision: str, backend
     """
     key = (which, problem.of_pass(which), device, precision, backend)
     if key not in _choices:
-        _choices[key] = _look_up(*key)
+        if device.name not in _tables:
+            entries = read_table(table_path(device))
+            _tables[device.name] = {(entry.which, entry.problem, entry.precision): entry for entry in entries}
+        entry = _tables[device.name].get((which, key[1], precision))
+        if entry is None:
+            _choices[key] = default_config(which, key[1], device.chip, precision, device.processors)
+        else:
+            _choices[key] = None if backend == "auto" and entry.library_ms < entry.triton_ms else entry.config
     return _choices[key]
 
 
@@ -106,13 +113,3 @@ def read_table(path: Path) -> list[Entry]:
             f"{path} must be a tuning table of format version {FORMAT_VERSION}; {error}. "
             "Delete it, or write it again with `python bench/kernels.py --tune`."
         ) from error
-
-
-def _look_up(which: str, problem: Problem, device: Device, precision: str, backend: str) -> Config | None:
-    if device.name not in _tables:
-        entries = read_table(table_path(device))
-        _tables[device.name] = {(entry.which, entry.problem, entry.precision): entry for entry in entries}
-    entry = _tables[device.name].get((which, problem, precision))
-    if entry is None:
-        return default_config(which, problem, device.chip, precision, device.processors)
-    return None if backend == "auto" and entry.library_ms < entry.triton_ms else entry.config
