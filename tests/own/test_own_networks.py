@@ -3,11 +3,13 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from torch import nn
 
+from tests.train.runs import At
 from ttfs_triton import TTFSModel
 from ttfs_triton.convert.calibrate_grid import main as calibrate
 from ttfs_triton.data.images import images_of_tensors
@@ -15,7 +17,7 @@ from ttfs_triton.hub.publish import publish
 from ttfs_triton.model import LoadError, ModelDescription
 from ttfs_triton.model.own_network import build_network_of
 from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, NetworkConfig, PotentialReadout, cnn1, decide, put_on_grid
-from ttfs_triton.train import Callback, ConfigError, TrainConfig, Trainer, run_data
+from ttfs_triton.train import Callback, ConfigError, Interrupted, TrainConfig, Trainer, run_data
 from ttfs_triton.train.config import parse_config
 
 SHAPE = (1, 8, 8)
@@ -177,14 +179,15 @@ def test_own_network_is_trained_and_calibrated_on_a_grid_and_loads_on_it(tmp_pat
 
 class Stop(Callback):
     def on_epoch(self, loop, line):
-        return line["epoch"] == 2
+        return np.int64(line["epoch"]) == 2  # numpy's True is another object than Python's
 
 
 def test_trainer_trains_what_it_is_given_and_stops_when_told(tmp_path):
     mine = network()
-    config = settings(epochs=5, ema_decay=0.5, output_dir=tmp_path / "run", lr=1e-2)
+    config = settings(epochs=5, ema_decay=0.5, output_dir=tmp_path / "run", lr=1e-2, backend="torch")
     summary = Trainer(mine, (tensors(), tensors(12)), config, callbacks=[Stop()]).train()
     assert summary["epochs"] == 2
+    assert mine[2].backend == "torch"
     best = TTFSModel.from_pretrained(tmp_path / "run", network=network)
     assert all(torch.equal(tensor, mine.state_dict()[name]) for name, tensor in best.state_dict().items())
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
@@ -207,9 +210,19 @@ def test_trainer_goes_on_with_the_same_network_only(tmp_path):
     assert all(torch.equal(tensor, ended.state_dict()[name]) for name, tensor in longer.state_dict().items())
 
 
+def test_program_that_is_interrupted_says_how_it_goes_on(tmp_path):
+    config, advice = settings(output_dir=tmp_path / "run"), r"this program, output_dir='.*run' and resume=True in its"
+    with pytest.raises(Interrupted, match=f"Go on with: {advice} TrainConfig$"):
+        Trainer(network(), (tensors(), tensors(12)), config, callbacks=[At(1)]).train()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda data: Trainer(network(), data, settings(max_train_samples=8, image_size=8)),
+            "since these are tensors; got image_size, max_train_samples",
+        ),
         (lambda data: Trainer(network(), data, settings(model="vgg11", dropout=0.5)), "defaults; got model, dropout"),
         (lambda data: Trainer(network(), data, settings(psp_persistence=0.5)), "defaults; got psp_persistence"),
         (lambda data: Trainer(network(3), data), "output for each of the 2 classes of tensors; got 3. Change its rea"),

@@ -127,6 +127,10 @@ def build_network(
     """
     if network is None:
         network = _own_network(config, data) if config.network is not None else _specified_network(config, data)
+    if config.backend != "auto":
+        for layer in network.modules():
+            if isinstance(layer, DFTConv2d | DFTLinear):
+                layer.backend = config.backend
     if isinstance(network, TTFSNetwork) and network.config.encoder == "whitened" and calibrated:
         images = draw_images(data.train, WHITENING_IMAGES, config.seed, data.train_indices)
         whiten(network.features.get_submodule("conv1"), images)  # pyright: ignore[reportArgumentType]
@@ -193,16 +197,12 @@ def describe(config: TrainConfig, network: nn.Module, data: RunData, start: Star
 def _own_network(config: TrainConfig, data: RunData) -> nn.Module:
     _, channels, height, width = data.train.shape
     torch.manual_seed(config.seed)
-    network = build_network_of(
+    return build_network_of(
         str(config.network),
         in_channels=channels,
         image_size=(height, width),
         classes=len(data.train.class_names),
     )
-    for layer in network.modules():
-        if isinstance(layer, DFTConv2d | DFTLinear) and config.backend != "auto":
-            layer.backend = config.backend
-    return network
 
 
 def _specified_network(config: TrainConfig, data: RunData) -> TTFSNetwork:

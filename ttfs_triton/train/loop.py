@@ -180,7 +180,7 @@ class TrainingLoop:
         """Whether a callback, in any process, asks to end training."""
         line = self.position.metrics[-1].model_dump()
         wishes = [callback.on_epoch(self, line) for callback in self.callbacks]
-        asked = torch.tensor([float(any(wish is True for wish in wishes))], device=self.accelerator.device)
+        asked = torch.tensor([float(any(wishes))], device=self.accelerator.device)
         return bool(sum_over_processes(self.accelerator, asked).item())
 
     def _batches(self, epoch: int) -> EpochBatches:

@@ -89,7 +89,7 @@ def train(
     accelerator = make_accelerator(config)
     folder = _agree_on_folder(config, accelerator, name)
     display = Display(accelerator.is_main_process)
-    advice = partial(_advice, folder, config, again)
+    advice = partial(_advice, folder, config, again, in_program=network is not None)
     try:
         # Rights on the Hub: check token and name before data are loaded, the repository as soon as the run can begin.
         _ask_hub(config, accelerator, partial(check_account, str(config.hub_repo_id)))
@@ -180,10 +180,12 @@ def _beginning(folder: RunFolder, advice: Callable[[], str]) -> Iterator[None]:
         raise ConfigError(text_of(error) or f"not enough memory for this run; {type(error).__name__}.") from error
 
 
-def _advice(folder: RunFolder, config: TrainConfig, again: str | None) -> str:
-    """Sentence for messages that says how to resume."""
+def _advice(folder: RunFolder, config: TrainConfig, again: str | None, *, in_program: bool) -> str:
+    """Sentence for messages that says how to resume; `in_program`: a program of the user's own calls `train`."""
     if again is None and not folder.is_run():
         return "Start it again."
+    if again is None and in_program:
+        return f"Go on with: this program, output_dir={str(folder.path)!r} and resume=True in its TrainConfig"
     words = [*shlex.split(program()), "--output-dir", str(folder.path), "--resume"]
     words += [] if config.network is None else ["--network", config.network]
     return f"Go on with: {again or shlex.join(words)}"
@@ -279,6 +281,11 @@ def _device_lost(error: RuntimeError, checkpoint: Path | str, advice: str) -> De
 
 Split = ImageData | tuple[Tensor, Tensor]
 """Images and labels: an `ImageData`, or tensors, [N, channels, height, width] uint8 and [N] int64."""
+LOADING = (
+    *("dataset", "data_dir", "image_column", "label_column", "image_size", "random_resized_crop", "streaming"),
+    *("max_train_samples", "max_test_samples", "event_windows"),
+)
+"""Keys that say how images are loaded."""
 
 
 class Trainer:
@@ -292,7 +299,8 @@ class Trainer:
         callbacks: see `Callback`.
         name: name of the default output folder and of the trackers' project.
     Raises:
-        ConfigError: the network has unknown layers or does not fit the images, or `config` describes a network.
+        ConfigError: the network has unknown layers or does not fit the images, or `config` describes a network, or how
+            to load images that are tensors.
         ValueError: images or labels cannot be used.
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -342,7 +350,15 @@ def run_data(train_split: Split, test_split: Split, config: TrainConfig) -> RunD
 
     Raises:
         ValueError: tensors have another dtype or shape, or test images have another shape or other classes.
+        ConfigError: `config` says how to load images, which tensors are not.
     """
+    if not (isinstance(train_split, ImageData) and isinstance(test_split, ImageData)):
+        fields = TrainConfig.model_fields
+        if given := [key for key in LOADING if getattr(config, key) != fields[key].default]:
+            raise ConfigError(
+                "run_data: config must leave the keys that load images at their defaults, since these are tensors; "
+                f"got {', '.join(given)}. Leave them out, and change the tensors instead."
+            )
     training = train_split if isinstance(train_split, ImageData) else images_of_tensors(*train_split, split="train")
     test = test_split
     if not isinstance(test, ImageData):
