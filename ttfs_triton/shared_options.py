@@ -104,7 +104,8 @@ class AugmentationOptions(BaseModel):
     crop_padding: int = Field(default=0, ge=0, le=8192)
     """Pad by this many pixels and crop at random."""
     crop_fill: Fill = 0
-    """Pixel value of the padding that crop_padding adds, or reflect: the padding mirrors the image."""
+    """Pixel value of the padding that crop_padding adds, and of pixels that a policy uncovers; reflect: the padding
+    mirrors the image, and a policy uncovers black pixels."""
     flip: Flip = False
     """Flip images left to right with probability one half; alternating: at random in the first
     epoch, then flipped and not flipped in turn."""

@@ -174,13 +174,18 @@ def test_flags_without_effect_are_refused(recipe, tmp_path):
         "--warmup 0.1 --schedule constant": "schedule: one_cycle, cosine or linear",
         "--split-gradient 0 --psp-persistence 0": "psp_persistence above 0",
         "--dropout 0.1 --model cifarnet": "fully connected hidden layers",
-        "--crop-fill 3": "crop_padding",
+        "--crop-fill 3": "crop_padding, auto_augment or trivial_augment",
+        "--calibration-images 3": "weights",
+        "--time-steps 8 --no-learn-units": "weight_bits",
+        "--hub-repo-id you/it": "push_to_hub",
+        "--no-hub-private": "push_to_hub",
     }
     for flags, needed in without.items():
         with pytest.raises(ConfigError, match=f" has no effect here: it needs {needed}. Leave it out"):
             parse_config(recipe, "", flags.split())
     (mine := tmp_path / "mine.yaml").write_text("crop_fill: 3")
     parse_config(recipe, "", ["--config", str(mine), "--crop-fill", "3"])  # a file may serve several runs
+    assert parse_config(recipe, "", ["--trivial-augment", "--crop-fill", "3"]).crop_fill == 3
 
 
 @pytest.fixture

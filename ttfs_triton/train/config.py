@@ -187,6 +187,7 @@ def _check_effects(config: TrainConfig, flags: Set[str]) -> None:
     """Refuse flags that have no effect beside the other keys. Files may hold such keys: they serve several runs."""
     normalised = "batch_norm", config.batch_norm or config.network
     slope = "psp_persistence above 0", config.spiking_neuron.has_slope or config.network
+    published = "push_to_hub", config.push_to_hub
     needs = {
         "head": ("model: vgg11 or vgg16", config.model in ("vgg11", "vgg16")),
         "dropout": ("fully connected hidden layers", config.model not in ("cifarnet", "resnet18", "resnet20")),
@@ -199,8 +200,15 @@ def _check_effects(config: TrainConfig, flags: Set[str]) -> None:
         "start_factor": ("schedule: linear", config.schedule == "linear"),
         "end_factor": ("schedule: linear", config.schedule == "linear"),
         "milestone_factor": ("schedule: milestones", config.schedule == "milestones"),
-        "crop_fill": ("crop_padding", config.crop_padding),
-        "hub_license": ("push_to_hub", config.push_to_hub),
+        "crop_fill": (
+            "crop_padding, auto_augment or trivial_augment",
+            config.crop_padding or config.auto_augment or config.trivial_augment,
+        ),
+        "calibration_images": ("weights", config.weights),
+        "learn_units": ("weight_bits", config.weight_bits),
+        "hub_repo_id": published,
+        "hub_private": published,
+        "hub_license": published,
     }
     for key, (needed, holds) in needs.items():
         if key in flags and not holds:
