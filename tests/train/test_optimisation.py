@@ -10,8 +10,8 @@ from tests.train.runs import At, change, metrics
 from ttfs_triton.data.images import images_of_tensors
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import DFTLinear, LatencyEncoder, NetworkConfig, Neuron, PotentialReadout, TTFSNetwork
-from ttfs_triton.train import Callback, TrainConfig, Trainer, train
-from ttfs_triton.train.build import build_optimizer
+from ttfs_triton.train import Callback, TrainConfig, Trainer, build, train
+from ttfs_triton.train.build import RunData, build_optimizer, channel_statistics
 from ttfs_triton.train.evaluation import refresh_statistics
 from ttfs_triton.train.optimisation import LEVELS, Muon, PersistenceSchedule, orthogonal, rate_factor
 from ttfs_triton.train.step import look_ahead
@@ -119,7 +119,7 @@ def test_statistics_of_the_scored_network_are_those_of_training_images(config):
             assert torch.equal(value, before[name]), name
 
 
-def test_statistics_of_images_sorted_by_class_are_those_of_shuffled_ones():
+def test_statistics_of_images_sorted_by_class_are_those_of_shuffled_ones(monkeypatch):
     """Of the second class alone from the fifth batch on, and not at all from the 5,000th image on; or in turn."""
     network, labels = small(), torch.arange(4).repeat_interleave(2500)
     images = torch.randint(0, 60, (10_000, 1, 8, 8), dtype=torch.uint8) + 60 * labels.byte().view(-1, 1, 1, 1)
@@ -129,6 +129,12 @@ def test_statistics_of_images_sorted_by_class_are_those_of_shuffled_ones():
         found.append((norm.running_mean.clone(), norm.running_var.clone()))
     for other in found[1:]:
         torch.testing.assert_close(found[0], other, rtol=0.05, atol=0.01)
+    whole = images.double() / 255
+    (mean,), (std,) = channel_statistics(RunData(data, data, torch.arange(10_000), torch.arange(0)))
+    assert (mean, std) == pytest.approx((whole.mean().item(), whole.std().item()), abs=6e-5)
+    monkeypatch.setattr(build, "STATISTICS_IMAGES", 2500)
+    (mean,), _ = channel_statistics(RunData(data, data, torch.arange(10_000), torch.arange(0)))
+    assert mean == pytest.approx(whole.mean().item(), rel=0.05), "not that of the first class"
 
 
 @pytest.mark.parametrize(

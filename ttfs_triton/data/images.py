@@ -250,8 +250,12 @@ def draw_images(data: ImageData, count: int, seed: int, among: Tensor | None = N
         [count, C, height, width], float32 in [0, 1].
     """
     among = torch.arange(len(data)) if among is None else among
-    drawn = torch.randperm(len(among), generator=torch.Generator().manual_seed(seed))[:count]
-    return data.images_at(among[drawn]).float() / 255
+    return data.images_at(draw_indices(among, count, seed)).float() / 255
+
+
+def draw_indices(among: Tensor, count: int, seed: int = 0) -> Tensor:
+    """At most `count` of the indices `among`, [n], int64, at random: classes may come in order, or in turn."""
+    return among[torch.randperm(len(among), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
 def _stratified_choice(labels: Tensor, count: int, seed: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import NotEnoughMemoryError
-from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
+from ttfs_triton.data.images import ImageData, draw_images, draw_indices, load_images, train_validation_split
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.model.own_network import build_network_of, describe_network
 from ttfs_triton.nn import (
@@ -241,10 +241,10 @@ def _specified_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
 
 
 def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, pixels in [0, 1], over the first training images."""
+    """Mean and standard deviation of each channel, pixels in [0, 1], over training images drawn at random."""
     _, channels, height, width = data.train.shape
     sums, count = torch.zeros(2, channels, dtype=torch.float64), 0
-    for some in data.train_indices[:STATISTICS_IMAGES].split(100):
+    for some in draw_indices(data.train_indices, STATISTICS_IMAGES).sort().values.split(100):
         pixels = data.train.images_at(some).double() / 255
         sums += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])
         count += len(some) * height * width

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ttfs_triton.data.images import ImageData
+from ttfs_triton.data.images import ImageData, draw_indices
 from ttfs_triton.hardware import Counts, counting
 from ttfs_triton.model.weights import LoadError, load_tensors, read_weights
 from ttfs_triton.nn.weighted import WeightedLayer
@@ -70,7 +70,7 @@ def refresh_statistics(
     """Compute the statistics of all batch norms from training images, without augmentation.
 
     Running statistics lag behind the weights at a high learning rate, and do not fit averages of weights. Images are
-    drawn, the same ones in every process and epoch: in data sets, classes may come in order, or in turn.
+    drawn at random, the same ones in every process and epoch.
 
     Args:
         network: its buffers change; its mode stays.
@@ -83,9 +83,8 @@ def refresh_statistics(
     if not norms:
         return
     size = min(batch_size, len(indices))
-    drawn = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))
-    drawn = drawn[: max(size, min(STATISTICS_IMAGES, len(indices)) // size * size)]
-    batches = EvaluationBatches(images, indices[drawn], size)
+    drawn = draw_indices(indices, max(size, min(STATISTICS_IMAGES, len(indices)) // size * size))
+    batches = EvaluationBatches(images, drawn, size)
     was_training, before = network.training, [(norm.momentum, layer.statistics_group) for layer, norm in norms]
     network.eval()
     for layer, norm in norms:
