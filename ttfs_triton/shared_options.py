@@ -119,11 +119,6 @@ class AugmentationOptions(BaseModel):
     """Rotate images by a random angle of up to this many degrees."""
     cutout: int = Field(default=0, ge=0, le=8192)
     """Cutout: blank a square of this many pixels a side, at a random place."""
-    mixup: float = Field(default=0.0, ge=0, le=100)
-    """MixUp: blend each image with another one, with a share drawn from Beta(α, α) for this α. 0: off."""
-    cutmix: float = Field(default=0.0, ge=0, le=100)
-    """CutMix: replace a rectangle of each image by another image's, whose share of the area is drawn from Beta(α, α)
-    for this α. 0: off. With mixup, each image gets one of the two."""
 
     @model_validator(mode="after")
     def _one_policy(self) -> Self:

@@ -176,7 +176,7 @@ def _state_seeds() -> list[bytes]:
 
 
 def _flag_seeds() -> list[bytes]:
-    train = "train --epochs 3 --lr 0.1 --cutmix 1.0 --mixup 0.2 --ema-decay 0.9 --time-steps 8 --surrogate-width 0.5"
+    train = "train --epochs 3 --lr 0.1 --ema-decay 0.9 --time-steps 8 --surrogate-width 0.5"
     convert = 'convert a.pth --output-dir "b" --image-size 28 20 --mean 0.5 --std 0.2 --psp-persistence 0.25'
     export = 'export "a" --format nir --output "b" --steps 8 --check-images 20'
     calibrate = 'calibrate "a" --output-dir "b" --time-steps 8 --weight-bits 4 --images 20 --dataset "c"'

@@ -35,7 +35,7 @@ TARGET = {"target_sparsity": 0.2, "lr": 8e-3, "surrogate_width": 0.5, "dropout":
 
 # Every augmentation at once. The quadrants of `make_images` stay what they are but for mirrored ones.
 AUGMENTATION = {"crop_padding": 1, "crop_fill": "reflect", "flip": "alternating", "auto_augment": True, "rotation": 10}
-AUGMENTATION |= {"cutout": 2, "mixup": 0.2, "cutmix": 1.0}
+AUGMENTATION |= {"cutout": 2}
 
 
 def make_images(folder: Path, train: int = 160, test: int = 45) -> Path:

@@ -45,7 +45,7 @@ def train_plainly(config, output):
     [
         {},
         {"mixed_precision": "bf16", "gradient_clip": 1.0, "gradient_accumulation": 2, "optimizer": "adam"},
-        {"optimizer": "sgd", "ema_decay": 0.0, "gradient_clip": 0.1, "mixup": 0.5},
+        {"optimizer": "sgd", "ema_decay": 0.0, "gradient_clip": 0.1},
         {"batch_norm": True, "lookahead": 3, "ema_decay": 0.0, "optimizer": "muon", "surrogate_width": 0.5},
         {"psp_persistence": 0.0, "batch_norm": True, "encoder": "analog"},
         {"psp_persistence": 0.25, "readout": "first_spike", "schedule": "milestones", "milestones": (1,)},

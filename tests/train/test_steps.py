@@ -39,7 +39,7 @@ def config(data, tmp_path, device):
     ids=lambda values: "-".join(map(str, values.values())) or "defaults",
 )
 def test_step_never_waits_for_the_device(config, watched_device, monkeypatch, teacher, values):
-    """Nor do gathering, augmentation and mixing."""
+    """Nor do gathering and augmentation."""
     steps, batches, step, loader = [], [], loop.TrainingLoop._train_step, loop.train_loader
 
     def watched_step(trainer, micro_batches):

@@ -71,7 +71,7 @@ def test_accumulation_and_compilation_give_the_same_weights(config, tmp_path, mo
         {"psp_persistence": 0.0, "batch_norm": True, "encoder": "analog"},
         {"schedule": "constant", "validation_fraction": 0.0, "ema_decay": 0.0, "mixed_precision": "bf16"},
         {"num_workers": 1, "streaming": True, "readout": "potential_end", "psp_persistence": 0.25},
-        {"mixup": 0.2, "cutmix": 0.2, "cutout": 2, "trackers": ("tensorboard",)},
+        {"cutout": 2, "trackers": ("tensorboard",)},
     ],
     ids=lambda values: "-".join(values),
 )

@@ -1,7 +1,7 @@
 """Augmentation of image batches on the device that holds them, with random numbers of its own for each image.
 
-`augmentation` augments a batch and mixes images (MixUp, CutMix), `philox` makes the random numbers, `policy` holds
-AutoAugment and TrivialAugment as tables, and their operations, `geometry` moves pixels.
+`augmentation` augments a batch, `philox` makes the random numbers, `policy` holds AutoAugment and TrivialAugment as
+tables, and their operations, `geometry` moves pixels.
 
 Operations equal Pillow's as torchvision calls them (affine maps, nearest pixel, one fill for all channels), in every
 grey level and at every magnitude. torchvision's own operations on tensors differ: they take other pixels when an image
@@ -14,6 +14,6 @@ streams that are seeded once for a pipeline, not by image; it needs one vendor's
 draws the same for an image under another number of processes or another batch size.
 """
 
-from ttfs_triton.augment.augmentation import Augmentation, Mixing, draw_mixing, mix
+from ttfs_triton.augment.augmentation import Augmentation
 
-__all__ = ["Augmentation", "Mixing", "draw_mixing", "mix"]
+__all__ = ["Augmentation"]

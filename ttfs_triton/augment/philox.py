@@ -22,8 +22,6 @@ _MASK = 0xFFFFFFFF
 # fixed, so that an augmentation draws the same whatever else is switched on.
 CROP, FLIP, SUB_POLICY, APPLIED, SIGN, ANGLE, SHIFT, CUTOUT = 0, 2, 3, 4, 6, 7, 8, 10
 AUGMENTATION_BLOCKS = range(3)
-PARTNER, MIXING_KIND, MIXING_SHARE, MIXING_ROW, MIXING_COLUMN = range(5)
-MIXING_BLOCKS = range(3, 5)
 
 
 def philox(counters: Tensor, seed: int) -> Tensor:

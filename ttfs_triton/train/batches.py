@@ -11,7 +11,7 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from ttfs_triton.augment import Augmentation, Mixing, draw_mixing, mix
+from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.scoring.batches import Batch, Gathered, check_rank, load_batches
 
@@ -33,7 +33,6 @@ class EpochBatches:
         rank, world_size: number of this process, and number of processes.
         accumulation: micro-batches in an optimiser step.
         augmentation: augmentation of the images. Default: none.
-        classes: number of classes, needed where images are mixed: their labels are class probabilities.
     Raises:
         ValueError: fewer images than one batch, or batch_size is not a multiple of processes times accumulation,
             or images that cannot be augmented.
@@ -51,7 +50,6 @@ class EpochBatches:
         world_size: int = 1,
         accumulation: int = 1,
         augmentation: Augmentation | None = None,
-        classes: int = 0,
     ) -> None:
         check_rank("EpochBatches", rank, world_size)
         if batch_size < 1 or batch_size % (world_size * accumulation):
@@ -76,10 +74,6 @@ class EpochBatches:
         # Each micro-batch is split among the processes; this process keeps its own part.
         order = order[: len(order) // batch_size * batch_size].view(-1, world_size, self.micro_batch_size)[:, rank]
         self.order = indices[order.flatten()].to(data.device, non_blocking=True)
-        self.classes, self.mixing = classes, None
-        if self.augmentation.mixes:
-            among = indices.to(data.device, non_blocking=True)
-            self.mixing = draw_mixing(self.augmentation, seed, epoch, self.order, among, *data.shape[2:])
 
     @property
     def steps(self) -> int:
@@ -90,35 +84,20 @@ class EpochBatches:
         return len(self.order) // self.micro_batch_size
 
     def __getitem__(self, index: int) -> Batch:
-        """Images [b, C, height, width], float32 in [0, 1], and labels [b], int64; mixed: [b, classes], float32."""
+        """Images [b, C, height, width], float32 in [0, 1], and labels [b], int64."""
         return self.finish(self.gather(index))
 
     def gather(self, index: int, count: int = 1) -> Gathered:
-        """Indices, images (uint8) and labels of `count` micro-batches from `index` on, as one batch.
-
-        If images are mixed, their partners follow in the same tensors, then the mixing's values, shares and rectangles.
-        """
+        """Indices, images (uint8) and labels of `count` micro-batches from `index` on, as one batch."""
         if not 0 <= index < len(self):
             raise IndexError(f"EpochBatches: index must be in 0 to {len(self) - 1}; got {index}.")
-        here = slice(index * self.micro_batch_size, (index + count) * self.micro_batch_size)
-        if self.mixing is None:
-            return self._at(self.order[here])
-        mixing = self.mixing[here]
-        shares = (mixing.values, mixing.shares, *(() if mixing.rectangles is None else (mixing.rectangles,)))
-        return *self._at(torch.cat([self.order[here], mixing.partners])), *shares
+        indices = self.order[index * self.micro_batch_size : (index + count) * self.micro_batch_size]
+        return indices, self.data.images_at(indices), self.data.labels[indices]
 
     def finish(self, gathered: Gathered) -> Batch:
-        """The batch, augmented and mixed on the device of the gathered tensors."""
-        indices, images, labels, *shares = gathered
-        images = self.augmentation(images, indices, seed=self.seed, epoch=self.epoch)
-        if not shares:
-            return images, labels
-        (images, partner_images), (labels, partner_labels) = images.chunk(2), labels.chunk(2)
-        mixing = Mixing(indices.chunk(2)[1], *shares)
-        return mix(images, labels, partner_images, partner_labels, mixing, self.classes)
-
-    def _at(self, indices: Tensor) -> Gathered:
-        return indices, self.data.images_at(indices), self.data.labels[indices]
+        """The batch, augmented on the device of the gathered tensors."""
+        indices, images, labels = gathered
+        return self.augmentation(images, indices, seed=self.seed, epoch=self.epoch), labels
 
 
 def train_loader(

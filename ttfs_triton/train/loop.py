@@ -194,7 +194,6 @@ class TrainingLoop:
             world_size=self.accelerator.num_processes,
             accumulation=self.config.gradient_accumulation,
             augmentation=build_augmentation(self.config),
-            classes=len(self.data.train.class_names),
         )
 
     def _train_epoch(self) -> None:

@@ -67,7 +67,7 @@ class TrainStep:
         """Run the step.
 
         Args:
-            micro_batches: images and labels on the device; labels [b], int64, or probabilities [b, classes].
+            micro_batches: images and labels, [b], int64, on the device.
             sampled: count the spikes of each layer.
             first: the moving average starts with this step, as with the first one of a run.
         """
@@ -102,8 +102,7 @@ class TrainStep:
                 loss = self.teacher.loss(loss, logits, images)
             total = loss if self.multipliers is None else loss + self.multipliers.penalty(output[1], micro_batches)
         self.accelerator.backward(total / micro_batches if micro_batches > 1 else total)
-        classes = labels if labels.dim() == 1 else labels.argmax(1)
-        correct = (logits.detach().argmax(1) == classes).sum()
+        correct = (logits.detach().argmax(1) == labels).sum()
         count = len(labels)
         self.sums += torch.stack([loss.detach() * count, correct, torch.full_like(correct, count)])
         return loss.detach()
