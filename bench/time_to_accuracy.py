@@ -165,9 +165,7 @@ class Training:
         assert config.output_dir is not None
         self.state = Path(config.output_dir) / "state"
         total = config.epochs * self.steps_per_epoch
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, rate_factor(config, total, self.steps_per_epoch)
-        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate_factor(config, total))
         accelerator.register_for_checkpointing(self.network, self.average, self.optimizer, self.schedule)
         if self.state.is_dir():
             accelerator.load_state(str(self.state))

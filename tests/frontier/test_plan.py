@@ -104,12 +104,12 @@ def test_bundled_network_goes_on_as_it_was_trained():
 
 def test_run_goes_on_as_its_configuration_says(run, tmp_path):
     path = run / "config.yaml"
-    kept = {"schedule": "milestones", "milestones": [50], "target_energy": "loihi:9", "hub_repo_id": "you/it"}
+    kept = {"schedule": "cosine", "target_energy": "loihi:9", "hub_repo_id": "you/it"}
     kept |= {"batch_norm": True, "sync_batch_norm": True, "target_steps": 8, "psp_persistence_rise": [0.2, 0.6]}
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | kept))
     found = settings(str(run))
     config = point_config(found, Point.of(time_steps=4), tmp_path)
-    assert (config.schedule, config.milestones, config.hub_repo_id) == ("one_cycle", (), None)
+    assert (config.schedule, config.hub_repo_id) == ("cosine", None)
     assert (config.lr, config.target_energy, config.target_steps, config.time_steps) == (1e-2, "loihi:9", 8, 4)
     assert config.weights == str(run.resolve())
     config = point_config(found, Point.of(target_operations=0.2), tmp_path)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "ttfs_triton" / "recipes").glob("*.yaml"))
 # Keys that have no effect without another key.
 IDLE = {"block_convolutions": 3, "weight_units": "tensor", "target_steps": 8}
-IDLE |= {"milestones": [2, 3], "push_to_hub": True, "grid_chip": "loihi", "weight_bits": 4, "event_pool": 2}
+IDLE |= {"push_to_hub": True, "grid_chip": "loihi", "weight_bits": 4, "event_pool": 2}
 IDLE |= {"random_resized_crop": True}
 PRESETS = [(path, name) for path in RECIPES for name in read_recipe(path).presets]
 
@@ -46,12 +46,10 @@ def recipe(tmp_path) -> Path:
         ({"auto_augment": "svhn", "trivial_augment": True}, "auto_augment and trivial_augment exclude each other"),
         ({"auto_augment": "mnist"}, r"auto_augment\S*: Input should be 'cifar10', 'svhn' or 'imagenet'; got 'mnist'"),
         ({"streaming": True, "data_placement": "host"}, "streaming and data_placement: host exclude each other"),
-        ({"schedule": "milestones"}, "needs milestones"),
         ({"random_resized_crop": True, "image_size": 8, "crop_padding": 1}, "and crop_padding exclude each other"),
         ({"event_windows": 2, "auto_augment": True}, "event_windows: leave auto_augment out; events have no colours"),
         ({"dead_neurons": 0.6, "stuck_neurons": 0.6}, "dead_neurons and stuck_neurons must be at most 1 together"),
         *[({key: value}, f"{key} needs ") for key, value in IDLE.items()],
-        ({"milestones": [3, 2], "schedule": "milestones"}, r"milestones must rise; got \[3, 2\]"),
         ({"batch_size": 10, "gradient_accumulation": 3}, "must be divisible by gradient_accumulation"),
     ],
 )
@@ -63,11 +61,11 @@ def test_make_config_names_key_rule_and_value(values, message):
 
 
 def test_config_survives_its_own_yaml(recipe):
-    words = "--schedule milestones --milestones 3 5 --derivative-clip None --data-dir a/b --learning-rate 0.5"
+    words = "--psp-persistence-rise 0.25 0.5 --derivative-clip None --data-dir a/b --learning-rate 0.5"
     for flags, flip in (("--flip --crop-fill 128", True), ("--flip alternating --crop-fill reflect", "alternating")):
         config = parse_config(recipe, "", f"{words} --crop-padding 2 {flags}".split())
         assert make_config(yaml.safe_load(config.to_yaml()), "itself") == config
-        assert (config.lr, config.milestones, config.flip) == (0.5, (3, 5), flip)
+        assert (config.lr, config.psp_persistence_rise, config.flip) == (0.5, (0.25, 0.5), flip)
         assert config.crop_fill == ("reflect" if flip == "alternating" else 128)
 
 
@@ -96,7 +94,7 @@ crop_fill crop_padding cuda_graph cutout data_dir data_placement dataset dead_ne
 ema_decay encoder end_factor epochs evaluation_batch_size event_pool event_sensor event_window_us event_windows flip
 fuse gradient_accumulation gradient_clip gradient_compression grid_chip head hub_license hub_private hub_repo_id
 identity_start image_column image_size initial_gain keep_checkpoints label_column label_smoothing learn_units
-log_steps lookahead lost_spikes lr max_bad_images max_test_samples max_train_samples milestone_factor milestones
+log_steps lookahead lost_spikes lr max_bad_images max_test_samples max_train_samples
 mixed_precision model momentum network norm_bias_rate norm_gain_rate num_workers optimizer output_dir
 overwrite preset profile psp_persistence psp_persistence_rise push_to_hub random_resized_crop
 readout readout_rate resume rotation schedule seed shift spike_jitter split_gradient start_factor state_bits
@@ -147,7 +145,7 @@ def test_no_number_is_infinite_and_no_count_huge(value):
                 TrainConfig(**{key: value})
                 accepted.append(key)
     of_any_size = {"weight_decay", "norm_bias_rate", "norm_gain_rate", "readout_rate", "width", "initial_gain"}
-    of_any_size |= {"milestone_factor", "gradient_clip", "derivative_clip", "surrogate_width"}
+    of_any_size |= {"gradient_clip", "derivative_clip", "surrogate_width"}
     assert set(accepted) <= (of_any_size if value == 10**20 else {"derivative_clip"}), accepted
 
 

@@ -48,7 +48,7 @@ def train_plainly(config, output):
         {"optimizer": "sgd", "ema_decay": 0.0, "gradient_clip": 0.1},
         {"batch_norm": True, "lookahead": 3, "ema_decay": 0.0, "optimizer": "muon", "surrogate_width": 0.5},
         {"psp_persistence": 0.0, "batch_norm": True, "encoder": "analog"},
-        {"psp_persistence": 0.25, "readout": "first_spike", "schedule": "milestones", "milestones": (1,)},
+        {"psp_persistence": 0.25, "readout": "first_spike", "schedule": "constant"},
         {"batch_norm": True, "psp_persistence_rise": (0.3, 0.6)},
         TARGET,
     ],

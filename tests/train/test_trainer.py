@@ -66,7 +66,7 @@ def test_accumulation_and_compilation_give_the_same_weights(config, tmp_path, mo
 @pytest.mark.parametrize(
     "values",
     [
-        {"optimizer": "sgd", "lr": 0.1, "schedule": "milestones", "milestones": (1, 2), "gradient_clip": 1.0},
+        {"optimizer": "sgd", "lr": 0.1, "schedule": "linear", "gradient_clip": 1.0},
         {"optimizer": "adam", "schedule": "cosine", "label_smoothing": 0.1, "readout": "first_spike"},
         {"psp_persistence": 0.0, "batch_norm": True, "encoder": "analog"},
         {"schedule": "constant", "validation_fraction": 0.0, "ema_decay": 0.0, "mixed_precision": "bf16"},

@@ -142,7 +142,7 @@ class FrontierOptions(BaseModel):
     epochs: int = Field(4, ge=1)
     """Passes over the training images for each point."""
     lr: float | None = Field(None, gt=0)
-    """Peak learning rate. Default: half the run's. A run with milestones continues with a one-cycle schedule."""
+    """Peak learning rate. Default: half the run's."""
     config: Path | None = None
     """YAML file of keys, like a training recipe, that override the run's."""
     network: str | None = None

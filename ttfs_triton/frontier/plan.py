@@ -186,8 +186,6 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
     usual = TrainConfig.model_fields
     values["lr"] = options.lr or values.get("lr", usual["lr"].default) / 2
     values["epochs"] = options.epochs
-    if values.get("schedule") == "milestones":
-        values |= {"schedule": "one_cycle", "milestones": ()}
     values["weights"] = source if files.bundled or files.repo_id else str(Path(source).resolve())
     return values | ({} if options.config is None else read_yaml(options.config))
 

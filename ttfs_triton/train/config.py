@@ -75,7 +75,6 @@ class TrainConfig(
             "teacher_weight": ("teacher", self.teacher),
             "psp_persistence_rise": ("a psp_persistence above 0 to rise to", self.spiking_neuron.psp_persistence),
             "target_steps": ("target_energy", self.target_energy),
-            "milestones": ("schedule: milestones", self.schedule == "milestones"),
             "push_to_hub": ("hub_repo_id, owner/name", self.hub_repo_id),
         }
         for key, (needed, given) in needs.items():
@@ -111,8 +110,6 @@ _OFF: Any = {key: model_validator(mode="after")(lambda keys: keys) for key, rule
 _Keys = create_model("_Keys", __base__=TrainConfig, __validators__=_OFF)  # checks each key alone
 FREE_ON_RESUME = frozenset(name for name, key in TrainConfig.model_fields.items() if key.json_schema_extra == FREE)
 """Keys that may differ between a run and its continuation."""
-# A run with one of these schedules can be extended, unless another setting depends on the share of steps done.
-OPEN_SCHEDULES = ("constant", "milestones")
 _MOST_FILES = 8  # longest chain of recipes that extend one another
 
 
@@ -196,10 +193,9 @@ def _check_effects(config: TrainConfig, flags: Set[str]) -> None:
         "derivative_clip": slope,
         "surrogate_width": slope,
         "split_gradient": slope,
-        "warmup": ("schedule: one_cycle, cosine or linear", config.schedule not in OPEN_SCHEDULES),
+        "warmup": ("schedule: one_cycle, cosine or linear", config.schedule != "constant"),
         "start_factor": ("schedule: linear", config.schedule == "linear"),
         "end_factor": ("schedule: linear", config.schedule == "linear"),
-        "milestone_factor": ("schedule: milestones", config.schedule == "milestones"),
         "crop_fill": (
             "crop_padding, auto_augment or trivial_augment",
             config.crop_padding or config.auto_augment or config.trivial_augment,
@@ -300,8 +296,9 @@ def differing_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, A
 def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """The differing keys, {key: (old, new)}, that would change the course of a resumed run."""
     changes = {key: values for key, values in differing_keys(old, new).items() if key not in FREE_ON_RESUME}
+    # A run can be made longer if nothing depends on the share of its steps that are done.
     by_share = new.psp_persistence_rise is not None or new.lookahead or new.target is not None
-    if new.schedule in OPEN_SCHEDULES and not by_share and new.epochs > old.epochs:
+    if new.schedule == "constant" and not by_share and new.epochs > old.epochs:
         changes.pop("epochs", None)
     return changes
 

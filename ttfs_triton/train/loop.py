@@ -126,7 +126,7 @@ class TrainingLoop:
             share_statistics(self.network)  # now, since a group of processes cannot be copied
         networks = [self.network] if self.average is None else [self.network, self.average.module]
         self.persistence = PersistenceSchedule(networks, config.psp_persistence_rise, self.steps)
-        self._rate_factor = rate_factor(config, self.steps, self.steps_per_epoch)
+        self._rate_factor = rate_factor(config, self.steps)
         optimizer = cast(AcceleratedOptimizer, accelerator.prepare_optimizer(self.bare_optimizer))
         self.multipliers = None if self.target is None else self.target.multipliers
         followed = None if config.lookahead else self.average

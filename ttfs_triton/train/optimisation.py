@@ -22,7 +22,7 @@ LEVELS = 64
 """Values that σ takes while it rises; at each, a CUDA graph is captured anew."""
 
 
-def rate_factor(config: TrainConfig, total: int, steps_per_epoch: int) -> Callable[[int], float]:
+def rate_factor(config: TrainConfig, total: int) -> Callable[[int], float]:
     """The schedule of the learning rate: factor on the peak rate, as a function of optimiser steps done of `total`."""
     rising = config.warmup * total - (config.schedule == "one_cycle")
     peak = max(0.0, rising)
@@ -40,8 +40,6 @@ def rate_factor(config: TrainConfig, total: int, steps_per_epoch: int) -> Callab
                 if step < rising:
                     return config.start_factor + (1 - config.start_factor) * step / rising
                 return 1 + (config.end_factor - 1) * fallen
-            case "milestones":
-                return config.milestone_factor ** sum(step >= epoch * steps_per_epoch for epoch in config.milestones)
             case "constant":
                 return 1.0
 

@@ -275,7 +275,7 @@ class OptimisationOptions(Options):
     0: they stay at initial_gain."""
     readout_rate: float = Field(1.0, gt=0)
     """Factor on the learning rate of the readout."""
-    schedule: Literal["one_cycle", "cosine", "linear", "milestones", "constant"] = "one_cycle"
+    schedule: Literal["one_cycle", "cosine", "linear", "constant"] = "one_cycle"
     """Course of the learning rate, by optimiser step. linear: from start_factor up to the peak, then down to
     end_factor."""
     warmup: float = Field(0.2, ge=0, lt=1)
@@ -284,10 +284,6 @@ class OptimisationOptions(Options):
     """Share of the peak rate at the first step (linear)."""
     end_factor: float = Field(0.0, ge=0, le=1)
     """Share of the peak rate at the last step (linear)."""
-    milestones: tuple[Count, ...] = ()
-    """Epochs after which the learning rate is multiplied by milestone_factor."""
-    milestone_factor: float = Field(0.1, gt=0)
-    """Factor on the learning rate at each milestone."""
     gradient_clip: float | None = Field(None, gt=0)
     """Upper bound on the norm of the gradient over all parameters. Default: no bound."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -307,10 +303,6 @@ class OptimisationOptions(Options):
 
     @model_validator(mode="after")
     def _of_updates(self) -> Self:
-        if self.schedule == "milestones" and not self.milestones:
-            raise ValueError("schedule: milestones needs milestones, e.g. [50, 150, 240]")
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones must rise; got {list(self.milestones)}")
         if self.optimizer == "muon" and self.momentum == 0:
             raise ValueError("optimizer: muon needs momentum above 0")
         if self.lookahead and self.ema_decay:
