@@ -52,7 +52,7 @@ def reference(image: np.ndarray, words: Sequence[int], options: dict) -> np.ndar
     image = window(image, 8, options["shift"]).copy()
     side = options["cutout"]
     top, left = (drawn(10 + axis, size) - side // 2 for axis, size in enumerate(image.shape[1:]))
-    image[:, max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = options["cutout_fill"]
+    image[:, max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = 0
     return image
 
 
@@ -68,7 +68,6 @@ def reference(image: np.ndarray, words: Sequence[int], options: dict) -> np.ndar
         flip=st.booleans(),
         shift=st.integers(0, 3),
         cutout=st.integers(0, 5),
-        cutout_fill=st.sampled_from([0, 51]),
     ),
 )
 def test_augmentation_equals_the_slow_reference(channels, sides, layout, seed, options):
@@ -116,7 +115,6 @@ GOLDEN = [
     ({"flip": "alternating"}, "5ed822dc2703"),
     ({"shift": 2}, "2112f263657a"),
     ({"rotation": 15}, "626a94115221"),
-    ({"cutout": 7, "cutout_fill": 99}, "95456bc89933"),
     ({"auto_augment": True}, "a552dda7163c"),
     ({"auto_augment": "svhn"}, "8b762d2cbd2e"),
     ({"auto_augment": "imagenet", "crop_fill": 99}, "65e5c3cbd787"),

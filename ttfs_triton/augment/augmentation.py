@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from torch import Tensor
 
 from ttfs_triton.augment.geometry import LARGEST_SIDE, mirror, move_bilinear, rotation, windows
@@ -31,8 +31,8 @@ CHANGES = ("crop_padding", "flip", "shift", "auto_augment", "trivial_augment", "
 class Augmentation(AugmentationOptions):
     """Augmentations of a run. Shifts and rotations fill uncovered pixels with 0, policies with `crop_fill`.
 
-    Attributes:
-        cutout_fill: level of cutout's square, which has a random centre and is clipped at the image's border.
+    The square of cutout has a random centre, is clipped at the image's border, and becomes 0.
+
     Raises:
         ValueError: a size or an angle is negative, a fill is neither in 0 to 255 nor "reflect", or two policies are on.
 
@@ -41,8 +41,6 @@ class Augmentation(AugmentationOptions):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    cutout_fill: int = Field(default=0, ge=0, le=255)
 
     @property
     def changes_images(self) -> bool:
@@ -86,7 +84,7 @@ class Augmentation(AugmentationOptions):
             maps = _rotation_maps(self.rotation, *images.shape[2:], images.device)
             images = move_bilinear(images, maps[below(words[:, ANGLE], ANGLES)])
         if self.cutout:
-            images = _cut_out(images, words, self.cutout, self.cutout_fill)
+            images = _cut_out(images, words, self.cutout)
         return _scale(images)
 
     def _apply_policy(self, images: Tensor, words: Tensor) -> Tensor:
@@ -139,17 +137,15 @@ def _rotation_maps(degrees: float, height: int, width: int, device: torch.device
     return torch.tensor([rotation(angle, height, width) for angle in angles], dtype=torch.int32, device=device)
 
 
-def _cut_out(images: Tensor, words: Tensor, side: int, fill: int) -> Tensor:
-    """Fill a square of each image, about a random centre."""
+def _cut_out(images: Tensor, words: Tensor, side: int) -> Tensor:
+    """Set a square of each image, about a random centre, to 0."""
     kept = []  # a byte for each row, and each column: all bits set outside the square, none inside
     for axis, size in enumerate(images.shape[2:]):
         first = below(words[:, CUTOUT + axis], size) - side // 2
         at = torch.arange(size, device=images.device) - first[:, None]
         kept.append(-((at < 0) | (at >= side)).to(torch.uint8))
     above_or_below, left_or_right = kept
-    levels = above_or_below[:, None, :, None] | left_or_right[:, None, None, :]
-    images = images & levels
-    return images | ~levels & fill if fill else images
+    return images & (above_or_below[:, None, :, None] | left_or_right[:, None, None, :])
 
 
 def _scale(images: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -131,7 +131,7 @@ def decode_recordings(
     shape = (len(row_numbers), height, width, channels)
     require_memory(math.prod(shape), f"{len(row_numbers)} images of {where}", "Use fewer windows or a larger pool.")
     pixels, digest = np.empty(shape, np.uint8), hashlib.sha256()
-    content = lru_cache(maxsize=1)(_content)  # for files with several recordings
+    content = lru_cache(maxsize=1)(lambda path: READERS[path.suffix](path))  # for files with several recordings
 
     def read(row: int) -> np.ndarray | Exception:
         item = found.items[row]
@@ -166,10 +166,6 @@ def recording_pixels(path: Path, windows: EventWindows) -> np.ndarray:
     if sensor is None:
         raise ValueError(f"must come from a sensor whose size the network's configuration holds; got {path.name}.")
     return first_spike_levels(READERS[path.suffix](path), sensor, windows, start=_start(path)).transpose(1, 2, 0)
-
-
-def _content(path: Path) -> np.ndarray | Mapping[str, np.ndarray]:
-    return READERS[path.suffix](path)
 
 
 def _files(folder: Path) -> list[Path]:
