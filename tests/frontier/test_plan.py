@@ -111,6 +111,7 @@ def test_run_goes_on_as_its_configuration_says(run, tmp_path):
     config = point_config(found, Point.of(time_steps=4), tmp_path)
     assert (config.schedule, config.hub_repo_id) == ("cosine", None)
     assert (config.lr, config.target_energy, config.target_steps, config.time_steps) == (1e-2, "loihi:9", 8, 4)
+    assert (config.batch_norm, config.sync_batch_norm) == (False, False), "a grid has none"
     assert config.weights == str(run.resolve())
     config = point_config(found, Point.of(target_operations=0.2), tmp_path)
     assert (config.target_energy, config.target_operations, config.target_steps) == (None, 0.2, 32)

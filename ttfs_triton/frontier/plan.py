@@ -194,7 +194,7 @@ def point_config(settings: dict[str, Any], point: Point | None, folder: Path) ->
     """Configuration of the run that trains a point, or without a point of a plain continuation. Raises ConfigError."""
     values = settings | ({} if point is None else point.values()) | {"output_dir": folder}
     if values.get("batch_norm") and values.get("time_steps") is not None:  # a grid needs it folded
-        values |= {"batch_norm": False, "weight_standardisation": False}
+        values |= {"batch_norm": False, "sync_batch_norm": False, "weight_standardisation": False}
     if values.get("target_energy") is None:
         values.pop("target_steps", None)
     return make_config(values, "its run" if point is None else point.name)
