@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -169,6 +170,15 @@ def test_signals_that_a_launcher_repeats_are_one(monkeypatch):
             assert len(ended) == count
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_run_in_a_thread_leaves_signals_alone():
+    """As in Streamlit, or in Optuna's threads, where Python lets no handler be set."""
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as pool:
+        request = pool.submit(lambda: StopRequest(accelerator()).__enter__()).result()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not request.due(1, 1)
 
 
 COUNT = """

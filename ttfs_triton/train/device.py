@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -175,7 +176,8 @@ class StopRequest:
         self._repeated, self._since = self.REPEATED if "TORCHELASTIC_RUN_ID" in os.environ else 0.0, 0.0
 
     def __enter__(self) -> Self:
-        for number in self.SIGNALS:
+        in_main_thread = threading.current_thread() is threading.main_thread()  # others may not handle signals
+        for number in self.SIGNALS if in_main_thread else ():
             self._before[number] = signal.signal(number, self._note)
         return self
 
