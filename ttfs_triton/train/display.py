@@ -172,13 +172,13 @@ class StepProfiler:
     Args:
         steps: number of steps to trace; 0 for none.
         network: the network whose layers get rows.
-        folder: folder of the two files; None: this process writes nothing.
+        folder: folder of the two files.
         device: the device that trains.
         say: prints a line.
     """
 
     def __init__(
-        self, steps: int, network: nn.Module, folder: Path | None, device: torch.device, say: Callable[[str], None]
+        self, steps: int, network: nn.Module, folder: Path, device: torch.device, say: Callable[[str], None]
     ) -> None:
         self.steps, self.network, self.folder, self.device, self.say = steps, network, folder, device, say
         self._seen = 0
@@ -204,14 +204,13 @@ class StepProfiler:
         self._profile.stop()  # waits for the device
         for mark in self._marks:
             mark.remove()
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._profile.export_chrome_trace(str(self.folder / "trace.json"))
-            order = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
-            table = self._profile.key_averages().table(sort_by=order, row_limit=-1, max_name_column_width=60)
-            traced = min(self._seen - SKIPPED, self.steps)
-            write_text(self.folder / "steps.txt", f"{traced} steps\n{table}\n")
-            self.say(f"profile                  {self.folder / 'steps.txt'}, trace.json beside it")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._profile.export_chrome_trace(str(self.folder / "trace.json"))
+        order = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
+        table = self._profile.key_averages().table(sort_by=order, row_limit=-1, max_name_column_width=60)
+        traced = min(self._seen - SKIPPED, self.steps)
+        write_text(self.folder / "steps.txt", f"{traced} steps\n{table}\n")
+        self.say(f"profile                  {self.folder / 'steps.txt'}, trace.json beside it")
         self.steps, self._profile = 0, None
 
 

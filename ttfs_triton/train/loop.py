@@ -136,8 +136,8 @@ class TrainingLoop:
         self._step: TrainStep | GraphedStep = self._plain_step
         if graphs is not None:
             self._step = GraphedStep(self._plain_step, graphs, required=config.cuda_graph == "on", say=display.say)
-        traces = folder.path / "profile" if accelerator.is_main_process else None
-        self._profiler = StepProfiler(config.profile, self.network, traces, accelerator.device, display.say)
+        traced = config.profile if accelerator.is_main_process else 0
+        self._profiler = StepProfiler(traced, self.network, folder.path / "profile", accelerator.device, display.say)
         self.graphs = graphs
         self.scorer: Scorer | None = None
         self.last_checkpoint = "none yet"
