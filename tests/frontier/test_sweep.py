@@ -2,19 +2,12 @@
 
 import csv
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-import torch
 
 from tests.frontier.conftest import EVALUATED, FLAGS, SWEEP, sweep
 from ttfs_triton.evaluation import load_network, load_test_images
@@ -30,7 +23,6 @@ from ttfs_triton.train import NonFiniteLossError
 from ttfs_triton.wording import energy as in_words
 from ttfs_triton.wording import ratio
 
-ROOT = Path(__file__).parents[2]
 ON_GRID = "time_steps=4+weight_bits=4+spike_jitter=0.1"
 
 
@@ -216,28 +208,6 @@ def test_two_sweeps_do_not_share_a_folder(swept, trained, capsys):
     finally:
         claim.release()
     assert "must belong to one run" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_killed_sweep_goes_on(trained, swept, rows, tmp_path):
-    """SIGTERM in training, then the same command: the rows are those of a sweep that was not stopped."""
-    out = tmp_path / "out"
-    command = [sys.executable, str(ROOT / "recipes" / "frontier.py"), str(trained), "--output-dir", str(out)]
-    command += [*SWEEP, *EVALUATED]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not (out / "points" / "run" / ON_GRID / "config.yaml").is_file() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    if process.returncode:  # else it was quicker
-        assert process.returncode == 128 + signal.SIGTERM
-        assert "Go on with: the same command" in said
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    found = read_table(out)[0]
-    assert [(row.point, row.kind, row.accuracy, row.cost) for row in found] == [
-        (row.point, row.kind, row.accuracy, row.cost) for row in rows
-    ]
 
 
 def test_point_that_was_cut_short_is_gone_on_with(swept, trained, rows, tmp_path):

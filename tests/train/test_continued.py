@@ -39,8 +39,9 @@ def test_stopped_run_goes_on_bit_for_bit(config, tmp_path, monkeypatch, teacher,
         monkeypatch.setattr(loop, "choose_graphs", lambda *_: RecordedGraphs())
     whole, parts = (change(config, output_dir=tmp_path / name, **values) for name in ("whole", "parts"))
     train(whole)
-    with pytest.raises(Interrupted, match=rf"stopped after step {step} .*checkpoint .*{step:08}"):
-        train(parts, callbacks=[At(step)])
+    message = rf"stopped after step {step} .*checkpoint .*{step:08}\S+\nGo on with: the same command$"
+    with pytest.raises(Interrupted, match=message):
+        train(parts, callbacks=[At(step)], again="the same command")
     AcceleratorState._reset_state(reset_partial_state=True)
     random.seed(5)  # whatever states generators are in
     np.random.seed(5)
