@@ -90,7 +90,7 @@ def test_channels_are_those_of_the_most_colourful_image(tmp_path, modes, channel
         assert (data.images[0] == data.images[0, :1]).all()
 
 
-def test_what_cannot_be_cropped_is_refused(tmp_path):
+def test_images_that_cannot_be_cropped_are_refused(tmp_path):
     for split, files in (("train", "L"), ("test", "RGB")):
         write_parquet(tmp_path / f"{split}.parquet", [jpeg(photograph(0, files))], [0])
     with pytest.raises(ValueError, match="must be grayscale like the training images; got colour images in the test"):
@@ -148,7 +148,7 @@ def test_fingerprint_is_that_of_the_files_wherever_they_lie(tmp_path):
     assert load(tmp_path / "rows").fingerprint == load(tmp_path / "folders").fingerprint
 
 
-def test_a_cache_that_cannot_be_written_is_said(tmp_path, cache, caplog):
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path, cache, caplog):
     class_folders(tmp_path)
     cache.parent.mkdir()
     cache.write_text("a file where a folder should be")

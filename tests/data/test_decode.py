@@ -63,7 +63,7 @@ def test_16_bit_images_keep_their_upper_bits_and_photographs_are_turned_upright(
     np.testing.assert_array_equal(turned[:, :, 0], np.rot90(pixels, -1))
 
 
-def test_other_formats_pipes_and_giants_are_no_images(tmp_path):
+def test_other_formats_pipes_and_huge_images_are_refused(tmp_path):
     for nothing in (None, {"bytes": None, "path": None}, {"bytes": b"", "path": "a.png"}):
         with pytest.raises(ValueError, match="no image"):
             decode_image(nothing)

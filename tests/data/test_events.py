@@ -82,7 +82,7 @@ def test_events_of_other_libraries_are_read():
         (recording((5, 0, 0, 0)) | {"x": np.array([1, 2])}, ValueError, "must be .n., one of each for an event; got"),
     ],
 )
-def test_events_that_cannot_be_are_refused(events, error, message):
+def test_impossible_events_are_refused(events, error, message):
     for function in (first_spikes, first_spike_levels):
         with pytest.raises(error, match=f"{function.__name__}: .*{message}"):
             function(events, SENSOR, EventWindows())
@@ -91,6 +91,6 @@ def test_events_that_cannot_be_are_refused(events, error, message):
 
 
 @pytest.mark.parametrize("values", [{"count": 0}, {"length_us": 0.5}, {"pool": True}, {"sensor": (34, 0)}], ids=str)
-def test_windows_that_cannot_be_are_refused(values):
+def test_impossible_windows_are_refused(values):
     with pytest.raises(ValueError, match=rf"{next(iter(values))}\S*\n +Input should be"):
         EventWindows(**values)

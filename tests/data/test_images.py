@@ -62,7 +62,7 @@ def test_labels_may_be_numbers_or_names(tmp_path, caplog, labels, numbers, found
         ([0, 10**6, 1], "labels must number the classes from 0; got 1000000 in row 1 of .*, which has 3 rows"),
     ],
 )
-def test_labels_that_cannot_be_are_refused(tmp_path, labels, message):
+def test_invalid_labels_are_refused(tmp_path, labels, message):
     write_parquet(tmp_path / "train.parquet", random_images(3), labels)
     with pytest.raises(ValueError, match=message):
         load_images(None, tmp_path)
@@ -126,7 +126,7 @@ def test_the_test_split_has_classes_channels_and_size_of_training(tmp_path, trai
     assert (found.shape, found.labels.tolist(), found.class_names) == ((2, 3, 4, 4), [1, 1], ["a", "b"])
 
 
-def test_what_stands_in_for_test_is_said(tmp_path, caplog):
+def test_a_validation_split_that_serves_as_test_split_is_logged(tmp_path, caplog):
     write_parquet(tmp_path / "validation.parquet", random_images(2), [0, 1])
     with caplog.at_level(logging.WARNING):
         data = load_images(None, tmp_path, split="test")

@@ -122,7 +122,7 @@ def test_gestures_that_are_damaged_are_refused(gestures, name, content, message)
         find_recordings(gestures, "train")
 
 
-def test_what_is_not_there_or_does_not_fit_is_refused(n_mnist, tmp_path, monkeypatch):
+def test_missing_or_unfit_recordings_are_refused(n_mnist, tmp_path, monkeypatch):
     train = load_images(None, n_mnist, events=WINDOWS)
     with pytest.raises(ValueError, match=r"must be an existing folder; got .*no such folder"):
         find_recordings(tmp_path / "none", "train")

@@ -136,7 +136,7 @@ def test_run_goes_on_as_its_configuration_says(run, tmp_path):
         (["--config", "none.yaml"], ["none.yaml does not exist"]),
     ],
 )
-def test_bad_points_are_told_before_training(trained, tmp_path, capsys, flags, messages):
+def test_impossible_points_are_refused_before_training(trained, tmp_path, capsys, flags, messages):
     with pytest.raises(SystemExit, match="1"):
         sweep(trained, "--output-dir", tmp_path / "out", *FLAGS, *flags)
     said = capsys.readouterr().err

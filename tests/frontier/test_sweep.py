@@ -210,7 +210,7 @@ def test_two_sweeps_do_not_share_a_folder(swept, trained, capsys):
     assert "must belong to one run" in capsys.readouterr().err
 
 
-def test_point_that_was_cut_short_is_gone_on_with(swept, trained, rows, tmp_path):
+def test_interrupted_point_is_resumed(swept, trained, rows, tmp_path):
     out = shutil.copytree(swept, tmp_path / "out")
     (out / "points" / "run" / "target_sparsity=0.4" / "summary.json").unlink()
     sweep(trained, "--output-dir", out, *SWEEP, *EVALUATED)

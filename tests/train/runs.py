@@ -30,10 +30,10 @@ main(Path(sys.argv.pop(1)), "A small run.")
 SETTINGS = {"model": "4C3-P2-8", "epochs": 3, "batch_size": 16, "lr": 2e-2, "shift": 1, "dropout": 0.1, "cpu": True}
 SETTINGS |= {"ema_decay": 0.9, "evaluation_batch_size": 13, "validation_fraction": 0.2}
 
-# Costs that are followed and held, of a network that learns in seconds.
+# A target, and keys with which the small network reaches it in seconds.
 TARGET = {"target_sparsity": 0.2, "lr": 8e-3, "surrogate_width": 0.5, "dropout": 0.0, "ema_decay": 0.0}
 
-# Every augmentation at once. The quadrants of `make_images` stay what they are but for mirrored ones.
+# Most augmentations at once. Images of `make_images` keep their class, except mirrored ones.
 AUGMENTATION = {"crop_padding": 1, "crop_fill": "reflect", "flip": "alternating", "auto_augment": True, "rotation": 10}
 AUGMENTATION |= {"cutout": 2}
 

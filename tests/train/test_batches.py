@@ -92,7 +92,7 @@ def test_loader_that_augments_ahead_changes_nothing(monkeypatch, device, images_
         ({"augmentation": Augmentation(crop_padding=99, crop_fill="reflect")}, "crop_padding must be less than"),
     ],
 )
-def test_batches_that_cannot_be_are_refused(options, message):
+def test_impossible_batches_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         epoch(**options)
 

@@ -47,7 +47,7 @@ def recipe(tmp_path) -> Path:
         ({"auto_augment": "mnist"}, r"auto_augment\S*: Input should be 'cifar10', 'svhn' or 'imagenet'; got 'mnist'"),
         ({"streaming": True, "data_placement": "host"}, "streaming and data_placement: host exclude each other"),
         ({"random_resized_crop": True, "image_size": 8, "crop_padding": 1}, "and crop_padding exclude each other"),
-        ({"event_windows": 2, "auto_augment": True}, "event_windows: leave auto_augment out; events have no colours"),
+        ({"event_windows": 2, "auto_augment": True}, "event_windows: leave auto_augment out; it has no meaning"),
         ({"dead_neurons": 0.6, "stuck_neurons": 0.6}, "dead_neurons and stuck_neurons must be at most 1 together"),
         *[({key: value}, f"{key} needs ") for key, value in IDLE.items()],
         ({"batch_size": 10, "gradient_accumulation": 3}, "must be divisible by gradient_accumulation"),
@@ -228,7 +228,7 @@ def test_flags_win_over_a_file_that_over_a_preset_and_it_over_the_recipe(
         ("- 1", r"recipe\.yaml must hold `key: value` lines; got list"),
     ],
 )
-def test_recipes_that_are_none_are_refused(tmp_path, content, message):
+def test_malformed_recipes_are_refused(tmp_path, content, message):
     (path := tmp_path / "recipe.yaml").write_text(content)
     with pytest.raises(ConfigError, match=message):
         read_recipe(path)

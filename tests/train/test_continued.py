@@ -51,7 +51,7 @@ def test_stopped_run_goes_on_bit_for_bit(config, tmp_path, monkeypatch, teacher,
     assert any(name.startswith("dial.") for name in last(whole.output_dir)) == ("target_sparsity" in values)
 
 
-def test_taught_run_goes_on_with_its_teacher_wherever_that_lies_and_with_no_other(config, teacher, tmp_path):
+def test_run_with_a_teacher_resumes_with_the_same_teacher_only(config, teacher, tmp_path):
     config, other = change(config, epochs=1, teacher=teacher), tmp_path / "other"
     with pytest.raises(Interrupted):
         train(config, callbacks=[At(3)])

@@ -39,7 +39,7 @@ def emulated(monkeypatch):
     monkeypatch.setattr(device, "product_seconds", {torch.float32: 0.5, torch.bfloat16: 25.0}.__getitem__)
 
 
-def test_emulated_precision_is_told_with_what_it_costs(monkeypatch, emulated):
+def test_emulated_bfloat16_is_reported_with_its_slowdown(monkeypatch, emulated):
     (line,) = warnings()
     assert "this CPU emulates bf16: a product of matrices takes 50 times as long" in line
     assert warnings(mixed_precision="no") == warnings("cuda") == []
@@ -58,7 +58,7 @@ def test_emulated_precision_is_told_with_what_it_costs(monkeypatch, emulated):
         ({"MASTER_ADDR": "127.0.0.1"}, 1, "1 of several processes"),  # accelerate launch --cpu --num_processes 2
     ],
 )
-def test_processes_that_do_not_run_are_told(monkeypatch, variables, processes, told):
+def test_missing_processes_are_reported(monkeypatch, variables, processes, told):
     for name in ("WORLD_SIZE", "MASTER_ADDR", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -85,7 +85,7 @@ def no_compiler(*_):
     raise exc.InvalidCxxCompiler
 
 
-def test_fused_passes_that_cannot_be_had_are_refused_if_asked_for(graph, monkeypatch):
+def test_fusing_that_is_impossible_is_refused_if_required(graph, monkeypatch):
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", no_compiler)
     for place, reason in [(torch.device("meta"), "the device is not a CPU"), (CPU, r"there is no C\+\+ compiler")]:
         with pytest.raises(ConfigError, match=f"fuse: on needs .* but {reason}.*; use auto or off"):
@@ -123,7 +123,7 @@ def test_a_later_run_in_a_process_has_its_own_precision(config):
     assert programs_own.is_main_process
 
 
-def test_what_this_machine_cannot_do_is_told(config, monkeypatch):
+def test_options_that_this_machine_cannot_run_are_refused(config, monkeypatch):
     with pytest.raises(ConfigError, match=r"num_workers must be at most \d+ on this machine; got 200"):
         make_accelerator(change(config, num_workers=200))
     with pytest.raises(ConfigError, match="trackers: nothing_such must be installed"):

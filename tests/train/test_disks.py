@@ -45,7 +45,7 @@ def can_mount() -> bool:
 # Kilobytes: no checkpoint fits; some do, but not all that is kept.
 @pytest.mark.skipif(not can_mount(), reason="needs unshare and the right to mount a tmpfs")
 @pytest.mark.parametrize("size", [16, pytest.param(40, marks=pytest.mark.slow)])
-def test_full_disk_is_told_and_the_run_goes_on_when_there_is_room(tmp_path, data, size):
+def test_full_disk_is_reported_and_the_run_resumes_when_there_is_room(tmp_path, data, size):
     words = [*UNSHARED, sys.executable, "-c", SCRIPT, str(tmp_path), str(data), str(size)]
     found = subprocess.run(words, env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr

@@ -44,7 +44,7 @@ def test_a_run_on_events_is_scored_counted_priced_and_simulated(run, tmp_path):
     assert all(chip["chip"]["name"] for chip in found["energy"])
 
 
-def test_what_events_become_is_part_of_the_network(run):
+def test_event_windows_are_part_of_the_network(run):
     """A folder of config.json and weights alone is scored on the same images, and takes recordings."""
     description = ModelDescription.from_dict(json.loads((run / "best" / "config.json").read_text()))
     config = make_config(read_yaml(run / "config.yaml"), "")

@@ -52,7 +52,7 @@ def test_validation_and_simulator_decide_alike(trained, data):
         assert (ours.spikes, ours.synaptic_operations) == (theirs["spikes"], theirs["synaptic_operations"])
 
 
-def test_a_trained_grid_is_gone_on_with(trained, split, config):
+def test_training_continues_on_the_grid_of_the_weights(trained, split, config):
     """Another grid finds units of its own."""
     same = change(config, weights=str(trained), **ON_GRID)
     trained_units = TTFSModel.from_pretrained(trained).features.conv1.log2_unit

@@ -52,7 +52,7 @@ def test_folder_of_a_process_that_is_killed_is_free_again(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_folder_that_cannot_be_used_is_told(tmp_path, monkeypatch):
+def test_unusable_folder_is_reported(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(RunFolderError, match="file' must be a folder that can be read; got Not a directory"):
         RunFolder(tmp_path / "file").claim(**FRESH)
@@ -71,7 +71,7 @@ def test_folder_that_cannot_be_used_is_told(tmp_path, monkeypatch):
         ("thesis.txt", {"resume": True}, "must hold a run"),
     ],
 )
-def test_what_is_there_is_left_alone_unasked(tmp_path, name, flags, message):
+def test_existing_files_are_not_touched_unasked(tmp_path, name, flags, message):
     (tmp_path / name).write_text("precious")
     with pytest.raises(RunFolderError, match=message):
         RunFolder(tmp_path).claim(**FRESH | flags)

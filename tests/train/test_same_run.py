@@ -108,7 +108,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("values", WRONG, ids=lambda values: str(values)[:60])
-def test_whole_checkpoint_with_wrong_content_is_told(run, values):
+def test_checkpoint_with_wrong_content_is_refused(run, values):
     rewrite(run, **values)
     with pytest.raises(CheckpointError, match=r"load_checkpoint: (state of )?.*step-00000016\S* must (be as|hold)"):
         resumed(run)
@@ -154,7 +154,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(("damage", "error", "message"), DAMAGES, ids=range(len(DAMAGES)))
-def test_damage_is_told_before_training(run, monkeypatch, damage, error, message):
+def test_damage_is_reported_before_training(run, monkeypatch, damage, error, message):
     """Above all, no run starts anew over its best weights."""
     monkeypatch.setattr("ttfs_triton.train.loop.TrainingLoop.train", lambda *_: pytest.fail("trained"))
     damage(run)
@@ -186,7 +186,7 @@ def test_average_that_is_not_a_number_stops_a_run_before_it_is_saved(config):
     assert [path.stem for path in (config.output_dir / "checkpoints").iterdir()] == ["step-00000008"]
 
 
-def test_start_that_wrote_nothing_advises_no_resuming(config, monkeypatch):
+def test_start_that_wrote_nothing_does_not_advise_to_resume(config, monkeypatch):
     full = Mock(side_effect=OSError(28, "No space left on device", "config.yaml"))
     monkeypatch.setattr("ttfs_triton.train.run_folder.write_text", full)
     with pytest.raises(RunFolderError, match=r"No space left on device .* Fix that\. Start it again\.$"):

@@ -201,7 +201,7 @@ def test_run_whose_device_is_lost_goes_on_from_its_last_checkpoint(config, tmp_p
 
 
 @pytest.mark.parametrize("where", ["build_optimizer", "evaluate"])
-def test_memory_that_does_not_suffice_elsewhere_is_told_of_alike(config, monkeypatch, where):
+def test_lack_of_memory_outside_of_steps_is_reported_alike(config, monkeypatch, where):
     monkeypatch.setattr(evaluation if where == "evaluate" else loop, where, Mock(side_effect=OUT_OF_MEMORY))
     with pytest.raises(DeviceLostError, match=NOT_ENOUGH.format("none yet")):
         train(config)

@@ -47,7 +47,7 @@ def test_goals_are_read(keys, wanted):
         ({"target_energy": "loihi:9", "target_sparsity": 0.1}, "target_sparsity and target_energy exclude each other"),
     ],
 )
-def test_goals_that_cannot_be_meant_are_refused(keys, message):
+def test_malformed_goals_are_refused(keys, message):
     with pytest.raises(ConfigError, match=message):
         make_config(keys, "here")
 
@@ -94,7 +94,7 @@ def result(course, test):
         ((0.3,), False),
     ],
 )
-def test_goal_that_no_pressure_brings_nearer_is_told_from_one_that_needs_time(course, stalled):
+def test_unreachable_goal_is_told_from_one_that_needs_time(course, stalled):
     summary = result(course, test=0.3)
     assert summary["stalled"] == stalled
     advice = "The second half of the run hardly helped" if stalled else "Train longer (--epochs)"

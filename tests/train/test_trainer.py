@@ -175,6 +175,6 @@ def test_layer_is_blind_if_each_neuron_does_the_same_for_all_samples():
     assert not is_blind(ALIVE)
 
 
-def test_run_that_has_died_says_so_once_with_a_remedy(config, capsys):
+def test_run_of_a_dead_network_warns_once_with_a_remedy(config, capsys):
     train(change(config, lr=100.0, dropout=0.0, ema_decay=0.0))
     assert capsys.readouterr().out.count(BLIND) == 1

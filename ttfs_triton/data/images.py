@@ -24,7 +24,7 @@ from ttfs_triton.data.sources import Rows, find_rows, image_column, label_column
 logger = logging.getLogger(__name__)
 
 MANY_CLASSES = 1000
-"""Labels that give more classes than this, and more classes than images, are refused: they are no labels."""
+"""A column with larger numbers than this, and than the number of its rows, is refused: it numbers no classes."""
 
 
 @dataclass(frozen=True)
