@@ -115,7 +115,6 @@ def build_network(
     """Build the network of a run on the CPU, initialised from `config.seed` and, if given, from `config.weights`.
 
     Args:
-        config, data: configuration and data of the run.
         device: device to calibrate on. Default: the CPU.
         network: the network, if it is built already. Default: a new one, as configured.
         calibrated: whiten the encoder, calibrate another project's ANN; False if a checkpoint replaces the weights.

@@ -197,7 +197,6 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) 
 
     Args:
         optimizer: an optimizer of the same class, over parameters of the same shapes in the same order.
-        tensors: the tensors that `optimizer_tensors` returned.
     Raises:
         ValueError: the tensors do not fit the parameters.
     """

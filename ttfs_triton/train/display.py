@@ -173,8 +173,6 @@ class StepProfiler:
         steps: number of steps to trace; 0 for none.
         network: the network whose layers get rows.
         folder: folder of the two files.
-        device: the device that trains.
-        say: prints a line.
     """
 
     def __init__(

@@ -31,8 +31,6 @@ def score(
     """Score the network of a run on images, each once over all processes.
 
     Args:
-        loop: the run.
-        images: images and their labels.
         indices: [n], int64, of the images to score. Default: all.
         every_epoch: keep the compiled and captured scorer for the next call, on the same images; impossible while
             layers count operations.
@@ -76,7 +74,6 @@ def refresh_statistics(
         network: its buffers change; its mode stays.
         images, indices: the training images, and their indices, [n], int64.
         batch_size: images at a time; statistics are means over whole batches.
-        accelerator: for its device.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, WeightedLayer)]
     norms = [(layer, layer.batch_norm) for layer in layers if layer.batch_norm is not None]

@@ -179,10 +179,8 @@ class TargetTraining:
     """Training towards a target: the target, the network with its costs (`model`), multipliers and silent channels.
 
     Args:
-        config, data: configuration, which has a target, and data of the run.
-        accelerator: device and processes.
+        config: configuration of a run with a target.
         network: the network to train; it is moved to the device.
-        graph: graph of the network.
         steps: optimiser steps of the run.
     Attributes:
         measured: costs of the scored network after the last epoch.

@@ -48,12 +48,8 @@ class TrainingLoop:
     """One run: trains, evaluates after each epoch, writes checkpoints, and can resume from one.
 
     Args:
-        config, data, folder: configuration, data and folder of the run.
-        accelerator: processes, device, precision, trackers.
-        display: shows progress.
         stop: asks the loop to end at the next step.
         network: the network to train. Default: as configured.
-        callbacks: called at steps and epochs.
         checkpoint: path of the checkpoint to resume from.
     Attributes:
         network: the bare network; `model` is the distributed, compiled one that is called in training.

@@ -162,13 +162,7 @@ def read_state(checkpoint: Checkpoint) -> RunState:
 
 
 def check_configuration(path: Path, before: RunDescription, config: TrainConfig) -> None:
-    """Raise ConfigError if a resumed run would take another course, naming each key with both values.
-
-    Args:
-        path: the checkpoint, for messages.
-        before: the run as the checkpoint describes it.
-        config: configuration from config.yaml and flags.
-    """
+    """Raise ConfigError if a resumed run would take another course, naming each key with both values."""
     if changes := changed_keys(make_config(before.configuration, str(path)), config):
         lines = "\n".join(f"  {key}: {old!r} → {new!r}" for key, (old, new) in changes.items())
         raise ConfigError(
@@ -183,7 +177,7 @@ def check_same_run(path: Path, before: RunDescription, now: RunDescription, step
     Args:
         path: the checkpoint, for messages.
         before, now: the run in the checkpoint, and the resumed run.
-        step: optimiser steps done.
+        step: optimiser steps done, for the returned changes.
     Returns:
         Allowed differences: keys that do not change the run's course, number of processes, versions.
     Raises:

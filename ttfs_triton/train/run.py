@@ -68,11 +68,9 @@ def train(
     """Train a network as configured; every error message says how to go on.
 
     Args:
-        config: configuration of the run.
         name: name of the default output folder and of the trackers' project.
         network: the network to train; it holds the best weights at the end. See `Trainer`. Default: as configured.
         data: data of the run. Default: as configured.
-        callbacks: called at steps and epochs.
         again: command that resumes the run, for messages. Default: the recipe's.
     Returns:
         The content of `summary.json`.

@@ -34,8 +34,6 @@ class TrainStep:
     """An optimiser step: forward, backward, clipping, update and moving average of weights.
 
     Args:
-        config: configuration of the run.
-        accelerator: precision and processes.
         network: the bare network; `model` is the distributed, compiled one that is called.
         optimizer: prepared by the accelerator.
         average: the moving average, if there is one.
@@ -250,10 +248,7 @@ class GraphedStep:
     All steps must have micro-batches of the same shapes. Steps that count spikes or begin an average run without it.
 
     Args:
-        step: the step to capture.
-        graphs: CUDA graphs of its device.
         required: raise if the capture fails; else the run continues without a graph, and says so.
-        say: prints a line.
     Raises:
         GraphError: in a call, if the capture fails and is required, or if several processes would disagree on it.
     """

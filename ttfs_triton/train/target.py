@@ -167,11 +167,6 @@ class CostedNetwork(nn.Module):
     """A network that also returns its differentiable costs; to be called within `watching`.
 
     Input: images for the network. Output: logits [N, classes], and costs [costs], float32, means over the samples.
-
-    Args:
-        network: the network, on its device.
-        graph: graph of the network.
-        target: target of the network; it says which costs are returned.
     """
 
     def __init__(self, network: nn.Module, graph: NetworkGraph, target: Target) -> None:
