@@ -12,7 +12,6 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import rotate
 
-from tests.virtual_cuda import recording
 from ttfs_triton.augment import Augmentation
 from ttfs_triton.augment.philox import random_words
 
@@ -131,17 +130,6 @@ def test_augmented_images_stay_the_same(device, options, digest):
         result = Augmentation(**options)(images, indices, seed=2**63 + 5, epoch=3)
         found.update((255 * result).round().to(torch.uint8).cpu().contiguous().numpy().tobytes())
     assert found.hexdigest().startswith(digest)
-
-
-@pytest.mark.parametrize("policy", [{"auto_augment": True}, {"trivial_augment": True, "auto_augment": False}])
-def test_augmentation_never_waits_for_the_device(watched_device, policy):
-    """But to take its tables there, once."""
-    augmentation = Augmentation(**EVERYTHING | policy)
-    images, indices = batch().to(watched_device), torch.arange(8, device=watched_device)
-    for epoch in range(2):
-        with recording() as record:
-            augmentation(images, indices, seed=0, epoch=epoch)
-    assert record.synchronisations == {}
 
 
 def test_what_a_policy_uncovers_is_black_where_the_crop_reflects():

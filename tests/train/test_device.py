@@ -139,11 +139,6 @@ def test_options_that_this_machine_cannot_run_are_refused(config, monkeypatch):
         make_accelerator(config)
 
 
-def test_processes_wait_for_hours_while_one_reads_the_data(config, monkeypatch):
-    monkeypatch.setattr(device, "Accelerator", dict)
-    assert make_accelerator(config)["kwargs_handlers"][1].timeout.total_seconds() > 3600
-
-
 def test_processes_stop_together(monkeypatch):
     """Each step on CPUs; on GPUs, which would wait for each other, every few steps."""
     others = []

@@ -96,8 +96,6 @@ WRONG = [
     {"position": {"step": 16, "epoch": 1, "step_in_epoch": 8, "metrics": []}},
     {"position": {"step": 8, "epoch": 1, "step_in_epoch": 0}},
     {"position": {"best_accuracy": float("nan")}},
-    {"changes": 3},
-    {"configuration": []},
     {"tensors": {"model": NONE}},
     {"tensors": {"optimizer": {"0.exp_avg": torch.zeros(7)}}},
     {"tensors": {"optimizer": NONE}},
