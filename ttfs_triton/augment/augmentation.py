@@ -10,16 +10,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from ttfs_triton.augment.geometry import LARGEST_SIDE, mirror, move_bilinear, rotation, windows
-from ttfs_triton.augment.philox import (
-    ANGLE,
-    AUGMENTATION_BLOCKS,
-    CROP,
-    CUTOUT,
-    FLIP,
-    SHIFT,
-    below,
-    random_words,
-)
+from ttfs_triton.augment.philox import ANGLE, CROP, CUTOUT, FLIP, SHIFT, below, random_words
 from ttfs_triton.augment.policy import apply_operations, policy_tables
 from ttfs_triton.data.pixels import pixel_layout, to_float
 from ttfs_triton.shared_options import AugmentationOptions
@@ -67,12 +58,12 @@ class Augmentation(AugmentationOptions):
         self.check_shape(images.shape[1:])
         if not self.changes_images:
             return to_float(images)
-        words = random_words(seed, epoch, indices, AUGMENTATION_BLOCKS)
+        words = random_words(seed, epoch, indices)
         if self.crop_padding:
             images = windows(images, _corners(words, CROP, self.crop_padding), self.crop_padding, self.crop_fill)
         images = images.contiguous()  # the next operations are fastest plane by plane
         if self.flip == "alternating":
-            in_first_epoch = below(random_words(seed, 0, indices, range(1))[:, FLIP], 2)
+            in_first_epoch = below(random_words(seed, 0, indices)[:, FLIP], 2)
             images = mirror(images, (in_first_epoch + epoch) % 2)
         elif self.flip:
             images = mirror(images, below(words[:, FLIP], 2))

@@ -21,7 +21,7 @@ _MASK = 0xFFFFFFFF
 # The place of each decision among an image's random words (the first place of decisions with two words). Places are
 # fixed, so that an augmentation draws the same whatever else is switched on.
 CROP, FLIP, SUB_POLICY, APPLIED, SIGN, ANGLE, SHIFT, CUTOUT = 0, 2, 3, 4, 6, 7, 8, 10
-AUGMENTATION_BLOCKS = range(3)
+BLOCKS = 3  # of four words
 
 
 def philox(counters: Tensor, seed: int) -> Tensor:
@@ -60,22 +60,21 @@ def _constants(seed: int, device: torch.device) -> tuple[tuple[Tensor, ...], Ten
     )
 
 
-def random_words(seed: int, epoch: int, indices: Tensor, blocks: range) -> Tensor:
+def random_words(seed: int, epoch: int, indices: Tensor) -> Tensor:
     """The random words of images.
 
     Args:
         seed: seed of the run, in [0, 2⁶⁴).
         epoch: number of the epoch, in [0, 2³²).
         indices: place of each image in its data set, [n], int64, on any device.
-        blocks: numbers of the blocks of four words to compute.
     Returns:
-        [n, 4 · len(blocks)], int64, uniform in [0, 2³²), on the device of `indices`.
+        [n, 12], int64, uniform in [0, 2³²), on the device of `indices`.
     """
-    counters = indices.new_empty(len(indices), len(blocks), 4)
+    counters = indices.new_empty(len(indices), BLOCKS, 4)
     counters[..., 0] = (indices & _MASK)[:, None]
     counters[..., 1] = (indices >> 32)[:, None]
     counters[..., 2] = epoch
-    counters[..., 3] = torch.arange(blocks.start, blocks.stop, device=indices.device)
+    counters[..., 3] = torch.arange(BLOCKS, device=indices.device)
     return philox(counters, seed).flatten(1)
 
 

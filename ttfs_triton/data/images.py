@@ -213,24 +213,24 @@ def images_of_tensors(
     return ImageData(InMemoryImages(pixels), labels.cpu(), names, "tensors", split, fingerprint)
 
 
-def train_validation_split(data: ImageData, validation: float | int, seed: int) -> tuple[Tensor, Tensor]:
+def train_validation_split(data: ImageData, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Choose validation images from the training split, in class proportions; the seed determines the choice.
 
     Args:
         data: the training split.
-        validation: a fraction (float, in [0, 1)) or a number (int) of images for validation.
+        fraction: share of the images for validation, in [0, 1).
         seed: seed of the choice.
     Returns:
         Indices of training and of validation images, int64, ascending. Class proportions are kept to within
         one image a class.
     Raises:
-        ValueError: `validation` is negative or leaves nothing to train on.
+        ValueError: the split leaves nothing to train on.
     """
-    count = round(validation * len(data)) if isinstance(validation, float) else validation
-    if validation < 0 or count >= len(data):
+    count = round(fraction * len(data))
+    if not 0 <= count < len(data):
         raise ValueError(
-            f"train_validation_split: validation must leave images to train on; got {validation} of {len(data)} "
-            "images. Give a fraction below 1 or a smaller number."
+            f"train_validation_split: fraction must leave images to train on; got {fraction:g} of {len(data)} images. "
+            "Lower --validation-fraction."
         )
     chosen = torch.zeros(len(data), dtype=torch.bool)
     chosen[_stratified_choice(data.labels, count, seed)] = True

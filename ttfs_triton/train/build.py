@@ -197,10 +197,7 @@ def _own_network(config: TrainConfig, data: RunData) -> nn.Module:
     _, channels, height, width = data.train.shape
     torch.manual_seed(config.seed)
     return build_network_of(
-        str(config.network),
-        in_channels=channels,
-        image_size=(height, width),
-        classes=len(data.train.class_names),
+        str(config.network), in_channels=channels, image_size=(height, width), classes=len(data.train.class_names)
     )
 
 
