@@ -47,7 +47,10 @@ def recipe(tmp_path) -> Path:
         ({"auto_augment": "mnist"}, r"auto_augment\S*: Input should be 'cifar10', 'svhn' or 'imagenet'; got 'mnist'"),
         ({"streaming": True, "data_placement": "host"}, "streaming and data_placement: host exclude each other"),
         ({"random_resized_crop": True, "image_size": 8, "crop_padding": 1}, "and crop_padding exclude each other"),
-        ({"event_windows": 2, "auto_augment": True}, "event_windows: leave auto_augment out; it has no meaning"),
+        (
+            {"event_windows": 2, "auto_augment": True},
+            "event_windows: leave auto_augment out, which recordings of events",
+        ),
         ({"dead_neurons": 0.6, "stuck_neurons": 0.6}, "dead_neurons and stuck_neurons must be at most 1 together"),
         *[({key: value}, f"{key} needs ") for key, value in IDLE.items()],
         ({"batch_size": 10, "gradient_accumulation": 3}, "must be divisible by gradient_accumulation"),

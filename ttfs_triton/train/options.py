@@ -132,7 +132,7 @@ class EventOptions(Options):
         fields = type(self).model_fields
         given = ", ".join(name for name in keys if name in fields and getattr(self, name) != fields[name].default)
         if given and recordings:
-            raise ValueError(f"event_windows: leave {given} out; it has no meaning for recordings of events")
+            raise ValueError(f"event_windows: leave {given} out, which recordings of events do not use")
         if given:
             raise ValueError(f"{given} needs event_windows: only recordings of events use it")
         return self
