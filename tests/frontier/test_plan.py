@@ -9,11 +9,13 @@ from pydantic import ValidationError
 
 from tests.frontier.conftest import FLAGS, sweep
 from ttfs_triton import TTFSModel
+from ttfs_triton.data.events import EventWindows
 from ttfs_triton.evaluation import load_network
 from ttfs_triton.frontier import FrontierOptions, Point
 from ttfs_triton.frontier.plan import point_config, settings_of
-from ttfs_triton.model import bundled_names
-from ttfs_triton.nn import Grid, NetworkConfig
+from ttfs_triton.model import ModelDescription, bundled_names
+from ttfs_triton.model.files import write_model
+from ttfs_triton.nn import Grid, NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.faults import Faults
 
 
@@ -121,6 +123,31 @@ def test_run_goes_on_as_its_configuration_says(run, tmp_path):
     grid = Grid(8, 4, per_channel=False, state_bits=20)  # without a run's configuration
     TTFSModel(NetworkConfig("4C5-P4-16", grid=grid), dataset="sample").save_pretrained(tmp_path / "grid")
     assert point_config(settings(str(tmp_path / "grid")), Point.of(target_sparsity=0.15), tmp_path).grid == grid
+
+
+@pytest.mark.parametrize(
+    ("channels", "read", "keys"),
+    [
+        (1, {"fit": "crop"}, {"image_size": 28, "random_resized_crop": True, "event_windows": None}),
+        (
+            4,
+            {"events": EventWindows(2, 50, 4, (112, 112))},
+            {
+                "event_windows": 2,
+                "event_window_us": 50,
+                "event_pool": 4,
+                "event_sensor": (112, 112),
+                "image_size": None,
+            },
+        ),
+    ],
+    ids=["crop", "events"],
+)
+def test_network_without_a_run_reads_images_as_it_was_trained_on(tmp_path, channels, read, keys):
+    network = TTFSNetwork(NetworkConfig("4C5-P4-16", in_channels=channels))
+    write_model(tmp_path, network.state_dict(), ModelDescription.of(network.config, **read))
+    config = point_config(settings(str(tmp_path), data_dir="images"), None, tmp_path)
+    assert {key: getattr(config, key) for key in keys} == keys
 
 
 @pytest.mark.parametrize(

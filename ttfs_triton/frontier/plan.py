@@ -18,6 +18,7 @@ from ttfs_triton.model.locate import PREFIX, bundled_facts
 from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.train.build import RunData, build_network, check_network, split_data
 from ttfs_triton.train.config import FREE_ON_RESUME, ConfigError, TrainConfig, changed_keys, make_config, read_yaml
+from ttfs_triton.train.options import EventOptions
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
 from ttfs_triton.train.target import TARGET_IMAGES, make_target
 
@@ -166,7 +167,7 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
     Raises:
         ConfigError: a configuration file cannot be read.
     """
-    files, values = loaded.files, dict[str, Any]()
+    files, values = loaded.files, _image_keys(loaded)
     if files.run is not None and (files.run / "config.yaml").is_file():
         values = read_yaml(files.run / "config.yaml")
     elif files.bundled:
@@ -198,6 +199,15 @@ def point_config(settings: dict[str, Any], point: Point | None, folder: Path) ->
     if values.get("target_energy") is None:
         values.pop("target_steps", None)
     return make_config(values, "its run" if point is None else point.name)
+
+
+def _image_keys(loaded: LoadedNetwork) -> dict[str, Any]:
+    """Keys of a run that reads images as config.json says, for a network without its run's configuration."""
+    read = loaded.description.preprocessing
+    if (events := read.events) is not None:
+        return dict(zip(EventOptions.model_fields, dataclasses.astuple(events), strict=True))
+    square = read.size[0] if read.size[0] == read.size[1] else None
+    return {"image_size": square, "random_resized_crop": read.fit == "crop"}
 
 
 def _network_keys(config: NetworkConfig) -> dict[str, Any]:
