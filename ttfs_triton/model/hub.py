@@ -257,7 +257,14 @@ def _check_rights(repo_id: str, who: dict) -> None:
         )
 
 
-def upload(files: Mapping[str, bytes], repo_id: str, *, stale: Iterable[str] = (), token: str | None = None) -> str:
+def upload(
+    files: Mapping[str, bytes],
+    repo_id: str,
+    *,
+    stale: Iterable[str] = (),
+    token: str | None = None,
+    commit_message: str = "Publish model",
+) -> str:
     """Upload files as one commit, all of them or none; returns the commit's address.
 
     Args:
@@ -273,6 +280,6 @@ def upload(files: Mapping[str, bytes], repo_id: str, *, stale: Iterable[str] = (
         removed = sorted(set(stale) & set(api.list_repo_files(repo_id)) - set(files))
         operations = [*(CommitOperationAdd(name, content) for name, content in files.items())]
         operations += [CommitOperationDelete(name) for name in removed]
-        return api.create_commit(repo_id, operations, commit_message="Publish model").commit_url
+        return api.create_commit(repo_id, operations, commit_message=commit_message).commit_url
 
     return _ask("publish", repo_id, call, sent=sum(map(len, files.values())))

@@ -233,7 +233,13 @@ class TTFSModel(nn.Module):
         )
 
     def push_to_hub(
-        self, repo_id: str, *, private: bool = True, token: str | None = None, license: str | None = None
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        token: str | None = None,
+        license: str | None = None,
+        commit_message: str = "Publish model",
     ) -> str:
         """Publish this model as it is, with a short card; `ttfs publish` writes one with a run's results.
 
@@ -242,6 +248,7 @@ class TTFSModel(nn.Module):
             private: visible only to you or the members of your organisation.
             token: access token. Default: the token of `hf auth login`, or HF_TOKEN.
             license: the model's license, by the Hub's short name, such as "apache-2.0". Default: none is stated.
+            commit_message: first line of the commit.
         Returns:
             The address of the commit.
         Raises:
@@ -251,7 +258,7 @@ class TTFSModel(nn.Module):
         open_repository(repo_id, private=private, token=token)
         files = model_bytes(self.state_dict(), self.description)
         files["README.md"] = self._plain_card(repo_id, license).encode()
-        return upload(files, repo_id, token=token)
+        return upload(files, repo_id, token=token, commit_message=commit_message)
 
     def _plain_card(self, repo_id: str, license: str | None) -> str:
         """A model card without a run's results: the kind of network, and how to load it."""
