@@ -88,6 +88,7 @@ def test_prints_what_it_found_and_sweeps(trained, tmp_path, capsys):
         (["--steps", "0"], "steps"),
         (["--chip", "all", "nowhere"], "got nowhere"),
         (["--lost-spikes", "0.1", "--no-simulation"], "faults must be simulated; got 10% of spikes lost"),
+        (["--weight-bits", "4", "--no-simulation"], "weight_bits must be simulated; got --no-simulation"),
         (["--dead-neurons", "0.7", "--stuck-neurons", "0.7"], "must be at most 1 together"),
     ],
 )

@@ -65,6 +65,8 @@ def run(options: EvaluationOptions) -> Found:
     check_output(options)
     if options.faults and not options.simulation:
         raise ValueError(f"evaluate: faults must be simulated; got {options.faults.text()} with --no-simulation.")
+    if options.weight_bits != "network" and not options.simulation:
+        raise ValueError("evaluate: weight_bits must be simulated; got --no-simulation. Leave one of the two out.")
     frontier = () if options.frontier is None else tuple(read_table(options.frontier)[0])
     loaded = load_network(options.model, options.network)
     options = options.on(loaded.network.graph.grid)
