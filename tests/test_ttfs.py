@@ -67,7 +67,7 @@ def test_the_command_that_goes_on_is_quoted(tmp_path, monkeypatch):
     (tmp_path / "config.yaml").touch()
     (tmp_path / "my recipe.yaml").touch()
     main(["train", str(tmp_path / "my recipe.yaml")])
-    said = run._advice(run.RunFolder(tmp_path), TrainConfig(), None)
+    said = run._advice(run.RunFolder(tmp_path), TrainConfig(), None, in_program=False)
     assert said.startswith(f"Go on with: ttfs train '{tmp_path}/my recipe.yaml' --")
 
 

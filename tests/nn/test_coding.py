@@ -76,13 +76,14 @@ def test_encoders_read_normalised_pixels(kind, sigma, stride, padding, options, 
     layer = kind(2, 5, 3, stride, padding, mean=mean, std=std, dtype=torch.float64, **options)
     randomised(layer, seed, scale=1.5)
     images = torch.rand(6, 2, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    x = (images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    shift, scale = torch.tensor((mean, std), dtype=torch.float64).view(2, 2, 1, 1)
+    x = (images - shift) / scale
     weight = layer.effective_weight()
     potential = F.conv2d(x, weight, layer.bias, stride, padding)
     slope = sigma * F.conv2d((x > 0).double(), weight, None, stride, padding)
     expected = fire(potential, slope)[0] if sigma else potential.clamp(0, 1)
     found = layer(images)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
     assert found.is_contiguous(memory_format=torch.channels_last)
     if kind is SignedEncoder:
         torch.testing.assert_close(layer(images, pool=2), EarliestSpikePool2d(2)(found), atol=1e-12, rtol=0)

@@ -77,7 +77,7 @@ def by_loops(network, images, options):
     output neuron fires."""
     _, conv, _, _, _, fc, readout = network
     steps = options["steps"]
-    late = (1 - (images / 2).clamp(0, 1).double()).numpy() * steps
+    late = (1 - images.double()).numpy() * steps
     pixels = np.where(images.numpy() > 0, np.ceil(late - 0.5).clip(0, steps), steps).astype(np.int64)
     neurons = [neurons_of(own, **options) for own in (conv, fc)]
     geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
