@@ -1,4 +1,4 @@
-"""Converted networks against their sources, and refusals; over 400 lines, since all cases share a table of sources."""
+"""Converted networks against their sources, and refusals; all cases share a table of sources."""
 
 import json
 from dataclasses import replace
