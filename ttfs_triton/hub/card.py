@@ -158,7 +158,7 @@ def _settings(facts: ModelFacts) -> str:
 def make_files(
     facts: ModelFacts, repo_id: str, *, license: str | None = None, chips: Sequence[str] = CARD_CHIPS
 ) -> dict[str, bytes]:
-    """Contents of all files of a model to publish, by names in `ALLOWED`; arguments and errors as of `render_card`.
+    """Contents of all files to publish, by names in `ALLOWED`. Arguments and errors are those of `render_card`.
 
     The weights are bit-identical to the loaded ones; their header holds the hash of this config.json.
     """

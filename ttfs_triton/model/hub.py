@@ -175,7 +175,7 @@ class DownloadOptions(TypedDict, total=False):
 def download(
     repo_id: str, files: list[str], *, revision: str | None = None, **options: Unpack[DownloadOptions]
 ) -> Path:
-    """The folder with files of a repository, from the cache or the Hub; its name is the commit that all are of.
+    """The folder with a repository's files, from the cache or the Hub. Its name is the commit of all files.
 
     Args:
         repo_id: "owner/name".

@@ -119,7 +119,7 @@ def _plain(builder: str) -> str:
 def describe_network(
     network: nn.Module, image_shape: Sequence[int] | None = None, builder: str | None = None
 ) -> NetworkConfig | OwnNetwork:
-    """The description of a network in config.json; arguments and errors as of `network_graph`.
+    """The description of a network in config.json. Arguments and errors are those of `network_graph`.
 
     `builder` names the code that builds a network other than a `TTFSNetwork`. Default: the name of its class.
     """

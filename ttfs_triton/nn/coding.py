@@ -104,7 +104,7 @@ class LatencyEncoder(nn.Module):
         return activations
 
     def _can_check(self, x: Tensor) -> bool:
-        """Whether to read the values of this batch: not again, not where they are unknown or the host would wait."""
+        """Whether to check this batch: only the first one, and only where reading values does not stall the device."""
         if self._checked or x.device.type == "meta" or x.numel() == 0 or torch.compiler.is_compiling():
             return False
         if x.is_cuda and torch.cuda.is_current_stream_capturing():

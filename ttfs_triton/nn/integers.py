@@ -131,7 +131,7 @@ def _widest_unit(weight: Tensor, limit: int, per_channel: bool) -> Tensor:
 
 
 def quantise_potential(potential: Tensor | float, unit: Tensor, steps: int, *, checked: bool = True) -> Tensor:
-    """Initial membrane potentials as whole numbers [C_out], float64, in units of a potential, weight unit · step.
+    """Initial membrane potentials [C_out], whole numbers in float64, in the unit of potentials: weight unit · step.
 
     Args:
         potential: [C_out] or a number for all channels, in threshold heights.
