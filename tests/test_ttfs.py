@@ -52,15 +52,6 @@ def test_unknown_words_are_refused(words, message, capsys):
     assert message.split(".*")[-1] in shown
 
 
-@pytest.mark.parametrize("words", [["evaluate", "nothing"], ["convert", "~/nothing.pth"], ["sweep", ".", "./no/one"]])
-def test_a_missing_network_is_refused_before_pytorch_is_imported(words, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ttfs_triton.ttfs.start", lambda *_: pytest.fail("imports PyTorch"))
-    with pytest.raises(SystemExit, match="1"):
-        main(words)
-    assert f"there is nothing at {words[-1]}." in capsys.readouterr().err
-
-
 def test_the_command_that_goes_on_is_quoted(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["ttfs"])
     monkeypatch.setattr("ttfs_triton.ttfs.start", lambda *_: None)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 from difflib import get_close_matches
-from itertools import takewhile
 from pathlib import Path
 
 from ttfs_triton.command_line import RECIPES, recipe, start, write_out
@@ -31,8 +29,7 @@ def main(words: list[str] | None = None) -> None:
     Args:
         words: arguments behind `ttfs`. Default: sys.argv[1:].
     Raises:
-        SystemExit: with code 2 for an unknown command or recipe, after a line that lists the known ones, and with code
-            1 for a network that does not exist.
+        SystemExit: with code 2 for an unknown command or recipe, after a line that lists the known ones.
     """
     words = sys.argv[1:] if words is None else words
     if not words or words[0] in ("-h", "--help"):
@@ -43,7 +40,6 @@ def main(words: list[str] | None = None) -> None:
         _refuse("command", command, list(COMMANDS))
     module, description = COMMANDS[command]
     if command != "train":
-        _check_networks(flags)
         sys.argv = [f"ttfs {command}", *flags]
         start(module, description)
         return
@@ -61,19 +57,6 @@ def main(words: list[str] | None = None) -> None:
 
 def _recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != NEUTRAL)
-
-
-def _check_networks(words: list[str]) -> None:
-    """Refuse a network that does not exist here and cannot be on the Hub; PyTorch takes seconds to import."""
-    for word in takewhile(lambda word: not word.startswith("-"), words):
-        elsewhere = word.startswith("bundled:") or re.match(r"\w[\w.-]*/", word)
-        if not elsewhere and not os.path.exists(os.path.expanduser(word)):
-            print(
-                "error: load: source must be a file, a folder or a Hub repository (owner/name); there is nothing at "
-                f"{word}.",
-                file=sys.stderr,
-            )
-            raise SystemExit(1)
 
 
 def _help() -> str:
