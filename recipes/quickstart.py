@@ -1,4 +1,4 @@
-"""Train a spiking CNN on the bundled Fashion-MNIST sample: no download, some minutes on two CPU cores."""
+"""Train a spiking CNN on the bundled Fashion-MNIST sample: no download, one to three minutes on two CPU cores."""
 
 from ttfs_triton.command_line import recipe, start
 
