@@ -133,6 +133,8 @@ def parse_options(
     fields: dict[str, Any] = {}
     for group in groups:
         checked = create_model(group.__name__, __base__=group, __validators__=validators)
+        for field in checked.model_fields.values():  # tyro would keep the line breaks of docstrings
+            field.description = field.description and " ".join(field.description.split())
         given = {name: (defaults or {}).get(name) for name in group.model_fields}
         fields[group.__name__.removesuffix("Options").lower()] = (checked, checked.model_construct(**given))
     form: Any = create_model("Options", **fields) if len(groups) > 1 else next(iter(fields.values()))[0]

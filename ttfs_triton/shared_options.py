@@ -99,7 +99,7 @@ Flip = bool | Literal["alternating"]
 class AugmentationOptions(BaseModel):
     """Augmentation of training images, in this order; all off by default."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True)
 
     crop_padding: int = Field(default=0, ge=0, le=8192)
     """Pad by this many pixels and crop at random."""

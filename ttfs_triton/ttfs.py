@@ -11,7 +11,7 @@ from pathlib import Path
 from ttfs_triton.command_line import RECIPES, recipe, start, write_out
 
 COMMANDS = {
-    "train": ("ttfs_triton.train", "Train a network by a recipe, or one of your own."),
+    "train": ("ttfs_triton.train", "Train a network by a recipe, or your own by --network FILE.py:FUNCTION."),
     "evaluate": ("ttfs_triton.evaluation.command", "Score a network, count operations, price them on chips, simulate."),
     "convert": ("ttfs_triton.convert.command", "Convert a trained ANN into a spiking network."),
     "calibrate": ("ttfs_triton.convert.calibrate_grid", "Put a trained network on a chip's grid, without training."),
@@ -43,9 +43,7 @@ def main(words: list[str] | None = None) -> None:
         sys.argv = [f"ttfs {command}", *flags]
         start(module, description)
         return
-    name = NEUTRAL
-    if flags and not flags[0].startswith("-"):
-        name, *flags = flags
+    name, *flags = flags if flags and not flags[0].startswith("-") else [NEUTRAL, *flags]
     path = Path(name) if name.endswith((".yaml", ".yml")) else recipe(name)
     if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         _refuse("recipe", name, _recipes())

@@ -21,7 +21,7 @@ from ttfs_triton.shared_options import FaultOptions
 class EvaluationOptions(FaultOptions):
     """Options of an evaluation: network, images, hardware, faults and output. Positional: the run or checkpoint."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     model: Annotated[str, tyro.conf.Positional]
     """A run's folder, a folder with config.json and model.safetensors, a .safetensors file with config.json beside it,

@@ -30,7 +30,7 @@ Check = Callable[[Tensor], Comparison]
 class ExportOptions(BaseModel):
     """Options of `ttfs export`: network, format, file, check."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     model: Annotated[str, tyro.conf.Positional]
     """Trained network: a run's folder, a folder with config.json and model.safetensors, a .safetensors file with

@@ -92,7 +92,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 class FrontierOptions(BaseModel):
     """Options of a sweep: networks, points, grids, faults and measurements. Positional: the runs."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(min_length=1)
     """Trained networks to start from: folders of runs, folders with config.json and model.safetensors,

@@ -23,7 +23,7 @@ from ttfs_triton.model.locate import find_model
 class PublishOptions(BaseModel):
     """Options of `ttfs publish`: run, repository, content of the card."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run that has ended, or a folder with config.json and model.safetensors."""
