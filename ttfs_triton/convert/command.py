@@ -34,7 +34,7 @@ from ttfs_triton.nn.config import Encoder
 class CalibrationImages(BaseModel):
     """Options that choose training images to calibrate on, for all commands that calibrate."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     dataset: str | None = None
     """Calibrate on training images of this Hub data set, or of "sample"."""
@@ -45,7 +45,7 @@ class CalibrationImages(BaseModel):
     label_column: str | None = None
     """Column of the labels. Default: detected."""
     seed: int = Field(0, ge=0)
-    """Seed of the drawn calibration images, and of a new output layer's weights."""
+    """Seed of the drawn calibration images, and of the weights of --replace-head."""
     cpu: bool = False
     """Calibrate on the CPU, even if there is a GPU."""
 

@@ -90,7 +90,7 @@ class LatencyEncoder(nn.Module):
             low, high = (value.item() for value in x.detach().aminmax())
             if not (-ROUNDING <= low and high <= 1 + ROUNDING):
                 raise ValueError(
-                    f"LatencyEncoder: images must be in [0, 1]; got values from {low:g} to {high:g}. Scale them."
+                    f"LatencyEncoder: images must be in [0, 1]; got {low:g} to {high:g}. Scale them, without Normalize."
                 )
             self._checked = True
         return x.clamp(0, 1)

@@ -82,8 +82,8 @@ class TrainConfig(
                 raise ValueError(f"{key} needs {needed}")
         if self.batch_norm and self.time_steps is not None:
             raise ValueError(
-                "batch_norm and time_steps exclude each other: train with batch_norm first, then start from its "
-                "weights with time_steps and without batch_norm"
+                "batch_norm and time_steps exclude each other: train with batch_norm, then on the grid by "
+                "`ttfs sweep RUN --time-steps N --train-grids`, or put the run on it by `ttfs calibrate`"
             )
         if self.psp_persistence_rise is not None and self.compile:
             raise ValueError("psp_persistence_rise and compile exclude each other: each σ would be compiled anew")

@@ -211,8 +211,8 @@ class StartOptions(Options):
     """FILE.py:FUNCTION that builds your own network, in place of all keys that describe one. It is called with those of
     the arguments in_channels, image_size and classes that it takes."""
     weights: str | None = None
-    """Start from these weights: a run's folder, a file, or a Hub repository, org/name[/file][@revision]. They must
-    be weights of the same network or of a known VGG; `ttfs convert` can change more."""
+    """Start from these weights: a run's folder, a file, bundled:NAME, or a Hub repository, org/name[/file][@revision].
+    They must be weights of the same network or of a known VGG; `ttfs convert` can change more."""
     trained_as: Literal["ann", "direct", "proxy"] | None = None
     """Which of the paper's networks the weights belong to. ann: its ANN, which is then calibrated. direct, proxy: the
     spiking network of its script snn_directTrain_model.py or proxy_ann_model.py."""
