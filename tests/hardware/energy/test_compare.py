@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.hardware.energy.energy_cases import convolutional_network, dense_network, of_neuron
 from tests.hardware.energy.energy_cases import counted as by_term
 from ttfs_triton.hardware import count
-from ttfs_triton.hardware.energy.chip import Access, Chip, Memory
+from ttfs_triton.hardware.energy.chip import Access, Chip, Memory, load_chip
 from ttfs_triton.hardware.energy.compare import (
     FAIR_CHIP,
     STEPS,
@@ -125,6 +125,21 @@ def test_break_even_says_when_there_is_none():
     assert always.value > 1
     assert always.text == "counting all priced operations, it costs less than the dense ANN at any firing share"
     assert break_even_rate(dense_network(), "loihi", RunOptions(steps=4), rate_steps=999).value is None
+    dark = break_even_firing_share(COUNTS.firing_more(0.0), "horowitz45:fp32", RunOptions(steps=4))
+    assert dark == (None, "no break-even firing share: no hidden neuron fires")
+
+
+def test_static_power_that_one_side_lacks_counts_on_neither():
+    chip = load_chip("horowitz45:fp32")
+    power = Price(100, unit="mW", status="measured", source="a paper")
+    leaky = dataclasses.replace(chip, prices=chip.prices | {"leakage_power": power})
+    options = RunOptions(steps=4, step_us=1.0)  # an ANN's latency is not known by it
+    found = break_even_firing_share(COUNTS, leaky, options)
+    assert found == break_even_firing_share(COUNTS, chip, options)
+    given = RunOptions(steps=4, latency_us=8.0)  # nor is a rate code's by this
+    expected = break_even_rate(COUNTS, chip, given, rate_steps=8)
+    assert break_even_rate(COUNTS, leaky, given, rate_steps=8) == expected
+    assert break_even_rate(COUNTS, leaky, options, rate_steps=8).value != expected.value  # both latencies are known
 
 
 def test_comparison_is_at_one_precision():

@@ -52,9 +52,12 @@ def break_even_firing_share(
         measure: which sum of an estimate is compared.
     """
     chip, options = as_chip(chip), replace(options, activity=None)
+    if not counts.sparsity > 0:
+        return BreakEven(None, "no break-even firing share: no hidden neuron fires")
     factor = _crossing(
-        lambda factor: _priced(estimate(counts.firing_more(factor), chip, options), measure),
-        _priced(dense_ann(counts, chip, options=options), measure),
+        lambda factor: estimate(counts.firing_more(factor), chip, options),
+        dense_ann(counts, chip, options=options),
+        measure,
         (chip.name, "the dense ANN", "the network without a spike"),
     )
     if isinstance(factor, str):
@@ -73,8 +76,9 @@ def break_even_rate(counts: Counts, chip: Chip | str | Path, options: RunOptions
     """
     chip = as_chip(chip)
     rate = _crossing(
-        lambda rate: _priced(rate_coded(counts, chip, RateCode(rate_steps, rate), options=options), "total"),
-        _priced(estimate(counts, chip, options), "total"),
+        lambda rate: rate_coded(counts, chip, RateCode(rate_steps, rate), options=options),
+        estimate(counts, chip, options),
+        "total",
         (chip.name, "this network", f"T = {rate_steps} without a spike"),
     )
     if isinstance(rate, str):
@@ -82,20 +86,27 @@ def break_even_rate(counts: Counts, chip: Chip | str | Path, options: RunOptions
     return BreakEven(rate, f"cheaper than rate coding with T = {rate_steps} above {rate:.3g} spikes a neuron and step")
 
 
-def _crossing(line: Callable[[float], float | None], target: float | None, names: tuple[str, str, str]) -> float | str:
-    """Point at which a straight line reaches the target, or in words why it does not.
+def _crossing(
+    line: Callable[[float], Estimate], target: Estimate, measure: Measure, names: tuple[str, str, str]
+) -> float | str:
+    """Point at which the energy of a straight line of estimates reaches the target's, or in words why it does not.
+
+    Static power that one of the estimates lacks, because its latency is not known, counts in none of them.
 
     Args:
-        line, target: energies in pJ, the line's at 0 and 1; None if something has no price.
+        line: the estimate at a point; its energy is computed at 0 and 1.
         names: names of the chip, of the target, and of the line at 0.
     """
     chip, other, fixed = names
-    start, end = line(0.0), line(1.0)
-    if target is None or start is None or end is None:
-        return f"{chip} has no price for {other if target is None else 'spikes and neurons'}"
-    if target < start:
-        return f"{fixed} costs {energy(start)}, more than {other} at {energy(target)}"
-    return (target - start) / (end - start) if end > start else f"spikes cost nothing on {chip}"
+    found = (target, line(0.0), line(1.0))
+    static = {term.name for each in found for term in each.unpriced if term.kind == "static"}
+    known = (replace(each, terms=tuple(term for term in each.terms if term.name not in static)) for each in found)
+    goal, start, end = (_priced(each, measure) for each in known)
+    if goal is None or start is None or end is None:
+        return f"{chip} has no price for {other if goal is None else 'spikes and neurons'}"
+    if goal < start:
+        return f"{fixed} costs {energy(start)}, more than {other} at {energy(goal)}"
+    return (goal - start) / (end - start) if end > start else f"spikes cost nothing on {chip}"
 
 
 def _priced(found: Estimate, measure: Measure) -> float | None:
