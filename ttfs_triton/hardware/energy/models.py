@@ -65,7 +65,7 @@ def estimate(
     if unknown := sorted({found.name for found in options.activity or ()} - {*names}):
         raise ValueError(f"estimate: activity must be of layers {', '.join(names)}; got {', '.join(unknown)}.")
     late = counts.readout not in (None, "potential_start")  # read after the integration window
-    windows = (counts.windows or sum(layer.kind == "spiking" for layer in terms.layers) + 1) + late
+    windows = terms.windows + late
     clocked = options.implementation == "clock_driven"
     terms.spikes_out("input", 0.0, counts.input.spikes / counts.samples)
     for layer in terms.layers:
@@ -239,7 +239,7 @@ def rate_coded(
 
     A synaptic operation adds a weight to a potential. Every neuron is awake in all T steps: it adds its bias (or the
     current of an analog first layer, whose products are computed once) and compares. Each layer runs one step behind
-    its input. A layer has T · rate · synapses synaptic operations.
+    its input; parallel branches run together. A layer has T · rate · synapses synaptic operations.
 
     Args:
         counts: counts of the network; only its shape is used.
@@ -264,4 +264,5 @@ def rate_coded(
             terms.spikes_out(layer.name, rate * layer.neurons, rate * after.inputs)
     name = f"rate-coded, T = {code.steps}, {code.rate:g}"
     line = f"rate-coded, {code.steps} steps, rate {code.rate:g} a step"
-    return terms.estimate(network, name, terms.step_time(code.steps + len(layers) - 1), [line], "step_us")
+    steps = code.steps + terms.windows - (not real)
+    return terms.estimate(network, name, terms.step_time(steps), [line], "step_us")

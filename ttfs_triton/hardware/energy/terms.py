@@ -35,6 +35,7 @@ class Terms:
         layers: counts of each layer, averaged over samples.
         weight_bits, state_bits: bits of weights and states in memory, from the options, else the chip, else the
             network, else 8; without the option states have at least 16.
+        windows: windows that pass before the readout's.
     """
 
     def __init__(self, counts: Counts, chip: Chip | str | Path, options: RunOptions) -> None:
@@ -42,6 +43,7 @@ class Terms:
         bits = self.chip.bits or counts.weight_bits or 8
         self.weight_bits = options.weight_bits or bits
         self.state_bits = options.state_bits or max(16, bits)
+        self.windows = counts.windows or sum(layer.kind == "spiking" for layer in self.layers) + 1
         self._terms: list[Term] = []
         self._largest: dict[str, float] = {}  # bytes of layers' memories beyond the largest price
 
