@@ -66,11 +66,12 @@ def test_files_have_no_local_paths_and_are_not_overwritten_unasked(trained, outp
 
 def test_prints_what_it_found_and_sweeps(trained, tmp_path, capsys):
     flags = ["--no-simulation", "--max-test-samples", 9, "--implementation", "closed_form", "--sweep"]
-    evaluate(trained, *flags, "--output-dir", tmp_path / "out")
+    evaluate(trained, *flags, "--output-dir", tmp_path / "out")  # anp_i has no price for a closed form
     shown = capsys.readouterr().out.replace("-", " ")
     assert all(words in shown for words in ("9 images", "activity  ", "synaptic operations", "closed form"))
     written = tmp_path / "out" / "evaluation.json"
-    assert len(json.loads(written.read_text())["sweep"]["rows"]) == 36
+    rows = json.loads(written.read_text())["sweep"]["rows"]
+    assert [row["energy_pj"] for row in rows] == [None] * 36
     evaluate(trained, *flags[:-1], "--overwrite", "--output-dir", tmp_path / "out")
     assert json.loads(written.read_text())["sweep"] is None
     assert list(written.parent.iterdir()) == [written]
@@ -137,6 +138,11 @@ def test_faults_and_deadlines_are_found(trained, tmp_path, capsys):
     assert len(found["deadlines"]["rows"]) == 20
     assert found["deadlines"]["rows"][-1]["accuracy"] == pytest.approx(found["first_spike_accuracy"])
     assert "on a chip with spike jitter 0.1 windows, 30% of neurons dead" in capsys.readouterr().out
+    evaluate(trained, *flags[:-1], "--sweep", "--chip", "anp_i", "--steps", 8, "--output-dir", tmp_path / "swept")
+    found = json.loads((tmp_path / "swept" / "evaluation.json").read_text())
+    (row,) = (row for row in found["sweep"]["rows"] if (row["steps"], row["weight_bits"]) == (8, 8))
+    assert row["accuracy"] == found["simulation"]["accuracy"]
+    assert row["energy_pj"] == found["energy"][0]["energy_pj"]["total"]["nominal"]
 
 
 def test_impossible_analysis_does_not_cost_the_others(trained, tmp_path, capsys, monkeypatch):

@@ -38,6 +38,6 @@ def full_report() -> PageData:
         chip="loihi",
         comparison=compare(counts, "lemaire45:int8", RunOptions(steps=8), rate_codes=[RateCode(16, 0.1)]),
         simulation=simulate(network, batches, steps=8),
-        sweep=sweep(network, batches, steps=(4, 8), weight_bits=(4, None), progress=False),
+        sweep=sweep(network, batches, steps=(4, 8), weight_bits=(4, None)),
         facts={"torch": "2.13", "command": "evaluate runs/small"},
     )

@@ -125,18 +125,11 @@ def _find(
     clocked = options.implementation == "clock_driven"
     steps, theirs = int(options.steps), steps_of(frontier, grid) or int(options.steps)
     wanted = [steps, theirs, *(STEPS if clocked and grid is None else ())]
+    setting = {"gating": options.gating, "faults": options.faults, "seed": options.fault_seed}
     simulations = attempt(
         "simulation",
         options.simulation,
-        lambda: simulate_at(
-            network,
-            batches,
-            wanted,
-            weight_bits=options.weight_bits,
-            gating=options.gating,
-            faults=options.faults,
-            seed=options.fault_seed,
-        ),
+        lambda: simulate_at(network, batches, wanted, weight_bits=options.weight_bits, **setting),
         list[Simulation](),
     )
     priced = _run_options(options)
@@ -144,9 +137,9 @@ def _find(
     fair, code = fair_chip(own.counts, chips, own.options), RateCode(options.rate_steps, options.rate)
     beside = others if simulations or grid is not None else None  # None: priced by the counts, a bound
 
-    def price(found: Simulation) -> float:
+    def price(found: Simulation) -> float | None:
         total = estimate(found.counts, chips[0], simulated_run(found, priced).options).total
-        return float("nan") if total is None else total.nominal
+        return None if total is None else total.nominal
 
     page = PageData(
         title=name,
@@ -166,7 +159,7 @@ def _find(
         sweep=attempt(
             "sweep",
             options.sweep,
-            lambda: sweep(network, batches, gating=options.gating, price=price, chip=chips[0].name),
+            lambda: sweep(network, batches, price=price, chip=chips[0].name, **setting),
             None,
         ),
         deadlines=attempt(

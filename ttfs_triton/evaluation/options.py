@@ -76,7 +76,7 @@ class EvaluationOptions(FaultOptions):
     deadlines: bool = False
     """Measure accuracy against decision time, by the earliest output spike."""
     sweep: bool = False
-    """Also simulate at 4 to 128 steps and 2 to 16 bits, in 36 simulations."""
+    """Also simulate at 4 to 128 steps and 2 to 16 bits, in 36 simulations with the same faults."""
 
     # ---- output
     output_dir: Path | None = None

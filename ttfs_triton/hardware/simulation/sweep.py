@@ -3,16 +3,15 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
-from ttfs_triton.hardware.simulation.simulator import simulate
+from ttfs_triton.hardware.simulation.simulator import simulate_at
 
-Price = Callable[[Simulation], float]
+Price = Callable[[Simulation], float | None]
 
 
 @dataclass(frozen=True)
@@ -65,22 +64,20 @@ def sweep(
     *,
     steps: Sequence[int] = (4, 8, 16, 32, 64, 128),
     weight_bits: Sequence[int | None] = (2, 3, 4, 6, 8, 16),
-    per_channel: bool = True,
-    gating: bool = True,
     price: Price | None = None,
     chip: str | None = None,
-    progress: bool | None = None,
+    **options: Any,
 ) -> Sweep:
-    """Simulate a network at every pair of time steps and weight bits.
+    """Simulate a network at every pair of time steps and weight bits, with registers as wide as needed.
 
     Args:
-        model, per_channel, gating: as in `simulate`.
+        model: as in `simulate`.
         batches: as in `simulate`, but repeatable: a list or a DataLoader, not a generator.
         steps: numbers of time steps of a window.
         weight_bits: bits of a weight, 2 to 16, or None for unquantised weights.
-        price: function from a simulation to the energy of a sample in picojoules.
+        price: function from a simulation to the energy of a sample in picojoules; None where a price is missing.
         chip: name of the chip that `price` assumes, for tables and pictures.
-        progress: whether to show a progress bar; None shows one on a terminal.
+        options: `gating`, `faults`, `seed` and `per_channel` (here True unless given), as in `simulate`.
     Returns:
         One row for each pair.
     Raises:
@@ -89,32 +86,30 @@ def sweep(
     Example:
         >>> from ttfs_triton.nn import cnn1
         >>> batches = [(torch.rand(4, 1, 28, 28), torch.arange(4))]
-        >>> found = sweep(cnn1(), batches, steps=(4, 8), weight_bits=(3, 8), progress=False)
+        >>> found = sweep(cnn1(), batches, steps=(4, 8), weight_bits=(3, 8))
         >>> [(row.weight_bits, row.steps) for row in found.rows]
         [(3, 4), (3, 8), (8, 4), (8, 8)]
     """
-    options: dict[str, Any] = {"per_channel": per_channel, "gating": gating}
-    grid = [SimulationSettings(number, bits, **options) for bits in weight_bits for number in steps]
-    if not grid:
-        raise ValueError("sweep: steps and weight_bits must not be empty; got nothing to sweep over.")
-    console, rows, samples = Console(stderr=True, force_terminal=progress or None), [], 0
-    shown = console.is_terminal if progress is None else progress
-    for settings in track(grid, "steps and bits", console=console, transient=True, disable=not shown):
-        found = simulate(
-            model, batches, steps=settings.steps, weight_bits=settings.weight_bits, state_bits=None, **options
-        )
-        samples, layers = found.samples, found.counts.layers
-        rows.append(
-            SweepRow(
-                steps=settings.steps,
-                weight_bits=settings.weight_bits,
-                accuracy=found.accuracy,
-                first_spike_accuracy=found.first_spike_accuracy,
-                spikes=sum(layer.spikes for layer in layers if layer.kind != "readout") / samples,
-                synaptic_operations=sum(layer.synaptic_operations for layer in layers) / samples,
-                latency_steps=found.mean_latency_steps,
-                ties=found.ties / samples,
-                energy_pj=None if price is None else float(price(found)),
+    options = {"per_channel": True} | options
+    for number, bits in product(steps, weight_bits):
+        SimulationSettings(number, bits, **options)  # refused before the first simulation
+    rows, samples = [], 0
+    for bits in weight_bits:
+        for found in simulate_at(model, batches, steps, weight_bits=bits, state_bits=None, **options):
+            samples, layers = found.samples, found.counts.layers
+            rows.append(
+                SweepRow(
+                    steps=found.settings.steps,
+                    weight_bits=bits,
+                    accuracy=found.accuracy,
+                    first_spike_accuracy=found.first_spike_accuracy,
+                    spikes=sum(layer.spikes for layer in layers if layer.kind != "readout") / samples,
+                    synaptic_operations=sum(layer.synaptic_operations for layer in layers) / samples,
+                    latency_steps=found.mean_latency_steps,
+                    ties=found.ties / samples,
+                    energy_pj=None if price is None else price(found),
+                )
             )
-        )
+    if not rows:
+        raise ValueError("sweep: steps and weight_bits must not be empty; got nothing to sweep over.")
     return Sweep(samples, tuple(rows), chip)
