@@ -87,6 +87,7 @@ def test_prints_what_it_found_and_sweeps(trained, tmp_path, capsys):
         (["--sample", "400"], "sample must be below 100"),
         (["--report", "page.txt"], "must end in .html"),
         (["--steps", "0"], "steps"),
+        (["--steps", "4097"], "less than or equal to 4096"),
         (["--chip", "all", "nowhere"], "got nowhere"),
         (["--lost-spikes", "0.1", "--no-simulation"], "faults must be simulated; got 10% of spikes lost"),
         (["--weight-bits", "4", "--no-simulation"], "weight_bits must be simulated; got --no-simulation"),

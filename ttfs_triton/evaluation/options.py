@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.evaluation.load import LoadedNetwork
+from ttfs_triton.hardware.simulation.simulation import MOST_STEPS
 from ttfs_triton.hardware.simulation.simulator import Own
 from ttfs_triton.nn import Grid
 from ttfs_triton.report import PageData
@@ -49,7 +50,7 @@ class EvaluationOptions(FaultOptions):
     """Chips to price the counts on: names of presets, your own TOML files, or "all". The first is shown in detail.
     ANNs and rate codes are compared on the first chip that prices an ANN's multiplications and memory, or else on
     lemaire45:int8; with "all", the chip of the comparison is shown in detail."""
-    steps: Annotated[int, Field(ge=1)] | Own = "network"
+    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | Own = "network"
     """Time steps a window, in simulation and energy. network: the steps of the network's grid, or 32 without a grid."""
     step_us: float | None = Field(None, gt=0)
     """Duration of a step in microseconds, for static power. Default: the chip's own, if it fixes one."""

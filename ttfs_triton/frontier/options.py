@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ttfs_triton.hardware.simulation.simulation import MOST_STEPS
 from ttfs_triton.nn import Grid
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.shared_options import FaultOptions
@@ -163,7 +164,7 @@ class FrontierOptions(BaseModel):
     # ---- measuring
     chip: tuple[str, ...] = ("lemaire45:int8", "anp_i")
     """Chips to price on: names of presets or your own TOML files. Curves show the first chip that prices memory."""
-    steps: int = Field(32, ge=1)
+    steps: int = Field(32, ge=1, le=MOST_STEPS)
     """Time steps a window at which networks without a grid are simulated and priced."""
     cpu: bool = False
     """Use the CPU even if there is a GPU."""
