@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ttfs_triton import TTFSModel
-from ttfs_triton.hardware import RunOptions, count, estimate
+from ttfs_triton.hardware import LayerActivity, RunOptions, count, estimate
 from ttfs_triton.hardware.cost import Cost, EventWeights, energy_cost, operations_cost, sparsity_cost
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork, network_graph
 
@@ -67,6 +67,8 @@ def test_energy_is_the_estimates(chip, gating, options):
             energy_cost(counts, chip, run)
         return
     cost = energy_cost(counts, chip, run)
+    done = tuple(LayerActivity(layer.name, 5, 4, 3) for layer in counts.layers)
+    assert energy_cost(counts, chip, replace(run, activity=done)) == cost  # the work of other spikes
     awake = replace(counts, layers=tuple(replace(layer, driven_time=None) for layer in counts.layers))
     assert cost.of(counts) == pytest.approx(estimate(awake, chip, run).total.nominal * 1e-6, rel=1e-8)
     gated = estimate(counts, chip, run).total.nominal * 1e-6  # neurons wait for their first input

@@ -243,6 +243,9 @@ def test_a_network_on_a_grid_has_its_own_bits():
     counts = dataclasses.replace(convolutional_network(), weight_bits=3)
     assert not any("bits" in line for line in estimate(counts, "odin", steps=4).warnings)
     assert "weights of 4 bits exceed the 3 bits of odin" in estimate(counts, "odin", steps=4, weight_bits=4).warnings
+    narrow = dataclasses.replace(load_chip("reckon"), bits=8)  # its memory does not make wide weights narrow
+    wide = dataclasses.replace(counts, weight_bits=16)
+    assert "weights of 16 bits exceed the 8 bits of reckon" in estimate(wide, narrow, steps=4).warnings
     model = cnn1(16, width=0.25)
     put_on_grid(model, Grid(8, 3))
     images = [torch.rand(2, 1, 16, 16)]

@@ -179,7 +179,8 @@ class Terms:
             packing = "numbers packed into words" if chip.memory.packed else "one access a number"
             bits = f"{self.weight_bits}-bit weights, {self.state_bits}-bit states"
             lines.append(f"memory of each layer: {bits}, {packing}")
-        warnings = chip.exceeded(total["neurons"], total["synapses"], self.weight_bits)
+        bits = self.options.weight_bits or self.counts.weight_bits or self.weight_bits
+        warnings = chip.exceeded(total["neurons"], total["synapses"], bits)
         for layer, size in self._largest.items():
             assert chip.memory is not None
             largest = f"the largest memory that {chip.name} prices ({chip.memory.largest_bytes / 2**20:g} MB)"
