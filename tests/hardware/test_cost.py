@@ -95,7 +95,7 @@ def test_least_cost_counts_what_spikes_cause(saved):
         "made up",
         1.0,
         {
-            "conv1": EventWeights(spike=-saved, saturated=0.25, spike_time=0.5, delivered=2.0),
+            "conv1": EventWeights(spike=-saved, spike_time=0.5, delivered=2.0),
             "conv2": EventWeights(operation=0.5),
             "readout": EventWeights(spike=-1.0),
         },
@@ -103,7 +103,7 @@ def test_least_cost_counts_what_spikes_cause(saved):
     maps = torch.zeros(1, 4, 7, 7, requires_grad=True)
     F.conv2d(maps, torch.ones(6, 4, 3, 3)).sum().backward()
     fan_out = maps.grad
-    found = (4 * (0.25 - saved) + 2.0 + 0.5 * fan_out).clamp_max(0).sum().item()
+    found = (-4 * saved + 2.0 + 0.5 * fan_out).clamp_max(0).sum().item()
     readout = counts.layers[-1].neurons
     assert cost.bounds(counts, graph)[0] == pytest.approx(1.0 + found - readout, rel=1e-6)
 

@@ -30,14 +30,12 @@ class EventWeights:
         spike: cost of a spike of the layer's neurons, before pooling.
         delivered: cost of delivering such a spike to another layer, after pooling.
         spike_time: cost of a spike's delay after the window's start, for each window of delay.
-        saturated: additional cost of a spike at the window's start.
     """
 
     operation: float = 0.0
     spike: float = 0.0
     delivered: float = 0.0
     spike_time: float = 0.0
-    saturated: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,6 @@ class Cost:
             weights = self.weights(layer.name)
             total += weights.operation * layer.synaptic_operations + weights.delivered * layer.spikes_delivered
             total += weights.spike * layer.spikes + weights.spike_time * layer.summed_spike_time
-            total += weights.saturated * layer.saturated
         return self.constant + total / counts.samples
 
     def bounds(self, counts: Counts, graph: NetworkGraph) -> tuple[float, float]:
@@ -83,7 +80,7 @@ class Cost:
         delivered = max(self.weights(layer.name).delivered for layer in counts.layers)
         for layer in counts.layers:
             weights = self.weights(layer.name)
-            ways = (0.0, weights.spike + weights.saturated, weights.spike + weights.spike_time)
+            ways = (0.0, weights.spike, weights.spike + weights.spike_time)
             least, most = least + self._least(graph, graph[layer.name], min(ways)), most + layer.neurons * max(ways)
             if layer is not first:
                 most += weights.operation * layer.synapses + delivered * layer.inputs
@@ -171,7 +168,7 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
         layers[place] = replace(layers[place], **{event: getattr(layers[place], event) + 1.0})
         return energy_uj(replace(idle, layers=tuple(layers))) - base
 
-    keys = ("synaptic_operations", "spikes", "spikes_delivered", "summed_spike_time", "saturated")  # `EventWeights`
+    keys = ("synaptic_operations", "spikes", "spikes_delivered", "summed_spike_time")  # `EventWeights`
     events = {layer.name: EventWeights(*(more(place, key) for key in keys)) for place, layer in enumerate(idle.layers)}
     first = idle.layers[0]
     constant = base - events[first.name].operation * first.synaptic_operations

@@ -68,7 +68,7 @@ TARGET_IMAGES = 128
 """Training images for `make_target`, which needs only the activity at the input of the first layer."""
 HARDLY = 0.2  # a run has stalled if its second half removed less than this share of what is still missing
 UNITS: Mapping[Kind, str] = {"sparsity": "", "operations": "", "energy": " µJ"}
-_OWN = ("operation", "spike", "spike_time", "saturated")  # events whose price is a cost weight of the layer itself
+_OWN = ("operation", "spike", "spike_time")  # events whose price is a cost weight of the layer itself
 
 
 @dataclass(frozen=True)
@@ -255,8 +255,6 @@ class _EventCounter:
             reached = neurons_reached(self.stage.weighted, inputs, skip) if self.stage.kind == "spiking" else None
             spikes = count_spikes(activations, None, reached, width=self._width)
             return spikes if event == "spike" else spikes - activations.sum(dtype=torch.float32)
-        if event == "saturated":
-            return (activations.detach() == 1).sum(dtype=torch.float32)
         if isinstance(event, int):
             by_wire = [*inputs.split(self._channels, 1), *([] if skip is None else [skip])]
             return self._spikes(by_wire[event])
