@@ -89,6 +89,8 @@ def test_access_packs_words_at_its_low_end_and_needs_banks_beyond_the_largest_si
     price, packed = (each.access(8192, 8) for each in (memory, Memory(memory.accesses, packed=True)))
     assert (price.low, price.value, price.high) == pytest.approx((10 / 8, 10, 10))
     assert (packed.low, packed.value, packed.high) == pytest.approx((10 / 8, 10 / 8, 10))
+    wide = Memory(memory.accesses, word_bits=32).access(8192, 48)  # two aligned words
+    assert (wide.low, wide.value, wide.high) == pytest.approx((15, 20, 20))
     banks = memory.access(64 * 2**20, 64)
     assert (banks.value, banks.status, memory.largest_bytes) == (pytest.approx(100), "assumed", 2**20)
     assert banks.high > 5000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 import tomllib
 from bisect import bisect_left
@@ -117,7 +118,7 @@ class Memory:
             bits: bits of the number.
         """
         amount, share = self._at(size_bytes), bits / self.word_bits
-        words = max(1.0, share)
+        words = math.ceil(share)
         status = weakest(price.status for price in self.accesses)
         note = f"{size_bytes / 1024:,.1f} kB, {bits} bits a number"
         if status is None or size_bytes > self.largest_bytes:
