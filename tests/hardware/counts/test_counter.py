@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tests.hardware.energy.energy_cases import counted as charged
 from ttfs_triton.hardware import Counts, LayerCounts, estimate
+from ttfs_triton.hardware.counts import layer_counter
 from ttfs_triton.hardware.counts.counter import count, counting
 from ttfs_triton.hardware.counts.layer_counter import spike_histogram
 from ttfs_triton.nn import (
@@ -309,13 +310,14 @@ def test_histogram_at_borders():
     assert spike_histogram(torch.tensor([[0.98046875]], dtype=torch.bfloat16), 50).tolist()[0] == 1
 
 
-def test_histograms_are_of_the_first_samples():
+def test_histograms_are_of_the_first_samples(monkeypatch):
     layer = linear(1, 2, 1.0)
     (counts,) = counted([layer], [torch.tensor([[1.0], [0.5], [0.1]])], histogram_bins=4)
     # (A + W) / (1 + W) = (x + 1) / 2: activations 1, 0.75, 0.55, so times 0, 0.25, 0.45, of two neurons.
     assert (counts.histogram, counts.histogram_samples) == ((4, 2, 0, 0), 3)
     batches = [torch.tensor([[1.0]]), torch.tensor([[0.5], [0.1]])]
-    (counts,) = counted([layer], batches, histogram_bins=4, histogram_samples=2)
+    monkeypatch.setattr(layer_counter, "HISTOGRAM_SAMPLES", 2)
+    (counts,) = counted([layer], batches, histogram_bins=4)
     assert (counts.histogram, counts.histogram_samples) == ((4, 0, 0, 0), 2)
 
 
@@ -347,5 +349,5 @@ def test_refuses():
         pass
     with pytest.raises(ValueError, match="the network must run inside the block"), counting(cnn1()) as counter:
         counter.counts()
-    with pytest.raises(ValueError, match="histogram_samples must be at least 0"), counting(cnn1(), histogram_bins=-1):
+    with pytest.raises(ValueError, match="histogram_bins must be at least 0"), counting(cnn1(), histogram_bins=-1):
         pass

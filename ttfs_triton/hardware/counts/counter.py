@@ -6,8 +6,8 @@ the trainer's evaluation. Counts stay on the device, as int64, until `counter.co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from itertools import chain
 from typing import Any
 
@@ -27,7 +27,6 @@ def count(
     batches: Iterable[Tensor] | Iterable[tuple[Tensor, ...]],
     *,
     histogram_bins: int = 50,
-    histogram_samples: int = 250,
     accelerator: Accelerator | None = None,
 ) -> Counts:
     """Run a network over batches and count its spikes and operations.
@@ -36,9 +35,8 @@ def count(
         model: a network that `network_graph` accepts, not compiled. It runs in evaluation mode; its mode is restored.
         batches: images [N, ...] in the form that the model takes, or tuples that start with such images. They are moved
             to the model's device.
-        histogram_bins: number of bins of the spike-time histograms; 0 for no histograms.
-        histogram_samples: number of samples, the first of each process, in the histograms, which cost more than all
-            other counts. With 128 neurons, a third of them firing, 250 samples give about 200 spikes a bin (± 7 %).
+        histogram_bins: number of bins of the spike-time histograms, which hold the first 250 samples of each process;
+            0 for no histograms.
         accelerator: sum the counts over its processes, each of which must count different samples. Default: count in
             this process alone.
     Returns:
@@ -56,7 +54,7 @@ def count(
     """
     graph, remaining = graph_of_batches("count", model, batches)
     device = next(model.parameters()).device
-    with evaluating(model), Counter(graph, histogram_bins, histogram_samples) as counter:
+    with evaluating(model), Counter(graph, histogram_bins) as counter:
         for batch in remaining:
             model(images_and_labels(batch)[0].to(device, non_blocking=True))
     return counter.counts(accelerator)
@@ -78,33 +76,22 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
     return batch[0], batch[1] if len(batch) > 1 else None
 
 
-@contextmanager
-def counting(
-    model: nn.Module,
-    *,
-    image_shape: Sequence[int] | None = None,
-    histogram_bins: int = 50,
-    histogram_samples: int = 250,
-) -> Iterator[Counter]:
-    """A counter of every forward pass inside the `with` block. Arguments as in `network_graph` and `count`.
+def counting(model: nn.Module, *, image_shape: Sequence[int] | None = None, histogram_bins: int = 50) -> Counter:
+    """A counter of every forward pass inside its `with` block. Arguments as in `network_graph` and `count`.
 
     Inside the block, the counter replaces the layers' own statistics; `collect_statistics` reads the counter's.
     """
-    with Counter(network_graph(model, image_shape), histogram_bins, histogram_samples) as counter:
-        yield counter
+    return Counter(network_graph(model, image_shape), histogram_bins)
 
 
 class Counter:
     """Counts a running network's spikes and operations; made by `counting`."""
 
-    def __init__(self, graph: NetworkGraph, histogram_bins: int, histogram_samples: int) -> None:
-        if min(histogram_bins, histogram_samples) < 0:
-            raise ValueError(
-                "counting: histogram_bins and histogram_samples must be at least 0; got "
-                f"{histogram_bins} and {histogram_samples}. Use 0 for no histograms."
-            )
+    def __init__(self, graph: NetworkGraph, histogram_bins: int) -> None:
+        if histogram_bins < 0:
+            raise ValueError(f"counting: histogram_bins must be at least 0, for none; got {histogram_bins}.")
         self._graph = graph
-        self._layers = [LayerCounter(stage, histogram_bins, histogram_samples) for stage in graph.weighted]
+        self._layers = [LayerCounter(stage, histogram_bins) for stage in graph.weighted]
         self._undo = ExitStack()
 
     def __enter__(self) -> Counter:
