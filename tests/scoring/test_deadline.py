@@ -27,7 +27,8 @@ def test_what_is_forced_follows_the_potential_until_the_first_spike():
 
 
 def test_deadline_curve_by_hand():
-    *early, start, middle, end = deadline_curve(hand_made(), [0.0, 0.5, 1.0])
+    rows = deadline_curve(hand_made())
+    early, (start, middle, end) = rows[:9], rows[9::5]
     assert [row.accuracy for row in early] == [0.5] * 4 + [0.75] * 5
     assert [row.deadline for row in early] == pytest.approx([3.1, 3.2, 3.3, 3.4, 3.5, 3.6, 3.7, 3.8, 3.9])
     assert {row.decided for row in early} == {0.0}
@@ -35,7 +36,7 @@ def test_deadline_curve_by_hand():
     assert (middle.accuracy, middle.decided) == (0.75, 0.5)
     assert (end.accuracy, end.decided) == (1.0, 0.75)
     assert end.time == pytest.approx(4 + (0.2 + 0.4 + 1.0 + 0.7) / 4)
-    assert len(deadline_curve(hand_made())) == 9 + 11
+    assert len(rows) == 9 + 11
 
 
 @pytest.mark.parametrize("grid", [None, Grid(10, 4)])
@@ -52,7 +53,7 @@ def test_outputs_are_the_decisions_of_the_network(grid):
         hidden = (network.hidden(images) - 0.5).clamp(min=0)
         expected = network.readout.potential(hidden).argmax(1)
     assert torch.equal(outputs.early[:, 4], expected)
-    assert (outputs.start, len(outputs)) == (4, 12)
+    assert (outputs.start, len(outputs.labels)) == (4, 12)
     if grid is not None:  # in float32, 3/10 would miss a deadline of 3/10
         steps = outputs.times[outputs.times.isfinite()] * grid.time_steps
         assert torch.equal(steps, steps.round())

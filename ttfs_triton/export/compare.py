@@ -86,14 +86,13 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare_onnx(model: bytes, network: nn.Module, images: Tensor, *, batch_size: int = 250) -> Comparison:
+def compare_onnx(model: bytes, network: nn.Module, images: Tensor) -> Comparison:
     """Run an ONNX model in onnxruntime, on the CPU, and compare it with its network.
 
     Args:
         model: serialised result of `to_onnx`.
         network: the exported network, on the CPU, in evaluation mode.
         images: [N, channels, height, width] float32.
-        batch_size: images that run together.
     """
     runtime = require("compare_onnx", "onnxruntime", "onnx")
     options = runtime.SessionOptions()
@@ -101,7 +100,7 @@ def compare_onnx(model: bytes, network: nn.Module, images: Tensor, *, batch_size
     session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs() if output.name in ("logits", "spike_times")]
     graph, runs = network_graph(network, images.shape[1:]), []
-    for part in images.split(batch_size):
+    for part in images.split(250):
         logits, decision = logits_and_decision(network, graph.readout, part)
         there = map(torch.from_numpy, session.run(names, {"images": part.numpy()}))
         runs.append((logits, decision.spike_times, *there))
@@ -118,17 +117,17 @@ def compare_onnx(model: bytes, network: nn.Module, images: Tensor, *, batch_size
 
 
 @torch.no_grad()
-def compare_nir(graph: nir.NIRGraph, network: nn.Module, images: Tensor, *, batch_size: int = 50) -> Comparison:
+def compare_nir(graph: nir.NIRGraph, network: nn.Module, images: Tensor) -> Comparison:
     """Run a NIR graph in snnTorch, imported by snnTorch itself, on the CPU, and compare it with its network.
 
     Args:
         graph: result of `to_nir`, also if written to a file and read again.
-        network, images, batch_size: see `compare_onnx`.
+        network, images: see `compare_onnx`.
     """
     require("compare_nir", "nirtorch", "nir")
     snntorch = require("compare_nir", "snntorch", "nir")
     ours = network_graph(network, images.shape[1:])
-    runs = [_run(graph, ours, part) for part in images.split(batch_size)]
+    runs = [_run(graph, ours, part) for part in images.split(50)]
     (predictions, decided, ties, earliest), *layers = (
         tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*runs, strict=True)
     )

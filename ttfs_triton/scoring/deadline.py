@@ -16,6 +16,8 @@ from ttfs_triton.nn.trace import evaluating
 
 # Times within the last hidden layer's firing window, as shares of it, at which output potentials are read.
 EARLY = tuple(part / 10 for part in range(1, 10))
+# Deadlines within the output window, from its start to its end.
+DEADLINES = tuple(part / 10 for part in range(11))
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,6 @@ class Outputs:
     labels: Tensor
     start: float
     early: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def forced(self, time: float) -> Tensor:
         """[N] classes decided at a time: the class of the earliest spike or, without one, of the highest potential."""
@@ -106,19 +105,13 @@ class DeadlineRow:
     time: float
 
 
-def deadline_curve(outputs: Outputs, deadlines: Sequence[float] = ()) -> list[DeadlineRow]:
-    """Accuracy against deadline: in the last hidden window, where potentials alone decide, and in the output window.
-
-    Args:
-        outputs: outputs of a network, from `output_spikes`.
-        deadlines: times from the output window's start, in windows. Default: 11 from its start to its end.
-    """
-    deadlines = deadlines or [place / 10 for place in range(11)]
+def deadline_curve(outputs: Outputs) -> list[DeadlineRow]:
+    """Accuracy against deadline: in the last hidden window, where potentials alone decide, and in the output window."""
     earliest, rows = outputs.times.amin(1), []
     for part, early in zip(EARLY, outputs.early.unbind(1), strict=True):
         time = outputs.start - 1 + part
         rows.append(DeadlineRow(time, _share(early == outputs.labels), 0.0, time))
-    for deadline in deadlines:
+    for deadline in DEADLINES:
         rows.append(
             DeadlineRow(
                 deadline=outputs.start + deadline,
