@@ -69,7 +69,6 @@ def run(options: EvaluationOptions) -> Found:
         raise ValueError("evaluate: weight_bits must be simulated; got --no-simulation. Leave one of the two out.")
     frontier = () if options.frontier is None else tuple(read_table(options.frontier)[0])
     loaded = load_network(options.model, options.network)
-    options = options.on(loaded.network.graph.grid)
     named = [each for name in options.chip for each in (available_chips() if name == "all" else [name])]
     chips = [load_chip(name) for name in dict.fromkeys(named)]
     accelerator = Accelerator(cpu=options.cpu or not torch.cuda.is_available())
@@ -122,17 +121,22 @@ def _find(
     title = f"{data.name}, {data.split}: {evaluation.images:,} images, {evaluation.accuracy:.2%} right"
     rich.print(layer_table(evaluation.layers, title))
     counts, grid = counter.counts(), network.graph.grid
-    clocked = options.implementation == "clock_driven"
-    steps, theirs = int(options.steps), steps_of(frontier, grid) or int(options.steps)
+    clocked, (steps, bits) = options.implementation == "clock_driven", options.steps_and_bits(grid)
+    theirs = steps_of(frontier, grid) or steps
     wanted = [steps, theirs, *(STEPS if clocked and grid is None else ())]
     setting = {"gating": options.gating, "faults": options.faults, "seed": options.fault_seed}
     simulations = attempt(
         "simulation",
         options.simulation,
-        lambda: simulate_at(network, batches, wanted, weight_bits=options.weight_bits, **setting),
+        lambda: simulate_at(network, batches, wanted, weight_bits=bits, **setting),
         list[Simulation](),
     )
-    priced = _run_options(options)
+    same = ("implementation", "step_us", "latency_us", "clock_mhz", "hops_per_spike")
+    priced = RunOptions(
+        steps=steps if clocked else None,
+        gating=options.gating and clocked,
+        **{name: getattr(options, name) for name in same},
+    )
     own, *others = [simulated_run(each, priced) for each in simulations] or [Run(counts, priced)]
     fair, code = fair_chip(own.counts, chips, own.options), RateCode(options.rate_steps, options.rate)
     beside = others if simulations or grid is not None else None  # None: priced by the counts, a bound
@@ -170,15 +174,6 @@ def _find(
         facts=facts(accelerator.device),
     )
     return Found(loaded, data, evaluation, page)
-
-
-def _run_options(options: EvaluationOptions) -> RunOptions:
-    """Options for pricing the network before any simulation."""
-    closed = options.implementation == "closed_form"
-    assert options.steps != "network", "set by `options.on`"
-    same = ("implementation", "step_us", "latency_us", "clock_mhz", "hops_per_spike")
-    own = {name: getattr(options, name) for name in same}
-    return RunOptions(steps=None if closed else options.steps, gating=options.gating and not closed, **own)
 
 
 def show(found: Found) -> None:

@@ -93,14 +93,12 @@ class EvaluationOptions(FaultOptions):
     cpu: bool = False
     """Use the CPU even if there is a GPU."""
 
-    def on(self, grid: Grid | None) -> EvaluationOptions:
-        """The options for a network on this grid, or on none: "network" is replaced by the steps and bits."""
+    def steps_and_bits(self, grid: Grid | None) -> tuple[int, int | None]:
+        """Time steps and weight bits for a network on this grid, or on none."""
         steps, bits = (32, 8) if grid is None else (grid.time_steps, grid.weight_bits)
-        return self.model_copy(
-            update={
-                "steps": steps if self.steps == "network" else self.steps,
-                "weight_bits": bits if self.weight_bits == "network" else self.weight_bits,
-            }
+        return (
+            steps if self.steps == "network" else self.steps,
+            bits if self.weight_bits == "network" else self.weight_bits,
         )
 
 

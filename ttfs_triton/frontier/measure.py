@@ -25,9 +25,6 @@ from ttfs_triton.report.frontier_table import FrontierRow, with_costs
 from ttfs_triton.scoring import EvaluationBatches, device_name, evaluate
 from ttfs_triton.scoring.deadline import deadline_curve, output_spikes
 
-BITS = 8
-"""Bits of a weight in simulations of networks without a grid."""
-
 
 @dataclass(frozen=True)
 class Found:
@@ -100,7 +97,7 @@ class Bench:
         """
         network.to(self.accelerator.device)
         if row.time_steps is None:
-            found = simulate_at(network, self.batches, (self.options.steps, *STEPS), weight_bits=BITS)
+            found = simulate_at(network, self.batches, (self.options.steps, *STEPS))
         else:
             found = [simulate(network, self.batches)]
             row = self._compared(network, row, found[0])
@@ -127,8 +124,8 @@ class Bench:
     def with_faults(self, network: nn.Module, row: FrontierRow, faults: Faults) -> FrontierRow:
         """The row of the network simulated on a faulty chip."""
         network.to(self.accelerator.device)
-        free: dict[str, Any] = {"steps": self.options.steps, "weight_bits": BITS} if row.time_steps is None else {}
-        found = simulate(network, self.batches, faults=faults, seed=self.options.fault_seed, **free)
+        steps = self.options.steps if row.time_steps is None else row.time_steps
+        found = simulate(network, self.batches, steps=steps, faults=faults, seed=self.options.fault_seed)
         assert found.accuracy is not None, "test images have labels"
         return replace(
             row,
