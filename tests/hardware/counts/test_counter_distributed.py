@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from accelerate import Accelerator
 
 from ttfs_triton.hardware import Counts
-from ttfs_triton.hardware.counts.counter import count
+from ttfs_triton.hardware.counts.counter import count, counting
 from ttfs_triton.nn import cnn1
 
 
@@ -35,8 +35,10 @@ def share(rank: int, folder: str) -> None:
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     # Neurons that never fired in one process may have in the other; histograms add up.
-    counts = count(network(), [samples()[rank::2]], accelerator=accelerator)
-    Path(folder, f"{rank}.json").write_text(json.dumps(counts.to_dict()), encoding="utf-8")
+    with counting(model := network().eval()) as counter, torch.no_grad():
+        model(samples()[rank::2])
+    found = counter.counts(accelerator).to_dict()
+    Path(folder, f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     accelerator.end_training()
 
 

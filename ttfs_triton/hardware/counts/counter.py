@@ -27,7 +27,6 @@ def count(
     batches: Iterable[Tensor] | Iterable[tuple[Tensor, ...]],
     *,
     histogram_bins: int = 50,
-    accelerator: Accelerator | None = None,
 ) -> Counts:
     """Run a network over batches and count its spikes and operations.
 
@@ -37,10 +36,8 @@ def count(
             to the model's device.
         histogram_bins: number of bins of the spike-time histograms, which hold the first 250 samples of each process;
             0 for no histograms.
-        accelerator: sum the counts over its processes, each of which must count different samples. Default: count in
-            this process alone.
     Returns:
-        Exact counts, summed over samples.
+        Exact counts, summed over the samples of this process. `counting` also sums over processes.
     Raises:
         NetworkError: the model is no network of this project's layers. The message says what to use instead.
         ValueError: `batches` is empty.
@@ -57,7 +54,7 @@ def count(
     with evaluating(model), Counter(graph, histogram_bins) as counter:
         for batch in remaining:
             model(images_and_labels(batch)[0].to(device, non_blocking=True))
-    return counter.counts(accelerator)
+    return counter.counts()
 
 
 def graph_of_batches(function: str, model: nn.Module, batches: Iterable[Any]) -> tuple[NetworkGraph, Iterable[Any]]:
@@ -121,7 +118,8 @@ class Counter:
         """The counts so far. Only this call copies from the device.
 
         Args:
-            accelerator: sum over its processes; all of them must call this. Default: this process alone.
+            accelerator: sum over its processes, each of which must count different samples; all of them must call
+                this. Default: this process alone.
         Raises:
             ValueError: the network did not run inside the block.
         """

@@ -69,9 +69,9 @@ class Simulation:
         activity: updates and comparisons of each layer in `counts`. A readout works until the decision it was trained
             for: a `PotentialReadout` until the start or end of its window, without comparisons; a `FirstSpikeReadout`
             until its first spike (with gating), with comparisons.
-        spike_steps: time steps of the spikes by stage name, [n, ...] int32 in [0, steps) on the CPU, before pooling.
-            Silent neurons have `steps`, in a readout the number of steps of its window. A readout's spikes are on the
-            ramp on which the first spike decides. None unless asked for.
+        spike_steps: time steps of the spikes by stage name, before pooling: [samples, ...] int32 in [0, steps), on the
+            CPU; `steps` for silent neurons. A readout's spikes are on the ramp on which the first spike decides. None
+            unless asked for.
     """
 
     settings: SimulationSettings

@@ -40,7 +40,7 @@ def simulate(
     per_channel: bool | Own = "network",
     state_bits: int | Own | None = "network",
     gating: bool = True,
-    keep_spike_times: bool | int = False,
+    keep_spike_times: bool = False,
     faults: Faults = Faults(),
     seed: int = 0,
 ) -> Simulation:
@@ -66,7 +66,7 @@ def simulate(
         per_channel: one weight unit per output channel; otherwise one per layer.
         state_bits: bits of the registers of slope and potential, see `ttfs_triton.nn.Grid`; None is wide enough.
         gating: neurons rest until their first input spike and after their own spike; changes `activity` alone.
-        keep_spike_times: True to keep all spike times, or the number of samples whose spike times are kept.
+        keep_spike_times: whether the result holds all spike times.
         faults: faults of the chip. Weight noise and broken neurons are the same for all images; jitter and loss of
             spikes are drawn for each image. Output neurons never break; their spikes are neither moved nor lost.
         seed: seed of the chip's faults and of the spikes' faults, which are drawn in the order of the images. Batches
@@ -97,9 +97,7 @@ def simulate(
         faults=faults,
         seed=seed,
     )
-    if keep_spike_times < 0:
-        raise ValueError(f"simulate: keep_spike_times must be a bool or at least 0; got {keep_spike_times}.")
-    simulator = Simulator(graph, settings, None if keep_spike_times is True else int(keep_spike_times))
+    simulator = Simulator(graph, settings, keep_spike_times)
     for batch in batches:
         simulator.add(*images_and_labels(batch))
     return simulator.result()
@@ -127,9 +125,9 @@ def simulate_at(model: nn.Module, batches: Iterable[Any], steps: Iterable[int], 
 
 
 class Simulator:
-    """Simulates batches and sums their results; keeps spike times of the first `keep` samples, or of all if None."""
+    """Simulates batches and sums their results; keeps spike times if `keep`."""
 
-    def __init__(self, graph: NetworkGraph, settings: SimulationSettings, keep: int | None = 0) -> None:
+    def __init__(self, graph: NetworkGraph, settings: SimulationSettings, keep: bool) -> None:
         self._graph, self._settings, self._keep = graph, settings, keep
         self._clock = Clock(settings.steps)
         self._device = graph.readout.weight.device
@@ -182,9 +180,8 @@ class Simulator:
             assert isinstance(stage.layer, LatencyEncoder)
             instant = self._faulty.spikes(stage, self._clock.encode(stage.layer.unrounded(inputs)))
             self._input += spikes_and_saturated(self._clock.remaining(instant) / self._clock.steps)
-        room = len(instant) if self._keep is None else min(self._keep - self._samples, len(instant))
-        if room > 0:
-            self._kept[stage.name].append(self._clock.step_of(instant[:room]).to(torch.int32))
+        if self._keep:
+            self._kept[stage.name].append(self._clock.step_of(instant).to(torch.int32))
         return self._clock.remaining(instant)
 
     def _fire(self, stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
@@ -234,7 +231,6 @@ class Simulator:
         windows = self._graph.windows + (self._graph.readout_time == "potential_end")
         counters = [counter for _, counter in self._layers.values()]
         layers = [own.counts(self._samples) for own in counters]
-        kept = {name: torch.cat(parts).cpu() for name, parts in self._kept.items() if parts}
         return Simulation(
             settings=self._settings,
             samples=self._samples,
@@ -248,7 +244,7 @@ class Simulator:
             potential_latency_steps=windows * self._settings.steps,
             counts=network_counts(self._graph, layers, self._input, self._settings.weight_bits),
             activity=tuple(own.activity() for own in counters),
-            spike_steps=kept if self._keep != 0 else None,
+            spike_steps={name: torch.cat(parts).cpu() for name, parts in self._kept.items()} if self._keep else None,
         )
 
 
