@@ -140,8 +140,11 @@ def compare_nir(graph: nir.NIRGraph, network: nn.Module, images: Tensor) -> Comp
 
 
 def _run(graph: nir.NIRGraph, ours: NetworkGraph, images: Tensor) -> list[tuple[Tensor, ...]]:
-    """First: classes there and here, ties, and whether the class here is among the earliest there. Then for each layer:
-    spike times there and here, and how often each neuron fired there."""
+    """Results for images that run together: a tuple of decisions, then a tuple for each layer.
+
+    The decisions are: classes there, classes here, ties there, and whether the class here is among the earliest there.
+    Those of a layer: its spike times there, those here, and how often each neuron fired there.
+    """
     module, clock = import_into_snntorch(graph), Clock.from_metadata(graph.metadata)
     first = {stage.name: FirstSpikes() for stage in ours.weighted}
     for name, found in first.items():

@@ -90,13 +90,9 @@ class Clock:
             found.append(self.after((step - 1) // self.steps))
         return found
 
-    def to_metadata(self) -> dict[str, str]:
-        """The clock as metadata of a graph: one JSON object."""
-        return {"clock": json.dumps(self.__dict__)}
-
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Clock:
-        """The clock in a graph's metadata.
+        """The clock in a graph's metadata, where it is one JSON object.
 
         Raises:
             ValueError: `to_nir` did not make the graph.

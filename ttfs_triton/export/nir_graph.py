@@ -100,7 +100,8 @@ def to_nir(
             "to_nir: encoder must be latency or analog; got signed, whose pixels drive potential and slope apart. "
             "Use to_onnx."
         )
-    if graph.encoder.kind == "analog" and any(wire.route for wire in graph.encoder.inputs):
+    analog = graph.encoder.kind == "analog"
+    if analog and any(wire.route for wire in graph.encoder.inputs):
         raise NotImplementedError("to_nir: an analog encoder must read the image itself; got a pool. Use to_onnx.")
     if len(graph.image_shape) != 3:
         raise NotImplementedError(
@@ -108,13 +109,7 @@ def to_nir(
             f"{graph.image_shape}. Use to_onnx."
         )
     channels, height, width = graph.image_shape
-    analog = graph.encoder.kind == "analog"
-    clock = Clock(
-        steps=steps,
-        windows=graph.windows + analog,
-        image_shape=(channels, height, width),
-        analog=analog,
-    )
+    clock = Clock(steps, graph.windows + analog, (channels, height, width), analog)
     about = metadata("to_nir", network, graph, class_names, dataset, **_metadata(graph, clock))
     build = _Build(module, clock, TIME_CONSTANT * steps * STEP_S, graph)
     build.start()
@@ -146,7 +141,7 @@ def _metadata(graph: NetworkGraph, clock: Clock) -> dict[str, str]:
         "output": f"spikes of the classes from step {last * steps} to {clock.total_steps - 1}, where a run "
         "ends; the earliest decides",
         "not_expressed": json.dumps(not_expressed(graph), ensure_ascii=False),
-        **clock.to_metadata(),
+        "clock": json.dumps(vars(clock)),
     }
 
 
@@ -407,5 +402,8 @@ def _graded_excitation(layer: AnalogEncoder, weight: np.ndarray) -> float:
 
 
 def _gate(above_threshold: float) -> float:
-    """G, at least 1 more than a potential can exceed the threshold by outside its window; a power of two."""
+    """Gate G, a power of two; `above_threshold` is the most by which potentials exceed the bare threshold.
+
+    Outside its window, a potential stays at least 1 below the threshold with the gate.
+    """
     return 2.0 ** math.ceil(math.log2(max(above_threshold, 0.0) + 1))

@@ -48,7 +48,7 @@ class CudaGraphs:
 
 
 def reason_of_failure(error: RuntimeError) -> str:
-    """First line of the error of a failed capture; PyTorch hides it behind that of the capture's end."""
+    """First line of the error that made a capture fail; PyTorch raises the error of ending the capture on top of it."""
     return str(error.__context__ or error).strip().splitlines()[0].rstrip(".")
 
 

@@ -217,7 +217,7 @@ class LayerCounter(SpikeCounter):
     def update(self, activations: Tensor) -> None:
         """Add a batch of outputs; see `SpikeCounter`. Padded batches are refused: inputs are counted without a mask."""
         if self.counted is not None:
-            raise NotImplementedError("counting: batches must not be padded; got one that is. Count images alone.")
+            raise NotImplementedError("counting: batches must not be padded; got one that is. Use a Scorer.")
         if not self.shape:
             self.shape = tuple(activations.shape[1:])
             super().prepare(activations.device)
