@@ -23,7 +23,6 @@ from ttfs_triton.evaluation.output import (
     network_facts,
     on_frontier,
     sample_of,
-    steps_of,
     write_output,
 )
 from ttfs_triton.hardware import (
@@ -121,14 +120,17 @@ def _find(
     title = f"{data.name}, {data.split}: {evaluation.images:,} images, {evaluation.accuracy:.2%} right"
     rich.print(layer_table(evaluation.layers, title))
     counts, grid = counter.counts(), network.graph.grid
-    clocked, (steps, bits) = options.implementation == "clock_driven", options.steps_and_bits(grid)
-    theirs = steps_of(frontier, grid) or steps
+    clocked, steps = options.implementation == "clock_driven", options.steps
+    if steps == "network":
+        steps = 32 if grid is None else grid.time_steps
+    free = (row.steps for row in frontier if row.time_steps is None and row.steps and grid is None)
+    theirs = next(free, steps)  # at which the frontier prices this network
     wanted = [steps, theirs, *(STEPS if clocked and grid is None else ())]
     setting = {"gating": options.gating, "faults": options.faults, "seed": options.fault_seed}
     simulations = attempt(
         "simulation",
         options.simulation,
-        lambda: simulate_at(network, batches, wanted, weight_bits=bits, **setting),
+        lambda: simulate_at(network, batches, wanted, weight_bits=options.weight_bits, **setting),
         list[Simulation](),
     )
     same = ("implementation", "step_us", "latency_us", "clock_mhz", "hops_per_spike")

@@ -7,43 +7,48 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.evaluation.load import LoadedNetwork
 from ttfs_triton.hardware.simulation.simulation import MOST_STEPS
 from ttfs_triton.hardware.simulation.simulator import Own
-from ttfs_triton.nn import Grid
 from ttfs_triton.report import PageData
 from ttfs_triton.scoring import Evaluation
 from ttfs_triton.shared_options import FaultOptions
 
 
-class EvaluationOptions(FaultOptions):
-    """Options of an evaluation: network, images, hardware, faults and output. Positional: the run or checkpoint."""
+class MeasuringOptions(BaseModel):
+    """Options of commands that measure networks on test images: own code, images, device."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    network: str | None = None
+    """FILE.py:FUNCTION that builds the network, if your own code does."""
+    dataset: str | None = None
+    """Hub data set, or "sample". Default: the data set of the run's training."""
+    data_dir: Path | None = None
+    """Local folder with parquet files or class folders of images; needs no internet access."""
+    max_test_samples: int | None = Field(None, ge=1)
+    """Use only this many test images, for a quick look."""
+    batch_size: int = Field(250, ge=1)
+    """Images in a batch of the measurements."""
+    cpu: bool = False
+    """Use the CPU even if there is a GPU."""
+
+
+class EvaluationOptions(FaultOptions, MeasuringOptions):
+    """Options of an evaluation: network, images, hardware, faults and output. Positional: the run or checkpoint."""
 
     model: Annotated[str, tyro.conf.Positional]
     """A run's folder, a folder with config.json and model.safetensors, a .safetensors file with config.json beside it,
     owner/name[@revision] on the Hub, or bundled:NAME for a network that comes with the package."""
 
-    network: str | None = None
-    """FILE.py:FUNCTION that builds the network, if your own code does."""
-
     # ---- data
-    dataset: str | None = None
-    """Hub data set, or "sample". Default: the data set of the run's training."""
-    data_dir: Path | None = None
-    """Local folder with parquet files or class folders of images; needs no internet access."""
     image_column: str | None = None
     """Column with the images. Default: detected (image, img)."""
     label_column: str | None = None
     """Column with the labels. Default: detected (label, fine_label)."""
-    max_test_samples: int | None = Field(None, ge=1)
-    """Use only this many test images, for a quick look."""
-    batch_size: int = Field(250, ge=1)
-    """Images in a batch."""
 
     # ---- hardware
     chip: tuple[str, ...] = Field(("anp_i", "lemaire45:int8"), min_length=1)
@@ -90,16 +95,6 @@ class EvaluationOptions(FaultOptions):
     """Replace existing files of --output-dir and --report."""
     sample: int = Field(0, ge=0)
     """Index of the test image whose spikes the report shows."""
-    cpu: bool = False
-    """Use the CPU even if there is a GPU."""
-
-    def steps_and_bits(self, grid: Grid | None) -> tuple[int, int | None]:
-        """Time steps and weight bits for a network on this grid, or on none."""
-        steps, bits = (32, 8) if grid is None else (grid.time_steps, grid.weight_bits)
-        return (
-            steps if self.steps == "network" else self.steps,
-            bits if self.weight_bits == "network" else self.weight_bits,
-        )
 
 
 @dataclass(frozen=True)

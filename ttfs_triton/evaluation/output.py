@@ -22,7 +22,6 @@ from ttfs_triton.evaluation.load import LoadedNetwork
 from ttfs_triton.evaluation.options import EvaluationOptions, Found
 from ttfs_triton.hardware import Counts, Run, RunOptions, Simulation, available_chips, simulated_run
 from ttfs_triton.model.own_network import OwnNetwork
-from ttfs_triton.nn import Grid
 from ttfs_triton.report.frontier_table import FREE, FrontierRow, with_costs
 from ttfs_triton.scoring import Evaluation, device_name, versions
 
@@ -65,12 +64,6 @@ def sample_of(loaded: LoadedNetwork, data: ImageData, number: int) -> report.Sam
     prediction = int(network(image[None].to(next(network.parameters()).device)).argmax())
     spikes = report.spikes_of(network, image)
     return report.Sample(image.cpu(), spikes, names[int(data.labels[number])], names[prediction], names)
-
-
-def steps_of(frontier: Sequence[FrontierRow], grid: Grid | None) -> int | None:
-    """Time steps at which a frontier prices networks without a grid; None if this network has a grid."""
-    free = (row.steps for row in frontier if row.time_steps is None and row.steps)
-    return None if grid is not None else next(free, None)
 
 
 def on_frontier(

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from ttfs_triton.evaluation.options import MeasuringOptions
 from ttfs_triton.hardware.simulation.simulation import MOST_STEPS
 from ttfs_triton.nn import Grid
 from ttfs_triton.nn.faults import Faults
@@ -90,10 +91,8 @@ def as_number(text: str) -> int | float | str:
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-class FrontierOptions(BaseModel):
+class FrontierOptions(MeasuringOptions):
     """Options of a sweep: networks, points, grids, faults and measurements. Positional: the runs."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(min_length=1)
     """Trained networks to start from: folders of runs, folders with config.json and model.safetensors,
@@ -146,28 +145,14 @@ class FrontierOptions(BaseModel):
     """Peak learning rate. Default: half the run's."""
     config: Path | None = None
     """YAML file of keys, like a training recipe, that override the run's."""
-    network: str | None = None
-    """FILE.py:FUNCTION that builds the network, if your own code does."""
-
-    # ---- data
-    dataset: str | None = None
-    """Hub data set, or "sample". Default: the data set of the run's training."""
-    data_dir: Path | None = None
-    """Local folder with parquet files or class folders of images; needs no internet access."""
     max_train_samples: int | None = Field(None, ge=1)
     """Use only this many training images, for a quick look."""
-    max_test_samples: int | None = Field(None, ge=1)
-    """Use only this many test images, for a quick look."""
-    batch_size: int = Field(250, ge=1)
-    """Images in a batch when networks are measured."""
 
     # ---- measuring
     chip: tuple[str, ...] = ("lemaire45:int8", "anp_i")
     """Chips to price on: names of presets or your own TOML files. Curves show the first chip that prices memory."""
     steps: int = Field(32, ge=1, le=MOST_STEPS)
     """Time steps a window at which networks without a grid are simulated and priced."""
-    cpu: bool = False
-    """Use the CPU even if there is a GPU."""
 
     @model_validator(mode="after")
     def _together(self) -> Self:
