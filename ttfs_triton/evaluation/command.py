@@ -173,7 +173,7 @@ def _find(
         ),
         frontier=frontier,
         here=on_frontier(loaded, evaluation, counts, simulations, theirs, frontier) if frontier else None,
-        facts=facts(accelerator.device),
+        facts=facts("evaluate", accelerator.device),
     )
     return Found(loaded, data, evaluation, page)
 

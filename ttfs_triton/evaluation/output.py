@@ -99,13 +99,13 @@ def network_facts(loaded: LoadedNetwork) -> dict[str, Any]:
     return network.to_dict()
 
 
-def facts(device: torch.device) -> dict[str, str]:
-    """How the evaluation was made: date, device, versions and command."""
+def facts(command: str, device: torch.device) -> dict[str, str]:
+    """How the figures of a command were made: date, device, versions and command line."""
     return {
-        "date": time.strftime("%Y-%m-%d"),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "device": device_name(device),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "command": command_line("evaluate"),
+        "command": command_line(command),
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +17,7 @@ from ttfs_triton.command_line import run_command
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.data.images import draw_images
 from ttfs_triton.evaluation import load_network
-from ttfs_triton.evaluation.output import command_line
+from ttfs_triton.evaluation.output import facts
 from ttfs_triton.frontier.measure import Bench, Found, Measured, summary_row
 from ttfs_triton.frontier.options import FAULTS, FrontierOptions
 from ttfs_triton.frontier.plan import PlannedNetwork, PlannedPoint, check_points, make_plan, outline
@@ -27,7 +26,6 @@ from ttfs_triton.nn import Grid
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.report.frontier_page import write_frontier_page
 from ttfs_triton.report.frontier_table import FREE, FrontierRow, write_table
-from ttfs_triton.scoring import device_name, versions
 from ttfs_triton.train import Interrupted, NonFiniteLossError, train
 from ttfs_triton.train.build import RunData, load_data, split_data
 from ttfs_triton.train.device import make_accelerator
@@ -62,12 +60,7 @@ def run(options: FrontierOptions) -> Rows:
     data = {network.name: load_data(network.config, accelerator, say) for network in networks}
     for network in networks:
         check_points(network, data[network.name], accelerator)
-    made = {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "device": device_name(accelerator.device),
-        "versions": versions(),
-        "command": command_line("sweep"),
-    }
+    made = facts("sweep", accelerator.device)
     lock = FolderLock(options.output_dir)
     try:
         say("\n".join(outline(networks)))

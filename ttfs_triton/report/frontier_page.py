@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from ttfs_triton.atomic import write_text
 from ttfs_triton.report.frontier_figures import Rows, label, memory_chip, of_networks, sections
@@ -18,11 +17,9 @@ NEAR = 0.01
 Columns = dict[str, Callable[[FrontierRow], str]]
 
 
-def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, Any]) -> Path:
+def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, str]) -> Path:
     """Write the page of a frontier; `about` holds date, device, versions and command. Raises as `write_page` does."""
-    networks, facts = of_networks(rows), dict(about)
-    if versions := facts.pop("versions", {}):
-        facts["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    networks = of_networks(rows)
     text = render(
         "frontier.html",
         networks=networks,
@@ -32,7 +29,7 @@ def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, Any]) -> Pat
         details=[table for table in (faults_table(rows), deadlines_table(rows)) if table.rows],
         steps=sorted({row.steps for row in rows if row.steps and row.time_steps is None}),
         missed=[f"{row.network}, {label(row)}" for row in networks if row.reached is False],
-        facts=pairs_table("How this page was made", facts.items()),
+        facts=pairs_table("How this page was made", about.items()),
     )
     write_text(path, text)
     return path
