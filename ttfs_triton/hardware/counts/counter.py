@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts.counts import Counts
-from ttfs_triton.hardware.counts.layer_counter import LayerCounter, network_counts, spikes_and_saturated
+from ttfs_triton.hardware.counts.layer_counter import LayerCounter, network_counts
 from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.trace import evaluating, network_graph
 
@@ -110,8 +110,7 @@ class Counter:
         self._undo.close()
 
     def _encode(self, _: nn.Module, __: Any, activations: Tensor) -> None:
-        found = spikes_and_saturated(activations)
-        first = self._layers[0]
+        first, found = self._layers[0], torch.count_nonzero(activations > 0)
         first.encoded = first.encoded.to(found.device) + found  # the network may have moved
 
     def counts(self, accelerator: Accelerator | None = None) -> Counts:
@@ -133,4 +132,4 @@ class Counter:
         *read, encoder = sums.cpu().split([len(vector) for vector in vectors])
         layers = [own.read(sums, time) for own, sums, time in zip(self._layers, read, times.tolist(), strict=True)]
         bits = None if self._graph.grid is None else self._graph.grid.weight_bits
-        return network_counts(self._graph, layers, encoder, bits)
+        return network_counts(self._graph, layers, int(encoder), bits)

@@ -128,12 +128,10 @@ class InputCounts:
     Attributes:
         neurons: pixels times channels of one sample.
         spikes: non-zero pixels, summed over all samples.
-        saturated: spikes at the window's start, summed over all samples.
     """
 
     neurons: int = 0
     spikes: int = 0
-    saturated: int = 0
 
 
 @dataclass(frozen=True)

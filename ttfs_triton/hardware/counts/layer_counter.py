@@ -193,7 +193,7 @@ class LayerCounter(SpikeCounter):
     Attributes:
         layer: the layer that is counted.
         synapses: counter of the layer's inputs.
-        encoded: of the first layer, `spikes_and_saturated` of a latency encoder, summed over all batches.
+        encoded: of the first layer, number of a latency encoder's spikes.
     """
 
     def __init__(self, stage: Stage, histogram_bins: int) -> None:
@@ -208,7 +208,7 @@ class LayerCounter(SpikeCounter):
         self._histogram = torch.zeros(self._bins, dtype=torch.int64, device=device)
         self._in_histogram = torch.zeros(1, dtype=torch.int64, device=device)
         self._room = HISTOGRAM_SAMPLES if self._bins else 0
-        self.encoded = torch.zeros(2, dtype=torch.int64, device=device)
+        self.encoded = torch.zeros(1, dtype=torch.int64, device=device)
         self.synapses = SynapseCounter(self._stage)
 
     def prepare(self, device: torch.device) -> None:
@@ -273,7 +273,7 @@ class LayerCounter(SpikeCounter):
 def network_counts(
     graph: NetworkGraph,
     layers: Sequence[tuple[LayerCounts, Sequence[int]]],
-    encoder: Tensor,
+    encoder: int,
     weight_bits: int | None,
 ) -> Counts:
     """Counts of a network from the counts of its layers, with the number of spikes that each layer delivers.
@@ -281,7 +281,7 @@ def network_counts(
     Args:
         graph: the network's graph.
         layers: counts of each layer, and of the spikes on each of its wires, in the order of `graph.weighted`.
-        encoder: [2], `spikes_and_saturated` summed over all batches.
+        encoder: number of a latency encoder's spikes.
         weight_bits: bits of the weights that the network ran with; None if they were not rounded.
     """
     delivered: dict[str | None, int] = {}  # after pooling
@@ -292,16 +292,11 @@ def network_counts(
     return Counts(
         samples=layers[0][0].samples,
         layers=tuple(replace(layer, spikes_delivered=delivered.get(layer.name, 0)) for layer, _ in layers),
-        input=InputCounts(pixels, *encoder.tolist()),
+        input=InputCounts(pixels, encoder),
         readout=graph.readout_time,
         windows=graph.windows,
         weight_bits=weight_bits,
     )
-
-
-def spikes_and_saturated(activations: Tensor) -> Tensor:
-    """[2] int64: numbers of spikes in a latency encoder's activations [N, ...], and of those at the window's start."""
-    return torch.stack([torch.count_nonzero(activations > 0), torch.count_nonzero(activations == 1)])
 
 
 def spike_histogram(flat: Tensor, bins: int) -> Tensor:

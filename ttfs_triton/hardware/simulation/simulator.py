@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.hardware.counts.counter import graph_of_batches, images_and_labels
 from ttfs_triton.hardware.counts.counts import LayerActivity, LayerCounts
-from ttfs_triton.hardware.counts.layer_counter import SynapseCounter, network_counts, spikes_and_saturated
+from ttfs_triton.hardware.counts.layer_counter import SynapseCounter, network_counts
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings
 from ttfs_triton.nn.chip import check_register
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
@@ -131,7 +131,7 @@ class Simulator:
         self._graph, self._settings, self._keep = graph, settings, keep
         self._clock = Clock(settings.steps)
         self._device = graph.readout.weight.device
-        self._samples, self._input = 0, torch.zeros(2, dtype=torch.int64, device=self._device)
+        self._samples, self._input = 0, torch.zeros((), dtype=torch.int64, device=self._device)
         self._kept: dict[str, list[Tensor]] = {stage.name: [] for stage in graph.stages}
         self._decisions: list[tuple[Tensor, ...]] = []
         self._labels: list[Tensor] = []
@@ -179,7 +179,7 @@ class Simulator:
         else:
             assert isinstance(stage.layer, LatencyEncoder)
             instant = self._faulty.spikes(stage, self._clock.encode(stage.layer.unrounded(inputs)))
-            self._input += spikes_and_saturated(self._clock.remaining(instant) / self._clock.steps)
+            self._input += torch.count_nonzero(self._clock.remaining(instant))
         if self._keep:
             self._kept[stage.name].append(self._clock.step_of(instant).to(torch.int32))
         return self._clock.remaining(instant)
@@ -242,7 +242,7 @@ class Simulator:
             no_spike=int(no_spike.sum()),
             latency_steps=latency,
             potential_latency_steps=windows * self._settings.steps,
-            counts=network_counts(self._graph, layers, self._input, self._settings.weight_bits),
+            counts=network_counts(self._graph, layers, int(self._input), self._settings.weight_bits),
             activity=tuple(own.activity() for own in counters),
             spike_steps={name: torch.cat(parts).cpu() for name, parts in self._kept.items()} if self._keep else None,
         )
