@@ -175,7 +175,7 @@ def _find(
         here=on_frontier(loaded, evaluation, counts, simulations, theirs, frontier) if frontier else None,
         facts=facts("evaluate", accelerator.device),
     )
-    return Found(loaded, data, evaluation, page)
+    return Found(loaded, data, page)
 
 
 def show(found: Found) -> None:

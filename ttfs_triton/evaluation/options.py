@@ -14,7 +14,6 @@ from ttfs_triton.evaluation.load import LoadedNetwork
 from ttfs_triton.hardware.simulation.simulation import MOST_STEPS
 from ttfs_triton.hardware.simulation.simulator import Own
 from ttfs_triton.report import PageData
-from ttfs_triton.scoring import Evaluation
 from ttfs_triton.shared_options import FaultOptions
 
 
@@ -99,9 +98,8 @@ class EvaluationOptions(FaultOptions, MeasuringOptions):
 
 @dataclass(frozen=True)
 class Found:
-    """An evaluation: network, data, accuracy of the closed form, and all figures for the page."""
+    """An evaluation: network, data, and all figures for the page."""
 
     loaded: LoadedNetwork
     data: ImageData
-    evaluation: Evaluation
     page: PageData

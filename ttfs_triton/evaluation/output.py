@@ -111,7 +111,7 @@ def facts(command: str, device: torch.device) -> dict[str, str]:
 
 def figures(found: Found, max_test_samples: int | None) -> dict[str, Any]:
     """All figures of the evaluation as JSON values."""
-    evaluation, page = found.evaluation, found.page
+    page = found.page
     return {
         "weights_sha256": found.loaded.files.sha256,
         "network": page.network,
@@ -119,12 +119,12 @@ def figures(found: Found, max_test_samples: int | None) -> dict[str, Any]:
         "fingerprint": found.data.fingerprint,
         "class_names": found.data.class_names,
         "max_test_samples": max_test_samples,
-        "images": evaluation.images,
-        "accuracy": evaluation.accuracy,
-        "first_spike_accuracy": evaluation.first_spike_accuracy,
-        "ties": evaluation.ties,
-        "no_spike": evaluation.no_spike,
-        "sparsity": evaluation.sparsity,
+        "images": page.images,
+        "accuracy": page.accuracy,
+        "first_spike_accuracy": page.first_spike_accuracy,
+        "ties": page.ties,
+        "no_spike": page.no_spike,
+        "sparsity": page.counts.sparsity,
         "counts": page.counts.to_dict(),
         "simulation": None if page.simulation is None else page.simulation.to_dict(),
         "energy": [each.to_dict() for each in page.energy],

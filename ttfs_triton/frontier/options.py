@@ -171,10 +171,9 @@ class FrontierOptions(MeasuringOptions):
         points = [Point.of(time_steps=steps, weight_bits=bits, state_bits=self.state_bits) for bits, steps in pairs]
         return {point: Grid(**dict(point.keys)) for point in points}
 
-    def faults(self, kind: str | None = None) -> list[Faults]:
-        """Faults to simulate, of one kind or of all kinds."""
-        kinds = FAULTS if kind is None else (kind,)
-        return [Faults(**{name: value}) for name in kinds for value in getattr(self, name)]
+    def faults(self, kind: str) -> list[Faults]:
+        """Faults of a kind to simulate."""
+        return [Faults(**{kind: value}) for value in getattr(self, kind)]
 
     def trained(self) -> list[Point]:
         """Points to train, each once."""
