@@ -83,12 +83,9 @@ class Clock:
     def channels_at(self, step: int) -> list[int]:
         """Clock channels that spike in a step."""
         window, behind = divmod(step, self.steps)
-        if window > self.windows:
-            return []
-        found = [self.border(window)] if behind == 0 else []
-        if step - 1 >= self.steps and (step - 1) % self.steps == 0:
-            found.append(self.after((step - 1) // self.steps))
-        return found
+        if behind == 0:
+            return [self.border(window)]
+        return [self.after(window)] if behind == 1 and window > 0 else []
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Clock:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from unittest.mock import Mock
 
 import hypothesis.strategies as st
 import numpy as np
@@ -241,6 +242,18 @@ def test_batches_and_samples_add_up():
         times = {key: getattr(other, key) for key in ("summed_spike_time", "driven_time")}
         assert {key: getattr(one, key) for key in times} == pytest.approx(times, abs=1e-3)
         assert dataclasses.replace(one, **times) == other
+
+
+def test_a_process_without_images_adds_nothing():
+    network, images, sent = cnn1(width=0.25), torch.rand(2, 1, 28, 28), []
+    with counting(network) as counter, torch.no_grad():
+        network.eval()(images)
+    expected = counter.counts(Mock(num_processes=2, reduce=lambda sums, how: sent.append(sums) or sums))
+    with counting(network) as counter:
+        pass
+    assert counter.counts(Mock(num_processes=2, reduce=lambda sums, how: sums + sent.pop(0))) == expected
+    with pytest.raises(ValueError, match="must run inside the block"):
+        count(network, [images[:0]])
 
 
 def test_first_spike_readout_and_what_stays():

@@ -122,8 +122,6 @@ class Counter:
         Raises:
             ValueError: the network did not run inside the block.
         """
-        if not all(counter.synapses.arrived for counter in self._layers):
-            raise ValueError("counting: the network must run inside the block; it did not. Give it images there.")
         vectors = [*(counter.sums() for counter in self._layers), self._layers[0].encoded]
         sums = torch.cat([vector.to(vectors[0].device) for vector in vectors])  # the encoder's may be on another device
         times = torch.stack([counter.times() for counter in self._layers])
@@ -131,5 +129,7 @@ class Counter:
             sums, times = (torch.as_tensor(accelerator.reduce(values, "sum")) for values in (sums, times))
         *read, encoder = sums.cpu().split([len(vector) for vector in vectors])
         layers = [own.read(sums, time) for own, sums, time in zip(self._layers, read, times.tolist(), strict=True)]
+        if not all(layer.samples for layer, _ in layers):
+            raise ValueError("counting: the network must run inside the block; it did not. Give it images there.")
         bits = None if self._graph.grid is None else self._graph.grid.weight_bits
         return network_counts(self._graph, layers, int(encoder), bits)

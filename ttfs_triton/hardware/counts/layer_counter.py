@@ -98,7 +98,6 @@ class SynapseCounter:
     Attributes:
         sums: [3 + wires] int64, in the order of `SUMS`, then of `Stage.wires`.
         times: [2] float64, in the order of `GATED`: driven time in the unit of the inputs, undriven time in windows.
-        arrived: whether any inputs were added.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -108,15 +107,33 @@ class SynapseCounter:
         self._signed = isinstance(layer, SignedEncoder)  # its bright pixels add to a slope, as spikes do
         self.sums = torch.zeros(len(SUMS) + len(stage.wires), dtype=torch.int64, device=layer.weight.device)
         self.times = torch.zeros(len(GATED), dtype=torch.float64, device=layer.weight.device)
-        self.arrived = False
+        is_map = isinstance(layer, WeightedConv2d)
+        size = stage.inputs[0].shape[1:]
+        found = fan_out(layer, size)
+        self._channels = found.channels
+        # Fan-out of each input divided by `channels`, channels innermost; None for a linear layer, where it is 1.
+        self._reach: Tensor | None = None
+        if is_map:
+            self._reach = found.places.repeat_interleave(found.inputs).to(layer.weight.device, torch.float32)
+        # Sums of integers are exact in float32 below 2²⁴.
+        self._exact = torch.float32 if found.synapses < found.channels << 24 else torch.float64
+        # The delayed spikes of a skip are inputs too, each with a synapse of its own.
+        skipped = math.prod((layer.skip, *stage.shape[1:]))
+        self._described = {
+            "kind": layer.kind,
+            "neuron": getattr(layer, "neuron", None),
+            "inputs": math.prod((sum(self._channels_of), *size)) + skipped,
+            "synapses": found.synapses + skipped,
+            "weights": layer.weight.numel() + layer.skip,
+            "average": layer.average ** (2 if is_map else 1),
+            "biases": 0 if layer.bias is None and layer.batch_norm is None else len(layer.weight),
+        }
 
     def add(self, inputs: Tensor, skip: Tensor | None = None) -> None:
         """Add a batch of inputs, [N, channels, height, width] or [N, features]; an encoder's have its mean subtracted.
 
         Delayed spikes `skip`, one for each neuron, meet one synapse each.
         """
-        if not self.arrived:
-            self._prepare(inputs)
         nonzero_macs, synaptic_operations, without_input, *arrived = self.sums
         if not self._real_inputs:
             still, *times = waiting(self._layer, inputs, skip)
@@ -142,28 +159,6 @@ class SynapseCounter:
         """Sum, int64, of the fan-out of inputs that are 1 in `chosen`, [n, inputs] float32, which it overwrites."""
         reached = chosen if self._reach is None else chosen.mul_(self._reach)
         return reached.sum(1, dtype=self._exact).long().sum() * self._channels
-
-    def _prepare(self, inputs: Tensor) -> None:
-        layer, self.arrived = self._layer, True
-        found = fan_out(layer, tuple(inputs.shape[2:]) if isinstance(layer, WeightedConv2d) else ())
-        self._channels = found.channels
-        # Fan-out of each input divided by `channels`, channels innermost; None for a linear layer, where it is 1.
-        self._reach: Tensor | None = None
-        if isinstance(layer, WeightedConv2d):
-            self._reach = found.places.repeat_interleave(found.inputs).to(inputs.device, torch.float32)
-        # Sums of integers are exact in float32 below 2²⁴.
-        self._exact = torch.float32 if found.synapses < found.channels << 24 else torch.float64
-        # The delayed spikes of a skip are inputs too, each with a synapse of its own.
-        skipped = math.prod((layer.skip, *layer.output_shape(tuple(inputs.shape[1:]))[1:]))
-        self._described = {
-            "kind": layer.kind,
-            "neuron": getattr(layer, "neuron", None),
-            "inputs": math.prod(inputs.shape[1:]) + skipped,
-            "synapses": found.synapses + skipped,
-            "weights": layer.weight.numel() + layer.skip,
-            "average": layer.average ** (2 if isinstance(layer, WeightedConv2d) else 1),
-            "biases": 0 if layer.bias is None and layer.batch_norm is None else len(layer.weight),
-        }
 
     def counts(
         self, sums: Sequence[int], times: Sequence[float], samples: int, **spikes: Any
@@ -197,13 +192,13 @@ class LayerCounter(SpikeCounter):
     """
 
     def __init__(self, stage: Stage, histogram_bins: int) -> None:
-        super().__init__(())
+        super().__init__(stage.shape)
         self._stage, self.layer, self._bins = stage, stage.weighted, histogram_bins
         self.reset()
 
     def reset(self) -> None:
         super().reset()
-        device = self.layer.weight.device
+        self.prepare(device := self.layer.weight.device)
         self._summed_activation = torch.zeros((), dtype=torch.float64, device=device)
         self._histogram = torch.zeros(self._bins, dtype=torch.int64, device=device)
         self._in_histogram = torch.zeros(1, dtype=torch.int64, device=device)
@@ -211,16 +206,10 @@ class LayerCounter(SpikeCounter):
         self.encoded = torch.zeros(1, dtype=torch.int64, device=device)
         self.synapses = SynapseCounter(self._stage)
 
-    def prepare(self, device: torch.device) -> None:
-        """Do nothing: counts are allocated at the first batch, which shows the layer's shape."""
-
     def update(self, activations: Tensor) -> None:
         """Add a batch of outputs; see `SpikeCounter`. Padded batches are refused: inputs are counted without a mask."""
         if self.counted is not None:
             raise NotImplementedError("counting: batches must not be padded; got one that is. Use a Scorer.")
-        if not self.shape:
-            self.shape = tuple(activations.shape[1:])
-            super().prepare(activations.device)
         flat = channels_innermost(activations.detach())
         for part in in_parts(flat):
             fired = where_fired(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any, Literal
 
@@ -295,7 +296,7 @@ class ClockedCounter:
         self._histogram = torch.zeros(self._never + 1, dtype=torch.int64, device=device)
         self._work = torch.zeros(3, dtype=torch.int64, device=device)
         self._integration, self._firing, self._compares = self._work
-        self._ever = torch.zeros(0, dtype=torch.bool, device=device)
+        self._ever = torch.zeros(math.prod(stage.shape), dtype=torch.bool, device=device)
 
     def add_integration(self, earliest: Tensor, channels: int) -> None:
         """Add the integration window's updates; `earliest` (of `earliest_input`) holds for `channels` channels."""
@@ -306,8 +307,7 @@ class ClockedCounter:
         """Add a batch of spikes, given as indices [N, ...] of their instants."""
         flat = instant.flatten()
         self._histogram.scatter_add_(0, flat, self._histogram.new_ones(1).expand_as(flat))
-        fired = (instant < self._never).flatten(1)
-        self._ever = fired.any(0) | self._ever if self._ever.numel() else fired.any(0)
+        self._ever |= (instant < self._never).flatten(1).any(0)
 
     def add_firing(self, instant: Tensor, slope: Tensor | None) -> None:
         """Add the firing window's compares and updates.
