@@ -321,6 +321,8 @@ def test_simulate_rejects_batches():
     images, labels = torch.rand(2, 2, 5, 4), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(ValueError, match="simulate: batches must not be empty; got none"):
         simulate(small_network(0), [])
+    with pytest.raises(ValueError, match="simulate: batches must hold at least one image; got none"):
+        simulate(small_network(0), [images[:0]])
     for batches in ([(images, labels), images], [images, (images, labels)]):
         with pytest.raises(ValueError, match="simulate: batches must all have labels, or none; got both"):
             simulate(small_network(0), batches)

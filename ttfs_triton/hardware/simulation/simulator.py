@@ -227,6 +227,8 @@ class Simulator:
 
     def result(self) -> Simulation:
         """Results over all batches so far."""
+        if not self._samples:
+            raise ValueError("simulate: batches must hold at least one image; got none.")
         score, first, tie, no_spike, latency = (torch.cat(parts).cpu() for parts in zip(*self._decisions, strict=True))
         labels = torch.cat(self._labels).cpu() if self._labels else None
         windows = self._graph.windows + (self._graph.readout_time == "potential_end")
