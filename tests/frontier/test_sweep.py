@@ -10,8 +10,10 @@ from unittest.mock import Mock
 import pytest
 
 from tests.frontier.conftest import EVALUATED, FLAGS, SWEEP, sweep
+from ttfs_triton.evaluation import command as evaluation
 from ttfs_triton.evaluation import load_network, load_test_images
 from ttfs_triton.evaluation.command import main as evaluate
+from ttfs_triton.evaluation.options import EvaluationOptions
 from ttfs_triton.frontier import command, measure
 from ttfs_triton.frontier.command import line
 from ttfs_triton.frontier.options import FrontierOptions
@@ -170,6 +172,15 @@ def test_network_is_shown_on_a_frontier(swept, trained, tmp_path, capsys):
         with pytest.raises(SystemExit, match="1"):
             evaluate("Evaluate.", [str(trained), "--cpu", *flags])
         assert message in capsys.readouterr().err
+
+
+def test_place_on_a_frontier_is_that_of_the_chip_of_the_sweep(swept, trained, rows, tmp_path):
+    page = {"report": tmp_path / "page.html", "frontier": swept, "max_test_samples": 100, "cpu": True}
+    own = {"dead_neurons": 0.5, "gating": False, "weight_bits": 3}
+    found = evaluation.run(EvaluationOptions(model=str(trained), **page, **own))
+    (free,) = of(rows, "free")
+    for key in ("total", "with_memory", "arithmetic"):
+        assert getattr(found.page.here.energy[0], key) == getattr(free.energy[0], key)
 
 
 def test_diverged_point_does_not_end_the_sweep(trained, tmp_path, monkeypatch, capsys):

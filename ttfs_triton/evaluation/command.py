@@ -134,6 +134,13 @@ def _find(
         list[Simulation](),
     )
     same = ("implementation", "step_us", "latency_us", "clock_mhz", "hops_per_spike")
+    other_chip = options.faults or not options.gating or options.weight_bits != "network"
+    shown = attempt(  # as the points of the sweep were simulated
+        "frontier",
+        bool(frontier and simulations and other_chip),
+        lambda: simulate_at(network, batches, [theirs]),
+        simulations,
+    )
     priced = RunOptions(
         steps=steps if clocked else None,
         gating=options.gating and clocked,
@@ -172,7 +179,7 @@ def _find(
             "deadlines", options.deadlines, lambda: tuple(deadline_curve(output_spikes(network, batches))), ()
         ),
         frontier=frontier,
-        here=on_frontier(loaded, evaluation, counts, simulations, theirs, frontier) if frontier else None,
+        here=on_frontier(loaded, evaluation, counts, shown, theirs, frontier) if frontier else None,
         facts=facts("evaluate", accelerator.device),
     )
     return Found(loaded, data, page)
