@@ -1,7 +1,6 @@
 """Simulations against loops over steps and synapses, against hands, and against the closed form; sweeps of them."""
 
 import dataclasses
-import json
 import math
 
 import hypothesis.strategies as st
@@ -356,13 +355,6 @@ def test_rows_are_those_of_single_simulations(per_channel):
         assert (row.spikes, row.ties, row.latency_steps) == (hidden.spikes / 20, one.ties / 20, one.mean_latency_steps)
         assert row.synaptic_operations == (hidden.synaptic_operations + readout.synaptic_operations) / 20
         assert row.energy_pj == one.activity[0].compares + row.steps
-
-
-def test_sweep_as_dict():
-    found = small_sweep(price=lambda simulation: 2.5e6)
-    rows = json.loads(json.dumps(found.to_dict()))["rows"]
-    assert [row["weight_bits"] for row in rows] == [2, 2, 8, 8, None, None]
-    assert rows[3]["accuracy"] == found.rows[3].accuracy
     without = small_sweep(batches=[IMAGES])  # no labels, no price
     assert all(row.accuracy is row.energy_pj is None for row in without.rows)
 

@@ -301,7 +301,7 @@ class ClockedCounter:
         self._ever = torch.zeros(math.prod(stage.shape), dtype=torch.bool, device=device)
 
     def add_integration(self, earliest: Tensor, channels: int) -> None:
-        """Add the integration window's updates; `earliest` (of `earliest_input`) holds for `channels` channels."""
+        """Add the integration window's updates; `earliest` is of `earliest_input`, for `channels` channels each."""
         cycles = earliest.sum(dtype=torch.float64).long() if self._gating else earliest.numel() * self._clock.steps
         self._integration += cycles * channels
 
@@ -331,10 +331,8 @@ class ClockedCounter:
 
     def counts(self, samples: int) -> tuple[LayerCounts, Sequence[int]]:
         """The result of `SynapseCounter.counts` for this number of samples."""
-        steps = self._clock.step_of(torch.arange(self._never)).tolist()
-        histogram = [0] * (max(steps) + 1)
-        for step, spikes in zip(steps, self._histogram[:-1].tolist(), strict=True):
-            histogram[step] += spikes
+        at_once, soon, *later = self._histogram[:-1].tolist()
+        histogram = [at_once + soon, *later]  # the first two instants have the time stamp 0
         driven, undriven = self.synapses.times.tolist()
         return self.synapses.counts(
             self.synapses.sums.tolist(),
