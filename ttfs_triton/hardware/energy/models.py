@@ -5,7 +5,6 @@ Pooling for the earliest spike is not charged: it compares spike times that are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,22 +79,19 @@ def estimate(
         latency_us = terms.step_time(options.steps * windows)
     lines = ["closed form: multiplications and divisions, not accumulates only"]
     if clocked:
-        lines = [f"clock-driven, {options.steps} steps a window; {_asleep(terms.layers, options)}"]
+        lines = [f"clock-driven, {options.steps} steps a window; {_asleep(options)}"]
     if latency_us is not None:
         lines.append(f"latency {latency_us:,.4g} µs ({windows} windows)")
     remedy = "step_us" if clocked else "latency_us"
     return terms.estimate(network, options.implementation.replace("_", "-"), latency_us, lines, remedy)
 
 
-def _asleep(layers: Sequence[LayerCounts], options: RunOptions) -> str:
+def _asleep(options: RunOptions) -> str:
     """When neurons sleep, as a clause."""
     if not options.gating:
         return "neurons stay awake in both of their windows"
-    if options.activity is not None:
-        return "neurons sleep before their first input spike and after their own"
-    if any(layer.driven_time is None for layer in layers if layer.kind != "analog"):
-        return "neurons sleep after their own spike; their first input was not counted: an upper bound"
-    return "neurons sleep before their first input spike and after their own; not simulated: an upper bound"
+    bound = "" if options.activity is not None else "; not simulated: an upper bound"
+    return f"neurons sleep before their first input spike and after their own{bound}"
 
 
 def _clock_driven(terms: Terms, layer: LayerCounts, windows: int) -> None:
