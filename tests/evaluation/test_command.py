@@ -131,16 +131,14 @@ def test_network_on_a_grid_is_evaluated_and_simulated_on_it(on_grid, tmp_path, c
     assert "grid                     4 time steps a window, 4-bit weights" in capsys.readouterr().out
 
 
-def test_faults_and_deadlines_are_found(trained, tmp_path, capsys):
-    flags = ["--spike-jitter", 0.1, "--dead-neurons", 0.3, "--deadlines"]
+def test_faults_deadlines_and_sweeps_are_found(trained, tmp_path, capsys):
+    flags = ["--spike-jitter", 0.1, "--dead-neurons", 0.3, "--deadlines", "--sweep"]
     evaluate(trained, *flags, "--chip", "anp_i", "--steps", 8, "--output-dir", tmp_path / "out")
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert found["simulation"]["faults"]["dead_neurons"] == 0.3
     assert len(found["deadlines"]["rows"]) == 20
     assert found["deadlines"]["rows"][-1]["accuracy"] == pytest.approx(found["first_spike_accuracy"])
     assert "on a chip with spike jitter 0.1 windows, 30% of neurons dead" in capsys.readouterr().out
-    evaluate(trained, *flags[:-1], "--sweep", "--chip", "anp_i", "--steps", 8, "--output-dir", tmp_path / "swept")
-    found = json.loads((tmp_path / "swept" / "evaluation.json").read_text())
     (row,) = (row for row in found["sweep"]["rows"] if (row["steps"], row["weight_bits"]) == (8, 8))
     assert row["accuracy"] == found["simulation"]["accuracy"]
     assert row["energy_pj"] == found["energy"][0]["energy_pj"]["total"]["nominal"]

@@ -133,13 +133,7 @@ def test_run_goes_on_as_its_configuration_says(run, tmp_path):
         (
             4,
             {"events": EventWindows(2, 50, 4, (112, 112))},
-            {
-                "event_windows": 2,
-                "event_window_us": 50,
-                "event_pool": 4,
-                "event_sensor": (112, 112),
-                "image_size": None,
-            },
+            dict(event_windows=2, event_window_us=50, event_pool=4, event_sensor=(112, 112), image_size=None),
         ),
     ],
     ids=["crop", "events"],

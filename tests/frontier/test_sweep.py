@@ -158,9 +158,13 @@ def test_page_shows_curves_and_points(swept):
     assert not re.search(r'(src|href)="(?!https?://|data:|#)', page), "it needs nothing but itself"
 
 
-def test_network_is_shown_on_a_frontier(swept, trained, tmp_path, capsys):
-    flags = ["--chip", "anp_i", "--steps", "8", "--cpu", "--deadlines"]
-    evaluate("Evaluate.", [str(trained), *flags, "--report", str(tmp_path / "page.html"), "--frontier", str(swept)])
+def test_network_is_shown_on_a_frontier(swept, trained, rows, tmp_path, capsys):
+    page = {"report": tmp_path / "page.html", "frontier": swept, "deadlines": True, "max_test_samples": 100}
+    own = {"dead_neurons": 0.5, "gating": False, "weight_bits": 3}  # its place is that of a chip without faults
+    here = evaluation.run(EvaluationOptions(model=str(trained), cpu=True, **page, **own)).page.here
+    (free,) = of(rows, "free")
+    for key in ("total", "with_memory", "arithmetic"):
+        assert getattr(here.energy[0], key) == getattr(free.energy[0], key)
     page = (tmp_path / "page.html").read_text()
     assert "this network" in page
     assert '<section id="decisions">' in page
@@ -172,15 +176,6 @@ def test_network_is_shown_on_a_frontier(swept, trained, tmp_path, capsys):
         with pytest.raises(SystemExit, match="1"):
             evaluate("Evaluate.", [str(trained), "--cpu", *flags])
         assert message in capsys.readouterr().err
-
-
-def test_place_on_a_frontier_is_that_of_the_chip_of_the_sweep(swept, trained, rows, tmp_path):
-    page = {"report": tmp_path / "page.html", "frontier": swept, "max_test_samples": 100, "cpu": True}
-    own = {"dead_neurons": 0.5, "gating": False, "weight_bits": 3}
-    found = evaluation.run(EvaluationOptions(model=str(trained), **page, **own))
-    (free,) = of(rows, "free")
-    for key in ("total", "with_memory", "arithmetic"):
-        assert getattr(found.page.here.energy[0], key) == getattr(free.energy[0], key)
 
 
 def test_diverged_point_does_not_end_the_sweep(trained, tmp_path, monkeypatch, capsys):

@@ -3,7 +3,7 @@
 import dataclasses
 
 from ttfs_kernels import Neuron
-from ttfs_triton.hardware.counts.counts import GATED, OF_ALL_SAMPLES, Counts, InputCounts, LayerCounts
+from ttfs_triton.hardware.counts.counts import GATED, Counts, InputCounts, LayerCounts
 from ttfs_triton.hardware.energy.estimate import Estimate
 from ttfs_triton.nn.statistics import LayerKind
 
@@ -60,16 +60,6 @@ def convolutional_network() -> Counts:
         **dict(active_inputs=64, synaptic_operations=640, nonzero_macs=640, dense_macs=1280),
     )
     return Counts(1, (analog, spiking, readout), readout="potential_start")
-
-
-def scaled(counts: Counts, samples: int) -> Counts:
-    """The same network over `samples` times as many samples that all do the same."""
-    per_layer = (*OF_ALL_SAMPLES, "samples")
-    layers = tuple(
-        dataclasses.replace(own, **{name: getattr(own, name) * samples for name in per_layer}) for own in counts.layers
-    )
-    encoder = dataclasses.replace(counts.input, spikes=counts.input.spikes * samples)
-    return dataclasses.replace(counts, samples=counts.samples * samples, layers=layers, input=encoder)
 
 
 def of_neuron(counts: Counts, psp_persistence: float) -> Counts:

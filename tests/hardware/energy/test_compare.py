@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.hardware.energy.energy_cases import convolutional_network, dense_network, of_neuron
 from tests.hardware.energy.energy_cases import counted as by_term
-from tests.hardware.energy.test_estimate import Branches
+from tests.hardware.test_concatenations import Branches
 from ttfs_triton.hardware import count
 from ttfs_triton.hardware.energy.chip import Access, Chip, Memory, load_chip
 from ttfs_triton.hardware.energy.compare import (
@@ -76,8 +76,8 @@ def test_rate_coded_network_works_in_every_step():
     assert counted(fired, "spikes out") == pytest.approx(10 * 0.2 * (256 + 512))
     # Layers follow each other by a step.
     assert rate_coded(COUNTS, "truenorth", RateCode(steps=10, rate=0.2)).latency_us == (10 + 2) * 1000
-    branches = count(Branches(), [torch.rand(1, 1, 8, 8)])  # four layers, two of them beside each other
-    for counts, layers in ((dense_network(), 2), (branches, 3)):
+    branches = count(Branches(), [torch.rand(1, 1, 8, 8)])  # five layers, two of them beside each other
+    for counts, layers in ((dense_network(), 2), (branches, 4)):
         assert rate_coded(counts, "truenorth", RateCode(steps=10, rate=0.2)).latency_us == (10 + layers - 1) * 1000
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.hardware.energy.energy_cases import convolutional_network, counted, dense_network, of_neuron, scaled
+from tests.hardware.energy.energy_cases import convolutional_network, counted, dense_network, of_neuron
+from tests.hardware.test_concatenations import Branches
 from ttfs_triton.hardware.counts.counter import count
 from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.energy.chip import Chip, available_chips, load_chip
@@ -17,7 +18,7 @@ from ttfs_triton.hardware.energy.models import estimate
 from ttfs_triton.hardware.energy.prices import Price
 from ttfs_triton.hardware.simulation.simulation import simulated_run
 from ttfs_triton.hardware.simulation.simulator import simulate
-from ttfs_triton.nn import DFTConv2d, DFTLinear, Grid, LatencyEncoder, Neuron, PotentialReadout, cnn1, put_on_grid
+from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, Neuron, PotentialReadout, cnn1, put_on_grid
 
 CHIPS = st.sampled_from(available_chips())
 UNKNOWN = Price(None, unit="pJ", status="unpublished", source="nowhere")
@@ -102,23 +103,10 @@ def test_readout_works_until_its_decision(readout, additions, compares, windows)
     assert report.latency_us == windows * 4 * 10
 
 
-class Branches(nn.Module):
-    """Two convolutions beside one, whose spikes are added by a skip: three layers in two windows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder, self.first, self.branch = LatencyEncoder(), DFTConv2d(1, 4, 3), DFTConv2d(1, 4, 5)
-        self.second, self.readout = DFTConv2d(4, 4, 3, skip=4), PotentialReadout(4 * 4 * 4, 3)
-
-    def forward(self, images):
-        x = self.encoder(images)
-        return self.readout(self.second(self.first(x), skip=self.branch(x)).flatten(1))
-
-
 def test_latency_of_parallel_branches_is_that_of_the_longest():
     found = simulate(Branches(), [torch.rand(2, 1, 8, 8)], steps=8)
     report = estimate(found.counts, "horowitz45:fp32", steps=8, step_us=1)
-    assert report.latency_us == found.potential_latency_steps == 24
+    assert report.latency_us == found.potential_latency_steps == 4 * 8  # of five layers, two are beside each other
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.0])
@@ -155,8 +143,10 @@ def test_sleep_of_neurons_is_that_of_a_simulation(readout, sigma):
 
 def test_a_network_without_spikes_sleeps():
     """The energy without a spike is below that with spikes: both have the same gating."""
-    counts, options = count(cnn1(16, width=0.25), [torch.rand(2, 1, 16, 16)]), RunOptions(steps=16, gating=True)
+    model, images, options = cnn1(16, width=0.25), torch.rand(2, 1, 16, 16), RunOptions(steps=16, gating=True)
+    counts, twice = count(model, [images]), count(model, [images, images])
     silent, half, whole = (estimate(counts.firing_more(by), "lemaire45:int8", options) for by in (0.0, 0.5, 1.0))
+    assert estimate(twice, "lemaire45:int8", options).total.nominal == pytest.approx(whole.total.nominal)  # an image
     assert counted(silent, "conv2")["threshold comparisons"] == 17 * counts.layers[1].neurons
     assert "neuron additions" not in counted(silent, "conv2")
     assert silent.total.nominal < whole.total.nominal
@@ -270,18 +260,15 @@ def test_options_are_taken_by_name_too():
     st.booleans(),
     st.sampled_from([0.0, 0.25, 1.0]),
     st.sampled_from(["clock_driven", "closed_form"]),
-    st.integers(1, 50),
 )
-def test_total_is_the_sum_of_terms_in_order(chip, steps, gating, persistence, implementation, samples):
+def test_total_is_the_sum_of_terms_in_order(chip, steps, gating, persistence, implementation):
     options = RunOptions(steps, implementation, gating, step_us=1.0)
-    counts = of_neuron(convolutional_network(), persistence)
-    report, many = (estimate(each, chip, options) for each in (counts, scaled(counts, samples)))
+    report = estimate(of_neuron(convolutional_network(), persistence), chip, options)
     energies = [term.energy for term in report.terms if term.energy is not None]
     if not energies:  # a closed form on a chip that prices synaptic operations only, and no static power
         assert report.total is None
         return
     assert report.total.nominal == pytest.approx(sum(energy.nominal for energy in energies))
-    assert many.total.nominal == pytest.approx(report.total.nominal)  # of one sample
     assert all(energy.low <= energy.nominal <= energy.high for energy in (*energies, report.total))
     for parts in (report.by_layer(), report.by_term()):
         assert sum(part.nominal for part in parts.values() if part) == pytest.approx(report.total.nominal)
