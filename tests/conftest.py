@@ -1,9 +1,13 @@
-"""Settings of all tests: the same random numbers in every run, no time limits, the options --device and -m slow."""
+"""Settings of all tests: the same random numbers in every run, no time limits, the options --device and -m slow; and
+fixtures that several folders share.
+"""
 
 import importlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,6 +91,38 @@ def _fresh_accelerator() -> Iterator[None]:
     yield
     if (state := sys.modules.get("accelerate.state")) is not None:
         state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Cache data sets in a folder of the tests' own, also where `datasets` is imported later."""
+    folder = str(tmp_path_factory.mktemp("datasets"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", folder)
+        if "datasets" in sys.modules:
+            patch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, _own_cache: None) -> Path:
+    """Folder of a run of one epoch on some of the bundled images."""
+    from accelerate.state import AcceleratorState
+
+    from ttfs_triton.train import TrainConfig, train
+
+    network = {"model": "4C5-P4-16", "readout": "potential_end", "psp_persistence": 0.25}
+    few = {"dataset": "sample", "epochs": 1, "lr": 2e-2, "max_train_samples": 300, "max_test_samples": 100}
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train(TrainConfig(**network | few, output_dir=folder, cpu=True))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the trained run, to be changed."""
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 @pytest.fixture

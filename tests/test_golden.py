@@ -5,8 +5,6 @@ from functools import cache
 import pytest
 import torch
 
-from tests.data.fixtures import _own_cache  # noqa: F401
-
 pytest.importorskip("triton", reason="some of the recorded values are its kernels'")
 pytest.importorskip("onnxruntime", reason="some of the recorded values are its outputs")
 

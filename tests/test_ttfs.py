@@ -1,7 +1,6 @@
 """The command `ttfs`, as a program of its own and outside of the repository."""
 
 import json
-import os
 import subprocess
 import sys
 from importlib import import_module
@@ -9,22 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.runs import environment
 from ttfs_triton.command_line import RECIPES
 from ttfs_triton.train import TrainConfig, run
 from ttfs_triton.ttfs import COMMANDS, main
 
-ROOT = Path(__file__).parents[1]
-
 
 def ttfs(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_CACHE": str(folder / "cache"),
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
-    }
     words = (sys.executable, "-m", "ttfs_triton.ttfs", *words)
-    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(words, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300)
 
 
 def test_help_names_every_command_and_recipe(capsys):

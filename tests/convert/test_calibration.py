@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from tests.data.fixtures import _own_cache
 from tests.train.runs import make_images
 from ttfs_triton.convert import ConversionError, calibrate_network
 from ttfs_triton.convert.calibrate_grid import calibrate_grid, main
@@ -26,7 +25,6 @@ from ttfs_triton.nn import (
     resnet20,
 )
 
-__all__ = ["_own_cache"]
 IMAGES = torch.rand(24, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 

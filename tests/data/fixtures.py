@@ -1,21 +1,12 @@
-"""Small image data sets for the tests, and a cache of their own."""
+"""Small image data sets for the tests."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
 import numpy as np
-import pytest
-from datasets import config as datasets_config
 from PIL import Image
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets_config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets_cache"))
-        yield
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -3,7 +3,6 @@
 import pytest
 from accelerate.state import AcceleratorState
 
-from tests.trained import _own_cache, run, trained  # noqa: F401
 from ttfs_triton.frontier.command import main
 
 FLAGS = ("--cpu", "--epochs", "1", "--chip", "lemaire45:int8", "--steps", "8")
@@ -21,7 +20,7 @@ def sweep(*arguments):
 
 
 @pytest.fixture(scope="session")
-def swept(trained, tmp_path_factory):  # noqa: F811
+def swept(trained, tmp_path_factory):
     """Folder of a finished sweep."""
     folder = tmp_path_factory.mktemp("sweep") / "out"
     sweep(trained, "--output-dir", folder, *SWEEP, *EVALUATED)

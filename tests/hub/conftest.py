@@ -1,10 +1,9 @@
-"""Fixtures: one small trained network, one local Hub server and one client for all tests of this folder."""
+"""Fixtures: one local Hub server and one client for all tests of this folder."""
 
 import pytest
 
 from tests.hub.client import Client, environment
 from tests.hub.server import HubServer
-from tests.trained import _own_cache, run, trained  # noqa: F401
 
 
 @pytest.fixture(scope="session")

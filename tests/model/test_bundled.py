@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trained import _own_cache, run, trained  # noqa: F401
 from ttfs_triton.convert import WeightsError, open_weights
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluation import LoadError, load_network
@@ -95,7 +94,7 @@ def script():
 
 
 @torch.no_grad()
-def test_bundle_is_the_run_folded_and_rounded(script, run, tmp_path, capsys):  # noqa: F811
+def test_bundle_is_the_run_folded_and_rounded(script, run, tmp_path, capsys):
     script.main([str(run), "a-name", "--output-dir", str(tmp_path / "networks"), "--commit", "abc1234"])
     folder = tmp_path / "networks" / "a-name"
     facts = json.loads((folder / "facts.json").read_text())
@@ -114,7 +113,7 @@ def test_bundle_is_the_run_folded_and_rounded(script, run, tmp_path, capsys):  #
         assert torch.equal(layer.effective_weight().bfloat16(), tensors[name])
 
 
-def test_bundle_that_is_too_large_or_of_no_whole_run_leaves_nothing(script, run, tmp_path, monkeypatch):  # noqa: F811
+def test_bundle_that_is_too_large_or_of_no_whole_run_leaves_nothing(script, run, tmp_path, monkeypatch):
     options = script.BundleOptions(run=str(run), name="a", output_dir=tmp_path / "networks")
     monkeypatch.setattr(script, "MOST_BYTES", 1000)
     with pytest.raises(SystemExit):

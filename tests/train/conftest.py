@@ -1,17 +1,15 @@
-"""Fixtures: a small image data set, the configuration of a run on it, and a teacher network."""
+"""Fixtures: a small image data set, the configuration of a run on it, a teacher network, and a local Hub server."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.data.fixtures import _own_cache
+from tests.hub.conftest import hub  # noqa: F401
 from tests.train.runs import SETTINGS, make_images
 from ttfs_triton import TTFSModel
 from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.train import TrainConfig
-
-__all__ = ["_own_cache"]
 
 
 @pytest.fixture(scope="module")

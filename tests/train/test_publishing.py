@@ -6,17 +6,10 @@ import subprocess
 import pytest
 
 from tests.hub.client import Client, Raised, environment
-from tests.hub.server import HubServer, Repository
+from tests.hub.server import Repository
 from tests.train.runs import SETTINGS, command
 
 ONE_EPOCH = SETTINGS | {"epochs": 1}
-
-
-@pytest.fixture(scope="module")
-def hub():
-    server = HubServer()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
