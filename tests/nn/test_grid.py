@@ -1,8 +1,6 @@
 """Networks on a chip's grid: what they compute, how they are differentiated, what carries the grid."""
 
 import dataclasses
-import math
-from fractions import Fraction
 from functools import partial
 
 import hypothesis.strategies as st
@@ -28,7 +26,6 @@ from ttfs_triton.nn import (
     put_on_grid,
     train_for,
 )
-from ttfs_triton.nn.chip import check_registers
 from ttfs_triton.nn.grid import Clock, Ramp
 from ttfs_triton.nn.integers import fitting_unit, quantise_weight
 from ttfs_triton.nn.on_chip import RoundedLayer
@@ -159,18 +156,6 @@ def test_fitting_unit_rounds_better_than_the_largest_weight(bits, per_channel, s
     assert per_channel or len(unit.unique()) == 1
 
 
-def test_registers_that_cannot_hold_a_threshold_are_refused():
-    network = TTFSNetwork(NetworkConfig("8", image_size=(4, 4), grid=Grid(64, 8, state_bits=8)))
-    with pytest.raises(
-        ValueError, match=r"Grid: state_bits must hold every layer's threshold, which is .* in fc1 at 64"
-    ):
-        check_registers(network)
-    network.put_on_grid(Grid(64, 8, state_bits=32))
-    check_registers(network)
-    network.put_on_grid(None)
-    check_registers(network)
-
-
 def test_grid_goes_through_files_with_the_same_decisions(tmp_path):
     config = NetworkConfig("6C3-P2-8", image_size=(8, 8), classes=3, grid=Grid(4, 2, per_channel=False))
     model = TTFSModel(config).eval()
@@ -233,17 +218,6 @@ def test_grid_in_words():
     assert dataclasses.replace(Grid(4), time_steps=8).text() == "8 time steps a window, unrounded weights"
 
 
-def test_instants_and_stamps():
-    assert Clock(3).instants() == [0, 1, 3, 5]
-    assert Clock(3).step_of(torch.arange(5)).tolist() == [0, 0, 1, 2, 3]
-
-
-def test_encode_rounds_to_the_nearest_step():
-    clock, activations = Clock(4), [1.0, 0.9, 0.88, 0.87, 0.5, 0.13, 0.12, 0.01, 0.0]
-    found = clock.remaining(clock.encode(torch.tensor(activations, dtype=torch.float64)))
-    assert found.tolist() == [4, 4, 4, 3, 2, 1, 0, 0, 0]
-
-
 @settings(max_examples=50)
 @given(st.integers(1, 300), st.integers(0, 10**6))
 def test_encode_error_is_at_most_half_a_step(steps, seed):
@@ -284,12 +258,3 @@ def test_first_instant_at_equality_fires():
     high, middle = int(ramp.height), int(ramp.height) * 5 // 8
     potential = torch.tensor([[middle], [middle - 1], [high], [high - 1]])
     assert ramp.first_instant(potential, torch.zeros_like(potential)).flatten().tolist() == [2, 3, 0, 1]
-
-
-def test_ramp_falls_to_zero_and_is_as_high_as_the_threshold():
-    unit = torch.tensor([0.01, 1 / 7], dtype=torch.float64)
-    ramp = Ramp(Clock(8), unit, threshold=20.0)
-    heights = [Fraction(int(height)) * Fraction(float(u)) for height, u in zip(ramp.height, unit, strict=True)]
-    for height in heights:  # unit of the potential: unit / (8 steps · 2^17)
-        assert math.isclose(height / (8 * 2**17), 20, rel_tol=1e-6)
-    assert torch.equal(ramp.height - ramp.decrement * 16, torch.zeros(2, dtype=torch.int64))

@@ -11,7 +11,7 @@ from tests.nn.common import activations, randomised
 from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron, PotentialReadout
 from ttfs_triton.nn.grid import Clock, Ramp
 from ttfs_triton.nn.integers import exact_products, quantise_weight
-from ttfs_triton.nn.on_chip import ClockedLayer, earliest_input
+from ttfs_triton.nn.on_chip import ClockedLayer
 
 
 def clocked(layer, clock, bits=8, **options):
@@ -23,12 +23,15 @@ def remaining_steps(*shape, steps, seed):
     return (activations(*shape, seed=seed) * steps).round().float()
 
 
-def test_wide_registers_change_nothing_and_cost_nothing():
-    layer = randomised(DFTLinear(20, 6), 0)
-    wide, narrow = (clocked(layer, Clock(8), 4, register=register) for register in (2**20, 20))
-    assert (wide.may_saturate, narrow.may_saturate) == (False, True)
+@pytest.mark.parametrize(("register", "saturates"), [(30, True), (60, True), (120, True), (2**20, False)])
+def test_membranes_are_those_of_single_steps_in_registers_of_any_size(register, saturates):
+    layer = clocked(randomised(DFTLinear(20, 6), 0), Clock(8), 4, register=register)
     x = remaining_steps(4, 20, steps=8, seed=0)
-    assert torch.equal(wide.integrate(x).potential, clocked(layer, Clock(8), 4).integrate(x).potential)
+    found, stepped = layer.integrate(x), layer.integrate_stepped(x)
+    assert torch.equal(found.potential, stepped.potential)
+    assert torch.equal(found.drift, stepped.drift)
+    layer.register = None
+    assert torch.equal(layer.integrate_stepped(x).potential, found.potential) != saturates
 
 
 @settings(max_examples=30)
@@ -84,16 +87,3 @@ def test_neurons_without_their_common_initial_potential():
     assert torch.equal(found.potential, expected.potential)
     assert torch.equal(found.drift, expected.drift)
     assert torch.equal(without.after(found, 3), expected.potential + 3 * expected.drift)
-
-
-def test_earliest_input_of_padded_groups():
-    layer = DFTConv2d(2, 2, 2, 2, 2, groups=2)
-    x = torch.zeros(1, 2, 2, 2)
-    x[0, 0, 0, 0], x[0, 0, 1, 1], x[0, 1, 1, 0] = 3, 7, 1
-    found = earliest_input(layer, x)
-    assert found[0, 0].tolist() == [[0, 0, 0], [0, 7, 0], [0, 0, 0]]
-    assert found[0, 1].tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
-    dilated = DFTConv2d(2, 2, 2, dilation=2, groups=2)
-    x = torch.zeros(1, 2, 3, 4)
-    x[0, 0, 1, 1], x[0, 0, 2, 3] = 7, 3  # only the second lies on a tap
-    assert earliest_input(dilated, x).tolist() == [[[[0, 3]], [[0, 0]]]]
