@@ -204,14 +204,6 @@ def test_under_autocast_contractions_have_its_type_and_statistics_float32():
     assert {tensor.dtype for tensor in outcome(found, tensors)[3:]} == {torch.float32}
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton", "auto"])
-def test_a_gpu_gets_our_kernels(device, backend):
-    ours = pytest.importorskip("ttfs_kernels.triton_backend.layer").TritonNormalised
-    served = normalised(CONV2D, given_to(CONV2D, device=device), Neuron(), backend).activations.grad_fn
-    expected = backend == "triton" or (backend == "auto" and device.type == "cuda")
-    assert isinstance(served.layer, ours) == expected
-
-
 def test_a_step_is_launches_alone(device, monkeypatch):
     """A CUDA graph can capture a step: its launches, replayed on other activations, give the step's results."""
     launch = pytest.importorskip("ttfs_kernels.triton_backend.launch").Launch

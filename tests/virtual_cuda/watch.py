@@ -9,20 +9,18 @@ from torch import Tensor
 
 
 class Record:
-    """Calls and bytes inside `recording()`.
+    """Calls inside `recording()`.
 
     Attributes:
         operators: calls that launch a kernel or a copy, by operator; views and allocations are none.
         launches: calls of Triton kernels, by kernel.
         synchronisations: what makes the host wait for the device, by operator.
-        peak_bytes: the most bytes alive at once, those from before included.
     """
 
     def __init__(self) -> None:
         self.operators: Counter[str] = Counter()
         self.launches: Counter[str] = Counter()
         self.synchronisations: Counter[str] = Counter()
-        self.peak_bytes = memory.live
 
 
 class _Memory:
@@ -42,8 +40,6 @@ class _Memory:
         weakref.finalize(storage, self._free, size).atexit = False
         self.live += size
         self.peak = max(self.peak, self.live)
-        for record in _records:
-            record.peak_bytes = max(record.peak_bytes, self.live)
 
     def _free(self, size: int) -> None:
         self.live -= size

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.bench.modules import modules
 from tests.kernels.triton.common import convolutions
 from ttfs_kernels.triton_backend import planning
-from ttfs_kernels.triton_backend.formulation import Chip, fitting, inputs_first
+from ttfs_kernels.triton_backend.formulation import Chip, fitting
 from ttfs_kernels.triton_backend.launch import Device
 from ttfs_kernels.triton_backend.planning import SMALLEST_BLOCK, SMALLEST_SHARED, default_config, split
 from ttfs_kernels.triton_backend.problem import PASSES
@@ -20,11 +20,6 @@ from ttfs_kernels.triton_backend.problem import PASSES
 AMPERE, ADA, HOPPER, BLACKWELL, GEFORCE_BLACKWELL = (Chip("cuda", sm) for sm in (80, 89, 90, 100, 120))
 MI300 = Chip("hip", "gfx942")
 CHIPS = (AMPERE, ADA, HOPPER, BLACKWELL, GEFORCE_BLACKWELL, MI300)
-
-
-def test_chips_with_asynchronous_products_take_weights_first():
-    """On Hopper the other order is a register race."""
-    assert [chip for chip in CHIPS if not inputs_first(chip)] == [HOPPER, BLACKWELL]
 
 
 @given(
