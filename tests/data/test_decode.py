@@ -169,24 +169,6 @@ def rows(monkeypatch):
     return datasets.Dataset.from_dict({"image": list(range(1200))})
 
 
-def test_rows_come_in_order_whatever_their_size(rows, monkeypatch, capsys):
-    monkeypatch.setattr(reading, "_AHEAD_BYTES", 100)
-    chosen = torch.randperm(1200)[:1100]
-
-    def read(_, number):
-        if number % 7 == 0:
-            raise ValueError(number)
-        return np.full(number % 90, number)
-
-    for number, found in zip(chosen.tolist(), read_rows(rows, chosen, read, progress=True), strict=True):
-        if isinstance(found, Exception):
-            assert (number % 7, found.args) == (0, (number,))
-        else:
-            assert number % 7
-            assert np.array_equal(found, np.full(number % 90, number))
-    assert capsys.readouterr().err == "", "no bar where there is no terminal"
-
-
 @pytest.mark.parametrize(("size", "most"), [(reading._AHEAD_BYTES, 3), (reading._AHEAD_BYTES // 4, 12), (1, 96)])
 def test_large_images_are_not_decoded_ahead(rows, size, most):
     started = []

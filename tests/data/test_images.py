@@ -68,26 +68,13 @@ def test_invalid_labels_are_refused(tmp_path, labels, message):
         load_images(None, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"damaged", r"at most 0 images may be undecodable; got 1 up to .*/cat/01\.png \(UnidentifiedImageError"),
-        (Image.new("L", (9, 8)), r"sizes must be equal; got 8x9 in .*/cat/01\.png, where .*/cat/00\.png has 6x6"),
-        (Image.new("RGB", (6, 6)), None),
-    ],
-    ids=["damaged", "odd size", "colour"],
-)
-def test_the_file_of_an_image_that_does_not_fit_is_named(tmp_path, content, message):
+def test_the_file_of_an_image_that_does_not_fit_is_named(tmp_path):
     folder = tmp_path / "train" / "cat"
     folder.mkdir(parents=True)
-    for number, pixels in enumerate(random_images(3)):
-        Image.fromarray(pixels).save(folder / f"{number:02}.png")
-    gray = load_images(None, tmp_path)
-    odd = folder / "01.png"
-    odd.write_bytes(content) if isinstance(content, bytes) else content.save(odd)
-    message = message or r"must be grayscale like the training images; got a colour image, .*/cat/01\.png\. Convert"
-    with pytest.raises(ValueError, match=message):
-        load_images(None, tmp_path, max_bad_images=0, like=gray if "grayscale" in message else None)
+    for number, size in enumerate(((6, 6), (9, 8))):
+        Image.new("L", size).save(folder / f"{number:02}.png")
+    with pytest.raises(ValueError, match=r"must be equal; got 8x9 in .*/cat/01\.png, where .*/cat/00\.png has 6x6"):
+        load_images(None, tmp_path)
 
 
 def test_columns_and_splits_without_images_are_refused(tmp_path, monkeypatch):

@@ -146,12 +146,3 @@ def test_hostile_names_stay_text(facts):
     assert ModelCard(card).data.library_name == "ttfs-triton"
     assert words("a |`*_[x](y)<b>\n\n#") == r"a \|\`\*\_\[x\](y)\<b\> \#"
     assert code("a`b\n|c") == r"a'b \|c"
-
-
-def test_package_holds_the_model_bit_for_bit(facts, trained, tmp_path):
-    files = make_files(facts, "org/name")
-    assert files["model.safetensors"] == (trained / "best" / "model.safetensors").read_bytes()
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes(files[name])
-    loaded = TTFSModel.from_pretrained(tmp_path)
-    assert (loaded.config, loaded.class_names) == (facts.model.config, facts.model.class_names)

@@ -19,7 +19,7 @@ from ttfs_triton.model.files import (
     read_model,
     write_model,
 )
-from ttfs_triton.model.weights import checksum, load_tensors, read_weights, weight_bytes
+from ttfs_triton.model.weights import checksum, read_weights, weight_bytes
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 NETWORK = NetworkConfig("2C3-P2-4", image_size=(4, 4), classes=2)
@@ -103,10 +103,9 @@ def test_files_of_two_models_are_refused(folder, network, tmp_path_factory):
     [
         (b"{", r"config\.json must be what training wrote; it is not JSON"),
         (b"\xff\xfe\xff", "it is not JSON"),
-        (b"[1]", "format_version must be 3 or 4; got None"),
         (b'{"a": ' * 100_000, "it is not JSON"),
         (b'{"format_version": ' + b"1" * 5000 + b"}", "it is not JSON"),
-        (b'{"format_version": 99}', r"format_version must be 3 or 4; got 99\. Upgrade ttfs-triton"),
+        (b"[1]", "format_version must be 3 or 4; got None"),
         (b" " * (MAX_CONFIG_BYTES + 1), "must be a readable file; .* at most 16777216 are allowed"),
         (None, "must describe the network of the weights; there is no such file"),
         (os.mkdir, "must be a readable file"),
@@ -226,11 +225,3 @@ def test_cut_off_missing_and_foreign_files_are_refused(path, length):
     for each in (path, path.with_name("nothing")):
         with pytest.raises(LoadError, match="must be a whole safetensors file"):
             read_weights(each)
-
-
-@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
-def test_network_takes_the_precision_of_the_file(path, plain, kind):
-    other = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(kind)
-    path.write_bytes(weight_bytes(other.state_dict()))
-    load_tensors(plain, read_weights(path), path)
-    assert_same(plain.state_dict(), other.state_dict())

@@ -80,16 +80,6 @@ def test_real_values_are_converted_as_pixels_are_but_for_rounding(size, channels
     torch.testing.assert_close(found, expected, atol=1.5 / 255, rtol=0)
 
 
-def test_gradients_do_not_follow():
-    image = torch.rand(3, 6, 5, requires_grad=True)
-    assert not one(image).requires_grad
-
-
-def test_divisor_scales():
-    found = one(np.full((6, 5), 51, dtype=np.uint8), Preprocessing((6, 5), "L", 1.0), 1)
-    torch.testing.assert_close(found, torch.full((1, 6, 5), 51.0))
-
-
 def test_channels_that_are_no_colours_need_tensors():
     preprocessing = Preprocessing((6, 5), None)
     image = torch.rand(2, 6, 5)

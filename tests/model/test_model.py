@@ -74,13 +74,6 @@ def test_compiled_parts_save_plainly(model, tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
 
 
-def test_folded_network_saves_what_it_is(model, tmp_path):
-    model.fold_standardisation()
-    model.save_pretrained(tmp_path / "a")
-    images = torch.rand(2, 1, 8, 8)
-    assert torch.equal(TTFSModel.from_pretrained(tmp_path / "a")(images), model(images))
-
-
 def test_copy_of_a_network(model):
     network = TTFSNetwork(CONFIG).double()
     copy = TTFSModel.from_network(network, class_names=list("wxyz"))
