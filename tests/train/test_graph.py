@@ -15,7 +15,7 @@ from ttfs_triton.nn import Grid
 from ttfs_triton.scoring.scorer import GraphError
 from ttfs_triton.train import ConfigError, TrainConfig, loop, train
 from ttfs_triton.train.display import SKIPPED
-from ttfs_triton.train.step import WARM_UP, GraphedStep, choose_graphs
+from ttfs_triton.train.step import WARM_UP, choose_graphs
 
 
 @pytest.fixture
@@ -112,12 +112,6 @@ def test_grids_whose_weights_the_host_reads_have_no_graph(monkeypatch):
         graph = Mock(grid=Grid(4, bits), stages=[Mock(skip=skip)])
         assert choose_graphs(TrainConfig(weight_noise=noise), accelerator, graph, said.append) is None
     assert [line.endswith("wait for their weights") for line in said] == [True] * 3
-
-
-def test_processes_do_not_time_themselves_in_a_capture():
-    step = Mock(accelerator=Mock(num_processes=2, device=torch.device("cpu")), bare_optimizer=Mock(param_groups=[]))
-    GraphedStep(step, RecordedGraphs(), required=False, say=print)  # type: ignore[arg-type]
-    step.model._set_ddp_runtime_logging_sample_rate.assert_called_once_with(2**31 - 1)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from tests.train.runs import command, environment, metrics
-from ttfs_triton.train import RunFolderError, TrainConfig
+from ttfs_triton.train import RunFolderError, TrainConfig, train
 from ttfs_triton.train.run import _new_folder
 from ttfs_triton.train.run_folder import RunFolder
 
@@ -122,6 +122,8 @@ def test_default_folders_are_unique(tmp_path, monkeypatch):
         folders = list(pool.map(lambda _: _new_folder("cnn-mnist"), range(24)))
     assert len(set(folders)) == 24
     assert all(folder.name.startswith("cnn-mnist-20") for folder in folders)
+    with pytest.raises(RunFolderError, match=r"--resume needs the folder of the run to resume\. Add --output-dir"):
+        train(TrainConfig(dataset="sample", resume=True, cpu=True))
     (tmp_path / "runs").rename(tmp_path / "moved")
     (tmp_path / "runs").touch()
     with pytest.raises(RunFolderError, match="must be a folder that can be made; got"):

@@ -95,13 +95,6 @@ def test_test_images_are_scored_in_float32(config):
     assert summary["test_accuracy"] == (network(images).argmax(1) == labels).sum().item() / len(labels)
 
 
-def test_start_from_weights_of_a_run(config, tmp_path):
-    first = train(change(config, psp_persistence=0.0, batch_norm=True, ema_decay=0.0, epochs=4))
-    values = {"weight_standardisation": False, "lr": 1e-9, "output_dir": tmp_path / "next"}
-    summary = train(change(config, psp_persistence=0.0, weights=config.output_dir, **values))
-    assert summary["test_accuracy"] == first["test_accuracy"]
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -110,6 +103,7 @@ def test_start_from_weights_of_a_run(config, tmp_path):
         ({"model": "4X3"}, r"^parse_specification: each token must look like"),
         ({"data_dir": "/nowhere"}, "nowhere"),
         ({"weights": "/nowhere"}, "weights: .*nowhere"),
+        ({"data_dir": None}, r"^give --dataset .* or --data-dir"),
     ],
 )
 def test_run_that_cannot_begin_is_told_and_leaves_nothing(config, values, message):
