@@ -35,18 +35,3 @@ def test_example_does_what_it_says(example, tmp_path, monkeypatch, capsys):
     runner.run(example)
     assert runner.failures == 0, capsys.readouterr().out
     assert runner.tries == len(example.examples)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("ttfs_kernels.ops.dft_linear", "ttfs_kernels.ops.dft_conv2d", "ttfs_kernels.neuron.Neuron"),
-        *(f"ttfs_triton.nn.layers.{name}" for name in ("DFTConv2d", "DFTLinear")),
-        *(f"ttfs_triton.nn.readout.{name}" for name in ("PotentialReadout", "FirstSpikeReadout")),
-        *("ttfs_triton.nn.layers.EarliestSpikePool2d", "ttfs_triton.nn.config.NetworkConfig"),
-        *("ttfs_triton.nn.models.TTFSNetwork", "ttfs_kernels.normalised.normalised_conv2d"),
-        *(f"ttfs_triton.nn.networks.{name}" for name in ("cifarnet", "cnn1", "resnet20", "vgg11")),
-    ],
-)
-def test_public_names_have_examples(name):
-    assert name in {example.name for example in EXAMPLES}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.bench.modules import modules
-from ttfs_triton.hardware import RunOptions, count, dense_ann, estimate, load_chip, simulate
+from ttfs_triton.hardware import RunOptions, dense_ann, estimate, load_chip, simulate
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import NetworkConfig
 
@@ -78,13 +78,6 @@ def test_layers_at_their_break_even_density_cost_the_same(tested, found):
     ours = break_even.by_layer(estimate(dataclasses.replace(found.counts, layers=tuple(layers)), chip, run))
     for name in at_par:
         assert ours[name] == pytest.approx(dense[name], rel=2e-3)  # rows have four decimals
-
-
-def test_chips_that_price_both_are_found():
-    counts = count(TTFSModel(NetworkConfig("8", image_size=(4, 4), classes=2)), [torch.rand(2, 1, 4, 4)])
-    assert [chip.name for chip in break_even.fair_chips(counts)] == [
-        f"lemaire45:{precision}" for precision in ("fp32", "fp16", "int32", "int8")
-    ]
 
 
 def test_benches_say_what_is_wrong_with_their_arguments(tmp_path):

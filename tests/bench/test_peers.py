@@ -2,7 +2,6 @@
 
 import math
 from importlib.metadata import version
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,17 +62,6 @@ def test_writes_times_memory_and_their_growth(run_script, monkeypatch, capsys):
     assert rows[3]["version"] == version("pytest")
     assert about["left_out"] == "[]"
     assert "growth" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("faster", ["channels_last", "contiguous"])
-def test_layout_is_the_faster_one(faster):
-    simulation = simulation_of(stand_in(CPU, torch.float32), 2)
-    noted: list[float] = []
-    contender = SimpleNamespace(network=simulation)
-    step = SimpleNamespace(contender=contender, forward_backward_ms=noted, forget=lambda rounds: noted.clear())
-    step.time = lambda: noted.append(1.0 if simulation.layout == faster else 2.0)
-    assert peers.faster_layout(step) == faster
-    assert not noted
 
 
 @pytest.mark.parametrize("package", ["spikingjelly", "snntorch"])

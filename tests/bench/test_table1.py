@@ -94,23 +94,6 @@ def test_table_is_written_between_its_markers_only(options):
         table1.replace_table(options.readme, "")
 
 
-def test_the_readme_has_rows_by_name_with_the_papers_beside_its_own_neuron(options, tmp_path):
-    names = {"mnist-s1-0": {}, "mnist-s1-1": {"seed": 1, "accuracy": 0.7}, "mnist-s1-margin": {"accuracy": 0.1}}
-    names |= {
-        "cifarnet-s0-wide-3": {"model": "cifarnet", "dataset": "uoft-cs/cifar10", "psp_persistence": 0.25},
-        "cifarnet-s1-wide-muon": {"model": "cifarnet", "dataset": "uoft-cs/cifar10"},
-    }
-    found = [table1.read(table1.collect(make_run(tmp_path / "runs" / n, **v), options)) for n, v in names.items()]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table1.main_table(found).splitlines()[2:]]
-    assert [row[:2] for row in rows] == [
-        ["MNIST", "CNN1, σ = 1"],
-        ["CIFAR-10", "cifarnet, σ = 0.25"],
-        ["CIFAR-10", "cifarnet, σ = 1"],
-    ]
-    assert (rows[1][5:], rows[2][5:]) == (["–", "–", "–"], ["93.05 % (VGG16)", "0.2561", "300"])
-    assert rows[0][2:] == ["60.00 ± 14.14 %", "0.250 ± 0.000", "3", "99.4 %", "0.3913", "150"]
-
-
 def test_committed_tables_are_those_of_the_committed_runs():
     runs = [table1.read(folder) for folder in sorted((bench.RESULTS / "runs").glob("*")) if folder.is_dir()]
     assert table1.main_table(runs) in (bench.ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What is no network of our layers is refused by all who take one, with the same sentence and remedy.
+"""A network that adds spike times is refused by all who take one, with the same sentence and remedy.
 
 Each kind of refusal is tested in `tests/nn/test_graph.py`.
 """
@@ -12,7 +12,7 @@ from torch import nn
 from ttfs_triton.export import to_nir, to_onnx
 from ttfs_triton.hardware import count, counting, estimate, load_chip, simulate, sweep
 from ttfs_triton.model import TTFSModel
-from ttfs_triton.nn import DFTConv2d, DFTLinear, LatencyEncoder, NetworkError, PotentialReadout, network_graph
+from ttfs_triton.nn import DFTConv2d, LatencyEncoder, NetworkError, PotentialReadout, network_graph
 from ttfs_triton.report import spikes_of
 from ttfs_triton.train import ConfigError, TrainConfig, Trainer
 
@@ -34,20 +34,6 @@ class Sum(nn.Module):
     def forward(self, images):
         spikes = self.encoder(images)
         return self.readout((self.one(spikes) + self.other(spikes)).flatten(1))
-
-
-class Looks(Sum):
-    """A path that depends on values."""
-
-    def forward(self, images):
-        return self.readout(self.one(self.encoder(images)).flatten(1) * float(images.sum()))
-
-
-WRONG = {
-    "sum": Sum,
-    "values": Looks,
-    "no readout": lambda: nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 2)),
-}
 
 
 def counted(network):
@@ -75,12 +61,11 @@ TAKERS = {
 
 
 @pytest.mark.parametrize("taker", TAKERS)
-@pytest.mark.parametrize("wrong", WRONG)
-def test_wrong_network_is_refused_by_all_alike(wrong, taker):
+def test_wrong_network_is_refused_by_all_alike(taker):
     with pytest.raises(NetworkError, match=r"^network_graph: model must .*; got .*\. [A-Z].*\.$") as refused:
-        network_graph(WRONG[wrong](), SHAPE)
+        network_graph(Sum(), SHAPE)
     if taker in ("onnx", "nir"):
         pytest.importorskip(taker)
     with pytest.raises((NetworkError, ConfigError)) as found:
-        TAKERS[taker](WRONG[wrong]())
+        TAKERS[taker](Sum())
     assert str(found.value) == str(refused.value)
