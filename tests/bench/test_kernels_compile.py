@@ -112,18 +112,3 @@ def test_what_is_refused(changes, reasons):
     assert kernels_compile.refusals(code(tensor_core=0), SM_90, False) == []
     only_registers = code(loop_register_operands=8, loop_shared_operands=0)
     assert kernels_compile.refusals(only_registers, GFX942, True) == []
-
-
-def test_main_loop_is_the_innermost_with_the_most_products():
-    names = ["IADD3", "FFMA", "FFMA", "HMMA", "HMMA", "LDS", "BRA", "HMMA", "BRA", "FFMA", "EXIT"]
-    lines = [machine_code.Line(index, name, name) for index, name in enumerate(names)]
-    loops = {
-        ((1, 6), (3, 6), (7, 8)): [3, 4, 5, 6],
-        ((0, 8), (3, 6)): range(9),
-        ((0, 2), (9, 9)): [0, 1, 2],
-        # No loop holds a product: the kernel takes a single step.
-        ((5, 5),): range(11),
-        (): range(11),
-    }
-    for spans, addresses in loops.items():
-        assert [line.address for line in machine_code.main_loop(lines, list(spans))] == list(addresses)

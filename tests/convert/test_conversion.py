@@ -303,11 +303,6 @@ def test_spiking_source_is_copied_and_said():
 # ---- what can be asked for
 
 
-def test_latency_encoder_is_refused_for_a_source_with_mean_and_std():
-    with pytest.raises(ConversionError, match=r'encoder must be "analog" for a source with mean .* Leave it out'):
-        convert(weights_of(sources.one_layer_head()), encoder="latency")
-
-
 def test_another_number_of_classes_needs_a_new_head():
     weights, before = weights_of(randomised(sources.torchvision(hidden=10))), torch.get_rng_state()
     with pytest.raises(ConversionError, match=r"classes must be 10, as file\.pt has; got 7.*replace_head=True"):
@@ -334,6 +329,8 @@ def test_overrides_reach_the_network():
         convert(weights_of(sources.Paper()), specification="8", sigma=1)
     with pytest.raises(ConversionError, match="bias must be True for a source with biases or batch norm"):
         convert(weights_of(sources.one_layer_head()), bias=False)
+    with pytest.raises(ConversionError, match=r'encoder must be "analog" for a source with mean .* Leave it out'):
+        convert(weights_of(sources.one_layer_head()), encoder="latency")
 
 
 @pytest.mark.parametrize("build", [*PROJECTS, None])

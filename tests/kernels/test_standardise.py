@@ -114,20 +114,3 @@ def test_second_derivatives_are_refused(device):
         torch.autograd.grad(standardise_weight(weight, gain).square().sum(), weight, create_graph=True)
     with pytest.raises(RuntimeError, match="standardise_weight: derivatives must be taken in reverse mode"):
         torch.func.jvp(lambda gain: standardise_weight(weight, gain), (gain,), (gain,))
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-def test_compiles_in_one_graph():
-    layers = [layer(shape) for shape in SHAPES]
-
-    def standardised(layers):
-        return [standardise_weight(*each, dtype=torch.bfloat16) for each in layers]
-
-    def results(function):
-        found = function(layers)
-        return *found, *torch.autograd.grad([f.float().square().sum() for f in found], sum(layers, ()))
-
-    compiled = torch.compile(standardised, fullgraph=True, backend="aot_eager")
-    for ours, theirs in zip(results(compiled), results(standardised), strict=True):
-        assert torch.equal(ours, theirs)
-        assert ours.stride() == theirs.stride()

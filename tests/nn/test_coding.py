@@ -25,12 +25,6 @@ def test_spike_times_are_in_the_window_of_the_layer(dtype):
     assert times.tolist() == [2.0, 2.75, math.inf]
 
 
-def test_latency_encoder_fires_earlier_for_brighter_pixels():
-    encoded = LatencyEncoder()(torch.tensor([0.0, 0.2, 1.0]))
-    # Eq. 1: t = 1 − a; a zero pixel never fires.
-    assert activation_to_spike_time(encoded, 0).tolist() == pytest.approx([math.inf, 0.8, 0.0])
-
-
 def test_latency_encoder_refuses_what_it_was_not_told_to_map():
     with pytest.raises(TypeError, match=r"floating point in \[0, 1\]; got torch\.uint8\. Divide 8-bit"):
         LatencyEncoder()(torch.zeros(2, dtype=torch.uint8))

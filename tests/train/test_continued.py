@@ -24,14 +24,15 @@ BFLOAT16 = {"gradient_accumulation": 2, "mixed_precision": "bf16", "momentum": 0
     ("values", "step"),
     [
         ({"checkpoint_steps": 3}, 13),
-        ({"checkpoint_steps": 3}, 16),
+        ({"optimizer": "adam"}, 16),
+        ({"optimizer": "sgd", "lr": 0.2, "weight_decay": 0.01}, 11),
         (RISE, 16),
         (RISE, 17),
         (TARGET | {"ema_decay": 0.99}, 22),
         ({"teacher": True} | BFLOAT16, 9),
         ({"captured": True, "statistics_steps": 5, "teacher": True}, 14),
     ],
-    ids=["middle", "epoch's end", "σ, epoch's end", "σ, lookahead", "target", "teacher, bfloat16", "teacher, captured"],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value),
 )
 def test_stopped_run_goes_on_bit_for_bit(config, tmp_path, monkeypatch, teacher, values, step):
     values = values | ({"teacher": teacher} if "teacher" in values else {})
