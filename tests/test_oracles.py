@@ -3,12 +3,11 @@
 import math
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernels.oracle import conv2d_neurons, layer
-from tests.oracles import causal_set, clock_driven, event_driven, linear_layer
+from tests.oracles import clock_driven, event_driven, linear_layer
 
 neurons = st.integers(1, 8).flatmap(
     lambda n: st.tuples(
@@ -28,27 +27,6 @@ def test_clock_driven_is_at_most_a_tick_later(neuron, psp_persistence, layer):
     ticked = clock_driven(times, weights, initial, dt=0.01, **options)
     end = layer + 2.0  # silence is a spike at the window's end
     assert -1e-9 <= min(ticked, end) - min(exact, end) <= 0.01 + 1e-9
-
-
-@given(neuron=neurons)
-def test_causal_set_search_agrees_when_windows_do_not_overlap(neuron):
-    times, weights, initial = neuron
-    exact = event_driven(times, weights, initial)
-    searched = causal_set([*times, 1.0], [*weights, 1.0], initial, not_before=1.0, not_after=2.0)
-    assert min(searched, 2.0) == pytest.approx(min(exact, 2.0), abs=1e-9)
-
-
-def test_causal_set_search_leaves_out_later_spikes():
-    # V = t − 0 reaches 1 at t = 1; the strongly inhibiting spike at 1.5 comes too late.
-    assert causal_set([0.0, 1.5], [1.0, -9.0]) == 1.0
-    # With the inhibition before, the neuron stays silent.
-    assert causal_set([0.0, 0.5], [1.0, -9.0]) == math.inf
-
-
-def test_event_driven_scales_with_the_window():
-    times, weights = [0.2, 0.7, math.inf], [0.9, -0.1, 5.0]
-    unit = event_driven(times, weights, 0.1)
-    assert event_driven([5 * t for t in times], weights, 0.1, start=5.0, window=5.0) == pytest.approx(5 * unit)
 
 
 def test_neurons_of_layers_are_those_of_a_product():

@@ -54,7 +54,7 @@ def test_first_spikes_match_event_driven_and_clocked_neurons(samples, in_feature
     readout = FirstSpikeReadout(in_features, classes, neuron=Neuron(sigma), dtype=torch.float64, **ramp, **options)
     randomised(readout, seed, scale=3.0)
     x = activations(samples, in_features, seed=seed)
-    of_neurons = ramp | {"ramp_end": 1.0, "psp_persistence": sigma}
+    of_neurons = ramp | {"psp_persistence": sigma}
     times = oracles.output_spike_times(x.numpy(), *arrays(readout), **of_neurons)
     decision = readout.decide(x)
     np.testing.assert_allclose(decision.spike_times.detach().numpy(), times, rtol=0, atol=1e-9)
@@ -132,7 +132,7 @@ def test_output_spikes_are_counted_apart():
         with record_statistics(readout):
             readout(x)
         [counts] = collect_statistics(readout)
-        times = oracles.output_spike_times(x.numpy(), *arrays(readout), threshold=1.0, ramp_end=1.0)
+        times = oracles.output_spike_times(x.numpy(), *arrays(readout), threshold=1.0)
         assert counts.kind == "readout"
         assert counts.spikes == np.isfinite(times).sum() > 0
         assert counts.saturated == (times == 0).sum() > 0
