@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,6 +81,7 @@ def test_batches_devices_and_precisions_do_not_matter_and_mode_comes_back(device
     whole, parts = model.classify(images), model.classify(list(images), batch_size=3)
     assert model.training
     assert model.classify([]) == []
+    assert len(model.classify(np.zeros((2, 8, 8, 1), np.uint8))) == 2
     for one, other, there in zip(whole, parts, model.to(device).classify(images), strict=True):
         torch.testing.assert_close(one.logits, other.logits)
         torch.testing.assert_close(one.logits, there.logits)

@@ -10,7 +10,7 @@ from PIL import Image
 from ttfs_triton.data.pixels import centre_crop, to_float
 from ttfs_triton.data.reading import decode_image
 from ttfs_triton.model import Preprocessing
-from ttfs_triton.model.classification import network_input, split_images
+from ttfs_triton.model.classification import network_input
 
 GRAY, COLOUR = Preprocessing((6, 5), "L"), Preprocessing((6, 5), "RGB")
 
@@ -125,15 +125,3 @@ def test_files_for_other_programs_and_giants_are_refused(tmp_path):
     Image.new("1", (2**14, 2**14)).save(tmp_path / "b.png")
     with pytest.raises(ValueError, match=r"must have at most 134217728 pixels|exceeds limit"):
         one(tmp_path / "b.png")
-
-
-def test_one_image_a_list_or_a_batch():
-    image = Image.new("L", (5, 6))
-    assert split_images(image) == ([image], True)
-    assert split_images("a.png") == (["a.png"], True)
-    assert split_images([image, "a.png"]) == ([image, "a.png"], False)
-    assert split_images(()) == ([], False)
-    assert split_images(torch.zeros(3, 6, 5))[1]
-    for batch in (torch.zeros(2, 3, 6, 5), np.zeros((2, 6, 5, 3), np.uint8)):
-        found, single = split_images(batch)
-        assert (len(found), single) == (2, False)

@@ -82,6 +82,7 @@ def test_wrong_sizes_are_refused(layer, options, message):
         # readouts
         (lambda: PotentialReadout(4, 2, at="middle"), 'at must be "start" or "end"; got \'middle\''),
         (lambda: FirstSpikeReadout(4, 0), "FirstSpikeReadout: sizes must be positive"),
+        (lambda: FirstSpikeReadout(4, 2).decide(torch.rand(5, 8)), r"x must be activations \[N, 4\].*; got \[5, 8"),
         (lambda: FirstSpikeReadout(4, 2, threshold=0.0), "FirstSpikeReadout: threshold must be positive; got 0.0"),
         (lambda: FirstSpikeReadout(4, 2, initial_potential=20.0), r"must be below threshold \(20.0\); got 20.0"),
         # encoders and spike times

@@ -22,7 +22,6 @@ from ttfs_triton.nn import (
     cifarnet,
     fold_batch_norm,
     network_graph,
-    start_as_identity,
     whiten,
 )
 from ttfs_triton.nn.folding import BatchNorm, unfold_batch_norm
@@ -146,14 +145,6 @@ def test_whitening_refuses_other_sizes():
         whiten(encoder, torch.rand(8, 3, 4, 4))
     with pytest.raises(ValueError, match="at least as large as a patch"):
         whiten(encoder, torch.rand(8, 3, 1, 4))
-
-
-def test_identity_hands_on_the_input():
-    layer = DFTConv2d(4, 6, 3, padding=1, weight_standardisation=False, neuron=Neuron(0.0))
-    start_as_identity(layer)
-    x = torch.rand(2, 4, 5, 5)
-    torch.testing.assert_close(layer(x)[:, :4], x)
-    assert layer.weight[4:].abs().min() > 0
 
 
 @pytest.mark.parametrize(("convolutions", "channels", "side"), [(2, 3, 32), (3, 3, 32), (2, 1, 28)])

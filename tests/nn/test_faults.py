@@ -186,14 +186,6 @@ def test_spikes_in_the_simulator_come_at_the_stamps_that_they_were_moved_to():
     assert torch.equal(clock.remaining(FaultyChip(faults, clock, 0).spikes(Mock(kind="spiking"), instant)) / 100, moved)
 
 
-def test_faults_in_words():
-    assert ALL.text() == (
-        "spike jitter 0.1 windows, weights 0.1 of their magnitude off, 10% of neurons dead, 5% of neurons stuck, "
-        "10% of spikes lost"
-    )
-    assert (Faults().text(), bool(Faults()), bool(Faults(lost_spikes=1e-3))) == ("", False, True)
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -1,6 +1,5 @@
 """Networks on a chip's grid: what they compute, how they are differentiated, what carries the grid."""
 
-import dataclasses
 from functools import partial
 
 import hypothesis.strategies as st
@@ -210,12 +209,6 @@ def test_mixed_precision_computes_the_same_integers():
 def test_grid_rejects(values, message):
     with pytest.raises(ValueError, match=message):
         Grid.from_dict(values)
-
-
-def test_grid_in_words():
-    weights = "2-bit weights with one unit a layer"
-    assert Grid(1, 2, False, 12).text() == f"1 time step a window, {weights}, 12-bit membranes"
-    assert dataclasses.replace(Grid(4), time_steps=8).text() == "8 time steps a window, unrounded weights"
 
 
 @settings(max_examples=50)

@@ -16,7 +16,7 @@ from ttfs_triton.data.images import images_of_tensors
 from ttfs_triton.hub.publish import publish
 from ttfs_triton.model import LoadError, ModelDescription
 from ttfs_triton.model.own_network import build_network_of
-from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, NetworkConfig, PotentialReadout, cnn1, decide, put_on_grid
+from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, NetworkConfig, PotentialReadout, cnn1, put_on_grid
 from ttfs_triton.train import Callback, ConfigError, Interrupted, TrainConfig, Trainer, run_data
 from ttfs_triton.train.config import parse_config
 
@@ -270,13 +270,3 @@ def test_recipe_names_a_builder_and_runs_it_only_if_the_user_says_so(tmp_path):
     with pytest.raises(ConfigError, match=r"code that only a file names is not run\. Add --network FILE\.py:FUNCTION"):
         parse_config(recipe, "", resume)
     assert parse_config(recipe, "", [*resume, "--network", "theirs.py:build"]).network == "theirs.py:build"
-
-
-def test_any_network_decides_about_images():
-    mine, images = network().eval(), torch.rand(5, *SHAPE)
-    found = decide(mine, images)
-    with torch.no_grad():
-        expected = mine[-1].decide(mine[:-1](images))
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    with pytest.raises(ValueError, match=r"Readout\.decide: x must be activations \[N, 6\].*; got \[5, 1, 8, 8\]"):
-        mine[-1].decide(images)

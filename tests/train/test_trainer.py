@@ -1,6 +1,5 @@
 """A run as a whole: what it leaves behind, what it says of itself, and what it refuses in a line."""
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -18,10 +17,9 @@ from tests.train.runs import TARGET, At, best, change, metrics
 from ttfs_triton import TTFSModel
 from ttfs_triton.data import decode
 from ttfs_triton.hardware import count
-from ttfs_triton.nn import LayerStatistics, NetworkConfig, TTFSNetwork
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train import ConfigError, RunFolderError, TrainConfig, train
 from ttfs_triton.train.build import load_data
-from ttfs_triton.train.display import is_blind
 from ttfs_triton.train.run_folder import RunFolder
 
 NO_VALIDATION = "no validation images: epochs report"
@@ -147,26 +145,6 @@ def test_best_weights_that_vanish_in_training_are_told(config, monkeypatch):
     monkeypatch.setattr(RunFolder, "write_metrics", lambda *values: (write(*values), values[0].best_weights.unlink()))
     with pytest.raises(RunFolderError, match=r"load: .*model\.safetensors must be"):
         train(change(config, epochs=1))
-
-
-# Of 4 neurons over 10 samples.
-ALIVE = LayerStatistics(name="conv1", kind="spiking", samples=10, neurons=4, spikes=20, saturated=5, never_active=1)
-MIXED = dataclasses.replace(ALIVE, spikes=30, saturated=30, never_active=1)
-
-
-def test_layer_is_blind_if_each_neuron_does_the_same_for_all_samples():
-    assert is_blind(MIXED)
-    assert is_blind(dataclasses.replace(ALIVE, spikes=0, saturated=0, never_active=4))
-    assert is_blind(dataclasses.replace(ALIVE, spikes=40, saturated=40, never_active=0))
-    for values in (
-        {"saturated": 29},  # a spike has a time
-        {"spikes": 29, "saturated": 29},  # a neuron was silent once
-        {"never_active": 0},  # so it was another one, which was silent more often
-        {"kind": "readout"},
-        {"samples": 1, "spikes": 3, "saturated": 3},  # one image tells nothing
-    ):
-        assert not is_blind(dataclasses.replace(MIXED, **values)), values
-    assert not is_blind(ALIVE)
 
 
 def test_run_of_a_dead_network_warns_once_with_a_remedy(config, capsys):

@@ -105,17 +105,6 @@ def assert_exact(ours: Tensor, expected: Tensor, near: bool) -> None:
     assert different.sum() <= (0.03 * different.numel() if near else 0)
 
 
-def test_bias_gradients_of_large_layers_are_summed_in_parallel():
-    """Few enough programs along the rows for one tile to sum them, and more than one channel block for that tile."""
-    hopper = Device("made up", Chip("cuda", 90), 132)
-    for rows, channels in ((256 * 32 * 32, 64), (256 * 4 * 4, 512), (256, 4096)):
-        problem = Problem(rows, 1, 1, 32, channels, dtype=torch.bfloat16)
-        first, second = kernels_layers.plan_pass("local_gradient", problem, None, "ieee", hopper).launches
-        assert math.prod(first.grid) >= min(passes.ROW_PROGRAMS, rows * channels // passes.TILE)
-        assert second.arguments["splits"] == first.grid[0] <= min(passes.ROW_PROGRAMS, second.arguments["ROWS"])
-        assert second.grid[0] >= min(passes.FULL_GRID, channels // 16)
-
-
 def test_gain_of_float16_ends_at_its_largest_number(device):
     """1 + W = 2⁻¹⁷, so that gain = 2¹⁷; the neuron crosses in the middle of the window."""
     problem = Problem(1, 1, 1, 2, 1, dtype=torch.float16)
