@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_triton.convert import Converted, Weights, fit_range
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.nn import NetworkConfig, Stage, TTFSNetwork, network_graph
 
 PLAN = (4, "M", 6, "M", 8, 8, "M", 8, 8, "M", 10, 10, "M")  # VGG11, narrow
 TIMM_CONFIG = {"mean": [0.49, 0.48, 0.45], "std": [0.2, 0.19, 0.21]}
@@ -163,6 +163,18 @@ def in_range(converted: Converted, images: Tensor) -> TTFSNetwork:
     if not converted.bounded:
         fit_range(network, images, percentile=100, samples=10**9)
     return network
+
+
+def hidden(network: TTFSNetwork, images: Tensor) -> dict[str, Tensor]:
+    """Activations of each hidden layer, before pooling."""
+    found: dict[str, Tensor] = {}
+
+    def fire(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
+        found[stage.name] = stage.activations(inputs, skip)
+        return found[stage.name]
+
+    network_graph(network).run(images, fire)
+    return dict(list(found.items())[:-1])
 
 
 @torch.no_grad()

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.convert import sources
-from tests.convert.sources import assert_same_logits, in_range, randomised, weights_of
+from tests.convert.sources import assert_same_logits, hidden, in_range, randomised, weights_of
 from ttfs_triton.convert import ConversionError, calibrate_converted, convert, fit_range
 from ttfs_triton.convert.layouts import CIFAR10_PAPER, CIFAR100_PAPER, IMAGENET
 from ttfs_triton.model import ModelDescription
-from ttfs_triton.nn import Grid, NetworkConfig, Neuron, TTFSNetwork, network_graph
+from ttfs_triton.nn import Grid, NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.nn.networks import VGG11
 
 NARROW = "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2"
@@ -349,17 +349,6 @@ def test_report_names_every_tensor(build):
 # ---- activations within [0, 1]
 
 PHOTOS = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def hidden(network, images) -> dict[str, torch.Tensor]:
-    found = {}
-
-    def fire(stage, inputs, skip):
-        found[stage.name] = stage.activations(inputs, skip)
-        return found[stage.name]
-
-    network_graph(network).run(images, fire)
-    return dict(list(found.items())[:-1])
 
 
 @torch.no_grad()

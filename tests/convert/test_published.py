@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.convert import published
 from tests.convert.published import Direct, ForDigits, Proxy, saved
-from tests.convert.sources import Paper, randomised
+from tests.convert.sources import Paper, hidden, randomised
 from ttfs_kernels import Neuron
 from ttfs_triton.convert import ConversionError, convert
 from ttfs_triton.convert.command import ConvertOptions, run
@@ -14,7 +14,6 @@ from ttfs_triton.convert.layouts import CIFAR10_PAPER
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.model.files import write_model
 from ttfs_triton.nn import NetworkConfig, SignedEncoder, TTFSNetwork
-from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.train import ConfigError
 from ttfs_triton.train.start import load_weights
 
@@ -28,20 +27,6 @@ def normalised(images):
     return (images - mean) / std
 
 
-def hidden_spikes(network, images):
-    """Which neurons of each hidden layer fire, before pooling."""
-    found = []
-    hooks = [
-        layer.register_forward_hook(lambda layer, _, output: found.append(output > 0))
-        for layer in network.features
-        if isinstance(layer, WeightedLayer)
-    ]
-    logits = network(images)
-    for hook in hooks:
-        hook.remove()
-    return logits, found
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", [5, 6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -52,7 +37,7 @@ def test_published_spiking_networks_compute_the_same(tmp_path, kind, seed, dtype
     assert not converted.needs_calibration
     network, images = converted.network.to(dtype), IMAGES.to(dtype)
     expected = source.to(dtype)(normalised(images))
-    logits, fired = hidden_spikes(network, images)
+    logits, fired = network(images), [activations > 0 for activations in hidden(network, images).values()]
     assert expected.std(0).max() > 1e-2
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
     assert torch.equal(logits.argmax(1), expected.argmax(1))
