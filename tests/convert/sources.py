@@ -40,23 +40,19 @@ def classifier(inputs: int, hidden: int, classes: int) -> nn.Sequential:
     )
 
 
-class Named(nn.Module):
+def named(**modules: nn.Module) -> nn.Module:
     """Modules by name, one after the other."""
+    return nn.Sequential(OrderedDict(modules))
 
-    def __init__(self, **modules: nn.Module) -> None:
-        super().__init__()
-        for name, module in modules.items():
-            self.add_module(name, module)
 
-    def forward(self, x: Tensor) -> Tensor:
-        for module in self.children():
-            x = module(x)
-        return x
+def vgg(inputs: int, classes: int = 10, **plan: Any) -> nn.Module:
+    """Named as torchvision names its layers, with one layer behind the convolutions, which has so many inputs."""
+    return named(features=nn.Sequential(*features(**plan)), flatten=nn.Flatten(), classifier=nn.Linear(inputs, classes))
 
 
 def torchvision(classes: int = 10, side: int = 1, batch_norm: bool = True, hidden: int = 12) -> nn.Module:
     """Torchvision's own is the one with side=7."""
-    return Named(
+    return named(
         features=nn.Sequential(*features(batch_norm=batch_norm)),
         avgpool=nn.AdaptiveAvgPool2d(side),
         flatten=nn.Flatten(),
@@ -65,14 +61,13 @@ def torchvision(classes: int = 10, side: int = 1, batch_norm: bool = True, hidde
 
 
 def one_layer_head(classes: int = 10) -> nn.Module:
-    """Also named as torchvision names its layers."""
-    return Named(features=nn.Sequential(*features()), flatten=nn.Flatten(), classifier=nn.Linear(10, classes))
+    return vgg(10, classes)
 
 
 def timm_pooled(classes: int = 10) -> nn.Module:
     """Named as timm names its layers, with one pool and one layer behind the convolutions."""
     head = nn.Sequential(OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(10, classes)))
-    return Named(features=nn.Sequential(*features()), pre_logits=nn.Identity(), head=head)
+    return named(features=nn.Sequential(*features()), pre_logits=nn.Identity(), head=head)
 
 
 class _Convolution(nn.Module):

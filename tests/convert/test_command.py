@@ -141,9 +141,7 @@ def test_failed_write_leaves_nothing_half(vgg, tmp_path, failing, monkeypatch):
 def test_recipe_calibrates_on_images(tmp_path, capsys):
     images, source = Path(command.__file__).parents[1] / "sample", tmp_path / "vgg.pth"
     flags = ["--data-dir", str(images), "--calibration-images", "24", "--cpu", "--mean", "0.3", "--std", "0.4"]
-    layers = torch.nn.Sequential(*sources.features(channels=1))
-    vgg = sources.Named(features=layers, flatten=torch.nn.Flatten(), classifier=torch.nn.Linear(10, 10))
-    torch.save(randomised(vgg).state_dict(), source)
+    torch.save(randomised(sources.vgg(10, channels=1)).state_dict(), source)
     command.main(None, [str(source), "--output-dir", str(tmp_path / "out"), *flags])
     written = json.loads((tmp_path / "out" / "conversion.json").read_text())["calibration"]
     assert written["images"] == 24

@@ -76,8 +76,7 @@ def test_timm_network_converts_exactly(size):
 def test_pools_are_found_in_the_gaps(channels, pools, batch_norm, images):
     plan = [item for size, pool in zip(channels, pools, strict=False) for item in ([size, "M"] if pool else [size])]
     plan = plan if plan[-1] == "M" else [*plan, "M"]
-    layers = nn.Sequential(*sources.features(plan, batch_norm, images))
-    model = sources.Named(features=layers, flatten=nn.Flatten(), classifier=nn.Linear(channels[-1] * 4, 3))
+    model = sources.vgg(channels[-1] * 4, 3, plan=plan, batch_norm=batch_norm, channels=images)
     config = convert(weights_of(model, {}), mean=(0.5,) * images, std=(0.25,) * images).network.config
     assert config.specification == "-".join("P2" if item == "M" else f"{item}C3" for item in plan)
     assert config.image_size == (2 * 2 ** plan.count("M"),) * 2
@@ -164,8 +163,7 @@ def without(tensors, text: str):
 def dropout_in_features():
     layers = sources.features(sources.SHORT)
     layers.insert(3, nn.Dropout())
-    model = sources.Named(features=nn.Sequential(*layers), flatten=nn.Flatten(), classifier=nn.Linear(6, 3))
-    return model.state_dict()
+    return sources.named(features=nn.Sequential(*layers), classifier=nn.Linear(6, 3)).state_dict()
 
 
 @pytest.mark.parametrize(
@@ -180,7 +178,7 @@ def dropout_in_features():
         (without(sources.torchvision().state_dict(), "features.1.bias"), r"Missing key.*features\.1\.bias"),
         (without(sources.torchvision().state_dict(), "classifier.3"), r"behind classifier\.0\.weight .* got 5 places"),
         (dropout_in_features(), r"behind features\.0\.weight there must be .*got 3 places before features\.5"),
-        (sources.Named(features=nn.Sequential(*sources.features())).state_dict(), "a VGG with a classifier"),
+        (sources.named(features=nn.Sequential(*sources.features())).state_dict(), "a VGG with a classifier"),
         (sources.timm_pooled().state_dict() | {"pre_logits.fc1.weight": torch.ones(10, 10, 7, 7)}, "1 places before"),
         ({"features.0.weight": torch.ones(3, 3), "classifier.weight": torch.ones(3, 3)}, "must be a network of ttfs-t"),
         (nn.Linear(3, 3).state_dict(), r"got weight \[3, 3\].*convert_ann\(module, images\)"),
@@ -199,8 +197,7 @@ def test_image_sizes_that_do_not_fit_are_refused():
         convert(weights_of(sources.torchvision()), image_size=16)
     notes = convert(weights_of(sources.one_layer_head()), image_size=(64, 96)).report.notes
     assert "an average pool turns maps of 2×3 into 1×1" in notes
-    layers = nn.Sequential(*sources.features(sources.SHORT))
-    source = sources.Named(features=layers, flatten=nn.Flatten(), classifier=nn.Linear(210, 3))
+    source = sources.vgg(210, 3, plan=sources.SHORT)
     assert convert(weights_of(source), image_size=(28, 20)).network.config.image_size == (28, 20)
     with pytest.raises(ConversionError, match=r"must read square maps .*35 places a channel\. Give .*--image-size"):
         convert(weights_of(source))

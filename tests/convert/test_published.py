@@ -11,8 +11,7 @@ from ttfs_kernels import Neuron
 from ttfs_triton.convert import ConversionError, convert
 from ttfs_triton.convert.command import ConvertOptions, run
 from ttfs_triton.convert.layouts import CIFAR10_PAPER
-from ttfs_triton.model import ModelDescription
-from ttfs_triton.model.files import write_model
+from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import NetworkConfig, SignedEncoder, TTFSNetwork
 from ttfs_triton.train import ConfigError
 from ttfs_triton.train.start import load_weights
@@ -95,8 +94,7 @@ def test_others_cannot_be_called_what_they_are_not(tmp_path):
     vgg = nn.ModuleDict({"features": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "classifier": nn.Linear(64, 10)})
     with pytest.raises(ConversionError, match="trained_as must be ann for a torchvision VGG; got proxy"):
         convert(saved(vgg, tmp_path / "a.pth"), trained_as="proxy")
-    network = TTFSNetwork(NetworkConfig("4C3-P2-8", image_size=(8, 8)))
-    write_model(tmp_path, network.state_dict(), ModelDescription.of(network.config))
+    TTFSModel(NetworkConfig("4C3-P2-8", image_size=(8, 8))).save_pretrained(tmp_path)
     with pytest.raises(ConversionError, match="trained_as must be left out for a network of ours; got ann"):
         convert(tmp_path, trained_as="ann")
 

@@ -16,9 +16,8 @@ from torch import nn
 from tests.hub.server import HubServer, Repository
 from ttfs_triton.convert import WeightsError, open_weights
 from ttfs_triton.convert.source import CONTAINERS, PREFIXES, plain_tensors
-from ttfs_triton.model import BaseModel, ModelDescription
-from ttfs_triton.model.files import write_model
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.model import BaseModel, TTFSModel
+from ttfs_triton.nn import NetworkConfig
 
 TENSORS = {"a.weight": torch.arange(600.0).view(20, 30), "a.bias": torch.ones(20)}
 
@@ -30,11 +29,8 @@ def same(tensors: dict[str, torch.Tensor]) -> bool:
 @pytest.fixture
 def own(tmp_path):
     """Folder with a network as training writes it."""
-    network = TTFSNetwork(NetworkConfig("3C3-P2-4", image_size=(6, 6)))
-    folder = tmp_path / "ann"
-    folder.mkdir()
-    write_model(folder, network.state_dict(), ModelDescription.of(network.config))
-    return folder
+    TTFSModel(NetworkConfig("3C3-P2-4", image_size=(6, 6))).save_pretrained(tmp_path / "ann")
+    return tmp_path / "ann"
 
 
 def bytes_of(content, archive: bool = True) -> bytes:

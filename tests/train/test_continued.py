@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from tests.convert.sources import Named, features, randomised
+from tests.convert.sources import randomised, vgg
 from tests.train.recorded import RecordedGraphs
 from tests.train.runs import AUGMENTATION, TARGET, At, assert_same_run, change, last
 from ttfs_triton import TTFSModel
@@ -63,9 +63,8 @@ def test_run_with_a_teacher_resumes_with_the_same_teacher_only(config, teacher, 
 
 
 def test_calibrated_run_goes_on_from_its_checkpoint(config, tmp_path, capsys):
-    layers = torch.nn.Sequential(*features((4, "M", 6, "M"), channels=1))
-    vgg = Named(features=layers, flatten=torch.nn.Flatten(), classifier=torch.nn.Linear(6 * 2 * 2, 4))
-    torch.save(randomised(vgg).state_dict(), tmp_path / "vgg.pth")
+    network = randomised(vgg(6 * 2 * 2, 4, plan=(4, "M", 6, "M"), channels=1))
+    torch.save(network.state_dict(), tmp_path / "vgg.pth")
     values = {"model": "4C3-P2-6C3-P2", "encoder": "analog", "weight_standardisation": False, "epochs": 2}
     spiking = change(config, weights=tmp_path / "vgg.pth", **values)
     train(spiking)

@@ -10,8 +10,7 @@ from tests.convert import sources
 from tests.convert.sources import randomised
 from tests.train.runs import change
 from ttfs_triton.convert import convert
-from ttfs_triton.model import BaseModel, ModelDescription
-from ttfs_triton.model.files import write_model
+from ttfs_triton.model import BaseModel, TTFSModel
 from ttfs_triton.model.weights import read_weights, weight_bytes
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.train import ConfigError
@@ -43,8 +42,7 @@ def trained(config: NetworkConfig) -> TTFSNetwork:
 
 def save(network: TTFSNetwork, folder):
     """As the trainer keeps its best weights."""
-    (folder / "best").mkdir(parents=True)
-    write_model(folder / "best", network.state_dict(), ModelDescription.of(network.config))
+    TTFSModel.from_network(network).save_pretrained(folder / "best")
     return folder
 
 

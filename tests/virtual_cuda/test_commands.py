@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from tests.bench.modules import run_python
-from tests.convert.sources import Named, features, randomised
+from tests.convert.sources import randomised, vgg
 from tests.virtual_cuda import why_not
 
 pytestmark = pytest.mark.slow
@@ -88,9 +87,7 @@ def trained(tmp_path_factory, cache):
 @pytest.fixture(scope="session")
 def ann(tmp_path_factory):
     file = tmp_path_factory.mktemp("ann") / "vgg.pth"
-    layers = nn.Sequential(*features((4, "M", 6, "M"), channels=1))
-    vgg = Named(features=layers, flatten=nn.Flatten(), classifier=nn.Linear(6 * 8 * 8, 10))
-    torch.save(randomised(vgg).state_dict(), file)
+    torch.save(randomised(vgg(6 * 8 * 8, plan=(4, "M", 6, "M"), channels=1)).state_dict(), file)
     return file
 
 
