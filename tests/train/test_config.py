@@ -53,6 +53,11 @@ def recipe(tmp_path) -> Path:
         ),
         ({"dead_neurons": 0.6, "stuck_neurons": 0.6}, "dead_neurons and stuck_neurons must be at most 1 together"),
         *[({key: value}, f"{key} needs ") for key, value in IDLE.items()],
+        ({"target_sparsity": 1.5}, r"target_sparsity must be shares between 0 and 1, such as 0\.15 .*; got 1\.5"),
+        ({"target_sparsity": "conv1=0.1,conv1=0.2"}, "target_sparsity must be one share, or one for each layer"),
+        ({"target_energy": "40"}, "target_energy must be CHIP:MICROJOULES with a positive number.*; got 40"),
+        ({"target_energy": "loihi:-1"}, "target_energy must be CHIP:MICROJOULES"),
+        ({"target_energy": "loihi:9", "target_sparsity": 0.1}, "target_sparsity and target_energy exclude each other"),
         ({"batch_size": 10, "gradient_accumulation": 3}, "must be divisible by gradient_accumulation"),
     ],
 )
