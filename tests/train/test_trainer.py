@@ -17,9 +17,10 @@ from tests.train.runs import TARGET, At, best, change, metrics
 from ttfs_triton import TTFSModel
 from ttfs_triton.data import decode
 from ttfs_triton.hardware import count
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.nn import LayerStatistics, NetworkConfig, TTFSNetwork
 from ttfs_triton.train import ConfigError, RunFolderError, TrainConfig, train
 from ttfs_triton.train.build import load_data
+from ttfs_triton.train.display import is_blind
 from ttfs_triton.train.run_folder import RunFolder
 
 NO_VALIDATION = "no validation images: epochs report"
@@ -145,6 +146,23 @@ def test_best_weights_that_vanish_in_training_are_told(config, monkeypatch):
     monkeypatch.setattr(RunFolder, "write_metrics", lambda *values: (write(*values), values[0].best_weights.unlink()))
     with pytest.raises(RunFolderError, match=r"load: .*model\.safetensors must be"):
         train(change(config, epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "blind"),
+    [
+        ({}, True),
+        ({"spikes": 0, "saturated": 0, "never_active": 4}, True),
+        ({"saturated": 29}, False),  # a spike has a time
+        ({"spikes": 29, "saturated": 29}, False),  # a neuron was silent once
+        ({"never_active": 0}, False),  # so it was another one, which was silent more often
+        ({"kind": "readout"}, False),
+        ({"samples": 1, "spikes": 3, "saturated": 3}, False),  # one image tells nothing
+    ],
+)
+def test_layer_is_blind_if_each_neuron_does_the_same_for_all_samples(changes, blind):
+    counts = {"samples": 10, "neurons": 4, "spikes": 30, "saturated": 30, "never_active": 1}
+    assert is_blind(LayerStatistics(**{"name": "conv1", "kind": "spiking"} | counts | changes)) == blind
 
 
 def test_run_of_a_dead_network_warns_once_with_a_remedy(config, capsys):
