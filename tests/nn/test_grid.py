@@ -247,7 +247,7 @@ def test_first_instant_is_the_first_true_comparison(steps, dtype, threshold, rea
 
 def test_first_instant_at_equality_fires():
     ramp = Ramp(Clock(4), torch.ones(1, dtype=torch.float64))
-    # The ramp in the middle of step 1, instant 2, is 5/8 of its height.
-    high, middle = int(ramp.height), int(ramp.height) * 5 // 8
+    # Potentials have 17 binary places a step. The ramp in the middle of step 1, instant 2, is 5/8 of its height.
+    high, middle = 4 * 2**17, 4 * 2**17 * 5 // 8
     potential = torch.tensor([[middle], [middle - 1], [high], [high - 1]])
     assert ramp.first_instant(potential, torch.zeros_like(potential)).flatten().tolist() == [2, 3, 0, 1]
