@@ -1,4 +1,4 @@
-"""Files are the old ones or the new ones, and tensors come back as they were."""
+"""A failed write leaves the old file, and tensors are read as they were written."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Which way imports point: recipes, bench → ttfs_triton → ttfs_kernels; and what importing must not need."""
+"""Imports point from recipes and bench to ttfs_triton to ttfs_kernels, and need no GPU and no extras."""
 
 import ast
 import os

@@ -1,4 +1,4 @@
-"""`make gpu` with stages that only pretend: none stops the next, nothing is lost, nothing is run twice."""
+"""`make gpu` with made-up stages: a failure stops no later stage, no verdict is lost, no stage runs twice."""
 
 import json
 import os

@@ -28,7 +28,7 @@ def check_ratios(rows: list[dict[str, str]]) -> None:
 
 
 def stand_in(device: torch.device, dtype: torch.dtype) -> "peers.Library":
-    """A library that any machine has: clamped ReLUs, time and again."""
+    """A stand-in for a library: clamped ReLUs, once for each time step."""
     unroll = lambda rest, x, T: torch.stack([rest(x)] * T).mean(0)  # noqa: E731
     return peers.Library("pytest", nn, lambda: nn.Hardtanh(0, 1), lambda rest: None, unroll)
 

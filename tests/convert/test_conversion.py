@@ -284,7 +284,7 @@ def test_own_network_needs_its_configuration_size_and_whole_tensors():
             convert(weights_of(tensors), config=source.config)
 
 
-def test_spiking_source_is_copied_and_said():
+def test_spiking_source_is_copied_and_the_report_says_so():
     source = ours(neuron=Neuron(0.5))
     converted = convert(own_weights(source))
     assert (converted.network.config, converted.needs_calibration) == (source.config, False)

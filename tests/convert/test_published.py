@@ -17,7 +17,6 @@ from ttfs_triton.train import ConfigError
 from ttfs_triton.train.start import load_weights
 
 KINDS = {"direct": Direct, "proxy": Proxy}
-# conftest's float64 comparison of decisions needs more than a handful of images.
 IMAGES = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
@@ -83,14 +82,14 @@ def test_network_for_digits_with_padding_is_refused(tmp_path):
         convert(saved(source, tmp_path / "a.pkl"), trained_as="ann")
 
 
-def test_what_the_weights_are_of_must_be_said(tmp_path):
+def test_trained_as_must_be_given(tmp_path):
     path = saved(Paper(), tmp_path / "a.pkl")
     with pytest.raises(ConversionError, match=r"trained_as must be one of ann, direct, proxy for .* \(--trained-as\)"):
         run(ConvertOptions(source=str(path), output_dir=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
-def test_others_cannot_be_called_what_they_are_not(tmp_path):
+def test_trained_as_is_refused_for_other_networks(tmp_path):
     vgg = nn.ModuleDict({"features": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "classifier": nn.Linear(64, 10)})
     with pytest.raises(ConversionError, match="trained_as must be ann for a torchvision VGG; got proxy"):
         convert(saved(vgg, tmp_path / "a.pth"), trained_as="proxy")

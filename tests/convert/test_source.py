@@ -1,4 +1,4 @@
-"""What is read, from where, and what is refused without running any of it."""
+"""Weights are read from files, folders and the Hub, or refused without running any of their code."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Folders of recordings, as published: who is found, in which split and class, and what becomes of it."""
+"""Folders of recordings as published: the files that are found, their splits and classes, and their images."""
 
 import logging
 import shutil

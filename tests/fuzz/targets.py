@@ -120,7 +120,7 @@ def _events(folder: Path, content: bytes) -> object:
 
 
 def _gestures(folder: Path, content: bytes) -> object:
-    """DVS-Gesture's list of files, or a file's table of labels; what is not fuzzed of the three is whole."""
+    """DVS-Gesture's list of files, or a file's table of labels; its other files are valid."""
     for name, whole in zip(("trials_to_train.txt", "a_labels.csv", "a.aedat"), _gesture_files(), strict=True):
         _written(folder, name, whole)
     _written(folder, "a_labels.csv" if b"," in content else "trials_to_train.txt", content)
@@ -132,7 +132,7 @@ def _chip(folder: Path, content: bytes) -> object:
 
 
 def _run(name: str) -> Callable[[Path, bytes], object]:
-    """Reads a run, of which one file is fuzzed and all others are whole."""
+    """Read a run, of which one file is fuzzed and all others are valid."""
 
     def read(folder: Path, content: bytes) -> object:
         (folder / "run" / "best").mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A hub that is damaged or hostile: nothing outside of the cache, one sentence, and not for ever."""
+"""A damaged or hostile Hub: nothing is written outside of the cache, errors are one sentence, waiting ends."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Publishing: rights before work, one commit, and what a failure leaves behind."""
+"""Publishing: rights are checked first, there is one commit, and a failure changes nothing."""
 
 import pytest
 

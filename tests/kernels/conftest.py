@@ -74,7 +74,7 @@ def _quick_interpreter() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _choices_of_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _fresh_choices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Hide tuning tables, and reset backend choices of earlier tests and of the environment."""
     monkeypatch.setattr(backends, "_choice", "auto")
     if not HAS_TRITON:

@@ -57,7 +57,7 @@ def test_network_of_the_bundled_images_scores_what_its_facts_say(name):
     assert accuracy == pytest.approx(facts["test_accuracy"], abs=0.002)  # another CPU rounds otherwise
 
 
-def test_names_are_those_that_there_are_and_a_folder_here_comes_first(tmp_path, monkeypatch):
+def test_unknown_names_are_refused_and_a_local_folder_comes_first(tmp_path, monkeypatch):
     for load in (TTFSModel.from_pretrained, load_network, find_model):
         for name in ("nothing", "."):
             with pytest.raises(LoadError, match=rf"must be one of .*bundled:cnn1-mnist.*; got bundled:{name}"):

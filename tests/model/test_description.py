@@ -81,7 +81,7 @@ def test_wrong_values_are_refused(values, change, message):
             ModelDescription.from_dict(values)
 
 
-def test_what_events_become_survives_and_fits_the_channels():
+def test_event_windows_survive_json_and_fit_the_channels():
     events = EventWindows(3, 105_000, 2, (34, 34))
     description = ModelDescription.of(NETWORK.replace(in_channels=6), events=events)
     values = json.loads(json.dumps(description.to_dict()))

@@ -1,4 +1,4 @@
-"""What users call images, as the network's input; equal to what training feeds it."""
+"""Images in every accepted form, as the network's input; equal to what training feeds it."""
 
 import io
 

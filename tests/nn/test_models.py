@@ -171,7 +171,7 @@ def test_layers_compute_the_pool_behind_them_unless_their_spikes_are_seen(monkey
         ("4C3-P2-8", False, {"batch_norm": True}),
     ],
 )
-def test_a_compiled_network_is_the_network(model, one_graph, options):
+def test_a_compiled_network_computes_the_same(model, one_graph, options):
     """The network is one graph, except that layers with batch norm run eagerly. Spikes are counted, too."""
     torch.compiler.reset()
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""A network of one's own, from the first line to the Hub: what a notebook of a page would do, in its order."""
+"""A network of one's own from training to the Hub, in the order of a notebook."""
 
 import shutil
 from pathlib import Path

@@ -82,7 +82,7 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _keep(self, value: Any) -> None:
-        """What a tensor, or the whole that it is a view of, held before the capture."""
+        """Keep what a tensor's whole storage held before the capture."""
         for tensor in _tensors(value):
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in self._before:
@@ -95,7 +95,7 @@ class Recorder(TorchDispatchMode):
             whole.copy_(before)
 
     def replay(self) -> None:
-        """Compute all again, results into the memory of those before."""
+        """Compute all again, and write results into the memory of the captured ones."""
         with torch.no_grad():
             for operator, args, kwargs, fresh in self.calls:
                 result = operator(*args, **kwargs)

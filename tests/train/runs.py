@@ -76,7 +76,7 @@ def command(tmp_path: Path, data: Path, output: Path, *flags: str, processes: in
 def run(
     tmp_path: Path, data: Path, output: Path, *flags: str, processes: int = 1, **settings: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end; whoever calls checks the exit code."""
+    """Run to the end; the caller checks the exit code."""
     words = command(tmp_path, data, output, *flags, processes=processes, **settings)
     return subprocess.run(words, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
 
@@ -92,7 +92,7 @@ def last(output: Path) -> dict[str, torch.Tensor]:
 
 
 def metrics(output: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl without the clock's share."""
+    """Lines of metrics.jsonl without the times."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
 
@@ -109,7 +109,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 class At(Callback):
-    """Does something after a step. Default: what asks a run to stop."""
+    """Calls a function after a step; by default, asks the run to stop."""
 
     def __init__(self, step: int, act: Callable[[Any], object] = lambda _: signal.raise_signal(signal.SIGTERM)) -> None:
         self.step, self.act = step, act

@@ -193,9 +193,7 @@ def presets(tmp_path) -> Path:
         ("--config other.yaml --preset slow --lr 1 --epochs 3", ("slow", 3, 1.0)),
     ],
 )
-def test_flags_win_over_a_file_that_over_a_preset_and_it_over_the_recipe(
-    presets, tmp_path, monkeypatch, flags, expected
-):
+def test_flags_override_files_which_override_presets_and_recipes(presets, tmp_path, monkeypatch, flags, expected):
     monkeypatch.chdir(tmp_path)
     Path("other.yaml").write_text("preset: fast\nlr: 0.0625\n")
     config = parse_config(presets, "", flags.split())

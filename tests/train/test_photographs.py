@@ -1,4 +1,4 @@
-"""Training on photographs of any sizes: the same batches however they are shared out, and after what goes wrong."""
+"""Training on photographs of any sizes: the same batches with any number of processes, workers and failures."""
 
 import json
 from multiprocessing import active_children

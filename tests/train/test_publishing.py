@@ -1,4 +1,4 @@
-"""`--push-to-hub`: rights before the run, files after it, and a failure that costs nothing of it."""
+"""`--push-to-hub`: rights are checked before the run, files are sent after it, and a failed upload loses nothing."""
 
 import json
 import subprocess
@@ -61,7 +61,7 @@ def test_missing_rights_end_the_run_before_it_starts(hub, client, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
-def test_failed_upload_costs_nothing_and_is_made_up_for(hub, client, tmp_path):
+def test_failed_upload_loses_nothing_and_resuming_repeats_it(hub, client, tmp_path):
     begin = f"begin({str(tmp_path / 'run')!r}, hub_repo_id='org/late', hub_private=False, hub_license='mit'"
     hub.drop = "POST .*/preupload"
     shown = client.run(f"{begin})")

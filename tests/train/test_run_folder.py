@@ -1,4 +1,4 @@
-"""One folder, one run: of several starts at the same moment one goes on, and what has ended bars nobody."""
+"""A folder holds one run: of several simultaneous starts one goes on, and a process that ended blocks none."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A run is what its checkpoint says: another one is refused, and what differs without harm is written down."""
+"""A resumed run is the run of its checkpoint: other keys and data are refused, harmless changes are recorded."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Targets: goals as they are written, costs in training, multipliers that reach them, and what is said of them."""
+"""Targets: goals, costs in training, multipliers that reach the goals, and what a run says about them."""
 
 import math
 from statistics import mean

@@ -28,7 +28,7 @@ RESHAPES_IN_PLACE = {"set_", "resize_", "resize_as_", "t_", "transpose_", "squee
 
 
 class VirtualTensor(Tensor):
-    """Wraps a CPU tensor, `data_`."""
+    """A wrapped CPU tensor, `data_`."""
 
     @staticmethod
     def __new__(cls, data: Tensor) -> "VirtualTensor":

@@ -74,7 +74,7 @@ def test_operators_and_bytes_of_a_step(watched_device):
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_what_our_operators_are_made_of_is_watched(watched_device, backend):
+def test_operators_and_launches_of_ours_are_counted(watched_device, backend):
     pytest.importorskip("triton", reason="Triton is not installed")
     x, weight, bias = torch.rand(5, 16), torch.randn(4, 16), torch.zeros(4)
     expected = dft_linear(x, weight, bias, backend="torch")

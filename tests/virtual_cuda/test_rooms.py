@@ -13,7 +13,7 @@ QUICK = (
 
 
 @pytest.mark.parametrize("rooms", [QUICK, pytest.param(("tests",), marks=pytest.mark.slow)], ids=["quick", "all"])
-def test_rooms_on_the_virtual_device(rooms) -> None:
+def test_tests_with_a_device_pass_on_the_virtual_one(rooms) -> None:
     if (reason := why_not()) is not None:
         pytest.skip(reason)
     options = ("--device", "virtual", "-q", "-p", "no:cacheprovider")
