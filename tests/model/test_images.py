@@ -98,7 +98,7 @@ def test_channels_that_are_no_colours_need_tensors():
     ("image", "error", "message"),
     [
         (torch.zeros(3, 6, 5, dtype=torch.int64), TypeError, r"must be uint8, or floating point .* got torch\.int64"),
-        (torch.full((3, 6, 5), 255.0), ValueError, r"values in \[0, 1\]; got 255 to 255\. Divide 8-bit pixels by 255"),
+        (torch.full((3, 6, 5), 1.5), ValueError, r"values in \[0, 1\]; got 1.5 to 1.5\. Divide 8-bit pixels by 255"),
         (torch.full((3, 6, 5), float("nan")), ValueError, r"values in \[0, 1\]"),
         (torch.zeros(6, 5, 3), ValueError, r"must have shape \[C, height, width\] with C = 1 or 3; got \(6, 5, 3\)"),
         (torch.zeros(4), ValueError, "must have shape"),
