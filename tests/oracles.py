@@ -6,6 +6,7 @@ threshold heights. `x` of `*_layer` functions are activations; they become spike
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -91,13 +92,13 @@ def spike_times(
     return np.asarray(times).reshape(len(x), len(weight))
 
 
-def linear_layer(*operands: np.ndarray | None, **options) -> np.ndarray:
+def linear_layer(*operands: Any, **options) -> np.ndarray:
     """Activations [N, C_out] of a fully connected layer, with the arguments of `spike_times`."""
     times = spike_times(*operands, **options)
     return np.where(np.isinf(times), 0.0, 2 - times)
 
 
-def output_spike_times(*operands: np.ndarray | None, **options) -> np.ndarray:
+def output_spike_times(*operands: Any, **options) -> np.ndarray:
     """Spike times of output neurons from the output window's start, with the arguments of `spike_times`."""
     return spike_times(*operands, **options) - 1
 
