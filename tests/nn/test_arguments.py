@@ -53,6 +53,7 @@ def test_wrong_sizes_are_refused(layer, options, message):
         (lambda: DFTLinear(0, 3), r"DFTLinear: sizes must be positive; got weights of shape \(3, 0\)"),
         (lambda: DFTLinear(2**20, 2**20), r"DFTLinear: weights must be at most 2147483648; got shape"),
         (lambda: DFTConv2d(3, 0, 3), "DFTConv2d: sizes must be positive"),
+        (lambda: DFTConv2d(2, 3, 3).output_shape((4, 8, 8)), r"inputs must be 2 maps; got \(4, 8, 8\)"),
         (lambda: DFTConv2d(3, 4, 3, groups=2), r"groups must divide in_channels \(=3\) and out_channels \(=4\); got 2"),
         (lambda: DFTLinear(3, 3, initial_gain=0.0), "initial_gain must be positive and finite; got 0.0"),
         (lambda: DFTLinear(3, 3, spike_dropout=1.0), r"spike_dropout must be in \[0, 1\); got 1.0"),
