@@ -176,7 +176,7 @@ def without_operations(found: Simulation, chip: Chip) -> Estimate:
 
 def steps_at_par(counts: Counts, chip: Chip, theirs: float) -> float | str:
     """Steps per window at which the network costs as much as the dense ANN, or "none"; energy is linear in steps."""
-    one, two = (memory_included(estimate(counts, chip, RunOptions(steps=steps, gating=True))) for steps in (1, 2))
+    one, two = (memory_included(estimate(counts, chip, RunOptions(steps=steps))) for steps in (1, 2))
     found = 1 + (theirs - one) / (two - one)
     return round(found, 1) if found > 0 else "none"
 

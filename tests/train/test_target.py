@@ -92,7 +92,7 @@ def costed(wanted, specification="4C3-P2-6C3p0-P2-8", **options):
     images = torch.rand(6, 1, 14, 14) * (torch.rand(6, 1, 14, 14) < 0.5)
     graph = network_graph(network, images.shape[1:])
     if isinstance(wanted, str):  # a chip
-        counts, options = count(network, [images]), RunOptions(steps=16, gating=True)
+        counts, options = count(network, [images]), RunOptions(steps=16)
         wanted = None, None, f"{wanted}:{mean(energy_cost(counts, wanted, options).bounds(counts, graph))}"
     parsed = parse_target(*wanted)
     assert parsed is not None

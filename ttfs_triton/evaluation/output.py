@@ -86,7 +86,7 @@ def on_frontier(
         accuracy=evaluation.accuracy,
         first_spike_accuracy=evaluation.first_spike_accuracy,
     )
-    runs = [simulated_run(found) for found in simulations] or [Run(counts, RunOptions(steps=steps, gating=True))]
+    runs = [simulated_run(found) for found in simulations] or [Run(counts, RunOptions(steps=steps))]
     runs.sort(key=lambda run: run.options.steps != steps)
     return with_costs(row, counts, runs, [each.chip for each in frontier[0].energy if each.chip in available_chips()])
 

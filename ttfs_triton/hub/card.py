@@ -116,7 +116,7 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
     network, graph, results = facts.model.description.network, facts.model.graph, facts.results
     names = facts.model.class_names
     steps = CARD_STEPS if graph.grid is None else graph.grid.time_steps
-    energies = {} if results is None else _energy(results.counts, chips, RunOptions(steps=steps, gating=True))
+    energies = {} if results is None else _energy(results.counts, chips, RunOptions(steps=steps))
     return energies | {
         "facts": facts,
         "repo_id": repo_id,

@@ -143,7 +143,7 @@ def make_target(wanted: Wanted, network: nn.Module, images: Tensor, steps: int) 
     key = f"target_{wanted.kind}"
     try:
         if wanted.chip is not None:
-            costs = [energy_cost(counts, wanted.chip, RunOptions(steps=steps, gating=True))]
+            costs = [energy_cost(counts, wanted.chip, RunOptions(steps=steps))]
         else:
             find = sparsity_cost if wanted.kind == "sparsity" else operations_cost
             costs = [find(counts, layer) for layer in wanted.goals]

@@ -159,7 +159,7 @@ def test_comparison_is_at_one_precision():
 
 
 def test_ratios_are_those_of_estimates():
-    options = RunOptions(steps=10, gating=True)
+    options = RunOptions(steps=10)
     found, dense = verdict(COUNTS, "lemaire45:int8", options), dense_ann(COUNTS, "lemaire45:int8", options=options)
     assert (found.steps, found.steps[found.asked]) == (tuple(sorted({*STEPS, 10})), 10)
     ours = [estimate(COUNTS, "lemaire45:int8", options, steps=steps) for steps in found.steps]

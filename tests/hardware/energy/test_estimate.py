@@ -29,7 +29,7 @@ SECRET = Chip("secret", "no figures", "including fetch", {"synop": UNKNOWN})
 
 
 def test_clock_driven_counts_of_a_dense_network():
-    report = estimate(dense_network(), "horowitz45:fp32", steps=8)
+    report = estimate(dense_network(), "horowitz45:fp32", steps=8, gating=False)
     # Hidden: 4 neurons, 8 steps of integration and 8 of firing, with a comparison more at the window's start.
     assert counted(report, "fc1") == {
         "synaptic operations": 20,
@@ -70,7 +70,7 @@ def test_closed_form_multiplies_and_divides():
 
 def test_persistence_of_the_slope_decides_what_is_computed():
     still, halved = (of_neuron(dense_network(), sigma) for sigma in (0.0, 0.5))
-    found = counted(estimate(still, "horowitz45:int8", steps=8), "fc1")
+    found = counted(estimate(still, "horowitz45:int8", steps=8, gating=False), "fc1")
     assert (found["neuron additions"], found["threshold comparisons"]) == (32, 36)  # none while firing
     assert counted(estimate(halved, "horowitz45:int8", steps=8), "fc1")["slope persistence"] == 4
     closed = estimate(still, "horowitz45:fp32", implementation="closed_form")
@@ -97,7 +97,9 @@ def test_analog_layer_is_multiply_accumulates(implementation):
     [("potential_start", 8, None, 2), ("potential_end", 16, None, 3), ("first_spike", 16, 2 * (4 + 1), 3)],
 )
 def test_readout_works_until_its_decision(readout, additions, compares, windows):
-    report = estimate(dataclasses.replace(dense_network(), readout=readout), "horowitz45:fp32", steps=4, step_us=10)
+    report = estimate(
+        dataclasses.replace(dense_network(), readout=readout), "horowitz45:fp32", steps=4, step_us=10, gating=False
+    )
     found = counted(report, "readout")
     assert (found["neuron additions"], found.get("threshold comparisons")) == (additions, compares)
     assert report.latency_us == windows * 4 * 10
@@ -113,7 +115,7 @@ def test_latency_of_parallel_branches_is_that_of_the_longest():
 def test_work_of_neurons_equals_a_simulation(sigma):
     model, images = cnn1(16, 1, 10, width=0.25, neuron=Neuron(sigma)), [torch.rand(3, 1, 16, 16)]
     found = simulate(model, images, steps=8, gating=False)
-    formula = counted(estimate(found.counts, "lemaire45:int8", steps=8))
+    formula = counted(estimate(found.counts, "lemaire45:int8", steps=8, gating=False))
     assert formula == pytest.approx(counted(estimate(found.counts, "lemaire45:int8", steps=8, activity=found.activity)))
 
 
@@ -126,7 +128,7 @@ def test_sleep_of_neurons_is_that_of_a_simulation(readout, sigma):
     model = cnn1(16, 1, 10, width=0.25, neuron=Neuron(sigma), readout=readout)
     images = [torch.rand(8, 1, 16, 16) * (torch.rand(8, 1, 16, 16) < 0.1)]
     found = simulate(model, images, steps=64, weight_bits=None)
-    options = RunOptions(steps=64, gating=True)
+    options = RunOptions(steps=64)
     exact = counted(estimate(found.counts, "horowitz45:int8", options, activity=found.activity))
     for counts, tolerance in ((found.counts, 0.005), (count(model, images), 0.02)):
         report = estimate(counts, "horowitz45:int8", options)
@@ -143,7 +145,7 @@ def test_sleep_of_neurons_is_that_of_a_simulation(readout, sigma):
 
 def test_a_network_without_spikes_sleeps():
     """The energy without a spike is below that with spikes: both have the same gating."""
-    model, images, options = cnn1(16, width=0.25), torch.rand(2, 1, 16, 16), RunOptions(steps=16, gating=True)
+    model, images, options = cnn1(16, width=0.25), torch.rand(2, 1, 16, 16), RunOptions(steps=16)
     counts, twice = count(model, [images]), count(model, [images, images])
     silent, half, whole = (estimate(counts.firing_more(by), "lemaire45:int8", options) for by in (0.0, 0.5, 1.0))
     assert estimate(twice, "lemaire45:int8", options).total.nominal == pytest.approx(whole.total.nominal)  # an image
@@ -167,7 +169,7 @@ def test_memory_is_priced_by_what_holds_it():
 
 
 def test_event_chip_prices_synaptic_operations_by_layer():
-    report = estimate(convolutional_network(), "loihi_board", steps=4, hops_per_spike=2)
+    report = estimate(convolutional_network(), "loihi_board", steps=4, gating=False, hops_per_spike=2)
     prices = {(term.layer, term.name): term.price_name for term in report.terms}
     assert prices["conv2", "synaptic operations"] == "synop_conv"
     assert prices["readout", "synaptic operations"] == "synop"
@@ -247,8 +249,8 @@ def test_options_are_taken_by_name_too():
     counts = dense_network()
     with pytest.raises(ValueError, match=r"psp_persistence\n.*Unexpected keyword"):
         estimate(counts, "horowitz45:int8", RunOptions(steps=8), psp_persistence=1.0)
-    changed = estimate(counts, "horowitz45:int8", RunOptions(steps=4, gating=True), steps=8)
-    assert changed == estimate(counts, "horowitz45:int8", steps=8, gating=True)
+    changed = estimate(counts, "horowitz45:int8", RunOptions(steps=4), steps=8)
+    assert changed == estimate(counts, "horowitz45:int8", steps=8)
 
 
 # ---- properties
@@ -307,6 +309,6 @@ def test_price_of_counts_alone_is_an_upper_bound(steps):
     layer.weight_gain.data.mul_(3)  # many neurons fire in the first half step, after one comparison
     network = nn.Sequential(LatencyEncoder(), nn.Flatten(), layer, PotentialReadout(16, 4))
     put_on_grid(network, Grid(steps, 6))
-    most = estimate(count(network, images), "lemaire45:int8", steps=steps, gating=True)
+    most = estimate(count(network, images), "lemaire45:int8", steps=steps)
     simulated = simulated_run(simulate(network, images))
     assert most.total.nominal >= estimate(simulated.counts, "lemaire45:int8", simulated.options).total.nominal

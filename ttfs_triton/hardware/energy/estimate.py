@@ -42,7 +42,7 @@ class RunOptions:
 
     steps: Whole | None = None
     implementation: Implementation = "clock_driven"
-    gating: bool = False
+    gating: bool = True
     activity: tuple[LayerActivity, ...] | None = None
     weight_bits: Whole | None = None
     state_bits: Whole | None = None
