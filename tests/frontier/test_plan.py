@@ -102,25 +102,27 @@ def test_bundled_network_goes_on_as_it_was_trained():
     assert (config.dataset, str(config.data_dir), config.target_sparsity) == ("ylecun/mnist", "mnist", 0.15)
     for name in bundled_names():
         on_grid = point_config(settings(f"bundled:{name}"), Point.of(time_steps=4), Path("out"))
-        assert (on_grid.time_steps, on_grid.batch_norm) == (4, False), name
+        assert (on_grid.time_steps, on_grid.batch_norm, on_grid.optimizer) == (4, False, "adamw"), name
 
 
 def test_run_goes_on_as_its_configuration_says(run, tmp_path):
     path = run / "config.yaml"
-    kept = {"schedule": "cosine", "target_energy": "loihi:9", "hub_repo_id": "you/it"}
-    kept |= {"batch_norm": True, "sync_batch_norm": True, "target_steps": 8, "psp_persistence_rise": [0.2, 0.6]}
+    kept = {"optimizer": "muon", "schedule": "cosine", "lookahead": 5, "hub_repo_id": "you/it"}
+    kept |= {"batch_norm": True, "sync_batch_norm": True, "psp_persistence_rise": [0.2, 0.6]}
+    kept |= {"target_energy": "loihi:9", "target_steps": 8}
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | kept))
     found = settings(str(run))
     config = point_config(found, Point.of(time_steps=4), tmp_path)
-    assert (config.schedule, config.hub_repo_id) == ("cosine", None)
-    assert (config.lr, config.target_energy, config.target_steps, config.time_steps) == (1e-2, "loihi:9", 8, 4)
+    assert (config.optimizer, config.schedule, config.lookahead, config.hub_repo_id) == ("adamw", "one_cycle", 0, None)
+    assert (config.lr, config.target_energy, config.target_steps, config.time_steps) == (3e-4, "loihi:9", 8, 4)
     assert (config.batch_norm, config.sync_batch_norm) == (False, False), "a grid has none"
     assert config.weights == str(run.resolve())
     config = point_config(found, Point.of(target_operations=0.2), tmp_path)
+    assert (config.optimizer, config.schedule, config.lookahead, config.lr) == ("muon", "cosine", 5, 1e-2)
     assert (config.target_energy, config.target_operations, config.target_steps) == (None, 0.2, 32)
-    (tmp_path / "more.yaml").write_text("ema_decay: 0.5\nseed: 3\n")
+    (tmp_path / "more.yaml").write_text("label_smoothing: 0.5\nseed: 3\n")
     config = point_config(settings(str(run), config=tmp_path / "more.yaml", lr=0.5), None, tmp_path)
-    assert (config.ema_decay, config.seed, config.lr) == (0.5, 3, 0.5), "more keys win"
+    assert (config.label_smoothing, config.seed, config.lr) == (0.5, 3, 0.5), "more keys win"
     grid = Grid(8, 4, per_channel=False, state_bits=20)  # without a run's configuration
     TTFSModel(NetworkConfig("4C5-P4-16", grid=grid), dataset="sample").save_pretrained(tmp_path / "grid")
     assert point_config(settings(str(tmp_path / "grid")), Point.of(target_sparsity=0.15), tmp_path).grid == grid

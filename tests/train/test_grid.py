@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.train.runs import SETTINGS, change
-from ttfs_triton.data.images import load_images
+from ttfs_triton.convert.calibrate_grid import calibrate_grid
+from ttfs_triton.data.images import draw_images, load_images
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.hardware import simulate
 from ttfs_triton.model import TTFSModel
@@ -53,16 +54,22 @@ def test_validation_and_simulator_decide_alike(trained, data):
 
 
 def test_training_continues_on_the_grid_of_the_weights(trained, split, config):
-    """Another grid finds units of its own."""
+    """Another grid calibrates scales and initial potentials first."""
     same = change(config, weights=str(trained), **ON_GRID)
     trained_units = TTFSModel.from_pretrained(trained).features.conv1.log2_unit
     network, start = build_network(same, split)
     assert start is not None
     assert start.grid == Grid(4, 3)
     assert torch.equal(network.features.conv1.log2_unit, trained_units)
-    other = build_network(change(same, time_steps=8, learn_units=False), split)[0].features.conv1.log2_unit
-    assert not other.requires_grad
-    assert not torch.equal(other, trained_units)
+    other = build_network(change(same, time_steps=8, learn_units=False), split)[0]
+    assert not other.features.conv1.log2_unit.requires_grad
+    calibrated = TTFSModel.from_pretrained(trained).network
+    calibrate_grid(calibrated, draw_images(split.train, 256, config.seed, split.train_indices), Grid(8, 3))
+    for name, tensor in calibrated.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+    fitted = build_network(change(same, time_steps=8, calibration_images=0), split)[0]
+    assert torch.equal(fitted.features.conv1.bias, network.features.conv1.bias)
+    assert not torch.equal(fitted.features.conv1.bias, other.features.conv1.bias)
     without, _ = build_network(change(same, time_steps=None, weight_bits=None, lost_spikes=0.1), split)
     assert without.config.grid is None
     assert without.features.conv1.faults == Faults(lost_spikes=0.1)

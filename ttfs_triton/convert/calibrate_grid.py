@@ -2,7 +2,7 @@
 
 Layer by layer, each output channel gets first a scale, then an initial potential, chosen to bring its outputs on the
 grid closest to its outputs without a grid. A layer reads the outputs of calibrated layers, computed as on the chip.
-This takes seconds; training on the grid (`--time-steps`, `--weight-bits`) takes epochs and is more accurate.
+This takes seconds. Training on the grid (`--time-steps`, `--weight-bits`) starts from it and takes epochs.
 """
 
 from __future__ import annotations

@@ -37,6 +37,26 @@ _OWN = {
 }
 
 
+# Keys of a run that are reset where a grid needs batch norm folded into the weights: the run's own optimizer and rates
+# suit weights in front of batch norm. The learning rate is measured on cifarnet.
+_FOLDED: dict[str, object] = {"batch_norm": False, "sync_batch_norm": False, "weight_standardisation": False}
+_RESET = ("optimizer", "momentum", "weight_decay", "readout_rate", "schedule", "warmup", "gradient_clip", "lookahead")
+_FOLDED |= {"lr": 3e-4} | {name: TrainConfig.model_fields[name].default for name in _RESET}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Keys of a run that continues a network's training.
+
+    Attributes:
+        run: keys of the network's own training.
+        given: keys that the sweep's options override.
+    """
+
+    run: dict[str, Any]
+    given: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class PlannedPoint:
     """A point to train, or one already trained; if its run has begun, `config` resumes the run."""
@@ -92,7 +112,8 @@ def _network(source: str, options: FrontierOptions) -> PlannedNetwork:
     loaded = load_network(source, options.network)
     name = loaded.files.name
     settings = settings_of(source, loaded, options)
-    if settings["dataset"] is None and settings.get("data_dir") is None:
+    keys = settings.run | settings.given
+    if keys["dataset"] is None and keys.get("data_dir") is None:
         raise ConfigError(f"frontier: --data-dir or --dataset must name the images of {source}; got neither.")
     problems, points = [], []
     for point in options.trained():
@@ -106,7 +127,7 @@ def _network(source: str, options: FrontierOptions) -> PlannedNetwork:
     return PlannedNetwork(name, loaded, point_config(settings, None, options.output_dir), tuple(points))
 
 
-def _planned(settings: dict[str, object], point: Point, path: Path) -> PlannedPoint:
+def _planned(settings: Settings, point: Point, path: Path) -> PlannedPoint:
     config, folder = point_config(settings, point, path), RunFolder(path)
     if not folder.is_run():
         return PlannedPoint(point, folder, config)
@@ -161,8 +182,8 @@ def outline(networks: Sequence[PlannedNetwork]) -> list[str]:
     return lines
 
 
-def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) -> dict[str, Any]:
-    """Keys of a run that continues a network's training: keys of its own training, overridden by the options.
+def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) -> Settings:
+    """Keys of a run that continues a network's training.
 
     Raises:
         ConfigError: a configuration file cannot be read.
@@ -185,17 +206,19 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
     for name in ("max_train_samples", "max_test_samples"):
         values[name] = getattr(options, name) or values.get(name)
     usual = TrainConfig.model_fields
-    values["lr"] = options.lr or values.get("lr", usual["lr"].default) / 2
+    values["lr"] = values.get("lr", usual["lr"].default) / 2
     values["epochs"] = options.epochs
     values["weights"] = source if files.bundled or files.repo_id else str(Path(source).resolve())
-    return values | ({} if options.config is None else read_yaml(options.config))
+    given = {} if options.lr is None else {"lr": options.lr}
+    return Settings(values, given | ({} if options.config is None else read_yaml(options.config)))
 
 
-def point_config(settings: dict[str, Any], point: Point | None, folder: Path) -> TrainConfig:
+def point_config(settings: Settings, point: Point | None, folder: Path) -> TrainConfig:
     """Configuration of the run that trains a point, or without a point of a plain continuation. Raises ConfigError."""
-    values = settings | ({} if point is None else point.values()) | {"output_dir": folder}
-    if values.get("batch_norm") and values.get("time_steps") is not None:  # a grid needs it folded
-        values |= {"batch_norm": False, "sync_batch_norm": False, "weight_standardisation": False}
+    given = settings.given | ({} if point is None else point.values()) | {"output_dir": folder}
+    values = settings.run | given
+    if values.get("batch_norm") and values.get("time_steps") is not None:
+        values = settings.run | _FOLDED | given
     if values.get("target_energy") is None:
         values.pop("target_steps", None)
     return make_config(values, "its run" if point is None else point.name)

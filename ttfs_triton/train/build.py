@@ -117,7 +117,7 @@ def build_network(
     Args:
         device: device to calibrate on. Default: the CPU.
         network: the network, if it is built already. Default: a new one, as configured.
-        calibrated: whiten the encoder, calibrate another project's ANN; False if a checkpoint replaces the weights.
+        calibrated: whiten the encoder, calibrate an ANN or a grid; False if a checkpoint replaces the weights.
         known: config.json of a resumed run; `config.weights` are then read only if their values are needed.
     Returns:
         The network, and the origin of its weights: None if they were drawn at random.
@@ -133,7 +133,7 @@ def build_network(
     if isinstance(network, TTFSNetwork) and network.config.encoder == "whitened" and calibrated:
         images = draw_images(data.train, WHITENING_IMAGES, config.seed, data.train_indices)
         whiten(network.features.get_submodule("conv1"), images)  # pyright: ignore[reportArgumentType]
-    weights, start = config.weights, None
+    weights, start, images = config.weights, None, None
     # `state_bits` are checked against the weights that the run began with, so these must be read.
     if weights is not None and known is not None and config.state_bits is None:
         description = ModelDescription.from_dict(known)
@@ -141,7 +141,6 @@ def build_network(
             take_statistics(network, description.network)
         start = None if description.base_model is None else Start(description.base_model, None)
     elif weights is not None:
-        images = None
         # To load weights without batch norm into batch norm, statistics are needed, even if a checkpoint replaces both.
         if config.calibration_images and (calibrated or config.batch_norm):
             images = draw_images(data.train, config.calibration_images, config.seed, data.train_indices).to(device)
@@ -154,7 +153,7 @@ def build_network(
         else:
             start = load_weights(network, weights, images, config.trained_as)
     if config.grid is not None:
-        start_on_grid(network, config.grid, start, learn_units=config.learn_units)
+        start_on_grid(network, config.grid, start, images if calibrated else None, learn_units=config.learn_units)
         if config.grid_chip is not None:
             check_chip(network, config.grid, config.grid_chip, data.train.shape[1:])
     if config.faults:

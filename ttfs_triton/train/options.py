@@ -217,8 +217,8 @@ class StartOptions(Options):
     """Which of the paper's networks the weights belong to. ann: its ANN, which is then calibrated. direct, proxy: the
     spiking network of its script snn_directTrain_model.py or proxy_ann_model.py."""
     calibration_images: Count = 256
-    """Training images for the calibration, before training, of a network with the weights of another project's ANN.
-    0: no calibration."""
+    """Training images for the calibration, before training, of another project's ANN, and of a network with weights for
+    a chip's grid. 0: no calibration."""
 
     @model_validator(mode="after")
     def _of_weights(self) -> Self:

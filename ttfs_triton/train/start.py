@@ -18,6 +18,7 @@ from ttfs_triton.convert import (
     convert,
     open_weights,
 )
+from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.convert.layouts import TrainedAs
 from ttfs_triton.hardware import count, load_chip
 from ttfs_triton.model import BaseModel
@@ -115,14 +116,29 @@ def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None, tr
     return start
 
 
-def start_on_grid(network: nn.Module, grid: Grid, start: Start | None = None, *, learn_units: bool = True) -> None:
-    """Put a network on a grid, in place. Weight scales come from `start` if its grid is the same, else are fitted.
+def start_on_grid(
+    network: nn.Module,
+    grid: Grid,
+    start: Start | None = None,
+    images: Tensor | None = None,
+    *,
+    learn_units: bool = True,
+) -> None:
+    """Put a network on a grid, in place.
+
+    Weight scales come from `start` if its grid is the same. Else they are fitted: to what layers compute from `images`,
+    with the initial potentials (`calibrate_grid`), or without images to the weights alone.
 
     Raises:
         ValueError: the grid's registers cannot hold the firing threshold at these weights.
     """
-    getattr(network, "put_on_grid", partial(put_on_grid, network))(grid)
-    if start is not None and start.grid == grid and start.units:
+    same = start is not None and start.grid == grid
+    if images is not None and not same:
+        calibrate_grid(network.to(images.device), images, grid)
+        network.cpu()
+    else:
+        getattr(network, "put_on_grid", partial(put_on_grid, network))(grid)
+    if same and start is not None and start.units:
         network.load_state_dict(start.units, strict=False)
     for name, parameter in network.named_parameters():
         if name.endswith(_UNIT):
