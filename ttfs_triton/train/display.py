@@ -172,7 +172,6 @@ class StepProfiler:
     Args:
         steps: number of steps to trace; 0 for none.
         network: the network whose layers get rows.
-        folder: folder of the two files.
     """
 
     def __init__(

@@ -416,7 +416,8 @@ class RunOptions(Options):
     statistics_steps: Number = 50
     """Optimiser steps between two samples of the layers' activity in training."""
     profile: Count = Field(0, json_schema_extra=FREE)
-    """Trace this many steps; write the trace and a table of times into `profile` in the run's folder. 0: off."""
+    """Trace this many steps after the first 15; write the trace and a table of times into `profile` in the run's
+    folder. 0: off."""
     trackers: tuple[str, ...] = Field((), json_schema_extra=FREE)
     """Experiment trackers of accelerate: tensorboard, wandb, trackio, ..."""
     backend: Literal["auto", "triton", "torch"] = "auto"
