@@ -88,8 +88,8 @@ def test_own_network_all_the_way(tmp_path, hub, client):
     options = {"model": str(run), "network": f"{OWN}:build", "max_test_samples": 20, "cpu": True, "steps": 8}
     with pytest.raises(ValueError, match=r"only names Network, code that no file holds\. Pass it: .* --network F"):
         evaluate_run(EvaluationOptions(**options | {"network": None}))
-    evaluated = evaluate_run(EvaluationOptions(**options, report=tmp_path / "page.html"))
-    assert (evaluated.evaluation.images, evaluated.page.counts.samples, evaluated.page.simulation.samples) == (20,) * 3
+    page = evaluate_run(EvaluationOptions(**options, report=tmp_path / "page.html")).page
+    assert (page.images, page.counts.samples, page.simulation.samples) == (20,) * 3
     assert "conv4" in (tmp_path / "page.html").read_text()
 
     # Publish, and load it elsewhere.
