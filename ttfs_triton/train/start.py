@@ -124,10 +124,8 @@ def start_on_grid(
     *,
     learn_units: bool = True,
 ) -> None:
-    """Put a network on a grid, in place.
-
-    Weight scales come from `start` if its grid is the same. Else they are fitted: to what layers compute from `images`,
-    with the initial potentials (`calibrate_grid`), or without images to the weights alone.
+    """Put a network on a grid, in place: with the weight scales of `start` if its grid is the same; else calibrated on
+    `images` (`calibrate_grid`), or without images with scales that fit the weights.
 
     Raises:
         ValueError: the grid's registers cannot hold the firing threshold at these weights.
@@ -138,12 +136,13 @@ def start_on_grid(
         network.cpu()
     else:
         getattr(network, "put_on_grid", partial(put_on_grid, network))(grid)
-    if same and start is not None and start.units:
-        network.load_state_dict(start.units, strict=False)
+        if same and start is not None:  # scales too fine for the registers are clamped
+            network.load_state_dict(start.units, strict=False)
+        else:
+            check_registers(network)
     for name, parameter in network.named_parameters():
         if name.endswith(_UNIT):
             parameter.requires_grad_(learn_units)
-    check_registers(network)
 
 
 def check_chip(network: nn.Module, grid: Grid, chip: str, image_shape: Sequence[int]) -> None:
