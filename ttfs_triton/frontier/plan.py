@@ -37,8 +37,8 @@ _OWN = {
 }
 
 
-# Keys of a run that are reset where a grid needs batch norm folded into the weights: the run's own optimizer and rates
-# suit weights in front of batch norm. The learning rate is measured on cifarnet.
+# A point on a grid folds batch norm into the weights. The run's own optimizer and rates suit weights in front of batch
+# norm, so that these keys are reset. The learning rate was measured on cifarnet.
 _FOLDED: dict[str, object] = {"batch_norm": False, "sync_batch_norm": False, "weight_standardisation": False}
 _RESET = ("optimizer", "momentum", "weight_decay", "readout_rate", "schedule", "warmup", "gradient_clip", "lookahead")
 _FOLDED |= {"lr": 3e-4} | {name: TrainConfig.model_fields[name].default for name in _RESET}
