@@ -91,7 +91,6 @@ class FaultOptions(BaseModel):
         return Faults(**{name: getattr(self, name) for name in FaultOptions.model_fields})
 
 
-PolicyName = Literal["cifar10", "svhn", "imagenet"]
 Fill = Annotated[int, Field(ge=0, le=255)] | Literal["reflect"]
 Flip = bool | Literal["alternating"]
 
@@ -104,24 +103,14 @@ class AugmentationOptions(BaseModel):
     crop_padding: int = Field(default=0, ge=0, le=8192)
     """Pad by this many pixels and crop at random."""
     crop_fill: Fill = 0
-    """Pixel value of the padding that crop_padding adds, and of pixels that a policy uncovers; reflect: the padding
-    mirrors the image, and a policy uncovers black pixels."""
+    """Pixel value of the padding that crop_padding adds, and of pixels that AutoAugment uncovers; reflect: the padding
+    mirrors the image, and AutoAugment uncovers black pixels."""
     flip: Flip = False
     """Flip images left to right with probability one half; alternating: at random in the first
     epoch, then flipped and not flipped in turn."""
     shift: int = Field(default=0, ge=0, le=8192)
     """Shift images by up to this many pixels, filling with zeros."""
-    auto_augment: bool | PolicyName = False
-    """AutoAugment with the policy of cifar10 (also: true), svhn or imagenet."""
-    trivial_augment: bool = False
-    """TrivialAugment (Wide), instead of AutoAugment."""
-    rotation: float = Field(default=0.0, ge=0, le=180)
-    """Rotate images by a random angle of up to this many degrees."""
+    auto_augment: bool = False
+    """AutoAugment, with the policy found on CIFAR-10."""
     cutout: int = Field(default=0, ge=0, le=8192)
     """Cutout: blank a square of this many pixels a side, at a random place."""
-
-    @model_validator(mode="after")
-    def _one_policy(self) -> Self:
-        if self.auto_augment and self.trivial_augment:
-            raise ValueError("auto_augment and trivial_augment exclude each other; switch one off")
-        return self

@@ -9,15 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import rotate
 
 from ttfs_triton.augment import Augmentation
 from ttfs_triton.augment.philox import random_words
 
-EVERYTHING = {
-    "crop_padding": 4, "crop_fill": 128, "flip": True, "shift": 2, "auto_augment": True, "rotation": 15, "cutout": 5,
-}  # fmt: skip
+EVERYTHING = {"crop_padding": 4, "crop_fill": 128, "flip": True, "shift": 2, "auto_augment": True, "cutout": 5}
 
 
 def batch(n: int = 8, channels: int = 3, height: int = 9, width: int = 7, seed: int = 0) -> Tensor:
@@ -93,19 +89,6 @@ def test_alternating_flip_is_random_in_the_first_epoch_and_alternates_from_there
     assert torch.equal(later, here)
 
 
-@pytest.mark.parametrize("degrees", [15.0, 180.0])
-@pytest.mark.parametrize(("channels", "height", "width"), [(1, 9, 7), (3, 4, 8)])
-def test_rotation_equals_torchvisions_to_a_level_and_the_rounding_of_places(degrees, channels, height, width):
-    images, indices = batch(20, channels, height, width), torch.arange(20)
-    result = 255 * Augmentation(rotation=degrees)(images, indices, seed=1, epoch=0)
-    words = random_words(1, 0, indices)[:, 7].tolist()
-    for image, ours, word in zip(images.float(), result, words, strict=True):
-        angle = degrees * ((2 * (word * 4096 >> 32) + 1) / 4096 - 1)
-        expected = rotate(image, angle, InterpolationMode.BILINEAR)
-        # Places count in 1/256 pixel, cut off, across and down; neighbours differ by up to 255 levels.
-        assert (ours - expected).abs().max() <= 2.5
-
-
 # The first figures of SHA-256 of 40 images in colour and as many grey ones, so that no run changes with the code.
 GOLDEN = [
     ({"crop_padding": 4, "crop_fill": 128}, "d2fe518dae63"),
@@ -113,12 +96,8 @@ GOLDEN = [
     ({"flip": True}, "5342ae610f86"),
     ({"flip": "alternating"}, "5ed822dc2703"),
     ({"shift": 2}, "2112f263657a"),
-    ({"rotation": 15}, "626a94115221"),
     ({"auto_augment": True}, "a552dda7163c"),
-    ({"auto_augment": "svhn"}, "8b762d2cbd2e"),
-    ({"auto_augment": "imagenet", "crop_fill": 99}, "65e5c3cbd787"),
-    ({"trivial_augment": True}, "7f2da02b69c5"),
-    (EVERYTHING, "284fc87a160b"),
+    (EVERYTHING, "2b5cc6de94dc"),
 ]
 
 
@@ -132,16 +111,15 @@ def test_augmented_images_stay_the_same(device, options, digest):
     assert found.hexdigest().startswith(digest)
 
 
-def test_what_a_policy_uncovers_is_black_where_the_crop_reflects():
+def test_what_auto_augment_uncovers_is_black_where_the_crop_reflects():
     images, indices = batch(50, height=12, width=12), torch.arange(50)
     reflecting, black = (Augmentation(auto_augment=True, crop_fill=fill) for fill in ("reflect", 0))
     assert torch.equal(*(each(images, indices, seed=0, epoch=0) for each in (reflecting, black)))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("options", [EVERYTHING, {"trivial_augment": True}, {"auto_augment": "svhn"}])
-def test_an_image_depends_on_seed_epoch_and_index_only(channels, options):
-    augmentation, images, indices = Augmentation(**options), batch(12, channels, 12, 12), torch.arange(100, 112)
+def test_an_image_depends_on_seed_epoch_and_index_only(channels):
+    augmentation, images, indices = Augmentation(**EVERYTHING), batch(12, channels, 12, 12), torch.arange(100, 112)
     torch.manual_seed(1)
     before = torch.get_rng_state()
     whole = augmentation(images, indices, seed=7, epoch=3)
@@ -167,7 +145,7 @@ REFLECTED = {"crop_padding": 4, "crop_fill": "reflect"}
         ({}, batch(n=7), r"indices must be one for each image; got \(8,\) for 7 images"),
         ({}, batch(n=8, height=1, width=8193), r"images must be at most 8192 pixels a side; got \(1, 8193\)"),
         (REFLECTED, batch(height=4), r"crop_padding must be less than the sides of .*; got 4 for \(4, 7\)\. Lower"),
-        ({"auto_augment": True}, batch(channels=2), "images must have 1 or 3 channels for a policy; got 2"),
+        ({"auto_augment": True}, batch(channels=2), "images must have 1 or 3 channels for AutoAugment; got 2"),
     ],
     ids=lambda case: "",
 )

@@ -77,7 +77,7 @@ COUNTED = (
 RUN: Options = {"epochs": 1, "batch_size": 32, "validation_fraction": 0.0, "cpu": True}
 SAMPLE: Options = {"dataset": "sample", "max_train_samples": 96, "max_test_samples": 32, "model": "4C5-P4-16"}
 SAMPLE |= {"psp_persistence": 0.25, "surrogate_width": 0.5}
-AUGMENTED: Options = {"auto_augment": True, "crop_padding": 2, "flip": True, "shift": 1, "rotation": 10.0, "cutout": 4}
+AUGMENTED: Options = {"auto_augment": True, "crop_padding": 2, "flip": True, "shift": 1, "cutout": 4}
 RUNS: dict[str, Options] = {  # three steps each
     "adamw": {"weight_decay": 1e-2},
     "sgd": {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-3, "schedule": "cosine"},

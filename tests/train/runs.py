@@ -34,7 +34,7 @@ SETTINGS |= {"ema_decay": 0.9, "evaluation_batch_size": 13, "validation_fraction
 TARGET = {"target_sparsity": 0.2, "lr": 8e-3, "surrogate_width": 0.5, "dropout": 0.0, "ema_decay": 0.0}
 
 # Most augmentations at once. Images of `make_images` keep their class, except mirrored ones.
-AUGMENTATION = {"crop_padding": 1, "crop_fill": "reflect", "flip": "alternating", "auto_augment": True, "rotation": 10}
+AUGMENTATION = {"crop_padding": 1, "crop_fill": "reflect", "flip": "alternating", "auto_augment": True}
 AUGMENTATION |= {"cutout": 2}
 
 

@@ -8,7 +8,7 @@ from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.placement import place_images
 from ttfs_triton.train.batches import EpochBatches, train_loader
 
-AUGMENTATION = Augmentation(crop_padding=2, crop_fill=128, flip=True, shift=1, rotation=10, cutout=3)
+AUGMENTATION = Augmentation(crop_padding=2, crop_fill=128, flip=True, shift=1, cutout=3)
 
 
 def epoch(n: int = 50, channels: int = 3, **options: object) -> EpochBatches:
@@ -53,9 +53,9 @@ def test_order_and_augmentation_follow_from_seed_and_epoch():
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (1, 2), (2, 3), (4, 3), (12, 1)])
-@pytest.mark.parametrize("more", [{}, {"auto_augment": True}, {"trivial_augment": True}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"auto_augment": True}], ids=str)
 def test_batches_of_all_processes_make_the_batches_of_one(world_size, accumulation, more):
-    augmentation = Augmentation(crop_padding=2, flip=True, shift=1, rotation=10, cutout=3, **more)
+    augmentation = Augmentation(crop_padding=2, flip=True, shift=1, cutout=3, **more)
     one, share = epoch(augmentation=augmentation), {"world_size": world_size, "accumulation": accumulation}
     shares = [epoch(augmentation=augmentation, rank=rank, **share) for rank in range(world_size)]
     for step in range(one.steps):

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-from ttfs_triton.augment.geometry import LARGEST_SIDE, mirror, move_bilinear, rotation, windows
-from ttfs_triton.augment.philox import ANGLE, CROP, CUTOUT, FLIP, SHIFT, below, random_words
+from ttfs_triton.augment.geometry import LARGEST_SIDE, mirror, windows
+from ttfs_triton.augment.philox import CROP, CUTOUT, FLIP, SHIFT, below, random_words
 from ttfs_triton.augment.policy import apply_operations, policy_tables
 from ttfs_triton.data.pixels import pixel_layout, to_float
 from ttfs_triton.shared_options import AugmentationOptions
 
-ANGLES = 4096  # number of equally spaced rotations to draw from; a table holds the map of each
-CHANGES = ("crop_padding", "flip", "shift", "auto_augment", "trivial_augment", "rotation", "cutout")
+CHANGES = ("crop_padding", "flip", "shift", "auto_augment", "cutout")
 
 
 class Augmentation(AugmentationOptions):
-    """Augmentations of a run. Shifts and rotations fill uncovered pixels with 0, policies with `crop_fill`.
+    """Augmentations of a run. Shifts fill uncovered pixels with 0, AutoAugment with `crop_fill`.
 
     The square of cutout has a random centre, is clipped at the image's border, and becomes 0.
 
     Raises:
-        ValueError: a size or an angle is negative, a fill is neither in 0 to 255 nor "reflect", or two policies are on.
+        ValueError: a size is negative, or a fill is neither in 0 to 255 nor "reflect".
 
-    Source: Cubuk et al., CVPR 2019 (AutoAugment); Müller & Hutter, ICCV 2021 (TrivialAugment); DeVries & Taylor, 2017
-    (Cutout); Jordan, "94% on CIFAR-10 in 3.29 seconds", 2024, section 3.6 (alternating flip).
+    Source: Cubuk et al., CVPR 2019 (AutoAugment); DeVries & Taylor, 2017 (Cutout);
+    Jordan, "94% on CIFAR-10 in 3.29 seconds", 2024, section 3.6 (alternating flip).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,7 +40,7 @@ class Augmentation(AugmentationOptions):
         """Augment a batch.
 
         Args:
-            images: [n, C, height, width], uint8, C = 1 or 3 for a policy, best channels last. Not changed.
+            images: [n, C, height, width], uint8, C = 1 or 3 for AutoAugment, best channels last. Not changed.
             indices: place of each image in its data set, [n], int64, on the images' device. With `seed` and `epoch`,
                 it alone determines an image's augmentation.
             seed: seed of the run.
@@ -51,7 +49,7 @@ class Augmentation(AugmentationOptions):
             [n, C, height, width], float32 in [0, 1], channels last if C > 1.
         Raises:
             ValueError: images and indices do not fit together, or the images are too large, too small for the
-                reflected border, or have a number of channels that policies do not take.
+                reflected border, or have a number of channels that AutoAugment does not take.
             TypeError: the images are not uint8.
         """
         self._check(images, indices)
@@ -69,19 +67,15 @@ class Augmentation(AugmentationOptions):
             images = mirror(images, below(words[:, FLIP], 2))
         if self.shift:
             images = windows(images, _corners(words, SHIFT, self.shift), self.shift, 0)
-        if self.auto_augment or self.trivial_augment:
+        if self.auto_augment:
             images = self._apply_policy(images, words)
-        if self.rotation:
-            maps = _rotation_maps(self.rotation, *images.shape[2:], images.device)
-            images = move_bilinear(images, maps[below(words[:, ANGLE], ANGLES)])
         if self.cutout:
             images = _cut_out(images, words, self.cutout)
         return _scale(images)
 
     def _apply_policy(self, images: Tensor, words: Tensor) -> Tensor:
         """Draw a sub-policy for each image and apply its operations."""
-        name = "trivial" if self.trivial_augment else "cifar10" if self.auto_augment is True else self.auto_augment
-        policy = policy_tables(name, *images.shape[2:], images.device)
+        policy = policy_tables(*images.shape[2:], images.device)
         fill = 0 if self.crop_fill == "reflect" else self.crop_fill
         for rows in policy.draw(words).unbind(1):
             images = apply_operations(images, rows, policy, fill)
@@ -109,23 +103,16 @@ class Augmentation(AugmentationOptions):
                 f"Augmentation: crop_padding must be less than the sides of images that crop_fill reflects; got "
                 f"{self.crop_padding} for {tuple(sides)}. Lower --crop-padding."
             )
-        if (self.auto_augment or self.trivial_augment) and channels not in (1, 3):
+        if self.auto_augment and channels not in (1, 3):
             raise ValueError(
-                f"Augmentation: images must have 1 or 3 channels for a policy; got {channels}. "
-                "Switch auto_augment and trivial_augment off."
+                f"Augmentation: images must have 1 or 3 channels for AutoAugment; got {channels}. "
+                "Switch auto_augment off."
             )
 
 
 def _corners(words: Tensor, first: int, farthest: int) -> Tensor:
     """Two whole numbers from -farthest to farthest for each image, [n, 2], from its words `first` and `first + 1`."""
     return below(words[:, first : first + 2], 2 * farthest + 1) - farthest
-
-
-@functools.lru_cache(maxsize=4)
-def _rotation_maps(degrees: float, height: int, width: int, device: torch.device) -> Tensor:
-    """The maps of `ANGLES` rotations from -degrees to degrees: [ANGLES, 6], int32."""
-    angles = (degrees * ((2 * number + 1) / ANGLES - 1) for number in range(ANGLES))
-    return torch.tensor([rotation(angle, height, width) for angle in angles], dtype=torch.int32, device=device)
 
 
 def _cut_out(images: Tensor, words: Tensor, side: int) -> Tensor:

@@ -76,48 +76,15 @@ def mirror(images: Tensor, chosen: Tensor) -> Tensor:
     return images.flip(3).bitwise_xor_(images).bitwise_and_(mask).bitwise_xor_(images)
 
 
-def places(maps: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Row and column of output pixels in the input, in 1/65536 pixel, each [n, height, width], int32; maps [n, 6]."""
+def move(images: Tensor, maps: Tensor, fill: int) -> Tensor:
+    """Map images [n, C, height, width], uint8, by maps [n, 6], int32, each pixel from the nearest; `fill` outside."""
+    channels, height, width = images.shape[1:]
     x = torch.arange(width, dtype=torch.int32, device=maps.device)
     y = torch.arange(height, dtype=torch.int32, device=maps.device)[:, None]
     a, b, c, d, e, f = maps[:, :, None, None].unbind(1)
-    return (e * y + f) + d * x, (b * y + c) + a * x
-
-
-def move(images: Tensor, maps: Tensor, fill: int) -> Tensor:
-    """Map images [n, C, height, width], uint8, by maps [n, 6], int32, each pixel from the nearest; `fill` outside."""
-    rows, columns = places(maps, *images.shape[2:])
-    framed, index = _framed(images, rows.bitwise_right_shift_(16), columns.bitwise_right_shift_(16), 1, fill)
-    return _pixels(framed, index).view(images.shape)
-
-
-def move_bilinear(images: Tensor, maps: Tensor) -> Tensor:
-    """Map images, each pixel from the four pixels around its place, in steps of 1/256 pixel; 0 outside the image."""
-    rows, columns = places(maps, *images.shape[2:])
-    # Places refer to centres: half a pixel back, whole numbers are the centre of the pixel above and to the left.
-    rows, columns = rows.sub_(ONE // 2), columns.sub_(ONE // 2)
-    down, across = ((place >> 8 & 255)[:, None].flatten(2) for place in (rows, columns))
-    framed, index = _framed(images, rows.bitwise_right_shift_(16), columns.bitwise_right_shift_(16), 2, 0)
-    result = torch.full((*images.shape[:2], index.shape[2]), ONE // 2, dtype=torch.int32, device=images.device)
-    for below, weight_down in enumerate((256 - down, down)):
-        for right, weight_across in enumerate((256 - across, across)):
-            pixels = _pixels(framed, index + (below * framed.shape[3] + right))
-            result.addcmul_(pixels.int(), weight_down * weight_across)
-    return (result >> 16).to(torch.uint8).view(images.shape)
-
-
-def _framed(images: Tensor, rows: Tensor, columns: Tensor, border: int, fill: int) -> tuple[Tensor, Tensor]:
-    """Images with a border for all places outside, to which rows and columns [n, height, width], int32, are clamped.
-
-    Clamping is cheaper than testing each place. Returns framed images and indices in their planes, [n, 1, pixels].
-    """
-    height, width = images.shape[2:]
-    framed = pad(images, (border,) * 4, value=fill)
-    rows, columns = rows.clamp_(-border, height), columns.clamp_(-border, width)
-    index = rows.mul_(framed.shape[3]).add_(columns).add_(border * (framed.shape[3] + 1))
-    return framed, index.flatten(1)[:, None].long()
-
-
-def _pixels(framed: Tensor, index: Tensor) -> Tensor:
-    """Pixels [n, C, pixels] at these indices in the planes of framed images."""
-    return framed.flatten(2).gather(2, index.expand(-1, framed.shape[1], -1))
+    # Places outside are clamped to a border of `fill`, which is cheaper than to test each.
+    framed = pad(images, (1,) * 4, value=fill)
+    rows = (((e * y + f) + d * x) >> 16).clamp_(-1, height)
+    columns = (((b * y + c) + a * x) >> 16).clamp_(-1, width)
+    index = rows.mul_(width + 2).add_(columns).add_(width + 3).flatten(1)[:, None].long()
+    return framed.flatten(2).gather(2, index.expand(-1, channels, -1)).view(images.shape)

@@ -20,7 +20,7 @@ _MASK = 0xFFFFFFFF
 
 # The place of each decision among an image's random words (the first place of decisions with two words). Places are
 # fixed, so that an augmentation draws the same whatever else is switched on.
-CROP, FLIP, SUB_POLICY, APPLIED, SIGN, ANGLE, SHIFT, CUTOUT = 0, 2, 3, 4, 6, 7, 8, 10
+CROP, FLIP, SUB_POLICY, APPLIED, SIGN, SHIFT, CUTOUT = 0, 2, 3, 4, 6, 8, 10
 BLOCKS = 3  # of four words
 
 

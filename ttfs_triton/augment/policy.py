@@ -1,4 +1,4 @@
-"""AutoAugment's and TrivialAugment's policies: tables that a whole batch indexes, and their operations."""
+"""AutoAugment's policy for CIFAR-10 as tables that a whole batch indexes, and its operations."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import functools
 import math
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ttfs_triton.augment.geometry import IDENTITY, affine, move, rotation
 from ttfs_triton.augment.philox import APPLIED, SIGN, SUB_POLICY, below
-from ttfs_triton.shared_options import PolicyName
 
 
 class Kind(IntEnum):
@@ -37,11 +36,11 @@ class Operation(NamedTuple):
     magnitude: float
 
 
-SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness")
-PLAIN = ("AutoContrast", "Equalize", "Invert", "Identity")
+SIGNED = ("ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness")
+PLAIN = ("AutoContrast", "Equalize", "Invert")
 
-# name, probability, magnitude in tenths; as printed in the paper's tables, and in torchvision.
-_CIFAR10 = """
+# name, probability, magnitude in tenths; as printed in the paper's table, and in torchvision.
+_SUB_POLICIES = """
 Invert .1 0 Contrast .2 6; Rotate .7 2 TranslateX .3 9; Sharpness .8 1 Sharpness .9 3; ShearY .5 8 TranslateY .7 9;
 AutoContrast .5 0 Equalize .9 0; ShearY .2 7 Posterize .3 7; Color .4 3 Brightness .6 7; Sharpness .3 9 Brightness .7 9;
 Equalize .6 0 Equalize .5 0; Contrast .6 7 Sharpness .6 5; Color .7 7 TranslateX .5 8; Equalize .3 0 AutoContrast .4 0;
@@ -49,61 +48,36 @@ TranslateY .4 3 Sharpness .2 6; Brightness .9 6 Color .2 8; Solarize .5 2 Invert
 Equalize .2 0 Equalize .6 0; Color .9 9 Equalize .6 0; AutoContrast .8 0 Solarize .2 8; Brightness .1 3 Color .7 0;
 Solarize .4 5 AutoContrast .9 0; TranslateY .9 9 TranslateY .7 9; AutoContrast .9 0 Solarize .8 3;
 Equalize .8 0 Invert .1 0; TranslateY .7 9 AutoContrast .9 0"""
-_SVHN = """
-ShearX .9 4 Invert .2 0; ShearY .9 8 Invert .7 0; Equalize .6 0 Solarize .6 6; Invert .9 0 Equalize .6 0;
-Equalize .6 0 Rotate .9 3; ShearX .9 4 AutoContrast .8 0; ShearY .9 8 Invert .4 0; ShearY .9 5 Solarize .2 6;
-Invert .9 0 AutoContrast .8 0; Equalize .6 0 Rotate .9 3; ShearX .9 4 Solarize .3 3; ShearY .8 8 Invert .7 0;
-Equalize .9 0 TranslateY .6 6; Invert .9 0 Equalize .6 0; Contrast .3 3 Rotate .8 4; Invert .8 0 TranslateY 0 2;
-ShearY .7 6 Solarize .4 8; Invert .6 0 Rotate .8 4; ShearY .3 7 TranslateX .9 3; ShearX .1 6 Invert .6 0;
-Solarize .7 2 TranslateY .6 7; ShearY .8 4 Invert .8 0; ShearX .7 9 TranslateY .8 3; ShearY .8 5 AutoContrast .7 0;
-ShearX .7 2 Invert .1 0"""
-_IMAGENET = """
-Posterize .4 8 Rotate .6 9; Solarize .6 5 AutoContrast .6 0; Equalize .8 0 Equalize .6 0; Posterize .6 7 Posterize .6 6;
-Equalize .4 0 Solarize .2 4; Equalize .4 0 Rotate .8 8; Solarize .6 3 Equalize .6 0; Posterize .8 5 Equalize 1 0;
-Rotate .2 3 Solarize .6 8; Equalize .6 0 Posterize .4 6; Rotate .8 8 Color .4 0; Rotate .4 9 Equalize .6 0;
-Equalize 0 0 Equalize .8 0; Invert .6 0 Equalize 1 0; Color .6 4 Contrast 1 8; Rotate .8 8 Color 1 2;
-Color .8 8 Solarize .8 7; Sharpness .4 7 Invert .6 0; ShearX .6 5 Equalize 1 0; Color .4 0 Equalize .6 0;
-Equalize .4 0 Solarize .2 4; Solarize .6 5 AutoContrast .6 0; Invert .6 0 Equalize 1 0; Color .6 4 Contrast 1 8;
-Equalize .8 0 Equalize .6 0"""
-_POLICIES = {"cifar10": _CIFAR10, "svhn": _SVHN, "imagenet": _IMAGENET}
 
 
-def magnitudes(name: str, height: int, width: int, *, wide: bool = False) -> list[float]:
-    """The magnitudes of an operation: AutoAugment's ten, or with `wide` TrivialAugment's 31.
+def magnitudes(name: str, height: int, width: int) -> list[float]:
+    """The ten magnitudes of an operation.
 
     Computed as in torchvision, since its float32 steps decide on which side of a grey level solarising cuts.
     """
-    bins = 31 if wide else 10
     if name in PLAIN:
-        return [0.0] * bins
+        return [0.0] * 10
     if name == "Posterize":
-        return (8 - torch.arange(bins) / ((bins - 1) / (6 if wide else 4))).round().tolist()
+        return (8 - torch.arange(10) / (9 / 4)).round().tolist()
     ends = {
-        "ShearX": (0.0, 0.99 if wide else 0.3),
-        "ShearY": (0.0, 0.99 if wide else 0.3),
-        "TranslateX": (0.0, 32.0 if wide else 150 / 331 * width),
-        "TranslateY": (0.0, 32.0 if wide else 150 / 331 * height),
-        "Rotate": (0.0, 135.0 if wide else 30.0),
+        "ShearY": (0.0, 0.3),
+        "TranslateX": (0.0, 150 / 331 * width),
+        "TranslateY": (0.0, 150 / 331 * height),
+        "Rotate": (0.0, 30.0),
         "Solarize": (1.0, 0.0),
     }
-    return torch.linspace(*ends.get(name, (0.0, 0.99 if wide else 0.9)), bins).tolist()
+    return torch.linspace(*ends.get(name, (0.0, 0.9)), 10).tolist()
 
 
-def auto_augment_policy(name: PolicyName, height: int, width: int) -> list[list[Operation]]:
-    """The 25 sub-policies of an AutoAugment policy, for images of this size."""
+def auto_augment_policy(height: int, width: int) -> list[list[Operation]]:
+    """The 25 sub-policies, for images of this size."""
     sub_policies = []
-    for entry in _POLICIES[name].split(";"):
+    for entry in _SUB_POLICIES.split(";"):
         words = iter(entry.split())
         sub_policies.append(
             [Operation(name, float(next(words)), magnitudes(name, height, width)[int(next(words))]) for name in words]
         )
     return sub_policies
-
-
-def trivial_augment_policy(height: int, width: int) -> list[list[Operation]]:
-    """TrivialAugment (Wide): any operation at any magnitude."""
-    names = ("Identity", *SIGNED, "Posterize", "Solarize", "AutoContrast", "Equalize")
-    return [[Operation(name, 1.0, value)] for name in names for value in magnitudes(name, height, width, wide=True)]
 
 
 @dataclass(frozen=True)
@@ -135,12 +109,9 @@ class Policy:
 
 
 @functools.lru_cache(maxsize=16)
-def policy_tables(name: PolicyName | Literal["trivial"], height: int, width: int, device: torch.device) -> Policy:
-    """The tables of a policy, for images of this size, on a device."""
-    if name == "trivial":
-        sub_policies = trivial_augment_policy(height, width)
-    else:
-        sub_policies = auto_augment_policy(name, height, width)
+def policy_tables(height: int, width: int, device: torch.device) -> Policy:
+    """The tables of the policy, for images of this size, on a device."""
+    sub_policies = auto_augment_policy(height, width)
     operations = [operation for sub_policy in sub_policies for operation in sub_policy]
     rows = [_row("Identity", 0.0, height, width)]
     for operation in operations:
@@ -162,8 +133,6 @@ def _row(name: str, magnitude: float, height: int, width: int) -> tuple[Kind, tu
     level = torch.arange(256)
     kind, fixed, levels = Kind.LEVELS, IDENTITY, level
     match name:
-        case "ShearX":
-            kind, fixed = Kind.GEOMETRY, affine(1, magnitude, 0, 0, 1, 0)
         case "ShearY":
             kind, fixed = Kind.GEOMETRY, affine(1, 0, 0, magnitude, 1, 0)
         case "TranslateX":

@@ -107,7 +107,7 @@ class DataOptions(Options):
 
 _IMAGE_KEYS = (  # keys without meaning for recordings of events
     *("dataset", "image_column", "label_column", "image_size", "random_resized_crop", "streaming"),
-    *("auto_augment", "trivial_augment"),
+    "auto_augment",
 )
 
 
