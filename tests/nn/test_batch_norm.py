@@ -2,13 +2,10 @@
 
 from copy import deepcopy
 from dataclasses import asdict
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ttfs_kernels import Neuron
 from ttfs_triton.hardware import count, simulate
@@ -24,7 +21,7 @@ from ttfs_triton.nn import (
     network_graph,
     whiten,
 )
-from ttfs_triton.nn.folding import BatchNorm, unfold_batch_norm
+from ttfs_triton.nn.folding import unfold_batch_norm
 
 SIGMAS = [0.0, 0.25, 1.0]
 
@@ -176,29 +173,3 @@ def test_a_plain_network_is_unfolded_into_the_same_one(sigma, encoder):
     before = conv.batch_norm.running_mean.clone()
     other(images)
     torch.testing.assert_close(conv.batch_norm.running_mean, before, rtol=1e-3, atol=1e-3)
-
-
-def normal(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@given(
-    channels=st.integers(1, 5),
-    inputs=st.integers(1, 5),
-    seed=st.integers(0, 99),
-    bias=st.booleans(),
-    affine=st.booleans(),
-    convolution=st.booleans(),
-)
-def test_batch_norm_folds_into_a_layer(channels, inputs, seed, bias, affine, convolution):
-    weight = normal(channels, inputs, *(3, 3) * convolution, seed=seed)
-    x = normal(3, inputs, *(6, 5) * convolution, seed=seed + 1)
-    contract = partial(F.conv2d, padding=1) if convolution else F.linear
-    shift = normal(channels, seed=seed + 2) if bias else None
-    gamma, beta = (normal(channels, seed=seed + 3), normal(channels, seed=seed + 4)) if affine else (None, None)
-    mean, var = normal(channels, seed=seed + 5), normal(channels, seed=seed + 6) ** 2
-    folded = BatchNorm(mean, var, gamma, beta, 1e-3).fold(weight, shift)
-    expected = F.batch_norm(contract(x, weight, shift), mean, var, gamma, beta, eps=1e-3)
-    torch.testing.assert_close(contract(x, *folded), expected)
-    rounded = BatchNorm(mean.float(), var.float(), None, None).fold(weight.float(), None)
-    assert {tensor.dtype for tensor in rounded} == {torch.float64}

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ttfs_triton.convert.average_pool import fold_average_pool, pooled_size, window_of
 from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.nn import EarliestSpikePool2d, Wire
-from ttfs_triton.nn.folding import BatchNorm
 from ttfs_triton.nn.sizes import pair
 
 SUPPORTED = (
@@ -285,8 +285,9 @@ class _Reader:
             self._refuse(node, f"{type(norm).__name__} without running statistics")
         if not (least := float(norm.running_var.min()) + norm.eps) > 0:
             raise ConversionError(f"convert: {node.target}.running_var + epsilon must be positive; got {least:.6g}.")
-        folded = BatchNorm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
-        layer.weight, layer.bias = folded.fold(layer.weight, layer.bias)
+        tensors = layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias
+        weight, bias, mean, var, gamma, beta = (None if each is None else each.detach().double() for each in tensors)
+        layer.weight, layer.bias = fuse_conv_bn_weights(weight, bias, mean, var, norm.eps, gamma, beta)  # Linear too
         layer.potential = node
         layer.folded.append("batch norm")
         return value

@@ -21,8 +21,7 @@ from ttfs_triton.convert.build import specification_of
 from ttfs_triton.convert.calibration import Calibration, calibrate_network, fit_range
 from ttfs_triton.convert.layouts import NO_STATISTICS, PAPER, Layout, Statistics, TrainedAs, foreign_layout
 from ttfs_triton.convert.source import ConversionError, Weights, open_weights
-from ttfs_triton.nn import NetworkConfig, TTFSNetwork, standardise_weight
-from ttfs_triton.nn.folding import BatchNorm, fold_tensors, has_batch_norm
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.terminal import TerminalTable
 
@@ -247,41 +246,29 @@ def _own(
 ) -> _Source:
     """A network of this package, batch norm folded, and standardised weights too unless they are kept."""
     own = _own_config(weights, config, size, trained_as)
+    mean, std = statistics
     if any(statistics) and own.encoder == "latency":
         raise ConversionError(NO_STATISTICS)
+    with torch.random.fork_rng(devices=[]):  # keeps the caller's random state
+        network = TTFSNetwork(own.replace(mean=mean or own.mean, std=std or own.std, grid=None))
     tensors = {name: tensor for name, tensor in weights.tensors.items() if not name.endswith(".log2_unit")}
-    normalised = has_batch_norm(tensors)
-    gains = [name for name in tensors if name.endswith(".weight_gain")]
-    keep = keep_standardisation and bool(gains)
-    given = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    try:
-        state = fold_tensors(given)
-    except (KeyError, RuntimeError) as error:
-        raise ConversionError(f"convert: {weights.name} must hold batch norms that fit its layers; {error}") from error
-    for name in gains if keep == normalised else ():
-        weight, norm = name.removesuffix("_gain"), f"{name.removesuffix('.weight_gain')}.batch_norm"
-        if keep:  # the gain takes batch norm's scale, as a plain weight would
-            state |= {weight: given[weight], name: given[name]}
-            if f"{norm}.running_var" in given:
-                names = ("running_mean", "running_var", "weight", "bias")
-                parts: Any = [given.get(f"{norm}.{part}") for part in names]
-                state[name] = given[name] * BatchNorm(*parts).scale()
-        else:
-            state[weight] = standardise_weight(state[weight], state.pop(name))
+    _load(network, tensors)
+    network.fold_batch_norm()
+    if not keep_standardisation:
+        network.fold_standardisation()
     entries: list[LayerEntry] = []
     for layer in dict.fromkeys(re.sub(r"(\.batch_norm)?\.\w+$", "", name) for name in tensors):
         sources = [name for name in tensors if name.startswith(f"{layer}.") and ".batch_norm." not in name]
-        folded = ["weight standardisation"] if not keep and f"{layer}.weight_gain" in tensors else []
+        folded = ["weight standardisation"] if not keep_standardisation and f"{layer}.weight_gain" in tensors else []
         if f"{layer}.batch_norm.running_var" in tensors:
             sources, folded = [*sources, f"{layer}.batch_norm.*"], [*folded, "batch norm"]
         entries.append(LayerEntry(layer.removeprefix("features."), tuple(sources), tuple(folded)))
-    notes = (SPIKING, *(["standardised weights folded into plain ones"] if gains and not keep else []))
+    notes = [SPIKING]
+    if any("weight standardisation" in entry.folded for entry in entries):
+        notes.append("standardised weights folded into plain ones")
     if own.grid is not None:
-        notes += (f"left without its grid, {own.grid.text()}: calibrate or train the network for it again",)
-    mean, std = statistics
-    plain = {"weight_standardisation": keep, "batch_norm": False, "grid": None}
-    own = own.replace(mean=mean or own.mean, std=std or own.std, **plain)
-    return _Source("ours", own, state, entries, True, False, notes)
+        notes.append(f"left without its grid, {own.grid.text()}: calibrate or train the network for it again")
+    return _Source("ours", network.config, network.state_dict(), entries, True, False, tuple(notes))
 
 
 def _own_config(
@@ -389,12 +376,18 @@ def _target_config(source: _Source, overrides: Mapping[str, Any]) -> NetworkConf
 
 
 def _network(config: NetworkConfig, state: Mapping[str, Tensor]) -> TTFSNetwork:
-    """A spiking network with these weights; keeps the caller's random state."""
+    """A spiking network with these weights, and zeros for missing initial potentials; keeps the random state."""
     with torch.random.fork_rng(devices=[]):
         network = TTFSNetwork(config)
     zeros = {name: torch.zeros_like(value) for name, value in network.state_dict().items() if name.endswith(".bias")}
-    try:
-        network.load_state_dict(zeros | dict(state))
-    except RuntimeError as error:
-        raise ConversionError(f"convert: the weights must be those of {config.specification}; {error}") from error
+    _load(network, zeros | dict(state))
     return network.eval()
+
+
+def _load(network: TTFSNetwork, state: Mapping[str, Tensor]) -> None:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConversionError(
+            f"convert: the weights must be those of {network.config.specification}; {error}"
+        ) from error

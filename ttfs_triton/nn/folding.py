@@ -1,55 +1,16 @@
 """Folding of batch norm and weight standardisation into plain weights and initial potentials."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ttfs_kernels import standardise_weight
 from ttfs_triton.nn.on_chip import RoundedLayer
 from ttfs_triton.nn.weighted import WeightedLayer
 
 STATISTICS_BATCH = 500
 """Batch size, in images, in which `unfold_batch_norm` collects the statistics of potentials."""
-
-
-@dataclass(frozen=True)
-class BatchNorm:
-    """Batch norm in evaluation: y = (x − mean) / √(var + epsilon) · weight + bias, per channel.
-
-    Attributes:
-        mean, var: [C], running statistics.
-        weight, bias: [C], or None for 1 and 0.
-        epsilon: not part of a state dict; PyTorch's default is 1e-5.
-    """
-
-    mean: Tensor
-    var: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    epsilon: float = 1e-5
-
-    def scale(self) -> Tensor:
-        """[C] float64, the factor on the layer's output."""
-        scale = (self.var.double() + self.epsilon).rsqrt()
-        return scale if self.weight is None else scale * self.weight.double()
-
-    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Weight and initial potential of a layer with this batch norm folded in.
-
-        Args:
-            weight: weight of the convolution or fully connected layer, [C, ...].
-            bias: its bias, [C], or None.
-        Returns:
-            (weight, bias), shapes as above, float64.
-        """
-        scale = self.scale()
-        centred = -self.mean.double() if bias is None else bias.double() - self.mean.double()
-        shift = 0.0 if self.bias is None else self.bias.double()
-        return weight.double() * scale.view(-1, *[1] * (weight.dim() - 1)), centred * scale + shift
 
 
 @torch.no_grad()
@@ -103,39 +64,6 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     for layer in _weighted_layers(model):
         layer.fold_batch_norm()
     return model
-
-
-def has_batch_norm(names: Iterable[str]) -> bool:
-    """Whether the names in a state dict belong to a network with batch norm."""
-    return any(".batch_norm." in name for name in names)
-
-
-@torch.no_grad()
-def fold_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A network's state dict with batch norm and weight standardisation folded, also where one layer has both.
-
-    Args:
-        tensors: the state dict, of one floating dtype, on any device; without batch norm it is returned unchanged.
-    Raises:
-        KeyError: a batch norm lacks one of its tensors.
-        RuntimeError: the shapes of a layer and its batch norm do not fit.
-    """
-    if not has_batch_norm(tensors):
-        return dict(tensors)
-    folded = dict(tensors)
-    for name, weight in tensors.items():
-        layer, _, kind = name.rpartition(".")
-        if kind != "weight" or layer.endswith(".batch_norm"):
-            continue
-        gain, bias = (folded.pop(f"{layer}.{part}", None) for part in ("weight_gain", "bias"))
-        plain = weight if gain is None else standardise_weight(weight, gain)
-        if f"{layer}.batch_norm.running_mean" in tensors:
-            parts = ("running_mean", "running_var", "weight", "bias", "num_batches_tracked")
-            norm: Any = [folded.pop(f"{layer}.batch_norm.{part}") for part in parts]
-            plain, bias = BatchNorm(*norm[:-1]).fold(plain, bias)
-        bias = weight.new_zeros(len(weight)) if bias is None else bias.to(weight.dtype)
-        folded |= {name: plain.to(weight.dtype), f"{layer}.bias": bias}
-    return folded
 
 
 @torch.no_grad()
