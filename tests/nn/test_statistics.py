@@ -151,25 +151,6 @@ def test_counting_changes_neither_outputs_nor_gradients_nor_the_state_dict(grid,
     assert not any("statistics" in name for name, _ in model.named_buffers())
 
 
-def test_samples_that_do_not_count_change_nothing(device):
-    model = cnn1(image_size=12, width=0.25).eval().to(device)
-    images = activations(5, 1, 12, 12, seed=1).float().to(device)
-    with torch.no_grad():
-        model(images)  # the encoder refuses a first batch with nan
-    images[3:] = float("nan")
-    counted = torch.arange(5, device=device) < 3
-    with torch.no_grad(), record_statistics(model, counted=counted):
-        model(images)
-    padded = collect_statistics(model)
-    reset_statistics(model)
-    with torch.no_grad(), record_statistics(model):
-        with record_statistics(model, counted=counted):
-            pass
-        model(images[:3])
-    assert padded == collect_statistics(model)
-    assert [layer.samples for layer in padded] == [3] * 4
-
-
 def test_a_pool_in_a_layers_call_follows_counts_faults_and_grids():
     layer, x = DFTConv2d(1, 4, 3), torch.rand(2, 1, 8, 8)
     layer.statistics = SpikeCounter((4, 6, 6))

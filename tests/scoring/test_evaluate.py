@@ -1,27 +1,23 @@
-"""Figures of an evaluation against one pass in float64; batches of one size, also through a graph, give the same."""
+"""Figures of an evaluation against one pass in float64."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from tests.train.recorded import RecordedGraphs
 from tests.virtual_cuda import recording
 from ttfs_kernels import Neuron
 from ttfs_triton.data.decode import InMemoryImages
 from ttfs_triton.data.images import ImageData
-from ttfs_triton.hardware import counting
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.scoring import (
     EvaluationBatches,
     EvaluationStopped,
-    PaddedScorer,
     device_name,
     evaluate,
     layer_table,
     versions,
 )
-from ttfs_triton.scoring.scorer import GraphError
 
 BATCH, IMAGES = 5, 23
 
@@ -46,9 +42,8 @@ def images() -> ImageData:
     return ImageData(InMemoryImages(pixels), labels, ["a", "b", "c"], "a/b", "test", "0")
 
 
-def score(network, images, scorer=None, accelerator=None, batch_size=BATCH, **options):
-    batches = EvaluationBatches(images, None, batch_size)
-    return evaluate(network, batches, accelerator or Accelerator(cpu=True), scorer=scorer, **options)
+def score(network, images, batch_size=BATCH, **options):
+    return evaluate(network, EvaluationBatches(images, None, batch_size), Accelerator(cpu=True), **options)
 
 
 @pytest.mark.parametrize("batch_size", [BATCH, IMAGES, 99])
@@ -74,64 +69,20 @@ def test_evaluate_equals_one_pass_in_float64(network, images, batch_size):
     assert (readout.kind, len(layer_table(found.layers).rows)) == ("readout", 3)
 
 
-@pytest.mark.parametrize("batch_size", [BATCH, 6, IMAGES])
-def test_padding_changes_no_bit(network, images, batch_size):
-    seen = []
-    scorer = PaddedScorer(network, Accelerator(cpu=True), batch_size)
-    handle = network.features[0].register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    found = score(network.train(), images, scorer)
-    handle.remove()
-    assert set(seen) == {batch_size}
-    assert network.training
-    expected = score(network, images)
-    assert found == expected
-    assert [layer.samples for layer in found.layers] == [IMAGES] * 3
-    assert 0 < found.correct < IMAGES
-    assert score(network, images, scorer) == expected  # what lies in the padding from before does not matter
-
-
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_graph_serves_all_evaluations_of_a_run(network, images, precision):
-    accelerator, graphs = Accelerator(cpu=True, mixed_precision=precision), RecordedGraphs()
-    scorer = PaddedScorer(network, accelerator, BATCH, graphs=graphs)
-    for passes in range(1, 4):
-        assert score(network, images, scorer, accelerator) == score(network, images, None, accelerator)
-        assert (graphs.asides, graphs.replays) == (1, 5 * passes - 1)
-        with torch.no_grad():  # a step of training
-            for parameter in network.parameters():
-                parameter.mul_(-1).add_(0.0625)
-
-
-def test_evaluation_goes_on_without_a_graph_that_fails_unless_it_is_required(network, images):
-    said = []
-    graphs = RecordedGraphs("the stream is busy.\nSee the log.")
-    scorer = PaddedScorer(network, Accelerator(cpu=True), BATCH, graphs=graphs, say=said.append)
-    assert score(network, images, scorer) == score(network, images)
-    assert said == ["no CUDA graph in evaluation: the stream is busy"]
-    scorer = PaddedScorer(network.train(), Accelerator(cpu=True), BATCH, graphs=graphs, required=True)
-    with pytest.raises(GraphError, match="PaddedScorer: a batch must be capturable in a CUDA graph; got the stream is"):
-        score(network, images, scorer)
-    assert network.training
-
-
-@pytest.mark.parametrize("padded", [False, True])
-def test_evaluation_stops_when_asked_and_leaves_nothing_behind(network, images, padded):
-    scorer = PaddedScorer(network, Accelerator(cpu=True), BATCH, graphs=RecordedGraphs()) if padded else None
-    scored = []
+def test_evaluation_stops_when_asked_and_leaves_nothing_behind(network, images):
+    scored, expected = [], score(network, images)
     with pytest.raises(EvaluationStopped):
-        score(network, images, scorer, stop=lambda: len(scored) == 2, on_batch=scored.append)
+        score(network, images, stop=lambda: len(scored) == 2, on_batch=scored.append)
     assert scored == [5, 5]
-    assert score(network, images, scorer) == score(network, images)
+    assert score(network, images) == expected
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_batches_never_wait_for_the_device(network, images, watched_device, padded):
+def test_batches_never_wait_for_the_device(network, images, watched_device):
     accelerator, network, waits = Accelerator(), network.to(watched_device), []
-    scorer = PaddedScorer(network, accelerator, BATCH) if padded else None
     for number in (5, 5, IMAGES):  # the first pass makes the layers' counters
         batches = EvaluationBatches(images, torch.arange(number), BATCH)
         with recording() as record:
-            evaluate(network, batches, accelerator, scorer=scorer)
+            evaluate(network, batches, accelerator)
         waits.append(record.synchronisations)
     assert waits[1] == waits[2]
 
@@ -141,13 +92,6 @@ def test_outputs_that_are_no_numbers_are_no_class(network, images, value):
     network.readout.register_forward_hook(lambda _, __, logits: logits * value)
     with pytest.raises(ValueError, match="evaluate: outputs of the network must be finite; got NaN or inf"):
         score(network, images)
-
-
-def test_operations_are_counted_of_images_alone(network, images):
-    scorer = PaddedScorer(network, Accelerator(cpu=True), BATCH)
-    refused = pytest.raises(NotImplementedError, match="batches must not be padded; got one that is")
-    with counting(network), refused:
-        score(network, images, scorer)
 
 
 def test_machine_is_named():

@@ -12,15 +12,13 @@ from accelerate.state import AcceleratorState
 from tests.train.recorded import RecordedGraphs
 from tests.train.runs import SETTINGS, TARGET, assert_same_run, change
 from ttfs_triton.nn import Grid
-from ttfs_triton.scoring.scorer import GraphError
 from ttfs_triton.train import ConfigError, TrainConfig, loop, train
 from ttfs_triton.train.display import SKIPPED
-from ttfs_triton.train.step import WARM_UP, choose_graphs
+from ttfs_triton.train.graphs import WARM_UP, GraphError, choose_graphs
 
 
 @pytest.fixture
 def config(data, tmp_path):
-    # 32 validation images in two full batches: with padding and without, products have as many rows.
     values = SETTINGS | {"epochs": 2, "evaluation_batch_size": 16}
     return TrainConfig(**values, data_dir=data, output_dir=tmp_path / "run")
 
@@ -60,10 +58,10 @@ def test_replayed_steps_give_the_weights_of_plain_ones(config, tmp_path, graphs,
     train(config)
     assert_same_run(tmp_path / "plain", config.output_dir)
     if {"psp_persistence_rise", "target_sparsity"} & values.keys():
-        assert graphs.replays > 0, "with each σ anew, and where layers are counted not in validation"
+        assert graphs.replays > 0, "with each σ, and from the end of the approach, anew"
     else:
-        sampled, validation = 3, 4  # steps 0, 6 and 12 of 16; batches, of which the first one warms up
-        assert (graphs.asides, graphs.replays) == (WARM_UP + 1 + 1, 16 - sampled - WARM_UP + validation - 1)
+        sampled = 3  # steps 0, 6 and 12 of 16
+        assert (graphs.asides, graphs.replays) == (WARM_UP + 1, 16 - sampled - WARM_UP)
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a .functools.lru_cache:UserWarning")
@@ -76,7 +74,7 @@ def test_compiled_steps_are_captured_and_replayed(config, tmp_path, graphs, monk
     train(config)
     assert compiled.call_count == 2
     assert_same_run(tmp_path / "plain", config.output_dir)
-    assert graphs.replays == 16 - 3 - WARM_UP + 3
+    assert graphs.replays == 16 - 3 - WARM_UP
 
 
 def test_run_goes_on_without_a_graph_that_fails(config, tmp_path, monkeypatch, capsys):
@@ -85,7 +83,6 @@ def test_run_goes_on_without_a_graph_that_fails(config, tmp_path, monkeypatch, c
     train(config)
     said = capsys.readouterr().out
     assert "no CUDA graph: the stream is busy\n" in said
-    assert "no CUDA graph in evaluation: the stream is busy\n" in said
     assert_same_run(tmp_path / "plain", config.output_dir)
 
 

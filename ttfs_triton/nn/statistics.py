@@ -32,12 +32,10 @@ class SpikeCounter:
     Attributes:
         shape: shape of one sample's activations, such as (channels, height, width) or (features,).
         recording: whether the layer counts now; set by `record_statistics`.
-        counted: [N], bool, which samples of a batch count; None: all. Set by `record_statistics`.
     """
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape, self.recording = tuple(shape), False
-        self.counted: Tensor | None = None
         self._spikes = torch.zeros(0, dtype=torch.int64)  # one count per neuron; allocated when recording starts
         self._saturated = torch.zeros((), dtype=torch.int64)
         self._samples = torch.zeros((), dtype=torch.int64)
@@ -51,11 +49,7 @@ class SpikeCounter:
 
     def update(self, activations: Tensor) -> None:
         """Add a batch of activations [N, ...] in [0, 1]; 0 and nan are silent, 1 fired at the window's start."""
-        flat = channels_innermost(activations.detach())
-        if self.counted is not None:
-            flat = flat * self.counted[:, None]
-            self._samples.add_(self.counted.sum() - len(flat))  # `add` counts every row as a sample
-        for part in in_parts(flat):
+        for part in in_parts(channels_innermost(activations.detach())):
             self.add(part, where_fired(part))
 
     def add(self, flat: Tensor, fired: Tensor) -> None:
@@ -125,7 +119,7 @@ class LayerStatistics:
 
 
 @contextmanager
-def record_statistics(model: nn.Module, enabled: bool = True, *, counted: Tensor | None = None) -> Iterator[None]:
+def record_statistics(model: nn.Module, enabled: bool = True) -> Iterator[None]:
     """Count spikes in every forward pass inside the `with` block (or, with enabled=False, in none of them).
 
     Counts add up over blocks until `reset_statistics`. A compiled model has two graphs, with and without counting.
@@ -133,20 +127,18 @@ def record_statistics(model: nn.Module, enabled: bool = True, *, counted: Tensor
     Args:
         model: network whose layers have counters.
         enabled: whether to count.
-        counted: [N], bool, on the model's device, samples of a batch that count; the others are padding. Values may
-            change from batch to batch. Default: all.
     """
-    counters = [(counter, counter.recording, counter.counted) for _, _, counter in _counters(model)]
+    counters = [(counter, counter.recording) for _, _, counter in _counters(model)]
     device = next(model.parameters()).device
-    for counter, *_ in counters:
+    for counter, _ in counters:
         if enabled:
             counter.prepare(device)
-        counter.recording, counter.counted = enabled, counted
+        counter.recording = enabled
     try:
         yield
     finally:
-        for counter, recording, before in counters:
-            counter.recording, counter.counted = recording, before
+        for counter, recording in counters:
+            counter.recording = recording
 
 
 def reset_statistics(model: nn.Module) -> None:

@@ -3,14 +3,11 @@
 from ttfs_triton.scoring.batches import EvaluationBatches
 from ttfs_triton.scoring.evaluate import Evaluation, EvaluationStopped, evaluate, layer_table, sum_over_processes
 from ttfs_triton.scoring.machine import device_name, versions
-from ttfs_triton.scoring.scorer import PaddedScorer, Scorer
 
 __all__ = [
     "Evaluation",
     "EvaluationBatches",
     "EvaluationStopped",
-    "PaddedScorer",
-    "Scorer",
     "device_name",
     "evaluate",
     "layer_table",

@@ -7,12 +7,22 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ttfs_triton.nn import LayerStatistics, collect_statistics, sparsity
+from ttfs_triton.nn import (
+    LayerStatistics,
+    NetworkGraph,
+    collect_statistics,
+    network_graph,
+    record_statistics,
+    reset_statistics,
+    sparsity,
+)
+from ttfs_triton.nn.models import logits_and_decision
+from ttfs_triton.nn.trace import evaluating
 from ttfs_triton.scoring.batches import EvaluationBatches, load_batches
-from ttfs_triton.scoring.scorer import Scorer
 from ttfs_triton.terminal import TerminalTable
 
 
@@ -61,7 +71,6 @@ def evaluate(
     batches: EvaluationBatches,
     accelerator: Accelerator,
     *,
-    scorer: Scorer | None = None,
     num_workers: int = 0,
     stop: Callable[[], bool] = lambda: False,
     on_batch: Callable[[int], None] = lambda images: None,
@@ -72,7 +81,6 @@ def evaluate(
         network: an unwrapped network that `network_graph` accepts; its mode, training or evaluation, is restored.
         batches: this process's share.
         accelerator: for device and sum.
-        scorer: a scorer of this network, compiled or captured before. Default: a new one, without padding.
         num_workers: processes that decode images which are not in memory.
         stop: called before each batch in this process; true ends its part, and the evaluation in all processes.
         on_batch: called with the number of images scored.
@@ -81,28 +89,45 @@ def evaluate(
         EvaluationStopped: `stop` returned true in some process.
         ValueError: outputs are NaN or infinite; class 0 would count as the highest.
     """
-    scorer = Scorer(network, accelerator, batches.data.shape[1:]) if scorer is None else scorer
+    graph = network_graph(network, batches.data.shape[1:])
+    graph.prepare_statistics()
+    reset_statistics(network)
+    scores = torch.zeros(6, dtype=torch.float64, device=accelerator.device)
     stopped = torch.zeros(1, dtype=torch.float64, device=accelerator.device)
     loader = load_batches(batches, accelerator.device, num_workers=num_workers)
-    with scorer.scoring(), closing(loader):
+    with torch.no_grad(), evaluating(network), record_statistics(network), closing(loader):
         for images, labels in loader:
             if stop():
                 stopped += 1
                 break
-            scorer(images, labels)
+            scores += _score(network, graph, images, labels)
             on_batch(len(labels))
-    *totals, stops = sum_over_processes(accelerator, torch.cat([scorer.sums, stopped])).tolist()
+    *totals, stops = sum_over_processes(accelerator, torch.cat([scores, stopped])).tolist()
     if stops:
         raise EvaluationStopped
     images, correct, loss, first_spike_correct, ties, no_spike = totals
     if not math.isfinite(loss):
         raise ValueError("evaluate: outputs of the network must be finite; got NaN or inf. Look at its weights.")
     layers = collect_statistics(network, lambda counts: sum_over_processes(accelerator, counts))
-    order = {stage.name: place for place, stage in enumerate(scorer.graph.stages)}
+    order = {stage.name: place for place, stage in enumerate(graph.stages)}
     layers.sort(key=lambda layer: order.get(layer.name, 0))
     return Evaluation(
         int(correct), int(images), loss / images, int(first_spike_correct), int(ties), int(no_spike), layers
     )
+
+
+def _score(network: nn.Module, graph: NetworkGraph, images: Tensor, labels: Tensor) -> Tensor:
+    """Scores of a batch, [6] float64, on the device.
+
+    They are the number of images, of right decisions by the readout's score, the summed cross entropy, and the number
+    of right decisions by the first spike, of ties and of images without an output spike.
+    """
+    logits, decision = logits_and_decision(network, graph.readout, images)
+    logits = logits.float()
+    correct, loss = (logits.argmax(1) == labels).sum(), F.cross_entropy(logits, labels, reduction="sum")
+    first_spike_correct = (decision.prediction == labels).sum()
+    scores = correct, loss, first_spike_correct, decision.tie.sum(), decision.no_spike.sum()
+    return torch.stack([torch.full_like(correct, len(labels)), *scores]).double()
 
 
 def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:

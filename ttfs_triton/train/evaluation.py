@@ -14,7 +14,7 @@ from ttfs_triton.hardware import Counts, counting
 from ttfs_triton.model.weights import LoadError, load_tensors, read_weights
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.run_records import EpochLine, Summary
-from ttfs_triton.scoring import Evaluation, EvaluationBatches, PaddedScorer, Scorer, device_name, evaluate, versions
+from ttfs_triton.scoring import Evaluation, EvaluationBatches, device_name, evaluate, versions
 from ttfs_triton.scoring.batches import load_batches
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
 
@@ -25,40 +25,24 @@ STATISTICS_IMAGES = 5_000
 """Training images for the statistics of batch norm in evaluation."""
 
 
-def score(
-    loop: TrainingLoop, images: ImageData, indices: Tensor | None = None, *, every_epoch: bool = False
-) -> Evaluation:
+def score(loop: TrainingLoop, images: ImageData, indices: Tensor | None = None) -> Evaluation:
     """Score the network of a run on images, each once over all processes.
 
     Args:
         indices: [n], int64, of the images to score. Default: all.
-        every_epoch: keep the compiled and captured scorer for the next call, on the same images; impossible while
-            layers count operations.
     Raises:
         EvaluationStopped: a signal asked a process to stop.
     """
     config, accelerator, network = loop.config, loop.accelerator, loop.scored_network
     size = config.evaluation_batch_size
     batches = EvaluationBatches(images, indices, size, accelerator.process_index, accelerator.num_processes)
-    if every_epoch and loop.scorer is None:
-        loop.scorer = _make_scorer(loop, max(1, min(size, len(batches.indices))))
     return evaluate(
         network,
         batches,
         accelerator,
-        scorer=loop.scorer if every_epoch else None,
         num_workers=config.num_workers,
         stop=lambda: loop.stop.received is not None,
     )
-
-
-def _make_scorer(loop: TrainingLoop, batch_size: int) -> Scorer:
-    network, accelerator, shape = loop.scored_network, loop.accelerator, loop.graph.image_shape
-    if loop.graphs is None and accelerator.device.type == "cpu":
-        # Padding gives all batches one size, which only captured and compiled networks need.
-        return Scorer(network, accelerator, shape)
-    options: dict[str, Any] = {"required": loop.config.cuda_graph == "on", "say": loop.display.say}
-    return PaddedScorer(network, accelerator, batch_size, shape, graphs=loop.graphs, **options)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from torch.profiler import record_function
 from ttfs_triton.data.placement import place_images
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
 from ttfs_triton.run_records import Change
-from ttfs_triton.scoring import Evaluation, EvaluationStopped, Scorer, sum_over_processes
+from ttfs_triton.scoring import Evaluation, EvaluationStopped, sum_over_processes
 from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.train.batches import EpochBatches, train_loader
 from ttfs_triton.train.build import RunData, build_augmentation, build_network, build_optimizer, check_network, describe
@@ -36,11 +36,12 @@ from ttfs_triton.train.device import (
 )
 from ttfs_triton.train.display import Display, StepProfiler
 from ttfs_triton.train.evaluation import epoch_line, refresh_statistics, score
+from ttfs_triton.train.graphs import GraphedStep, choose_graphs
 from ttfs_triton.train.lagrange import TargetTraining
 from ttfs_triton.train.optimisation import PersistenceSchedule, rate_factor
 from ttfs_triton.train.resume import EpochTotals, Position, RunDescription, is_finite, read_state, restore_run, save_run
 from ttfs_triton.train.run_folder import RunFolder
-from ttfs_triton.train.step import GraphedStep, TrainStep, choose_graphs, look_ahead, set_rate
+from ttfs_triton.train.step import TrainStep, look_ahead, set_rate
 from ttfs_triton.train.teacher import load_teacher
 
 
@@ -56,7 +57,6 @@ class TrainingLoop:
         steps, steps_per_epoch: optimiser steps of the run, and of an epoch.
         position: progress, saved with every checkpoint.
         changes: differences at `--resume` that do not change the run's course.
-        scorer: scores the validation images; None: it is compiled and captured anew at the next evaluation.
         last_checkpoint: path of the newest checkpoint, for messages.
     """
 
@@ -134,8 +134,6 @@ class TrainingLoop:
             self._step = GraphedStep(self._plain_step, graphs, required=config.cuda_graph == "on", say=display.say)
         traced = config.profile if accelerator.is_main_process else 0
         self._profiler = StepProfiler(traced, self.network, folder.path / "profile", accelerator.device, display.say)
-        self.graphs = graphs
-        self.scorer: Scorer | None = None
         self.last_checkpoint = "none yet"
         self._started: float | None = None  # time at which the epoch's steps began, less its interruptions
 
@@ -226,10 +224,8 @@ class TrainingLoop:
         # Dropout included, a step's random numbers follow from its position: a resumed run draws the same ones.
         torch.manual_seed(position.random_seed(self.config.seed, self.accelerator.process_index))
         sampled = position.step % self.config.statistics_steps == 0
-        if self.persistence.set(position.step):
-            if isinstance(self._step, GraphedStep):
-                self._step.forget()
-            self.scorer = None
+        if self.persistence.set(position.step) and isinstance(self._step, GraphedStep):
+            self._step.forget()
         first = position.step == 0
         if self.target is not None:
             first |= self.target.prepare(position.step, self.learning_rate / self.config.lr)
@@ -312,7 +308,7 @@ class TrainingLoop:
         indices = self.data.validation_indices
         if self.target is not None:
             return self.target.validate(partial(score, self, self._train_images), self.scored_network)
-        return score(self, self._train_images, indices, every_epoch=True) if len(indices) else None
+        return score(self, self._train_images, indices) if len(indices) else None
 
     def _finish_epoch(self, evaluation: Evaluation | None) -> None:
         position = self.position

@@ -25,7 +25,6 @@ from ttfs_triton.model.hub import HubError, check_account, open_repository
 from ttfs_triton.model.own_network import file_and_function
 from ttfs_triton.nn.trace import unwrapped
 from ttfs_triton.scoring import EvaluationStopped
-from ttfs_triton.scoring.scorer import GraphError
 from ttfs_triton.train.build import RunData, check_network, load_data, split_data
 from ttfs_triton.train.callback import Callback, NonFiniteLossError
 from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
@@ -33,6 +32,7 @@ from ttfs_triton.train.config import ConfigError, TrainConfig, make_config
 from ttfs_triton.train.device import Interrupted, StopRequest, ask_main_process, make_accelerator, warn_of_device
 from ttfs_triton.train.display import Display
 from ttfs_triton.train.evaluation import load_best, score_run
+from ttfs_triton.train.graphs import GraphError
 from ttfs_triton.train.loop import TrainingLoop
 from ttfs_triton.train.resume import check_configuration, read_state
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError, reason_of
@@ -79,7 +79,7 @@ def train(
         Interrupted: a signal asked to stop; a checkpoint was written.
         NonFiniteLossError: loss, gradient or averaged weights are not finite; the run stopped before the update.
         DeviceLostError: the GPU failed or ran out of memory.
-        GraphError: steps or batches cannot be captured in a CUDA graph, although `cuda_graph` is on.
+        GraphError: steps cannot be captured in a CUDA graph, although `cuda_graph` is on.
         DataLostError: image files vanished; a checkpoint was written, unless there are several processes.
     """
     if data is None and config.dataset is None and config.data_dir is None:

@@ -207,9 +207,7 @@ class LayerCounter(SpikeCounter):
         self.synapses = SynapseCounter(self._stage)
 
     def update(self, activations: Tensor) -> None:
-        """Add a batch of outputs; see `SpikeCounter`. Padded batches are refused: inputs are counted without a mask."""
-        if self.counted is not None:
-            raise NotImplementedError("counting: batches must not be padded; got one that is. Use a Scorer.")
+        """Add a batch of outputs; see `SpikeCounter`."""
         flat = channels_innermost(activations.detach())
         for part in in_parts(flat):
             fired = where_fired(part)
