@@ -3,7 +3,6 @@
 import pytest
 
 from tests.hub.server import Repository
-from ttfs_triton.hub.card import FORMER
 from ttfs_triton.hub.publish import main, publish
 from ttfs_triton.model import LoadError
 from ttfs_triton.model.hub import HubError, check_account
@@ -31,13 +30,12 @@ def test_public_only_when_asked_to(hub, trained, capsys):
 
 
 def test_one_commit_replaces_what_is_stale_and_sends_weights_once(hub, trained):
-    old = {"README.md": b"old card", "notes.txt": b"mine"} | dict.fromkeys(FORMER, b"old")
+    old = {"README.md": b"old card", "notes.txt": b"mine"}
     hub.repositories["org/old"] = Repository(True, {"0" * 40: {}, "1" * 40: old})
     publish(trained, "org/old")
     files = hub.files("org/old")
     assert len(hub.repositories["org/old"].commits) == 3
     assert files["README.md"].startswith(b"---\n")
-    assert not set(FORMER) & set(files)
     assert files["notes.txt"] == b"mine"
     hub.paths()
     publish(trained, "org/old")

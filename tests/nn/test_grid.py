@@ -164,8 +164,6 @@ def test_grid_goes_through_files_with_the_same_decisions(tmp_path):
     model.save_pretrained(tmp_path)
     loaded, images = TTFSModel.from_pretrained(tmp_path), torch.rand(40, 1, 8, 8)
     assert loaded.config == config == NetworkConfig.from_dict(config.to_dict())
-    older = config.to_dict() | {"grid": config.grid.to_dict() | {"compare_at": "middle"}}
-    assert NetworkConfig.from_dict(older) == config
     assert "grid" not in NetworkConfig("8").to_dict()
     assert loaded.features.conv1.log2_unit.shape == (1,)
     with torch.no_grad():
@@ -203,7 +201,6 @@ def test_mixed_precision_computes_the_same_integers():
         ),
         ({"time_steps": 4, "bits": 2}, r"bits\n.*Unexpected keyword"),
         (4, r"values must be a mapping, with time_steps; got 4"),
-        ({"time_steps": 4, "compare_at": "start"}, "compare_at must be 'middle', as all networks compare; got 'start'"),
     ],
 )
 def test_grid_rejects(values, message):

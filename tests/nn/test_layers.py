@@ -246,7 +246,7 @@ def test_repr_shows_layers_as_they_were_built():
     assert "kernel_size=(1, 1), stride=(1, 1), padding=(0, 0)" in repr(averages)
     layers = LatencyEncoder(), averages, nn.Flatten(), DFTLinear(128, 4, spike_dropout=0.25), PotentialReadout(4, 2)
     lines = network_graph(nn.Sequential(*layers), (4, 8, 8)).describe()
-    assert lines[0].endswith("LatencyEncoder(max_value=1.0) reads images")  # as in files of earlier versions
+    assert lines[0].endswith("LatencyEncoder() reads images")
     assert "kernel_size=(2, 2), stride=(2, 2), padding=(0, 0)" in lines[1]  # files have pixels
     assert "spike_dropout=0.25" in lines[2]
 

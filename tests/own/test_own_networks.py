@@ -132,7 +132,6 @@ def test_copy_of_an_own_network_is_a_copy():
         ({"layers": []}, "network.layers: Tuple should have at least 1 item"),
         ({"builder": 3}, "network.builder: Input should be a valid string; got 3"),
         ({"grid": {"time_steps": 0}}, "network.grid.time_steps: Input should be greater than or equal to 1"),
-        ({"grid": {"time_steps": 4, "compare_at": "start"}}, "network.grid: Grid: compare_at must be 'middle'"),
         ({"more": 1}, "network.more: Unexpected keyword argument"),
     ],
 )

@@ -109,13 +109,8 @@ def test_processes_of_accelerate_launch_train_as_one_does(trained, images, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("key", "least", "most"),
-    [({"gradient_accumulation": 2}, 0, 1e-5), ({"gradient_compression": "bf16"}, 1e-5, 0.02)],
-    ids=str,
-)
-def test_two_processes_accumulate_and_compress_gradients(trained, key, least, most):
+def test_two_processes_accumulate_gradients(trained):
     """Gradients that live in buckets are added up over micro-batches before they are exchanged."""
-    folders = trained("augmented"), trained("augmented", 2, **key)
+    folders = trained("augmented"), trained("augmented", 2, gradient_accumulation=2)
     ours, theirs = (torch.cat([value.flatten() for value in best(folder).values()]) for folder in folders)
-    assert least <= (ours - theirs).norm() / ours.norm() < most
+    assert (ours - theirs).norm() / ours.norm() < 1e-5

@@ -35,7 +35,6 @@ CARD_HEADERS = (
     "excluded: no published price, or no count (why)",
 )
 ALLOWED = (WEIGHTS, CONFIG, "README.md", "training.yaml")
-FORMER = (".eval_results/ttfs-triton.yaml", "metrics.jsonl")  # earlier versions published these
 
 
 def render_card(

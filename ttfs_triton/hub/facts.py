@@ -143,7 +143,7 @@ PUBLISHED_SETTINGS = (
     *("epochs", "batch_size", "gradient_accumulation", "optimizer", "lr", "momentum", "weight_decay", "schedule"),
     *("warmup", "start_factor", "end_factor", "gradient_clip", "label_smoothing"),
     *("teacher", "teacher_weight", "norm_bias_rate", "norm_gain_rate", "readout_rate", "ema_decay", "lookahead"),
-    *("seed", "mixed_precision", "gradient_compression", "sync_batch_norm", "compile"),
+    *("seed", "mixed_precision", "sync_batch_norm", "compile"),
 )
 _TRAINING = ("epochs", "best_epoch", "val_accuracy", "seconds_per_epoch", "device", "versions")
 _VERSIONS = ("python", "ttfs-triton", "torch", "triton", "accelerate", "datasets", "safetensors")

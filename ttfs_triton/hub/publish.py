@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from ttfs_triton.command_line import run_command
-from ttfs_triton.hub.card import ALLOWED, CARD_CHIPS, FORMER, make_files
+from ttfs_triton.hub.card import ALLOWED, CARD_CHIPS, make_files
 from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model.hub import HubError, check_account, check_name, open_repository, upload
 from ttfs_triton.model.locate import find_model
@@ -84,7 +84,7 @@ def publish(
         return Published(files, None)
     open_repository(repo_id, private=private, token=token)
     try:
-        url = upload(files, repo_id, stale=(*ALLOWED, *FORMER), token=token)
+        url = upload(files, repo_id, stale=ALLOWED, token=token)
     except HubError as error:
         raise HubError(f"{error}\nNothing has changed in {repo_id}; {run} is as it was. Publish it again.") from error
     return Published(files, url)

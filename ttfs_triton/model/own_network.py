@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 from torch import nn
 
 from ttfs_triton.nn.chip import put_on_grid
 from ttfs_triton.nn.config import MAX_CHANNELS, MAX_SIDE, MAX_SIZE, NetworkConfig
 from ttfs_triton.nn.graph import NetworkGraph
-from ttfs_triton.nn.grid import Grid, without_compare_at
+from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.models import TTFSNetwork
 from ttfs_triton.nn.trace import network_graph
 
@@ -48,7 +48,7 @@ class OwnNetwork:
     image_size: tuple[Side, Side]
     classes: Annotated[int, Field(ge=1, le=MAX_SIZE)]
     layers: Annotated[tuple[Text, ...], Field(min_length=1, max_length=MAX_LAYERS)]
-    grid: Annotated[Grid | None, BeforeValidator(without_compare_at)] = None
+    grid: Grid | None = None
 
     @classmethod
     def of(cls, graph: NetworkGraph, builder: str) -> OwnNetwork:

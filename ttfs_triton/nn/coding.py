@@ -111,9 +111,6 @@ class LatencyEncoder(nn.Module):
             return False
         return x.device.type == "cpu" or not self.training
 
-    def extra_repr(self) -> str:
-        return "max_value=1.0"  # as in the layers listed by config.json files of own networks, which are compared
-
 
 class _NormalisedImages(nn.Module):
     """Base of encoders that normalise images: mean and std are part of the configuration, not of the state dict.

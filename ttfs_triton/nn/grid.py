@@ -164,19 +164,8 @@ class Grid:
         """The grid for values from `to_dict`.
 
         Raises:
-            ValueError: values are no mapping, have unknown keys, are out of range, or compare at the start of steps.
+            ValueError: values are no mapping, have unknown keys or are out of range.
         """
         if not isinstance(values, Mapping):
             raise ValueError(f"Grid.from_dict: values must be a mapping, with time_steps; got {values!r:.200}.")
-        return cls(**without_compare_at(values))
-
-
-def without_compare_at(values: Any) -> Any:
-    """A grid's values from a file, without the key of older files that said when in a step neurons compare."""
-    if not isinstance(values, Mapping) or "compare_at" not in values:
-        return values
-    if values["compare_at"] != "middle":
-        raise ValueError(
-            f"Grid: compare_at must be 'middle', as all networks compare; got {values['compare_at']!r:.80}."
-        )
-    return {name: value for name, value in values.items() if name != "compare_at"}
+        return cls(**values)

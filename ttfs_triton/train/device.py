@@ -1,4 +1,4 @@
-"""Device, precision and fused passes of a run; the gradients, statistics and stop requests that processes exchange."""
+"""Device, precision and fused passes of a run; the statistics and stop requests that processes exchange."""
 
 import math
 import os
@@ -17,7 +17,6 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ttfs_kernels import fuse_passes
 from ttfs_kernels.backends import why_no_triton
@@ -209,17 +208,6 @@ class StopRequest:
             return False
         mine = torch.tensor([float(self.received is not None)], device=self.accelerator.device)
         return bool(sum_over_processes(self.accelerator, mine).item())
-
-
-def compress_gradients(model: nn.Module, say: Callable[[str], None]) -> None:
-    """Make the all-reduce of gradients use bfloat16; with one process, print that there is no all-reduce."""
-    if not isinstance(model, DistributedDataParallel):
-        say("gradient_compression: one process exchanges no gradients")
-        return
-    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-
-    # PyTorch recognises the bare hook and insists on GPUs, although gloo sums bfloat16, too.
-    model.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
 
 
 def share_statistics(network: nn.Module) -> None:

@@ -30,7 +30,6 @@ from ttfs_triton.train.device import (
     Interrupted,
     StopRequest,
     choose_fusing,
-    compress_gradients,
     fused_passes,
     share_statistics,
 )
@@ -108,8 +107,6 @@ class TrainingLoop:
         # DistributedDataParallel is made on the stream of the capture, since autograd remembers a module's stream.
         with nullcontext() if graphs is None else graphs.aside():
             model = accelerator.prepare_model(self.network if self.target is None else self.target.model)
-            if config.gradient_compression == "bf16":
-                compress_gradients(model, display.say)
         self.model = cast(nn.Module, torch.compile(model) if config.compile else model)
         # The bare optimizer is saved; the wrapper around it knows about loss scaling.
         self.bare_optimizer = build_optimizer(config, self.network, accelerator.mixed_precision)

@@ -401,8 +401,6 @@ class RunOptions(Options):
     """On a CPU, let PyTorch's compiler fuse the passes over neurons. auto: in long runs, if there is a C++ compiler."""
     cuda_graph: Literal["auto", "on", "off"] = Field("auto", json_schema_extra=FREE)
     """Run each step by one launch of a CUDA graph. auto: where it is possible."""
-    gradient_compression: Literal["no", "bf16"] = "no"
-    """Dtype of the gradient all-reduce. no: that of the gradients. bf16: bfloat16, which halves the bytes."""
     sync_batch_norm: bool = False
     """Compute batch norm's statistics over all processes, not in each process separately."""
     evaluation_batch_size: Number = Field(500, json_schema_extra=FREE)
