@@ -152,7 +152,9 @@ def test_recipe_calibrates_on_images(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "Calibrated on 24 images" in out
     assert f"{written['layers'][-1]['after']:.3f}" in out
-    assert load_network(tmp_path / "out").network.config.neuron == Neuron()
+    loaded = load_network(tmp_path / "out")
+    assert loaded.network.config.neuron == Neuron()
+    assert loaded.network.class_names[0] == "T-shirt/top", "the classes of the calibration images"
 
 
 def test_networks_of_ours_need_no_images_and_get_no_initial_potentials(tmp_path):

@@ -158,6 +158,7 @@ def test_flags_without_effect_are_refused(recipe, tmp_path):
         "--split-gradient 0 --psp-persistence 0": "psp_persistence above 0",
         "--dropout 0.1 --model cifarnet": "fully connected hidden layers",
         "--crop-fill 3": "crop_padding or auto_augment",
+        "--identity-start": "batch_norm: true",
         "--calibration-images 3": "weights",
         "--time-steps 8 --no-learn-units": "weight_bits",
         "--hub-repo-id you/it": "push_to_hub",

@@ -166,7 +166,7 @@ def run(options: CalibrateOptions) -> Calibration:
     check_folder("calibrate", options.output_dir)
     grid = Grid(options.time_steps, options.weight_bits, options.weight_units == "channel", options.state_bits)
     model, console = TTFSModel.from_files(find_model(options.model), options.network).float(), Console()
-    images = options.load("calibrate", model.description, options.images)
+    images = options.draw(options.load("calibrate", model.description, options.images), options.images)
     with console.status("calibrating") as status:
         network = model.network.to(images.device)
         found = calibrate_grid(network, images, grid, progress=lambda name: status.update(f"calibrating {name}"))

@@ -49,8 +49,8 @@ class CalibrationImages(BaseModel):
     cpu: bool = False
     """Calibrate on the CPU, even if there is a GPU."""
 
-    def load(self, function: str, description: ModelDescription, count: int) -> Tensor:
-        """Load training images [count, C, H, W], preprocessed as the network's description says; device as in `draw`.
+    def load(self, function: str, description: ModelDescription, count: int) -> ImageData:
+        """Training images, at least `count` if there are as many, preprocessed as the network's description says.
 
         Raises:
             ConversionError: no data set is named, or its images have another shape than the network reads.
@@ -69,7 +69,7 @@ class CalibrationImages(BaseModel):
         wanted, found = (config.in_channels, *config.image_size), tuple(data.shape[1:])
         if found != wanted:
             raise ConversionError(f"{function}: images must be {wanted} (C, height, width); got {found}.")
-        return self.draw(data, count)
+        return data
 
     def check(self, function: str) -> None:
         """Raise ConversionError unless a data set is named."""
@@ -174,9 +174,10 @@ def run(options: ConvertOptions) -> Converted | None:
     copied = (*_NAMED, "classes", "image_size", "seed")
     converted = convert(weights, **{name: getattr(options, name) for name in copied}, **_overrides(options, weights))
     console.print(converted.report.table())
-    calibration = None
+    data = calibration = None
     if options.calibrate and converted.needs_calibration:
-        images = options.load("convert", description_of(converted), options.calibration_images)
+        data = options.load("convert", description_of(converted), options.calibration_images)
+        images = options.draw(data, options.calibration_images)
         with console.status("calibrating") as status:
             converted, calibration = calibrate_converted(
                 converted,
@@ -186,7 +187,7 @@ def run(options: ConvertOptions) -> Converted | None:
             )
         console.print(calibration.table())
     report = converted.report.to_dict() | {"calibration": None if calibration is None else calibration.to_dict()}
-    tensors, description = converted.network.state_dict(), description_of(converted)
+    tensors, description = converted.network.state_dict(), description_of(converted, data)
     write_folder(options.output_dir, tensors, description, {"conversion.json": report})
     return converted
 
@@ -273,16 +274,22 @@ def write_folder(folder: Path, tensors: dict[str, Tensor], description: ModelDes
     print(f"written: {folder}")
 
 
-def description_of(converted: Converted) -> ModelDescription:
-    """The network's config.json, with preprocessing and, unless the head is new, class names of the source."""
+def description_of(converted: Converted, data: ImageData | None = None) -> ModelDescription:
+    """The network's config.json, with the source's preprocessing.
+
+    Unless the head is new, class names and data set are those of the source, or else of the calibration images, if
+    these have as many classes.
+    """
     config, source = converted.network.config, converted.weights.description()
-    kept = source is not None and not converted.report.head_replaced
+    named = data if source is None else source
+    if named is None or converted.report.head_replaced or len(named.class_names) != config.classes:
+        named = None
     return ModelDescription.of(
         config,
         fit="stretch" if source is None else source.preprocessing.fit,
         events=None if source is None else source.preprocessing.events,
-        class_names=source.class_names if source is not None and kept else None,
-        dataset=source.dataset if source is not None and kept else None,
+        class_names=None if named is None else named.class_names,
+        dataset=None if named is None else named.dataset,
         base_model=converted.weights.base_model(),
     )
 

@@ -41,7 +41,7 @@ from ttfs_triton.hardware import (
     simulated_run,
     sweep,
 )
-from ttfs_triton.hardware.energy.compare import STEPS
+from ttfs_triton.hardware.energy.compare import FAIR_CHIP, STEPS
 from ttfs_triton.report import PageData, on_terminal, print_chips, print_comparison, print_estimate, sweep_details
 from ttfs_triton.report.frontier_table import FrontierRow, read_table
 from ttfs_triton.report.page import headlines
@@ -68,7 +68,8 @@ def run(options: EvaluationOptions) -> Found:
         raise ValueError("evaluate: weight_bits must be simulated; got --no-simulation. Leave one of the two out.")
     frontier = () if options.frontier is None else tuple(read_table(options.frontier)[0])
     loaded = load_network(options.model, options.network)
-    named = [each for name in options.chip for each in (available_chips() if name == "all" else [name])]
+    every = (FAIR_CHIP, *available_chips())  # the first one that prices an ANN is compared with
+    named = [each for name in options.chip for each in (every if name == "all" else [name])]
     chips = [load_chip(name) for name in dict.fromkeys(named)]
     accelerator = Accelerator(cpu=options.cpu or not torch.cuda.is_available())
     if accelerator.num_processes > 1:

@@ -196,6 +196,7 @@ def _check_effects(config: TrainConfig, flags: Set[str]) -> None:
         "warmup": ("schedule: one_cycle, cosine or linear", config.schedule != "constant"),
         "start_factor": ("schedule: linear", config.schedule == "linear"),
         "end_factor": ("schedule: linear", config.schedule == "linear"),
+        "identity_start": ("batch_norm: true", config.batch_norm),
         "crop_fill": ("crop_padding or auto_augment", config.crop_padding or config.auto_augment),
         "calibration_images": ("weights", config.weights),
         "learn_units": ("weight_bits", config.weight_bits),
