@@ -10,16 +10,14 @@ from unittest.mock import Mock
 import pytest
 
 from tests.frontier.conftest import EVALUATED, FLAGS, SWEEP, sweep
-from ttfs_triton.evaluation import command as evaluation
 from ttfs_triton.evaluation import load_network, load_test_images
 from ttfs_triton.evaluation.command import main as evaluate
-from ttfs_triton.evaluation.options import EvaluationOptions
 from ttfs_triton.frontier import command, measure
 from ttfs_triton.frontier.command import line
 from ttfs_triton.frontier.options import FrontierOptions
 from ttfs_triton.hardware import simulate
 from ttfs_triton.nn.faults import Faults
-from ttfs_triton.report.frontier_table import FrontierRow, read_table
+from ttfs_triton.report.frontier_table import FrontierRow
 from ttfs_triton.scoring import EvaluationBatches
 from ttfs_triton.train import NonFiniteLossError
 from ttfs_triton.wording import energy as in_words
@@ -28,9 +26,14 @@ from ttfs_triton.wording import ratio
 ON_GRID = "time_steps=4+weight_bits=4+spike_jitter=0.1"
 
 
+def written(folder):
+    """Rows of the table in a sweep's folder."""
+    return [FrontierRow(**row) for row in json.loads((folder / "frontier.json").read_text())["rows"]]
+
+
 @pytest.fixture(scope="module")
 def rows(swept):
-    return read_table(swept)[0]
+    return written(swept)
 
 
 def of(rows, point, kind="network"):
@@ -144,7 +147,7 @@ def test_same_command_does_nothing_twice(swept, trained, rows, monkeypatch):
         monkeypatch.setattr(measure.Bench, name, lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(command, "train", lambda *_, **__: pytest.fail("trained again"))
     sweep(trained, "--output-dir", swept, *SWEEP, *EVALUATED)
-    assert read_table(swept)[0] == rows
+    assert written(swept) == rows
     assert before == {path: path.stat().st_mtime_ns for path in swept.rglob("points/**/*") if path.is_file()}
 
 
@@ -156,26 +159,6 @@ def test_page_shows_curves_and_points(swept):
     assert "activity 0.4" in page
     assert "with memory" in page
     assert not re.search(r'(src|href)="(?!https?://|data:|#)', page), "it needs nothing but itself"
-
-
-def test_network_is_shown_on_a_frontier(swept, trained, rows, tmp_path, capsys):
-    page = {"report": tmp_path / "page.html", "frontier": swept, "deadlines": True, "max_test_samples": 100}
-    own = {"dead_neurons": 0.5, "gating": False, "weight_bits": 3}  # its place is that of a chip without faults
-    here = evaluation.run(EvaluationOptions(model=str(trained), cpu=True, **page, **own)).page.here
-    (free,) = of(rows, "free")
-    for key in ("total", "with_memory", "arithmetic"):
-        assert getattr(here.energy[0], key) == getattr(free.energy[0], key)
-    page = (tmp_path / "page.html").read_text()
-    assert "this network" in page
-    assert '<section id="decisions">' in page
-    assert '<section id="energy">' in page
-    for flags, message in (
-        (["--frontier", str(swept)], "must go with a page"),
-        (["--frontier", str(tmp_path), "--report", str(tmp_path / "other.html")], "there is no such file"),
-    ):
-        with pytest.raises(SystemExit, match="1"):
-            evaluate("Evaluate.", [str(trained), "--cpu", *flags])
-        assert message in capsys.readouterr().err
 
 
 def test_diverged_point_does_not_end_the_sweep(trained, tmp_path, monkeypatch, capsys):
@@ -190,20 +173,16 @@ def test_diverged_point_does_not_end_the_sweep(trained, tmp_path, monkeypatch, c
     with pytest.raises(SystemExit, match="1"):
         sweep(trained, "--output-dir", tmp_path / "out", *FLAGS, "--target-sparsity", "0.2", "0.4")
     assert "run, target_sparsity=0.2: the loss must be finite" in capsys.readouterr().err
-    assert [row.point for row in read_table(tmp_path / "out")[0]] == ["free", "target_sparsity=0.4"]
+    assert [row.point for row in written(tmp_path / "out")] == ["free", "target_sparsity=0.4"]
 
 
-def test_damaged_files_are_told(swept, trained, tmp_path, capsys):
+def test_damaged_cache_is_told(swept, trained, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     for text in ("{", "5"):
         (tmp_path / "out" / "measured.json").write_text(text)
         with pytest.raises(SystemExit, match="1"):
             sweep(trained, "--output-dir", tmp_path / "out", *FLAGS)
         assert "nothing trained again" in capsys.readouterr().err
-    for text in ("{", "[]", '{"format": 9, "rows": []}', '{"format": 1, "rows": [{"networks": 1}]}'):
-        (tmp_path / "frontier.json").write_text(text)
-        with pytest.raises(ValueError, match="must be a table that ttfs sweep"):
-            read_table(tmp_path)
 
 
 def test_two_sweeps_do_not_share_a_folder(swept, trained, capsys):
@@ -220,6 +199,6 @@ def test_interrupted_point_is_resumed(swept, trained, rows, tmp_path):
     out = shutil.copytree(swept, tmp_path / "out")
     (out / "points" / "run" / "target_sparsity=0.4" / "summary.json").unlink()
     sweep(trained, "--output-dir", out, *SWEEP, *EVALUATED)
-    assert [(row.point, row.accuracy, row.cost) for row in read_table(out)[0]] == [
+    assert [(row.point, row.accuracy, row.cost) for row in written(out)] == [
         (row.point, row.accuracy, row.cost) for row in rows
     ]

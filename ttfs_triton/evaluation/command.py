@@ -21,7 +21,6 @@ from ttfs_triton.evaluation.output import (
     check_output,
     facts,
     network_facts,
-    on_frontier,
     sample_of,
     write_output,
 )
@@ -43,7 +42,6 @@ from ttfs_triton.hardware import (
 )
 from ttfs_triton.hardware.energy.compare import FAIR_CHIP, STEPS
 from ttfs_triton.report import PageData, on_terminal, print_chips, print_comparison, print_estimate, sweep_details
-from ttfs_triton.report.frontier_table import FrontierRow, read_table
 from ttfs_triton.report.page import headlines
 from ttfs_triton.report.tables import deadline_table
 from ttfs_triton.scoring import EvaluationBatches, evaluate, layer_table
@@ -66,7 +64,6 @@ def run(options: EvaluationOptions) -> Found:
         raise ValueError(f"evaluate: faults must be simulated; got {options.faults.text()} with --no-simulation.")
     if options.weight_bits != "network" and not options.simulation:
         raise ValueError("evaluate: weight_bits must be simulated; got --no-simulation. Leave one of the two out.")
-    frontier = () if options.frontier is None else tuple(read_table(options.frontier)[0])
     loaded = load_network(options.model, options.network)
     every = (FAIR_CHIP, *available_chips())  # the first one that prices an ANN is compared with
     named = [each for name in options.chip for each in (every if name == "all" else [name])]
@@ -84,7 +81,7 @@ def run(options: EvaluationOptions) -> Found:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)  # an unusable folder is noticed before the network runs
     failed: dict[str, str] = {}
-    found = _find(options, loaded, data, chips, accelerator, frontier, failed)
+    found = _find(options, loaded, data, chips, accelerator, failed)
     show(found)
     for path in write_output(options, found):
         print(f"written: {path}")
@@ -100,7 +97,6 @@ def _find(
     data: ImageData,
     chips: list[Chip],
     accelerator: Accelerator,
-    frontier: tuple[FrontierRow, ...],
     failed: dict[str, str],
 ) -> Found:
     """All figures of the evaluation. If an analysis fails, its name and the reason go into `failed`."""
@@ -124,9 +120,7 @@ def _find(
     clocked, steps = options.implementation == "clock_driven", options.steps
     if steps == "network":
         steps = 32 if grid is None else grid.time_steps
-    free = (row.steps for row in frontier if row.time_steps is None and row.steps and grid is None)
-    theirs = next(free, steps)  # at which the frontier prices this network
-    wanted = [steps, theirs, *(STEPS if clocked and grid is None else ())]
+    wanted = [steps, *(STEPS if clocked and grid is None else ())]
     setting = {"gating": options.gating, "faults": options.faults, "seed": options.fault_seed}
     simulations = attempt(
         "simulation",
@@ -135,13 +129,6 @@ def _find(
         list[Simulation](),
     )
     same = ("implementation", "step_us", "latency_us", "clock_mhz", "hops_per_spike")
-    other_chip = options.faults or not options.gating or options.weight_bits != "network"
-    shown = attempt(  # as the points of the sweep were simulated
-        "frontier",
-        bool(frontier and simulations and other_chip),
-        lambda: simulate_at(network, batches, [theirs]),
-        simulations,
-    )
     priced = RunOptions(
         steps=steps if clocked else None,
         gating=options.gating and clocked,
@@ -179,8 +166,6 @@ def _find(
         deadlines=attempt(
             "deadlines", options.deadlines, lambda: tuple(deadline_curve(output_spikes(network, batches))), ()
         ),
-        frontier=frontier,
-        here=on_frontier(loaded, evaluation, counts, shown, theirs, frontier) if frontier else None,
         facts=facts("evaluate", accelerator.device),
     )
     return Found(loaded, data, page)

@@ -88,8 +88,6 @@ class EvaluationOptions(FaultOptions, MeasuringOptions):
     """Folder in which to write evaluation.json; must not hold one already."""
     report: Path | None = None
     """Path of the report, one self-contained HTML page, which ends in .html."""
-    frontier: Path | None = None
-    """Output folder of `ttfs sweep`, or its frontier.json; the report shows where the network lies among its points."""
     overwrite: bool = False
     """Replace existing files of --output-dir and --report."""
     sample: int = Field(0, ge=0)

@@ -6,7 +6,6 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,10 +19,8 @@ from ttfs_triton.data.images import ImageData
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.evaluation.load import LoadedNetwork
 from ttfs_triton.evaluation.options import EvaluationOptions, Found
-from ttfs_triton.hardware import Counts, Run, RunOptions, Simulation, available_chips, simulated_run
 from ttfs_triton.model.own_network import OwnNetwork
-from ttfs_triton.report.frontier_table import FREE, FrontierRow, with_costs
-from ttfs_triton.scoring import Evaluation, device_name, versions
+from ttfs_triton.scoring import device_name, versions
 
 MAIN_FILE = "evaluation.json"
 
@@ -32,7 +29,7 @@ def check_output(options: EvaluationOptions) -> None:
     """Check before any work that the output can be written without overwriting files.
 
     Raises:
-        ValueError: a file exists, --report is not .html or lacks matplotlib, or --frontier is given without --report.
+        ValueError: a file exists, or --report is not .html or lacks matplotlib.
     """
     for path in (options.output_dir and options.output_dir / MAIN_FILE, options.report):
         if path is not None and path.exists() and not options.overwrite:
@@ -42,8 +39,6 @@ def check_output(options: EvaluationOptions) -> None:
             raise ValueError(f"evaluate: --report must end in .html; got {options.report}.")
         if find_spec("matplotlib") is None:
             raise ValueError("evaluate: --report must have matplotlib; found none. Run: pip install matplotlib.")
-    if options.frontier is not None and options.report is None:
-        raise ValueError("evaluate: --frontier must go with a page to draw on; got none. Add --report PAGE.html.")
 
 
 def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
@@ -64,31 +59,6 @@ def sample_of(loaded: LoadedNetwork, data: ImageData, number: int) -> report.Sam
     prediction = int(network(image[None].to(next(network.parameters()).device)).argmax())
     spikes = report.spikes_of(network, image)
     return report.Sample(image.cpu(), spikes, names[int(data.labels[number])], names[prediction], names)
-
-
-def on_frontier(
-    loaded: LoadedNetwork,
-    evaluation: Evaluation,
-    counts: Counts,
-    simulations: Sequence[Simulation],
-    steps: int,
-    frontier: Sequence[FrontierRow],
-) -> FrontierRow:
-    """The network's row among the points of a frontier, priced at the frontier's `steps`.
-
-    The frontier's chips that `load_chip` does not know are left out. Without simulations, energies are upper bounds.
-    """
-    row = FrontierRow.of(
-        loaded.files.name,
-        FREE,
-        loaded.network.graph.grid,
-        images=evaluation.images,
-        accuracy=evaluation.accuracy,
-        first_spike_accuracy=evaluation.first_spike_accuracy,
-    )
-    runs = [simulated_run(found) for found in simulations] or [Run(counts, RunOptions(steps=steps))]
-    runs.sort(key=lambda run: run.options.steps != steps)
-    return with_costs(row, counts, runs, [each.chip for each in frontier[0].energy if each.chip in available_chips()])
 
 
 def network_facts(loaded: LoadedNetwork) -> dict[str, Any]:

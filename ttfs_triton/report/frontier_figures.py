@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ttfs_triton.report.figures import lines_svg
 from ttfs_triton.report.frontier_table import FAULTS, FREE, FrontierRow
-from ttfs_triton.report.plots import INK, LINES, PAPER, accuracy_axis, legend_below, page_svg, value_axis
+from ttfs_triton.report.plots import LINES, PAPER, accuracy_axis, legend_below, page_svg, value_axis
 from ttfs_triton.wording import energy, interval, number
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ class Section(NamedTuple):
     figures: tuple[tuple[str, str, str], ...]
 
 
-def sections(rows: Rows, here: FrontierRow | None = None) -> list[Section]:
-    """Sections of the page that have at least one figure; `here` adds one network to the points."""
+def sections(rows: Rows) -> list[Section]:
+    """Sections of the page that have at least one figure."""
     found: list[Section] = []
 
     def add(name: str, title: str, *figures: tuple[str | None, str, str]) -> None:
@@ -64,11 +64,11 @@ def sections(rows: Rows, here: FrontierRow | None = None) -> list[Section]:
             found.append(Section(name, title, tuple((svg, what, f"{what} {how}") for svg, what, how in own)))
 
     cost, title = (lambda row: row.synaptic_operations), "synaptic operations of an image"
-    operations = _scatter("frontier-operations", rows, here, cost, title, number, {})
+    operations = _scatter("frontier-operations", rows, cost, title, number, {})
     add("operations", "Synaptic operations", (operations, "synaptic operations", MARKS))
     if (chip := memory_chip(rows)) is not None:
-        with_memory = _energy_svg(rows, here, chip, "with_memory", "memory included")
-        arithmetic = _energy_svg(rows, here, chip, "arithmetic", "arithmetic alone")
+        with_memory = _energy_svg(rows, chip, "with_memory", "memory included")
+        arithmetic = _energy_svg(rows, chip, "arithmetic", "arithmetic alone")
         both = (with_memory, "energy with memory", DENSE), (arithmetic, "energy of arithmetic alone", DENSE)
         add("energy", f"Energy on {chip}", *both)
     steps, bits = (_grid_svg(rows, key) for key in ("time_steps", "weight_bits"))
@@ -104,10 +104,10 @@ def memory_chip(rows: Rows) -> str | None:
     return next((each.chip for row in rows for each in row.energy if each.with_memory is not None), None)
 
 
-def _energy_svg(rows: Rows, here: FrontierRow | None, chip: str, measure: str, words: str) -> str | None:
+def _energy_svg(rows: Rows, chip: str, measure: str, words: str) -> str | None:
     dense = {row.network: row.picojoules(chip, f"dense_{measure}") for row in reversed(of_networks(rows))}
     cost = lambda row: row.picojoules(chip, measure)  # noqa: E731
-    return _scatter(f"frontier-{measure}", rows, here, cost, f"energy of an image, {words}", energy, dense)
+    return _scatter(f"frontier-{measure}", rows, cost, f"energy of an image, {words}", energy, dense)
 
 
 def _grid_svg(rows: Rows, across: str) -> str | None:
@@ -149,7 +149,6 @@ def _by(rows: Rows, across: str, group: Callable[[FrontierRow], str] = label) ->
 def _scatter(
     name: str,
     rows: Rows,
-    here: FrontierRow | None,
     cost: Callable[[FrontierRow], float | None],
     title: str,
     wording: Callable[[float], str],
@@ -161,7 +160,7 @@ def _scatter(
     target alone; its cheapest point is labelled.
     """
     found = [(x, row) for row in of_networks(rows) if (x := cost(row))]
-    if len(found) + (here is not None) < 2:
+    if len(found) < 2:
         return None
     networks = list(dict.fromkeys(row.network for row in rows))
 
@@ -183,14 +182,10 @@ def _scatter(
             axes.plot([], [], marker, color=colour, label=network)
             if (value := dense.get(network)) is not None:
                 axes.axvline(value, color=colour, linestyle="--", linewidth=1.2)
-        accuracies = [row.accuracy for _, row in found]
-        if here is not None and (x := cost(here)):
-            axes.plot([x], [here.accuracy], "*", color=INK, markersize=14, zorder=6, label="this network", linewidth=0)
-            accuracies.append(here.accuracy)
-        accuracy_axis(axes, accuracies, rows[0].images)
+        accuracy_axis(axes, [row.accuracy for _, row in found], rows[0].images)
         value_axis(axes, [*(x for x, _ in found), *filter(None, dense.values())], wording)
         axes.set_xlabel(title)
-        if len(networks) > 1 or here is not None:
+        if len(networks) > 1:
             legend_below(figure, axes, columns=2)
 
     return page_svg(name, 4.4, draw)

@@ -1,9 +1,8 @@
-"""Table of a sweep: one row for each point with its accuracy and costs; written as CSV and JSON, read from JSON."""
+"""Table of a sweep: one row for each point with its accuracy and costs; written as CSV and JSON."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +15,14 @@ from ttfs_triton.atomic import write_json, write_text
 from ttfs_triton.hardware import Counts, Run, dense_ann, estimate, verdict
 from ttfs_triton.nn import Grid
 from ttfs_triton.shared_options import FaultOptions
-from ttfs_triton.untrusted_files import read_regular
 from ttfs_triton.wording import csv_text
 
 FORMAT = 1
-MAX_BYTES = 2**26  # of a table that is read; a row has about two thousand
 FREE = "free"
 """Name of the point at which the network is measured as given, without training."""
 Kind = Literal["network", "faults", "deadline"]
 FAULTS = tuple(FaultOptions.model_fields)
-_STRICT = ConfigDict(extra="forbid")  # rows come from files
+_STRICT = ConfigDict(extra="forbid")  # measurements come from a cache
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -194,26 +191,3 @@ def write_table(folder: Path, name: str, rows: Sequence[FrontierRow], about: Map
     """Write NAME.csv, and NAME.json with `about` (machine, versions, ...) in it; each file atomically."""
     write_text(folder / f"{name}.csv", csv_text([row.flat() for row in rows]))
     write_json(folder / f"{name}.json", {"format": FORMAT, **about, "rows": [row.to_dict() for row in rows]})
-
-
-def read_table(path: Path) -> tuple[list[FrontierRow], dict[str, Any]]:
-    """The rows of a frontier, and how they were made, from a frontier.json or a sweep's folder.
-
-    Raises:
-        ValueError: the file does not exist, is damaged, has no rows or has another format version.
-        OSError: the file cannot be read.
-    """
-    path = path / "frontier.json" if path.is_dir() else path
-    try:
-        values = json.loads(read_regular(path, MAX_BYTES))
-        rows = [FrontierRow(**row) for row in values.pop("rows")]
-        if values.pop("format") == FORMAT and rows:
-            return rows, values
-        problem = "it has no rows or another format version"
-    except FileNotFoundError:
-        problem = "there is no such file"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = str(error)
-    raise ValueError(
-        f"frontier: {path} must be a table that ttfs sweep wrote, frontier.json; {problem}. Give the folder of a sweep."
-    )

@@ -20,8 +20,7 @@ from ttfs_triton.atomic import write_text
 from ttfs_triton.hardware import Comparison, Counts, Estimate, Simulation, Sweep
 from ttfs_triton.report import figures, tables
 from ttfs_triton.report.figures import LayerSpikes
-from ttfs_triton.report.frontier_figures import DEADLINES, sections
-from ttfs_triton.report.frontier_table import FrontierRow
+from ttfs_triton.report.frontier_figures import DEADLINES
 from ttfs_triton.report.plots import require_matplotlib
 from ttfs_triton.scoring.deadline import DeadlineRow
 from ttfs_triton.wording import energy, interval, number, percent, small_percent
@@ -90,7 +89,6 @@ class PageData:
         energy: one estimate for each chip.
         chip: name of the chip whose energy is a headline figure, one of `energy`; None without energy.
         comparison, simulation, sweep, deadlines: further analyses.
-        frontier, here: points of a sweep, and this network's row among them.
         facts: how the page was made (versions, device, date, command), in the order shown.
     """
 
@@ -110,8 +108,6 @@ class PageData:
     simulation: Simulation | None = None
     sweep: Sweep | None = None
     deadlines: tuple[DeadlineRow, ...] = ()
-    frontier: tuple[FrontierRow, ...] = ()
-    here: FrontierRow | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -150,7 +146,6 @@ def render_page(data: PageData) -> str:
         interval=interval(data.accuracy, data.images),
         deadline_curve={"": [(row.deadline, row.accuracy) for row in data.deadlines]},
         deadlines=DEADLINES,
-        curves=sections(data.frontier, data.here) if data.frontier else [],
         chips=chips,
     )
 
