@@ -285,9 +285,10 @@ class _Reader:
             self._refuse(node, f"{type(norm).__name__} without running statistics")
         if not (least := float(norm.running_var.min()) + norm.eps) > 0:
             raise ConversionError(f"convert: {node.target}.running_var + epsilon must be positive; got {least:.6g}.")
-        tensors = layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias
-        weight, bias, mean, var, gamma, beta = (None if each is None else each.detach().double() for each in tensors)
-        layer.weight, layer.bias = fuse_conv_bn_weights(weight, bias, mean, var, norm.eps, gamma, beta)  # Linear too
+        bias = None if layer.bias is None else layer.bias.double()
+        mean, var, norm = norm.running_mean.double(), norm.running_var.double(), copy.deepcopy(norm).double()
+        fused = fuse_conv_bn_weights(layer.weight.double(), bias, mean, var, norm.eps, norm.weight, norm.bias)
+        layer.weight, layer.bias = (each.detach() for each in fused)  # the same for a Linear
         layer.potential = node
         layer.folded.append("batch norm")
         return value
