@@ -22,7 +22,7 @@ from rich.console import Console
 
 from ttfs_triton.evaluation import LoadError, load_network, load_test_images
 from ttfs_triton.hardware import Simulation, estimate, simulate, simulated_run, sweep
-from ttfs_triton.report import draw_sweep, on_terminal, sweep_details
+from ttfs_triton.report import draw_sweep, sweep_details
 from ttfs_triton.scoring.batches import EvaluationBatches
 from ttfs_triton.scoring.evaluate import evaluate
 
@@ -65,7 +65,7 @@ def main() -> None:
 
     grid: Any = {"steps": options.steps, "weight_bits": options.weight_bits}
     found = sweep(network, batches, price=price, chip=options.chip, **grid)
-    Console().print(on_terminal(sweep_details(found)))
+    Console().print(sweep_details(found))
     rows: list[dict[str, Any]] = [dataclasses.asdict(row) for row in found.rows]
     for row in rows:
         row["points_lost"] = round(100 * (closed.accuracy - row["accuracy"]), 3)

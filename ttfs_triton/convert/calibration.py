@@ -23,7 +23,7 @@ from ttfs_triton.nn import AnalogEncoder, DFTConv2d, DFTLinear, Grid, SignedEnco
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.trace import evaluating, network_graph
 from ttfs_triton.nn.weighted import WeightedConv2d
-from ttfs_triton.terminal import TerminalTable
+from ttfs_triton.table import Table
 
 # Grids of 17 initial potentials, each eight times finer than the one before. The first reaches two threshold heights
 # up and down, the last resolves 1/256 of one.
@@ -67,7 +67,7 @@ class Calibration:
         values = to_jsonable_python(self) | {"grid": None if self.grid is None else self.grid.to_dict()}
         return {key: value for key, value in values.items() if value is not None}
 
-    def table(self) -> TerminalTable:
+    def table(self) -> Table:
         """The result as a table for a terminal."""
 
         def text(value: float | None) -> str:
@@ -79,7 +79,7 @@ class Calibration:
             caption = "root mean square, in windows; of the readout in threshold heights"
         headers = ("layer", found, "calibrated", "mean change of initial potential")
         rows = [(each.name, text(each.before), text(each.after), f"{each.shift:+.3f}") for each in self.layers]
-        return TerminalTable(title, headers, rows, caption=caption)
+        return Table(title, headers, rows, caption=caption)
 
 
 @torch.no_grad()

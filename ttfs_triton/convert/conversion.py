@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from pydantic_core import to_jsonable_python
-from rich.markup import escape
 from torch import Tensor, nn
 
 from ttfs_kernels import Neuron
@@ -23,7 +22,7 @@ from ttfs_triton.convert.layouts import NO_STATISTICS, PAPER, Layout, Statistics
 from ttfs_triton.convert.source import ConversionError, Weights, open_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.weighted import WeightedLayer
-from ttfs_triton.terminal import TerminalTable
+from ttfs_triton.table import Table
 
 _OURS = re.compile(r"(?:features\.(?:conv|fc)\d+|readout)\..+")
 # Fields of the network's configuration that the weights leave open; all others are the source's.
@@ -72,13 +71,13 @@ class ConversionReport:
         """The report as JSON values."""
         return to_jsonable_python(self)
 
-    def table(self) -> TerminalTable:
+    def table(self) -> Table:
         """The report as a table for a terminal."""
         revision = f" at {self.revision[:12]}" if self.revision else ""
         rows = [(each.name, ", ".join(each.sources) or "drawn", ", ".join(each.folded)) for each in self.layers]
         title = f"{self.source}{revision}, {self.layout}: {self.specification}"
-        caption = escape("\n".join((f"SHA-256 {self.sha256}", *self.notes)))
-        return TerminalTable(title, ("layer", "from", "folded"), rows, caption=caption)
+        caption = "\n".join((f"SHA-256 {self.sha256}", *self.notes))
+        return Table(title, ("layer", "from", "folded"), rows, caption=caption)
 
 
 @dataclass(frozen=True)

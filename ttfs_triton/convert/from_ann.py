@@ -16,7 +16,7 @@ from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.model.weights import not_finite
 from ttfs_triton.nn.graph import Stage
 from ttfs_triton.nn.trace import network_graph
-from ttfs_triton.terminal import TerminalTable
+from ttfs_triton.table import Table
 
 ROUNDING = 1e-4
 """An activation counts as clipped if it exceeds its clip by more than this share."""
@@ -67,7 +67,7 @@ class ANNReport:
         """The report as JSON values."""
         return to_jsonable_python(self)
 
-    def table(self) -> TerminalTable:
+    def table(self) -> Table:
         """The report as a table for a terminal."""
 
         def share(value: float | None) -> str:
@@ -82,7 +82,7 @@ class ANNReport:
             for each in self.layers
         ]
         caption = f"same class for {self.same_decisions:.1%} of {self.images} images, logits off by {self.logits:.2%}"
-        return TerminalTable("Losses of the conversion", headers, rows, caption=caption)
+        return Table("Losses of the conversion", headers, rows, caption=caption)
 
 
 def convert_ann(

@@ -41,7 +41,7 @@ from ttfs_triton.hardware import (
     sweep,
 )
 from ttfs_triton.hardware.energy.compare import FAIR_CHIP, STEPS
-from ttfs_triton.report import PageData, on_terminal, print_chips, print_comparison, print_estimate, sweep_details
+from ttfs_triton.report import PageData, print_chips, print_comparison, print_estimate, sweep_details
 from ttfs_triton.report.page import headlines
 from ttfs_triton.report.tables import deadline_table
 from ttfs_triton.scoring import EvaluationBatches, evaluate, layer_table
@@ -175,10 +175,10 @@ def show(found: Found) -> None:
     """Print tables and figures on a terminal."""
     page = found.page
     if page.deadlines:
-        rich.print(on_terminal(deadline_table(page.deadlines)))
+        rich.print(deadline_table(page.deadlines))
     print("\n".join(_lines(found)))
     if page.sweep is not None:
-        rich.print(on_terminal(sweep_details(page.sweep)))
+        rich.print(sweep_details(page.sweep))
     assert page.headline_energy is not None, "at least one chip is always priced"
     assert page.comparison is not None, "`_find` always makes one"
     print_estimate(page.headline_energy)

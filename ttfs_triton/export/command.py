@@ -22,7 +22,7 @@ from ttfs_triton.export.compare import Comparison, compare_nir, compare_onnx
 from ttfs_triton.export.nir_graph import not_expressed, to_nir
 from ttfs_triton.export.onnx_graph import to_onnx
 from ttfs_triton.export.shared import require
-from ttfs_triton.terminal import TerminalTable
+from ttfs_triton.table import Table
 
 Check = Callable[[Tensor], Comparison]
 
@@ -156,7 +156,7 @@ def show(comparison: Comparison, labels: Tensor | None) -> None:
             for t in comparison.times
         ]
         title = f"{comparison.program} beside PyTorch: {comparison.images:,} {kind} images"
-        rich.print(TerminalTable(title, headers, rows, caption="times in windows"))
+        rich.print(Table(title, headers, rows, caption="times in windows"))
     lines = []
     if comparison.logits is not None:
         lines.append(f"largest difference of logits  {comparison.logits:.2g}")

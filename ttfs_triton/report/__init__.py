@@ -5,7 +5,6 @@ from ttfs_triton.report.page import PageData, Sample, render_page, write_page
 from ttfs_triton.report.tables import (
     chips_table,
     comparison_table,
-    on_terminal,
     print_chips,
     print_comparison,
     print_estimate,
@@ -19,7 +18,6 @@ __all__ = [
     "chips_table",
     "comparison_table",
     "draw_sweep",
-    "on_terminal",
     "print_chips",
     "print_comparison",
     "print_estimate",

@@ -9,7 +9,8 @@ from ttfs_triton.atomic import write_text
 from ttfs_triton.report.frontier_figures import Rows, label, memory_chip, of_networks, sections
 from ttfs_triton.report.frontier_table import FAULTS, FREE, FrontierRow
 from ttfs_triton.report.page import render
-from ttfs_triton.report.tables import Table, pairs_table
+from ttfs_triton.report.tables import pairs_table
+from ttfs_triton.table import Table
 from ttfs_triton.wording import energy, interval, number, percent, ratio, weight_bits_label
 
 NEAR = 0.01

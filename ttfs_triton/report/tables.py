@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import TypeVar
 
 from rich.console import Console
 from rich.text import Text
@@ -14,7 +13,7 @@ from ttfs_triton.hardware import Chip, Comparison, Counts, Estimate, LayerCounts
 from ttfs_triton.hardware.energy.estimate import TermKind
 from ttfs_triton.hardware.energy.prices import weakest
 from ttfs_triton.scoring.deadline import DeadlineRow
-from ttfs_triton.terminal import TerminalTable
+from ttfs_triton.table import Cell, Table
 from ttfs_triton.wording import (
     duration,
     energy,
@@ -25,49 +24,6 @@ from ttfs_triton.wording import (
     small_percent,
     weight_bits_label,
 )
-
-Row = TypeVar("Row")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Cell of a table: a text over a bar whose length is a share in [0, 1]."""
-
-    text: str
-    share: float
-
-    @classmethod
-    def of(cls, share: float) -> Cell:
-        """Cell that shows a share as a percentage; NaN has no bar."""
-        return cls(small_percent(share), min(1.0, max(0.0, share)) if share == share else 0.0)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table whose first column names the rows. Columns with an index in `prose` hold words and wrap."""
-
-    caption: str
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str | Cell, ...], ...]
-    prose: tuple[int, ...] = ()
-
-    @classmethod
-    def of(
-        cls,
-        caption: str,
-        rows: Iterable[Row],
-        columns: Mapping[str, Callable[[Row], str | Cell]],
-        prose: tuple[int, ...] = (),
-    ) -> Table:
-        """A table with one column for each header in `columns`; the header's function makes the cell of a row."""
-        cells = tuple(tuple(cell(row) for cell in columns.values()) for row in rows)
-        return cls(caption, tuple(columns), cells, prose)
-
-
-def on_terminal(table: Table) -> TerminalTable:
-    """The table in a form for `rich.print`."""
-    rows = [[cell if isinstance(cell, str) else cell.text for cell in row] for row in table.rows]
-    return TerminalTable(table.caption, table.headers, rows, table.prose)
 
 
 def activity_table(counts: Counts) -> Table:
@@ -288,4 +244,4 @@ def print_chips(estimates: Sequence[Estimate], console: Console | None = None) -
 
 
 def _print(console: Console | None, lines: Sequence[str], *tables: Table) -> None:
-    (console or Console()).print(*map(on_terminal, tables), Text("\n".join(f"- {line}" for line in lines)), sep="\n")
+    (console or Console()).print(*tables, Text("\n".join(f"- {line}" for line in lines)), sep="\n")

@@ -23,7 +23,7 @@ from ttfs_triton.nn import (
 from ttfs_triton.nn.models import logits_and_decision
 from ttfs_triton.nn.trace import evaluating
 from ttfs_triton.scoring.batches import EvaluationBatches, load_batches
-from ttfs_triton.terminal import TerminalTable
+from ttfs_triton.table import Table
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
     return cast(Tensor, accelerator.reduce(values.clone(), "sum"))
 
 
-def layer_table(layers: Sequence[LayerStatistics], title: str = "") -> TerminalTable:
+def layer_table(layers: Sequence[LayerStatistics], title: str = "") -> Table:
     """Table of layers: neurons, spikes a sample, shares of neurons active, saturated, silent, never active."""
     headers = ("layer", "neurons", "spikes / image", "active", "saturated", "silent", "never active")
     rows = []
@@ -143,4 +143,4 @@ def layer_table(layers: Sequence[LayerStatistics], title: str = "") -> TerminalT
         shares = (layer.sparsity, layer.saturated_share, layer.silent_share, layer.never_active_share)
         spikes = f"{layer.spikes / max(1, layer.samples):,.1f}"
         rows.append((layer.name, f"{layer.neurons:,}", spikes, *(f"{share:.2%}" for share in shares)))
-    return TerminalTable(title, headers, rows)
+    return Table(title, headers, rows)

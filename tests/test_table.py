@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from ttfs_triton.terminal import TerminalTable
+from ttfs_triton.table import Table
 
 
 @pytest.mark.parametrize("width", [60, 160])
@@ -13,7 +13,7 @@ def test_table_shows_all_words_within_the_width(width):
     headers = ("computed as", "ratio", "[not] in it")
     rows = [("clock-driven", "× 1", "leakage, hops (give hops_per_spike)"), ("dense ANN", "× 0.329", "[bold]")]
     console = Console(width=width, file=io.StringIO())
-    console.print(TerminalTable("Energy of an image", headers, rows, prose=(2,), caption="at nominal prices"))
+    console.print(Table("Energy of an image", headers, rows, prose=(2,), caption="at nominal prices"))
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     assert (lines[0].strip(), lines[-1].strip()) == ("Energy of an image", "at nominal prices")

@@ -1,0 +1,70 @@
+"""Tables, for a terminal and for HTML pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import rich.table
+from rich import box
+from rich.text import Text
+
+from ttfs_triton.wording import small_percent
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Cell of a table: a text; on a page, over a bar whose length is a share in [0, 1]."""
+
+    text: str
+    share: float
+
+    @classmethod
+    def of(cls, share: float) -> Cell:
+        """Cell that shows a share as a percentage; NaN has no bar."""
+        return cls(small_percent(share), min(1.0, max(0.0, share)) if share == share else 0.0)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, for `rich.print` and for pages. On a narrow terminal, its cells wrap between words.
+
+    Attributes:
+        title: line above the table; "" for none.
+        headers: one for each column; the first column names the rows.
+        rows: cells of each row, as many as headers.
+        prose: indices of columns of words, aligned left as the first column is; columns of figures are aligned right.
+        caption: line below the table; "" for none.
+    """
+
+    title: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str | Cell]]
+    prose: Sequence[int] = ()
+    caption: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        title: str,
+        rows: Iterable[Row],
+        columns: Mapping[str, Callable[[Row], str | Cell]],
+        prose: Sequence[int] = (),
+    ) -> Table:
+        """A table with one column for each header in `columns`; the header's function makes the cell of a row."""
+        cells = tuple(tuple(cell(row) for cell in columns.values()) for row in rows)
+        return cls(title, tuple(columns), cells, prose)
+
+    def __rich__(self) -> rich.table.Table:
+        table = rich.table.Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title_justify="left")
+        table.title, table.caption = (Text(line) if line else None for line in (self.title, self.caption))
+        table.caption_justify = "left"
+        for place, header in enumerate(self.headers):
+            justify = "right" if place and place not in self.prose else "left"
+            table.add_column(Text(header), justify=justify, vertical="top")
+        for row in self.rows:
+            table.add_row(*(Text(cell if isinstance(cell, str) else cell.text) for cell in row))
+        return table
