@@ -288,7 +288,7 @@ class _Reader:
         bias = None if layer.bias is None else layer.bias.double()
         mean, var, norm = norm.running_mean.double(), norm.running_var.double(), copy.deepcopy(norm).double()
         fused = fuse_conv_bn_weights(layer.weight.double(), bias, mean, var, norm.eps, norm.weight, norm.bias)
-        layer.weight, layer.bias = (each.detach() for each in fused)  # the same for a Linear
+        layer.weight, layer.bias = (each.detach() for each in fused)  # also for Linear
         layer.potential = node
         layer.folded.append("batch norm")
         return value

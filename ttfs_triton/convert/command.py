@@ -277,8 +277,8 @@ def write_folder(folder: Path, tensors: dict[str, Tensor], description: ModelDes
 def description_of(converted: Converted, data: ImageData | None = None) -> ModelDescription:
     """The network's config.json, with the source's preprocessing.
 
-    Unless the head is new, class names and data set are those of the source, or else of the calibration images, if
-    these have as many classes.
+    Class names and data set come from the source, or from the calibration images `data` if the source has none. They
+    are left out for a new head, or if the number of classes differs.
     """
     config, source = converted.network.config, converted.weights.description()
     named = data if source is None else source

@@ -375,7 +375,7 @@ def _target_config(source: _Source, overrides: Mapping[str, Any]) -> NetworkConf
 
 
 def _network(config: NetworkConfig, state: Mapping[str, Tensor]) -> TTFSNetwork:
-    """A spiking network with these weights, and zeros for missing initial potentials; keeps the random state."""
+    """A spiking network with these weights; missing initial potentials are 0. PyTorch's random state stays."""
     with torch.random.fork_rng(devices=[]):
         network = TTFSNetwork(config)
     zeros = {name: torch.zeros_like(value) for name, value in network.state_dict().items() if name.endswith(".bias")}

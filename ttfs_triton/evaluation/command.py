@@ -65,7 +65,7 @@ def run(options: EvaluationOptions) -> Found:
     if options.weight_bits != "network" and not options.simulation:
         raise ValueError("evaluate: weight_bits must be simulated; got --no-simulation. Leave one of the two out.")
     loaded = load_network(options.model, options.network)
-    every = (FAIR_CHIP, *available_chips())  # the first one that prices an ANN is compared with
+    every = (FAIR_CHIP, *available_chips())  # ANNs are compared on the first chip that prices them
     named = [each for name in options.chip for each in (every if name == "all" else [name])]
     chips = [load_chip(name) for name in dict.fromkeys(named)]
     accelerator = Accelerator(cpu=options.cpu or not torch.cuda.is_available())

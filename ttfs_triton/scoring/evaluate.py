@@ -119,8 +119,8 @@ def evaluate(
 def _score(network: nn.Module, graph: NetworkGraph, images: Tensor, labels: Tensor) -> Tensor:
     """Scores of a batch, [6] float64, on the device.
 
-    They are the number of images, of right decisions by the readout's score, the summed cross entropy, and the number
-    of right decisions by the first spike, of ties and of images without an output spike.
+    In order: images, right decisions by the readout, summed cross entropy, right decisions by the first spike, ties,
+    images without an output spike.
     """
     logits, decision = logits_and_decision(network, graph.readout, images)
     logits = logits.float()
