@@ -175,7 +175,13 @@ def run(options: ConvertOptions) -> Converted | None:
     converted = convert(weights, **{name: getattr(options, name) for name in copied}, **_overrides(options, weights))
     console.print(converted.report.table())
     data = calibration = None
-    if options.calibrate and converted.needs_calibration:
+    calibrated = options.calibrate and converted.needs_calibration
+    if not calibrated and (options.dataset or options.data_dir):
+        raise ConversionError(
+            "convert: --dataset and --data-dir must go with calibration; got images for a network that is not "
+            "calibrated. Leave them out."
+        )
+    if calibrated:
         data = options.load("convert", description_of(converted), options.calibration_images)
         images = options.draw(data, options.calibration_images)
         with console.status("calibrating") as status:

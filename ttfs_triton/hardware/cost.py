@@ -179,6 +179,6 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
 def _chosen(function: str, layers: Sequence[LayerCounts], name: str | None) -> Sequence[LayerCounts]:
     chosen = [layer for layer in layers if name in (None, layer.name)]
     if not chosen:
-        names = ", ".join(layer.name for layer in layers)
+        names = ", ".join(layer.name for layer in layers) or "the network's, which has none of this kind"
         raise ValueError(f"{function}: layer must be one of {names}; got {name}.")
     return chosen
