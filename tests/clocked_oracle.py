@@ -4,12 +4,12 @@ against. Nothing of the package.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
+
+from tests.kernels.oracle import conv2d_neurons, linear_neurons
 
 FRACTION = 2**16
 
@@ -22,11 +22,6 @@ class Work:
     integration_updates: int = 0
     firing_updates: int = 0
     compares: int = 0
-
-    def __iadd__(self, other: Work) -> Work:
-        for name in vars(self):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        return self
 
 
 @dataclass
@@ -108,45 +103,16 @@ def layer(
         last: [N], see `Neurons.run`; the same for all neurons of a sample.
         geometry: stride, padding and dilation, a pair each, and groups of a convolution.
     """
-    shape, reached = [len(steps), len(neurons.weights)], _connected
-    if geometry is not None:
-        stride, padding, dilation, groups = geometry
-        for axis, kernel in enumerate(neurons.weights.shape[2:]):
-            span = dilation[axis] * (kernel - 1) + 1
-            shape.append((steps.shape[2 + axis] + 2 * padding[axis] - span) // stride[axis] + 1)
-        reached = partial(_taps, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    outputs = np.zeros((3, *shape), np.int64)
-    silent = len(neurons.instants())
-    for place in np.ndindex(*shape):
-        events = [(int(step), int(w)) for step, w in reached(neurons.weights, steps[place[0]], place[1:])]
-        events = [event for event in events if event[0] < neurons.steps]
-        index, *membrane = neurons.run(events, place[1], None if last is None else int(last[place[0]]))
-        outputs[(slice(None), *place)] = silent if index is None else index, *membrane
-    return outputs[0], outputs[1], outputs[2]
-
-
-def _connected(weights: np.ndarray, steps: np.ndarray, place: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    return zip(steps, weights[place[0]], strict=True)
-
-
-def _taps(
-    weights: np.ndarray,
-    steps: np.ndarray,
-    place: tuple[int, ...],
-    *,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-) -> Iterator[tuple[int, int]]:
-    k, p, q = place
-    _, height, width = steps.shape
-    out_channels, group_channels, rows, columns = weights.shape
-    first = k // (out_channels // groups) * group_channels
-    for c, r, s in np.ndindex(group_channels, rows, columns):
-        i, j = p * stride[0] - padding[0] + r * dilation[0], q * stride[1] - padding[1] + s * dilation[1]
-        if 0 <= i < height and 0 <= j < width:
-            yield steps[first + c, i, j], weights[k, c, r, s]
+    shapes = steps.shape, neurons.weights.shape
+    places = linear_neurons(*shapes) if geometry is None else conv2d_neurons(*shapes, *geometry)
+    silent, found, place = len(neurons.instants()), [], ()
+    for place, channel, inputs, weights in places:
+        events = zip(steps.ravel()[inputs].tolist(), neurons.weights.ravel()[weights].tolist(), strict=True)
+        spikes = [event for event in events if event[0] < neurons.steps]
+        index, *membrane = neurons.run(spikes, channel, None if last is None else int(last[place[0]]))
+        found.append([silent if index is None else index, *membrane])
+    outputs = np.array(found, np.int64).reshape(*(size + 1 for size in place), 3)  # `place` is the last one
+    return outputs[..., 0], outputs[..., 1], outputs[..., 2]
 
 
 def earliest(steps: np.ndarray, kernel: int) -> np.ndarray:

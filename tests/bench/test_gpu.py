@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.modules import BENCH, modules
+from tests.bench.modules import BENCH, modules, run_python
 
 gpu, gpu_work = modules("gpu", "_gpu_work")
 
@@ -139,6 +139,5 @@ def test_kernel_stages_need_no_package_of_the_recipes():
         "import _gpu_work, kernels, train_step, ttfs_triton.nn\n"
         "assert kernels.load(kernels.Options().shapes)\n"
     )
-    variables = {"PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("bench", "", "kernels"))}
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    path = os.pathsep.join(str(ROOT / folder) for folder in ("bench", "", "kernels"))
+    run_python("-c", code, interpret=True, PYTHONPATH=path)

@@ -17,7 +17,6 @@ bench, kernels, kernels_compile, kernels_layers, machine_code = modules(
 )
 
 LINEAR = {"name": "f", "height": 1, "width": 1, "in_channels": 128, "out_channels": 32}
-CONV2D = {"name": "c", "height": 8, "width": 8, "in_channels": 32, "out_channels": 32, "kernel": [3, 3]}
 SM_90, GFX942 = Chip("cuda", 90), Chip("hip", "gfx942")
 BATCH_NORM = ("moments", "merge", "fire_normalised", "reduce_gradient", "spread_gradient")
 LINEAR_KERNELS = [

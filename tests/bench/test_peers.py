@@ -15,7 +15,6 @@ from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 
 SMALL = ["--width", "0.03", "--batch-size", "2", "--repeats", "2", "--steps", "2", "1"]
 WITHOUT_TIME = ["DFT σ=1", "DFT σ=0", "ANN"]
-CPU = torch.device("cpu")
 
 
 def check_ratios(rows: list[dict[str, str]]) -> None:
@@ -31,15 +30,6 @@ def stand_in(device: torch.device, dtype: torch.dtype) -> "peers.Library":
     """A stand-in for a library: clamped ReLUs, once for each time step."""
     unroll = lambda rest, x, T: torch.stack([rest(x)] * T).mean(0)  # noqa: E731
     return peers.Library("pytest", nn, lambda: nn.Hardtanh(0, 1), lambda rest: None, unroll)
-
-
-def simulation_of(library: "peers.Library", time_steps: int) -> "peers.Simulation":
-    return peers.Simulation(library, peers.mirror(small_ann(), library), time_steps)
-
-
-def small_ann() -> TTFSNetwork:
-    plain = {"weight_standardisation": False, "bias": False}
-    return TTFSNetwork(NetworkConfig("4C3-P2-6C3-8", 2, (6, 6), 3, encoder="analog", neuron=Neuron(0.0), **plain))
 
 
 def test_runs_ours_alone_and_says_what_to_install(run_script, monkeypatch, capsys):
@@ -67,7 +57,10 @@ def test_writes_times_memory_and_their_growth(run_script, monkeypatch, capsys):
 @pytest.mark.parametrize("package", ["spikingjelly", "snntorch"])
 def test_library_computes_leaky_neurons_with_surrogate_gradients(package):
     pytest.importorskip(package)
-    simulation = simulation_of(peers.LIBRARIES[package](CPU, torch.float32), 5)
+    library = peers.LIBRARIES[package](torch.device("cpu"), torch.float32)
+    plain = {"weight_standardisation": False, "bias": False}
+    ann = TTFSNetwork(NetworkConfig("4C3-P2-6C3-8", 2, (6, 6), 3, encoder="analog", neuron=Neuron(0.0), **plain))
+    simulation = peers.Simulation(library, peers.mirror(ann, library), 5)
     images, labels = torch.rand(3, 2, 6, 6), torch.tensor([0, 1, 2])
     weights = [parameter.detach().double().requires_grad_() for parameter in simulation.parameters()]
     expected = simulate(weights, images.double(), time_steps=5, late_reset=package == "snntorch")
@@ -84,7 +77,7 @@ def test_library_computes_leaky_neurons_with_surrogate_gradients(package):
 
 
 def simulate(weights: list[Tensor], images: Tensor, *, time_steps: int, late_reset: bool) -> Tensor:
-    """Logits [N, classes] of the network in `small_ann` with leaky integrate-and-fire neurons, step by step.
+    """Logits [N, classes] of the network in the test above with leaky integrate-and-fire neurons, step by step.
 
     The potential is h ← h/2 + input, minus the threshold if the neuron fired in the step before: subtracted before the
     leak, or after it (`late_reset`). Firing is a step at 1 with the derivative 1/(1 + (π(h − 1))²).

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tests.convert.sources import Paper, _Convolution, _Linear
+from tests.convert.sources import Paper, named, paper_linear
 
 
 class _Published(Paper):
@@ -33,14 +33,11 @@ class Proxy(_Published):
         self.fired = []
         *hidden, readout = self.layers()
         for layer in hidden:
-            if not isinstance(layer, _Convolution | _Linear):
+            if isinstance(layer, nn.Sequential):  # a layer with weights, by its name
+                x = _fire(layer, x)
+                self.fired.append(x > 0)
+            else:
                 x = layer(x)
-                continue
-            potential, slope = layer(x), layer((x > 0).to(x.dtype))
-            crossing = (potential + slope) / (1 + slope)
-            x = torch.where(potential < -slope, 0.0, crossing)
-            x = torch.where(potential >= 1, 1.0, x)
-            self.fired.append(x > 0)
         return readout(x)
 
 
@@ -53,7 +50,7 @@ class Direct(_Published):
         times = torch.where(analog > 0, 1 - analog, math.inf)
         self.fired = [times != math.inf]
         for layer in hidden:
-            if not isinstance(layer, _Convolution | _Linear):
+            if not isinstance(layer, nn.Sequential):
                 times = -layer(-times)  # the earliest of a pool
                 continue
             fired = times != math.inf
@@ -75,20 +72,17 @@ class ForDigits(nn.Module):
     def __init__(self, kernel: int = 3, hidden: tuple[int, ...] = (16,)) -> None:
         super().__init__()
         side = ((28 - kernel + 1) // 2 - kernel + 1) // 2
-        convolutions = [nn.Module(), nn.Module()]
-        convolutions[0].cnn = nn.Conv2d(1, 4, kernel, bias=False)
-        convolutions[1].cnn = nn.Conv2d(4, 6, kernel, bias=False)
         self.conv = nn.Sequential()
-        for place, module in zip((0, 3), convolutions, strict=True):
-            self.conv.add_module(str(place), module)
+        for place, inputs, outputs in ((0, 1, 4), (3, 4, 6)):
+            self.conv.add_module(str(place), named(cnn=nn.Conv2d(inputs, outputs, kernel, bias=False)))
         self.fc, features = nn.Sequential(), 6 * side**2
         for place, size in enumerate((*hidden, 10)):
-            self.fc.add_module(str(2 * place), _Linear(features, size))
+            self.fc.add_module(str(2 * place), paper_linear(features, size))
             features = size
 
     def forward(self, x: Tensor) -> Tensor:
         for module in self.conv:
-            x = nn.functional.max_pool2d(_fire(module.cnn, x), 2)
+            x = nn.functional.max_pool2d(_fire(module, x), 2)
         x = x.flatten(1)
         for module in list(self.fc)[:-1]:
             x = _fire(module, x)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_triton.convert import Converted, Weights, fit_range
-from ttfs_triton.nn import NetworkConfig, Stage, TTFSNetwork, network_graph
+from ttfs_triton.nn import Stage, TTFSNetwork, network_graph
 
 PLAN = (4, "M", 6, "M", 8, 8, "M", 8, 8, "M", 10, 10, "M")  # VGG11, narrow
 TIMM_CONFIG = {"mean": [0.49, 0.48, 0.45], "std": [0.2, 0.19, 0.21]}
@@ -70,22 +70,9 @@ def timm_pooled(classes: int = 10) -> nn.Module:
     return named(features=nn.Sequential(*features()), pre_logits=nn.Identity(), head=head)
 
 
-class _Convolution(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.cnn = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.cnn(x)
-
-
-class _Linear(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(inputs, outputs, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x)
+def paper_linear(inputs: int, outputs: int) -> nn.Module:
+    """Named as the paper's scripts name their layers."""
+    return named(linear=nn.Linear(inputs, outputs, bias=False))
 
 
 class Paper(nn.Module):
@@ -99,10 +86,10 @@ class Paper(nn.Module):
             if isinstance(item, str):
                 layers.append(nn.MaxPool2d(2))
             else:
-                layers += [_Convolution(channels, item), nn.Hardtanh(0, 1)]
+                layers += [named(cnn=nn.Conv2d(channels, item, 3, padding=1, bias=False)), nn.Hardtanh(0, 1)]
                 channels = item
-        dense = [_Linear(10, 12), nn.Hardtanh(0, 1), _Linear(12, 9), nn.Hardtanh(0, 1), _Linear(9, classes)]
-        self.conv, self.fc = nn.Sequential(*layers), nn.Sequential(*dense)
+        hidden = [paper_linear(10, 12), nn.Hardtanh(0, 1), paper_linear(12, 9), nn.Hardtanh(0, 1)]
+        self.conv, self.fc = nn.Sequential(*layers), nn.Sequential(*hidden, paper_linear(9, classes))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.conv(x).flatten(1))
@@ -146,12 +133,6 @@ def weights_of(tensors: Mapping[str, Tensor] | nn.Module, config: Mapping[str, A
     )
 
 
-def normalised(images: Tensor, config: NetworkConfig) -> Tensor:
-    """The images as the source network gets them."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (config.mean, config.std))
-    return (images - mean) / std
-
-
 def in_range(converted: Converted, images: Tensor) -> TTFSNetwork:
     """The network, scaled so that on these images nothing is clipped."""
     network = converted.network
@@ -175,6 +156,8 @@ def hidden(network: TTFSNetwork, images: Tensor) -> dict[str, Tensor]:
 @torch.no_grad()
 def assert_same_logits(converted: Converted, source: nn.Module, images: Tensor, tolerance: float = 1e-4) -> None:
     """A network converted for σ = 0 computes the source's logits, which differ between images and classes."""
-    expected = source(normalised(images, converted.network.config))
+    config = converted.network.config
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (config.mean, config.std))
+    expected = source((images - mean) / std)
     assert expected.std(0).max() > 10 * tolerance
     torch.testing.assert_close(in_range(converted, images)(images), expected, atol=tolerance, rtol=tolerance)

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.convert import published
 from tests.convert.published import Direct, ForDigits, Proxy, saved
-from tests.convert.sources import Paper, hidden, randomised
+from tests.convert.sources import hidden, paper_linear, randomised
 from ttfs_kernels import Neuron
 from ttfs_triton.convert import ConversionError, convert
 from ttfs_triton.convert.command import ConvertOptions, run
@@ -75,21 +74,11 @@ def test_published_networks_for_digits_are_not_padded(tmp_path, kernel, hidden, 
     assert convert(tmp_path / "mnist.pkl", trained_as=kind).network.config.readout == readout
 
 
-def test_network_for_digits_with_padding_is_refused(tmp_path):
-    source = ForDigits()
-    source.fc[0] = published._Linear(6 * 7 * 7, 16)
+def test_padding_for_digits_and_trained_as_for_other_networks_are_refused(tmp_path):
+    padded = ForDigits()
+    padded.fc[0] = paper_linear(6 * 7 * 7, 16)
     with pytest.raises(ConversionError, match=r"layers of a.pkl must fit each other; .*1x150 and 294x16"):
-        convert(saved(source, tmp_path / "a.pkl"), trained_as="ann")
-
-
-def test_trained_as_must_be_given(tmp_path):
-    path = saved(Paper(), tmp_path / "a.pkl")
-    with pytest.raises(ConversionError, match=r"trained_as must be one of ann, direct, proxy for .* \(--trained-as\)"):
-        run(ConvertOptions(source=str(path), output_dir=tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
-
-
-def test_trained_as_is_refused_for_other_networks(tmp_path):
+        convert(saved(padded, tmp_path / "a.pkl"), trained_as="ann")
     vgg = nn.ModuleDict({"features": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "classifier": nn.Linear(64, 10)})
     with pytest.raises(ConversionError, match="trained_as must be ann for a torchvision VGG; got proxy"):
         convert(saved(vgg, tmp_path / "a.pth"), trained_as="proxy")
@@ -111,7 +100,7 @@ def test_training_starts_from_published_networks_as_they_are(tmp_path):
     other = TTFSNetwork(config.replace(readout="potential_start"))
     with pytest.raises(ConfigError, match=r"readout must be potential_end.*Give --readout potential_end"):
         load_weights(other, str(path), None, "direct")
-    with pytest.raises(ConfigError, match="trained_as must be one of ann, direct, proxy"):
+    with pytest.raises(ConfigError, match=r"trained_as must be one of ann, direct, proxy for .* \(--trained-as\)"):
         load_weights(other, str(path))
     with pytest.raises(ConfigError, match=r"encoder must be signed.*Give --encoder signed"):
         load_weights(network, str(path), None, "proxy")

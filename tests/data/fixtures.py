@@ -9,11 +9,16 @@ import numpy as np
 from PIL import Image
 
 
-def png(pixels: np.ndarray) -> bytes:
-    """PNG file of [height, width] or [height, width, 3] uint8 pixels."""
+def image_file(image: Image.Image, file_format: str = "PNG") -> bytes:
+    """Content of an image's file."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
+    image.save(buffer, file_format)
     return buffer.getvalue()
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """PNG file of [height, width] or [height, width, 3] uint8 pixels, or of [height, width] uint16."""
+    return image_file(Image.fromarray(pixels))
 
 
 def random_images(n: int, channels: int = 1, height: int = 6, width: int = 6) -> np.ndarray:

@@ -1,6 +1,5 @@
 """From encoded files to pixels: exactly, in order, in bounded memory, and the damaged ones named."""
 
-import io
 import logging
 import os
 from types import SimpleNamespace
@@ -11,17 +10,15 @@ import pytest
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from tests.data.fixtures import png, random_images
+from tests.data.fixtures import image_file, png, random_images
 from ttfs_triton.data import decode, reading
 from ttfs_triton.data.decode import decode_rows
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.data.reading import decode_image, open_image, read_rows
 
 
-def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> dict:
-    buffer = io.BytesIO()
-    image.save(buffer, format=file_format, **options)
-    return {"bytes": buffer.getvalue(), "path": None}
+def encoded(image: Image.Image, file_format: str = "PNG") -> dict:
+    return {"bytes": image_file(image, file_format), "path": None}
 
 
 def decode_all(images, **options) -> decode.Decoded:
@@ -163,15 +160,10 @@ def test_pixels_must_fit_into_the_memory_of_all_processes(monkeypatch):
 # ---- rows, decoded ahead
 
 
-@pytest.fixture
-def rows(monkeypatch):
-    monkeypatch.setattr(reading, "decoding_threads", lambda: 2)
-    return datasets.Dataset.from_dict({"image": list(range(1200))})
-
-
 @pytest.mark.parametrize(("size", "most"), [(reading._AHEAD_BYTES, 3), (reading._AHEAD_BYTES // 4, 12), (1, 96)])
-def test_large_images_are_not_decoded_ahead(rows, size, most):
-    started = []
+def test_large_images_are_not_decoded_ahead(monkeypatch, size, most):
+    monkeypatch.setattr(reading, "decoding_threads", lambda: 2)
+    rows, started = datasets.Dataset.from_dict({"image": list(range(1200))}), []
 
     def read(_, number):
         started.append(number)

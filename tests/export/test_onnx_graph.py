@@ -78,19 +78,6 @@ def test_encoders_of_pixels_normalise(encoder, mean):
     assert_same(network, images_for(network))
 
 
-def test_hidden_activations_are_outputs_on_request():
-    network = small_network()
-    images = images_for(network)
-    found = run(network, images, hidden=True)
-    assert list(found) == ["logits", "spike_times", "encoder", "conv1", "conv2", "fc1"]
-    value = images
-    with torch.no_grad():
-        for name, layer in network.features.named_children():
-            value = layer(value)
-            if name in found:
-                np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5)
-
-
 def test_borders_are_decided_as_here():
     # One input x = 1 or 0, weight w, initial potential b: A = w + b, W = w, on A = 1, A + W = 0 and around.
     weights = torch.tensor([[1.0, 0.5, 0.25, -0.5, -0.25, 0.0]]).T
@@ -126,11 +113,8 @@ def test_model_is_standard_and_says_what_it_is():
     # Both contractions of a layer read one weight.
     users = [node for node in model.graph.node if "conv2.weight" in node.input]
     assert [node.op_type for node in users] == ["Conv", "Conv"]
-
-
-def test_refuses_other_numbers_of_class_names():
     with pytest.raises(ValueError, match=r"class_names must have one name a class \(3\); got 2"):
-        to_onnx(small_network(), class_names=["a", "b"])
+        to_onnx(network, class_names=["a", "b"])
 
 
 @pytest.mark.parametrize("readout", ["potential_start", "potential_end", "first_spike"])

@@ -79,7 +79,6 @@ def test_axes_give_points_each_once():
         ({"train_faults": True}, "train_faults needs faults"),
         ({"time_steps": (0,)}, "time_steps"),
         ({"spike_jitter": (2.0,)}, "less than or equal to 1"),
-        ({"points": ("a=1",)}, "may have the keys"),
         ({"steps": 4097}, "less than or equal to 4096"),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.modules import run_python
 from tests.fuzz.run import run
 from tests.fuzz.targets import TARGETS
 
@@ -31,13 +32,11 @@ run.main([sys.argv[1], "5", "0"])
 
 
 def test_nothing_escapes_in_a_few_tries():
-    done = subprocess.run(  # one process for all: importing takes longer than reading
-        [sys.executable, "-m", "tests.fuzz.run", ",".join(TARGETS), "10", "1"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"killed in try {done.stderr[-300:]}"
-    found = re.findall(r"^(\S+) (\d+) (\d+) (\d+)$", done.stdout, re.MULTILINE)
+    # One process for all: importing takes longer than reading.
+    shown = run_python("-m", "tests.fuzz.run", ",".join(TARGETS), "10", "1", interpret=True)
+    found = re.findall(r"^(\S+) (\d+) (\d+) (\d+)$", shown, re.MULTILINE)
     assert [kind for kind, *_ in found] == list(TARGETS)
-    assert {(int(read) + int(refused), failed) for _, read, refused, failed in found} == {(10, "0")}, done.stdout
+    assert {(int(read) + int(refused), failed) for _, read, refused, failed in found} == {(10, "0")}, shown
 
 
 @pytest.mark.slow

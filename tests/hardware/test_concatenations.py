@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.hardware.simulation.networks import emitted
 from tests.nn.common import activations, randomised
 from ttfs_triton.export import compare_nir, compare_onnx, to_nir, to_onnx
 from ttfs_triton.hardware import count, simulate
@@ -65,15 +66,12 @@ def test_network_on_a_grid_is_its_simulation_and_trains():
 
 def test_delivered_spikes_and_cost_by_hand():
     model, images = network(), activations(5, 1, 8, 8, seed=4).float()
-    emitted: dict[str, Tensor] = {}
-    for name in ("stem", "narrow", "wide", "mix"):
-        getattr(model, name).register_forward_hook(lambda *args, name=name: emitted.__setitem__(name, args[-1]))
-    counts = count(model, [images])
-    pooled = {name: int(F.max_pool2d(spikes, 2).count_nonzero()) for name, spikes in emitted.items()}
+    counts, spikes = count(model, [images]), emitted(model, images)
+    pooled = {name: int(F.max_pool2d(maps, 2).count_nonzero()) for name, maps in spikes.items()}
     layers = {layer.name: layer for layer in counts.layers}
     for name in ("narrow", "wide", "mix"):
         assert layers[name].spikes_delivered == pooled[name]
-    assert layers["stem"].spikes_delivered == 2 * int(emitted["stem"].count_nonzero()) + 2 * pooled["stem"]
+    assert layers["stem"].spikes_delivered == 2 * int(spikes["stem"].count_nonzero()) + 2 * pooled["stem"]
     assert layers["mix"].active_inputs == pooled["narrow"] + pooled["wide"] + pooled["stem"]
     simulated = simulate(model, [images], steps=64)
     assert [layer.synapses for layer in simulated.counts.layers] == [layer.synapses for layer in counts.layers]

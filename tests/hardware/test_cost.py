@@ -20,18 +20,13 @@ def counted(encoder="latency", specification="4C3-P2-6C3p0-P2-8", **options):
 
 
 @pytest.mark.parametrize("encoder", ["latency", "analog", "signed"])
-def test_sparsity_is_that_of_the_counts(encoder):
+def test_sparsity_is_that_of_the_counts_and_operations_those_of_layers_that_read_spikes(encoder):
     counts, graph = counted(encoder)
     cost = sparsity_cost(counts)
     assert cost.of(counts) == pytest.approx(counts.sparsity, rel=1e-12)
     assert cost.bounds(counts, graph) == pytest.approx((0, 1))
     for layer in counts.layers[:-1]:
         assert sparsity_cost(counts, layer.name).of(counts) == pytest.approx(layer.sparsity, rel=1e-12)
-
-
-@pytest.mark.parametrize("encoder", ["latency", "analog", "signed"])
-def test_operations_are_those_of_layers_that_read_spikes(encoder):
-    counts, graph = counted(encoder)
     layers = [layer for layer in counts.layers if layer.kind != "analog"]
     done, dense = (sum(getattr(layer, key) for layer in layers) for key in ("synaptic_operations", "dense_macs"))
     cost = operations_cost(counts)

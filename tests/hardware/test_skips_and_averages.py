@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.hardware.simulation.networks import assert_same
+from tests.hardware.simulation.networks import assert_same, emitted
 from tests.nn.common import activations, randomised
 from ttfs_triton.hardware import count, simulate
 from ttfs_triton.nn import (
@@ -28,27 +28,6 @@ SPECIFICATION = "4C3-(4C3-6C3)-A2-(6C3-6C3s2-8C3)-A-7-(7-9)"
 def residual(sigma: float, specification: str = SPECIFICATION, **options) -> TTFSNetwork:
     config = NetworkConfig(specification, image_size=(8, 12), classes=3, neuron=Neuron(sigma), **options)
     return randomised(TTFSNetwork(config), seed=1).eval()
-
-
-@torch.no_grad()
-def emitted(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Activations of every hidden layer by its name, from the network itself."""
-    found: dict[str, Tensor] = {}
-    hooks = [
-        stage.layer.register_forward_hook(lambda *args, name=stage.name: found.__setitem__(name, args[-1]))
-        for stage in network_graph(model).weighted[:-1]
-    ]
-    model(images)
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
-def test_blocks_wait_for_as_many_windows_as_they_have_layers_before_the_last():
-    graph = network_graph(residual(1.0))
-    waits = {s.name: (s.skip.source, graph.waits(s, s.skip)) for s in graph.stages if s.skip is not None}
-    assert waits == {"conv3": ("conv1", 1), "conv6": ("conv3", 2), "fc3": ("fc1", 1)}
-    assert graph.windows == 10  # a layer, a window: skips take none
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.25, 1.0])

@@ -1,8 +1,8 @@
 """The card: what stands in it, what never does, and that the Hub can read it."""
 
-import dataclasses
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard
@@ -15,8 +15,6 @@ from ttfs_triton.model import BaseModel, TTFSModel, find_model
 from ttfs_triton.model.files import read_model, write_model
 from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.wording import energy_range
-
-replace = dataclasses.replace
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,9 @@ def test_interrupted_upload_changes_nothing_and_goes_on(hub, run, where, capsys)
     assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
     hub.drop = None
     command(run, "--repo-id", repo_id)
-    assert hub.files(repo_id)["model.safetensors"] == (run / "best" / "model.safetensors").read_bytes()
+    files = hub.files(repo_id)
+    assert set(files) == {"model.safetensors", "config.json", "README.md", "training.yaml"}
+    assert files["model.safetensors"] == (run / "best" / "model.safetensors").read_bytes()
 
 
 def test_mistakes_are_told_plainly_before_a_repository_is_made(hub, trained, tmp_path, capsys):

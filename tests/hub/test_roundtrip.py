@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load
 
@@ -21,15 +20,6 @@ def published(trained, hub, client):
     """Name of the repository with the trained network."""
     client.run(f"found = publish({str(trained)!r}, 'org/model', license='mit'); print(found.url)")
     return "org/model"
-
-
-def test_published_files_are_the_runs(published, hub, trained):
-    files = hub.files(published)
-    assert hub.repositories[published].private
-    assert files["model.safetensors"] == (trained / "best" / "model.safetensors").read_bytes()
-    assert set(files) == {"model.safetensors", "config.json", "README.md", "training.yaml"}
-    assert ModelCard(files["README.md"].decode()).data.license == "mit"
-    assert json.loads(files["config.json"])["dataset"] == "sample"
 
 
 def test_hub_gives_the_same_model(published, hub, here, trained):
@@ -84,7 +74,6 @@ def test_cache_serves_without_a_network(published, hub, here, trained, monkeypat
     [
         ("org/nothing", {}, "org/nothing must exist on the Hub, .* There is no local folder org/nothing either"),
         ("org/model@nothing", {}, "revision must exist in org/model; it does not"),
-        ("org/model", {"token": "hf_wrong"}, "org/model must be readable, and your token valid"),
         ("org/model", {"token": "hf_guest"}, "org/model must exist on the Hub, and hold the file"),
         ("org/model", {"token": False}, "org/model must be readable, and your token valid"),
         ("org/mo..del", {}, r"repo_id must be a valid name, owner/name; got 'org/mo\.\.del'"),

@@ -14,25 +14,19 @@ LINEAR_SHAPES = "x must be [..., in_features] and weight [out_features, in_featu
 CONV_SHAPES = "x must be [batch, in_channels, height, width] and weight [out_channels, in_channels / groups"
 LINEAR = [
     ({"weight": MATRIX.T}, ValueError, f"{LINEAR_SHAPES} [2, 4] and [4, 6]"),
-    ({"weight": MATRIX[0]}, ValueError, f"{LINEAR_SHAPES} [2, 4] and [4]"),
     ({"x": ROWS[0, 0]}, ValueError, f"{LINEAR_SHAPES} [] and [6, 4]"),
 ]
 CONV2D = [
     ({"x": X[0]}, ValueError, CONV_SHAPES),
-    ({"weight": WEIGHT[0]}, ValueError, CONV_SHAPES),
     ({"stride": 0}, ValueError, f"stride {PAIR} 1; got 0"),
-    ({"stride": 1.5}, ValueError, f"stride {PAIR} 1; got 1.5"),
     ({"stride": True}, ValueError, f"stride {PAIR} 1; got True"),
     ({"groups": True}, ValueError, "groups must be an integer ≥ 1; got True."),
     ({"padding": (1, 1, 1)}, ValueError, f"padding {PAIR} 0; got (1, 1, 1)"),
-    ({"padding": "same"}, ValueError, f"padding {PAIR} 0; got 'same'"),
     ({"dilation": (1, 0)}, ValueError, f"dilation {PAIR} 1; got (1, 0)"),
     ({"groups": 3}, ValueError, "groups must divide in_channels (=4) and out_channels (=6); got 3"),
-    ({"groups": 1.0}, ValueError, "groups must be an integer ≥ 1; got 1.0."),
     ({"groups": 2}, ValueError, "x must have 8 channels, as weight [6, 4, 3, 3] with groups=2 expects; got 4"),
     ({"dilation": 3}, ValueError, "the padded image must be at least as large as the dilated kernel; got image [5, 5]"),
     ({"pool": 3}, ValueError, "pool must be one of 1, 2; got 3"),
-    ({"pool": 1.0}, ValueError, "pool must be one of 1, 2; got 1.0"),
     ({"pool": 2, "stride": (3, 1)}, ValueError, "maps must be at least as large as the windows of pool=2; got 1×3"),
     ({"skip": SKIP}, ValueError, "skip_weight must come with skip; got none"),
     ({"skip_weight": torch.rand(6)}, ValueError, "skip must come with skip_weight; got none"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.kernels.common import NAMES, Kind, apply, convolutions, expected, leaves, linears, operands, serving
 from tests.kernels.memory import fenced_memory
-from ttfs_kernels import Neuron, contraction
+from ttfs_kernels import Neuron, contraction, rule
 
 PRECISE = (torch.float64, torch.float32)
 DTYPES = {"triton": (torch.float32, torch.float16), "library": (torch.float32,)}
@@ -94,12 +94,13 @@ def check(backend: str, layer: Layer, dtype: torch.dtype, device: torch.device) 
 @settings(max_examples=200)
 @given(layer=layers, dtype=st.sampled_from(PRECISE), way=st.sampled_from(["convolution", "columns", "side by side"]))
 def test_torch_matches_float64(device, layer, dtype, way):
-    """Contractions are computed in each of their three ways."""
+    """Contractions are computed in each of their three ways, and the firing rule in many blocks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contraction, "LARGEST_MAP", math.inf if way == "columns" else -1)
         patch.setattr(contraction, "WEIGHTS_PER_NEURON", dict.fromkeys(PRECISE, 0))
         patch.setattr(contraction, "SIDE_BY_SIDE", PRECISE if way == "side by side" else ())
         patch.setattr(contraction, "MANY_WEIGHTS", 0)
+        patch.setattr(rule, "BLOCK_ELEMENTS", 32)
         check("torch", layer, dtype, device)
 
 

@@ -224,10 +224,6 @@ def test_a_step_is_launches_alone(device, monkeypatch):
             tensor.copy_(others[name])
     for one in launches:
         one.run()
-    assert [one.kernel.__name__ for one in launches][:7] == [
-        *("conv2d_forward", "moments", "merge", "fire_normalised"),
-        *("reduce_gradient", "sum_splits", "spread_gradient"),
-    ]
     assert all(map(torch.equal, results, expected))
 
 
@@ -250,14 +246,8 @@ def test_a_new_persistence_is_a_number_to_kernels(device, monkeypatch):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"x": torch.rand(2, 3)}, "normalised_linear: x must"),
-        ({"bias": torch.rand(5)}, "normalised_linear: bias must have shape"),
-        ({"gamma": torch.rand(1)}, r"normalised_linear: normalisation.weight must have shape \[\d+\]"),
-    ],
-)
-def test_wrong_operands_are_refused(change, match):
-    with pytest.raises(ValueError, match=match):
-        normalised(LINEAR, given_to(LINEAR) | change, Neuron())
+def test_wrong_operands_are_refused():
+    """A kernel would read beyond them; `test_checks.py` has the errors that plain layers raise, too."""
+    for name, message in (("bias", "bias must have shape"), ("gamma", r"normalisation.weight must have shape \[6\]")):
+        with pytest.raises(ValueError, match=f"normalised_linear: {message}"):
+            normalised(LINEAR, given_to(LINEAR) | {name: torch.rand(1)}, Neuron())

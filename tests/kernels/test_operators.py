@@ -1,7 +1,5 @@
 """Properties of the operators on every backend, beside their results: layouts, dtypes, errors, unchanged inputs."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +7,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from tests.kernels.common import (
     CONV2D,
@@ -103,17 +100,6 @@ def test_other_derivatives_are_refused(served, kind):
     for transform in transforms:
         with pytest.raises(RuntimeError, match=reverse):
             transform(x.detach())
-
-
-@KINDS
-@pytest.mark.parametrize(("psp_persistence", "contractions"), [(0.0, 3), (0.25, 5)])
-def test_operations_are_counted_by_pytorch(kind, psp_persistence, contractions):
-    """Contractions of a training step: with a slope 2 forward, 1 for the input and 2 for the weight."""
-    tensors = operands(kind)
-    with FlopCounterMode(display=False) as counted:
-        results(kind, tensors, neuron=Neuron(psp_persistence))
-    synapses = math.prod(kind.weight[1:])
-    assert counted.get_total_flops() == contractions * 2 * math.prod(kind.out) * synapses
 
 
 @KINDS

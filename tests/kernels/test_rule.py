@@ -1,4 +1,4 @@
-"""The firing rule: at its borders in exact arithmetic, in place, and for sums that overflowed."""
+"""The firing rule: at its borders in exact arithmetic, and for sums that overflowed."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ttfs_kernels import Neuron, rule
+from ttfs_kernels import Neuron
 from ttfs_kernels.rule import fire, fire_
 
 
@@ -54,24 +54,6 @@ def test_fire_is_exact_at_its_borders(dtype):
             assert abs(Fraction(gain) - expected_gain) <= 2 * eps * expected_gain, (a_, w_)
         else:
             assert gain == 0 or abs(Fraction(gain) - expected_gain) <= 2 * eps * expected_gain, (a_, w_)
-
-
-@pytest.mark.parametrize("block", [4, 1 << 17])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("has_bias", [False, True])
-def test_fire_in_place_equals_fire(monkeypatch, block, dtype, has_bias):
-    monkeypatch.setattr(rule, "BLOCK_ELEMENTS", block)
-    potentials = torch.randn(2, 31, 3).to(dtype)
-    bias = torch.randn(3) if has_bias else None
-    precise = torch.promote_types(dtype, torch.float32)
-    A, W = potentials.to(precise)
-    activations, gains = fire(A if bias is None else A + bias, W)
-    derivatives = potentials.clone()
-    in_place = fire_(derivatives, bias, Neuron(derivative_clip=None), with_derivatives=True)
-    assert torch.equal(in_place, activations.to(dtype))
-    assert torch.equal(derivatives[0], gains.to(dtype))
-    torch.testing.assert_close(derivatives[1], ((1 - activations) * gains).to(dtype))
-    assert torch.equal(fire_(potentials.clone(), bias, Neuron(), with_derivatives=False), in_place)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

@@ -1,15 +1,13 @@
 """Networks that come with the package: whole, small, taken wherever a trained network is; and how one is made."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
+from recipes import bundle
 from ttfs_triton.convert import WeightsError, open_weights
-from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluation import LoadError, load_network
 from ttfs_triton.model import TTFSModel, bundled_facts, bundled_names, find_model
 from ttfs_triton.model.locate import FOLDER, MOST_BYTES
@@ -18,7 +16,6 @@ from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train.start import load_weights
 
 NAMES = bundled_names()
-SCRIPT = Path(__file__).parents[2] / "recipes" / "bundle.py"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,17 +41,6 @@ def test_bundled_networks_are_small_and_name_nobody():
     assert sum(file.stat().st_size for file in FOLDER.rglob("*")) <= MOST_BYTES
     for file in FOLDER.glob("*/*.json"):
         assert not re.search(r"(?<![\w.])/(?!s)\w+/", file.read_text()), file
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if bundled_facts(name)["dataset"] == "sample"])
-def test_network_of_the_bundled_images_scores_what_its_facts_say(name):
-    data, facts = load_images("sample", split="test"), bundled_facts(name)
-    model = TTFSModel.from_pretrained(f"bundled:{name}")
-    with torch.no_grad():
-        decisions = [model(images / 255).argmax(1) for images in data.images.split(250)]
-    assert facts["test_images"] == len(data)
-    accuracy = (torch.cat(decisions) == data.labels).double().mean().item()
-    assert accuracy == pytest.approx(facts["test_accuracy"], abs=0.002)  # another CPU rounds otherwise
 
 
 def test_unknown_names_are_refused_and_a_local_folder_comes_first(tmp_path, monkeypatch):
@@ -83,19 +69,9 @@ def test_training_starts_from_a_bundled_network():
 # ---- recipes/bundle.py
 
 
-@pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("bundle", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @torch.no_grad()
-def test_bundle_is_the_run_folded_and_rounded(script, run, tmp_path, capsys):
-    script.main([str(run), "a-name", "--output-dir", str(tmp_path / "networks"), "--commit", "abc1234"])
+def test_bundle_is_the_run_folded_and_rounded(run, tmp_path, capsys):
+    bundle.main([str(run), "a-name", "--output-dir", str(tmp_path / "networks"), "--commit", "abc1234"])
     folder = tmp_path / "networks" / "a-name"
     facts = json.loads((folder / "facts.json").read_text())
     assert "bundled:a-name" in capsys.readouterr().out
@@ -113,14 +89,14 @@ def test_bundle_is_the_run_folded_and_rounded(script, run, tmp_path, capsys):
         assert torch.equal(layer.effective_weight().bfloat16(), tensors[name])
 
 
-def test_bundle_that_is_too_large_or_of_no_whole_run_leaves_nothing(script, run, tmp_path, monkeypatch):
-    options = script.BundleOptions(run=str(run), name="a", output_dir=tmp_path / "networks")
-    monkeypatch.setattr(script, "MOST_BYTES", 1000)
+def test_bundle_that_is_too_large_or_of_no_whole_run_leaves_nothing(run, tmp_path, monkeypatch):
+    options = bundle.BundleOptions(run=str(run), name="a", output_dir=tmp_path / "networks")
+    monkeypatch.setattr(bundle, "MOST_BYTES", 1000)
     with pytest.raises(SystemExit):
-        script.main([str(run), "a", "--output-dir", str(tmp_path / "networks")])
+        bundle.main([str(run), "a", "--output-dir", str(tmp_path / "networks")])
     with pytest.raises(ValueError, match=r"all networks together must have at most 1,000 bytes; got .*\. Bundle"):
-        script.bundle(options)
+        bundle.bundle(options)
     (run / "summary.json").unlink()
     with pytest.raises(LoadError, match=r"summary\.json must be a run's final figures"):
-        script.bundle(options)
+        bundle.bundle(options)
     assert not (tmp_path / "networks").exists()

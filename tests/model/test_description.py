@@ -10,17 +10,13 @@ from ttfs_triton.nn import NetworkConfig, Neuron
 
 NETWORK = NetworkConfig("4C3-P2-8", image_size=(8, 6), classes=3, neuron=Neuron(0.5))
 BASE = BaseModel("model.safetensors", "ab" * 32, "org/name", "cd" * 20)
+DESCRIPTION = ModelDescription.of(NETWORK, class_names=["a", "b", "ç"], dataset="sample", base_model=BASE)
 SIZE = {"size": [8, 6], "mode": "L"}
 
 
-@pytest.fixture
-def values():
-    return ModelDescription.of(NETWORK, class_names=["a", "b", "ç"], dataset="sample", base_model=BASE).to_dict()
-
-
-def test_description_survives_json(values):
-    description = ModelDescription.of(NETWORK, class_names=["a", "b", "ç"], dataset="sample", base_model=BASE)
-    assert ModelDescription.from_dict(json.loads(json.dumps(values))) == description
+def test_description_survives_json():
+    values = DESCRIPTION.to_dict()
+    assert ModelDescription.from_dict(json.loads(json.dumps(values))) == DESCRIPTION
     assert values["preprocessing"] == SIZE | {"divisor": 255.0, "resize": "bilinear"}
     assert set(values["library"]) == {"name", "version"}
     cropped = ModelDescription.of(NETWORK, fit="crop")
@@ -28,17 +24,10 @@ def test_description_survives_json(values):
     assert ModelDescription.from_dict(cropped.to_dict()) == cropped
 
 
-@pytest.mark.parametrize(
-    ("network", "expected"),
-    [
-        (NETWORK, Preprocessing((8, 6), "L")),
-        (NETWORK.replace(in_channels=3), Preprocessing((8, 6), "RGB")),
-        (NETWORK.replace(in_channels=2), Preprocessing((8, 6), None)),
-    ],
-)
-def test_preprocessing_follows_from_the_network(network, expected):
-    assert Preprocessing.of(network) == expected
-    assert ModelDescription.from_dict(ModelDescription.of(network).to_dict()).preprocessing == expected
+def test_preprocessing_follows_from_the_network():
+    for channels, mode in ((1, "L"), (3, "RGB"), (2, None)):
+        description = ModelDescription.of(NETWORK.replace(in_channels=channels))
+        assert ModelDescription.from_dict(description.to_dict()).preprocessing == Preprocessing((8, 6), mode)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +35,6 @@ def test_preprocessing_follows_from_the_network(network, expected):
     [
         ({"format_version": 99}, r"format_version must be 3 or 4; got 99\. Upgrade ttfs-triton"),
         ({"format_version": 2}, "format_version must be 3 or 4; got 2"),
-        ({"format_version": "3"}, "format_version must be 3 or 4; got '3'"),
         ({"format_version": True}, "format_version must be 3 or 4; got True"),
         ({"licence": "mit"}, "licence: Unexpected keyword argument; got 'mit'"),
         ({"network": 5}, "network: must be an object; got 5"),
@@ -58,7 +46,6 @@ def test_preprocessing_follows_from_the_network(network, expected):
         ({"class_names": ["a", "b", "a"]}, r"class_names must differ; got \('a', 'b', 'a'\)"),
         ({"class_names": [0, 1, 2]}, "class_names.0: Input should be a valid string; got 0"),
         ({"preprocessing": None}, "preprocessing: "),
-        ({"preprocessing": {"colour": 1}}, "preprocessing.colour: Unexpected"),
         ({"preprocessing": {"size": [9, 9], "mode": "L"}}, r"preprocessing must be the network's, .*size=\(8, 6\)"),
         ({"preprocessing": SIZE | {"mode": "HSV"}}, "mode: Input should be 'L' or 'RGB'; got 'HSV'"),
         ({"preprocessing": SIZE | {"resize": "cubic"}}, "resize: Input should be 'bilinear'"),
@@ -71,7 +58,8 @@ def test_preprocessing_follows_from_the_network(network, expected):
         ({"library": {"name": 5}}, "library.name: Input should be a valid string; got 5"),
     ],
 )
-def test_wrong_values_are_refused(values, change, message):
+def test_wrong_values_are_refused(change, message):
+    values = DESCRIPTION.to_dict()
     with pytest.raises(LoadError, match=message):
         ModelDescription.from_dict(values | change)
     if change.keys() <= {"network", "preprocessing", "class_names"}:

@@ -14,7 +14,6 @@ from ttfs_triton.model import BaseModel, LoadError, ModelDescription, TTFSModel
 from ttfs_triton.model.files import (
     CONFIG_CHECKSUM,
     MAX_CONFIG_BYTES,
-    model_bytes,
     network_tensors,
     read_model,
     write_model,
@@ -49,17 +48,6 @@ def rewrite(folder, tensors, **changes):
     weights.write_bytes(weight_bytes(tensors, {CONFIG_CHECKSUM: hashlib.sha256(content).hexdigest()}))
 
 
-def test_model_survives_its_files(folder, network):
-    description, tensors = read_model(*paths(folder))
-    assert description == DESCRIPTION
-    assert all(torch.equal(tensor, tensors[name]) for name, tensor in network.state_dict().items())
-    assert model_bytes(tensors, description) == {path.name: path.read_bytes() for path in paths(folder)}
-    before = torch.get_rng_state()
-    wanted = network_tensors(NETWORK)
-    assert torch.equal(torch.get_rng_state(), before)  # comparing draws no random numbers
-    assert wanted == {name: (value.dtype, tuple(value.shape)) for name, value in network.state_dict().items()}
-
-
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_every_flipped_bit_is_refused(folder, name, monkeypatch):
     monkeypatch.setattr("ttfs_triton.model.files.network_tensors", cache(network_tensors))  # seconds, not minutes
@@ -87,12 +75,6 @@ def test_files_of_two_models_are_refused(folder, network, tmp_path_factory):
     write_model(other, network.state_dict(), DESCRIPTION.replace(dataset=None))
     with pytest.raises(LoadError, match=r"its checksum differs\. Copy or download both again"):
         read_model(other / "config.json", weights)
-    whole = config.read_bytes()
-    for cut in (0, 1, 100, -1):
-        config.write_bytes(whole[:cut])
-        with pytest.raises(LoadError, match=r"config\.json must be as it was written with the weights; its checksum"):
-            read_model(config, weights)
-    config.write_bytes(whole)
     weights.write_bytes(weight_bytes(network.state_dict()))
     with pytest.raises(LoadError, match=r"must be the ones written with it; their header has format, tensors_"):
         read_model(config, weights)
@@ -177,14 +159,12 @@ def test_weights_that_are_not_finite_are_neither_written_nor_loaded(folder, netw
 # ---- weights alone
 
 
-@pytest.fixture
-def plain():
-    return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+PLAIN = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).state_dict()
 
 
 @pytest.fixture
-def path(tmp_path, plain):
-    (tmp_path / "weights").write_bytes(weight_bytes(plain.state_dict()))
+def path(tmp_path):
+    (tmp_path / "weights").write_bytes(weight_bytes(PLAIN))
     return tmp_path / "weights"
 
 
@@ -195,14 +175,14 @@ def assert_same(one, other):
         assert torch.equal(tensor, other[name])
 
 
-def test_weights_survive_a_file_that_others_can_read_and_write(path, plain):
-    assert_same(read_weights(path), plain.state_dict())
-    assert_same(load_file(path), plain.state_dict())
-    contents = {weight_bytes(plain.state_dict()) for _ in range(20)}
+def test_weights_survive_a_file_that_others_can_read_and_write(path):
+    assert_same(read_weights(path), PLAIN)
+    assert_same(load_file(path), PLAIN)
+    contents = {weight_bytes(PLAIN) for _ in range(20)}
     assert len(contents) == 1
     assert int.from_bytes(contents.pop()[:8], "little") % 8 == 0
-    save_file(dict(plain.state_dict()), path)  # without a checksum
-    assert_same(read_weights(path), plain.state_dict())
+    save_file(dict(PLAIN), path)  # without a checksum
+    assert_same(read_weights(path), PLAIN)
 
 
 def test_checksum_knows_names_shapes_and_types():

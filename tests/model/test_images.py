@@ -1,7 +1,5 @@
 """Images in every accepted form, as the network's input; equal to what training feeds it."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
@@ -46,10 +44,8 @@ def test_all_forms_are_the_same_image(channels):
 @pytest.mark.parametrize("size", [(6, 5), (13, 17), (3, 2)])
 @pytest.mark.parametrize("mode", ["L", "RGB", "P", "RGBA"])
 def test_files_are_read_as_in_training(tmp_path, size, mode):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels(*size)).convert(mode).save(buffer, "PNG")
-    (tmp_path / "a.png").write_bytes(buffer.getvalue())
-    trained = decode_image({"bytes": buffer.getvalue(), "path": None}, (6, 5))
+    Image.fromarray(pixels(*size)).convert(mode).save(tmp_path / "a.png")
+    trained = decode_image({"bytes": (tmp_path / "a.png").read_bytes(), "path": None}, (6, 5))
     expected = to_float(torch.from_numpy(np.array(trained)).permute(2, 0, 1)[None])[0].expand(3, -1, -1)
     assert torch.equal(one(tmp_path / "a.png"), expected)
     assert torch.equal(one(str(tmp_path / "a.png")), expected)
@@ -101,7 +97,6 @@ def test_channels_that_are_no_colours_need_tensors():
         (torch.full((3, 6, 5), 1.5), ValueError, r"values in \[0, 1\]; got 1.5 to 1.5\. Divide 8-bit pixels by 255"),
         (torch.full((3, 6, 5), float("nan")), ValueError, r"values in \[0, 1\]"),
         (torch.zeros(6, 5, 3), ValueError, r"must have shape \[C, height, width\] with C = 1 or 3; got \(6, 5, 3\)"),
-        (torch.zeros(4), ValueError, "must have shape"),
         (torch.tensor(0.5), ValueError, r"must have shape .*; got \(\)"),
         (np.array(3, np.uint8), ValueError, r"must have shape .*; got \(\)"),
         (torch.zeros(3, 0, 5), ValueError, "must have shape"),

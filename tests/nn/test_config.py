@@ -1,17 +1,14 @@
 """Network configurations: specifications as papers write them, values that are refused, JSON."""
 
-import dataclasses
 import json
 
 import pytest
 
-from ttfs_triton.nn import NetworkConfig, Neuron
+from ttfs_triton.nn import Grid, NetworkConfig, Neuron
 from ttfs_triton.nn.config import Convolution, Dense, Pool, parse_specification
 
-AVERAGES = [("4C3-A2-8", "A2"), ("4C3-A-4C3", "A"), ("4C3-A2-P2", "A2"), ("A2-4C3", "A2")]
 
-
-def test_parse_reads_the_papers_network():
+def test_parse_reads_the_papers_network_strides_spaces_and_blocks():
     assert parse_specification("16C5-P2-32C5p0-P2-128") == (
         Convolution(16, 5, padding=2, stride=1),
         Pool(2, 2),
@@ -19,18 +16,12 @@ def test_parse_reads_the_papers_network():
         Pool(2, 2),
         Dense(128),
     )
-
-
-def test_parse_reads_strides_and_spaces():
     assert parse_specification("8C3s2 - 8C1p0s3 - P3s2 - P3p1s2") == (
         Convolution(8, 3, padding=1, stride=2),
         Convolution(8, 1, padding=0, stride=3),
         Pool(3, 2),
         Pool(3, 2, padding=1),
     )
-
-
-def test_parse_reads_blocks():
     block = Convolution(8, 3, padding=1, stride=2), Convolution(8, 3, padding=1, stride=1, skip=1)
     assert parse_specification("4C3-(8C3s2 - 8C3)x2-P2-(16-16-16)") == (
         Convolution(4, 3, padding=1, stride=1),
@@ -49,22 +40,19 @@ def test_parse_reads_blocks():
         ("4C3-(8C3)", r'a block must be of two or more convolutions.*; got "\(8C3\)"'),
         ("(8C3-P2)", r'a block must be of two or more .*; got "\(8C3-P2\)"'),
         ("(8C3-8C3)x0", r'a block must be of two or more .*; got "\(8C3-8C3\)x0"'),
-        ("(8C3-(8C3-8C3))", r'got "\(8C3-\(8C3-8C3\)\)"|got "\(8C3"'),
         ("(8C3-8C3", "a block must be of two or more|must look like"),
         ("(8-8)x9999", "specification must have at most 2048 layers"),
         ("(8-8)-8C3", "must come before fully connected layers"),
         ("16C5-Q2-128", r'must look like "64C3", "64C3p0s2", "P2", "A2" or "128"; got "Q2" in "16C5-Q2-128"'),
-        ("", 'got ""'),
         ("16C5--128", 'got ""'),
-        ("0C3-128", 'must be from 1 to .*; got "0C3"'),
         ("99999999C3", 'size must be from 1 to 1048576; got "99999999C3"'),
         ("8C3p2000", 'padding must be from 0 to 1024; got "8C3p2000"'),
         ("1" * 5000, "specification must be text of at most 4096 characters; got 5000"),
-        *((text, f'an average must follow a convolution or pool.*; got "{average}"') for text, average in AVERAGES),
-        ("4C3-8-A", "convolutions and pools must come before fully connected layers"),
+        ("4C3-A2-8", 'an average must follow a convolution or pool.*; got "A2"'),
+        ("4C3-A-4C3", 'an average must follow a convolution or pool.*; got "A"'),
+        ("A2-4C3", 'an average must follow a convolution or pool.*; got "A2"'),
         ("4C3-A0-4C3", 'kernel_size must be from 1 to 1024; got "A0"'),
-        ("128-16C3", r'must come before fully connected layers; got "16C3"'),
-        ("16C3-128-P2", r'must come before fully connected layers; got "P2"'),
+        ("16C3-128-P2", 'convolutions and pools must come before fully connected layers; got "P2"'),
     ],
 )
 def test_parse_names_the_bad_token(specification, message):
@@ -83,6 +71,7 @@ ANALOG = {"specification": "8C3-P2-16", "in_channels": 3, "encoder": "analog"}
             **ANALOG, image_size=(32, 24), mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), neuron=Neuron(0.25, None)
         ),
         NetworkConfig("128", batch_norm=True, dropout=0.5, width=0.5),
+        NetworkConfig("128", grid=Grid(4, 2, per_channel=False)),
     ],
 )
 def test_config_goes_through_json(config):
@@ -102,27 +91,13 @@ def test_config_is_written_flat():
     assert NetworkConfig.from_dict({"specification": "128", "psp_persistence": 0.5}).neuron == Neuron(0.5)
 
 
-def test_config_is_frozen_and_replaced():
-    config = NetworkConfig("128")
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.classes = 3  # pyright: ignore[reportAttributeAccessIssue]
-    assert config.replace(classes=3).classes == 3
-    assert config.replace(width=0.3).scaled(64) == 19
-    with pytest.raises(ValueError, match=r"classes\n +Input should be greater than or equal to 1"):
-        config.replace(classes=0)
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"depth": 3, "colour": 1}, r"2 validation errors for NetworkConfig\ndepth\n +Unexpected keyword"),
         ({"specification": "12x"}, 'got "12x"'),
         ({"specification": 5}, r"specification\n +Input should be a valid string"),
-        ({"specification": "1C1-" * 2000 + "8"}, "specification must be text of at most 4096 characters; got 8001"),
         ({"neuron": "lif"}, "neuron must be dft; got lif"),
-        ({"neuron": {}}, "neuron must be dft"),
-        ({"derivative_clip": -1.0}, "derivative_clip must be positive or None; got -1.0"),
-        ({"psp_persistence": 2.0}, r"psp_persistence must lie in \[0, 1\]; got 2.0"),
         ({"psp_persistence": "1"}, "psp_persistence must be a number; got '1'"),
         ({"encoder": "analog"}, "specification must start with a convolution"),
         ({"max_value": 255.0}, r"max_value must be 1; got 255\.0\. Scale the images"),
@@ -160,8 +135,10 @@ def test_values_of_another_type_or_range_are_refused(field, value):
         NetworkConfig.from_dict({**ANALOG, field: value})
 
 
-def test_a_configuration_needs_a_specification_and_a_grid_that_is_one():
+def test_missing_replaced_and_nested_values_are_checked_too():
     with pytest.raises(ValueError, match=r"for NetworkConfig\nspecification\n +Field required"):
         NetworkConfig.from_dict({"classes": 3})
+    with pytest.raises(ValueError, match=r"for NetworkConfig\nclasses\n"):
+        NetworkConfig("8").replace(classes=0)
     with pytest.raises(ValueError, match=r"for NetworkConfig\ngrid\n"):
         NetworkConfig("8", grid=4)  # pyright: ignore[reportArgumentType]

@@ -23,7 +23,7 @@ from ttfs_triton.nn import (
     put_on_grid,
     train_for,
 )
-from ttfs_triton.nn.faults import BrokenNeurons, disturbed, draw_broken, spikes_in_training, weight_factors
+from ttfs_triton.nn.faults import disturbed, draw_broken, spikes_in_training, weight_factors
 from ttfs_triton.nn.grid import Clock
 from ttfs_triton.nn.integers import quantise_weight
 
@@ -74,15 +74,6 @@ def test_shares_of_spikes_and_neurons_are_those_asked_for():
     assert broken.stuck.float().mean().item() == pytest.approx(0.3, abs=0.03)
     assert not (broken.dead & broken.stuck).any()
     assert draw_broken(activations, Faults(lost_spikes=0.5)) is None
-
-
-def test_broken_neurons_are_broken_for_all_images():
-    broken = BrokenNeurons(torch.tensor([True, False, False]), torch.tensor([False, True, False]))
-    activations = torch.tensor([[0.5, 0.0, 0.3], [1.0, 0.2, 0.0]])
-    assert torch.equal(
-        disturbed(activations, Faults(dead_neurons=0.3, stuck_neurons=0.3), broken),
-        torch.tensor([[0.0, 1.0, 0.3], [0.0, 1.0, 0.0]]),
-    )
 
 
 def test_gradients_go_through_what_is_left():
@@ -152,10 +143,14 @@ def test_faults_happen_in_training_alone(grid, device):
     assert torch.equal(network(images), whole)
 
 
-def test_faults_are_of_every_layer_and_before_pools():
+def test_faults_are_of_every_layer_and_broken_neurons_are_broken_for_all_images():
     network = cnn1(width=0.25)
     train_for(network, Faults(dead_neurons=1.0))
     assert (network.train().hidden(torch.rand(2, 1, 28, 28)) == 0).all()
+    train_for(network, Faults(dead_neurons=0.5, stuck_neurons=0.5))
+    first, second = network.hidden(torch.rand(2, 1, 28, 28)).detach()
+    assert torch.equal(first, second)
+    assert first.unique().tolist() == [0.0, 1.0]
     layer = AnalogEncoder(1, 4, 3).train()
     train_for(layer, Faults(lost_spikes=1.0))
     assert (layer(torch.rand(2, 1, 6, 6)) == 0).all()

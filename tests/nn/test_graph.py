@@ -1,4 +1,4 @@
-"""One description of a network: what is traced, what is refused, and that it runs as the module does."""
+"""One description of a network: what is traced and what is refused; `tests/hardware` runs it as the module does."""
 
 import pytest
 import torch
@@ -7,7 +7,6 @@ from torch import nn
 
 from tests.nn.common import randomised
 from ttfs_triton.nn import (
-    AnalogEncoder,
     DFTConv2d,
     DFTLinear,
     EarliestSpikePool2d,
@@ -19,7 +18,6 @@ from ttfs_triton.nn import (
     decide,
     network_graph,
 )
-from ttfs_triton.nn.models import logits_and_decision
 
 SHAPE = (1, 8, 8)
 
@@ -83,18 +81,6 @@ def test_functions_between_layers_are_modules_of_the_route():
     assert all(parameter.device.type == "cpu" for parameter in network.parameters())
 
 
-def test_running_the_graph_is_running_the_network(device):
-    network = own().eval().to(device)
-    graph = network_graph(network, SHAPE)
-    images = torch.rand(5, *SHAPE, device=device)
-    with torch.no_grad():
-        found = graph.run(images, lambda stage, arriving, _: stage.layer(arriving))
-        logits, decision = logits_and_decision(network, graph.readout, images)
-    torch.testing.assert_close(found, network(images))
-    torch.testing.assert_close(found, logits)
-    assert torch.equal(decision.prediction, logits.argmax(1))
-
-
 def test_nested_compiled_and_wrapped():
     block = nn.Sequential(nn.Identity(), DFTLinear(8, 4), nn.Dropout())
     network = nn.Sequential(LatencyEncoder(), nn.Sequential(nn.Flatten(), block), FirstSpikeReadout(4, 2))
@@ -119,21 +105,6 @@ def test_subclass_with_its_forward_is_a_layer_and_another_forward_is_not():
     assert len(network_graph(nn.Sequential(LatencyEncoder(), Named(4, 4), PotentialReadout(4, 2)), (4,)).stages) == 3
     with pytest.raises(NetworkError, match=r"got \w+\(\) in Doubled \(1\)"):
         network_graph(nn.Sequential(LatencyEncoder(), Doubled(4, 4), PotentialReadout(4, 2)), (4,))
-
-
-def test_synapses_fold_batch_norm_and_standardisation():
-    layer = randomised(AnalogEncoder(2, 3, 3, padding=1, mean=[0.1, 0.2], std=[0.5, 2.0], batch_norm=True), seed=0)
-    layer.batch_norm.running_mean.uniform_(-1, 1)
-    layer.batch_norm.running_var.uniform_(0.5, 2)
-    graph = network_graph(nn.Sequential(layer, nn.Flatten(), PotentialReadout(75, 2)), (2, 5, 5))
-    assert (graph.encoder.kind, graph.windows, graph.classes, graph.readout_time) == ("analog", 1, 2, "potential_start")
-    weight, bias = graph.encoder.synapses()
-    x = torch.rand(4, 2, 5, 5)
-    y = nn.functional.conv2d(((x - layer.mean) / layer.std).double(), weight, bias, padding=1).clamp(0, 1)
-    torch.testing.assert_close(y.float(), layer.eval()(x), rtol=1e-5, atol=1e-5)
-    readout = network_graph(nn.Sequential(LatencyEncoder(), PotentialReadout(4, 2, bias=False)), (4,)).stages[1]
-    weight, bias = readout.synapses()
-    assert (weight.dtype, weight.requires_grad, bias) == (torch.float64, False, None)
 
 
 def test_weighted_rejects_a_latency_encoder():
@@ -175,20 +146,6 @@ def test_images_are_normalised_by_the_encoder(change):
 
 
 @pytest.mark.parametrize(
-    ("module", "remedy"),
-    [
-        (nn.BatchNorm2d(1), "Use batch_norm=True of the layers"),
-        (nn.Linear(4, 4), "Use DFTLinear"),
-        (nn.Conv2d(1, 1, 1), "Use DFTConv2d"),
-    ],
-)
-def test_module_between_layers_is_refused_by_name(module, remedy):
-    network = nn.Sequential(LatencyEncoder(), module, nn.Flatten(), PotentialReadout(4, 2))
-    with pytest.raises(NetworkError, match=rf"got {type(module).__name__} \(1\)\. {remedy}"):
-        network_graph(network, (1, 2, 2))
-
-
-@pytest.mark.parametrize(
     ("layers", "message"),
     [
         ([], r"begin with its only encoder; got no layers of ttfs_triton\.nn\. Put LatencyEncoder"),
@@ -198,6 +155,9 @@ def test_module_between_layers_is_refused_by_name(module, remedy):
         ([LatencyEncoder(), PotentialReadout(4, 4), PotentialReadout(4, 2)], r"end with .*Readout \(2\) behind"),
         ([LatencyEncoder(), DFTLinear(4, 3), PotentialReadout(4, 2)], r"fit each other; .*be 4 features; got \(3,"),
         ([LatencyEncoder(), *[DFTLinear(4, 4)] * 2, PotentialReadout(4, 2)], r"got 1, which runs twice\. Use a"),
+        ([LatencyEncoder(), nn.BatchNorm1d(4), PotentialReadout(4, 2)], r"got BatchNorm1d \(1\)\. Use batch_norm=True"),
+        ([LatencyEncoder(), nn.Linear(4, 4), PotentialReadout(4, 2)], r"got Linear \(1\)\. Use DFTLinear"),
+        ([LatencyEncoder(), nn.Conv2d(4, 4, 1), PotentialReadout(4, 2)], r"got Conv2d \(1\)\. Use DFTConv2d"),
     ],
 )
 def test_wrong_structure_is_refused(layers, message):

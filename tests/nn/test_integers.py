@@ -18,19 +18,17 @@ from ttfs_triton.nn.integers import (
 BITS = st.sampled_from([2, 3, 4, 8, 12, 16, None])
 
 
-def weights(seed: int, channels: int = 4, scale: float = 1.0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    spread = torch.logspace(-3, 0, channels, dtype=torch.float64)[:, None, None, None]
-    return scale * spread * torch.randn(channels, 3, 2, 3, generator=generator, dtype=torch.float64)
-
-
 @settings(max_examples=40)
-@given(BITS, st.booleans(), st.integers(0, 10**6), st.sampled_from([1e-12, 1e-3, 1.0, 50.0]))
+@given(BITS, st.booleans(), st.integers(0, 10**6), st.sampled_from([0.0, 1e-12, 1e-3, 1.0, 50.0]))
 def test_quantise_weight_is_symmetric_and_within_half_a_unit(bits, per_channel, seed, scale):
-    weight = weights(seed, scale=scale)
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.tensor([0.0, 1e-3, 0.1, 1.0], dtype=torch.float64).view(4, 1, 1, 1)  # a channel of zeros
+    weight = scale * spread * torch.randn(4, 3, 2, 3, generator=generator, dtype=torch.float64)
     found = quantise_weight(weight, bits, per_channel=per_channel)
     unit = found.unit.view(-1, 1, 1, 1)
     assert ((weight - found.dequantise()).abs() <= unit / 2 * (1 + 1e-12)).all()
+    assert (found.unit >= SMALLEST_UNIT).all()
+    assert not found.integers[0].any()
     assert torch.equal(found.integers, found.integers.round())
     assert found.integers.abs().max() <= found.limit == 2 ** ((bits or 24) - 1) - 1
     opposite = quantise_weight(-weight, bits, per_channel=per_channel)
@@ -43,16 +41,6 @@ def test_quantise_weight_is_symmetric_and_within_half_a_unit(bits, per_channel, 
         else largest.max() == found.limit or not above_floor.any()
     )
     assert per_channel or len(found.unit.unique()) == 1
-
-
-@pytest.mark.parametrize("per_channel", [True, False])
-@pytest.mark.parametrize("bits", [2, 16, None])
-def test_quantise_weight_zero_channel_stays_zero(bits, per_channel):
-    found = quantise_weight(torch.tensor([[0.0, 0.0], [0.5, -0.25]]), bits, per_channel=per_channel)
-    assert found.integers[0].tolist() == [0, 0]
-    assert found.unit.isfinite().all()
-    assert (found.unit >= SMALLEST_UNIT).all()
-    assert quantise_weight(torch.zeros(2, 3), bits, per_channel=per_channel).dequantise().abs().max() == 0
 
 
 def test_quantise_by_hand():

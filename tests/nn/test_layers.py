@@ -1,7 +1,6 @@
 """Layers: what they hand to the operators, whose numbers tests/kernels judges; skips, averages, dropout, pools."""
 
 import inspect
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -166,15 +165,6 @@ def test_network_runs_its_layers_with_what_entered_each_block(sigma, encoder):
     assert torch.equal(model.hidden(images), layers.fc3(layers.fc2(x), skip=x))
     skips = {name: layer.skip for name, layer in layers.named_children() if getattr(layer, "skip", 0)}
     assert skips == {"conv3": 4, "conv5": 6, "conv8": 6, "fc3": 12}
-
-
-def test_skip_step():
-    assert skip_step((3, 7, 9), (3, 4, 3)) == (2, 3)
-    assert skip_step((3,), (5,)) == ()
-    for shape in ((4, 8, 8), (3, 4, 4), (3, 5, 5)):
-        assert skip_step(shape, (3, 8, 8)) is None
-    for before, after in pairwise((27, 9, 3, 1)):
-        assert skip_step((1, before, before), (1, after, after)) == (3, 3)
 
 
 # ---- pools

@@ -1,5 +1,3 @@
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,6 @@ from tests import oracles
 from tests.kernels import oracle
 from tests.nn.common import activations, randomised
 from ttfs_triton.nn import (
-    AnalogEncoder,
     DFTConv2d,
     DFTLinear,
     FirstSpikeReadout,
@@ -47,17 +44,6 @@ def test_cnn1_is_the_papers_network():
     assert model.features.fc1.in_features == 800  # 16C5-P2-32C5-P2-800-128-10
     # weights 1·16·25 + 16·32·25 + 800·128 + 128·10, then a bias and a gain per neuron or channel
     assert sum(p.numel() for p in model.parameters()) == 400 + 12_800 + 102_400 + 1_280 + 2 * (16 + 32 + 128 + 10)
-
-
-def test_vgg16_has_the_published_weights():
-    model = vgg16(bias=False, weight_standardisation=False)
-    channels = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
-    convolutions = sum(9 * a * b for a, b in pairwise(channels))
-    assert sum(p.numel() for p in model.parameters()) == convolutions + 512 * 4096 + 4096 * 4096 + 4096 * 10
-    assert isinstance(model.features.conv1, AnalogEncoder)
-    assert [name for name, _ in model.features.named_children() if name.startswith("conv")] == [
-        f"conv{i}" for i in range(1, 14)
-    ]
 
 
 def test_network_matches_event_driven_neurons():

@@ -1,6 +1,4 @@
-"""Layers in integers: exactness, registers, error against the closed form. Loops over steps and synapses judge them in
-`tests/hardware/simulation`.
-"""
+"""Layers in integers: exactness and error; loops over steps and synapses judge them in `tests/hardware/simulation`."""
 
 import hypothesis.strategies as st
 import pytest
@@ -21,17 +19,6 @@ def clocked(layer, clock, bits=8, **options):
 
 def remaining_steps(*shape, steps, seed):
     return (activations(*shape, seed=seed) * steps).round().float()
-
-
-@pytest.mark.parametrize(("register", "saturates"), [(30, True), (60, True), (120, True), (2**20, False)])
-def test_membranes_are_those_of_single_steps_in_registers_of_any_size(register, saturates):
-    layer = clocked(randomised(DFTLinear(20, 6), 0), Clock(8), 4, register=register)
-    x = remaining_steps(4, 20, steps=8, seed=0)
-    found, stepped = layer.integrate(x), layer.integrate_stepped(x)
-    assert torch.equal(found.potential, stepped.potential)
-    assert torch.equal(found.drift, stepped.drift)
-    layer.register = None
-    assert torch.equal(layer.integrate_stepped(x).potential, found.potential) != saturates
 
 
 @settings(max_examples=30)

@@ -222,8 +222,7 @@ def test_program_that_is_interrupted_says_how_it_goes_on(tmp_path):
             lambda data: Trainer(network(), data, settings(max_train_samples=8, image_size=8)),
             "since these are tensors; got image_size, max_train_samples",
         ),
-        (lambda data: Trainer(network(), data, settings(model="vgg11", dropout=0.5)), "defaults; got model, dropout"),
-        (lambda data: Trainer(network(), data, settings(psp_persistence=0.5)), "defaults; got psp_persistence"),
+        (lambda data: Trainer(network(), data, settings(model="vgg11", psp_persistence=0.5)), "got model, psp_persis"),
         (lambda data: Trainer(network(3), data), "output for each of the 2 classes of tensors; got 3. Change its rea"),
         (
             lambda data: Trainer(network(2).half(), data),

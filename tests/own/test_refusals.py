@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ttfs_triton.export import to_nir, to_onnx
-from ttfs_triton.hardware import count, counting, estimate, load_chip, simulate, sweep
+from ttfs_triton.hardware import count, counting, simulate, sweep
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import DFTConv2d, LatencyEncoder, NetworkError, PotentialReadout, network_graph
 from ttfs_triton.report import spikes_of
@@ -41,20 +41,14 @@ def counted(network):
         pass
 
 
-def published(network):
-    TTFSModel(network, image_shape=SHAPE).push_to_hub("me/never-asked")
-
-
 TAKERS = {
     "count": lambda network: count(network, [PIXELS]),
     "counting": counted,
     "simulate": lambda network: simulate(network, [PIXELS]),
     "sweep": lambda network: sweep(network, [PIXELS]),
-    "estimate": lambda network: estimate(count(network, [PIXELS]), load_chip("anp_i")),
     "onnx": partial(to_onnx, image_shape=SHAPE),
     "nir": partial(to_nir, image_shape=SHAPE),
     "save": lambda network: TTFSModel.from_network(network, image_shape=SHAPE),
-    "publish": published,
     "report": lambda network: spikes_of(network, PIXELS[0]),
     "train": lambda network: Trainer(network, ((IMAGES, LABELS), (IMAGES, LABELS)), TrainConfig(cpu=True)),
 }

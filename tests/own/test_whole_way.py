@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load, save_file
@@ -13,7 +12,6 @@ from ttfs_triton import TTFSModel
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluation.command import run as evaluate_run
 from ttfs_triton.evaluation.options import EvaluationOptions
-from ttfs_triton.hardware import RunOptions, count, estimate, load_chip, simulate
 from ttfs_triton.train import Callback, TrainConfig, Trainer
 
 OWN = Path(__file__).parents[2] / "recipes" / "own_network.py"
@@ -53,20 +51,7 @@ def test_own_network_all_the_way(tmp_path, hub, client):
     assert summary["test_accuracy"] > 0.2
     network.eval()
     images = test.images / 255
-
-    # Count.
-    counts = count(network, images.split(20))
-    assert counts.total()["synaptic_operations"] == summary["counts"]["total"]["synaptic_operations"]
-    assert [layer.name for layer in counts.layers] == ["conv1", "conv2", "conv3", "conv4", "hidden", "readout"]
-
-    # Simulate and price.
-    fine = simulate(network, [(images, test.labels)], steps=4096, weight_bits=None)
     logits = network(images)
-    assert (fine.predictions == logits.argmax(1)).float().mean() >= 0.98
-    coarse = simulate(network, [(images, test.labels)], steps=32, weight_bits=8)
-    assert abs(coarse.accuracy - summary["test_accuracy"]) < 0.1
-    priced = estimate(coarse.counts, load_chip("anp_i"), RunOptions(steps=32, activity=coarse.activity))
-    assert priced.total.nominal > 0
 
     # Save and load: the code is passed, never found.
     model = TTFSModel.from_network(network, image_shape=SHAPE, class_names=train.class_names, builder="own.py:build")
@@ -75,19 +60,9 @@ def test_own_network_all_the_way(tmp_path, hub, client):
         loaded = TTFSModel.from_pretrained(source, network=build(1, (28, 28), CLASSES))
         assert torch.equal(loaded(images), logits)
         assert loaded.classify(images[0]).label == int(logits[0].argmax())
-        with pytest.raises(
-            ValueError, match=r"it only names \w+(\.py:build)?, code that no file holds\. Pass it: from_pre"
-        ):
-            TTFSModel.from_pretrained(source)
-    wide = build(1, (28, 28), CLASSES)
-    wide.conv1 = type(wide.conv1)(1, 16, 3, padding=1)
-    with pytest.raises(ValueError, match=r"network must be the one of the weights.*; got in layer 1 conv1"):
-        TTFSModel.from_pretrained(run, network=wide)
 
     # The command that evaluates, whose user names the code.
     options = {"model": str(run), "network": f"{OWN}:build", "max_test_samples": 20, "cpu": True, "steps": 8}
-    with pytest.raises(ValueError, match=r"only names Network, code that no file holds\. Pass it: .* --network F"):
-        evaluate_run(EvaluationOptions(**options | {"network": None}))
     page = evaluate_run(EvaluationOptions(**options, report=tmp_path / "page.html")).page
     assert (page.images, page.counts.samples, page.simulation.samples) == (20,) * 3
     assert "conv4" in (tmp_path / "page.html").read_text()

@@ -32,7 +32,9 @@ def test_estimate_shows_sums_assumptions_and_what_has_no_price():
 
 
 def test_comparison_shows_compute_and_memory_side_by_side():
-    comparison = compare(convolutional_network(), "lemaire45:int8", RunOptions(steps=8), rate_codes=[RateCode(8, 0.1)])
+    codes = [RateCode(8, 0.1), RateCode(16, 0.1)]
+    comparison = compare(convolutional_network(), "lemaire45:int8", RunOptions(steps=8), rate_codes=codes)
+    assert {found.chip.name for found in comparison.estimates} == {"lemaire45:int8"}  # all at one precision
     text = printed(print_comparison, comparison)
     for word in (
         "compute only",
@@ -40,6 +42,7 @@ def test_comparison_shows_compute_and_memory_side_by_side():
         "dense ANN",
         "zero-skipping ANN",
         "rate-coded, T = 8, 0.1",
+        "rate-coded, T = 16, 0.1",
         "share",
     ):
         assert word in text

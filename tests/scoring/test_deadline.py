@@ -5,29 +5,21 @@ import math
 import pytest
 import torch
 
-from ttfs_triton.nn import Grid, NetworkConfig, TTFSNetwork, cnn1, vgg11
+from ttfs_triton.nn import Grid, cnn1, vgg11
 from ttfs_triton.scoring.deadline import Outputs, deadline_curve, output_spikes
 
 INF = math.inf
-EARLY_CLASSES = torch.tensor([[0] * 9, [1] * 4 + [0] * 5, [1] * 9, [0] * 9])
-
-
-def hand_made():
-    times = torch.tensor([[0.2, 0.5, INF], [0.4, 0.4, 0.9], [INF, INF, INF], [INF, 0.7, INF]], dtype=torch.float64)
-    potential = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.5], [0.9, 0.0, 0.0]], dtype=torch.float64)
-    slope = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
-    return Outputs(times, potential, slope, torch.tensor([0, 0, 1, 1]), start=4.0, early=EARLY_CLASSES)
-
-
-def test_what_is_forced_follows_the_potential_until_the_first_spike():
-    outputs = hand_made()
-    assert outputs.forced(0.0).tolist() == [0, 1, 2, 0]
-    assert outputs.forced(0.5).tolist() == [0, 0, 1, 0]
-    assert outputs.forced(1.0).tolist() == [0, 0, 1, 1]
 
 
 def test_deadline_curve_by_hand():
-    rows = deadline_curve(hand_made())
+    times = torch.tensor([[0.2, 0.5, INF], [0.4, 0.4, 0.9], [INF, INF, INF], [INF, 0.7, INF]], dtype=torch.float64)
+    potential = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.5], [0.9, 0.0, 0.0]], dtype=torch.float64)
+    slope = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    early_classes = torch.tensor([[0] * 9, [1] * 4 + [0] * 5, [1] * 9, [0] * 9])
+    outputs = Outputs(times, potential, slope, torch.tensor([0, 0, 1, 1]), start=4.0, early=early_classes)
+    # What is forced follows the potential until the first spike.
+    assert outputs.forced(0.5).tolist() == [0, 0, 1, 0]
+    rows = deadline_curve(outputs)
     early, (start, middle, end) = rows[:9], rows[9::5]
     assert [row.accuracy for row in early] == [0.5] * 4 + [0.75] * 5
     assert [row.deadline for row in early] == pytest.approx([3.1, 3.2, 3.3, 3.4, 3.5, 3.6, 3.7, 3.8, 3.9])
@@ -58,8 +50,5 @@ def test_outputs_are_the_decisions_of_the_network(grid):
         steps = outputs.times[outputs.times.isfinite()] * grid.time_steps
         assert torch.equal(steps, steps.round())
     assert output_spikes(vgg11(width=1 / 16), [(torch.rand(2, 3, 32, 32), torch.zeros(2))]).start == 10
-
-
-def test_outputs_need_images():
     with pytest.raises(ValueError, match="output_spikes: batches must not be empty; got none"):
-        output_spikes(TTFSNetwork(NetworkConfig("8")), [])
+        output_spikes(network, [])

@@ -65,12 +65,11 @@ class Recorder(TorchDispatchMode):
             return operator(*args, **kwargs)
         if name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal"):
             raise RuntimeError(f"operation not permitted when stream is capturing ({name})")
-        for argument, value in zip(operator._schema.arguments, args, strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                self._keep(value)
+        names = [argument.name for argument in operator._schema.arguments]
+        given = dict(zip(names, args, strict=False)) | kwargs
         for argument in operator._schema.arguments:
-            if argument.name in kwargs and argument.alias_info is not None and argument.alias_info.is_write:
-                self._keep(kwargs[argument.name])
+            if argument.name in given and argument.alias_info is not None and argument.alias_info.is_write:
+                self._keep(given[argument.name])
         if operator is torch.ops.aten.native_batch_norm.default:
             self._keep(args[3:5])  # the running statistics, of whose change its schema does not tell
         result = operator(*args, **kwargs)

@@ -16,29 +16,16 @@ def epoch(n: int = 50, channels: int = 3, **options: object) -> EpochBatches:
     return EpochBatches(numbered(n, channels), torch.arange(n), **arguments)  # type: ignore[arg-type]
 
 
-def whole(batches: EpochBatches):
-    """Images and labels of all steps."""
-    return join([batches[i] for i in range(len(batches))])
-
-
 def assert_equal(found, expected):
     assert torch.equal(found[0], expected[0])
     assert torch.equal(found[1], expected[1])
-
-
-def test_batches_are_images_in_the_unit_interval_with_their_labels():
-    images, labels = epoch(augmentation=None)[0]
-    assert images.shape == (12, 3, 8, 8)
-    assert images.dtype == torch.float32
-    assert images.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(images, (labels / 255).view(12, 1, 1, 1).expand(12, 3, 8, 8))
 
 
 def test_batches_have_the_given_images_once_and_leave_out_the_last_step_and_others_each_epoch():
     indices, seen = torch.arange(7, 46), set()
     for number in range(8):
         batches = EpochBatches(numbered(50), indices, batch_size=12, seed=0, epoch=number)
-        found = set(whole(batches)[1].tolist())
+        found = {label for i in range(len(batches)) for label in batches[i][1].tolist()}
         assert (batches.steps, len(batches), len(found)) == (3, 3, 36)
         seen |= found
     assert seen == set(indices.tolist())
@@ -88,7 +75,6 @@ def test_loader_that_augments_ahead_changes_nothing(monkeypatch, device, images_
         ({"world_size": 2, "accumulation": 4}, "batch_size must be a multiple of .*; got 12 for 2 x 4"),
         ({"batch_size": 0}, "batch_size must be a multiple of .*; got 0 for 1 x 1"),
         ({"batch_size": 64}, "batch_size must be at most the number of training images; got 64 for 50"),
-        ({"rank": 2, "world_size": 2}, "EpochBatches: rank must be in .*; got 2 of 2"),
         ({"augmentation": Augmentation(crop_padding=99, crop_fill="reflect")}, "crop_padding must be less than"),
     ],
 )

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import math
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -10,10 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from ttfs_triton.train import TrainConfig, checkpoint
-from ttfs_triton.train.build import build_optimizer
 from ttfs_triton.train.checkpoint import (
     CheckpointError,
     checkpoint_bytes,
@@ -21,8 +18,6 @@ from ttfs_triton.train.checkpoint import (
     clean_partial,
     latest_checkpoint,
     load_checkpoint,
-    load_optimizer_tensors,
-    optimizer_tensors,
     save_checkpoint,
 )
 from ttfs_triton.train.run_folder import RunFolder
@@ -35,27 +30,6 @@ def save(folder: Path, step: int, keep_last: int = 100, **state: Any) -> Path:
 
 def steps(folder: Path) -> list[int]:
     return sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("*"))
-
-
-def test_optimizer_and_state_come_back_exactly(tmp_path):
-    """Moments in the layout of their parameters: fused kernels walk memory in order."""
-    layer = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    optimizer, other = (build_optimizer(TrainConfig(optimizer="adamw"), layer) for _ in range(2))
-    layer(torch.rand(2, 3, 6, 6)).square().sum().backward()
-    optimizer.step()
-    tensors, state = {"optimizer": optimizer_tensors(optimizer)}, {"best": [0.1 + 0.2, math.inf], "epoch": None}
-    path = save_checkpoint(tmp_path, 3, tensors=tensors, state=state, keep_last=1)
-    loaded = load_checkpoint(path)
-    assert (path, loaded.step, loaded.state) == (tmp_path / "step-00000003.safetensors", 3, state)
-    load_optimizer_tensors(other, loaded.tensors["optimizer"])
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            found = other.state[parameter][name]
-            assert torch.equal(found, value)
-            assert found.stride() == (parameter if value.dim() else value).stride()
-    for broken in ({"9.step": torch.zeros(())}, {"x.step": torch.zeros(())}, {"0.exp_avg": torch.zeros(2)}):
-        with pytest.raises(ValueError, match=r"optimizer: .* must be"):
-            load_optimizer_tensors(other, broken)
 
 
 def test_latest_checkpoint_goes_by_step_number(tmp_path):

@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -67,26 +68,15 @@ def test_missing_processes_are_reported(monkeypatch, variables, processes, told)
     assert [told in line and "torchrun --nproc_per_node N" in line for line in lines] == [True] * (told is not None)
 
 
-@pytest.fixture(scope="module")
-def graph():
-    return network_graph(resnet20(), (3, 32, 32))
-
-
-def test_auto_fuses_long_runs(graph):
+def test_long_runs_fuse_where_they_can_and_are_refused_if_they_must(monkeypatch):
+    graph = network_graph(resnet20(), (3, 32, 32))
     neurons = 188_426  # 7 layers of 16×32×32, 6 of 32×16×16, 6 of 64×8×8, 10 outputs
     images = LEAST_NEURONS // neurons + 1
     assert choose_fusing(TrainConfig(), CPU, graph, images)
     assert not choose_fusing(TrainConfig(), CPU, graph, images - 1)
     assert not choose_fusing(TrainConfig(fuse="off"), CPU, graph, images)
     assert choose_fusing(TrainConfig(fuse="on"), CPU, graph, 1)
-
-
-def no_compiler(*_):
-    raise exc.InvalidCxxCompiler
-
-
-def test_fusing_that_is_impossible_is_refused_if_required(graph, monkeypatch):
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", no_compiler)
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", Mock(side_effect=exc.InvalidCxxCompiler))
     for place, reason in [(torch.device("meta"), "the device is not a CPU"), (CPU, r"there is no C\+\+ compiler")]:
         with pytest.raises(ConfigError, match=f"fuse: on needs .* but {reason}.*; use auto or off"):
             choose_fusing(TrainConfig(fuse="on"), place, graph, 1)

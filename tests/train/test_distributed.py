@@ -70,12 +70,6 @@ def test_two_processes_train_as_one_does(trained, course):
     assert_trained_alike(one, two, processes=2)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @pytest.mark.parametrize(
     ("name", "nodes", "processes"),
     [
@@ -86,9 +80,12 @@ def free_port() -> int:
 )
 def test_processes_of_accelerate_launch_train_as_one_does(trained, images, tmp_path, name, nodes, processes):
     """With the files in recipes/accelerate, on the CPU (gloo), all else as the file says."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     words = [sys.executable, "-m", "accelerate.commands.launch"]
     words += ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{name}.yaml")]
-    words += ["--num_processes", str(processes), "--main_process_port", str(free_port())]
+    words += ["--num_processes", str(processes), "--main_process_port", str(port)]
     words += ["--main_process_ip", "127.0.0.1"] if nodes > 1 else []
     settings = SHORT | COURSES["shared statistics"]
     recipe = command(tmp_path, images, tmp_path / "run", "--mixed-precision", "no", **settings)

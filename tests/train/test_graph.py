@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from tests.train.recorded import RecordedGraphs
-from tests.train.runs import SETTINGS, TARGET, assert_same_run, change
+from tests.train.runs import TARGET, assert_same_run, change
 from ttfs_triton.nn import Grid
 from ttfs_triton.train import ConfigError, TrainConfig, loop, train
 from ttfs_triton.train.display import SKIPPED
@@ -18,9 +18,8 @@ from ttfs_triton.train.graphs import WARM_UP, GraphError, choose_graphs
 
 
 @pytest.fixture
-def config(data, tmp_path):
-    values = SETTINGS | {"epochs": 2, "evaluation_batch_size": 16}
-    return TrainConfig(**values, data_dir=data, output_dir=tmp_path / "run")
+def config(config):
+    return change(config, epochs=2, evaluation_batch_size=16)
 
 
 @pytest.fixture
@@ -77,38 +76,31 @@ def test_compiled_steps_are_captured_and_replayed(config, tmp_path, graphs, monk
     assert graphs.replays == 16 - 3 - WARM_UP
 
 
-def test_run_goes_on_without_a_graph_that_fails(config, tmp_path, monkeypatch, capsys):
+def test_run_goes_on_without_a_graph_that_fails_unless_it_is_required(config, tmp_path, monkeypatch, capsys):
     train_plainly(config, tmp_path / "plain")
     monkeypatch.setattr(loop, "choose_graphs", lambda *_: RecordedGraphs("the stream is busy.\nSee the log."))
     train(config)
     said = capsys.readouterr().out
     assert "no CUDA graph: the stream is busy\n" in said
     assert_same_run(tmp_path / "plain", config.output_dir)
-
-
-def test_graph_that_is_required_must_not_fail(config, monkeypatch):
-    monkeypatch.setattr(loop, "choose_graphs", lambda *_: RecordedGraphs("the stream is busy"))
     message = "GraphedStep: a step must be capturable in a CUDA graph; got the stream is busy. Use --cuda-graph off"
     with pytest.raises(GraphError, match=message):
-        train(change(config, cuda_graph="on"))
+        train(change(config, output_dir=tmp_path / "required", cuda_graph="on"))
 
 
-def test_cpu_has_no_graph_and_says_so(capsys):
+def test_cpus_and_grids_whose_weights_the_host_reads_have_no_graph_and_say_so(monkeypatch):
     accelerator, graph, said = Accelerator(cpu=True), Mock(grid=None), []
     assert choose_graphs(TrainConfig(), accelerator, graph, said.append) is None
     assert choose_graphs(TrainConfig(cuda_graph="off"), accelerator, graph, said.append) is None
     assert said == ["no CUDA graph: the device is not a GPU"]
     with pytest.raises(ConfigError, match=r"cuda_graph: on needs .*, but the device is not a GPU"):
         choose_graphs(TrainConfig(cuda_graph="on"), accelerator, graph, said.append)
-
-
-def test_grids_whose_weights_the_host_reads_have_no_graph(monkeypatch):
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
-    accelerator, said = Mock(device=torch.device("cuda"), num_processes=1), []
+    accelerator = Mock(device=torch.device("cuda"), num_processes=1)
     for bits, noise, skip in ((None, 0.0, None), (4, 0.1, None), (4, 0.0, "conv1")):
         graph = Mock(grid=Grid(4, bits), stages=[Mock(skip=skip)])
         assert choose_graphs(TrainConfig(weight_noise=noise), accelerator, graph, said.append) is None
-    assert [line.endswith("wait for their weights") for line in said] == [True] * 3
+    assert [line.endswith("wait for their weights") for line in said] == [False, True, True, True]
 
 
 @pytest.mark.parametrize(

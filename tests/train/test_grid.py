@@ -16,9 +16,6 @@ from ttfs_triton.train import TrainConfig, train
 from ttfs_triton.train.build import RunData, build_network
 from ttfs_triton.train.start import Start, start_on_grid
 
-NETWORK = NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=4, neuron=Neuron(0.25), readout="potential_end")
-
-
 ON_GRID = {"time_steps": 4, "weight_bits": 3, "psp_persistence": 0.25, "readout": "potential_end"}
 
 
@@ -76,9 +73,10 @@ def test_training_continues_on_the_grid_of_the_weights(trained, split, config):
 
 
 def test_registers_that_are_too_small_are_told_before_training():
+    config = NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=4, neuron=Neuron(0.25), readout="potential_end")
     with pytest.raises(ValueError, match=r"Grid: state_bits must hold every layer's threshold, .* Use at least \d+"):
-        start_on_grid(TTFSNetwork(NETWORK), Grid(64, 8, state_bits=8))
-    network, grid = TTFSNetwork(NETWORK), Grid(4, 3, state_bits=16)
+        start_on_grid(TTFSNetwork(config), Grid(64, 8, state_bits=8))
+    network, grid = TTFSNetwork(config), Grid(4, 3, state_bits=16)
     learned = Start(BaseModel("here", "0" * 64), None, grid, {"features.conv1.log2_unit": torch.full((4,), -20.0)})
     start_on_grid(network, grid, learned)
     assert network.features.conv1.unit_on_grid(3, True).tolist() == [4 / grid.register] * 4, (

@@ -1,4 +1,4 @@
-"""Training on photographs of any sizes: the same batches with any number of processes, workers and failures."""
+"""Training on photographs of any sizes, read by worker processes, also where images are damaged or vanish."""
 
 import json
 from multiprocessing import active_children
@@ -8,16 +8,13 @@ import pytest
 import torch
 
 from tests.data.test_checked import jpeg, photograph
-from tests.scoring.common import join
 from tests.train.runs import ROOT, SETTINGS, At, assert_same_run, change
-from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.decode import DataLostError
-from ttfs_triton.data.images import ImageData, load_images
+from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluation import load_network, load_test_images
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.train import TrainConfig, train
 from ttfs_triton.train.batches import EpochBatches, train_loader
-from ttfs_triton.train.build import RunData, channel_statistics
 from ttfs_triton.train.config import read_yaml
 
 CROPPED = {"image_size": 16, "random_resized_crop": True, "flip": True, "epochs": 2, "batch_size": 12, "num_workers": 1}
@@ -45,50 +42,20 @@ def folder(tmp_path_factory) -> Path:
     return make_photographs(tmp_path_factory.mktemp("photographs"))
 
 
-@pytest.fixture(scope="module")
-def data(folder) -> ImageData:
-    return load_images(None, folder, image_size=16, cropped=True)
-
-
-def epoch(data: ImageData, number: int = 1, **options) -> EpochBatches:
-    augmentation = Augmentation(flip=True, cutout=5)
-    chosen, indices = data.in_epoch(3, number), torch.arange(len(data))
-    return EpochBatches(chosen, indices, batch_size=12, seed=3, epoch=number, augmentation=augmentation, **options)
-
-
-@pytest.mark.parametrize(("num_workers", "start_step"), [(0, 3), (2, 0), (2, 3)])
-def test_batches_are_shared_out_and_go_on_in_the_middle_of_an_epoch(data, num_workers, start_step):
-    expected = join([epoch(data)[step] for step in range(start_step, 4)])
-    loaders = [
-        train_loader(epoch(data, rank=rank, world_size=2), start_step=start_step, num_workers=num_workers)
-        for rank in range(2)
-    ]
-    found = join([share for shares in zip(*loaders, strict=True) for share in shares])
-    assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[1])
-    assert not torch.equal(data.in_epoch(3, 0).images, data.in_epoch(3, 1).images)
-
-
-def test_workers_end_with_what_fails(data, monkeypatch):
+def test_workers_end_with_what_fails(folder, monkeypatch):
     """At once, though a traceback refers to their loader until Python ends."""
-    loader = train_loader(epoch(data), num_workers=2)
+    data = load_images(None, folder, image_size=16, cropped=True)
+    batches = EpochBatches(data.in_epoch(3, 1), torch.arange(len(data)), batch_size=12, seed=3, epoch=1)
+    loader = train_loader(batches, num_workers=2)
     next(loader)
     assert len(active_children()) == 2
     loader.close()
     assert active_children() == []
     monkeypatch.setattr(EpochBatches, "gather", lambda batches, index: batches.no_such_thing)
     with pytest.raises(AttributeError, match="no_such_thing") as failed:
-        next(train_loader(epoch(data), num_workers=2))
+        next(train_loader(batches, num_workers=2))
     assert active_children() == []
     assert failed.traceback
-
-
-def test_channel_statistics_are_those_of_all_pixels(data):
-    indices = torch.arange(len(data)).repeat(3)  # more than are read at a time
-    mean, std = channel_statistics(RunData(data, data, indices, torch.arange(0)))
-    pixels = data.images_at(indices).double() / 255
-    torch.testing.assert_close(torch.tensor(mean).double(), pixels.mean((0, 2, 3)), atol=6e-5, rtol=0)
-    torch.testing.assert_close(torch.tensor(std).double(), pixels.std((0, 2, 3)), atol=6e-5, rtol=0)
 
 
 def configuration(folder: Path, output: Path, **values) -> TrainConfig:

@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from tests.train.runs import AUGMENTATION, SETTINGS, At, assert_same_run, change, last, metrics
+from tests.train.runs import AUGMENTATION, At, assert_same_run, change, last, metrics
 from tests.virtual_cuda import recording
 from ttfs_triton.train import DeviceLostError, Interrupted, NonFiniteLossError, TrainConfig, evaluation, loop, train
 from ttfs_triton.train.build import build_optimizer
@@ -16,9 +16,8 @@ from ttfs_triton.train.step import FiniteGuard, update_average
 
 
 @pytest.fixture
-def config(data, tmp_path, device):
-    values = SETTINGS | {"cpu": device.type == "cpu", "epochs": 1}
-    return TrainConfig(**values, data_dir=data, output_dir=tmp_path / "run")
+def config(config, device):
+    return change(config, cpu=device.type == "cpu", epochs=1)
 
 
 @pytest.mark.parametrize(

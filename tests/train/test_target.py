@@ -15,7 +15,7 @@ from ttfs_triton.hardware import RunOptions, count
 from ttfs_triton.hardware.cost import energy_cost
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
 from ttfs_triton.run_records import EpochLine
-from ttfs_triton.train import ConfigError, train
+from ttfs_triton.train import train
 from ttfs_triton.train.config import make_config
 from ttfs_triton.train.display import _target_words
 from ttfs_triton.train.lagrange import LagrangeMultipliers, SilentChannels
@@ -37,24 +37,14 @@ def test_goals_are_read(keys, wanted):
     assert make_config(keys, "here").target == wanted
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"target_sparsity": "conv7=0.1"}, "target_sparsity: .* layer must be one of conv1, fc1; got conv7"),
-        ({"target_operations": "conv1=0.1"}, "target_operations must lie between .* can take in conv1"),
-        ({"target_operations": 0.01}, r"target_operations must lie between 0\.\d+ and .*; got 0\.01. Choose another"),
-        ({"target_energy": "loihi:1e9"}, "target_energy must lie between .* µJ, .* on loihi at 32 steps a window;"),
-        ({"target_energy": "anp_i:1", "encoder": "analog"}, "anp_i has no price for multiply-accumulates of conv1"),
-    ],
-)
-def test_goals_out_of_reach_are_refused_before_training(config, keys, message):
-    with pytest.raises(ConfigError, match=message):
-        train(change(config, **keys))
-    assert not config.output_dir.exists()
-
-
 def target(**goals):
     return Target(Wanted("sparsity", goals or {None: 0.2}), (), ())
+
+
+def result(course, test):
+    measured = {"train_loss": 1.0, "train_accuracy": 0.5, "seconds": 1.0, "images_per_second": 1.0, "lr": 0.1}
+    lines = [EpochLine(epoch=1, step=1, cost={"network": cost}, **measured) for cost in course]
+    return target().result(lines, lines[-1], [test])
 
 
 def test_target_is_reached_within_its_tolerance_and_missed_by_the_worst_layer():
@@ -62,12 +52,6 @@ def test_target_is_reached_within_its_tolerance_and_missed_by_the_worst_layer():
     assert result([0.2], test=0.203)["reached"]
     assert not result([0.2], test=0.205)["reached"]
     assert target(conv1=0.2, fc1=0.1).miss([0.2, 0.11]) == pytest.approx(0.1)
-
-
-def result(course, test):
-    measured = {"train_loss": 1.0, "train_accuracy": 0.5, "seconds": 1.0, "images_per_second": 1.0, "lr": 0.1}
-    lines = [EpochLine(epoch=1, step=1, cost={"network": cost}, **measured) for cost in course]
-    return target().result(lines, lines[-1], [test])
 
 
 @pytest.mark.parametrize(
@@ -152,16 +136,6 @@ def toy(goal, steps, gain, free):
 @pytest.mark.parametrize(("goal", "free"), [(0.05, 0.0), (0.05, 0.3), (0.15, 0.3), (0.4, 0.0)])
 def test_goal_is_reached_however_fast_a_network_answers(goal, steps, gain, free):
     assert toy(goal, steps, gain, free) == pytest.approx(goal, rel=0.02)
-
-
-def test_penalty_is_the_relative_cost_times_the_pressure():
-    multipliers = LagrangeMultipliers([0.2, 0.5], [0.0, 0.1], Accelerator(cpu=True), 10, ema_decay=0.0)
-    multipliers.pressure.copy_(torch.tensor([2.0, -1.0]))
-    costs = torch.tensor([0.3, 0.4], requires_grad=True)
-    penalty = multipliers.penalty(costs, 1)
-    penalty.backward()
-    assert penalty.item() == pytest.approx(2 * 0.3 / 0.2 - 0.4 / 0.4)
-    torch.testing.assert_close(costs.grad, torch.tensor([10.0, -2.5]))
 
 
 LONG = TARGET | {"epochs": 16}  # enough steps for the multiplier to follow

@@ -177,10 +177,7 @@ def run(options: ConvertOptions) -> Converted | None:
     data = calibration = None
     calibrated = options.calibrate and converted.needs_calibration
     if not calibrated and (options.dataset or options.data_dir):
-        raise ConversionError(
-            "convert: --dataset and --data-dir must go with calibration; got images for a network that is not "
-            "calibrated. Leave them out."
-        )
+        raise ConversionError("convert: the network is not calibrated; got --dataset or --data-dir. Leave them out.")
     if calibrated:
         data = options.load("convert", description_of(converted), options.calibration_images)
         images = options.draw(data, options.calibration_images)

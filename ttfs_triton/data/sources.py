@@ -87,7 +87,8 @@ def label_column(rows: Rows, name: str | None = None) -> str:
 
 
 def _choose_column(rows: Rows, argument: str, name: str | None, candidates: list[list[str]]) -> str:
-    columns = ", ".join(f"{column} ({_type_name(feature)})" for column, feature in rows.table.features.items())
+    features = rows.table.features.items()
+    columns = ", ".join(f"{name} ({getattr(each, 'dtype', None) or type(each).__name__})" for name, each in features)
     where = f"the {rows.split} split of {rows.origin}"
     flag = "--" + argument.replace("_", "-")
     if name is not None:
@@ -102,10 +103,6 @@ def _choose_column(rows: Rows, argument: str, name: str | None, candidates: list
         f"load_images: {argument} must be named for {where}; got None, and it {problem}. "
         f"Columns: {columns}. Name one with {flag}."
     )
-
-
-def _type_name(feature: object) -> str:
-    return str(getattr(feature, "dtype", None) or type(feature).__name__)
 
 
 def require_folder(folder: Path) -> None:

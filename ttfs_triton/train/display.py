@@ -186,7 +186,8 @@ class StepProfiler:
         """Called before each step."""
         self._seen += 1
         if self.steps and self._seen == SKIPPED + 1:
-            for name, layer in _named_layers(self.network):
+            layers = {name: each for name, each in self.network.named_modules() if isinstance(each, WeightedLayer)}
+            for name, layer in zip(short_names(list(layers)), layers.values(), strict=True):
                 self._marks += _mark(layer, f"layer {name}")
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device.type == "cuda")
             self._profile = profile(activities=activities, acc_events=True)
@@ -209,11 +210,6 @@ class StepProfiler:
         write_text(self.folder / "steps.txt", f"{traced} steps\n{table}\n")
         self.say(f"profile                  {self.folder / 'steps.txt'}, trace.json beside it")
         self.steps, self._profile = 0, None
-
-
-def _named_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    found = [(name, module) for name, module in network.named_modules() if isinstance(module, WeightedLayer)]
-    return list(zip(short_names([name for name, _ in found]), [module for _, module in found], strict=True))
 
 
 def _mark(layer: nn.Module, name: str) -> list[Any]:

@@ -87,7 +87,11 @@ def load_weights(
             converted = _convert(ours.config, dataclasses.replace(weights, tensors=tensors), trained_as)
             _check_same(network, converted.network.state_dict())
             if images is not None and converted.needs_calibration:
-                converted, calibration = _calibrate(converted, images)
+                if not converted.network.config.bias:
+                    raise ConversionError(
+                        "bias must be True to calibrate; got False. Give --bias or --calibration-images 0."
+                    )
+                converted, calibration = calibrate_converted(converted, images)
             tensors, trained = converted.network.state_dict(), converted.network.config
         base_model = weights.base_model()
     except WeightsError as error:
@@ -154,12 +158,6 @@ def check_chip(network: nn.Module, grid: Grid, chip: str, image_shape: Sequence[
             f"grid_chip must hold the network on its grid, {grid.text()}; {'; '.join(lines)}. Use a smaller network or "
             "fewer bits, or another chip."
         )
-
-
-def _calibrate(converted: Converted, images: Tensor) -> tuple[Converted, Calibration]:
-    if not converted.network.config.bias:
-        raise ConversionError("bias must be True to calibrate; got False. Give --bias or --calibration-images 0.")
-    return calibrate_converted(converted, images)
 
 
 def _convert(target: NetworkConfig, weights: Weights, trained_as: TrainedAs | None) -> Converted:

@@ -2,14 +2,19 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from unittest.mock import Mock
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
+from accelerate import Accelerator
 from hypothesis import given, settings
 from torch import Tensor, nn
 
@@ -48,27 +53,15 @@ def counted(layers: Sequence[nn.Module], batches: Sequence[Tensor], **options) -
     return count(nn.Sequential(*layers, PotentialReadout(features, 2, **PLAIN)), batches, **options).layers[:-1]
 
 
-def constant(layer, weight, bias=0.0):
-    """The layer with one weight and one initial potential for all."""
+def constant(layer, weight):
+    """The layer with one weight for all, and no initial potential."""
     nn.init.constant_(layer.weight, weight)
-    nn.init.constant_(layer.bias, bias)
+    nn.init.zeros_(layer.bias)
     return layer
 
 
-def convolution(channels, outputs, kernel_size, weight=0.5, bias=0.0, **options):
-    return constant(DFTConv2d(channels, outputs, kernel_size, **PLAIN, **options), weight, bias)
-
-
-def linear(inputs, outputs, weight, bias=0.0):
-    return constant(DFTLinear(inputs, outputs, **PLAIN), weight, bias)
-
-
-def image(*spikes, channels=1, size=4):
-    """One image that is silent but for activations at (channel, row, column)."""
-    x = torch.zeros(1, channels, size, size)
-    for place, activation in spikes:
-        x[(0, *place)] = activation
-    return x
+def linear(inputs, outputs, weight):
+    return constant(DFTLinear(inputs, outputs, **PLAIN), weight)
 
 
 def random_network(model):
@@ -80,20 +73,12 @@ def random_network(model):
     return model
 
 
-def batches_of(*sizes, channels=1, size=28):
+def batches_of(*sizes):
     torch.manual_seed(0)
-    return [torch.rand(n, channels, size, size) * (torch.rand(n, channels, size, size) > 0.5) for n in sizes]
+    return [torch.rand(n, 1, 28, 28) * (torch.rand(n, 1, 28, 28) > 0.5) for n in sizes]
 
 
 # ---- by hand
-
-
-def test_pooling_delivers_one_spike_of_a_patch():
-    network = [convolution(1, 1, 1, 1.0), EarliestSpikePool2d(2), nn.Flatten(), linear(4, 5, 0.1)]
-    x = image(((0, 0, 0), 0.5), ((0, 1, 1), 0.75), ((0, 2, 3), 0.25))
-    first, second = counted(network, [x])
-    assert (first.spikes, first.spikes_delivered, first.silent) == (3, 2, 13)
-    assert (second.active_inputs, second.synaptic_operations, second.spikes_delivered) == (2, 10, second.spikes)
 
 
 def test_spike_exactly_at_the_start_is_saturated():
@@ -104,14 +89,6 @@ def test_spike_exactly_at_the_start_is_saturated():
     # A = 0.95, W = 1: the ramp is met at (1 − 0.95) / (1 + 1), by both neurons.
     first, _ = counted(network, [torch.tensor([[1.0, 0.9]])])
     assert (first.spikes, first.saturated, first.summed_spike_time) == (2, 0, pytest.approx(2 * 0.025, abs=1e-6))
-
-
-def test_input_spikes_are_counted_apart():
-    x = torch.zeros(2, 1, 28, 28)
-    x[0, 0, 3, 3], x[1, 0, 4, 5] = 1.0, 0.5
-    counts = count(cnn1(width=0.25), [(x, torch.tensor([1, 2]))])
-    assert dataclasses.astuple(counts.input) == (784, 2)
-    assert (counts.layers[0].active_inputs, counts.layers[0].synaptic_operations) == (2, 2 * 25 * 4)
 
 
 # ---- by brute force
@@ -169,24 +146,18 @@ def test_operations_beyond_float32_are_exact():
 # ---- real values
 
 
-def test_signed_encoder_multiplies_and_adds_bright_pixels_to_a_slope():
-    config = NetworkConfig("5C3-P2-4", image_size=(6, 6), classes=3, encoder="signed", mean=(0.5,), std=(0.25,))
+@pytest.mark.parametrize("encoder", ["analog", "signed"])
+def test_real_values_are_multiplied_and_a_signed_encoder_adds_bright_pixels_to_a_slope(encoder):
+    config = NetworkConfig("5C3-P2-4", image_size=(6, 6), classes=3, encoder=encoder, mean=(0.5,), std=(0.25,))
     images = torch.rand(4, 1, 6, 6)
-    first, *_ = (counts := count(TTFSNetwork(config), [images])).layers
-    bright = F.conv2d((images > 0.5).float(), torch.ones(5, 1, 3, 3), padding=1).sum()
+    first, second, _ = (counts := count(TTFSNetwork(config), [images])).layers
+    bright = (encoder == "signed") * F.conv2d((images > 0.5).float(), torch.ones(5, 1, 3, 3), padding=1).sum()
     assert (first.kind, first.synaptic_operations) == ("analog", bright)
     assert first.analog_macs == first.nonzero_macs == first.dense_macs
-    reads = charged(estimate(counts, "lemaire45:int8", steps=4), "conv1")["weight reads"]
-    assert 4 * reads == first.dense_macs + bright + 4 * first.neurons  # a bias for each neuron
-
-
-def test_analog_layer_is_charged_as_macs():
-    counts = count(vgg11(width=1 / 32), batches_of(2, channels=3, size=32))
-    first, second = counts.layers[:2]
-    assert (first.kind, first.neuron, first.synaptic_operations) == ("analog", None, 0)
-    assert first.analog_macs == first.dense_macs
     assert (second.kind, second.analog_macs, second.active_inputs) == ("spiking", 0, first.spikes_delivered)
     assert counts.input.spikes == 0
+    reads = charged(estimate(counts, "lemaire45:int8", steps=4), "conv1")["weight reads"]
+    assert 4 * reads == first.dense_macs + bright + 4 * first.neurons  # a bias for each neuron
 
 
 # ---- the network around it
@@ -219,29 +190,27 @@ def test_counts_are_those_of_the_layers_statistics():
     assert counts.sparsity == sparsity(plain)
     for layer, expected in zip(counts.layers, plain, strict=True):
         assert {key: getattr(layer, key) for key in vars(expected)} == vars(expected)
-    # What an evaluation does: the layers' own statistics rest meanwhile, and nothing is counted twice.
+    # What an evaluation does: the layers' own statistics rest meanwhile, and nothing is counted twice. Each reset
+    # forgets what was counted before, the images' spikes too.
     with counting(model) as counter:
-        assert statistics() == plain
+        assert statistics() == statistics() == plain
     assert counter.counts() == counts
     assert statistics() == plain
 
 
-def test_reset_statistics_forgets_the_image_s_spikes_too():
-    with counting(model := cnn1(width=0.25)) as counter, torch.no_grad():
-        for _ in range(2):
-            reset_statistics(model)
-            model(torch.ones(2, 1, 28, 28))
-    assert counter.counts().input.spikes == 2 * 28 * 28
+def assert_same(counts: Counts, expected: Counts, rel: float | None = None) -> None:
+    """All counts, and times up to their rounding."""
+    assert (counts.samples, counts.input) == (expected.samples, expected.input)
+    for one, other in zip(counts.layers, expected.layers, strict=True):
+        times = {key: getattr(other, key) for key in ("summed_spike_time", "driven_time")}
+        assert {key: getattr(one, key) for key in times} == pytest.approx(times, rel, abs=1e-3)
+        assert dataclasses.replace(one, **times) == other
 
 
 def test_batches_and_samples_add_up():
     # More batches than wait to be added up together, and an empty one.
     model, (images,) = random_network(cnn1(width=0.25)), batches_of(40)
-    many, whole = count(model, [*images.split(1), images[:0]]), count(model, [images])
-    for one, other in zip(many.layers, whole.layers, strict=True):
-        times = {key: getattr(other, key) for key in ("summed_spike_time", "driven_time")}
-        assert {key: getattr(one, key) for key in times} == pytest.approx(times, abs=1e-3)
-        assert dataclasses.replace(one, **times) == other
+    assert_same(count(model, [*images.split(1), images[:0]]), count(model, [images]))
 
 
 def test_a_process_without_images_adds_nothing():
@@ -254,6 +223,40 @@ def test_a_process_without_images_adds_nothing():
     assert counter.counts(Mock(num_processes=2, reduce=lambda sums, how: sums + sent.pop(0))) == expected
     with pytest.raises(ValueError, match="must run inside the block"):
         count(network, [images[:0]])
+
+
+def network_and_images():
+    torch.manual_seed(3)
+    network = cnn1(width=0.25, initial_gain=2.0).eval()
+    torch.manual_seed(4)
+    return network, torch.rand(7, 1, 28, 28)
+
+
+def share(rank: int, folder: str) -> None:
+    """One of two processes (gloo): four samples or three."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # asked for, not used
+    torch.set_num_threads(1)
+    # A file, since a free port may be taken by somebody else before it is used.
+    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/rendezvous", 2), rank=rank, world_size=2)
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    # Neurons that never fired in one process may have in the other; histograms add up.
+    network, images = network_and_images()
+    with counting(network) as counter, torch.no_grad():
+        network(images[rank::2])
+    found = counter.counts(accelerator).to_dict()
+    Path(folder, f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    accelerator.end_training()
+
+
+@pytest.mark.slow
+def test_two_processes_count_what_one_does(tmp_path):
+    mp.spawn(share, (str(tmp_path),), nprocs=2)
+    ours, theirs = (Counts.from_dict(json.loads((tmp_path / f"{rank}.json").read_text())) for rank in (0, 1))
+    assert ours == theirs
+    network, images = network_and_images()
+    assert_same(ours, count(network, [images]), rel=0)
 
 
 def test_first_spike_readout_and_what_stays():

@@ -11,13 +11,9 @@ from ttfs_triton.nn.statistics import LayerKind
 def layer(name: str, kind: LayerKind, *, samples: int = 1, **counts: float) -> LayerCounts:
     """Counts of one layer; those not given are 0. When neurons get their first input is not known."""
     neuron = None if kind == "analog" else Neuron()
-    values = (
-        {field.name: 0 for field in dataclasses.fields(LayerCounts)}
-        | {"histogram": (), "neuron": neuron, "average": 1}
-        | counts
-    )
-    values = dict.fromkeys(GATED) | {name: value for name, value in values.items() if name not in GATED} | counts
-    return LayerCounts(**values | {"name": name, "kind": kind, "samples": samples})
+    values = {field.name: 0 for field in dataclasses.fields(LayerCounts)} | dict.fromkeys(GATED)
+    values |= {"name": name, "kind": kind, "samples": samples, "histogram": (), "neuron": neuron, "average": 1}
+    return LayerCounts(**values | counts)
 
 
 def dense_network() -> Counts:

@@ -37,6 +37,7 @@ unit = "pJ"
 status = "measured"
 source = "my bench"
 """
+MEMORY_MW = MEMORY.replace("pJ", "mW")
 
 
 @pytest.fixture
@@ -133,17 +134,13 @@ def truenorth_fit(first_mw, last_mw):
     return synop_pj, first_mw - synop_pj * 1e-9 * TRUENORTH_SYNAPSES * first_hertz
 
 
-def test_truenorth_prices_follow_from_two_points():
+def test_truenorth_prices_follow_from_two_points_and_predict_a_third_that_the_average_misses():
     chip = load_chip("truenorth")
     first, last = (TRUENORTH_MW[hertz] for hertz in TRUENORTH_FITTED)
     nominal, flattest, steepest = (truenorth_fit(first + rounding, last - rounding) for rounding in (0.0, 0.5, -0.5))
     for key, fitted, *bounds in zip(("synop", "leakage_power"), nominal, flattest, steepest, strict=True):
         price = chip.prices[key]  # to the four digits that the file has
         assert (price.value, price.low, price.high) == tuple(float(f"{v:.4g}") for v in (fitted, *sorted(bounds)))
-
-
-def test_truenorth_power_predicts_a_held_out_point_that_the_average_misses():
-    chip = load_chip("truenorth")
     power = {hertz: power_uw(chip, TRUENORTH_SYNAPSES * hertz) for hertz in TRUENORTH_MW}
     error = {hertz: power[hertz].nominal / (1000 * milliwatts) - 1 for hertz, milliwatts in TRUENORTH_MW.items()}
     assert all(abs(error[hertz]) < 1e-4 for hertz in TRUENORTH_FITTED)
@@ -212,18 +209,13 @@ def test_unknown_names_are_refused(name, message):
         ("node_nm = 22", "# \udcff", "must be TOML; got an error: 'utf-8' codec"),
         ("node_nm = 22", "#" * 300_000, "must have at most 262144 bytes; got more"),
         ("[prices.synop]", f"{MEMORY}[prices.synop]", "memory must be absent, because synop_scope"),
+        ("[prices.synop]", f"{MEMORY * 2}[prices.synop]", r"memory: accesses must have rising sizes; got \[8.0, 8.0\]"),
+        ("[prices.synop]", f"{MEMORY_MW}[prices.synop]", "accesses.0: value must be a published energy; got 10 mW"),
     ],
 )
 def test_bad_files_are_refused(write, old, new, message):
     with pytest.raises(ValueError, match=f"(?s)load_chip: .*{message}"):
         load_chip(write(MINE.replace(old, new, 1)))
-
-
-def test_bad_memories_are_refused(write):
-    with pytest.raises(ValueError, match=r"memory: accesses must have rising sizes; got \[8.0, 8.0\]"):
-        load_chip(write(MINE + MEMORY + MEMORY))
-    with pytest.raises(ValueError, match=r"accesses.0: value must be a published energy; got 10 mW"):
-        load_chip(write(MINE + MEMORY.replace("pJ", "mW")))
 
 
 @pytest.mark.parametrize("scope", [scope for scope in SCOPES if scope != "arithmetic"])

@@ -18,7 +18,6 @@ from ttfs_triton.hardware.energy.compare import (
     Verdict,
     break_even_firing_share,
     break_even_rate,
-    compare,
     fair_chip,
     verdict,
 )
@@ -47,14 +46,11 @@ def test_ann_pools_first_where_synapses_average():
         assert skipping["multiply-accumulates"] <= dense["multiply-accumulates"] == products
 
 
-def test_dense_ann_multiplies_every_synapse():
+def test_dense_ann_multiplies_every_synapse_and_zero_skipping_what_is_not_zero_but_reads_all():
     report = dense_ann(COUNTS, "horowitz45:int8")
     assert counted(report, "multiply-accumulates") == 1936 + 15488 + 1280
     assert counted(report, "activation functions") == 256 + 512
     assert report.compute_only.nominal == pytest.approx(0.23 * 18704 + 0.03 * 768)
-
-
-def test_zero_skipping_ann_multiplies_what_is_not_zero_but_reads_all():
     dense, skipping = (ann(COUNTS, "lemaire45:int8") for ann in (dense_ann, zero_skipping_ann))
     assert counted(skipping, "multiply-accumulates") == 1800 + 6000 + 640
     assert counted(skipping, "tests for zero") == 64 + 256 + 128
@@ -144,15 +140,6 @@ def test_static_power_that_one_side_lacks_counts_on_neither():
     expected = break_even_rate(COUNTS, chip, given, rate_steps=8)
     assert break_even_rate(COUNTS, leaky, given, rate_steps=8) == expected
     assert break_even_rate(COUNTS, leaky, options, rate_steps=8).value != expected.value  # both latencies are known
-
-
-def test_comparison_is_at_one_precision():
-    codes = (RateCode(8, 0.1), RateCode(16, 0.1))
-    found = compare(COUNTS, "lemaire45:int8", RunOptions(steps=8), rate_codes=codes)
-    assert {report.chip.name for report in found.estimates} == {"lemaire45:int8"}
-    names = [report.implementation for report in found.estimates]
-    assert names[:3] == ["clock-driven", "dense ANN", "zero-skipping ANN"]
-    assert set(found.rates) == {8, 16}
 
 
 # ---- who is cheaper

@@ -20,7 +20,6 @@ from ttfs_triton.hardware.simulation.simulation import simulated_run
 from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, Neuron, PotentialReadout, cnn1, put_on_grid
 
-CHIPS = st.sampled_from(available_chips())
 UNKNOWN = Price(None, unit="pJ", status="unpublished", source="nowhere")
 SECRET = Chip("secret", "no figures", "including fetch", {"synop": UNKNOWN})
 
@@ -257,7 +256,7 @@ def test_options_are_taken_by_name_too():
 
 
 @given(
-    CHIPS,
+    st.sampled_from(available_chips()),
     st.integers(1, 64),
     st.booleans(),
     st.sampled_from([0.0, 0.25, 1.0]),

@@ -1,7 +1,7 @@
-"""Small networks that the simulator's tests run, and equality of simulations."""
+"""Small networks that the simulator's tests run, their spikes, and equality of simulations."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.nn.common import randomised
 from ttfs_triton.nn import (
@@ -12,6 +12,7 @@ from ttfs_triton.nn import (
     LatencyEncoder,
     Neuron,
     PotentialReadout,
+    network_graph,
 )
 
 READOUTS = {
@@ -23,18 +24,15 @@ READOUTS = {
 
 def linear_network(weight, readout=None, *, bias=0.0, sigma=1.0):
     """A latency encoder, one hidden layer with these weights, a readout."""
-    weight = torch.tensor(weight)
-    layer = DFTLinear(*weight.shape[::-1], weight_standardisation=False, neuron=Neuron(sigma))
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.fill_(bias)
+    layer = readout_with(weight, DFTLinear, bias=True, neuron=Neuron(sigma))
+    nn.init.constant_(layer.bias, bias)
     return nn.Sequential(LatencyEncoder(), layer, readout or PotentialReadout(len(weight), 2))
 
 
-def readout_with(weight, kind=FirstSpikeReadout, **options):
-    """A readout with these weights and no bias."""
+def readout_with(weight, kind=FirstSpikeReadout, *, bias=False, **options):
+    """A readout, or another layer, with these weights; without initial potentials unless they are asked for."""
     weight = torch.tensor(weight)
-    readout = kind(*weight.shape[::-1], bias=False, weight_standardisation=False, **options)
+    readout = kind(*weight.shape[::-1], bias=bias, weight_standardisation=False, **options)
     with torch.no_grad():
         readout.weight.copy_(weight)
     return readout
@@ -58,6 +56,20 @@ def small_network(seed, sigma=1.0, readout="start", kernel=3, **geometry):
     )
     inputs = first(torch.zeros(1, 2, 5, 4)).shape[1]
     return randomised(nn.Sequential(*first, DFTLinear(inputs, 5, neuron=Neuron(sigma)), READOUTS[readout](sigma)), seed)
+
+
+@torch.no_grad()
+def emitted(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Activations of every hidden layer by its name, from the network itself."""
+    found: dict[str, Tensor] = {}
+    hooks = [
+        stage.layer.register_forward_hook(lambda *args, name=stage.name: found.__setitem__(name, args[-1]))
+        for stage in network_graph(model).weighted[:-1]
+    ]
+    model(images)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def assert_same(one, other):

@@ -1,4 +1,4 @@
-"""Order of operands, blocks and splits of a pass, by chip."""
+"""Blocks of a pass, and programs on a processor, by chip."""
 
 import dataclasses
 
@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 from tests.bench.modules import modules
 from tests.kernels.triton.common import convolutions
-from ttfs_kernels.triton_backend import planning
 from ttfs_kernels.triton_backend.formulation import Chip, fitting
 from ttfs_kernels.triton_backend.launch import Device
-from ttfs_kernels.triton_backend.planning import SMALLEST_BLOCK, SMALLEST_SHARED, default_config, split
+from ttfs_kernels.triton_backend.planning import SMALLEST_BLOCK, SMALLEST_SHARED, default_config
 from ttfs_kernels.triton_backend.problem import PASSES
 
 (kernels_tune,) = modules("_kernels_tune")
@@ -63,11 +62,3 @@ def test_blocks_are_safe_and_no_larger_than_what_they_cover(problem, which, chip
 )
 def test_programs_that_fit_on_a_processor(chip, registers, warps, shared, columns, programs):
     assert fitting(chip, registers, warps, shared, columns) == programs
-
-
-def test_splits_end_in_whole_waves(monkeypatch):
-    """144 blocks in 132 slots: two waves, the second nearly empty, or in 8 splits 9 waves, all of them nearly full."""
-    monkeypatch.setattr(planning, "PART_ROWS", 0)
-    splits, length = split([1100], 144, 132, 0, 64)
-    assert -(-144 * splits // 132) * length <= 1.05 * 1100 * 144 / 132
-    assert split([1100], 132, 132, 0, 64) == (1, 1100)
