@@ -5,13 +5,13 @@ python recipes/bundle.py runs/mnist cnn1-mnist --dataset ylecun/mnist --data-dir
 """
 
 import time
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from accelerate import Accelerator
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ttfs_triton.atomic import make_folder, write_json
 from ttfs_triton.command_line import run_command
@@ -22,12 +22,11 @@ from ttfs_triton.model.files import model_bytes, write_model
 from ttfs_triton.model.locate import FACTS, FOLDER, MOST_BYTES, PREFIX
 from ttfs_triton.model.weights import WEIGHTS, checksum
 from ttfs_triton.scoring import EvaluationBatches, device_name, evaluate, versions
+from ttfs_triton.shared_options import CommandOptions
 
 
-class BundleOptions(BaseModel):
+class BundleOptions(CommandOptions):
     """Options of `bundle`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     run: Annotated[str, tyro.conf.Positional]
     """Folder of a run that has ended."""
@@ -103,10 +102,7 @@ def score(loaded: LoadedNetwork, data_dir: Path | None) -> dict[str, Any]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: parse and bundle; errors that the user can fix end in a plain message."""
-    run_command(BundleOptions, bundle, prog="bundle.py", description=__doc__, arguments=arguments)
-
+main = partial(run_command, BundleOptions, bundle, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -9,17 +9,19 @@ time of the crossing. Levels differ from pixel to pixel; noise, delays and dead 
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 import tyro
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ttfs_triton.command_line import run_command
 from ttfs_triton.data.images import load_images
 from ttfs_triton.data.recordings import GESTURES
+from ttfs_triton.shared_options import CommandOptions
 
 SACCADES = np.array([[0, 0], [3, 6], [6, 0], [0, 0]])  # pixels; N-MNIST's camera also moved along a triangle
 SACCADE_US = 105_000
@@ -28,10 +30,8 @@ FRAME_US = 5_000  # events lie between frames, where levels are interpolated
 GESTURE_US, GESTURE_FRAME_US, PAUSE_US = 500_000, 10_000, 100_000
 
 
-class EventOptions(BaseModel):
+class EventOptions(CommandOptions):
     """Options of `make_events`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Annotated[Literal["nmnist", "dvs_gesture"], tyro.conf.Positional]
     """Data set whose layout and file format to use."""
@@ -161,10 +161,7 @@ def run(options: EventOptions) -> None:
     print(f"written: {len(list(make(options)))} files in {options.folder}")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    run_command(EventOptions, run, prog="make_events.py", description=__doc__, arguments=arguments)
-
+main = partial(run_command, EventOptions, run, __doc__)
 
 if __name__ == "__main__":
     main()

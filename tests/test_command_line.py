@@ -24,7 +24,7 @@ class Options(BaseModel):
 
 
 def run(*arguments: str, do=print, **options) -> None:
-    run_command(Options, do, prog="some.py", description="Do something.", arguments=arguments, **options)
+    run_command(Options, do, description="Do something.", arguments=arguments, **options)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ class Mirror(BaseModel):
 )
 def test_a_flag_that_also_takes_words_is_still_a_flag(arguments, value, capsys):
     got = []
-    run_command(Mirror, got.append, prog="some.py", description="Do something.", arguments=arguments.split())
+    run_command(Mirror, got.append, description="Do something.", arguments=arguments.split())
     assert got == [Mirror(flip_images=value, other="x")]
     assert capsys.readouterr().err == ""
 
@@ -126,7 +126,7 @@ def test_output_whose_reader_leaves_is_dropped_without_a_word(tmp_path, lines):
         "class Options(BaseModel): pass\n"
         "def main():\n"
         f"    text = 'Say more. ' * {lines}\n"
-        "    run_command(Options, print, prog='talker.py', description=text, arguments=['--help'])\n"
+        "    run_command(Options, print, description=text, arguments=['--help'])\n"
     )
     reader, writer = os.pipe()
     os.close(reader)

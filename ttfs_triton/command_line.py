@@ -75,31 +75,27 @@ def run_command(
     description: str | None,
     arguments: Sequence[str] | None = None,
     *,
-    prog: str,
     errors: tuple[type[Exception], ...] = (ValueError, RuntimeError, OSError, MemoryError),
 ) -> None:
-    """Parse options and run. The `main` of a command is this function with options, `run` and `prog` filled in.
+    """Parse options and run. The `main` of a command is this function with options and `run` filled in.
 
     Args:
         options: class whose fields are the flags.
         run: function that is called with the parsed options.
         description: text shown by `--help`.
         arguments: command line without the program's name. Default: sys.argv[1:].
-        prog: the script's file name, shown by `--help`; a command started by `ttfs` shows `ttfs COMMAND`.
         errors: exceptions of `run` that the user can fix; their text is printed without a traceback.
     Raises:
         SystemExit: with code 2 if the options cannot be parsed, with 1 if a value is not allowed or `run` raises one of
             `errors`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    prog = sys.argv[0] if sys.argv[0].startswith("ttfs ") else prog
     with plain_errors(OptionsError, *errors, traceback=TRACEBACK in arguments):
-        run(options(**parse_options(options, prog=prog, description=description, arguments=arguments)))
+        run(options(**parse_options(options, description=description, arguments=arguments)))
 
 
 def parse_options(
     *groups: type[BaseModel],
-    prog: str,
     description: str | None,
     arguments: Sequence[str],
     defaults: Mapping[str, Any] | None = None,
@@ -109,7 +105,7 @@ def parse_options(
     Args:
         groups: classes whose fields are the flags. If there are several, each is a group in `--help`, and its name ends
             in Options.
-        prog, description: shown by `--help`.
+        description: shown by `--help`.
         arguments: command line without the program's name; `--traceback` is ignored.
         defaults: default of every field, by name; needed for several groups. Default: the fields' own defaults.
     Raises:
@@ -143,7 +139,7 @@ def parse_options(
             form,
             args=_with_values(groups, arguments),
             description="\n\n".join(filter(None, (description, _HINT))),
-            prog=prog,
+            prog=program(),
             config=(tyro.conf.OmitArgPrefixes,),
         )
     except BrokenPipeError:  # only --help prints here, and its reader has closed the pipe
@@ -191,7 +187,7 @@ def problem_lines(
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             message = unknown(key)
-        lines.append(f"  {key}: {message}; got {problem['input']!r}" if key else f"  {message}")
+        lines.append(f"  {key}: {message}; got {problem['input']!r:.400}" if key else f"  {message}")
     return lines
 
 

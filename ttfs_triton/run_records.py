@@ -76,8 +76,8 @@ class Summary(_Record):
     no_spike: Number
     val_accuracy: Share | None
     best_epoch: Number
-    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """SHA-256 of best/model.safetensors when it was scored; None if it was not recorded."""
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """SHA-256 of best/model.safetensors when it was scored."""
     sparsity: Share
     sparsity_as_published: float | None = None
     target: dict[str, Any] | None = None
@@ -94,7 +94,7 @@ class Summary(_Record):
     changes: list[Change] = []
 
 
-def read_summary(path: Path) -> dict[str, Any]:
+def read_summary(path: Path) -> Summary:
     """Read a summary.json.
 
     Raises:
@@ -102,7 +102,7 @@ def read_summary(path: Path) -> dict[str, Any]:
         ValueError: the file is not as a run writes it; the text has a line for each wrong key.
     """
     try:
-        return Summary.model_validate(parse_figures(read_regular(path))).model_dump()
+        return Summary.model_validate(parse_figures(read_regular(path)))
     except ValidationError as error:
         raise ValueError("\n".join(problem_lines(error)).strip()) from error
 

@@ -1,4 +1,4 @@
-"""Options that several commands share: faults of a chip, and augmentation of training images."""
+"""Options of commands: their base class, and what several of them share: faults of a chip, augmentation of images."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class CommandOptions(BaseModel):
+    """Base class of the options of a command. The string below a field is its flag's help text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True))

@@ -82,19 +82,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise
     except OSError as error:
         raise YamlError(f"must be a file that can be read; {error.strerror}.") from error
-    loader = None
     try:
-        loader = _Loader(content.decode("utf-8"))
-        values = loader.get_single_data()
+        values = _Loader(content.decode("utf-8")).get_single_data()
     except YamlError:
         raise
     except UnicodeDecodeError as error:
         raise YamlError(f"must be UTF-8 text; byte {error.start} is not.") from error
     except Exception as error:  # impossible dates, numbers of 5,000 digits, 10,000 brackets: of many types
         raise YamlError(f"must be valid YAML; {error}.") from error
-    finally:
-        if loader is not None:
-            loader.dispose()
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

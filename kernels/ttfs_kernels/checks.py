@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from ttfs_kernels.autograd import Operands, autocasts
 from ttfs_kernels.contraction import Geometry
@@ -26,16 +25,9 @@ def pair(function: str, name: str, value: Size, smallest: int) -> tuple[int, int
     )
 
 
-def check_tensors(
-    function: str,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    skip: Tensor | None,
-    skip_weight: Tensor | None,
-    out_shape: Sequence[int],
-) -> None:
+def check_tensors(function: str, operands: Operands, out_shape: Sequence[int]) -> None:
     """Check dtypes, devices, and the shapes of operands with one value per output channel or neuron."""
+    x, weight, bias, skip, skip_weight = operands
     named = {"x": x, "weight": weight, "bias": bias, "skip": skip, "skip_weight": skip_weight}
     for name, tensor in named.items():
         if tensor is not None and tensor.dtype not in FLOATING:
@@ -80,13 +72,13 @@ def check_tensors(
 
 def check_linear(function: str, operands: Operands) -> None:
     """Check the operands of a fully connected layer."""
-    x, weight, bias, skip, skip_weight = operands
+    x, weight, *_ = operands
     if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"{function}: x must be [..., in_features] and weight [out_features, in_features]; "
             f"got {list(x.shape)} and {list(weight.shape)}."
         )
-    check_tensors(function, x, weight, bias, skip, skip_weight, (*x.shape[:-1], weight.shape[0]))
+    check_tensors(function, operands, (*x.shape[:-1], weight.shape[0]))
 
 
 def check_conv2d(function: str, operands: Operands, geometry: Geometry, pool: int) -> None:
@@ -96,7 +88,7 @@ def check_conv2d(function: str, operands: Operands, geometry: Geometry, pool: in
             f"{function}: pool must be one of {', '.join(map(str, POOLS))}; got {pool!r}. "
             "Apply torch.nn.functional.max_pool2d to the result for other windows."
         )
-    x, weight, bias, skip, skip_weight = operands
+    x, weight, _, skip, _ = operands
     padding, dilation, groups = geometry[1:]
     if x.dim() != 4 or weight.dim() != 4:
         raise ValueError(
@@ -121,7 +113,7 @@ def check_conv2d(function: str, operands: Operands, geometry: Geometry, pool: in
                 f"dilation {list(dilation)}."
             )
     size = geometry.map_size(x.shape[2:], weight.shape[2:])
-    check_tensors(function, x, weight, bias, skip, skip_weight, (x.shape[0], weight.shape[0], *size))
+    check_tensors(function, operands, (x.shape[0], weight.shape[0], *size))
     if skip is not None and pool > 1:
         raise NotImplementedError(
             f"{function}: pool must be 1 with a skip; got {pool}. Apply torch.nn.functional.max_pool2d to the result."

@@ -65,35 +65,29 @@ def run(formula: tuple[Any, ...], *operands: Tensor | None) -> Any:
 
 
 @cache
-def compiled(formula: Callable[..., Any], *settings: Any) -> "Pass":
-    """The compiled pass of a formula, cached by formula and settings."""
-    return Pass(formula, settings)
+def compiled(formula: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
+    """The pass of a formula, compiled at its first call and cached; if compiling fails, it runs eagerly."""
+    from torch._dynamo.exc import TorchDynamoException  # here, since importing it takes a second
 
+    def bound(*operands: Tensor | None) -> Any:
+        return formula(*settings, *operands)
 
-class Pass:
-    """A formula over tensors, compiled at its first call; if compiling fails, it runs eagerly."""
+    # The compiler limits compiled versions per code object, which closures share: give each pass its own.
+    bound.__code__ = bound.__code__.replace(co_name=f"{formula.__name__}_fused")
+    fused = torch.compile(bound, dynamic=True)
 
-    def __init__(self, formula: Callable[..., Any], settings: tuple[Any, ...]) -> None:
-        from torch._dynamo.exc import TorchDynamoException  # here, since importing it takes a second
-
-        def bound(*operands: Tensor | None) -> Any:
-            return formula(*settings, *operands)
-
-        # The compiler limits compiled versions per code object, which closures share: give each pass its own.
-        bound.__code__ = bound.__code__.replace(co_name=f"{formula.__name__}_fused")
-        self.formula, self.failure = bound, TorchDynamoException
-        self.compiled = torch.compile(bound, dynamic=True)
-
-    def __call__(self, *operands: Tensor | None) -> Any:
+    def fused_or_eager(*operands: Tensor | None) -> Any:
         # Detached, since the compiler would treat the shapes of parameters as constants.
         operands = tuple([None if operand is None else operand.detach() for operand in operands])
         try:
-            return self.compiled(*operands)
-        except self.failure as error:
+            return fused(*operands)
+        except TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
             logger.warning("passes are not fused: PyTorch's compiler failed (%s)", reason)
             fuse_passes(False)
-            return self.formula(*operands)
+            return bound(*operands)
+
+    return fused_or_eager
 
 
 def persistence(neuron: Neuron, like: Tensor) -> Tensor:

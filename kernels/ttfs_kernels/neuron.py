@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import namedtuple
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
@@ -97,15 +96,11 @@ ANN's clamped ReLU.
         return _Numbers(*self.pack())
 
     @staticmethod
-    def unpack(values: Sequence[float]) -> Neuron:
+    @lru_cache  # every pass unpacks, and validating takes microseconds
+    def unpack(values: tuple[float, ...]) -> Neuron:
         """The neuron with these properties: the inverse of `pack`."""
-        return _unpack(tuple(values))
-
-
-@lru_cache
-def _unpack(values: tuple[float, ...]) -> Neuron:  # cached: every pass unpacks, and validating takes microseconds
-    properties: list[Any] = [None if value == math.inf else value for value in values]
-    return Neuron(*properties)
+        properties: list[Any] = [None if value == math.inf else value for value in values]
+        return Neuron(*properties)
 
 
 _NAMES = tuple(field.name for field in dataclasses.fields(Neuron))

@@ -35,7 +35,7 @@ from ttfs_kernels.checks import Size, check_conv2d, check_linear, checked_geomet
 from ttfs_kernels.contraction import Geometry, contract
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import fire_with_derivatives
-from ttfs_kernels.torch_backend import contract_gradients, contract_shared_gradient, like_rows, stack_mask
+from ttfs_kernels.torch_backend import contract_gradients, contract_shared_gradient, like_rows, stack_mask, to_rows
 
 
 class Normalised(NamedTuple):
@@ -236,10 +236,7 @@ class _TorchNormalised:
 
 def _positions(maps: Tensor, pairs: int) -> Tensor:
     """[pairs · N, C, P, Q] → [pairs, N, P·Q, C], a view of channels-last maps; [pairs · N, C] → [pairs, N, 1, C]."""
-    if maps.dim() == 2:
-        return maps.contiguous().view(pairs, -1, 1, maps.shape[1])
-    rows = maps.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-    return rows.reshape(pairs, len(maps) // pairs, -1, maps.shape[1])
+    return to_rows(maps).view(pairs, len(maps) // pairs, -1, maps.shape[1])
 
 
 def _both(potentials: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -56,15 +56,13 @@ def dft_linear(
         >>> y.sum().backward()
     """
     operands = x, weight, bias, skip, skip_weight
-    if x.dim() != 2:
-        check_linear("dft_linear", operands)
-        flat, late = (None if rows is None else rows.reshape(-1, rows.shape[-1]) for rows in (x, skip))
-        assert flat is not None
-        y = dft_linear(flat, weight, bias, skip=late, skip_weight=skip_weight, neuron=neuron, backend=backend)
-        return y.view(*x.shape[:-1], weight.shape[0])
     which = backend_for("dft_linear", backend, x)
     check_linear("dft_linear", operands)
-    return _layer("dft_linear", which, operands, None, neuron)
+    if x.dim() == 2:
+        return _layer("dft_linear", which, operands, None, neuron)
+    late = None if skip is None else skip.reshape(-1, skip.shape[-1])
+    flat = x.reshape(-1, x.shape[-1]), weight, bias, late, skip_weight
+    return _layer("dft_linear", which, flat, None, neuron).view(*x.shape[:-1], weight.shape[0])
 
 
 def dft_conv2d(

@@ -39,8 +39,8 @@ class TorchLayer:
         x, weight, bias, skip, skip_weight = operands
         stacked = stack_mask(x, self.neuron)
         maps = contract(stacked, weight, None, self.geometry)
-        potentials = _rows(maps).view(2, -1, maps.shape[1])
-        delayed = None if skip is None else _rows(skip)
+        potentials = to_rows(maps).view(2, -1, maps.shape[1])
+        delayed = None if skip is None else to_rows(skip)
         if fused.is_formula(potentials):
             settings = fused.of_any_persistence(self.neuron), with_derivatives
             tensors = potentials, bias, delayed, skip_weight, fused.persistence(self.neuron, x)
@@ -59,7 +59,7 @@ class TorchLayer:
         if skip is None or skip_weight is None:
             y = potentials.clamp_(0, 1)
         elif fused.is_formula(potentials):
-            y = fused.run((fused.clamping,), _rows(potentials), _rows(skip), skip_weight)
+            y = fused.run((fused.clamping,), to_rows(potentials), to_rows(skip), skip_weight)
             y = like_rows(y, potentials.shape)
         else:
             beside = (1,) * (skip.dim() - 2)
@@ -73,8 +73,8 @@ class TorchLayer:
         assert weight is not None
         needs_x, needs_weight, needs_bias, *_ = needs
         if self.neuron.has_slope:
-            pair = _rows(saved).view(2, -1, saved.shape[1])
-            h, grad_bias = fused.run((fused.scaling,), pair, _rows(grad))
+            pair = to_rows(saved).view(2, -1, saved.shape[1])
+            h, grad_bias = fused.run((fused.scaling,), pair, to_rows(grad))
             h = like_rows(h, saved.shape)
         else:
             x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
@@ -106,7 +106,7 @@ def contract_shared_gradient(
     if needs[0]:
         grad = gradient_of_input(h, values, weight, geometry)
         formula = fused.entering_shared, fused.of_any_persistence(neuron)
-        grad_x = like_rows(fused.run(formula, _rows(grad), _rows(values), sigma), grad.shape)
+        grad_x = like_rows(fused.run(formula, to_rows(grad), to_rows(values), sigma), grad.shape)
     if needs[1]:
         grad_weight = gradient_of_weight(h, torch.addcmul(values, mask, sigma), weight, geometry)
     return grad_x, grad_weight
@@ -121,9 +121,9 @@ def _skip_gradients(
     """
     if skip is None or skip_weight is None:
         return None, None
-    rows = _rows(h).view(2 if neuron.has_slope else 1, -1, h.shape[1])
+    rows = to_rows(h).view(2 if neuron.has_slope else 1, -1, h.shape[1])
     formula = fused.skipping, fused.of_any_persistence(neuron)
-    grad_skip, grad_weight = fused.run(formula, rows, _rows(skip), skip_weight, fused.persistence(neuron, h))
+    grad_skip, grad_weight = fused.run(formula, rows, to_rows(skip), skip_weight, fused.persistence(neuron, h))
     return like_rows(grad_skip, skip.shape), grad_weight
 
 
@@ -133,7 +133,7 @@ def _inside(grad: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
     h is NaN where a is NaN: hardtanh_backward alone would return `grad` there.
     """
     if fused.is_formula(activations):
-        h, total = fused.run((fused.crossing,), _rows(grad), _rows(activations))
+        h, total = fused.run((fused.crossing,), to_rows(grad), to_rows(activations))
         return like_rows(h, activations.shape), total
     h = aten.hardtanh_backward(grad, activations, 0, 1).add_(activations, alpha=0)
     return h, h.sum((0, 2, 3) if h.dim() == 4 else 0, dtype=torch.promote_types(h.dtype, torch.float32))
@@ -142,7 +142,7 @@ def _inside(grad: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
 def stack_mask(x: Tensor, neuron: Neuron) -> Tensor:
     """x stacked with its mask along the first dimension: [x ; σ·[x > 0]]; maps come out channels-last."""
     if fused.is_formula(x):
-        stacked = fused.run((fused.masking,), _rows(x).flatten(), fused.persistence(neuron, x))
+        stacked = fused.run((fused.masking,), to_rows(x).flatten(), fused.persistence(neuron, x))
         return like_rows(stacked, (2 * len(x), *x.shape[1:]))
     layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
     stacked = torch.empty(2 * len(x), *x.shape[1:], dtype=x.dtype, device=x.device, memory_format=layout)
@@ -164,9 +164,9 @@ def at_inputs(grad_x: Tensor, x: Tensor, neuron: Neuron) -> Tensor:
         return grad_x
     values = x[: len(x) // 2]
     if fused.is_formula(values):
-        grad = _rows(grad_x).view(2, -1) if neuron.has_surrogate else _rows(grad_x).flatten()
-        formula = fused.entering, fused.of_any_persistence(neuron)
-        return like_rows(fused.run(formula, grad, _rows(values).flatten(), fused.persistence(neuron, x)), values.shape)
+        grad = to_rows(grad_x).view(2, -1) if neuron.has_surrogate else to_rows(grad_x).flatten()
+        formula, sigma = (fused.entering, fused.of_any_persistence(neuron)), fused.persistence(neuron, x)
+        return like_rows(fused.run(formula, grad, to_rows(values).flatten(), sigma), values.shape)
     if not neuron.has_surrogate:
         return aten.threshold_backward.grad_input(grad_x, values, 0, grad_input=grad_x)
     by_activation, by_mask = grad_x.tensor_split(2)
@@ -177,13 +177,13 @@ def at_inputs(grad_x: Tensor, x: Tensor, neuron: Neuron) -> Tensor:
     return result.add_(by_mask)
 
 
-def _rows(maps: Tensor) -> Tensor:
+def to_rows(maps: Tensor) -> Tensor:
     """[N, C, P, Q] → [N·P·Q, C], a view of channels-last maps; [N, C] as it is."""
     return (maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]) if maps.dim() == 4 else maps).contiguous()
 
 
 def like_rows(rows: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of `_rows`, for rows in any shape: channels-last maps, or a matrix."""
+    """The inverse of `to_rows`, for rows in any shape: channels-last maps, or a matrix."""
     if len(shape) == 2:
         return rows.view(*shape)
     batch, channels, height, width = shape

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttfs_triton.data.events import EventWindows, first_spike_levels, first_spikes
+from ttfs_triton.data.events import EventWindows, first_spikes
 
 SENSOR = (5, 7)
 
@@ -50,7 +50,7 @@ def test_first_spikes_are_those_of_the_definition(rows, count, length, pool, sta
     assert found.shape == shape == windows.shape(SENSOR)
     assert found.dtype == np.float32
     assert (found == expected.astype(np.float64).astype(np.float32)).all()
-    levels = first_spike_levels(events, SENSOR, windows, start=start, stop=stop)
+    levels = first_spikes(events, SENSOR, windows, start=start, stop=stop, levels=True)
     assert levels.dtype == np.uint8
     assert (levels == np.vectorize(lambda a: -(-255 * a.numerator // a.denominator), otypes=[int])(expected)).all()
 
@@ -58,7 +58,7 @@ def test_first_spikes_are_those_of_the_definition(rows, count, length, pool, sta
 def test_an_event_is_no_silence_however_late_and_a_recording_without_events_is():
     events = recording((0, 0, 0, 0), (10**9 - 1, 1, 0, 1))
     assert first_spikes(events, (1, 2), EventWindows())[1, 0, 1] == np.float32(1e-9)
-    assert first_spike_levels(events, (1, 2), EventWindows()).tolist() == [[[255, 0]], [[0, 1]]]
+    assert first_spikes(events, (1, 2), EventWindows(), levels=True).tolist() == [[[255, 0]], [[0, 1]]]
     for windows in (EventWindows(2, 10), EventWindows(2)):
         assert first_spikes(recording(), SENSOR, windows).tolist() == np.zeros((4, *SENSOR)).tolist()
 
@@ -83,9 +83,8 @@ def test_events_of_other_libraries_are_read():
     ],
 )
 def test_impossible_events_are_refused(events, error, message):
-    for function in (first_spikes, first_spike_levels):
-        with pytest.raises(error, match=f"{function.__name__}: .*{message}"):
-            function(events, SENSOR, EventWindows())
+    with pytest.raises(error, match=f"first_spikes: .*{message}"):
+        first_spikes(events, SENSOR, EventWindows())
     with pytest.raises(ValueError, match=r"first_spikes: stop must not be before start \(5\); got 4"):
         first_spikes(recording((5, 0, 0, 0)), SENSOR, EventWindows(), stop=4)
 

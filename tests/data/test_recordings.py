@@ -11,7 +11,7 @@ from recipes.make_events import write_aedat, write_bin
 from ttfs_triton.data import decode
 from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.event_files import read_aedat
-from ttfs_triton.data.events import EventWindows, first_spike_levels
+from ttfs_triton.data.events import EventWindows, first_spikes
 from ttfs_triton.data.images import load_images
 from ttfs_triton.data.recordings import GESTURES, find_recordings
 
@@ -50,7 +50,7 @@ def test_n_mnist_is_read_as_published(n_mnist):
     assert (train.labels.tolist(), test.labels.tolist(), train.class_names) == ([0, 0, 1], [0, 1], ["3", "8"])
     assert (train.split, test.split, train.name) == ("Train", "Test", str(n_mnist))
     for seed, image in enumerate(train.images):
-        assert image.equal(torch.from_numpy(first_spike_levels(events(seed), (34, 34), WINDOWS, start=0)))
+        assert image.equal(torch.from_numpy(first_spikes(events(seed), (34, 34), WINDOWS, start=0, levels=True)))
     assert train.fingerprint != load_images(None, n_mnist, events=EventWindows(2, 60)).fingerprint
     assert len(load_images(None, n_mnist, events=WINDOWS, max_samples=2)) == 2
 
@@ -63,10 +63,11 @@ def test_gestures_are_cut_out_of_their_files(gestures):
     found = read_aedat(gestures / "user0_led.aedat")
     for image, (start, stop) in zip(train.images, ((100, 300), (300, 420), (500, 999)), strict=True):
         part = found[(found["t"] >= start) & (found["t"] < stop)]
-        assert image.equal(torch.from_numpy(first_spike_levels(part, (128, 128), windows, start=start, stop=stop)))
+        levels = first_spikes(part, (128, 128), windows, start=start, stop=stop, levels=True)
+        assert image.equal(torch.from_numpy(levels))
     windows = EventWindows(1, 1000, 4)  # longer; the next gesture is not in it
     part = found[(found["t"] >= 100) & (found["t"] < 300)]
-    expected = torch.from_numpy(first_spike_levels(part, (128, 128), windows, start=100))
+    expected = torch.from_numpy(first_spikes(part, (128, 128), windows, start=100, levels=True))
     assert load_images(None, gestures, events=windows).images[0].equal(expected)
 
 

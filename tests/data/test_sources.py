@@ -182,25 +182,25 @@ def rows_with(**features: object) -> Rows:
 )
 def test_columns_are_detected(features, image, label):
     rows = rows_with(**features)
-    assert sources.image_column(rows) == image
-    assert sources.label_column(rows) == label
+    assert sources.find_column(rows, "image_column") == image
+    assert sources.find_column(rows, "label_column") == label
 
 
 TWICE = {"image": IMAGE, "img": IMAGE, "label": CLASS, "fine_label": CLASS}
 
 
 @pytest.mark.parametrize(
-    ("column", "name", "features", "message"),
+    ("argument", "name", "features", "message"),
     [
-        (sources.label_column, "labels", TWICE, r"must be a column of .*; got 'labels'\. Columns: image \("),
-        (sources.image_column, None, TWICE, r"ambiguous \(image or img\)\. Columns: image \(.*\), .*--image-column"),
-        (sources.label_column, None, TWICE, r"ambiguous \(label or fine_label\)\. .*\(int64\).*--label-column"),
-        (sources.image_column, None, {"x": INTEGER}, r"must be named .*not recognised\. Columns: x \(int64\)"),
-        (sources.label_column, None, {"x": INTEGER}, "label_column must be named for the train split of a/b"),
+        ("label_column", "labels", TWICE, r"must be a column of .*; got 'labels'\. Columns: image \("),
+        ("image_column", None, TWICE, r"ambiguous \(image or img\)\. Columns: image \(.*\), .*--image-column"),
+        ("label_column", None, TWICE, r"ambiguous \(label or fine_label\)\. .*\(int64\).*--label-column"),
+        ("image_column", None, {"x": INTEGER}, r"must be named .*not recognised\. Columns: x \(int64\)"),
+        ("label_column", None, {"x": INTEGER}, "label_column must be named for the train split of a/b"),
     ],
 )
-def test_columns_that_are_not_plain_must_be_named(column, name, features, message):
-    assert sources.image_column(rows_with(**TWICE), "img") == "img"
-    assert sources.label_column(rows_with(**TWICE), "fine_label") == "fine_label"
+def test_columns_that_are_not_plain_must_be_named(argument, name, features, message):
+    assert sources.find_column(rows_with(**TWICE), "image_column", "img") == "img"
+    assert sources.find_column(rows_with(**TWICE), "label_column", "fine_label") == "fine_label"
     with pytest.raises(ValueError, match=message):
-        column(rows_with(**features), name)
+        sources.find_column(rows_with(**features), argument, name)

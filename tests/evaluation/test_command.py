@@ -1,4 +1,4 @@
-"""`recipes/evaluate.py` from start to finish."""
+"""`ttfs evaluate` from start to finish."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`recipes/export.py` from start to finish."""
+"""`ttfs export` from start to finish."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`recipes/frontier.py` from start to finish, and again."""
+"""`ttfs sweep` from start to finish, and again."""
 
 import csv
 import json

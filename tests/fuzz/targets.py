@@ -159,7 +159,7 @@ def _flags(folder: Path, content: bytes) -> object:
         if command == "train":
             return parse_config(_written(folder, "a.yaml", b"dataset: sample\n"), "", words)
         options = {"convert": ConvertOptions, "export": ExportOptions}.get(command, CalibrateOptions)
-        return options(**parse_options(options, prog="", description="", arguments=words))
+        return options(**parse_options(options, description="", arguments=words))
 
 
 def _name(folder: Path, content: bytes) -> object:

@@ -12,7 +12,7 @@ from ttfs_triton.hardware import count, simulate
 from ttfs_triton.hardware.cost import Cost, EventWeights
 from ttfs_triton.nn import DFTConv2d, Grid, LatencyEncoder, NetworkError, Neuron, PotentialReadout, network_graph
 from ttfs_triton.nn.chip import put_on_grid
-from ttfs_triton.train.options import parse_target
+from ttfs_triton.train.options import TargetOptions
 from ttfs_triton.train.target import CostedNetwork, Target
 
 
@@ -75,8 +75,8 @@ def test_delivered_spikes_and_cost_by_hand():
     assert layers["mix"].active_inputs == pooled["narrow"] + pooled["wide"] + pooled["stem"]
     simulated = simulate(model, [images], steps=64)
     assert [layer.synapses for layer in simulated.counts.layers] == [layer.synapses for layer in counts.layers]
-    price = Cost("delivered", 0.0, {"narrow": EventWeights(delivered=1.0), "stem": EventWeights(delivered=8.0)})
-    wanted = parse_target(None, 0.4, None)
+    price = Cost(0.0, {"narrow": EventWeights(delivered=1.0), "stem": EventWeights(delivered=8.0)})
+    wanted = TargetOptions(target_operations=0.4).target
     assert wanted is not None
     costed = CostedNetwork(model, network_graph(model), Target(wanted, (price,), (0.0,)))
     with costed.watching():

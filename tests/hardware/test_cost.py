@@ -87,7 +87,6 @@ def test_least_cost_counts_what_spikes_cause(saved):
     """Of each window of four neurons all fire, where that saves more than the window's one spike causes behind it."""
     counts, graph = counted()
     cost = Cost(
-        "made up",
         1.0,
         {
             "conv1": EventWeights(spike=-saved, spike_time=0.5, delivered=2.0),
@@ -107,7 +106,7 @@ def test_neurons_that_pooling_leaves_out_cause_nothing():
     torch.manual_seed(0)
     network = TTFSNetwork(NetworkConfig("4C3p0-P2-8", image_size=(7, 7)))
     counts, graph = count(network, [torch.rand(2, 1, 7, 7)]), network_graph(network, (1, 7, 7))
-    cost = Cost("made up", 0.0, {"conv1": EventWeights(spike=-1.0, delivered=50.0)})
+    cost = Cost(0.0, {"conv1": EventWeights(spike=-1.0, delivered=50.0)})
     assert cost.bounds(counts, graph)[0] == -4 * 5 * 5
 
 

@@ -36,7 +36,7 @@ def test_card_has_its_sections_and_figures_and_no_leftovers(facts):
         assert leftover not in card.partition("---\n\n")[2].replace("None: trained from random weights", ""), leftover
     assert render_card(facts, "org/name", license="mit", chips=["odin"]) == card
     for part in (
-        *(f"**{facts.results.accuracy:.2%}**", "| odin |", "32 steps a window", facts.weights_sha256),
+        *(f"**{facts.results.test_accuracy:.2%}**", "| odin |", "32 steps a window", facts.weights_sha256),
         *("| conv1 |", "| fc1 |", "| readout |", "Licence of the model: mit", "Licence: MIT. Source: Xiao"),
         "not known to be the whole test set",  # 100 of 1,000
     ):
@@ -51,14 +51,14 @@ def test_card_has_its_sections_and_figures_and_no_leftovers(facts):
 def test_metadata_and_results_are_what_the_hub_reads(facts):
     assert not ModelCard(render_card(facts, "org/name")).data.eval_results  # of 100 of 1,000 images
     full = replace(facts, data=replace(facts.data, id="ylecun/mnist", name="MNIST", test_images=100))
-    card = render_card(replace(full, results=replace(facts.results, limited=False)), "org/name", license="mit")
+    card = render_card(replace(full, settings=facts.settings | {"max_test_samples": None}), "org/name", license="mit")
     assert "not known to be the whole test set" not in card
     data = ModelCard(card).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("ttfs-triton", "image-classification", "mit")
     assert data.datasets == ["ylecun/mnist"]
     assert {"spiking-neural-network", "time-to-first-spike"} <= set(data.tags)
     figures = {result.metric_type: result.metric_value for result in data.eval_results}
-    assert figures["accuracy"] == full.results.accuracy
+    assert figures["accuracy"] == full.results.test_accuracy
     assert figures["sparsity"] == pytest.approx(full.results.sparsity, abs=1e-6)
     assert {(result.dataset_type, result.dataset_split) for result in data.eval_results} == {("ylecun/mnist", "test")}
 
@@ -66,7 +66,7 @@ def test_metadata_and_results_are_what_the_hub_reads(facts):
 def test_energies_are_those_of_the_runs_counts(facts):
     card = render_card(facts, "org/name", chips=["odin", "lemaire45:int8"])
     for chip in ("odin", "lemaire45:int8"):
-        found = estimate(facts.results.counts, chip, RunOptions(steps=CARD_STEPS))
+        found = estimate(facts.counts, chip, RunOptions(steps=CARD_STEPS))
         (row,) = [line for line in card.splitlines() if line.startswith(f"| {chip} |")]
         assert row.split(" | ")[CARD_HEADERS.index("all priced operations")] == energy_range(found.total)
 
@@ -128,14 +128,12 @@ def test_nothing_of_this_machine_is_published(run, monkeypatch):
 def test_hostile_names_stay_text(facts):
     hostile = 'a`b|c](http://x)<img src="x">\n---\n# d {{ e }} *f*'
     model = TTFSModel(facts.model.config, class_names=[f"{hostile}{place}" for place in range(10)])
-    counts = facts.results.counts
-    layers = tuple(replace(layer, name=hostile) for layer in counts.layers)
-    results = replace(facts.results, counts=replace(counts, layers=layers))
+    counts = replace(facts.counts, layers=tuple(replace(layer, name=hostile) for layer in facts.counts.layers))
     data = replace(facts.data, name=hostile, licence=hostile, source=hostile)
     settings = {"model": f"```{hostile}"}
     training = facts.training | {"device": hostile, "versions": {"torch": hostile}}
     card = render_card(
-        replace(facts, model=model, results=results, data=data, training=training, settings=settings), "org/name"
+        replace(facts, model=model, counts=counts, data=data, training=training, settings=settings), "org/name"
     )
     body = card.partition("---\n\n")[2]
     assert "<img" not in re.sub(r"\\<img", "", re.sub(r"(?s)```yaml.*?```", "", body))

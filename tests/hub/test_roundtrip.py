@@ -18,7 +18,7 @@ from ttfs_triton.model.hub import HubError
 @pytest.fixture(scope="module")
 def published(trained, hub, client):
     """Name of the repository with the trained network."""
-    client.run(f"found = publish({str(trained)!r}, 'org/model', license='mit'); print(found.url)")
+    client.run(f"_, url = publish({str(trained)!r}, 'org/model', license='mit'); print(url)")
     return "org/model"
 
 

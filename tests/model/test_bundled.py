@@ -50,7 +50,7 @@ def test_unknown_names_are_refused_and_a_local_folder_comes_first(tmp_path, monk
                 load(f"bundled:{name}")
     with pytest.raises(WeightsError, match=r"must be one of .*bundled:cnn1-mnist.*; got bundled:"):
         open_weights("bundled:")
-    with pytest.raises(LoadError, match="revision must be None for a bundled network; got 'main'"):
+    with pytest.raises(LoadError, match="revision must be None for a model on this machine; got 'main'"):
         find_model("bundled:cnn1-mnist", revision="main")
     monkeypatch.chdir(tmp_path)
     TTFSModel(NetworkConfig("4C3-P2-8", image_size=(8, 8))).save_pretrained("bundled:cnn1-mnist")

@@ -132,7 +132,7 @@ def test_what_is_not_there_is_refused(tmp_path, trained):
     ):
         with pytest.raises(LoadError, match=message):
             TTFSModel.from_pretrained(source)
-    with pytest.raises(LoadError, match="revision must be None for a local model; got 'main'"):
+    with pytest.raises(LoadError, match="revision must be None for a model on this machine; got 'main'"):
         TTFSModel.from_pretrained(trained, revision="main")
     with pytest.raises(LoadError, match="revision must be given once"):
         TTFSModel.from_pretrained("org/name@one", revision="two")

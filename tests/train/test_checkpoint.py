@@ -25,7 +25,8 @@ from ttfs_triton.train.run_folder import RunFolder
 
 def save(folder: Path, step: int, keep_last: int = 100, **state: Any) -> Path:
     tensors = {"model": {"weight": torch.full((5,), float(step))}, "average": {}}
-    return save_checkpoint(folder, step, tensors=tensors, state={"step": step, **state}, keep_last=keep_last)
+    save_checkpoint(folder, step, tensors=tensors, state={"step": step, **state}, keep_last=keep_last)
+    return checkpoint_path(folder, step)
 
 
 def steps(folder: Path) -> list[int]:

@@ -10,7 +10,7 @@ from recipes.make_events import main as make_events
 from ttfs_triton.convert.calibrate_grid import main as calibrate
 from ttfs_triton.convert.command import main as convert
 from ttfs_triton.data.event_files import read_bin
-from ttfs_triton.data.events import first_spike_levels, first_spikes
+from ttfs_triton.data.events import first_spikes
 from ttfs_triton.evaluation import load_network, load_test_images
 from ttfs_triton.evaluation.command import main as evaluate
 from ttfs_triton.hub.card import render_card
@@ -62,7 +62,7 @@ def test_event_windows_are_part_of_the_network(run):
     path = next((config.data_dir / "Test").glob("*/*.bin"))
     model = TTFSModel.from_pretrained(run / "best")
     expected = model.classify(torch.from_numpy(first_spikes(read_bin(path), (34, 34), config.events, start=0)))
-    levels = first_spike_levels(read_bin(path), (34, 34), config.events, start=0)
+    levels = first_spikes(read_bin(path), (34, 34), config.events, start=0, levels=True)
     assert model.classify(torch.from_numpy(levels)).top == model.classify(path).top == model.classify(str(path)).top
     assert model.classify(path).top[0].probability == pytest.approx(expected.top[0].probability, abs=0.05)
     with pytest.raises(ValueError, match=r"classify: image 0 .*must be a recording, .bin, .aedat, .npz; got config"):

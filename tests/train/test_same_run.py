@@ -157,7 +157,7 @@ def test_average_that_is_not_a_number_stops_a_run_before_it_is_saved(config):
     def spoil(loop):
         next(loop.average.module.parameters()).data.fill_(float("nan"))
 
-    with pytest.raises(NonFiniteLossError, match=r"epoch 2: the scored weights must be finite; got inf or nan in"):
+    with pytest.raises(NonFiniteLossError, match=r"epoch 2: the scored weights must be finite; got .* values of"):
         train(change(config, epochs=2), callbacks=[At(11, spoil)])
     assert [path.stem for path in (config.output_dir / "checkpoints").iterdir()] == ["step-00000008"]
 

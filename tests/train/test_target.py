@@ -19,7 +19,7 @@ from ttfs_triton.train import train
 from ttfs_triton.train.config import make_config
 from ttfs_triton.train.display import _target_words
 from ttfs_triton.train.lagrange import LagrangeMultipliers, SilentChannels
-from ttfs_triton.train.options import Wanted, parse_target
+from ttfs_triton.train.options import TargetOptions, Wanted
 from ttfs_triton.train.target import CostedNetwork, Target, count_spikes, make_target
 
 
@@ -78,7 +78,7 @@ def costed(wanted, specification="4C3-P2-6C3p0-P2-8", **options):
     if isinstance(wanted, str):  # a chip
         counts, options = count(network, [images]), RunOptions(steps=16)
         wanted = None, None, f"{wanted}:{mean(energy_cost(counts, wanted, options).bounds(counts, graph))}"
-    parsed = parse_target(*wanted)
+    parsed = TargetOptions(**dict(zip(TargetOptions.model_fields, wanted, strict=False))).target
     assert parsed is not None
     return CostedNetwork(network, graph, make_target(parsed, network, images, steps=16)), images
 

@@ -35,13 +35,13 @@ TRAINING = {
 }
 # In braces stand fixtures.
 OTHERS = {
-    "analog": "recipes/evaluate.py {vgg11} --chip all --steps 4 --max-test-samples 6 --output-dir {tmp_path}/out",
-    "sweep": "recipes/evaluate.py {trained} --sweep --max-test-samples 6 --output-dir {tmp_path}/out",
-    "convert": "recipes/convert.py {ann} --dataset sample --mean 0.3 --std 0.4 --calibration-images 16 "
+    "analog": "ttfs evaluate {vgg11} --chip all --steps 4 --max-test-samples 6 --output-dir {tmp_path}/out",
+    "sweep": "ttfs evaluate {trained} --sweep --max-test-samples 6 --output-dir {tmp_path}/out",
+    "convert": "ttfs convert {ann} --dataset sample --mean 0.3 --std 0.4 --calibration-images 16 "
     "--output-dir {tmp_path}/converted",
-    "onnx": "recipes/export.py {trained} --format onnx --output {tmp_path}/a.onnx --check --check-images 6",
-    "nir": "recipes/export.py {trained} --format nir --steps 16 --output {tmp_path}/a.nir --check --check-images 6",
-    "publish": "recipes/publish.py {trained} --repo-id you/mnist-cnn1 --dry-run",
+    "onnx": "ttfs export {trained} --format onnx --output {tmp_path}/a.onnx --check --check-images 6",
+    "nir": "ttfs export {trained} --format nir --steps 16 --output {tmp_path}/a.nir --check --check-images 6",
+    "publish": "ttfs publish {trained} --repo-id you/mnist-cnn1 --dry-run",
     "tune": "bench/kernels.py --device cuda --tune --quick --shapes {tmp_path}/layer.json --batch-size 2 "
     "--dtypes fp16 --sigma 1 --output {tmp_path}",
     "train_step": "bench/train_step.py --device cuda --model cnn1 --width 0.0625 --batch-size 2 --repeats 1 "
@@ -60,9 +60,9 @@ def _possible() -> None:
 
 
 def run(command: str, cache: Path) -> str:
-    """The output of a script on the virtual device."""
+    """The output of a script, or of the command `ttfs`, on the virtual device."""
     variables = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache / "datasets")}
-    words = ("-m", "tests.virtual_cuda", *shlex.split(command))
+    words = ("-m", "tests.virtual_cuda", *shlex.split(re.sub("^ttfs ", "ttfs_triton/ttfs.py ", command)))
     return run_python(*words, interpret=True, **variables, TTFS_KERNELS_BACKEND="torch")
 
 
@@ -102,7 +102,7 @@ def test_float16_run_is_scored_counted_simulated_and_priced(trained, tmp_path, c
     summary = json.loads((trained / "summary.json").read_text())
     assert (summary["device"], summary["mixed_precision"]) == ("virtual CUDA device", "fp16")
     flags = f"--chip all --steps 8 --max-test-samples 20 --report {tmp_path / 'page.html'}"
-    run(f"recipes/evaluate.py {trained} {flags} --output-dir {tmp_path / 'out'}", cache)
+    run(f"ttfs evaluate {trained} {flags} --output-dir {tmp_path / 'out'}", cache)
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert found["images"] == 20
     assert found["simulation"]["steps"] == 8

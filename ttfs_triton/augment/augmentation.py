@@ -52,7 +52,13 @@ class Augmentation(AugmentationOptions):
                 reflected border, or have a number of channels that AutoAugment does not take.
             TypeError: the images are not uint8.
         """
-        self._check(images, indices)
+        if images.dtype != torch.uint8:
+            raise TypeError(f"Augmentation: images must be uint8; got {images.dtype}. Augment before scaling.")
+        if indices.shape != (len(images),):
+            raise ValueError(
+                f"Augmentation: indices must be one for each image; got {tuple(indices.shape)} for {len(images)} "
+                "images. Pass the images' places in their data set."
+            )
         self.check_shape(images.shape[1:])
         if not self.changes_images:
             return to_float(images)
@@ -80,15 +86,6 @@ class Augmentation(AugmentationOptions):
         for rows in policy.draw(words).unbind(1):
             images = apply_operations(images, rows, policy, fill)
         return images
-
-    def _check(self, images: Tensor, indices: Tensor) -> None:
-        if images.dtype != torch.uint8:
-            raise TypeError(f"Augmentation: images must be uint8; got {images.dtype}. Augment before scaling.")
-        if indices.shape != (len(images),):
-            raise ValueError(
-                f"Augmentation: indices must be one for each image; got {tuple(indices.shape)} for {len(images)} "
-                "images. Pass the images' places in their data set."
-            )
 
     def check_shape(self, shape: Sequence[int]) -> None:
         """Raise ValueError unless images of this shape, (C, height, width), can be augmented."""

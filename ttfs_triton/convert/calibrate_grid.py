@@ -24,7 +24,7 @@ from ttfs_triton.convert.command import CalibrationImages, check_folder, write_f
 from ttfs_triton.model import TTFSModel, find_model
 from ttfs_triton.nn import Grid, put_on_grid
 from ttfs_triton.nn.chip import check_registers
-from ttfs_triton.nn.graph import Stage, readout_time
+from ttfs_triton.nn.graph import Stage
 from ttfs_triton.nn.grid import MOST_STEPS
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.trace import evaluating, network_graph
@@ -100,7 +100,7 @@ def _put_on_grid(network: nn.Module, grid: Grid | None) -> None:
 def _outputs(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
     """Activations, or a readout's potentials: its spike times would be too coarse to fit."""
     if isinstance(stage.layer, Readout):
-        return stage.layer.potential(inputs, at="end" if readout_time(stage.layer) == "potential_end" else "start")
+        return stage.layer.potential(inputs, at=getattr(stage.layer, "at", "start"))
     return stage.activations(inputs, skip)
 
 
@@ -176,4 +176,4 @@ def run(options: CalibrateOptions) -> Calibration:
     return found
 
 
-main = partial(run_command, CalibrateOptions, run, prog="calibrate.py")
+main = partial(run_command, CalibrateOptions, run)

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from pydantic_core import to_jsonable_python
 from torch import Tensor, nn
@@ -21,8 +20,8 @@ from ttfs_kernels.rule import fire
 from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.nn import AnalogEncoder, DFTConv2d, DFTLinear, Grid, SignedEncoder
 from ttfs_triton.nn.graph import NetworkGraph, Stage
+from ttfs_triton.nn.on_chip import contract
 from ttfs_triton.nn.trace import evaluating, network_graph
-from ttfs_triton.nn.weighted import WeightedConv2d
 from ttfs_triton.table import Table
 
 # Grids of 17 initial potentials, each eight times finer than the one before. The first reaches two threshold heights
@@ -64,8 +63,7 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON values."""
-        values = to_jsonable_python(self) | {"grid": None if self.grid is None else self.grid.to_dict()}
-        return {key: value for key, value in values.items() if value is not None}
+        return {key: value for key, value in to_jsonable_python(self).items() if value is not None}
 
     def table(self) -> Table:
         """The result as a table for a terminal."""
@@ -225,10 +223,8 @@ def _potentials(stage: Stage, inputs: Tensor, skip: Tensor | None) -> tuple[Tens
     """A layer's membrane potentials A without the initial potential, and their slopes W without σ."""
     layer = stage.weighted
     x = layer.normalise(inputs) if isinstance(layer, AnalogEncoder | SignedEncoder) else inputs
-    contract = partial(F.linear, weight=layer.effective_weight())
-    if isinstance(layer, WeightedConv2d):
-        contract = partial(F.conv2d, weight=layer.effective_weight(), **layer.geometry)
-    potential, slope = contract(x), contract((x > 0).to(x.dtype))
+    weight = layer.effective_weight()
+    potential, slope = contract(layer, x, weight), contract(layer, (x > 0).to(x.dtype), weight)
     delayed = layer.skip_weights()
     if skip is not None and delayed is not None:
         delayed = delayed.view(-1, *[1] * (skip.dim() - 2))

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import rich
 import torch
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from rich.console import Console
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from ttfs_triton.command_line import run_command
 from ttfs_triton.convert.conversion import Converted, calibrate_converted, convert
 from ttfs_triton.convert.from_ann import convert_ann
 from ttfs_triton.convert.layouts import TrainedAs
-from ttfs_triton.convert.source import ConversionError, Weights, open_weights
+from ttfs_triton.convert.source import ConversionError, Weights, load_state, open_weights
 from ttfs_triton.data.images import ImageData, draw_images, load_images
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.model.description import ModelDescription
@@ -29,12 +29,11 @@ from ttfs_triton.model.files import write_model
 from ttfs_triton.model.own_network import build_network_of
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
 from ttfs_triton.nn.config import Encoder
+from ttfs_triton.shared_options import CommandOptions
 
 
-class CalibrationImages(BaseModel):
+class CalibrationImages(CommandOptions):
     """Options that choose training images to calibrate on, for all commands that calibrate."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     dataset: str | None = None
     """Calibrate on training images of this Hub data set, or of "sample"."""
@@ -206,10 +205,7 @@ def _run_traced(options: ConvertOptions, builder: str, weights: Weights) -> None
     names, shape = data.class_names, tuple(images.shape[1:])
     sizes: Any = {"in_channels": shape[0], "image_size": shape[1:], "classes": options.classes or len(names)}
     model = build_network_of(builder, **sizes)
-    try:
-        model.load_state_dict(weights.tensors)
-    except RuntimeError as error:
-        raise ConversionError(f"convert: {weights.name} must hold the weights of {builder}; {error}") from error
+    load_state(model, weights.tensors, f"{weights.name} must hold the weights of {builder}")
     chosen: dict[str, Any] = {
         name: value
         for name in ("psp_persistence", "encoder", "mean", "std", "readout", "calibrate", "percentile", "seed")
@@ -309,4 +305,4 @@ def _overrides(options: ConvertOptions, weights: Weights) -> dict[str, Any]:
     return overrides
 
 
-main = partial(run_command, ConvertOptions, run, prog="convert.py")
+main = partial(run_command, ConvertOptions, run)

@@ -19,7 +19,7 @@ from ttfs_triton.convert.ann import trace_ann
 from ttfs_triton.convert.build import specification_of
 from ttfs_triton.convert.calibration import Calibration, calibrate_network, fit_range
 from ttfs_triton.convert.layouts import NO_STATISTICS, PAPER, Layout, Statistics, TrainedAs, foreign_layout
-from ttfs_triton.convert.source import ConversionError, Weights, open_weights
+from ttfs_triton.convert.source import ConversionError, Weights, load_state, open_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.table import Table
@@ -121,7 +121,6 @@ class _Source:
 def convert(
     source: str | Path | Weights,
     *,
-    sha256: str | None = None,
     config: NetworkConfig | None = None,
     classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
@@ -138,7 +137,6 @@ def convert(
 
     Args:
         source: a source that `open_weights` reads, or its result.
-        sha256: see `open_weights`.
         config: configuration of a source of this package that has no config.json beside it. For a source of another
             project, only its mean and std are used, if nothing else gives them.
         classes: number of classes wanted. Default: the source's.
@@ -171,7 +169,7 @@ def convert(
         >>> converted.network(torch.rand(2, 3, 8, 8)).shape
         torch.Size([2, 10])
     """
-    weights = source if isinstance(source, Weights) else open_weights(source, sha256=sha256)
+    weights = source if isinstance(source, Weights) else open_weights(source)
     if wrong := sorted(set(overrides) - FREE):
         raise ConversionError(
             f"convert: overrides must be among {', '.join(sorted(FREE))}; got {', '.join(wrong)}. The weights "
@@ -183,14 +181,7 @@ def convert(
         found = _own(weights, config, size, trained_as, statistics, keep_standardisation)
     else:
         fallback = None if config is None else (config.mean, config.std)
-        layout = foreign_layout(
-            weights.tensors,
-            image_size=size,
-            trained_as=trained_as,
-            statistics=statistics,
-            fallback=fallback,
-            config=weights.config,
-        )
+        layout = foreign_layout(weights, size, trained_as, statistics, fallback)
         found = _foreign(weights, layout, trained_as)
     if not replace_head and classes not in (None, found.config.classes):
         raise ConversionError(
@@ -251,7 +242,7 @@ def _own(
     with torch.random.fork_rng(devices=[]):  # keeps the caller's random state
         network = TTFSNetwork(own.replace(mean=mean or own.mean, std=std or own.std, grid=None))
     tensors = {name: tensor for name, tensor in weights.tensors.items() if not name.endswith(".log2_unit")}
-    _load(network, tensors)
+    load_state(network, tensors, f"the weights must be those of {own.specification}")
     network.fold_batch_norm()
     if not keep_standardisation:
         network.fold_standardisation()
@@ -379,14 +370,5 @@ def _network(config: NetworkConfig, state: Mapping[str, Tensor]) -> TTFSNetwork:
     with torch.random.fork_rng(devices=[]):
         network = TTFSNetwork(config)
     zeros = {name: torch.zeros_like(value) for name, value in network.state_dict().items() if name.endswith(".bias")}
-    _load(network, zeros | dict(state))
+    load_state(network, zeros | dict(state), f"the weights must be those of {config.specification}")
     return network.eval()
-
-
-def _load(network: TTFSNetwork, state: Mapping[str, Tensor]) -> None:
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise ConversionError(
-            f"convert: the weights must be those of {network.config.specification}; {error}"
-        ) from error

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.convert.source import ConversionError
+from ttfs_triton.convert.source import ConversionError, Weights, load_state
 
 TrainedAs = Literal["ann", "direct", "proxy"]
 """Which of the paper's networks a file holds. "ann": its ANN. "direct", models/snn_directTrain_model.py: an analog
@@ -100,39 +100,35 @@ class Layout:
             if isinstance(module, nn.Linear) and f"{name}.weight" in found:
                 # A convolution whose kernel covers its whole input is a fully connected layer.
                 found[f"{name}.weight"] = found[f"{name}.weight"].flatten(1)
-        try:
-            named.load_state_dict(found, assign=True)
-        except RuntimeError as error:
-            raise ConversionError(f"convert: the weights must be those of {self.name}; {error}") from error
+        load_state(named, found, f"the weights must be those of {self.name}", assign=True)
         return nn.Sequential(*(module for _, module in self.modules)).eval()
 
 
 def foreign_layout(
-    tensors: Mapping[str, Tensor],
-    *,
-    image_size: tuple[int, int] | None = None,
-    trained_as: TrainedAs | None = None,
-    statistics: Statistics = (None, None),
-    fallback: Statistics | None = None,
-    config: Mapping[str, Any] | None = None,
+    weights: Weights,
+    image_size: tuple[int, int] | None,
+    trained_as: TrainedAs | None,
+    statistics: Statistics,
+    fallback: Statistics | None,
 ) -> Layout:
     """Recognise a VGG network of another project by the names and shapes of its tensors.
 
     Args:
-        tensors, trained_as: see `convert`.
+        weights: the weights; the config.json beside them may give mean, std and image size, as timm writes them.
         image_size: (height, width) of the converted network's images. None: the size that its head was made for.
-        statistics: mean and std of the network's training images. None: from `config`, else known values.
+        trained_as: see `convert`.
+        statistics: mean and std of the network's training images. None: from config.json, else known values.
         fallback: mean and std to use if nothing else gives them.
-        config: content of the config.json beside the weights, as timm writes it: mean, std and image size.
     Raises:
         ConversionError: the names match no known network, or not a whole one, or `trained_as` is needed.
     """
+    tensors = weights.tensors
     names, convolutions, dense = _recognised(tensors)
     _check_trained_as(names, trained_as)
     first, head = tensors[f"{next(iter(convolutions))}.weight"], tensors[f"{next(iter(dense))}.weight"]
     channels, classes = first.shape[1], len(tensors[f"{list(dense)[-1]}.weight"])
     latency = names is PAPER and channels == 1  # the paper's network for MNIST
-    timm, assumptions = _timm_values(config), ["a 2×2 pool ends the convolutions"]
+    timm, assumptions = _timm_values(weights.config), ["a 2×2 pool ends the convolutions"]
     places = head[0].numel() / len(tensors[f"{list(convolutions)[-1]}.weight"])  # that the head reads in each map
     pools = sum(behind == 2 for behind in convolutions.values())
     average: list[tuple[str, nn.Module]] = []

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttfs_triton.model.description import CONFIG, BaseModel, ModelDescription
 from ttfs_triton.model.files import check_pair, read_config
@@ -30,6 +30,14 @@ class ConversionError(ValueError):
 
 class WeightsError(ConversionError):
     """Weights that cannot be read: not there, not reachable, damaged, or not plain tensors."""
+
+
+def load_state(module: nn.Module, tensors: Mapping[str, Tensor], rule: str, **options: Any) -> None:
+    """Load weights into a module, strictly, by `load_state_dict`; raise ConversionError with `rule` if one is wrong."""
+    try:
+        module.load_state_dict(tensors, **options)
+    except RuntimeError as error:
+        raise ConversionError(f"convert: {rule}; {error}") from error
 
 
 def plain_tensors(content: object, most_bytes: int | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -177,7 +177,12 @@ def decode_rows(
     for row, image in bad.good(row_numbers, results):
         size = size or image.shape[:2]
         if image.shape[:2] != size:
-            raise _other_size(image, row, size, int(row_numbers[bad.kept[0]]), bad)
+            first = int(row_numbers[bad.kept[0]])
+            reference = "the training images have" if first == row else f"{bad.name(first)} has"
+            raise ValueError(
+                f"load_images: image sizes must be equal; got {image.shape[0]}x{image.shape[1]} in {bad.name(row)}, "
+                f"where {reference} {size[0]}x{size[1]}. Resize with --image-size."
+            )
         more_channels = image.shape[2] > depth
         if more_channels and channels is not None:
             raise ValueError(
@@ -231,11 +236,16 @@ def check_rows(
     path = Path(datasets_config.HF_DATASETS_CACHE) / "checked-images" / f"{_key(rows, row_numbers)}.json"
     bad = BadImages(where, max_bad_images, row_names(rows, where))
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for row, reason in found["bad"]:
             bad.add(row, reason)
     else:
-        found = _check(rows, row_numbers, bad, progress)
+        digest, depth = hashlib.sha256(), 1
+        for _, (hashed, own_channels) in bad.good(row_numbers, read_rows(rows, row_numbers, read_checked, progress)):
+            digest.update(hashed)
+            depth = max(depth, own_channels)
+        damaged = list(zip(bad.rows, bad.reasons, strict=True))
+        found = {"bad": damaged, "channels": depth, "digest": digest.hexdigest()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, found)
@@ -252,14 +262,6 @@ def check_rows(
     shape = (len(kept), channels or found["channels"], *size)
     images = EncodedImages(rows, row_numbers[kept], shape, size, cropped=True)
     return Decoded(images, torch.tensor(kept, dtype=torch.int64), bad.rows, found["digest"])
-
-
-def _check(rows: datasets.Dataset, row_numbers: Tensor, bad: BadImages, progress: bool) -> dict[str, Any]:
-    digest, channels = hashlib.sha256(), 1
-    for _, found in bad.good(row_numbers, read_rows(rows, row_numbers, read_checked, progress)):
-        digest.update(found[0])
-        channels = max(channels, found[1])
-    return {"bad": list(zip(bad.rows, bad.reasons, strict=True)), "channels": channels, "digest": digest.hexdigest()}
 
 
 def read_checked(_: int, encoded: dict[str, Any] | None) -> tuple[bytes, int]:
@@ -292,14 +294,6 @@ def _key(rows: datasets.Dataset, row_numbers: Tensor) -> str:
     for encoded in rows[sampled.tolist()][column]:
         content.update(hashlib.sha256((encoded and encoded["bytes"]) or b"").digest())
     return content.hexdigest()
-
-
-def _other_size(image: np.ndarray, row: int, size: tuple[int, ...], first: int, bad: BadImages) -> ValueError:
-    reference = "the training images have" if first == row else f"{bad.name(first)} has"
-    return ValueError(
-        f"load_images: image sizes must be equal; got {image.shape[0]}x{image.shape[1]} in {bad.name(row)}, "
-        f"where {reference} {size[0]}x{size[1]}. Resize with --image-size."
-    )
 
 
 def require_memory(size: int, what: str, remedy: str = "Use --streaming to decode batch by batch.") -> None:

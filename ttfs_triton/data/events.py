@@ -63,8 +63,9 @@ def first_spikes(
     *,
     start: int | None = None,
     stop: int | None = None,
+    levels: bool = False,
 ) -> np.ndarray:
-    """Activations of the first event of each pixel and polarity in each window; the module's first formula.
+    """Activations of the first event of each pixel and polarity in each window; see the module's formulas.
 
     Args:
         events: integers t (microseconds, ascending), x, y and p (0 or 1, or bool), [n] each, in a structured array, as
@@ -73,9 +74,10 @@ def first_spikes(
         windows: number, length and pooling; its `sensor` is ignored.
         start: t₀ in microseconds. Default: the first event's time.
         stop: end of the recording in microseconds; events from there on are ignored. Default: after the last.
+        levels: return levels of 8 bits, as data sets hold them, by the second formula.
     Returns:
-        [2K, height, width], float32, in [0, 1]; channel 2k + p is polarity p in window k. A recording without events is
-        silent.
+        [2K, height, width], float32, in [0, 1], or uint8 levels; channel 2k + p is polarity p in window k. A recording
+        without events is silent.
     Raises:
         TypeError: values are not whole numbers.
         ValueError: fields are missing or have different lengths, times are not sorted, coordinates are off the
@@ -87,71 +89,47 @@ def first_spikes(
         <BLANKLINE>
                [[1. , 0.4]]], dtype=float32)
     """
-    times, length = _first_times("first_spikes", events, sensor, windows, start, stop)
-    return ((length - times) / length).astype(np.float32)  # one rounding, to no less than 1 / length
-
-
-def first_spike_levels(
-    events: np.ndarray | Mapping[str, np.ndarray],
-    sensor: tuple[int, int],
-    windows: EventWindows,
-    *,
-    start: int | None = None,
-    stop: int | None = None,
-) -> np.ndarray:
-    """`first_spikes` in 8 bits, by the module's second formula, as data sets hold it: [2K, height, width], uint8."""
-    times, length = _first_times("first_spike_levels", events, sensor, windows, start, stop)
-    return (LEVELS - LEVELS * times // length).astype(np.uint8)
-
-
-def _first_times(
-    function: str,
-    events: np.ndarray | Mapping[str, np.ndarray],
-    sensor: tuple[int, int],
-    windows: EventWindows,
-    start: int | None,
-    stop: int | None,
-) -> tuple[np.ndarray, int]:
-    """τ of each pixel and channel, [2K, height, width] int64, T without an event; and T."""
-    t, x, y, p = _checked(function, events, sensor)
+    t, x, y, p = _checked(events, sensor)
     start = start if start is not None else int(t[0]) if len(t) else 0
     if stop is not None and stop < start:
-        raise ValueError(f"{function}: stop must not be before start ({start}); got {stop}.")
+        raise ValueError(f"first_spikes: stop must not be before start ({start}); got {stop}.")
     stop = stop if stop is not None else int(t[-1]) + 1 if len(t) else start
     length = windows.length_us or max(1, -(-(stop - start) // windows.count))
     inside = slice(*np.searchsorted(t, [start, min(stop, start + windows.count * length)]))
     t, x, y, p = (values[inside] for values in (t, x, y, p))
     window, since = np.divmod(t - start, length)
     shape = windows.shape(sensor)
-    times = np.full(shape, length)
+    times = np.full(shape, length)  # τ of each pixel and channel, T without an event
     place = np.ravel_multi_index((2 * window + p, y // windows.pool, x // windows.pool), shape)
     np.minimum.at(times.reshape(-1), place, since)
-    return times, length
+    if levels:
+        return (LEVELS - LEVELS * times // length).astype(np.uint8)
+    return ((length - times) / length).astype(np.float32)  # one rounding, to no less than 1 / length
 
 
 def _checked(
-    function: str, events: np.ndarray | Mapping[str, np.ndarray], sensor: tuple[int, int]
+    events: np.ndarray | Mapping[str, np.ndarray], sensor: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Check events; return t, x, y and p, int64."""
     names = events.dtype.names or () if isinstance(events, np.ndarray) else tuple(events)
     if missing := [name for name in "txyp" if name not in names]:
         raise ValueError(
-            f"{function}: events must have the fields t, x, y and p; got {', '.join(names) or 'none'}, without "
+            f"first_spikes: events must have the fields t, x, y and p; got {', '.join(names) or 'none'}, without "
             f"{', '.join(missing)}."
         )
     columns = {name: np.asarray(events[name]) for name in "txyp"}
     for name, values in columns.items():
         if values.dtype.kind not in ("iub" if name == "p" else "iu"):
             remedy = " For seconds, give (1e6 * t).round().astype(int)." if name == "t" else ""
-            raise TypeError(f"{function}: {name} must be whole numbers; got {values.dtype}.{remedy}")
+            raise TypeError(f"first_spikes: {name} must be whole numbers; got {values.dtype}.{remedy}")
         if values.shape != columns["t"].shape or values.ndim != 1:
             shapes = {name: list(column.shape) for name, column in columns.items()}
-            raise ValueError(f"{function}: t, x, y and p must be [n], one of each for an event; got {shapes}.")
+            raise ValueError(f"first_spikes: t, x, y and p must be [n], one of each for an event; got {shapes}.")
     t, x, y, p = (values.astype(np.int64) for values in columns.values())
     if (back := np.flatnonzero(t[1:] < t[:-1])).size:
         place = int(back[0]) + 1
         raise ValueError(
-            f"{function}: t must not fall; got {t[place]} after {t[place - 1]} µs, event {place}. Sort the events, "
+            f"first_spikes: t must not fall; got {t[place]} after {t[place - 1]} µs, event {place}. Sort the events, "
             "unless a counter restarted."
         )
     height, width = sensor
@@ -159,12 +137,12 @@ def _checked(
     if off.size:
         place = int(off[0])
         raise ValueError(
-            f"{function}: events must be on the sensor of {width} × {height} pixels; got x = {x[place]}, "
+            f"first_spikes: events must be on the sensor of {width} × {height} pixels; got x = {x[place]}, "
             f"y = {y[place]} ({off.size} such events). Name the sensor that recorded them."
         )
     if ((p < 0) | (p > 1)).any():
         raise ValueError(
-            f"{function}: p must be 0 (darker) or 1 (brighter); got values from {p.min()} to {p.max()}. For -1 and "
+            f"first_spikes: p must be 0 (darker) or 1 (brighter); got values from {p.min()} to {p.max()}. For -1 and "
             "1, give p > 0."
         )
     return t, x, y, p

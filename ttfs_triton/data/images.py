@@ -16,10 +16,10 @@ import torch
 from pyarrow import compute
 from torch import Tensor
 
-from ttfs_triton.data.decode import Decoded, EncodedImages, InMemoryImages, check_rows, decode_rows
+from ttfs_triton.data.decode import EncodedImages, InMemoryImages, check_rows, decode_rows
 from ttfs_triton.data.events import EventWindows
 from ttfs_triton.data.recordings import decode_recordings, find_recordings
-from ttfs_triton.data.sources import Rows, find_rows, image_column, label_column
+from ttfs_triton.data.sources import Rows, find_column, find_rows
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +125,7 @@ def load_images(
         ValueError: data, split, columns, labels or images are not as described.
         RuntimeError: no network and no cached copy, unreadable files, or not enough memory.
     """
+    options = {"max_bad_images": max_bad_images, "progress": progress}
     if events is not None:
         beside = {"image_column": image_column, "label_column": label_column, "image_size": image_size}
         given = [name for name, value in (beside | {"cropped": cropped, "streaming": streaming}).items() if value]
@@ -134,41 +135,39 @@ def load_images(
                 f"and streaming; got {', '.join(given) or 'no data_dir'}. Recordings lie in a folder; pool makes them "
                 "smaller."
             )
-        recordings = find_recordings(Path(data_dir), split)
-        where = f"the {recordings.split} split of {recordings.origin}"
-        labels, class_names = _as_training_numbers(recordings.labels, recordings.class_names, like, where)
+        found = find_recordings(Path(data_dir), split)
+        where = f"the {found.split} split of {found.origin}"
+        labels = torch.tensor([item.label for item in found.items], dtype=torch.int64)
+        labels, class_names = _as_training_numbers(labels, found.class_names, like, where)
         row_numbers = _chosen(labels, max_samples, samples_seed)
-        options = {"max_bad_images": max_bad_images, "progress": progress}
-        decoded = decode_recordings(recordings, row_numbers, events, **options)
-        kept = labels[row_numbers[decoded.kept]]
-        return _data(decoded, kept, class_names, recordings.origin, recordings.split)
-    rows = find_rows(dataset, data_dir, split, progress=progress)
-    if rows.split != split:
-        logger.warning("load_images: %s has no %s split; using %s.", rows.origin, split, rows.split)
-    encoded, where = _encoded_images(rows, image_column), f"the {rows.split} split of {rows.origin}"
-    labels, class_names = _labels(rows, label_column, where, like)
-    row_numbers = _chosen(labels, max_samples, samples_seed)
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if like is not None and size is None:
-        size = (like.shape[2], like.shape[3])
-    channels = None if like is None else like.shape[1]
-    limits = {"channels": channels, "max_bad_images": max_bad_images, "progress": progress}
-    if cropped:
-        if size is None:
-            raise ValueError("load_images: image_size must be given for cropped images; got None. Add --image-size.")
-        decoded = check_rows(encoded, row_numbers, size, where=where, **limits)
+        decoded = decode_recordings(found, row_numbers, events, **options)
     else:
-        resize = image_size is not None
-        decoded = decode_rows(encoded, row_numbers, keep=not streaming, where=where, size=size, resize=resize, **limits)
-    names = (rows.origin, rows.split, dataset if data_dir is None else None)
-    return _data(decoded, labels[row_numbers[decoded.kept]], class_names, *names)
-
-
-def _data(
-    decoded: Decoded, labels: Tensor, class_names: list[str], name: str, split: str, dataset: str | None = None
-) -> ImageData:
+        found = find_rows(dataset, data_dir, split, progress=progress)
+        if found.split != split:
+            logger.warning("load_images: %s has no %s split; using %s.", found.origin, split, found.split)
+        where = f"the {found.split} split of {found.origin}"
+        encoded = _encoded_images(found, image_column)
+        labels, class_names = _labels(found, label_column, where, like)
+        row_numbers = _chosen(labels, max_samples, samples_seed)
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if like is not None and size is None:
+            size = (like.shape[2], like.shape[3])
+        limits = {"channels": None if like is None else like.shape[1], **options}
+        if cropped:
+            if size is None:
+                raise ValueError(
+                    "load_images: image_size must be given for cropped images; got None. Add --image-size."
+                )
+            decoded = check_rows(encoded, row_numbers, size, where=where, **limits)
+        else:
+            resize, keep = image_size is not None, not streaming
+            decoded = decode_rows(encoded, row_numbers, keep=keep, where=where, size=size, resize=resize, **limits)
+    labels = labels[row_numbers[decoded.kept]]
     fingerprint = _fingerprint(decoded.digest, decoded.images.shape, class_names, labels)
-    return ImageData(decoded.images, labels, class_names, name, split, fingerprint, decoded.skipped, dataset)
+    hub_name = dataset if data_dir is None else None
+    return ImageData(
+        decoded.images, labels, class_names, found.origin, found.split, fingerprint, decoded.skipped, hub_name
+    )
 
 
 def _chosen(labels: Tensor, max_samples: int | None, seed: int) -> Tensor:
@@ -272,7 +271,7 @@ def _stratified_choice(labels: Tensor, count: int, seed: int) -> Tensor:
 
 
 def _encoded_images(rows: Rows, name: str | None) -> datasets.Dataset:
-    column = image_column(rows, name)
+    column = find_column(rows, "image_column", name)
     table = rows.table.select_columns(column)
     try:
         table = table.cast_column(column, datasets.Image(decode=False))
@@ -293,7 +292,7 @@ def _encoded_images(rows: Rows, name: str | None) -> datasets.Dataset:
 
 def _labels(rows: Rows, name: str | None, where: str, like: ImageData | None) -> tuple[Tensor, list[str]]:
     """Labels [N] int64 and class names; with `like`, in the numbering of its classes."""
-    column = label_column(rows, name)
+    column = find_column(rows, "label_column", name)
     feature = rows.table.features[column]
     table = cast(pyarrow.Table, rows.table.select_columns(column).with_format("arrow")[:])
     values = table.column(column).combine_chunks()

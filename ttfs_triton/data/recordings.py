@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ttfs_triton.data.decode import Decoded, InMemoryImages, require_memory
 from ttfs_triton.data.event_files import READERS
-from ttfs_triton.data.events import EventWindows, first_spike_levels
+from ttfs_triton.data.events import EventWindows, first_spikes
 from ttfs_triton.data.reading import BadImages, with_progress_bar
 from ttfs_triton.data.sources import SPLIT_NAMES, divide, require_folder, visible_files
 
@@ -63,11 +63,6 @@ class Recordings:
     split: str
     origin: str
 
-    @property
-    def labels(self) -> Tensor:
-        """[n], int64."""
-        return torch.tensor([item.label for item in self.items], dtype=torch.int64)
-
 
 def find_recordings(folder: Path, split: str) -> Recordings:
     """Find the recordings of a split.
@@ -90,10 +85,10 @@ def find_recordings(folder: Path, split: str) -> Recordings:
     for name in names:
         for path in inside:
             if path.name.lower() == name and (files := _files(path)):
-                return _class_folders(files, path.name, folder)
+                return _class_folders(files, files, path.name, folder)
     known = {name for group in SPLIT_NAMES.values() for name in group}
     if names[0] in SPLIT_NAMES and not known & {path.name.lower() for path in inside} and (files := _files(folder)):
-        return _class_folders(divide(files)[names[0]], names[0], folder, _class_names(files))
+        return _class_folders(divide(files)[names[0]], files, names[0], folder)
     raise ValueError(
         f"load_images: data_dir must hold a {names[0]} split of recordings; got {str(folder)!r}. Looked for "
         f"trials_to_{names[0]}.txt of DVS-Gesture, and for .bin and .npz files in NAME/<class>/, with NAME = "
@@ -139,7 +134,7 @@ def decode_recordings(
             events = content(item.path)
             if item.stop is not None and isinstance(events, np.ndarray):
                 events = events[(events["t"] >= item.start) & (events["t"] < item.stop)]
-            levels = first_spike_levels(events, sensor, windows, start=item.start, stop=item.stop)
+            levels = first_spikes(events, sensor, windows, start=item.start, stop=item.stop, levels=True)
         except (OSError, TypeError, ValueError) as error:
             return error
         return levels if levels.any() else ValueError("no event falls into its windows")
@@ -165,7 +160,8 @@ def recording_pixels(path: Path, windows: EventWindows) -> np.ndarray:
     sensor = windows.sensor or _SENSORS.get(path.suffix)
     if sensor is None:
         raise ValueError(f"must come from a sensor whose size the network's configuration holds; got {path.name}.")
-    return first_spike_levels(READERS[path.suffix](path), sensor, windows, start=_start(path)).transpose(1, 2, 0)
+    events = READERS[path.suffix](path)
+    return first_spikes(events, sensor, windows, start=_start(path), levels=True).transpose(1, 2, 0)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -173,12 +169,9 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in visible_files(folder) if path.suffix in _SUFFIXES]
 
 
-def _class_names(files: Sequence[Path]) -> list[str]:
-    return sorted({path.parent.name for path in files})
-
-
-def _class_folders(files: Sequence[Path], split: str, folder: Path, names: list[str] | None = None) -> Recordings:
-    names = _class_names(files) if names is None else names
+def _class_folders(files: Sequence[Path], among: Sequence[Path], split: str, folder: Path) -> Recordings:
+    """The recordings in `files`, numbered by all class folders that hold the files `among`."""
+    names = sorted({path.parent.name for path in among})
     items = [Recording(path, names.index(path.parent.name), _start(path)) for path in files]
     sensors = {_SENSORS.get(path.suffix) for path in files}
     return Recordings(items, names, sensors.pop() if len(sensors) == 1 else None, split, str(folder))

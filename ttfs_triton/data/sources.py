@@ -23,8 +23,11 @@ SAMPLE_FOLDER = Path(__file__).parent.parent / "sample"
 
 # Other names under which a split is accepted, in order of preference.
 SPLIT_NAMES = {"train": ("train", "training"), "test": ("test", "testing", "validation", "valid", "val")}
-IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "fine_label")
+# Usual names of the columns, and their type.
+_COLUMNS = {
+    "image_column": (("image", "img"), datasets.Image),
+    "label_column": (("label", "fine_label"), datasets.ClassLabel),
+}
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 TEST_SHARE = 0.2
 """Share of each class that are test images, in class folders without a split."""
@@ -70,38 +73,34 @@ def find_rows(dataset: str | None, data_dir: str | Path | None, split: str, *, p
         return _hub_rows(dataset, names)
 
 
-def image_column(rows: Rows, name: str | None = None) -> str:
-    """Column of the images: `name`, or `image`, `img`, or the only one of type Image; ValueError if none is certain."""
-    features = rows.table.features
-    encoded = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    known = [column for column in IMAGE_COLUMNS if column in features]
-    return _choose_column(rows, "image_column", name, [known, encoded])
+def find_column(rows: Rows, argument: str, name: str | None = None) -> str:
+    """The column of the images or of the labels.
 
-
-def label_column(rows: Rows, name: str | None = None) -> str:
-    """Column of the labels: `name`, or `label`, `fine_label`, or the only ClassLabel; ValueError if none is certain."""
-    features = rows.table.features
-    classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    known = [column for column in LABEL_COLUMNS if column in features]
-    return _choose_column(rows, "label_column", name, [known, classes])
-
-
-def _choose_column(rows: Rows, argument: str, name: str | None, candidates: list[list[str]]) -> str:
-    features = rows.table.features.items()
-    columns = ", ".join(f"{name} ({getattr(each, 'dtype', None) or type(each).__name__})" for name, each in features)
+    Args:
+        argument: "image_column" or "label_column".
+        name: name of the column. Default: `image` or `img`, `label` or `fine_label`, or the only column of type Image,
+            or ClassLabel.
+    Raises:
+        ValueError: there is no such column, or no column is certain.
+    """
+    features, (usual, kind) = rows.table.features, _COLUMNS[argument]
+    columns = ", ".join(
+        f"{column} ({getattr(feature, 'dtype', None) or type(feature).__name__})"
+        for column, feature in features.items()
+    )
     where = f"the {rows.split} split of {rows.origin}"
-    flag = "--" + argument.replace("_", "-")
     if name is not None:
-        if name in rows.table.features:
+        if name in features:
             return name
         raise ValueError(f"load_images: {argument} must be a column of {where}; got {name!r}. Columns: {columns}.")
-    found = next((group for group in candidates if group), [])
+    found = [column for column in usual if column in features]
+    found = found or [column for column, feature in features.items() if isinstance(feature, kind)]
     if len(found) == 1:
         return found[0]
     problem = f"is ambiguous ({' or '.join(found)})" if found else "was not recognised"
     raise ValueError(
         f"load_images: {argument} must be named for {where}; got None, and it {problem}. "
-        f"Columns: {columns}. Name one with {flag}."
+        f"Columns: {columns}. Name one with --{argument.replace('_', '-')}."
     )
 
 

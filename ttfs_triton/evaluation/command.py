@@ -18,6 +18,7 @@ from ttfs_triton.data.images import ImageData
 from ttfs_triton.evaluation.load import LoadedNetwork, load_network, load_test_images
 from ttfs_triton.evaluation.options import EvaluationOptions, Found
 from ttfs_triton.evaluation.output import (
+    SCORES,
     check_output,
     facts,
     network_facts,
@@ -150,11 +151,7 @@ def _find(
         title=name,
         network=network_facts(loaded),
         dataset=data.dataset or "a local folder",
-        images=evaluation.images,
-        accuracy=evaluation.accuracy,
-        first_spike_accuracy=evaluation.first_spike_accuracy,
-        ties=evaluation.ties,
-        no_spike=evaluation.no_spike,
+        **{name: getattr(evaluation, name) for name in SCORES},
         counts=counts,
         sample=attempt("sample", options.report is not None, lambda: sample_of(loaded, data, options.sample), None),
         energy=tuple(estimate(own.counts, chip, own.options, network=name) for chip in chips),
@@ -211,4 +208,4 @@ def _lines(found: Found) -> list[str]:
     return [f"{name:<24} {value}" + (f"  ({note})" if note else "") for name, value, note in rows]
 
 
-main = partial(run_command, EvaluationOptions, run, prog="evaluate.py")
+main = partial(run_command, EvaluationOptions, run)

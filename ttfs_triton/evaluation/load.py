@@ -80,16 +80,7 @@ def load_test_images(
             f"load_test_images: {loaded.files.config} must name a data set on the Hub; got "
             f"{loaded.description.dataset!r}. Give --data-dir or --dataset."
         )
-    folder = values.pop("data_dir", None)
-    data = load_images(
-        values.pop("dataset", None),
-        None if folder is None else Path(folder),
-        split="test",
-        like=None,
-        max_samples=max_samples,
-        progress=progress,
-        **values,
-    )
+    data = load_images(**values, split="test", max_samples=max_samples, progress=progress)
     config = loaded.description.network
     expected, found = (config.in_channels, *config.image_size), tuple(data.shape[1:])
     if expected != found:

@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.evaluation.load import LoadedNetwork
 from ttfs_triton.hardware.simulation.simulation import MOST_STEPS
 from ttfs_triton.hardware.simulation.simulator import Own
 from ttfs_triton.report import PageData
-from ttfs_triton.shared_options import FaultOptions
+from ttfs_triton.shared_options import CommandOptions, FaultOptions
 
 
-class MeasuringOptions(BaseModel):
-    """Options of commands that measure networks on test images: own code, images, device."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+class MeasuringOptions(CommandOptions):
+    """Options of commands that measure networks on test images: own code, images, device, faults, decision time."""
 
     network: str | None = None
     """FILE.py:FUNCTION that builds the network, if your own code does."""
@@ -34,6 +32,10 @@ class MeasuringOptions(BaseModel):
     """Images in a batch of the measurements."""
     cpu: bool = False
     """Use the CPU even if there is a GPU."""
+    fault_seed: int = Field(0, ge=0)
+    """Seed of the faults in simulations."""
+    deadlines: bool = False
+    """Measure accuracy against decision time, by the earliest output spike, for each network."""
 
 
 class EvaluationOptions(FaultOptions, MeasuringOptions):
@@ -76,10 +78,6 @@ class EvaluationOptions(FaultOptions, MeasuringOptions):
     """Mean spikes of the rate-coded network, for each neuron and step."""
     simulation: bool = True
     """Simulate the network in integers, as hardware runs it, and price the simulated work of its neurons."""
-    fault_seed: int = Field(0, ge=0)
-    """Seed of the faults in the simulation."""
-    deadlines: bool = False
-    """Measure accuracy against decision time, by the earliest output spike."""
     sweep: bool = False
     """Also simulate at 4 to 128 steps and 2 to 16 bits, in 36 simulations with the same faults."""
 

@@ -23,6 +23,8 @@ from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.scoring import device_name, versions
 
 MAIN_FILE = "evaluation.json"
+SCORES = ("images", "accuracy", "first_spike_accuracy", "ties", "no_spike")
+"""Figures of an `Evaluation` that the page and `MAIN_FILE` have under the same names."""
 
 
 def check_output(options: EvaluationOptions) -> None:
@@ -89,11 +91,7 @@ def figures(found: Found, max_test_samples: int | None) -> dict[str, Any]:
         "fingerprint": found.data.fingerprint,
         "class_names": found.data.class_names,
         "max_test_samples": max_test_samples,
-        "images": page.images,
-        "accuracy": page.accuracy,
-        "first_spike_accuracy": page.first_spike_accuracy,
-        "ties": page.ties,
-        "no_spike": page.no_spike,
+        **{name: getattr(page, name) for name in SCORES},
         "sparsity": page.counts.sparsity,
         "counts": page.counts.to_dict(),
         "simulation": None if page.simulation is None else page.simulation.to_dict(),

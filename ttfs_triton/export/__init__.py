@@ -4,12 +4,10 @@ from ttfs_triton.export.compare import Comparison, TimeDifference, compare_nir, 
 from ttfs_triton.export.nir_clock import Clock, decide, input_frames
 from ttfs_triton.export.nir_graph import not_expressed, to_nir
 from ttfs_triton.export.onnx_graph import to_onnx
-from ttfs_triton.nn.readout import FirstSpikeDecision as SpikeDecision
 
 __all__ = [
     "Clock",
     "Comparison",
-    "SpikeDecision",
     "TimeDifference",
     "compare_nir",
     "compare_onnx",

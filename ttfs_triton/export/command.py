@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import rich
 import torch
 import tyro
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ttfs_triton.atomic import write_bytes
@@ -22,15 +22,12 @@ from ttfs_triton.export.compare import Comparison, compare_nir, compare_onnx
 from ttfs_triton.export.nir_graph import not_expressed, to_nir
 from ttfs_triton.export.onnx_graph import to_onnx
 from ttfs_triton.export.shared import require
+from ttfs_triton.shared_options import CommandOptions
 from ttfs_triton.table import Table
 
-Check = Callable[[Tensor], Comparison]
 
-
-class ExportOptions(BaseModel):
+class ExportOptions(CommandOptions):
     """Options of `ttfs export`: network, format, file, check."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     model: Annotated[str, tyro.conf.Positional]
     """Trained network: a run's folder, a folder with config.json and model.safetensors, a .safetensors file with
@@ -118,7 +115,9 @@ def _check_options(options: ExportOptions) -> None:
             require("export", module, options.format)
 
 
-def _translate(options: ExportOptions, loaded: LoadedNetwork) -> tuple[bytes, list[str], Check]:
+def _translate(
+    options: ExportOptions, loaded: LoadedNetwork
+) -> tuple[bytes, list[str], Callable[[Tensor], Comparison]]:
     """The file's content, sentences on what the format does not hold, and the function that checks the file."""
     network, dataset = loaded.network, loaded.description.dataset or ""
     about: dict[str, Any] = {"class_names": network.class_names, "dataset": dataset}
@@ -171,4 +170,4 @@ def show(comparison: Comparison, labels: Tensor | None) -> None:
     print("\n".join(lines))
 
 
-main = partial(run_command, ExportOptions, run, prog="export.py")
+main = partial(run_command, ExportOptions, run)

@@ -196,4 +196,4 @@ def _key(row: FrontierRow, bench: Bench) -> dict[str, Any]:
 
 
 ERRORS = (ValueError, RuntimeError, OSError, MemoryError, Interrupted)
-main = partial(run_command, FrontierOptions, run, prog="frontier.py", errors=ERRORS)
+main = partial(run_command, FrontierOptions, run, errors=ERRORS)

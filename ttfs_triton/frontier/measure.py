@@ -18,10 +18,10 @@ from torch import nn
 from ttfs_triton.atomic import write_json
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.frontier.options import FrontierOptions
-from ttfs_triton.hardware import Counts, Run, Simulation, counting, simulate, simulate_at, simulated_run
+from ttfs_triton.hardware import Counts, Run, counting, simulate, simulate_at, simulated_run
 from ttfs_triton.hardware.energy.compare import STEPS
 from ttfs_triton.nn.faults import Faults
-from ttfs_triton.report.frontier_table import FrontierRow, with_costs
+from ttfs_triton.report.frontier_table import ChipEnergy, FrontierRow
 from ttfs_triton.scoring import EvaluationBatches, device_name, evaluate
 from ttfs_triton.scoring.deadline import deadline_curve, output_spikes
 
@@ -95,21 +95,17 @@ class Bench:
         A network on a grid is simulated at the grid's steps; its row gets the number of images that network and
         simulation decide alike. A network without a grid is simulated at the sweep's steps and all of `STEPS`.
         """
-        network.to(self.accelerator.device)
+        device = self.accelerator.device
+        network.to(device)
         if row.time_steps is None:
             found = simulate_at(network, self.batches, (self.options.steps, *STEPS))
         else:
             found = [simulate(network, self.batches)]
-            row = self._compared(network, row, found[0])
+            network.eval()
+            with torch.no_grad():
+                ours = torch.cat([network(images.to(device)).argmax(1).cpu() for images, _ in self.batches])
+            row = replace(row, same_decisions=int((ours == found[0].predictions).sum()))
         return Found((row,), counts, tuple(map(simulated_run, found)))
-
-    def _compared(self, network: nn.Module, row: FrontierRow, simulated: Simulation) -> FrontierRow:
-        """The row with the number of images on which network and simulation decide alike."""
-        device = self.accelerator.device
-        network.eval()
-        with torch.no_grad():
-            ours = torch.cat([network(images.to(device)).argmax(1).cpu() for images, _ in self.batches])
-        return replace(row, same_decisions=int((ours == simulated.predictions).sum()))
 
     def stamp(self) -> dict[str, str]:
         """Device and date of a measurement."""
@@ -117,9 +113,19 @@ class Bench:
         return {"device": device_name(self.accelerator.device), "date": date}
 
     def price(self, found: Found) -> FrontierRow:
-        """The first row of `found` with its operations and energies."""
-        assert found.counts is not None, "scored networks have counts"
-        return with_costs(found.rows[0], found.counts, found.runs, self.options.chip)
+        """The first row of `found` with the network's spikes, operations and energies."""
+        counts, runs = found.counts, found.runs
+        assert counts is not None, "scored networks have counts"
+        total, samples = counts.total(), counts.samples
+        return replace(
+            found.rows[0],
+            sparsity=counts.sparsity,
+            spikes=sum(layer.spikes for layer in counts.layers if layer.kind != "readout") / samples,
+            synaptic_operations=total["synaptic_operations"] / samples,
+            dense_macs=total["dense_macs"] / samples,
+            steps=runs[0].options.steps,
+            energy=tuple(ChipEnergy.of(runs, chip) for chip in self.options.chip),
+        )
 
     def with_faults(self, network: nn.Module, row: FrontierRow, faults: Faults) -> FrontierRow:
         """The row of the network simulated on a faulty chip."""

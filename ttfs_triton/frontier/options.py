@@ -15,11 +15,9 @@ from ttfs_triton.evaluation.options import MeasuringOptions
 from ttfs_triton.hardware.simulation.simulation import MOST_STEPS
 from ttfs_triton.nn import Grid
 from ttfs_triton.nn.faults import Faults
-from ttfs_triton.shared_options import FaultOptions
+from ttfs_triton.report.frontier_table import FAULTS, GRID
 
 TARGETS = ("target_sparsity", "target_operations", "target_energy")
-GRID = ("time_steps", "weight_bits", "state_bits")
-FAULTS = tuple(FaultOptions.model_fields)
 TRAINING = ("epochs", "lr", "ema_decay", "seed")
 KEYS = (*TARGETS, *GRID, *FAULTS, *TRAINING)
 """Keys of a training run that a point may set. A point needs at least one key outside `TRAINING`."""
@@ -133,10 +131,6 @@ class FrontierOptions(MeasuringOptions):
     """Shares of the spikes that reach no synapse."""
     train_faults: bool = False
     """Also train the network with each fault, and simulate the trained network with all faults of the same kind."""
-    fault_seed: int = Field(0, ge=0)
-    """Seed of the faults in simulations."""
-    deadlines: bool = False
-    """Measure accuracy against decision time, for the network and for each trained point."""
 
     # ---- training of a point: the network's own training options and weights, except for these
     epochs: int = Field(4, ge=1)

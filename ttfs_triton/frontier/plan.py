@@ -22,19 +22,11 @@ from ttfs_triton.train.options import EventOptions
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
 from ttfs_triton.train.target import TARGET_IMAGES, make_target
 
-# Keys of a run that are reset for runs that continue from its weights.
-_OWN = {
-    "preset": None,
-    "trained_as": None,
-    "output_dir": None,
-    "resume": False,
-    "overwrite": False,
-    "push_to_hub": False,
-    "hub_repo_id": None,
-    "trackers": (),
-    "profile": 0,
-    "psp_persistence_rise": None,
-}
+# Keys of a run that have their defaults again in runs that continue from its weights.
+_OWN = (
+    *("preset", "trained_as", "output_dir", "resume", "overwrite", "push_to_hub", "hub_repo_id"),
+    *("trackers", "profile", "psp_persistence_rise"),
+)
 
 
 # A point on a grid folds batch norm into the weights. The run's own optimizer and rates suit weights in front of batch
@@ -44,17 +36,8 @@ _RESET = ("optimizer", "momentum", "weight_decay", "readout_rate", "schedule", "
 _FOLDED |= {"lr": 3e-4} | {name: TrainConfig.model_fields[name].default for name in _RESET}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Keys of a run that continues a network's training.
-
-    Attributes:
-        run: keys of the network's own training.
-        given: keys that the sweep's options override.
-    """
-
-    run: dict[str, Any]
-    given: dict[str, Any]
+Settings = tuple[dict[str, Any], dict[str, Any]]
+"""Keys of a run that continues a network's training: those of its own training, and those that the sweep overrides."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +95,7 @@ def _network(source: str, options: FrontierOptions) -> PlannedNetwork:
     loaded = load_network(source, options.network)
     name = loaded.files.name
     settings = settings_of(source, loaded, options)
-    keys = settings.run | settings.given
+    keys = settings[0] | settings[1]
     if keys["dataset"] is None and keys.get("data_dir") is None:
         raise ConfigError(f"frontier: --data-dir or --dataset must name the images of {source}; got neither.")
     problems, points = [], []
@@ -193,7 +176,7 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
         values = read_yaml(files.run / "config.yaml")
     elif files.bundled:
         values = dict(bundled_facts(source.removeprefix(PREFIX))["training"]["settings"])
-    values |= _OWN | {"cpu": options.cpu}
+    values = {key: value for key, value in values.items() if key not in _OWN} | {"cpu": options.cpu}
     if isinstance(network := loaded.description.network, NetworkConfig):
         values = _network_keys(network) | values
         values["weight_standardisation"] = network.weight_standardisation  # it may be folded into the weights
@@ -205,20 +188,20 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
         values |= {"dataset": options.dataset or values["dataset"], "data_dir": options.data_dir}
     for name in ("max_train_samples", "max_test_samples"):
         values[name] = getattr(options, name) or values.get(name)
-    usual = TrainConfig.model_fields
-    values["lr"] = values.get("lr", usual["lr"].default) / 2
+    values["lr"] = values.get("lr", TrainConfig.model_fields["lr"].default) / 2
     values["epochs"] = options.epochs
     values["weights"] = source if files.bundled or files.repo_id else str(Path(source).resolve())
     given = {} if options.lr is None else {"lr": options.lr}
-    return Settings(values, given | ({} if options.config is None else read_yaml(options.config)))
+    return values, given | ({} if options.config is None else read_yaml(options.config))
 
 
 def point_config(settings: Settings, point: Point | None, folder: Path) -> TrainConfig:
     """Configuration of the run that trains a point, or without a point of a plain continuation. Raises ConfigError."""
-    given = settings.given | ({} if point is None else point.values()) | {"output_dir": folder}
-    values = settings.run | given
+    run, overridden = settings
+    given = overridden | ({} if point is None else point.values()) | {"output_dir": folder}
+    values = run | given
     if values.get("batch_norm") and values.get("time_steps") is not None:
-        values = settings.run | _FOLDED | given
+        values = run | _FOLDED | given
     if values.get("target_energy") is None:
         values.pop("target_steps", None)
     return make_config(values, "its run" if point is None else point.name)

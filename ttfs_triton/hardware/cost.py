@@ -43,13 +43,11 @@ class Cost:
     """Cost of one sample: a constant plus, for each kind of event, a weight times the number of events.
 
     Attributes:
-        name: the cost in words.
         constant: cost of a sample without any spike.
         layers: event weights by layer name, for layers with synapses; the events of a missing layer cost nothing.
         input_spike: cost of one spike of a latency encoder.
     """
 
-    name: str
     constant: float
     layers: Mapping[str, EventWeights]
     input_spike: float = 0.0
@@ -114,7 +112,7 @@ def sparsity_cost(counts: Counts, layer: str | None = None) -> Cost:
     """
     chosen = _chosen("sparsity_cost", [found for found in counts.layers if found.kind != "readout"], layer)
     neurons = sum(found.neurons for found in chosen)
-    return Cost("sparsity", 0.0, {found.name: EventWeights(spike=1 / neurons) for found in chosen})
+    return Cost(0.0, {found.name: EventWeights(spike=1 / neurons) for found in chosen})
 
 
 def operations_cost(counts: Counts, layer: str | None = None) -> Cost:
@@ -125,7 +123,7 @@ def operations_cost(counts: Counts, layer: str | None = None) -> Cost:
     """
     chosen = _chosen("operations_cost", [found for found in counts.layers if found.kind != "analog"], layer)
     synapses = sum(found.synapses for found in chosen)
-    return Cost("operations", 0.0, {found.name: EventWeights(operation=1 / synapses) for found in chosen})
+    return Cost(0.0, {found.name: EventWeights(operation=1 / synapses) for found in chosen})
 
 
 def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) -> Cost:
@@ -173,7 +171,7 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
     first = idle.layers[0]
     constant = base - events[first.name].operation * first.synaptic_operations
     input_spike = energy_uj(replace(idle, input=InputCounts(spikes=1))) - base
-    return Cost(f"energy on {chip.name}", constant, events, input_spike)
+    return Cost(constant, events, input_spike)
 
 
 def _chosen(function: str, layers: Sequence[LayerCounts], name: str | None) -> Sequence[LayerCounts]:

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ttfs_triton.hardware import Counts, RunOptions, dense_ann, estimate, fair_chip, load_chip, verdict
-from ttfs_triton.hub.facts import ModelFacts, Results
+from ttfs_triton.hub.facts import ModelFacts
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS
 from ttfs_triton.model.files import model_bytes
 from ttfs_triton.model.hub import REPOSITORY
@@ -19,6 +19,7 @@ from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import WEIGHTS
 from ttfs_triton.report.page import READOUTS, template_environment
 from ttfs_triton.report.tables import not_in_it
+from ttfs_triton.run_records import Summary
 from ttfs_triton.wording import energy_range, interval
 
 # Arithmetic in 45 nm with memory and without, then chips that price synaptic operations.
@@ -73,10 +74,10 @@ def card_metadata(facts: ModelFacts, repo_id: str, license: str | None = None) -
     )
 
 
-def _model_index(facts: ModelFacts, results: Results) -> list[EvalResult]:
+def _model_index(facts: ModelFacts, results: Summary) -> list[EvalResult]:
     metrics = {
-        "accuracy": ("Accuracy", results.accuracy),
-        "first_spike_accuracy": ("Accuracy by the first output spike", results.first_spike_accuracy),
+        "accuracy": ("Accuracy", results.test_accuracy),
+        "first_spike_accuracy": ("Accuracy by the first output spike", results.test_first_spike_accuracy),
         "sparsity": ("Spikes a hidden neuron", results.sparsity),
     }
     return [
@@ -95,9 +96,9 @@ def _model_index(facts: ModelFacts, results: Results) -> list[EvalResult]:
 
 def is_complete(facts: ModelFacts) -> bool:
     """Whether, as far as known, all test images were scored."""
-    if facts.results is None or facts.results.limited:
+    if facts.results is None or facts.settings.get("max_test_samples") is not None:
         return False
-    return facts.data.test_images in (None, facts.results.images)
+    return facts.data.test_images in (None, facts.results.test_images)
 
 
 def words(text: Any) -> str:
@@ -112,10 +113,9 @@ def code(text: Any) -> str:
 
 
 def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequence[str]) -> dict[str, Any]:
-    network, graph, results = facts.model.description.network, facts.model.graph, facts.results
-    names = facts.model.class_names
+    network, graph, names = facts.model.description.network, facts.model.graph, facts.model.class_names
     steps = CARD_STEPS if graph.grid is None else graph.grid.time_steps
-    energies = {} if results is None else _energy(results.counts, chips, RunOptions(steps=steps))
+    energies = {} if facts.counts is None else _energy(facts.counts, chips, RunOptions(steps=steps))
     return energies | {
         "facts": facts,
         "repo_id": repo_id,

@@ -17,7 +17,7 @@ from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import LoadError
 from ttfs_triton.nn import NetworkConfig, Neuron
-from ttfs_triton.run_records import SUMMARY, read_summary
+from ttfs_triton.run_records import SUMMARY, Summary, read_summary
 from ttfs_triton.shared_options import AugmentationOptions, FaultOptions
 from ttfs_triton.untrusted_files import read_mapping
 
@@ -61,14 +61,13 @@ class TrainingData:
 
 
 UNNAMED = TrainingData(None, "a data set that is not named")
-_SAMPLE = TrainingData(
-    None, "the sample of Fashion-MNIST that comes with ttfs-triton", "MIT", _FASHION, 1000, classes=10
-)
 _DIGITS = "CC BY-SA 3.0 as its authors state it", "LeCun, Cortes and Burges, The MNIST Database of Handwritten Digits"
 KNOWN = {
     data.id or SAMPLE: data
     for data in (
-        _SAMPLE,
+        TrainingData(
+            None, "the sample of Fashion-MNIST that comes with ttfs-triton", "MIT", _FASHION, 1000, classes=10
+        ),
         TrainingData("ylecun/mnist", "MNIST", *_DIGITS, 10_000, classes=10),
         TrainingData("zalando-datasets/fashion_mnist", "Fashion-MNIST", "MIT", _FASHION, 10_000, classes=10),
         TrainingData("uoft-cs/cifar10", "CIFAR-10", _NO_LICENCE, _CIFAR, 10_000, classes=10),
@@ -152,37 +151,15 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
-class Results:
-    """Figures over test images, as summary.json holds them.
-
-    Attributes:
-        accuracy, first_spike_accuracy: shares, by the readout and by the earliest output spike.
-        images: number of images scored.
-        ties, no_spike: number of images with tied first output spikes, and without an output spike.
-        sparsity: hidden spikes over hidden neurons.
-        counts: exact counts of operations.
-        limited: only some of the test images were scored, on request.
-    """
-
-    accuracy: float
-    first_spike_accuracy: float
-    images: int
-    ties: int
-    no_spike: int
-    sparsity: float
-    counts: Counts
-    limited: bool = False
-
-
-@dataclass(frozen=True)
 class ModelFacts:
-    """A model and its facts. None of them names this machine, its users or its folders.
+    """A model and its facts. Only `results` may have keys that name this machine or its users; no card shows them.
 
     Attributes:
         model: the loaded model, in evaluation mode.
         weights_sha256: SHA-256 of the file, hexadecimal; None for a model that was not loaded from a file.
         data: training data.
         results: figures over test images; None if the model was not evaluated.
+        counts: exact counts of operations on these images; None as `results`.
         settings: settings of training, keys of `PUBLISHED_SETTINGS`; empty if the model was not trained here.
         training: other figures of summary.json, keys of `_TRAINING`; empty if the model was not trained here.
         unrecorded_base: training started from other weights, whose origin was not recorded.
@@ -191,7 +168,8 @@ class ModelFacts:
     model: TTFSModel
     weights_sha256: str | None = None
     data: TrainingData = UNNAMED
-    results: Results | None = None
+    results: Summary | None = None
+    counts: Counts | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     unrecorded_base: bool = False
@@ -209,25 +187,25 @@ def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | 
         ValueError: `dataset` is not a name on the Hub.
     """
     model, sha256, run = TTFSModel.from_files(files, network), files.sha256, files.run
-    settings, training, results = {}, {}, None
+    settings, training, results, counts = {}, {}, None, None
     if run is not None:
         settings = _read(run / "config.yaml", read_mapping, "the run's configuration")
         figures = "a run's final figures, written when the run ends: continue the run by --resume"
-        summary = _read(run / SUMMARY, read_summary, figures)
-        if summary["weights_sha256"] is None:
-            raise LoadError(
-                f"publish: {run / SUMMARY} must hold the weights' SHA-256; an old version wrote it. "
-                "Publish the folder best/ alone, without figures."
-            )
-        if summary["weights_sha256"] != sha256:
+        results = _read(run / SUMMARY, read_summary, figures)
+        if results.weights_sha256 != sha256:
             raise LoadError(
                 f"publish: {files.weights} must be the weights that summary.json describes, SHA-256 "
-                f"{summary['weights_sha256']}; got {sha256}. Restore the run's weights, or publish the folder best/ "
+                f"{results.weights_sha256}; got {sha256}. Restore the run's weights, or publish the folder best/ "
                 "alone."
             )
-        training = {key: summary[key] for key in _TRAINING}
+        training = {key: getattr(results, key) for key in _TRAINING}
         training["versions"] = {name: each for name, each in training["versions"].items() if name in _VERSIONS}
-        results = _results(run / SUMMARY, summary, limited=settings.get("max_test_samples") is not None)
+        try:
+            counts = Counts.from_dict(results.counts)
+        except ValueError as error:
+            raise LoadError(
+                f"publish: {run / SUMMARY} must hold counts as they were written; {error!s:.500}"
+            ) from error
     # If the user's code builds the network, the keys of a specification have no meaning.
     unused = () if settings.get("network") is None else NETWORK_SETTINGS
     published = [key for key in PUBLISHED_SETTINGS if key in settings and key not in unused]
@@ -236,21 +214,10 @@ def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | 
         weights_sha256=sha256,
         data=training_data(settings, model.description.dataset, model.description.network, dataset),
         results=results,
+        counts=counts,
         settings={key: without_paths(settings[key], str(settings.get("output_dir"))) for key in published},
         training=training,
         unrecorded_base=settings.get("weights") is not None and model.description.base_model is None,
-    )
-
-
-def _results(path: Path, summary: Mapping[str, Any], *, limited: bool) -> Results:
-    """Figures over test images from the content of a summary.json."""
-    try:
-        counts = Counts.from_dict(summary["counts"])
-    except ValueError as error:
-        raise LoadError(f"publish: {path} must hold counts as they were written; {error!s:.500}") from error
-    scored = {name: summary[f"test_{name}"] for name in ("accuracy", "first_spike_accuracy", "images")}
-    return Results(
-        **scored, **{name: summary[name] for name in ("ties", "no_spike", "sparsity")}, counts=counts, limited=limited
     )
 
 

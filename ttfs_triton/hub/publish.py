@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from ttfs_triton.command_line import run_command
@@ -18,12 +16,11 @@ from ttfs_triton.hub.card import ALLOWED, CARD_CHIPS, make_files
 from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model.hub import HubError, check_account, check_name, open_repository, upload
 from ttfs_triton.model.locate import find_model
+from ttfs_triton.shared_options import CommandOptions
 
 
-class PublishOptions(BaseModel):
+class PublishOptions(CommandOptions):
     """Options of `ttfs publish`: run, repository, content of the card."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run that has ended, or a folder with config.json and model.safetensors."""
@@ -43,14 +40,6 @@ class PublishOptions(BaseModel):
     """Chips of the energy table: names of presets, or your own TOML files."""
 
 
-@dataclass(frozen=True)
-class Published:
-    """Contents of the published files by name, and the address of their commit; None after a dry run."""
-
-    files: dict[str, bytes]
-    url: str | None
-
-
 def publish(
     run: str | Path,
     repo_id: str,
@@ -62,7 +51,7 @@ def publish(
     license: str | None = None,
     chips: Sequence[str] = CARD_CHIPS,
     token: str | None = None,
-) -> Published:
+) -> tuple[dict[str, bytes], str | None]:
     """Publish the best weights of a run, in one commit.
 
     Args:
@@ -71,6 +60,8 @@ def publish(
         network: a network of your own, or "file.py:function" that builds it; the code is not published.
         chips: chips of the energy table.
         token: access token. Default: the token of `hf auth login`, or HF_TOKEN.
+    Returns:
+        Contents of the published files by name, and the address of their commit; None after a dry run.
     Raises:
         HubError: no token, no right to write there, a repository of another visibility, or no connection.
         LoadError, ValueError: files or options that cannot be published; nothing has been sent.
@@ -81,25 +72,25 @@ def publish(
     facts = read_facts(find_model(Path(run)), dataset=dataset, network=network)
     files = make_files(facts, repo_id, license=license, chips=chips)
     if dry_run:
-        return Published(files, None)
+        return files, None
     open_repository(repo_id, private=private, token=token)
     try:
         url = upload(files, repo_id, stale=ALLOWED, token=token)
     except HubError as error:
         raise HubError(f"{error}\nNothing has changed in {repo_id}; {run} is as it was. Publish it again.") from error
-    return Published(files, url)
+    return files, url
 
 
 def run(options: PublishOptions) -> None:
     """Publish a run, and print the files with their hashes; after a dry run, the card too."""
     values = options.model_dump(exclude={"public", "chip"})
-    found = publish(**values, private=not options.public, chips=options.chip)
-    for name, content in found.files.items():
+    files, url = publish(**values, private=not options.public, chips=options.chip)
+    for name, content in files.items():
         print(f"{hashlib.sha256(content).hexdigest()}  {len(content):>12,} bytes  {name}")
     if options.dry_run:
-        print(f"{found.files['README.md'].decode()}\ndry run: nothing was sent to {options.repo_id}")
+        print(f"{files['README.md'].decode()}\ndry run: nothing was sent to {options.repo_id}")
     else:
-        print(f"published {'for everybody' if options.public else 'privately'}: {found.url}")
+        print(f"published {'for everybody' if options.public else 'privately'}: {url}")
 
 
-main = partial(run_command, PublishOptions, run, prog="publish.py")
+main = partial(run_command, PublishOptions, run)

@@ -59,8 +59,7 @@ def network_input(images: Sequence[Any], preprocessing: Preprocessing, channels:
             rows.append(_as_tensor(image, preprocessing, channels))
         except (TypeError, ValueError) as error:
             raise type(error)(f"classify: image {place} {error}") from None
-    scale = preprocessing.divisor
-    return torch.stack(rows) if scale == 255 else torch.stack(rows) * (255 / scale)
+    return torch.stack(rows)
 
 
 def _as_tensor(image: Any, preprocessing: Preprocessing, channels: int) -> Tensor:
@@ -253,11 +252,10 @@ def classify_batch(
 
 def check_options(top_k: int, decision: str, window_ms: float | None, batch_size: int) -> None:
     """Raise ValueError if an option of `classify` is out of range."""
-    if not 1 <= top_k:
-        raise ValueError(f"classify: top_k must be at least 1; got {top_k}.")
+    for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"classify: {name} must be at least 1; got {value}.")
     if decision not in ("readout", "first_spike"):
         raise ValueError(f'classify: decision must be "readout" or "first_spike"; got {decision!r}.')
     if window_ms is not None and not (window_ms > 0 and math.isfinite(window_ms)):
         raise ValueError(f"classify: window_ms must be positive and finite; got {window_ms}.")
-    if batch_size < 1:
-        raise ValueError(f"classify: batch_size must be at least 1; got {batch_size}.")

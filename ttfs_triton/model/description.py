@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -12,6 +11,7 @@ from pydantic import ConfigDict, Field, PlainValidator, PositiveInt, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 import ttfs_triton
+from ttfs_triton.command_line import problem_lines
 from ttfs_triton.data.events import EventWindows
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import LoadError
@@ -144,7 +144,7 @@ class ModelDescription:
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"ModelDescription: class_names must differ; got {self.class_names!r:.400}.")
         wanted = Preprocessing.of(network, own.fit, own.events)
-        if dataclasses.replace(own, divisor=wanted.divisor) != wanted or not math.isclose(own.divisor, wanted.divisor):
+        if own != wanted:
             raise ValueError(f"ModelDescription: preprocessing must be the network's, {wanted}; got {own}.")
         if own.events is not None and 2 * own.events.count != network.in_channels:
             raise ValueError(
@@ -206,14 +206,8 @@ class ModelDescription:
             content = json.dumps({key: value for key, value in values.items() if key != "format_version"})
             return _ADAPTER.validate_json(content)
         except ValidationError as error:
-            problems = [
-                f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}; "
-                f"got {each['input']!r:.80}"
-                for each in error.errors(include_url=False)[:5]
-            ]
-            raise LoadError(
-                f"ModelDescription.from_dict: values must describe a network; {'; '.join(problems)}"
-            ) from error
+            problems = "; ".join(line.strip() for line in problem_lines(error)[:5])
+            raise LoadError(f"ModelDescription.from_dict: values must describe a network; {problems}") from error
         except (TypeError, ValueError, RecursionError) as error:
             raise LoadError(f"ModelDescription.from_dict: values must describe a network; {error}") from error
 

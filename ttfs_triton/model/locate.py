@@ -124,16 +124,11 @@ def find_model(
         raise LoadError(
             f"load: source must be a name that a file can have; got {path!s:.80} ({error.strerror})."
         ) from None
-    if str(source).startswith(PREFIX) and not exists:
-        if revision is not None:
-            raise LoadError(f"load: revision must be None for a bundled network; got {revision!r} for {source}.")
-        folder = bundled_folder(str(source))
-        return ModelFiles(folder / WEIGHTS, folder / CONFIG, bundled=True)
     match = _HUB_NAME.fullmatch(str(source))
     two_words = str(source).count("/") == 1 and path.suffix == ".safetensors"  # a folder and a file
     if exists or isinstance(source, Path) or match is None or two_words:
         if revision is not None:
-            raise LoadError(f"load: revision must be None for a local model; got {revision!r} for {path}.")
+            raise LoadError(f"load: revision must be None for a model on this machine; got {revision!r} for {path}.")
         return _local(path)
     name, file, after = match["name"], match["file"] or WEIGHTS, match["revision"]
     if after and revision not in (None, after):
@@ -153,6 +148,9 @@ def find_model(
 
 
 def _local(path: Path) -> ModelFiles:
+    if str(path).startswith(PREFIX) and not path.exists():
+        folder = bundled_folder(str(path))
+        return ModelFiles(folder / WEIGHTS, folder / CONFIG, bundled=True)
     if path.is_file():
         if path.suffix != ".safetensors":
             raise LoadError(f"load: path must be a folder or a .safetensors file; got {path}.")

@@ -9,6 +9,7 @@ import re
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from ttfs_triton.nn.chip import put_on_grid
-from ttfs_triton.nn.config import MAX_CHANNELS, MAX_SIDE, MAX_SIZE, NetworkConfig
+from ttfs_triton.nn.config import MAX_CHANNELS, MAX_SIZE, NetworkConfig, Side
 from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.models import TTFSNetwork
@@ -25,7 +26,6 @@ from ttfs_triton.nn.trace import network_graph
 
 MAX_LAYERS = 2**12
 Text = Annotated[str, Field(min_length=1, max_length=2**12)]
-Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
@@ -84,9 +84,7 @@ class OwnNetwork:
             put_on_grid(network, self.grid)
         elif self.grid is not None and graph.grid != self.grid:
             raise ValueError(f"network must be on the grid of the weights, {self.grid}; got {graph.grid}.")
-        found, wanted = graph.describe(), list(self.layers)
-        for place in range(max(len(found), len(wanted))):
-            mine, theirs = (lines[place] if place < len(lines) else "no layer" for lines in (wanted, found))
+        for place, (mine, theirs) in enumerate(zip_longest(self.layers, graph.describe(), fillvalue="no layer")):
             if mine != theirs:
                 raise ValueError(
                     f"network must be the one of the weights, built by {self.builder}; got in layer {place} {theirs}, "

@@ -74,9 +74,8 @@ class WeightedLayer(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        for size in weight_shape:
-            if size < 1:
-                raise ValueError(f"{name}: sizes must be positive; got weights of shape {weight_shape}.")
+        if min(weight_shape) < 1:
+            raise ValueError(f"{name}: sizes must be positive; got weights of shape {weight_shape}.")
         if math.prod(weight_shape) > MAX_WEIGHTS:
             raise ValueError(
                 f"{name}: weights must be at most {MAX_WEIGHTS}; got shape {weight_shape}. Use fewer neurons."

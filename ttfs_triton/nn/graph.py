@@ -154,7 +154,10 @@ class NetworkGraph:
     @property
     def readout_time(self) -> ReadoutTime:
         """When the readout decides, as it was trained; see `ReadoutTime`."""
-        return readout_time(self.readout)
+        readout = self.readout
+        if isinstance(readout, PotentialReadout):
+            return "potential_end" if readout.at == "end" else "potential_start"
+        return "first_spike"
 
     @property
     def classes(self) -> int:
@@ -204,13 +207,6 @@ class NetworkGraph:
     def describe(self) -> list[str]:
         """A line for each stage: name, shape, layer, and where its inputs come from; equal for equal graphs."""
         return [_line(stage) for stage in self.stages]
-
-
-def readout_time(readout: Readout) -> ReadoutTime:
-    """When a network with this readout decides."""
-    if isinstance(readout, PotentialReadout):
-        return "potential_end" if readout.at == "end" else "potential_start"
-    return "first_spike"
 
 
 def delivered(inputs: Sequence[Wire], emitted: Mapping[str | None, Tensor]) -> Tensor:

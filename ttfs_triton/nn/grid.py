@@ -30,9 +30,10 @@ class Clock:
 
     steps: int
 
-    def instants(self) -> list[int]:
-        """Instants of comparison in a firing window, in half steps from its start."""
-        return [0, *range(1, 2 * self.steps, 2)]
+    @property
+    def never(self) -> int:
+        """Number of instants of comparison in a firing window: the index that stands for no spike."""
+        return self.steps + 1
 
     def step_of(self, instant: Tensor) -> Tensor:
         """Time stamps k of spikes from the indices of their instants (whole numbers); same shape and dtype."""
@@ -44,9 +45,8 @@ class Clock:
 
     def encode(self, activation: Tensor) -> Tensor:
         """Indices of the instants at which a ramp from 1 to 0 falls to the activations in [0, 1]; int64."""
-        never = len(self.instants())
-        instant = (self.steps * (1 - activation.double()) + 0.5).ceil().long().clamp_(0, never)
-        return instant.masked_fill_(activation >= 1, 0).masked_fill_(activation <= 0, never)
+        instant = (self.steps * (1 - activation.double()) + 0.5).ceil().long().clamp_(0, self.never)
+        return instant.masked_fill_(activation >= 1, 0).masked_fill_(activation <= 0, self.never)
 
     def remaining(self, instant: Tensor) -> Tensor:
         """Steps T − k that remain at a spike, from the index of its instant; 0 for silent neurons; float32."""
@@ -54,12 +54,12 @@ class Clock:
 
 
 class Ramp:
-    """A threshold ramp that falls to zero, in whole numbers per channel, and the instants of comparison.
+    """A threshold ramp that falls to zero, in whole numbers per channel.
 
     Attributes:
         height: height at the window's start, [C, ...].
         decrement: decrease in half a step, [C, ...].
-        instants: instants of comparison, in half steps from the window's start.
+        never: index that stands for no spike; see `Clock`.
     """
 
     def __init__(self, clock: Clock, unit: Tensor, threshold: float = 1.0, dtype: torch.dtype = torch.int64) -> None:
@@ -72,12 +72,7 @@ class Ramp:
         decrement = (2.0**FRACTION_BITS * threshold / unit).round()
         self.decrement = decrement.to(dtype)
         self.height = (decrement * (2 * clock.steps)).to(dtype)
-        self.instants = clock.instants()
-
-    @property
-    def never(self) -> int:
-        """Index that stands for no spike."""
-        return len(self.instants)
+        self.never = clock.never
 
     def first_instant(self, potential: Tensor, drift: Tensor) -> Tensor:
         """Index of the first instant with potential + drift · half steps at or above the ramp, by division.

@@ -204,8 +204,7 @@ class ClockedReadout(ClockedLayer):
 
     def spike_times(self, instant: Tensor) -> Tensor:
         """Spike times in windows, inf for silent neurons, from indices of instants [N, classes] on `own_ramp`."""
-        never = len(self.clock.instants())
-        return (self.clock.step_of(instant) / self.steps).masked_fill(instant == never, torch.inf)
+        return (self.clock.step_of(instant) / self.steps).masked_fill(instant == self.clock.never, torch.inf)
 
     def decide(self, membrane: Membrane, instant: Tensor) -> FirstSpikeDecision:
         """The decision by the earliest spike; `instant` as in `spike_times`."""

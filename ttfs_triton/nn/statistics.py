@@ -166,7 +166,6 @@ def collect_statistics(model: nn.Module, reduce: Callable[[Tensor], Tensor] | No
     statistics, names = [], short_names([name for name, _, _ in named])
     for name, (_, layer, _), each in zip(names, named, counts, strict=True):
         (saturated, samples), spikes = each[:2].tolist(), each[2:]
-        active = int(torch.count_nonzero(spikes))
         statistics.append(
             LayerStatistics(
                 name=name,
@@ -175,7 +174,7 @@ def collect_statistics(model: nn.Module, reduce: Callable[[Tensor], Tensor] | No
                 neurons=len(spikes),
                 spikes=int(spikes.sum()),
                 saturated=saturated,
-                never_active=len(spikes) - active,
+                never_active=int((spikes == 0).sum()),
             )
         )
     return statistics

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
-from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, StageKind, Wire
+from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout
 from ttfs_triton.nn.statistics import short_names
@@ -236,11 +236,7 @@ class _Trace(TorchFunctionMode):
         label = _label(module, name)
         may_stand = isinstance(module, (*BETWEEN, nn.Sequential)) or next(module.children(), None) is not None
         if type(module).__module__.startswith("torch.nn.modules") and not may_stand:
-
-            def refused(*args: Any, **kwargs: Any) -> NoReturn:
-                _refuse(label, _remedy(type(module).__name__))
-
-            return refused
+            return lambda *args, **kwargs: _refuse(label, _remedy(type(module).__name__))
         forward = module.forward
 
         def tells(*args: Any, **kwargs: Any) -> Any:
@@ -260,7 +256,11 @@ class _Trace(TorchFunctionMode):
             _refuse(f"{name}, which runs twice", "Use a layer of its own for each window.")
         if wires is None or skips is None:
             _refuse(f"{label}, which reads neither images nor spikes of a layer", _ANY_REMEDY)
-        self._check_place(kind, label, reads_images=wires[0].source is None)
+        reads_images = wires[0].source is None
+        if (kind in ("latency", "analog")) != reads_images or (reads_images and self._stages):
+            self._refuse_start(f"{label}, which reads {'images' if reads_images else 'spikes'}")
+        if any(stage.kind == "readout" for stage in self._stages.values()):
+            self._refuse_end(f"{label} behind it")
         window = 1 + max(-1 if wire.source is None else self._stages[wire.source].window for wire in wires)
         shape = _output_shape(layer, label, x, skip)
         if len(skips) > 1:
@@ -273,13 +273,6 @@ class _Trace(TorchFunctionMode):
             wire = wire.routed(EarliestSpikePool2d(pool))
             output = output.new_empty((SAMPLES, *wire.shape))
         return self.remember(output, (wire,))
-
-    def _check_place(self, kind: StageKind, label: str, *, reads_images: bool) -> None:
-        encodes = kind in ("latency", "analog")
-        if encodes != reads_images or (reads_images and self._stages):
-            self._refuse_start(f"{label}, which reads {'images' if reads_images else 'spikes'}")
-        if any(stage.kind == "readout" for stage in self._stages.values()):
-            self._refuse_end(f"{label} behind it")
 
     def _refuse_start(self, found: str) -> NoReturn:
         _refuse_structure(

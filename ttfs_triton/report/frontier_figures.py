@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ttfs_triton.report.figures import lines_svg
 from ttfs_triton.report.frontier_table import FAULTS, FREE, FrontierRow
@@ -46,12 +46,8 @@ DEADLINE = "At the deadline every image is decided: by its earliest output spike
 DEADLINES = "deadline, windows from the image's start"
 
 
-class Section(NamedTuple):
-    """Section of a page; each figure is (SVG, what it shows, how to read it), and `name` is the HTML identifier."""
-
-    name: str
-    title: str
-    figures: tuple[tuple[str, str, str], ...]
+Section = tuple[str, str, list[tuple[str, str, str]]]
+"""Section of a page: HTML identifier, title, and figures, each as (SVG, what it shows, how to read it)."""
 
 
 def sections(rows: Rows) -> list[Section]:
@@ -61,7 +57,7 @@ def sections(rows: Rows) -> list[Section]:
     def add(name: str, title: str, *figures: tuple[str | None, str, str]) -> None:
         own = [(svg, f"Accuracy against {what}.", how) for svg, what, how in figures if svg is not None]
         if own:
-            found.append(Section(name, title, tuple((svg, what, f"{what} {how}") for svg, what, how in own)))
+            found.append((name, title, [(svg, what, f"{what} {how}") for svg, what, how in own]))
 
     cost, title = (lambda row: row.synaptic_operations), "synaptic operations of an image"
     operations = _scatter("frontier-operations", rows, cost, title, number, {})

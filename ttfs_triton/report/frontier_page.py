@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ttfs_triton.atomic import write_text
@@ -18,7 +18,7 @@ NEAR = 0.01
 Columns = dict[str, Callable[[FrontierRow], str]]
 
 
-def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, str]) -> Path:
+def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, str]) -> None:
     """Write the page of a frontier; `about` holds date, device, versions and command. Raises as `write_page` does."""
     networks = of_networks(rows)
     text = render(
@@ -33,7 +33,6 @@ def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, str]) -> Pat
         facts=pairs_table("How this page was made", about.items()),
     )
     write_text(path, text)
-    return path
 
 
 def cheapest_table(rows: Rows) -> Table:
@@ -145,9 +144,8 @@ def deadlines_table(rows: Rows) -> Table:
     return _table("Deadlines, in windows from the image's start", deadlines, columns)
 
 
-def _table(caption: str, rows: Iterable[FrontierRow], columns: Columns) -> Table:
+def _table(caption: str, rows: Rows, columns: Columns) -> Table:
     """A table with one row for each frontier row, and a column for the network if there are several."""
-    rows = list(rows)
     several = len({row.network for row in rows}) > 1
     named: Columns = {"network": lambda row: row.network} if several else {}
     return Table.of(caption, rows, named | {"point": label} | columns, (1,) if several else ())

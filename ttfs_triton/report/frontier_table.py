@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from ttfs_triton.atomic import write_json, write_text
-from ttfs_triton.hardware import Counts, Run, dense_ann, estimate, verdict
+from ttfs_triton.hardware import Run, dense_ann, estimate, verdict
 from ttfs_triton.nn import Grid
 from ttfs_triton.shared_options import FaultOptions
 from ttfs_triton.wording import csv_text
@@ -21,6 +20,7 @@ FORMAT = 1
 FREE = "free"
 """Name of the point at which the network is measured as given, without training."""
 Kind = Literal["network", "faults", "deadline"]
+GRID = ("time_steps", "weight_bits", "state_bits")
 FAULTS = tuple(FaultOptions.model_fields)
 _STRICT = ConfigDict(extra="forbid")  # measurements come from a cache
 
@@ -49,6 +49,21 @@ class ChipEnergy:
     most_ratio: float | None = None
     missing: str = ""
 
+    @classmethod
+    def of(cls, runs: Sequence[Run], chip: str) -> ChipEnergy:
+        """Energy on one chip, by name or path: of the first run, and its ratios to the dense ANN over all runs."""
+        (counts, options), others = runs[0], runs[1:]
+        found, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
+        compared = verdict(counts, chip, options, others)
+        sums = (found.total, found.memory_included, found.compute_only, dense.memory_included, dense.compute_only)
+        return cls(
+            found.chip.name,
+            *(None if amount is None else amount.nominal * 1e-6 for amount in sums),
+            least_ratio=min(compared.with_memory, default=None),
+            most_ratio=max(compared.with_memory, default=None),
+            missing=", ".join(compared.missing),
+        )
+
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class FrontierRow:
@@ -59,7 +74,7 @@ class FrontierRow:
         point: "free" for the network as given, or the point's KEY=VALUE+KEY=VALUE.
         kind: "network": evaluated normally; "faults": simulated on a faulty chip; "deadline": decided by a deadline.
         trained: False if the network was only calibrated for the point. The free network counts as trained.
-        images: number of test images.
+        images: number of test images; 0 before the network is scored.
         accuracy, first_spike_accuracy: share of correct images by the readout, and by the earliest spike; at a
             deadline, images without a spike are decided by potentials.
         validation_accuracy: accuracy of the epoch that was kept, on validation images; None if not trained here.
@@ -81,10 +96,10 @@ class FrontierRow:
 
     network: str
     point: str
-    kind: Kind
-    trained: bool
-    images: int
-    accuracy: float
+    kind: Kind = "network"
+    trained: bool = True
+    images: int = 0
+    accuracy: float = 0.0
     first_spike_accuracy: float | None = None
     validation_accuracy: float | None = None
     target: str | None = None
@@ -116,21 +131,13 @@ class FrontierRow:
 
     @classmethod
     def of(cls, network: str, point: str, grid: Grid | None, **more: Any) -> FrontierRow:
-        """A row of a network that has not been scored yet; `trained` is True unless given."""
-        row = cls(
-            network=network, point=point, **{"kind": "network", "trained": True, "images": 0, "accuracy": 0.0} | more
-        )
-        if grid is None:
-            return row
-        return replace(row, time_steps=grid.time_steps, weight_bits=grid.weight_bits, state_bits=grid.state_bits)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The row as JSON values; `FrontierRow(**values)` makes the row again."""
-        return dataclasses.asdict(self)
+        """A row of a network with its grid."""
+        own: dict[str, Any] = {} if grid is None else {key: getattr(grid, key) for key in GRID}
+        return cls(network=network, point=point, **own, **more)
 
     def flat(self) -> dict[str, Any]:
         """The row as cells of a CSV table by column; each energy has a column "CHIP: SUM_uj"."""
-        cells = self.to_dict()
+        cells = dataclasses.asdict(self)
         for amounts in cells.pop("energy"):
             chip = amounts.pop("chip")
             cells |= {f"{chip}: {what}{'' if 'ratio' in what else '_uj'}": amount for what, amount in amounts.items()}
@@ -152,42 +159,10 @@ class FrontierRow:
         return own / dense if own is not None and dense else None
 
 
-def with_costs(row: FrontierRow, counts: Counts, runs: Sequence[Run], chips: Iterable[str]) -> FrontierRow:
-    """The row with the network's spikes, operations and energies.
-
-    Args:
-        row, counts: row and counts of the network on the test images.
-        runs: simulations on the same images, for energies; the first is at the row's steps.
-        chips: names or paths of the chips to price on.
-    """
-    total, samples = counts.total(), counts.samples
-    return replace(
-        row,
-        sparsity=counts.sparsity,
-        spikes=sum(layer.spikes for layer in counts.layers if layer.kind != "readout") / samples,
-        synaptic_operations=total["synaptic_operations"] / samples,
-        dense_macs=total["dense_macs"] / samples,
-        steps=runs[0].options.steps,
-        energy=tuple(_chip_energy(runs, chip) for chip in chips),
-    )
-
-
-def _chip_energy(runs: Sequence[Run], chip: str) -> ChipEnergy:
-    """Energy of an image on one chip, and ratios to the dense ANN over all runs."""
-    (counts, options), others = runs[0], runs[1:]
-    found, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
-    compared = verdict(counts, chip, options, others)
-    sums = (found.total, found.memory_included, found.compute_only, dense.memory_included, dense.compute_only)
-    return ChipEnergy(
-        found.chip.name,
-        *(None if amount is None else amount.nominal * 1e-6 for amount in sums),
-        least_ratio=min(compared.with_memory, default=None),
-        most_ratio=max(compared.with_memory, default=None),
-        missing=", ".join(compared.missing),
-    )
-
-
 def write_table(folder: Path, name: str, rows: Sequence[FrontierRow], about: Mapping[str, Any]) -> None:
-    """Write NAME.csv, and NAME.json with `about` (machine, versions, ...) in it; each file atomically."""
+    """Write NAME.csv, and NAME.json with `about` (machine, versions, ...) in it; each file atomically.
+
+    `FrontierRow(**values)` makes a row of NAME.json again.
+    """
     write_text(folder / f"{name}.csv", csv_text([row.flat() for row in rows]))
-    write_json(folder / f"{name}.json", {"format": FORMAT, **about, "rows": [row.to_dict() for row in rows]})
+    write_json(folder / f"{name}.json", {"format": FORMAT, **about, "rows": [dataclasses.asdict(row) for row in rows]})

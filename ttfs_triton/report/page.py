@@ -23,6 +23,7 @@ from ttfs_triton.report.figures import LayerSpikes
 from ttfs_triton.report.frontier_figures import DEADLINES
 from ttfs_triton.report.plots import require_matplotlib
 from ttfs_triton.scoring.deadline import DeadlineRow
+from ttfs_triton.scoring.evaluate import layer_table
 from ttfs_triton.wording import energy, interval, number, percent, small_percent
 
 READOUTS = {
@@ -146,6 +147,7 @@ def render_page(data: PageData) -> str:
         interval=interval(data.accuracy, data.images),
         deadline_curve={"": [(row.deadline, row.accuracy) for row in data.deadlines]},
         deadlines=DEADLINES,
+        layer_table=layer_table,
         chips=chips,
     )
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from rich.console import Console
 from rich.text import Text
 
-from ttfs_triton.hardware import Chip, Comparison, Counts, Estimate, LayerCounts, Sweep, SweepRow, Term
+from ttfs_triton.hardware import Chip, Comparison, Counts, Estimate, Sweep, SweepRow, Term
 from ttfs_triton.hardware.energy.estimate import TermKind
 from ttfs_triton.hardware.energy.prices import weakest
 from ttfs_triton.scoring.deadline import DeadlineRow
@@ -24,20 +24,6 @@ from ttfs_triton.wording import (
     small_percent,
     weight_bits_label,
 )
-
-
-def activity_table(counts: Counts) -> Table:
-    """Table of spikes, one row for each layer."""
-    columns: dict[str, Callable[[LayerCounts], str | Cell]] = {
-        "layer": lambda layer: layer.name,
-        "firing": lambda layer: Cell.of(layer.sparsity),
-        "spikes": lambda layer: number(layer.spikes / layer.samples),
-        "neurons": lambda layer: number(layer.neurons),
-        "saturated": lambda layer: small_percent(layer.saturated_share),
-        "silent": lambda layer: small_percent(layer.silent_share),
-        "never active": lambda layer: small_percent(layer.never_active_share),
-    }
-    return Table.of("Spikes of an image. Shares are of a layer's neurons.", counts.layers, columns)
 
 
 def operations_table(counts: Counts) -> Table:

@@ -30,6 +30,12 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
 
+    def __getitem__(self, index: int) -> Batch:
+        """Images [b, C, height, width], float32 in [0, 1], and labels [b], int64."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{type(self).__name__}: index must be in 0 to {len(self) - 1}; got {index}.")
+        return self.finish(self.gather(index))
+
     def gather(self, index: int) -> Gathered:
         """The tensors of batch number `index`, images as uint8."""
         ...
@@ -39,7 +45,7 @@ class Batches(Protocol):
         ...
 
 
-class EvaluationBatches:
+class EvaluationBatches(Batches):
     """This process's share of the images, each exactly once over all processes, in order.
 
     Args:
@@ -54,7 +60,8 @@ class EvaluationBatches:
     def __init__(
         self, data: ImageData, indices: Tensor | None, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        check_rank("EvaluationBatches", rank, world_size)
+        if not 0 <= rank < world_size:
+            raise ValueError(f"EvaluationBatches: rank must be in 0 to world_size - 1; got {rank} of {world_size}.")
         if batch_size < 1:
             raise ValueError(f"EvaluationBatches: batch_size must be at least 1; got {batch_size}. Raise it.")
         chosen = torch.arange(len(data.labels)) if indices is None else indices
@@ -65,14 +72,8 @@ class EvaluationBatches:
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
 
-    def __getitem__(self, index: int) -> Batch:
-        """Images [b, C, height, width], float32 in [0, 1], and labels [b], int64."""
-        return self.finish(self.gather(index))
-
     def gather(self, index: int) -> Gathered:
         """Images (uint8) and labels of batch number `index`."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"EvaluationBatches: index must be in 0 to {len(self) - 1}; got {index}.")
         chosen = self.indices[index * self.batch_size :][: self.batch_size]
         return self.data.images_at(chosen), self.data.labels[chosen]
 
@@ -123,9 +124,3 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
     """Ignore Ctrl-C and delay SIGTERM, which reach workers too: the main process needs workers until it stops."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: Timer(WORKER_SECONDS, os._exit, [0]).start())
-
-
-def check_rank(function: str, rank: int, world_size: int) -> None:
-    """Raise ValueError, in the name of `function`, unless rank is one of world_size processes."""
-    if not 0 <= rank < world_size:
-        raise ValueError(f"{function}: rank must be in 0 to world_size - 1; got {rank} of {world_size}.")

@@ -23,7 +23,8 @@ from ttfs_triton.nn import (
 from ttfs_triton.nn.models import logits_and_decision
 from ttfs_triton.nn.trace import evaluating
 from ttfs_triton.scoring.batches import EvaluationBatches, load_batches
-from ttfs_triton.table import Table
+from ttfs_triton.table import Cell, Table
+from ttfs_triton.wording import small_percent
 
 
 @dataclass(frozen=True)
@@ -92,20 +93,18 @@ def evaluate(
     graph = network_graph(network, batches.data.shape[1:])
     graph.prepare_statistics()
     reset_statistics(network)
-    scores = torch.zeros(6, dtype=torch.float64, device=accelerator.device)
-    stopped = torch.zeros(1, dtype=torch.float64, device=accelerator.device)
+    scores = torch.zeros(7, dtype=torch.float64, device=accelerator.device)  # of `_score`, and 1 if this process stops
     loader = load_batches(batches, accelerator.device, num_workers=num_workers)
     with torch.no_grad(), evaluating(network), record_statistics(network), closing(loader):
         for images, labels in loader:
             if stop():
-                stopped += 1
+                scores[-1] = 1
                 break
-            scores += _score(network, graph, images, labels)
+            scores[:-1].add_(_score(network, graph, images, labels))
             on_batch(len(labels))
-    *totals, stops = sum_over_processes(accelerator, torch.cat([scores, stopped])).tolist()
+    images, correct, loss, first_spike_correct, ties, no_spike, stops = sum_over_processes(accelerator, scores).tolist()
     if stops:
         raise EvaluationStopped
-    images, correct, loss, first_spike_correct, ties, no_spike = totals
     if not math.isfinite(loss):
         raise ValueError("evaluate: outputs of the network must be finite; got NaN or inf. Look at its weights.")
     layers = collect_statistics(network, lambda counts: sum_over_processes(accelerator, counts))
@@ -140,7 +139,7 @@ def layer_table(layers: Sequence[LayerStatistics], title: str = "") -> Table:
     headers = ("layer", "neurons", "spikes / image", "active", "saturated", "silent", "never active")
     rows = []
     for layer in layers:
-        shares = (layer.sparsity, layer.saturated_share, layer.silent_share, layer.never_active_share)
+        shares = map(small_percent, (layer.saturated_share, layer.silent_share, layer.never_active_share))
         spikes = f"{layer.spikes / max(1, layer.samples):,.1f}"
-        rows.append((layer.name, f"{layer.neurons:,}", spikes, *(f"{share:.2%}" for share in shares)))
+        rows.append((layer.name, f"{layer.neurons:,}", spikes, Cell.of(layer.sparsity), *shares))
     return Table(title, headers, rows)

@@ -16,18 +16,6 @@ if TYPE_CHECKING:
     from ttfs_triton.train.run import DeviceLostError, Trainer, run_data, train
     from ttfs_triton.train.run_folder import RunFolderError
 
-# Imported on first use, so that `--help` does not import PyTorch.
-_HOMES = {
-    "Callback": "callback",
-    "DeviceLostError": "run",
-    "Interrupted": "device",
-    "NonFiniteLossError": "callback",
-    "RunData": "build",
-    "RunFolderError": "run_folder",
-    "Trainer": "run",
-    "run_data": "run",
-    "train": "run",
-}
 __all__ = [
     "Callback",
     "ConfigError",
@@ -66,10 +54,10 @@ def main(recipe: Path, description: str | None, arguments: Sequence[str] | None 
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"ttfs_triton.train.{_HOMES[name]}"), name)
+    if name in __all__:  # imported on first use, so that `--help` does not import PyTorch
+        return getattr(import_module("ttfs_triton.train.run"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})

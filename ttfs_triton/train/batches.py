@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ttfs_triton.augment import Augmentation
 from ttfs_triton.data.images import ImageData
-from ttfs_triton.scoring.batches import Batch, Gathered, check_rank, load_batches
+from ttfs_triton.scoring.batches import Batch, Batches, Gathered, load_batches
 
 # Pixels augmented in one call: 512 images of CIFAR-10. With fewer, the overhead of PyTorch's calls takes much time.
 AUGMENTED_AHEAD = 512 * 32 * 32
 
 
-class EpochBatches:
+class EpochBatches(Batches):
     """Augmented micro-batches of one epoch for one process.
 
     Item i is micro-batch `i % accumulation` of optimiser step `i // accumulation`. An incomplete last step is
@@ -51,7 +51,6 @@ class EpochBatches:
         accumulation: int = 1,
         augmentation: Augmentation | None = None,
     ) -> None:
-        check_rank("EpochBatches", rank, world_size)
         if batch_size < 1 or batch_size % (world_size * accumulation):
             raise ValueError(
                 f"EpochBatches: batch_size must be a multiple of processes times accumulation steps; got {batch_size} "
@@ -83,14 +82,8 @@ class EpochBatches:
     def __len__(self) -> int:
         return len(self.order) // self.micro_batch_size
 
-    def __getitem__(self, index: int) -> Batch:
-        """Images [b, C, height, width], float32 in [0, 1], and labels [b], int64."""
-        return self.finish(self.gather(index))
-
     def gather(self, index: int, count: int = 1) -> Gathered:
         """Indices, images (uint8) and labels of `count` micro-batches from `index` on, as one batch."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"EpochBatches: index must be in 0 to {len(self) - 1}; got {index}.")
         indices = self.order[index * self.micro_batch_size : (index + count) * self.micro_batch_size]
         return indices, self.data.images_at(indices), self.data.labels[indices]
 

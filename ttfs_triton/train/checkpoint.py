@@ -57,7 +57,7 @@ def save_checkpoint(
     tensors: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
     keep_last: int,
-) -> Path:
+) -> None:
     """Write a checkpoint, then delete older ones; a kill or a full disk at any moment leaves whole checkpoints only.
 
     A checkpoint of the same step is replaced. Only one process of a run may call this.
@@ -68,22 +68,18 @@ def save_checkpoint(
         tensors: group → name → tensor; see `tensor_bytes` for the tensors that are allowed.
         state: JSON values, by key.
         keep_last: number of checkpoints to keep, this one included.
-    Returns:
-        The file, `<folder>/step-<step, 8 digits>.safetensors`.
     Raises:
         ValueError: a tensor is not allowed.
         TypeError: state holds something that JSON cannot express.
         OSError: the file cannot be written, as on a full disk; no part of it is left behind.
     """
-    path = checkpoint_path(folder, step)
-    write_bytes(path, checkpoint_bytes(json.dumps(state), tensors))
+    write_bytes(checkpoint_path(folder, step), checkpoint_bytes(json.dumps(state), tensors))
     older = [old for number, old in _numbered(folder) if number < step]
     for old in older[: max(0, len(older) + 1 - keep_last)]:
         try:
             old.unlink()
         except OSError as error:
             logger.warning("old checkpoint could not be deleted: %s", error)
-    return path
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -186,8 +182,8 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """Moments and step counts as `<parameter index>.<name>`, sharing memory with the optimizer."""
     return {
         f"{index}.{name}": value
-        for index, parameter in enumerate(_parameters(optimizer))
-        for name, value in optimizer.state.get(parameter, {}).items()
+        for index, own in optimizer.state_dict()["state"].items()
+        for name, value in own.items()
         if isinstance(value, Tensor)
     }
 
@@ -200,7 +196,7 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) 
     Raises:
         ValueError: the tensors do not fit the parameters.
     """
-    parameters = _parameters(optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
         if not index.isdecimal() or int(index) >= len(parameters):
@@ -211,7 +207,3 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) 
         # Fused kernels walk memory in order: moments need the strides of their parameter.
         moment = torch.empty_like(parameter if tensor.dim() else tensor, dtype=tensor.dtype, device=parameter.device)
         optimizer.state[parameter][key] = moment.copy_(tensor).detach()
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -18,7 +18,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 
-from ttfs_triton.command_line import OptionsError, parse_options, problem_lines, program
+from ttfs_triton.command_line import OptionsError, parse_options, problem_lines
 from ttfs_triton.shared_options import AugmentationOptions, FaultOptions
 from ttfs_triton.train.options import (
     FREE,
@@ -63,6 +63,7 @@ class TrainConfig(
         if self.network is not None and (given := self.network_keys()):
             keys = ", ".join(given)
             raise ValueError(f'network builds the network: leave out {keys}, or use the recipe "own" without them')
+        _ = self.target  # raises
         clock = "chips run on a clock; 64 steps lose nothing"
         needs = {
             "random_resized_crop": ("image_size, e.g. 224", self.image_size),
@@ -89,7 +90,8 @@ class TrainConfig(
             raise ValueError("psp_persistence_rise and compile exclude each other: each σ would be compiled anew")
         if self.streaming and self.data_placement != "auto":
             raise ValueError(f"streaming and data_placement: {self.data_placement} exclude each other")
-        for one, other in (("resume", "overwrite"), ("random_resized_crop", "crop_padding")):
+        excluding = (("resume", "overwrite"), ("random_resized_crop", "crop_padding"), ("network", "trained_as"))
+        for one, other in excluding:
             if getattr(self, one) and getattr(self, other):
                 raise ValueError(f"{one} and {other} exclude each other")
         if self.batch_size % self.gradient_accumulation:
@@ -170,7 +172,6 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
             defaults={**dict(base), "config": known.config},
             arguments=arguments,
             description="\n\n".join(filter(None, (description, written.help()))),
-            prog=program(),
         )
     except OptionsError as error:
         raise ConfigError(str(error).replace("the command line", said, 1)) from None

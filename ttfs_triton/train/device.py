@@ -121,22 +121,17 @@ def choose_fusing(config: TrainConfig, device: torch.device, graph: NetworkGraph
     neurons = images * sum(math.prod(stage.shape) for stage in graph.stages)
     if config.fuse == "off" or (config.fuse == "auto" and neurons < LEAST_NEURONS):
         return False
-    reason = _why_not_fused(device)
+    reason = None if device.type == "cpu" else "the device is not a CPU"
+    if reason is None:
+        from torch._inductor import cpp_builder, exc
+
+        try:
+            cpp_builder.get_cpp_compiler()
+        except exc.InvalidCxxCompiler:
+            reason = "there is no C++ compiler (g++ or clang)"
     if config.fuse == "on" and reason is not None:
         raise ConfigError(f"fuse: on needs passes that can be fused, but {reason}; use auto or off.")
     return reason is None
-
-
-def _why_not_fused(device: torch.device) -> str | None:
-    if device.type != "cpu":
-        return "the device is not a CPU"
-    from torch._inductor import cpp_builder, exc
-
-    try:
-        cpp_builder.get_cpp_compiler()
-    except exc.InvalidCxxCompiler:
-        return "there is no C++ compiler (g++ or clang)"
-    return None
 
 
 @contextmanager

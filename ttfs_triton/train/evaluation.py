@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.data.images import ImageData, draw_indices
 from ttfs_triton.hardware import Counts, counting
+from ttfs_triton.model.locate import ModelFiles
 from ttfs_triton.model.weights import LoadError, load_tensors, read_weights
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.run_records import EpochLine, Summary
@@ -155,7 +156,7 @@ def _make_summary(loop: TrainingLoop, test: Evaluation, counts: Counts) -> Summa
         no_spike=test.no_spike,
         val_accuracy=best.val_accuracy,
         best_epoch=loop.position.best_epoch,
-        weights_sha256=loop.folder.best_sha256(),
+        weights_sha256=ModelFiles(loop.folder.best_weights, loop.folder.best_config).sha256,
         sparsity=test.sparsity,
         sparsity_as_published=counts.sparsity_as_published,
         target=None if target is None else target.result(metrics, best, target.measure(counts)),

@@ -51,11 +51,6 @@ class CudaGraphs:
         return graph.replay
 
 
-def reason_of_failure(error: RuntimeError) -> str:
-    """First line of the error that made a capture fail; PyTorch raises the error of ending the capture on top of it."""
-    return str(error.__context__ or error).strip().splitlines()[0].rstrip(".")
-
-
 # Steps before the capture. DistributedDataParallel times its first ten, and rearranges its buckets in the first.
 WARM_UP = 3
 WARM_UP_DISTRIBUTED = 11
@@ -145,20 +140,18 @@ class GraphedStep:
             with _capturable(self.step.bare_optimizer):
                 self.replay = self.graphs.capture(lambda: self.step(self._inputs))
         except RuntimeError as error:
-            self._give_up(error)
-
-    def _give_up(self, error: RuntimeError) -> None:
-        reason = reason_of_failure(error)
-        accelerator = self.step.accelerator
-        if self.required or accelerator.num_processes > 1:
-            raise GraphError(
-                f"GraphedStep: a step must be capturable in a CUDA graph; got {reason}. Use --cuda-graph off."
-            ) from error
-        self._failed, self._inputs = True, []
-        if accelerator.scaler is not None:
-            # The scaler has noted a step that was never made; setting its scale makes it start anew.
-            accelerator.scaler.update(accelerator.scaler.get_scale())
-        self.say(f"no CUDA graph: {reason}")
+            # PyTorch raises the error of ending the capture on top of the one that made it fail.
+            reason = str(error.__context__ or error).strip().splitlines()[0].rstrip(".")
+            accelerator = self.step.accelerator
+            if self.required or accelerator.num_processes > 1:
+                raise GraphError(
+                    f"GraphedStep: a step must be capturable in a CUDA graph; got {reason}. Use --cuda-graph off."
+                ) from error
+            self._failed, self._inputs = True, []
+            if accelerator.scaler is not None:
+                # The scaler has noted a step that was never made; setting its scale makes it start anew.
+                accelerator.scaler.update(accelerator.scaler.get_scale())
+            self.say(f"no CUDA graph: {reason}")
 
 
 @contextmanager

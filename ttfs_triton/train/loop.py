@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.profiler import record_function
 
 from ttfs_triton.data.placement import place_images
+from ttfs_triton.model.weights import not_finite
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
 from ttfs_triton.run_records import Change
 from ttfs_triton.scoring import Evaluation, EvaluationStopped, sum_over_processes
@@ -38,9 +39,9 @@ from ttfs_triton.train.evaluation import epoch_line, refresh_statistics, score
 from ttfs_triton.train.graphs import GraphedStep, choose_graphs
 from ttfs_triton.train.lagrange import TargetTraining
 from ttfs_triton.train.optimisation import PersistenceSchedule, rate_factor
-from ttfs_triton.train.resume import EpochTotals, Position, RunDescription, is_finite, read_state, restore_run, save_run
+from ttfs_triton.train.resume import EpochTotals, Position, RunDescription, read_state, restore_run, save_run
 from ttfs_triton.train.run_folder import RunFolder
-from ttfs_triton.train.step import TrainStep, look_ahead, set_rate
+from ttfs_triton.train.step import TrainStep, look_ahead
 from ttfs_triton.train.teacher import load_teacher
 
 
@@ -85,9 +86,7 @@ class TrainingLoop:
         self.graph = check_network(self.network, data)
         self.started = known or (self.start and describe(config, self.network, data, self.start).to_dict())
         teacher = load_teacher(config, data, accelerator)
-        self.description = RunDescription.of(
-            config, accelerator, data, self.graph, None if teacher is None else teacher.sha256
-        )
+        self.description = RunDescription.of(config, accelerator, data, self.graph, teacher and teacher.sha256)
         splits, where = place_images((data.train, data.test), accelerator.device, config.data_placement)
         self._train_images, self.test_images = splits
         display.say(where)
@@ -121,10 +120,10 @@ class TrainingLoop:
         self.persistence = PersistenceSchedule(networks, config.psp_persistence_rise, self.steps)
         self._rate_factor = rate_factor(config, self.steps)
         optimizer = cast(AcceleratedOptimizer, accelerator.prepare_optimizer(self.bare_optimizer))
-        self.multipliers = None if self.target is None else self.target.multipliers
+        multipliers = None if self.target is None else self.target.multipliers
         followed = None if config.lookahead else self.average
         self._plain_step = TrainStep(
-            config, accelerator, self.network, self.model, optimizer, followed, self.multipliers, teacher
+            config, accelerator, self.network, self.model, optimizer, followed, multipliers, teacher
         )
         self._step: TrainStep | GraphedStep = self._plain_step
         if graphs is not None:
@@ -188,33 +187,30 @@ class TrainingLoop:
         )
 
     def _train_epoch(self) -> None:
-        device, first, workers = self.accelerator.device, self.position.step_in_epoch, self.config.num_workers
-        self.model.train()
-        loader = train_loader(self._batches(self.position.epoch), device, start_step=first, num_workers=workers)
-        with closing(loader) as micro_batches:
-            self._train_steps(micro_batches)
-        self._profiler.close()
-
-    def _train_steps(self, micro_batches: Iterator[Batch]) -> None:
         config, position = self.config, self.position
-        self._started = time.perf_counter() - position.totals.seconds
-        for _ in range(position.step_in_epoch, self.steps_per_epoch):
-            self._profiler.step()
-            with record_function("data"):
-                batches = [next(micro_batches) for _ in range(config.gradient_accumulation)]
-            self._train_step(batches)
-            position.step += 1
-            position.step_in_epoch += 1
-            if position.step % config.log_steps == 0:
-                self._report()
-            for callback in self.callbacks:
-                callback.on_step(self)
-            if self.stop.due(position.step, config.log_steps):
-                self._stop()
-            if config.checkpoint_steps and position.step % config.checkpoint_steps == 0:
-                self.save()
-        self._gather_totals()
-        self._started = None
+        self.model.train()
+        device, first, workers = self.accelerator.device, position.step_in_epoch, config.num_workers
+        loader = train_loader(self._batches(position.epoch), device, start_step=first, num_workers=workers)
+        with closing(loader) as micro_batches:
+            self._started = time.perf_counter() - position.totals.seconds
+            for _ in range(first, self.steps_per_epoch):
+                self._profiler.step()
+                with record_function("data"):
+                    batches = [next(micro_batches) for _ in range(config.gradient_accumulation)]
+                self._train_step(batches)
+                position.step += 1
+                position.step_in_epoch += 1
+                if position.step % config.log_steps == 0:
+                    self._report()
+                for callback in self.callbacks:
+                    callback.on_step(self)
+                if self.stop.due(position.step, config.log_steps):
+                    self._stop()
+                if config.checkpoint_steps and position.step % config.checkpoint_steps == 0:
+                    self.save()
+            self._gather_totals()
+            self._started = None
+        self._profiler.close()
 
     def _train_step(self, micro_batches: list[Batch]) -> None:
         position = self.position
@@ -228,7 +224,11 @@ class TrainingLoop:
             first |= self.target.prepare(position.step, self.learning_rate / self.config.lr)
         factor = self._rate_factor(position.step)
         for group in self.bare_optimizer.param_groups:
-            set_rate(group, group["initial_lr"] * factor)
+            rate = group["initial_lr"] * factor
+            if isinstance(group["lr"], torch.Tensor):  # a captured step reads the rate from there
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
         self._step(micro_batches, sampled=sampled, first=first)
         if self.average is not None:
             self.average.n_averaged.mul_(not first).add_(1)  # a new average warms up anew
@@ -335,12 +335,10 @@ class TrainingLoop:
 
     def _require_finite_weights(self) -> None:
         """Raise if the weights to be saved are not finite; averages may not be even if every loss was finite."""
-        state = self.scored_network.state_dict()
-        if broken := [name for name, value in state.items() if not is_finite(value)]:
+        if problem := not_finite(self.scored_network.state_dict()):
             raise NonFiniteLossError(
-                f"epoch {self.position.epoch + 1}: the scored weights must be finite; got inf or nan in "
-                f"{', '.join(broken[:5])}. They were not saved. Last good checkpoint: {self.last_checkpoint}. "
-                "A lower --lr usually helps."
+                f"epoch {self.position.epoch + 1}: the scored weights must be finite; got {problem}. They were not "
+                f"saved. Last good checkpoint: {self.last_checkpoint}. A lower --lr usually helps."
             )
 
     def _stop(self) -> None:

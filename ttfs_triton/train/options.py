@@ -220,12 +220,6 @@ class StartOptions(Options):
     """Training images for the calibration, before training, of another project's ANN, and of a network with weights for
     a chip's grid. 0: no calibration."""
 
-    @model_validator(mode="after")
-    def _of_weights(self) -> Self:
-        if self.network is not None and self.trained_as is not None:
-            raise ValueError(f"trained_as must be left out for a network of your own; got {self.trained_as}")
-        return self
-
 
 class GridOptions(Options):
     """The grid of a chip: time steps, bits of weights and registers."""
@@ -325,28 +319,6 @@ class Wanted:
     chip: str | None = None
 
 
-def parse_target(sparsity: float | str | None, operations: float | str | None, energy: str | None) -> Wanted | None:
-    """The goals that target_sparsity, target_operations or target_energy ask for; None if no key is given.
-
-    Raises:
-        ValueError: more than one key is given, or a goal is not a number in its range.
-    """
-    values = {"sparsity": sparsity, "operations": operations, "energy": energy}
-    given = {key: value for key, value in values.items() if value is not None}
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(f'target_{key}' for key in given)} exclude each other; give one")
-    if energy is not None:
-        chip, _, amount = energy.rpartition(":")
-        goal = _number(amount)
-        if not chip or not 0 < goal < math.inf:
-            raise ValueError(
-                f"target_energy must be CHIP:MICROJOULES with a positive number, such as loihi:100; got {energy}"
-            )
-        return Wanted("energy", {None: goal}, chip)
-    kinds: tuple[Kind, ...] = ("sparsity", "operations")
-    return next((Wanted(kind, _shares(f"target_{kind}", given[kind])) for kind in kinds if kind in given), None)
-
-
 def _shares(key: str, value: float | str) -> dict[str | None, float]:
     goals: dict[str | None, float] = {}
     for part in str(value).split(","):
@@ -379,15 +351,27 @@ class TargetOptions(Options):
     target_steps: Number = 32
     """Time steps in a window for which the energy is computed (target_energy)."""
 
-    @model_validator(mode="after")
-    def _one_target(self) -> Self:
-        _ = self.target  # raises
-        return self
-
     @property
     def target(self) -> Wanted | None:
-        """The goals; None without a target."""
-        return parse_target(self.target_sparsity, self.target_operations, self.target_energy)
+        """The goals; None without a target. ValueError if several are given, or one is not a number in its range."""
+        sparsity, operations, energy = self.target_sparsity, self.target_operations, self.target_energy
+        values = {"sparsity": sparsity, "operations": operations, "energy": energy}
+        given = [f"target_{kind}" for kind, value in values.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other; give one")
+        if sparsity is not None:
+            return Wanted("sparsity", _shares("target_sparsity", sparsity))
+        if operations is not None:
+            return Wanted("operations", _shares("target_operations", operations))
+        if energy is None:
+            return None
+        chip, _, amount = energy.rpartition(":")
+        goal = _number(amount)
+        if not chip or not 0 < goal < math.inf:
+            raise ValueError(
+                f"target_energy must be CHIP:MICROJOULES with a positive number, such as loihi:100; got {energy}"
+            )
+        return Wanted("energy", {None: goal}, chip)
 
 
 class RunOptions(Options):

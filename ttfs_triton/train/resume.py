@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from torch import Tensor
 
 from ttfs_triton.command_line import problem_lines
+from ttfs_triton.model.weights import not_finite
 from ttfs_triton.nn import NetworkGraph
 from ttfs_triton.run_records import Change, EpochLine
 from ttfs_triton.scoring import versions
@@ -221,8 +222,8 @@ def save_run(loop: TrainingLoop) -> None:
     }
     if loop.average is not None:
         tensors["average"] = loop.average.state_dict()
-    if loop.multipliers is not None:
-        tensors["dial"] = {"state": loop.multipliers.state}
+    if loop.target is not None:
+        tensors["dial"] = {"state": loop.target.multipliers.state}
     keep = loop.config.keep_checkpoints
     save_checkpoint(loop.folder.checkpoints, position.step, tensors=tensors, state=state, keep_last=keep)
 
@@ -246,23 +247,17 @@ def restore_run(loop: TrainingLoop, path: Path) -> None:
 
 
 def _restore(loop: TrainingLoop, state: RunState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    if broken := [group for group, named in tensors.items() if not all(map(is_finite, named.values()))]:
+    if broken := [group for group, named in tensors.items() if not_finite(named)]:
         raise ValueError(f"numbers must be finite, also in {', '.join(broken)}")
     loop.network.load_state_dict(tensors["model"])
     load_optimizer_tensors(loop.bare_optimizer, tensors["optimizer"])
     if loop.average is not None:
         loop.average.load_state_dict(tensors["average"])
-    if loop.multipliers is not None:
-        loop.multipliers.state.copy_(tensors["dial"]["state"])
     if loop.target is not None:
+        loop.target.multipliers.state.copy_(tensors["dial"]["state"])
         if state.held_layers is None:
             raise ValueError("held_layers is missing")
         loop.target.silent_channels.layers = state.held_layers
     if loop.accelerator.scaler is not None and state.scaler is not None:
         loop.accelerator.scaler.load_state_dict(state.scaler)
     loop.position = state.position
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all elements are finite."""
-    return bool(tensor.isfinite().all())

@@ -252,7 +252,7 @@ def _publish(config: TrainConfig, run: Path, accelerator: Accelerator, network: 
     repo_id = str(config.hub_repo_id)
     try:
         built = config.network if network is None else deepcopy(network)
-        found = publish(run, repo_id, private=config.hub_private, license=config.hub_license, network=built)
+        _, url = publish(run, repo_id, private=config.hub_private, license=config.hub_license, network=built)
     except Exception as error:  # whatever failed, training must not seem to have failed
         words = ["ttfs", "publish", str(run), "--repo-id", repo_id]
         words += ["--public"] if not config.hub_private else []
@@ -261,7 +261,7 @@ def _publish(config: TrainConfig, run: Path, accelerator: Accelerator, network: 
         message = f"warning: the run is complete, but it was not published. {error}\nPublish it by: {shlex.join(words)}"
         print(message, file=sys.stderr)
         return
-    Display(accelerator.is_main_process).say(f"published                {found.url}")
+    Display(accelerator.is_main_process).say(f"published                {url}")
 
 
 def _device_lost(error: RuntimeError, checkpoint: Path | str, advice: str) -> DeviceLostError:

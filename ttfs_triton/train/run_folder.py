@@ -8,7 +8,6 @@ best/               model.safetensors and config.json of the best epoch
 .lock               held by the process that owns the folder now
 """
 
-import hashlib
 import json
 import shutil
 from contextlib import suppress
@@ -178,10 +177,6 @@ class RunFolder:
         sync_folder(self.path)
         write_model(self.best_weights.parent, tensors, description)
 
-    def best_sha256(self) -> str:
-        """SHA-256 of the best weights' file."""
-        return hashlib.sha256(self.best_weights.read_bytes()).hexdigest()
-
     def write_summary(self, summary: Summary) -> None:
         """Write the final figures; a run with a summary has ended."""
         write_json(self._summary, summary.model_dump())
@@ -195,7 +190,7 @@ class RunFolder:
         if not self._summary.exists():
             return None
         try:
-            return read_summary(self._summary)
+            return read_summary(self._summary).model_dump()
         except (OSError, ValueError) as error:
             raise RunFolderError(
                 f"{self._summary} must be a run's final figures; it is damaged: {error}. "

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -113,14 +112,6 @@ class TrainStep:
         if scaled and accelerator.num_processes > 1:
             failed = sum_over_processes(accelerator, failed).clamp_(max=1)
         self.guard.watch(loss, norm, failed)
-
-
-def set_rate(group: dict[str, Any], rate: float) -> None:
-    """Set the learning rate of a parameter group. A tensor is filled, since a captured step reads it from there."""
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(rate)
-    else:
-        group["lr"] = rate
 
 
 class FiniteGuard:

@@ -173,15 +173,7 @@ class CostedNetwork(nn.Module):
         super().__init__()
         self.network, self.target = network, target
         device = graph.readout.weight.device
-        maps: dict[str, tuple[int, ...]] = {}
-
-        def fire(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-            maps[stage.name] = tuple(inputs.shape[2:])
-            return stage.activations(inputs, skip)
-
-        with torch.no_grad():
-            graph.run(torch.zeros(1, *graph.image_shape, device=device), fire)
-        self._counters = [_EventCounter(stage, maps[stage.name], target.costs, device) for stage in graph.stages]
+        self._counters = [_EventCounter(stage, target.costs, device) for stage in graph.stages]
         self._weights = torch.cat([counter.weights for counter in self._counters])
         self._constants = torch.tensor([cost.constant for cost in target.costs], device=device)
         self._counted: list[Tensor] | None = None
@@ -221,7 +213,7 @@ class CostedNetwork(nn.Module):
 class _EventCounter:
     """Counts the events of one layer that have a price: `events`, and prices in `weights` [events, costs]."""
 
-    def __init__(self, stage: Stage, maps: tuple[int, ...], costs: Sequence[Cost], device: torch.device) -> None:
+    def __init__(self, stage: Stage, costs: Sequence[Cost], device: torch.device) -> None:
         self.stage = stage
         weights: dict[str | int, list[float]] = {
             event: [getattr(cost.weights(stage.name), event) for cost in costs] for event in _OWN
@@ -238,6 +230,7 @@ class _EventCounter:
         self._width = neuron.surrogate_width if neuron is not None and neuron.has_surrogate else 1.0
         self._fan_out: Tensor | int = 0
         if "operation" in chosen:
+            maps = stage.inputs[0].shape[1:]
             found = fan_out(stage.weighted, maps)
             self._fan_out = (found.places * found.channels).float().view(maps).to(device) if maps else found.channels
 

@@ -14,8 +14,6 @@ from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.planning import Config
 from ttfs_kernels.triton_backend.problem import Problem
 
-# Launches in Triton's interpreter are planned for this chip.
-INTERPRETED = Chip("cuda", 90)
 SMALLEST_CAPABILITY = 80
 
 
@@ -74,22 +72,17 @@ class Launch:
         return Launch(kernel, grid, arguments | sizes, config.num_warps, config.num_stages)
 
 
-# Triton reads TRITON_INTERPRET when it is first imported; later changes of the variable have no effect.
-_INTERPRETING = not isinstance(tl.zeros, triton.JITFunction)
-
-
-def interpreting() -> bool:
-    """Whether kernels run in Triton's interpreter; decided when Triton is first imported."""
-    return _INTERPRETING
-
+# Whether kernels run in Triton's interpreter. Triton reads TRITON_INTERPRET when it is first imported; later changes of
+# the variable have no effect.
+INTERPRETING = not isinstance(tl.zeros, triton.JITFunction)
 
 _devices: dict[torch.device, Device] = {}  # a plain dictionary: torch.compile traces through `unavailable`
 
 
 def device_of(device: torch.device) -> Device:
-    """The `Device` of a PyTorch device; anything but a GPU is the interpreter."""
+    """The `Device` of a PyTorch device; anything but a GPU is the interpreter, planned for as an sm_90."""
     if device.type != "cuda":
-        return Device("interpreter", INTERPRETED, 4)
+        return Device("interpreter", Chip("cuda", 90), 4)
     if device not in _devices:
         properties = torch.cuda.get_device_properties(device)
         if torch.version.hip is not None:
@@ -106,9 +99,9 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
         return "float64 has no Triton kernel; use float32, or the torch backend"
     if device.type not in ("cpu", "cuda"):
         return f"device {device.type!r} is not a CUDA or ROCm GPU"
-    if device.type == "cpu" and not interpreting():
+    if device.type == "cpu" and not INTERPRETING:
         return "tensors are on the CPU, and TRITON_INTERPRET=1 was not set before the start"
-    if interpreting() and dtype == torch.bfloat16:  # on a GPU too
+    if INTERPRETING and dtype == torch.bfloat16:  # on a GPU too
         return "Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32 there"
     if device.type == "cpu":
         return None

@@ -19,7 +19,6 @@ from ttfs_kernels.triton_backend.choice import choose
 from ttfs_kernels.triton_backend.launch import Launch, device_of, precision_of
 from ttfs_kernels.triton_backend.normalisation import MEAN, MOMENTS, STATISTICS, VARIANCE, Neurons
 from ttfs_kernels.triton_backend.passes import ELEMENTS, TILE, Plan
-from ttfs_kernels.triton_backend.planning import Config
 from ttfs_kernels.triton_backend.problem import Problem
 
 
@@ -70,16 +69,16 @@ def _forward(
     with_derivatives: bool,
 ) -> list[Tensor]:
     """Activations, followed by gain and winner, if there are any, for the backward pass."""
-    properties = Neuron.unpack(neuron)
+    properties = Neuron.unpack(tuple(neuron))
     problem = Problem.of(x, weight, _geometry(geometry), properties, pool, skip is not None)
-    chip, precision, options = device_of(x.device).chip, precision_of(problem, x.device), (properties, with_derivatives)
-    convolved, config = problem.unpooled, config_of("forward", problem, x.device, backend)
+    device, precision, options = device_of(x.device), precision_of(problem, x.device), (properties, with_derivatives)
+    convolved, config = problem.unpooled, choose("forward", problem, device, precision, backend)
     operands = rows_of(x), rows_of(weight), None if bias is None else bias.contiguous()
     delayed = () if skip is None or skip_weight is None else (rows_of(skip), skip_weight.contiguous())
     if config is None:
         spikes = library.forward(convolved, *operands, *options, *delayed)
     else:
-        spikes = passes.forward(convolved, *operands, *options, config, precision, chip, *delayed).run()
+        spikes = passes.forward(convolved, *operands, *options, config, precision, device.chip, *delayed).run()
     if pool > 1:
         y, gain = spikes
         spikes = passes.pool(problem, y, gain, with_derivatives).run()
@@ -101,7 +100,7 @@ def _backward(
 ) -> list[Tensor]:
     """Gradients of x, weight, bias, skip and skip_weight, only the needed ones; `kept` is the result of `_forward`."""
     needs_x, needs_weight, needs_bias, *_ = needs
-    properties = Neuron.unpack(neuron)
+    properties = Neuron.unpack(tuple(neuron))
     pooled = Problem.of(x, weight, _geometry(geometry), properties, pool, skip is not None)
     y, *others = map(rows_of, kept)
     gain = others[0] if properties.has_slope else None
@@ -131,7 +130,7 @@ def contract_gradients(
     operands = rows_of(x), rows_of(weight)
     grad_x = grad_weight = None
     if needs[0]:
-        config = config_of("grad_x", problem, x.device, backend)
+        config = choose("grad_x", problem, device, precision, backend)
         if config is None:
             grad_x = library.grad_x(problem, pair, *operands, neuron)
         else:
@@ -139,7 +138,7 @@ def contract_gradients(
             (grad_x,) = passes.grad_x(problem, h, *operands, *options).run()
         grad_x = shaped(grad_x, x)
     if needs[1]:
-        config = config_of("grad_w", problem, x.device, backend)
+        config = choose("grad_w", problem, device, precision, backend)
         if config is None:
             grad_weight = library.grad_w(problem, pair, *operands)
         else:
@@ -153,11 +152,6 @@ _forward_operator = torch.library.custom_op("ttfs::forward", _forward, mutates_a
 _backward_operator = torch.library.custom_op("ttfs::backward", _backward, mutates_args=())
 _forward_operator.register_fake(_forward)
 _backward_operator.register_fake(_backward)
-
-
-def config_of(which: str, problem: Problem, device: torch.device, backend: str) -> Config | None:
-    """Blocks of our kernel for a contraction, or None for the library."""
-    return choose(which, problem, device_of(device), precision_of(problem, device), backend)
 
 
 def _geometry(numbers: Sequence[int]) -> Geometry | None:
@@ -190,13 +184,25 @@ class TritonNormalised:
         neuron = self.neuron
         problem = Problem.of(x, weight, self.geometry, neuron, self.pool, skip is not None)
         potentials = _potentials(Problem.of(x, weight, self.geometry, neuron), x, weight, self.backend)
-        delayed = None, None
-        if skip is not None and skip_weight is not None:
-            delayed = rows_of(skip), skip_weight.contiguous()
-        statistics = _statistics(problem, potentials, gamma, beta, neuron, self.epsilon, self.group)
-        y, winner = fire(problem, Neurons(*potentials, statistics, *delayed), neuron).run()
+        statistics = self._statistics(problem, potentials, gamma, beta)
+        delayed = () if skip is None or skip_weight is None else (rows_of(skip), skip_weight.contiguous())
+        neurons = Neurons(*potentials, statistics, *delayed)
+        y, winner = fire(problem, neurons, neuron).run()
         found = shaped(y, x), statistics[MEAN.value], statistics[VARIANCE.value]
-        return found, (x, weight, *potentials, statistics, *delayed, winner)
+        return found, (x, weight, *neurons._replace(winner=winner))
+
+    def _statistics(
+        self, problem: Problem, potentials: tuple[Tensor, Tensor | None], gamma: Tensor, beta: Tensor
+    ) -> Tensor:
+        """Statistics of the batch, [7, N] float32; with a group, of its processes' batches, merged in rank order."""
+        parameters = gamma.contiguous(), beta.contiguous(), self.epsilon
+        (statistics,) = statistics_of(problem, potentials, *parameters, self.neuron).run()
+        if self.group is None:
+            return statistics
+        own = statistics[: MOMENTS.value]
+        everyone = own.new_empty(torch.distributed.get_world_size(self.group), *own.shape)
+        torch.distributed.all_gather(list(everyone), own, group=self.group)
+        return _merged(everyone, *parameters).run()[0]
 
     def backward(self, grad: Tensor, kept: tuple[Any, ...], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
         (x, weight, *others), neuron, rows = kept, self.neuron, rows_of(grad)
@@ -216,33 +222,13 @@ class TritonNormalised:
 
 def _potentials(problem: Problem, x: Tensor, weight: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
     """(A, W) as rows, W without σ and None at σ = 0; `problem` has no pool and no skip, which come later."""
-    config = config_of("forward", problem, x.device, backend)
-    operands = rows_of(x), rows_of(weight)
+    device, precision, operands = device_of(x.device), precision_of(problem, x.device), (rows_of(x), rows_of(weight))
+    config = choose("forward", problem, device, precision, backend)
     if config is None:
         return library.potentials(problem, *operands)
     # Without the rule, the values of σ and δ do not matter.
-    options = Neuron(float(problem.with_slope)), True, config, precision_of(problem, x.device), device_of(x.device).chip
+    options = Neuron(float(problem.with_slope)), True, config, precision, device.chip
     return passes.forward(problem, *operands, None, *options, fires=False).run()
-
-
-def _statistics(
-    problem: Problem,
-    potentials: tuple[Tensor, Tensor | None],
-    gamma: Tensor,
-    beta: Tensor,
-    neuron: Neuron,
-    epsilon: float,
-    group: ProcessGroup | None,
-) -> Tensor:
-    """Statistics of the batch, [7, N] float32; with a group, of all its processes' batches, merged in rank order."""
-    parameters = gamma.contiguous(), beta.contiguous(), epsilon
-    (statistics,) = statistics_of(problem, potentials, *parameters, neuron).run()
-    if group is None:
-        return statistics
-    own = statistics[: MOMENTS.value]
-    everyone = own.new_empty(torch.distributed.get_world_size(group), *own.shape)
-    torch.distributed.all_gather(list(everyone), own, group=group)
-    return _merged(everyone, *parameters).run()[0]
 
 
 def statistics_of(

@@ -15,7 +15,7 @@ from ttfs_kernels.contraction import Geometry, contract, gradient_of_input, grad
 from ttfs_kernels.fused import with_delayed
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import fire_with_derivatives, vanishing
-from ttfs_kernels.torch_backend import stack_mask
+from ttfs_kernels.torch_backend import stack_mask, to_rows
 from ttfs_kernels.triton_backend.problem import Problem
 
 
@@ -44,7 +44,7 @@ def forward(
 def potentials(problem: Problem, x: Tensor, weight: Tensor, neuron: Neuron = Neuron()) -> tuple[Tensor, Tensor | None]:
     """(A, W): one contraction over [x; σ·mask], both [B, P, Q, N]; W is None at σ = 0."""
     operand = stack_mask(_maps(problem, x), neuron) if problem.with_slope else _maps(problem, x)
-    both = _rows(contract(operand, _maps(problem, weight), None, _geometry(problem)))
+    both = to_rows(contract(operand, _maps(problem, weight), None, _geometry(problem)))
     both = both.view(2 if problem.with_slope else 1, problem.batch, *problem.out_size, problem.out_channels)
     return both[0], both[1] if problem.with_slope else None
 
@@ -58,7 +58,8 @@ def grad_x(problem: Problem, pair: Tensor, x: Tensor, weight: Tensor, neuron: Ne
     pair = pair if neuron.has_surrogate else pair[:1]
     operand = x if len(pair) == 1 else torch.cat([x, x])  # only its shape is read
     h, operand, weight = (_maps(problem, rows) for rows in (pair.flatten(0, 1), operand, weight))
-    by_activation, *by_mask = _rows(gradient_of_input(h, operand, weight, _geometry(problem))).view(len(pair), *x.shape)
+    both = to_rows(gradient_of_input(h, operand, weight, _geometry(problem)))
+    by_activation, *by_mask = both.view(len(pair), *x.shape)
     if not problem.with_slope:
         return by_activation
     result = torch.ops.aten.threshold_backward(by_activation, x, 0)
@@ -69,7 +70,7 @@ def grad_w(problem: Problem, pair: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The gradient of the weight: one contraction of [h; slope_h] with [x; mask], or of [h] with x."""
     h, operand = _maps(problem, pair.flatten(0, 1)), _maps(problem, x)
     operand = stack_mask(operand, Neuron(1.0)) if len(pair) == 2 else operand  # slope_h includes σ
-    return _rows(gradient_of_weight(h, operand, _maps(problem, weight), _geometry(problem))).view(weight.shape)
+    return to_rows(gradient_of_weight(h, operand, _maps(problem, weight), _geometry(problem))).view(weight.shape)
 
 
 def _geometry(problem: Problem) -> Geometry | None:
@@ -79,8 +80,3 @@ def _geometry(problem: Problem) -> Geometry | None:
 def _maps(problem: Problem, rows: Tensor) -> Tensor:
     """[B, H, W, C] as the channels-last view [B, C, H, W] that convolutions take, or as a matrix [B·H·W, C]."""
     return rows.flatten(0, -2) if problem.is_matrix_product else rows.permute(0, 3, 1, 2)
-
-
-def _rows(maps: Tensor) -> Tensor:
-    """The inverse of `_maps`, up to a matrix's shape."""
-    return maps.permute(0, 2, 3, 1).contiguous() if maps.dim() == 4 else maps

@@ -19,7 +19,6 @@ from ttfs_kernels.triton_backend.conv_grad import conv2d_grad_w, conv2d_grad_x, 
 from ttfs_kernels.triton_backend.formulation import Chip, inputs_first
 from ttfs_kernels.triton_backend.launch import Device, Launch
 from ttfs_kernels.triton_backend.planning import (
-    PROCESSORS,
     SMALLEST_BLOCK,
     WIDE,
     Config,
@@ -94,8 +93,7 @@ def forward(
         "PRECISION": precision,
         "INPUTS_FIRST": inputs_first(chip),
         "GROUP": config.group,
-        **_maps(problem),
-        **_taps(problem),
+        **_sizes(problem),
     }
     blocks = row_blocks(problem, math.prod(problem.out_size), config)
     blocks *= math.ceil(problem.group_outputs / config.block_n)
@@ -202,9 +200,9 @@ def grad_x(
     weight: Tensor,
     config: Config,
     precision: str,
-    slope_h: Tensor | None = None,
-    neuron: Neuron = Neuron(),
-    processors: int = PROCESSORS,
+    slope_h: Tensor | None,
+    neuron: Neuron,
+    processors: int,
 ) -> Plan:
     """(grad_x,): the gradient of the activations, zero at silent inputs if σ > 0.
 
@@ -242,8 +240,7 @@ def grad_x(
         "PRECISION": precision,
         "GROUP": config.group,
         **at_inputs,
-        **_maps(problem),
-        **_taps(problem),
+        **_sizes(problem),
     }
     grid = blocks, splits if splits > 1 else math.prod(problem.stride), problem.groups
     launches = [Launch.blocks(conv2d_grad_x, grid, arguments, config)]
@@ -280,8 +277,7 @@ def grad_w(
         "FEW_CHANNELS": problem.joint_steps,
         "BY_POSITION": skips(problem, config),
         "PRECISION": precision,
-        **_maps(problem),
-        **_taps(problem),
+        **_sizes(problem),
     }
     grid = (blocks // problem.groups * len(steps), splits, problem.groups)
     launch = Launch.blocks(conv2d_grad_w, grid, arguments, config)
@@ -332,7 +328,8 @@ def _new_spikes(problem: Problem, x: Tensor, with_derivatives: bool) -> tuple[Te
     return x.new_empty(shape), x.new_empty(shape) if with_derivatives and problem.with_slope else None
 
 
-def _maps(problem: Problem) -> dict[str, int]:
+def _sizes(problem: Problem) -> dict[str, int]:
+    """Sizes of maps and kernel, and the kernel's geometry, as a contraction's kernel takes them."""
     rows, columns = problem.out_size
     return {
         "B": problem.batch,
@@ -344,19 +341,6 @@ def _maps(problem: Problem) -> dict[str, int]:
         "N": problem.group_outputs,
         "UNIT_C": math.gcd(problem.group_inputs, LARGEST_UNIT),
         "UNIT_N": math.gcd(problem.group_outputs, LARGEST_UNIT),
-    }
-
-
-def _check_offsets(which: str, problem: Problem, config: Config) -> None:
-    largest = largest_offset(problem, config)
-    if largest >= WIDE:
-        raise NotImplementedError(
-            f"{which}: the images of a block must have fewer than 2³¹ elements; got {largest}. Use the torch backend."
-        )
-
-
-def _taps(problem: Problem) -> dict[str, int]:
-    return {
         "R": problem.kernel[0],
         "S": problem.kernel[1],
         "STRIDE_H": problem.stride[0],
@@ -367,3 +351,11 @@ def _taps(problem: Problem) -> dict[str, int]:
         "DILATION_W": problem.dilation[1],
         "GROUPS": problem.groups,
     }
+
+
+def _check_offsets(which: str, problem: Problem, config: Config) -> None:
+    largest = largest_offset(problem, config)
+    if largest >= WIDE:
+        raise NotImplementedError(
+            f"{which}: the images of a block must have fewer than 2³¹ elements; got {largest}. Use the torch backend."
+        )

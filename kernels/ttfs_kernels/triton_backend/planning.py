@@ -216,7 +216,6 @@ def resident(which: str, problem: Problem, config: Config, chip: Chip) -> int:
 SMALLEST_BLOCK = 16  # smallest side of a tensor-core product
 # The same for grad_x on sm_90 in 16 bits, where the assembler serialises products of 16 columns or neurons.
 SMALLEST_SHARED = 32
-PROCESSORS = 132  # default number of processors: an H100's
 # Share of the operations that leaving out taps outside the map must save at least: its price is that blocks of many
 # images read shorter runs of memory.
 WORTH_SKIPPING = 0.05
@@ -245,7 +244,7 @@ class Config:
     by_position: bool = False
 
 
-def default_config(which: str, problem: Problem, chip: Chip, precision: str, processors: int = PROCESSORS) -> Config:
+def default_config(which: str, problem: Problem, chip: Chip, precision: str, processors: int) -> Config:
     """The configuration of a pass that no table has measured.
 
     Args:

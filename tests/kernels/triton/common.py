@@ -19,7 +19,7 @@ from ttfs_kernels import Neuron
 from ttfs_kernels.rule import fire, vanishing
 from ttfs_kernels.triton_backend import passes
 from ttfs_kernels.triton_backend.formulation import Chip
-from ttfs_kernels.triton_backend.launch import Device, device_of, interpreting
+from ttfs_kernels.triton_backend.launch import INTERPRETING, Device, device_of
 from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.planning import Config
 from ttfs_kernels.triton_backend.problem import Problem
@@ -34,7 +34,7 @@ BLOCKS = (Config(32, 16, 16, 4, 1, group=1), Config(16, 32, 16, 4, 2, group=2), 
 
 def examples(count: int) -> settings:
     """This many examples on a GPU, a third in the interpreter, which takes about a second for each."""
-    return settings(max_examples=-(-count // 3) if interpreting() else count)
+    return settings(max_examples=-(-count // 3) if INTERPRETING else count)
 
 
 def problem_of(kind: Kind) -> Problem:

@@ -44,11 +44,11 @@ def chosen(backend: str = "auto", which: str = "forward", precision: str = "ieee
 def test_the_faster_provider_is_chosen(backend):
     """Without a measurement, our kernel runs with default blocks."""
     for which in PASSES:
-        assert chosen(backend, which) == default_config(which, LAYER, GPU.chip, "ieee")
+        assert chosen(backend, which) == default_config(which, LAYER, GPU.chip, "ieee", GPU.processors)
     write([entry(1.0, 2.0), entry(2.0, 1.0, which="grad_x")])
     assert chosen(backend) == TUNED
     assert chosen(backend, "grad_x") == (None if backend == "auto" else TUNED)
-    assert chosen(backend, "grad_w") == default_config("grad_w", LAYER, GPU.chip, "ieee")
+    assert chosen(backend, "grad_w") == default_config("grad_w", LAYER, GPU.chip, "ieee", GPU.processors)
 
 
 @pytest.mark.parametrize(

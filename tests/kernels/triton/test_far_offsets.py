@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.kernels.triton.common import Layer, device_for, exact_layer, expected, plan
 from ttfs_kernels.triton_backend import planning
-from ttfs_kernels.triton_backend.launch import Launch, interpreting
+from ttfs_kernels.triton_backend.launch import INTERPRETING, Launch
 from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.planning import Config
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
@@ -25,7 +25,7 @@ from ttfs_kernels.triton_backend.problem import PASSES, Problem
 LINEAR = Problem(5, 1, 1, 16, 16, dtype=torch.float16)
 CONV2D = Problem(3, 2, 2, 16, 16, (3, 3), padding=(1, 1), dtype=torch.float16)
 CONFIG = Config(16, 16, 16, 4, 1)
-pytestmark = pytest.mark.skipif(not interpreting(), reason="programs are picked in the interpreter")
+pytestmark = pytest.mark.skipif(not INTERPRETING, reason="programs are picked in the interpreter")
 
 
 @triton.jit

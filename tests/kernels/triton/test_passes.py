@@ -29,7 +29,7 @@ from tests.kernels.triton.common import (
 from ttfs_kernels import Neuron
 from ttfs_kernels.triton_backend import library, passes, planning
 from ttfs_kernels.triton_backend.formulation import Chip
-from ttfs_kernels.triton_backend.launch import Device, interpreting
+from ttfs_kernels.triton_backend.launch import INTERPRETING, Device
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
 (kernels_layers,) = modules("_kernels_layers")
@@ -86,7 +86,7 @@ def test_contractions_are_exact(device, provider, which, problem, data):
     with patch.object(planning, "STEPS_PER_SPLIT", 1), patch.object(planning, "PART_ROWS", 0):
         with blocks_of_products() as counted:
             found = run(pass_, layer)
-    if pass_.func is plan and interpreting():
+    if pass_.func is plan and INTERPRETING:
         shapes = [(*call.args[0].data.shape, call.args[1].data.shape[-1]) for call in counted.call_args_list]
         assert planning.executed_flops(which, problem, config) == 2 * sum(map(math.prod, shapes))
     wanted = expected(which, layer, neuron)

@@ -31,7 +31,7 @@ CHIPS = (AMPERE, ADA, HOPPER, BLACKWELL, GEFORCE_BLACKWELL, MI300)
 def test_blocks_are_safe_and_no_larger_than_what_they_cover(problem, which, chip, dtype, precision):
     problem = dataclasses.replace(problem, dtype=dtype)
     default, *tried = kernels_tune.candidates(which, problem, Device("made up", chip, 132), precision)
-    assert default == default_config(which, problem, chip, precision)
+    assert default == default_config(which, problem, chip, precision, 132)
     assert len({default, *tried}) == 1 + len(tried) > 1
     positions = problem.batch * problem.height * problem.width
     covered = {

@@ -89,7 +89,7 @@ class LayerCounts(LayerStatistics):
 
 @dataclass(frozen=True)
 class LayerActivity:
-    """Work of a layer's clock-driven neurons beyond its synaptic operations, summed over samples.
+    """Work of a layer's clock-driven neurons beyond its synaptic operations, summed over samples, or of one sample.
 
     With gating, a neuron rests until its first input spike and after its own spike. Without gating, it works in every
     step of its two windows.
@@ -102,9 +102,13 @@ class LayerActivity:
     """
 
     name: str
-    integration_updates: int
-    firing_updates: int
-    compares: int
+    integration_updates: int | float
+    firing_updates: int | float
+    compares: int | float
+
+    def awake_steps(self, neurons: int) -> float:
+        """Steps in which neurons are awake, summed over neurons; the comparison at the window's start is no step."""
+        return self.integration_updates + max(self.firing_updates, self.compares - neurons)
 
 
 FORMAT = 3

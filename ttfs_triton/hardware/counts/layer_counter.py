@@ -120,7 +120,9 @@ class SynapseCounter:
         # The delayed spikes of a skip are inputs too, each with a synapse of its own.
         skipped = math.prod((layer.skip, *stage.shape[1:]))
         self._described = {
+            "name": stage.name,
             "kind": layer.kind,
+            "neurons": math.prod(stage.shape),
             "neuron": getattr(layer, "neuron", None),
             "inputs": math.prod((sum(self._channels_of), *size)) + skipped,
             "synapses": found.synapses + skipped,
@@ -246,8 +248,6 @@ class LayerCounter(SpikeCounter):
             arrived.tolist(),
             waited,
             int(samples),
-            name=self._stage.name,
-            neurons=len(spikes),
             spikes=int(spikes.sum()),
             saturated=int(saturated),
             never_active=int((spikes == 0).sum()),

@@ -12,13 +12,14 @@ from collections.abc import Collection
 from dataclasses import field, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from ttfs_triton.command_line import problem_lines
 from ttfs_triton.hardware.energy.prices import STRICT, Price, Range, weakest
+from ttfs_triton.untrusted_files import read_regular
 
 Whole = Annotated[int, Field(gt=0, le=10**15)]
 Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
@@ -275,7 +276,10 @@ def load_chip(name_or_path: str | Path) -> Chip:
         0.23
     """
     path, precision = _locate(str(name_or_path))
-    values = _read(path)
+    try:
+        values = tomllib.loads(read_regular(path, MAX_BYTES).decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # not read, no UTF-8 or TOML, invalid dates, many brackets
+        raise ValueError(f"load_chip: {path} must be TOML; got an error: {error}.") from error
     precisions = values.pop("precisions", {})
     own = precisions.get(precision, {}) if isinstance(precisions, dict) else None
     if not isinstance(own, dict) or precision not in (precisions or {None}):
@@ -296,17 +300,6 @@ def load_chip(name_or_path: str | Path) -> Chip:
 
 def _unknown(key: str) -> str:
     return f"there is no such key.{suggestion(key.rpartition('.')[2], _KEYS)}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"load_chip: {path} must have at most {MAX_BYTES} bytes; got more.")
-    try:
-        return tomllib.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, invalid dates, too many brackets
-        raise ValueError(f"load_chip: {path} must be TOML; got an error: {error}.") from error
 
 
 def as_chip(chip: Chip | str | Path) -> Chip:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.energy.chip import Chip, as_chip, load_chip
-from ttfs_triton.hardware.energy.estimate import Estimate, Run, RunOptions
+from ttfs_triton.hardware.energy.estimate import Estimate, Run, RunOptions, TermKind
 from ttfs_triton.hardware.energy.models import RateCode, dense_ann, estimate, rate_coded, zero_skipping_ann
 from ttfs_triton.wording import energy, ratio
 
@@ -101,7 +101,7 @@ def _crossing(
     found = (target, line(0.0), line(1.0))
     static = {term.name for each in found for term in each.unpriced if term.kind == "static"}
     known = (replace(each, terms=tuple(term for term in each.terms if term.name not in static)) for each in found)
-    goal, start, end = (_priced(each, measure) for each in known)
+    goal, start, end = (_nominal(each, measure, "compute") for each in known)
     if goal is None or start is None or end is None:
         return f"{chip} has no price for {other if goal is None else 'spikes and neurons'}"
     if goal < start:
@@ -109,14 +109,10 @@ def _crossing(
     return (goal - start) / (end - start) if end > start else f"spikes cost nothing on {chip}"
 
 
-def _priced(found: Estimate, measure: Measure) -> float | None:
-    """Nominal pJ; None if an operation has no price, since the sum would be too low."""
-    return None if any(term.kind == "compute" for term in found.unpriced) else _nominal(found, measure)
-
-
-def _nominal(found: Estimate, measure: Measure) -> float | None:
+def _nominal(found: Estimate, measure: Measure, *needed: TermKind) -> float | None:
+    """Nominal pJ; None if it is unknown, or if a term of the needed kinds has no price: the sum would be too low."""
     amount = getattr(found, measure)
-    return None if amount is None else amount.nominal
+    return None if amount is None or any(term.kind in needed for term in found.unpriced) else amount.nominal
 
 
 @dataclass(frozen=True)
@@ -272,5 +268,5 @@ def _ratios(found: Sequence[Estimate], dense: Estimate, measure: Measure) -> tup
 
 def _whole(dense: Estimate, measure: Measure) -> float | None:
     """Nominal pJ of a dense ANN; None if one of its terms has no price, since the sum would be too low."""
-    kinds = ("compute",) if measure == "compute_only" else ("compute", "memory")
-    return None if any(term.kind in kinds for term in dense.unpriced) else _nominal(dense, measure)
+    needed: tuple[TermKind, ...] = ("compute",) if measure == "compute_only" else ("compute", "memory")
+    return _nominal(dense, measure, *needed)

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ttfs_triton.hardware.counts.counts import Counts, LayerCounts, ReadoutTime
+from ttfs_triton.hardware.counts.counts import Counts, LayerActivity, LayerCounts, ReadoutTime
 from ttfs_triton.hardware.energy.chip import Chip
 from ttfs_triton.hardware.energy.estimate import Estimate, RunOptions, Whole
-from ttfs_triton.hardware.energy.terms import NeuronWork, Terms
+from ttfs_triton.hardware.energy.terms import Terms
 
 
 def estimate(
@@ -109,11 +109,11 @@ def _clock_driven(terms: Terms, layer: LayerCounts, windows: int) -> None:
         terms.compute(layer, "slope persistence", layer.neurons, "multiply_accumulate")
     if "neuron_idle" in terms.chip.prices:
         assert options.steps is not None
-        idle = max(0.0, options.steps * windows * layer.neurons - work.steps(layer.neurons))
+        idle = max(0.0, options.steps * windows * layer.neurons - work.awake_steps(layer.neurons))
         terms.compute(layer, "idle neurons", idle, "neuron_idle")
 
 
-def neuron_work(layer: LayerCounts, counts: Counts, options: RunOptions) -> NeuronWork:
+def neuron_work(layer: LayerCounts, counts: Counts, options: RunOptions) -> LayerActivity:
     """Work of a layer's neurons in their two windows, from counts that are averages over samples.
 
     A neuron compares at its window's start and once a step, and adds the slope in between. With gating it sleeps before
@@ -125,7 +125,7 @@ def neuron_work(layer: LayerCounts, counts: Counts, options: RunOptions) -> Neur
     for found in options.activity or ():
         if found.name == layer.name:
             done = (found.integration_updates, found.firing_updates, found.compares)
-            return NeuronWork(*(number * (1 / counts.samples) for number in done))
+            return LayerActivity(layer.name, *(number * (1 / counts.samples) for number in done))
     whole = float(options.steps * layer.neurons)
     integration = 0.0 if layer.kind == "analog" else whole
     waiting, undriven = whole, 0.0
@@ -136,8 +136,9 @@ def neuron_work(layer: LayerCounts, counts: Counts, options: RunOptions) -> Neur
             integration, undriven = options.steps * layer.driven_time, options.steps * layer.undriven_time
     persists = layer.psp_persistence > 0
     if layer.kind == "readout" and counts.readout != "first_spike":
-        return NeuronWork(integration, whole - undriven if counts.readout == "potential_end" and persists else 0.0, 0.0)
-    return NeuronWork(integration, waiting - undriven if persists else 0.0, waiting + layer.neurons)
+        firing = whole - undriven if counts.readout == "potential_end" and persists else 0.0
+        return LayerActivity(layer.name, integration, firing, 0.0)
+    return LayerActivity(layer.name, integration, waiting - undriven if persists else 0.0, waiting + layer.neurons)
 
 
 def _closed_form(terms: Terms, layer: LayerCounts, readout: ReadoutTime | None) -> None:
@@ -255,7 +256,7 @@ def rate_coded(
         else:
             terms.synaptic_operations(layer, rate * layer.synapses)
         updates = float(code.steps * layer.neurons)
-        terms.neuron_updates(layer, NeuronWork(0.0, updates, updates), words=1)
+        terms.neuron_updates(layer, LayerActivity(layer.name, 0.0, updates, updates), words=1)
         if after is not None:
             terms.spikes_out(layer.name, rate * layer.neurons, rate * after.inputs)
     name = f"rate-coded, T = {code.steps}, {code.rate:g}"

@@ -4,28 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from ttfs_triton.hardware.counts.counts import Counts, LayerCounts
+from ttfs_triton.hardware.counts.counts import Counts, LayerActivity, LayerCounts
 from ttfs_triton.hardware.energy.chip import Chip, as_chip
 from ttfs_triton.hardware.energy.estimate import Estimate, RunOptions, Term, TermKind
 from ttfs_triton.hardware.energy.prices import Price
-
-
-class NeuronWork(NamedTuple):
-    """Work of a layer's clock-driven neurons for a sample, in addition to synaptic operations.
-
-    `integration` and `firing` are additions of the slope to the potential in these windows, `compares` comparisons of
-    the potential with the threshold in the firing window.
-    """
-
-    integration: float
-    firing: float
-    compares: float
-
-    def steps(self, neurons: int) -> float:
-        """Steps in which neurons are awake, summed over neurons; the comparison at the window's start is no step."""
-        return self.integration + max(self.firing, self.compares - neurons)
 
 
 class Terms:
@@ -114,16 +97,16 @@ class Terms:
         self.access(layer, "output writes", layer.neurons, layer.neurons, self.state_bits)
         self._addresses(layer, layer.inputs + layer.neurons + layer.weights)
 
-    def neuron_updates(self, layer: LayerCounts, work: NeuronWork, words: int = 2) -> None:
+    def neuron_updates(self, layer: LayerCounts, work: LayerActivity, words: int) -> None:
         """Charge updates of neurons; `words` is 2 for slope and potential, 1 for a potential alone."""
-        additions = work.integration + work.firing
+        additions = work.integration_updates + work.firing_updates
         if self.chip.arithmetic:
             self.compute(layer, "neuron additions", additions, "accumulate")
             self.compute(layer, "threshold comparisons", work.compares, "compare")
         else:
-            self.compute(layer, "neuron updates", work.steps(layer.neurons), "neuron_update")
+            self.compute(layer, "neuron updates", work.awake_steps(layer.neurons), "neuron_update")
         # An addition reads all words; in the firing window it shares its read of the potential with the comparison.
-        reads = (words - 1) * additions + work.integration + max(work.firing, work.compares)
+        reads = (words - 1) * additions + work.integration_updates + max(work.firing_updates, work.compares)
         self.access(layer, "state reads", reads, words * layer.neurons, self.state_bits)
         self.access(layer, "state writes", additions, words * layer.neurons, self.state_bits)
 

@@ -292,7 +292,7 @@ class ClockedCounter:
 
     def __init__(self, stage: Stage, clock: Clock, gating: bool) -> None:
         self._name, self._gating = stage.name, gating
-        self._clock, self._never = clock, len(clock.instants())
+        self._clock, self._never = clock, clock.never
         device = stage.weighted.weight.device
         self.synapses = SynapseCounter(stage)
         self._histogram = torch.zeros(self._never + 1, dtype=torch.int64, device=device)
@@ -338,8 +338,6 @@ class ClockedCounter:
             self.synapses.sums.tolist(),
             (driven / self._clock.steps, undriven),
             samples,
-            name=self._name,
-            neurons=self._ever.numel(),
             spikes=sum(histogram),
             saturated=histogram[0],
             never_active=int((~self._ever).sum()),
