@@ -11,14 +11,13 @@ slopes W, or gradients of activations and of their masks.
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ttfs_kernels.neuron import Neuron
+from ttfs_kernels.neuron import Neuron, PlacedNeuron
 from ttfs_kernels.rule import fire_with_derivatives, is_nan, vanishing
 
 logger = logging.getLogger(__name__)
@@ -91,13 +90,22 @@ def compiled(formula: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
 
 
 def persistence(neuron: Neuron, like: Tensor) -> Tensor:
-    """σ as an operand of a formula: a scalar tensor on the device of `like`, in at least float32."""
-    return torch.full((), neuron.psp_persistence, dtype=precise_dtype(like.dtype), device=like.device)
+    """σ as an operand of a formula or kernel: a scalar tensor on the device of `like`, in at least float32."""
+    sigma = factor(neuron, like)
+    if isinstance(sigma, Tensor):
+        return sigma
+    return torch.full((), sigma, dtype=precise_dtype(like.dtype), device=like.device)
+
+
+def factor(neuron: Neuron, like: Tensor) -> Tensor | float:
+    """σ as a factor of an eager operation on `like`: the tensor of a `PlacedNeuron`, else the number."""
+    placed = isinstance(neuron, PlacedNeuron) and like.dtype != torch.float64
+    return neuron.sigma if placed else neuron.psp_persistence
 
 
 def of_any_persistence(neuron: Neuron) -> Neuron:
     """The neuron with any σ > 0 replaced by 1: formulas get σ as a tensor, so that a new σ recompiles nothing."""
-    return replace(neuron, psp_persistence=1.0) if neuron.has_slope else neuron
+    return Neuron.unpack((1.0, *neuron.pack()[1:])) if neuron.has_slope else neuron
 
 
 def precise_dtype(dtype: torch.dtype) -> torch.dtype:

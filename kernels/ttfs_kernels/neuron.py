@@ -8,7 +8,10 @@ from collections import namedtuple
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Surrogate widths whose inverses, and quotients by them, stay far within the range of float32.
 SMALLEST_WIDTH, LARGEST_WIDTH = 1e-6, 1e6
@@ -91,9 +94,12 @@ ANN's clamped ReLU.
         values = [getattr(self, name) for name in _NAMES]
         return [math.inf if value is None else float(value) for value in values]
 
-    def numbers(self) -> tuple[float, ...]:
-        """The values of `pack` as a named tuple: one argument of a kernel, which passes it whole to the rule."""
-        return _Numbers(*self.pack())
+    def numbers(self, sigma: Tensor | None) -> tuple[Any, ...]:
+        """The values of `pack` as a named tuple: one argument of a kernel, which passes it whole to the rule.
+
+        Kernels load σ from the scalar tensor `sigma`, which a captured CUDA graph follows; None where σ is not read.
+        """
+        return _Numbers(sigma, *self.pack()[1:])
 
     @staticmethod
     @lru_cache  # every pass unpacks, and validating takes microseconds
@@ -104,4 +110,18 @@ ANN's clamped ReLU.
 
 
 _NAMES = tuple(field.name for field in dataclasses.fields(Neuron))
+
+
+@dataclass(frozen=True)
+class PlacedNeuron(Neuron):
+    """A neuron whose σ layers read from the device: a CUDA graph follows a change of it without a new capture.
+
+    Attributes:
+        sigma: float32 scalar on the layers' device, which holds the value of `psp_persistence`. Layers in float64 read
+            `psp_persistence` itself.
+    """
+
+    sigma: Any = dataclasses.field(default=None, compare=False, repr=False)
+
+
 _Numbers = namedtuple("_Numbers", _NAMES)

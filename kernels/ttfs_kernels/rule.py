@@ -88,6 +88,7 @@ def fire_(
     with_derivatives: bool,
     skip: Tensor | None = None,
     skip_weight: Tensor | None = None,
+    sigma: Tensor | float = 1.0,
 ) -> Tensor:
     """Activations of a layer's neurons; overwrites the potentials with the local derivatives.
 
@@ -95,10 +96,11 @@ def fire_(
         potentials: [2, neurons, channels] contiguous; [0] holds A without its initial potential, [1] holds W.
             Overwritten: with derivatives by ∂a/∂A and ∂a/∂W, otherwise by scratch.
         bias: [channels] initial membrane potential, or None.
-        neuron: clip, surrogate width and q of the derivatives, σ for delayed spikes.
+        neuron: clip, surrogate width and q of the derivatives.
         with_derivatives: whether a backward pass will follow.
         skip: [neurons, channels], activations of delayed spikes, each of which reaches one neuron; or None.
         skip_weight: [channels], weights of the delayed spikes' synapses.
+        sigma: σ, for delayed spikes.
     Returns:
         [neurons, channels] activations, dtype of `potentials`. The rule computes in float32 or wider.
     """
@@ -110,7 +112,8 @@ def fire_(
     for start in range(0, neurons, block):
         here = slice(start, start + block)
         delayed = None if skip is None else skip[here]
-        _fire_block_(potentials[:, here], bias, activations[here], neuron, with_derivatives, delayed, skip_weight)
+        block_of = potentials[:, here], bias, activations[here]
+        _fire_block_(*block_of, neuron, with_derivatives, delayed, skip_weight, sigma)
     return activations
 
 
@@ -122,6 +125,7 @@ def _fire_block_(
     with_derivatives: bool,
     skip: Tensor | None,
     skip_weight: Tensor | None,
+    sigma: Tensor | float,
 ) -> None:
     """`fire_` for one block, in few passes over memory; without booleans, whose CPU kernels are not vectorised."""
     precise = torch.promote_types(potentials.dtype, torch.float32)
@@ -132,8 +136,8 @@ def _fire_block_(
     if skip is not None and skip_weight is not None:
         skip, skip_weight = skip.to(precise), skip_weight.to(precise)
         potential.addcmul_(skip, skip_weight)
-        spikes = torch.gt(skip, 0, out=torch.empty_like(skip))
-        slope.addcmul_(spikes, skip_weight, value=neuron.psp_persistence)
+        spikes = torch.gt(skip, 0, out=torch.empty_like(skip)).mul_(sigma)
+        slope.addcmul_(spikes, skip_weight)
     closing_speed = slope.add_(1)
     near = None
     if with_derivatives and neuron.has_surrogate:

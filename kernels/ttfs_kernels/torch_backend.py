@@ -46,7 +46,8 @@ class TorchLayer:
             tensors = potentials, bias, delayed, skip_weight, fused.persistence(self.neuron, x)
             activations, derivatives = fused.run((fused.firing, *settings), *tensors)
         else:
-            activations = fire_(potentials, bias, self.neuron, with_derivatives, delayed, skip_weight)
+            sigma = fused.factor(self.neuron, x)
+            activations = fire_(potentials, bias, self.neuron, with_derivatives, delayed, skip_weight, sigma)
             derivatives = potentials
         activations = like_rows(activations, (len(x), *maps.shape[1:]))
         return activations, stacked, like_rows(derivatives, maps.shape) if with_derivatives else None
@@ -150,7 +151,7 @@ def stack_mask(x: Tensor, neuron: Neuron) -> Tensor:
     values.copy_(x)
     torch.gt(x, 0, out=mask)  # into floats: comparisons that write booleans are not vectorised on CPU
     if neuron.psp_persistence != 1.0:
-        mask.mul_(neuron.psp_persistence)
+        mask.mul_(fused.factor(neuron, mask))
     return stacked
 
 
@@ -172,7 +173,7 @@ def at_inputs(grad_x: Tensor, x: Tensor, neuron: Neuron) -> Tensor:
     by_activation, by_mask = grad_x.tensor_split(2)
     by_mask.mul_(vanishing(values, neuron))
     if neuron.psp_persistence != 1.0:
-        by_mask.mul_(neuron.psp_persistence)
+        by_mask.mul_(fused.factor(neuron, by_mask))
     result = aten.threshold_backward(by_activation, values, 0)
     return result.add_(by_mask)
 

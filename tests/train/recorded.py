@@ -16,13 +16,15 @@ class RecordedGraphs:
     Args:
         failure: message of the error in which captures end.
     Attributes:
-        replays: how many.
+        replays, captures: how many.
+        recorder: what a capture is noted by, while it lasts.
         asides: steps on the side stream.
     """
 
     def __init__(self, failure: str | None = None) -> None:
         self.failure = failure
-        self.replays = self.asides = 0
+        self.replays = self.asides = self.captures = 0
+        self.recorder: Recorder | None = None
 
     def aside(self) -> AbstractContextManager[None]:
         self.asides += 1
@@ -30,9 +32,11 @@ class RecordedGraphs:
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         random_state = torch.get_rng_state()
-        recorder = Recorder()
+        self.recorder = recorder = Recorder()
         with recorder:
             work()
+        self.recorder = None
+        self.captures += 1
         recorder.undo()
         torch.set_rng_state(random_state)
         if self.failure is not None:
@@ -87,6 +91,10 @@ class Recorder(TorchDispatchMode):
             if storage.data_ptr() not in self._before:
                 whole = torch.empty(0, dtype=torch.uint8).set_(storage)
                 self._before[storage.data_ptr()] = (whole, whole.clone())
+
+    def note_launch(self, launch: Any) -> None:
+        """Note the launch of a Triton kernel, which passes the dispatcher by; it fills new tensors only."""
+        self.calls.append((launch, (), {}, []))
 
     def undo(self) -> None:
         """Put back what was overwritten."""

@@ -8,9 +8,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tests.train.recorded import RecordedGraphs
 from tests.train.runs import TARGET, assert_same_run, change
+from ttfs_kernels.triton_backend.launch import Launch
 from ttfs_triton.nn import Grid
 from ttfs_triton.train import ConfigError, TrainConfig, loop, train
 from ttfs_triton.train.display import SKIPPED
@@ -46,7 +48,7 @@ def train_plainly(config, output):
         {"batch_norm": True, "lookahead": 3, "ema_decay": 0.0, "optimizer": "muon", "surrogate_width": 0.5},
         {"psp_persistence": 0.0, "batch_norm": True, "encoder": "analog"},
         {"psp_persistence": 0.25, "readout": "first_spike", "schedule": "constant"},
-        {"batch_norm": True, "psp_persistence_rise": (0.3, 0.6)},
+        {"batch_norm": True, "psp_persistence_rise": (0.4, 0.7)},
         TARGET,
     ],
     ids=lambda values: "-".join(map(str, values.values())) or "defaults",
@@ -56,11 +58,43 @@ def test_replayed_steps_give_the_weights_of_plain_ones(config, tmp_path, graphs,
     train_plainly(config, tmp_path / "plain")
     train(config)
     assert_same_run(tmp_path / "plain", config.output_dir)
-    if {"psp_persistence_rise", "target_sparsity"} & values.keys():
-        assert graphs.replays > 0, "with each σ, and from the end of the approach, anew"
+    if "psp_persistence_rise" in values:
+        assert graphs.captures == 2, "one at σ = 0, and one for all σ above"
+        assert graphs.asides == 2 * WARM_UP + 1
+    elif "target_sparsity" in values:
+        assert graphs.replays > 0, "from the end of the approach, anew"
     else:
         sampled = 3  # steps 0, 6 and 12 of 16
         assert (graphs.asides, graphs.replays) == (WARM_UP + 1, 16 - sampled - WARM_UP)
+
+
+def test_replayed_kernels_follow_a_rising_persistence_and_were_all_launched_before_a_capture(
+    config, tmp_path, graphs, monkeypatch
+):
+    """A GPU loads no kernel while it captures: all have been launched before, with the same constants."""
+    config = change(
+        config, batch_norm=True, surrogate_width=0.5, backend="triton", psp_persistence_rise=(0.45, 0.8), epochs=1,
+        batch_size=4, statistics_steps=100, max_train_samples=70, max_test_samples=8,
+    )  # fmt: skip
+    train_plainly(config, tmp_path / "plain")
+    loaded, run = set(), Launch.run
+
+    def noted(launch):
+        constants = {key: value for key, value in launch.arguments.items() if isinstance(value, bool | str)}
+        kernel = (launch.kernel.fn.__name__, *sorted(constants.items()))
+        if graphs.recorder is None:
+            loaded.add(kernel)
+        else:
+            assert kernel in loaded
+            graphs.recorder.note_launch(partial(run, launch))
+        with _disable_current_modes():  # the interpreter's own copies are no operators of the step
+            run(launch)
+
+    monkeypatch.setattr(Launch, "run", noted)
+    train(config)
+    assert graphs.captures == 2
+    assert graphs.replays == 14 - 2 * WARM_UP - 1, "all steps but the first and two warm-ups"
+    assert_same_run(tmp_path / "plain", config.output_dir)
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a .functools.lru_cache:UserWarning")

@@ -30,7 +30,7 @@ def small(sigma=0.8):
 def test_sigma_rises_by_levels_from_zero_to_the_goal_of_each_layer():
     network = small()
     network.features.conv1.neuron = Neuron(0.4)
-    schedule, seen = PersistenceSchedule([network], (0.25, 0.6), STEPS), []
+    schedule, seen = PersistenceSchedule([network], (0.25, 0.6), STEPS, torch.device("cpu")), []
     for step in range(STEPS):
         schedule.set(step)
         lowest, *others = sorted(sigmas(network))
@@ -47,7 +47,7 @@ def test_sigma_rises_by_levels_from_zero_to_the_goal_of_each_layer():
     assert max(sigmas(network)) == seen[425]
     for rise in ((0.0, 1.0), (1.0, 1.0), (0.0, 0.0), (0.3, 0.3)):
         network = small()
-        schedule = PersistenceSchedule([network], rise, STEPS)
+        schedule = PersistenceSchedule([network], rise, STEPS, torch.device("cpu"))
         _ = schedule.set(0), schedule.set(STEPS - 1)
         assert set(sigmas(network)) == {0.8}
 

@@ -118,7 +118,7 @@ def test_statistics_fit_the_first_step_where_persistence_rises(config, tmp_path)
     data = load_data(config, Accelerator(cpu=True), print)
     network = build_network(config, data)[0].train()
     assert network.config.neuron.psp_persistence == network.features.conv1.neuron.psp_persistence == 1
-    PersistenceSchedule([network], (0.2, 0.5), 10).set(0)
+    PersistenceSchedule([network], (0.2, 0.5), 10, torch.device("cpu")).set(0)
     images = data.train.images_at(data.train_indices) / 255
     torch.testing.assert_close(network(images), plain(images), rtol=1e-3, atol=1e-3)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ttfs_kernels import Neuron
 from ttfs_kernels.autograd import reverse_mode_only
+from ttfs_kernels.fused import factor
 from ttfs_triton.nn.grid import Clock, Ramp
 from ttfs_triton.nn.integers import QuantisedWeight, exact_products, straight_through
 from ttfs_triton.nn.on_chip import ClockedLayer, Membrane, RoundedLayer
@@ -157,7 +158,7 @@ class ReadoutPass:
         """As `Readout.potential`."""
         x = self._x
         if at_end:
-            x = x + self._readout.neuron.psp_persistence * (x > 0).to(x.dtype)
+            x = x + factor(self._readout.neuron, x) * (x > 0).to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x, self._weight, self._bias)
 
@@ -169,7 +170,7 @@ class ReadoutPass:
         potential = potential + readout.initial_potential
         if self._bias is not None:
             potential = potential + self._bias
-        return potential, readout.neuron.psp_persistence * slope
+        return potential, factor(readout.neuron, slope) * slope
 
     def spike_times(self) -> Tensor:
         """Times [N, classes] of the output neurons' spikes on their ramp, in windows, inf for silent ones."""

@@ -100,7 +100,7 @@ class GraphedStep:
         distributed = step.accelerator.num_processes > 1
         if distributed:  # its logging would wait for the device every hundred steps, also during a capture
             step.model._set_ddp_runtime_logging_sample_rate(2**31 - 1)  # type: ignore[operator]
-        self._warm_up = WARM_UP_DISTRIBUTED if distributed else WARM_UP
+        self._warm_up = self._steps_before = WARM_UP_DISTRIBUTED if distributed else WARM_UP
         self._failed = False
         # CUDA's fused kernels read a rate as float32, PyTorch's own on the CPU as float64.
         device = step.accelerator.device
@@ -128,8 +128,8 @@ class GraphedStep:
             self.replay()
 
     def forget(self) -> None:
-        """Capture anew at the next step, because constants in the graph have changed."""
-        self.replay, self._inputs = None, []
+        """Warm up and capture anew: the step launches other kernels from now on, which a capture cannot load."""
+        self.replay, self._inputs, self._warm_up = None, [], self._steps_before
 
     def _capture(self, micro_batches: Sequence[Batch]) -> None:
         # `clone` keeps channels last: other kernels are captured for another memory format.

@@ -117,7 +117,7 @@ class TrainingLoop:
         if config.sync_batch_norm:
             share_statistics(self.network)  # now, since a group of processes cannot be copied
         networks = [self.network] if self.average is None else [self.network, self.average.module]
-        self.persistence = PersistenceSchedule(networks, config.psp_persistence_rise, self.steps)
+        self.persistence = PersistenceSchedule(networks, config.psp_persistence_rise, self.steps, accelerator.device)
         self._rate_factor = rate_factor(config, self.steps)
         optimizer = cast(AcceleratedOptimizer, accelerator.prepare_optimizer(self.bare_optimizer))
         multipliers = None if self.target is None else self.target.multipliers

@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from ttfs_kernels import Neuron
+from ttfs_kernels.neuron import Neuron, PlacedNeuron
 from ttfs_triton.train.config import TrainConfig
 
 # As torch's OneCycleLR: start at peak / 25, end at start / 10⁴.
 ONE_CYCLE_START = 1 / 25
 ONE_CYCLE_END = ONE_CYCLE_START / 1e4
 LEVELS = 64
-"""Values that σ takes while it rises; at each, a CUDA graph is captured anew."""
+"""Values that σ takes while it rises, exact in bfloat16."""
 
 
 def rate_factor(config: TrainConfig, total: int) -> Callable[[int], float]:
@@ -57,22 +57,26 @@ class PersistenceSchedule:
         networks: the network in training, and its moving average if there is one. Each layer's present σ is its goal.
         rise: start and end of the rise from 0, as shares of the training; None: σ stays at its goal.
         steps: optimiser steps of the training.
+        device: where layers read σ while it rises, so that a CUDA graph follows it.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], rise: tuple[float, float] | None, steps: int) -> None:
+    def __init__(
+        self, networks: Sequence[nn.Module], rise: tuple[float, float] | None, steps: int, device: torch.device
+    ) -> None:
         modules: list[Any] = [module for network in (networks if rise else ()) for module in network.modules()]
         self._goals = [(each, each.neuron) for each in modules if isinstance(getattr(each, "neuron", None), Neuron)]
+        self._sigmas = {goal.psp_persistence: torch.zeros((), device=device) for _, goal in self._goals}
         self.rise, self.steps = rise, steps
         self.share = 1.0
         """Share of σ's goal that is reached: 0 before the rise begins, 1 at its end."""
 
     def set(self, step: int) -> bool:
-        """Set σ before a step; returns whether it changed."""
+        """Set σ before a step; returns whether layers compute differently from now on: σ left 0, or is 0 again."""
         before, self.share = self.share, self._share(step)
         if self.share == before:
             return False
         self._apply(self.share)
-        return True
+        return (before > 0) != (self.share > 0)
 
     @contextmanager
     def at_goal(self) -> Iterator[None]:
@@ -84,8 +88,13 @@ class PersistenceSchedule:
             self._apply(self.share)
 
     def _apply(self, share: float) -> None:
+        for goal, sigma in self._sigmas.items():
+            sigma.fill_(goal * share)
         for layer, goal in self._goals:
-            layer.neuron = replace(goal, psp_persistence=goal.psp_persistence * share)
+            present = replace(goal, psp_persistence=goal.psp_persistence * share)
+            if 0 < share < 1:
+                present = PlacedNeuron(*asdict(present).values(), self._sigmas[goal.psp_persistence])
+            layer.neuron = present
 
     def _share(self, step: int) -> float:
         if self.rise is None:

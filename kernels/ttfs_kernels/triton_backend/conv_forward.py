@@ -186,7 +186,7 @@ def conv2d_forward(
         y = A
         gain = W
     elif WITH_SLOPE:
-        y, gain = fire(A, properties.psp_persistence * W, properties, SURROGATE and WITH_GAIN)
+        y, gain = fire(A, tl.load(properties.psp_persistence) * W, properties, SURROGATE and WITH_GAIN)
     else:
         y = clamp_to_window(A)
         gain = y

@@ -78,7 +78,7 @@ def local_gradient(
             if WITH_SLOPE_H or HAS_SKIP:
                 split = 1 - properties.split_gradient * y
                 slope_h = grad * at_most(split * gain, properties.derivative_clip)
-                slope_h = properties.psp_persistence * slope_h
+                slope_h = tl.load(properties.psp_persistence) * slope_h
             if WITH_SLOPE_H:
                 tl.store(slope_h_ptr + offsets, slope_h.to(dtype), mask=kept)
         else:

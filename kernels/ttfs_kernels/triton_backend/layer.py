@@ -49,11 +49,13 @@ class TritonLayer:
         found = iter(run(grad, *kept[:4], list(kept[4:]), *self._plain(), list(needs)))
         return tuple(next(found) if needed else None for needed in needs)
 
-    def _plain(self) -> tuple[list[int], list[float], int, str]:
+    def _plain(self) -> tuple[list[int], Any, int, str]:
         """Geometry, neuron, pool and backend in types that an operator's schema takes."""
         numbers = [] if self.geometry is None else [n for pair in self.geometry[:3] for n in pair]
         numbers += [] if self.geometry is None else [self.geometry.groups]
-        return numbers, self.neuron.pack(), self.pool, self.backend
+        # A `PlacedNeuron` keeps its tensor, except in an operator.
+        neuron: Any = self.neuron.pack() if torch.compiler.is_compiling() else self.neuron
+        return numbers, neuron, self.pool, self.backend
 
 
 def _forward(
@@ -69,7 +71,7 @@ def _forward(
     with_derivatives: bool,
 ) -> list[Tensor]:
     """Activations, followed by gain and winner, if there are any, for the backward pass."""
-    properties = Neuron.unpack(tuple(neuron))
+    properties = neuron if isinstance(neuron, Neuron) else Neuron.unpack(tuple(neuron))
     problem = Problem.of(x, weight, _geometry(geometry), properties, pool, skip is not None)
     device, precision, options = device_of(x.device), precision_of(problem, x.device), (properties, with_derivatives)
     convolved, config = problem.unpooled, choose("forward", problem, device, precision, backend)
@@ -100,7 +102,7 @@ def _backward(
 ) -> list[Tensor]:
     """Gradients of x, weight, bias, skip and skip_weight, only the needed ones; `kept` is the result of `_forward`."""
     needs_x, needs_weight, needs_bias, *_ = needs
-    properties = Neuron.unpack(tuple(neuron))
+    properties = neuron if isinstance(neuron, Neuron) else Neuron.unpack(tuple(neuron))
     pooled = Problem.of(x, weight, _geometry(geometry), properties, pool, skip is not None)
     y, *others = map(rows_of, kept)
     gain = others[0] if properties.has_slope else None
@@ -246,7 +248,7 @@ def statistics_of(
     arguments = {
         "neurons": Neurons(*potentials),
         "parts_ptr": parts,
-        "properties": neuron.numbers(),
+        "properties": passes.numbers(neuron, A),
         "WITH_SLOPE": problem.with_slope,
     }
     launches = [Launch(normalisation.moments, grid, sizes | arguments)] if problem.rows else []
@@ -317,7 +319,7 @@ def _arguments(problem: Problem, neurons: Neurons, neuron: Neuron) -> dict[str, 
         "N": problem.out_channels,
         "P": problem.out_size[0],
         "Q": problem.out_size[1],
-        "properties": neuron.numbers(),
+        "properties": passes.numbers(neuron, neurons.A),
         "HAS_SKIP": neurons.skip is not None,
         "WITH_SLOPE": problem.with_slope,
         "POOL": problem.pool,

@@ -52,7 +52,7 @@ def load_potentials(neurons, at, kept, properties, WITH_SLOPE: tl.constexpr):
     A = tl.load(neurons.A + at, mask=kept, other=0.0).to(tl.float32)
     W = tl.zeros_like(A)
     if WITH_SLOPE:
-        W = properties.psp_persistence * tl.load(neurons.W + at, mask=kept, other=0.0).to(tl.float32)
+        W = tl.load(properties.psp_persistence) * tl.load(neurons.W + at, mask=kept, other=0.0).to(tl.float32)
     return A, W
 
 
@@ -74,7 +74,7 @@ def normalised(neurons, A, W, at, kept, n, N, properties, HAS_SKIP: tl.constexpr
         skip_weight = load_channels(neurons.skip_weight, 0, n, N)
         A += skip_weight * skip
         if WITH_SLOPE:
-            W += properties.psp_persistence * tl.where(skip > 0, skip_weight, 0.0)
+            W += tl.load(properties.psp_persistence) * tl.where(skip > 0, skip_weight, 0.0)
     return A, W, skip
 
 
@@ -301,7 +301,7 @@ def reduce_gradient(
             by_weight += by_A * skip
             grad_skip = by_A * skip_weight
             if WITH_SLOPE:
-                by_mask = properties.psp_persistence * by_W
+                by_mask = tl.load(properties.psp_persistence) * by_W
                 by_weight += tl.where(skip > 0, by_mask, 0.0)
                 grad_skip = at_inputs(grad_skip, by_mask * skip_weight, skip, properties, SURROGATE)
             tl.store(grad_skip_ptr + at, grad_skip.to(grad_skip_ptr.dtype.element_ty), mask=kept)
@@ -348,5 +348,5 @@ def spread_gradient(
     scale = load_channels(neurons.statistics, SCALE, n, N)
     tl.store(h_ptr + at, (scale * (by_A - shared)).to(h_ptr.dtype.element_ty), mask=kept)
     if WITH_SLOPE:
-        slope_h = properties.psp_persistence * scale * (by_W - shared)
+        slope_h = tl.load(properties.psp_persistence) * scale * (by_W - shared)
         tl.store(slope_h_ptr + at, slope_h.to(slope_h_ptr.dtype.element_ty), mask=kept)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ttfs_kernels.fused import persistence
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton_backend import elementwise, planning
 from ttfs_kernels.triton_backend.conv_forward import conv2d_forward
@@ -80,7 +81,7 @@ def forward(
         "gain_ptr": gain,
         "skip_ptr": skip,
         "skip_weight_ptr": skip_weight,
-        "properties": neuron.numbers(),
+        "properties": numbers(neuron, x) if fires else neuron.numbers(None),
         "HAS_BIAS": bias is not None,
         "HAS_SKIP": skip is not None,
         "FIRES": fires,
@@ -173,7 +174,7 @@ def local_gradient(
         "skip_weight_sum_ptr": skip_sums,
         "P": problem.out_size[0],
         "Q": problem.out_size[1],
-        "properties": neuron.numbers(),
+        "properties": numbers(neuron, grad),
         "WITH_SLOPE": problem.with_slope,
         "WITH_BIAS": with_bias,
         "WITH_SLOPE_H": slope_h is not None,
@@ -186,6 +187,11 @@ def local_gradient(
     added = zip((sums, skip_sums), totals, strict=True)
     launches += [sum_parts(parts, total) for parts, total in added if parts is not None and total is not None]
     return Plan(launches, (pair, totals[0]) if skip is None else (pair, totals[0], grad_skip, totals[1]))
+
+
+def numbers(neuron: Neuron, like: Tensor) -> tuple[Any, ...]:
+    """The neuron's properties as an argument of kernels, which load σ; at σ = 0 they do not read it."""
+    return neuron.numbers(persistence(neuron, like) if neuron.has_slope else None)
 
 
 def halves(pair: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -225,7 +231,7 @@ def grad_x(
     if splits > 1:
         parts = out.new_empty((splits, 2 if surrogate else 1, out.numel()), dtype=torch.float32)
     tap_steps = [step // math.gcd(step, gap) for step, gap in zip(problem.stride, problem.dilation, strict=True)]
-    at_inputs = {"x_ptr": x, "properties": neuron.numbers(), "MASKED": problem.with_slope, "SURROGATE": surrogate}
+    at_inputs = {"x_ptr": x, "properties": neuron.numbers(None), "MASKED": problem.with_slope, "SURROGATE": surrogate}
     arguments = {
         "h_ptr": h,
         "slope_h_ptr": slope_h,
