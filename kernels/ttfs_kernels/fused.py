@@ -11,6 +11,7 @@ slopes W, or gradients of activations and of their masks.
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -105,7 +106,9 @@ def factor(neuron: Neuron, like: Tensor) -> Tensor | float:
 
 def of_any_persistence(neuron: Neuron) -> Neuron:
     """The neuron with any σ > 0 replaced by 1: formulas get σ as a tensor, so that a new σ recompiles nothing."""
-    return Neuron.unpack((1.0, *neuron.pack()[1:])) if neuron.has_slope else neuron
+    if isinstance(neuron, PlacedNeuron):
+        return Neuron.unpack((1.0, *neuron.pack()[1:]))
+    return replace(neuron, psp_persistence=1.0) if neuron.has_slope else neuron
 
 
 def precise_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -11,9 +11,9 @@ neurons of a channel, with the gradients dA' and dW' from the firing rule:
     dβ = Σ dA'        dγ = Σ (dA'·(A − μ) + dW'·W) / √(s² + ε)
     dA = g·(dA' − dβ/N − (V − μ)·dγ/(N·√(s² + ε)))        dW = the same with dW' in place of dA'
 
-Triton kernels compute this on a GPU (`triton_backend/layer.py`), PyTorch elsewhere: each pass over the neurons below is
-a formula over tensors, run eagerly or fused by PyTorch's compiler (see `fused`). σ is a tensor in formulas and a number
-in kernels, so that training may change it without recompiling.
+Triton kernels compute this on a GPU (`triton_backend/layer.py`), PyTorch elsewhere: the passes over neurons run in
+blocks (`normalised_eager`), or as the formulas below, which PyTorch's compiler fuses (see `fused`). At σ = 0, a layer
+that is not fused takes PyTorch's own batch norm.
 
 Shapes: potentials [2, images, positions, channels] for A and Σ w·[x > 0], or [1, ...] for A alone at σ = 0. In a fully
 connected layer, each row counts as an image of one position.
@@ -34,8 +34,16 @@ from ttfs_kernels.backends import backend_for
 from ttfs_kernels.checks import Size, check_conv2d, check_linear, checked_geometry
 from ttfs_kernels.contraction import Geometry, contract
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.rule import fire_with_derivatives
-from ttfs_kernels.torch_backend import contract_gradients, contract_shared_gradient, like_rows, stack_mask, to_rows
+from ttfs_kernels.normalised_eager import Passes
+from ttfs_kernels.rule import aten, fire_with_derivatives
+from ttfs_kernels.torch_backend import (
+    contract_gradients,
+    contract_shared_gradient,
+    like_rows,
+    skip_gradients,
+    stack_mask,
+    to_rows,
+)
 
 
 class Normalised(NamedTuple):
@@ -96,7 +104,7 @@ def normalised_linear(
     operands = x, weight, normalisation.bias, skip, skip_weight
     which = backend_for("normalised_linear", backend, x)
     check_linear("normalised_linear", operands)
-    return _apply_eagerly("normalised_linear", operands, normalisation, None, neuron, 1, which)
+    return _apply("normalised_linear", operands, normalisation, None, neuron, 1, which)
 
 
 def normalised_conv2d(
@@ -132,7 +140,7 @@ def normalised_conv2d(
     which = backend_for("normalised_conv2d", backend, x)
     operands = x, weight, normalisation.bias, skip, skip_weight
     check_conv2d("normalised_conv2d", operands, geometry, pool)
-    return _apply_eagerly("normalised_conv2d", operands, normalisation, geometry, neuron, pool, which)
+    return _apply("normalised_conv2d", operands, normalisation, geometry, neuron, pool, which)
 
 
 def _apply(
@@ -158,18 +166,50 @@ def _apply(
         from ttfs_kernels.triton_backend.layer import TritonNormalised
 
         layer: Layer = TritonNormalised(geometry, neuron, epsilon, group, which, pool)
-        return Normalised(*apply_layer(function, layer, tensors))
-    layer = _TorchNormalised(geometry, neuron, epsilon, group, normalisation.estimate.detach())
+        run: Any = apply_layer
+        if torch.compiler.is_compiling():  # its kernels are no operators that a compiler knows
+            run = torch.compiler.disable(
+                apply_layer
+            )  # not as a decorator: it imports the compiler, which takes a second
+        return Normalised(*run(function, layer, tensors))
+    if neuron.has_slope or group is not None or fused.is_formula(x):
+        layer = _TorchNormalised(geometry, neuron, epsilon, group, normalisation.estimate.detach())
+    else:
+        layer = _BatchNorm(geometry, neuron, epsilon)
     y, mean, variance = apply_layer(function, layer, tensors)
     return Normalised(y if pool == 1 else F.max_pool2d(y, pool), mean, variance)
 
 
-def _apply_eagerly(*arguments: Any) -> Normalised:
-    """`_apply`, untraced: PyTorch 2.13's compiler would trace it into wrong gradients."""
-    run: Any = _apply
-    if torch.compiler.is_compiling():
-        run = torch.compiler.disable(_apply)  # not as a decorator: it imports the compiler, which takes a second
-    return run(*arguments)
+@dataclass(frozen=True)
+class _BatchNorm:
+    """A layer at σ = 0 by PyTorch's batch norm and a clamp, eagerly."""
+
+    geometry: Geometry | None
+    neuron: Neuron
+    epsilon: float
+
+    def forward(self, operands: tuple[Any, ...], with_derivatives: bool) -> tuple[tuple[Tensor, ...], Kept]:
+        x, weight, gamma, beta, skip, skip_weight = operands
+        inputs = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        maps = contract(inputs, weight, None, self.geometry)
+        gamma, beta = (each.to(fused.precise_dtype(maps.dtype)) for each in (gamma, beta))
+        y, mean, inverse = torch.native_batch_norm(maps, gamma, beta, None, None, True, 0.0, self.epsilon)
+        if skip is not None:
+            y.addcmul_(skip, skip_weight.to(skip.dtype).view(-1, *(1,) * (skip.dim() - 2)))
+        y.clamp_(0, 1)
+        count = maps.numel() / max(1, maps.shape[1])
+        unbiased = (inverse.pow(-2) - self.epsilon).clamp_min(0) * (count / max(1.0, count - 1))
+        return (y, mean, unbiased), (inputs, weight, maps, y, gamma, mean, inverse, skip, skip_weight)
+
+    def backward(self, grad: Tensor, kept: tuple[Any, ...], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        inputs, weight, maps, y, gamma, mean, inverse, skip, skip_weight = kept
+        h = aten.hardtanh_backward(grad, y, 0, 1).add_(y, alpha=0)  # NaN where y is NaN
+        by_skip = skip_gradients(h, skip, skip_weight, self.neuron)
+        statistics = None, None, mean, inverse, True, self.epsilon, (True, True, True)
+        h, grad_gamma, grad_beta = aten.native_batch_norm_backward(h, maps, gamma, *statistics)
+        h = h.contiguous(memory_format=torch.channels_last) if h.dim() == 4 else h
+        by_operands = contract_gradients(h, inputs, weight, self.neuron, self.geometry, needs)
+        return *by_operands, grad_gamma, grad_beta, *by_skip
 
 
 @dataclass(frozen=True)
@@ -189,18 +229,32 @@ class _TorchNormalised:
         maps = contract(inputs, weight, None, self.geometry)
         shape = (len(x), *maps.shape[1:])
         potentials = _positions(maps, len(maps) // len(x))
-        sums = torch.stack(fused.run((_summing,), potentials, sigma, self.estimate))
-        count = torch.full((1,), float(potentials[0, ..., 0].numel()), device=x.device, dtype=sums.dtype)
+        formula, estimate = fused.is_formula(potentials), self.estimate
+        passes = Passes(potentials.flatten(1, 2), fused.factor(self.neuron, x))
+        count = torch.full((1,), float(potentials[0, ..., 0].numel()), device=x.device, dtype=sigma.dtype)
+        if torch.compiler.is_compiling():
+            # In its backward pass, AOTAutograd would recompute from the running mean, which has been updated by then.
+            estimate = torch.zeros_like(estimate)
+            if self.group is None:
+                estimate = _summing(potentials, sigma, estimate)[0] / count
+        if formula:
+            sums = torch.stack(fused.run((_summing,), potentials, sigma, estimate))
+        else:
+            sums = passes.sums(estimate)
         if self.group is not None:
             joined = torch.cat([sums.flatten(), count])
             torch.distributed.all_reduce(joined, group=self.group)
             sums, count = joined[:-1].view_as(sums), joined[-1:]
         offset, square = sums / count
-        mean, variance = self.estimate + offset, (square - offset.square()).clamp_min(0)
+        mean, variance = estimate + offset, (square - offset.square()).clamp_min(0)
         inverse = (variance + self.epsilon).rsqrt()
         delayed = None if skip is None else _positions(skip, 1)[0]
         affine = gamma * inverse, beta - gamma * inverse * mean
-        activations = fused.run((_firing, neuron), potentials, sigma, *affine, delayed, skip_weight)
+        if formula:
+            activations = fused.run((_firing, neuron), potentials, sigma, *affine, delayed, skip_weight)
+        else:
+            rows = None if delayed is None else delayed.flatten(0, 1)
+            activations = passes.fire(neuron, *affine, rows, skip_weight)
         unbiased = variance * (count / (count - 1).clamp_min(1))
         kept = inputs, weight, potentials, gamma, beta, mean, inverse, count, sigma, delayed, skip_weight
         return (like_rows(activations, shape), mean, unbiased), kept
@@ -210,11 +264,17 @@ class _TorchNormalised:
         neuron = fused.of_any_persistence(self.neuron)
         affine = gamma * inverse, beta - gamma * inverse * mean
         shared = neuron.has_slope and neuron.split_gradient == 0  # A' and W' have the same gradient
-        h = torch.empty_like(potentials[:1] if shared else potentials)
-        by_both = (h[0], h[1] if len(h) == 2 else None)
-        rows = _positions(grad.to(h.dtype), 1)[0]
-        fused.run((_deriving, neuron), potentials, rows, *by_both, sigma, *affine, delayed, skip_weight)
-        grad_beta, by_scale = fused.run((_reducing,), potentials, sigma, mean, *by_both)
+        rows = _positions(grad.to(potentials.dtype), 1)[0]
+        formula = fused.is_formula(potentials)
+        passes = Passes(potentials.flatten(1, 2), fused.factor(self.neuron, inputs))
+        if formula:
+            h = fused.run((_deriving, neuron), potentials, rows, sigma, *affine, delayed, skip_weight)
+            grad_beta, by_scale = fused.run((_reducing,), potentials, h, sigma, mean)
+        else:
+            h = torch.empty_like(potentials[:1] if shared else potentials)
+            late = None if delayed is None else delayed.flatten(0, 1)
+            written = h.flatten(1, 2), mean, *affine, late, skip_weight
+            grad_beta, by_scale = passes.derive(neuron, rows.flatten(0, 1), *written)
         grad_gamma = by_scale * inverse
         grad_skip = grad_skip_weight = None
         if delayed is not None:
@@ -225,7 +285,11 @@ class _TorchNormalised:
         if self.group is not None:
             torch.distributed.all_reduce(sums, group=self.group)
         by_mean, by_variance = sums / count
-        fused.run((_spreading,), potentials, sigma, affine[0], mean, by_mean, by_variance * inverse, *by_both)
+        spread = affine[0], mean, by_mean, by_variance * inverse
+        if formula:
+            h = fused.run((_spreading,), potentials, h, sigma, *spread)
+        else:
+            passes.spread(h.flatten(1, 2), *spread)
         h = like_rows(h, (len(h) * len(grad), *grad.shape[1:]))
         if shared:
             by_operands = contract_shared_gradient(h, inputs, weight, self.neuron, self.geometry, needs)
@@ -273,50 +337,45 @@ def _firing(neuron: Neuron, potentials: Tensor, *others: Any) -> Tensor:
     return activations.to(potentials.dtype)
 
 
-def _deriving(
-    neuron: Neuron, potentials: Tensor, grad: Tensor, by_A: Tensor, by_W: Tensor | None, *others: Any
-) -> None:
-    """Write the gradients of A' and W' into by_A and by_W (None: as by_A, or σ = 0); `others` as in `_firing`."""
+def _deriving(neuron: Neuron, potentials: Tensor, grad: Tensor, *others: Any) -> Tensor:
+    """The gradients of A' and W', [2, ...]; [1, ...] if they are the same, or at σ = 0. `others` as in `_firing`."""
     A, W = _normalise(potentials, *others)
     grad = grad.to(A.dtype)
     if W is None:
-        by_A.copy_(fused.inside(grad, A))
-        return
-    _, by_potential, by_slope = fire_with_derivatives(A, W, neuron)
-    by_A.copy_(grad * by_potential)
-    if by_W is not None:
-        by_W.copy_(grad * by_slope)
+        return fused.inside(grad, A).to(potentials.dtype).unsqueeze(0)
+    _, *derivatives = fire_with_derivatives(A, W, neuron)
+    if neuron.split_gradient == 0:
+        del derivatives[1]
+    return torch.stack([grad * derivative for derivative in derivatives]).to(potentials.dtype)
 
 
-def _reducing(
-    potentials: Tensor, sigma: Tensor, mean: Tensor, by_A: Tensor, by_W: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """(dβ, dg), [C] each, from the gradients of A' and W' (by_W as in `_deriving`); dγ is dg / √(s² + ε)."""
+def _reducing(potentials: Tensor, h: Tensor, sigma: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """(dβ, dg), [C] each, from h of `_deriving`; dγ is dg / √(s² + ε)."""
     A, W = _both(potentials, sigma)
-    by_A = by_A.to(A.dtype)
+    by_A = h[0].to(A.dtype)
     by_scale = by_A * (A - mean)
     if W is not None:
-        by_scale = by_scale + (by_A if by_W is None else by_W.to(A.dtype)) * W
+        by_scale = by_scale + h[-1].to(A.dtype) * W
     return fused.sum_rows(by_A), fused.sum_rows(by_scale)
 
 
 def _spreading(
     potentials: Tensor,
+    h: Tensor,
     sigma: Tensor,
     scale: Tensor,
     mean: Tensor,
     by_mean: Tensor,
     by_variance: Tensor,
-    by_A: Tensor,
-    by_W: Tensor | None,
-) -> None:
-    """Replace the gradients of A' and W', in by_A and by_W, by the gradients of A and of Σ w·[x > 0].
+) -> Tensor:
+    """The gradients of A and of Σ w·[x > 0] from those of A' and W', h of `_deriving`.
 
     These are g·(dA' − shared) and σ·g·(dW' − shared), with shared = by_mean + (V − μ)·by_variance. `by_mean` is dβ/N,
     `by_variance` dγ/(N·√(s² + ε)).
     """
     A, W = _both(potentials, sigma)
     shared = by_mean + ((A if W is None else A + W) - mean) * by_variance
-    by_A.copy_(scale * (by_A.to(A.dtype) - shared))
-    if by_W is not None:
-        by_W.copy_(sigma * scale * (by_W.to(A.dtype) - shared))
+    spread = [scale * (h[0].to(A.dtype) - shared)]
+    if len(h) == 2:
+        spread.append(sigma * scale * (h[1].to(A.dtype) - shared))
+    return torch.stack(spread).to(h.dtype)

@@ -13,6 +13,8 @@ the smallest 1 − A that a neuron with A < 1 can have, so s ≥ 1 (silent) if 1
 so s = 0 exactly if A ≥ 1, also for infinite A and W. NaN stays NaN, in derivatives as well.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -104,68 +106,75 @@ def fire_(
     Returns:
         [neurons, channels] activations, dtype of `potentials`. The rule computes in float32 or wider.
     """
-    _, neurons, channels = potentials.shape
-    activations = potentials.new_empty(neurons, channels)
-    # One block on an accelerator, where launches of more blocks cost more than the memory traffic they save.
-    on_cpu = potentials.device.type == "cpu"
-    block = max(1, BLOCK_ELEMENTS * torch.get_num_threads() // channels if on_cpu else neurons)
-    for start in range(0, neurons, block):
-        here = slice(start, start + block)
-        delayed = None if skip is None else skip[here]
-        block_of = potentials[:, here], bias, activations[here]
-        _fire_block_(*block_of, neuron, with_derivatives, delayed, skip_weight, sigma)
+    activations = potentials.new_empty(potentials.shape[1:])
+    precise = torch.promote_types(potentials.dtype, torch.float32)
+    for here in row_blocks(activations):
+        both = potentials[:, here].to(precise)  # itself, or a copy where it has 16 bits
+        if bias is not None:
+            both[0].add_(bias)
+        if skip is not None and skip_weight is not None:
+            delay_(both, skip[here], skip_weight, sigma)
+        crossing = cross_(both, neuron, with_derivatives)
+        if with_derivatives and precise != potentials.dtype:
+            potentials[:, here].copy_(both)
+        activations[here] = crossing.neg_().add_(1)
     return activations
 
 
-def _fire_block_(
-    potentials: Tensor,
-    bias: Tensor | None,
-    activations: Tensor,
-    neuron: Neuron,
-    with_derivatives: bool,
-    skip: Tensor | None,
-    skip_weight: Tensor | None,
-    sigma: Tensor | float,
-) -> None:
-    """`fire_` for one block, in few passes over memory; without booleans, whose CPU kernels are not vectorised."""
-    precise = torch.promote_types(potentials.dtype, torch.float32)
-    both = potentials.to(precise)
-    potential, slope = both
-    if bias is not None:
-        potential.add_(bias)
-    if skip is not None and skip_weight is not None:
-        skip, skip_weight = skip.to(precise), skip_weight.to(precise)
-        potential.addcmul_(skip, skip_weight)
+def row_blocks(rows: Tensor) -> Iterator[slice]:
+    """Blocks of the first dimension of rows [neurons, channels], which fit the cache.
+
+    On an accelerator it is one block: launches of more blocks cost more than the memory traffic that they save.
+    """
+    neurons, channels = rows.shape
+    on_cpu = rows.device.type == "cpu"
+    block = max(1, BLOCK_ELEMENTS * torch.get_num_threads() // max(1, channels) if on_cpu else neurons)
+    return (slice(start, start + block) for start in range(0, neurons, block))
+
+
+def delay_(both: Tensor, skip: Tensor, skip_weight: Tensor, sigma: Tensor | float) -> None:
+    """Add delayed spikes [neurons, channels] to A, and their masks to W, in `both` [2, ...]; at σ = 0 [1, ...]."""
+    skip, skip_weight = skip.to(both.dtype), skip_weight.to(both.dtype)
+    both[0].addcmul_(skip, skip_weight)
+    if len(both) == 2:
         spikes = torch.gt(skip, 0, out=torch.empty_like(skip)).mul_(sigma)
-        slope.addcmul_(spikes, skip_weight)
+        both[1].addcmul_(spikes, skip_weight)
+
+
+def cross_(both: Tensor, neuron: Neuron, with_derivatives: bool) -> Tensor:
+    """Crossing times 1 − a; overwrites potentials and slopes [2, neurons, channels] with ∂a/∂A and ∂a/∂W, or scratch.
+
+    In few passes over memory, and without booleans, whose CPU kernels are not vectorised.
+    """
+    potential, slope = both
+    smallest = smallest_closing_speed(both.dtype)
     closing_speed = slope.add_(1)
     near = None
-    if with_derivatives and neuron.has_surrogate:
+    if with_derivatives and neuron.surrogate_width > 0:
         width = neuron.surrogate_width
         near = torch.add(potential, closing_speed).sub_(1 - width).div_(width).clamp_(0, 1)
-    closing_speed.clamp_min_(smallest_closing_speed(precise))
+    closing_speed.clamp_min_(smallest)
     crossing = torch.rsub(potential, 1).clamp_min_(0).div_(closing_speed).clamp_max_(1)
-    if with_derivatives:
-        gain = closing_speed.reciprocal_()
-        if near is not None:
-            # threshold_backward(g, s, t) is g where s > t, else 0: for silent neurons, whose s is 1.
-            near.mul_(gain.clamp_max(SURROGATE_BOUND))
-            aten.threshold_backward.grad_input(near, crossing, 1 - smallest_closing_speed(precise), grad_input=near)
-        # hardtanh_backward(g, s, 0, 1) is g where 0 < s < 1, else 0: zero for saturated and silent neurons.
-        aten.hardtanh_backward.grad_input(gain, crossing, 0, 1, grad_input=potential)
-        q = neuron.split_gradient
-        torch.mul(potential, crossing if q == 1 else crossing * q + (1 - q), out=slope)
-        potential.add_(slope, alpha=0)  # NaN where s is NaN, which hardtanh_backward treats as inside; else unchanged
-        if near is not None:
-            both.add_(near)
-        if neuron.derivative_clip is not None:
-            both.clamp_max_(neuron.derivative_clip)
-        if precise != potentials.dtype:
-            potentials.copy_(both)
-    if precise == activations.dtype:
-        aten.rsub.Scalar_out(crossing, 1, out=activations)
+    if not with_derivatives:
+        return crossing
+    gain = closing_speed.reciprocal_()
+    if near is not None:
+        # threshold_backward(g, s, t) is g where s > t, else 0: for silent neurons, whose s is 1.
+        near.mul_(gain.clamp_max(SURROGATE_BOUND))
+        aten.threshold_backward.grad_input(near, crossing, 1 - smallest, grad_input=near)
+    # hardtanh_backward(g, s, 0, 1) is g where 0 < s < 1, else 0: zero for saturated and silent neurons.
+    aten.hardtanh_backward.grad_input(gain, crossing, 0, 1, grad_input=potential)
+    potential.add_(crossing, alpha=0)  # NaN where s is NaN, which hardtanh_backward treats as inside; else unchanged
+    q = neuron.split_gradient
+    if q == 0:
+        slope.copy_(potential)
     else:
-        activations.copy_(aten.rsub.Scalar_out(crossing, 1, out=crossing))
+        torch.mul(potential, crossing if q == 1 else crossing * q + (1 - q), out=slope)
+    if near is not None:
+        both.add_(near)
+    if neuron.derivative_clip is not None:
+        both.clamp_max_(neuron.derivative_clip)
+    return crossing
 
 
 def is_nan(values: Tensor) -> Tensor:

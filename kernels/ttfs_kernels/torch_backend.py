@@ -81,7 +81,7 @@ class TorchLayer:
             x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
             h, grad_bias = _inside(grad, saved)
         found = contract_gradients(h, x, weight, self.neuron, self.geometry, (needs_x, needs_weight))
-        return *found, grad_bias if needs_bias else None, *_skip_gradients(h, skip, skip_weight, self.neuron)
+        return *found, grad_bias if needs_bias else None, *skip_gradients(h, skip, skip_weight, self.neuron)
 
 
 def contract_gradients(
@@ -113,7 +113,7 @@ def contract_shared_gradient(
     return grad_x, grad_weight
 
 
-def _skip_gradients(
+def skip_gradients(
     h: Tensor, skip: Tensor | None, skip_weight: Tensor | None, neuron: Neuron
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of delayed spikes and of their weights: like those of `x` and `weight`, with one synapse per neuron.

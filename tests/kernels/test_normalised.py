@@ -237,8 +237,9 @@ def test_a_new_persistence_is_a_number_to_kernels(device, monkeypatch):
             patch.setattr(launch, "run", lambda self, launches=launches: launches.append(self))
             normalised(CONV2D, given_to(CONV2D, True, device=device), neuron, "triton").activations.sum().backward()
         assert len(launches) > 7
-        numbers = [number for one in launches for number in one.arguments.get("properties", ())]
-        assert all(isinstance(number, float) for number in numbers)
+        for sigma, *numbers in (one.arguments["properties"] for one in launches if "properties" in one.arguments):
+            assert sigma is None or (sigma.shape, sigma.dtype) == ((), torch.float32)
+            assert all(isinstance(number, float) for number in numbers)
         found.append([])
         for one in launches:
             constants = {name: value for name, value in one.arguments.items() if isinstance(value, int | str)}

@@ -31,7 +31,7 @@ ALLOWED = {
     for name in (
         *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "set_", "zero_", "fill_"),
         *("view", "reshape", "_unsafe_view", "as_strided", "permute", "select", "detach", "alias"),
-        *("contiguous", "clone", "copy_", "to", "_to_copy"),
+        *("contiguous", "clone", "copy_", "to", "_to_copy", "full", "promote_types"),
     )
 }
 
