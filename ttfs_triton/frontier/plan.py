@@ -17,7 +17,15 @@ from ttfs_triton.hardware import load_chip
 from ttfs_triton.model.locate import PREFIX, bundled_facts
 from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.train.build import RunData, build_network, check_network, split_data
-from ttfs_triton.train.config import FREE_ON_RESUME, ConfigError, TrainConfig, changed_keys, make_config, read_yaml
+from ttfs_triton.train.config import (
+    FREE_ON_RESUME,
+    ConfigError,
+    TrainConfig,
+    changed_keys,
+    check_typed_network,
+    make_config,
+    read_yaml,
+)
 from ttfs_triton.train.options import EventOptions
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
 from ttfs_triton.train.target import TARGET_IMAGES, make_target
@@ -177,11 +185,11 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
     elif files.bundled:
         values = dict(bundled_facts(source.removeprefix(PREFIX))["training"]["settings"])
     values = {key: value for key, value in values.items() if key not in _OWN} | {"cpu": options.cpu}
+    built = values.pop("network", None) is not None
     if isinstance(network := loaded.description.network, NetworkConfig):
-        values = _network_keys(network) | values
+        keys = _network_keys(network)
+        values = values | keys if built else keys | values  # a built network's config.yaml does not describe it
         values["weight_standardisation"] = network.weight_standardisation  # it may be folded into the weights
-    else:
-        values["network"] = options.network
     values["dataset"] = values.get("dataset") or loaded.description.dataset
     if options.dataset is not None or options.data_dir is not None:
         # With --data-dir the data set keeps its name, which networks of this sweep record as their training data.
@@ -192,7 +200,9 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
     values["epochs"] = options.epochs
     values["weights"] = source if files.bundled or files.repo_id else str(Path(source).resolve())
     given = {} if options.lr is None else {"lr": options.lr}
-    return values, given | ({} if options.config is None else read_yaml(options.config))
+    given |= {} if options.config is None else read_yaml(options.config)
+    check_typed_network(given.get("network"), options.network, str(options.config))
+    return values, given | {"network": options.network}
 
 
 def point_config(settings: Settings, point: Point | None, folder: Path) -> TrainConfig:

@@ -155,11 +155,7 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
     if saved is not None and os.path.isfile(saved):  # a name may be too long
         # `check_configuration` refuses keys and flags that contradict the run's checkpoints.
         values, source = read_yaml(saved) | mine, str(known.config or saved)
-        if values.get("network") is not None and known.network is None:
-            raise ConfigError(
-                f"--resume: the network of the run in {folder} was built by {values['network']}, and code "
-                "that only a file names is not run. Add --network FILE.py:FUNCTION."
-            )
+    check_typed_network(values.pop("network", None), known.network, source)
     base, said = make_config(values, source, _Keys), "the command line"
     try:
         make_config(values, source)
@@ -179,6 +175,18 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
     config = make_config(given, said)
     _check_effects(config, differing_keys(base, config).keys())
     return config
+
+
+def check_typed_network(named: object, typed: str | None, source: str) -> None:
+    """Raise ConfigError if a file names a network and the command line none: code that only a file names is never run.
+
+    Each command passes the key `network` of every file of keys here, and builds none but the typed network.
+    """
+    if named is not None and typed is None:
+        raise ConfigError(
+            f"{source}: network must be typed on the command line, since code that only a file names is not run; got "
+            f"{named!r:.200} in the file. Add --network FILE.py:FUNCTION."
+        )
 
 
 def _check_effects(config: TrainConfig, flags: Set[str]) -> None:
