@@ -1,5 +1,6 @@
 """A folder holds one run: of several simultaneous starts one goes on, and a process that ended blocks none."""
 
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -92,8 +93,9 @@ def test_overwriting_that_was_cut_short_can_be_repeated(tmp_path, monkeypatch, r
     disk, run = tmp_path / "disk", tmp_path / "run"
     (disk / "best").mkdir(parents=True)
     run.symlink_to(disk)
-    for name in ("config.yaml", "metrics.jsonl", "summary.json"):
+    for name in ("metrics.jsonl", "summary.json"):
         (disk / name).write_text("old")
+    (disk / "config.yaml").write_text(SAMPLE.to_yaml())
     removed, unlink = [], Path.unlink
 
     def killed(path, **options):
@@ -114,6 +116,49 @@ def test_overwriting_that_was_cut_short_can_be_repeated(tmp_path, monkeypatch, r
     assert run.is_symlink()
     assert {path.name for path in disk.iterdir()} == {"checkpoints", "config.yaml"}
     assert "dataset: sample" in (disk / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    "name", ["src/main.py", ".git/HEAD", "notes.txt", "best/notes.txt", "checkpoints/mine/a", "best/model.safetensors~"]
+)
+def test_overwriting_removes_only_what_a_run_wrote(tmp_path, name):
+    """Also what has come since the folder was claimed."""
+    run = tmp_path / "run"
+    (run / "trackers" / "tensorboard").mkdir(parents=True)
+    written = ["checkpoints/step-00000003.safetensors", "best/config.json", "profile/steps.txt", "summary.json"]
+    for each in ("config.yaml", *written, ".summary.json.partial-1", "trackers/tensorboard/events"):
+        (run / each).parent.mkdir(exist_ok=True)
+        (run / each).write_text(SAMPLE.to_yaml())
+    before = sorted(run.rglob("*"))
+    folder = RunFolder(run)
+    folder.claim(resume=False, overwrite=True)
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    (run / name).write_text("precious")
+    message = rf"must hold nothing but a run; got also {re.escape(name.split('/')[0])}"
+    with pytest.raises(RunFolderError, match=message):
+        folder.prepare(SAMPLE)
+    folder.release()
+    with pytest.raises(RunFolderError, match=message):
+        RunFolder(run).claim(resume=False, overwrite=True)
+    assert set(before) < set(run.rglob("*"))
+    assert (run / name).read_text() == "precious"
+    (run / name).unlink()
+    if (run / name).parent not in (run, *before):
+        (run / name).parent.rmdir()
+    begin(run, overwrite=True)
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml"}
+
+
+def test_overwriting_spares_another_program_s_configuration_and_the_run_s_inputs(tmp_path):
+    (tmp_path / "config.yaml").write_text("theme: dark\n")
+    with pytest.raises(RunFolderError, match=r"got also a config\.yaml that is no run's\. Nothing was removed"):
+        RunFolder(tmp_path).claim(resume=False, overwrite=True)
+    (tmp_path / "config.yaml").write_text(SAMPLE.to_yaml())
+    (tmp_path / "best").mkdir()
+    for key, path in (("teacher", tmp_path), ("weights", tmp_path / "best"), ("data_dir", tmp_path)):
+        with pytest.raises(RunFolderError, match=f"{key} must lie outside of the folder that is emptied"):
+            train(SAMPLE.model_copy(update={"output_dir": tmp_path, "cpu": True, key: path}))
+    assert (tmp_path / "best").is_dir()
 
 
 def test_default_folders_are_unique(tmp_path, monkeypatch):

@@ -196,6 +196,8 @@ def _agree_on_folder(config: TrainConfig, accelerator: Accelerator, name: str) -
         if config.resume and config.output_dir is None:
             raise RunFolderError("--resume needs the folder of the run to resume. Add --output-dir runs/NAME.")
         folder = RunFolder(config.output_dir or _new_folder(name))
+        if config.overwrite:
+            folder.check_inputs(config)
         folder.claim(resume=config.resume, overwrite=config.overwrite)
         chosen.append(folder)
         return str(folder.path)

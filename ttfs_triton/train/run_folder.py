@@ -5,10 +5,14 @@ metrics.jsonl       one line an epoch
 summary.json        final figures, written when the run has ended
 checkpoints/step-*  the newest checkpoints
 best/               model.safetensors and config.json of the best epoch
+profile/            trace.json and steps.txt of the traced steps
+trackers/           logs of experiment trackers
 .lock               held by the process that owns the folder now
 """
 
 import json
+import os
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -24,8 +28,14 @@ from ttfs_triton.model.weights import LoadError
 from ttfs_triton.run_records import METRICS, SUMMARY, EpochLine, Summary, read_summary
 from ttfs_triton.train.checkpoint import clean_partial, is_partial
 from ttfs_triton.train.config import TrainConfig
+from ttfs_triton.untrusted_files import YamlError, read_mapping
 
 LOCK = ".lock"
+_WRITTEN = re.compile(
+    rf"config\.yaml|{re.escape(METRICS)}|{re.escape(SUMMARY)}|checkpoints(/step-\d+\.safetensors)?|"
+    r"best(/config\.json|/model\.safetensors)?|profile(/trace\.json|/steps\.txt)?|trackers(/.*)?"
+)
+"""Names of all that a run writes, two levels deep."""
 
 
 class RunFolderError(RuntimeError):
@@ -85,7 +95,7 @@ class RunFolder:
 
         Raises:
             RunFolderError: another process holds the folder; it is not empty and neither flag is given; it holds no run
-                to resume; it holds something else than a run to overwrite; or it cannot be written.
+                to resume; it holds anything else than a run to overwrite; or it cannot be written.
         """
         # Checked before the lock, so that a mistake makes no folder, and again when no other process can change it.
         self._check(resume, overwrite)
@@ -126,6 +136,11 @@ class RunFolder:
                 f"{rule}{self.path} is not a run's folder (no config.yaml) and not empty, so it is left alone. "
                 "Give another --output-dir, or remove it by hand."
             )
+        if is_run and overwrite and (foreign := self._foreign()):
+            raise RunFolderError(
+                f"--overwrite: {self.path} must hold nothing but a run; got also {', '.join(foreign[:5])}"
+                f"{', …' * (len(foreign) > 5)}. Nothing was removed: give another --output-dir, or move them away."
+            )
 
     def is_run(self) -> bool:
         """Whether the folder holds a run, ended or not."""
@@ -143,9 +158,31 @@ class RunFolder:
             ) from error
         return [entry for entry in entries if not entry.name.startswith(LOCK)]
 
+    def _foreign(self) -> list[str]:
+        """Names of what no run wrote: `--overwrite` must not remove it."""
+        paths = sorted([*self._entries(), *self.path.glob("*/*")], key=lambda path: (len(path.parts), path))
+        names = [path.relative_to(self.path).as_posix() for path in paths if not is_partial(path)]
+        try:
+            keys = read_mapping(self._config).keys()
+        except (OSError, YamlError):
+            keys = set[str]()
+        others = [] if {"epochs", "batch_size", "lr"} <= keys else ["a config.yaml that is no run's"]
+        return others + [name for name in names if not _WRITTEN.fullmatch(name)]
+
+    def check_inputs(self, config: TrainConfig) -> None:
+        """Raise RunFolderError if a run that overwrites this folder reads from it."""
+        for key in ("teacher", "weights", "data_dir"):
+            path = str(getattr(config, key) or "")
+            if os.path.exists(path) and Path(path).resolve().is_relative_to(self.path.resolve()):
+                raise RunFolderError(
+                    f"--overwrite: {key} must lie outside of the folder that is emptied, {self.path}; got {path}. "
+                    "Give another --output-dir."
+                )
+
     def prepare(self, config: TrainConfig) -> None:
         """Prepare the folder, after `claim`: remove an old run if asked to, and files that killed processes left."""
         if config.overwrite:
+            self._check(resume=False, overwrite=True)  # while the data were read, other files may have come
             self._clear()
         make_folder(self.checkpoints)
         for folder in (self.path, self.best_weights.parent, self.checkpoints):
