@@ -121,14 +121,25 @@ def test_real_values_and_what_is_beyond_pillows_limit_are_bad_images(tmp_path, m
     assert not recwarn.list
 
 
-def test_changed_files_are_checked_again(tmp_path, cache):
-    files = class_folders(tmp_path)
-    before = load(tmp_path).fingerprint
-    files[3].write_bytes(jpeg(photograph(99)))
-    os.utime(files[3], ns=(0, 0))
-    assert load(tmp_path).fingerprint != before
+def test_changed_files_are_checked_again(tmp_path, cache, monkeypatch):
+    """Also files of the old size and modification time, and where a damaged check is left."""
+    monkeypatch.setattr(decode, "_SAMPLED", 1)  # only the first image's bytes are compared
+    for files in (class_folders(tmp_path / "folders"), [tmp_path / "rows" / "train.parquet"]):
+        folder, fingerprints = tmp_path / files[0].relative_to(tmp_path).parts[0], []
+        for number in (3, 8):
+            photographs = [image_file(photograph(i), "BMP") for i in (0, number, 8, 3)]
+            if len(files) == 1:
+                write_parquet(files[0], photographs, [0, 1, 0, 1])
+            else:
+                files[3].write_bytes(photographs[1])
+            os.utime(files[3 % len(files)], ns=(10**18, 10**18))
+            fingerprints.append(load(folder).fingerprint)
+        assert fingerprints[0] != fingerprints[1]
     found = [set(json.loads(file.read_text())) for file in cache.iterdir()]
-    assert found == [{"bad", "channels", "digest"}] * 2
+    assert found == [{"bad", "channels", "digest"}] * 4
+    for file in cache.iterdir():
+        file.write_text("{")
+    assert load(folder).fingerprint == fingerprints[1]
 
 
 def test_fingerprint_is_that_of_the_files_wherever_they_lie(tmp_path):

@@ -93,6 +93,15 @@ def test_find_rows_rejects_damaged_and_empty_files(tmp_path):
         find_rows(None, tmp_path, "train")
 
 
+def test_replaced_file_is_read_anew_although_its_modification_time_is_the_old_one(tmp_path):
+    path, found = tmp_path / "train.parquet", []
+    for order in ([0, 1, 2, 3], [2, 3, 0, 1]):
+        write_parquet(path, random_images(4), order)
+        os.utime(path, ns=(10**18, 10**18))
+        found.append(labels(find_rows(None, tmp_path, "train")))
+    assert found == [[0, 1, 2, 3], [2, 3, 0, 1]]
+
+
 def test_class_folders_without_a_split_get_the_same_one_everywhere(tmp_path, caplog):
     def make(folder, order):
         for name in order:

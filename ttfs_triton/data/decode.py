@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 _MODES = {1: "L", 3: "RGB"}
 _MEMORY_FRACTION = 0.8  # share of the available memory that the pixels may take
-_FORMAT = 2  # format version of the cached checks
+_FORMAT = 3  # format version of the cached checks
 _SAMPLED = 256  # images whose bytes are part of a check's key
 
 
@@ -222,8 +223,8 @@ def check_rows(
 ) -> Decoded:
     """Decode every image once, at an eighth of its size where its format allows, to find the damaged ones.
 
-    The result is kept in the cache of `datasets`, under a hash of the sizes of all images, the modification times of
-    files outside of the table, and the bytes of 256 images.
+    The result is kept in the cache of `datasets`, under a hash of the sizes of all images, the files that hold them and
+    their times, and the bytes of 256 images.
 
     Args:
         size: (height, width) of the crops.
@@ -235,8 +236,10 @@ def check_rows(
     """
     path = Path(datasets_config.HF_DATASETS_CACHE) / "checked-images" / f"{_key(rows, row_numbers)}.json"
     bad = BadImages(where, max_bad_images, row_names(rows, where))
-    if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = {}
+    with suppress(OSError, ValueError):  # not there, or damaged
+        found = json.loads(path.read_text(encoding="utf-8"))
+    if found:
         for row, reason in found["bad"]:
             bad.add(row, reason)
     else:
@@ -286,10 +289,11 @@ def _key(rows: datasets.Dataset, row_numbers: Tensor) -> str:
     lengths = pyarrow.compute.call_function("binary_length", [table.column(f"{column}.bytes")])
     sizes = lengths.fill_null(0).to_numpy()
     content.update(sizes.astype("<i8").tobytes())
-    for path in table.column(f"{column}.path").take(np.flatnonzero(sizes == 0)).to_pylist():
+    outside = table.column(f"{column}.path").take(np.flatnonzero(sizes == 0)).to_pylist()
+    for path in (*(file["filename"] for file in rows.cache_files), *outside):
         if path is not None and os.path.isfile(path):
             about = os.stat(path)
-            content.update(f"{path} {about.st_size} {about.st_mtime_ns}\n".encode())
+            content.update(f"{path} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\n".encode())
     sampled = row_numbers[:: max(1, len(row_numbers) // _SAMPLED)]
     for encoded in rows[sampled.tolist()][column]:
         content.update(hashlib.sha256((encoded and encoded["bytes"]) or b"").digest())

@@ -6,6 +6,7 @@ import contextlib
 import glob
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -160,8 +161,11 @@ def _parquet_files(folder: Path, name: str) -> list[Path]:
 
 def _read_parquet(files: Sequence[Path], folder: Path) -> datasets.Dataset:
     try:
+        # `datasets` keys its cache by path and modification time, which another file at that path may share; nobody can
+        # set the time of a file's last change.
+        about = [(status.st_size, status.st_ctime_ns) for status in map(os.stat, files)]
         # `datasets` reads paths as patterns.
-        table = datasets.Dataset.from_parquet([glob.escape(str(path)) for path in files])
+        table = datasets.Dataset.from_parquet([glob.escape(str(path)) for path in files], description=str(about))
         return cast(datasets.Dataset, table)
     except Exception as error:  # readers of damaged files raise many types
         raise RuntimeError(
