@@ -19,6 +19,7 @@ Shapes: potentials [2, images, positions, channels] for A and Σ w·[x > 0], or 
 connected layer, each row counts as an image of one position.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -98,7 +99,8 @@ def normalised_linear(
     Returns:
         See `Normalised`. Gradients for x, weight, γ, β, skip and skip_weight.
     Raises:
-        ValueError, TypeError: shapes, dtypes or devices disagree.
+        ValueError, TypeError: shapes, dtypes or devices disagree, or a channel has fewer than two values: their
+            normalised potential would be β, whatever the weights.
         RuntimeError: the backend asked for cannot run here.
     """
     operands = x, weight, normalisation.bias, skip, skip_weight
@@ -159,6 +161,13 @@ def _apply(
                 f"{function}: normalisation.{name} must have shape [{len(weight)}], and be on the device of x "
                 f"({x.device}); got {list(tensor.shape)} on {tensor.device}."
             )
+    size = x.shape[:-1] if geometry is None else (len(x), *geometry.map_size(x.shape[2:], weight.shape[2:]))
+    sharing = 1 if normalisation.group is None else torch.distributed.get_world_size(normalisation.group)
+    if (values := math.prod(size) * sharing) < 2:
+        raise ValueError(
+            f"{function}: x must give each channel two values or more to normalise over; got {values}, of x "
+            f"{list(x.shape)}. Use more images in a batch, or call eval() on the layer's batch norm."
+        )
     x, weight, skip = autocast(x, weight, skip)
     tensors = x, weight, normalisation.weight, bias, skip, skip_weight
     epsilon, group = normalisation.epsilon, normalisation.group
@@ -197,8 +206,8 @@ class _BatchNorm:
         if skip is not None:
             y.addcmul_(skip, skip_weight.to(skip.dtype).view(-1, *(1,) * (skip.dim() - 2)))
         y.clamp_(0, 1)
-        count = maps.numel() / max(1, maps.shape[1])
-        unbiased = (inverse.pow(-2) - self.epsilon).clamp_min(0) * (count / max(1.0, count - 1))
+        count = maps.numel() / maps.shape[1]
+        unbiased = (inverse.pow(-2) - self.epsilon).clamp_min(0) * (count / (count - 1))
         return (y, mean, unbiased), (inputs, weight, maps, y, gamma, mean, inverse, skip, skip_weight)
 
     def backward(self, grad: Tensor, kept: tuple[Any, ...], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
@@ -255,7 +264,7 @@ class _TorchNormalised:
         else:
             rows = None if delayed is None else delayed.flatten(0, 1)
             activations = passes.fire(neuron, *affine, rows, skip_weight)
-        unbiased = variance * (count / (count - 1).clamp_min(1))
+        unbiased = variance * (count / (count - 1))
         kept = inputs, weight, potentials, gamma, beta, mean, inverse, count, sigma, delayed, skip_weight
         return (like_rows(activations, shape), mean, unbiased), kept
 

@@ -3,7 +3,9 @@
 Operands are multiples of 1/8, so that potentials are the same in every dtype, and equal ones stay equal in a pool.
 """
 
+import math
 from contextlib import nullcontext
+from itertools import product
 
 import pytest
 import torch
@@ -76,6 +78,11 @@ def folded(kind: Kind, tensors: Operands, neuron: Neuron) -> Normalised:
     return Normalised(y, mean, variance * len(V) / max(1, len(V) - 1))
 
 
+def values(kind: Kind) -> int:
+    """Values of a channel, over images and positions."""
+    return math.prod((kind.out[0], *kind.out[2:]))
+
+
 def normalised(
     kind: Kind, tensors: Operands, neuron: Neuron, backend: str = "torch", pool: int = 1, estimate: float = 0.0
 ) -> Normalised:
@@ -125,7 +132,7 @@ def check(kind: Kind, tensors: Operands, neuron: Neuron, backend: str, pool: int
 @settings(max_examples=25)
 @given(kind=kinds, has_skip=st.booleans())
 def test_layers_are_those_that_they_fold_into(neuron, kind, has_skip):
-    assume(kind.x[0] > 0)
+    assume(values(kind) > 1)
     tensors = given_to(kind, has_skip, torch.float64)
     wanted, found = (outcome(layer(kind, tensors, neuron), tensors) for layer in (folded, normalised))
     torch.testing.assert_close(found, wanted)
@@ -143,7 +150,7 @@ def test_our_kernels_are_the_layers_of_pytorch(device, kind, neuron, dtype, behi
     """Few programs take several steps each, of which the last is not full."""
     passes = pytest.importorskip("ttfs_kernels.triton_backend.passes")
     pool = 2 if behind == "pool" and kind.geometry is not None else 1
-    assume(kind.x[0] > 0 and min(kind.out[2:], default=2) >= pool)
+    assume(values(kind) > 1 and min(kind.out[2:], default=2) >= pool)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "ROW_PROGRAMS", programs)
         check(kind, given_to(kind, behind == "skip", dtype, device), neuron, "triton", pool)
@@ -177,13 +184,24 @@ def test_fused_passes_are_the_eager_ones(monkeypatch, surrogate_width, dtype):
 
 @BACKENDS
 @OF_NEURONS
-def test_few_rows_and_constant_channels_divide_by_nothing(device, backend, neuron):
+def test_constant_channels_divide_by_nothing(device, backend, neuron):
     tensors = given_to(LINEAR, device=device)
-    rows = [torch.rand(1, 7), torch.rand(1, 7).expand(4, 7), torch.zeros(4, 7)]
-    for x in rows if backend == "torch" else [*rows, torch.zeros(0, 7)]:
+    for x in (torch.rand(1, 7).expand(4, 7), torch.zeros(4, 7)):
         here = tensors | {"x": x.to(device).requires_grad_()}
         found = outcome(normalised(LINEAR, here, neuron, backend), here)
         assert all(value.isfinite().all() for value in found)
+
+
+@BACKENDS
+def test_one_value_a_channel_is_refused(device, backend):
+    """As `torch.nn.BatchNorm2d` refuses it."""
+    pixel = Kind((1, 3, 1, 1), (6, 3, 1, 1), Geometry((1, 1), (0, 0), (1, 1), 1))
+    for kind, images in product((LINEAR, pixel), (0, 1)):
+        kind = kind._replace(x=(images, *kind.x[1:]))
+        with pytest.raises(
+            ValueError, match=f"two values or more to normalise over; got {images}, of x .* more images"
+        ):
+            normalised(kind, given_to(kind, device=device), Neuron(), backend)
 
 
 @BACKENDS

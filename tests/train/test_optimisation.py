@@ -10,7 +10,7 @@ from tests.train.runs import At, change, metrics
 from ttfs_triton.data.images import images_of_tensors
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
-from ttfs_triton.train import TrainConfig, build, train
+from ttfs_triton.train import ConfigError, TrainConfig, build, train
 from ttfs_triton.train.build import RunData, build_optimizer, channel_statistics
 from ttfs_triton.train.evaluation import refresh_statistics
 from ttfs_triton.train.optimisation import LEVELS, Muon, PersistenceSchedule, orthogonal, rate_factor
@@ -112,6 +112,15 @@ def test_statistics_of_the_scored_network_are_those_of_training_images(config):
     for name, value in network.state_dict().items():
         if "running" not in name and "num_batches" not in name:
             assert torch.equal(value, before[name]), name
+
+
+def test_micro_batches_of_one_image_are_refused_where_a_fully_connected_layer_has_batch_norm(config):
+    normal = change(config, batch_norm=True, encoder="analog")
+    for one in ({"batch_size": 1}, {"batch_size": 8, "gradient_accumulation": 8}):
+        with pytest.raises(ConfigError, match=r"layer fc1 has batch norm; got 1\. Raise --batch-size"):
+            train(change(normal, **one))
+    without = {"batch_size": 1, "epochs": 1, "max_train_samples": 20}
+    assert train(change(normal, model="4C3-P2", **without))["epochs"] == 1
 
 
 def test_statistics_of_images_sorted_by_class_are_those_of_shuffled_ones(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -178,6 +179,16 @@ def check_network(network: nn.Module, data: RunData) -> NetworkGraph:
         raise ConfigError(f"network must have weights in float32; got {others.pop()}. Call its method float() first.")
     graph.prepare_statistics()
     return graph
+
+
+def check_statistics(graph: NetworkGraph, images: int) -> None:
+    """Raise ConfigError if a batch norm has only one value a channel in a micro-batch of `images` images."""
+    for stage in graph.stages:
+        if getattr(stage.layer, "batch_norm", None) is not None and images * math.prod(stage.shape[1:]) < 2:
+            raise ConfigError(
+                f"train: micro-batches must hold two images or more in each process, since layer {stage.name} has "
+                f"batch norm; got {images}. Raise --batch-size, or lower --gradient-accumulation."
+            )
 
 
 def describe(config: TrainConfig, network: nn.Module, data: RunData, start: Start | None) -> ModelDescription:

@@ -23,7 +23,15 @@ from ttfs_triton.run_records import Change
 from ttfs_triton.scoring import Evaluation, EvaluationStopped, sum_over_processes
 from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.train.batches import EpochBatches, train_loader
-from ttfs_triton.train.build import RunData, build_augmentation, build_network, build_optimizer, check_network, describe
+from ttfs_triton.train.build import (
+    RunData,
+    build_augmentation,
+    build_network,
+    build_optimizer,
+    check_network,
+    check_statistics,
+    describe,
+)
 from ttfs_triton.train.callback import Callback, NonFiniteLossError
 from ttfs_triton.train.checkpoint import checkpoint_path, load_checkpoint
 from ttfs_triton.train.config import TrainConfig
@@ -92,7 +100,8 @@ class TrainingLoop:
         display.say(where)
         self.position = Position()
         self.changes: list[Change] = []
-        self.steps_per_epoch = self._batches(0).steps
+        self.steps_per_epoch, images = self._batches(0).steps, self._batches(0).micro_batch_size
+        check_statistics(self.graph, images * accelerator.num_processes if config.sync_batch_norm else images)
         self.steps = config.epochs * self.steps_per_epoch
         if config.lookahead > self.steps:
             display.say(f"lookahead: weights are not averaged, since the run has only {self.steps} steps")
