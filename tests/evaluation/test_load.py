@@ -6,6 +6,7 @@ import torch
 
 from tests.data.fixtures import write_parquet
 from ttfs_triton import TTFSModel
+from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluation import load_network, load_test_images
 from ttfs_triton.nn import NetworkConfig
 
@@ -43,6 +44,21 @@ def test_columns_can_be_named_and_classes_have_the_order_of_the_network(plain, t
     write_parquet(tmp_path / "test.parquet", pixels, [0, 1, 2, 3], names=["ankle", "bag", "coat", "dress"])
     with pytest.warns(UserWarning, match=r"classes are a, b, c, …, but the test images have ankle, bag, coat, …\."):
         assert len(load_test_images(network, data_dir=tmp_path)) == 4
+
+
+def test_split_without_images_of_a_class_is_scored_as_training_scores_it(plain, tmp_path, caplog):
+    network, pixels = load_network(plain), np.zeros((3, 8, 8), dtype=np.uint8)
+    write_parquet(tmp_path / "train.parquet", pixels[[0, 0, 0, 0]], list("abcd"))
+    train = load_images(None, tmp_path)
+    for given, labels, lacking in ((["a", "d", "b"], [0, 3, 1], "c"), ([0, 2, 1], [0, 2, 1], "d")):
+        write_parquet(tmp_path / "test.parquet", pixels, given)
+        caplog.clear()
+        found = load_test_images(network, data_dir=tmp_path)
+        assert (found.labels.tolist(), found.class_names) == (labels, list("abcd"))
+        assert f"the test split of {tmp_path} has no images of {lacking}." in caplog.text
+        assert found.fingerprint == load_images(None, tmp_path, split="test", like=train).fingerprint
+    assert "labels are numbers in the test split of" in caplog.text
+    assert "taken for the classes a, b, c, d, in order" in caplog.text
 
 
 def test_networks_compute_in_float32_whatever_their_files_hold(plain, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 
 from tests.train.runs import change, metrics
@@ -9,6 +10,7 @@ from ttfs_triton import TTFSModel
 from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.train import ConfigError, train
 from ttfs_triton.train.build import build_network, load_data
+from ttfs_triton.train.teacher import load_teacher
 
 SMALL = {"shift": 0, "dropout": 0.0, "ema_decay": 0.0, "epochs": 1}
 
@@ -19,10 +21,12 @@ def log_probabilities(network, images):
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.7, 1.0])
-def test_loss_is_the_labels_share_and_the_teachers(config, teacher, weight):
+def test_loss_is_the_labels_share_and_the_teachers(config, teacher, weight, monkeypatch):
     values = SMALL | {"batch_size": 128, "label_smoothing": 0.1, "teacher": teacher, "teacher_weight": weight}
     config = change(config, **values)
-    train(config)
+    monkeypatch.chdir(teacher.parent.parent)
+    train(change(config, teacher=teacher.relative_to(teacher.parent.parent)))  # "folder/name", as a name on the Hub
+    assert yaml.safe_load((config.output_dir / "config.yaml").read_text())["teacher"] == str(teacher)
     data = load_data(config, Accelerator(cpu=True), print)
     images = data.train.images_at(data.train_indices) / 255
     assert len(images) == 128, "one step"
@@ -54,3 +58,11 @@ def test_unfit_teacher_is_refused_before_the_run_begins(config, tmp_path, networ
     assert not config.output_dir.exists()
     with pytest.raises(ValueError, match="teacher_weight needs teacher"):
         change(config, teacher_weight=0.5)
+
+
+def test_classes_that_have_only_numbers_are_told(config, tmp_path, caplog):
+    built = NetworkConfig("6C3", image_size=(8, 8), classes=4)
+    TTFSModel(built, dataset="org/digits").save_pretrained(tmp_path / "teacher")
+    config, accelerator = change(config, teacher=tmp_path / "teacher"), Accelerator(cpu=True)
+    load_teacher(config, load_data(config, accelerator, print), accelerator)
+    assert "trained on org/digits, have only numbers; taken for a, b, c, d, in order." in caplog.text

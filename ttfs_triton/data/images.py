@@ -89,6 +89,7 @@ def load_images(
     *,
     split: str = "train",
     like: ImageData | None = None,
+    classes: Sequence[str] | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     image_size: int | tuple[int, int] | None = None,
@@ -109,6 +110,7 @@ def load_images(
             images, see `ttfs_triton.data.sources.divide`).
         split: "train" or "test", or any other name. "test" falls back to "validation", and the log says so.
         like: the training split, for a test split, which gets its classes, channels and image size.
+        classes: names of all classes, in order, for a split that may lack images of some. Default: the split's.
         image_column: column of the images. Default: `image`, `img`, or the only column of type Image.
         label_column: column of the labels. Default: `label`, `fine_label`, or the only ClassLabel column.
         image_size: resize to this height and width in pixels. Default: images must have one size.
@@ -138,7 +140,7 @@ def load_images(
         found = find_recordings(Path(data_dir), split)
         where = f"the {found.split} split of {found.origin}"
         labels = torch.tensor([item.label for item in found.items], dtype=torch.int64)
-        labels, class_names = _as_training_numbers(labels, found.class_names, like, where)
+        labels, class_names = _as_training_numbers(labels, found.class_names, like, classes, where)
         row_numbers = _chosen(labels, max_samples, samples_seed)
         decoded = decode_recordings(found, row_numbers, events, **options)
     else:
@@ -147,7 +149,7 @@ def load_images(
             logger.warning("load_images: %s has no %s split; using %s.", found.origin, split, found.split)
         where = f"the {found.split} split of {found.origin}"
         encoded = _encoded_images(found, image_column)
-        labels, class_names = _labels(found, label_column, where, like)
+        labels, class_names = _labels(found, label_column, where, like, classes)
         row_numbers = _chosen(labels, max_samples, samples_seed)
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
         if like is not None and size is None:
@@ -290,8 +292,10 @@ def _encoded_images(rows: Rows, name: str | None) -> datasets.Dataset:
     return table
 
 
-def _labels(rows: Rows, name: str | None, where: str, like: ImageData | None) -> tuple[Tensor, list[str]]:
-    """Labels [N] int64 and class names; with `like`, in the numbering of its classes."""
+def _labels(
+    rows: Rows, name: str | None, where: str, like: ImageData | None, classes: Sequence[str] | None
+) -> tuple[Tensor, list[str]]:
+    """Labels [N] int64 and class names; with `like` or `classes`, in their numbering."""
     column = find_column(rows, "label_column", name)
     feature = rows.table.features[column]
     table = cast(pyarrow.Table, rows.table.select_columns(column).with_format("arrow")[:])
@@ -314,8 +318,15 @@ def _labels(rows: Rows, name: str | None, where: str, like: ImageData | None) ->
         )
     if len(labels) == 0:
         raise ValueError(f"load_images: {where} must hold rows; got none. Check the data.")
-    if names is None:
-        names = _numbered_classes(labels, where) if like is None else like.class_names
+    if names is None and like is not None:
+        names = like.class_names
+        if names != _numbers(len(names)):
+            said = ", ".join(names)
+            logger.warning(
+                "load_images: labels are numbers in %s; taken for the classes %.200s, in order.", where, said
+            )
+    elif names is None:
+        names = _numbered_classes(labels, where)
     wrong = ((labels < 0) | (labels >= len(names))).nonzero()
     if len(wrong):
         row = int(wrong[0])
@@ -323,7 +334,12 @@ def _labels(rows: Rows, name: str | None, where: str, like: ImageData | None) ->
             f"load_images: labels must be in 0 to {len(names) - 1}; got {int(labels[row])} in row {row} of {where} "
             f"({len(wrong)} such rows). Splits without labels carry -1: choose another split."
         )
-    return _as_training_numbers(labels, names, like, where)
+    return _as_training_numbers(labels, names, like, classes, where)
+
+
+def _numbers(count: int) -> list[str]:
+    """Names of classes that have only numbers: "0", "1", ..."""
+    return [str(number) for number in range(count)]
 
 
 def _numbered_classes(labels: Tensor, where: str) -> list[str]:
@@ -337,13 +353,20 @@ def _numbered_classes(labels: Tensor, where: str) -> list[str]:
         )
     if (empty := known - len(labels.unique())) > 0:
         logger.warning("load_images: %d of %d classes have no image in %s.", empty, known, where)
-    return [str(number) for number in range(known)]
+    return _numbers(known)
 
 
 def _as_training_numbers(
-    labels: Tensor, names: list[str], like: ImageData | None, where: str
+    labels: Tensor, names: list[str], like: ImageData | None, classes: Sequence[str] | None, where: str
 ) -> tuple[Tensor, list[str]]:
-    """Labels and class names of a split; a test split is numbered like the training split, `like`."""
+    """Labels and class names of a split; a test split is numbered like the training split, `like`, or by `classes`."""
+    if like is None and classes is not None and len(names) < len(classes):
+        known = list(classes)
+        names = known[: len(names)] if names == _numbers(len(names)) else names
+        if set(names) <= set(known):
+            lacking = ", ".join(text for text in known if text not in names)
+            logger.warning("load_images: %s has no images of %.200s.", where, lacking)
+            return torch.tensor([known.index(text) for text in names])[labels], known
     if like is None or names == like.class_names:
         return labels, names
     unknown = [text for text in names if text not in like.class_names]

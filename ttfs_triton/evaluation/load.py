@@ -80,14 +80,13 @@ def load_test_images(
             f"load_test_images: {loaded.files.config} must name a data set on the Hub; got "
             f"{loaded.description.dataset!r}. Give --data-dir or --dataset."
         )
-    data = load_images(**values, split="test", max_samples=max_samples, progress=progress)
-    config = loaded.description.network
+    config, names = loaded.description.network, list(loaded.network.class_names)
+    data = load_images(**values, split="test", classes=names, max_samples=max_samples, progress=progress)
     expected, found = (config.in_channels, *config.image_size), tuple(data.shape[1:])
     if expected != found:
         raise ValueError(f"load_test_images: images must be {expected} (C, height, width); got {found}.")
     if len(data.class_names) != config.classes:
         raise ValueError(f"load_test_images: data must have {config.classes} classes; got {len(data.class_names)}.")
-    names = list(loaded.network.class_names)
     if names != data.class_names and sorted(names) == sorted(data.class_names):
         raise ValueError(f"load_test_images: classes must be in the order {names}; got {data.class_names}.")
     if names != data.class_names:

@@ -1,6 +1,7 @@
 """`train` runs a recipe from start to finish; `Trainer` does so for any network of our layers and data in memory."""
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -84,6 +85,8 @@ def train(
     """
     if data is None and config.dataset is None and config.data_dir is None:
         raise ConfigError("give --dataset (a Hub name, or sample) or --data-dir (a local folder).")
+    if config.teacher is not None and os.path.exists(config.teacher):  # "folder/name" looks like a name on the Hub
+        config = config.model_copy(update={"teacher": os.path.abspath(config.teacher)})
     accelerator = make_accelerator(config)
     folder = _agree_on_folder(config, accelerator, name)
     display = Display(accelerator.is_main_process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.train.build import RunData
 from ttfs_triton.train.config import ConfigError, TrainConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,12 @@ def load_teacher(config: TrainConfig, data: RunData, accelerator: Accelerator) -
             f"teacher must be trained on images like these, {data.train.shape[1:]} (channels, height, width) in the "
             f"classes {', '.join(classes):.200}; got {config.teacher}, trained on {model.image_shape} in the classes "
             f"{', '.join(names):.200}. Choose another teacher, or the data that it was trained on."
+        )
+    origins = {model.description.dataset, data.train.dataset} - {None}
+    if unnamed and (names != classes or len(origins) > 1):
+        logger.warning(
+            "teacher: the classes of %s, trained on %s, have only numbers; taken for %.200s, in order.",
+            *(config.teacher, model.description.dataset or "data without a name", ", ".join(classes)),
         )
     network = model.network.float().to(accelerator.device).requires_grad_(False)
     return Teacher(network.eval(), config.teacher_weight, accelerator, files.sha256)
