@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from ttfs_triton.command_line import problem_lines
 from ttfs_triton.untrusted_files import read_regular
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Number = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]  # strict: true and "1" are no numbers
+Number = Annotated[int, Field(ge=0, strict=True)]
+Positive = Annotated[float, Field(ge=0, strict=True)]
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 
 
@@ -71,6 +80,8 @@ class Summary(_Record):
     test_accuracy: Share
     test_first_spike_accuracy: Share
     test_images: Annotated[Number, Field(ge=1)]
+    test_split: str = "test"
+    """Name of the split that was scored: "validation" where a data set has no test split."""
     test_fingerprint: str
     ties: Number
     no_spike: Number
@@ -82,7 +93,7 @@ class Summary(_Record):
     sparsity_as_published: float | None = None
     target: dict[str, Any] | None = None
     counts: dict[str, Any]
-    epochs: Annotated[Number, Field(ge=1, strict=True)]
+    epochs: Annotated[Number, Field(ge=1)]
     seconds_per_epoch: Positive
     images_per_second: Positive
     seed: Number
@@ -92,6 +103,22 @@ class Summary(_Record):
     processes: Annotated[Number, Field(ge=1)]
     mixed_precision: str
     changes: list[Change] = []
+
+    @field_validator("counts")
+    @classmethod
+    def _of_counts(cls, counts: dict[str, Any]) -> dict[str, Any]:
+        if wrong := next(_no_counts(counts), None):
+            raise ValueError(f"must hold numbers from 0 on; {wrong}")
+        return counts
+
+
+def _no_counts(value: Any, name: str = "") -> Iterator[str]:
+    """Names and values of truth values and negative numbers; sums of times may be below 0 by rounding."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in items:
+        yield from _no_counts(each, f"{name}.{key}")
+    if isinstance(value, bool) or (isinstance(value, int | float) and value <= -1):
+        yield f"{name[1:]} is {value}"
 
 
 def read_summary(path: Path) -> Summary:

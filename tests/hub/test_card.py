@@ -63,6 +63,19 @@ def test_metadata_and_results_are_what_the_hub_reads(facts):
     assert {(result.dataset_type, result.dataset_split) for result in data.eval_results} == {("ylecun/mnist", "test")}
 
 
+def test_split_and_images_that_were_left_out_are_told(facts):
+    full = replace(facts, data=replace(facts.data, test_images=None), settings={})
+    assert ModelCard(render_card(full, "org/name")).data.eval_results
+    results = facts.results.model_copy(update={"test_split": "validation", "skipped_images": {"test": [3, 8]}})
+    card = render_card(replace(full, results=results), "org/name")
+    assert "% validation accuracy without 2 of 102 images that could not be decoded, with " in card
+    assert "| validation images | 100 of" in card
+    assert not ModelCard(card).data.eval_results
+    results = results.model_copy(update={"skipped_images": {}})
+    found = ModelCard(render_card(replace(full, results=results), "org/name")).data.eval_results
+    assert {result.dataset_split for result in found} == {"validation"}
+
+
 def test_energies_are_those_of_the_runs_counts(facts):
     card = render_card(facts, "org/name", chips=["odin", "lemaire45:int8"])
     for chip in ("odin", "lemaire45:int8"):

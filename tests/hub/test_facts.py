@@ -64,6 +64,17 @@ def edited(**values):
     return lambda path: change(path, **values)
 
 
+def edited_layer(**values):
+    """A summary.json in which the counts of the layer fc1 have some values changed."""
+
+    def edit(path):
+        summary = json.loads(path.read_text())
+        summary["counts"]["layers"][1] |= values
+        path.write_text(json.dumps(summary))
+
+    return edit
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -73,6 +84,11 @@ def edited(**values):
         ("summary.json", '{"test_accuracy": 0.5}', "test_first_spike_accuracy: Field required"),
         ("summary.json", edited(test_accuracy=1e309), "test_accuracy: Input should be a finite number"),
         ("summary.json", edited(test_accuracy=-0.1), "test_accuracy: Input should be greater than or equal to 0"),
+        ("summary.json", edited(test_accuracy=True), "test_accuracy: Input should be a valid number"),
+        ("summary.json", edited(counts={"layers": [{"spikes": -3}]}), "from 0 on; layers.0.spikes is -3"),
+        ("summary.json", edited(counts={"samples": True}), "from 0 on; samples is True"),
+        ("summary.json", edited_layer(spikes=10**9), "fc1: spikes must be at most one a neuron and image; got 10"),
+        ("summary.json", edited_layer(saturated=10**9), "fc1: spikes must be at most one a neuron and image; got"),
         ("summary.json", edited(ties=10**400), r"numbers must be below 2\*\*63"),
         ("summary.json", edited(weights_sha256=None), "weights_sha256: Input should be a valid string"),
         ("summary.json", edited(counts={"format": 4}), "of format 2 or 3; got 4"),

@@ -85,7 +85,7 @@ def _model_index(facts: ModelFacts, results: Summary) -> list[EvalResult]:
             task_type="image-classification",
             dataset_type=facts.data.seen or "unknown",
             dataset_name="a local data set" if facts.data.local else facts.data.name,
-            dataset_split="test",
+            dataset_split=results.test_split,
             metric_type=kind,
             metric_name=name,
             metric_value=round(value, 6),
@@ -96,9 +96,14 @@ def _model_index(facts: ModelFacts, results: Summary) -> list[EvalResult]:
 
 def is_complete(facts: ModelFacts) -> bool:
     """Whether, as far as known, all test images were scored."""
-    if facts.results is None or facts.settings.get("max_test_samples") is not None:
+    if facts.results is None or skipped(facts) or facts.settings.get("max_test_samples") is not None:
         return False
     return facts.data.test_images in (None, facts.results.test_images)
+
+
+def skipped(facts: ModelFacts) -> int:
+    """Number of test images that could not be decoded, and were not scored."""
+    return 0 if facts.results is None else len(facts.results.skipped_images.get("test", ()))
 
 
 def words(text: Any) -> str:
@@ -130,6 +135,7 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
         "parameters": sum(parameter.numel() for parameter in facts.model.parameters()),
         "numbered": names == tuple(str(place) for place in range(len(names))),
         "complete": is_complete(facts),
+        "skipped": skipped(facts),
         "wilson": interval,
         "energy_headers": CARD_HEADERS,
         "steps": steps,

@@ -202,6 +202,9 @@ def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | 
         training["versions"] = {name: each for name, each in training["versions"].items() if name in _VERSIONS}
         try:
             counts = Counts.from_dict(results.counts)
+            for layer in counts.layers:
+                if not layer.saturated <= layer.spikes <= layer.neurons * layer.samples > 0:
+                    raise ValueError(f"{layer.name}: spikes must be at most one a neuron and image; got {layer.spikes}")
         except ValueError as error:
             raise LoadError(
                 f"publish: {run / SUMMARY} must hold counts as they were written; {error!s:.500}"

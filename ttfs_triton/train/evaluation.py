@@ -151,6 +151,7 @@ def _make_summary(loop: TrainingLoop, test: Evaluation, counts: Counts) -> Summa
         test_accuracy=test.accuracy,
         test_first_spike_accuracy=test.first_spike_accuracy,
         test_images=test.images,
+        test_split=loop.data.test.split,
         test_fingerprint=loop.data.test.fingerprint,
         ties=test.ties,
         no_spike=test.no_spike,
