@@ -83,6 +83,13 @@ WRONG = [
     {"position": {"step": "three"}},
     {"position": {"step": 16, "epoch": 1, "step_in_epoch": 8, "metrics": []}},
     {"position": {"best_accuracy": float("nan")}},
+    {"position": {"totals": {"images": 10**400}}},
+    {"position": {"totals": {"loss": float("inf")}}},
+    {"model": torch.int32},
+    {"average": torch.float64},
+    {"optimizer": torch.float64},
+    {"tensors": {"optimizer": {}}},
+    {"tensors": {"optimizer": {"0.step": torch.ones((), dtype=torch.int64)}}},
     {"tensors": {"model": NONE}},
     {"tensors": {"optimizer": {"0.exp_avg": torch.zeros(7)}}},
     {"tensors": {"optimizer": NONE}},
@@ -94,6 +101,12 @@ WRONG = [
 
 @pytest.mark.parametrize("values", WRONG, ids=lambda values: str(values)[:60])
 def test_checkpoint_with_wrong_content_is_refused(run, values):
+    """A dtype stands for all tensors of a group in that dtype."""
+    (group, dtype), *_ = values.items()
+    if isinstance(dtype, torch.dtype):
+        values = {
+            "tensors": {group: {name: x.to(dtype) for name, x in load_checkpoint(newest(run)).tensors[group].items()}}
+        }
     rewrite(run, **values)
     with pytest.raises(CheckpointError, match=r"load_checkpoint: (state of )?.*step-00000016\S* must (be as|hold)"):
         resumed(run)

@@ -188,15 +188,22 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], *, began: bool = True) -> None:
     """Load what `optimizer_tensors` returned; the next step is the same, bit for bit.
 
     Args:
-        optimizer: an optimizer of the same class, over parameters of the same shapes in the same order.
+        optimizer: a new optimizer of the same class, over parameters of the same shapes in the same order.
+        began: the optimizer had made a step; Adam has no moments before it.
     Raises:
-        ValueError: the tensors do not fit the parameters.
+        ValueError: the tensors do not fit the parameters, or some are missing.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    needed = set(optimizer_tensors(optimizer))
+    if "betas" in optimizer.defaults:  # a parameter without a gradient has no moments
+        moments = ("step", "exp_avg", "exp_avg_sq")
+        needed = {f"{name.partition('.')[0]}.{key}" for name in tensors or ["0"] * began for key in moments}
+    if missing := sorted(needed - set(tensors)):
+        raise ValueError(f"optimizer: {missing[0]} is missing")
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
         if not index.isdecimal() or int(index) >= len(parameters):
@@ -204,6 +211,8 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) 
         parameter = parameters[int(index)]
         if tensor.dim() and tensor.shape != parameter.shape:
             raise ValueError(f"optimizer: {name} must be {list(parameter.shape)}; got {list(tensor.shape)}")
+        if tensor.dtype != (parameter.dtype if tensor.dim() else torch.float32):
+            raise ValueError(f"optimizer: {name} must have the dtype of its parameter; got {tensor.dtype}")
         # Fused kernels walk memory in order: moments need the strides of their parameter.
         moment = torch.empty_like(parameter if tensor.dim() else tensor, dtype=tensor.dtype, device=parameter.device)
         optimizer.state[parameter][key] = moment.copy_(tensor).detach()

@@ -36,9 +36,11 @@ VERSIONS = ("ttfs-triton", "torch")
 class EpochTotals(BaseModel):
     """Sums over the steps of the epoch so far, over all processes."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     loss: float = 0.0
-    correct: NonNegativeInt = 0
-    images: NonNegativeInt = 0
+    correct: int = Field(default=0, ge=0, lt=2**53)
+    images: int = Field(default=0, ge=0, lt=2**53)
     seconds: float = Field(default=0.0, ge=0)
 
 
@@ -63,8 +65,8 @@ class Position(BaseModel):
     totals: EpochTotals = EpochTotals()
     metrics: list[EpochLine] = []
     best_epoch: NonNegativeInt = 0
-    best_accuracy: float = -1.0
-    best_miss: float = 0.0
+    best_accuracy: float = Field(default=-1.0, ge=-1, le=1)
+    best_miss: float = Field(default=0.0, ge=0)
 
     def is_best(self, accuracy: float, miss: float = 0.0) -> bool:
         """Whether an epoch is the best so far: by the target's miss, then accuracy, then the later epoch.
@@ -249,10 +251,13 @@ def restore_run(loop: TrainingLoop, path: Path) -> None:
 def _restore(loop: TrainingLoop, state: RunState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     if broken := [group for group, named in tensors.items() if not_finite(named)]:
         raise ValueError(f"numbers must be finite, also in {', '.join(broken)}")
-    loop.network.load_state_dict(tensors["model"])
-    load_optimizer_tensors(loop.bare_optimizer, tensors["optimizer"])
-    if loop.average is not None:
-        loop.average.load_state_dict(tensors["average"])
+    modules = {"model": loop.network} | ({} if loop.average is None else {"average": loop.average})
+    for group, module in modules.items():
+        for name, own in module.state_dict().items():
+            if (found := tensors[group][name].dtype) != own.dtype:
+                raise TypeError(f"{group}: {name} must be {own.dtype}; got {found}")
+        module.load_state_dict(tensors[group])
+    load_optimizer_tensors(loop.bare_optimizer, tensors["optimizer"], began=state.position.step > 0)
     if loop.target is not None:
         loop.target.multipliers.state.copy_(tensors["dial"]["state"])
         if state.held_layers is None:
