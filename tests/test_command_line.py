@@ -126,12 +126,15 @@ def test_output_whose_reader_leaves_is_dropped_without_a_word(tmp_path, lines):
         "class Options(BaseModel): pass\n"
         "def main():\n"
         f"    text = 'Say more. ' * {lines}\n"
+        "    print(text, flush=True)\n"
+        "    open('done', 'w').close()\n"
         "    run_command(Options, print, description=text, arguments=['--help'])\n"
     )
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
         [sys.executable, "-c", "from ttfs_triton.command_line import start; start('talker')"],
+        cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
         stdout=writer,
         stderr=subprocess.PIPE,
@@ -140,3 +143,22 @@ def test_output_whose_reader_leaves_is_dropped_without_a_word(tmp_path, lines):
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "done").exists(), "the work goes on"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_closed_standard_streams_end_nothing(tmp_path, closed):
+    (tmp_path / "talker.py").write_text(
+        "import sys\ndef main(): print('a'); print('b', file=sys.stderr); open('done', 'w')"
+    )
+    code = "from ttfs_triton.command_line import start; start('talker')"
+    done = subprocess.run(
+        ["bash", "-c", f'exec "$0" -c "{code}" {closed}', sys.executable],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "b\n" if closed == ">&-" else "a\n")
+    assert (tmp_path / "done").exists()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast, get_args
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -54,19 +54,49 @@ def start(module: str, *arguments: Any) -> None:
         os._exit(128 + number)
 
     signal.signal(signal.SIGINT, end)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this program
+            setattr(sys, name, open(os.devnull, "w"))
+    before, sys.stdout = sys.stdout, cast(TextIO, _Output(sys.stdout))
     try:
         importlib.import_module(module).main(*arguments)
     finally:
+        sys.stdout = before
         write_out()
+
+
+class _Output:
+    """Standard output that drops its text once the reader has closed the pipe, as `| head` does: work goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with _dropping(self._stream):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _dropping(self._stream):
+            self._stream.flush()
+
+
+@contextmanager
+def _dropping(stream: TextIO) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python flushes again, and complains
 
 
 def write_out(text: str = "") -> None:
     """Write a text to standard output and flush it; drop it if the reader has closed the pipe, as `| head` does."""
-    try:
+    with _dropping(sys.stdout):
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python flushes again, and complains
 
 
 def run_command(
@@ -142,8 +172,6 @@ def parse_options(
             prog=program(),
             config=(tyro.conf.OmitArgPrefixes,),
         )
-    except BrokenPipeError:  # only --help prints here, and its reader has closed the pipe
-        raise SystemExit(0) from None
     except Refused as error:
         raise OptionsError("the command line is not usable:\n" + "\n".join(error.args)) from None
     parts = [getattr(found, name) for name in fields] if len(groups) > 1 else [found]

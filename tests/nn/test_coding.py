@@ -33,6 +33,11 @@ def test_latency_encoder_refuses_what_it_was_not_told_to_map():
             LatencyEncoder()(torch.tensor(wrong))
     assert torch.equal(LatencyEncoder()(torch.tensor([-1e-3, 1.001])), torch.tensor([0.0, 1.0]))  # rounding
     assert LatencyEncoder()(torch.zeros(0, 3)).shape == (0, 3)
+    encoder = LatencyEncoder()
+    encoder(torch.zeros(2))
+    for later in (255.0, float("nan")):
+        with pytest.raises(ValueError, match=r"images must be in \[0, 1\]; got"):
+            encoder(torch.tensor([0.5, later]))
 
 
 def test_latency_encoder_waits_for_no_device_in_training(watched_device):

@@ -51,6 +51,11 @@ def test_folder_of_a_process_that_is_killed_is_free_again(tmp_path):
     folder.release()
     folder.release()
     assert not (tmp_path / "run").exists()
+    folder.claim(**FRESH)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "run").touch()
+    folder.release()
+    assert (tmp_path / "run").is_file()
 
 
 def test_unusable_folder_is_reported(tmp_path, monkeypatch):

@@ -151,7 +151,7 @@ class CalibrateOptions(CalibrationImages):
     state_bits: int | None = Field(None, ge=4, le=62)
     """Bits of the registers that hold a neuron's slope and potential, which saturate. Default: as wide as needed."""
 
-    images: int = Field(512, ge=1)
+    images: int = Field(512, ge=1, lt=2**31)
     """Number of calibration images, drawn by --seed."""
 
 

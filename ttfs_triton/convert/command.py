@@ -43,7 +43,7 @@ class CalibrationImages(CommandOptions):
     """Column of the images. Default: detected."""
     label_column: str | None = None
     """Column of the labels. Default: detected."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the drawn calibration images, and of the weights of --replace-head."""
     cpu: bool = False
     """Calibrate on the CPU, even if there is a GPU."""
@@ -143,7 +143,7 @@ class ConvertOptions(CalibrationImages):
     # ---- calibration
     calibrate: bool = True
     """Choose initial potentials, layer by layer, that bring spikes closest to the ANN's activations; needs images."""
-    calibration_images: int = Field(256, ge=1)
+    calibration_images: int = Field(256, ge=1, lt=2**31)
     """Number of calibration images, drawn by --seed."""
     percentile: float = Field(99.9, gt=0, le=100)
     """Percentile of a channel's activations that is scaled to 1, for an ANN whose ReLU has no upper bound."""

@@ -26,13 +26,13 @@ class MeasuringOptions(CommandOptions):
     """Hub data set, or "sample". Default: the data set of the run's training."""
     data_dir: Path | None = None
     """Local folder with parquet files or class folders of images; needs no internet access."""
-    max_test_samples: int | None = Field(None, ge=1)
+    max_test_samples: int | None = Field(None, ge=1, lt=2**31)
     """Use only this many test images, for a quick look."""
-    batch_size: int = Field(250, ge=1)
+    batch_size: int = Field(250, ge=1, lt=2**31)
     """Images in a batch of the measurements."""
     cpu: bool = False
     """Use the CPU even if there is a GPU."""
-    fault_seed: int = Field(0, ge=0)
+    fault_seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the faults in simulations."""
     deadlines: bool = False
     """Measure accuracy against decision time, by the earliest output spike, for each network."""
@@ -88,7 +88,7 @@ class EvaluationOptions(FaultOptions, MeasuringOptions):
     """Path of the report, one self-contained HTML page, which ends in .html."""
     overwrite: bool = False
     """Replace existing files of --output-dir and --report."""
-    sample: int = Field(0, ge=0)
+    sample: int = Field(0, ge=0, lt=2**31)
     """Index of the test image whose spikes the report shows."""
 
 

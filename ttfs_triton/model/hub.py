@@ -22,7 +22,7 @@ REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 ANSWER_SECONDS = 120
 """Time limit of a call, plus one second for each `SLOWEST` bytes that are transferred."""
 SLOWEST = 2**14
-_TOKEN = re.compile(r"hf_\w+")
+_TOKEN = re.compile(r"hf_[0-9A-Za-z]{12,}")  # not hf_transfer, which a remedy may name
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r'(W/)?"?[0-9A-Za-z_-]{1,128}"?')
 _NAMES = {"oid", "blobId", "sha256", "xetHash"}

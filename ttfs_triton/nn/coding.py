@@ -51,11 +51,11 @@ class LatencyEncoder(nn.Module):
     Input: floating point in [0, 1], any shape. Output: activations in [0, 1], same shape and dtype. Activations of
     `ttfs_triton.data.events` pass through unchanged.
 
-    Only the first batch's values are checked; on a GPU the first batch in evaluation mode, so that no training step
-    waits. All batches are clamped to [0, 1].
+    On a CPU, the values of each batch are checked; on a GPU those of the first batch in evaluation mode, so that no
+    training step waits. All batches are clamped to [0, 1].
 
     Raises:
-        ValueError: the first batch has values outside [0, 1].
+        ValueError: a checked batch has values outside [0, 1], or NaN.
         TypeError: the images are integers.
     Source: Wei et al., ICCV 2023, Eq. 1.
     Example:
@@ -104,8 +104,9 @@ class LatencyEncoder(nn.Module):
         return activations
 
     def _can_check(self, x: Tensor) -> bool:
-        """Whether to check this batch: only the first one, and only where reading values does not stall the device."""
-        if self._checked or x.device.type == "meta" or x.numel() == 0 or torch.compiler.is_compiling():
+        """Whether to check this batch: on a GPU only the first, and only where reading values does not stall it."""
+        done = self._checked and x.device.type != "cpu"
+        if done or x.device.type == "meta" or x.numel() == 0 or torch.compiler.is_compiling():
             return False
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return False

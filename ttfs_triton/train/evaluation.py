@@ -102,7 +102,7 @@ def epoch_line(loop: TrainingLoop, evaluation: Evaluation | None) -> EpochLine:
         train_loss=totals.loss / totals.images,
         train_accuracy=totals.correct / totals.images,
         seconds=totals.seconds,
-        images_per_second=totals.images / totals.seconds,
+        images_per_second=totals.images / max(totals.seconds, 1e-9),  # a clock may stand still
         rise=None if loop.config.psp_persistence_rise is None else loop.persistence.share,
         **found,
     )
@@ -146,7 +146,7 @@ def score_run(loop: TrainingLoop) -> dict[str, Any]:
 def _make_summary(loop: TrainingLoop, test: Evaluation, counts: Counts) -> Summary:
     config, metrics, target = loop.config, loop.position.metrics, None if loop.target is None else loop.target.target
     best = metrics[loop.position.best_epoch - 1]
-    seconds = sum(line.seconds for line in metrics)
+    seconds = max(1e-9, sum(line.seconds for line in metrics))
     return Summary(
         test_accuracy=test.accuracy,
         test_first_spike_accuracy=test.first_spike_accuracy,

@@ -70,7 +70,8 @@ class FolderLock:
         """Release the lock, and remove the lock file. A second call does nothing."""
         if self._lock.is_locked:
             # Removed while it is held: a process that has just opened the file finds it gone, and opens a new one.
-            Path(self._lock.lock_file).unlink(missing_ok=True)
+            with suppress(OSError):  # the folder may be gone, or a file in its place
+                Path(self._lock.lock_file).unlink()
             self._lock.release()
 
 
