@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from tests.train.runs import SETTINGS, At, change, make_images, metrics
+from tests.train.runs import SETTINGS, TARGET, At, change, make_images, metrics
 from ttfs_triton.run_records import Change
 from ttfs_triton.train import ConfigError, NonFiniteLossError, RunFolderError, TrainConfig, train
 from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
@@ -109,6 +109,15 @@ def test_checkpoint_with_wrong_content_is_refused(run, values):
         }
     rewrite(run, **values)
     with pytest.raises(CheckpointError, match=r"load_checkpoint: (state of )?.*step-00000016\S* must (be as|hold)"):
+        resumed(run)
+
+
+def test_checkpoint_with_negative_costs_of_a_target_is_refused(data, tmp_path):
+    run = tmp_path / "run"
+    train(TrainConfig(**CONSTANT | TARGET | {"epochs": 1}, data_dir=data, output_dir=run))
+    (run / "summary.json").unlink()
+    rewrite(run, tensors={"dial": {"state": -load_checkpoint(newest(run)).tensors["dial"]["state"]}})
+    with pytest.raises(CheckpointError, match="dial: state must hold multipliers, costs and goals"):
         resumed(run)
 
 

@@ -259,7 +259,10 @@ def _restore(loop: TrainingLoop, state: RunState, tensors: Mapping[str, Mapping[
         module.load_state_dict(tensors[group])
     load_optimizer_tensors(loop.bare_optimizer, tensors["optimizer"], began=state.position.step > 0)
     if loop.target is not None:
-        loop.target.multipliers.state.copy_(tensors["dial"]["state"])
+        own, found = loop.target.multipliers.state, tensors["dial"]["state"]
+        if found.dtype != own.dtype or found.shape != own.shape or bool((found[2:] < 0).any()):
+            raise ValueError("dial: state must hold multipliers, costs and goals")  # the latter two are never negative
+        own.copy_(found)
         if state.held_layers is None:
             raise ValueError("held_layers is missing")
         loop.target.silent_channels.layers = state.held_layers
