@@ -40,6 +40,8 @@ def recipe(tmp_path) -> Path:
         ({"psp_persistence_rise": (0.6, 0.2)}, "psp_persistence_rise must be two rising shares"),
         ({"psp_persistence_rise": (0.2, 0.6), "psp_persistence": 0.0}, "needs a psp_persistence above 0"),
         ({"psp_persistence_rise": (0.2, 0.6), "compile": True}, "psp_persistence_rise and compile exclude each other"),
+        ({"schedule": "milestones"}, "schedule: milestones needs milestones, such as 50 150 240"),
+        ({"milestones": (50, 50)}, "milestones must rise; got 50 50"),
         ({"lookahead": 5, "ema_decay": 0.9}, "lookahead and ema_decay exclude each other"),
         ({"resume": True, "overwrite": True}, "resume and overwrite exclude each other"),
         ({"streaming": True, "data_placement": "host"}, "streaming and data_placement: host exclude each other"),
@@ -106,9 +108,10 @@ def test_every_recipe_has_a_script_a_valid_configuration_and_valid_presets(path)
 
 
 def test_a_run_is_made_longer_only_if_nothing_depends_on_its_length():
-    config = TrainConfig(epochs=7, schedule="constant")
-    assert changed_keys(config, config.model_copy(update={"epochs": 6})) == {"epochs": (7, 6)}
-    assert changed_keys(config, config.model_copy(update={"epochs": 8, "num_workers": 3, "resume": True})) == {}
+    for schedule in ("constant", "milestones"):
+        config = TrainConfig(epochs=7, schedule=schedule, milestones=(3, 8))
+        assert changed_keys(config, config.model_copy(update={"epochs": 6})) == {"epochs": (7, 6)}
+        assert changed_keys(config, config.model_copy(update={"epochs": 8, "num_workers": 3, "resume": True})) == {}
     by_share = {"schedule": "one_cycle", "psp_persistence_rise": (0.2, 0.6), "lookahead": 3, "target_sparsity": 0.2}
     for key, value in by_share.items():
         config = TrainConfig(**{"epochs": 7, "schedule": "constant", key: value})
@@ -149,6 +152,9 @@ def test_rules_about_several_keys_hold_for_file_and_flags_together(recipe, tmp_p
 def test_flags_without_effect_are_refused(recipe, tmp_path):
     without = {
         "--warmup 0.1 --schedule constant": "schedule: one_cycle, cosine or linear",
+        "--warmup 0.1 --schedule milestones --milestones 2": "schedule: one_cycle, cosine or linear",
+        "--milestones 2 5": "schedule: milestones",
+        "--milestone-factor 0.4": "schedule: milestones",
         "--split-gradient 0 --psp-persistence 0": "psp_persistence above 0",
         "--dropout 0.1 --model cifarnet": "fully connected hidden layers",
         "--crop-fill 3": "crop_padding or auto_augment",

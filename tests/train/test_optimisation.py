@@ -4,13 +4,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
 
 from tests.train.runs import At, change, metrics
 from ttfs_triton.data.images import images_of_tensors
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
-from ttfs_triton.train import ConfigError, TrainConfig, build, train
+from ttfs_triton.train import Callback, ConfigError, TrainConfig, build, train
 from ttfs_triton.train.build import RunData, build_optimizer, channel_statistics
 from ttfs_triton.train.evaluation import refresh_statistics
 from ttfs_triton.train.optimisation import LEVELS, Muon, PersistenceSchedule, orthogonal, rate_factor
@@ -163,6 +163,25 @@ def test_rates_rise_to_the_peak_and_fall_to_their_end(name, end, warmup):
     assert factors[39] == pytest.approx(end, abs=1e-3)
     assert name != "linear" or not warmup or factors[4] == pytest.approx(0.2 + 0.8 * 4 / peak)
     assert 0 <= factors[40] <= 1
+
+
+def test_rates_fall_at_milestones_as_in_torch_also_where_a_run_is_resumed_and_made_longer(config):
+    values = {"schedule": "milestones", "milestones": (1, 3, 9), "milestone_factor": 0.4, "batch_size": 64, "lr": 0.01}
+    seen: list[float] = []
+
+    class Rates(Callback):
+        def on_step(self, loop):
+            seen.append(loop.bare_optimizer.param_groups[0]["lr"])
+
+    train(change(config, **values, epochs=2), callbacks=[Rates()])
+    train(change(config, **values, epochs=4, resume=True), callbacks=[Rates()])
+    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
+    schedule = MultiStepLR(sgd, [2 * epoch for epoch in (1, 3, 9)], gamma=0.4)  # 128 training images
+    for rate, expected in zip(seen, [0.01, 0.01, 0.004, 0.004, 0.004, 0.004, 0.0016, 0.0016], strict=True):
+        assert rate == pytest.approx(expected)
+        assert rate == pytest.approx(sgd.param_groups[0]["lr"])
+        sgd.step()
+        schedule.step()
 
 
 RATE, MOMENTUM = 0.2, 0.6

@@ -202,9 +202,11 @@ def _check_effects(config: TrainConfig, flags: Set[str]) -> None:
         "derivative_clip": slope,
         "surrogate_width": slope,
         "split_gradient": slope,
-        "warmup": ("schedule: one_cycle, cosine or linear", config.schedule != "constant"),
+        "warmup": ("schedule: one_cycle, cosine or linear", config.schedule in ("one_cycle", "cosine", "linear")),
         "start_factor": ("schedule: linear", config.schedule == "linear"),
         "end_factor": ("schedule: linear", config.schedule == "linear"),
+        "milestones": ("schedule: milestones", config.schedule == "milestones"),
+        "milestone_factor": ("schedule: milestones", config.schedule == "milestones"),
         "identity_start": ("batch_norm: true", config.batch_norm),
         "crop_fill": ("crop_padding or auto_augment", config.crop_padding or config.auto_augment),
         "calibration_images": ("weights", config.weights),
@@ -305,7 +307,7 @@ def changed_keys(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any
     changes = {key: values for key, values in differing_keys(old, new).items() if key not in FREE_ON_RESUME}
     # A run can be made longer if nothing depends on the share of its steps that are done.
     by_share = new.psp_persistence_rise is not None or new.lookahead or new.target is not None
-    if new.schedule == "constant" and not by_share and new.epochs > old.epochs:
+    if new.schedule in ("constant", "milestones") and not by_share and new.epochs > old.epochs:
         changes.pop("epochs", None)
     return changes
 

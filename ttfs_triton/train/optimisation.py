@@ -26,6 +26,7 @@ def rate_factor(config: TrainConfig, total: int) -> Callable[[int], float]:
     """The schedule of the learning rate: factor on the peak rate, as a function of optimiser steps done of `total`."""
     rising = config.warmup * total - (config.schedule == "one_cycle")
     peak = max(0.0, rising)
+    epoch_steps = total // config.epochs
 
     def factor(step: int) -> float:
         fallen = min(1.0, (step - peak) / max(1.0, total - 1 - peak))
@@ -40,6 +41,8 @@ def rate_factor(config: TrainConfig, total: int) -> Callable[[int], float]:
                 if step < rising:
                     return config.start_factor + (1 - config.start_factor) * step / rising
                 return 1 + (config.end_factor - 1) * fallen
+            case "milestones":
+                return config.milestone_factor ** sum(step >= epoch * epoch_steps for epoch in config.milestones)
             case "constant":
                 return 1.0
 

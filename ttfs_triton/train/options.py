@@ -269,15 +269,20 @@ class OptimisationOptions(Options):
     0: they stay at initial_gain."""
     readout_rate: float = Field(1.0, gt=0)
     """Factor on the learning rate of the readout."""
-    schedule: Literal["one_cycle", "cosine", "linear", "constant"] = "one_cycle"
+    schedule: Literal["one_cycle", "cosine", "linear", "constant", "milestones"] = "one_cycle"
     """Course of the learning rate, by optimiser step. linear: from start_factor up to the peak, then down to
-    end_factor."""
+    end_factor. milestones: the peak, times milestone_factor at each milestone."""
     warmup: float = Field(0.2, ge=0, lt=1)
     """Share of the steps in which the learning rate rises (one_cycle, cosine, linear)."""
     start_factor: float = Field(0.2, ge=0, le=1)
     """Share of the peak rate at the first step (linear)."""
     end_factor: float = Field(0.0, ge=0, le=1)
     """Share of the peak rate at the last step (linear)."""
+    milestones: tuple[Number, ...] = ()
+    """Epochs after which the learning rate is multiplied by milestone_factor (milestones); as in PyTorch's MultiStepLR,
+    those behind the run's last epoch have no effect."""
+    milestone_factor: float = Field(0.1, gt=0, le=1)
+    """Factor on the learning rate at each milestone (milestones)."""
     gradient_clip: float | None = Field(None, gt=0)
     """Upper bound on the norm of the gradient over all parameters. Default: no bound."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -301,6 +306,10 @@ class OptimisationOptions(Options):
             raise ValueError("optimizer: muon needs momentum above 0")
         if self.lookahead and self.ema_decay:
             raise ValueError("lookahead and ema_decay exclude each other: each is the average that is scored")
+        if self.schedule == "milestones" and not self.milestones:
+            raise ValueError("schedule: milestones needs milestones, such as 50 150 240")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must rise; got {' '.join(map(str, self.milestones))}")
         rise = self.psp_persistence_rise
         if rise is not None and not 0 <= rise[0] <= rise[1] <= 1:
             raise ValueError(f"psp_persistence_rise must be two rising shares from 0 to 1; got {rise[0]} {rise[1]}")
