@@ -123,9 +123,18 @@ def test_options_that_this_machine_cannot_run_are_refused(config, monkeypatch):
     monkeypatch.setattr(device, "why_no_triton", lambda *_: "there is no GPU")
     with pytest.raises(ConfigError, match="backend: triton must be able to run here; there is no GPU"):
         make_accelerator(change(config, backend="triton"))
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")  # as `accelerate launch` says it
-    with pytest.raises(ConfigError, match="mixed_precision: fp16 cannot run here"):
-        make_accelerator(config)
+    for precision in ("fp16", "fp8"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)  # as `accelerate launch` says it
+        with pytest.raises(ConfigError, match=f"mixed_precision: {precision} cannot run here"):
+            make_accelerator(config)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DeepSpeed", "Megatron-LM"])
+def test_a_network_in_shards_is_refused_before_anything_is_written(config, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name.replace('-', '_').upper()}", "true")  # as `accelerate launch` says it
+    with pytest.raises(ConfigError, match=f"must hold the whole network; got {name}, .* accelerate launch --multi_gpu"):
+        train(config)
+    assert not config.output_dir.exists()
 
 
 def test_processes_stop_together(monkeypatch):

@@ -29,6 +29,7 @@ WORKERS_PER_CORE = 4  # more only take memory, and thousands hang the machine
 # Fusing pays off above this product of images, epochs and neurons. On one core (AVX-512) it saves 4 to 7 ns a neuron in
 # forward and backward pass (at σ = 0, 0.6 to 3 ns); the first compilation takes 10 to 30 s (at σ = 0, half of that).
 LEAST_NEURONS = 10_000_000_000
+SHARDED = ("FSDP", "DeepSpeed", "Megatron-LM")  # they divide the weights, which are clipped and saved as a whole here
 SLOW = 3.0  # warn above this ratio of times, bfloat16 over float32; at most 1 on a CPU with bfloat16 instructions
 
 _OF_A_RUN = "_of_a_run"  # key in accelerate's shared state
@@ -38,8 +39,15 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """The Accelerator of a run, with its processes, device, precision and trackers.
 
     Raises:
-        ConfigError: a tracker is not installed, precision or backend do not run here, or num_workers is too high.
+        ConfigError: a tracker is not installed, precision or backend do not run here, num_workers is too high, or the
+            environment asks for shards of the network.
     """
+    for name in SHARDED:  # accelerate sets these variables itself if a program gives it a plugin
+        if os.environ.get(f"ACCELERATE_USE_{name.replace('-', '_').upper()}", "").lower() == "true":
+            raise ConfigError(
+                f"make_accelerator: every process must hold the whole network; got {name}, which divides it. Use "
+                "accelerate launch --multi_gpu, which trains copies of it on shares of each batch."
+            )
     known = [str(tracker) for tracker in get_available_trackers()]
     for tracker in config.trackers:
         if tracker not in known:

@@ -103,7 +103,7 @@ class TrainStep:
         scaled = accelerator.scaler is not None  # fp16: infinite gradients are part of finding the scale
         if config.gradient_clip is not None:
             norm = accelerator.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
-            assert norm is not None  # None is for DeepSpeed and the like
+            assert norm is not None  # None is for DeepSpeed, which is refused
         else:
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
         # The gradient is the mean over processes, so all see the same norm; a loss alone would differ.
