@@ -205,6 +205,14 @@ def test_flags_override_files_which_override_presets_and_recipes(presets, tmp_pa
         parse_config(presets, "", ["--config", "none.yaml"])
 
 
+def test_help_says_what_a_recipe_and_its_presets_train(tmp_path):
+    (tmp_path / "shared.yaml").write_text("about: any.\npresets: {fast: {about: little., epochs: 2}, slow: {lr: 1}}\n")
+    (path := tmp_path / "recipe.yaml").write_text("extends: shared.yaml\nabout: one.\npresets: {fast: {lr: 0.5}}\n")
+    recipe, fast = read_recipe(path), "--preset fast: little. It sets epochs: 2, lr: 0.5."
+    assert (recipe.keys, recipe.presets["fast"]) == ({}, {"epochs": 2, "lr": 0.5})
+    assert recipe.help().split("\n")[:-1] == ["Without a preset: one.", fast, "--preset slow sets lr: 1."]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -1,9 +1,10 @@
 """The configuration of a run: from a recipe's YAML, its preset, `--config FILE` and flags; later ones win.
 
-A recipe's YAML file holds keys of a run, and two more:
+A recipe's YAML file holds keys of a run, and three more:
 
 extends: FILE       a recipe in the same folder; its keys and presets hold unless this file gives them
 presets:            preset name → keys that `--preset NAME` sets
+about: TEXT         what is trained, and how, for `--help`; also in a preset
 """
 
 import argparse
@@ -11,7 +12,7 @@ import difflib
 import os
 import sys
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -222,11 +223,15 @@ def _check_effects(config: TrainConfig, flags: Set[str]) -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe: its keys and presets (name → keys), including keys and presets of the recipes that it extends."""
+    """A recipe: its keys and presets (name → keys), including keys and presets of the recipes that it extends.
+
+    `about` has a text for each preset, and under "" for the recipe without a preset.
+    """
 
     path: Path
     keys: Mapping[str, Any]
-    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Any]]
+    about: Mapping[str, str]
 
     def values(self, preset: str | None) -> dict[str, Any]:
         """The recipe's keys, overridden by the keys of a preset; ConfigError if there is no such preset."""
@@ -239,11 +244,11 @@ class Recipe:
 
     def help(self) -> str:
         """Text about the presets for `--help`; empty without presets."""
-        lines = [
-            f"--preset {name} sets {', '.join(f'{key}: {value}' for key, value in keys.items())}."
-            for name, keys in self.presets.items()
-        ]
-        return "\n".join([*lines, "Flags win over presets."]) if lines else ""
+        lines = [f"Without a preset: {self.about['']}"] if self.about[""] else []
+        for name, keys in self.presets.items():
+            said = f"{name}: {self.about[name]} It" if self.about[name] else name
+            lines.append(f"--preset {said} sets {', '.join(f'{key}: {value}' for key, value in keys.items())}.")
+        return "\n".join([*lines, "Flags win over presets."]) if self.presets else ""
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -263,7 +268,8 @@ def read_recipe(path: Path) -> Recipe:
         keys = found | keys
         presets = {name: named.get(name, {}) | presets.get(name, {}) for name in {**named, **presets}}
         if above is None:
-            return Recipe(path, keys, presets)
+            about = {name: str(values.pop("about", "")) for name, values in (("", keys), *presets.items())}
+            return Recipe(path, keys, presets, about)
         file = file.parent / str(above)
     raise ConfigError(f"{path}: extends must end after {_MOST_FILES} files; got {file} after them.")
 
