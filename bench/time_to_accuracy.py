@@ -7,7 +7,7 @@
 All contenders train the same network, `cifarnet`, on the same images, with the same augmentation, batch size and
 held-out images, in bfloat16 on one device. They differ in the neurons between layers:
 
-- `sigma-0`, `sigma-1`: our neurons, trained by `recipes/train_cifarnet_cifar10.py --preset best` and `--preset paper`;
+- `sigma-0`, `sigma-1`: our neurons, by `recipes/train_cifarnet_cifar10.py --preset best` and `--preset rel_psp`;
 - `ann`: PyTorch's convolution, batch norm and ReLU, with our initial means in front of pools;
 - `spikingjelly`, `snntorch`: leaky integrate-and-fire neurons instead of ReLU. Half of the potential leaks in a time
   step, the threshold is 1, the surrogate derivative is the arctangent's. The image is repeated in T time steps, the
@@ -57,7 +57,7 @@ from ttfs_triton.train.optimisation import rate_factor
 from ttfs_triton.train.step import look_ahead
 
 RECIPE = bench.ROOT / "ttfs_triton" / "recipes" / "cifarnet-cifar10.yaml"
-OURS = {"sigma-0": "best", "sigma-1": "paper"}  # presets of the recipe
+OURS = {"sigma-0": "best", "sigma-1": "rel_psp"}  # presets of the recipe
 TITLES = {"sigma-0": "ours, σ = 0", "sigma-1": "ours, σ = 1", "ann": "ANN, PyTorch"}
 TITLES |= {"spikingjelly": "SpikingJelly, T = {}", "snntorch": "snnTorch, T = {}"}
 GOALS = (0.80, 0.85, 0.90, 0.93)
