@@ -104,6 +104,7 @@ def test_every_recipe_has_a_script_a_valid_configuration_and_valid_presets(path)
     for name, values in recipe.presets.items():
         keys = parse_config(path, "", ["--preset", name]).model_dump(mode="json")
         assert keys["preset"] == name
+        assert recipe.about[name], "for --help"
         assert {key for key, value in values.items() if keys[key] != value} == set()
 
 

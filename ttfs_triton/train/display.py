@@ -13,6 +13,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ttfs_triton.atomic import write_text
+from ttfs_triton.command_line import program
 from ttfs_triton.nn import LayerStatistics
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.weighted import WeightedLayer
@@ -60,6 +61,11 @@ class Display:
             say(f"changed on --resume      {change}")
         if loop.start is not None and loop.start.calibration is not None:
             self.console.print(loop.start.calibration.table())
+        if config.preset == "paper" and config.model in ("vgg11", "vgg16") and not (config.weights or loop.checkpoint):
+            say(
+                "warning: the paper starts from the weights of an ANN, this run from random ones. Its two stages: "
+                f"{program()} --preset paper_ann --output-dir ANN, then {program()} --preset paper --weights ANN"
+            )
         if config.teacher is not None:
             say(f"taught by {config.teacher}: {config.teacher_weight:g} of the loss")
         if loop.graph.grid is not None:
