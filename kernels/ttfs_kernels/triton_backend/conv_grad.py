@@ -58,6 +58,7 @@ def conv2d_grad_x(
     GROUPS: tl.constexpr,
     MASKED: tl.constexpr,
     SURROGATE: tl.constexpr,
+    SHARED: tl.constexpr,
     SPLIT: tl.constexpr,
     BY_POSITION: tl.constexpr,
     EVEN: tl.constexpr,
@@ -73,11 +74,12 @@ def conv2d_grad_x(
 
     Program (block, class, group of channels). STEP = stride / gcd(stride, dilation). EVEN: BLOCK_K divides N.
     UNIT_C and UNIT_N divide C and N. MASKED: the gradient is 0 at silent inputs. SURROGATE: plus the gradient of the
-    mask, slope_h·w, where a spike may appear or vanish.
+    mask, slope_h·w, where a spike may appear or vanish; SHARED: slope_h is σ·h, and is not read.
 
     SPLIT, for a stride of 1: program (block, split, group) takes `steps_per_split` of the steps. Its sums go to
-    parts [splits, ...] float32, with SURROGATE [splits, 2, ...], which `sum_grad_x` adds.
+    parts [splits, ...] float32, or [splits, 2, ...] with two contractions, which `sum_grad_x` adds.
     """
+    PAIR: tl.constexpr = SURROGATE and not SHARED
     C = multiple(C, UNIT_C)
     N = multiple(N, UNIT_N)
     class_h = 0 if SPLIT else tl.program_id(1) // STRIDE_W
@@ -131,7 +133,7 @@ def conv2d_grad_x(
         kept_h = lanes < (B - first_image) * (some_h * some_w)
     channels = N * GROUPS
     h_ptr = at_row(h_ptr, first_image, P * Q * channels) + group * N
-    if SURROGATE:
+    if PAIR:
         slope_h_ptr = at_row(slope_h_ptr, first_image, P * Q * channels) + group * N
     h_row = ((image * P + p0) * Q + q0) * channels
     w_ptr = at_row(w_ptr, group * N, R * S * C) + block_c * BLOCK_N
@@ -139,7 +141,7 @@ def conv2d_grad_x(
     w_stride = tl.full((), R * S * C, tl.int64)  # steps go through all neurons: 32 bits might not be enough
     c_kept = c < C - block_c * BLOCK_N
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    by_mask = tl.zeros((BLOCK_M, BLOCK_N) if SURROGATE else (1, 1), tl.float32)
+    by_mask = tl.zeros((BLOCK_M, BLOCK_N) if PAIR else (1, 1), tl.float32)
     if STRIDE_H * STRIDE_W == 1:
         tl.assume(taps_h * taps_w > 0)
     first_n = split * steps_per_split * BLOCK_K if SPLIT else 0
@@ -165,21 +167,23 @@ def conv2d_grad_x(
             h = tl.load(h_ptr + h_at, mask=h_kept, other=0.0)
             w = tl.load(w_ptr + start * w_stride + w_at, mask=w_kept, other=0.0)
             total = tl.dot(h, w, total, input_precision=PRECISION)
-            if SURROGATE:
+            if PAIR:
                 slope_h = tl.load(slope_h_ptr + h_at, mask=h_kept, other=0.0)
                 by_mask = tl.dot(slope_h, w, by_mask, input_precision=PRECISION)
     first = first_image.to(tl.int64) * (H * W_in * C * GROUPS) + group * C + block_c * BLOCK_N
     offsets = (((image * H + i) * W_in + j) * (C * GROUPS))[:, None] + c[None, :]
     kept_x = kept[:, None] & c_kept[None, :]
     if SPLIT:
-        PARTS: tl.constexpr = 2 if SURROGATE else 1
+        PARTS: tl.constexpr = 2 if PAIR else 1
         part = at_row(grad_x_ptr, split * PARTS * B, H * W_in * C * GROUPS) + first
         tl.store(part + offsets, total, mask=kept_x)
-        if SURROGATE:
+        if PAIR:
             tl.store(at_row(part, B, H * W_in * C * GROUPS) + offsets, by_mask, mask=kept_x)
     else:
         if MASKED:
             x = tl.load(x_ptr + first + offsets, mask=kept_x, other=0.0)
+            if SHARED:
+                by_mask = tl.load(properties.psp_persistence) * total
             total = at_inputs(total, by_mask, x, properties, SURROGATE)
         tl.store(grad_x_ptr + first + offsets, total.to(grad_x_ptr.dtype.element_ty), mask=kept_x)
 
@@ -196,6 +200,7 @@ def conv2d_grad_w(
     C,
     N,
     steps_per_split,
+    properties,
     P: tl.constexpr,
     Q: tl.constexpr,
     R: tl.constexpr,
@@ -207,7 +212,8 @@ def conv2d_grad_w(
     DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr,
     GROUPS: tl.constexpr,
-    WITH_SLOPE: tl.constexpr,
+    PAIR: tl.constexpr,
+    SHARED: tl.constexpr,
     FEW_CHANNELS: tl.constexpr,
     INPUTS_FIRST: tl.constexpr,
     BY_POSITION: tl.constexpr,
@@ -222,7 +228,7 @@ def conv2d_grad_w(
 
     Program (block, split, group of channels). The weights of a block share one tap, or with FEW_CHANNELS run over
     the joint index (r, s, c). P and Q are known at compile time: dividing by them is most of the address arithmetic.
-    UNIT_C and UNIT_N divide C and N.
+    UNIT_C and UNIT_N divide C and N. PAIR: slope_h is there. SHARED: it is σ·h, and the gradient is hᵀ·(x + σ·[x > 0]).
     """
     AXIS: tl.constexpr = 1 if INPUTS_FIRST else 0
     C = multiple(C, UNIT_C)
@@ -310,14 +316,16 @@ def conv2d_grad_w(
             x_row = ((image * H + i) * W_in + j) * (C * GROUPS) + group * C
             x_at = tl.expand_dims(x_row, 1 - AXIS) + tl.expand_dims(c, AXIS)
         x = tl.load(at_row(x_ptr, first_image, H * W_in * C * GROUPS) + x_at, mask=x_kept, other=0.0)
+        if SHARED:
+            x = (x.to(tl.float32) + tl.load(properties.psp_persistence) * spike_mask(x)).to(x.dtype)
         by_x = add_product(h, x, by_x, INPUTS_FIRST, PRECISION)
-        if WITH_SLOPE:
+        if PAIR:
             slope_h = tl.load(at_row(slope_h_ptr, first_row, N * GROUPS) + h_at, mask=h_kept, other=0.0)
             if INPUTS_FIRST:
                 by_x = add_product(slope_h, spike_mask(x), by_x, INPUTS_FIRST, PRECISION)
             else:
                 by_mask = add_product(slope_h, spike_mask(x), by_mask, INPUTS_FIRST, PRECISION)
-    total = by_x + by_mask if WITH_SLOPE and not INPUTS_FIRST else by_x
+    total = by_x + by_mask if PAIR and not INPUTS_FIRST else by_x
     channel = (split * (N * GROUPS) + group * N + n).to(tl.int64)
     out_at = tl.expand_dims(channel * depth, 1 - AXIS) + tl.expand_dims(joint, AXIS)
     kept = tl.expand_dims(n < N, 1 - AXIS) & tl.expand_dims(weight_kept, AXIS)

@@ -187,6 +187,7 @@ def sum_grad_x(
     properties,
     MASKED: tl.constexpr,
     SURROGATE: tl.constexpr,
+    SHARED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Gradient of x: the splits of `conv2d_grad_x`, added in their order, which gives the same bits in every run."""
@@ -197,9 +198,11 @@ def sum_grad_x(
     for _ in range(splits):
         total += tl.load(parts_ptr + i, mask=kept, other=0.0)
         parts_ptr += size
-        if SURROGATE:
+        if SURROGATE and not SHARED:
             by_mask += tl.load(parts_ptr + i, mask=kept, other=0.0)
             parts_ptr += size
+    if SHARED:
+        by_mask = tl.load(properties.psp_persistence) * total
     if MASKED:
         x = tl.load(x_ptr + i, mask=kept, other=0.0)
         total = at_inputs(total, by_mask, x, properties, SURROGATE)

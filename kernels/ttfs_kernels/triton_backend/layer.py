@@ -108,7 +108,8 @@ def _backward(
     gain = others[0] if properties.has_slope else None
     winner = others[-1] if pool > 1 else None
     delayed = () if skip is None or skip_weight is None else (rows_of(skip), skip_weight.contiguous())
-    options = properties, needs_weight or properties.has_surrogate, needs_bias, winner
+    pair_is_read = not pooled.shared and (needs_weight or properties.has_surrogate)
+    options = properties, pair_is_read, needs_bias, winner
     pair, *by_neuron = passes.local_gradient(pooled, rows_of(grad), y, gain, *options, *delayed).run()
     if delayed:
         by_neuron[1] = shaped(by_neuron[1], grad)
@@ -144,7 +145,7 @@ def contract_gradients(
         if config is None:
             grad_weight = library.grad_w(problem, pair, *operands)
         else:
-            (grad_weight,) = passes.grad_w(problem, h, slope_h, operands[0], config, precision, device).run()
+            (grad_weight,) = passes.grad_w(problem, h, slope_h, operands[0], config, precision, device, neuron).run()
         grad_weight = shaped(grad_weight, weight)
     return grad_x, grad_weight
 
@@ -304,11 +305,11 @@ def reduce(problem: Problem, neurons: Neurons, grad: Tensor, neuron: Neuron) -> 
 
 def spread(problem: Problem, neurons: Neurons, grad: Tensor, sums: Tensor, neuron: Neuron) -> Plan:
     """(pair,): gradients of both potentials, see `passes.halves`; `sums` [2, N] are dβ and dγ over all processes."""
-    pair = grad.new_empty((2 if problem.with_slope else 1, *neurons.A.shape))
+    pair = grad.new_empty((2 if problem.with_slope and not problem.shared else 1, *neurons.A.shape))
     h, slope_h = passes.halves(pair)
     grid, blocks = passes.blocks_of_rows(problem.rows, problem.out_channels)
     arguments = _arguments(problem, neurons, neuron) | blocks
-    arguments |= {"SURROGATE": neuron.has_surrogate, "M": problem.rows}
+    arguments |= {"SURROGATE": neuron.has_surrogate, "PAIR": slope_h is not None, "M": problem.rows}
     arguments |= {"grad_ptr": grad, "sums_ptr": sums, "h_ptr": h, "slope_h_ptr": slope_h}
     return Plan([Launch(normalisation.spread_gradient, grid, arguments)] if problem.rows else [], (pair,))
 

@@ -329,13 +329,14 @@ def spread_gradient(
     HAS_SKIP: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
     SURROGATE: tl.constexpr,
+    PAIR: tl.constexpr,
     POOL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """h = g·(dA' − shared) and slope_h = σ·g·(dW' − shared), with shared = (dβ + (V − mean)·dγ/√(s² + ε)) / count.
 
-    sums: dβ and dγ [2, N] of the whole batch.
+    sums: dβ and dγ [2, N] of the whole batch. PAIR: write slope_h, too, unless it is σ·h.
     """
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -347,6 +348,6 @@ def spread_gradient(
     shared = (load_channels(sums_ptr, 0, n, N) + (centred + W) * spread) * share
     scale = load_channels(neurons.statistics, SCALE, n, N)
     tl.store(h_ptr + at, (scale * (by_A - shared)).to(h_ptr.dtype.element_ty), mask=kept)
-    if WITH_SLOPE:
+    if PAIR:
         slope_h = tl.load(properties.psp_persistence) * scale * (by_W - shared)
         tl.store(slope_h_ptr + at, slope_h.to(slope_h_ptr.dtype.element_ty), mask=kept)

@@ -212,7 +212,7 @@ def grad_x(
 ) -> Plan:
     """(grad_x,): the gradient of the activations, zero at silent inputs if σ > 0.
 
-    With `slope_h` and a surrogate, the gradient of the mask is added.
+    With a surrogate, and `slope_h` or a shared gradient, the gradient of the mask is added.
     """
     out = x.new_empty(x.shape, dtype=h.dtype)
     if x.numel() == 0:
@@ -226,12 +226,15 @@ def grad_x(
     splits, steps_per_split = 1, math.ceil(problem.group_outputs / config.block_k)
     if problem.is_matrix_product:
         splits, steps_per_split = planning.split([steps_per_split], blocks, processors, config.splits, config.block_k)
-    surrogate = neuron.has_surrogate and slope_h is not None
+    surrogate = neuron.has_surrogate and (slope_h is not None or problem.shared)
+    shared = surrogate and problem.shared
     parts = out
     if splits > 1:
-        parts = out.new_empty((splits, 2 if surrogate else 1, out.numel()), dtype=torch.float32)
+        parts = out.new_empty((splits, 2 if surrogate and not shared else 1, out.numel()), dtype=torch.float32)
     tap_steps = [step // math.gcd(step, gap) for step, gap in zip(problem.stride, problem.dilation, strict=True)]
-    at_inputs = {"x_ptr": x, "properties": neuron.numbers(None), "MASKED": problem.with_slope, "SURROGATE": surrogate}
+    properties = numbers(neuron, x) if shared else neuron.numbers(None)
+    at_inputs = {"x_ptr": x, "properties": properties, "MASKED": problem.with_slope}
+    at_inputs |= {"SURROGATE": surrogate, "SHARED": shared}
     arguments = {
         "h_ptr": h,
         "slope_h_ptr": slope_h,
@@ -258,7 +261,14 @@ def grad_x(
 
 
 def grad_w(
-    problem: Problem, h: Tensor, slope_h: Tensor | None, x: Tensor, config: Config, precision: str, device: Device
+    problem: Problem,
+    h: Tensor,
+    slope_h: Tensor | None,
+    x: Tensor,
+    config: Config,
+    precision: str,
+    device: Device,
+    neuron: Neuron = Neuron(),
 ) -> Plan:
     """(grad_weight,): [N, K] or [N, R, S, C], summed over splits in a fixed order."""
     synapses = (problem.depth,) if x.dim() == 2 else (*problem.kernel, problem.group_inputs)
@@ -278,7 +288,9 @@ def grad_w(
         "x_ptr": x,
         "out_ptr": parts,
         "steps_per_split": steps_per_split,
-        "WITH_SLOPE": problem.with_slope,
+        "properties": numbers(neuron, x) if problem.shared else neuron.numbers(None),
+        "PAIR": slope_h is not None,
+        "SHARED": problem.shared,
         "INPUTS_FIRST": inputs_first(device.chip),
         "FEW_CHANNELS": problem.joint_steps,
         "BY_POSITION": skips(problem, config),

@@ -58,9 +58,8 @@ def largest_offset(problem: Problem, config: Config) -> int:
 
 def executed_flops(which: str, problem: Problem, config: Config) -> int:
     """Floating-point operations that tensor cores execute, including the padding of blocks."""
-    contractions = 2 if problem.with_slope and (which != "grad_x" or problem.surrogate) else 1
     steps = cut(which, problem, config).steps
-    return 2 * contractions * steps * config.block_m * config.block_n * config.block_k
+    return 2 * problem.contractions(which) * steps * config.block_m * config.block_n * config.block_k
 
 
 def cut(which: str, problem: Problem, config: Config) -> Cut:
@@ -197,7 +196,7 @@ def resident(which: str, problem: Problem, config: Config, chip: Chip) -> int:
 
     At least 1, also for a chip that `formulation.LIMITS` lacks.
     """
-    pair = problem.with_slope and (which != "grad_x" or problem.surrogate)
+    pair = problem.contractions(which) == 2
     block = config.block_m * config.block_n
     threads = config.num_warps * chip.warp_size
     accumulators = block * (2 if pair else 1) // threads

@@ -32,6 +32,8 @@ class Problem:
         surrogate: whether silent neurons have a derivative, so that grad_x has two contractions.
         pool: side of the windows whose earliest spike alone is passed on; 1: no pool.
         skip: whether each neuron also has a synapse for a delayed spike.
+        shared: whether both potentials have the same gradient (σ > 0, split_gradient 0), so that grad_x and grad_w have
+            one contraction each.
     """
 
     batch: int
@@ -49,6 +51,7 @@ class Problem:
     surrogate: bool = False
     pool: int = 1
     skip: bool = False
+    shared: bool = False
 
     @staticmethod
     def of(
@@ -60,7 +63,14 @@ class Problem:
         stride, padding, dilation, groups = geometry or Geometry((1, 1), (0, 0), (1, 1), 1)
         sizes = int(batch), int(height), int(width), int(channels), int(neurons)  # a compiler's may be symbols
         moves = _pair(kernel), _pair(stride), _pair(padding), _pair(dilation), groups
-        return Problem(*sizes, *moves, x.dtype, neuron.has_slope, neuron.has_surrogate, pool, skip)
+        shared = neuron.has_slope and neuron.split_gradient == 0
+        return Problem(*sizes, *moves, x.dtype, neuron.has_slope, neuron.has_surrogate, pool, skip, shared)
+
+    def contractions(self, which: str) -> int:
+        """Contractions of a pass, 1 or 2."""
+        if not self.with_slope or (which != "forward" and self.shared):
+            return 1
+        return 1 if which == "grad_x" and not self.surrogate else 2
 
     @property
     def geometry(self) -> Geometry:
@@ -105,10 +115,11 @@ class Problem:
 
     def of_pass(self, which: str) -> Problem:
         """The layer with only those properties on which this pass's contraction depends: the surrogate changes grad_x
-        alone, the skip changes the forward pass alone, and the pool changes none.
+        alone, the skip changes the forward pass alone, a shared gradient the others, and the pool changes none.
         """
         surrogate, skip = self.surrogate and which == "grad_x", self.skip and which == "forward"
-        return dataclasses.replace(self, surrogate=surrogate, pool=1, skip=skip)
+        shared = self.shared and which != "forward"
+        return dataclasses.replace(self, surrogate=surrogate, pool=1, skip=skip, shared=shared)
 
     @property
     def unpooled(self) -> Problem:

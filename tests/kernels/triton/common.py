@@ -92,9 +92,10 @@ def plan(
         options = neuron, derivatives, config, "ieee", device.chip
         return passes.forward(problem, x, weight, bias, *options, *layer.delayed)
     if which == "grad_x":
-        by_mask = slope_h if problem.surrogate else None
+        by_mask = slope_h if problem.contractions(which) == 2 else None
         return passes.grad_x(problem, h, x, weight, config, "ieee", by_mask, neuron, device.processors)
-    return passes.grad_w(problem, h, slope_h if problem.with_slope else None, x, config, "ieee", device)
+    pair = slope_h if problem.contractions(which) == 2 else None
+    return passes.grad_w(problem, h, pair, x, config, "ieee", device, neuron)
 
 
 def run(pass_: Callable[[], Any], layer: Layer) -> tuple[Tensor | None, ...]:
@@ -120,6 +121,8 @@ def expected(which: str, layer: Layer, neuron: Neuron = Neuron()) -> tuple[Tenso
     if which == "forward":
         return expected_forward(layer, neuron.psp_persistence)
     problem, dtype = layer.problem, layer.problem.dtype
+    if problem.shared:
+        layer = layer._replace(slope_h=neuron.psp_persistence * layer.h)
     x, weight = (_maps(rows).requires_grad_() for rows in (layer.x, layer.weight))
     if which == "grad_x":
         grad = _gradient(layer, x, weight, x, layer.h)

@@ -70,10 +70,16 @@ def test_contractions_are_exact(device, provider, which, problem, data):
     forward, ours = which == "forward", provider == "ours"
     skip = forward and draw(False, True)
     # Multiples of 0.3 are rounded before a skip's are added, and by the library.
-    sigma = draw(1.0, 0.0, 0.3 if ours and not skip else 0.5)
-    neuron = Neuron(sigma, surrogate_width=0.0 if forward else draw(0.0, 0.5))
-    flags = {"with_slope": neuron.has_slope, "surrogate": neuron.has_surrogate, "dtype": draw(*DTYPES)}
-    problem = dataclasses.replace(problem, **flags, skip=skip)
+    sigma = draw(1.0, 0.0, 0.5, 0.3 if ours and not skip else 0.5)
+    shared = ours and not forward and sigma in (0.5, 1.0) and draw(False, True)  # x + 0.3 would be rounded
+    neuron = Neuron(sigma, surrogate_width=0.0 if forward else draw(0.0, 0.5), split_gradient=float(not shared))
+    flags = {
+        "with_slope": neuron.has_slope,
+        "surrogate": neuron.has_surrogate,
+        "shared": shared,
+        "dtype": draw(*DTYPES),
+    }
+    problem = dataclasses.replace(problem, **flags, skip=skip, shared=shared)
     layer, bias = exact_layer(problem, device, shift=draw(0, 1)), draw(None, *DTYPES, torch.float64)
     layer = layer._replace(bias=None if bias is None else layer.bias.to(bias))
     here = device_for(device, draw(80, 90), processors=100)
