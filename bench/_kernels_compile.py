@@ -11,18 +11,17 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Literal
 
 import _bench as bench
-import triton
+import torch
 from _kernels_layers import FORMATS, Layer, Number, plan_pass
 from _machine_code import MachineCode, inspect, specialisation
 
 from ttfs_kernels.triton_backend.formulation import Chip
 from ttfs_kernels.triton_backend.launch import Device, Launch
 from ttfs_kernels.triton_backend.passes import Plan
-from ttfs_kernels.triton_backend.planning import Config, default_config
+from ttfs_kernels.triton_backend.planning import Config, default_config, executed_flops
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
 Target = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
@@ -32,8 +31,14 @@ TARGETS: dict[Target, Device] = {
     "sm_100": Device("B200", Chip("cuda", 100), 148),
     "gfx942": Device("MI300X", Chip("hip", "gfx942"), 304),
 }
+# Published for an H100 SXM: products in 16 bits and bytes of memory, a second.
+H100_FLOPS, H100_BYTES = 989.4e12, 3.35e12
 FORMS = {True: "activations_first", False: "weights_first"}
 WHICH = ("forward", "local_gradient", "grad_x", "grad_w", "normalised")
+WORST = {
+    **dict.fromkeys(("registers", "spilled_bytes", "loop_spills", "shared_kib", "others_per_product"), max),
+    "programs_per_processor": min,
+}
 HEADINGS = "dtype σ|kernel|blocks|warps|stages|reg|spill|KiB|fit|MMA|others|RS/SS|verdict|layers".split("|")
 
 
@@ -63,11 +68,13 @@ def default_kernels(
     numbers: Sequence[Number],
     sigmas: Sequence[float],
     batch: int,
+    passes: Sequence[str] | None = None,
+    surrogates: Sequence[bool] = (False, True),
 ) -> list[Kernel]:
     """All kernels of the default configurations; kernels that compile alike occur once."""
     found: dict[tuple, Kernel] = {}
-    for target, number, sigma, layer, which in product(targets, numbers, sigmas, layers, WHICH):
-        for surrogate in (False, True) if sigma > 0 else (False,):
+    for target, number, sigma, layer, which in product(targets, numbers, sigmas, layers, passes or WHICH):
+        for surrogate in surrogates if sigma > 0 else (False,):
             problem = layer.problem(batch, number, sigma, surrogate=surrogate)
             config = None
             if which != "local_gradient":
@@ -127,7 +134,6 @@ def row(kernel: Kernel, code: MachineCode | str) -> bench.Row:
     launch = kernel.launch()
     sizes = [launch.arguments[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if name in launch.arguments]
     about = {
-        "triton": ".".join(triton.__version__.split(".")[:2]),
         "target": kernel.target,
         "dtype": FORMATS[kernel.number].name,
         "sigma": int(kernel.problem.with_slope),
@@ -167,12 +173,48 @@ def measured(code: MachineCode) -> bench.Row:
     }
 
 
-def others(path: Path, version: str) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """Rows of an earlier table that other versions of Triton compiled, and the circumstances of those runs."""
-    rows, about = bench.read(path)
-    runs = {key: value for key, value in about.items() if key.startswith("triton ") and key != f"triton {version}"}
-    versions = {".".join(key.split()[1].split(".")[:2]) for key in runs}
-    return [row for row in rows if row["triton"] in versions], runs
+def summary(rows: list[bench.Row]) -> list[bench.Row]:
+    """One row for each chip and kernel: how many were compiled and refused, and the worst value of each column."""
+    groups: dict[tuple[str, str], list[bench.Row]] = {}
+    for row in rows:
+        groups.setdefault((row["target"], row["kernel"]), []).append(row)
+    found = []
+    for (target, kernel), compiled in groups.items():
+        refused = [row["verdict"] for row in compiled if row["verdict"] != "ok"]
+        line = {"target": target, "kernel": kernel, "compiled": len(compiled), "refused": len(refused)}
+        for column, worst in WORST.items():
+            values = [row[column] for row in compiled if row.get(column, "") != ""]
+            line[f"{worst.__name__}_{column}"] = worst(values) if values else ""
+        found.append(line | {"verdict": refused[0] if refused else "ok"})
+    return found
+
+
+def floor(launch: Launch, kernel: Kernel) -> tuple[float, str]:
+    """Milliseconds below which a launch cannot come on its target, an H100, and which bound is the higher one.
+
+    Either the products of its blocks at the peak of 16-bit products, or its operands read or written once from memory.
+    """
+    values = [part for value in launch.arguments.values() for part in (value if isinstance(value, tuple) else (value,))]
+    moved = sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+    flops = 0
+    if kernel.config is not None and "BLOCK_K" in launch.arguments:
+        which = kernel.which if kernel.which in PASSES else "forward"
+        flops = executed_flops(which, kernel.problem.flat, kernel.config)
+    bounds = (flops / H100_FLOPS, "products"), (moved / H100_BYTES, "memory")
+    seconds, bound = max(bounds)
+    return 1e3 * seconds, bound
+
+
+def show_floors(kernels: list[Kernel], workers: int) -> None:
+    """Compile kernels and print, for each, its machine code's needs and its `floor`."""
+    lines = []
+    for kernel, code in zip(kernels, build_all(kernels, workers), strict=True):
+        line, (ms, bound) = row(kernel, code), floor(kernel.launch(), kernel)
+        cells = [line.get(key, "") for key in ("registers", "spilled_bytes", "shared_kib", "programs_per_processor")]
+        lines.append((line["kernel"], line["blocks"], *cells, f"{ms:.4f}", bound, line["verdict"], kernel.layers[0]))
+    headings = "kernel|blocks|registers|spilled|KiB|per processor|floor ms|bound by|verdict|layer".split("|")
+    title = f"our kernels on {kernels[0].target}, {kernels[0].problem.batch} images: machine code, and a modelled floor"
+    bench.print_table(headings, lines, title=title, left=("bound by", "verdict", "layer"), width=120)
 
 
 def show(rows: list[bench.Row]) -> None:

@@ -1,23 +1,27 @@
-"""Layers that `kernels.py` measures, number formats that GPUs multiply in, and the launches of a pass."""
+"""Layers that scripts measure, number formats that GPUs multiply in, and the launches of a pass."""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import _bench as bench
 import torch
 from torch import Tensor
 
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.triton_backend import layer, passes
-from ttfs_kernels.triton_backend.launch import Device
-from ttfs_kernels.triton_backend.normalisation import STATISTICS, Neurons
-from ttfs_kernels.triton_backend.passes import Plan
 from ttfs_kernels.triton_backend.planning import Config
 from ttfs_kernels.triton_backend.problem import Problem
 
+if TYPE_CHECKING:  # they import Triton, which need not be installed to list layers
+    from ttfs_kernels.triton_backend.launch import Device
+    from ttfs_kernels.triton_backend.passes import Plan
+
+SHAPES = bench.ROOT / "bench" / "shapes.json"  # layers of the networks
 Number = Literal["bf16", "fp16", "tf32", "fp32"]
 WIDE = 2**31  # elements from which offsets exceed 32 bits
 SURROGATE_WIDTH = 0.5  # as in the recipes; all widths above 0 compile alike
@@ -102,6 +106,8 @@ def plan_pass(which: str, problem: Problem, config: Config | None, precision: st
         precision: precision of float32 products, "ieee" or "tf32".
         device: device to plan for.
     """
+    from ttfs_kernels.triton_backend import layer, passes
+    from ttfs_kernels.triton_backend.normalisation import STATISTICS, Neurons
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=problem.dtype, device="meta")
@@ -132,24 +138,9 @@ def plan_pass(which: str, problem: Problem, config: Config | None, precision: st
             layer.reduce(problem, neurons, kept, neuron),
             layer.spread(problem, neurons, kept, statistics, neuron),
         )
-        return Plan([launch for plan in plans for launch in plan.launches], ())
-    skip = (h, bias) if problem.skip else ()
-    return plan_from(which, problem, (x, weight, bias, h, slope_h), config, precision, device, skip)
-
-
-def plan_from(
-    which: str,
-    problem: Problem,
-    operands: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
-    config: Config,
-    precision: str,
-    device: Device,
-    skip: tuple[Tensor, ...] = (),
-) -> Plan:
-    """Launches of a contraction of these operands, as rows in memory: x, weight, bias, h and slope_h."""
-    x, weight, bias, h, slope_h = operands
-    neuron = neuron_of(problem)
+        return passes.Plan([launch for plan in plans for launch in plan.launches], ())
     if which == "forward":
+        skip = (h, bias) if problem.skip else ()
         return passes.forward(problem, x, weight, bias, neuron, True, config, precision, device.chip, *skip)
     if which == "grad_x":
         return passes.grad_x(problem, h, x, weight, config, precision, slope_h, neuron, device.processors)

@@ -21,7 +21,7 @@ if _choice not in BACKENDS:
 
 
 def backend_for(function: str, backend: str, x: Tensor) -> str:
-    """The backend of a call: "torch", "triton", or "auto" for Triton kernels except where a library call is faster.
+    """The backend of a call, "torch" or "triton".
 
     Raises:
         ValueError: `backend` is not the name of a backend.
@@ -34,7 +34,7 @@ def backend_for(function: str, backend: str, x: Tensor) -> str:
     check_name(function, backend)
     reason = why_no_triton(x.device, torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype)
     if reason is None:
-        return backend
+        return "triton"
     if backend == "auto":
         return "torch"
     raise RuntimeError(

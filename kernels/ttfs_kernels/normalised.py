@@ -174,12 +174,10 @@ def _apply(
     if which != "torch":
         from ttfs_kernels.triton_backend.layer import TritonNormalised
 
-        layer: Layer = TritonNormalised(geometry, neuron, epsilon, group, which, pool)
+        layer: Layer = TritonNormalised(geometry, neuron, epsilon, group, pool)
         run: Any = apply_layer
         if torch.compiler.is_compiling():  # its kernels are no operators that a compiler knows
-            run = torch.compiler.disable(
-                apply_layer
-            )  # not as a decorator: it imports the compiler, which takes a second
+            run = torch.compiler.disable(apply_layer)  # a decorator would import the compiler, which takes a second
         return Normalised(*run(function, layer, tensors))
     if neuron.has_slope or group is not None or fused.is_formula(x):
         layer = _TorchNormalised(geometry, neuron, epsilon, group, normalisation.estimate.detach())

@@ -34,9 +34,8 @@ def dft_linear(
             window in which the spikes of x arrive; each of them reaches one neuron. Default: None.
         skip_weight: [out_features], weights v of the skip's synapses, in threshold heights. Required with `skip`.
         neuron: how it fires and how it is differentiated; see `Neuron`, also for σ and δ below.
-        backend: "torch"; "triton" (Triton kernels in every pass); or "auto": on a GPU Triton kernels except for passes
-            where a tuning table says that a library call is faster, elsewhere "torch". The environment variable
-            TTFS_KERNELS_BACKEND sets what "auto" means in a process.
+        backend: "torch"; "triton" (Triton kernels in every pass); or "auto": Triton kernels on a GPU, elsewhere
+            "torch". The environment variable TTFS_KERNELS_BACKEND sets what "auto" means in a process.
     Returns:
         [..., out_features], dtype of x (under autocast, autocast's dtype).
     Gradient: for x, weight, bias, skip and skip_weight (Eq. 9, 10). It is zero for saturated and silent neurons and, if
@@ -126,4 +125,4 @@ def _layer(
         return y if pool == 1 else F.max_pool2d(y, pool)
     from ttfs_kernels.triton_backend.layer import TritonLayer
 
-    return apply_layer(function, TritonLayer(geometry, neuron, which, pool), operands)[0]
+    return apply_layer(function, TritonLayer(geometry, neuron, pool), operands)[0]

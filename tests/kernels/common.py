@@ -1,8 +1,6 @@
 """Random layers of every kind, the backends that compute them, and the results that the float64 oracle expects."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -67,7 +65,7 @@ def linears(draw: st.DrawFn) -> Kind:
 
 
 class Served(NamedTuple):
-    """A provider, "torch", "triton" or "library" (the Triton backend's library calls), and its device."""
+    """A backend, "torch" or "triton", and its device."""
 
     name: str
     device: torch.device
@@ -75,21 +73,12 @@ class Served(NamedTuple):
     @property
     def option(self) -> str:
         """The value of the operators' argument `backend`."""
-        return "torch" if self.name == "torch" else "triton"
+        return self.name
 
 
-@contextmanager
-def serving(name: str, device: torch.device) -> Iterator[Served]:
-    """All passes of all layers by PyTorch, by our kernels or by the library calls that a table may choose."""
-    if name == "torch":
-        yield Served(name, torch.device("cpu"))
-        return
-    from ttfs_kernels.triton_backend import layer
-
-    with pytest.MonkeyPatch.context() as patch:
-        if name == "library":
-            patch.setattr(layer, "choose", lambda *_: None)
-        yield Served(name, device)
+def serving(name: str, device: torch.device) -> Served:
+    """The backend on the device that it is tested on."""
+    return Served(name, torch.device("cpu") if name == "torch" else device)
 
 
 def activations(*shape: int, dtype: torch.dtype = torch.float32, silent: float = 0.4, saturated: float = 0.1) -> Tensor:

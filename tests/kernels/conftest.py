@@ -1,4 +1,4 @@
-"""Fixtures: the backends to test, and a state that is independent of earlier tests, tuning tables and environment.
+"""Fixtures: the backends to test, and a state that is independent of earlier tests and the environment.
 
 Triton kernels run on the GPU if there is one, else in Triton's interpreter on the CPU. In the interpreter, only some of
 a test's many cases run by default; -m slow runs the others.
@@ -44,11 +44,10 @@ def device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=("torch", "triton", "library") if HAS_TRITON else ("torch",))
-def served(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Served]:
-    """Each backend, and each provider of the Triton backend's passes."""
-    with serving(request.param, device) as by:
-        yield by
+@pytest.fixture(scope="module", params=("torch", "triton") if HAS_TRITON else ("torch",))
+def served(request: pytest.FixtureRequest, device: torch.device) -> Served:
+    """Each backend."""
+    return serving(request.param, device)
 
 
 @pytest.fixture
@@ -74,18 +73,9 @@ def _quick_interpreter() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _fresh_choices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Hide tuning tables, and reset backend choices of earlier tests and of the environment."""
+def _fresh_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reset backend choices of earlier tests and of the environment."""
     monkeypatch.setattr(backends, "_choice", "auto")
-    if not HAS_TRITON:
-        yield
-        return
-    from ttfs_kernels.triton_backend import choice
-
-    monkeypatch.setattr(choice, "SHIPPED", tmp_path / "shipped")
-    choice.forget()
-    yield
-    choice.forget()
 
 
 @pytest.fixture(autouse=True)

@@ -27,11 +27,9 @@ from tests.kernels.common import (
     leaves,
     linears,
     operands,
-    serving,
 )
 from tests.kernels.memory import fenced_memory
 from ttfs_kernels import Neuron, Normalisation, Normalised, fuse_passes, fused, normalised_conv2d, normalised_linear
-from ttfs_kernels.contraction import Geometry
 
 NEURONS = [
     Neuron(0.0),
@@ -154,14 +152,6 @@ def test_our_kernels_are_the_layers_of_pytorch(device, kind, neuron, dtype, behi
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "ROW_PROGRAMS", programs)
         check(kind, given_to(kind, behind == "skip", dtype, device), neuron, "triton", pool)
-
-
-@OF_NEURONS
-def test_our_kernels_take_potentials_of_the_library(device, neuron):
-    pytest.importorskip("triton")
-    kind = Kind((5, 3, 9, 7), (20, 3, 3, 3), Geometry((1, 1), (1, 1), (1, 1), 1))
-    with serving("library", device):
-        check(kind, given_to(kind, device=device), neuron, "triton", pool=2)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_the_smallest_input_is_a_spike(served, dtype):
 
 @KINDS
 def test_overflown_potentials_fire_at_once(served, kind):
-    """A and W beyond the largest float16, as a library call returns them."""
+    """A and W beyond the largest float16."""
     tensors = on(served, kind, dtype=torch.float16)
     with torch.no_grad():
         tensors["x"].fill_(1)

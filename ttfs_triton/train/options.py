@@ -412,7 +412,7 @@ class RunOptions(Options):
     trackers: tuple[str, ...] = Field((), json_schema_extra=FREE)
     """Experiment trackers of accelerate: tensorboard, wandb, trackio, ..."""
     backend: Literal["auto", "triton", "torch"] = "auto"
-    """Kernels of the layers. auto: on a GPU, Triton's or the library's, whichever is faster; on a CPU, PyTorch's."""
+    """Kernels of the layers. auto: on a GPU, Triton's; on a CPU, PyTorch's."""
 
 
 class HubOptions(Options):

@@ -21,7 +21,7 @@ class Device(NamedTuple):
     """The GPU, or interpreter, that a pass is planned for.
 
     Attributes:
-        name: the GPU's name from its driver; it also names the tuning table.
+        name: the GPU's name from its driver.
         chip: compilation target.
         processors: number of streaming multiprocessors or compute units.
     """

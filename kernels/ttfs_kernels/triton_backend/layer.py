@@ -1,4 +1,4 @@
-"""The passes of a layer, with and without batch norm, by our kernels or, where a table says so, by library calls."""
+"""The passes of a layer, with and without batch norm, by our kernels."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.distributed import ProcessGroup
 from ttfs_kernels.autograd import Kept, Operands
 from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.triton_backend import library, normalisation, passes
-from ttfs_kernels.triton_backend.choice import choose
-from ttfs_kernels.triton_backend.launch import Launch, device_of, precision_of
+from ttfs_kernels.triton_backend import normalisation, passes
+from ttfs_kernels.triton_backend.launch import Device, Launch, device_of, precision_of
 from ttfs_kernels.triton_backend.normalisation import MEAN, MOMENTS, STATISTICS, VARIANCE, Neurons
 from ttfs_kernels.triton_backend.passes import ELEMENTS, TILE, Plan
+from ttfs_kernels.triton_backend.planning import Config, default_config
 from ttfs_kernels.triton_backend.problem import Problem
 
 
@@ -29,13 +29,11 @@ class TritonLayer:
     Attributes:
         geometry: geometry of a convolution; None for a fully connected layer.
         neuron: how it fires and how it is differentiated.
-        backend: "triton", our kernels in every pass; or "auto", a library call where a table says that it is faster.
         pool: as in `ops.dft_conv2d`.
     """
 
     geometry: Geometry | None
     neuron: Neuron
-    backend: str
     pool: int = 1
 
     def forward(self, operands: Operands, with_derivatives: bool) -> tuple[tuple[Tensor], Kept]:
@@ -49,13 +47,13 @@ class TritonLayer:
         found = iter(run(grad, *kept[:4], list(kept[4:]), *self._plain(), list(needs)))
         return tuple(next(found) if needed else None for needed in needs)
 
-    def _plain(self) -> tuple[list[int], Any, int, str]:
-        """Geometry, neuron, pool and backend in types that an operator's schema takes."""
+    def _plain(self) -> tuple[list[int], Any, int]:
+        """Geometry, neuron and pool in types that an operator's schema takes."""
         numbers = [] if self.geometry is None else [n for pair in self.geometry[:3] for n in pair]
         numbers += [] if self.geometry is None else [self.geometry.groups]
         # A `PlacedNeuron` keeps its tensor, except in an operator.
         neuron: Any = self.neuron.pack() if torch.compiler.is_compiling() else self.neuron
-        return numbers, neuron, self.pool, self.backend
+        return numbers, neuron, self.pool
 
 
 def _forward(
@@ -67,20 +65,16 @@ def _forward(
     geometry: Sequence[int],
     neuron: Sequence[float],
     pool: int,
-    backend: str,
     with_derivatives: bool,
 ) -> list[Tensor]:
     """Activations, followed by gain and winner, if there are any, for the backward pass."""
     properties = neuron if isinstance(neuron, Neuron) else Neuron.unpack(tuple(neuron))
     problem = Problem.of(x, weight, _geometry(geometry), properties, pool, skip is not None)
-    device, precision, options = device_of(x.device), precision_of(problem, x.device), (properties, with_derivatives)
-    convolved, config = problem.unpooled, choose("forward", problem, device, precision, backend)
+    device, precision, config = _blocks("forward", problem, x)
     operands = rows_of(x), rows_of(weight), None if bias is None else bias.contiguous()
     delayed = () if skip is None or skip_weight is None else (rows_of(skip), skip_weight.contiguous())
-    if config is None:
-        spikes = library.forward(convolved, *operands, *options, *delayed)
-    else:
-        spikes = passes.forward(convolved, *operands, *options, config, precision, device.chip, *delayed).run()
+    options = properties, with_derivatives, config, precision, device.chip
+    spikes = passes.forward(problem.unpooled, *operands, *options, *delayed).run()
     if pool > 1:
         y, gain = spikes
         spikes = passes.pool(problem, y, gain, with_derivatives).run()
@@ -97,7 +91,6 @@ def _backward(
     geometry: Sequence[int],
     neuron: Sequence[float],
     pool: int,
-    backend: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of x, weight, bias, skip and skip_weight, only the needed ones; `kept` is the result of `_forward`."""
@@ -113,7 +106,7 @@ def _backward(
     pair, *by_neuron = passes.local_gradient(pooled, rows_of(grad), y, gain, *options, *delayed).run()
     if delayed:
         by_neuron[1] = shaped(by_neuron[1], grad)
-    found = contract_gradients(pooled.unpooled, pair, x, weight, properties, backend, (needs_x, needs_weight))
+    found = contract_gradients(pooled.unpooled, pair, x, weight, properties, (needs_x, needs_weight))
     gradients = zip((*found, *by_neuron), needs, strict=False)
     return [gradient for gradient, needed in gradients if needed and gradient is not None]
 
@@ -124,28 +117,20 @@ def contract_gradients(
     x: Tensor,
     weight: Tensor,
     neuron: Neuron,
-    backend: str,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of x and weight, None if not needed; `pair` holds both potentials' gradients, see `passes.halves`."""
-    device, precision = device_of(x.device), precision_of(problem, x.device)
     h, slope_h = passes.halves(pair)
     operands = rows_of(x), rows_of(weight)
     grad_x = grad_weight = None
     if needs[0]:
-        config = choose("grad_x", problem, device, precision, backend)
-        if config is None:
-            grad_x = library.grad_x(problem, pair, *operands, neuron)
-        else:
-            options = config, precision, slope_h, neuron, device.processors
-            (grad_x,) = passes.grad_x(problem, h, *operands, *options).run()
+        device, precision, config = _blocks("grad_x", problem, x)
+        options = config, precision, slope_h, neuron, device.processors
+        (grad_x,) = passes.grad_x(problem, h, *operands, *options).run()
         grad_x = shaped(grad_x, x)
     if needs[1]:
-        config = choose("grad_w", problem, device, precision, backend)
-        if config is None:
-            grad_weight = library.grad_w(problem, pair, *operands)
-        else:
-            (grad_weight,) = passes.grad_w(problem, h, slope_h, operands[0], config, precision, device, neuron).run()
+        device, precision, config = _blocks("grad_w", problem, x)
+        (grad_weight,) = passes.grad_w(problem, h, slope_h, operands[0], config, precision, device, neuron).run()
         grad_weight = shaped(grad_weight, weight)
     return grad_x, grad_weight
 
@@ -155,6 +140,12 @@ _forward_operator = torch.library.custom_op("ttfs::forward", _forward, mutates_a
 _backward_operator = torch.library.custom_op("ttfs::backward", _backward, mutates_args=())
 _forward_operator.register_fake(_forward)
 _backward_operator.register_fake(_backward)
+
+
+def _blocks(which: str, problem: Problem, x: Tensor) -> tuple[Device, str, Config]:
+    """(device, precision of products, blocks) of a pass over x."""
+    device, precision = device_of(x.device), precision_of(problem, x.device)
+    return device, precision, default_config(which, problem, device.chip, precision, device.processors)
 
 
 def _geometry(numbers: Sequence[int]) -> Geometry | None:
@@ -179,14 +170,13 @@ class TritonNormalised:
     neuron: Neuron
     epsilon: float
     group: ProcessGroup | None
-    backend: str
     pool: int
 
     def forward(self, operands: tuple[Any, ...], with_derivatives: bool) -> tuple[tuple[Tensor, ...], Kept]:
         x, weight, gamma, beta, skip, skip_weight = operands
         neuron = self.neuron
         problem = Problem.of(x, weight, self.geometry, neuron, self.pool, skip is not None)
-        potentials = _potentials(Problem.of(x, weight, self.geometry, neuron), x, weight, self.backend)
+        potentials = _potentials(Problem.of(x, weight, self.geometry, neuron), x, weight)
         statistics = self._statistics(problem, potentials, gamma, beta)
         delayed = () if skip is None or skip_weight is None else (rows_of(skip), skip_weight.contiguous())
         neurons = Neurons(*potentials, statistics, *delayed)
@@ -217,21 +207,18 @@ class TritonNormalised:
             of_all = of_all.clone()
             torch.distributed.all_reduce(of_all, group=self.group)
         (pair,) = spread(problem, neurons, rows, of_all, neuron).run()
-        by_operands = contract_gradients(problem.unpooled, pair, x, weight, neuron, self.backend, (needs[0], needs[1]))
+        by_operands = contract_gradients(problem.unpooled, pair, x, weight, neuron, (needs[0], needs[1]))
         grad_beta, grad_gamma, *grad_skip_weight = sums
         by_skip = (None, None) if grad_skip is None else (shaped(grad_skip, grad), *grad_skip_weight)
         return *by_operands, grad_gamma, grad_beta, *by_skip
 
 
-def _potentials(problem: Problem, x: Tensor, weight: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
+def _potentials(problem: Problem, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
     """(A, W) as rows, W without σ and None at σ = 0; `problem` has no pool and no skip, which come later."""
-    device, precision, operands = device_of(x.device), precision_of(problem, x.device), (rows_of(x), rows_of(weight))
-    config = choose("forward", problem, device, precision, backend)
-    if config is None:
-        return library.potentials(problem, *operands)
+    device, precision, config = _blocks("forward", problem, x)
     # Without the rule, the values of σ and δ do not matter.
     options = Neuron(float(problem.with_slope)), True, config, precision, device.chip
-    return passes.forward(problem, *operands, None, *options, fires=False).run()
+    return passes.forward(problem, rows_of(x), rows_of(weight), None, *options, fires=False).run()
 
 
 def statistics_of(

@@ -151,7 +151,6 @@ def local_gradient(
     # With a skip a program holds more of each neuron: half a tile, or registers spill with a surrogate.
     grid, sizes = summing_blocks(rows, channels, (2 if skip is None else 1) * TILE // grad.element_size())
     shape = grad.shape if problem.pool == 1 else (problem.batch, *problem.out_size, channels)
-    # Stacked, so that a library can contract both in one call.
     pair = grad.new_empty(2 if with_slope_h and problem.with_slope else 1, *shape)
     h, slope_h = halves(pair)
     sums, skip_sums = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -243,8 +244,9 @@ class Config:
     by_position: bool = False
 
 
+@lru_cache(maxsize=1024)
 def default_config(which: str, problem: Problem, chip: Chip, precision: str, processors: int) -> Config:
-    """The configuration of a pass that no table has measured.
+    """The blocks of a pass; a choice by the shape alone, so that all processes choose alike.
 
     Args:
         which: "forward", "grad_x" or "grad_w".
@@ -258,20 +260,14 @@ def default_config(which: str, problem: Problem, chip: Chip, precision: str, pro
     return min(configs, key=lambda config: relative_time(which, problem, config, processors))
 
 
-def alternatives(which: str, problem: Problem, config: Config, chip: Chip) -> list[Config]:
-    """Candidates for tuning: `config` fitted to the layer, by row and, if that saves operations, by position."""
-    plain = _fitted(config, which, problem, chip)
-    return [plain, _skipping(which, problem, plain, chip, worth=0.0)]
-
-
-def _skipping(which: str, problem: Problem, config: Config, chip: Chip, worth: float = WORTH_SKIPPING) -> Config:
-    """`config` by position if that saves more than the share `worth` of the operations; else `config` itself."""
+def _skipping(which: str, problem: Problem, config: Config, chip: Chip) -> Config:
+    """`config` by position if that saves more than WORTH_SKIPPING of the operations; else `config` itself."""
     by_position = dataclasses.replace(config, by_position=True)
     skipping = _fitted(by_position, which, problem, chip)
     if not skips(problem, by_position) or largest_offset(problem, skipping) >= WIDE:
         return config
     plain = executed_flops(which, problem, config)
-    return skipping if executed_flops(which, problem, skipping) < (1 - worth) * plain else config
+    return skipping if executed_flops(which, problem, skipping) < (1 - WORTH_SKIPPING) * plain else config
 
 
 def _columns(which: str, problem: Problem) -> int:

@@ -1,4 +1,4 @@
-"""`Problem`: the shape of a layer on a batch, by which passes are planned and tuned."""
+"""`Problem`: the shape of a layer on a batch, by which passes are planned."""
 
 from __future__ import annotations
 
@@ -113,14 +113,6 @@ class Problem:
         plain = self.kernel == self.stride == self.dilation == (1, 1) and self.padding == (0, 0)
         return plain and self.groups == 1
 
-    def of_pass(self, which: str) -> Problem:
-        """The layer with only those properties on which this pass's contraction depends: the surrogate changes grad_x
-        alone, the skip changes the forward pass alone, a shared gradient the others, and the pool changes none.
-        """
-        surrogate, skip = self.surrogate and which == "grad_x", self.skip and which == "forward"
-        shared = self.shared and which != "forward"
-        return dataclasses.replace(self, surrogate=surrogate, pool=1, skip=skip, shared=shared)
-
     @property
     def unpooled(self) -> Problem:
         """The layer without its pool."""
@@ -138,13 +130,9 @@ class Problem:
         """Whether steps run over the joint index (r, s, c), because channels are few."""
         return self.group_inputs < FEW_CHANNELS and not self.is_matrix_product
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return dataclasses.asdict(self) | {"dtype": str(self.dtype).removeprefix("torch.")}
-
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Problem:
-        """The inverse of `to_dict`; keys with a default may be missing.
+        """The problem with these attributes, lists for pairs; those with a default may be missing.
 
         Raises:
             TypeError, AttributeError: unknown keys or dtypes.
