@@ -65,5 +65,5 @@ wheel: $(READY)  ## build the wheel into dist; REPOSITORY=https://HOST/OWNER/NAM
 bench: $(READY)  ## time a training step on the CPU
 	$(RUN) bench/train_step.py --device cpu $(ARGS)
 
-gpu: $(READY)  ## on a GPU: smoke, tests, tuning, benchmarks; in stages that can be resumed
+gpu: $(READY)  ## on a GPU: smoke, tests, benchmarks; in stages that can be resumed
 	$(RUN) bench/gpu.py $(ARGS)

@@ -6,16 +6,13 @@ python bench/_gpu_work.py NAME [ARGUMENT...]
 import json
 import os
 import sys
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import _bench as bench
 import torch
 import torch.nn.functional as F
 
-TABLES = bench.ROOT / "kernels" / "ttfs_kernels" / "triton_backend" / "tuning"
 BATCH = 256
 
 
@@ -48,7 +45,7 @@ def step() -> int:
     """Run two training steps of VGG16 with each backend; the second must not wait for the device."""
     from ttfs_triton.nn import Neuron, networks
 
-    for backend in ("triton", "auto", "torch"):
+    for backend in ("triton", "torch"):
         torch.manual_seed(0)
         network = networks.vgg16(backend=backend, neuron=Neuron(surrogate_width=0.5), readout="potential_end").cuda()
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
@@ -69,12 +66,6 @@ def step() -> int:
             return 1
         print(f"{backend}: loss {loss.item():.4f} after two steps, no synchronisation")
     return 0
-
-
-def tune(*numbers: str) -> int:
-    """Write this GPU's tuning table into the package, where programs of this checkout find it; can be resumed."""
-    kernels: Any = import_module("kernels")  # bench/kernels.py, by name, since a folder is called kernels, too
-    return kernels.tune(kernels.Options(tune=True, device="cuda", dtypes=numbers, output=TABLES))
 
 
 def train_step(output: str) -> int:
@@ -108,7 +99,7 @@ def graph(output: str) -> int:
     return int(difference > 1e-2 or speed[1] < speed[0])
 
 
-WORK = (versions, pytest, step, tune, train_step, graph)
+WORK = (versions, pytest, step, train_step, graph)
 
 
 if __name__ == "__main__":

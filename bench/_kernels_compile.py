@@ -197,7 +197,7 @@ def floor(launch: Launch, kernel: Kernel) -> tuple[float, str]:
     values = [part for value in launch.arguments.values() for part in (value if isinstance(value, tuple) else (value,))]
     moved = sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
     flops = 0
-    if kernel.config is not None and "BLOCK_K" in launch.arguments:
+    if kernel.config is not None and launch.kernel.__name__.startswith("conv2d"):
         which = kernel.which if kernel.which in PASSES else "forward"
         flops = executed_flops(which, kernel.problem.flat, kernel.config)
     bounds = (flops / H100_FLOPS, "products"), (moved / H100_BYTES, "memory")
@@ -211,7 +211,7 @@ def show_floors(kernels: list[Kernel], workers: int) -> None:
     for kernel, code in zip(kernels, build_all(kernels, workers), strict=True):
         line, (ms, bound) = row(kernel, code), floor(kernel.launch(), kernel)
         cells = [line.get(key, "") for key in ("registers", "spilled_bytes", "shared_kib", "programs_per_processor")]
-        lines.append((line["kernel"], line["blocks"], *cells, f"{ms:.4f}", bound, line["verdict"], kernel.layers[0]))
+        lines.append((line["kernel"], line["blocks"], *cells, f"{ms:.2g}", bound, line["verdict"], kernel.layers[0]))
     headings = "kernel|blocks|registers|spilled|KiB|per processor|floor ms|bound by|verdict|layer".split("|")
     title = f"our kernels on {kernels[0].target}, {kernels[0].problem.batch} images: machine code, and a modelled floor"
     bench.print_table(headings, lines, title=title, left=("bound by", "verdict", "layer"), width=120)

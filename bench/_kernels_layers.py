@@ -52,6 +52,11 @@ class Layer:
     fields: dict[str, Any]  # fields of `Problem`, without batch and dtype
     wide: bool = False  # whether the batch is so large that offsets into activations exceed 32 bits
 
+    @property
+    def has_norm(self) -> bool:
+        """Whether the layer's networks have batch norm; if so, all of them."""
+        return any(name.startswith("cifarnet") for name in self.networks)
+
     def problem(self, batch: int, number: Number, sigma: float, *, surrogate: bool = False) -> Problem:
         if self.wide:
             image = self.fields["height"] * self.fields["width"] * self.fields["in_channels"]

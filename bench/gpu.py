@@ -2,15 +2,15 @@
 
     make gpu                                   # all stages, in the environment that the Makefile creates
     make gpu VENV= ARGS="--minutes 9"          # this machine's own Python; stops in time, the next call resumes
-    python bench/gpu.py smoke tune             # only these stages, even if they have ended
+    python bench/gpu.py smoke kernels          # only these stages, even if they have ended
     python bench/gpu.py --list
 
 A stage that fails or takes too long does not stop the next. Stages that have ended are listed in a state file and not
 run again. Each stage's output is written to a log beside the state file as it comes. The next call runs a stage again
-that --minutes cut short, and tuning resumes where it was. Nothing is downloaded or installed: a stage whose packages or
-programs are missing says so and is left out. Each stage (gpu.toml) tests one statement; the table at the end says
-whether the statement was confirmed, refuted, or not reached. The exit status is 1 if a statement was refuted, 2 if none
-was refuted but some were not reached.
+that --minutes cut short. Nothing is downloaded or installed: a stage whose packages or programs are missing says so and
+is left out. Each stage (gpu.toml) tests one statement; the table at the end says whether the statement was confirmed,
+refuted, or not reached. The exit status is 1 if a statement was refuted, 2 if none was refuted but some were not
+reached.
 """
 
 import argparse

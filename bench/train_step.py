@@ -275,7 +275,7 @@ class Options:
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     """bfloat16 is autocast with float32 parameters."""
     backends: tuple[Literal["auto", "triton", "torch"], ...] | None = None
-    """Backends of our layers. Default: all three on a GPU; auto on the CPU, where it is torch."""
+    """Backends of our layers. Default: triton and torch on a GPU; auto on the CPU, where it is torch."""
     width: float = 1.0  # factor on the size of every hidden layer
     weight_standardisation: bool = False
     """Standardise weights in all contenders, and give neurons an initial potential as in training."""
@@ -344,7 +344,7 @@ def make_steps(options: Options, device: torch.device, dtype: torch.dtype) -> li
     network: dict[str, Any] = {"width": options.width, "batch_norm": options.batch_norm}
     if not options.batch_norm:
         network |= {"weight_standardisation": standardised, "bias": standardised}
-    backends = options.backends or (("auto", "triton", "torch") if device.type == "cuda" else ("auto",))
+    backends = options.backends or (("triton", "torch") if device.type == "cuda" else ("auto",))
     contenders = build(options.model, fuse=options.fuse, compiled=options.compiled, backends=backends, **network)
     config = contenders[0].network.config
     images = torch.rand(options.batch_size, config.in_channels, *config.image_size).to(device)

@@ -14,12 +14,12 @@ Rows = list[dict[str, str]]
 
 @pytest.fixture
 def run_script(monkeypatch, tmp_path) -> Callable[..., tuple[Rows, dict[str, str]]]:
-    """A function that runs a script and reads the only file that it writes: rows of times, and their circumstances."""
+    """A function that runs a script and reads the only table that it writes: rows of times, and their circumstances."""
 
     def run(script: ModuleType, *arguments: str) -> tuple[Rows, dict[str, str]]:
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *arguments, "--output", str(tmp_path)])
         script.main()
-        (path,) = tmp_path.iterdir()
+        (path,) = tmp_path.glob("*.csv")
         rows, about = bench.read(path)
         for row in rows:
             assert 0 < float(row["ms_p20"]) <= float(row["ms_p50"]) <= float(row["ms_p80"])

@@ -136,8 +136,7 @@ def test_kernel_stages_need_no_package_of_the_recipes():
     code = (
         "import sys\n"
         "for name in ('tyro', 'datasets'): sys.modules[name] = None\n"
-        "import _gpu_work, kernels, train_step, ttfs_triton.nn\n"
-        "assert kernels.load(kernels.Options().shapes)\n"
+        "import _gpu_work, train_step, ttfs_triton.nn\n"
     )
     path = os.pathsep.join(str(ROOT / folder) for folder in ("bench", "", "kernels"))
     run_python("-c", code, interpret=True, PYTHONPATH=path)

@@ -8,9 +8,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.bench.modules import BENCH, modules, run_python
 from ttfs_kernels.triton_backend.formulation import Chip
+from ttfs_kernels.triton_backend.planning import default_config
+from ttfs_kernels.triton_backend.problem import Problem
 
 bench, kernels_compile, machine_code = modules("_bench", "_kernels_compile", "_machine_code")
 
@@ -70,6 +73,18 @@ def test_refused_kernels_are_reported(tmp_path, config, dtype, verdict):
     assert bool(row["max_registers"]) == ("spills in the loop" in row["verdict"]) == (dtype == "bf16")
     assert "2 kernels compiled, 2 refused" in said
     assert f"sm_90 {dtype} 1δ conv2d_forward" in said
+
+
+def test_floor_is_the_higher_of_two_bounds():
+    """Operands once, x, weight, y and gain in 16 bits and the bias in 32; or two products, of A and W, in each step."""
+    device = kernels_compile.TARGETS["sm_90"]
+    for inputs, bound in ((64, "memory"), (4096, "products")):
+        problem = Problem(4096, 1, 1, inputs, 1024, dtype=torch.bfloat16)
+        config = default_config("forward", problem, device.chip, "ieee", device.processors)
+        kernel = kernels_compile.Kernel("sm_90", "bf16", "forward", problem, config, 0)
+        moved = 2 * (4096 * inputs + 1024 * inputs + 2 * 4096 * 1024) + 4 * 1024
+        by_bound = {"memory": moved / 3.35e12, "products": 2 * 2 * 4096 * inputs * 1024 / 989.4e12}
+        assert kernels_compile.floor(kernel.launch(), kernel) == (pytest.approx(1e3 * by_bound[bound]), bound)
 
 
 def code(**changes) -> "machine_code.MachineCode":

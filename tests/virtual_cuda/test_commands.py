@@ -22,7 +22,6 @@ TINIER = "--model 2C3s4-8 --epochs 1 --max-train-samples 8 --max-test-samples 4 
 VGG11 = f"--dataset sample --image-size 32 --width 0.0625 {TINY} --num-workers 0"
 FLOAT16 = f"recipes/quickstart.py --model 4C5-P4-16 {TINY} --mixed-precision fp16 --optimizer sgd "
 FLOAT16 += "--gradient-accumulation 2 --gradient-clip 1 --checkpoint-steps 2"
-LAYER = {"name": "f", "layers": ["b"], "height": 1, "width": 1, "in_channels": 16, "out_channels": 8}
 TRAINING = {
     "float32": f"quickstart.py --model 4C5-P4-16 {TINY} --gradient-accumulation 2 --gradient-clip 1",
     "bfloat16": f"quickstart.py --model 4C5-P4-16 {TINY} --mixed-precision bf16 --num-workers 2",
@@ -42,8 +41,8 @@ OTHERS = {
     "onnx": "ttfs export {trained} --format onnx --output {tmp_path}/a.onnx --check --check-images 6",
     "nir": "ttfs export {trained} --format nir --steps 16 --output {tmp_path}/a.nir --check --check-images 6",
     "publish": "ttfs publish {trained} --repo-id you/mnist-cnn1 --dry-run",
-    "tune": "bench/kernels.py --device cuda --tune --quick --shapes {tmp_path}/layer.json --batch-size 2 "
-    "--dtypes fp16 --sigma 1 --output {tmp_path}",
+    "kernels": "bench/kernels.py --model cnn1 --op linear --dtypes fp16 --batch-size 2 "
+    "--providers triton torch composed --output {tmp_path}",
     "train_step": "bench/train_step.py --device cuda --model cnn1 --width 0.0625 --batch-size 2 --repeats 1 "
     "--dtypes float32 --output {tmp_path}",
     "peers": "bench/peers.py --device cuda --batch-size 2 --width 0.0625 --repeats 1 --steps 2 --output {tmp_path}",
@@ -129,5 +128,4 @@ def test_recipe_trains(name, tmp_path, cache, request):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_command_ends_well(name, tmp_path, cache, request):
-    (tmp_path / "layer.json").write_text(json.dumps([LAYER]))
     assert run(filled(OTHERS[name], request), cache)

@@ -1,0 +1,108 @@
+"""`bench/kernels.py`: what agrees with float64 is timed, by every provider in every pass, and nothing else."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.bench.modules import modules
+from tests.kernels.triton.network_layers import network_layers
+from ttfs_kernels.triton_backend.problem import Problem
+
+bench, kernels, kernels_layers, providers = modules("_bench", "kernels", "_kernels_layers", "_kernels_providers")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+FIELDS = {"height": 5, "width": 4, "in_channels": 16, "out_channels": 8, "kernel": [3, 2], "padding": [1, 0]}
+SPIKING = ["triton", "torch", "composed"]
+
+
+def case(network: str, number: str, sigma: float = 1.0) -> "kernels.Case":
+    return kernels.Case(kernels_layers.Layer("c", (network,), FIELDS), number, sigma, 6, DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("network", "number"), [("vgg16.conv2", "fp32"), ("cifarnet.c", "fp16"), ("cifarnet.c", "bf16")]
+)
+def test_every_provider_is_checked_and_timed_in_every_pass(monkeypatch, network, number):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(kernels, "ROUNDS", dict.fromkeys(kernels.ROUNDS, 2))
+    names = [name for name in (*SPIKING, "ann") if number != "bf16" or DEVICE.type == "cuda" or name != "triton"]
+    with kernels_layers.products(number):
+        rows = list(case(network, number).rows(names, peak=0.5))
+    passes = providers.NORM if network.startswith("cifarnet") else providers.PLAIN
+    assert [(row["pass"], row["provider"]) for row in rows] == [(which, name) for which in passes for name in names]
+    for row in rows:
+        assert 0 < row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"]
+        assert row["peak_mib"] > 0
+        assert row["share_of_peak"] == pytest.approx(row["tflops"] / 0.5, abs=1e-3)
+        assert row["provider"] != "ann" or row["ratio_to_ann"] == 1
+
+
+def test_command_writes_rows_and_a_picture(run_script, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    rows, about = run_script(kernels, "--model", "cnn1", "--op", "linear", "--batch-size", "2", "--providers", "torch")
+    assert [(row["op"], row["case"], row["provider"]) for row in rows] == 3 * [
+        ("linear", "f-800-128-b2", "torch"),
+        ("linear", "f-800-128-b2", "ann"),
+    ]
+    assert "TFLOP/s, " in next(value for key, value in about.items() if key.startswith("peak_"))
+    assert (tmp_path / f"kernels-{DEVICE.type}.svg").stat().st_size > 1000
+    assert "f-800-128-b2, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("which", providers.PLAIN)
+def test_times_nothing_that_disagrees(monkeypatch, which):
+    fire = providers.fire_by_cases
+    wrong = case("vgg16.conv2", "fp32")
+    exact = wrong.expected(which, False)
+    monkeypatch.setattr(wrong, "expected", lambda *_: exact)
+    monkeypatch.setattr(providers, "fire_by_cases", lambda A, W: 0.99 * fire(A, W))
+    monkeypatch.setattr(kernels.Contender, "time", lambda *_: pytest.fail("timed"))
+    with pytest.raises(bench.DisagreementError, match=f"composed must compute {which} of c in fp32 as float64 does"):
+        list(wrong.contenders(which, ["composed"]))
+
+
+def test_the_ann_has_no_composition():
+    options = kernels.Options(sigma=0.0)
+    assert set(kernels.providers_of(options, torch.device("cpu"), "fp32")) == {"torch", "ann", "ann-compiled"}
+
+
+@pytest.mark.parametrize("fields", [FIELDS, FIELDS | {"stride": [2, 1], "groups": 4, "dilation": [1, 2]}])
+def test_useful_operations_are_those_on_the_map(fields):
+    """A convolution of ones counts them."""
+    problem = replace(Problem.from_dict(fields | {"batch": 2}))
+    x = torch.ones(2, problem.in_channels, problem.height, problem.width)
+    weight = torch.ones(problem.out_channels, problem.group_inputs, *problem.kernel)
+    assert kernels.useful_flops(problem) == 2 * F.conv2d(x, weight, None, *problem.geometry).sum()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "cifarnet", "--op", "linear"], "--op must be a kind of layer that is timed here; got linear with"),
+        (["--providers", "triton", "--dtypes", "bf16"], "--providers triton must be able to run here; Triton's interp"),
+    ],
+)
+def test_refuses_nonsense(monkeypatch, arguments, message):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["kernels.py", *arguments])
+    with pytest.raises(SystemExit, match=f"kernels: {message}"):
+        kernels.main()
+
+
+def test_shapes_are_those_of_the_networks():
+    """Every layer of the networks by its name, and no other; "latency" where it takes that encoder."""
+    expected = {}
+    for model in ("cnn1", "vgg11", "vgg16", "cifarnet"):
+        spiking, analog = network_layers(model, 1, torch.float32)
+        expected |= {f"{model}.{name}": problem.unpooled for name, problem in spiking}
+        expected |= {f"{model}.{name} latency": replace(problem, with_slope=True) for name, problem in analog}
+    layers = kernels_layers.load(kernels.SHAPES)
+    found = {name: layer.problem(1, "fp32", 1.0) for layer in layers for name in layer.networks}
+    assert found == expected
+    assert len(found) == sum(len(layer.networks) for layer in layers)
+    assert len({layer.name for layer in layers}) == len(layers) == len(set(found.values()))
+    assert set(kernels.ON_CPU) <= {layer.name for layer in layers}
