@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ FIELDS = {"height": 5, "width": 4, "in_channels": 16, "out_channels": 8, "kernel
 SPIKING = ["triton", "torch", "composed"]
 
 
-def case(network: str, number: str, sigma: float = 1.0) -> "kernels.Case":
+def case(network: str, number: str, sigma: float = 1.0) -> Any:
     return kernels.Case(kernels_layers.Layer("c", (network,), FIELDS), number, sigma, 6, DEVICE)
 
 

@@ -1,0 +1,57 @@
+"""`bench/causal_set.py`: the search for causal sets, and what is timed and counted."""
+
+import math
+
+import pytest
+import torch
+
+from tests.bench.modules import modules
+
+bench, causal_set = modules("_bench", "causal_set")
+
+
+def first_crossing(times: list[float], weight: list[float]) -> float:
+    """Spike time of one neuron: after each input in turn, its potential may meet 1 before the next."""
+    inputs = sorted((time, w) for time, w in zip(times, weight, strict=True) if time < math.inf)
+    for count in range(1, len(inputs) + 1):
+        slope = sum(w for _, w in inputs[:count])
+        following = inputs[count][0] if count < len(inputs) else math.inf
+        if slope > 0:
+            time = (1 + sum(w * t for t, w in inputs[:count])) / slope
+            if inputs[count - 1][0] <= time <= following:
+                return time
+    return math.inf
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 18])
+def test_search_finds_the_first_crossing(monkeypatch, chunk):
+    monkeypatch.setattr(causal_set, "CHUNK", chunk)
+    times = torch.rand(5, 12, dtype=torch.float64)
+    times[torch.rand(5, 12) < 0.3] = torch.inf
+    times[0] = torch.inf
+    weight = torch.randn(20, 12, dtype=torch.float64) + 0.1
+    found = causal_set.causal_set_linear(times, weight)
+    expected = [[first_crossing(some, own) for own in weight.tolist()] for some in times.tolist()]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    assert 0 < found.isinf().double().mean() < 1
+
+
+def test_a_wrong_search_is_not_timed(monkeypatch):
+    search = causal_set.causal_set_linear
+    monkeypatch.setattr(causal_set, "causal_set_linear", lambda *given: 1.001 * search(*given))
+    with pytest.raises(bench.DisagreementError, match="search and closed form must agree; they do not"):
+        causal_set.time_layers(32, 16, 8)
+
+
+def test_shares_are_counted_and_written(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(causal_set, "FAN_INS", (8, 16))
+    causal_set.main(16, 4, tmp_path)
+    rows, _ = bench.read(tmp_path / "causal_set-cpu.csv")
+    times, shares = ([row for row in rows if row["op"] == op] for op in ("causal_set", "over_sparsity"))
+    assert all(float(row["ratio_to_closed_form"]) == 1 for row in times if row["provider"] == causal_set.CLOSED_FORM)
+    assert len(times) == 4
+    assert len(shares) == len(causal_set.GAINS) * len(causal_set.MARKS) * causal_set.DEPTH
+    assert all(0 <= float(row["silent"]) <= 1 for row in shares)
+    assert {row["late"] for row in shares if row["rule"] == causal_set.DYNAMIC} == {"0.0"}  # windows do not overlap
+    assert (tmp_path / "causal_set-cpu.svg").stat().st_size > 1000
