@@ -30,6 +30,7 @@ from tests.kernels.common import (
 )
 from tests.kernels.memory import fenced_memory
 from ttfs_kernels import Neuron, Normalisation, Normalised, fuse_passes, fused, normalised_conv2d, normalised_linear
+from ttfs_kernels.contraction import Geometry
 
 NEURONS = [
     Neuron(0.0),

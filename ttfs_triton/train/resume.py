@@ -72,7 +72,7 @@ class Position(BaseModel):
         """Whether an epoch is the best so far: by the target's miss, then accuracy, then the later epoch.
 
         On a few thousand images, several epochs often have the same accuracy. The last of them was never worse than the
-        epoch with the lowest loss (`git show d10560e:bench/checkpoint_choice.py`).
+        epoch with the lowest loss (bench/results/checkpoint_choice.csv).
         """
         if self.best_epoch and miss != self.best_miss:
             return miss < self.best_miss
