@@ -33,7 +33,6 @@ TARGETS: dict[Target, Device] = {
 }
 # Published for an H100 SXM: products in 16 bits and bytes of memory, a second.
 H100_FLOPS, H100_BYTES = 989.4e12, 3.35e12
-FORMS = {True: "activations_first", False: "weights_first"}
 WHICH = ("forward", "local_gradient", "grad_x", "grad_w", "normalised")
 WORST = {
     **dict.fromkeys(("registers", "spilled_bytes", "loop_spills", "shared_kib", "others_per_product"), max),
@@ -142,7 +141,6 @@ def row(kernel: Kernel, code: MachineCode | str) -> bench.Row:
         "kernel": launch.kernel.__name__,
         "layers": " ".join(kernel.layers),
         "blocks": "×".join(map(str, sizes)),
-        "form": FORMS[launch.arguments["INPUTS_FIRST"]] if "INPUTS_FIRST" in launch.arguments else "",
         "warps": launch.num_warps,
         "stages": launch.num_stages,
     }
@@ -162,14 +160,10 @@ def measured(code: MachineCode) -> bench.Row:
         "shared_kib": round(code.shared_kib, 1),
         "programs_per_processor": "" if code.programs_per_processor is None else code.programs_per_processor,
         "tensor_core": code.tensor_core,
-        "loop_instructions": code.loop.total(),
-        "loop_tensor_core": code.loop_tensor_core,
         "others_per_product": round(others, 1) if math.isfinite(others) else "",
         "loop_register_operands": code.loop_register_operands,
         "loop_shared_operands": code.loop_shared_operands,
         "loop_spills": code.loop_spills,
-        "loop_mix": " ".join(f"{name} {count}" for name, count in code.loop.most_common(8)),
-        "serialised": " ".join(code.serialised),
     }
 
 
