@@ -15,7 +15,7 @@ COMMANDS = {
     "evaluate": ("ttfs_triton.evaluation.command", "Score a network, count operations, price them on chips, simulate."),
     "convert": ("ttfs_triton.convert.command", "Convert a trained ANN into a spiking network."),
     "calibrate": ("ttfs_triton.convert.calibrate_grid", "Put a trained network on a chip's grid, without training."),
-    "export": ("ttfs_triton.export.command", "Write a network as ONNX or NIR, and check it in another program."),
+    "export": ("ttfs_triton.export.command", "Write a network as C, ONNX or NIR, and check it in another program."),
     "sweep": ("ttfs_triton.frontier.command", "Accuracy against activity, energy, time steps, weight bits and faults."),
     "publish": ("ttfs_triton.hub.publish", "Publish a network on the Hugging Face Hub, with a model card."),
 }

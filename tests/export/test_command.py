@@ -1,5 +1,6 @@
 """`ttfs export` from start to finish."""
 
+import shutil
 import sys
 
 import pytest
@@ -49,6 +50,19 @@ def test_writes_and_checks_with_random_and_test_images(model, tmp_path, capsys, 
     assert list(file.parent.iterdir()) == [file]
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="checking C needs a C compiler")
+def test_c_is_written_and_checked(model, tmp_path, capsys):
+    flags = ("--format", "c", "--time-steps", "16", "--weight-bits", "5", "--check")
+    export(model, *flags, "--output", tmp_path / "net.c", "--dataset", "sample")
+    shown = capsys.readouterr().out
+    assert "same decisions                20 of 20" in shown
+    assert "accuracy" in shown
+    assert "16 time steps a window, 5-bit weights" in (tmp_path / "net.c").read_text()
+    export("bundled:cnn1-mnist", *flags, "--output", tmp_path / "bundled.c")
+    assert "same decisions                20 of 20" in capsys.readouterr().out
+    assert "Accuracy    99.48% of 10,000 test images, as trained" in (tmp_path / "bundled.c").read_text()
+
+
 def test_registers_that_saturate_are_told(model, tmp_path, capsys):
     network = TTFSModel.from_pretrained(model)
     network.network.put_on_grid(Grid(8, 8, state_bits=12))
@@ -85,6 +99,7 @@ def test_hidden_layers_and_steps_are_options(model, tmp_path, capsys):
     [
         (["--format", "onnx", "--steps", "8"], "--steps must go with --format nir"),
         (["--format", "nir", "--hidden"], "--hidden must go with --format onnx"),
+        (["--format", "nir", "--weight-bits", "4"], "--weight-bits must go with --format c"),
         (["--format", "onnx", "--dataset", "sample"], "--data-dir and --check-images must go with --check"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`ttfs export`: writes a network as ONNX or NIR, prints what the format cannot hold, checks the file."""
+"""`ttfs export`: writes a network as C, ONNX or NIR, prints what the format cannot hold, checks the file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from ttfs_triton.atomic import write_bytes
 from ttfs_triton.command_line import run_command
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.evaluation import LoadedNetwork, load_network, load_test_images
-from ttfs_triton.export.compare import Comparison, compare_nir, compare_onnx
+from ttfs_triton.export.c_source import to_c
+from ttfs_triton.export.compare import Comparison, c_compiler, compare_c, compare_nir, compare_onnx
 from ttfs_triton.export.nir_graph import not_expressed, to_nir
 from ttfs_triton.export.onnx_graph import to_onnx
-from ttfs_triton.export.shared import require
+from ttfs_triton.export.shared import known_figures, require
 from ttfs_triton.shared_options import CommandOptions
 from ttfs_triton.table import Table
 
@@ -32,8 +33,9 @@ class ExportOptions(CommandOptions):
     model: Annotated[str, tyro.conf.Positional]
     """Trained network: a run's folder, a folder with config.json and model.safetensors, a .safetensors file with
     config.json beside it, owner/name[@revision] on the Hub, or bundled:NAME, which comes with the package."""
-    format: Literal["nir", "onnx"]
-    """nir: a graph of spiking neurons, in steps. onnx: the closed form, spikes at any time."""
+    format: Literal["c", "nir", "onnx"]
+    """c: a file of C99 without dependencies, the simulator's integers. nir: a graph of spiking neurons, in steps. onnx:
+    the closed form, spikes at any time."""
     output: Path
     """File to write."""
     network: str | None = None
@@ -41,9 +43,11 @@ class ExportOptions(CommandOptions):
     overwrite: bool = False
     """Replace the file if it exists."""
 
-    # ---- NIR
-    steps: int | None = Field(None, ge=2, le=4096)
-    """Time steps in a window, 0.1 ms each. Default: as many as the network's grid has, or 64."""
+    # ---- C and NIR
+    steps: Annotated[int | None, tyro.conf.arg(aliases=("--time-steps",))] = Field(None, ge=2, le=4096)
+    """Time steps in a window, in NIR 0.1 ms each. Default: as many as the network's grid has, or 64."""
+    weight_bits: int | None = Field(None, ge=2, le=16)
+    """Bits of a weight in C. Default: as many as the network's grid has, or 8."""
 
     # ---- ONNX
     hidden: bool = False
@@ -51,8 +55,8 @@ class ExportOptions(CommandOptions):
 
     # ---- check
     check: bool = False
-    """Run the file in onnxruntime or snnTorch, and print how far spike times and logits are from PyTorch's. The exit
-    status is 1 if the file gives an image another class."""
+    """Run the file in onnxruntime or snnTorch, and print how far spike times and logits are from PyTorch's; compile C
+    and compare its classes with the simulator's. The exit status is 1 if the file gives an image another class."""
     check_images: int = Field(20, ge=1)
     """Number of images to check with."""
     dataset: str | None = None
@@ -103,12 +107,17 @@ def _check_options(options: ExportOptions) -> None:
     if options.output.is_dir():
         raise ValueError(f"export: output must be a file; got the folder {options.output}.")
     defaults = ExportOptions.model_fields
-    for name, own in (("steps", "nir"), ("hidden", "onnx")):
-        if options.format != own and getattr(options, name) != defaults[name].default:
-            raise ValueError(f"export: --{name} must go with --format {own}; got --format {options.format}.")
+    for name, formats in (("steps", ("nir", "c")), ("weight_bits", ("c",)), ("hidden", ("onnx",))):
+        if options.format not in formats and getattr(options, name) != defaults[name].default:
+            flag, fitting = f"--{name.replace('_', '-')}", " or ".join(formats)
+            raise ValueError(f"export: {flag} must go with --format {fitting}; got --format {options.format}.")
     checks = ("dataset", "data_dir", "check_images")
     if not options.check and any(getattr(options, name) != defaults[name].default for name in checks):
         raise ValueError("export: --dataset, --data-dir and --check-images must go with --check; got no --check.")
+    if options.format == "c":
+        if options.check:
+            c_compiler("export")
+        return
     require("export", options.format, options.format)
     if options.check:
         for module in ("onnxruntime",) if options.format == "onnx" else ("nirtorch", "snntorch"):
@@ -127,6 +136,10 @@ def _translate(
         if grid is not None and grid.state_bits is not None:
             said.append("Registers that saturate: the file's potentials have no bounds.")
         return data, said, lambda images: compare_onnx(data, network, images)
+    if options.format == "c":
+        chosen: dict[str, Any] = {"steps": options.steps or "network", "weight_bits": options.weight_bits or "network"}
+        source = to_c(network, **chosen, about={"Network": loaded.files.name, **known_figures(loaded.files)})
+        return source.encode(), [], lambda images: compare_c(source, network, images, **chosen)
     nir, file = require("export", "nir", "nir"), io.BytesIO()
     nir.write(file, to_nir(network, steps=options.steps, **about))
     data = file.getvalue()

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
+import subprocess
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ttfs_triton.data.pixels import to_float
 from ttfs_triton.export.nir_clock import Clock, FirstSpikes, decide, input_frames
 from ttfs_triton.export.nir_graph import node_name
 from ttfs_triton.export.shared import require
+from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.models import logits_and_decision
 from ttfs_triton.nn.readout import Readout
@@ -114,6 +120,49 @@ def compare_onnx(model: bytes, network: nn.Module, images: Tensor) -> Comparison
         decided_here=decided,
         different=int((predictions != decided).sum()),
     )
+
+
+def c_compiler(function: str) -> str:
+    """Path of the machine's C compiler; without one, RuntimeError in the name of `function`."""
+    if (found := shutil.which("cc")) is None:
+        raise RuntimeError(f"{function}: a C compiler must be installed as cc; found none. Install gcc or clang.")
+    return found
+
+
+def compile_c(source: str, folder: Path, *flags: str) -> Path:
+    """Compile an exported C file into a program that reads images and prints classes, in a folder; returns its path."""
+    file, program = folder / "net.c", folder / "net"
+    file.write_text(source, encoding="ascii")
+    optimised = ("-std=c99", "-O3", "-DTTFS_MAIN", *flags)
+    subprocess.run([c_compiler("compile_c"), *optimised, str(file), "-o", str(program)], check=True)
+    return program
+
+
+def raw_bytes(pixels: Tensor) -> bytes:
+    """Images [N, C, height, width] uint8 as exported C files read them: height, width, channels."""
+    return pixels.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
+
+
+def compare_c(source: str, network: nn.Module, images: Tensor, **grid: Any) -> Comparison:
+    """Compile an exported C file by the machine's compiler, run it, and compare its classes with the simulator's.
+
+    Args:
+        source: result of `to_c`.
+        network: the exported network, on the CPU.
+        images: [N, channels, height, width] float32 in [0, 1]; rounded to 8 bits.
+        grid: `steps` and `weight_bits` with which `source` was made.
+    Raises:
+        RuntimeError: there is no C compiler.
+    """
+    pixels = (images * 255).round().to(torch.uint8)
+    with TemporaryDirectory() as folder:
+        program = compile_c(source, Path(folder))
+        printed = subprocess.run([program], input=raw_bytes(pixels), capture_output=True, check=True).stdout
+    here, there = (
+        simulate(network, to_float(pixels).split(250), **grid).predictions,
+        torch.tensor([*map(int, printed.split())]),
+    )
+    return Comparison("compiled C", (), None, there, here, different=int((there != here).sum()))
 
 
 @torch.no_grad()

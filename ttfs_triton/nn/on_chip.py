@@ -54,6 +54,9 @@ class ClockedLayer:
             each step. None: registers are as wide as needed.
         reach: bound on a neuron's Σ|integers|, for a layer without delayed spikes whose units are at least
             `SMALLEST_GRID_UNIT`. None: computed from the weights, for which the host waits for the device.
+    Attributes:
+        weight: integer weights [C_out, ...], floating point.
+        start: initial potentials, in weight units · steps, and late: weights of delayed spikes or None; [C_out, ...].
     Raises:
         ValueError: integers would leave their range, because there are too many steps for these weights.
     """
@@ -95,9 +98,9 @@ class ClockedLayer:
         # float64 holds whole numbers below 2^53 exactly, and a CPU divides eight of them at a time.
         self.dtype = torch.float64 if largest < FLOAT64_BOUND else torch.int64
         self.may_saturate = self.register is not None and (known or first + reach * clock.steps > self.register)
-        self._late = None if late is None else late.view(shape).to(self.dtype)
-        self._start = preset.view(shape).to(self.dtype)
-        self.preset = self._start * 2**POTENTIAL_BITS
+        self.late = None if late is None else late.view(shape).to(self.dtype)
+        self.start = preset.view(shape).to(self.dtype)
+        self.preset = self.start * 2**POTENTIAL_BITS
         self._common = (common.view(shape) * 2.0**POTENTIAL_BITS).to(self.dtype)
         self.persistence = round(psp_persistence(layer) * 2**FRACTION_BITS)  # 16 binary places
 
@@ -116,21 +119,21 @@ class ClockedLayer:
         else:
             both = self._contract(torch.cat([remaining, remaining.sign()])).to(self.dtype)
             accumulated, slope = both.chunk(2)
-        if self._late is not None and skip is not None:
-            accumulated.add_(self._late * skip.to(self.dtype))
+        if self.late is not None and skip is not None:
+            accumulated.add_(self.late * skip.to(self.dtype))
             if self.persistence:
-                slope.add_(self._late * skip.sign().to(self.dtype))
+                slope.add_(self.late * skip.sign().to(self.dtype))
         return self._membrane(accumulated.mul_(2**POTENTIAL_BITS).add_(self.preset), slope)
 
     def integrate_stepped(self, remaining: Tensor, skip: Tensor | None = None) -> Membrane:
         """As `integrate`, step by step: deliver the spikes of this step, then add the slope to the potential."""
         slope = self._contract(torch.zeros_like(remaining)).to(self.dtype)
-        potential = slope + self._start
+        potential = slope + self.start
         for step in range(self.steps):
             arrivals = (remaining == self.steps - step).to(self.weight.dtype)
             slope.add_(self._contract(arrivals).to(self.dtype))
-            if self._late is not None and skip is not None:
-                slope.add_(self._late * (skip == self.steps - step))
+            if self.late is not None and skip is not None:
+                slope.add_(self.late * (skip == self.steps - step))
             slope = self._in_range(slope)
             potential = self._in_range(potential.add_(slope))
         return self._membrane(potential.mul_(2**POTENTIAL_BITS), slope)
@@ -175,12 +178,13 @@ class AnalogLayer:
 
     def __init__(self, layer: WeightedConv2d, weight: QuantisedWeight, bias: Tensor | None) -> None:
         self.layer, self.persistence = layer, psp_persistence(layer)
-        self._weight, self._bias = weight.dequantise(), None if bias is None else bias.detach().double()
+        self.quantised, self.bias = weight, None if bias is None else bias.detach().double()
+        self._weight = weight.dequantise()
 
     def activations(self, images: Tensor) -> Tensor:
         """Activations in [0, 1] of normalised images, float64."""
         images = images.double()
-        potential = contract(self.layer, images, self._weight, self._bias)
+        potential = contract(self.layer, images, self._weight, self.bias)
         if self.persistence == 0:
             return potential.clamp_(0, 1)
         slope = self.persistence * contract(self.layer, (images > 0).double(), self._weight)

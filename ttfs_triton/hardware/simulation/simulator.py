@@ -126,7 +126,11 @@ def simulate_at(model: nn.Module, batches: Iterable[Any], steps: Iterable[int], 
 
 
 class Simulator:
-    """Simulates batches and sums their results; keeps spike times if `keep`."""
+    """Simulates batches and sums their results; keeps spike times if `keep`.
+
+    Attributes:
+        layers: by name, the layers in integers, each with the counter of its work.
+    """
 
     def __init__(self, graph: NetworkGraph, settings: SimulationSettings, keep: bool) -> None:
         self._graph, self._settings, self._keep = graph, settings, keep
@@ -137,11 +141,11 @@ class Simulator:
         self._decisions: list[tuple[Tensor, ...]] = []
         self._labels: list[Tensor] = []
         self._faulty = FaultyChip(settings.faults, self._clock, settings.seed)
-        self._layers: dict[str, tuple[ClockedLayer | AnalogLayer, ClockedCounter]] = {}
+        self.layers: dict[str, tuple[ClockedLayer | AnalogLayer, ClockedCounter]] = {}
         for stage in graph.stages:
             if stage.kind != "latency":
                 counter = ClockedCounter(stage, self._clock, settings.gating)
-                self._layers[stage.name] = self._clocked(stage), counter
+                self.layers[stage.name] = self._clocked(stage), counter
 
     def _clocked(self, stage: Stage) -> ClockedLayer | AnalogLayer:
         """A stage in integers, in its grid's weight units if the simulation has the grid's bits, else in new units."""
@@ -175,7 +179,7 @@ class Simulator:
 
     def _emit(self, stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
         """Spikes of a stage as the number of steps that remain in its window; 0 for silent neurons."""
-        if stage.name in self._layers:
+        if stage.name in self.layers:
             instant = self._fire(stage, inputs, skip)
         else:
             assert isinstance(stage.layer, LatencyEncoder)
@@ -186,7 +190,7 @@ class Simulator:
         return self._clock.remaining(instant)
 
     def _fire(self, stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-        layer, counter = self._layers[stage.name]
+        layer, counter = self.layers[stage.name]
         if isinstance(layer, AnalogLayer):
             assert isinstance(layer.layer, AnalogEncoder | SignedEncoder)
             inputs = layer.layer.normalise(inputs)
@@ -232,7 +236,7 @@ class Simulator:
         score, first, tie, no_spike, latency = (torch.cat(parts).cpu() for parts in zip(*self._decisions, strict=True))
         labels = torch.cat(self._labels).cpu() if self._labels else None
         windows = self._graph.windows + (self._graph.readout_time == "potential_end")
-        counters = [counter for _, counter in self._layers.values()]
+        counters = [counter for _, counter in self.layers.values()]
         layers = [own.counts(self._samples) for own in counters]
         return Simulation(
             settings=self._settings,

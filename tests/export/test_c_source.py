@@ -1,0 +1,225 @@
+"""Exported C, compiled and run, beside the simulator: the same classes, spike times and operations, to the bit."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from torch import Tensor, nn
+
+from tests.nn.common import randomised
+from ttfs_triton.data.images import load_images
+from ttfs_triton.data.pixels import to_float
+from ttfs_triton.evaluation import load_network
+from ttfs_triton.export import to_c
+from ttfs_triton.export.compare import c_compiler, compile_c, raw_bytes
+from ttfs_triton.hardware import simulate
+from ttfs_triton.nn import (
+    AnalogEncoder,
+    DFTConv2d,
+    DFTLinear,
+    FirstSpikeReadout,
+    Grid,
+    LatencyEncoder,
+    Neuron,
+    PotentialReadout,
+    SignedEncoder,
+    put_on_grid,
+)
+from ttfs_triton.nn.sizes import skip_step
+
+needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="exported C is compiled by gcc")
+STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror")
+SANITISED = ("-O1", "-fsanitize=undefined,address", "-fno-sanitize-recover=all")
+PROGRAM = """
+#include "net.c"
+#include <stdio.h>
+int main(void)
+{
+    static uint8_t image[NET_IMAGE_BYTES];
+    while (fread(image, 1, sizeof image, stdin) == sizeof image) {
+        int class = net_classify(image);
+        printf("%d %d %llu", class, net_first_spike, (unsigned long long)net_operations);
+        for (int c = 0; c < NET_CLASSES; c++)
+            printf(" %d", net_spike_times[c]);
+        puts("");
+    }
+    return 0;
+}
+"""
+
+
+def run_c(source: str, pixels: Tensor, folder: Path, compiler: str = "gcc", flags: tuple[str, ...] = SANITISED):
+    """Classes, classes by first spike, operations and spike times [N, classes] of images [N, C, height, width]."""
+    (folder / "net.c").write_text(source)
+    (folder / "program.c").write_text(PROGRAM)
+    command = [compiler, *STRICT, *flags, str(folder / "program.c"), "-o", str(folder / "program")]
+    subprocess.run(command, check=True)
+    done = subprocess.run([folder / "program"], input=raw_bytes(pixels), capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    rows = torch.tensor([[int(word) for word in line.split()] for line in done.stdout.splitlines()])
+    return rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3:]
+
+
+def assert_equal(network: nn.Module, pixels: Tensor, folder: Path, *options, **grid) -> None:
+    classes, first, operations, times = run_c(to_c(network, **grid), pixels, folder, *options)
+    found = simulate(network, to_float(pixels).split(100), keep_spike_times=True, **grid)
+    assert found.spike_steps is not None
+    assert torch.equal(times, list(found.spike_steps.values())[-1].long())
+    assert torch.equal(classes, found.predictions)
+    assert torch.equal(first, found.first_spike_predictions)
+    assert operations.sum() == sum(layer.synaptic_operations for layer in found.counts.layers)
+
+
+def noise(samples: int, *shape: int, seed: int = 0) -> Tensor:
+    """Random pixels, many of them black or white."""
+    drawn = torch.randint(-80, 336, (samples, *shape), generator=torch.Generator().manual_seed(seed))
+    return drawn.clamp(0, 255).to(torch.uint8)
+
+
+class Everything(nn.Module):
+    """Every kind of layer and wire, as `draw` chooses; all layers are made on their first inputs."""
+
+    image_shape = (2, 10, 12)
+
+    def __init__(self, draw) -> None:
+        super().__init__()
+        self.choice, self.made = lambda *values: draw(st.sampled_from(values)), nn.ModuleDict()
+        self.chosen: dict[str, object] = {}
+        self.eval()(torch.zeros(1, *self.image_shape))
+        del self.choice
+
+    def pick(self, name: str, *values):
+        """A choice, made once."""
+        if name not in self.chosen:
+            self.chosen[name] = self.choice(*values)
+        return self.chosen[name]
+
+    def layer(self, name: str, kind, *sizes, **options) -> nn.Module:
+        if name not in self.made:
+            sigma = self.pick("sigma", 0.0, 0.25, 0.3, 1.0)
+            neuron = {} if kind is AnalogEncoder else {"neuron": Neuron(sigma)}
+            self.made[name] = kind(*sizes, weight_standardisation=False, **neuron, **options).eval()
+        return self.made[name]
+
+    def encoded(self, x: Tensor) -> Tensor:
+        kind = self.pick("encoder", LatencyEncoder, AnalogEncoder, SignedEncoder)
+        if kind is LatencyEncoder:
+            if "encoder" not in self.made:
+                self.made["encoder"] = LatencyEncoder()
+            return self.made["encoder"](x)
+        kernel, stride, padding = self.pick("patches", (3, 1, 1), ((2, 3), (1, 2), (0, 1)), (1, 1, 0))
+        mean, std = self.pick("mean", ((0.0, 0.0), (1.0, 1.0)), ((0.48, 0.3), (0.25, 0.4)))
+        return self.layer("encoder", kind, 2, 4, kernel, stride, padding, mean=mean, std=std)(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.encoded(x)
+        geometry = self.pick(
+            "geometry",
+            {"kernel_size": 3, "padding": 1, "groups": 2},
+            {"kernel_size": (2, 3), "stride": (2, 1), "padding": (0, 1)},
+            {"kernel_size": 2, "padding": 2, "dilation": 2},
+            {"kernel_size": (1, 2), "padding": (2, 0), "dilation": (1, 2), "groups": 2},
+        )
+        early = self.layer("conv1", DFTConv2d, spikes.shape[1], 4, **geometry)(spikes)
+        pooled = early
+        for kernel, stride, padding in self.pick("pools", (), ((2, 2, 0),), ((3, 1, 1),), ((2, 1, 1), (3, 2, 1))):
+            pooled = F.max_pool2d(pooled, kernel, stride, padding)
+        skips = self.pick("skip", False, True) and skip_step(early.shape[1:], (6, *pooled.shape[2:])) is not None
+        late = self.layer("conv2", DFTConv2d, 4, 6, 3, padding=1, skip=4 if skips else 0)
+        mixed = late(pooled, skip=early) if skips else late(pooled)
+        if self.pick("joins", False, True):
+            mixed = torch.cat([mixed, pooled], 1)
+        average = 2 if not any(size % 2 for size in mixed.shape[2:]) and self.pick("averages", False, True) else 1
+        mixed = self.layer("conv3", DFTConv2d, mixed.shape[1], 2, 1, average=average)(mixed).flatten(1)
+        full = self.layer("fc", DFTLinear, mixed.shape[1], mixed.shape[1], skip=mixed.shape[1])(mixed, skip=mixed)
+        if self.pick("joins features", False, True):
+            full = torch.cat([full, early.flatten(1)], 1)
+        kind, options = self.pick(
+            "readout",
+            (PotentialReadout, {"at": "start"}),
+            (PotentialReadout, {"at": "end"}),
+            (FirstSpikeReadout, {"threshold": 4.0, "initial_potential": 1.0}),
+        )
+        return self.layer("readout", kind, full.shape[1], 3, **options)(full)
+
+
+BITS = (2, 4, 8, 12)
+NARROW = st.builds(
+    Grid, st.sampled_from((1, 4, 7, 32)), st.sampled_from(BITS), st.booleans(), st.sampled_from((None, 8, 12))
+)
+WIDE = st.fixed_dictionaries({"steps": st.sampled_from((1, 5, 32, 300)), "weight_bits": st.sampled_from((*BITS, None))})
+
+
+def check_everything(data, folder: Path) -> None:
+    network = randomised(Everything(data.draw), data.draw(st.integers(0, 99)), data.draw(st.sampled_from((0.2, 0.6))))
+    grid = data.draw(st.one_of(NARROW, WIDE))
+    if isinstance(grid, Grid):
+        put_on_grid(network, grid)
+        grid = {}
+    elif network.chosen["encoder"] is not LatencyEncoder:
+        grid["weight_bits"] = grid["weight_bits"] or 16
+    assert_equal(network, noise(8, *network.image_shape), folder, **grid)
+
+
+@needs_gcc
+@settings(max_examples=5, deadline=None)
+@given(st.data())
+def test_file_equals_the_simulator(tmp_path_factory, data):
+    check_everything(data, tmp_path_factory.mktemp("c"))
+
+
+@pytest.mark.slow
+@needs_gcc
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_file_equals_the_simulator_in_a_hundred_geometries(tmp_path_factory, data):
+    check_everything(data, tmp_path_factory.mktemp("c"))
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_bundled_network_equals_the_simulator(compiler, tmp_path):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    pixels = load_images("sample", split="test", max_samples=4).images_at(torch.arange(4))
+    assert_equal(load_network("bundled:cnn1-mnist").network, pixels, tmp_path, compiler, steps=32, weight_bits=8)
+
+
+@pytest.mark.slow
+@needs_gcc
+@pytest.mark.parametrize("name", ["cnn1-mnist", "vgg9-cifar10", "cifarnet-cifar10"])
+def test_bundled_networks_equal_the_simulator_on_a_thousand_images(name, tmp_path):
+    network = load_network(f"bundled:{name}").network
+    blurred = F.interpolate(noise(1000, network.image_shape[0], 8, 8).float(), network.image_shape[1:], mode="bilinear")
+    assert_equal(network, blurred.to(torch.uint8), tmp_path, "gcc", ("-O3",), steps=32, weight_bits=8)
+    assert_equal(network, noise(10, *network.image_shape), tmp_path, steps=32, weight_bits=8)
+
+
+@needs_gcc
+def test_program_prints_classes_and_refuses_half_an_image(tmp_path):
+    network, pixels = load_network("bundled:cnn1-mnist").network, noise(3, 1, 28, 28)
+    program = compile_c(to_c(network, about={"Network": "*/ evil() /* é"}), tmp_path, "-Wall", "-Wextra", "-Werror")
+    whole = subprocess.run([program], input=raw_bytes(pixels), capture_output=True)
+    expected = simulate(network, [to_float(pixels)]).predictions
+    assert (whole.returncode, list(map(int, whole.stdout.split()))) == (0, expected.tolist())
+    half = subprocess.run([program], input=raw_bytes(pixels)[:-1], capture_output=True)
+    assert (half.returncode, len(half.stdout.split())) == (1, 2)
+
+
+def test_networks_that_do_not_fit_are_refused():
+    analog = nn.Sequential(AnalogEncoder(1, 2, 3, mean=[0.4]), nn.Flatten(), PotentialReadout(2 * 36, 2))
+    with pytest.raises(ValueError, match=r"weight_bits must let 64 bits hold sums .* got 24 bits and 4096 steps"):
+        to_c(analog, steps=4096, weight_bits=None, image_shape=(1, 8, 8))
+    flat = nn.Sequential(LatencyEncoder(), PotentialReadout(9, 2))
+    with pytest.raises(ValueError, match=r"image_shape must be \(channels, height, width\); got \(9,\)"):
+        to_c(flat, image_shape=(9,))
+
+
+def test_a_missing_compiler_is_told(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(RuntimeError, match="export: a C compiler must be installed as cc; found none"):
+        c_compiler("export")
