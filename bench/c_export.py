@@ -2,7 +2,7 @@
 
     python bench/c_export.py --data-dir MNIST            # CNN1 on MNIST, which comes with the package
 
-The C program is single-threaded and classifies one image at a time; the others take batches, with OMP_NUM_THREADS threads.
+The C program has one thread and classifies an image at a time; the others take batches, with OMP_NUM_THREADS threads.
 """
 
 import dataclasses

@@ -29,8 +29,8 @@ ENGINE = Path(__file__).with_name("engine.c")
 FINE = 2**POTENTIAL_BITS
 PIXELS = torch.arange(256, dtype=torch.uint8).view(-1, 1, 1, 1)
 
-# Binary places of an analog layer's pixels. With 40, rounding moves a spike by some 1e-12 windows.
-MOST_PLACES, ENOUGH_PLACES = 44, 40
+# Binary places of an analog layer's pixels and σ, and how far their rounding may move a spike, in windows.
+MOST_PLACES, LARGEST_SHIFT = 44, 1e-9
 
 
 def to_c(
@@ -49,8 +49,8 @@ def to_c(
     time steps of the output neurons' spikes, and `net_operations` the number of synaptic operations. With -DTTFS_MAIN,
     the file is a program that reads images from standard input and prints a class a line.
 
-    An analog layer sums exactly, the simulator in float64: a spike within about 1e-11 windows of the border between two
-    steps may differ.
+    An analog layer sums exactly, the simulator in float64, so a spike within about 1e-15 windows of the border between
+    two steps may differ; within 1e-9, if pixels or σ need more binary places than 64 bits leave for them.
 
     Args:
         network: network that `network_graph` accepts.
@@ -296,8 +296,9 @@ def _analog_integers(layer: AnalogLayer, settings: SimulationSettings) -> tuple[
     largest = float((double * (reach + start.abs() + 1 / unit)).max())
     places = min(MOST_PLACES, math.floor(math.log2(REGISTER_BOUND / largest)))
     finer = 2.0**places
-    exact = torch.cat([pixels.flatten(), pixels.new_tensor([layer.persistence])]) * finer
-    if places < ENOUGH_PLACES and not torch.equal(exact, exact.round()):
+    exact = torch.cat([pixels.flatten(), pixels.new_tensor([layer.persistence])])
+    off = ((exact * finer).round() / finer - exact).abs().max()
+    if off * (integers.flatten(1).abs().sum(1) * unit).max() > LARGEST_SHIFT:
         raise ValueError(
             "to_c: weight_bits must let 64 bits hold sums of pixels times weights; got "
             f"{settings.weight_bits or 24} bits and {settings.steps} steps. Use fewer weight_bits or steps."

@@ -128,14 +128,14 @@ static void pool(const pool_t *p)
         for (int column = 0; column < p->columns; column++)
             for (int c = 0; c < p->channels; c++) {
                 step_t earliest = STEPS;
-                for (int tap = 0; tap < p->kernel[0] * p->kernel[1]; tap++) {
-                    int y = row * p->stride[0] - p->padding[0] + tap / p->kernel[1];
-                    int x = column * p->stride[1] - p->padding[1] + tap % p->kernel[1];
-                    if (y < 0 || y >= p->height || x < 0 || x >= p->width)
-                        continue;
-                    step_t step = p->from[(y * p->width + x) * p->channels + c];
-                    earliest = step < earliest ? step : earliest;
-                }
+                int top = row * p->stride[0] - p->padding[0], left = column * p->stride[1] - p->padding[1];
+                for (int y = top; y < top + p->kernel[0]; y++)
+                    for (int x = left; x < left + p->kernel[1]; x++) {
+                        if (y < 0 || y >= p->height || x < 0 || x >= p->width)
+                            continue;
+                        step_t step = p->from[(y * p->width + x) * p->channels + c];
+                        earliest = step < earliest ? step : earliest;
+                    }
                 p->to[row * p->by_row + column * p->by_column + c * p->by_channel] = earliest;
             }
 }
@@ -205,20 +205,21 @@ static sum_t saturated(sum_t value)
 /* The window in which the inputs fire: their spikes arrive in time order. */
 static void integrate(const layer_t *l)
 {
-    int places = l->rows * l->columns;
-    for (int i = 0; i < places * l->maps; i++) {
-        potential[i] = (sum_t)l->start[i % l->maps];
+    int places = l->rows * l->columns, neuron = 0;
+    for (int place = 0; place < places; place++)
+        for (int m = 0; m < l->maps; m++, neuron++) {
+            potential[neuron] = (sum_t)l->start[m];
 //if slopes
-        slope[i] = 0;
+            slope[neuron] = 0;
 //end
-    }
+        }
     sort_spikes(l->from, l->height * l->width * l->channels + places * l->delayed);
     for (int step = 0; step < STEPS; step++) {
         for (int i = begins[step]; i < begins[step + 1]; i++)
             deliver(l, order[i], l->saturates ? 0 : STEPS - step);
 //if saturates
         if (l->saturates)
-            for (int i = 0; i < places * l->maps; i++) {
+            for (int i = 0; i < neuron; i++) {
                 slope[i] = saturated(slope[i]);
                 potential[i] = saturated(potential[i] + slope[i]);
             }
@@ -243,10 +244,9 @@ static int64_t drift(const layer_t *l, int neuron)
 static void run(const layer_t *l)
 {
     integrate(l);
-    for (int i = 0; i < l->rows * l->columns * l->maps; i++) {
-        int64_t fall = l->fall[i % l->maps];
-        l->to[i] = first_step(2 * STEPS * fall - potential[i] * FINE, fall + drift(l, i));
-    }
+    for (int place = 0, i = 0; place < l->rows * l->columns; place++)
+        for (int m = 0; m < l->maps; m++, i++)
+            l->to[i] = first_step(2 * STEPS * l->fall[m] - potential[i] * FINE, l->fall[m] + drift(l, i));
 }
 //end
 
