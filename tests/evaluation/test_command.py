@@ -69,17 +69,12 @@ def test_files_have_no_local_paths_and_are_not_overwritten_unasked(trained, outp
     assert command_line("evaluate") == "ttfs evaluate run --data-dir=data"
 
 
-def test_prints_what_it_found_and_sweeps(trained, tmp_path, capsys):
-    flags = ["--no-simulation", "--max-test-samples", 9, "--implementation", "closed_form", "--sweep"]
+def test_prints_what_it_found(trained, tmp_path, capsys):
+    flags = ["--no-simulation", "--max-test-samples", 9, "--implementation", "closed_form"]
     evaluate(trained, *flags, "--output-dir", tmp_path / "out")  # anp_i has no price for a closed form
     shown = capsys.readouterr().out.replace("-", " ")
     assert all(words in shown for words in ("9 images", "activity  ", "synaptic operations", "closed form"))
-    written = tmp_path / "out" / "evaluation.json"
-    rows = json.loads(written.read_text())["sweep"]["rows"]
-    assert [row["energy_pj"] for row in rows] == [None] * 36
-    evaluate(trained, *flags[:-1], "--overwrite", "--output-dir", tmp_path / "out")
-    assert json.loads(written.read_text())["sweep"] is None
-    assert list(written.parent.iterdir()) == [written]
+    assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "evaluation.json"]
 
 
 @pytest.mark.parametrize(
@@ -137,17 +132,14 @@ def test_network_on_a_grid_is_evaluated_and_simulated_on_it(on_grid, tmp_path, c
     assert "grid                     4 time steps a window, 4-bit weights" in capsys.readouterr().out
 
 
-def test_faults_deadlines_and_sweeps_are_found(trained, tmp_path, capsys):
-    flags = ["--spike-jitter", 0.1, "--dead-neurons", 0.3, "--deadlines", "--sweep"]
+def test_faults_and_deadlines_are_measured(trained, tmp_path, capsys):
+    flags = ["--spike-jitter", 0.1, "--dead-neurons", 0.3, "--deadlines"]
     evaluate(trained, *flags, "--chip", "anp_i", "--steps", 8, "--output-dir", tmp_path / "out")
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert found["simulation"]["faults"]["dead_neurons"] == 0.3
     assert len(found["deadlines"]["rows"]) == 20
     assert found["deadlines"]["rows"][-1]["accuracy"] == pytest.approx(found["first_spike_accuracy"])
     assert "on a chip with spike jitter 0.1 windows, 30% of neurons dead" in capsys.readouterr().out
-    (row,) = (row for row in found["sweep"]["rows"] if (row["steps"], row["weight_bits"]) == (8, 8))
-    assert row["accuracy"] == found["simulation"]["accuracy"]
-    assert row["energy_pj"] == found["energy"][0]["energy_pj"]["total"]["nominal"]
 
 
 def test_impossible_analysis_does_not_cost_the_others(trained, tmp_path, capsys, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ttfs_triton.export import to_nir, to_onnx
-from ttfs_triton.hardware import count, counting, simulate, sweep
+from ttfs_triton.hardware import count, counting, simulate
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import DFTConv2d, LatencyEncoder, NetworkError, PotentialReadout, network_graph
 from ttfs_triton.report import spikes_of
@@ -45,7 +45,6 @@ TAKERS = {
     "count": lambda network: count(network, [PIXELS]),
     "counting": counted,
     "simulate": lambda network: simulate(network, [PIXELS]),
-    "sweep": lambda network: sweep(network, [PIXELS]),
     "onnx": partial(to_onnx, image_shape=SHAPE),
     "nir": partial(to_nir, image_shape=SHAPE),
     "save": lambda network: TTFSModel.from_network(network, image_shape=SHAPE),

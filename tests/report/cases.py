@@ -4,7 +4,7 @@ import functools
 
 import torch
 
-from ttfs_triton.hardware import RateCode, RunOptions, compare, count, estimate, simulate, sweep
+from ttfs_triton.hardware import RateCode, RunOptions, compare, count, estimate, simulate
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.report import PageData, Sample, spikes_of
 
@@ -38,6 +38,5 @@ def full_report() -> PageData:
         chip="loihi",
         comparison=compare(counts, "lemaire45:int8", RunOptions(steps=8), rate_codes=[RateCode(16, 0.1)]),
         simulation=simulate(network, batches, steps=8),
-        sweep=sweep(network, batches, steps=(4, 8), weight_bits=(4, None)),
         facts={"torch": "2.13", "command": "evaluate runs/small"},
     )

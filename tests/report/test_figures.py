@@ -9,33 +9,24 @@ from torch import nn
 
 from tests.hardware.energy.energy_cases import convolutional_network
 from tests.report.cases import full_report, small_network
-from ttfs_triton.hardware import Sweep, SweepRow, estimate
+from ttfs_triton.hardware import estimate
 from ttfs_triton.nn import DFTLinear, LatencyEncoder, PotentialReadout
-from ttfs_triton.report import LayerSpikes, draw_sweep, spikes_of
-from ttfs_triton.report.figures import energy_svg, raster_svg, sweep_on
+from ttfs_triton.report import LayerSpikes, render_page, spikes_of
+from ttfs_triton.report.figures import energy_svg, raster_svg
+from ttfs_triton.report.plots import accuracy_lines, legend_below, page_svg
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib")
 
 
-def sweep_of(*rows, samples=9, energy=2.0, chip=None):
-    """A sweep of rows (steps, bits, accuracy)."""
-    made = (SweepRow(steps, bits, share, share, 3.0, 30.0, 5.0, 0.1, energy) for steps, bits, share in rows)
-    return Sweep(samples, tuple(made), chip)
+def test_pages_draw_the_same_twice_and_need_matplotlib(monkeypatch):
+    def draw():
+        return page_svg("name", 1, lambda figure: figure.subplots().set_title("no $x_{$ formula"))
 
-
-def test_pictures_are_written_and_the_same_twice(tmp_path, monkeypatch):
-    def draw(name):
-        return draw_sweep(sweep_of((4, 2, 0.5), chip="no $x_{$ formula"), tmp_path / name)
-
-    first, second = draw("first.svg"), draw("second.svg")
-    assert first.read_text().startswith("<?xml")
-    assert first.read_bytes() == second.read_bytes()
-    assert draw("first.png").read_bytes().startswith(b"\x89PNG")
+    assert draw() == draw()
+    assert "no $x_{$ formula" in draw()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match=r"draw_sweep: matplotlib must be installed; found none.*\[plot\]"):
-        draw("x.svg")
-    with pytest.raises(ValueError, match="draw_sweep: sweep must have accuracies; got none"):
-        draw_sweep(sweep_of((4, 2, None)), tmp_path / "x.svg")
+    with pytest.raises(RuntimeError, match=r"write_page: matplotlib must be installed; found none.*\[plot\]"):
+        render_page(full_report())
 
 
 def test_chips_without_a_published_capacity_have_a_star():
@@ -58,7 +49,8 @@ def test_chips_without_a_published_capacity_have_a_star():
 def test_accuracies_far_apart_are_told_apart(accuracies, scale, labels):
     figure = pytest.importorskip("matplotlib.figure").Figure(layout="constrained")
     axes = figure.subplots()
-    sweep_on(figure, axes, sweep_of(*((8, bits, share) for bits, share in enumerate(accuracies, 2)), samples=10_000))
+    accuracy_lines(axes, {f"{bits}": [(8, share)] for bits, share in enumerate(accuracies)}, 10_000, "steps")
+    legend_below(figure, axes, columns=6)
     figure.canvas.draw()
     low, high = axes.get_ylim()
     shown = [label.get_text() for label in axes.get_yticklabels() if low <= label.get_position()[1] <= high]

@@ -68,9 +68,7 @@ def text(tmp_path_factory):
         ({"sample": None}, {"raster"}),
         ({"energy": (), "chip": None}, {"energy"}),
         ({"comparison": None}, {"comparison"}),
-        ({"sweep": None}, set()),
-        ({"simulation": None}, set()),
-        ({"sweep": None, "simulation": None}, {"steps"}),
+        ({"simulation": None}, {"steps"}),
         ({"facts": {}}, set()),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
@@ -114,7 +112,7 @@ def test_page_is_accessible_and_its_identifiers_are_unique(text):
     assert all(attributes.get("scope") in ("row", "col") for attributes in found.named("th"))
     assert len(found.named("caption")) == len(found.named("table")) > 5
     figures = [attributes for attributes in found.named("div") if attributes.get("role") == "img"]
-    assert len(figures) == len(found.named("svg")) == len(found.named("figure")) == 4
+    assert len(figures) == len(found.named("svg")) == len(found.named("figure")) == 3
     assert all(len(attributes["aria-label"]) > 20 for attributes in figures)
     assert "width=device-width" in found.named("meta")[1]["content"]
     identifiers = [attributes["id"] for _, attributes in found.tags if "id" in attributes]

@@ -35,7 +35,7 @@ TRAINING = {
 # In braces stand fixtures.
 OTHERS = {
     "analog": "ttfs evaluate {vgg11} --chip all --steps 4 --max-test-samples 6 --output-dir {tmp_path}/out",
-    "sweep": "ttfs evaluate {trained} --sweep --max-test-samples 6 --output-dir {tmp_path}/out",
+    "evaluate": "ttfs evaluate {trained} --max-test-samples 6 --output-dir {tmp_path}/out",
     "convert": "ttfs convert {ann} --dataset sample --mean 0.3 --std 0.4 --calibration-images 16 "
     "--output-dir {tmp_path}/converted",
     "onnx": "ttfs export {trained} --format onnx --output {tmp_path}/a.onnx --check --check-images 6",
@@ -46,8 +46,6 @@ OTHERS = {
     "train_step": "bench/train_step.py --device cuda --model cnn1 --width 0.0625 --batch-size 2 --repeats 1 "
     "--dtypes float32 --output {tmp_path}",
     "peers": "bench/peers.py --device cuda --batch-size 2 --width 0.0625 --repeats 1 --steps 2 --output {tmp_path}",
-    "simulation": "bench/simulation.py {trained} --steps 4 --weight-bits 4 --max-test-samples 6 --timed-images 6 "
-    "--output {tmp_path}",
     "energy": "bench/energy.py {trained} --samples 6 --steps 4 --output {tmp_path}",
 }
 

@@ -39,10 +39,9 @@ from ttfs_triton.hardware import (
     load_chip,
     simulate_at,
     simulated_run,
-    sweep,
 )
 from ttfs_triton.hardware.energy.compare import FAIR_CHIP, STEPS
-from ttfs_triton.report import PageData, print_chips, print_comparison, print_estimate, sweep_details
+from ttfs_triton.report import PageData, print_chips, print_comparison, print_estimate
 from ttfs_triton.report.page import headlines
 from ttfs_triton.report.tables import deadline_table
 from ttfs_triton.scoring import EvaluationBatches, evaluate, layer_table
@@ -143,10 +142,6 @@ def _find(
     fair, code = fair_chip(own.counts, chips, own.options), RateCode(options.rate_steps, options.rate)
     beside = others if simulations or grid is not None else None  # None: priced by the counts, a bound
 
-    def price(found: Simulation) -> float | None:
-        total = estimate(found.counts, chips[0], simulated_run(found, priced).options).total
-        return None if total is None else total.nominal
-
     page = PageData(
         title=name,
         network=network_facts(loaded),
@@ -158,12 +153,6 @@ def _find(
         chip=fair.name if "all" in options.chip else chips[0].name,
         comparison=compare(own.counts, fair, own.options, rate_codes=[code], network=name, others=beside),
         simulation=simulations[0] if simulations else None,
-        sweep=attempt(
-            "sweep",
-            options.sweep,
-            lambda: sweep(network, batches, price=price, chip=chips[0].name, **setting),
-            None,
-        ),
         deadlines=attempt(
             "deadlines", options.deadlines, lambda: tuple(deadline_curve(output_spikes(network, batches))), ()
         ),
@@ -178,8 +167,6 @@ def show(found: Found) -> None:
     if page.deadlines:
         rich.print(deadline_table(page.deadlines))
     print("\n".join(_lines(found)))
-    if page.sweep is not None:
-        rich.print(sweep_details(page.sweep))
     assert page.headline_energy is not None, "at least one chip is always priced"
     assert page.comparison is not None, "`_find` always makes one"
     print_estimate(page.headline_energy)

@@ -78,8 +78,6 @@ class EvaluationOptions(FaultOptions, MeasuringOptions):
     """Mean spikes of the rate-coded network, for each neuron and step."""
     simulation: bool = True
     """Simulate the network in integers, as hardware runs it, and price the simulated work of its neurons."""
-    sweep: bool = False
-    """Also simulate at 4 to 128 steps and 2 to 16 bits, in 36 simulations with the same faults."""
 
     # ---- output
     output_dir: Path | None = None

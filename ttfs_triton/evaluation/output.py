@@ -98,7 +98,6 @@ def figures(found: Found, max_test_samples: int | None) -> dict[str, Any]:
         "energy": [each.to_dict() for each in page.energy],
         "comparison": [each.to_dict() for each in page.comparison.estimates] if page.comparison else None,
         "deadlines": {"rows": [asdict(row) for row in page.deadlines]} if page.deadlines else None,
-        "sweep": None if page.sweep is None else page.sweep.to_dict(),
         "about": page.facts,
     }
 

@@ -18,7 +18,6 @@ from ttfs_triton.hardware.energy.models import RateCode, dense_ann, estimate, ra
 from ttfs_triton.hardware.energy.prices import Price, Range
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings, simulated_run
 from ttfs_triton.hardware.simulation.simulator import simulate, simulate_at
-from ttfs_triton.hardware.simulation.sweep import Sweep, SweepRow, sweep
 
 __all__ = [
     "BreakEven",
@@ -38,8 +37,6 @@ __all__ = [
     "RunOptions",
     "Simulation",
     "SimulationSettings",
-    "Sweep",
-    "SweepRow",
     "Term",
     "Verdict",
     "available_chips",
@@ -56,7 +53,6 @@ __all__ = [
     "simulate",
     "simulate_at",
     "simulated_run",
-    "sweep",
     "verdict",
     "zero_skipping_ann",
 ]

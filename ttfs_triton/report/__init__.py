@@ -1,6 +1,6 @@
 """Tables, plots and HTML pages of evaluated networks, for terminals, phones and desktops."""
 
-from ttfs_triton.report.figures import LayerSpikes, draw_sweep, spikes_of
+from ttfs_triton.report.figures import LayerSpikes, spikes_of
 from ttfs_triton.report.page import PageData, Sample, render_page, write_page
 from ttfs_triton.report.tables import (
     chips_table,
@@ -8,7 +8,6 @@ from ttfs_triton.report.tables import (
     print_chips,
     print_comparison,
     print_estimate,
-    sweep_details,
 )
 
 __all__ = [
@@ -17,12 +16,10 @@ __all__ = [
     "Sample",
     "chips_table",
     "comparison_table",
-    "draw_sweep",
     "print_chips",
     "print_comparison",
     "print_estimate",
     "render_page",
     "spikes_of",
-    "sweep_details",
     "write_page",
 ]

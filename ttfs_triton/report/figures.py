@@ -1,16 +1,15 @@
-"""Pictures of one evaluated network: as SVG for a page, or as PNG or SVG files."""
+"""Pictures of one evaluated network, as SVG for a page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.hardware import Counts, Estimate, LayerCounts, Range, Sweep, SweepRow
+from ttfs_triton.hardware import Counts, Estimate, LayerCounts, Range
 from ttfs_triton.nn.graph import Stage
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.trace import evaluating, network_graph
@@ -22,11 +21,9 @@ from ttfs_triton.report.plots import (
     grid,
     legend_below,
     page_svg,
-    to_file,
     value_axis,
 )
 from ttfs_triton.report.tables import capacity_unpublished
-from ttfs_triton.wording import weight_bits_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -186,13 +183,6 @@ def energy_svg(estimates: Sequence[Estimate]) -> str | None:
     return page_svg("energy", 0.8 + 0.3 * len(totals), lambda figure: _chips_on(figure.subplots(), totals))
 
 
-def sweep_svg(sweep: Sweep) -> str | None:
-    """Accuracy against time steps, one line for each number of weight bits; None without accuracies."""
-    if any(row.accuracy is None for row in sweep.rows):
-        return None
-    return page_svg("sweep", 3.4, lambda figure: sweep_on(figure, figure.subplots(), sweep))
-
-
 def lines_svg(
     name: str,
     lines: Mapping[str, Sequence[tuple[float, float]]],
@@ -243,43 +233,3 @@ def _chips_on(axes: Axes, totals: Sequence[tuple[Estimate, Range]]) -> None:
     axes.invert_yaxis()
     value_axis(axes, ends)
     grid(axes, "x")
-
-
-def draw_sweep(sweep: Sweep, path: Path | str) -> Path:
-    """Write a chart of accuracy against time steps, and against energy if known, one line for each number of bits.
-
-    Args:
-        sweep: a sweep with accuracies.
-        path: path of the picture, ending in .png, .svg or another format of matplotlib.
-    Raises:
-        RuntimeError: matplotlib is not installed.
-        ValueError: the sweep ran over samples without labels.
-    """
-    if any(row.accuracy is None for row in sweep.rows):
-        raise ValueError("draw_sweep: sweep must have accuracies; got none. Give labels with the batches.")
-    energies = [row.energy_pj for row in sweep.rows if row.energy_pj is not None]
-    with_energy = len(energies) == len(sweep.rows)
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots(1 + with_energy, 1, squeeze=False)[:, 0]
-        sweep_on(figure, axes[0], sweep)
-        if with_energy:
-            title = "energy of an image" + (f" on {sweep.chip}" if sweep.chip else "")
-            accuracy_lines(axes[1], _sweep_lines(sweep, lambda row: row.energy_pj or 0.0), sweep.samples, title)
-            value_axis(axes[1], energies)
-
-    return to_file("draw_sweep", path, 3.8 * (1 + with_energy), draw)
-
-
-def sweep_on(figure: Figure, axes: Axes, sweep: Sweep) -> None:
-    """Draw accuracy against time steps, with a legend below the axes."""
-    lines = _sweep_lines(sweep, lambda row: row.steps)
-    accuracy_lines(axes, lines, sweep.samples, "time steps of a window", doubling=True)
-    legend_below(figure, axes, columns=6, title="weight bits")
-
-
-def _sweep_lines(sweep: Sweep, across: Callable[[SweepRow], float]) -> dict[str, list[tuple[float, float]]]:
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for row in sweep.rows:
-        lines.setdefault(weight_bits_label(row.weight_bits), []).append((across(row), row.accuracy or 0.0))
-    return lines

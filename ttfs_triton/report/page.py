@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ttfs_triton.atomic import write_text
-from ttfs_triton.hardware import Comparison, Counts, Estimate, Simulation, Sweep
+from ttfs_triton.hardware import Comparison, Counts, Estimate, Simulation
 from ttfs_triton.report import figures, tables
 from ttfs_triton.report.figures import LayerSpikes
 from ttfs_triton.report.frontier_figures import DEADLINES
@@ -89,7 +89,7 @@ class PageData:
         sample: an image for the spike raster.
         energy: one estimate for each chip.
         chip: name of the chip whose energy is a headline figure, one of `energy`; None without energy.
-        comparison, simulation, sweep, deadlines: further analyses.
+        comparison, simulation, deadlines: further analyses.
         facts: how the page was made (versions, device, date, command), in the order shown.
     """
 
@@ -107,7 +107,6 @@ class PageData:
     chip: str | None = None
     comparison: Comparison | None = None
     simulation: Simulation | None = None
-    sweep: Sweep | None = None
     deadlines: tuple[DeadlineRow, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
 

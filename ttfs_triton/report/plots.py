@@ -1,4 +1,4 @@
-"""Matplotlib helpers: picture files, SVG for pages, styles and axes; needs the extra `plot`."""
+"""Matplotlib helpers: SVG for pages, styles and axes; needs the extra `plot`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,11 +20,9 @@ if TYPE_CHECKING:
 Draw = Callable[["Figure"], object]
 
 INK, PAPER = "#223344", "#fefdfc"  # a page replaces them by its own text and background colours
-PAGE_WIDTH, FILE_WIDTH = 5.0, 6.5  # inches; a phone shows a page's figures about 4.5 wide
-# Style of all pictures.
+PAGE_WIDTH = 5.0  # inches; a phone shows a page's figures about 4.5 wide
 STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "ttfs-triton",
-    "font.size": 10,
+    "font.size": 11,
     "text.color": INK,
     "text.parse_math": False,  # a name with a dollar sign is not a formula
     "axes.edgecolor": INK,
@@ -38,11 +35,8 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
-}
-PAGE_STYLE: dict[Any, Any] = STYLE | {
     "svg.fonttype": "none",  # text stays text: small, sharp, in the page's font
     "font.family": "sans-serif",
-    "font.size": 11,
     "savefig.transparent": True,
     "savefig.dpi": 200,
 }
@@ -54,30 +48,17 @@ LINES = tuple(
 ACCURACIES = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999)
 
 
-def to_file(function: str, path: str | Path, height: float, draw: Draw) -> Path:
-    """Write the figure that `draw` draws, as PNG or SVG by `path`; height in inches. Errors name `function`."""
-    require_matplotlib(function)
-    undated = {"metadata": {"Date": None}} if Path(path).suffix == ".svg" else {}
-    _draw(STYLE, (FILE_WIDTH, height), draw, path, dpi=150, **undated)
-    return Path(path)
-
-
 def page_svg(name: str, height: float, draw: Draw) -> str:
     """The figure that `draw` draws, as SVG text for a page; `name` keeps its identifiers unique on the page."""
-    text = io.StringIO()
-    style = {**PAGE_STYLE, "svg.hashsalt": name}
-    _draw(style, (PAGE_WIDTH, height), draw, text, format="svg", metadata={"Date": None})
-    return _for_page(text.getvalue())
-
-
-def _draw(style: dict[Any, Any], size: tuple[float, float], draw: Draw, file: str | Path | IO, **options: Any) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
+    text = io.StringIO()
+    with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
+        figure = Figure(figsize=(PAGE_WIDTH, height), layout="constrained")
         draw(figure)
-        figure.savefig(file, **options)
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return _for_page(text.getvalue())
 
 
 def require_matplotlib(function: str) -> None:
@@ -162,10 +143,10 @@ def value_axis(axes: Axes, values: Sequence[float], wording: Callable[[float], s
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int, title: str | None = None) -> None:
+def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
     """Add a legend below the axes, where it covers no data."""
     options: dict[str, Any] = {"loc": "outside lower left", "alignment": "left", "frameon": False, "fontsize": 9}
-    figure.legend(*axes.get_legend_handles_labels(), ncols=columns, title=title, **options)
+    figure.legend(*axes.get_legend_handles_labels(), ncols=columns, **options)
 
 
 def grid(axes: Axes, axis: Literal["x", "y"]) -> None:

@@ -1,4 +1,4 @@
-"""Tables of counts, sweeps and energies for page, card and terminal."""
+"""Tables of counts and energies for page, card and terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import pairwise
 from rich.console import Console
 from rich.text import Text
 
-from ttfs_triton.hardware import Chip, Comparison, Counts, Estimate, Sweep, SweepRow, Term
+from ttfs_triton.hardware import Chip, Comparison, Counts, Estimate, Term
 from ttfs_triton.hardware.energy.estimate import TermKind
 from ttfs_triton.hardware.energy.prices import weakest
 from ttfs_triton.scoring.deadline import DeadlineRow
@@ -21,8 +21,6 @@ from ttfs_triton.wording import (
     number,
     percent,
     ratio,
-    small_percent,
-    weight_bits_label,
 )
 
 
@@ -38,34 +36,6 @@ def operations_table(counts: Counts) -> Table:
         rows.append((name, Cell.of(share), *(number(found[key] / counts.samples) for key in keys)))
     titles = {"synaptic_operations": "synaptic operations", "analog_macs": "MACs", "dense_macs": "dense MACs"}
     return Table("Operations of an image", ("layer", "of dense", *(titles[key] for key in keys)), tuple(rows))
-
-
-def sweep_table(sweep: Sweep) -> Table:
-    """Table of a sweep's accuracies, one row for each number of steps, one column for each number of bits."""
-    found = {(row.steps, row.weight_bits): percent(row.accuracy) for row in sweep.rows}
-    steps, bits = (list(dict.fromkeys(values)) for values in zip(*sorted(found, key=lambda key: key[0]), strict=True))
-    headers = ("steps", *(f"{each} bits" if each is not None else "float" for each in bits))
-    rows = tuple((str(each), *(found.get((each, other), "–") for other in bits)) for each in steps)
-    return Table(f"Accuracy over {number(sweep.samples)} images, by time steps and weight bits", headers, rows)
-
-
-def sweep_details(sweep: Sweep) -> Table:
-    """Table of all figures of a sweep."""
-    caption = f"All figures over {number(sweep.samples)} images; spikes and synops of one image"
-    columns: dict[str, Callable[[SweepRow], str]] = {
-        "bits": lambda row: weight_bits_label(row.weight_bits),
-        "steps": lambda row: str(row.steps),
-        "accuracy": lambda row: percent(row.accuracy),
-        "by first spike": lambda row: percent(row.first_spike_accuracy),
-        "ties": lambda row: small_percent(row.ties),
-        "spikes": lambda row: number(row.spikes),
-        "synops": lambda row: number(row.synaptic_operations),
-        "latency, steps": lambda row: f"{row.latency_steps:,.1f}",
-    }
-    if any(row.energy_pj is not None for row in sweep.rows):
-        columns["energy"] = lambda row: energy(row.energy_pj)
-        caption += f", energy on {sweep.chip}" if sweep.chip else ""
-    return Table.of(caption, sweep.rows, columns)
 
 
 def deadline_table(rows: Sequence[DeadlineRow]) -> Table:

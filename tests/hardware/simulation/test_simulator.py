@@ -1,4 +1,4 @@
-"""Simulations against loops over steps and synapses, against hands, and against the closed form; sweeps of them."""
+"""Simulations against loops over steps and synapses, against hands, and against the closed form."""
 
 import dataclasses
 import math
@@ -22,7 +22,6 @@ from tests.hardware.simulation.networks import (
 from tests.nn.common import activations, randomised
 from ttfs_triton.hardware.counts.counter import count
 from ttfs_triton.hardware.simulation.simulator import simulate
-from ttfs_triton.hardware.simulation.sweep import sweep
 from ttfs_triton.nn import (
     AnalogEncoder,
     DFTConv2d,
@@ -30,7 +29,6 @@ from ttfs_triton.nn import (
     Faults,
     FirstSpikeReadout,
     Grid,
-    LatencyEncoder,
     NetworkConfig,
     Neuron,
     PotentialReadout,
@@ -311,47 +309,3 @@ def test_simulate_rejects_batches():
     for batches in ([(images, labels), images], [images, (images, labels)]):
         with pytest.raises(ValueError, match="simulate: batches must all have labels, or none; got both"):
             simulate(small_network(0), batches)
-
-
-# ---- sweeps
-
-
-IMAGES, LABELS = torch.rand(20, 6, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
-BATCHES = [(IMAGES[:12], LABELS[:12]), (IMAGES[12:], LABELS[12:])]
-PAIRS = [(bits, steps) for bits in (2, 8, None) for steps in (4, 8)]
-
-
-def sweep_network():
-    return randomised(nn.Sequential(LatencyEncoder(), DFTLinear(6, 9), PotentialReadout(9, 3)), 0)
-
-
-def small_sweep(batches=BATCHES, steps=(4, 8), weight_bits=(2, 8, None), **options):
-    return sweep(sweep_network(), batches, steps=steps, weight_bits=weight_bits, **options)
-
-
-@pytest.mark.parametrize("per_channel", [True, False])
-def test_rows_are_those_of_single_simulations(per_channel):
-    found = small_sweep(per_channel=per_channel, price=lambda seen: seen.activity[0].compares + seen.settings.steps)
-    assert found.samples == 20
-    assert [(row.weight_bits, row.steps) for row in found.rows] == PAIRS
-    for row in found.rows:
-        one = simulate(sweep_network(), BATCHES, steps=row.steps, weight_bits=row.weight_bits, per_channel=per_channel)
-        hidden, readout = one.counts.layers
-        assert (row.accuracy, row.first_spike_accuracy) == (one.accuracy, one.first_spike_accuracy)
-        assert (row.spikes, row.ties, row.latency_steps) == (hidden.spikes / 20, one.ties / 20, one.mean_latency_steps)
-        assert row.synaptic_operations == (hidden.synaptic_operations + readout.synaptic_operations) / 20
-        assert row.energy_pj == one.activity[0].compares + row.steps
-    without = small_sweep(batches=[IMAGES])  # no labels, no price
-    assert all(row.accuracy is row.energy_pj is None for row in without.rows)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"steps": ()}, "sweep: steps and weight_bits must not be empty; got nothing"),
-        ({"batches": iter(BATCHES)}, "simulate: batches must not be empty; got none. A generator gives"),
-    ],
-)
-def test_sweep_rejects(options, message):
-    with pytest.raises(ValueError, match=message):
-        small_sweep(**options)
