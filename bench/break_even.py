@@ -106,8 +106,6 @@ def network_row(tested: Tested, found: Simulation, chip: Chip, ann: float) -> be
     packed = replace(chip, memory=replace(chip.memory, packed=True))
     reads = sum(term.energy.nominal for term in dense.terms if term.name in READS and term.energy is not None)
     rest = mine - (theirs - reads)
-    closed = estimate(counts, chip, implementation="closed_form", steps=None)
-    is_priced = not any(term.kind in ("compute", "memory") for term in closed.unpriced)
     share = break_even_firing_share(counts, chip, run, measure="memory_included").value  # at these spike times
     skipping = zero_skipping_ann(counts, chip, options=run)
     packed_ann = dense_ann(counts, packed, options=run)
@@ -133,7 +131,6 @@ def network_row(tested: Tested, found: Simulation, chip: Chip, ann: float) -> be
         "ratio_narrow_ann": round(mine / memory_included(narrow), 4),
         "ratio_zero_skipping": round(mine / memory_included(skipping), 4),
         "ratio_packed": round(memory_included(estimate(counts, packed, run)) / memory_included(packed_ann), 4),
-        "ratio_closed_form": round(memory_included(closed) / theirs, 4) if is_priced else "",
         "reuse_at_par": rounded(reads / rest) if rest > 0 else "",
     }
 

@@ -12,7 +12,7 @@ from ttfs_triton.evaluation import command
 from ttfs_triton.evaluation.command import main
 from ttfs_triton.evaluation.options import EvaluationOptions
 from ttfs_triton.evaluation.output import command_line
-from ttfs_triton.hardware import RunOptions, available_chips, dense_ann, estimate
+from ttfs_triton.hardware import available_chips, dense_ann, estimate
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import Grid
 
@@ -70,10 +70,10 @@ def test_files_have_no_local_paths_and_are_not_overwritten_unasked(trained, outp
 
 
 def test_prints_what_it_found(trained, tmp_path, capsys):
-    flags = ["--no-simulation", "--max-test-samples", 9, "--implementation", "closed_form"]
-    evaluate(trained, *flags, "--output-dir", tmp_path / "out")  # anp_i has no price for a closed form
+    flags = ["--no-simulation", "--max-test-samples", 9]
+    evaluate(trained, *flags, "--output-dir", tmp_path / "out")
     shown = capsys.readouterr().out.replace("-", " ")
-    assert all(words in shown for words in ("9 images", "activity  ", "synaptic operations", "closed form"))
+    assert all(words in shown for words in ("9 images", "activity  ", "synaptic operations", "clock driven"))
     assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "evaluation.json"]
 
 
@@ -104,8 +104,7 @@ def test_bad_options_are_refused_before_the_network_runs(trained, flags, message
 
 def test_what_would_make_a_figure_known_is_a_flag():
     counts, chips = convolutional_network(), available_chips()
-    options = (RunOptions(steps=4), RunOptions(implementation="closed_form"))
-    found = [estimate(counts, chip, each) for chip in chips for each in options]
+    found = [estimate(counts, chip, steps=4) for chip in chips]
     found += [dense_ann(counts, chip) for chip in chips]
     notes = " ".join(term.note for each in found for term in each.terms)
     remedies = set(re.findall(r"give (\w+)", notes))

@@ -224,7 +224,6 @@ def _counted(name: str, network: Module, images: Tensor) -> Values:
         for key in COUNTED:
             yield f"{name}/{layer.name}/{key}", getattr(layer, key)
     energies = {chip: estimate(counts, chip, steps=16, gating=False) for chip in CHIPS}
-    energies["closed form"] = estimate(counts, CHIPS[1], implementation="closed_form")
     energies["dense ANN"] = dense_ann(counts, CHIPS[1])
     for case, energy in energies.items():
         assert energy.total is not None

@@ -4,7 +4,7 @@ import functools
 
 import torch
 
-from ttfs_triton.hardware import RateCode, RunOptions, compare, count, estimate, simulate
+from ttfs_triton.hardware import RunOptions, compare, count, estimate, simulate
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.report import PageData, Sample, spikes_of
 
@@ -36,7 +36,7 @@ def full_report() -> PageData:
         sample=Sample(images[0], spikes_of(network, images[0]), "cat", "dog", ("cat", "dog", "cow")),
         energy=tuple(estimate(counts, chip, steps=8) for chip in chips),
         chip="loihi",
-        comparison=compare(counts, "lemaire45:int8", RunOptions(steps=8), rate_codes=[RateCode(16, 0.1)]),
+        comparison=compare(counts, "lemaire45:int8", RunOptions(steps=8)),
         simulation=simulate(network, batches, steps=8),
         facts={"torch": "2.13", "command": "evaluate runs/small"},
     )

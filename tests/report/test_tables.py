@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from tests.hardware.energy.energy_cases import convolutional_network
-from ttfs_triton.hardware import RateCode, RunOptions, compare, estimate
+from ttfs_triton.hardware import RunOptions, compare, estimate
 from ttfs_triton.report import chips_table, comparison_table, print_chips, print_comparison, print_estimate
 from ttfs_triton.report.frontier_page import cheapest_table
 from ttfs_triton.report.frontier_table import FREE, FrontierRow
@@ -32,8 +32,7 @@ def test_estimate_shows_sums_assumptions_and_what_has_no_price():
 
 
 def test_comparison_shows_compute_and_memory_side_by_side():
-    codes = [RateCode(8, 0.1), RateCode(16, 0.1)]
-    comparison = compare(convolutional_network(), "lemaire45:int8", RunOptions(steps=8), rate_codes=codes)
+    comparison = compare(convolutional_network(), "lemaire45:int8", RunOptions(steps=8))
     assert {found.chip.name for found in comparison.estimates} == {"lemaire45:int8"}  # all at one precision
     text = printed(print_comparison, comparison)
     for word in (
@@ -41,8 +40,6 @@ def test_comparison_shows_compute_and_memory_side_by_side():
         "memory included",
         "dense ANN",
         "zero-skipping ANN",
-        "rate-coded, T = 8, 0.1",
-        "rate-coded, T = 16, 0.1",
         "share",
     ):
         assert word in text

@@ -27,7 +27,6 @@ from ttfs_triton.evaluation.output import (
 )
 from ttfs_triton.hardware import (
     Chip,
-    RateCode,
     Run,
     RunOptions,
     Simulation,
@@ -121,10 +120,10 @@ def _find(
     title = f"{data.name}, {data.split}: {evaluation.images:,} images, {evaluation.accuracy:.2%} right"
     rich.print(layer_table(evaluation.layers, title))
     counts, grid = counter.counts(), network.graph.grid
-    clocked, steps = options.implementation == "clock_driven", options.steps
+    steps = options.steps
     if steps == "network":
         steps = 32 if grid is None else grid.time_steps
-    wanted = [steps, *(STEPS if clocked and grid is None else ())]
+    wanted = [steps, *(STEPS if grid is None else ())]
     setting = {"gating": options.gating, "faults": options.faults, "seed": options.fault_seed}
     simulations = attempt(
         "simulation",
@@ -132,14 +131,10 @@ def _find(
         lambda: simulate_at(network, batches, wanted, weight_bits=options.weight_bits, **setting),
         list[Simulation](),
     )
-    same = ("implementation", "step_us", "latency_us", "clock_mhz", "hops_per_spike")
-    priced = RunOptions(
-        steps=steps if clocked else None,
-        gating=options.gating and clocked,
-        **{name: getattr(options, name) for name in same},
-    )
+    same = ("gating", "step_us", "latency_us", "clock_mhz", "hops_per_spike")
+    priced = RunOptions(steps, **{name: getattr(options, name) for name in same})
     own, *others = [simulated_run(each, priced) for each in simulations] or [Run(counts, priced)]
-    fair, code = fair_chip(own.counts, chips, own.options), RateCode(options.rate_steps, options.rate)
+    fair = fair_chip(own.counts, chips, own.options)
     beside = others if simulations or grid is not None else None  # None: priced by the counts, a bound
 
     page = PageData(
@@ -151,7 +146,7 @@ def _find(
         sample=attempt("sample", options.report is not None, lambda: sample_of(loaded, data, options.sample), None),
         energy=tuple(estimate(own.counts, chip, own.options, network=name) for chip in chips),
         chip=fair.name if "all" in options.chip else chips[0].name,
-        comparison=compare(own.counts, fair, own.options, rate_codes=[code], network=name, others=beside),
+        comparison=compare(own.counts, fair, own.options, network=name, others=beside),
         simulation=simulations[0] if simulations else None,
         deadlines=attempt(
             "deadlines", options.deadlines, lambda: tuple(deadline_curve(output_spikes(network, batches))), ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from pydantic import Field
@@ -54,7 +54,7 @@ class EvaluationOptions(FaultOptions, MeasuringOptions):
     # ---- hardware
     chip: tuple[str, ...] = Field(("anp_i", "lemaire45:int8"), min_length=1)
     """Chips to price the counts on: names of presets, your own TOML files, or "all". The first is shown in detail.
-    ANNs and rate codes are compared on the first chip that prices an ANN's multiplications and memory, or else on
+    ANNs are compared on the first chip that prices an ANN's multiplications and memory, or else on
     lemaire45:int8; with "all", the chip of the comparison is shown in detail."""
     steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | Own = "network"
     """Time steps a window, in simulation and energy. network: the steps of the network's grid, or 32 without a grid."""
@@ -70,12 +70,6 @@ class EvaluationOptions(FaultOptions, MeasuringOptions):
     """Bits of a weight in the simulation; None does not round. network: the bits of the network's grid, or 8."""
     gating: bool = True
     """Neurons rest before their first input spike and after their own spike."""
-    implementation: Literal["clock_driven", "closed_form"] = "clock_driven"
-    """Price of neurons. clock_driven: an addition a step. closed_form: a multiply-accumulate a spike, a division."""
-    rate_steps: int = Field(8, ge=1)
-    """Time steps of the rate-coded network in the comparison."""
-    rate: float = Field(0.1, gt=0, le=1)
-    """Mean spikes of the rate-coded network, for each neuron and step."""
     simulation: bool = True
     """Simulate the network in integers, as hardware runs it, and price the simulated work of its neurons."""
 

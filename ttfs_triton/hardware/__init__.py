@@ -8,13 +8,12 @@ from ttfs_triton.hardware.energy.compare import (
     Comparison,
     Verdict,
     break_even_firing_share,
-    break_even_rate,
     compare,
     fair_chip,
     verdict,
 )
 from ttfs_triton.hardware.energy.estimate import Estimate, Run, RunOptions, Term
-from ttfs_triton.hardware.energy.models import RateCode, dense_ann, estimate, rate_coded, zero_skipping_ann
+from ttfs_triton.hardware.energy.models import dense_ann, estimate, zero_skipping_ann
 from ttfs_triton.hardware.energy.prices import Price, Range
 from ttfs_triton.hardware.simulation.simulation import Simulation, SimulationSettings, simulated_run
 from ttfs_triton.hardware.simulation.simulator import simulate, simulate_at
@@ -32,7 +31,6 @@ __all__ = [
     "Memory",
     "Price",
     "Range",
-    "RateCode",
     "Run",
     "RunOptions",
     "Simulation",
@@ -41,7 +39,6 @@ __all__ = [
     "Verdict",
     "available_chips",
     "break_even_firing_share",
-    "break_even_rate",
     "compare",
     "count",
     "counting",
@@ -49,7 +46,6 @@ __all__ = [
     "estimate",
     "fair_chip",
     "load_chip",
-    "rate_coded",
     "simulate",
     "simulate_at",
     "simulated_run",

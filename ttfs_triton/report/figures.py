@@ -216,7 +216,6 @@ def lines_svg(
 
 def _chips_on(axes: Axes, totals: Sequence[tuple[Estimate, Range]]) -> None:
     """Draw each total in a row: range, nominal value (open if terms are missing), * if capacity is unpublished."""
-    several = len({found.implementation for found, _ in totals}) > 1
     ends, names, colour = list[float](), list[str](), COLOURS[4]
     for row, (found, total) in enumerate(totals):
         low = max(total.low, total.nominal * 1e-6)
@@ -225,8 +224,7 @@ def _chips_on(axes: Axes, totals: Sequence[tuple[Estimate, Range]]) -> None:
             axes.plot([low, total.high], [row, row], color=colour, linewidth=4, alpha=0.5)
         fill = PAPER if found.unpriced else colour
         axes.plot([total.nominal], [row], "o", color=colour, markersize=7, markerfacecolor=fill)
-        name = found.chip.name + (f", {found.implementation}" if several else "")
-        names.append(f"{name} *" if capacity_unpublished(found.chip) else name)
+        names.append(f"{found.chip.name} *" if capacity_unpublished(found.chip) else found.chip.name)
     note = " (* capacity not published)" if any(name.endswith(" *") for name in names) else ""
     axes.set(xlabel=f"energy of an image{note}")
     axes.set_yticks(range(len(names)), names)

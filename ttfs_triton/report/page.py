@@ -205,7 +205,7 @@ def _energy_headline(found: Estimate, *, bound: bool) -> tuple[str, str, str]:
         return title, "–", f"{found.chip.name} has no price"
     shown = total if found.memory_included is None else found.memory_included
     notes = [found.chip.name + (", memory included" if found.memory_included else ", without memory: no price")]
-    if bound and found.implementation == "clock-driven":
+    if bound:
         notes.append("an upper bound: not simulated")
     if found.compute_only:
         notes.append(f"{energy(found.compute_only.nominal)} by arithmetic alone")

@@ -119,9 +119,9 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def break_even(comparison: Comparison) -> list[str]:
-    """The verdict against the dense ANN and the break-even points, in sentences."""
-    points = (comparison.firing_share, *comparison.rates.values())
-    return [*comparison.verdict.sentences(), *(f"{point.text[:1].upper()}{point.text[1:]}." for point in points)]
+    """The verdict against the dense ANN and the break-even point, in sentences."""
+    text = comparison.firing_share.text
+    return [*comparison.verdict.sentences(), f"{text[:1].upper()}{text[1:]}."]
 
 
 def layers_table(found: Estimate) -> Table:
@@ -189,7 +189,7 @@ def print_estimate(found: Estimate, console: Console | None = None) -> None:
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Print a comparison: the table, the break-even points, assumptions and warnings."""
+    """Print a comparison: the table, the break-even point, assumptions and warnings."""
     _print(console, break_even(comparison) + small_print(*comparison.estimates), comparison_table(comparison))
 
 

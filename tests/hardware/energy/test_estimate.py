@@ -50,41 +50,20 @@ def test_clock_driven_counts_of_a_dense_network():
     assert ends == pytest.approx([0.9 * (20 + 64 + 36 + 3 + 16)] * 3)
 
 
-def test_closed_form_multiplies_and_divides():
-    report = estimate(dense_network(), "horowitz45:fp32", implementation="closed_form")
-    assert counted(report, "fc1") == {
-        "synaptic operations, Σ w·x": 20,
-        "synaptic operations, Σ w": 20,
-        "divisions": 4,
-        "threshold comparisons": 8,
-        "weight reads": 24,
-        "state reads": 40 + 8,
-        "state writes": 40 + 8,
-    }
-    assert counted(report, "readout")["synaptic operations, Σ w·x"] == 3
-    assert "divisions" not in counted(report, "readout")
-    assert report.compute_only.nominal == pytest.approx(20 * (4.6 + 0.9) + 4 * 26.3 + 8 * 0.9 + 3 * 4.6)
-    assert "multiplications and divisions, not accumulates only" in report.assumptions[0]
-
-
 def test_persistence_of_the_slope_decides_what_is_computed():
     still, halved = (of_neuron(dense_network(), sigma) for sigma in (0.0, 0.5))
     found = counted(estimate(still, "horowitz45:int8", steps=8, gating=False), "fc1")
     assert (found["neuron additions"], found["threshold comparisons"]) == (32, 36)  # none while firing
     assert counted(estimate(halved, "horowitz45:int8", steps=8), "fc1")["slope persistence"] == 4
-    closed = estimate(still, "horowitz45:fp32", implementation="closed_form")
-    prices = {term.price_name for term in closed.terms if term.layer == "fc1" and term.kind == "compute"}
-    assert prices == {"multiply_accumulate", "compare"}
 
 
-@pytest.mark.parametrize("implementation", ["clock_driven", "closed_form"])
-def test_analog_layer_is_multiply_accumulates(implementation):
-    report = estimate(convolutional_network(), "horowitz45:fp32", steps=4, implementation=implementation)
+def test_analog_layer_is_multiply_accumulates():
+    report = estimate(convolutional_network(), "horowitz45:fp32", steps=4)
     assert counted(report, "conv1")["multiply-accumulates"] == 1936
     assert "neuron additions" not in counted(report, "conv1")
     counts = convolutional_network()
     many = dataclasses.replace(counts, layers=(dataclasses.replace(counts.layers[0], neurons=4096), *counts.layers[1:]))
-    terms = estimate(many, "lemaire45:int8", steps=4, implementation=implementation).terms
+    terms = estimate(many, "lemaire45:int8", steps=4).terms
     accesses = [term for term in terms if term.layer == "conv1" and term.name in ("state reads", "output writes")]
     sizes = {term.price.value for term in accesses}
     assert len(sizes) == 1  # of one memory, which holds a potential for each neuron
@@ -189,7 +168,7 @@ def test_static_power_is_charged_over_the_latency():
     odin = estimate(dense_network(), "odin", steps=4, step_us=2, clock_mhz=10).by_term()
     assert odin["leakage"].nominal == pytest.approx(27.3 * 16)
     assert odin["idle power"].nominal == pytest.approx(1.78 * 10 * 16)
-    given = estimate(dense_network(), "odin", implementation="closed_form", latency_us=3)
+    given = estimate(dense_network(), "odin", steps=4, latency_us=3)
     assert given.of_kind("static").nominal == pytest.approx(3 * (27.3 + 1.78 * 75))
     odin = load_chip("odin")
     without = dataclasses.replace(odin, prices={key: p for key, p in odin.prices.items() if key != "clock"})
@@ -260,15 +239,11 @@ def test_options_are_taken_by_name_too():
     st.integers(1, 64),
     st.booleans(),
     st.sampled_from([0.0, 0.25, 1.0]),
-    st.sampled_from(["clock_driven", "closed_form"]),
 )
-def test_total_is_the_sum_of_terms_in_order(chip, steps, gating, persistence, implementation):
-    options = RunOptions(steps, implementation, gating, step_us=1.0)
+def test_total_is_the_sum_of_terms_in_order(chip, steps, gating, persistence):
+    options = RunOptions(steps, gating, step_us=1.0)
     report = estimate(of_neuron(convolutional_network(), persistence), chip, options)
     energies = [term.energy for term in report.terms if term.energy is not None]
-    if not energies:  # a closed form on a chip that prices synaptic operations only, and no static power
-        assert report.total is None
-        return
     assert report.total.nominal == pytest.approx(sum(energy.nominal for energy in energies))
     assert all(energy.low <= energy.nominal <= energy.high for energy in (*energies, report.total))
     for parts in (report.by_layer(), report.by_term()):
@@ -290,9 +265,8 @@ def test_counts_are_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, 'steps of a window must be given for implementation="clock_driven"; got None'),
+        ({}, "steps\n.*[Mm]issing"),
         ({"steps": 0}, "steps\n.*greater than or equal to 1"),
-        ({"steps": 4, "implementation": "analog"}, "implementation\n.*'clock_driven' or 'closed_form'"),
         ({"steps": 4, "step_us": float("inf")}, "step_us\n.*finite number"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Energy of a network on a chip, as counts times prices, beside the energy of equivalent ANNs and rate codes."""
+"""Energy of a network on a chip, as counts times prices, beside the energy of equivalent ANNs."""

@@ -35,7 +35,6 @@ PRICES: dict[str, tuple[str, str]] = {
     "accumulate": ("energy", "one addition"),
     "multiply_accumulate": ("energy", "one multiplication and one addition"),
     "compare": ("energy", "one comparison"),
-    "divide": ("energy", "one division"),
     "synop": ("energy", "one synaptic operation: a spike meets a synapse"),
     "synop_conv": ("energy", "one synaptic operation of a convolution, if its price differs"),
     "neuron_update": ("energy", "one time step of a neuron that is awake"),

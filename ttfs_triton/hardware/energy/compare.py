@@ -1,8 +1,8 @@
-"""Energy of a spiking network beside ANNs and rate codes on the same chip, at the same prices and precision."""
+"""Energy of a spiking network beside ANNs on the same chip, at the same prices and precision."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from ttfs_triton.hardware.counts.counts import Counts
 from ttfs_triton.hardware.energy.chip import Chip, as_chip, load_chip
 from ttfs_triton.hardware.energy.estimate import Estimate, Run, RunOptions, TermKind
-from ttfs_triton.hardware.energy.models import RateCode, dense_ann, estimate, rate_coded, zero_skipping_ann
+from ttfs_triton.hardware.energy.models import dense_ann, estimate, zero_skipping_ann
 from ttfs_triton.wording import energy, ratio
 
 Measure = Literal["compute_only", "memory_included", "total"]
@@ -29,10 +29,10 @@ FAIR_CHIP = "lemaire45:int8"
 
 
 class BreakEven(NamedTuple):
-    """The firing share or spike rate at which two ways of computing cost the same, at nominal prices.
+    """The firing share at which a network costs as much as its dense ANN, at nominal prices.
 
     Attributes:
-        value: mean firing share or spike rate; may exceed 1. None if the costs are equal at no value.
+        value: mean firing share; may exceed 1. None if the costs are equal at none.
         text: the break-even point in words.
     """
 
@@ -43,70 +43,34 @@ class BreakEven(NamedTuple):
 def break_even_firing_share(
     counts: Counts, chip: Chip | str | Path, options: RunOptions, *, measure: Measure = "total"
 ) -> BreakEven:
-    """Share of hidden neurons that may fire before the network costs as much as its dense ANN.
+    """Share of hidden neurons that may fire before the network costs as much as its dense ANN, at nominal prices.
 
     The spikes of all hidden layers are scaled by one factor, at the same spike times; the first layer's inputs stay.
+    Static power that one of the two lacks, because its latency is not known, counts in neither.
 
     Args:
         counts, chip, options: as in `estimate`; `options.activity` is ignored, because it holds for other spikes.
         measure: which sum of an estimate is compared.
     """
-    chip, options = as_chip(chip), replace(options, activity=None)
+    chip, options, none = as_chip(chip), replace(options, activity=None), "no break-even firing share"
     if not counts.sparsity > 0:
-        return BreakEven(None, "no break-even firing share: no hidden neuron fires")
-    factor = _crossing(
-        lambda factor: estimate(counts.firing_more(factor), chip, options),
-        dense_ann(counts, chip, options=options),
-        measure,
-        (chip.name, "the dense ANN", "the network without a spike"),
-    )
-    if isinstance(factor, str):
-        return BreakEven(None, f"no break-even firing share: {factor}")
-    share = factor * counts.sparsity
-    beyond = "at any firing share" if share > 1 else f"below a firing share of {share:.1%} (now {counts.sparsity:.1%})"
-    return BreakEven(share, f"{MEASURES[measure]}, it costs less than the dense ANN {beyond}")
-
-
-def break_even_rate(counts: Counts, chip: Chip | str | Path, options: RunOptions, *, rate_steps: int) -> BreakEven:
-    """Spikes a neuron and step at which a rate-coded network of `rate_steps` steps costs as much as this network.
-
-    Args:
-        counts, chip, options: as in `estimate`; prices and bit widths also hold for the rate-coded network.
-        rate_steps: T, time steps of the rate-coded network.
-    """
-    chip = as_chip(chip)
-    rate = _crossing(
-        lambda rate: rate_coded(counts, chip, RateCode(rate_steps, rate), options=options),
-        estimate(counts, chip, options),
-        "total",
-        (chip.name, "this network", f"T = {rate_steps} without a spike"),
-    )
-    if isinstance(rate, str):
-        return BreakEven(None, f"no break-even rate: {rate}")
-    return BreakEven(rate, f"cheaper than rate coding with T = {rate_steps} above {rate:.3g} spikes a neuron and step")
-
-
-def _crossing(
-    line: Callable[[float], Estimate], target: Estimate, measure: Measure, names: tuple[str, str, str]
-) -> float | str:
-    """Point at which the energy of a straight line of estimates reaches the target's, or in words why it does not.
-
-    Static power that one of the estimates lacks, because its latency is not known, counts in none of them.
-
-    Args:
-        line: the estimate at a point; its energy is computed at 0 and 1.
-        names: names of the chip, of the target, and of the line at 0.
-    """
-    chip, other, fixed = names
-    found = (target, line(0.0), line(1.0))
+        return BreakEven(None, f"{none}: no hidden neuron fires")
+    silent, now = (estimate(counts.firing_more(factor), chip, options) for factor in (0.0, 1.0))
+    found = (dense_ann(counts, chip, options=options), silent, now)
     static = {term.name for each in found for term in each.unpriced if term.kind == "static"}
     known = (replace(each, terms=tuple(term for term in each.terms if term.name not in static)) for each in found)
-    goal, start, end = (_nominal(each, measure, "compute") for each in known)
-    if goal is None or start is None or end is None:
-        return f"{chip} has no price for {other if goal is None else 'spikes and neurons'}"
-    if goal < start:
-        return f"{fixed} costs {energy(start)}, more than {other} at {energy(goal)}"
-    return (goal - start) / (end - start) if end > start else f"spikes cost nothing on {chip}"
+    dense, start, end = (_nominal(each, measure, "compute") for each in known)
+    if dense is None or start is None or end is None:
+        what = "the dense ANN" if dense is None else "spikes and neurons"
+        return BreakEven(None, f"{none}: {chip.name} has no price for {what}")
+    if dense < start:
+        costs = f"the network without a spike costs {energy(start)}, more than the dense ANN at {energy(dense)}"
+        return BreakEven(None, f"{none}: {costs}")
+    if end <= start:
+        return BreakEven(None, f"{none}: spikes cost nothing on {chip.name}")
+    share = (dense - start) / (end - start) * counts.sparsity
+    beyond = "at any firing share" if share > 1 else f"below a firing share of {share:.1%} (now {counts.sparsity:.1%})"
+    return BreakEven(share, f"{MEASURES[measure]}, it costs less than the dense ANN {beyond}")
 
 
 def _nominal(found: Estimate, measure: Measure, *needed: TermKind) -> float | None:
@@ -121,9 +85,8 @@ class Verdict:
 
     Attributes:
         chip: the chip's name.
-        steps: time steps a window; empty for a closed form, which has no steps.
-        with_memory, arithmetic: ratio at each of `steps`, or the only ratio of a closed form; empty if the chip has no
-            price for it or no separate one.
+        steps: time steps a window.
+        with_memory, arithmetic: ratio at each of `steps`; empty if the chip has no price for it or no separate one.
         asked: index in `steps` of the steps that the user asked for.
         missing: the network's operations without a price on the chip; the true ratios are higher.
         bound: whether ratios are upper bounds, because the network was not simulated.
@@ -157,9 +120,8 @@ class Verdict:
         wins = [max(pair) < 1 for pair in zip(self.with_memory, self.arithmetic, strict=True)]
         if any(wins) and self.missing:
             return [*lines, f"No verdict: {self.chip} has no price for {', '.join(self.missing)}, which costs extra."]
-        chosen = [step for step, win in zip(self.steps, wins, strict=False) if win or not any(wins)]
-        span = " to ".join(str(step) for step in dict.fromkeys([*chosen[:1], *chosen[-1:]]))
-        where = f" at {span} steps a window" if span else ""
+        chosen = [step for step, win in zip(self.steps, wins, strict=True) if win or not any(wins)]
+        where = f" at {' to '.join(str(step) for step in dict.fromkeys([chosen[0], chosen[-1]]))} steps a window"
         if not any(wins):
             return [*lines, f"Not cheaper than the dense ANN{where}."]
         only = "" if all(wins) else ", only"
@@ -169,8 +131,7 @@ class Verdict:
         if not ratios:
             return f"{self.chip[:1].upper()}{self.chip[1:]} {otherwise}."
         text = f"{how}, inference costs {ratio(ratios[self.asked])}× the dense ANN on {self.chip}"
-        if self.steps:
-            text += f" at {self.steps[self.asked]} steps a window"
+        text += f" at {self.steps[self.asked]} steps a window"
         if len(ratios) > 1:
             text += f", {ratio(min(ratios))}× to {ratio(max(ratios))}× at {self.steps[0]} to {self.steps[-1]}"
         return f"{text}."
@@ -195,14 +156,12 @@ def verdict(
         others: simulations of the same network at other numbers of steps. Default: all of `STEPS`, with the neurons'
             work computed from `counts`.
     """
-    chip, own = as_chip(chip), Run(counts, options)
-    runs, steps = [own], ()
-    if options.implementation == "clock_driven" and options.steps is not None:
-        if others is None:
-            others = [Run(counts, replace(options, steps=number, activity=None)) for number in STEPS]
-        by_steps = {run.options.steps or 0: run for run in (*others, own)}
-        steps = tuple(sorted(by_steps))
-        runs = [by_steps[number] for number in steps]
+    chip = as_chip(chip)
+    if others is None:
+        others = [Run(counts, replace(options, steps=number, activity=None)) for number in STEPS]
+    by_steps = {run.options.steps: run for run in (*others, Run(counts, options))}
+    steps = tuple(sorted(by_steps))
+    runs = [by_steps[number] for number in steps]
     dense = dense_ann(counts, chip, options=options)
     found = [estimate(run.counts, chip, run.options) for run in runs]
     return Verdict(
@@ -210,24 +169,23 @@ def verdict(
         steps,
         _ratios(found, dense, "memory_included"),
         _ratios(found, dense, "compute_only"),
-        steps.index(options.steps) if steps and options.steps is not None else 0,
+        steps.index(options.steps),
         tuple(dict.fromkeys(term.name for term in found[0].unpriced if term.kind == "compute")),
-        bool(steps) and any(run.options.gating and run.options.activity is None for run in runs),
+        any(run.options.gating and run.options.activity is None for run in runs),
     )
 
 
 class Comparison(NamedTuple):
-    """A network, ANNs and rate codes compared on one chip.
+    """A network and ANNs compared on one chip.
 
     Attributes:
         estimates: energies; the network's own is first.
-        firing_share, rates: break-even points with the dense ANN, and with each rate code by its T.
+        firing_share: break-even point with the dense ANN.
         verdict: whether the network is cheaper than the dense ANN.
     """
 
     estimates: tuple[Estimate, ...]
     firing_share: BreakEven
-    rates: Mapping[int, BreakEven]
     verdict: Verdict
 
 
@@ -236,15 +194,13 @@ def compare(
     chip: Chip | str | Path,
     options: RunOptions,
     *,
-    rate_codes: Sequence[RateCode] = (),
     network: str = "network",
     others: Sequence[Run] | None = None,
 ) -> Comparison:
-    """Compare a spiking network with its dense ANN, its zero-skipping ANN and rate-coded networks, at equal prices.
+    """Compare a spiking network with its dense ANN and its zero-skipping ANN, at equal prices.
 
     Args:
         counts, chip, options, network: as in `estimate`.
-        rate_codes: rate-coded networks to compare with.
         others: as in `verdict`.
     """
     chip = as_chip(chip)
@@ -252,11 +208,9 @@ def compare(
         estimate(counts, chip, options, network=network),
         dense_ann(counts, chip, options=options, network=network),
         zero_skipping_ann(counts, chip, options=options, network=network),
-        *(rate_coded(counts, chip, code, options=options, network=network) for code in rate_codes),
     )
     share = break_even_firing_share(counts, chip, options)
-    rates = {code.steps: break_even_rate(counts, chip, options, rate_steps=code.steps) for code in rate_codes}
-    return Comparison(estimates, share, rates, verdict(counts, chip, options, others))
+    return Comparison(estimates, share, verdict(counts, chip, options, others))
 
 
 def _ratios(found: Sequence[Estimate], dense: Estimate, measure: Measure) -> tuple[float, ...]:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, dataclasses, model_validator
+from pydantic import Field, dataclasses
 
 from ttfs_triton.hardware.counts.counts import Counts, LayerActivity
 from ttfs_triton.hardware.energy.chip import Chip
@@ -16,32 +16,29 @@ from ttfs_triton.hardware.energy.prices import STRICT, Number, Price, Range, Sta
 
 TermKind = Literal["compute", "memory", "communication", "static"]
 _CHIP = ("name", "description", "node_nm", "voltage_v", "synop_scope")
-Implementation = Literal["clock_driven", "closed_form"]
 Whole = Annotated[int, Field(ge=1)]
 
 
 @dataclasses.dataclass(frozen=True, config=STRICT)
 class RunOptions:
-    """Options of `estimate`, `dense_ann` and `rate_coded`. The counts say which neurons and readout the network has.
+    """Options of `estimate` and `dense_ann`. The counts say which neurons and readout the network has.
 
     Attributes:
-        steps: time steps in a window; clock-driven only.
-        implementation: "clock_driven" or "closed_form", see `estimate`.
-        gating: whether a neuron sleeps before its first input spike and after its own spike; clock-driven only. Counts
-            without the time of first inputs (`LayerCounts.driven_time`) give an upper bound.
+        steps: time steps in a window.
+        gating: whether a neuron sleeps before its first input spike and after its own spike. Counts without
+            the time of first inputs (`LayerCounts.driven_time`) give an upper bound.
         activity: work of the neurons from the simulation that made the counts; None computes it from the counts.
         weight_bits: bits of a weight in memory. Default: the chip's, else the network's own, or 8.
         state_bits: bits of a slope or potential in memory. Default: the default of `weight_bits`, at least 16.
         hops_per_spike: tiles that a delivered spike crosses, summed over its messages; None leaves hops unpriced.
         step_us: duration of a step, microseconds. Default: the chip's, if it fixes one.
-        latency_us: duration of a sample, microseconds. Default: windows times steps; a closed form has no steps.
+        latency_us: duration of a sample, microseconds. Default: windows times steps; an ANN has no steps.
         clock_mhz: clock frequency for idle power. Default: the chip's.
     Raises:
-        ValueError: `steps` is missing for clock-driven neurons, or a value is out of range.
+        ValueError: `steps` is missing, or a value is out of range.
     """
 
-    steps: Whole | None = None
-    implementation: Implementation = "clock_driven"
+    steps: Whole
     gating: bool = True
     activity: tuple[LayerActivity, ...] | None = None
     weight_bits: Whole | None = None
@@ -50,12 +47,6 @@ class RunOptions:
     step_us: Number | None = None
     latency_us: Number | None = None
     clock_mhz: Number | None = None
-
-    @model_validator(mode="after")
-    def _has_steps(self) -> Self:
-        if self.implementation == "clock_driven" and self.steps is None:
-            raise ValueError('steps of a window must be given for implementation="clock_driven"; got None')
-        return self
 
 
 class Run(NamedTuple):

@@ -1,4 +1,4 @@
-"""Energy of one sample of a network with time-to-first-spike neurons, as an ANN, or with rate-coded spikes.
+"""Energy of one sample of a network with time-to-first-spike neurons, or as an ANN.
 
 Pooling for the earliest spike is not charged: it compares spike times that are available anyway.
 """
@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-from pydantic.dataclasses import dataclass
-
-from ttfs_triton.hardware.counts.counts import Counts, LayerActivity, LayerCounts, ReadoutTime
+from ttfs_triton.hardware.counts.counts import Counts, LayerActivity, LayerCounts
 from ttfs_triton.hardware.energy.chip import Chip
-from ttfs_triton.hardware.energy.estimate import Estimate, RunOptions, Whole
+from ttfs_triton.hardware.energy.estimate import Estimate, RunOptions
 from ttfs_triton.hardware.energy.terms import Terms
 
 
@@ -28,14 +25,11 @@ def estimate(
 ) -> Estimate:
     """Energy of one sample, in pJ, by layer and term. The counts say which neurons and readout the network has.
 
-    *Clock-driven*, as on event chips: a synaptic operation adds a weight to a slope. An awake neuron adds its slope to
-    its potential in each step of its two windows, and compares in the second. The readout integrates for one window.
+    Neurons are driven by a clock, as on event chips: a synaptic operation adds a weight to a slope. An awake neuron
+    adds its slope to its potential in each step of its two windows, and compares in the second. The readout integrates
+    for one window.
 
-    *Closed form*: a synaptic operation is an accumulate (Σ w) and a multiply-accumulate (Σ w·x); a neuron costs a
-    divide and two comparisons. Such a network does not use "accumulates only". Without persistence, and in a readout
-    that is read at its window's start, there is no slope: a multiply-accumulate only, and no divide.
-
-    An analog first layer does multiply-accumulates in both. Memory traffic is charged, without reuse, if the chip
+    An analog first layer does multiply-accumulates. Memory traffic is charged, without reuse, if the chip
     prices it outside a synaptic operation; static power is charged over the latency of all windows, which parallel
     branches share.
 
@@ -65,25 +59,18 @@ def estimate(
         raise ValueError(f"estimate: activity must be of layers {', '.join(names)}; got {', '.join(unknown)}.")
     late = counts.readout not in (None, "potential_start")  # read after the integration window
     windows = terms.windows + late
-    clocked = options.implementation == "clock_driven"
     terms.spikes_out("input", 0.0, counts.input.spikes / counts.samples)
     for layer in terms.layers:
-        if clocked:
-            _clock_driven(terms, layer, windows)
-        else:
-            _closed_form(terms, layer, counts.readout)
+        _clock_driven(terms, layer, windows)
         if layer.kind != "readout":
             terms.spikes_out(layer.name, layer.spikes, layer.spikes_delivered)
     latency_us = options.latency_us
-    if latency_us is None and clocked and options.steps is not None:
+    if latency_us is None:
         latency_us = terms.step_time(options.steps * windows)
-    lines = ["closed form: multiplications and divisions, not accumulates only"]
-    if clocked:
-        lines = [f"clock-driven, {options.steps} steps a window; {_asleep(options)}"]
+    lines = [f"clock-driven, {options.steps} steps a window; {_asleep(options)}"]
     if latency_us is not None:
         lines.append(f"latency {latency_us:,.4g} µs ({windows} windows)")
-    remedy = "step_us" if clocked else "latency_us"
-    return terms.estimate(network, options.implementation.replace("_", "-"), latency_us, lines, remedy)
+    return terms.estimate(network, "clock-driven", latency_us, lines, "step_us")
 
 
 def _asleep(options: RunOptions) -> str:
@@ -108,7 +95,6 @@ def _clock_driven(terms: Terms, layer: LayerCounts, windows: int) -> None:
     if terms.chip.arithmetic and layer.kind == "spiking" and 0 < layer.psp_persistence < 1:
         terms.compute(layer, "slope persistence", layer.neurons, "multiply_accumulate")
     if "neuron_idle" in terms.chip.prices:
-        assert options.steps is not None
         idle = max(0.0, options.steps * windows * layer.neurons - work.awake_steps(layer.neurons))
         terms.compute(layer, "idle neurons", idle, "neuron_idle")
 
@@ -121,7 +107,6 @@ def neuron_work(layer: LayerCounts, counts: Counts, options: RunOptions) -> Laye
     for rounding and half until the comparison in mid-step. `options.activity` has the exact work. An analog layer has
     no slope; a readout compares only if its first spike decides.
     """
-    assert options.steps is not None
     for found in options.activity or ():
         if found.name == layer.name:
             done = (found.integration_updates, found.firing_updates, found.compares)
@@ -139,30 +124,6 @@ def neuron_work(layer: LayerCounts, counts: Counts, options: RunOptions) -> Laye
         firing = whole - undriven if counts.readout == "potential_end" and persists else 0.0
         return LayerActivity(layer.name, integration, firing, 0.0)
     return LayerActivity(layer.name, integration, waiting - undriven if persists else 0.0, waiting + layer.neurons)
-
-
-def _closed_form(terms: Terms, layer: LayerCounts, readout: ReadoutTime | None) -> None:
-    neurons, operations = layer.neurons, layer.synaptic_operations
-    if layer.kind == "analog":
-        terms.multiplications(layer, layer.dense_macs)
-        terms.compute(layer, "threshold comparisons", 2 * neurons, "compare")
-        if layer.psp_persistence > 0:  # pixels with a slope
-            terms.compute(layer, "synaptic operations, Σ w", operations, "accumulate")
-            terms.compute(layer, "divisions", neurons, "divide")
-        return
-    fires = layer.kind != "readout" or readout == "first_spike"
-    slope = layer.psp_persistence > 0 and (fires or readout == "potential_end")
-    terms.compute(layer, "synaptic operations, Σ w·x", operations, "multiply_accumulate")
-    if slope:
-        terms.compute(layer, "synaptic operations, Σ w", operations, "accumulate")
-    if fires and slope:
-        terms.compute(layer, "divisions", neurons, "divide")
-    if fires:
-        terms.compute(layer, "threshold comparisons", 2 * neurons, "compare")
-    words = 1 + slope
-    terms.event_memory(layer, operations, words)
-    terms.preset(layer, words)
-    terms.access(layer, "state reads", neurons * words, neurons * words, terms.state_bits)
 
 
 def dense_ann(
@@ -207,59 +168,3 @@ def _ann(terms: Terms, network: str, name: str, *, skip_zeros: bool) -> Estimate
         if layer.kind != "readout":
             terms.compute(layer, "activation functions", layer.neurons, "compare")
     return terms.estimate(network, name, terms.options.latency_us, [f"{name}; no reuse of numbers read"], "latency_us")
-
-
-@dataclass(frozen=True)
-class RateCode:
-    """Spike rates of a rate-coded network of the same shape.
-
-    Attributes:
-        steps: T, time steps of a sample.
-        rate: spikes a neuron and step, equal for all neurons and a latency encoder's inputs.
-    Raises:
-        ValueError: `steps` is below 1, or `rate` is outside [0, 1].
-    """
-
-    steps: Whole
-    rate: Annotated[float, Field(ge=0, le=1)]
-
-
-def rate_coded(
-    counts: Counts,
-    chip: Chip | str | Path,
-    code: RateCode,
-    *,
-    options: RunOptions | None = None,
-    network: str = "network",
-) -> Estimate:
-    """Energy of the same network with rate-coded integrate-and-fire neurons.
-
-    A synaptic operation adds a weight to a potential. Every neuron is awake in all T steps: it adds its bias (or the
-    current of an analog first layer, whose products are computed once) and compares. Each layer runs one step behind
-    its input; parallel branches run together. A layer has T · rate · synapses synaptic operations.
-
-    Args:
-        counts: counts of the network; only its shape is used.
-        chip, network: as in `estimate`.
-        code: time steps, and a rate.
-        options: `steps`, `implementation`, `gating`, `activity` and `latency_us` have no effect.
-    Raises:
-        ValueError: as in `estimate`.
-    """
-    terms = Terms(counts, chip, options or RunOptions(steps=1))
-    layers, rate = terms.layers, code.steps * code.rate
-    real = {layer.name for layer in layers[:1] if layer.kind == "analog"}
-    terms.spikes_out("input", 0.0, 0.0 if real else rate * layers[0].inputs)
-    for layer, after in zip(layers, (*layers[1:], None), strict=True):
-        if layer.name in real:
-            terms.multiplications(layer, layer.dense_macs)
-        else:
-            terms.synaptic_operations(layer, rate * layer.synapses)
-        updates = float(code.steps * layer.neurons)
-        terms.neuron_updates(layer, LayerActivity(layer.name, 0.0, updates, updates), words=1)
-        if after is not None:
-            terms.spikes_out(layer.name, rate * layer.neurons, rate * after.inputs)
-    name = f"rate-coded, T = {code.steps}, {code.rate:g}"
-    line = f"rate-coded, {code.steps} steps, rate {code.rate:g} a step"
-    steps = code.steps + terms.windows - (not real)
-    return terms.estimate(network, name, terms.step_time(steps), [line], "step_us")

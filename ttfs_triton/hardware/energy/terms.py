@@ -60,20 +60,15 @@ class Terms:
             self.charge(layer.name, "addressing", "memory", count, "accumulate")
 
     def synaptic_operations(self, layer: LayerCounts, operations: float) -> None:
-        """Charge synaptic operations: an input spike adds a weight to the slope of each neuron that it reaches."""
+        """Charge synaptic operations: an input spike adds a weight to the slope of each neuron that it reaches.
+
+        Each reads a weight, and reads and writes a state. Source: Lemaire et al., ICONIP 2022, Eq. 7–15.
+        """
         key = "synop_conv" if layer.shared_weights and "synop_conv" in self.chip.prices else "synop"
         self.compute(layer, "synaptic operations", operations, "accumulate" if self.chip.arithmetic else key)
-        self.event_memory(layer, operations, words=1)
-
-    def event_memory(self, layer: LayerCounts, operations: float, words: int) -> None:
-        """Charge memory traffic of synaptic operations; each reads a weight, and reads and writes `words` states.
-
-        Source: Lemaire et al., ICONIP 2022, Eq. 7–15.
-        """
-        states = layer.neurons * words
         self.access(layer, "weight reads", operations, layer.weights, self.weight_bits)
-        self.access(layer, "state reads", operations * words, states, self.state_bits)
-        self.access(layer, "state writes", operations * words, states, self.state_bits)
+        self.access(layer, "state reads", operations, layer.neurons, self.state_bits)
+        self.access(layer, "state writes", operations, layer.neurons, self.state_bits)
         self._addresses(layer, operations)
 
     def preset(self, layer: LayerCounts, words: int) -> None:

@@ -124,11 +124,8 @@ def simulated_run(found: Simulation, options: RunOptions | None = None) -> Run:
 
     Args:
         found: the simulation.
-        options: how the network runs on the chip. The simulation sets steps, gating and activity, unless the
-            implementation is the closed form, which has none of them.
+        options: how the network runs on the chip. The simulation sets steps, gating and activity.
     """
-    if options is not None and options.implementation == "closed_form":
-        return Run(found.counts, options)
     steps, gating = found.settings.steps, found.settings.gating
     own = RunOptions(steps=steps) if options is None else options
     return Run(found.counts, replace(own, steps=steps, gating=gating, activity=found.activity))
