@@ -46,7 +46,6 @@ ABOVE = {
     "ttfs_triton.frontier": within_package("augment", "hub", "export"),
     "recipes": ("bench", "docs", "tests"),
     "bench": ("docs", "tests"),
-    "docs": ("tests",),
 }
 
 

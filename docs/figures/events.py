@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from recipes.make_events import FRAME_US, SACCADE_US, events_of, saccades
+from tests.data.synthetic_events import FRAME_US, SACCADE_US, events_of, saccades
 from ttfs_triton.data.events import EventWindows, first_spikes
 from ttfs_triton.data.images import load_images
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.make_events import write_aedat, write_bin
+from tests.data.synthetic_events import write_aedat, write_bin
 from ttfs_triton.data import event_files
 from ttfs_triton.data.event_files import read_aedat, read_bin, read_npz
 

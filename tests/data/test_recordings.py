@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.make_events import write_aedat, write_bin
+from tests.data.synthetic_events import write_aedat, write_bin
 from ttfs_triton.data import decode
 from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.event_files import read_aedat

@@ -20,7 +20,7 @@ import pyarrow.parquet
 import torch
 from PIL import Image
 
-from recipes.make_events import write_aedat, write_bin
+from tests.data.synthetic_events import write_aedat, write_bin
 from ttfs_triton.command_line import OptionsError, parse_options
 from ttfs_triton.convert.calibrate_grid import CalibrateOptions
 from ttfs_triton.convert.command import ConvertOptions

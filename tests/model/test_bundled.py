@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from recipes import bundle
+from tests.bench.modules import modules
 from ttfs_triton.convert import WeightsError, open_weights
 from ttfs_triton.evaluation import LoadError, load_network
 from ttfs_triton.model import TTFSModel, bundled_facts, bundled_names, find_model
@@ -14,6 +14,8 @@ from ttfs_triton.model.locate import FOLDER, MOST_BYTES
 from ttfs_triton.model.weights import checksum, read_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train.start import load_weights
+
+(bundle,) = modules("bundle")
 
 NAMES = bundled_names()
 
@@ -66,7 +68,7 @@ def test_training_starts_from_a_bundled_network():
         assert torch.equal(ours, theirs)
 
 
-# ---- recipes/bundle.py
+# ---- bench/bundle.py
 
 
 @torch.no_grad()

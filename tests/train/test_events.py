@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.make_events import main as make_events
+from tests.data.synthetic_events import write_recordings
 from ttfs_triton.convert.calibrate_grid import main as calibrate
 from ttfs_triton.convert.command import main as convert
 from ttfs_triton.data.event_files import read_bin
@@ -27,7 +27,7 @@ COMMON = "--cpu --epochs 1 --batch-size 11 --model 4C5-P4-16 --lr 2e-2 --validat
 def run(request, tmp_path_factory):
     """Folder of a run by the recipe on synthetic recordings in the published files."""
     folder = tmp_path_factory.mktemp(request.param)
-    make_events([request.param, str(folder / "data"), "--train", "22", "--test", "11"])
+    write_recordings(request.param, folder / "data", train=22, test=11)
     data = ["--data-dir", str(folder / "data"), "--output-dir", str(folder / "run")]
     train(RECIPE, None, ["--preset", request.param, *data, *COMMON])
     return folder / "run"

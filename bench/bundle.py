@@ -1,7 +1,7 @@
 """Make a bundled network from a run: folded, rounded to bfloat16, scored on the whole test set.
 
-python recipes/bundle.py runs/mnist cnn1-mnist
-python recipes/bundle.py runs/mnist cnn1-mnist --dataset ylecun/mnist --data-dir FOLDER --commit 2e6a451
+python bench/bundle.py runs/mnist cnn1-mnist
+python bench/bundle.py runs/mnist cnn1-mnist --dataset ylecun/mnist --data-dir FOLDER --commit 2e6a451
 """
 
 import time
@@ -74,7 +74,7 @@ def bundle(options: BundleOptions) -> Path:
         "weights": "bfloat16, norms folded; figures are of these weights, computed in float32",
         "tensors_sha256": checksum(tensors),
         "dataset": description.dataset,
-        "made_by": f"python recipes/bundle.py {Path(options.run).name} {options.name}",
+        "made_by": f"python bench/bundle.py {Path(options.run).name} {options.name}",
         "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     }
     write_json(folder / FACTS, figures | about | {"training": training})

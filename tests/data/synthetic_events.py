@@ -1,7 +1,7 @@
-"""Make a small synthetic data set of an event camera, in the layout and file format of N-MNIST or DVS-Gesture.
+"""A small synthetic data set of an event camera, in the layout and file format of N-MNIST or DVS-Gesture.
 
-    python recipes/make_events.py nmnist EVENTS        # bundled images, moved as N-MNIST's were
-    python recipes/make_events.py dvs_gesture EVENTS   # a bright disc on eleven paths
+    python -m tests.data.synthetic_events nmnist EVENTS        # bundled images, moved as N-MNIST's were
+    python -m tests.data.synthetic_events dvs_gesture EVENTS   # a bright disc on eleven paths
 
 It serves to try the recipe without an archive; its results do not compare with either data set's. The camera is
 ideal: a pixel sends an event whenever the logarithm of its brightness crosses one of equally spaced levels, at the
@@ -9,40 +9,20 @@ time of the crossing. Levels differ from pixel to pixel; noise, delays and dead 
 """
 
 import struct
-from collections.abc import Iterator
-from functools import partial
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
-import tyro
-from pydantic import Field
 
-from ttfs_triton.command_line import run_command
 from ttfs_triton.data.images import load_images
 from ttfs_triton.data.recordings import GESTURES
-from ttfs_triton.shared_options import CommandOptions
 
 SACCADES = np.array([[0, 0], [3, 6], [6, 0], [0, 0]])  # pixels; N-MNIST's camera also moved along a triangle
 SACCADE_US = 105_000
 THRESHOLD = 0.3
 FRAME_US = 5_000  # events lie between frames, where levels are interpolated
 GESTURE_US, GESTURE_FRAME_US, PAUSE_US = 500_000, 10_000, 100_000
-
-
-class EventOptions(CommandOptions):
-    """Options of `make_events`."""
-
-    kind: Annotated[Literal["nmnist", "dvs_gesture"], tyro.conf.Positional]
-    """Data set whose layout and file format to use."""
-    folder: Annotated[Path, tyro.conf.Positional]
-    """Folder to write; it must not exist."""
-    train: int = Field(200, ge=11)
-    """Number of training recordings."""
-    test: int = Field(100, ge=11)
-    """Number of test recordings."""
-    seed: int = Field(0, ge=0)
-    """Seed of the pixels' levels and the gestures' speeds."""
 
 
 def events_of(frames: np.ndarray, frame_us: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
@@ -118,50 +98,41 @@ def write_aedat(path: Path, events: dict[str, np.ndarray], packet: int = 4096) -
                 file.write(struct.pack("<hhiiiiii", 1, 1, 8, 4, *counts) + some.tobytes())
 
 
-def make_nmnist(options: EventOptions) -> Iterator[Path]:
-    """Write Train/<class>/NUMBER.bin and Test/<class>/NUMBER.bin; yields their paths."""
-    generator = np.random.default_rng(options.seed)
-    for split, count in (("train", options.train), ("test", options.test)):
+def write_nmnist(folder: Path, counts: Mapping[str, int], generator: np.random.Generator) -> None:
+    """Write Train/<class>/NUMBER.bin and Test/<class>/NUMBER.bin: bundled images, moved as N-MNIST's were."""
+    for split, count in counts.items():
         data = load_images("sample", split=split, max_samples=count)
-        for number, (image, label) in enumerate(
-            zip(data.images[:, 0].numpy() / 255, data.labels.tolist(), strict=True)
-        ):
-            path = options.folder / split.capitalize() / str(label) / f"{number + 1:05d}.bin"
+        images = zip(data.images[:, 0].numpy() / 255, data.labels.tolist(), strict=True)
+        for number, (image, label) in enumerate(images, 1):
+            path = folder / split.capitalize() / str(label) / f"{number:05d}.bin"
             write_bin(path, events_of(saccades(image), FRAME_US, generator))
-            yield path
 
 
-def make_gestures(options: EventOptions) -> Iterator[Path]:
-    """Write userNN_led.aedat with all gestures in turn, userNN_led_labels.csv, and both splits' lists; yields paths."""
-    generator = np.random.default_rng(options.seed)
-    options.folder.mkdir(parents=True)
+def write_gestures(folder: Path, counts: Mapping[str, int], generator: np.random.Generator) -> None:
+    """Write userNN_led.aedat with all gestures in turn, userNN_led_labels.csv, and both splits' lists."""
+    folder.mkdir(parents=True)
     user = 0
-    for split, count in (("train", options.train), ("test", options.test)):
+    for split, count in counts.items():
         names = []
         for _ in range(round(count / len(GESTURES))):
             user, start, parts, rows = user + 1, 2**31 - 3_000_000, [], ["class,startTime_usec,endTime_usec"]
             for label in range(len(GESTURES)):
-                found = events_of(gesture(label, generator.uniform(0.8, 1.2)), GESTURE_FRAME_US, generator)
-                parts.append(found | {"t": found["t"] + start})
+                events = events_of(gesture(label, generator.uniform(0.8, 1.2)), GESTURE_FRAME_US, generator)
+                parts.append(events | {"t": events["t"] + start})
                 rows.append(f"{label + 1},{start},{start + GESTURE_US}")
                 start += GESTURE_US + PAUSE_US
-            path = options.folder / f"user{user:02d}_led.aedat"
+            path = folder / f"user{user:02d}_led.aedat"
             write_aedat(path, {name: np.concatenate([part[name] for part in parts]) for name in "txyp"})
             path.with_name(f"{path.stem}_labels.csv").write_text("\n".join(rows) + "\n")
             names.append(path.name)
-            yield path
-        (options.folder / f"trials_to_{split}.txt").write_text("\n".join(names) + "\n")
+        (folder / f"trials_to_{split}.txt").write_text("\n".join(names) + "\n")
 
 
-def run(options: EventOptions) -> None:
-    """Make the data set that the options describe."""
-    if options.folder.exists():
-        raise ValueError(f"make_events: folder must not exist; got {options.folder}, which does. Give another.")
-    make = make_nmnist if options.kind == "nmnist" else make_gestures
-    print(f"written: {len(list(make(options)))} files in {options.folder}")
+def write_recordings(kind: str, folder: Path, train: int = 200, test: int = 100) -> None:
+    """Write a data set in the files of "nmnist" or "dvs_gesture"; the folder must not exist."""
+    write = {"nmnist": write_nmnist, "dvs_gesture": write_gestures}[kind]
+    write(folder, {"train": train, "test": test}, np.random.default_rng(0))
 
-
-main = partial(run_command, EventOptions, run, __doc__)
 
 if __name__ == "__main__":
-    main()
+    write_recordings(sys.argv[1], Path(sys.argv[2]))
