@@ -10,7 +10,7 @@ from tests.nn.common import activations, randomised
 from ttfs_triton.export import compare_nir, compare_onnx, to_nir, to_onnx
 from ttfs_triton.hardware import count, simulate
 from ttfs_triton.hardware.cost import Cost, EventWeights
-from ttfs_triton.nn import DFTConv2d, Grid, LatencyEncoder, NetworkError, Neuron, PotentialReadout, network_graph
+from ttfs_triton.nn import DFTConv2d, Grid, LatencyEncoder, NetworkError, Neuron, Readout, network_graph
 from ttfs_triton.nn.chip import put_on_grid
 from ttfs_triton.train.options import TargetOptions
 from ttfs_triton.train.target import CostedNetwork, Target
@@ -27,7 +27,7 @@ class Branches(nn.Module):
         self.encoder, self.stem = LatencyEncoder(), DFTConv2d(1, 4, 3, padding=1, neuron=neuron)
         self.narrow, self.wide = DFTConv2d(4, 3, 1, neuron=neuron), DFTConv2d(4, 5, 3, padding=1, neuron=neuron)
         self.mix = DFTConv2d(12, 6, 3, padding=1, groups=2, neuron=neuron)
-        self.readout = PotentialReadout(6 * 4 + 4 * 16, 3, neuron=neuron)
+        self.readout = Readout(6 * 4 + 4 * 16, 3, neuron=neuron)
 
     def forward(self, images: Tensor) -> Tensor:
         spikes = self.stem(self.encoder(images))
@@ -78,7 +78,7 @@ def test_delivered_spikes_and_cost_by_hand():
     price = Cost(0.0, {"narrow": EventWeights(delivered=1.0), "stem": EventWeights(delivered=8.0)})
     wanted = TargetOptions(target_operations=0.4).target
     assert wanted is not None
-    costed = CostedNetwork(model, network_graph(model), Target(wanted, (price,), (0.0,)))
+    costed = CostedNetwork(model, network_graph(model), Target(wanted, price, 0.0))
     with costed.watching():
         found = costed(images)[1]
     assert found.item() == pytest.approx(price.of(counts))

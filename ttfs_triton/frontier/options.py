@@ -101,7 +101,7 @@ class FrontierOptions(MeasuringOptions):
 
     # ---- trained points: each value is a training run of its own, from the network's weights
     target_sparsity: tuple[str, ...] = ()
-    """Hidden spikes over hidden neurons to train for, such as 0.3 0.15 0.05, or by layer, such as conv1=0.3,fc1=0.1."""
+    """Hidden spikes over hidden neurons to train for, such as 0.3 0.15 0.05."""
     target_operations: tuple[str, ...] = ()
     """Synaptic operations to train for, as a share of the dense ANN's products."""
     target_energy: tuple[str, ...] = ()

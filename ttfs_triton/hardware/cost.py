@@ -5,20 +5,14 @@ The same weights multiply a network's exact counts (`Cost.of`) and, in training,
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import nn
-
-from ttfs_triton.hardware.counts.counts import Counts, InputCounts, LayerCounts
-from ttfs_triton.hardware.counts.layer_counter import fan_out
+from ttfs_triton.hardware.counts.counts import Counts, InputCounts
 from ttfs_triton.hardware.energy.chip import Chip, as_chip
 from ttfs_triton.hardware.energy.estimate import RunOptions
 from ttfs_triton.hardware.energy.models import estimate
-from ttfs_triton.nn.graph import NetworkGraph, Stage
 
 
 @dataclass(frozen=True)
@@ -65,65 +59,34 @@ class Cost:
             total += weights.spike * layer.spikes + weights.spike_time * layer.summed_spike_time
         return self.constant + total / counts.samples
 
-    def bounds(self, counts: Counts, graph: NetworkGraph) -> tuple[float, float]:
-        """Lower and upper bound on the cost of any network of this shape for these inputs.
-
-        For each bound, every neuron takes the cheapest or the dearest of three choices: stay silent, or fire at its
-        window's start or end. A spike may save updates of its own neuron, but causes operations in the next layer.
-        """
+    def of_images(self, counts: Counts) -> float:
+        """Mean cost of a sample in a network that never spikes: of these images alone."""
         first = counts.layers[0]
-        fixed = self.weights(first.name).operation * first.synaptic_operations  # set by the images alone
-        fixed += self.input_spike * counts.input.spikes
-        least = most = self.constant + fixed / counts.samples
-        delivered = max(self.weights(layer.name).delivered for layer in counts.layers)
-        for layer in counts.layers:
-            weights = self.weights(layer.name)
-            ways = (0.0, weights.spike, weights.spike + weights.spike_time)
-            least, most = least + self._least(graph, graph[layer.name], min(ways)), most + layer.neurons * max(ways)
-            if layer is not first:
-                most += weights.operation * layer.synapses + delivered * layer.inputs
-        return least, most
-
-    def _least(self, graph: NetworkGraph, stage: Stage, spike: float) -> float:
-        """Least cost of all neurons of a layer together; `spike` ≤ 0 is the cost that firing adds to one neuron."""
-        neurons = math.prod(stage.shape)
-        readers = ((other, wire) for other in graph.stages for wire in other.inputs if wire.source == stage.name)
-        reader, wire = next(readers, (None, None))
-        if reader is None or wire is None or spike == 0:
-            return neurons * spike
-        shape = stage.shape
-        for module in wire.route:
-            if not isinstance(module, nn.Flatten):
-                shape = tuple(module(torch.zeros(1, *shape)).shape[1:])
-        if any(before % after for before, after in zip(stage.shape, shape, strict=True)):
-            return neurons * spike  # neurons that pooling leaves out cause no operations
-        reached = fan_out(reader.weighted, wire.shape[1:])
-        caused = self.weights(reader.name).operation * reached.channels * reached.places
-        caused = caused + self.weights(stage.name).delivered
-        inputs = math.prod(shape)
-        places = (neurons / inputs * spike + caused).clamp_max(0)
-        return float(places.mean()) * inputs
+        fixed = self.weights(first.name).operation * first.synaptic_operations + self.input_spike * counts.input.spikes
+        return self.constant + fixed / counts.samples
 
 
-def sparsity_cost(counts: Counts, layer: str | None = None) -> Cost:
-    """Sparsity as a `Cost`: spikes over neurons, of one hidden layer or of all together (`Counts.sparsity`).
+def sparsity_cost(counts: Counts) -> Cost:
+    """Sparsity as a `Cost`: spikes over neurons of the hidden layers (`Counts.sparsity`).
 
-    Only the network's shape in `counts` is used. Raises ValueError if there is no such layer.
+    Only the network's shape in `counts` is used. Raises ValueError if there is no hidden layer.
     """
-    chosen = _chosen("sparsity_cost", [found for found in counts.layers if found.kind != "readout"], layer)
-    neurons = sum(found.neurons for found in chosen)
-    return Cost(0.0, {found.name: EventWeights(spike=1 / neurons) for found in chosen})
+    hidden = [layer for layer in counts.layers if layer.kind != "readout"]
+    if not hidden:
+        raise ValueError("sparsity_cost: counts must be of a network with hidden layers; got none. Choose operations.")
+    neurons = sum(layer.neurons for layer in hidden)
+    return Cost(0.0, {layer.name: EventWeights(spike=1 / neurons) for layer in hidden})
 
 
-def operations_cost(counts: Counts, layer: str | None = None) -> Cost:
+def operations_cost(counts: Counts) -> Cost:
     """Relative operations as a `Cost`: synaptic operations over the dense ANN's products, in layers that read spikes.
 
-    A first layer that reads real values is left out of both: its products do not depend on spikes. Arguments and errors
-    are those of `sparsity_cost`; `layer` is the layer whose synapses do the operations, and may be the readout.
+    A first layer that reads real values is left out of both: its products do not depend on spikes. Only the network's
+    shape in `counts` is used.
     """
-    chosen = _chosen("operations_cost", [found for found in counts.layers if found.kind != "analog"], layer)
-    synapses = sum(found.synapses for found in chosen)
-    return Cost(0.0, {found.name: EventWeights(operation=1 / synapses) for found in chosen})
+    chosen = [layer for layer in counts.layers if layer.kind != "analog"]
+    synapses = sum(layer.synapses for layer in chosen)
+    return Cost(0.0, {layer.name: EventWeights(operation=1 / synapses) for layer in chosen})
 
 
 def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) -> Cost:
@@ -172,11 +135,3 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
     constant = base - events[first.name].operation * first.synaptic_operations
     input_spike = energy_uj(replace(idle, input=InputCounts(spikes=1))) - base
     return Cost(constant, events, input_spike)
-
-
-def _chosen(function: str, layers: Sequence[LayerCounts], name: str | None) -> Sequence[LayerCounts]:
-    chosen = [layer for layer in layers if name in (None, layer.name)]
-    if not chosen:
-        names = ", ".join(layer.name for layer in layers) or "the network's, which has none of this kind"
-        raise ValueError(f"{function}: layer must be one of {names}; got {name}.")
-    return chosen

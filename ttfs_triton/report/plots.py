@@ -54,7 +54,7 @@ def page_svg(name: str, height: float, draw: Draw) -> str:
     from matplotlib.figure import Figure
 
     text = io.StringIO()
-    with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(PAGE_WIDTH, height), layout="constrained")
         draw(figure)
         figure.savefig(text, format="svg", metadata={"Date": None})

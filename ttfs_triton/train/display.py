@@ -141,15 +141,12 @@ class Display:
 
 
 def _target_words(target: dict[str, Any]) -> str:
-    """The goals and costs of a target, whether it was reached, and what to do if it was not."""
+    """The goal and cost of a target, whether it was reached, and what to do if it was not."""
     unit = UNITS[target["kind"]]
-    parts = [
-        f"{'' if name == 'network' else f'{name} '}{target['test'][name]:.4g}{unit} of {goal:.4g}{unit}"
-        for name, goal in target["goal"].items()
-    ]
     where = f" on {target['chip']}" if target["chip"] else ""
     verdict = "reached" if target["reached"] else "not reached"
-    words = f"{target['kind']}{where} {', '.join(parts)}: {verdict} within {target['tolerance']:.0%}"
+    cost = f"{target['test']['network']:.4g}{unit} of {target['goal']['network']:.4g}{unit}"
+    words = f"{target['kind']}{where} {cost}: {verdict} within {target['tolerance']:.0%}"
     if target["reached"]:
         return words
     if target["stalled"]:

@@ -160,7 +160,7 @@ def _make_summary(loop: TrainingLoop, test: Evaluation, counts: Counts) -> Summa
         weights_sha256=ModelFiles(loop.folder.best_weights, loop.folder.best_config).sha256,
         sparsity=test.sparsity,
         sparsity_as_published=counts.sparsity_as_published,
-        target=None if target is None else target.result(metrics, best, target.measure(counts)),
+        target=None if target is None else target.result(metrics, best, target.cost.of(counts)),
         counts=counts.to_dict(),
         epochs=len(metrics),
         seconds_per_epoch=seconds / len(metrics),

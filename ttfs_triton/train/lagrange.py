@@ -1,4 +1,4 @@
-"""Lagrange multipliers that drive a network's costs to their goals during training.
+"""A Lagrange multiplier that drives a network's cost to its goal during training.
 
 The loss becomes L + λ·c/s, with a cost c and its setpoint s. Dual ascent changes λ, which may be negative: it grows
 while the cost is above its setpoint. A term proportional to the error damps λ, as in an augmented Lagrangian. The
@@ -8,7 +8,7 @@ state lives on the device and is the same in all processes, so that the host rea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,31 +39,29 @@ MEASURED_IMAGES = 2000  # training images on which costs are measured without va
 JUMP = 0.01  # silent channels that could add this share of a layer's spikes are held silent: goals are met within 2 %
 
 
-class LagrangeMultipliers:
-    """One Lagrange multiplier for each cost. Floors are subtracted from all costs: training cannot change them.
+class LagrangeMultiplier:
+    """The Lagrange multiplier of a cost. The floor is subtracted from all costs: training cannot change it.
 
     Args:
-        goals, floors: wanted value and least possible value of each cost.
+        goal, floor: wanted value of the cost, and its part that training cannot change.
         accelerator: device and processes.
         steps: optimiser steps of the run.
         ema_decay: decay of the moving average of weights, which is scored; 0 without one.
     Attributes:
         approach: steps until the setpoint reaches the goal. The moving average of weights then starts anew, so that it
             holds no weights of a network that cost more.
-        pressure: [costs], float64, factor on the gradient of each relative cost in the next step.
-        state: [quantities, costs], float64, everything that a checkpoint must keep.
+        pressure: float64 scalar, factor on the gradient of the relative cost in the next step.
+        state: [quantities, 1], float64, everything that a checkpoint must keep.
     """
 
-    def __init__(
-        self, goals: Sequence[float], floors: Sequence[float], accelerator: Accelerator, steps: int, ema_decay: float
-    ) -> None:
+    def __init__(self, goal: float, floor: float, accelerator: Accelerator, steps: int, ema_decay: float) -> None:
         self.accelerator = accelerator
         self.approach, self._settled = math.ceil(APPROACH * steps), math.ceil(SETTLED * steps)
         self._ascent, self._ema_decay = ASCENT / steps, ema_decay
-        self._floors = torch.tensor(floors, dtype=torch.float64, device=accelerator.device)
-        self._wanted = torch.tensor(goals, dtype=torch.float64, device=accelerator.device) - self._floors
-        self.state = torch.zeros(8, len(goals), dtype=torch.float64, device=accelerator.device)
-        self.pressure, self._multiplier, self._cost, self._scored, self._start, *others = self.state.unbind()
+        self._floor = floor
+        self._wanted = torch.tensor(goal - floor, dtype=torch.float64, device=accelerator.device)
+        self.state = torch.zeros(8, 1, dtype=torch.float64, device=accelerator.device)
+        self.pressure, self._multiplier, self._cost, self._scored, self._start, *others = self.state[:, 0].unbind()
         self._goal, self._setpoint, self._step = others
         self._goal.copy_(self._wanted)
         self._setpoint.copy_(self._wanted)
@@ -80,17 +78,17 @@ class LagrangeMultipliers:
         self._eager.fill_(1.0 if step < self.approach else 1 / max(rate, 1 / MOST_EAGER))
         return step == self.approach
 
-    def penalty(self, costs: Tensor, micro_batches: int) -> Tensor:
-        """Term to add to the loss of a micro-batch with these costs, [costs]; `micro_batches` of them make a step."""
-        self._observed.add_(costs.detach(), alpha=1 / micro_batches)
-        return (self.pressure / self._setpoint).to(costs.dtype) @ costs
+    def penalty(self, cost: Tensor, micro_batches: int) -> Tensor:
+        """Term to add to the loss of a micro-batch with this cost, a scalar; `micro_batches` of them make a step."""
+        self._observed.add_(cost.detach(), alpha=1 / micro_batches)
+        return (self.pressure / self._setpoint).to(cost.dtype) * cost
 
     def update(self) -> None:
-        """Update setpoints and multipliers from the costs of a step, after its last micro-batch."""
+        """Update setpoint and multiplier from the cost of a step, after its last micro-batch."""
         observed = self._observed
         if self.accelerator.num_processes > 1:
             observed = sum_over_processes(self.accelerator, observed) / self.accelerator.num_processes
-        cost = torch.maximum(observed - self._floors, self._wanted / 100)
+        cost = torch.maximum(observed - self._floor, self._wanted / 100)
         first = self._step == 0
         torch.where(first, cost, self._start, out=self._start)
         torch.where(first, cost, self._cost.lerp(cost, 1 - SMOOTHING), out=self._cost)
@@ -107,16 +105,16 @@ class LagrangeMultipliers:
         self._step.add_(1)
         self._observed.zero_()
 
-    def correct(self, measured: Sequence[float]) -> None:
-        """Correct the goals by the costs measured in evaluation, which has no augmentation and may average weights."""
-        scored = torch.tensor(measured, dtype=torch.float64, device=self.state.device) - self._floors
-        ratio = self._scored / torch.maximum(scored, self._wanted / 100)
+    def correct(self, measured: float) -> None:
+        """Correct the goal by the cost measured in evaluation, which has no augmentation and may average weights."""
+        ratio = self._scored / (self._wanted / 100).clamp_min(measured - self._floor)
         corrected = self._wanted * ratio.clamp(1 / MOST_CORRECTION, MOST_CORRECTION)
         self._goal.copy_(torch.where(self._step >= self._settled, corrected, self._goal))
 
-    def values(self) -> list[float]:
-        """Multiplier λ of each cost."""
-        return self._multiplier.tolist()
+    @property
+    def value(self) -> float:
+        """The multiplier λ."""
+        return self._multiplier.item()
 
 
 class SilentChannels:
@@ -176,14 +174,14 @@ class SilentChannels:
 
 
 class TargetTraining:
-    """Training towards a target: the target, the network with its costs (`model`), multipliers and silent channels.
+    """Training towards a target: the target, the network with its cost (`model`), multiplier and silent channels.
 
     Args:
         config: configuration of a run with a target.
         network: the network to train; it is moved to the device.
         steps: optimiser steps of the run.
     Attributes:
-        measured: costs of the scored network after the last epoch.
+        measured: cost of the scored network after the last epoch.
     Raises:
         ValueError: the target cannot be reached.
     """
@@ -201,21 +199,21 @@ class TargetTraining:
         some = draw_images(data.train, TARGET_IMAGES, config.seed, data.train_indices).to(accelerator.device)
         self.target = make_target(config.target, network.to(accelerator.device), some, config.target_steps)
         self.model = CostedNetwork(network, graph, self.target)
-        goals, floors = self.target.goals, self.target.floors
-        self.multipliers = LagrangeMultipliers(goals, floors, accelerator, steps, config.ema_decay)
+        goal, floor = config.target.goal, self.target.floor
+        self.multiplier = LagrangeMultiplier(goal, floor, accelerator, steps, config.ema_decay)
         self.silent_channels = SilentChannels(graph, some)
         self.accelerator, self._data, self._image_shape = accelerator, data, graph.image_shape
-        self.measured: list[float] = []
+        self.measured = math.nan
 
     def prepare(self, step: int, rate: float) -> bool:
-        """As `LagrangeMultipliers.prepare`, before each step."""
-        self.silent_channels.hold(step >= self.multipliers.approach)
-        return self.multipliers.prepare(step, rate)
+        """As `LagrangeMultiplier.prepare`, before each step."""
+        self.silent_channels.hold(step >= self.multiplier.approach)
+        return self.multiplier.prepare(step, rate)
 
     def validate(self, score: Callable[[Tensor], Evaluation], network: nn.Module) -> Evaluation | None:
-        """Score a network on the validation images and measure its costs there.
+        """Score a network on the validation images and measure its cost there.
 
-        Without validation images, costs are measured on some training images, without augmentation.
+        Without validation images, it is measured on some training images, without augmentation.
 
         Args:
             score: scores the training images at the given indices.
@@ -227,16 +225,15 @@ class TargetTraining:
         indices = held_out if len(held_out) else own[:: max(1, len(own) // MEASURED_IMAGES)]
         with counting(network, image_shape=self._image_shape, histogram_bins=0) as counter:
             evaluation = score(indices)
-        self.measured = self.target.measure(counter.counts(self.accelerator))
+        self.measured = self.target.cost.of(counter.counts(self.accelerator))
         return evaluation if len(held_out) else None
 
     def after_epoch(self) -> dict[str, Any]:
-        """Correct the goals by the measured costs; returns costs and multipliers for metrics.jsonl."""
-        self.multipliers.correct(self.measured)
-        named = self.target.named
-        return {"cost": named(self.measured), "multiplier": named(self.multipliers.values())}
+        """Correct the goal by the measured cost; returns cost and multiplier for metrics.jsonl."""
+        self.multiplier.correct(self.measured)
+        return {"cost": {"network": self.measured}, "multiplier": {"network": self.multiplier.value}}
 
     @property
     def miss(self) -> float:
-        """Relative distance from the goals after the last epoch, less half the tolerance: test images differ."""
+        """Relative distance from the goal after the last epoch, less half the tolerance: test images differ."""
         return max(0.0, self.target.miss(self.measured) - TOLERANCE / 2)

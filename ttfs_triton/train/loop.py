@@ -129,10 +129,10 @@ class TrainingLoop:
         self.persistence = PersistenceSchedule(networks, config.psp_persistence_rise, self.steps, accelerator.device)
         self._rate_factor = rate_factor(config, self.steps)
         optimizer = cast(AcceleratedOptimizer, accelerator.prepare_optimizer(self.bare_optimizer))
-        multipliers = None if self.target is None else self.target.multipliers
+        multiplier = None if self.target is None else self.target.multiplier
         followed = None if config.lookahead else self.average
         self._plain_step = TrainStep(
-            config, accelerator, self.network, self.model, optimizer, followed, multipliers, teacher
+            config, accelerator, self.network, self.model, optimizer, followed, multiplier, teacher
         )
         self._step: TrainStep | GraphedStep = self._plain_step
         if graphs is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -321,40 +320,20 @@ Kind = Literal["sparsity", "operations", "energy"]
 
 @dataclass(frozen=True)
 class Wanted:
-    """Goals for one kind of cost: by layer, or for the whole network under None. Energy: microjoules on `chip`."""
+    """Goal for one kind of cost: a share, or for energy microjoules on `chip`."""
 
     kind: Kind
-    goals: Mapping[str | None, float]
+    goal: float
     chip: str | None = None
-
-
-def _shares(key: str, value: float | str) -> dict[str | None, float]:
-    goals: dict[str | None, float] = {}
-    for part in str(value).split(","):
-        layer, _, amount = part.rpartition("=")
-        goal = _number(amount)
-        if not 0 < goal < 1:
-            raise ValueError(f"{key} must be shares between 0 and 1, such as 0.15 or conv1=0.3,fc1=0.1; got {value}")
-        goals[layer.strip() or None] = goal
-    if (None in goals and len(goals) > 1) or len(goals) < len(str(value).split(",")):
-        raise ValueError(f"{key} must be one share, or one for each layer that is named; got {value}")
-    return goals
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 class TargetOptions(Options):
     """Target: a cost to which training drives the network."""
 
-    target_sparsity: float | str | None = None
-    """Goal for hidden spikes over hidden neurons, such as 0.15; or goals for layers, such as conv1=0.3,fc1=0.1."""
-    target_operations: float | str | None = None
-    """Goal for synaptic operations over the dense ANN's multiply-accumulates, such as 0.15; or goals for layers."""
+    target_sparsity: float | None = Field(None, gt=0, lt=1)
+    """Goal for hidden spikes over hidden neurons, such as 0.15."""
+    target_operations: float | None = Field(None, gt=0, lt=1)
+    """Goal for synaptic operations over the dense ANN's multiply-accumulates, such as 0.15."""
     target_energy: str | None = None
     """Goal for the energy of an image on a chip, CHIP:MICROJOULES, such as lemaire45:int8:40."""
     target_steps: Number = 32
@@ -362,25 +341,28 @@ class TargetOptions(Options):
 
     @property
     def target(self) -> Wanted | None:
-        """The goals; None without a target. ValueError if several are given, or one is not a number in its range."""
+        """The goal; None without a target. ValueError if several are given, or an energy is not a positive number."""
         sparsity, operations, energy = self.target_sparsity, self.target_operations, self.target_energy
         values = {"sparsity": sparsity, "operations": operations, "energy": energy}
         given = [f"target_{kind}" for kind, value in values.items() if value is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other; give one")
         if sparsity is not None:
-            return Wanted("sparsity", _shares("target_sparsity", sparsity))
+            return Wanted("sparsity", sparsity)
         if operations is not None:
-            return Wanted("operations", _shares("target_operations", operations))
+            return Wanted("operations", operations)
         if energy is None:
             return None
         chip, _, amount = energy.rpartition(":")
-        goal = _number(amount)
+        try:
+            goal = float(amount)
+        except ValueError:
+            goal = math.nan
         if not chip or not 0 < goal < math.inf:
             raise ValueError(
                 f"target_energy must be CHIP:MICROJOULES with a positive number, such as loihi:100; got {energy}"
             )
-        return Wanted("energy", {None: goal}, chip)
+        return Wanted("energy", goal, chip)
 
 
 class RunOptions(Options):

@@ -225,7 +225,7 @@ def save_run(loop: TrainingLoop) -> None:
     if loop.average is not None:
         tensors["average"] = loop.average.state_dict()
     if loop.target is not None:
-        tensors["dial"] = {"state": loop.target.multipliers.state}
+        tensors["dial"] = {"state": loop.target.multiplier.state}
     keep = loop.config.keep_checkpoints
     save_checkpoint(loop.folder.checkpoints, position.step, tensors=tensors, state=state, keep_last=keep)
 
@@ -259,9 +259,9 @@ def _restore(loop: TrainingLoop, state: RunState, tensors: Mapping[str, Mapping[
         module.load_state_dict(tensors[group])
     load_optimizer_tensors(loop.bare_optimizer, tensors["optimizer"], began=state.position.step > 0)
     if loop.target is not None:
-        own, found = loop.target.multipliers.state, tensors["dial"]["state"]
+        own, found = loop.target.multiplier.state, tensors["dial"]["state"]
         if found.dtype != own.dtype or found.shape != own.shape or bool((found[2:] < 0).any()):
-            raise ValueError("dial: state must hold multipliers, costs and goals")  # the latter two are never negative
+            raise ValueError("dial: state must hold a multiplier, costs and goals")  # the latter two are never negative
         own.copy_(found)
         if state.held_layers is None:
             raise ValueError("held_layers is missing")

@@ -16,7 +16,7 @@ from ttfs_triton.nn import record_statistics, reset_statistics
 from ttfs_triton.scoring import sum_over_processes
 from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.train.config import TrainConfig
-from ttfs_triton.train.lagrange import LagrangeMultipliers
+from ttfs_triton.train.lagrange import LagrangeMultiplier
 from ttfs_triton.train.teacher import Teacher
 
 LOOKAHEAD_DECAY = 0.95  # in `look_ahead`: decay of earlier weights in one step, at the end of training
@@ -29,7 +29,7 @@ class TrainStep:
         network: the bare network; `model` is the distributed, compiled one that is called.
         optimizer: prepared by the accelerator.
         average: the moving average, if there is one.
-        multipliers: multipliers of the network's costs, if the run has a target; the model then returns costs, too.
+        multiplier: multiplier of the network's cost, if the run has a target; the model then returns the cost, too.
         teacher: the network whose class probabilities are learned, if there is one.
     Attributes:
         sums: [3], float64, on the device: this process's loss, right answers and images since they were last zeroed.
@@ -44,11 +44,11 @@ class TrainStep:
         model: nn.Module,
         optimizer: AcceleratedOptimizer,
         average: AveragedModel | None,
-        multipliers: LagrangeMultipliers | None = None,
+        multiplier: LagrangeMultiplier | None = None,
         teacher: Teacher | None = None,
     ) -> None:
         self.config, self.accelerator, self.network, self.model = config, accelerator, network, model
-        self.optimizer, self.average, self.multipliers, self.teacher = optimizer, average, multipliers, teacher
+        self.optimizer, self.average, self.multiplier, self.teacher = optimizer, average, multiplier, teacher
         self.bare_optimizer: Optimizer = optimizer.optimizer
         self.guard = FiniteGuard(self.bare_optimizer, accelerator.device)
         self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
@@ -69,9 +69,9 @@ class TrainStep:
             last = index == len(micro_batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 losses.append(self._gradients(batch, len(micro_batches), sampled))
-        if self.multipliers is not None:
+        if self.multiplier is not None:
             with record_function("multipliers"):
-                self.multipliers.update()
+                self.multiplier.update()
         with record_function("clipping"):
             self._watch(sum(losses[1:], losses[0]))
         with record_function("optimiser"):
@@ -85,12 +85,12 @@ class TrainStep:
         images, labels = batch
         with record_statistics(self.network) if sampled else nullcontext():
             output = self.model(images)
-        logits: Tensor = output if self.multipliers is None else output[0]
+        logits: Tensor = output if self.multiplier is None else output[0]
         with record_function("loss"):
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
             if self.teacher is not None:
                 loss = self.teacher.loss(loss, logits, images)
-            total = loss if self.multipliers is None else loss + self.multipliers.penalty(output[1], micro_batches)
+            total = loss if self.multiplier is None else loss + self.multiplier.penalty(output[1], micro_batches)
         self.accelerator.backward(total / micro_batches if micro_batches > 1 else total)
         correct = (logits.detach().argmax(1) == labels).sum()
         count = len(labels)

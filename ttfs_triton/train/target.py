@@ -1,4 +1,4 @@
-"""Targets: goals for a network's costs, checks that they can be reached, and the differentiable costs."""
+"""Targets: a goal for a network's cost, and the differentiable cost."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.hardware import Counts, RunOptions, count
+from ttfs_triton.hardware import RunOptions, count
 from ttfs_triton.hardware.cost import Cost, energy_cost, operations_cost, sparsity_cost
 from ttfs_triton.hardware.counts.layer_counter import fan_out, neurons_reached
-from ttfs_triton.nn import NetworkGraph, SignedEncoder, Stage, network_graph
+from ttfs_triton.nn import NetworkGraph, SignedEncoder, Stage
 from ttfs_triton.nn.statistics import channels_innermost, in_parts, where_fired
 from ttfs_triton.run_records import EpochLine
 from ttfs_triton.train.options import Kind, Wanted
@@ -73,51 +73,38 @@ _OWN = ("operation", "spike", "spike_time")  # events whose price is a cost weig
 
 @dataclass(frozen=True)
 class Target:
-    """Costs of a network, each with its goal.
+    """A cost of a network, with its goal.
 
     Attributes:
-        wanted: the goals as configured: shares, or microjoules a sample.
-        costs: one cost for each goal.
-        floors: the least value that each cost can have on these images.
+        wanted: the goal as configured: a share, or microjoules a sample.
+        cost: the cost.
+        floor: cost of these images in a network that never spikes; training cannot change it.
     """
 
     wanted: Wanted
-    costs: tuple[Cost, ...]
-    floors: tuple[float, ...]
+    cost: Cost
+    floor: float
 
-    @property
-    def goals(self) -> tuple[float, ...]:
-        """Wanted value of each cost."""
-        return tuple(self.wanted.goals.values())
+    def miss(self, measured: float) -> float:
+        """Relative distance from the goal."""
+        return abs(measured / self.wanted.goal - 1)
 
-    def measure(self, counts: Counts) -> list[float]:
-        """The costs of a network, from its exact counts."""
-        return [cost.of(counts) for cost in self.costs]
-
-    def miss(self, measured: Sequence[float]) -> float:
-        """Relative distance from the goal that is missed most."""
-        return max(abs(value / goal - 1) for value, goal in zip(measured, self.goals, strict=True))
-
-    def named(self, values: Sequence[float]) -> dict[str, float]:
-        """The values of the costs, by layer; the key of the whole network's cost is "network"."""
-        return {layer or "network": value for layer, value in zip(self.wanted.goals, values, strict=True)}
-
-    def result(self, metrics: Sequence[EpochLine], best: EpochLine, test: Sequence[float]) -> dict[str, Any]:
-        """Goals and measured costs, for the summary.
+    def result(self, metrics: Sequence[EpochLine], best: EpochLine, test: float) -> dict[str, Any]:
+        """Goal and measured costs, for the summary.
 
         Args:
             metrics: one line for each epoch.
             best: the line of the best epoch.
-            test: costs of that epoch's weights on the test images.
+            test: cost of that epoch's weights on the test images.
         """
-        misses = [self.miss(list(line.cost.values())) for line in metrics if line.cost]
+        misses = [self.miss(line.cost["network"]) for line in metrics if line.cost]
         before, after = misses[(len(misses) - 1) // 2], misses[-1]
         return {
             "kind": self.wanted.kind,
             "chip": self.wanted.chip,
-            "goal": self.named(self.goals),
+            "goal": {"network": self.wanted.goal},
             "validation": None if best.val_accuracy is None else best.cost,
-            "test": self.named(test),
+            "test": {"network": test},
             "tolerance": TOLERANCE,
             "reached": self.miss(test) <= TOLERANCE,
             "stalled": len(misses) > 1 and after > TOLERANCE and before - after < HARDLY * after,
@@ -125,57 +112,48 @@ class Target:
 
 
 def make_target(wanted: Wanted, network: nn.Module, images: Tensor, steps: int) -> Target:
-    """The target of a network; raises if no weights can reach it.
+    """The target of a network.
 
     Args:
-        wanted: the goals as configured.
+        wanted: the goal as configured.
         network: the network, on the device of the images.
-        images: [N, channels, height, width], training images. The first layer's cost of reading them is a constant of
-            training.
+        images: [N, channels, height, width], training images.
         steps: time steps in a window, for energy.
     Raises:
-        ValueError: the network does not have a layer that is named, the chip has no prices for its layers, or no
-            weights can reach a goal.
+        ValueError: the network has no layer with such a cost, the chip has no prices for its layers, or the images
+            alone cost as much as the goal.
     """
     with torch.no_grad():
         counts = count(network, [images], histogram_bins=0)
-    graph = network_graph(network, tuple(images.shape[1:]))
     key = f"target_{wanted.kind}"
     try:
         if wanted.chip is not None:
-            costs = [energy_cost(counts, wanted.chip, RunOptions(steps=steps))]
+            cost = energy_cost(counts, wanted.chip, RunOptions(steps=steps))
         else:
-            find = sparsity_cost if wanted.kind == "sparsity" else operations_cost
-            costs = [find(counts, layer) for layer in wanted.goals]
+            cost = (sparsity_cost if wanted.kind == "sparsity" else operations_cost)(counts)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
-    floors = []
-    for (layer, goal), cost in zip(wanted.goals.items(), costs, strict=True):
-        least, most = cost.bounds(counts, graph)
-        floors.append(least)
-        if not least < goal < most:
-            where = f" in {layer}" if layer else f" on {wanted.chip} at {steps} steps a window" if wanted.chip else ""
-            between = f"{least:.4g} and {most:.4g}{UNITS[wanted.kind]}"
-            raise ValueError(
-                f"{key} must lie between {between}, the least and the most that this network can take{where}; "
-                f"got {goal:g}. Choose another goal or a smaller network."
-            )
-    return Target(wanted, tuple(costs), tuple(floors))
+    floor = cost.of_images(counts)
+    if wanted.goal <= floor:
+        raise ValueError(
+            f"{key} must be above {floor:.4g}{UNITS[wanted.kind]}, the cost of a network that never spikes; "
+            f"got {wanted.goal:g}. Choose a higher goal or a smaller network."
+        )
+    return Target(wanted, cost, floor)
 
 
 class CostedNetwork(nn.Module):
-    """A network that also returns its differentiable costs; to be called within `watching`.
+    """A network that also returns its differentiable cost; to be called within `watching`.
 
-    Input: images for the network. Output: logits [N, classes], and costs [costs], float32, means over the samples.
+    Input: images for the network. Output: logits [N, classes], and the cost, a float32 scalar, a mean over the samples.
     """
 
     def __init__(self, network: nn.Module, graph: NetworkGraph, target: Target) -> None:
         super().__init__()
         self.network, self.target = network, target
         device = graph.readout.weight.device
-        self._counters = [_EventCounter(stage, target.costs, device) for stage in graph.stages]
+        self._counters = [_EventCounter(stage, target.cost, device) for stage in graph.stages]
         self._weights = torch.cat([counter.weights for counter in self._counters])
-        self._constants = torch.tensor([cost.constant for cost in target.costs], device=device)
         self._counted: list[Tensor] | None = None
 
     @contextmanager
@@ -207,25 +185,23 @@ class CostedNetwork(nn.Module):
         self._counted = counted = []
         logits = self.network(images)
         self._counted = None
-        return logits, self._constants + (torch.stack(counted)[:, None] * self._weights).sum(0) / len(images)
+        return logits, self.target.cost.constant + (torch.stack(counted) * self._weights).sum() / len(images)
 
 
 class _EventCounter:
-    """Counts the events of one layer that have a price: `events`, and prices in `weights` [events, costs]."""
+    """Counts the events of one layer that have a price: `events`, and prices in `weights` [events]."""
 
-    def __init__(self, stage: Stage, costs: Sequence[Cost], device: torch.device) -> None:
+    def __init__(self, stage: Stage, cost: Cost, device: torch.device) -> None:
         self.stage = stage
-        weights: dict[str | int, list[float]] = {
-            event: [getattr(cost.weights(stage.name), event) for cost in costs] for event in _OWN
-        }
+        weights: dict[str | int, float] = {event: getattr(cost.weights(stage.name), event) for event in _OWN}
         if stage.kind == "latency":
-            weights["spike"] = [cost.input_spike for cost in costs]
+            weights["spike"] = cost.input_spike
         for place, wire in enumerate(stage.wires):  # the event of a spike that arrives on this wire
-            weights[place] = [cost.weights(wire.source).delivered for cost in costs]
+            weights[place] = cost.weights(wire.source).delivered
         self._channels = [wire.shape[0] for wire in stage.inputs]
-        chosen = {event: values for event, values in weights.items() if any(values)}
+        chosen = {event: price for event, price in weights.items() if price}
         self.events = list(chosen)
-        self.weights = torch.tensor(list(chosen.values()), device=device).view(-1, len(costs))
+        self.weights = torch.tensor(list(chosen.values()), device=device)
         neuron = stage.neuron
         self._width = neuron.surrogate_width if neuron is not None and neuron.has_surrogate else 1.0
         self._fan_out: Tensor | int = 0
