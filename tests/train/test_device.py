@@ -37,14 +37,15 @@ def warnings(*arguments, **options):
 @pytest.fixture
 def emulated(monkeypatch):
     """A CPU whose products of matrices take 50 times as long in bfloat16."""
-    monkeypatch.setattr(device, "product_seconds", {torch.float32: 0.5, torch.bfloat16: 25.0}.__getitem__)
+    seconds = iter([[26.0, 25.0], [0.5, 0.6]])  # bfloat16, then float32
+    monkeypatch.setattr(device, "repeat", lambda *_, **__: next(seconds))
 
 
 def test_emulated_bfloat16_is_reported_with_its_slowdown(monkeypatch, emulated):
     (line,) = warnings()
     assert "this CPU emulates bf16: a product of matrices takes 50 times as long" in line
     assert warnings(mixed_precision="no") == warnings("cuda") == []
-    monkeypatch.setattr(device, "product_seconds", {torch.float32: 1, torch.bfloat16: SLOW}.__getitem__)
+    monkeypatch.setattr(device, "repeat", Mock(side_effect=[[SLOW], [1.0]]))
     assert warnings() == []
 
 

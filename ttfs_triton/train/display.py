@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+from accelerate import Accelerator
+from accelerate.utils import ProfileKwargs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import profile, record_function
 
 from ttfs_triton.atomic import write_text
 from ttfs_triton.command_line import program
@@ -166,53 +168,38 @@ def is_blind(layer: LayerStatistics) -> bool:
 SKIPPED = 15  # steps before the first traced one: they allocate, compile or capture
 
 
-class StepProfiler:
-    """Traces some steps of a run, then writes `trace.json` and `steps.txt`, at the latest when the epoch ends.
+@contextmanager
+def traced_steps(
+    accelerator: Accelerator, network: nn.Module, steps: int, folder: Path, say: Callable[[str], None]
+) -> Iterator[Callable[[], None]]:
+    """Within the `with` block, trace so many steps, then write `trace.json` and `steps.txt`; yields what ends a step.
 
     The table has a row for each layer and each stage of a step. Steps replayed from a CUDA graph have a row for each
     kernel instead; `--cuda-graph off` shows the layers.
-
-    Args:
-        steps: number of steps to trace; 0 for none.
-        network: the network whose layers get rows.
     """
+    if not steps:
+        yield lambda: None
+        return
+    device = accelerator.device.type
 
-    def __init__(
-        self, steps: int, network: nn.Module, folder: Path, device: torch.device, say: Callable[[str], None]
-    ) -> None:
-        self.steps, self.network, self.folder, self.device, self.say = steps, network, folder, device, say
-        self._seen = 0
-        self._profile: profile | None = None
-        self._marks: list[Any] = []
+    def write(trace: profile) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        trace.export_chrome_trace(str(folder / "trace.json"))
+        order = f"self_{'device' if device == 'cuda' else 'cpu'}_time_total"
+        table = trace.key_averages().table(sort_by=order, row_limit=-1, max_name_column_width=60)
+        write_text(folder / "steps.txt", f"{table}\n")
+        say(f"profile                  {folder / 'steps.txt'}, trace.json beside it")
 
-    def step(self) -> None:
-        """Called before each step."""
-        self._seen += 1
-        if self.steps and self._seen == SKIPPED + 1:
-            layers = {name: each for name, each in self.network.named_modules() if isinstance(each, WeightedLayer)}
-            for name, layer in zip(short_names(list(layers)), layers.values(), strict=True):
-                self._marks += _mark(layer, f"layer {name}")
-            activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device.type == "cuda")
-            self._profile = profile(activities=activities, acc_events=True)
-            self._profile.start()
-        elif self._seen == SKIPPED + self.steps + 1:
-            self.close()
-
-    def close(self) -> None:
-        """Write the steps traced so far. Called after each epoch, and by `step` when all steps are traced."""
-        if self._profile is None:
-            return
-        self._profile.stop()  # waits for the device
-        for mark in self._marks:
+    layers = {name: each for name, each in network.named_modules() if isinstance(each, WeightedLayer)}
+    names = short_names(list(layers))
+    marks = [mark for name, each in zip(names, layers.values(), strict=True) for mark in _mark(each, f"layer {name}")]
+    when = {"skip_first": SKIPPED - 1, "wait": 0, "warmup": 1, "active": steps, "repeat": 1}
+    try:
+        with accelerator.profile(ProfileKwargs([*{"cpu", device}], when, write)) as trace:
+            yield trace.step
+    finally:
+        for mark in marks:
             mark.remove()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._profile.export_chrome_trace(str(self.folder / "trace.json"))
-        order = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
-        table = self._profile.key_averages().table(sort_by=order, row_limit=-1, max_name_column_width=60)
-        traced = min(self._seen - SKIPPED, self.steps)
-        write_text(self.folder / "steps.txt", f"{traced} steps\n{table}\n")
-        self.say(f"profile                  {self.folder / 'steps.txt'}, trace.json beside it")
-        self.steps, self._profile = 0, None
 
 
 def _mark(layer: nn.Module, name: str) -> list[Any]:

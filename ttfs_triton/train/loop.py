@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from ttfs_triton.train.device import (
     fused_passes,
     share_statistics,
 )
-from ttfs_triton.train.display import Display, StepProfiler
+from ttfs_triton.train.display import Display, traced_steps
 from ttfs_triton.train.evaluation import epoch_line, refresh_statistics, score
 from ttfs_triton.train.graphs import GraphedStep, choose_graphs
 from ttfs_triton.train.lagrange import TargetTraining
@@ -137,8 +137,7 @@ class TrainingLoop:
         self._step: TrainStep | GraphedStep = self._plain_step
         if graphs is not None:
             self._step = GraphedStep(self._plain_step, graphs, required=config.cuda_graph == "on", say=display.say)
-        traced = config.profile if accelerator.is_main_process else 0
-        self._profiler = StepProfiler(traced, self.network, folder.path / "profile", accelerator.device, display.say)
+        self._end_step: Callable[[], None] = lambda: None
         self.last_checkpoint = "none yet"
         self._started: float | None = None  # time at which the epoch's steps began, less its interruptions
 
@@ -162,8 +161,13 @@ class TrainingLoop:
         self.display.start(self.steps, self.position.step)
         # A run that was stopped in validation resumes behind its epoch's last step.
         self.persistence.set(max(0, self.position.step - 1))
+        traced, folder = self.config.profile if self.accelerator.is_main_process else 0, self.folder.path / "profile"
         try:
-            with fused_passes(self.fuses), nullcontext() if self.target is None else self.target.model.watching():
+            with (
+                fused_passes(self.fuses),
+                nullcontext() if self.target is None else self.target.model.watching(),
+                traced_steps(self.accelerator, self.network, traced, folder, self.display.say) as self._end_step,
+            ):
                 while self.position.epoch < self.config.epochs:
                     self._train_epoch()
                     self._finish_epoch(self._validate())
@@ -203,7 +207,6 @@ class TrainingLoop:
         with closing(loader) as micro_batches:
             self._started = time.perf_counter() - position.totals.seconds
             for _ in range(first, self.steps_per_epoch):
-                self._profiler.step()
                 with record_function("data"):
                     batches = [next(micro_batches) for _ in range(config.gradient_accumulation)]
                 self._train_step(batches)
@@ -217,9 +220,9 @@ class TrainingLoop:
                     self._stop()
                 if config.checkpoint_steps and position.step % config.checkpoint_steps == 0:
                     self.save()
+                self._end_step()
             self._gather_totals()
             self._started = None
-        self._profiler.close()
 
     def _train_step(self, micro_batches: list[Batch]) -> None:
         position = self.position
