@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttfs_triton.nn import DFTConv2d, DFTLinear, LatencyEncoder, Neuron, PotentialReadout
+from ttfs_triton.nn import DFTConv2d, DFTLinear, LatencyEncoder, Neuron, Readout
 
 NEURON = Neuron(psp_persistence=0.25, surrogate_width=0.5)
 
@@ -20,7 +20,7 @@ class Network(nn.Module):
         self.conv4 = DFTConv2d(32, 32, 3, padding=1, neuron=NEURON, skip=32)
         features = 32 * ((side // 2 + 1) // 2) ** 2
         self.hidden = DFTLinear(features, 128, neuron=NEURON)
-        self.readout = PotentialReadout(128, classes, at="end", neuron=NEURON)
+        self.readout = Readout(128, classes, at="potential_end", neuron=NEURON)
 
     def forward(self, images: Tensor) -> Tensor:
         spikes = F.max_pool2d(self.conv1(self.encoder(images)), 2)  # the earliest spike of each patch

@@ -18,7 +18,7 @@ from ttfs_triton.nn import (
     LatencyEncoder,
     NetworkConfig,
     Neuron,
-    PotentialReadout,
+    Readout,
     TTFSNetwork,
     network_graph,
     put_on_grid,
@@ -39,7 +39,7 @@ class Skipping(nn.Module):
         self.conv2 = DFTConv2d(2, 4, 3, padding=1, neuron=neuron, initial_gain=1.0)
         self.conv3 = DFTConv2d(4, 3, 3, padding=1, skip=2, neuron=neuron, initial_gain=1.0, **options)
         self.hidden = DFTLinear(3 * 12 * 12, 8, neuron=neuron, average=144)
-        self.readout = PotentialReadout(8, 4, neuron=neuron)
+        self.readout = Readout(8, 4, neuron=neuron)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         early = self.conv1(self.encoder(images))

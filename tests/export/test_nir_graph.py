@@ -20,7 +20,7 @@ from ttfs_triton.nn import (
     LatencyEncoder,
     NetworkConfig,
     Neuron,
-    PotentialReadout,
+    Readout,
 )
 
 nir = pytest.importorskip("nir", reason="exporting to NIR needs nir")
@@ -153,7 +153,7 @@ def test_kernels_of_any_shape_are_written_among_zeros(shape, layers):
     encoder = [] if isinstance(found[0], AnalogEncoder) else [LatencyEncoder()]
     body = torch.nn.Sequential(*encoder, *found, torch.nn.Flatten())
     size = body(torch.rand(1, *shape)).shape[1]
-    network = randomised(torch.nn.Sequential(*body, PotentialReadout(size, 3)), 0, 0.6).eval()
+    network = randomised(torch.nn.Sequential(*body, Readout(size, 3)), 0, 0.6).eval()
     images = torch.rand(8, *shape, generator=torch.Generator().manual_seed(0))
     coarse, fine = (
         compare_nir(read_back(to_nir(network, image_shape=shape, steps=steps)), network, images) for steps in (8, 64)
@@ -179,14 +179,14 @@ def test_neurons_keep_to_their_windows():
 
 def test_layers_may_have_the_names_of_other_nodes():
     names = ("encoder", "input", "threshold", "flatten", "output")
-    layers = LatencyEncoder(), DFTConv2d(2, 3, 3), DFTConv2d(3, 3, 3), torch.nn.Flatten(), PotentialReadout(60, 3)
+    layers = LatencyEncoder(), DFTConv2d(2, 3, 3), DFTConv2d(3, 3, 3), torch.nn.Flatten(), Readout(60, 3)
     network = torch.nn.Sequential(OrderedDict(zip(names, layers, strict=True))).eval()
     assert to_onnx(network, image_shape=(2, 9, 8)).graph.node
     assert {"layeroutput_neuron", "layerinput_neuron"} <= to_nir(network, image_shape=(2, 9, 8)).nodes.keys()
 
 
 def test_refuses_what_it_cannot_say():
-    flat = torch.nn.Sequential(LatencyEncoder(), PotentialReadout(4, 2))
+    flat = torch.nn.Sequential(LatencyEncoder(), Readout(4, 2))
     with pytest.raises(NotImplementedError, match=r"images must be \[channels, height, width\] .*; got \(4,\)"):
         to_nir(flat, image_shape=(4,))
     network = small_network()
@@ -195,15 +195,11 @@ def test_refuses_what_it_cannot_say():
             to_nir(network, steps=steps)
     with pytest.raises(NotImplementedError, match="encoder must be latency or analog; got signed"):
         to_nir(small_network(encoder="signed"))
-    pooled = torch.nn.Sequential(
-        EarliestSpikePool2d(2), AnalogEncoder(2, 3, 3), torch.nn.Flatten(), PotentialReadout(12, 3)
-    )
+    pooled = torch.nn.Sequential(EarliestSpikePool2d(2), AnalogEncoder(2, 3, 3), torch.nn.Flatten(), Readout(12, 3))
     with pytest.raises(NotImplementedError, match="an analog encoder must read the image itself; got a pool"):
         to_nir(pooled, image_shape=(2, 9, 8))
     with pytest.raises(NotImplementedError, match="maps must be sampled from the image"):
         to_nir(small_network(specification="4C3p3-5"))
-    network = torch.nn.Sequential(
-        LatencyEncoder(), DFTConv2d(2, 4, (3, 2)), torch.nn.Flatten(), PotentialReadout(4 * 7 * 7, 3)
-    )
+    network = torch.nn.Sequential(LatencyEncoder(), DFTConv2d(2, 4, (3, 2)), torch.nn.Flatten(), Readout(4 * 7 * 7, 3))
     with pytest.raises(NotImplementedError, match=r"odd in both sides or even in both.*got \(3, 2\)\. Use to_onnx"):
         to_nir(network, image_shape=(2, 9, 8))

@@ -136,7 +136,7 @@ def network_of(case: str, sigma: float, backend: str = "torch") -> Module:
             nn.EarliestSpikePool2d(2),
             Flatten(),
             nn.DFTLinear(54, 8, **options),
-            nn.FirstSpikeReadout(8, 4, neuron=options["neuron"]),
+            nn.Readout(8, 4, neuron=options["neuron"], at="first_spike"),
         )
     else:
         neuron = replace(NETWORKS[case].neuron, psp_persistence=sigma)

@@ -15,7 +15,7 @@ from ttfs_triton.nn import (
     NetworkConfig,
     NetworkError,
     Neuron,
-    PotentialReadout,
+    Readout,
     TTFSNetwork,
     network_graph,
 )
@@ -99,7 +99,7 @@ class Skipping(nn.Module):
         super().__init__()
         self.encoder, self.first = LatencyEncoder(), DFTConv2d(2, 4, 3, padding=1, **options)
         self.second, self.take = DFTConv2d(4, 4, 3, padding=1, skip=skip, **options), take
-        self.readout = PotentialReadout(64, 2)
+        self.readout = Readout(64, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         spikes = self.encoder(x)

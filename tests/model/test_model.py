@@ -13,7 +13,7 @@ import ttfs_triton
 from tests.model.test_files import assert_same
 from ttfs_triton.atomic import write_bytes
 from ttfs_triton.model import BaseModel, LoadError, TTFSModel, find_model
-from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, NetworkConfig, PotentialReadout, TTFSNetwork, put_on_grid
+from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, NetworkConfig, Readout, TTFSNetwork, put_on_grid
 
 CONFIG = NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=4, dropout=0.5)
 
@@ -93,7 +93,7 @@ def test_another_model_is_never_replaced_unasked(model, tmp_path):
     same_weights.save_pretrained(tmp_path / "a", overwrite=True)
     assert TTFSModel.from_pretrained(tmp_path / "a").config.dropout == 0
     inner = nn.Sequential(OrderedDict(flatten=nn.Flatten(), fc=DFTLinear(64, 8)))
-    network = nn.Sequential(OrderedDict(encoder=LatencyEncoder(), network=inner, fc=PotentialReadout(8, 4)))
+    network = nn.Sequential(OrderedDict(encoder=LatencyEncoder(), network=inner, fc=Readout(8, 4)))
     model, rounded = (TTFSModel.from_network(network, image_shape=(1, 8, 8)) for _ in range(2))
     assert model.state_dict().keys() == network.state_dict().keys()  # although it has a module of the same name
     put_on_grid(rounded.network, Grid(8, 4))

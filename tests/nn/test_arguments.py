@@ -10,9 +10,8 @@ from ttfs_triton.nn import (
     DFTConv2d,
     DFTLinear,
     EarliestSpikePool2d,
-    FirstSpikeReadout,
     NetworkConfig,
-    PotentialReadout,
+    Readout,
     SignedEncoder,
     TTFSNetwork,
     activation_to_spike_time,
@@ -44,7 +43,7 @@ def network(specification: str, size=(8, 12), **options) -> TTFSNetwork:
         (lambda: DFTLinear(3, 3, initial_gain=0.0), "initial_gain must be positive and finite; got 0.0"),
         (lambda: DFTLinear(3, 3, spike_dropout=1.0), r"spike_dropout must be in \[0, 1\); got 1.0"),
         (lambda: DFTLinear(1, 3), "weight_standardisation must have a fan-in of at least 2; got 1"),
-        (lambda: PotentialReadout(4, 2, batch_norm=True), "batch_norm must be False for a readout"),
+        (lambda: Readout(4, 2, batch_norm=True), "batch_norm must be False for a readout"),
         # backends and neurons
         (lambda: DFTConv2d(3, 4, 3, backend="cuda"), "DFTConv2d: backend must be one of auto, triton, torch"),
         (lambda: cnn1(backend="cuda"), "TTFSNetwork: backend must be one of auto, triton, torch; got 'cuda'"),
@@ -63,10 +62,10 @@ def network(specification: str, size=(8, 12), **options) -> TTFSNetwork:
         (lambda: DFTConv2d(2, 3, 3, average=2)(torch.rand(1, 2, 9, 8)), "must divide into windows of average=2"),
         (lambda: network("4C3-A3-4C3"), r"maps must divide into windows of average=3; got \(4, 8, 12\)"),
         # readouts
-        (lambda: PotentialReadout(4, 2, at="middle"), 'at must be "start" or "end"; got \'middle\''),
-        (lambda: FirstSpikeReadout(4, 2).decide(torch.rand(5, 8)), r"x must be activations \[N, 4\].*; got \[5, 8"),
-        (lambda: FirstSpikeReadout(4, 2, threshold=0.0), "FirstSpikeReadout: threshold must be positive; got 0.0"),
-        (lambda: FirstSpikeReadout(4, 2, initial_potential=20.0), r"must be below threshold \(20.0\); got 20.0"),
+        (lambda: Readout(4, 2, at="middle"), "at must be one of potential_start, potential_end, first_spike; got 'mid"),
+        (lambda: Readout(4, 2).decide(torch.rand(5, 8)), r"x must be activations \[N, 4\].*; got \[5, 8"),
+        (lambda: Readout(4, 2, threshold=0.0), "Readout: threshold must be positive; got 0.0"),
+        (lambda: Readout(4, 2, initial_potential=20.0), r"must be below threshold \(20.0\); got 20.0"),
         # encoders and spike times
         (lambda: AnalogEncoder(3, 4, 3, mean=[0.5]), r"mean must have one entry per input channel \(3\); got \[0.5\]"),
         (lambda: SignedEncoder(1, 4, 3, std=[0.0]), r"std must be positive; got \[0.0\]"),
@@ -87,7 +86,7 @@ def test_wrong_arguments_are_refused(build, message):
         build()
 
 
-@pytest.mark.parametrize("kind", [DFTLinear, PotentialReadout, FirstSpikeReadout])
+@pytest.mark.parametrize("kind", [DFTLinear, Readout])
 def test_other_values_than_a_neuron_are_refused(kind):
     with pytest.raises(TypeError, match=rf"{kind.__name__}: neuron must be a Neuron; got 0\.4\. Give Neuron\(psp_pers"):
         kind(3, 4, neuron=0.4)

@@ -10,10 +10,9 @@ from ttfs_triton.nn import (
     DFTConv2d,
     DFTLinear,
     EarliestSpikePool2d,
-    FirstSpikeReadout,
     LatencyEncoder,
     NetworkError,
-    PotentialReadout,
+    Readout,
     cnn1,
     decide,
     network_graph,
@@ -27,7 +26,7 @@ class Own(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.out = FirstSpikeReadout(6, 3)
+        self.out = Readout(6, 3, at="first_spike")
         self.body = nn.ModuleDict({"fc": DFTLinear(64, 6), "conv": DFTConv2d(1, 4, 3, padding=1)})
         self.encoder = LatencyEncoder()
 
@@ -75,7 +74,7 @@ def test_functions_between_layers_are_modules_of_the_route():
     assert [stage.name for stage in graph.stages] == ["encoder", "body.conv", "body.fc", "out"]
     pool, flatten = graph["body.fc"].inputs[0].route
     assert (pool.kernel_size, pool.stride, type(flatten)) == ((2, 2), (2, 2), nn.Flatten)
-    assert graph.readout_time == "first_spike"
+    assert graph.readout.at == "first_spike"
     assert (network.training, network.out.training) == (True, False)  # left as they were
     assert not any("forward" in module.__dict__ for module in network.modules())
     assert all(parameter.device.type == "cpu" for parameter in network.parameters())
@@ -83,11 +82,11 @@ def test_functions_between_layers_are_modules_of_the_route():
 
 def test_nested_compiled_and_wrapped():
     block = nn.Sequential(nn.Identity(), DFTLinear(8, 4), nn.Dropout())
-    network = nn.Sequential(LatencyEncoder(), nn.Sequential(nn.Flatten(), block), FirstSpikeReadout(4, 2))
+    network = nn.Sequential(LatencyEncoder(), nn.Sequential(nn.Flatten(), block), Readout(4, 2, at="first_spike"))
     graph = network_graph(network, (2, 4))
     assert [stage.name for stage in graph.stages] == ["0", "1.1.1", "2"]
     assert graph["1.1.1"].inputs[0].deliver({"0": torch.zeros(3, 2, 4)}).shape == (3, 8)
-    network, images = nn.Sequential(LatencyEncoder(), nn.Flatten(), PotentialReadout(4, 2)), torch.rand(5, 1, 2, 2)
+    network, images = nn.Sequential(LatencyEncoder(), nn.Flatten(), Readout(4, 2)), torch.rand(5, 1, 2, 2)
     compiled = torch.compile(network, backend="eager")
     assert [stage.name for stage in network_graph(compiled, (1, 2, 2)).stages] == ["0", "2"]
     torch.no_grad()(compiled)(images)
@@ -102,9 +101,9 @@ def test_subclass_with_its_forward_is_a_layer_and_another_forward_is_not():
         def forward(self, x):
             return 2 * super().forward(x)
 
-    assert len(network_graph(nn.Sequential(LatencyEncoder(), Named(4, 4), PotentialReadout(4, 2)), (4,)).stages) == 3
+    assert len(network_graph(nn.Sequential(LatencyEncoder(), Named(4, 4), Readout(4, 2)), (4,)).stages) == 3
     with pytest.raises(NetworkError, match=r"got \w+\(\) in Doubled \(1\)"):
-        network_graph(nn.Sequential(LatencyEncoder(), Doubled(4, 4), PotentialReadout(4, 2)), (4,))
+        network_graph(nn.Sequential(LatencyEncoder(), Doubled(4, 4), Readout(4, 2)), (4,))
 
 
 def test_weighted_rejects_a_latency_encoder():
@@ -149,15 +148,15 @@ def test_images_are_normalised_by_the_encoder(change):
     ("layers", "message"),
     [
         ([], r"begin with its only encoder; got no layers of ttfs_triton\.nn\. Put LatencyEncoder"),
-        ([DFTLinear(4, 4), PotentialReadout(4, 2)], r"begin .*; got DFTLinear \(0\), which reads images\. Put Latency"),
-        ([LatencyEncoder(), LatencyEncoder(), PotentialReadout(4, 2)], r"got LatencyEncoder \(1\), which reads spikes"),
-        ([LatencyEncoder(), DFTLinear(4, 4)], r"end with its only readout; got .*DFTLinear\. Append Potential"),
-        ([LatencyEncoder(), PotentialReadout(4, 4), PotentialReadout(4, 2)], r"end with .*Readout \(2\) behind"),
-        ([LatencyEncoder(), DFTLinear(4, 3), PotentialReadout(4, 2)], r"fit each other; .*be 4 features; got \(3,"),
-        ([LatencyEncoder(), *[DFTLinear(4, 4)] * 2, PotentialReadout(4, 2)], r"got 1, which runs twice\. Use a"),
-        ([LatencyEncoder(), nn.BatchNorm1d(4), PotentialReadout(4, 2)], r"got BatchNorm1d \(1\)\. Use batch_norm=True"),
-        ([LatencyEncoder(), nn.Linear(4, 4), PotentialReadout(4, 2)], r"got Linear \(1\)\. Use DFTLinear"),
-        ([LatencyEncoder(), nn.Conv2d(4, 4, 1), PotentialReadout(4, 2)], r"got Conv2d \(1\)\. Use DFTConv2d"),
+        ([DFTLinear(4, 4), Readout(4, 2)], r"begin .*; got DFTLinear \(0\), which reads images\. Put Latency"),
+        ([LatencyEncoder(), LatencyEncoder(), Readout(4, 2)], r"got LatencyEncoder \(1\), which reads spikes"),
+        ([LatencyEncoder(), DFTLinear(4, 4)], r"end with its only readout; got .*DFTLinear\. Append a Readout"),
+        ([LatencyEncoder(), Readout(4, 4), Readout(4, 2)], r"end with .*Readout \(2\) behind"),
+        ([LatencyEncoder(), DFTLinear(4, 3), Readout(4, 2)], r"fit each other; .*be 4 features; got \(3,"),
+        ([LatencyEncoder(), *[DFTLinear(4, 4)] * 2, Readout(4, 2)], r"got 1, which runs twice\. Use a"),
+        ([LatencyEncoder(), nn.BatchNorm1d(4), Readout(4, 2)], r"got BatchNorm1d \(1\)\. Use batch_norm=True"),
+        ([LatencyEncoder(), nn.Linear(4, 4), Readout(4, 2)], r"got Linear \(1\)\. Use DFTLinear"),
+        ([LatencyEncoder(), nn.Conv2d(4, 4, 1), Readout(4, 2)], r"got Conv2d \(1\)\. Use DFTConv2d"),
     ],
 )
 def test_wrong_structure_is_refused(layers, message):
@@ -180,7 +179,7 @@ def test_another_output_is_refused():
 
 
 def test_image_shape_is_the_network_s_or_given():
-    network = nn.Sequential(LatencyEncoder(), PotentialReadout(4, 2))
+    network = nn.Sequential(LatencyEncoder(), Readout(4, 2))
     with pytest.raises(ValueError, match=r"image_shape must be known; got None, and Sequential has no attribute"):
         network_graph(network)
     with pytest.raises(ValueError, match=r"image_shape must be positive sizes; got \(0,\)"):
@@ -194,5 +193,5 @@ def test_description_tells_networks_apart():
     assert lines == network_graph(own(), SHAPE).describe()
     assert lines[2].startswith("body.fc [6]: DFTLinear(64, 6")
     assert "reads body.conv → EarliestSpikePool2d(kernel_size=(2, 2), stride=(2, 2)) → Flatten" in lines[2]
-    other = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 6), PotentialReadout(6, 3))
+    other = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 6), Readout(6, 3))
     assert network_graph(other, SHAPE).describe() != lines

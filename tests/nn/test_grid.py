@@ -19,7 +19,6 @@ from ttfs_triton.nn import (
     Faults,
     Grid,
     NetworkConfig,
-    PotentialReadout,
     TTFSNetwork,
     network_graph,
     put_on_grid,
@@ -72,7 +71,7 @@ def test_network_on_a_grid_fires_in_the_simulators_steps(grid, readout, sigma, s
     assert torch.equal(decided.prediction, found.first_spike_predictions)
     assert int(decided.tie.sum()) == found.ties
     assert int(decided.no_spike.sum()) == found.no_spike
-    if isinstance(network[-1], PotentialReadout):
+    if network[-1].at != "first_spike":
         assert torch.equal(logits.argmax(1), found.predictions)
 
 

@@ -20,12 +20,11 @@ from ttfs_triton.nn import (
     DFTConv2d,
     DFTLinear,
     EarliestSpikePool2d,
-    FirstSpikeReadout,
     Grid,
     LatencyEncoder,
     NetworkConfig,
     Neuron,
-    PotentialReadout,
+    Readout,
     SignedEncoder,
     TTFSNetwork,
     activation_to_spike_time,
@@ -121,7 +120,7 @@ def test_convolution_reads_the_mean_of_spikes_and_the_mean_of_masks(sigma, stand
 
 
 @SIGMAS
-@pytest.mark.parametrize("kind", [DFTLinear, PotentialReadout, FirstSpikeReadout])
+@pytest.mark.parametrize("kind", [DFTLinear, Readout])
 def test_fully_connected_layers_read_means_of_maps(sigma, kind):
     layer = randomised(kind(5 * 12, 7, average=12, neuron=Neuron(sigma), dtype=torch.float64), 1)
     plain = kind(5, 7, neuron=Neuron(sigma), dtype=torch.float64)
@@ -134,7 +133,7 @@ def test_fully_connected_layers_read_means_of_maps(sigma, kind):
         torch.testing.assert_close(layer(flat), fire(potential, slope)[0])
     else:
         torch.testing.assert_close(layer.potential(flat), potential)
-        torch.testing.assert_close(layer.potential(flat, at="end"), potential + slope)
+        torch.testing.assert_close(layer.potential(flat, at_end=True), potential + slope)
         torch.testing.assert_close(layer.potential_and_slope(flat)[1], slope)
 
 
@@ -234,16 +233,14 @@ def test_repr_shows_layers_as_they_were_built():
     assert "neuron=Neuron(psp_persistence=0.5," in text
     averages = DFTConv2d(4, 8, 1, average=2)
     assert "kernel_size=(1, 1), stride=(1, 1), padding=(0, 0)" in repr(averages)
-    layers = LatencyEncoder(), averages, nn.Flatten(), DFTLinear(128, 4, spike_dropout=0.25), PotentialReadout(4, 2)
+    layers = LatencyEncoder(), averages, nn.Flatten(), DFTLinear(128, 4, spike_dropout=0.25), Readout(4, 2)
     lines = network_graph(nn.Sequential(*layers), (4, 8, 8)).describe()
     assert lines[0].endswith("LatencyEncoder() reads images")
     assert "kernel_size=(2, 2), stride=(2, 2), padding=(0, 0)" in lines[1]  # files have pixels
     assert "spike_dropout=0.25" in lines[2]
 
 
-@pytest.mark.parametrize(
-    "kind", [DFTConv2d, DFTLinear, AnalogEncoder, SignedEncoder, PotentialReadout, FirstSpikeReadout]
-)
+@pytest.mark.parametrize("kind", [DFTConv2d, DFTLinear, AnalogEncoder, SignedEncoder, Readout])
 def test_signature_spells_out_every_keyword_and_the_docstring_describes_it(kind):
     parameters = inspect.signature(kind).parameters
     assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())

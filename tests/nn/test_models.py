@@ -9,7 +9,6 @@ from tests.nn.common import activations, randomised
 from ttfs_triton.nn import (
     DFTConv2d,
     DFTLinear,
-    FirstSpikeReadout,
     NetworkConfig,
     Neuron,
     TTFSNetwork,
@@ -110,7 +109,7 @@ def test_options_reach_the_layers():
     layer = model.features.fc1
     assert isinstance(layer, DFTLinear)
     assert (layer.neuron, layer.bias) == (Neuron(0.25, None), None)
-    assert isinstance(model.readout, FirstSpikeReadout)
+    assert model.readout.at == "first_spike"
     assert model.readout.neuron == layer.neuron
     # Dropout removes spikes of fully connected layers: fc1's inputs come from a convolution, the readout's from fc1.
     assert (layer.spike_dropout, model.readout.spike_dropout) == (0.0, 0.1)

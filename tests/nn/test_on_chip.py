@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 
 from tests.nn.common import activations, randomised
-from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron, PotentialReadout
+from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron, Readout
 from ttfs_triton.nn.grid import Clock, Ramp
 from ttfs_triton.nn.integers import exact_products, quantise_weight
 from ttfs_triton.nn.on_chip import ClockedLayer
@@ -66,7 +66,7 @@ def test_too_many_steps_for_62_bits_are_rejected():
 
 
 def test_neurons_without_their_common_initial_potential():
-    layer = PotentialReadout(3, 2, threshold=20.0, initial_potential=10.0)
+    layer = Readout(3, 2, threshold=20.0, initial_potential=10.0)
     with_common = clocked(layer, Clock(8))
     layer.initial_potential = 0.0
     without, x = clocked(layer, Clock(8)), remaining_steps(4, 3, steps=8, seed=0)

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from tests import oracles
 from tests.nn.common import activations, randomised
 from ttfs_triton.nn import (
-    FirstSpikeReadout,
     Neuron,
-    PotentialReadout,
+    Readout,
     SpikeCounter,
     collect_statistics,
     first_spike_decision,
@@ -36,13 +35,13 @@ def arrays(readout):
 
 
 @settings(max_examples=30)
-@given(at=st.sampled_from(["start", "end"]), **layers)
+@given(at=st.sampled_from(["potential_start", "potential_end"]), **layers)
 def test_potential_matches_spike_by_spike_sum(samples, in_features, classes, at, options, sigma, seed):
-    readout = PotentialReadout(in_features, classes, at=at, neuron=Neuron(sigma), dtype=torch.float64, **options)
+    readout = Readout(in_features, classes, at=at, neuron=Neuron(sigma), dtype=torch.float64, **options)
     randomised(readout, seed, scale=3.0)
     x = activations(samples, in_features, seed=seed)
     expected = oracles.membrane_potential(
-        x.numpy(), *arrays(readout), at=1.0 if at == "end" else 0.0, psp_persistence=sigma
+        x.numpy(), *arrays(readout), at=float(at == "potential_end"), psp_persistence=sigma
     )
     np.testing.assert_allclose(readout(x).detach().numpy(), expected, rtol=0, atol=1e-9)
 
@@ -51,7 +50,9 @@ def test_potential_matches_spike_by_spike_sum(samples, in_features, classes, at,
 @given(ramp=ramps, **layers)
 def test_first_spikes_match_event_driven_and_clocked_neurons(samples, in_features, classes, options, sigma, ramp, seed):
     ramp = dict(zip(("threshold", "initial_potential"), ramp, strict=True))
-    readout = FirstSpikeReadout(in_features, classes, neuron=Neuron(sigma), dtype=torch.float64, **ramp, **options)
+    readout = Readout(
+        in_features, classes, neuron=Neuron(sigma), dtype=torch.float64, **ramp, **options, at="first_spike"
+    )
     randomised(readout, seed, scale=3.0)
     x = activations(samples, in_features, seed=seed)
     of_neurons = ramp | {"psp_persistence": sigma}
@@ -71,7 +72,9 @@ def test_first_spikes_match_event_driven_and_clocked_neurons(samples, in_feature
 @pytest.mark.parametrize("sigma", [0.0, 1.0])
 def test_first_spike_gradients_match_numeric_ones(sigma):
     """Gradients of potentials are tested with whole networks."""
-    readout = FirstSpikeReadout(6, 4, neuron=Neuron(sigma), threshold=2.0, initial_potential=0.5, dtype=torch.float64)
+    readout = Readout(
+        6, 4, neuron=Neuron(sigma), threshold=2.0, initial_potential=0.5, dtype=torch.float64, at="first_spike"
+    )
     randomised(readout, seed=3, scale=2.0)
     x = activations(5, 6, seed=4, silent=0.0, saturated=0.0).requires_grad_()
     times = readout.decide(x).spike_times
@@ -110,9 +113,9 @@ def test_decision_reports_ties_and_missing_spikes(device):
     assert taller.tie.tolist() == [False, False, False, True]
 
 
-@pytest.mark.parametrize("kind", [PotentialReadout, FirstSpikeReadout])
-def test_readouts_compute_in_the_precision_of_their_weights(kind):
-    readout = kind(16, 5, neuron=Neuron(0.0))
+@pytest.mark.parametrize("at", ["potential_start", "first_spike"])
+def test_readouts_compute_in_the_precision_of_their_weights(at):
+    readout = Readout(16, 5, at=at, neuron=Neuron(0.0))
     x = activations(64, 16, seed=1).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         low = readout(x)
@@ -124,8 +127,8 @@ def test_readouts_compute_in_the_precision_of_their_weights(kind):
 def test_output_spikes_are_counted_apart():
     x = activations(8, 12, seed=1)
     for readout in (
-        PotentialReadout(12, 5, dtype=torch.float64),
-        FirstSpikeReadout(12, 5, threshold=1.0, initial_potential=0.0, dtype=torch.float64),
+        Readout(12, 5, dtype=torch.float64),
+        Readout(12, 5, threshold=1.0, initial_potential=0.0, dtype=torch.float64, at="first_spike"),
     ):
         randomised(readout, seed=2, scale=3.0)
         readout.statistics = SpikeCounter((5,))

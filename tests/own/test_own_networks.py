@@ -16,7 +16,7 @@ from ttfs_triton.data.images import images_of_tensors
 from ttfs_triton.hub.publish import publish
 from ttfs_triton.model import LoadError, ModelDescription
 from ttfs_triton.model.own_network import build_network_of
-from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, NetworkConfig, PotentialReadout, cnn1, put_on_grid
+from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, NetworkConfig, Readout, cnn1, put_on_grid
 from ttfs_triton.train import Callback, ConfigError, Interrupted, TrainConfig, Trainer, run_data
 from ttfs_triton.train.config import parse_config
 
@@ -24,11 +24,11 @@ SHAPE = (1, 8, 8)
 SOURCE = """
 from torch import nn
 from helpers_beside import WIDTH
-from ttfs_triton.nn import DFTLinear, LatencyEncoder, PotentialReadout
+from ttfs_triton.nn import DFTLinear, LatencyEncoder, Readout
 
 def build(classes, image_size):
     return nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(image_size[0] * image_size[1], WIDTH),
-                         PotentialReadout(WIDTH, classes))
+                         Readout(WIDTH, classes))
 
 def anything(**data):
     return build(data["classes"], data["image_size"])
@@ -39,7 +39,7 @@ def nothing():
 
 
 def network(classes=2, width=6):
-    return nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, width), PotentialReadout(width, classes))
+    return nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, width), Readout(width, classes))
 
 
 def tensors(count=40):
@@ -120,7 +120,7 @@ def test_copy_of_an_own_network_is_a_copy():
     with pytest.raises(AttributeError, match="has no attribute 'features'"):
         copy.features  # noqa: B018
     with pytest.raises(ValueError, match=r"OwnNetwork: image_shape must be \(channels, height, width\); got \(64,\)"):
-        TTFSModel(nn.Sequential(LatencyEncoder(), PotentialReadout(64, 2)), image_shape=(64,))
+        TTFSModel(nn.Sequential(LatencyEncoder(), Readout(64, 2)), image_shape=(64,))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import nn
 from ttfs_triton.export import to_nir, to_onnx
 from ttfs_triton.hardware import count, counting, simulate
 from ttfs_triton.model import TTFSModel
-from ttfs_triton.nn import DFTConv2d, LatencyEncoder, NetworkError, PotentialReadout, network_graph
+from ttfs_triton.nn import DFTConv2d, LatencyEncoder, NetworkError, Readout, network_graph
 from ttfs_triton.report import spikes_of
 from ttfs_triton.train import ConfigError, TrainConfig, Trainer
 
@@ -29,7 +29,7 @@ class Sum(nn.Module):
         super().__init__()
         self.encoder = LatencyEncoder()
         self.one, self.other = (DFTConv2d(1, 2, 3, padding=1) for _ in range(2))
-        self.readout = PotentialReadout(128, 2)
+        self.readout = Readout(128, 2)
 
     def forward(self, images):
         spikes = self.encoder(images)

@@ -10,7 +10,7 @@ from torch import nn
 from tests.hardware.energy.energy_cases import convolutional_network
 from tests.report.cases import full_report, small_network
 from ttfs_triton.hardware import estimate
-from ttfs_triton.nn import DFTLinear, LatencyEncoder, PotentialReadout
+from ttfs_triton.nn import DFTLinear, LatencyEncoder, Readout
 from ttfs_triton.report import LayerSpikes, render_page, spikes_of
 from ttfs_triton.report.figures import energy_svg, raster_svg
 from ttfs_triton.report.plots import accuracy_lines, legend_below, page_svg
@@ -86,7 +86,7 @@ def test_spikes_are_those_of_the_layers_and_the_decision():
 
 
 def test_spikes_of_keeps_the_mode_and_refuses_batches():
-    network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(4, 5), PotentialReadout(5, 3))
+    network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(4, 5), Readout(5, 3))
     spikes_of(network, torch.rand(1, 2, 2))
     assert network.training
     with pytest.raises(ValueError, match=r"image must be \[channels, height, width\]"):

@@ -117,7 +117,7 @@ def test_checkpoint_with_negative_costs_of_a_target_is_refused(data, tmp_path):
     train(TrainConfig(**CONSTANT | TARGET | {"epochs": 1}, data_dir=data, output_dir=run))
     (run / "summary.json").unlink()
     rewrite(run, tensors={"dial": {"state": -load_checkpoint(newest(run)).tensors["dial"]["state"]}})
-    with pytest.raises(CheckpointError, match="dial: state must hold multipliers, costs and goals"):
+    with pytest.raises(CheckpointError, match="dial: state must hold a multiplier, costs and goals"):
         resumed(run)
 
 

@@ -16,7 +16,7 @@ from ttfs_triton.nn import (
     LatencyEncoder,
     NetworkConfig,
     Neuron,
-    PotentialReadout,
+    Readout,
     TTFSNetwork,
 )
 from ttfs_triton.nn.graph import delivered
@@ -85,8 +85,7 @@ def _built(
         geometry += sizes.dilation, sizes.groups
         return DFTConv2d(*geometry, skip=0 if layer.skip is None else layer.shape[0], **spiking)
     if readout is not None:
-        at = "end" if readout == "potential_end" else "start"
-        return PotentialReadout(inputs, sizes.out_features, at=at, **spiking)
+        return Readout(inputs, sizes.out_features, at=readout, **spiking)
     return DFTLinear(inputs, sizes.out_features, skip=0 if layer.skip is None else layer.shape[0], **spiking)
 
 

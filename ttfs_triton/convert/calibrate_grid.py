@@ -100,7 +100,7 @@ def _put_on_grid(network: nn.Module, grid: Grid | None) -> None:
 def _outputs(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
     """Activations, or a readout's potentials: its spike times would be too coarse to fit."""
     if isinstance(stage.layer, Readout):
-        return stage.layer.potential(inputs, at=getattr(stage.layer, "at", "start"))
+        return stage.layer.potential(inputs, at_end=stage.layer.at == "potential_end")
     return stage.activations(inputs, skip)
 
 

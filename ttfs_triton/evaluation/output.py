@@ -67,7 +67,7 @@ def network_facts(loaded: LoadedNetwork) -> dict[str, Any]:
     """The network's configuration; for a network from the user's own code also its encoder and readout."""
     network, graph = loaded.description.network, loaded.network.graph
     if isinstance(network, OwnNetwork):
-        return network.to_dict() | {"encoder": graph.encoder.kind, "readout": graph.readout_time}
+        return network.to_dict() | {"encoder": graph.encoder.kind, "readout": graph.readout.at}
     return network.to_dict()
 
 

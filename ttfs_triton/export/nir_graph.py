@@ -44,7 +44,6 @@ from ttfs_triton.nn.folding import plain_skip_weights
 from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
 from ttfs_triton.nn.layers import EarliestSpikePool2d
 from ttfs_triton.nn.on_chip import psp_persistence
-from ttfs_triton.nn.readout import PotentialReadout
 from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.trace import network_graph
 from ttfs_triton.nn.weighted import WeightedConv2d
@@ -164,7 +163,7 @@ def not_expressed(network: nn.Module | NetworkGraph, image_shape: Sequence[int] 
             "Normalisation: the input is (pixel - mean) / std, shown in the first step and taken back in the first "
             "step of the next window; real numbers, not spikes."
         )
-    if isinstance(graph.readout, PotentialReadout):
+    if graph.readout.at != "first_spike":
         said.append("Logits: the readout fires on its ramp and the earliest spike decides, as decide() does.")
     else:
         said.append("Logits: they are minus the spike times of the output.")

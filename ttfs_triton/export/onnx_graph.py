@@ -13,7 +13,7 @@ from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.folding import plain_skip_weights
 from ttfs_triton.nn.graph import Stage, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
-from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout, Readout
+from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.trace import network_graph
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
@@ -255,11 +255,11 @@ def _fire(potential: _Value, slope: _Value | None) -> _Value:
 def _readout(readout: Readout, value: _Value) -> list[str]:
     """Add the readout; returns the names of logits and of spike times."""
     potential, slope = _contractions(readout, value, readout.neuron.psp_persistence)
-    if isinstance(readout, FirstSpikeReadout):
+    if readout.at == "first_spike":
         times = _spike_times(readout, potential, slope)
         (times.apply("Min", 1.0) * -readout.threshold).named("logits")
         return ["logits", times.name]
-    at_end = isinstance(readout, PotentialReadout) and readout.at == "end"
+    at_end = readout.at == "potential_end"
     (potential.apply("Identity") if slope is None or not at_end else potential + slope).named("logits")
     return ["logits", _spike_times(readout, potential, slope).name]
 

@@ -225,10 +225,10 @@ def classify_batch(
     found = []
     for place, row in enumerate(logits.cpu()):
         times, silent = spikes.spike_times[place].double(), bool(spikes.no_spike[place])
-        if first_spike or graph.readout_time == "first_spike":
+        if first_spike or graph.readout.at == "first_spike":
             after = 1.0 if silent else times.min().item()
         else:
-            after = 0.0 if graph.readout_time == "potential_start" else 1.0
+            after = 0.0 if graph.readout.at == "potential_start" else 1.0
         order: list[int] = row.argsort(descending=True, stable=True).tolist()
         label = int(spikes.prediction[place]) if first_spike else order[0]
         likeliest = [label, *(other for other in order if other != label)][:top_k]

@@ -14,8 +14,7 @@ from ttfs_triton.nn.models import TTFSNetwork, decide
 from ttfs_triton.nn.networks import cifarnet, cnn1, resnet18, resnet20, vgg11, vgg16
 from ttfs_triton.nn.readout import (
     FirstSpikeDecision,
-    FirstSpikeReadout,
-    PotentialReadout,
+    Readout,
     first_spike_decision,
     first_spike_times,
 )
@@ -36,7 +35,6 @@ __all__ = [
     "EarliestSpikePool2d",
     "Faults",
     "FirstSpikeDecision",
-    "FirstSpikeReadout",
     "Grid",
     "LatencyEncoder",
     "LayerStatistics",
@@ -44,7 +42,7 @@ __all__ = [
     "NetworkError",
     "NetworkGraph",
     "Neuron",
-    "PotentialReadout",
+    "Readout",
     "SignedEncoder",
     "SpikeCounter",
     "Stage",

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_kernels import Neuron
-from ttfs_triton.nn.config import ReadoutTime
 from ttfs_triton.nn.folding import plain_synapses
 from ttfs_triton.nn.grid import Grid
-from ttfs_triton.nn.readout import PotentialReadout, Readout
+from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
 
@@ -150,14 +149,6 @@ class NetworkGraph:
     def grid(self) -> Grid | None:
         """Grid of the chip that the network was trained or calibrated for; None: real numbers."""
         return self.readout.grid
-
-    @property
-    def readout_time(self) -> ReadoutTime:
-        """When the readout decides, as it was trained; see `ReadoutTime`."""
-        readout = self.readout
-        if isinstance(readout, PotentialReadout):
-            return "potential_end" if readout.at == "end" else "potential_start"
-        return "first_spike"
 
     @property
     def classes(self) -> int:

@@ -14,7 +14,7 @@ from ttfs_triton.nn.config import Average, Convolution, Dense, NetworkConfig, Po
 from ttfs_triton.nn.folding import fold_batch_norm, fold_weight_standardisation
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
-from ttfs_triton.nn.readout import FirstSpikeDecision, FirstSpikeReadout, PotentialReadout, Readout
+from ttfs_triton.nn.readout import FirstSpikeDecision, Readout
 from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.statistics import SpikeCounter
 from ttfs_triton.nn.trace import network_graph, unwrapped
@@ -53,10 +53,7 @@ class LayerBuilder:
         config = self.config
         dropout = config.dropout if "fc1" in self.layers else 0.0
         options = self._options() | {"neuron": config.neuron, "spike_dropout": dropout, "average": self.average}
-        if config.readout == "first_spike":
-            return FirstSpikeReadout(self.shape[0], config.classes, **options)
-        at = "end" if config.readout == "potential_end" else "start"
-        return PotentialReadout(self.shape[0], config.classes, at=at, **options)
+        return Readout(self.shape[0], config.classes, at=config.readout, **options)
 
     def _add(self, token: Token) -> None:
         if isinstance(token, Average):
@@ -146,7 +143,7 @@ class TTFSNetwork(nn.Module):
         backend: backend of the spiking layers: "auto", "torch" or "triton"; see `ttfs_kernels.dft_linear`.
     Attributes:
         features: hidden layers by name ("conv1", "pool1", ..., "fc1"), each with a `SpikeCounter`.
-        readout: `PotentialReadout` or `FirstSpikeReadout`.
+        readout: the output layer.
     Raises:
         ValueError: an unknown backend, or images that are too small for the layers; the message names the token.
     Example:
@@ -260,8 +257,8 @@ def decide(network: nn.Module, images: Tensor) -> FirstSpikeDecision:
     Raises:
         NetworkError: as `network_graph`.
     Example:
-        >>> from ttfs_triton.nn import DFTLinear, LatencyEncoder, PotentialReadout
-        >>> network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 8), PotentialReadout(8, 2))
+        >>> from ttfs_triton.nn import DFTLinear, LatencyEncoder, Readout
+        >>> network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 8), Readout(8, 2))
         >>> decide(network, torch.rand(4, 1, 8, 8)).prediction.shape
         torch.Size([4])
     """

@@ -12,7 +12,7 @@ below a cross entropy of 1.46, several neurons fire first at once, and silent on
 ramp on which neurons start half-way up, θ = 20 and V₀ = 10.
 """
 
-from typing import Literal, NamedTuple, Unpack
+from typing import NamedTuple, Unpack, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor
 from ttfs_kernels import Neuron
 from ttfs_kernels.autograd import reverse_mode_only
 from ttfs_kernels.fused import factor
+from ttfs_triton.nn.config import ReadoutTime
 from ttfs_triton.nn.grid import Clock, Ramp
 from ttfs_triton.nn.integers import QuantisedWeight, exact_products, straight_through
 from ttfs_triton.nn.on_chip import ClockedLayer, Membrane, RoundedLayer
@@ -81,18 +82,38 @@ def _decision(spike_times: Tensor, potential: Tensor) -> FirstSpikeDecision:
     return FirstSpikeDecision(torch.where(no_spike, potential.argmax(dim=1), prediction), spike_times, tie, no_spike)
 
 
-class ReadoutOptions(LinearOptions, total=False):
-    """Keywords of both readouts; see `PotentialReadout`."""
-
-    neuron: Neuron
-    threshold: float
-    initial_potential: float
-
-
+@spelled_out
 class Readout(WeightedLinear):
-    """Base of both readouts: potential and slope of the output neurons, and the decision by first spike.
+    """Output layer: logits from membrane potentials, or from spike times; `decide` takes the earliest spike.
+
+    Input [N, in_features] activations, output [N, classes] logits. By `at`, they are
+
+    - "potential_start", the readout to train with: membrane potentials A at the output window's start, in threshold
+      heights, not clamped. Neurons need not fire; in `decide` they do, on a tall ramp.
+    - "potential_end": A + σ·W, one window later.
+    - "first_spike": minus the spike times, −s·θ in [−θ, 0], so that cross entropy trains the earliest spike (Eq. 8). A
+      logit falls by 1 while the ramp falls by one threshold height. A silent neuron's logit is −θ, as for a spike at
+      the window's end. Gradients flow only through neurons that fire inside the window.
 
     Computed in the precision of the weights, also under autocast: bfloat16 potentials would tie.
+
+    Args:
+        in_features, classes: number of inputs and of classes.
+        at: what the logits are.
+        neuron: neuron model, of which σ is used; the derivatives of a readout are exact.
+        threshold: θ, height of the ramp at the window's start.
+        initial_potential: V₀, initial potential on that ramp common to all classes, in addition to their biases.
+        bias, weight_standardisation, initial_gain, average, spike_dropout, device, dtype: as in `DFTLinear`.
+    Raises:
+        ValueError: `at` is another text; a size or a ramp parameter is out of range.
+    Source: Wei et al., ICCV 2023, Eq. 8.
+    Example:
+        >>> readout = Readout(128, 10, at="potential_end", neuron=Neuron(psp_persistence=0.25))
+        >>> spikes = torch.rand(4, 128)
+        >>> readout(spikes).shape  # logits
+        torch.Size([4, 10])
+        >>> readout.decide(spikes).prediction.shape  # by the earliest spike
+        torch.Size([4])
     """
 
     kind = "readout"
@@ -102,32 +123,51 @@ class Readout(WeightedLinear):
         in_features: int,
         classes: int,
         *,
+        at: ReadoutTime = "potential_start",
         neuron: Neuron = Neuron(),
         threshold: float = 20.0,
         initial_potential: float = 10.0,
         **options: Unpack[LinearOptions],
     ) -> None:
-        name = type(self).__name__
-        check_neuron(name, neuron)
+        if at not in get_args(ReadoutTime):
+            raise ValueError(f"Readout: at must be one of {', '.join(get_args(ReadoutTime))}; got {at!r}.")
+        check_neuron("Readout", neuron)
         if not threshold > 0:
-            raise ValueError(f"{name}: threshold must be positive; got {threshold}.")
+            raise ValueError(f"Readout: threshold must be positive; got {threshold}.")
         if not initial_potential < threshold:
             raise ValueError(
-                f"{name}: initial_potential must be below threshold ({threshold}); got {initial_potential}."
+                f"Readout: initial_potential must be below threshold ({threshold}); got {initial_potential}."
             )
         super().__init__(in_features, classes, **options)
+        self.at: ReadoutTime = at
         self.neuron, self.threshold, self.initial_potential = neuron, threshold, initial_potential
+
+    def forward(self, x: Tensor) -> Tensor:
+        one_pass = self.one_pass(x)
+        if self.at == "first_spike":
+            times = one_pass.spike_times()
+            if self.counts_spikes:
+                self.record((1 - times).clamp(min=0))
+            return times.clamp(max=1.0) * -self.threshold
+        if self.counts_spikes:
+            with torch.no_grad():
+                self.record(one_pass.hidden_activations())
+        return one_pass.potential(at_end=self.at == "potential_end")
+
+    def extra_repr(self) -> str:
+        ramp = f"threshold={self.threshold}, initial_potential={self.initial_potential}"
+        return f"{super().extra_repr()}, at={self.at}, neuron={self.neuron}, {ramp}"
 
     def one_pass(self, x: Tensor) -> "ReadoutPass":
         """One pass over activations [N, in_features]: its results share dropout and weight noise, drawn once."""
         return ReadoutOnGrid(self, x) if self.runs_on_grid(x) else ReadoutPass(self, x)
 
-    def potential(self, x: Tensor, *, at: Literal["start", "end"] = "start") -> Tensor:
+    def potential(self, x: Tensor, *, at_end: bool = False) -> Tensor:
         """Membrane potential [N, classes] of activations [N, in_features], without V₀, in threshold heights.
 
         A at the window's start, A + σ·W one window later; by one contraction.
         """
-        return self.one_pass(x).potential(at_end=at == "end")
+        return self.one_pass(x).potential(at_end=at_end)
 
     def potential_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A + V₀ and σ·W of the output neurons, both [N, classes], by one contraction."""
@@ -141,7 +181,7 @@ class Readout(WeightedLinear):
         """
         if x.dim() != 2 or x.shape[1] != self.in_features:
             raise ValueError(
-                f"{type(self).__name__}.decide: x must be activations [N, {self.in_features}] of the last hidden layer"
+                f"Readout.decide: x must be activations [N, {self.in_features}] of the last hidden layer"
                 f"; got {list(x.shape)}. For images, use decide(network, images) of ttfs_triton.nn."
             )
         return self.one_pass(x).decide()
@@ -224,7 +264,7 @@ class ReadoutOnGrid(ReadoutPass):
     """
 
     def __init__(self, readout: Readout, x: Tensor) -> None:
-        reverse_mode_only(type(readout).__name__, x)
+        reverse_mode_only("Readout", x)
         x, scale = readout.with_dropout(x)
         rounded = RoundedLayer(readout, readout.effective_weight(), scale)
         self._readout, self._bias, self._weight = readout, rounded.bias, rounded.weight
@@ -258,87 +298,3 @@ class ReadoutOnGrid(ReadoutPass):
 
     def _instant(self) -> Tensor:
         return self._clocked.own_ramp().first_instant(*self._membrane)
-
-
-@spelled_out
-class PotentialReadout(Readout):
-    """Output layer whose logits are membrane potentials; its neurons need not fire. The readout to train with.
-
-    Input [N, in_features] activations, output [N, classes] logits, in threshold heights, not clamped. In `decide` the
-    same neurons fire, on a tall ramp.
-
-    Args:
-        in_features, classes: number of inputs and of classes.
-        at: when the potential is read, at the output window's "start" (A) or "end" (A + σ·W).
-        neuron: neuron model, of which σ is used; the derivatives of a readout are exact.
-        threshold, initial_potential: θ and V₀ of the ramp on which `decide` fires; not used for training.
-        bias, weight_standardisation, initial_gain, average, spike_dropout, device, dtype: as in `DFTLinear`.
-    Raises:
-        ValueError: `at` is neither "start" nor "end"; a size or a ramp parameter is out of range.
-    Example:
-        >>> readout = PotentialReadout(128, 10, at="end", neuron=Neuron(psp_persistence=0.25))
-        >>> spikes = torch.rand(4, 128)
-        >>> readout(spikes).shape  # logits
-        torch.Size([4, 10])
-        >>> readout.decide(spikes).prediction.shape  # by the earliest spike
-        torch.Size([4])
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        classes: int,
-        *,
-        at: Literal["start", "end"] = "start",
-        **options: Unpack[ReadoutOptions],
-    ) -> None:
-        if at not in ("start", "end"):
-            raise ValueError(f'PotentialReadout: at must be "start" or "end"; got {at!r}.')
-        super().__init__(in_features, classes, **options)
-        self.at: Literal["start", "end"] = at
-
-    def forward(self, x: Tensor) -> Tensor:
-        one_pass = self.one_pass(x)
-        if self.counts_spikes:
-            with torch.no_grad():
-                self.record(one_pass.hidden_activations())
-        return one_pass.potential(at_end=self.at == "end")
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, at={self.at}, neuron={self.neuron}"
-
-
-@spelled_out
-class FirstSpikeReadout(Readout):
-    """Output layer whose logits are minus its spike times, so that cross entropy trains the earliest spike (Eq. 8).
-
-    Input [N, in_features] activations, output [N, classes] logits −s·θ in [−θ, 0]: a logit falls by 1 while the ramp
-    falls by one threshold height. A silent neuron's logit is −θ, as for a spike at the window's end. Gradients flow
-    only through neurons that fire inside the window.
-
-    Args:
-        in_features, classes: number of inputs and of classes.
-        threshold: θ, height of the ramp at the window's start.
-        initial_potential: V₀, initial potential common to all classes, in addition to their biases.
-        neuron: neuron model, of which σ is used; the derivatives of a readout are exact.
-        bias, weight_standardisation, initial_gain, average, spike_dropout, device, dtype: as in `DFTLinear`.
-    Raises:
-        ValueError: a size or a ramp parameter is out of range.
-    Source: Wei et al., ICCV 2023, Eq. 8.
-    Example:
-        >>> readout = FirstSpikeReadout(128, 10)
-        >>> logits = readout(torch.rand(4, 128))
-        >>> loss = torch.nn.functional.cross_entropy(logits, torch.tensor([3, 1, 4, 1]))
-        >>> bool(((logits >= -20) & (logits <= 0)).all())
-        True
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        times = self.one_pass(x).spike_times()
-        if self.counts_spikes:
-            self.record((1 - times).clamp(min=0))
-        return times.clamp(max=1.0) * -self.threshold
-
-    def extra_repr(self) -> str:
-        ramp = f"threshold={self.threshold}, initial_potential={self.initial_potential}"
-        return f"{super().extra_repr()}, neuron={self.neuron}, {ramp}"

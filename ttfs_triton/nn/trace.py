@@ -22,11 +22,11 @@ from torch.utils import _pytree as pytree
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
-from ttfs_triton.nn.readout import FirstSpikeReadout, PotentialReadout
+from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.weighted import WeightedLayer
 
-LAYERS = (LatencyEncoder, AnalogEncoder, SignedEncoder, DFTConv2d, DFTLinear, PotentialReadout, FirstSpikeReadout)
+LAYERS = (LatencyEncoder, AnalogEncoder, SignedEncoder, DFTConv2d, DFTLinear, Readout)
 # Modules of torch.nn that may stand between our layers; they run in evaluation mode.
 BETWEEN = (nn.Identity, nn.Flatten, nn.MaxPool2d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 SAMPLES = 3  # size of the traced batch, which maps rarely have
@@ -44,7 +44,7 @@ _REMEDIES = {
     r"relu|gelu|silu|elu|sigmoid|tanh|softplus|hardswish|mish": "Leave it out: the neurons are the nonlinearity.",
     r"max_?pool": "Use EarliestSpikePool2d: no dilation, whole patches.",
     r"conv": "Use DFTConv2d, or AnalogEncoder for the layer that reads pixels.",
-    r"linear|matmul|bilinear": "Use DFTLinear, or PotentialReadout for the last layer.",
+    r"linear|matmul|bilinear": "Use DFTLinear, or Readout for the last layer.",
     r"dropout": "Use nn.Dropout, or pass training=self.training, so that evaluation drops nothing.",
     r"softmax": "Leave it out: cross entropy and decisions take logits.",
     r"^_*r?(mul|truediv|div)_*$": "Spike times cannot be scaled: normalise images before the network.",
@@ -70,8 +70,8 @@ def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) ->
         NetworkError: the module does something else; the message says what, and what to use in its place.
         ValueError: image_shape is not given, and the model has none.
     Example:
-        >>> from ttfs_triton.nn import DFTLinear, LatencyEncoder, PotentialReadout
-        >>> network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 8), PotentialReadout(8, 2))
+        >>> from ttfs_triton.nn import DFTLinear, LatencyEncoder, Readout
+        >>> network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 8), Readout(8, 2))
         >>> graph = network_graph(network, (1, 8, 8))
         >>> [(stage.name, stage.window, stage.shape) for stage in graph.stages]
         [('0', 0, (1, 8, 8)), ('2', 1, (8,)), ('3', 2, (2,))]
@@ -283,7 +283,7 @@ class _Trace(TorchFunctionMode):
     def _refuse_end(self, found: str) -> NoReturn:
         _refuse_structure(
             f"end with its only readout; got {found}",
-            "Append PotentialReadout or FirstSpikeReadout, once, and hand on its output.",
+            "Append a Readout, once, and hand on its output.",
         )
 
     def graph(self, output: object, image_shape: tuple[int, ...]) -> NetworkGraph:

@@ -307,8 +307,8 @@ class Trainer:
         ValueError: images or labels cannot be used.
     Example:
         >>> from tempfile import TemporaryDirectory
-        >>> from ttfs_triton.nn import DFTLinear, LatencyEncoder, PotentialReadout
-        >>> network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 8), PotentialReadout(8, 2))
+        >>> from ttfs_triton.nn import DFTLinear, LatencyEncoder, Readout
+        >>> network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 8), Readout(8, 2))
         >>> labels = torch.arange(64) % 2
         >>> images = torch.randint(0, 100, (64, 1, 8, 8), dtype=torch.uint8) + 100 * labels.byte().view(-1, 1, 1, 1)
         >>> with TemporaryDirectory() as folder:

@@ -27,11 +27,10 @@ from ttfs_triton.nn import (
     DFTConv2d,
     DFTLinear,
     EarliestSpikePool2d,
-    FirstSpikeReadout,
     LatencyEncoder,
     NetworkConfig,
     Neuron,
-    PotentialReadout,
+    Readout,
     TTFSNetwork,
     cnn1,
     collect_statistics,
@@ -50,7 +49,7 @@ def counted(layers: Sequence[nn.Module], batches: Sequence[Tensor], **options) -
     layers = [LatencyEncoder(), *layers, nn.Flatten()]
     with torch.no_grad():
         features = nn.Sequential(*layers)(batches[0][:1]).shape[1]
-    return count(nn.Sequential(*layers, PotentialReadout(features, 2, **PLAIN)), batches, **options).layers[:-1]
+    return count(nn.Sequential(*layers, Readout(features, 2, **PLAIN)), batches, **options).layers[:-1]
 
 
 def constant(layer, weight):
@@ -137,7 +136,7 @@ def test_operations_beyond_float32_are_exact():
     # Products above 2²⁴, of which the odd ones are not float32 values: 9 · 480 a side, but for those into padding.
     layer, x = constant(DFTConv2d(1, 1, 9, padding=4, **PLAIN), -1.0), torch.ones(2, 1, 480, 480)  # nothing fires
     x[1, 0, 200, 200] = 0
-    layers = [layer, EarliestSpikePool2d(480), nn.Flatten(), PotentialReadout(1, 2, **PLAIN)]
+    layers = [layer, EarliestSpikePool2d(480), nn.Flatten(), Readout(1, 2, **PLAIN)]
     first, _ = count(nn.Sequential(LatencyEncoder(), *layers), [x], histogram_bins=0).layers
     whole = (9 * 480 - 2 * (1 + 2 + 3 + 4)) ** 2
     assert first.synaptic_operations == first.nonzero_macs == 2 * whole - 9 * 9
@@ -261,7 +260,7 @@ def test_two_processes_count_what_one_does(tmp_path):
 
 def test_first_spike_readout_and_what_stays():
     neuron = Neuron(psp_persistence=0.25)
-    layers = [DFTLinear(16, 8, neuron=neuron), FirstSpikeReadout(8, 3, neuron=neuron)]
+    layers = [DFTLinear(16, 8, neuron=neuron), Readout(8, 3, neuron=neuron, at="first_spike")]
     network = nn.Sequential(LatencyEncoder(), nn.Flatten(), *layers).train()
     own = network[2].statistics
     counts = count(network, [torch.rand(4, 1, 4, 4)])
@@ -297,7 +296,9 @@ def test_published_rule_counts_neurons_without_input_and_all_outputs():
     for layer in older["layers"]:
         del layer["without_input"]
     assert Counts.from_dict(older).sparsity_as_published is None
-    output = count(nn.Sequential(LatencyEncoder(), nn.Flatten(), FirstSpikeReadout(64, 3)), [0 * images]).layers[0]
+    output = count(
+        nn.Sequential(LatencyEncoder(), nn.Flatten(), Readout(64, 3, at="first_spike")), [0 * images]
+    ).layers[0]
     assert output.undriven_time == output.summed_spike_time == 5 * 3 / 2, "its ramp meets half of the threshold"
 
 

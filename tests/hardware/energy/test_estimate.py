@@ -18,7 +18,7 @@ from ttfs_triton.hardware.energy.models import estimate
 from ttfs_triton.hardware.energy.prices import Price
 from ttfs_triton.hardware.simulation.simulation import simulated_run
 from ttfs_triton.hardware.simulation.simulator import simulate
-from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, Neuron, PotentialReadout, cnn1, put_on_grid
+from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, Neuron, Readout, cnn1, put_on_grid
 
 UNKNOWN = Price(None, unit="pJ", status="unpublished", source="nowhere")
 SECRET = Chip("secret", "no figures", "including fetch", {"synop": UNKNOWN})
@@ -280,7 +280,7 @@ def test_price_of_counts_alone_is_an_upper_bound(steps):
     torch.manual_seed(1)
     images, layer = [torch.rand(60, 1, 8, 8)], DFTLinear(64, 16)
     layer.weight_gain.data.mul_(3)  # many neurons fire in the first half step, after one comparison
-    network = nn.Sequential(LatencyEncoder(), nn.Flatten(), layer, PotentialReadout(16, 4))
+    network = nn.Sequential(LatencyEncoder(), nn.Flatten(), layer, Readout(16, 4))
     put_on_grid(network, Grid(steps, 6))
     most = estimate(count(network, images), "lemaire45:int8", steps=steps)
     simulated = simulated_run(simulate(network, images))

@@ -1,5 +1,7 @@
 """Small networks that the simulator's tests run, their spikes, and equality of simulations."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -8,17 +10,17 @@ from ttfs_triton.nn import (
     DFTConv2d,
     DFTLinear,
     EarliestSpikePool2d,
-    FirstSpikeReadout,
     LatencyEncoder,
     Neuron,
-    PotentialReadout,
+    Readout,
     network_graph,
 )
 
+FIRST_SPIKE = partial(Readout, at="first_spike")
 READOUTS = {
-    "start": lambda sigma: PotentialReadout(5, 3, neuron=Neuron(sigma)),
-    "end": lambda sigma: PotentialReadout(5, 3, at="end", neuron=Neuron(sigma)),
-    "first_spike": lambda sigma: FirstSpikeReadout(5, 3, neuron=Neuron(sigma), threshold=4.0, initial_potential=1.0),
+    "start": lambda sigma: Readout(5, 3, neuron=Neuron(sigma)),
+    "end": lambda sigma: Readout(5, 3, at="potential_end", neuron=Neuron(sigma)),
+    "first_spike": lambda sigma: FIRST_SPIKE(5, 3, neuron=Neuron(sigma), threshold=4.0, initial_potential=1.0),
 }
 
 
@@ -26,10 +28,10 @@ def linear_network(weight, readout=None, *, bias=0.0, sigma=1.0):
     """A latency encoder, one hidden layer with these weights, a readout."""
     layer = readout_with(weight, DFTLinear, bias=True, neuron=Neuron(sigma))
     nn.init.constant_(layer.bias, bias)
-    return nn.Sequential(LatencyEncoder(), layer, readout or PotentialReadout(len(weight), 2))
+    return nn.Sequential(LatencyEncoder(), layer, readout or Readout(len(weight), 2))
 
 
-def readout_with(weight, kind=FirstSpikeReadout, *, bias=False, **options):
+def readout_with(weight, kind=FIRST_SPIKE, *, bias=False, **options):
     """A readout, or another layer, with these weights; without initial potentials unless they are asked for."""
     weight = torch.tensor(weight)
     readout = kind(*weight.shape[::-1], bias=bias, weight_standardisation=False, **options)

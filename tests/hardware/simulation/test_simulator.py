@@ -27,11 +27,10 @@ from ttfs_triton.nn import (
     DFTConv2d,
     DFTLinear,
     Faults,
-    FirstSpikeReadout,
     Grid,
     NetworkConfig,
     Neuron,
-    PotentialReadout,
+    Readout,
     TTFSNetwork,
     put_on_grid,
     train_for,
@@ -86,18 +85,18 @@ def by_loops(network, images, options):
     outputs = neurons_of(readout, **options, **ramp)
     free = neurons_of(readout, **options | {"gating": False}, **ramp)
     instants, potential, _ = layer(free, hidden)
-    if isinstance(readout, FirstSpikeReadout):  # all stop with the first
+    if readout.at == "first_spike":  # all stop with the first
         layer(outputs, hidden, instants.min(1) if options["gating"] else None)
     else:
         layer(outputs, hidden, np.full(len(hidden), -1))
-        if readout.at == "end" and readout.neuron.psp_persistence:
+        if readout.at == "potential_end" and readout.neuron.psp_persistence:
             moving = (hidden < steps).any(1).sum() if options["gating"] else len(hidden)
             outputs.work.firing_updates += int(moving) * instants.shape[1] * steps
     stamps = [pixels, first, hidden, outputs.stamps(instants)]
     work = [each.work for each in (*neurons, outputs)]
     heights = (potential * outputs.units / steps).astype(np.float32)
     delivered = [int((values < steps).sum()) for values in (pooled, hidden)]
-    classes = stamps[-1].argmin(1) if isinstance(readout, FirstSpikeReadout) else heights.argmax(1)
+    classes = stamps[-1].argmin(1) if readout.at == "first_spike" else heights.argmax(1)
     return stamps, work, delivered, classes, instants.min(1) < len(outputs.instants())
 
 
@@ -177,7 +176,7 @@ def test_counts_equal_those_of_the_closed_form_where_stamps_lose_nothing():
 
 def test_analog_encoder_counts_and_stamps():
     own = randomised(AnalogEncoder(1, 2, 2, mean=[0.5], std=[0.25], batch_norm=True), 0).eval()
-    network = nn.Sequential(own, nn.Flatten(), PotentialReadout(8, 2))
+    network = nn.Sequential(own, nn.Flatten(), Readout(8, 2))
     images = torch.rand(4, 1, 3, 3)
     images[0, 0, 0, 0] = 0.5  # the mean: its products are with zero
     found = simulate(network, [images], steps=1024, weight_bits=None, keep_spike_times=True)
@@ -248,8 +247,8 @@ def test_potentials_are_read_at_the_start_or_end():
     # One early input, two late ones: A is larger for class 0, the slope for class 1.
     weight = [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]
     images, dark = torch.tensor([[0.75, 0.25, 0.25]]), torch.zeros(1, 3)
-    network = linear_network(torch.eye(3).tolist(), readout_with(weight, PotentialReadout, at="start"), sigma=0.0)
-    for at, prediction, latency, updates in (("start", 0, 16, 0), ("end", 1, 24, 2 * 8)):
+    network = linear_network(torch.eye(3).tolist(), readout_with(weight, Readout), sigma=0.0)
+    for at, prediction, latency, updates in (("potential_start", 0, 16, 0), ("potential_end", 1, 24, 16)):
         network[-1].at = at
         found = simulate(network, [images], steps=8)
         assert (found.predictions.tolist(), found.potential_latency_steps) == ([prediction], latency)

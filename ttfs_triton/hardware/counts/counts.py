@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from ttfs_kernels import Neuron
-from ttfs_triton.nn.graph import ReadoutTime
+from ttfs_triton.nn.config import ReadoutTime
 from ttfs_triton.nn.statistics import LayerStatistics, sparsity
 
 

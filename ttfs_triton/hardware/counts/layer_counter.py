@@ -15,7 +15,7 @@ from ttfs_triton.hardware.counts.counts import GATED, Counts, InputCounts, Layer
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.on_chip import earliest_input
-from ttfs_triton.nn.readout import PotentialReadout
+from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.statistics import SpikeCounter, channels_innermost, in_parts, where_fired
 from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
 
@@ -80,7 +80,7 @@ def waiting(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) ->
     bias = layer.with_batch_norm(layer.weight)[1]
     bias = torch.zeros(len(layer.weight), device=inputs.device) if bias is None else bias.detach().double()
     until = torch.ones_like(bias)
-    if not isinstance(layer, PotentialReadout):  # the initial potential alone meets the ramp
+    if not isinstance(layer, Readout) or layer.at == "first_spike":  # the initial potential alone meets the ramp
         until = 1 - ((bias + layer.initial_potential) / layer.threshold).clamp(0, 1)
         until = (until * 2**20).round() / 2**20  # sums are exact in any order
     unreached, channels = (earliest <= 0).sum(1, dtype=torch.float64), len(bias) // len(earliest)
@@ -280,7 +280,7 @@ def network_counts(
         samples=layers[0][0].samples,
         layers=tuple(replace(layer, spikes_delivered=delivered.get(layer.name, 0)) for layer, _ in layers),
         input=InputCounts(pixels, encoder),
-        readout=graph.readout_time,
+        readout=graph.readout.at,
         windows=graph.windows,
         weight_bits=weight_bits,
     )

@@ -53,8 +53,8 @@ class Simulation:
     Attributes:
         settings: the settings of the simulation.
         samples: number of simulated samples.
-        predictions: [samples] int64, class of the highest logit: by the membrane potentials of a `PotentialReadout` at
-            its window's start or end, by the spike times of a `FirstSpikeReadout`.
+        predictions: [samples] int64, class of the highest logit: by the readout's membrane potentials at its
+            window's start or end, or by its spike times.
         first_spike_predictions: [samples] int64, class of the earliest output spike. If several are in the same step,
             the lowest class; without an output spike, the class with the highest potential at the output window's end.
         correct, first_spike_correct: number of predictions that equal the labels; None without labels.
@@ -64,11 +64,11 @@ class Simulation:
             output window's end if there is no output spike.
         potential_latency_steps: steps from the image's start until the potentials of `predictions` can be read.
         counts: counts of the simulated spikes in the form of `count`. Time stamp k counts as time k/steps, histograms
-            have one bin a step, and spikes in step 0 are "saturated". The spikes of a `PotentialReadout` are counted on
-            the hidden layers' ramp, as in the network's statistics.
+            have one bin a step, and spikes in step 0 are "saturated". The spikes of a readout of potentials are counted
+            on the hidden layers' ramp, as in the network's statistics.
         activity: updates and comparisons of each layer in `counts`. A readout works until the decision it was trained
-            for: a `PotentialReadout` until the start or end of its window, without comparisons; a `FirstSpikeReadout`
-            until its first spike (with gating), with comparisons.
+            for: by potential until the start or end of its window, without comparisons; by first spike until that
+            spike (with gating), with comparisons.
         spike_steps: time steps of the spikes by stage name, before pooling: [samples, ...] int32 in [0, steps), on the
             CPU; `steps` for silent neurons. A readout's spikes are on the ramp on which the first spike decides. None
             unless asked for.

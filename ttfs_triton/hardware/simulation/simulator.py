@@ -22,7 +22,7 @@ from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.grid import Clock
 from ttfs_triton.nn.integers import QuantisedWeight, exact_products, largest_integer, quantise_weight
 from ttfs_triton.nn.on_chip import AnalogLayer, ClockedLayer, Membrane, earliest_input
-from ttfs_triton.nn.readout import ClockedReadout, PotentialReadout, Readout
+from ttfs_triton.nn.readout import ClockedReadout, Readout
 
 # Samples that run at once on the CPU. Smaller parts stay in the caches: CNN1 in batches of 200 runs 1.7 times as fast.
 CPU_SAMPLES = 50
@@ -212,13 +212,13 @@ class Simulator:
     def _read_out(self, layer: ClockedReadout, counter: ClockedCounter, membrane: Membrane, earliest: Tensor) -> Tensor:
         readout = layer.readout
         instant = decisive = layer.own_ramp().first_instant(*membrane).long()
-        at_end = isinstance(readout, PotentialReadout) and readout.at == "end"
+        by_potential, at_end = readout.at != "first_spike", readout.at == "potential_end"
         found, prediction = layer.decide(membrane, instant), self._clock.step_of(instant).argmin(1)
-        if isinstance(readout, PotentialReadout):
+        if by_potential:
             prediction = layer.score(membrane, at_end=at_end).argmax(1)
         latency = self._clock.step_of(instant.amin(1)) + self._graph.windows * self._clock.steps
         self._decisions.append((prediction, found.prediction, found.tie, found.no_spike, latency))
-        if isinstance(readout, PotentialReadout):
+        if by_potential:
             # Statistics count these neurons on the hidden layers' ramp, without the common initial potential.
             instant = layer.on_hidden_ramp(membrane).long()
             if at_end and layer.persistence:
@@ -235,7 +235,7 @@ class Simulator:
             raise ValueError("simulate: batches must hold at least one image; got none.")
         score, first, tie, no_spike, latency = (torch.cat(parts).cpu() for parts in zip(*self._decisions, strict=True))
         labels = torch.cat(self._labels).cpu() if self._labels else None
-        windows = self._graph.windows + (self._graph.readout_time == "potential_end")
+        windows = self._graph.windows + (self._graph.readout.at == "potential_end")
         counters = [counter for _, counter in self.layers.values()]
         layers = [own.counts(self._samples) for own in counters]
         return Simulation(
