@@ -3,8 +3,6 @@
 import hashlib
 import io
 import os
-import struct
-import zipfile
 
 import pytest
 import safetensors.torch
@@ -14,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.hub.server import HubServer, Repository
-from ttfs_triton.convert import WeightsError, open_weights
+from ttfs_triton.convert import WeightsError, open_weights, source
 from ttfs_triton.convert.source import CONTAINERS, PREFIXES, plain_tensors
 from ttfs_triton.model import BaseModel, TTFSModel
 from ttfs_triton.nn import NetworkConfig
@@ -105,7 +103,7 @@ def test_truncated_file_is_refused(tmp_path, name, share):
     whole = write(tmp_path / name, archive=name == "w.pt").read_bytes()
     (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
     # A cut through a name in an old pickle leaves a name of which nothing is known.
-    with pytest.raises(WeightsError, match=r"must be a whole (safetensors )?file|must hold tensors only"):
+    with pytest.raises(WeightsError, match=r"must be a whole (safetensors )?file|must have 1 to"):
         open_weights(tmp_path / name)
 
 
@@ -116,13 +114,11 @@ def flip(file, place: float = 0.6) -> None:
 
 
 def test_flipped_byte_is_refused(tmp_path, own):
-    for name in ("w.safetensors", "w.pt"):
+    for name in ("w.safetensors", "w.pt"):  # known by the digest alone
         digest = open_weights(write(tmp_path / name)).sha256
         flip(tmp_path / name)
         with pytest.raises(WeightsError, match=f"must have the SHA-256 {digest}, as given; got [0-9a-f]{{64}}"):
             open_weights(tmp_path / name, sha256=digest)
-    with pytest.raises(WeightsError, match=r"must be as it was written; .* fails its checksum"):
-        open_weights(tmp_path / "w.pt")
     flip(own / "model.safetensors", 0.98)
     with pytest.raises(WeightsError, match="its checksum differs"):
         open_weights(own)
@@ -149,7 +145,7 @@ def test_damaged_configuration_is_refused(own, tmp_path, text, problem):
         open_weights(tmp_path).description()
 
 
-# ---- code and bombs
+# ---- code
 
 
 class _Call:
@@ -166,40 +162,25 @@ class _Call:
 def test_code_in_a_pickle_does_not_run(tmp_path, archive):
     trace = tmp_path / "it_ran"
     (tmp_path / "evil.pt").write_bytes(bytes_of(TENSORS | {"code": _Call(os.mkdir, str(trace))}, archive))
-    with pytest.raises(WeightsError, match=r"must hold tensors only; it asks for posix\.mkdir, which was ref") as info:
+    with pytest.raises(WeightsError, match=r"it asks for posix\.mkdir, whose code did not run") as info:
         open_weights(tmp_path / "evil.pt")
     assert not trace.exists()
     assert "weights_only" not in str(info.value)
 
 
-def repacked(content: bytes, compression: int = zipfile.ZIP_DEFLATED, more: str = "") -> bytes:
-    """The same archive, entries compressed or one added."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", compression) as new:
-        for entry in old.infolist():
-            new.writestr(entry.filename, old.read(entry))
-        if more:
-            new.writestr(more, b"")
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "must be a whole file of tensors; it is empty"),
-        (repacked(bytes_of({"a": torch.zeros(10**6)})), "must hold its entries as they are.*compressed, 40"),
-        (repacked(bytes_of(TENSORS), zipfile.ZIP_STORED, "archive/constants.pkl"), "it is a TorchScript program"),
-        (bytes_of({"a": torch.zeros(1).expand(10**11)}), r"a must hold each of its elements; got shape \[10{11}\]"),
-        (bytes_of({"a": _Call(torch.FloatTensor, 10**6)}), "take no more memory than their file; got 4000000 bytes"),
-        (bytes_of({"a": _Call(bytearray, 10**6)}), "it asks for bytearray, which was refused"),
-        (bytes_of({"a": _Call(bytearray, 10**6)}, archive=False), "it asks for bytearray, which was refused"),
-        (bytes_of(nn.Linear(2, 2)), r"asks for torch\.nn\.modules\.linear\.Linear"),
-        (b"PK\x06\x07" + struct.pack("<LQL", 0, 0, 2) + b"PK\x05\x06" + bytes(18), "must be a whole file that torch.s"),
+        (b"", "must have 1 to 4,294,967,296 bytes; got 0"),
+        (bytes_of({"a": torch.zeros(500)}), "must have 1 to 1,000 bytes; got"),
+        (bytes_of(nn.Linear(2, 2)), r"asks for torch\.nn\.modules\.linear\.Linear, whose code did not run"),
     ],
-    ids=["empty", "deflated", "program", "expanded", "drawn up", "bytearray", "old", "model", "several disks"],
+    ids=["empty", "large", "model"],
 )
-def test_bombs_are_refused_before_they_go_off(tmp_path, content, problem):
+def test_files_of_other_things_are_refused(tmp_path, monkeypatch, content, problem):
     (tmp_path / "w.pt").write_bytes(content)
+    if "1,000" in problem:
+        monkeypatch.setattr(source, "MOST_BYTES", 1000)
     with pytest.raises(WeightsError, match=problem):
         open_weights(tmp_path / "w.pt")
 

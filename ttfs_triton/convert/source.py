@@ -1,13 +1,11 @@
 """Weights from a file, a folder or the Hub, read as plain named tensors, without running any code in them."""
 
 import json
-import pickletools
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +38,7 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], rule: str, **op
         raise ConversionError(f"convert: {rule}; {error}") from error
 
 
-def plain_tensors(content: object, most_bytes: int | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def plain_tensors(content: object) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Tensors by name in the content of a file; and containers opened, prefixes removed and keys left out, in words.
 
     Containers (`state_dict`, `model`, `net`, ..., nested too) are opened; a prefix that every name begins with
@@ -48,10 +46,9 @@ def plain_tensors(content: object, most_bytes: int | None = None) -> tuple[dict[
 
     Args:
         content: a mapping of names to tensors, or containers around such a mapping.
-        most_bytes: most bytes that all tensors may take: the size of the file. Default: any number.
     Raises:
-        WeightsError: there is no such mapping; tensors are sparse, quantised, complex or without data, repeat elements
-            or take more than `most_bytes`; or values are not finite.
+        WeightsError: there is no such mapping; tensors are sparse, quantised, complex or without data; or values are
+            not finite.
     """
     steps: list[str] = []
     mapping = _open(content, steps)
@@ -66,7 +63,6 @@ def plain_tensors(content: object, most_bytes: int | None = None) -> tuple[dict[
     if not tensors:
         raise WeightsError("plain_tensors: weights must hold tensors; got none.")
     tensors = _without_prefixes(tensors, steps)
-    _check_memory(tensors, most_bytes)
     for name, tensor in tensors.items():
         _check(name, tensor)
     if problem := not_finite(tensors):
@@ -99,26 +95,6 @@ def _without_prefixes(tensors: dict[str, Tensor], steps: list[str]) -> dict[str,
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def _check_memory(tensors: Mapping[str, Tensor], most_bytes: int | None) -> None:
-    """Refuse tensors larger than their storage: a view may show one element as 10¹², and fill memory when copied."""
-    storages: dict[int, int] = {}
-    for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_meta:
-            continue  # `_check` refuses these
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        if tensor.numel() * tensor.element_size() > storage.nbytes():
-            raise WeightsError(
-                f"plain_tensors: {name} must hold each of its elements; got shape {list(tensor.shape)} over "
-                f"{storage.nbytes()} bytes. Save it by tensor.contiguous()."
-            )
-    if most_bytes is not None and sum(storages.values()) > most_bytes:
-        raise WeightsError(
-            f"plain_tensors: tensors must take no more memory than their file; got {sum(storages.values())} bytes in "
-            f"a file of {most_bytes}. Get the file again."
-        )
-
-
 def _check(name: str, tensor: Tensor) -> None:
     plain = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_complex() or tensor.is_meta)
     if not plain or tensor.numel() == 0:
@@ -129,6 +105,8 @@ def _check(name: str, tensor: Tensor) -> None:
 
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".th")
+MOST_BYTES = 2**32
+"""Most bytes of a pickled file: 4 GiB, eight times VGG16 for ImageNet."""
 PICKLED_NAME = "pytorch_model.bin"  # read from folders without safetensors
 
 
@@ -190,9 +168,9 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
         WeightsError: the source does not exist or cannot be reached; the file is damaged, has another SHA-256 or holds
             more than tensors; or weights are not finite.
 
-    Checksums in files of this package and of torch.save (since PyTorch 1.6) are verified. Other safetensors files have
-    no checksum of their numbers: without a hash, a flipped bit there goes unnoticed. Truncation, a damaged header,
-    names and shapes that do not fit, infinities and NaN are noticed.
+    Checksums in files of this package are verified. Other files have no checksum of their numbers: without a hash, a
+    flipped bit there goes unnoticed. Truncation, a damaged header, names and shapes that do not fit, infinities and NaN
+    are noticed.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise WeightsError(f"open_weights: sha256 must be 64 hexadecimal digits; got {sha256!r}.")
@@ -207,9 +185,9 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
                 f"open_weights: {name} must have the SHA-256 {expected.lower()}, {origin}; got {digest}. "
                 "The file is damaged or another one; get it again."
             )
-    content, kind = _read(found.weights, verified=sha256 is not None or found.hub_sha256 is not None)
+    content, kind = _read(found.weights)
     try:
-        tensors, steps = plain_tensors(content, most_bytes=found.weights.stat().st_size)
+        tensors, steps = plain_tensors(content)
     except WeightsError as error:
         raise WeightsError(f"open_weights: {name} cannot be used: {error}") from error
     config = _read_config(found.config, found.weights if kind == "safetensors" else None)
@@ -237,8 +215,8 @@ def _find(source: str | Path) -> tuple[str, ModelFiles]:
     return path.resolve().name if path.is_dir() else str(source), found
 
 
-def _read(file: Path, *, verified: bool) -> tuple[object, str]:
-    """Content and format by the file's suffix; `verified` if its hash was compared."""
+def _read(file: Path) -> tuple[object, str]:
+    """Content and format by the file's suffix."""
     if file.suffix == ".safetensors":
         try:
             return read_weights(file), "safetensors"
@@ -249,93 +227,24 @@ def _read(file: Path, *, verified: bool) -> tuple[object, str]:
             f"open_weights: weights must end in .safetensors, {', '.join(PICKLED)}; got {file.name}. "
             "Save them as safetensors."
         )
-    if file.stat().st_size == 0:
-        raise WeightsError(f"open_weights: {file} must be a whole file of tensors; it is empty. Get it again.")
-    if _is_zip(file):
-        _check_zip(file, verified=verified)
-    else:
-        with file.open("rb") as program:
-            _check_calls(file, program)
+    if not 0 < (size := file.stat().st_size) <= MOST_BYTES:
+        raise WeightsError(
+            f"open_weights: {file} must have 1 to {MOST_BYTES:,} bytes; got {size:,}. Save the weights as safetensors."
+        )
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True), "pickle"
     except Exception as error:  # whatever a damaged or hostile file provokes in the unpickler
-        raise WeightsError(_pickle_problem(file, str(error) or type(error).__name__)) from error
-    return content, "pickle"
-
-
-def _is_zip(file: Path) -> bool:
-    try:
-        return zipfile.is_zipfile(file)
-    except zipfile.BadZipFile:  # its end is damaged, or it spans several disks
-        return True
-
-
-def _check_zip(file: Path, *, verified: bool) -> None:
-    """Refuse archives that torch.save does not write: compressed entries, programs, entries that fail their CRC-32."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            _check_sizes(file, archive)
-            script = any(name.endswith("/constants.pkl") for name in archive.namelist())
-            damaged = None if verified or script else archive.testzip()
-    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, WeightsError):
-            raise
-        raise WeightsError(f"open_weights: {file} must be a whole file that torch.save wrote; {error}.") from error
-    if script:
+        # PyTorch's own message advises to load without protection.
+        asked = re.search(r"(?:GLOBAL|[Uu]nsupported (?:global|class|operand)) (\S+)", str(error))
+        why = (
+            f"it asks for {asked[1]}, whose code did not run"
+            if asked
+            else str(error).strip().split("\n")[0].split(". ")[0]
+        )
         raise WeightsError(
-            f"open_weights: {file} must hold tensors only; it is a TorchScript program, which was not loaded. "
+            f"open_weights: {file} must be a whole file of tensors that torch.save wrote; {why}. "
             "Save model.state_dict() as safetensors where the file is from."
-        )
-    if damaged is not None:
-        raise WeightsError(
-            f"open_weights: {file} must be as it was written; {damaged} in it fails its checksum. Get it again, or "
-            "give the SHA-256 that it should have."
-        )
-
-
-def _check_sizes(file: Path, archive: zipfile.ZipFile) -> None:
-    """torch.save stores entries as they are, so all of them together are no larger than the file."""
-    size, declared = file.stat().st_size, sum(entry.file_size for entry in archive.infolist())
-    packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-    if packed or declared > size:
-        raise WeightsError(
-            f"open_weights: {file} must hold its entries as they are, as torch.save writes them; got "
-            f"{f'{packed[0]} compressed' if packed else 'entries that overlap'}, {declared} bytes in a file of {size}. "
-            "Save the weights as safetensors where the file is from."
-        )
-    for entry in archive.infolist():
-        if entry.filename.endswith("/data.pkl"):
-            with archive.open(entry) as program:
-                _check_calls(file, program)
-
-
-def _check_calls(file: Path, program: IO[bytes]) -> None:
-    """Refuse bytearray(10**10): the only call that PyTorch allows a pickle and that fills memory by a number alone.
-
-    `program` holds pickles, one behind another. Other defects are left for PyTorch to find.
-    """
-    while True:
-        try:
-            calls = [str(argument) for opcode, argument, _ in pickletools.genops(program) if opcode.name == "GLOBAL"]
-        except Exception:  # any error: storages follow the last pickle of old files
-            return
-        if any(call.endswith(" bytearray") for call in calls):
-            raise WeightsError(
-                f"open_weights: {file} must hold tensors only; it asks for bytearray, which was refused. "
-                "Save model.state_dict() as safetensors where the file is from."
-            )
-
-
-def _pickle_problem(file: Path, problem: str) -> str:
-    """Our message for an error of torch.load, since PyTorch's advises loading without protection."""
-    asked = re.search(r"GLOBAL (\S+)", problem) or re.search(r"[Uu]nsupported (?:global|class|operand) (\S+)", problem)
-    if asked is not None:
-        return (
-            f"open_weights: {file} must hold tensors only; it asks for {asked[1]}, which was refused: none of its code "
-            "ran. Save model.state_dict() as safetensors where the file is from."
-        )
-    first_line = problem.strip().split("\n")[0].split(". ")[0]
-    return f"open_weights: {file} must be a whole file of tensors that torch.save wrote; {first_line}."
+        ) from error
 
 
 def _read_config(path: Path, weights: Path | None) -> Mapping[str, Any] | None:
