@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
 import re
 import threading
-import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -39,8 +37,8 @@ class HubServer(ThreadingHTTPServer):
 
     Attributes:
         drop: pattern of "METHOD path", or None; matching requests are read in part, then the connection is cut.
-        twists: patterns of "METHOD path", and what is changed of such answers: "headers", "values" of an object, all
-            "data", or "drip", seconds between two bytes.
+        twists: patterns of "METHOD path", and what is changed of such answers: "headers", "values" of an object, or all
+            "data".
     """
 
     daemon_threads = True
@@ -111,25 +109,13 @@ class _Handler(BaseHTTPRequestHandler):
             content = content | twist["values"]
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         data = twist["data"].encode("latin-1") if "data" in twist else data
-        pause = twist.get("drip", 0)
         self.send_response(status)
         headers = {name.replace("_", "-"): value for name, value in headers.items()} | twist.get("headers", {})
         for name, value in ({"Content-Length": str(len(data))} | headers).items():
             self.send_header(name, value)
-        if pause and self.command == "HEAD":
-            return self._drip(b"X-Endless: " + b"x" * 1000, pause)
         self.end_headers()
-        if pause:
-            self._drip(data, pause)
-        elif self.command != "HEAD":
+        if self.command != "HEAD":
             self.wfile.write(data)
-
-    def _drip(self, data: bytes, pause: float) -> None:
-        self.flush_headers()
-        with contextlib.suppress(OSError):
-            for byte in data:
-                self.wfile.write(bytes([byte]))
-                time.sleep(pause)
 
     def _no(self, status: int, message: str, code: str = "") -> None:
         self._answer({"error": message}, status, X_Error_Message=message, **({"X_Error_Code": code} if code else {}))
