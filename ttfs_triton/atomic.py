@@ -16,9 +16,6 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file in one step: write a temporary file beside it, sync it, rename it, sync the folder.
 
     The folder must exist. The new file's mode follows the umask.
-
-    Raises:
-        OSError: the write failed; the old file, if any, is untouched and no temporary file is left.
     """
     path = Path(path)
     aside = hidden_name(path, PARTIAL)
@@ -40,11 +37,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, obj: Any) -> None:
-    """Write an object as indented JSON by `write_bytes`; non-finite floats become Python's `NaN` and `Infinity`.
-
-    Raises:
-        TypeError: `obj` holds something that JSON cannot express.
-    """
+    """Write an object as indented JSON by `write_bytes`; non-finite floats become Python's `NaN` and `Infinity`."""
     write_text(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
 
 

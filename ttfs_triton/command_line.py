@@ -115,9 +115,6 @@ def run_command(
         description: text shown by `--help`.
         arguments: command line without the program's name. Default: sys.argv[1:].
         errors: exceptions of `run` that the user can fix; their text is printed without a traceback.
-    Raises:
-        SystemExit: with code 2 if the options cannot be parsed, with 1 if a value is not allowed or `run` raises one of
-            `errors`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     with plain_errors(OptionsError, *errors, traceback=TRACEBACK in arguments):
@@ -138,9 +135,6 @@ def parse_options(
         description: shown by `--help`.
         arguments: command line without the program's name; `--traceback` is ignored.
         defaults: default of every field, by name; needed for several groups. Default: the fields' own defaults.
-    Raises:
-        OptionsError: values are not allowed.
-        SystemExit: with code 2 after printing which flags are unknown or malformed; with 0 for `--help`.
     """
     import tyro
     from pydantic import ValidationError, create_model, model_validator

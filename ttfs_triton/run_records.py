@@ -122,12 +122,7 @@ def _no_counts(value: Any, name: str = "") -> Iterator[str]:
 
 
 def read_summary(path: Path) -> Summary:
-    """Read a summary.json.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: the file is not as a run writes it; the text has a line for each wrong key.
-    """
+    """Read a summary.json."""
     try:
         return Summary.model_validate(parse_figures(read_regular(path)))
     except ValidationError as error:
@@ -135,11 +130,7 @@ def read_summary(path: Path) -> Summary:
 
 
 def parse_figures(content: bytes) -> Any:
-    """Parse JSON text, and refuse numbers that are too large to be a figure of a run.
-
-    Raises:
-        ValueError: the text is not JSON, brackets are nested too deeply, or a number is out of range.
-    """
+    """Parse JSON text, and refuse numbers that are too large to be a figure of a run."""
 
     def bounded(kind: type[int] | type[float], digits: str) -> int | float:
         if len(digits) > 400 or abs(value := kind(digits)) >= (2**63 if kind is int else 1e300):

@@ -12,12 +12,7 @@ import yaml
 
 
 def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
-    """Content of a regular file of at most `most_bytes`.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        OSError: the file cannot be read, is not a regular file or is too large, or its name is not valid.
-    """
+    """Content of a regular file of at most `most_bytes`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except ValueError as error:  # a NUL in the name
@@ -70,12 +65,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Keys and values of a YAML file in UTF-8, of at most `MAX_BYTES`; {} for an empty file.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        YamlError: the file cannot be read, is too large, is not YAML, or is not a mapping with names as keys.
-    """
+    """Keys and values of a YAML file in UTF-8, of at most `MAX_BYTES`; {} for an empty file."""
     try:
         content = read_regular(path, MAX_BYTES)
     except FileNotFoundError:

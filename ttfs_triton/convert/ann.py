@@ -106,8 +106,6 @@ def trace_ann(model: nn.Module, images: Tensor) -> TracedANN:
     Args:
         model: see `convert_ann`; not changed.
         images: [N, ...], as the model reads them; one is enough.
-    Raises:
-        ConversionError: torch.fx cannot trace the model, or an operation cannot be converted; the text names its node.
     """
     try:
         training = any(module.training for module in model.modules())

@@ -104,8 +104,6 @@ def build_network(
     Args:
         layers, image_shape: see `TracedANN`.
         encoder, mean, std, neuron, readout: see `convert_ann`.
-    Raises:
-        ConversionError: an analog encoder for a first layer that is not a plain convolution; mean and std without one.
     """
     first = layers[0]
     plain = isinstance(first.module, nn.Conv2d) and first.module.groups == 1 and first.module.dilation == (1, 1)

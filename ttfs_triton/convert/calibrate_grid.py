@@ -54,9 +54,6 @@ def calibrate_grid(
         progress: called with each layer's name before the layer is calibrated.
     Returns:
         Errors before and after calibration, and the change of initial potentials, of each layer.
-    Raises:
-        NetworkError: `network_graph` does not accept the network.
-        ValueError: no images, or registers that cannot hold the threshold.
     Example:
         >>> from ttfs_triton.nn import cnn1
         >>> found = calibrate_grid(cnn1(width=0.25), torch.rand(8, 1, 28, 28), Grid(8, 4))
@@ -156,13 +153,7 @@ class CalibrateOptions(CalibrationImages):
 
 
 def run(options: CalibrateOptions) -> Calibration:
-    """Calibrate a network, print the result and write the output folder.
-
-    Raises:
-        ValueError: the output folder is not empty, the network does not exist, the grid's registers are too small, or
-            the images do not fit; nothing has been written.
-        OSError, RuntimeError: the images cannot be downloaded or decoded, or the folder cannot be written.
-    """
+    """Calibrate a network, print the result and write the output folder."""
     check_folder("calibrate", options.output_dir)
     grid = Grid(options.time_steps, options.weight_bits, options.weight_units == "channel", options.state_bits)
     model, console = TTFSModel.from_files(find_model(options.model), options.network).float(), Console()

@@ -49,12 +49,7 @@ class CalibrationImages(CommandOptions):
     """Calibrate on the CPU, even if there is a GPU."""
 
     def load(self, function: str, description: ModelDescription, count: int) -> ImageData:
-        """Training images, at least `count` if there are as many, preprocessed as the network's description says.
-
-        Raises:
-            ConversionError: no data set is named, or its images have another shape than the network reads.
-            ValueError, OSError, RuntimeError: the images cannot be downloaded, decoded or used.
-        """
+        """Training images, at least `count` if there are as many, preprocessed as the network's description says."""
         self.check(function)
         config, preprocessing = description.network, description.preprocessing
         events = preprocessing.events
@@ -158,11 +153,6 @@ def run(options: ConvertOptions) -> Converted | None:
 
     Returns:
         The converted network; None if --network built the ANN.
-    Raises:
-        ConversionError: see `convert` and `convert_ann`, or the output folder is not empty; nothing has been written.
-        ValueError: a value out of range.
-        OSError: the folder cannot be written; nothing is left of it.
-        RuntimeError: the calibration images cannot be downloaded or decoded.
     """
     check_folder("convert", options.output_dir)
     if options.network is not None:

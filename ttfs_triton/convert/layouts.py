@@ -82,11 +82,7 @@ class Layout:
     assumptions: tuple[str, ...]
 
     def load(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """The network with its weights, in evaluation mode.
-
-        Raises:
-            ConversionError: tensors are missing, superfluous or of another shape; the text names them.
-        """
+        """The network with its weights, in evaluation mode."""
         named, found = nn.Module(), {name: tensor.float() for name, tensor in tensors.items()}
         for name, module in self.modules:
             *folders, last = name.split(".")
@@ -119,8 +115,6 @@ def foreign_layout(
         trained_as: see `convert`.
         statistics: mean and std of the network's training images. None: from config.json, else known values.
         fallback: mean and std to use if nothing else gives them.
-    Raises:
-        ConversionError: the names match no known network, or not a whole one, or `trained_as` is needed.
     """
     tensors = weights.tensors
     names, convolutions, dense = _recognised(tensors)

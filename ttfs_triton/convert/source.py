@@ -46,9 +46,6 @@ def plain_tensors(content: object) -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
     Args:
         content: a mapping of names to tensors, or containers around such a mapping.
-    Raises:
-        WeightsError: there is no such mapping; tensors are sparse, quantised, complex or without data; or values are
-            not finite.
     """
     steps: list[str] = []
     mapping = _open(content, steps)

@@ -96,11 +96,7 @@ class EncodedImages:
         return replace(self, drawn=(seed, epoch)) if self.cropped else self
 
     def images_at(self, indices: Tensor) -> Tensor:
-        """Images at `indices` ([b], int64): [b, C, height, width], uint8, channels last.
-
-        Raises:
-            DataLostError: an image cannot be decoded any more.
-        """
+        """Images at `indices` ([b], int64): [b, C, height, width], uint8, channels last."""
         _, channels, height, width = self.shape
         pixels = np.empty((len(indices), height, width, channels), dtype=np.uint8)
         row_numbers = self.row_numbers[indices]
@@ -165,9 +161,6 @@ def decode_rows(
         resize: resize to `size` rather than raise.
         max_bad_images: number of images that may be undecodable; each is logged and skipped.
         progress: show a progress bar.
-    Raises:
-        ValueError: images differ in size or in channels, or too many or all of them cannot be decoded.
-        NotEnoughMemoryError: the pixels do not fit into memory.
     """
     target = size if resize else None
     depth: int = channels or 0  # channels of the images so far
@@ -231,8 +224,6 @@ def check_rows(
         rows, row_numbers, where, channels, max_bad_images, progress: as in `decode_rows`.
     Returns:
         Encoded images that are cropped at each access; `digest` is a hash of the encoded files.
-    Raises:
-        ValueError: images are in colour but must be grayscale, or too many or all of them cannot be decoded.
     """
     path = Path(datasets_config.HF_DATASETS_CACHE) / "checked-images" / f"{_key(rows, row_numbers)}.json"
     bad = BadImages(where, max_bad_images, row_names(rows, where))

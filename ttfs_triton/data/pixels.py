@@ -37,8 +37,6 @@ def image_pixels(
         crop: crops the image to `size`. Default: the whole image is stretched to that size.
     Returns:
         [height, width, C], uint8; C = 1 for mode "L", else 3.
-    Raises:
-        ValueError: the pixel format has no 8-bit meaning, or a 16-bit image does not use its upper bits.
     """
     if "exif" in image.info:
         image = ImageOps.exif_transpose(image)

@@ -49,9 +49,6 @@ def file_bytes(encoded: dict[str, Any] | None) -> bytes:
 
     Args:
         encoded: `bytes` of the file, or else its `path`, as `datasets.Image(decode=False)` gives them.
-    Raises:
-        ValueError: there is neither.
-        OSError: the file cannot be read, is not a regular file, or has more than `MAX_BYTES`.
     """
     if encoded and encoded["bytes"] is None and encoded["path"]:
         return read_regular(Path(encoded["path"]), MAX_BYTES)
@@ -64,10 +61,6 @@ def open_image(content: bytes) -> Image.Image:
     """Open an image from the content of its file; nothing is decoded yet.
 
     Pillow never sees the file: it would reserve as much memory as the file's headers claim.
-
-    Raises:
-        ValueError: the image has more than `MAX_PIXELS`.
-        OSError, SyntaxError and others: the file is damaged, or its format is not in `FORMATS`.
     """
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -173,11 +166,7 @@ class BadImages:
         self.kept: list[int] = []
 
     def good(self, row_numbers: Tensor, results: Iterable[Read | Exception]) -> Iterator[tuple[int, Read]]:
-        """(row number, result) of the images that could be decoded; the others are skipped.
-
-        Raises:
-            ValueError: too many images cannot be decoded, or none is left.
-        """
+        """(row number, result) of the images that could be decoded; the others are skipped."""
         for position, (row, result) in enumerate(zip(row_numbers.tolist(), results, strict=True)):
             if isinstance(result, Exception):
                 self.add(row, f"{type(result).__name__}: {result}")

@@ -51,13 +51,7 @@ Result = TypeVar("Result")
 
 
 def run(options: EvaluationOptions) -> Found:
-    """Evaluate a network as the options say, print tables and write files; returns the evaluation.
-
-    Raises:
-        LoadError, HubError: the network cannot be found or read.
-        ValueError, OSError: data, chips or output are unusable; raised before the network runs.
-        RuntimeError: an analysis failed; raised after all others were shown and written.
-    """
+    """Evaluate a network as the options say, print tables and write files; returns the evaluation."""
     check_output(options)
     if options.faults and not options.simulation:
         raise ValueError(f"evaluate: faults must be simulated; got {options.faults.text()} with --no-simulation.")

@@ -28,11 +28,7 @@ SCORES = ("images", "accuracy", "first_spike_accuracy", "ties", "no_spike")
 
 
 def check_output(options: EvaluationOptions) -> None:
-    """Check before any work that the output can be written without overwriting files.
-
-    Raises:
-        ValueError: a file exists, or --report is not .html or lacks matplotlib.
-    """
+    """Check before any work that the output can be written without overwriting files."""
     for path in (options.output_dir and options.output_dir / MAIN_FILE, options.report):
         if path is not None and path.exists() and not options.overwrite:
             raise ValueError(f"evaluate: {path} must not exist; it does. Replace it by --overwrite, or name another.")

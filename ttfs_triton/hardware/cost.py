@@ -98,9 +98,6 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
     Args:
         counts: counts of a spiking network; only its shape is used.
         chip, options: as in `estimate`; `options.activity` is ignored, because it holds for other spikes.
-    Raises:
-        ValueError: the chip has no price for synaptic operations, or for the multiplications of a first layer that
-            reads real values.
     """
     chip, options = as_chip(chip), replace(options, activity=None)
     unpriced = {

@@ -50,8 +50,6 @@ def network_input(images: Sequence[Any], preprocessing: Preprocessing, channels:
         channels: the network's input channels.
     Returns:
         [N, channels, height, width] float32.
-    Raises:
-        TypeError, ValueError: an image cannot be used; the message says which.
     """
     rows = []
     for place, image in enumerate(images):

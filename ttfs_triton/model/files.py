@@ -33,9 +33,6 @@ def write_model(folder: Path, tensors: Mapping[str, Tensor], description: ModelD
     """Write the files of `model_bytes` into an existing folder, each whole or not at all.
 
     If the process is killed in between, the old weights are refused beside the new config.json.
-
-    Raises:
-        OSError: a file cannot be written.
     """
     for name, content in model_bytes(tensors, description).items():
         write_bytes(folder / name, content)
@@ -51,8 +48,6 @@ def read_model(
     Args:
         config, weights: the files.
         network: network that the user's code built. None: config.json says how to build it.
-    Raises:
-        LoadError: a file is missing or damaged, the files do not belong together, or they hold another network.
     """
     description = described(config, weights)
     header = read_header(weights)
@@ -67,11 +62,7 @@ def read_model(
 
 
 def read_config(path: Path) -> bytes:
-    """The content of a config.json.
-
-    Raises:
-        LoadError: there is none, it cannot be read, or it is larger than `MAX_CONFIG_BYTES`.
-    """
+    """The content of a config.json."""
     try:
         return read_regular(path, MAX_CONFIG_BYTES)
     except FileNotFoundError:
@@ -87,9 +78,6 @@ def check_pair(config: bytes, header: Header, path: Path) -> Any:
     """The JSON values of a config.json, if the weights were written with exactly this file; not checked any further.
 
     Without a format_version, the file is another project's, and needs no checksum. `path` is for messages.
-
-    Raises:
-        LoadError: the weights were written with another config.json, or it is not JSON.
     """
     known = header.metadata.get(CONFIG_CHECKSUM)
     if known is not None and known != _sha256(config):
@@ -113,11 +101,7 @@ def check_pair(config: bytes, header: Header, path: Path) -> Any:
 
 
 def described(config: Path, weights: Path) -> ModelDescription:
-    """The description in a config.json that belongs to these weights.
-
-    Raises:
-        LoadError: a file is missing or damaged, or the files do not belong together.
-    """
+    """The description in a config.json that belongs to these weights."""
     values = check_pair(read_config(config), read_header(weights), config)
     try:
         return ModelDescription.from_dict(values)
@@ -142,11 +126,7 @@ def _wanted(description: ModelDescription, network: nn.Module | None, path: Path
 
 
 def network_tensors(config: NetworkConfig) -> Tensors:
-    """Type and shape of each tensor of a network's state dict, by name; takes no memory for them.
-
-    Raises:
-        ValueError: as `TTFSNetwork`.
-    """
+    """Type and shape of each tensor of a network's state dict, by name; takes no memory for them."""
     with torch.device("meta"):
         return _tensors(TTFSNetwork(config))
 

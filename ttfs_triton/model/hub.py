@@ -61,9 +61,6 @@ def _ask(function: str, repo_id: str, call: Callable[[], Answer]) -> Answer:
     Args:
         function, repo_id: names for messages.
         call: the call.
-    Raises:
-        HubError: an error of the Hub or the connection.
-        OSError: an error of this machine, such as a full disk.
     """
     _check_answers()
     try:
@@ -123,8 +120,6 @@ def download(
         files: names, or patterns with *; files that the repository lacks are left out.
         revision: branch, tag or commit. Default: the newest commit of main.
         **options: see `DownloadOptions`.
-    Raises:
-        HubError: no such repository or revision, no right to read it, or no connection and nothing in the cache.
     """
 
     def call() -> str:
@@ -152,8 +147,6 @@ def open_repository(repo_id: str, *, private: bool = True, token: str | None = N
     Args:
         repo_id, token: as in `check_account`.
         private: visible only to its owner or the members of its organisation.
-    Raises:
-        HubError: the Hub forbids it, or an existing repository has the other visibility.
     """
     api = HfApi(token=token)
 
@@ -212,8 +205,6 @@ def upload(
         files, repo_id: contents by their names, and "owner/name" of an existing repository.
         stale: names of files that the commit removes if they exist and are not among `files`.
         token: as in `check_account`.
-    Raises:
-        HubError: the connection broke, or the Hub refused the commit.
     """
     api = HfApi(token=token)
 

@@ -26,11 +26,7 @@ def bundled_names() -> tuple[str, ...]:
 
 
 def bundled_folder(source: str) -> Path:
-    """The folder of "bundled:NAME".
-
-    Raises:
-        LoadError: there is no such network; the message names all.
-    """
+    """The folder of "bundled:NAME"."""
     name = source.removeprefix(PREFIX)
     if name not in bundled_names():
         known = ", ".join(f"{PREFIX}{known}" for known in bundled_names())

@@ -39,8 +39,6 @@ class OwnNetwork:
         classes: number of classes.
         layers: a line for each layer, from `NetworkGraph.describe`; a network with other lines is refused.
         grid: grid of the chip that the network was trained or calibrated for; None: real numbers.
-    Raises:
-        ValueError: a value has the wrong type or is out of range.
     """
 
     builder: Text
@@ -52,11 +50,7 @@ class OwnNetwork:
 
     @classmethod
     def of(cls, graph: NetworkGraph, builder: str) -> OwnNetwork:
-        """The description of a network that reads images.
-
-        Raises:
-            ValueError: the network's inputs are not images (channels, height, width).
-        """
+        """The description of a network that reads images."""
         if len(graph.image_shape) != 3:
             raise ValueError(f"OwnNetwork: image_shape must be (channels, height, width); got {graph.image_shape}.")
         channels, height, width = graph.image_shape
@@ -74,11 +68,7 @@ class OwnNetwork:
         return f'network="{name}"' if ".py:" in name else f"network={name.rpartition('.')[2]}()"
 
     def take(self, network: nn.Module) -> None:
-        """Put a network on the grid, unless its code has done so, and check that it fits this description.
-
-        Raises:
-            ValueError: a layer or the grid differs, or `network_graph` refuses the network.
-        """
+        """Put a network on the grid, unless its code has done so, and check that it fits this description."""
         graph = network_graph(network, (self.in_channels, *self.image_size))
         if self.grid is not None and graph.grid is None:
             put_on_grid(network, self.grid)
@@ -98,11 +88,7 @@ class OwnNetwork:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OwnNetwork:
-        """The description for values from `to_dict`.
-
-        Raises:
-            ValueError: unknown or missing keys, or values of the wrong type or out of range.
-        """
+        """The description for values from `to_dict`."""
         return _ADAPTER.validate_json(json.dumps(dict(values)))
 
 
@@ -141,9 +127,6 @@ def build_network_of(source: str, *, in_channels: int, image_size: tuple[int, in
 
     Call this only with a `source`, "file.py:function", that the user typed, never with one from a file that came with
     weights. in_channels, image_size and classes are passed to the function if it has such parameters.
-
-    Raises:
-        ValueError: no such file or function, or it builds no `nn.Module`. Errors of the file itself are passed on.
     """
     path, function = file_and_function(source)
     if (folder := str(path.resolve().parent)) not in sys.path:

@@ -43,9 +43,6 @@ def weight_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
 
     Tensors may be on any device. `torch.compile`'s prefixes are removed from their names; `metadata` goes into the
     header.
-
-    Raises:
-        ValueError: the tensors hold values that are not finite.
     """
     named = {name.replace("_orig_mod.", ""): tensor.detach().cpu() for name, tensor in tensors.items()}
     if problem := not_finite(named):
@@ -81,11 +78,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a safetensors file; no tensor is read.
-
-    Raises:
-        LoadError: the file is not there, is not a safetensors file, or is cut off.
-    """
+    """The header of a safetensors file; no tensor is read."""
     try:
         with safetensors.safe_open(str(path), "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # `file` is not a mapping
@@ -96,12 +89,7 @@ def read_header(path: Path) -> Header:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
-
-    Raises:
-        LoadError: the file is not there, is not a safetensors file, is cut off, does not match its checksum, or holds
-            values that are not finite.
-    """
+    """The tensors of a safetensors file, on the CPU."""
     expected = read_header(path).metadata.get(CHECKSUM)
     tensors = safetensors.torch.load_file(str(path))
     if expected is not None and checksum(tensors) != expected:
@@ -112,11 +100,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load tensors, which `read_model` has compared with the network; the network takes their precision.
-
-    Raises:
-        LoadError: the tensors are of several floating types; the message names `path`.
-    """
+    """Load tensors, which `read_model` has compared with the network; the network takes their precision."""
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(kinds) > 1:
         raise LoadError(f"load: {path} must be of one floating type; got {', '.join(sorted(map(str, kinds)))}.")

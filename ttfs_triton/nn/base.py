@@ -185,8 +185,6 @@ class WeightedLayer(nn.Module):
         Args:
             skip: as in `arriving`.
             inputs: the layer's inputs, [N, ...]; only their shape is read.
-        Raises:
-            ValueError: `skip` does not fit, is missing, or is given to a layer without synapses for it.
         """
         if self.skip == 0 and skip is None:
             return None, None
@@ -210,8 +208,6 @@ class WeightedLayer(nn.Module):
             skip: activations of an earlier layer, [N, skip, ...], or other numbers for which larger means earlier.
             shape: shape of this layer's neurons for one image.
             silent: the number that stands for no spike.
-        Raises:
-            ValueError: channels or maps do not fit.
         """
         step = skip_step(skip.shape[1:], shape)
         if step is None or skip.shape[1] != self.skip:
@@ -349,7 +345,5 @@ class WeightedLayer(nn.Module):
 
         Args:
             shape: shape of the layer's inputs for one image.
-        Raises:
-            ValueError: the layer cannot read inputs of this shape.
         """
         raise NotImplementedError

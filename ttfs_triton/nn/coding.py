@@ -124,11 +124,7 @@ class _NormalisedImages(nn.Module):
     std: Tensor
 
     def take_statistics(self, weight: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        """Set mean and standard deviation per channel, by default 0 and 1, on the weight's device and in its dtype.
-
-        Raises:
-            ValueError: mean or std do not have one entry per input channel, or std is not positive.
-        """
+        """Set mean and standard deviation per channel, by default 0 and 1, on the weight's device and in its dtype."""
         kind, in_channels = type(self).__name__, weight.shape[1]
         for name, values, default in (("mean", mean, 0.0), ("std", std, 1.0)):
             values = [default] * in_channels if values is None else list(values)

@@ -84,8 +84,6 @@ def quantise_weight(
         per_channel: one unit per output channel; otherwise one for all.
         unit: units [C_out], float64, in threshold heights; weights beyond limit · unit are clipped. Default: the unit
             in which the largest weight is the largest integer.
-    Raises:
-        ValueError: the weights are not finite.
     """
     limit = largest_integer(bits)
     if unit is None:
@@ -150,11 +148,7 @@ def _per_channel(values: Tensor, like: Tensor) -> Tensor:
 
 
 def exact_dtype(bound: int) -> torch.dtype:
-    """The fastest floating point type in which sums of integers are exact if their absolute values add up to `bound`.
-
-    Raises:
-        ValueError: no type holds such sums.
-    """
+    """The fastest floating point type in which integers whose absolute values add up to `bound` are summed exactly."""
     if bound <= FLOAT32_BOUND:
         return torch.float32
     if bound <= FLOAT64_BOUND:

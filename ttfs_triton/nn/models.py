@@ -33,8 +33,6 @@ class LayerBuilder:
         shape: shape of the spikes that the next layer reads, for one image.
         average: argument `average` of the next layer with synapses.
         waits: by layer name, the number of windows for which the layer's skip delays spikes.
-    Raises:
-        ValueError: images are too small for the layers, or a block's output does not fit its input.
     """
 
     def __init__(self, config: NetworkConfig) -> None:

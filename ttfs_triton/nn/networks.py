@@ -20,8 +20,6 @@ def cifarnet_specification(width: float = 1.0, convolutions: int = 2, in_channel
         width: factor on the blocks' channels, 64, 256 and 256.
         convolutions: convolutions per block; with three, a skip leads past the last two.
         in_channels: channels of the images; the encoder has two channels per value of a 2×2 patch.
-    Raises:
-        ValueError: convolutions is neither 2 nor 3, or width is not positive.
     """
     if convolutions not in (2, 3) or not width > 0:
         raise ValueError(

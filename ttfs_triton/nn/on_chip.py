@@ -57,8 +57,6 @@ class ClockedLayer:
     Attributes:
         weight: integer weights [C_out, ...], floating point.
         start: initial potentials, in weight units · steps, and late: weights of delayed spikes or None; [C_out, ...].
-    Raises:
-        ValueError: integers would leave their range, because there are too many steps for these weights.
     """
 
     def __init__(

@@ -118,11 +118,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def image_shape_of(model: nn.Module, image_shape: Sequence[int] | None = None) -> tuple[int, ...]:
-    """Shape of one image that a network takes: `image_shape`, or by default the network's attribute of this name.
-
-    Raises:
-        ValueError: neither exists, or it is no shape.
-    """
+    """Shape of one image that a network takes: `image_shape`, or by default the network's attribute of this name."""
     shape = getattr(unwrapped(model), "image_shape", None) if image_shape is None else image_shape
     if shape is None:
         raise ValueError(

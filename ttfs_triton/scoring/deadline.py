@@ -57,8 +57,6 @@ def output_spikes(
         network: a spiking network that `network_graph` accepts; it runs in evaluation mode.
         batches: images and labels, on any device.
         image_shape: as in `network_graph`.
-    Raises:
-        ValueError: `network_graph` does not accept the network, or there are no images.
     """
     graph = network_graph(network, image_shape)
     device, readout = next(network.parameters()).device, graph.readout

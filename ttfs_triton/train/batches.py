@@ -33,9 +33,6 @@ class EpochBatches(Batches):
         rank, world_size: number of this process, and number of processes.
         accumulation: micro-batches in an optimiser step.
         augmentation: augmentation of the images. Default: none.
-    Raises:
-        ValueError: fewer images than one batch, or batch_size is not a multiple of processes times accumulation,
-            or images that cannot be augmented.
     """
 
     def __init__(

@@ -122,8 +122,6 @@ def build_network(
         known: config.json of a resumed run; `config.weights` are then read only if their values are needed.
     Returns:
         The network, and the origin of its weights: None if they were drawn at random.
-    Raises:
-        ValueError: the weights do not fit this network, or options exclude each other.
     """
     if network is None:
         network = _own_network(config, data) if config.network is not None else _specified_network(config, data)
@@ -163,11 +161,7 @@ def build_network(
 
 
 def check_network(network: nn.Module, data: RunData) -> NetworkGraph:
-    """Check that a network can be trained on these images, prepare its layers to count spikes, and return its graph.
-
-    Raises:
-        ConfigError: the network has unknown layers or another precision, or does not fit the images or their classes.
-    """
+    """Check that a network can be trained on these images, prepare its layers to count spikes, and return its graph."""
     try:
         graph = network_graph(network, data.train.shape[1:])
     except NetworkError as error:

@@ -68,10 +68,6 @@ def save_checkpoint(
         tensors: group → name → tensor; see `tensor_bytes` for the tensors that are allowed.
         state: JSON values, by key.
         keep_last: number of checkpoints to keep, this one included.
-    Raises:
-        ValueError: a tensor is not allowed.
-        TypeError: state holds something that JSON cannot express.
-        OSError: the file cannot be written, as on a full disk; no part of it is left behind.
     """
     write_bytes(checkpoint_path(folder, step), checkpoint_bytes(json.dumps(state), tensors))
     older = [old for number, old in _numbered(folder) if number < step]
@@ -99,11 +95,7 @@ def checkpoint_bytes(state: str, tensors: Mapping[str, Mapping[str, Tensor]]) ->
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint.
-
-    Raises:
-        CheckpointError: the file cannot be read, has another format version, or does not match its checksum.
-    """
+    """Read a checkpoint."""
     try:
         data, named = read_regular(path), _NAME.fullmatch(path.name)
         flat = from_safetensors(data)
@@ -130,8 +122,6 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
     Args:
         folder: `<run>/checkpoints`; need not exist.
-    Raises:
-        CheckpointError: all checkpoints are damaged. A run that began anew would overwrite its best weights.
     """
     problems: list[str] = []
     for _, path in reversed(_numbered(folder)):
@@ -194,8 +184,6 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], 
     Args:
         optimizer: a new optimizer of the same class, over parameters of the same shapes in the same order.
         began: the optimizer had made a step; Adam has no moments before it.
-    Raises:
-        ValueError: the tensors do not fit the parameters, or some are missing.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     needed = set(optimizer_tensors(optimizer))

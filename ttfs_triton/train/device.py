@@ -38,12 +38,7 @@ _OF_A_RUN = "_of_a_run"  # key in accelerate's shared state
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """The Accelerator of a run, with its processes, device, precision and trackers.
-
-    Raises:
-        ConfigError: a tracker is not installed, precision or backend do not run here, num_workers is too high, or the
-            environment asks for shards of the network.
-    """
+    """The Accelerator of a run, with its processes, device, precision and trackers."""
     for name in SHARDED:  # accelerate sets these variables itself if a program gives it a plugin
         if os.environ.get(f"ACCELERATE_USE_{name.replace('-', '_').upper()}", "").lower() == "true":
             raise ConfigError(
@@ -114,11 +109,7 @@ def warn_of_device(accelerator: Accelerator, say: Callable[[str], None]) -> None
 
 
 def choose_fusing(config: TrainConfig, device: torch.device, graph: NetworkGraph, images: int) -> bool:
-    """Whether a run on a CPU fuses its passes over neurons; `images` is the number over all epochs.
-
-    Raises:
-        ConfigError: `fuse` is on, but passes cannot be fused here.
-    """
+    """Whether a run on a CPU fuses its passes over neurons; `images` is the number over all epochs."""
     neurons = images * sum(math.prod(stage.shape) for stage in graph.stages)
     if config.fuse == "off" or (config.fuse == "auto" and neurons < LEAST_NEURONS):
         return False

@@ -31,8 +31,6 @@ def score(loop: TrainingLoop, images: ImageData, indices: Tensor | None = None) 
 
     Args:
         indices: [n], int64, of the images to score. Default: all.
-    Raises:
-        EvaluationStopped: a signal asked a process to stop.
     """
     config, accelerator, network = loop.config, loop.accelerator, loop.scored_network
     size = config.evaluation_batch_size
@@ -121,9 +119,6 @@ def score_run(loop: TrainingLoop) -> dict[str, Any]:
 
     Returns:
         The final figures, as JSON values.
-    Raises:
-        EvaluationStopped: a signal asked to stop.
-        RunFolderError: the best weights are damaged.
     """
     network, folder, accelerator = loop.scored_network, loop.folder, loop.accelerator
     load_best(network, folder)

@@ -59,11 +59,7 @@ WARM_UP_DISTRIBUTED = 11
 def choose_graphs(
     config: TrainConfig, accelerator: Accelerator, graph: NetworkGraph, say: Callable[[str], None]
 ) -> CudaGraphs | None:
-    """The CUDA graphs of a run's device; None, after a line that says why, if steps are not captured.
-
-    Raises:
-        ConfigError: `cuda_graph` is "on", but steps cannot be captured here.
-    """
+    """The CUDA graphs of a run's device; None, after a line that says why, if steps are not captured."""
     if config.cuda_graph == "off":
         return None
     if accelerator.device.type != "cuda":
@@ -89,8 +85,6 @@ class GraphedStep:
 
     Args:
         required: raise if the capture fails; else the run continues without a graph, and says so.
-    Raises:
-        GraphError: in a call, if the capture fails and is required, or if several processes would disagree on it.
     """
 
     def __init__(self, step: TrainStep, graphs: CudaGraphs, *, required: bool, say: Callable[[str], None]) -> None:

@@ -182,8 +182,6 @@ class TargetTraining:
         steps: optimiser steps of the run.
     Attributes:
         measured: cost of the scored network after the last epoch.
-    Raises:
-        ValueError: the target cannot be reached.
     """
 
     def __init__(

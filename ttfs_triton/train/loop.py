@@ -152,12 +152,7 @@ class TrainingLoop:
         return self.network if self.average is None else self.average.module
 
     def train(self) -> None:
-        """Train to the last epoch.
-
-        Raises:
-            Interrupted: a signal asked to stop; a checkpoint has been written.
-            NonFiniteLossError: loss, gradient or weights are not finite; no update was made from that step on.
-        """
+        """Train to the last epoch."""
         self.display.start(self.steps, self.position.step)
         # A run that was stopped in validation resumes behind its epoch's last step.
         self.persistence.set(max(0, self.position.step - 1))
@@ -371,13 +366,7 @@ class TrainingLoop:
         self.last_checkpoint = str(checkpoint_path(self.folder.checkpoints, self.position.step))
 
     def resume(self) -> None:
-        """Restore the checkpoint, if the run resumes from one.
-
-        Raises:
-            CheckpointError: the checkpoint is damaged, or does not fit this run.
-            ConfigError: configuration or data differ from the checkpoint's; the message names each difference.
-            RunFolderError: the best weights are damaged.
-        """
+        """Restore the checkpoint, if the run resumes from one."""
         if self.checkpoint is not None:
             restore_run(self, self.checkpoint)
             self.last_checkpoint = str(self.checkpoint)

@@ -150,11 +150,7 @@ class RunState(RunDescription):
 
 
 def read_state(checkpoint: Checkpoint) -> RunState:
-    """The state of a checkpoint.
-
-    Raises:
-        CheckpointError: keys are missing or have another type.
-    """
+    """The state of a checkpoint."""
     try:
         return RunState.model_validate(checkpoint.state)
     except ValidationError as error:
@@ -183,8 +179,6 @@ def check_same_run(path: Path, before: RunDescription, now: RunDescription, step
         step: optimiser steps done, for the returned changes.
     Returns:
         Allowed differences: keys that do not change the run's course, number of processes, versions.
-    Raises:
-        ConfigError: precision, network, teacher, training or test images differ; the message names each.
     """
     images = f"images must be those that {path} was made with; they differ. Give the same --data-dir or --dataset."
     rules = {

@@ -65,8 +65,6 @@ def load_weights(
         images: [N, in_channels, height, width] in [0, 1], calibration images, on the device to compute on. None: the
             weights are not calibrated.
         trained_as: see `TrainedAs`; needed for the paper's weights.
-    Raises:
-        ConfigError: the weights cannot be read, or do not fit the network; the message names keys and shapes.
     """
     said = source if isinstance(source, str) else source.name
     ours = network if isinstance(network, TTFSNetwork) else None
@@ -130,9 +128,6 @@ def start_on_grid(
 ) -> None:
     """Put a network on a grid, in place: with the weight scales of `start` if its grid is the same; else calibrated on
     `images` (`calibrate_grid`), or without images with scales that fit the weights.
-
-    Raises:
-        ValueError: the grid's registers cannot hold the firing threshold at these weights.
     """
     same = start is not None and start.grid == grid
     if images is not None and not same:

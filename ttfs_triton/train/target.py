@@ -119,9 +119,6 @@ def make_target(wanted: Wanted, network: nn.Module, images: Tensor, steps: int) 
         network: the network, on the device of the images.
         images: [N, channels, height, width], training images.
         steps: time steps in a window, for energy.
-    Raises:
-        ValueError: the network has no layer with such a cost, the chip has no prices for its layers, or the images
-            alone cost as much as the goal.
     """
     with torch.no_grad():
         counts = count(network, [images], histogram_bins=0)

@@ -53,11 +53,7 @@ class Teacher:
 
 
 def load_teacher(config: TrainConfig, data: RunData, accelerator: Accelerator) -> Teacher | None:
-    """The teacher of a run; None without one. A teacher of a user-defined network is built by `config.network`.
-
-    Raises:
-        ConfigError: the teacher cannot be read, or does not fit the images' shape or the classes.
-    """
+    """The teacher of a run; None without one. A teacher of a user-defined network is built by `config.network`."""
     if config.teacher is None:
         return None
     try:

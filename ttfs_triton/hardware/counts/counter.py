@@ -119,8 +119,6 @@ class Counter:
         Args:
             accelerator: sum over its processes, each of which must count different samples; all of them must call
                 this. Default: this process alone.
-        Raises:
-            ValueError: the network did not run inside the block.
         """
         vectors = [*(counter.sums() for counter in self._layers), self._layers[0].encoded]
         sums = torch.cat([vector.to(vectors[0].device) for vector in vectors])  # the encoder's may be on another device
