@@ -91,13 +91,9 @@ def fair_chips(counts: Counts) -> list[Chip]:
     ]
 
 
-def run_options(found: Simulation) -> RunOptions:
-    return simulated_run(found).options
-
-
 def network_row(tested: Tested, found: Simulation, chip: Chip, ann: float) -> bench.Row:
     """The row of one network at a number of steps on one chip."""
-    run, counts = run_options(found), found.counts
+    run, counts = simulated_run(found).options, found.counts
     dense, decided = dense_ann(counts, chip, options=run), verdict(counts, chip, run, ())
     mine, theirs = memory_included(estimate(counts, chip, run)), memory_included(dense)
     updates = memory_included(without_operations(found, chip))
@@ -137,7 +133,7 @@ def network_row(tested: Tested, found: Simulation, chip: Chip, ann: float) -> be
 
 def layer_rows(tested: Tested, found: Simulation, chip: Chip) -> list[bench.Row]:
     """One row for each layer that reads spikes, of one network at a number of steps on one chip."""
-    run, counts = run_options(found), found.counts
+    run, counts = simulated_run(found).options, found.counts
     ours, fixed = by_layer(estimate(counts, chip, run)), by_layer(without_operations(found, chip))
     theirs = by_layer(dense_ann(counts, chip, options=run))
     rows = []
@@ -168,7 +164,7 @@ def without_operations(found: Simulation, chip: Chip) -> Estimate:
     """Energy of the network without synaptic operations: neurons over their steps, and an analog first layer."""
     counts = found.counts
     layers = tuple(replace(layer, synaptic_operations=0) for layer in counts.layers)
-    return estimate(replace(counts, layers=layers, input=InputCounts()), chip, run_options(found))
+    return estimate(replace(counts, layers=layers, input=InputCounts()), chip, simulated_run(found).options)
 
 
 def steps_at_par(counts: Counts, chip: Chip, theirs: float) -> float | str:

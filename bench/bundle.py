@@ -78,8 +78,9 @@ def bundle(options: BundleOptions) -> Path:
         "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     }
     write_json(folder / FACTS, figures | about | {"training": training})
-    accuracy, images = figures["test_accuracy"], figures["test_images"]
-    print(f"{PREFIX}{options.name}: {size:,} bytes, {accuracy:.2%} of {images:,} images")
+    print(
+        f"{PREFIX}{options.name}: {size:,} bytes, {figures['test_accuracy']:.2%} of {figures['test_images']:,} images"
+    )
     print(f"written: {folder / WEIGHTS}")
     return folder
 

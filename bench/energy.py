@@ -18,17 +18,14 @@ from typing import Any, NamedTuple
 import _bench as bench
 import torch
 import tyro
-from rich.console import Console
 
 from ttfs_triton.evaluation import LoadError, load_network, load_test_images
 from ttfs_triton.hardware import (
     Chip,
     Range,
     available_chips,
-    compare,
     dense_ann,
     estimate,
-    fair_chip,
     load_chip,
     simulate_at,
     simulated_run,
@@ -36,7 +33,6 @@ from ttfs_triton.hardware import (
 )
 from ttfs_triton.hardware.energy.compare import STEPS
 from ttfs_triton.model import TTFSModel
-from ttfs_triton.report import print_chips, print_comparison
 from ttfs_triton.scoring.batches import EvaluationBatches
 
 
@@ -84,6 +80,8 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     networks = load_tested("energy", options.networks, options.data_dir, options.samples)
     rows = [row for tested in networks for row in price(options, tested)]
+    shown = ("network", "chip", "memory_included_nj", "ratio_with_memory", "ratio_arithmetic", "verdict")
+    bench.print_table(shown, [[row[key] for key in shown] for row in rows], width=200, left=("chip", "verdict"))
     bench.write(options.output, "energy", rows, bench.environment(torch.device("cpu")) | {"samples": options.samples})
 
 
@@ -95,10 +93,6 @@ def price(options: Options, tested: Tested) -> list[bench.Row]:
     found, *more = simulate_at(tested.network, tested.batches, steps, weight_bits=bits)
     (counts, run), *others = map(simulated_run, (found, *more))
     chips = sorted(map(load_chip, available_chips()), key=place)
-    console = Console(width=120)
-    print_chips([estimate(counts, chip, run, network=tested.name) for chip in chips], console)
-    beside = compare(counts, fair_chip(counts, (), run), run, network=tested.name, others=others)
-    print_comparison(beside, console)
     about = {
         "network": tested.name,
         "images": found.samples,

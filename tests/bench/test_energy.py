@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.bench.modules import modules
-from ttfs_triton.hardware import RunOptions, dense_ann, estimate, load_chip, simulate
+from ttfs_triton.hardware import RunOptions, dense_ann, estimate, load_chip, simulate, simulated_run
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import NetworkConfig
 
@@ -67,7 +67,7 @@ def test_layers_at_their_break_even_density_cost_the_same(tested, found):
     chip = load_chip("lemaire45:int8")
     rows = break_even.layer_rows(tested, found, chip)
     assert [row["layer"] for row in rows] == ["conv1", "fc1", "readout"]
-    run = break_even.run_options(found)
+    run = simulated_run(found).options
     dense = break_even.by_layer(dense_ann(found.counts, chip, options=run))
     at_par = {row["layer"]: row["density_at_par"] for row in rows if row["density_at_par"] != "none"}
     assert at_par

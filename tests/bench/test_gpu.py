@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -93,28 +90,6 @@ def test_a_stage_that_the_deadline_cut_is_run_by_the_next_call(tmp_path):
         0,
         {"slow": ["not reached", "no time left", False], "other": ["confirmed", "done", True]},
     )
-
-
-def test_an_ended_driver_leaves_a_state_to_go_on_from(tmp_path):
-    """SIGTERM in the second stage: the first is kept, the second is run by the next call."""
-    program = tmp_path / "program.py"
-    (tmp_path / "wait.py").write_text("import os, time; print(flush=True); time.sleep(float(os.environ['REST']))")
-    (tmp_path / "pass.py").touch()
-    program.write_text(
-        f"import sys; sys.path.insert(0, {str(BENCH)!r}); import gpu\n"
-        f"stages = [gpu.Stage(name, 's', f'{tmp_path}/{{name}}.py') for name in ('pass', 'wait')]\n"
-        f"sys.exit(gpu.main(['--output', {str(tmp_path)!r}], stages))\n",
-        encoding="utf-8",
-    )
-    process = subprocess.Popen([sys.executable, str(program)], env=os.environ | {"REST": "60"})
-    log = tmp_path / "wait.log"
-    while not (log.is_file() and len(log.read_text().splitlines()) > 1):
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 143
-    assert json.loads((tmp_path / "state.json").read_text(encoding="utf-8")) == {"pass": ["confirmed", "", True]}
-    assert subprocess.run([sys.executable, str(program)], env=os.environ | {"REST": "0"}).returncode == 0
 
 
 def test_real_stages_name_what_is_there(capsys):
