@@ -72,11 +72,6 @@ def duration(us: float | None) -> str:
     return f"{us / size:.3g} {unit}"
 
 
-def weight_bits_label(bits: int | None) -> str:
-    """Weight bits of a simulation: "8", or "float" for unquantised weights."""
-    return "float" if bits is None else str(bits)
-
-
 def interval(share: float, trials: int) -> tuple[float, float]:
     """Wilson's 95 % confidence interval of a share, in [0, 1], found in independent trials (JASA 22, 1927)."""
     z = 1.959964

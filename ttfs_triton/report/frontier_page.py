@@ -11,7 +11,7 @@ from ttfs_triton.report.frontier_table import FAULTS, FREE, FrontierRow
 from ttfs_triton.report.page import render
 from ttfs_triton.report.tables import pairs_table
 from ttfs_triton.table import Table
-from ttfs_triton.wording import energy, interval, number, percent, ratio, weight_bits_label
+from ttfs_triton.wording import energy, interval, number, percent, ratio
 
 NEAR = 0.01
 """A point is near the given network if its accuracy is lower by at most this share of the images."""
@@ -126,7 +126,7 @@ def faults_table(rows: Rows) -> Table:
     """Table of simulations with faults, one row for each."""
     columns: Columns = {name.replace("_", " "): lambda row, name=name: f"{getattr(row, name):g}" for name in FAULTS} | {
         "steps": lambda row: str(row.steps or "–"),
-        "bits": lambda row: weight_bits_label(row.weight_bits) if row.time_steps else "8",
+        "bits": lambda row: str(row.weight_bits or "float") if row.time_steps else "8",
         "accuracy": lambda row: percent(row.accuracy),
         "by first spike": lambda row: percent(row.first_spike_accuracy),
     }
