@@ -195,6 +195,10 @@ def test_refuses_what_it_cannot_say():
             to_nir(network, steps=steps)
     with pytest.raises(NotImplementedError, match="encoder must be latency or analog; got signed"):
         to_nir(small_network(encoder="signed"))
+    partial = EarliestSpikePool2d(2, ceil_mode=True)
+    pooled = torch.nn.Sequential(LatencyEncoder(), partial, torch.nn.Flatten(), Readout(2 * 5 * 4, 3))
+    with pytest.raises(NotImplementedError, match=r"pools must read whole patches; got .*ceil_mode=True.*Use to_onnx"):
+        to_nir(pooled, image_shape=(2, 9, 8))
     pooled = torch.nn.Sequential(EarliestSpikePool2d(2), AnalogEncoder(2, 3, 3), torch.nn.Flatten(), Readout(12, 3))
     with pytest.raises(NotImplementedError, match="an analog encoder must read the image itself; got a pool"):
         to_nir(pooled, image_shape=(2, 9, 8))

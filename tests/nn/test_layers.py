@@ -172,8 +172,9 @@ def test_network_runs_its_layers_with_what_entered_each_block(sigma, encoder):
 @pytest.mark.parametrize(
     ("kernel_size", "stride", "padding"), [(2, None, 0), (3, 2, 1), ((2, 1), (1, 2), 0), ((2, 3), (2, 1), (0, 1))]
 )
-def test_pooling_keeps_the_earliest_spike_of_each_patch(kernel_size, stride, padding):
-    pool = EarliestSpikePool2d(kernel_size, stride, padding)
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_pooling_keeps_the_earliest_spike_of_each_patch(kernel_size, stride, padding, ceil_mode):
+    pool = EarliestSpikePool2d(kernel_size, stride, padding, ceil_mode=ceil_mode)
     x = activations(2, 3, 6, 7, seed=1, silent=0.6).contiguous(memory_format=torch.channels_last).requires_grad_()
     y = pool(x)
     assert y.is_contiguous(memory_format=torch.channels_last)

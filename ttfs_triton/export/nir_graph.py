@@ -83,8 +83,8 @@ def to_nir(
         The graph. Its metadata hold clock, configuration and class names, which NIR lacks, and `not_expressed`.
     Raises:
         ValueError: the network has layers of other packages, or an option is out of range.
-        NotImplementedError: a signed encoder, images that are no maps, kernels of one odd side and one even (nir would
-            infer wrong shapes), or padding that makes maps larger than the image.
+        NotImplementedError: a signed encoder, images that are no maps, pools in ceil_mode, kernels of one odd side and
+            one even (nir would infer wrong shapes), or padding that makes maps larger than the image.
         RuntimeError: nir is not installed.
     Source: Wei et al., ICCV 2023, Eq. 2-7; Pedersen et al., "Neuromorphic intermediate representation", 2024.
     """
@@ -305,6 +305,8 @@ class _Build:
     def pool(self, name: str, pool: EarliestSpikePool2d, window: int) -> None:
         kernel, stride, padding = pool.kernel_size, pool.stride, pool.padding
         channels, size = self.shape[0], self.shape[1:]
+        if pool.ceil_mode:
+            raise NotImplementedError(f"to_nir: pools must read whole patches; got {pool}. Use to_onnx.")
         if kernel[0] == kernel[1] and not any(padding):
             node = self.nir.SumPool2d(kernel_size=np.array(kernel), stride=np.array(stride), padding=np.array(padding))
         else:  # importers pool squares only, and leave padding out

@@ -164,9 +164,8 @@ def _route(values: dict[str | None, _Value], wire: Wire) -> _Value:
     value = values[wire.source]
     for module in wire.route:
         if isinstance(module, EarliestSpikePool2d):
-            value = value.apply(
-                "MaxPool", kernel_shape=module.kernel_size, strides=module.stride, pads=2 * module.padding
-            )
+            sizes = {"kernel_shape": module.kernel_size, "strides": module.stride, "pads": 2 * module.padding}
+            value = value.apply("MaxPool", ceil_mode=int(module.ceil_mode), **sizes)
         else:
             assert isinstance(module, nn.Flatten), "nothing else stands between layers"
             value = value.apply("Flatten", axis=1)

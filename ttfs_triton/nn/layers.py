@@ -190,6 +190,7 @@ class EarliestSpikePool2d(nn.Module):
         kernel_size: patch size.
         stride: distance between patches; None means kernel_size.
         padding: silent neurons around the map, at most half of the patch size.
+        ceil_mode: one more patch at the lower and right borders if a part of the map is left, as in `nn.MaxPool2d`.
     Raises:
         ValueError: a size is neither a positive integer nor a pair of them, or the padding is too large.
     Example:
@@ -198,8 +199,11 @@ class EarliestSpikePool2d(nn.Module):
         tensor([[[[0.9000]]]])
     """
 
-    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
+    def __init__(
+        self, kernel_size: Size, stride: Size | None = None, padding: Size = 0, *, ceil_mode: bool = False
+    ) -> None:
         super().__init__()
+        self.ceil_mode = ceil_mode
         self.kernel_size = checked_pair("EarliestSpikePool2d", "kernel_size", kernel_size, 1)
         self.stride = self.kernel_size if stride is None else checked_pair("EarliestSpikePool2d", "stride", stride, 1)
         self.padding = checked_pair("EarliestSpikePool2d", "padding", padding, 0)
@@ -210,15 +214,16 @@ class EarliestSpikePool2d(nn.Module):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """(channels, height, width) after pooling maps (channels, height, width); ValueError if they are too small."""
-        sizes = zip(shape[1:], self.kernel_size, self.stride, self.padding, strict=True)
-        places = [(size + 2 * padding - kernel) // stride + 1 for size, kernel, stride, padding in sizes]
-        if min(places) < 1:
-            raise ValueError(f"maps must be at least as large as the patches, {self.kernel_size}; got {shape}.")
-        return (shape[0], *places)
+        try:
+            return tuple(self(torch.empty((1, *shape), device="meta")).shape[1:])
+        except RuntimeError:
+            raise ValueError(
+                f"maps must be at least as large as the patches, {self.kernel_size}; got {shape}."
+            ) from None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
+        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, ceil_mode=self.ceil_mode)
 
     def extra_repr(self) -> str:
         padded = f", padding={self.padding}" if any(self.padding) else ""
-        return f"kernel_size={self.kernel_size}, stride={self.stride}{padded}"
+        return f"kernel_size={self.kernel_size}, stride={self.stride}{padded}{', ceil_mode=True' * self.ceil_mode}"

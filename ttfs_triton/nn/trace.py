@@ -42,7 +42,7 @@ _REMEDIES = {
     r"batch_?norm|layer_?norm|group_?norm|instance_?norm": "Use batch_norm=True of the layers, folded after training.",
     r"^_*i?r?(add|sub)_*$|^add": "A sum of spike times is no spike time: use layer(x, skip=spikes).",
     r"relu|gelu|silu|elu|sigmoid|tanh|softplus|hardswish|mish": "Leave it out: the neurons are the nonlinearity.",
-    r"max_?pool": "Use EarliestSpikePool2d: no dilation, whole patches.",
+    r"max_?pool": "Use EarliestSpikePool2d: no dilation.",
     r"conv": "Use DFTConv2d, or AnalogEncoder for the layer that reads pixels.",
     r"linear|matmul|bilinear": "Use DFTLinear, or Readout for the last layer.",
     r"dropout": "Use nn.Dropout, or pass training=self.training, so that evaluation drops nothing.",
@@ -200,8 +200,8 @@ class _Trace(TorchFunctionMode):
                     (("kernel_size", None), ("stride", None), ("padding", 0), ("dilation", 1), ("ceil_mode", False)), 1
                 )
             )
-            if dilation in (1, (1, 1)) and not ceil:
-                return EarliestSpikePool2d(kernel, stride or None, padding)
+            if dilation in (1, (1, 1)):
+                return EarliestSpikePool2d(kernel, stride or None, padding, ceil_mode=ceil)
         self._refuse_function(name)
 
     def _refuse_function(self, name: str, remedy: str | None = None) -> NoReturn:
