@@ -1,5 +1,7 @@
 """Any ANN as spikes: the same logits at σ = 0, less lost when calibrated, refused before work begins."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,8 +37,6 @@ class GroupsAndDilation(nn.Module):
 
 
 class Skipping(nn.Module):
-    image_shape = (3, 12, 12)
-
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU6())
@@ -85,6 +85,92 @@ class Fires(nn.Module):
         return self.readout(both.mean((2, 3)))
 
 
+class Block(nn.Module):
+    """A residual block; where it begins a stage, option A slices and pads, option B has a 1×1 convolution."""
+
+    def __init__(self, inputs: int, channels: int, option: str, activation: nn.Module) -> None:
+        super().__init__()
+        stride = 1 if inputs == channels else 2
+        self.conv1 = nn.Conv2d(inputs, channels, 3, stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+        self.activation, self.around = activation, (channels - inputs) // 2
+        self.shortcut: nn.Module = nn.Identity()
+        if option == "B":
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, channels, 1, stride), nn.BatchNorm2d(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.norm2(self.conv2(self.activation(self.norm1(self.conv1(x)))))
+        if self.around and isinstance(self.shortcut, nn.Identity):
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.around, self.around), "constant", 0)
+        out += self.shortcut(x)
+        return self.activation(out)
+
+
+class Residual(nn.Module):
+    """As ResNets for CIFAR, smaller; a depthwise layer behind them."""
+
+    def __init__(
+        self, option: str = "A", activation: Callable[[], nn.Module] = nn.ReLU, depthwise: bool = False
+    ) -> None:
+        super().__init__()
+        self.stem, self.activation = nn.Conv2d(3, 4, 3, padding=1), activation()
+        sizes = ((4, 4), (4, 8), (8, 8), (8, 16))
+        self.blocks = nn.Sequential(*(Block(*size, option, self.activation) for size in sizes))
+        if depthwise:
+            self.blocks.append(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.ReLU()))
+        self.linear = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.blocks(self.activation(self.stem(x)))
+        x = F.avg_pool2d(x, x.size()[3])
+        return self.linear(x.view(x.size(0), -1))
+
+
+class Inverted(nn.Module):
+    """Linear bottlenecks as in MobileNet, added and read twice, pools of partial patches, means as logits."""
+
+    image_shape = (3, 12, 10)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6))
+        self.pool = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.narrow = nn.Sequential(nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4))
+        self.block = nn.Sequential(
+            *(nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6()),
+            *(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU6(), nn.Conv2d(8, 4, 1)),
+        )
+        # A depthwise layer that is linear, and one behind a 1×1 convolution without bias, which may pad.
+        self.separable = nn.Sequential(nn.Conv2d(4, 4, 3, 2, groups=4, bias=False), nn.Conv2d(4, 6, 1), nn.ReLU())
+        self.dilated = nn.Sequential(nn.Conv2d(6, 3, 1, bias=False), nn.Conv2d(3, 5, 3, 1, 2, 2), nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.narrow(self.pool(F.relu(self.stem(x))))
+        x = x + self.block(x)
+        return F.max_pool2d(self.dilated(self.separable(x)), 2, ceil_mode=True).mean((2, 3))
+
+
+class Sums(nn.Module):
+    """Additions of activations, twice, of layers beside each other, of concatenations, and in front of batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.linear = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(8, 8)
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.wide, self.norm = nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = F.relu(x + x)
+        y = x + F.relu(self.convs[0](x))
+        z = F.relu(self.convs[1](y) + x + y)
+        beside = F.relu(self.convs[2](x))
+        out = F.relu(self.norm(self.wide(z) + torch.cat([beside, z], 1)))
+        out = F.max_pool2d(out, 6).flatten(1)
+        return F.relu(self.linear(out)) + self.linear(out)
+
+
 def averaging(pool: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), pool, nn.Flatten(), nn.Linear(4, 5))
 
@@ -96,10 +182,16 @@ def plain() -> nn.Module:
 
 BUILDS = [
     (GroupsAndDilation, (4, 24, 20), None),
-    (Skipping, (3, 12, 12), None),
+    (Skipping, (3, 12, 12), "6C3-(6C3-6C3)-A"),
     (Fires, (3, 12, 12), None),
     (plain, (3, 4, 4), "20"),
     (FlatSkip, (3, 8, 8), None),
+    (lambda: FlatSkip(beside=True), (3, 8, 8), None),
+    (Residual, (3, 12, 12), "4C3-(4C3-4C3)-(8C3s2-8C3)-(8C3-8C3)-(16C3s2-16C3)-A"),
+    (lambda: Residual(depthwise=True), (3, 12, 12), "4C3-(4C3-4C3)-(8C3s2-8C3)-(8C3-8C3)-(16C3s2-16C3)-16C3-A"),
+    (lambda: Residual("B"), (3, 13, 13), None),
+    (Inverted, (3, 12, 10), None),
+    (Sums, (3, 6, 6), None),
     (lambda: averaging(nn.MaxPool2d(4, 8, 1)), (1, 8, 8), "4C3-P4p1s8"),
     (lambda: averaging(nn.AvgPool2d(7)).append(nn.BatchNorm1d(5)), (1, 8, 8), "4C3"),  # not over whole maps
     (lambda: nn.Sequential(nn.AvgPool2d(2), *averaging(nn.AvgPool2d(4, 1))), (1, 8, 8), None),  # of images
@@ -111,7 +203,7 @@ BUILDS = [
 @torch.no_grad()
 def test_converted_ann_computes_the_same_without_a_slope(build, shape, specification, device):
     model, images = randomised(build()).to(device).train(), torch.rand(12, *shape, device=device)
-    network, report = convert_ann(model, images, psp_persistence=0.0, percentile=100)
+    network, report = convert_ann(model, images)
     assert model.training
     expected = model.eval()(images)
     assert expected.std(0).max() > 1e-3
@@ -124,7 +216,39 @@ def test_converted_ann_computes_the_same_without_a_slope(build, shape, specifica
     assert all(layer.clipped < 0.02 for layer in report.layers)
 
 
-@pytest.mark.parametrize("build", [GroupsAndDilation, Skipping, Fires])
+@pytest.mark.parametrize("option", ["A", "B"])
+@torch.no_grad()
+def test_residual_networks_clamp_as_their_ann(option):
+    """In float64, with activations that reach their upper bound: each layer's, and the logits."""
+    model, images = (
+        randomised(Residual(option, lambda: nn.Hardtanh(0, 0.5))).double(),
+        torch.rand(8, 3, 12, 12).double(),
+    )
+    network, report = convert_ann(model, images)
+    torch.testing.assert_close(network(images), model(images), atol=1e-6, rtol=1e-6)
+    assert max(layer.copied for layer in report.layers) < 1e-6
+    assert {layer.clip for layer in report.layers} == {0.5}
+    seen = []
+    model.activation.register_forward_hook(lambda *args: seen.append(args[-1]))
+    model(images)
+    assert sum(int((each == 0.5).sum()) for each in seen) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "squeezenet1_1", "mobilenet_v2", "googlenet"])
+@torch.no_grad()
+def test_networks_of_torchvision_decide_the_same(name):
+    models = pytest.importorskip("torchvision", reason="its networks need torchvision").models
+    options = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
+    model, images = models.get_model(name, num_classes=10, **options), torch.rand(16, 3, 64, 64)
+    model(images)  # takes statistics
+    network, report = convert_ann(model, images)
+    assert report.same_decisions == 1
+    assert report.logits < 1e-4
+    torch.testing.assert_close(network(images), model.eval()(images), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("build", [GroupsAndDilation, Inverted, Fires])
 @torch.no_grad()
 def test_calibration_loses_less_and_the_package_takes_the_network(build, tmp_path):
     model, images = randomised(build()), torch.rand(32, *build.image_shape)
@@ -189,29 +313,48 @@ def chain(*modules: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *modules, nn.Flatten(), nn.LazyLinear(2))
 
 
+def strided_shortcut() -> nn.Module:
+    """A block whose shortcut's kernel has no place in the main path's, which has another stride."""
+    block = Block(4, 8, "B", nn.ReLU())
+    block.shortcut = nn.Conv2d(4, 8, 3, 2, 1)
+    return block
+
+
 REFUSED = [
-    (chain(nn.GELU()), r"got GELU \(1\)\. Replace it"),
+    (chain(nn.GELU()), r"GELU \(1\)\. Use in its place Conv2d"),
     (chain(nn.Hardtanh()), r"Hardtanh \(1\), Hardtanh\(.*\) behind _0"),
-    (chain(nn.Conv2d(4, 4, 3), nn.ReLU()), r"Conv2d \(1\), Conv2d behind _0 without an activation function"),
+    (
+        chain(nn.Conv2d(4, 4, 3, 1, 1), nn.ReLU()),
+        r"Conv2d \(1\), Conv2d behind _0 without an activation function, whos",
+    ),
+    (chain(nn.MaxPool2d(2), nn.Conv2d(4, 4, 1), nn.ReLU()), "whose pool or padding keeps both from becoming one"),
     (chain(nn.ReLU(), nn.BatchNorm2d(4)), r"BatchNorm2d \(2\), BatchNorm2d that is not right behind a Conv2d"),
     (chain(nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()), "without running statistics"),
-    (chain(nn.ReLU(), nn.MaxPool2d(3, 2, 1, ceil_mode=True)), "no dilation, whole windows only"),
+    (chain(nn.ReLU(), nn.MaxPool2d(2, dilation=2)), "no dilation, whole windows only"),
     (chain(nn.ReLU(), nn.AvgPool2d(2), nn.MaxPool2d(2)), "a max pool behind an average pool"),
     (chain(nn.AvgPool2d(2), nn.ReLU()), "AvgPool2d in front of an activation function"),
     (chain(nn.ReLU(), nn.AvgPool2d(3, 1), nn.Conv2d(4, 4, 1), nn.ReLU()), "whose square windows do not divide"),
-    (nn.Sequential(nn.Conv2d(3, 4, 3, padding_mode="circular"), nn.ReLU()), "padding_mode='circular'"),
-    (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "an output that its last layer does not compute"),
+    (nn.Sequential(nn.Conv2d(3, 4, 3, padding_mode="circular"), nn.ReLU()), r"padding_mode='circular', padding=\(0"),
+    (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "an output that no Linear layer computes"),
     (nn.Sequential(nn.Conv2d(3, 4, 3)), "an output that no Linear layer computes"),
     (nn.Linear(1, 1).requires_grad_(False).apply(lambda own: own.bias.fill_(torch.nan)), "have finite weights; got 1"),
     (_Function(lambda x: F.dropout(x.relu())), r"dropout \(dropout\), which drops out in evaluation too"),
-    (_Function(lambda x: x.clamp(min=0.1)), r"got clamp \(clamp\)"),
-    (_Function(lambda x: F.relu(x) * 2), r"got mul \(mul\)"),
+    (_Function(lambda x: x.clamp(min=0.1)), r"clamp \(clamp\)"),
+    (_Function(lambda x: F.relu(x) * 2), r"mul \(mul\)"),
     (_Function(lambda x: F.relu(x) + F.relu(x)), r"Conv2d \(conv\), whose output is read more than once in front"),
-    (_Function(lambda x: F.relu(x + x)), r"add \(add\), an addition that is not of a layer's output and an earlier"),
-    (FlatSkip(beside=True), r"add \(add\), activations of beside_0, which are not earlier than hidden's inputs"),
+    (_Function(lambda x: F.relu(x + 1)), r"add \(add\), an addition that is not of two outputs of one shape"),
+    (_Function(lambda x: F.relu(F.max_pool2d(x, 2) + F.max_pool2d(x, 2))), "an addition behind a pool, in front of an"),
+    (_Function(lambda x: F.relu_(x) + x), r"relu_ \(relu_\), which changes conv in place, and others read that after"),
+    (_Function(lambda x: F.relu(F.pad(x.relu(), (0, 0, 0, 0, 1, 1))[:, :, ::2])), "behind channels of zeros, which"),
+    (_Function(lambda x: F.pad(x.relu(), (1, 1))), r"pad \(pad\)"),
+    (_Function(lambda x: x.relu()[:, ::2]), r"getitem \(getitem\)"),
+    (
+        chain(nn.ReLU(), strided_shortcut()),
+        r"add \(add\), an addition of _2_conv2 and _2_shortcut, whose kernels can",
+    ),
     (_Function(lambda x: F.relu(torch.cat([x, x], 1))), r"cat \(cat\), a concatenation that is not of layers' activ"),
     (_Function(lambda x: torch.cat([x.relu()] * 2, 2)), "of layers' activations, along their channels"),
-    (_Function(lambda x: F.relu(x.transpose(1, 2))), r"got transpose \(transpose\)"),
+    (_Function(lambda x: F.relu(x.transpose(1, 2))), r"transpose \(transpose\)"),
     (_Function(lambda x: F.relu(x) if x.sum() > 0 else x), "be traceable by torch.fx .*; got _Function, symb"),
     (_Function(lambda x: x.relu().reshape(-1, 2, 128)), "reshape from"),
 ]

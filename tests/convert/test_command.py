@@ -16,6 +16,7 @@ from ttfs_triton.evaluation import load_network
 from ttfs_triton.model import BaseModel, ModelDescription, TTFSModel
 from ttfs_triton.model.files import read_model, write_model
 from ttfs_triton.model.own_network import build_network_of
+from ttfs_triton.model.weights import LoadError
 from ttfs_triton.nn import Neuron
 
 COPY = ["--no-calibrate"]
@@ -127,9 +128,11 @@ def test_failed_write_leaves_nothing_half(vgg, tmp_path, failing, monkeypatch):
     assert left == ["config.json", *(["out"] if failing == "sync_folder" else []), "vgg.pth"]
 
 
-def test_recipe_calibrates_on_images(tmp_path, capsys):
+@pytest.mark.parametrize("sigma", [None, 1.0])
+def test_recipe_calibrates_on_images(tmp_path, capsys, sigma):
     images, source = Path(command.__file__).parents[1] / "sample", tmp_path / "vgg.pth"
     flags = ["--data-dir", str(images), "--calibration-images", "24", "--cpu", "--mean", "0.3", "--std", "0.4"]
+    flags += [] if sigma is None else ["--psp-persistence", str(sigma)]
     torch.save(randomised(sources.vgg(10, channels=1)).state_dict(), source)
     command.main(None, [str(source), "--output-dir", str(tmp_path / "out"), *flags])
     written = json.loads((tmp_path / "out" / "conversion.json").read_text())["calibration"]
@@ -139,7 +142,7 @@ def test_recipe_calibrates_on_images(tmp_path, capsys):
     assert "Calibrated on 24 images" in out
     assert f"{written['layers'][-1]['after']:.3f}" in out
     loaded = load_network(tmp_path / "out")
-    assert loaded.network.config.neuron == Neuron()
+    assert loaded.network.config.neuron == Neuron(sigma or 0.0), "without a flag, σ is 0"
     assert loaded.network.class_names[0] == "T-shirt/top", "the classes of the calibration images"
 
 
@@ -171,15 +174,27 @@ def test_network_of_the_user_s_code_is_traced(tmp_path, function, capsys):
     builder, flags = f"{tmp_path}/mine.py:{function}", ["--dataset", "sample", "--calibration-images", "16", "--cpu"]
     ann = randomised(build_network_of(builder, in_channels=1, image_size=(28, 28), classes=10))
     torch.save({"model": ann.state_dict()}, tmp_path / "ann.pth")
-    words = [str(tmp_path / "ann.pth"), "--network", builder, "--psp-persistence", "0", "--percentile", "100"]
+    words = [str(tmp_path / "ann.pth"), "--network", builder]
     command.main(None, [*words, "--output-dir", str(tmp_path / "out"), *flags])
     out = capsys.readouterr().out
+    if function == "odd":  # the folder is whole: it needs no file of the ANN
+        (tmp_path / "mine.py").rename(tmp_path / "moved.py")
+        assert "mine" not in (tmp_path / "out" / "network.py").read_text()
+        with pytest.raises(
+            LoadError, match=r"network\.py is here; code runs only if you name it: --network .*py:build"
+        ):
+            TTFSModel.from_pretrained(tmp_path / "out")
     assert "Losses of the conversion" in out
     again = None if function == "chain" else f"{tmp_path}/out/network.py:build"
     assert (f"to load it: --network {again}" in out) == (function == "odd")
     model = TTFSModel.from_pretrained(tmp_path / "out", network=again)
-    expected = convert_ann(ann, load_images("sample").images_at(torch.arange(16)) / 255, psp_persistence=0.0)[0]
+    expected = convert_ann(ann, load_images("sample").images_at(torch.arange(16)) / 255)[0]
     assert model.state_dict().keys() == expected.state_dict().keys()
+    images = load_images("sample").images_at(torch.arange(64)) / 255
+    with torch.no_grad():
+        assert (model(images).argmax(1) == ann(images).argmax(1)).float().mean() > 0.9
+    if function == "odd":
+        (tmp_path / "moved.py").rename(tmp_path / "mine.py")
     assert model.description.base_model.file == "ann.pth"
     assert model.class_names[0] == "T-shirt/top"
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["images"] == 16

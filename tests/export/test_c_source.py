@@ -22,11 +22,10 @@ from ttfs_triton.nn import (
     AnalogEncoder,
     DFTConv2d,
     DFTLinear,
-    FirstSpikeReadout,
     Grid,
     LatencyEncoder,
     Neuron,
-    PotentialReadout,
+    Readout,
     SignedEncoder,
     put_on_grid,
 )
@@ -139,13 +138,13 @@ class Everything(nn.Module):
         full = self.layer("fc", DFTLinear, mixed.shape[1], mixed.shape[1], skip=mixed.shape[1])(mixed, skip=mixed)
         if self.pick("joins features", False, True):
             full = torch.cat([full, early.flatten(1)], 1)
-        kind, options = self.pick(
+        options = self.pick(
             "readout",
-            (PotentialReadout, {"at": "start"}),
-            (PotentialReadout, {"at": "end"}),
-            (FirstSpikeReadout, {"threshold": 4.0, "initial_potential": 1.0}),
+            {"at": "potential_start"},
+            {"at": "potential_end"},
+            {"at": "first_spike", "threshold": 4.0, "initial_potential": 1.0},
         )
-        return self.layer("readout", kind, full.shape[1], 3, **options)(full)
+        return self.layer("readout", Readout, full.shape[1], 3, **options)(full)
 
 
 BITS = (2, 4, 8, 12)
@@ -211,10 +210,10 @@ def test_program_prints_classes_and_refuses_half_an_image(tmp_path):
 
 
 def test_networks_that_do_not_fit_are_refused():
-    analog = nn.Sequential(AnalogEncoder(1, 2, 3, mean=[0.4]), nn.Flatten(), PotentialReadout(2 * 36, 2))
+    analog = nn.Sequential(AnalogEncoder(1, 2, 3, mean=[0.4]), nn.Flatten(), Readout(2 * 36, 2))
     with pytest.raises(ValueError, match=r"weight_bits must let 64 bits hold sums .* got 24 bits and 4096 steps"):
         to_c(analog, steps=4096, weight_bits=None, image_shape=(1, 8, 8))
-    flat = nn.Sequential(LatencyEncoder(), PotentialReadout(9, 2))
+    flat = nn.Sequential(LatencyEncoder(), Readout(9, 2))
     with pytest.raises(ValueError, match=r"image_shape must be \(channels, height, width\); got \(9,\)"):
         to_c(flat, image_shape=(9,))
 

@@ -10,7 +10,7 @@ from ttfs_triton.command_line import start
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.model.files import write_model
 from ttfs_triton.model.own_network import OwnNetwork
-from ttfs_triton.nn import DFTLinear, LatencyEncoder, PotentialReadout, network_graph
+from ttfs_triton.nn import DFTLinear, LatencyEncoder, Readout, network_graph
 from ttfs_triton.ttfs import main
 
 FEW = ("--max-train-samples", "200", "--epochs", "1")
@@ -75,7 +75,7 @@ def attempt(run, tmp_path, monkeypatch, capsys):
 
 def describe_own(run):
     """Replace the run's weights by those of a network that config.json describes by its builder, theirs.py:build."""
-    network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(784, 6), PotentialReadout(6, 10))
+    network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(784, 6), Readout(6, 10))
     described = OwnNetwork.of(network_graph(network, (1, 28, 28)), "theirs.py:build")
     classes = ModelDescription.from_dict(json.loads((run / "best" / "config.json").read_text())).class_names
     write_model(

@@ -27,6 +27,8 @@ from ttfs_triton.table import Table
 # Grids of 17 initial potentials, each eight times finer than the one before. The first reaches two threshold heights
 # up and down, the last resolves 1/256 of one.
 REACHES, CANDIDATES = (2.0, 2.0 / 8, 2.0 / 64), 17
+HEADROOM = 1.25
+"""Clip of an ANN at σ = 0, in largest activations on the calibration images: other images exceed those."""
 
 
 @dataclass(frozen=True)
@@ -294,7 +296,7 @@ def fit_range(
     images: Tensor,
     bounds: Sequence[float | None] | None = None,
     *,
-    percentile: float = 99.9,
+    percentile: float | None = None,
     batch_size: int = 64,
     samples: int = 65536,
     seed: int = 0,
@@ -308,20 +310,23 @@ def fit_range(
         images: [N, ...], as the network reads them; 256 are enough.
         bounds: for each hidden layer the upper bound of the ANN's activations, which is the clip, or None for a ReLU,
             whose clip is a percentile of each channel's activations on the images. Default: None for all layers.
-        percentile: percentile over positions and images, zeros included, in (0, 100].
+        percentile: percentile over positions and images, zeros included, in (0, 100]. Default: 99.9; at σ = 0, where
+            clipping alone changes the ANN, the largest activation times `HEADROOM`.
         batch_size: images that run at once.
-        samples: activations of each channel that the percentile is taken of, drawn at random.
+        samples: activations of each channel that a percentile below 100 is taken of, drawn at random.
         seed: seed of the drawn activations.
     Returns:
         Clips [C] by name of the hidden layer.
     Raises:
         ConversionError: percentile out of range, no images, or weights that are standardised or have batch norm.
     """
-    if not 0 < percentile <= 100:
+    if percentile is not None and not 0 < percentile <= 100:
         raise ConversionError(f"fit_range: percentile must be in (0, 100]; got {percentile}.")
     if len(images) == 0:
         raise ConversionError("fit_range: images must hold at least one image; got none.")
     graph = network_graph(network, images.shape[1:])
+    factor = 1.0 if percentile or any(graph.persistences) else HEADROOM
+    percentile = percentile or (99.9 if any(graph.persistences) else 100)
     if any(stage.weighted.weight_gain is not None or stage.weighted.batch_norm is not None for stage in graph.weighted):
         raise ConversionError("fit_range: network must have plain weights, no batch norm or gains. Fold them first.")
     hidden = [stage.name for stage in graph.weighted[:-1]]
@@ -335,8 +340,9 @@ def fit_range(
         activations = by_batches(partial(analog_potential, stage), inputs, skip, batch_size).clamp(0, bound)
         if bound is None:
             rows = rows_of(activations)
-            kept = drawn_rows(len(rows), min(1.0, samples / len(rows)), generator).to(rows.device)
-            clips[stage.name] = _reached(rows[kept], percentile / 100)
+            if percentile < 100:
+                rows = rows[drawn_rows(len(rows), min(1.0, samples / len(rows)), generator).to(rows.device)]
+            clips[stage.name] = _reached(rows, percentile / 100, factor)
         else:
             clips[stage.name] = stage.weighted.weight.new_full((len(stage.weighted.weight),), bound)
         return activations
@@ -346,13 +352,13 @@ def fit_range(
     return clips
 
 
-def _reached(rows: Tensor, quantile: float) -> Tensor:
-    """Quantile [C] of activations [rows, C]; 1 for channels that are never active."""
-    ordered = rows.sort(dim=0).values
-    value = ordered[round(quantile * (len(ordered) - 1))]
+def _reached(rows: Tensor, quantile: float, factor: float) -> Tensor:
+    """Quantile [C] of activations [rows, C], times a factor; 1 for channels that are never active."""
+    most = rows.amax(0)
+    value = most if quantile == 1 else rows.sort(dim=0).values[round(quantile * (len(rows) - 1))]
     # A channel so rarely active that its quantile is 0 takes its maximum.
-    value = torch.where(value > 0, value, ordered[-1])
-    return torch.where(value > 0, value, torch.ones_like(value))
+    value = torch.where(value > 0, value, most)
+    return torch.where(value > 0, factor * value, torch.ones_like(value))
 
 
 def _rescale(graph: NetworkGraph, clips: Mapping[str, Tensor]) -> None:

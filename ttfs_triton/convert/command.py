@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, write_json, write_text
 from ttfs_triton.command_line import run_command
+from ttfs_triton.convert.build import ConvertedNetwork, code_of
 from ttfs_triton.convert.conversion import Converted, calibrate_converted, convert
 from ttfs_triton.convert.from_ann import convert_ann
 from ttfs_triton.convert.layouts import TrainedAs
@@ -27,7 +28,7 @@ from ttfs_triton.model import TTFSModel
 from ttfs_triton.model.description import ModelDescription
 from ttfs_triton.model.files import write_model
 from ttfs_triton.model.own_network import build_network_of
-from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
+from ttfs_triton.nn import NetworkConfig, Neuron, network_graph
 from ttfs_triton.nn.config import Encoder
 from ttfs_triton.shared_options import CommandOptions
 
@@ -124,8 +125,8 @@ class ConvertOptions(CalibrationImages):
     image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
     """Side of square images, or height and width. Default: the source's."""
     psp_persistence: float | None = None
-    """σ: 1 is the paper's neuron; at 0, a neuron computes the same as an ANN's clamped ReLU. Default: the source's,
-    or 1."""
+    """σ: at 0, a neuron computes the same as an ANN's clamped ReLU; 1 is the paper's neuron. With σ > 0 fewer neurons
+    fire, but an ANN's accuracy comes back only by training: `ttfs train --weights`. Default: the source's, or 0."""
     readout: Literal["potential_start", "potential_end", "first_spike"] | None = None
     """Output neurons' potential at their window's start or end, or their first spike. Default: the source's, or the
     potential at the start."""
@@ -140,8 +141,9 @@ class ConvertOptions(CalibrationImages):
     """Choose initial potentials, layer by layer, that bring spikes closest to the ANN's activations; needs images."""
     calibration_images: int = Field(256, ge=1, lt=2**31)
     """Number of calibration images, drawn by --seed."""
-    percentile: float = Field(99.9, gt=0, le=100)
-    """Percentile of a channel's activations that is scaled to 1, for an ANN whose ReLU has no upper bound."""
+    percentile: float | None = Field(None, gt=0, le=100)
+    """Percentile of a channel's activations that is scaled to 1, for an ANN whose ReLU has no upper bound. Default:
+    99.9; at σ = 0, 1.25 times the largest, so that hardly any activation is clipped."""
 
 
 # Flags for sources that are recognised by the names of their tensors; --network excludes them.
@@ -213,25 +215,11 @@ def _run_traced(options: ConvertOptions, builder: str, weights: Weights) -> None
         builder=f"{code.name}:build",
     )
     more: dict[str, Any] = {"conversion.json": report.to_dict() | {"source": weights.name, "sha256": weights.sha256}}
-    if not isinstance(network, TTFSNetwork):
-        own = {name: chosen[name] for name in chosen if name not in ("calibrate", "percentile", "seed")}
-        more[code.name] = _CODE.format(source=str(Path(builder).resolve()), sizes=sizes, shape=(1, *shape), own=own)
+    if isinstance(network, ConvertedNetwork):
+        more[code.name] = code_of(network)
     write_folder(options.output_dir, found.state_dict(), found.description, more)
     if code.name in more:
         print(f"to load it: --network {code}:build")
-
-
-_CODE = """\"\"\"Builds the network of this folder's weights: --network network.py:build.\"\"\"
-
-import torch
-from ttfs_triton.convert import convert_ann
-from ttfs_triton.model.own_network import build_network_of
-
-
-def build():
-    ann = build_network_of({source!r}, **{sizes})
-    return convert_ann(ann, torch.zeros{shape}, calibrate=False, **{own})[0]
-"""
 
 
 def check_folder(function: str, folder: Path) -> None:
@@ -289,9 +277,12 @@ def _overrides(options: ConvertOptions, weights: Weights) -> dict[str, Any]:
     source = weights.description()
     if options.calibrate and options.trained_as in (None, "ann") and source is None:
         overrides["bias"] = True
-    if options.psp_persistence is not None:
+    persistence = options.psp_persistence
+    if persistence is None and source is None and options.trained_as in (None, "ann"):
+        persistence = 0.0
+    if persistence is not None:
         neuron = source.network.neuron if source is not None and isinstance(source.network, NetworkConfig) else Neuron()
-        overrides["neuron"] = dataclasses.replace(neuron, psp_persistence=options.psp_persistence)
+        overrides["neuron"] = dataclasses.replace(neuron, psp_persistence=persistence)
     return overrides
 
 

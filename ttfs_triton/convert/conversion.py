@@ -204,7 +204,7 @@ def calibrate_converted(
     converted: Converted,
     images: Tensor,
     *,
-    percentile: float = 99.9,
+    percentile: float | None = None,
     progress: Callable[[str], None] = lambda name: None,
 ) -> tuple[Converted, Calibration]:
     """Fit a converted network to its source: scale its activations into [0, 1], then choose initial potentials.
@@ -212,7 +212,7 @@ def calibrate_converted(
     Args:
         converted: result of `convert`, on the CPU; its network is changed in place.
         images: [N, in_channels, height, width], as the network reads them, on the device to compute on; 256 are enough.
-        percentile, progress: see `convert_ann` and `calibrate_network`.
+        percentile, progress: see `fit_range` and `calibrate_network`.
     Returns:
         The converted network, on the CPU again, and the result of calibration.
     Raises:

@@ -89,26 +89,27 @@ def convert_ann(
     model: nn.Module,
     images: Tensor,
     *,
-    psp_persistence: float = 1.0,
+    psp_persistence: float = 0.0,
     encoder: Literal["analog", "latency"] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     readout: ReadoutTime = "potential_start",
     calibrate: bool = True,
-    percentile: float = 99.9,
+    percentile: float | None = None,
     batch_size: int = 64,
     seed: int = 0,
 ) -> tuple[nn.Module, ANNReport]:
     """Convert a trained ANN into a spiking network: trace, fold, scale, calibrate, compare.
 
     Args:
-        model: Conv2d (groups, dilation and stride too) and Linear layers, each but the last followed by ReLU, ReLU6,
-            Hardtanh or clamp from 0. Batch norm, pools, flattening and dropout may stand in between, and an earlier
-            activation may be added in front of an activation function. The last layer is Linear, and its outputs are
-            the logits. Not changed.
+        model: Conv2d (groups, dilation and stride too) and Linear layers, followed by ReLU, ReLU6, Hardtanh or clamp
+            from 0. Batch norm, pools, flattening and dropout may stand in between, and activations may be concatenated
+            and added, behind 1×1 convolutions too. A layer without an activation function becomes part of the next one
+            where that is exact. The logits are outputs of a Linear layer or means of activations. Not changed.
         images: [N, channels, height, width], as the spiking network reads them, on the device to compute on; 256 are
             enough. If `mean` and `std` are given, the model reads (images − mean) / std.
-        psp_persistence: σ of all neurons. At 0 the network computes the same as the ANN, up to the clip.
+        psp_persistence: σ of all neurons. At 0 the network computes the same as the ANN, up to the clip; above, it
+            needs training to be as accurate.
         encoder: "analog": the first convolution multiplies pixels by real numbers, and its clipped activations are
             spikes; "latency": pixels, in [0, 1], are spike times. Default: "analog" if the first layer is a
             convolution without groups and dilation.
@@ -116,7 +117,7 @@ def convert_ann(
         readout: when the logits are read: at the start or the end of the output window.
         calibrate: choose initial potentials, see `calibrate_network`; at σ = 0 there is nothing to choose.
         percentile: percentile of a channel's activations that the earliest spike stands for, for a layer of the ANN
-            without an upper bound.
+            without an upper bound. Default: see `fit_range`.
         batch_size: images that run at once.
         seed: seed of the drawn activations that clips and initial potentials are fitted to.
     Returns:
@@ -130,7 +131,7 @@ def convert_ann(
         ...     nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 5)
         ... )
         >>> images = torch.rand(16, 1, 8, 8)
-        >>> network, report = convert_ann(ann, images, psp_persistence=0.0, percentile=100)
+        >>> network, report = convert_ann(ann, images)
         >>> network.config.specification, [layer.name for layer in report.layers]
         ('4C3-P2', ['conv1'])
         >>> torch.allclose(network(images), ann(images), atol=1e-5)

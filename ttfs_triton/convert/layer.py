@@ -1,0 +1,178 @@
+"""Layers of a traced ANN, and what is exact for them: the sum of two layers, and a linear layer in front of another."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ttfs_triton.nn import EarliestSpikePool2d, Wire
+from ttfs_triton.nn.sizes import pair
+
+
+@dataclass(frozen=True, eq=False)
+class ANNLayer:
+    """A convolution or fully connected layer, its batch norm folded, up to its activation function.
+
+    Attributes:
+        name: name of the layer's node in the traced graph.
+        module: a layer of the same sizes.
+        weight, bias: the layer's parameters, other operations folded in; float64 after folding.
+        inputs: sources of its inputs, concatenated: each a layer's name (None: the images), and the pools in between.
+        window: number of layers in front of it.
+        shape: shape of its output for one image, before pooling.
+        potential: node of its output before the activation function.
+        skip: source of the activations added to that output; None without a skip.
+        bound: upper bound of its activations; None for ReLU.
+        average: size of an average pool in front: side of its windows for a convolution, places for a Linear layer.
+        folded: names of the operations folded into its weights.
+        order: the ANN's channel that each of its channels is, [C_out]; None: the same.
+    """
+
+    name: str
+    module: nn.Conv2d | nn.Linear
+    weight: Tensor
+    bias: Tensor | None
+    inputs: tuple[Wire, ...]
+    window: int
+    shape: tuple[int, ...]
+    potential: fx.Node
+    skip: Wire | None = None
+    bound: float | None = None
+    average: int = 1
+    folded: tuple[str, ...] = ()
+    order: Tensor | None = None
+
+    @property
+    def geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """Stride, padding and dilation; a fully connected layer is a 1×1 convolution of 1×1 maps."""
+        if isinstance(self.module, nn.Linear):
+            return (1, 1), (0, 0), (1, 1)
+        return pair(self.module.stride), pair(self.module.padding), pair(self.module.dilation)  # pyright: ignore
+
+    @property
+    def kernel(self) -> Tensor:
+        """Weights [C_out, C_in, rows, columns], float64; 0 between channels of different groups."""
+        groups = getattr(self.module, "groups", 1)
+        parts = self.weight.double().unflatten(0, (groups, -1))
+        every = parts.new_zeros(groups, parts.shape[1], groups, *parts.shape[2:])
+        every[range(groups), :, range(groups)] = parts
+        every = every.flatten(2, 3).flatten(0, 1)
+        return every if every.dim() == 4 else every[:, :, None, None]
+
+    def with_kernel(self, kernel: Tensor, stride: Any, padding: Any, dilation: Any, **changes: Any) -> "ANNLayer":
+        """The layer with other weights and sizes, without groups."""
+        outputs, inputs, rows, columns = kernel.shape
+        with torch.device("meta"):
+            if isinstance(self.module, nn.Linear):
+                module: nn.Conv2d | nn.Linear = nn.Linear(inputs, outputs)
+            else:
+                module = nn.Conv2d(inputs, outputs, (rows, columns), stride, padding, dilation)
+        return replace(self, module=module, weight=kernel.view(outputs, *module.weight.shape[1:]), **changes)
+
+    def reordered(self, *, rows: Tensor | None = None, columns: Tensor | None = None) -> "ANNLayer":
+        """The layer with its outputs, or its inputs, in another order."""
+        rows, columns = (None if x is None or x.equal(torch.arange(len(x))) else x for x in (rows, columns))
+        if rows is None and columns is None:
+            return self
+        layer = self
+        if getattr(self.module, "groups", 1) > 1:
+            layer = self.with_kernel(self.kernel, *self.geometry)
+        if columns is not None:
+            layer = replace(layer, weight=layer.weight[:, columns])
+        if rows is not None:
+            bias = None if layer.bias is None else layer.bias[rows]
+            layer = replace(layer, weight=layer.weight[rows], bias=bias, order=rows)
+        return layer
+
+
+@dataclass(frozen=True)
+class Value:
+    """Output of a node: of `layer` (None for images and concatenations), or of what follows it.
+
+    Attributes:
+        active: the output has passed the activation function, so that spikes can represent it.
+        wires: the layers whose activations it concatenates, and pools and flattening behind each.
+        window: number of layers in front of a layer that reads it.
+        average: an average pool for the next layer to fold, and the size of the maps that it reads.
+        front: zeros in front of its channels; None if its channels are not padded.
+        carried: activations added to the layer's output, and their node.
+    """
+
+    layer: ANNLayer | None
+    active: bool
+    wires: tuple[Wire, ...]
+    window: int
+    average: tuple[nn.Module, tuple[int, int]] | None = None
+    front: int | None = None
+    carried: "tuple[Value, fx.Node] | None" = None
+
+    @classmethod
+    def of(cls, layer: ANNLayer, carried: "tuple[Value, fx.Node] | None" = None) -> "Value":
+        """Output of a layer without its activation function."""
+        return cls(layer, False, (Wire(layer.name, (), layer.shape),), layer.window + 1, carried=carried)
+
+    @property
+    def names(self) -> str:
+        return ", ".join(wire.source or "the images" for wire in self.wires)
+
+    def routed(self, module: nn.Module) -> "Value":
+        """The value behind a pool or a flattening, which treat each channel by itself."""
+        return replace(self, wires=tuple(wire.routed(module) for wire in self.wires))
+
+
+def added(one: ANNLayer, other: ANNLayer, node: fx.Node) -> ANNLayer | None:
+    """One layer that computes the sum of two layers' outputs, at `node`: it reads the inputs of both.
+
+    The smaller kernel is placed inside the larger one. A larger stride reads every k-th row and column of its inputs.
+    None if no such kernel computes the sum.
+    """
+    large, small = sorted((one, other), key=lambda each: (-each.kernel[0, 0].numel(), max(each.geometry[0])))
+    (kernel, inner), wires = (large.kernel, small.kernel), small.inputs
+    steps, around = [], []
+    for axis in (1, 0):  # F.pad counts from the last
+        stride, padding, dilation = (sizes[axis] for sizes in large.geometry)
+        pace, border, spread = (sizes[axis] for sizes in small.geometry)
+        before, size, single = (padding - border) // dilation, kernel.shape[2 + axis], inner.shape[2 + axis] == 1
+        around += [before, size - before - inner.shape[2 + axis]]
+        steps.insert(0, pace // stride)
+        fits = pace % stride == 0 and before * dilation == padding - border and (single or spread == dilation)
+        if not fits or min(around) < 0 or (pace > stride and not (single and border == 0)):
+            return None
+    if max(steps) > 1:
+        wires = tuple(wire.routed(EarliestSpikePool2d(1, (steps[0], steps[1]))) for wire in wires)
+    both = (*large.inputs, *wires)
+    joins = all(wire.source is not None and wire.shape[1:] == both[0].shape[1:] for wire in both)
+    if max(large.average, small.average) > 1 or not (joins or large.inputs == wires):
+        return None
+    inner = F.pad(inner, around)
+    kernel, wires = (kernel + inner, wires) if large.inputs == wires else (torch.cat([kernel, inner], 1), both)
+    biases = [each.bias.double() for each in (large, small) if each.bias is not None]
+    found = large.with_kernel(kernel, *large.geometry, inputs=wires, bias=sum(biases) if biases else None)
+    folded = (*large.folded, *small.folded, f"{small.name}, added")
+    return replace(found, window=max(large.window, small.window), potential=node, folded=folded)
+
+
+def behind(linear: ANNLayer, layer: ANNLayer) -> ANNLayer | None:
+    """One layer that computes `layer` of the outputs of `linear`, which no activation function follows.
+
+    Exact where the outputs of `linear` are not padded, or if padding its inputs with zeros is the same: for a 1×1
+    convolution without bias. None elsewhere.
+    """
+    (stride, padding, dilation), (pace, border, spread) = linear.geometry, layer.geometry
+    inner, outer = linear.kernel, layer.kernel
+    plain = inner[0, 0].numel() == 1 and not any(padding) and (linear.bias is None or not linear.bias.any())
+    one = max(linear.average, layer.average) == 1 and type(linear.module) is type(layer.module)
+    if not one or (any(border) and not plain):
+        return None
+    grown = (stride[0] * spread[0], stride[1] * spread[1])
+    kernel = F.conv_transpose2d(outer, inner, stride=grown, dilation=dilation)
+    paces = (stride[0] * pace[0], stride[1] * pace[1])
+    borders = (padding[0] + stride[0] * border[0], padding[1] + stride[1] * border[1])
+    bias = None if layer.bias is None else layer.bias.double()
+    if linear.bias is not None:
+        bias = outer.sum((2, 3)) @ linear.bias.double() + (0 if bias is None else bias)
+    folded = (*linear.folded, *layer.folded, f"{linear.name}, linear")
+    changes: dict[str, Any] = {"inputs": linear.inputs, "window": linear.window, "bias": bias, "folded": folded}
+    return layer.with_kernel(kernel, paces, borders, (1, 1), **changes)
