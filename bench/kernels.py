@@ -47,7 +47,7 @@ from torch._functorch import config as functorch_config
 
 from ttfs_kernels.backends import why_no_triton
 from ttfs_triton.memory import freed_memory_kept
-from ttfs_triton.train.device import SLOW, product_seconds
+from ttfs_triton.train.device import emulates_bfloat16
 from ttfs_triton.train.graphs import CudaGraphs
 
 # On a CPU: layers that differ in what limits them, few enough for two minutes.
@@ -215,7 +215,7 @@ def run(options: Options) -> None:
     gpu = device.type == "cuda"
     torch.backends.cudnn.benchmark = True
     functorch_config.donated_buffer = False  # backward passes are repeated
-    native = gpu or product_seconds(torch.bfloat16) < SLOW * product_seconds(torch.float32)
+    native = gpu or emulates_bfloat16() is None
     numbers: tuple[Number, ...] = options.dtypes or (("bf16",) if gpu else ("fp32", "bf16") if native else ("fp32",))
     layers, providers = chosen(options, gpu), {number: providers_of(options, device, number) for number in numbers}
     rows: list[bench.Row] = []

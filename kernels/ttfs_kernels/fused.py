@@ -100,8 +100,9 @@ def persistence(neuron: Neuron, like: Tensor) -> Tensor:
 
 def factor(neuron: Neuron, like: Tensor) -> Tensor | float:
     """σ as a factor of an eager operation on `like`: the tensor of a `PlacedNeuron`, else the number."""
-    placed = isinstance(neuron, PlacedNeuron) and like.dtype != torch.float64
-    return neuron.sigma if placed else neuron.psp_persistence
+    if isinstance(neuron, PlacedNeuron) and like.dtype != torch.float64:
+        return neuron.sigma
+    return neuron.psp_persistence
 
 
 def of_any_persistence(neuron: Neuron) -> Neuron:

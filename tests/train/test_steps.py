@@ -29,7 +29,7 @@ def config(config, device):
         {"mixed_precision": "fp16", "optimizer": "sgd", "ema_decay": 0.0},
         {"batch_norm": True, "lookahead": 3, "ema_decay": 0.0, "optimizer": "muon", "surrogate_width": 0.5},
         {"psp_persistence": 0.0, "batch_norm": True, "encoder": "analog"},
-        {"target_energy": "lemaire45:int8:0.5", "gradient_accumulation": 2},
+        {"target_energy": "lemaire45:int8:0.8", "gradient_accumulation": 2},
         {"teacher": "the one of these tests"},
         {"time_steps": 4, "weight_bits": 3},
         {"gradient_clip": 1.0, "gradient_accumulation": 2, "epochs": 2, **AUGMENTATION},

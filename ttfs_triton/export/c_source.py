@@ -102,7 +102,7 @@ class _Source:
             "FINE": f"INT64_C({FINE})",
         }
         # The parts of the engine that this network needs.
-        decision = "first_spike" if graph.readout_time == "first_spike" else "potential"
+        decision = "first_spike" if graph.readout.at == "first_spike" else "potential"
         self._parts = {graph.encoder.kind, decision, "slopes" if slopes else "no_slopes"}
         self._parts |= {name for name, needed in (("saturates", saturates), ("hidden", len(clocked) > 1)) if needed}
         self._flash = self._ram = self._joined = self._pooled = 0
@@ -251,7 +251,7 @@ class _Source:
         self._macros |= {"GRAIN": f"INT64_C({grain})", "SPLIT": f"INT64_C({2**split})"}
         if "potential" in self._parts:
             self._macros["OFFSET"] = f"INT64_C({round(offset)})"
-            self._macros["POTENTIAL"] = "end" if self._graph.readout_time == "potential_end" else "value"
+            self._macros["POTENTIAL"] = "end" if self._graph.readout.at == "potential_end" else "value"
         if layer.register is not None and layer.register * FINE < REGISTER_BOUND:  # wider ones never saturate
             self._parts.add("register")
             self._macros["REGISTER"] = layer.register

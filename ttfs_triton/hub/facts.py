@@ -140,7 +140,7 @@ PUBLISHED_SETTINGS = (
     *FaultOptions.model_fields,
     *("target_sparsity", "target_operations", "target_energy", "target_steps"),
     *("epochs", "batch_size", "gradient_accumulation", "optimizer", "lr", "momentum", "weight_decay", "schedule"),
-    *("warmup", "start_factor", "end_factor", "gradient_clip", "label_smoothing"),
+    *("warmup", "start_factor", "end_factor", "milestones", "milestone_factor", "gradient_clip", "label_smoothing"),
     *("teacher", "teacher_weight", "norm_bias_rate", "norm_gain_rate", "readout_rate", "ema_decay", "lookahead"),
     *("seed", "mixed_precision", "sync_batch_norm", "compile"),
 )

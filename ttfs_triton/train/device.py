@@ -98,14 +98,19 @@ def warn_of_device(accelerator: Accelerator, say: Callable[[str], None]) -> None
             "On a CPU use torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N."
         )
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
-        # Measured, since PyTorch cannot tell for all processors (AVX-512, AMX, AVX-VNNI, SVE, ...).
-        full = torch.ones(256, 256)  # the first product looks for a kernel
-        narrow, wide = (min(repeat(partial(torch.mm, a, a), number=1, repeat=4)) for a in (full.bfloat16(), full))
-        if narrow > SLOW * wide:
+        if (ratio := emulates_bfloat16()) is not None:
             say(
-                f"mixed_precision: this CPU emulates bf16: a product of matrices takes {narrow / wide:.0f} times as "
-                "long as in float32; use --mixed-precision no"
+                f"mixed_precision: this CPU emulates bf16: a product of matrices takes {ratio:.0f} times as long as in "
+                "float32; use --mixed-precision no"
             )
+
+
+def emulates_bfloat16() -> float | None:
+    """How many times as long a product takes in bfloat16 as in float32 on a CPU that emulates it; else None."""
+    # Measured, since PyTorch cannot tell for all processors (AVX-512, AMX, AVX-VNNI, SVE, ...).
+    full = torch.ones(256, 256)  # the first product looks for a kernel
+    narrow, wide = (min(repeat(partial(torch.mm, a, a), number=1, repeat=4)) for a in (full.bfloat16(), full))
+    return narrow / wide if narrow > SLOW * wide else None
 
 
 def choose_fusing(config: TrainConfig, device: torch.device, graph: NetworkGraph, images: int) -> bool:

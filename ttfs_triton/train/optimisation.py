@@ -96,7 +96,7 @@ class PersistenceSchedule:
         for layer, goal in self._goals:
             present = replace(goal, psp_persistence=goal.psp_persistence * share)
             if 0 < share < 1:
-                present = PlacedNeuron(*asdict(present).values(), self._sigmas[goal.psp_persistence])
+                present = PlacedNeuron(**asdict(present), sigma=self._sigmas[goal.psp_persistence])
             layer.neuron = present
 
     def _share(self, step: int) -> float:

@@ -163,7 +163,7 @@ def test_counts_equal_those_of_the_closed_form_where_stamps_lose_nothing():
             own.weight_gain = None
             with torch.no_grad():
                 own.weight.copy_(2 * own.weight.sign())
-    images = 2 * (torch.rand(7, 2, 5, 4) > 0.5).float()
+    images = (torch.rand(7, 2, 5, 4) > 0.5).float()
     expected = count(network, [images], histogram_bins=8)
     found = simulate(network, [images[:3], images[3:]], steps=8, weight_bits=None).counts
     for one, other in zip(expected.layers[:-1], found.layers[:-1], strict=True):
@@ -262,7 +262,7 @@ def test_potentials_are_read_at_the_start_or_end():
 
 def test_batches_and_parts_do_not_matter():
     network = small_network(0)
-    images, labels = 2 * torch.rand(120, 2, 5, 4), torch.arange(120) % 3
+    images, labels = torch.rand(120, 2, 5, 4), torch.arange(120) % 3
     options = dict(steps=8, keep_spike_times=True)
     whole = simulate(network, [(images, labels)], **options)
     assert_same(whole, simulate(network, zip(images.split(7), labels.split(7), strict=True), **options))

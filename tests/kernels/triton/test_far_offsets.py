@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from tests.kernels.triton.common import Layer, device_for, exact_layer, expected, plan
 from ttfs_kernels.triton_backend import planning
@@ -62,7 +63,7 @@ def run_only(launch: Launch, programs: list[tuple[int, int, int]]) -> None:
 
 def inside(launch: Launch, access: Callable[..., Any], mask_at: int) -> Callable[..., Any]:
     """A load or store that refuses addresses in none of a launch's tensors; without, the process would end there."""
-    tensors = [value for value in launch.arguments.values() if isinstance(value, Tensor)]
+    tensors = [value for value in tree_leaves(launch.arguments) if isinstance(value, Tensor)]
     starts = [tensor.data_ptr() for tensor in tensors]
     ends = [start + tensor.nbytes for start, tensor in zip(starts, tensors, strict=True)]
 
