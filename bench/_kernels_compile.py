@@ -68,13 +68,16 @@ def default_kernels(
     sigmas: Sequence[float],
     batch: int,
     passes: Sequence[str] | None = None,
-    surrogates: Sequence[bool] = (False, True),
+    gradients: Sequence[tuple[bool, bool]] = ((False, False), (True, False), (True, True)),
 ) -> list[Kernel]:
-    """All kernels of the default configurations; kernels that compile alike occur once."""
+    """All kernels of the default configurations; kernels that compile alike occur once.
+
+    `gradients` are kinds: with a surrogate or not, and with a gradient that both potentials share or not.
+    """
     found: dict[tuple, Kernel] = {}
     for target, number, sigma, layer, which in product(targets, numbers, sigmas, layers, passes or WHICH):
-        for surrogate in surrogates if sigma > 0 else (False,):
-            problem = layer.problem(batch, number, sigma, surrogate=surrogate)
+        for surrogate, shared in gradients if sigma > 0 else ((False, False),):
+            problem = layer.problem(batch, number, sigma, surrogate=surrogate, shared=shared)
             config = None
             if which != "local_gradient":
                 here, blocks = TARGETS[target], which if which in PASSES else "forward"
@@ -137,6 +140,7 @@ def row(kernel: Kernel, code: MachineCode | str) -> bench.Row:
         "dtype": FORMATS[kernel.number].name,
         "sigma": int(kernel.problem.with_slope),
         "surrogate": int(kernel.problem.surrogate),
+        "shared": int(bool(launch.arguments.get("SHARED"))),
         "pass": kernel.which,
         "kernel": launch.kernel.__name__,
         "layers": " ".join(kernel.layers),
@@ -171,7 +175,7 @@ def summary(rows: list[bench.Row]) -> list[bench.Row]:
     """One row for each chip and kernel: how many were compiled and refused, and the worst value of each column."""
     groups: dict[tuple[str, str], list[bench.Row]] = {}
     for row in rows:
-        groups.setdefault((row["target"], row["kernel"]), []).append(row)
+        groups.setdefault((row["target"], row["kernel"] + ", shared gradient" * row["shared"]), []).append(row)
     found = []
     for (target, kernel), compiled in groups.items():
         refused = [row["verdict"] for row in compiled if row["verdict"] != "ok"]
@@ -212,9 +216,9 @@ def show_floors(kernels: list[Kernel], workers: int) -> None:
 
 
 def show(rows: list[bench.Row]) -> None:
-    """Print one table per chip, then the refused kernels. δ marks kernels with the surrogate derivative."""
+    """Print one table per chip, then the refused kernels. δ marks a surrogate derivative, = a shared gradient."""
     numbers = {form.name: number for number, form in FORMATS.items()}
-    what = [f"{numbers[row['dtype']]} {row['sigma']}{'δ' if row['surrogate'] else ''}" for row in rows]
+    what = [f"{numbers[row['dtype']]} {row['sigma']}{'δ' * row['surrogate']}{'=' * row['shared']}" for row in rows]
     shown = ("warps", "stages", "registers", "spilled_bytes", "shared_kib", "programs_per_processor", "tensor_core")
     for target in dict.fromkeys(row["target"] for row in rows):
         lines = []

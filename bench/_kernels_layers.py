@@ -57,11 +57,14 @@ class Layer:
         """Whether the layer's networks have batch norm; if so, all of them."""
         return any(name.startswith("cifarnet") for name in self.networks)
 
-    def problem(self, batch: int, number: Number, sigma: float, *, surrogate: bool = False) -> Problem:
+    def problem(
+        self, batch: int, number: Number, sigma: float, *, surrogate: bool = False, shared: bool = False
+    ) -> Problem:
         if self.wide:
             image = self.fields["height"] * self.fields["width"] * self.fields["in_channels"]
             batch = max(batch, -(-WIDE // image))
         settings = {"batch": batch, "with_slope": sigma > 0, "surrogate": surrogate and sigma > 0}
+        settings["shared"] = shared and sigma > 0
         return replace(Problem.from_dict(self.fields | settings), dtype=FORMATS[number].dtype)
 
 
@@ -96,7 +99,8 @@ def products(number: Number) -> Iterator[None]:
 
 def neuron_of(problem: Problem) -> Neuron:
     """The neuron that a problem's flags stand for: the paper's, or at σ = 0 a clamped ReLU."""
-    return Neuron(float(problem.with_slope), surrogate_width=SURROGATE_WIDTH if problem.surrogate else 0.0)
+    width = SURROGATE_WIDTH if problem.surrogate else 0.0
+    return Neuron(float(problem.with_slope), surrogate_width=width, split_gradient=float(not problem.shared))
 
 
 def plan_pass(which: str, problem: Problem, config: Config | None, precision: str, device: Device) -> Plan:
@@ -128,7 +132,7 @@ def plan_pass(which: str, problem: Problem, config: Config | None, precision: st
     if which == "local_gradient":
         gain = kept if problem.with_slope else None
         delayed = (h, bias) if problem.skip else ()
-        return passes.local_gradient(problem, kept, kept, gain, neuron, True, True, winner, *delayed)
+        return passes.local_gradient(problem, kept, kept, gain, neuron, not problem.shared, True, winner, *delayed)
     assert config is not None
     x = empty(problem.batch, problem.height, problem.width, problem.in_channels)
     weight = empty(problem.out_channels, *problem.kernel, problem.group_inputs)
@@ -147,6 +151,7 @@ def plan_pass(which: str, problem: Problem, config: Config | None, precision: st
     if which == "forward":
         skip = (h, bias) if problem.skip else ()
         return passes.forward(problem, x, weight, bias, neuron, True, config, precision, device.chip, *skip)
+    slope_h = h if problem.contractions(which) == 2 else None
     if which == "grad_x":
         return passes.grad_x(problem, h, x, weight, config, precision, slope_h, neuron, device.processors)
-    return passes.grad_w(problem, h, slope_h, x, config, precision, device)
+    return passes.grad_w(problem, h, slope_h, x, config, precision, device, neuron)

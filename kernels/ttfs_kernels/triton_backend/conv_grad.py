@@ -269,6 +269,8 @@ def conv2d_grad_w(
     if first >= steps:
         return
     last = tl.minimum(first + steps_per_split, steps)
+    if SHARED:
+        sigma = tl.load(properties.psp_persistence).to(x_ptr.dtype.element_ty)
     by_x, by_mask = zero_pair(INPUTS_FIRST, BLOCK_M, BLOCK_N)
     if BY_POSITION:
         next_p = p_first + (first // image_blocks) // q_count
@@ -317,7 +319,7 @@ def conv2d_grad_w(
             x_at = tl.expand_dims(x_row, 1 - AXIS) + tl.expand_dims(c, AXIS)
         x = tl.load(at_row(x_ptr, first_image, H * W_in * C * GROUPS) + x_at, mask=x_kept, other=0.0)
         if SHARED:
-            x = (x.to(tl.float32) + tl.load(properties.psp_persistence) * spike_mask(x)).to(x.dtype)
+            x += tl.where(x > 0, sigma, 0.0).to(x.dtype)  # in 16 bits: two elements an instruction
         by_x = add_product(h, x, by_x, INPUTS_FIRST, PRECISION)
         if PAIR:
             slope_h = tl.load(at_row(slope_h_ptr, first_row, N * GROUPS) + h_at, mask=h_kept, other=0.0)
