@@ -31,8 +31,8 @@ MARKERS = ("<!-- table 1: python bench/table1.py -->", "<!-- end of table 1 -->"
 # Keys of the configuration that may differ between runs of one row.
 _APART = FREE_ON_RESUME | {"seed", "cpu", "backend", "compile", "mixed_precision"}
 NAMES = {"cnn1": "CNN1", "cifarnet": "cifarnet", "vgg11": "VGG11", "vgg16": "VGG16", "resnet20": "ResNet-20"}
-MAIN = "mnist-s1 cifarnet-s0-wide cifarnet-s1-wide-gain vgg11-s1-teacher".split()
-MAIN += "cifarnet-c100-s0-wide cifarnet-c100-s1-wide-e16".split()
+MAIN = "mnist-s1 vgg11-s1-teacher vgg16-s0-taught vgg16-s1 cifarnet-s0-wide cifarnet-s1-wide-gain".split()
+MAIN += "vgg16-c100-s1 cifarnet-c100-s0-wide cifarnet-c100-s1-wide-e16".split()
 """Rows of the README, by the names of their runs without the seed."""
 PAPER = "Wei et al., ICCV 2023, Table 1"
 BEST = "Che et al., AAAI 2026, doi:10.1609/aaai.v40i3.37149"
@@ -262,7 +262,8 @@ def replace_table(path: Path, text: str) -> None:
     parts = re.split(f"({re.escape(start)}\n|{re.escape(end)})", content)
     if [part.strip() for part in parts[1::2]] != [start, end]:
         raise ValueError(f"{path} must have the markers {start} and {end}, once each and in order. Add them.")
-    about = f"\nThe paper: {PAPER}. Best published with time-to-first-spike coding, of networks of any kind: {BEST}.\n"
+    figures = ", ".join(f"{name} {best} %" for name, best in DATA.values())
+    about = f"\nThe paper: {PAPER}. Best published with time-to-first-spike coding, of networks of any kind: {BEST}: {figures}.\n"
     write_text(path, parts[0] + parts[1] + text + about + parts[3] + parts[4])
 
 
