@@ -263,7 +263,8 @@ def replace_table(path: Path, text: str) -> None:
     if [part.strip() for part in parts[1::2]] != [start, end]:
         raise ValueError(f"{path} must have the markers {start} and {end}, once each and in order. Add them.")
     figures = ", ".join(f"{name} {best} %" for name, best in DATA.values())
-    about = f"\nThe paper: {PAPER}. Best published with time-to-first-spike coding, of networks of any kind: {BEST}: {figures}.\n"
+    about = f"\nThe paper: {PAPER}. Best published with time-to-first-spike coding, of networks of any kind: {BEST}: "
+    about += f"{figures}.\n"
     write_text(path, parts[0] + parts[1] + text + about + parts[3] + parts[4])
 
 
