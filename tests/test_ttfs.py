@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,15 @@ def test_help_names_every_command_and_recipe(capsys):
     assert all(f"  {name} " in shown for name in COMMANDS)
     assert all(callable(import_module(module).main) for module, _ in COMMANDS.values())
     assert all(path.stem in shown for path in RECIPES.glob("*.yaml") if path.stem != "own")
+
+
+def test_version_and_machine_are_told(capsys):
+    main(["--version"])
+    main(["env"])
+    first, *facts = capsys.readouterr().out.splitlines()
+    assert first == f"ttfs-triton {version('ttfs-triton')}"
+    assert {"system", "python", "torch", "cpu", "gpu"} <= {line.split()[0] for line in facts}
+    assert str(Path.home()) not in "".join(facts)
 
 
 @pytest.mark.parametrize(

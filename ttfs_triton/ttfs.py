@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from difflib import get_close_matches
+from importlib.metadata import version
 from pathlib import Path
 
 from ttfs_triton.command_line import RECIPES, recipe, start, write_out
@@ -35,6 +36,14 @@ def main(words: list[str] | None = None) -> None:
     if not words or words[0] in ("-h", "--help"):
         write_out(_help() + "\n")
         return
+    if words[0] in ("-V", "--version"):
+        write_out(f"ttfs-triton {version('ttfs-triton')}\n")
+        return
+    if words == ["env"]:
+        from ttfs_triton.scoring.machine import describe_machine
+
+        write_out(describe_machine())
+        return
     command, *flags = words
     if command not in COMMANDS:
         _refuse("command", command, list(COMMANDS))
@@ -61,6 +70,7 @@ def _help() -> str:
     lines = ["ttfs COMMAND ..., train time-to-first-spike networks and take them to chips", ""]
     lines += [f"  {name:<10} {description}" for name, (_, description) in COMMANDS.items()]
     lines += ["", f"  ttfs train RECIPE, of {', '.join(_recipes())}", "  ttfs COMMAND --help"]
+    lines += ["  ttfs --version; ttfs env, versions and devices for a report of a bug"]
     return "\n".join(lines)
 
 

@@ -26,13 +26,13 @@ class MeasuringOptions(CommandOptions):
     """Hub data set, or "sample". Default: the data set of the run's training."""
     data_dir: Path | None = None
     """Local folder with parquet files or class folders of images; needs no internet access."""
-    max_test_samples: int | None = Field(None, ge=1, lt=2**31)
+    max_test_samples: int | None = Field(default=None, ge=1, lt=2**31)
     """Use only this many test images, for a quick look."""
-    batch_size: int = Field(250, ge=1, lt=2**31)
+    batch_size: int = Field(default=250, ge=1, lt=2**31)
     """Images in a batch of the measurements."""
     cpu: bool = False
     """Use the CPU even if there is a GPU."""
-    fault_seed: int = Field(0, ge=0, lt=2**63)
+    fault_seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the faults in simulations."""
     deadlines: bool = False
     """Measure accuracy against decision time, by the earliest output spike, for each network."""
@@ -52,19 +52,19 @@ class EvaluationOptions(FaultOptions, MeasuringOptions):
     """Column with the labels. Default: detected (label, fine_label)."""
 
     # ---- hardware
-    chip: tuple[str, ...] = Field(("anp_i", "lemaire45:int8"), min_length=1)
+    chip: tuple[str, ...] = Field(default=("anp_i", "lemaire45:int8"), min_length=1)
     """Chips to price the counts on: names of presets, your own TOML files, or "all". The first is shown in detail.
     ANNs are compared on the first chip that prices an ANN's multiplications and memory, or else on
     lemaire45:int8; with "all", the chip of the comparison is shown in detail."""
     steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | Own = "network"
     """Time steps a window, in simulation and energy. network: the steps of the network's grid, or 32 without a grid."""
-    step_us: float | None = Field(None, gt=0)
+    step_us: float | None = Field(default=None, gt=0)
     """Duration of a step in microseconds, for static power. Default: the chip's own, if it fixes one."""
-    latency_us: float | None = Field(None, gt=0)
+    latency_us: float | None = Field(default=None, gt=0)
     """Duration of an image in microseconds, for static power. Default: its steps' duration; an ANN has no steps."""
-    clock_mhz: float | None = Field(None, gt=0)
+    clock_mhz: float | None = Field(default=None, gt=0)
     """Clock frequency in MHz, for idle power. Default: the chip's own."""
-    hops_per_spike: float | None = Field(None, ge=0)
+    hops_per_spike: float | None = Field(default=None, ge=0)
     """Tiles that a delivered spike crosses, summed over its messages. Default: hops are not priced."""
     weight_bits: Annotated[int, Field(ge=2, le=16)] | Own | None = "network"
     """Bits of a weight in the simulation; None does not round. network: the bits of the network's grid, or 8."""
@@ -80,7 +80,7 @@ class EvaluationOptions(FaultOptions, MeasuringOptions):
     """Path of the report, one self-contained HTML page, which ends in .html."""
     overwrite: bool = False
     """Replace existing files of --output-dir and --report."""
-    sample: int = Field(0, ge=0, lt=2**31)
+    sample: int = Field(default=0, ge=0, lt=2**31)
     """Index of the test image whose spikes the report shows."""
 
 

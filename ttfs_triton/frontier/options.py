@@ -133,19 +133,19 @@ class FrontierOptions(MeasuringOptions):
     """Also train the network with each fault, and simulate the trained network with all faults of the same kind."""
 
     # ---- training of a point: the network's own training options and weights, except for these
-    epochs: int = Field(4, ge=1)
+    epochs: int = Field(default=4, ge=1)
     """Passes over the training images for each point."""
-    lr: float | None = Field(None, gt=0)
+    lr: float | None = Field(default=None, gt=0)
     """Peak learning rate. Default: half the run's."""
     config: Path | None = None
     """YAML file of keys, like a training recipe, that override the run's."""
-    max_train_samples: int | None = Field(None, ge=1)
+    max_train_samples: int | None = Field(default=None, ge=1)
     """Use only this many training images, for a quick look."""
 
     # ---- measuring
     chip: tuple[str, ...] = ("lemaire45:int8", "anp_i")
     """Chips to price on: names of presets or your own TOML files. Curves show the first chip that prices memory."""
-    steps: int = Field(32, ge=1, le=MOST_STEPS)
+    steps: int = Field(default=32, ge=1, le=MOST_STEPS)
     """Time steps a window at which networks without a grid are simulated and priced."""
 
     @model_validator(mode="after")

@@ -18,6 +18,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def describe_machine() -> str:
+    """Lines for a report of a bug: versions, system and devices; no paths, names of users or hosts."""
+    devices = [device_name(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
+    facts = {"system": platform.platform(), **versions(), "cpu": device_name(torch.device("cpu"))}
+    facts["gpu"] = ", ".join(devices) or "none that PyTorch can use"
+    return "".join(f"{name:<13} {value}\n" for name, value in facts.items())
+
+
 def device_name(device: torch.device) -> str:
     """Name of a device, such as "NVIDIA H100" or "CPU Intel(R) Xeon(R), 2 threads"."""
     if device.type == "cuda":

@@ -51,26 +51,26 @@ class MainOptions(Options):
 
     dataset: str | None = None
     """Hub data set ("ylecun/mnist", "uoft-cs/cifar10", ...), or "sample" for the bundled Fashion-MNIST sample."""
-    data_dir: Path | None = Field(None, json_schema_extra=FREE)
+    data_dir: Path | None = Field(default=None, json_schema_extra=FREE)
     """Local folder with parquet files or class folders of images; nothing is downloaded. If class folders have no
     split, a fifth of each class are test images, chosen by a hash of their names."""
-    output_dir: Path | None = Field(None, json_schema_extra=FREE)
+    output_dir: Path | None = Field(default=None, json_schema_extra=FREE)
     """Folder of the run. Default: runs/<recipe>-<time>."""
     epochs: Number = 15
     """Passes over the training images."""
     batch_size: Number = 128
     """Images in an optimiser step, over all processes and accumulated micro-batches together."""
-    lr: Annotated[float, tyro.conf.arg(aliases=("--learning-rate",))] = Field(1e-3, gt=0, le=100)
+    lr: Annotated[float, tyro.conf.arg(aliases=("--learning-rate",))] = Field(default=1e-3, gt=0, le=100)
     """Peak learning rate."""
     cpu: bool = False
     """Train on the CPU even where there is a GPU."""
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of weights, data order and augmentation."""
     preset: str | None = None
     """Preset of the recipe: sets the keys that `--help` lists; a configuration file and flags override them."""
-    resume: bool = Field(False, json_schema_extra=FREE)
+    resume: bool = Field(default=False, json_schema_extra=FREE)
     """Resume from the newest complete checkpoint in output_dir."""
-    overwrite: bool = Field(False, json_schema_extra=FREE)
+    overwrite: bool = Field(default=False, json_schema_extra=FREE)
     """Delete an existing run in output_dir first."""
 
 
@@ -81,26 +81,26 @@ class DataOptions(Options):
     """Column of the images. Default: detected (image, img)."""
     label_column: str | None = None
     """Column of the labels. Default: detected (label, fine_label)."""
-    image_size: int | None = Field(None, ge=1, le=8192)
+    image_size: int | None = Field(default=None, ge=1, le=8192)
     """Resize all images to this height and width. Default: their own size, which must then be the same for all."""
     random_resized_crop: bool = False
     """Train on random crops of photographs, 8 to 100 % of the area, resized to image_size, and score centre crops.
     Photographs are decoded batch by batch."""
-    validation_fraction: float = Field(0.1, ge=0, lt=1)
+    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of the training images held out, class by class, to choose the best epoch. 0: the last epoch's weights
     are kept."""
     max_train_samples: Number | None = None
     """Use only this many training images (before the validation split)."""
     max_test_samples: Number | None = None
     """Use only this many test images."""
-    max_bad_images: Count = Field(10, json_schema_extra=FREE)
+    max_bad_images: Count = Field(default=10, json_schema_extra=FREE)
     """Number of undecodable images that may be skipped, with a warning each; one more stops the run."""
     streaming: bool = False
     """Decode images batch by batch from disk instead of keeping all of them in memory."""
-    data_placement: Literal["auto", "device", "host"] = Field("auto", json_schema_extra=FREE)
+    data_placement: Literal["auto", "device", "host"] = Field(default="auto", json_schema_extra=FREE)
     """Where decoded images are kept. device: GPU memory. host: main memory. auto: GPU memory if they fit, else main
     memory; images that do not fit there either are streamed."""
-    num_workers: int = Field(0, ge=0, le=256, json_schema_extra=FREE)
+    num_workers: int = Field(default=0, ge=0, le=256, json_schema_extra=FREE)
     """Worker processes that decode streamed images."""
 
 
@@ -113,7 +113,7 @@ _IMAGE_KEYS = (  # keys without meaning for recordings of events
 class EventOptions(Options):
     """Recordings of event cameras; see `ttfs_triton.data.events`."""
 
-    event_windows: int | None = Field(None, ge=1, le=256)
+    event_windows: int | None = Field(default=None, ge=1, le=256)
     """Windows in a recording of an event camera; data_dir holds the recordings (N-MNIST or DVS-Gesture as published,
     or class folders of .bin or .npz files). In a window, the first event of each pixel and polarity is a spike.
     Default: data_dir holds images."""
@@ -155,7 +155,7 @@ class NetworkOptions(Options):
     """Convolutions in each block of cifarnet. With 3, skip connections also carry spikes past the last two."""
     head: Literal["4096-4096", "512", "none"] = "4096-4096"
     """Fully connected hidden layers of vgg11 and vgg16; the paper's are 4096-4096."""
-    width: float = Field(1.0, gt=0)
+    width: float = Field(default=1.0, gt=0)
     """Factor on the size of every hidden layer."""
     batch_norm: bool = False
     """Normalise the membrane potentials of hidden layers over the batch; folds into weights and initial potentials."""
@@ -172,12 +172,12 @@ class NetworkOptions(Options):
     """Learn an initial membrane potential for each channel."""
     weight_standardisation: bool = True
     """Standardise the weights over the fan-in, with a learned gain; folds into plain weights."""
-    initial_gain: float = Field(0.5, gt=0)
+    initial_gain: float = Field(default=0.5, gt=0)
     """Factor on Kaiming's scale of the initial weights. With batch_norm: initial standard deviation of the membrane
     potentials, in threshold heights; if it is small, few neurons saturate."""
     identity_start: bool = False
     """Initialise the first filters of every spiking convolution to pass one input channel each through."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability that a spike of a fully connected layer is dropped in training."""
 
     @model_validator(mode="before")
@@ -223,16 +223,16 @@ class StartOptions(Options):
 class GridOptions(Options):
     """The grid of a chip: time steps, bits of weights and registers."""
 
-    time_steps: int | None = Field(None, ge=1, le=1024)
+    time_steps: int | None = Field(default=None, ge=1, le=1024)
     """Train on a chip's grid of this many time steps in each window: spikes fall on time steps, as in the simulator.
     Gradients pass straight through the rounding. The network keeps its grid for evaluation and simulation."""
-    weight_bits: int | None = Field(None, ge=2, le=16)
+    weight_bits: int | None = Field(default=None, ge=2, le=16)
     """Bits of a weight on the grid, sign included. Default: weights are not rounded."""
     weight_units: Literal["channel", "tensor"] = "channel"
     """Quantisation granularity: one scale per output channel, or one per layer ("tensor")."""
     learn_units: bool = True
     """Learn the scales of the rounded weights; otherwise they stay at the best fit to the initial weights."""
-    state_bits: int | None = Field(None, ge=4, le=62)
+    state_bits: int | None = Field(default=None, ge=4, le=62)
     """Bits of the saturating registers that hold a neuron's slope and potential on the grid. Default: as many as are
     needed."""
     grid_chip: str | None = None
@@ -257,41 +257,41 @@ class OptimisationOptions(Options):
     """adamw: Adam with decoupled weight decay. sgd: with Nesterov momentum. muon: rotates hidden layers' weights by
     orthogonal updates at a fixed norm, lr radians a step, with sgd for the rest; for networks with batch norm or
     standardised weights."""
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of sgd and muon; first beta of adam and adamw."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay of weights (not of gains and initial potentials)."""
-    norm_bias_rate: float = Field(1.0, ge=0)
+    norm_bias_rate: float = Field(default=1.0, ge=0)
     """Factor on the learning rate of batch norm's biases β. 0: they keep their initial values."""
-    norm_gain_rate: float = Field(1.0, ge=0)
+    norm_gain_rate: float = Field(default=1.0, ge=0)
     """Factor on the learning rate of batch norm's weights γ, the standard deviations of the membrane potentials.
     0: they stay at initial_gain."""
-    readout_rate: float = Field(1.0, gt=0)
+    readout_rate: float = Field(default=1.0, gt=0)
     """Factor on the learning rate of the readout."""
     schedule: Literal["one_cycle", "cosine", "linear", "constant", "milestones"] = "one_cycle"
     """Course of the learning rate, by optimiser step. linear: from start_factor up to the peak, then down to
     end_factor. milestones: the peak, times milestone_factor at each milestone."""
-    warmup: float = Field(0.2, ge=0, lt=1)
+    warmup: float = Field(default=0.2, ge=0, lt=1)
     """Share of the steps in which the learning rate rises (one_cycle, cosine, linear)."""
-    start_factor: float = Field(0.2, ge=0, le=1)
+    start_factor: float = Field(default=0.2, ge=0, le=1)
     """Share of the peak rate at the first step (linear)."""
-    end_factor: float = Field(0.0, ge=0, le=1)
+    end_factor: float = Field(default=0.0, ge=0, le=1)
     """Share of the peak rate at the last step (linear)."""
     milestones: tuple[Number, ...] = ()
     """Epochs after which the learning rate is multiplied by milestone_factor (milestones); as in PyTorch's MultiStepLR,
     those behind the run's last epoch have no effect."""
-    milestone_factor: float = Field(0.1, gt=0, le=1)
+    milestone_factor: float = Field(default=0.1, gt=0, le=1)
     """Factor on the learning rate at each milestone (milestones)."""
-    gradient_clip: float | None = Field(None, gt=0)
+    gradient_clip: float | None = Field(default=None, gt=0)
     """Upper bound on the norm of the gradient over all parameters. Default: no bound."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Label smoothing of the cross entropy."""
-    teacher: str | None = Field(None, json_schema_extra=FREE)
+    teacher: str | None = Field(default=None, json_schema_extra=FREE)
     """Also learn the class probabilities of this trained network: a run's folder, a folder with config.json and
     model.safetensors, owner/name on the Hub, or bundled:NAME."""
-    teacher_weight: float = Field(0.9, ge=0, le=1)
+    teacher_weight: float = Field(default=0.9, ge=0, le=1)
     """Share of the loss that compares the network with the teacher; the rest compares it with the labels."""
-    ema_decay: float = Field(0.0, ge=0, lt=1)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Decay of an exponential moving average of the weights; the average is scored and saved. 0: off."""
     lookahead: Count = 0
     """Lookahead: every so many optimiser steps, average the weights with those of earlier steps, and continue from the
@@ -330,9 +330,9 @@ class Wanted:
 class TargetOptions(Options):
     """Target: a cost to which training drives the network."""
 
-    target_sparsity: float | None = Field(None, gt=0, lt=1)
+    target_sparsity: float | None = Field(default=None, gt=0, lt=1)
     """Goal for hidden spikes over hidden neurons, such as 0.15."""
-    target_operations: float | None = Field(None, gt=0, lt=1)
+    target_operations: float | None = Field(default=None, gt=0, lt=1)
     """Goal for synaptic operations over the dense ANN's multiply-accumulates, such as 0.15."""
     target_energy: str | None = None
     """Goal for the energy of an image on a chip, CHIP:MICROJOULES, such as lemaire45:int8:40."""
@@ -372,26 +372,26 @@ class RunOptions(Options):
     """Precision of training. Default: the setting of `accelerate launch`."""
     compile: bool = False
     """Compile the network with torch.compile."""
-    fuse: Literal["auto", "on", "off"] = Field("auto", json_schema_extra=FREE)
+    fuse: Literal["auto", "on", "off"] = Field(default="auto", json_schema_extra=FREE)
     """On a CPU, let PyTorch's compiler fuse the passes over neurons. auto: in long runs, if there is a C++ compiler."""
-    cuda_graph: Literal["auto", "on", "off"] = Field("auto", json_schema_extra=FREE)
+    cuda_graph: Literal["auto", "on", "off"] = Field(default="auto", json_schema_extra=FREE)
     """Run each step by one launch of a CUDA graph. auto: where it is possible."""
     sync_batch_norm: bool = False
     """Compute batch norm's statistics over all processes, not in each process separately."""
-    evaluation_batch_size: Number = Field(500, json_schema_extra=FREE)
+    evaluation_batch_size: Number = Field(default=500, json_schema_extra=FREE)
     """Batch size of each process in validation and test."""
-    checkpoint_steps: Count = Field(0, json_schema_extra=FREE)
+    checkpoint_steps: Count = Field(default=0, json_schema_extra=FREE)
     """Optimiser steps between additional checkpoints; one is also written after each epoch. 0: no additional ones."""
-    keep_checkpoints: Number = Field(2, json_schema_extra=FREE)
+    keep_checkpoints: Number = Field(default=2, json_schema_extra=FREE)
     """Number of newest checkpoints to keep; the best weights are kept as well."""
-    log_steps: Number = Field(20, json_schema_extra=FREE)
+    log_steps: Number = Field(default=20, json_schema_extra=FREE)
     """Optimiser steps between two updates of progress bar and trackers."""
     statistics_steps: Number = 50
     """Optimiser steps between two samples of the layers' activity in training."""
-    profile: Count = Field(0, json_schema_extra=FREE)
+    profile: Count = Field(default=0, json_schema_extra=FREE)
     """Trace this many steps after the first 15; write the trace and a table of times into `profile` in the run's
     folder. 0: off."""
-    trackers: tuple[str, ...] = Field((), json_schema_extra=FREE)
+    trackers: tuple[str, ...] = Field(default=(), json_schema_extra=FREE)
     """Experiment trackers of accelerate: tensorboard, wandb, trackio, ..."""
     backend: Literal["auto", "triton", "torch"] = "auto"
     """Kernels of the layers. auto: on a GPU, Triton's; on a CPU, PyTorch's."""
@@ -400,11 +400,11 @@ class RunOptions(Options):
 class HubOptions(Options):
     """Publishing when the run has ended."""
 
-    push_to_hub: bool = Field(False, json_schema_extra=FREE)
+    push_to_hub: bool = Field(default=False, json_schema_extra=FREE)
     """Publish the best weights, with a model card, when the run has ended. Rights are checked before it starts."""
-    hub_repo_id: str | None = Field(None, json_schema_extra=FREE)
+    hub_repo_id: str | None = Field(default=None, json_schema_extra=FREE)
     """Repository to publish in, owner/name; made if it does not exist."""
-    hub_private: bool = Field(True, json_schema_extra=FREE)
+    hub_private: bool = Field(default=True, json_schema_extra=FREE)
     """Publish so that only you, and the members of your organisation, can see the repository."""
-    hub_license: str | None = Field(None, json_schema_extra=FREE)
+    hub_license: str | None = Field(default=None, json_schema_extra=FREE)
     """Licence of the model by the Hub's short name, such as apache-2.0. Default: none is stated."""
