@@ -14,6 +14,7 @@ from ttfs_triton.command_line import RECIPES, recipe, start, write_out
 COMMANDS = {
     "train": ("ttfs_triton.train", "Train a network by a recipe, or your own by --network FILE.py:FUNCTION."),
     "evaluate": ("ttfs_triton.evaluation.command", "Score a network, count operations, price them on chips, simulate."),
+    "classify": ("ttfs_triton.model.command", "Classify image files, and time the first output spike."),
     "convert": ("ttfs_triton.convert.command", "Convert a trained ANN into a spiking network."),
     "calibrate": ("ttfs_triton.convert.calibrate_grid", "Put a trained network on a chip's grid, without training."),
     "export": ("ttfs_triton.export.command", "Write a network as C, ONNX or NIR, and check it in another program."),
