@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ from accelerate.state import AcceleratorState
 
 from tests.convert.sources import randomised, vgg
 from tests.train.recorded import RecordedGraphs
-from tests.train.runs import AUGMENTATION, TARGET, At, assert_same_run, change, last
+from tests.train.runs import AUGMENTATION, TARGET, At, assert_same_run, best, change, last, metrics
 from ttfs_triton import TTFSModel
+from ttfs_triton.hub.card import render_card
+from ttfs_triton.hub.facts import read_facts
+from ttfs_triton.model.locate import find_model
 from ttfs_triton.nn import NetworkConfig
-from ttfs_triton.train import ConfigError, Interrupted, loop, train
+from ttfs_triton.train import Callback, ConfigError, Interrupted, RunFolderError, loop, train
 
 RISE = {"batch_norm": True, "encoder": "analog", "lookahead": 3, "ema_decay": 0.0, "schedule": "linear"}
 RISE |= {"optimizer": "muon", "psp_persistence_rise": (0.2, 0.8), "surrogate_width": 0.5}
@@ -95,3 +99,49 @@ def test_run_goes_on_without_the_weights_that_it_began_with(config, tmp_path, va
     train(change(parts, resume=True), callbacks=[after])
     assert held[0] == held[1]
     assert_same_run(parts.output_dir, whole.output_dir)
+
+
+class AtOnce(Callback):
+    """Asks the run to stop while it scores its start."""
+
+    def on_start(self, loop) -> None:
+        loop.stop.received = signal.SIGTERM
+
+
+@pytest.mark.parametrize(("stop", "step"), [(AtOnce(), 0), (At(3), 3), (At(9), 9)])
+def test_start_that_no_epoch_betters_is_kept_also_by_a_run_that_goes_on(config, tmp_path, capsys, stop, step):
+    source = change(config, batch_norm=True, output_dir=tmp_path / "source")
+    accuracy = train(source)["val_accuracy"]
+    values = {"weights": source.output_dir, "optimizer": "sgd", "lr": 50.0, "ema_decay": 0.0, "epochs": 2}
+    whole, parts = (change(source, output_dir=tmp_path / name, **values) for name in ("whole", "parts"))
+    summary, kept = train(whole), best(whole.output_dir)
+    assert (summary["best_epoch"], summary["val_accuracy"]) == (0, accuracy)
+    assert all(line["val_accuracy"] < accuracy for line in metrics(whole.output_dir))
+    assert all(torch.equal(value, kept[name]) for name, value in best(source.output_dir).items())
+    said = capsys.readouterr().out
+    assert f"start: val {accuracy:.2%}, sparsity 0." in said
+    assert f"validation accuracy      {accuracy:.2%}  (the start: no epoch was better)" in said
+    card = render_card(read_facts(find_model(whole.output_dir)), "org/name")
+    assert "the start, which no epoch bettered, was chosen" in card
+    with pytest.raises(Interrupted, match=f"stopped after step {step} "):
+        train(parts, callbacks=[stop])
+    shutil.rmtree(source.output_dir)
+    if step:
+        shutil.move(parts.output_dir / "best", tmp_path / "best")
+        with pytest.raises(RunFolderError, match="must hold the best weights so far"):
+            train(change(parts, resume=True))
+        shutil.move(tmp_path / "best", parts.output_dir)
+    assert train(change(parts, resume=True))["best_epoch"] == 0
+    assert_same_run(parts.output_dir, whole.output_dir)
+
+
+def test_start_is_not_kept_where_an_epoch_is_better_or_accuracy_does_not_decide(config, tmp_path, capsys):
+    source = change(config, epochs=1, lr=1e-4, output_dir=tmp_path / "source")
+    before = train(source)["val_accuracy"]
+    started = change(config, weights=source.output_dir)
+    summary, lines = train(started), metrics(config.output_dir)
+    assert summary["val_accuracy"] == lines[summary["best_epoch"] - 1]["val_accuracy"] > before
+    assert capsys.readouterr().out.count("start: val") == 1
+    for name, values in {"rise": {"psp_persistence_rise": (0.2, 0.5)}, "target": TARGET}.items():
+        assert train(change(started, output_dir=tmp_path / name, epochs=2, **values))["best_epoch"] > 0
+    assert "start: val" not in capsys.readouterr().out

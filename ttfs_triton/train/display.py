@@ -128,7 +128,8 @@ class Display:
         self.console.print(layer_table(layers, f"Test: {summary.test_images:,} images"))
         accuracy = "none (last epoch used)"
         if summary.val_accuracy is not None:
-            accuracy = f"{summary.val_accuracy:.2%}  (epoch {summary.best_epoch})"
+            epoch = f"epoch {summary.best_epoch}" if summary.best_epoch else "the start: no epoch was better"
+            accuracy = f"{summary.val_accuracy:.2%}  ({epoch})"
         lines = [
             f"test accuracy            {summary.test_accuracy:.2%}",
             f"  by the first spike     {summary.test_first_spike_accuracy:.2%}  ({summary.ties} ties)",

@@ -140,7 +140,7 @@ def score_run(loop: TrainingLoop) -> dict[str, Any]:
 
 def _make_summary(loop: TrainingLoop, test: Evaluation, counts: Counts) -> Summary:
     config, metrics, target = loop.config, loop.position.metrics, None if loop.target is None else loop.target.target
-    best = metrics[loop.position.best_epoch - 1]
+    best, accuracy = metrics[loop.position.best_epoch - 1], loop.position.best_accuracy
     seconds = max(1e-9, sum(line.seconds for line in metrics))
     return Summary(
         test_accuracy=test.accuracy,
@@ -150,11 +150,12 @@ def _make_summary(loop: TrainingLoop, test: Evaluation, counts: Counts) -> Summa
         test_fingerprint=loop.data.test.fingerprint,
         ties=test.ties,
         no_spike=test.no_spike,
-        val_accuracy=best.val_accuracy,
+        val_accuracy=None if accuracy < 0 else accuracy,
         best_epoch=loop.position.best_epoch,
         weights_sha256=ModelFiles(loop.folder.best_weights, loop.folder.best_config).sha256,
         sparsity=test.sparsity,
         sparsity_as_published=counts.sparsity_as_published,
+        # With a target, the best weights are an epoch's, never the start's.
         target=None if target is None else target.result(metrics, best, target.cost.of(counts)),
         counts=counts.to_dict(),
         epochs=len(metrics),

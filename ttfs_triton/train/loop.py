@@ -163,6 +163,7 @@ class TrainingLoop:
                 nullcontext() if self.target is None else self.target.model.watching(),
                 traced_steps(self.accelerator, self.network, traced, folder, self.display.say) as self._end_step,
             ):
+                self._score_start()
                 while self.position.epoch < self.config.epochs:
                     self._train_epoch()
                     self._finish_epoch(self._validate())
@@ -304,6 +305,18 @@ class TrainingLoop:
         totals = self.position.totals
         totals.loss, totals.correct, totals.images = loss, int(correct), int(images)
 
+    def _score_start(self) -> None:
+        """Before the first step, score trained weights as epoch 0, and keep them until an epoch is at least as good."""
+        config, indices = self.config, self.data.validation_indices
+        # With a target or a rising σ, accuracy alone does not say which weights are the best.
+        by_accuracy = config.target is None and config.psp_persistence_rise is None
+        if self.position.step or config.weights is None or not by_accuracy or not len(indices):
+            return
+        evaluation = score(self, self._train_images, indices)  # statistics of batch norm stay those of the weights
+        self._write_best()
+        self.position.best_accuracy = evaluation.accuracy
+        self.display.say(f"start: val {evaluation.accuracy:.2%}, sparsity {evaluation.sparsity:.3f}")
+
     def _validate(self) -> Evaluation | None:
         # Batches as in training, whatever the number of processes and the batch size of scoring.
         size = min(500, self.config.batch_size // self.config.gradient_accumulation)
@@ -329,16 +342,20 @@ class TrainingLoop:
         position.step_in_epoch, position.totals = 0, EpochTotals()
         self._plain_step.sums.zero_()
         # Written before the checkpoint that names their epoch: a kill in between only repeats the epoch.
-        if best and self.accelerator.is_main_process:
-            with self.persistence.at_goal():
-                description = describe(self.config, self.scored_network, self.data, self.start)
-            self.folder.write_best(self.scored_network.state_dict(), description)
+        if best:
+            self._write_best()
         self.save()
         if self.accelerator.is_main_process:
             self.folder.write_metrics(position.metrics)
         scalars = {f"epoch/{key}": value for key, value in line.model_dump().items() if isinstance(value, int | float)}
         self.accelerator.log(scalars, step=position.step)
         self.display.epoch(line, self.config.epochs, best, [] if evaluation is None else evaluation.layers)
+
+    def _write_best(self) -> None:
+        if self.accelerator.is_main_process:
+            with self.persistence.at_goal():
+                description = describe(self.config, self.scored_network, self.data, self.start)
+            self.folder.write_best(self.scored_network.state_dict(), description)
 
     def _require_finite_weights(self) -> None:
         """Raise if the weights to be saved are not finite; averages may not be even if every loss was finite."""
@@ -370,7 +387,7 @@ class TrainingLoop:
         if self.checkpoint is not None:
             restore_run(self, self.checkpoint)
             self.last_checkpoint = str(self.checkpoint)
-            if self.position.best_epoch:
+            if self.position.best_epoch or self.position.best_accuracy >= 0:
                 self.folder.check_best(None if isinstance(self.network, TTFSNetwork) else self.network)
             if self.accelerator.is_main_process:
                 totals = self.position.totals

@@ -53,7 +53,8 @@ class Position(BaseModel):
         step: optimiser steps done in all.
         totals: sums over the steps of the current epoch.
         metrics: one line for each completed epoch.
-        best_epoch, best_accuracy: the best epoch so far on the validation images; epochs count from 1, 0 is none yet.
+        best_epoch, best_accuracy: the best epoch so far on the validation images; epochs count from 1. 0 is the start
+            from trained weights, or none yet if the accuracy is below 0.
         best_miss: relative distance of that epoch from the run's target.
     """
 
