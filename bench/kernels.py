@@ -283,9 +283,8 @@ def show_machine_code(layers: Sequence[Layer], sigma: float) -> None:
     start, found = time.perf_counter(), []
     for has_norm, first in ((False, ("forward", "local_gradient")), (True, ("normalised",))):
         some = [layer for layer in layers if layer.has_norm == has_norm]
-        found += default_kernels(
-            some, ("sm_90",), ("bf16",), (sigma,), 256, (*first, "grad_x", "grad_w"), ((False, False),)
-        )
+        passes = *first, "grad_x", "grad_w"
+        found += default_kernels(some, ("sm_90",), ("bf16",), (sigma,), 256, passes, ((False, False),))
     show_floors(found, min(2, os.cpu_count() or 1))
     print(f"{len(found)} kernels compiled in {time.perf_counter() - start:.0f} s; none has run")
 
