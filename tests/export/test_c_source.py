@@ -183,7 +183,7 @@ def test_file_equals_the_simulator_in_a_hundred_geometries(tmp_path_factory, dat
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_bundled_network_equals_the_simulator(compiler, tmp_path):
     if shutil.which(compiler) is None:
-        pytest.skip(f"{compiler} is not installed")
+        pytest.skip(f"{compiler} is not installed; another compiler builds the same files here")
     pixels = load_images("sample", split="test", max_samples=4).images_at(torch.arange(4))
     assert_equal(load_network("bundled:cnn1-mnist").network, pixels, tmp_path, compiler, steps=32, weight_bits=8)
 
@@ -255,7 +255,7 @@ SECTIONS {
 def test_file_runs_on_a_cortex_m4(tmp_path):
     for tool in ("arm-none-eabi-gcc", "qemu-system-arm"):
         if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed")
+            pytest.skip(f"{tool} is not installed: cross compiler and emulator come from the system, not from pip")
     network = load_network("bundled:cnn1-mnist").network
     pixels = load_images("sample", split="test", max_samples=10).images_at(torch.arange(10))
     rows = (f"{{{', '.join(map(str, image))}}}" for image in pixels.flatten(1).tolist())
