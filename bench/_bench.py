@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from ttfs_triton.scoring.machine import processor_name
+from ttfs_triton.evaluate.machine import processor_name
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"

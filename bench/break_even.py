@@ -21,20 +21,18 @@ import torch
 import tyro
 from energy import Tested, load_tested
 
-from ttfs_triton.hardware import (
+from ttfs_triton.chip import Simulation, simulate, simulated_run
+from ttfs_triton.energy import (
     Chip,
     Counts,
     Estimate,
     InputCounts,
     RunOptions,
-    Simulation,
     available_chips,
     break_even_firing_share,
     dense_ann,
     estimate,
     load_chip,
-    simulate,
-    simulated_run,
     verdict,
     zero_skipping_ann,
 )

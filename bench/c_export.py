@@ -18,11 +18,12 @@ import onnxruntime
 import torch
 import tyro
 
+from ttfs_triton.chip import simulate
 from ttfs_triton.data.pixels import to_float
-from ttfs_triton.evaluation import LoadError, load_network, load_test_images
+from ttfs_triton.evaluate.load import load_network, load_test_images
 from ttfs_triton.export import to_c, to_onnx
 from ttfs_triton.export.compare import compile_c, raw_bytes
-from ttfs_triton.hardware import simulate
+from ttfs_triton.model import LoadError
 
 
 @dataclasses.dataclass

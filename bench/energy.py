@@ -19,21 +19,12 @@ import _bench as bench
 import torch
 import tyro
 
-from ttfs_triton.evaluation import LoadError, load_network, load_test_images
-from ttfs_triton.hardware import (
-    Chip,
-    Range,
-    available_chips,
-    dense_ann,
-    estimate,
-    load_chip,
-    simulate_at,
-    simulated_run,
-    verdict,
-)
-from ttfs_triton.hardware.energy.compare import STEPS
-from ttfs_triton.model import TTFSModel
-from ttfs_triton.scoring.batches import EvaluationBatches
+from ttfs_triton.chip import simulate_at, simulated_run
+from ttfs_triton.energy import Chip, Range, available_chips, dense_ann, estimate, load_chip, verdict
+from ttfs_triton.energy.compare import STEPS
+from ttfs_triton.evaluate.batches import EvaluationBatches
+from ttfs_triton.evaluate.load import load_network, load_test_images
+from ttfs_triton.model import LoadError, TTFSModel
 
 
 @dataclasses.dataclass

@@ -18,8 +18,8 @@ import torch
 import tyro
 import yaml
 
-from ttfs_triton.frontier import FrontierOptions
-from ttfs_triton.frontier.command import run
+from ttfs_triton.sweep import FrontierOptions
+from ttfs_triton.sweep.command import run
 from ttfs_triton.train import Interrupted
 
 

@@ -44,10 +44,10 @@ from peers import LIBRARIES, Library
 from torch import Tensor, nn
 
 from ttfs_triton.atomic import write_text
+from ttfs_triton.evaluate import EvaluationBatches
+from ttfs_triton.evaluate.batches import load_batches
 from ttfs_triton.nn import cifarnet, whiten
 from ttfs_triton.nn.coding import AnalogEncoder
-from ttfs_triton.scoring import EvaluationBatches
-from ttfs_triton.scoring.batches import load_batches
 from ttfs_triton.train import TrainConfig
 from ttfs_triton.train.batches import EpochBatches, train_loader
 from ttfs_triton.train.build import RunData, build_augmentation, load_data

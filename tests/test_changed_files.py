@@ -21,8 +21,8 @@ from ttfs_triton.convert.source import ConversionError, open_weights
 from ttfs_triton.data.events import EventWindows
 from ttfs_triton.data.images import load_images
 from ttfs_triton.data.recordings import recording_pixels
-from ttfs_triton.hardware import count
-from ttfs_triton.hardware.energy.chip import FOLDER, load_chip
+from ttfs_triton.energy import count
+from ttfs_triton.energy.chip import FOLDER, load_chip
 from ttfs_triton.hub.card import render_card
 from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model import LoadError, ModelDescription, Preprocessing, TTFSModel, find_model

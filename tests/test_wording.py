@@ -2,8 +2,9 @@
 
 import pytest
 
-from ttfs_triton.hardware import Range
-from ttfs_triton.wording import duration, energy, energy_range, interval, number, percent, ratio, small_percent
+from ttfs_triton.energy import Range
+from ttfs_triton.energy.prices import energy_range
+from ttfs_triton.wording import duration, energy, interval, number, percent, ratio, small_percent
 
 WORDS = {
     number: {

@@ -14,9 +14,7 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0+unknown"
 
 __all__ = ["TTFSModel", "__version__", "nn"]
-_PACKAGES = frozenset(
-    "augment convert data evaluation export frontier hardware hub model nn report scoring train".split()
-)
+_PACKAGES = frozenset("chip convert data energy evaluate export hub model nn sweep train".split())
 
 
 def __getattr__(name: str) -> Any:

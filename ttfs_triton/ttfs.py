@@ -13,12 +13,12 @@ from ttfs_triton.command_line import RECIPES, recipe, start, write_out
 
 COMMANDS = {
     "train": ("ttfs_triton.train", "Train a network by a recipe, or your own by --network FILE.py:FUNCTION."),
-    "evaluate": ("ttfs_triton.evaluation.command", "Score a network, count operations, price them on chips, simulate."),
+    "evaluate": ("ttfs_triton.evaluate.command", "Score a network, count operations, price them on chips, simulate."),
     "classify": ("ttfs_triton.model.command", "Classify image files, and time the first output spike."),
     "convert": ("ttfs_triton.convert.command", "Convert a trained ANN into a spiking network."),
     "calibrate": ("ttfs_triton.convert.calibrate_grid", "Put a trained network on a chip's grid, without training."),
     "export": ("ttfs_triton.export.command", "Write a network as C, ONNX or NIR, and check it in another program."),
-    "sweep": ("ttfs_triton.frontier.command", "Accuracy against activity, energy, time steps, weight bits and faults."),
+    "sweep": ("ttfs_triton.sweep.command", "Accuracy against activity, energy, time steps, weight bits and faults."),
     "publish": ("ttfs_triton.hub.publish", "Publish a network on the Hugging Face Hub, with a model card."),
 }
 NEUTRAL = "own"
@@ -41,7 +41,7 @@ def main(words: list[str] | None = None) -> None:
         write_out(f"ttfs-triton {version('ttfs-triton')}\n")
         return
     if words == ["env"]:
-        from ttfs_triton.scoring.machine import describe_machine
+        from ttfs_triton.evaluate.machine import describe_machine
 
         write_out(describe_machine())
         return

@@ -6,10 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ttfs_triton.hardware.energy.prices import Range
+from typing import Any
 
 
 def percent(share: float | None, digits: int = 2) -> str:
@@ -54,14 +51,6 @@ def energy(pj: float | None) -> str:
     units = (("pJ", 1.0), ("nJ", 1e3), ("µJ", 1e6), ("mJ", 1e9))
     unit, size = next((entry for entry in units if abs(pj) < 999.5 * entry[1]), ("J", 1e12))
     return f"{pj / size:.3g} {unit}"
-
-
-def energy_range(amount: Range | None) -> str:
-    """ "1.2 µJ", "1.2 µJ (0.9 µJ to 2 µJ)", or "–" for an energy that is not known."""
-    if amount is None:
-        return "–"
-    low, high = energy(amount.low), energy(amount.high)
-    return energy(amount.nominal) + (f" ({low} to {high})" if low != high else "")
 
 
 def duration(us: float | None) -> str:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.bench.modules import modules
-from ttfs_triton.hardware import RunOptions, dense_ann, estimate, load_chip, simulate, simulated_run
+from ttfs_triton.chip import simulate, simulated_run
+from ttfs_triton.energy import RunOptions, dense_ann, estimate, load_chip
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import NetworkConfig
 

@@ -10,8 +10,9 @@ from torch import nn
 from tests.convert import sources
 from tests.convert.sources import randomised
 from ttfs_triton import TTFSModel
+from ttfs_triton.chip import simulate
 from ttfs_triton.convert import ConversionError, convert_ann
-from ttfs_triton.hardware import count, simulate
+from ttfs_triton.energy import count
 from ttfs_triton.nn import TTFSNetwork, network_graph
 
 

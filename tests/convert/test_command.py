@@ -12,7 +12,7 @@ from tests.convert.sources import randomised
 from tests.convert.test_conversion import ours
 from ttfs_triton.convert import command, convert, convert_ann
 from ttfs_triton.data.images import load_images
-from ttfs_triton.evaluation import load_network
+from ttfs_triton.evaluate.load import load_network
 from ttfs_triton.model import BaseModel, ModelDescription, TTFSModel
 from ttfs_triton.model.files import read_model, write_model
 from ttfs_triton.model.own_network import build_network_of

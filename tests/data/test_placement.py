@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.data.fixtures import random_images, write_parquet
-from tests.scoring.common import numbered
+from tests.evaluate.common import numbered
 from ttfs_triton.data import placement
 from ttfs_triton.data.images import load_images
 from ttfs_triton.data.placement import place_images

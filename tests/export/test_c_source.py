@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 from tests.nn.common import randomised
+from ttfs_triton.chip import simulate
 from ttfs_triton.data.images import load_images
 from ttfs_triton.data.pixels import to_float
-from ttfs_triton.evaluation import load_network
+from ttfs_triton.evaluate.load import load_network
 from ttfs_triton.export import to_c
 from ttfs_triton.export.compare import c_compiler, compile_c, raw_bytes
-from ttfs_triton.hardware import simulate
 from ttfs_triton.nn import (
     AnalogEncoder,
     DFTConv2d,

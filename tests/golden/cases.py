@@ -20,9 +20,10 @@ from torch.nn import Flatten, Module, Sequential
 from tests.golden.record import DEVICE, Value
 from ttfs_kernels import dft_conv2d, dft_linear
 from ttfs_triton import TTFSModel, nn
+from ttfs_triton.chip import simulate
 from ttfs_triton.data.images import load_images
+from ttfs_triton.energy import count, dense_ann, estimate
 from ttfs_triton.export import to_onnx
-from ttfs_triton.hardware import count, dense_ann, estimate, simulate
 from ttfs_triton.nn import Faults, Grid, NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.train import Callback, Interrupted, TrainConfig, Trainer, train
 

@@ -8,13 +8,13 @@ import pytest
 from huggingface_hub import ModelCard
 
 from tests.hub.test_facts import change
-from ttfs_triton.hardware import RunOptions, estimate
+from ttfs_triton.energy import RunOptions, estimate
+from ttfs_triton.energy.prices import energy_range
 from ttfs_triton.hub.card import ALLOWED, CARD_HEADERS, CARD_STEPS, code, make_files, render_card, words
 from ttfs_triton.hub.facts import ModelFacts, read_facts
 from ttfs_triton.model import BaseModel, TTFSModel, find_model
 from ttfs_triton.model.files import read_model, write_model
 from ttfs_triton.nn import NetworkConfig
-from ttfs_triton.wording import energy_range
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from ttfs_kernels import Neuron
-from ttfs_triton.hardware import count, simulate
+from ttfs_triton.chip import simulate
+from ttfs_triton.energy import count
 from ttfs_triton.nn import (
     AnalogEncoder,
     DFTConv2d,

@@ -7,10 +7,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from tests.hardware.simulation.networks import saturating_network
+from tests.chip.networks import saturating_network
 from tests.nn.common import randomised
-from ttfs_triton.hardware import simulate
-from ttfs_triton.hardware.simulation.simulator import FaultyChip
+from ttfs_triton.chip import simulate
+from ttfs_triton.chip.simulator import FaultyChip
 from ttfs_triton.nn import (
     AnalogEncoder,
     DFTLinear,

@@ -1,4 +1,4 @@
-"""One description of a network: what is traced and what is refused; `tests/hardware` runs it as the module does."""
+"""One description of a network: what is traced and what is refused; `tests/energy` runs it as the module does."""
 
 import pytest
 import torch

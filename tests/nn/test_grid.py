@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from tests.hardware.simulation.networks import READOUTS, small_network
+from tests.chip.networks import READOUTS, small_network
 from tests.nn.common import activations, randomised
 from ttfs_kernels import dft_conv2d, dft_linear
-from ttfs_triton.hardware import simulate
+from ttfs_triton.chip import simulate
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import (
     DFTConv2d,

@@ -1,4 +1,4 @@
-"""Layers in integers: exactness and error; loops over steps and synapses judge them in `tests/hardware/simulation`."""
+"""Layers in integers: exactness and error; loops over steps and synapses judge them in `tests/chip`."""
 
 import hypothesis.strategies as st
 import pytest

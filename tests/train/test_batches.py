@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.scoring.common import join, numbered
-from ttfs_triton.augment import Augmentation
+from tests.evaluate.common import join, numbered
+from ttfs_triton.data.augment import Augmentation
 from ttfs_triton.data.placement import place_images
 from ttfs_triton.train.batches import EpochBatches, train_loader
 

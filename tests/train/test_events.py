@@ -11,8 +11,8 @@ from ttfs_triton.convert.calibrate_grid import main as calibrate
 from ttfs_triton.convert.command import main as convert
 from ttfs_triton.data.event_files import read_bin
 from ttfs_triton.data.events import first_spikes
-from ttfs_triton.evaluation import load_network, load_test_images
-from ttfs_triton.evaluation.command import main as evaluate
+from ttfs_triton.evaluate.command import main as evaluate
+from ttfs_triton.evaluate.load import load_network, load_test_images
 from ttfs_triton.hub.card import render_card
 from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model import ModelDescription, TTFSModel, find_model

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.train.runs import SETTINGS, change
+from ttfs_triton.chip import simulate
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.data.images import draw_images, load_images
 from ttfs_triton.data.pixels import to_float
-from ttfs_triton.hardware import simulate
 from ttfs_triton.model import BaseModel, TTFSModel
 from ttfs_triton.nn import Faults, Grid, NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.train import TrainConfig, train

@@ -11,7 +11,7 @@ from tests.data.test_checked import jpeg, photograph
 from tests.train.runs import ROOT, SETTINGS, At, assert_same_run, change
 from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.data.images import load_images
-from ttfs_triton.evaluation import load_network, load_test_images
+from ttfs_triton.evaluate.load import load_network, load_test_images
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.train import TrainConfig, train
 from ttfs_triton.train.batches import EpochBatches, train_loader

@@ -22,7 +22,7 @@ ENDS = "Interrupted. Nothing that was saved is lost."
 SLOW = """
 import sys, time
 from pathlib import Path
-import ttfs_triton.train.resume as resume, ttfs_triton.train.run as run, ttfs_triton.scoring.batches as batches
+import ttfs_triton.train.resume as resume, ttfs_triton.train.run as run, ttfs_triton.evaluate.batches as batches
 from ttfs_triton.command_line import start
 phase, seconds = sys.argv.pop(1), float(sys.argv.pop(1))
 def slow(home, name):

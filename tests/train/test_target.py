@@ -10,8 +10,8 @@ from hypothesis import given, settings
 
 from tests.nn.common import activations
 from tests.train.runs import TARGET, change, metrics
-from ttfs_triton.hardware import count
-from ttfs_triton.hardware.cost import Cost
+from ttfs_triton.energy import count
+from ttfs_triton.energy.cost import Cost
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
 from ttfs_triton.run_records import EpochLine
 from ttfs_triton.train import train

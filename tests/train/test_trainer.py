@@ -16,7 +16,7 @@ from tests.data.fixtures import random_images, write_parquet
 from tests.train.runs import TARGET, At, best, change, metrics
 from ttfs_triton import TTFSModel
 from ttfs_triton.data import decode
-from ttfs_triton.hardware import count
+from ttfs_triton.energy import count
 from ttfs_triton.nn import LayerStatistics, NetworkConfig, TTFSNetwork
 from ttfs_triton.train import ConfigError, RunFolderError, TrainConfig, train
 from ttfs_triton.train.build import load_data

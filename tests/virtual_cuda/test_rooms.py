@@ -7,7 +7,7 @@ from tests.virtual_cuda import why_not
 
 # Networks, scoring, augmentation, and that a training step waits for nothing; all of it takes minutes.
 QUICK = (
-    *("tests/nn/test_models.py", "tests/scoring", "tests/augment"),
+    *("tests/nn/test_models.py", "tests/evaluate", "tests/data"),
     "tests/train/test_steps.py::test_step_never_waits_for_the_device",
 )
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ttfs_triton.chip.simulation import SimulationSettings
+from ttfs_triton.chip.simulator import Own, Simulator
 from ttfs_triton.data.pixels import to_float
-from ttfs_triton.hardware.simulation.simulation import SimulationSettings
-from ttfs_triton.hardware.simulation.simulator import Own, Simulator
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
 from ttfs_triton.nn.grid import POTENTIAL_BITS, Clock

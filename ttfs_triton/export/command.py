@@ -17,7 +17,7 @@ from torch import Tensor
 from ttfs_triton.atomic import write_bytes
 from ttfs_triton.command_line import run_command
 from ttfs_triton.data.pixels import to_float
-from ttfs_triton.evaluation import LoadedNetwork, load_network, load_test_images
+from ttfs_triton.evaluate.load import LoadedNetwork, load_network, load_test_images
 from ttfs_triton.export.c_source import to_c
 from ttfs_triton.export.compare import Comparison, c_compiler, compare_c, compare_nir, compare_onnx
 from ttfs_triton.export.nir_graph import not_expressed, to_nir

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ttfs_triton.chip.simulator import simulate
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.export.nir_clock import Clock, FirstSpikes, decide, input_frames
 from ttfs_triton.export.nir_graph import node_name
 from ttfs_triton.export.shared import require
-from ttfs_triton.hardware.simulation.simulator import simulate
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.models import logits_and_decision
 from ttfs_triton.nn.readout import Readout

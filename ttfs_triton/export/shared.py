@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 from torch import Tensor, nn
 
-from ttfs_triton.hardware.counts.counts import Counts
+from ttfs_triton.energy.counts import Counts
 from ttfs_triton.model.locate import ModelFiles, bundled_facts
 from ttfs_triton.nn.config import NetworkConfig
 from ttfs_triton.nn.folding import plain_synapses

@@ -10,17 +10,18 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ttfs_triton.hardware import Counts, RunOptions, dense_ann, estimate, fair_chip, load_chip, verdict
+from ttfs_triton.energy import Counts, RunOptions, dense_ann, estimate, fair_chip, load_chip, verdict
+from ttfs_triton.energy.prices import energy_range
+from ttfs_triton.evaluate.page import READOUTS, template_environment
+from ttfs_triton.evaluate.tables import not_in_it
 from ttfs_triton.hub.facts import ModelFacts
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS
 from ttfs_triton.model.files import model_bytes
 from ttfs_triton.model.hub import REPOSITORY
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import WEIGHTS
-from ttfs_triton.report.page import READOUTS, template_environment
-from ttfs_triton.report.tables import not_in_it
 from ttfs_triton.run_records import Summary
-from ttfs_triton.wording import energy_range, interval
+from ttfs_triton.wording import interval
 
 # Arithmetic in 45 nm with memory and without, then chips that price synaptic operations.
 CARD_CHIPS = ("lemaire45:int8", "horowitz45:int8", "anp_i", "odin", "loihi")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ttfs_triton.hardware import Counts
+from ttfs_triton.energy import Counts
 from ttfs_triton.model.hub import REPOSITORY
 from ttfs_triton.model.locate import ModelFiles
 from ttfs_triton.model.model import TTFSModel

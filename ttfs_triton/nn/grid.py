@@ -107,7 +107,7 @@ MOST_STEPS = 1024
 class Grid:
     """Time steps of a chip, and bits of its synapses and neurons; frozen, all JSON values.
 
-    A network on a grid computes exactly as the chip and `ttfs_triton.hardware.simulate` do: whole time stamps, integer
+    A network on a grid computes exactly as the chip and `ttfs_triton.chip.simulate` do: whole time stamps, integer
     weights, registers that saturate.
 
     Attributes:

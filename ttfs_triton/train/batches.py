@@ -11,9 +11,9 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from ttfs_triton.augment import Augmentation
+from ttfs_triton.data.augment import Augmentation
 from ttfs_triton.data.images import ImageData
-from ttfs_triton.scoring.batches import Batch, Batches, Gathered, load_batches
+from ttfs_triton.evaluate.batches import Batch, Batches, Gathered, load_batches
 
 # Pixels augmented in one call: 512 images of CIFAR-10. With fewer, the overhead of PyTorch's calls takes much time.
 AUGMENTED_AHEAD = 512 * 32 * 32

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from ttfs_triton.augment import Augmentation
+from ttfs_triton.data.augment import Augmentation
 from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.images import ImageData, draw_images, draw_indices, load_images, train_validation_split
 from ttfs_triton.model import ModelDescription

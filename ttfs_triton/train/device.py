@@ -22,9 +22,9 @@ from torch import nn
 
 from ttfs_kernels import fuse_passes
 from ttfs_kernels.backends import why_no_triton
+from ttfs_triton.evaluate import sum_over_processes
 from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.weighted import WeightedLayer
-from ttfs_triton.scoring import sum_over_processes
 from ttfs_triton.train.config import ConfigError, TrainConfig
 
 WORKERS_PER_CORE = 4  # more only take memory, and thousands hang the machine

@@ -16,11 +16,11 @@ from torch.profiler import profile, record_function
 
 from ttfs_triton.atomic import write_text
 from ttfs_triton.command_line import program
+from ttfs_triton.evaluate import device_name, layer_table
 from ttfs_triton.nn import LayerStatistics
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.run_records import EpochLine, Summary
-from ttfs_triton.scoring import device_name, layer_table
 from ttfs_triton.train.target import UNITS
 
 if TYPE_CHECKING:

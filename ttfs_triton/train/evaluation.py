@@ -10,13 +10,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ttfs_triton.data.images import ImageData, draw_indices
-from ttfs_triton.hardware import Counts, counting
+from ttfs_triton.energy import Counts, counting
+from ttfs_triton.evaluate import Evaluation, EvaluationBatches, device_name, evaluate, versions
+from ttfs_triton.evaluate.batches import load_batches
 from ttfs_triton.model.locate import ModelFiles
 from ttfs_triton.model.weights import LoadError, load_tensors, read_weights
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.run_records import EpochLine, Summary
-from ttfs_triton.scoring import Evaluation, EvaluationBatches, device_name, evaluate, versions
-from ttfs_triton.scoring.batches import load_batches
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch.optim import Optimizer
 
+from ttfs_triton.evaluate.batches import Batch
 from ttfs_triton.nn import NetworkGraph
-from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.step import TrainStep
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ttfs_triton.data.images import draw_images
-from ttfs_triton.hardware import counting
-from ttfs_triton.hardware.counts.layer_counter import neurons_reached
+from ttfs_triton.energy import counting
+from ttfs_triton.energy.layer_counter import neurons_reached
+from ttfs_triton.evaluate import Evaluation, sum_over_processes
 from ttfs_triton.nn import NetworkGraph, Stage
-from ttfs_triton.scoring import Evaluation, sum_over_processes
 from ttfs_triton.train.build import RunData
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.target import TARGET_IMAGES, TOLERANCE, CostedNetwork, make_target

@@ -17,11 +17,11 @@ from torch.optim.swa_utils import AveragedModel
 from torch.profiler import record_function
 
 from ttfs_triton.data.placement import place_images
+from ttfs_triton.evaluate import Evaluation, EvaluationStopped, sum_over_processes
+from ttfs_triton.evaluate.batches import Batch
 from ttfs_triton.model.weights import not_finite
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, record_statistics, reset_statistics, sparsity
 from ttfs_triton.run_records import Change
-from ttfs_triton.scoring import Evaluation, EvaluationStopped, sum_over_processes
-from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.train.batches import EpochBatches, train_loader
 from ttfs_triton.train.build import (
     RunData,

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from torch import Tensor
 
 from ttfs_triton.command_line import problem_lines
+from ttfs_triton.evaluate import versions
 from ttfs_triton.model.weights import not_finite
 from ttfs_triton.nn import NetworkGraph
 from ttfs_triton.run_records import Change, EpochLine
-from ttfs_triton.scoring import versions
 from ttfs_triton.train.build import RunData
 from ttfs_triton.train.checkpoint import (
     Checkpoint,

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from ttfs_triton.command_line import program, text_of
 from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.data.images import ImageData, images_of_tensors
+from ttfs_triton.evaluate import EvaluationStopped
 from ttfs_triton.hub.publish import publish
 from ttfs_triton.memory import freed_memory_kept
 from ttfs_triton.model.hub import HubError, check_account, open_repository
 from ttfs_triton.model.own_network import file_and_function
 from ttfs_triton.nn.trace import unwrapped
-from ttfs_triton.scoring import EvaluationStopped
 from ttfs_triton.train.build import RunData, check_network, load_data, split_data
 from ttfs_triton.train.callback import Callback, NonFiniteLossError
 from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint

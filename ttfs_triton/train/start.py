@@ -20,7 +20,7 @@ from ttfs_triton.convert import (
 )
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.convert.layouts import TrainedAs
-from ttfs_triton.hardware import count, load_chip
+from ttfs_triton.energy import count, load_chip
 from ttfs_triton.model import BaseModel
 from ttfs_triton.nn import AnalogEncoder, NetworkConfig, SignedEncoder, TTFSNetwork, parse_specification
 from ttfs_triton.nn.chip import check_registers, put_on_grid

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.profiler import record_function
 
+from ttfs_triton.evaluate import sum_over_processes
+from ttfs_triton.evaluate.batches import Batch
 from ttfs_triton.nn import record_statistics, reset_statistics
-from ttfs_triton.scoring import sum_over_processes
-from ttfs_triton.scoring.batches import Batch
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.lagrange import LagrangeMultiplier
 from ttfs_triton.train.teacher import Teacher

@@ -1,0 +1,44 @@
+"""A small network and everything a report can show of it."""
+
+import functools
+
+import torch
+
+from ttfs_triton.chip import simulate
+from ttfs_triton.energy import RunOptions, compare, count, estimate
+from ttfs_triton.evaluate.figures import spikes_of
+from ttfs_triton.evaluate.page import PageData, Sample
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+
+
+@functools.cache
+def small_network() -> TTFSNetwork:
+    torch.manual_seed(0)
+    return TTFSNetwork(NetworkConfig("4C3-P2-12", image_size=(8, 8), classes=3)).eval()
+
+
+@functools.cache
+def full_report() -> PageData:
+    network = small_network()
+    torch.manual_seed(1)
+    images, labels = torch.rand(6, 1, 8, 8), torch.arange(6) % 3
+    batches = [(images, labels)]
+    counts = count(network, batches)
+    chips = ("lemaire45:int8", "loihi", "truenorth")
+    return PageData(
+        title="small network",
+        network=network.config.to_dict(),
+        dataset="noise",
+        images=6,
+        accuracy=0.5,
+        first_spike_accuracy=1 / 3,
+        ties=1,
+        no_spike=0,
+        counts=counts,
+        sample=Sample(images[0], spikes_of(network, images[0]), "cat", "dog", ("cat", "dog", "cow")),
+        energy=tuple(estimate(counts, chip, steps=8) for chip in chips),
+        chip="loihi",
+        comparison=compare(counts, "lemaire45:int8", RunOptions(steps=8)),
+        simulation=simulate(network, batches, steps=8),
+        facts={"torch": "2.13", "command": "evaluate runs/small"},
+    )

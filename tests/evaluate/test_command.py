@@ -1,0 +1,157 @@
+"""`ttfs evaluate` from start to finish."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from tests.energy.energy_cases import convolutional_network
+from ttfs_triton.convert.calibrate_grid import calibrate_grid
+from ttfs_triton.energy import available_chips, dense_ann, estimate
+from ttfs_triton.evaluate import command
+from ttfs_triton.evaluate.command import main
+from ttfs_triton.evaluate.options import EvaluationOptions
+from ttfs_triton.evaluate.output import command_line
+from ttfs_triton.model import TTFSModel
+from ttfs_triton.nn import Grid
+
+
+def evaluate(run, *flags):
+    main("Evaluate.", [str(run), "--cpu", "--max-test-samples", "100", *map(str, flags)])
+
+
+@pytest.fixture(scope="module")
+def summary(trained):
+    return json.loads((trained / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def output(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("output") / "out"
+    evaluate(trained, "--chip", "anp_i", "lemaire45:int8", "--steps", "8", "--output-dir", folder)
+    return folder
+
+
+def test_figures_are_those_of_training(output, summary):
+    found = json.loads((output / "evaluation.json").read_text())
+    assert found["images"] == found["counts"]["samples"] == summary["test_images"]
+    for key in ("accuracy", "first_spike_accuracy"):
+        assert found[key] == summary[f"test_{key}"]
+    assert found["sparsity"] == found["counts"]["sparsity"] == summary["sparsity"]
+    assert [layer["spikes"] for layer in found["counts"]["layers"]] == [
+        layer["spikes"] for layer in summary["counts"]["layers"]
+    ]
+    assert (found["simulation"]["steps"], found["simulation"]["weight_bits"]) == (8, 8)
+    assert [report["chip"]["name"] for report in found["energy"]] == ["anp_i", "lemaire45:int8"]
+
+
+def test_command_takes_the_gpu_where_there_is_one(trained, summary, tmp_path, device):
+    flags = ["--chip", "all", "--steps", "8", "--output-dir", tmp_path / "out", "--report", tmp_path / "page.html"]
+    flags += ["--max-test-samples", 100, *(["--cpu"] if device.type == "cpu" else [])]
+    main("Evaluate.", [str(word) for word in (trained, *flags)])
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["accuracy"] == pytest.approx(summary["test_accuracy"], abs=1 / summary["test_images"])
+    assert found["sparsity"] == pytest.approx(summary["sparsity"], rel=1e-3)
+    page = (tmp_path / "page.html").read_text()  # of all chips, one that prices the dense ANN with memory leads
+    assert re.search(r'<dt>energy of an image</dt><dd class="value">[^<]*</dd><dd class="small">lemaire45:', page)
+
+
+def test_files_have_no_local_paths_and_are_not_overwritten_unasked(trained, output, capsys, monkeypatch):
+    written = (output / "evaluation.json").read_text()
+    assert str(trained.parent) not in written
+    terms = [term for found in json.loads(written)["energy"] for term in found["terms"]]
+    assert {term["price_pj"] for term in terms if term["status"] == "unpublished"} == {None}
+    with pytest.raises(SystemExit, match="1"):
+        evaluate(trained, "--output-dir", output)
+    assert "Replace it by --overwrite" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["ttfs evaluate", "/home/me/run/", "--data-dir=/home/me/data"])
+    assert command_line("evaluate") == "ttfs evaluate run --data-dir=data"
+
+
+def test_prints_what_it_found(trained, tmp_path, capsys):
+    flags = ["--no-simulation", "--max-test-samples", 9]
+    evaluate(trained, *flags, "--output-dir", tmp_path / "out")
+    shown = capsys.readouterr().out.replace("-", " ")
+    assert all(words in shown for words in ("9 images", "activity  ", "synaptic operations", "clock driven"))
+    assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "evaluation.json"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output-dir", __file__], "File exists"),
+        (["--report", f"{__file__}/page.html"], "File exists"),
+        (["--chip", "loihi2"], "No public per-operation figure"),
+        (["--sample", "400", "--report", "page.html"], "sample must be below 100"),
+        (["--sample", "4"], "sample must go with --report; got 4 without"),
+        (["--report", "page.txt"], "must end in .html"),
+        (["--steps", "0"], "steps"),
+        (["--steps", "4097"], "less than or equal to 4096"),
+        (["--chip", "all", "nowhere"], "got nowhere"),
+        (["--lost-spikes", "0.1", "--no-simulation"], "faults must be simulated; got 10% of spikes lost"),
+        (["--weight-bits", "4", "--no-simulation"], "weight_bits must go with a simulation; got 4 without"),
+        (["--fault-seed", "1"], "fault_seed must go with faults; got 1 without"),
+        (["--dead-neurons", "0.7", "--stuck-neurons", "0.7"], "must be at most 1 together"),
+    ],
+)
+def test_bad_options_are_refused_before_the_network_runs(trained, flags, message, capsys, monkeypatch):
+    monkeypatch.setattr(command, "_find", lambda *_: pytest.fail("evaluates"))
+    with pytest.raises(SystemExit) as found:
+        evaluate(trained, *flags)
+    assert message in f"{found.value}{capsys.readouterr().err}"
+
+
+def test_what_would_make_a_figure_known_is_a_flag():
+    counts, chips = convolutional_network(), available_chips()
+    found = [estimate(counts, chip, steps=4) for chip in chips]
+    found += [dense_ann(counts, chip) for chip in chips]
+    notes = " ".join(term.note for each in found for term in each.terms)
+    remedies = set(re.findall(r"give (\w+)", notes))
+    assert {"step_us", "latency_us", "hops_per_spike"} <= remedies <= EvaluationOptions.model_fields.keys()
+
+
+@pytest.fixture(scope="module")
+def on_grid(trained, tmp_path_factory):
+    """The trained network on a grid, by calibration."""
+    folder = tmp_path_factory.mktemp("grid") / "network"
+    model, images = TTFSModel.from_pretrained(trained), torch.rand(16, 1, 28, 28)
+    calibrate_grid(model, images, Grid(4, 4))
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_network_on_a_grid_is_evaluated_and_simulated_on_it(on_grid, tmp_path, capsys):
+    evaluate(on_grid, "--chip", "anp_i", "--output-dir", tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (found["simulation"]["steps"], found["simulation"]["weight_bits"]) == (4, 4)
+    assert found["simulation"]["accuracy"] == found["accuracy"]
+    assert found["simulation"]["first_spike_accuracy"] == found["first_spike_accuracy"]
+    assert found["network"]["grid"]["time_steps"] == 4
+    assert "grid                     4 time steps a window, 4-bit weights" in capsys.readouterr().out
+
+
+def test_faults_and_deadlines_are_measured(trained, tmp_path, capsys):
+    flags = ["--spike-jitter", 0.1, "--dead-neurons", 0.3, "--deadlines"]
+    evaluate(trained, *flags, "--chip", "anp_i", "--steps", 8, "--output-dir", tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["simulation"]["faults"]["dead_neurons"] == 0.3
+    assert len(found["deadlines"]["rows"]) == 20
+    assert found["deadlines"]["rows"][-1]["accuracy"] == pytest.approx(found["first_spike_accuracy"])
+    assert "on a chip with spike jitter 0.1 windows, 30% of neurons dead" in capsys.readouterr().out
+
+
+def test_impossible_analysis_does_not_cost_the_others(trained, tmp_path, capsys, monkeypatch):
+    def impossible(*_, **__):
+        raise ValueError("potentials must fit into 62 bits")
+
+    for name in ("simulate_at", "output_spikes"):
+        monkeypatch.setattr(command, name, impossible)
+    with pytest.raises(SystemExit, match="1"):
+        evaluate(trained, "--deadlines", "--chip", "anp_i", "--output-dir", tmp_path, "--report", tmp_path / "a.html")
+    told = capsys.readouterr().err
+    assert "  simulation: potentials must fit into 62 bits\n  deadlines: potentials must fit" in told
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (found["images"], found["simulation"], found["deadlines"]) == (100, None, None)
+    assert found["energy"][0]["energy_pj"]["total"]["nominal"] > 0
+    assert "an upper bound: not simulated" in (tmp_path / "a.html").read_text()

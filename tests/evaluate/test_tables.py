@@ -1,0 +1,77 @@
+"""Tables: what is not known shows, and is never 0."""
+
+import io
+
+from rich.console import Console
+
+from tests.energy.energy_cases import convolutional_network
+from ttfs_triton.energy import RunOptions, compare, estimate
+from ttfs_triton.evaluate.deadline import DeadlineRow
+from ttfs_triton.evaluate.tables import (
+    chips_table,
+    comparison_table,
+    deadline_table,
+    print_chips,
+    print_comparison,
+    print_estimate,
+)
+from ttfs_triton.sweep.page import cheapest_table
+from ttfs_triton.sweep.table import FREE, FrontierRow
+
+
+def printed(show, *arguments):
+    console = Console(file=io.StringIO(), width=200)
+    show(*arguments, console)
+    return console.file.getvalue()
+
+
+def test_estimate_shows_sums_assumptions_and_what_has_no_price():
+    text = printed(print_estimate, estimate(convolutional_network(), "odin", steps=4))
+    for words in (
+        "compute only",
+        "- excluded: multiply-accumulates, neuron updates (no published price)",
+        "- excluded: leakage, idle power (the latency is not known: give step_us)",
+        "- warning: 778 neurons exceed the 256 of one odin: at least 4 chips; static power counts one",
+    ):
+        assert words in text
+    assert text.index("sums; weakest status") < text.index("- clock-driven, 4 steps a window")
+
+
+def test_comparison_shows_compute_and_memory_side_by_side():
+    comparison = compare(convolutional_network(), "lemaire45:int8", RunOptions(steps=8))
+    assert {found.chip.name for found in comparison.estimates} == {"lemaire45:int8"}  # all at one precision
+    text = printed(print_comparison, comparison)
+    for word in (
+        "compute only",
+        "memory included",
+        "dense ANN",
+        "zero-skipping ANN",
+        "share",
+    ):
+        assert word in text
+    event = comparison_table(compare(convolutional_network(), "loihi", RunOptions(steps=8)))
+    assert event.rows[1] == ("dense ANN", *["–"] * 6)  # no price on Loihi: no ratio, energy or status
+
+
+def test_chips_show_what_is_missing():
+    estimates = [estimate(convolutional_network(), name, steps=8) for name in ("anp_i", "odin", "lemaire45:int8")]
+    table = chips_table(estimates)
+    assert table.rows[0][-1] == "multiply-accumulates, neuron updates, leakage; capacity not published"
+    assert table.rows[1][-1].startswith("multiply-accumulates, neuron updates; leakage, idle power (the latency")
+    assert not any("capacity" in row[-1] for row in table.rows[1:])
+    assert all(len(row) == len(table.headers) for row in table.rows)
+    assert "warning: 778 neurons" in printed(print_chips, estimates)
+
+
+def test_deadlines_are_shown_where_something_changes():
+    rows = [DeadlineRow(3 + i / 10, 0.9 if i < 3 else 0.95, float(i > 5), 3 + i / 10) for i in range(10)]
+    assert [row[0] for row in deadline_table(rows).rows] == ["3.00", "3.30", "3.60", "3.90"]
+    assert deadline_table(()).rows == ()
+
+
+def test_cheapest_points_may_lose_a_hundredth_whatever_the_accuracy():
+    rows = [
+        FrontierRow.of("net", name, None, images=10_000, accuracy=accuracy, synaptic_operations=10_000 * accuracy)
+        for name, accuracy in ((FREE, 0.5077), ("time_steps=8", 0.4977), ("time_steps=4", 0.4976))
+    ]
+    assert "8" in cheapest_table(rows).rows[1][0]

@@ -1,0 +1,184 @@
+"""Points and their plan: what cannot be done is said before anything is trained."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from tests.sweep.conftest import FLAGS, sweep
+from ttfs_triton import TTFSModel
+from ttfs_triton.data.events import EventWindows
+from ttfs_triton.evaluate.load import load_network
+from ttfs_triton.model import ModelDescription, bundled_names
+from ttfs_triton.model.files import write_model
+from ttfs_triton.nn import Grid, NetworkConfig, TTFSNetwork
+from ttfs_triton.nn.faults import Faults
+from ttfs_triton.sweep import FrontierOptions, Point
+from ttfs_triton.sweep.plan import point_config, settings_of
+
+
+def options(**changes):
+    return FrontierOptions(runs=("bundled:cnn1-mnist",), output_dir=Path("out"), **changes)
+
+
+def test_point_reads_its_own_name():
+    point = Point.parse("weight-bits=4+time_steps=8+target_energy=lemaire45:int8:40")
+    assert point.keys == (("target_energy", "lemaire45:int8:40"), ("time_steps", 8), ("weight_bits", 4))
+    assert Point.parse(point.name) == point
+    assert Point.of(target_energy="chips/my chip.toml:4").folder == "target_energy=chips_my_chip.toml_4"
+    others = {"target_sparsity": None, "target_energy": None}
+    assert Point.of(target_operations=0.3).values() == others | {"target_operations": 0.3}, "in place of any other"
+    assert Point.of(time_steps=4).values() == {"time_steps": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0.15", "must read KEY=VALUE"),
+        ("width=1", "may have the keys"),
+        ("lr=1", "must have a target, grid or faults"),
+        ("time_steps=4+time_steps=8", "each key once"),
+    ],
+)
+def test_point_refuses(text, message):
+    with pytest.raises(ValueError, match=message):
+        Point.parse(text)
+
+
+def test_axes_give_points_each_once():
+    asked = options(
+        target_sparsity=("0.30", "0.2"),
+        time_steps=(4, 8),
+        weight_bits=(2,),
+        train_grids=True,
+        lost_spikes=(0.1,),
+        train_faults=True,
+        points=("time_steps=4+weight_bits=2", "target_sparsity=0.3+time_steps=8"),
+    )
+    assert [point.name for point in asked.trained()] == [
+        "target_sparsity=0.3",
+        "target_sparsity=0.2",
+        "time_steps=4+weight_bits=2",
+        "time_steps=8+weight_bits=2",
+        "lost_spikes=0.1",
+        "target_sparsity=0.3+time_steps=8",
+    ]
+    assert list(asked.grids().values()) == [Grid(4, 2), Grid(8, 2)]
+    assert asked.faults("lost_spikes") == [Faults(lost_spikes=0.1)]
+    assert options(time_steps=(4,), weight_bits=(2,), lost_spikes=(0.1,)).trained() == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"weight_bits": (4,)}, "weight_bits needs time_steps"),
+        ({"state_bits": 8}, "state_bits needs time_steps"),
+        ({"train_grids": True}, "train_grids needs time_steps"),
+        ({"train_faults": True}, "train_faults needs faults"),
+        ({"time_steps": (0,)}, "time_steps"),
+        ({"spike_jitter": (2.0,)}, "less than or equal to 1"),
+        ({"steps": 4097}, "less than or equal to 4096"),
+    ],
+)
+def test_options_refuse(asked, message):
+    with pytest.raises(ValidationError, match=message):
+        options(**asked)
+
+
+def settings(source, **changes):
+    options = FrontierOptions(runs=(source,), output_dir=Path("out"), **changes)
+    return settings_of(source, load_network(source), options)
+
+
+def test_bundled_network_goes_on_as_it_was_trained():
+    found = settings("bundled:cnn1-mnist", data_dir="mnist", epochs=3)
+    config = point_config(found, Point.of(target_sparsity=0.15), Path("out"))
+    assert (config.model, config.weight_standardisation) == ("cnn1", False), "it is folded"
+    assert (config.shift, config.label_smoothing, config.seed, config.validation_fraction) == (2, 0.1, 7, 0.05)
+    assert (config.epochs, config.lr, config.weights) == (3, 1e-3, "bundled:cnn1-mnist")
+    assert (config.dataset, str(config.data_dir), config.target_sparsity) == ("ylecun/mnist", "mnist", 0.15)
+    for name in bundled_names():
+        on_grid = point_config(settings(f"bundled:{name}"), Point.of(time_steps=4), Path("out"))
+        assert (on_grid.time_steps, on_grid.batch_norm, on_grid.optimizer) == (4, False, "adamw"), name
+
+
+def test_run_goes_on_as_its_configuration_says(run, tmp_path):
+    path = run / "config.yaml"
+    kept = {"optimizer": "muon", "schedule": "cosine", "lookahead": 5, "hub_repo_id": "you/it"}
+    kept |= {"batch_norm": True, "sync_batch_norm": True, "psp_persistence_rise": [0.2, 0.6]}
+    kept |= {"target_energy": "loihi:9", "target_steps": 8}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | kept))
+    found = settings(str(run))
+    config = point_config(found, Point.of(time_steps=4), tmp_path)
+    assert (config.optimizer, config.schedule, config.lookahead, config.hub_repo_id) == ("adamw", "one_cycle", 0, None)
+    assert (config.lr, config.target_energy, config.target_steps, config.time_steps) == (3e-4, "loihi:9", 8, 4)
+    assert (config.batch_norm, config.sync_batch_norm) == (False, False), "a grid has none"
+    assert config.weights == str(run.resolve())
+    config = point_config(found, Point.of(target_operations=0.2), tmp_path)
+    assert (config.optimizer, config.schedule, config.lookahead, config.lr) == ("muon", "cosine", 5, 1e-2)
+    assert (config.target_energy, config.target_operations, config.target_steps) == (None, 0.2, 32)
+    (tmp_path / "more.yaml").write_text("label_smoothing: 0.5\nseed: 3\n")
+    config = point_config(settings(str(run), config=tmp_path / "more.yaml", lr=0.5), None, tmp_path)
+    assert (config.label_smoothing, config.seed, config.lr) == (0.5, 3, 0.5), "more keys win"
+    grid = Grid(8, 4, per_channel=False, state_bits=20)  # without a run's configuration
+    TTFSModel(NetworkConfig("4C5-P4-16", grid=grid), dataset="sample").save_pretrained(tmp_path / "grid")
+    assert point_config(settings(str(tmp_path / "grid")), Point.of(target_sparsity=0.15), tmp_path).grid == grid
+
+
+@pytest.mark.parametrize(
+    ("channels", "read", "keys"),
+    [
+        (1, {"fit": "crop"}, {"image_size": 28, "random_resized_crop": True, "event_windows": None}),
+        (
+            4,
+            {"events": EventWindows(2, 50, 4, (112, 112))},
+            dict(event_windows=2, event_window_us=50, event_pool=4, event_sensor=(112, 112), image_size=None),
+        ),
+    ],
+    ids=["crop", "events"],
+)
+def test_network_without_a_run_reads_images_as_it_was_trained_on(tmp_path, channels, read, keys):
+    network = TTFSNetwork(NetworkConfig("4C5-P4-16", in_channels=channels))
+    write_model(tmp_path, network.state_dict(), ModelDescription.of(network.config, **read))
+    config = point_config(settings(str(tmp_path), data_dir="images"), None, tmp_path)
+    assert {key: getattr(config, key) for key in keys} == keys
+
+
+@pytest.mark.parametrize(
+    ("flags", "messages"),
+    [
+        (["--target-sparsity", "0.4", "7"], ["target_sparsity", "less than 1"]),
+        (["--target-operations", "0.0001"], ["target_operations=0.0001", "must be above"]),
+        (["--target-energy", "loihi2:3"], ["target_energy=loihi2:3", "No public per-operation figure"]),
+        (["--points", "dead_neurons=0.6+stuck_neurons=0.6"], ["must be at most 1 together"]),
+        (["--points", "time_steps=4+state_bits=4", "weight_bits=3"], ["weight_bits needs time_steps: chips run"]),
+        (["--chip", "nowhere"], ["nowhere"]),
+        (["--config", "none.yaml"], ["none.yaml does not exist"]),
+    ],
+)
+def test_impossible_points_are_refused_before_training(trained, tmp_path, capsys, flags, messages):
+    with pytest.raises(SystemExit, match="1"):
+        sweep(trained, "--output-dir", tmp_path / "out", *FLAGS, *flags)
+    said = capsys.readouterr().err
+    assert all(message in said for message in messages), said
+    assert not (tmp_path / "out").exists()
+
+
+def test_networks_of_one_name_are_refused(trained, run, tmp_path, capsys):
+    path = run / "best" / "config.json"
+    text = json.loads(path.read_text())
+    text["network"]["neuron"] = "lif"
+    path.write_text(json.dumps(text))
+    for runs, message in (([trained, trained], "must differ in their names; got run twice"), ([run], "must")):
+        with pytest.raises(SystemExit, match="1"):
+            sweep(*runs, "--output-dir", tmp_path / "out", *FLAGS)
+        assert message in capsys.readouterr().err
+
+
+def test_other_settings_than_a_point_s_are_refused(swept, trained, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        sweep(trained, "--output-dir", swept, "--cpu", "--epochs", "2", "--target-sparsity", "0.4")
+    said = capsys.readouterr().err
+    assert "holds a run of other settings, epochs: 1 → 2" in said

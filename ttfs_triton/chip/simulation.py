@@ -1,0 +1,131 @@
+"""Settings and results of a simulation, and its counts and options for an energy estimate."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ttfs_triton.energy.counts import Counts, LayerActivity
+from ttfs_triton.energy.estimate import Run, RunOptions
+from ttfs_triton.nn.faults import Faults
+from ttfs_triton.nn.grid import Grid
+
+MOST_STEPS = 4096
+"""Most time steps in a window: no hardware has a finer clock, and float32 closed forms are no more exact."""
+
+
+@dataclass(frozen=True)
+class SimulationSettings:
+    """How a network is simulated: arguments of `simulate`. Raises ValueError if one is out of range."""
+
+    steps: int = 64
+    weight_bits: int | None = 8
+    per_channel: bool = True
+    gating: bool = True
+    state_bits: int | None = None
+    faults: Faults = Faults()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise ValueError(f"simulate: steps must be 1 to {MOST_STEPS}; got {self.steps}.")
+        if self.weight_bits is not None and not 2 <= self.weight_bits <= 16:
+            raise ValueError(f"simulate: weight_bits must be 2 to 16, or None; got {self.weight_bits}.")
+        if self.state_bits is not None and not 4 <= self.state_bits <= 62:
+            raise ValueError(f"simulate: state_bits must be 4 to 62, or None; got {self.state_bits}.")
+
+    @classmethod
+    def of(cls, grid: Grid | None, **chosen: Any) -> SimulationSettings:
+        """Settings in which the value "network" is replaced by the grid's own, or by the default without a grid."""
+        own: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(cls)}
+        if grid is not None:
+            own |= {"steps": grid.time_steps, **grid.to_dict()}
+        return cls(**{name: own[name] if value == "network" else value for name, value in chosen.items()})
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Decisions, counts and spike times of a simulated network.
+
+    Attributes:
+        settings: the settings of the simulation.
+        samples: number of simulated samples.
+        predictions: [samples] int64, class of the highest logit: by the readout's membrane potentials at its
+            window's start or end, or by its spike times.
+        first_spike_predictions: [samples] int64, class of the earliest output spike. If several are in the same step,
+            the lowest class; without an output spike, the class with the highest potential at the output window's end.
+        correct, first_spike_correct: number of predictions that equal the labels; None without labels.
+        ties: number of samples in which several output neurons fire in the earliest step.
+        no_spike: number of samples without an output spike.
+        latency_steps: [samples] int64, steps from the image's start to the first output spike's time stamp, or to the
+            output window's end if there is no output spike.
+        potential_latency_steps: steps from the image's start until the potentials of `predictions` can be read.
+        counts: counts of the simulated spikes in the form of `count`. Time stamp k counts as time k/steps, histograms
+            have one bin a step, and spikes in step 0 are "saturated". The spikes of a readout of potentials are counted
+            on the hidden layers' ramp, as in the network's statistics.
+        activity: updates and comparisons of each layer in `counts`. A readout works until the decision it was trained
+            for: by potential until the start or end of its window, without comparisons; by first spike until that
+            spike (with gating), with comparisons.
+        spike_steps: time steps of the spikes by stage name, before pooling: [samples, ...] int32 in [0, steps), on the
+            CPU; `steps` for silent neurons. A readout's spikes are on the ramp on which the first spike decides. None
+            unless asked for.
+    """
+
+    settings: SimulationSettings
+    samples: int
+    predictions: Tensor
+    first_spike_predictions: Tensor
+    correct: int | None
+    first_spike_correct: int | None
+    ties: int
+    no_spike: int
+    latency_steps: Tensor
+    potential_latency_steps: int
+    counts: Counts
+    activity: tuple[LayerActivity, ...]
+    spike_steps: dict[str, Tensor] | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of samples that the highest potential classifies correctly; None without labels."""
+        return None if self.correct is None else self.correct / self.samples
+
+    @property
+    def first_spike_accuracy(self) -> float | None:
+        """Share of samples that the earliest output spike classifies correctly; None without labels."""
+        return None if self.first_spike_correct is None else self.first_spike_correct / self.samples
+
+    @property
+    def mean_latency_steps(self) -> float:
+        """Mean of `latency_steps`."""
+        return float(self.latency_steps.double().mean())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as JSON values, except the predictions and spike times of single samples."""
+        return {
+            **dataclasses.asdict(self.settings),
+            "samples": self.samples,
+            "accuracy": self.accuracy,
+            "first_spike_accuracy": self.first_spike_accuracy,
+            "ties": self.ties,
+            "no_spike": self.no_spike,
+            "mean_latency_steps": self.mean_latency_steps,
+            "potential_latency_steps": self.potential_latency_steps,
+            "counts": self.counts.to_dict(),
+            "activity": [dataclasses.asdict(layer) for layer in self.activity],
+        }
+
+
+def simulated_run(found: Simulation, options: RunOptions | None = None) -> Run:
+    """Counts and options of a simulation for an energy estimate: estimate(run.counts, chip, run.options).
+
+    Args:
+        found: the simulation.
+        options: how the network runs on the chip. The simulation sets steps, gating and activity.
+    """
+    steps, gating = found.settings.steps, found.settings.gating
+    own = RunOptions(steps=steps) if options is None else options
+    return Run(found.counts, replace(own, steps=steps, gating=gating, activity=found.activity))

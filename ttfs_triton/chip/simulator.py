@@ -1,0 +1,355 @@
+"""Simulator of clock-driven hardware: integer time stamps, integer weights, at most one spike a neuron."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from ttfs_triton.chip.simulation import Simulation, SimulationSettings
+from ttfs_triton.energy.counter import graph_of_batches, images_and_labels
+from ttfs_triton.energy.counts import LayerActivity, LayerCounts
+from ttfs_triton.energy.layer_counter import SynapseCounter, network_counts
+from ttfs_triton.nn.chip import check_register
+from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
+from ttfs_triton.nn.faults import BrokenNeurons, Faults, disturbed, draw_broken, weight_factors
+from ttfs_triton.nn.graph import NetworkGraph, Stage
+from ttfs_triton.nn.grid import Clock
+from ttfs_triton.nn.integers import QuantisedWeight, exact_products, largest_integer, quantise_weight
+from ttfs_triton.nn.on_chip import AnalogLayer, ClockedLayer, Membrane, earliest_input
+from ttfs_triton.nn.readout import ClockedReadout, Readout
+
+# Samples that run at once on the CPU. Smaller parts stay in the caches: CNN1 in batches of 200 runs 1.7 times as fast.
+CPU_SAMPLES = 50
+
+Own = Literal["network"]
+"""Stands for the value on the network's grid."""
+
+
+@torch.no_grad()
+def simulate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    steps: int | Own = "network",
+    weight_bits: int | Own | None = "network",
+    per_channel: bool | Own = "network",
+    state_bits: int | Own | None = "network",
+    gating: bool = True,
+    keep_spike_times: bool = False,
+    faults: Faults = Faults(),
+    seed: int = 0,
+) -> Simulation:
+    """Run a trained network in integers, with a clock of `steps` ticks a window.
+
+    "network" takes a setting from the network's grid, on which the network decides exactly as in evaluation. Without a
+    grid it means 64 steps, 8-bit weights with a unit per channel, and wide registers.
+
+    Layer l integrates in window l − 1, while its inputs fire, and fires in window l; otherwise it sleeps. At each step
+    of the integration window, the weights of that step's spikes are added to the neuron's slope, and the slope to its
+    potential. At each step of the firing window, σ times the slope is added to the potential, until that meets the
+    falling threshold. Weights are rounded symmetrically, initial potentials to the unit of the potential. An
+    `AnalogEncoder` or `SignedEncoder` multiplies real numbers by rounded weights; its outputs become time stamps.
+
+    Args:
+        model: a network that `network_graph` accepts, on any device and in any mode: dropout is off, and batch norm
+            uses its running statistics.
+        batches: images [N, ...] in the form that the model takes, or tuples (images, labels) with labels [N] int64.
+        steps: time steps of a window, 1 to 4096. For the same inputs and weights, a layer's spike times differ from the
+            closed form by at most half a step.
+        weight_bits: bits of a weight, 2 to 16, sign included; None leaves weights as fine as float32. The largest
+            weight becomes the largest integer; if bits and granularity equal the grid's, the grid's units are used.
+        per_channel: one weight unit per output channel; otherwise one per layer.
+        state_bits: bits of the registers of slope and potential, see `ttfs_triton.nn.Grid`; None is wide enough.
+        gating: neurons rest until their first input spike and after their own spike; changes `activity` alone.
+        keep_spike_times: whether the result holds all spike times.
+        faults: faults of the chip. Weight noise and broken neurons are the same for all images; jitter and loss of
+            spikes are drawn for each image. Output neurons never break; their spikes are neither moved nor lost.
+        seed: seed of the chip's faults and of the spikes' faults, which are drawn in the order of the images. Batches
+            of another size, and other devices, draw other spike faults.
+    Returns:
+        Decisions, counts of the spikes that are left after faults, and the work of clock-driven neurons.
+    Raises:
+        NetworkError: the model is no network of this project's layers.
+        ValueError: an argument is out of range, there are no samples, only some batches have labels, registers do not
+            hold a threshold, or potentials need more than 62 bits.
+    Source: Wei et al., ICCV 2023, Eq. 2-7.
+    Example:
+        >>> from ttfs_triton.nn import cnn1
+        >>> found = simulate(cnn1(), [torch.rand(4, 1, 28, 28)], steps=16, weight_bits=4)
+        >>> found.predictions.shape, found.potential_latency_steps
+        (torch.Size([4]), 64)
+        >>> [layer.name for layer in found.activity]
+        ['conv1', 'conv2', 'fc1', 'readout']
+    """
+    graph, batches = graph_of_batches("simulate", model, batches)
+    settings = SimulationSettings.of(
+        graph.grid,
+        steps=steps,
+        weight_bits=weight_bits,
+        per_channel=per_channel,
+        state_bits=state_bits,
+        gating=gating,
+        faults=faults,
+        seed=seed,
+    )
+    simulator = Simulator(graph, settings, keep_spike_times)
+    for batch in batches:
+        simulator.add(*images_and_labels(batch))
+    return simulator.result()
+
+
+def simulate_at(model: nn.Module, batches: Iterable[Any], steps: Iterable[int], **options: Any) -> list[Simulation]:
+    """Simulations of a network at each of the given numbers of time steps a window.
+
+    Args:
+        model, options: as in `simulate`.
+        batches: as in `simulate`, but repeatable: a list or a DataLoader, not a generator.
+        steps: numbers of time steps; duplicates are dropped.
+    """
+    console, order = Console(stderr=True), list(dict.fromkeys(steps))
+    total = len(order) * len(batches) if isinstance(batches, Sized) else None
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("simulation", total=total)
+
+        def counted() -> Iterator[Any]:
+            for batch in batches:
+                yield batch
+                bar.advance(task)
+
+        return [simulate(model, counted(), steps=number, **options) for number in order]
+
+
+class Simulator:
+    """Simulates batches and sums their results; keeps spike times if `keep`.
+
+    Attributes:
+        layers: by name, the layers in integers, each with the counter of its work.
+    """
+
+    def __init__(self, graph: NetworkGraph, settings: SimulationSettings, keep: bool) -> None:
+        self._graph, self._settings, self._keep = graph, settings, keep
+        self._clock = Clock(settings.steps)
+        self._device = graph.readout.weight.device
+        self._samples, self._input = 0, torch.zeros((), dtype=torch.int64, device=self._device)
+        self._kept: dict[str, list[Tensor]] = {stage.name: [] for stage in graph.stages}
+        self._decisions: list[tuple[Tensor, ...]] = []
+        self._labels: list[Tensor] = []
+        self._faulty = FaultyChip(settings.faults, self._clock, settings.seed)
+        self.layers: dict[str, tuple[ClockedLayer | AnalogLayer, ClockedCounter]] = {}
+        for stage in graph.stages:
+            if stage.kind != "latency":
+                counter = ClockedCounter(stage, self._clock, settings.gating)
+                self.layers[stage.name] = self._clocked(stage), counter
+
+    def _clocked(self, stage: Stage) -> ClockedLayer | AnalogLayer:
+        """A stage in integers, in its grid's weight units if the simulation has the grid's bits, else in new units."""
+        layer, bits, per_channel = stage.layer, self._settings.weight_bits, self._settings.per_channel
+        unit, (exact, bias) = stage.weighted.unit_on_grid(bits, per_channel), stage.synapses()
+        rounded = quantise_weight(exact, bits, per_channel=per_channel, unit=unit)
+        rounded = rounded.with_late(stage.weighted.skip_weights())
+        weight, register = self._faulty.weights(rounded), None
+        if isinstance(layer, AnalogEncoder | SignedEncoder):
+            return AnalogLayer(layer, weight, bias)
+        if (width := self._settings.state_bits) is not None:
+            check_register(stage.weighted, rounded.unit, self._clock.steps, width, "simulate", stage.name)
+            register = largest_integer(width)
+        if isinstance(layer, Readout):
+            return ClockedReadout(layer, weight, self._clock, register=register)
+        return ClockedLayer(stage.weighted, weight, self._clock, register=register)
+
+    def add(self, images: Tensor, labels: Tensor | None = None) -> None:
+        """Simulate a batch and add its results."""
+        if self._samples and (labels is not None) != bool(self._labels):
+            raise ValueError("simulate: batches must all have labels, or none; got both. Drop them, or add the others.")
+        if labels is not None:
+            if labels.shape != images.shape[:1]:
+                raise ValueError(f"simulate: labels must be [{len(images)}], one an image; got {[*labels.shape]}.")
+            self._labels.append(labels.to(self._device, non_blocking=True))
+        images = images.to(self._device, non_blocking=True)
+        with exact_products():
+            for part in images.split(CPU_SAMPLES if images.device.type == "cpu" else max(1, len(images))):
+                self._graph.run(part, self._emit)
+                self._samples += len(part)
+
+    def _emit(self, stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
+        """Spikes of a stage as the number of steps that remain in its window; 0 for silent neurons."""
+        if stage.name in self.layers:
+            instant = self._fire(stage, inputs, skip)
+        else:
+            assert isinstance(stage.layer, LatencyEncoder)
+            instant = self._faulty.spikes(stage, self._clock.encode(stage.layer.unrounded(inputs)))
+            self._input += torch.count_nonzero(self._clock.remaining(instant))
+        if self._keep:
+            self._kept[stage.name].append(self._clock.step_of(instant).to(torch.int32))
+        return self._clock.remaining(instant)
+
+    def _fire(self, stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
+        layer, counter = self.layers[stage.name]
+        if isinstance(layer, AnalogLayer):
+            assert isinstance(layer.layer, AnalogEncoder | SignedEncoder)
+            inputs = layer.layer.normalise(inputs)
+            counter.synapses.add(inputs)
+            instant = self._clock.encode(layer.activations(inputs))
+            earliest = earliest_input(layer.layer, (inputs > 0).to(inputs.dtype))
+        else:
+            counter.synapses.add(inputs, skip)
+            membrane, earliest = layer.integrate(inputs, skip), earliest_input(layer.layer, inputs, skip)
+            counter.add_integration(earliest, membrane.potential.shape[1] // earliest.shape[1])
+            if isinstance(layer, ClockedReadout):
+                return self._read_out(layer, counter, membrane, earliest)
+            instant = layer.ramp().first_instant(*membrane).long()
+        instant = self._faulty.spikes(stage, instant)
+        counter.add_spikes(instant)
+        counter.add_firing(instant, earliest if layer.persistence else None)
+        return instant
+
+    def _read_out(self, layer: ClockedReadout, counter: ClockedCounter, membrane: Membrane, earliest: Tensor) -> Tensor:
+        readout = layer.readout
+        instant = decisive = layer.own_ramp().first_instant(*membrane).long()
+        by_potential, at_end = readout.at != "first_spike", readout.at == "potential_end"
+        found, prediction = layer.decide(membrane, instant), self._clock.step_of(instant).argmin(1)
+        if by_potential:
+            prediction = layer.score(membrane, at_end=at_end).argmax(1)
+        latency = self._clock.step_of(instant.amin(1)) + self._graph.windows * self._clock.steps
+        self._decisions.append((prediction, found.prediction, found.tie, found.no_spike, latency))
+        if by_potential:
+            # Statistics count these neurons on the hidden layers' ramp, without the common initial potential.
+            instant = layer.on_hidden_ramp(membrane).long()
+            if at_end and layer.persistence:
+                counter.add_end_of_window(earliest, instant.shape[1])
+        else:
+            first = instant.amin(1, keepdim=True) if self._settings.gating else instant
+            counter.add_firing(first.expand_as(instant), earliest if layer.persistence else None)
+        counter.add_spikes(instant)
+        return decisive
+
+    def result(self) -> Simulation:
+        """Results over all batches so far."""
+        if not self._samples:
+            raise ValueError("simulate: batches must hold at least one image; got none.")
+        score, first, tie, no_spike, latency = (torch.cat(parts).cpu() for parts in zip(*self._decisions, strict=True))
+        labels = torch.cat(self._labels).cpu() if self._labels else None
+        windows = self._graph.windows + (self._graph.readout.at == "potential_end")
+        counters = [counter for _, counter in self.layers.values()]
+        layers = [own.counts(self._samples) for own in counters]
+        return Simulation(
+            settings=self._settings,
+            samples=self._samples,
+            predictions=score,
+            first_spike_predictions=first,
+            correct=None if labels is None else int((score == labels).sum()),
+            first_spike_correct=None if labels is None else int((first == labels).sum()),
+            ties=int(tie.sum()),
+            no_spike=int(no_spike.sum()),
+            latency_steps=latency,
+            potential_latency_steps=windows * self._settings.steps,
+            counts=network_counts(self._graph, layers, int(self._input), self._settings.weight_bits),
+            activity=tuple(own.activity() for own in counters),
+            spike_steps={name: torch.cat(parts).cpu() for name, parts in self._kept.items()} if self._keep else None,
+        )
+
+
+class FaultyChip:
+    """Faults of one chip: weight noise and broken neurons are drawn once, faults of spikes for each image.
+
+    The draws follow the order of layers and images.
+    """
+
+    def __init__(self, faults: Faults, clock: Clock, seed: int) -> None:
+        self.faults, self.clock = faults, clock
+        self._chip, self._spikes = (torch.Generator().manual_seed(seed) for _ in range(2))
+        self._broken: dict[str, BrokenNeurons | None] = {}
+
+    def weights(self, quantised: QuantisedWeight) -> QuantisedWeight:
+        """Weights with this chip's noise."""
+        noise, late = self.faults.weight_noise, quantised.late
+        if not noise:
+            return quantised
+        factors = weight_factors(quantised.integers, noise, self._chip)
+        return quantised.multiplied(factors, None if late is None else weight_factors(late, noise, self._chip))
+
+    def spikes(self, stage: Stage, instant: Tensor) -> Tensor:
+        """A stage's spikes with faults, as indices [N, ...] of their instants; also for a latency encoder."""
+        if not (self.faults.of_spikes or (self.faults.of_neurons and stage.kind != "latency")):
+            return instant
+        activations = self.clock.remaining(instant) / self.clock.steps
+        if stage.name not in self._broken:
+            whole = stage.kind == "latency"
+            self._broken[stage.name] = None if whole else draw_broken(activations, self.faults, self._chip)
+        left = disturbed(activations, self.faults, self._broken[stage.name], self.clock, self._spikes)
+        # Undisturbed spikes keep their instants: two instants at the window's start have the same stamp.
+        return torch.where(left == activations, instant, self.clock.encode(left))
+
+
+class ClockedCounter:
+    """Sums over all batches of one layer's spikes and work; they are read once, at the end.
+
+    Attributes:
+        synapses: counter of the layer's inputs.
+    """
+
+    def __init__(self, stage: Stage, clock: Clock, gating: bool) -> None:
+        self._name, self._gating = stage.name, gating
+        self._clock, self._never = clock, clock.never
+        device = stage.weighted.weight.device
+        self.synapses = SynapseCounter(stage)
+        self._histogram = torch.zeros(self._never + 1, dtype=torch.int64, device=device)
+        self._work = torch.zeros(3, dtype=torch.int64, device=device)
+        self._integration, self._firing, self._compares = self._work
+        self._ever = torch.zeros(math.prod(stage.shape), dtype=torch.bool, device=device)
+
+    def add_integration(self, earliest: Tensor, channels: int) -> None:
+        """Add the integration window's updates; `earliest` is of `earliest_input`, for `channels` channels each."""
+        cycles = earliest.sum(dtype=torch.float64).long() if self._gating else earliest.numel() * self._clock.steps
+        self._integration += cycles * channels
+
+    def add_spikes(self, instant: Tensor) -> None:
+        """Add a batch of spikes, given as indices [N, ...] of their instants."""
+        flat = instant.flatten()
+        self._histogram.scatter_add_(0, flat, self._histogram.new_ones(1).expand_as(flat))
+        self._ever |= (instant < self._never).flatten(1).any(0)
+
+    def add_firing(self, instant: Tensor, slope: Tensor | None) -> None:
+        """Add the firing window's compares and updates.
+
+        Args:
+            instant: [N, C, ...] indices of the instants at which neurons fire; with gating they rest from then on.
+            slope: the result of `earliest_input`, 0 where a neuron has no slope; None if no slope persists (σ = 0).
+        """
+        compares = (instant + 1).clamp_max_(self._never) if self._gating else torch.full_like(instant, self._never)
+        self._compares += compares.sum()
+        if slope is not None:
+            updates = compares.sub_(1).unflatten(1, (slope.shape[1], -1)).sum(2)
+            self._firing += (updates.masked_fill_(slope == 0, 0) if self._gating else updates).sum()
+
+    def add_end_of_window(self, slope: Tensor, channels: int) -> None:
+        """Add the updates of neurons that work to the firing window's end without comparing; see `add_integration`."""
+        neurons = (slope > 0).sum() if self._gating else slope.numel()
+        self._firing += neurons * channels * self._clock.steps
+
+    def counts(self, samples: int) -> tuple[LayerCounts, Sequence[int]]:
+        """The result of `SynapseCounter.counts` for this number of samples."""
+        at_once, soon, *later = self._histogram[:-1].tolist()
+        histogram = [at_once + soon, *later]  # the first two instants have the time stamp 0
+        driven, undriven = self.synapses.times.tolist()
+        return self.synapses.counts(
+            self.synapses.sums.tolist(),
+            (driven / self._clock.steps, undriven),
+            samples,
+            spikes=sum(histogram),
+            saturated=histogram[0],
+            never_active=int((~self._ever).sum()),
+            summed_spike_time=sum(step * spikes for step, spikes in enumerate(histogram)) / self._clock.steps,
+            histogram=tuple(histogram),
+            histogram_samples=samples,
+        )
+
+    def activity(self) -> LayerActivity:
+        """Updates and comparisons of the layer."""
+        return LayerActivity(self._name, *self._work.tolist())

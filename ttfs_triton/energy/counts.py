@@ -1,0 +1,249 @@
+"""Exact counts of spikes and operations over a set of images; an energy estimate multiplies them by prices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
+
+from ttfs_kernels import Neuron
+from ttfs_triton.nn.config import ReadoutTime
+from ttfs_triton.nn.statistics import LayerStatistics, sparsity
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCounts(LayerStatistics):
+    """Counts of one layer: the spikes of its neurons (`LayerStatistics`) and the operations of its synapses.
+
+    The layer whose neuron fired counts the spike; the layers whose synapses the spike reaches count its operations.
+    Neurons, inputs, synapses, weights and biases are sizes of the layer; all other counts are summed over samples.
+
+    Attributes:
+        neuron: properties of the layer's neurons; None for real-valued neurons, which integrate nothing.
+        inputs: number of the layer's inputs, after pooling and without padding.
+        synapses: number of connections, without those into padding; a shared weight counts at each position.
+        weights, biases: number of stored weights, and of stored biases.
+        average: number of inputs that the synapses average; an ANN would read their mean.
+        spikes_delivered: spikes that reach the next layer, after pooling; 0 for a readout.
+        active_inputs: non-zero inputs.
+        synaptic_operations: Σ over input spikes of their true fan-out, exact at borders, stride, dilation and groups.
+            If inputs are real-valued, only those that add to a slope count (`SignedEncoder`).
+        nonzero_macs: the same sum over all non-zero inputs: multiplications of an ANN that skips zeros.
+        analog_macs: all multiply-accumulates of a layer with real-valued inputs; 0 for spiking inputs.
+        dense_macs: multiply-accumulates of the same layer in a dense ANN: synapses × samples.
+        summed_spike_time: Σ over spikes of the time from the window's start, in windows.
+        histogram: number of spikes in each of equal bins of time from the window's start, over the first
+            `histogram_samples` samples; empty if not asked for.
+        histogram_samples: number of samples in `histogram`.
+        without_input: neurons of a spiking layer without an input spike and with zero initial potential. They stay
+            silent here; the paper's Eq. 7, to the letter, lets them fire at their window's end. None if not counted.
+        driven_time: Σ over neurons of the time from their first input spike to the integration window's end, in
+            windows; before that spike the potential does not change. None if not counted, as for real-valued inputs.
+        undriven_time: Σ over neurons without input spikes of the time in their firing window until the initial
+            potential alone makes them fire or the window ends, in windows. None if not counted.
+    Raises:
+        ValueError: a spiking layer or a readout has no `neuron`.
+    """
+
+    neuron: Neuron | None
+    inputs: int
+    synapses: int
+    weights: int
+    biases: int
+    spikes_delivered: int
+    active_inputs: int
+    synaptic_operations: int
+    nonzero_macs: int
+    analog_macs: int
+    dense_macs: int
+    summed_spike_time: float
+    average: int = 1
+    histogram: tuple[int, ...] = ()
+    histogram_samples: int = 0
+    without_input: int | None = None
+    driven_time: float | None = None
+    undriven_time: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind in ("spiking", "readout") and self.neuron is None:
+            raise ValueError(f"LayerCounts: neuron must be given for a {self.kind} layer; got None.")
+
+    @property
+    def psp_persistence(self) -> float:
+        """σ; 0 for real-valued neurons, whose potential has no slope."""
+        return 0.0 if self.neuron is None else self.neuron.psp_persistence
+
+    @property
+    def shared_weights(self) -> bool:
+        """Whether several synapses share a weight, as in a convolution."""
+        return self.weights * self.average < self.synapses
+
+    def to_dict(self) -> dict[str, Any]:
+        """All counts, and "silent", as JSON values."""
+        return to_jsonable_python(self) | {"silent": self.silent}
+
+
+@dataclass(frozen=True)
+class LayerActivity:
+    """Work of a layer's clock-driven neurons beyond its synaptic operations, summed over samples, or of one sample.
+
+    With gating, a neuron rests until its first input spike and after its own spike. Without gating, it works in every
+    step of its two windows.
+
+    Attributes:
+        name: the layer's name.
+        integration_updates: additions of the slope to the potential in the integration window.
+        firing_updates: additions of the slope to the potential in the firing window; 0 if σ = 0.
+        compares: comparisons of the potential with the threshold.
+    """
+
+    name: str
+    integration_updates: int | float
+    firing_updates: int | float
+    compares: int | float
+
+    def awake_steps(self, neurons: int) -> float:
+        """Steps in which neurons are awake, summed over neurons; the comparison at the window's start is no step."""
+        return self.integration_updates + max(self.firing_updates, self.compares - neurons)
+
+
+FORMAT = 3
+"""Format of `Counts.to_dict`, also in summary.json and evaluation.json; format 2 lacked `without_input`."""
+
+# Attributes of `LayerCounts` that are summed over samples.
+OF_ALL_SAMPLES = (
+    *("spikes", "spikes_delivered", "active_inputs", "synaptic_operations", "nonzero_macs", "analog_macs"),
+    *("dense_macs", "saturated", "summed_spike_time"),
+)
+GATED = ("driven_time", "undriven_time")
+"""Attributes with the time that neurons wait for their first input spike; each may be None."""
+SUMMED = ("neurons", "inputs", "synapses", "weights", "biases", "silent", "never_active", *OF_ALL_SAMPLES)
+"""Keys of `Counts.total()`: sums over layers."""
+
+
+@dataclass(frozen=True)
+class InputCounts:
+    """Spikes of a latency encoder; all 0 if the first layer reads real values.
+
+    Attributes:
+        neurons: pixels times channels of one sample.
+        spikes: non-zero pixels, summed over all samples.
+    """
+
+    neurons: int = 0
+    spikes: int = 0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts of a network over a set of samples.
+
+    Attributes:
+        samples: number of samples counted, over all processes.
+        layers: counts of the layers with synapses, in the order in which they run; the readout is last.
+        input: spikes of a latency encoder, which has no synapses and is no hidden layer.
+        readout: when the decision is read; None if the network has no readout.
+        windows: windows that pass before the readout's window; None: one for each layer that fires, as in a chain.
+        weight_bits: bits of a weight on the network's grid or in its simulation; None if weights are not rounded.
+    Raises:
+        ValueError: there is a readout layer, but `readout` is None.
+    Example:
+        >>> from ttfs_triton.energy import count
+        >>> from ttfs_triton.nn import cnn1
+        >>> counts = count(cnn1(), [torch.rand(4, 1, 28, 28)])
+        >>> [layer.name for layer in counts.layers], counts.layers[0].neuron.psp_persistence
+        (['conv1', 'conv2', 'fc1', 'readout'], 1.0)
+        >>> counts.readout, counts.layers[0].neurons, counts.total()["dense_macs"] // counts.samples
+        ('potential_start', 12544, 1670976)
+    """
+
+    samples: int
+    layers: tuple[LayerCounts, ...]
+    input: InputCounts = InputCounts()
+    readout: ReadoutTime | None = None
+    windows: int | None = None
+    weight_bits: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.readout is None and any(layer.kind == "readout" for layer in self.layers):
+            raise ValueError("Counts: readout must say when the decision of a readout is read; got None.")
+
+    @property
+    def sparsity(self) -> float:
+        """Hidden spikes over hidden neurons, before pooling, as the paper reports it; lower is sparser."""
+        return sparsity(self.layers)
+
+    @property
+    def sparsity_as_published(self) -> float | None:
+        """Spikes over neurons, counted as in the paper's published code; None if `without_input` was not counted.
+
+        There, neurons without any input fire at their window's end, and every output neuron counts as a spike.
+        """
+        spikes, neurons = 0, sum(layer.neurons for layer in self.layers) * self.samples
+        for layer in self.layers:
+            if layer.kind != "readout" and layer.without_input is None:
+                return None
+            fired = layer.spikes + (layer.without_input or 0)
+            spikes += layer.neurons * self.samples if layer.kind == "readout" else fired
+        return spikes / neurons
+
+    def averages(self) -> tuple[LayerCounts, ...]:
+        """The layers' counts as means over the samples, not sums."""
+        if self.samples < 1 or not self.layers:
+            found = f"{self.samples} and {len(self.layers)}"
+            raise ValueError(f"estimate: counts must be of at least one sample and layer; got {found}.")
+        each, layers = 1 / self.samples, []
+        for layer in self.layers:
+            summed = {key: getattr(layer, key) for key in (*OF_ALL_SAMPLES, *GATED)}
+            averages = {key: None if value is None else value * each for key, value in summed.items()}
+            layers.append(dataclasses.replace(layer, samples=1, **averages))
+        return tuple(layers)
+
+    def firing_more(self, factor: float) -> Counts:
+        """Counts if hidden neurons fired `factor` times as often, at the same times, for the same inputs.
+
+        The time that neurons wait for their first input spike is assumed to be linear in `factor`.
+        """
+        own, layers = ("spikes", "spikes_delivered", "saturated", "summed_spike_time"), []
+        for place, layer in enumerate(self.layers):
+            changed = own if place == 0 else (*own, "synaptic_operations", "nonzero_macs")
+            changes = {key: getattr(layer, key) * factor for key in changed}
+            if place > 0 and layer.driven_time is not None and layer.undriven_time is not None:
+                asleep = layer.neurons * layer.samples
+                changes["driven_time"] = layer.driven_time * factor
+                changes["undriven_time"] = asleep + (layer.undriven_time - asleep) * factor
+            layers.append(dataclasses.replace(layer, **changes))
+        return dataclasses.replace(self, layers=tuple(layers))
+
+    def total(self) -> dict[str, Any]:
+        """Sums over layers, by the names in `SUMMED`."""
+        return {key: sum(getattr(layer, key) for layer in self.layers) for key in SUMMED}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All counts as JSON values: the attributes, the sparsities, and "total"."""
+        derived = {"format": FORMAT, "total": self.total(), "sparsity": self.sparsity}
+        derived["sparsity_as_published"] = self.sparsity_as_published
+        return derived | to_jsonable_python(self) | {"layers": [layer.to_dict() for layer in self.layers]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Counts:
+        """Counts from the values that `to_dict` returned.
+
+        Raises:
+            ValueError: the format is unknown, a key is missing or a value has the wrong type.
+        """
+        if values.get("format") not in (2, FORMAT):
+            raise ValueError(
+                f"Counts.from_dict: values must be of format 2 or {FORMAT}; got {values.get('format')}. Evaluate again "
+                "for an earlier one; a later one needs a later ttfs-triton."
+            )
+        try:
+            return TypeAdapter(cls).validate_python(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            found = f"{'.'.join(map(str, first['loc'])) or 'all'}: {first['msg']}"
+            raise ValueError(f"Counts.from_dict: values must come from to_dict; got {found}.") from None

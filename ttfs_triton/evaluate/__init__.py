@@ -1,0 +1,16 @@
+"""Scoring a network over a set of images: batches, accuracy, activity, device and versions."""
+
+from ttfs_triton.evaluate.batches import EvaluationBatches
+from ttfs_triton.evaluate.machine import device_name, versions
+from ttfs_triton.evaluate.score import Evaluation, EvaluationStopped, evaluate, layer_table, sum_over_processes
+
+__all__ = [
+    "Evaluation",
+    "EvaluationBatches",
+    "EvaluationStopped",
+    "device_name",
+    "evaluate",
+    "layer_table",
+    "sum_over_processes",
+    "versions",
+]

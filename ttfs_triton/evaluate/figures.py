@@ -1,0 +1,235 @@
+"""Pictures of one evaluated network, as SVG for a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ttfs_triton.energy import Counts, Estimate, LayerCounts, Range
+from ttfs_triton.evaluate.plots import (
+    COLOURS,
+    INK,
+    PAPER,
+    accuracy_lines,
+    grid,
+    legend_below,
+    page_svg,
+    value_axis,
+)
+from ttfs_triton.evaluate.tables import capacity_unpublished
+from ttfs_triton.nn.graph import Stage
+from ttfs_triton.nn.readout import Readout
+from ttfs_triton.nn.trace import evaluating, network_graph
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DEADLINE_AXIS = "deadline, windows from the image's start"
+
+
+@dataclass(frozen=True)
+class LayerSpikes:
+    """Spikes of one layer for one image; tensors are on the CPU.
+
+    Attributes:
+        name: name of the layer; "input" for a latency encoder.
+        window: number of the layer's window, from 0; layer l fires from time l on.
+        neurons: number of neurons before pooling.
+        index: [spikes] int64, indices of the neurons that fired, in memory order.
+        time: [spikes] float32, spike times from the image's start, in windows.
+    """
+
+    name: str
+    window: int
+    neurons: int
+    index: Tensor
+    time: Tensor
+
+
+@torch.no_grad()
+def spikes_of(network: nn.Module, image: Tensor) -> tuple[LayerSpikes, ...]:
+    """Spike times of all layers for one image.
+
+    Args:
+        network: a network for `network_graph`, on any device. It runs in evaluation mode; its mode is restored.
+        image: [channels, height, width], in the form that the network takes.
+    Returns:
+        One entry for each layer, in the order of the windows; the readout's spikes are on its own ramp.
+    Raises:
+        ValueError: the network is not accepted, or the image has another shape.
+    """
+    if image.ndim != 3:
+        raise ValueError(
+            f"spikes_of: image must be [channels, height, width]; got {list(image.shape)}. Take one of the batch."
+        )
+    graph = network_graph(network, image.shape)
+    layers: list[LayerSpikes] = []
+
+    def fire(stage: Stage, arriving: Tensor, skip: Tensor | None) -> Tensor:
+        if isinstance(stage.layer, Readout):
+            activations = times = stage.layer.decide(arriving).spike_times[0]
+        else:
+            activations = stage.activations(arriving, skip)
+            flat = activations[0].flatten()
+            times = torch.where(flat > 0, 1 - flat, torch.inf)
+        times = times.float().cpu()
+        index = times.isfinite().nonzero().flatten()
+        name = "input" if stage.kind == "latency" else stage.name
+        layers.append(LayerSpikes(name, stage.window, len(times), index, stage.window + times[index]))
+        return activations
+
+    with evaluating(network):
+        graph.run(image[None].to(next(network.parameters()).device), fire)
+    return tuple(layers)
+
+
+POINTS = ((64, 4.0), (1024, 2.5), (8192, 1.6))  # (most neurons of a layer, diameter of its points)
+
+
+def raster_svg(layers: Sequence[LayerSpikes]) -> str:
+    """Spike raster: time across, one band for each layer, a point for each spike; a ring marks the first output spike.
+
+    The points are one bitmap inside the SVG, so that its size hardly depends on their number.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for row, layer in enumerate(layers):
+            size = next((size for most, size in POINTS if layer.neurons <= most), 0.9)
+            axes.plot(
+                *(layer.time.tolist(), _heights(row, layer)),
+                linestyle="none",
+                marker="o",
+                markersize=size,
+                markeredgewidth=0,
+                alpha=1.0 if size > 1 else 0.6,
+                color=COLOURS[row % 6],
+                rasterized=True,
+            )
+            axes.axhline(row, color=INK, linewidth=0.5, alpha=0.25)
+        last = layers[-1]
+        for window in range(1, last.window + 1):
+            axes.axvline(window, color=INK, linewidth=0.5, alpha=0.25)
+        if len(last.time):
+            first = int(last.time.argmin())
+            place = float(last.time[first]), _heights(len(layers) - 1, last)[first]
+            ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.8, "zorder": 5}
+            axes.plot(*place, "o", color=INK, **ring)
+            axes.annotate("first output spike", place, (-10, 0), textcoords="offset points", ha="right", va="center")
+        axes.set(xlim=(0, last.window + 1), ylim=(len(layers), 0))
+        axes.set(xlabel="time from the image's start, windows")
+        axes.set_yticks([row + 0.5 for row in range(len(layers))], [layer.name for layer in layers])
+        axes.locator_params("x", nbins=8, integer=True)
+        axes.tick_params(axis="y", length=0)
+
+    return page_svg("raster", 1.0 + 0.44 * len(layers), draw)
+
+
+def _heights(row: int, layer: LayerSpikes) -> list[float]:
+    """Vertical positions of a layer's spikes inside the layer's band."""
+    return (row + 0.08 + 0.84 * (layer.index.double() + 0.5) / max(layer.neurons, 1)).tolist()
+
+
+def histograms_svg(counts: Counts) -> str | None:
+    """Histograms of spike times in the window, one for each layer; None if no layer has a histogram."""
+    layers = [layer for layer in counts.layers if sum(layer.histogram)]
+    if not layers:
+        return None
+    columns = 2 if len(layers) <= 8 else 3
+    rows = -(-len(layers) // columns)
+
+    def draw(figure: Figure) -> None:
+        pictures = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
+        for axes, layer in zip(pictures, layers, strict=False):
+            _histogram(axes, layer)
+        for axes in pictures[len(layers) :]:
+            axes.set_visible(False)
+        for axes in pictures[max(0, len(layers) - columns) : len(layers)]:
+            axes.tick_params(labelbottom=True)
+        figure.supxlabel("time from the window's start, windows", fontsize=11)
+
+    return page_svg("histograms", 0.5 + 1.3 * rows, draw)
+
+
+def _histogram(axes: Axes, layer: LayerCounts) -> None:
+    """Histogram of a layer's spike times; a bin far above the others is cut off and labelled with its share."""
+    bins = len(layer.histogram)
+    shares = [spikes / sum(layer.histogram) for spikes in layer.histogram]
+    edges = [place / bins for place in range(bins + 1)]
+    axes.stairs(shares, edges, fill=True, color=COLOURS[4 if layer.kind != "readout" else 1])
+    axes.set_title(layer.name, loc="left", fontsize=11)
+    axes.set(xlim=(0, 1), xticks=[0, 0.5, 1])
+    axes.set_xticklabels(["0", "½", "1"])
+    largest, second = [*sorted(shares, reverse=True), 0.0][:2]
+    cut = 1.6 * second if 0 < second < largest / 3 else 0.0
+    axes.set_ylim(0, cut or 1.08 * largest)
+    if cut:
+        place = (shares.index(largest) + 0.5) / bins
+        align, offset = ("right", -5) if place > 0.5 else ("left", 5)
+        text = f"{100 * largest:.0f}%"
+        axes.annotate(text, (place, 0.97 * cut), (offset, 0), textcoords="offset points", ha=align, va="top")
+    axes.locator_params("y", nbins=2)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+
+
+def energy_svg(estimates: Sequence[Estimate]) -> str | None:
+    """Total energy with its range on each chip, open if terms have no price; None unless two chips have prices."""
+    totals = [(found, found.total) for found in estimates if found.total is not None and found.total.nominal > 0]
+    if len(totals) < 2:
+        return None
+    return page_svg("energy", 0.8 + 0.3 * len(totals), lambda figure: _chips_on(figure.subplots(), totals))
+
+
+def lines_svg(
+    name: str,
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    title: str,
+    images: int,
+    *,
+    doubling: bool = False,
+    levels: Mapping[str, float] | None = None,
+) -> str | None:
+    """Accuracy against a value, in lines; None with fewer than two values.
+
+    Args:
+        name: name of the figure, unique on its page.
+        lines, images, title, doubling: see `accuracy_lines`; `images` are its samples.
+        levels: accuracies to draw as horizontal lines, by name.
+    """
+    levels = levels or {}
+    if len({x for points in lines.values() for x, _ in points}) < 2:
+        return None
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for text, accuracy in levels.items():
+            axes.axhline(accuracy, color=INK, linewidth=1, alpha=0.5, linestyle=":", label=text)
+        accuracy_lines(axes, lines, images, title, doubling=doubling)
+        if len(lines) + len(levels) > 1:
+            legend_below(figure, axes, columns=1)
+
+    return page_svg(name, 3.4 + 0.2 * len(lines), draw)
+
+
+def _chips_on(axes: Axes, totals: Sequence[tuple[Estimate, Range]]) -> None:
+    """Draw each total in a row: range, nominal value (open if terms are missing), * if capacity is unpublished."""
+    ends, names, colour = list[float](), list[str](), COLOURS[4]
+    for row, (found, total) in enumerate(totals):
+        low = max(total.low, total.nominal * 1e-6)
+        ends += [low, total.high]
+        if low < total.high:
+            axes.plot([low, total.high], [row, row], color=colour, linewidth=4, alpha=0.5)
+        fill = PAPER if found.unpriced else colour
+        axes.plot([total.nominal], [row], "o", color=colour, markersize=7, markerfacecolor=fill)
+        names.append(f"{found.chip.name} *" if capacity_unpublished(found.chip) else found.chip.name)
+    note = " (* capacity not published)" if any(name.endswith(" *") for name in names) else ""
+    axes.set(xlabel=f"energy of an image{note}")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    value_axis(axes, ends)
+    grid(axes, "x")

@@ -1,0 +1,93 @@
+"""Options of `ttfs evaluate`, and the results of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import Field
+
+from ttfs_triton.chip.simulation import MOST_STEPS
+from ttfs_triton.chip.simulator import Own
+from ttfs_triton.data.images import ImageData
+from ttfs_triton.evaluate.load import LoadedNetwork
+from ttfs_triton.evaluate.page import PageData
+from ttfs_triton.shared_options import CommandOptions, FaultOptions
+
+
+class MeasuringOptions(CommandOptions):
+    """Options of commands that measure networks on test images: own code, images, device, faults, decision time."""
+
+    network: str | None = None
+    """FILE.py:FUNCTION that builds the network, if your own code does."""
+    dataset: str | None = None
+    """Hub data set, or "sample". Default: the data set of the run's training."""
+    data_dir: Path | None = None
+    """Local folder with parquet files or class folders of images; needs no internet access."""
+    max_test_samples: int | None = Field(default=None, ge=1, lt=2**31)
+    """Use only this many test images, for a quick look."""
+    batch_size: int = Field(default=250, ge=1, lt=2**31)
+    """Images in a batch of the measurements."""
+    cpu: bool = False
+    """Use the CPU even if there is a GPU."""
+    fault_seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the faults in simulations."""
+    deadlines: bool = False
+    """Measure accuracy against decision time, by the earliest output spike, for each network."""
+
+
+class EvaluationOptions(FaultOptions, MeasuringOptions):
+    """Options of an evaluation: network, images, hardware, faults and output. Positional: the run or checkpoint."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A run's folder, a folder with config.json and model.safetensors, a .safetensors file with config.json beside it,
+    owner/name[@revision] on the Hub, or bundled:NAME for a network that comes with the package."""
+
+    # ---- data
+    image_column: str | None = None
+    """Column with the images. Default: detected (image, img)."""
+    label_column: str | None = None
+    """Column with the labels. Default: detected (label, fine_label)."""
+
+    # ---- hardware
+    chip: tuple[str, ...] = Field(default=("anp_i", "lemaire45:int8"), min_length=1)
+    """Chips to price the counts on: names of presets, your own TOML files, or "all". The first is shown in detail.
+    ANNs are compared on the first chip that prices an ANN's multiplications and memory, or else on
+    lemaire45:int8; with "all", the chip of the comparison is shown in detail."""
+    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | Own = "network"
+    """Time steps a window, in simulation and energy. network: the steps of the network's grid, or 32 without a grid."""
+    step_us: float | None = Field(default=None, gt=0)
+    """Duration of a step in microseconds, for static power. Default: the chip's own, if it fixes one."""
+    latency_us: float | None = Field(default=None, gt=0)
+    """Duration of an image in microseconds, for static power. Default: its steps' duration; an ANN has no steps."""
+    clock_mhz: float | None = Field(default=None, gt=0)
+    """Clock frequency in MHz, for idle power. Default: the chip's own."""
+    hops_per_spike: float | None = Field(default=None, ge=0)
+    """Tiles that a delivered spike crosses, summed over its messages. Default: hops are not priced."""
+    weight_bits: Annotated[int, Field(ge=2, le=16)] | Own | None = "network"
+    """Bits of a weight in the simulation; None does not round. network: the bits of the network's grid, or 8."""
+    gating: bool = True
+    """Neurons rest before their first input spike and after their own spike."""
+    simulation: bool = True
+    """Simulate the network in integers, as hardware runs it, and price the simulated work of its neurons."""
+
+    # ---- output
+    output_dir: Path | None = None
+    """Folder in which to write evaluation.json; must not hold one already."""
+    report: Path | None = None
+    """Path of the report, one self-contained HTML page, which ends in .html."""
+    overwrite: bool = False
+    """Replace existing files of --output-dir and --report."""
+    sample: int = Field(default=0, ge=0, lt=2**31)
+    """Index of the test image whose spikes the report shows."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An evaluation: network, data, and all figures for the page."""
+
+    loaded: LoadedNetwork
+    data: ImageData
+    page: PageData

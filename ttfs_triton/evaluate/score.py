@@ -1,0 +1,145 @@
+"""Accuracy, loss and activity of a network over a set of images: exact, over any number of processes."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ttfs_triton.evaluate.batches import EvaluationBatches, load_batches
+from ttfs_triton.nn import (
+    LayerStatistics,
+    NetworkGraph,
+    collect_statistics,
+    network_graph,
+    record_statistics,
+    reset_statistics,
+    sparsity,
+)
+from ttfs_triton.nn.models import logits_and_decision
+from ttfs_triton.nn.trace import evaluating
+from ttfs_triton.table import Cell, Table
+from ttfs_triton.wording import small_percent
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one pass over a set of images.
+
+    Attributes:
+        correct, images: right decisions by the readout's score, and images, over all processes; each image counts once.
+        loss: mean cross entropy.
+        first_spike_correct: right decisions if the earliest output spike decides.
+        ties, no_spike: images for which several output neurons fire first together, or none fires.
+        layers: activity of each layer, the readout included.
+    """
+
+    correct: int
+    images: int
+    loss: float
+    first_spike_correct: int
+    ties: int
+    no_spike: int
+    layers: list[LayerStatistics]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images classified rightly, in [0, 1]."""
+        return self.correct / self.images
+
+    @property
+    def first_spike_accuracy(self) -> float:
+        """Share of images classified rightly by the earliest output spike."""
+        return self.first_spike_correct / self.images
+
+    @property
+    def sparsity(self) -> float:
+        """Hidden spikes over hidden neurons, before pooling."""
+        return sparsity(self.layers)
+
+
+class EvaluationStopped(Exception):
+    """Evaluation was cut short because the run was asked to stop."""
+
+
+def evaluate(
+    network: nn.Module,
+    batches: EvaluationBatches,
+    accelerator: Accelerator,
+    *,
+    num_workers: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+    on_batch: Callable[[int], None] = lambda images: None,
+) -> Evaluation:
+    """Score a network on this process's share of the images, and sum over processes.
+
+    Args:
+        network: an unwrapped network that `network_graph` accepts; its mode, training or evaluation, is restored.
+        batches: this process's share.
+        accelerator: for device and sum.
+        num_workers: processes that decode images which are not in memory.
+        stop: called before each batch in this process; true ends its part, and the evaluation in all processes.
+        on_batch: called with the number of images scored.
+    Raises:
+        NetworkError: as `network_graph` raises it.
+        EvaluationStopped: `stop` returned true in some process.
+        ValueError: outputs are NaN or infinite; class 0 would count as the highest.
+    """
+    graph = network_graph(network, batches.data.shape[1:])
+    graph.prepare_statistics()
+    reset_statistics(network)
+    scores = torch.zeros(7, dtype=torch.float64, device=accelerator.device)  # of `_score`, and 1 if this process stops
+    loader = load_batches(batches, accelerator.device, num_workers=num_workers)
+    with torch.no_grad(), evaluating(network), record_statistics(network), closing(loader):
+        for images, labels in loader:
+            if stop():
+                scores[-1] = 1
+                break
+            scores[:-1].add_(_score(network, graph, images, labels))
+            on_batch(len(labels))
+    images, correct, loss, first_spike_correct, ties, no_spike, stops = sum_over_processes(accelerator, scores).tolist()
+    if stops:
+        raise EvaluationStopped
+    if not math.isfinite(loss):
+        raise ValueError("evaluate: outputs of the network must be finite; got NaN or inf. Look at its weights.")
+    layers = collect_statistics(network, lambda counts: sum_over_processes(accelerator, counts))
+    order = {stage.name: place for place, stage in enumerate(graph.stages)}
+    layers.sort(key=lambda layer: order.get(layer.name, 0))
+    return Evaluation(
+        int(correct), int(images), loss / images, int(first_spike_correct), int(ties), int(no_spike), layers
+    )
+
+
+def _score(network: nn.Module, graph: NetworkGraph, images: Tensor, labels: Tensor) -> Tensor:
+    """Scores of a batch, [6] float64, on the device.
+
+    In order: images, right decisions by the readout, summed cross entropy, right decisions by the first spike, ties,
+    images without an output spike.
+    """
+    logits, decision = logits_and_decision(network, graph.readout, images)
+    logits = logits.float()
+    correct, loss = (logits.argmax(1) == labels).sum(), F.cross_entropy(logits, labels, reduction="sum")
+    first_spike_correct = (decision.prediction == labels).sum()
+    scores = correct, loss, first_spike_correct, decision.tie.sum(), decision.no_spike.sum()
+    return torch.stack([torch.full_like(correct, len(labels)), *scores]).double()
+
+
+def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """Sum a tensor over all processes; every process gets the result, `values` stays as it is."""
+    return cast(Tensor, accelerator.reduce(values.clone(), "sum"))
+
+
+def layer_table(layers: Sequence[LayerStatistics], title: str = "") -> Table:
+    """Table of layers: neurons, spikes a sample, shares of neurons active, saturated, silent, never active."""
+    headers = ("layer", "neurons", "spikes / image", "active", "saturated", "silent", "never active")
+    rows = []
+    for layer in layers:
+        shares = map(small_percent, (layer.saturated_share, layer.silent_share, layer.never_active_share))
+        spikes = f"{layer.spikes / max(1, layer.samples):,.1f}"
+        rows.append((layer.name, f"{layer.neurons:,}", spikes, Cell.of(layer.sparsity), *shares))
+    return Table(title, headers, rows)

@@ -1,0 +1,202 @@
+"""Tables of counts and energies for page, card and terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from rich.console import Console
+from rich.text import Text
+
+from ttfs_triton.energy import Chip, Comparison, Counts, Estimate, Term
+from ttfs_triton.energy.estimate import TermKind
+from ttfs_triton.energy.prices import energy_range, weakest
+from ttfs_triton.evaluate.deadline import DeadlineRow
+from ttfs_triton.table import Cell, Table
+from ttfs_triton.wording import (
+    duration,
+    energy,
+    number,
+    percent,
+    ratio,
+)
+
+
+def operations_table(counts: Counts) -> Table:
+    """Table of each layer's synaptic operations and the dense ANN's multiply-accumulates; sums in the last row."""
+    total = counts.total()
+    keys = ("synaptic_operations", *(["analog_macs"] if total["analog_macs"] else []), "dense_macs")
+    sources = [(layer.name, {key: getattr(layer, key) for key in keys}) for layer in counts.layers]
+    rows = []
+    for name, found in [*sources, ("all", total)]:
+        done = found["synaptic_operations"] + found.get("analog_macs", 0)
+        share = done / found["dense_macs"] if found["dense_macs"] else float("nan")
+        rows.append((name, Cell.of(share), *(number(found[key] / counts.samples) for key in keys)))
+    titles = {"synaptic_operations": "synaptic operations", "analog_macs": "MACs", "dense_macs": "dense MACs"}
+    return Table("Operations of an image", ("layer", "of dense", *(titles[key] for key in keys)), tuple(rows))
+
+
+def deadline_table(rows: Sequence[DeadlineRow]) -> Table:
+    """Table of accuracies by deadline, with the deadlines at which something changes and the last one."""
+    figures = [(row.accuracy, row.decided) for row in rows]
+    changed = [row for row, (before, after) in zip(rows[1:], pairwise(figures), strict=True) if before != after]
+    shown = dict.fromkeys([*rows[:1], *changed, *rows[-1:]])
+    columns: dict[str, Callable[[DeadlineRow], str]] = {
+        "deadline": lambda row: f"{row.deadline:.2f}",
+        "accuracy": lambda row: percent(row.accuracy),
+        "fired by then": lambda row: percent(row.decided),
+        "mean decision time": lambda row: f"{row.time:.3f}",
+    }
+    return Table.of("Decisions by a deadline, in windows from the image's start, where they change", shown, columns)
+
+
+def pairs_table(
+    caption: str, pairs: Iterable[tuple[str, object]], headers: tuple[str, str] = ("what", "value")
+) -> Table:
+    """Table of names and values."""
+    return Table(caption, headers, tuple((name, str(value)) for name, value in pairs), (1,))
+
+
+KINDS: tuple[TermKind, ...] = ("compute", "memory", "communication", "static")
+
+NO_PRICE = "no published price"
+
+
+def why_missing(*estimates: Estimate) -> dict[str, list[str]]:
+    """Names of the terms that are in no sum, by reason; the reason "no published price" is first."""
+    why: dict[str, list[str]] = {NO_PRICE: []}
+    for found in estimates:
+        for term in found.unpriced:
+            stated = found.chip.prices.get(term.price_name)
+            names = why.setdefault(NO_PRICE if stated is None or stated.amount is None else term.note, [])
+            if term.name not in names:
+                names.append(term.name)
+    return {reason: names for reason, names in why.items() if names}
+
+
+def not_in_it(found: Estimate) -> str:
+    """Text with the terms that are in no sum, and the reason unless it is an unpublished price."""
+    parts = [", ".join(names) + ("" if why == NO_PRICE else f" ({why})") for why, names in why_missing(found).items()]
+    return "; ".join(parts) or "nothing"
+
+
+def capacity_unpublished(chip: Chip) -> bool:
+    """Whether the chip's number of neurons and synapses is unpublished, so that a network may need several chips."""
+    return "synop" in chip.prices and chip.capacity.neurons is None and chip.capacity.synapses is None
+
+
+def chips_table(estimates: Sequence[Estimate]) -> Table:
+    """Table of estimates, one row for each chip."""
+    rows = []
+    for found in estimates:
+        missing = not_in_it(found) + ("; capacity not published" if capacity_unpublished(found.chip) else "")
+        cells = (energy_range(found.total), duration(found.latency_us), found.status or "–", missing)
+        rows.append((found.chip.name, *cells))
+    headers = ("chip", "energy", "latency", "weakest status", "what is missing")
+    if all(found.latency_us is None for found in estimates):
+        headers, rows = headers[:2] + headers[3:], [row[:2] + row[3:] for row in rows]
+    caption = "Energy of an image at nominal prices; in brackets: all prices at their low end, all at their high end"
+    return Table(caption, headers, tuple(rows), (len(headers) - 1,))
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Table with one row for each way of computing the network; ratios are to the first row."""
+    first, rows = comparison.estimates[0], []
+    for found in comparison.estimates:
+        cells = list[str]()
+        for measure in ("memory_included", "compute_only"):
+            amount, own = getattr(found, measure), getattr(first, measure)
+            times = "–"
+            if amount is not None and own is not None and own.nominal > 0:
+                times = f"× {ratio(amount.nominal / own.nominal)}"
+            cells += [energy_range(amount), times]
+        rows.append((found.implementation, *cells, energy_range(found.total), found.status or "–"))
+    sums = ("memory included", "ratio", "compute only", "ratio", "all priced operations")
+    headers = ("computed as", *sums, "weakest status")
+    return Table(f"Energy of an image on {first.chip.name}", headers, tuple(rows))
+
+
+def break_even(comparison: Comparison) -> list[str]:
+    """The verdict against the dense ANN and the break-even point, in sentences."""
+    text = comparison.firing_share.text
+    return [*comparison.verdict.sentences(), f"{text[:1].upper()}{text[1:]}."]
+
+
+def layers_table(found: Estimate) -> Table:
+    """Table of energies, one row for each layer, one column for each kind of operation; sums in the last row."""
+    parts = {
+        layer: replace(found, terms=tuple(term for term in found.terms if term.layer == layer))
+        for layer in found.by_layer()
+    }
+    rows = [
+        (name, *(_cell(part, kind) for kind in KINDS), energy_range(part.total))
+        for name, part in (*parts.items(), ("all", found))
+    ]
+    caption = f"{found.network}, {found.implementation}, on {found.chip.name}: energy of an image"
+    return Table(caption, ("layer", *KINDS, "total"), tuple(rows))
+
+
+def _cell(found: Estimate, kind: TermKind) -> str:
+    amount = found.of_kind(kind)
+    if amount is not None:
+        return energy(amount.nominal)
+    return "–" if any(term.kind == kind for term in found.terms) else ""
+
+
+def terms_table(found: Estimate) -> Table:
+    """Table of energies, one row for each operation over all layers; sums in the last rows."""
+    rows = []
+    for name, amount in found.by_term().items():
+        own = [term for term in found.terms if term.name == name]
+        counts = [term.count for term in own if term.count is not None]
+        count = f"{sum(counts):,.6g}" + (" µs" if own[0].kind == "static" else "") if counts else "–"
+        prices = ", ".join(dict.fromkeys(term.price_name.replace("_", " ") for term in own))
+        status = weakest(term.status for term in own) or "–"
+        rows.append((name, own[0].kind, count, energy_range(amount), prices, status))
+    sums = {"compute only": found.compute_only, "memory included": found.memory_included, "all priced": found.total}
+    rows += [(name, "sum", "", energy_range(amount), "", "") for name, amount in sums.items()]
+    caption = f"Terms and their sums; weakest status {found.status or '–'}"
+    return Table(caption, ("term", "kind", "count", "energy", "price", "status"), tuple(rows), (4,))
+
+
+def prices_table(estimates: Sequence[Estimate]) -> Table:
+    """Table of all prices used on one chip, with their sources."""
+    found: dict[tuple[str, str], list[Term]] = {}
+    for term in (term for each in estimates for term in each.terms):
+        found.setdefault((term.price_name, term.price.source if term.price else "–"), []).append(term)
+    rows = []
+    for (name, source), own in found.items():
+        texts = dict.fromkeys(str(term.price).partition(",")[0] if term.price else "unpublished" for term in own)
+        rows.append((name.replace("_", " "), "; ".join(texts), weakest(term.status for term in own) or "–", source))
+    return Table("Prices", ("price of", "one costs", "status", "source"), tuple(rows), (1, 3))
+
+
+def small_print(*estimates: Estimate) -> list[str]:
+    """Assumptions, excluded terms and warnings, in sentences."""
+    lines = [line for found in estimates for line in found.assumptions]
+    for found in estimates:
+        who = f"{found.implementation}: " if len(estimates) > 1 else ""
+        lines += [f"excluded: {who}{', '.join(names)} ({why})" for why, names in why_missing(found).items()]
+    lines += [f"warning: {line}" for found in estimates for line in found.warnings]
+    return list(dict.fromkeys(lines))
+
+
+def print_estimate(found: Estimate, console: Console | None = None) -> None:
+    """Print one estimate: layers, terms, sums, assumptions and warnings."""
+    _print(console, small_print(found), layers_table(found), terms_table(found))
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Print a comparison: the table, the break-even point, assumptions and warnings."""
+    _print(console, break_even(comparison) + small_print(*comparison.estimates), comparison_table(comparison))
+
+
+def print_chips(estimates: Sequence[Estimate], console: Console | None = None) -> None:
+    """Print the table of estimates on several chips, and their warnings."""
+    warnings = [f"warning: {line}" for found in estimates for line in found.warnings]
+    _print(console, list(dict.fromkeys(warnings)), chips_table(estimates))
+
+
+def _print(console: Console | None, lines: Sequence[str], *tables: Table) -> None:
+    (console or Console()).print(*tables, Text("\n".join(f"- {line}" for line in lines)), sep="\n")

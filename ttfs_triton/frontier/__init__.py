@@ -1,5 +1,0 @@
-"""Sweeps of trained networks: accuracy against spikes, energy, time steps, weight bits, faults and decision time."""
-
-from ttfs_triton.frontier.options import FrontierOptions, Point
-
-__all__ = ["FrontierOptions", "Point"]

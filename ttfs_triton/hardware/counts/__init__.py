@@ -1,1 +1,0 @@
-"""Exact counts of spikes and operations in a running network."""

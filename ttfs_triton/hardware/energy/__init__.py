@@ -1,1 +1,0 @@
-"""Energy of a network on a chip, as counts times prices, beside the energy of equivalent ANNs."""

@@ -1,0 +1,235 @@
+"""Plan of a sweep: its networks and points, checked before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ttfs_triton.data.images import draw_images
+from ttfs_triton.energy import load_chip
+from ttfs_triton.evaluate.load import LoadedNetwork, load_network
+from ttfs_triton.model.locate import PREFIX, bundled_facts
+from ttfs_triton.nn import NetworkConfig
+from ttfs_triton.sweep.options import GRID, FrontierOptions, Point
+from ttfs_triton.train.build import RunData, build_network, check_network, split_data
+from ttfs_triton.train.config import (
+    FREE_ON_RESUME,
+    ConfigError,
+    TrainConfig,
+    changed_keys,
+    check_typed_network,
+    make_config,
+    read_yaml,
+)
+from ttfs_triton.train.options import EventOptions
+from ttfs_triton.train.run_folder import RunFolder, RunFolderError
+from ttfs_triton.train.target import TARGET_IMAGES, make_target
+
+# Keys of a run that have their defaults again in runs that continue from its weights.
+_OWN = (
+    *("preset", "trained_as", "output_dir", "resume", "overwrite", "push_to_hub", "hub_repo_id"),
+    *("trackers", "profile", "psp_persistence_rise"),
+)
+
+
+# A point on a grid folds batch norm into the weights. The run's own optimizer and rates suit weights in front of batch
+# norm, so that these keys are reset. The learning rate was measured on cifarnet.
+_FOLDED: dict[str, object] = {"batch_norm": False, "sync_batch_norm": False, "weight_standardisation": False}
+_RESET = ("optimizer", "momentum", "weight_decay", "readout_rate", "schedule", "warmup", "gradient_clip", "lookahead")
+_FOLDED |= {"lr": 3e-4} | {name: TrainConfig.model_fields[name].default for name in _RESET}
+
+
+Settings = tuple[dict[str, Any], dict[str, Any]]
+"""Keys of a run that continues a network's training: those of its own training, and those that the sweep overrides."""
+
+
+@dataclass(frozen=True)
+class PlannedPoint:
+    """A point to train, or one already trained; if its run has begun, `config` resumes the run."""
+
+    point: Point
+    folder: RunFolder
+    config: TrainConfig
+
+    @property
+    def ended(self) -> bool:
+        """Whether the point has been trained to the end."""
+        return self.folder.read_summary() is not None
+
+
+@dataclass(frozen=True)
+class PlannedNetwork:
+    """A network of the sweep and its points to train.
+
+    Attributes:
+        name: the network's name in folders and rows.
+        config: configuration of a run that continues the network's training; it says which images to read, and how.
+    """
+
+    name: str
+    loaded: LoadedNetwork
+    config: TrainConfig
+    points: tuple[PlannedPoint, ...]
+
+
+def make_plan(options: FrontierOptions) -> list[PlannedNetwork]:
+    """The networks of a sweep and their points, after all checks that need no images.
+
+    Raises:
+        LoadError, HubError, ValueError: a network or chip does not exist, or two networks have the same name.
+        ConfigError: points are no valid runs, or their folders hold other runs; the message names all such points.
+    """
+    for chip in options.chip:
+        load_chip(chip)
+    networks = [_network(source, options) for source in options.runs]
+    names = [network.name for network in networks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"frontier: runs must differ in their names; got {', '.join(twice)} twice. Rename a folder.")
+    if len({network.config.mixed_precision for network in networks}) > 1:
+        raise ValueError(
+            "frontier: runs must have the same mixed_precision; got "
+            f"{', '.join(f'{network.name} {network.config.mixed_precision}' for network in networks)}. "
+            "Sweep them one by one, or set it in --config."
+        )
+    return networks
+
+
+def _network(source: str, options: FrontierOptions) -> PlannedNetwork:
+    loaded = load_network(source, options.network)
+    name = loaded.files.name
+    settings = settings_of(source, loaded, options)
+    keys = settings[0] | settings[1]
+    if keys["dataset"] is None and keys.get("data_dir") is None:
+        raise ConfigError(f"frontier: --data-dir or --dataset must name the images of {source}; got neither.")
+    problems, points = [], []
+    for point in options.trained():
+        folder = options.output_dir / "points" / name / point.folder
+        try:
+            points.append(_planned(settings, point, folder))
+        except (ConfigError, RunFolderError) as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("frontier: nothing was trained, because these points are impossible:\n" + "\n".join(problems))
+    return PlannedNetwork(name, loaded, point_config(settings, None, options.output_dir), tuple(points))
+
+
+def _planned(settings: Settings, point: Point, path: Path) -> PlannedPoint:
+    config, folder = point_config(settings, point, path), RunFolder(path)
+    if not folder.is_run():
+        return PlannedPoint(point, folder, config)
+    saved = make_config(read_yaml(path / "config.yaml"), str(path / "config.yaml"))
+    config = config.model_copy(update={"cpu": saved.cpu})  # it resumes on the same device
+    if changes := changed_keys(saved, config):
+        lines = ", ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in changes.items())
+        raise ConfigError(
+            f"{path} holds a run of other settings, {lines}. Give the old ones, or another --output-dir, or remove it."
+        )
+    free = {key: value for key, value in config.model_dump().items() if key in FREE_ON_RESUME}
+    return PlannedPoint(point, folder, make_config(saved.model_dump() | free | {"resume": True}, str(path)))
+
+
+def check_points(network: PlannedNetwork, data: RunData, accelerator: Accelerator) -> None:
+    """Refuse points that are impossible with this network and these images, before any training.
+
+    Raises:
+        ConfigError: targets out of reach, grids that cannot hold the network, ...; the message names all such points.
+    """
+    problems: list[str] = []
+    for planned in network.points:
+        if planned.ended:
+            continue
+        config = planned.config
+        try:
+            if planned.folder.path.exists():  # it may hold no run, or another process may use it
+                planned.folder.claim(resume=config.resume, overwrite=False)
+                planned.folder.release()
+            built, _ = build_network(config, data, accelerator.device, calibrated=False)
+            check_network(built, data)
+            if config.target is not None:
+                among = split_data(data.train, data.test, config).train_indices
+                images = draw_images(data.train, TARGET_IMAGES, config.seed, among)
+                make_target(config.target, built, images, config.target_steps)
+        except (ValueError, RuntimeError) as error:
+            problems.append(f"{planned.point.name}: {error}")
+    if problems:
+        lines = "\n".join(problems)
+        raise ConfigError(f"frontier: nothing was trained: impossible points of {network.name}:\n{lines}")
+
+
+def outline(networks: Sequence[PlannedNetwork]) -> list[str]:
+    """Lines that list the points to train."""
+    lines = []
+    for network in networks:
+        left = [planned for planned in network.points if not planned.ended]
+        begun = sum(planned.folder.is_run() for planned in left)
+        more = f", {begun} of them begun" if begun else ""
+        lines.append(f"{network.name}: {len(network.points)} points, {len(left)} to train{more}")
+        lines += [f"  {planned.point.name}, {planned.config.epochs} epochs" for planned in left]
+    return lines
+
+
+def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) -> Settings:
+    """Keys of a run that continues a network's training.
+
+    Raises:
+        ConfigError: a configuration file cannot be read.
+    """
+    files, values = loaded.files, _image_keys(loaded)
+    if files.run is not None and (files.run / "config.yaml").is_file():
+        values = read_yaml(files.run / "config.yaml")
+    elif files.bundled:
+        values = dict(bundled_facts(source.removeprefix(PREFIX))["training"]["settings"])
+    values = {key: value for key, value in values.items() if key not in _OWN} | {"cpu": options.cpu}
+    built = values.pop("network", None) is not None
+    if isinstance(network := loaded.description.network, NetworkConfig):
+        keys = _network_keys(network)
+        values = values | keys if built else keys | values  # a built network's config.yaml does not describe it
+        values["weight_standardisation"] = network.weight_standardisation  # it may be folded into the weights
+    values["dataset"] = values.get("dataset") or loaded.description.dataset
+    if options.dataset is not None or options.data_dir is not None:
+        # With --data-dir the data set keeps its name, which networks of this sweep record as their training data.
+        values |= {"dataset": options.dataset or values["dataset"], "data_dir": options.data_dir}
+    for name in ("max_train_samples", "max_test_samples"):
+        values[name] = getattr(options, name) or values.get(name)
+    values["lr"] = values.get("lr", TrainConfig.model_fields["lr"].default) / 2
+    values["epochs"] = options.epochs
+    values["weights"] = source if files.bundled or files.repo_id else str(Path(source).resolve())
+    given = {} if options.lr is None else {"lr": options.lr}
+    given |= {} if options.config is None else read_yaml(options.config)
+    check_typed_network(given.get("network"), options.network, str(options.config))
+    return values, given | {"network": options.network}
+
+
+def point_config(settings: Settings, point: Point | None, folder: Path) -> TrainConfig:
+    """Configuration of the run that trains a point, or without a point of a plain continuation. Raises ConfigError."""
+    run, overridden = settings
+    given = overridden | ({} if point is None else point.values()) | {"output_dir": folder}
+    values = run | given
+    if values.get("batch_norm") and values.get("time_steps") is not None:
+        values = run | _FOLDED | given
+    if values.get("target_energy") is None:
+        values.pop("target_steps", None)
+    return make_config(values, "its run" if point is None else point.name)
+
+
+def _image_keys(loaded: LoadedNetwork) -> dict[str, Any]:
+    """Keys of a run that reads images as config.json says, for a network without its run's configuration."""
+    read = loaded.description.preprocessing
+    if (events := read.events) is not None:
+        return dict(zip(EventOptions.model_fields, dataclasses.astuple(events), strict=True))
+    square = read.size[0] if read.size[0] == read.size[1] else None
+    return {"image_size": square, "random_resized_crop": read.fit == "crop"}
+
+
+def _network_keys(config: NetworkConfig) -> dict[str, Any]:
+    """Keys of a run that builds the same network."""
+    same = ("width", "encoder", "readout", "bias", "weight_standardisation", "batch_norm", "dropout", "initial_gain")
+    own = {name: getattr(config, name) for name in same}
+    if (grid := config.grid) is not None:
+        own |= {key: getattr(grid, key) for key in GRID} | {"weight_units": "channel" if grid.per_channel else "tensor"}
+    return {"model": config.specification, **own, **dataclasses.asdict(config.neuron)}
