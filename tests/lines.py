@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Folders: (ceiling, goal).
 ROOMS = {
-    ("ttfs_triton", "kernels", "recipes"): (29_444, 25_000),
+    ("ttfs_triton", "kernels", "recipes"): (29_132, 25_000),
     ("bench",): (3_662, 3_400),
     ("tests",): (21_779, 17_000),
 }

@@ -3,11 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torchvision
+from PIL import Image
 
 from tests.convert import sources
+from tests.convert.published import ForDigits
 from tests.convert.sources import randomised
 from tests.convert.test_conversion import ours
 from ttfs_triton.convert import command, convert, convert_ann
@@ -22,11 +26,13 @@ from ttfs_triton.nn import Neuron
 COPY = ["--no-calibrate"]
 
 
+PAPER, SPIKING = ["--trained-as", "ann"], ["--psp-persistence", "0.25"]
+
+
 @pytest.fixture
-def vgg(tmp_path):
-    path = tmp_path / "vgg.pth"
-    (tmp_path / "config.json").write_text(json.dumps(sources.TIMM_CONFIG))
-    torch.save({"net": {f"module.{k}": v for k, v in randomised(sources.one_layer_head()).state_dict().items()}}, path)
+def paper(tmp_path):
+    path = tmp_path / "paper.pth"
+    torch.save({"net": {f"module.{k}": v for k, v in randomised(sources.Paper()).state_dict().items()}}, path)
     return path
 
 
@@ -34,24 +40,24 @@ def described(folder) -> ModelDescription:
     return read_model(folder / "config.json", folder / "model.safetensors")[0]
 
 
-def test_recipe_writes_what_evaluation_loads(vgg, tmp_path, capsys):
+def test_recipe_writes_what_evaluation_loads(paper, tmp_path, capsys):
     folder = tmp_path / "runs" / "converted"
     folder.mkdir(parents=True)  # an empty one is filled
-    command.main(None, [str(vgg), "--output-dir", str(folder), "--psp-persistence", "0.25", *COPY])
+    command.main(None, [str(paper), "--output-dir", str(folder), "--psp-persistence", "0.25", *PAPER, *COPY])
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "conversion.json", "model.safetensors"]
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     assert {value.dtype for value in tensors.values()} == {torch.float32}
     loaded = load_network(folder)
-    converted = convert(vgg, neuron=Neuron(0.25))
+    converted = convert(paper, trained_as="ann", bias=False, neuron=Neuron(0.25))
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(loaded.network(images), converted.network(images))
     assert loaded.network.config == converted.network.config
     assert json.loads((folder / "conversion.json").read_text()) == converted.report.to_dict() | {"calibration": None}
     description = described(folder)
-    assert description.base_model == BaseModel("vgg.pth", converted.weights.sha256)
+    assert description.base_model == BaseModel("paper.pth", converted.weights.sha256)
     out = capsys.readouterr().out
-    assert "torchvision VGG" in out
+    assert "Wei et al., ICCV 2023" in out
     assert "removed the prefix module." in out
     assert "written: " in out
 
@@ -71,13 +77,11 @@ def test_names_of_classes_are_kept_unless_the_head_is_new(tmp_path):
     assert (kept.network.weight_standardisation, new.network.weight_standardisation) == (True, False)
 
 
-def test_flags_reach_the_conversion(vgg, tmp_path):
-    flags = "--mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --readout first_spike --encoder signed --image-size 64 32"
-    command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), *flags.split(), *COPY])
+def test_flags_reach_the_conversion(paper, tmp_path):
+    flags = "--mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --readout first_spike --encoder signed"
+    command.main(None, [str(paper), "--output-dir", str(tmp_path / "out"), *flags.split(), *PAPER, *COPY])
     config = load_network(tmp_path / "out").network.config
-    assert json.loads((tmp_path / "out" / "conversion.json").read_text())["notes"][2] == "mean and std as given"
-    found = (config.mean, config.encoder, config.readout, config.image_size)
-    assert found == ((0.1, 0.2, 0.3), "signed", "first_spike", (64, 32))
+    assert (config.mean, config.encoder, config.readout) == ((0.1, 0.2, 0.3), "signed", "first_spike")
 
 
 def test_occupied_folder_is_refused_before_any_work(tmp_path, tmp_path_factory, capsys, monkeypatch):
@@ -97,18 +101,25 @@ def test_occupied_folder_is_refused_before_any_work(tmp_path, tmp_path_factory, 
         ([*COPY, "--sha256", "0" * 64], "must have the SHA-256 0000"),
         ([*COPY, "--mean", "0.1"], "mean must have one entry per channel"),
         ([*COPY, "--data-dir", "images"], "the network is not calibrated; got --dataset or --data-dir"),
-        ([], "must name training images to calibrate on"),
-        (["--dataset", "sample"], "images must be (3, 32, 32) (C, height, width)"),
-        (["--data-dir", "images"], "data_dir must hold readable parquet files"),
+        (SPIKING, "must name training images to calibrate on"),
+        ([*SPIKING, "--dataset", "sample"], "images must be (3, 32, 32) (C, height, width)"),
+        ([*SPIKING, "--data-dir", "images"], "data_dir must hold readable parquet files"),
+        ([*COPY, "--image-size", "64"], "image_size needs network"),
+        (
+            ["--network", "no.such:thing", "--dataset", "sample"],
+            "an installed module; got no.such:thing",
+        ),
+        (["--network", "types:SimpleNamespace", "--dataset", "sample"], "must build an nn.Module; got SimpleNamespace"),
     ],
 )
-def test_mistakes_end_in_a_message_and_leave_nothing(vgg, tmp_path, flags, message, capsys, monkeypatch):
+def test_mistakes_end_in_a_message_and_leave_nothing(paper, tmp_path, flags, message, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "train.parquet").write_bytes(b"PAR1 and no more")
     before = sorted(tmp_path.iterdir())
+    flags = flags if "--network" in flags else [*flags, *PAPER]
     with pytest.raises(SystemExit) as stopped:
-        command.main(None, [str(vgg), "--output-dir", str(tmp_path / "out"), *flags])
+        command.main(None, [str(paper), "--output-dir", str(tmp_path / "out"), *flags])
     assert stopped.value.code == 1
     error = capsys.readouterr().err
     assert message in error
@@ -117,32 +128,32 @@ def test_mistakes_end_in_a_message_and_leave_nothing(vgg, tmp_path, flags, messa
 
 
 @pytest.mark.parametrize("failing", ["write_model", "write_json", "sync_folder"])
-def test_failed_write_leaves_nothing_half(vgg, tmp_path, failing, monkeypatch):
+def test_failed_write_leaves_nothing_half(paper, tmp_path, failing, monkeypatch):
     def fail(*arguments):
         raise OSError("no space left")
 
     monkeypatch.setattr(command, failing, fail)
+    values = {"source": str(paper), "calibrate": False, "trained_as": "ann"}
+    options = command.ConvertOptions(output_dir=tmp_path / "out", **values)
     with pytest.raises(OSError, match="no space left"):
-        command.run(command.ConvertOptions(source=str(vgg), output_dir=tmp_path / "out", calibrate=False))
+        command.run(options)
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == ["config.json", *(["out"] if failing == "sync_folder" else []), "vgg.pth"]
+    assert left == [*(["out"] if failing == "sync_folder" else []), "paper.pth"]
 
 
-@pytest.mark.parametrize("sigma", [None, 1.0])
-def test_recipe_calibrates_on_images(tmp_path, capsys, sigma):
-    images, source = Path(command.__file__).parents[1] / "sample", tmp_path / "vgg.pth"
-    flags = ["--data-dir", str(images), "--calibration-images", "24", "--cpu", "--mean", "0.3", "--std", "0.4"]
-    flags += [] if sigma is None else ["--psp-persistence", str(sigma)]
-    torch.save(randomised(sources.vgg(10, channels=1)).state_dict(), source)
+def test_recipe_calibrates_on_images(tmp_path, capsys):
+    images, source = Path(command.__file__).parents[1] / "sample", tmp_path / "digits.pth"
+    flags = ["--data-dir", str(images), "--calibration-images", "24", "--cpu", "--psp-persistence", "1", *PAPER]
+    torch.save(randomised(ForDigits()).state_dict(), source)
     command.main(None, [str(source), "--output-dir", str(tmp_path / "out"), *flags])
     written = json.loads((tmp_path / "out" / "conversion.json").read_text())["calibration"]
     assert written["images"] == 24
-    assert [layer["name"] for layer in written["layers"]] == [f"conv{number}" for number in range(1, 9)]
+    assert [layer["name"] for layer in written["layers"]] == ["conv1", "conv2", "fc1"]
     out = capsys.readouterr().out
     assert "Calibrated on 24 images" in out
     assert f"{written['layers'][-1]['after']:.3f}" in out
     loaded = load_network(tmp_path / "out")
-    assert loaded.network.config.neuron == Neuron(sigma or 0.0), "without a flag, σ is 0"
+    assert loaded.network.config.neuron == Neuron(1.0)
     assert loaded.network.class_names[0] == "T-shirt/top", "the classes of the calibration images"
 
 
@@ -166,6 +177,24 @@ def odd(classes):
     layers = nn.Conv2d(1, 4, 3, padding=2, dilation=2), nn.ReLU6(), nn.Conv2d(4, 4, 3, groups=2), nn.ReLU()
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
 """
+
+
+def test_function_of_an_installed_package_builds_the_ann(tmp_path, capsys):
+    ann = randomised(torchvision.models.squeezenet1_1(num_classes=2))
+    torch.save(ann.state_dict(), tmp_path / "ann.pth")
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    for place, image in enumerate(pixels):
+        folder = tmp_path / "images" / "train" / "ab"[place % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{place}.png")
+    flags = ["--network", "torchvision.models:squeezenet1_1", "--data-dir", str(tmp_path / "images"), "--cpu"]
+    command.main(None, [str(tmp_path / "ann.pth"), *flags, "--output-dir", str(tmp_path / "out")])
+    assert "same class for 100.0% of 4 images" in capsys.readouterr().out
+    model = TTFSModel.from_pretrained(tmp_path / "out", network=f"{tmp_path}/out/network.py:build")
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), ann((images - 0.5) / 0.25), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("function", ["chain", "odd"])

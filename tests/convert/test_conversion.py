@@ -6,80 +6,79 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from tests.convert import sources
 from tests.convert.sources import assert_same_logits, hidden, in_range, randomised, weights_of
-from ttfs_triton.convert import ConversionError, calibrate_converted, convert, fit_range
-from ttfs_triton.convert.layouts import CIFAR10_PAPER, CIFAR100_PAPER, IMAGENET
+from ttfs_triton.convert import ConversionError, WeightsError, calibrate_converted, convert, fit_range
+from ttfs_triton.convert.paper import CIFAR10, CIFAR100, paper_config
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.nn import Grid, NetworkConfig, Neuron, TTFSNetwork
-from ttfs_triton.nn.networks import VGG11
 
 NARROW = "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2"
-EXACT = {"neuron": Neuron(0.0), "trained_as": "ann"}
-PROJECTS = [sources.torchvision, sources.one_layer_head, sources.timm_pooled, sources.Paper]
+STATISTICS = {"mean": (0.49, 0.48, 0.45), "std": (0.2, 0.19, 0.21)}
+
+
+def chain(specification: str = NARROW, **changes) -> NetworkConfig:
+    """The network that an ANN of another project becomes; its mean and std are read from `sources.TIMM_CONFIG`."""
+    values = {"in_channels": 3, "image_size": (32, 32), "encoder": "analog", "neuron": Neuron(0.0)}
+    return NetworkConfig(specification, **(values | changes))
+
+
+CHAINS = {
+    sources.torchvision: chain(f"{NARROW}-12-12"),
+    sources.one_layer_head: chain(),
+    sources.timm_pooled: chain(f"{NARROW}-A"),
+    sources.Paper: None,
+}
 
 
 # ---- networks of other projects
 
 
 @pytest.mark.parametrize(
-    ("build", "layout", "head", "size"),
+    ("build", "config"),
     [
-        (sources.torchvision, "torchvision VGG", "-12-12", 32),
-        (sources.torchvision, "torchvision VGG", "-A-12-12", (32, 96)),
-        (lambda: sources.torchvision(5, side=7), "torchvision VGG", "-12-12", 64),  # 2×2 maps are flattened
-        (lambda: sources.torchvision(5, side=7, batch_norm=False), "torchvision VGG", "-12-12", 288),
-        (sources.one_layer_head, "torchvision VGG", "", 32),
-        (sources.timm_pooled, "timm VGG", "-A", 64),
-        (sources.Paper, "Wei et al., ICCV 2023", "-12-9", 32),
+        *CHAINS.items(),
+        (lambda: sources.torchvision(batch_norm=False), chain(f"{NARROW}-12-12")),
+        (sources.torchvision, chain(f"{NARROW}-A-12-12", image_size=(64, 96))),
+        (sources.Paper, chain(f"{NARROW}-12-9")),  # as an ANN to train on from
     ],
 )
-def test_layout_is_recognised_and_converted_exactly(build, layout, head, size):
+def test_ann_is_matched_by_order_and_shape_and_converts_exactly(build, config):
     source = randomised(build())
-    converted = convert(weights_of(source), image_size=size, **EXACT)
-    assert (converted.report.layout, converted.bounded) == (layout, layout.startswith("Wei"))
-    assert converted.network.config.specification == converted.report.specification == f"{NARROW}{head}"
-    assert converted.needs_calibration != converted.bounded
-    shape = (size, size) if isinstance(size, int) else size
-    assert converted.network.config.image_size == shape
-    assert_same_logits(converted, source, torch.rand(4, 3, *shape))
+    named = {"trained_as": "ann", "neuron": Neuron(0.0)} if config is None else {"config": config}
+    for tensors in (source.state_dict(), dict(sorted(source.state_dict().items()))):  # safetensors are sorted by name
+        converted = convert(weights_of(tensors, {} if config is None else None), **named)
+        assert converted.bounded == isinstance(source, sources.Paper) != converted.needs_calibration
+        assert_same_logits(converted, source, torch.rand(4, 3, *converted.network.config.image_size))
 
 
-def test_torchvision_network_converts_exactly():
-    source = randomised(torchvision.models.vgg11_bn(num_classes=7, init_weights=False))
-    converted = convert(weights_of(source, {}), **EXACT)
-    assert converted.network.config.specification == VGG11
-    assert (converted.network.config.mean, converted.network.config.std) == IMAGENET
-    assert_same_logits(converted, source, torch.rand(2, 3, 224, 224))
-
-
-@pytest.mark.parametrize("size", [32, 224])
-def test_timm_network_converts_exactly(size):
+def test_timm_network_with_convolutions_for_a_head_converts_exactly():
     source = randomised(timm.models.vgg.VGG(list(sources.PLAN), num_classes=7, norm_layer=nn.BatchNorm2d))
-    assert_same_logits(convert(weights_of(source), image_size=size, **EXACT), source, torch.rand(3, 3, size, size))
-    with pytest.raises(ConversionError, match=r"image_size must leave maps of at most 7×7 .*got \(256, 256\)"):
-        convert(weights_of(source), image_size=256)
+    config = chain(f"{NARROW}-4096-4096", image_size=(224, 224), classes=7)
+    assert_same_logits(convert(weights_of(source), config=config), source, torch.rand(2, 3, 224, 224))
 
 
 @settings(max_examples=30)
 @given(
     channels=st.lists(st.integers(1, 6), min_size=1, max_size=5),
     pools=st.lists(st.booleans(), min_size=5, max_size=5),
-    batch_norm=st.booleans(),
-    images=st.integers(1, 3),
+    images=st.sampled_from([1, 3]),
 )
-def test_pools_are_found_in_the_gaps(channels, pools, batch_norm, images):
-    plan = [item for size, pool in zip(channels, pools, strict=False) for item in ([size, "M"] if pool else [size])]
-    plan = plan if plan[-1] == "M" else [*plan, "M"]
-    model = sources.vgg(channels[-1] * 4, 3, plan=plan, batch_norm=batch_norm, channels=images)
-    config = convert(weights_of(model, {}), mean=(0.5,) * images, std=(0.25,) * images).network.config
-    assert config.specification == "-".join("P2" if item == "M" else f"{item}C3" for item in plan)
-    assert config.image_size == (2 * 2 ** plan.count("M"),) * 2
+def test_paper_s_pools_are_in_the_gaps_of_its_numbers(channels, pools, images):
+    tensors, place, tokens, inputs = {}, 0, [], images
+    for last, (size, pool) in enumerate(zip(channels, pools, strict=False)):
+        tensors[f"conv.{place}.cnn.weight"] = torch.ones(size, inputs, 3, 3)
+        pooled = pool or last == len(channels) - 1
+        tokens += [f"{size}C3" + ("p0" if images == 1 else ""), *(["P2"] if pooled else [])]
+        place, inputs = place + 2 + pooled, size
+    tensors["fc.0.linear.weight"] = torch.ones(7, inputs * 4)
+    config = paper_config(tensors, "ann")
+    assert (config.specification, config.classes) == ("-".join(tokens), 7)
+    assert config.image_size == ((28, 28) if images == 1 else (2 * 2 ** tokens.count("P2"),) * 2)
 
 
 def test_batch_norm_folds_whatever_it_has():
@@ -89,110 +88,90 @@ def test_batch_norm_folds_whatever_it_has():
         if isinstance(module, nn.BatchNorm2d):
             module.affine, module.weight, module.bias = False, None, None
     tensors = {key: value for key, value in source.state_dict().items() if not key.endswith("num_batches_tracked")}
-    assert_same_logits(convert(weights_of(tensors), **EXACT), source, torch.rand(3, 3, 32, 32))
-    head = sources.torchvision()
-    layers = list(head.classifier)
-    head.classifier = nn.Sequential(layers[0], nn.BatchNorm1d(12), nn.ReLU(), *layers[3:])
-    assert_same_logits(convert(weights_of(randomised(head)), **EXACT), head, torch.rand(3, 3, 32, 32))
+    assert_same_logits(convert(weights_of(tensors), config=chain()), source, torch.rand(3, 3, 32, 32))
     tensors["features.1.running_var"] = torch.tensor([1.0, -0.5, 1, 1])
     with pytest.raises(ConversionError, match=r"running_var \+ epsilon must be positive; got -0\.49999"):
-        convert(weights_of(tensors))
+        convert(weights_of(tensors), config=chain())
+    layers, plan = [nn.Flatten(), nn.Linear(48, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 10)], (5, "M")
+    head = randomised(nn.Sequential(*sources.features(plan, channels=3), *layers))
+    head[5] = nn.Linear(5 * 16, 12)
+    config = chain("5C3-P2-12", image_size=(8, 8))
+    assert_same_logits(convert(weights_of(head), config=config), head, torch.rand(3, 3, 8, 8))
 
 
-def test_mean_and_std_are_those_of_the_project():
-    paper = [(sources.Paper(), CIFAR10_PAPER), (sources.Paper(100), CIFAR100_PAPER)]
-    for source, statistics in [*paper, (sources.torchvision(side=7), IMAGENET)]:
-        converted = convert(weights_of(source, {}), trained_as="ann")
-        assert (converted.network.config.mean, converted.network.config.std) == statistics
-        assert any(str(statistics[0]) in note for note in converted.report.notes)
-
-
-def test_mean_and_std_must_be_said_where_nothing_says_them():
-    weights = weights_of(sources.timm_pooled(), {})
-    for given_values in ({}, {"mean": (0.1, 0.2, 0.3)}):
-        with pytest.raises(ConversionError, match=r"mean and std must be given .* got none\. Give both"):
-            convert(weights, **given_values)
-    for each in (weights, weights_of(sources.one_layer_head())):  # also in place of those that are known
-        found = convert(each, mean=(0.1, 0.2, 0.3), std=(1, 2, 3))
-        assert found.report.notes[0] == "mean and std as given"
-        assert (found.network.config.mean, found.network.config.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
-    fallback = NetworkConfig("4C3", in_channels=3, encoder="analog", mean=(0.5, 0.5, 0.5), std=(1, 1, 1))
-    assert convert(weights, config=fallback).network.config.mean == (0.5, 0.5, 0.5)
-    mnist = {"conv.0.cnn.weight": torch.ones(4, 1, 3, 3), "fc.0.linear.weight": torch.ones(10, 4 * 13 * 13)}
-    for each, kind in ((own_weights(ours(encoder="latency")), None), (weights_of(mnist), "ann")):
-        with pytest.raises(ConversionError, match="mean and std must not be given for a source that reads pixels"):
-            convert(each, mean=(0.5,) * 3, trained_as=kind)
-    values = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "input_size": [3, 64, 64]}
-    for config in ({"architecture": "vgg16_bn", "pretrained_cfg": values}, values):  # as timm writes it
-        network = convert(weights_of(sources.timm_pooled(), config)).network.config
-        assert (network.mean, network.std, network.image_size) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (64, 64))
-    with pytest.raises(ConversionError, match=r"config\.json beside the weights must hold numbers; int"):
-        convert(weights_of(sources.timm_pooled(), {"input_size": [3, None, None]}))
+def test_mean_and_std_come_from_the_caller_timm_or_the_paper():
+    for source, statistics in [(sources.Paper(), CIFAR10), (sources.Paper(100), CIFAR100)]:
+        config = convert(weights_of(source, {}), trained_as="ann").network.config
+        assert (config.mean, config.std) == statistics
+    given_values, timm_values = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0)}, {**sources.TIMM_CONFIG, "width": 3}
+    for found, expected in (
+        (convert(weights_of(sources.one_layer_head()), config=chain(), **given_values), given_values),
+        (convert(weights_of(sources.one_layer_head(), timm_values), config=chain()), STATISTICS),
+        (convert(weights_of(sources.one_layer_head(), {"pretrained_cfg": timm_values}), config=chain()), STATISTICS),
+        (convert(weights_of(sources.one_layer_head(), {}), config=chain(**given_values)), given_values),
+        (convert(weights_of(sources.one_layer_head(), {}), config=chain()), {"mean": None, "std": None}),
+    ):
+        assert {name: getattr(found.network.config, name) for name in expected} == expected
+    assert "no mean and std: the ANN reads pixels in [0, 1]" in found.report.notes
+    with pytest.raises(WeightsError, match=r"mean and std in the config\.json beside file\.pt must be numbers; "):
+        convert(weights_of(sources.one_layer_head(), {"mean": 3, "std": [None]}), config=chain())
+    with pytest.raises(ConversionError, match="mean must be left out for a network of ours, which has them"):
+        convert(own_weights(ours()), mean=(0.5,) * 3)
 
 
 # ---- what fits nowhere
 
 
-@pytest.mark.parametrize("build", PROJECTS, ids=lambda build: build.__name__)
-def test_every_missing_and_extra_key_is_found(build):
-    tensors = build().state_dict()
-    lone = {"classifier.bias", "head.fc.bias"}  # of the only linear layer, which may have none
+@pytest.mark.parametrize("build", CHAINS, ids=lambda build: build.__name__)
+def test_every_missing_and_extra_key_is_told(build):
+    tensors, config = build().state_dict(), CHAINS[build]
+    kind = {"trained_as": "ann"} if config is None else {"config": config}
+    lone = {key for key in tensors if key.endswith((".bias", "num_batches_tracked")) and "running" not in key}
     last = {"conv.18.cnn.weight", "fc.4.linear.weight"}  # what comes behind the last layer cannot be missed
-    for key in [key for key in tensors if not key.endswith("num_batches_tracked") and key not in lone | last]:
+    norms = {key.replace("running_mean", "bias") for key in tensors if "running_mean" in key}
+    for key in tensors.keys() - (lone - norms) - last:
         with pytest.raises(ConversionError, match="convert: "):
-            convert(weights_of({name: tensor for name, tensor in tensors.items() if name != key}), trained_as="ann")
+            convert(weights_of({name: tensor for name, tensor in tensors.items() if name != key}), **kind)
     for key in ("features.2.extra", "aux.weight", "classifier.9.bias", "conv.1.cnn.bias"):
-        with pytest.raises(ConversionError, match=rf"(?s)must be those of .*Unexpected key.*{key}"):
-            convert(weights_of(tensors | {key: torch.ones(4, 5)}), trained_as="ann")
-
-
-def torchvision_with(key: str, *shape: int):
-    return sources.torchvision().state_dict() | {key: torch.ones(shape)}
+        with pytest.raises(ConversionError, match=rf"{key}|weights must be those|weights must be of"):
+            convert(weights_of(tensors | {key: torch.ones(4, 5)}), **kind)
 
 
 def without(tensors, text: str):
     return {key: tensor for key, tensor in tensors.items() if text not in key}
 
 
-def dropout_in_features():
-    layers = sources.features(sources.SHORT)
-    layers.insert(3, nn.Dropout())
-    return sources.named(features=nn.Sequential(*layers), classifier=nn.Linear(6, 3)).state_dict()
-
-
 @pytest.mark.parametrize(
-    ("tensors", "problem"),
+    ("tensors", "options", "problem"),
     [
-        (torchvision_with("features.4.weight", 6, 5, 3, 3), r"size mismatch for features\.4\.weight"),
-        (torchvision_with("classifier.0.weight", 12, 11), r"must read square maps .*got weights \[12, 11\], 1\.1 pl"),
-        (torchvision_with("features.0.weight", 4, 3, 5, 5), r"features\.0\.weight must be 3×3 \(padding 1\) or 1×1"),
-        (without(sources.torchvision(batch_norm=False).state_dict(), "features.3.bias"), "must have a bias, or none"),
-        (without(sources.torchvision().state_dict(), "features.1.bias"), r"Missing key.*features\.1\.bias"),
-        (without(sources.torchvision().state_dict(), "classifier.3"), r"behind classifier\.0\.weight .* got 5 places"),
-        (dropout_in_features(), r"behind features\.0\.weight there must be .*got 3 places before features\.5"),
-        (sources.named(features=nn.Sequential(*sources.features())).state_dict(), "a VGG with a classifier"),
-        (sources.timm_pooled().state_dict() | {"pre_logits.fc1.weight": torch.ones(10, 10, 7, 7)}, "1 places before"),
-        ({"features.0.weight": torch.ones(3, 3), "classifier.weight": torch.ones(3, 3)}, "must be a network of ttfs-t"),
-        (nn.Linear(3, 3).state_dict(), r"got weight \[3, 3\].*convert_ann\(module, images\)"),
-        ({"layer1.0.conv1.weight": torch.ones(4, 4, 3, 3)}, r"--network FILE\.py:FUNCTION"),
+        (
+            {"features.4.weight": torch.ones(6, 5, 3, 3)},
+            {},
+            r"features\.4\.weight must have .* \[6, 4, 3, 3\]; got",
+        ),
+        ({"features.1.bias": None}, {}, r"features\.1\.bias must have the shape \[4\]; got none"),
+        ({"classifier.weight": torch.ones(10, 11)}, {}, r"layers of file\.pt must fit each other; "),
+        ({"classifier.weight": None}, {}, r"those of 9 layers, as 4C3-.* has.*; got 8 and 8: features\.0, "),
+        (
+            {},
+            {"config": None},
+            r"must be of a network of ttfs-triton or of the paper; got features.* and more\. Name",
+        ),
+        ({}, {"trained_as": "proxy"}, "trained_as must be left out for weights of others; got proxy"),
+        ({}, {"config": chain("4C3-(4C3-4C3)-A")}, r"must be a chain of layers; got 4C3-\(4C3-4C3\)-A, encoder analog"),
+        ({}, {"config": chain("54C3", encoder="whitened")}, "must be a chain of layers; got 54C3, encoder whitened"),
+        ({}, {"encoder": "latency"}, r"encoder must not be latency for a source with mean and std, .* got latency"),
+        ({}, {"specification": "8", "sigma": 1}, r"overrides must be among .*; got sigma, specification"),
+        ({}, {"bias": False}, "bias must be True for a source with biases or batch norm"),
     ],
 )
-def test_wrong_tensors_are_named(tensors, problem):
-    with pytest.raises(ConversionError, match=f"(?s){problem}"):
-        convert(weights_of(tensors))
-
-
-def test_image_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(ConversionError, match=r"image_size must be 32 .*maps of 1×1; got \(96, 96\)"):
-        convert(weights_of(sources.Paper()), image_size=96, trained_as="ann")
-    with pytest.raises(ConversionError, match="image_size must be at least 32 for 5 pools"):
-        convert(weights_of(sources.torchvision()), image_size=16)
-    notes = convert(weights_of(sources.one_layer_head()), image_size=(64, 96)).report.notes
-    assert "an average pool turns maps of 2×3 into 1×1" in notes
-    source = sources.vgg(210, 3, plan=sources.SHORT)
-    assert convert(weights_of(source), image_size=(28, 20)).network.config.image_size == (28, 20)
-    with pytest.raises(ConversionError, match=r"must read square maps .*35 places a channel\. Give .*--image-size"):
-        convert(weights_of(source))
+def test_wrong_tensors_and_options_are_named(tensors, options, problem):
+    found = sources.one_layer_head().state_dict() | tensors
+    with pytest.raises(ConversionError, match=problem):
+        convert(
+            weights_of({name: tensor for name, tensor in found.items() if tensor is not None}),
+            **{"config": chain(), **options},
+        )
 
 
 # ---- networks of ours
@@ -262,8 +241,6 @@ def test_own_network_needs_its_configuration_size_and_whole_tensors():
         convert(weights_of(source))
     network = convert(weights_of(source), config=source.config, neuron=Neuron(0.0)).network
     torch.testing.assert_close(network(images()), source(images()), atol=1e-4, rtol=1e-4)
-    with pytest.raises(ConversionError, match=r"image_size must be \(16, 16\)"):
-        convert(own_weights(ours()), image_size=28)
     tensors = without(source.state_dict(), "readout.weight") | {"features.conv3.weight": torch.ones(2)}
     problem = r"(?s)Missing key.*readout\.weight.*Unexpected key.*features\.conv3\.weight"
     with pytest.raises(ConversionError, match=problem):
@@ -287,15 +264,16 @@ def test_spiking_source_is_copied_and_the_report_says_so():
 
 
 def test_another_number_of_classes_needs_a_new_head():
-    weights, before = weights_of(randomised(sources.torchvision(hidden=10))), torch.get_rng_state()
+    weights, before = weights_of(randomised(sources.Paper())), torch.get_rng_state()
     with pytest.raises(ConversionError, match=r"classes must be 10, as file\.pt has; got 7.*replace_head=True"):
-        convert(weights, classes=7)
-    one, same, other = (convert(weights, classes=7, replace_head=True, seed=seed) for seed in (0, 0, 1))
-    assert one.network.readout.weight.shape == (7, 10)
+        convert(weights, classes=7, trained_as="ann")
+    paper = {"trained_as": "ann", "bias": True}
+    one, same, other = (convert(weights, classes=7, replace_head=True, seed=seed, **paper) for seed in (0, 0, 1))
+    assert one.network.readout.weight.shape == (7, 9)
     assert torch.equal(one.network.readout.weight, same.network.readout.weight)
     assert not torch.equal(one.network.readout.weight, other.network.readout.weight)
     assert not one.network.readout.bias.any()
-    assert torch.equal(one.network.features.fc2.weight, convert(weights).network.features.fc2.weight)
+    assert torch.equal(one.network.features.fc2.weight, convert(weights, **paper).network.features.fc2.weight)
     assert (one.report.head_replaced, one.report.layers[-1].sources) == (True, ())
     assert torch.equal(torch.get_rng_state(), before)  # the caller's random numbers are left alone
     network = convert(own_weights(ours()), classes=3, replace_head=True).network
@@ -308,18 +286,13 @@ def test_overrides_reach_the_network():
     assert {name: getattr(network.config, name) for name in values} == values
     assert not network.readout.bias.any()
     assert not convert(weights_of(sources.Paper()), trained_as="ann").network.config.bias
-    with pytest.raises(ConversionError, match=r"overrides must be among .*; got sigma, specification"):
-        convert(weights_of(sources.Paper()), specification="8", sigma=1)
-    with pytest.raises(ConversionError, match="bias must be True for a source with biases or batch norm"):
-        convert(weights_of(sources.one_layer_head()), bias=False)
-    with pytest.raises(ConversionError, match=r'encoder must be "analog" for a source with mean .* Leave it out'):
-        convert(weights_of(sources.one_layer_head()), encoder="latency")
 
 
-@pytest.mark.parametrize("build", [*PROJECTS, None])
+@pytest.mark.parametrize("build", [*CHAINS, None])
 def test_report_names_every_tensor(build):
     weights = weights_of(randomised(build())) if build else own_weights(ours(STRIDES, batch_norm=True))
-    report = convert(weights, trained_as="ann" if build else None).report
+    config = CHAINS.get(build)
+    report = convert(weights, config=config, trained_as="ann" if build is sources.Paper else None).report
     named = [name for layer in report.layers for name in layer.sources]
     assert len(named) == len(set(named))
     for key in weights.tensors:
@@ -336,7 +309,7 @@ PHOTOS = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 @torch.no_grad()
 def test_every_active_channel_reaches_one():
-    converted = convert(weights_of(randomised(sources.one_layer_head())), neuron=Neuron(0.0))
+    converted = convert(weights_of(randomised(sources.one_layer_head())), config=chain())
     for name, activations in hidden(in_range(converted, PHOTOS), PHOTOS).items():
         highest = activations.transpose(0, 1).flatten(1).amax(1)
         assert (highest > 0).any(), name
@@ -352,7 +325,7 @@ def test_bounds_are_clips_and_silent_channels_keep_their_scale():
     source = randomised(sources.one_layer_head())
     with torch.no_grad():
         source.features[1].weight[0], source.features[1].bias[0] = 0.0, -1.0
-    network = convert(weights_of(source), neuron=Neuron(0.0)).network
+    network = convert(weights_of(source), config=chain()).network
     weight, bias = network.features.conv1.weight[0].clone(), network.features.conv2.bias.clone()
     clips = fit_range(network, PHOTOS, [None, 4.0, *[None] * 6])
     assert torch.equal(network.features.conv1.weight[0], weight)

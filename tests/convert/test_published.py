@@ -2,17 +2,15 @@
 
 import pytest
 import torch
-from torch import nn
 
 from tests.convert.published import Direct, ForDigits, Proxy, saved
-from tests.convert.sources import hidden, paper_linear, randomised
+from tests.convert.sources import hidden, paper_linear, randomised, weights_of
 from ttfs_kernels import Neuron
 from ttfs_triton.convert import ConversionError, convert
 from ttfs_triton.convert.command import ConvertOptions, run
-from ttfs_triton.convert.layouts import CIFAR10_PAPER
+from ttfs_triton.convert.paper import CIFAR10
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import NetworkConfig, SignedEncoder, TTFSNetwork
-from ttfs_triton.train import ConfigError
 from ttfs_triton.train.start import load_weights
 
 KINDS = {"direct": Direct, "proxy": Proxy}
@@ -20,7 +18,7 @@ IMAGES = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(3), d
 
 
 def normalised(images):
-    mean, std = (torch.tensor(values, dtype=images.dtype).view(-1, 1, 1) for values in CIFAR10_PAPER)
+    mean, std = (torch.tensor(values, dtype=images.dtype).view(-1, 1, 1) for values in CIFAR10)
     return (images - mean) / std
 
 
@@ -79,9 +77,12 @@ def test_padding_for_digits_and_trained_as_for_other_networks_are_refused(tmp_pa
     padded.fc[0] = paper_linear(6 * 7 * 7, 16)
     with pytest.raises(ConversionError, match=r"layers of a.pkl must fit each other; .*1x150 and 294x16"):
         convert(saved(padded, tmp_path / "a.pkl"), trained_as="ann")
-    vgg = nn.ModuleDict({"features": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "classifier": nn.Linear(64, 10)})
-    with pytest.raises(ConversionError, match="trained_as must be ann for a torchvision VGG; got proxy"):
-        convert(saved(vgg, tmp_path / "a.pth"), trained_as="proxy")
+    gap = padded.state_dict()
+    gap["conv.9.cnn.weight"] = torch.ones(4, 6, 3, 3)
+    with pytest.raises(ConversionError, match=r"behind conv\.3\.cnn there must be .*got 5 places"):
+        convert(weights_of(gap), trained_as="ann")
+    with pytest.raises(ConversionError, match=r"trained_as must be one of ann, direct, proxy for .* \(--trained-as\)"):
+        convert(tmp_path / "a.pkl")
     TTFSModel(NetworkConfig("4C3-P2-8", image_size=(8, 8))).save_pretrained(tmp_path)
     with pytest.raises(ConversionError, match="trained_as must be left out for a network of ours; got ann"):
         convert(tmp_path, trained_as="ann")
@@ -91,16 +92,10 @@ def test_padding_for_digits_and_trained_as_for_other_networks_are_refused(tmp_pa
 def test_training_starts_from_published_networks_as_they_are(tmp_path):
     source = randomised(Direct())
     path = saved(source, tmp_path / "a.pkl")
+    run(ConvertOptions(source=str(path), output_dir=tmp_path / "out", trained_as="direct"))
     config = convert(path, trained_as="direct").network.config.replace(bias=True, neuron=Neuron())
     network = TTFSNetwork(config).eval()
-    start = load_weights(network, str(path), torch.rand(16, 3, 32, 32), "direct")
+    start = load_weights(network, str(tmp_path / "out"), torch.rand(16, 3, 32, 32))
     assert start.calibration is None
     images = IMAGES.float()
     torch.testing.assert_close(network(images), source(normalised(images)), atol=1e-5, rtol=0)
-    other = TTFSNetwork(config.replace(readout="potential_start"))
-    with pytest.raises(ConfigError, match=r"readout must be potential_end.*Give --readout potential_end"):
-        load_weights(other, str(path), None, "direct")
-    with pytest.raises(ConfigError, match=r"trained_as must be one of ann, direct, proxy for .* \(--trained-as\)"):
-        load_weights(other, str(path))
-    with pytest.raises(ConfigError, match=r"encoder must be signed.*Give --encoder signed"):
-        load_weights(network, str(path), None, "proxy")

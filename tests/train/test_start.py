@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from tests.convert import sources
 from tests.convert.sources import randomised
+from tests.convert.test_conversion import chain
 from tests.train.runs import change
 from ttfs_triton.convert import convert
 from ttfs_triton.model import BaseModel, TTFSModel
@@ -65,6 +66,9 @@ def test_images_are_normalised_as_the_weights_are_used_to(tmp_path, source, kept
         torch.testing.assert_close(network(images), trained_network(images), atol=1e-5, rtol=1e-5)
 
 
+CHAIN = chain(mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
+
+
 @pytest.fixture
 def vgg(tmp_path):
     """Another project's network with plain ReLU, and its images' mean."""
@@ -74,7 +78,7 @@ def vgg(tmp_path):
 
 
 def test_network_of_another_project_starts_a_run(vgg):
-    converted = convert(vgg)
+    converted = convert(vgg, config=CHAIN)
     network = target(converted.network.config, readout="potential_end", neuron=Neuron(0.25))
     base = load_weights(network, str(vgg)).base_model
     assert base == BaseModel("vgg.pth", converted.weights.sha256)
@@ -86,8 +90,7 @@ def test_network_of_another_project_starts_a_run(vgg):
 
 @pytest.mark.parametrize("sigma", [None, 0.0])
 def test_an_ann_of_another_project_is_scaled_into_range_and_calibrated(vgg, sigma):
-    config = convert(vgg).network.config
-    config = config if sigma is None else config.replace(neuron=Neuron(sigma))
+    config = convert(vgg, config=CHAIN).network.config.replace(neuron=Neuron(1.0 if sigma is None else sigma))
     found = load_weights(TTFSNetwork(config), str(vgg), torch.rand(16, 3, 32, 32)).calibration
     assert found is not None
     assert [layer.name for layer in found.layers] == [f"conv{number}" for number in range(1, 9)]
@@ -130,7 +133,7 @@ def test_statistics_fit_the_first_step_where_persistence_rises(config, tmp_path)
         ({"width": 2.0}, r"got 6C3-P2-8C3-P2-12 at width 2\. Give --model \S+ --width 1"),
         ({"encoder": "latency", "mean": None, "std": None}, "encoder must be analog, .*--encoder analog"),
         ({"classes": 5}, "classes must be 4"),
-        ({"image_size": (12, 12)}, r"image_size must be \(8, 8\)"),
+        ({"image_size": (12, 12)}, r"image_size must be \(8, 8\), .*; got \(12, 12\)\. Give --image-size 8 8"),
         ({"bias": False}, "bias must be True"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -175,4 +178,4 @@ def test_calibration_needs_initial_potentials(tmp_path):
     torch.save(randomised(sources.Paper()).state_dict(), tmp_path / "paper.pth")
     config = convert(tmp_path / "paper.pth", trained_as="ann").network.config
     with pytest.raises(ConfigError, match="bias must be True to calibrate"):
-        load_weights(TTFSNetwork(config), str(tmp_path / "paper.pth"), torch.rand(4, 3, 32, 32), "ann")
+        load_weights(TTFSNetwork(config), str(tmp_path / "paper.pth"), torch.rand(4, 3, 32, 32))

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,14 +15,14 @@ import torch
 import tyro
 from pydantic import Field, PositiveInt
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, write_json, write_text
 from ttfs_triton.command_line import run_command
 from ttfs_triton.convert.build import ConvertedNetwork, code_of
 from ttfs_triton.convert.conversion import Converted, calibrate_converted, convert
 from ttfs_triton.convert.from_ann import convert_ann
-from ttfs_triton.convert.layouts import TrainedAs
+from ttfs_triton.convert.paper import TrainedAs
 from ttfs_triton.convert.source import ConversionError, Weights, load_state, open_weights
 from ttfs_triton.data.images import ImageData, draw_images, load_images
 from ttfs_triton.model import TTFSModel
@@ -106,8 +107,8 @@ class ConvertOptions(CalibrationImages):
     sha256: str | None = None
     """Refuse the file if it has another SHA-256."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel of the source's training images, pixels in [0, 1]. Default: the mean in the config.json
-    beside the weights, ImageNet's if the head reads 7×7 maps, or the paper's for its networks."""
+    """Mean of each channel of the source's training images, pixels in [0, 1]. Default: as a timm config.json beside the
+    weights says, or the paper's for its networks; else the ANN reads pixels as they are."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel; default as for --mean."""
     trained_as: TrainedAs | None = None
@@ -116,14 +117,14 @@ class ConvertOptions(CalibrationImages):
 
     # ---- network
     network: str | None = None
-    """FILE.py:FUNCTION that builds the ANN as a PyTorch module that torch.fx can trace; see `convert_ann`. Needs
-    calibration images. Default: the ANN is recognised by the names of its tensors."""
+    """FILE.py:FUNCTION, or MODULE:FUNCTION such as torchvision.models:vgg16_bn, that builds the ANN as a PyTorch module
+    that torch.fx can trace; see `convert_ann`. Needs calibration images. Without it: weights of ours or the paper's."""
     classes: int | None = Field(None, ge=1)
     """Number of classes. Default: the source's; another number needs --replace-head."""
     replace_head: bool = False
     """Replace the output layer by a new one with random weights."""
     image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
-    """Side of square images, or height and width. Default: the source's."""
+    """Side of square images, or height and width, of the ANN that --network builds. Default: the images'."""
     psp_persistence: float | None = None
     """σ: at 0, a neuron computes the same as an ANN's clamped ReLU; 1 is the paper's neuron. With σ > 0 fewer neurons
     fire, but an ANN's accuracy comes back only by training: `ttfs train --weights`. Default: the source's, or 0."""
@@ -146,7 +147,7 @@ class ConvertOptions(CalibrationImages):
     99.9; at σ = 0, 1.25 times the largest, so that hardly any activation is clipped."""
 
 
-# Flags for sources that are recognised by the names of their tensors; --network excludes them.
+# Flags for weights of ours or the paper's; --network excludes them.
 _NAMED = ("trained_as", "replace_head", "keep_standardisation")
 
 
@@ -162,7 +163,9 @@ def run(options: ConvertOptions) -> Converted | None:
     weights, console = open_weights(options.source, sha256=options.sha256), Console()
     if options.network is not None:
         return _run_traced(options, options.network, weights)
-    copied = (*_NAMED, "classes", "image_size", "seed")
+    if options.image_size is not None:
+        raise ConversionError("convert: image_size needs network. Leave it out, or give --network.")
+    copied = (*_NAMED, "classes", "seed")
     converted = convert(weights, **{name: getattr(options, name) for name in copied}, **_overrides(options, weights))
     console.print(converted.report.table())
     data = calibration = None
@@ -196,15 +199,19 @@ def _run_traced(options: ConvertOptions, builder: str, weights: Weights) -> None
     images = options.draw(data, options.calibration_images)
     names, shape = data.class_names, tuple(images.shape[1:])
     sizes: Any = {"in_channels": shape[0], "image_size": shape[1:], "classes": options.classes or len(names)}
-    model = build_network_of(builder, **sizes)
+    model = build_ann(builder, **sizes)
     load_state(model, weights.tensors, f"{weights.name} must hold the weights of {builder}")
     chosen: dict[str, Any] = {
         name: value
         for name in ("psp_persistence", "encoder", "mean", "std", "readout", "calibrate", "percentile", "seed")
         if (value := getattr(options, name)) is not None
     }
+    if statistics := weights.statistics():
+        chosen = dict(zip(("mean", "std"), statistics, strict=True)) | chosen
     network, report = convert_ann(model.to(images.device), images, **chosen)
     rich.print(report.table())
+    if "mean" not in chosen:
+        print("no mean and std: the ANN reads pixels in [0, 1]. If it was trained on others, give --mean and --std")
     classes, code = network_graph(network, shape).classes, options.output_dir / "network.py"
     found = TTFSModel.from_network(
         network.cpu(),
@@ -220,6 +227,27 @@ def _run_traced(options: ConvertOptions, builder: str, weights: Weights) -> None
     write_folder(options.output_dir, found.state_dict(), found.description, more)
     if code.name in more:
         print(f"to load it: --network {code}:build")
+
+
+def build_ann(source: str, *, classes: int, **sizes: Any) -> nn.Module:
+    """The ANN that FILE.py:FUNCTION or MODULE:FUNCTION builds. Call it only with a name that the user typed.
+
+    Arguments as in `build_network_of`; a function of a module is called with num_classes.
+    """
+    name, _, function = source.rpartition(":")
+    if name.endswith(".py"):
+        return build_network_of(source, classes=classes, **sizes)
+    try:
+        build = getattr(import_module(name), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConversionError(
+            f"convert: network must be FILE.py:FUNCTION, or MODULE:FUNCTION of an installed module; got {source}: "
+            f"{error}"
+        ) from error
+    network = build(num_classes=classes)
+    if not isinstance(network, nn.Module):
+        raise ConversionError(f"convert: {source} must build an nn.Module; got {type(network).__name__}.")
+    return network
 
 
 def check_folder(function: str, folder: Path) -> None:

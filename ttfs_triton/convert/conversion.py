@@ -1,4 +1,4 @@
-"""Conversion of trained weights in a file to a spiking network: recognise, fold, copy; then scale and calibrate.
+"""Conversion of trained weights in a file to a spiking network: fold, copy; then scale and calibrate.
 
 At σ = 0 the spiking network computes the same as its source, if the source clamps its activations to [0, 1]. Otherwise
 the copied weights are only a start: calibrate or train them.
@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from pydantic_core import to_jsonable_python
-from torch import Tensor, nn
+from torch import Tensor
 
-from ttfs_kernels import Neuron
 from ttfs_triton.convert.ann import trace_ann
-from ttfs_triton.convert.build import specification_of
+from ttfs_triton.convert.ann_file import ann_of
 from ttfs_triton.convert.calibration import Calibration, calibrate_network, fit_range
-from ttfs_triton.convert.layouts import NO_STATISTICS, PAPER, Layout, Statistics, TrainedAs, foreign_layout
+from ttfs_triton.convert.paper import TrainedAs, is_paper, paper_config
 from ttfs_triton.convert.source import ConversionError, Weights, load_state, open_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.weighted import WeightedLayer
@@ -123,24 +122,24 @@ def convert(
     *,
     config: NetworkConfig | None = None,
     classes: int | None = None,
-    image_size: int | tuple[int, int] | None = None,
     replace_head: bool = False,
     seed: int = 0,
     keep_standardisation: bool = True,
     trained_as: TrainedAs | None = None,
     **overrides: Any,
 ) -> Converted:
-    """Convert trained weights into a spiking network: recognise, fold, copy.
+    """Convert trained weights into a spiking network: fold, copy.
 
     No weight is drawn at random unless asked for, and none is dropped: tensors that fit no layer stop the conversion.
-    Weights are copied; `calibrate_converted` calibrates them. An ANN with other names converts by `convert_ann`.
+    Weights are copied; `calibrate_converted` calibrates them. An ANN that is no chain of layers, or whose file does not
+    say what the network is, converts by `convert_ann`.
 
     Args:
-        source: a source that `open_weights` reads, or its result.
-        config: configuration of a source of this package that has no config.json beside it. For a source of another
-            project, only its mean and std are used, if nothing else gives them.
+        source: a source that `open_weights` reads, or its result: weights of this package, of the paper's networks, or
+            of an ANN with the layers of `config`.
+        config: the network that an ANN becomes, see `ann_of`; or the configuration of weights of this package that have
+            no config.json beside them. A timm config.json beside an ANN's weights replaces its mean and std.
         classes: number of classes wanted. Default: the source's.
-        image_size: side, or (height, width), of the images. Default: the source's.
         replace_head: draw a new readout for `classes` classes; without it, another number of classes is an error.
         seed: seed of the new readout's weights.
         keep_standardisation: keep standardised weights and their gains, for further training; plain ones stay plain.
@@ -150,7 +149,7 @@ def convert(
             source's training images, in place of assumed ones), readout, neuron, bias, initial_gain, dropout.
     Raises:
         WeightsError: the source cannot be read.
-        ConversionError: names or shapes match no known network or do not fit together; another number of classes
+        ConversionError: names or shapes do not fit together, or `config` is missing; another number of classes
             without `replace_head`; options that exclude each other.
         ValueError: a value out of range, see `NetworkConfig`.
 
@@ -158,14 +157,15 @@ def convert(
         >>> from tempfile import TemporaryDirectory
         >>> from torch import nn
         >>> from ttfs_triton.nn import Neuron
-        >>> features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-        >>> vgg = nn.ModuleDict({"features": features, "classifier": nn.Linear(4 * 4 * 4, 10)})  # for 8×8 images
-        >>> statistics = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+        >>> ann = nn.Sequential(
+        ...     nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 4 * 4, 10)
+        ... )
+        >>> config = NetworkConfig("4C3-P2", in_channels=3, image_size=(8, 8), encoder="analog")
         >>> with TemporaryDirectory() as folder:
-        ...     torch.save(vgg.state_dict(), f"{folder}/vgg.pth")
-        ...     converted = convert(f"{folder}/vgg.pth", neuron=Neuron(psp_persistence=0.25), **statistics)
-        >>> converted.network.config.specification, converted.report.layout, converted.needs_calibration
-        ('4C3-P2', 'torchvision VGG', True)
+        ...     torch.save(ann.state_dict(), f"{folder}/ann.pth")
+        ...     converted = convert(f"{folder}/ann.pth", config=config, neuron=Neuron(psp_persistence=0.25))
+        >>> converted.report.layers[1].sources, converted.needs_calibration
+        (('4.weight', '4.bias'), True)
         >>> converted.network(torch.rand(2, 3, 8, 8)).shape
         torch.Size([2, 10])
     """
@@ -175,14 +175,28 @@ def convert(
             f"convert: overrides must be among {', '.join(sorted(FREE))}; got {', '.join(wrong)}. The weights "
             "determine all others."
         )
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    statistics = (overrides.get("mean"), overrides.get("std"))
     if any(_OURS.fullmatch(name) for name in weights.tensors):
-        found = _own(weights, config, size, trained_as, statistics, keep_standardisation)
+        if given := sorted(overrides.keys() & {"mean", "std"}):
+            raise ConversionError(
+                f"convert: {' and '.join(given)} must be left out for a network of ours, which has them."
+            )
+        found = _own(weights, config, trained_as, keep_standardisation)
+    elif is_paper(weights.tensors) and (config is None or trained_as is not None):
+        assumed = paper_config(weights.tensors, trained_as)
+        notes = (f"trained as {trained_as}, as stated: the paper's networks share their names",)
+        found = _ann("Wei et al., ICCV 2023", weights, assumed, True, trained_as == "ann", notes)
+    elif config is None:
+        shapes = [f"{name} {list(tensor.shape)}" for name, tensor in weights.tensors.items()]
+        raise ConversionError(
+            "convert: weights must be of a network of ttfs-triton or of the paper; got "
+            f"{', '.join(shapes[:6])}{' and more' if len(shapes) > 6 else ''}. Name the function that builds their "
+            "module: --network FILE.py:FUNCTION or --network torchvision.models:vgg16_bn."
+        )
+    elif trained_as is not None:
+        raise ConversionError(f"convert: trained_as must be left out for weights of others; got {trained_as}.")
     else:
-        fallback = None if config is None else (config.mean, config.std)
-        layout = foreign_layout(weights, size, trained_as, statistics, fallback)
-        found = _foreign(weights, layout, trained_as)
+        mean, std = weights.statistics() or (config.mean, config.std)
+        found = _ann("ANN", weights, config.replace(mean=mean, std=std), is_paper(weights.tensors), True)
     if not replace_head and classes not in (None, found.config.classes):
         raise ConversionError(
             f"convert: classes must be {found.config.classes}, as {weights.name} has; got {classes}. "
@@ -229,18 +243,13 @@ def calibrate_converted(
 def _own(
     weights: Weights,
     config: NetworkConfig | None,
-    size: tuple[int, int] | None,
     trained_as: TrainedAs | None,
-    statistics: Statistics,
     keep_standardisation: bool,
 ) -> _Source:
     """A network of this package, batch norm folded, and standardised weights too unless they are kept."""
-    own = _own_config(weights, config, size, trained_as)
-    mean, std = statistics
-    if any(statistics) and own.encoder == "latency":
-        raise ConversionError(NO_STATISTICS)
+    own = _own_config(weights, config, trained_as)
     with torch.random.fork_rng(devices=[]):  # keeps the caller's random state
-        network = TTFSNetwork(own.replace(mean=mean or own.mean, std=std or own.std, grid=None))
+        network = TTFSNetwork(own.replace(grid=None))
     tensors = {name: tensor for name, tensor in weights.tensors.items() if not name.endswith(".log2_unit")}
     load_state(network, tensors, f"the weights must be those of {own.specification}")
     network.fold_batch_norm()
@@ -261,9 +270,7 @@ def _own(
     return _Source("ours", network.config, network.state_dict(), entries, True, False, tuple(notes))
 
 
-def _own_config(
-    weights: Weights, config: NetworkConfig | None, size: tuple[int, int] | None, trained_as: TrainedAs | None
-) -> NetworkConfig:
+def _own_config(weights: Weights, config: NetworkConfig | None, trained_as: TrainedAs | None) -> NetworkConfig:
     """Configuration of a network of this package: from the config.json beside its weights, else from the caller."""
     description = weights.description()
     own = config if description is None else description.network
@@ -277,59 +284,33 @@ def _own_config(
             f"convert: {weights.name} must hold a network of a specification; got a network that {own.builder} builds. "
             "Train on from it: --network FILE.py:FUNCTION --weights."
         )
-    if size not in (None, own.image_size):
-        raise ConversionError(f"convert: image_size must be {own.image_size}, as {weights.name} says; got {size}.")
     if trained_as is not None:
         raise ConversionError(f"convert: trained_as must be left out for a network of ours; got {trained_as}.")
     return own
 
 
-def _foreign(weights: Weights, layout: Layout, trained_as: TrainedAs | None) -> _Source:
+def _ann(
+    layout: str, weights: Weights, config: NetworkConfig, bounded: bool, from_ann: bool, notes: tuple[str, ...] = ()
+) -> _Source:
     """A network of another project: built as a PyTorch module, traced, its layers named as ours."""
-    module = layout.load(weights.tensors)
+    config = config.replace(batch_norm=False, weight_standardisation=False, grid=None)
+    module, sources = ann_of(config, weights.tensors, bounded=bounded)
     try:
-        traced = trace_ann(module, torch.zeros(1, *layout.image_shape))
+        traced = trace_ann(module, torch.zeros(1, config.in_channels, *config.image_size))
     except ConversionError as error:
         raise ConversionError(f"convert: layers of {weights.name} must fit each other; {error}") from error
-    specification = specification_of(traced.layers)
-    assert specification is not None, "layouts are chains of square convolutions"
-    config = NetworkConfig(
-        specification,
-        in_channels=layout.image_shape[0],
-        image_size=layout.image_shape[1:],
-        classes=len(traced.layers[-1].weight),
-        encoder="latency" if layout.latency else "analog",
-        mean=layout.mean,
-        std=layout.std,
-        weight_standardisation=False,
-    )
-    if layout.name == PAPER.layout and trained_as == "direct":
-        config = config.replace(readout="potential_end", neuron=Neuron(derivative_clip=1e5))
-    if layout.name == PAPER.layout and trained_as == "proxy" and not layout.latency:
-        config = config.replace(encoder="signed")
     state, entries = {}, []
     with torch.device("meta"):
         modules = TTFSNetwork(config).named_modules()
     paths = [name for name, layer in modules if isinstance(layer, WeightedLayer)]
-    for path, layer, sources in zip(paths, traced.layers, _sources(layout), strict=True):
+    for path, layer, names in zip(paths, traced.layers, sources, strict=True):
         state |= {f"{path}.weight": layer.weight} | ({} if layer.bias is None else {f"{path}.bias": layer.bias})
-        entries.append(LayerEntry(path.removeprefix("features."), sources, tuple(layer.folded)))
-    bounded = all(layer.bound == 1 for layer in traced.layers[:-1])
+        entries.append(LayerEntry(path.removeprefix("features."), names, tuple(layer.folded)))
     unbounded = "activations of the source are not bounded, spikes saturate at 1: calibrate or train the network"
-    from_ann = trained_as in (None, "ann")
-    notes = (*layout.assumptions, *([] if bounded else [unbounded]), *([] if from_ann else [SPIKING]))
-    return _Source(layout.name, config, state, entries, bounded, from_ann, notes)
-
-
-def _sources(layout: Layout) -> list[tuple[str, ...]]:
-    """Names of the source's tensors for each layer with weights."""
-    found: list[tuple[str, ...]] = []
-    for name, module in layout.modules:
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            found.append(tuple(f"{name}.{key}" for key in module.state_dict()))
-        elif name:
-            found[-1] += (f"{name}.*",)
-    return found
+    said = "no mean and std: the ANN reads pixels in [0, 1]"
+    said = () if config.encoder == "latency" or config.mean else (said,)
+    notes = (*notes, *said, *([] if bounded else [unbounded]), *([] if from_ann else [SPIKING]))
+    return _Source(layout, config, state, entries, bounded, from_ann, notes)
 
 
 def _with_new_readout(source: _Source, classes: int, initial_gain: float, seed: int) -> _Source:
@@ -357,12 +338,13 @@ def _target_config(source: _Source, overrides: Mapping[str, Any]) -> NetworkConf
             "convert: bias must be True for a source with biases or batch norm; got False. They would be lost."
         )
     encoder = overrides.get("encoder", config.encoder)
-    if encoder == "latency" and config.encoder != "latency" and (config.mean or config.std):
+    statistics = {name: overrides.get(name) or getattr(config, name) for name in ("mean", "std")}
+    if encoder == "latency" and any(statistics.values()):
         raise ConversionError(
-            f'convert: encoder must be "{config.encoder}" for a source with mean and std; got "latency". Leave it out.'
+            f"convert: encoder must not be latency for a source with mean and std, {statistics}; got {encoder}, which "
+            "reads pixels as spike times. Leave out --encoder, or --mean and --std."
         )
-    fixed = {"mean": config.mean, "std": config.std}
-    return config.replace(**{"bias": has_bias, **overrides, **fixed})
+    return config.replace(**{"bias": has_bias, **overrides, **statistics})
 
 
 def _network(config: NetworkConfig, state: Mapping[str, Tensor]) -> TTFSNetwork:

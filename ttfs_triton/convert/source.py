@@ -145,6 +145,23 @@ class Weights:
         except LoadError as error:
             raise WeightsError(f"open_weights: config.json beside {self.name} must be whole; {error}") from error
 
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and std of the training images, as timm writes them into config.json; None without them.
+
+        Raises:
+            WeightsError: they are no lists of numbers.
+        """
+        values = {} if self.config is None else self.config.get("pretrained_cfg", self.config)
+        mean, std = (values.get(name) for name in ("mean", "std")) if isinstance(values, Mapping) else (None, None)
+        if mean is None or std is None:
+            return None
+        try:
+            return tuple(map(float, mean)), tuple(map(float, std))
+        except (TypeError, ValueError) as error:
+            raise WeightsError(
+                f"open_weights: mean and std in the config.json beside {self.name} must be numbers; {error}. Mend it."
+            ) from error
+
     def base_model(self) -> BaseModel:
         """Origin to record in networks made from these weights: the weights' own recorded origin if they have one."""
         description = self.description()

@@ -131,7 +131,7 @@ NETWORK_SETTINGS = (
     *("bias", "weight_standardisation", "initial_gain", "dropout"),
 )
 PUBLISHED_SETTINGS = (
-    *("preset", "trained_as"),
+    "preset",
     *("validation_fraction", "max_train_samples", "max_test_samples", "image_size", "calibration_images"),
     *AugmentationOptions.model_fields,
     *("event_windows", "event_window_us", "event_pool", "event_sensor", "random_resized_crop", "network"),

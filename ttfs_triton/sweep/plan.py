@@ -32,7 +32,7 @@ from ttfs_triton.train.target import TARGET_IMAGES, make_target
 
 # Keys of a run that have their defaults again in runs that continue from its weights.
 _OWN = (
-    *("preset", "trained_as", "output_dir", "resume", "overwrite", "push_to_hub", "hub_repo_id"),
+    *("preset", "output_dir", "resume", "overwrite", "push_to_hub", "hub_repo_id"),
     *("trackers", "profile", "psp_persistence_rise"),
 )
 

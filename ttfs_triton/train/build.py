@@ -146,11 +146,11 @@ def build_network(
         if isinstance(network, TTFSNetwork) and (config.psp_persistence_rise or (0, 0))[1] > 0:
             # Statistics and calibration must fit the first step, whose σ is 0.
             first = TTFSNetwork(network.config.replace(neuron=replace(network.config.neuron, psp_persistence=0.0)))
-            start = load_weights(first, weights, images, config.trained_as)
+            start = load_weights(first, weights, images)
             network.load_state_dict(first.state_dict())
             take_statistics(network, first.config)
         else:
-            start = load_weights(network, weights, images, config.trained_as)
+            start = load_weights(network, weights, images)
     if config.grid is not None:
         start_on_grid(network, config.grid, start, images if calibrated else None, learn_units=config.learn_units)
         if config.grid_chip is not None:

@@ -69,7 +69,6 @@ class TrainConfig(
         needs = {
             "random_resized_crop": ("image_size, e.g. 224", self.image_size),
             "block_convolutions": ("model: cifarnet", self.model == "cifarnet"),
-            "trained_as": ("weights", self.weights),
             "grid_chip": ("time_steps", self.time_steps),
             "weight_bits": (f"time_steps: {clock}", self.time_steps),
             "state_bits": (f"time_steps: {clock}", self.time_steps),
@@ -91,7 +90,7 @@ class TrainConfig(
             raise ValueError("psp_persistence_rise and compile exclude each other: each σ would be compiled anew")
         if self.streaming and self.data_placement != "auto":
             raise ValueError(f"streaming and data_placement: {self.data_placement} exclude each other")
-        excluding = (("resume", "overwrite"), ("random_resized_crop", "crop_padding"), ("network", "trained_as"))
+        excluding = (("resume", "overwrite"), ("random_resized_crop", "crop_padding"))
         for one, other in excluding:
             if getattr(self, one) and getattr(self, other):
                 raise ValueError(f"{one} and {other} exclude each other")
@@ -113,6 +112,7 @@ _OFF: Any = {key: model_validator(mode="after")(lambda keys: keys) for key, rule
 _Keys = create_model("_Keys", __base__=TrainConfig, __validators__=_OFF)  # checks each key alone
 FREE_ON_RESUME = frozenset(name for name, key in TrainConfig.model_fields.items() if key.json_schema_extra == FREE)
 """Keys that may differ between a run and its continuation."""
+_RETIRED = ("trained_as",)  # keys of older runs; null in all that can be read
 _MOST_FILES = 8  # longest chain of recipes that extend one another
 
 
@@ -294,6 +294,7 @@ def make_config(values: dict[str, Any], source: str, kind: type[TrainConfig] = T
     Raises:
         ConfigError: the message names `source` and, on one line each, the wrong keys with rule and value.
     """
+    values = {key: value for key, value in values.items() if key not in _RETIRED or value is not None}
     try:
         return kind(**values)
     except ValidationError as error:

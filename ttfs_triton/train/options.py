@@ -211,10 +211,8 @@ class StartOptions(Options):
     the arguments in_channels, image_size and classes that it takes."""
     weights: str | None = None
     """Start from these weights: a run's folder, a file, bundled:NAME, or a Hub repository, org/name[/file][@revision].
-    They must be weights of the same network or of a known VGG; `ttfs convert` can change more."""
-    trained_as: Literal["ann", "direct", "proxy"] | None = None
-    """Which of the paper's networks the weights belong to. ann: its ANN, which is then calibrated. direct, proxy: the
-    spiking network of its script snn_directTrain_model.py or proxy_ann_model.py."""
+    They must be weights of the same network, or of an ANN with its layers: convolutions, batch norms, fully connected
+    layers, whatever their names; `ttfs convert` takes others."""
     calibration_images: Count = 256
     """Training images for the calibration, before training, of another project's ANN, and of a network with weights for
     a chip's grid. 0: no calibration."""

@@ -19,7 +19,6 @@ from ttfs_triton.convert import (
     open_weights,
 )
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
-from ttfs_triton.convert.layouts import TrainedAs
 from ttfs_triton.energy import count, load_chip
 from ttfs_triton.model import BaseModel
 from ttfs_triton.nn import AnalogEncoder, NetworkConfig, SignedEncoder, TTFSNetwork, parse_specification
@@ -49,14 +48,12 @@ class Start:
     units: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def load_weights(
-    network: nn.Module, source: str | Weights, images: Tensor | None = None, trained_as: TrainedAs | None = None
-) -> Start:
+def load_weights(network: nn.Module, source: str | Weights, images: Tensor | None = None) -> Start:
     """Load weights into a network, strictly: every tensor must be used or folded, every parameter must be found.
 
     Tensors with the network's names and shapes are copied; a user-defined network accepts no others. Other tensors are
-    converted first: batch norm and standardised weights of our networks are folded, known networks of other projects
-    are translated, and their ANNs calibrated. A network with batch norm can start from weights without batch norm: its
+    converted first: batch norm and standardised weights of our networks are folded, and ANNs with the network's layers
+    calibrated. A network with batch norm can start from weights without batch norm: its
     statistics come from `images`, and its outputs stay the same. Images are normalised as in the weights' training.
 
     Args:
@@ -64,7 +61,6 @@ def load_weights(
         source: see `open_weights`.
         images: [N, in_channels, height, width] in [0, 1], calibration images, on the device to compute on. None: the
             weights are not calibrated.
-        trained_as: see `TrainedAs`; needed for the paper's weights.
     """
     said = source if isinstance(source, str) else source.name
     ours = network if isinstance(network, TTFSNetwork) else None
@@ -74,15 +70,15 @@ def load_weights(
         described = None if description is None else description.network
         trained = described if ours is not None and isinstance(described, NetworkConfig) else None
         if ours is not None and ours.config.batch_norm and (trained is None or not trained.batch_norm):
-            return _load_plain(ours, weights, images, trained_as)
+            return _load_plain(ours, weights, images)
         on_grid = any(name.endswith(_UNIT) for name in network.state_dict())
         units = {} if on_grid else {name: each for name, each in weights.tensors.items() if name.endswith(_UNIT)}
         tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
         calibration = None
         if ours is None:
             _check_same(network, tensors, "tensors")
-        elif trained_as is not None or _shapes(tensors) != _shapes(network.state_dict()):
-            converted = _convert(ours.config, dataclasses.replace(weights, tensors=tensors), trained_as)
+        elif _shapes(tensors) != _shapes(network.state_dict()):
+            converted = _convert(ours.config, dataclasses.replace(weights, tensors=tensors))
             _check_same(network, converted.network.state_dict())
             if images is not None and converted.needs_calibration:
                 if not converted.network.config.bias:
@@ -103,7 +99,7 @@ def load_weights(
     return Start(base_model, calibration, None if described is None else described.grid, units)
 
 
-def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None, trained_as: TrainedAs | None) -> Start:
+def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None) -> Start:
     """Load weights without batch norm into a network with batch norm, whose statistics come from `images`."""
     if images is None or not len(images):
         raise ConfigError(
@@ -111,7 +107,7 @@ def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None, tr
             "none. Give --calibration-images, or --no-batch-norm."
         )
     plain = TTFSNetwork(network.config.replace(batch_norm=False, weight_standardisation=False))
-    start = load_weights(plain, source, images, trained_as)
+    start = load_weights(plain, source, images)
     unfold_batch_norm(network.to(images.device), plain.to(images.device), images)
     network.cpu()
     take_statistics(network, plain.config)
@@ -155,7 +151,7 @@ def check_chip(network: nn.Module, grid: Grid, chip: str, image_shape: Sequence[
         )
 
 
-def _convert(target: NetworkConfig, weights: Weights, trained_as: TrainedAs | None) -> Converted:
+def _convert(target: NetworkConfig, weights: Weights) -> Converted:
     """The converted network, if its configuration fits `target`."""
     assumed = target.replace(
         readout="potential_start",
@@ -166,15 +162,14 @@ def _convert(target: NetworkConfig, weights: Weights, trained_as: TrainedAs | No
         weights,
         config=assumed,
         classes=target.classes,
-        image_size=target.image_size,
         keep_standardisation=target.weight_standardisation,
         bias=target.bias,
         neuron=target.neuron,
-        trained_as=trained_as,
     )
     found = converted.network.config
     for name, flag, same in (
         ("specification", f"--model {found.specification} --width 1", _structure(found) == _structure(target)),
+        ("image_size", "--image-size {} {}".format(*found.image_size), found.image_size == target.image_size),
         ("encoder", f"--encoder {found.encoder}", found.encoder == target.encoder),
         ("batch_norm", "--no-batch-norm", not target.batch_norm),
         (
@@ -182,8 +177,6 @@ def _convert(target: NetworkConfig, weights: Weights, trained_as: TrainedAs | No
             "--no-weight-standardisation",
             found.weight_standardisation == target.weight_standardisation,
         ),
-        # An ANN fits any readout; a spiking network was trained for one.
-        ("readout", f"--readout {found.readout}", trained_as in (None, "ann") or found.readout == target.readout),
     ):
         if not same:
             value, mine = getattr(found, name), getattr(target, name)
@@ -193,13 +186,13 @@ def _convert(target: NetworkConfig, weights: Weights, trained_as: TrainedAs | No
 
 
 def _structure(config: NetworkConfig) -> tuple[object, ...]:
-    """Hidden layers at their scaled sizes, and the shape of the input."""
+    """Hidden layers at their scaled sizes, and the channels of the input."""
 
     def at_width(token: Token) -> Token:
         sized = isinstance(token, Convolution | Dense)
         return dataclasses.replace(token, size=config.scaled(token.size)) if sized else token
 
-    return (*map(at_width, parse_specification(config.specification)), config.in_channels, config.image_size)
+    return (*map(at_width, parse_specification(config.specification)), config.in_channels)
 
 
 def _check_same(network: nn.Module, tensors: Mapping[str, Tensor], what: str = "converted tensors") -> None:
