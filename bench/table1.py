@@ -1,11 +1,11 @@
-"""Write the README's main table, and the table of all runs in docs/results.md, from runs that have ended.
+"""Collect runs that have ended, and write the README's main table from them.
 
-    python bench/table1.py runs/vgg16 runs/mnist-*    # collect these runs, then write both tables
-    python bench/table1.py                            # write both tables again
+    python bench/table1.py runs/vgg16 runs/mnist-* --commit HASH    # a row for each of these runs, then the table
+    python bench/table1.py                                          # the table again
 
-Collecting copies a run's config.yaml, metrics.jsonl and summary.json to bench/results/runs/NAME, with the checksum of
-its best weights in run.json. Runs that differ in the seed alone share a row, with mean, standard deviation and the
-value of each run. Networks of less than full width are collected but have no row. The README has the rows of `MAIN`.
+bench/results/runs.csv has a row for each run. A run of the README's table (`MAIN`), or whose folder a page names, also
+keeps a folder bench/results/runs/NAME: config.yaml, metrics.jsonl, summary.json, and run.json with the commit and the
+checksum of the best weights. Seeds share a row of the README's table, with mean and standard deviation.
 """
 
 import hashlib
@@ -25,17 +25,33 @@ import yaml
 
 from ttfs_triton.atomic import write_json, write_text
 from ttfs_triton.hub.facts import without_paths
-from ttfs_triton.train.config import FREE_ON_RESUME
+from ttfs_triton.train.config import FREE_ON_RESUME, TrainConfig
 
 MARKERS = ("<!-- table 1: python bench/table1.py -->", "<!-- end of table 1 -->")
-# Keys of the configuration that may differ between runs of one row.
-_APART = FREE_ON_RESUME | {"seed", "cpu", "backend", "compile", "mixed_precision"}
-NAMES = {"cnn1": "CNN1", "cifarnet": "cifarnet", "vgg11": "VGG11", "vgg16": "VGG16", "resnet20": "ResNet-20"}
+NAMES = {"cnn1": "CNN1", "vgg11": "VGG11", "vgg16": "VGG16"}
 MAIN = "mnist-s1 vgg11-s1-teacher vgg16-s0-taught vgg16-s1 cifarnet-s0-wide cifarnet-s1-wide-gain".split()
 MAIN += "vgg16-c100-s1 cifarnet-c100-s0-wide cifarnet-c100-s1-wide-e16".split()
 """Rows of the README, by the names of their runs without the seed."""
 PAPER = "Wei et al., ICCV 2023, Table 1"
 BEST = "Che et al., AAAI 2026, doi:10.1609/aaai.v40i3.37149"
+# Values of a configuration that say nothing: today's defaults, and those of keys that only older runs have.
+_DEFAULTS = TrainConfig().model_dump(mode="json") | {
+    "neuron": "dft",
+    "psp_persistence_order": "together",
+    "gradient_compression": "no",
+}
+# Keys that have a column, or that change no result.
+_APART = {"dataset", "model", "width", "psp_persistence", "epochs", "seed", "mixed_precision", "cpu", "backend"}
+_APART |= (FREE_ON_RESUME - {"teacher"}) | {"compile"}
+ABOUT = {
+    "command": "python bench/table1.py RUN... --commit HASH",
+    "sigma": "persistence of postsynaptic potentials; empty for an ANN with ReLU",
+    "activity_as_published": "the paper also counts a spike per output neuron, and per neuron that received no input",
+    "held_out": "accuracy on held-out images, of the best epoch; empty if the last epoch is kept",
+    "train_accuracy": "on augmented images, of the last epoch",
+    "settings": "keys that differ from the defaults of `TrainConfig` when the row was written",
+    "earlier folders": "f3328067 holds a folder for each of the first 96 runs",
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +71,7 @@ DATA = {
     "uoft-cs/cifar10": ("CIFAR-10", 95.06),
     "uoft-cs/cifar100": ("CIFAR-100", 74.07),
 }
-# The paper's networks, all with its own neuron (σ = 1).
+# The paper's networks, all at σ = 1.
 PUBLISHED = {
     ("ylecun/mnist", "cnn1"): Published(99.4, 0.3913, 150),
     ("uoft-cs/cifar10", "vgg11"): Published(91.17, 0.4387, 300),
@@ -71,68 +87,21 @@ class Options:
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of runs to collect; a run replaces an earlier one of the same name."""
     commit: str = ""  # commit at which these runs began
-    results: Path = bench.RESULTS / "runs"  # folder of collected runs
+    results: Path = bench.RESULTS  # folder of runs.csv and of the folder runs
     readme: Path = bench.ROOT / "README.md"  # page whose main table is replaced, between its markers
-    page: Path = bench.ROOT / "docs" / "results.md"  # page whose table of all runs is replaced, between its markers
-
-
-@dataclass(frozen=True)
-class Run:
-    """A collected run."""
-
-    name: str  # name of its folder
-    config: dict[str, Any]
-    summary: dict[str, Any]
-    about: dict[str, Any]  # run.json
-
-    @property
-    def row(self) -> str:
-        """Key of the run's row: its configuration without keys that may differ."""
-        return json.dumps({key: value for key, value in self.config.items() if key not in _APART}, sort_keys=True)
-
-    @property
-    def sigma(self) -> float:
-        """σ; for an ANN −1, which sorts before every σ."""
-        return -1.0 if self.config.get("neuron") == "ann" else self.config.get("psp_persistence", 1.0)
-
-    @property
-    def network(self) -> str:
-        """Name of the network for readers, with the factor on its width."""
-        name, width = self.config["model"], self.config.get("width", 1.0)
-        return f"{NAMES.get(name, name)}{f' × {width:g}' if width != 1 else ''}"
-
-    @property
-    def published(self) -> Published | None:
-        """What the paper reports for the same data, network and neuron."""
-        return PUBLISHED.get((self.config["dataset"], self.config["model"])) if self.sigma == 1 else None
-
-    @property
-    def has_row(self) -> bool:
-        """Whether the run has a row: data of `DATA`, all images, and a network at full width or wider."""
-        config = self.config
-        whole = config.get("max_train_samples") is None and config.get("max_test_samples") is None
-        return whole and config["dataset"] in DATA and config.get("width", 1.0) >= 1
-
-    @property
-    def place(self) -> tuple:
-        """Sort key of the run's row: by data, then the paper's networks before others, then σ."""
-        data, model = self.config["dataset"], self.config["model"]
-        known = [name for other, name in PUBLISHED if other == data]
-        rank = known.index(model) if model in known else len(known)
-        return list(DATA).index(data), rank, model, self.sigma, self.name
+    guides: Path = bench.ROOT / "docs"  # folder of further pages that may name the folder of a run
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     try:
-        for folder in options.runs:
-            print(f"collected: {collect(folder, options)}")
-        found = [read(folder) for folder in sorted(options.results.glob("*")) if folder.is_dir()]
-        replace_table(options.readme, main_table(found))
-        replace_table(options.page, table(found))
+        for run in options.runs:
+            print(f"collected: {collect(run, options)}")
+        rows = collected_rows(options)
+        replace_table(options.readme, main_table(rows))
     except (ValueError, OSError) as error:
         sys.exit(f"table1: {error}")
-    print(f"written: {options.readme} and {options.page}, {len(found)} runs")
+    print(f"written: {options.readme}, {len(rows)} runs")
 
 
 def name_of(run: Path) -> str:
@@ -142,17 +111,17 @@ def name_of(run: Path) -> str:
 
 
 def collect(run: Path, options: Options) -> Path:
-    """Copy the files of a run that are to be committed.
+    """Copy the files of a run that are to be committed; `collected_rows` makes them a row.
 
     Args:
         run: folder of the run.
-        options: `results`, the folder that gets a folder for the run, and `commit`.
+        options: `results`, the folder that gets the copy, and `commit`.
     Raises:
         ValueError: the folder is not a run, or the run has not ended.
     """
     if not (run / "summary.json").is_file():
         raise ValueError(f"runs must be folders of runs that have ended; got {run}.")
-    folder = options.results / name_of(run)
+    folder = options.results / "runs" / name_of(run)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in ("metrics.jsonl", "summary.json"):
@@ -160,47 +129,105 @@ def collect(run: Path, options: Options) -> Path:
     config = yaml.safe_load((run / "config.yaml").read_text())
     config = {key: without_paths(value) for key, value in config.items()}
     write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-    about = {
-        "weights_sha256": hashlib.sha256((run / "best" / "model.safetensors").read_bytes()).hexdigest(),
-        "commit": options.commit,
-        "sparsity_as_published": json.loads((run / "summary.json").read_text()).get("sparsity_as_published"),
-    }
-    write_json(folder / "run.json", about)
+    checksum = hashlib.sha256((run / "best" / "model.safetensors").read_bytes()).hexdigest()
+    write_json(folder / "run.json", {"weights_sha256": checksum, "commit": options.commit})
     return folder
 
 
-def read(folder: Path) -> Run:
-    """A collected run."""
+def collected_rows(options: Options) -> list[dict[str, str]]:
+    """All rows of runs.csv, after writing a row for each folder and removing the folders that no page names."""
+    rows, about = bench.read(options.results / "runs.csv")
+    by_name = {row["run"]: row for row in rows}
+    for folder in (options.results / "runs").iterdir():
+        by_name[folder.name] = {key: "" if value is None else str(value) for key, value in row_of(folder).items()}
+        if not is_named(folder.name, options):
+            shutil.rmtree(folder)
+            print(f"a row only: {folder.name}")
+    rows = sorted(by_name.values(), key=lambda row: (row["dataset"], row["run"]))
+    bench.write(options.results, "runs", rows, about or ABOUT)
+    return rows
+
+
+def is_named(name: str, options: Options) -> bool:
+    """Whether a run is in the README's table, or its folder is named by the README or a guide."""
+    if any(belongs(name, row) for row in MAIN):
+        return True
+    pages = (options.readme, *options.guides.glob("guides/*.md"), *options.guides.glob("tutorials/*.md"))
+    return any(re.search(rf"results/runs/{name}(?![\w-])", page.read_text(encoding="utf-8")) for page in pages)
+
+
+def belongs(name: str, row: str) -> bool:
+    """Whether a run belongs to a row of `MAIN`: it has the row's name, or this name with a seed."""
+    return re.fullmatch(rf"{row}(-\d+)?", name) is not None
+
+
+def row_of(folder: Path) -> dict[str, Any]:
+    """The row of a collected run."""
     config = yaml.safe_load((folder / "config.yaml").read_text())
     summary, about = (json.loads((folder / name).read_text()) for name in ("summary.json", "run.json"))
-    return Run(folder.name, config, summary, about)
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    settings = {
+        key: value
+        for key, value in config.items()
+        if key not in _APART and (value != _DEFAULTS[key] if key in _DEFAULTS else value)
+    }
+    total, samples = summary["counts"]["total"], summary["counts"]["samples"]
+    return {
+        "run": folder.name,
+        "dataset": config["dataset"],
+        "model": config["model"],
+        "width": config.get("width", 1.0),
+        "sigma": None if config.get("neuron") == "ann" else config["psp_persistence"],
+        "epochs": config["epochs"],
+        "seed": config["seed"],
+        "test_accuracy": summary["test_accuracy"],
+        "first_spike_accuracy": summary["test_first_spike_accuracy"],
+        "ties": summary["ties"],
+        "activity": round(summary["sparsity"], 6),
+        "activity_as_published": round(summary["sparsity_as_published"], 6),
+        "operations_an_image": round(total["synaptic_operations"] / samples),
+        "held_out": summary["val_accuracy"],
+        "best_epoch": summary["best_epoch"],
+        "train_accuracy": round(epochs[-1]["train_accuracy"], 6),
+        "seconds_per_epoch": round(summary["seconds_per_epoch"], 1),
+        "device": summary["device"],
+        "precision": summary["mixed_precision"],
+        "torch": summary["versions"]["torch"],
+        "settings": yaml.safe_dump(settings, default_flow_style=True, width=10**6).strip(),
+        "commit": about["commit"],
+        "weights_sha256": about["weights_sha256"],
+    }
 
 
-def main_table(runs: Sequence[Run]) -> str:
+def main_table(rows: Sequence[dict[str, str]]) -> str:
     """The README's table in Markdown; beside σ = 1, the paper's figures of this network or of its most accurate one."""
     headings = ("data", "network", "accuracy", "activity", "epochs", "the paper", "its activity", "its epochs")
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     for name in MAIN:
-        found = [run for run in runs if re.fullmatch(rf"{name}(-\d+)?", run.name)]
-        if not found:
-            continue
-        config, paper, beside = found[0].config, found[0].published, ""
-        theirs = {model: figures for (data, model), figures in PUBLISHED.items() if data == config["dataset"]}
-        if paper is None and theirs and found[0].sigma == 1:
-            best = max(theirs, key=lambda model: theirs[model].accuracy)
-            paper, beside = theirs[best], f" ({NAMES[best]})"
-        cells = [
-            DATA[config["dataset"]][0],
-            f"{found[0].network}, σ = {found[0].sigma:g}",
-            f"{average([100 * run.summary['test_accuracy'] for run in found], 2)} %",
-            average([run.summary["sparsity"] for run in found], 3),
-            str(config["epochs"]),
-            f"{paper.accuracy:g} %{beside}" if paper else "–",
-            _figure(paper and paper.sparsity),
-            _figure(paper and paper.epochs),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        runs = [row for row in rows if belongs(row["run"], name)]
+        if runs:
+            lines.append(f"| {' | '.join(cells_of(runs))} |")
     return "\n".join(lines) + "\n"
+
+
+def cells_of(runs: Sequence[dict[str, str]]) -> list[str]:
+    """Cells of the README's row for runs that differ in the seed alone."""
+    data, model, width = runs[0]["dataset"], runs[0]["model"], float(runs[0]["width"])
+    sigma = float(runs[0]["sigma"])
+    theirs = {model: figures for (other, model), figures in PUBLISHED.items() if other == data and sigma == 1}
+    paper, beside = theirs.get(model), ""
+    if theirs and paper is None:
+        best = max(theirs, key=lambda model: theirs[model].accuracy)
+        paper, beside = theirs[best], f" ({NAMES[best]})"
+    network = NAMES.get(model, model) + (f" × {width:g}" if width != 1 else "")
+    return [
+        DATA[data][0],
+        f"{network}, σ = {sigma:g}",
+        f"{average([100 * float(run['test_accuracy']) for run in runs], 2)} %",
+        average([float(run["activity"]) for run in runs], 3),
+        runs[0]["epochs"],
+        *((f"{paper.accuracy:g} %{beside}", f"{paper.sparsity:g}", str(paper.epochs)) if paper else ("–",) * 3),
+    ]
 
 
 def average(values: Sequence[float], digits: int) -> str:
@@ -208,47 +235,6 @@ def average(values: Sequence[float], digits: int) -> str:
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
-
-
-def table(runs: Sequence[Run]) -> str:
-    """The table of all runs, in Markdown."""
-    headings = (
-        *("data", "network", "accuracy %, ours", "the paper", "best published"),
-        *("sparsity, ours", "as the paper counts", "the paper", "runs"),
-    )
-    rows: dict[str, list[Run]] = {}
-    for run in sorted((run for run in runs if run.has_row), key=lambda run: run.place):
-        rows.setdefault(run.row, []).append(run)
-    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|", *map(line, rows.values())]
-    return "\n".join(lines) + "\n"
-
-
-def line(runs: Sequence[Run]) -> str:
-    """A row of the table of all runs, from runs that differ in the seed alone."""
-    config, sigma, paper = runs[0].config, runs[0].sigma, runs[0].published
-    title, best = DATA[config["dataset"]]
-    from_ann = ", from an ANN" if config.get("pretrain") or config.get("weights") else ""
-    counted = [run.about.get("sparsity_as_published") for run in runs]
-    cells = [
-        title,
-        f"{runs[0].network}, {'ANN' if sigma < 0 else f'σ = {sigma:g}'}, {config['epochs']} epochs{from_ann}",
-        spread([100 * run.summary["test_accuracy"] for run in runs], 2),
-        _figure(paper and paper.accuracy),
-        _figure(best if sigma >= 0 else None),
-        spread([run.summary["sparsity"] for run in runs], 3),
-        spread([value for value in counted if value is not None], 3) if None not in counted else "–",
-        _figure(paper and paper.sparsity),
-        ", ".join(f"[{run.name}](../bench/results/runs/{run.name}/summary.json)" for run in runs),
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """A single value, or mean and standard deviation of several, followed by all of them."""
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    each = ", ".join(f"{value:.{digits}f}" for value in values)
-    return f"**{average(values, digits)}** ({each})"
 
 
 def replace_table(path: Path, text: str) -> None:
@@ -266,10 +252,6 @@ def replace_table(path: Path, text: str) -> None:
     about = f"\nThe paper: {PAPER}. Best published with time-to-first-spike coding, of networks of any kind: {BEST}: "
     about += f"{figures}.\n"
     write_text(path, parts[0] + parts[1] + text + about + parts[3] + parts[4])
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:g}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The README's main table, from folders of runs."""
+"""Rows of collected runs, and the README's main table."""
 
 import hashlib
 import json
+import re
 
 import pytest
 import yaml
@@ -15,7 +16,7 @@ bench, table1 = modules("_bench", "table1")
 def options(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n{}\nold\n{}\nafter\n".format(*table1.MARKERS))
-    return table1.Options(results=tmp_path / "results", readme=readme, commit="abc1234")
+    return table1.Options(results=tmp_path / "results", readme=readme, guides=tmp_path, commit="abc1234")
 
 
 def make_run(folder, *, accuracy=0.5, seed=0, **changes):
@@ -24,77 +25,76 @@ def make_run(folder, *, accuracy=0.5, seed=0, **changes):
     (folder / "best").mkdir(parents=True)
     (folder / "best" / "model.safetensors").write_bytes(b"weights")
     (folder / "config.yaml").write_text(yaml.safe_dump(config | {"psp_persistence": 1.0} | changes))
-    (folder / "metrics.jsonl").write_text('{"epoch": 1}\n')
-    summary = {"test_accuracy": accuracy, "sparsity": 0.25, "sparsity_as_published": 0.5}
+    (folder / "metrics.jsonl").write_text('{"epoch": 1, "train_accuracy": 0.5}\n')
+    summary = {"test_accuracy": accuracy, "test_first_spike_accuracy": 0.5, "ties": 0, "sparsity": 0.25}
+    summary |= {"sparsity_as_published": 0.5, "counts": {"total": {"synaptic_operations": 20}, "samples": 10}}
+    summary |= {"val_accuracy": None, "best_epoch": 1, "seconds_per_epoch": 2.0, "device": "CPU"}
+    summary |= {"mixed_precision": "no", "versions": {"torch": "2.13.0"}}
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
 
-def rows(options, *runs):
-    """Cells of the table of some runs."""
-    for run in runs:
-        table1.collect(run, options)
-    text = table1.table([table1.read(folder) for folder in sorted(options.results.glob("*"))])
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
-
-
-def test_collected_run_holds_what_is_committed_and_names_no_folder(options, tmp_path):
-    run = make_run(tmp_path / "runs" / "one")
+def test_collected_run_of_the_main_table_keeps_its_folder_and_names_no_path(options, tmp_path):
+    run = make_run(tmp_path / "runs" / "mnist-s1")
     folder = table1.collect(run, options)
-    names = ["config.yaml", "metrics.jsonl", "run.json", "summary.json"]
-    assert sorted(path.name for path in folder.iterdir()) == names
+    table1.collected_rows(options)
+    assert len(list(folder.iterdir())) == 4
     assert (folder / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
     assert "somewhere" not in (folder / "config.yaml").read_text()
-    assert folder.name == table1.name_of(run) == "one"
+    assert folder.name == table1.name_of(run) == "mnist-s1"
     assert table1.name_of(tmp_path / "runs" / "mnist" / "a") == "mnist-a"
     with pytest.raises(ValueError, match="runs must be folders of runs that have ended; got"):
         table1.collect(tmp_path / "nothing", options)
-    checksum = hashlib.sha256(b"weights").hexdigest()
-    about = {"weights_sha256": checksum, "commit": "abc1234", "sparsity_as_published": 0.5}
+    about = {"weights_sha256": hashlib.sha256(b"weights").hexdigest(), "commit": "abc1234"}
     assert json.loads((folder / "run.json").read_text()) == about
 
 
-def test_seeds_share_a_row_and_settings_do_not(options, tmp_path):
-    found = rows(
-        options,
-        make_run(tmp_path / "runs" / "a", accuracy=0.75, seed=0),
-        make_run(tmp_path / "runs" / "b", accuracy=0.77, seed=1, data_dir="/elsewhere"),
-        make_run(tmp_path / "runs" / "c", accuracy=0.9, psp_persistence=0.25),
-        make_run(tmp_path / "runs" / "d", neuron="ann"),
-    )
-    assert [row[1] for row in found] == [f"CNN1, {kind}, 3 epochs" for kind in ("ANN", "σ = 0.25", "σ = 1")]
-    assert found[0][2:5] == ["50.00", "–", "–"]  # an ANN stands against no spiking network
-    assert found[1][2:8] == ["90.00", "–", "99.51", "0.250", "0.500", "–"]
-    both = ["**0.250 ± 0.000** (0.250, 0.250)", "**0.500 ± 0.000** (0.500, 0.500)"]
-    assert found[2][2:8] == ["**76.00 ± 1.41** (75.00, 77.00)", "99.4", "99.51", *both, "0.3913"]
-    assert found[2][8] == "[a](../bench/results/runs/a/summary.json), [b](../bench/results/runs/b/summary.json)"
+def test_runs_that_no_page_names_are_rows_only(options, tmp_path):
+    guide = options.guides / "guides" / "guide.md"
+    guide.parent.mkdir(parents=True)
+    guide.write_text("The rows are in `bench/results/runs/b-2`.")
+    for name in ("a", "b", "b-2"):
+        table1.collect(make_run(tmp_path / "runs" / name, psp_persistence=0.25, lr=0.5, pretrain=False), options)
+    assert len(table1.collected_rows(options)) == 3
+    assert [folder.name for folder in (options.results / "runs").iterdir()] == ["b-2"]
+    table1.collect(make_run(tmp_path / "new" / "runs" / "a", accuracy=0.75, neuron="ann"), options)
+    first, second, _ = table1.collected_rows(options)
+    assert (first["test_accuracy"], first["sigma"], first["settings"]) == ("0.75", "", "{neuron: ann}")
+    assert (second["test_accuracy"], second["sigma"], second["settings"]) == ("0.5", "0.25", "{lr: 0.5}")
 
 
-def test_rows_are_of_whole_networks_and_data(options, tmp_path):
-    """Other networks stand behind those of the paper; narrow ones and those of some images have no row."""
-    found = rows(
-        options,
-        make_run(tmp_path / "runs" / "a", width=0.5),
-        make_run(tmp_path / "runs" / "b", max_train_samples=100),
-        make_run(tmp_path / "runs" / "c", dataset="uoft-cs/cifar10", model="resnet20"),
-        make_run(tmp_path / "runs" / "d", dataset="uoft-cs/cifar10", model="8C3-P2", width=2),
-    )
-    assert [row[1] for row in found] == ["8C3-P2 × 2, σ = 1, 3 epochs", "ResNet-20, σ = 1, 3 epochs"]
-    assert {(row[0], row[3], row[4], row[7]) for row in found} == {("CIFAR-10", "–", "95.06", "–")}
+def test_seeds_share_a_row_of_the_main_table(options, tmp_path):
+    small = {"dataset": "uoft-cs/cifar10", "model": "cifarnet"}
+    for name, changes in {
+        "mnist-s1-0": {"accuracy": 0.75},
+        "mnist-s1-1": {"accuracy": 0.77, "seed": 1},
+        "mnist-s1-margin": {},
+        "cifarnet-s1-wide-gain": small | {"width": 2},
+        "cifarnet-s0-wide": small | {"psp_persistence": 0},
+    }.items():
+        table1.collect(make_run(tmp_path / "runs" / name, **changes), options)
+    assert table1.main_table(table1.collected_rows(options)).splitlines()[2:] == [
+        "| MNIST | CNN1, σ = 1 | 76.00 ± 1.41 % | 0.250 ± 0.000 | 3 | 99.4 % | 0.3913 | 150 |",
+        "| CIFAR-10 | cifarnet, σ = 0 | 50.00 % | 0.250 | 3 | – | – | – |",
+        "| CIFAR-10 | cifarnet × 2, σ = 1 | 50.00 % | 0.250 | 3 | 93.05 % (VGG16) | 0.2561 | 300 |",
+    ]
 
 
 def test_table_is_written_between_its_markers_only(options):
     table1.replace_table(options.readme, "| new |\n")
     table1.replace_table(options.readme, "| newer |\n")
-    text = options.readme.read_text()
-    assert text.startswith(f"before\n{table1.MARKERS[0]}\n| newer |\n\nThe paper: ")
-    assert text.endswith(f"{table1.MARKERS[1]}\nafter\n")
+    start, end = table1.MARKERS
+    assert re.fullmatch(f"before\n{start}\n[|] newer [|]\n\nThe paper: .*\n{end}\nafter\n", options.readme.read_text())
     options.readme.write_text("nothing")
     with pytest.raises(ValueError, match=r"README\.md must have the markers"):
         table1.replace_table(options.readme, "")
 
 
-def test_committed_tables_are_those_of_the_committed_runs():
-    runs = [table1.read(folder) for folder in sorted((bench.RESULTS / "runs").glob("*")) if folder.is_dir()]
-    assert table1.main_table(runs) in (bench.ROOT / "README.md").read_text(encoding="utf-8")
-    assert table1.table(runs) in (bench.ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+def test_committed_table_is_that_of_the_committed_rows():
+    rows, _ = bench.read(bench.RESULTS / "runs.csv")
+    assert table1.main_table(rows) in (bench.ROOT / "README.md").read_text(encoding="utf-8")
+    by_name = {row["run"]: row for row in rows}
+    for row in map(table1.row_of, (bench.RESULTS / "runs").iterdir()):
+        assert table1.is_named(row["run"], table1.Options())
+        assert by_name[row["run"]]["weights_sha256"] == row["weights_sha256"]
+        assert float(by_name[row["run"]]["test_accuracy"]) == row["test_accuracy"]
