@@ -9,7 +9,7 @@ NEURON = Neuron(psp_persistence=0.25, surrogate_width=0.5)
 
 
 class Network(nn.Module):
-    """Four convolutions and a hidden layer. The second convolution's spikes also skip the third, a window later."""
+    """Four convolutions and a hidden layer. A skip leads from the second convolution to the fourth."""
 
     def __init__(self, in_channels: int, side: int, classes: int) -> None:
         super().__init__()
@@ -24,11 +24,11 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         spikes = F.max_pool2d(self.conv1(self.encoder(images)), 2)  # the earliest spike of each patch
-        early = self.conv2(spikes)
-        late = self.conv4(self.conv3(early), skip=early)  # not a sum of spike times: see `DFTConv2d`
-        return self.readout(self.hidden(late.flatten(1)))
+        second = self.conv2(spikes)
+        fourth = self.conv4(self.conv3(second), skip=second)  # not a sum of spike times: see `DFTConv2d`
+        return self.readout(self.hidden(fourth.flatten(1)))
 
 
 def build(in_channels: int, image_size: tuple[int, int], classes: int) -> nn.Module:
-    """Build the network. Your own function may leave out arguments that it does not need."""
+    """Build the network. Your function may leave out arguments that it does not need."""
     return Network(in_channels, image_size[0], classes)
