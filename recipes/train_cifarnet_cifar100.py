@@ -1,4 +1,4 @@
-"""Train a small network on CIFAR-100, fast."""
+"""Train cifarnet, a small convolutional network, on CIFAR-100."""
 
 from ttfs_triton.command_line import recipe, start
 

@@ -1,4 +1,4 @@
-"""Train CNN1 on MNIST from scratch."""
+"""Train CNN1, the paper's small network, on MNIST."""
 
 from ttfs_triton.command_line import recipe, start
 

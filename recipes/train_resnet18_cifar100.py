@@ -1,4 +1,4 @@
-"""Train ResNet-18 on CIFAR-100."""
+"""Train ResNet-18, a network with skips, on CIFAR-100."""
 
 from ttfs_triton.command_line import recipe, start
 

@@ -1,4 +1,4 @@
-"""Train ResNet-20 on CIFAR-10."""
+"""Train ResNet-20, a network with skips, on CIFAR-10."""
 
 from ttfs_triton.command_line import recipe, start
 
