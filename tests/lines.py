@@ -11,8 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Folders: (ceiling, goal).
 ROOMS = {
-    ("ttfs_triton", "kernels", "recipes"): (29_132, 25_000),
-    ("bench",): (3_662, 3_400),
+    ("ttfs_triton", "kernels", "recipes"): (29_333, 25_000),
+    ("bench",): (3_644, 3_400),
     ("tests",): (21_779, 17_000),
 }
 
