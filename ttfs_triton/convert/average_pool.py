@@ -1,6 +1,7 @@
 """Average pools of an ANN: the windows that they divide maps into, and their place in a layer's weights."""
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ttfs_triton.nn.sizes import pair
@@ -20,8 +21,10 @@ def fold_average_pool(weight: Tensor, pool: nn.Module, maps: tuple[int, int]) ->
         [features, channels·height·width], float64.
     """
     places = maps[0] * maps[1]
-    basis = pool(torch.eye(places, dtype=torch.float64).view(places, 1, *maps)).view(places, -1)
-    return (weight.double().cpu().view(weight.shape[0], -1, basis.shape[1]) @ basis.T).flatten(1).to(weight.device)
+    one_hot = rearrange(torch.eye(places, dtype=torch.float64), "p (h w) -> p 1 h w", h=maps[0])
+    basis = rearrange(pool(one_hot), "p 1 h w -> p (h w)")
+    by_map = rearrange(weight.double().cpu(), "o (c p) -> o c p", p=basis.shape[1])
+    return rearrange(by_map @ basis.T, "o c p -> o (c p)").to(weight.device)
 
 
 def pooled_size(pool: nn.Module, maps: tuple[int, int]) -> tuple[int, ...]:

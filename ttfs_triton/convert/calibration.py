@@ -371,8 +371,9 @@ def _rescale(graph: NetworkGraph, clips: Mapping[str, Tensor]) -> None:
         for wire in stage.inputs:  # flattened maps lie one channel behind the other
             clip = clips.get(wire.source or "", weight.new_ones(1)).double()
             inputs.append(clip.repeat_interleave(wire.shape[0] // average // len(clip)))
-        weight = weight.unflatten(0, (groups, -1)) * torch.cat(inputs).view(groups, 1, -1, *per_output[2:])
-        weight = weight.flatten(0, 1)  # each group reads its own channels
+        weight = rearrange(weight, "(g o) i ... -> o ... g i", g=groups)  # each group reads its own channels
+        weight = weight * rearrange(torch.cat(inputs), "(g i) -> g i", g=groups)
+        weight = rearrange(weight, "o ... g i -> (g o) i ...")
         if (clip := clips.get(stage.name)) is not None:
             weight = weight / clip.double().view(per_output)
             if layer.bias is not None:

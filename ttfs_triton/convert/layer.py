@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, fx, nn
 
 from ttfs_triton.nn import EarliestSpikePool2d, Wire
@@ -55,10 +56,10 @@ class ANNLayer:
     def kernel(self) -> Tensor:
         """Weights [C_out, C_in, rows, columns], float64; 0 between channels of different groups."""
         groups = getattr(self.module, "groups", 1)
-        parts = self.weight.double().unflatten(0, (groups, -1))
+        parts = rearrange(self.weight.double(), "(g o) ... -> g o ...", g=groups)
         every = parts.new_zeros(groups, parts.shape[1], groups, *parts.shape[2:])
         every[range(groups), :, range(groups)] = parts
-        every = every.flatten(2, 3).flatten(0, 1)
+        every = rearrange(every, "g o group i ... -> (g o) (group i) ...")
         return every if every.dim() == 4 else every[:, :, None, None]
 
     def with_kernel(self, kernel: Tensor, stride: Any, padding: Any, dilation: Any, **changes: Any) -> "ANNLayer":

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
@@ -76,7 +77,7 @@ def waiting(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) ->
         driven_time: time from each neuron's first input spike to the window's end, in the unit of `inputs`, float64.
         undriven_time: time that neurons without an input spike wait in the firing window, in windows, float64.
     """
-    earliest = earliest_input(layer, inputs, skip).transpose(0, 1).flatten(1)  # by group or channel
+    earliest = rearrange(earliest_input(layer, inputs, skip), "n g ... -> g (n ...)")  # by group or channel
     bias = layer.with_batch_norm(layer.weight)[1]
     bias = torch.zeros(len(layer.weight), device=inputs.device) if bias is None else bias.detach().double()
     until = torch.ones_like(bias)
@@ -144,7 +145,7 @@ class SynapseCounter:
                 without_input += still
         for part in in_parts(channels_innermost(inputs)):
             active = torch.ne(part, 0, out=torch.empty_like(part, dtype=torch.float32))
-            by_wire = active.unflatten(1, (-1, inputs.shape[1])).split(self._channels_of, 2)
+            by_wire = rearrange(active, "n (p c) -> n p c", c=inputs.shape[1]).split(self._channels_of, 2)
             for total, own in zip(arrived, by_wire, strict=False):
                 total += own.sum((1, 2)).long().sum()
             nonzero_macs += (products := self._products(active))

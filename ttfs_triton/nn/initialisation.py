@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ttfs_triton.nn.coding import AnalogEncoder
@@ -32,10 +33,11 @@ def whiten(encoder: AnalogEncoder, images: Tensor) -> None:
             f"whiten: images must be at least as large as a patch, {rows}×{columns}; got "
             f"{images.shape[2]}×{images.shape[3]}. Use a smaller kernel."
         )
-    channels = images.shape[1]
-    patches = images.double().unfold(2, rows, 1).unfold(3, columns, 1).movedim(1, 3).flatten(0, 2).flatten(1)
+    patches = images.double().unfold(2, rows, 1).unfold(3, columns, 1)
+    patches = rearrange(patches, "n c h w rows columns -> (n h w) (c rows columns)")
     eigenvalues, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-    components = (vectors / (eigenvalues + SMALLEST_EIGENVALUE).sqrt()).T.flip(0).view(-1, channels, rows, columns)
+    components = (vectors / (eigenvalues + SMALLEST_EIGENVALUE).sqrt()).T.flip(0)
+    components = rearrange(components, "k (c rows columns) -> k c rows columns", rows=rows, columns=columns)
     weight = torch.cat([components, -components]).float()
     if weight.shape != encoder.weight.shape:
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import reduce, repeat
 from torch import Tensor
 
 from ttfs_kernels import Neuron
@@ -213,12 +214,14 @@ def earliest_input(layer: WeightedLayer, x: Tensor, skip: Tensor | None = None) 
         [N, groups, P, Q] or [N, 1], since all channels of a group have the same inputs; with a skip, [N, C, ...].
     """
     groups = layer.groups if isinstance(layer, WeightedConv2d) else 1
-    earliest = x.unflatten(1, (groups, -1)).amax(2)
+    earliest = reduce(x, "n (g c) ... -> n g ...", "max", g=groups)
     if isinstance(layer, WeightedConv2d):
         rows, columns = layer.padding
         padded = F.pad(earliest, (columns, columns, rows, rows))
         earliest = F.max_pool2d(padded, layer.kernel_size, layer.stride, 0, layer.dilation)
-    return earliest if skip is None else torch.maximum(earliest.repeat_interleave(skip.shape[1] // groups, 1), skip)
+    if skip is None:
+        return earliest
+    return torch.maximum(repeat(earliest, "n g ... -> n (g c) ...", c=skip.shape[1] // groups), skip)
 
 
 # Number of inputs of a layer that a CPU processes at a time, so that integers and potentials stay in its caches.

@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ttfs_triton.data.augment.geometry import IDENTITY, affine, move, rotation
@@ -255,7 +256,7 @@ def sharpness(images: Tensor, factors: Tensor) -> Tensor:
     if height < 3 or width < 3:
         return images
     # Planes as single lines are faster than rows; sums that run past a row's end into the next row are not used.
-    levels = images.view(n, channels, -1).float()
+    levels = rearrange(images, "n c h w -> n c (h w)").float()
     three = (levels[..., : -2 * width] + levels[..., width:-width]).add_(levels[..., 2 * width :])
     centre = levels[..., width + 1 : -width - 1]
     thirteen = (three[..., :-2] + three[..., 1:-1]).add_(three[..., 2:]).add_(centre, alpha=4)
