@@ -45,7 +45,7 @@ def network(sigma: float = 0.25) -> Branches:
 def test_graph_says_what_each_layer_reads_and_runs_as_the_network():
     model, images = network(), activations(4, 1, 8, 8, seed=1).float()
     graph = network_graph(model)
-    read = {stage.name: [(wire.source, graph.waits(stage, wire)) for wire in stage.inputs] for stage in graph.stages}
+    read = {stage.name: [(wire.source, graph.delay(stage, wire)) for wire in stage.inputs] for stage in graph.stages}
     assert read["mix"] == [("narrow", 0), ("wide", 0), ("stem", 1)]
     assert read["readout"] == [("mix", 0), ("stem", 2)]
     assert [wire.shape for wire in graph["mix"].inputs] == [(3, 4, 4), (5, 4, 4), (4, 4, 4)]

@@ -135,7 +135,7 @@ def test_networks_with_wrong_skips_are_refused(skip, take, match):
 
 def test_weights_of_delayed_spikes_keep_their_own_grain():
     weight = quantise_weight(torch.tensor([[0.1, -0.05], [0.02, 0.01]]), 4)
-    late = weight.with_late(torch.tensor([1.0, 0.01])).late
+    late = weight.with_skip_weights(torch.tensor([1.0, 0.01])).skip_weight
     assert late.tolist() == [4 * 16, 4]  # of 70 and 3.5 units
     with pytest.raises(ValueError, match="weights of delayed spikes must be finite"):
-        weight.with_late(torch.tensor([torch.nan, 1.0]))
+        weight.with_skip_weights(torch.tensor([torch.nan, 1.0]))

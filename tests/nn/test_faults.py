@@ -121,10 +121,11 @@ def test_weight_noise_disturbs_the_weights_of_delayed_spikes(grid):
     assert len(set(factors.tolist())) == 4
     torch.testing.assert_close(layer.skip_weight.grad, 0.5 * factors, rtol=0, atol=0.1)
 
-    quantised = quantise_weight(torch.eye(4), 8).with_late(torch.ones(4))
-    late = FaultyChip(Faults(weight_noise=0.2), Clock(8), 0).weights(quantised).late / (256 * quantised.late)
-    assert (late - 1).abs().max() < 0.9
-    assert len(set(late.tolist())) == 4
+    quantised = quantise_weight(torch.eye(4), 8).with_skip_weights(torch.ones(4))
+    noisy = FaultyChip(Faults(weight_noise=0.2), Clock(8), 0).weights(quantised)
+    factors = noisy.skip_weight / (256 * quantised.skip_weight)
+    assert (factors - 1).abs().max() < 0.9
+    assert len(set(factors.tolist())) == 4
 
 
 @pytest.mark.parametrize("grid", [None, Grid(8, 4), Grid(4)])

@@ -13,7 +13,7 @@ from ttfs_triton.nn.on_chip import ClockedLayer
 
 
 def clocked(layer, clock, bits=8, **options):
-    quantised = quantise_weight(layer.effective_weight(), bits).with_late(layer.skip_weights())
+    quantised = quantise_weight(layer.effective_weight(), bits).with_skip_weights(layer.skip_weights())
     return ClockedLayer(layer, quantised, clock, **options)
 
 

@@ -152,7 +152,7 @@ class Simulator:
         layer, bits, per_channel = stage.layer, self._settings.weight_bits, self._settings.per_channel
         unit, (exact, bias) = stage.weighted.unit_on_grid(bits, per_channel), stage.synapses()
         rounded = quantise_weight(exact, bits, per_channel=per_channel, unit=unit)
-        rounded = rounded.with_late(stage.weighted.skip_weights())
+        rounded = rounded.with_skip_weights(stage.weighted.skip_weights())
         weight, register = self._faulty.weights(rounded), None
         if isinstance(layer, AnalogEncoder | SignedEncoder):
             return AnalogLayer(layer, weight, bias)
@@ -268,11 +268,12 @@ class FaultyChip:
 
     def weights(self, quantised: QuantisedWeight) -> QuantisedWeight:
         """Weights with this chip's noise."""
-        noise, late = self.faults.weight_noise, quantised.late
+        noise, skip_weight = self.faults.weight_noise, quantised.skip_weight
         if not noise:
             return quantised
         factors = weight_factors(quantised.integers, noise, self._chip)
-        return quantised.multiplied(factors, None if late is None else weight_factors(late, noise, self._chip))
+        skip_factors = None if skip_weight is None else weight_factors(skip_weight, noise, self._chip)
+        return quantised.multiplied(factors, skip_factors)
 
     def spikes(self, stage: Stage, instant: Tensor) -> Tensor:
         """A stage's spikes with faults, as indices [N, ...] of their instants; also for a latency encoder."""

@@ -225,7 +225,7 @@ class LayerCounter(SpikeCounter):
     def arrive(self, inputs: Tensor, skip: Tensor | None = None) -> None:
         """Add a batch of the layer's inputs, and of its delayed spikes."""
         if skip is not None:
-            skip = self.layer.arriving(skip.detach(), self._stage.shape)
+            skip = self.layer.read_skip(skip.detach(), self._stage.shape)
         if isinstance(self.layer, AnalogEncoder | SignedEncoder):
             inputs = inputs - self.layer.mean  # proportional to what the synapses read
         self.synapses.add(inputs.detach(), skip)

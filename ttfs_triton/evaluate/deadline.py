@@ -81,7 +81,7 @@ def output_spikes(
 def _early(readout: Readout, hidden: Tensor) -> Tensor:
     """Classes [N, len(EARLY)] of the highest potential at the times `EARLY`, while spikes still arrive."""
     weight, bias = plain_synapses(readout)
-    # A spike that came x before the window's end has raised the potential for x minus the rest of the window.
+    # At a share t of the window, a spike x has contributed w·(x − (1 − t)).
     since = [(hidden.double() - (1 - part)).clamp_(min=0) for part in EARLY]
     return torch.stack([F.linear(values, weight, bias).argmax(1) for values in since], 1)
 

@@ -137,9 +137,12 @@ class _Source:
         else:
             fields |= {"from": self._arriving(stage), "persistence": layer.persistence}
             fields["saturates"] = int(layer.may_saturate)
-            if layer.late is not None:
+            if layer.skip_weight is not None:
                 self._parts.add("delayed")
-                fields |= {"delayed": layer.layer.skip, "late": self._constants("sum_t", f"{name}_late", layer.late)}
+                fields |= {
+                    "delayed": layer.layer.skip,
+                    "late": self._constants("sum_t", f"{name}_late", layer.skip_weight),
+                }
             ramp, call = layer.ramp(), f"run(&{name});"
             if isinstance(layer, ClockedReadout):
                 ramp, call = layer.own_ramp(), f"return read_out(&{name});"
@@ -313,7 +316,7 @@ def _analog_integers(layer: AnalogLayer, settings: SimulationSettings) -> tuple[
 
 def _largest_sum(layer: ClockedLayer, saturates: bool | None = None) -> int:
     """Bound on a layer's slopes and potentials before its own window, in weight units · steps."""
-    late = 0 if layer.late is None else int(layer.late.abs().max())
+    late = 0 if layer.skip_weight is None else int(layer.skip_weight.abs().max())
     reach = int(layer.weight.double().abs().flatten(1).sum(1).max()) + late
     if (layer.may_saturate if saturates is None else saturates) and layer.register is not None:
         return layer.register + max(reach, layer.register)

@@ -267,10 +267,10 @@ class _Build:
 
     def arrive(self, name: str, stage: Stage, wire: Wire, window: int) -> None:
         """Add the pooling, flattening and waiting on a wire; its spikes arrive in the window before the layer's."""
-        waits = self.graph.waits(stage, wire)
-        fired = window - 1 - waits
+        delay = self.graph.delay(stage, wire)
+        fired = window - 1 - delay
         self.route(name, wire, fired)
-        for wait in range(1, waits + 1):
+        for wait in range(1, delay + 1):
             self.delay(f"{name}_delay{wait}", fired + wait - 1)
 
     def delay(self, name: str, window: int) -> None:

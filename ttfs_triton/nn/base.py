@@ -183,7 +183,7 @@ class WeightedLayer(nn.Module):
         """Delayed spikes [N, C_out, ...] and their weights [C_out], as `dft_conv2d` takes them; None without a skip.
 
         Args:
-            skip: as in `arriving`.
+            skip: as in `read_skip`.
             inputs: the layer's inputs, [N, ...]; only their shape is read.
         """
         if self.skip == 0 and skip is None:
@@ -197,9 +197,9 @@ class WeightedLayer(nn.Module):
         weights = self.skip_weights()
         if weights is not None and (factors := self.factors_in_training(weights)) is not None:
             weights = weights * factors
-        return self.arriving(skip, self.output_shape(tuple(inputs.shape[1:]))), weights
+        return self.read_skip(skip, self.output_shape(tuple(inputs.shape[1:]))), weights
 
-    def arriving(self, skip: Tensor, shape: Sequence[int], *, silent: float = 0.0) -> Tensor:
+    def read_skip(self, skip: Tensor, shape: Sequence[int], *, silent: float = 0.0) -> Tensor:
         """Delayed spikes as they reach the layer, one per neuron: [N, *shape].
 
         Larger maps give every second (third, ...) row and column; channels that the earlier layer lacks are silent.

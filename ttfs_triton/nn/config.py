@@ -32,8 +32,8 @@ MAX_LAYERS = MAX_LENGTH // 2
 class Convolution:
     """`64C3`: 64 channels (`size`), 3×3, padding (k − 1)//2; `64C3p0s2`: padding 0, stride 2.
 
-    `skip` is the number of windows for which a block `(64C3-64C3)` delays the spikes that enter it until they reach its
-    last layer: one for each layer of the block before that. It is 0 for all other layers.
+    `skip` is the delay, in windows, of the skip of a block `(64C3-64C3)`: its layers minus one. It is set in the
+    block's last layer, and 0 in all others.
     """
 
     size: int

@@ -134,8 +134,8 @@ class NetworkGraph:
         """The stages with synapses: all but a latency encoder."""
         return tuple(stage for stage in self.stages if stage.kind != "latency")
 
-    def waits(self, stage: Stage, wire: Wire) -> int:
-        """Windows for which spikes are delayed on a wire into a stage, so that they arrive together with the others."""
+    def delay(self, stage: Stage, wire: Wire) -> int:
+        """Windows by which a wire into a stage delays its spikes, so that they arrive together with the others."""
         return 0 if wire.source is None else stage.window - 1 - self[wire.source].window
 
     @property
@@ -185,14 +185,14 @@ class NetworkGraph:
         last_reader = {wire.source: stage for stage in self.stages for wire in stage.wires}
         emitted: dict[str | None, Tensor] = {None: images}
         for stage in self.stages:
-            skipped = None if stage.skip is None else stage.skip.deliver(emitted)
-            if skipped is not None:
-                skipped = stage.weighted.arriving(skipped, stage.shape, silent=silent)
-            arriving = delivered(stage.inputs, emitted)
+            skip = None if stage.skip is None else stage.skip.deliver(emitted)
+            if skip is not None:
+                skip = stage.weighted.read_skip(skip, stage.shape, silent=silent)
+            inputs = delivered(stage.inputs, emitted)
             for wire in stage.wires:
                 if last_reader[wire.source] is stage:
                     emitted.pop(wire.source, None)
-            emitted[stage.name] = fire(stage, arriving, skipped)
+            emitted[stage.name] = fire(stage, inputs, skip)
         return emitted[self.stages[-1].name]
 
     def describe(self) -> list[str]:
@@ -202,8 +202,8 @@ class NetworkGraph:
 
 def delivered(inputs: Sequence[Wire], emitted: Mapping[str | None, Tensor]) -> Tensor:
     """Inputs that several wires deliver, concatenated along the channels; `emitted` as in `Wire.deliver`."""
-    arriving = [wire.deliver(emitted) for wire in inputs]
-    return arriving[0] if len(arriving) == 1 else torch.cat(arriving, 1)
+    spikes = [wire.deliver(emitted) for wire in inputs]
+    return spikes[0] if len(spikes) == 1 else torch.cat(spikes, 1)
 
 
 def _line(stage: Stage) -> str:

@@ -32,7 +32,7 @@ class Clock:
 
     @property
     def never(self) -> int:
-        """Number of instants of comparison in a firing window: the index that stands for no spike."""
+        """Index of the instant that means "no spike": T + 1."""
         return self.steps + 1
 
     def step_of(self, instant: Tensor) -> Tensor:

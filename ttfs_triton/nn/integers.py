@@ -36,25 +36,25 @@ class QuantisedWeight(NamedTuple):
         unit: [C_out] float64, weight of the integer 1 in threshold heights; the same in all channels if per tensor.
         limit: largest integer, 2^(bits − 1) − 1.
         finer: number of these units per unit of the chip, in which registers count; 1 without weight noise.
-        late: weights of delayed spikes, [C_out] int64 in the channels' units; None for a layer without a skip.
+        skip_weight: weights of delayed spikes, [C_out] int64 in the channels' units; None for a layer without a skip.
     """
 
     integers: Tensor
     unit: Tensor
     limit: int
     finer: int = 1
-    late: Tensor | None = None
+    skip_weight: Tensor | None = None
 
-    def multiplied(self, factors: Tensor, late_factors: Tensor | None) -> QuantisedWeight:
+    def multiplied(self, factors: Tensor, skip_factors: Tensor | None) -> QuantisedWeight:
         """The weights times factors of the same shapes, in units finer by `FINER`."""
-        integers, late = (self.integers.double() * factors.double() * FINER).round(), self.late
+        integers, skip_weight = (self.integers.double() * factors.double() * FINER).round(), self.skip_weight
         limit = int(FINER * self.limit * max(1.0, float(factors.abs().max()))) + 1
-        if late is not None and late_factors is not None:
-            late = (late.double() * late_factors.double() * FINER).round().long()
+        if skip_weight is not None and skip_factors is not None:
+            skip_weight = (skip_weight.double() * skip_factors.double() * FINER).round().long()
         integers = integers if limit > FLOAT32_BOUND else integers.float()
-        return QuantisedWeight(integers, self.unit / FINER, limit, FINER, late)
+        return QuantisedWeight(integers, self.unit / FINER, limit, FINER, skip_weight)
 
-    def with_late(self, weights: Tensor | None) -> QuantisedWeight:
+    def with_skip_weights(self, weights: Tensor | None) -> QuantisedWeight:
         """The same weights, with rounded weights of delayed spikes: [C_out] in threshold heights, or None for none.
 
         They are far larger than other weights, so each is an integer up to `limit` times a power of two, a shift in
@@ -62,11 +62,11 @@ class QuantisedWeight(NamedTuple):
         """
         if weights is None:
             return self
-        wanted = weights.detach().double() / self.unit
-        if not bool(wanted.isfinite().all()):
+        exact = weights.detach().double() / self.unit
+        if not bool(exact.isfinite().all()):
             raise ValueError("quantise_weight: weights of delayed spikes must be finite; got inf or nan. Train again.")
-        shift = torch.exp2((wanted.abs() / self.limit).clamp_min(1).log2().ceil())
-        return self._replace(late=((wanted / shift).round() * shift).long())
+        shift = torch.exp2((exact.abs() / self.limit).clamp_min(1).log2().ceil())
+        return self._replace(skip_weight=((exact / shift).round() * shift).long())
 
     def dequantise(self) -> Tensor:
         """The weights that the integers stand for, float64."""

@@ -131,7 +131,7 @@ class DFTConv2d(FiringLayer, WeightedConv2d):
         """Activations; with `pool`, the output of `EarliestSpikePool2d(pool)` after them.
 
         `skip` [N, skip, ...] are activations of an earlier layer, delayed until the spikes of `x` arrive: each adds
-        v·x_skip to the potential of one neuron, and σ·v to its slope. Larger maps: see `WeightedLayer.arriving`.
+        v·x_skip to the potential of one neuron, and σ·v to its slope. Larger maps: see `WeightedLayer.read_skip`.
         """
         behind = pool if pool > 1 and self.pools_apart else 1
         spikes = self.spikes(x, skip, pool=pool // behind, neuron=self.neuron, backend=self.backend)

@@ -32,11 +32,11 @@ class LayerBuilder:
         layers: hidden layers by name: "conv1", "pool1", ..., "flatten", "fc1", ...
         shape: shape of the spikes that the next layer reads, for one image.
         average: argument `average` of the next layer with synapses.
-        waits: by layer name, the number of windows for which the layer's skip delays spikes.
+        delays: by layer name, the number of windows for which the layer's skip delays spikes.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
-        self.config, self.average, self.waits = config, 1, dict[str, int]()
+        self.config, self.average, self.delays = config, 1, dict[str, int]()
         self.layers: OrderedDict[str, nn.Module] = OrderedDict()
         self.shape: tuple[int, ...] = (config.in_channels, *config.image_size)
         self._read: list[tuple[tuple[int, ...], Token]] = []  # shape that each layer with synapses reads, and its token
@@ -67,21 +67,21 @@ class LayerBuilder:
         if isinstance(token, Dense):
             self._flatten()
         self._read.append((self.shape, token))
-        entered, first = self._read[-1 - token.skip]  # with a skip: the block's input and first layer
-        skip = min(entered[0], self.config.scaled(token.size)) if token.skip else 0
+        block_inputs, first = self._read[-1 - token.skip]  # with a skip: the block's input and first layer
+        skip = min(block_inputs[0], self.config.scaled(token.size)) if token.skip else 0
         options = self._options() | {"batch_norm": self.config.batch_norm, "skip": skip, "average": self.average}
         layer = self._convolution(token, options) if isinstance(token, Convolution) else self._dense(token, options)
         shape = self._shape_behind(layer, token)
-        if token.skip and skip_step(entered, shape) is None:
+        if token.skip and skip_step(block_inputs, shape) is None:
             raise ValueError(
                 f"TTFSNetwork: a block must end with as many channels as enter it, or more, and its output maps must "
-                f"have the size of every k-th row and column of its input; got {entered} before {first} and {shape} "
+                f"have the size of every k-th row and column of its input; got {block_inputs} before {first}, {shape} "
                 f'after {token} in "{self.config.specification}". Change its channels or strides.'
             )
         self.shape, self.average = shape, 1
         layer.statistics = SpikeCounter(shape)
         name = self._append("conv" if isinstance(token, Convolution) else "fc", layer)
-        self.waits |= {name: token.skip} if token.skip else {}
+        self.delays |= {name: token.skip} if token.skip else {}
 
     def _shape_behind(self, layer: EarliestSpikePool2d | WeightedLayer, token: Token) -> tuple[int, ...]:
         """Shape of a layer's outputs for one image."""
@@ -158,8 +158,8 @@ class TTFSNetwork(nn.Module):
         check_name("TTFSNetwork", backend)
         self.config = config
         built = LayerBuilder(config)
-        self._waits = built.waits
-        self._longest_wait = max(self._waits.values(), default=0)
+        self._delays = built.delays
+        self._longest_delay = max(self._delays.values(), default=0)
         self.features = nn.Sequential(built.layers)
         self.readout = built.readout()
         self.readout.statistics = SpikeCounter((config.classes,))
@@ -187,7 +187,7 @@ class TTFSNetwork(nn.Module):
             )
         activations = images.contiguous(memory_format=torch.channels_last)
         names, layers = zip(*self.features.named_children(), strict=True)
-        entered: list[Tensor] = []  # inputs of the last layers with weights, which skips may still read
+        block_inputs: list[Tensor] = []  # inputs of the last layers with weights, which skips may still read
         pooled = False
         for name, layer, following in zip(names, layers, (*layers[1:], None), strict=True):
             if pooled:
@@ -196,9 +196,9 @@ class TTFSNetwork(nn.Module):
             pooled = computes_pool(layer, following)
             options: dict[str, Any] = {"pool": 2} if pooled else {}
             if isinstance(layer, WeightedLayer):
-                entered = [*entered, activations][-1 - self._longest_wait :]
-                if name in self._waits:
-                    options["skip"] = entered[-1 - self._waits[name]]
+                block_inputs = [*block_inputs, activations][-1 - self._longest_delay :]
+                if name in self._delays:
+                    options["skip"] = block_inputs[-1 - self._delays[name]]
             activations = layer(activations, **options)
         return activations
 

@@ -53,11 +53,12 @@ class ClockedLayer:
     Args:
         register: largest slope (in weight units) and potential (in weight units · steps); both saturate there after
             each step. None: registers are as wide as needed.
-        reach: bound on a neuron's Σ|integers|, for a layer without delayed spikes whose units are at least
-            `SMALLEST_GRID_UNIT`. None: computed from the weights, for which the host waits for the device.
+        reach: bound on a neuron's Σ|integers|, for a layer without a skip whose units are at least
+            `SMALLEST_GRID_UNIT`. Giving it spares a GPU synchronisation. None: computed from the weights.
     Attributes:
         weight: integer weights [C_out, ...], floating point.
-        start: initial potentials, in weight units · steps, and late: weights of delayed spikes or None; [C_out, ...].
+        start: initial potentials [C_out, ...], in weight units · steps.
+        skip_weight: weights of delayed spikes [C_out, ...], in weight units; None without a skip.
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class ClockedLayer:
         if reach is None:
             reach = int(quantised.integers.double().abs().flatten(1).sum(1).max())
         self.weight = quantised.integers.to(exact_dtype(reach * clock.steps))
-        late = quantised.late
-        reach += 0 if late is None else int(late.abs().max())
+        skip_weight = quantised.skip_weight
+        reach += 0 if skip_weight is None else int(skip_weight.abs().max())
         shape = (-1, 1, 1) if isinstance(layer, WeightedConv2d) else (-1,)
         self.unit = quantised.unit.view(shape)
         bias = layer.with_batch_norm(layer.weight.double())[1]
@@ -97,7 +98,7 @@ class ClockedLayer:
         # float64 holds whole numbers below 2^53 exactly, and a CPU divides eight of them at a time.
         self.dtype = torch.float64 if largest < FLOAT64_BOUND else torch.int64
         self.may_saturate = self.register is not None and (known or first + reach * clock.steps > self.register)
-        self.late = None if late is None else late.view(shape).to(self.dtype)
+        self.skip_weight = None if skip_weight is None else skip_weight.view(shape).to(self.dtype)
         self.start = preset.view(shape).to(self.dtype)
         self.preset = self.start * 2**POTENTIAL_BITS
         self._common = (common.view(shape) * 2.0**POTENTIAL_BITS).to(self.dtype)
@@ -118,10 +119,10 @@ class ClockedLayer:
         else:
             both = self._contract(torch.cat([remaining, remaining.sign()])).to(self.dtype)
             accumulated, slope = both.chunk(2)
-        if self.late is not None and skip is not None:
-            accumulated.add_(self.late * skip.to(self.dtype))
+        if self.skip_weight is not None and skip is not None:
+            accumulated.add_(self.skip_weight * skip.to(self.dtype))
             if self.persistence:
-                slope.add_(self.late * skip.sign().to(self.dtype))
+                slope.add_(self.skip_weight * skip.sign().to(self.dtype))
         return self._membrane(accumulated.mul_(2**POTENTIAL_BITS).add_(self.preset), slope)
 
     def integrate_stepped(self, remaining: Tensor, skip: Tensor | None = None) -> Membrane:
@@ -131,8 +132,8 @@ class ClockedLayer:
         for step in range(self.steps):
             arrivals = (remaining == self.steps - step).to(self.weight.dtype)
             slope.add_(self._contract(arrivals).to(self.dtype))
-            if self.late is not None and skip is not None:
-                slope.add_(self.late * (skip == self.steps - step))
+            if self.skip_weight is not None and skip is not None:
+                slope.add_(self.skip_weight * (skip == self.steps - step))
             slope = self._in_range(slope)
             potential = self._in_range(potential.add_(slope))
         return self._membrane(potential.mul_(2**POTENTIAL_BITS), slope)
@@ -248,22 +249,22 @@ class RoundedLayer:
         self.layer, self.grid = layer, layer.grid
         bits, per_channel = self.grid.weight_bits, self.grid.per_channel
         unit = layer.unit_on_grid(bits, per_channel)
-        found = quantise_weight(weight, bits, per_channel=per_channel, unit=unit)
-        late = layer.skip_weights()
-        self.quantised = QuantisedWeight(found.integers, found.unit * scale, found.limit).with_late(late)
+        quantised = quantise_weight(weight, bits, per_channel=per_channel, unit=unit)
+        skip_weight = layer.skip_weights()
+        self.quantised = quantised._replace(unit=quantised.unit * scale).with_skip_weights(skip_weight)
         if layer.log2_unit is None:
-            self.weight = scale * straight_through(weight, found.dequantise())
+            self.weight = scale * straight_through(weight, quantised.dequantise())
         else:
-            self.weight = scale * _Rounded.apply(weight, layer.log2_unit, found)
+            self.weight = scale * _Rounded.apply(weight, layer.log2_unit, quantised)
         factors = layer.factors_in_training(weight) if noisy else None
         self._off = factors is not None
         if factors is not None:
-            late_factors = layer.factors_in_training(late)
-            self.quantised = self.quantised.multiplied(factors, late_factors)
-            late = None if late is None or late_factors is None else late * late_factors
+            skip_factors = layer.factors_in_training(skip_weight)
+            self.quantised = self.quantised.multiplied(factors, skip_factors)
+            skip_weight = None if skip_weight is None or skip_factors is None else skip_weight * skip_factors
             self.weight = straight_through(self.weight * factors, self.quantised.dequantise())
-        exact = None if self.quantised.late is None else self.quantised.late * self.quantised.unit
-        self.skip_weight = None if late is None or exact is None else straight_through(late, exact)
+        exact = None if self.quantised.skip_weight is None else self.quantised.skip_weight * self.quantised.unit
+        self.skip_weight = None if skip_weight is None or exact is None else straight_through(skip_weight, exact)
         self.bias = None if layer.bias is None else straight_through(layer.bias, self._initial_potential(layer.bias))
 
     def _initial_potential(self, bias: Tensor) -> Tensor:
@@ -328,8 +329,8 @@ def spikes_on_grid(rounded: RoundedLayer, x: Tensor, skip: Tensor | None = None)
         layer = ClockedLayer(rounded.layer, rounded.quantised, clock, **rounded.registers())
         ramp = layer.ramp()
 
-        def run(remaining: Tensor, late: Tensor | None = None) -> Tensor:
-            return clock.remaining(ramp.first_instant(*layer.integrate(remaining, late)))
+        def run(remaining: Tensor, skip: Tensor | None = None) -> Tensor:
+            return clock.remaining(ramp.first_instant(*layer.integrate(remaining, skip)))
 
         inputs = [rounded.steps_left(part) for part in (x, skip) if part is not None]
         return _in_parts(run, *inputs).div_(clock.steps)
@@ -349,19 +350,19 @@ class _Rounded(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, log2_unit: Tensor, found: QuantisedWeight) -> Tensor:
-        ctx.found = found
+    def forward(ctx: Any, weight: Tensor, log2_unit: Tensor, quantised: QuantisedWeight) -> Tensor:
+        ctx.quantised = quantised
         ctx.save_for_backward(weight, log2_unit)
-        return found.dequantise().to(weight.dtype)
+        return quantised.dequantise().to(weight.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (weight, log2_unit), found = ctx.saved_tensors, ctx.found
-        scaled = in_units(weight, found.unit)
-        cut = scaled.abs() > found.limit
+        (weight, log2_unit), quantised = ctx.saved_tensors, ctx.quantised
+        scaled = in_units(weight, quantised.unit)
+        cut = scaled.abs() > quantised.limit
         # Derivative of each rounded weight by its unit: its integer, minus the unrounded quotient unless clipped.
-        by_unit = (found.integers - scaled.masked_fill(cut, 0.0)) * grad
-        by_logarithm = by_unit.flatten(1).sum(1, dtype=torch.float64) * found.unit * math.log(2)
+        by_unit = (quantised.integers - scaled.masked_fill(cut, 0.0)) * grad
+        by_logarithm = by_unit.flatten(1).sum(1, dtype=torch.float64) * quantised.unit * math.log(2)
         if len(log2_unit) == 1:
             by_logarithm = by_logarithm.sum(0, keepdim=True)
         return grad.masked_fill(cut & (grad * scaled < 0), 0.0), by_logarithm.to(log2_unit.dtype), None

@@ -21,7 +21,7 @@ def check_neuron(name: str, neuron: object) -> None:
 
 
 def spelled_out(layer: type[Layer]) -> type[Layer]:
-    """Class decorator for `help`: lists in the signature the keywords that `**options` pass on to base classes."""
+    """Class decorator that writes the keywords of `**options` into the signature, for `help` and editors."""
     parameters = list(inspect.signature(layer.__init__).parameters.values())
     known = {parameter.name: parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
     (taken,) = get_args(parameters[-1].annotation)  # Unpack[...Options]

@@ -213,7 +213,7 @@ class _EventCounter:
         if isinstance(layer, SignedEncoder):
             inputs = layer.normalise(inputs)
         if skip is not None:
-            skip = self.stage.weighted.arriving(skip, self.stage.shape)
+            skip = self.stage.weighted.read_skip(skip, self.stage.shape)
         return [self._count(event, inputs, skip, activations) for event in self.events]
 
     def _count(self, event: str | int, inputs: Tensor, skip: Tensor | None, activations: Tensor) -> Tensor:
