@@ -243,6 +243,14 @@ def test_highest_potential_decides_without_output_spikes():
     assert found.latency_steps.tolist() == [24, 24]
 
 
+def test_ties_are_broken_by_the_highest_potential_among_tied_neurons():
+    # All fire by mid-step 0, class 1 is highest then; class 2 starts highest, and sinks below the others.
+    weight = [[1.0, 0.5, 0.0], [1.2, 0.5, 0.0], [2.2, 0.0, -1.8]]
+    network = linear_network(torch.eye(3).tolist(), readout_with(weight, threshold=2.0, initial_potential=0.0))
+    found = simulate(network, [(torch.ones(4, 3), torch.tensor([0, 1, 1, 2]))], steps=1)
+    assert (found.ties, found.first_spike_accuracy, found.tie_broken_accuracy) == (4, 0.25, 0.5)
+
+
 def test_potentials_are_read_at_the_start_or_end():
     # One early input, two late ones: A is larger for class 0, the slope for class 1.
     weight = [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.evaluate.cases import full_report
 from ttfs_triton.energy import estimate
 from ttfs_triton.evaluate.figures import LayerSpikes
-from ttfs_triton.evaluate.page import Sample, headlines, linked, render_page, write_page
+from ttfs_triton.evaluate.page import Sample, headlines, linked, page_decision, render_page, write_page
 from ttfs_triton.nn import Faults
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib")
@@ -185,6 +185,30 @@ def test_headline_is_of_the_chip_asked_for_and_says_what_it_lacks():
         assert ("capacity not published" in note) == (chip == "anp_i")
         assert "upper bound" not in note
         assert "an upper bound: not simulated" in headlines(dataclasses.replace(shown, simulation=None))[-1][2]
+
+
+@pytest.mark.parametrize(
+    ("at", "ties", "simulated", "told"),
+    [
+        ("potential_end", 2, True, "comes 7.0 steps earlier on average, and costs 16.67 points of accuracy. Output"),
+        ("potential_start", 2, True, "comes 1.0 steps later on average, and costs 16.67 points of accuracy. Output"),
+        ("potential_end", 0, False, "window's end, and a chip decides so. The first output spike costs 16.67 points"),
+        ("first_spike", 2, True, "by the first output spike, and a chip decides so. Output spikes tie at the earliest"),
+        ("first_spike", 2, True, "step in 2 of 6 images (33.3%). More time steps make ties rarer. If the highest"),
+        ("first_spike", 2, True, "If the highest potential breaks ties, the first spike is right for 100.00%."),
+        ("first_spike", 2, False, "at the earliest time in 2 of 6 images (33.3%)."),
+    ],
+)
+def test_page_says_how_a_chip_decides_and_what_ties_cost(at, ties, simulated, told):
+    data = full_report()
+    scores = {"first_spike_correct": 2, "correct": 3, "tie_broken_accuracy": 1.0, "ties": ties}
+    end = 32 if at == "potential_end" else 24
+    latency = {"latency_steps": torch.full((6,), 25), "potential_latency_steps": end}
+    found = dataclasses.replace(data.simulation, **scores, **latency) if simulated else None
+    network = {**data.network, "readout": at}
+    text = " ".join(page_decision(dataclasses.replace(data, network=network, ties=ties, simulation=found)))
+    assert told in text
+    assert ("steps make ties rarer" in text) == (simulated and ties > 0)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def test_card_has_its_sections_and_figures_and_no_leftovers(facts):
         *(f"**{facts.results.test_accuracy:.2%}**", "| odin |", "32 steps a window", facts.weights_sha256),
         *("| conv1 |", "| fc1 |", "| readout |", "Licence of the model: mit", "Licence: MIT. Source: Xiao"),
         "not known to be the whole test set",  # 100 of 1,000
+        "The network was trained to decide by the highest membrane potential",
     ):
         assert part in card
     width = 0

@@ -58,6 +58,8 @@ class Simulation:
         first_spike_predictions: [samples] int64, class of the earliest output spike. If several are in the same step,
             the lowest class; without an output spike, the class with the highest potential at the output window's end.
         correct, first_spike_correct: number of predictions that equal the labels; None without labels.
+        tie_broken_accuracy: as `first_spike_accuracy`, if of several neurons in the earliest step the one of the
+            highest potential decides.
         ties: number of samples in which several output neurons fire in the earliest step.
         no_spike: number of samples without an output spike.
         latency_steps: [samples] int64, steps from the image's start to the first output spike's time stamp, or to the
@@ -80,6 +82,7 @@ class Simulation:
     first_spike_predictions: Tensor
     correct: int | None
     first_spike_correct: int | None
+    tie_broken_accuracy: float | None
     ties: int
     no_spike: int
     latency_steps: Tensor
@@ -110,6 +113,7 @@ class Simulation:
             "samples": self.samples,
             "accuracy": self.accuracy,
             "first_spike_accuracy": self.first_spike_accuracy,
+            "tie_broken_accuracy": self.tie_broken_accuracy,
             "ties": self.ties,
             "no_spike": self.no_spike,
             "mean_latency_steps": self.mean_latency_steps,

@@ -217,7 +217,8 @@ class Simulator:
         if by_potential:
             prediction = layer.score(membrane, at_end=at_end).argmax(1)
         latency = self._clock.step_of(instant.amin(1)) + self._graph.windows * self._clock.steps
-        self._decisions.append((prediction, found.prediction, found.tie, found.no_spike, latency))
+        broken = layer.tie_broken(membrane, instant, found)
+        self._decisions.append((prediction, found.prediction, broken, found.tie, found.no_spike, latency))
         if by_potential:
             # Statistics count these neurons on the hidden layers' ramp, without the common initial potential.
             instant = layer.on_hidden_ramp(membrane).long()
@@ -233,7 +234,8 @@ class Simulator:
         """Results over all batches so far."""
         if not self._samples:
             raise ValueError("simulate: batches must hold at least one image; got none.")
-        score, first, tie, no_spike, latency = (torch.cat(parts).cpu() for parts in zip(*self._decisions, strict=True))
+        parts = (torch.cat(parts).cpu() for parts in zip(*self._decisions, strict=True))
+        score, first, broken, tie, no_spike, latency = parts
         labels = torch.cat(self._labels).cpu() if self._labels else None
         windows = self._graph.windows + (self._graph.readout.at == "potential_end")
         counters = [counter for _, counter in self.layers.values()]
@@ -245,6 +247,7 @@ class Simulator:
             first_spike_predictions=first,
             correct=None if labels is None else int((score == labels).sum()),
             first_spike_correct=None if labels is None else int((first == labels).sum()),
+            tie_broken_accuracy=None if labels is None else float((broken == labels).double().mean()),
             ties=int(tie.sum()),
             no_spike=int(no_spike.sum()),
             latency_steps=latency,

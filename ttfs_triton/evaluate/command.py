@@ -30,7 +30,7 @@ from ttfs_triton.evaluate.output import (
     sample_of,
     write_output,
 )
-from ttfs_triton.evaluate.page import PageData, headlines
+from ttfs_triton.evaluate.page import PageData, headlines, page_decision
 from ttfs_triton.evaluate.tables import deadline_table, print_chips, print_comparison, print_estimate
 from ttfs_triton.wording import number
 
@@ -142,7 +142,7 @@ def show(found: Found) -> None:
     page = found.page
     if page.deadlines:
         rich.print(deadline_table(page.deadlines))
-    print("\n".join(_lines(found)))
+    print("\n".join([*_lines(found), *page_decision(page)]))
     assert page.headline_energy is not None, "at least one chip is always priced"
     assert page.comparison is not None, "`_find` always makes one"
     print_estimate(page.headline_energy)

@@ -142,6 +142,7 @@ def render_page(data: PageData) -> str:
         "page.html",
         data=data,
         headlines=headlines(data),
+        decision=page_decision(data),
         readouts=READOUTS,
         interval=interval(data.accuracy, data.images),
         deadline_curve={"": [(row.deadline, row.accuracy) for row in data.deadlines]},
@@ -177,6 +178,47 @@ def linked(text: str) -> Markup:
         target = address if address.startswith("http") else f"https://{address}"
         parts[2 * place + 1] = Markup('<a href="{}" rel="noopener">{}</a>').format(target, address)
     return Markup("").join(map(escape, parts))
+
+
+Scores = tuple[int, float, float, int]
+"""Number of images, accuracies by the readout and by the first output spike, and images in which output spikes tie."""
+
+
+def decision_lines(at: str, scores: Scores, *, clocked: bool, simulation: Simulation | None = None) -> list[str]:
+    """Sentences: the decision that a chip makes, and what the first output spike gains and costs.
+
+    Args:
+        at: the decision that the readout was trained for, a key of `READOUTS`.
+        clocked: whether the scores are of spikes in whole time steps.
+        simulation: the simulation with these scores, for latencies and for ties that potentials break.
+    """
+    images, accuracy, first_spike, ties = scores
+    lines = [f"The network was trained to decide by the {READOUTS[at]}, and a chip decides so."]
+    if at != "first_spike":
+        lost, comes = 100 * (accuracy - first_spike), ""
+        if simulation is not None:
+            early = simulation.potential_latency_steps - simulation.mean_latency_steps
+            comes = f" comes {abs(early):.1f} steps {'earlier' if early >= 0 else 'later'} on average, and"
+        costs = f"costs {lost:.2f} points of accuracy" if lost > 0.005 else "costs no accuracy"
+        lines.append(f"The first output spike{comes} {costs}.")
+    if ties:
+        share = f"{number(ties)} of {number(images)} images ({small_percent(ties / images)})"
+        lines.append(f"Output spikes tie at the earliest {'step' if clocked else 'time'} in {share}.")
+    if ties and clocked:
+        lines.append("More time steps make ties rarer.")
+        if simulation is not None:
+            right = percent(simulation.tie_broken_accuracy)
+            lines.append(f"If the highest potential breaks ties, the first spike is right for {right}.")
+    return lines
+
+
+def page_decision(data: PageData) -> list[str]:
+    """`decision_lines` for the figures of a page: those of the simulation, if there is one."""
+    found, scores = data.simulation, (data.images, data.accuracy, data.first_spike_accuracy, data.ties)
+    if found is not None and found.accuracy is not None and found.first_spike_accuracy is not None:
+        scores = found.samples, found.accuracy, found.first_spike_accuracy, found.ties
+    clocked = found is not None or data.network.get("grid") is not None
+    return decision_lines(data.network["readout"], scores, clocked=clocked, simulation=found)
 
 
 def headlines(data: PageData) -> list[tuple[str, str, str]]:

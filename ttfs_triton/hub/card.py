@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ttfs_triton.energy import Counts, RunOptions, dense_ann, estimate, fair_chip, load_chip, verdict
 from ttfs_triton.energy.prices import energy_range
-from ttfs_triton.evaluate.page import READOUTS, template_environment
+from ttfs_triton.evaluate.page import READOUTS, decision_lines, template_environment
 from ttfs_triton.evaluate.tables import not_in_it
 from ttfs_triton.hub.facts import ModelFacts
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS
@@ -122,6 +122,9 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
     network, graph, names = facts.model.description.network, facts.model.graph, facts.model.class_names
     steps = CARD_STEPS if graph.grid is None else graph.grid.time_steps
     energies = {} if facts.counts is None else _energy(facts.counts, chips, RunOptions(steps=steps))
+    if (found := facts.results) is not None:
+        scores = found.test_images, found.test_accuracy, found.test_first_spike_accuracy, found.ties
+        energies["decision"] = decision_lines(graph.readout.at, scores, clocked=graph.grid is not None)
     return energies | {
         "facts": facts,
         "repo_id": repo_id,

@@ -146,7 +146,7 @@ class ClockedLayer:
         """Membranes as if V₀ were 0."""
         return Membrane(membrane.potential - self._common, membrane.drift)
 
-    def after(self, membrane: Membrane, half_steps: int) -> Tensor:
+    def after(self, membrane: Membrane, half_steps: int | Tensor) -> Tensor:
         """Potentials of neurons that do not fire, `half_steps` later."""
         # The potential moves in a straight line: saturating it once at the end gives the same as in every step.
         return self._in_range(membrane.potential + membrane.drift * half_steps, 2**POTENTIAL_BITS)
