@@ -4,8 +4,19 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
-from ttfs_triton.table import Table
+from ttfs_triton.table import Table, print_whole
+
+
+def test_table_is_whole_in_a_pipe_and_loses_no_letter_on_a_narrow_terminal(capsys):
+    table = Table("", ("computed as", "energy"), [("clock-driven-by-a-host", "23.7 µJ (5.06 µJ to 23.7 µJ)")] * 2)
+    print_whole(table, Text("- " + "a long assumption " * 20))
+    shown = capsys.readouterr().out
+    assert "clock-driven-by-a-host   23.7 µJ (5.06 µJ to 23.7 µJ)\n" in shown
+    assert "a long assumption " * 20 in shown
+    print_whole(table, console=Console(width=20))
+    assert "…" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("width", [60, 160])

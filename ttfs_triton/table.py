@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import rich.table
 from rich import box
+from rich.console import Console
 from rich.text import Text
 
 from ttfs_triton.wording import small_percent
@@ -30,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, for `rich.print` and for pages. On a narrow terminal, its cells wrap between words.
+    """A table, for `print_whole` and for pages. On a narrow terminal, its cells wrap between words.
 
     Attributes:
         title: line above the table; "" for none.
@@ -64,7 +65,16 @@ class Table:
         table.caption_justify = "left"
         for place, header in enumerate(self.headers):
             justify = "right" if place and place not in self.prose else "left"
-            table.add_column(Text(header), justify=justify, vertical="top")
+            table.add_column(Text(header), justify=justify, vertical="top", overflow="fold")
         for row in self.rows:
             table.add_row(*(Text(cell if isinstance(cell, str) else cell.text) for cell in row))
         return table
+
+
+def print_whole(*parts: Table | Text, console: Console | None = None) -> None:
+    """Print tables and texts below each other: on a terminal in its width, elsewhere without wrapping lines."""
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            console.width = 10_000
+    console.print(*parts, sep="\n")

@@ -1,6 +1,7 @@
 """Tables: what is not known shows, and is never 0."""
 
 import io
+from functools import partial
 
 from rich.console import Console
 
@@ -14,6 +15,7 @@ from ttfs_triton.evaluate.tables import (
     print_chips,
     print_comparison,
     print_estimate,
+    small_print,
 )
 from ttfs_triton.sweep.page import cheapest_table
 from ttfs_triton.sweep.table import FREE, FrontierRow
@@ -49,6 +51,9 @@ def test_comparison_shows_compute_and_memory_side_by_side():
         "share",
     ):
         assert word in text
+    told = small_print(comparison.estimates[0])
+    once = printed(partial(print_comparison, told=told), comparison)
+    assert [line in once for line in ("- memory of each layer", "- zero-skipping ANN; no reuse")] == [False, True]
     event = comparison_table(compare(convolutional_network(), "loihi", RunOptions(steps=8)))
     assert event.rows[1] == ("dense ANN", *["–"] * 6)  # no price on Loihi: no ratio, energy or status
 

@@ -28,6 +28,7 @@ from ttfs_triton.nn.graph import Stage
 from ttfs_triton.nn.grid import MOST_STEPS
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.trace import evaluating, network_graph
+from ttfs_triton.table import print_whole
 
 # Candidate scales, as multiples of the one that rounds single weights best: for sums of them, another may be better.
 UNIT_SHARES = tuple(2 ** (step / 4) for step in range(-4, 5))
@@ -161,7 +162,7 @@ def run(options: CalibrateOptions) -> Calibration:
     with console.status("calibrating") as status:
         network = model.network.to(images.device)
         found = calibrate_grid(network, images, grid, progress=lambda name: status.update(f"calibrating {name}"))
-    console.print(found.table())
+    print_whole(found.table())
     report = {"calibration.json": found.to_dict()}
     write_folder(options.output_dir, model.cpu().state_dict(), model.description, report)
     return found

@@ -10,7 +10,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import rich
 import torch
 import tyro
 from pydantic import Field, PositiveInt
@@ -32,6 +31,7 @@ from ttfs_triton.model.own_network import build_network_of
 from ttfs_triton.nn import NetworkConfig, Neuron, network_graph
 from ttfs_triton.nn.config import Encoder
 from ttfs_triton.shared_options import CommandOptions
+from ttfs_triton.table import print_whole
 
 
 class CalibrationImages(CommandOptions):
@@ -167,7 +167,7 @@ def run(options: ConvertOptions) -> Converted | None:
         raise ConversionError("convert: image_size needs network. Leave it out, or give --network.")
     copied = (*_NAMED, "classes", "seed")
     converted = convert(weights, **{name: getattr(options, name) for name in copied}, **_overrides(options, weights))
-    console.print(converted.report.table())
+    print_whole(converted.report.table())
     data = calibration = None
     calibrated = options.calibrate and converted.needs_calibration
     if not calibrated and (options.dataset or options.data_dir):
@@ -182,7 +182,7 @@ def run(options: ConvertOptions) -> Converted | None:
                 percentile=options.percentile,
                 progress=lambda name: status.update(f"calibrating {name}"),
             )
-        console.print(calibration.table())
+        print_whole(calibration.table())
     report = converted.report.to_dict() | {"calibration": None if calibration is None else calibration.to_dict()}
     tensors, description = converted.network.state_dict(), description_of(converted, data)
     write_folder(options.output_dir, tensors, description, {"conversion.json": report})
@@ -209,7 +209,7 @@ def _run_traced(options: ConvertOptions, builder: str, weights: Weights) -> None
     if statistics := weights.statistics():
         chosen = dict(zip(("mean", "std"), statistics, strict=True)) | chosen
     network, report = convert_ann(model.to(images.device), images, **chosen)
-    rich.print(report.table())
+    print_whole(report.table())
     if "mean" not in chosen:
         print("no mean and std: the ANN reads pixels in [0, 1]. If it was trained on others, give --mean and --std")
     classes, code = network_graph(network, shape).classes, options.output_dir / "network.py"

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-import rich
 import torch
 from accelerate import Accelerator
 from rich.progress import Progress
@@ -31,7 +30,8 @@ from ttfs_triton.evaluate.output import (
     write_output,
 )
 from ttfs_triton.evaluate.page import PageData, headlines, page_decision
-from ttfs_triton.evaluate.tables import deadline_table, print_chips, print_comparison, print_estimate
+from ttfs_triton.evaluate.tables import deadline_table, print_chips, print_comparison, print_estimate, small_print
+from ttfs_triton.table import print_whole
 from ttfs_triton.wording import number
 
 Result = TypeVar("Result")
@@ -99,7 +99,7 @@ def _find(
         evaluation = evaluate(network, batches, accelerator, on_batch=lambda images: bar.advance(task, images))
     # Shown now: simulations take minutes.
     title = f"{data.name}, {data.split}: {evaluation.images:,} images, {evaluation.accuracy:.2%} right"
-    rich.print(layer_table(evaluation.layers, title))
+    print_whole(layer_table(evaluation.layers, title))
     counts, grid = counter.counts(), network.graph.grid
     steps = options.steps
     if steps == "network":
@@ -141,14 +141,15 @@ def show(found: Found) -> None:
     """Print tables and figures on a terminal."""
     page = found.page
     if page.deadlines:
-        rich.print(deadline_table(page.deadlines))
+        print_whole(deadline_table(page.deadlines))
     print("\n".join([*_lines(found), *page_decision(page)]))
     assert page.headline_energy is not None, "at least one chip is always priced"
     assert page.comparison is not None, "`_find` always makes one"
     print_estimate(page.headline_energy)
-    print_comparison(page.comparison)
+    told = small_print(page.headline_energy)
+    print_comparison(page.comparison, told=told)
     if len(page.energy) > 1:
-        print_chips(page.energy)
+        print_chips(page.energy, told=told)
 
 
 def _lines(found: Found) -> list[str]:

@@ -13,7 +13,7 @@ from ttfs_triton.energy import Chip, Comparison, Counts, Estimate, Term
 from ttfs_triton.energy.estimate import TermKind
 from ttfs_triton.energy.prices import energy_range, weakest
 from ttfs_triton.evaluate.deadline import DeadlineRow
-from ttfs_triton.table import Cell, Table
+from ttfs_triton.table import Cell, Table, print_whole
 from ttfs_triton.wording import (
     duration,
     energy,
@@ -187,16 +187,17 @@ def print_estimate(found: Estimate, console: Console | None = None) -> None:
     _print(console, small_print(found), layers_table(found), terms_table(found))
 
 
-def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Print a comparison: the table, the break-even point, assumptions and warnings."""
-    _print(console, break_even(comparison) + small_print(*comparison.estimates), comparison_table(comparison))
+def print_comparison(comparison: Comparison, console: Console | None = None, told: Sequence[str] = ()) -> None:
+    """Print a comparison: the table, the break-even point, assumptions and warnings, except those in `told`."""
+    lines = break_even(comparison) + [line for line in small_print(*comparison.estimates) if line not in told]
+    _print(console, lines, comparison_table(comparison))
 
 
-def print_chips(estimates: Sequence[Estimate], console: Console | None = None) -> None:
-    """Print the table of estimates on several chips, and their warnings."""
-    warnings = [f"warning: {line}" for found in estimates for line in found.warnings]
-    _print(console, list(dict.fromkeys(warnings)), chips_table(estimates))
+def print_chips(estimates: Sequence[Estimate], console: Console | None = None, told: Sequence[str] = ()) -> None:
+    """Print the table of estimates on several chips, and their warnings, except those in `told`."""
+    warnings = dict.fromkeys(f"warning: {line}" for found in estimates for line in found.warnings)
+    _print(console, [line for line in warnings if line not in told], chips_table(estimates))
 
 
 def _print(console: Console | None, lines: Sequence[str], *tables: Table) -> None:
-    (console or Console()).print(*tables, Text("\n".join(f"- {line}" for line in lines)), sep="\n")
+    print_whole(*tables, *(Text(f"- {line}") for line in lines), console=console)

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import rich
 import torch
 import tyro
 from pydantic import Field
@@ -24,7 +23,7 @@ from ttfs_triton.export.nir_graph import not_expressed, to_nir
 from ttfs_triton.export.onnx_graph import to_onnx
 from ttfs_triton.export.shared import known_figures, require
 from ttfs_triton.shared_options import CommandOptions
-from ttfs_triton.table import Table
+from ttfs_triton.table import Table, print_whole
 
 
 class ExportOptions(CommandOptions):
@@ -168,7 +167,7 @@ def show(comparison: Comparison, labels: Tensor | None) -> None:
             for t in comparison.times
         ]
         title = f"{comparison.program} beside PyTorch: {comparison.images:,} {kind} images"
-        rich.print(Table(title, headers, rows, caption="times in windows"))
+        print_whole(Table(title, headers, rows, caption="times in windows"))
     lines = []
     if comparison.logits is not None:
         lines.append(f"largest difference of logits  {comparison.logits:.2g}")

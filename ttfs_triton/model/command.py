@@ -6,7 +6,6 @@ import json
 from functools import partial
 from typing import Annotated, Any
 
-import rich
 import tyro
 from pydantic import Field
 
@@ -14,7 +13,7 @@ from ttfs_triton.command_line import run_command
 from ttfs_triton.model.classification import Classification
 from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.shared_options import CommandOptions
-from ttfs_triton.table import Table
+from ttfs_triton.table import Table, print_whole
 from ttfs_triton.wording import small_percent
 
 
@@ -44,7 +43,8 @@ def run(options: ClassificationOptions) -> None:
         print("\n".join(map(json.dumps, facts)))
     else:
         headers = ("image", "class", "probability", "first spike", "after windows")
-        rich.print(Table("", headers, [_cells(each) for each in facts], (1, 3), "probability: softmax, not calibrated"))
+        rows = [_cells(each) for each in facts]
+        print_whole(Table("", headers, rows, (1, 3), "probability: softmax, not calibrated"))
 
 
 def _facts(image: str, result: Classification, class_names: tuple[str, ...], windows: int) -> dict[str, Any]:
