@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from ttfs_triton.command_line import run_command
+from ttfs_triton.command_line import program, run_command
 from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.train import Interrupted
 
@@ -41,6 +41,13 @@ def test_run_command_refuses_options_that_are_not_valid(arguments, code, message
     shown = capsys.readouterr()
     assert stopped.value.code == code
     assert message in shown.out + shown.err
+
+
+def test_line_that_goes_on_runs_this_interpreter_without_its_environment(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["recipes/quickstart.py"])
+    for folder, words in ((os.path.dirname(sys.executable), "python"), (str(tmp_path), sys.executable)):
+        monkeypatch.setenv("PATH", folder)
+        assert program() == f"{words} recipes/quickstart.py"
 
 
 class Mirror(BaseModel):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +37,10 @@ def recipe(name: str) -> Path:
 
 def program() -> str:
     """How this program was started, quoted for a shell: `ttfs train NAME`, or `python recipes/train_NAME.py`."""
-    return sys.argv[0] if sys.argv[0].startswith("ttfs ") else shlex.join(["python", sys.argv[0]])
+    if sys.argv[0].startswith("ttfs "):
+        return sys.argv[0]
+    active = os.path.dirname(shutil.which("python") or "") == os.path.dirname(sys.executable)
+    return shlex.join(["python" if active else sys.executable, sys.argv[0]])  # `make train` activates no environment
 
 
 def start(module: str, *arguments: Any) -> None:
