@@ -17,6 +17,7 @@ from ttfs_triton.evaluate.load import load_network, load_test_images
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.sweep import command, measure
 from ttfs_triton.sweep.command import line
+from ttfs_triton.sweep.figures import label
 from ttfs_triton.sweep.options import FrontierOptions
 from ttfs_triton.sweep.table import FrontierRow
 from ttfs_triton.train import NonFiniteLossError
@@ -149,6 +150,18 @@ def test_same_command_does_nothing_twice(swept, trained, rows, monkeypatch):
     sweep(trained, "--output-dir", swept, *SWEEP, *EVALUATED)
     assert written(swept) == rows
     assert before == {path: path.stat().st_mtime_ns for path in swept.rglob("points/**/*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("point", "reached", "name"),
+    [
+        ("target_sparsity=0.1+epochs=2", False, "target activity 0.1, reached 0.27"),
+        ("target_sparsity=0.1", True, "activity 0.1"),
+        ("target_energy=odin:0.2+time_steps=4", False, "target odin:0.2, reached 0.27, 4 steps"),
+    ],
+)
+def test_label_of_a_missed_target_says_what_was_reached(point, reached, name):
+    assert label(FrontierRow.of("net", point, None, cost=0.266, goal=0.1, reached=reached)) == name
 
 
 def test_page_shows_curves_and_points(swept):

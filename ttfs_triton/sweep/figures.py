@@ -75,10 +75,12 @@ def sections(rows: Rows) -> list[Section]:
 
 
 def label(row: FrontierRow) -> str:
-    """A point in a few words, such as "activity 0.15" or "4 steps, 4 bits, calibrated"."""
+    """A point in a few words, such as "activity 0.15", "target activity 0.1, reached 0.27" or "4 bits, calibrated"."""
     if row.point == FREE:
         return "as given"
     words = [WORDS[key].format(value) for key, value in _wanted(row).items()]
+    if row.reached is False:  # targets come first
+        words[:1] = [f"target {words[0]}", f"reached {row.cost:.2g}"]
     return ", ".join([*words, *([] if row.trained else ["calibrated"])])
 
 
