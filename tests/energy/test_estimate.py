@@ -118,7 +118,9 @@ def test_sleep_of_neurons_is_that_of_a_simulation(readout, sigma):
     )
     bound = estimate(older, "horowitz45:int8", options)
     assert counted(bound)["neuron additions"] > exact["neuron additions"]
-    assert "upper bound" in bound.assumptions[0]
+    assert "work is computed from counts: an upper bound" in bound.assumptions[0]
+    told = [estimate(dataclasses.replace(older, weight_bits=bits), "horowitz45:int8", options) for bits in (None, 8, 4)]
+    assert ["although the network's have 4 bits" in " ".join(each.assumptions) for each in told] == [False, False, True]
 
 
 def test_a_network_without_spikes_sleeps():

@@ -14,7 +14,7 @@ from ttfs_triton.hub.card import ALLOWED, CARD_HEADERS, CARD_STEPS, code, make_f
 from ttfs_triton.hub.facts import ModelFacts, read_facts
 from ttfs_triton.model import BaseModel, TTFSModel, find_model
 from ttfs_triton.model.files import read_model, write_model
-from ttfs_triton.nn import NetworkConfig
+from ttfs_triton.nn import Grid, NetworkConfig
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,19 @@ def test_energies_are_those_of_the_runs_counts(facts):
         found = estimate(facts.counts, chip, RunOptions(steps=CARD_STEPS))
         (row,) = [line for line in card.splitlines() if line.startswith(f"| {chip} |")]
         assert row.split(" | ")[CARD_HEADERS.index("all priced operations")] == energy_range(found.total)
+
+
+def test_card_of_a_network_on_a_grid_prices_its_steps_and_names_its_bits(facts):
+    model = TTFSModel(replace(facts.model.config, grid=Grid(4, 4)))
+    card = render_card(replace(facts, model=model, counts=replace(facts.counts, weight_bits=4)), "org/name")
+    for part in (
+        "the network computes on this grid, in integers",
+        "on lemaire45:int8 at 4 steps a window.\n",
+        "The weights have 4 bits; chips whose names end in a precision",
+        "priced as 8-bit weights, although the network's have 4 bits",
+    ):
+        assert part in card
+    assert "not simulated" not in card
 
 
 def test_a_model_without_results_says_so():

@@ -89,7 +89,7 @@ class Verdict:
         with_memory, arithmetic: ratio at each of `steps`; empty if the chip has no price for it or no separate one.
         asked: index in `steps` of the steps that the user asked for.
         missing: the network's operations without a price on the chip; the true ratios are higher.
-        bound: whether ratios are upper bounds, because the network was not simulated.
+        bound: whether ratios are upper bounds, because the neurons' work is computed from counts.
     """
 
     chip: str
@@ -113,7 +113,7 @@ class Verdict:
         lines = [
             self._line("With memory", self.with_memory, "prices no memory, which may reverse the result below"),
             self._line("By arithmetic alone", self.arithmetic, "has no separate price of arithmetic"),
-            *(["These are upper bounds: the network was not simulated."] if self.bound else []),
+            *(["These are upper bounds: the neurons' work is computed from counts."] if self.bound else []),
         ]
         if not (self.with_memory and self.arithmetic):
             return [*lines, "No verdict: it needs prices with memory and without."]

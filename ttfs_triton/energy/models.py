@@ -77,7 +77,7 @@ def _asleep(options: RunOptions) -> str:
     """When neurons sleep, as a clause."""
     if not options.gating:
         return "neurons stay awake in both of their windows"
-    bound = "" if options.activity is not None else "; not simulated: an upper bound"
+    bound = "" if options.activity is not None else "; their work is computed from counts: an upper bound"
     return f"neurons sleep before their first input spike and after their own{bound}"
 
 

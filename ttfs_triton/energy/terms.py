@@ -157,7 +157,10 @@ class Terms:
             packing = "numbers packed into words" if chip.memory.packed else "one access a number"
             bits = f"{self.weight_bits}-bit weights, {self.state_bits}-bit states"
             lines.append(f"memory of each layer: {bits}, {packing}")
-        bits = self.options.weight_bits or self.counts.weight_bits or self.weight_bits
+        own = self.counts.weight_bits
+        if own not in (None, self.weight_bits):
+            lines.append(f"priced as {self.weight_bits}-bit weights, although the network's have {own} bits")
+        bits = self.options.weight_bits or own or self.weight_bits
         warnings = chip.exceeded(total["neurons"], total["synapses"], bits)
         for layer, size in self._largest.items():
             assert chip.memory is not None

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ttfs_triton.energy import Counts, RunOptions, dense_ann, estimate, fair_chip, load_chip, verdict
+from ttfs_triton.energy import Counts, Run, RunOptions, dense_ann, estimate, fair_chip, load_chip, verdict
 from ttfs_triton.energy.prices import energy_range
 from ttfs_triton.evaluate.page import READOUTS, decision_lines, template_environment
 from ttfs_triton.evaluate.tables import not_in_it
@@ -121,7 +121,8 @@ def code(text: Any) -> str:
 def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequence[str]) -> dict[str, Any]:
     network, graph, names = facts.model.description.network, facts.model.graph, facts.model.class_names
     steps = CARD_STEPS if graph.grid is None else graph.grid.time_steps
-    energies = {} if facts.counts is None else _energy(facts.counts, chips, RunOptions(steps=steps))
+    others = None if graph.grid is None else ()  # a grid has no other steps
+    energies = {} if facts.counts is None else _energy(facts.counts, chips, RunOptions(steps=steps), others)
     if (found := facts.results) is not None:
         scores = found.test_images, found.test_accuracy, found.test_first_spike_accuracy, found.ties
         energies["decision"] = decision_lines(graph.readout.at, scores, clocked=graph.grid is not None)
@@ -147,7 +148,7 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
     }
 
 
-def _energy(counts: Counts, chips: Sequence[str], options: RunOptions) -> dict[str, Any]:
+def _energy(counts: Counts, chips: Sequence[str], options: RunOptions, others: Sequence[Run] | None) -> dict[str, Any]:
     """Rows of the energy table by `CARD_HEADERS`, each with its assumptions, and the verdict in sentences."""
     rows = []
     for chip in map(load_chip, chips):
@@ -155,7 +156,7 @@ def _energy(counts: Counts, chips: Sequence[str], options: RunOptions) -> dict[s
         sums = (found.memory_included, dense.memory_included, found.compute_only, dense.compute_only, found.total)
         cells = (chip.name, *map(energy_range, sums), found.status or "–", not_in_it(found))
         rows.append({"cells": cells, "lines": (*found.assumptions, *found.warnings)})
-    return {"energy": rows, "verdict": verdict(counts, fair_chip(counts, chips, options), options).sentences()}
+    return {"energy": rows, "verdict": verdict(counts, fair_chip(counts, chips, options), options, others).sentences()}
 
 
 def _settings(facts: ModelFacts) -> str:
