@@ -14,6 +14,7 @@ from ttfs_triton.hub.card import ALLOWED, CARD_HEADERS, CARD_STEPS, code, make_f
 from ttfs_triton.hub.facts import ModelFacts, read_facts
 from ttfs_triton.model import BaseModel, TTFSModel, find_model
 from ttfs_triton.model.files import read_model, write_model
+from ttfs_triton.model.locate import bundled_facts, bundled_names
 from ttfs_triton.nn import Grid, NetworkConfig
 
 
@@ -103,9 +104,23 @@ def test_a_model_without_results_says_so():
     card = render_card(ModelFacts(model), "org/name")
     for part in ("Not evaluated.", "Not estimated: the network was not evaluated.", "Nothing is known about its"):
         assert part in card
-    assert "not recorded" in card
-    assert "Licence: not known." in card
+    assert "# name\n\nA spiking network. Every neuron fires at most once. Training data: not recorded.\n" in card
+    assert "### Data\n\nNot recorded.\n\n## Limits" in card
     assert ModelCard(card).data.eval_results in (None, [])
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_card_of_a_bundled_network_has_its_figures_and_training(name):
+    known = bundled_facts(name)
+    card = make_files(read_facts(find_model(f"bundled:{name}")), "org/name")["README.md"].decode()
+    for part in (
+        f"{known['test_accuracy']:.2%} test accuracy with {known['sparsity']:.1%} of its hidden neurons firing.",
+        f"**{known['test_accuracy']:.2%}** (95%",
+        f"{known['training']['epochs']} epochs, ",
+        "| test images | 10,000 of ",
+    ):
+        assert part in card
+    assert not any(part in card for part in ("Nothing is known", "Not evaluated", "not known to be", "\n\n\n"))
 
 
 def test_class_names_and_base_models_are_shown(facts):

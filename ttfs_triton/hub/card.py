@@ -14,7 +14,7 @@ from ttfs_triton.energy import Counts, Run, RunOptions, dense_ann, estimate, fai
 from ttfs_triton.energy.prices import energy_range
 from ttfs_triton.evaluate.page import READOUTS, decision_lines, template_environment
 from ttfs_triton.evaluate.tables import not_in_it
-from ttfs_triton.hub.facts import ModelFacts
+from ttfs_triton.hub.facts import UNNAMED, ModelFacts
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS
 from ttfs_triton.model.files import model_bytes
 from ttfs_triton.model.hub import REPOSITORY
@@ -133,6 +133,8 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
         "paper": PAPER,
         "version": facts.training.get("versions", {}).get(LIBRARY, facts.model.description.library.get("version", "")),
         "own": isinstance(network, OwnNetwork),
+        "named": facts.data != UNNAMED,
+        "library": LIBRARY,
         "persistence": " to ".join(map(str, sorted({graph.persistences[0], graph.persistences[-1]}))),
         "readout": READOUTS[graph.readout.at],
         "channels": {1: "grayscale", 3: "colour (RGB)"}.get(network.in_channels, f"{network.in_channels} channels"),

@@ -12,7 +12,7 @@ from torch import nn
 
 from ttfs_triton.energy import Counts
 from ttfs_triton.model.hub import REPOSITORY
-from ttfs_triton.model.locate import ModelFiles
+from ttfs_triton.model.locate import ModelFiles, bundled_facts
 from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import LoadError
@@ -160,6 +160,7 @@ class ModelFacts:
         data: training data.
         results: figures over test images; None if the model was not evaluated.
         counts: exact counts of operations on these images; None as `results`.
+        stated: facts of a bundled network, from `bundled_facts`, in place of `results`; empty for others.
         settings: settings of training, keys of `PUBLISHED_SETTINGS`; empty if the model was not trained here.
         training: other figures of summary.json, keys of `_TRAINING`; empty if the model was not trained here.
         unrecorded_base: training started from other weights, whose origin was not recorded.
@@ -170,6 +171,7 @@ class ModelFacts:
     data: TrainingData = UNNAMED
     results: Summary | None = None
     counts: Counts | None = None
+    stated: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     unrecorded_base: bool = False
@@ -188,6 +190,9 @@ def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | 
     """
     model, sha256, run = TTFSModel.from_files(files, network), files.sha256, files.run
     settings, training, results, counts = {}, {}, None, None
+    stated = bundled_facts(files.name) if files.bundled else {}
+    if stated:
+        training, settings = stated["training"], stated["training"]["settings"]
     if run is not None:
         settings = _read(run / "config.yaml", read_mapping, "the run's configuration")
         figures = "a run's final figures, written when the run ends: continue the run by --resume"
@@ -218,6 +223,7 @@ def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | 
         data=training_data(settings, model.description.dataset, model.description.network, dataset),
         results=results,
         counts=counts,
+        stated=stated,
         settings={key: without_paths(settings[key], str(settings.get("output_dir"))) for key in published},
         training=training,
         unrecorded_base=settings.get("weights") is not None and model.description.base_model is None,
