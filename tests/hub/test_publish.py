@@ -98,6 +98,22 @@ def test_interrupted_upload_changes_nothing_and_goes_on(hub, run, where, capsys)
     assert files["model.safetensors"] == (run / "best" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("name", "network", "message"),
+    [
+        ("own.py", None, "publish: with_code must go with network, FILE.py:FUNCTION; got None. Name the file"),
+        ("a b.py", "{}:build", "publish: network must be a file of a plain name; got 'a b.py'. Rename it"),
+        ("own.py", "gone.py:build", "network: must name a Python file that exists; got gone.py"),
+        ("own.py", "{}:build", "network must be None where .* says how it is built"),
+    ],
+)
+def test_code_is_published_only_if_its_file_was_named(hub, trained, tmp_path, name, network, message):
+    path = tmp_path / name
+    path.write_text("from torch import nn\ndef build():\n    return nn.Identity()\n")
+    with pytest.raises(ValueError, match=message):
+        publish(trained, "a/b", dry_run=True, with_code=True, network=network and network.format(path))
+
+
 def test_mistakes_are_told_plainly_before_a_repository_is_made(hub, trained, tmp_path, capsys):
     for arguments, message in (
         ((trained, "--repo-id", "name", "--dry-run"), "error: publish: repo_id must be owner/name"),

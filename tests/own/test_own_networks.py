@@ -87,7 +87,7 @@ def test_own_model_survives_a_folder_and_needs_its_network(tmp_path, file):
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["format_version"], config["network"]["builder"]) == (4, "mine.py:build")  # no folder of ours
-    with pytest.raises(LoadError, match=r"only names mine\.py:build, code that no file holds\. Pass it: from_pre"):
+    with pytest.raises(LoadError, match=r"only names mine\.py:build, code that it does not hold\. Pass it: from_pre"):
         TTFSModel.from_pretrained(tmp_path)
     for built in (network, f"{file}:build"):
         loaded = TTFSModel.from_pretrained(tmp_path, network=built)

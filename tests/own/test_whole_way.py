@@ -84,6 +84,16 @@ def test_own_network_all_the_way(tmp_path, hub, client):
     shutil.copy(OWN, tmp_path)
     assert client.run(f"import os; os.chdir({str(tmp_path)!r})\n{code}").startswith("Classification(")
     assert "model: cnn1" not in files["training.yaml"].decode()
+
+    # With the code, a reader needs nothing else.
+    shutil.move(tmp_path / OWN.name, tmp_path / "elsewhere.py")
+    client.run(f"publish({str(run)!r}, 'org/code', network={f'{OWN}:build'!r}, with_code=True)")
+    files = hub.files("org/code")
+    assert files[OWN.name] == OWN.read_bytes()
+    card = files["README.md"].decode()
+    assert "nothing runs it unless you name it" in card
+    assert "--network own_network.py:build`" in card
+    assert client.run(card.partition("```python\n")[2].partition("```")[0]).startswith("Classification(")
     buffer = tmp_path / "images.safetensors"
     save_file({"images": images.contiguous(), "logits": logits.detach().contiguous()}, buffer)
     printed = client.run(

@@ -170,7 +170,7 @@ def _settings(facts: ModelFacts) -> str:
 def make_files(
     facts: ModelFacts, repo_id: str, *, license: str | None = None, chips: Sequence[str] = CARD_CHIPS
 ) -> dict[str, bytes]:
-    """Contents of all files to publish, by names in `ALLOWED`. Arguments and errors are those of `render_card`.
+    """Contents of all files to publish, by names in `ALLOWED` or the code's. Arguments and errors as of `render_card`.
 
     The weights are bit-identical to the loaded ones; their header holds the hash of this config.json.
     """
@@ -181,4 +181,6 @@ def make_files(
     if facts.settings:
         files["training.yaml"] = yaml.safe_dump(dict(facts.settings), sort_keys=False, allow_unicode=True).encode()
     assert set(files) <= set(ALLOWED)
+    if facts.code is not None:
+        files[facts.code.name] = facts.code.read_bytes()
     return files

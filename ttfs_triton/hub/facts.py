@@ -161,6 +161,7 @@ class ModelFacts:
         results: figures over test images; None if the model was not evaluated.
         counts: exact counts of operations on these images; None as `results`.
         stated: facts of a bundled network, from `bundled_facts`, in place of `results`; empty for others.
+        code: the user's Python file that builds the network, if it is to be published, too.
         settings: settings of training, keys of `PUBLISHED_SETTINGS`; empty if the model was not trained here.
         training: other figures of summary.json, keys of `_TRAINING`; empty if the model was not trained here.
         unrecorded_base: training started from other weights, whose origin was not recorded.
@@ -172,6 +173,7 @@ class ModelFacts:
     results: Summary | None = None
     counts: Counts | None = None
     stated: Mapping[str, Any] = field(default_factory=dict)
+    code: Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     unrecorded_base: bool = False

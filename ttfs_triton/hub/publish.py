@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +18,7 @@ from ttfs_triton.hub.card import ALLOWED, CARD_CHIPS, make_files
 from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model.hub import HubError, check_account, check_name, open_repository, upload
 from ttfs_triton.model.locate import find_model
+from ttfs_triton.model.own_network import file_and_function
 from ttfs_triton.shared_options import CommandOptions
 
 
@@ -35,7 +38,10 @@ class PublishOptions(CommandOptions):
     dataset: str | None = None
     """Hub name of the training data, if the run read them from a local folder."""
     network: str | None = None
-    """FILE.py:FUNCTION that builds the network, if it is one of your own. The code itself is not published."""
+    """FILE.py:FUNCTION that builds the network, if it is one of your own."""
+    with_code: bool = False
+    """Publish the file of --network, too; other files that it imports are not sent. Readers run it only if they name
+    it."""
     chip: tuple[str, ...] = CARD_CHIPS
     """Chips of the energy table: names of presets, or your own TOML files."""
 
@@ -48,6 +54,7 @@ def publish(
     dry_run: bool = False,
     dataset: str | None = None,
     network: str | nn.Module | None = None,
+    with_code: bool = False,
     license: str | None = None,
     chips: Sequence[str] = CARD_CHIPS,
     token: str | None = None,
@@ -55,9 +62,9 @@ def publish(
     """Publish the best weights of a run, in one commit.
 
     Args:
-        run, repo_id, dry_run, dataset, license: see `PublishOptions`.
+        run, repo_id, dry_run, dataset, with_code, license: see `PublishOptions`.
         private: only you, and the members of your organisation, can see the repository.
-        network: a network of your own, or "file.py:function" that builds it; the code is not published.
+        network: a network of your own, or "file.py:function" that builds it.
         chips: chips of the energy table.
         token: access token. Default: the token of `hf auth login`, or HF_TOKEN.
     Returns:
@@ -67,9 +74,10 @@ def publish(
         LoadError, ValueError: files or options that cannot be published; nothing has been sent.
     """
     check_name(repo_id)
+    code = _code_file(network) if with_code else None
     if not dry_run:
         check_account(repo_id, token=token)
-    facts = read_facts(find_model(Path(run)), dataset=dataset, network=network)
+    facts = replace(read_facts(find_model(Path(run)), dataset=dataset, network=network), code=code)
     files = make_files(facts, repo_id, license=license, chips=chips)
     if dry_run:
         return files, None
@@ -79,6 +87,19 @@ def publish(
     except HubError as error:
         raise HubError(f"{error}\nNothing has changed in {repo_id}; {run} is as it was. Publish it again.") from error
     return files, url
+
+
+def _code_file(network: str | nn.Module | None) -> Path:
+    """The file of "file.py:function", under a name that a repository can have."""
+    if not isinstance(network, str):
+        raise ValueError(
+            f"publish: with_code must go with network, FILE.py:FUNCTION; got {network!r:.80}. "
+            "Name the file whose code others may read and run."
+        )
+    path, _ = file_and_function(network)
+    if not re.fullmatch(r"\w[\w-]*\.py", path.name, re.ASCII):
+        raise ValueError(f"publish: network must be a file of a plain name; got {path.name!r}. Rename it.")
+    return path
 
 
 def run(options: PublishOptions) -> None:

@@ -114,7 +114,7 @@ def _wanted(description: ModelDescription, network: nn.Module | None, path: Path
     known = description.network
     if isinstance(known, OwnNetwork):
         if network is None:
-            hint = "code that no file holds. Pass it: from_pretrained(…, network=…), or --network FILE.py:FUNCTION."
+            hint = "code that it does not hold. Pass it: from_pretrained(…, network=…), or --network FILE.py:FUNCTION."
             if known.builder == "network.py:build" and (code := path.with_name("network.py")).is_file():
                 hint = f"and network.py is here; code runs only if you name it: --network {code}:build."
             raise LoadError(f"load: {path} must say how its network is built; it only names {known.builder}, {hint}")
