@@ -1,6 +1,7 @@
 """Layers: what they hand to the operators, whose numbers tests/kernels judges; skips, averages, dropout, pools."""
 
 import inspect
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -246,6 +247,8 @@ def test_signature_spells_out_every_keyword_and_the_docstring_describes_it(kind)
     parameters = inspect.signature(kind).parameters
     assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     assert all(name in kind.__doc__ for name in parameters if name != "batch_norm")
+    for name, attribute in get_type_hints(kind).items():  # pages of the API show these
+        assert name not in parameters or parameters[name].annotation == attribute
 
 
 @pytest.mark.parametrize("grid", [None, Grid(4, 4)])

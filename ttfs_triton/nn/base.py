@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -53,11 +53,12 @@ class WeightedLayer(nn.Module):
     initial_potential: float = 0.0
     threshold: float = 1.0
     weight: nn.Parameter
-    bias: nn.Parameter | None
     weight_gain: nn.Parameter | None
     skip_weight: nn.Parameter | None
     log2_unit: nn.Parameter | None
-    batch_norm: nn.BatchNorm1d | nn.BatchNorm2d | None
+    if TYPE_CHECKING:  # else pages of the API would give these types to arguments of the same names
+        bias: nn.Parameter | None
+        batch_norm: nn.BatchNorm1d | nn.BatchNorm2d | None
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ Layer l may fire only in the window [l, l + 1]. A spike at time t has the activa
 """
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -120,8 +120,9 @@ class _NormalisedImages(nn.Module):
         mean, std: mean and standard deviation per channel, [in_channels, 1, 1], in units of the images.
     """
 
-    mean: Tensor
-    std: Tensor
+    if TYPE_CHECKING:  # see `WeightedLayer`
+        mean: Tensor
+        std: Tensor
 
     def take_statistics(self, weight: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
         """Set mean and standard deviation per channel, by default 0 and 1, on the weight's device and in its dtype."""
