@@ -137,9 +137,10 @@ def test_changed_files_are_checked_again(tmp_path, cache, monkeypatch):
         assert fingerprints[0] != fingerprints[1]
     found = [set(json.loads(file.read_text())) for file in cache.iterdir()]
     assert found == [{"bad", "channels", "digest"}] * 4
-    for file in cache.iterdir():
-        file.write_text("{")
-    assert load(folder).fingerprint == fingerprints[1]
+    for damaged in ("{", "[]", '{"bad": [1]}'):
+        for file in cache.iterdir():
+            file.write_text(damaged)
+        assert load(folder).fingerprint == fingerprints[1]
 
 
 def test_fingerprint_is_that_of_the_files_wherever_they_lie(tmp_path):

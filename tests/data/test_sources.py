@@ -89,7 +89,7 @@ def test_find_rows_rejects_damaged_and_empty_files(tmp_path):
     path.unlink()
     columns = {"image": pyarrow.array([], pyarrow.binary()), "label": pyarrow.array([], pyarrow.int64())}
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
-    with pytest.raises(RuntimeError, match=r"must hold readable parquet files; .*complete and not empty"):
+    with pytest.raises(RuntimeError, match=r"parquet files; got .* no rows in train\.parquet\. .*not empty"):
         find_rows(None, tmp_path, "train")
 
 

@@ -228,8 +228,10 @@ def check_rows(
     path = Path(datasets_config.HF_DATASETS_CACHE) / "checked-images" / f"{_key(rows, row_numbers)}.json"
     bad = BadImages(where, max_bad_images, row_names(rows, where))
     found: dict[str, Any] = {}
-    with suppress(OSError, ValueError):  # not there, or damaged
-        found = json.loads(path.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, TypeError, KeyError):  # not there, or damaged
+        read = json.loads(path.read_text(encoding="utf-8"))
+        damaged = [(int(row), str(reason)) for row, reason in read["bad"]]
+        found = {"bad": damaged, "channels": int(read["channels"]), "digest": str(read["digest"])}
     if found:
         for row, reason in found["bad"]:
             bad.add(row, reason)

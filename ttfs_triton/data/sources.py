@@ -16,6 +16,7 @@ from typing import cast
 import datasets
 from datasets import config as datasets_config
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from pyarrow import parquet
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +165,8 @@ def _read_parquet(files: Sequence[Path], folder: Path) -> datasets.Dataset:
         # `datasets` keys its cache by path and modification time, which another file at that path may share; nobody can
         # set the time of a file's last change.
         about = [(status.st_size, status.st_ctime_ns) for status in map(os.stat, files)]
+        if empty := [path.name for path in files if parquet.read_metadata(path).num_rows == 0]:
+            raise ValueError(f"no rows in {', '.join(empty)}")
         # `datasets` reads paths as patterns.
         table = datasets.Dataset.from_parquet([glob.escape(str(path)) for path in files], description=str(about))
         return cast(datasets.Dataset, table)
