@@ -27,8 +27,12 @@ class Repository:
     private: bool
     commits: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"0" * 40: {}})
 
+    @property
+    def latest(self) -> str:
+        return list(self.commits)[-1]
+
     def at(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        sha = list(self.commits)[-1] if revision == "main" else revision
+        sha = self.latest if revision == "main" else revision
         return (sha, self.commits[sha]) if sha in self.commits else None
 
 
@@ -221,6 +225,8 @@ class _Handler(BaseHTTPRequestHandler):
         files = dict(self.server.files(repo_id))
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
+            if value.get("parentCommit", repository.latest) != repository.latest:
+                return self._no(412, "A commit has happened since")
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":

@@ -1,6 +1,7 @@
 """Publishing: rights are checked first, there is one commit, and a failure changes nothing."""
 
 import pytest
+from huggingface_hub import HfApi
 
 from tests.hub.server import Repository
 from ttfs_triton.hub.publish import main, publish
@@ -40,6 +41,17 @@ def test_one_commit_replaces_what_is_stale_and_sends_weights_once(hub, trained):
     hub.paths()
     publish(trained, "org/old")
     assert not any(line.startswith("PUT") for line in hub.paths())
+
+
+def test_a_commit_of_somebody_else_in_between_is_refused(hub, trained, monkeypatch):
+    def preupload(*arguments, before=HfApi.preupload_lfs_files, **options):
+        before(*arguments, **options)
+        hub.repositories["org/two"].commits["1" * 40] = {"README.md": b"theirs"}
+
+    monkeypatch.setattr(HfApi, "preupload_lfs_files", preupload)
+    with pytest.raises(HubError, match=r"^publish: org/two must stay as it is during an upload; somebody else"):
+        publish(trained, "org/two")
+    assert hub.files("org/two") == {"README.md": b"theirs"}
 
 
 def test_dry_run_talks_to_nobody(hub, trained, capsys):

@@ -40,6 +40,7 @@ def _reason(error: BaseException, repo_id: str) -> str:
         "there (huggingface.co/settings/tokens), or another --repo-id.",
         404: f"{repo_id} must exist on the Hub, and hold the file; there is none that you can see. Correct the name, "
         "or log in with `hf auth login` if it is private.",
+        412: f"{repo_id} must stay as it is during an upload; somebody else has published there meanwhile. Look at it.",
     }
     return answers.get(_status(error), f"the Hub must answer for {repo_id}; {_first_line(error)}. Try again later.")
 
@@ -209,9 +210,12 @@ def upload(
     api = HfApi(token=token)
 
     def call() -> str:
-        removed = sorted(set(stale) & set(api.list_repo_files(repo_id)) - set(files))
+        found = api.model_info(repo_id)
+        removed = sorted(set(stale) & {each.rfilename for each in found.siblings or ()} - set(files))
         operations = [*(CommitOperationAdd(name, content) for name, content in files.items())]
         operations += [CommitOperationDelete(name) for name in removed]
-        return api.create_commit(repo_id, operations, commit_message=commit_message).commit_url
+        # A commit leaves out files that have not changed: on another parent, they would be another publisher's.
+        done = api.create_commit(repo_id, operations, commit_message=commit_message, parent_commit=found.sha)
+        return done.commit_url
 
     return _ask("publish", repo_id, call)
