@@ -88,6 +88,9 @@ def test_values_that_pydantic_refuses_are_told_in_one_line(capsys):
     ("error", "code", "shown"),
     [
         (ValueError("three is one too many"), 1, "error: three is one too many\n"),
+        (ValueError("load_images: data_dir must hold images."), 1, "error: data_dir must hold images.\n"),
+        (ValueError("network: must be FILE.py:FUNCTION."), 1, "error: network: must be FILE.py:FUNCTION.\n"),
+        (MemoryError(), 1, "error: memory must suffice; got MemoryError. Use fewer images, or smaller batches.\n"),
         (Interrupted("SIGINT received: stopped.", signal.SIGINT), 130, "SIGINT received: stopped.\n"),
     ],
 )
@@ -97,7 +100,7 @@ def test_errors_of_the_user_end_the_program_with_text_and_exit_code(error, code,
 
     for arguments in ((), ("--traceback",)):
         with pytest.raises(SystemExit) as stopped:
-            run(*arguments, do=fail, errors=(ValueError, Interrupted))
+            run(*arguments, do=fail, errors=(ValueError, MemoryError, Interrupted))
         text = capsys.readouterr().err
         assert stopped.value.code == code
         assert text.endswith(shown)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Options = TypeVar("Options", bound="BaseModel")
 TRACEBACK = "--traceback"
 RECIPES = Path(__file__).parent / "recipes"
+_FUNCTION = re.compile(r"\w+: (?=(?!must )[^:;]* (must|may) )")  # the name of ours with which an error's text begins
 _HINT = f"Add {TRACEBACK} to any command to see an error's traceback."
 
 
@@ -223,7 +225,14 @@ def text_of(error: Exception) -> str:
 
     if isinstance(error, ValidationError):
         return "\n".join(line.strip() for line in problem_lines(error))
+    if lacks_memory(error):  # MemoryError mostly has no text
+        return f"memory must suffice; got {str(error) or 'MemoryError'}. Use fewer images, or smaller batches."
     return str(error)
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether main memory did not suffice: PyTorch raises a RuntimeError then."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 @contextmanager
@@ -241,6 +250,6 @@ def plain_errors(*errors: type[Exception], traceback: bool = False) -> Iterator[
 
             tracebacks.print_exception(error)
         code = getattr(error, "exit_code", None)
-        text = text_of(error) or type(error).__name__  # MemoryError mostly has no text
-        print(f"error: {text}" if code is None else text, file=sys.stderr)
+        text = text_of(error) or type(error).__name__
+        print(f"error: {_FUNCTION.sub('', text, count=1)}" if code is None else text, file=sys.stderr)
         raise SystemExit(1 if code is None else code) from error

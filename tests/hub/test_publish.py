@@ -128,8 +128,8 @@ def test_code_is_published_only_if_its_file_was_named(hub, trained, tmp_path, na
 
 def test_mistakes_are_told_plainly_before_a_repository_is_made(hub, trained, tmp_path, capsys):
     for arguments, message in (
-        ((trained, "--repo-id", "name", "--dry-run"), "error: publish: repo_id must be owner/name"),
-        ((f"{trained}/nowhere", "--repo-id", "a/b", "--dry-run"), "error: load: source must be a file, a folder"),
+        ((trained, "--repo-id", "name", "--dry-run"), "error: repo_id must be owner/name"),
+        ((f"{trained}/nowhere", "--repo-id", "a/b", "--dry-run"), "error: source must be a file, a folder"),
         ((trained, "--repo-id", "a/b", "--dry-run", "--chip", "nowhere"), "nowhere"),
     ):
         with pytest.raises(SystemExit, match="1"):

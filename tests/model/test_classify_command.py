@@ -57,4 +57,4 @@ def test_files_that_are_no_images_are_refused_before_any_result(capsys, tmp_path
         with pytest.raises(SystemExit):
             command(capsys, BUNDLED, "zero.png", name)
         shown = capsys.readouterr()
-        assert (f"error: classify: image 1 {rule}" in shown.err, shown.out) == (True, "")
+        assert (f"error: image 1 {rule}" in shown.err, shown.out) == (True, "")

@@ -1,6 +1,8 @@
 """Training on photographs of any sizes, read by worker processes, also where images are damaged or vanish."""
 
 import json
+import os
+import signal
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluate.load import load_network, load_test_images
 from ttfs_triton.model import TTFSModel
-from ttfs_triton.train import TrainConfig, train
+from ttfs_triton.train import DeviceLostError, TrainConfig, train
 from ttfs_triton.train.batches import EpochBatches, train_loader
 from ttfs_triton.train.config import read_yaml
 
@@ -80,6 +82,12 @@ def test_weights_classify_photographs_as_they_were_scored(trained, folder):
     found = [network.classify(file).class_name == file.parent.name for file in files]
     summary = json.loads((trained / "summary.json").read_text())
     assert sum(found) / len(files) == pytest.approx(summary["test_accuracy"])
+
+
+def test_killed_worker_is_told(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(EpochBatches, "gather", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DeviceLostError, match=r"worker processes must live .*; got DataLoader worker .*\. Last check"):
+        train(configuration(folder, tmp_path / "run"))
 
 
 def test_data_that_vanish_lose_nothing(tmp_path, trained):

@@ -199,8 +199,15 @@ def test_run_whose_device_is_lost_goes_on_from_its_last_checkpoint(config, tmp_p
     assert_same_run(tmp_path / "whole", config.output_dir)
 
 
-@pytest.mark.parametrize("where", ["build_optimizer", "evaluate"])
-def test_lack_of_memory_outside_of_steps_is_reported_alike(config, monkeypatch, where):
-    monkeypatch.setattr(evaluation if where == "evaluate" else loop, where, Mock(side_effect=OUT_OF_MEMORY))
-    with pytest.raises(DeviceLostError, match=NOT_ENOUGH.format("none yet")):
+@pytest.mark.parametrize(
+    ("where", "error", "message"),
+    [
+        ("build_optimizer", OUT_OF_MEMORY, NOT_ENOUGH),
+        ("evaluate", OUT_OF_MEMORY, NOT_ENOUGH),
+        ("evaluate", MemoryError(), "main memory must suffice, .* got MemoryError. Last checkpoint: {}. Free memory"),
+    ],
+)
+def test_lack_of_memory_outside_of_steps_is_reported_alike(config, monkeypatch, where, error, message):
+    monkeypatch.setattr(evaluation if where == "evaluate" else loop, where, Mock(side_effect=error))
+    with pytest.raises(DeviceLostError, match=message.format("none yet")):
         train(config)

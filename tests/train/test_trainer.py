@@ -119,7 +119,7 @@ def test_run_that_cannot_begin_is_told_and_leaves_nothing(config, values, messag
 @pytest.mark.parametrize(
     ("where", "error", "message"),
     [
-        ("run.load_data", MemoryError, "not enough memory for this run; MemoryError"),
+        ("run.load_data", MemoryError, "memory must suffice; got MemoryError. Use fewer"),
         ("loop.place_images", RuntimeError("place_images: too large"), "place_images: too large"),
     ],
 )

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ttfs_triton.command_line import program, text_of
+from ttfs_triton.command_line import lacks_memory, program, text_of
 from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.data.images import ImageData, images_of_tensors
 from ttfs_triton.evaluate import EvaluationStopped
@@ -41,7 +41,7 @@ from ttfs_triton.train.start import start_on_grid
 
 
 class DeviceLostError(RuntimeError):
-    """The GPU failed, or ran out of memory, in the middle of a run; saved files are intact."""
+    """The GPU or a worker process failed, or memory ran out, in the middle of a run; saved files are intact."""
 
 
 ERRORS = (
@@ -79,7 +79,7 @@ def train(
         ConfigError, RunFolderError, CheckpointError: the run cannot begin or resume as asked, or the disk failed.
         Interrupted: a signal asked to stop; a checkpoint was written.
         NonFiniteLossError: loss, gradient or averaged weights are not finite; the run stopped before the update.
-        DeviceLostError: the GPU failed or ran out of memory.
+        DeviceLostError: the GPU or a worker process failed, or memory ran out.
         GraphError: steps cannot be captured in a CUDA graph, although `cuda_graph` is on.
         DataLostError: image files vanished; a checkpoint was written, unless there are several processes.
     """
@@ -157,7 +157,10 @@ def _under_way(loop: TrainingLoop, advice: Callable[[], str]) -> Iterator[None]:
             loop.save()
         reason = str(error).splitlines()[-1].split("DataLostError: ")[-1]  # a worker's error comes with its traceback
         raise DataLostError(f"{reason} Last checkpoint: {loop.last_checkpoint}. {advice()}") from error
-    except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        lost = isinstance(error, torch.AcceleratorError | torch.OutOfMemoryError) or "DataLoader worker" in str(error)
+        if not (lost or lacks_memory(error)):
+            raise
         raise _device_lost(error, loop.last_checkpoint, advice()) from error
     except OSError as error:
         problem = f"files must be readable and writable to the end; got {reason_of(error)}."
@@ -178,7 +181,7 @@ def _beginning(folder: RunFolder, advice: Callable[[], str]) -> Iterator[None]:
     except CheckpointError:
         raise
     except (ValueError, RuntimeError, OSError, MemoryError, OverflowError) as error:
-        raise ConfigError(text_of(error) or f"not enough memory for this run; {type(error).__name__}.") from error
+        raise ConfigError(text_of(error)) from error
 
 
 def _advice(folder: RunFolder, config: TrainConfig, again: str | None, *, in_program: bool) -> str:
@@ -269,16 +272,19 @@ def _publish(config: TrainConfig, run: Path, accelerator: Accelerator, network: 
     Display(accelerator.is_main_process).say(f"published                {url}")
 
 
-def _device_lost(error: RuntimeError, checkpoint: Path | str, advice: str) -> DeviceLostError:
-    reason = str(error).splitlines()[0].rstrip(".")
+def _device_lost(error: Exception, checkpoint: Path | str, advice: str) -> DeviceLostError:
+    reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
+    go_on = f"{advice[0].lower()}{advice[1:]}"
     rule, remedy = "the device must work to the end", advice
     if isinstance(error, torch.OutOfMemoryError):
         rule = "the device's memory must suffice"
         remedy = (
             "Start again with a smaller --batch-size, or with more --gradient-accumulation at the same one; or "
-            "free memory (--data-placement host, a smaller --evaluation-batch-size, no other program) and "
-            f"{advice[0].lower()}{advice[1:]}"
+            f"free memory (--data-placement host, a smaller --evaluation-batch-size, no other program) and {go_on}"
         )
+    elif not isinstance(error, torch.AcceleratorError):
+        rule = "main memory must suffice, and worker processes must live to the end"
+        remedy = f"Free memory (fewer --num-workers, no other program) and {go_on}"
     return DeviceLostError(f"train: {rule}; got {reason}. Last checkpoint: {checkpoint}. {remedy}")
 
 
