@@ -123,7 +123,7 @@ def test_weighted_rejects_a_latency_encoder():
         (lambda h: torch.cat([h, h]), "cat", "Concatenate spikes of layers"),
         (lambda h: F.max_pool2d(h, 3, 1, 1, 2), "max_pool2d", "no dilation"),
         (lambda h: F.dropout(h), "dropout", "Use nn.Dropout, or pass training"),
-        (lambda h: h[: len(h) if h.max() > 0 else 1], "max", "Use layers of ttfs_triton"),
+        (lambda h: h[: len(h) if h.max() > 0 else 1], "max", "No layer of ttfs_triton"),
     ],
 )
 def test_function_between_layers_is_refused_by_name(between, what, remedy):
@@ -132,6 +132,11 @@ def test_function_between_layers_is_refused_by_name(between, what, remedy):
     )
     with pytest.raises(NetworkError, match=message):
         network_graph(own(between), SHAPE)
+
+
+def test_error_in_a_forward_names_its_line():
+    with pytest.raises(NetworkError, match=r"run on images \[1, 8, 8\]; got KeyError in line \d+ of .*test_graph\.py"):
+        network_graph(own(lambda h: {}["x"]), SHAPE)
 
 
 @pytest.mark.parametrize("change", [lambda x: x - 0.5, lambda x: x / 0.25, lambda x: x.mul_(2)])

@@ -35,6 +35,9 @@ def anything(**data):
 
 def nothing():
     return None
+
+def broken():
+    return DFTLinear(4, 4, beta=1)
 """
 
 
@@ -66,14 +69,17 @@ def settings(**changes):
 
 def test_builder_gets_what_it_takes_or_says_what_to_do(file):
     sizes = {"in_channels": 1, "image_size": (8, 8), "classes": 3}
+    (file.parent / "typo.py").write_text("import torch\ndef build(:")
     for function in ("build", "anything"):
         built = build_network_of(f"{file}:{function}", **sizes)
         assert (built[2].in_features, built[2].out_features, built[3].out_features) == (64, 6, 3)
     for source, message in (
         ("mine.py", r"must be FILE\.py:FUNCTION; got mine\.py"),
         ("missing.py:build", r"must name a Python file that exists; got missing\.py"),
-        (f"{file}:built", r"must have a function built; got build, anything, nothing"),
+        (f"{file}:built", r"must have a function built; got build, anything, nothing, broken"),
         (f"{file}:nothing", r"must build an nn\.Module; got NoneType"),
+        (f"{file}:broken", r"got TypeError in line 17 of \S*mine\.py: DFTLinear: keywords must .*; got beta\. See"),
+        (f"{file.parent}/typo.py:build", r"got SyntaxError in line 2 of \S*typo\.py: .*\. Correct it"),
     ):
         with pytest.raises(ValueError, match=message):
             build_network_of(source, **sizes)

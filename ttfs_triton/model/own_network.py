@@ -8,7 +8,8 @@ import json
 import re
 import runpy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ from ttfs_triton.nn.config import MAX_CHANNELS, MAX_SIZE, NetworkConfig, Side
 from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.models import TTFSNetwork
-from ttfs_triton.nn.trace import network_graph
+from ttfs_triton.nn.trace import network_graph, what_was_raised
 
 MAX_LAYERS = 2**12
 Text = Annotated[str, Field(min_length=1, max_length=2**12)]
@@ -122,6 +123,17 @@ def file_and_function(source: str) -> tuple[Path, str]:
     return Path(name), function
 
 
+@contextmanager
+def _code_of(source: str) -> Iterator[None]:
+    """Errors of the user's code in the `with` block say where they come from."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"network: {source} must run without errors; got {what_was_raised(error)}. Correct it."
+        ) from error
+
+
 def build_network_of(source: str, *, in_channels: int, image_size: tuple[int, int], classes: int) -> nn.Module:
     """The network that a function in the user's Python file builds; runs the file, its folder on the import path.
 
@@ -131,7 +143,8 @@ def build_network_of(source: str, *, in_channels: int, image_size: tuple[int, in
     path, function = file_and_function(source)
     if (folder := str(path.resolve().parent)) not in sys.path:
         sys.path.insert(0, folder)
-    names = runpy.run_path(str(path.resolve()))
+    with _code_of(source):
+        names = runpy.run_path(str(path.resolve()))
     build = names.get(function)
     if not callable(build):
         known = ", ".join(key for key, value in names.items() if inspect.isfunction(value)) or "none"
@@ -140,7 +153,8 @@ def build_network_of(source: str, *, in_channels: int, image_size: tuple[int, in
     parameters = inspect.signature(build).parameters.values()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     taken = given.keys() if takes_all else given.keys() & {parameter.name for parameter in parameters}
-    network = build(**{key: given[key] for key in taken})
+    with _code_of(source):
+        network = build(**{key: given[key] for key in taken})
     if not isinstance(network, nn.Module):
         raise ValueError(
             f"network: {source} must build an nn.Module; got {type(network).__name__}. Return the network."

@@ -72,9 +72,12 @@ class WeightedLayer(nn.Module):
         average: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **unknown: Any,
     ) -> None:
         super().__init__()
         name = type(self).__name__
+        if unknown:
+            raise TypeError(f"{name}: keywords must be of the layer; got {', '.join(unknown)}. See help({name}).")
         if min(weight_shape) < 1:
             raise ValueError(f"{name}: sizes must be positive; got weights of shape {weight_shape}.")
         if math.prod(weight_shape) > MAX_WEIGHTS:

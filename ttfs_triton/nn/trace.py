@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import re
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -19,6 +21,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ttfs_triton.command_line import text_of
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
@@ -29,6 +32,8 @@ from ttfs_triton.nn.weighted import WeightedLayer
 LAYERS = (LatencyEncoder, AnalogEncoder, SignedEncoder, DFTConv2d, DFTLinear, Readout)
 # Modules of torch.nn that may stand between our layers; they run in evaluation mode.
 BETWEEN = (nn.Identity, nn.Flatten, nn.MaxPool2d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_PACKAGES = re.compile(rf"<|.*site-packages|{re.escape(str(Path(__file__).parents[2]))}.(ttfs_triton|kernels)\b")
+"""Files that are not the user's."""
 SAMPLES = 3  # size of the traced batch, which maps rarely have
 
 # Names of functions that leave spikes as they are, and of functions that only change the layout.
@@ -51,7 +56,7 @@ _REMEDIES = {
 }
 _OF_IMAGES = "Pass images as they are, and give mean and std to an AnalogEncoder."
 _ARITHMETIC = r"^_*i?r?(add|sub|mul|truediv|div)_*$"
-_ANY_REMEDY = "Use layers of ttfs_triton.nn in its place; between them pool, flatten, concatenate or drop out spikes."
+_NO_REMEDY = "No layer of ttfs_triton.nn does this; between layers pool, flatten, concatenate or drop out spikes."
 
 
 def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) -> NetworkGraph:
@@ -87,11 +92,23 @@ def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) ->
             output = functional_call(bare, empty, (images,))
         except NetworkError:
             raise
-        except (NotImplementedError, RuntimeError) as error:
-            if "meta" not in str(error):
-                raise
-            _refuse(f"a forward that looks at values ({str(error).splitlines()[0]})", "Let it depend on shapes only.")
+        except Exception as error:
+            said = str(error).partition("\n")[0]
+            if isinstance(error, NotImplementedError | RuntimeError) and "meta" in said:
+                _refuse(f"a forward that looks at values ({said})", "Let it depend on shapes only.")
+            raise NetworkError(
+                f"network_graph: model must run on images {list(shape)}; got {what_was_raised(error)}. Correct it."
+            ) from error
     return trace.graph(output, shape)
+
+
+def what_was_raised(error: Exception) -> str:
+    """An error of the user's code: its type, the last line that ran outside of packages, and its text."""
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError in line {error.lineno} of {error.filename}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f" in line {each.lineno} of {each.filename}" for each in frames if not _PACKAGES.match(each.filename)]
+    return f"{type(error).__name__}{places[-1] if places else ''}: {text_of(error).rstrip('.')}"
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -251,7 +268,7 @@ class _Trace(TorchFunctionMode):
         if name in self._stages:
             _refuse(f"{name}, which runs twice", "Use a layer of its own for each window.")
         if wires is None or skips is None:
-            _refuse(f"{label}, which reads neither images nor spikes of a layer", _ANY_REMEDY)
+            _refuse(f"{label}, which reads neither images nor spikes of a layer", "Hand it a layer's output.")
         reads_images = wires[0].source is None
         if (kind in ("latency", "analog")) != reads_images or (reads_images and self._stages):
             self._refuse_start(f"{label}, which reads {'images' if reads_images else 'spikes'}")
@@ -318,7 +335,7 @@ def _argument(args: Any, kwargs: Any, place: int, name: str, default: Any) -> An
 
 
 def _remedy(name: str) -> str:
-    return next((_REMEDIES[pattern] for pattern in _REMEDIES if re.search(pattern, name.lower())), _ANY_REMEDY)
+    return next((_REMEDIES[pattern] for pattern in _REMEDIES if re.search(pattern, name.lower())), _NO_REMEDY)
 
 
 def _refuse(what: str, remedy: str) -> NoReturn:
