@@ -16,7 +16,7 @@ from ttfs_triton.model.files import write_model
 from ttfs_triton.nn import Grid, NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.sweep import FrontierOptions, Point
-from ttfs_triton.sweep.plan import point_config, settings_of
+from ttfs_triton.sweep.plan import PlannedNetwork, outline, point_config, settings_of
 
 
 def options(**changes):
@@ -31,6 +31,11 @@ def test_point_reads_its_own_name():
     others = {"target_sparsity": None, "target_energy": None}
     assert Point.of(target_operations=0.3).values() == others | {"target_operations": 0.3}, "in place of any other"
     assert Point.of(time_steps=4).values() == {"time_steps": 4}
+
+
+def test_outline_says_what_is_done_without_training():
+    network = PlannedNetwork("a", None, None, ())
+    assert outline([network], 0) + outline([network], 1) == ["a: measured as given", "a: 1 grid to calibrate"]
 
 
 @pytest.mark.parametrize(

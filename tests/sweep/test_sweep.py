@@ -68,6 +68,7 @@ def test_figures_of_a_point_are_those_of_its_run(rows, swept, trained):
     assert (free.accuracy, free.first_spike_accuracy) == (given["test_accuracy"], given["test_first_spike_accuracy"])
     assert free.sparsity == pytest.approx(given["sparsity"])
     assert row.synaptic_operations == summary["counts"]["total"]["synaptic_operations"] / 100
+    assert line(free).startswith("run, as given, accuracy ")
     assert line(row).count("activity") == line(free).count("activity") == 1
     (energy,) = row.energy
     assert energy.chip == "lemaire45:int8"

@@ -254,8 +254,8 @@ def _energy_headline(found: Estimate, *, bound: bool) -> tuple[str, str, str]:
     ranged = shown.low != shown.high
     notes.append(f"{energy(shown.low)} to {energy(shown.high)}" if ranged else "no range published")
     notes.append(f"{found.status} prices")
-    if missing := len({term.name for term in found.unpriced}):
-        notes.append(f"{missing} {'term' if missing == 1 else 'terms'} not in it")
+    if missing := dict.fromkeys(term.name for term in found.unpriced):
+        notes.append(f"{', '.join(missing)} not included")
     if tables.capacity_unpublished(found.chip):
         notes.append("capacity not published")
     return title, energy(shown.nominal), "; ".join(notes)

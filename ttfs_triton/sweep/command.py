@@ -63,7 +63,7 @@ def run(options: FrontierOptions) -> Rows:
     made = facts("sweep", accelerator.device)
     lock = FolderLock(options.output_dir)
     try:
-        say("\n".join(outline(networks)))
+        say("\n".join(outline(networks, len(options.grids()))))
         sweep = Sweep(options, accelerator, lambda rows: write_table(options.output_dir, NAME, rows, made))
         for network in networks:
             sweep.run(network, data[network.name])
@@ -176,7 +176,8 @@ class Sweep:
 
 def line(row: FrontierRow) -> str:
     """A row of the table as a line of text."""
-    parts = [f"{row.network}, {row.point}" + ("" if row.trained else ", calibrated")]
+    point = "as given" if row.point == FREE else row.point
+    parts = [f"{row.network}, {point}" + ("" if row.trained else ", calibrated")]
     parts += [f"{name} {getattr(row, name):g}" for name in FAULTS if getattr(row, name)]
     parts.append(f"accuracy {row.accuracy:.2%}")
     if row.cost is not None and row.goal is not None:

@@ -161,14 +161,16 @@ def check_points(network: PlannedNetwork, data: RunData, accelerator: Accelerato
         raise ConfigError(f"frontier: nothing was trained: impossible points of {network.name}:\n{lines}")
 
 
-def outline(networks: Sequence[PlannedNetwork]) -> list[str]:
-    """Lines that list the points to train."""
+def outline(networks: Sequence[PlannedNetwork], grids: int) -> list[str]:
+    """Lines that list the points to train, and say for how many grids each network is calibrated."""
     lines = []
     for network in networks:
         left = [planned for planned in network.points if not planned.ended]
         begun = sum(planned.folder.is_run() for planned in left)
         more = f", {begun} of them begun" if begun else ""
-        lines.append(f"{network.name}: {len(network.points)} points, {len(left)} to train{more}")
+        parts = [f"{grids} grid{'s' * (grids > 1)} to calibrate"] if grids else []
+        parts += [f"{len(left)} of {len(network.points)} points to train{more}"] if network.points else []
+        lines.append(f"{network.name}: {'; '.join(parts) or 'measured as given'}")
         lines += [f"  {planned.point.name}, {planned.config.epochs} epochs" for planned in left]
     return lines
 
