@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from tests.train.runs import At
 from ttfs_triton import TTFSModel
@@ -243,7 +245,7 @@ def test_trainer_refuses_before_it_begins(make, message):
 
 
 def test_tensors_are_splits_like_any_other():
-    images, labels = tensors()
+    images, labels = both = tensors()
     data = images_of_tensors(images, labels)
     assert (data.shape, data.class_names, data.dataset) == ((40, *SHAPE), ["0", "1"], None)
     assert torch.equal(data.images_at(torch.tensor([3])), images[3:4])
@@ -254,6 +256,13 @@ def test_tensors_are_splits_like_any_other():
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             images_of_tensors(*wrong)
+    pictures = [(Image.fromarray(image[0].numpy()), int(label)) for image, label in zip(*both, strict=True)]
+    for dataset in (TensorDataset(*both), pictures):
+        read = run_data(dataset, dataset, settings())
+        assert (read.train.fingerprint, read.test.fingerprint) == (data.fingerprint, data.fingerprint)
+    for wrong, message in (((x for x in ()), "have a length and items; got generator"), ([], r"one shape; got \[\]")):
+        with pytest.raises((TypeError, ValueError), match=message):
+            run_data(wrong, wrong, settings())
     with pytest.raises(ValueError, match="run_data: test images must be like the training images"):
         run_data((images, labels), (images[:, :, 1:], labels), settings())
 

@@ -6,11 +6,13 @@ crop is a function of seed, epoch and the image's number, so that batches, proce
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.utils.data import Dataset
 
 Crop = Callable[[Image.Image, tuple[int, int]], Image.Image]
 """Crops an image, upright and in its final mode, to (height, width) pixels."""
@@ -122,3 +124,25 @@ def random_part(height: int, width: int, numbers: np.ndarray) -> tuple[int, int,
     part_height = min(height, round(width / ASPECT[0]))
     part_width = min(width, round(height * ASPECT[1]))
     return (height - part_height) // 2, (width - part_width) // 2, part_height, part_width
+
+
+def tensors_of_dataset(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Images [N, C, height, width] and labels [N], int64, of a map-style data set; each item is read once.
+
+    Args:
+        dataset: items (image, label): an image of Pillow, or a tensor [C, height, width]; and a whole number.
+    Raises:
+        TypeError, ValueError: the data set has no length, or its images differ in shape.
+    """
+    rows: Any = dataset
+    if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+        raise TypeError(f"tensors_of_dataset: dataset must have a length and items; got {type(rows).__name__}.")
+    images, labels = [], []
+    for image, label in map(rows.__getitem__, range(len(rows))):
+        if isinstance(image, Image.Image):
+            image = torch.from_numpy(image_pixels(image).copy()).permute(2, 0, 1)
+        images.append(image)
+        labels.append(int(label))
+    if len(shapes := {tuple(image.shape) for image in images}) != 1:
+        raise ValueError(f"tensors_of_dataset: images must have one shape; got {sorted(shapes)[:3]}. Resize them.")
+    return torch.stack(images), torch.tensor(labels)

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ttfs_triton.command_line import lacks_memory, program, text_of
 from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.data.images import ImageData, images_of_tensors
+from ttfs_triton.data.pixels import tensors_of_dataset
 from ttfs_triton.evaluate import EvaluationStopped
 from ttfs_triton.hub.publish import publish
 from ttfs_triton.memory import freed_memory_kept
@@ -288,8 +290,9 @@ def _device_lost(error: Exception, checkpoint: Path | str, advice: str) -> Devic
     return DeviceLostError(f"train: {rule}; got {reason}. Last checkpoint: {checkpoint}. {remedy}")
 
 
-Split = ImageData | tuple[Tensor, Tensor]
-"""Images and labels: an `ImageData`, or tensors, [N, channels, height, width] uint8 and [N] int64."""
+Split = ImageData | tuple[Tensor, Tensor] | Dataset
+"""Images and labels: an `ImageData`, tensors, [N, channels, height, width] uint8 and [N] int64, or a map-style
+data set of PyTorch with items (image, label), uint8 tensors or images of Pillow, which are read once."""
 LOADING = (
     *("dataset", "data_dir", "image_column", "label_column", "image_size", "random_resized_crop", "streaming"),
     *("max_train_samples", "max_test_samples", "event_windows"),
@@ -368,13 +371,19 @@ def run_data(train_split: Split, test_split: Split, config: TrainConfig) -> RunD
                 "run_data: config must leave the keys that load images at their defaults, since these are tensors; "
                 f"got {', '.join(given)}. Leave them out, and change the tensors instead."
             )
-    training = train_split if isinstance(train_split, ImageData) else images_of_tensors(*train_split, split="train")
-    test = test_split
-    if not isinstance(test, ImageData):
-        test = images_of_tensors(*test, split="test", class_names=training.class_names)
+    training = _read(train_split, "train")
+    test = _read(test_split, "test", training.class_names)
     if test.shape[1:] != training.shape[1:] or test.class_names != training.class_names:
         raise ValueError(
             f"run_data: test images must be like the training images, {training.shape[1:]} in {training.class_names}; "
             f"got {test.shape[1:]} in {test.class_names}."
         )
     return split_data(training, test, config)
+
+
+def _read(split: Split, name: str, class_names: Sequence[str] | None = None) -> ImageData:
+    if isinstance(split, ImageData):
+        return split
+    tensors = split if isinstance(split, tuple) else tensors_of_dataset(split)
+    names = getattr(split, "classes", None) if class_names is None else class_names
+    return images_of_tensors(*tensors, split=name, class_names=names)
