@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ttfs_triton.command_line import run_command
 from ttfs_triton.convert.calibration import Calibration, LayerCalibration, around, batches, by_batches, choose_least
-from ttfs_triton.convert.command import CalibrationImages, check_folder, write_folder
+from ttfs_triton.convert.options import CalibrationImages
+from ttfs_triton.convert.output import check_folder, write_folder
 from ttfs_triton.model import TTFSModel, find_model
 from ttfs_triton.nn import Grid, put_on_grid
 from ttfs_triton.nn.chip import check_registers

@@ -20,7 +20,7 @@ from ttfs_triton.energy.compare import FAIR_CHIP, STEPS
 from ttfs_triton.evaluate import EvaluationBatches, evaluate, layer_table
 from ttfs_triton.evaluate.deadline import deadline_curve, output_spikes
 from ttfs_triton.evaluate.load import LoadedNetwork, load_network, load_test_images
-from ttfs_triton.evaluate.options import EvaluationOptions, Found
+from ttfs_triton.evaluate.options import EvaluationOptions
 from ttfs_triton.evaluate.output import (
     SCORES,
     check_output,
@@ -29,7 +29,8 @@ from ttfs_triton.evaluate.output import (
     sample_of,
     write_output,
 )
-from ttfs_triton.evaluate.page import PageData, headlines, page_decision
+from ttfs_triton.evaluate.page import headlines, page_decision
+from ttfs_triton.evaluate.result import EvaluationResult, PageData
 from ttfs_triton.evaluate.tables import deadline_table, print_chips, print_comparison, print_estimate, small_print
 from ttfs_triton.table import print_whole
 from ttfs_triton.wording import number
@@ -37,7 +38,7 @@ from ttfs_triton.wording import number
 Result = TypeVar("Result")
 
 
-def run(options: EvaluationOptions) -> Found:
+def run(options: EvaluationOptions) -> EvaluationResult:
     """Evaluate a network as the options say, print tables and write files; returns the evaluation."""
     check_output(options)
     if options.faults and not options.simulation:
@@ -82,7 +83,7 @@ def _find(
     chips: list[Chip],
     accelerator: Accelerator,
     failed: dict[str, str],
-) -> Found:
+) -> EvaluationResult:
     """All figures of the evaluation. If an analysis fails, its name and the reason go into `failed`."""
 
     def attempt(name: str, asked: bool, analysis: Callable[[], Result], otherwise: Result) -> Result:
@@ -134,10 +135,10 @@ def _find(
         ),
         facts=facts("evaluate", accelerator.device),
     )
-    return Found(loaded, data, page)
+    return EvaluationResult(loaded, data, page)
 
 
-def show(found: Found) -> None:
+def show(found: EvaluationResult) -> None:
     """Print tables and figures on a terminal."""
     page = found.page
     if page.deadlines:
@@ -152,7 +153,7 @@ def show(found: Found) -> None:
         print_chips(page.energy, told=told)
 
 
-def _lines(found: Found) -> list[str]:
+def _lines(found: EvaluationResult) -> list[str]:
     """Lines with the grid, the page's headline figures and the counts."""
     page, grid = found.page, found.loaded.network.graph.grid
     samples, total, simulation = page.counts.samples, page.counts.total(), page.simulation

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor, nn
 
 from ttfs_triton.energy import Counts, Estimate, LayerCounts, Range
 from ttfs_triton.evaluate.plots import (
@@ -20,72 +16,14 @@ from ttfs_triton.evaluate.plots import (
     page_svg,
     value_axis,
 )
+from ttfs_triton.evaluate.result import LayerSpikes
 from ttfs_triton.evaluate.tables import capacity_unpublished
-from ttfs_triton.nn.graph import Stage
-from ttfs_triton.nn.readout import Readout
-from ttfs_triton.nn.trace import evaluating, network_graph
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DEADLINE_AXIS = "deadline, windows from the image's start"
-
-
-@dataclass(frozen=True)
-class LayerSpikes:
-    """Spikes of one layer for one image; tensors are on the CPU.
-
-    Attributes:
-        name: name of the layer; "input" for a latency encoder.
-        window: number of the layer's window, from 0; layer l fires from time l on.
-        neurons: number of neurons before pooling.
-        index: [spikes] int64, indices of the neurons that fired, in memory order.
-        time: [spikes] float32, spike times from the image's start, in windows.
-    """
-
-    name: str
-    window: int
-    neurons: int
-    index: Tensor
-    time: Tensor
-
-
-@torch.no_grad()
-def spikes_of(network: nn.Module, image: Tensor) -> tuple[LayerSpikes, ...]:
-    """Spike times of all layers for one image.
-
-    Args:
-        network: a network for `network_graph`, on any device. It runs in evaluation mode; its mode is restored.
-        image: [channels, height, width], in the form that the network takes.
-    Returns:
-        One entry for each layer, in the order of the windows; the readout's spikes are on its own ramp.
-    Raises:
-        ValueError: the network is not accepted, or the image has another shape.
-    """
-    if image.ndim != 3:
-        raise ValueError(
-            f"spikes_of: image must be [channels, height, width]; got {list(image.shape)}. Take one of the batch."
-        )
-    graph = network_graph(network, image.shape)
-    layers: list[LayerSpikes] = []
-
-    def fire(stage: Stage, arriving: Tensor, skip: Tensor | None) -> Tensor:
-        if isinstance(stage.layer, Readout):
-            activations = times = stage.layer.decide(arriving).spike_times[0]
-        else:
-            activations = stage.activations(arriving, skip)
-            flat = activations[0].flatten()
-            times = torch.where(flat > 0, 1 - flat, torch.inf)
-        times = times.float().cpu()
-        index = times.isfinite().nonzero().flatten()
-        name = "input" if stage.kind == "latency" else stage.name
-        layers.append(LayerSpikes(name, stage.window, len(times), index, stage.window + times[index]))
-        return activations
-
-    with evaluating(network):
-        graph.run(image[None].to(next(network.parameters()).device), fire)
-    return tuple(layers)
 
 
 POINTS = ((64, 4.0), (1024, 2.5), (8192, 1.6))  # (most neurons of a layer, diameter of its points)

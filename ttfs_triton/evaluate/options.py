@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +10,6 @@ from pydantic import Field
 
 from ttfs_triton.chip.simulation import MOST_STEPS
 from ttfs_triton.chip.simulator import Own
-from ttfs_triton.data.images import ImageData
-from ttfs_triton.evaluate.load import LoadedNetwork
-from ttfs_triton.evaluate.page import PageData
 from ttfs_triton.shared_options import CommandOptions, FaultOptions
 
 
@@ -82,12 +78,3 @@ class EvaluationOptions(FaultOptions, MeasuringOptions):
     """Replace existing files of --output-dir and --report."""
     sample: int = Field(default=0, ge=0, lt=2**31)
     """Index of the test image whose spikes the report shows."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """An evaluation: network, data, and all figures for the page."""
-
-    loaded: LoadedNetwork
-    data: ImageData
-    page: PageData

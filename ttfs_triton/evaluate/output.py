@@ -17,10 +17,10 @@ from ttfs_triton.atomic import write_json
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.evaluate import device_name, versions
-from ttfs_triton.evaluate.figures import spikes_of
 from ttfs_triton.evaluate.load import LoadedNetwork
-from ttfs_triton.evaluate.options import EvaluationOptions, Found
-from ttfs_triton.evaluate.page import Sample, write_page
+from ttfs_triton.evaluate.options import EvaluationOptions
+from ttfs_triton.evaluate.page import write_page
+from ttfs_triton.evaluate.result import EvaluationResult, Sample, spikes_of
 from ttfs_triton.model.own_network import OwnNetwork
 
 MAIN_FILE = "evaluation.json"
@@ -40,7 +40,7 @@ def check_output(options: EvaluationOptions) -> None:
             raise ValueError("evaluate: --report must have matplotlib; found none. Run: pip install matplotlib.")
 
 
-def write_output(options: EvaluationOptions, found: Found) -> list[Path]:
+def write_output(options: EvaluationOptions, found: EvaluationResult) -> list[Path]:
     """Write the files that the options ask for into their folders, which exist; returns the paths written."""
     paths = list[Path]()
     if options.output_dir is not None:
@@ -78,7 +78,7 @@ def facts(command: str, device: torch.device) -> dict[str, str]:
     }
 
 
-def figures(found: Found, max_test_samples: int | None) -> dict[str, Any]:
+def figures(found: EvaluationResult, max_test_samples: int | None) -> dict[str, Any]:
     """All figures of the evaluation as JSON values."""
     page = found.page
     return {
