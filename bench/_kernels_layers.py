@@ -107,11 +107,11 @@ def plan_pass(which: str, problem: Problem, config: Config | None, precision: st
     """Launches of one pass with a bias and gradients, planned on the meta device: needs no memory and no GPU.
 
     Args:
-        which: "forward", "grad_x", "grad_w"; "local_gradient", which precedes both gradients; "pool", which pools after
-            a forward pass; or "normalised", all launches of a layer with batch norm that precede grad_x.
-        problem: the layer. Its pool applies to all passes but the contractions.
-        config: blocks; for "normalised" those of the forward pass; None for "local_gradient" and "pool", whose blocks
-            are always the same.
+        which: "forward", "grad_x", "grad_w"; "local_gradient", which precedes both gradients; or
+            "normalised", all launches of a layer with batch norm that precede grad_x.
+        problem: the layer.
+        config: blocks; for "normalised" those of the forward pass; None for "local_gradient", whose blocks are always
+            the same.
         precision: precision of float32 products, "ieee" or "tf32".
         device: device to plan for.
     """
@@ -124,28 +124,23 @@ def plan_pass(which: str, problem: Problem, config: Config | None, precision: st
     neuron = neuron_of(problem)
     h = empty(problem.batch, *problem.out_size, problem.out_channels)
     slope_h = h if problem.with_slope else None
-    if which == "pool":
-        return passes.pool(problem, h, slope_h, True)
     bias = torch.empty(problem.out_channels, device="meta")  # and weights of a skip
-    kept = empty(problem.batch, *problem.pooled_size, problem.out_channels)
-    winner = torch.empty_like(kept, dtype=torch.uint8) if problem.pool > 1 else None
     if which == "local_gradient":
-        gain = kept if problem.with_slope else None
         delayed = (h, bias) if problem.skip else ()
-        return passes.local_gradient(problem, kept, kept, gain, neuron, not problem.shared, True, winner, *delayed)
+        return passes.local_gradient(problem, h, h, slope_h, neuron, not problem.shared, True, *delayed)
     assert config is not None
     x = empty(problem.batch, problem.height, problem.width, problem.in_channels)
     weight = empty(problem.out_channels, *problem.kernel, problem.group_inputs)
     if which == "normalised":
-        bare, late = replace(problem, pool=1, skip=False), (h, bias) if problem.skip else (None, None)
+        bare, late = replace(problem, skip=False), (h, bias) if problem.skip else (None, None)
         statistics = bias.new_empty(STATISTICS, problem.out_channels)
-        neurons = Neurons(h, slope_h, statistics, *late, winner)
+        neurons = Neurons(h, slope_h, statistics, *late)
         plans = (
             passes.forward(bare, x, weight, None, neuron, True, config, precision, device.chip, fires=False),
             layer.statistics_of(problem, (h, slope_h), bias, bias, 1e-5, neuron),
             layer.fire(problem, neurons, neuron),
-            layer.reduce(problem, neurons, kept, neuron),
-            layer.spread(problem, neurons, kept, statistics, neuron),
+            layer.reduce(problem, neurons, h, neuron),
+            layer.spread(problem, neurons, h, statistics, neuron),
         )
         return passes.Plan([launch for plan in plans for launch in plan.launches], ())
     if which == "forward":

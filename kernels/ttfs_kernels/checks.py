@@ -8,7 +8,6 @@ from ttfs_kernels.autograd import Operands, autocasts
 from ttfs_kernels.contraction import Geometry
 
 Size = int | Sequence[int]  # one number for both directions, or (rows, columns)
-POOLS = (1, 2)
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -81,14 +80,9 @@ def check_linear(function: str, operands: Operands) -> None:
     check_tensors(function, operands, (*x.shape[:-1], weight.shape[0]))
 
 
-def check_conv2d(function: str, operands: Operands, geometry: Geometry, pool: int) -> None:
-    """Check the pool and the operands of a convolution."""
-    if type(pool) is not int or pool not in POOLS:
-        raise ValueError(
-            f"{function}: pool must be one of {', '.join(map(str, POOLS))}; got {pool!r}. "
-            "Apply torch.nn.functional.max_pool2d to the result for other windows."
-        )
-    x, weight, _, skip, _ = operands
+def check_conv2d(function: str, operands: Operands, geometry: Geometry) -> None:
+    """Check the operands of a convolution."""
+    x, weight, *_ = operands
     padding, dilation, groups = geometry[1:]
     if x.dim() != 4 or weight.dim() != 4:
         raise ValueError(
@@ -114,15 +108,6 @@ def check_conv2d(function: str, operands: Operands, geometry: Geometry, pool: in
             )
     size = geometry.map_size(x.shape[2:], weight.shape[2:])
     check_tensors(function, operands, (x.shape[0], weight.shape[0], *size))
-    if skip is not None and pool > 1:
-        raise NotImplementedError(
-            f"{function}: pool must be 1 with a skip; got {pool}. Apply torch.nn.functional.max_pool2d to the result."
-        )
-    if min(size) < pool:
-        raise ValueError(
-            f"{function}: maps must be at least as large as the windows of pool={pool}; got {size[0]}×{size[1]}. "
-            "Use larger images, or pool=1."
-        )
 
 
 def checked_geometry(function: str, stride: Size, padding: Size, dilation: Size, groups: int) -> Geometry:

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -106,7 +105,7 @@ def normalised_linear(
     operands = x, weight, normalisation.bias, skip, skip_weight
     which = backend_for("normalised_linear", backend, x)
     check_linear("normalised_linear", operands)
-    return _apply("normalised_linear", operands, normalisation, None, neuron, 1, which)
+    return _apply("normalised_linear", operands, normalisation, None, neuron, which)
 
 
 def normalised_conv2d(
@@ -118,7 +117,6 @@ def normalised_conv2d(
     padding: Size = 0,
     dilation: Size = 1,
     groups: int = 1,
-    pool: int = 1,
     skip: Tensor | None = None,
     skip_weight: Tensor | None = None,
     neuron: Neuron = Neuron(),
@@ -129,7 +127,6 @@ def normalised_conv2d(
     Args:
         normalisation: γ and β [out_channels], and ε.
         skip, skip_weight: as in `dft_conv2d`; added after the normalisation.
-        pool: as in `dft_conv2d`. Statistics are taken of all neurons, before the pool.
         x, weight, stride, padding, dilation, groups, neuron, backend: as in `dft_conv2d`.
     Returns, raises: as `normalised_linear`.
     Example:
@@ -141,8 +138,8 @@ def normalised_conv2d(
     geometry = checked_geometry("normalised_conv2d", stride, padding, dilation, groups)
     which = backend_for("normalised_conv2d", backend, x)
     operands = x, weight, normalisation.bias, skip, skip_weight
-    check_conv2d("normalised_conv2d", operands, geometry, pool)
-    return _apply("normalised_conv2d", operands, normalisation, geometry, neuron, pool, which)
+    check_conv2d("normalised_conv2d", operands, geometry)
+    return _apply("normalised_conv2d", operands, normalisation, geometry, neuron, which)
 
 
 def _apply(
@@ -151,7 +148,6 @@ def _apply(
     normalisation: Normalisation,
     geometry: Geometry | None,
     neuron: Neuron,
-    pool: int,
     which: str,
 ) -> Normalised:
     x, weight, bias, skip, skip_weight = operands
@@ -174,7 +170,7 @@ def _apply(
     if which != "torch":
         from ttfs_kernels.triton_backend.layer import TritonNormalised
 
-        layer: Layer = TritonNormalised(geometry, neuron, epsilon, group, pool)
+        layer: Layer = TritonNormalised(geometry, neuron, epsilon, group)
         run: Any = apply_layer
         if torch.compiler.is_compiling():  # its kernels are no operators that a compiler knows
             run = torch.compiler.disable(apply_layer)  # a decorator would import the compiler, which takes a second
@@ -183,8 +179,7 @@ def _apply(
         layer = _TorchNormalised(geometry, neuron, epsilon, group, normalisation.estimate.detach())
     else:
         layer = _BatchNorm(geometry, neuron, epsilon)
-    y, mean, variance = apply_layer(function, layer, tensors)
-    return Normalised(y if pool == 1 else F.max_pool2d(y, pool), mean, variance)
+    return Normalised(*apply_layer(function, layer, tensors))
 
 
 @dataclass(frozen=True)

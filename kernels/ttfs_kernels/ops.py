@@ -1,6 +1,5 @@
 """`dft_linear` and `dft_conv2d`: the public functions, which check their arguments and pick a backend."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_kernels.autograd import Operands, apply_layer, autocast
@@ -73,13 +72,12 @@ def dft_conv2d(
     padding: Size = 0,
     dilation: Size = 1,
     groups: int = 1,
-    pool: int = 1,
     skip: Tensor | None = None,
     skip_weight: Tensor | None = None,
     neuron: Neuron = Neuron(),
     backend: str = "auto",
 ) -> Tensor:
-    """Convolutional layer of spiking neurons, which fire as in `dft_linear`; with `pool`, each window's earliest spike.
+    """Convolutional layer of spiking neurons, which fire as in `dft_linear`.
 
     Args:
         x: [batch, in_channels, height, width], activations in [0, 1] (1 = the window's start, 0 = silent);
@@ -88,12 +86,10 @@ def dft_conv2d(
         bias: [out_channels] initial membrane potential, in threshold heights. Default: None.
         stride, padding, dilation: one integer, or (rows, columns). Zero padding is silence.
         groups: blocks of channels that are not connected with each other.
-        pool: 1, or 2 for `max_pool2d(y, 2)`: the earliest spikes of windows of 2×2 neurons. Triton kernels keep only
-            these for the backward pass. Of several NaN in a window, only the last makes gradients NaN.
-        skip: [batch, out_channels, rows, columns] of the output's size, as in `dft_linear`. Not with a pool.
+        skip: [batch, out_channels, rows, columns] of the output's size, as in `dft_linear`.
         skip_weight: [out_channels]; neuron, backend: as in `dft_linear`.
     Returns:
-        [batch, out_channels, rows / pool, columns / pool], dtype of x (under autocast, autocast's), channels-last.
+        [batch, out_channels, rows, columns], dtype of x (under autocast, autocast's), channels-last.
     Gradient, precision, errors, source: as in `dft_linear`.
     Example:
         >>> x, weight = torch.rand(8, 3, 32, 32), torch.randn(16, 3, 3, 3) / 5
@@ -105,24 +101,16 @@ def dft_conv2d(
     geometry = checked_geometry("dft_conv2d", stride, padding, dilation, groups)
     which = backend_for("dft_conv2d", backend, x)
     operands = x, weight, bias, skip, skip_weight
-    check_conv2d("dft_conv2d", operands, geometry, pool)
-    return _layer("dft_conv2d", which, operands, geometry, neuron, pool)
+    check_conv2d("dft_conv2d", operands, geometry)
+    return _layer("dft_conv2d", which, operands, geometry, neuron)
 
 
-def _layer(
-    function: str,
-    which: str,
-    operands: Operands,
-    geometry: Geometry | None,
-    neuron: Neuron,
-    pool: int = 1,
-) -> Tensor:
+def _layer(function: str, which: str, operands: Operands, geometry: Geometry | None, neuron: Neuron) -> Tensor:
     x, weight, bias, skip, skip_weight = operands
     x, weight, skip = autocast(x, weight, skip)
     operands = x, weight, bias, skip, skip_weight
     if which == "torch":
-        (y,) = apply_layer(function, TorchLayer(geometry, neuron), operands)
-        return y if pool == 1 else F.max_pool2d(y, pool)
+        return apply_layer(function, TorchLayer(geometry, neuron), operands)[0]
     from ttfs_kernels.triton_backend.layer import TritonLayer
 
-    return apply_layer(function, TritonLayer(geometry, neuron, pool), operands)[0]
+    return apply_layer(function, TritonLayer(geometry, neuron), operands)[0]

@@ -99,7 +99,7 @@ def test_shapes_are_those_of_the_networks():
     expected = {}
     for model in ("cnn1", "vgg11", "vgg16", "cifarnet"):
         spiking, analog = network_layers(model, 1, torch.float32)
-        expected |= {f"{model}.{name}": problem.unpooled for name, problem in spiking}
+        expected |= {f"{model}.{name}": problem for name, problem in spiking}
         expected |= {f"{model}.{name} latency": replace(problem, with_slope=True) for name, problem in analog}
     layers = kernels_layers.load(kernels.SHAPES)
     found = {name: layer.problem(1, "fp32", 1.0) for layer in layers for name in layer.networks}

@@ -104,7 +104,7 @@ def operators() -> Values:
                 yield from _operator(f"operators/{case}/{sigma}/{dtype}/{backend}", dtype, **options)
 
 
-def _operator(name: str, dtype: str, *, skip: bool = False, **options: Any) -> Values:
+def _operator(name: str, dtype: str, *, skip: bool = False, pool: int = 1, **options: Any) -> Values:
     operator: Callable[..., Tensor] = dft_linear
     inputs, sizes = (2, 5, 20), (6, 20)
     if "conv2d" in name:
@@ -118,7 +118,9 @@ def _operator(name: str, dtype: str, *, skip: bool = False, **options: Any) -> V
     device = DEVICE if options["backend"] == "triton" else "cpu"
     operands = {key: value.to(device, getattr(torch, dtype)).requires_grad_() for key, value in operands.items()}
     activations = operator(**operands, **options)
-    activations.backward(torch.randn(shape).to(activations))
+    if pool > 1:
+        activations = F.max_pool2d(activations, pool)
+    activations.backward(torch.randn(activations.shape).to(activations))
     yield f"{name}/activations", activations
     for key, operand in operands.items():
         assert operand.grad is not None

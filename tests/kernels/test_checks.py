@@ -26,14 +26,11 @@ CONV2D = [
     ({"groups": 3}, ValueError, "groups must divide in_channels (=4) and out_channels (=6); got 3"),
     ({"groups": 2}, ValueError, "x must have 8 channels, as weight [6, 4, 3, 3] with groups=2 expects; got 4"),
     ({"dilation": 3}, ValueError, "the padded image must be at least as large as the dilated kernel; got image [5, 5]"),
-    ({"pool": 3}, ValueError, "pool must be one of 1, 2; got 3"),
-    ({"pool": 2, "stride": (3, 1)}, ValueError, "maps must be at least as large as the windows of pool=2; got 1×3"),
     ({"skip": SKIP}, ValueError, "skip_weight must come with skip; got none"),
     ({"skip_weight": torch.rand(6)}, ValueError, "skip must come with skip_weight; got none"),
     ({"skip": X, "skip_weight": torch.rand(6)}, ValueError, "skip must have the shape of the output, [2, 6, 3, 3]"),
     ({"skip": SKIP, "skip_weight": torch.rand(5)}, ValueError, "skip_weight must have shape [6]"),
     ({"skip": SKIP.double(), "skip_weight": torch.rand(6)}, TypeError, "skip must have the dtype of x, torch.float32"),
-    ({"skip": SKIP, "skip_weight": torch.rand(6), "pool": 2}, NotImplementedError, "pool must be 1 with a skip; got 2"),
 ]
 BOTH = [
     ({"backend": "cuda"}, ValueError, "backend must be one of auto, triton, torch; got 'cuda'"),

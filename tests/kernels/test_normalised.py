@@ -1,6 +1,6 @@
 """Layers with batch norm: PyTorch in float64 against the folded layer, all other backends and dtypes against PyTorch.
 
-Operands are multiples of 1/8, so that potentials are the same in every dtype, and equal ones stay equal in a pool.
+Operands are multiples of 1/8, so that potentials are the same in every dtype.
 """
 
 import math
@@ -83,7 +83,7 @@ def values(kind: Kind) -> int:
 
 
 def normalised(
-    kind: Kind, tensors: Operands, neuron: Neuron, backend: str = "torch", pool: int = 1, estimate: float = 0.0
+    kind: Kind, tensors: Operands, neuron: Neuron, backend: str = "torch", estimate: float = 0.0
 ) -> Normalised:
     late = dict(tensors)
     x, weight, gamma, beta = (late.pop(name) for name in ("x", "weight", "gamma", "bias"))
@@ -91,7 +91,7 @@ def normalised(
     options = {**late, "neuron": neuron, "backend": backend}
     if kind.geometry is None:
         return normalised_linear(x, weight, norm, **options)
-    return normalised_conv2d(x, weight, norm, **kind.geometry._asdict(), pool=pool, **options)
+    return normalised_conv2d(x, weight, norm, **kind.geometry._asdict(), **options)
 
 
 def given_to(kind: Kind, has_skip: bool = False, dtype: torch.dtype = torch.float32, device="cpu") -> Operands:
@@ -111,12 +111,12 @@ def outcome(found: Normalised, tensors: Operands) -> list[Tensor]:
     return [*found, *torch.autograd.grad(y, list(tensors.values()), grad)]
 
 
-def check(kind: Kind, tensors: Operands, neuron: Neuron, backend: str, pool: int = 1) -> None:
+def check(kind: Kind, tensors: Operands, neuron: Neuron, backend: str) -> None:
     """Against PyTorch in float64."""
     precise = leaves({name: tensor.cpu().double() for name, tensor in tensors.items()})
-    wanted = outcome(normalised(kind, precise, neuron, pool=pool), precise)
+    wanted = outcome(normalised(kind, precise, neuron), precise)
     with fenced_memory() if backend == "triton" else nullcontext():
-        found = outcome(normalised(kind, tensors, neuron, backend, pool), tensors)
+        found = outcome(normalised(kind, tensors, neuron, backend), tensors)
     assert found[0].dim() < 4 or found[0].is_contiguous(memory_format=torch.channels_last)
     eps = torch.finfo(found[0].dtype).eps
     loose = {"rtol": 8 * eps, "atol": 4 * eps} if eps > 1e-4 else {"rtol": 1e-4, "atol": 1e-4}
@@ -142,17 +142,16 @@ def test_layers_are_those_that_they_fold_into(neuron, kind, has_skip):
     kind=kinds,
     neuron=st.sampled_from(NEURONS),
     dtype=st.sampled_from([torch.float32, torch.float16]),
-    behind=st.sampled_from(["", "pool", "skip"]),
+    has_skip=st.booleans(),
     programs=st.sampled_from([3, 256]),
 )
-def test_our_kernels_are_the_layers_of_pytorch(device, kind, neuron, dtype, behind, programs):
+def test_our_kernels_are_the_layers_of_pytorch(device, kind, neuron, dtype, has_skip, programs):
     """Few programs take several steps each, of which the last is not full."""
     passes = pytest.importorskip("ttfs_kernels.triton_backend.passes")
-    pool = 2 if behind == "pool" and kind.geometry is not None else 1
-    assume(values(kind) > 1 and min(kind.out[2:], default=2) >= pool)
+    assume(values(kind) > 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "ROW_PROGRAMS", programs)
-        check(kind, given_to(kind, behind == "skip", dtype, device), neuron, "triton", pool)
+        check(kind, given_to(kind, has_skip, dtype, device), neuron, "triton")
 
 
 @pytest.mark.parametrize(
@@ -220,7 +219,7 @@ def test_a_step_is_launches_alone(device, monkeypatch):
     tensors = given_to(CONV2D, device=device)
 
     def step(tensors: Operands) -> list[Tensor]:
-        return outcome(normalised(CONV2D, tensors, NEURONS[3], "triton", pool=2), tensors)
+        return outcome(normalised(CONV2D, tensors, NEURONS[3], "triton"), tensors)
 
     with monkeypatch.context() as patch:
         patch.setattr(launch, "run", lambda self: launches.append(self) or run(self))

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
@@ -22,8 +21,7 @@ from tests.kernels.common import (
     results,
 )
 from tests.kernels.common import expected as oracle_of
-from ttfs_kernels import Neuron, dft_conv2d, dft_linear
-from ttfs_kernels.contraction import Geometry
+from ttfs_kernels import Neuron, dft_linear
 
 # Allocation, views, and layout copies; what Triton's interpreter does to reach a tensor's memory is among them.
 ALLOWED = {
@@ -205,22 +203,16 @@ def test_autocast_leaves_float64_alone(kind):
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize(
-    ("kind", "psp_persistence", "autocast", "pool"),
-    [
-        (LINEAR, 0.0, True, 1),
-        (LINEAR, 1.0, False, 1),
-        (CONV2D, 0.0, False, 1),
-        (CONV2D, 1.0, True, 1),
-        (CONV2D, 1.0, False, 2),
-    ],
+    ("kind", "psp_persistence", "autocast"),
+    [(LINEAR, 0.0, True), (LINEAR, 1.0, False), (CONV2D, 0.0, False), (CONV2D, 1.0, True)],
 )
-def test_compiles_in_one_graph(served, kind, psp_persistence, autocast, pool):
-    tensors, options = on(served, kind), {"pool": 2} if pool == 2 else {}
+def test_compiles_in_one_graph(served, kind, psp_persistence, autocast):
+    tensors = on(served, kind)
     dtype = torch.bfloat16 if served.name == "torch" else torch.float16
 
     def layer(tensors):
         with torch.autocast(served.device.type, dtype, enabled=autocast):
-            return apply(kind, tensors, served, neuron=Neuron(psp_persistence), **options).float()
+            return apply(kind, tensors, served, neuron=Neuron(psp_persistence)).float()
 
     def all_results(function):
         y = function(tensors)
@@ -243,33 +235,3 @@ def test_compiled_layers_take_batches_of_other_sizes(served):
         y = compiled(tensors)
         found = y, *torch.autograd.grad(y.square().sum() / 2, list(tensors.values()))
         assert all(map(torch.equal, found, results(CONV2D, tensors, served)))
-
-
-@pytest.mark.parametrize("neuron", [Neuron(0.3), Neuron(0.0), Neuron(0.5, surrogate_width=0.5)], ids=str)
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_a_pool_equals_the_composition(served, kernel, neuron):
-    """Bit for bit; the last row and column are in no window."""
-    kind = Kind((2, 17, 5, 7), (6, 17, kernel, kernel), Geometry((1, 1), (1, 1), (1, 1), 1))
-    dtype = torch.float32 if served.name == "torch" else torch.float16
-    tensors = on(served, kind, dtype=dtype, exact=True)  # of which windows have equal spikes
-    y = apply(kind, tensors, served, neuron=neuron, pool=2)
-    composed = F.max_pool2d(apply(kind, tensors, served, neuron=neuron), 2)
-    grad = (torch.arange(y.numel(), device=y.device) % 17 / 8 - 1).view(y.shape).to(y.dtype)
-    ours, theirs = ((out, *torch.autograd.grad(out, list(tensors.values()), grad)) for out in (y, composed))
-    assert y.is_contiguous(memory_format=torch.channels_last)
-    assert all(map(torch.equal, ours, theirs))
-    with torch.no_grad():
-        assert torch.equal(apply(kind, tensors, served, neuron=neuron, pool=2), y)
-
-
-def test_nan_wins_a_window_as_in_max_pool2d(served):
-    x = torch.rand(1, 1, 4, 6, device=served.device).requires_grad_()
-    weight, bias = torch.ones(1, 1, 1, 1, device=x.device), torch.zeros(1, device=x.device, requires_grad=True)
-    with torch.no_grad():
-        x[0, 0, 0, 1] = x[0, 0, 2, 4] = x[0, 0, 3, 5] = float("nan")
-    y = dft_conv2d(x, weight, bias, pool=2, backend=served.option)
-    assert y.isnan().flatten().tolist() == [True, False, False, False, False, True]
-    grad_x, grad_bias = torch.autograd.grad(y.sum(), (x, bias))
-    assert grad_bias.isnan().all()
-    if served.name != "torch":  # PyTorch multiplies the others' NaN by zero
-        assert grad_x[0, 0].isnan().nonzero().tolist() == [[0, 1], [3, 5]]

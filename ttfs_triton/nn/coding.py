@@ -215,5 +215,5 @@ class SignedEncoder(_NormalisedImages, DFTConv2d):
         super().__init__(*sizes, neuron=neuron, backend=backend, **options)
         self.take_statistics(self.weight, mean, std)
 
-    def forward(self, x: Tensor, pool: int = 1, *, skip: Tensor | None = None) -> Tensor:
-        return super().forward(self.normalise(x), pool, skip=skip)
+    def forward(self, x: Tensor, *, skip: Tensor | None = None) -> Tensor:
+        return super().forward(self.normalise(x), skip=skip)

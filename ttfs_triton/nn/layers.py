@@ -27,15 +27,7 @@ from ttfs_triton.nn.weighted import (
 class FiringLayer(WeightedLayer):
     """Base of layers whose neurons fire: from inputs to spikes, in training, in evaluation and on a chip's grid."""
 
-    def spikes(
-        self,
-        x: Tensor,
-        skip: Tensor | None = None,
-        *,
-        neuron: Neuron,
-        backend: str,
-        pool: int = 1,
-    ) -> Tensor:
+    def spikes(self, x: Tensor, skip: Tensor | None = None, *, neuron: Neuron, backend: str) -> Tensor:
         """Activations of the layer's neurons; arguments as in `DFTConv2d` and its `forward`."""
         # Under autocast, weights are standardised and cast in one pass; grids and batch norm need them uncast.
         casts = self.grid is None and self.batch_norm is None and autocasts(x, self.weight)
@@ -46,29 +38,23 @@ class FiringLayer(WeightedLayer):
         options: dict[str, Any] = {"neuron": neuron, "skip": skip, "backend": backend}
         fire, normalise = dft_linear, normalised_linear
         if isinstance(self, WeightedConv2d):
-            options |= self.geometry | {"pool": pool}
+            options |= self.geometry
             fire, normalise = dft_conv2d, normalised_conv2d
         if self.normalises:
             x, weight = self.synapses(x, weight)
             activations = self.follow(normalise(x, weight, self.normalisation(), skip_weight=skip_weight, **options))
         elif self.runs_on_grid(x):
-            assert pool == 1, "spikes on a grid are pooled behind the layer"
             x, scale = self.with_dropout(x)
             activations = fire_on_grid(self, x, weight, skip, partial(fire, **options), scale)
         else:
             weight, bias = self.with_batch_norm(weight)
             x, weight = self.synapses(x, weight)
             activations = fire(x, weight, bias, skip_weight=skip_weight, **options)
-        return self.emit(activations) if pool == 1 else activations
+        return self.emit(activations)
 
     def extra_repr(self) -> str:
         neuron = getattr(self, "neuron", None)  # an `AnalogEncoder` has none
         return super().extra_repr() + ("" if neuron is None else f", neuron={neuron}")
-
-    @property
-    def pools_apart(self) -> bool:
-        """Whether a pool must follow the layer's spikes: they are counted, disturbed by faults, or on a grid."""
-        return self.counts_spikes or self.grid is not None or (self.training and bool(self.faults))
 
 
 @spelled_out
@@ -127,15 +113,13 @@ class DFTConv2d(FiringLayer, WeightedConv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, **options)
         self.neuron, self.backend = neuron, backend
 
-    def forward(self, x: Tensor, pool: int = 1, *, skip: Tensor | None = None) -> Tensor:
-        """Activations; with `pool`, the output of `EarliestSpikePool2d(pool)` after them.
+    def forward(self, x: Tensor, *, skip: Tensor | None = None) -> Tensor:
+        """Activations.
 
         `skip` [N, skip, ...] are activations of an earlier layer, delayed until the spikes of `x` arrive: each adds
         v·x_skip to the potential of one neuron, and σ·v to its slope. Larger maps: see `WeightedLayer.read_skip`.
         """
-        behind = pool if pool > 1 and self.pools_apart else 1
-        spikes = self.spikes(x, skip, pool=pool // behind, neuron=self.neuron, backend=self.backend)
-        return spikes if behind == 1 else F.max_pool2d(spikes, behind)
+        return self.spikes(x, skip, neuron=self.neuron, backend=self.backend)
 
 
 @spelled_out

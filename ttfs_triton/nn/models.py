@@ -186,15 +186,9 @@ class TTFSNetwork(nn.Module):
                 "Set in_channels and image_size in the configuration."
             )
         activations = images.contiguous(memory_format=torch.channels_last)
-        names, layers = zip(*self.features.named_children(), strict=True)
         block_inputs: list[Tensor] = []  # inputs of the last layers with weights, which skips may still read
-        pooled = False
-        for name, layer, following in zip(names, layers, (*layers[1:], None), strict=True):
-            if pooled:
-                pooled = False
-                continue
-            pooled = computes_pool(layer, following)
-            options: dict[str, Any] = {"pool": 2} if pooled else {}
+        for name, layer in self.features.named_children():
+            options: dict[str, Tensor] = {}
             if isinstance(layer, WeightedLayer):
                 block_inputs = [*block_inputs, activations][-1 - self._longest_delay :]
                 if name in self._delays:
@@ -232,17 +226,6 @@ class TTFSNetwork(nn.Module):
         fold_weight_standardisation(self.features)
         fold_weight_standardisation(self.readout)
         self.config = self.config.replace(weight_standardisation=False)
-
-
-def computes_pool(layer: nn.Module, following: nn.Module | None) -> bool:
-    """Whether a layer computes the pool behind it; not while its own spikes are counted or read by a hook."""
-    if not (isinstance(layer, DFTConv2d) and isinstance(following, EarliestSpikePool2d)) or layer.skip:
-        return False
-    if layer.pools_apart or following.kernel_size != (2, 2) or following.stride != (2, 2) or any(following.padding):
-        return False
-    hooks = (layer._forward_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    hooks += (following._forward_hooks, following._forward_pre_hooks)
-    return not any((*hooks, following._backward_hooks, following._backward_pre_hooks))
 
 
 @torch.no_grad()

@@ -261,7 +261,7 @@ class _Trace(TorchFunctionMode):
 
         return tells
 
-    def _fire(self, layer: Any, x: Tensor, pool: int = 1, *, skip: Any = None) -> Tensor:
+    def _fire(self, layer: Any, x: Tensor, *, skip: Any = None) -> Tensor:
         """Run a layer: add its stage, and return an empty tensor of its output's shape."""
         name, kind = self._names[layer], layer.kind
         label, wires, skips = _label(layer, name), self._wires(x), () if skip is None else self._wires(skip)
@@ -281,11 +281,8 @@ class _Trace(TorchFunctionMode):
         if any(wire.source is None or self._stages[wire.source].window >= window for wire in skips):
             _refuse(f"{label}, whose skip is from no earlier layer", "Skip from a layer that fires before its input.")
         self._stages[name] = Stage(name, kind, layer, window, wires, next(iter(skips), None), shape)
-        output, wire = torch.empty((SAMPLES, *shape), dtype=x.dtype, device="meta"), Wire(name, (), shape)
-        if pool != 1:
-            wire = wire.routed(EarliestSpikePool2d(pool))
-            output = output.new_empty((SAMPLES, *wire.shape))
-        return self.remember(output, (wire,))
+        output = torch.empty((SAMPLES, *shape), dtype=x.dtype, device="meta")
+        return self.remember(output, (Wire(name, (), shape),))
 
     def _refuse_start(self, found: str) -> NoReturn:
         _refuse_structure(

@@ -24,17 +24,15 @@ from ttfs_kernels.triton_backend.problem import Problem
 
 @dataclass(frozen=True)
 class TritonLayer:
-    """A layer by our kernels. Keeps for the backward pass: x, weight, y, the gain if σ > 0, the winners with a pool.
+    """A layer by our kernels. Keeps for the backward pass: x, weight, y, the gain if σ > 0.
 
     Attributes:
         geometry: geometry of a convolution; None for a fully connected layer.
         neuron: how it fires and how it is differentiated.
-        pool: as in `ops.dft_conv2d`.
     """
 
     geometry: Geometry | None
     neuron: Neuron
-    pool: int = 1
 
     def forward(self, operands: Operands, with_derivatives: bool) -> tuple[tuple[Tensor], Kept]:
         x, weight, _, skip, skip_weight = operands
@@ -47,13 +45,13 @@ class TritonLayer:
         found = iter(run(grad, *kept[:4], list(kept[4:]), *self._plain(), list(needs)))
         return tuple(next(found) if needed else None for needed in needs)
 
-    def _plain(self) -> tuple[list[int], Any, int]:
-        """Geometry, neuron and pool in types that an operator's schema takes."""
+    def _plain(self) -> tuple[list[int], Any]:
+        """Geometry and neuron in types that an operator's schema takes."""
         numbers = [] if self.geometry is None else [n for pair in self.geometry[:3] for n in pair]
         numbers += [] if self.geometry is None else [self.geometry.groups]
         # A `PlacedNeuron` keeps its tensor, except in an operator.
         neuron: Any = self.neuron.pack() if torch.compiler.is_compiling() else self.neuron
-        return numbers, neuron, self.pool
+        return numbers, neuron
 
 
 def _forward(
@@ -64,20 +62,16 @@ def _forward(
     skip_weight: Tensor | None,
     geometry: Sequence[int],
     neuron: Sequence[float],
-    pool: int,
     with_derivatives: bool,
 ) -> list[Tensor]:
-    """Activations, followed by gain and winner, if there are any, for the backward pass."""
+    """Activations, followed by the gain, if there is one, for the backward pass."""
     properties = neuron if isinstance(neuron, Neuron) else Neuron.unpack(tuple(neuron))
-    problem = Problem.of(x, weight, _geometry(geometry), properties, pool, skip is not None)
+    problem = Problem.of(x, weight, _geometry(geometry), properties, skip is not None)
     device, precision, config = _blocks("forward", problem, x)
     operands = rows_of(x), rows_of(weight), None if bias is None else bias.contiguous()
     delayed = () if skip is None or skip_weight is None else (rows_of(skip), skip_weight.contiguous())
     options = properties, with_derivatives, config, precision, device.chip
-    spikes = passes.forward(problem.unpooled, *operands, *options, *delayed).run()
-    if pool > 1:
-        y, gain = spikes
-        spikes = passes.pool(problem, y, gain, with_derivatives).run()
+    spikes = passes.forward(problem, *operands, *options, *delayed).run()
     return [shaped(result, x) for result in spikes if result is not None]
 
 
@@ -90,23 +84,21 @@ def _backward(
     kept: Sequence[Tensor],
     geometry: Sequence[int],
     neuron: Sequence[float],
-    pool: int,
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of x, weight, bias, skip and skip_weight, only the needed ones; `kept` is the result of `_forward`."""
     needs_x, needs_weight, needs_bias, *_ = needs
     properties = neuron if isinstance(neuron, Neuron) else Neuron.unpack(tuple(neuron))
-    pooled = Problem.of(x, weight, _geometry(geometry), properties, pool, skip is not None)
-    y, *others = map(rows_of, kept)
-    gain = others[0] if properties.has_slope else None
-    winner = others[-1] if pool > 1 else None
+    problem = Problem.of(x, weight, _geometry(geometry), properties, skip is not None)
+    y, *gain = map(rows_of, kept)
     delayed = () if skip is None or skip_weight is None else (rows_of(skip), skip_weight.contiguous())
-    pair_is_read = not pooled.shared and (needs_weight or properties.has_surrogate)
-    options = properties, pair_is_read, needs_bias, winner
-    pair, *by_neuron = passes.local_gradient(pooled, rows_of(grad), y, gain, *options, *delayed).run()
+    pair_is_read = not problem.shared and (needs_weight or properties.has_surrogate)
+    spikes = rows_of(grad), y, gain[0] if gain else None
+    options = properties, pair_is_read, needs_bias
+    pair, *by_neuron = passes.local_gradient(problem, *spikes, *options, *delayed).run()
     if delayed:
         by_neuron[1] = shaped(by_neuron[1], grad)
-    found = contract_gradients(pooled.unpooled, pair, x, weight, properties, (needs_x, needs_weight))
+    found = contract_gradients(problem, pair, x, weight, properties, (needs_x, needs_weight))
     gradients = zip((*found, *by_neuron), needs, strict=False)
     return [gradient for gradient, needed in gradients if needed and gradient is not None]
 
@@ -164,25 +156,24 @@ def shaped(result: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TritonNormalised:
-    """A layer with batch norm by our kernels. Keeps x, weight, potentials, statistics and winners for the backward."""
+    """A layer with batch norm by our kernels. Keeps x, weight, potentials and statistics for the backward."""
 
     geometry: Geometry | None
     neuron: Neuron
     epsilon: float
     group: ProcessGroup | None
-    pool: int
 
     def forward(self, operands: tuple[Any, ...], with_derivatives: bool) -> tuple[tuple[Tensor, ...], Kept]:
         x, weight, gamma, beta, skip, skip_weight = operands
         neuron = self.neuron
-        problem = Problem.of(x, weight, self.geometry, neuron, self.pool, skip is not None)
+        problem = Problem.of(x, weight, self.geometry, neuron, skip is not None)
         potentials = _potentials(Problem.of(x, weight, self.geometry, neuron), x, weight)
         statistics = self._statistics(problem, potentials, gamma, beta)
         delayed = () if skip is None or skip_weight is None else (rows_of(skip), skip_weight.contiguous())
         neurons = Neurons(*potentials, statistics, *delayed)
-        y, winner = fire(problem, neurons, neuron).run()
+        (y,) = fire(problem, neurons, neuron).run()
         found = shaped(y, x), statistics[MEAN.value], statistics[VARIANCE.value]
-        return found, (x, weight, *neurons._replace(winner=winner))
+        return found, (x, weight, *neurons)
 
     def _statistics(
         self, problem: Problem, potentials: tuple[Tensor, Tensor | None], gamma: Tensor, beta: Tensor
@@ -200,21 +191,21 @@ class TritonNormalised:
     def backward(self, grad: Tensor, kept: tuple[Any, ...], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
         (x, weight, *others), neuron, rows = kept, self.neuron, rows_of(grad)
         neurons = Neurons(*others)
-        problem = Problem.of(x, weight, self.geometry, neuron, self.pool, neurons.skip is not None)
+        problem = Problem.of(x, weight, self.geometry, neuron, neurons.skip is not None)
         sums, grad_skip = reduce(problem, neurons, rows, neuron).run()
         of_all = sums[:2]
         if self.group is not None:
             of_all = of_all.clone()
             torch.distributed.all_reduce(of_all, group=self.group)
         (pair,) = spread(problem, neurons, rows, of_all, neuron).run()
-        by_operands = contract_gradients(problem.unpooled, pair, x, weight, neuron, (needs[0], needs[1]))
+        by_operands = contract_gradients(problem, pair, x, weight, neuron, (needs[0], needs[1]))
         grad_beta, grad_gamma, *grad_skip_weight = sums
         by_skip = (None, None) if grad_skip is None else (shaped(grad_skip, grad), *grad_skip_weight)
         return *by_operands, grad_gamma, grad_beta, *by_skip
 
 
 def _potentials(problem: Problem, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(A, W) as rows, W without σ and None at σ = 0; `problem` has no pool and no skip, which come later."""
+    """(A, W) as rows, W without σ and None at σ = 0; `problem` has no skip, which comes later."""
     device, precision, config = _blocks("forward", problem, x)
     # Without the rule, the values of σ and δ do not matter.
     options = Neuron(float(problem.with_slope)), True, config, precision, device.chip
@@ -263,21 +254,17 @@ def _merged(parts: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Plan:
 
 
 def fire(problem: Problem, neurons: Neurons, neuron: Neuron) -> Plan:
-    """(y, winner): activations and, with a pool, the place of each in its window, uint8."""
-    shape = (problem.batch, *problem.pooled_size, problem.out_channels)
-    y = neurons.A.new_empty(shape)
-    winner = y.new_empty(shape, dtype=torch.uint8) if problem.pool > 1 else None
-    windows = problem.batch * math.prod(problem.pooled_size)
-    grid, blocks = passes.blocks_of_rows(windows, problem.out_channels)
-    arguments = _arguments(problem, neurons._replace(winner=winner), neuron) | blocks
-    arguments |= {"y_ptr": y, "windows": windows}
-    return Plan([Launch(normalisation.fire_normalised, grid, arguments)] if windows else [], (y, winner))
+    """(y,): the activations."""
+    y = torch.empty_like(neurons.A)
+    grid, blocks = passes.blocks_of_rows(problem.rows, problem.out_channels)
+    arguments = _arguments(problem, neurons, neuron) | blocks | {"y_ptr": y, "M": problem.rows}
+    return Plan([Launch(normalisation.fire_normalised, grid, arguments)] if problem.rows else [], (y,))
 
 
 def reduce(problem: Problem, neurons: Neurons, grad: Tensor, neuron: Neuron) -> Plan:
     """(sums, grad_skip): float32 gradients of β, γ and, with a skip, its weights, [2 or 3, N]; gradient of the skip.
 
-    With a pool, `grad` has one row per window. Without a skip, `grad_skip` is None.
+    Without a skip, `grad_skip` is None.
     """
     # A program holds more values per neuron than in `local_gradient`.
     grid, sizes = passes.summing_blocks(problem.rows, problem.out_channels, ELEMENTS)
@@ -305,10 +292,7 @@ def _arguments(problem: Problem, neurons: Neurons, neuron: Neuron) -> dict[str, 
     return {
         "neurons": neurons,
         "N": problem.out_channels,
-        "P": problem.out_size[0],
-        "Q": problem.out_size[1],
         "properties": passes.numbers(neuron, neurons.A),
         "HAS_SKIP": neurons.skip is not None,
         "WITH_SLOPE": problem.with_slope,
-        "POOL": problem.pool,
     }

@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ttfs_kernels.triton_backend.elementwise import first_of_window, window_of
 from ttfs_kernels.triton_backend.rule import at_inputs, at_most, clamp_to_window, fire
 
 COUNT = tl.constexpr(0)  # number of values per channel in the whole batch
@@ -35,7 +34,6 @@ class Neurons(NamedTuple):
         A, W: potentials and slopes Σ w·[x > 0], without the factor σ, [M, N]; W is None at σ = 0.
         statistics: [7, N] float32; None before they are known.
         skip, skip_weight: delayed spikes [M, N], one per neuron, and weights [N] of their synapses; or None.
-        winner: uint8 [windows, N], which neuron of each window fired first; None without a pool.
     """
 
     A: Tensor
@@ -43,7 +41,6 @@ class Neurons(NamedTuple):
     statistics: Tensor | None = None
     skip: Tensor | None = None
     skip_weight: Tensor | None = None
-    winner: Tensor | None = None
 
 
 @triton.jit
@@ -166,50 +163,30 @@ def merge(
     tl.store(to + SHIFT * N, shift, mask=n < N)
 
 
-@triton.jit(do_not_specialize=["windows"])
+@triton.jit(do_not_specialize=["M"])
 def fire_normalised(
     neurons,
     y_ptr,
-    windows,
+    M,
     N,
-    P,
-    Q,
     properties,
     HAS_SKIP: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
-    POOL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Activations y [windows, N] by the firing rule; without a pool, a window is one neuron.
-
-    POOL > 1: the earliest spike of each window of maps [B, P, Q, N], and its place, chosen as in `pool_spikes`.
-    """
-    window = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    """Activations y [M, N] by the firing rule."""
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    kept = (window < windows)[:, None] & (n < N)[None, :]
-    to = window.to(tl.int64)[:, None] * N + n[None, :]
-    first = to
-    if POOL > 1:
-        first = first_of_window(window, P, Q, POOL).to(tl.int64)[:, None] * N + n[None, :]
-    dtype: tl.constexpr = y_ptr.dtype.element_ty
-    best = tl.zeros((BLOCK_M, BLOCK_N), dtype)
-    winner = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-    for place in tl.static_range(POOL * POOL):
-        at = first + (place // POOL * Q + place % POOL) * N
-        A, W = load_potentials(neurons, at, kept, properties, WITH_SLOPE)
-        A, W, _ = normalised(neurons, A, W, at, kept, n, N, properties, HAS_SKIP, WITH_SLOPE)
-        if WITH_SLOPE:
-            y, _ = fire(A, W)
-        else:
-            y = clamp_to_window(A)
-        y = y.to(dtype)
-        wins = (y > best) | (y != y)
-        best = tl.where(wins, y, best)
-        winner = tl.where(wins, place, winner)
-    tl.store(y_ptr + to, best, mask=kept)
-    if POOL > 1:
-        tl.store(neurons.winner + to, winner.to(tl.uint8), mask=kept)
+    kept = (m < M)[:, None] & (n < N)[None, :]
+    at = m.to(tl.int64)[:, None] * N + n[None, :]
+    A, W = load_potentials(neurons, at, kept, properties, WITH_SLOPE)
+    A, W, _ = normalised(neurons, A, W, at, kept, n, N, properties, HAS_SKIP, WITH_SLOPE)
+    if WITH_SLOPE:
+        y, _ = fire(A, W)
+    else:
+        y = clamp_to_window(A)
+    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=kept)
 
 
 @triton.jit
@@ -220,32 +197,17 @@ def differentiate(
     n,
     last,
     N,
-    P,
-    Q,
     properties,
     HAS_SKIP: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
     SURROGATE: tl.constexpr,
-    POOL: tl.constexpr,
 ):
-    """(offsets, kept, A − mean, W, dA', dW', skip) at rows m; dA' and dW' are 0 from row `last` on.
-
-    With a pool, grad and winner have one row per window, as in `local_gradient`.
-    """
+    """(offsets, kept, A − mean, W, dA', dW', skip) at rows m; dA' and dW' are 0 from row `last` on."""
     at = m.to(tl.int64)[:, None] * N + n[None, :]
     kept = (m < last)[:, None] & (n < N)[None, :]
     A, W = load_potentials(neurons, at, kept, properties, WITH_SLOPE)
     potential, slope, skip = normalised(neurons, A, W, at, kept, n, N, properties, HAS_SKIP, WITH_SLOPE)
-    sources = at
-    there = kept
-    if POOL > 1:
-        window, inside, place = window_of(m, P, Q, POOL)
-        sources = window.to(tl.int64)[:, None] * N + n[None, :]
-        there &= inside[:, None]
-    grad = tl.load(grad_ptr + sources, mask=there, other=0.0).to(tl.float32)
-    if POOL > 1:
-        winner = tl.load(neurons.winner + sources, mask=there, other=0)
-        grad = tl.where(winner == place[:, None], grad, 0.0)
+    grad = tl.load(grad_ptr + at, mask=kept, other=0.0).to(tl.float32)
     if WITH_SLOPE:
         y, gain = fire(potential, slope, properties, SURROGATE)
         by_A = grad * at_most(gain, properties.derivative_clip)
@@ -265,14 +227,11 @@ def reduce_gradient(
     grad_skip_ptr,
     M,
     N,
-    P,
-    Q,
     rows_per_program,
     properties,
     HAS_SKIP: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
     SURROGATE: tl.constexpr,
-    POOL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -290,7 +249,7 @@ def reduce_gradient(
     for start in range(first, last, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
         at, kept, centred, W, by_A, by_W, skip = differentiate(
-            neurons, grad_ptr, m, n, last, N, P, Q, properties, HAS_SKIP, WITH_SLOPE, SURROGATE, POOL
+            neurons, grad_ptr, m, n, last, N, properties, HAS_SKIP, WITH_SLOPE, SURROGATE
         )
         by_shift += by_A
         by_scale += by_A * centred
@@ -323,14 +282,11 @@ def spread_gradient(
     slope_h_ptr,
     M,
     N,
-    P,
-    Q,
     properties,
     HAS_SKIP: tl.constexpr,
     WITH_SLOPE: tl.constexpr,
     SURROGATE: tl.constexpr,
     PAIR: tl.constexpr,
-    POOL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -341,7 +297,7 @@ def spread_gradient(
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     at, kept, centred, W, by_A, by_W, _ = differentiate(
-        neurons, grad_ptr, m, n, M, N, P, Q, properties, HAS_SKIP, WITH_SLOPE, SURROGATE, POOL
+        neurons, grad_ptr, m, n, M, N, properties, HAS_SKIP, WITH_SLOPE, SURROGATE
     )
     share = 1 / tl.maximum(load_channels(neurons.statistics, COUNT, n, N), 1.0)  # the count is 0 outside the channels
     spread = load_channels(sums_ptr, 1, n, N) * load_channels(neurons.statistics, INVERSE, n, N)

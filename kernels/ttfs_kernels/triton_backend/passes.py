@@ -102,34 +102,6 @@ def forward(
     return Plan([launch] if problem.rows else [], (y, gain))
 
 
-def pool(problem: Problem, y: Tensor, gain: Tensor | None, with_derivatives: bool) -> Plan:
-    """(y, gain, winner): activation and gain of each window's earliest spike, and its place there, uint8.
-
-    `y` and `gain` are those of all neurons; the winner is None without `with_derivatives`.
-    """
-    pooled, pooled_gain = _new_spikes(problem, y, with_derivatives)
-    winner = torch.empty_like(pooled, dtype=torch.uint8) if with_derivatives else None
-    windows, channels = problem.batch * math.prod(problem.pooled_size), problem.out_channels
-    grid, sizes = blocks_of_rows(windows, channels)
-    arguments = {
-        **sizes,
-        "y_ptr": y,
-        "gain_ptr": gain,
-        "pooled_ptr": pooled,
-        "pooled_gain_ptr": pooled_gain,
-        "winner_ptr": winner,
-        "P": problem.out_size[0],
-        "Q": problem.out_size[1],
-        "N": channels,
-        "windows": windows,
-        "WITH_GAIN": pooled_gain is not None,
-        "WITH_WINNER": with_derivatives,
-        "POOL": problem.pool,
-    }
-    launch = Launch(elementwise.pool_spikes, grid, arguments)
-    return Plan([launch] if windows else [], (pooled, pooled_gain, winner))
-
-
 def local_gradient(
     problem: Problem,
     grad: Tensor,
@@ -138,20 +110,17 @@ def local_gradient(
     neuron: Neuron,
     with_slope_h: bool,
     with_bias: bool,
-    winner: Tensor | None = None,
     skip: Tensor | None = None,
     skip_weight: Tensor | None = None,
 ) -> Plan:
     """(pair, grad_bias): gradients of both potentials, which the contractions read, see `halves`; float32 sum of h.
 
     With delayed spikes, also their gradient and, in float32, the gradient of their weights.
-    With a pool, `grad`, `y`, `gain` and `winner` have one row per window, and the pair one row per neuron.
     """
     rows, channels = problem.rows, problem.out_channels
     # With a skip a program holds more of each neuron: half a tile, or registers spill with a surrogate.
     grid, sizes = summing_blocks(rows, channels, (2 if skip is None else 1) * TILE // grad.element_size())
-    shape = grad.shape if problem.pool == 1 else (problem.batch, *problem.out_size, channels)
-    pair = grad.new_empty(2 if with_slope_h and problem.with_slope else 1, *shape)
+    pair = grad.new_empty(2 if with_slope_h and problem.with_slope else 1, *grad.shape)
     h, slope_h = halves(pair)
     sums, skip_sums = (
         grad.new_empty((grid[0], channels), dtype=torch.float32) if wanted else None
@@ -166,20 +135,16 @@ def local_gradient(
         "h_ptr": h,
         "slope_h_ptr": slope_h,
         "bias_sum_ptr": sums,
-        "winner_ptr": winner,
         "skip_ptr": skip,
         "skip_weight_ptr": skip_weight,
         "grad_skip_ptr": grad_skip,
         "skip_weight_sum_ptr": skip_sums,
-        "P": problem.out_size[0],
-        "Q": problem.out_size[1],
         "properties": numbers(neuron, grad),
         "WITH_SLOPE": problem.with_slope,
         "WITH_BIAS": with_bias,
         "WITH_SLOPE_H": slope_h is not None,
         "HAS_SKIP": skip is not None,
         "SURROGATE": neuron.has_surrogate and skip is not None,
-        "POOL": problem.pool,
     }
     launches = [Launch(elementwise.local_gradient, grid, arguments)] if rows else []
     totals = [None if parts is None else parts.new_empty(channels) for parts in (sums, skip_sums)]
@@ -340,8 +305,8 @@ def summing_blocks(rows: int, channels: int, elements: int) -> tuple[tuple[int, 
 
 
 def _new_spikes(problem: Problem, x: Tensor, with_derivatives: bool) -> tuple[Tensor, Tensor | None]:
-    """(y, gain) behind the pool, uninitialised; gain is None if not needed."""
-    shape = (problem.batch, *problem.pooled_size, problem.out_channels)
+    """(y, gain), uninitialised; gain is None if not needed."""
+    shape = (problem.batch, *problem.out_size, problem.out_channels)
     return x.new_empty(shape), x.new_empty(shape) if with_derivatives and problem.with_slope else None
 
 

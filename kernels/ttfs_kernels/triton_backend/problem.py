@@ -30,7 +30,6 @@ class Problem:
         dtype: dtype of activations and weights.
         with_slope: whether σ > 0, so that there are two contractions.
         surrogate: whether silent neurons have a derivative, so that grad_x has two contractions.
-        pool: side of the windows whose earliest spike alone is passed on; 1: no pool.
         skip: whether each neuron also has a synapse for a delayed spike.
         shared: whether both potentials have the same gradient (σ > 0, split_gradient 0), so that grad_x and grad_w have
             one contraction each.
@@ -49,14 +48,11 @@ class Problem:
     dtype: torch.dtype = torch.float32
     with_slope: bool = True
     surrogate: bool = False
-    pool: int = 1
     skip: bool = False
     shared: bool = False
 
     @staticmethod
-    def of(
-        x: Tensor, weight: Tensor, geometry: Geometry | None, neuron: Neuron, pool: int = 1, skip: bool = False
-    ) -> Problem:
+    def of(x: Tensor, weight: Tensor, geometry: Geometry | None, neuron: Neuron, skip: bool = False) -> Problem:
         """Problem of x [B, C, H, W] and weight [N, C / groups, R, S]; without geometry x is [M, K], weight [N, K]."""
         batch, channels, height, width = (*x.shape, 1, 1)[:4]
         neurons, _, *kernel = (*weight.shape, 1, 1)[:4]
@@ -64,7 +60,7 @@ class Problem:
         sizes = int(batch), int(height), int(width), int(channels), int(neurons)  # a compiler's may be symbols
         moves = _pair(kernel), _pair(stride), _pair(padding), _pair(dilation), groups
         shared = neuron.has_slope and neuron.split_gradient == 0
-        return Problem(*sizes, *moves, x.dtype, neuron.has_slope, neuron.has_surrogate, pool, skip, shared)
+        return Problem(*sizes, *moves, x.dtype, neuron.has_slope, neuron.has_surrogate, skip, shared)
 
     def contractions(self, which: str) -> int:
         """Contractions of a pass, 1 or 2."""
@@ -80,12 +76,6 @@ class Problem:
     def out_size(self) -> tuple[int, int]:
         """Rows and columns of the output map."""
         return self.geometry.map_size((self.height, self.width), self.kernel)
-
-    @property
-    def pooled_size(self) -> tuple[int, int]:
-        """Rows and columns of the map that is passed on."""
-        rows, columns = self.out_size
-        return rows // self.pool, columns // self.pool
 
     @property
     def rows(self) -> int:
@@ -112,11 +102,6 @@ class Problem:
         """Whether every position is a row of its own: fully connected, or a 1×1 convolution with stride 1."""
         plain = self.kernel == self.stride == self.dilation == (1, 1) and self.padding == (0, 0)
         return plain and self.groups == 1
-
-    @property
-    def unpooled(self) -> Problem:
-        """The layer without its pool."""
-        return dataclasses.replace(self, pool=1)
 
     @property
     def flat(self) -> Problem:

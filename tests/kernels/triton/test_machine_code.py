@@ -65,8 +65,8 @@ def launches(target: str) -> Iterator[tuple[str, Launch]]:
         config = default_config(which, problem, device.chip, precision, device.processors)
         yield name, kernels_layers.plan_pass(which, problem, config, precision, device).launches[0]
     for kind in WITH_BATCH_NORM:
-        problem = dataclasses.replace(PROBLEMS[kind], surrogate=True, pool=1 if kind == "linear" else 2)
-        config = default_config("forward", problem.unpooled, device.chip, "ieee", device.processors)
+        problem = dataclasses.replace(PROBLEMS[kind], surrogate=True)
+        config = default_config("forward", problem, device.chip, "ieee", device.processors)
         for launch in kernels_layers.plan_pass("normalised", problem, config, "ieee", device).launches:
             yield f"{kind} {BATCH_NORM} {launch.kernel.__name__}", launch
     if target == "sm_90":

@@ -19,17 +19,14 @@ kernels_compile, kernels_layers = modules("_kernels_compile", "_kernels_layers")
 def variants(model: str, batch: int) -> dict[str, list[str]]:
     """By pass, what the kernels of a training step's spiking layers are compiled for on an H100."""
     device = kernels_compile.TARGETS["sm_90"]
-    found: dict[str, set[str]] = {which: set() for which in (*kernels_compile.WHICH, "pool")}
+    found: dict[str, set[str]] = {which: set() for which in kernels_compile.WHICH}
     for _, layer in network_layers(model, batch, torch.bfloat16)[0]:
         for which, signatures in found.items():
-            if which == "pool" and layer.pool == 1:
-                continue
-            config, problem = None, layer
+            config = None
             if which in (*PASSES, "normalised"):
-                problem = layer.unpooled  # pools have a kernel of their own
                 blocks_of = which if which in PASSES else "forward"
-                config = default_config(blocks_of, problem, device.chip, "ieee", device.processors)
-            launches = kernels_layers.plan_pass(which, problem, config, "ieee", device).launches
+                config = default_config(blocks_of, layer, device.chip, "ieee", device.processors)
+            launches = kernels_layers.plan_pass(which, layer, config, "ieee", device).launches
             signatures |= {repr(kernels_compile.signature(launch)) for launch in launches}
     return {which: sorted(signatures) for which, signatures in found.items()}
 
@@ -44,9 +41,9 @@ def main(model: str) -> None:
 def test_other_batches_compile_kernels_of_other_blocks_only(model):
     """Neither the number of images nor what follows from it is compiled into a kernel.
 
-    For one image there are better blocks; local gradients, pools and sums have the same for all batches.
+    For one image there are better blocks; local gradients and sums have the same for all batches.
     """
     full, nearly, one = json.loads(run_python("-c", f"from {__name__} import main; main({model!r})")).values()
     known = {signature for signatures in full.values() for signature in signatures}
     assert known.issuperset(signature for signatures in nearly.values() for signature in signatures)
-    assert known.issuperset(one["local_gradient"] + one["pool"])
+    assert known.issuperset(one["local_gradient"])
