@@ -1,6 +1,8 @@
 """Blocks of a pass, and programs on a processor, by chip."""
 
+import csv
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,16 @@ from tests.kernels.triton.common import convolutions
 from ttfs_kernels.triton_backend import launch
 from ttfs_kernels.triton_backend.formulation import Chip, fitting
 from ttfs_kernels.triton_backend.launch import Device, precision_of
-from ttfs_kernels.triton_backend.planning import SMALLEST_BLOCK, SMALLEST_SHARED, default_config
+from ttfs_kernels.triton_backend.planning import (
+    SMALLEST_BLOCK,
+    SMALLEST_SHARED,
+    default_config,
+    resident,
+    skips,
+    split,
+    tap_steps,
+    weight_blocks,
+)
 from ttfs_kernels.triton_backend.problem import PASSES, Problem
 
 AMPERE, ADA, HOPPER, BLACKWELL, GEFORCE_BLACKWELL = (Chip("cuda", sm) for sm in (80, 89, 90, 100, 120))
@@ -40,6 +51,30 @@ def test_blocks_are_safe_and_no_larger_than_what_they_cover(problem, which, chip
     for block, size, least in zip((config.block_m, config.block_n, config.block_k), covered, smallest, strict=True):
         assert block & (block - 1) == 0
         assert least == block or least < block < 2 * size
+
+
+def test_blocks_of_the_networks_are_these():
+    """Of VGG16, cifarnet and ResNet-20 on an H100 in bfloat16: sides, depth, warps, stages; splits of grad_w.
+
+    Layers of three channels are encoders, at σ = 0.
+    """
+    with (Path(__file__).parent / "blocks.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        batch, side, inputs, outputs, *moves = map(int, list(row.values())[:7])
+        kernel, stride, padding = ((size, size) for size in moves)
+        shape = kernel, stride, padding
+        problem = Problem(batch, side, side, inputs, outputs, *shape, dtype=torch.bfloat16, with_slope=inputs > 3)
+        for which in PASSES:
+            config = default_config(which, problem, HOPPER, "ieee", 132)
+            sizes = config.block_m, config.block_n, config.block_k, config.num_warps, config.num_stages
+            text = " ".join(map(str, sizes)) + " by position" * skips(problem, config)
+            if which == "grad_w":
+                slots = 132 * resident(which, problem, config, HOPPER)
+                steps, blocks = tap_steps(problem, config), weight_blocks(problem, config)
+                text += f" {split(steps, blocks, slots, 0, config.block_k)[0]} splits"
+            assert text == row[which], row
+    assert len(rows) == 69
 
 
 @pytest.mark.parametrize(
