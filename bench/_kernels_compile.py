@@ -15,25 +15,22 @@ from typing import Literal
 
 import _bench as bench
 import torch
-from _kernels_layers import FORMATS, Layer, Number, plan_pass
+from _kernels_layers import FORMATS, Launch, Layer, Number, plan_pass, useful_flops
 from _machine_code import MachineCode, inspect, specialisation
 
-from ttfs_kernels.triton_backend.formulation import Chip
-from ttfs_kernels.triton_backend.launch import Device, Launch
-from ttfs_kernels.triton_backend.passes import Plan
-from ttfs_kernels.triton_backend.planning import Config, default_config, executed_flops
-from ttfs_kernels.triton_backend.problem import PASSES, Problem
+from ttfs_kernels.triton.blocks import Chip, Config, blocks_of
+from ttfs_kernels.triton.problem import PASSES, Problem
 
 Target = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
-TARGETS: dict[Target, Device] = {
-    "sm_80": Device("A100", Chip("cuda", 80), 108),
-    "sm_90": Device("H100", Chip("cuda", 90), 132),
-    "sm_100": Device("B200", Chip("cuda", 100), 148),
-    "gfx942": Device("MI300X", Chip("hip", "gfx942"), 304),
+TARGETS: dict[Target, Chip] = {  # A100, H100, B200 and MI300X
+    "sm_80": Chip("cuda", 80, 108),
+    "sm_90": Chip("cuda", 90, 132),
+    "sm_100": Chip("cuda", 100, 148),
+    "gfx942": Chip("hip", "gfx942", 304),
 }
 # Published for an H100 SXM: products in 16 bits and bytes of memory, a second.
 H100_FLOPS, H100_BYTES = 989.4e12, 3.35e12
-WHICH = ("forward", "local_gradient", "grad_x", "grad_w", "normalised")
+WHICH = ("forward", "inference", "neurons", "grad_x", "grad_w", "normalised")
 WORST = {
     **dict.fromkeys(("registers", "spilled_bytes", "loop_spills", "shared_kib", "others_per_product"), max),
     "programs_per_processor": min,
@@ -50,15 +47,15 @@ class Kernel:
     which: str
     problem: Problem
     config: Config | None  # blocks; None for kernels whose blocks are always the same
+    skip: bool
     index: int  # index of the launch in its plan
     layers: list[str] = field(default_factory=list, compare=False)  # names of the layers that launch it
 
     def launch(self) -> Launch:
-        return self.plan().launches[self.index]
+        return self.plan()[self.index]
 
-    def plan(self) -> Plan:
-        device, precision = TARGETS[self.target], FORMATS[self.number].precision
-        return plan_pass(self.which, self.problem, self.config, precision, device)
+    def plan(self) -> list[Launch]:
+        return plan_pass(self.which, self.problem, self.config, self.skip)
 
 
 def default_kernels(
@@ -79,27 +76,27 @@ def default_kernels(
         for surrogate, shared in gradients if sigma > 0 else ((False, False),):
             problem = layer.problem(batch, number, sigma, surrogate=surrogate, shared=shared)
             config = None
-            if which != "local_gradient":
-                here, blocks = TARGETS[target], which if which in PASSES else "forward"
-                config = default_config(blocks, problem, here.chip, FORMATS[number].precision, here.processors)
-            plan = Kernel(target, number, which, problem, config, 0).plan()
-            for index, launch in enumerate(plan.launches):
-                kernel = Kernel(target, number, which, problem, config, index)
-                kernel = found.setdefault((target, number, *signature(launch)), kernel)
+            if which != "neurons":
+                blocks = which if which in PASSES else "forward"
+                config = blocks_of(blocks, problem, TARGETS[target], FORMATS[number].precision)
+            plan = Kernel(target, number, which, problem, config, layer.skip, 0).plan()
+            for index, launch in enumerate(plan):
+                kernel = Kernel(target, number, which, problem, config, layer.skip, index)
+                kernel = found.setdefault((target, number, *signature(launch, TARGETS[target])), kernel)
                 if layer.name not in kernel.layers:
                     kernel.layers.append(layer.name)
     return list(found.values())
 
 
-def signature(launch: Launch) -> tuple:
+def signature(launch: Launch, chip: Chip) -> tuple[str, str]:
     """A key that is equal for launches that Triton compiles alike."""
-    return launch.kernel.__name__, str(specialisation(launch)), launch.num_warps, launch.num_stages
+    return launch.kernel.__name__, specialisation(launch, chip)
 
 
 def build(kernel: Kernel) -> MachineCode | str:
     """The machine code of a kernel, or the error if it cannot be compiled."""
     try:
-        return inspect(kernel.launch(), TARGETS[kernel.target].chip)
+        return inspect(kernel.launch(), TARGETS[kernel.target])
     except Exception as error:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
@@ -140,18 +137,18 @@ def row(kernel: Kernel, code: MachineCode | str) -> bench.Row:
         "dtype": FORMATS[kernel.number].name,
         "sigma": int(kernel.problem.with_slope),
         "surrogate": int(kernel.problem.surrogate),
-        "shared": int(bool(launch.arguments.get("SHARED"))),
+        "shared": int(kernel.problem.shared and kernel.which.startswith("grad")),
         "pass": kernel.which,
         "kernel": launch.kernel.__name__,
         "layers": " ".join(kernel.layers),
         "blocks": "×".join(map(str, sizes)),
-        "warps": launch.num_warps,
-        "stages": launch.num_stages,
+        "warps": launch.options["num_warps"],
+        "stages": launch.options["num_stages"],
     }
     if isinstance(code, str):
         return about | {"verdict": f"refused: cannot be built, {code}"}
     is_contraction = len(sizes) == 3
-    reasons = refusals(code, TARGETS[kernel.target].chip, is_contraction and kernel.number != "fp32")
+    reasons = refusals(code, TARGETS[kernel.target], is_contraction and kernel.number != "fp32")
     return about | measured(code) | {"verdict": f"refused: {', '.join(reasons)}" if reasons else "ok"}
 
 
@@ -190,14 +187,14 @@ def summary(rows: list[bench.Row]) -> list[bench.Row]:
 def floor(launch: Launch, kernel: Kernel) -> tuple[float, str]:
     """Milliseconds below which a launch cannot come on its target, an H100, and which bound is the higher one.
 
-    Either the products of its blocks at the peak of 16-bit products, or its operands read or written once from memory.
+    Either its products at the peak of 16-bit products, or its operands read or written once from memory.
     """
-    values = [part for value in launch.arguments.values() for part in (value if isinstance(value, tuple) else (value,))]
+    values = [part for value in launch.values for part in (value if isinstance(value, tuple) else (value,))]
     moved = sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
     flops = 0
-    if kernel.config is not None and launch.kernel.__name__.startswith("conv2d"):
+    if launch.kernel.__name__.startswith("conv2d"):
         which = kernel.which if kernel.which in PASSES else "forward"
-        flops = executed_flops(which, kernel.problem.flat, kernel.config)
+        flops = useful_flops(kernel.problem) * kernel.problem.contractions(which)
     bounds = (flops / H100_FLOPS, "products"), (moved / H100_BYTES, "memory")
     seconds, bound = max(bounds)
     return 1e3 * seconds, bound

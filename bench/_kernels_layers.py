@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.triton_backend.planning import Config
-from ttfs_kernels.triton_backend.problem import Problem
+from ttfs_kernels.triton.problem import Problem
 
-if TYPE_CHECKING:  # they import Triton, which need not be installed to list layers
-    from ttfs_kernels.triton_backend.launch import Device
-    from ttfs_kernels.triton_backend.passes import Plan
+if TYPE_CHECKING:  # it imports Triton, which need not be installed to list layers
+    pass
 
 SHAPES = bench.ROOT / "bench" / "shapes.json"  # layers of the networks
 Number = Literal["bf16", "fp16", "tf32", "fp32"]
@@ -51,6 +49,7 @@ class Layer:
     networks: tuple[str, ...]  # layers of networks that have this shape
     fields: dict[str, Any]  # fields of `Problem`, without batch and dtype
     wide: bool = False  # whether the batch is so large that offsets into activations exceed 32 bits
+    skip: bool = False  # whether its neurons have a synapse for a delayed spike
 
     @property
     def has_norm(self) -> bool:
@@ -65,11 +64,14 @@ class Layer:
             batch = max(batch, -(-WIDE // image))
         settings = {"batch": batch, "with_slope": sigma > 0, "surrogate": surrogate and sigma > 0}
         settings["shared"] = shared and sigma > 0
-        return replace(Problem.from_dict(self.fields | settings), dtype=FORMATS[number].dtype)
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in self.fields.items()
+        }
+        return Problem(**plain | settings, dtype=FORMATS[number].dtype)
 
 
 def load(path: Path) -> list[Layer]:
-    """Layers of a file: a list of objects with `name`, optionally `layers`, `wide`, and fields of `Problem`.
+    """Layers of a file: a list of objects with `name`, optionally `layers`, `wide`, `skip`, and fields of `Problem`.
 
     Raises:
         ValueError, KeyError, TypeError: the file is not such a list; OSError: it cannot be read.
@@ -77,7 +79,7 @@ def load(path: Path) -> list[Layer]:
     layers = []
     for fields in json.loads(path.read_text(encoding="utf-8")):
         name, networks = fields.pop("name"), tuple(fields.pop("layers", ()))
-        layers.append(Layer(name, networks, fields, wide=fields.pop("wide", False)))
+        layers.append(Layer(name, networks, fields, fields.pop("wide", False), fields.pop("skip", False)))
         layers[-1].problem(1, "fp32", 1.0)  # refuses unknown fields
     return layers
 
@@ -103,50 +105,94 @@ def neuron_of(problem: Problem) -> Neuron:
     return Neuron(float(problem.with_slope), surrogate_width=width, split_gradient=float(not problem.shared))
 
 
-def plan_pass(which: str, problem: Problem, config: Config | None, precision: str, device: Device) -> Plan:
-    """Launches of one pass with a bias and gradients, planned on the meta device: needs no memory and no GPU.
+class Launch(NamedTuple):
+    """A kernel's launch that did not run: the kernel, its grid, its arguments and options."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    values: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments by name, compile-time constants too."""
+        return dict(zip(self.kernel.arg_names, self.values, strict=False)) | self.options
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Launches of our kernels, which do not run meanwhile."""
+    from ttfs_kernels.triton import blocks
+
+    found: list[Launch] = []
+    launch = blocks.launch
+
+    def record(kernel: Any, grid: tuple[int, ...], *values: Any, **options: Any) -> None:
+        found.append(Launch(kernel, grid, values, {"num_warps": 4, "num_stages": 1} | options))
+
+    blocks.launch = record
+    try:
+        yield found
+    finally:
+        blocks.launch = launch
+
+
+def plan_pass(which: str, problem: Problem, config: Any, skip: bool = False) -> list[Launch]:
+    """Launches of one pass with a bias and gradients, on the meta device: needs no memory and no GPU.
 
     Args:
-        which: "forward", "grad_x", "grad_w"; "local_gradient", which precedes both gradients; or
+        which: "forward", "inference", "grad_x" or "grad_w", contractions; "neurons", which fires and differentiates;
             "normalised", all launches of a layer with batch norm that precede grad_x.
         problem: the layer.
-        config: blocks; for "normalised" those of the forward pass; None for "local_gradient", whose blocks are always
-            the same.
-        precision: precision of float32 products, "ieee" or "tf32".
-        device: device to plan for.
+        config: blocks of the contraction; for "normalised" those of the forward pass; None for "neurons".
+        skip: whether neurons have a synapse for a delayed spike; of "neurons" and "normalised".
     """
-    from ttfs_kernels.triton_backend import layer, passes
-    from ttfs_kernels.triton_backend.normalisation import STATISTICS, Neurons
+    from ttfs_kernels.triton.forward import contract, contract_and_fire
+    from ttfs_kernels.triton.grad_input import gradient_of_input
+    from ttfs_kernels.triton.grad_weight import gradient_of_weight
+    from ttfs_kernels.triton.neurons import Neurons, differentiate, fire_neurons
+    from ttfs_kernels.triton.normalisation import statistics_of
 
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=problem.dtype, device="meta")
+    def empty(*shape: int, dtype: torch.dtype = problem.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
 
     neuron = neuron_of(problem)
-    h = empty(problem.batch, *problem.out_size, problem.out_channels)
-    slope_h = h if problem.with_slope else None
-    bias = torch.empty(problem.out_channels, device="meta")  # and weights of a skip
-    if which == "local_gradient":
-        delayed = (h, bias) if problem.skip else ()
-        return passes.local_gradient(problem, h, h, slope_h, neuron, not problem.shared, True, *delayed)
-    assert config is not None
     x = empty(problem.batch, problem.height, problem.width, problem.in_channels)
     weight = empty(problem.out_channels, *problem.kernel, problem.group_inputs)
-    if which == "normalised":
-        bare, late = replace(problem, skip=False), (h, bias) if problem.skip else (None, None)
-        statistics = bias.new_empty(STATISTICS, problem.out_channels)
-        neurons = Neurons(h, slope_h, statistics, *late)
-        plans = (
-            passes.forward(bare, x, weight, None, neuron, True, config, precision, device.chip, fires=False),
-            layer.statistics_of(problem, (h, slope_h), bias, bias, 1e-5, neuron),
-            layer.fire(problem, neurons, neuron),
-            layer.reduce(problem, neurons, h, neuron),
-            layer.spread(problem, neurons, h, statistics, neuron),
-        )
-        return passes.Plan([launch for plan in plans for launch in plan.launches], ())
-    if which == "forward":
-        skip = (h, bias) if problem.skip else ()
-        return passes.forward(problem, x, weight, bias, neuron, True, config, precision, device.chip, *skip)
-    slope_h = h if problem.contractions(which) == 2 else None
-    if which == "grad_x":
-        return passes.grad_x(problem, h, x, weight, config, precision, slope_h, neuron, device.processors)
-    return passes.grad_w(problem, h, slope_h, x, config, precision, device, neuron)
+    maps, dtype = (problem.batch, *problem.out_size, problem.out_channels), torch.float32
+    channels, grad = empty(problem.out_channels, dtype=dtype), empty(*maps)
+    late = (grad, channels) if skip else (None, None)
+    pair = empty(1 + (problem.with_slope and not problem.shared), *maps)
+    with recorded() as found:
+        if which == "normalised":
+            A, W = contract(problem, x, weight, config, problem.dtype)
+            sigma = empty(dtype=dtype) if problem.with_slope else None
+            statistics = statistics_of(A, W, sigma, channels, channels, 1e-5, None)
+            neurons = Neurons(A, W, statistics, None, *late)
+            fire_neurons(neurons, neuron, problem.dtype)
+            totals = differentiate(neurons, neuron, grad, 0, sums=2 + skip)[1]
+            differentiate(neurons, neuron, grad, len(pair), totals)
+        elif which == "neurons":
+            slopes = empty(*maps, dtype=dtype) if problem.with_slope else None
+            neurons = Neurons(empty(*maps, dtype=dtype), slopes, None, channels, *late)
+            fire_neurons(neurons, neuron, problem.dtype)
+            differentiate(neurons, neuron, grad, len(pair), sums=1 + skip)
+        elif which == "forward":
+            contract(problem, x, weight, config, dtype)
+        elif which == "inference":
+            contract_and_fire(problem, x, weight, config, channels, neuron)
+        elif which == "grad_x":
+            gradient_of_input(problem, pair, x, weight, config, neuron)
+        else:
+            gradient_of_weight(problem, pair, x, config, neuron)
+    return found
+
+
+def useful_flops(problem: Problem) -> int:
+    """Operations of one contraction: two for each synapse that lies on the map, not on its padding."""
+    taps = 1
+    for axis, size in enumerate((problem.height, problem.width)):
+        step, padding, gap = problem.stride[axis], problem.padding[axis], problem.dilation[axis]
+        positions, kernel = range(problem.out_size[axis]), range(problem.kernel[axis])
+        taps *= sum(0 <= position * step - padding + tap * gap < size for position in positions for tap in kernel)
+    return 2 * problem.batch * taps * problem.group_inputs * problem.out_channels

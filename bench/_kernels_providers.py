@@ -11,7 +11,7 @@ from torch import Tensor
 from train_step import fire_by_cases, normalise
 
 from ttfs_kernels import Neuron, Normalisation, dft_conv2d, dft_linear, normalised_conv2d
-from ttfs_kernels.triton_backend.problem import Problem
+from ttfs_kernels.triton.problem import Problem
 
 Provider = Literal["triton", "torch", "composed", "composed-compiled", "ann-compiled", "ann"]
 MARKS: dict[Provider, tuple[str, str]] = {  # of the picture, in Okabe and Ito's colours
@@ -83,13 +83,3 @@ def prepare(which: str, function: Callable[..., Tensor], operands: Sequence[Tens
         return lambda: (function(*leaves),)
     y, wanted = function(*leaves), [leaves[index] for index in learning]
     return lambda: torch.autograd.grad(y, wanted, grad, retain_graph=True)
-
-
-def useful_flops(problem: Problem) -> int:
-    """Operations of one contraction: two for each synapse that lies on the map, not on its padding."""
-    taps = 1
-    for axis, size in enumerate((problem.height, problem.width)):
-        step, padding, gap = problem.stride[axis], problem.padding[axis], problem.dilation[axis]
-        positions, kernel = range(problem.out_size[axis]), range(problem.kernel[axis])
-        taps *= sum(0 <= position * step - padding + tap * gap < size for position in positions for tap in kernel)
-    return 2 * problem.batch * taps * problem.group_inputs * problem.out_channels

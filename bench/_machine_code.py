@@ -6,23 +6,20 @@ Triton must not be interpreting (TRITON_INTERPRET unset). Its bundled assembler 
 import bisect
 import contextlib
 import io
+import math
 import re
 import subprocess
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-import torch
+from _kernels_layers import Launch
 
-from ttfs_kernels.triton_backend.formulation import Chip, fitting
-from ttfs_kernels.triton_backend.launch import Launch
+from ttfs_kernels.triton.blocks import Chip
 
-POINTERS = {
-    **{torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"},
-    **{torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"},
-}
+OPTIONS = {"enable_fp_fusion": False}  # of every launch, as in `blocks.launch`
 # Warnings by which ptxas says that it serialised asynchronous products.
 SERIALISED = re.compile(r"C75(?:1[0-7])")
 TENSOR_CORE = re.compile(r"^(HGMMA|HMMA|IMMA|UTCHMMA|UTCOMMA|v_mfma_\w+|v_smfmac_\w+)")
@@ -62,41 +59,40 @@ class MachineCode:
         return self.loop_register_operands > 0 and self.loop_shared_operands > 0
 
 
-Specialisation = tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[tuple[int, ...], list]]
+def warp_size(chip: Chip) -> int:
+    """Threads of a warp."""
+    return 64 if chip.vendor == "hip" else 32
 
 
-def specialisation(launch: Launch) -> Specialisation:
-    """What Triton compiles a launch for: types, constants, and attributes of arguments that 16 divides."""
-    signature: dict[str, Any] = {}
-    constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], list] = {}
+class _Driver:
+    """Triton's driver of a chip that need not be there: compiles, and launches nothing."""
 
-    def describe(value: Any, path: tuple[int, ...], constant: bool, special: bool = True) -> Any:
-        # As at a launch: None and 1 become constants, multiples of 16 and fresh allocations are known to be aligned.
-        # Sizes that follow from the batch (do_not_specialize) are treated as any number.
-        if isinstance(value, tuple):
-            parts = [describe(part, (*path, index), constant) for index, part in enumerate(value)]
-            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-        if constant or value is None or (special and isinstance(value, int) and value == 1):
-            constants[path] = value
-            return "constexpr"
-        if isinstance(value, torch.Tensor):
-            attributes[path] = [["tt.divisibility", 16]]
-            return POINTERS[value.dtype]
-        if isinstance(value, float):
-            return "fp32"
-        if special and value % 16 == 0:
-            attributes[path] = [["tt.divisibility", 16]]
-        return "i64" if value >= 2**31 else "i32"
+    def __init__(self, chip: Chip) -> None:
+        self.chip = chip
 
-    for index, parameter in enumerate(launch.kernel.params):
-        value, special = launch.arguments[parameter.name], not parameter.do_not_specialize
-        signature[parameter.name] = describe(value, (index,), parameter.is_constexpr, special)
-    return signature, constants, attributes
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget(self.chip.vendor, self.chip.architecture, warp_size(self.chip))
+
+    def get_current_device(self) -> Chip:
+        return self.chip  # compiled kernels are cached by it
+
+    def get_current_stream(self, _: Chip) -> int:
+        return 0
+
+
+def specialisation(launch: Launch, chip: Chip) -> str:
+    """What Triton compiles a launch for: types, constants, arguments that 16 divides, and options."""
+    from triton.runtime import driver
+
+    driver.set_active(cast(Any, _Driver(chip)))
+    _, found, options = launch.kernel.device_caches[chip][-1](*launch.values, **launch.options, **OPTIONS)
+    return str((found, options))
 
 
 def compile_launch(launch: Launch, chip: Chip) -> tuple[Any, str]:
-    """Compile exactly what `launch.run()` would build on a chip; tensors may be on the meta device.
+    """Compile exactly what `blocks.launch` would build on a chip; tensors may be on the meta device.
 
     Returns:
         (Triton's compiled kernel, the assembler's log).
@@ -105,20 +101,70 @@ def compile_launch(launch: Launch, chip: Chip) -> tuple[Any, str]:
     """
     import triton
     from triton import knobs
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    from triton.runtime import driver
 
     if not isinstance(launch.kernel, triton.JITFunction):
         raise RuntimeError("compile_launch: kernels must not be interpreted; start without TRITON_INTERPRET.")
-    signature, constants, attributes = specialisation(launch)
-    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    target = GPUTarget(chip.vendor, chip.architecture, chip.warp_size)
+    driver.set_active(cast(Any, _Driver(chip)))
+    launch.kernel.device_caches.pop(chip, None)
     log = io.StringIO()
     with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(log):
         knobs.nvidia.dump_ptxas_log = True
         knobs.compilation.always_compile = True
-        compiled = triton.compile(source, target=target, options=launch.options)
+        compiled = launch.kernel.warmup(*launch.values, grid=launch.grid, **launch.options, **OPTIONS)
     return compiled, log.getvalue()
+
+
+class Limits(NamedTuple):
+    """Resources of a processor, which the programs on it share.
+
+    Attributes:
+        registers: 32-bit registers for all warps; a thread takes multiples of `registers_unit`.
+        warps, programs: largest number at once.
+        shared_kib: shared memory in KiB; each program takes `reserved_kib` for the system beside its own.
+        tensor_columns: columns of tensor memory.
+    """
+
+    registers: int
+    registers_unit: int
+    warps: int
+    programs: int
+    shared_kib: int
+    reserved_kib: int
+    tensor_columns: int = 0
+
+
+# Sources: CUDA's programming guide, compute capabilities; LLVM's guide to AMDGPU: gfx942 has four units, each with 512
+# registers per thread and 8 warps.
+LIMITS: dict[int | str, Limits] = {
+    80: Limits(65536, 8, 64, 32, 164, 1),
+    86: Limits(65536, 8, 48, 16, 100, 1),
+    89: Limits(65536, 8, 48, 24, 100, 1),
+    90: Limits(65536, 8, 64, 32, 228, 1),
+    100: Limits(65536, 8, 64, 32, 228, 1, 512),
+    "gfx942": Limits(4 * 512 * 64, 8, 32, 16, 64, 0),
+}
+
+
+def fitting(chip: Chip, registers: int, warps: int, shared: int, columns: int = 0) -> int | None:
+    """How many programs fit on a processor at once; 0 if not even one, None if `LIMITS` lacks the chip.
+
+    Args:
+        chip: the compilation target.
+        registers: registers per thread.
+        warps: warps per program.
+        shared: bytes of shared memory per program.
+        columns: columns of tensor memory per program.
+    """
+    limits = LIMITS.get(chip.architecture)
+    if limits is None:
+        return None
+    taken = math.ceil(registers / limits.registers_unit) * limits.registers_unit * warp_size(chip) * warps
+    fit = [limits.programs, limits.warps // warps, limits.registers // max(1, taken)]
+    fit.append(1024 * limits.shared_kib // max(1, shared + 1024 * limits.reserved_kib))
+    if columns:
+        fit.append(limits.tensor_columns // columns)
+    return min(fit)
 
 
 class Line(NamedTuple):

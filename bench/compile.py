@@ -28,7 +28,7 @@ class Options:
     """Compile the default blocks of our kernels and judge the machine code; needs no GPU."""
 
     shapes: Path = SHAPES
-    """JSON file of layers: name, fields of `ttfs_kernels.triton_backend.problem.Problem` without batch and dtype."""
+    """JSON file of layers: name, fields of `ttfs_kernels.triton.problem.Problem` without batch and dtype."""
     batch_size: int = 256
     dtypes: tuple[Number, ...] = tuple(FORMATS)  # tf32 is float32 with rounded products
     sigma: tuple[float, ...] = (1.0, 0.0)  # σ of the neurons: 1 is the paper's neuron, 0 an ANN's clamped ReLU

@@ -40,8 +40,8 @@ from typing import Any, Literal
 import _bench as bench
 import torch
 import tyro
-from _kernels_layers import FORMATS, SHAPES, Layer, Number, load, products
-from _kernels_providers import MARKS, NORM, PASSES, PLAIN, Functions, Provider, prepare, useful_flops
+from _kernels_layers import FORMATS, SHAPES, Layer, Number, load, products, useful_flops
+from _kernels_providers import MARKS, NORM, PASSES, PLAIN, Functions, Provider, prepare
 from torch import Tensor
 from torch._functorch import config as functorch_config
 
@@ -281,7 +281,7 @@ def show_machine_code(layers: Sequence[Layer], sigma: float) -> None:
     from _kernels_compile import default_kernels, show_floors
 
     start, found = time.perf_counter(), []
-    for has_norm, first in ((False, ("forward", "local_gradient")), (True, ("normalised",))):
+    for has_norm, first in ((False, ("forward", "neurons")), (True, ("normalised",))):
         some = [layer for layer in layers if layer.has_norm == has_norm]
         passes = *first, "grad_x", "grad_w"
         found += default_kernels(some, ("sm_90",), ("bf16",), (sigma,), 256, passes, ((False, False),))

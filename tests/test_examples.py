@@ -18,7 +18,7 @@ def examples() -> Iterator[doctest.DocTest]:
     """The docstrings with examples of all modules that can be imported here."""
     for package in (ttfs_kernels, ttfs_triton):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if ".triton_backend" in module.name:
+            if ".triton" in module.name:
                 continue  # needs Triton; nothing public
             found = doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(module.name))
             yield from (example for example in found if example.examples)

@@ -11,7 +11,7 @@ neurons of a channel, with the gradients dA' and dW' from the firing rule:
     dβ = Σ dA'        dγ = Σ (dA'·(A − μ) + dW'·W) / √(s² + ε)
     dA = g·(dA' − dβ/N − (V − μ)·dγ/(N·√(s² + ε)))        dW = the same with dW' in place of dA'
 
-Triton kernels compute this on a GPU (`triton_backend/layer.py`), PyTorch elsewhere: the passes over neurons run in
+Triton kernels compute this on a GPU (`triton/layer.py`), PyTorch elsewhere: the passes over neurons run in
 blocks (`normalised_eager`), or as the formulas below, which PyTorch's compiler fuses (see `fused`). At σ = 0, a layer
 that is not fused takes PyTorch's own batch norm.
 
@@ -168,9 +168,9 @@ def _apply(
     tensors = x, weight, normalisation.weight, bias, skip, skip_weight
     epsilon, group = normalisation.epsilon, normalisation.group
     if which != "torch":
-        from ttfs_kernels.triton_backend.layer import TritonNormalised
+        from ttfs_kernels.triton.layer import TritonLayer
 
-        layer: Layer = TritonNormalised(geometry, neuron, epsilon, group)
+        layer: Layer = TritonLayer(geometry, neuron, epsilon, group)
         run: Any = apply_layer
         if torch.compiler.is_compiling():  # its kernels are no operators that a compiler knows
             run = torch.compiler.disable(apply_layer)  # a decorator would import the compiler, which takes a second

@@ -111,6 +111,6 @@ def _layer(function: str, which: str, operands: Operands, geometry: Geometry | N
     operands = x, weight, bias, skip, skip_weight
     if which == "torch":
         return apply_layer(function, TorchLayer(geometry, neuron), operands)[0]
-    from ttfs_kernels.triton_backend.layer import TritonLayer
+    from ttfs_kernels.triton.layer import TritonLayer
 
     return apply_layer(function, TritonLayer(geometry, neuron), operands)[0]

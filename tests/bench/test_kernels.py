@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from tests.bench.modules import modules
 from tests.kernels.triton.network_layers import network_layers
-from ttfs_kernels.triton_backend.problem import Problem
+from ttfs_kernels.triton.problem import Problem
 
 bench, kernels, kernels_layers, providers = modules("_bench", "kernels", "_kernels_layers", "_kernels_providers")
 

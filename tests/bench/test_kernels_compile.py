@@ -11,18 +11,17 @@ import pytest
 import torch
 
 from tests.bench.modules import BENCH, modules, run_python
-from ttfs_kernels.triton_backend.formulation import Chip
-from ttfs_kernels.triton_backend.planning import default_config
-from ttfs_kernels.triton_backend.problem import Problem
+from ttfs_kernels.triton.blocks import Chip, blocks_of
+from ttfs_kernels.triton.problem import Problem
 
 bench, kernels_compile, machine_code = modules("_bench", "_kernels_compile", "_machine_code")
 
 LINEAR = {"name": "f", "height": 1, "width": 1, "in_channels": 128, "out_channels": 32}
-SM_90, GFX942 = Chip("cuda", 90), Chip("hip", "gfx942")
+AMPERE, HOPPER, BLACKWELL = (Chip("cuda", architecture, 132) for architecture in (80, 90, 100))
+MI300 = Chip("hip", "gfx942", 304)
 LINEAR_KERNELS = {
-    "conv2d_forward": 2,  # with the rule and without
-    **dict.fromkeys(("local_gradient", "sum_splits", "conv2d_grad_x", "conv2d_grad_w"), 1),
-    **dict.fromkeys(("moments", "merge", "fire_normalised", "reduce_gradient", "spread_gradient"), 1),
+    **{"conv2d_forward": 3, "conv2d_grad_x": 1, "conv2d_grad_w": 1},  # forward: both dtypes of potentials, inference
+    **{"fire_rows": 2, "differentiate_rows": 3, "sum_splits": 1, "moments": 1, "merge": 1},
 }
 
 
@@ -34,7 +33,7 @@ def compiled(tmp_path: Path, *options: str, config: str = "", interpret: bool = 
     program = [str(BENCH / "compile.py")]
     if config:
         code = f"import sys; sys.path.insert(0, {str(BENCH)!r}); import compile, _kernels_compile as c\n"
-        code += f"c.WHICH = ('forward',); c.default_config = lambda *_: c.Config({config})\n"
+        code += f"c.WHICH = ('forward',); c.blocks_of = lambda *_: c.Config({config})\n"
         program = ["-c", f"{code}compile.main()"]
     said = run_python(*program, *arguments, interpret=interpret, status=status)
     return said, *bench.read(tmp_path / "kernels-compile.csv")
@@ -54,7 +53,7 @@ def test_compiles_for_chips_that_are_not_there(tmp_path):
         assert (float(row["max_shared_kib"]) > 0) >= row["kernel"].startswith("conv2d")
         assert bool(row["max_others_per_product"]) == row["kernel"].startswith("conv2d")
     assert "--targets sm_90 gfx942" in about["command"]
-    assert "22 kernels compiled, 0 refused" in said
+    assert "28 kernels compiled, 0 refused" in said
 
 
 @pytest.mark.parametrize(
@@ -68,21 +67,20 @@ def test_compiles_for_chips_that_are_not_there(tmp_path):
 def test_refused_kernels_are_reported(tmp_path, config, dtype, verdict):
     options = ["--targets", "sm_90", "--dtypes", dtype, "--sigma", "1"]
     said, (row,), _ = compiled(tmp_path, *options, config=config, status=1)
-    assert (row["compiled"], row["refused"]) == ("2", "2")
+    assert (row["compiled"], row["refused"]) == ("1", "1")
     assert row["verdict"].startswith(verdict)
     assert bool(row["max_registers"]) == ("spills in the loop" in row["verdict"]) == (dtype == "bf16")
-    assert "2 kernels compiled, 2 refused" in said
+    assert "1 kernels compiled, 1 refused" in said
     assert f"sm_90 {dtype} 1δ conv2d_forward" in said
 
 
 def test_floor_is_the_higher_of_two_bounds():
-    """Operands once, x, weight, y and gain in 16 bits and the bias in 32; or two products, of A and W, in each step."""
-    device = kernels_compile.TARGETS["sm_90"]
+    """Operands once, x and weight in 16 bits and both potentials in 32; or two products, of A and W, in each step."""
     for inputs, bound in ((64, "memory"), (4096, "products")):
         problem = Problem(4096, 1, 1, inputs, 1024, dtype=torch.bfloat16)
-        config = default_config("forward", problem, device.chip, "ieee", device.processors)
-        kernel = kernels_compile.Kernel("sm_90", "bf16", "forward", problem, config, 0)
-        moved = 2 * (4096 * inputs + 1024 * inputs + 2 * 4096 * 1024) + 4 * 1024
+        config = blocks_of("forward", problem, HOPPER, "ieee")
+        kernel = kernels_compile.Kernel("sm_90", "bf16", "forward", problem, config, False, 0)
+        moved = 2 * (4096 * inputs + 1024 * inputs) + 4 * 2 * 4096 * 1024
         by_bound = {"memory": moved / 3.35e12, "products": 2 * 2 * 4096 * inputs * 1024 / 989.4e12}
         assert kernels_compile.floor(kernel.launch(), kernel) == (pytest.approx(1e3 * by_bound[bound]), bound)
 
@@ -106,7 +104,24 @@ def code(**changes) -> "machine_code.MachineCode":
 )
 def test_what_is_refused(changes, reasons):
     """Float32 needs no tensor cores; other chips take operands from registers as they like."""
-    assert kernels_compile.refusals(code(**changes), SM_90, True) == reasons
-    assert kernels_compile.refusals(code(tensor_core=0), SM_90, False) == []
+    assert kernels_compile.refusals(code(**changes), HOPPER, True) == reasons
+    assert kernels_compile.refusals(code(tensor_core=0), HOPPER, False) == []
     only_registers = code(loop_register_operands=8, loop_shared_operands=0)
-    assert kernels_compile.refusals(only_registers, GFX942, True) == []
+    assert kernels_compile.refusals(only_registers, MI300, True) == []
+
+
+@pytest.mark.parametrize(
+    ("chip", "registers", "warps", "shared", "columns", "programs"),
+    [
+        (AMPERE, 129, 8, 0, 0, 1),  # 136 registers · 32 threads · 8 warps are more than half of 65536
+        (AMPERE, 128, 8, 0, 0, 2),
+        (AMPERE, 32, 4, 48 * 1024, 0, 3),  # 164 KiB, 1 KiB a program for the system
+        (HOPPER, 32, 4, 227 * 1024, 0, 1),
+        (HOPPER, 32, 4, 227 * 1024 + 1, 0, 0),
+        (BLACKWELL, 32, 4, 0, 256, 2),  # 512 columns of tensor memory
+        (MI300, 128, 8, 0, 0, 2),  # 4 units, each of 512 registers: 4 warps of 64 threads a unit
+        (Chip("hip", "gfx90a", 104), 64, 4, 0, 0, None),  # unknown
+    ],
+)
+def test_programs_that_fit_on_a_processor(chip, registers, warps, shared, columns, programs):
+    assert machine_code.fitting(chip, registers, warps, shared, columns) == programs

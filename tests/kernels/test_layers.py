@@ -58,11 +58,11 @@ def tolerance(dtype: torch.dtype, terms: int) -> dict[str, float]:
 @contextmanager
 def few_programs() -> Iterator[None]:
     """Our kernels' passes over neurons take several steps, and memory is fenced."""
-    from ttfs_kernels.triton_backend import passes
+    from ttfs_kernels.triton import blocks, neurons
 
     with pytest.MonkeyPatch.context() as patch, fenced_memory():
-        patch.setattr(passes, "TILE", 256)
-        patch.setattr(passes, "ROW_PROGRAMS", 3)
+        patch.setattr(neurons, "ELEMENTS", 128)
+        patch.setattr(blocks, "ROW_PROGRAMS", 3)
         yield
 
 

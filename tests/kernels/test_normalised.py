@@ -5,6 +5,7 @@ Operands are multiples of 1/8, so that potentials are the same in every dtype.
 
 import math
 from contextlib import nullcontext
+from functools import partial
 from itertools import product
 
 import pytest
@@ -147,10 +148,10 @@ def test_layers_are_those_that_they_fold_into(neuron, kind, has_skip):
 )
 def test_our_kernels_are_the_layers_of_pytorch(device, kind, neuron, dtype, has_skip, programs):
     """Few programs take several steps each, of which the last is not full."""
-    passes = pytest.importorskip("ttfs_kernels.triton_backend.passes")
+    blocks = pytest.importorskip("ttfs_kernels.triton.blocks")
     assume(values(kind) > 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "ROW_PROGRAMS", programs)
+        patch.setattr(blocks, "ROW_PROGRAMS", programs)
         check(kind, given_to(kind, has_skip, dtype, device), neuron, "triton")
 
 
@@ -214,15 +215,15 @@ def test_under_autocast_contractions_have_its_type_and_statistics_float32():
 
 def test_a_step_is_launches_alone(device, monkeypatch):
     """A CUDA graph can capture a step: its launches, replayed on other activations, give the step's results."""
-    launch = pytest.importorskip("ttfs_kernels.triton_backend.launch").Launch
-    launches, run = [], launch.run
+    blocks = pytest.importorskip("ttfs_kernels.triton.blocks")
+    launches, launch = [], blocks.launch
     tensors = given_to(CONV2D, device=device)
 
     def step(tensors: Operands) -> list[Tensor]:
         return outcome(normalised(CONV2D, tensors, NEURONS[3], "triton"), tensors)
 
     with monkeypatch.context() as patch:
-        patch.setattr(launch, "run", lambda self: launches.append(self) or run(self))
+        patch.setattr(blocks, "launch", lambda *a, **b: launches.append(partial(launch, *a, **b)) or launch(*a, **b))
         results = step(tensors)
     others = leaves({name: tensor.flip(0) * 0.75 for name, tensor in tensors.items()})
     expected = step(others)
@@ -230,28 +231,27 @@ def test_a_step_is_launches_alone(device, monkeypatch):
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(others[name])
-    for one in launches:
-        one.run()
+    for run in launches:
+        run()
     assert all(map(torch.equal, results, expected))
 
 
 def test_a_new_persistence_is_a_number_to_kernels(device, monkeypatch):
     """Nothing else of a launch follows from σ, clip or width, and Triton compiles for no value of such a number."""
-    launch = pytest.importorskip("ttfs_kernels.triton_backend.launch").Launch
+    blocks = pytest.importorskip("ttfs_kernels.triton.blocks")
     found: list[list[tuple]] = []
     for neuron in (Neuron(0.1, 11.0, 0.5, 1.0), Neuron(1.0, 3.0, 0.25, 0.5)):
         launches = []
         with monkeypatch.context() as patch:
-            patch.setattr(launch, "run", lambda self, launches=launches: launches.append(self))
+            patch.setattr(blocks, "launch", lambda *a, launches=launches, **b: launches.append((a, b)))
             normalised(CONV2D, given_to(CONV2D, True, device=device), neuron, "triton").activations.sum().backward()
         assert len(launches) > 7
-        for sigma, *numbers in (one.arguments["properties"] for one in launches if "properties" in one.arguments):
-            assert sigma is None or (sigma.shape, sigma.dtype) == ((), torch.float32)
-            assert all(isinstance(number, float) for number in numbers)
         found.append([])
-        for one in launches:
-            constants = {name: value for name, value in one.arguments.items() if isinstance(value, int | str)}
-            found[-1].append((one.kernel, one.grid, one.options, constants))
+        for (kernel, grid, *values), options in launches:
+            for sigma, *numbers in (value for value in values if type(value).__name__ == "_Numbers"):
+                assert sigma is None or (sigma.shape, sigma.dtype) == ((), torch.float32)
+                assert all(isinstance(number, float) for number in numbers)
+            found[-1].append((kernel, grid, [value for value in values if isinstance(value, int)], options))
     assert found[0] == found[1]
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from tests.train.recorded import RecordedGraphs
 from tests.train.runs import TARGET, assert_same_run, change
-from ttfs_kernels.triton_backend.launch import Launch
+from ttfs_kernels.triton import blocks
 from ttfs_triton.nn import Grid, LatencyEncoder
 from ttfs_triton.train import ConfigError, TrainConfig, loop, train
 from ttfs_triton.train.display import SKIPPED
@@ -83,20 +83,20 @@ def test_replayed_kernels_follow_a_rising_persistence_and_were_all_launched_befo
         batch_size=4, statistics_steps=100, max_train_samples=70, max_test_samples=8,
     )  # fmt: skip
     train_plainly(config, tmp_path / "plain")
-    loaded, run = set(), Launch.run
+    loaded, launch = set(), blocks.launch
 
-    def noted(launch):
-        constants = {key: value for key, value in launch.arguments.items() if isinstance(value, bool | str)}
-        kernel = (launch.kernel.fn.__name__, *sorted(constants.items()))
+    def noted(kernel, grid, *values, **options):
+        run = partial(launch, kernel, grid, *values, **options)
+        loads = (kernel.fn.__name__, *sorted(options.items()))
         if graphs.recorder is None:
-            loaded.add(kernel)
+            loaded.add(loads)
         else:
-            assert kernel in loaded
-            graphs.recorder.note_launch(partial(run, launch))
+            assert loads in loaded
+            graphs.recorder.note_launch(run)
         with _disable_current_modes():  # the interpreter's own copies are no operators of the step
-            run(launch)
+            run()
 
-    monkeypatch.setattr(Launch, "run", noted)
+    monkeypatch.setattr(blocks, "launch", noted)
     train(config)
     assert graphs.captures == 2
     assert graphs.replays == 14 - 2 * WARM_UP - 1, "all steps but the first and two warm-ups"

@@ -5,7 +5,7 @@ added. Results must equal the rule on exact potentials bit for bit, at the firin
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,11 @@ from tests.kernels.common import Kind, linears
 from tests.kernels.memory import fenced, fenced_memory
 from ttfs_kernels import Neuron
 from ttfs_kernels.rule import fire, vanishing
-from ttfs_kernels.triton_backend import passes
-from ttfs_kernels.triton_backend.formulation import Chip
-from ttfs_kernels.triton_backend.launch import INTERPRETING, Device, device_of
-from ttfs_kernels.triton_backend.passes import Plan
-from ttfs_kernels.triton_backend.planning import Config
-from ttfs_kernels.triton_backend.problem import Problem
+from ttfs_kernels.triton.blocks import INTERPRETING, Config
+from ttfs_kernels.triton.forward import contract, contract_and_fire
+from ttfs_kernels.triton.grad_input import gradient_of_input
+from ttfs_kernels.triton.grad_weight import gradient_of_weight
+from ttfs_kernels.triton.problem import Problem
 
 DTYPES = [torch.float32, torch.float16]
 if torch.cuda.is_available():
@@ -50,111 +49,80 @@ problems = convolutions | small_maps | linears().map(problem_of)
 
 
 class Layer(NamedTuple):
-    """Operands of all passes, as rows in memory on the device: x [B, H, W, C], weight [N, R, S, C], h [B, P, Q, N]."""
+    """Operands of all passes, as rows in memory on the device: x [B, H, W, C], weight [N, R, S, C].
+
+    `pair` [2, B, P, Q, N] holds h and slope_h, gradients of both potentials.
+    """
 
     problem: Problem
     x: Tensor
     weight: Tensor
     bias: Tensor | None
-    h: Tensor
-    slope_h: Tensor
-    skip: Tensor
-    skip_weight: Tensor
-
-    @property
-    def delayed(self) -> tuple[Tensor, ...]:
-        """Delayed spikes and their weights; empty without a skip."""
-        return (self.skip, self.skip_weight) if self.problem.skip else ()
+    pair: Tensor
 
 
 def exact_layer(problem: Problem, device: torch.device, shift: int = 0) -> Layer:
     """Random multiples of 1/8, between fences; of the inputs about 40 % are silent and 10 % saturated."""
     maps = (problem.batch, problem.height, problem.width, problem.in_channels)
     weights = (problem.out_channels, *problem.kernel, problem.group_inputs)
-    outputs, channels = (problem.batch, *problem.out_size, problem.out_channels), (problem.out_channels,)
+    pairs = (2, problem.batch, *problem.out_size, problem.out_channels)
     torch.manual_seed(0)
 
     def multiples(shape: tuple[int, ...], least: int, most: int, dtype: torch.dtype = problem.dtype) -> Tensor:
         return fenced((torch.randint(least, most + 1, shape) / 8).to(device, dtype), shift=shift)
 
-    x, skip = (multiples(shape, -6, 8).clamp_min_(0) for shape in (maps, outputs))
-    weight, h, slope_h = multiples(weights, -4, 4), multiples(outputs, -8, 8), multiples(outputs, -8, 8)
-    bias, skip_weight = (multiples(channels, -most, most, torch.float32) for most in (4, 8))
-    return Layer(problem, x, weight, bias, h, slope_h, skip, skip_weight)
+    x, weight, pair = multiples(maps, -6, 8).clamp_min_(0), multiples(weights, -4, 4), multiples(pairs, -8, 8)
+    return Layer(problem, x, weight, multiples((problem.out_channels,), -4, 4, torch.float32), pair)
 
 
-def plan(
-    which: str, layer: Layer, config: Config, device: Device, neuron: Neuron = Neuron(), derivatives: bool = True
-) -> Plan:
-    """A contraction of the layer's operands: "forward", "grad_x" or "grad_w"."""
-    problem, x, weight, bias, h, slope_h, *_ = layer
+def compute(
+    which: str, layer: Layer, config: Config, neuron: Neuron = Neuron(), dtype: torch.dtype = torch.float32
+) -> tuple[Tensor | None, ...]:
+    """A contraction's results: "forward", whose potentials have the dtype, "inference", "grad_x" or "grad_w"."""
+    problem, x, weight, bias, pair = layer
     if which == "forward":
-        options = neuron, derivatives, config, "ieee", device.chip
-        return passes.forward(problem, x, weight, bias, *options, *layer.delayed)
+        return contract(problem, x, weight, config, dtype)
+    if which == "inference":
+        return (contract_and_fire(problem, x, weight, config, bias, neuron),)
+    pair = pair if problem.contractions(which) == 2 else pair[:1]
     if which == "grad_x":
-        by_mask = slope_h if problem.contractions(which) == 2 else None
-        return passes.grad_x(problem, h, x, weight, config, "ieee", by_mask, neuron, device.processors)
-    pair = slope_h if problem.contractions(which) == 2 else None
-    return passes.grad_w(problem, h, pair, x, config, "ieee", device, neuron)
+        return (gradient_of_input(problem, pair, x, weight, config, neuron),)
+    return (gradient_of_weight(problem, pair, x, config, neuron),)
 
 
-def run(pass_: Callable[[], Any], layer: Layer) -> tuple[Tensor | None, ...]:
+def run(pass_: Callable[[], tuple[Tensor | None, ...]], layer: Layer) -> tuple[Tensor | None, ...]:
     """A pass's results, computed in fenced memory and moved to the CPU; asserts that its operands do not change."""
     operands = [tensor for tensor in layer[1:] if tensor is not None]
     copies = [tensor.clone() for tensor in operands]
     with fenced_memory():
-        result = pass_()
-        if hasattr(result, "run"):
-            result = result.run()
+        results = pass_()
     assert all(map(torch.equal, operands, copies))
-    results = result if isinstance(result, tuple) else (result,)
     return tuple(None if tensor is None else tensor.cpu() for tensor in results)
 
 
-def device_for(device: torch.device, architecture: int = 80, processors: int = 4) -> Device:
-    """The GPU; in the interpreter a made-up one."""
-    return device_of(device) if device.type == "cuda" else Device("made up", Chip("cuda", architecture), processors)
-
-
 def expected(which: str, layer: Layer, neuron: Neuron = Neuron()) -> tuple[Tensor, ...]:
-    """A contraction's expected results: sums in float64, rounded once."""
-    if which == "forward":
-        return expected_forward(layer, neuron.psp_persistence)
+    """A contraction's expected results: sums in float64, rounded once; (A, W) in float32."""
     problem, dtype = layer.problem, layer.problem.dtype
+    x, weight, (h, slope_h) = _maps(layer.x).requires_grad_(), _maps(layer.weight).requires_grad_(), layer.pair
+    if which in ("forward", "inference"):
+        A, W = (_rows(F.conv2d(inputs, weight, None, *problem.geometry)).float() for inputs in (x, (x > 0).double()))
+        if which == "forward":
+            return A, W
+        A = A if layer.bias is None else A + layer.bias.cpu()
+        return ((fire(A, neuron.psp_persistence * W)[0] if neuron.has_slope else A.clamp(0, 1)).to(dtype),)
     if problem.shared:
-        layer = layer._replace(slope_h=neuron.psp_persistence * layer.h)
-    x, weight = (_maps(rows).requires_grad_() for rows in (layer.x, layer.weight))
+        slope_h = neuron.psp_persistence * h
     if which == "grad_x":
-        grad = _gradient(layer, x, weight, x, layer.h)
+        grad = _gradient(layer, x, weight, x, h)
         if problem.with_slope:
             grad = torch.where(x > 0, grad, 0.0)
         if problem.surrogate:
-            grad = grad + _gradient(layer, x, weight, x, layer.slope_h) * vanishing(x, neuron)
+            grad = grad + _gradient(layer, x, weight, x, slope_h) * vanishing(x, neuron)
     else:
-        grad = _gradient(layer, x, weight, weight, layer.h)
+        grad = _gradient(layer, x, weight, weight, h)
         if problem.with_slope:
-            grad = grad + _gradient(layer, (x > 0).double(), weight, weight, layer.slope_h)
+            grad = grad + _gradient(layer, (x > 0).double(), weight, weight, slope_h)
     return (_rows(grad).to(dtype),)
-
-
-def expected_forward(layer: Layer, persistence: float) -> tuple[Tensor, ...]:
-    """(y, gain); float16 gains end at the largest float16."""
-    x, dtype = _maps(layer.x), layer.problem.dtype
-    slope = _convolve(layer.problem, (x > 0).double(), layer).float()
-    potential = _convolve(layer.problem, x, layer).float()
-    if layer.bias is not None:
-        potential += layer.bias.cpu()
-    if layer.problem.skip:
-        skip, weight = layer.skip.cpu().float(), layer.skip_weight.cpu()
-        potential, slope = potential + weight * skip, slope + weight * (skip > 0)
-    y, gain = fire(potential, persistence * slope)
-    y = potential.clamp(0, 1) if persistence == 0 else y
-    gain = gain.clamp_max(torch.finfo(dtype).max) if dtype == torch.float16 else gain
-    return y.to(dtype), gain.to(dtype)
-
-
-def _convolve(problem: Problem, x: Tensor, layer: Layer) -> Tensor:
-    return _rows(F.conv2d(x, _maps(layer.weight), None, *problem.geometry))
 
 
 def _gradient(layer: Layer, x: Tensor, weight: Tensor, wanted: Tensor, h: Tensor) -> Tensor:

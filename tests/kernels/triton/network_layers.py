@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.triton_backend.problem import Problem
+from ttfs_kernels.triton.problem import Problem
 from ttfs_triton.nn import Stage, network_graph, networks
 from ttfs_triton.nn.weighted import WeightedConv2d
 

@@ -8,9 +8,8 @@ import torch
 from tests.bench.modules import run_python
 from tests.kernels.common import KINDS, LINEAR, Kind, apply, operands
 from ttfs_kernels import backends, ops
-from ttfs_kernels.triton_backend import launch
-from ttfs_kernels.triton_backend.formulation import Chip
-from ttfs_kernels.triton_backend.launch import Device, unavailable
+from ttfs_kernels.triton import blocks
+from ttfs_kernels.triton.blocks import Chip, unavailable
 
 CPU = torch.device("cpu")
 ON_THE_CPU = "tensors are on the CPU, and TRITON_INTERPRET=1 was not set before the start"
@@ -93,7 +92,7 @@ def test_triton_refuses_dtypes_that_it_cannot_multiply(device, kind):
 def test_triton_refuses_devices_without_kernels(monkeypatch):
     assert unavailable(torch.device("xpu"), torch.float32) == "device 'xpu' is not a CUDA or ROCm GPU"
     old = torch.device("cuda", 99)
-    monkeypatch.setitem(launch._devices, old, Device("old", Chip("cuda", 75), 80))
+    monkeypatch.setitem(blocks._chips, old, Chip("cuda", 75, 80))
     assert unavailable(old, torch.float32) == "sm_75 is older than sm_80"
 
 

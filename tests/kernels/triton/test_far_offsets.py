@@ -16,12 +16,14 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tests.kernels.triton.common import Layer, device_for, exact_layer, expected, plan
-from ttfs_kernels.triton_backend import planning
-from ttfs_kernels.triton_backend.launch import INTERPRETING, Launch
-from ttfs_kernels.triton_backend.passes import Plan
-from ttfs_kernels.triton_backend.planning import Config
-from ttfs_kernels.triton_backend.problem import PASSES, Problem
+from tests.bench.modules import modules
+from tests.kernels.triton.common import Layer, compute, exact_layer, expected
+from ttfs_kernels.triton import blocks
+from ttfs_kernels.triton.blocks import INTERPRETING, Config
+from ttfs_kernels.triton.problem import PASSES, Problem
+
+(kernels_layers,) = modules("_kernels_layers")
+Launch = Any  # of `_kernels_layers`
 
 LINEAR = Problem(5, 1, 1, 16, 16, dtype=torch.float16)
 CONV2D = Problem(3, 2, 2, 16, 16, (3, 3), padding=(1, 1), dtype=torch.float16)
@@ -36,13 +38,14 @@ def at_row_in_32_bits(ptr, row, stride):
 
 def far(last: Problem) -> Problem:
     """So many images before these that their elements are beyond 2³¹."""
-    return dataclasses.replace(last, batch=planning.WIDE // (last.height * last.width * last.in_channels) + last.batch)
+    return dataclasses.replace(last, batch=blocks.WIDE // (last.height * last.width * last.in_channels) + last.batch)
 
 
 def behind_zeros(tensor: Tensor, batch: int) -> Tensor:
-    """A batch whose last images are these."""
-    maps = torch.from_numpy(np.zeros((batch, *tensor.shape[1:]), np.float16))
-    maps[-len(tensor) :] = tensor
+    """A batch whose last images are these; of both gradients, the second dimension is the batch."""
+    first = tensor.shape[: tensor.dim() - 4]
+    maps = torch.from_numpy(np.zeros((*first, batch, *tensor.shape[-3:]), np.float16))
+    maps[..., -tensor.shape[-4] :, :, :, :] = tensor
     return maps
 
 
@@ -58,12 +61,12 @@ def run_only(launch: Launch, programs: list[tuple[int, int, int]]) -> None:
         )
         for name, mask_at in (("create_masked_load", 1), ("create_masked_store", 2)):
             patch.setattr(interpreter_builder, name, inside(launch, getattr(interpreter_builder, name), mask_at))
-        dataclasses.replace(launch, grid=(len(programs),)).run()
+        blocks.launch(launch.kernel, (len(programs),), *launch.values, **launch.options)
 
 
 def inside(launch: Launch, access: Callable[..., Any], mask_at: int) -> Callable[..., Any]:
     """A load or store that refuses addresses in none of a launch's tensors; without, the process would end there."""
-    tensors = [value for value in tree_leaves(launch.arguments) if isinstance(value, Tensor)]
+    tensors = [value for value in tree_leaves(launch.values) if isinstance(value, Tensor)]
     starts = [tensor.data_ptr() for tensor in tensors]
     ends = [start + tensor.nbytes for start, tensor in zip(starts, tensors, strict=True)]
 
@@ -84,24 +87,27 @@ def last_programs(launch: Launch, which: str, problem: Problem, config: Config) 
     """
     positions = problem.height * problem.width if config.by_position else 1
     if which != "grad_w":
-        blocks = launch.grid[0] // positions
-        return [((position + 1) * blocks - 1, 0, 0) for position in range(positions)]
+        number = launch.grid[0] // positions
+        return [((position + 1) * number - 1, 0, 0) for position in range(positions)]
     length, image_blocks = launch.arguments["steps_per_split"], -(-problem.batch // config.block_k)
     programs = set()
-    for tap, steps in enumerate(planning.tap_steps(problem, config)):
+    for tap, steps in enumerate(blocks.tap_steps(problem, config)):
         at_tap = steps // image_blocks if config.by_position else 1
         programs |= {(tap, ((position + 1) * (steps // at_tap) - 1) // length, 0) for position in range(at_tap)}
     return sorted(programs)
 
 
-def planned(which: str, last: Problem, by_position: bool) -> tuple[Plan, list[tuple[int, int, int]], Layer]:
-    """A pass of the whole batch, its programs of the last images, and a layer of these alone."""
+def planned(
+    which: str, last: Problem, by_position: bool
+) -> tuple[Launch, tuple[Tensor | None, ...], list[tuple[int, int, int]], Layer]:
+    """A pass of the whole batch, its results, its programs of the last images, and a layer of these alone."""
     config = dataclasses.replace(CONFIG, by_position=by_position, splits=2**19 if which == "grad_w" else 1)
     layer, problem = exact_layer(last, torch.device("cpu")), far(last)
-    far_away = {name: behind_zeros(getattr(layer, name), problem.batch) for name in ("x", "h", "slope_h")}
+    far_away = {name: behind_zeros(getattr(layer, name), problem.batch) for name in ("x", "pair")}
     whole = layer._replace(problem=problem, **far_away)
-    made = plan(which, whole, config, device_for(torch.device("cpu"), 90))
-    return made, last_programs(made.launches[0], which, problem, config), layer
+    with kernels_layers.recorded() as launches:
+        outputs = compute(which, whole, config, dtype=torch.float16)
+    return launches[0], outputs, last_programs(launches[0], which, problem, config), layer
 
 
 @pytest.mark.parametrize(
@@ -111,10 +117,8 @@ def planned(which: str, last: Problem, by_position: bool) -> tuple[Plan, list[tu
 )
 @pytest.mark.parametrize("which", PASSES)
 def test_the_last_images_are_found(which, last, by_position):
-    made, programs, layer = planned(which, last, by_position)
-    launch = made.launches[0]
+    launch, outputs, programs, layer = planned(which, last, by_position)
     run_only(launch, programs)
-    outputs = made.outputs
     if which == "grad_w":
         parts = launch.arguments["out_ptr"]
         parts = parts.view(len(parts), last.out_channels, -1, last.group_inputs)
@@ -124,14 +128,13 @@ def test_the_last_images_are_found(which, last, by_position):
         outputs = (total.to(last.dtype),)
     for found, wanted in zip(outputs, expected(which, layer), strict=True):
         assert found is not None
-        assert which == "grad_w" or found.numel() > planning.WIDE
-        assert torch.equal(found[-len(wanted) :].view_as(wanted), wanted)
+        assert which == "grad_w" or found.numel() > blocks.WIDE
+        assert torch.equal(found[-len(wanted) :].view_as(wanted), wanted.half())
 
 
 def test_a_32_bit_offset_would_be_found(monkeypatch):
     """The check itself, where the address of a row is computed as it must not be."""
-    made, programs, _ = planned("forward", LINEAR, False)
-    launch = made.launches[0]
+    launch, _, programs, _ = planned("forward", LINEAR, False)
     monkeypatch.setitem(launch.kernel.fn.__globals__, "at_row", at_row_in_32_bits)
     with pytest.raises(Exception, match="an address is in no tensor"):
         run_only(launch, programs)

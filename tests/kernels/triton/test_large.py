@@ -7,17 +7,19 @@ exact, so every launch must equal float64 bit for bit. TTFS_REPEATS is the numbe
 import dataclasses
 import os
 from collections.abc import Callable
+from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.triton.common import Layer, exact_layer, expected, plan, run
+from tests.kernels.memory import fenced_memory
+from tests.kernels.triton.common import Layer, compute, exact_layer, expected, run
 from ttfs_kernels import Neuron
-from ttfs_kernels.triton_backend.launch import device_of
-from ttfs_kernels.triton_backend.passes import Plan
-from ttfs_kernels.triton_backend.planning import default_config
-from ttfs_kernels.triton_backend.problem import Problem
+from ttfs_kernels.triton import blocks
+from ttfs_kernels.triton.blocks import blocks_for
+from ttfs_kernels.triton.problem import Problem
 
 REPEATS = int(os.environ.get("TTFS_REPEATS", "1000"))
 THREE = {"kernel": (3, 3), "padding": (1, 1)}
@@ -47,26 +49,27 @@ LARGE = {
 PASSES = ("forward", "grad_x", "grad_x with surrogate", "grad_w")
 
 
-def defaults(name: str, problem: Problem, device: torch.device) -> tuple[Callable[[], Plan], Layer, tuple[Tensor, ...]]:
+Pass = Callable[[], tuple[Tensor | None, ...]]
+
+
+def defaults(name: str, problem: Problem, device: torch.device) -> tuple[Pass, Layer, tuple[Tensor, ...]]:
     """A pass with its default blocks, the layer, and what is right."""
     which, *surrogate = name.split(maxsplit=1)
     layer = exact_layer(dataclasses.replace(problem, surrogate=bool(surrogate)), device)
-    here, neuron = device_of(device), Neuron(surrogate_width=0.5 if surrogate else 0.0)
-    config = default_config(which, layer.problem, here.chip, "ieee", here.processors)
-    return lambda: plan(which, layer, config, here, neuron), layer, expected(which, layer, neuron)
+    neuron = Neuron(surrogate_width=0.5 if surrogate else 0.0)
+    config = blocks_for(which, layer.problem, device)
+    return partial(compute, which, layer, config, neuron), layer, expected(which, layer, neuron)
 
 
-def differing(launches: Plan, right: tuple[Tensor, ...], repeats: int) -> int:
+def differing(pass_: Pass, right: tuple[Tensor, ...], repeats: int) -> int:
     """Elements that are not right, over all launches; results hold NaN before each."""
-    outputs = [output for output in launches.outputs if output is not None]
-    wrong = torch.zeros((), dtype=torch.int64, device=outputs[0].device)
-    right = tuple(tensor.to(wrong.device) for tensor in right)
+    wrong = 0
     for _ in range(repeats):
-        for output in outputs:
-            output.fill_(torch.nan)
-        launches.run()
+        with fenced_memory():
+            outputs = pass_()
         for output, tensor in zip(outputs, right, strict=True):
-            wrong += (output.view_as(tensor) != tensor).sum()
+            assert output is not None
+            wrong = wrong + (output.view_as(tensor) != tensor.to(output.device)).sum()
     return int(wrong)
 
 
@@ -74,10 +77,10 @@ def differing(launches: Plan, right: tuple[Tensor, ...], repeats: int) -> int:
 @pytest.mark.parametrize("which", PASSES)
 @pytest.mark.parametrize("name", LARGE)
 def test_default_blocks_are_exact_in_every_launch(device, name, which):
-    planned, layer, right = defaults(which, dataclasses.replace(LARGE[name], dtype=torch.bfloat16), device)
-    for found, tensor in zip(run(planned, layer), right, strict=True):
+    pass_, layer, right = defaults(which, dataclasses.replace(LARGE[name], dtype=torch.bfloat16), device)
+    for found, tensor in zip(run(pass_, layer), right, strict=True):
         assert torch.equal(found.view_as(tensor), tensor)
-    assert differing(planned(), right, REPEATS) == 0
+    assert differing(pass_, tuple(tensor.to(device) for tensor in right), REPEATS) == 0
 
 
 @pytest.mark.parametrize("which", PASSES)
@@ -88,9 +91,9 @@ def test_default_blocks_are_exact_in_every_launch(device, name, which):
 )
 def test_the_check_is_right_and_finds_one_wrong_element(device, problem, which):
     """Runs in the interpreter, too, on small layers."""
-    planned, _, right = defaults(which, problem, device)
-    launches = planned()
-    assert differing(launches, right, 2) == 0
+    pass_, _, right = defaults(which, problem, device)
+    assert differing(pass_, right, 2) == 0
     right[0].flatten()[3] += 1
-    assert differing(launches, right, 3) == 3
-    assert differing(Plan([], launches.outputs), right, 1) == sum(tensor.numel() for tensor in right)
+    assert differing(pass_, right, 3) == 3
+    with patch.object(blocks, "launch", lambda *_, **__: None):
+        assert differing(pass_, right, 1) == sum(tensor.numel() for tensor in right)

@@ -9,15 +9,15 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 
 from tests.bench.modules import modules, run_python
-from ttfs_kernels.triton_backend.launch import Launch
-from ttfs_kernels.triton_backend.planning import Config, default_config
-from ttfs_kernels.triton_backend.problem import PASSES, Problem
+from ttfs_kernels.triton.blocks import Config, blocks_of
+from ttfs_kernels.triton.problem import PASSES, Problem
 
 kernels_compile, kernels_layers, machine_code = modules("_kernels_compile", "_kernels_layers", "_machine_code")
 
@@ -40,47 +40,45 @@ NARROWEST = {  # of 16 inputs a tap, whose blocks are as narrow as any
 WITH_SURROGATE = ("few_channels", "narrow", "wide", "linear", "tf32")
 SURROGATE = " with surrogate"
 BROKEN = ("racing", "starved")
-BATCH_NORM = "with batch norm"
-WITH_BATCH_NORM = ("linear", "wide")
+BETWEEN = {"neurons": 3, "normalised": 7}  # launches between the contractions, and that of batch norm's
+LAYERS_BETWEEN = ("linear", "wide")
 NAMES = [
-    *(f"{problem} {which}" for problem in PROBLEMS for which in PASSES),
+    *(f"{problem} {which}" for problem in PROBLEMS for which in (*PASSES, "inference")),
     *(f"{problem} grad_x" for problem in NARROWEST),
-    *(f"{problem} {which}{SURROGATE}" for problem in WITH_SURROGATE for which in ("forward", "grad_x")),
+    *(f"{problem} grad_x{SURROGATE}" for problem in WITH_SURROGATE),
 ]
 QUICK = ("linear", *BROKEN)
 CASES = [("sm_90", True), *(pytest.param(target, False, marks=pytest.mark.slow) for target in DEVICES)]
 on_targets = pytest.mark.parametrize(("target", "quick"), CASES)
 
 
-def launches(target: str) -> Iterator[tuple[str, Launch]]:
-    """The contraction of every pass in its default configuration, and all that batch norm launches.
+def launches(target: str) -> Iterator[tuple[str, Any]]:
+    """The contraction of every pass in its default configuration, and all that runs between contractions.
 
     On sm_90 also two kernels that must not be built.
     """
-    device = DEVICES[target]
+    chip = DEVICES[target]
     for name in NAMES:
         kind, which = name.split()[:2]
         problem = dataclasses.replace((PROBLEMS | NARROWEST)[kind], surrogate=name.endswith(SURROGATE))
         precision = "tf32" if kind == "tf32" else "ieee"
-        config = default_config(which, problem, device.chip, precision, device.processors)
-        yield name, kernels_layers.plan_pass(which, problem, config, precision, device).launches[0]
-    for kind in WITH_BATCH_NORM:
+        config = blocks_of(which if which in PASSES else "forward", problem, chip, precision)
+        yield name, kernels_layers.plan_pass(which, problem, config)[0]
+    for kind, which in product(LAYERS_BETWEEN, BETWEEN):
         problem = dataclasses.replace(PROBLEMS[kind], surrogate=True)
-        config = default_config("forward", problem, device.chip, "ieee", device.processors)
-        for launch in kernels_layers.plan_pass("normalised", problem, config, "ieee", device).launches:
-            yield f"{kind} {BATCH_NORM} {launch.kernel.__name__}", launch
+        config = blocks_of("forward", problem, chip, "ieee")
+        for index, launch in enumerate(kernels_layers.plan_pass(which, problem, config, skip=kind == "wide")):
+            yield f"{kind} {which} {index} {launch.kernel.__name__}", launch
     if target == "sm_90":
-        problem, older = PROBLEMS["linear"], DEVICES["sm_80"]
         # With inputs first, as for an older chip.
-        config = default_config("forward", problem, older.chip, "ieee", older.processors)
-        yield "racing", kernels_layers.plan_pass("forward", problem, config, "ieee", older).launches[0]
-        starved = Config(128, 128, 64, 4, 3)
-        yield "starved", kernels_layers.plan_pass("forward", problem, starved, "ieee", device).launches[0]
+        racing, starved = blocks_of("forward", PROBLEMS["linear"], DEVICES["sm_80"], "ieee"), Config(128, 128, 64, 4, 3)
+        yield "racing", kernels_layers.plan_pass("forward", PROBLEMS["linear"], racing)[0]
+        yield "starved", kernels_layers.plan_pass("forward", PROBLEMS["linear"], starved)[0]
 
 
 def main(target: str, quick: bool) -> None:
     """Print the machine code of all launches, or of those that are quick, as JSON."""
-    chip = DEVICES[target].chip
+    chip = DEVICES[target]
     chosen = [(name, launch) for name, launch in launches(target) if not quick or name.split()[0] in QUICK]
     print(json.dumps({name: vars(machine_code.inspect(launch, chip)) for name, launch in chosen}))
 
@@ -98,17 +96,17 @@ def built(target: str, quick: bool) -> dict[str, Any]:
 def test_kernels_compile_to_clean_loops(target, quick):
     """On sm_90, no product has its first operand in registers, which may race. What has no loop spills nothing at all.
 
-    A surrogate doubles the products of a step of grad_x; the forward pass has as many, with batch norm too, since the
-    rule is outside its loop.
+    A surrogate doubles the products of a step of grad_x; the forward pass has as many, whether it fires or not.
     """
     codes = built(target, quick)
-    count = (5 + 7) if quick else len(NAMES) + 7 * len(WITH_BATCH_NORM)
+    between = sum(BETWEEN.values())
+    count = (5 + between) if quick else len(NAMES) + between * len(LAYERS_BETWEEN)
     assert len(codes) == count + (len(BROKEN) if target == "sm_90" else 0)
     for name, code in codes.items():
         if name in BROKEN:
             continue
         assert (code.loop_spills, code.serialised, code.loop_register_operands) == (0, (), 0), name
-        if name not in NAMES and not name.endswith("forward"):
+        if name not in NAMES and not name.endswith("conv2d_forward"):
             assert code.spilled_bytes == 0, name
             assert code.programs_per_processor >= 2, name
             continue

@@ -10,23 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernels.triton.common import convolutions
-from ttfs_kernels.triton_backend import launch
-from ttfs_kernels.triton_backend.formulation import Chip, fitting
-from ttfs_kernels.triton_backend.launch import Device, precision_of
-from ttfs_kernels.triton_backend.planning import (
-    SMALLEST_BLOCK,
-    SMALLEST_SHARED,
-    default_config,
-    resident,
-    skips,
-    split,
-    tap_steps,
-    weight_blocks,
-)
-from ttfs_kernels.triton_backend.problem import PASSES, Problem
+from ttfs_kernels.triton import blocks
+from ttfs_kernels.triton.blocks import SMALLEST_BLOCK, SMALLEST_SHARED, Chip, blocks_of, precision_of
+from ttfs_kernels.triton.problem import PASSES, Problem
 
-AMPERE, ADA, HOPPER, BLACKWELL, GEFORCE_BLACKWELL = (Chip("cuda", sm) for sm in (80, 89, 90, 100, 120))
-MI300 = Chip("hip", "gfx942")
+AMPERE, ADA, HOPPER, BLACKWELL, GEFORCE_BLACKWELL = (Chip("cuda", sm, 132) for sm in (80, 89, 90, 100, 120))
+MI300 = Chip("hip", "gfx942", 304)
 CHIPS = (AMPERE, ADA, HOPPER, BLACKWELL, GEFORCE_BLACKWELL, MI300)
 
 
@@ -39,7 +28,7 @@ CHIPS = (AMPERE, ADA, HOPPER, BLACKWELL, GEFORCE_BLACKWELL, MI300)
 )
 def test_blocks_are_safe_and_no_larger_than_what_they_cover(problem, which, chip, dtype, precision):
     problem = dataclasses.replace(problem, dtype=dtype)
-    config = default_config(which, problem, chip, precision, 132)
+    config = blocks_of(which, problem, chip, precision)
     positions = problem.batch * problem.height * problem.width
     covered = {
         "forward": (problem.rows, problem.group_outputs, problem.depth),
@@ -66,13 +55,13 @@ def test_blocks_of_the_networks_are_these():
         shape = kernel, stride, padding
         problem = Problem(batch, side, side, inputs, outputs, *shape, dtype=torch.bfloat16, with_slope=inputs > 3)
         for which in PASSES:
-            config = default_config(which, problem, HOPPER, "ieee", 132)
+            config = blocks_of(which, problem, HOPPER, "ieee")
             sizes = config.block_m, config.block_n, config.block_k, config.num_warps, config.num_stages
-            text = " ".join(map(str, sizes)) + " by position" * skips(problem, config)
+            text = " ".join(map(str, sizes)) + " by position" * config.by_position
             if which == "grad_w":
-                slots = 132 * resident(which, problem, config, HOPPER)
-                steps, blocks = tap_steps(problem, config), weight_blocks(problem, config)
-                text += f" {split(steps, blocks, slots, 0, config.block_k)[0]} splits"
+                running, number = blocks.slots(which, problem, config), blocks.programs(which, problem, config)
+                splits, _ = blocks.split(blocks.tap_steps(problem, config), number, running, 0, config.block_k)
+                text += f" {splits} splits"
             assert text == row[which], row
     assert len(rows) == 69
 
@@ -83,24 +72,7 @@ def test_blocks_of_the_networks_are_these():
 def test_tf32_is_for_chips_that_have_it(monkeypatch, chip, expected):
     """PyTorch asks for it in convolutions on every GPU; of AMD's chips, Triton compiles it for one only."""
     gpu, layer = torch.device("cuda", 99), Problem(64, 16, 16, 128, 256, (3, 3))
-    monkeypatch.setitem(launch._devices, gpu, Device("a GPU", Chip(*chip), 100))
+    monkeypatch.setitem(blocks._chips, gpu, Chip(*chip, 100))
     torch.backends.cudnn.conv.fp32_precision = "tf32"  # until the test ends, see conftest.py
     assert precision_of(layer, gpu) == expected
     assert precision_of(dataclasses.replace(layer, dtype=torch.float16), gpu) == "ieee"
-
-
-@pytest.mark.parametrize(
-    ("chip", "registers", "warps", "shared", "columns", "programs"),
-    [
-        (AMPERE, 129, 8, 0, 0, 1),  # 136 registers · 32 threads · 8 warps are more than half of 65536
-        (AMPERE, 128, 8, 0, 0, 2),
-        (AMPERE, 32, 4, 48 * 1024, 0, 3),  # 164 KiB, 1 KiB a program for the system
-        (HOPPER, 32, 4, 227 * 1024, 0, 1),
-        (HOPPER, 32, 4, 227 * 1024 + 1, 0, 0),
-        (BLACKWELL, 32, 4, 0, 256, 2),  # 512 columns of tensor memory
-        (MI300, 128, 8, 0, 0, 2),  # 4 units, each of 512 registers: 4 warps of 64 threads a unit
-        (Chip("hip", "gfx90a"), 64, 4, 0, 0, None),  # unknown
-    ],
-)
-def test_programs_that_fit_on_a_processor(chip, registers, warps, shared, columns, programs):
-    assert fitting(chip, registers, warps, shared, columns) == programs

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.kernels.test_rule import border_pairs
 from ttfs_kernels.rule import fire
-from ttfs_kernels.triton_backend import rule
+from ttfs_kernels.triton import rule
 
 
 @triton.jit

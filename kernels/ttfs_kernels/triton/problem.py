@@ -1,11 +1,11 @@
-"""`Problem`: the shape of a layer on a batch, by which passes are planned."""
+"""`Problem`: the shape of a layer on a batch, by which its passes are cut into programs."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,24 @@ from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
 
 PASSES = ("forward", "grad_x", "grad_w")
-# With fewer input channels per group, a step runs over the joint index (r, s, c).
-FEW_CHANNELS = 16
+FEW_CHANNELS = 16  # with fewer input channels a group, a step runs over the joint index (r, s, c)
+LARGEST_UNIT = 16  # largest divisor of channels that kernels are told; no load takes more elements at once
+
+
+class Moves(NamedTuple):
+    """How a kernel moves over a map, and powers of two that divide its channels: a constant of the contractions."""
+
+    R: int
+    S: int
+    STRIDE_H: int
+    STRIDE_W: int
+    PAD_H: int
+    PAD_W: int
+    DILATION_H: int
+    DILATION_W: int
+    GROUPS: int
+    UNIT_C: int
+    UNIT_N: int
 
 
 @dataclass(frozen=True)
@@ -30,7 +46,6 @@ class Problem:
         dtype: dtype of activations and weights.
         with_slope: whether σ > 0, so that there are two contractions.
         surrogate: whether silent neurons have a derivative, so that grad_x has two contractions.
-        skip: whether each neuron also has a synapse for a delayed spike.
         shared: whether both potentials have the same gradient (σ > 0, split_gradient 0), so that grad_x and grad_w have
             one contraction each.
     """
@@ -48,19 +63,19 @@ class Problem:
     dtype: torch.dtype = torch.float32
     with_slope: bool = True
     surrogate: bool = False
-    skip: bool = False
     shared: bool = False
 
     @staticmethod
-    def of(x: Tensor, weight: Tensor, geometry: Geometry | None, neuron: Neuron, skip: bool = False) -> Problem:
+    def of(x: Tensor, weight: Tensor, geometry: Geometry | None, neuron: Neuron) -> Problem:
         """Problem of x [B, C, H, W] and weight [N, C / groups, R, S]; without geometry x is [M, K], weight [N, K]."""
         batch, channels, height, width = (*x.shape, 1, 1)[:4]
         neurons, _, *kernel = (*weight.shape, 1, 1)[:4]
         stride, padding, dilation, groups = geometry or Geometry((1, 1), (0, 0), (1, 1), 1)
         sizes = int(batch), int(height), int(width), int(channels), int(neurons)  # a compiler's may be symbols
-        moves = _pair(kernel), _pair(stride), _pair(padding), _pair(dilation), groups
+        moves = [(int(rows), int(columns)) for rows, columns in (kernel, stride, padding, dilation)]
         shared = neuron.has_slope and neuron.split_gradient == 0
-        return Problem(*sizes, *moves, x.dtype, neuron.has_slope, neuron.has_surrogate, skip, shared)
+        kinds = neuron.has_slope, neuron.has_surrogate, shared
+        return Problem(*sizes, moves[0], moves[1], moves[2], moves[3], groups, x.dtype, *kinds)
 
     def contractions(self, which: str) -> int:
         """Contractions of a pass, 1 or 2."""
@@ -80,7 +95,7 @@ class Problem:
     @property
     def rows(self) -> int:
         """M: output positions of the whole batch."""
-        return self.batch * self.out_size[0] * self.out_size[1]
+        return self.batch * math.prod(self.out_size)
 
     @property
     def group_inputs(self) -> int:
@@ -93,11 +108,6 @@ class Problem:
         return self.out_channels // self.groups
 
     @property
-    def depth(self) -> int:
-        """K: synapses of a neuron, those on the padding included."""
-        return self.group_inputs * self.kernel[0] * self.kernel[1]
-
-    @property
     def is_matrix_product(self) -> bool:
         """Whether every position is a row of its own: fully connected, or a 1×1 convolution with stride 1."""
         plain = self.kernel == self.stride == self.dilation == (1, 1) and self.padding == (0, 0)
@@ -108,26 +118,24 @@ class Problem:
         """A matrix product as a layer on a batch of 1×1 maps, one for each position; other layers unchanged."""
         if not self.is_matrix_product:
             return self
-        return dataclasses.replace(self, batch=self.rows, height=1, width=1)
+        return dataclasses.replace(self, batch=self.batch * self.height * self.width, height=1, width=1)
 
     @property
     def joint_steps(self) -> bool:
         """Whether steps run over the joint index (r, s, c), because channels are few."""
         return self.group_inputs < FEW_CHANNELS and not self.is_matrix_product
 
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> Problem:
-        """The problem with these attributes, lists for pairs; those with a default may be missing.
+    @property
+    def depth(self) -> int:
+        """Synapses of a neuron over which steps run: of one tap, or of all taps with joint steps."""
+        return self.group_inputs * (math.prod(self.kernel) if self.joint_steps else 1)
 
-        Raises:
-            TypeError, AttributeError: unknown keys or dtypes.
-        """
-        plain: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return Problem(**plain | {"dtype": getattr(torch, plain.get("dtype", "float32"))})
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """(B, H, W, C, P, Q, N), arguments of the contractions' kernels; C and N are channels of a group."""
+        return self.batch, self.height, self.width, self.group_inputs, *self.out_size, self.group_outputs
 
-
-def _pair(values: Sequence[int]) -> tuple[int, int]:
-    rows, columns = values
-    return int(rows), int(columns)
+    @property
+    def moves(self) -> Moves:
+        units = (math.gcd(channels, LARGEST_UNIT) for channels in (self.group_inputs, self.group_outputs))
+        return Moves(*self.kernel, *self.stride, *self.padding, *self.dilation, self.groups, *units)

@@ -68,14 +68,6 @@ def at_inputs(by_activation, by_mask, x, properties, SURROGATE: tl.constexpr):
 
 
 @triton.jit
-def fits(value, dtype: tl.constexpr):
-    """`value` as `dtype`, in float16 bounded by the largest number, which a gain may exceed."""
-    if dtype == tl.float16:
-        value = at_most(value, 65504.0)
-    return value.to(dtype)
-
-
-@triton.jit
 def zero_pair(TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Two accumulators, [ROWS, COLUMNS] or transposed."""
     if TRANSPOSED:
@@ -127,6 +119,12 @@ def multiple(size, UNIT: tl.constexpr):
 
 
 @triton.jit
+def load_channels(ptr, ROW: tl.constexpr, n, N):
+    """Row ROW of [rows, N] at the channels n, as a row of a block."""
+    return tl.load(ptr + ROW * N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
 def at_row(ptr, row, stride):
     """Pointer to a row. Offsets from there fit into 32 bits, however large the tensor is."""
     return ptr + row.to(tl.int64) * stride
@@ -142,11 +140,3 @@ def taps_inside(start, SIZE, TAPS, GAP: tl.constexpr):
     end = tl.minimum((tl.maximum(SIZE - start, 0) + GAP - 1) // GAP, TAPS)
     some = tl.minimum(tl.maximum(end - first, 0), 1)
     return tl.maximum(tl.minimum(first, TAPS - 1), 0), tl.maximum(end - first, tl.minimum(TAPS, 1)), some
-
-
-@triton.jit
-def positions_inside(start, SIZE, POSITIONS: tl.constexpr, STRIDE: tl.constexpr):
-    """(first, count) of the positions with 0 ≤ start + position·STRIDE < SIZE."""
-    first = (tl.maximum(-start, 0) + STRIDE - 1) // STRIDE
-    end = tl.minimum((tl.maximum(SIZE - start, 0) + STRIDE - 1) // STRIDE, POSITIONS)
-    return first, tl.maximum(end - first, 0)

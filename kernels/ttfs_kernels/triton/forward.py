@@ -2,41 +2,87 @@
 
 A fully connected layer is a 1×1 convolution of 1×1 maps, here and in the gradients.
 
-x is [B, H, W, C_total] (channels last), weight [N_total, R, S, C], C inputs per group, y and gain [B, P, Q, N_total].
+x is [B, H, W, C_total] (channels last), weight [N_total, R, S, C], C inputs a group; the potentials A = Σ w·x and
+W = Σ w·[x > 0] are [B, P, Q, N_total], without initial potentials and σ, which `neurons` adds.
 A block is BLOCK_M output positions (m runs over B·P·Q) times BLOCK_N channels of one group; the depth is R·S·C.
 BY_POSITION: a block is one position (p, q) of BLOCK_M images instead, and leaves out the taps outside the map.
-HAS_SKIP: skip [B, P, Q, N_total] holds delayed spikes, one per neuron.
-Without FIRES, for batch norm, y gets A, and gain gets Σ w·[x > 0]; no skip.
 """
 
 # Triton's language is not Python's:
 # pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
-# pyright: reportOperatorIssue=false, reportArgumentType=false
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ttfs_kernels.triton_backend.rule import (
+from ttfs_kernels.fused import persistence
+from ttfs_kernels.neuron import Neuron
+from ttfs_kernels.triton import blocks
+from ttfs_kernels.triton.blocks import Config
+from ttfs_kernels.triton.problem import Problem
+from ttfs_kernels.triton.rule import (
     accumulate,
     at_row,
     block_position,
     clamp_to_window,
     fire,
-    fits,
     multiple,
     taps_inside,
     zero_pair,
 )
 
 
+def contract(
+    problem: Problem, x: Tensor, weight: Tensor, config: Config, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Potentials (A, W) of a layer in a dtype, [B, P, Q, N]; W is None at σ = 0."""
+    A = x.new_empty((problem.batch, *problem.out_size, problem.out_channels), dtype=dtype)
+    W = torch.empty_like(A) if problem.with_slope else None
+    _launch(problem, x, weight, config, A, W, None, None, None)
+    return A, W
+
+
+def contract_and_fire(
+    problem: Problem, x: Tensor, weight: Tensor, config: Config, bias: Tensor | None, neuron: Neuron
+) -> Tensor:
+    """Activations [B, P, Q, N] where no gradient is wanted: no potentials are stored."""
+    y = x.new_empty((problem.batch, *problem.out_size, problem.out_channels))
+    _launch(problem, x, weight, config, None, None, y, bias, persistence(neuron, x) if neuron.has_slope else None)
+    return y
+
+
+def _launch(problem: Problem, x: Tensor, weight: Tensor, config: Config, *results: Tensor | None) -> None:
+    if problem.rows == 0:
+        return
+    problem = problem.flat
+    blocks.check_offsets("forward", problem, config)
+    blocks.launch(
+        conv2d_forward,
+        (blocks.programs("forward", problem, config), problem.groups),
+        *(x, weight, *results),
+        *problem.sizes,
+        G=problem.moves,
+        FEW_CHANNELS=problem.joint_steps,
+        BY_POSITION=blocks.skips(problem, config),
+        EVEN=problem.group_inputs % config.block_k == 0,
+        INPUTS_FIRST=config.inputs_first,
+        GROUP=config.group,
+        **config.options,
+    )
+
+
 @triton.jit(do_not_specialize=["B"])
 def conv2d_forward(
     x_ptr,
     w_ptr,
-    bias_ptr,
+    A_ptr,
+    W_ptr,
     y_ptr,
-    gain_ptr,
-    skip_ptr,
-    skip_weight_ptr,
+    bias_ptr,
+    sigma_ptr,
     B,
     H,
     W_in,
@@ -44,27 +90,10 @@ def conv2d_forward(
     P,
     Q,
     N,
-    properties,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    GROUPS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_SKIP: tl.constexpr,
-    FIRES: tl.constexpr,
-    WITH_SLOPE: tl.constexpr,
-    WITH_GAIN: tl.constexpr,
-    SURROGATE: tl.constexpr,
+    G: tl.constexpr,
     FEW_CHANNELS: tl.constexpr,
     BY_POSITION: tl.constexpr,
     EVEN: tl.constexpr,
-    UNIT_C: tl.constexpr,
-    UNIT_N: tl.constexpr,
     PRECISION: tl.constexpr,
     INPUTS_FIRST: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -72,14 +101,16 @@ def conv2d_forward(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Compute y and gain of one block; program (block, group of channels).
+    """Compute both potentials of one block; program (block, group of channels).
 
+    With y_ptr, the neurons fire instead: no gradient is wanted, and potentials stay in registers.
     FEW_CHANNELS: a step runs over the joint index (r, s, c), so that few channels do not leave it mostly empty.
-    EVEN: BLOCK_K divides C. UNIT_C and UNIT_N divide C and N.
+    EVEN: BLOCK_K divides C.
     """
+    WITH_SLOPE: tl.constexpr = W_ptr is not None or sigma_ptr is not None
     AXIS: tl.constexpr = 0 if INPUTS_FIRST else 1
-    C = multiple(C, UNIT_C)
-    N = multiple(N, UNIT_N)
+    C = multiple(C, G.UNIT_C)
+    N = multiple(N, G.UNIT_N)
     M = B * P * Q
     image_blocks = tl.cdiv(B, BLOCK_M)
     rows = P * Q * image_blocks * BLOCK_M if BY_POSITION else M
@@ -91,8 +122,8 @@ def conv2d_forward(
     # Offsets count from the block's first image and first channel.
     if BY_POSITION:
         # Inner positions before those at the edge, which meet fewer taps: the longest programs start first.
-        p = ((block_m // image_blocks) // Q + PAD_H) % P
-        q = ((block_m // image_blocks) % Q + PAD_W) % Q
+        p = ((block_m // image_blocks) // Q + G.PAD_H) % P
+        q = ((block_m // image_blocks) % Q + G.PAD_W) % Q
         first_image = (block_m % image_blocks) * BLOCK_M
         image = lanes
         kept = lanes < B - first_image
@@ -103,24 +134,24 @@ def conv2d_forward(
         first_image = (block_m * BLOCK_M) // (P * Q)
         image = m // (P * Q) - first_image
         kept = m < M
-    h0 = p * STRIDE_H - PAD_H
-    w0 = q * STRIDE_W - PAD_W
-    channels = C * GROUPS
+    h0 = p * G.STRIDE_H - G.PAD_H
+    w0 = q * G.STRIDE_W - G.PAD_W
+    channels = C * G.GROUPS
     x_ptr = at_row(x_ptr, first_image, H * W_in * channels) + group * C
     x_row = ((image * H + h0) * W_in + w0) * channels
     first_channel = group * N + block_n * BLOCK_N
-    w_ptr = at_row(w_ptr, first_channel, R * S * C)
-    w_row = n * (R * S * C)
+    w_ptr = at_row(w_ptr, first_channel, G.R * G.S * C)
+    w_row = n * (G.R * G.S * C)
     n_kept = n < N - block_n * BLOCK_N
     A, W = zero_pair(not INPUTS_FIRST, BLOCK_M, BLOCK_N)
     if FEW_CHANNELS:
-        depth = R * S * C
+        depth = G.R * G.S * C
         tl.assume(depth > 0)
         for start in range(0, depth, BLOCK_K):
             joint = start + k
             tap = joint // C
-            r = (tap // S) * DILATION_H
-            s = (tap % S) * DILATION_W
+            r = (tap // G.S) * G.DILATION_H
+            s = (tap % G.S) * G.DILATION_W
             h = tl.expand_dims(h0, 1 - AXIS) + tl.expand_dims(r, AXIS)
             w_at = tl.expand_dims(w0, 1 - AXIS) + tl.expand_dims(s, AXIS)
             inside = (h >= 0) & (h < H) & (w_at >= 0) & (w_at < W_in)
@@ -134,21 +165,21 @@ def conv2d_forward(
     else:
         r_first = 0
         s_first = 0
-        r_taps = R
-        s_taps = S
+        r_taps = G.R
+        s_taps = G.S
         kept_x = kept
         if BY_POSITION:
-            r_first, r_taps, some_h = taps_inside(h0, H, R, DILATION_H)
-            s_first, s_taps, some_w = taps_inside(w0, W_in, S, DILATION_W)
+            r_first, r_taps, some_h = taps_inside(h0, H, G.R, G.DILATION_H)
+            s_first, s_taps, some_w = taps_inside(w0, W_in, G.S, G.DILATION_W)
             kept_x = lanes < (B - first_image) * (some_h * some_w)
         tl.assume(r_taps * s_taps > 0)
         tl.assume(C > 0)
         for step in tl.range(r_taps * s_taps, flatten=True):
             tap_h = r_first + step // s_taps
             tap_w = s_first + step % s_taps
-            tap = tap_h * S + tap_w
-            r = tap_h * DILATION_H
-            s = tap_w * DILATION_W
+            tap = tap_h * G.S + tap_w
+            r = tap_h * G.DILATION_H
+            s = tap_w * G.DILATION_W
             inside = kept_x
             if not BY_POSITION:
                 inside &= (h0 + r >= 0) & (h0 + r < H) & (w0 + s >= 0) & (w0 + s < W_in)
@@ -170,28 +201,16 @@ def conv2d_forward(
         first_row = block_m * BLOCK_M
         row = tl.where(lanes < M - first_row, lanes, M)
     kept = tl.expand_dims(row < M, 1 - AXIS) & tl.expand_dims(n_kept, AXIS)
-    first = first_row.to(tl.int64) * (N * GROUPS) + first_channel
-    at = tl.expand_dims(row * (N * GROUPS), 1 - AXIS) + tl.expand_dims(n, AXIS)
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + first_channel + n, mask=n_kept, other=0.0).to(tl.float32)
-        A += tl.expand_dims(bias, AXIS)
-    if HAS_SKIP:
-        skip = tl.load(skip_ptr + first + at, mask=kept, other=0.0).to(tl.float32)
-        skip_weight = tl.load(skip_weight_ptr + first_channel + n, mask=n_kept, other=0.0).to(tl.float32)
-        skip_weight = tl.expand_dims(skip_weight, AXIS)
-        A += skip_weight * skip
-        if WITH_SLOPE:
-            W += tl.where(skip > 0, skip_weight, 0.0)
-    if not FIRES:
-        y = A
-        gain = W
-    elif WITH_SLOPE:
-        y, gain = fire(A, tl.load(properties.psp_persistence) * W, properties, SURROGATE and WITH_GAIN)
-    else:
+    first = first_row.to(tl.int64) * (N * G.GROUPS) + first_channel
+    at = tl.expand_dims(row * (N * G.GROUPS), 1 - AXIS) + tl.expand_dims(n, AXIS)
+    if y_ptr is not None:
+        if bias_ptr is not None:
+            A += tl.expand_dims(tl.load(bias_ptr + first_channel + n, mask=n_kept, other=0.0).to(tl.float32), AXIS)
         y = clamp_to_window(A)
-        gain = y
-    dtype: tl.constexpr = y_ptr.dtype.element_ty
-    if WITH_SLOPE and WITH_GAIN:
-        gain = fits(gain, dtype) if FIRES else gain.to(dtype)
-        tl.store(gain_ptr + first + at, gain, mask=kept)
-    tl.store(y_ptr + first + at, y.to(dtype), mask=kept)
+        if sigma_ptr is not None:
+            y, _ = fire(A, tl.load(sigma_ptr) * W)
+        tl.store(y_ptr + first + at, y.to(y_ptr.dtype.element_ty), mask=kept)
+    else:
+        tl.store(A_ptr + first + at, A.to(A_ptr.dtype.element_ty), mask=kept)
+        if WITH_SLOPE:
+            tl.store(W_ptr + first + at, W.to(W_ptr.dtype.element_ty), mask=kept)

@@ -1,0 +1,235 @@
+"""Kernels between the contractions, which go over a layer's neurons: they fire, and they are differentiated.
+
+A layer without batch norm is one with scale 1, whose shift is its initial potential. Kernels read the potentials that
+`forward` stored and never write them: what follows from them is computed in registers, forward and backward.
+"""
+
+# Triton's language is not Python's:
+# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ttfs_kernels.fused import persistence
+from ttfs_kernels.neuron import Neuron
+from ttfs_kernels.triton import blocks
+from ttfs_kernels.triton.blocks import SMALLEST_BLOCK
+from ttfs_kernels.triton.normalisation import COUNT, INVERSE, MEAN, SCALE, SHIFT
+from ttfs_kernels.triton.rule import at_inputs, at_most, clamp_to_window, fire, load_channels
+
+ELEMENTS = 1024  # elements in a block of the kernels here
+TILE = 4096  # 32-bit elements that a program holds at once in a sum over splits
+FULL_GRID = 128  # programs below which a sum over splits takes smaller blocks: about the processors of a large GPU
+
+
+class Neurons(NamedTuple):
+    """What kernels read of a layer's neurons, one argument of theirs; all but A may be None.
+
+    Attributes:
+        A, W: potentials Σ w·x and slopes Σ w·[x > 0], [..., N]; W is None at σ = 0.
+        statistics: [7, N] float32, with batch norm; see `normalisation`.
+        bias: [N] initial potentials, without batch norm.
+        skip, skip_weight: delayed spikes in the shape of A, one per neuron, and weights [N] of their synapses.
+    """
+
+    A: Tensor
+    W: Tensor | None
+    statistics: Tensor | None
+    bias: Tensor | None
+    skip: Tensor | None
+    skip_weight: Tensor | None
+
+
+def properties_of(neuron: Neuron, like: Tensor | None) -> tuple[Any, ...]:
+    """The neuron's properties as an argument of kernels; without `like`, and at σ = 0, they do not read σ."""
+    return neuron.numbers(persistence(neuron, like) if like is not None and neuron.has_slope else None)
+
+
+def fire_neurons(neurons: Neurons, neuron: Neuron, dtype: torch.dtype) -> Tensor:
+    """Activations of the neurons, in the shape of A."""
+    y = neurons.A.new_empty(neurons.A.shape, dtype=dtype)
+    if y.numel():
+        rows, channels = y.numel() // y.shape[-1], y.shape[-1]
+        grid, _, sizes = blocks.over_rows(rows, channels, ELEMENTS, few=False)
+        blocks.launch(fire_rows, grid, neurons, y, rows, channels, properties_of(neuron, y), **sizes)
+    return y
+
+
+def differentiate(
+    neurons: Neurons, neuron: Neuron, grad: Tensor, gradients: int, totals: Tensor | None = None, sums: int = 0
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(pair, sums, grad_skip): what the backward pass needs of the neurons; None what is not asked for.
+
+    Args:
+        neurons, neuron: the layer.
+        grad: gradient of the activations, in the shape of A.
+        gradients: 2 for the gradients of A and of Σ w·[x > 0], [2, ...], dtype of `grad`; 1 for that of A; 0 for none.
+        totals: dβ and dγ [2, N] over all processes, which the gradients need with batch norm.
+        sums: number of sums over the neurons of a channel, float32 [sums, N]: dβ (the gradient of the initial
+            potential), with batch norm dγ, and with a skip the gradient of its weight. Then the skip has a gradient.
+    """
+    rows, channels = grad.numel() // grad.shape[-1], grad.shape[-1]
+    alone = neurons.statistics is None and neurons.skip is None  # fewer values a neuron
+    grid, share, sizes = blocks.over_rows(rows, channels, 2 * ELEMENTS if alone else ELEMENTS, few=sums > 0)
+    parts = grad.new_empty((grid[0], sums, channels), dtype=torch.float32) if sums else None
+    grad_skip = torch.empty_like(neurons.skip) if sums and neurons.skip is not None else None
+    pair = grad.new_empty((gradients, *grad.shape)) if gradients else None
+    h, slope_h = (pair[i] if pair is not None and i < gradients else None for i in (0, 1))
+    if rows:
+        results = parts, grad_skip, h, slope_h
+        arguments = neurons, grad, totals, *results, rows, channels, share, properties_of(neuron, grad)
+        blocks.launch(differentiate_rows, grid, *arguments, SURROGATE=neuron.has_surrogate, **sizes)
+    return pair, None if parts is None else sum_parts(parts, parts.new_empty(parts.shape[1:])), grad_skip
+
+
+def sum_parts(parts: Tensor, out: Tensor) -> Tensor:
+    """The sum over splits [splits, ...], in blocks small enough to fill the processors; shapes alone give the order."""
+    splits, size = parts.shape[0], out.numel()
+    block = ELEMENTS
+    while block > SMALLEST_BLOCK and math.ceil(size / block) < FULL_GRID:
+        block //= 2
+    # ROWS must not depend on the number of splits, which differs by batch size: each ROWS compiles a kernel of its own.
+    grid = (math.ceil(size / block),)
+    blocks.launch(sum_splits, grid, parts, out, splits, size, ROWS=max(1, TILE // block), BLOCK=block)
+    return out
+
+
+@triton.jit
+def load_potentials(neurons, at, kept, n, N, properties):
+    """(A, W, A', W', skip) in float32: potentials, those by which neurons fire, and delayed spikes.
+
+    W includes σ, and is 0 at σ = 0. A' = g·A + β − g·μ or A + b, W' = g·W or W, with delayed spikes added.
+    """
+    A = tl.load(neurons.A + at, mask=kept, other=0.0).to(tl.float32)
+    W = tl.zeros_like(A)
+    if neurons.W is not None:
+        W = tl.load(properties.psp_persistence) * tl.load(neurons.W + at, mask=kept, other=0.0).to(tl.float32)
+    potential = A
+    slope = W
+    if neurons.statistics is not None:
+        scale = load_channels(neurons.statistics, SCALE, n, N)
+        potential = A * scale + load_channels(neurons.statistics, SHIFT, n, N)
+        slope = W * scale
+    if neurons.bias is not None:
+        potential += load_channels(neurons.bias, 0, n, N)
+    skip = tl.zeros_like(A)
+    if neurons.skip is not None:
+        skip = tl.load(neurons.skip + at, mask=kept, other=0.0).to(tl.float32)
+        skip_weight = load_channels(neurons.skip_weight, 0, n, N)
+        potential += skip_weight * skip
+        if neurons.W is not None:
+            slope += tl.load(properties.psp_persistence) * tl.where(skip > 0, skip_weight, 0.0)
+    return A, W, potential, slope, skip
+
+
+@triton.jit(do_not_specialize=["M"])
+def fire_rows(neurons, y_ptr, M, N, properties, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Activations y [M, N] by the firing rule."""
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    kept = (m < M)[:, None] & (n < N)[None, :]
+    at = m.to(tl.int64)[:, None] * N + n[None, :]
+    _, _, potential, slope, _ = load_potentials(neurons, at, kept, n, N, properties)
+    y = clamp_to_window(potential)
+    if neurons.W is not None:
+        y, _ = fire(potential, slope)
+    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=kept)
+
+
+@triton.jit(do_not_specialize=["M"])
+def differentiate_rows(
+    neurons,
+    grad_ptr,
+    totals_ptr,
+    parts_ptr,
+    grad_skip_ptr,
+    h_ptr,
+    slope_h_ptr,
+    M,
+    N,
+    rows_per_program,
+    properties,
+    SURROGATE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Gradients of the potentials (Eq. 9, 10; both derivatives clipped), and each program's sums over its rows.
+
+    dA' and dW' are the gradients of A' and W' of `load_potentials`. With batch norm, h = g·(dA' − shared) and
+    slope_h = σ·g·(dW' − shared), with shared = (dβ + (V − mean)·dγ/√(s² + ε)) / count; otherwise h = dA' and
+    slope_h = σ·dW'. Sums, parts [programs along M, 1 to 3, N] float32: see `differentiate`.
+    """
+    program = tl.program_id(0)
+    first = program * rows_per_program
+    last = tl.minimum(first + rows_per_program, M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    by_shift = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    by_scale = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    by_weight = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(first, last, BLOCK_M):
+        m = start + tl.arange(0, BLOCK_M)
+        at = m.to(tl.int64)[:, None] * N + n[None, :]
+        kept = (m < last)[:, None] & (n < N)[None, :]
+        A, W, potential, slope, skip = load_potentials(neurons, at, kept, n, N, properties)
+        grad = tl.load(grad_ptr + at, mask=kept, other=0.0).to(tl.float32)
+        if neurons.W is not None:
+            y, gain = fire(potential, slope, properties, SURROGATE)
+            by_A = grad * at_most(gain, properties.derivative_clip)
+            by_W = grad * at_most((1 - properties.split_gradient * y) * gain, properties.derivative_clip)
+        else:
+            by_A = tl.where((potential <= 0) | (potential >= 1), 0.0, grad)
+            by_A = tl.where(potential == potential, by_A, potential)
+            by_W = tl.zeros_like(by_A)
+        if parts_ptr is not None:
+            by_shift += by_A
+            if neurons.statistics is not None:
+                by_scale += by_A * (A - load_channels(neurons.statistics, MEAN, n, N)) + by_W * W
+            if neurons.skip is not None:
+                skip_weight = load_channels(neurons.skip_weight, 0, n, N)
+                by_weight += by_A * skip
+                by_spike = by_A * skip_weight
+                if neurons.W is not None:
+                    by_mask = tl.load(properties.psp_persistence) * by_W
+                    by_weight += tl.where(skip > 0, by_mask, 0.0)
+                    by_spike = at_inputs(by_spike, by_mask * skip_weight, skip, properties, SURROGATE)
+                tl.store(grad_skip_ptr + at, by_spike.to(grad_skip_ptr.dtype.element_ty), mask=kept)
+        if h_ptr is not None:
+            if neurons.statistics is not None:
+                count = tl.maximum(load_channels(neurons.statistics, COUNT, n, N), 1.0)  # 0 outside the channels
+                spread = load_channels(totals_ptr, 1, n, N) * load_channels(neurons.statistics, INVERSE, n, N)
+                offset = A - load_channels(neurons.statistics, MEAN, n, N) + W
+                shared = (load_channels(totals_ptr, 0, n, N) + offset * spread) * (1 / count)
+                scale = load_channels(neurons.statistics, SCALE, n, N)
+                by_A = scale * (by_A - shared)
+                by_W = scale * (by_W - shared)
+            tl.store(h_ptr + at, by_A.to(h_ptr.dtype.element_ty), mask=kept)
+            if slope_h_ptr is not None:
+                slope_h = tl.load(properties.psp_persistence) * by_W
+                tl.store(slope_h_ptr + at, slope_h.to(slope_h_ptr.dtype.element_ty), mask=kept)
+    if parts_ptr is not None:
+        SUMS: tl.constexpr = 1 + (neurons.statistics is not None) + (neurons.skip is not None)
+        to = parts_ptr + program.to(tl.int64) * SUMS * N + n
+        tl.store(to, tl.sum(by_shift, axis=0), mask=n < N)
+        if neurons.statistics is not None:
+            inverse = tl.load(neurons.statistics + INVERSE * N + n, mask=n < N, other=0.0)
+            tl.store(to + N, tl.sum(by_scale, axis=0) * inverse, mask=n < N)
+        if neurons.skip is not None:
+            tl.store(to + (SUMS - 1) * N, tl.sum(by_weight, axis=0), mask=n < N)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def sum_splits(parts_ptr, out_ptr, splits, size, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """out = the sum of parts [splits, size] over the splits, ROWS of them at a time, in an order that never changes."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    for start in range(0, splits, ROWS):
+        row = start + tl.arange(0, ROWS)
+        kept = (row < splits)[:, None] & (i < size)[None, :]
+        total += tl.load(parts_ptr + row.to(tl.int64)[:, None] * size + i[None, :], mask=kept, other=0.0)
+    tl.store(out_ptr + i, tl.sum(total, axis=0).to(out_ptr.dtype.element_ty), mask=i < size)
