@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Folders: (ceiling, goal).
 ROOMS = {
-    ("ttfs_triton", "kernels", "recipes"): (29_346, 25_000),
+    ("ttfs_triton", "kernels", "recipes"): (28_763, 25_000),
     ("bench",): (3_644, 3_400),
     ("tests",): (21_779, 17_000),
 }
