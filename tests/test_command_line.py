@@ -90,6 +90,7 @@ def test_values_that_pydantic_refuses_are_told_in_one_line(capsys):
         (ValueError("three is one too many"), 1, "error: three is one too many\n"),
         (ValueError("load_images: data_dir must hold images."), 1, "error: data_dir must hold images.\n"),
         (ValueError("network: must be FILE.py:FUNCTION."), 1, "error: network: must be FILE.py:FUNCTION.\n"),
+        (ValueError("points:\n  0.1: goal must be 1."), 1, "error: points:\n  0.1: goal must be 1.\n"),
         (MemoryError(), 1, "error: memory must suffice; got MemoryError. Use fewer images, or smaller batches.\n"),
         (Interrupted("SIGINT received: stopped.", signal.SIGINT), 130, "SIGINT received: stopped.\n"),
     ],

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Options = TypeVar("Options", bound="BaseModel")
 TRACEBACK = "--traceback"
 RECIPES = Path(__file__).parent / "recipes"
-_FUNCTION = re.compile(r"\w+: (?=(?!must )[^:;]* (must|may) )")  # the name of ours with which an error's text begins
+_FUNCTION = re.compile(r"^\w+: (?=(?!must )[^:;]* (must|may) )")  # the name of ours with which an error's text begins
 _HINT = f"Add {TRACEBACK} to any command to see an error's traceback."
 
 

@@ -99,7 +99,7 @@ def test_interrupted_upload_changes_nothing_and_goes_on(hub, run, where, capsys)
     with pytest.raises(SystemExit, match="1"):
         command(run, "--repo-id", repo_id)
     message = capsys.readouterr().err
-    assert f"publish: the Hub must answer for {repo_id}" in message
+    assert f"error: the Hub must answer for {repo_id}" in message
     assert f"Nothing has changed in {repo_id}; {run} is as it was. Publish it again." in message
     assert hub.files(repo_id) == {}
     assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
