@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, cast, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -161,6 +161,8 @@ def parse_options(
         checked = create_model(group.__name__, __base__=group, __validators__=validators)
         for field in checked.model_fields.values():  # tyro would keep the line breaks of docstrings
             field.description = field.description and " ".join(field.description.split())
+        kinds = get_type_hints(group, include_extras=True)
+        checked.__annotations__ = {name: _shown(name, kinds[name]) for name in group.model_fields}
         given = {name: (defaults or {}).get(name) for name in group.model_fields}
         fields[group.__name__.removesuffix("Options").lower()] = (checked, checked.model_construct(**given))
     form: Any = create_model("Options", **fields) if len(groups) > 1 else next(iter(fields.values()))[0]
@@ -176,6 +178,20 @@ def parse_options(
         raise OptionsError("the command line is not usable:\n" + "\n".join(error.args)) from None
     parts = [getattr(found, name) for name in fields] if len(groups) > 1 else [found]
     return {key: value for part in parts for key, value in part.model_dump().items()}
+
+
+def _shown(name: str, kind: Any) -> Any:
+    """The type of a field for `--help`: positional ones by their name, several as `VALUE ...`, no empty default."""
+    import tyro
+
+    bare, *marks = get_args(kind) if get_origin(kind) is Annotated else [kind]
+    positional, several = tyro.conf.Positional in marks, get_origin(bare) is tuple and ... in get_args(bare)
+    word = name.upper() if positional else "VALUE"
+    shown = tyro.conf.arg(
+        metavar=f"{word} ..." if several else word if positional else None,
+        help_behavior_hint=lambda default: "" if default in ("", "None") else f"(default: {default})",
+    )
+    return Annotated[kind, shown]
 
 
 def _with_values(groups: Sequence[type[BaseModel]], arguments: Sequence[str]) -> list[str]:
