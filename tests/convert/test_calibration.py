@@ -1,6 +1,7 @@
 """Initial potentials that bring a network closest to the ANN of its weights, or a grid closest to none."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -206,7 +207,9 @@ def test_recipe_writes_a_network_on_its_grid(tmp_path, capsys):
     loaded = TTFSModel.from_pretrained(tmp_path / "grid")
     assert (loaded.config.grid, loaded.class_names) == (Grid(4, 3, per_channel=False), tuple("abcd"))
     assert json.loads((tmp_path / "grid" / "calibration.json").read_text())["images"] == 40
-    assert "written: " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "written: " in shown
+    assert re.search(r"accuracy on \d+ other training images: \d+\.\d\d% → \d", shown)
     for wrong, message in (
         (words, "output_dir must be a new or empty folder"),
         ([tmp_path / "plain", "--output-dir", tmp_path / "other", "--time-steps", 4], "must name training images"),

@@ -22,6 +22,7 @@ from ttfs_triton.command_line import run_command
 from ttfs_triton.convert.calibration import Calibration, LayerCalibration, around, batches, by_batches, choose_least
 from ttfs_triton.convert.options import CalibrationImages
 from ttfs_triton.convert.output import check_folder, write_folder
+from ttfs_triton.data.images import draw_indices
 from ttfs_triton.model import TTFSModel, find_model
 from ttfs_triton.nn import Grid, put_on_grid
 from ttfs_triton.nn.chip import check_registers
@@ -33,6 +34,8 @@ from ttfs_triton.table import print_whole
 
 # Candidate scales, as multiples of the one that rounds single weights best: for sums of them, another may be better.
 UNIT_SHARES = tuple(2 ** (step / 4) for step in range(-4, 5))
+SCORED = 500
+"""Number of training images, other than those of the calibration, on which accuracy is told."""
 # Changes of an initial potential, in threshold heights: each range four times finer than the one before.
 REACHES, POINTS = (0.4, 0.1, 0.025), 9
 
@@ -50,7 +53,7 @@ def calibrate_grid(
 
     Args:
         network: spiking network that `network_graph` accepts; a grid that it is on already is replaced.
-        images: [N, in_channels, height, width], as the network reads them; some hundred are enough.
+        images: [N, in_channels, height, width], as the network reads them; a hundred are enough.
         grid: the chip's grid.
         batch_size: images that run at once.
         progress: called with each layer's name before the layer is calibrated.
@@ -150,8 +153,18 @@ class CalibrateOptions(CalibrationImages):
     state_bits: int | None = Field(None, ge=4, le=62)
     """Bits of the registers that hold a neuron's slope and potential, which saturate. Default: as wide as needed."""
 
-    images: int = Field(512, ge=1, lt=2**31)
+    images: int = Field(128, ge=1, lt=2**31)
     """Number of calibration images, drawn by --seed."""
+
+
+@torch.no_grad()
+def _right(network: nn.Module, images: Tensor, labels: Tensor) -> int:
+    """Number of images that a network classifies rightly."""
+    with evaluating(network):
+        return sum(
+            int((network(part).argmax(1).cpu() == right).sum())
+            for part, right in zip(images.split(64), labels.split(64), strict=True)
+        )
 
 
 def run(options: CalibrateOptions) -> Calibration:
@@ -159,12 +172,20 @@ def run(options: CalibrateOptions) -> Calibration:
     check_folder("calibrate", options.output_dir)
     grid = Grid(options.time_steps, options.weight_bits, options.weight_units == "channel", options.state_bits)
     model, console = TTFSModel.from_files(find_model(options.model), options.network).float(), Console()
-    images = options.draw(options.load("calibrate", model.description, options.images), options.images)
+    count = options.images + SCORED
+    data = options.load("calibrate", model.description, count)
+    images, others = options.draw(data, count).tensor_split([options.images])
+    labels = data.labels[draw_indices(torch.arange(len(data)), count, options.seed)][options.images :]
     with console.status("calibrating") as status:
         network = model.network.to(images.device)
+        scored = len(others) > 0 and len(data.class_names) == len(model.class_names)
+        before = _right(network, others, labels) if scored else 0
         found = calibrate_grid(network, images, grid, progress=lambda name: status.update(f"calibrating {name}"))
     print_whole(found.table())
     report = {"calibration.json": found.to_dict()}
+    if scored:
+        after = _right(network, others, labels) / len(others)
+        print(f"accuracy on {len(others):,} other training images: {before / len(others):.2%} → {after:.2%}")
     write_folder(options.output_dir, model.cpu().state_dict(), model.description, report)
     return found
 

@@ -33,7 +33,7 @@ from ttfs_triton.train.run_folder import FolderLock
 
 NAME = "frontier"
 
-# Number of training images for the calibration of a grid, as in `ttfs calibrate`.
+# Number of training images for the calibration of a grid.
 CALIBRATION_IMAGES = 512
 
 Rows = list[FrontierRow]
