@@ -55,8 +55,6 @@ class Mirror(BaseModel):
     """Whether."""
     other: str = ""
     """What else."""
-    rest: tuple[str, ...] = ()
-    """The rest."""
 
 
 @pytest.mark.parametrize(
@@ -76,15 +74,6 @@ def test_a_flag_that_also_takes_words_is_still_a_flag(arguments, value, capsys):
     run_command(Mirror, got.append, description="Do something.", arguments=arguments.split())
     assert got == [Mirror(flip_images=value, other="x")]
     assert capsys.readouterr().err == ""
-
-
-def test_help_has_no_empty_default_and_no_nested_brackets(capsys):
-    with pytest.raises(SystemExit):
-        run_command(Mirror, print, description="Do something.", arguments=["--help"])
-    shown = capsys.readouterr().out
-    assert "--rest VALUE ..." in shown
-    assert "(default: False)" in shown
-    assert not any(text in shown for text in ("[[", "[STR", "(default: )"))
 
 
 def test_values_that_pydantic_refuses_are_told_in_one_line(capsys):

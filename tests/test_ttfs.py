@@ -6,8 +6,10 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_origin
 
 import pytest
+from pydantic import ValidationError
 
 from tests.train.runs import environment
 from ttfs_triton.command_line import RECIPES
@@ -26,6 +28,37 @@ def test_help_names_every_command_and_recipe(capsys):
     assert all(f"  {name} " in shown for name in COMMANDS)
     assert all(callable(import_module(module).main) for module, _ in COMMANDS.values())
     assert all(path.stem in shown for path in RECIPES.glob("*.yaml") if path.stem != "own")
+
+
+HELP = """
+import sys
+from ttfs_triton.ttfs import COMMANDS, main
+for name in COMMANDS:
+    try:
+        main([name, "--help"])
+    except SystemExit as ended:
+        assert not ended.code
+assert "torch" not in sys.modules
+"""
+
+
+def test_help_of_all_commands_is_plain_and_needs_no_pytorch(tmp_path):
+    words = [sys.executable, "-c", HELP]
+    done = subprocess.run(words, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: ttfs classify [-h] MODEL IMAGES ..." in done.stdout
+    assert not any(text in done.stdout for text in ("[[", "[STR", "(default: )"))
+
+
+def test_no_number_of_a_command_is_huge():
+    for module in {module for name, (module, _) in COMMANDS.items() if name != "train"}:
+        options = import_module(module).main.args[0]
+        for key, field in options.model_fields.items():
+            if "int" in str(field.annotation):
+                value = (10**20,) if get_origin(field.annotation) is tuple else 10**20
+                with pytest.raises(ValidationError) as refused:
+                    options(**{key: value})
+                assert key in [problem["loc"][0] for problem in refused.value.errors()], (module, key)
 
 
 def test_version_and_machine_are_told(capsys):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Options = TypeVar("Options", bound="BaseModel")
 TRACEBACK = "--traceback"
 RECIPES = Path(__file__).parent / "recipes"
+ERRORS = (ValueError, RuntimeError, OSError, MemoryError)
 _FUNCTION = re.compile(r"^\w+: (?=(?!must )[^:;]* (must|may) )")  # the name of ours with which an error's text begins
 _HINT = f"Add {TRACEBACK} to any command to see an error's traceback."
 
@@ -107,24 +108,31 @@ def write_out(text: str = "") -> None:
 
 def run_command(
     options: type[Options],
-    run: Callable[[Options], object],
+    run: Callable[[Options], object] | str,
     description: str | None,
     arguments: Sequence[str] | None = None,
     *,
-    errors: tuple[type[Exception], ...] = (ValueError, RuntimeError, OSError, MemoryError),
+    errors: tuple[type[Exception], ...] = ERRORS,
 ) -> None:
     """Parse options and run. The `main` of a command is this function with options and `run` filled in.
 
     Args:
         options: class whose fields are the flags.
-        run: function that is called with the parsed options.
+        run: function that is called with the parsed options; or the module that has it as `run`, and maybe as `ERRORS`
+            what it raises, which is imported only then.
         description: text shown by `--help`.
         arguments: command line without the program's name. Default: sys.argv[1:].
         errors: exceptions of `run` that the user can fix; their text is printed without a traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    with plain_errors(OptionsError, *errors, traceback=TRACEBACK in arguments):
-        run(options(**parse_options(options, description=description, arguments=arguments)))
+    traceback = TRACEBACK in arguments
+    with plain_errors(OptionsError, *errors, traceback=traceback):
+        values = options(**parse_options(options, description=description, arguments=arguments))
+    if isinstance(run, str):
+        module = importlib.import_module(run)
+        run, errors = cast(Callable[[Options], object], module.run), getattr(module, "ERRORS", errors)
+    with plain_errors(*errors, traceback=traceback):
+        run(values)
 
 
 def parse_options(

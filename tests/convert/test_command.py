@@ -14,6 +14,7 @@ from tests.convert import sources
 from tests.convert.published import ForDigits
 from tests.convert.sources import randomised
 from tests.convert.test_conversion import ours
+from ttfs_triton.commands.convert import ConvertOptions, main
 from ttfs_triton.convert import command, convert, convert_ann, output
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluate.load import load_network
@@ -43,7 +44,7 @@ def described(folder) -> ModelDescription:
 def test_recipe_writes_what_evaluation_loads(paper, tmp_path, capsys):
     folder = tmp_path / "runs" / "converted"
     folder.mkdir(parents=True)  # an empty one is filled
-    command.main(None, [str(paper), "--output-dir", str(folder), "--psp-persistence", "0.25", *PAPER, *COPY])
+    main(None, [str(paper), "--output-dir", str(folder), "--psp-persistence", "0.25", *PAPER, *COPY])
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "conversion.json", "model.safetensors"]
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     assert {value.dtype for value in tensors.values()} == {torch.float32}
@@ -67,11 +68,11 @@ def test_names_of_classes_are_kept_unless_the_head_is_new(tmp_path):
     own.mkdir()
     description = ModelDescription.of(network.config, class_names=list("abcde"), dataset="letters", fit="crop")
     write_model(own, network.state_dict(), description)
-    command.main(None, [str(own), "--output-dir", str(tmp_path / "kept"), *COPY])
+    main(None, [str(own), "--output-dir", str(tmp_path / "kept"), *COPY])
     kept = described(tmp_path / "kept")
     assert (kept.class_names, kept.dataset, kept.preprocessing.fit) == (tuple("abcde"), "letters", "crop")
     options = ["--classes", "2", "--replace-head", "--no-keep-standardisation"]
-    command.main(None, [str(own), "--output-dir", str(tmp_path / "new"), *options, *COPY])
+    main(None, [str(own), "--output-dir", str(tmp_path / "new"), *options, *COPY])
     new = described(tmp_path / "new")
     assert (new.class_names, new.dataset) == (("0", "1"), None)
     assert (kept.network.weight_standardisation, new.network.weight_standardisation) == (True, False)
@@ -79,7 +80,7 @@ def test_names_of_classes_are_kept_unless_the_head_is_new(tmp_path):
 
 def test_flags_reach_the_conversion(paper, tmp_path):
     flags = "--mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --readout first_spike --encoder signed"
-    command.main(None, [str(paper), "--output-dir", str(tmp_path / "out"), *flags.split(), *PAPER, *COPY])
+    main(None, [str(paper), "--output-dir", str(tmp_path / "out"), *flags.split(), *PAPER, *COPY])
     config = load_network(tmp_path / "out").network.config
     assert (config.mean, config.encoder, config.readout) == ((0.1, 0.2, 0.3), "signed", "first_spike")
 
@@ -90,7 +91,7 @@ def test_occupied_folder_is_refused_before_any_work(tmp_path, tmp_path_factory, 
     monkeypatch.chdir(tmp_path_factory.mktemp("empty"))
     for path in (tmp_path / "out", tmp_path / "out" / "mine", "."):
         with pytest.raises(SystemExit, match="1"):
-            command.main(None, [str(tmp_path / "not even looked for"), "--output-dir", str(path), *COPY])
+            main(None, [str(tmp_path / "not even looked for"), "--output-dir", str(path), *COPY])
         assert "output_dir must be a new or empty folder" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
@@ -119,7 +120,7 @@ def test_mistakes_end_in_a_message_and_leave_nothing(paper, tmp_path, flags, mes
     before = sorted(tmp_path.iterdir())
     flags = flags if "--network" in flags else [*flags, *PAPER]
     with pytest.raises(SystemExit) as stopped:
-        command.main(None, [str(paper), "--output-dir", str(tmp_path / "out"), *flags])
+        main(None, [str(paper), "--output-dir", str(tmp_path / "out"), *flags])
     assert stopped.value.code == 1
     error = capsys.readouterr().err
     assert message in error
@@ -134,7 +135,7 @@ def test_failed_write_leaves_nothing_half(paper, tmp_path, failing, monkeypatch)
 
     monkeypatch.setattr(output, failing, fail)
     values = {"source": str(paper), "calibrate": False, "trained_as": "ann"}
-    options = command.ConvertOptions(output_dir=tmp_path / "out", **values)
+    options = ConvertOptions(output_dir=tmp_path / "out", **values)
     with pytest.raises(OSError, match="no space left"):
         command.run(options)
     left = sorted(path.name for path in tmp_path.iterdir())
@@ -145,7 +146,7 @@ def test_recipe_calibrates_on_images(tmp_path, capsys):
     images, source = Path(command.__file__).parents[1] / "sample", tmp_path / "digits.pth"
     flags = ["--data-dir", str(images), "--calibration-images", "24", "--cpu", "--psp-persistence", "1", *PAPER]
     torch.save(randomised(ForDigits()).state_dict(), source)
-    command.main(None, [str(source), "--output-dir", str(tmp_path / "out"), *flags])
+    main(None, [str(source), "--output-dir", str(tmp_path / "out"), *flags])
     written = json.loads((tmp_path / "out" / "conversion.json").read_text())["calibration"]
     assert written["images"] == 24
     assert [layer["name"] for layer in written["layers"]] == ["conv1", "conv2", "fc1"]
@@ -160,7 +161,7 @@ def test_recipe_calibrates_on_images(tmp_path, capsys):
 def test_networks_of_ours_need_no_images_get_no_initial_potentials_and_keep_their_origin(tmp_path):
     model = TTFSModel(ours(bias=False, neuron=Neuron(0.25)).config, base_model=BaseModel("vgg.pth", "ab" * 32))
     model.save_pretrained(tmp_path / "own")
-    command.main(None, [str(tmp_path / "own"), "--output-dir", str(tmp_path / "out"), "--psp-persistence", "0.5"])
+    main(None, [str(tmp_path / "own"), "--output-dir", str(tmp_path / "out"), "--psp-persistence", "0.5"])
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["calibration"] is None
     assert described(tmp_path / "out").network == model.config.replace(neuron=Neuron(0.5))
     assert described(tmp_path / "out").base_model == model.description.base_model
@@ -189,7 +190,7 @@ def test_function_of_an_installed_package_builds_the_ann(tmp_path, capsys):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{place}.png")
     flags = ["--network", "torchvision.models:squeezenet1_1", "--data-dir", str(tmp_path / "images"), "--cpu"]
-    command.main(None, [str(tmp_path / "ann.pth"), *flags, "--output-dir", str(tmp_path / "out")])
+    main(None, [str(tmp_path / "ann.pth"), *flags, "--output-dir", str(tmp_path / "out")])
     assert "same class for 100.0% of 4 images" in capsys.readouterr().out
     model = TTFSModel.from_pretrained(tmp_path / "out", network=f"{tmp_path}/out/network.py:build")
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
@@ -204,7 +205,7 @@ def test_network_of_the_user_s_code_is_traced(tmp_path, function, capsys):
     ann = randomised(build_network_of(builder, in_channels=1, image_size=(28, 28), classes=10))
     torch.save({"model": ann.state_dict()}, tmp_path / "ann.pth")
     words = [str(tmp_path / "ann.pth"), "--network", builder]
-    command.main(None, [*words, "--output-dir", str(tmp_path / "out"), *flags])
+    main(None, [*words, "--output-dir", str(tmp_path / "out"), *flags])
     out = capsys.readouterr().out
     if function == "odd":  # the folder is whole: it needs no file of the ANN
         (tmp_path / "mine.py").rename(tmp_path / "moved.py")
@@ -232,10 +233,10 @@ def test_network_of_the_user_s_code_is_traced(tmp_path, function, capsys):
         ([*flags, "--readout", "first_spike"], "must go without a signed encoder or first_spike"),
     ):
         with pytest.raises(SystemExit):
-            command.main(None, [*words, "--output-dir", str(tmp_path / "no"), *wrong])
+            main(None, [*words, "--output-dir", str(tmp_path / "no"), *wrong])
         assert message in capsys.readouterr().err
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "ann.pth")
     with pytest.raises(SystemExit):
-        command.main(None, [*words, "--output-dir", str(tmp_path / "no"), *flags])
+        main(None, [*words, "--output-dir", str(tmp_path / "no"), *flags])
     assert f"ann.pth must hold the weights of {builder}" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.export.common import small_network
+from ttfs_triton.commands.export import main
 from ttfs_triton.data.images import load_images
 from ttfs_triton.export import Comparison, command
-from ttfs_triton.export.command import main
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import Grid, Neuron
 

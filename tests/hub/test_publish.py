@@ -4,7 +4,8 @@ import pytest
 from huggingface_hub import HfApi
 
 from tests.hub.server import Repository
-from ttfs_triton.hub.publish import main, publish
+from ttfs_triton.commands.publish import main
+from ttfs_triton.hub.publish import publish
 from ttfs_triton.model import LoadError
 from ttfs_triton.model.hub import HubError, check_account
 

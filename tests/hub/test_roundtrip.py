@@ -10,7 +10,7 @@ from safetensors.torch import load
 
 from tests.hub.server import Repository
 from ttfs_triton import TTFSModel
-from ttfs_triton.evaluate.command import main as evaluate
+from ttfs_triton.commands.evaluate import main as evaluate
 from ttfs_triton.model import LoadError
 from ttfs_triton.model.hub import HubError
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image, ImageDraw
 
+from ttfs_triton.commands.classify import main
 from ttfs_triton.model import TTFSModel
-from ttfs_triton.model.command import main
 from ttfs_triton.nn import NetworkConfig
 
 BUNDLED, NAMES = "bundled:cnn1-mnist", ("zero.png", "one.png")

@@ -9,9 +9,9 @@ from safetensors.torch import load, save_file
 
 from recipes.own_network import build
 from ttfs_triton import TTFSModel
+from ttfs_triton.commands.evaluate import EvaluationOptions
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluate.command import run as evaluate_run
-from ttfs_triton.evaluate.options import EvaluationOptions
 from ttfs_triton.train import Callback, TrainConfig, Trainer
 
 OWN = Path(__file__).parents[2] / "recipes" / "own_network.py"

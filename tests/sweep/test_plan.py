@@ -70,7 +70,7 @@ def test_axes_give_points_each_once():
         "lost_spikes=0.1",
         "target_sparsity=0.3+time_steps=8",
     ]
-    assert list(asked.grids().values()) == [Grid(4, 2), Grid(8, 2)]
+    assert [Grid(**dict(point.keys)) for point in asked.grids()] == [Grid(4, 2), Grid(8, 2)]
     assert asked.faults("lost_spikes") == [Faults(lost_spikes=0.1)]
     assert options(time_steps=(4,), weight_bits=(2,), lost_spikes=(0.1,)).trained() == []
 

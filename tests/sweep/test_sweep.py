@@ -11,14 +11,14 @@ import pytest
 
 from tests.sweep.conftest import EVALUATED, FLAGS, SWEEP, sweep
 from ttfs_triton.chip import simulate
+from ttfs_triton.commands.evaluate import main as evaluate
+from ttfs_triton.commands.sweep import FrontierOptions
 from ttfs_triton.evaluate import EvaluationBatches
-from ttfs_triton.evaluate.command import main as evaluate
 from ttfs_triton.evaluate.load import load_network, load_test_images
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.sweep import command, measure
 from ttfs_triton.sweep.command import line
 from ttfs_triton.sweep.figures import label
-from ttfs_triton.sweep.options import FrontierOptions
 from ttfs_triton.sweep.table import FrontierRow
 from ttfs_triton.train import NonFiniteLossError
 from ttfs_triton.wording import energy as in_words

@@ -9,25 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
-import tyro
-from pydantic import Field
 from rich.console import Console
 from torch import Tensor, nn
 
-from ttfs_triton.command_line import run_command
+from ttfs_triton.commands.calibrate import CalibrateOptions
 from ttfs_triton.convert.calibration import Calibration, LayerCalibration, around, batches, by_batches, choose_least
-from ttfs_triton.convert.options import CalibrationImages
+from ttfs_triton.convert.images import draw, load_training_images
 from ttfs_triton.convert.output import check_folder, write_folder
 from ttfs_triton.data.images import draw_indices
 from ttfs_triton.model import TTFSModel, find_model
 from ttfs_triton.nn import Grid, put_on_grid
 from ttfs_triton.nn.chip import check_registers
 from ttfs_triton.nn.graph import Stage
-from ttfs_triton.nn.grid import MOST_STEPS
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.trace import evaluating, network_graph
 from ttfs_triton.table import print_whole
@@ -132,31 +127,6 @@ def _fit(
     return ((before.sum() / count) ** 0.5).item(), ((error().sum() / count) ** 0.5).item(), shift
 
 
-class CalibrateOptions(CalibrationImages):
-    """Options of `ttfs calibrate`: network, grid, images, output folder."""
-
-    model: Annotated[str, tyro.conf.Positional]
-    """Trained network: a run's folder, a folder with config.json and model.safetensors, owner/name[@revision] on the
-    Hub, or bundled:NAME."""
-    output_dir: Path
-    """New or empty folder for model.safetensors, config.json and calibration.json."""
-    network: str | None = None
-    """FILE.py:FUNCTION that builds the network, if it is one of your own."""
-
-    # ---- grid of a chip
-    time_steps: int = Field(ge=1, le=MOST_STEPS)
-    """Time steps in a window."""
-    weight_bits: int | None = Field(None, ge=2, le=16)
-    """Bits of a weight, sign included. Default: weights are not rounded."""
-    weight_units: Literal["channel", "tensor"] = "channel"
-    """Quantisation granularity: one scale per output channel, or one per layer ("tensor")."""
-    state_bits: int | None = Field(None, ge=4, le=62)
-    """Bits of the registers that hold a neuron's slope and potential, which saturate. Default: as wide as needed."""
-
-    images: int = Field(128, ge=1, lt=2**31)
-    """Number of calibration images, drawn by --seed."""
-
-
 @torch.no_grad()
 def _right(network: nn.Module, images: Tensor, labels: Tensor) -> int:
     """Number of images that a network classifies rightly."""
@@ -173,8 +143,8 @@ def run(options: CalibrateOptions) -> Calibration:
     grid = Grid(options.time_steps, options.weight_bits, options.weight_units == "channel", options.state_bits)
     model, console = TTFSModel.from_files(find_model(options.model), options.network).float(), Console()
     count = options.images + SCORED
-    data = options.load("calibrate", model.description, count)
-    images, others = options.draw(data, count).tensor_split([options.images])
+    data = load_training_images(options, "calibrate", model.description, count)
+    images, others = draw(options, data, count).tensor_split([options.images])
     labels = data.labels[draw_indices(torch.arange(len(data)), count, options.seed)][options.images :]
     with console.status("calibrating") as status:
         network = model.network.to(images.device)
@@ -188,6 +158,3 @@ def run(options: CalibrateOptions) -> Calibration:
         print(f"accuracy on {len(others):,} other training images: {before / len(others):.2%} → {after:.2%}")
     write_folder(options.output_dir, model.cpu().state_dict(), model.description, report)
     return found
-
-
-main = partial(run_command, CalibrateOptions, run)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from importlib import import_module
 from typing import Any
 
 from rich.console import Console
 from torch import nn
 
-from ttfs_triton.command_line import run_command
+from ttfs_triton.commands.convert import ConvertOptions
 from ttfs_triton.convert.build import ConvertedNetwork, code_of
 from ttfs_triton.convert.conversion import Converted, calibrate_converted, convert
 from ttfs_triton.convert.from_ann import convert_ann
-from ttfs_triton.convert.options import ConvertOptions
+from ttfs_triton.convert.images import check_images, draw, load_training_images, training_split
 from ttfs_triton.convert.output import check_folder, write_folder
 from ttfs_triton.convert.source import ConversionError, Weights, load_state, open_weights
 from ttfs_triton.data.images import ImageData
@@ -36,7 +35,7 @@ def run(options: ConvertOptions) -> Converted | None:
     """
     check_folder("convert", options.output_dir)
     if options.network is not None:
-        options.check("convert")
+        check_images(options, "convert")
     weights, console = open_weights(options.source, sha256=options.sha256), Console()
     if options.network is not None:
         return _run_traced(options, options.network, weights)
@@ -50,8 +49,8 @@ def run(options: ConvertOptions) -> Converted | None:
     if not calibrated and (options.dataset or options.data_dir):
         raise ConversionError("convert: the network is not calibrated; got --dataset or --data-dir. Leave them out.")
     if calibrated:
-        data = options.load("convert", description_of(converted), options.calibration_images)
-        images = options.draw(data, options.calibration_images)
+        data = load_training_images(options, "convert", description_of(converted), options.calibration_images)
+        images = draw(options, data, options.calibration_images)
         with console.status("calibrating") as status:
             converted, calibration = calibrate_converted(
                 converted,
@@ -72,8 +71,8 @@ def _run_traced(options: ConvertOptions, builder: str, weights: Weights) -> None
     if given or options.encoder not in (None, "analog", "latency") or options.readout == "first_spike":
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given) or "a signed encoder or first_spike"
         raise ConversionError(f"convert: --network must go without {flags}. Leave them out.")
-    data = options.split(options.image_size, streaming=True)
-    images = options.draw(data, options.calibration_images)
+    data = training_split(options, options.image_size, streaming=True)
+    images = draw(options, data, options.calibration_images)
     names, shape = data.class_names, tuple(images.shape[1:])
     sizes: Any = {"in_channels": shape[0], "image_size": shape[1:], "classes": options.classes or len(names)}
     model = build_ann(builder, **sizes)
@@ -160,6 +159,3 @@ def _overrides(options: ConvertOptions, weights: Weights) -> dict[str, Any]:
         neuron = source.network.neuron if source is not None and isinstance(source.network, NetworkConfig) else Neuron()
         overrides["neuron"] = dataclasses.replace(neuron, psp_persistence=persistence)
     return overrides
-
-
-main = partial(run_command, ConvertOptions, run)

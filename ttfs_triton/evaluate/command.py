@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -13,14 +12,13 @@ from accelerate import Accelerator
 from rich.progress import Progress
 
 from ttfs_triton.chip import Simulation, simulate_at, simulated_run
-from ttfs_triton.command_line import run_command
+from ttfs_triton.commands.evaluate import EvaluationOptions
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.energy import Chip, Run, RunOptions, available_chips, compare, counting, estimate, fair_chip, load_chip
 from ttfs_triton.energy.compare import FAIR_CHIP, STEPS
 from ttfs_triton.evaluate import EvaluationBatches, evaluate, layer_table
 from ttfs_triton.evaluate.deadline import deadline_curve, output_spikes
 from ttfs_triton.evaluate.load import LoadedNetwork, load_network, load_test_images
-from ttfs_triton.evaluate.options import EvaluationOptions
 from ttfs_triton.evaluate.output import (
     SCORES,
     check_output,
@@ -171,6 +169,3 @@ def _lines(found: EvaluationResult) -> list[str]:
         simulated = simulation.counts.total()["synaptic_operations"] / simulation.samples
         rows.append(("  as simulated", number(simulated), "priced in the energies below"))
     return [f"{name:<24} {value}" + (f"  ({note})" if note else "") for name, value, note in rows]
-
-
-main = partial(run_command, EvaluationOptions, run)

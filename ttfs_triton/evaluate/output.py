@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from ttfs_triton.atomic import write_json
+from ttfs_triton.commands.evaluate import EvaluationOptions
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.evaluate import device_name, versions
 from ttfs_triton.evaluate.load import LoadedNetwork
-from ttfs_triton.evaluate.options import EvaluationOptions
 from ttfs_triton.evaluate.page import write_page
 from ttfs_triton.evaluate.result import EvaluationResult, Sample, spikes_of
 from ttfs_triton.model.own_network import OwnNetwork

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-import tyro
-from pydantic import Field
 from torch import Tensor
 
 from ttfs_triton.atomic import write_bytes
-from ttfs_triton.command_line import run_command
+from ttfs_triton.commands.export import ExportOptions
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.evaluate.load import LoadedNetwork, load_network, load_test_images
 from ttfs_triton.export.c_source import to_c
@@ -22,46 +18,7 @@ from ttfs_triton.export.compare import Comparison, c_compiler, compare_c, compar
 from ttfs_triton.export.nir_graph import not_expressed, to_nir
 from ttfs_triton.export.onnx_graph import to_onnx
 from ttfs_triton.export.shared import known_figures, require
-from ttfs_triton.shared_options import CommandOptions
 from ttfs_triton.table import Table, print_whole
-
-
-class ExportOptions(CommandOptions):
-    """Options of `ttfs export`: network, format, file, check."""
-
-    model: Annotated[str, tyro.conf.Positional]
-    """Trained network: a run's folder, a folder with config.json and model.safetensors, a .safetensors file with
-    config.json beside it, owner/name[@revision] on the Hub, or bundled:NAME, which comes with the package."""
-    format: Literal["c", "nir", "onnx"]
-    """c: a file of C99 without dependencies, the simulator's integers. nir: a graph of spiking neurons, in steps. onnx:
-    the closed form, spikes at any time."""
-    output: Path
-    """File to write."""
-    network: str | None = None
-    """FILE.py:FUNCTION that builds the network, if it is one of your own."""
-    overwrite: bool = False
-    """Replace the file if it exists."""
-
-    # ---- C and NIR
-    steps: Annotated[int | None, tyro.conf.arg(aliases=("--time-steps",))] = Field(None, ge=2, le=4096)
-    """Time steps in a window, in NIR 0.1 ms each. Default: as many as the network's grid has, or 64."""
-    weight_bits: int | None = Field(None, ge=2, le=16)
-    """Bits of a weight in C. Default: as many as the network's grid has, or 8."""
-
-    # ---- ONNX
-    hidden: bool = False
-    """Also output the activations of hidden layers."""
-
-    # ---- check
-    check: bool = False
-    """Run the file in onnxruntime or snnTorch, and print how far spike times and logits are from PyTorch's; compile C
-    and compare its classes with the simulator's. The exit status is 1 if the file gives an image another class."""
-    check_images: int = Field(20, ge=1)
-    """Number of images to check with."""
-    dataset: str | None = None
-    """Check with test images of this Hub data set, or of "sample". Default: random pixels."""
-    data_dir: Path | None = None
-    """Check with test images of this local folder: parquet files or class folders. Nothing is downloaded."""
 
 
 def run(options: ExportOptions) -> Comparison | None:
@@ -180,6 +137,3 @@ def show(comparison: Comparison, labels: Tensor | None) -> None:
         there, here = ((classes == labels).float().mean().item() for classes in decided)
         lines.append(f"accuracy                      {there:.2%} there, {here:.2%} here")
     print("\n".join(lines))
-
-
-main = partial(run_command, ExportOptions, run)

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ttfs_triton.commands.publish import CARD_CHIPS
 from ttfs_triton.energy import Counts, Run, RunOptions, dense_ann, estimate, fair_chip, load_chip, verdict
 from ttfs_triton.energy.prices import energy_range
 from ttfs_triton.evaluate.page import READOUTS, decision_lines, template_environment
@@ -24,7 +25,6 @@ from ttfs_triton.run_records import Summary
 from ttfs_triton.wording import interval
 
 # Arithmetic in 45 nm with memory and without, then chips that price synaptic operations.
-CARD_CHIPS = ("lemaire45:int8", "horowitz45:int8", "anp_i", "odin", "loihi")
 CARD_STEPS = 32
 CARD_HEADERS = (
     "chip",

@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 import json
-from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-from pydantic import Field
-
-from ttfs_triton.command_line import run_command
+from ttfs_triton.commands.classify import ClassificationOptions
 from ttfs_triton.model.classification import Classification
 from ttfs_triton.model.model import TTFSModel
-from ttfs_triton.shared_options import CommandOptions
 from ttfs_triton.table import Table, print_whole
 from ttfs_triton.wording import small_percent
-
-
-class ClassificationOptions(CommandOptions):
-    """Options of `ttfs classify`. Positional: the run or checkpoint, then image files."""
-
-    model: Annotated[str, tyro.conf.Positional]
-    """A run's folder, a folder with config.json and model.safetensors, a .safetensors file with config.json beside it,
-    owner/name[@revision] on the Hub, or bundled:NAME for a network that comes with the package."""
-    images: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(min_length=1)
-    """Image files, resized as in training; recordings, if the network reads those of an event camera."""
-    network: str | None = None
-    """FILE.py:FUNCTION that builds the network, if your own code does."""
-    top: int = Field(default=1, ge=1, lt=2**31)
-    """Number of classes to print for each image, likeliest first."""
-    json_lines: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print one JSON object a line, for programs."""
 
 
 def run(options: ClassificationOptions) -> None:
@@ -74,6 +53,3 @@ def _cells(facts: dict[str, Any]) -> tuple[str, ...]:
         "none" if first is None else first + ", a tie" * facts["tie"],
         "–" if first is None else f"{time:.2f} of {facts['windows']}",
     )
-
-
-main = partial(run_command, ClassificationOptions, run)

@@ -1,5 +1,5 @@
 """Sweeps of trained networks: accuracy against spikes, energy, time steps, weight bits, faults and decision time."""
 
-from ttfs_triton.sweep.options import FrontierOptions, Point
+from ttfs_triton.commands.sweep import FrontierOptions, Point
 
 __all__ = ["FrontierOptions", "Point"]

@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from ttfs_triton.command_line import run_command
+from ttfs_triton.commands.sweep import FAULTS, FrontierOptions
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.data.images import draw_images
 from ttfs_triton.energy import Counts
@@ -22,7 +22,6 @@ from ttfs_triton.evaluate.output import facts
 from ttfs_triton.nn import Grid
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.sweep.measure import Bench, Found, Measured, summary_row
-from ttfs_triton.sweep.options import FAULTS, FrontierOptions
 from ttfs_triton.sweep.page import write_frontier_page
 from ttfs_triton.sweep.plan import PlannedNetwork, PlannedPoint, check_points, make_plan, outline
 from ttfs_triton.sweep.table import FREE, FrontierRow, write_table
@@ -102,7 +101,8 @@ class Sweep:
         free = FrontierRow.of(network.name, FREE, loaded.network.graph.grid, weights_sha256=loaded.files.sha256)
         self._score(free, bench, lambda: loaded.network)
         self._measure(loaded.network, free, bench, FAULTS)
-        for point, grid in self.options.grids().items():
+        for point in self.options.grids():
+            grid = Grid(**dict(point.keys))
             row = FrontierRow.of(network.name, point.name, grid, trained=False, weights_sha256=loaded.files.sha256)
             drawn = [data.train.fingerprint, network.config.seed, len(data.train_indices)]
             self._score(row, bench, lambda g=grid: self._calibrated(network, g, data), drawn=drawn)
@@ -197,4 +197,3 @@ def _key(row: FrontierRow, bench: Bench) -> dict[str, Any]:
 
 
 ERRORS = (ValueError, RuntimeError, OSError, MemoryError, Interrupted)
-main = partial(run_command, FrontierOptions, run, errors=ERRORS)

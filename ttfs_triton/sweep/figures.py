@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ttfs_triton.commands.sweep import FAULTS
 from ttfs_triton.evaluate.figures import DEADLINE_AXIS, lines_svg
 from ttfs_triton.evaluate.plots import LINES, PAPER, accuracy_axis, legend_below, page_svg, value_axis
-from ttfs_triton.sweep.table import FAULTS, FREE, FrontierRow
+from ttfs_triton.sweep.table import FREE, FrontierRow
 from ttfs_triton.wording import energy, interval, number
 
 if TYPE_CHECKING:

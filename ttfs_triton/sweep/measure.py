@@ -17,13 +17,13 @@ from torch import nn
 
 from ttfs_triton.atomic import write_json
 from ttfs_triton.chip import simulate, simulate_at, simulated_run
+from ttfs_triton.commands.sweep import FrontierOptions
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.energy import Counts, Run, counting
 from ttfs_triton.energy.compare import STEPS
 from ttfs_triton.evaluate import EvaluationBatches, device_name, evaluate
 from ttfs_triton.evaluate.deadline import deadline_curve, output_spikes
 from ttfs_triton.nn.faults import Faults
-from ttfs_triton.sweep.options import FrontierOptions
 from ttfs_triton.sweep.table import ChipEnergy, FrontierRow
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ttfs_triton.atomic import write_text
+from ttfs_triton.commands.sweep import FAULTS
 from ttfs_triton.evaluate.page import render
 from ttfs_triton.evaluate.tables import pairs_table
 from ttfs_triton.sweep.figures import Rows, label, memory_chip, of_networks, sections
-from ttfs_triton.sweep.table import FAULTS, FREE, FrontierRow
+from ttfs_triton.sweep.table import FREE, FrontierRow
 from ttfs_triton.table import Table
 from ttfs_triton.wording import energy, interval, number, percent, ratio
 

@@ -11,17 +11,15 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from ttfs_triton.atomic import write_json, write_text
+from ttfs_triton.commands.sweep import GRID
 from ttfs_triton.energy import Run, dense_ann, estimate, verdict
 from ttfs_triton.nn import Grid
-from ttfs_triton.shared_options import FaultOptions
 from ttfs_triton.wording import csv_text
 
 FORMAT = 1
 FREE = "free"
 """Name of the point at which the network is measured as given, without training."""
 Kind = Literal["network", "faults", "deadline"]
-GRID = ("time_steps", "weight_bits", "state_bits")
-FAULTS = tuple(FaultOptions.model_fields)
 _STRICT = ConfigDict(extra="forbid")  # measurements come from a cache
 
 

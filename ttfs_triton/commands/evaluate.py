@@ -1,16 +1,19 @@
-"""Options of `ttfs evaluate`, and the results of an evaluation."""
+"""`ttfs evaluate`: its options, and those of all commands that measure networks."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from pydantic import Field
 
-from ttfs_triton.chip.simulation import MOST_STEPS
-from ttfs_triton.chip.simulator import Own
+from ttfs_triton.command_line import run_command
 from ttfs_triton.shared_options import CommandOptions, FaultOptions
+
+Steps = Annotated[int, Field(ge=1, le=4096)]
+OfNetwork = Literal["network"]
 
 
 class MeasuringOptions(CommandOptions):
@@ -52,7 +55,7 @@ class EvaluationOptions(FaultOptions, MeasuringOptions):
     """Chips to price the counts on: names of presets, your own TOML files, or "all". The first is shown in detail.
     ANNs are compared on the first chip that prices an ANN's multiplications and memory, or else on
     lemaire45:int8; with "all", the chip of the comparison is shown in detail."""
-    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | Own = "network"
+    steps: Steps | OfNetwork = "network"
     """Time steps a window, in simulation and energy. network: the steps of the network's grid, or 32 without a grid."""
     step_us: float | None = Field(default=None, gt=0)
     """Duration of a step in microseconds, for static power. Default: the chip's own, if it fixes one."""
@@ -62,7 +65,7 @@ class EvaluationOptions(FaultOptions, MeasuringOptions):
     """Clock frequency in MHz, for idle power. Default: the chip's own."""
     hops_per_spike: float | None = Field(default=None, ge=0)
     """Tiles that a delivered spike crosses, summed over its messages. Default: hops are not priced."""
-    weight_bits: Annotated[int, Field(ge=2, le=16)] | Own | None = "network"
+    weight_bits: Annotated[int, Field(ge=2, le=16)] | OfNetwork | None = "network"
     """Bits of a weight in the simulation; None does not round. network: the bits of the network's grid, or 8."""
     gating: bool = True
     """Neurons rest before their first input spike and after their own spike."""
@@ -78,3 +81,6 @@ class EvaluationOptions(FaultOptions, MeasuringOptions):
     """Replace existing files of --output-dir and --report."""
     sample: int = Field(default=0, ge=0, lt=2**31)
     """Index of the test image whose spikes the report shows."""
+
+
+main = partial(run_command, EvaluationOptions, "ttfs_triton.evaluate.command")

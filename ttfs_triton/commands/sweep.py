@@ -1,9 +1,10 @@
-"""Options of `ttfs sweep`, and its points: a point is a set of options of a training run."""
+"""`ttfs sweep`: its options, and its points: a point is a set of options of a training run."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -11,12 +12,12 @@ from typing import Annotated, Any, Self
 import tyro
 from pydantic import Field, model_validator
 
-from ttfs_triton.chip.simulation import MOST_STEPS
-from ttfs_triton.evaluate.options import MeasuringOptions
-from ttfs_triton.nn import Grid
-from ttfs_triton.nn.faults import Faults
-from ttfs_triton.sweep.table import FAULTS, GRID
+from ttfs_triton.command_line import run_command
+from ttfs_triton.commands.evaluate import MeasuringOptions, Steps
+from ttfs_triton.shared_options import FaultOptions, Faults
 
+GRID = ("time_steps", "weight_bits", "state_bits")
+FAULTS = tuple(FaultOptions.model_fields)
 TARGETS = ("target_sparsity", "target_operations", "target_energy")
 TRAINING = ("epochs", "lr", "ema_decay", "seed")
 KEYS = (*TARGETS, *GRID, *FAULTS, *TRAINING)
@@ -111,11 +112,11 @@ class FrontierOptions(MeasuringOptions):
     lr, ema_decay and seed of its training."""
 
     # ---- grids and faults: without training, and with training if asked for
-    time_steps: tuple[int, ...] = ()
+    time_steps: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()
     """Time steps a window of grids; the network is calibrated for each pair of time steps and weight bits."""
-    weight_bits: tuple[int, ...] = ()
+    weight_bits: tuple[Annotated[int, Field(ge=2, le=16)], ...] = ()
     """Bits of a weight on the grids. Default: weights are not rounded."""
-    state_bits: int | None = None
+    state_bits: int | None = Field(default=None, ge=4, le=62)
     """Bits of the registers of slope and potential on the grids. Default: wide enough."""
     train_grids: bool = False
     """Also train the network on each of the grids."""
@@ -133,19 +134,19 @@ class FrontierOptions(MeasuringOptions):
     """Also train the network with each fault, and simulate the trained network with all faults of the same kind."""
 
     # ---- training of a point: the network's own training options and weights, except for these
-    epochs: int = Field(default=4, ge=1)
+    epochs: int = Field(default=4, ge=1, lt=2**31)
     """Passes over the training images for each point."""
     lr: float | None = Field(default=None, gt=0)
     """Peak learning rate. Default: half the run's."""
     config: Path | None = None
     """YAML file of keys, like a training recipe, that override the run's."""
-    max_train_samples: int | None = Field(default=None, ge=1)
+    max_train_samples: int | None = Field(default=None, ge=1, lt=2**31)
     """Use only this many training images, for a quick look."""
 
     # ---- measuring
     chip: tuple[str, ...] = ("lemaire45:int8", "anp_i")
     """Chips to price on: names of presets or your own TOML files. Curves show the first chip that prices memory."""
-    steps: int = Field(default=32, ge=1, le=MOST_STEPS)
+    steps: Steps = 32
     """Time steps a window at which networks without a grid are simulated and priced."""
 
     @model_validator(mode="after")
@@ -155,15 +156,13 @@ class FrontierOptions(MeasuringOptions):
                 raise ValueError(f"{name} needs time_steps, the clock of a grid; got none. 64 steps cost no accuracy")
         if self.train_faults and not any(getattr(self, name) for name in FAULTS):
             raise ValueError(f"train_faults needs faults; got none. Give one of {', '.join(FAULTS)}")
-        self.grids()
         self.trained()
         return self
 
-    def grids(self) -> dict[Point, Grid]:
-        """Grids to calibrate the network for, by point: all pairs of time steps and weight bits."""
+    def grids(self) -> list[Point]:
+        """Points with the grids to calibrate the network for: all pairs of time steps and weight bits."""
         pairs = product(self.weight_bits or (None,), self.time_steps)
-        points = [Point.of(time_steps=steps, weight_bits=bits, state_bits=self.state_bits) for bits, steps in pairs]
-        return {point: Grid(**dict(point.keys)) for point in points}
+        return [Point.of(time_steps=steps, weight_bits=bits, state_bits=self.state_bits) for bits, steps in pairs]
 
     def faults(self, kind: str) -> list[Faults]:
         """Faults of a kind to simulate."""
@@ -177,3 +176,6 @@ class FrontierOptions(MeasuringOptions):
         faults = FAULTS if self.train_faults else ()
         found += [Point.of(**{name: value}) for name in faults for value in getattr(self, name)]
         return list(dict.fromkeys([*found, *map(Point.parse, self.points)]))
+
+
+main = partial(run_command, FrontierOptions, "ttfs_triton.sweep.command")
