@@ -246,7 +246,7 @@ def check_rows(
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, found)
         except OSError as error:
-            logger.warning("load_images: the check of %s will be repeated next time; %s.", where, error)
+            logger.warning("the check of %s will be repeated next time; %s.", where, error)
     skipped = set(bad.rows)
     kept = [position for position, row in enumerate(row_numbers.tolist()) if row not in skipped]
     bad.require_any(kept)

@@ -146,7 +146,7 @@ def load_images(
     else:
         found = find_rows(dataset, data_dir, split, progress=progress)
         if found.split != split:
-            logger.warning("load_images: %s has no %s split; using %s.", found.origin, split, found.split)
+            logger.warning("%s has no %s split; using %s.", found.origin, split, found.split)
         where = f"the {found.split} split of {found.origin}"
         encoded = _encoded_images(found, image_column)
         labels, class_names = _labels(found, label_column, where, like, classes)
@@ -322,9 +322,7 @@ def _labels(
         names = like.class_names
         if names != _numbers(len(names)):
             said = ", ".join(names)
-            logger.warning(
-                "load_images: labels are numbers in %s; taken for the classes %.200s, in order.", where, said
-            )
+            logger.warning("labels are numbers in %s; taken for the classes %.200s, in order.", where, said)
     elif names is None:
         names = _numbered_classes(labels, where)
     wrong = ((labels < 0) | (labels >= len(names))).nonzero()
@@ -352,7 +350,7 @@ def _numbered_classes(labels: Tensor, where: str) -> list[str]:
             f"has {len(labels)} rows. Number the classes without gaps, or name them."
         )
     if (empty := known - len(labels.unique())) > 0:
-        logger.warning("load_images: %d of %d classes have no image in %s.", empty, known, where)
+        logger.warning("%d of %d classes have no image in %s.", empty, known, where)
     return _numbers(known)
 
 
@@ -365,7 +363,7 @@ def _as_training_numbers(
         names = known[: len(names)] if names == _numbers(len(names)) else names
         if set(names) <= set(known):
             lacking = ", ".join(text for text in known if text not in names)
-            logger.warning("load_images: %s has no images of %.200s.", where, lacking)
+            logger.warning("%s has no images of %.200s.", where, lacking)
             return torch.tensor([known.index(text) for text in names])[labels], known
     if like is None or names == like.class_names:
         return labels, names

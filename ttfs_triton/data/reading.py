@@ -184,7 +184,7 @@ class BadImages:
                 f"load_images: at most {self.limit} images may be undecodable; got {len(self.rows)} up to "
                 f"{self.name(row)} ({reason}). Repair the data, or raise --max-bad-images."
             )
-        logger.warning("load_images: %s cannot be decoded (%s); skipped.", self.name(row), reason)
+        logger.warning("%s cannot be decoded (%s); skipped.", self.name(row), reason)
 
     def require_any(self, kept: Sequence[int]) -> None:
         """Raise ValueError if no image is left."""

@@ -126,7 +126,7 @@ def _local_rows(folder: Path, names: Sequence[str]) -> Rows:
     if names[0] in SPLIT_NAMES and (files := _undivided(folder)):
         chosen = divide(files)[names[0]]
         logger.warning(
-            "load_images: %s has class folders and no split: of each class, %g %% of the images are test images, drawn "
+            "%s has class folders and no split: of each class, %g %% of the images are test images, drawn "
             "by their names (%d training, %d test). For another split, make folders train and test.",
             *(folder, 100 * TEST_SHARE, *map(len, divide(files).values())),
         )
