@@ -199,6 +199,15 @@ def test_bundled_networks_equal_the_simulator_on_a_thousand_images(name, tmp_pat
 
 
 @needs_gcc
+@pytest.mark.parametrize("before", [nn.Flatten(), nn.MaxPool2d(2)])
+def test_images_may_be_flattened_and_pooled_before_a_latency_encoder(before, tmp_path):
+    inputs = before(torch.empty(1, 2, 4, 6)).numel()
+    network = nn.Sequential(before, LatencyEncoder(), nn.Flatten(), DFTLinear(inputs, 8), Readout(8, 3))
+    network.image_shape = (2, 4, 6)
+    assert_equal(randomised(network, 0, 0.6), noise(20, 2, 4, 6), tmp_path)
+
+
+@needs_gcc
 def test_program_prints_classes_and_refuses_half_an_image(tmp_path):
     network, pixels = load_network("bundled:cnn1-mnist").network, noise(3, 1, 28, 28)
     program = compile_c(to_c(network, about={"Network": "*/ evil() /* é"}), tmp_path, "-Wall", "-Wextra", "-Werror")
@@ -213,6 +222,11 @@ def test_networks_that_do_not_fit_are_refused():
     analog = nn.Sequential(AnalogEncoder(1, 2, 3, mean=[0.4]), nn.Flatten(), Readout(2 * 36, 2))
     with pytest.raises(ValueError, match=r"weight_bits must let 64 bits hold sums .* got 24 bits and 4096 steps"):
         to_c(analog, steps=4096, weight_bits=None, image_shape=(1, 8, 8))
+    pooled = nn.Sequential(nn.MaxPool2d(2), AnalogEncoder(1, 2, 3), nn.Flatten(), Readout(2 * 4, 2))
+    with pytest.raises(
+        ValueError, match=r"an analog encoder must read the image itself; got EarliestSpikePool2d.* before"
+    ):
+        to_c(pooled, image_shape=(1, 8, 8))
     flat = nn.Sequential(LatencyEncoder(), Readout(9, 2))
     with pytest.raises(ValueError, match=r"image_shape must be \(channels, height, width\); got \(9,\)"):
         to_c(flat, image_shape=(9,))
