@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor, nn
 
+from tests.bench.modules import modules
 from tests.nn.common import randomised
 from ttfs_triton.chip import simulate
 from ttfs_triton.data.images import load_images
@@ -238,48 +239,16 @@ def test_a_missing_compiler_is_told(monkeypatch):
         c_compiler("export")
 
 
-CORTEX_M4 = """
-#include "net.c"
-static const uint8_t images[][NET_IMAGE_BYTES] = {IMAGES};
-static void semihosting(int operation, const void *argument)
-{
-    register int r0 __asm__("r0") = operation;
-    register const void *r1 __asm__("r1") = argument;
-    __asm__ volatile("bkpt 0xab" : "+r"(r0) : "r"(r1) : "memory");
-}
-void start(void)
-{
-    for (unsigned i = 0; i < sizeof images / sizeof *images; i++) {
-        char text[3] = {(char)('0' + net_classify(images[i])), ' ', 0};
-        semihosting(0x04, text);                   /* SYS_WRITE0 */
-    }
-    semihosting(0x18, (const void *)0x20026);      /* SYS_EXIT: the program has ended */
-}
-__attribute__((section(".vectors"), used)) static const void *const vectors[] = {(void *)0x20400000, (void *)start};
-"""
-MEMORY = """
-SECTIONS {
-    . = 0; .text : { KEEP(*(.vectors)) *(.text*) *(.rodata*) }
-    . = 0x20000000; .data : { *(.data*) *(.bss*) *(COMMON) }
-}
-"""
-
-
 @pytest.mark.slow
-def test_file_runs_on_a_cortex_m4(tmp_path):
-    for tool in ("arm-none-eabi-gcc", "qemu-system-arm"):
+def test_file_runs_on_a_cortex_m4():
+    (cortex_m,) = modules("_cortex_m")
+    for tool in cortex_m.TOOLS:
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed: cross compiler and emulator come from the system, not from pip")
     network = load_network("bundled:cnn1-mnist").network
     pixels = load_images("sample", split="test", max_samples=10).images_at(torch.arange(10))
-    rows = (f"{{{', '.join(map(str, image))}}}" for image in pixels.flatten(1).tolist())
-    (tmp_path / "net.c").write_text(to_c(network, steps=32, weight_bits=8))
-    (tmp_path / "main.c").write_text(CORTEX_M4.replace("IMAGES", ",\n".join(rows)))
-    (tmp_path / "memory.ld").write_text(MEMORY)
-    chip = ("-mcpu=cortex-m4", "-mthumb", "-O2", "-ffreestanding", "-nostartfiles", "-T", "memory.ld")
-    subprocess.run(["arm-none-eabi-gcc", *STRICT, *chip, "main.c", "-o", "main.elf"], cwd=tmp_path, check=True)
-    machine = ("-M", "mps2-an386", "-display", "none", "-monitor", "none", "-serial", "none", "-semihosting")
-    emulator = ["qemu-system-arm", *machine, "-kernel", "main.elf"]
-    done = subprocess.run(emulator, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    classes, instructions = cortex_m.run_on_cortex_m4(to_c(network, steps=32, weight_bits=8), pixels)
     found = simulate(network, [to_float(pixels)], steps=32, weight_bits=8)
-    assert [int(word) for word in (done.stdout + done.stderr).split()] == found.predictions.tolist()
+    operations = sum(layer.synaptic_operations for layer in found.counts.layers) / len(pixels)
+    assert classes == found.predictions.tolist()
+    assert 10 * operations < instructions < 40 * operations
