@@ -226,20 +226,20 @@ class _Source:
 def _encoder(layer: AnalogLayer | None, channels: int, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     """The first layer in integers: pixels [C, 256], weights, initial potentials and fall of the threshold [C_out], σ.
 
-    The unit of potentials is u / (2 · T · 2^places), for weights with the unit u; of pixels, 1 / 2^places. A latency
-    encoder has one synapse from each pixel to a neuron.
+    Pixels have the unit 1 / (2 · T · 2^places), potentials u times this, for weights with the unit u. A latency encoder
+    has one synapse from each pixel to a neuron.
     """
     pixels = torch.arange(256, dtype=torch.uint8)
     if layer is None:
         start = torch.zeros(channels)
-        return pixels.expand(channels, 256), torch.eye(channels), start, start + 255, 0
+        return 2 * steps * pixels.long().expand(channels, 256), torch.eye(channels), start, start + 255, 0
     assert isinstance(layer.layer, AnalogEncoder | SignedEncoder)
     exact = layer.layer.normalise(to_float(pixels.view(-1, 1, 1, 1))).double()[..., 0, 0].T
     integers = layer.quantised.integers.double()
     unit = torch.where(integers.flatten(1).any(1), layer.quantised.unit, 1.0)
     start = torch.zeros_like(unit) if layer.bias is None else layer.bias / unit
     reach = (integers.abs() * (exact.abs().amax(1).view(-1, 1, 1) + layer.persistence)).flatten(1).sum(1)
-    largest = 2 * steps * float((reach + start.abs() + 1 / unit).max())
+    largest = 2 * steps * float((reach + start.abs() + 1 / unit).max() + exact.abs().max())
     finer = 2.0 ** min(MOST_PLACES, math.floor(math.log2(REGISTER_BOUND / largest)))
     if (integers.flatten(1).abs().sum(1) * unit).max() > LARGEST_SHIFT * 2 * finer:
         raise ValueError(
@@ -247,7 +247,7 @@ def _encoder(layer: AnalogLayer | None, channels: int, steps: int) -> tuple[Tens
             f"{layer.quantised.limit.bit_length() + 1} bits and {steps} steps. Use fewer weight_bits or steps."
         )
     start, fall = (start * 2 * steps * finer).round(), (finer / unit).round()
-    return (exact * finer).round(), integers, start, fall, round(layer.persistence * finer)
+    return (exact * 2 * steps * finer).round(), integers, start, fall, round(layer.persistence * finer)
 
 
 def _largest_sum(layer: ClockedLayer) -> int:

@@ -78,10 +78,10 @@ static void encode(const layer_t *l, const uint8_t *image)
         }
         for (int m = 0; m < l->maps; m++) {
             int64_t value = l->start[m], gain = 0;
-            for (int i = 0; i < synapses; i++) {
-                value += 2 * STEPS * patch[i] * l->weights[i * l->maps + m];
+            for (int i = 0; i < synapses; i++)
+                value += patch[i] * l->weights[i * l->maps + m];
+            for (int i = 0; l->spiking && i < synapses; i++)
                 gain += patch[i] > 0 ? l->weights[i * l->maps + m] : 0;
-            }
             l->to[place * l->maps + m] = first_step(l->fall[m], value, gain * l->persistence);
         }
     }
@@ -129,10 +129,12 @@ static void deliver(const layer_t *l, int input, sum_t left)
                 continue;
             const weight_t *restrict w = l->weights + ((i * l->kernel[1] + j) * l->channels + c) * targets;
             int target = (row / l->stride[0] * l->columns + column / l->stride[1]) * l->maps + group * targets;
-            for (int m = 0; m < targets; m++)
+            for (int m = 0; !sloped && m < targets; m++)
                 potential[target + m] += w[m] * left;
-            for (int m = 0; sloped && m < targets; m++)
+            for (int m = 0; sloped && m < targets; m++) {
+                potential[target + m] += w[m] * left;
                 slope[target + m] += w[m];
+            }
             net_operations += (uint64_t)targets;
         }
     }
