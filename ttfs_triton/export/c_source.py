@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ttfs_triton.chip.simulation import SimulationSettings
+from ttfs_triton.chip.simulator import Own, Simulator
 from ttfs_triton.data.pixels import to_float
-from ttfs_triton.hardware.simulation.simulation import SimulationSettings
-from ttfs_triton.hardware.simulation.simulator import Own, Simulator
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
 from ttfs_triton.nn.grid import POTENTIAL_BITS
@@ -114,8 +114,11 @@ class _Source:
             ramp = layer.own_ramp() if isinstance(layer, ClockedReadout) else layer.ramp()
             weight, start, fall, persistence = layer.weight, layer.start, ramp.decrement, layer.persistence
             fields["saturates"] = int(layer.may_saturate)
-            if layer.late is not None:
-                fields |= {"delayed": layer.layer.skip, "late": self._constants("sum_t", f"{name}_late", layer.late)}
+            if layer.skip_weight is not None:
+                fields |= {
+                    "delayed": layer.layer.skip,
+                    "late": self._constants("sum_t", f"{name}_late", layer.skip_weight),
+                }
             if isinstance(layer, ClockedReadout):
                 self._decide(layer)
         else:
@@ -252,7 +255,7 @@ def _encoder(layer: AnalogLayer | None, channels: int, steps: int) -> tuple[Tens
 
 def _largest_sum(layer: ClockedLayer) -> int:
     """Bound on a layer's slopes and potentials before its window, in weight units · steps."""
-    late = 0 if layer.late is None else int(layer.late.abs().max())
+    late = 0 if layer.skip_weight is None else int(layer.skip_weight.abs().max())
     reach = int(layer.weight.double().abs().flatten(1).sum(1).max()) + late
     return int(layer.start.abs().max()) + reach * layer.steps
 
