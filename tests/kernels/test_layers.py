@@ -31,7 +31,7 @@ class Layer(NamedTuple):
 layers = st.builds(
     Layer,
     kind=linears() | convolutions(channels=(1, 3, 9), groups=(1, 1, 2)),
-    names=st.sampled_from([NAMES, NAMES[:3], NAMES[:2]]),
+    names=st.sampled_from([NAMES, NAMES[:3], NAMES[:2], NAMES[:2] + NAMES[3:]]),
     neuron=st.builds(Neuron, *map(st.sampled_from, ([0.0, 0.25, 1.0], [None, 11.0, 0.5], [0, 0.7], [1, 0.3, 0]))),
     layout=st.sampled_from(["contiguous", "channels last", "scattered"]),
 )

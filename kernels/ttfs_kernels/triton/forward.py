@@ -13,6 +13,9 @@ BY_POSITION: a block is one position (p, q) of BLOCK_M images instead, and leave
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
 # pyright: reportAttributeAccessIssue=false, reportIndexIssue=false
 
+from functools import lru_cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -39,7 +42,7 @@ def contract(
     problem: Problem, x: Tensor, weight: Tensor, config: Config, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
     """Potentials (A, W) of a layer in a dtype, [B, P, Q, N]; W is None at σ = 0."""
-    A = x.new_empty((problem.batch, *problem.out_size, problem.out_channels), dtype=dtype)
+    A = x.new_empty(problem.out_shape, dtype=dtype)
     W = torch.empty_like(A) if problem.with_slope else None
     _launch(problem, x, weight, config, A, W, None, None, None)
     return A, W
@@ -49,29 +52,31 @@ def contract_and_fire(
     problem: Problem, x: Tensor, weight: Tensor, config: Config, bias: Tensor | None, neuron: Neuron
 ) -> Tensor:
     """Activations [B, P, Q, N] where no gradient is wanted: no potentials are stored."""
-    y = x.new_empty((problem.batch, *problem.out_size, problem.out_channels))
+    y = x.new_empty(problem.out_shape)
     _launch(problem, x, weight, config, None, None, y, bias, persistence(neuron, x) if neuron.has_slope else None)
     return y
 
 
 def _launch(problem: Problem, x: Tensor, weight: Tensor, config: Config, *results: Tensor | None) -> None:
-    if problem.rows == 0:
-        return
+    grid, sizes, constants = _plan(problem, config)
+    if grid[0]:
+        blocks.launch(conv2d_forward, grid, x, weight, *results, *sizes, **constants)
+
+
+@lru_cache(maxsize=1024)
+def _plan(problem: Problem, config: Config) -> tuple[tuple[int, int], tuple[int, ...], dict[str, Any]]:
+    """Grid, sizes and constants of the launch."""
     problem = problem.flat
     blocks.check_offsets("forward", problem, config)
-    blocks.launch(
-        conv2d_forward,
-        (blocks.programs("forward", problem, config), problem.groups),
-        *(x, weight, *results),
-        *problem.sizes,
-        G=problem.moves,
-        FEW_CHANNELS=problem.joint_steps,
-        BY_POSITION=blocks.skips(problem, config),
-        EVEN=problem.group_inputs % config.block_k == 0,
-        INPUTS_FIRST=config.inputs_first,
-        GROUP=config.group,
-        **config.options,
-    )
+    constants = config.options | {
+        "G": problem.moves,
+        "FEW_CHANNELS": problem.joint_steps,
+        "BY_POSITION": blocks.skips(problem, config),
+        "EVEN": problem.group_inputs % config.block_k == 0,
+        "INPUTS_FIRST": config.inputs_first,
+        "GROUP": config.group,
+    }
+    return (blocks.programs("forward", problem, config), problem.groups), problem.sizes, constants
 
 
 @triton.jit(do_not_specialize=["B"])

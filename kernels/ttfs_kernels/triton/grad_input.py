@@ -5,6 +5,8 @@
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
 # pyright: reportAttributeAccessIssue=false, reportIndexIssue=false
 import math
+from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -29,39 +31,41 @@ def gradient_of_input(
     out = x.new_empty(x.shape, dtype=pair.dtype)
     if x.numel() == 0:
         return out
-    problem, surrogate = problem.flat, neuron.has_surrogate
-    blocks.check_offsets("grad_x", problem, config)
+    grid, sizes, splits, steps, constants = _plan(problem, config)
     slope_h = pair[1] if problem.contractions("grad_x") == 2 else None
+    parts = out
+    if splits > 1:
+        parts = out.new_empty((splits, 1 if slope_h is None else 2, out.numel()), dtype=torch.float32)
+    properties = properties_of(neuron, x if problem.surrogate and slope_h is None else None)
+    how = {"MASKED": problem.with_slope, "SURROGATE": problem.surrogate}
+    arguments = pair[0], slope_h, weight, x, parts, *sizes, steps, properties
+    blocks.launch(conv2d_grad_x, grid, *arguments, **constants, **how)
+    if splits > 1:
+        arguments, how = (parts, x, out, splits, out.numel(), properties), how | {"PAIR": slope_h is not None}
+        blocks.launch(sum_grad_x, (math.ceil(out.numel() / ELEMENTS),), *arguments, **how, BLOCK=ELEMENTS)
+    return out
+
+
+@lru_cache(maxsize=1024)
+def _plan(problem: Problem, config: Config) -> tuple[tuple[int, int, int], tuple[int, ...], int, int, dict[str, Any]]:
+    """Grid, sizes, splits, steps of a split, and constants of the launch."""
+    problem = problem.flat
+    blocks.check_offsets("grad_x", problem, config)
     number, steps = blocks.programs("grad_x", problem, config), math.ceil(problem.group_outputs / config.block_k)
     splits = 1
     if problem.is_matrix_product:
         splits, steps = blocks.split([steps], number, config.processors, config.splits, config.block_k)
-    parts = out
-    if splits > 1:
-        parts = out.new_empty((splits, 1 if slope_h is None else 2, out.numel()), dtype=torch.float32)
-    properties = properties_of(neuron, x if surrogate and slope_h is None else None)
-    blocks.launch(
-        conv2d_grad_x,
-        (number, splits if splits > 1 else math.prod(problem.stride), problem.groups),
-        *(pair[0], slope_h, weight, x, parts),
-        *problem.sizes,
-        *(steps, properties),
-        G=problem.moves,
-        STEP_H=problem.stride[0] // math.gcd(problem.stride[0], problem.dilation[0]),
-        STEP_W=problem.stride[1] // math.gcd(problem.stride[1], problem.dilation[1]),
-        MASKED=problem.with_slope,
-        SURROGATE=surrogate,
-        SPLIT=splits > 1,
-        BY_POSITION=blocks.skips(problem, config),
-        EVEN=problem.group_outputs % config.block_k == 0,
-        GROUP=config.group,
-        **config.options,
-    )
-    if splits > 1:
-        arguments = parts, x, out, splits, out.numel(), properties
-        how = {"MASKED": problem.with_slope, "SURROGATE": surrogate, "PAIR": slope_h is not None, "BLOCK": ELEMENTS}
-        blocks.launch(sum_grad_x, (math.ceil(out.numel() / ELEMENTS),), *arguments, **how)
-    return out
+    constants = config.options | {
+        "G": problem.moves,
+        "STEP_H": problem.stride[0] // math.gcd(problem.stride[0], problem.dilation[0]),
+        "STEP_W": problem.stride[1] // math.gcd(problem.stride[1], problem.dilation[1]),
+        "SPLIT": splits > 1,
+        "BY_POSITION": blocks.skips(problem, config),
+        "EVEN": problem.group_outputs % config.block_k == 0,
+        "GROUP": config.group,
+    }
+    grid = number, splits if splits > 1 else math.prod(problem.stride), problem.groups
+    return grid, problem.sizes, splits, steps, constants
 
 
 @triton.jit

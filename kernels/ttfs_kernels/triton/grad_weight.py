@@ -4,7 +4,8 @@
 # pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
 # pyright: reportAttributeAccessIssue=false, reportIndexIssue=false
-import math
+from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -15,7 +16,7 @@ from ttfs_kernels.fused import persistence
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton import blocks
 from ttfs_kernels.triton.blocks import Config
-from ttfs_kernels.triton.neurons import ELEMENTS, sum_parts
+from ttfs_kernels.triton.neurons import sum_parts
 from ttfs_kernels.triton.problem import Problem
 from ttfs_kernels.triton.rule import add_product, at_row, multiple, spike_mask, zero_pair
 
@@ -23,35 +24,31 @@ from ttfs_kernels.triton.rule import add_product, at_row, multiple, spike_mask, 
 def gradient_of_weight(problem: Problem, pair: Tensor, x: Tensor, config: Config, neuron: Neuron) -> Tensor:
     """Gradient [N, R, S, C] of the weight; `pair` [1 or 2, B, P, Q, N] as in `gradient_of_input`."""
     out = x.new_empty((problem.out_channels, *problem.kernel, problem.group_inputs), dtype=pair.dtype)
+    if problem.rows == 0:
+        return out.zero_()
+    grid, sizes, length, constants = _plan(problem, config)
+    parts = out if grid[1] == 1 else out.new_empty((grid[1], out.numel()), dtype=torch.float32)
+    slope_h = pair[1] if problem.contractions("grad_w") == 2 else None
+    sigma = persistence(neuron, x) if problem.shared else None
+    blocks.launch(conv2d_grad_w, grid, pair[0], slope_h, x, parts, *sizes, sigma, length, **constants)
+    return out if grid[1] == 1 else sum_parts(parts, out)
+
+
+@lru_cache(maxsize=1024)
+def _plan(problem: Problem, config: Config) -> tuple[tuple[int, int, int], tuple[int, ...], int, dict[str, Any]]:
+    """Grid, sizes, steps of a split, and constants of the launch."""
     problem = problem.flat
     blocks.check_offsets("grad_w", problem, config)
     steps, number = blocks.tap_steps(problem, config), blocks.programs("grad_w", problem, config)
-    if problem.rows == 0:
-        return out.zero_()
     running = blocks.slots("grad_w", problem, config)
     splits, length = blocks.split(steps, number * problem.groups, running, config.splits, config.block_k)
-    parts = out if splits == 1 else out.new_empty((splits, out.numel()), dtype=torch.float32)
-    how = {"G": problem.moves}
-    blocks.launch(
-        conv2d_grad_w,
-        (number * len(steps), splits, problem.groups),
-        *(pair[0], pair[1] if problem.contractions("grad_w") == 2 else None, x, parts),
-        *problem.sizes,
-        *(persistence(neuron, x) if problem.shared else None, length),
-        FEW_CHANNELS=problem.joint_steps,
-        INPUTS_FIRST=config.inputs_first,
-        BY_POSITION=blocks.skips(problem, config),
-        **how,
-        **config.options,
-    )
-    if splits == 1:
-        return out
-    if len(set(steps)) == 1:
-        return sum_parts(parts, out)
-    arguments = parts, out, *problem.sizes[:-1], splits, out.numel(), length
-    grid = (math.ceil(out.numel() / ELEMENTS),)
-    blocks.launch(sum_tap_splits, grid, *arguments, **how, BLOCK_K=config.block_k, BLOCK=ELEMENTS)
-    return out
+    constants = config.options | {
+        "G": problem.moves,
+        "FEW_CHANNELS": problem.joint_steps,
+        "INPUTS_FIRST": config.inputs_first,
+        "BY_POSITION": blocks.skips(problem, config),
+    }
+    return (number * len(steps), splits, problem.groups), problem.sizes, length, constants
 
 
 @triton.jit(do_not_specialize=["B", "steps_per_split"])
@@ -121,9 +118,7 @@ def conv2d_grad_w(
         q_count = tl.maximum(q_count, 1)
     steps = p_count * q_count * image_blocks if BY_POSITION else tl.cdiv(M, BLOCK_K)
     first = split * steps_per_split
-    if first >= steps:
-        return
-    last = tl.minimum(first + steps_per_split, steps)
+    last = tl.minimum(first + steps_per_split, steps)  # not above `first` if the tap has fewer splits: zeros are stored
     if sigma_ptr is not None:
         sigma = tl.load(sigma_ptr).to(x_ptr.dtype.element_ty)
     by_x, by_mask = zero_pair(INPUTS_FIRST, BLOCK_M, BLOCK_N)
@@ -131,7 +126,6 @@ def conv2d_grad_w(
         next_p = p_first + (first // image_blocks) // q_count
         next_q = q_first + (first // image_blocks) % q_count
         next_image = (first % image_blocks) * BLOCK_K
-    tl.assume(last > first)
     for step in range(first, last):
         if BY_POSITION:
             p = next_p
@@ -187,37 +181,6 @@ def conv2d_grad_w(
     out_at = tl.expand_dims(channel * depth, 1 - AXIS) + tl.expand_dims(joint, AXIS)
     kept = tl.expand_dims(n < N, 1 - AXIS) & tl.expand_dims(weight_kept, AXIS)
     tl.store(out_ptr + out_at, total.to(out_ptr.dtype.element_ty), mask=kept)
-
-
-@triton.jit(do_not_specialize=["B", "splits", "steps_per_split"])
-def sum_tap_splits(
-    parts_ptr,
-    out_ptr,
-    B,
-    H,
-    W_in,
-    C,
-    P: tl.constexpr,
-    Q: tl.constexpr,
-    splits,
-    size,
-    steps_per_split,
-    G: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """out [size] = the sum of parts [splits, size] in their order; each weight has as many splits as its tap."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    tap = (i // C % (G.R * G.S)).to(tl.int32)
-    p_count = positions_inside((tap // G.S) * G.DILATION_H - G.PAD_H, H, P, G.STRIDE_H)[1]
-    q_count = positions_inside((tap % G.S) * G.DILATION_W - G.PAD_W, W_in, Q, G.STRIDE_W)[1]
-    steps = tl.maximum(p_count, 1) * tl.maximum(q_count, 1) * tl.cdiv(B, BLOCK_K)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for split in range(splits):
-        kept = (i < size) & (split * steps_per_split < steps)
-        total += tl.load(parts_ptr + i, mask=kept, other=0.0)
-        parts_ptr += size
-    tl.store(out_ptr + i, total.to(out_ptr.dtype.element_ty), mask=i < size)
 
 
 @triton.jit

@@ -74,13 +74,12 @@ class TritonLayer:
         by_skip = (None, None) if grad_skip is None else (_shaped(grad_skip, grad), sums[2])
         return *by_operands, sums[1], sums[0], *by_skip
 
-    def _plain(self) -> tuple[list[int], Any]:
-        """Geometry and neuron in types that an operator's schema takes."""
+    def _plain(self) -> tuple[Any, Any]:
+        """Geometry and neuron; in an operator, numbers that its schema takes."""
+        if not torch.compiler.is_compiling():
+            return self.geometry, self.neuron
         numbers = [] if self.geometry is None else [n for pair in self.geometry[:3] for n in pair]
-        numbers += [] if self.geometry is None else [self.geometry.groups]
-        # A `PlacedNeuron` keeps its tensor, except in an operator.
-        neuron: Any = self.neuron.pack() if torch.compiler.is_compiling() else self.neuron
-        return numbers, neuron
+        return numbers + ([] if self.geometry is None else [self.geometry.groups]), self.neuron.pack()
 
 
 def _forward(
@@ -135,11 +134,12 @@ _forward_operator.register_fake(_forward)
 _backward_operator.register_fake(_backward)
 
 
-def _described(x: Tensor, weight: Tensor, geometry: Sequence[int], neuron: Any) -> tuple[Neuron, Problem]:
-    """The neuron and the layer that plain values describe."""
-    properties = neuron if isinstance(neuron, Neuron) else Neuron.unpack(tuple(neuron))
-    moves = Geometry(geometry[:2], geometry[2:4], geometry[4:6], geometry[6]) if geometry else None
-    return properties, Problem.of(x, weight, moves, properties)
+def _described(x: Tensor, weight: Tensor, geometry: Any, neuron: Any) -> tuple[Neuron, Problem]:
+    """The neuron and the layer that the values of `_plain` describe."""
+    if not isinstance(neuron, Neuron):
+        neuron = Neuron.unpack(tuple(neuron))
+        geometry = Geometry(geometry[:2], geometry[2:4], geometry[4:6], geometry[6]) if geometry else None
+    return neuron, Problem.of(x, weight, geometry, neuron)
 
 
 def _differ(problem: Problem) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -87,7 +88,7 @@ class Problem:
     def geometry(self) -> Geometry:
         return Geometry(self.stride, self.padding, self.dilation, self.groups)
 
-    @property
+    @cached_property
     def out_size(self) -> tuple[int, int]:
         """Rows and columns of the output map."""
         return self.geometry.map_size((self.height, self.width), self.kernel)
@@ -129,6 +130,11 @@ class Problem:
     def depth(self) -> int:
         """Synapses of a neuron over which steps run: of one tap, or of all taps with joint steps."""
         return self.group_inputs * (math.prod(self.kernel) if self.joint_steps else 1)
+
+    @cached_property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of the potentials, [B, P, Q, N]."""
+        return self.batch, *self.out_size, self.out_channels
 
     @property
     def sizes(self) -> tuple[int, ...]:
