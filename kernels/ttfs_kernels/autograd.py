@@ -28,13 +28,7 @@ class Layer(Protocol):
 
 
 def apply_layer(function: str, layer: Layer, operands: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-    """Run a layer's forward pass and record it in autograd's graph.
-
-    Returns:
-        The outputs of `layer.forward`. Activations can be differentiated once, in reverse mode.
-    Raises:
-        RuntimeError: forward mode or a transform of `torch.func` is active. The message starts with `function`.
-    """
+    """The outputs of `layer.forward`, recorded in autograd's graph: activations are differentiated once, in reverse."""
     reverse_mode_only(function, *operands)
     with_derivatives = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
     return DFTLayer.apply(function, layer, with_derivatives, *operands)
@@ -92,11 +86,7 @@ def autocasts(*operands: Tensor) -> bool:
 
 
 def reverse_mode_only(function: str, *operands: Tensor | None) -> None:
-    """Refuse forward mode and transforms of `torch.func`, which need passes made of differentiable operators.
-
-    Raises:
-        RuntimeError: an operand has a forward-mode tangent, or a transform of `torch.func` is active.
-    """
+    """Refuse forward mode and transforms of `torch.func`, which need passes made of differentiable operators."""
     if torch.compiler.is_compiling():
         return
     tangents = (forward_ad.unpack_dual(operand).tangent for operand in operands if operand is not None)
@@ -108,11 +98,7 @@ def reverse_mode_only(function: str, *operands: Tensor | None) -> None:
 
 
 def first_derivatives_only(function: str, grad: Tensor) -> None:
-    """Refuse second derivatives and batched gradients, which the backward pass would compute wrongly.
-
-    Raises:
-        RuntimeError: the backward pass runs with create_graph or is_grads_batched.
-    """
+    """Refuse second derivatives and batched gradients, which the backward pass would compute wrongly."""
     if torch.compiler.is_compiling():
         return
     if torch.is_grad_enabled():

@@ -21,12 +21,7 @@ if _choice not in BACKENDS:
 
 
 def backend_for(function: str, backend: str, x: Tensor) -> str:
-    """The backend of a call, "torch" or "triton".
-
-    Raises:
-        ValueError: `backend` is not the name of a backend.
-        RuntimeError: `backend` is "triton", and Triton kernels cannot run; the message says why.
-    """
+    """The backend of a call, "torch" or "triton"; if "triton" is asked for and cannot run, an error says why."""
     if backend == "auto":
         backend = _choice
     if backend == "torch" or (backend == "auto" and not x.is_cuda):

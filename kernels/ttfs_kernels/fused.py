@@ -146,14 +146,7 @@ def clamping(potentials: Tensor, skip: Tensor, skip_weight: Tensor) -> Tensor:
 def with_delayed(
     A: Tensor, W: Tensor | None, skip: Tensor | None, skip_weight: Tensor | None, sigma: Tensor | float = 0.0
 ) -> tuple[Tensor, Tensor | None]:
-    """(A, W) plus delayed spikes, each of which reaches one neuron; unchanged without `skip`.
-
-    Args:
-        A, W: [..., channels], at least float32; W is None at σ = 0.
-        skip: activations of the delayed spikes, shape of A.
-        skip_weight: [channels], weights of their synapses.
-        sigma: PSP persistence σ.
-    """
+    """(A, W) [..., channels] plus delayed spikes, each of which reaches one neuron; W is None at σ = 0."""
     if skip is None or skip_weight is None:
         return A, W
     skip, skip_weight = skip.to(A.dtype), skip_weight.to(A.dtype)

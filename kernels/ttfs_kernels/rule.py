@@ -92,19 +92,11 @@ def fire_(
     skip_weight: Tensor | None = None,
     sigma: Tensor | float = 1.0,
 ) -> Tensor:
-    """Activations of a layer's neurons; overwrites the potentials with the local derivatives.
+    """Activations [neurons, channels] of a layer's neurons, dtype of `potentials`; computed in float32 or wider.
 
-    Args:
-        potentials: [2, neurons, channels] contiguous; [0] holds A without its initial potential, [1] holds W.
-            Overwritten: with derivatives by ∂a/∂A and ∂a/∂W, otherwise by scratch.
-        bias: [channels] initial membrane potential, or None.
-        neuron: clip, surrogate width and q of the derivatives.
-        with_derivatives: whether a backward pass will follow.
-        skip: [neurons, channels], activations of delayed spikes, each of which reaches one neuron; or None.
-        skip_weight: [channels], weights of the delayed spikes' synapses.
-        sigma: σ, for delayed spikes.
-    Returns:
-        [neurons, channels] activations, dtype of `potentials`. The rule computes in float32 or wider.
+    `potentials` [2, neurons, channels] hold A without its initial potential `bias`, and W. They are overwritten: with
+    derivatives by ∂a/∂A and ∂a/∂W, otherwise by scratch. Each delayed spike of `skip` [neurons, channels] reaches one
+    neuron.
     """
     activations = potentials.new_empty(potentials.shape[1:])
     precise = torch.promote_types(potentials.dtype, torch.float32)
