@@ -142,7 +142,7 @@ def fire_rows(neurons, y_ptr, M, N, properties, BLOCK_M: tl.constexpr, BLOCK_N: 
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=kept)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "rows_per_program"])
 def differentiate_rows(
     neurons,
     grad_ptr,

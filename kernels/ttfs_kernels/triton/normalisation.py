@@ -65,7 +65,7 @@ def _merged(parts: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tenso
     return statistics
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "rows_per_program"])
 def moments(
     A_ptr,
     W_ptr,
