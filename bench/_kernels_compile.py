@@ -1,4 +1,4 @@
-"""Compile our kernels for GPUs that need not be present, and judge their machine code.
+"""The kernels that `compile.py` compiles, and its judgement of their machine code.
 
 Launches that Triton would compile alike are compiled once. A kernel is refused if its asynchronous products are
 serialised, if its main loop spills registers or on sm_90 feeds products from registers (a race), if it does not fit on
@@ -30,7 +30,7 @@ TARGETS: dict[Target, Chip] = {  # A100, H100, B200 and MI300X
 }
 # Published for an H100 SXM: products in 16 bits and bytes of memory, a second.
 H100_FLOPS, H100_BYTES = 989.4e12, 3.35e12
-WHICH = ("forward", "inference", "neurons", "grad_x", "grad_w", "normalised")
+WHICH = ("forward", "normalised", "inference", "grad_x", "grad_w")
 WORST = {
     **dict.fromkeys(("registers", "spilled_bytes", "loop_spills", "shared_kib", "others_per_product"), max),
     "programs_per_processor": min,
@@ -46,16 +46,13 @@ class Kernel:
     number: Number
     which: str
     problem: Problem
-    config: Config | None  # blocks; None for kernels whose blocks are always the same
+    config: Config  # blocks of the contraction
     skip: bool
     index: int  # index of the launch in its plan
     layers: list[str] = field(default_factory=list, compare=False)  # names of the layers that launch it
 
     def launch(self) -> Launch:
-        return self.plan()[self.index]
-
-    def plan(self) -> list[Launch]:
-        return plan_pass(self.which, self.problem, self.config, self.skip)
+        return plan_pass(self.which, self.problem, self.config, self.skip)[self.index]
 
 
 def default_kernels(
@@ -75,12 +72,9 @@ def default_kernels(
     for target, number, sigma, layer, which in product(targets, numbers, sigmas, layers, passes or WHICH):
         for surrogate, shared in gradients if sigma > 0 else ((False, False),):
             problem = layer.problem(batch, number, sigma, surrogate=surrogate, shared=shared)
-            config = None
-            if which != "neurons":
-                blocks = which if which in PASSES else "forward"
-                config = blocks_of(blocks, problem, TARGETS[target], FORMATS[number].precision)
-            plan = Kernel(target, number, which, problem, config, layer.skip, 0).plan()
-            for index, launch in enumerate(plan):
+            blocks = which if which in PASSES else "forward"
+            config = blocks_of(blocks, problem, TARGETS[target], FORMATS[number].precision)
+            for index, launch in enumerate(plan_pass(which, problem, config, layer.skip)):
                 kernel = Kernel(target, number, which, problem, config, layer.skip, index)
                 kernel = found.setdefault((target, number, *signature(launch, TARGETS[target])), kernel)
                 if layer.name not in kernel.layers:
@@ -154,17 +148,11 @@ def row(kernel: Kernel, code: MachineCode | str) -> bench.Row:
 
 def measured(code: MachineCode) -> bench.Row:
     """Columns of machine code; unknown values are empty."""
-    others = code.others_per_product
-    return {
-        "registers": code.registers,
-        "spilled_bytes": code.spilled_bytes,
+    others, columns = code.others_per_product, ("registers", "spilled_bytes", "tensor_core", "loop_spills")
+    return {name: getattr(code, name) for name in (*columns, "loop_register_operands", "loop_shared_operands")} | {
         "shared_kib": round(code.shared_kib, 1),
         "programs_per_processor": "" if code.programs_per_processor is None else code.programs_per_processor,
-        "tensor_core": code.tensor_core,
         "others_per_product": round(others, 1) if math.isfinite(others) else "",
-        "loop_register_operands": code.loop_register_operands,
-        "loop_shared_operands": code.loop_shared_operands,
-        "loop_spills": code.loop_spills,
     }
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+from unittest.mock import patch
 
 import _bench as bench
 import torch
@@ -15,9 +16,6 @@ from torch import Tensor
 
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton.problem import Problem
-
-if TYPE_CHECKING:  # it imports Triton, which need not be installed to list layers
-    pass
 
 SHAPES = bench.ROOT / "bench" / "shapes.json"  # layers of the networks
 Number = Literal["bf16", "fp16", "tf32", "fp32"]
@@ -122,69 +120,50 @@ class Launch(NamedTuple):
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """Launches of our kernels, which do not run meanwhile."""
-    from ttfs_kernels.triton import blocks
-
     found: list[Launch] = []
-    launch = blocks.launch
 
     def record(kernel: Any, grid: tuple[int, ...], *values: Any, **options: Any) -> None:
         found.append(Launch(kernel, grid, values, {"num_warps": 4, "num_stages": 1} | options))
 
-    blocks.launch = record
-    try:
+    with patch("ttfs_kernels.triton.blocks.launch", record):
         yield found
-    finally:
-        blocks.launch = launch
 
 
 def plan_pass(which: str, problem: Problem, config: Any, skip: bool = False) -> list[Launch]:
     """Launches of one pass with a bias and gradients, on the meta device: needs no memory and no GPU.
 
     Args:
-        which: "forward", "inference", "grad_x" or "grad_w", contractions; "neurons", which fires and differentiates;
-            "normalised", all launches of a layer with batch norm that precede grad_x.
-        problem: the layer.
-        config: blocks of the contraction; for "normalised" those of the forward pass; None for "neurons".
-        skip: whether neurons have a synapse for a delayed spike; of "neurons" and "normalised".
+        which: "forward" or, with batch norm, "normalised", all launches that precede grad_x; "inference"; "grad_x"; or
+            "grad_w".
+        problem, config: the layer, and the blocks of its contraction.
+        skip: whether neurons have a synapse for a delayed spike.
     """
-    from ttfs_kernels.triton.forward import contract, contract_and_fire
-    from ttfs_kernels.triton.grad_input import gradient_of_input
-    from ttfs_kernels.triton.grad_weight import gradient_of_weight
-    from ttfs_kernels.triton.neurons import Neurons, differentiate, fire_neurons
-    from ttfs_kernels.triton.normalisation import statistics_of
+    from ttfs_kernels.triton import forward, grad_input, grad_weight, neurons, normalisation
 
     def empty(*shape: int, dtype: torch.dtype = problem.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    neuron = neuron_of(problem)
+    neuron, precise, norm = neuron_of(problem), torch.float32, which == "normalised"
     x = empty(problem.batch, problem.height, problem.width, problem.in_channels)
     weight = empty(problem.out_channels, *problem.kernel, problem.group_inputs)
-    maps, dtype = (problem.batch, *problem.out_size, problem.out_channels), torch.float32
-    channels, grad = empty(problem.out_channels, dtype=dtype), empty(*maps)
-    late = (grad, channels) if skip else (None, None)
-    pair = empty(1 + (problem.with_slope and not problem.shared), *maps)
+    grad, channels = empty(*problem.out_shape), empty(problem.out_channels, dtype=precise)
+    pair = empty(1 + (problem.with_slope and not problem.shared), *grad.shape)
     with recorded() as found:
-        if which == "normalised":
-            A, W = contract(problem, x, weight, config, problem.dtype)
-            sigma = empty(dtype=dtype) if problem.with_slope else None
-            statistics = statistics_of(A, W, sigma, channels, channels, 1e-5, None)
-            neurons = Neurons(A, W, statistics, None, *late)
-            fire_neurons(neurons, neuron, problem.dtype)
-            totals = differentiate(neurons, neuron, grad, 0, sums=2 + skip)[1]
-            differentiate(neurons, neuron, grad, len(pair), totals)
-        elif which == "neurons":
-            slopes = empty(*maps, dtype=dtype) if problem.with_slope else None
-            neurons = Neurons(empty(*maps, dtype=dtype), slopes, None, channels, *late)
-            fire_neurons(neurons, neuron, problem.dtype)
-            differentiate(neurons, neuron, grad, len(pair), sums=1 + skip)
-        elif which == "forward":
-            contract(problem, x, weight, config, dtype)
-        elif which == "inference":
-            contract_and_fire(problem, x, weight, config, channels, neuron)
+        if which == "inference":
+            forward.contract_and_fire(problem, x, weight, config, channels, neuron)
         elif which == "grad_x":
-            gradient_of_input(problem, pair, x, weight, config, neuron)
+            grad_input.gradient_of_input(problem, pair, x, weight, config, neuron)
+        elif which == "grad_w":
+            grad_weight.gradient_of_weight(problem, pair, x, config, neuron)
         else:
-            gradient_of_weight(problem, pair, x, config, neuron)
+            A, W = forward.contract(problem, x, weight, config, problem.dtype if norm else precise)
+            parameters = None if W is None else empty(dtype=precise), channels, channels, 1e-5, None
+            shift = (normalisation.statistics_of(A, W, *parameters), None) if norm else (None, channels)
+            layer = neurons.Neurons(A, W, *shift, *((grad, channels) if skip else (None, None)))
+            neurons.fire_neurons(layer, neuron, problem.dtype)
+            totals = neurons.differentiate(layer, neuron, grad, 0 if norm else len(pair), sums=1 + norm + skip)[1]
+            if norm:
+                neurons.differentiate(layer, neuron, grad, len(pair), totals)
     return found
 
 

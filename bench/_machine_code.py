@@ -13,7 +13,8 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 from _kernels_layers import Launch
 
@@ -59,53 +60,33 @@ class MachineCode:
         return self.loop_register_operands > 0 and self.loop_shared_operands > 0
 
 
-def warp_size(chip: Chip) -> int:
-    """Threads of a warp."""
-    return 64 if chip.vendor == "hip" else 32
+def _compile_for(chip: Chip) -> None:
+    """Make Triton compile for a chip that need not be there."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
 
-
-class _Driver:
-    """Triton's driver of a chip that need not be there: compiles, and launches nothing."""
-
-    def __init__(self, chip: Chip) -> None:
-        self.chip = chip
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget(self.chip.vendor, self.chip.architecture, warp_size(self.chip))
-
-    def get_current_device(self) -> Chip:
-        return self.chip  # compiled kernels are cached by it
-
-    def get_current_stream(self, _: Chip) -> int:
-        return 0
+    target = GPUTarget(chip.vendor, chip.architecture, 64 if chip.vendor == "hip" else 32)
+    # Compiled kernels are cached by the device.
+    driver_of: Any = SimpleNamespace(get_current_target=lambda: target, get_current_device=lambda: chip)
+    driver_of.get_current_stream = lambda _: 0
+    driver.set_active(driver_of)
 
 
 def specialisation(launch: Launch, chip: Chip) -> str:
     """What Triton compiles a launch for: types, constants, arguments that 16 divides, and options."""
-    from triton.runtime import driver
-
-    driver.set_active(cast(Any, _Driver(chip)))
+    _compile_for(chip)
     _, found, options = launch.kernel.device_caches[chip][-1](*launch.values, **launch.options, **OPTIONS)
     return str((found, options))
 
 
 def compile_launch(launch: Launch, chip: Chip) -> tuple[Any, str]:
-    """Compile exactly what `blocks.launch` would build on a chip; tensors may be on the meta device.
-
-    Returns:
-        (Triton's compiled kernel, the assembler's log).
-    Raises:
-        RuntimeError: Triton is interpreting.
-    """
+    """(Triton's compiled kernel, the assembler's log): what `blocks.launch` would build; tensors may be on meta."""
     import triton
     from triton import knobs
-    from triton.runtime import driver
 
     if not isinstance(launch.kernel, triton.JITFunction):
         raise RuntimeError("compile_launch: kernels must not be interpreted; start without TRITON_INTERPRET.")
-    driver.set_active(cast(Any, _Driver(chip)))
+    _compile_for(chip)
     launch.kernel.device_caches.pop(chip, None)
     log = io.StringIO()
     with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(log):
@@ -115,56 +96,31 @@ def compile_launch(launch: Launch, chip: Chip) -> tuple[Any, str]:
     return compiled, log.getvalue()
 
 
-class Limits(NamedTuple):
-    """Resources of a processor, which the programs on it share.
-
-    Attributes:
-        registers: 32-bit registers for all warps; a thread takes multiples of `registers_unit`.
-        warps, programs: largest number at once.
-        shared_kib: shared memory in KiB; each program takes `reserved_kib` for the system beside its own.
-        tensor_columns: columns of tensor memory.
-    """
-
-    registers: int
-    registers_unit: int
-    warps: int
-    programs: int
-    shared_kib: int
-    reserved_kib: int
-    tensor_columns: int = 0
-
-
-# Sources: CUDA's programming guide, compute capabilities; LLVM's guide to AMDGPU: gfx942 has four units, each with 512
-# registers per thread and 8 warps.
-LIMITS: dict[int | str, Limits] = {
-    80: Limits(65536, 8, 64, 32, 164, 1),
-    86: Limits(65536, 8, 48, 16, 100, 1),
-    89: Limits(65536, 8, 48, 24, 100, 1),
-    90: Limits(65536, 8, 64, 32, 228, 1),
-    100: Limits(65536, 8, 64, 32, 228, 1, 512),
-    "gfx942": Limits(4 * 512 * 64, 8, 32, 16, 64, 0),
+# Of a processor: registers, unit in which a thread takes them, warps, programs, KiB of shared memory, KiB of these that
+# each program takes for the system, columns of tensor memory. Sources: CUDA's programming guide, compute capabilities;
+# LLVM's guide to AMDGPU: gfx942 has four units, each with 512 registers per thread and 8 warps.
+LIMITS: dict[int | str, tuple[int, ...]] = {
+    80: (65536, 8, 64, 32, 164, 1, 0),
+    86: (65536, 8, 48, 16, 100, 1, 0),
+    89: (65536, 8, 48, 24, 100, 1, 0),
+    90: (65536, 8, 64, 32, 228, 1, 0),
+    100: (65536, 8, 64, 32, 228, 1, 512),
+    "gfx942": (4 * 512 * 64, 8, 32, 16, 64, 0, 0),
 }
 
 
 def fitting(chip: Chip, registers: int, warps: int, shared: int, columns: int = 0) -> int | None:
     """How many programs fit on a processor at once; 0 if not even one, None if `LIMITS` lacks the chip.
 
-    Args:
-        chip: the compilation target.
-        registers: registers per thread.
-        warps: warps per program.
-        shared: bytes of shared memory per program.
-        columns: columns of tensor memory per program.
+    A program has so many warps, of so many registers a thread, bytes of shared and columns of tensor memory.
     """
-    limits = LIMITS.get(chip.architecture)
-    if limits is None:
+    if chip.architecture not in LIMITS:
         return None
-    taken = math.ceil(registers / limits.registers_unit) * limits.registers_unit * warp_size(chip) * warps
-    fit = [limits.programs, limits.warps // warps, limits.registers // max(1, taken)]
-    fit.append(1024 * limits.shared_kib // max(1, shared + 1024 * limits.reserved_kib))
-    if columns:
-        fit.append(limits.tensor_columns // columns)
-    return min(fit)
+    all_registers, unit, all_warps, programs, kib, reserved, all_columns = LIMITS[chip.architecture]
+    taken = math.ceil(registers / unit) * unit * (64 if chip.vendor == "hip" else 32) * warps
+    fit = [programs, all_warps // warps, all_registers // max(1, taken)]
+    fit.append(1024 * kib // max(1, shared + 1024 * reserved))
+    return min(*fit, *([all_columns // columns] if columns else []))
 
 
 class Line(NamedTuple):

@@ -33,7 +33,7 @@ def compiled(tmp_path: Path, *options: str, config: str = "", interpret: bool = 
     program = [str(BENCH / "compile.py")]
     if config:
         code = f"import sys; sys.path.insert(0, {str(BENCH)!r}); import compile, _kernels_compile as c\n"
-        code += f"c.WHICH = ('forward',); c.blocks_of = lambda *_: c.Config({config})\n"
+        code += f"c.WHICH = ('inference',); c.blocks_of = lambda *_: c.Config({config})\n"
         program = ["-c", f"{code}compile.main()"]
     said = run_python(*program, *arguments, interpret=interpret, status=status)
     return said, *bench.read(tmp_path / "kernels-compile.csv")
