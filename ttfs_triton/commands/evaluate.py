@@ -16,8 +16,8 @@ Steps = Annotated[int, Field(ge=1, le=4096)]
 OfNetwork = Literal["network"]
 
 
-class MeasuringOptions(CommandOptions):
-    """Options of commands that measure networks on test images: own code, images, device, faults, decision time."""
+class ImageOptions(CommandOptions):
+    """Options of commands that run networks on test images: own code, images, device."""
 
     network: str | None = None
     """FILE.py:FUNCTION that builds the network, if your own code does."""
@@ -31,6 +31,11 @@ class MeasuringOptions(CommandOptions):
     """Images in a batch of the measurements."""
     cpu: bool = False
     """Use the CPU even if there is a GPU."""
+
+
+class MeasuringOptions(ImageOptions):
+    """Options of commands that measure networks on test images: faults and decision time, besides `ImageOptions`."""
+
     fault_seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the faults in simulations."""
     deadlines: bool = False

@@ -15,6 +15,7 @@ from ttfs_triton.energy.counts import Counts, InputCounts, LayerActivity, LayerC
 from ttfs_triton.energy.estimate import Estimate, Run, RunOptions, Term
 from ttfs_triton.energy.models import dense_ann, estimate, zero_skipping_ann
 from ttfs_triton.energy.prices import Price, Range
+from ttfs_triton.energy.rate_coded import RateCodedCounts, count_rate_coded, estimate_rate_coded
 
 __all__ = [
     "BreakEven",
@@ -29,6 +30,7 @@ __all__ = [
     "Memory",
     "Price",
     "Range",
+    "RateCodedCounts",
     "Run",
     "RunOptions",
     "Term",
@@ -37,9 +39,11 @@ __all__ = [
     "break_even_firing_share",
     "compare",
     "count",
+    "count_rate_coded",
     "counting",
     "dense_ann",
     "estimate",
+    "estimate_rate_coded",
     "fair_chip",
     "load_chip",
     "verdict",

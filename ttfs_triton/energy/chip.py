@@ -33,6 +33,7 @@ MAX_BYTES = 2**18  # of a chip file; the package's own files have up to 10,000
 
 PRICES: dict[str, tuple[str, str]] = {
     "accumulate": ("energy", "one addition"),
+    "multiply": ("energy", "one multiplication"),
     "multiply_accumulate": ("energy", "one multiplication and one addition"),
     "compare": ("energy", "one comparison"),
     "synop": ("energy", "one synaptic operation: a spike meets a synapse"),

@@ -77,20 +77,20 @@ class Terms:
             self.access(layer, "weight reads", layer.neurons, layer.biases, self.state_bits)
         self.access(layer, "state writes", layer.neurons * words, layer.neurons * words, self.state_bits)
 
-    def multiplications(self, layer: LayerCounts, macs: float) -> None:
+    def multiplications(self, layer: LayerCounts, macs: float, runs: float = 1) -> None:
         """Charge a layer with real-valued inputs, without reuse: each product reads its weight and its input.
 
-        Sums stay in registers. A fully connected layer reads each input only once.
+        Sums stay in registers. A fully connected layer reads each input only once. The layer runs `runs` times.
 
         Source: Lemaire et al., ICONIP 2022, Eq. 3–6, 11–12.
         """
         self.compute(layer, "multiply-accumulates", macs, "multiply_accumulate")
-        biases = layer.neurons if layer.biases else 0
-        inputs = layer.dense_macs if layer.shared_weights else layer.inputs
+        biases = runs * layer.neurons if layer.biases else 0
+        inputs = layer.dense_macs if layer.shared_weights else runs * layer.inputs
         self.access(layer, "weight reads", macs + biases, layer.weights, self.weight_bits)
         self.access(layer, "input reads", inputs, layer.inputs, self.state_bits)
-        self.access(layer, "output writes", layer.neurons, layer.neurons, self.state_bits)
-        self._addresses(layer, layer.inputs + layer.neurons + layer.weights)
+        self.access(layer, "output writes", runs * layer.neurons, layer.neurons, self.state_bits)
+        self._addresses(layer, runs * (layer.inputs + layer.neurons + layer.weights))
 
     def neuron_updates(self, layer: LayerCounts, work: LayerActivity, words: int) -> None:
         """Charge updates of neurons; `words` is 2 for slope and potential, 1 for a potential alone."""
