@@ -1,0 +1,71 @@
+"""Files that a call enters: a reader who follows it has to open so many.
+
+A ceiling is lowered when a walk gets shorter, and never raised; the goal is where it is to end.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.evaluate.cases import full_report
+from ttfs_triton.evaluate.page import render_page
+from ttfs_triton.model import TTFSModel
+from ttfs_triton.nn import DFTConv2d, NetworkConfig
+from ttfs_triton.train import TrainConfig, train
+
+FOLDERS = tuple(str(Path(__file__).parents[1] / name) for name in ("ttfs_triton", "kernels"))
+# Walk: (ceiling, goal).
+WALKS = {
+    "step of a layer": (13, 6),
+    "step of a layer with batch norm": (13, 6),
+    "network from its files": (20, 5),
+    "page of an evaluation": (20, 12),
+    "training from its configuration": (62, 20),
+}
+
+
+def files_of(call: Callable[[], object]) -> list[str]:
+    """Our files in which a function is entered during a call, in this thread."""
+    entered = set[str]()
+    sys.setprofile(lambda frame, event, _: entered.add(frame.f_code.co_filename) if event == "call" else None)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return sorted(file for file in entered if file.startswith(FOLDERS))
+
+
+def step(**options: bool) -> Callable[[], object]:
+    """A layer's forward and backward pass, after the first, in which more is prepared."""
+    layer, images = DFTConv2d(3, 4, 3, padding=1, **options).train(), torch.rand(2, 3, 8, 8)
+    layer(images).sum().backward()
+    return lambda: layer(images).sum().backward()
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_walk_enters_few_files(walk, tmp_path):
+    ceiling, _ = WALKS[walk]
+    model = TTFSModel(NetworkConfig("4C3-P2-8", image_size=(8, 8)))
+    model.save_pretrained(tmp_path / "model")
+    config = TrainConfig(
+        dataset="sample",
+        model="4C5-P4-16",
+        epochs=1,
+        max_train_samples=200,
+        max_test_samples=50,
+        cpu=True,
+        output_dir=tmp_path / "run",
+    )
+    report = full_report()
+    calls = {
+        "step of a layer": step(),
+        "step of a layer with batch norm": step(batch_norm=True, weight_standardisation=False),
+        "network from its files": lambda: TTFSModel.from_pretrained(tmp_path / "model"),
+        "page of an evaluation": lambda: render_page(report),
+        "training from its configuration": lambda: train(config),
+    }
+    files = files_of(calls[walk])
+    assert len(files) <= ceiling, "\n".join(files)
