@@ -7,7 +7,6 @@ from tests import oracles
 from tests.kernels import oracle
 from tests.nn.common import activations, randomised
 from ttfs_triton.nn import (
-    DFTConv2d,
     DFTLinear,
     NetworkConfig,
     Neuron,
@@ -114,37 +113,6 @@ def test_options_reach_the_layers():
     # Dropout removes spikes of fully connected layers: fc1's inputs come from a convolution, the readout's from fc1.
     assert (layer.spike_dropout, model.readout.spike_dropout) == (0.0, 0.1)
     assert small(batch_norm=True).features.conv2.batch_norm is not None
-
-
-@pytest.mark.parametrize("seen", ["nowhere", "statistics", "hook of the layer", "hook of the pool", "backward hook"])
-def test_layers_compute_the_pool_behind_them_unless_their_spikes_are_seen(monkeypatch, seen):
-    options = {"image_size": (13, 12), "in_channels": 1, "encoder": "latency", "weight_standardisation": False}
-    network = TTFSNetwork(NetworkConfig("4C3-P2-6C3-P3-8", **options))
-    images = torch.rand(2, 1, 13, 12)
-    pools: list[int] = []
-    forward = DFTConv2d.forward
-
-    def noting(self, x, pool=1):
-        pools.append(pool)
-        return forward(self, x, pool)
-
-    layers = network.features
-    expected = layers(images)  # as modules in a row
-    monkeypatch.setattr(DFTConv2d, "forward", noting)
-    shapes = []
-    if seen.startswith("hook"):
-        layer = layers.conv1 if seen.endswith("layer") else layers.pool1
-        layer.register_forward_hook(lambda _module, _inputs, output: shapes.append(tuple(output.shape)))
-    if seen == "backward hook":
-        layers.conv1.register_full_backward_hook(lambda _module, _inputs, grads: shapes.append(tuple(grads[0].shape)))
-        network(images.clone().requires_grad_()).sum().backward()
-        assert (shapes, pools) == ([(2, 4, 13, 12)], [1, 1])
-        return
-    with record_statistics(network, enabled=seen == "statistics"):
-        assert torch.equal(network.hidden(images), expected)
-    assert pools == [2 if seen == "nowhere" else 1, 1]
-    assert shapes == {"hook of the layer": [(2, 4, 13, 12)], "hook of the pool": [(2, 4, 6, 6)]}.get(seen, [])
-    assert len(collect_statistics(network)) == (4 if seen == "statistics" else 0)
 
 
 @pytest.mark.parametrize(

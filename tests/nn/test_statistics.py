@@ -7,7 +7,6 @@ from torch import nn
 
 from tests.nn.common import activations
 from ttfs_triton.nn import (
-    DFTConv2d,
     DFTLinear,
     Faults,
     Grid,
@@ -15,7 +14,6 @@ from ttfs_triton.nn import (
     SpikeCounter,
     cnn1,
     collect_statistics,
-    put_on_grid,
     record_statistics,
     reset_statistics,
     sparsity,
@@ -149,15 +147,3 @@ def test_counting_changes_neither_outputs_nor_gradients_nor_the_state_dict(grid,
     torch.testing.assert_close(*results, rtol=0, atol=0)
     assert list(model.state_dict()) == keys
     assert not any("statistics" in name for name, _ in model.named_buffers())
-
-
-def test_a_pool_in_a_layers_call_follows_counts_faults_and_grids():
-    layer, x = DFTConv2d(1, 4, 3), torch.rand(2, 1, 8, 8)
-    layer.statistics = SpikeCounter((4, 6, 6))
-    with record_statistics(layer):
-        layer(x, 2)
-    assert collect_statistics(layer)[0].spikes == int((layer(x) > 0).sum()) > 0
-    train_for(layer, Faults(dead_neurons=1.0))
-    assert not layer(x, 2).any()
-    put_on_grid(layer.eval(), Grid(8, 4))
-    assert torch.equal(layer(x, 2), nn.functional.max_pool2d(layer(x), 2))
