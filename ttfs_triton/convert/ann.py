@@ -20,13 +20,13 @@ from ttfs_triton.convert.average_pool import fold_average_pool, pooled_size, win
 from ttfs_triton.convert.layer import ANNLayer, Value, added, behind
 from ttfs_triton.convert.operations import ADDITIONS, CONCATENATIONS, IN_PLACE, MODULE_OF
 from ttfs_triton.convert.source import ConversionError
-from ttfs_triton.nn import EarliestSpikePool2d, Wire
-from ttfs_triton.nn.sizes import pair, skip_step
+from ttfs_triton.nn import EarliestSpikePool2d, SpikeUpsample2d, Wire
+from ttfs_triton.nn.sizes import pair, skip_step, whole_ratio
 
 _REMEDY = (
     "Use in its place Conv2d, Linear, BatchNorm, ReLU, ReLU6, Hardtanh or clamp from 0, MaxPool2d, AvgPool2d, adaptive "
-    "pools, flatten, Dropout, Identity, slices with a step, padding of channels, additions, and concatenation of "
-    "activations along the channels, and train the ANN again."
+    "pools, nearest upsampling by whole factors, flatten, Dropout, Identity, slices with a step, padding of channels, "
+    "additions, and concatenation of activations along the channels, and train the ANN again."
 )
 
 
@@ -133,6 +133,9 @@ class _Reader:
                 return self._activate(node, module, value)
             case nn.MaxPool2d() | nn.AdaptiveMaxPool2d():
                 return self._max_pool(node, module, value, shape)
+            case nn.Upsample(mode="nearest") if value.average is None and len(shape) == 3:
+                if scale := whole_ratio(shape[1:], _shape(node)[1:]):
+                    return value.routed(SpikeUpsample2d(scale))
             case nn.AvgPool2d() | nn.AdaptiveAvgPool2d():
                 return self._average_pool(node, module, value, shape)
             case nn.Flatten():

@@ -18,6 +18,7 @@ from ttfs_triton.nn import (
     NetworkConfig,
     Neuron,
     Readout,
+    SpikeUpsample2d,
     TTFSNetwork,
 )
 from ttfs_triton.nn.graph import Wire, delivered
@@ -98,7 +99,7 @@ import torch
 from torch.nn import Flatten, Identity, Module, ModuleDict
 
 from ttfs_triton.nn import AnalogEncoder, DFTConv2d, DFTLinear, EarliestSpikePool2d
-from ttfs_triton.nn import LatencyEncoder, Neuron, Readout
+from ttfs_triton.nn import LatencyEncoder, Neuron, Readout, SpikeUpsample2d
 
 
 class Network(Module):
@@ -203,6 +204,8 @@ def specification_of(layers: Sequence[ANNLayer]) -> str | None:
                 if rows != columns or step != across or above != beside or pool.ceil_mode:
                     return None
                 own.append(f"P{rows}" + (f"p{above}" if above else "") + (f"s{step}" if step != rows else ""))
+            elif isinstance(pool, SpikeUpsample2d):
+                return None
         if layer.average > 1 and not tokens and not own:  # a specification averages no images
             return None
         before = layer.name

@@ -45,6 +45,7 @@ MODULE_OF: dict[Any, Callable[..., nn.Module | None]] = {
     F.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
     **dict.fromkeys((torch.mean, "mean"), _mean),
     **dict.fromkeys((torch.flatten, "flatten", "view", "reshape", "squeeze"), lambda *_, **__: nn.Flatten()),
+    F.interpolate: lambda size=None, scale_factor=None, mode="nearest", *_, **__: nn.Upsample(size, scale_factor, mode),
     operator.getitem: _slice,
     F.pad: _pad,
     **dict.fromkeys(("contiguous", "clone"), lambda *_, **__: nn.Identity()),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ttfs_triton.chip.simulation import SimulationSettings
 from ttfs_triton.chip.simulator import Own, Simulator
 from ttfs_triton.data.pixels import to_float
+from ttfs_triton.export.shared import refuse_upsampling
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
 from ttfs_triton.nn.grid import POTENTIAL_BITS
@@ -66,6 +67,7 @@ def to_c(
         raise ValueError(f"to_c: image_shape must be (channels, height, width); got {graph.image_shape}.")
     if graph.encoder.kind == "analog" and (route := graph.encoder.inputs[0].route):
         raise ValueError(f"to_c: an analog encoder must read the image itself; got {route[0]} before it.")
+    refuse_upsampling("to_c", graph)
     others: dict[str, Own] = {"per_channel": "network", "state_bits": "network"}
     settings = SimulationSettings.of(graph.grid, steps=steps, weight_bits=weight_bits, **others)
     layers = {name: layer for name, (layer, _) in Simulator(graph, settings, False).layers.items()}

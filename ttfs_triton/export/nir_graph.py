@@ -38,7 +38,7 @@ import numpy as np
 from torch import nn
 
 from ttfs_triton.export.nir_clock import STEP_S, Axis, Clock, clock_weights, places_of, sampling, square
-from ttfs_triton.export.shared import as_array, metadata, require, synapse_arrays
+from ttfs_triton.export.shared import as_array, metadata, refuse_upsampling, require, synapse_arrays
 from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
 from ttfs_triton.nn.folding import plain_skip_weights
 from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
@@ -83,8 +83,8 @@ def to_nir(
         The graph. Its metadata hold clock, configuration and class names, which NIR lacks, and `not_expressed`.
     Raises:
         ValueError: the network has layers of other packages, or an option is out of range.
-        NotImplementedError: a signed encoder, images that are no maps, pools in ceil_mode, kernels of one odd side and
-            one even (nir would infer wrong shapes), or padding that makes maps larger than the image.
+        NotImplementedError: a signed encoder, images that are no maps, upsampling, pools in ceil_mode, kernels of one
+            odd side and one even (nir would infer wrong shapes), or padding that makes maps larger than the image.
         RuntimeError: nir is not installed.
     Source: Wei et al., ICCV 2023, Eq. 2-7; Pedersen et al., "Neuromorphic intermediate representation", 2024.
     """
@@ -99,6 +99,7 @@ def to_nir(
             "to_nir: encoder must be latency or analog; got signed, whose pixels drive potential and slope apart. "
             "Use to_onnx."
         )
+    refuse_upsampling("to_nir", graph)
     analog = graph.encoder.kind == "analog"
     if analog and any(wire.route for wire in graph.encoder.inputs):
         raise NotImplementedError("to_nir: an analog encoder must read the image itself; got a pool. Use to_onnx.")

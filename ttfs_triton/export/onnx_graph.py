@@ -12,7 +12,7 @@ from ttfs_triton.export.shared import as_array, metadata, require, synapse_array
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.folding import plain_skip_weights
 from ttfs_triton.nn.graph import Stage, Wire
-from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
+from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d, SpikeUpsample2d
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.trace import network_graph
@@ -160,12 +160,18 @@ def _arriving(values: dict[str | None, _Value], stage: Stage) -> _Value:
 
 
 def _route(values: dict[str | None, _Value], wire: Wire) -> _Value:
-    """Activations of a wire's source, pooled and flattened."""
+    """Activations of a wire's source, as they reach the layer."""
     value = values[wire.source]
     for module in wire.route:
         if isinstance(module, EarliestSpikePool2d):
             sizes = {"kernel_shape": module.kernel_size, "strides": module.stride, "pads": 2 * module.padding}
             value = value.apply("MaxPool", ceil_mode=int(module.ceil_mode), **sizes)
+        elif isinstance(module, SpikeUpsample2d):
+            factor = value.graph.constant(
+                f"{value.graph.layer}.scales{len(value.graph.nodes)}", [1, 1, *module.scale_factor]
+            )
+            options = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+            value = value.apply("Resize", _Value(value.graph, ""), factor, **options)
         else:
             assert isinstance(module, nn.Flatten), "nothing else stands between layers"
             value = value.apply("Flatten", axis=1)

@@ -13,6 +13,7 @@ from ttfs_triton.model.locate import ModelFiles, bundled_facts
 from ttfs_triton.nn.config import NetworkConfig
 from ttfs_triton.nn.folding import plain_synapses
 from ttfs_triton.nn.graph import NetworkGraph
+from ttfs_triton.nn.layers import SpikeUpsample2d
 from ttfs_triton.nn.trace import unwrapped
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.run_records import SUMMARY, read_summary
@@ -58,6 +59,15 @@ def metadata(
         **more,
         **({} if graph.grid is None else {"grid": json.dumps(graph.grid.to_dict())}),
     }
+
+
+def refuse_upsampling(function: str, graph: NetworkGraph) -> None:
+    """Raise NotImplementedError, in the name of `function`, if a layer reads upsampled spikes."""
+    for stage in graph.stages:
+        for module in (each for wire in stage.wires for each in wire.route if isinstance(each, SpikeUpsample2d)):
+            raise NotImplementedError(
+                f"{function}: network must not upsample spikes; got {module} in front of {stage.name}. Use to_onnx."
+            )
 
 
 def synapse_arrays(layer: WeightedLayer) -> tuple[np.ndarray, np.ndarray | None]:

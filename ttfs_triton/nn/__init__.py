@@ -9,7 +9,7 @@ from ttfs_triton.nn.folding import fold_batch_norm, fold_weight_standardisation
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.initialisation import start_as_identity, whiten
-from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
+from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d, SpikeUpsample2d
 from ttfs_triton.nn.models import TTFSNetwork, decide
 from ttfs_triton.nn.networks import cifarnet, cnn1, resnet18, resnet20, vgg11, vgg16
 from ttfs_triton.nn.readout import (
@@ -45,6 +45,7 @@ __all__ = [
     "Readout",
     "SignedEncoder",
     "SpikeCounter",
+    "SpikeUpsample2d",
     "Stage",
     "TTFSNetwork",
     "Wire",

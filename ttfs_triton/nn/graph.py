@@ -29,11 +29,11 @@ class NetworkError(ValueError):
 
 @dataclass(frozen=True)
 class Wire:
-    """A connection into a layer: the stage whose spikes it reads, and the pooling and flattening between them.
+    """A connection into a layer: the stage whose spikes it reads, and the pooling, upsampling and flattening between.
 
     Attributes:
         source: name of the stage whose spikes arrive; None: the images.
-        route: modules between source and layer, in order. They pool and flatten, take no time and have no synapses.
+        route: modules between source and layer, in order: pools, upsampling, flattening, without time and synapses.
         shape: shape of the spikes that it delivers for one image.
     """
 
@@ -42,14 +42,14 @@ class Wire:
     shape: tuple[int, ...]
 
     def deliver(self, emitted: Mapping[str | None, Tensor]) -> Tensor:
-        """The source's activations, pooled and flattened for the layer, [N, *shape]; `emitted` holds all sources'."""
+        """The source's activations, as they reach the layer, [N, *shape]; `emitted` holds all sources'."""
         spikes = emitted[self.source]
         for module in self.route:
             spikes = module(spikes)
         return spikes
 
     def routed(self, module: nn.Module) -> Wire:
-        """The wire with one more module, which pools or flattens each channel by itself."""
+        """The wire with one more module, which treats each channel by itself."""
         shape = module(torch.empty((1, *self.shape), device="meta")).shape[1:]
         return Wire(self.source, (*self.route, module), tuple(shape))
 

@@ -164,6 +164,33 @@ class DFTLinear(FiringLayer, WeightedLinear):
         return self.spikes(x, skip, neuron=self.neuron, backend=self.backend)
 
 
+class SpikeUpsample2d(nn.Module):
+    """Repeat each spike at its time in a patch of neurons: nearest-neighbour upsampling.
+
+    Input [N, C, height, width], output [N, C, rows·height, columns·width], activations.
+
+    Args:
+        scale_factor: rows and columns of a patch, whole numbers.
+    Raises:
+        ValueError: scale_factor is neither a positive integer nor a pair of them.
+    Example:
+        >>> SpikeUpsample2d(2)(torch.tensor([[[[0.2, 0.9]]]]))
+        tensor([[[[0.2000, 0.2000, 0.9000, 0.9000],
+                  [0.2000, 0.2000, 0.9000, 0.9000]]]])
+    """
+
+    def __init__(self, scale_factor: Size) -> None:
+        super().__init__()
+        self.scale_factor = checked_pair("SpikeUpsample2d", "scale_factor", scale_factor, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.scale_factor
+        return F.interpolate(x, (rows * x.shape[2], columns * x.shape[3]))
+
+    def extra_repr(self) -> str:
+        return f"scale_factor={self.scale_factor}"
+
+
 class EarliestSpikePool2d(nn.Module):
     """Pass on the earliest spike of each patch: the maximum over activations.
 

@@ -21,6 +21,12 @@ def skip_step(size: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | No
     return steps if fits else None
 
 
+def whole_ratio(size: Sequence[int], larger: Sequence[int]) -> tuple[int, int] | None:
+    """How many times larger the sides (rows, columns) of other maps are; None if a side is no multiple."""
+    (rows, columns), (more_rows, more_columns) = size, larger
+    return None if more_rows % rows or more_columns % columns else (more_rows // rows, more_columns // columns)
+
+
 def pair(value: Size) -> tuple[int, int]:
     """A size for both image dimensions, (height, width)."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -24,14 +24,15 @@ from torch.utils import _pytree as pytree
 from ttfs_triton.command_line import text_of
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
-from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
+from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d, SpikeUpsample2d
 from ttfs_triton.nn.readout import Readout
+from ttfs_triton.nn.sizes import whole_ratio
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.weighted import WeightedLayer
 
 LAYERS = (LatencyEncoder, AnalogEncoder, SignedEncoder, DFTConv2d, DFTLinear, Readout)
 # Modules of torch.nn that may stand between our layers; they run in evaluation mode.
-BETWEEN = (nn.Identity, nn.Flatten, nn.MaxPool2d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+BETWEEN = (nn.Identity, nn.Flatten, nn.MaxPool2d, nn.Upsample, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _PACKAGES = re.compile(rf"<|.*site-packages|{re.escape(str(Path(__file__).parents[2]))}.(ttfs_triton|kernels)\b")
 """Files that are not the user's."""
 SAMPLES = 3  # size of the traced batch, which maps rarely have
@@ -48,6 +49,7 @@ _REMEDIES = {
     r"^_*i?r?(add|sub)_*$|^add": "A sum of spike times is no spike time: use layer(x, skip=spikes).",
     r"relu|gelu|silu|elu|sigmoid|tanh|softplus|hardswish|mish": "Leave it out: the neurons are the nonlinearity.",
     r"max_?pool": "Use EarliestSpikePool2d: no dilation.",
+    r"interpolate|upsampl": "Use SpikeUpsample2d: nearest neighbour, whole factors.",
     r"conv": "Use DFTConv2d, or AnalogEncoder for the layer that reads pixels.",
     r"linear|matmul|bilinear": "Use DFTLinear, or Readout for the last layer.",
     r"dropout": "Use nn.Dropout, or pass training=self.training, so that evaluation drops nothing.",
@@ -56,7 +58,7 @@ _REMEDIES = {
 }
 _OF_IMAGES = "Pass images as they are, and give mean and std to an AnalogEncoder."
 _ARITHMETIC = r"^_*i?r?(add|sub|mul|truediv|div)_*$"
-_NO_REMEDY = "No layer of ttfs_triton.nn does this; between layers pool, flatten, concatenate or drop out spikes."
+_NO_REMEDY = "No layer of ttfs_triton.nn does this; between layers pool, upsample, flatten, concatenate or drop spikes."
 
 
 def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) -> NetworkGraph:
@@ -66,8 +68,8 @@ def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) ->
         model: any module that runs one encoder first, then layers of `ttfs_triton.nn`, each once, and returns the
             output of its only readout: `TTFSNetwork`, an `nn.Sequential`, or a class of yours, in any mode, on any
             device, compiled or distributed. Between layers spikes may be pooled (`EarliestSpikePool2d`,
-            `nn.MaxPool2d`, `F.max_pool2d`), flattened, dropped out, and concatenated along the channels (`torch.cat`),
-            by modules or in your `forward`.
+            `nn.MaxPool2d`, `F.max_pool2d`), upsampled (`SpikeUpsample2d`, `nn.Upsample`, `F.interpolate`), flattened,
+            dropped out, and concatenated along the channels (`torch.cat`), by modules or in your `forward`.
         image_shape: shape of one image, such as (channels, height, width). Default: the model's own `image_shape`.
     Returns:
         The stages in the order in which they run.
@@ -219,6 +221,9 @@ class _Trace(TorchFunctionMode):
             )
             if dilation in (1, (1, 1)):
                 return EarliestSpikePool2d(kernel, stride or None, padding, ceil_mode=ceil)
+        nearest = name == "interpolate" and _argument(args, kwargs, 3, "mode", "nearest") == "nearest"
+        if nearest and before.dim() == 4 and (scale := whole_ratio(before.shape[2:], after.shape[2:])):
+            return SpikeUpsample2d(scale)
         self._refuse_function(name)
 
     def _refuse_function(self, name: str, remedy: str | None = None) -> NoReturn:

@@ -1,0 +1,203 @@
+"""Upsampled spikes: the layer, and a U-shaped network through graph, counts, simulator, exports, training and files."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from tests.chip.networks import emitted
+from tests.nn.common import activations, randomised
+from ttfs_triton import TTFSModel
+from ttfs_triton.chip import simulate
+from ttfs_triton.convert import ConversionError, convert_ann
+from ttfs_triton.data.images import images_of_tensors
+from ttfs_triton.energy import count
+from ttfs_triton.energy.cost import Cost, EventWeights
+from ttfs_triton.evaluate import EvaluationBatches, evaluate
+from ttfs_triton.export import compare_onnx, to_c, to_nir, to_onnx
+from ttfs_triton.nn import (
+    DFTConv2d,
+    Grid,
+    LatencyEncoder,
+    NetworkError,
+    Neuron,
+    Readout,
+    SpikeUpsample2d,
+    network_graph,
+    put_on_grid,
+)
+from ttfs_triton.train.options import TargetOptions
+from ttfs_triton.train.target import CostedNetwork, Target
+
+
+class UShaped(nn.Module):
+    """Two sizes of maps: pooled, convolved, upsampled, and concatenated with what was there before."""
+
+    image_shape = (1, 8, 8)
+
+    def __init__(self, upsample: nn.Module | None = None) -> None:
+        super().__init__()
+        neuron = Neuron(0.25, surrogate_width=0.5)
+        self.encoder, self.upsample = LatencyEncoder(), upsample or SpikeUpsample2d(2)
+        self.down, self.deep = (DFTConv2d(i, o, 3, padding=1, neuron=neuron) for i, o in ((1, 4), (4, 6)))
+        self.up = DFTConv2d(10, 5, 3, padding=1, neuron=neuron)
+        self.readout = Readout(5 * 64, 3, neuron=neuron)
+
+    def forward(self, images: Tensor) -> Tensor:
+        early = self.down(self.encoder(images))
+        late = self.upsample(self.deep(F.max_pool2d(early, 2)))
+        return self.readout(self.up(torch.cat([late, early], 1)).flatten(1))
+
+
+class ByFunction(UShaped):
+    def forward(self, images: Tensor) -> Tensor:
+        early = self.down(self.encoder(images))
+        late = F.interpolate(self.deep(F.max_pool2d(early, 2)), scale_factor=2)
+        return self.readout(self.up(torch.cat([late, early], 1)).flatten(1))
+
+
+def network(kind: type[UShaped] = UShaped, *words: nn.Module) -> UShaped:
+    return randomised(kind(*words), seed=2).eval()
+
+
+@pytest.mark.parametrize("scale_factor", [1, 2, (3, 2)])
+def test_every_neuron_of_a_patch_gets_the_spike_at_its_time(scale_factor, device):
+    spikes = torch.rand(2, 3, 4, 5, device=device, requires_grad=True)
+    layer = SpikeUpsample2d(scale_factor)
+    found = layer(spikes)
+    rows, columns = layer.scale_factor
+    places = torch.arange(4 * rows) // rows, torch.arange(5 * columns) // columns
+    assert torch.equal(found.cpu(), spikes.cpu()[:, :, places[0]][:, :, :, places[1]])
+    found.sum().backward()
+    assert spikes.grad is not None
+    assert (spikes.grad == rows * columns).all()
+    assert repr(layer) == f"SpikeUpsample2d(scale_factor={layer.scale_factor})"
+
+
+@pytest.mark.parametrize("scale_factor", [0, 1.5, (2, 2, 2)])
+def test_other_factors_are_refused(scale_factor):
+    with pytest.raises(ValueError, match="SpikeUpsample2d: scale_factor must be"):
+        SpikeUpsample2d(scale_factor)
+
+
+@torch.no_grad()
+def test_graph_has_the_same_layer_for_every_way_to_upsample():
+    model, images = network(), activations(4, 1, 8, 8, seed=1).float()
+    graph = network_graph(model)
+    (late, early), up = graph["up"].inputs, graph["up"]
+    assert (late.source, late.shape, graph.waits(up, late)) == ("deep", (6, 8, 8), 0)
+    assert (early.source, early.shape, graph.waits(up, early)) == ("down", (4, 8, 8), 1)
+    assert "deep → SpikeUpsample2d(scale_factor=(2, 2)), down" in graph.describe()[3]
+    found = graph.run(images, lambda stage, arriving, skip: stage.activations(arriving, skip))
+    torch.testing.assert_close(found, model(images))
+    for other in (network(UShaped, nn.Upsample(scale_factor=2)), network(UShaped, nn.Upsample((8, 8)))):
+        assert network_graph(other).describe() == graph.describe()
+    assert network_graph(network(ByFunction)).describe() == graph.describe()
+
+
+@pytest.mark.parametrize("other", [nn.Upsample(scale_factor=2, mode="bilinear"), nn.Upsample(scale_factor=1.75)])
+def test_upsampling_that_changes_spikes_is_refused(other):
+    with pytest.raises(NetworkError, match=r"got interpolate\(\) in Upsample .*Use SpikeUpsample2d: nearest"):
+        network_graph(UShaped(other))
+
+
+@torch.no_grad()
+def test_counts_equal_brute_force():
+    model, images = network(), activations(5, 1, 8, 8, seed=4).float()
+    counts, spikes = count(model, [images]), emitted(model, images)
+    layers = {layer.name: layer for layer in counts.layers}
+    late = (spikes["deep"] > 0).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    read = torch.cat([late, spikes["down"] > 0], 1)
+    operations = 0
+    for _, _, row, column in read.nonzero().tolist():
+        operations += 5 * sum(0 <= row + i < 8 and 0 <= column + j < 8 for i in (-1, 0, 1) for j in (-1, 0, 1))
+    assert (layers["up"].synaptic_operations, layers["up"].active_inputs) == (operations, int(read.sum()))
+    assert layers["up"].dense_macs == 5 * 5 * 10 * (3 * 8 - 2) ** 2
+    assert layers["deep"].spikes_delivered == 4 * layers["deep"].spikes > 0
+    pooled = int(F.max_pool2d(spikes["down"], 2).count_nonzero())
+    assert layers["down"].spikes_delivered == layers["down"].spikes + pooled
+    price = Cost(0.0, {"deep": EventWeights(delivered=1.0), "up": EventWeights(operation=2.0)})
+    wanted = TargetOptions(target_operations=0.4).target
+    assert wanted is not None
+    costed = CostedNetwork(model, network_graph(model), Target(wanted, price, 0.0))
+    with costed.watching():
+        found = costed(images)[1]
+    assert found.item() == pytest.approx(price.of(counts))
+
+
+@torch.no_grad()
+def test_network_on_a_grid_is_its_simulation():
+    model, images = network(), activations(20, 1, 8, 8, seed=6).float()
+    put_on_grid(model, Grid(8, 5))
+    found, counts = simulate(model, [images], keep_spike_times=True), count(model, [images])
+    assert torch.equal(model(images).argmax(1), found.predictions)
+    spikes = emitted(model, images)
+    assert found.spike_steps is not None
+    for name, maps in spikes.items():
+        assert torch.equal((8 - 8 * maps).round().int(), found.spike_steps[name])
+    assert [each.synaptic_operations for each in found.counts.layers] == [
+        each.synaptic_operations for each in counts.layers
+    ]
+
+
+def test_onnx_agrees():
+    pytest.importorskip("onnxruntime", reason="running ONNX needs onnxruntime")
+    model, images = network(UShaped, SpikeUpsample2d((2, 2))), activations(12, 1, 8, 8, seed=8).float()
+    compared = compare_onnx(to_onnx(model).SerializeToString(), model, images)
+    assert (compared.different, compared.logits) == (0, pytest.approx(0, abs=1e-5))
+
+
+@pytest.mark.parametrize("export", [to_nir, to_c])
+def test_exports_without_upsampling_refuse_it(export):
+    if export is to_nir:
+        pytest.importorskip("nir", reason="exporting to NIR needs nir")
+    with pytest.raises(
+        NotImplementedError, match=rf"{export.__name__}: network must not upsample spikes; got .* of up\."
+    ):
+        export(network())
+
+
+def test_network_trains_a_step_is_saved_and_evaluated(tmp_path):
+    model = network().train()
+    images, labels = activations(20, 1, 8, 8, seed=3).mul(255).byte(), torch.arange(20) % 3
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    loss = F.cross_entropy(model(images.float() / 255), labels)
+    loss.backward()
+    torch.optim.SGD(model.parameters(), 0.1).step()
+    assert all(bool((new != old).any()) for new, old in zip(model.parameters(), before, strict=True))
+    TTFSModel.from_network(model).save_pretrained(tmp_path)
+    loaded = TTFSModel.from_pretrained(tmp_path, network=UShaped)
+    data = images_of_tensors(images, labels)
+    found = evaluate(loaded, EvaluationBatches(data, None, 8), Accelerator(cpu=True))
+    assert found.correct == int((model.eval()(images.float() / 255).argmax(1) == labels).sum())
+
+
+class ANN(nn.Module):
+    """The same shape as an ANN."""
+
+    def __init__(self, upsample) -> None:
+        super().__init__()
+        self.down, self.deep = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)
+        self.up, self.readout, self.upsample = nn.Conv2d(10, 5, 3, padding=1), nn.Linear(5 * 64, 3), upsample
+
+    def forward(self, images: Tensor) -> Tensor:
+        early = F.relu(self.down(images))
+        late = self.upsample(F.relu(self.deep(F.max_pool2d(early, 2))))
+        return self.readout(F.relu(self.up(torch.cat([late, early], 1))).flatten(1))
+
+
+@pytest.mark.parametrize("upsample", [nn.Upsample(scale_factor=2), lambda x: F.interpolate(x, size=(8, 8))])
+def test_an_ann_that_upsamples_is_converted(upsample):
+    torch.manual_seed(0)
+    ann, images = ANN(upsample).eval(), torch.rand(6, 1, 8, 8)
+    converted, _ = convert_ann(ann, images, percentile=100, encoder="latency")
+    with torch.no_grad():
+        torch.testing.assert_close(converted(images), ann(images), rtol=1e-4, atol=1e-5)
+    assert any("SpikeUpsample2d(scale_factor=(2, 2))" in line for line in network_graph(converted).describe())
+
+
+def test_an_ann_that_interpolates_is_not_converted():
+    ann = ANN(nn.Upsample(scale_factor=2, mode="bilinear"))
+    with pytest.raises(ConversionError, match=r"Upsample \(upsample\)\. Use in its place .*nearest upsampling"):
+        convert_ann(ann, torch.rand(2, 1, 8, 8))
