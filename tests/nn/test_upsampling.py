@@ -11,6 +11,7 @@ from tests.nn.common import activations, randomised
 from ttfs_triton import TTFSModel
 from ttfs_triton.chip import simulate
 from ttfs_triton.convert import ConversionError, convert_ann
+from ttfs_triton.convert.build import ConvertedNetwork, code_of
 from ttfs_triton.data.images import images_of_tensors
 from ttfs_triton.energy import count
 from ttfs_triton.energy.cost import Cost, EventWeights
@@ -55,6 +56,19 @@ class ByFunction(UShaped):
         early = self.down(self.encoder(images))
         late = F.interpolate(self.deep(F.max_pool2d(early, 2)), scale_factor=2)
         return self.readout(self.up(torch.cat([late, early], 1)).flatten(1))
+
+
+class Skipping(UShaped):
+    """A skip of upsampled spikes too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.readout = DFTConv2d(5, 6, 3, padding=1, skip=6, neuron=Neuron(0.25)), Readout(6 * 64, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        early = self.down(self.encoder(images))
+        late = self.upsample(self.deep(F.max_pool2d(early, 2)))
+        return self.readout(self.last(self.up(torch.cat([late, early], 1)), skip=late).flatten(1))
 
 
 def network(kind: type[UShaped] = UShaped, *words: nn.Module) -> UShaped:
@@ -126,9 +140,10 @@ def test_counts_equal_brute_force():
     assert found.item() == pytest.approx(price.of(counts))
 
 
+@pytest.mark.parametrize("kind", [UShaped, Skipping])
 @torch.no_grad()
-def test_network_on_a_grid_is_its_simulation():
-    model, images = network(), activations(20, 1, 8, 8, seed=6).float()
+def test_network_on_a_grid_is_its_simulation(kind):
+    model, images = network(kind), activations(20, 1, 8, 8, seed=6).float()
     put_on_grid(model, Grid(8, 5))
     found, counts = simulate(model, [images], keep_spike_times=True), count(model, [images])
     assert torch.equal(model(images).argmax(1), found.predictions)
@@ -141,9 +156,10 @@ def test_network_on_a_grid_is_its_simulation():
     ]
 
 
-def test_onnx_agrees():
+@pytest.mark.parametrize("kind", [UShaped, Skipping])
+def test_onnx_agrees(kind):
     pytest.importorskip("onnxruntime", reason="running ONNX needs onnxruntime")
-    model, images = network(UShaped, SpikeUpsample2d((2, 2))), activations(12, 1, 8, 8, seed=8).float()
+    model, images = network(kind), activations(12, 1, 8, 8, seed=8).float()
     compared = compare_onnx(to_onnx(model).SerializeToString(), model, images)
     assert (compared.different, compared.logits) == (0, pytest.approx(0, abs=1e-5))
 
@@ -187,14 +203,25 @@ class ANN(nn.Module):
         return self.readout(F.relu(self.up(torch.cat([late, early], 1))).flatten(1))
 
 
-@pytest.mark.parametrize("upsample", [nn.Upsample(scale_factor=2), lambda x: F.interpolate(x, size=(8, 8))])
-def test_an_ann_that_upsamples_is_converted(upsample):
-    torch.manual_seed(0)
-    ann, images = ANN(upsample).eval(), torch.rand(6, 1, 8, 8)
+ANNS = {
+    "module": ANN(nn.Upsample(scale_factor=2)),
+    "function": ANN(lambda x: F.interpolate(x, size=(8, 8))),
+    "chain": nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv2d(4, 5, 3, padding=1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(5 * 64, 3)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ANNS)
+def test_an_ann_that_upsamples_is_converted(name):
+    ann, images = ANNS[name].eval(), torch.rand(6, 1, 8, 8)
     converted, _ = convert_ann(ann, images, percentile=100, encoder="latency")
     with torch.no_grad():
         torch.testing.assert_close(converted(images), ann(images), rtol=1e-4, atol=1e-5)
     assert any("SpikeUpsample2d(scale_factor=(2, 2))" in line for line in network_graph(converted).describe())
+    assert isinstance(converted, ConvertedNetwork)
+    assert "SpikeUpsample2d(scale_factor=(2, 2))(" in code_of(converted)
 
 
 def test_an_ann_that_interpolates_is_not_converted():
