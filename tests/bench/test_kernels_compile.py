@@ -53,7 +53,7 @@ def test_compiles_for_chips_that_are_not_there(tmp_path):
         assert (float(row["max_shared_kib"]) > 0) >= row["kernel"].startswith("conv2d")
         assert bool(row["max_others_per_product"]) == row["kernel"].startswith("conv2d")
     assert "--targets sm_90 gfx942" in about["command"]
-    assert "28 kernels compiled, 0 refused" in said
+    assert "26 kernels compiled, 0 refused" in said
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_refused_kernels_are_reported(tmp_path, config, dtype, verdict):
     assert row["verdict"].startswith(verdict)
     assert bool(row["max_registers"]) == ("spills in the loop" in row["verdict"]) == (dtype == "bf16")
     assert "1 kernels compiled, 1 refused" in said
-    assert f"sm_90 {dtype} 1δ conv2d_forward" in said
+    assert f"sm_90 {dtype} 1 conv2d_forward" in said
 
 
 def test_floor_is_the_higher_of_two_bounds():
