@@ -152,7 +152,7 @@ class Config:
 
 
 def blocks_for(which: str, problem: Problem, device: torch.device) -> Config:
-    """Blocks of a pass on a device; raises NotImplementedError where offsets in a block would exceed 32 bits."""
+    """`blocks_of` on a device, with the precision that PyTorch is set to."""
     return blocks_of(which, problem, chip_of(device), precision_of(problem, device))
 
 
@@ -303,12 +303,9 @@ def programs(which: str, problem: Problem, config: Config) -> int:
     """Programs of a residue class and group of channels in forward and grad_x; blocks of a tap and group in grad_w."""
     if which == "grad_w":
         return math.ceil(problem.group_outputs / config.block_m) * math.ceil(problem.depth / config.block_n)
-    size = problem.out_size
+    positions = math.prod(problem.out_size)
     if which == "grad_x":
-        size = [
-            math.ceil(side / step) for side, step in zip((problem.height, problem.width), problem.stride, strict=True)
-        ]
-    positions = math.prod(size)
+        positions = math.ceil(problem.height / problem.stride[0]) * math.ceil(problem.width / problem.stride[1])
     if skips(problem, config):
         blocks = positions * math.ceil(problem.batch / config.block_m)
     else:
@@ -334,12 +331,10 @@ def _inside(problem: Problem, axis: int) -> list[list[bool]]:
     return [[0 <= start + tap * dilation < size for tap in taps] for start in starts]
 
 
-def slots(which: str, problem: Problem, config: Config) -> int:
-    """Programs of a split reduction that run at once, in grad_w as many as a processor has registers for."""
-    if which == "grad_x":
-        return config.processors
+def slots(problem: Problem, config: Config) -> int:
+    """Programs of grad_w that run at once: on each processor as many as it has registers for."""
     threads = 32 * config.num_warps
-    accumulators = problem.contractions(which) * config.block_m * config.block_n // threads
+    accumulators = problem.contractions("grad_w") * config.block_m * config.block_n // threads
     return config.processors * max(1, 2**16 // (min(255, 64 + accumulators) * threads))
 
 

@@ -40,8 +40,8 @@ def _plan(problem: Problem, config: Config) -> tuple[tuple[int, int, int], tuple
     problem = problem.flat
     blocks.check_offsets("grad_w", problem, config)
     steps, number = blocks.tap_steps(problem, config), blocks.programs("grad_w", problem, config)
-    running = blocks.slots("grad_w", problem, config)
-    splits, length = blocks.split(steps, number * problem.groups, running, config.splits, config.block_k)
+    at_once = blocks.slots(problem, config)
+    splits, length = blocks.split(steps, number * problem.groups, at_once, config.splits, config.block_k)
     constants = config.options | {
         "G": problem.moves,
         "FEW_CHANNELS": problem.joint_steps,

@@ -59,7 +59,7 @@ def test_blocks_of_the_networks_are_these():
             sizes = config.block_m, config.block_n, config.block_k, config.num_warps, config.num_stages
             text = " ".join(map(str, sizes)) + " by position" * config.by_position
             if which == "grad_w":
-                running, number = blocks.slots(which, problem, config), blocks.programs(which, problem, config)
+                running, number = blocks.slots(problem, config), blocks.programs(which, problem, config)
                 splits, _ = blocks.split(blocks.tap_steps(problem, config), number, running, 0, config.block_k)
                 text += f" {splits} splits"
             assert text == row[which], row
