@@ -138,7 +138,8 @@ def _described(x: Tensor, weight: Tensor, geometry: Any, neuron: Any) -> tuple[N
     """The neuron and the layer that the values of `_plain` describe."""
     if not isinstance(neuron, Neuron):
         neuron = Neuron.unpack(tuple(neuron))
-        geometry = Geometry(geometry[:2], geometry[2:4], geometry[4:6], geometry[6]) if geometry else None
+        pairs = tuple(geometry)
+        geometry = Geometry(pairs[:2], pairs[2:4], pairs[4:6], pairs[6]) if pairs else None
     return neuron, Problem.of(x, weight, geometry, neuron)
 
 

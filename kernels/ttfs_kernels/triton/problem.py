@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,14 +69,9 @@ class Problem:
     @staticmethod
     def of(x: Tensor, weight: Tensor, geometry: Geometry | None, neuron: Neuron) -> Problem:
         """Problem of x [B, C, H, W] and weight [N, C / groups, R, S]; without geometry x is [M, K], weight [N, K]."""
-        batch, channels, height, width = (*x.shape, 1, 1)[:4]
-        neurons, _, *kernel = (*weight.shape, 1, 1)[:4]
-        stride, padding, dilation, groups = geometry or Geometry((1, 1), (0, 0), (1, 1), 1)
-        sizes = int(batch), int(height), int(width), int(channels), int(neurons)  # a compiler's may be symbols
-        moves = [(int(rows), int(columns)) for rows, columns in (kernel, stride, padding, dilation)]
+        shapes = tuple(map(int, x.shape)), tuple(map(int, weight.shape))  # a compiler's may be symbols
         shared = neuron.has_slope and neuron.split_gradient == 0
-        kinds = neuron.has_slope, neuron.has_surrogate, shared
-        return Problem(*sizes, moves[0], moves[1], moves[2], moves[3], groups, x.dtype, *kinds)
+        return _problem(*shapes, geometry, x.dtype, neuron.has_slope, neuron.has_surrogate, shared)
 
     def contractions(self, which: str) -> int:
         """Contractions of a pass, 1 or 2."""
@@ -108,7 +103,7 @@ class Problem:
         """N: output channels of a group."""
         return self.out_channels // self.groups
 
-    @property
+    @cached_property
     def is_matrix_product(self) -> bool:
         """Whether every position is a row of its own: fully connected, or a 1×1 convolution with stride 1."""
         plain = self.kernel == self.stride == self.dilation == (1, 1) and self.padding == (0, 0)
@@ -145,3 +140,12 @@ class Problem:
     def moves(self) -> Moves:
         units = (math.gcd(channels, LARGEST_UNIT) for channels in (self.group_inputs, self.group_outputs))
         return Moves(*self.kernel, *self.stride, *self.padding, *self.dilation, self.groups, *units)
+
+
+@lru_cache(maxsize=1024)
+def _problem(x: tuple[int, ...], weight: tuple[int, ...], geometry: Geometry | None, *kinds: Any) -> Problem:
+    """The same object for a layer that comes again, whose sizes are computed once."""
+    batch, channels, height, width = (*x, 1, 1)[:4]
+    neurons, _, *kernel = (*weight, 1, 1)[:4]
+    moves: Any = geometry or ((1, 1), (0, 0), (1, 1), 1)
+    return Problem(batch, height, width, channels, neurons, (kernel[0], kernel[1]), *moves, *kinds)
