@@ -107,7 +107,8 @@ class Case:
         torch.manual_seed(0)
         shape = (batch, problem.in_channels, problem.height, problem.width)
         x = torch.rand(shape) * (torch.rand(shape) > SILENT)
-        weight = torch.randn(problem.out_channels, problem.group_inputs, *problem.kernel) * 0.4 / problem.depth**0.5
+        weight = torch.randn(problem.out_channels, problem.group_inputs, *problem.kernel)
+        weight *= 0.4 / weight[0].numel() ** 0.5
         x, weight = ((t.flatten(1) if problem.is_matrix_product else t).to(device, problem.dtype) for t in (x, weight))
         if not problem.is_matrix_product:
             x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 from tests.bench.modules import modules
 from tests.kernels.triton.network_layers import network_layers
-from ttfs_kernels.triton.problem import Problem
 
 bench, kernels, kernels_layers, providers = modules("_bench", "kernels", "_kernels_layers", "_kernels_providers")
 
@@ -73,7 +72,7 @@ def test_the_ann_has_no_composition():
 @pytest.mark.parametrize("fields", [FIELDS, FIELDS | {"stride": [2, 1], "groups": 4, "dilation": [1, 2]}])
 def test_useful_operations_are_those_on_the_map(fields):
     """A convolution of ones counts them."""
-    problem = replace(Problem.from_dict(fields | {"batch": 2}))
+    problem = kernels_layers.Layer("c", (), fields).problem(2, "fp32", 1.0)
     x = torch.ones(2, problem.in_channels, problem.height, problem.width)
     weight = torch.ones(problem.out_channels, problem.group_inputs, *problem.kernel)
     assert kernels.useful_flops(problem) == 2 * F.conv2d(x, weight, None, *problem.geometry).sum()
