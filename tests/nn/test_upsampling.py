@@ -100,8 +100,8 @@ def test_graph_has_the_same_layer_for_every_way_to_upsample():
     model, images = network(), activations(4, 1, 8, 8, seed=1).float()
     graph = network_graph(model)
     (late, early), up = graph["up"].inputs, graph["up"]
-    assert (late.source, late.shape, graph.waits(up, late)) == ("deep", (6, 8, 8), 0)
-    assert (early.source, early.shape, graph.waits(up, early)) == ("down", (4, 8, 8), 1)
+    assert (late.source, late.shape, graph.delay(up, late)) == ("deep", (6, 8, 8), 0)
+    assert (early.source, early.shape, graph.delay(up, early)) == ("down", (4, 8, 8), 1)
     assert "deep → SpikeUpsample2d(scale_factor=(2, 2)), down" in graph.describe()[3]
     found = graph.run(images, lambda stage, arriving, skip: stage.activations(arriving, skip))
     torch.testing.assert_close(found, model(images))

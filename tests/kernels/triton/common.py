@@ -108,7 +108,7 @@ def expected(which: str, layer: Layer, neuron: Neuron = Neuron()) -> tuple[Tenso
         A, W = (_rows(F.conv2d(inputs, weight, None, *problem.geometry)).float() for inputs in (x, (x > 0).double()))
         if which == "forward":
             return A, W
-        A = A if layer.bias is None else A + layer.bias.cpu()
+        A = A if layer.bias is None else A + layer.bias.cpu().float()  # kernels compute in float32
         return ((fire(A, neuron.psp_persistence * W)[0] if neuron.has_slope else A.clamp(0, 1)).to(dtype),)
     if problem.shared:
         slope_h = neuron.psp_persistence * h
