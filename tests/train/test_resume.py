@@ -16,7 +16,7 @@ import torch
 from tests.train.runs import AUGMENTATION, SETTINGS, assert_same_run, command, environment
 from ttfs_triton.train import TrainConfig, train
 
-GOES_ON = "Go on with: python"
+GOES_ON = "Go on with: "  # then "python", or its path if its environment is not active
 ENDS = "Interrupted. Nothing that was saved is lost."
 # A phase that lasts as long as a test needs it to.
 SLOW = """
