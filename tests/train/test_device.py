@@ -103,6 +103,12 @@ def test_a_run_says_what_it_runs_on_fuses_and_keeps_freed_memory_while_it_trains
     assert said.index("emulates bf16") < said.index("passes over neurons are fused") < said.index("epoch 1/1")
 
 
+@pytest.mark.parametrize(("ratio", "expected"), [(8.0, "no"), (None, "bf16")])
+def test_automatic_precision_is_what_the_cpu_computes_in(config, monkeypatch, ratio, expected):
+    monkeypatch.setattr(device, "emulates_bfloat16", lambda: ratio)
+    assert make_accelerator(change(config, mixed_precision="auto")).mixed_precision == expected
+
+
 def test_a_later_run_in_a_process_has_its_own_precision(config):
     for precision, expected in (("bf16", "bf16"), (None, "no"), ("bf16", "bf16"), ("no", "no")):
         assert make_accelerator(change(config, mixed_precision=precision)).mixed_precision == expected

@@ -54,6 +54,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             )
     cpu = config.cpu or not torch.cuda.is_available()
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "auto":
+        precision = "no" if cpu and emulates_bfloat16() is not None else "bf16"
     if precision == "fp8" or (cpu and precision == "fp16"):
         raise ConfigError(f"mixed_precision: {precision} cannot run here, and fp16 needs a GPU; use bf16 or no.")
     most = max(64, WORKERS_PER_CORE * (os.cpu_count() or 1))
@@ -68,7 +70,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise ConfigError(f"backend: triton must be able to run here; {reason}. Use --backend torch or auto.")
     accelerator = Accelerator(
         cpu=cpu,
-        mixed_precision=config.mixed_precision,
+        mixed_precision=config.mixed_precision and precision,
         log_with=list(config.trackers) or None,
         kwargs_handlers=[
             DistributedDataParallelKwargs(

@@ -80,7 +80,8 @@ class Display:
                 "--validation-fraction 0.1 sets some images aside"
             )
         count = loop.accelerator.num_processes
-        where = f"{device_name(loop.accelerator.device)}, {count} process{'es' if count > 1 else ''}"
+        precision = {"no": "float32"}.get(loop.accelerator.mixed_precision, loop.accelerator.mixed_precision)
+        where = f"{device_name(loop.accelerator.device)}, {precision}, {count} process{'es' if count > 1 else ''}"
         start = f"resumed after step {loop.position.step}" if loop.checkpoint is not None else f"{config.epochs} epochs"
         say(f"{where}, {start}, run folder {loop.folder.path}")
 
