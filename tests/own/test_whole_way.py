@@ -3,9 +3,10 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 
 from recipes.own_network import build
 from ttfs_triton import TTFSModel
@@ -15,8 +16,7 @@ from ttfs_triton.evaluate.command import run as evaluate_run
 from ttfs_triton.train import Callback, TrainConfig, Trainer
 
 OWN = Path(__file__).parents[2] / "recipes" / "own_network.py"
-SHAPE = (1, 28, 28)
-CLASSES = 10
+SIZES = {"in_channels": 1, "image_size": (28, 28), "classes": 10}
 
 
 class Watch(Callback):
@@ -36,70 +36,53 @@ class Watch(Callback):
         self.heard.append(summary["test_accuracy"])
 
 
-def test_own_network_all_the_way(tmp_path, hub, client):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder, network, test images and callback of a short training."""
     torch.manual_seed(0)
-    # Train.
     train = load_images("sample", split="train", max_samples=600)
     test = load_images("sample", split="test", like=train, max_samples=50)
-    network, watch, run = build(in_channels=1, image_size=(28, 28), classes=CLASSES), Watch(), tmp_path / "run"
-    config = TrainConfig(epochs=2, batch_size=60, lr=4e-3, ema_decay=0.9, cpu=True, output_dir=run)
+    network, watch, folder = build(**SIZES), Watch(), tmp_path_factory.mktemp("own") / "run"
+    config = TrainConfig(epochs=2, batch_size=60, lr=4e-3, ema_decay=0.9, cpu=True, output_dir=folder)
     summary = Trainer(network, (train, test), config, callbacks=[watch]).train()
-    steps = 2 * (540 // 60)
-    assert watch.heard[0] == "start"
-    assert [found for found in watch.heard if isinstance(found, int)] == list(range(1, steps + 1))
-    assert (len(watch.heard), watch.heard[-1]) == (steps + 4, summary["test_accuracy"])
     assert summary["test_accuracy"] > 0.2
-    network.eval()
-    images = test.images / 255
-    logits = network(images)
+    return folder, network.eval(), test.images / 255, watch
 
-    # Save and load: the code is passed, never found.
-    model = TTFSModel.from_network(network, image_shape=SHAPE, class_names=train.class_names, builder="own.py:build")
-    model.save_pretrained(tmp_path / "saved")
-    for source in (tmp_path / "saved", run):
-        loaded = TTFSModel.from_pretrained(source, network=build(1, (28, 28), CLASSES))
-        assert torch.equal(loaded(images), logits)
-        assert loaded.classify(images[0]).label == int(logits[0].argmax())
 
-    # The command that evaluates, whose user names the code.
-    options = {"model": str(run), "network": f"{OWN}:build", "max_test_samples": 20, "cpu": True, "steps": 8}
+def test_callbacks_hear_start_steps_epochs_and_end(trained):
+    start, *heard, end = trained[-1].heard
+    epoch = 540 // 60
+    assert start == "start"
+    assert [*heard[:epoch], *heard[epoch + 1 : -1]] == list(range(1, 2 * epoch + 1))
+    assert all(isinstance(accuracy, float) for accuracy in (heard[epoch], heard[-1], end))
+
+
+def test_run_is_loaded_and_evaluated_by_its_code(trained, tmp_path):
+    folder, network, images, _ = trained
+    loaded = TTFSModel.from_pretrained(folder, network=build(**SIZES))
+    assert torch.equal(loaded(images), network(images))
+    options = {"model": str(folder), "network": f"{OWN}:build", "max_test_samples": 20, "cpu": True, "steps": 8}
     page = evaluate_run(EvaluationOptions(**options, report=tmp_path / "page.html")).page
     assert (page.images, page.counts.samples, page.simulation.samples) == (20,) * 3
     assert "conv4" in (tmp_path / "page.html").read_text()
 
-    # Publish, and load it elsewhere.
-    client.run(
-        "import torch; torch.set_num_threads(1); from recipes.own_network import build\n"
-        "from ttfs_triton.model import *; from ttfs_triton.hub.publish import publish\n"
-        f"publish({str(run)!r}, 'org/own', network={f'{OWN}:build'!r})"
-    )
-    files = hub.files("org/own")
-    assert set(files) == {"model.safetensors", "config.json", "README.md", "training.yaml"}
-    published, own = load(files["model.safetensors"]), load((run / "best" / "model.safetensors").read_bytes())
-    assert published.keys() == own.keys()  # the header knows another config.json, which names the builder
-    assert all(torch.equal(tensor, own[name]) for name, tensor in published.items())
-    (code,) = [part.partition("```")[0] for part in files["README.md"].decode().split("```python\n")[1:]]
-    assert 'from_pretrained("org/own", network="own_network.py:build")' in code
-    Image.new("L", (30, 40)).save(tmp_path / "image.png")
-    shutil.copy(OWN, tmp_path)
-    assert client.run(f"import os; os.chdir({str(tmp_path)!r})\n{code}").startswith("Classification(")
-    assert "model: cnn1" not in files["training.yaml"].decode()
 
-    # With the code, a reader needs nothing else.
-    shutil.move(tmp_path / OWN.name, tmp_path / "elsewhere.py")
-    client.run(f"publish({str(run)!r}, 'org/code', network={f'{OWN}:build'!r}, with_code=True)")
-    files = hub.files("org/code")
-    assert files[OWN.name] == OWN.read_bytes()
+@pytest.mark.parametrize("with_code", [False, True])
+def test_published_run_is_used_by_the_words_of_its_card(trained, tmp_path, hub, client, with_code):
+    folder, name = trained[0], f"org/own-{with_code}"
+    client.run(f"publish({str(folder)!r}, {name!r}, network={f'{OWN}:build'!r}, with_code={with_code})")
+    files = hub.files(name)
+    assert set(files) == {"model.safetensors", "config.json", "README.md", "training.yaml"} | {OWN.name} & files.keys()
+    assert files.get(OWN.name) == (OWN.read_bytes() if with_code else None)
+    published, best = load(files["model.safetensors"]), load((folder / "best" / "model.safetensors").read_bytes())
+    assert published.keys() == best.keys()  # the header has the hash of another config.json, which names the builder
+    assert all(torch.equal(tensor, best[name]) for name, tensor in published.items())
+    assert "model: cnn1" not in files["training.yaml"].decode()
     card = files["README.md"].decode()
-    assert "nothing runs it unless you name it" in card
-    assert "--network own_network.py:build`" in card
-    assert client.run(card.partition("```python\n")[2].partition("```")[0]).startswith("Classification(")
-    buffer = tmp_path / "images.safetensors"
-    save_file({"images": images.contiguous(), "logits": logits.detach().contiguous()}, buffer)
-    printed = client.run(
-        "from safetensors.torch import load_file\n"
-        f"found = load_file({str(buffer)!r})\n"
-        f"model = TTFSModel.from_pretrained('org/own', network=lambda: build(1, (28, 28), {CLASSES}))\n"
-        "print((model(found['images']) - found['logits']).abs().max().item())"
-    )
-    assert float(printed) < 1e-5
+    assert ("nothing runs it unless you name it" in card) == with_code
+    code = card.partition("```python\n")[2].partition("```")[0]
+    assert with_code or f'from_pretrained("{name}", network="own_network.py:build")' in code
+    Image.new("L", (30, 40)).save(tmp_path / "image.png")
+    if not with_code:  # with its code, a reader needs nothing else
+        shutil.copy(OWN, tmp_path)
+    assert client.run(f"import os; os.chdir({str(tmp_path)!r})\n{code}").startswith("Classification(")
