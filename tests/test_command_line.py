@@ -4,8 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
+from textwrap import indent
 from typing import Literal
 
 import pytest
@@ -110,15 +110,19 @@ def test_errors_of_the_user_end_the_program_with_text_and_exit_code(error, code,
         run(do=fail, errors=(KeyError,))
 
 
+def started(folder, module):
+    """Words and environment of a process that starts a command, whose module has this source."""
+    (folder / "talker.py").write_text(module)
+    code = "from ttfs_triton.command_line import start; start('talker')"
+    return [sys.executable, "-c", code], os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+
+
 @pytest.mark.parametrize("phase", ["import", "main"])
 def test_interrupt_ends_a_command_with_one_line(tmp_path, phase):
     ready = tmp_path / "ready"
     waits = f"import time\nopen({str(ready)!r}, 'w').close()\ntime.sleep(60)\n"
-    body = waits if phase == "import" else "def main():\n" + textwrap.indent(waits, "    ")
-    (tmp_path / "sleeper.py").write_text(body)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    words = [sys.executable, "-c", "from ttfs_triton.command_line import start; start('sleeper')"]
-    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+    words, variables = started(tmp_path, waits if phase == "import" else f"def main():\n{indent(waits, ' ')}")
+    process = subprocess.Popen(words, env=variables, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not ready.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -131,7 +135,8 @@ def test_interrupt_ends_a_command_with_one_line(tmp_path, phase):
 @pytest.mark.parametrize("lines", [1, 20_000])
 def test_output_whose_reader_leaves_is_dropped_without_a_word(tmp_path, lines):
     """As `--help | head` does; short text is written when the program ends, long text before."""
-    (tmp_path / "talker.py").write_text(
+    words, variables = started(
+        tmp_path,
         "from pydantic import BaseModel\n"
         "from ttfs_triton.command_line import run_command\n"
         "class Options(BaseModel): pass\n"
@@ -139,37 +144,21 @@ def test_output_whose_reader_leaves_is_dropped_without_a_word(tmp_path, lines):
         f"    text = 'Say more. ' * {lines}\n"
         "    print(text, flush=True)\n"
         "    open('done', 'w').close()\n"
-        "    run_command(Options, print, description=text, arguments=['--help'])\n"
+        "    run_command(Options, print, description=text, arguments=['--help'])\n",
     )
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(
-        [sys.executable, "-c", "from ttfs_triton.command_line import start; start('talker')"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=60,
-    )
+    done = subprocess.run(words, cwd=tmp_path, env=variables, stdout=writer, stderr=subprocess.PIPE, timeout=60)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, b"")
     assert (tmp_path / "done").exists(), "the work goes on"
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-"])
 def test_closed_standard_streams_end_nothing(tmp_path, closed):
-    (tmp_path / "talker.py").write_text(
-        "import sys\ndef main(): print('a'); print('b', file=sys.stderr); open('done', 'w')"
-    )
-    code = "from ttfs_triton.command_line import start; start('talker')"
-    done = subprocess.run(
-        ["bash", "-c", f'exec "$0" -c "{code}" {closed}', sys.executable],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    module = "import sys\ndef main(): print('a'); print('b', file=sys.stderr); open('done', 'w')"
+    words, variables = started(tmp_path, module)
+    line = ["bash", "-c", f'exec "$@" {closed}', "bash", *words]
+    done = subprocess.run(line, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout + done.stderr) == (0, "b\n" if closed == ">&-" else "a\n")
     assert (tmp_path / "done").exists()

@@ -50,16 +50,8 @@ def test_walk_enters_few_files(walk, tmp_path):
     ceiling, _ = WALKS[walk]
     model = TTFSModel(NetworkConfig("4C3-P2-8", image_size=(8, 8)))
     model.save_pretrained(tmp_path / "model")
-    config = TrainConfig(
-        dataset="sample",
-        model="4C5-P4-16",
-        epochs=1,
-        max_train_samples=200,
-        max_test_samples=50,
-        cpu=True,
-        output_dir=tmp_path / "run",
-    )
-    report = full_report()
+    few = {"dataset": "sample", "model": "4C5-P4-16", "epochs": 1, "max_train_samples": 200, "max_test_samples": 50}
+    config, report = TrainConfig(**few, cpu=True, output_dir=tmp_path / "run"), full_report()
     calls = {
         "step of a layer": step(),
         "step of a layer with batch norm": step(batch_norm=True, weight_standardisation=False),

@@ -16,8 +16,3 @@ def test_a_warning_of_others_is_shown(module):
     with warnings.catch_warnings(record=True) as shown:
         warnings.warn_explicit("theirs", DeprecationWarning, f"{module}.py", 1, module)
     assert [str(warning.message) for warning in shown] == ["theirs"]
-
-
-def test_what_a_destructor_cannot_raise_is_an_error():
-    with pytest.raises(pytest.PytestUnraisableExceptionWarning, match="lost"):
-        warnings.warn("lost", pytest.PytestUnraisableExceptionWarning, stacklevel=1)

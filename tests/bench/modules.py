@@ -21,14 +21,14 @@ def modules(*names: str) -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCH))
         for name in names:
-            known = "bench_kernels" if name == "kernels" else name
-            if known not in sys.modules:
-                specification = importlib.util.spec_from_file_location(known, BENCH / f"{name}.py")
+            module = "bench_kernels" if name == "kernels" else name
+            if module not in sys.modules:
+                specification = importlib.util.spec_from_file_location(module, BENCH / f"{name}.py")
                 assert specification is not None
                 assert specification.loader is not None
-                sys.modules[known] = importlib.util.module_from_spec(specification)
-                specification.loader.exec_module(sys.modules[known])
-            yield sys.modules[known]
+                sys.modules[module] = importlib.util.module_from_spec(specification)
+                specification.loader.exec_module(sys.modules[module])
+            yield sys.modules[module]
 
 
 def run_python(*arguments: str, interpret: bool = False, status: int = 0, **variables: str) -> str:

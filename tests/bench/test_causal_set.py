@@ -30,10 +30,10 @@ def test_search_finds_the_first_crossing(monkeypatch, chunk):
     times[torch.rand(5, 12) < 0.3] = torch.inf
     times[0] = torch.inf
     weight = torch.randn(20, 12, dtype=torch.float64) + 0.1
-    found = causal_set.causal_set_linear(times, weight)
-    expected = [[first_crossing(some, own) for own in weight.tolist()] for some in times.tolist()]
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
-    assert 0 < found.isinf().double().mean() < 1
+    spike_times = causal_set.causal_set_linear(times, weight)
+    expected = [[first_crossing(inputs, synapses) for synapses in weight.tolist()] for inputs in times.tolist()]
+    torch.testing.assert_close(spike_times, torch.tensor(expected, dtype=torch.float64))
+    assert 0 < spike_times.isinf().double().mean() < 1
 
 
 def test_a_wrong_search_is_not_timed(monkeypatch):

@@ -22,13 +22,11 @@ def case(network: str, number: str, sigma: float = 1.0) -> Any:
     return kernels.Case(kernels_layers.Layer("c", (network,), FIELDS), number, sigma, 6, DEVICE)
 
 
-@pytest.mark.parametrize(
-    ("network", "number"), [("vgg16.conv2", "fp32"), ("cifarnet.c", "fp16"), ("cifarnet.c", "bf16")]
-)
+@pytest.mark.parametrize(("network", "number"), [("vgg16.conv2", "fp32"), ("cifarnet.c", "fp16")])
 def test_every_provider_is_checked_and_timed_in_every_pass(monkeypatch, network, number):
     pytest.importorskip("triton")
     monkeypatch.setattr(kernels, "ROUNDS", dict.fromkeys(kernels.ROUNDS, 2))
-    names = [name for name in (*SPIKING, "ann") if number != "bf16" or DEVICE.type == "cuda" or name != "triton"]
+    names = [*SPIKING, "ann"]
     with kernels_layers.products(number):
         rows = list(case(network, number).rows(names, peak=0.5))
     passes = providers.NORM if network.startswith("cifarnet") else providers.PLAIN
@@ -101,8 +99,7 @@ def test_shapes_are_those_of_the_networks():
         expected |= {f"{model}.{name}": problem for name, problem in spiking}
         expected |= {f"{model}.{name} latency": replace(problem, with_slope=True) for name, problem in analog}
     layers = kernels_layers.load(kernels.SHAPES)
-    found = {name: layer.problem(1, "fp32", 1.0) for layer in layers for name in layer.networks}
-    assert found == expected
-    assert len(found) == sum(len(layer.networks) for layer in layers)
-    assert len({layer.name for layer in layers}) == len(layers) == len(set(found.values()))
+    shapes = [(name, layer.problem(1, "fp32", 1.0)) for layer in layers for name in layer.networks]
+    assert sorted(shapes, key=repr) == sorted(expected.items(), key=repr)
+    assert len({layer.name for layer in layers}) == len(layers) == len(set(expected.values()))
     assert set(kernels.ON_CPU) <= {layer.name for layer in layers}

@@ -25,26 +25,22 @@ LINEAR_KERNELS = {
 }
 
 
-def compiled(tmp_path: Path, *options: str, config: str = "", interpret: bool = False, status: int = 0):
-    """Output, rows and their circumstances; `config` replaces the default blocks of the forward pass, the only one."""
+def compiled(tmp_path: Path, *program: str, targets: str, dtype: str, sigma: int, **options):
+    """Output, rows and their circumstances."""
     shapes = tmp_path / "shapes.json"
     shapes.write_text(json.dumps([LINEAR]), encoding="utf-8")
-    arguments = ["--workers", "1", "--shapes", str(shapes), "--output", str(tmp_path), *options]
-    program = [str(BENCH / "compile.py")]
-    if config:
-        code = f"import sys; sys.path.insert(0, {str(BENCH)!r}); import compile, _kernels_compile as c\n"
-        code += f"c.WHICH = ('inference',); c.blocks_of = lambda *_: c.Config({config})\n"
-        program = ["-c", f"{code}compile.main()"]
-    said = run_python(*program, *arguments, interpret=interpret, status=status)
-    return said, *bench.read(tmp_path / "kernels-compile.csv")
+    words = ["--workers", "1", "--shapes", str(shapes), "--output", str(tmp_path), "--batch-size", "64"]
+    words += ["--targets", *targets.split(), "--dtypes", dtype, "--sigma", str(sigma)]
+    return run_python(*program, *words, **options), *bench.read(tmp_path / "kernels-compile.csv")
 
 
+@pytest.mark.slow
 def test_compiles_for_chips_that_are_not_there(tmp_path):
     """Started where kernels are interpreted, it starts anew."""
-    options = ["--targets", "sm_90", "gfx942", "--dtypes", "bf16", "--sigma", "0", "--batch-size", "64"]
-    said, rows, about = compiled(tmp_path, *options, interpret=True)
-    found = {(row["target"], row["kernel"]): int(row["compiled"]) for row in rows}
-    assert found == {(target, kernel): n for target in ("sm_90", "gfx942") for kernel, n in LINEAR_KERNELS.items()}
+    options = {"targets": "sm_90 gfx942", "dtype": "bf16", "sigma": 0}
+    said, rows, about = compiled(tmp_path, str(BENCH / "compile.py"), **options, interpret=True)
+    counts = {(row["target"], row["kernel"]): int(row["compiled"]) for row in rows}
+    assert counts == {(target, kernel): n for target in ("sm_90", "gfx942") for kernel, n in LINEAR_KERNELS.items()}
     for row in rows:
         assert (row["refused"], row["verdict"]) == ("0", "ok")
         assert (row["max_spilled_bytes"], row["max_loop_spills"]) == ("0", "0")
@@ -57,21 +53,27 @@ def test_compiles_for_chips_that_are_not_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "dtype", "verdict"),
+    ("target", "config", "dtype", "verdict"),
     [
+        ("gfx942", "64, 64, 32, 4, 2", "bf16", "ok"),
         # Blocks that four warps have no registers for.
-        pytest.param("128, 128, 64, 4, 3", "bf16", "refused: serialised (C75", marks=pytest.mark.slow),
-        ("16, 16, 24, 4, 1", "fp32", "refused: cannot be built, CompilationError"),
+        pytest.param("sm_90", "128, 128, 64, 4, 3", "bf16", "refused: serialised (C75", marks=pytest.mark.slow),
+        ("sm_90", "16, 16, 24, 4, 1", "fp32", "refused: cannot be built, CompilationError"),
     ],
 )
-def test_refused_kernels_are_reported(tmp_path, config, dtype, verdict):
-    options = ["--targets", "sm_90", "--dtypes", dtype, "--sigma", "1"]
-    said, (row,), _ = compiled(tmp_path, *options, config=config, status=1)
-    assert (row["compiled"], row["refused"]) == ("1", "1")
+def test_kernel_is_compiled_or_refused_with_a_reason(tmp_path, target, config, dtype, verdict):
+    """These blocks instead of the default ones, in one pass."""
+    code = f"import sys; sys.path.insert(0, {str(BENCH)!r}); import compile, _kernels_compile as c\n"
+    code += f"c.WHICH = ('inference',); c.blocks_of = lambda *_: c.Config({config})\ncompile.main()"
+    refused = int(verdict != "ok")
+    options = {"targets": target, "dtype": dtype, "sigma": 1, "status": refused}
+    said, (row,), _ = compiled(tmp_path, "-c", code, **options)
+    assert (row["compiled"], row["refused"]) == ("1", str(refused))
     assert row["verdict"].startswith(verdict)
-    assert bool(row["max_registers"]) == ("spills in the loop" in row["verdict"]) == (dtype == "bf16")
-    assert "1 kernels compiled, 1 refused" in said
-    assert f"sm_90 {dtype} 1 conv2d_forward" in said
+    assert bool(row["max_registers"]) == (dtype == "bf16")
+    assert ("spills in the loop" in row["verdict"]) == ("serialised" in verdict)
+    assert f"1 kernels compiled, {refused} refused" in said
+    assert (f"  {target} {dtype} 1 conv2d_forward" in said) == bool(refused)
 
 
 def test_floor_is_the_higher_of_two_bounds():
