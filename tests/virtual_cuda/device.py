@@ -45,8 +45,7 @@ def install() -> None:
         raise RuntimeError("install: there must be no GPU; got one. Set CUDA_VISIBLE_DEVICES= to hide it.")
     guard.install()
     for name, value in _replacements().items():
-        # torch.compile refuses one function under two names: each gets its own.
-        setattr(torch.cuda, name, value if isinstance(value, type) else _own(value))
+        setattr(torch.cuda, name, value)
     # A build with CUDA has no more than one without: no graphs, no cuDNN.
     torch.backends.cuda.is_built = lambda: False
     torch.backends.cudnn.version = lambda: None
@@ -69,50 +68,33 @@ def installed() -> bool:
     return _installed
 
 
-def _own(function: Any) -> Any:
-    return lambda *args, **kwargs: function(*args, **kwargs)
-
-
 def _replacements() -> dict[str, Any]:
-    def nothing(*_: Any, **__: Any) -> None: ...
-
     def reset_peak(*_: Any) -> None:
         memory.peak = memory.live
 
     state = torch.zeros(16, dtype=torch.uint8)
-    return {
-        "_lazy_init": nothing,
-        "is_available": lambda: True,
-        "is_initialized": lambda: True,
-        "_is_in_bad_fork": lambda: False,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-        "set_device": nothing,
-        "get_device_name": lambda *_: NAME,
-        "get_device_capability": lambda *_: CAPABILITY,
-        "get_device_properties": lambda *_: PROPERTIES,
-        "is_bf16_supported": lambda *_, **__: True,
+    # Random numbers on the device are the CPU generator's: seeds and states are nobody's.
+    ignored = "_lazy_init set_device empty_cache manual_seed manual_seed_all set_rng_state set_rng_state_all".split()
+    constants = {
+        **dict.fromkeys(ignored),
+        **dict.fromkeys(("is_available", "is_initialized", "is_bf16_supported"), True),
+        **dict.fromkeys(("_is_in_bad_fork", "is_current_stream_capturing"), False),
+        **{"device_count": 1, "current_device": 0, "initial_seed": 0, "power_draw": 0},
+        **{"get_device_name": NAME, "get_device_capability": CAPABILITY, "get_device_properties": PROPERTIES},
+    }
+    return {name: lambda *_, value=value, **__: value for name, value in constants.items()} | {
         "synchronize": lambda *_: count("synchronisations", "synchronize"),
-        "empty_cache": nothing,
-        # Random numbers on the device are the CPU generator's.
-        "manual_seed": nothing,
-        "manual_seed_all": nothing,
-        "initial_seed": lambda: 0,
         "get_rng_state": lambda *_: state.clone(),
         "get_rng_state_all": lambda: [state.clone()],
-        "set_rng_state": nothing,
-        "set_rng_state_all": nothing,
         "current_stream": lambda *_: _Stream(),
         "default_stream": lambda *_: _Stream(),
         "Stream": _Stream,
         "Event": _Event,
         "stream": lambda _: nullcontext(),
-        "is_current_stream_capturing": lambda: False,
         "memory_allocated": lambda *_: memory.live,
         "max_memory_allocated": lambda *_: memory.peak,
         "reset_peak_memory_stats": reset_peak,
         "mem_get_info": lambda *_: (MEMORY - memory.live, MEMORY),
-        "power_draw": lambda *_: 0,
     }
 
 

@@ -100,9 +100,8 @@ def test_float16_run_is_scored_counted_simulated_and_priced(trained, tmp_path, c
     assert (summary["device"], summary["mixed_precision"]) == ("virtual CUDA device", "fp16")
     flags = f"--chip all --steps 8 --max-test-samples 20 --report {tmp_path / 'page.html'}"
     run(f"ttfs evaluate {trained} {flags} --output-dir {tmp_path / 'out'}", cache)
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert found["images"] == 20
-    assert found["simulation"]["steps"] == 8
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (result["images"], result["simulation"]["steps"]) == (20, 8)
     assert (tmp_path / "page.html").stat().st_size > 10_000
 
 

@@ -5,9 +5,9 @@ import pytest
 from tests.bench.modules import run_python
 from tests.virtual_cuda import why_not
 
-# Networks, scoring, augmentation, and that a training step waits for nothing; all of it takes minutes.
+# The device itself, networks, scoring, augmentation, and that a training step waits for nothing; all takes minutes.
 QUICK = (
-    *("tests/nn/test_models.py", "tests/evaluate", "tests/data"),
+    *("tests/virtual_cuda/test_device.py", "tests/nn/test_models.py", "tests/evaluate", "tests/data"),
     "tests/train/test_steps.py::test_step_never_waits_for_the_device",
 )
 

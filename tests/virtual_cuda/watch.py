@@ -28,15 +28,15 @@ class _Memory:
 
     def __init__(self) -> None:
         self.live = self.peak = 0
-        self._known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+        self._storages: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
     def keep(self, data: Tensor) -> None:
         """Count a tensor's storage until it is freed."""
         storage = data.untyped_storage()
-        if storage in self._known:
+        if storage in self._storages:
             return
         size = storage.nbytes()
-        self._known[storage] = size
+        self._storages[storage] = size
         weakref.finalize(storage, self._free, size).atexit = False
         self.live += size
         self.peak = max(self.peak, self.live)
