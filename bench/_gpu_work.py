@@ -1,4 +1,4 @@
-"""The work of the stages of `gpu.py`, each run in its own process; needs neither tyro nor a data set.
+"""Work of stages of `gpu.py`, a process each; needs neither tyro nor a data set.
 
 python bench/_gpu_work.py NAME [ARGUMENT...]
 """
@@ -9,27 +9,23 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import _bench as bench
 import torch
 import torch.nn.functional as F
 
 BATCH = 256
 
 
-def versions(output: str) -> int:
-    """Write and print the versions of software and the device; returns 1 if Triton kernels cannot run."""
+def versions() -> int:
+    """Print the versions of software and the device; returns 1 if Triton kernels cannot run."""
     from ttfs_kernels.backends import why_no_triton
+    from ttfs_triton.evaluate.machine import describe_machine
 
+    print(describe_machine())
     if not torch.cuda.is_available():
         print("no GPU")
         return 1
-    found = bench.environment(torch.device("cuda")) | {"cuda": torch.version.cuda, "hip": torch.version.hip}
-    for package in ("triton", "numpy", "xdist", "tyro", "pydantic", "datasets"):
-        found[package] = getattr(__import__(package), "__version__", "there") if find_spec(package) else "not there"
-    (Path(output) / "versions.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
-    print(json.dumps(found, indent=2))
     reason = why_no_triton(torch.device("cuda"), torch.bfloat16)
-    print(reason or f"{found['device']}, PyTorch {found['torch']}, Triton {found['triton']}")
+    print(reason or f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}")
     return int(reason is not None)
 
 
@@ -68,15 +64,6 @@ def step() -> int:
     return 0
 
 
-def train_step(output: str) -> int:
-    """Run `train_step.py` with VGG16 in bfloat16."""
-    from train_step import Options, run
-
-    options = {"batch_size": BATCH, "dtypes": ("bfloat16",), "optimizer": "adamw"}
-    run(Options(device="cuda", output=Path(output), **options))
-    return 0
-
-
 def graph(output: str) -> int:
     """Train on the bundled images without and with a CUDA graph; returns 1 if losses differ or the graph is slower."""
     from ttfs_triton.command_line import recipe
@@ -99,7 +86,7 @@ def graph(output: str) -> int:
     return int(difference > 1e-2 or speed[1] < speed[0])
 
 
-WORK = (versions, pytest, step, train_step, graph)
+WORK = (versions, pytest, step, graph)
 
 
 if __name__ == "__main__":

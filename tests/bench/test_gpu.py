@@ -108,10 +108,6 @@ def test_real_stages_name_what_is_there(capsys):
 
 def test_kernel_stages_need_no_package_of_the_recipes():
     """Neither tyro nor datasets is there."""
-    code = (
-        "import sys\n"
-        "for name in ('tyro', 'datasets'): sys.modules[name] = None\n"
-        "import _gpu_work, train_step, ttfs_triton.nn\n"
-    )
+    code = "import sys; sys.modules |= dict.fromkeys(('tyro', 'datasets')); import _gpu_work, ttfs_triton.nn"
     path = os.pathsep.join(str(ROOT / folder) for folder in ("bench", "", "kernels"))
     run_python("-c", code, interpret=True, PYTHONPATH=path)
