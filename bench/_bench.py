@@ -25,6 +25,8 @@ from ttfs_triton.evaluate.machine import processor_name
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # PyTorch's profiler keeps its messages to itself
+
 Row = dict[str, Any]
 Contender = TypeVar("Contender")
 
@@ -33,10 +35,20 @@ class DisagreementError(RuntimeError):
     """Two contenders that should compute the same results do not, so nothing may be timed."""
 
 
-def device_of(command: str, name: str) -> torch.device:
+def run_script(options: type[Any], run: Callable[[Any], object], description: str | None) -> None:
+    """Run a script with the options of its command line; exits with a message if contenders disagree."""
+    import tyro  # here, since `gpu.py` uses scripts also where tyro is missing
+
+    try:
+        run(tyro.cli(options, description=description))
+    except DisagreementError as error:
+        sys.exit(f"{error} Nothing more was timed.")
+
+
+def device_of(name: str) -> torch.device:
     """The device called `name`; exits with a message if it is "cuda" and there is no GPU."""
     if name == "cuda" and not torch.cuda.is_available():
-        sys.exit(f"{command}: --device cuda must have a GPU that PyTorch can use; found none. Use --device cpu.")
+        sys.exit("device_of: --device cuda must have a GPU that PyTorch can use; got none. Use --device cpu.")
     return torch.device(name)
 
 
@@ -62,13 +74,9 @@ def environment(device: torch.device) -> Row:
 
 def portable(arguments: Sequence[str]) -> list[str]:
     """A command line without paths of this machine: no --output, and only the last part of absolute paths."""
-    words: list[str] = []
-    skip = False
-    for word in arguments:
-        if not skip and word.partition("=")[0] != "--output":
-            words.append(Path(word).name if os.path.isabs(word) else word)
-        skip = word == "--output"
-    return words
+    pairs = zip(["", *arguments], arguments, strict=False)
+    kept = [word for before, word in pairs if before != "--output" and word.partition("=")[0] != "--output"]
+    return [Path(word).name if os.path.isabs(word) else word for word in kept]
 
 
 def commit() -> str:
@@ -108,8 +116,8 @@ def read(path: Path) -> tuple[list[dict[str, str]], dict[str, str]]:
     """Rows and circumstances of a file that `write` made; both are empty if there is no file."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     about = [line for line in lines if line.startswith("# ")]
-    found = (line.removeprefix("# ").rstrip("\n").partition(": ") for line in about)
-    return list(csv.DictReader(lines[len(about) :])), {key: value for key, _, value in found}
+    pairs = (line.removeprefix("# ").rstrip("\n").partition(": ") for line in about)
+    return list(csv.DictReader(lines[len(about) :])), {key: value for key, _, value in pairs}
 
 
 # Tables
@@ -123,22 +131,20 @@ def print_table(
     left: Collection[str] = (),
     width: int = 0,
 ) -> None:
-    """Print a table.
-
-    Args:
-        headings: one heading per column.
-        rows: rows of as many cells as headings.
-        title: title above the table.
-        left: headings of columns that are aligned left, like the first; all others are aligned right.
-        width: smallest width in characters, also if the output is not a terminal.
-    """
+    """Print a table, at least `width` characters wide; columns but the first and those in `left` align right."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if not place or heading in left else "right", no_wrap=True)
+    for heading in headings:
+        is_left = heading in (headings[0], *left)
+        table.add_column(heading, justify="left" if is_left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(str, row))
     console = Console()
     (console if console.width >= width else Console(width=width)).print(table)
+
+
+def print_rows(rows: Sequence[Row], columns: Mapping[str, str], *, title: str | None = None) -> None:
+    """Print rows as a table; a column is its heading, and its cells as a format string of a row's values."""
+    print_table(list(columns), [[cell.format(**row) for cell in columns.values()] for row in rows], title=title)
 
 
 def machine_line(about: Row) -> str:
@@ -146,9 +152,21 @@ def machine_line(about: Row) -> str:
     return f"{about['device']}, {about['threads']} threads, PyTorch {about['torch']}, {about['utc']} UTC"
 
 
-def digits(value: float) -> str:
-    """The value with at least three digits and no exponent."""
-    return f"{value:.{max(0, 2 - int(math.log10(max(value, 1))))}f}"
+@contextlib.contextmanager
+def picture(path: Path, *shape: int, size: tuple[float, float], **options: Any) -> Iterator[tuple[Any, Any]]:
+    """A figure and its array of panels to draw on, written to `path` afterwards; equal rows give equal bytes."""
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    with mpl.rc_context({"svg.hashsalt": path.stem.partition("-")[0], "font.size": 9}):
+        figure, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False, **options)
+        for panel in axes.flat:
+            panel.grid(alpha=0.3)
+            panel.spines[["top", "right"]].set_visible(False)
+        yield figure, axes
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+    print(f"written: {path}")
 
 
 # Times and memory
@@ -168,15 +186,35 @@ def in_turns(contenders: Sequence[Contender], rounds: int) -> Iterator[Contender
         yield from (*contenders[first:], *contenders[:first])
 
 
+def time_in_turns(
+    runs: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, *, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Times of calls in ms, a list of `rounds` for each name; a call shorter than 5 ms is the mean of several."""
+    ms: dict[str, list[float]] = {name: [] for name in runs}
+    calls = dict.fromkeys(runs, 1)
+
+    def time_once(name: str) -> float:
+        start = now(device)
+        for _ in range(calls[name]):
+            runs[name]()
+        return (now(device) - start) * 1e3 / calls[name]
+
+    for name in in_turns(list(runs), warm_up):
+        calls[name] = math.ceil(5.0 / time_once(name))
+    for name in in_turns(list(runs), rounds):
+        ms[name].append(time_once(name))
+    return ms
+
+
 def percentiles(ms: Sequence[float], places: int = 2) -> dict[str, float]:
     """Columns of a result: median, 20th and 80th percentile of times in ms."""
     low, high = torch.tensor(ms).quantile(torch.tensor([0.2, 0.8])).tolist()
     return {"ms_p50": round(median(ms), places), "ms_p20": round(low, places), "ms_p80": round(high, places)}
 
 
-def ratio(own: Sequence[float], base: Sequence[float]) -> float:
+def ratio(ms: Sequence[float], base: Sequence[float]) -> float:
     """Median over rounds of a contender's time divided by another contender's time in the same round."""
-    return round(median(a / b for a, b in zip(own, base, strict=True)), 3)
+    return round(median(a / b for a, b in zip(ms, base, strict=True)), 3)
 
 
 def transient_bytes(run: Callable[[], object], device: torch.device) -> int:
@@ -186,7 +224,7 @@ def transient_bytes(run: Callable[[], object], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
-    with _silent_errors(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     raw: Any = profiler.profiler
     events = [event for event in raw.kineto_results.events() if event.name() == "[memory]"]
@@ -195,17 +233,3 @@ def transient_bytes(run: Callable[[], object], device: torch.device) -> int:
         total += event.nbytes()
         highest = max(highest, total)
     return highest
-
-
-@contextlib.contextmanager
-def _silent_errors() -> Iterator[None]:
-    """Keep the profiler's messages off the screen; it writes them to the file descriptor of standard error."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)

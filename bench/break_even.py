@@ -14,12 +14,13 @@ inputs that spike, and the share at which the layer costs as much as in the dens
 import dataclasses
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import _bench as bench
 import torch
 import tyro
-from energy import Tested, load_tested
+from energy import Tested, about_simulation, load_tested
 
 from ttfs_triton.chip import Simulation, simulate, simulated_run
 from ttfs_triton.energy import (
@@ -61,8 +62,8 @@ class Options:
     output: Path = bench.RESULTS  # folder of the CSV files
 
 
-def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+def run(options: Options) -> None:
+    """Find the points, print the main columns and write the rows of networks and of layers."""
     anns = options.ann_accuracy or (1.0,) * len(options.networks)
     if len(anns) != len(options.networks):
         sys.exit(f"break_even: --ann-accuracy must have one value per network; got {len(anns)}.")
@@ -71,10 +72,10 @@ def main() -> None:
     for tested, ann in zip(networks, anns, strict=True):
         grid = tested.network.graph.grid
         for steps in options.steps if grid is None else (grid.time_steps,):
-            found = simulate(tested.network, tested.batches, **tested.simulation(steps, options.weight_bits))
-            for chip in fair_chips(found.counts):
-                rows.append(network_row(tested, found, chip, ann))
-                layers += layer_rows(tested, found, chip)
+            simulation = simulate(tested.network, tested.batches, **tested.simulation(steps, options.weight_bits))
+            for chip in fair_chips(simulation.counts):
+                rows.append(network_row(tested, simulation, chip, ann))
+                layers += layer_rows(tested, simulation, chip)
     bench.print_table(SHOWN, [[row[key] for key in SHOWN] for row in rows], width=200, left=("chip",))
     about = bench.environment(torch.device("cpu")) | {"samples": options.samples or "all"}
     bench.write(options.output, options.name, rows, about)
@@ -89,12 +90,12 @@ def fair_chips(counts: Counts) -> list[Chip]:
     ]
 
 
-def network_row(tested: Tested, found: Simulation, chip: Chip, ann: float) -> bench.Row:
+def network_row(tested: Tested, simulation: Simulation, chip: Chip, ann: float) -> bench.Row:
     """The row of one network at a number of steps on one chip."""
-    run, counts = simulated_run(found).options, found.counts
+    run, counts = simulated_run(simulation).options, simulation.counts
     dense, decided = dense_ann(counts, chip, options=run), verdict(counts, chip, run, ())
     mine, theirs = memory_included(estimate(counts, chip, run)), memory_included(dense)
-    updates = memory_included(without_operations(found, chip))
+    updates = memory_included(without_operations(simulation, chip))
     narrow = dense_ann(counts, chip, options=replace(run, state_bits=chip.bits))
     assert chip.memory is not None
     packed = replace(chip, memory=replace(chip.memory, packed=True))
@@ -103,15 +104,9 @@ def network_row(tested: Tested, found: Simulation, chip: Chip, ann: float) -> be
     share = break_even_firing_share(counts, chip, run, measure="memory_included").value  # at these spike times
     skipping = zero_skipping_ann(counts, chip, options=run)
     packed_ann = dense_ann(counts, packed, options=run)
-    return {
-        "network": tested.name,
-        "images": found.samples,
-        "accuracy": found.accuracy,
+    return about_simulation(tested, simulation) | {
         "ann_accuracy": ann,
-        "within_a_point": (found.accuracy or 0) >= ann - 0.01,
-        "sparsity": round(counts.sparsity, 4),
-        "steps": found.settings.steps,
-        "weight_bits": found.settings.weight_bits,
+        "within_a_point": (simulation.accuracy or 0) >= ann - 0.01,
         "chip": chip.name,
         "memory_included_nj": round(mine / 1e3, 3),
         "dense_ann_memory_included_nj": round(theirs / 1e3, 3),
@@ -129,10 +124,10 @@ def network_row(tested: Tested, found: Simulation, chip: Chip, ann: float) -> be
     }
 
 
-def layer_rows(tested: Tested, found: Simulation, chip: Chip) -> list[bench.Row]:
+def layer_rows(tested: Tested, simulation: Simulation, chip: Chip) -> list[bench.Row]:
     """One row for each layer that reads spikes, of one network at a number of steps on one chip."""
-    run, counts = simulated_run(found).options, found.counts
-    ours, fixed = by_layer(estimate(counts, chip, run)), by_layer(without_operations(found, chip))
+    run, counts = simulated_run(simulation).options, simulation.counts
+    ours, fixed = by_layer(estimate(counts, chip, run)), by_layer(without_operations(simulation, chip))
     theirs = by_layer(dense_ann(counts, chip, options=run))
     rows = []
     for layer in counts.averages():
@@ -144,7 +139,7 @@ def layer_rows(tested: Tested, found: Simulation, chip: Chip) -> list[bench.Row]
         rows.append(
             {
                 "network": tested.name,
-                "steps": found.settings.steps,
+                "steps": simulation.settings.steps,
                 "chip": chip.name,
                 "layer": layer.name,
                 "fan_in": round(layer.synapses / layer.neurons, 1),
@@ -158,33 +153,35 @@ def layer_rows(tested: Tested, found: Simulation, chip: Chip) -> list[bench.Row]
     return rows
 
 
-def without_operations(found: Simulation, chip: Chip) -> Estimate:
+def without_operations(simulation: Simulation, chip: Chip) -> Estimate:
     """Energy of the network without synaptic operations: neurons over their steps, and an analog first layer."""
-    counts = found.counts
+    counts = simulation.counts
     layers = tuple(replace(layer, synaptic_operations=0) for layer in counts.layers)
-    return estimate(replace(counts, layers=layers, input=InputCounts()), chip, simulated_run(found).options)
+    return estimate(replace(counts, layers=layers, input=InputCounts()), chip, simulated_run(simulation).options)
 
 
 def steps_at_par(counts: Counts, chip: Chip, theirs: float) -> float | str:
     """Steps per window at which the network costs as much as the dense ANN, or "none"; energy is linear in steps."""
     one, two = (memory_included(estimate(counts, chip, RunOptions(steps=steps))) for steps in (1, 2))
-    found = 1 + (theirs - one) / (two - one)
-    return round(found, 1) if found > 0 else "none"
+    steps = 1 + (theirs - one) / (two - one)
+    return round(steps, 1) if steps > 0 else "none"
 
 
-def memory_included(found: Estimate) -> float:
+def memory_included(energy: Estimate) -> float:
     """Nominal energy in pJ, memory included."""
-    assert found.memory_included is not None
-    return found.memory_included.nominal
+    assert energy.memory_included is not None
+    return energy.memory_included.nominal
 
 
-def by_layer(found: Estimate) -> dict[str, float]:
-    return {name: energy.nominal for name, energy in found.by_layer().items() if energy is not None}
+def by_layer(estimated: Estimate) -> dict[str, float]:
+    return {name: energy.nominal for name, energy in estimated.by_layer().items() if energy is not None}
 
 
 def rounded(value: float | None) -> float | str:
     return "" if value is None else round(value, 4)
 
+
+main = partial(bench.run_script, Options, run, __doc__)
 
 if __name__ == "__main__":
     main()

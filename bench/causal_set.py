@@ -8,9 +8,9 @@ Over-sparsity is counted on bundled images in a deep network of random weights, 
 never fire, and late spikes reach a neuron after it has fired (their share is among spikes to neurons that fire).
 """
 
+from functools import partial
 from itertools import pairwise, product, zip_longest
 from pathlib import Path
-from timeit import timeit
 
 import _bench as bench
 import torch
@@ -37,7 +37,7 @@ def causal_set_linear(times: Tensor, weight: Tensor) -> Tensor:
     arrival, order = (ordered[:, :spikes] for ordered in times.detach().sort(dim=1))
     following = torch.cat([arrival[:, 1:], torch.full_like(arrival[:, :1], torch.inf)], dim=1)
     following = following.masked_fill(arrival.isinf(), torch.nan)[:, None]  # silent inputs end no set
-    found, finite = [], times.masked_fill(times.isinf(), 0)
+    parts, finite = [], times.masked_fill(times.isinf(), 0)
     for part in weight.split(max(1, CHUNK // times.numel())):
         with torch.no_grad():
             slope = part.expand(len(times), -1, -1).gather(2, order[:, None].expand(-1, len(part), -1))
@@ -47,8 +47,8 @@ def causal_set_linear(times: Tensor, weight: Tensor) -> Tensor:
             causal = (times[:, None] <= arrival.gather(1, last)[..., None]).to(part.dtype)
         used = part * causal
         time = (1 + (used * finite[:, None]).sum(dim=2)) / used.sum(dim=2).masked_fill(~fires, 1)
-        found.append(time.masked_fill(~fires, torch.inf))
-    return torch.cat(found, dim=1)
+        parts.append(time.masked_fill(~fires, torch.inf))
+    return torch.cat(parts, dim=1)
 
 
 def check(x: Tensor, weight: Tensor) -> None:
@@ -73,22 +73,19 @@ def time_layers(fan_in: int, neurons: int, batch: int) -> list[bench.Row]:
     weight = (torch.randn(neurons, fan_in) * 0.5 * (2 / fan_in) ** 0.5).requires_grad_()
     check(x[:8], weight[:32].detach())
     layers = {CLOSED_FORM: (dft_linear, x), SEARCH: (causal_set_linear, activation_to_spike_time(x, 0))}
-    ms: dict[str, list[float]] = {name: [] for name in layers}
 
     def run(name: str) -> None:
         layer, inputs = layers[name][0], layers[name][1].detach().requires_grad_()
         y = layer(inputs, weight)
         torch.autograd.grad(y, (inputs, weight), y.isfinite().to(y.dtype))
 
-    for name in bench.in_turns(list(layers), 8):  # the first round warms up
-        calls = 20 if name == CLOSED_FORM else 1
-        ms[name].append(timeit(lambda name=name: run(name), number=calls) * 1e3 / calls)
-    rows = []
-    for name, own in ms.items():
+    runs, rows = {name: partial(run, name) for name in layers}, []
+    ms = bench.time_in_turns(runs, 7, x.device)
+    for name, times in ms.items():
         row = {"op": "causal_set", "case": f"b{batch}-o{neurons}", "fan_in": fan_in, "pass": "forward_backward"}
-        row |= {"provider": name, "dtype": "float32", **bench.percentiles(own[1:], 4)}
-        row["peak_mib"] = round(bench.transient_bytes(lambda name=name: run(name), x.device) / 2**20, 3)
-        rows.append(row | {"ratio_to_closed_form": bench.ratio(own[1:], ms[CLOSED_FORM][1:])})
+        row |= {"provider": name, "dtype": "float32", **bench.percentiles(times, 4)}
+        row["peak_mib"] = round(bench.transient_bytes(runs[name], x.device) / 2**20, 3)
+        rows.append(row | {"ratio_to_closed_form": bench.ratio(times, ms[CLOSED_FORM])})
     return rows
 
 
@@ -117,10 +114,7 @@ def count_silence(neurons: int, batch: int) -> list[bench.Row]:
 
 def draw(rows: list[bench.Row], silence: list[bench.Row], path: Path) -> None:
     """Draw times against inputs, and the share of silent neurons layer by layer, one panel for each gain."""
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context({"svg.hashsalt": "causal_set", "font.size": 9}):
-        figure, (first, *others) = plt.subplots(1, 1 + len(GAINS), figsize=(9, 3), layout="constrained")
+    with bench.picture(path, 1, 1 + len(GAINS), size=(9, 3)) as (figure, ((first, *others),)):
         for name, (rule, (colour, marker)) in zip_longest((CLOSED_FORM, SEARCH), MARKS.items()):
             how = {"color": colour, "marker": marker, "markersize": 4}
             ms = [row["ms_p50"] for row in rows if row["provider"] == name]
@@ -132,7 +126,6 @@ def draw(rows: list[bench.Row], silence: list[bench.Row], path: Path) -> None:
         first.set(title="forward and backward, ms", xlabel="inputs of a neuron", xticks=FAN_INS, xticklabels=FAN_INS)
         first.legend(frameon=False)
         figure.legend(*others[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-        figure.savefig(path, metadata={"Date": None})
 
 
 def main(neurons: int = 256, batch_size: int = 32, output: Path = bench.RESULTS) -> None:
@@ -140,8 +133,8 @@ def main(neurons: int = 256, batch_size: int = 32, output: Path = bench.RESULTS)
     torch.manual_seed(0)
     rows = [row for fan_in in FAN_INS for row in time_layers(fan_in, neurons, batch_size)]
     silence = count_silence(neurons, batch_size)
-    for found in (rows, [row for row in silence if row["layer"] == DEPTH]):
-        bench.print_table(list(found[0]), [list(row.values()) for row in found], width=150)
+    for some in (rows, [row for row in silence if row["layer"] == DEPTH]):
+        bench.print_table(list(some[0]), [list(row.values()) for row in some], width=150)
     path = bench.write(output, "causal_set-cpu", rows + silence, bench.environment(torch.device("cpu")))
     draw(rows, silence, path.with_suffix(".svg"))
 

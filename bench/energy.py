@@ -12,6 +12,7 @@ largest ratio from 4 to 128 steps per window.
 import dataclasses
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import _bench as bench
 import torch
 import tyro
 
-from ttfs_triton.chip import simulate_at, simulated_run
+from ttfs_triton.chip import Simulation, simulate_at, simulated_run
 from ttfs_triton.energy import Chip, Range, available_chips, dense_ann, estimate, load_chip, verdict
 from ttfs_triton.energy.compare import STEPS
 from ttfs_triton.evaluate.batches import EvaluationBatches
@@ -56,19 +57,19 @@ def load_tested(command: str, runs: Sequence[str], data_dirs: Sequence[Path], sa
     """Networks and their test images, in the order of `runs`; exits with a message if one cannot be loaded."""
     if data_dirs and len(data_dirs) != len(runs):
         sys.exit(f"{command}: --data-dir must name one folder per network; got {len(data_dirs)} for {len(runs)}.")
-    found = []
+    networks = []
     try:
         for run, folder in zip(runs, data_dirs or [None] * len(runs), strict=True):
             loaded = load_network(run)
             data = load_test_images(loaded, data_dir=folder, max_samples=samples)
-            found.append(Tested(loaded.files.name, loaded.network, EvaluationBatches(data, None, 100)))
+            networks.append(Tested(loaded.files.name, loaded.network, EvaluationBatches(data, None, 100)))
     except (LoadError, ValueError, OSError) as error:
         sys.exit(f"{command}: {error}")
-    return found
+    return networks
 
 
-def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+def run(options: Options) -> None:
+    """Price the networks, print the main columns and write the rows."""
     networks = load_tested("energy", options.networks, options.data_dir, options.samples)
     rows = [row for tested in networks for row in price(options, tested)]
     shown = ("network", "chip", "memory_included_nj", "ratio_with_memory", "ratio_arithmetic", "verdict")
@@ -81,43 +82,36 @@ def price(options: Options, tested: Tested) -> list[bench.Row]:
     grid = tested.network.graph.grid
     steps = (options.steps, *STEPS) if grid is None else (grid.time_steps,)
     bits = options.weight_bits if grid is None else "network"
-    found, *more = simulate_at(tested.network, tested.batches, steps, weight_bits=bits)
-    (counts, run), *others = map(simulated_run, (found, *more))
-    chips = sorted(map(load_chip, available_chips()), key=place)
-    about = {
-        "network": tested.name,
-        "images": found.samples,
-        "accuracy": found.accuracy,
-        "steps": found.settings.steps,
-        "weight_bits": found.settings.weight_bits,
-        "sparsity": round(counts.sparsity, 4),
-        "synaptic_operations": round(counts.total()["synaptic_operations"] / found.samples),
-    }
+    simulations = simulate_at(tested.network, tested.batches, steps, weight_bits=bits)
+    (counts, run), *others = map(simulated_run, simulations)
+    about = about_simulation(tested, simulations[0])
+    about["synaptic_operations"] = round(counts.total()["synaptic_operations"] / simulations[0].samples)
     rows = []
-    for chip in chips:
+    for chip in sorted(map(load_chip, available_chips()), key=place):
         ours, ann = estimate(counts, chip, run), dense_ann(counts, chip, options=run)
         decided = verdict(counts, chip, run, others)
-        rows.append(
-            {
-                **about,
-                "chip": chip.name,
-                "memory": memory(chip),
-                "memory_included_nj": nanojoules(ours.memory_included),
-                "dense_ann_memory_included_nj": nanojoules(ann.memory_included),
-                **ratios("with_memory", decided.with_memory, decided.asked),
-                "compute_only_nj": nanojoules(ours.compute_only),
-                "dense_ann_compute_only_nj": nanojoules(ann.compute_only),
-                **ratios("arithmetic", decided.arithmetic, decided.asked),
-                "verdict": decided.sentences()[-1],
-                "total_nj": nanojoules(ours.total),
-                "total_low_nj": "" if ours.total is None else round(ours.total.low / 1e3, 3),
-                "total_high_nj": "" if ours.total is None else round(ours.total.high / 1e3, 3),
-                "status": ours.status or "",
-                "unpriced": "; ".join(sorted({term.name for term in ours.unpriced})),
-                "warnings": "; ".join(ours.warnings),
-            }
-        )
+        row = {**about, "chip": chip.name, "memory": memory(chip)}
+        for measure, name in (("memory_included", "with_memory"), ("compute_only", "arithmetic")):
+            row[f"{measure}_nj"] = nanojoules(getattr(ours, measure))
+            row[f"dense_ann_{measure}_nj"] = nanojoules(getattr(ann, measure))
+            row |= ratios(name, getattr(decided, name), decided.asked)
+        row |= {"verdict": decided.sentences()[-1], "total_nj": nanojoules(ours.total)}
+        row |= {f"total_{end}_nj": nanojoules(ours.total, end) for end in ("low", "high")}
+        row |= {"status": ours.status or "", "unpriced": "; ".join(sorted({term.name for term in ours.unpriced}))}
+        rows.append(row | {"warnings": "; ".join(ours.warnings)})
     return rows
+
+
+def about_simulation(tested: Tested, simulation: Simulation) -> bench.Row:
+    """Columns of a row that say what was simulated."""
+    return {
+        "network": tested.name,
+        "images": simulation.samples,
+        "accuracy": simulation.accuracy,
+        "steps": simulation.settings.steps,
+        "weight_bits": simulation.settings.weight_bits,
+        "sparsity": round(simulation.counts.sparsity, 4),
+    }
 
 
 def place(chip: Chip) -> tuple[bool, str, bool, str]:
@@ -131,15 +125,18 @@ def memory(chip: Chip) -> str:
     return "no price" if chip.memory is None else "priced"
 
 
-def ratios(name: str, found: tuple[float, ...], asked: int) -> dict[str, float | str]:
+def ratios(name: str, at_steps: tuple[float, ...], asked: int) -> dict[str, float | str]:
     """Columns of ratios: at --steps, and the smallest and largest over all steps; empty if there are no ratios."""
-    values = [round(value, 4) for value in (found[asked], min(found), max(found))] if found else ["", "", ""]
+    least_most = (at_steps[asked], min(at_steps), max(at_steps)) if at_steps else ()
+    values = [round(value, 4) for value in least_most] or ["", "", ""]
     return dict(zip((f"ratio_{name}", f"ratio_{name}_least", f"ratio_{name}_most"), values, strict=True))
 
 
-def nanojoules(energy: Range | None) -> float | str:
-    return "" if energy is None else round(energy.nominal / 1e3, 3)
+def nanojoules(energy: Range | None, which: str = "nominal") -> float | str:
+    return "" if energy is None else round(getattr(energy, which) / 1e3, 3)
 
+
+main = partial(bench.run_script, Options, run, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -25,7 +25,6 @@ Without a GPU, some layers are timed, and below them a table shows the machine c
 """
 
 import dataclasses
-import math
 import os
 import sys
 import time
@@ -39,7 +38,6 @@ from typing import Any, Literal
 
 import _bench as bench
 import torch
-import tyro
 from _kernels_layers import FORMATS, SHAPES, Layer, Number, load, products, useful_flops
 from _kernels_providers import MARKS, NORM, PASSES, PLAIN, Functions, Provider, prepare
 from torch import Tensor
@@ -79,23 +77,6 @@ class Options:
     output: Path = bench.RESULTS  # folder of the CSV file and the picture
 
 
-@dataclasses.dataclass
-class Contender:
-    """A pass by a provider; `calls` are timed together."""
-
-    provider: str
-    run: Callable[[], Any]
-    peak_mib: float
-    calls: int = 1
-    ms: list[float] = dataclasses.field(default_factory=list)
-
-    def time(self, device: torch.device) -> None:
-        start = bench.now(device)
-        for _ in range(self.calls):
-            self.run()
-        self.ms.append((bench.now(device) - start) * 1e3 / self.calls)
-
-
 class Case:
     """A layer in a number format, with random operands, and what float64 computes from them."""
 
@@ -128,23 +109,23 @@ class Case:
         results = prepare(which, functions.ann if ann else functions.composed, operands, grad.double())()
         return grad.to(self.problem.dtype), results
 
-    def check(self, which: str, provider: str, found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    def check(self, which: str, provider: str, results: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
         """Raise `DisagreementError` if results are farther from float64 than rounding explains.
 
         Gradients of silent inputs are left out: ours are 0.
         """
         at_spikes = 0 in PASSES[which][0] and which != "norm_forward" and not provider.startswith("ann")
-        for index, (ours, exact) in enumerate(zip(found, expected, strict=True)):
+        for index, (ours, exact) in enumerate(zip(results, expected, strict=True)):
             kept = (self.operands[0] > 0).double() if at_spikes and index == 0 else 1.0
             error = (((ours.double() - exact) * kept).norm() / (exact * kept).norm()).item()
             if not error <= TOLERANCE[self.number]:  # NaN never agrees
                 raise bench.DisagreementError(
-                    f"{provider} must compute {which} of {self.layer.name} in {self.number} as float64 does; got a "
-                    f"relative error of {error:.2g}. Nothing more was timed."
+                    f"check: {provider} must compute {which} of {self.layer.name} in {self.number} as float64 does; "
+                    f"got a relative error of {error:.2g}."
                 )
 
-    def contenders(self, which: str, providers: Sequence[str]) -> Iterator[Contender]:
-        """The providers' passes, warm and checked."""
+    def contenders(self, which: str, providers: Sequence[str]) -> Iterator[tuple[str, Callable[[], Any], float]]:
+        """The providers, their passes, warm and checked, and the peak memory of these in MiB."""
         expected = {ann: self.expected(which, ann) for ann in {provider.startswith("ann") for provider in providers}}
         graphs = CudaGraphs(self.device) if self.device.type == "cuda" and torch.backends.cuda.is_built() else None
         for provider in providers:
@@ -152,39 +133,34 @@ class Case:
             function, operands = self.functions.of(provider), self.operands_of(which)
             with graphs.aside() if graphs else torch.enable_grad():  # the backward pass takes its forward's stream
                 run = prepare(which, function, operands, grad)
-                found = [run() for _ in range(3)][-1]  # a second backward pass must find all as the first did
-            self.check(which, provider, found, exact)
+                results = [run() for _ in range(3)][-1]  # a second backward pass must find all as the first did
+            self.check(which, provider, results, exact)
             make: Callable[[], Any] = partial(lambda *how: prepare(*how)(), which, function, operands, grad)
-            contender = Contender(provider, run, bench.transient_bytes(make, self.device) / 2**20)
-            if graphs:
-                contender.run = graphs.capture(run)
-            contender.time(self.device)
-            contender.calls = max(1, math.ceil(5.0 / contender.ms.pop()))
-            yield contender
+            peak_mib = bench.transient_bytes(make, self.device) / 2**20
+            yield provider, graphs.capture(run) if graphs else run, peak_mib
 
     def rows(self, providers: Sequence[str], peak: float) -> Iterator[bench.Row]:
         """Check and time all passes."""
         useful = useful_flops(self.problem)
         for which in NORM if self.layer.has_norm else PLAIN:
             contenders = list(self.contenders(which, providers))
-            for contender in bench.in_turns(contenders, ROUNDS[self.device.type]):
-                contender.time(self.device)
-            base = next(contender.ms for contender in contenders if contender.provider == "ann")
-            for contender in contenders:
-                spiking = self.problem.with_slope and not contender.provider.startswith("ann")
-                times = bench.percentiles(contender.ms, 4)
+            runs = {provider: run for provider, run, _ in contenders}
+            ms = bench.time_in_turns(runs, ROUNDS[self.device.type], self.device)
+            for provider, _, peak_mib in contenders:
+                spiking = self.problem.with_slope and not provider.startswith("ann")
+                times = bench.percentiles(ms[provider], 4)
                 tflops = useful * PASSES[which][1 if spiking else 2] / times["ms_p50"] / 1e9
                 yield {
                     "op": "linear" if self.problem.is_matrix_product else "conv2d",
                     "case": f"{self.layer.name}-b{self.problem.batch}",
                     "pass": which,
-                    "provider": contender.provider,
+                    "provider": provider,
                     "dtype": FORMATS[self.number].name,
                     **times,
-                    "peak_mib": float(f"{contender.peak_mib:.3g}"),
+                    "peak_mib": float(f"{peak_mib:.3g}"),
                     "tflops": float(f"{tflops:.3g}"),
                     "share_of_peak": round(tflops / peak, 3),
-                    "ratio_to_ann": bench.ratio(contender.ms, base),
+                    "ratio_to_ann": bench.ratio(ms[provider], ms["ann"]),
                 }
 
 
@@ -206,10 +182,6 @@ def peak_tflops(number: Number, device: torch.device) -> tuple[float, str]:
     return best, f"measured, products of up to {size}×{size} matrices"
 
 
-def main() -> None:
-    run(tyro.cli(Options, description=__doc__))
-
-
 def run(options: Options) -> None:
     """Check and time all layers; print tables, write the result file and the picture."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -222,18 +194,15 @@ def run(options: Options) -> None:
     rows: list[bench.Row] = []
     about = bench.environment(device) | {"sigma": options.sigma}
     print(bench.machine_line(about))
-    try:
-        for number in numbers:
-            with products(number), freed_memory_kept() if not gpu else nullcontext():  # as in training
-                peak, source = peak_tflops(number, device)
-                about[f"peak_{number}"] = f"{peak:.3g} TFLOP/s, {source}"
-                for layer in layers:
-                    case = Case(layer, number, options.sigma, options.batch_size or (256 if gpu else 16), device)
-                    rows += (found := list(case.rows(providers[number], peak)))
-                    torch.compiler.reset()  # or it would refuse to compile the same lines for ever more layers
-                    show(found)
-    except bench.DisagreementError as error:
-        sys.exit(f"kernels: {error}")
+    for number in numbers:
+        with products(number), freed_memory_kept() if not gpu else nullcontext():  # as in training
+            peak, source = peak_tflops(number, device)
+            about[f"peak_{number}"] = f"{peak:.3g} TFLOP/s, {source}"
+            for layer in layers:
+                case = Case(layer, number, options.sigma, options.batch_size or (256 if gpu else 16), device)
+                rows += (measured := list(case.rows(providers[number], peak)))
+                torch.compiler.reset()  # or it would refuse to compile the same lines for ever more layers
+                show(measured)
     if not gpu:
         show_machine_code(layers, options.sigma)
     path = bench.write(options.output, f"kernels-{device.type}", rows, about)
@@ -267,8 +236,8 @@ def show(rows: list[bench.Row]) -> None:
     passes = list(dict.fromkeys(row["pass"] for row in rows))
     lines = []
     for provider in dict.fromkeys(row["provider"] for row in rows):
-        own = [row for row in rows if row["provider"] == provider]
-        cells = [(f"{row['ms_p50']:.3g}", f"{row['ratio_to_ann']:.2f}", f"{row['share_of_peak']:.0%}") for row in own]
+        some = [row for row in rows if row["provider"] == provider]
+        cells = [(f"{row['ms_p50']:.3g}", f"{row['ratio_to_ann']:.2f}", f"{row['share_of_peak']:.0%}") for row in some]
         lines.append((provider, *(cell for three in cells for cell in three)))
     headings = ["", *(heading for name in passes for heading in (f"{name} ms", "×ANN", "peak"))]
     bench.print_table(headings, lines, title=f"{rows[0]['case']}, {rows[0]['dtype']}", width=120)
@@ -295,34 +264,27 @@ def draw(rows: Sequence[bench.Row], path: Path) -> None:
     if find_spec("matplotlib") is None:
         print("no picture: matplotlib is not installed. For one, pip install -e '.[plot]'.")
         return
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-
     cases, dtypes, passes, providers = (
         list(dict.fromkeys(row[key] for row in rows)) for key in ("case", "dtype", "pass", "provider")
     )
-    with mpl.rc_context({"svg.hashsalt": "kernels", "font.size": 9}):
-        figure, axes = plt.subplots(len(dtypes), len(passes), sharex=True, sharey=True, squeeze=False)
-        figure.set(size_inches=(1.8 * len(passes) + 1.2, (0.26 * len(cases) + 0.9) * len(dtypes) + 0.5))
-        figure.set_layout_engine("constrained")
+    size = 1.8 * len(passes) + 1.2, (0.26 * len(cases) + 0.9) * len(dtypes) + 0.5
+    with bench.picture(path, len(dtypes), len(passes), size=size, sharex=True, sharey=True) as (figure, axes):
         for panel, (dtype, which) in zip(axes.flat, product(dtypes, passes), strict=True):
             for provider in providers:
-                own = [row for row in rows if (row["dtype"], row["pass"], row["provider"]) == (dtype, which, provider)]
-                places, (colour, marker) = [cases.index(row["case"]) for row in own], MARKS[provider]
-                panel.plot([row["ratio_to_ann"] for row in own], places, marker, color=colour, label=provider, ms=5)
+                some = [row for row in rows if (row["dtype"], row["pass"], row["provider"]) == (dtype, which, provider)]
+                places, (colour, marker) = [cases.index(row["case"]) for row in some], MARKS[provider]
+                ratios = [row["ratio_to_ann"] for row in some]
+                panel.plot(ratios, places, marker, color=colour, label=provider, ms=5)
             panel.axvline(1, color="#7A7A7A", linewidth=0.8)
             panel.set(title=f"{which}, {dtype}", xscale="log", yticks=range(len(cases)), yticklabels=cases)
             panel.set_xticks(list(TICKS), list(TICKS.values()))
             panel.minorticks_off()
-            panel.grid(alpha=0.3)
-            panel.spines[["top", "right"]].set_visible(False)
         axes.flat[0].invert_yaxis()
         figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
         figure.suptitle("time of a layer's passes, divided by the ANN's")
-        figure.savefig(path, metadata={"Date": None})
-        plt.close(figure)
-    print(f"written: {path}")
 
+
+main = partial(bench.run_script, Options, run, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -28,7 +28,6 @@ over the rounds' own ratios. The column floor_ratio is the number of contraction
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -39,23 +38,19 @@ from typing import Any, Literal
 
 import _bench as bench
 import torch
-import tyro
 from torch import Tensor, nn
-from train_step import ANN, Composed, Contender, Step, build, check
+from train_step import ANN, Batch, Composed, Contender, build, check
 
 from ttfs_triton.nn import DFTLinear, EarliestSpikePool2d, TTFSNetwork
 from ttfs_triton.nn.weighted import WeightedConv2d
 
 OURS = "DFT σ=1"
 WITHOUT_TIME = (OURS, "DFT σ=0", ANN)
-WARM_UP = 1
 TRIALS = 3
 # Our initial weights leave integrate-and-fire neurons silent after two layers; with four times these weights,
 # 16 to 40 % of the neurons of every layer fire in a step (VGG16 at width 0.25, T = 8).
 GAIN = 4.0
 LEAK = 0.5
-
-Layout = Literal["channels_last", "contiguous"]
 
 
 @dataclasses.dataclass
@@ -138,11 +133,11 @@ class Simulation(nn.Module):
         self.first, self.rest = layers[0], nn.Sequential(*layers[1:])
         self.use_layout("contiguous")
 
-    def use_layout(self, layout: Layout) -> None:
+    def use_layout(self, layout: str) -> "Simulation":
         """Set the memory format of images and weights."""
         self.layout = layout
         self.format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-        self.to(memory_format=self.format)  # pyright: ignore[reportCallIssue]
+        return self.to(memory_format=self.format)  # pyright: ignore[reportCallIssue]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.library.unroll(self.rest, self.first(images.contiguous(memory_format=self.format)), self.time_steps)
@@ -193,125 +188,91 @@ class Options:
     output: Path = bench.RESULTS  # folder of the CSV file
 
 
-def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    device = bench.device_of("peers", options.device)
+def run(options: Options) -> None:
+    """Check and time all contenders, print the table and write the result file."""
+    device = bench.device_of(options.device)
     torch.backends.cudnn.benchmark = True
-    there = [package for package in LIBRARIES if find_spec(package)]
-    left_out = [package for package in LIBRARIES if package not in there]
+    packages = [package for package in LIBRARIES if find_spec(package)]
+    left_out = [package for package in LIBRARIES if package not in packages]
     if left_out:
         print(f"peers: {' and '.join(left_out)} not found, left out. For all, pip install -e '.[peers]'.")
-    try:
-        steps = make_steps(options, device, there)
-    except bench.DisagreementError as error:
-        sys.exit(f"peers: {error}")
-    peaks = [step.peak_mib() for step in steps]
-    for step in bench.in_turns(steps, WARM_UP + options.repeats):
-        step.time()
-    for step in steps:
-        step.forget(WARM_UP)
     about = bench.environment(device) | {"left_out": left_out}
-    rows = make_rows(steps, peaks, options)
+    torch.manual_seed(0)
+    images = torch.rand(options.batch_size, 3, 32, 32).to(device, memory_format=torch.channels_last)
+    batch = Batch(images, torch.randint(0, 10, (options.batch_size,)).to(device), getattr(torch, options.dtype))
+    contenders = make_contenders(options, batch, packages)
+    peaks = {contender.name: contender.peak_mib(batch) for contender in contenders}
+    steps = {contender.name: partial(contender.step, batch) for contender in contenders}
+    ms = bench.time_in_turns(steps, options.repeats, device)
+    fewest: dict[str, str] = {}  # of each provider, the contender with the fewest time steps: it comes first
+    rows = []
+    for contender in contenders:
+        case = f"vgg16-b{options.batch_size}-w{options.width:g}"
+        row: bench.Row = {"op": "peers", "case": case, "pass": "forward_backward"}
+        row |= about_network(contender) | {"dtype": options.dtype} | bench.percentiles(ms[contender.name])
+        row |= {"floor_ratio": round(contender.floor, 3), "peak_mib": round(peaks[contender.name], 1)}
+        bases = {"ours": OURS, "fewest_steps": fewest.setdefault(row["provider"], contender.name)}
+        for base, other in bases.items():
+            row[f"time_ratio_to_{base}"] = bench.ratio(ms[contender.name], ms[other])
+            row[f"memory_ratio_to_{base}"] = round(peaks[contender.name] / peaks[other], 3)
+        rows.append(row)
     show(about, rows)
     bench.write(options.output, f"peers-{options.device}", rows, about)
 
 
-def make_steps(options: Options, device: torch.device, packages: Sequence[str]) -> list[Step]:
-    """Steps of ours and the ANN, checked, and of every library at every number of time steps, on one random batch."""
-    torch.manual_seed(0)
-    dtype = getattr(torch, options.dtype)
-    images = torch.rand(options.batch_size, 3, 32, 32).to(device, memory_format=torch.channels_last)
-    labels = torch.randint(0, 10, (options.batch_size,)).to(device)
+def make_contenders(options: Options, batch: Batch, packages: Sequence[str]) -> list[Contender]:
+    """Ours and the ANN, checked, and every library at every number of time steps."""
+    device = batch.images.device
     plain = {"width": options.width, "weight_standardisation": False, "bias": False}
-    contenders = {contender.name: contender for contender in build("vgg16", **plain)}
-    steps = []
-    for name in WITHOUT_TIME:
-        contenders[name].network.to(device)
-        check(Step(contenders[name], images, labels, dtype))
-        steps.append(Step(dataclasses.replace(contenders[name], twin=None), images, labels, dtype))
+    built = {contender.name: contender for contender in build("vgg16", **plain)}
+    for contender in built.values():
+        contender.network.to(device)
+    contenders = [built[name] for name in WITHOUT_TIME]
+    for contender in contenders:
+        check(contender, batch)
     for package in packages:
-        library = LIBRARIES[package](device, dtype)
-        layers = mirror(contenders[ANN].network, library)
-        simulated = []
-        for time_steps in sorted(options.steps):
-            network = Simulation(library, layers, time_steps).to(device)
-            contender = Contender(f"{library.title} T={time_steps}", network, float(time_steps))
-            simulated.append(Step(contender, images, labels, dtype))
-        layout = faster_layout(simulated[0])
-        for step in simulated:
-            step.contender.network.use_layout(layout)
-        steps += simulated
-    return steps
+        library = LIBRARIES[package](device, batch.dtype)
+        layers = mirror(built[ANN].network, library)
+        networks = [Simulation(library, layers, time_steps).to(device) for time_steps in sorted(options.steps)]
+        trials = {}
+        for layout in ("channels_last", "contiguous"):
+            step = partial(Contender(layout, networks[0].use_layout(layout), 0.0).step, batch)
+            trials[layout] = min(bench.time_in_turns({layout: step}, TRIALS, device)[layout])
+        for network in networks:
+            network.use_layout(min(trials, key=trials.__getitem__))
+            name = f"{library.title} T={network.time_steps}"
+            contenders.append(Contender(name, network, float(network.time_steps)))
+    return contenders
 
 
-def faster_layout(step: Step) -> Layout:
-    """The memory format in which a step takes less time, by the best of a few trials."""
-    best: dict[Layout, float] = {}
-    layouts: tuple[Layout, ...] = ("channels_last", "contiguous")
-    for layout in layouts:
-        step.contender.network.use_layout(layout)
-        for _ in range(1 + TRIALS):
-            step.time()
-        best[layout] = min(step.forward_backward_ms[-TRIALS:])
-    step.forget(len(step.forward_backward_ms))
-    return min(layouts, key=best.__getitem__)
-
-
-def make_rows(steps: list[Step], peaks: list[float], options: Options) -> list[bench.Row]:
-    """Rows of times, memory and their ratios; `peaks` has the memory of each step in MiB."""
-    times = {step.contender.name: step.forward_backward_ms for step in steps}
-    memory = dict(zip(times, peaks, strict=True))
-    fewest: dict[str, str] = {}  # by provider, the step with the fewest time steps: steps are sorted
-    rows = []
-    for step in steps:
-        name, network = step.contender.name, step.contender.network
-        provider: bench.Row = {
-            "provider": name,
-            "version": "",
-            "backend": "",
-            "time_steps": "",
+def about_network(contender: Contender) -> bench.Row:
+    """Columns of a row that say what was timed."""
+    network = contender.network
+    if not isinstance(network, Simulation):
+        return {
+            "provider": contender.name,
+            **dict.fromkeys(("version", "backend", "time_steps"), ""),
             "layout": "channels_last",
         }
-        if isinstance(network, Simulation):
-            library = network.library
-            provider = {"provider": library.title, "version": version(library.title), "backend": library.backend}
-            provider |= {"time_steps": network.time_steps, "layout": network.layout}
-        base = fewest.setdefault(provider["provider"], name)
-        rows.append(
-            {"op": "peers", "case": f"vgg16-b{options.batch_size}-w{options.width:g}", "pass": "forward_backward"}
-            | provider
-            | {"dtype": options.dtype}
-            | bench.percentiles(times[name])
-            | {
-                "time_ratio_to_ours": bench.ratio(times[name], times[OURS]),
-                "time_ratio_to_fewest_steps": bench.ratio(times[name], times[base]),
-                "floor_ratio": round(step.contender.floor, 3),
-                "peak_mib": round(memory[name], 1),
-                "memory_ratio_to_ours": round(memory[name] / memory[OURS], 3),
-                "memory_ratio_to_fewest_steps": round(memory[name] / memory[base], 3),
-            }
-        )
-    return rows
+    title = network.library.title
+    row = {"provider": title, "version": version(title), "backend": network.library.backend}
+    return row | {"time_steps": network.time_steps, "layout": network.layout}
 
 
 def show(about: bench.Row, rows: list[bench.Row]) -> None:
     """Print the table, and each library's version, implementation of neurons and memory format."""
     print(bench.machine_line(about))
-    lines = []
-    for row in rows:
-        growth = [
-            f"{row[f'{key}_ratio_to_fewest_steps']:.2f}" if row["time_steps"] else "–" for key in ("time", "memory")
-        ]
-        spread = f"{bench.digits(row['ms_p20'])}–{bench.digits(row['ms_p80'])}"
-        times = bench.digits(row["ms_p50"]), spread, f"{row['time_ratio_to_ours']:.2f}", growth[0]
-        memory = bench.digits(row["peak_mib"]), f"{row['memory_ratio_to_ours']:.2f}", growth[1]
-        lines.append((row["provider"], row["time_steps"] or "–", *times, *memory))
-    headings = ("", "T", "ms", "p20–p80", "×ours", "growth", "MiB", "×ours", "growth")
-    bench.print_table(headings, lines, title=f"{rows[0]['case']}, {rows[0]['dtype']}")
+    columns = {"": "{provider}", "T": "{time_steps}", "ms": "{ms_p50:.1f}", "p20–p80": "{ms_p20:.1f}–{ms_p80:.1f}"}
+    columns |= {"×ours": "{time_ratio_to_ours:.2f}", "growth": "{time_ratio_to_fewest_steps:.2f}"}
+    columns |= {"MiB": "{peak_mib:.1f}", "× ours": "{memory_ratio_to_ours:.2f}"}
+    columns |= {"growth, MiB": "{memory_ratio_to_fewest_steps:.2f}"}
+    bench.print_rows(rows, columns, title=f"{rows[0]['case']}, {rows[0]['dtype']}")
     print(f"×ours: ratio to {OURS}; growth: ratio to the same library at its fewest time steps")
     libraries = (f"{row['provider']} {row['version']}: neurons by {row['backend']}, {row['layout']}" for row in rows)
     print("\n".join(dict.fromkeys(line for line, row in zip(libraries, rows, strict=True) if row["version"])))
 
+
+main = partial(bench.run_script, Options, run, __doc__)
 
 if __name__ == "__main__":
     main()

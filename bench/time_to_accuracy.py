@@ -31,14 +31,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import _bench as bench
 import torch
 import torch.nn.functional as F
-import tyro
 from accelerate import Accelerator
 from peers import LIBRARIES, Library
 from torch import Tensor, nn
@@ -60,12 +60,12 @@ RECIPE = bench.ROOT / "ttfs_triton" / "recipes" / "cifarnet-cifar10.yaml"
 OURS = {"sigma-0": "best", "sigma-1": "rel_psp"}  # presets of the recipe
 TITLES = {"sigma-0": "ours, σ = 0", "sigma-1": "ours, σ = 1", "ann": "ANN, PyTorch"}
 TITLES |= {"spikingjelly": "SpikingJelly, T = {}", "snntorch": "snnTorch, T = {}"}
+MARKS = (("#0072B2", "o"), ("#C24E00", "s"), ("#7A7A7A", "D"), ("#009E73", "^"), ("#CC79A7", "v"))  # Okabe and Ito's
 GOALS = (0.80, 0.85, 0.90, 0.93)
 LIBRARY_RATE = 2e-3
 NORM_BIAS_RATE = 64.0  # the recipe has 7 for neurons that saturate at 1, not at 3 standard deviations: 7 · 3²
 
 Contender = Literal["sigma-0", "sigma-1", "ann", "spikingjelly", "snntorch"]
-ALL: tuple[Contender, ...] = ("sigma-0", "sigma-1", "ann", "spikingjelly", "snntorch")
 
 
 @dataclasses.dataclass
@@ -74,7 +74,7 @@ class Options:
 
     data_dir: Path  # folder of CIFAR-10's parquet files
     runs: Path  # folder that gets one folder per contender
-    contenders: tuple[Contender, ...] = ALL
+    contenders: tuple[Contender, ...] = get_args(Contender)
     epochs: int = 8  # epochs of ours and of the ANN
     library_epochs: int = 4  # epochs of spikingjelly and snntorch
     time_steps: int = 4  # time steps T of spikingjelly and snntorch
@@ -128,21 +128,22 @@ class Network(nn.Module):
         return self.unroll(self.body, current, self.time_steps)
 
 
+def norms_of(network: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
 class Training:
     """A contender's training by the recipe, resumed after its last saved epoch."""
 
-    def __init__(
-        self, name: str, config: TrainConfig, data: RunData, accelerator: Accelerator, time_steps: int
-    ) -> None:
+    def __init__(self, library: Library | None, config: TrainConfig, data: RunData, accelerator: Accelerator, T: int):
         self.config, self.data, self.accelerator = config, data, accelerator
         torch.manual_seed(config.seed)
         ours = cifarnet().features
         encoder = ours.get_submodule("conv1")
         assert isinstance(encoder, AnalogEncoder)
         whiten(encoder, data.train.images_at(data.train_indices[:5000]).float() / 255)
-        library = LIBRARIES[name](accelerator.device, torch.bfloat16) if name in LIBRARIES else None
-        network = Network(encoder, library, time_steps)
-        self.parts = time_steps if library else 1
+        self.parts = T if library else 1
+        network = Network(encoder, library, T)
         self.network = network.to(accelerator.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.weighted = nn.ModuleList(
             m for m in network.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)
@@ -151,9 +152,9 @@ class Training:
         self.looks_ahead = library is None
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         if library is None:
-            norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
-            for norm, own in zip(norms, (m for m in ours.modules() if isinstance(m, nn.BatchNorm2d)), strict=True):
-                norm.bias.data = own.bias.data / own.weight.data
+            norms = norms_of(self.network)
+            for norm, started in zip(norms, norms_of(ours), strict=True):
+                norm.bias.data = started.bias.data / started.weight.data
             biases = [norm.bias for norm in norms] + [self.network.encoder.bias]
             weights = [parameter for parameter in trained if all(parameter is not bias for bias in biases)]
             decay = config.weight_decay
@@ -164,8 +165,8 @@ class Training:
         self.steps_per_epoch = len(data.train_indices) // config.batch_size
         assert config.output_dir is not None
         self.state = Path(config.output_dir) / "state"
-        total = config.epochs * self.steps_per_epoch
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate_factor(config, total))
+        self.total = config.epochs * self.steps_per_epoch
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate_factor(config, self.total))
         accelerator.register_for_checkpointing(self.network, self.average, self.optimizer, self.schedule)
         if self.state.is_dir():
             accelerator.load_state(str(self.state))
@@ -189,15 +190,9 @@ class Training:
 
     def _train(self, epoch: int) -> float:
         config, device = self.config, self.accelerator.device
-        batches = EpochBatches(
-            self.data.train,
-            self.data.train_indices,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            epoch=epoch,
-            augmentation=build_augmentation(config),
-        )
-        total = config.epochs * self.steps_per_epoch
+        options = {"batch_size": config.batch_size, "seed": config.seed, "epoch": epoch}
+        augmentation = build_augmentation(config)
+        batches = EpochBatches(self.data.train, self.data.train_indices, **options, augmentation=augmentation)
         sum_of_losses = torch.zeros((), device=device)
         self.network.train()
         with closing(train_loader(batches, device)) as loaded:
@@ -212,13 +207,13 @@ class Training:
                 self.optimizer.step()
                 self.schedule.step()
                 if self.looks_ahead and step % config.lookahead == 0:
-                    look_ahead(self.average, self.weighted, config.lookahead, step / total)
+                    look_ahead(self.average, self.weighted, config.lookahead, step / self.total)
         return float(sum_of_losses / self.steps_per_epoch)
 
     @torch.no_grad()
     def _validate(self) -> float:
         """Accuracy on held-out images, with batch-norm statistics measured on training images, as in our training."""
-        norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
+        norms = norms_of(self.network)
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a mean over batches
@@ -230,17 +225,17 @@ class Training:
         return right
 
     def _decide(self, indices: Tensor) -> float:
+        """Number of images that are classified correctly."""
         right = torch.zeros((), device=self.accelerator.device)
-        batches = EvaluationBatches(self.data.train, indices, self.config.batch_size)
+        batches = EvaluationBatches(self.data.train, indices, self.config.batch_size // self.parts)
         with closing(load_batches(batches, self.accelerator.device)) as loaded, self.accelerator.autocast():
             for images, labels in loaded:
-                for some, classes in zip(images.chunk(self.parts), labels.chunk(self.parts), strict=True):
-                    right += (self.network(some).argmax(1) == classes).sum()
+                right += (self.network(images).argmax(1) == labels).sum()
         return float(right)
 
 
-def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+def run(options: Options) -> None:
+    """Train what has not been trained yet, print the times, write the rows and the picture."""
     for name in options.contenders:
         epochs = options.epochs_of(name)
         if len(read_metrics(name, options)) < epochs:
@@ -274,7 +269,8 @@ def train_other(name: str, options: Options) -> None:
     config = make_config(keys, str(RECIPE))
     accelerator = Accelerator(cpu=options.cpu, mixed_precision=config.mixed_precision)
     data = load_data(config, accelerator, print)
-    training = Training(name, config, data, accelerator, options.time_steps)
+    library = LIBRARIES[name](accelerator.device, torch.bfloat16) if name in LIBRARIES else None
+    training = Training(library, config, data, accelerator, options.time_steps)
     lines = read_metrics(name, options)[: training.trained]
     for metrics in training.epochs():
         lines.append(metrics | {"utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime())})
@@ -303,40 +299,33 @@ def rows_of(name: str, options: Options) -> Iterator[bench.Row]:
 
 
 def by_contender(rows: list[bench.Row]) -> dict[str, list[bench.Row]]:
-    return {title: list(own) for title, own in groupby(rows, lambda row: row["contender"])}
+    return {title: list(some) for title, some in groupby(rows, lambda row: row["contender"])}
 
 
 def print_results(rows: list[bench.Row]) -> None:
     """Print the minutes to each accuracy of `GOALS`; a dash if it was not reached."""
     lines = []
-    for title, own in by_contender(rows).items():
-        reached = [next((f"{row['minutes']:.1f}" for row in own if row["val_accuracy"] >= goal), "–") for goal in GOALS]
-        best = max(row["val_accuracy"] for row in own)
-        lines.append((title, *reached, f"{best:.2%}", len(own), f"{own[-1]['minutes']:.1f}"))
+    for title, some in by_contender(rows).items():
+        reached = [
+            next((f"{row['minutes']:.1f}" for row in some if row["val_accuracy"] >= goal), "–") for goal in GOALS
+        ]
+        best = max(row["val_accuracy"] for row in some)
+        lines.append((title, *reached, f"{best:.2%}", len(some), f"{some[-1]['minutes']:.1f}"))
     headings = ("", *(f"{goal:.0%}" for goal in GOALS), "best", "epochs", "minutes")
     bench.print_table(headings, lines, title="minutes of training until an accuracy on held-out images")
 
 
 def draw(rows: list[bench.Row], path: Path) -> None:
     """Draw accuracy against minutes."""
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
+    with bench.picture(path, size=(7, 3.4)) as (_, ((panel,),)):
+        for (title, some), (colour, marker) in zip(by_contender(rows).items(), MARKS, strict=False):
+            minutes, accuracy = [row["minutes"] for row in some], [100 * row["val_accuracy"] for row in some]
+            panel.plot(minutes, accuracy, color=colour, marker=marker, markersize=4, label=title)
+        panel.set(xlabel="minutes of training", ylabel="held-out images, %", xlim=(0, None), ylim=(50, 95))
+        panel.legend(frameon=False, loc="lower right")
 
-    colours = ("#0072B2", "#C24E00", "#7A7A7A", "#009E73", "#CC79A7")  # Okabe and Ito's
-    markers = "osD^v"
-    with mpl.rc_context({"svg.hashsalt": "time_to_accuracy", "font.size": 10}):
-        figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
-        for (title, own), colour, marker in zip(by_contender(rows).items(), colours, markers, strict=False):
-            minutes, accuracy = [row["minutes"] for row in own], [100 * row["val_accuracy"] for row in own]
-            axes.plot(minutes, accuracy, color=colour, marker=marker, markersize=4, label=title)
-        axes.set(xlabel="minutes of training", ylabel="held-out images, %", xlim=(0, None), ylim=(50, 95))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower right")
-        figure.savefig(path, metadata={"Date": None})
-        plt.close(figure)
-    print(f"written: {path}")
 
+main = partial(bench.run_script, Options, run, __doc__)
 
 if __name__ == "__main__":
     main()
