@@ -37,7 +37,7 @@ class BundleOptions(CommandOptions):
     data_dir: Path | None = None
     """Local copy of the data set. Default: the data of the run."""
     commit: str = ""
-    """Git commit at which the run began, if it is known."""
+    """Git commit at which the run began, if you know it."""
     output_dir: Path = FOLDER
     """Folder in which the folder NAME is made."""
 
@@ -50,14 +50,14 @@ def bundle(options: BundleOptions) -> Path:
         ValueError: all bundled networks together would exceed `MOST_BYTES`; nothing is written.
     """
     loaded = load_network(options.run)
-    known = read_facts(loaded.files, dataset=options.dataset)
+    facts = read_facts(loaded.files, dataset=options.dataset)
     network = loaded.network
     network.fold_batch_norm()
     network.fold_standardisation()
     network.bfloat16()
     tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.float()
-    description = loaded.description.replace(dataset=known.data.id or loaded.description.dataset)
+    description = loaded.description.replace(dataset=facts.data.id or loaded.description.dataset)
     folder = options.output_dir / options.name
     size = sum(map(len, model_bytes(tensors, description).values()))
     others = sum(file.stat().st_size for file in options.output_dir.rglob("*") if folder not in file.parents)
@@ -69,7 +69,7 @@ def bundle(options: BundleOptions) -> Path:
     figures = score(loaded, options.data_dir)
     make_folder(folder)
     write_model(folder, tensors, description)
-    training = {"settings": dict(known.settings), **known.training, "commit": options.commit}
+    training = {"settings": dict(facts.settings), **facts.training, "commit": options.commit}
     about = {
         "weights": "bfloat16, norms folded; figures are of these weights, computed in float32",
         "tensors_sha256": checksum(tensors),
@@ -89,12 +89,12 @@ def score(loaded: LoadedNetwork, data_dir: Path | None) -> dict[str, Any]:
     """Accuracy, activity and operations of a network over the whole test set."""
     data = load_test_images(loaded, data_dir=data_dir, progress=True)
     with counting(loaded.network, histogram_bins=0) as counter:
-        found = evaluate(loaded.network, EvaluationBatches(data, None, 500), Accelerator(cpu=True))
+        scores = evaluate(loaded.network, EvaluationBatches(data, None, 500), Accelerator(cpu=True))
     counts = counter.counts()
     return {
-        "test_accuracy": found.accuracy,
-        "test_first_spike_accuracy": found.first_spike_accuracy,
-        "test_images": found.images,
+        "test_accuracy": scores.accuracy,
+        "test_first_spike_accuracy": scores.first_spike_accuracy,
+        "test_images": scores.images,
         "sparsity": counts.sparsity,
         "sparsity_as_published": counts.sparsity_as_published,
         "synaptic_operations": counts.total()["synaptic_operations"] / counts.samples,

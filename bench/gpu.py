@@ -87,9 +87,9 @@ def main(words: Sequence[str] | None = None, stages: Sequence[Stage] | None = No
     outcomes = run_all(chosen, options.output.resolve(), options.data_dir, deadline, again=options.stages)
     lines = []
     for verdict in (CONFIRMED, REFUTED, NOT_REACHED):
-        found = [stage for stage in chosen if outcomes[stage.name].verdict == verdict]
-        lines.append(f"{verdict} ({len(found)})")
-        lines += [f"  {stage.name:<18} {stage.statement}  [{outcomes[stage.name].detail}]" for stage in found]
+        some = [stage for stage in chosen if outcomes[stage.name].verdict == verdict]
+        lines.append(f"{verdict} ({len(some)})")
+        lines += [f"  {stage.name:<18} {stage.statement}  [{outcomes[stage.name].detail}]" for stage in some]
     print(report := "\n".join(lines))
     (options.output / "summary.txt").write_text(report + "\n", encoding="utf-8")
     verdicts = {outcomes[stage.name].verdict for stage in chosen}

@@ -250,13 +250,13 @@ def show_machine_code(layers: Sequence[Layer], sigma: float) -> None:
         return
     from _kernels_compile import default_kernels, show_floors
 
-    start, found = time.perf_counter(), []
+    start, kernels = time.perf_counter(), []
     for has_norm, first in ((False, "forward"), (True, "normalised")):
         some = [layer for layer in layers if layer.has_norm == has_norm]
         passes = first, "grad_x", "grad_w"
-        found += default_kernels(some, ("sm_90",), ("bf16",), (sigma,), 256, passes, ((False, False),))
-    show_floors(found, min(2, os.cpu_count() or 1))
-    print(f"{len(found)} kernels compiled in {time.perf_counter() - start:.0f} s; none has run")
+        kernels += default_kernels(some, ("sm_90",), ("bf16",), (sigma,), 256, passes, ((False, False),))
+    show_floors(kernels, min(2, os.cpu_count() or 1))
+    print(f"{len(kernels)} kernels compiled in {time.perf_counter() - start:.0f} s; none has run")
 
 
 def draw(rows: Sequence[bench.Row], path: Path) -> None:

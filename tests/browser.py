@@ -18,19 +18,19 @@ LIMIT_S = 120
 FRAMES = "frames.html"
 # A window of Chromium is at least 500 pixels wide; a frame may have a phone's width.
 SCRIPT = """
-<pre id="found"></pre>
+<pre id="problems"></pre>
 <script>
-const found = [];
+const problems = [];
 let open = 0;
 function examine(frame, path, width) {
   const page = frame.contentDocument;
-  const problem = text => found.push(`${path} at ${width} pixels: ${text}`);
+  const problem = text => problems.push(`${path} at ${width} pixels: ${text}`);
   frame.errors.forEach(problem);
   const wide = page.documentElement.scrollWidth;
   if (wide > width) problem(`scrolls sideways, ${wide} pixels wide`);
   for (const image of page.images)
     if (image.complete && !image.naturalWidth) problem(`picture ${image.getAttribute("src").slice(0, 80)} is missing`);
-  if (--open === 0) document.getElementById("found").textContent = "DONE" + JSON.stringify(found);
+  if (--open === 0) document.getElementById("problems").textContent = "DONE" + JSON.stringify(problems);
 }
 function show(path, width) {
   open += 1;
@@ -86,7 +86,7 @@ def problems(folder: Path, pages: list[str], widths: tuple[int, ...] = (390, 128
             done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S)
     finally:
         frames.unlink()
-    found = re.search(r"DONE(\[.*?\])</pre>", done.stdout, re.DOTALL)
-    if found is None:
+    listed = re.search(r"DONE(\[.*?\])</pre>", done.stdout, re.DOTALL)
+    if listed is None:
         raise RuntimeError(f"Chromium did not open {pages}: {done.stderr[-500:]}")
-    return json.loads(html.unescape(found[1]))
+    return json.loads(html.unescape(listed[1]))

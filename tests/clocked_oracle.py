@@ -105,13 +105,13 @@ def layer(
     """
     shapes = steps.shape, neurons.weights.shape
     places = linear_neurons(*shapes) if geometry is None else conv2d_neurons(*shapes, *geometry)
-    silent, found, place = len(neurons.instants()), [], ()
+    silent, fired, place = len(neurons.instants()), [], ()
     for place, channel, inputs, weights in places:
         events = zip(steps.ravel()[inputs].tolist(), neurons.weights.ravel()[weights].tolist(), strict=True)
         spikes = [event for event in events if event[0] < neurons.steps]
         index, *membrane = neurons.run(spikes, channel, None if last is None else int(last[place[0]]))
-        found.append([silent if index is None else index, *membrane])
-    outputs = np.array(found, np.int64).reshape(*(size + 1 for size in place), 3)  # `place` is the last one
+        fired.append([silent if index is None else index, *membrane])
+    outputs = np.array(fired, np.int64).reshape(*(size + 1 for size in place), 3)  # `place` is the last one
     return outputs[..., 0], outputs[..., 1], outputs[..., 2]
 
 

@@ -88,7 +88,7 @@ def spike_times(
     x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
     initial = initial_potential + (np.zeros(len(weight)) if bias is None else np.asarray(bias, np.float64))
     arriving = np.where(x > 0, 1 - x, np.inf)  # the inputs' window is [0, 1], this layer's [1, 2]
-    times = [[neuron(sample, *own, **options) for own in zip(weight, initial, strict=True)] for sample in arriving]
+    times = [[neuron(sample, w, b, **options) for w, b in zip(weight, initial, strict=True)] for sample in arriving]
     return np.asarray(times).reshape(len(x), len(weight))
 
 

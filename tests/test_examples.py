@@ -20,8 +20,8 @@ def examples() -> Iterator[doctest.DocTest]:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if ".triton" in module.name:
                 continue  # needs Triton; nothing public
-            found = doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(module.name))
-            yield from (example for example in found if example.examples)
+            documented = doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(module.name))
+            yield from (example for example in documented if example.examples)
 
 
 EXAMPLES = list(examples())

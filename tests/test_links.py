@@ -21,8 +21,8 @@ def read(page: Path) -> tuple[set[str], list[str]]:
     """Anchors of a page's headings as GitHub names them, and where its links and images lead."""
     tokens = MarkdownIt().use(anchors_plugin, max_level=6).parse(page.read_text(encoding="utf-8"))
     anchors = {str(token.attrs["id"]) for token in tokens if token.type == "heading_open"}
-    inside = [token for block in tokens for token in block.children or ()]
-    return anchors, [str(token.attrGet("href") or token.attrGet("src") or "") for token in inside if token.attrs]
+    spans = [token for block in tokens for token in block.children or ()]
+    return anchors, [str(token.attrGet("href") or token.attrGet("src") or "") for token in spans if token.attrs]
 
 
 def is_broken(page: Path, link: str) -> bool:

@@ -34,5 +34,5 @@ def test_neurons_of_layers_are_those_of_a_product():
     x, weight = np.maximum(rng.uniform(-0.5, 1, (3, 4)), 0), rng.normal(size=(5, 4))
     maps = {"x": x[:, :, None, None], "weight": weight[:, :, None, None]}
     convolution = conv2d_neurons((3, 4, 1, 1), (5, 4, 1, 1), (1, 1), (0, 0), (1, 1), 1)
-    found = layer(convolution, maps, np.zeros((3, 5, 1, 1))).activations[:, :, 0, 0]
-    np.testing.assert_allclose(found, linear_layer(x, weight), rtol=0, atol=1e-12)
+    activations = layer(convolution, maps, np.zeros((3, 5, 1, 1))).activations[:, :, 0, 0]
+    np.testing.assert_allclose(activations, linear_layer(x, weight), rtol=0, atol=1e-12)

@@ -25,7 +25,7 @@ def test_mappings_are_read(tmp_path, content, expected):
         (b"a: [1\n", "must be valid YAML"),
         (b"a: !!python/object/apply:os.getcwd []\n", "must be valid YAML"),
         (b"a: \xff\n", "must be UTF-8 text; byte 3 is not"),
-        (b'a: "\\ud800"', r"must hold whole characters; got half of a pair, such as \\ud800"),
+        (b'a: "\\ud800"', r"must hold whole characters; got half of one, such as \\ud800"),
         (b"a: 2001-99-99\n", "must be valid YAML; month must be in 1..12"),
         (b"a: " + b"1" * 5000, "must be valid YAML; Exceeds the limit"),
         (b"[" * 10_000, "must be nested at most 20 deep"),

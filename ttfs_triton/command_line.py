@@ -148,7 +148,7 @@ def parse_options(
             in Options.
         description: shown by `--help`.
         arguments: command line without the program's name; `--traceback` is ignored.
-        defaults: default of every field, by name; needed for several groups. Default: the fields' own defaults.
+        defaults: default of every field, by name; needed for several groups. Default: the fields' defaults.
     """
     import tyro
     from pydantic import ValidationError, create_model, model_validator
@@ -175,7 +175,7 @@ def parse_options(
         fields[group.__name__.removesuffix("Options").lower()] = (checked, checked.model_construct(**given))
     form: Any = create_model("Options", **fields) if len(groups) > 1 else next(iter(fields.values()))[0]
     try:
-        found = tyro.cli(
+        parsed = tyro.cli(
             form,
             args=_with_values(groups, arguments),
             description="\n\n".join(filter(None, (description, _HINT))),
@@ -184,7 +184,7 @@ def parse_options(
         )
     except Refused as error:
         raise OptionsError("the command line is not usable:\n" + "\n".join(error.args)) from None
-    parts = [getattr(found, name) for name in fields] if len(groups) > 1 else [found]
+    parts = [getattr(parsed, name) for name in fields] if len(groups) > 1 else [parsed]
     return {key: value for part in parts for key, value in part.model_dump().items()}
 
 
@@ -211,17 +211,17 @@ def _with_values(groups: Sequence[type[BaseModel]], arguments: Sequence[str]) ->
         if bool in get_args(field.annotation)
     ]
     arguments = [word for word in arguments if word != TRACEBACK]
-    found = []
+    written = []
     for word, following in zip(arguments, [*arguments, "--"][1:], strict=True):
         flag = word.replace("_", "-")
         positive = flag.replace("--no-", "--", 1)
         if flag in flags and following.startswith("--"):
-            found += [flag, "True"]
+            written += [flag, "True"]
         elif flag not in flags and positive in flags:
-            found += [positive, "False"]
+            written += [positive, "False"]
         else:
-            found.append(word)
-    return found
+            written.append(word)
+    return written
 
 
 def problem_lines(

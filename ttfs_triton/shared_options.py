@@ -78,7 +78,7 @@ class FaultOptions(BaseModel):
     spike_jitter: Share = 0.0
     """Standard deviation of spike times, in windows."""
     weight_noise: Share = 0.0
-    """Standard deviation of each weight, as a share of its own magnitude."""
+    """Standard deviation of each weight, as a share of its magnitude."""
     dead_neurons: Share = 0.0
     """Share of the hidden neurons that never fire."""
     stuck_neurons: Share = 0.0
@@ -117,6 +117,6 @@ class AugmentationOptions(BaseModel):
     shift: int = Field(default=0, ge=0, le=8192)
     """Shift images by up to this many pixels, filling with zeros."""
     auto_augment: bool = False
-    """AutoAugment, with the policy found on CIFAR-10."""
+    """AutoAugment, with its policy for CIFAR-10."""
     cutout: int = Field(default=0, ge=0, le=8192)
     """Cutout: blank a square of this many pixels a side, at a random place."""

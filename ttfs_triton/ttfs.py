@@ -1,4 +1,4 @@
-"""The console command `ttfs COMMAND ...`. It imports only the standard library until the command is known."""
+"""The console command `ttfs COMMAND ...`. It imports only the standard library before it starts the command."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def main(words: list[str] | None = None) -> None:
     Args:
         words: arguments behind `ttfs`. Default: sys.argv[1:].
     Raises:
-        SystemExit: with code 2 for an unknown command or recipe, after a line that lists the known ones.
+        SystemExit: with code 2 for an unknown command or recipe, after a line that lists the allowed ones.
     """
     words = sys.argv[1:] if words is None else words
     if not words or words[0] in ("-h", "--help"):
@@ -76,10 +76,10 @@ def _help() -> str:
     return "\n".join(lines)
 
 
-def _refuse(what: str, given: str, known: list[str]) -> None:
-    close = get_close_matches(given, known, n=1)
+def _refuse(what: str, given: str, allowed: list[str]) -> None:
+    close = get_close_matches(given, allowed, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""
-    print(f"error: ttfs: {what} must be one of {', '.join(known)}; got {given}.{hint}", file=sys.stderr)
+    print(f"error: ttfs: {what} must be one of {', '.join(allowed)}; got {given}.{hint}", file=sys.stderr)
     raise SystemExit(2)
 
 

@@ -60,7 +60,7 @@ class _Loader(yaml.SafeLoader):
     def construct_scalar(self, node: Any) -> Any:
         value = super().construct_scalar(node)
         if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-            raise YamlError("must hold whole characters; got half of a pair, such as \\ud800. Write the character out.")
+            raise YamlError("must hold whole characters; got half of one, such as \\ud800. Write the character out.")
         return value
 
 

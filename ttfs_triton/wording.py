@@ -10,7 +10,7 @@ from typing import Any
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    """A share as "99.54%"; "–" if it is not known."""
+    """A share as "99.54%"; "–" for None."""
     if share is None or not math.isfinite(share):
         return "–"
     return f"{100 * share:.{digits}f}%"
@@ -26,7 +26,7 @@ def small_percent(share: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """A count, or a mean of counts: "30,791", "31.4", "1.23 million"; "–" if it is not known."""
+    """A count, or a mean of counts: "30,791", "31.4", "1.23 million"; "–" for None."""
     if value is None or not math.isfinite(value):
         return "–"
     for size, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
@@ -38,14 +38,14 @@ def number(value: float | None) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """A factor: "0.31", "12.4", "1,830"; "–" if it is not known."""
+    """A factor: "0.31", "12.4", "1,830"; "–" for None."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def energy(pj: float | None) -> str:
-    """Picojoules in a unit that reads well: "12.3 nJ"; "–" if the energy is not known."""
+    """Picojoules in a unit that reads well: "12.3 nJ"; "–" for None or NaN."""
     if pj is None or not math.isfinite(pj):
         return "–"
     units = (("pJ", 1.0), ("nJ", 1e3), ("µJ", 1e6), ("mJ", 1e9))
@@ -54,7 +54,7 @@ def energy(pj: float | None) -> str:
 
 
 def duration(us: float | None) -> str:
-    """Microseconds in a unit that reads well: "1.28 ms"; "–" if the duration is not known."""
+    """Microseconds in a unit that reads well: "1.28 ms"; "–" for None."""
     if us is None:
         return "–"
     unit, size = next((entry for entry in (("µs", 1.0), ("ms", 1e3)) if us < 999.5 * entry[1]), ("s", 1e6))
@@ -62,7 +62,7 @@ def duration(us: float | None) -> str:
 
 
 def interval(share: float, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % confidence interval of a share, in [0, 1], found in independent trials (JASA 22, 1927)."""
+    """Wilson's 95 % confidence interval of a share, in [0, 1], of independent trials (JASA 22, 1927)."""
     z = 1.959964
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))

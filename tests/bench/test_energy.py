@@ -26,7 +26,7 @@ def tested():
 
 
 @pytest.fixture(scope="module")
-def found(tested):
+def simulation(tested):
     return simulate(tested.network, tested.batches, steps=STEPS)
 
 
@@ -49,34 +49,34 @@ def test_energy_rows_name_their_chip_and_stand_in_pairs(tested, capsys):
 
 
 @pytest.mark.parametrize("chip", ["lemaire45:int8", "lemaire45:fp32"])
-def test_break_even_points_are_where_energies_meet(tested, found, chip):
+def test_break_even_points_are_where_energies_meet(tested, simulation, chip):
     chip = load_chip(chip)
-    row = break_even.network_row(tested, found, chip, ann=1.0)
+    row = break_even.network_row(tested, simulation, chip, ann=1.0)
     assert row["ratio"] == pytest.approx(row["of_updates"] + row["of_operations"], abs=2e-4)
-    assert not row["within_a_point"] or found.accuracy >= 0.99
-    dense = dense_ann(found.counts, chip, options=RunOptions(steps=STEPS)).memory_included.nominal
+    assert not row["within_a_point"] or simulation.accuracy >= 0.99
+    dense = dense_ann(simulation.counts, chip, options=RunOptions(steps=STEPS)).memory_included.nominal
     if row["steps_at_par"] != "none":
         below, above = (
-            estimate(found.counts, chip, steps=steps, gating=True).memory_included.nominal
+            estimate(simulation.counts, chip, steps=steps, gating=True).memory_included.nominal
             for steps in (max(1, math.floor(row["steps_at_par"])), math.ceil(row["steps_at_par"]) + 1)
         )
         assert above > dense
         assert below <= dense or row["steps_at_par"] < 1
 
 
-def test_layers_at_their_break_even_density_cost_the_same(tested, found):
+def test_layers_at_their_break_even_density_cost_the_same(tested, simulation):
     chip = load_chip("lemaire45:int8")
-    rows = break_even.layer_rows(tested, found, chip)
+    rows = break_even.layer_rows(tested, simulation, chip)
     assert [row["layer"] for row in rows] == ["conv1", "fc1", "readout"]
-    run = simulated_run(found).options
-    dense = break_even.by_layer(dense_ann(found.counts, chip, options=run))
+    run = simulated_run(simulation).options
+    dense = break_even.by_layer(dense_ann(simulation.counts, chip, options=run))
     at_par = {row["layer"]: row["density_at_par"] for row in rows if row["density_at_par"] != "none"}
     assert at_par
     layers = [
         dataclasses.replace(layer, synaptic_operations=at_par.get(layer.name, 0) * layer.dense_macs)
-        for layer in found.counts.layers
+        for layer in simulation.counts.layers
     ]
-    ours = break_even.by_layer(estimate(dataclasses.replace(found.counts, layers=tuple(layers)), chip, run))
+    ours = break_even.by_layer(estimate(dataclasses.replace(simulation.counts, layers=tuple(layers)), chip, run))
     for name in at_par:
         assert ours[name] == pytest.approx(dense[name], rel=2e-3)  # rows have four decimals
 

@@ -14,10 +14,10 @@ if recording:
     write({name: value for group in values.values() for name, value in group.items()})
     sys.exit()
 record = Record()
-found = [difference for group in GROUPS for difference in record.differences(values[group], group)]
-for difference in found:
+differences = [difference for group in GROUPS for difference in record.differences(values[group], group)]
+for difference in differences:
     print(difference)
-print(f"{len(found)} of {sum(map(len, values.values()))} values differ; bits compared: {record.same_bits}")
-if found:
-    print(f"largest: {max(found, key=lambda difference: difference.size)}")
-sys.exit(bool(found))
+print(f"{len(differences)} of {sum(map(len, values.values()))} values differ; bits compared: {record.same_bits}")
+if differences:
+    print(f"largest: {max(differences, key=lambda difference: difference.size)}")
+sys.exit(bool(differences))

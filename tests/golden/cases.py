@@ -179,8 +179,8 @@ def _passes(name: str, network: Module, images: Tensor, labels: Tensor, dtype: s
     F.cross_entropy(logits.float(), labels.to(device)).backward()
     assert images.grad is not None
     yield f"{name}/logits", logits
-    inside = (images > 0) & (images < 1)  # at the borders PyTorch 2.13 and 2.15 differentiate `clamp` otherwise
-    yield f"{name}/gradient of images", images.grad * inside
+    between = (images > 0) & (images < 1)  # at the borders PyTorch 2.13 and 2.15 differentiate `clamp` otherwise
+    yield f"{name}/gradient of images", images.grad * between
     for parameter, value in network.named_parameters():
         if value.grad is not None:
             yield f"{name}/gradient of {parameter}", value.grad
@@ -199,7 +199,7 @@ def bundled() -> Values:
         network = TTFSModel.from_pretrained(f"bundled:{name}")
         for dtype in ("float32", "bfloat16"):
             yield from _passes(f"bundled/{name}/{dtype}", network, images, labels, dtype)
-        yield f"bundled/{name}/classes", ", ".join(found.class_name for found in network.classify(images))
+        yield f"bundled/{name}/classes", ", ".join(answer.class_name for answer in network.classify(images))
 
 
 def _evaluated() -> Iterator[tuple[str, Module, Tensor]]:
@@ -232,20 +232,20 @@ def _counted(name: str, network: Module, images: Tensor) -> Values:
         assert energy.total is not None
         yield f"{name}/energy_pj/{case}/low", energy.total.low
         yield f"{name}/energy_pj/{case}/high", energy.total.high
-        for layer, own in energy.by_layer().items():
-            yield f"{name}/energy_pj/{case}/{layer}", own.nominal if own is not None else "unknown"
+        for layer, part in energy.by_layer().items():
+            yield f"{name}/energy_pj/{case}/{layer}", part.nominal if part is not None else "unknown"
 
 
 def _simulated(name: str, network: Module, images: Tensor, exact: bool) -> Values:
-    found = simulate(network, [images], steps=16, weight_bits=8, state_bits=None, keep_spike_times=True)
-    yield f"{name}/decisions", found.predictions
-    yield f"{name}/first spike", found.first_spike_predictions
+    simulated = simulate(network, [images], steps=16, weight_bits=8, state_bits=None, keep_spike_times=True)
+    yield f"{name}/decisions", simulated.predictions
+    yield f"{name}/first spike", simulated.first_spike_predictions
     if exact:
-        assert found.spike_steps is not None
-        yield f"{name}/latency", found.latency_steps
-        for stage, steps in found.spike_steps.items():
+        assert simulated.spike_steps is not None
+        yield f"{name}/latency", simulated.latency_steps
+        for stage, steps in simulated.spike_steps.items():
             yield f"{name}/{stage}/spike times", steps
-        for layer in found.activity:
+        for layer in simulated.activity:
             yield f"{name}/{layer.name}/work", ", ".join(map(str, astuple(layer)))
         faulty = simulate(network, [images], steps=16, state_bits=None, faults=FAULTS, seed=1)
         yield f"{name}/faulty", faulty.counts.total()["spikes"]
@@ -261,8 +261,8 @@ def export() -> Values:
         model = to_onnx(network, image_shape=images.shape[1:]).SerializeToString()
         session = onnxruntime.InferenceSession(model, options)
         for output in ("logits", "spike_times"):
-            (found,) = session.run([output], {"images": images.numpy()})
-            yield f"export/{name}/float32/{output}", torch.from_numpy(found).nan_to_num(posinf=-1.0)
+            (computed,) = session.run([output], {"images": images.numpy()})
+            yield f"export/{name}/float32/{output}", torch.from_numpy(computed).nan_to_num(posinf=-1.0)
 
 
 class Stop(Callback):

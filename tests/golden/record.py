@@ -101,14 +101,14 @@ class Record:
         bit if `same_bits`, otherwise within `TOLERANCE`. Energies are compared within the tolerance of float64.
         """
         missing = [name for name in self._numbers if name.startswith(f"{group}/") and name not in values]
-        found = [Difference(name, math.inf, "recorded, not computed") for name in missing]
+        differing = [Difference(name, math.inf, "recorded, not computed") for name in missing]
         for name, value in values.items():
             if name not in self._numbers:
-                found.append(Difference(name, math.inf, "computed, not recorded"))
+                differing.append(Difference(name, math.inf, "computed, not recorded"))
                 continue
             difference = self._tensor(name, value) if isinstance(value, Tensor) else self._number(name, value)
-            found += [] if difference is None else [difference]
-        return found
+            differing += [] if difference is None else [difference]
+        return differing
 
     def _number(self, name: str, value: float | str) -> Difference | None:
         recorded, size = self._numbers[name], math.inf

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Record:
-    """Calls inside `recording()`.
+    """Calls during `recording()`.
 
     Attributes:
         operators: calls that launch a kernel or a copy, by operator; views and allocations are none.
