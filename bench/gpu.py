@@ -23,9 +23,11 @@ import sys
 import time
 import tomllib
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 CONFIRMED, REFUTED, NOT_REACHED = "confirmed", "refuted", "not reached"
@@ -51,8 +53,7 @@ class Stage:
         return missing + (["--data-dir"] if data is None and "{data}" in self.command else [])
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """Result of a stage: the verdict on its statement, and the last line it printed or why it was not reached."""
 
     verdict: str
@@ -102,8 +103,8 @@ def run_all(
     """Run every stage that has not ended, until the deadline (of `time.monotonic`); can be resumed at any point."""
     output.mkdir(parents=True, exist_ok=True)
     path = output / "state.json"
-    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    outcomes = {name: Outcome(*outcome) for name, outcome in values.items() if name not in again}
+    state = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    outcomes = {name: Outcome(*outcome) for name, outcome in state.items() if name not in again}
     for stage in stages:
         left = deadline - time.monotonic()
         if stage.name in outcomes and outcomes[stage.name].ended:
@@ -116,7 +117,7 @@ def run_all(
             outcome = outcomes[stage.name] = run(stage, output, data, left)
             print(f"{stage.name}: {outcome.verdict}, {outcome.detail}", flush=True)
         part = path.with_suffix(".part")
-        part.write_text(json.dumps({n: astuple(o) for n, o in outcomes.items()}, indent=2), encoding="utf-8")
+        part.write_text(json.dumps(outcomes, indent=2), encoding="utf-8")
         os.replace(part, path)
     return outcomes
 
@@ -135,10 +136,10 @@ def run(stage: Stage, output: Path, data: Path | None, left_s: float) -> Outcome
         # A session of its own, so that `end` can end the processes that it has started, too.
         streams = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
         process = subprocess.Popen(words, cwd=ROOT, env=os.environ | variables, **streams)
+        status: int | None = None
         try:
-            status: int | None = process.wait(min(stage.limit_s, left_s))
-        except subprocess.TimeoutExpired:
-            status = None
+            with suppress(subprocess.TimeoutExpired):
+                status = process.wait(min(stage.limit_s, left_s))
         finally:
             end(process)
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
@@ -151,13 +152,9 @@ def run(stage: Stage, output: Path, data: Path | None, left_s: float) -> Outcome
 def end(process: subprocess.Popen) -> None:
     """End a process and all processes that it has started; it may have ended already."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(process.pid, number)
             process.wait(10)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from typing import Any, Literal
 import _bench as bench
 import torch
 from torch import Tensor, nn
-from train_step import ANN, Batch, Composed, Contender, build, check
+from train_step import ANN, Batch, Contender, build, check
 
 from ttfs_triton.nn import DFTLinear, EarliestSpikePool2d, TTFSNetwork
 from ttfs_triton.nn.weighted import WeightedConv2d
@@ -144,35 +144,25 @@ class Simulation(nn.Module):
 
 
 def mirror(ann: TTFSNetwork, library: Library) -> list[nn.Module]:
-    """Layers of a library with an ANN's sizes and `GAIN` times its weights, without biases; neurons for its ReLUs.
-
-    Args:
-        ann: a `TTFSNetwork` at σ = 0, or one composed as an ANN.
-        library: library of the layers and neurons.
-    """
+    """Layers of a library with an ANN's sizes and `GAIN` times its weights, without biases; neurons for its ReLUs."""
     kinds, layers = library.layers, []
-    for module in (*ann.features, ann.readout):
-        module = module.layer if isinstance(module, Composed) else module
+    modules: list[Any] = [getattr(module, "layer", module) for module in (*ann.features, ann.readout)]
+    for module in modules:
         if isinstance(module, EarliestSpikePool2d):
             layers.append(kinds.MaxPool2d(module.kernel_size, module.stride))
         elif isinstance(module, nn.Flatten):
             layers.append(kinds.Flatten())
         elif isinstance(module, WeightedConv2d):
             geometry = (module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding)
-            layers += [with_weights(kinds.Conv2d(*geometry, bias=False), module), library.neuron()]
+            layers += [kinds.Conv2d(*geometry, bias=False), library.neuron()]
+            layers[-2].weight.data.copy_(GAIN * module.effective_weight().detach())
         else:
-            layers.append(with_weights(kinds.Linear(module.in_features, module.out_features, bias=False), module))
+            layers.append(kinds.Linear(module.in_features, module.out_features, bias=False))
+            layers[-1].weight.data.copy_(GAIN * module.effective_weight().detach())
             if isinstance(module, DFTLinear):
                 layers.append(library.neuron())
     library.prepare(nn.Sequential(*layers[1:]))
     return layers
-
-
-@torch.no_grad()
-def with_weights(layer: nn.Module, source: Any) -> nn.Module:
-    """`layer` with `GAIN` times the weights of `source`."""
-    layer.get_parameter("weight").copy_(GAIN * source.effective_weight())
-    return layer
 
 
 @dataclasses.dataclass
@@ -247,15 +237,11 @@ def make_contenders(options: Options, batch: Batch, packages: Sequence[str]) -> 
 
 def about_network(contender: Contender) -> bench.Row:
     """Columns of a row that say what was timed."""
-    network = contender.network
+    network, row = contender.network, {"provider": contender.name, "version": "", "backend": "", "time_steps": ""}
     if not isinstance(network, Simulation):
-        return {
-            "provider": contender.name,
-            **dict.fromkeys(("version", "backend", "time_steps"), ""),
-            "layout": "channels_last",
-        }
+        return row | {"layout": "channels_last"}
     title = network.library.title
-    row = {"provider": title, "version": version(title), "backend": network.library.backend}
+    row |= {"provider": title, "version": version(title), "backend": network.library.backend}
     return row | {"time_steps": network.time_steps, "layout": network.layout}
 
 
