@@ -1,16 +1,11 @@
 """What a page does in headless Chromium: script errors, missing pictures, sideways scrolling."""
 
-import functools
 import html
 import json
 import re
 import shutil
 import subprocess
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -49,25 +44,6 @@ function show(path, width) {
 """
 
 
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """A folder on a local HTTP server: its address."""
-
-    class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 def problems(folder: Path, pages: list[str], widths: tuple[int, ...] = (390, 1280), dark: bool = False) -> list[str]:
     """Open pages of a folder in frames of some widths; a sentence for each thing that is wrong.
 
@@ -75,17 +51,14 @@ def problems(folder: Path, pages: list[str], widths: tuple[int, ...] = (390, 128
         RuntimeError: Chromium did not open all of them.
     """
     assert CHROMIUM is not None
-    calls = "".join(f"show({json.dumps(f'/{page}')}, {width});" for page in pages for width in widths)
+    calls = "".join(f"show({json.dumps(page)}, {width});" for page in pages for width in widths)
     frames = folder / FRAMES
     frames.write_text(f"<!doctype html><body>{SCRIPT}<script>{calls}</script></body>", encoding="utf-8")
-    try:
-        with served(folder) as address, tempfile.TemporaryDirectory() as profile:
-            words = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
-            words += ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if dark else []
-            words += ["--virtual-time-budget=20000", "--dump-dom", f"{address}/{FRAMES}"]
-            done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S)
-    finally:
-        frames.unlink()
+    with tempfile.TemporaryDirectory() as profile:
+        words = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+        words += ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if dark else []
+        words += ["--allow-file-access-from-files", "--virtual-time-budget=20000", "--dump-dom", frames.as_uri()]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S)
     listed = re.search(r"DONE(\[.*?\])</pre>", done.stdout, re.DOTALL)
     if listed is None:
         raise RuntimeError(f"Chromium did not open {pages}: {done.stderr[-500:]}")

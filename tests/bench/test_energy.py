@@ -1,7 +1,7 @@
 """Benchmarks of energy: rows that name their chip, and break-even points at which energies meet."""
 
-import dataclasses
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,15 +68,13 @@ def test_layers_at_their_break_even_density_cost_the_same(tested, simulation):
     chip = load_chip("lemaire45:int8")
     rows = break_even.layer_rows(tested, simulation, chip)
     assert [row["layer"] for row in rows] == ["conv1", "fc1", "readout"]
-    run = simulated_run(simulation).options
-    dense = break_even.by_layer(dense_ann(simulation.counts, chip, options=run))
+    counts, run = simulated_run(simulation)
+    dense = break_even.by_layer(dense_ann(counts, chip, options=run))
     at_par = {row["layer"]: row["density_at_par"] for row in rows if row["density_at_par"] != "none"}
     assert at_par
-    layers = [
-        dataclasses.replace(layer, synaptic_operations=at_par.get(layer.name, 0) * layer.dense_macs)
-        for layer in simulation.counts.layers
-    ]
-    ours = break_even.by_layer(estimate(dataclasses.replace(simulation.counts, layers=tuple(layers)), chip, run))
+    operations = {layer.name: at_par.get(layer.name, 0) * layer.dense_macs for layer in counts.layers}
+    layers = tuple(replace(layer, synaptic_operations=operations[layer.name]) for layer in counts.layers)
+    ours = break_even.by_layer(estimate(replace(counts, layers=layers), chip, run))
     for name in at_par:
         assert ours[name] == pytest.approx(dense[name], rel=2e-3)  # rows have four decimals
 

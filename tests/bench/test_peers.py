@@ -1,4 +1,4 @@
-"""`bench/peers.py` from its command line, on a narrow network: ours alone, beside a stand-in, beside the libraries."""
+"""`bench/peers.py` from its command line, on a narrow network beside a stand-in for a library."""
 
 from importlib.metadata import version
 
@@ -10,41 +10,29 @@ from tests.bench.modules import modules
 (peers,) = modules("peers")
 
 SMALL = ["--width", "0.03", "--batch-size", "2", "--repeats", "2", "--steps", "2", "1"]
-WITHOUT_TIME = ["DFT σ=1", "DFT σ=0", "ANN"]
 
 
-def check_ratios(rows: list[dict[str, str]]) -> None:
+def stand_in(device: torch.device, dtype: torch.dtype) -> "peers.Library":
+    """Clamped ReLUs, once for each time step."""
+    unroll = lambda rest, x, T: torch.stack([rest(x)] * T).mean(0)  # noqa: E731
+    return peers.Library("pytest", nn, lambda: nn.Hardtanh(0, 1), lambda rest: None, unroll)
+
+
+def test_writes_times_memory_and_their_growth_and_says_what_to_install(run_script, monkeypatch, capsys):
+    monkeypatch.setattr(peers, "LIBRARIES", {"pytest": stand_in, "no_such_package": stand_in})
+    rows, about = run_script(peers, *SMALL, "--dtype", "bfloat16")
+    contenders = [("DFT σ=1", ""), ("DFT σ=0", ""), ("ANN", ""), ("pytest", "1"), ("pytest", "2")]
+    assert [(row["provider"], row["time_steps"]) for row in rows] == contenders
     for row in rows:
         assert row["layout"] in ("channels_last", "contiguous")
         for kind in ("time", "memory"):
             assert float(row[f"{kind}_ratio_to_ours"]) > 0
             assert float(row[f"{kind}_ratio_to_ours"]) == 1 or row["provider"] != "DFT σ=1"
             assert float(row[f"{kind}_ratio_to_fewest_steps"]) == 1 or row["time_steps"] not in ("", "1")
-
-
-def stand_in(device: torch.device, dtype: torch.dtype) -> "peers.Library":
-    """A stand-in for a library: clamped ReLUs, once for each time step."""
-    unroll = lambda rest, x, T: torch.stack([rest(x)] * T).mean(0)  # noqa: E731
-    return peers.Library("pytest", nn, lambda: nn.Hardtanh(0, 1), lambda rest: None, unroll)
-
-
-def test_runs_ours_alone_and_says_what_to_install(run_script, monkeypatch, capsys):
-    monkeypatch.setattr(peers, "find_spec", lambda name: None)
-    rows, about = run_script(peers, *SMALL)
-    assert [row["provider"] for row in rows] == WITHOUT_TIME
-    check_ratios(rows)
-    assert about["left_out"] == '["spikingjelly", "snntorch"]'
-    assert "peers: spikingjelly and snntorch not found, left out. For all, pip" in capsys.readouterr().out
-
-
-def test_writes_times_memory_and_their_growth(run_script, monkeypatch, capsys):
-    monkeypatch.setattr(peers, "LIBRARIES", {"pytest": stand_in})
-    rows, about = run_script(peers, *SMALL, "--dtype", "bfloat16")
-    expected = [*((name, "") for name in WITHOUT_TIME), ("pytest", "1"), ("pytest", "2")]
-    assert [(row["provider"], row["time_steps"]) for row in rows] == expected
-    check_ratios(rows)
     assert {row["dtype"] for row in rows} == {"bfloat16"}
     assert [float(row["floor_ratio"]) for row in rows] == [1.667, 1, 1, 1, 2]
     assert rows[3]["version"] == version("pytest")
-    assert about["left_out"] == "[]"
-    assert "growth" in capsys.readouterr().out
+    assert about["left_out"] == '["no_such_package"]'
+    shown = capsys.readouterr().out
+    assert "peers: no_such_package not found, left out. For all, pip" in shown
+    assert "growth" in shown
