@@ -15,12 +15,12 @@ from statistics import median
 from typing import Any, TypeVar
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from ttfs_triton.evaluate.machine import processor_name
+from ttfs_triton.table import Table, print_whole
+from ttfs_triton.wording import csv_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -81,33 +81,22 @@ def portable(arguments: Sequence[str]) -> list[str]:
 
 def commit() -> str:
     """Commit of this checkout, with a plus sign if files have changed since; empty outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty=+"]
-    try:
-        revision = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return revision.stdout.strip()
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        command = ["git", "describe", "--always", "--dirty=+"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    return ""
 
 
 def write(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Path:
-    """Write NAME.csv: a line "# key: value" for each circumstance, then the rows; replaces an earlier file.
+    """Write NAME.csv into a folder: a line "# key: value" for each circumstance, then the rows; columns may be missing.
 
-    Args:
-        folder: folder of the file; made if it does not exist.
-        name: name of the file, without its ending.
-        rows: at least one row; columns that a row lacks stay empty.
-        about: circumstances of the run; None is left out, anything but text is written as JSON.
+    Circumstances that are None are left out; anything but text is written as JSON. An earlier file is replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        for key, value in about.items():
-            if value is not None:
-                file.write(f"# {key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}\n")
-        columns = dict.fromkeys(key for row in rows for key in row)
-        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    given = {key: value for key, value in about.items() if value is not None}
+    lines = [f"# {key}: {v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)}\n" for key, v in given.items()]
+    path.write_text("".join(lines) + csv_text(rows), encoding="utf-8", newline="")
     print(f"written: {path}")
     return path
 
@@ -132,14 +121,10 @@ def print_table(
     width: int = 0,
 ) -> None:
     """Print a table, at least `width` characters wide; columns but the first and those in `left` align right."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
-    for heading in headings:
-        is_left = heading in (headings[0], *left)
-        table.add_column(heading, justify="left" if is_left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(str, row))
+    prose = [place for place, heading in enumerate(headings) if heading in left]
+    table = Table(title or "", headings, [[str(cell) for cell in row] for row in rows], prose)
     console = Console()
-    (console if console.width >= width else Console(width=width)).print(table)
+    print_whole(table, console=Console(width=max(width, console.width)) if console.is_terminal else None)
 
 
 def print_rows(rows: Sequence[Row], columns: Mapping[str, str], *, title: str | None = None) -> None:

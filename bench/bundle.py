@@ -43,12 +43,7 @@ class BundleOptions(CommandOptions):
 
 
 def bundle(options: BundleOptions) -> Path:
-    """Write the network's folder; print its size and accuracy.
-
-    Raises:
-        LoadError: there is no such run, or it has not ended.
-        ValueError: all bundled networks together would exceed `MOST_BYTES`; nothing is written.
-    """
+    """Write the network's folder, unless all together exceed `MOST_BYTES`; print its size and accuracy."""
     loaded = load_network(options.run)
     facts = read_facts(loaded.files, dataset=options.dataset)
     network = loaded.network
@@ -78,9 +73,8 @@ def bundle(options: BundleOptions) -> Path:
         "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     }
     write_json(folder / FACTS, figures | about | {"training": training})
-    print(
-        f"{PREFIX}{options.name}: {size:,} bytes, {figures['test_accuracy']:.2%} of {figures['test_images']:,} images"
-    )
+    accuracy = f"{figures['test_accuracy']:.2%} of {figures['test_images']:,} images"
+    print(f"{PREFIX}{options.name}: {size:,} bytes, {accuracy}")
     print(f"written: {folder / WEIGHTS}")
     return folder
 

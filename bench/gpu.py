@@ -62,8 +62,8 @@ class Outcome(NamedTuple):
 
 
 def read_stages() -> list[Stage]:
-    stages = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-    return [Stage(name, **values) for name, values in stages.items()]
+    text = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
+    return [Stage(name, **values) for name, values in tomllib.loads(text).items()]
 
 
 def main(words: Sequence[str] | None = None, stages: Sequence[Stage] | None = None) -> int:

@@ -86,13 +86,7 @@ class Options:
 
 
 class Network(nn.Module):
-    """`cifarnet` built from a library's layers and neurons.
-
-    Args:
-        encoder: our whitened encoder; its weights are not trained.
-        library: library of the layers and neurons; None: PyTorch with ReLU.
-        time_steps: time steps T of the library.
-    """
+    """`cifarnet` of a library's layers and neurons, or of PyTorch's with ReLU, behind our whitened encoder."""
 
     def __init__(self, encoder: AnalogEncoder, library: Library | None, time_steps: int) -> None:
         super().__init__()

@@ -140,12 +140,9 @@ def build(
 ) -> list[Contender]:
     """All contenders, the ANN first, with the same weights.
 
-    Args:
-        model: a function of `ttfs_triton.nn.networks`.
-        fuse: also add ours with passes over neurons fused by PyTorch's compiler.
-        compiled: also add all that are not fused under torch.compile.
-        backends: backends of our layers; a name other than "auto" is appended to the contender's name.
-        **options: fields of `NetworkConfig`.
+    `model` is a function of `ttfs_triton.nn.networks`, `options` are fields of its configuration. A backend other than
+    "auto" is appended to the contender's name. `fuse` adds ours with fused passes over neurons, `compiled` all others
+    under torch.compile.
     """
     make = getattr(networks, model)
     ann = compose(make(neuron=Neuron(psp_persistence=0.0), **options), ann=True)
