@@ -253,14 +253,10 @@ def train_ours(name: str, options: Options) -> None:
 
 def train_other(name: str, options: Options) -> None:
     """Train in this process, by the recipe's settings."""
-    (options.runs / name).mkdir(parents=True, exist_ok=True)
-    keys = read_recipe(RECIPE).values("best") | {
-        "epochs": options.epochs_of(name),
-        "data_dir": str(options.data_dir),
-        "output_dir": str(options.runs / name),
-        "cpu": options.cpu,
-    }
-    config = make_config(keys, str(RECIPE))
+    folder = options.runs / name
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = {"epochs": options.epochs_of(name), "data_dir": str(options.data_dir), "output_dir": str(folder)}
+    config = make_config(read_recipe(RECIPE).values("best") | keys | {"cpu": options.cpu}, str(RECIPE))
     accelerator = Accelerator(cpu=options.cpu, mixed_precision=config.mixed_precision)
     data = load_data(config, accelerator, print)
     library = LIBRARIES[name](accelerator.device, torch.bfloat16) if name in LIBRARIES else None
@@ -269,8 +265,7 @@ def train_other(name: str, options: Options) -> None:
     for metrics in training.epochs():
         lines.append(metrics | {"utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime())})
         print(lines[-1])
-        text = "".join(f"{json.dumps(line)}\n" for line in lines)
-        write_text(options.runs / name / "metrics.jsonl", text)
+        write_text(folder / "metrics.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
 
 
 def read_metrics(name: str, options: Options) -> list[dict[str, Any]]:
