@@ -12,8 +12,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-BATCH = 256
-
 
 def versions() -> int:
     """Print the versions of software and the device; returns 1 if Triton kernels cannot run."""
@@ -21,10 +19,7 @@ def versions() -> int:
     from ttfs_triton.evaluate.machine import describe_machine
 
     print(describe_machine())
-    if not torch.cuda.is_available():
-        print("no GPU")
-        return 1
-    reason = why_no_triton(torch.device("cuda"), torch.bfloat16)
+    reason = why_no_triton(torch.device("cuda"), torch.bfloat16) if torch.cuda.is_available() else "no GPU"
     print(reason or f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}")
     return int(reason is not None)
 
@@ -45,8 +40,8 @@ def step() -> int:
         torch.manual_seed(0)
         network = networks.vgg16(backend=backend, neuron=Neuron(surrogate_width=0.5), readout="potential_end").cuda()
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
-        images = torch.rand(BATCH, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
-        labels = torch.randint(10, (BATCH,), device="cuda")
+        images = torch.rand(256, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
+        labels = torch.randint(10, (256,), device="cuda")
         for mode in ("default", "error"):
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode(mode)

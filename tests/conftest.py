@@ -24,8 +24,8 @@ settings.register_profile("ttfs", deadline=None, derandomize=True)
 settings.load_profile("ttfs")
 
 
-# The folders whose files run for minutes: first, so that no process is left alone with one at the end.
-LONG = ("virtual_cuda", "bench", "train")
+# Files that run long, and folders with such files: first, so that no process is left alone with one at the end.
+LONG = {"test_golden.py", "virtual_cuda", "bench", "train"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
-    items.sort(key=lambda item: item.path.parent.name not in LONG)
+    items.sort(key=lambda item: LONG.isdisjoint({item.path.name, item.path.parent.name}))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
