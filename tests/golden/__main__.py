@@ -14,10 +14,8 @@ if recording:
     write({name: value for group in values.values() for name, value in group.items()})
     sys.exit()
 record = Record()
-differences = [difference for group in GROUPS for difference in record.differences(values[group], group)]
-for difference in differences:
-    print(difference)
+differences = {name: text for group in GROUPS for name, text in record.differences(values[group], group).items()}
+for name, text in differences.items():
+    print(f"{name}: {text}")
 print(f"{len(differences)} of {sum(map(len, values.values()))} values differ; bits compared: {record.same_bits}")
-if differences:
-    print(f"largest: {max(differences, key=lambda difference: difference.size)}")
 sys.exit(bool(differences))

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -25,10 +25,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SAMPLES = 64
 """Number of elements that are kept of a tensor, at most: all of a small one, every n-th of a larger one."""
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 2e-1, "trained": 1e-2, "grid": math.inf}
-"""Largest relative difference (see `Difference`) where bits may differ; a value's key is a part of its name. At least
-three times the largest that was seen with AVX2 or SSE alone and with PyTorch 2.11 and 2.15. In bfloat16, rounding moves
-whole spikes. "trained": weights after a few steps in float32. "grid": not compared, since a chip's largest weight lies
-at the border of the range that weights are clamped to, where one rounding changes gradients as a whole."""
+"""Largest relative difference where bits may differ; a value's key is a part of its name. Of tensors, the difference is
+the root mean square of the samples', or that of the means if it is larger, over the root mean square of the recorded
+one. At least three times the largest that was seen with AVX2 or SSE alone and with PyTorch 2.11 and 2.15. In bfloat16,
+rounding moves whole spikes. "trained": weights after a few steps in float32. "grid": not compared, since a chip's
+largest weight lies at the border of the range that weights are clamped to, where one rounding changes gradients as a
+whole."""
 DECIDE_BITS = ("torch", "triton", "numpy", "product", "device", "capability", "amx")
 """Parts of the environment on which the bits of tensors depend. Triton's interpreter multiplies by NumPy, whose BLAS
 chooses by processor and environment: "product" is the hash of one of its products."""
@@ -36,24 +38,6 @@ ROUNDED = "export/"
 """Values under this name are onnxruntime's: their bits are never compared."""
 
 Value = Tensor | int | float | str
-
-
-class Difference(NamedTuple):
-    """A value that is not the recorded one.
-
-    Attributes:
-        name: of the value.
-        size: relative difference; of tensors, over the root mean square of the recorded one, the larger one of the root
-            mean square of the samples' difference and that of the means. inf where nothing can be subtracted.
-        text: what differs.
-    """
-
-    name: str
-    size: float
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.text} (relative difference {self.size:.2g})"
 
 
 def environment() -> dict[str, Any]:
@@ -94,46 +78,42 @@ class Record:
         recorded, present = self._numbers.pop("environment"), environment()
         self.same_bits = all(recorded[key] == present[key] for key in DECIDE_BITS)
 
-    def differences(self, values: Mapping[str, Value], group: str) -> list[Difference]:
-        """Values of a group that are not the recorded ones, and those that only one side has.
+    def differences(self, values: Mapping[str, Value], group: str) -> dict[str, str]:
+        """What differs, by name: values of a group that are not the recorded ones, and those that only one side has.
 
         Text and integers, also in tensors, are compared exactly everywhere. Floating-point tensors are compared bit by
         bit if `same_bits`, otherwise within `TOLERANCE`. Energies are compared within the tolerance of float64.
         """
-        missing = [name for name in self._numbers if name.startswith(f"{group}/") and name not in values]
-        differing = [Difference(name, math.inf, "recorded, not computed") for name in missing]
-        for name, value in values.items():
-            if name not in self._numbers:
-                differing.append(Difference(name, math.inf, "computed, not recorded"))
-                continue
-            difference = self._tensor(name, value) if isinstance(value, Tensor) else self._number(name, value)
-            differing += [] if difference is None else [difference]
-        return differing
+        recorded = {name for name in self._numbers if name.startswith(f"{group}/")}
+        differing = dict.fromkeys(recorded - values.keys(), "recorded, not computed")
+        differing |= dict.fromkeys(values.keys() - recorded, "computed, not recorded")
+        for name in sorted(recorded & values.keys()):
+            compare = self._tensor if isinstance(values[name], Tensor) else self._number
+            differing[name] = compare(name, values[name])
+        return {name: text for name, text in differing.items() if text}
 
-    def _number(self, name: str, value: float | str) -> Difference | None:
-        recorded, size = self._numbers[name], math.inf
-        if isinstance(value, int | float) and isinstance(recorded, int | float):
-            size = abs(value - recorded) / max(abs(recorded), 1e-300)
-        if value == recorded or (isinstance(value, float) and size <= TOLERANCE["float64"]):
-            return None
-        return Difference(name, size, f"{value!r}, recorded {recorded!r}")
+    def _number(self, name: str, value: float | str) -> str:
+        recorded = self._numbers[name]
+        near = isinstance(value, float) and isinstance(recorded, float | int)
+        near = near and math.isclose(value, recorded, rel_tol=TOLERANCE["float64"])
+        return "" if value == recorded or near else f"{value!r}, recorded {recorded!r}"
 
-    def _tensor(self, name: str, value: Tensor) -> Difference | None:
+    def _tensor(self, name: str, value: Tensor) -> str:
         present, recorded = _summary(value), self._numbers[name]
         if present["sha256"] == recorded["sha256"]:
-            return None
+            return ""
         kinds = [f"{summary['dtype']} {summary['shape']}" for summary in (present, recorded)]
         if kinds[0] != kinds[1]:
-            return Difference(name, math.inf, f"{kinds[0]}, recorded {kinds[1]}")
+            return f"{kinds[0]}, recorded {kinds[1]}"
         difference = _samples(value).double() - self._samples[name].double()
         scale = max(recorded["rms"], 1e-300)
         sizes = float(difference.square().mean().sqrt()) / scale, abs(present["mean"] - recorded["mean"]) / scale
         size = max(sizes) if value.isfinite().all() else math.inf
         exact = not value.is_floating_point() or (self.same_bits and not name.startswith(ROUNDED))
         if not exact and size <= next(TOLERANCE[part] for part in name.split("/") if part in TOLERANCE):
-            return None
-        text = f"{'bits' if exact else 'values'} differ, samples by up to {float(difference.abs().max()):.3g}"
-        return Difference(name, size, text)
+            return ""
+        kind = "bits" if exact else "values"
+        return f"{kind} differ, samples by up to {float(difference.abs().max()):.3g}, relatively {size:.2g}"
 
 
 def _summary(tensor: Tensor) -> dict[str, Any]:
