@@ -94,7 +94,7 @@ def _fresh_accelerator() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _cache_of_data_sets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Cache data sets in a folder of the tests' own, also where `datasets` is imported later."""
     folder = str(tmp_path_factory.mktemp("datasets"))
     with pytest.MonkeyPatch.context() as patch:
@@ -105,7 +105,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, _own_cache: None) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, _cache_of_data_sets: None) -> Path:
     """Folder of a run of one epoch on some of the bundled images."""
     from accelerate.state import AcceleratorState
 

@@ -115,8 +115,8 @@ class Summary(_Record):
 def _no_counts(value: Any, name: str = "") -> Iterator[str]:
     """Names and values of truth values and negative numbers; sums of times may be below 0 by rounding."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in items:
-        yield from _no_counts(each, f"{name}.{key}")
+    for key, part in items:
+        yield from _no_counts(part, f"{name}.{key}")
     if isinstance(value, bool) or (isinstance(value, int | float) and value <= -1):
         yield f"{name[1:]} is {value}"
 
