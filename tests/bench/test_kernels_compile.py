@@ -56,8 +56,6 @@ def test_compiles_for_chips_that_are_not_there(tmp_path):
     ("target", "config", "dtype", "verdict"),
     [
         ("gfx942", "64, 64, 32, 4, 2", "bf16", "ok"),
-        # Blocks that four warps have no registers for.
-        pytest.param("sm_90", "128, 128, 64, 4, 3", "bf16", "refused: serialised (C75", marks=pytest.mark.slow),
         ("sm_90", "16, 16, 24, 4, 1", "fp32", "refused: cannot be built, CompilationError"),
     ],
 )
@@ -71,7 +69,6 @@ def test_kernel_is_compiled_or_refused_with_a_reason(tmp_path, target, config, d
     assert (row["compiled"], row["refused"]) == ("1", str(refused))
     assert row["verdict"].startswith(verdict)
     assert bool(row["max_registers"]) == (dtype == "bf16")
-    assert ("spills in the loop" in row["verdict"]) == ("serialised" in verdict)
     assert f"1 kernels compiled, {refused} refused" in said
     assert (f"  {target} {dtype} 1 conv2d_forward" in said) == bool(refused)
 
