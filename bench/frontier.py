@@ -43,7 +43,7 @@ def main() -> None:
         rows = run(settings(options))
     except (ValueError, RuntimeError, OSError, Interrupted) as error:
         sys.exit(f"frontier: {error}")
-    bench.write(options.output, f"frontier-{options.name}", [row.flat() for row in rows], about)
+    bench.write(options.output, f"frontier-{options.name}", rows, about)
 
 
 def settings(options: Options) -> FrontierOptions:

@@ -10,7 +10,7 @@ from tests.energy.energy_cases import convolutional_network
 from ttfs_triton.commands.evaluate import EvaluationOptions, main
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.energy import available_chips, dense_ann, estimate
-from ttfs_triton.evaluate import command
+from ttfs_triton.evaluate import command, measure
 from ttfs_triton.evaluate.output import command_line
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import Grid
@@ -95,7 +95,7 @@ def test_prints_what_it_found(trained, tmp_path, capsys):
     ],
 )
 def test_bad_options_are_refused_before_the_network_runs(trained, flags, message, capsys, monkeypatch):
-    monkeypatch.setattr(command, "_find", lambda *_: pytest.fail("evaluates"))
+    monkeypatch.setattr(command, "measure", lambda *_, **__: pytest.fail("evaluates"))
     with pytest.raises(SystemExit) as found:
         evaluate(trained, *flags)
     assert message in f"{found.value}{capsys.readouterr().err}"
@@ -145,7 +145,7 @@ def test_impossible_analysis_does_not_cost_the_others(trained, tmp_path, capsys,
         raise ValueError("potentials must fit into 62 bits")
 
     for name in ("simulate_at", "output_spikes"):
-        monkeypatch.setattr(command, name, impossible)
+        monkeypatch.setattr(measure, name, impossible)
     with pytest.raises(SystemExit, match="1"):
         evaluate(trained, "--deadlines", "--chip", "anp_i", "--output-dir", tmp_path, "--report", tmp_path / "a.html")
     told = capsys.readouterr().err

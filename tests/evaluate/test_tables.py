@@ -17,8 +17,6 @@ from ttfs_triton.evaluate.tables import (
     print_estimate,
     small_print,
 )
-from ttfs_triton.sweep.page import cheapest_table
-from ttfs_triton.sweep.table import FREE, FrontierRow
 
 
 def printed(show, *arguments):
@@ -72,11 +70,3 @@ def test_deadlines_are_shown_where_something_changes():
     rows = [DeadlineRow(3 + i / 10, 0.9 if i < 3 else 0.95, float(i > 5), 3 + i / 10) for i in range(10)]
     assert [row[0] for row in deadline_table(rows).rows] == ["3.00", "3.30", "3.60", "3.90"]
     assert deadline_table(()).rows == ()
-
-
-def test_cheapest_points_may_lose_a_hundredth_whatever_the_accuracy():
-    rows = [
-        FrontierRow.of("net", name, None, images=10_000, accuracy=accuracy, synaptic_operations=10_000 * accuracy)
-        for name, accuracy in ((FREE, 0.5077), ("time_steps=8", 0.4977), ("time_steps=4", 0.4976))
-    ]
-    assert "8" in cheapest_table(rows).rows[1][0]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -9,14 +10,14 @@ from pydantic import ValidationError
 
 from tests.sweep.conftest import FLAGS, sweep
 from ttfs_triton import TTFSModel
+from ttfs_triton.commands.sweep import folder_name
 from ttfs_triton.data.events import EventWindows
 from ttfs_triton.evaluate.load import load_network
 from ttfs_triton.model import ModelDescription, bundled_names
 from ttfs_triton.model.files import write_model
 from ttfs_triton.nn import Grid, NetworkConfig, TTFSNetwork
-from ttfs_triton.nn.faults import Faults
-from ttfs_triton.sweep import FrontierOptions, Point
-from ttfs_triton.sweep.plan import PlannedNetwork, outline, point_config, settings_of
+from ttfs_triton.sweep import FrontierOptions, Point, plan
+from ttfs_triton.sweep.plan import point_config, settings_of
 
 
 def options(**changes):
@@ -27,24 +28,19 @@ def test_point_reads_its_own_name():
     point = Point.parse("weight-bits=4+time_steps=8+target_energy=lemaire45:int8:40")
     assert point.keys == (("target_energy", "lemaire45:int8:40"), ("time_steps", 8), ("weight_bits", 4))
     assert Point.parse(point.name) == point
-    assert Point.of(target_energy="chips/my chip.toml:4").folder == "target_energy=chips_my_chip.toml_4"
+    assert folder_name("target_energy=chips/my chip.toml:4") == "target_energy=chips_my_chip.toml_4"
     others = {"target_sparsity": None, "target_energy": None}
     assert Point.of(target_operations=0.3).values() == others | {"target_operations": 0.3}, "in place of any other"
     assert Point.of(time_steps=4).values() == {"time_steps": 4}
-
-
-def test_outline_says_what_is_done_without_training():
-    network = PlannedNetwork("a", None, None, ())
-    assert outline([network], 0) + outline([network], 1) == ["a: measured as given", "a: 1 grid to calibrate"]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("0.15", "must read KEY=VALUE"),
-        ("width=1", "may have the keys"),
-        ("lr=1", "must have a target, grid or faults"),
-        ("time_steps=4+time_steps=8", "each key once"),
+        ("width=1+time_steps=4", "each of its keys once, among target_sparsity, .*; got width, time_steps"),
+        ("lr=1", "and one that comes before epochs; got lr"),
+        ("time_steps=4+time_steps=8", "must set each of its keys once"),
     ],
 )
 def test_point_refuses(text, message):
@@ -71,7 +67,6 @@ def test_axes_give_points_each_once():
         "target_sparsity=0.3+time_steps=8",
     ]
     assert [Grid(**dict(point.keys)) for point in asked.grids()] == [Grid(4, 2), Grid(8, 2)]
-    assert asked.faults("lost_spikes") == [Faults(lost_spikes=0.1)]
     assert options(time_steps=(4,), weight_bits=(2,), lost_spikes=(0.1,)).trained() == []
 
 
@@ -180,6 +175,15 @@ def test_networks_of_one_name_are_refused(trained, run, tmp_path, capsys):
         with pytest.raises(SystemExit, match="1"):
             sweep(*runs, "--output-dir", tmp_path / "out", *FLAGS)
         assert message in capsys.readouterr().err
+
+
+def test_networks_of_several_precisions_are_refused(monkeypatch):
+    networks = [Mock(**{"config.mixed_precision": precision}) for precision in ("no", "bf16")]
+    for network, name in zip(networks, "ab", strict=True):
+        network.configure_mock(name=name)
+    monkeypatch.setattr(plan, "_network", lambda *_: networks.pop(0))
+    with pytest.raises(ValueError, match="must have the same mixed_precision; got a no, b bf16"):
+        plan.make_plan(FrontierOptions(runs=("a", "b"), output_dir=Path("out")))
 
 
 def test_other_settings_than_a_point_s_are_refused(swept, trained, capsys):

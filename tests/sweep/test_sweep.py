@@ -4,32 +4,26 @@ import csv
 import json
 import re
 import shutil
-from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
 
 from tests.sweep.conftest import EVALUATED, FLAGS, SWEEP, sweep
-from ttfs_triton.chip import simulate
+from ttfs_triton.commands.evaluate import EvaluationOptions
 from ttfs_triton.commands.evaluate import main as evaluate
-from ttfs_triton.commands.sweep import FrontierOptions
-from ttfs_triton.evaluate import EvaluationBatches
-from ttfs_triton.evaluate.load import load_network, load_test_images
-from ttfs_triton.nn.faults import Faults
-from ttfs_triton.sweep import command, measure
-from ttfs_triton.sweep.command import line
-from ttfs_triton.sweep.figures import label
-from ttfs_triton.sweep.table import FrontierRow
+from ttfs_triton.commands.sweep import FrontierOptions, as_number
+from ttfs_triton.sweep import command
+from ttfs_triton.sweep.table import label
 from ttfs_triton.train import NonFiniteLossError
-from ttfs_triton.wording import energy as in_words
-from ttfs_triton.wording import ratio
 
 ON_GRID = "time_steps=4+weight_bits=4+spike_jitter=0.1"
+TARGET = "target_sparsity=0.4"
 
 
 def written(folder):
-    """Rows of the table in a sweep's folder."""
-    return [FrontierRow(**row) for row in json.loads((folder / "frontier.json").read_text())["rows"]]
+    """Rows of the table in a sweep's folder; empty cells are ""."""
+    with (folder / "frontier.csv").open(newline="") as file:
+        return [{key: as_number(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module")
@@ -37,141 +31,129 @@ def rows(swept):
     return written(swept)
 
 
-def of(rows, point, kind="network"):
-    return [row for row in rows if (row.point, row.kind) == (point, kind)]
+def only(rows, point):
+    (row,) = [row for row in rows if row["point"] == point and not row["spike_jitter"]]
+    return row
 
 
 def test_all_points_are_there(rows, swept):
-    assert [(row.point, row.trained) for row in rows if row.kind == "network"] == [
-        ("free", True),
-        ("time_steps=2+weight_bits=4", False),
-        ("time_steps=4+weight_bits=4", False),
-        ("target_sparsity=0.4", True),
-        (ON_GRID, True),
+    assert [(row["point"], row["trained"], row["spike_jitter"]) for row in rows] == [
+        *(("free", "True", jitter) for jitter in (0, 0.1, 0.3)),
+        *((f"time_steps={steps}+weight_bits=4", "False", 0) for steps in (2, 4)),
+        (TARGET, "True", 0),
+        *((ON_GRID, "True", jitter) for jitter in (0, 0.1, 0.3)),
     ]
-    assert len(of(rows, "free", "faults")) == len(of(rows, ON_GRID, "faults")) == 3
-    assert not of(rows, "target_sparsity=0.4", "faults")
-    assert {len(of(rows, point, "deadline")) for point in ("free", "target_sparsity=0.4", ON_GRID)} == {20}
-    assert {row.images for row in rows} == {100}
-    for row in rows:
-        assert (row.folder is not None) == (row.point in ("target_sparsity=0.4", ON_GRID))
-        assert row.folder is None or (swept / row.folder / "summary.json").is_file()
+    assert {row["images"] for row in rows} == {100}
+    assert [row["steps"] for row in rows] == [8, 8, 8, 2, 4, 8, 4, 4, 4]
+    assert {path.parent.name for path in swept.glob("points/run/*/summary.json")} == {TARGET, ON_GRID}
 
 
 def test_figures_of_a_point_are_those_of_its_run(rows, swept, trained):
-    (row,) = of(rows, "target_sparsity=0.4")
-    summary = json.loads((swept / "points" / "run" / "target_sparsity=0.4" / "summary.json").read_text())
-    assert (row.accuracy, row.sparsity) == (summary["test_accuracy"], pytest.approx(summary["sparsity"]))
-    assert (row.target, row.goal, row.cost) == ("sparsity", 0.4, summary["target"]["test"]["network"])
-    assert row.reached == summary["target"]["reached"]
-    (free,), given = of(rows, "free"), json.loads((trained / "summary.json").read_text())
-    assert (free.accuracy, free.first_spike_accuracy) == (given["test_accuracy"], given["test_first_spike_accuracy"])
-    assert free.sparsity == pytest.approx(given["sparsity"])
-    assert row.synaptic_operations == summary["counts"]["total"]["synaptic_operations"] / 100
-    assert line(free).startswith("run, as given, accuracy ")
-    assert line(row).count("activity") == line(free).count("activity") == 1
-    (energy,) = row.energy
-    assert energy.chip == "lemaire45:int8"
-    assert 0 < energy.arithmetic < energy.with_memory <= energy.total
-    assert 0 < energy.dense_arithmetic < energy.dense_with_memory
-
-
-@pytest.mark.parametrize("point", ["free", ON_GRID])
-def test_evaluation_and_its_page_have_the_price_of_the_sweep(rows, swept, trained, tmp_path, point):
-    (row,) = of(rows, point)
-    steps = ["--steps", "8"] if row.time_steps is None else []
-    flags = ["--chip", "lemaire45:int8", *steps, "--cpu", "--max-test-samples", "100"]
-    flags += ["--output-dir", tmp_path, "--report", tmp_path / "page.html"]
-    evaluate("Evaluate.", [str(word) for word in (trained if row.folder is None else swept / row.folder, *flags)])
-    found = json.loads((tmp_path / "evaluation.json").read_text())["energy"][0]["energy_pj"]
-    (energy,) = row.energy
-    assert [found[key]["nominal"] * 1e-6 for key in ("total", "memory_included", "compute_only")] == pytest.approx(
-        [energy.total, energy.with_memory, energy.arithmetic], rel=1e-12
-    )
-    page = (tmp_path / "page.html").read_text()
-    assert f'<dd class="value">{in_words(energy.with_memory * 1e6)}</dd>' in page
-    ratios = [row.over_dense("lemaire45:int8", "with_memory"), energy.least_ratio, energy.most_ratio]
-    own, least, most = (f"{ratio(value)}×" for value in ratios)
-    span = "" if row.time_steps else f", {least} to {most} at 4 to 128"
-    steps = f"{row.steps} steps a window{span}."
-    assert f"With memory, inference costs {own} the dense ANN on lemaire45:int8 at {steps}" in page
-    assert "upper bound" not in page
-    assert "upper bound" not in (swept / "frontier.html").read_text()
-
-
-def test_grids_decide_as_their_simulation(rows):
-    on_grid = [row for row in rows if row.kind == "network" and row.time_steps is not None]
-    assert {row.same_decisions for row in on_grid} == {100}
-    assert [row.steps for row in on_grid] == [row.time_steps for row in on_grid] == [2, 4, 4]
-
-
-def test_faults_are_those_of_the_simulator(rows, trained):
-    loaded = load_network(trained)
-    batches = EvaluationBatches(load_test_images(loaded, max_samples=100), None, 250)
-    for row in of(rows, "free", "faults"):
-        faults = Faults(spike_jitter=row.spike_jitter)
-        found = simulate(loaded.network, batches, steps=8, weight_bits=8, faults=faults)
-        assert (row.accuracy, row.first_spike_accuracy) == (found.accuracy, found.first_spike_accuracy)
-    assert sorted(row.spike_jitter for row in of(rows, "free", "faults")) == [0, 0.1, 0.3]
-
-
-def test_faults_that_read_alike_are_measured_apart(tmp_path):
-    bench = Mock(**{"data.fingerprint": "", "with_faults": lambda _, row, faults: replace(row, **vars(faults))})
-    sweep = command.Sweep(FrontierOptions(runs=("a",), output_dir=tmp_path, dead_neurons=(0.1234, 0.1232)), None, print)
-    sweep._measure(None, FrontierRow.of("a", "free", None), bench, ("dead_neurons",))
-    assert [row.dead_neurons for row in sweep.rows] == [0, 0.1234, 0.1232]
-
-
-def test_grids_are_calibrated_anew_on_other_training_images(tmp_path, monkeypatch):
-    bench = Mock(**{"data.fingerprint": "", "price": lambda found: found.rows[0]})
-    bench.score.side_effect = lambda _, row: measure.Found((row,))
-    monkeypatch.setattr(command, "Bench", lambda *_: bench)
-    monkeypatch.setattr(command.Sweep, "_calibrated", lambda *_: None)
-    network = Mock(points=(), **{"config.seed": 0, "loaded.network.graph.grid": None, "loaded.files.sha256": ""})
-    network.configure_mock(name="a")
-    for images in ("few", "all", "all"):
-        options = FrontierOptions(runs=("a",), output_dir=tmp_path, time_steps=(4,))
-        command.Sweep(options, None, print).run(network, Mock(**{"train.fingerprint": images, "train_indices": [0]}))
-    assert bench.score.call_count == 1 + 2, "the network once, its grid for few and for all images"
-
-
-def test_table_for_people_has_the_same_rows(rows, swept):
-    with (swept / "frontier.csv").open(newline="") as file:
-        cells = list(csv.DictReader(file))
-    assert len(cells) == len(rows)
-    assert [float(cell["accuracy"]) for cell in cells] == [row.accuracy for row in rows]
-    assert float(cells[0]["lemaire45:int8: with_memory_uj"]) == rows[0].energy[0].with_memory
-
-
-def test_same_command_does_nothing_twice(swept, trained, rows, monkeypatch):
-    before = {path: path.stat().st_mtime_ns for path in swept.rglob("points/**/*") if path.is_file()}
-    for name in ("score", "with_faults", "in_time", "simulated"):
-        monkeypatch.setattr(measure.Bench, name, lambda *_: pytest.fail("measured again"))
-    monkeypatch.setattr(command, "train", lambda *_, **__: pytest.fail("trained again"))
-    sweep(trained, "--output-dir", swept, *SWEEP, *EVALUATED)
-    assert written(swept) == rows
-    assert before == {path: path.stat().st_mtime_ns for path in swept.rglob("points/**/*") if path.is_file()}
+    row, free = only(rows, TARGET), only(rows, "free")
+    summary = json.loads((swept / "points" / "run" / TARGET / "summary.json").read_text())
+    assert (row["target"], row["goal"], row["cost"]) == ("sparsity", 0.4, summary["target"]["test"]["network"])
+    assert row["reached"] == str(summary["target"]["reached"])
+    assert row["synaptic_operations"] == summary["counts"]["total"]["synaptic_operations"] / 100
+    with_memory = row["with_memory_uj"]
+    assert 0 < row["arithmetic_uj"] < with_memory == row["lemaire45:int8: with_memory_uj"] <= row["total_uj"]
+    assert 0 < row["dense_arithmetic_uj"] < row["dense_with_memory_uj"]
+    for found, run in ((row, summary), (free, json.loads((trained / "summary.json").read_text()))):
+        accuracies = found["accuracy"], found["first_spike_accuracy"]
+        assert accuracies == (run["test_accuracy"], run["test_first_spike_accuracy"])
+        assert found["sparsity"] == pytest.approx(run["sparsity"])
+    for row in rows:
+        if row["time_steps"] and not row["spike_jitter"]:
+            assert row["simulated_accuracy"] == row["accuracy"], "a network on a grid decides as its simulation"
 
 
 @pytest.mark.parametrize(
-    ("point", "reached", "name"),
+    ("point", "folder", "flags"),
     [
-        ("target_sparsity=0.1+epochs=2", False, "target activity 0.1, reached 0.27"),
-        ("target_sparsity=0.1", True, "activity 0.1"),
-        ("target_energy=odin:0.2+time_steps=4", False, "target odin:0.2, reached 0.27, 4 steps"),
+        ("free", None, ("--steps", "8", "--deadlines")),
+        ("free/spike_jitter=0.3", None, ("--steps", "8", "--spike-jitter", "0.3")),
+        (ON_GRID, f"points/run/{ON_GRID}", ("--deadlines",)),
     ],
 )
-def test_label_of_a_missed_target_says_what_was_reached(point, reached, name):
-    assert label(FrontierRow.of("net", point, None, cost=0.266, goal=0.1, reached=reached)) == name
+def test_a_row_is_what_evaluate_writes(swept, trained, tmp_path, point, folder, flags):
+    network = trained if folder is None else swept / folder
+    flags = (
+        network,
+        "--output-dir",
+        tmp_path,
+        "--cpu",
+        "--chip",
+        "lemaire45:int8",
+        "--max-test-samples",
+        "100",
+        *flags,
+    )
+    evaluate("Evaluate.", [str(word) for word in flags])
+    own, theirs = (
+        json.loads((at / "evaluation.json").read_text()) for at in (swept / "evaluations" / "run" / point, tmp_path)
+    )
+    assert own.pop("about")["command"].startswith("ttfs sweep")
+    del theirs["about"], own["max_test_samples"], theirs["max_test_samples"], own["key"]
+    assert own == theirs
+
+
+def test_same_command_does_nothing_twice(swept, trained, rows, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in swept.glob("*/*/**/*") if path.is_file()}
+    for name in ("measure", "train", "calibrate_grid"):
+        monkeypatch.setattr(command, name, lambda *_, **__: pytest.fail("done again"))
+    sweep(trained, "--output-dir", swept, *SWEEP, *EVALUATED)
+    assert written(swept) == rows
+    assert before == {path: path.stat().st_mtime_ns for path in swept.glob("*/*/**/*") if path.is_file()}
+
+
+def test_evaluations_of_another_setting_are_made_anew(swept, tmp_path, monkeypatch):
+    figures = json.loads(next(swept.rglob("evaluation.json")).read_text())
+    measure = Mock(return_value=figures)
+    monkeypatch.setattr(command.Sweep, "_measure", measure)
+    monkeypatch.setattr(command.Sweep, "_calibrated", lambda *_: None)
+    network = Mock(points=(), **{"config.seed": 0, "loaded.network.graph.grid": None, "loaded.files.sha256": ""})
+    network.configure_mock(name="a")
+
+    def measured(images="all", **changes):
+        before, data = (
+            measure.call_count,
+            Mock(**{"train.fingerprint": images, "test.fingerprint": ""}, train_indices=[0]),
+        )
+        options = FrontierOptions(runs=("a",), output_dir=tmp_path, **{"time_steps": (4,)} | changes)
+        command.Sweep(options, None).run(network, data)
+        return measure.call_count - before
+
+    assert measured("few") == 2
+    assert measured() == 1, "the grid is calibrated on other training images"
+    assert measured(chip=("loihi",)) == 2
+    assert measured(chip=("loihi",), steps=16) == 1, "a grid has its own steps"
+    assert measured(chip=("loihi",), steps=16, dead_neurons=(0.1234, 0.1232)) == 2, "though both read as 12.3 %"
+
+
+def test_failed_analysis_is_no_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "measure", lambda *given, **_: given[-1].update(simulation="no register"))
+    sweep = command.Sweep(FrontierOptions(runs=("a",), output_dir=tmp_path), None)
+    with pytest.raises(RuntimeError, match="every analysis of a must succeed; got simulation: no register"):
+        sweep._measure(EvaluationOptions(model="a"), None, None)
+
+
+@pytest.mark.parametrize(
+    ("point", "row", "text"),
+    [
+        ("target_sparsity=0.1+epochs=2", {"reached": False}, "target sparsity=0.1, epochs=2, reached 0.27"),
+        ("time_steps=4", {"trained": False}, "time steps=4, calibrated"),
+        ("free", {"lost_spikes": 0.1}, "as given, lost spikes 0.1"),
+    ],
+)
+def test_label_says_what_was_reached_and_how(point, row, text):
+    faults = dict.fromkeys(command.FAULTS, 0)
+    assert label({"point": point, "trained": True, "reached": True, "cost": 0.266} | faults | row) == text
 
 
 def test_page_shows_curves_and_points(swept):
     page = (swept / "frontier.html").read_text()
-    for name in ("operations", "energy", "grid", "faults", "deadline", "points", "made"):
-        assert f'<section id="{name}">' in page
-    assert page.count("<svg") >= 6
-    assert "activity 0.4" in page
-    assert "with memory" in page
+    axes = ("synaptic operations", "energy of", "time steps", "spike jitter", "the deadline")
+    assert all(f'aria-label="Accuracy against {axis}' in page for axis in axes)
+    assert "target sparsity=0.4" in page
     assert not re.search(r'(src|href)="(?!https?://|data:|#)', page), "it needs nothing but itself"
 
 
@@ -187,16 +169,7 @@ def test_diverged_point_does_not_end_the_sweep(trained, tmp_path, monkeypatch, c
     with pytest.raises(SystemExit, match="1"):
         sweep(trained, "--output-dir", tmp_path / "out", *FLAGS, "--target-sparsity", "0.2", "0.4")
     assert "run, target_sparsity=0.2: the loss must be finite" in capsys.readouterr().err
-    assert [row.point for row in written(tmp_path / "out")] == ["free", "target_sparsity=0.4"]
-
-
-def test_damaged_cache_is_told(swept, trained, tmp_path, capsys):
-    (tmp_path / "out").mkdir()
-    for text in ("{", "5"):
-        (tmp_path / "out" / "measured.json").write_text(text)
-        with pytest.raises(SystemExit, match="1"):
-            sweep(trained, "--output-dir", tmp_path / "out", *FLAGS)
-        assert "nothing trained again" in capsys.readouterr().err
+    assert [row["point"] for row in written(tmp_path / "out")] == ["free", TARGET]
 
 
 def test_two_sweeps_do_not_share_a_folder(swept, trained, capsys):
@@ -209,10 +182,11 @@ def test_two_sweeps_do_not_share_a_folder(swept, trained, capsys):
     assert "must belong to one run" in capsys.readouterr().err
 
 
-def test_interrupted_point_is_resumed(swept, trained, rows, tmp_path):
+def test_interrupted_point_is_resumed_and_damaged_evaluations_are_made_anew(swept, trained, rows, tmp_path):
     out = shutil.copytree(swept, tmp_path / "out")
-    (out / "points" / "run" / "target_sparsity=0.4" / "summary.json").unlink()
-    sweep(trained, "--output-dir", out, *SWEEP, *EVALUATED)
-    assert [(row.point, row.accuracy, row.cost) for row in written(out)] == [
-        (row.point, row.accuracy, row.cost) for row in rows
-    ]
+    (out / "points" / "run" / TARGET / "summary.json").unlink()
+    damaged = out / "evaluations" / "run" / "free" / "evaluation.json"
+    for text in ("{", "5"):
+        damaged.write_text(text)
+        sweep(trained, "--output-dir", out, *SWEEP, *EVALUATED)
+        assert written(out) == rows

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from ttfs_triton.command_line import run_command
 from ttfs_triton.commands.evaluate import MeasuringOptions, Steps
-from ttfs_triton.shared_options import FaultOptions, Faults
+from ttfs_triton.shared_options import FaultOptions
 
 GRID = ("time_steps", "weight_bits", "state_bits")
 FAULTS = tuple(FaultOptions.model_fields)
@@ -39,12 +39,9 @@ class Point:
 
     def __post_init__(self) -> None:
         names = [key for key, _ in self.keys]
-        if unknown := [name for name in names if name not in KEYS]:
-            raise ValueError(f"a point may have the keys {', '.join(KEYS)}; got {', '.join(unknown)}")
-        if set(names) <= set(TRAINING) or len(set(names)) < len(names):
-            raise ValueError(
-                f"a point must have a target, grid or faults, and each key once; got {', '.join(names) or 'none'}"
-            )
+        if {*names} - {*KEYS} or {*names} <= {*TRAINING} or len({*names}) < len(names):
+            rule = f"set each of its keys once, among {', '.join(KEYS)}, and one that comes before {TRAINING[0]}"
+            raise ValueError(f"a point must {rule}; got {', '.join(names) or 'none'}")
         object.__setattr__(self, "keys", tuple(sorted(self.keys, key=lambda pair: KEYS.index(pair[0]))))
 
     @classmethod
@@ -65,16 +62,16 @@ class Point:
         """The point in the form that `parse` reads."""
         return "+".join(f"{key}={value}" for key, value in self.keys)
 
-    @property
-    def folder(self) -> str:
-        """The name with characters replaced that folder names should not have."""
-        return re.sub(r"[^\w.=+,-]", "_", self.name)
-
     def values(self) -> dict[str, Any]:
         """Keys and values that the point sets in a run; a target clears the run's other targets."""
         given = dict(self.keys)
         cleared = dict.fromkeys(TARGETS) if any(key in given for key in TARGETS) else {}
         return cleared | given
+
+
+def folder_name(text: str) -> str:
+    """The text with characters replaced that folder names should not have."""
+    return re.sub(r"[^\w.=+,-]", "_", text)
 
 
 def as_number(text: str) -> int | float | str:
@@ -97,8 +94,8 @@ class FrontierOptions(MeasuringOptions):
     """Trained networks to start from: folders of runs, folders with config.json and model.safetensors,
     owner/name[@revision] on the Hub, or bundled:NAME. Several networks are drawn into the same curves."""
     output_dir: Path
-    """Folder of the sweep, for frontier.csv, frontier.json, frontier.html and a run folder for each trained point.
-    The same command resumes the sweep in this folder."""
+    """Folder of the sweep, for frontier.csv, frontier.html, an evaluation.json for each row and a run folder for each
+    trained point. The same command resumes the sweep in this folder."""
 
     # ---- trained points: each value is a training run of its own, from the network's weights
     target_sparsity: tuple[str, ...] = ()
@@ -144,8 +141,9 @@ class FrontierOptions(MeasuringOptions):
     """Use only this many training images, for a quick look."""
 
     # ---- measuring
-    chip: tuple[str, ...] = ("lemaire45:int8", "anp_i")
-    """Chips to price on: names of presets or your own TOML files. Curves show the first chip that prices memory."""
+    chip: tuple[str, ...] = Field(default=("lemaire45:int8", "anp_i"), min_length=1)
+    """Chips to price on: names of presets or your own TOML files. Curves show the first that prices the dense ANN, or
+    else lemaire45:int8."""
     steps: Steps = 32
     """Time steps a window at which networks without a grid are simulated and priced."""
 
@@ -163,10 +161,6 @@ class FrontierOptions(MeasuringOptions):
         """Points with the grids to calibrate the network for: all pairs of time steps and weight bits."""
         pairs = product(self.weight_bits or (None,), self.time_steps)
         return [Point.of(time_steps=steps, weight_bits=bits, state_bits=self.state_bits) for bits, steps in pairs]
-
-    def faults(self, kind: str) -> list[Faults]:
-        """Faults of a kind to simulate."""
-        return [Faults(**{kind: value}) for value in getattr(self, kind)]
 
     def trained(self) -> list[Point]:
         """Points to train, each once."""

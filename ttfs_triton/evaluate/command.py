@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from rich.progress import Progress
 
-from ttfs_triton.chip import Simulation, simulate_at, simulated_run
 from ttfs_triton.commands.evaluate import EvaluationOptions
 from ttfs_triton.data.images import ImageData
-from ttfs_triton.energy import Chip, Run, RunOptions, available_chips, compare, counting, estimate, fair_chip, load_chip
-from ttfs_triton.energy.compare import FAIR_CHIP, STEPS
-from ttfs_triton.evaluate import EvaluationBatches, evaluate, layer_table
-from ttfs_triton.evaluate.deadline import deadline_curve, output_spikes
-from ttfs_triton.evaluate.load import LoadedNetwork, load_network, load_test_images
-from ttfs_triton.evaluate.output import (
-    SCORES,
-    check_output,
-    facts,
-    network_facts,
-    sample_of,
-    write_output,
-)
+from ttfs_triton.energy import available_chips, load_chip
+from ttfs_triton.energy.compare import FAIR_CHIP
+from ttfs_triton.evaluate import Evaluation, layer_table
+from ttfs_triton.evaluate.load import load_network, load_test_images
+from ttfs_triton.evaluate.measure import measure
+from ttfs_triton.evaluate.output import check_output, write_output
 from ttfs_triton.evaluate.page import headlines, page_decision
-from ttfs_triton.evaluate.result import EvaluationResult, PageData
+from ttfs_triton.evaluate.result import EvaluationResult
 from ttfs_triton.evaluate.tables import deadline_table, print_chips, print_comparison, print_estimate, small_print
 from ttfs_triton.table import print_whole
 from ttfs_triton.wording import number
-
-Result = TypeVar("Result")
 
 
 def run(options: EvaluationOptions) -> EvaluationResult:
@@ -64,7 +51,9 @@ def run(options: EvaluationOptions) -> EvaluationResult:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)  # an unusable folder is noticed before the network runs
     failed: dict[str, str] = {}
-    found = _find(options, loaded, data, chips, accelerator, failed)
+    found = measure(
+        options, loaded, data, chips, accelerator, failed, on_scored=lambda scores: _show_layers(scores, data)
+    )
     show(found)
     for path in write_output(options, found):
         print(f"written: {path}")
@@ -74,66 +63,10 @@ def run(options: EvaluationOptions) -> EvaluationResult:
     return found
 
 
-def _find(
-    options: EvaluationOptions,
-    loaded: LoadedNetwork,
-    data: ImageData,
-    chips: list[Chip],
-    accelerator: Accelerator,
-    failed: dict[str, str],
-) -> EvaluationResult:
-    """All figures of the evaluation. If an analysis fails, its name and the reason go into `failed`."""
-
-    def attempt(name: str, asked: bool, analysis: Callable[[], Result], otherwise: Result) -> Result:
-        try:
-            return analysis() if asked else otherwise
-        except (ValueError, RuntimeError) as error:
-            failed[name] = str(error)
-            return otherwise
-
-    network, name = loaded.network.to(accelerator.device), loaded.files.name
-    batches = EvaluationBatches(data, None, options.batch_size)
-    with Progress(transient=True) as bar, counting(network) as counter:
-        task = bar.add_task("test images", total=len(data))
-        evaluation = evaluate(network, batches, accelerator, on_batch=lambda images: bar.advance(task, images))
-    # Shown now: simulations take minutes.
-    title = f"{data.name}, {data.split}: {evaluation.images:,} images, {evaluation.accuracy:.2%} right"
-    print_whole(layer_table(evaluation.layers, title))
-    counts, grid = counter.counts(), network.graph.grid
-    steps = options.steps
-    if steps == "network":
-        steps = 32 if grid is None else grid.time_steps
-    wanted = [steps, *(STEPS if grid is None else ())]
-    setting = {"gating": options.gating, "faults": options.faults, "seed": options.fault_seed}
-    simulations = attempt(
-        "simulation",
-        options.simulation,
-        lambda: simulate_at(network, batches, wanted, weight_bits=options.weight_bits, **setting),
-        list[Simulation](),
-    )
-    same = ("gating", "step_us", "latency_us", "clock_mhz", "hops_per_spike")
-    priced = RunOptions(steps, **{name: getattr(options, name) for name in same})
-    own, *others = [simulated_run(each, priced) for each in simulations] or [Run(counts, priced)]
-    fair = fair_chip(own.counts, chips, own.options)
-    beside = others if simulations or grid is not None else None  # None: priced by the counts, a bound
-
-    page = PageData(
-        title=name,
-        network=network_facts(loaded),
-        dataset=data.dataset or "a local folder",
-        **{name: getattr(evaluation, name) for name in SCORES},
-        counts=counts,
-        sample=attempt("sample", options.report is not None, lambda: sample_of(loaded, data, options.sample), None),
-        energy=tuple(estimate(own.counts, chip, own.options, network=name) for chip in chips),
-        chip=fair.name if "all" in options.chip else chips[0].name,
-        comparison=compare(own.counts, fair, own.options, network=name, others=beside),
-        simulation=simulations[0] if simulations else None,
-        deadlines=attempt(
-            "deadlines", options.deadlines, lambda: tuple(deadline_curve(output_spikes(network, batches))), ()
-        ),
-        facts=facts("evaluate", accelerator.device),
-    )
-    return EvaluationResult(loaded, data, page)
+def _show_layers(scores: Evaluation, data: ImageData) -> None:
+    """Print the layers before the simulations, which take minutes."""
+    title = f"{data.name}, {data.split}: {scores.images:,} images, {scores.accuracy:.2%} right"
+    print_whole(layer_table(scores.layers, title))
 
 
 def show(found: EvaluationResult) -> None:
@@ -143,7 +76,7 @@ def show(found: EvaluationResult) -> None:
         print_whole(deadline_table(page.deadlines))
     print("\n".join([*_lines(found), *page_decision(page)]))
     assert page.headline_energy is not None, "at least one chip is always priced"
-    assert page.comparison is not None, "`_find` always makes one"
+    assert page.comparison is not None, "`measure` always makes one"
     print_estimate(page.headline_energy)
     told = small_print(page.headline_energy)
     print_comparison(page.comparison, told=told)

@@ -1,52 +1,62 @@
-"""The command `ttfs sweep`: measures each network, then trains and measures its points; run again, it resumes."""
+"""The command `ttfs sweep`: evaluates networks, calibrates and trains their points, evaluates these; a sweep resumes.
+
+points/NETWORK/POINT            the run that trained a point
+evaluations/NETWORK/POINT/...   evaluation.json of each row, as `ttfs evaluate` writes it
+frontier.csv, frontier.html     all rows as a table and as a page
+"""
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch import nn
+from pydantic_core import to_json
 
-from ttfs_triton.commands.sweep import FAULTS, FrontierOptions
+from ttfs_triton.atomic import make_folder, write_json, write_text
+from ttfs_triton.commands.evaluate import EvaluationOptions
+from ttfs_triton.commands.sweep import FAULTS, FrontierOptions, folder_name
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
-from ttfs_triton.data.images import draw_images
-from ttfs_triton.energy import Counts
-from ttfs_triton.evaluate.load import load_network
-from ttfs_triton.evaluate.output import facts
+from ttfs_triton.data.images import ImageData, draw_images
+from ttfs_triton.energy import load_chip
+from ttfs_triton.energy.compare import STEPS
+from ttfs_triton.evaluate.load import LoadedNetwork, load_network
+from ttfs_triton.evaluate.measure import measure
+from ttfs_triton.evaluate.output import MAIN_FILE, facts, figures
 from ttfs_triton.nn import Grid
 from ttfs_triton.nn.faults import Faults
-from ttfs_triton.sweep.measure import Bench, Found, Measured, summary_row
 from ttfs_triton.sweep.page import write_frontier_page
-from ttfs_triton.sweep.plan import PlannedNetwork, PlannedPoint, check_points, make_plan, outline
-from ttfs_triton.sweep.table import FREE, FrontierRow, write_table
+from ttfs_triton.sweep.plan import PlannedNetwork, PlannedPoint, check_points, make_plan
+from ttfs_triton.sweep.table import FREE, Row, label, row_of
 from ttfs_triton.train import Interrupted, NonFiniteLossError, train
 from ttfs_triton.train.build import RunData, load_data, split_data
 from ttfs_triton.train.device import make_accelerator
 from ttfs_triton.train.run_folder import FolderLock
+from ttfs_triton.wording import csv_text
 
 NAME = "frontier"
 
 # Number of training images for the calibration of a grid.
 CALIBRATION_IMAGES = 512
 
-Rows = list[FrontierRow]
 say = partial(print, flush=True)  # a sweep takes hours, and its output may go to a file
 
 
-def run(options: FrontierOptions) -> Rows:
-    """Run the sweep that the options describe, or resume it; tables are written after each measurement.
+def run(options: FrontierOptions) -> list[Row]:
+    """Run the sweep that the options describe, or resume it; the table is written after each evaluation.
 
     Returns:
         All rows of the frontier's table.
     Raises:
         LoadError, HubError, ConfigError, ValueError: networks, points or data are unusable; raised before any training.
-        RuntimeError: another process sweeps into the same folder; or, at the end, the training of points diverged.
+        RuntimeError: another process sweeps into the same folder; or, at the end, points diverged.
         Interrupted: a signal stopped the sweep; the same command resumes it.
     """
     networks = make_plan(options)
@@ -59,22 +69,22 @@ def run(options: FrontierOptions) -> Rows:
     data = {network.name: load_data(network.config, accelerator, say) for network in networks}
     for network in networks:
         check_points(network, data[network.name], accelerator)
-    made = facts("sweep", accelerator.device)
     lock = FolderLock(options.output_dir)
     try:
-        say("\n".join(outline(networks, len(options.grids()))))
-        sweep = Sweep(options, accelerator, lambda rows: write_table(options.output_dir, NAME, rows, made))
+        sweep = Sweep(options, accelerator)
         for network in networks:
+            left = sum(not planned.ended for planned in network.points)
+            say(f"{network.name}: {left} of {len(network.points)} points to train")
             sweep.run(network, data[network.name])
     finally:
         lock.release()
-    written = [options.output_dir / f"{NAME}{ending}" for ending in (".csv", ".json", ".html")]
+    table, page = (options.output_dir / f"{NAME}{ending}" for ending in (".csv", ".html"))
+    say(f"written: {table}")
     if find_spec("matplotlib") is None:
-        say(f"{written.pop()} needs matplotlib; found none. Run: pip install matplotlib, then this command again.")
+        say(f"{page} needs matplotlib; found none. Run: pip install matplotlib, then this command again.")
     else:
-        write_frontier_page(written[-1], sweep.rows, made)
-    for path in written:
-        say(f"written: {path}")
+        write_frontier_page(page, sweep.rows, facts("sweep", accelerator.device))
+        say(f"written: {page}")
     if sweep.failed:
         lines = "\n".join(f"  {name}: {why}" for name, why in sweep.failed.items())
         raise RuntimeError(f"frontier: training must not diverge; these points diverged:\n{lines}")
@@ -82,118 +92,112 @@ def run(options: FrontierOptions) -> Rows:
 
 
 class Sweep:
-    """Measures networks, trains and measures their points, and calls `write` with all rows after each new row.
+    """Evaluates networks and their points, and writes the table after each new row.
 
     Attributes:
         rows: all rows so far.
         failed: points whose training diverged, with the error.
     """
 
-    def __init__(self, options: FrontierOptions, accelerator: Accelerator, write: Callable[[Rows], None]) -> None:
-        self.options, self.accelerator, self.write = options, accelerator, write
-        self.measured = Measured(options.output_dir / "measured.json")
-        self.rows: Rows = []
+    def __init__(self, options: FrontierOptions, accelerator: Accelerator) -> None:
+        self.options, self.accelerator = options, accelerator
+        self.chips = [load_chip(chip) for chip in options.chip]
+        self.rows: list[Row] = []
         self.failed: dict[str, str] = {}
 
     def run(self, network: PlannedNetwork, data: RunData) -> None:
-        """Measure one network and its calibrated grids, then train and measure its points."""
-        loaded, bench = network.loaded, Bench(self.options, data.test, self.accelerator)
-        free = FrontierRow.of(network.name, FREE, loaded.network.graph.grid, weights_sha256=loaded.files.sha256)
-        self._score(free, bench, lambda: loaded.network)
-        self._measure(loaded.network, free, bench, FAULTS)
+        """Evaluate one network and its calibrated grids, then train and evaluate its points."""
+        self._evaluate(network, data, FREE, network.loaded, kinds=FAULTS)
         for point in self.options.grids():
-            grid = Grid(**dict(point.keys))
-            row = FrontierRow.of(network.name, point.name, grid, trained=False, weights_sha256=loaded.files.sha256)
-            drawn = [data.train.fingerprint, network.config.seed, len(data.train_indices)]
-            self._score(row, bench, lambda g=grid: self._calibrated(network, g, data), drawn=drawn)
+            self._evaluate(network, data, point.name, network.loaded, grid=Grid(**dict(point.keys)))
         for planned in network.points:
-            if self._train(network, planned, data):
-                self._trained(network, planned, bench)
-
-    def _score(self, row: FrontierRow, bench: Bench, network: Callable[[], nn.Module], **more: Any) -> None:
-        """Add a network's row, with figures from the cache; `network` is called and scored if they are missing."""
-        key = _key(row, bench) | {"steps": row.time_steps or self.options.steps, "calibrated": not row.trained} | more
-        self._add([bench.price(self.measured.get(key, lambda: bench.score(network(), row)))])
-
-    def _calibrated(self, network: PlannedNetwork, grid: Grid, data: RunData) -> nn.Module:
-        """A copy of the network, calibrated for a grid without training."""
-        model = copy.deepcopy(network.loaded.network).to(self.accelerator.device)
-        images = draw_images(data.train, CALIBRATION_IMAGES, network.config.seed, data.train_indices)
-        calibrate_grid(model.network, images.to(self.accelerator.device), grid)
-        return model
-
-    def _measure(self, network: nn.Module, row: FrontierRow, bench: Bench, kinds: tuple[str, ...]) -> None:
-        """Add rows of a network with faults of the given kinds, and by deadline; `row` identifies the network."""
-        key = _key(row, bench)
-        asked = [faults for kind in kinds for faults in self.options.faults(kind)]
-        for faults in [Faults(), *asked] if asked else []:  # no faults first: where curves begin
-            what = {"faults": vars(faults), "seed": self.options.fault_seed, "steps": self.options.steps}
-            found = self.measured.get(key | what, lambda f=faults: Found((bench.with_faults(network, row, f),)))
-            self._add(found.rows)
-        if self.options.deadlines:
-            self._add(self.measured.get(key | {"deadlines": True}, lambda: bench.in_time(network, row)).rows)
+            if planned.ended or self._train(network, planned, data):
+                loaded = load_network(planned.folder.path, self.options.network)
+                kinds = [key for key, _ in planned.point.keys if key in FAULTS]
+                summary = planned.folder.read_summary()
+                self._evaluate(network, data, planned.point.name, loaded, kinds=kinds, summary=summary)
 
     def _train(self, network: PlannedNetwork, planned: PlannedPoint, data: RunData) -> bool:
-        """Train a point unless it is trained already. Returns False if training diverged."""
-        if planned.ended:
-            return True
+        """Train a point. Returns False if training diverged."""
         say(f"\n{network.name}: {planned.point.name}")
         try:
             split = split_data(data.train, data.test, planned.config)
-            train(planned.config, planned.point.folder, data=split, again="the same command")
+            train(planned.config, planned.folder.path.name, data=split, again="the same command")
         except NonFiniteLossError as error:
             self.failed[f"{network.name}, {planned.point.name}"] = str(error)
             return False
         return True
 
-    def _trained(self, network: PlannedNetwork, planned: PlannedPoint, bench: Bench) -> None:
-        """Add the rows of a trained point."""
-        path, summary = planned.folder.path, planned.folder.read_summary()
-        assert summary is not None, "the training has ended"
-        loaded = load_network(path, self.options.network)
-        row = FrontierRow.of(
-            network.name,
-            planned.point.name,
-            loaded.network.graph.grid,
-            weights_sha256=loaded.files.sha256,
-            folder=str(path.relative_to(self.options.output_dir)),
-            epochs=summary["epochs"],
-        )
-        scored = replace(summary_row(summary, row), date=bench.stamp()["date"])
-        counts = Counts.from_dict(summary["counts"])
-        key = _key(row, bench) | {"steps": row.time_steps or self.options.steps}
-        self._add([bench.price(self.measured.get(key, lambda: bench.simulated(loaded.network, scored, counts)))])
-        kinds = tuple(key for key, _ in planned.point.keys if key in FAULTS)
-        self._measure(loaded.network, row, bench, kinds)
+    def _evaluate(
+        self,
+        network: PlannedNetwork,
+        data: RunData,
+        point: str,
+        loaded: LoadedNetwork,
+        *,
+        kinds: Sequence[str] = (),
+        grid: Grid | None = None,
+        summary: dict[str, Any] | None = None,
+    ) -> None:
+        """Add a row for the network `loaded`, and one for each fault of the given kinds.
 
-    def _add(self, rows: Sequence[FrontierRow]) -> None:
-        self.rows += rows
-        for row in rows:
-            if row.kind != "deadline":
-                say(line(row))
-        self.write(self.rows)
+        An evaluation.json that is there serves if it is of the same weights, images, settings and prices. `grid` is the
+        grid to calibrate the network for, `summary` the summary.json of its training.
+        """
+        identity: Row = {"network": network.name, "point": point, "trained": grid is None}
+        drawn = None if grid is None else [data.train.fingerprint, network.config.seed, len(data.train_indices)]
+        made_of = identity | {"weights": loaded.files.sha256, "images": data.test.fingerprint, "calibrated_on": drawn}
+        made_of |= {"prices": self.chips}
+        on_grid = grid is not None or loaded.network.graph.grid is not None
+        place = folder_name(point) + ("" if grid is None else ",calibrated")
+        asked = [Faults(**{kind: amount}) for kind in kinds for amount in getattr(self.options, kind)]
+        for faults in dict.fromkeys([Faults(), *asked]):  # no faults first: where curves begin
+            settings = self._settings(network.name, on_grid, faults)
+            name = ",".join(f"{kind}={value}" for kind, value in vars(faults).items() if value)
+            path = self.options.output_dir / "evaluations" / network.name / place / name / MAIN_FILE
+            key = hashlib.sha256(to_json(made_of | {"settings": settings.model_dump()})).hexdigest()
+            if (found := _saved(path, key)) is None:
+                measured = loaded if grid is None else self._calibrated(network, grid, data)
+                found = self._measure(settings, measured, data.test)
+                make_folder(path.parent)
+                write_json(path, found | {"key": key})
+            self.rows.append(row := row_of(identity, found, summary))
+            accuracies = f"accuracy {row['accuracy']:.2%}, simulated {row['simulated_accuracy']:.2%}"
+            say(f"{network.name}, {label(row)}: {accuracies}, activity {row['sparsity']:.4f}")
+            write_text(self.options.output_dir / f"{NAME}.csv", csv_text(self.rows))
+
+    def _settings(self, name: str, on_grid: bool, faults: Faults) -> EvaluationOptions:
+        """The options with which `ttfs evaluate` gives the same figures."""
+        same = {key: getattr(self.options, key) for key in ("chip", "max_test_samples", "batch_size", "cpu")}
+        same |= {"fault_seed": self.options.fault_seed, **vars(faults)} if faults else {}
+        steps = "network" if on_grid else self.options.steps
+        return EvaluationOptions(model=name, steps=steps, deadlines=self.options.deadlines and not faults, **same)
+
+    def _calibrated(self, network: PlannedNetwork, grid: Grid, data: RunData) -> LoadedNetwork:
+        """A copy of the network, calibrated for a grid without training."""
+        model = copy.deepcopy(network.loaded.network).to(self.accelerator.device)
+        images = draw_images(data.train, CALIBRATION_IMAGES, network.config.seed, data.train_indices)
+        calibrate_grid(model.network, images.to(self.accelerator.device), grid)
+        return replace(network.loaded, network=model)
+
+    def _measure(self, settings: EvaluationOptions, loaded: LoadedNetwork, test: ImageData) -> dict[str, Any]:
+        """Content of evaluation.json for a network; faults are simulated at one number of time steps."""
+        failed: dict[str, str] = {}
+        others = () if settings.faults else STEPS
+        found = measure(settings, loaded, test, self.chips, self.accelerator, failed, others=others)
+        if failed:
+            lines = "; ".join(f"{analysis}: {why}" for analysis, why in failed.items())
+            raise RuntimeError(f"frontier: every analysis of {settings.model} must succeed; got {lines}")
+        return figures(found, settings.max_test_samples) | {"about": facts("sweep", self.accelerator.device)}
 
 
-def line(row: FrontierRow) -> str:
-    """A row of the table as a line of text."""
-    point = "as given" if row.point == FREE else row.point
-    parts = [f"{row.network}, {point}" + ("" if row.trained else ", calibrated")]
-    parts += [f"{name} {getattr(row, name):g}" for name in FAULTS if getattr(row, name)]
-    parts.append(f"accuracy {row.accuracy:.2%}")
-    if row.cost is not None and row.goal is not None:
-        what = "activity" if row.target == "sparsity" else row.target
-        parts.append(f"{what} {row.cost:.4g} for {row.goal:g}" + ("" if row.reached else ", not reached"))
-    if row.sparsity is not None and not (row.target == "sparsity" and math.isclose(row.cost or 0.0, row.sparsity)):
-        parts.append(f"activity {row.sparsity:.4f}")
-    if row.same_decisions is not None:
-        parts.append(f"{row.same_decisions:,} of {row.images:,} decided alike in simulation")
-    return ", ".join(parts)
-
-
-def _key(row: FrontierRow, bench: Bench) -> dict[str, Any]:
-    """Cache key of a network's measurements: network, point, weights and images."""
-    own = {"network": row.network, "point": row.point}
-    return own | {"weights": row.weights_sha256, "images": bench.data.fingerprint}
+def _saved(path: Path, key: str) -> dict[str, Any] | None:
+    """Content of an evaluation.json with this key; None if it is missing, damaged or of another setting."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("key") == key else None
 
 
 ERRORS = (ValueError, RuntimeError, OSError, MemoryError, Interrupted)

@@ -1,153 +1,141 @@
-"""The HTML page of a sweep: cheapest points near the given network's accuracy, curves, and all points."""
+"""The HTML page of a sweep: accuracy against each cost, and all rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ttfs_triton.atomic import write_text
-from ttfs_triton.commands.sweep import FAULTS
+from ttfs_triton.commands.sweep import FAULTS, GRID, TARGETS, TRAINING, Point
+from ttfs_triton.evaluate.figures import DEADLINE_AXIS, lines_svg
 from ttfs_triton.evaluate.page import render
+from ttfs_triton.evaluate.plots import LINES, PAPER, accuracy_axis, legend_below, page_svg, value_axis
 from ttfs_triton.evaluate.tables import pairs_table
-from ttfs_triton.sweep.figures import Rows, label, memory_chip, of_networks, sections
-from ttfs_triton.sweep.table import FREE, FrontierRow
+from ttfs_triton.sweep.table import FREE, SUMS, Row, label
 from ttfs_triton.table import Table
 from ttfs_triton.wording import energy, interval, number, percent, ratio
 
-NEAR = 0.01
-"""A point is near the given network if its accuracy is lower by at most this share of the images."""
-Columns = dict[str, Callable[[FrontierRow], str]]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Row]
+Lines = dict[str, list[tuple[float, float]]]
 
 
 def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, str]) -> None:
     """Write the page of a frontier; `about` holds date, device, versions and command. Raises as `write_page` does."""
-    networks = of_networks(rows)
     text = render(
         "sweep.html",
         "ttfs_triton.sweep",
-        networks=networks,
-        cheapest=cheapest_table(rows),
-        curves=sections(rows),
-        points=points_table(networks),
-        details=[table for table in (faults_table(rows), deadlines_table(rows)) if table.rows],
-        steps=sorted({row.steps for row in rows if row.steps and row.time_steps is None}),
-        missed=[f"{row.network}, {label(row)}" for row in networks if row.reached is False],
+        rows=rows,
+        figures=[(svg, f"Accuracy against {what}.") for svg, what in _figures(rows) if svg is not None],
+        points=points_table(rows),
+        steps=sorted({row["steps"] for row in rows if row["time_steps"] is None}),
         facts=pairs_table("How this page was made", about.items()),
     )
     write_text(path, text)
 
 
-def cheapest_table(rows: Rows) -> Table:
-    """For each network, its cheapest points of nearly the same accuracy, by operations and by energy; and the verdict.
+def points_table(rows: Rows) -> Table:
+    """Table of all rows."""
+    columns: dict[str, Callable[[Row], str]] = {
+        "network": lambda row: row["network"],
+        "point": label,
+        "accuracy": lambda row: percent(row["accuracy"]),
+        "95% interval": lambda row: " to ".join(percent(end, 1) for end in interval(row["accuracy"], row["images"])),
+        "by first spike": lambda row: percent(row["first_spike_accuracy"]),
+        "simulated": lambda row: percent(row["simulated_accuracy"]),
+        "target": lambda row: "" if row["goal"] is None else f"{row['cost']:.4g} of {row['goal']:g}",
+        "activity": lambda row: f"{row['sparsity']:.4f}",
+        "operations": lambda row: number(row["synaptic_operations"]),
+        "× with memory": lambda row: ratio(_over_dense(row, "with_memory_uj")),
+        "× arithmetic": lambda row: ratio(_over_dense(row, "arithmetic_uj")),
+    }
+    caption = f"× is the ratio of the simulation's energy to the dense ANN's on {rows[0]['chip']}."
+    return Table.of(caption, rows, columns, (1,))
 
-    The verdict is the point with the least energy that costs less than the dense ANN, both with memory and by
-    arithmetic alone, and whose operations all have prices.
+
+def _over_dense(row: Row, measure: str) -> float | None:
+    own, dense = row[measure], row[f"dense_{measure}"]
+    return own / dense if own is not None and dense else None
+
+
+def _figures(rows: Rows) -> Iterator[tuple[str | None, str]]:
+    """Figures, each as (SVG, name of the horizontal axis); SVG is None with fewer than two points."""
+    plain = [row for row in rows if not any(row[key] for key in FAULTS)]
+    images = rows[0]["images"]
+    for column, words in (
+        ("synaptic_operations", "synaptic operations of an image"),
+        ("with_memory_uj", "energy of an image, memory included"),
+        ("arithmetic_uj", "energy of an image, arithmetic alone"),
+    ):
+        yield _scatter(plain, column, words), words
+    for across in ("time_steps", "weight_bits", *FAULTS):
+        words, on_grid = across.replace("_", " "), across in GRID
+        free = [row for row in plain if on_grid and row["point"] == FREE and not row["time_steps"]]
+        levels = {f"{row['network']} without a grid": row["accuracy"] for row in free}
+        lines = _curves(plain if on_grid else rows, across, "accuracy" if on_grid else "simulated_accuracy")
+        yield lines_svg(f"sweep-{across}", lines, words, images, doubling=on_grid, levels=levels), words
+    lines = Lines()
+    for row in plain:
+        points = [(float(name[9:]), right) for name, right in row.items() if name.startswith("deadline ")]
+        lines |= {f"{row['network']}, {label(row)}": points} if points else {}
+    yield lines_svg("sweep-deadline", lines, DEADLINE_AXIS, images), "the deadline"
+
+
+def _curves(rows: Rows, across: str, accuracy: str) -> Lines:
+    """Points (value of a column, accuracy) of rows that differ in this column alone, by what they have in common."""
+    lines = Lines()
+    for row in rows:
+        if row[across] is not None:
+            common = "+".join(part for part in row["point"].split("+") if not part.startswith(f"{across}="))
+            name = f"{row['network']}, {label(row | {'point': common, across: 0})}"
+            lines.setdefault(name, []).append((row[across], row[accuracy]))
+    return {name: points for name, points in lines.items() if any(value for value, _ in points)}
+
+
+def _kinds(row: Row) -> set[str]:
+    """Keys that a row's point sets, except for those of its training."""
+    return set() if row["point"] == FREE else {key for key, _ in Point.parse(row["point"]).keys} - {*TRAINING}
+
+
+def _scatter(rows: Rows, column: str, title: str) -> str | None:
+    """Scatter plot of accuracy against a cost, with a line at each dense ANN's cost; None with fewer than two points.
+
+    Markers are filled for trained points, open for calibrated ones. A line joins the points that were trained for one
+    target alone; its cheapest point has its goal beside it.
     """
-    chip, networks = memory_chip(rows), of_networks(rows)
-    ways: dict[str, Callable[[FrontierRow], float | None]] = {"fewest operations": lambda row: row.synaptic_operations}
-    caption = f"Points at most {100 * NEAR:g} point less accurate than the network as given. "
-    if chip is None:
-        caption += "None of the chips prices memory."
-    else:
-        ways["least energy, memory included"] = lambda row: row.picojoules(chip, "with_memory")
-        ways["least energy, arithmetic alone"] = lambda row: row.picojoules(chip, "arithmetic")
-        ways["cheaper than the dense ANN"] = lambda row: (
-            row.picojoules(chip, "with_memory") if _cheaper(row, chip) else None
-        )
-        caption += f"Energies on {chip}; × is the ratio to the dense ANN. A point is cheaper if it is so with "
-        caption += "memory and by arithmetic alone."
-    measures: Columns = {
-        "accuracy": lambda row: percent(row.accuracy),
-        "operations": lambda row: number(row.synaptic_operations),
-        "energy, memory included": lambda row: energy(row.picojoules(chip, "with_memory")),
-        "×": lambda row: ratio(row.over_dense(chip, "with_memory")),
-        "arithmetic alone": lambda row: energy(row.picojoules(chip, "arithmetic")),
-        " ×": lambda row: ratio(row.over_dense(chip, "arithmetic")),
-    }
-    lines, several = [], len({row.network for row in networks}) > 1
-    for free in (row for row in networks if row.point == FREE):
-        near = [row for row in networks if row.network == free.network and free.accuracy - row.accuracy < NEAR + 1e-9]
-        found: list[tuple[str, FrontierRow | None]] = [("as given", free)]
-        for what, cost in ways.items():
-            priced = [row for row in near if cost(row) is not None]
-            best = min(priced, key=lambda row: (cost(row), row.point != FREE), default=None)
-            found.append((f"{what}: {'none' if best is None else label(best)}", best))
-        for name, row in found:
-            cells = ["–" if row is None else cell(row) for cell in measures.values()]
-            lines.append((*([free.network] if several else []), name, *cells))
-    headers = (*(["network"] if several else []), "point", *map(str.strip, measures))
-    return Table(caption, headers, tuple(lines), (headers.index("point"),))
+    priced = sorted((row for row in rows if row[column]), key=lambda row: row[column])
+    if len(priced) < 2:
+        return None
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    dense = {row["network"]: row[f"dense_{column}"] for row in priced if row.get(f"dense_{column}")}
 
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.margins(0.12, 0.08)
+        for (colour, marker), network in zip(LINES * len(networks), networks, strict=False):
+            own = [row for row in priced if row["network"] == network]
+            for target in TARGETS:
+                if alone := [row for row in own if _kinds(row) == {target}]:
+                    joined = [(row[column], row["accuracy"]) for row in own if row["point"] == FREE or row in alone]
+                    axes.plot(*zip(*joined, strict=True), color=colour, linewidth=1.2, alpha=0.6)
+                    goal, place = f"{alone[0]['goal']:g}", (alone[0][column], alone[0]["accuracy"])
+                    axes.annotate(goal, place, (0, -14), textcoords="offset points", fontsize=9)
+            for row in own:
+                x, shares = row[column], interval(row["accuracy"], row["images"])
+                axes.plot([x, x], shares, color=colour, linewidth=1, alpha=0.35)
+                size, fill = 9 if row["point"] == FREE else 6, colour if row["trained"] else PAPER
+                axes.plot([x], [row["accuracy"]], marker, color=colour, markersize=size, markerfacecolor=fill)
+            axes.plot([], [], marker, color=colour, label=network)
+            if network in dense:
+                axes.axvline(dense[network], color=colour, linestyle="--", linewidth=1.2)
+        accuracy_axis(axes, [row["accuracy"] for row in priced], rows[0]["images"])
+        values, unit = [*(row[column] for row in priced), *dense.values()], column in SUMS.values()
+        value_axis(axes, values, (lambda value: energy(value * 1e6)) if unit else number)
+        axes.set_xlabel(title)
+        if len(networks) > 1:
+            legend_below(figure, axes, columns=2)
 
-def _cheaper(row: FrontierRow, chip: str) -> bool:
-    found = row.on_chip(chip)
-    ratios = [row.over_dense(chip, measure) for measure in ("with_memory", "arithmetic")]
-    return found is not None and not found.missing and all(each is not None and each < 1 for each in ratios)
-
-
-def points_table(networks: Rows) -> Table:
-    """Table of all points, one row for each."""
-    chip, caption = memory_chip(networks), "Points"
-    columns: Columns = {
-        "accuracy (95% interval)": _accuracy,
-        "by first spike": lambda row: percent(row.first_spike_accuracy),
-        "target": _target,
-        "activity": lambda row: "–" if row.sparsity is None else f"{row.sparsity:.4f}",
-        "operations": lambda row: number(row.synaptic_operations),
-    }
-    if chip is not None:
-        columns["× with memory"] = lambda row: _with_memory(row, chip)
-        columns["× arithmetic"] = lambda row: ratio(row.over_dense(chip, "arithmetic"))
-        caption = f"× is the ratio to the dense ANN on {chip}; in brackets, at 4 to 128 time steps a window."
-    columns["simulated alike"] = lambda row: "" if row.same_decisions is None else f"{row.same_decisions:,}"
-    return _table(caption, networks, columns)
-
-
-def _accuracy(row: FrontierRow) -> str:
-    low, high = interval(row.accuracy, row.images)
-    return f"{percent(row.accuracy)} ({percent(low, 1)} to {percent(high, 1)})"
-
-
-def _with_memory(row: FrontierRow, chip: str) -> str:
-    """The ratio with memory, and its range over numbers of time steps unless a grid fixes the steps."""
-    text, found = ratio(row.over_dense(chip, "with_memory")), row.on_chip(chip)
-    if found is None or found.least_ratio is None or row.time_steps is not None:
-        return text
-    return f"{text} ({ratio(found.least_ratio)} to {ratio(found.most_ratio)})"
-
-
-def _target(row: FrontierRow) -> str:
-    """Cost and goal of a target; a sparsity target shows no cost, because activity has its own column."""
-    if row.cost is None or row.goal is None:
-        return ""
-    got = "" if row.target == "sparsity" else f"{row.cost:.4g} of "
-    return f"{got}{row.goal:g}" + ("" if row.reached else ", not reached")
-
-
-def faults_table(rows: Rows) -> Table:
-    """Table of simulations with faults, one row for each."""
-    columns: Columns = {name.replace("_", " "): lambda row, name=name: f"{getattr(row, name):g}" for name in FAULTS} | {
-        "steps": lambda row: str(row.steps or "–"),
-        "bits": lambda row: str(row.weight_bits or "float") if row.time_steps else "8",
-        "accuracy": lambda row: percent(row.accuracy),
-        "by first spike": lambda row: percent(row.first_spike_accuracy),
-    }
-    return _table("Faults, simulated", [row for row in rows if row.kind == "faults"], columns)
-
-
-def deadlines_table(rows: Rows) -> Table:
-    """Table of decisions by deadline, one row for each deadline."""
-    columns: Columns = {
-        "deadline": lambda row: f"{row.deadline:.2f}",
-        "mean decision time": lambda row: "–" if row.decision_time is None else f"{row.decision_time:.3f}",
-        "accuracy": lambda row: percent(row.accuracy),
-    }
-    deadlines = [row for row in rows if row.kind == "deadline"]
-    return _table("Deadlines, in windows from the image's start", deadlines, columns)
-
-
-def _table(caption: str, rows: Rows, columns: Columns) -> Table:
-    """A table with one row for each frontier row, and a column for the network if there are several."""
-    several = len({row.network for row in rows}) > 1
-    named: Columns = {"network": lambda row: row.network} if several else {}
-    return Table.of(caption, rows, named | {"point": label} | columns, (1,) if several else ())
+    return page_svg(f"sweep-{column}", 4.4, draw)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from ttfs_triton.commands.sweep import GRID, FrontierOptions, Point
+from ttfs_triton.commands.sweep import GRID, FrontierOptions, Point, folder_name
 from ttfs_triton.data.images import draw_images
 from ttfs_triton.energy import load_chip
 from ttfs_triton.evaluate.load import LoadedNetwork, load_network
@@ -21,8 +20,8 @@ from ttfs_triton.train.config import (
     FREE_ON_RESUME,
     ConfigError,
     TrainConfig,
-    changed_keys,
     check_typed_network,
+    differing_keys,
     make_config,
     read_yaml,
 )
@@ -108,7 +107,7 @@ def _network(source: str, options: FrontierOptions) -> PlannedNetwork:
         raise ConfigError(f"frontier: --data-dir or --dataset must name the images of {source}; got neither.")
     problems, points = [], []
     for point in options.trained():
-        folder = options.output_dir / "points" / name / point.folder
+        folder = options.output_dir / "points" / name / folder_name(point.name)
         try:
             points.append(_planned(settings, point, folder))
         except (ConfigError, RunFolderError) as error:
@@ -123,14 +122,14 @@ def _planned(settings: Settings, point: Point, path: Path) -> PlannedPoint:
     if not folder.is_run():
         return PlannedPoint(point, folder, config)
     saved = make_config(read_yaml(path / "config.yaml"), str(path / "config.yaml"))
-    config = config.model_copy(update={"cpu": saved.cpu})  # it resumes on the same device
-    if changes := changed_keys(saved, config):
+    config = config.model_copy(update={"cpu": saved.cpu, "resume": True})  # it resumes on the same device
+    changes = {key: pair for key, pair in differing_keys(saved, config).items() if key not in FREE_ON_RESUME}
+    if changes:
         lines = ", ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in changes.items())
         raise ConfigError(
             f"{path} holds a run of other settings, {lines}. Give the old ones, or another --output-dir, or remove it."
         )
-    free = {key: value for key, value in config.model_dump().items() if key in FREE_ON_RESUME}
-    return PlannedPoint(point, folder, make_config(saved.model_dump() | free | {"resume": True}, str(path)))
+    return PlannedPoint(point, folder, config)
 
 
 def check_points(network: PlannedNetwork, data: RunData, accelerator: Accelerator) -> None:
@@ -159,20 +158,6 @@ def check_points(network: PlannedNetwork, data: RunData, accelerator: Accelerato
     if problems:
         lines = "\n".join(problems)
         raise ConfigError(f"frontier: nothing was trained: impossible points of {network.name}:\n{lines}")
-
-
-def outline(networks: Sequence[PlannedNetwork], grids: int) -> list[str]:
-    """Lines that list the points to train, and say for how many grids each network is calibrated."""
-    lines = []
-    for network in networks:
-        left = [planned for planned in network.points if not planned.ended]
-        begun = sum(planned.folder.is_run() for planned in left)
-        more = f", {begun} of them begun" if begun else ""
-        parts = [f"{grids} grid{'s' * (grids > 1)} to calibrate"] if grids else []
-        parts += [f"{len(left)} of {len(network.points)} points to train{more}"] if network.points else []
-        lines.append(f"{network.name}: {'; '.join(parts) or 'measured as given'}")
-        lines += [f"  {planned.point.name}, {planned.config.epochs} epochs" for planned in left]
-    return lines
 
 
 def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) -> Settings:
