@@ -35,7 +35,9 @@ USES = {
 }
 
 # Modules below all rooms.
-BELOW = "atomic command_line commands memory run_records shared_options table untrusted_files wording".split()
+BELOW = (
+    "atomic command_line commands memory option_rules run_records shared_options table untrusted_files wording".split()
+)
 
 # Packages that `pip install -e .` alone does not bring.
 EXTRAS = "matplotlib torchvision onnx onnxruntime nir nirtorch snntorch spikingjelly tensorboard".split()

@@ -8,10 +8,12 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from ttfs_triton.option_rules import Needs, RuledOptions
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class CommandOptions(BaseModel):
+class CommandOptions(RuledOptions):
     """Base class of the options of a command. The string below a field is its flag's help text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -75,6 +77,8 @@ class Faults:
 class FaultOptions(BaseModel):
     """Faults of a chip; see `ttfs_triton.nn.Faults`."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     spike_jitter: Share = 0.0
     """Standard deviation of spike times, in windows."""
     weight_noise: Share = 0.0
@@ -108,7 +112,7 @@ class AugmentationOptions(BaseModel):
 
     crop_padding: int = Field(default=0, ge=0, le=8192)
     """Pad by this many pixels and crop at random."""
-    crop_fill: Fill = 0
+    crop_fill: Annotated[Fill, Needs("crop_padding", "auto_augment", flag=True)] = 0
     """Pixel value of the padding that crop_padding adds, and of pixels that AutoAugment uncovers; reflect: the padding
     mirrors the image, and AutoAugment uncovers black pixels."""
     flip: Flip = False

@@ -10,8 +10,10 @@ import tyro
 from pydantic import Field
 
 from ttfs_triton.command_line import run_command
+from ttfs_triton.option_rules import Needs
 from ttfs_triton.shared_options import CommandOptions, FaultOptions
 
+Bits = Annotated[int, Field(ge=2, le=16)]
 Steps = Annotated[int, Field(ge=1, le=4096)]
 OfNetwork = Literal["network"]
 
@@ -36,7 +38,7 @@ class ImageOptions(CommandOptions):
 class MeasuringOptions(ImageOptions):
     """Options of commands that measure networks on test images: faults and decision time, besides `ImageOptions`."""
 
-    fault_seed: int = Field(default=0, ge=0, lt=2**63)
+    fault_seed: Annotated[int, Needs(*FaultOptions.model_fields)] = Field(default=0, ge=0, lt=2**63)
     """Seed of the faults in simulations."""
     deadlines: bool = False
     """Measure accuracy against decision time, by the earliest output spike, for each network."""
@@ -70,7 +72,7 @@ class EvaluationOptions(FaultOptions, MeasuringOptions):
     """Clock frequency in MHz, for idle power. Default: the chip's own."""
     hops_per_spike: float | None = Field(default=None, ge=0)
     """Tiles that a delivered spike crosses, summed over its messages. Default: hops are not priced."""
-    weight_bits: Annotated[int, Field(ge=2, le=16)] | OfNetwork | None = "network"
+    weight_bits: Annotated[Bits | OfNetwork | None, Needs("simulation")] = "network"
     """Bits of a weight in the simulation; None does not round. network: the bits of the network's grid, or 8."""
     gating: bool = True
     """Neurons rest before their first input spike and after their own spike."""
@@ -84,7 +86,7 @@ class EvaluationOptions(FaultOptions, MeasuringOptions):
     """Path of the report, one self-contained HTML page, which ends in .html."""
     overwrite: bool = False
     """Replace existing files of --output-dir and --report."""
-    sample: int = Field(default=0, ge=0, lt=2**31)
+    sample: Annotated[int, Needs("report")] = Field(default=0, ge=0, lt=2**31)
     """Index of the test image whose spikes the report shows."""
 
 

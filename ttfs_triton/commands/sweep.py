@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from ttfs_triton.command_line import run_command
 from ttfs_triton.commands.evaluate import MeasuringOptions, Steps
+from ttfs_triton.option_rules import Needs
 from ttfs_triton.shared_options import FaultOptions
 
 GRID = ("time_steps", "weight_bits", "state_bits")
@@ -84,6 +85,7 @@ def as_number(text: str) -> int | float | str:
     return text.strip()
 
 
+CLOCKED = Needs("time_steps", why="chips run on a clock; 64 steps lose nothing")
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -111,11 +113,11 @@ class FrontierOptions(MeasuringOptions):
     # ---- grids and faults: without training, and with training if asked for
     time_steps: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()
     """Time steps a window of grids; the network is calibrated for each pair of time steps and weight bits."""
-    weight_bits: tuple[Annotated[int, Field(ge=2, le=16)], ...] = ()
+    weight_bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], CLOCKED] = ()
     """Bits of a weight on the grids. Default: weights are not rounded."""
-    state_bits: int | None = Field(default=None, ge=4, le=62)
+    state_bits: Annotated[int | None, CLOCKED] = Field(default=None, ge=4, le=62)
     """Bits of the registers of slope and potential on the grids. Default: wide enough."""
-    train_grids: bool = False
+    train_grids: Annotated[bool, CLOCKED] = False
     """Also train the network on each of the grids."""
     spike_jitter: tuple[Share, ...] = ()
     """Standard deviations of spike times, in windows; the network is simulated with each of them."""
@@ -127,7 +129,7 @@ class FrontierOptions(MeasuringOptions):
     """Shares of the hidden neurons that always fire at their window's start."""
     lost_spikes: tuple[Share, ...] = ()
     """Shares of the spikes that reach no synapse."""
-    train_faults: bool = False
+    train_faults: Annotated[bool, Needs(*FAULTS)] = False
     """Also train the network with each fault, and simulate the trained network with all faults of the same kind."""
 
     # ---- training of a point: the network's own training options and weights, except for these
@@ -148,13 +150,8 @@ class FrontierOptions(MeasuringOptions):
     """Time steps a window at which networks without a grid are simulated and priced."""
 
     @model_validator(mode="after")
-    def _together(self) -> Self:
-        for name in ("weight_bits", "state_bits", "train_grids"):
-            if getattr(self, name) and not self.time_steps:
-                raise ValueError(f"{name} needs time_steps, the clock of a grid; got none. 64 steps cost no accuracy")
-        if self.train_faults and not any(getattr(self, name) for name in FAULTS):
-            raise ValueError(f"train_faults needs faults; got none. Give one of {', '.join(FAULTS)}")
-        self.trained()
+    def _points(self) -> Self:
+        self.trained()  # raises if a point cannot be read
         return self
 
     def grids(self) -> list[Point]:

@@ -28,12 +28,6 @@ def run(options: EvaluationOptions) -> EvaluationResult:
     check_output(options)
     if options.faults and not options.simulation:
         raise ValueError(f"evaluate: faults must be simulated; got {options.faults.text()} with --no-simulation.")
-    simulated, faulty, shown = options.simulation, bool(options.faults), options.report is not None
-    needs = ("weight_bits", "a simulation", simulated), ("fault_seed", "faults", faulty), ("sample", "--report", shown)
-    for name, needed, there in needs:
-        value = getattr(options, name)
-        if not there and value != EvaluationOptions.model_fields[name].default:
-            raise ValueError(f"evaluate: {name} must go with {needed}; got {value} without. Leave it out.")
     loaded = load_network(options.model, options.network)
     every = (FAIR_CHIP, *available_chips())  # ANNs are compared on the first chip that prices them
     named = [each for name in options.chip for each in (every if name == "all" else [name])]

@@ -11,7 +11,7 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 
 from ttfs_triton.command_line import OptionsError, parse_options, problem_lines
+from ttfs_triton.option_rules import broken_rules
 from ttfs_triton.shared_options import AugmentationOptions, FaultOptions
 from ttfs_triton.train.options import (
     FREE,
@@ -65,35 +66,6 @@ class TrainConfig(
             keys = ", ".join(given)
             raise ValueError(f'network builds the network: leave out {keys}, or use the recipe "own" without them')
         _ = self.target  # raises
-        clock = "chips run on a clock; 64 steps lose nothing"
-        needs = {
-            "random_resized_crop": ("image_size, e.g. 224", self.image_size),
-            "block_convolutions": ("model: cifarnet", self.model == "cifarnet"),
-            "grid_chip": ("time_steps", self.time_steps),
-            "weight_bits": (f"time_steps: {clock}", self.time_steps),
-            "state_bits": (f"time_steps: {clock}", self.time_steps),
-            "weight_units": ("weight_bits", self.weight_bits),
-            "teacher_weight": ("teacher", self.teacher),
-            "psp_persistence_rise": ("a psp_persistence above 0 to rise to", self.spiking_neuron.psp_persistence),
-            "target_steps": ("target_energy", self.target_energy),
-            "push_to_hub": ("hub_repo_id, owner/name", self.hub_repo_id),
-        }
-        for key, (needed, given) in needs.items():
-            if not given and getattr(self, key) != TrainConfig.model_fields[key].default:
-                raise ValueError(f"{key} needs {needed}")
-        if self.batch_norm and self.time_steps is not None:
-            raise ValueError(
-                "batch_norm and time_steps exclude each other: train with batch_norm, then on the grid by "
-                "`ttfs sweep RUN --time-steps N --train-grids`, or put the run on it by `ttfs calibrate`"
-            )
-        if self.psp_persistence_rise is not None and self.compile:
-            raise ValueError("psp_persistence_rise and compile exclude each other: each σ would be compiled anew")
-        if self.streaming and self.data_placement != "auto":
-            raise ValueError(f"streaming and data_placement: {self.data_placement} exclude each other")
-        excluding = (("resume", "overwrite"), ("random_resized_crop", "crop_padding"))
-        for one, other in excluding:
-            if getattr(self, one) and getattr(self, other):
-                raise ValueError(f"{one} and {other} exclude each other")
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(
                 f"batch_size (={self.batch_size}) must be divisible by gradient_accumulation "
@@ -174,7 +146,8 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None
         raise ConfigError(str(error).replace("the command line", said, 1)) from None
     del given["config"]
     config = make_config(given, said)
-    _check_effects(config, differing_keys(base, config).keys())
+    for message in broken_rules(config, differing_keys(base, config).keys()):
+        raise ConfigError(f"{message}.")
     return config
 
 
@@ -188,37 +161,6 @@ def check_typed_network(named: object, typed: str | None, source: str) -> None:
             f"{source}: network must be typed on the command line, since code that only a file names is not run; got "
             f"{named!r:.200} in the file. Add --network FILE.py:FUNCTION."
         )
-
-
-def _check_effects(config: TrainConfig, flags: Set[str]) -> None:
-    """Refuse flags that have no effect beside the other keys. Files may hold such keys: they serve several runs."""
-    normalised = "batch_norm", config.batch_norm or config.network
-    slope = "psp_persistence above 0", config.spiking_neuron.has_slope or config.network
-    published = "push_to_hub", config.push_to_hub
-    needs = {
-        "head": ("model: vgg11 or vgg16", config.model in ("vgg11", "vgg16")),
-        "dropout": ("fully connected hidden layers", config.model not in ("cifarnet", "resnet18", "resnet20")),
-        "norm_bias_rate": normalised,
-        "norm_gain_rate": normalised,
-        "derivative_clip": slope,
-        "surrogate_width": slope,
-        "split_gradient": slope,
-        "warmup": ("schedule: one_cycle, cosine or linear", config.schedule in ("one_cycle", "cosine", "linear")),
-        "start_factor": ("schedule: linear", config.schedule == "linear"),
-        "end_factor": ("schedule: linear", config.schedule == "linear"),
-        "milestones": ("schedule: milestones", config.schedule == "milestones"),
-        "milestone_factor": ("schedule: milestones", config.schedule == "milestones"),
-        "identity_start": ("batch_norm: true", config.batch_norm),
-        "crop_fill": ("crop_padding or auto_augment", config.crop_padding or config.auto_augment),
-        "calibration_images": ("weights", config.weights),
-        "learn_units": ("weight_bits", config.weight_bits),
-        "hub_repo_id": published,
-        "hub_private": published,
-        "hub_license": published,
-    }
-    for key, (needed, holds) in needs.items():
-        if key in flags and not holds:
-            raise ConfigError(f"{key} has no effect here: it needs {needed}. Leave it out, or set what it needs.")
 
 
 @dataclass(frozen=True)

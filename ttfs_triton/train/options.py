@@ -1,4 +1,4 @@
-"""All keys of a run: help texts, ranges, exclusions; one class per group of `--help`. Over 400 lines: all flags.
+"""All keys of a run: help texts, ranges, rules; one class per group of `--help`. Over 400 lines: all flags.
 
 `TrainConfig` joins the classes; YAML files and the command line are flat. FREE fields change weights and metrics by
 rounding at most, and may differ between a run and its continuation.
@@ -10,11 +10,10 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import tyro
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -24,6 +23,7 @@ from pydantic import (
 )
 
 from ttfs_kernels.neuron import Neuron
+from ttfs_triton.option_rules import Excludes, Needs, RuledOptions
 
 if TYPE_CHECKING:  # `--help` needs neither arrays nor PyTorch
     from ttfs_triton.data.events import EventWindows
@@ -31,11 +31,20 @@ if TYPE_CHECKING:  # `--help` needs neither arrays nor PyTorch
 
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Number = Annotated[int, Field(ge=1, lt=2**31)]
+CLOCKED = Needs("time_steps", why="chips run on a clock; 64 steps lose nothing")
+NORMALISED = Needs("batch_norm", "network", flag=True)
+SPIKING = Needs("psp_persistence", "network", flag=True)
+WARMED_UP = Needs(schedule=("one_cycle", "cosine", "linear"), flag=True)
+LINEAR = Needs(schedule=("linear",), flag=True)
+AT_MILESTONES = Needs(schedule=("milestones",), flag=True)
+EVENTS = Needs("event_windows", why="only recordings of events use it")
+PUBLISHED = Needs("push_to_hub", flag=True)
+ONE_TARGET = Excludes("target_sparsity", "target_operations", "target_energy")
 PROPERTIES = tuple(field.name for field in dataclasses.fields(Neuron))
 FREE: dict[str, Any] = {"free_on_resume": True}
 
 
-class Options(BaseModel):
+class Options(RuledOptions):
     """Base class of the groups. The string below a field is its help text."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
@@ -68,7 +77,7 @@ class MainOptions(Options):
     """Seed of weights, data order and augmentation."""
     preset: str | None = None
     """Preset of the recipe: sets the keys that `--help` lists; a configuration file and flags override them."""
-    resume: bool = Field(default=False, json_schema_extra=FREE)
+    resume: Annotated[bool, Excludes("overwrite")] = Field(default=False, json_schema_extra=FREE)
     """Resume from the newest complete checkpoint in output_dir."""
     overwrite: bool = Field(default=False, json_schema_extra=FREE)
     """Delete an existing run in output_dir first."""
@@ -83,7 +92,7 @@ class DataOptions(Options):
     """Column of the labels. Default: detected (label, fine_label)."""
     image_size: int | None = Field(default=None, ge=1, le=8192)
     """Resize all images to this height and width. Default: their own size, which must then be the same for all."""
-    random_resized_crop: bool = False
+    random_resized_crop: Annotated[bool, Needs("image_size", why="such as 224"), Excludes("crop_padding")] = False
     """Train on random crops of photographs, 8 to 100 % of the area, resized to image_size, and score centre crops.
     Photographs are decoded batch by batch."""
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
@@ -95,7 +104,7 @@ class DataOptions(Options):
     """Use only this many test images."""
     max_bad_images: Count = Field(default=10, json_schema_extra=FREE)
     """Number of undecodable images that may be skipped, with a warning each; one more stops the run."""
-    streaming: bool = False
+    streaming: Annotated[bool, Excludes(data_placement=("device", "host"))] = False
     """Decode images batch by batch from disk instead of keeping all of them in memory."""
     data_placement: Literal["auto", "device", "host"] = Field(default="auto", json_schema_extra=FREE)
     """Where decoded images are kept. device: GPU memory. host: main memory. auto: GPU memory if they fit, else main
@@ -104,37 +113,25 @@ class DataOptions(Options):
     """Worker processes that decode streamed images."""
 
 
-_IMAGE_KEYS = (  # keys without meaning for recordings of events
-    *("dataset", "image_column", "label_column", "image_size", "random_resized_crop", "streaming"),
-    "auto_augment",
+NO_RECORDINGS = Excludes(
+    *("dataset", "image_column", "label_column", "image_size", "random_resized_crop", "streaming", "auto_augment"),
+    why="recordings of events do not use them",
 )
 
 
 class EventOptions(Options):
     """Recordings of event cameras; see `ttfs_triton.data.events`."""
 
-    event_windows: int | None = Field(default=None, ge=1, le=256)
+    event_windows: Annotated[int | None, NO_RECORDINGS] = Field(default=None, ge=1, le=256)
     """Windows in a recording of an event camera; data_dir holds the recordings (N-MNIST or DVS-Gesture as published,
     or class folders of .bin or .npz files). In a window, the first event of each pixel and polarity is a spike.
     Default: data_dir holds images."""
-    event_window_us: Number | None = None
+    event_window_us: Annotated[Number | None, EVENTS] = None
     """Length of an event window in microseconds. Default: the recording's duration divided by event_windows."""
-    event_pool: Number = 1
+    event_pool: Annotated[Number, EVENTS] = 1
     """Merge squares of this many pixels a side into one pixel, which takes their earliest event."""
-    event_sensor: tuple[Number, Number] | None = None
+    event_sensor: Annotated[tuple[Number, Number] | None, EVENTS] = None
     """Height and width of the sensor in pixels. Default: the sensor of N-MNIST or DVS-Gesture."""
-
-    @model_validator(mode="after")
-    def _of_events(self) -> Self:
-        recordings = self.event_windows is not None
-        keys = _IMAGE_KEYS if recordings else EventOptions.model_fields
-        fields = type(self).model_fields
-        given = ", ".join(name for name in keys if name in fields and getattr(self, name) != fields[name].default)
-        if given and recordings:
-            raise ValueError(f"event_windows: leave {given} out, which recordings of events do not use")
-        if given:
-            raise ValueError(f"{given} needs event_windows: only recordings of events use it")
-        return self
 
     @property
     def events(self) -> EventWindows | None:
@@ -146,18 +143,24 @@ class EventOptions(Options):
         return EventWindows(self.event_windows, self.event_window_us, self.event_pool, self.event_sensor)
 
 
+ON_NO_GRID = Excludes("time_steps", why="put the run on a grid by `ttfs sweep --train-grids` or `ttfs calibrate`")
+NO_DROPOUT = Excludes(model=("cifarnet", "resnet18", "resnet20"), why="it drops spikes of dense layers", flag=True)
+
+
 class NetworkOptions(Options):
     """The network. These keys exclude a network of your own (--network)."""
 
+    more_rules: ClassVar = dict.fromkeys(("derivative_clip", "surrogate_width", "split_gradient"), SPIKING)
+
     model: str = "cnn1"
     """cnn1, cifarnet, vgg11, vgg16, resnet18, resnet20, or a specification such as 16C5-P2-32C5p0-P2-128."""
-    block_convolutions: Literal[2, 3] = 2
+    block_convolutions: Annotated[Literal[2, 3], Needs(model=("cifarnet",))] = 2
     """Convolutions in each block of cifarnet. With 3, skip connections also carry spikes past the last two."""
-    head: Literal["4096-4096", "512", "none"] = "4096-4096"
+    head: Annotated[Literal["4096-4096", "512", "none"], Needs(model=("vgg11", "vgg16"), flag=True)] = "4096-4096"
     """Fully connected hidden layers of vgg11 and vgg16; the paper's are 4096-4096."""
     width: float = Field(default=1.0, gt=0)
     """Factor on the size of every hidden layer."""
-    batch_norm: bool = False
+    batch_norm: Annotated[bool, ON_NO_GRID] = False
     """Normalise the membrane potentials of hidden layers over the batch; folds into weights and initial potentials."""
     encoder: Literal["latency", "analog", "whitened", "signed"] | None = None
     """Encoder of the images. latency: bright pixels spike early. analog: the first convolution reads pixel values.
@@ -175,9 +178,9 @@ class NetworkOptions(Options):
     initial_gain: float = Field(default=0.5, gt=0)
     """Factor on Kaiming's scale of the initial weights. With batch_norm: initial standard deviation of the membrane
     potentials, in threshold heights; if it is small, few neurons saturate."""
-    identity_start: bool = False
+    identity_start: Annotated[bool, Needs("batch_norm", flag=True)] = False
     """Initialise the first filters of every spiking convolution to pass one input channel each through."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: Annotated[float, NO_DROPOUT] = Field(default=0.0, ge=0, lt=1)
     """Probability that a spike of a fully connected layer is dropped in training."""
 
     @model_validator(mode="before")
@@ -213,7 +216,7 @@ class StartOptions(Options):
     """Start from these weights: a run's folder, a file, bundled:NAME, or a Hub repository, org/name[/file][@revision].
     They must be weights of the same network, or of an ANN with its layers: convolutions, batch norms, fully connected
     layers, whatever their names; `ttfs convert` takes others."""
-    calibration_images: Count = 256
+    calibration_images: Annotated[Count, Needs("weights", flag=True)] = 256
     """Training images for the calibration, before training, of another project's ANN, and of a network with weights for
     a chip's grid. 0: no calibration."""
 
@@ -224,16 +227,16 @@ class GridOptions(Options):
     time_steps: int | None = Field(default=None, ge=1, le=1024)
     """Train on a chip's grid of this many time steps in each window: spikes fall on time steps, as in the simulator.
     Gradients pass straight through the rounding. The network keeps its grid for evaluation and simulation."""
-    weight_bits: int | None = Field(default=None, ge=2, le=16)
+    weight_bits: Annotated[int | None, CLOCKED] = Field(default=None, ge=2, le=16)
     """Bits of a weight on the grid, sign included. Default: weights are not rounded."""
-    weight_units: Literal["channel", "tensor"] = "channel"
+    weight_units: Annotated[Literal["channel", "tensor"], Needs("weight_bits")] = "channel"
     """Quantisation granularity: one scale per output channel, or one per layer ("tensor")."""
-    learn_units: bool = True
+    learn_units: Annotated[bool, Needs("weight_bits", flag=True)] = True
     """Learn the scales of the rounded weights; otherwise they stay at the best fit to the initial weights."""
-    state_bits: int | None = Field(default=None, ge=4, le=62)
+    state_bits: Annotated[int | None, CLOCKED] = Field(default=None, ge=4, le=62)
     """Bits of the saturating registers that hold a neuron's slope and potential on the grid. Default: as many as are
     needed."""
-    grid_chip: str | None = None
+    grid_chip: Annotated[str | None, CLOCKED] = None
     """Refuse to train unless this chip can hold the network on the grid: a chip's name, or your own TOML file."""
 
     @property
@@ -244,6 +247,10 @@ class GridOptions(Options):
         if self.time_steps is None:
             return None
         return Grid(self.time_steps, self.weight_bits, self.weight_units == "channel", self.state_bits)
+
+
+RISING = Needs("psp_persistence", why="σ rises to it, above 0")
+NOT_COMPILED = Excludes("compile", why="each σ would be compiled anew")
 
 
 class OptimisationOptions(Options):
@@ -259,9 +266,9 @@ class OptimisationOptions(Options):
     """Momentum of sgd and muon; first beta of adam and adamw."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay of weights (not of gains and initial potentials)."""
-    norm_bias_rate: float = Field(default=1.0, ge=0)
+    norm_bias_rate: Annotated[float, NORMALISED] = Field(default=1.0, ge=0)
     """Factor on the learning rate of batch norm's biases β. 0: they keep their initial values."""
-    norm_gain_rate: float = Field(default=1.0, ge=0)
+    norm_gain_rate: Annotated[float, NORMALISED] = Field(default=1.0, ge=0)
     """Factor on the learning rate of batch norm's weights γ, the standard deviations of the membrane potentials.
     0: they stay at initial_gain."""
     readout_rate: float = Field(default=1.0, gt=0)
@@ -269,16 +276,16 @@ class OptimisationOptions(Options):
     schedule: Literal["one_cycle", "cosine", "linear", "constant", "milestones"] = "one_cycle"
     """Course of the learning rate, by optimiser step. linear: from start_factor up to the peak, then down to
     end_factor. milestones: the peak, times milestone_factor at each milestone."""
-    warmup: float = Field(default=0.2, ge=0, lt=1)
+    warmup: Annotated[float, WARMED_UP] = Field(default=0.2, ge=0, lt=1)
     """Share of the steps in which the learning rate rises (one_cycle, cosine, linear)."""
-    start_factor: float = Field(default=0.2, ge=0, le=1)
+    start_factor: Annotated[float, LINEAR] = Field(default=0.2, ge=0, le=1)
     """Share of the peak rate at the first step (linear)."""
-    end_factor: float = Field(default=0.0, ge=0, le=1)
+    end_factor: Annotated[float, LINEAR] = Field(default=0.0, ge=0, le=1)
     """Share of the peak rate at the last step (linear)."""
-    milestones: tuple[Number, ...] = ()
+    milestones: Annotated[tuple[Number, ...], AT_MILESTONES] = ()
     """Epochs after which the learning rate is multiplied by milestone_factor (milestones); as in PyTorch's MultiStepLR,
     those behind the run's last epoch have no effect."""
-    milestone_factor: float = Field(default=0.1, gt=0, le=1)
+    milestone_factor: Annotated[float, AT_MILESTONES] = Field(default=0.1, gt=0, le=1)
     """Factor on the learning rate at each milestone (milestones)."""
     gradient_clip: float | None = Field(default=None, gt=0)
     """Upper bound on the norm of the gradient over all parameters. Default: no bound."""
@@ -287,22 +294,20 @@ class OptimisationOptions(Options):
     teacher: str | None = Field(default=None, json_schema_extra=FREE)
     """Also learn the class probabilities of this trained network: a run's folder, a folder with config.json and
     model.safetensors, owner/name on the Hub, or bundled:NAME."""
-    teacher_weight: float = Field(default=0.9, ge=0, le=1)
+    teacher_weight: Annotated[float, Needs("teacher")] = Field(default=0.9, ge=0, le=1)
     """Share of the loss that compares the network with the teacher; the rest compares it with the labels."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Decay of an exponential moving average of the weights; the average is scored and saved. 0: off."""
-    lookahead: Count = 0
+    lookahead: Annotated[Count, Excludes("ema_decay", why="each is the average that is scored")] = 0
     """Lookahead: every so many optimiser steps, average the weights with those of earlier steps, and continue from the
     average, which is scored and saved. Earlier steps count more towards the end of training. 0: off."""
-    psp_persistence_rise: tuple[float, float] | None = None
+    psp_persistence_rise: Annotated[tuple[float, float] | None, RISING, NOT_COMPILED] = None
     """Start at σ = 0 and let σ rise to psp_persistence between these two shares of the training, such as 0.25 0.6."""
 
     @model_validator(mode="after")
     def _of_updates(self) -> Self:
         if self.optimizer == "muon" and self.momentum == 0:
             raise ValueError("optimizer: muon needs momentum above 0")
-        if self.lookahead and self.ema_decay:
-            raise ValueError("lookahead and ema_decay exclude each other: each is the average that is scored")
         if self.schedule == "milestones" and not self.milestones:
             raise ValueError("schedule: milestones needs milestones, such as 50 150 240")
         if list(self.milestones) != sorted(set(self.milestones)):
@@ -328,28 +333,23 @@ class Wanted:
 class TargetOptions(Options):
     """Target: a cost to which training drives the network."""
 
-    target_sparsity: float | None = Field(default=None, gt=0, lt=1)
+    target_sparsity: Annotated[float | None, ONE_TARGET] = Field(default=None, gt=0, lt=1)
     """Goal for hidden spikes over hidden neurons, such as 0.15."""
-    target_operations: float | None = Field(default=None, gt=0, lt=1)
+    target_operations: Annotated[float | None, ONE_TARGET] = Field(default=None, gt=0, lt=1)
     """Goal for synaptic operations over the dense ANN's multiply-accumulates, such as 0.15."""
-    target_energy: str | None = None
+    target_energy: Annotated[str | None, ONE_TARGET] = None
     """Goal for the energy of an image on a chip, CHIP:MICROJOULES, such as lemaire45:int8:40."""
-    target_steps: Number = 32
+    target_steps: Annotated[Number, Needs("target_energy")] = 32
     """Time steps in a window for which the energy is computed (target_energy)."""
 
     @property
     def target(self) -> Wanted | None:
-        """The goal; None without a target. ValueError if several are given, or an energy is not a positive number."""
-        sparsity, operations, energy = self.target_sparsity, self.target_operations, self.target_energy
-        values = {"sparsity": sparsity, "operations": operations, "energy": energy}
-        given = [f"target_{kind}" for kind, value in values.items() if value is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} exclude each other; give one")
-        if sparsity is not None:
-            return Wanted("sparsity", sparsity)
-        if operations is not None:
-            return Wanted("operations", operations)
-        if energy is None:
+        """The goal; None without a target. ValueError if an energy is not a positive number."""
+        if self.target_sparsity is not None:
+            return Wanted("sparsity", self.target_sparsity)
+        if self.target_operations is not None:
+            return Wanted("operations", self.target_operations)
+        if (energy := self.target_energy) is None:
             return None
         chip, _, amount = energy.rpartition(":")
         try:
@@ -398,11 +398,11 @@ class RunOptions(Options):
 class HubOptions(Options):
     """Publishing when the run has ended."""
 
-    push_to_hub: bool = Field(default=False, json_schema_extra=FREE)
+    push_to_hub: Annotated[bool, Needs("hub_repo_id", why="owner/name")] = Field(default=False, json_schema_extra=FREE)
     """Publish the best weights, with a model card, when the run has ended. Rights are checked before it starts."""
-    hub_repo_id: str | None = Field(default=None, json_schema_extra=FREE)
+    hub_repo_id: Annotated[str | None, PUBLISHED] = Field(default=None, json_schema_extra=FREE)
     """Repository to publish in, owner/name; made if it does not exist."""
-    hub_private: bool = Field(default=True, json_schema_extra=FREE)
+    hub_private: Annotated[bool, PUBLISHED] = Field(default=True, json_schema_extra=FREE)
     """Publish so that only you, and the members of your organisation, can see the repository."""
-    hub_license: str | None = Field(default=None, json_schema_extra=FREE)
+    hub_license: Annotated[str | None, PUBLISHED] = Field(default=None, json_schema_extra=FREE)
     """Licence of the model by the Hub's short name, such as apache-2.0. Default: none is stated."""

@@ -1,0 +1,65 @@
+"""What an option needs or excludes, said beside the option's type: `Annotated[int, Needs("time_steps")]`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Set
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, model_validator
+
+
+class Needs:
+    """An option needs one of others: one that is on (not None, False, 0 or empty), or that has one of the given values.
+
+    With `flag`, the rule is for flags alone: a file may hold the option, since a file serves several runs.
+    """
+
+    def __init__(self, *names: str, why: str = "", flag: bool = False, **values: tuple[str, ...]) -> None:
+        self.others: dict[str, tuple[str, ...]] = {**dict.fromkeys(names, ()), **values}
+        self.why, self.flag = f": {why}" if why else "", flag
+
+    def __repr__(self) -> str:  # stands in the API's pages
+        return f"{type(self).__name__}({', '.join(self.others)})"
+
+    def on(self, key: str, options: Mapping[str, Any]) -> list[str]:
+        """Names of the others, `key` not among them, that are on or have one of the values."""
+        given = {name: options.get(name) for name in self.others if name != key}
+        return [name for name, value in given.items() if (value in self.others[name] if self.others[name] else value)]
+
+    def broken(self, key: str, options: Mapping[str, Any]) -> str | None:
+        """What is wrong if the option `key` is given, and the remedy; None if nothing is, or if others are unknown."""
+        if self.on(key, options) or not self.others.keys() <= options.keys():  # a group of --help is checked alone
+            return None
+        words = [f"{name}: {' or '.join(values)}" if values else name for name, values in self.others.items()]
+        return f"{key} needs {' or '.join(words)}{self.why}. Give that, or leave {key} out"
+
+
+class Excludes(Needs):
+    """An option excludes all of others; arguments as in `Needs`."""
+
+    def broken(self, key: str, options: Mapping[str, Any]) -> str | None:
+        on = ", ".join(self.on(key, options))
+        return f"{key} and {on} exclude each other{self.why}. Leave one of them out" if on else None
+
+
+class RuledOptions(BaseModel):
+    """Options whose rules are checked; `more_rules` has those of options that are no fields."""
+
+    more_rules: ClassVar[dict[str, Needs]] = {}
+
+    @model_validator(mode="after")
+    def _keep_rules(self) -> Self:
+        for message in broken_rules(self):
+            raise ValueError(message)
+        return self
+
+
+def broken_rules(options: RuledOptions, flags: Set[str] | None = None) -> Iterator[str]:
+    """Messages of the rules that options break: those for files and flags, or those for the given flags alone."""
+    values, fields = options.model_dump(), type(options).model_fields
+    rules = [(name, rule) for name, field in fields.items() for rule in field.metadata if isinstance(rule, Needs)]
+    for key, rule in [*rules, *options.more_rules.items()]:
+        if rule.flag == (flags is not None):
+            given = values[key] != fields[key].default if flags is None else key in flags
+            if given and (message := rule.broken(key, values)):
+                yield message
