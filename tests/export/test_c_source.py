@@ -155,7 +155,10 @@ NARROW = st.builds(
 WIDE = st.fixed_dictionaries({"steps": st.sampled_from((1, 5, 32, 300)), "weight_bits": st.sampled_from((*BITS, None))})
 
 
-def check_everything(data, folder: Path) -> None:
+@needs_gcc
+@settings(max_examples=5, deadline=None)
+@given(st.data())
+def test_file_equals_the_simulator(tmp_path_factory, data):
     network = randomised(Everything(data.draw), data.draw(st.integers(0, 99)), data.draw(st.sampled_from((0.2, 0.6))))
     grid = data.draw(st.one_of(NARROW, WIDE))
     if isinstance(grid, Grid):
@@ -163,22 +166,7 @@ def check_everything(data, folder: Path) -> None:
         grid = {}
     elif network.chosen["encoder"] is not LatencyEncoder:
         grid["weight_bits"] = grid["weight_bits"] or 8
-    assert_equal(network, noise(8, *network.image_shape), folder, **grid)
-
-
-@needs_gcc
-@settings(max_examples=5, deadline=None)
-@given(st.data())
-def test_file_equals_the_simulator(tmp_path_factory, data):
-    check_everything(data, tmp_path_factory.mktemp("c"))
-
-
-@pytest.mark.slow
-@needs_gcc
-@settings(max_examples=100, deadline=None)
-@given(st.data())
-def test_file_equals_the_simulator_in_a_hundred_geometries(tmp_path_factory, data):
-    check_everything(data, tmp_path_factory.mktemp("c"))
+    assert_equal(network, noise(8, *network.image_shape), tmp_path_factory.mktemp("c"), **grid)
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])

@@ -1,33 +1,25 @@
-"""A network as one file of C99, equal to the simulator: integers only, spikes in time order, no heap, no library."""
+"""A network as one file of C99, equal to the simulator: integers only, no heap, no library."""
 
 from __future__ import annotations
 
 import math
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.chip.simulation import SimulationSettings
-from ttfs_triton.chip.simulator import Own, Simulator
+from ttfs_triton.chip.simulator import Own, SimulationSettings, Simulator
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.export.shared import refuse_upsampling
-from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
-from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
+from ttfs_triton.nn import AnalogEncoder, EarliestSpikePool2d, NetworkGraph, SignedEncoder, Stage, Wire, network_graph
 from ttfs_triton.nn.grid import POTENTIAL_BITS
-from ttfs_triton.nn.layers import EarliestSpikePool2d
 from ttfs_triton.nn.on_chip import REGISTER_BOUND, AnalogLayer, ClockedLayer
 from ttfs_triton.nn.readout import ClockedReadout
 from ttfs_triton.nn.sizes import skip_step
-from ttfs_triton.nn.trace import network_graph
-from ttfs_triton.nn.weighted import WeightedConv2d
 
-ENGINE = Path(__file__).with_name("engine.c")
 FINE, INT64_MAX = 2**POTENTIAL_BITS, 2**63 - 1
-
 # Binary places of an analog layer's pixels and σ, and how far their rounding may move a spike, in windows.
 MOST_PLACES, LARGEST_SHIFT = 44, 1e-9
 
@@ -42,24 +34,24 @@ def to_c(
 ) -> str:
     """Translate a network into one file of C99 that computes the same integers as `simulate`.
 
-    `int net_classify(const uint8_t *image)` takes 8-bit pixels, row by row, the channels of a pixel beside each other,
-    and returns the class in `predictions` of `simulate` for `image / 255`. Then `net_first_spike` is the class in
-    `first_spike_predictions`, `net_spike_times` holds the steps of the output neurons' spikes, and `net_operations` the
-    number of synaptic operations. With -DTTFS_MAIN, the file is a program: images in, a class a line out.
+    `net_classify` takes 8-bit pixels, row by row, the channels of a pixel beside each other, and returns the class in
+    `predictions` of `simulate` for `image / 255`. Then `net_first_spike` is the class in `first_spike_predictions`,
+    `net_spike_times` holds the steps of the output neurons' spikes, and `net_operations` counts synaptic operations.
+    With -DTTFS_MAIN, the file is a program: images in, a class a line out.
 
     An analog layer sums exactly, the simulator in float64, so a spike within about 1e-15 windows of the border between
     two steps may differ; within 1e-9, if pixels or σ need more binary places than 64 bits leave for them.
 
     Args:
-        network: network that `network_graph` accepts.
+        network, image_shape: see `network_graph`.
         steps, weight_bits: as in `simulate`; all other settings are those of the network's grid.
-        image_shape: see `network_graph`.
         about: lines of the file's first comment, by title.
     Returns:
         The file's text, ASCII.
     Raises:
         ValueError: as `network_graph` and `simulate`; images are not (channels, height, width); an analog encoder
             reads pooled images; or its sums need more than 64 bits.
+        NotImplementedError: the network upsamples spikes.
     Source: Wei et al., ICCV 2023, Eq. 2-7.
     """
     graph = network_graph(network, image_shape)
@@ -68,71 +60,66 @@ def to_c(
     if graph.encoder.kind == "analog" and (route := graph.encoder.inputs[0].route):
         raise ValueError(f"to_c: an analog encoder must read the image itself; got {route[0]} before it.")
     refuse_upsampling("to_c", graph)
-    others: dict[str, Own] = {"per_channel": "network", "state_bits": "network"}
-    settings = SimulationSettings.of(graph.grid, steps=steps, weight_bits=weight_bits, **others)
-    layers = {name: layer for name, (layer, _) in Simulator(graph, settings, False).layers.items()}
-    source = _Source(graph, settings, [layer for layer in layers.values() if isinstance(layer, ClockedLayer)])
-    for stage in graph.stages:
-        source.add(stage, layers.get(stage.name))
-    return source.text(about or {})
+    chosen = {"steps": steps, "weight_bits": weight_bits, "per_channel": "network", "state_bits": "network"}
+    settings = SimulationSettings.of(graph.grid, **chosen)
+    return _Source(graph, settings).text(about or {})
 
 
 class _Source:
     """The file under construction: types and macros, static state, constants, and the table of layers."""
 
-    def __init__(self, graph: NetworkGraph, settings: SimulationSettings, clocked: Sequence[ClockedLayer]) -> None:
+    def __init__(self, graph: NetworkGraph, settings: SimulationSettings) -> None:
         self._graph, self._settings = graph, settings
-        self._tables, self._calls, self._spikes = list[str](), list[str](), dict[str | None, str]()
+        layers = {name: layer for name, (layer, _) in Simulator(graph, settings, False).layers.items()}
+        clocked = [layer for layer in layers.values() if isinstance(layer, ClockedLayer)]
+        self._spikes = {stage.name: f"layer{number}_spikes" for number, stage in enumerate(graph.stages)}
         bits, steps = settings.weight_bits or 32, settings.steps
+        self._definitions = [
+            f"#define NET_CLASSES {graph.classes}",
+            f"#define NET_IMAGE_BYTES {math.prod(graph.image_shape)}",
+            f"#define NET_NO_SPIKE {steps}",
+            f"typedef uint{8 if steps < 2**8 else 16}_t step_t;",
+            f"typedef int{next(size for size in (8, 16, 32) if size >= bits)}_t weight_t;",
+            f"typedef int{32 if max(map(_largest_sum, clocked)) < 2**31 else 64}_t sum_t;",
+        ]
         neurons = max(math.prod(stage.shape) for stage in graph.stages[1:])
-        inputs = max(sum(math.prod(wire.shape) for wire in stage.wires) for stage in graph.stages[1:])
         sloped = any(layer.persistence or layer.may_saturate for layer in clocked)
-        self._types = {
-            "step_t": "uint8_t" if steps < 2**8 else "uint16_t",
-            "weight_t": f"int{next(size for size in (8, 16, 32) if size >= bits)}_t",
-            "sum_t": "int32_t" if max(map(_largest_sum, clocked)) < 2**31 else "int64_t",
-            "place_t": "uint16_t" if inputs < 2**16 else "uint32_t",
-        }
-        self._macros: dict[str, object] = {
-            "NET_CLASSES": graph.classes,
-            "NET_IMAGE_BYTES": math.prod(graph.image_shape),
-            "NET_NO_SPIKE": steps,
-            "FINE": f"INT64_C({FINE})",
-        }
-        self._buffer("sum_t", "potential", neurons)
-        self._buffer("sum_t", "slope", neurons if sloped else 1)
-        self._buffer("step_t", "inputs", inputs)
-        self._buffer("place_t", "first", steps + 1)
-        self._buffer("place_t", "next", inputs + 1)
+        inputs = max(sum(math.prod(wire.shape) for wire in stage.wires) for stage in graph.stages[1:])
+        self._tables = [f"static sum_t potential[{neurons}], slope[{neurons if sloped else 1}];"]
+        self._tables.append(f"static step_t inputs[{inputs}];")
+        self._calls = list[str]()
+        for number, (stage, text) in enumerate(zip(graph.stages, graph.describe(), strict=True)):
+            self._tables.append(f"\n/* {_plain(text)} */")
+            self._add(f"layer{number}", stage, layers.get(stage.name))
+        self._decide(clocked[-1])
 
-    def add(self, stage: Stage, layer: ClockedLayer | AnalogLayer | None) -> None:
+    def _add(self, name: str, stage: Stage, layer: ClockedLayer | AnalogLayer | None) -> None:
         """Add a stage's constants and state, and its layers: pools, then the neurons; None: a latency encoder."""
-        name, shape = f"layer{len(self._spikes)}", self._graph.image_shape if layer is None else stage.shape
-        self._tables.append(f"\n/* {_plain(self._graph.describe()[len(self._spikes)])} */")
-        fields: dict[str, object] = {"to": self._buffer("step_t", f"{name}_spikes", math.prod(shape))}
-        self._spikes[stage.name] = f"{name}_spikes"
+        shape = self._graph.image_shape if layer is None else stage.shape
+        self._tables.append(f"static step_t {name}_spikes[{math.prod(shape)}];")
+        fields: dict[str, object] = {"to": f"{name}_spikes"}
+        channels = sum(wire.shape[0] for wire in stage.inputs)
+        read = _map((channels, *stage.inputs[0].shape[1:]))
         if isinstance(layer, ClockedLayer):
-            self._arrive(stage)
+            begin = 0
+            for wire in stage.inputs:
+                self._pool(wire, begin, channels)
+                begin += wire.shape[0]
+            if (skip := stage.skip) is not None:
+                self._pool(skip, math.prod(read), skip.shape[0], skip_step(skip.shape, stage.shape) or (1, 1))
             ramp = layer.own_ramp() if isinstance(layer, ClockedReadout) else layer.ramp()
             weight, start, fall, persistence = layer.weight, layer.start, ramp.decrement, layer.persistence
-            fields["saturates"] = int(layer.may_saturate)
+            fields |= {"saturates": int(layer.may_saturate), "delayed": layer.layer.skip}
             if layer.skip_weight is not None:
-                fields |= {
-                    "delayed": layer.layer.skip,
-                    "late": self._constants("sum_t", f"{name}_late", layer.skip_weight),
-                }
-            if isinstance(layer, ClockedReadout):
-                self._decide(layer)
+                fields["late"] = self._constants("sum_t", f"{name}_late", layer.skip_weight)
         else:
+            read = self._graph.image_shape
             pixels, weight, start, fall, persistence = _encoder(layer, shape[0], self._settings.steps)
-            self._buffer("int64_t", "patch", weight[0].numel())
+            self._tables.append(f"static int64_t patch[{weight[0].numel()}];")
             fields["pixels"] = self._constants("int64_t", f"{name}_pixels", pixels)
             fields["spiking"] = int(isinstance(stage.layer, SignedEncoder))
-        kernel, geometry = (1, 1), {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
-        if isinstance(stage.layer, WeightedConv2d):
-            kernel, geometry = stage.layer.kernel_size, stage.layer.geometry
-        read = _map((sum(wire.shape[0] for wire in stage.inputs), *stage.inputs[0].shape[1:]))
-        read = self._graph.image_shape if stage is self._graph.encoder else read
+        alone = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+        kernel, geometry = getattr(stage.layer, "kernel_size", (1, 1)), getattr(stage.layer, "geometry", alone)
         # Weights to the targets of a spike lie beside each other.
         weight = weight.reshape(geometry["groups"], -1, read[0] // geometry["groups"], *kernel).permute(3, 4, 0, 2, 1)
         fields |= {"kernel": kernel, **geometry, "persistence": persistence}
@@ -143,38 +130,19 @@ class _Source:
 
     def text(self, about: Mapping[str, str]) -> str:
         """The whole file; see `to_c`."""
-        graph, settings = self._graph, self._settings
-        channels, height, width = graph.image_shape
+        (channels, height, width), settings = self._graph.image_shape, self._settings
+        images = f"{height} x {width} x {channels} bytes: height, width, channels; {self._graph.classes} classes"
         grid = f"{settings.steps} time steps a window, {settings.weight_bits or 'unrounded 24'}-bit weights"
-        comment = {
-            **about,
-            "Images": f"{height} x {width} x {channels} bytes: height, width, channels; {graph.classes} classes",
-            "Grid": grid + (f", {settings.state_bits}-bit registers" if settings.state_bits else ""),
-        }
-        types = [f"typedef {kind} {name};" for name, kind in self._types.items()]
-        macros = [f"#define {name} {value}" for name, value in self._macros.items()]
-        parts = {
-            "COMMENT": [f"   {title:<12}{_plain(text)}" for title, text in comment.items()],
-            "DEFINITIONS": [*macros, *types],
-            "TABLES": self._tables,
-            "CALLS": [*self._calls, f"    return decide(&net{len(self._calls) - 1});"],
-        }
-        engine = ENGINE.read_text(encoding="ascii")
+        grid += f", {settings.state_bits}-bit registers" if settings.state_bits else ""
+        about = {**about, "Images": images, "Grid": grid}
+        comment = [f"   {title:<12}{_plain(text)}" for title, text in about.items()]
+        parts = {"COMMENT": comment, "DEFINITIONS": self._definitions, "TABLES": self._tables, "CALLS": self._calls}
+        engine = Path(__file__).with_name("engine.c").read_text(encoding="ascii")
         return re.sub(r"^@(\w+)@$", lambda found: "\n".join(parts[found[1]]), engine, flags=re.MULTILINE)
 
-    def _arrive(self, stage: Stage) -> None:
-        """Add the pools that copy a stage's spikes to `inputs`: features channel by channel, maps pixel by pixel."""
-        channels, begin = sum(wire.shape[0] for wire in stage.inputs), 0
-        for wire in stage.inputs:
-            self._pool(wire, begin, channels, (1, 1))
-            begin += wire.shape[0]
-        if (skip := stage.skip) is not None:
-            step = skip_step(skip.shape, stage.shape) or (1, 1)
-            self._pool(skip, channels * math.prod(stage.inputs[0].shape[1:]), skip.shape[0], step)
-
-    def _pool(self, wire: Wire, begin: int, channels: int, step: tuple[int, ...]) -> None:
-        """Copy a wire's spikes to inputs[begin], with so many channels a pixel: pooled, then every `step`-th pixel."""
-        emitter, source = self._graph[str(wire.source)], self._spikes[wire.source]
+    def _pool(self, wire: Wire, begin: int, channels: int, step: tuple[int, ...] = (1, 1)) -> None:
+        """Copy a wire's spikes, every `step`-th after its pools: maps by pixels of `channels`, features by channels."""
+        emitter, source = self._graph[str(wire.source)], self._spikes[str(wire.source)]
         route, (maps, *size) = wire.route, _map(emitter.shape)
         if emitter.kind == "latency":  # which encodes the image itself: what pools and flattens it comes later
             route, (maps, *size) = (*emitter.inputs[0].route, *route), self._graph.image_shape
@@ -186,29 +154,26 @@ class _Source:
             read, sides = size, zip(size, kernel, stride, padding, strict=True)
             size = [(length + 2 * around - taps) // apart + 1 for length, taps, apart, around in sides]
             fields: dict[str, object] = {"from": source, "kernel": kernel, "stride": stride, "padding": padding}
+            source, by = f"inputs + {begin}", (channels, 1) if len(wire.shape) > 1 else (1, math.prod(size))
             if number < len(windows):
-                source = self._buffer("step_t", f"pooled{len(self._calls)}", maps * math.prod(size))
-                fields |= {"to": source, "by_place": maps, "by_map": 1}
-            else:
-                by = (channels, 1) if len(wire.shape) > 1 else (1, math.prod(size))
-                fields |= {"to": f"inputs + {begin}", "by_place": by[0], "by_map": by[1]}
+                source, by = f"pooled{len(self._calls)}", (maps, 1)
+                self._tables.append(f"static step_t {source}[{maps * math.prod(size)}];")
+            fields |= {"to": source, "by_place": by[0], "by_map": by[1]}
             self._call("pool", (maps, *read), (maps, *size), fields)
 
-    def _decide(self, layer: ClockedReadout) -> None:
-        """Tables and macros that give potentials of all classes one unit: products of 62 bits at most, split in two."""
+    def _decide(self, layer: ClockedLayer) -> None:
+        """Add the decision; it gives potentials of all classes one unit, by products of 62 bits, split in two."""
+        assert isinstance(layer, ClockedReadout), "the last layer decides"
         unit, common, at = layer.unit.flatten(), layer.readout.initial_potential * layer.steps, layer.readout.at
         largest = 2 * FINE * (_largest_sum(layer) + abs(common) / float(unit.min()))
         split = -(-int(largest).bit_length() // 2)
         self._constants("int64_t", "scale", (unit / unit.max() * 2.0 ** (61 - split)).round())
         offset = round(common * FINE / float(unit.max()) * 2.0 ** (61 - 2 * split))
         register = min(layer.register or INT64_MAX, INT64_MAX // FINE)
-        self._macros |= {"AT_END": int(at == "potential_end"), "FIRST_SPIKE": int(at == "first_spike")}
-        for name, value in (("REGISTER", register), ("SPLIT", 2**split), ("OFFSET", offset)):
-            self._macros[name] = f"INT64_C({value})"
-
-    def _buffer(self, kind: str, name: str, size: int) -> str:
-        self._tables.append(f"static {kind} {name}[{size}];")
-        return name
+        macros = {"AT_END": int(at == "potential_end"), "FIRST_SPIKE": int(at == "first_spike")}
+        macros |= {"FINE": FINE, "REGISTER": register, "SPLIT": 2**split, "OFFSET": offset}
+        self._definitions += [f"#define {name} INT64_C({value})" for name, value in macros.items()]
+        self._calls.append(f"    return decide(&net{len(self._calls) - 1});")
 
     def _constants(self, kind: str, name: str, values: Tensor) -> str:
         numbers = [str(number) for number in values.flatten().long().tolist()]
@@ -221,21 +186,18 @@ class _Source:
         # Each layer has a table and a call of its own, for which compilers specialise the function: 1.5 times as fast.
         name = f"net{len(self._calls)}"
         fields |= zip(("channels", "height", "width", "maps", "rows", "columns"), (*read, *emitted), strict=True)
-        pairs = {key: f"{{{value[0]},{value[1]}}}" for key, value in fields.items() if isinstance(value, tuple)}
-        text = ", ".join(f".{key}={value}" for key, value in (fields | pairs).items())
-        lines = textwrap.fill(text, 112, initial_indent="    ", subsequent_indent="    ")
-        self._tables.append(f"static const layer_t {name} = {{\n{lines}}};")
+        text = ", ".join(f".{key}={value}" for key, value in fields.items()).translate(str.maketrans("()", "{}"))
+        self._tables.append(f"static const layer_t {name} = {{{text}}};")
         self._calls.append(f"    {function}(&{name}{', image' * (function == 'encode')});")
 
 
 def _encoder(layer: AnalogLayer | None, channels: int, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     """The first layer in integers: pixels [C, 256], weights, initial potentials and fall of the threshold [C_out], σ.
 
-    Pixels have the unit 1 / (2 · T · 2^places), potentials u times this, for weights with the unit u. A latency encoder
-    has one synapse from each pixel to a neuron.
+    Pixels have the unit 1 / (2 · T · 2^places), potentials u times this, for weights with the unit u.
     """
     pixels = torch.arange(256, dtype=torch.uint8)
-    if layer is None:
+    if layer is None:  # a latency encoder has one synapse from each pixel to a neuron
         start = torch.zeros(channels)
         return 2 * steps * pixels.long().expand(channels, 256), torch.eye(channels), start, start + 255, 0
     assert isinstance(layer.layer, AnalogEncoder | SignedEncoder)
@@ -269,5 +231,5 @@ def _map(shape: Sequence[int]) -> tuple[int, ...]:
 
 def _plain(text: str) -> str:
     """Text that may stand in a comment of C: one line of ASCII that neither ends the comment nor begins another."""
-    text = " ".join(text.replace("×", "x").replace("→", "->").split())
-    return re.sub(r"\*/|/\*", " ", text.encode("ascii", "xmlcharrefreplace").decode())
+    text = " ".join(text.replace("×", "x").replace("→", "->").split()).encode("ascii", "xmlcharrefreplace").decode()
+    return re.sub(r"\*/|/\*", " ", text)

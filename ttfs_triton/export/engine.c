@@ -1,9 +1,7 @@
-/* A spiking network in integers, written by ttfs export. No heap, no floating point, no library.
-
+/* A spiking network in integers, written by ttfs export. No heap, no floating point, no library; an int of 32 bits.
 @COMMENT@
 
-   Needs an int of 32 bits. Put these lines into your program:
-
+   Put these lines into your program:
        #include <stdint.h>
        int net_classify(const uint8_t *image);   class of an image
        extern int net_first_spike;               class of the earliest output spike, of the last image
@@ -11,15 +9,12 @@
        extern uint64_t net_operations;           synaptic operations
 
    Or build a program that reads images from standard input and prints a class a line:
-
        cc -std=c99 -O3 -DTTFS_MAIN net.c -o net */
 
 #include <stdint.h>
 
 @DEFINITIONS@
 #define STEPS NET_NO_SPIKE
-
-int net_classify(const uint8_t *image);
 int net_first_spike;
 uint16_t net_spike_times[NET_CLASSES];
 uint64_t net_operations;
@@ -29,19 +24,16 @@ uint64_t net_operations;
 typedef struct {
     const step_t *from;           /* spikes that a pool reads; neurons read `inputs`, the first layer the image */
     step_t *to;                   /* spikes that it emits */
-    int height, width, channels;  /* of the maps that it reads */
-    int rows, columns, maps;      /* of the maps that it emits */
+    int height, width, channels, rows, columns, maps;  /* of the maps that it reads, and that it emits */
     int kernel[2], stride[2], padding[2], dilation[2], groups;
     int by_place, by_map;         /* distances in `to`, with which pools concatenate and flatten maps */
     const int64_t *pixels;        /* [channel][256] value of a pixel for the first layer */
-    int spiking;                  /* whether its positive values count as spikes */
-    int saturates;                /* whether registers can saturate, which they do after each step */
+    int spiking, saturates;       /* whether its positive values count as spikes; whether registers can saturate */
     int64_t persistence;          /* share of the slope that persists while neurons fire, in units of 1/FINE */
     const weight_t *weights;      /* [kernel row][kernel column][channel][map in the group] */
     const sum_t *late;            /* [map] weights of delayed spikes, which lie behind the other inputs */
     int delayed;                  /* number of maps whose neurons get a delayed spike each */
-    const int64_t *start;         /* [map] initial potentials */
-    const int64_t *fall;          /* [map] fall of the threshold in half a time step */
+    const int64_t *start, *fall;  /* [map] initial potentials; fall of the threshold in half a time step */
 } layer_t;
 
 @TABLES@
@@ -78,10 +70,10 @@ static void encode(const layer_t *l, const uint8_t *image)
         }
         for (int m = 0; m < l->maps; m++) {
             int64_t value = l->start[m], gain = 0;
-            for (int i = 0; i < synapses; i++)
+            for (int i = 0; i < synapses; i++) {
                 value += patch[i] * l->weights[i * l->maps + m];
-            for (int i = 0; l->spiking && i < synapses; i++)
-                gain += patch[i] > 0 ? l->weights[i * l->maps + m] : 0;
+                gain += l->spiking && patch[i] > 0 ? l->weights[i * l->maps + m] : 0;
+            }
             l->to[place * l->maps + m] = first_step(l->fall[m], value, gain * l->persistence);
         }
     }
@@ -96,9 +88,8 @@ static void pool(const layer_t *l)
         for (int tap = 0; tap < l->kernel[0] * l->kernel[1]; tap++) {
             int under = pixel_under(l, place, tap);
             for (int m = 0; under >= 0 && m < l->maps; m++) {
-                step_t step = l->from[under * l->maps + m];
-                if (step < to[m * l->by_map])
-                    to[m * l->by_map] = step;
+                if (l->from[under * l->maps + m] < to[m * l->by_map])
+                    to[m * l->by_map] = l->from[under * l->maps + m];
             }
         }
     }
@@ -145,13 +136,7 @@ static int64_t saturated(int64_t value, int64_t largest)
     return value > largest ? largest : value < -largest ? -largest : value;
 }
 
-/* Change of a potential in half a step of the window in which its neuron fires. */
-static int64_t drift(const layer_t *l, int neuron)
-{
-    return l->persistence ? slope[neuron] * l->persistence : 0;
-}
-
-/* Neurons in their two windows: spikes arrive in time order, then the neurons fire. */
+/* Neurons in their two windows: spikes arrive, step by step if registers can saturate; then neurons fire. */
 static void run(const layer_t *l)
 {
     int neurons = l->rows * l->columns * l->maps, sloped = l->persistence || l->saturates;
@@ -161,16 +146,10 @@ static void run(const layer_t *l)
             potential[i++] = (sum_t)l->start[m];
     for (int i = 0; sloped && i < neurons; i++)
         slope[i] = 0;
-    /* The spikes of a step as a list of inputs, which are counted from 1; 0 ends it. */
-    for (int step = 0; step <= STEPS; step++)
-        first[step] = 0;
-    for (int i = count; i > 0; i--) {
-        next[i] = first[inputs[i - 1]];
-        first[inputs[i - 1]] = (place_t)i;
-    }
-    for (int step = 0; step < STEPS; step++) {
-        for (int i = first[step]; i > 0; i = next[i])
-            deliver(l, i - 1, l->saturates ? 0 : STEPS - step);
+    for (int step = 0; step < (l->saturates ? STEPS : 1); step++) {
+        for (int i = 0; i < count; i++)
+            if (l->saturates ? inputs[i] == step : inputs[i] < STEPS)
+                deliver(l, i, l->saturates ? 0 : STEPS - inputs[i]);
         for (int i = 0; l->saturates && i < neurons; i++) {
             slope[i] = (sum_t)saturated(slope[i], REGISTER);
             potential[i] = (sum_t)saturated((int64_t)potential[i] + slope[i], REGISTER);
@@ -178,7 +157,7 @@ static void run(const layer_t *l)
     }
     for (int i = 0; i < neurons;)
         for (int m = 0; m < l->maps; m++, i++)
-            l->to[i] = first_step(l->fall[m], potential[i] * FINE, drift(l, i));
+            l->to[i] = first_step(l->fall[m], potential[i] * FINE, l->persistence ? slope[i] * l->persistence : 0);
 }
 
 /* A potential of a class in a unit that all classes share. */
@@ -197,30 +176,23 @@ static int64_t rounded(int64_t value)
     return value < 0 ? -size : size;
 }
 
-/* The class with the largest number; of several, the lowest. */
-static int argmax(const int64_t *numbers)
-{
-    int best = 0;
-    for (int c = 1; c < NET_CLASSES; c++)
-        if (numbers[c] > numbers[best])
-            best = c;
-    return best;
-}
-
-/* The readout's neurons have run: spike times, and both decisions. */
+/* The readout's neurons have run: spike times, and both decisions. Of equal classes, the lowest wins. */
 static int decide(const layer_t *l)
 {
-    int64_t early[NET_CLASSES], last[NET_CLASSES], score[NET_CLASSES];
+    int by_spike = 0, by_last = 0, by_score = 0;
+    int64_t last[NET_CLASSES], score[NET_CLASSES];
     for (int c = 0; c < NET_CLASSES; c++) {
-        int64_t value = potential[c] * FINE, end = saturated(value + 2 * STEPS * drift(l, c), REGISTER * FINE);
-        net_spike_times[c] = l->to[c];
-        early[c] = -l->to[c];
+        int64_t value = potential[c] * FINE, gain = l->persistence ? 2 * STEPS * (slope[c] * l->persistence) : 0;
+        int64_t end = saturated(value + gain, REGISTER * FINE);
         last[c] = height(end, c);
         score[c] = rounded(height(AT_END ? end : value, c) - OFFSET);
+        net_spike_times[c] = l->to[c];
+        by_spike = l->to[c] < l->to[by_spike] ? c : by_spike;
+        by_last = last[c] > last[by_last] ? c : by_last;
+        by_score = score[c] > score[by_score] ? c : by_score;
     }
-    int by_spike = argmax(early);
-    net_first_spike = l->to[by_spike] < STEPS ? by_spike : argmax(last);
-    return FIRST_SPIKE ? by_spike : argmax(score);
+    net_first_spike = l->to[by_spike] < STEPS ? by_spike : by_last;
+    return FIRST_SPIKE ? by_spike : by_score;
 }
 
 int net_classify(const uint8_t *image)
