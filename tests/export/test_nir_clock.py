@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.export.common import images_for, small_network
 from ttfs_triton.export import decide, input_frames
-from ttfs_triton.export.nir_clock import Clock, sampling
+from ttfs_triton.export.nir_clock import Axis, Clock, square
 
 
 @given(
@@ -21,14 +21,15 @@ def test_sampling_reaches_maps_behind_convolutions_and_pools(size, kernel, strid
     for _ in range(pools):
         wanted = tuple(length // 2 for length in wanted)
     assume(min(wanted) >= 1)
+    axes = [Axis(length // places, 0) for length, places in zip(size, wanted, strict=True)]
     try:
-        side, *axes = sampling(size, wanted)
+        side, fronts = square((1, 1), size, axes, wanted)
     except NotImplementedError:
         assume(size[0] != size[1])  # square maps are always reached
         return
     taps = torch.zeros(1, 1, side, side)
-    taps[0, 0, axes[0].padding, axes[1].padding] = 1
-    stride, padding, _ = zip(*axes, strict=True)
+    taps[0, 0, *fronts] = 1
+    stride, padding, _ = zip(*map(Axis.behind, axes, fronts), strict=True)
     maps = torch.nn.functional.conv2d(torch.ones(1, 1, *size), taps, stride=stride, padding=padding)
     assert torch.equal(maps, torch.ones(1, 1, *wanted))
 

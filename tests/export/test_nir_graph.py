@@ -164,19 +164,6 @@ def test_kernels_of_any_shape_are_written_among_zeros(shape, layers):
     assert compare_onnx(to_onnx(network, image_shape=shape).SerializeToString(), network, images).logits < 1e-5
 
 
-def test_neurons_keep_to_their_windows():
-    network = small_network(neuron=Neuron(1.0), scale=1.5)
-    images = images_for(network, samples=8)
-    graph = to_nir(network, steps=16)
-    for window, name in enumerate(("conv1", "conv2", "fc1"), 1):
-        first, _ = first_spikes(graph, network, images, f"{name}_neuron")
-        fired = first.step[first.step >= 0]
-        assert len(fired) > 10
-        assert fired.min() >= 16 * window
-        assert fired.max() < 16 * (window + 1)
-        assert first.count.max() == 1
-
-
 def test_layers_may_have_the_names_of_other_nodes():
     names = ("encoder", "input", "threshold", "flatten", "output")
     layers = LatencyEncoder(), DFTConv2d(2, 3, 3), DFTConv2d(3, 3, 3), torch.nn.Flatten(), Readout(60, 3)

@@ -24,12 +24,7 @@ from ttfs_triton.table import Table, print_whole
 def run(options: ExportOptions) -> Comparison | None:
     """Export a network and print the file's size and the format's limits; returns a check's comparison, else None.
 
-    Raises:
-        ValueError: the output exists, options do not fit the format, there is no such network, or images do not fit.
-        RuntimeError: a package is missing or the Hub cannot be reached, and nothing has been written; or the file has
-            been written, and the check found images to which it gives another class.
-        NotImplementedError: the format cannot hold this network.
-        OSError: the file cannot be written; an existing file is left as it was.
+    If the check finds images to which the file gives another class, RuntimeError is raised, and the file is there.
     """
     _check_options(options)
     loaded = load_network(options.model, options.network)

@@ -1,4 +1,4 @@
-"""The clock of an exported graph: steps and windows, the weights of clock channels, input frames and decision.
+"""The clock of an exported graph: steps and windows, weights of clock channels, kernels, input frames and decision.
 
 NIR knows neither windows nor moving thresholds, but it knows spikes. So the graph has clock channels beside the image,
 each of which spikes once; every change at a border of a layer's window is a weight on these channels:
@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,14 +31,6 @@ from ttfs_triton.nn.readout import FirstSpikeDecision
 # Seconds in a step: snnTorch's importer assumes this value, and others have it as their default.
 STEP_S = 1e-4
 SILENT = -1
-
-
-class Axis(NamedTuple):
-    """Geometry of a convolution along height or width."""
-
-    stride: int
-    padding: int
-    dilation: int = 1
 
 
 @dataclass(frozen=True)
@@ -105,10 +96,8 @@ def clock_weights(
 ) -> np.ndarray:
     """Weights [C_out, channels] from the input channels to a layer that fires in `window`; see the module.
 
-    Args:
-        bias: [C_out] initial potentials, V₀ included.
-        ramp, gate: fall of the threshold in a window, and its raise G outside the window; in threshold heights.
-        stop: steepest slope of the potential in a window, which the closing gate cancels; None: it never closes.
+    `bias` [C_out] includes V₀; `ramp` and `gate` are the fall of the threshold in a window and its raise G outside,
+    `stop` the steepest slope of the potential in a window, which the closing gate cancels; None: it never closes.
     """
     weights = np.zeros((len(bias), clock.channels), np.float32)
     # Half a step of ramp less: potentials are compared with it in the middle of each step, so that spike times are
@@ -122,58 +111,41 @@ def clock_weights(
     return weights
 
 
-def sampling(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, Axis, Axis]:
-    """Square kernel that copies clock planes, which are constant, to maps of `wanted` from maps of `size`.
+class Axis(NamedTuple):
+    """Geometry of a convolution along height or width."""
 
-    Returns:
-        The kernel's size, and stride and padding along height and along width. Its one tap lies at the padding, so that
-        it reads place i · stride of the plane.
-    Raises:
-        NotImplementedError: there is no such kernel, for example if padding makes maps larger than the image.
+    stride: int
+    padding: int
+    dilation: int = 1
+
+    def places(self, length: int, taps: int) -> int:
+        """Number of places of a kernel on a map."""
+        return (length + 2 * self.padding - self.dilation * (taps - 1) - 1) // self.stride + 1
+
+    def behind(self, front: int) -> Axis:
+        """The same axis of a kernel with more taps in front, each of which needs one more dilation of padding."""
+        return self._replace(padding=self.padding + front * self.dilation)
+
+
+def square(
+    kernel: Sequence[int], size: Sequence[int], axes: Sequence[Axis], places: Sequence[int]
+) -> tuple[int, list[int]]:
+    """Side of a square kernel that holds a kernel among taps of weight 0, and the taps in front of it along each axis.
+
+    nir infers shapes of square kernels only. Raises NotImplementedError if no square gives as many places.
     """
-    for kernel in range(1, max(size) + 2):
-        axes = [_axis(length, kernel, places) for length, places in zip(size, wanted, strict=True)]
-        if axes[0] is not None and axes[1] is not None:
-            return kernel, axes[0], axes[1]
+    sides = [*zip(kernel, size, axes, places, strict=True)]
+    for side in range(max(kernel), max(*kernel, *size) + 2):
+        fronts = [
+            [front for front in range(side - taps + 1) if axis.behind(front).places(length, side) == wanted]
+            for taps, length, axis, wanted in sides
+        ]
+        if all(fronts):
+            return side, [fitting[0] for fitting in fronts]
     raise NotImplementedError(
-        f"to_nir: maps must be sampled from the image for the clock to reach them; got maps of {wanted} for images of "
-        f"{size}. Use less padding."
+        f"to_nir: kernels must be odd in both sides or even in both, since nir infers shapes of squares only, to which "
+        f"kernels are padded; got {tuple(kernel)}. Use to_onnx."
     )
-
-
-def _axis(length: int, kernel: int, places: int) -> Axis | None:
-    """Stride and padding with which a kernel reads `places` places of a plane at its tap, or None."""
-    for padding, stride in product(range(kernel), range(1, length + 1)):
-        if (places - 1) * stride < length and places_of(length, kernel, stride, padding) == places:
-            return Axis(stride, padding)
-    return None
-
-
-def places_of(length: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
-    """Number of places that a convolution has along an axis."""
-    return (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-
-
-def square(kernel: tuple[int, ...], size: tuple[int, ...], axes: Sequence[Axis]) -> tuple[int, list[int]] | None:
-    """Size of a square kernel that holds a kernel among taps of weight 0, since nir infers shapes of square ones only.
-
-    Args:
-        kernel, size: height and width of the kernel, and of the maps that it reads.
-        axes: stride, padding and dilation along height and along width.
-    Returns:
-        The square's side, and for each axis the number of taps in front of the kernel; each needs one more dilation of
-        padding. None if no square has as many places, for example if one side is odd and the other even.
-    """
-    for side in (max(kernel), max(kernel) + 1):
-        front = []
-        for taps, length, axis in zip(kernel, size, axes, strict=True):
-            wanted = places_of(length, taps, *axis)
-            padded = (axis.padding + before * axis.dilation for before in range(side - taps + 1))
-            found = [places_of(length, side, axis.stride, padding, axis.dilation) == wanted for padding in padded]
-            front.append(found.index(True) if True in found else None)
-        if None not in front:
-            return side, front
-    return None
 
 
 def input_frames(images: Tensor, encoder: nn.Module, clock: Clock) -> Iterator[Tensor]:
@@ -214,12 +186,7 @@ def input_frames(images: Tensor, encoder: nn.Module, clock: Clock) -> Iterator[T
 
 
 class FirstSpikes:
-    """First spikes of neurons, from their spikes step by step.
-
-    Attributes:
-        step: step of each neuron's first spike, int64; −1 is silent. Empty before the first step.
-        count: number of each neuron's spikes, int64.
-    """
+    """First spikes of neurons, from their spikes step by step: each one's step, −1 if silent, and number of spikes."""
 
     def __init__(self) -> None:
         self.step = self.count = torch.empty(0, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""A network as a NIR graph that computes its spike times; over 400 lines, since the circuit is one idea.
+"""A network as a NIR graph that computes its spike times.
 
 NIR has leaky neurons, fixed thresholds, no maximum and no time-dependent parameter. These parts are enough:
 
@@ -37,15 +37,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from ttfs_triton.export.nir_clock import STEP_S, Axis, Clock, clock_weights, places_of, sampling, square
+from ttfs_triton.export.nir_clock import STEP_S, Axis, Clock, clock_weights, square
 from ttfs_triton.export.shared import as_array, metadata, refuse_upsampling, require, synapse_arrays
-from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
+from ttfs_triton.nn import AnalogEncoder, EarliestSpikePool2d, NetworkGraph, SignedEncoder, Stage, Wire, network_graph
 from ttfs_triton.nn.folding import plain_skip_weights
-from ttfs_triton.nn.graph import NetworkGraph, Stage, Wire
-from ttfs_triton.nn.layers import EarliestSpikePool2d
 from ttfs_triton.nn.on_chip import psp_persistence
 from ttfs_triton.nn.sizes import skip_step
-from ttfs_triton.nn.trace import network_graph
 from ttfs_triton.nn.weighted import WeightedConv2d
 
 if TYPE_CHECKING:
@@ -94,27 +91,23 @@ def to_nir(
     if not 2 <= steps <= MOST_STEPS:
         raise ValueError(f"to_nir: steps must be 2 to {MOST_STEPS}; got {steps}.")
     module = require("to_nir", "nir", "nir")
-    if isinstance(graph.encoder.layer, SignedEncoder):
-        raise NotImplementedError(
-            "to_nir: encoder must be latency or analog; got signed, whose pixels drive potential and slope apart. "
-            "Use to_onnx."
-        )
+    analog, shape = graph.encoder.kind == "analog", graph.image_shape
+    for refused, rule, got in (
+        (isinstance(graph.encoder.layer, SignedEncoder), "encoder must be latency or analog", "signed"),
+        (analog and graph.encoder.inputs[0].route, "an analog encoder must read the image itself", "a pool"),
+        (len(shape) != 3, "images must be [channels, height, width] for clock channels to lie beside them", shape),
+    ):
+        if refused:
+            raise NotImplementedError(f"to_nir: {rule}; got {got}. Use to_onnx.")
     refuse_upsampling("to_nir", graph)
-    analog = graph.encoder.kind == "analog"
-    if analog and any(wire.route for wire in graph.encoder.inputs):
-        raise NotImplementedError("to_nir: an analog encoder must read the image itself; got a pool. Use to_onnx.")
-    if len(graph.image_shape) != 3:
-        raise NotImplementedError(
-            f"to_nir: images must be [channels, height, width] for clock channels to lie beside them; got "
-            f"{graph.image_shape}. Use to_onnx."
-        )
     channels, height, width = graph.image_shape
     clock = Clock(steps, graph.windows + analog, (channels, height, width), analog)
     about = metadata("to_nir", network, graph, class_names, dataset, **_metadata(graph, clock))
     build = _Build(module, clock, TIME_CONSTANT * steps * STEP_S, graph)
     build.start()
-    if not analog:
-        build.encode(graph.encoder)
+    if not analog:  # a latency encoder has no node: its spikes are the image channels of the input
+        name = graph.encoder.name
+        build.emitted[name] = build.route(node_name(name), graph.encoder.inputs[0], 0)
     for stage in graph.weighted:
         build.layer(stage, clock.window_of(stage), last=stage is graph.stages[-1])
     return module.NIRGraph(nodes=build.nodes, edges=build.edges, metadata=about)
@@ -153,43 +146,37 @@ def not_expressed(network: nn.Module | NetworkGraph, image_shape: Sequence[int] 
         "Time is in steps: spike times are rounded to the nearest one.",
     ]
     if graph.grid is not None:
-        said.append(
-            f"The grid, {graph.grid.text()}: weights are the rounded ones, but potentials are no integers, and "
-            "do not saturate."
-        )
+        rounded = "weights are the rounded ones, but potentials are no integers, and do not saturate."
+        said.append(f"The grid, {graph.grid.text()}: {rounded}")
     if graph.encoder.kind == "latency":
         said.append("The latency encoder: the input is spikes; pixel p fires 1 - p windows late.")
     else:
-        said.append(
-            "Normalisation: the input is (pixel - mean) / std, shown in the first step and taken back in the first "
-            "step of the next window; real numbers, not spikes."
-        )
-    if graph.readout.at != "first_spike":
-        said.append("Logits: the readout fires on its ramp and the earliest spike decides, as decide() does.")
-    else:
-        said.append("Logits: they are minus the spike times of the output.")
-    said.append("Without any output spike, decide() takes the highest potential; the graph stays undecided.")
-    return said
+        shown = "shown in the first step and taken back in the first step of the next window; real numbers, not spikes."
+        said.append(f"Normalisation: the input is (pixel - mean) / std, {shown}")
+    at_ramp = "the readout fires on its ramp and the earliest spike decides, as decide() does."
+    told = "they are minus the spike times of the output." if graph.readout.at == "first_spike" else at_ramp
+    undecided = "Without any output spike, decide() takes the highest potential; the graph stays undecided."
+    return [*said, f"Logits: {told}", undecided]
+
+
+class _Spikes(NamedTuple):
+    """Spikes of a layer, or as they reach one: their node and shape."""
+
+    node: str
+    shape: tuple[int, ...]
 
 
 class _Path(NamedTuple):
-    """Spikes that reach a layer: their node and shape, weights (a vector is one to one), and axes of a convolution."""
+    """Spikes that reach a layer, weights (a vector is one to one), and axes of a convolution."""
 
-    value: str
-    shape: tuple[int, ...]
+    spikes: _Spikes
     weight: np.ndarray
     axes: Sequence[Axis]
 
 
 @dataclass
 class _Build:
-    """A graph under construction.
-
-    Attributes:
-        emitted: node and shape of each layer's spikes, by the layer's name; None for the images.
-        value: node whose spikes the present layer reads.
-        shape: shape of those spikes.
-    """
+    """A graph under construction; `emitted` holds the spikes of each layer by its name, those of the images by None."""
 
     nir: Any
     clock: Clock
@@ -197,9 +184,7 @@ class _Build:
     graph: NetworkGraph
     nodes: dict[str, Any] = field(default_factory=dict)
     edges: list[tuple[str, str]] = field(default_factory=list)
-    emitted: dict[str | None, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
-    value: str = ""
-    shape: tuple[int, ...] = ()
+    emitted: dict[str | None, _Spikes] = field(default_factory=dict)
 
     def add(self, name: str, node: Any, *sources: str) -> str:
         self.nodes[name] = node
@@ -212,14 +197,9 @@ class _Build:
         everything = np.eye(self.clock.channels, dtype=np.float32)
         self.add("input", self.nir.Input(np.array([self.clock.channels, height, width])))
         image = self.add("image", self.sampled(everything[:channels], (height, width)), "input")
-        self.emitted[None] = image, self.clock.image_shape
+        self.emitted[None] = _Spikes(image, self.clock.image_shape)
         self.add("clock_pixel", self.sampled(everything, (1, 1)), "input")
         self.add("clock", self.flatten((self.clock.channels, 1, 1)), "clock_pixel")
-
-    def encode(self, stage: Stage) -> None:
-        """A latency encoder has no node: its spikes are the image channels of the input."""
-        self.route(node_name(stage.name), stage.inputs[0], 0)
-        self.emitted[stage.name] = self.value, self.shape
 
     def layer(self, stage: Stage, window: int, *, last: bool) -> None:
         layer, name, shape = stage.weighted, node_name(stage.name), stage.shape
@@ -236,140 +216,139 @@ class _Build:
         paths, inputs, start = {}, [], 0
         for place, wire in enumerate(stage.inputs):  # concatenated inputs have synapses of their own
             way = f"{name}_input{place}" if place else name
-            self.arrive(way, stage, wire, window)
-            own = slice(start, start := start + self.shape[0])
-            paths[way] = _Path(self.value, self.shape, weight[:, own], axes)
+            spikes = self.arrive(way, stage, wire, window)
+            own = slice(start, start := start + spikes.shape[0])
+            paths[way] = _Path(spikes, weight[:, own], axes)
         for way, path in (paths | late).items():
-            inputs.append(self.connect(way, path, path.weight, path.value))
+            inputs.append(self.connect(way, path))
             if persistence < 1 and not graded:  # graded inputs are taken back by the host
                 # Relays fire at the window's start if, and only if, their input has spiked.
-                relays = self.counters(f"{way}_relay", path.value, window, path.shape, lift=1)
-                taken = -np.float32(1 - persistence) * path.weight
-                inputs.append(self.connect(f"{way}_persistence", path, taken, relays))
+                relays = self.counters(f"{way}_relay", path.spikes, window, lift=1)
+                taken = path._replace(spikes=relays, weight=-np.float32(1 - persistence) * path.weight)
+                inputs.append(self.connect(f"{way}_persistence", taken))
         steepest = persistence * excitation + height
         gate = _gate(max(excitation + max(0.0, float(bias.max())), steepest) - height)
         stop = None if last else steepest
         weights = clock_weights(self.clock, window, bias, height, gate, stop)
-        inputs.append(self.from_clock(f"{name}_clock", weights, shape))
-        neuron = self.neurons(shape, (height + gate) * self.clock.steps, self.tau_s)
-        self.emitted[stage.name] = self.add(f"{name}_neuron", neuron, *inputs), shape
+        threshold = (height + gate) * self.clock.steps
+        spikes = self.neurons(f"{name}_neuron", shape, weights, threshold, self.tau_s, *inputs)
+        self.emitted[stage.name] = spikes
         if last:
-            self.add("output", self.nir.Output(np.array(shape)), self.emitted[stage.name][0])
+            self.add("output", self.nir.Output(np.array(shape)), spikes.node)
 
     def skip(self, stage: Stage, window: int) -> _Path:
         """Add the wait of a skip's delayed spikes; they arrive in the window before the layer's."""
         weight = plain_skip_weights(stage.weighted)
         assert stage.skip is not None
         assert weight is not None
-        self.arrive(f"{node_name(stage.name)}_skip", stage, stage.skip, window)
-        steps = skip_step(self.shape, stage.shape)
+        spikes = self.arrive(f"{node_name(stage.name)}_skip", stage, stage.skip, window)
+        steps = skip_step(spikes.shape, stage.shape)
         assert steps is not None, "network_graph has checked it"
-        return _Path(self.value, self.shape, as_array(weight), [Axis(step, 0) for step in steps])
+        return _Path(spikes, as_array(weight), [Axis(step, 0) for step in steps])
 
-    def arrive(self, name: str, stage: Stage, wire: Wire, window: int) -> None:
+    def arrive(self, name: str, stage: Stage, wire: Wire, window: int) -> _Spikes:
         """Add the pooling, flattening and waiting on a wire; its spikes arrive in the window before the layer's."""
         delay = self.graph.delay(stage, wire)
         fired = window - 1 - delay
-        self.route(name, wire, fired)
+        spikes = self.route(name, wire, fired)
         for wait in range(1, delay + 1):
-            self.delay(f"{name}_delay{wait}", fired + wait - 1)
+            spikes = self.delay(f"{name}_delay{wait}_neuron", spikes, fired + wait - 1)
+        return spikes
 
-    def delay(self, name: str, window: int) -> None:
+    def delay(self, name: str, spikes: _Spikes, window: int) -> _Spikes:
         """Add neurons that repeat spikes of a window one window later: a spike raises a potential by 1 each step."""
-        weights = np.zeros((self.shape[0], self.clock.channels), np.float32)
-        weights[:, self.clock.border(window + 2)] = -1  # behind the last repeated spike, before a second
-        stop = self.from_clock(f"{name}_clock", weights, self.shape)
-        neurons = self.neurons(self.shape, self.clock.steps + 0.5, self.tau_s)
-        self.value = self.add(f"{name}_neuron", neurons, self.value, stop)
+        behind = self.at_border(window + 2, -1)  # the last repeated spike, and before a second
+        return self.neurons(name, spikes.shape, behind, self.clock.steps + 0.5, self.tau_s, spikes.node)
 
-    def connect(self, name: str, path: _Path, weight: np.ndarray, source: str) -> str:
-        """Add synapses with these weights, from a node whose spikes have the path's shape."""
+    def connect(self, name: str, path: _Path) -> str:
+        """Add the synapses of a path."""
+        (source, shape), weight, axes = path
         if weight.ndim == 1:
-            matrix = np.zeros((len(weight), path.shape[0]), np.float32)
-            np.fill_diagonal(matrix, weight[: path.shape[0]])
-            weight = matrix[:, :, None, None] if path.axes else matrix
-        if not path.axes:
-            return self.add(name, self.nir.Linear(weight=weight), source)
-        return self.add(name, self.convolution(weight, path.shape[1:], path.axes), source)
+            matrix = np.zeros((len(weight), shape[0]), np.float32)
+            np.fill_diagonal(matrix, weight[: shape[0]])
+            weight = matrix[:, :, None, None] if axes else matrix
+        node = self.convolution(weight, shape[1:], axes) if axes else self.nir.Linear(weight=weight)
+        return self.add(name, node, source)
 
-    def route(self, layer: str, wire: Wire, window: int) -> None:
+    def route(self, layer: str, wire: Wire, window: int) -> _Spikes:
         """Add the pooling and flattening in front of a layer, for spikes that come in `window`."""
-        self.value, self.shape = self.emitted[wire.source]
+        spikes = self.emitted[wire.source]
         for place, module in enumerate(wire.route, 1):
             name = f"{layer}_route{place}"
             if isinstance(module, EarliestSpikePool2d):
-                self.pool(name, module, window)
-            elif isinstance(module, nn.Flatten) and len(self.shape) > 1:
-                self.value = self.add(name, self.flatten(self.shape), self.value)
-                self.shape = (math.prod(self.shape),)
+                spikes = self.pool(name, spikes, module, window)
+            elif isinstance(module, nn.Flatten) and len(spikes.shape) > 1:
+                flat = self.add(name, self.flatten(spikes.shape), spikes.node)
+                spikes = _Spikes(flat, (math.prod(spikes.shape),))
+        return spikes
 
-    def pool(self, name: str, pool: EarliestSpikePool2d, window: int) -> None:
-        kernel, stride, padding = pool.kernel_size, pool.stride, pool.padding
-        channels, size = self.shape[0], self.shape[1:]
+    def pool(self, name: str, spikes: _Spikes, pool: EarliestSpikePool2d, window: int) -> _Spikes:
+        kernel, (channels, *size) = pool.kernel_size, spikes.shape
         if pool.ceil_mode:
             raise NotImplementedError(f"to_nir: pools must read whole patches; got {pool}. Use to_onnx.")
-        if kernel[0] == kernel[1] and not any(padding):
-            node = self.nir.SumPool2d(kernel_size=np.array(kernel), stride=np.array(stride), padding=np.array(padding))
+        axes = [Axis(*of_axis) for of_axis in zip(pool.stride, pool.padding, strict=True)]
+        if kernel[0] == kernel[1] and not any(pool.padding):
+            node = self.nir.SumPool2d(np.array(kernel), np.array(pool.stride), np.array(pool.padding))
         else:  # importers pool squares only, and leave padding out
             ones = ungrouped(np.ones((channels, 1, *kernel), np.float32), channels)
-            node = self.convolution(ones, size, list(map(Axis, stride, padding)))
-        self.shape = (channels, *map(places_of, size, kernel, stride, padding))
-        summed = self.add(name, node, self.value)
-        self.value = self.counters(f"{name}_neuron", summed, window, self.shape, lift=math.prod(kernel))
+            node = self.convolution(ones, size, axes)
+        summed = _Spikes(self.add(name, node, spikes.node), (channels, *map(Axis.places, axes, size, kernel)))
+        return self.counters(f"{name}_neuron", summed, window, lift=math.prod(kernel))
 
-    def counters(self, name: str, source: str, window: int, shape: tuple[int, ...], *, lift: int) -> str:
+    def counters(self, name: str, spikes: _Spikes, window: int, *, lift: int) -> _Spikes:
         """Add neurons that add their input up once; the clock lifts them so far that one more spike fires them."""
-        weights = np.zeros((shape[0], self.clock.channels), np.float32)
-        weights[:, self.clock.border(window)] = lift
-        start = self.from_clock(f"{name}_clock", weights, shape)
-        return self.add(name, self.neurons(shape, lift + 0.5, STEP_S), source, start)
+        return self.neurons(name, spikes.shape, self.at_border(window, lift), lift + 0.5, STEP_S, spikes.node)
 
-    def from_clock(self, name: str, weights: np.ndarray, shape: tuple[int, ...]) -> str:
-        """Add weights [C_out, channels] from the clock to every place of a map."""
-        if len(shape) == 1:
-            return self.add(name, self.nir.Linear(weight=weights), "clock")
-        return self.add(name, self.sampled(weights, (shape[1], shape[2])), "input")
+    def at_border(self, window: int, weight: float) -> np.ndarray:
+        """Weights [channels] from the clock that are 0 except at the border where a window begins."""
+        weights = np.zeros(self.clock.channels, np.float32)
+        weights[self.clock.border(window)] = weight
+        return weights
 
     def sampled(self, weights: np.ndarray, places: tuple[int, int]) -> Any:
-        """From the input's channels to maps of `places`: a convolution with one tap, as clock planes are constant."""
+        """From the input's channels to maps of `places`: one tap, since the planes of the clock are constant."""
         size = self.clock.image_shape[1:]
-        kernel, down, across = sampling(size, places)
-        taps = np.zeros((*weights.shape, kernel, kernel), np.float32)
-        taps[:, :, down.padding, across.padding] = weights
-        return self.convolution(taps, size, [down, across])
-
-    def convolution(self, weight: np.ndarray, size: tuple[int, ...], axes: Sequence[Axis]) -> Any:
-        """A convolution without bias on maps of a size. Its kernel is made square, since nir reads one side only.
-
-        Raises:
-            NotImplementedError: no square kernel gives as many places.
-        """
-        found = square(weight.shape[2:], size, axes)
-        if found is None:
+        if places[0] > size[0] or places[1] > size[1]:
             raise NotImplementedError(
-                f"to_nir: kernels must be odd in both sides or even in both, since nir infers shapes of squares only, "
-                f"to which kernels are padded; got {weight.shape[2:]}. Use to_onnx."
+                f"to_nir: maps must be sampled from the image for the clock to reach them; got maps of {places} for "
+                f"images of {size}. Use less padding."
             )
-        side, front = found
+        axes = [Axis(length // wanted, 0) for length, wanted in zip(size, places, strict=True)]
+        return self.convolution(weights[:, :, None, None], size, axes, places)
+
+    def convolution(
+        self, weight: np.ndarray, size: Sequence[int], axes: Sequence[Axis], places: Sequence[int] | None = None
+    ) -> Any:
+        """A convolution without bias from maps of `size` to maps of `places`; default: as many as its axes give."""
+        kernel = weight.shape[2:]
+        side, fronts = square(kernel, size, axes, places or [*map(Axis.places, axes, size, kernel)])
         padded = np.zeros((*weight.shape[:2], side, side), np.float32)
-        rows, columns = (slice(start, start + taps) for start, taps in zip(front, weight.shape[2:], strict=True))
+        rows, columns = (slice(front, front + taps) for front, taps in zip(fronts, kernel, strict=True))
         padded[:, :, rows, columns] = weight
-        padding = tuple(axis.padding + before * axis.dilation for axis, before in zip(axes, front, strict=True))
-        stride, dilation = (tuple(getattr(axis, name) for axis in axes) for name in ("stride", "dilation"))
-        return self.nir.Conv2d(
-            size, padded, stride, padding, dilation, groups=1, bias=np.zeros(len(weight), np.float32)
-        )
+        stride, padding, dilation = zip(*map(Axis.behind, axes, fronts), strict=True)
+        bias = np.zeros(len(weight), np.float32)
+        return self.nir.Conv2d(tuple(size), padded, stride, padding, dilation, groups=1, bias=bias)
 
     def flatten(self, shape: tuple[int, ...]) -> Any:
         return self.nir.Flatten(input_type={"input": np.array(shape)}, start_dim=-len(shape), end_dim=-1)
 
-    def neurons(self, shape: tuple[int, ...], threshold: float, tau_syn_s: float) -> Any:
-        """Neurons that add their input up twice, to a slope and then to a potential; once if `tau_syn_s` is a step."""
+    def neurons(
+        self, name: str, shape: tuple[int, ...], clock: np.ndarray, threshold: float, tau_syn_s: float, *sources: str
+    ) -> _Spikes:
+        """Add neurons that read `sources` and, by weights [C_out or 1, channels], the clock.
+
+        They add their input up twice, to a slope and then to a potential; once if `tau_syn_s` is a step.
+        """
+        weights = np.broadcast_to(clock, (shape[0], self.clock.channels)).copy()
+        if len(shape) == 1:
+            ticks = self.add(f"{name}_clock", self.nir.Linear(weight=weights), "clock")
+        else:
+            ticks = self.add(f"{name}_clock", self.sampled(weights, (shape[1], shape[2])), "input")
 
         def full(value: float) -> np.ndarray:
             return np.full(shape, value, np.float64)  # float32 would put τ_syn below a step, which is refused
 
-        return self.nir.CubaLIF(
+        neurons = self.nir.CubaLIF(
             tau_syn=full(tau_syn_s),
             tau_mem=full(self.tau_s),
             r=full(self.tau_s / STEP_S),
@@ -378,6 +357,7 @@ class _Build:
             v_reset=full(0),
             w_in=full(tau_syn_s / STEP_S),
         )
+        return _Spikes(self.add(name, neurons, *sources, ticks), shape)
 
 
 def ungrouped(weight: np.ndarray, groups: int) -> np.ndarray:

@@ -22,7 +22,7 @@ FORMAT_VERSION = 1
 
 
 def require(function: str, module: str, extra: str) -> ModuleType:
-    """Import a module of an extra of ttfs-triton. If it is missing, raise RuntimeError in the name of `function`."""
+    """Import a module of an extra of ttfs-triton, or raise RuntimeError in the name of `function`."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -42,7 +42,6 @@ def metadata(
     """Metadata of a network, as strings: configuration, class names, σ (by layer if they differ), `more`, grid.
 
     The configuration of a network that is no `TTFSNetwork` is a line for each layer. Default class names are numbers.
-    Raises ValueError, in the name of `function`, if there are more or fewer class names than classes.
     """
     names = [str(number) for number in range(graph.classes)] if class_names is None else list(class_names)
     if len(names) != graph.classes:
