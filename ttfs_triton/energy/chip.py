@@ -8,7 +8,7 @@ import math
 import re
 import tomllib
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import field, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -300,6 +300,12 @@ def load_chip(name_or_path: str | Path) -> Chip:
 
 def _unknown(key: str) -> str:
     return f"there is no such key.{suggestion(key.rpartition('.')[2], _KEYS)}"
+
+
+def load_chips(names: Iterable[str], every: Iterable[str] = ()) -> list[Chip]:
+    """Chips by name, each once; "all" stands for those of `every`, then all that come with the package."""
+    named = (each for name in names for each in ((*every, *available_chips()) if name == "all" else (name,)))
+    return [load_chip(name) for name in dict.fromkeys(named)]
 
 
 def as_chip(chip: Chip | str | Path) -> Chip:

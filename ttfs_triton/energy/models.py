@@ -64,13 +64,8 @@ def estimate(
         _clock_driven(terms, layer, windows)
         if layer.kind != "readout":
             terms.spikes_out(layer.name, layer.spikes, layer.spikes_delivered)
-    latency_us = options.latency_us
-    if latency_us is None:
-        latency_us = terms.step_time(options.steps * windows)
-    lines = [f"clock-driven, {options.steps} steps a window; {_asleep(options)}"]
-    if latency_us is not None:
-        lines.append(f"latency {latency_us:,.4g} µs ({windows} windows)")
-    return terms.estimate(network, "clock-driven", latency_us, lines, "step_us")
+    said = f"clock-driven, {options.steps} steps a window, {windows} windows; {_asleep(options)}"
+    return terms.estimate(network, "clock-driven", [said], steps=options.steps * windows)
 
 
 def _asleep(options: RunOptions) -> str:
@@ -167,4 +162,4 @@ def _ann(terms: Terms, network: str, name: str, *, skip_zeros: bool) -> Estimate
         terms.multiplications(layer, min(layer.nonzero_macs, layer.dense_macs) if skip_zeros else layer.dense_macs)
         if layer.kind != "readout":
             terms.compute(layer, "activation functions", layer.neurons, "compare")
-    return terms.estimate(network, name, terms.options.latency_us, [f"{name}; no reuse of numbers read"], "latency_us")
+    return terms.estimate(network, name, [f"{name}; no reuse of numbers read"])

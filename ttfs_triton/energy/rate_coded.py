@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from ttfs_kernels import Neuron
@@ -25,9 +28,9 @@ Library = Literal["snntorch", "spikingjelly"]
 # Base classes of spiking neurons, compared by name: only the user's code imports the library.
 NEURONS: dict[str, set[str]] = {"snntorch": {"SpikingNeuron"}, "spikingjelly": {"BaseNode", "SimpleBaseNode"}}
 SYNAPSES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# Functions whose products no hook would see.
-CONTRACTIONS = {"linear", "matmul", "__matmul__", "mm", "bmm", "einsum", "scaled_dot_product_attention"}
-CONTRACTIONS |= {f"conv{kind}{size}d" for kind in ("", "_transpose") for size in (1, 2, 3)}
+COUNTED = {"linear", "conv1d", "conv2d", "conv3d"}
+CONTRACTIONS = COUNTED | {"matmul", "__matmul__", "mm", "bmm", "einsum", "scaled_dot_product_attention"}
+CONTRACTIONS |= {f"conv_transpose{size}d" for size in (1, 2, 3)}
 
 
 @dataclass(frozen=True)
@@ -36,18 +39,15 @@ class RateCodedCounts:
 
     Attributes:
         counts: layers with synapses, in the order in which they run, each with the neurons right behind it, or with
-            its outputs; `active_inputs` are the spikes that it receives, `spikes_delivered` is 0. A layer with an input
-            other than 0 and ±1 is "analog": it multiplies.
+            its outputs. A layer with an input other than 0 and ±1 is "analog": it multiplies.
         steps: T, time steps of a sample.
-        activity: updates and comparisons of neurons, one in each time step, summed over samples.
-        leaky: names of the layers whose potential leaks: a multiplication in each update.
+        leaky: of each layer with neurons, whether their potential leaks: a multiplication in each time step.
         correct: samples whose largest output is their label's; 0 without labels.
     """
 
     counts: Counts
     steps: int
-    activity: tuple[LayerActivity, ...]
-    leaky: tuple[str, ...]
+    leaky: Mapping[str, bool]
     correct: int = 0
 
 
@@ -58,8 +58,7 @@ def count_rate_coded(
     """Run a rate-coded network of another library over batches, and count its spikes and synaptic operations.
 
     A non-zero input of an `nn.Linear` or convolution costs as many operations as neurons that it reaches: accumulates
-    if all inputs of the layer are 0 or ±1, else multiply-accumulates. Sums equal NeuroBench's SynapticOperations. A
-    layer that runs once for all time steps is counted once.
+    if all inputs of the layer are 0 or ±1, else multiply-accumulates, as NeuroBench's SynapticOperations.
 
     Args:
         model: maps images [N, ...] to outputs [N, classes], such as summed spikes. Its forward runs the time steps, in
@@ -67,163 +66,112 @@ def count_rate_coded(
         batches: images, or tuples (images, labels); they are moved to the model's device.
         library: "snntorch" or "spikingjelly", whose neurons it has.
     Raises:
-        ValueError: outputs are not as described; there are no batches or neurons; weights are in other modules or used
-            by functions; or a layer runs neither once nor once a time step.
+        ValueError: outputs are not as described; there are no batches or neurons; tensors are multiplied by others than
+            weights of such modules; or a layer runs neither once nor once a time step.
     """
-    device, counter, correct = next(iter(model.parameters()), torch.empty(0)).device, _Counter(model, library), 0
-    try:
-        with evaluating(model):
-            for images, labels in map(images_and_labels, batches):
-                outputs = counter.run(images.to(device))
-                if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(images):
-                    _refuse(f"return [{len(images)}, classes]", getattr(outputs, "shape", type(outputs).__name__))
-                if labels is not None:
-                    correct += int((outputs.argmax(1) == labels.to(device)).sum())
-    finally:
-        for handle in counter.handles:
-            handle.remove()
-    return replace(counter.result(), correct=correct)
+    device, samples, passes, correct = next(iter(model.parameters()), torch.empty(0)).device, 0, 0, 0
+    with ExitStack() as hooks, evaluating(model), _Counter(model, library, hooks) as counter:
+        for images, labels in map(images_and_labels, batches):
+            outputs = model(images.to(device))
+            if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(images):
+                _refuse(f"return [{len(images)}, classes]", getattr(outputs, "shape", type(outputs).__name__))
+            samples, passes = samples + len(images), passes + 1
+            if labels is not None:
+                correct += int((outputs.argmax(1) == labels.to(device)).sum())
+    layers = dict(zip(short_names([*counter.layers]), counter.layers.values(), strict=True))
+    often = {name: layer.steps / passes for name, layer in layers.items() if layer.neurons is not None}
+    steps = next(iter(often.values()), 0.5)
+    if {*often.values()} != {steps} or steps % 1:
+        got = ", ".join(f"{name} {times:g} times" for name, times in often.items()) or "no neurons that ran"
+        _refuse("update spiking neurons of the library once a time step", got)
+    counts = Counts(samples, tuple(layer.counts(name, samples, int(steps)) for name, layer in layers.items()))
+    return RateCodedCounts(counts, int(steps), {name: _leaks(layers[name].neurons) for name in often}, correct)
 
 
 class _Layer:
     """Sums of one layer: of its synapses, and of the neurons behind them."""
 
-    def __init__(self, name: str, module: Any) -> None:
-        self.name, self.synapses = name, module if isinstance(module, SYNAPSES) else None
+    def __init__(self) -> None:
         self.neurons: nn.Module | None = None
         self.reach = torch.zeros(0, dtype=torch.int64)  # neurons that each input reaches
-        self.runs = self.outputs = self.steps = self.updates = 0
-        self.operations = self.active = self.spikes = self.real = 0  # on the model's device
+        self.weights = self.biases = self.runs = self.outputs = self.steps = self.updates = 0
+        self.operations = self.active = self.spikes = self.real = torch.tensor(0)  # replaced, never changed
 
-    def read(self, inputs: Tensor) -> None:
-        """Add the inputs of one call: [N, ...], or [T, N, ...] in multi-step mode."""
-        assert self.synapses is not None
-        shape = inputs.shape[1 - self.synapses.weight.dim() :]
+    def contract(self, run: Callable[..., Tensor], inputs: Tensor, weight: Tensor, *more: Any) -> Tensor:
+        """Run a contraction, and add its inputs: [N, ...], or [T, N, ...] in multi-step mode."""
+        shape, (bias, *geometry) = inputs.shape[1 - weight.dim() :], more or [None]
         if self.reach.shape != shape:
-            self.reach = _reach(self.synapses, shape)
-        by_input = (inputs != 0).reshape(-1, *shape).sum(0)
-        self.operations = (by_input * self.reach).sum() + self.operations
-        self.active = by_input.sum() + self.active
-        self.real = ((inputs != 0) & (inputs.abs() != 1)).sum() + self.real
+            with torch.enable_grad():
+                zeros = torch.zeros(1, *shape, dtype=torch.float64, device=weight.device, requires_grad=True)
+                sums = run(zeros, torch.ones_like(weight, dtype=torch.float64), None, *geometry)
+                self.reach = torch.autograd.grad(sums.sum(), zeros)[0][0].long()
+        by_input, outputs = (inputs != 0).reshape(-1, *shape).sum(0), run(inputs, weight, *more)
+        self.operations = self.operations + (by_input * self.reach).sum()
+        self.active = self.active + by_input.sum()
+        self.real = self.real + ((inputs != 0) & (inputs.abs() != 1)).sum()
+        self.weights, self.biases = weight.numel(), 0 if bias is None else bias.numel()
         self.runs += inputs.numel() // math.prod(shape)
+        self.outputs += outputs.numel()
+        return outputs
 
-    def fire(self, spikes: Tensor) -> None:
-        """Add the spikes of one call of the neurons."""
-        self.steps += len(spikes) if getattr(self.neurons, "step_mode", "s") == "m" else 1
-        self.updates += spikes.numel()
-        self.spikes = torch.count_nonzero(spikes) + self.spikes
-
-    def counts(self, samples: int, steps: int) -> LayerCounts:
+    def counts(self, name: str, samples: int, steps: int) -> LayerCounts:
         """Counts over all samples and time steps."""
-        if self.synapses is not None and self.runs not in (samples, samples * steps):
-            often = f"{self.name}, {self.runs / samples:g} times in {steps} steps"
+        if self.weights and self.runs not in (samples, samples * steps):
+            often = f"{name}, {self.runs / samples:g} times in {steps} steps"
             _refuse("run each layer once, or once a time step", often)
-        weight, bias = (getattr(self.synapses, name, None) for name in ("weight", "bias"))
         real, synapses, operations = int(self.real) > 0, int(self.reach.sum()), int(self.operations)
-        none: dict[str, Any] = dict.fromkeys(("saturated", "never_active", "spikes_delivered", "summed_spike_time"), 0)
-        return LayerCounts(
-            name=self.name,
-            kind="analog" if real else "spiking",
-            samples=samples,
-            neurons=self.updates // (samples * steps) if self.neurons else self.outputs // self.runs,
-            neuron=None if real else Neuron(psp_persistence=0),  # a spike acts once, when it arrives
-            inputs=self.reach.numel(),
-            synapses=synapses,
-            weights=0 if weight is None else weight.numel(),
-            biases=0 if bias is None else bias.numel(),
-            spikes=int(self.spikes),
-            active_inputs=int(self.active),
-            synaptic_operations=0 if real else operations,
-            nonzero_macs=operations,
-            analog_macs=synapses * self.runs if real else 0,
-            dense_macs=synapses * self.runs,
-            **none,
-        )
+        sizes = {"inputs": self.reach.numel(), "synapses": synapses, "weights": self.weights, "biases": self.biases}
+        sizes["neurons"] = self.updates // (samples * steps) if self.neurons else self.outputs // self.runs
+        sums: dict[str, Any] = dict.fromkeys(("saturated", "never_active", "spikes_delivered", "summed_spike_time"), 0)
+        sums |= {"spikes": int(self.spikes), "active_inputs": int(self.active), "nonzero_macs": operations}
+        sums |= {"synaptic_operations": 0 if real else operations, "dense_macs": (dense := synapses * self.runs)}
+        sums["analog_macs"] = dense if real else 0
+        neuron, kind = (None, "analog") if real else (Neuron(psp_persistence=0), "spiking")  # a spike acts once
+        return LayerCounts(name=name, kind=kind, samples=samples, neuron=neuron, **sizes, **sums)
 
 
 class _Counter(TorchFunctionMode):
-    """Hooks on a module's layers and neurons, and a watch on contractions outside of them."""
+    """Counts contractions, whose layers it knows by their weights, and spikes, by hooks on neurons."""
 
-    def __init__(self, model: nn.Module, library: Library) -> None:
+    def __init__(self, model: nn.Module, library: Library, hooks: ExitStack) -> None:
         super().__init__()
-        self._model, self._samples, self._batches, self._inside = model, 0, 0, 0
         self._last: _Layer | None = None  # layer that ran last
-        self._order: dict[_Layer, None] = {}  # layers in the order in which they run first
-        named = dict(model.named_modules())
-        layers = {name: module for name, module in named.items() if _is_layer(module, library)}
-        for name, module in named.items():
-            counted = name in layers or isinstance(module, nn.modules.batchnorm._BatchNorm)
-            if not counted and [*module.parameters(recurse=False)]:
+        self.layers: dict[str, _Layer] = {}  # in the order in which they run first
+        self._layer_of: dict[nn.Module, _Layer] = {}
+        self._weights: dict[int, str] = {}
+        for name, module in model.named_modules():
+            kinds = {kind.__name__ for kind in type(module).__mro__ if kind.__module__.split(".")[0] == library}
+            if isinstance(module, SYNAPSES):
+                self._weights[id(module.weight)] = name
+            elif NEURONS[library] & kinds:
+                hooks.enter_context(module.register_forward_hook(partial(self._fire, name)))
+            elif [*module.parameters(recurse=False)] and not isinstance(module, _BatchNorm):
                 _refuse("have weights in Linear and Conv layers alone", f"{type(module).__name__} ({name})")
-        names = zip(short_names([*layers]), layers.values(), strict=True)
-        self._layers = {module: _Layer(name, module) for name, module in names}
-        self.handles = [module.register_forward_hook(self._leave) for module in self._layers]
-        reading = [module for module in self._layers if isinstance(module, SYNAPSES)]
-        self.handles += [module.register_forward_pre_hook(self._arrive) for module in reading]
-
-    def run(self, images: Tensor) -> Any:
-        """Outputs of the network for a batch."""
-        self._samples, self._batches, self._last = self._samples + len(images), self._batches + 1, None
-        with self:
-            return self._model(images)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if (name := getattr(func, "__name__", "")) in CONTRACTIONS and not self._inside:
-            _refuse("multiply by weights in modules alone, such as nn.Linear", f"{name}()")
-        return func(*args, **(kwargs or {}))
+        if (function := getattr(func, "__name__", "")) not in CONTRACTIONS:
+            return func(*args, **(kwargs or {}))
+        name = self._weights.get(id(args[1])) if function in COUNTED and len(args) > 1 and not kwargs else None
+        if name is None:
+            _refuse("multiply by weights of modules alone, such as nn.Linear", f"{function}()")
+        self._last = self.layers.setdefault(name, _Layer())
+        return self._last.contract(func, *args)
 
-    def _arrive(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._inside += 1
-        self._layers[module].read(inputs[0])
-
-    def _leave(self, module: nn.Module, _: Any, outputs: Any) -> None:
-        layer = self._layers[module]
-        if isinstance(module, SYNAPSES):
-            self._inside -= 1
-            layer.outputs += outputs.numel()
-            self._last = layer
-        else:
-            if layer.neurons is None and self._last is not None and self._last.neurons is None:
-                layer = self._layers[module] = self._last  # neurons belong to the layer that ran last
-            layer.neurons = module
-            layer.fire(outputs[0] if isinstance(outputs, tuple) else outputs)
-        self._order[layer] = None
-
-    def result(self) -> RateCodedCounts:
-        """Counts over all batches so far."""
-        firing = [layer for layer in self._order if layer.neurons is not None]
-        often = {layer.name: layer.steps / self._batches for layer in firing}
-        steps = next(iter(often.values()), 0.5)
-        if {*often.values()} != {steps} or steps % 1:
-            got = ", ".join(f"{name} {times:g} times" for name, times in often.items()) or "no neurons that ran"
-            _refuse("update spiking neurons of the library once a time step", got)
-        counts = Counts(self._samples, tuple(layer.counts(self._samples, int(steps)) for layer in self._order))
-        activity = tuple(LayerActivity(layer.name, 0, layer.updates, layer.updates) for layer in firing)
-        return RateCodedCounts(
-            counts, int(steps), activity, tuple(each.name for each in firing if _leaks(each.neurons))
-        )
+    def _fire(self, name: str, neurons: nn.Module, _: Any, outputs: Any) -> None:
+        layer = self._layer_of.get(neurons) or self._last  # neurons belong to the layer that ran last
+        if layer is None or layer.neurons not in (None, neurons):
+            layer = self.layers.setdefault(name, _Layer())
+        self._layer_of[neurons], layer.neurons = layer, neurons
+        spikes = outputs[0] if isinstance(outputs, tuple) else outputs
+        layer.steps += len(spikes) if getattr(neurons, "step_mode", "s") == "m" else 1
+        layer.updates += spikes.numel()
+        layer.spikes = layer.spikes + torch.count_nonzero(spikes)
 
 
-def _is_layer(module: nn.Module, library: Library) -> bool:
-    """Whether a module has synapses that are counted, or is a spiking neuron of the library."""
-    kinds = {kind.__name__ for kind in type(module).__mro__ if kind.__module__.split(".")[0] == library}
-    return isinstance(module, SYNAPSES) or bool(NEURONS[library] & kinds)
-
-
-def _reach(layer: Any, shape: torch.Size) -> Tensor:
-    """Number of neurons that each input of a layer reaches, int64, in the shape of the inputs."""
-    if isinstance(layer, nn.Linear):
-        return torch.full(shape, layer.out_features, device=layer.weight.device)
-    with torch.enable_grad():
-        inputs = torch.zeros(1, *shape, dtype=torch.float64, device=layer.weight.device, requires_grad=True)
-        outputs = layer._conv_forward(inputs, torch.ones_like(layer.weight, dtype=torch.float64), None)
-        return torch.autograd.grad(outputs.sum(), inputs)[0][0].long()
-
-
-def _leaks(neuron: Any) -> bool:
+def _leaks(neurons: Any) -> bool:
     """Whether a potential leaks: not with β = 1, nor in an `IFNode`."""
-    beta = torch.as_tensor(getattr(neuron, "beta", math.nan))
-    return not bool((beta == 1).all()) and not any(kind.__name__ == "IFNode" for kind in type(neuron).__mro__)
+    beta = torch.as_tensor(getattr(neurons, "beta", math.nan))
+    return not bool((beta == 1).all()) and not any(kind.__name__ == "IFNode" for kind in type(neurons).__mro__)
 
 
 def _refuse(rule: str, found: object) -> NoReturn:
@@ -235,27 +183,23 @@ def estimate_rate_coded(
 ) -> Estimate:
     """Energy of one sample of a rate-coded network, in pJ, by layer and term; the counterpart of `estimate`.
 
-    A synaptic operation adds a weight to a potential. Neurons work in all time steps: each adds its bias, compares, and
-    multiplies its potential if that leaks. A layer with real-valued inputs does all multiply-accumulates as often as it
-    runs. Batch norm counts as folded; pooling costs nothing. `options` are attributes of `RunOptions`, except `steps`.
+    Neurons work in all time steps: each adds its bias, compares, and multiplies its potential if that leaks. A layer
+    with real-valued inputs does all multiply-accumulates as often as it runs. Batch norm counts as folded; pooling
+    costs nothing. `options` are attributes of `RunOptions`, except `steps`.
     """
     terms = Terms(found.counts, chip, RunOptions(steps=found.steps, **options))
-    updates = {layer.name: layer.compares / found.counts.samples for layer in found.activity}
     for layer in terms.layers:
-        if layer.kind == "analog":
+        real, every = layer.kind == "analog", found.steps * layer.neurons * (layer.name in found.leaky)
+        if real:
             terms.multiplications(layer, layer.dense_macs, runs=layer.dense_macs / layer.synapses)
         else:
             terms.synaptic_operations(layer, layer.synaptic_operations)
         terms.preset(replace(layer, biases=0), words=1)
-        if every := updates.get(layer.name, 0.0):
-            terms.neuron_updates(layer, LayerActivity(layer.name, 0.0, every, every), words=1)
-            if layer.biases:
-                terms.access(layer, "weight reads", every, layer.biases, terms.state_bits)
-            if terms.chip.arithmetic and layer.name in found.leaky:
-                terms.compute(layer, "leaks", every, "multiply")
-        terms.spikes_out(layer.name, layer.spikes, 0 if layer.kind == "analog" else layer.active_inputs)
-    latency_us = terms.step_time(found.steps) if terms.options.latency_us is None else terms.options.latency_us
-    lines = [f"rate-coded, {found.steps} time steps, in all of which neurons work; batch norm is folded"]
-    if latency_us is not None:
-        lines.append(f"latency {latency_us:,.4g} µs, without delays between layers")
-    return terms.estimate(network, f"rate-coded, T = {found.steps}", latency_us, lines, "step_us")
+        terms.neuron_updates(layer, LayerActivity(layer.name, 0.0, every, every), words=1)
+        if layer.biases:
+            terms.access(layer, "weight reads", every, layer.biases, terms.state_bits)
+        if terms.chip.arithmetic and found.leaky.get(layer.name):
+            terms.compute(layer, "leaks", every, "multiply")
+        terms.spikes_out(layer.name, layer.spikes, 0 if real else layer.active_inputs)
+    said = f"rate-coded, {found.steps} time steps, in all of which neurons work; batch norm is folded"
+    return terms.estimate(network, f"rate-coded, T = {found.steps}", [said], steps=found.steps)

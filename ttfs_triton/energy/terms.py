@@ -116,11 +116,6 @@ class Terms:
             note = "" if hops is not None else "hops depend on the placement of neurons: give hops_per_spike"
             self.charge(layer, "hops", "communication", None if hops is None else delivered * hops, "hop", note)
 
-    def step_time(self, steps: int) -> float | None:
-        """Duration of the steps in microseconds; None if neither options nor chip give the duration of a step."""
-        step_us = self._nominal("step_time") if self.options.step_us is None else self.options.step_us
-        return None if step_us is None else step_us * steps
-
     def _nominal(self, key: str) -> float | None:
         amount = self.chip.prices[key].amount if key in self.chip.prices else None
         return None if amount is None else amount.nominal
@@ -145,12 +140,17 @@ class Terms:
         self._terms.append(Term("chip", "idle power", "static", latency_us, price, "idle_power", note))
 
     def estimate(
-        self, network: str, implementation: str, latency_us: float | None, assumptions: Sequence[str], remedy: str
+        self, network: str, implementation: str, assumptions: Sequence[str], *, steps: int | None = None
     ) -> Estimate:
-        """The estimate: all terms and static power, assumptions, and warnings where the network does not fit."""
-        self._static_power(latency_us, remedy)
+        """The estimate: all terms, static power over so many steps, assumptions, and where the network does not fit."""
+        latency_us = self.options.latency_us
+        if latency_us is None and steps is not None:
+            step_us = self._nominal("step_time") if self.options.step_us is None else self.options.step_us
+            latency_us = None if step_us is None else step_us * steps
+        self._static_power(latency_us, "latency_us" if steps is None else "step_us")
         chip, total = self.chip, self.counts.total()
-        lines = [*assumptions, f"{chip.name}: {chip.description}; a synaptic operation is priced as {chip.synop_scope}"]
+        lines = [*assumptions, *([] if latency_us is None else [f"latency {latency_us:,.4g} µs"])]
+        lines.append(f"{chip.name}: {chip.description}; a synaptic operation is priced as {chip.synop_scope}")
         if chip.holds("memory"):
             lines.append("a synaptic operation's price includes memory traffic: compute alone is unknown")
         elif chip.memory is not None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-
 import torch
 from accelerate import Accelerator
 
 from ttfs_triton.commands.evaluate import EvaluationOptions
 from ttfs_triton.data.images import ImageData
-from ttfs_triton.energy import available_chips, load_chip
+from ttfs_triton.energy.chip import load_chips
 from ttfs_triton.energy.compare import FAIR_CHIP
 from ttfs_triton.evaluate import Evaluation, layer_table
 from ttfs_triton.evaluate.load import load_network, load_test_images
@@ -29,16 +26,12 @@ def run(options: EvaluationOptions) -> EvaluationResult:
     if options.faults and not options.simulation:
         raise ValueError(f"evaluate: faults must be simulated; got {options.faults.text()} with --no-simulation.")
     loaded = load_network(options.model, options.network)
-    every = (FAIR_CHIP, *available_chips())  # ANNs are compared on the first chip that prices them
-    named = [each for name in options.chip for each in (every if name == "all" else [name])]
-    chips = [load_chip(name) for name in dict.fromkeys(named)]
+    chips = load_chips(options.chip, every=[FAIR_CHIP])  # ANNs are compared on the first chip that prices them
     accelerator = Accelerator(cpu=options.cpu or not torch.cuda.is_available())
     if accelerator.num_processes > 1:
         raise ValueError("evaluate: must run in one process; got several. Start `ttfs evaluate` without a launcher.")
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-        where = {name: getattr(options, name) for name in ("dataset", "data_dir", "image_column", "label_column")}
-        data = load_test_images(loaded, **where, max_samples=options.max_test_samples, progress=True)
+    where = {name: getattr(options, name) for name in ("dataset", "data_dir", "image_column", "label_column")}
+    data = load_test_images(loaded, **where, max_samples=options.max_test_samples, progress=True)
     if options.sample >= len(data):
         raise ValueError(f"evaluate: sample must be below {len(data)}, the number of images; got {options.sample}.")
     for folder in (options.output_dir, options.report and options.report.parent):

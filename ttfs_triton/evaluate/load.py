@@ -1,6 +1,6 @@
 """Loading of a trained network from a run, a file or the Hub, and of the test images that it is scored on."""
 
-import warnings
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,8 @@ from ttfs_triton.data.images import ImageData, load_images
 from ttfs_triton.data.sources import HUB_NAME, SAMPLE
 from ttfs_triton.model import LoadError, ModelDescription, ModelFiles, TTFSModel, find_model
 from ttfs_triton.untrusted_files import YamlError, read_mapping
+
+logger = logging.getLogger(__name__)
 
 # Keys of a run's configuration that are arguments of `load_images`.
 KEYS = ("dataset", "data_dir", "image_column", "label_column", "image_size", "max_bad_images", "streaming")
@@ -61,11 +63,11 @@ def load_test_images(
 ) -> ImageData:
     """Test images of the data set that a network was trained on, or of another data set.
 
+    Logs a warning if its classes have other names than the network's.
+
     Args:
         loaded: the network; its run's configuration, or else its config.json, names data set, image size and columns.
         dataset, data_dir, image_column, label_column, max_samples, progress: see `load_images`; override `loaded`.
-    Warns:
-        UserWarning: the data set's classes have other names than the network's.
     Raises:
         ValueError: no data set is named, or the images' shape, the number of classes or their order differs from the
             network's.
@@ -92,7 +94,7 @@ def load_test_images(
     if names != data.class_names:
         told = (", ".join(some[:3]) + ", …" * (len(some) > 3) for some in (names, data.class_names))
         message = "the network's classes are {}, but the test images have {}. Is this its data set?"
-        warnings.warn(message.format(*told), stacklevel=2)
+        logger.warning(message.format(*told))
     return data
 
 
