@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.energy.energy_cases import dense_network
-from ttfs_triton.energy.chip import FOLDER, PRICES, SCOPES, Access, Chip, Memory, available_chips, load_chip
+from ttfs_triton.energy.chip import FOLDER, available_chips, load_chip
 from ttfs_triton.energy.models import estimate
-from ttfs_triton.energy.prices import STATUSES, UNITS, Price, Range, weakest
+from ttfs_triton.energy.prices import PRICES, SCOPES, STATUSES, UNITS, Access, Chip, Memory, Price, Range, weakest
 
 GIVEN = {"unit": "pJ", "status": "measured", "source": "a paper"}
 MINE = """

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.energy.energy_cases import convolutional_network, dense_network, of_neuron
 from tests.energy.energy_cases import counted as by_term
 from ttfs_triton.energy import count
-from ttfs_triton.energy.chip import Access, Chip, Memory, load_chip
+from ttfs_triton.energy.chip import load_chip
 from ttfs_triton.energy.compare import (
     FAIR_CHIP,
     STEPS,
@@ -21,7 +21,7 @@ from ttfs_triton.energy.compare import (
 )
 from ttfs_triton.energy.estimate import Run, RunOptions
 from ttfs_triton.energy.models import dense_ann, estimate, zero_skipping_ann
-from ttfs_triton.energy.prices import Price
+from ttfs_triton.energy.prices import Access, Chip, Memory, Price
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 OPTIONS = RunOptions(steps=8)

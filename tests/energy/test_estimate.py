@@ -12,12 +12,12 @@ from tests.energy.energy_cases import convolutional_network, counted, dense_netw
 from tests.energy.test_concatenations import Branches
 from ttfs_triton.chip.simulation import simulated_run
 from ttfs_triton.chip.simulator import simulate
-from ttfs_triton.energy.chip import Chip, available_chips, load_chip
+from ttfs_triton.energy.chip import available_chips, load_chip
 from ttfs_triton.energy.counter import count
 from ttfs_triton.energy.counts import Counts
 from ttfs_triton.energy.estimate import RunOptions
 from ttfs_triton.energy.models import estimate
-from ttfs_triton.energy.prices import Price
+from ttfs_triton.energy.prices import Chip, Price
 from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, Neuron, Readout, cnn1, put_on_grid
 
 UNKNOWN = Price(None, unit="pJ", status="unpublished", source="nowhere")

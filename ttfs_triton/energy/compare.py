@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ttfs_triton.energy.chip import Chip, as_chip, load_chip
+from ttfs_triton.energy.chip import as_chip, load_chip
 from ttfs_triton.energy.counts import Counts
 from ttfs_triton.energy.estimate import Estimate, Run, RunOptions, TermKind
 from ttfs_triton.energy.models import dense_ann, estimate, zero_skipping_ann
+from ttfs_triton.energy.prices import Chip
 from ttfs_triton.wording import energy, ratio
 
 Measure = Literal["compute_only", "memory_included", "total"]

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ttfs_triton.energy.chip import Chip, as_chip
+from ttfs_triton.energy.chip import as_chip
 from ttfs_triton.energy.counts import Counts, InputCounts
 from ttfs_triton.energy.estimate import RunOptions
 from ttfs_triton.energy.models import estimate
+from ttfs_triton.energy.prices import Chip
 
 
 @dataclass(frozen=True)

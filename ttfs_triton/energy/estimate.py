@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, dataclasses
 
-from ttfs_triton.energy.chip import Chip
 from ttfs_triton.energy.counts import Counts, LayerActivity
-from ttfs_triton.energy.prices import STRICT, Number, Price, Range, Status, weakest
+from ttfs_triton.energy.prices import STRICT, Chip, Number, Price, Range, Status, weakest
 
 TermKind = Literal["compute", "memory", "communication", "static"]
 _CHIP = ("name", "description", "node_nm", "voltage_v", "synop_scope")

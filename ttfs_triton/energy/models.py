@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ttfs_triton.energy.chip import Chip
 from ttfs_triton.energy.counts import Counts, LayerActivity, LayerCounts
 from ttfs_triton.energy.estimate import Estimate, RunOptions
+from ttfs_triton.energy.prices import Chip
 from ttfs_triton.energy.terms import Terms
 
 

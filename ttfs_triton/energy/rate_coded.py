@@ -16,10 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from ttfs_kernels import Neuron
-from ttfs_triton.energy.chip import Chip
 from ttfs_triton.energy.counter import images_and_labels
 from ttfs_triton.energy.counts import Counts, LayerActivity, LayerCounts
 from ttfs_triton.energy.estimate import Estimate, RunOptions
+from ttfs_triton.energy.prices import Chip
 from ttfs_triton.energy.terms import Terms
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.trace import evaluating

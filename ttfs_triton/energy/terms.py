@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ttfs_triton.energy.chip import Chip, as_chip
+from ttfs_triton.energy.chip import as_chip
 from ttfs_triton.energy.counts import Counts, LayerActivity, LayerCounts
 from ttfs_triton.energy.estimate import Estimate, RunOptions, Term, TermKind
-from ttfs_triton.energy.prices import Price
+from ttfs_triton.energy.prices import Chip, Price
 
 
 class Terms:
