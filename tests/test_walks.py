@@ -22,7 +22,7 @@ WALKS = {
     "step of a layer": (13, 6),
     "step of a layer with batch norm": (13, 6),
     "network from its files": (20, 5),
-    "page of an evaluation": (20, 12),
+    "page of an evaluation": (12, 12),
     "training from its configuration": (62, 20),
 }
 

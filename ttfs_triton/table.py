@@ -16,17 +16,8 @@ from ttfs_triton.wording import small_percent
 Row = TypeVar("Row")
 
 
-@dataclass(frozen=True)
-class Cell:
-    """Cell of a table: a text; on a page, over a bar whose length is a share in [0, 1]."""
-
-    text: str
-    share: float
-
-    @classmethod
-    def of(cls, share: float) -> Cell:
-        """Cell that shows a share as a percentage; NaN has no bar."""
-        return cls(small_percent(share), min(1.0, max(0.0, share)) if share == share else 0.0)
+Cell = str | float
+"""A text, or a share in [0, 1], which is shown as a percentage; on a page, over a bar."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,7 @@ class Table:
 
     title: str
     headers: Sequence[str]
-    rows: Sequence[Sequence[str | Cell]]
+    rows: Sequence[Sequence[Cell]]
     prose: Sequence[int] = ()
     caption: str = ""
 
@@ -52,7 +43,7 @@ class Table:
         cls,
         title: str,
         rows: Iterable[Row],
-        columns: Mapping[str, Callable[[Row], str | Cell]],
+        columns: Mapping[str, Callable[[Row], Cell]],
         prose: Sequence[int] = (),
     ) -> Table:
         """A table with one column for each header in `columns`; the header's function makes the cell of a row."""
@@ -67,7 +58,7 @@ class Table:
             justify = "right" if place and place not in self.prose else "left"
             table.add_column(Text(header), justify=justify, vertical="top", overflow="fold")
         for row in self.rows:
-            table.add_row(*(Text(cell if isinstance(cell, str) else cell.text) for cell in row))
+            table.add_row(*(Text(cell if isinstance(cell, str) else small_percent(cell)) for cell in row))
         return table
 
 

@@ -6,7 +6,7 @@ import torch
 
 from ttfs_triton.chip import simulate
 from ttfs_triton.energy import RunOptions, compare, count, estimate
-from ttfs_triton.evaluate.result import PageData, Sample, spikes_of
+from ttfs_triton.evaluate.page import PageData, Sample, spikes_of
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 

@@ -11,7 +11,7 @@ from ttfs_triton.commands.evaluate import EvaluationOptions, main
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.energy import available_chips, dense_ann, estimate
 from ttfs_triton.evaluate import command, measure
-from ttfs_triton.evaluate.output import command_line
+from ttfs_triton.evaluate.machine import command_line
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import Grid
 

@@ -62,7 +62,7 @@ def test_run_is_loaded_and_evaluated_by_its_code(trained, tmp_path):
     loaded = TTFSModel.from_pretrained(folder, network=build(**SIZES))
     assert torch.equal(loaded(images), network(images))
     options = {"model": str(folder), "network": f"{OWN}:build", "max_test_samples": 20, "cpu": True, "steps": 8}
-    page = evaluate_run(EvaluationOptions(**options, report=tmp_path / "page.html")).page
+    page = evaluate_run(EvaluationOptions(**options, report=tmp_path / "page.html"))
     assert (page.images, page.counts.samples, page.simulation.samples) == (20,) * 3
     assert "conv4" in (tmp_path / "page.html").read_text()
 

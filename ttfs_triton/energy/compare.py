@@ -183,11 +183,13 @@ class Comparison(NamedTuple):
         estimates: energies; the network's own is first.
         firing_share: break-even point with the dense ANN.
         verdict: whether the network is cheaper than the dense ANN.
+        sentences: verdict and break-even point in words.
     """
 
     estimates: tuple[Estimate, ...]
     firing_share: BreakEven
     verdict: Verdict
+    sentences: tuple[str, ...]
 
 
 def compare(
@@ -210,8 +212,9 @@ def compare(
         dense_ann(counts, chip, options=options, network=network),
         zero_skipping_ann(counts, chip, options=options, network=network),
     )
-    share = break_even_firing_share(counts, chip, options)
-    return Comparison(estimates, share, verdict(counts, chip, options, others))
+    share, found = break_even_firing_share(counts, chip, options), verdict(counts, chip, options, others)
+    sentences = (*found.sentences(), f"{share.text[:1].upper()}{share.text[1:]}.")
+    return Comparison(estimates, share, found, sentences)
 
 
 def _ratios(found: Sequence[Estimate], dense: Estimate, measure: Measure) -> tuple[float, ...]:

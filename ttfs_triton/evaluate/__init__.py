@@ -2,7 +2,8 @@
 
 from ttfs_triton.evaluate.batches import EvaluationBatches
 from ttfs_triton.evaluate.machine import device_name, versions
-from ttfs_triton.evaluate.score import Evaluation, EvaluationStopped, evaluate, layer_table, sum_over_processes
+from ttfs_triton.evaluate.score import Evaluation, EvaluationStopped, evaluate, sum_over_processes
+from ttfs_triton.nn.statistics import layer_table
 
 __all__ = [
     "Evaluation",

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from accelerate import Accelerator
 
+from ttfs_triton.atomic import write_json
 from ttfs_triton.commands.evaluate import EvaluationOptions
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.energy.chip import load_chips
 from ttfs_triton.energy.compare import FAIR_CHIP
 from ttfs_triton.evaluate import Evaluation, layer_table
-from ttfs_triton.evaluate.load import load_network, load_test_images
-from ttfs_triton.evaluate.measure import measure
-from ttfs_triton.evaluate.output import check_output, write_output
-from ttfs_triton.evaluate.page import headlines, page_decision
-from ttfs_triton.evaluate.result import EvaluationResult
+from ttfs_triton.evaluate.load import LoadedNetwork, load_network, load_test_images
+from ttfs_triton.evaluate.measure import MAIN_FILE, figures, measure
+from ttfs_triton.evaluate.page import PageData, headlines, page_decision, write_page
 from ttfs_triton.evaluate.tables import deadline_table, print_chips, print_comparison, print_estimate, small_print
 from ttfs_triton.table import print_whole
 from ttfs_triton.wording import number
 
 
-def run(options: EvaluationOptions) -> EvaluationResult:
-    """Evaluate a network as the options say, print tables and write files; returns the evaluation."""
-    check_output(options)
+def run(options: EvaluationOptions) -> PageData:
+    """Evaluate a network as the options say, print tables and write files; returns all figures."""
+    _check_output(options)
     if options.faults and not options.simulation:
         raise ValueError(f"evaluate: faults must be simulated; got {options.faults.text()} with --no-simulation.")
     loaded = load_network(options.model, options.network)
@@ -38,16 +39,31 @@ def run(options: EvaluationOptions) -> EvaluationResult:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)  # an unusable folder is noticed before the network runs
     failed: dict[str, str] = {}
-    found = measure(
+    page = measure(
         options, loaded, data, chips, accelerator, failed, on_scored=lambda scores: _show_layers(scores, data)
     )
-    show(found)
-    for path in write_output(options, found):
-        print(f"written: {path}")
+    show(page, loaded)
+    if options.output_dir is not None:
+        write_json(options.output_dir / MAIN_FILE, figures(page, loaded, data, options.max_test_samples))
+        print(f"written: {options.output_dir / MAIN_FILE}")
+    if options.report is not None:
+        print(f"written: {write_page(options.report, page)}")
     if failed:
         lines = "\n".join(f"  {name}: {why}" for name, why in failed.items())
         raise RuntimeError(f"evaluate: every analysis must succeed; these failed, the others are done:\n{lines}")
-    return found
+    return page
+
+
+def _check_output(options: EvaluationOptions) -> None:
+    """Check before any work that the output can be written without overwriting files."""
+    for path in (options.output_dir and options.output_dir / MAIN_FILE, options.report):
+        if path is not None and path.exists() and not options.overwrite:
+            raise ValueError(f"evaluate: {path} must not exist; it does. Replace it by --overwrite, or name another.")
+    if options.report is not None:
+        if options.report.suffix != ".html":
+            raise ValueError(f"evaluate: --report must end in .html; got {options.report}.")
+        if find_spec("matplotlib") is None:
+            raise ValueError("evaluate: --report must have matplotlib; found none. Run: pip install matplotlib.")
 
 
 def _show_layers(scores: Evaluation, data: ImageData) -> None:
@@ -56,12 +72,11 @@ def _show_layers(scores: Evaluation, data: ImageData) -> None:
     print_whole(layer_table(scores.layers, title))
 
 
-def show(found: EvaluationResult) -> None:
+def show(page: PageData, loaded: LoadedNetwork) -> None:
     """Print tables and figures on a terminal."""
-    page = found.page
     if page.deadlines:
         print_whole(deadline_table(page.deadlines))
-    print("\n".join([*_lines(found), *page_decision(page)]))
+    print("\n".join([*_lines(page, loaded), *page_decision(page)]))
     assert page.headline_energy is not None, "at least one chip is always priced"
     assert page.comparison is not None, "`measure` always makes one"
     print_estimate(page.headline_energy)
@@ -71,9 +86,9 @@ def show(found: EvaluationResult) -> None:
         print_chips(page.energy, told=told)
 
 
-def _lines(found: EvaluationResult) -> list[str]:
+def _lines(page: PageData, loaded: LoadedNetwork) -> list[str]:
     """Lines with the grid, the page's headline figures and the counts."""
-    page, grid = found.page, found.loaded.network.graph.grid
+    grid = loaded.network.graph.grid
     samples, total, simulation = page.counts.samples, page.counts.total(), page.simulation
     operations, dense = (total[key] / samples for key in ("synaptic_operations", "dense_macs"))
     rows = [("grid", grid.text(), "")] if grid is not None else []

@@ -1,7 +1,11 @@
-"""Versions of packages, and the device's name, on which results depend besides code and data."""
+"""How figures were made: command line, date, device, and versions of packages."""
 
 import importlib.metadata
 import platform
+import re
+import shlex
+import sys
+import time
 from pathlib import Path
 
 import torch
@@ -41,3 +45,19 @@ def processor_name() -> str:
         return platform.processor() or platform.machine()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def facts(command: str, device: torch.device) -> dict[str, str]:
+    """How the figures of a command were made: date, device, versions and command line."""
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "device": device_name(device),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "command": command_line(command),
+    }
+
+
+def command_line(command: str) -> str:
+    """The command line of this run of `ttfs COMMAND`; absolute paths are cut to their last part, also behind "="."""
+    words = (re.sub(r"(^|=)/.*?([^/]*)/*$", r"\1\2", word) for word in sys.argv[1:])
+    return shlex.join(["ttfs", command, *words])

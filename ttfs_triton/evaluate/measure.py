@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import asdict
+from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 from rich.progress import Progress
 
 from ttfs_triton.chip import Simulation, simulate_at, simulated_run
 from ttfs_triton.commands.evaluate import EvaluationOptions
 from ttfs_triton.data.images import ImageData
+from ttfs_triton.data.pixels import to_float
 from ttfs_triton.energy import Chip, Run, RunOptions, compare, counting, estimate, fair_chip
 from ttfs_triton.energy.compare import STEPS
 from ttfs_triton.evaluate import Evaluation, EvaluationBatches, evaluate
 from ttfs_triton.evaluate.deadline import deadline_curve, output_spikes
 from ttfs_triton.evaluate.load import LoadedNetwork
-from ttfs_triton.evaluate.output import SCORES, facts, network_facts, sample_of
-from ttfs_triton.evaluate.result import EvaluationResult, PageData
+from ttfs_triton.evaluate.machine import facts
+from ttfs_triton.evaluate.page import PageData, Sample, spikes_of
+from ttfs_triton.model.own_network import OwnNetwork
 
 Result = TypeVar("Result")
+MAIN_FILE = "evaluation.json"
+SCORES = ("images", "accuracy", "first_spike_accuracy", "ties", "no_spike")
+"""Figures of an `Evaluation` that the page and `MAIN_FILE` have under the same names."""
 
 
 def measure(
@@ -32,7 +39,7 @@ def measure(
     *,
     others: Sequence[int] = STEPS,
     on_scored: Callable[[Evaluation], None] = lambda scores: None,
-) -> EvaluationResult:
+) -> PageData:
     """All figures of an evaluation.
 
     Args:
@@ -75,13 +82,13 @@ def measure(
     fair = fair_chip(own.counts, chips, own.options)
     beside = more if simulations or grid is not None else None  # None: priced by the counts, a bound
 
-    page = PageData(
+    return PageData(
         title=name,
-        network=network_facts(loaded),
+        network=_network_facts(loaded),
         dataset=data.dataset or "a local folder",
         **{name: getattr(evaluation, name) for name in SCORES},
         counts=counts,
-        sample=attempt("sample", options.report is not None, lambda: sample_of(loaded, data, options.sample), None),
+        sample=attempt("sample", options.report is not None, lambda: _sample_of(loaded, data, options.sample), None),
         energy=tuple(estimate(own.counts, chip, own.options, network=name) for chip in chips),
         chip=fair.name if "all" in options.chip else chips[0].name,
         comparison=compare(own.counts, fair, own.options, network=name, others=beside),
@@ -91,4 +98,40 @@ def measure(
         ),
         facts=facts("evaluate", accelerator.device),
     )
-    return EvaluationResult(loaded, data, page)
+
+
+def _sample_of(loaded: LoadedNetwork, data: ImageData, number: int) -> Sample:
+    """Test image number `number` with its spikes and its predicted class, for the report."""
+    network, names = loaded.network.eval(), tuple(loaded.network.class_names)
+    image = to_float(data.images_at(torch.tensor([number])))[0]
+    prediction = int(network(image[None].to(next(network.parameters()).device)).argmax())
+    spikes = spikes_of(network, image)
+    return Sample(image.cpu(), spikes, names[int(data.labels[number])], names[prediction], names)
+
+
+def _network_facts(loaded: LoadedNetwork) -> dict[str, Any]:
+    """The network's configuration; for a network from the user's own code also its encoder and readout."""
+    network, graph = loaded.description.network, loaded.network.graph
+    if isinstance(network, OwnNetwork):
+        return network.to_dict() | {"encoder": graph.encoder.kind, "readout": graph.readout.at}
+    return network.to_dict()
+
+
+def figures(page: PageData, loaded: LoadedNetwork, data: ImageData, max_test_samples: int | None) -> dict[str, Any]:
+    """All figures of the evaluation as JSON values."""
+    return {
+        "weights_sha256": loaded.files.sha256,
+        "network": page.network,
+        "dataset": data.dataset,
+        "fingerprint": data.fingerprint,
+        "class_names": data.class_names,
+        "max_test_samples": max_test_samples,
+        **{name: getattr(page, name) for name in SCORES},
+        "sparsity": page.counts.sparsity,
+        "counts": page.counts.to_dict(),
+        "simulation": None if page.simulation is None else page.simulation.to_dict(),
+        "energy": [each.to_dict() for each in page.energy],
+        "comparison": [each.to_dict() for each in page.comparison.estimates] if page.comparison else None,
+        "deadlines": {"rows": [asdict(row) for row in page.deadlines]} if page.deadlines else None,
+        "about": page.facts,
+    }

@@ -1,7 +1,7 @@
 """Accuracy, loss and activity of a network over a set of images: exact, over any number of processes."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import cast
@@ -23,8 +23,6 @@ from ttfs_triton.nn import (
 )
 from ttfs_triton.nn.models import logits_and_decision
 from ttfs_triton.nn.trace import evaluating
-from ttfs_triton.table import Cell, Table
-from ttfs_triton.wording import small_percent
 
 
 @dataclass(frozen=True)
@@ -132,14 +130,3 @@ def _score(network: nn.Module, graph: NetworkGraph, images: Tensor, labels: Tens
 def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
     """Sum a tensor over all processes; every process gets the result, `values` stays as it is."""
     return cast(Tensor, accelerator.reduce(values.clone(), "sum"))
-
-
-def layer_table(layers: Sequence[LayerStatistics], title: str = "") -> Table:
-    """Table of layers: neurons, spikes a sample, shares of neurons active, saturated, silent, never active."""
-    headers = ("layer", "neurons", "spikes / image", "active", "saturated", "silent", "never active")
-    rows = []
-    for layer in layers:
-        shares = map(small_percent, (layer.saturated_share, layer.silent_share, layer.never_active_share))
-        spikes = f"{layer.spikes / max(1, layer.samples):,.1f}"
-        rows.append((layer.name, f"{layer.neurons:,}", spikes, Cell.of(layer.sparsity), *shares))
-    return Table(title, headers, rows)

@@ -14,13 +14,7 @@ from ttfs_triton.energy.estimate import TermKind
 from ttfs_triton.energy.prices import energy_range, weakest
 from ttfs_triton.evaluate.deadline import DeadlineRow
 from ttfs_triton.table import Cell, Table, print_whole
-from ttfs_triton.wording import (
-    duration,
-    energy,
-    number,
-    percent,
-    ratio,
-)
+from ttfs_triton.wording import duration, energy, number, percent, ratio
 
 
 def operations_table(counts: Counts) -> Table:
@@ -28,11 +22,11 @@ def operations_table(counts: Counts) -> Table:
     total = counts.total()
     keys = ("synaptic_operations", *(["analog_macs"] if total["analog_macs"] else []), "dense_macs")
     sources = [(layer.name, {key: getattr(layer, key) for key in keys}) for layer in counts.layers]
-    rows = []
+    rows = list[Sequence[Cell]]()
     for name, found in [*sources, ("all", total)]:
         done = found["synaptic_operations"] + found.get("analog_macs", 0)
         share = done / found["dense_macs"] if found["dense_macs"] else float("nan")
-        rows.append((name, Cell.of(share), *(number(found[key] / counts.samples) for key in keys)))
+        rows.append((name, share, *(number(found[key] / counts.samples) for key in keys)))
     titles = {"synaptic_operations": "synaptic operations", "analog_macs": "MACs", "dense_macs": "dense MACs"}
     return Table("Operations of an image", ("layer", "of dense", *(titles[key] for key in keys)), tuple(rows))
 
@@ -117,12 +111,6 @@ def comparison_table(comparison: Comparison) -> Table:
     return Table(f"Energy of an image on {first.chip.name}", headers, tuple(rows))
 
 
-def break_even(comparison: Comparison) -> list[str]:
-    """The verdict against the dense ANN and the break-even point, in sentences."""
-    text = comparison.firing_share.text
-    return [*comparison.verdict.sentences(), f"{text[:1].upper()}{text[1:]}."]
-
-
 def layers_table(found: Estimate) -> Table:
     """Table of energies, one row for each layer, one column for each kind of operation; sums in the last row."""
     parts = {
@@ -189,7 +177,7 @@ def print_estimate(found: Estimate, console: Console | None = None) -> None:
 
 def print_comparison(comparison: Comparison, console: Console | None = None, told: Sequence[str] = ()) -> None:
     """Print a comparison: the table, the break-even point, assumptions and warnings, except those in `told`."""
-    lines = break_even(comparison) + [line for line in small_print(*comparison.estimates) if line not in told]
+    lines = [*comparison.sentences, *(line for line in small_print(*comparison.estimates) if line not in told)]
     _print(console, lines, comparison_table(comparison))
 
 

@@ -16,6 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ttfs_triton.table import Cell, Table
+from ttfs_triton.wording import small_percent
+
 LayerKind = Literal["analog", "spiking", "readout"]
 """Kind of a layer with synapses: "analog" reads real values and emits spikes, "spiking" reads and emits spikes,
 "readout" is the output layer."""
@@ -230,3 +233,14 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 def _ratio(numerator: int, denominator: int) -> float:
     return numerator / denominator if denominator else float("nan")
+
+
+def layer_table(layers: Sequence[LayerStatistics], title: str = "") -> Table:
+    """Table of layers: neurons, spikes a sample, shares of neurons active, saturated, silent, never active."""
+    headers = ("layer", "neurons", "spikes / image", "active", "saturated", "silent", "never active")
+    rows = list[Sequence[Cell]]()
+    for layer in layers:
+        shares = map(small_percent, (layer.saturated_share, layer.silent_share, layer.never_active_share))
+        spikes = f"{layer.spikes / max(1, layer.samples):,.1f}"
+        rows.append((layer.name, f"{layer.neurons:,}", spikes, layer.sparsity, *shares))
+    return Table(title, headers, rows)

@@ -28,8 +28,8 @@ from ttfs_triton.data.images import ImageData, draw_images
 from ttfs_triton.energy import load_chip
 from ttfs_triton.energy.compare import STEPS
 from ttfs_triton.evaluate.load import LoadedNetwork, load_network
-from ttfs_triton.evaluate.measure import measure
-from ttfs_triton.evaluate.output import MAIN_FILE, facts, figures
+from ttfs_triton.evaluate.machine import facts
+from ttfs_triton.evaluate.measure import MAIN_FILE, figures, measure
 from ttfs_triton.nn import Grid
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.sweep.page import write_frontier_page
@@ -184,11 +184,13 @@ class Sweep:
         """Content of evaluation.json for a network; faults are simulated at one number of time steps."""
         failed: dict[str, str] = {}
         others = () if settings.faults else STEPS
-        found = measure(settings, loaded, test, self.chips, self.accelerator, failed, others=others)
+        page = measure(settings, loaded, test, self.chips, self.accelerator, failed, others=others)
         if failed:
             lines = "; ".join(f"{analysis}: {why}" for analysis, why in failed.items())
             raise RuntimeError(f"frontier: every analysis of {settings.model} must succeed; got {lines}")
-        return figures(found, settings.max_test_samples) | {"about": facts("sweep", self.accelerator.device)}
+        return figures(page, loaded, test, settings.max_test_samples) | {
+            "about": facts("sweep", self.accelerator.device)
+        }
 
 
 def _saved(path: Path, key: str) -> dict[str, Any] | None:

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING
 
 from ttfs_triton.atomic import write_text
 from ttfs_triton.commands.sweep import FAULTS, GRID, TARGETS, TRAINING, Point
-from ttfs_triton.evaluate.figures import DEADLINE_AXIS, lines_svg
+from ttfs_triton.evaluate.figures import (
+    DEADLINE_AXIS,
+    LINES,
+    PAPER,
+    accuracy_axis,
+    legend_below,
+    lines_svg,
+    page_svg,
+    value_axis,
+)
 from ttfs_triton.evaluate.page import render
-from ttfs_triton.evaluate.plots import LINES, PAPER, accuracy_axis, legend_below, page_svg, value_axis
 from ttfs_triton.evaluate.tables import pairs_table
 from ttfs_triton.sweep.table import FREE, SUMS, Row, label
 from ttfs_triton.table import Table
