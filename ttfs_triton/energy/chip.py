@@ -34,12 +34,13 @@ def available_chips() -> tuple[str, ...]:
     return tuple(names)
 
 
-def load_chip(name_or_path: str | Path) -> Chip:
+def load_chip(name_or_path: Chip | str | Path) -> Chip:
     """A chip that comes with the package, or a chip from the user's own file.
 
     Args:
         name_or_path: one of `available_chips()`, or the path of a TOML file like those in
-            `ttfs_triton/energy/chips`, followed by ":precision" if the file has several precisions.
+            `ttfs_triton/energy/chips`, followed by ":precision" if the file has several precisions. A chip is returned
+            as it is.
     Raises:
         ValueError: the chip or precision does not exist, its figures are unpublished, or the file is invalid. The
             message names file, key and rule.
@@ -50,6 +51,8 @@ def load_chip(name_or_path: str | Path) -> Chip:
         >>> load_chip("horowitz45:int8").prices["multiply_accumulate"].value
         0.23
     """
+    if isinstance(name_or_path, Chip):
+        return name_or_path
     path, precision = _locate(str(name_or_path))
     try:
         values = tomllib.loads(read_regular(path, MAX_BYTES).decode("utf-8"))
@@ -81,11 +84,6 @@ def load_chips(names: Iterable[str], every: Iterable[str] = ()) -> list[Chip]:
     """Chips by name, each once; "all" stands for those of `every`, then all that come with the package."""
     named = (each for name in names for each in ((*every, *available_chips()) if name == "all" else (name,)))
     return [load_chip(name) for name in dict.fromkeys(named)]
-
-
-def as_chip(chip: Chip | str | Path) -> Chip:
-    """The chip itself; a name or a path is loaded first."""
-    return chip if isinstance(chip, Chip) else load_chip(chip)
 
 
 def _locate(name: str) -> tuple[Path, str | None]:

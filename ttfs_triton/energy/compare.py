@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ttfs_triton.energy.chip import as_chip, load_chip
+from ttfs_triton.energy.chip import load_chip
 from ttfs_triton.energy.counts import Counts
 from ttfs_triton.energy.estimate import Estimate, Run, RunOptions, TermKind
 from ttfs_triton.energy.models import dense_ann, estimate, zero_skipping_ann
@@ -53,7 +53,7 @@ def break_even_firing_share(
         counts, chip, options: as in `estimate`; `options.activity` is ignored, because it holds for other spikes.
         measure: which sum of an estimate is compared.
     """
-    chip, options, none = as_chip(chip), replace(options, activity=None), "no break-even firing share"
+    chip, options, none = load_chip(chip), replace(options, activity=None), "no break-even firing share"
     if not counts.sparsity > 0:
         return BreakEven(None, f"{none}: no hidden neuron fires")
     silent, now = (estimate(counts.firing_more(factor), chip, options) for factor in (0.0, 1.0))
@@ -140,7 +140,7 @@ class Verdict:
 
 def fair_chip(counts: Counts, chips: Sequence[Chip | str | Path], options: RunOptions) -> Chip:
     """The first chip that prices the dense ANN with memory and without, or `FAIR_CHIP` if none does."""
-    for chip in map(as_chip, chips):
+    for chip in map(load_chip, chips):
         dense = dense_ann(counts, chip, options=options)
         if _whole(dense, "memory_included") is not None and _whole(dense, "compute_only") is not None:
             return chip
@@ -157,7 +157,7 @@ def verdict(
         others: simulations of the same network at other numbers of steps. Default: all of `STEPS`, with the neurons'
             work computed from `counts`.
     """
-    chip = as_chip(chip)
+    chip = load_chip(chip)
     if others is None:
         others = [Run(counts, replace(options, steps=number, activity=None)) for number in STEPS]
     by_steps = {run.options.steps: run for run in (*others, Run(counts, options))}
@@ -181,14 +181,10 @@ class Comparison(NamedTuple):
 
     Attributes:
         estimates: energies; the network's own is first.
-        firing_share: break-even point with the dense ANN.
-        verdict: whether the network is cheaper than the dense ANN.
         sentences: verdict and break-even point in words.
     """
 
     estimates: tuple[Estimate, ...]
-    firing_share: BreakEven
-    verdict: Verdict
     sentences: tuple[str, ...]
 
 
@@ -206,15 +202,14 @@ def compare(
         counts, chip, options, network: as in `estimate`.
         others: as in `verdict`.
     """
-    chip = as_chip(chip)
+    chip = load_chip(chip)
     estimates = (
         estimate(counts, chip, options, network=network),
         dense_ann(counts, chip, options=options, network=network),
         zero_skipping_ann(counts, chip, options=options, network=network),
     )
     share, found = break_even_firing_share(counts, chip, options), verdict(counts, chip, options, others)
-    sentences = (*found.sentences(), f"{share.text[:1].upper()}{share.text[1:]}.")
-    return Comparison(estimates, share, found, sentences)
+    return Comparison(estimates, (*found.sentences(), f"{share.text[:1].upper()}{share.text[1:]}."))
 
 
 def _ratios(found: Sequence[Estimate], dense: Estimate, measure: Measure) -> tuple[float, ...]:

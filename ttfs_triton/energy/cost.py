@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ttfs_triton.energy.chip import as_chip
+from ttfs_triton.energy.chip import load_chip
 from ttfs_triton.energy.counts import Counts, InputCounts
 from ttfs_triton.energy.estimate import RunOptions
 from ttfs_triton.energy.models import estimate
@@ -18,34 +18,21 @@ from ttfs_triton.energy.prices import Chip
 
 @dataclass(frozen=True)
 class EventWeights:
-    """Cost of one event of a layer, for each kind of event.
+    """Cost of one event of a layer, for each kind of event."""
 
-    Attributes:
-        operation: cost of a synaptic operation: a spike at one of the layer's synapses.
-        spike: cost of a spike of the layer's neurons, before pooling.
-        delivered: cost of delivering such a spike to another layer, after pooling.
-        spike_time: cost of a spike's delay after the window's start, for each window of delay.
-    """
-
-    operation: float = 0.0
-    spike: float = 0.0
-    delivered: float = 0.0
-    spike_time: float = 0.0
+    operation: float = 0.0  # a spike at one of the layer's synapses
+    spike: float = 0.0  # of the layer's neurons, before pooling
+    delivered: float = 0.0  # such a spike reaches another layer, after pooling
+    spike_time: float = 0.0  # for each window of delay after the window's start
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one sample: a constant plus, for each kind of event, a weight times the number of events.
-
-    Attributes:
-        constant: cost of a sample without any spike.
-        layers: event weights by layer name, for layers with synapses; the events of a missing layer cost nothing.
-        input_spike: cost of one spike of a latency encoder.
-    """
+    """Cost of one sample: a constant plus, for each kind of event, a weight times the number of events."""
 
     constant: float
-    layers: Mapping[str, EventWeights]
-    input_spike: float = 0.0
+    layers: Mapping[str, EventWeights]  # by name; the events of a missing layer cost nothing
+    input_spike: float = 0.0  # of a latency encoder
 
     def weights(self, layer: str | None) -> EventWeights:
         """Event weights of a layer; zero for names that are not in `layers`."""
@@ -94,13 +81,9 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
     """Energy as a `Cost`: a sample's energy on a chip in microjoules, the total of `estimate` at nominal prices.
 
     With gating it is an upper bound: neurons count as awake from their window's start, because the time of a neuron's
-    first input is no sum over events.
-
-    Args:
-        counts: counts of a spiking network; only its shape is used.
-        chip, options: as in `estimate`; `options.activity` is ignored, because it holds for other spikes.
+    first input is no sum over events. Only the network's shape in `counts` is used, and no `options.activity`.
     """
-    chip, options = as_chip(chip), replace(options, activity=None)
+    chip, options = load_chip(chip), replace(options, activity=None)
     unpriced = {
         f"{term.name} of {term.layer}"
         for term in estimate(counts, chip, options).unpriced

@@ -9,6 +9,7 @@ from operator import add
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, dataclasses
+from pydantic_core import to_jsonable_python
 
 from ttfs_triton.energy.counts import Counts, LayerActivity
 from ttfs_triton.energy.prices import STRICT, Chip, Number, Price, Range, Status, weakest
@@ -90,19 +91,19 @@ class Term:
 
     def to_dict(self) -> dict[str, Any]:
         """The term as JSON values; energies in pJ."""
-        amount = None if self.price is None else self.price.amount
-        return {
+        own = {
             "layer": self.layer,
             "term": self.name,
             "kind": self.kind,
             "count": self.count,
             "price": self.price_name,
-            "price_pj": None if amount is None else amount.to_dict(),
-            "energy_pj": None if self.energy is None else self.energy.to_dict(),
+            "price_pj": None if self.price is None else self.price.amount,
+            "energy_pj": self.energy,
             "status": self.status,
             "source": "" if self.price is None else self.price.source,
             "note": self.note or ("" if self.price is None else self.price.note),
         }
+        return to_jsonable_python(own)
 
 
 @dataclass(frozen=True)
@@ -175,25 +176,21 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         """The estimate as JSON values; an unknown energy is None."""
-        sums = {name: getattr(self, name) for name in ("compute_only", "memory_included", "total")}
-
-        def values(ranges: dict[str, Range | None]) -> dict[str, Any]:
-            return {name: value.to_dict() if value else None for name, value in ranges.items()}
-
-        return {
+        own = {
             "network": self.network,
             "implementation": self.implementation,
             "chip": {key: getattr(self.chip, key) for key in _CHIP},
             "samples": self.samples,
-            "energy_pj": values(sums),
-            "by_layer_pj": values(self.by_layer()),
+            "energy_pj": {name: getattr(self, name) for name in ("compute_only", "memory_included", "total")},
+            "by_layer_pj": self.by_layer(),
             "status": self.status,
             "latency_us": self.latency_us,
             "unpriced": sorted({f"{term.name} ({term.price_name})" for term in self.unpriced}),
-            "assumptions": list(self.assumptions),
-            "warnings": list(self.warnings),
+            "assumptions": self.assumptions,
+            "warnings": self.warnings,
             "terms": [term.to_dict() for term in self.terms],
         }
+        return to_jsonable_python(own)
 
 
 def _sum(terms: Iterable[Term]) -> Range | None:

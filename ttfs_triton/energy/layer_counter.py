@@ -54,11 +54,7 @@ def fan_out(layer: WeightedLayer, input_size: tuple[int, ...]) -> FanOut:
 
 @torch.no_grad()
 def neurons_reached(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> Tensor | None:
-    """Mask [N, 1, ...] of a convolution's output places that an input spike reaches; None for other layers.
-
-    Args:
-        layer, inputs, skip: as in `waiting`. A spike in any group of channels counts for all of them.
-    """
+    """Mask [N, 1, ...] of a convolution's output places that an input spike of any group reaches; else None."""
     if not isinstance(layer, WeightedConv2d):
         return None
     return (earliest_input(layer, inputs, skip).amax(1, keepdim=True) > 0).to(inputs.dtype)
@@ -67,10 +63,9 @@ def neurons_reached(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = 
 def waiting(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """How long neurons wait for their first input spike, summed over a batch, as three scalars on the device.
 
-    Args:
-        layer: a convolution or fully connected layer that reads spikes.
-        inputs: activations [N, channels, height, width] or [N, features], or steps until the window's end.
-        skip: delayed spikes, one for each neuron, or None.
+    `inputs` are activations [N, channels, height, width] or [N, features], or steps until the window's end; `skip` are
+    delayed spikes, one for each neuron.
+
     Returns:
         without_input: number of neurons without an input spike and with zero initial potential, int64. Their potential
             and threshold are both 0 at their window's end; they stay silent here, but Eq. 7 to the letter fires them.
@@ -186,13 +181,7 @@ HISTOGRAM_SAMPLES = 250
 
 
 class LayerCounter(SpikeCounter):
-    """A `SpikeCounter` that also counts its layer's inputs and synaptic operations.
-
-    Attributes:
-        layer: the layer that is counted.
-        synapses: counter of the layer's inputs.
-        encoded: of the first layer, number of a latency encoder's spikes.
-    """
+    """A `SpikeCounter` that also counts its layer's inputs and synaptic operations; the first, an encoder's spikes."""
 
     def __init__(self, stage: Stage, histogram_bins: int) -> None:
         super().__init__(stage.shape)
@@ -264,13 +253,9 @@ def network_counts(
     encoder: int,
     weight_bits: int | None,
 ) -> Counts:
-    """Counts of a network from the counts of its layers, with the number of spikes that each layer delivers.
+    """Counts of a network, with the spikes that each layer delivers, from those of its layers and of their wires.
 
-    Args:
-        graph: the network's graph.
-        layers: counts of each layer, and of the spikes on each of its wires, in the order of `graph.weighted`.
-        encoder: number of a latency encoder's spikes.
-        weight_bits: bits of the weights that the network ran with; None if they were not rounded.
+    `encoder` is the number of a latency encoder's spikes; `weight_bits` is None if weights were not rounded.
     """
     delivered: dict[str | None, int] = {}  # after pooling
     for stage, (_, arrived) in zip(graph.weighted, layers, strict=True):
@@ -290,12 +275,8 @@ def network_counts(
 def spike_histogram(flat: Tensor, bins: int) -> Tensor:
     """[bins] int64: number of spikes in each of equal bins of time from the window's start, which is 1 − activation.
 
-    Every spike is in one bin; silent neurons are in none. A spike on a border between bins counts in the earlier one; a
-    spike within float32 rounding of a border may count in either.
-
-    Args:
-        flat: activations [n, neurons] in [0, 1]; `nan` counts as silent.
-        bins: number of bins, at least 1.
+    `flat` are activations [n, neurons] in [0, 1]; `nan` counts as silent, and silent neurons are in no bin. A spike on
+    a border between bins counts in the earlier one; within float32 rounding of a border, it may count in either.
     """
     # Place 0 holds silent neurons, place k ≤ `bins` activations in [(k − 1)/bins, k/bins), the last place activation 1.
     # This is ⌈a · bins⌉ with a slightly larger scale, so that an activation on a border goes to the upper place.

@@ -9,7 +9,7 @@ import difflib
 import math
 from bisect import bisect_left
 from collections.abc import Collection, Iterable
-from dataclasses import KW_ONLY, asdict, field, replace
+from dataclasses import KW_ONLY, field, replace
 from itertools import pairwise
 from typing import Annotated, Literal, Self, get_args
 
@@ -129,10 +129,6 @@ class Range:
     def scaled(self, factor: float) -> Range:
         """The range times a factor of at least 0."""
         return Range(self.low * factor, self.nominal * factor, self.high * factor)
-
-    def to_dict(self) -> dict[str, float]:
-        """The range as a dict with the keys "low", "nominal" and "high"."""
-        return asdict(self)
 
 
 def weakest(statuses: Iterable[Status]) -> Status | None:

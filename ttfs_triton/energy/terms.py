@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ttfs_triton.energy.chip import as_chip
+from ttfs_triton.energy.chip import load_chip
 from ttfs_triton.energy.counts import Counts, LayerActivity, LayerCounts
 from ttfs_triton.energy.estimate import Estimate, RunOptions, Term, TermKind
 from ttfs_triton.energy.prices import Chip, Price
 
 
 class Terms:
-    """Builder of one estimate: collects its terms.
+    """Builder of one estimate: collects its terms, for layers whose counts are averaged over samples.
 
-    Attributes:
-        layers: counts of each layer, averaged over samples.
-        weight_bits, state_bits: bits of weights and states in memory, from the options, else the chip, else the
-            network, else 8; without the option states have at least 16.
-        windows: windows that pass before the readout's.
+    Bits of weights and states in memory are those of the options, else the chip, else the network, else 8; without the
+    option states have at least 16.
     """
 
     def __init__(self, counts: Counts, chip: Chip | str | Path, options: RunOptions) -> None:
-        self.chip, self.options, self.counts, self.layers = as_chip(chip), options, counts, counts.averages()
+        self.chip, self.options, self.counts, self.layers = load_chip(chip), options, counts, counts.averages()
         bits = self.chip.bits or counts.weight_bits or 8
         self.weight_bits = options.weight_bits or bits
         self.state_bits = options.state_bits or max(16, bits)

@@ -89,13 +89,9 @@ class EvaluationBatches(Batches):
 def load_batches(
     batches: Batches, device: torch.device | None = None, *, first: int = 0, num_workers: int = 0
 ) -> Generator[Batch]:
-    """Batches in order, on a device. Closing it ends its worker processes.
+    """Batches from number `first` on, in order, on a device, by default the data's. Closing it ends worker processes.
 
-    Args:
-        batches: the batches; this process gathers them if the images are in memory.
-        device: device that uses the batches. Default: the device that holds the data.
-        first: number of the first batch.
-        num_workers: processes that decode images which are not in memory; 0: this process. Batches do not change.
+    `num_workers` processes decode images which are not in memory; 0: this process does. Batches do not change.
     """
     device = batches.data.device if device is None else device
     order = range(first, len(batches))

@@ -51,13 +51,7 @@ class Outputs:
 def output_spikes(
     network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], image_shape: Sequence[int] | None = None
 ) -> Outputs:
-    """Run a network over images and return spikes and potentials of its output neurons.
-
-    Args:
-        network: a spiking network that `network_graph` accepts; it runs in evaluation mode.
-        batches: images and labels, on any device.
-        image_shape: as in `network_graph`.
-    """
+    """Run a network over images and labels, in evaluation mode; returns spikes and potentials of its output neurons."""
     graph = network_graph(network, image_shape)
     device, readout = next(network.parameters()).device, graph.readout
     parts: list[tuple[Tensor, ...]] = []
@@ -88,19 +82,12 @@ def _early(readout: Readout, hidden: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DeadlineRow:
-    """Decisions at a deadline.
-
-    Attributes:
-        deadline: windows from the image's start.
-        accuracy: share of right decisions if all images must be decided by then.
-        decided: share of the images with an output spike by then.
-        time: mean decision time, windows from the image's start: the first spike's, or else the deadline.
-    """
+    """Decisions at a deadline, in windows from the image's start."""
 
     deadline: float
-    accuracy: float
-    decided: float
-    time: float
+    accuracy: float  # if all images must be decided by then
+    decided: float  # share of the images with an output spike by then
+    time: float  # mean decision time: the first spike's, or else the deadline
 
 
 def deadline_curve(outputs: Outputs) -> list[DeadlineRow]:
