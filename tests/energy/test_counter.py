@@ -2,19 +2,14 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from unittest.mock import Mock
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
-from accelerate import Accelerator
 from hypothesis import given, settings
 from torch import Tensor, nn
 
@@ -196,21 +191,6 @@ def test_counts_are_those_of_the_layers_statistics():
     assert statistics() == plain
 
 
-def assert_same(counts: Counts, expected: Counts, rel: float | None = None) -> None:
-    """All counts, and times up to their rounding."""
-    assert (counts.samples, counts.input) == (expected.samples, expected.input)
-    for one, other in zip(counts.layers, expected.layers, strict=True):
-        times = {key: getattr(other, key) for key in ("summed_spike_time", "driven_time")}
-        assert {key: getattr(one, key) for key in times} == pytest.approx(times, rel, abs=1e-3)
-        assert dataclasses.replace(one, **times) == other
-
-
-def test_batches_and_samples_add_up():
-    # More batches than wait to be added up together, and an empty one.
-    model, (images,) = random_network(cnn1(width=0.25)), batches_of(40)
-    assert_same(count(model, [*images.split(1), images[:0]]), count(model, [images]))
-
-
 def test_a_process_without_images_adds_nothing():
     network, images, sent = cnn1(width=0.25), torch.rand(2, 1, 28, 28), []
     with counting(network) as counter, torch.no_grad():
@@ -221,40 +201,6 @@ def test_a_process_without_images_adds_nothing():
     assert counter.counts(Mock(num_processes=2, reduce=lambda sums, how: sums + sent.pop(0))) == expected
     with pytest.raises(ValueError, match="must run inside the block"):
         count(network, [images[:0]])
-
-
-def network_and_images():
-    torch.manual_seed(3)
-    network = cnn1(width=0.25, initial_gain=2.0).eval()
-    torch.manual_seed(4)
-    return network, torch.rand(7, 1, 28, 28)
-
-
-def share(rank: int, folder: str) -> None:
-    """One of two processes (gloo): four samples or three."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # asked for, not used
-    torch.set_num_threads(1)
-    # A file, since a free port may be taken by somebody else before it is used.
-    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/rendezvous", 2), rank=rank, world_size=2)
-    accelerator = Accelerator(cpu=True)
-    assert accelerator.num_processes == 2
-    # Neurons that never fired in one process may have in the other; histograms add up.
-    network, images = network_and_images()
-    with counting(network) as counter, torch.no_grad():
-        network(images[rank::2])
-    found = counter.counts(accelerator).to_dict()
-    Path(folder, f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
-    accelerator.end_training()
-
-
-@pytest.mark.slow
-def test_two_processes_count_what_one_does(tmp_path):
-    mp.spawn(share, (str(tmp_path),), nprocs=2)
-    ours, theirs = (Counts.from_dict(json.loads((tmp_path / f"{rank}.json").read_text())) for rank in (0, 1))
-    assert ours == theirs
-    network, images = network_and_images()
-    assert_same(ours, count(network, [images]), rel=0)
 
 
 def test_first_spike_readout_and_what_stays():
@@ -269,16 +215,6 @@ def test_first_spike_readout_and_what_stays():
     assert network.training
     assert network[2].statistics is own
     assert not network[2]._forward_pre_hooks
-
-
-def test_bfloat16_counts_are_exact():
-    model, outputs = random_network(cnn1()).eval(), []
-    hook = model.features.conv1.register_forward_hook(lambda _, __, y: outputs.append(y))
-    with torch.autocast("cpu", torch.bfloat16):
-        counts = count(model, batches_of(40))
-    hook.remove()
-    assert counts.layers[0].spikes == int((outputs[0] > 0).sum())
-    assert outputs[0].dtype == torch.bfloat16
 
 
 def test_published_rule_counts_neurons_without_input_and_all_outputs():

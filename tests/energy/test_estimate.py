@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.energy.energy_cases import convolutional_network, counted, dense_network, of_neuron
-from tests.energy.test_concatenations import Branches
+from tests.energy.test_wires import Branches
 from ttfs_triton.chip.simulation import simulated_run
 from ttfs_triton.chip.simulator import simulate
 from ttfs_triton.energy.chip import available_chips, load_chip
@@ -225,14 +225,6 @@ def test_a_network_on_a_grid_has_its_own_bits():
     assert simulate(model, images, weight_bits=5).counts.weight_bits == 5
 
 
-def test_options_are_taken_by_name_too():
-    counts = dense_network()
-    with pytest.raises(ValueError, match=r"psp_persistence\n.*Unexpected keyword"):
-        estimate(counts, "horowitz45:int8", RunOptions(steps=8), psp_persistence=1.0)
-    changed = estimate(counts, "horowitz45:int8", RunOptions(steps=4), steps=8)
-    assert changed == estimate(counts, "horowitz45:int8", steps=8)
-
-
 # ---- properties
 
 
@@ -269,6 +261,7 @@ def test_counts_are_refused():
     [
         ({}, "steps\n.*[Mm]issing"),
         ({"steps": 0}, "steps\n.*greater than or equal to 1"),
+        ({"steps": 4, "psp_persistence": 1.0}, "psp_persistence\n.*Unexpected keyword"),
         ({"steps": 4, "step_us": float("inf")}, "step_us\n.*finite number"),
     ],
 )
