@@ -237,7 +237,7 @@ def _ratio(numerator: int, denominator: int) -> float:
 
 def layer_table(layers: Sequence[LayerStatistics], title: str = "") -> Table:
     """Table of layers: neurons, spikes a sample, shares of neurons active, saturated, silent, never active."""
-    headers = ("layer", "neurons", "spikes / image", "active", "saturated", "silent", "never active")
+    headers = ("layer", "neurons", "spikes an image", "active", "saturated", "silent", "never active")
     rows = list[Sequence[Cell]]()
     for layer in layers:
         shares = map(small_percent, (layer.saturated_share, layer.silent_share, layer.never_active_share))
