@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 def versions() -> int:
     """Print the versions of software and the device; returns 1 if Triton kernels cannot run."""
-    from ttfs_kernels.backends import why_no_triton
+    from ttfs_kernels.checks import why_no_triton
     from ttfs_triton.evaluate.machine import describe_machine
 
     print(describe_machine())

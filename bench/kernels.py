@@ -43,7 +43,7 @@ from _kernels_providers import MARKS, NORM, PASSES, PLAIN, Functions, Provider, 
 from torch import Tensor
 from torch._functorch import config as functorch_config
 
-from ttfs_kernels.backends import why_no_triton
+from ttfs_kernels.checks import why_no_triton
 from ttfs_triton.memory import freed_memory_kept
 from ttfs_triton.train.device import emulates_bfloat16
 from ttfs_triton.train.graphs import CudaGraphs

@@ -42,11 +42,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--device") == "virtual":
         # Interpreted kernels are slow: tests that want them say so.
         from tests.virtual_cuda import install
-        from ttfs_kernels import backends
+        from ttfs_kernels import checks
 
-        if backends.VARIABLE not in os.environ:
-            os.environ[backends.VARIABLE] = "torch"
-            importlib.reload(backends)  # a folder's own conftest may have imported it before
+        if checks.VARIABLE not in os.environ:
+            os.environ[checks.VARIABLE] = "torch"
+            importlib.reload(checks)  # a folder's own conftest may have imported it before
 
         install()  # before anything runs a backward pass
 

@@ -8,14 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ttfs_kernels.fused import fuse_passes
     from ttfs_kernels.neuron import Neuron
-    from ttfs_kernels.normalised import Normalisation, Normalised, normalised_conv2d, normalised_linear
-    from ttfs_kernels.ops import dft_conv2d, dft_linear
+    from ttfs_kernels.ops import Normalisation, Normalised, dft_conv2d, dft_linear, normalised_conv2d, normalised_linear
     from ttfs_kernels.standardise import standardise_weight
+    from ttfs_kernels.torch_layer import fuse_passes
 
 # Modules are imported when a name is first used: a command that lists the neuron's properties needs no PyTorch.
-_MODULES = ("neuron", "ops", "normalised", "fused", "standardise")
+_MODULES = ("neuron", "ops", "torch_layer", "standardise")
 __all__ = [
     "Neuron",
     "Normalisation",

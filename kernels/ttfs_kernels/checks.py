@@ -1,14 +1,29 @@
-"""Checks of the public functions' arguments, before any work starts."""
+"""Checks of the public functions' arguments, before any work starts; the choice of a call's backend."""
 
+from __future__ import annotations
+
+import math
+import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
-from ttfs_kernels.autograd import Operands, autocasts
 from ttfs_kernels.contraction import Geometry
 
 Size = int | Sequence[int]  # one number for both directions, or (rows, columns)
+Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]  # x, weight, bias, skip, skip_weight
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+BACKENDS = ("auto", "triton", "torch")
+VARIABLE = "TTFS_KERNELS_BACKEND"
+
+# Plain module state, no cache functions: torch.compile traces through `backend_for`.
+_HAS_TRITON = find_spec("triton") is not None
+_choice = os.environ.get(VARIABLE) or "auto"
+if _choice not in BACKENDS:
+    raise ValueError(f"environment variable {VARIABLE} must be one of {', '.join(BACKENDS)}; got {_choice!r}.")
 
 
 def pair(function: str, name: str, value: Size, smallest: int) -> tuple[int, int]:
@@ -110,6 +125,30 @@ def check_conv2d(function: str, operands: Operands, geometry: Geometry) -> None:
     check_tensors(function, operands, (x.shape[0], weight.shape[0], *size))
 
 
+def check_normalisation(
+    function: str,
+    x: Tensor,
+    weight: Tensor,
+    geometry: Geometry | None,
+    parameters: dict[str, Tensor],
+    group: torch.distributed.ProcessGroup | None,
+) -> None:
+    """Check the parameters of batch norm by their names, and that each channel has two values or more."""
+    for name, tensor in parameters.items():
+        if tensor.shape != weight.shape[:1] or tensor.device != x.device:  # a kernel would read beyond it
+            raise ValueError(
+                f"{function}: normalisation.{name} must have shape [{len(weight)}], and be on the device of x "
+                f"({x.device}); got {list(tensor.shape)} on {tensor.device}."
+            )
+    size = x.shape[:-1] if geometry is None else (len(x), *geometry.map_size(x.shape[2:], weight.shape[2:]))
+    sharing = 1 if group is None else torch.distributed.get_world_size(group)
+    if (values := math.prod(size) * sharing) < 2:
+        raise ValueError(
+            f"{function}: x must give each channel two values or more to normalise over; got {values}, of x "
+            f"{list(x.shape)}. Use more images in a batch, or call eval() on the layer's batch norm."
+        )
+
+
 def checked_geometry(function: str, stride: Size, padding: Size, dilation: Size, groups: int) -> Geometry:
     """The `Geometry` that arguments of a convolution describe; ValueError if one of them is out of range."""
     if type(groups) is not int or groups < 1:
@@ -117,3 +156,70 @@ def checked_geometry(function: str, stride: Size, padding: Size, dilation: Size,
     named = ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)
     strides, paddings, dilations = (pair(function, *size) for size in named)
     return Geometry(strides, paddings, dilations, groups)
+
+
+def backend_for(function: str, backend: str, x: Tensor) -> str:
+    """The backend of a call, "torch" or "triton"; if "triton" is asked for and cannot run, an error says why."""
+    if backend == "auto":
+        backend = _choice
+    if backend == "torch" or (backend == "auto" and not x.is_cuda):
+        return "torch"
+    check_name(function, backend)
+    reason = why_no_triton(x.device, torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype)
+    if reason is None:
+        return "triton"
+    if backend == "auto":
+        return "torch"
+    raise RuntimeError(
+        f'{function}: backend="triton" must be able to run Triton kernels; {reason}. Use backend="torch" or "auto".'
+    )
+
+
+def why_no_triton(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why Triton kernels cannot run on a device with a dtype, or None if they can."""
+    if not _HAS_TRITON:
+        return "Triton is not installed (pip install triton; Linux only)"
+    from ttfs_kernels.triton.blocks import unavailable
+
+    return unavailable(device, dtype)
+
+
+def check_name(function: str, name: str) -> None:
+    """Raise ValueError unless `name` is a backend; the message starts with the name of the function."""
+    if name not in BACKENDS:
+        raise ValueError(f"{function}: backend must be one of {', '.join(BACKENDS)}; got {name!r}.")
+
+
+def autocasts(*operands: Tensor) -> bool:
+    """Whether autocast casts these operands: it is on for their device, and none of them is float64."""
+    device = operands[0].device.type
+    on = device != "meta" and torch.is_autocast_enabled(device)  # PyTorch raises an error for meta
+    return on and all(operand.dtype != torch.float64 for operand in operands)
+
+
+def reverse_mode_only(function: str, *operands: Tensor | None) -> None:
+    """Refuse forward mode and transforms of `torch.func`, which need passes made of differentiable operators."""
+    if torch.compiler.is_compiling():
+        return
+    tangents = (forward_ad.unpack_dual(operand).tangent for operand in operands if operand is not None)
+    if torch._C._are_functorch_transforms_active() or any(tangent is not None for tangent in tangents):
+        raise RuntimeError(
+            f"{function}: derivatives must be taken in reverse mode; got forward mode or a transform of torch.func. "
+            "Use backward() or torch.autograd.grad."
+        )
+
+
+def first_derivatives_only(function: str, grad: Tensor) -> None:
+    """Refuse second derivatives and batched gradients, which the backward pass would compute wrongly."""
+    if torch.compiler.is_compiling():
+        return
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{function}: create_graph must be False; got True. The backward pass cannot be differentiated."
+        )
+    try:
+        grad.untyped_storage()  # batched tensors have no storage
+    except NotImplementedError as error:
+        raise RuntimeError(
+            f"{function}: is_grads_batched must be False; got True. Ask torch.autograd.grad for one gradient at a time."
+        ) from error

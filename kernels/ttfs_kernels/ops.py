@@ -1,13 +1,61 @@
-"""`dft_linear` and `dft_conv2d`: the public functions, which check their arguments and pick a backend."""
+"""The public functions, which check their arguments and pick a backend; layers as autograd functions."""
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
+
+import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from ttfs_kernels.autograd import Operands, apply_layer, autocast
-from ttfs_kernels.backends import backend_for
-from ttfs_kernels.checks import Size, check_conv2d, check_linear, checked_geometry
+from ttfs_kernels.checks import (
+    Operands,
+    Size,
+    autocasts,
+    backend_for,
+    check_conv2d,
+    check_linear,
+    check_normalisation,
+    checked_geometry,
+    first_derivatives_only,
+    reverse_mode_only,
+)
 from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.torch_backend import TorchLayer
+from ttfs_kernels.torch_layer import ClampedLayer, NormalisedLayer, Tensors, TorchLayer, is_formula
+
+
+class Normalised(NamedTuple):
+    """Activations of a layer, and the statistics of its potentials.
+
+    Attributes:
+        activations: the output, as of `dft_conv2d` or `dft_linear`.
+        mean, variance: [C], float32 or wider, of V = A + W over batch and positions; the variance is unbiased, as
+            `torch.nn.BatchNorm2d` keeps it. No gradient.
+    """
+
+    activations: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+class Normalisation(NamedTuple):
+    """How potentials are normalised.
+
+    Attributes:
+        weight: γ [C], standard deviation of the normalised potential A' + W', in threshold heights.
+        bias: β [C], its mean.
+        estimate: [C], a value near μ. The PyTorch backend sums squares around it, so that no digits are lost; Triton
+            kernels do not use it.
+        epsilon: ε, added to the variance.
+        group: processes that share their statistics; None: each process uses its own.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    estimate: Tensor
+    epsilon: float = 1e-5
+    group: ProcessGroup | None = None
 
 
 def dft_linear(
@@ -54,13 +102,8 @@ def dft_linear(
         >>> y.sum().backward()
     """
     operands = x, weight, bias, skip, skip_weight
-    which = backend_for("dft_linear", backend, x)
-    check_linear("dft_linear", operands)
-    if x.dim() == 2:
-        return _layer("dft_linear", which, operands, None, neuron)
-    late = None if skip is None else skip.reshape(-1, skip.shape[-1])
-    flat = x.reshape(-1, x.shape[-1]), weight, bias, late, skip_weight
-    return _layer("dft_linear", which, flat, None, neuron).view(*x.shape[:-1], weight.shape[0])
+    (y,) = _layer("dft_linear", operands, None, neuron, backend)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])
 
 
 def dft_conv2d(
@@ -99,18 +142,152 @@ def dft_conv2d(
         >>> spikes = y > 0
     """
     geometry = checked_geometry("dft_conv2d", stride, padding, dilation, groups)
-    which = backend_for("dft_conv2d", backend, x)
     operands = x, weight, bias, skip, skip_weight
-    check_conv2d("dft_conv2d", operands, geometry)
-    return _layer("dft_conv2d", which, operands, geometry, neuron)
+    return _layer("dft_conv2d", operands, geometry, neuron, backend)[0]
 
 
-def _layer(function: str, which: str, operands: Operands, geometry: Geometry | None, neuron: Neuron) -> Tensor:
+def normalised_linear(
+    x: Tensor,
+    weight: Tensor,
+    normalisation: Normalisation,
+    *,
+    skip: Tensor | None = None,
+    skip_weight: Tensor | None = None,
+    neuron: Neuron = Neuron(),
+    backend: str = "auto",
+) -> Normalised:
+    """A `dft_linear` whose potentials are normalised over the batch, for training.
+
+    Args:
+        x: [N, in_features]; x, weight, neuron and backend as in `dft_linear`.
+        normalisation: γ and β [out_features], and ε.
+        skip, skip_weight: as in `dft_linear`; added after the normalisation.
+    Returns:
+        See `Normalised`. Gradients for x, weight, γ, β, skip and skip_weight.
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices disagree, or a channel has fewer than two values: their
+            normalised potential would be β, whatever the weights.
+        RuntimeError: the backend asked for cannot run here.
+    """
+    operands = x, weight, normalisation.bias, skip, skip_weight
+    return Normalised(*_layer("normalised_linear", operands, None, neuron, backend, normalisation))
+
+
+def normalised_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    normalisation: Normalisation,
+    *,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    skip: Tensor | None = None,
+    skip_weight: Tensor | None = None,
+    neuron: Neuron = Neuron(),
+    backend: str = "auto",
+) -> Normalised:
+    """A `dft_conv2d` whose potentials are normalised over batch and positions, for training.
+
+    Args:
+        normalisation: γ and β [out_channels], and ε.
+        skip, skip_weight: as in `dft_conv2d`; added after the normalisation.
+        x, weight, stride, padding, dilation, groups, neuron, backend: as in `dft_conv2d`.
+    Returns, raises: as `normalised_linear`.
+    Example:
+        >>> x, weight = torch.rand(8, 3, 32, 32), torch.randn(16, 3, 3, 3)
+        >>> normalisation = Normalisation(torch.full((16,), 0.5), torch.zeros(16), torch.zeros(16))
+        >>> normalised_conv2d(x, weight, normalisation).activations.shape
+        torch.Size([8, 16, 30, 30])
+    """
+    geometry = checked_geometry("normalised_conv2d", stride, padding, dilation, groups)
+    operands = x, weight, normalisation.bias, skip, skip_weight
+    return Normalised(*_layer("normalised_conv2d", operands, geometry, neuron, backend, normalisation))
+
+
+def _layer(
+    function: str,
+    operands: Operands,
+    geometry: Geometry | None,
+    neuron: Neuron,
+    backend: str,
+    normalisation: Normalisation | None = None,
+) -> tuple[Tensor, ...]:
+    """Check the operands, and compute the layer by the backend that serves the call."""
     x, weight, bias, skip, skip_weight = operands
-    x, weight, skip = autocast(x, weight, skip)
-    operands = x, weight, bias, skip, skip_weight
-    if which == "torch":
-        return apply_layer(function, TorchLayer(geometry, neuron), operands)[0]
-    from ttfs_kernels.triton.layer import TritonLayer
+    which = backend_for(function, backend, x)
+    check_linear(function, operands) if geometry is None else check_conv2d(function, operands, geometry)
+    gamma = epsilon = group = None
+    if normalisation is not None:
+        gamma, _, estimate, epsilon, group = normalisation
+        check_normalisation(function, x, weight, geometry, {"weight": gamma, "estimate": estimate}, group)
+    elif geometry is None and x.dim() != 2:
+        x, skip = x.reshape(-1, x.shape[-1]), None if skip is None else skip.reshape(-1, skip.shape[-1])
+    if autocasts(x):  # biases and skip weights stay, since the firing rule computes in float32 anyway
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, skip = x.to(dtype), weight.to(dtype), None if skip is None else skip.to(dtype)
+    run: Any = apply_layer
+    if which == "triton":
+        from ttfs_kernels.triton.layer import TritonLayer
 
-    return apply_layer(function, TritonLayer(geometry, neuron), operands)[0]
+        layer: Layer = TritonLayer(geometry, neuron, epsilon, group)
+        if group is not None and torch.compiler.is_compiling():  # no operator of its kernels takes a group
+            run = torch.compiler.disable(apply_layer)  # a decorator would import the compiler, which takes a second
+    elif neuron.psp_persistence == 0 and (normalisation is None or (group is None and not is_formula(x))):
+        layer = ClampedLayer(geometry, neuron, epsilon)
+    elif normalisation is None:
+        layer = TorchLayer(geometry, neuron)
+    else:
+        layer = NormalisedLayer(geometry, neuron, normalisation.epsilon, group, normalisation.estimate.detach())
+    return run(function, layer, (x, weight, gamma, bias, skip, skip_weight))
+
+
+class Layer(Protocol):
+    """Interface of a backend. A layer's operands are x, weight, γ, initial potential or β, skip and skip weight."""
+
+    def forward(self, operands: Any, with_derivatives: bool) -> tuple[tuple[Tensor, ...], Tensors]:
+        """Outputs (activations; with batch norm also mean and variance), and tensors kept for the backward pass."""
+        ...
+
+    def backward(self, grad: Tensor, kept: Any, needs: Sequence[bool]) -> Tensors:
+        """Gradients of the operands, in their order; where `needs` is False, any value, which is ignored."""
+        ...
+
+
+def apply_layer(function: str, layer: Layer, operands: Tensors) -> tuple[Tensor, ...]:
+    """The outputs of `layer.forward`, recorded in autograd's graph: activations are differentiated once, in reverse."""
+    reverse_mode_only(function, *operands)
+    with_derivatives = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+    return DFTLayer.apply(function, layer, with_derivatives, *operands)
+
+
+class DFTLayer(torch.autograd.Function):
+    """Autograd function of a layer. The backward pass keeps the dtypes of the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, function: str, layer: Layer, with_derivatives: bool, *operands: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        assert operands[0] is not None
+        with without_autocast(operands[0]):
+            results, kept = layer.forward(operands, with_derivatives)
+        if with_derivatives:
+            ctx.save_for_backward(*kept)
+        ctx.function, ctx.layer = function, layer
+        ctx.mark_non_differentiable(*results[1:])
+        ctx.set_materialize_grads(False)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Tensors:
+        grad, needs = grads[0], ctx.needs_input_grad[3:]
+        if grad is None:
+            return (None,) * (3 + len(needs))
+        first_derivatives_only(ctx.function, grad)
+        with without_autocast(grad):
+            return None, None, None, *ctx.layer.backward(grad, ctx.saved_tensors, needs)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Context with autocast off: operands are cast already, and a backward pass keeps its forward pass's dtypes."""
+    return torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()

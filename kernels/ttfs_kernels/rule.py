@@ -1,4 +1,4 @@
-"""The firing rule in PyTorch, in two forms: readable (`fire`), and in place over cache-sized blocks (`fire_`).
+"""The firing rule in PyTorch, in two forms: readable (`fire`), and in place over blocks that fit the cache (`fire_`).
 
 Notation (Wei et al., ICCV 2023, with the window's length and the ramp's height at 1): A is the membrane potential at
 the window's start, W the slope of the membrane potential inside the window. The potential A + W·s meets the firing
@@ -14,11 +14,12 @@ so s = 0 exactly if A ≥ 1, also for infinite A and W. NaN stays NaN, in deriva
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ttfs_kernels.neuron import Neuron
+from ttfs_kernels.neuron import Neuron, PlacedNeuron
 
 aten = torch.ops.aten
 
@@ -167,6 +168,191 @@ def cross_(both: Tensor, neuron: Neuron, with_derivatives: bool) -> Tensor:
     if neuron.derivative_clip is not None:
         both.clamp_max_(neuron.derivative_clip)
     return crossing
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The passes over the neurons of a layer with batch norm, whose formulas are those of `fused`.
+
+    A channel's mean μ and variance s² are taken of V = A + W, the potential at the window's end, over the batch and all
+    positions. At σ = 0, W is 0, and this is ordinary batch norm. One factor scales both potentials:
+
+        g = γ / √(s² + ε)        A' = g·(A − μ) + β        W' = g·W        activation = fire(A', W')
+
+    So a trained layer is a layer without batch norm, of weights g·w and initial potential β − g·μ. Backward, over the N
+    neurons of a channel, with the gradients dA' and dW' from the firing rule:
+
+        dβ = Σ dA'        dγ = Σ (dA'·(A − μ) + dW'·W) / √(s² + ε)
+        dA = g·(dA' − dβ/N − (V − μ)·dγ/(N·√(s² + ε)))        dW = the same with dW' in place of dA'
+
+    Attributes:
+        potentials: [2, neurons, channels], A and Σ w·[x > 0]; at σ = 0 [1, ...].
+        sigma: σ, a number or a scalar tensor.
+    """
+
+    potentials: Tensor
+    sigma: Tensor | float
+
+    def sums(self, estimate: Tensor) -> Tensor:
+        """Σ (V − estimate) and Σ (V − estimate)², [2, channels]."""
+        total = torch.zeros(2, len(estimate), dtype=precise_dtype(self.potentials.dtype), device=estimate.device)
+        for here in row_blocks(self.potentials[0]):
+            offset = self._end(here).sub_(estimate)
+            total[0].add_(offset.sum(0))
+            total[1].add_(offset.square_().sum(0))
+        return total
+
+    def fire(
+        self, neuron: Neuron, scale: Tensor, shift: Tensor, skip: Tensor | None, skip_weight: Tensor | None
+    ) -> Tensor:
+        """Activations [neurons, channels]; `scale` is g and `shift` β − g·μ."""
+        activations = torch.empty_like(self.potentials[0])
+        for here in row_blocks(activations):
+            both = self._normalise(here, scale, shift, skip, skip_weight)
+            fired = both[0].clamp_(0, 1) if len(both) == 1 else cross_(both, neuron, False).neg_().add_(1)
+            activations[here] = fired
+        return activations
+
+    def derive(
+        self,
+        neuron: Neuron,
+        grad: Tensor,
+        h: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        skip: Tensor | None,
+        skip_weight: Tensor | None,
+    ) -> Tensor:
+        """Write the gradients of A' and W' into h (of both at once where h has one row); dβ and dg, [2, channels]."""
+        total = torch.zeros(2, len(mean), dtype=precise_dtype(h.dtype), device=h.device)
+        for here in row_blocks(self.potentials[0]):
+            both = self._normalise(here, scale, shift, skip, skip_weight)
+            rows = grad[here].to(both.dtype)
+            if len(both) == 1:
+                inside = aten.hardtanh_backward(rows, both[0], 0, 1)
+                both = inside.add_(both[0], alpha=0).unsqueeze(0)
+            else:
+                cross_(both, neuron, True)
+                both = both[: len(h)].mul_(rows)
+            h[:, here] = both
+            total[0].add_(both[0].sum(0))
+            potentials = self._precise(here)
+            potentials[0].sub_(mean)
+            total[1].add_(potentials.mul_(both).sum((0, 1)))
+        return total
+
+    def spread(self, h: Tensor, scale: Tensor, mean: Tensor, by_mean: Tensor, by_variance: Tensor) -> None:
+        """Replace the gradients of A' and W' in h by those of A and of Σ w·[x > 0]."""
+        for here in row_blocks(self.potentials[0]):
+            shared = self._end(here).sub_(mean).mul_(by_variance).add_(by_mean)
+            rows = h[:, here].to(shared.dtype).sub_(shared).mul_(scale)
+            if len(rows) == 2:
+                self._persist_(rows[1])
+            if rows.dtype != h.dtype:
+                h[:, here] = rows
+
+    def _precise(self, here: slice) -> Tensor:
+        """A copy of A and W = σ·Σ w·[x > 0] in at least float32."""
+        both = self.potentials[:, here].to(precise_dtype(self.potentials.dtype), copy=True)
+        if len(both) == 2:
+            self._persist_(both[1])
+        return both
+
+    def _persist_(self, slope: Tensor) -> None:
+        if isinstance(self.sigma, Tensor) or self.sigma != 1.0:
+            slope.mul_(self.sigma)
+
+    def _end(self, here: slice) -> Tensor:
+        """V = A + W, in memory of its own."""
+        A, *W = self._precise(here)
+        return A.add_(W[0]) if W else A
+
+    def _normalise(
+        self, here: slice, scale: Tensor, shift: Tensor, skip: Tensor | None, skip_weight: Tensor | None
+    ) -> Tensor:
+        both = self._precise(here).mul_(scale)
+        both[0].add_(shift)
+        if skip is not None and skip_weight is not None:
+            delay_(both, skip[here], skip_weight, self.sigma)
+        return both
+
+
+def scaling(derivatives: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """(h, Σ h[0] over neurons): h is the product of derivatives [2, neurons, channels] and gradient."""
+    h = derivatives * grad
+    return h, h[0].sum(0, dtype=precise_dtype(h.dtype))
+
+
+def entering(neuron: Neuron, grad: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """The gradient of a layer's input [elements] from the gradients of its activations and masks [2, elements].
+
+    Without a surrogate, masks have no gradient: `grad` is [elements], the gradient of the activations.
+    """
+    if neuron.surrogate_width == 0:
+        return torch.where(x <= 0, 0, grad)
+    by_mask = grad[1] * vanishing(x, neuron)
+    return torch.where(x <= 0, 0, grad[0]) + by_mask * sigma
+
+
+def entering_shared(neuron: Neuron, grad: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """`entering` where activations and masks have the same gradient, `grad` [elements]."""
+    return entering(neuron, torch.stack([grad, grad]) if neuron.has_surrogate else grad, x, sigma)
+
+
+def skipping(neuron: Neuron, h: Tensor, skip: Tensor, skip_weight: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of delayed spikes [..., channels] and of their weights [channels].
+
+    h holds the gradients of A and W, [2, ..., channels]; at σ = 0 the gradient of A alone, [1, ..., channels].
+    """
+    precise = precise_dtype(h.dtype)
+    by_potential, x = h[0].to(precise), skip.to(precise)
+    by_weight, by_spike = by_potential * x, by_potential
+    if neuron.has_slope:
+        by_slope = h[1].to(precise) * sigma
+        by_weight = by_weight + torch.where(x > 0, by_slope, 0)
+        by_spike = torch.where(x <= 0, 0, by_potential)
+        if neuron.has_surrogate:
+            by_spike = by_spike + by_slope * vanishing(x, neuron)
+    return (by_spike * skip_weight.to(precise)).to(h.dtype), sum_rows(by_weight)
+
+
+def sum_rows(values: Tensor) -> Tensor:
+    """The sum over all dimensions but the last, the channels; over an image first, so sums are short and parallel."""
+    while values.dim() > 1:
+        values = values.sum(-2)
+    return values
+
+
+def factor(neuron: Neuron, like: Tensor) -> Tensor | float:
+    """σ as a factor of an eager operation on `like`: the tensor of a `PlacedNeuron`, else the number."""
+    if isinstance(neuron, PlacedNeuron) and like.dtype != torch.float64:
+        return neuron.sigma
+    return neuron.psp_persistence
+
+
+def scalar(sigma: Tensor | float, like: Tensor) -> Tensor:
+    """σ as an operand of a formula or kernel: a scalar tensor on the device of `like`, in at least float32."""
+    if isinstance(sigma, Tensor):
+        return sigma
+    return torch.full((), sigma, dtype=precise_dtype(like.dtype), device=like.device)
+
+
+def persistence(neuron: Neuron, like: Tensor) -> Tensor:
+    """The `scalar` of the neuron's σ."""
+    return scalar(factor(neuron, like), like)
+
+
+def of_any_persistence(neuron: Neuron) -> Neuron:
+    """The neuron with any σ > 0 replaced by 1: formulas get σ as a tensor, so that a new σ recompiles nothing."""
+    if isinstance(neuron, PlacedNeuron):
+        return Neuron.unpack((1.0, *neuron.pack()[1:]))
+    return replace(neuron, psp_persistence=1.0) if neuron.has_slope else neuron
+
+
+def precise_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a formula computes: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def is_nan(values: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttfs_kernels import fused
-from ttfs_kernels.autograd import first_derivatives_only, reverse_mode_only
+from ttfs_kernels.checks import first_derivatives_only, reverse_mode_only
+from ttfs_kernels.torch_layer import is_fused, run
 
 aten = torch.ops.aten
 
@@ -77,8 +77,8 @@ class _Standardised(torch.autograd.Function):
         rows, grad_rows = _rows(weight), _rows(grad.contiguous(memory_format=layout))
         neurons, fan_in = rows.shape
         scale = _scale(gain, fan_in)
-        if fused.is_fused(rows):
-            grad_weight, grad_scale = fused.run((_gradients,), rows, grad_rows, scale, stats)
+        if is_fused(rows):
+            grad_weight, grad_scale = run((_gradients,), rows, grad_rows, scale, stats)
         else:
             grad_rows, rows, sizes = grad_rows.to(stats.dtype), rows.to(stats.dtype), (1, neurons, fan_in, neurons)
             grad_weight, grad_scale, _ = aten.native_group_norm_backward(

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.kernels.common import HAS_TRITON, Served, serving
-from ttfs_kernels import backends
+from ttfs_kernels import checks
 
 FOLDER = Path(__file__).parent
 MANY, SHARE = 12, 3  # of at least so many cases of a test, one of so many runs in the interpreter
@@ -75,7 +75,7 @@ def _quick_interpreter() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _fresh_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reset backend choices of earlier tests and of the environment."""
-    monkeypatch.setattr(backends, "_choice", "auto")
+    monkeypatch.setattr(checks, "_choice", "auto")
 
 
 @pytest.fixture(autouse=True)

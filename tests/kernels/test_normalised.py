@@ -30,7 +30,15 @@ from tests.kernels.common import (
     operands,
 )
 from tests.kernels.memory import fenced_memory
-from ttfs_kernels import Neuron, Normalisation, Normalised, fuse_passes, fused, normalised_conv2d, normalised_linear
+from ttfs_kernels import (
+    Neuron,
+    Normalisation,
+    Normalised,
+    fuse_passes,
+    normalised_conv2d,
+    normalised_linear,
+    torch_layer,
+)
 from ttfs_kernels.contraction import Geometry
 
 NEURONS = [
@@ -160,7 +168,7 @@ def test_our_kernels_are_the_layers_of_pytorch(device, kind, neuron, dtype, has_
 )
 def test_fused_passes_are_the_eager_ones(monkeypatch, surrogate_width, dtype):
     """Another persistence compiles nothing anew."""
-    monkeypatch.setattr(fused, "SMALLEST", 1)
+    monkeypatch.setattr(torch_layer, "SMALLEST", 1)
     tolerance = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
     tensors = given_to(UNEVEN, True, dtype)
     for sigma in (0.1, 0.7, 1.0):
@@ -260,3 +268,12 @@ def test_wrong_operands_are_refused():
     for name, message in (("bias", "bias must have shape"), ("gamma", r"normalisation.weight must have shape \[6\]")):
         with pytest.raises(ValueError, match=f"normalised_linear: {message}"):
             normalised(LINEAR, given_to(LINEAR) | {name: torch.rand(1)}, Neuron())
+
+
+@BACKENDS
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_compiled_layer_is_one_graph(device, backend):
+    tensors = given_to(UNEVEN, True, device=device if backend == "triton" else "cpu")
+    layer = partial(normalised, UNEVEN, neuron=NEURONS[3], backend=backend)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(outcome(compiled(tensors), tensors), outcome(layer(tensors), tensors))

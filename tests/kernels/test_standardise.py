@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ttfs_kernels import fuse_passes, fused, standardise, standardise_weight
+from ttfs_kernels import fuse_passes, standardise, standardise_weight, torch_layer
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 SHAPES = ((3, 5), (4, 7, 3, 3), (2, 1500), (5, 1, 3, 3), (4, 6, 1, 1), (4, 3, 1, 2), (1, 2))
@@ -80,11 +80,11 @@ def test_layers_match_the_definition(device, shape, layout, dtype, of_result, bl
 @pytest.mark.parametrize("shape", [(40, 60), (6, 7, 3, 3)])
 @pytest.mark.parametrize("of_results", [torch.float64, torch.float32, torch.bfloat16])
 def test_compiled_gradients_match_the_definition(shape, of_results, monkeypatch):
-    monkeypatch.setattr(fused, "SMALLEST", 0)
+    monkeypatch.setattr(torch_layer, "SMALLEST", 0)
     fuse_passes()
     try:
         check(*layer(shape, dtype=torch.promote_types(of_results, torch.float32)), of_results)
-        assert fused.is_fused(torch.zeros(1))  # nothing fell back
+        assert torch_layer.is_fused(torch.zeros(1))  # nothing fell back
     finally:
         fuse_passes(False)
 

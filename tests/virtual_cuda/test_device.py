@@ -7,7 +7,7 @@ from torch import nn
 
 from tests.virtual_cuda import recording
 from tests.virtual_cuda.watch import memory
-from ttfs_kernels import backends, dft_linear
+from ttfs_kernels import checks, dft_linear
 from ttfs_triton.nn import DFTConv2d, cnn1
 
 
@@ -89,7 +89,7 @@ def test_operators_and_launches_of_ours_are_counted(watched_device, backend):
 def test_batch_norm_on_a_gpu_is_our_kernels_and_waits_for_nothing(watched_device, monkeypatch):
     """All that a captured step needs: σ, shapes and the count of rows are the host's already."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    monkeypatch.setattr(backends, "_choice", "auto")
+    monkeypatch.setattr(checks, "_choice", "auto")
     layer = DFTConv2d(2, 4, 3, batch_norm=True).to(watched_device)
     x = torch.rand(2, 2, 6, 6, device=watched_device)
     with recording() as record:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, backends
 from torch.backends import cudnn, mkldnn
 
-from ttfs_kernels.autograd import reverse_mode_only
+from ttfs_kernels.checks import reverse_mode_only
 
 # Smallest unit, in threshold heights: channels of zeros get it, and it keeps a layer's integers in their registers.
 SMALLEST_UNIT = 2.0**-30

@@ -12,7 +12,7 @@ from einops import reduce, repeat
 from torch import Tensor
 
 from ttfs_kernels import Neuron
-from ttfs_kernels.autograd import reverse_mode_only
+from ttfs_kernels.checks import reverse_mode_only
 from ttfs_kernels.rule import fire
 from ttfs_triton.nn.grid import FRACTION_BITS, POTENTIAL_BITS, Clock, Ramp
 from ttfs_triton.nn.integers import (

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttfs_kernels import Neuron
-from ttfs_kernels.autograd import reverse_mode_only
-from ttfs_kernels.fused import factor
+from ttfs_kernels.checks import reverse_mode_only
+from ttfs_kernels.rule import factor
 from ttfs_triton.nn.config import ReadoutTime
 from ttfs_triton.nn.grid import Clock, Ramp
 from ttfs_triton.nn.integers import QuantisedWeight, exact_products, straight_through

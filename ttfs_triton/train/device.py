@@ -21,7 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import nn
 
 from ttfs_kernels import fuse_passes
-from ttfs_kernels.backends import why_no_triton
+from ttfs_kernels.checks import why_no_triton
 from ttfs_triton.evaluate import sum_over_processes
 from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.weighted import WeightedLayer

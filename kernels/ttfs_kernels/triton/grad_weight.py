@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ttfs_kernels.fused import persistence
 from ttfs_kernels.neuron import Neuron
+from ttfs_kernels.rule import persistence
 from ttfs_kernels.triton import blocks
 from ttfs_kernels.triton.blocks import Config
 from ttfs_kernels.triton.neurons import sum_parts

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ttfs_kernels.autograd import Kept
 from ttfs_kernels.contraction import Geometry
-from ttfs_kernels.fused import persistence
 from ttfs_kernels.neuron import Neuron
+from ttfs_kernels.rule import persistence
 from ttfs_kernels.triton.blocks import blocks_for
 from ttfs_kernels.triton.forward import contract, contract_and_fire
 from ttfs_kernels.triton.grad_input import gradient_of_input
@@ -39,40 +39,24 @@ class TritonLayer:
     epsilon: float | None = None
     group: ProcessGroup | None = None
 
-    def forward(self, operands: tuple[Any, ...], with_derivatives: bool) -> tuple[tuple[Tensor, ...], Kept]:
+    def forward(self, operands: tuple[Any, ...], with_derivatives: bool) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        run: Any = _forward_operator if torch.compiler.is_compiling() else partial(_forward, group=self.group)
+        y, *kept = run(*operands, *self._plain(), self.epsilon, with_derivatives)
+        x, weight, _, bias, *skip = operands
         if self.epsilon is None:
-            run: Any = _forward_operator if torch.compiler.is_compiling() else _forward
-            y, *potentials = run(*operands, *self._plain(), with_derivatives)
-            return (y,), (*operands, *potentials)
-        x, weight, gamma, beta, *late = operands
-        problem = Problem.of(x, weight, self.geometry, self.neuron)
-        A, W = _contract(problem, x, weight, x.dtype)
-        parameters = gamma.contiguous(), beta.contiguous(), self.epsilon, self.group
-        statistics = statistics_of(A, W, None if W is None else persistence(self.neuron, x), *parameters)
-        neurons = Neurons(A, W, statistics, None, *map(_rows, late))
-        y = fire_neurons(neurons, self.neuron, x.dtype)
-        return (_shaped(y, x), statistics[MEAN.value], statistics[VARIANCE.value]), (x, weight, *neurons)
+            return (y,), (x, weight, bias, *skip, *kept)
+        return (y, kept[-1][MEAN.value], kept[-1][VARIANCE.value]), (x, weight, None, *skip, *kept)
 
     def backward(self, grad: Tensor, kept: tuple[Any, ...], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
-        if self.epsilon is None:
-            run: Any = _backward_operator if torch.compiler.is_compiling() else _backward
-            found = iter(run(grad, *kept[:5], list(kept[5:]), *self._plain(), list(needs)))
-            grad_x, grad_weight = (next(found) if needed else None for needed in needs[:2])
-            sums, grad_skip = next(found, None), next(found, None)
-            by_skip = (None, None) if grad_skip is None or sums is None else (grad_skip, sums[1])
-            return grad_x, grad_weight, sums[0] if needs[2] and sums is not None else None, *by_skip
-        (x, weight, *others), rows = kept, _rows(grad)
-        neurons, problem = Neurons(*others), Problem.of(x, weight, self.geometry, self.neuron)
-        _, sums, grad_skip = differentiate(neurons, self.neuron, rows, 0, sums=2 if neurons.skip is None else 3)
-        assert sums is not None
-        totals = sums[:2]
-        if self.group is not None:
-            totals = totals.clone()
-            torch.distributed.all_reduce(totals, group=self.group)
-        pair, *_ = differentiate(neurons, self.neuron, rows, 1 + _differ(problem), totals)
-        by_operands = _contract_gradients(problem, pair, x, weight, self.neuron, needs)
-        by_skip = (None, None) if grad_skip is None else (_shaped(grad_skip, grad), sums[2])
-        return *by_operands, sums[1], sums[0], *by_skip
+        normalised = self.epsilon is not None
+        run: Any = _backward_operator if torch.compiler.is_compiling() else partial(_backward, group=self.group)
+        results = iter(run(grad, *kept[:5], list(kept[5:]), *self._plain(), normalised, list(needs)))
+        grad_x, grad_weight = (next(results) if needed else None for needed in needs[:2])
+        sums, grad_skip = next(results, None), next(results, None)
+        if sums is None:
+            return grad_x, grad_weight, None, None, None, None
+        by_skip = (None, None) if grad_skip is None else (grad_skip, sums[-1])
+        return grad_x, grad_weight, sums[1] if normalised else None, sums[0] if needs[3] else None, *by_skip
 
     def _plain(self) -> tuple[Any, Any]:
         """Geometry and neuron; in an operator, numbers that its schema takes."""
@@ -85,22 +69,29 @@ class TritonLayer:
 def _forward(
     x: Tensor,
     weight: Tensor,
+    gamma: Tensor | None,
     bias: Tensor | None,
     skip: Tensor | None,
     skip_weight: Tensor | None,
-    geometry: Sequence[int],
-    neuron: Sequence[float],
+    geometry: Any,
+    neuron: Any,
+    epsilon: float | None,
     with_derivatives: bool,
+    group: ProcessGroup | None = None,
 ) -> list[Tensor]:
-    """Activations, followed by the potentials A and W, if there are any, for the backward pass."""
-    properties, problem = _described(x, weight, geometry, neuron)
-    bias = _rows(bias)
-    if not with_derivatives and skip is None:
-        config = blocks_for("forward", problem, x.device)
-        return [_shaped(contract_and_fire(problem, _rows(x), _rows(weight), config, bias, properties), x)]
-    A, W = _contract(problem, x, weight, torch.float32)
-    y = fire_neurons(Neurons(A, W, None, bias, _rows(skip), _rows(skip_weight)), properties, x.dtype)
-    return [_shaped(y, x), A] if W is None else [_shaped(y, x), A, W]
+    """Activations, followed by the potentials A and W and by statistics, if there are any, for the backward pass."""
+    neuron, problem = _described(x, weight, geometry, neuron)
+    config, bias, skip, skip_weight = blocks_for("forward", problem, x.device), *map(_rows, (bias, skip, skip_weight))
+    if not with_derivatives and skip is None and gamma is None:
+        return [_shaped(contract_and_fire(problem, _rows(x), _rows(weight), config, bias, neuron), x)]
+    A, W = contract(problem, _rows(x), _rows(weight), config, torch.float32 if gamma is None else x.dtype)
+    kept, statistics = [A] if W is None else [A, W], None
+    if gamma is not None and bias is not None and epsilon is not None:
+        parameters = gamma.contiguous(), bias, epsilon, group
+        statistics = statistics_of(A, W, None if W is None else persistence(neuron, x), *parameters)
+        kept, bias = [*kept, statistics], None
+    y = fire_neurons(Neurons(A, W, statistics, bias, skip, skip_weight), neuron, x.dtype)
+    return [_shaped(y, x), *kept]
 
 
 def _backward(
@@ -111,25 +102,55 @@ def _backward(
     skip: Tensor | None,
     skip_weight: Tensor | None,
     potentials: Sequence[Tensor],
-    geometry: Sequence[int],
-    neuron: Sequence[float],
+    geometry: Any,
+    neuron: Any,
+    normalised: bool,
     needs: Sequence[bool],
+    group: ProcessGroup | None = None,
 ) -> list[Tensor]:
-    """Gradients of x and weight if needed, the sums of `differentiate` if bias or skip need them, and the skip's."""
-    properties, problem = _described(x, weight, geometry, neuron)
+    """Gradients of x and weight if needed, the sums of `differentiate` if others need them, and the skip's gradient."""
+    neuron, problem = _described(x, weight, geometry, neuron)
     A, W = potentials[0], potentials[1] if problem.with_slope else None
-    neurons = Neurons(A, W, None, _rows(bias), _rows(skip), _rows(skip_weight))
-    gradients = 1 + (_differ(problem) and (needs[1] or problem.surrogate))
-    sums = 2 if skip is not None else int(needs[2])
-    pair, by_channel, grad_skip = differentiate(neurons, properties, _rows(grad), gradients, sums=sums)
-    by_skip = None if grad_skip is None else _shaped(grad_skip, grad)
-    found = *_contract_gradients(problem, pair, x, weight, properties, needs), by_channel, by_skip
-    return [gradient for gradient in found if gradient is not None]
+    late, rows = (_rows(skip), _rows(skip_weight)), _rows(grad)
+    neurons = Neurons(A, W, potentials[-1] if normalised else None, _rows(bias), *late)
+    gradients = 1 + (problem.with_slope and not problem.shared and (needs[1] or problem.surrogate))
+    sums = 1 + normalised + (skip is not None) if normalised or skip is not None else int(needs[3])
+    pair: Any
+    pair, by_channel, grad_skip = differentiate(neurons, neuron, rows, 0 if normalised else gradients, sums=sums)
+    if normalised:  # the gradients need the sums
+        assert by_channel is not None
+        totals = by_channel[:2]
+        if group is not None:
+            totals = totals.clone()
+            torch.distributed.all_reduce(totals, group=group)
+        pair, *_ = differentiate(neurons, neuron, rows, gradients, totals)
+    rows, grad_x, grad_weight = _rows(x), None, None
+    if needs[0]:
+        config = blocks_for("grad_x", problem, x.device)
+        grad_x = _shaped(gradient_of_input(problem, pair, rows, _rows(weight), config, neuron), x)
+    if needs[1]:
+        config = blocks_for("grad_w", problem, x.device)
+        grad_weight = _shaped(gradient_of_weight(problem, pair, rows, config, neuron), weight)
+    grad_skip = None if grad_skip is None else _shaped(grad_skip, grad)
+    return [result for result in (grad_x, grad_weight, by_channel, grad_skip) if result is not None]
 
 
-# The same functions serve as the operators' fakes, since launches do nothing on fake tensors: see `blocks.launch`.
-_forward_operator = torch.library.custom_op("ttfs::forward", _forward, mutates_args=())
-_backward_operator = torch.library.custom_op("ttfs::backward", _backward, mutates_args=())
+# What `_forward` and `_backward` take and give, as operators of PyTorch's compiler; it shares no statistics in a group.
+_forward_operator = torch.library.custom_op(
+    "ttfs::forward",
+    _forward,
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? gamma, Tensor? bias, Tensor? skip, Tensor? skip_weight, "
+    "SymInt[] geometry, float[] neuron, float? epsilon, bool with_derivatives) -> Tensor[]",
+)
+_backward_operator = torch.library.custom_op(
+    "ttfs::backward",
+    _backward,
+    mutates_args=(),
+    schema="(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? skip, Tensor? skip_weight, "
+    "Tensor[] potentials, SymInt[] geometry, float[] neuron, bool normalised, bool[] needs) -> Tensor[]",
+)
+# The same functions serve as fakes, since launches do nothing on fake tensors: see `blocks.launch`.
 _forward_operator.register_fake(_forward)
 _backward_operator.register_fake(_backward)
 
@@ -141,29 +162,6 @@ def _described(x: Tensor, weight: Tensor, geometry: Any, neuron: Any) -> tuple[N
         pairs = tuple(geometry)
         geometry = Geometry(pairs[:2], pairs[2:4], pairs[4:6], pairs[6]) if pairs else None
     return neuron, Problem.of(x, weight, geometry, neuron)
-
-
-def _differ(problem: Problem) -> bool:
-    """Whether both potentials have gradients, which differ."""
-    return problem.with_slope and not problem.shared
-
-
-def _contract(problem: Problem, x: Tensor, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    return contract(problem, _rows(x), _rows(weight), blocks_for("forward", problem, x.device), dtype)
-
-
-def _contract_gradients(
-    problem: Problem, pair: Any, x: Tensor, weight: Tensor, neuron: Neuron, needs: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x and weight, None if not needed, from those of the potentials."""
-    rows, grad_x, grad_weight = _rows(x), None, None
-    if needs[0]:
-        config = blocks_for("grad_x", problem, x.device)
-        grad_x = _shaped(gradient_of_input(problem, pair, rows, _rows(weight), config, neuron), x)
-    if needs[1]:
-        config = blocks_for("grad_w", problem, x.device)
-        grad_weight = _shaped(gradient_of_weight(problem, pair, rows, config, neuron), weight)
-    return grad_x, grad_weight
 
 
 def _rows(tensor: Any) -> Any:

@@ -7,7 +7,7 @@ import torch
 
 from tests.bench.modules import run_python
 from tests.kernels.common import KINDS, LINEAR, Kind, apply, operands
-from ttfs_kernels import backends, ops
+from ttfs_kernels import checks, ops
 from ttfs_kernels.triton import blocks
 from ttfs_kernels.triton.blocks import Chip, unavailable
 
@@ -73,8 +73,8 @@ def test_backend_is_the_one_asked_for_and_auto_follows_the_device_or_the_variabl
     assert served_by(kind, CPU) == "torch"
     for name, other in (("triton", "torch"), ("torch", "triton")):
         assert served_by(kind, device, backend=name) == name
-        monkeypatch.setenv(backends.VARIABLE, name)
-        importlib.reload(backends)
+        monkeypatch.setenv(checks.VARIABLE, name)
+        importlib.reload(checks)
         assert served_by(kind, device) == name
         assert served_by(kind, device, backend=other) == other
 
