@@ -15,6 +15,7 @@ so s = 0 exactly if A ≥ 1, also for infinite A and W. NaN stays NaN, in deriva
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -202,32 +203,20 @@ class Passes:
             total[1].add_(offset.square_().sum(0))
         return total
 
-    def fire(
-        self, neuron: Neuron, scale: Tensor, shift: Tensor, skip: Tensor | None, skip_weight: Tensor | None
-    ) -> Tensor:
-        """Activations [neurons, channels]; `scale` is g and `shift` β − g·μ."""
+    def fire(self, neuron: Neuron, *others: Any) -> Tensor:
+        """Activations [neurons, channels]; `others` are the other operands of `_normalise`."""
         activations = torch.empty_like(self.potentials[0])
         for here in row_blocks(activations):
-            both = self._normalise(here, scale, shift, skip, skip_weight)
+            both = self._normalise(here, *others)
             fired = both[0].clamp_(0, 1) if len(both) == 1 else cross_(both, neuron, False).neg_().add_(1)
             activations[here] = fired
         return activations
 
-    def derive(
-        self,
-        neuron: Neuron,
-        grad: Tensor,
-        h: Tensor,
-        mean: Tensor,
-        scale: Tensor,
-        shift: Tensor,
-        skip: Tensor | None,
-        skip_weight: Tensor | None,
-    ) -> Tensor:
+    def derive(self, neuron: Neuron, grad: Tensor, h: Tensor, mean: Tensor, *others: Any) -> Tensor:
         """Write the gradients of A' and W' into h (of both at once where h has one row); dβ and dg, [2, channels]."""
         total = torch.zeros(2, len(mean), dtype=precise_dtype(h.dtype), device=h.device)
         for here in row_blocks(self.potentials[0]):
-            both = self._normalise(here, scale, shift, skip, skip_weight)
+            both = self._normalise(here, *others)
             rows = grad[here].to(both.dtype)
             if len(both) == 1:
                 inside = aten.hardtanh_backward(rows, both[0], 0, 1)
@@ -271,6 +260,7 @@ class Passes:
     def _normalise(
         self, here: slice, scale: Tensor, shift: Tensor, skip: Tensor | None, skip_weight: Tensor | None
     ) -> Tensor:
+        """A' and W', with delayed spikes; `scale` is g and `shift` β − g·μ."""
         both = self._precise(here).mul_(scale)
         both[0].add_(shift)
         if skip is not None and skip_weight is not None:
