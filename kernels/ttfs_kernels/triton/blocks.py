@@ -126,7 +126,7 @@ class Config:
         block_k: depth of a step.
         num_warps, num_stages: warps of a program, stages of its software pipeline.
         group: rows of blocks that are walked column by column, to reuse the cache.
-        splits: parts of the reduction of grad_w, and of a fully connected layer's grad_x; 0 = `split` decides.
+        splits: parts of the reduction of grad_w; 0 = `split` decides.
         by_position: a block is one position of many images, and leaves out taps outside the map; but see `skips`.
         precision: precision of float32 products, "ieee" or "tf32".
         inputs_first, processors: of the `Chip`.
@@ -265,11 +265,6 @@ def _time(which: str, problem: Problem, config: Config, processors: int) -> floa
     if skips(problem, config):  # a program in the map's middle has more taps than the average one
         taps = [[sum(inside) for inside in _inside(problem, axis)] for axis in (0, 1)]
         rounds = max(rounds, math.prod(max(some) * len(some) / max(1, sum(some)) for some in taps))
-    if which == "grad_x" and problem.is_matrix_product:
-        depth = math.ceil(problem.group_outputs / config.block_k)
-        splits, length = split([depth], blocks, processors, 0, config.block_k)
-        part = PART_ROWS / config.block_k if splits > 1 else 0.0
-        rounds = math.ceil(blocks * splits / processors) * (length + part) / depth
     return rounds * (m * n + ELEMENT_PRODUCTS * (m + n))
 
 

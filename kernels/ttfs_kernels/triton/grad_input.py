@@ -8,7 +8,6 @@ import math
 from functools import lru_cache
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton import blocks
 from ttfs_kernels.triton.blocks import Config
-from ttfs_kernels.triton.neurons import ELEMENTS, properties_of
+from ttfs_kernels.triton.neurons import properties_of
 from ttfs_kernels.triton.problem import Problem
 from ttfs_kernels.triton.rule import at_inputs, at_row, block_position, multiple, taps_inside
 
@@ -31,41 +30,30 @@ def gradient_of_input(
     out = x.new_empty(x.shape, dtype=pair.dtype)
     if x.numel() == 0:
         return out
-    grid, sizes, splits, steps, constants = _plan(problem, config)
+    grid, sizes, constants = _plan(problem, config)
     slope_h = pair[1] if problem.contractions("grad_x") == 2 else None
-    parts = out
-    if splits > 1:
-        parts = out.new_empty((splits, 1 if slope_h is None else 2, out.numel()), dtype=torch.float32)
     properties = properties_of(neuron, x if problem.surrogate and slope_h is None else None)
-    how = {"MASKED": problem.with_slope, "SURROGATE": problem.surrogate}
-    arguments = pair[0], slope_h, weight, x, parts, *sizes, steps, properties
-    blocks.launch(conv2d_grad_x, grid, *arguments, **constants, **how)
-    if splits > 1:
-        arguments, how = (parts, x, out, splits, out.numel(), properties), how | {"PAIR": slope_h is not None}
-        blocks.launch(sum_grad_x, (math.ceil(out.numel() / ELEMENTS),), *arguments, **how, BLOCK=ELEMENTS)
+    blocks.launch(conv2d_grad_x, grid, pair[0], slope_h, weight, x, out, *sizes, properties, **constants)
     return out
 
 
 @lru_cache(maxsize=1024)
-def _plan(problem: Problem, config: Config) -> tuple[tuple[int, int, int], tuple[int, ...], int, int, dict[str, Any]]:
-    """Grid, sizes, splits, steps of a split, and constants of the launch."""
+def _plan(problem: Problem, config: Config) -> tuple[tuple[int, int, int], tuple[int, ...], dict[str, Any]]:
+    """Grid, sizes and constants of the launch."""
     problem = problem.flat
     blocks.check_offsets("grad_x", problem, config)
-    number, steps = blocks.programs("grad_x", problem, config), math.ceil(problem.group_outputs / config.block_k)
-    splits = 1
-    if problem.is_matrix_product:
-        splits, steps = blocks.split([steps], number, config.processors, config.splits, config.block_k)
     constants = config.options | {
         "G": problem.moves,
         "STEP_H": problem.stride[0] // math.gcd(problem.stride[0], problem.dilation[0]),
         "STEP_W": problem.stride[1] // math.gcd(problem.stride[1], problem.dilation[1]),
-        "SPLIT": splits > 1,
+        "MASKED": problem.with_slope,
+        "SURROGATE": problem.surrogate,
         "BY_POSITION": blocks.skips(problem, config),
         "EVEN": problem.group_outputs % config.block_k == 0,
         "GROUP": config.group,
     }
-    grid = number, splits if splits > 1 else math.prod(problem.stride), problem.groups
-    return grid, problem.sizes, splits, steps, constants
+    grid = blocks.programs("grad_x", problem, config), math.prod(problem.stride), problem.groups
+    return grid, problem.sizes, constants
 
 
 @triton.jit
@@ -78,7 +66,7 @@ def first_tap(position, TAPS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.c
     return found
 
 
-@triton.jit(do_not_specialize=["B", "steps_per_split"])
+@triton.jit(do_not_specialize=["B"])
 def conv2d_grad_x(
     h_ptr,
     slope_h_ptr,
@@ -92,14 +80,12 @@ def conv2d_grad_x(
     P,
     Q,
     N,
-    steps_per_split,
     properties,
     G: tl.constexpr,
     STEP_H: tl.constexpr,
     STEP_W: tl.constexpr,
     MASKED: tl.constexpr,
     SURROGATE: tl.constexpr,
-    SPLIT: tl.constexpr,
     BY_POSITION: tl.constexpr,
     EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -113,16 +99,12 @@ def conv2d_grad_x(
     Program (block, class, group of channels). STEP = stride / gcd(stride, dilation). EVEN: BLOCK_K divides N. MASKED:
     the gradient is 0 at silent inputs. SURROGATE: plus the gradient of the mask, slope_h·w, where a spike may appear or
     vanish; without slope_h, it is σ·h.
-
-    SPLIT, for a stride of 1: program (block, split, group) takes `steps_per_split` of the steps. Its sums go to
-    parts [splits, ...] float32, or [splits, 2, ...] with two contractions, which `sum_grad_x` adds.
     """
     PAIR: tl.constexpr = slope_h_ptr is not None
     C = multiple(C, G.UNIT_C)
     N = multiple(N, G.UNIT_N)
-    class_h = 0 if SPLIT else tl.program_id(1) // G.STRIDE_W
-    class_w = 0 if SPLIT else tl.program_id(1) % G.STRIDE_W
-    split = tl.program_id(1) if SPLIT else 0
+    class_h = tl.program_id(1) // G.STRIDE_W
+    class_w = tl.program_id(1) % G.STRIDE_W
     rows = (H - class_h + G.STRIDE_H - 1) // G.STRIDE_H
     columns = (W_in - class_w + G.STRIDE_W - 1) // G.STRIDE_W
     image_blocks = tl.cdiv(B, BLOCK_M)
@@ -182,9 +164,7 @@ def conv2d_grad_x(
     by_mask = tl.zeros((BLOCK_M, BLOCK_N) if PAIR else (1, 1), tl.float32)
     if G.STRIDE_H * G.STRIDE_W == 1:
         tl.assume(taps_h * taps_w > 0)
-    first_n = split * steps_per_split * BLOCK_K if SPLIT else 0
-    last_n = tl.minimum(first_n + steps_per_split * BLOCK_K, N) if SPLIT else N
-    tl.assume(last_n > first_n)
+    tl.assume(N > 0)
     for tap in tl.range(taps_h * taps_w, flatten=True):
         r = r_first + tap // taps_w
         s = s_first + tap % taps_w
@@ -193,7 +173,7 @@ def conv2d_grad_x(
         inside = kept_h
         if not BY_POSITION:
             inside &= (p0 >= p_shift) & (p0 - p_shift < P) & (q0 >= q_shift) & (q0 - q_shift < Q)
-        for start in range(first_n, last_n, BLOCK_K):
+        for start in range(0, N, BLOCK_K):
             h_kept = inside[:, None]
             w_kept = c_kept[None, :]
             if not EVEN:
@@ -211,48 +191,9 @@ def conv2d_grad_x(
     first = first_image.to(tl.int64) * (H * W_in * C * G.GROUPS) + group * C + block_c * BLOCK_N
     offsets = (((image * H + i) * W_in + j) * (C * G.GROUPS))[:, None] + c[None, :]
     kept_x = kept[:, None] & c_kept[None, :]
-    if SPLIT:
-        PARTS: tl.constexpr = 2 if PAIR else 1
-        part = at_row(grad_x_ptr, split * PARTS * B, H * W_in * C * G.GROUPS) + first
-        tl.store(part + offsets, total, mask=kept_x)
-        if PAIR:
-            tl.store(at_row(part, B, H * W_in * C * G.GROUPS) + offsets, by_mask, mask=kept_x)
-    else:
-        if MASKED:
-            x = tl.load(x_ptr + first + offsets, mask=kept_x, other=0.0)
-            if SURROGATE and not PAIR:
-                by_mask = tl.load(properties.psp_persistence) * total
-            total = at_inputs(total, by_mask, x, properties, SURROGATE)
-        tl.store(grad_x_ptr + first + offsets, total.to(grad_x_ptr.dtype.element_ty), mask=kept_x)
-
-
-@triton.jit(do_not_specialize=["splits"])
-def sum_grad_x(
-    parts_ptr,
-    x_ptr,
-    grad_x_ptr,
-    splits,
-    size,
-    properties,
-    MASKED: tl.constexpr,
-    SURROGATE: tl.constexpr,
-    PAIR: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Gradient of x: the splits of `conv2d_grad_x`, added in their order, which gives the same bits in every run."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    kept = i < size
-    total = tl.zeros((BLOCK,), tl.float32)
-    by_mask = tl.zeros((BLOCK,), tl.float32)
-    for _ in range(splits):
-        total += tl.load(parts_ptr + i, mask=kept, other=0.0)
-        parts_ptr += size
-        if PAIR:
-            by_mask += tl.load(parts_ptr + i, mask=kept, other=0.0)
-            parts_ptr += size
-    if SURROGATE and not PAIR:
-        by_mask = tl.load(properties.psp_persistence) * total
     if MASKED:
-        x = tl.load(x_ptr + i, mask=kept, other=0.0)
+        x = tl.load(x_ptr + first + offsets, mask=kept_x, other=0.0)
+        if SURROGATE and not PAIR:
+            by_mask = tl.load(properties.psp_persistence) * total
         total = at_inputs(total, by_mask, x, properties, SURROGATE)
-    tl.store(grad_x_ptr + i, total.to(grad_x_ptr.dtype.element_ty), mask=kept)
+    tl.store(grad_x_ptr + first + offsets, total.to(grad_x_ptr.dtype.element_ty), mask=kept_x)
