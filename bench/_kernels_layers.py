@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from unittest.mock import patch
 
 import _bench as bench
 import torch
@@ -103,34 +102,8 @@ def neuron_of(problem: Problem) -> Neuron:
     return Neuron(float(problem.with_slope), surrogate_width=width, split_gradient=float(not problem.shared))
 
 
-class Launch(NamedTuple):
-    """A kernel's launch that did not run: the kernel, its grid, its arguments and options."""
-
-    kernel: Any
-    grid: tuple[int, ...]
-    values: tuple[Any, ...]
-    options: dict[str, Any]
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments by name, compile-time constants too."""
-        return dict(zip(self.kernel.arg_names, self.values, strict=False)) | self.options
-
-
-@contextmanager
-def recorded() -> Iterator[list[Launch]]:
-    """Launches of our kernels, which do not run meanwhile."""
-    found: list[Launch] = []
-
-    def record(kernel: Any, grid: tuple[int, ...], *values: Any, **options: Any) -> None:
-        found.append(Launch(kernel, grid, values, {"num_warps": 4, "num_stages": 1} | options))
-
-    with patch("ttfs_kernels.triton.blocks.launch", record):
-        yield found
-
-
-def plan_pass(which: str, problem: Problem, config: Any, skip: bool = False) -> list[Launch]:
-    """Launches of one pass with a bias and gradients, on the meta device: needs no memory and no GPU.
+def plan_pass(which: str, problem: Problem, config: Any, skip: bool = False) -> list[Any]:
+    """Each `blocks.Launch` of one pass with a bias and gradients, on the meta device: needs no memory and no GPU.
 
     Args:
         which: "forward" or, with batch norm, "normalised", all launches that precede grad_x; "inference"; "grad_x"; or
@@ -138,7 +111,7 @@ def plan_pass(which: str, problem: Problem, config: Any, skip: bool = False) -> 
         problem, config: the layer, and the blocks of its contraction.
         skip: whether neurons have a synapse for a delayed spike.
     """
-    from ttfs_kernels.triton import forward, grad_input, grad_weight, neurons, normalisation
+    from ttfs_kernels.triton import blocks, forward, grad_input, grad_weight, neurons, normalisation
 
     def empty(*shape: int, dtype: torch.dtype = problem.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -148,7 +121,7 @@ def plan_pass(which: str, problem: Problem, config: Any, skip: bool = False) -> 
     weight = empty(problem.out_channels, *problem.kernel, problem.group_inputs)
     grad, channels = empty(*problem.out_shape), empty(problem.out_channels, dtype=precise)
     pair = empty(1 + (problem.with_slope and not problem.shared), *grad.shape)
-    with recorded() as found:
+    with blocks.planned() as found:
         if which == "inference":
             forward.contract_and_fire(problem, x, weight, config, channels, neuron)
         elif which == "grad_x":

@@ -16,11 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from _kernels_layers import Launch
+from ttfs_kernels.triton.blocks import Chip, Launch
 
-from ttfs_kernels.triton.blocks import Chip
-
-OPTIONS = {"enable_fp_fusion": False}  # of every launch, as in `blocks.launch`
 # Warnings by which ptxas says that it serialised asynchronous products.
 SERIALISED = re.compile(r"C75(?:1[0-7])")
 TENSOR_CORE = re.compile(r"^(HGMMA|HMMA|IMMA|UTCHMMA|UTCOMMA|v_mfma_\w+|v_smfmac_\w+)")
@@ -75,7 +72,7 @@ def _compile_for(chip: Chip) -> None:
 def specialisation(launch: Launch, chip: Chip) -> str:
     """What Triton compiles a launch for: types, constants, arguments that 16 divides, and options."""
     _compile_for(chip)
-    _, found, options = launch.kernel.device_caches[chip][-1](*launch.values, **launch.options, **OPTIONS)
+    _, found, options = launch.kernel.device_caches[chip][-1](*launch.values, **launch.options)
     return str((found, options))
 
 
@@ -92,7 +89,7 @@ def compile_launch(launch: Launch, chip: Chip) -> tuple[Any, str]:
     with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(log):
         knobs.nvidia.dump_ptxas_log = True
         knobs.compilation.always_compile = True
-        compiled = launch.kernel.warmup(*launch.values, grid=launch.grid, **launch.options, **OPTIONS)
+        compiled = launch.kernel.warmup(*launch.values, grid=launch.grid, **launch.options)
     return compiled, log.getvalue()
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -99,6 +100,34 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+class Launch(NamedTuple):
+    """A kernel's launch that did not run: the kernel, its grid, its arguments and options."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    values: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments by name, compile-time constants too."""
+        return dict(zip(self.kernel.arg_names, self.values, strict=False)) | self.options
+
+
+_planned: list[Launch] | None = None
+
+
+@contextmanager
+def planned() -> Iterator[list[Launch]]:
+    """Launches in the `with` block, in any thread, which do not run."""
+    global _planned
+    _planned, before = [], _planned
+    try:
+        yield _planned
+    finally:
+        _planned = before
+
+
 def launch(
     kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, num_stages: int = 1, **constants: Any
 ) -> None:
@@ -109,12 +138,14 @@ def launch(
     """
     leaves = (leaf for value in arguments for leaf in (value if isinstance(value, tuple) else (value,)))
     tensor = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
-    if tensor.untyped_storage().device.type == "meta":
+    options = constants | {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": False}
+    if _planned is not None:
+        _planned.append(Launch(kernel, grid, arguments, options))
+    if _planned is not None or tensor.untyped_storage().device.type == "meta":
         return
-    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": False}
     # Triton launches on the current device, which need not be the tensor's.
     with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
-        kernel[grid](*arguments, **constants, **options)
+        kernel[grid](*arguments, **options)
 
 
 @dataclass(frozen=True)

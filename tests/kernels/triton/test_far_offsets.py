@@ -16,14 +16,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tests.bench.modules import modules
 from tests.kernels.triton.common import Layer, compute, exact_layer, expected
 from ttfs_kernels.triton import blocks
-from ttfs_kernels.triton.blocks import INTERPRETING, Config
+from ttfs_kernels.triton.blocks import INTERPRETING, Config, Launch
 from ttfs_kernels.triton.problem import PASSES, Problem
-
-(kernels_layers,) = modules("_kernels_layers")
-Launch = Any  # of `_kernels_layers`
 
 LINEAR = Problem(5, 1, 1, 16, 16, dtype=torch.float16)
 CONV2D = Problem(3, 2, 2, 16, 16, (3, 3), padding=(1, 1), dtype=torch.float16)
@@ -105,7 +101,7 @@ def planned(
     layer, problem = exact_layer(last, torch.device("cpu")), far(last)
     far_away = {name: behind_zeros(getattr(layer, name), problem.batch) for name in ("x", "pair")}
     whole = layer._replace(problem=problem, **far_away)
-    with kernels_layers.recorded() as launches:
+    with blocks.planned() as launches:
         outputs = compute(which, whole, config, dtype=torch.float16)
     return launches[0], outputs, last_programs(launches[0], which, problem, config), layer
 
