@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.profiler import record_function
 
+from ttfs_kernels.checks import backend_for
 from ttfs_triton.data.placement import place_images
 from ttfs_triton.evaluate import Evaluation, EvaluationStopped, sum_over_processes
 from ttfs_triton.evaluate.batches import Batch
@@ -35,13 +36,7 @@ from ttfs_triton.train.build import (
 from ttfs_triton.train.callback import Callback, NonFiniteLossError
 from ttfs_triton.train.checkpoint import checkpoint_path, load_checkpoint
 from ttfs_triton.train.config import TrainConfig
-from ttfs_triton.train.device import (
-    Interrupted,
-    StopRequest,
-    choose_fusing,
-    fused_passes,
-    share_statistics,
-)
+from ttfs_triton.train.device import Interrupted, StopRequest, choose_fusing, fused_passes, share_statistics
 from ttfs_triton.train.display import Display, traced_steps
 from ttfs_triton.train.evaluation import epoch_line, refresh_statistics, score
 from ttfs_triton.train.graphs import GraphedStep, choose_graphs
@@ -138,7 +133,7 @@ class TrainingLoop:
         if graphs is not None:
             self._step = GraphedStep(self._plain_step, graphs, required=config.cuda_graph == "on", say=display.say)
         self._end_step: Callable[[], None] = lambda: None
-        self.last_checkpoint = "none yet"
+        self.last_checkpoint, self._compiled = "none yet", False
         self._started: float | None = None  # time at which the epoch's steps began, less its interruptions
 
     @property
@@ -221,11 +216,17 @@ class TrainingLoop:
             self._started = None
 
     def _train_step(self, micro_batches: list[Batch]) -> None:
-        position = self.position
+        position, images = self.position, micro_batches[0][0]
+        changed = self.persistence.set(position.step)
+        if (changed or not self._compiled) and backend_for("train", self.config.backend, images) == "triton":
+            from ttfs_kernels.triton.compilation import compile_kernels
+
+            compile_kernels(self.network, images, self.accelerator.autocast(), self.display.say)
+        self._compiled = True
         # Dropout included, a step's random numbers follow from its position: a resumed run draws the same ones.
         torch.manual_seed(position.random_seed(self.config.seed, self.accelerator.process_index))
         sampled = position.step % self.config.statistics_steps == 0
-        if self.persistence.set(position.step) and isinstance(self._step, GraphedStep):
+        if changed and isinstance(self._step, GraphedStep):
             self._step.forget()
         first = position.step == 0
         if self.target is not None:

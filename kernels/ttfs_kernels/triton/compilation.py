@@ -1,0 +1,61 @@
+"""A step's kernels, compiled side by side before it runs, instead of one after another in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from itertools import chain
+from typing import Any
+
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
+from triton import AsyncCompileMode
+from triton.runtime.jit import MockTensor
+
+from ttfs_kernels.triton.blocks import INTERPRETING, planned
+
+MOST_THREADS = 32
+
+
+def compile_kernels(
+    network: nn.Module, images: Tensor, context: AbstractContextManager[Any], say: Callable[[str], None]
+) -> None:
+    """Compile the kernels of a forward and backward pass for the current device, on all cores; nothing is computed.
+
+    The passes run on tensors without memory, which plan launches. Triton's compiler leaves Python's lock while it
+    optimises and assembles; a kernel in its cache is only loaded. What cannot be compiled is told by the step itself.
+
+    Args:
+        network: the network, in training mode. It does not change.
+        images: a micro-batch, of which only shape, dtype, layout and device are read.
+        context: within which the step runs, such as autocast.
+        say: prints a line.
+    """
+    if INTERPRETING:
+        return
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    tensors: dict[str, Tensor] = {
+        name: fake.from_tensor(t) for name, t in chain(network.named_parameters(), network.named_buffers())
+    }
+    try:
+        with planned() as launches, fake, context:
+            functional_call(network, tensors, fake.from_tensor(images)).sum().backward()
+    except RuntimeError as error:  # a module that reads values, of a network of the user's own
+        say(f"Triton compiles kernels one after another: {str(error).strip().splitlines()[0]}")
+        return
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun; each compiles the same kernels
+    threads = max(1, min(MOST_THREADS, (os.cpu_count() or 1) // processes))
+    with ThreadPoolExecutor(threads) as pool, AsyncCompileMode(pool, ignore_errors=True) as mode:
+        for kernel, grid, values, options in launches:
+            kernel.warmup(*tree_map(_stand_in, values), grid=grid, **options)
+        if mode.raw_futures:
+            say(f"Triton compiles {len(mode.raw_futures)} kernels, {threads} at a time")
+
+
+def _stand_in(value: Any) -> Any:
+    """For a tensor one without memory, which Triton takes for aligned, as PyTorch allocates."""
+    return MockTensor(value.dtype) if isinstance(value, Tensor) else value

@@ -1,0 +1,58 @@
+"""A step's kernels are compiled before it; in a process of its own, since Triton interprets in this one."""
+
+import json
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from tests.bench.modules import modules, run_python
+from ttfs_kernels.triton import blocks, compilation
+from ttfs_triton.nn import LatencyEncoder, NetworkConfig, TTFSNetwork
+
+kernels_compile, machine_code = modules("_kernels_compile", "_machine_code")
+
+
+class Reading(nn.Module):
+    """Asks for a number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.sum().item()
+
+
+def main() -> None:
+    """Compile a small network's kernels for an H100; print what was said and what has changed, as JSON."""
+    chip, said = kernels_compile.TARGETS["sm_90"], []
+    machine_code._compile_for(chip)
+    blocks.unavailable, blocks.chip_of = lambda *_: None, lambda _: chip
+    LatencyEncoder._can_check = lambda *_: False  # as on a GPU
+    config = NetworkConfig("8-8", image_size=(6, 6), batch_norm=True, dropout=0.5)
+    network, images = TTFSNetwork(config, backend="triton"), torch.rand(4, 1, 6, 6)
+    state = [*network.state_dict().values(), torch.get_rng_state()]
+    before = [value.clone() for value in state]
+    compilation.compile_kernels(network, images, nullcontext(), said.append)
+    kept = all(map(torch.equal, before, [*state[:-1], torch.get_rng_state()]))
+    gradients = any(parameter.grad is not None for parameter in network.parameters())
+    with blocks.planned() as launches:
+        network(images).sum().backward()
+    kernels = {launch.kernel for launch in launches}
+    count = sum(len(kernel.device_caches[chip][0]) for kernel in kernels)
+    for launch in launches:  # of the step itself, with memory
+        launch.kernel.warmup(*launch.values, grid=launch.grid, **launch.options)
+    compiled_later = sum(len(kernel.device_caches[chip][0]) for kernel in kernels) - count
+    print(json.dumps([said, kept, gradients, count, compiled_later]))
+
+
+def test_kernels_of_a_step_are_compiled_before_it_and_nothing_is_computed():
+    printed = run_python("-c", f"from {__name__} import main; main()")
+    (line,), kept, gradients, count, compiled_later = json.loads(printed)
+    assert line.startswith(f"Triton compiles {count} kernels, ")
+    assert (kept, gradients, compiled_later) == (True, False, 0)
+
+
+def test_a_network_that_reads_values_is_compiled_as_it_runs(monkeypatch):
+    said = []
+    monkeypatch.setattr(compilation, "INTERPRETING", False)
+    compilation.compile_kernels(Reading(), torch.rand(2), nullcontext(), said.append)
+    (line,) = said
+    assert line.startswith("Triton compiles kernels one after another: ")
