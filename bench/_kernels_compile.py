@@ -157,14 +157,17 @@ def measured(code: MachineCode) -> bench.Row:
 
 
 def summary(rows: list[bench.Row]) -> list[bench.Row]:
-    """One row for each chip and kernel: how many were compiled and refused, and the worst value of each column."""
-    groups: dict[tuple[str, str], list[bench.Row]] = {}
+    """One row for each chip, kernel and contraction's blocks: layers that launch it, and each column's worst value."""
+    groups: dict[tuple[str, str, str], list[bench.Row]] = {}
     for row in rows:
-        groups.setdefault((row["target"], row["kernel"] + ", shared gradient" * row["shared"]), []).append(row)
+        blocks = row["blocks"] if row["kernel"].startswith("conv2d") else ""
+        groups.setdefault((row["target"], row["kernel"], blocks), []).append(row)
     found = []
-    for (target, kernel), compiled in groups.items():
+    for (target, kernel, blocks), compiled in groups.items():
         refused = [row["verdict"] for row in compiled if row["verdict"] != "ok"]
-        line = {"target": target, "kernel": kernel, "compiled": len(compiled), "refused": len(refused)}
+        layers = " ".join(dict.fromkeys(name for row in compiled for name in row["layers"].split()))
+        line = {"target": target, "kernel": kernel, "blocks": blocks, "layers": layers}
+        line |= {"compiled": len(compiled), "refused": len(refused)}
         for column, worst in WORST.items():
             values = [row[column] for row in compiled if row.get(column, "") != ""]
             line[f"{worst.__name__}_{column}"] = worst(values) if values else ""

@@ -4,8 +4,10 @@
     python bench/compile.py --targets sm_90 --dtypes bf16 --sigma 1     # registers, spills, instructions; a few minutes
 
 Compiled are the default blocks of all layers of the networks and, without --shapes, those of shapes-compile.json. The
-exit status is 1 if a kernel is refused; `_kernels_compile.py` lists the reasons. A table shows every compiled kernel;
-the result file has one row for each kernel and chip, with the worst values over layers, dtypes and σ.
+exit status is 1 if a kernel is refused; `_kernels_compile.py` lists the reasons. A table shows every compiled kernel.
+The result file has one row for each chip and kernel, of a contraction for each of its blocks, with the layers that
+launch it: the most registers, spills and KiB of shared memory, and the fewest programs that fit on a processor, over
+these layers, dtypes and σ. For all four chips these are at most 200 rows.
 """
 
 import dataclasses
