@@ -285,11 +285,6 @@ def entering(neuron: Neuron, grad: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
     return torch.where(x <= 0, 0, grad[0]) + by_mask * sigma
 
 
-def entering_shared(neuron: Neuron, grad: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """`entering` where activations and masks have the same gradient, `grad` [elements]."""
-    return entering(neuron, torch.stack([grad, grad]) if neuron.has_surrogate else grad, x, sigma)
-
-
 def skipping(neuron: Neuron, h: Tensor, skip: Tensor, skip_weight: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of delayed spikes [..., channels] and of their weights [channels].
 

@@ -258,11 +258,9 @@ class NormalisedLayer:
         else:
             passes.spread(h.flatten(1, 2), *spread)
         h = like_rows(h, (len(h) * len(grad), *grad.shape[1:]))
-        if shared:
-            by_operands = contract_shared_gradient(h, inputs, weight, self.neuron, self.geometry, needs)
-        else:  # h includes σ
+        if not shared:  # h includes σ
             sigma = 1.0 if len(potentials) == 2 else None
-            by_operands = contract_gradients(h, inputs, weight, self.neuron, sigma, self.geometry, needs)
+        by_operands = contract_gradients(h, inputs, weight, self.neuron, sigma, self.geometry, needs)
         return *by_operands, grad_gamma, grad_beta, grad_skip, grad_skip_weight
 
 
@@ -271,38 +269,27 @@ def contract_gradients(
     x: Tensor,
     weight: Tensor,
     neuron: Neuron,
-    sigma: Tensor | float | None,
+    sigma: Any,
     geometry: Geometry | None,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the input and the weight, None where not needed.
 
-    With `sigma`, h and x are stacked, and the mask of x is [x > 0] times `sigma`.
+    With `sigma`, x is stacked, and the mask has `sigma` times the gradient of W; h is [dA ; dW], or what both share.
     """
     grad_x = grad_weight = None
+    shared = len(h) < len(x)
     if needs[0]:
         # With a surrogate, one contraction gives both gradients: those of the activations and of the mask.
-        both = len(h) if sigma is None or neuron.surrogate_width else len(h) // 2
+        both = len(h) if sigma is None or shared or neuron.surrogate_width else len(h) // 2
         grad_x = gradient_of_input(h[:both], x[:both], weight, geometry)
         if sigma is not None:
             grad_x = at_inputs(grad_x, x[: len(x) // 2], neuron, sigma)
     if needs[1]:
+        if sigma is not None and shared:
+            values, mask = x.tensor_split(2)
+            x = torch.addcmul(values, mask, sigma)
         grad_weight = gradient_of_weight(h, x, weight, geometry)
-    return grad_x, grad_weight
-
-
-def contract_shared_gradient(
-    h: Tensor, x: Tensor, weight: Tensor, neuron: Neuron, geometry: Geometry | None, needs: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """`contract_gradients` where A and W have the same gradient h, which is not stacked; x is [x ; [x > 0]]."""
-    (values, mask), sigma = x.tensor_split(2), rule.persistence(neuron, x)
-    grad_x = grad_weight = None
-    if needs[0]:
-        grad = gradient_of_input(h, values, weight, geometry)
-        formula = rule.entering_shared, of_any_persistence(neuron)
-        grad_x = like_rows(run(formula, to_rows(grad), to_rows(values), sigma), grad.shape)
-    if needs[1]:
-        grad_weight = gradient_of_weight(h, torch.addcmul(values, mask, sigma), weight, geometry)
     return grad_x, grad_weight
 
 
@@ -339,17 +326,19 @@ def stack_mask(x: Tensor, sigma: Tensor | float) -> Tensor:
 def at_inputs(grad_x: Tensor, x: Tensor, neuron: Neuron, sigma: Tensor | float) -> Tensor:
     """The gradient of a layer's input x from the contraction's result `grad_x`, which it may overwrite.
 
-    It is zero where x is silent: a small change leaves x silent. With a surrogate, `grad_x` is stacked, and the
-    gradient of the mask is added where a spike could appear or vanish.
+    It is zero where x is silent: a small change leaves x silent. With a surrogate, the gradient of the mask is added
+    where a spike could appear or vanish; it is stacked in `grad_x`, unless x and mask have the same.
     """
     if is_formula(x):
-        grad = to_rows(grad_x).view(2, -1) if neuron.surrogate_width else to_rows(grad_x).flatten()
+        grad = to_rows(grad_x).flatten()
+        if neuron.surrogate_width:
+            grad = grad.view(2, -1) if len(grad_x) > len(x) else grad.expand(2, -1)
         formula = rule.entering, of_any_persistence(neuron)
         return like_rows(run(formula, grad, to_rows(x).flatten(), rule.scalar(sigma, x)), x.shape)
     if not neuron.surrogate_width:
         return aten.threshold_backward.grad_input(grad_x, x, 0, grad_input=grad_x)
-    by_activation, by_mask = grad_x.tensor_split(2)
-    by_mask.mul_(rule.vanishing(x, neuron))
+    by_activation, by_mask = grad_x.tensor_split(2) if len(grad_x) > len(x) else (grad_x, grad_x)
+    by_mask = rule.vanishing(x, neuron).mul_(by_mask)
     if isinstance(sigma, Tensor) or sigma != 1.0:
         by_mask.mul_(sigma)
     return aten.threshold_backward(by_activation, x, 0).add_(by_mask)
