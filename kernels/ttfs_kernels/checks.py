@@ -6,12 +6,11 @@ import math
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-
-from ttfs_kernels.contraction import Geometry
 
 Size = int | Sequence[int]  # one number for both directions, or (rows, columns)
 Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]  # x, weight, bias, skip, skip_weight
@@ -24,6 +23,23 @@ _HAS_TRITON = find_spec("triton") is not None
 _choice = os.environ.get(VARIABLE) or "auto"
 if _choice not in BACKENDS:
     raise ValueError(f"environment variable {VARIABLE} must be one of {', '.join(BACKENDS)}; got {_choice!r}.")
+
+
+class Geometry(NamedTuple):
+    """How a kernel moves over a map; pairs are (rows, columns)."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+
+    def map_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of the output map."""
+        rows, columns = (
+            (size[i] + 2 * self.padding[i] - self.dilation[i] * (kernel[i] - 1) - 1) // self.stride[i] + 1
+            for i in (0, 1)
+        )
+        return rows, columns
 
 
 def pair(function: str, name: str, value: Size, smallest: int) -> tuple[int, int]:

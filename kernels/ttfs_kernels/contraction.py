@@ -12,13 +12,14 @@ are faster on a CPU, although they have to copy operands first. Measured on one 
 """
 
 import operator
-from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ttfs_kernels.checks import Geometry
 
 # A CPU uses columns if output maps have at most LARGEST_MAP neurons, and more weights per neuron than given here.
 # Columns of larger maps leave the caches; with fewer weights, writing columns costs more than it saves. Measured.
@@ -30,23 +31,6 @@ WEIGHTS_PER_NEURON = {torch.float32: 1 << 16, torch.bfloat16: 1 << 13, torch.flo
 NARROW_MAP, SIDE_BY_SIDE = 8, (torch.bfloat16, torch.float16)
 MANY_WEIGHTS = 1 << 15
 ROW = 64  # largest number of output columns in a row of maps
-
-
-class Geometry(NamedTuple):
-    """How a kernel moves over a map; pairs are (rows, columns)."""
-
-    stride: Sequence[int]
-    padding: Sequence[int]
-    dilation: Sequence[int]
-    groups: int
-
-    def map_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
-        """Rows and columns of the output map."""
-        rows, columns = (
-            (size[i] + 2 * self.padding[i] - self.dilation[i] * (kernel[i] - 1) - 1) // self.stride[i] + 1
-            for i in (0, 1)
-        )
-        return rows, columns
 
 
 class Strip(NamedTuple):

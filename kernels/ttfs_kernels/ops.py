@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ttfs_kernels.checks import (
+    Geometry,
     Operands,
     Size,
     autocasts,
@@ -20,7 +21,6 @@ from ttfs_kernels.checks import (
     first_derivatives_only,
     reverse_mode_only,
 )
-from ttfs_kernels.contraction import Geometry
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.torch_layer import ClampedLayer, NormalisedLayer, Tensors, TorchLayer, is_formula
 

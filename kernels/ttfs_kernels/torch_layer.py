@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ttfs_kernels import fused, rule
-from ttfs_kernels.contraction import Geometry, contract, gradient_of_input, gradient_of_weight
+from ttfs_kernels.checks import Geometry
+from ttfs_kernels.contraction import contract, gradient_of_input, gradient_of_weight
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import aten, of_any_persistence, precise_dtype
 

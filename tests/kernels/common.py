@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.kernels import oracle
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear
-from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.checks import Geometry
 
 HAS_TRITON = find_spec("triton") is not None
 NAMES = ("x", "weight", "bias", "skip", "skip_weight")

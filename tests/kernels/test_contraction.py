@@ -3,7 +3,8 @@
 import torch
 
 from ttfs_kernels import contraction
-from ttfs_kernels.contraction import Geometry, gradient_of_input
+from ttfs_kernels.checks import Geometry
+from ttfs_kernels.contraction import gradient_of_input
 
 
 def test_columns_sum_input_gradients_in_float32(monkeypatch):

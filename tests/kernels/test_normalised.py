@@ -30,16 +30,8 @@ from tests.kernels.common import (
     operands,
 )
 from tests.kernels.memory import fenced_memory
-from ttfs_kernels import (
-    Neuron,
-    Normalisation,
-    Normalised,
-    fuse_passes,
-    normalised_conv2d,
-    normalised_linear,
-    torch_layer,
-)
-from ttfs_kernels.contraction import Geometry
+from ttfs_kernels import Neuron, Normalisation, Normalised, normalised_conv2d, normalised_linear, torch_layer
+from ttfs_kernels.checks import Geometry
 
 NEURONS = [
     Neuron(0.0),
@@ -174,10 +166,10 @@ def test_fused_passes_are_the_eager_ones(monkeypatch, surrogate_width, dtype):
     for sigma in (0.1, 0.7, 1.0):
         neuron = Neuron(sigma, surrogate_width=surrogate_width)
         eager = outcome(normalised(UNEVEN, tensors, neuron), tensors)
-        fuse_passes()
+        torch_layer.fuse_passes()
         with torch._dynamo.config.patch(error_on_recompile=sigma > 0.1):
             compiled = outcome(normalised(UNEVEN, tensors, neuron), tensors)
-        fuse_passes(False)
+        torch_layer.fuse_passes(False)
         torch.testing.assert_close(compiled, eager, **tolerance)
 
 

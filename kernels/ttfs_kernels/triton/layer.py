@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.checks import Geometry
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import persistence
 from ttfs_kernels.triton.blocks import blocks_for

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.checks import Geometry
 from ttfs_kernels.neuron import Neuron
 
 PASSES = ("forward", "grad_x", "grad_w")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ttfs_kernels.contraction import Geometry
+from ttfs_kernels.checks import Geometry
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton.problem import Problem
 from ttfs_triton.nn import Stage, network_graph, networks
