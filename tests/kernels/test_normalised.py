@@ -213,41 +213,16 @@ def test_under_autocast_contractions_have_its_type_and_statistics_float32():
     assert {tensor.dtype for tensor in outcome(found, tensors)[3:]} == {torch.float32}
 
 
-def test_a_step_is_launches_alone(device, monkeypatch):
-    """A CUDA graph can capture a step: its launches, replayed on other activations, give the step's results."""
-    blocks = pytest.importorskip("ttfs_kernels.triton.blocks")
-    launches, launch = [], blocks.launch
-    tensors = given_to(CONV2D, device=device)
-
-    def step(tensors: Operands) -> list[Tensor]:
-        return outcome(normalised(CONV2D, tensors, NEURONS[3], "triton"), tensors)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(blocks, "launch", lambda *a, **b: launches.append(partial(launch, *a, **b)) or launch(*a, **b))
-        results = step(tensors)
-    others = leaves({name: tensor.flip(0) * 0.75 for name, tensor in tensors.items()})
-    expected = step(others)
-    assert not torch.equal(results[0], expected[0])
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            tensor.copy_(others[name])
-    for run in launches:
-        run()
-    assert all(map(torch.equal, results, expected))
-
-
-def test_a_new_persistence_is_a_number_to_kernels(device, monkeypatch):
+def test_a_new_persistence_is_a_number_to_kernels(device):
     """Nothing else of a launch follows from σ, clip or width, and Triton compiles for no value of such a number."""
     blocks = pytest.importorskip("ttfs_kernels.triton.blocks")
     found: list[list[tuple]] = []
     for neuron in (Neuron(0.1, 11.0, 0.5, 1.0), Neuron(1.0, 3.0, 0.25, 0.5)):
-        launches = []
-        with monkeypatch.context() as patch:
-            patch.setattr(blocks, "launch", lambda *a, launches=launches, **b: launches.append((a, b)))
+        with blocks.planned() as launches:
             normalised(CONV2D, given_to(CONV2D, True, device=device), neuron, "triton").activations.sum().backward()
         assert len(launches) > 7
         found.append([])
-        for (kernel, grid, *values), options in launches:
+        for kernel, grid, values, options in launches:
             for sigma, *numbers in (value for value in values if type(value).__name__ == "_Numbers"):
                 assert sigma is None or (sigma.shape, sigma.dtype) == ((), torch.float32)
                 assert all(isinstance(number, float) for number in numbers)

@@ -89,17 +89,6 @@ def test_compiled_gradients_match_the_definition(shape, of_results, monkeypatch)
         fuse_passes(False)
 
 
-def test_each_may_be_frozen(device):
-    weight, gain = layer(SHAPES[1], device)
-
-    def gradients(weight, gain, *wanted):
-        return torch.autograd.grad(standardise_weight(weight, gain).exp().sum(), wanted)
-
-    complete = gradients(weight, gain, weight, gain)
-    assert torch.equal(gradients(weight, gain.detach(), weight)[0], complete[0])
-    assert torch.equal(gradients(weight.detach(), gain, gain)[0], complete[1])
-
-
 def test_constant_neurons_give_zero_and_finite_gradients(device):
     weight = torch.full((2, 8), 0.25, device=device, requires_grad=True)
     for dtype in (torch.float32, torch.float16):
