@@ -65,15 +65,10 @@ def linears(draw: st.DrawFn) -> Kind:
 
 
 class Served(NamedTuple):
-    """A backend, "torch" or "triton", and its device."""
+    """A backend, "torch" or "triton", as the operators' argument names it, and its device."""
 
     name: str
     device: torch.device
-
-    @property
-    def option(self) -> str:
-        """The value of the operators' argument `backend`."""
-        return self.name
 
 
 def serving(name: str, device: torch.device) -> Served:
@@ -121,7 +116,7 @@ def operands(
 
 def apply(kind: Kind, tensors: Operands, served: Served | None = None, **options: Any) -> Tensor:
     """Activations of the layer."""
-    options |= {} if served is None else {"backend": served.option}
+    options |= {} if served is None else {"backend": served.name}
     if kind.geometry is None:
         return dft_linear(**tensors, **options)
     return dft_conv2d(**tensors, **kind.geometry._asdict(), **options)

@@ -1,12 +1,13 @@
 """Choice of a call's backend, and the reasons why Triton kernels cannot run."""
 
 import importlib
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from tests.bench.modules import run_python
-from tests.kernels.common import KINDS, LINEAR, Kind, apply, operands
+from tests.kernels.common import KINDS, Kind, apply, operands
 from ttfs_kernels import checks, ops
 from ttfs_kernels.triton import blocks
 from ttfs_kernels.triton.blocks import Chip, unavailable
@@ -79,21 +80,13 @@ def test_backend_is_the_one_asked_for_and_auto_follows_the_device_or_the_variabl
         assert served_by(kind, device, backend=other) == other
 
 
-@KINDS
-def test_triton_refuses_dtypes_that_it_cannot_multiply(device, kind):
-    tensors = operands(kind, dtype=torch.float64, device=device)
-    name = "dft_linear" if kind == LINEAR else "dft_conv2d"
-    expected = f'{name}: backend="triton" must be able to run Triton kernels; float64 has no Triton kernel; use float32'
-    with pytest.raises(RuntimeError, match=expected):
-        apply(kind, tensors, backend="triton")
-    assert apply(kind, tensors).dtype == torch.float64
-
-
-def test_triton_refuses_devices_without_kernels(monkeypatch):
+def test_triton_refuses_devices_and_dtypes_without_kernels(monkeypatch):
+    assert unavailable(CPU, torch.float64) == "float64 has no Triton kernel; use float32, or the torch backend"
     assert unavailable(torch.device("xpu"), torch.float32) == "device 'xpu' is not a CUDA or ROCm GPU"
     old = torch.device("cuda", 99)
     monkeypatch.setitem(blocks._chips, old, Chip("cuda", 75, 80))
     assert unavailable(old, torch.float32) == "sm_75 is older than sm_80"
+    assert checks.backend_for("dft_linear", "auto", Mock(is_cuda=True, device=old, dtype=torch.float32)) == "torch"
 
 
 @pytest.mark.parametrize("process", PROCESSES)
