@@ -67,6 +67,8 @@ class Recorder(TorchDispatchMode):
         name = operator._schema.name
         if name.startswith("profiler::"):
             return operator(*args, **kwargs)
+        if name == "aten::_local_scalar_dense" and args[0].dtype == torch.int32:
+            return operator(*args)  # DistributedDataParallel's map of used parameters, on the host also with a GPU
         if name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal"):
             raise RuntimeError(f"operation not permitted when stream is capturing ({name})")
         names = [argument.name for argument in operator._schema.arguments]
@@ -106,6 +108,8 @@ class Recorder(TorchDispatchMode):
         with torch.no_grad():
             for operator, args, kwargs, fresh in self.calls:
                 result = operator(*args, **kwargs)
+                if getattr(operator, "namespace", None) == "c10d":
+                    result[1].wait()
                 for own, new in zip(fresh, _tensors(result), strict=bool(fresh)):
                     if own.numel():
                         own.detach().copy_(new)

@@ -26,6 +26,17 @@ from ttfs_triton.train import main
 main(Path(sys.argv.pop(1)), "A small run.")
 """
 
+# The same with graphs that are recorded; each process says how many.
+GRAPHED = f"""
+from tests.train.recorded import RecordedGraphs
+from ttfs_triton.nn import LatencyEncoder
+from ttfs_triton.train import loop
+LatencyEncoder._can_check, graphs = lambda *_: False, RecordedGraphs()
+loop.choose_graphs = lambda *_: graphs
+{SCRIPT}
+print(graphs.captures, "captures,", graphs.replays, "replays", flush=True)
+"""
+
 # The keys of a small run.
 SETTINGS = {"model": "4C3-P2-8", "epochs": 3, "batch_size": 16, "lr": 2e-2, "shift": 1, "dropout": 0.1, "cpu": True}
 SETTINGS |= {"ema_decay": 0.9, "evaluation_batch_size": 13, "validation_fraction": 0.2}
@@ -61,11 +72,13 @@ def environment(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def command(tmp_path: Path, data: Path, output: Path, *flags: str, processes: int = 1, **settings: Any) -> list[str]:
-    """Command line of a run; writes recipe, with `settings` in place of ours, and script into tmp_path."""
+def command(
+    tmp_path: Path, data: Path, output: Path, *flags: str, processes: int = 1, program: str = SCRIPT, **settings: Any
+) -> list[str]:
+    """Command line of a run; writes recipe, with `settings` in place of ours, and the program into tmp_path."""
     recipe, script = tmp_path / "small.yaml", tmp_path / "small.py"
     recipe.write_text(yaml.safe_dump(SETTINGS | settings))
-    script.write_text(SCRIPT)
+    script.write_text(program)
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
@@ -73,11 +86,9 @@ def command(tmp_path: Path, data: Path, output: Path, *flags: str, processes: in
     return [*launcher, str(script), str(recipe), "--data-dir", str(data), "--output-dir", str(output), *flags]
 
 
-def run(
-    tmp_path: Path, data: Path, output: Path, *flags: str, processes: int = 1, **settings: Any
-) -> subprocess.CompletedProcess[str]:
-    """Run to the end; the caller checks the exit code."""
-    words = command(tmp_path, data, output, *flags, processes=processes, **settings)
+def run(tmp_path: Path, data: Path, output: Path, *flags: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a `command` to the end; the caller checks the exit code."""
+    words = command(tmp_path, data, output, *flags, **options)
     return subprocess.run(words, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
 
 

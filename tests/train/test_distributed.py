@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.train import runs
 from tests.train.runs import AUGMENTATION, ROOT, best, command, environment, last, make_images, metrics, run
 
 # Five optimiser steps; 45 test and 37 validation images, which two processes do not divide evenly.
@@ -68,6 +69,16 @@ def test_two_processes_train_as_one_does(trained, course):
     assert any(name.endswith("running_var") for name in best(one)) == (course == "shared statistics")
     assert any(name.startswith("dial.") for name in last(one)) == (course == "target")
     assert_trained_alike(one, two, processes=2)
+
+
+def test_two_processes_capture_twice_while_the_persistence_rises(tmp_path, images):
+    """At σ = 0, and once for all σ above: DistributedDataParallel's buckets and hooks are in the captured step."""
+    settings = SHORT | {"batch_size": 4, "psp_persistence_rise": [0.42, 0.8], "statistics_steps": 99}
+    for name, program in (("plain", runs.SCRIPT), ("graphed", runs.GRAPHED)):
+        result = run(tmp_path, images, tmp_path / name, processes=2, program=program, **settings)
+        assert result.returncode == 0, result.stderr
+    assert result.stdout.count("2 captures, 9 replays\n") == 2
+    runs.assert_same_run(tmp_path / "plain", tmp_path / "graphed")
 
 
 @pytest.mark.parametrize(
