@@ -1,4 +1,4 @@
-"""Statistics of a batch for batch norm; `ttfs_kernels.normalised` has the formulas.
+"""Statistics of a batch for batch norm; `ttfs_kernels.torch_layer` has the formulas.
 
 `statistics` is one float32 tensor [7, N], a row for each of the constants below, of V = A + W, the potential at the
 window's end. A new value of σ compiles nothing.
