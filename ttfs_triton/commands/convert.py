@@ -55,8 +55,8 @@ class ConvertOptions(CalibrationImages):
 
     # ---- network
     network: str | None = None
-    """FILE.py:FUNCTION, or MODULE:FUNCTION such as torchvision.models:vgg16_bn, that builds the ANN as a PyTorch module
-    that torch.fx can trace; see `convert_ann`. Needs calibration images. Without it: weights of ours or the paper's."""
+    """FILE.py:FUNCTION, or MODULE:FUNCTION such as torchvision.models:vgg16_bn, that builds the ANN as a module; see
+    `convert_ann`. Needs calibration images. Without it: weights of ours or the paper's."""
     classes: int | None = Field(None, ge=1, lt=2**31)
     """Number of classes. Default: the source's; another number needs --replace-head."""
     replace_head: bool = False

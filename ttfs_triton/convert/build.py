@@ -37,7 +37,7 @@ class ConvertedNetwork(nn.Module):
         analog: the first layer is a convolution that reads real pixels; else pixels are spike times.
         mean, std, neuron, readout: see `build_network`; mean and std with `analog` only.
     Attributes:
-        layers: this network's layers, by the names of the ANN's nodes.
+        layers: this network's layers, by the names of the ANN's calls.
         wires: sources of each layer's inputs, and of its skip or None, by the same names.
     """
 

@@ -1,4 +1,4 @@
-"""Conversion of any ANN that `torch.fx` traces to convolutions, linear layers and operations that fold into them."""
+"""Conversion of any ANN made of convolutions, linear layers and operations that fold into them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class LayerLoss:
 
     Attributes:
         name: name of the layer in the spiking network.
-        source: name of its node in the ANN.
+        source: name of its call in the ANN.
         folded: operations that became part of its weights, in words.
         clip: activation of the ANN that the earliest spike stands for, mean over channels.
         clipped: share of the ANN's activations above their channel's clip.
@@ -124,8 +124,8 @@ def convert_ann(
         The network, in evaluation mode, on the images' device: a `TTFSNetwork` if a specification describes the model,
         else a module of our layers that `network_graph` accepts. And a report of the losses.
     Raises:
-        ConversionError: an operation cannot be converted, with its node's name, before any work; or the encoder does
-            not fit the first layer.
+        ConversionError: an operation cannot be converted, which is found before any work; or the encoder does not fit
+            the first layer.
     Example:
         >>> ann = nn.Sequential(
         ...     nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 5)

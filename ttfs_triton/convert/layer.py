@@ -1,4 +1,4 @@
-"""Layers of a traced ANN, and what is exact for them: the sum of two layers, and a linear layer in front of another."""
+"""Layers of a traced ANN, and what is exact for them: sums of two layers, linear layers and average pools in front."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ttfs_triton.nn import EarliestSpikePool2d, Wire
 from ttfs_triton.nn.sizes import pair
+from ttfs_triton.nn.trace import Call
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,13 +18,13 @@ class ANNLayer:
     """A convolution or fully connected layer, its batch norm folded, up to its activation function.
 
     Attributes:
-        name: name of the layer's node in the traced graph.
+        name: name of the layer's call in the traced ANN.
         module: a layer of the same sizes.
         weight, bias: the layer's parameters, other operations folded in; float64 after folding.
         inputs: sources of its inputs, concatenated: each a layer's name (None: the images), and the pools in between.
         window: number of layers in front of it.
         shape: shape of its output for one image, before pooling.
-        potential: node of its output before the activation function.
+        potential: call that makes its output before the activation function.
         skip: source of the activations added to that output; None without a skip.
         bound: upper bound of its activations; None for ReLU.
         average: size of an average pool in front: side of its windows for a convolution, places for a Linear layer.
@@ -38,7 +39,7 @@ class ANNLayer:
     inputs: tuple[Wire, ...]
     window: int
     shape: tuple[int, ...]
-    potential: fx.Node
+    potential: Call
     skip: Wire | None = None
     bound: float | None = None
     average: int = 1
@@ -90,7 +91,7 @@ class ANNLayer:
 
 @dataclass(frozen=True)
 class Value:
-    """Output of a node: of `layer` (None for images and concatenations), or of what follows it.
+    """Output of a call: of `layer` (None for images and concatenations), or of what follows it.
 
     Attributes:
         active: the output has passed the activation function, so that spikes can represent it.
@@ -98,7 +99,7 @@ class Value:
         window: number of layers in front of a layer that reads it.
         average: an average pool for the next layer to fold, and the size of the maps that it reads.
         front: zeros in front of its channels; None if its channels are not padded.
-        carried: activations added to the layer's output, and their node.
+        carried: activations added to the layer's output, and the call that makes them.
     """
 
     layer: ANNLayer | None
@@ -107,10 +108,10 @@ class Value:
     window: int
     average: tuple[nn.Module, tuple[int, int]] | None = None
     front: int | None = None
-    carried: "tuple[Value, fx.Node] | None" = None
+    carried: "tuple[Value, Call] | None" = None
 
     @classmethod
-    def of(cls, layer: ANNLayer, carried: "tuple[Value, fx.Node] | None" = None) -> "Value":
+    def of(cls, layer: ANNLayer, carried: "tuple[Value, Call] | None" = None) -> "Value":
         """Output of a layer without its activation function."""
         return cls(layer, False, (Wire(layer.name, (), layer.shape),), layer.window + 1, carried=carried)
 
@@ -123,8 +124,8 @@ class Value:
         return replace(self, wires=tuple(wire.routed(module) for wire in self.wires))
 
 
-def added(one: ANNLayer, other: ANNLayer, node: fx.Node) -> ANNLayer | None:
-    """One layer that computes the sum of two layers' outputs, at `node`: it reads the inputs of both.
+def added(one: ANNLayer, other: ANNLayer, call: Call) -> ANNLayer | None:
+    """One layer that computes the sum of two layers' outputs, by `call`: it reads the inputs of both.
 
     The smaller kernel is placed inside the larger one. A larger stride reads every k-th row and column of its inputs.
     None if no such kernel computes the sum.
@@ -152,7 +153,7 @@ def added(one: ANNLayer, other: ANNLayer, node: fx.Node) -> ANNLayer | None:
     biases = [each.bias.double() for each in (large, small) if each.bias is not None]
     found = large.with_kernel(kernel, *large.geometry, inputs=wires, bias=sum(biases) if biases else None)
     folded = (*large.folded, *small.folded, f"{small.name}, added")
-    return replace(found, window=max(large.window, small.window), potential=node, folded=folded)
+    return replace(found, window=max(large.window, small.window), potential=call, folded=folded)
 
 
 def behind(linear: ANNLayer, layer: ANNLayer) -> ANNLayer | None:
@@ -177,3 +178,39 @@ def behind(linear: ANNLayer, layer: ANNLayer) -> ANNLayer | None:
     folded = (*linear.folded, *layer.folded, f"{linear.name}, linear")
     changes: dict[str, Any] = {"inputs": linear.inputs, "window": linear.window, "bias": bias, "folded": folded}
     return layer.with_kernel(kernel, paces, borders, (1, 1), **changes)
+
+
+def fold_average_pool(weight: Tensor, pool: nn.Module, maps: tuple[int, int]) -> Tensor:
+    """Fold an average pool into the weights of the fully connected layer that reads it.
+
+    An adaptive pool replicates maps smaller than its output: a head for 7×7 maps, on 1×1 maps, becomes the sum over its
+    49 places.
+
+    Args:
+        weight: [features, channels·rows·columns]; rows and columns are those of the pool's output.
+        pool: the average pool, adaptive or not.
+        maps: height and width of the pool's input.
+    Returns:
+        [features, channels·height·width], float64.
+    """
+    places = maps[0] * maps[1]
+    one_hot = rearrange(torch.eye(places, dtype=torch.float64), "p (h w) -> p 1 h w", h=maps[0])
+    basis = rearrange(pool(one_hot), "p 1 h w -> p (h w)")
+    by_map = rearrange(weight.double().cpu(), "o (c p) -> o c p", p=basis.shape[1])
+    return rearrange(by_map @ basis.T, "o c p -> o (c p)").to(weight.device)
+
+
+def pooled_size(pool: nn.Module, maps: tuple[int, int]) -> tuple[int, ...]:
+    """Height and width behind a pool of maps of this height and width."""
+    return tuple(pool(torch.empty(1, 1, *maps)).shape[2:])
+
+
+def window_of(pool: nn.Module, maps: tuple[int, int]) -> tuple[int, int] | None:
+    """Height and width of the windows that a pool divides its maps into; None if it does not divide them."""
+    rows, columns = pooled_size(pool, maps)
+    window = (maps[0] // rows, maps[1] // columns)
+    whole = (rows * window[0], columns * window[1]) == maps
+    if isinstance(pool, nn.AvgPool2d):
+        whole = pair(pool.kernel_size) == window and (window == maps or pair(pool.stride) == window)
+        whole = whole and pair(pool.padding) == (0, 0) and pool.divisor_override is None
+    return window if whole else None

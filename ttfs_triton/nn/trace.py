@@ -1,17 +1,20 @@
-"""Tracing of a module into its graph: it runs once on empty images, and each `ttfs_triton.nn` layer records its call.
+"""Traces of modules: a recorder of calls, and the vocabulary in which a network of `ttfs_triton.nn` layers is written.
 
-No value is computed: images and parameters are on PyTorch's device "meta", and layers return empty outputs of the right
-shape. A `TorchFunctionMode` sees the functions between layers, and refuses, by name, any that would change spikes.
+A `Recorder` runs a module once, and notes each call of a layer or function with the calls that made its inputs. On
+empty images no value is computed: images and parameters are on PyTorch's device "meta". `network_graph` reads calls of
+our layers, and refuses, by name, what would change spikes between them. `ttfs_triton.convert` reads those of ANNs.
 """
 
 from __future__ import annotations
 
 import functools
+import keyword
+import math
 import re
 import traceback
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,9 +23,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ttfs_triton.command_line import text_of
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
+from ttfs_triton.nn.functions import FUNCTIONS, remedy_for
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d, SpikeUpsample2d
 from ttfs_triton.nn.readout import Readout
@@ -32,33 +37,17 @@ from ttfs_triton.nn.weighted import WeightedLayer
 
 LAYERS = (LatencyEncoder, AnalogEncoder, SignedEncoder, DFTConv2d, DFTLinear, Readout)
 # Modules of torch.nn that may stand between our layers; they run in evaluation mode.
-BETWEEN = (nn.Identity, nn.Flatten, nn.MaxPool2d, nn.Upsample, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+BETWEEN = (nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, *_DROPOUTS)
+# Files that are not the user's.
 _PACKAGES = re.compile(rf"<|.*site-packages|{re.escape(str(Path(__file__).parents[2]))}.(ttfs_triton|kernels)\b")
-"""Files that are not the user's."""
 SAMPLES = 3  # size of the traced batch, which maps rarely have
-
-# Names of functions that leave spikes as they are, and of functions that only change the layout.
-_UNCHANGED = {"contiguous", "clone", "detach", "to", "float", "double", "half", "bfloat16", "type", "type_as"}
-_LAYOUT = {"flatten", "reshape", "view", "squeeze", "view_as", "reshape_as"}
-_CONCATENATIONS = {"cat", "concat", "concatenate"}
-_DROPOUT = {"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"}
-
-_REMEDIES = {
-    r"avg_?pool|^mean$": "A mean of spike times is no spike: use average=… of the next layer.",
-    r"batch_?norm|layer_?norm|group_?norm|instance_?norm": "Use batch_norm=True of the layers, folded after training.",
-    r"^_*i?r?(add|sub)_*$|^add": "A sum of spike times is no spike time: use layer(x, skip=spikes).",
-    r"relu|gelu|silu|elu|sigmoid|tanh|softplus|hardswish|mish": "Leave it out: the neurons are the nonlinearity.",
-    r"max_?pool": "Use EarliestSpikePool2d: no dilation.",
-    r"interpolate|upsampl": "Use SpikeUpsample2d: nearest neighbour, whole factors.",
-    r"conv": "Use DFTConv2d, or AnalogEncoder for the layer that reads pixels.",
-    r"linear|matmul|bilinear": "Use DFTLinear, or Readout for the last layer.",
-    r"dropout": "Use nn.Dropout, or pass training=self.training, so that evaluation drops nothing.",
-    r"softmax": "Leave it out: cross entropy and decisions take logits.",
-    r"^_*r?(mul|truediv|div)_*$": "Spike times cannot be scaled: normalise images before the network.",
-}
-_OF_IMAGES = "Pass images as they are, and give mean and std to an AnalogEncoder."
-_ARITHMETIC = r"^_*i?r?(add|sub|mul|truediv|div)_*$"
-_NO_REMEDY = "No layer of ttfs_triton.nn does this; between layers pool, upsample, flatten, concatenate or drop spikes."
+# Remedies and rules for the ends of a network.
+_BEGIN = (
+    "Put LatencyEncoder() in front of layers that read spikes, or begin with an AnalogEncoder, once.",
+    "begin with its only encoder",
+)
+_END = ("Append a Readout, once, and hand on its output.", "end with its only readout")
 
 
 def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) -> NetworkGraph:
@@ -85,23 +74,8 @@ def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) ->
     """
     bare = unwrapped(model)
     shape = image_shape_of(bare, image_shape)
-    trace = _Trace(bare)
-    images = torch.empty((SAMPLES, *shape), device="meta")
-    trace.remember(images, (Wire(None, (), shape),))
-    empty = {name: tensor.to("meta") for name, tensor in (*bare.named_parameters(), *bare.named_buffers())}
-    with torch.no_grad(), trace.patched(bare), trace:
-        try:
-            output = functional_call(bare, empty, (images,))
-        except NetworkError:
-            raise
-        except Exception as error:
-            said = str(error).partition("\n")[0]
-            if isinstance(error, NotImplementedError | RuntimeError) and "meta" in said:
-                _refuse(f"a forward that looks at values ({said})", "Let it depend on shapes only.")
-            raise NetworkError(
-                f"network_graph: model must run on images {list(shape)}; got {what_was_raised(error)}. Correct it."
-            ) from error
-    return trace.graph(output, shape)
+    recorder = _NetworkRecorder(bare)
+    return recorder.graph(recorder.trace(shape), shape)
 
 
 def what_was_raised(error: Exception) -> str:
@@ -139,122 +113,191 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def image_shape_of(model: nn.Module, image_shape: Sequence[int] | None = None) -> tuple[int, ...]:
     """Shape of one image that a network takes: `image_shape`, or by default the network's attribute of this name."""
     shape = getattr(unwrapped(model), "image_shape", None) if image_shape is None else image_shape
-    if shape is None:
-        raise ValueError(
-            f"network_graph: image_shape must be known; got None, and {type(model).__name__} has no attribute "
-            "image_shape. Give (channels, height, width)."
-        )
-    sizes = tuple(shape)
+    sizes = tuple(shape or ())
     if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ValueError(
-            f"network_graph: image_shape must be positive sizes; got {shape}. Give (channels, height, width)."
+            f"network_graph: image_shape must be positive sizes, (channels, height, width); got {shape}. Give it, or "
+            f"give {type(model).__name__} an attribute image_shape."
         )
     return sizes
 
 
-class _Trace(TorchFunctionMode):
-    """Records which layer each tensor comes from while a model runs."""
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A recorded call of a function, or of a module that is recorded as a whole.
+
+    Attributes:
+        name: its name among all calls, an identifier.
+        target: the module, or the function's name without underscores around it.
+        label: target and place in the model, in words.
+        args, kwargs: its arguments; in place of each tensor that another call made, that call.
+        shape: shape of its output for one image; None if there are several outputs.
+    """
+
+    name: str
+    target: nn.Module | str
+    label: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    shape: tuple[int, ...] | None
+
+    @property
+    def inputs(self) -> list[Call]:
+        """The calls that made its arguments."""
+        return [each for each in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(each, Call)]
+
+    @property
+    def module(self) -> nn.Module | None:
+        """Its module, or one that does the same with its first argument as its function; None without one."""
+        if isinstance(self.target, nn.Module):
+            return self.target
+        try:
+            alone = len(self.inputs) == 1 and isinstance(self.args[0], Call)
+            return FUNCTIONS[self.target](*self.args[1:], **self.kwargs) if alone else None
+        except (AssertionError, AttributeError, IndexError, KeyError, TypeError):
+            return None
+
+    @property
+    def route(self) -> nn.Module | None:
+        """The pool, upsampling, flattening or identity that treats spikes as this call treats its input; None else."""
+        before, after = self.inputs[0].shape or (), self.shape or ()
+        match module := self.module:
+            case nn.Identity() | nn.Dropout() | nn.Dropout1d() | nn.Dropout2d() | nn.Dropout3d():
+                return nn.Identity()
+            case nn.Flatten():
+                return nn.Identity() if before == after else nn.Flatten() if after == (math.prod(before),) else None
+            case nn.MaxPool2d(kernel_size=kernel, stride=stride, padding=padding, dilation=1 | (1, 1)):
+                pool = EarliestSpikePool2d(kernel, stride, padding, ceil_mode=module.ceil_mode)
+                return pool if pool.output_shape(before) == after else None
+            case nn.AdaptiveMaxPool2d() if len(after) == 3 and (window := whole_ratio(after[1:], before[1:])):
+                return EarliestSpikePool2d(window)
+            case nn.Upsample(mode="nearest") if len(after) == 3 and (scale := whole_ratio(before[1:], after[1:])):
+                return SpikeUpsample2d(scale)
+        return None
+
+    @property
+    def concatenated(self) -> list[Call] | None:
+        """The calls whose outputs it concatenates along the channels; None if it does anything else."""
+        if self.target not in ("cat", "concat", "concatenate") or self.shape is None:
+            return None
+        tensors = self.args[0] if self.args else self.kwargs["tensors"]
+        dimension = self.args[1] if len(self.args) > 1 else self.kwargs.get("dim", self.kwargs.get("axis", 0))
+        along = dimension in (1, -len(self.shape)) and all(isinstance(each, Call) for each in tensors)
+        return list(tensors) if along else None
+
+
+class Recorder(TorchFunctionMode):
+    """Runs a model, in evaluation mode and without its hooks, and records the calls that depend on its images.
+
+    Attributes:
+        model: the model; a run leaves it as it was.
+        calls: calls in their order; the first stands for the images.
+    """
+
+    error: type[ValueError] = NetworkError
+    function = "network_graph"  # in errors
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        named = [(name, module) for name, module in model.named_modules() if _is_layer(module)]
-        self._names = dict(zip([module for _, module in named], short_names([name for name, _ in named]), strict=True))
-        self._stages: dict[str | None, Stage] = {}
-        self._known: dict[int, tuple[Tensor, tuple[Wire, ...]]] = {}  # tensors are kept, so that ids stay unique
-        self._inside: list[str] = []  # running modules, outermost first
+        self.model, self.calls = model, list[Call]()
+        self._makers: Any = WeakTensorKeyDictionary()  # a tensor's call, and the tensor's version when it returned
+        self._names, self._inside, self._paused = {"self", "torch"}, [""], False
 
-    def remember(self, tensor: Tensor, wires: tuple[Wire, ...]) -> Tensor:
-        self._known[id(tensor)] = (tensor, wires)
-        return tensor
+    def trace(self, image_shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Any:
+        """Output of the model for empty images, with empty parameters."""
+        named = (*self.model.named_parameters(), *self.model.named_buffers())
+        empty = {name: torch.empty(each.shape, dtype=each.dtype, device="meta") for name, each in named}
+        try:
+            return self.run(torch.empty((SAMPLES, *image_shape), dtype=dtype, device="meta"), empty)
+        except self.error:
+            raise
+        except Exception as error:  # any error: the model's own code runs here
+            raise self.error(
+                f"{self.function}: model must run on images {list(image_shape)}; got {what_was_raised(error)}. "
+                "Correct it; what it does must depend on shapes only, not on values."
+            ) from error
 
-    def _wires(self, value: object) -> tuple[Wire, ...] | None:
-        """The wires that a tensor comes from; several if it is a concatenation. None: unknown."""
-        found = self._known.get(id(value))
-        return None if found is None else found[1]
+    @torch.no_grad()
+    def run(self, images: Tensor, parameters: dict[str, Tensor] | None = None) -> Any:
+        """Output of the model for images [N, ...], with other parameters and buffers by name."""
+        with self._patched():
+            self._note("images", "images", "images", (), {}, images)
+            with self:
+                return functional_call(self.model, parameters or {}, (images,))
 
-    # ---- what happens between layers
+    def maker(self, value: Any) -> Any:
+        """The call that made a tensor; other values as they are."""
+        call, version = self._makers.get(value, (None, 0)) if isinstance(value, Tensor) else (None, 0)
+        if call is not None and value._version != version:
+            return self._note("view", "change", "a change in place through a view", (None, call), {}, value)
+        return value if call is None else call
+
+    def leaf(self, module: nn.Module, label: str) -> Callable[..., Any] | None:
+        """How a module runs that is recorded as a whole; None for one whose calls are recorded."""
+        whole = type(module).__module__.startswith("torch.nn.modules") and next(module.children(), None) is None
+        return module.forward if whole and not isinstance(module, nn.Sequential) else None
+
+    def hear(self, call: Call, output: Any) -> None:
+        """Called after each call, with what it returned."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        known = [wires for value in pytree.tree_leaves((args, kwargs)) if (wires := self._wires(value)) is not None]
-        result = func(*args, **kwargs)
-        tensors = [value for value in pytree.tree_leaves(result) if isinstance(value, Tensor)]
-        if not known or not tensors:
-            return result
-        name = getattr(func, "__name__", str(func))
-        if name in _CONCATENATIONS:
-            return self.remember(result, self._concatenated(name, args, kwargs))
-        if len(known) > 1 or len(tensors) > 1 or not isinstance(result, Tensor) or self._wires(args[0]) is None:
-            self._refuse_function(name)
-        if known[0][0].source is None and not known[0][0].route and re.search(_ARITHMETIC, name):
-            self._refuse_function(name, _OF_IMAGES)
-        module = self._between(name, args[0], result, args, kwargs)
-        return self.remember(result, known[0] if module is None else tuple(wire.routed(module) for wire in known[0]))
+        name = getattr(func, "__name__", str(func)).removesuffix(".default").strip("_")
+        inside = f" in {self._inside[-1]}" if self._inside[-1] else ""
+        return self._record(func, name, name, f"{name}(){inside}", *args, **(kwargs or {}))
 
-    def _concatenated(self, name: str, args: Any, kwargs: Any) -> tuple[Wire, ...]:
-        tensors = args[0] if args else kwargs["tensors"]
-        found = [self._wires(value) for value in tensors]
-        wires = tuple(wire for each in found for wire in each or ())
-        dimension = _argument(args, kwargs, 1, "dim", kwargs.get("axis", 0)) % tensors[0].dim()
-        if None in found or dimension != 1 or any(wire.source is None for wire in wires):
-            self._refuse_function(name, "Concatenate spikes of layers, along the channels: torch.cat([a, b], 1).")
-        return wires
+    def _record(
+        self, run: Callable[..., Any], path: str, target: nn.Module | str, label: str, /, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Run a function, or a module of this path in the model, and note the call if it reads tensors of calls."""
+        if self._paused:
+            return run(*args, **kwargs)
+        self._paused = True
+        try:
+            given, named = pytree.tree_map(self.maker, (args, kwargs))
+            output = run(*args, **kwargs)
+            if any(isinstance(each, Call) for each in pytree.tree_leaves((given, named))):
+                self._note(path, target, label, given, named, output)
+            return output
+        finally:
+            self._paused = False
 
-    def _between(self, name: str, before: Tensor, after: Tensor, args: Any, kwargs: Any) -> nn.Module | None:
-        """A module that does the same as a function; None if the function leaves spikes unchanged."""
-        same = before.shape == after.shape
-        if same and (name in _UNCHANGED or name in _LAYOUT):
+    def _note(self, path: str, target: nn.Module | str, label: str, args: Any, kwargs: Any, output: Any) -> Call | None:
+        """Add a call, unless it returns no tensors."""
+        tensors = [each for each in pytree.tree_leaves(output) if isinstance(each, Tensor)]
+        if not tensors:
             return None
-        if same and name in _DROPOUT and not _argument(args, kwargs, 2, "training", True):
-            return None
-        sources = [self._stages.get(wire.source) for wire in self._wires(before) or ()]
-        if any(stage is not None and stage.kind == "readout" for stage in sources):
-            self._refuse_function(name, "Hand on the readout's output as it is.")
-        if name in _LAYOUT and after.shape == (before.shape[0], before[0].numel()):
-            return nn.Flatten()
-        if name in ("max_pool2d", "_max_pool2d", "boolean_dispatch"):
-            kernel, stride, padding, dilation, ceil = (
-                _argument(args, kwargs, place, key, default)
-                for place, (key, default) in enumerate(
-                    (("kernel_size", None), ("stride", None), ("padding", 0), ("dilation", 1), ("ceil_mode", False)), 1
-                )
-            )
-            if dilation in (1, (1, 1)):
-                return EarliestSpikePool2d(kernel, stride or None, padding, ceil_mode=ceil)
-        nearest = name == "interpolate" and _argument(args, kwargs, 3, "mode", "nearest") == "nearest"
-        if nearest and before.dim() == 4 and (scale := whole_ratio(before.shape[2:], after.shape[2:])):
-            return SpikeUpsample2d(scale)
-        self._refuse_function(name)
-
-    def _refuse_function(self, name: str, remedy: str | None = None) -> NoReturn:
-        plain = name.removesuffix(".default").strip("_")
-        where = f" in {self._inside[-1]}" if self._inside and self._inside[-1] else ""
-        _refuse(f"{plain}(){where}", remedy or _remedy(name))
-
-    # ---- layers and other modules
+        name = base = re.sub(r"^(?=\d|$)", "_", re.sub(r"\W", "_", path))
+        number = 0  # the name may become a key of an nn.ModuleDict
+        while name in self._names or keyword.iskeyword(name) or hasattr(nn.ModuleDict, name):
+            name, number = f"{base}_{number + 1}", number + 1
+        self._names.add(name)
+        shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else None
+        call = Call(name, target, label, args, kwargs, shape)
+        self.calls.append(call)
+        for each in tensors:
+            self._makers[each] = (call, each._version)
+        self.hear(call, output)
+        return call
 
     @contextmanager
-    def patched(self, model: nn.Module) -> Iterator[None]:
-        """Inside the `with` block modules evaluate and record that they run, layers give shapes, hooks are off."""
-        named = list(model.named_modules())
+    def _patched(self) -> Iterator[None]:
+        """Inside the `with` block modules evaluate and record that they run, and hooks are off."""
+        named = list(self.model.named_modules())
         before = [dict(vars(module)) for _, module in named]
         try:
             for name, module in named:
-                hooks = {key: OrderedDict() for key in ("_forward_hooks", "_forward_pre_hooks")}
-                vars(module).update(forward=self._tells(name, module), training=False, **hooks)
+                forward = self._forward(name, module)
+                vars(module).update(forward=forward, training=False, _forward_hooks={}, _forward_pre_hooks={})
             yield
         finally:
             for (_, module), values in zip(named, before, strict=True):
                 vars(module).clear()
                 vars(module).update(values)
 
-    def _tells(self, name: str, module: nn.Module) -> Callable[..., Any]:
-        if _is_layer(module):
-            return functools.partial(self._fire, module)
-        label = _label(module, name)
-        may_stand = isinstance(module, (*BETWEEN, nn.Sequential)) or next(module.children(), None) is not None
-        if type(module).__module__.startswith("torch.nn.modules") and not may_stand:
-            return lambda *args, **kwargs: _refuse(label, _remedy(type(module).__name__))
+    def _forward(self, path: str, module: nn.Module) -> Callable[..., Any]:
+        label = _label(module, path)
+        if (run := self.leaf(module, label)) is not None:
+            return functools.partial(self._record, run, path, module, label)
         forward = module.forward
 
         def tells(*args: Any, **kwargs: Any) -> Any:
@@ -266,51 +309,81 @@ class _Trace(TorchFunctionMode):
 
         return tells
 
+
+class _NetworkRecorder(Recorder):
+    """Reads calls as a network of our layers while the network runs; a layer returns an empty tensor of its shape."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        named = [(name, module) for name, module in model.named_modules() if _is_layer(module)]
+        names = short_names([name for name, _ in named])
+        self._layers: dict[object, str] = {module: name for (_, module), name in zip(named, names, strict=True)}
+        self._stages, self._readouts = dict[str | None, Stage](), list[str | None]()
+        self._wires: dict[Call, tuple[Wire, ...]] = {}  # behind each call; several if layers are concatenated
+
+    def leaf(self, module: nn.Module, label: str) -> Callable[..., Any] | None:
+        if module in self._layers:
+            return functools.partial(self._fire, module)
+        run = super().leaf(module, label)
+        if run is None or isinstance(module, BETWEEN):
+            return run
+        return lambda *_, **__: _refuse(label, remedy_for(type(module).__name__))
+
+    def hear(self, call: Call, output: Any) -> None:
+        """Read what a call hands on: spikes of a layer, or of others, pooled, upsampled, flattened or concatenated."""
+        if call.target == "images" or call.target in self._layers:
+            self._wires[call] = (Wire(self._layers.get(call.target), (), call.shape or ()),)
+            return
+        wires = tuple(wire for each in call.inputs for wire in self._wires[each])
+        joined = call.concatenated is not None and all(wire.source is not None for wire in wires)
+        route = nn.Identity() if joined else call.route
+        if route is None and wires[0].source is None and not wires[0].route:
+            _refuse(call.label, "Pass images as they are, and give mean and std to an AnalogEncoder.")
+        if not isinstance(route, nn.Identity) and any(wire.source in self._readouts for wire in wires):
+            _refuse(call.label, "Hand on the readout's output as it is.")
+        if route is None:
+            _refuse(call.label, remedy_for(call.target if isinstance(call.target, str) else type(call.target).__name__))
+        self._wires[call] = wires if isinstance(route, nn.Identity) else tuple(wire.routed(route) for wire in wires)
+
     def _fire(self, layer: Any, x: Tensor, *, skip: Any = None) -> Tensor:
         """Run a layer: add its stage, and return an empty tensor of its output's shape."""
-        name, kind = self._names[layer], layer.kind
-        label, wires, skips = _label(layer, name), self._wires(x), () if skip is None else self._wires(skip)
+        name, kind = self._layers[layer], layer.kind
+        label, wires = _label(layer, name), self._wires.get(self.maker(x))
+        skips = () if skip is None else self._wires.get(self.maker(skip))
         if name in self._stages:
             _refuse(f"{name}, which runs twice", "Use a layer of its own for each window.")
         if wires is None or skips is None:
             _refuse(f"{label}, which reads neither images nor spikes of a layer", "Hand it a layer's output.")
         reads_images = wires[0].source is None
         if (kind in ("latency", "analog")) != reads_images or (reads_images and self._stages):
-            self._refuse_start(f"{label}, which reads {'images' if reads_images else 'spikes'}")
-        if any(stage.kind == "readout" for stage in self._stages.values()):
-            self._refuse_end(f"{label} behind it")
+            _refuse(f"{label}, which reads {'images' if reads_images else 'spikes'}", *_BEGIN)
+        if self._readouts:
+            _refuse(f"{label} behind it", *_END)
         window = 1 + max(-1 if wire.source is None else self._stages[wire.source].window for wire in wires)
-        shape = _output_shape(layer, label, x, skip)
+        try:
+            if isinstance(layer, WeightedLayer):
+                layer.delayed(skip, x)
+            shape = layer.output_shape(tuple(x.shape[1:]))
+        except ValueError as error:
+            raise NetworkError(f"network_graph: layers must fit each other; got {label}: {error}") from None
         if len(skips) > 1:
             _refuse(f"{label}, whose skip is a concatenation", "Skip from one layer, or concatenate the inputs.")
         if any(wire.source is None or self._stages[wire.source].window >= window for wire in skips):
             _refuse(f"{label}, whose skip is from no earlier layer", "Skip from a layer that fires before its input.")
+        self._readouts += [name] if kind == "readout" else []
         self._stages[name] = Stage(name, kind, layer, window, wires, next(iter(skips), None), shape)
-        output = torch.empty((SAMPLES, *shape), dtype=x.dtype, device="meta")
-        return self.remember(output, (Wire(name, (), shape),))
-
-    def _refuse_start(self, found: str) -> NoReturn:
-        _refuse_structure(
-            f"begin with its only encoder; got {found}",
-            "Put LatencyEncoder() in front of layers that read spikes, or begin with an AnalogEncoder, once.",
-        )
-
-    def _refuse_end(self, found: str) -> NoReturn:
-        _refuse_structure(
-            f"end with its only readout; got {found}",
-            "Append a Readout, once, and hand on its output.",
-        )
+        return torch.empty((SAMPLES, *shape), dtype=x.dtype, device="meta")
 
     def graph(self, output: object, image_shape: tuple[int, ...]) -> NetworkGraph:
         """The traced network. It must begin with an encoder and end with a readout."""
-        stages, wires = tuple(self._stages.values()), self._wires(output)
+        stages, made = tuple(self._stages.values()), self.maker(output)
         if not stages:
-            self._refuse_start("no layers of ttfs_triton.nn")
+            _refuse("no layers of ttfs_triton.nn", *_BEGIN)
         found, last = ", ".join(type(stage.layer).__name__ for stage in stages), stages[-1]
         if last.kind != "readout":
-            self._refuse_end(found)
-        if wires != (Wire(last.name, (), last.shape),):
-            self._refuse_end(f"{found}, and another output")
+            _refuse(found, *_END)
+        if not isinstance(made, Call) or self._wires[made] != (Wire(last.name, (), last.shape),):
+            _refuse(f"{found}, and another output", *_END)
         return NetworkGraph(stages, image_shape)
 
 
@@ -323,26 +396,5 @@ def _label(module: nn.Module, name: str) -> str:
     return f"{type(module).__name__} ({name})" if name else type(module).__name__
 
 
-def _output_shape(layer: Any, label: str, x: Tensor, skip: Tensor | None) -> tuple[int, ...]:
-    try:
-        if isinstance(layer, WeightedLayer):  # an empty copy: the trace must not record these operations
-            layer.delayed(None if skip is None else torch.empty(tuple(skip.shape), device="meta"), x)
-        return layer.output_shape(tuple(x.shape[1:]))
-    except ValueError as error:
-        raise NetworkError(f"network_graph: layers must fit each other; got {label}: {error}") from None
-
-
-def _argument(args: Any, kwargs: Any, place: int, name: str, default: Any) -> Any:
-    return kwargs.get(name, args[place] if len(args) > place else default)
-
-
-def _remedy(name: str) -> str:
-    return next((_REMEDIES[pattern] for pattern in _REMEDIES if re.search(pattern, name.lower())), _NO_REMEDY)
-
-
-def _refuse(what: str, remedy: str) -> NoReturn:
-    _refuse_structure(f"consist of layers of ttfs_triton.nn that hand on spikes; got {what}", remedy)
-
-
-def _refuse_structure(rule: str, remedy: str) -> NoReturn:
-    raise NetworkError(f"network_graph: model must {rule}. {remedy}")
+def _refuse(what: str, remedy: str, rule: str = "consist of layers of ttfs_triton.nn that hand on spikes") -> NoReturn:
+    raise NetworkError(f"network_graph: model must {rule}; got {what}. {remedy}")
