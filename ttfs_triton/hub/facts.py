@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,9 +16,9 @@ from ttfs_triton.model.locate import ModelFiles, bundled_facts
 from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.model.weights import LoadError
-from ttfs_triton.nn import NetworkConfig, Neuron
+from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.run_records import SUMMARY, Summary, read_summary
-from ttfs_triton.shared_options import AugmentationOptions, FaultOptions
+from ttfs_triton.train.config import FREE_ON_RESUME, PROPERTIES, NetworkOptions, TrainConfig
 from ttfs_triton.untrusted_files import read_mapping
 
 SAMPLE = "sample"
@@ -90,8 +90,6 @@ def training_data(
         recorded: data set that config.json names.
         network: configuration of the network.
         stated: data set that the user names; it takes precedence.
-    Raises:
-        ValueError: `stated` is not a name on the Hub.
     """
     if stated is not None and stated != SAMPLE and not REPOSITORY.fullmatch(stated):
         raise ValueError(f'publish: dataset must be "{SAMPLE}" or owner/name on the Hub; got {stated!r}.')
@@ -123,27 +121,10 @@ def without_paths(value: Any, output_dir: str = "") -> Any:
     return value
 
 
-# Keys of a run's configuration that others need to repeat the run. All other keys say where and how it ran here.
-NETWORK_SETTINGS = (
-    *("model", "block_convolutions", "head", "width", "batch_norm", "encoder", "readout"),
-    *("identity_start", "psp_persistence_rise"),
-    *(each.name for each in fields(Neuron)),
-    *("bias", "weight_standardisation", "initial_gain", "dropout"),
-)
-PUBLISHED_SETTINGS = (
-    "preset",
-    *("validation_fraction", "max_train_samples", "max_test_samples", "image_size", "calibration_images"),
-    *AugmentationOptions.model_fields,
-    *("event_windows", "event_window_us", "event_pool", "event_sensor", "random_resized_crop", "network"),
-    *NETWORK_SETTINGS,
-    *("time_steps", "weight_bits", "weight_units", "learn_units", "state_bits", "grid_chip"),
-    *FaultOptions.model_fields,
-    *("target_sparsity", "target_operations", "target_energy", "target_steps"),
-    *("epochs", "batch_size", "gradient_accumulation", "optimizer", "lr", "momentum", "weight_decay", "schedule"),
-    *("warmup", "start_factor", "end_factor", "milestones", "milestone_factor", "gradient_clip", "label_smoothing"),
-    *("teacher", "teacher_weight", "norm_bias_rate", "norm_gain_rate", "readout_rate", "ema_decay", "lookahead"),
-    *("seed", "mixed_precision", "sync_batch_norm", "compile"),
-)
+# Published are all settings but those that say where and how a run ran here, as do most that a continuation may change,
+# and data set and base model, which the card names.
+_KEPT_HERE = {"dataset", "image_column", "label_column", "streaming", "weights", "cpu", "statistics_steps", "backend"}
+PUBLISHED_SETTINGS = {*TrainConfig().model_dump()} - FREE_ON_RESUME - _KEPT_HERE | {"teacher"}
 _TRAINING = ("epochs", "best_epoch", "val_accuracy", "seconds_per_epoch", "device", "versions")
 _VERSIONS = ("python", "ttfs-triton", "torch", "triton", "accelerate", "datasets", "safetensors")
 
@@ -186,9 +167,6 @@ def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | 
         files: the model's files.
         dataset: Hub name of the training data, if the run does not name them.
         network: the user's own network, or "file.py:function" that builds it.
-    Raises:
-        LoadError: a file is damaged, or the run has not ended or was scored with other weights.
-        ValueError: `dataset` is not a name on the Hub.
     """
     model, sha256, run = TTFSModel.from_files(files, network), files.sha256, files.run
     settings, training, results, counts = {}, {}, None, None
@@ -217,8 +195,8 @@ def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | 
                 f"publish: {run / SUMMARY} must hold counts as they were written; {error!s:.500}"
             ) from error
     # If the user's code builds the network, the keys of a specification have no meaning.
-    unused = () if settings.get("network") is None else NETWORK_SETTINGS
-    published = [key for key in PUBLISHED_SETTINGS if key in settings and key not in unused]
+    unused = set() if settings.get("network") is None else {*NetworkOptions.model_fields, *PROPERTIES}
+    published = [key for key in settings if key in PUBLISHED_SETTINGS - unused]
     return ModelFacts(
         model=model,
         weights_sha256=sha256,
