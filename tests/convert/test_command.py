@@ -15,7 +15,7 @@ from tests.convert.published import ForDigits
 from tests.convert.sources import randomised
 from tests.convert.test_conversion import ours
 from ttfs_triton.commands.convert import ConvertOptions, main
-from ttfs_triton.convert import command, convert, convert_ann, output
+from ttfs_triton.convert import command, convert, convert_ann, shared
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluate.load import load_network
 from ttfs_triton.model import BaseModel, ModelDescription, TTFSModel
@@ -133,7 +133,7 @@ def test_failed_write_leaves_nothing_half(paper, tmp_path, failing, monkeypatch)
     def fail(*arguments):
         raise OSError("no space left")
 
-    monkeypatch.setattr(output, failing, fail)
+    monkeypatch.setattr(shared, failing, fail)
     values = {"source": str(paper), "calibrate": False, "trained_as": "ann"}
     options = ConvertOptions(output_dir=tmp_path / "out", **values)
     with pytest.raises(OSError, match="no space left"):

@@ -13,7 +13,7 @@ from torch import nn
 from tests.convert import sources
 from tests.convert.sources import assert_same_logits, hidden, in_range, randomised, weights_of
 from ttfs_triton.convert import ConversionError, WeightsError, calibrate_converted, convert, fit_range
-from ttfs_triton.convert.paper import CIFAR10, CIFAR100, paper_config
+from ttfs_triton.convert.ann_file import CIFAR10, CIFAR100, paper_config
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.nn import Grid, NetworkConfig, Neuron, TTFSNetwork
 

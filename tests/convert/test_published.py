@@ -8,8 +8,8 @@ from tests.convert.sources import hidden, paper_linear, randomised, weights_of
 from ttfs_kernels import Neuron
 from ttfs_triton.commands.convert import ConvertOptions
 from ttfs_triton.convert import ConversionError, convert
+from ttfs_triton.convert.ann_file import CIFAR10
 from ttfs_triton.convert.command import run
-from ttfs_triton.convert.paper import CIFAR10
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import NetworkConfig, SignedEncoder, TTFSNetwork
 from ttfs_triton.train.start import load_weights

@@ -29,13 +29,7 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class TracedANN:
-    """A traced ANN, and its layers with weights.
-
-    Attributes:
-        module: the model.
-        layers: layers in the order of computation; the last computes the logits.
-        image_shape: shape of one image: (channels, height, width), or any other that the model reads.
-    """
+    """A traced ANN, and its layers with weights in the order of computation; the last computes the logits."""
 
     module: nn.Module
     layers: tuple[ANNLayer, ...]
@@ -65,12 +59,7 @@ class _ANNRecorder(Recorder):
 
 @torch.no_grad()
 def trace_ann(model: nn.Module, images: Tensor) -> TracedANN:
-    """Trace a model in evaluation mode and read its layers.
-
-    Args:
-        model: see `convert_ann`; not changed.
-        images: [N, ...], as the model reads them, of which only shape and dtype count.
-    """
+    """Trace a model, and read its layers. Of the images, [N, ...], only shape, dtype and device count."""
     recorder, shape = _ANNRecorder(model), tuple(images.shape[1:])
     output = recorder.maker(recorder.trace(shape, images.dtype))
     return TracedANN(model, tuple(_Reader(recorder.calls, images.device).read(output)), shape)

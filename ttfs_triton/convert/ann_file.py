@@ -1,18 +1,31 @@
-"""The weights of an ANN in a file, given to the layers of a specification by their order and shapes.
+"""Weights of an ANN in a file, given to the layers of a specification by order and shapes; and the paper's networks.
 
 Projects name layers as they like, but number them in the order of computation. The order of a file says less:
 safetensors are sorted by name. So convolutions come first, then fully connected layers, each by the numbers in its
-name; batch norms are counted in the same way, and the first belongs to the first layer.
+name; batch norms are counted in the same way, and the first belongs to the first layer. The networks of Wei et al.,
+ICCV 2023, say by their names, `conv.N.cnn` and `fc.N.linear`, what their specification is.
 """
 
 import re
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from ttfs_kernels import Neuron
 from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.nn.config import Average, Convolution, Dense, NetworkConfig, Pool, Token, parse_specification
+
+TrainedAs = Literal["ann", "direct", "proxy"]
+"""Which of the paper's networks a file holds. "ann": its ANN. "direct", models/snn_directTrain_model.py: an analog
+first layer, logits read at the output window's end. "proxy", models/proxy_ann_model.py: a spiking first layer, logits
+read at the output window's start."""
+_CONVOLUTION, _DENSE = r"conv\.(\d+)\.cnn\.weight", r"fc\.(\d+)\.linear\.weight"
+MNIST_SIDE = 28  # of images whose pixels are spike times; convolutions are not padded
+# The paper's code normalises CIFAR-10 and CIFAR-100 by these.
+CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+CIFAR100 = ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
 
 Sources = list[tuple[str, ...]]
 """Names of the tensors of each layer with weights."""
@@ -21,12 +34,8 @@ Sources = list[tuple[str, ...]]
 def ann_of(config: NetworkConfig, tensors: Mapping[str, Tensor], *, bounded: bool = False) -> tuple[nn.Module, Sources]:
     """The ANN of a configuration's specification with weights from a file, as a PyTorch module in evaluation mode.
 
-    Args:
-        config: the network that the ANN becomes; its first layer is a convolution of pixels or reads them as spikes.
-        tensors: the ANN's tensors by name: weights, biases, batch norms with an epsilon of 1e-5.
-        bounded: activations are clamped to [0, 1]; otherwise ReLU.
-    Raises:
-        ConversionError: the specification has residual blocks, or tensors are missing, left over or of other shapes.
+    Its first layer is a convolution of pixels, or reads them as spikes; batch norms have an epsilon of 1e-5. If
+    `bounded`, activations are clamped to [0, 1].
     """
     tokens = parse_specification(config.specification)
     blocks = any(isinstance(token, Convolution | Dense) and token.skip for token in tokens)
@@ -124,3 +133,52 @@ def _numbers(name: str) -> list[tuple[bool, int, str]]:
     """Key that sorts names by the numbers in them: "features.2" before "features.10"."""
     parts = re.split(r"(\d+)", name)
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+
+
+# ---- networks of the paper
+
+
+def is_paper(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether all names are those of the paper's files."""
+    return all(re.fullmatch(f"{_CONVOLUTION}|{_DENSE}", name) for name in tensors)
+
+
+def paper_config(tensors: Mapping[str, Tensor], trained_as: TrainedAs | None) -> NetworkConfig:
+    """Configuration of one of the paper's networks, from the names and shapes of its tensors."""
+    if trained_as is None:
+        raise ConversionError(
+            "convert: trained_as must be one of ann, direct, proxy for the paper's networks, whose names are the same; "
+            "got None. Give it (--trained-as): calibration would ruin a network that was trained to spike."
+        )
+    numbered = {int(match[1]): tensors[key] for key in tensors if (match := re.fullmatch(_CONVOLUTION, key))}
+    dense = {int(match[1]): tensors[key] for key in tensors if (match := re.fullmatch(_DENSE, key))}
+    if 0 not in numbered or 0 not in dense:
+        raise ConversionError(f"convert: the paper's networks must have conv.0.cnn and fc.0.linear; got {[*tensors]}.")
+    channels, places = numbered[0].shape[1], sorted(numbered)
+    tokens = list[str]()
+    for place, behind in zip(places, [*places[1:], places[-1] + 3], strict=True):
+        size, kernel = len(numbered[place]), numbered[place].shape[-1]
+        if behind - place not in (2, 3):  # activation, or activation and pool; the last is followed by a pool
+            raise ConversionError(
+                f"convert: behind conv.{place}.cnn there must be an activation, and perhaps a pool; got "
+                f"{behind - place - 1} places. A layer is missing."
+            )
+        tokens += [f"{size}C{kernel}" + ("p0" if channels == 1 else ""), *(["P2"] if behind - place == 3 else [])]
+    side = round((dense[0].shape[1] / len(numbered[places[-1]])) ** 0.5) * 2 ** tokens.count("P2")
+    side = MNIST_SIDE if channels == 1 else side
+    hidden = [str(len(dense[place])) for place in sorted(dense)]
+    classes = int(hidden.pop())
+    statistics = (None, None) if channels != 3 else CIFAR100 if classes == 100 else CIFAR10
+    encoder = "latency" if channels == 1 else "signed" if trained_as == "proxy" else "analog"
+    return NetworkConfig(
+        "-".join([*tokens, *hidden]),
+        in_channels=channels,
+        image_size=(side, side),
+        classes=classes,
+        encoder=encoder,
+        mean=statistics[0],
+        std=statistics[1],
+        readout="potential_end" if trained_as == "direct" else "potential_start",
+        neuron=Neuron(derivative_clip=1e5) if trained_as == "direct" else Neuron(),
+        weight_standardisation=False,
+    )

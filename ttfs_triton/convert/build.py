@@ -32,10 +32,8 @@ class ConvertedNetwork(nn.Module):
 
     Input [N, *image_shape] images, output [N, classes] logits.
 
-    Args:
-        layers, image_shape: see `TracedANN`.
-        analog: the first layer is a convolution that reads real pixels; else pixels are spike times.
-        mean, std, neuron, readout: see `build_network`; mean and std with `analog` only.
+    If `analog`, the first layer is a convolution that reads real pixels; else pixels are spike times.
+
     Attributes:
         layers: this network's layers, by the names of the ANN's calls.
         wires: sources of each layer's inputs, and of its skip or None, by the same names.
@@ -153,12 +151,7 @@ def build_network(
     neuron: Neuron,
     readout: ReadoutTime,
 ) -> nn.Module:
-    """A `TTFSNetwork` if a specification can describe the ANN, else a `ConvertedNetwork`.
-
-    Args:
-        layers, image_shape: see `TracedANN`.
-        encoder, mean, std, neuron, readout: see `convert_ann`.
-    """
+    """A `TTFSNetwork` if a specification can describe the ANN, else a `ConvertedNetwork`; options of `convert_ann`."""
     first = layers[0]
     plain = isinstance(first.module, nn.Conv2d) and first.module.groups == 1 and first.module.dilation == (1, 1)
     plain = plain and first.average == 1 and not first.inputs[0].route and len(layers) > 1

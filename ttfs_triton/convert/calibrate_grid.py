@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.commands.calibrate import CalibrateOptions
 from ttfs_triton.convert.calibration import Calibration, LayerCalibration, around, batches, by_batches, choose_least
-from ttfs_triton.convert.images import draw, load_training_images
-from ttfs_triton.convert.output import check_folder, write_folder
+from ttfs_triton.convert.shared import check_folder, draw, load_training_images, write_folder
 from ttfs_triton.data.images import draw_indices
 from ttfs_triton.model import TTFSModel, find_model
 from ttfs_triton.nn import Grid, put_on_grid
@@ -52,13 +51,6 @@ def calibrate_grid(
         grid: the chip's grid.
         batch_size: images that run at once.
         progress: called with each layer's name before the layer is calibrated.
-    Returns:
-        Errors before and after calibration, and the change of initial potentials, of each layer.
-    Example:
-        >>> from ttfs_triton.nn import cnn1
-        >>> found = calibrate_grid(cnn1(width=0.25), torch.rand(8, 1, 28, 28), Grid(8, 4))
-        >>> [layer.name for layer in found.layers]
-        ['conv1', 'conv2', 'fc1', 'readout']
     """
     graph = network_graph(network, images.shape[1:])
     if len(images) == 0:

@@ -153,8 +153,7 @@ def _compare(
 ) -> list[tuple[str, tuple[float | None, float]]]:
     """Run the network and its ANN side by side; `choose` calibrates each layer before it runs.
 
-    Returns:
-        For each hidden layer: its name, the correlation of both networks' activations, and the result of `choose`.
+    For each hidden layer: its name, the correlation of both networks' activations, and the result of `choose`.
     """
     found = []
 
@@ -270,12 +269,9 @@ def around(parameter: Tensor, reach: float, points: int) -> list[Tensor]:
 
 
 def choose_least(parameter: nn.Parameter, error: Callable[[], Tensor], candidates: Sequence[Tensor]) -> None:
-    """Set each channel of a parameter, in place, to the candidate with the least error.
+    """Set each channel of a parameter, in place, to the candidate with the least error; present values are the first.
 
-    Args:
-        parameter: [C], or [1] for one number that all channels share; its present values are the first candidate.
-        error: gives the [C] errors of the parameter's present values.
-        candidates: values of the parameter's shape.
+    `error` gives errors [C] of the present values. A parameter [1] is one number that all channels share.
     """
     best, least = parameter.detach().clone(), None
     for candidate in [best, *candidates]:

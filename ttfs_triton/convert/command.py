@@ -13,8 +13,14 @@ from ttfs_triton.commands.convert import ConvertOptions
 from ttfs_triton.convert.build import ConvertedNetwork, code_of
 from ttfs_triton.convert.conversion import Converted, calibrate_converted, convert
 from ttfs_triton.convert.from_ann import convert_ann
-from ttfs_triton.convert.images import check_images, draw, load_training_images, training_split
-from ttfs_triton.convert.output import check_folder, write_folder
+from ttfs_triton.convert.shared import (
+    check_folder,
+    check_images,
+    draw,
+    load_training_images,
+    training_split,
+    write_folder,
+)
 from ttfs_triton.convert.source import ConversionError, Weights, load_state, open_weights
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.model import TTFSModel

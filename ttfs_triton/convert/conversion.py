@@ -15,9 +15,8 @@ from pydantic_core import to_jsonable_python
 from torch import Tensor
 
 from ttfs_triton.convert.ann import trace_ann
-from ttfs_triton.convert.ann_file import ann_of
+from ttfs_triton.convert.ann_file import TrainedAs, ann_of, is_paper, paper_config
 from ttfs_triton.convert.calibration import Calibration, calibrate_network, fit_range
-from ttfs_triton.convert.paper import TrainedAs, is_paper, paper_config
 from ttfs_triton.convert.source import ConversionError, Weights, load_state, open_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.weighted import WeightedLayer

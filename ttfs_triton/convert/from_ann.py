@@ -189,11 +189,8 @@ def _normalised(images: Tensor, mean: Sequence[float] | None, std: Sequence[floa
 def _compare(
     traced: TracedANN, read: Tensor, network: nn.Module, images: Tensor, clips: Sequence[Tensor], batch_size: int
 ) -> tuple[dict[str, tuple[float | None, float]], float]:
-    """Compare both networks, batch by batch; `read`: images as the ANN reads them, `clips`: clips of its layers.
-
-    Returns:
-        Error and clipped share, as in `LayerLoss`, by name of each hidden layer, and by "" for the logits; and the
-        share of images with the same decision.
+    """Error and clipped share, as in `LayerLoss`, by name of each hidden layer and by "" for the logits; and the share
+    of images with the same decision. `read`: images as the ANN reads them; `clips`: clips of its layers.
     """
     graph, same = network_graph(network, traced.image_shape), 0
     hidden = dict(zip((stage.name for stage in graph.weighted), traced.layers[:-1], strict=False))

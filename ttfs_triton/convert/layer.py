@@ -184,14 +184,8 @@ def fold_average_pool(weight: Tensor, pool: nn.Module, maps: tuple[int, int]) ->
     """Fold an average pool into the weights of the fully connected layer that reads it.
 
     An adaptive pool replicates maps smaller than its output: a head for 7×7 maps, on 1×1 maps, becomes the sum over its
-    49 places.
-
-    Args:
-        weight: [features, channels·rows·columns]; rows and columns are those of the pool's output.
-        pool: the average pool, adaptive or not.
-        maps: height and width of the pool's input.
-    Returns:
-        [features, channels·height·width], float64.
+    49 places. Maps are (height, width) of the pool's input; weights [features, channels·rows·columns] of its outputs
+    become [features, channels·height·width] of its inputs, float64.
     """
     places = maps[0] * maps[1]
     one_hot = rearrange(torch.eye(places, dtype=torch.float64), "p (h w) -> p 1 h w", h=maps[0])

@@ -41,11 +41,7 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], rule: str, **op
 def plain_tensors(content: object) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Tensors by name in the content of a file; and containers opened, prefixes removed and keys left out, in words.
 
-    Containers (`state_dict`, `model`, `net`, ..., nested too) are opened; a prefix that every name begins with
-    (`module.`, `_orig_mod.`, `model.`, ..., repeated too) is removed.
-
-    Args:
-        content: a mapping of names to tensors, or containers around such a mapping.
+    Containers are opened, nested too; a prefix that every name begins with is removed, repeatedly.
     """
     steps: list[str] = []
     mapping = _open(content, steps)
