@@ -106,11 +106,10 @@ def test_occupied_folder_is_refused_before_any_work(tmp_path, tmp_path_factory, 
         ([*SPIKING, "--dataset", "sample"], "images must be (3, 32, 32) (C, height, width)"),
         ([*SPIKING, "--data-dir", "images"], "data_dir must hold readable parquet files"),
         ([*COPY, "--image-size", "64"], "image_size needs network"),
-        (
-            ["--network", "no.such:thing", "--dataset", "sample"],
-            "an installed module; got no.such:thing",
-        ),
+        (["--network", "no.such:thing", "--dataset", "sample"], "an installed module; got no.such:thing"),
         (["--network", "types:SimpleNamespace", "--dataset", "sample"], "must build an nn.Module; got SimpleNamespace"),
+        (["--network", "a:b", "--dataset", "sample", "--replace-head"], "--network must go without --replace-head"),
+        (["--network", "a:b", "--dataset", "sample", "--encoder", "signed"], "without a signed encoder or first_spike"),
     ],
 )
 def test_mistakes_end_in_a_message_and_leave_nothing(paper, tmp_path, flags, message, capsys, monkeypatch):
@@ -228,13 +227,6 @@ def test_network_of_the_user_s_code_is_traced(tmp_path, function, capsys):
     assert model.description.base_model.file == "ann.pth"
     assert model.class_names[0] == "T-shirt/top"
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["images"] == 16
-    for wrong, message in (
-        ([*flags, "--replace-head"], "--network must go without --replace-head"),
-        ([*flags, "--readout", "first_spike"], "must go without a signed encoder or first_spike"),
-    ):
-        with pytest.raises(SystemExit):
-            main(None, [*words, "--output-dir", str(tmp_path / "no"), *wrong])
-        assert message in capsys.readouterr().err
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "ann.pth")
     with pytest.raises(SystemExit):
         main(None, [*words, "--output-dir", str(tmp_path / "no"), *flags])

@@ -280,14 +280,6 @@ def test_another_number_of_classes_needs_a_new_head():
     torch.testing.assert_close(network.readout.weight_gain, torch.full((3,), 0.5 * 2**0.5))
 
 
-def test_overrides_reach_the_network():
-    values = {"neuron": Neuron(0.3, surrogate_width=0.1), "readout": "first_spike", "dropout": 0.2, "bias": True}
-    network = convert(weights_of(sources.Paper()), trained_as="ann", **values).network
-    assert {name: getattr(network.config, name) for name in values} == values
-    assert not network.readout.bias.any()
-    assert not convert(weights_of(sources.Paper()), trained_as="ann").network.config.bias
-
-
 @pytest.mark.parametrize("build", [*CHAINS, None])
 def test_report_names_every_tensor(build):
     weights = weights_of(randomised(build())) if build else own_weights(ours(STRIDES, batch_norm=True))

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.hub.server import HubServer, Repository
+from tests.hub.conftest import hub  # noqa: F401
+from tests.hub.server import Repository
 from ttfs_triton.convert import WeightsError, open_weights, source
 from ttfs_triton.convert.source import CONTAINERS, PREFIXES, plain_tensors
 from ttfs_triton.model import BaseModel, TTFSModel
@@ -242,27 +243,20 @@ def test_something_else_than_finite_named_tensors_is_refused(content, message):
 COMMIT = "c" * 40
 
 
-@pytest.fixture(scope="module")
-def server():
+@pytest.fixture
+def served(hub, tmp_path, monkeypatch):  # noqa: F811
+    """The only Hub there is, and an empty cache."""
     safe = safetensors.torch.save(TENSORS)
     repositories = {
         "org/both": {"model.safetensors": safe, "pytorch_model.bin": b"not read", "config.json": b'{"a": 1}'},
         "org/many": {"a/vgg.safetensors": safe, "a/config.json": b'{"b": 2}', "other.pt": b"no"},
+        "org/private": {"model.safetensors": safe},
     }
-    server = HubServer()
     for name, files in repositories.items():
-        server.repositories[name] = Repository(False, {COMMIT: files})
-    server.repositories["org/private"] = Repository(True, {COMMIT: {"model.safetensors": safe}})
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def hub(server, tmp_path, monkeypatch):
-    """The server, as the only Hub there is, and an empty cache."""
-    server.use_here(monkeypatch, tmp_path / "cache")
-    server.log.clear()
-    return server
+        hub.repositories[name] = Repository(name == "org/private", {COMMIT: files})
+    hub.use_here(monkeypatch, tmp_path / "cache")
+    hub.log.clear()
+    return hub
 
 
 @pytest.mark.parametrize(
@@ -274,14 +268,14 @@ def hub(server, tmp_path, monkeypatch):
         ("org/many/a/vgg.safetensors@main", "vgg.safetensors", {"b": 2}),
     ],
 )
-def test_repository_is_read(hub, source, file, config):
+def test_repository_is_read(served, source, file, config):
     weights = open_weights(source)
     assert same(weights.tensors)
     repository = "/".join(source.partition("@")[0].split("/")[:2])
     assert (weights.name, weights.file.name, weights.config) == (source, file, config)
     assert (weights.repository, weights.revision) == (repository, COMMIT)
     assert weights.base_model() == BaseModel(file, weights.sha256, repository, COMMIT)
-    fetched = {path.rpartition("/")[2] for method, path in hub.log if method == "GET" and "/resolve/" in path}
+    fetched = {path.rpartition("/")[2] for method, path in served.log if method == "GET" and "/resolve/" in path}
     assert fetched == {file, "config.json"}
     flip(weights.file.resolve())
     with pytest.raises(WeightsError, match=rf"{source} must have the SHA-256 [0-9a-f]{{64}}, as the Hub says; got"):
@@ -297,7 +291,7 @@ def test_repository_is_read(hub, source, file, config):
         ("org/many", "hf_forged", r"org/many must be readable, and your token valid"),
     ],
 )
-def test_what_the_hub_does_not_give_is_said_without_a_token(hub, monkeypatch, source, token, problem):
+def test_what_the_hub_does_not_give_is_said_without_a_token(served, monkeypatch, source, token, problem):
     if token:
         monkeypatch.setenv("HF_TOKEN", "hf_writer")
         assert same(open_weights("org/private").tensors)
