@@ -184,12 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if (found := repository.at(revision)) is None:
             return self._no(404, "Invalid rev id", "RevisionNotFound")
-        self._answer(
-            [
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in found[1].items()
-            ]
-        )
+        files = found[1].items()
+        self._answer([{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in files])
 
     def preupload(self, repo_id: str, body: bytes) -> None:
         if self._repository(repo_id, write=True) is None:
@@ -203,15 +199,10 @@ class _Handler(BaseHTTPRequestHandler):
     def batch(self, repo_id: str, body: bytes) -> None:
         if self._repository(repo_id, write=True) is None:
             return
-        objects = [
-            {"oid": each["oid"], "size": each["size"]}
-            | (
-                {}
-                if each["oid"] in self.server.objects
-                else {"actions": {"upload": {"href": f"{self.server.url}/lfs/{each['oid']}"}}}
-            )
-            for each in json.loads(body)["objects"]
-        ]
+        objects = json.loads(body)["objects"]
+        for each in objects:
+            if each["oid"] not in self.server.objects:
+                each["actions"] = {"upload": {"href": f"{self.server.url}/lfs/{each['oid']}"}}
         self._answer({"transfer": "basic", "objects": objects}, Content_Type="application/vnd.git-lfs+json")
 
     def store(self, oid: str, body: bytes) -> None:

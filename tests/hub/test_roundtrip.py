@@ -1,7 +1,5 @@
 """Publish over HTTP and load: the same logits bit for bit; and requests that the Hub refuses."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,6 @@ from safetensors.torch import load
 
 from tests.hub.server import Repository
 from ttfs_triton import TTFSModel
-from ttfs_triton.commands.evaluate import main as evaluate
 from ttfs_triton.model import LoadError
 from ttfs_triton.model.hub import HubError
 
@@ -97,11 +94,3 @@ def test_repositories_without_a_model_damaged_downloads_and_broken_connections_a
     hub.drop = "/api/models/org/model"
     with pytest.raises(HubError, match=r"download: .*org/model"):
         TTFSModel.from_pretrained(published)
-
-
-def test_recipe_evaluates_what_is_on_the_hub(published, here, trained, capsys):
-    summary = json.loads((trained / "summary.json").read_text())
-    evaluate("", ["org/model", "--cpu", "--no-simulation", "--max-test-samples", "100"])
-    shown = capsys.readouterr().out
-    assert f"accuracy                 {summary['test_accuracy']:.2%}" in shown
-    assert "100 images" in shown
