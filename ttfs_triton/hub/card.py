@@ -42,16 +42,7 @@ ALLOWED = (WEIGHTS, CONFIG, "README.md", "training.yaml")
 def render_card(
     facts: ModelFacts, repo_id: str, *, license: str | None = None, chips: Sequence[str] = CARD_CHIPS
 ) -> str:
-    """README.md: YAML metadata, then text. The same facts give the same card.
-
-    Args:
-        facts: facts about the model.
-        repo_id: repository of the card, "owner/name".
-        license: licence of the model by the Hub's short name; None states none.
-        chips: chips that the counts are priced on.
-    Raises:
-        ValueError: an unknown chip.
-    """
+    """README.md: YAML metadata, then text. The same facts give the same card. The counts are priced on the chips."""
     templates = template_environment("ttfs_triton.hub", autoescape=False)  # Markdown: `words` makes texts harmless
     templates.filters |= {"words": words, "code": code}
     body = templates.get_template("card.md").render(_context(facts, repo_id, license, chips))
@@ -170,7 +161,7 @@ def _settings(facts: ModelFacts) -> str:
 def make_files(
     facts: ModelFacts, repo_id: str, *, license: str | None = None, chips: Sequence[str] = CARD_CHIPS
 ) -> dict[str, bytes]:
-    """Contents of all files to publish, by names in `ALLOWED` or the code's. Arguments and errors as of `render_card`.
+    """Contents of all files to publish, by names in `ALLOWED` or the code's.
 
     The weights are bit-identical to the loaded ones; their header holds the hash of this config.json.
     """

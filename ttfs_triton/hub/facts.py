@@ -88,7 +88,6 @@ def training_data(
     Args:
         settings: the run's configuration; empty for bare weights.
         recorded: data set that config.json names.
-        network: configuration of the network.
         stated: data set that the user names; it takes precedence.
     """
     if stated is not None and stated != SAMPLE and not REPOSITORY.fullmatch(stated):
@@ -161,12 +160,9 @@ class ModelFacts:
 
 
 def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | nn.Module | None = None) -> ModelFacts:
-    """Load a model, and collect facts from the files of its run.
+    """Load a model, which `network` is or builds, and collect facts from the files of its run.
 
-    Args:
-        files: the model's files.
-        dataset: Hub name of the training data, if the run does not name them.
-        network: the user's own network, or "file.py:function" that builds it.
+    `dataset` is the Hub name of the training data, if the run does not name them.
     """
     model, sha256, run = TTFSModel.from_files(files, network), files.sha256, files.run
     settings, training, results, counts = {}, {}, None, None

@@ -31,19 +31,13 @@ def publish(
     chips: Sequence[str] = CARD_CHIPS,
     token: str | None = None,
 ) -> tuple[dict[str, bytes], str | None]:
-    """Publish the best weights of a run, in one commit.
+    """Publish the best weights of a run, in one commit; see `PublishOptions`.
 
     Args:
-        run, repo_id, dry_run, dataset, with_code, license: see `PublishOptions`.
-        private: only you, and the members of your organisation, can see the repository.
         network: a network of your own, or "file.py:function" that builds it.
-        chips: chips of the energy table.
         token: access token. Default: the token of `hf auth login`, or HF_TOKEN.
     Returns:
         Contents of the published files by name, and the address of their commit; None after a dry run.
-    Raises:
-        HubError: no token, no right to write there, a repository of another visibility, or no connection.
-        LoadError, ValueError: files or options that cannot be published; nothing has been sent.
     """
     check_name(repo_id)
     code = _code_file(network) if with_code else None
