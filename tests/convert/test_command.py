@@ -209,9 +209,7 @@ def test_network_of_the_user_s_code_is_traced(tmp_path, function, capsys):
     if function == "odd":  # the folder is whole: it needs no file of the ANN
         (tmp_path / "mine.py").rename(tmp_path / "moved.py")
         assert "mine" not in (tmp_path / "out" / "network.py").read_text()
-        with pytest.raises(
-            LoadError, match=r"network\.py is here; code runs only if you name it: --network .*py:build"
-        ):
+        with pytest.raises(LoadError, match=r"network\.py is here; code runs only if you name it: --network .*py"):
             TTFSModel.from_pretrained(tmp_path / "out")
     assert "Losses of the conversion" in out
     again = None if function == "chain" else f"{tmp_path}/out/network.py:build"

@@ -144,19 +144,11 @@ def without(tensors, text: str):
 @pytest.mark.parametrize(
     ("tensors", "options", "problem"),
     [
-        (
-            {"features.4.weight": torch.ones(6, 5, 3, 3)},
-            {},
-            r"features\.4\.weight must have .* \[6, 4, 3, 3\]; got",
-        ),
+        ({"features.4.weight": torch.ones(6, 5, 3, 3)}, {}, r"features\.4\.weight must have .* \[6, 4, 3, 3\]; got"),
         ({"features.1.bias": None}, {}, r"features\.1\.bias must have the shape \[4\]; got none"),
         ({"classifier.weight": torch.ones(10, 11)}, {}, r"layers of file\.pt must fit each other; "),
         ({"classifier.weight": None}, {}, r"those of 9 layers, as 4C3-.* has.*; got 8 and 8: features\.0, "),
-        (
-            {},
-            {"config": None},
-            r"must be of a network of ttfs-triton or of the paper; got features.* and more\. Name",
-        ),
+        ({}, {"config": None}, r"must be of a network of ttfs-triton or of the paper; got features.* and more"),
         ({}, {"trained_as": "proxy"}, "trained_as must be left out for weights of others; got proxy"),
         ({}, {"config": chain("4C3-(4C3-4C3)-A")}, r"must be a chain of layers; got 4C3-\(4C3-4C3\)-A, encoder analog"),
         ({}, {"config": chain("54C3", encoder="whitened")}, "must be a chain of layers; got 54C3, encoder whitened"),
@@ -167,11 +159,9 @@ def without(tensors, text: str):
 )
 def test_wrong_tensors_and_options_are_named(tensors, options, problem):
     found = sources.one_layer_head().state_dict() | tensors
+    weights = weights_of({name: tensor for name, tensor in found.items() if tensor is not None})
     with pytest.raises(ConversionError, match=problem):
-        convert(
-            weights_of({name: tensor for name, tensor in found.items() if tensor is not None}),
-            **{"config": chain(), **options},
-        )
+        convert(weights, **{"config": chain(), **options})
 
 
 # ---- networks of ours

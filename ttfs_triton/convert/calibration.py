@@ -197,10 +197,7 @@ def drawn_rows(count: int, share: float, generator: torch.Generator) -> Tensor:
 def correlation(spiking: Tensor, analog: Tensor) -> float | None:
     """Pearson correlation of two networks' activations, in [−1, 1]; None where either is constant."""
     pairs = torch.stack([spiking.flatten(), analog.flatten()]).double()
-    count, (x, y), ((xx, xy), (_, yy)) = pairs.shape[1], pairs.sum(1).tolist(), (pairs @ pairs.T).tolist()
-    covariance, spread = xy - x * y / count, (xx - x * x / count) * (yy - y * y / count)
-    # If values do not vary, rounding leaves about 1e-16 of the squares.
-    return covariance / spread**0.5 if spread > 1e-20 * xx * yy and xx * yy > 0 else None
+    return None if (pairs.amin(1) == pairs.amax(1)).any() else torch.corrcoef(pairs)[0, 1].item()
 
 
 def _spiking(stage: Stage) -> bool:
