@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import spectral_norm
 
 from tests.convert import sources
 from tests.convert.sources import randomised
@@ -156,8 +157,8 @@ class Sums(nn.Module):
         return F.relu(self.linear(out)) + self.linear(out)
 
 
-def averaging(pool: nn.Module) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), pool, nn.Flatten(), nn.Linear(4, 5))
+def averaging(pool: nn.Module, norm: Callable[..., nn.Module] = lambda layer: layer) -> nn.Module:
+    return nn.Sequential(norm(nn.Conv2d(1, 4, 3, padding=1)), nn.ReLU(), pool, nn.Flatten(), nn.Linear(4, 5))
 
 
 def plain() -> nn.Module:
@@ -179,6 +180,7 @@ BUILDS = [
     (lambda: averaging(nn.MaxPool2d(4, 8, 1)), (1, 8, 8), "4C3-P4p1s8"),
     (lambda: averaging(nn.AvgPool2d(7)).append(nn.BatchNorm1d(5)), (1, 8, 8), "4C3"),  # not over whole maps
     (lambda: nn.Sequential(nn.AvgPool2d(2), *averaging(nn.AvgPool2d(4, 1))), (1, 8, 8), None),  # of images
+    (lambda: averaging(nn.AvgPool2d(8), spectral_norm), (1, 8, 8), "4C3-A"),
     (sources.torchvision, (3, 64, 32), "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2-A-12-12"),
 ]
 
@@ -330,6 +332,7 @@ REFUSED = [
     (_Function(lambda x: x.relu()[:, ::2]), r"getitem\(\) in \w+"),
     (chain(nn.ReLU(), strided_shortcut()), r"add\(\) in Block \(2\), an addition of _2_conv2 and _2_shortcut, whose"),
     (_Function(lambda x: F.relu(torch.cat([x, x], 1))), r"cat\(\) in \w+, a concatenation that is not of layers'"),
+    (_Function(lambda x: x.relu().to(torch.int).float()), r"to\(\) in \w+, which does not return one tensor of real"),
     (_Function(lambda x: F.relu(x.transpose(1, 2))), r"transpose\(\) in \w+"),
     (
         _Function(lambda x: F.relu(x) if x.sum() > 0 else x),

@@ -18,7 +18,7 @@ from ttfs_triton.convert.layer import ANNLayer, Value, added, behind, fold_avera
 from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.nn import EarliestSpikePool2d, Wire
 from ttfs_triton.nn.sizes import skip_step
-from ttfs_triton.nn.trace import Call, Recorder
+from ttfs_triton.nn.trace import Call, Recorder, evaluating
 
 _REMEDY = (
     "Use in its place Conv2d, Linear, BatchNorm, ReLU, ReLU6, Hardtanh or clamp from 0, MaxPool2d, AvgPool2d, adaptive "
@@ -62,6 +62,8 @@ def trace_ann(model: nn.Module, images: Tensor) -> TracedANN:
     """Trace a model, and read its layers. Of the images, [N, ...], only shape, dtype and device count."""
     recorder, shape = _ANNRecorder(model), tuple(images.shape[1:])
     output = recorder.maker(recorder.trace(shape, images.dtype))
+    with evaluating(model):
+        model(images[:1])  # hooks, such as those of weight norm, give layers their weights
     return TracedANN(model, tuple(_Reader(recorder.calls, images.device).read(output)), shape)
 
 
@@ -87,7 +89,7 @@ class _Reader:
         if call.target == "images":
             return Value(None, True, (Wire(None, (), _shape(call)),), 0)
         if call.shape is None:
-            self._refuse(call, "whose outputs are several")
+            self._refuse(call, "which does not return one tensor of real numbers")
         if call.target in ("add", "iadd"):
             return self._add(call)
         if call.target in ("cat", "concat", "concatenate"):

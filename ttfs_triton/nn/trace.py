@@ -131,7 +131,7 @@ class Call:
         target: the module, or the function's name without underscores around it.
         label: target and place in the model, in words.
         args, kwargs: its arguments; in place of each tensor that another call made, that call.
-        shape: shape of its output for one image; None if there are several outputs.
+        shape: shape of its output for one image; None if that is no tensor of real numbers, or several.
     """
 
     name: str
@@ -160,7 +160,9 @@ class Call:
     @property
     def route(self) -> nn.Module | None:
         """The pool, upsampling, flattening or identity that treats spikes as this call treats its input; None else."""
-        before, after = self.inputs[0].shape or (), self.shape or ()
+        if self.shape is None:
+            return None
+        before, after = self.inputs[0].shape or (), self.shape
         match module := self.module:
             case nn.Identity() | nn.Dropout() | nn.Dropout1d() | nn.Dropout2d() | nn.Dropout3d():
                 return nn.Identity()
@@ -189,9 +191,7 @@ class Call:
 class Recorder(TorchFunctionMode):
     """Runs a model, in evaluation mode and without its hooks, and records the calls that depend on its images.
 
-    Attributes:
-        model: the model; a run leaves it as it was.
-        calls: calls in their order; the first stands for the images.
+    `calls` has them in their order; the first stands for the images. A run leaves the model as it was.
     """
 
     error: type[ValueError] = NetworkError
@@ -271,8 +271,8 @@ class Recorder(TorchFunctionMode):
         while name in self._names or keyword.iskeyword(name) or hasattr(nn.ModuleDict, name):
             name, number = f"{base}_{number + 1}", number + 1
         self._names.add(name)
-        shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else None
-        call = Call(name, target, label, args, kwargs, shape)
+        real = isinstance(output, Tensor) and output.is_floating_point()
+        call = Call(name, target, label, args, kwargs, tuple(output.shape[1:]) if real else None)
         self.calls.append(call)
         for each in tensors:
             self._makers[each] = (call, each._version)
