@@ -49,10 +49,9 @@ from ttfs_triton.evaluate.batches import load_batches
 from ttfs_triton.nn import cifarnet, whiten
 from ttfs_triton.nn.coding import AnalogEncoder
 from ttfs_triton.train import TrainConfig
-from ttfs_triton.train.batches import EpochBatches, train_loader
-from ttfs_triton.train.build import RunData, build_augmentation, load_data
 from ttfs_triton.train.config import make_config, read_recipe
-from ttfs_triton.train.evaluation import STATISTICS_IMAGES
+from ttfs_triton.train.data import EpochBatches, RunData, build_augmentation, load_data, train_loader
+from ttfs_triton.train.learner import STATISTICS_IMAGES
 from ttfs_triton.train.optimisation import rate_factor
 from ttfs_triton.train.step import look_ahead
 

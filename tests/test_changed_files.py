@@ -26,9 +26,14 @@ from ttfs_triton.model import LoadError, Preprocessing, TTFSModel, find_model
 from ttfs_triton.model.classification import network_input
 from ttfs_triton.model.files import CONFIG_CHECKSUM
 from ttfs_triton.model.weights import weight_bytes
-from ttfs_triton.train.checkpoint import CheckpointError, checkpoint_bytes, latest_checkpoint, load_checkpoint
+from ttfs_triton.train.checkpoint import (
+    CheckpointError,
+    checkpoint_bytes,
+    latest_checkpoint,
+    load_checkpoint,
+    read_state,
+)
 from ttfs_triton.train.config import ConfigError, make_config, read_yaml
-from ttfs_triton.train.resume import read_state
 
 # What has broken readers: too large, too long, of another type, not finite, nested, aliases.
 VALUES = (

@@ -12,7 +12,7 @@ from ttfs_triton.convert.ann_file import CIFAR10
 from ttfs_triton.convert.command import run
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import NetworkConfig, SignedEncoder, TTFSNetwork
-from ttfs_triton.train.start import load_weights
+from ttfs_triton.train.build import load_weights
 
 KINDS = {"direct": Direct, "proxy": Proxy}
 IMAGES = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)

@@ -13,7 +13,7 @@ from ttfs_triton.model import LoadError, TTFSModel, bundled_facts, bundled_names
 from ttfs_triton.model.locate import FOLDER, MOST_BYTES
 from ttfs_triton.model.weights import checksum, read_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
-from ttfs_triton.train.start import load_weights
+from ttfs_triton.train.build import load_weights
 
 (bundle,) = modules("bundle")
 

@@ -197,7 +197,7 @@ def test_trainer_goes_on_with_the_same_network_only(tmp_path):
     options = {"epochs": 2, "schedule": "constant", "output_dir": tmp_path / "run"}
     with pytest.raises(Interrupted, match=r"Go on with: this program, output_dir='.*run' and resume=True in its Train"):
         train(network(), [At(1)], **options)
-    with pytest.raises(ConfigError, match=r"--resume: the network must be the one in .*; its layers differ"):
+    with pytest.raises(ConfigError, match=r"--resume: the run must be the one of .*; these differ:\n  layers: "):
         train(network(width=5), resume=True, **options)
     longer, ended = network(), network()
     assert train(longer, resume=True, **options)["epochs"] == 2

@@ -6,7 +6,7 @@ import torch
 from tests.evaluate.common import join, numbered
 from ttfs_triton.data.augment import Augmentation
 from ttfs_triton.data.placement import place_images
-from ttfs_triton.train.batches import EpochBatches, train_loader
+from ttfs_triton.train.data import EpochBatches, train_loader
 
 AUGMENTATION = Augmentation(crop_padding=2, crop_fill=128, flip=True, shift=1, cutout=3)
 
@@ -52,7 +52,7 @@ def test_batches_of_all_processes_make_the_batches_of_one(world_size, accumulati
 
 @pytest.mark.parametrize("images_ahead", [1, 5, 1000])
 def test_loader_that_augments_ahead_changes_nothing(monkeypatch, device, images_ahead):
-    monkeypatch.setattr("ttfs_triton.train.batches.AUGMENTED_AHEAD", images_ahead * 64)
+    monkeypatch.setattr("ttfs_triton.train.data.AUGMENTED_AHEAD", images_ahead * 64)
     augmentation = Augmentation(crop_padding=2, flip=True, auto_augment=True, cutout=3)
     (data,), _ = place_images([numbered(50, 3)], device)
     options = {"batch_size": 12, "seed": 5, "epoch": 1, "rank": 1, "world_size": 2, "accumulation": 3}

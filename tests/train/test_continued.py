@@ -17,7 +17,7 @@ from ttfs_triton.hub.card import render_card
 from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model.locate import find_model
 from ttfs_triton.nn import NetworkConfig
-from ttfs_triton.train import Callback, ConfigError, Interrupted, RunFolderError, loop, train
+from ttfs_triton.train import Callback, ConfigError, Interrupted, RunFolderError, learner, train
 
 RISE = {"batch_norm": True, "encoder": "analog", "lookahead": 3, "ema_decay": 0.0, "schedule": "linear"}
 RISE |= {"optimizer": "muon", "psp_persistence_rise": (0.2, 0.8), "surrogate_width": 0.5}
@@ -41,7 +41,7 @@ BFLOAT16 = {"gradient_accumulation": 2, "mixed_precision": "bf16", "momentum": 0
 def test_stopped_run_goes_on_bit_for_bit(config, tmp_path, monkeypatch, teacher, values, step):
     values = values | ({"teacher": teacher} if "teacher" in values else {})
     if values.pop("captured", False):
-        monkeypatch.setattr(loop, "choose_graphs", lambda *_: RecordedGraphs())
+        monkeypatch.setattr(learner, "choose_graphs", lambda *_: RecordedGraphs())
     whole, parts = (change(config, output_dir=tmp_path / name, **values) for name in ("whole", "parts"))
     train(whole)
     message = rf"stopped after step {step} .*checkpoint .*{step:08}\S+\nGo on with: the same command$"
@@ -61,7 +61,7 @@ def test_run_with_a_teacher_resumes_with_the_same_teacher_only(config, teacher, 
     with pytest.raises(Interrupted):
         train(config, callbacks=[At(3)])
     TTFSModel(NetworkConfig("6C3", image_size=(8, 8), classes=4)).save_pretrained(other)
-    with pytest.raises(ConfigError, match=r"the teacher must be the one of .*step-00000003.*; its weights differ"):
+    with pytest.raises(ConfigError, match=r"must be the one of .*step-00000003.*; these differ:\n  teacher's weights"):
         train(change(config, resume=True, teacher=other))
     assert train(change(config, resume=True, teacher=shutil.copytree(teacher, tmp_path / "moved")))["epochs"] == 1
 
@@ -88,10 +88,10 @@ def test_run_goes_on_without_the_weights_that_it_began_with(config, tmp_path, va
     train(plain)
     values = values | {"weights": plain.output_dir, "max_train_samples": None}
     whole, parts = (change(plain, output_dir=tmp_path / name, **values) for name in ("whole", "parts"))
-    held, channels = [], lambda loop: loop.target and loop.target.silent_channels
+    held, channels = [], lambda loop: loop.learner.target and loop.learner.target.silent_channels
     # These images have no empty background, so that no layer would be held.
-    before = At(1, lambda loop: loop.target and setattr(channels(loop), "layers", ["conv1"]))
-    after = At(4, lambda loop: held.append(loop.target and channels(loop).layers))
+    before = At(1, lambda loop: loop.learner.target and setattr(channels(loop), "layers", ["conv1"]))
+    after = At(4, lambda loop: held.append(loop.learner.target and channels(loop).layers))
     train(whole, callbacks=[before, after])
     with pytest.raises(Interrupted):
         train(parts, callbacks=[before, At(3)])

@@ -94,7 +94,7 @@ def test_a_run_says_what_it_runs_on_fuses_and_keeps_freed_memory_while_it_trains
         switched.append("given back")
 
     monkeypatch.setattr(device, "fuse_passes", switched.append)
-    monkeypatch.setattr("ttfs_triton.train.run.freed_memory_kept", kept)
+    monkeypatch.setattr("ttfs_triton.train.loop.freed_memory_kept", kept)
     torch.distributed.init_process_group("gloo", init_method=f"file://{config.output_dir}.store", rank=0, world_size=1)
     train(change(config, fuse="on", epochs=1, mixed_precision="bf16"))
     torch.distributed.destroy_process_group()  # the run has left it: processes may train again

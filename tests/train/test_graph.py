@@ -14,7 +14,7 @@ from tests.train.recorded import RecordedGraphs
 from tests.train.runs import TARGET, assert_same_run, change
 from ttfs_kernels.triton import blocks
 from ttfs_triton.nn import Grid, LatencyEncoder
-from ttfs_triton.train import ConfigError, TrainConfig, loop, train
+from ttfs_triton.train import ConfigError, TrainConfig, learner, train
 from ttfs_triton.train.display import SKIPPED
 from ttfs_triton.train.graphs import WARM_UP, GraphError, choose_graphs
 
@@ -34,13 +34,13 @@ def unchecked(monkeypatch):
 def graphs(monkeypatch):
     """Graphs that `train` takes for the device's."""
     made = RecordedGraphs()
-    monkeypatch.setattr(loop, "choose_graphs", lambda *_: made)
+    monkeypatch.setattr(learner, "choose_graphs", lambda *_: made)
     return made
 
 
 def train_plainly(config, output):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "choose_graphs", lambda *_: None)
+        patch.setattr(learner, "choose_graphs", lambda *_: None)
         train(change(config, output_dir=output))
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -118,7 +118,7 @@ def test_compiled_steps_are_captured_and_replayed(config, tmp_path, graphs, monk
 
 def test_run_goes_on_without_a_graph_that_fails_unless_it_is_required(config, tmp_path, monkeypatch, capsys):
     train_plainly(config, tmp_path / "plain")
-    monkeypatch.setattr(loop, "choose_graphs", lambda *_: RecordedGraphs("the stream is busy.\nSee the log."))
+    monkeypatch.setattr(learner, "choose_graphs", lambda *_: RecordedGraphs("the stream is busy.\nSee the log."))
     train(config)
     said = capsys.readouterr().out
     assert "no CUDA graph: the stream is busy\n" in said

@@ -13,8 +13,8 @@ from ttfs_triton.data.pixels import to_float
 from ttfs_triton.model import BaseModel, TTFSModel
 from ttfs_triton.nn import Faults, Grid, NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.train import TrainConfig, train
-from ttfs_triton.train.build import RunData, build_network
-from ttfs_triton.train.start import Start, start_on_grid
+from ttfs_triton.train.build import Start, build_network, start_on_grid
+from ttfs_triton.train.data import RunData
 
 ON_GRID = {"time_steps": 4, "weight_bits": 3, "psp_persistence": 0.25, "readout": "potential_end"}
 

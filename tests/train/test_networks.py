@@ -7,7 +7,8 @@ from accelerate import Accelerator
 
 from tests.train.runs import change
 from ttfs_triton.nn.networks import CNN1, RESNET18, VGG11, cifarnet_specification
-from ttfs_triton.train.build import build_network, load_data
+from ttfs_triton.train.build import build_network
+from ttfs_triton.train.data import load_data
 
 
 def built(config, **values):

@@ -10,10 +10,18 @@ from tests.train.runs import At, change, metrics
 from ttfs_triton.data.images import images_of_tensors
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
-from ttfs_triton.train import Callback, ConfigError, TrainConfig, build, train
-from ttfs_triton.train.build import RunData, build_optimizer, channel_statistics
-from ttfs_triton.train.evaluation import refresh_statistics
-from ttfs_triton.train.optimisation import LEVELS, Muon, PersistenceSchedule, orthogonal, rate_factor
+from ttfs_triton.train import Callback, ConfigError, TrainConfig, train
+from ttfs_triton.train import data as data_of_run
+from ttfs_triton.train.data import RunData, channel_statistics
+from ttfs_triton.train.learner import refresh_statistics
+from ttfs_triton.train.optimisation import (
+    LEVELS,
+    Muon,
+    PersistenceSchedule,
+    build_optimizer,
+    orthogonal,
+    rate_factor,
+)
 from ttfs_triton.train.step import look_ahead
 
 STEPS = 1000
@@ -100,7 +108,7 @@ def test_statistics_of_the_scored_network_are_those_of_training_images(config):
     kept = []
     train(change(normal, epochs=2, dropout=0.0, evaluation_batch_size=1), callbacks=[At(1, kept.append)])
     (loop,) = kept
-    network = loop.scored_network
+    network = loop.learner.scored_network
     assert network.features.fc1.batch_norm.running_var.max() > 0  # as of batches of training's size
     before = {name: value.clone() for name, value in network.state_dict().items()}
     indices = loop.data.train_indices[: len(loop.data.train_indices) // 13 * 13]
@@ -136,7 +144,7 @@ def test_statistics_of_images_sorted_by_class_are_those_of_shuffled_ones(monkeyp
     whole = images.double() / 255
     (mean,), (std,) = channel_statistics(RunData(data, data, torch.arange(10_000), torch.arange(0)))
     assert (mean, std) == pytest.approx((whole.mean().item(), whole.std().item()), abs=6e-5)
-    monkeypatch.setattr(build, "STATISTICS_IMAGES", 2500)
+    monkeypatch.setattr(data_of_run, "STATISTICS_IMAGES", 2500)
     (mean,), _ = channel_statistics(RunData(data, data, torch.arange(10_000), torch.arange(0)))
     assert mean == pytest.approx(whole.mean().item(), rel=0.05), "not that of the first class"
 
@@ -171,7 +179,7 @@ def test_rates_fall_at_milestones_as_in_torch_also_where_a_run_is_resumed_and_ma
 
     class Rates(Callback):
         def on_step(self, loop):
-            seen.append(loop.bare_optimizer.param_groups[0]["lr"])
+            seen.append(loop.learner.optimizer.param_groups[0]["lr"])
 
     train(change(config, **values, epochs=2), callbacks=[Rates()])
     train(change(config, **values, epochs=4, resume=True), callbacks=[Rates()])

@@ -7,8 +7,9 @@ from accelerate import Accelerator
 from ttfs_triton.command_line import recipe
 from ttfs_triton.model.weights import read_weights
 from ttfs_triton.train import main
-from ttfs_triton.train.build import build_network, load_data
+from ttfs_triton.train.build import build_network
 from ttfs_triton.train.config import parse_config
+from ttfs_triton.train.data import load_data
 
 NEURON = {"psp_persistence": 1.0, "psp_persistence_rise": None, "surrogate_width": 0.0, "split_gradient": 1.0}
 NEURON |= {"derivative_clip": 11.0}

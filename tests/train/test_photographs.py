@@ -16,8 +16,8 @@ from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluate.load import load_network, load_test_images
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.train import DeviceLostError, TrainConfig, train
-from ttfs_triton.train.batches import EpochBatches, train_loader
 from ttfs_triton.train.config import read_yaml
+from ttfs_triton.train.data import EpochBatches, train_loader
 
 CROPPED = {"image_size": 16, "random_resized_crop": True, "flip": True, "epochs": 2, "batch_size": 12, "num_workers": 1}
 CROPPED |= {"dropout": 0.0, "ema_decay": 0.0, "encoder": "analog"}

@@ -15,9 +15,9 @@ from ttfs_triton.model import BaseModel, TTFSModel
 from ttfs_triton.model.weights import read_weights, weight_bytes
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.train import ConfigError
-from ttfs_triton.train.build import build_network, load_data
+from ttfs_triton.train.build import build_network, load_weights
+from ttfs_triton.train.data import load_data
 from ttfs_triton.train.optimisation import PersistenceSchedule
-from ttfs_triton.train.start import load_weights
 
 OURS = NetworkConfig(
     "6C3-P2-8C3-P2-12",

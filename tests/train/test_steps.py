@@ -10,8 +10,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from tests.train.runs import AUGMENTATION, At, assert_same_run, change, last, metrics
 from tests.virtual_cuda import recording
-from ttfs_triton.train import DeviceLostError, Interrupted, NonFiniteLossError, TrainConfig, evaluation, loop, train
-from ttfs_triton.train.build import build_optimizer
+from ttfs_triton.train import DeviceLostError, Interrupted, NonFiniteLossError, TrainConfig, learner, loop, train
+from ttfs_triton.train.optimisation import build_optimizer
 from ttfs_triton.train.step import FiniteGuard, update_average
 
 
@@ -39,11 +39,11 @@ def config(config, device):
 )
 def test_step_never_waits_for_the_device(config, watched_device, monkeypatch, teacher, values):
     """Nor do gathering and augmentation."""
-    steps, batches, step, loader = [], [], loop.TrainingLoop._train_step, loop.train_loader
+    steps, batches, step, loader = [], [], learner.Learner.step, loop.train_loader
 
-    def watched_step(trainer, micro_batches):
+    def watched_step(trainer, micro_batches, done):
         with recording() as record:
-            step(trainer, micro_batches)
+            step(trainer, micro_batches, done)
         steps.append(record)
         assert trainer.average is None or trainer.average.n_averaged.device == watched_device
 
@@ -57,7 +57,7 @@ def test_step_never_waits_for_the_device(config, watched_device, monkeypatch, te
                 return
             yield batch
 
-    monkeypatch.setattr(loop.TrainingLoop, "_train_step", watched_step)
+    monkeypatch.setattr(learner.Learner, "step", watched_step)
     monkeypatch.setattr(loop, "train_loader", watched_loader)
     config = change(config, statistics_steps=3, **values | ({"teacher": teacher} if "teacher" in values else {}))
     train(config)
@@ -168,9 +168,9 @@ def test_average_warms_up_to_its_decay(device, decay):
 
 
 def test_seconds_of_an_epoch_are_read_when_the_device_has_ended_it(config, monkeypatch):
-    now, read = [0], loop.sum_over_processes
+    now, read = [0], learner.sum_over_processes
     monkeypatch.setattr(loop, "time", Mock(perf_counter=lambda: now[0]))
-    monkeypatch.setattr(loop, "sum_over_processes", lambda *sums: now.append(now.pop() + 5) or read(*sums))
+    monkeypatch.setattr(learner, "sum_over_processes", lambda *sums: now.append(now.pop() + 5) or read(*sums))
     assert train(change(config, log_steps=100))["seconds_per_epoch"] == 5  # the steps take no time on the host
 
 
@@ -208,6 +208,6 @@ def test_run_whose_device_is_lost_goes_on_from_its_last_checkpoint(config, tmp_p
     ],
 )
 def test_lack_of_memory_outside_of_steps_is_reported_alike(config, monkeypatch, where, error, message):
-    monkeypatch.setattr(evaluation if where == "evaluate" else loop, where, Mock(side_effect=error))
+    monkeypatch.setattr(learner, where, Mock(side_effect=error))
     with pytest.raises(DeviceLostError, match=message.format("none yet")):
         train(config)

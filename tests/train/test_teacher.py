@@ -9,8 +9,9 @@ from tests.train.runs import change, metrics
 from ttfs_triton import TTFSModel
 from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.train import ConfigError, train
-from ttfs_triton.train.build import build_network, load_data
-from ttfs_triton.train.teacher import load_teacher
+from ttfs_triton.train.build import build_network
+from ttfs_triton.train.data import load_data
+from ttfs_triton.train.step import load_teacher
 
 SMALL = {"shift": 0, "dropout": 0.0, "ema_decay": 0.0, "epochs": 1}
 

@@ -19,7 +19,7 @@ from ttfs_triton.data import decode
 from ttfs_triton.energy import count
 from ttfs_triton.nn import LayerStatistics, NetworkConfig, TTFSNetwork
 from ttfs_triton.train import ConfigError, RunFolderError, TrainConfig, train
-from ttfs_triton.train.build import load_data
+from ttfs_triton.train.data import load_data
 from ttfs_triton.train.display import is_blind
 from ttfs_triton.train.run_folder import RunFolder
 
@@ -120,7 +120,7 @@ def test_run_that_cannot_begin_is_told_and_leaves_nothing(config, values, messag
     ("where", "error", "message"),
     [
         ("run.load_data", MemoryError, "memory must suffice; got MemoryError. Use fewer"),
-        ("loop.place_images", RuntimeError("place_images: too large"), "place_images: too large"),
+        ("data.place_images", RuntimeError("place_images: too large"), "place_images: too large"),
     ],
 )
 def test_not_enough_memory_is_told(config, monkeypatch, where, error, message):

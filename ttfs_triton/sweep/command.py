@@ -36,7 +36,7 @@ from ttfs_triton.sweep.page import write_frontier_page
 from ttfs_triton.sweep.plan import PlannedNetwork, PlannedPoint, check_points, make_plan
 from ttfs_triton.sweep.table import FREE, Row, label, row_of
 from ttfs_triton.train import Interrupted, NonFiniteLossError, train
-from ttfs_triton.train.build import RunData, load_data, split_data
+from ttfs_triton.train.data import RunData, load_data, split_data
 from ttfs_triton.train.device import make_accelerator
 from ttfs_triton.train.run_folder import FolderLock
 from ttfs_triton.wording import csv_text

@@ -15,7 +15,7 @@ from ttfs_triton.energy import load_chip
 from ttfs_triton.evaluate.load import LoadedNetwork, load_network
 from ttfs_triton.model.locate import PREFIX, bundled_facts
 from ttfs_triton.nn import NetworkConfig
-from ttfs_triton.train.build import RunData, build_network, check_network, split_data
+from ttfs_triton.train.build import build_network, check_network
 from ttfs_triton.train.config import (
     FREE_ON_RESUME,
     ConfigError,
@@ -25,6 +25,7 @@ from ttfs_triton.train.config import (
     make_config,
     read_yaml,
 )
+from ttfs_triton.train.data import RunData, split_data
 from ttfs_triton.train.options import EventOptions
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
 from ttfs_triton.train.target import TARGET_IMAGES, make_target

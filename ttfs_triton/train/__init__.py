@@ -10,10 +10,11 @@ from ttfs_triton.command_line import TRACEBACK, plain_errors
 from ttfs_triton.train.config import ConfigError, TrainConfig, parse_config
 
 if TYPE_CHECKING:
-    from ttfs_triton.train.build import RunData
-    from ttfs_triton.train.callback import Callback, NonFiniteLossError
+    from ttfs_triton.train.data import RunData, run_data
     from ttfs_triton.train.device import Interrupted
-    from ttfs_triton.train.run import DeviceLostError, Trainer, run_data, train
+    from ttfs_triton.train.learner import NonFiniteLossError
+    from ttfs_triton.train.loop import Callback
+    from ttfs_triton.train.run import DeviceLostError, Trainer, train
     from ttfs_triton.train.run_folder import RunFolderError
 
 __all__ = [

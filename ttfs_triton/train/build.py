@@ -1,40 +1,56 @@
-"""Builds data, network, augmentation and optimizer of a run from its configuration."""
+"""Builds the network of a run from its configuration, with the weights that it starts from.
+
+Weights of our networks are loaded as they are, other projects' weights converted.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from ttfs_triton.data.augment import Augmentation
-from ttfs_triton.data.decode import NotEnoughMemoryError
-from ttfs_triton.data.images import ImageData, draw_images, draw_indices, load_images, train_validation_split
-from ttfs_triton.model import ModelDescription
+from ttfs_triton.convert import (
+    Calibration,
+    ConversionError,
+    Converted,
+    Weights,
+    WeightsError,
+    calibrate_converted,
+    convert,
+    open_weights,
+)
+from ttfs_triton.convert.calibrate_grid import calibrate_grid
+from ttfs_triton.data.images import draw_images
+from ttfs_triton.energy import count, load_chip
+from ttfs_triton.model import BaseModel, ModelDescription
 from ttfs_triton.model.own_network import build_network_of, describe_network
 from ttfs_triton.nn import (
+    AnalogEncoder,
     DFTConv2d,
     DFTLinear,
     NetworkConfig,
     NetworkError,
     NetworkGraph,
+    SignedEncoder,
     TTFSNetwork,
     network_graph,
+    parse_specification,
     start_as_identity,
     train_for,
     whiten,
 )
-from ttfs_triton.nn.config import Encoder
+from ttfs_triton.nn.chip import check_registers, put_on_grid
+from ttfs_triton.nn.config import Convolution, Dense, Encoder, Token
+from ttfs_triton.nn.folding import unfold_batch_norm
+from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.networks import CNN1, RESNET18, RESNET20, VGG11, VGG16, cifarnet_specification
-from ttfs_triton.nn.readout import Readout
 from ttfs_triton.train.config import ConfigError, TrainConfig
-from ttfs_triton.train.optimisation import Muon
-from ttfs_triton.train.start import Start, check_chip, load_weights, start_on_grid, take_statistics
+from ttfs_triton.train.data import RunData, channel_statistics
 
 SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
     "cnn1": (CNN1, "latency"),
@@ -44,64 +60,26 @@ SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
     "resnet18": (RESNET18, "analog"),
     "resnet20": (RESNET20, "analog"),
 }
-STATISTICS_IMAGES = 10_000  # for channel statistics with four digits
 WHITENING_IMAGES = 5_000
 HEAD = "4096-4096"  # fully connected hidden layers of the paper's VGGs
+_UNIT = ".log2_unit"  # suffix of the names of weight scales on a grid
 
 
 @dataclass(frozen=True)
-class RunData:
-    """The images of a run.
+class Start:
+    """Origin of a network's weights.
 
     Attributes:
-        train, test: the training and test images as loaded.
-        train_indices, validation_indices: [n] int64, indices into `train`; the second is empty without validation.
+        base_model: the model whose weights these are.
+        calibration: None if they were not calibrated.
+        grid: the grid on which they were trained, or None.
+        units: weight scales on that grid, by their names in the state dict.
     """
 
-    train: ImageData
-    test: ImageData
-    train_indices: Tensor
-    validation_indices: Tensor
-
-
-def load_data(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None]) -> RunData:
-    """Load both splits and set the validation images aside. The main process comes first, so that it alone downloads.
-
-    Images that do not fit into main memory are streamed, unless `data_placement` is set; recordings never are.
-    """
-
-    def load(split: str, samples: int | None, like: ImageData | None, streaming: bool = config.streaming) -> ImageData:
-        try:
-            return load_images(
-                config.dataset,
-                config.data_dir,
-                split=split,
-                like=like,
-                image_column=config.image_column,
-                label_column=config.label_column,
-                image_size=config.image_size,
-                cropped=config.random_resized_crop,
-                max_samples=samples,
-                max_bad_images=config.max_bad_images,
-                streaming=streaming,
-                events=config.events,
-                progress=accelerator.is_main_process,
-            )
-        except NotEnoughMemoryError as error:
-            if streaming or config.data_placement != "auto" or config.events is not None:
-                raise
-            say(f"{split} images are streamed: {str(error).split('; ', 1)[1].rsplit('. Use', 1)[0]}")
-            return load(split, samples, like, streaming=True)
-
-    with accelerator.main_process_first():
-        train = load("train", config.max_train_samples, None)
-        test = load("test", config.max_test_samples, train)
-    return split_data(train, test, config)
-
-
-def split_data(train: ImageData, test: ImageData, config: TrainConfig) -> RunData:
-    """The data of a run: both splits, with the validation images that `config` asks for held out of `train`."""
-    return RunData(train, test, *train_validation_split(train, config.validation_fraction, config.seed))
+    base_model: BaseModel
+    calibration: Calibration | None
+    grid: Grid | None = None
+    units: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def build_network(
@@ -240,70 +218,174 @@ def _specified_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
     return network
 
 
-def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, pixels in [0, 1], over training images drawn at random."""
-    _, channels, height, width = data.train.shape
-    sums, count = torch.zeros(2, channels, dtype=torch.float64), 0
-    for some in draw_indices(data.train_indices, STATISTICS_IMAGES).sort().values.split(100):
-        pixels = data.train.images_at(some).double() / 255
-        sums += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])
-        count += len(some) * height * width
-    mean = sums[0] / count
-    std = ((sums[1] - count * mean.square()).clamp_min(0) / max(1, count - 1)).sqrt().clamp_min(1e-3)
-    return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
+def load_weights(network: nn.Module, source: str | Weights, images: Tensor | None = None) -> Start:
+    """Load weights into a network, strictly: every tensor must be used or folded, every parameter must be found.
 
+    Tensors with the network's names and shapes are copied; a user-defined network accepts no others. Other tensors are
+    converted first: batch norm and standardised weights of our networks are folded, and ANNs with the network's layers
+    calibrated. A network with batch norm can start from weights without batch norm: its
+    statistics come from `images`, and its outputs stay the same. Images are normalised as in the weights' training.
 
-def build_augmentation(config: TrainConfig) -> Augmentation:
-    """The augmentation of the training images."""
-    return Augmentation(**config.model_dump(include=set(Augmentation.model_fields)))
-
-
-def build_optimizer(config: TrainConfig, network: nn.Module, precision: str = "no") -> Optimizer:
-    """The optimizer of a run. Weight decay applies to weights, not to gains, initial potentials and batch norm.
-
-    A factor on a learning rate leaves the decay per step unchanged. Muon multiplies in bfloat16 if `precision` is bf16.
+    Args:
+        network: changed in place.
+        source: see `open_weights`.
+        images: [N, in_channels, height, width] in [0, 1], calibration images, on the device to compute on. None: the
+            weights are not calibrated.
     """
-    groups = [
-        {
-            "params": parameters,
-            "lr": config.lr * rate,
-            "initial_lr": config.lr * rate,  # the peak rate, as PyTorch's schedules call it
-            "weight_decay": config.weight_decay / rate if kind != "offset" else 0.0,
-            "rotated": kind == "hidden" and config.optimizer == "muon",
-        }
-        for (kind, rate), parameters in _by_rate(config, network).items()
-    ]
-    # Fused: one pass over weights and moments instead of ten, on CPU and GPU alike.
-    if config.optimizer in ("adamw", "adam"):
-        adam = AdamW if config.optimizer == "adamw" else Adam
-        return adam(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
-    if config.optimizer == "muon":
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        optimizer = Muon(groups, lr=config.lr, momentum=config.momentum, dtype=dtype)
+    said = source if isinstance(source, str) else source.name
+    ours = network if isinstance(network, TTFSNetwork) else None
+    try:
+        weights = source if isinstance(source, Weights) else open_weights(source)
+        description = weights.description()
+        described = None if description is None else description.network
+        trained = described if ours is not None and isinstance(described, NetworkConfig) else None
+        if ours is not None and ours.config.batch_norm and (trained is None or not trained.batch_norm):
+            return _load_plain(ours, weights, images)
+        on_grid = any(name.endswith(_UNIT) for name in network.state_dict())
+        units = {} if on_grid else {name: each for name, each in weights.tensors.items() if name.endswith(_UNIT)}
+        tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
+        calibration = None
+        if ours is None:
+            _check_same(network, tensors, "tensors")
+        elif _shapes(tensors) != _shapes(network.state_dict()):
+            converted = _convert(ours.config, replace(weights, tensors=tensors))
+            _check_same(network, converted.network.state_dict())
+            if images is not None and converted.needs_calibration:
+                if not converted.network.config.bias:
+                    raise ConversionError(
+                        "bias must be True to calibrate; got False. Give --bias or --calibration-images 0."
+                    )
+                converted, calibration = calibrate_converted(converted, images)
+            tensors, trained = converted.network.state_dict(), converted.network.config
+        base_model = weights.base_model()
+    except WeightsError as error:
+        raise ConfigError(f"weights: {error}") from error
+    except ConversionError as error:
+        name = "the network" if ours is None else ours.config.specification
+        raise ConfigError(f"weights: {said} does not fit {name}: {error}") from error
+    network.load_state_dict(tensors)
+    if ours is not None and trained is not None:
+        take_statistics(ours, trained)
+    return Start(base_model, calibration, None if described is None else described.grid, units)
+
+
+def _load_plain(network: TTFSNetwork, source: Weights, images: Tensor | None) -> Start:
+    """Load weights without batch norm into a network with batch norm, whose statistics come from `images`."""
+    if images is None or not len(images):
+        raise ConfigError(
+            f"weights: {source.name} has no batch norm, so its statistics must come from calibration images; got "
+            "none. Give --calibration-images, or --no-batch-norm."
+        )
+    plain = TTFSNetwork(network.config.replace(batch_norm=False, weight_standardisation=False))
+    start = load_weights(plain, source, images)
+    unfold_batch_norm(network.to(images.device), plain.to(images.device), images)
+    network.cpu()
+    take_statistics(network, plain.config)
+    return start
+
+
+def start_on_grid(
+    network: nn.Module,
+    grid: Grid,
+    start: Start | None = None,
+    images: Tensor | None = None,
+    *,
+    learn_units: bool = True,
+) -> None:
+    """Put a network on a grid, in place: with the weight scales of `start` if its grid is the same; else calibrated on
+    `images` (`calibrate_grid`), or without images with scales that fit the weights.
+    """
+    same = start is not None and start.grid == grid
+    if images is not None and not same:
+        calibrate_grid(network.to(images.device), images, grid)
+        network.cpu()
     else:
-        optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
-    if config.momentum > 0:
-        # Fused SGD would leave the buffers uninitialised if it skipped its first step.
-        for parameter in network.parameters():
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+        getattr(network, "put_on_grid", partial(put_on_grid, network))(grid)
+        if same and start is not None:  # scales too fine for the registers are clamped
+            network.load_state_dict(start.units, strict=False)
+        else:
+            check_registers(network)
+    for name, parameter in network.named_parameters():
+        if name.endswith(_UNIT):
+            parameter.requires_grad_(learn_units)
 
 
-def _by_rate(config: TrainConfig, network: nn.Module) -> dict[tuple[str, float], list[nn.Parameter]]:
-    """Parameters by kind and by the factor on their learning rate; hidden weights without a factor come first.
+def check_chip(network: nn.Module, grid: Grid, chip: str, image_shape: Sequence[int]) -> None:
+    """Raise ConfigError unless a chip, given by its name or file, can hold a network on its grid."""
+    counts = count(network, [torch.zeros(1, *image_shape)])
+    total = counts.total()
+    if lines := load_chip(chip).exceeded(total["neurons"], total["synapses"], grid.weight_bits):
+        raise ConfigError(
+            f"grid_chip must hold the network on its grid, {grid.text()}; {'; '.join(lines)}. Use a smaller network or "
+            "fewer bits, or another chip."
+        )
 
-    Kinds: "hidden": weights of hidden layers; "readout": weights of the readout; "offset": gains, initial potentials.
-    """
-    rates: dict[int, float] = {}
-    readout: set[int] = set()
-    for module in network.modules():
-        if isinstance(norm := getattr(module, "batch_norm", None), nn.BatchNorm1d | nn.BatchNorm2d):
-            rates |= {id(norm.bias): config.norm_bias_rate, id(norm.weight): config.norm_gain_rate}
-        if isinstance(module, Readout):
-            readout |= {id(parameter) for parameter in module.parameters()}
-            rates |= dict.fromkeys(readout, config.readout_rate)
-    groups: dict[tuple[str, float], list[nn.Parameter]] = {("hidden", 1.0): [], ("offset", 1.0): []}
-    for parameter in network.parameters():
-        kind = "offset" if parameter.dim() <= 1 else "readout" if id(parameter) in readout else "hidden"
-        groups.setdefault((kind, rates.get(id(parameter), 1.0)), []).append(parameter)
-    return {key: parameters for key, parameters in groups.items() if parameters}
+
+def _convert(target: NetworkConfig, weights: Weights) -> Converted:
+    """The converted network, if its configuration fits `target`."""
+    assumed = target.replace(
+        readout="potential_start",
+        batch_norm=any(".batch_norm." in key for key in weights.tensors),
+        weight_standardisation=any(key.endswith(".weight_gain") for key in weights.tensors),
+    )
+    converted = convert(
+        weights,
+        config=assumed,
+        classes=target.classes,
+        keep_standardisation=target.weight_standardisation,
+        bias=target.bias,
+        neuron=target.neuron,
+    )
+    found = converted.network.config
+    for name, flag, same in (
+        ("specification", f"--model {found.specification} --width 1", _structure(found) == _structure(target)),
+        ("image_size", "--image-size {} {}".format(*found.image_size), found.image_size == target.image_size),
+        ("encoder", f"--encoder {found.encoder}", found.encoder == target.encoder),
+        ("batch_norm", "--no-batch-norm", not target.batch_norm),
+        (
+            "weight_standardisation",
+            "--no-weight-standardisation",
+            found.weight_standardisation == target.weight_standardisation,
+        ),
+    ):
+        if not same:
+            value, mine = getattr(found, name), getattr(target, name)
+            mine = f"{mine} at width {target.width:g}" if name == "specification" else mine
+            raise ConversionError(f"{name} must be {value}, as {weights.name} gives; got {mine}. Give {flag}.")
+    return converted
+
+
+def _structure(config: NetworkConfig) -> tuple[object, ...]:
+    """Hidden layers at their scaled sizes, and the channels of the input."""
+
+    def at_width(token: Token) -> Token:
+        sized = isinstance(token, Convolution | Dense)
+        return replace(token, size=config.scaled(token.size)) if sized else token
+
+    return (*map(at_width, parse_specification(config.specification)), config.in_channels)
+
+
+def _check_same(network: nn.Module, tensors: Mapping[str, Tensor], what: str = "converted tensors") -> None:
+    wanted, got = _shapes(network.state_dict()), _shapes(tensors)
+    problems = [
+        f"{key}: {got.get(key, 'missing')}, not {wanted.get(key, 'wanted')}"
+        for key in sorted({*wanted, *got})
+        if wanted.get(key) != got.get(key)
+    ]
+    if problems:
+        raise ConversionError(f"its {what} must be those of the network; got {'; '.join(problems[:12])}.")
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def take_statistics(network: TTFSNetwork, trained: NetworkConfig) -> None:
+    """Normalise images as in the weights' training: another mean or std would shift every potential."""
+    first = network.features[0]
+    if not isinstance(first, AnalogEncoder | SignedEncoder) or trained.encoder == "latency":
+        return
+    for buffer, values, default in ((first.mean, trained.mean, 0.0), (first.std, trained.std, 1.0)):
+        buffer.copy_(torch.tensor(values or [default] * trained.in_channels).view_as(buffer))
+    network.config = network.config.replace(mean=trained.mean, std=trained.std)

@@ -1,8 +1,11 @@
 """Checkpoints of a run: one safetensors file each, written whole or not at all, with a hash, named by step.
 
-`step-00000123.safetensors` holds tensors named `<group>.<name>`. Its metadata hold "content", a JSON text, and
-"sha256", the hash of this text and of all tensors. Random states are not saved: each step seeds its own generators.
+`step-00000123.safetensors` holds tensors named `<group>.<name>`. Its metadata hold "content", a JSON text with the
+`RunState`, and "sha256", the hash of this text and of all tensors. Random states are not saved: each step seeds its own
+generators.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -14,17 +17,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from torch import Tensor
-from torch.optim import Optimizer
 
 from ttfs_triton.atomic import PARTIAL, tensor_bytes, write_bytes
+from ttfs_triton.command_line import problem_lines
+from ttfs_triton.evaluate import versions
+from ttfs_triton.nn import NetworkGraph
+from ttfs_triton.run_records import Change, EpochLine
+from ttfs_triton.train.config import ConfigError, TrainConfig, changed_keys, differing_keys, make_config
+from ttfs_triton.train.data import RunData
 from ttfs_triton.untrusted_files import read_regular
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
+VERSIONS = ("ttfs-triton", "torch")
+"""Packages whose versions are saved in checkpoints: a step's results may change with them."""
+HARMLESS = ("processes", *VERSIONS)
+"""What may differ at `--resume` beside keys of the configuration."""
 _NAME = re.compile(r"step-(\d+)\.safetensors")
 _PARTIAL = re.compile(rf"\..+\.{PARTIAL}-\d+")
 
@@ -168,39 +182,190 @@ def _digest(content: str, tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Moments and step counts as `<parameter index>.<name>`, sharing memory with the optimizer."""
-    return {
-        f"{index}.{name}": value
-        for index, own in optimizer.state_dict()["state"].items()
-        for name, value in own.items()
-        if isinstance(value, Tensor)
-    }
+class EpochTotals(BaseModel):
+    """Sums over the steps of the epoch so far, over all processes."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    loss: float = 0.0
+    correct: int = Field(default=0, ge=0, lt=2**53)
+    images: int = Field(default=0, ge=0, lt=2**53)
+    seconds: float = Field(default=0.0, ge=0)
 
 
-def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], *, began: bool = True) -> None:
-    """Load what `optimizer_tensors` returned; the next step is the same, bit for bit.
+class Position(BaseModel):
+    """Progress of a run; with the seed, it determines the next batch.
+
+    Attributes:
+        epoch: epochs completed and evaluated.
+        step_in_epoch: optimiser steps done in the current epoch.
+        step: optimiser steps done in all.
+        totals: sums over the steps of the current epoch.
+        metrics: one line for each completed epoch.
+        best_epoch, best_accuracy: the best epoch so far on the validation images; epochs count from 1. 0 is the start
+            from trained weights, or none yet if the accuracy is below 0.
+        best_miss: relative distance of that epoch from the run's target.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    epoch: NonNegativeInt = 0
+    step_in_epoch: NonNegativeInt = 0
+    step: NonNegativeInt = 0
+    totals: EpochTotals = EpochTotals()
+    metrics: list[EpochLine] = []
+    best_epoch: NonNegativeInt = 0
+    best_accuracy: float = Field(default=-1.0, ge=-1, le=1)
+    best_miss: float = Field(default=0.0, ge=0)
+
+    def is_best(self, accuracy: float, miss: float = 0.0) -> bool:
+        """Whether an epoch is the best so far: by the target's miss, then accuracy, then the later epoch.
+
+        On a few thousand images, several epochs often have the same accuracy. The last of them was never worse than the
+        epoch with the lowest loss (bench/results/checkpoint_choice.csv).
+        """
+        if self.best_epoch and miss != self.best_miss:
+            return miss < self.best_miss
+        return accuracy >= self.best_accuracy
+
+    def end_epoch(self, figures: dict[str, Any], accuracy: float | None, miss: float) -> bool:
+        """End the epoch with its line of metrics.jsonl; returns whether it is the best so far.
+
+        Args:
+            figures: what the line says beside the sums over the steps.
+            accuracy: on the validation images, if there are any; without them the last epoch is the best.
+            miss: relative distance from the run's target.
+        """
+        best, totals = accuracy is None or self.is_best(accuracy, miss), self.totals
+        line = EpochLine(
+            epoch=self.epoch + 1,
+            step=self.step,
+            train_loss=totals.loss / totals.images,
+            train_accuracy=totals.correct / totals.images,
+            seconds=totals.seconds,
+            images_per_second=totals.images / max(totals.seconds, 1e-9),  # a clock may stand still
+            **figures,
+        )
+        self.metrics.append(line)
+        self.epoch, self.step_in_epoch, self.totals = self.epoch + 1, 0, EpochTotals()
+        if best:
+            self.best_epoch = self.epoch
+        if best and accuracy is not None:
+            self.best_accuracy, self.best_miss = accuracy, miss
+        return best
+
+    def fits(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether this position is the one after `step` optimiser steps."""
+        done = self.epoch * steps_per_epoch + self.step_in_epoch
+        return self.step == step == done and self.best_epoch <= self.epoch == len(self.metrics)
+
+
+class RunDescription(BaseModel):
+    """Everything that determines a run's course, as saved in its checkpoints.
+
+    Attributes:
+        configuration: all keys and their values.
+        precision: mixed precision, as accelerate names it.
+        processes: number of processes, which only changes rounding.
+        data, test_data: fingerprints of the training and test images.
+        layers: layers of a user-defined network; None if the configuration describes the network.
+        teacher: SHA-256 of the teacher's weights, None without a teacher.
+        versions: version of each package in `VERSIONS`.
+    """
+
+    configuration: dict[str, Any]
+    precision: str
+    processes: int
+    data: str
+    test_data: str
+    layers: Any = None
+    teacher: str | None = None
+    versions: dict[str, str] = {}
+
+    def facts(self) -> dict[str, Any]:
+        """What is compared at `--resume` beside the configuration, by its names in messages."""
+        return {
+            "training images": self.data,
+            "test images": self.test_data,
+            "layers": self.layers,
+            "teacher's weights": self.teacher,
+            "mixed precision": self.precision,
+            "processes": self.processes,
+            **self.versions,
+        }
+
+    @classmethod
+    def of(
+        cls, config: TrainConfig, accelerator: Accelerator, data: RunData, graph: NetworkGraph, teacher: str | None
+    ) -> RunDescription:
+        """Describe a run that begins or resumes now."""
+        found = versions()
+        return cls(
+            configuration=config.model_dump(mode="json", exclude={"resume", "overwrite"}),
+            precision=accelerator.mixed_precision,
+            processes=accelerator.num_processes,
+            data=data.train.fingerprint,
+            test_data=data.test.fingerprint,
+            layers=None if config.network is None else graph.describe(),
+            teacher=teacher,
+            versions={name: found[name] for name in VERSIONS if name in found},
+        )
+
+
+class RunState(RunDescription):
+    """State of a checkpoint.
+
+    Attributes:
+        position: progress of the run.
+        scaler: gradient scaling in fp16.
+        changes: what changed at each resume.
+        started: config.json of a run that began with weights.
+        held_layers: `SilentChannels.layers` of a run with a target.
+    """
+
+    position: Position
+    scaler: dict[str, Any] | None
+    changes: list[Change]
+    started: dict[str, Any] | None = None
+    held_layers: list[str] | None = None
+
+
+def read_state(checkpoint: Checkpoint) -> RunState:
+    """The state of a checkpoint."""
+    try:
+        return RunState.model_validate(checkpoint.state)
+    except ValidationError as error:
+        lines = "\n".join(problem_lines(error))
+        raise CheckpointError(
+            f"load_checkpoint: state of {checkpoint.path} must be as it was written:\n{lines}"
+        ) from error
+
+
+def check_same_run(
+    path: Path, before: RunState, config: TrainConfig, now: RunDescription | None = None
+) -> list[Change]:
+    """Compare a resumed run with its checkpoint.
 
     Args:
-        optimizer: a new optimizer of the same class, over parameters of the same shapes in the same order.
-        began: the optimizer had made a step; Adam has no moments before it.
+        path: the checkpoint, for messages.
+        before: the run in the checkpoint.
+        config, now: configuration of the resumed run, and all of it as soon as its data are loaded.
+    Returns:
+        Differences that do not change the run's course: keys of the configuration, number of processes, versions.
+    Raises:
+        ConfigError: others; the message names each with both values.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    needed = set(optimizer_tensors(optimizer))
-    if "betas" in optimizer.defaults:  # a parameter without a gradient has no moments
-        moments = ("step", "exp_avg", "exp_avg_sq")
-        needed = {f"{name.partition('.')[0]}.{key}" for name in tensors or ["0"] * began for key in moments}
-    if missing := sorted(needed - set(tensors)):
-        raise ValueError(f"optimizer: {missing[0]} is missing")
-    for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        if not index.isdecimal() or int(index) >= len(parameters):
-            raise ValueError(f"optimizer: {name} must be of one of {len(parameters)} parameters")
-        parameter = parameters[int(index)]
-        if tensor.dim() and tensor.shape != parameter.shape:
-            raise ValueError(f"optimizer: {name} must be {list(parameter.shape)}; got {list(tensor.shape)}")
-        if tensor.dtype != (parameter.dtype if tensor.dim() else torch.float32):
-            raise ValueError(f"optimizer: {name} must have the dtype of its parameter; got {tensor.dtype}")
-        # Fused kernels walk memory in order: moments need the strides of their parameter.
-        moment = torch.empty_like(parameter if tensor.dim() else tensor, dtype=tensor.dtype, device=parameter.device)
-        optimizer.state[parameter][key] = moment.copy_(tensor).detach()
+    old = make_config(before.configuration, str(path))
+    keys, changed = differing_keys(old, config), changed_keys(old, config)
+    if now is not None:
+        facts = now.facts()
+        keys |= {name: (value, facts.get(name)) for name, value in before.facts().items() if value != facts.get(name)}
+        changed |= {name: values for name, values in keys.items() if name in facts and name not in HARMLESS}
+    if changed:
+        lines = "\n".join(f"  {key}: {old!r:.80} → {new!r:.80}" for key, (old, new) in changed.items())
+        raise ConfigError(
+            f"--resume: the run must be the one of {path}; these differ:\n{lines}\nLeave those flags out, put the keys "
+            "of config.yaml, data, code and precision back, or start a new run with another --output-dir."
+        )
+    step = before.position.step
+    return [Change(step=step, key=key, before=old, after=new) for key, (old, new) in keys.items()]

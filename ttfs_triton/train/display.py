@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import ProfileKwargs
@@ -16,15 +16,14 @@ from torch.profiler import profile, record_function
 
 from ttfs_triton.atomic import write_text
 from ttfs_triton.command_line import program
-from ttfs_triton.evaluate import device_name, layer_table
-from ttfs_triton.nn import LayerStatistics
+from ttfs_triton.evaluate import layer_table
+from ttfs_triton.nn import LayerStatistics, NetworkGraph
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.run_records import EpochLine, Summary
+from ttfs_triton.train.config import TrainConfig
+from ttfs_triton.train.data import RunData
 from ttfs_triton.train.target import UNITS
-
-if TYPE_CHECKING:
-    from ttfs_triton.train.loop import TrainingLoop
 
 
 class Display:
@@ -49,29 +48,25 @@ class Display:
         """Print a line of plain text."""
         self.console.print(text, markup=False, highlight=False)
 
-    def announce(self, loop: TrainingLoop) -> None:
-        """Show network, data, device and folder of the run."""
-        config, data, say = loop.config, loop.data, self.say
-        parameters = sum(p.numel() for p in loop.network.parameters())
-        found = ", ".join(f"{value:g}" for value in loop.graph.persistences)
+    def announce(
+        self, config: TrainConfig, data: RunData, graph: NetworkGraph, parameters: int, *, resumed: bool
+    ) -> None:
+        """Show what is trained on what."""
+        say, sigmas = self.say, ", ".join(f"{value:g}" for value in graph.persistences)
         say(
-            f"{config.network or config.model} ({parameters:,} parameters, σ = {found}) on {data.train.name}: "
+            f"{config.network or config.model} ({parameters:,} parameters, σ = {sigmas}) on {data.train.name}: "
             f"{len(data.train_indices):,} training, {len(data.validation_indices):,} validation, "
             f"{len(data.test):,} test images"
         )
-        for change in loop.changes:
-            say(f"changed on --resume      {change}")
-        if loop.start is not None and loop.start.calibration is not None:
-            self.console.print(loop.start.calibration.table())
-        if config.preset == "paper" and config.model in ("vgg11", "vgg16") and not (config.weights or loop.checkpoint):
+        if config.preset == "paper" and config.model in ("vgg11", "vgg16") and not (config.weights or resumed):
             say(
                 "warning: the paper starts from the weights of an ANN, this run from random ones. Its two stages: "
                 f"{program()} --preset paper_ann --output-dir ANN, then {program()} --preset paper --weights ANN"
             )
         if config.teacher is not None:
             say(f"taught by {config.teacher}: {config.teacher_weight:g} of the loss")
-        if loop.graph.grid is not None:
-            say(f"on the grid of a chip: {loop.graph.grid.text()}")
+        if graph.grid is not None:
+            say(f"on the grid of a chip: {graph.grid.text()}")
         if config.faults:
             say(f"for chips with faults: {config.faults.text()}")
         if not len(data.validation_indices):
@@ -79,11 +74,6 @@ class Display:
                 "no validation images: epochs report training images only, and the last epoch's weights are kept. "
                 "--validation-fraction 0.1 sets some images aside"
             )
-        count = loop.accelerator.num_processes
-        precision = {"no": "float32"}.get(loop.accelerator.mixed_precision, loop.accelerator.mixed_precision)
-        where = f"{device_name(loop.accelerator.device)}, {precision}, {count} process{'es' if count > 1 else ''}"
-        start = f"resumed after step {loop.position.step}" if loop.checkpoint is not None else f"{config.epochs} epochs"
-        say(f"{where}, {start}, run folder {loop.folder.path}")
 
     def start(self, total_steps: int, done: int) -> None:
         """Show the progress bar, over all steps of the run."""

@@ -8,7 +8,7 @@ state lives on the device and is the same in all processes, so that the host rea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ttfs_triton.data.images import draw_images
-from ttfs_triton.energy import counting
+from ttfs_triton.energy import Counts, counting
 from ttfs_triton.energy.layer_counter import neurons_reached
 from ttfs_triton.evaluate import Evaluation, sum_over_processes
 from ttfs_triton.nn import NetworkGraph, Stage
-from ttfs_triton.train.build import RunData
+from ttfs_triton.run_records import EpochLine
 from ttfs_triton.train.config import TrainConfig
+from ttfs_triton.train.data import RunData
 from ttfs_triton.train.target import TARGET_IMAGES, TOLERANCE, CostedNetwork, make_target
 
 # Tested with networks that answer fast and slowly.
@@ -208,6 +209,13 @@ class TargetTraining:
         self.silent_channels.hold(step >= self.multiplier.approach)
         return self.multiplier.prepare(step, rate)
 
+    def resume(self, held_layers: list[str] | None) -> None:
+        """Go on from the restored state of the multiplier, with the layers whose silent channels were held."""
+        state = self.multiplier.state
+        if held_layers is None or bool((state[2:] < 0).any()):  # only multipliers may be negative
+            raise ValueError("dial: state must hold a multiplier, costs and goals, with held_layers beside it")
+        self.silent_channels.layers = held_layers
+
     def validate(self, score: Callable[[Tensor], Evaluation], network: nn.Module) -> Evaluation | None:
         """Score a network on the validation images and measure its cost there.
 
@@ -230,6 +238,10 @@ class TargetTraining:
         """Correct the goal by the measured cost; returns cost and multiplier for metrics.jsonl."""
         self.multiplier.correct(self.measured)
         return {"cost": {"network": self.measured}, "multiplier": {"network": self.multiplier.value}}
+
+    def result(self, metrics: Sequence[EpochLine], best: int, counts: Counts) -> dict[str, Any]:
+        """As `Target.result`, with the number of the best epoch, and the counts of its weights on the test images."""
+        return self.target.result(metrics, metrics[best - 1], self.target.cost.of(counts))
 
     @property
     def miss(self) -> float:

@@ -1,18 +1,19 @@
-"""Optimisation of a run: schedules of the learning rate and of σ by optimiser step, and Muon."""
+"""Optimisation of a run: schedules of learning rate and σ by optimiser step; optimisers, Muon among them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from ttfs_kernels.neuron import Neuron, PlacedNeuron
+from ttfs_triton.nn import Readout
 from ttfs_triton.train.config import TrainConfig
 
 # As torch's OneCycleLR: start at peak / 25, end at start / 10⁴.
@@ -170,3 +171,92 @@ def orthogonal(matrix: Tensor) -> Tensor:
         gram = wide @ wide.T
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
     return wide if len(matrix) <= matrix.shape[1] else wide.T
+
+
+def build_optimizer(config: TrainConfig, network: nn.Module, precision: str = "no") -> Optimizer:
+    """The optimizer of a run. Weight decay applies to weights, not to gains, initial potentials and batch norm.
+
+    A factor on a learning rate leaves the decay per step unchanged. Muon multiplies in bfloat16 if `precision` is bf16.
+    """
+    groups = [
+        {
+            "params": parameters,
+            "lr": config.lr * rate,
+            "initial_lr": config.lr * rate,  # the peak rate, as PyTorch's schedules call it
+            "weight_decay": config.weight_decay / rate if kind != "offset" else 0.0,
+            "rotated": kind == "hidden" and config.optimizer == "muon",
+        }
+        for (kind, rate), parameters in _by_rate(config, network).items()
+    ]
+    # Fused: one pass over weights and moments instead of ten, on CPU and GPU alike.
+    if config.optimizer in ("adamw", "adam"):
+        adam = AdamW if config.optimizer == "adamw" else Adam
+        return adam(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+    if config.optimizer == "muon":
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        optimizer = Muon(groups, lr=config.lr, momentum=config.momentum, dtype=dtype)
+    else:
+        optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+    if config.momentum > 0:
+        # Fused SGD would leave the buffers uninitialised if it skipped its first step.
+        for parameter in network.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def _by_rate(config: TrainConfig, network: nn.Module) -> dict[tuple[str, float], list[nn.Parameter]]:
+    """Parameters by kind and by the factor on their learning rate; hidden weights without a factor come first.
+
+    Kinds: "hidden": weights of hidden layers; "readout": weights of the readout; "offset": gains, initial potentials.
+    """
+    rates: dict[int, float] = {}
+    readout: set[int] = set()
+    for module in network.modules():
+        if isinstance(norm := getattr(module, "batch_norm", None), nn.BatchNorm1d | nn.BatchNorm2d):
+            rates |= {id(norm.bias): config.norm_bias_rate, id(norm.weight): config.norm_gain_rate}
+        if isinstance(module, Readout):
+            readout |= {id(parameter) for parameter in module.parameters()}
+            rates |= dict.fromkeys(readout, config.readout_rate)
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {("hidden", 1.0): [], ("offset", 1.0): []}
+    for parameter in network.parameters():
+        kind = "offset" if parameter.dim() <= 1 else "readout" if id(parameter) in readout else "hidden"
+        groups.setdefault((kind, rates.get(id(parameter), 1.0)), []).append(parameter)
+    return {key: parameters for key, parameters in groups.items() if parameters}
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Moments and step counts as `<parameter index>.<name>`, sharing memory with the optimizer."""
+    return {
+        f"{index}.{name}": value
+        for index, own in optimizer.state_dict()["state"].items()
+        for name, value in own.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], *, began: bool = True) -> None:
+    """Load what `optimizer_tensors` returned; the next step is the same, bit for bit.
+
+    Args:
+        optimizer: a new optimizer of the same class, over parameters of the same shapes in the same order.
+        began: the optimizer had made a step; Adam has no moments before it.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    needed = set(optimizer_tensors(optimizer))
+    if "betas" in optimizer.defaults:  # a parameter without a gradient has no moments
+        moments = ("step", "exp_avg", "exp_avg_sq")
+        needed = {f"{name.partition('.')[0]}.{key}" for name in tensors or ["0"] * began for key in moments}
+    if missing := sorted(needed - set(tensors)):
+        raise ValueError(f"optimizer: {missing[0]} is missing")
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        if not index.isdecimal() or int(index) >= len(parameters):
+            raise ValueError(f"optimizer: {name} must be of one of {len(parameters)} parameters")
+        parameter = parameters[int(index)]
+        if tensor.dim() and tensor.shape != parameter.shape:
+            raise ValueError(f"optimizer: {name} must be {list(parameter.shape)}; got {list(tensor.shape)}")
+        if tensor.dtype != (parameter.dtype if tensor.dim() else torch.float32):
+            raise ValueError(f"optimizer: {name} must have the dtype of its parameter; got {tensor.dtype}")
+        # Fused kernels walk memory in order: moments need the strides of their parameter.
+        moment = torch.empty_like(parameter if tensor.dim() else tensor, dtype=tensor.dtype, device=parameter.device)
+        optimizer.state[parameter][key] = moment.copy_(tensor).detach()

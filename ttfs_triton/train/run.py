@@ -1,12 +1,11 @@
 """`train` runs a recipe from start to finish; `Trainer` does so for any network of our layers and data in memory."""
 
-import json
 import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from itertools import count
@@ -15,31 +14,30 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import nn
 
 from ttfs_triton.command_line import lacks_memory, program, text_of
 from ttfs_triton.data.decode import DataLostError
-from ttfs_triton.data.images import ImageData, images_of_tensors
-from ttfs_triton.data.pixels import tensors_of_dataset
-from ttfs_triton.evaluate import EvaluationStopped
 from ttfs_triton.hub.publish import publish
-from ttfs_triton.memory import freed_memory_kept
 from ttfs_triton.model.hub import HubError, check_account, open_repository
 from ttfs_triton.model.own_network import file_and_function
 from ttfs_triton.nn.trace import unwrapped
-from ttfs_triton.train.build import RunData, check_network, load_data, split_data
-from ttfs_triton.train.callback import Callback, NonFiniteLossError
-from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
+from ttfs_triton.train.build import check_network, start_on_grid
+from ttfs_triton.train.checkpoint import (
+    CheckpointError,
+    check_same_run,
+    latest_checkpoint,
+    load_checkpoint,
+    read_state,
+)
 from ttfs_triton.train.config import ConfigError, TrainConfig, make_config
+from ttfs_triton.train.data import RunData, Split, load_data, run_data
 from ttfs_triton.train.device import Interrupted, StopRequest, ask_main_process, make_accelerator, warn_of_device
 from ttfs_triton.train.display import Display
-from ttfs_triton.train.evaluation import load_best, score_run
 from ttfs_triton.train.graphs import GraphError
-from ttfs_triton.train.loop import TrainingLoop
-from ttfs_triton.train.resume import check_configuration, read_state
+from ttfs_triton.train.learner import NonFiniteLossError
+from ttfs_triton.train.loop import Callback, TrainingLoop
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError, reason_of
-from ttfs_triton.train.start import start_on_grid
 
 
 class DeviceLostError(RuntimeError):
@@ -107,14 +105,14 @@ def train(
                 loop = TrainingLoop(config, accelerator, data, folder, display, stop, network, callbacks, checkpoint)
             open_hub = partial(open_repository, str(config.hub_repo_id), private=config.hub_private)
             _ask_hub(config, accelerator, open_hub)
-            with _under_way(loop, advice):
-                summary = _train(loop, name)
+            with _under_way(folder, lambda: loop.last_checkpoint, advice):
+                summary = loop.run(name)
         else:
             display.say(f"This run has ended already: {folder.path}")
             if network is not None:
                 if config.grid is not None:
                     start_on_grid(network, config.grid)
-                load_best(network, folder)
+                folder.load_best(network)
         for tracker in accelerator.trackers:  # `end_training` would also part the processes, which may train again
             tracker.finish()
         _publish(config, folder.path, accelerator, network)
@@ -123,54 +121,30 @@ def train(
         folder.release()
 
 
-def _train(loop: TrainingLoop, name: str) -> dict[str, Any]:
-    config, accelerator, folder = loop.config, loop.accelerator, loop.folder
-    if accelerator.is_main_process:
-        folder.prepare(config)
-    accelerator.wait_for_everyone()
-    accelerator.project_configuration.logging_dir = str(folder.path / "trackers")
-    keys = config.model_dump().items()
-    scalars = {key: v if isinstance(v, bool | int | float | str) else json.dumps(v, default=str) for key, v in keys}
-    accelerator.init_trackers(name, scalars)
-    loop.resume()
-    loop.display.announce(loop)
-    for callback in loop.callbacks:
-        callback.on_start(loop)
-    # On a CPU, the process keeps memory that a step frees for the next step.
-    with loop.stop, freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext():
-        loop.train()
-        summary = score_run(loop)
-    for callback in loop.callbacks:
-        callback.on_end(loop, summary)
-    return summary
-
-
 @contextmanager
-def _under_way(loop: TrainingLoop, advice: Callable[[], str]) -> Iterator[None]:
+def _under_way(folder: RunFolder, checkpoint: Callable[[], str], advice: Callable[[], str]) -> Iterator[None]:
     """Errors in the `with` block name the last checkpoint and say how to go on."""
     try:
         yield
-    except EvaluationStopped:
-        raise Interrupted(f"Stopped while scoring the test images.\n{advice()}", loop.stop.received) from None
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}\n{advice()}", stopped.received) from None
+    except NonFiniteLossError as error:
+        raise NonFiniteLossError(f"{error} Last good checkpoint: {checkpoint()}.") from error
     except DataLostError as error:
-        if loop.accelerator.num_processes == 1:  # several processes would wait for each other
-            loop.save()
         reason = str(error).splitlines()[-1].split("DataLostError: ")[-1]  # a worker's error comes with its traceback
-        raise DataLostError(f"{reason} Last checkpoint: {loop.last_checkpoint}. {advice()}") from error
+        raise DataLostError(f"{reason} Last checkpoint: {checkpoint()}. {advice()}") from error
     except (MemoryError, RuntimeError) as error:
         lost = isinstance(error, torch.AcceleratorError | torch.OutOfMemoryError) or "DataLoader worker" in str(error)
         if not (lost or lacks_memory(error)):
             raise
-        raise _device_lost(error, loop.last_checkpoint, advice()) from error
+        raise _device_lost(error, checkpoint(), advice()) from error
     except OSError as error:
         problem = f"files must be readable and writable to the end; got {reason_of(error)}."
         remedy = f"Fix that. {advice()}"
-        if not loop.folder.path.is_dir():
-            problem = f"{loop.folder.path} must stay where it is while a run writes; it was moved or deleted."
+        if not folder.path.is_dir():
+            problem = f"{folder.path} must stay where it is while a run writes; it was moved or deleted."
             remedy = "Move it back and go on with --resume, or start anew."
-        raise RunFolderError(f"train: {problem} Last checkpoint: {loop.last_checkpoint}. {remedy}") from error
+        raise RunFolderError(f"train: {problem} Last checkpoint: {checkpoint()}. {remedy}") from error
 
 
 @contextmanager
@@ -236,7 +210,7 @@ def _go_on(config: TrainConfig, folder: RunFolder) -> tuple[Path | None, dict[st
     path, summary = latest_checkpoint(folder.checkpoints), folder.read_summary()
     ended = summary is not None and summary["epochs"] >= config.epochs
     if path is not None:
-        check_configuration(path, read_state(load_checkpoint(path)), config)
+        check_same_run(path, read_state(load_checkpoint(path)), config)
     elif folder.has_progress() and not ended:
         raise RunFolderError(
             f"--resume: {folder.checkpoints} must hold a checkpoint, since metrics.jsonl lists epochs; there is none "
@@ -288,16 +262,6 @@ def _device_lost(error: Exception, checkpoint: Path | str, advice: str) -> Devic
         rule = "main memory must suffice, and worker processes must live to the end"
         remedy = f"Free memory (fewer --num-workers, no other program) and {go_on}"
     return DeviceLostError(f"train: {rule}; got {reason}. Last checkpoint: {checkpoint}. {remedy}")
-
-
-Split = ImageData | tuple[Tensor, Tensor] | Dataset
-"""Images and labels: an `ImageData`, tensors, [N, channels, height, width] uint8 and [N] int64, or a map-style
-data set of PyTorch with items (image, label), uint8 tensors or images of Pillow, which are read once."""
-LOADING = (
-    *("dataset", "data_dir", "image_column", "label_column", "image_size", "random_resized_crop", "streaming"),
-    *("max_train_samples", "max_test_samples", "event_windows"),
-)
-"""Keys that say how images are loaded."""
 
 
 class Trainer:
@@ -355,35 +319,3 @@ class Trainer:
             The content of `summary.json`.
         """
         return train(self.config, self.name, network=self.network, data=self.data, callbacks=self.callbacks)
-
-
-def run_data(train_split: Split, test_split: Split, config: TrainConfig) -> RunData:
-    """The data of a run from both splits, with validation images held out as `config` says.
-
-    Raises:
-        ValueError: tensors have another dtype or shape, or test images have another shape or other classes.
-        ConfigError: `config` says how to load images, which tensors are not.
-    """
-    if not (isinstance(train_split, ImageData) and isinstance(test_split, ImageData)):
-        fields = TrainConfig.model_fields
-        if given := [key for key in LOADING if getattr(config, key) != fields[key].default]:
-            raise ConfigError(
-                "run_data: config must leave the keys that load images at their defaults, since these are tensors; "
-                f"got {', '.join(given)}. Leave them out, and change the tensors instead."
-            )
-    training = _read(train_split, "train")
-    test = _read(test_split, "test", training.class_names)
-    if test.shape[1:] != training.shape[1:] or test.class_names != training.class_names:
-        raise ValueError(
-            f"run_data: test images must be like the training images, {training.shape[1:]} in {training.class_names}; "
-            f"got {test.shape[1:]} in {test.class_names}."
-        )
-    return split_data(training, test, config)
-
-
-def _read(split: Split, name: str, class_names: Sequence[str] | None = None) -> ImageData:
-    if isinstance(split, ImageData):
-        return split
-    tensors = split if isinstance(split, tuple) else tensors_of_dataset(split)
-    names = getattr(split, "classes", None) if class_names is None else class_names
-    return images_of_tensors(*tensors, split=name, class_names=names)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ttfs_triton.atomic import make_folder, sync_folder, write_json, write_text
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.model.files import read_model, write_model
-from ttfs_triton.model.weights import LoadError
+from ttfs_triton.model.weights import LoadError, load_tensors, read_weights
 from ttfs_triton.run_records import METRICS, SUMMARY, EpochLine, Summary, read_summary
 from ttfs_triton.train.checkpoint import clean_partial, is_partial
 from ttfs_triton.train.config import TrainConfig
@@ -214,6 +214,13 @@ class RunFolder:
         self.best_weights.parent.mkdir(exist_ok=True)  # no parents: a run's folder that was moved away stays away
         sync_folder(self.path)
         write_model(self.best_weights.parent, tensors, description)
+
+    def load_best(self, network: nn.Module) -> None:
+        """Load the best weights into the run's network; RunFolderError if they are damaged or another network's."""
+        try:
+            load_tensors(network, read_weights(self.best_weights), self.best_weights)
+        except LoadError as error:
+            raise RunFolderError(str(error)) from error
 
     def write_summary(self, summary: Summary) -> None:
         """Write the final figures; a run with a summary has ended."""

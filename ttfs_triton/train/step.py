@@ -1,7 +1,11 @@
-"""An optimiser step: forward, backward, clipping, update, averages of weights; updates that are not finite."""
+"""An optimiser step: forward, backward, a teacher, clipping, update, averages; updates that are not finite."""
 
+from __future__ import annotations
+
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +18,17 @@ from torch.profiler import record_function
 
 from ttfs_triton.evaluate import sum_over_processes
 from ttfs_triton.evaluate.batches import Batch
+from ttfs_triton.model.files import described
+from ttfs_triton.model.hub import HubError
+from ttfs_triton.model.locate import find_model
+from ttfs_triton.model.model import TTFSModel
+from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.nn import record_statistics, reset_statistics
-from ttfs_triton.train.config import TrainConfig
+from ttfs_triton.train.config import ConfigError, TrainConfig
+from ttfs_triton.train.data import RunData
 from ttfs_triton.train.lagrange import LagrangeMultiplier
-from ttfs_triton.train.teacher import Teacher
+
+logger = logging.getLogger(__name__)
 
 LOOKAHEAD_DECAY = 0.95  # in `look_ahead`: decay of earlier weights in one step, at the end of training
 
@@ -193,3 +204,62 @@ def update_average(average: AveragedModel, network: nn.Module, decay: float, *, 
             own.copy_(other)
         else:
             own.lerp_(other, share.to(own.dtype))
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Knowledge distillation: a trained network whose class probabilities a run learns besides the labels.
+
+    Attributes:
+        network: in evaluation mode, on the device that trains; its weights do not change.
+        weight: w, the share of the loss that compares the two networks.
+        accelerator: sets the precision that the teacher computes in.
+        sha256: SHA-256 of the file of the teacher's weights, hexadecimal.
+    Source: Hinton et al., "Distilling the knowledge in a neural network", 2015, with temperature 1.
+    """
+
+    network: nn.Module
+    weight: float
+    accelerator: Accelerator
+    sha256: str
+
+    def loss(self, cross_entropy: Tensor, logits: Tensor, images: Tensor) -> Tensor:
+        """(1 − w)·cross entropy + w·KL(teacher's probabilities ‖ network's), a scalar, float32.
+
+        Args:
+            cross_entropy: scalar, between the labels and the logits.
+            logits: [b, classes], outputs of the network in training.
+            images: [b, channels, height, width], float32, inputs of the network in training.
+        """
+        with torch.no_grad(), self.accelerator.autocast():
+            wanted = self.network(images).float().log_softmax(1)
+        divergence = F.kl_div(logits.float().log_softmax(1), wanted, reduction="batchmean", log_target=True)
+        return (1 - self.weight) * cross_entropy + self.weight * divergence
+
+
+def load_teacher(config: TrainConfig, data: RunData, accelerator: Accelerator) -> Teacher | None:
+    """The teacher of a run; None without one. A teacher of a user-defined network is built by `config.network`."""
+    if config.teacher is None:
+        return None
+    try:
+        files = find_model(config.teacher)
+        own = isinstance(described(files.config, files.weights).network, OwnNetwork)
+        model = TTFSModel.from_files(files, config.network if own else None)
+    except (ValueError, HubError) as error:
+        raise ConfigError(f"teacher: {error}") from error
+    names, classes = list(model.class_names), data.train.class_names
+    unnamed = names == [str(number) for number in range(len(classes))]
+    if model.image_shape != data.train.shape[1:] or (names != classes and not unnamed):
+        raise ConfigError(
+            f"teacher must be trained on images like these, {data.train.shape[1:]} (channels, height, width) in the "
+            f"classes {', '.join(classes):.200}; got {config.teacher}, trained on {model.image_shape} in the classes "
+            f"{', '.join(names):.200}. Choose another teacher, or the data that it was trained on."
+        )
+    origins = {model.description.dataset, data.train.dataset} - {None}
+    if unnamed and (names != classes or len(origins) > 1):
+        logger.warning(
+            "teacher: the classes of %s, trained on %s, have only numbers; taken for %.200s, in order.",
+            *(config.teacher, model.description.dataset or "data without a name", ", ".join(classes)),
+        )
+    network = model.network.float().to(accelerator.device).requires_grad_(False)
+    return Teacher(network.eval(), config.teacher_weight, accelerator, files.sha256)

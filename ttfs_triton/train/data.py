@@ -1,0 +1,254 @@
+"""Images of a run, from its configuration to batches.
+
+Batches are computed from their position: the same in one process, in several, and in a resumed run. The order of the
+images depends on seed and epoch only, an image's augmentation on seed, epoch and the image's index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ttfs_triton.data.augment import Augmentation
+from ttfs_triton.data.decode import NotEnoughMemoryError
+from ttfs_triton.data.images import ImageData, draw_indices, images_of_tensors, load_images, train_validation_split
+from ttfs_triton.data.pixels import tensors_of_dataset
+from ttfs_triton.data.placement import place_images
+from ttfs_triton.evaluate.batches import Batch, Batches, Gathered, load_batches
+from ttfs_triton.train.config import ConfigError, TrainConfig
+
+STATISTICS_IMAGES = 10_000  # for channel statistics with four digits
+# Pixels augmented in one call: 512 images of CIFAR-10. With fewer, the overhead of PyTorch's calls takes much time.
+AUGMENTED_AHEAD = 512 * 32 * 32
+
+Split = ImageData | tuple[Tensor, Tensor] | Dataset
+"""Images and labels: an `ImageData`, tensors, [N, channels, height, width] uint8 and [N] int64, or a map-style
+data set of PyTorch with items (image, label), uint8 tensors or images of Pillow, which are read once."""
+LOADING = (
+    *("dataset", "data_dir", "image_column", "label_column", "image_size", "random_resized_crop", "streaming"),
+    *("max_train_samples", "max_test_samples", "event_windows"),
+)
+"""Keys that say how images are loaded."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The images of a run.
+
+    Attributes:
+        train, test: the training and test images as loaded.
+        train_indices, validation_indices: [n] int64, indices into `train`; the second is empty without validation.
+    """
+
+    train: ImageData
+    test: ImageData
+    train_indices: Tensor
+    validation_indices: Tensor
+
+    def placed(self, device: torch.device, wanted: Literal["auto", "device", "host"]) -> tuple[RunData, str]:
+        """The data with images where batches are gathered fastest, and a line that says where; see `place_images`."""
+        (train, test), where = place_images((self.train, self.test), device, wanted)
+        return replace(self, train=train, test=test), where
+
+    def epoch(self, number: int, config: TrainConfig, accelerator: Accelerator) -> EpochBatches:
+        """Micro-batches of an epoch for this process."""
+        return EpochBatches(
+            self.train.in_epoch(config.seed, number),
+            self.train_indices,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            epoch=number,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            accumulation=config.gradient_accumulation,
+            augmentation=build_augmentation(config),
+        )
+
+
+def load_data(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None]) -> RunData:
+    """Load both splits and set the validation images aside. The main process comes first, so that it alone downloads.
+
+    Images that do not fit into main memory are streamed, unless `data_placement` is set; recordings never are.
+    """
+
+    def load(split: str, samples: int | None, like: ImageData | None, streaming: bool = config.streaming) -> ImageData:
+        try:
+            return load_images(
+                config.dataset,
+                config.data_dir,
+                split=split,
+                like=like,
+                image_column=config.image_column,
+                label_column=config.label_column,
+                image_size=config.image_size,
+                cropped=config.random_resized_crop,
+                max_samples=samples,
+                max_bad_images=config.max_bad_images,
+                streaming=streaming,
+                events=config.events,
+                progress=accelerator.is_main_process,
+            )
+        except NotEnoughMemoryError as error:
+            if streaming or config.data_placement != "auto" or config.events is not None:
+                raise
+            say(f"{split} images are streamed: {str(error).split('; ', 1)[1].rsplit('. Use', 1)[0]}")
+            return load(split, samples, like, streaming=True)
+
+    with accelerator.main_process_first():
+        train = load("train", config.max_train_samples, None)
+        test = load("test", config.max_test_samples, train)
+    return split_data(train, test, config)
+
+
+def split_data(train: ImageData, test: ImageData, config: TrainConfig) -> RunData:
+    """The data of a run: both splits, with the validation images that `config` asks for held out of `train`."""
+    return RunData(train, test, *train_validation_split(train, config.validation_fraction, config.seed))
+
+
+def run_data(train_split: Split, test_split: Split, config: TrainConfig) -> RunData:
+    """The data of a run from both splits, with validation images held out as `config` says.
+
+    Raises:
+        ValueError: tensors have another dtype or shape, or test images have another shape or other classes.
+        ConfigError: `config` says how to load images, which tensors are not.
+    """
+    if not (isinstance(train_split, ImageData) and isinstance(test_split, ImageData)):
+        fields = TrainConfig.model_fields
+        if given := [key for key in LOADING if getattr(config, key) != fields[key].default]:
+            raise ConfigError(
+                "run_data: config must leave the keys that load images at their defaults, since these are tensors; "
+                f"got {', '.join(given)}. Leave them out, and change the tensors instead."
+            )
+    training = _read(train_split, "train")
+    test = _read(test_split, "test", training.class_names)
+    if test.shape[1:] != training.shape[1:] or test.class_names != training.class_names:
+        raise ValueError(
+            f"run_data: test images must be like the training images, {training.shape[1:]} in {training.class_names}; "
+            f"got {test.shape[1:]} in {test.class_names}."
+        )
+    return split_data(training, test, config)
+
+
+def _read(split: Split, name: str, class_names: Sequence[str] | None = None) -> ImageData:
+    if isinstance(split, ImageData):
+        return split
+    tensors = split if isinstance(split, tuple) else tensors_of_dataset(split)
+    names = getattr(split, "classes", None) if class_names is None else class_names
+    return images_of_tensors(*tensors, split=name, class_names=names)
+
+
+def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, pixels in [0, 1], over training images drawn at random."""
+    _, channels, height, width = data.train.shape
+    sums, count = torch.zeros(2, channels, dtype=torch.float64), 0
+    for some in draw_indices(data.train_indices, STATISTICS_IMAGES).sort().values.split(100):
+        pixels = data.train.images_at(some).double() / 255
+        sums += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])
+        count += len(some) * height * width
+    mean = sums[0] / count
+    std = ((sums[1] - count * mean.square()).clamp_min(0) / max(1, count - 1)).sqrt().clamp_min(1e-3)
+    return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
+
+
+def build_augmentation(config: TrainConfig) -> Augmentation:
+    """The augmentation of the training images."""
+    return Augmentation(**config.model_dump(include=set(Augmentation.model_fields)))
+
+
+class EpochBatches(Batches):
+    """Augmented micro-batches of one epoch for one process.
+
+    Item i is micro-batch `i % accumulation` of optimiser step `i // accumulation`. An incomplete last step is
+    left out.
+
+    Args:
+        data: images and labels.
+        indices: [n], int64, the images to train on.
+        batch_size: images in an optimiser step, over all processes and micro-batches.
+        seed, epoch: determine the order of the images and their augmentation.
+        rank, world_size: number of this process, and number of processes.
+        accumulation: micro-batches in an optimiser step.
+        augmentation: augmentation of the images. Default: none.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        indices: Tensor,
+        *,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        if batch_size < 1 or batch_size % (world_size * accumulation):
+            raise ValueError(
+                f"EpochBatches: batch_size must be a multiple of processes times accumulation steps; got {batch_size} "
+                f"for {world_size} x {accumulation}. Use a multiple of {world_size * accumulation}."
+            )
+        if len(indices) < batch_size:
+            raise ValueError(
+                f"EpochBatches: batch_size must be at most the number of training images; got {batch_size} for "
+                f"{len(indices)}. Lower --batch-size, or use more images."
+            )
+        self.data = data
+        self.batch_size, self.accumulation = batch_size, accumulation
+        self.micro_batch_size = batch_size // (world_size * accumulation)
+        self.seed, self.epoch = seed, epoch
+        self.augmentation = augmentation or Augmentation()
+        self.augmentation.check_shape(data.shape[1:])
+        digest = hashlib.sha256(f"order/{seed}/{epoch}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        order = torch.randperm(len(indices), generator=generator)
+        # Each micro-batch is split among the processes; this process keeps its own part.
+        order = order[: len(order) // batch_size * batch_size].view(-1, world_size, self.micro_batch_size)[:, rank]
+        self.order = indices[order.flatten()].to(data.device, non_blocking=True)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in the epoch."""
+        return len(self) // self.accumulation
+
+    def __len__(self) -> int:
+        return len(self.order) // self.micro_batch_size
+
+    def gather(self, index: int, count: int = 1) -> Gathered:
+        """Indices, images (uint8) and labels of `count` micro-batches from `index` on, as one batch."""
+        indices = self.order[index * self.micro_batch_size : (index + count) * self.micro_batch_size]
+        return indices, self.data.images_at(indices), self.data.labels[indices]
+
+    def finish(self, gathered: Gathered) -> Batch:
+        """The batch, augmented on the device of the gathered tensors."""
+        indices, images, labels = gathered
+        return self.augmentation(images, indices, seed=self.seed, epoch=self.epoch), labels
+
+
+def train_loader(
+    batches: EpochBatches, device: torch.device | None = None, *, start_step: int = 0, num_workers: int = 0
+) -> Generator[Batch]:
+    """Micro-batches of an epoch from the optimiser step `start_step` on; see `load_batches`."""
+    first, count = start_step * batches.accumulation, 1
+    at_hand = batches.data.in_memory and (device is None or device.type == batches.data.device.type)
+    if at_hand and batches.augmentation.changes_images:
+        height, width = batches.data.shape[2:]
+        count = AUGMENTED_AHEAD // (batches.micro_batch_size * height * width)
+    if count > 1:
+        return _augment_ahead(batches, first, count)
+    return load_batches(batches, device, first=first, num_workers=num_workers)
+
+
+def _augment_ahead(batches: EpochBatches, first: int, count: int) -> Generator[Batch]:
+    """Micro-batches, augmented `count` at a time: the augmentation of an image does not depend on its batch."""
+    for index in range(first, len(batches), count):
+        images, labels = batches.finish(batches.gather(index, count))
+        yield from zip(*(tensor.split(batches.micro_batch_size) for tensor in (images, labels)), strict=True)

@@ -1,0 +1,321 @@
+"""A network in training: all that an optimiser step changes, and a checkpoint keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing, nullcontext
+from functools import partial
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from ttfs_kernels.checks import backend_for
+from ttfs_triton.data.images import ImageData, draw_indices
+from ttfs_triton.energy import Counts, counting
+from ttfs_triton.evaluate import Evaluation, EvaluationBatches, evaluate, sum_over_processes
+from ttfs_triton.evaluate.batches import Batch, load_batches
+from ttfs_triton.model.weights import not_finite
+from ttfs_triton.nn import NetworkGraph, collect_statistics, record_statistics, reset_statistics
+from ttfs_triton.nn.weighted import WeightedLayer
+from ttfs_triton.train.checkpoint import RunState
+from ttfs_triton.train.config import TrainConfig
+from ttfs_triton.train.data import RunData
+from ttfs_triton.train.device import share_statistics
+from ttfs_triton.train.graphs import GraphedStep, choose_graphs
+from ttfs_triton.train.lagrange import TargetTraining
+from ttfs_triton.train.optimisation import (
+    PersistenceSchedule,
+    build_optimizer,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    rate_factor,
+)
+from ttfs_triton.train.step import Teacher, TrainStep, look_ahead
+
+STATISTICS_IMAGES = 5_000
+"""Training images for the statistics of batch norm in evaluation."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """Loss, gradient or averaged weights became infinite or not a number; nothing was saved after that."""
+
+
+class Learner:
+    """A network in training, with its optimiser, schedules, average and target.
+
+    Args:
+        network: the network; it is moved to the device.
+        graph: graph of the network.
+        steps: optimiser steps of the run.
+        teacher: the network whose class probabilities are learned, if there is one.
+        stopping: whether this process was asked to stop, which ends scoring.
+        say: prints a line.
+    Attributes:
+        network, model: the bare network; the distributed, compiled one that is called in training.
+        average: moving average of its weights and buffers, if the run has one.
+        optimizer: the bare optimiser, without accelerate's wrapper, which knows about loss scaling.
+        target: the target, if the run has one.
+        persistence: the schedule of σ.
+        sums: [3], float64, on the device: loss, right answers and images of the epoch so far, of this process.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        network: nn.Module,
+        graph: NetworkGraph,
+        data: RunData,
+        steps: int,
+        teacher: Teacher | None,
+        stopping: Callable[[], bool],
+        say: Callable[[str], None],
+    ) -> None:
+        self.config, self.accelerator, self.network, self.steps = config, accelerator, network, steps
+        self._stopping, self._say, self._compiled = stopping, say, False
+        if config.lookahead > steps:
+            say(f"lookahead: weights are not averaged, since the run has only {steps} steps")
+        self.target: TargetTraining | None = None
+        if config.target is not None:
+            self.target = TargetTraining(config, accelerator, network, graph, data, steps)
+        graphs = choose_graphs(config, accelerator, graph, say)
+        # DistributedDataParallel is made on the stream of the capture, since autograd remembers a module's stream.
+        with nullcontext() if graphs is None else graphs.aside():
+            model = accelerator.prepare_model(network if self.target is None else self.target.model)
+        self.model = cast(nn.Module, torch.compile(model) if config.compile else model)
+        self.optimizer = build_optimizer(config, network, accelerator.mixed_precision)
+        if self.target is not None:
+            self.target.silent_channels.attach(self.optimizer)
+        averages = config.ema_decay or 0 < config.lookahead <= steps
+        # Its step count is on the device: a CUDA graph would read a count on the host only once.
+        self.average = AveragedModel(network, accelerator.device, use_buffers=True) if averages else None
+        if config.sync_batch_norm:
+            share_statistics(network)  # now, since a group of processes cannot be copied
+        networks = [network] if self.average is None else [network, self.average.module]
+        self.persistence = PersistenceSchedule(networks, config.psp_persistence_rise, steps, accelerator.device)
+        self._rate_factor = rate_factor(config, steps)
+        step = TrainStep(
+            config,
+            accelerator,
+            network,
+            self.model,
+            cast(AcceleratedOptimizer, accelerator.prepare_optimizer(self.optimizer)),
+            None if config.lookahead else self.average,
+            None if self.target is None else self.target.multiplier,
+            teacher,
+        )
+        self.sums, self._guard = step.sums, step.guard
+        self._step: TrainStep | GraphedStep = step
+        if graphs is not None:
+            self._step = GraphedStep(step, graphs, required=config.cuda_graph == "on", say=say)
+
+    @property
+    def scored_network(self) -> nn.Module:
+        """The network that is evaluated and kept: the moving average where there is one."""
+        return self.network if self.average is None else self.average.module
+
+    def learning_rate(self, done: int) -> float:
+        """Learning rate of the step after `done` steps, for parameters without a factor of their own."""
+        return self.optimizer.param_groups[0]["initial_lr"] * self._rate_factor(done)
+
+    def step(self, micro_batches: list[Batch], done: int) -> None:
+        """Make the optimiser step after `done` steps: it follows from tensors, configuration and this number alone."""
+        # Dropout included: a resumed run draws the same random numbers.
+        torch.manual_seed(_random_seed(self.config.seed, done, self.accelerator.process_index))
+        changed, images = self.persistence.set(done), micro_batches[0][0]
+        if (changed or not self._compiled) and backend_for("train", self.config.backend, images) == "triton":
+            from ttfs_kernels.triton.compilation import compile_kernels
+
+            compile_kernels(self.network, images, self.accelerator.autocast(), self._say)
+        self._compiled = True
+        if changed and isinstance(self._step, GraphedStep):
+            self._step.forget()
+        first = done == 0
+        if self.target is not None:
+            first |= self.target.prepare(done, self.learning_rate(done) / self.config.lr)
+        factor = self._rate_factor(done)
+        for group in self.optimizer.param_groups:
+            rate = group["initial_lr"] * factor
+            if isinstance(group["lr"], Tensor):  # a captured step reads the rate from there
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        self._step(micro_batches, sampled=done % self.config.statistics_steps == 0, first=first)
+        if self.average is None:
+            return
+        self.average.n_averaged.mul_(not first).add_(1)  # a new average warms up anew
+        if self.config.lookahead and (done + 1) % self.config.lookahead == 0:
+            look_ahead(self.average.module, self.network, self.config.lookahead, (done + 1) / self.steps)
+
+    def read_sums(self, done: int) -> tuple[list[float], int | None]:
+        """`sums` over all processes; and, if updates were cancelled in any of them, the number of steps since then.
+
+        Raises:
+            NonFiniteLossError: in fp16, no scale makes gradients finite.
+        """
+        *sums, cancelled = sum_over_processes(
+            self.accelerator, torch.cat([self.sums, self._guard.cancelled.view(1)])
+        ).tolist()
+        scaler = self.accelerator.scaler  # halves its scale, 65,536 at first, at each step that it skips
+        if not cancelled and scaler is not None and scaler.get_scale() < 1:
+            raise NonFiniteLossError(
+                f"step {done}: gradients are not finite in fp16, even unscaled, and steps are skipped. Use "
+                "--mixed-precision bf16 or no."
+            )
+        # 0 where only other processes cancelled it
+        return sums, max(0, int(self._guard.cancelled.item()) - 1) if cancelled else None
+
+    def failure(self, step: str, images: Tensor) -> NonFiniteLossError:
+        """The error for a cancelled step, with the layers' activity on its images."""
+        reset_statistics(self.network)
+        with torch.no_grad(), record_statistics(self.network), self.accelerator.autocast():
+            self.network(images.to(self.accelerator.device))
+        layers = "\n".join(
+            f"  {layer.name}: active {layer.sparsity:.2%}, saturated {layer.saturated_share:.2%}, "
+            f"silent {layer.silent_share:.2%}"
+            for layer in collect_statistics(self.network)
+        )
+        return NonFiniteLossError(
+            f"{step}: loss {self._guard.loss.item()}, gradient norm {self._guard.norm.item()}; stopped before the "
+            f"update.\n{layers}\nA lower --lr or --gradient-clip 1 usually helps."
+        )
+
+    def score(self, images: ImageData, indices: Tensor | None = None) -> Evaluation:
+        """Score the network on images, each once over all processes; `indices`: [n], int64. Default: all."""
+        accelerator, size = self.accelerator, self.config.evaluation_batch_size
+        batches = EvaluationBatches(images, indices, size, accelerator.process_index, accelerator.num_processes)
+        workers = self.config.num_workers
+        return evaluate(self.scored_network, batches, accelerator, num_workers=workers, stop=self._stopping)
+
+    def validate(self, data: RunData, epoch: int) -> Evaluation | None:
+        """Score the network on the validation images, if there are any, with batch statistics of training images.
+
+        Raises:
+            NonFiniteLossError: weights are not finite; averages may not be even if every loss was.
+        """
+        # Batches as in training, whatever the number of processes and the batch size of scoring.
+        size = min(500, self.config.batch_size // self.config.gradient_accumulation)
+        refresh_statistics(self.scored_network, data.train, data.train_indices, size, self.accelerator)
+        if problem := not_finite(self.scored_network.state_dict()):
+            raise NonFiniteLossError(
+                f"epoch {epoch}: the scored weights must be finite; got {problem}. They were not saved. A lower --lr "
+                "usually helps."
+            )
+        if self.target is not None:
+            return self.target.validate(partial(self.score, data.train), self.scored_network)
+        return self.score(data.train, data.validation_indices) if len(data.validation_indices) else None
+
+    def end_epoch(self, done: int, evaluation: Evaluation | None) -> tuple[dict[str, Any], float]:
+        """Figures of an epoch for metrics.jsonl, beside its sums; and how far the network is from its goals.
+
+        An epoch in which σ has not reached its goal is never better than a later one.
+        """
+        self.sums.zero_()
+        share = self.persistence.share
+        figures: dict[str, Any] = {"lr": self.learning_rate(done)}
+        if self.config.psp_persistence_rise is not None:
+            figures["rise"] = share
+        if evaluation is not None:
+            figures |= {
+                "val_loss": evaluation.loss,
+                "val_accuracy": evaluation.accuracy,
+                "val_first_spike_accuracy": evaluation.first_spike_accuracy,
+                "sparsity": evaluation.sparsity,
+                "layer_sparsity": {layer.name: layer.sparsity for layer in evaluation.layers},
+            }
+        if self.target is None:
+            return figures, 1 - share
+        miss = self.target.miss
+        return figures | self.target.after_epoch(), 1 - share + miss
+
+    def score_test(self, data: RunData) -> tuple[Evaluation, Counts]:
+        """Score the network on the test images once, and count its events; the bare network takes its weights."""
+        network = self.scored_network
+        with counting(network, image_shape=data.test.shape[1:], histogram_bins=0) as counter:
+            # bfloat16 rounds some potentials across the threshold. Test figures are those of the float32 network.
+            self.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
+            evaluation = self.score(data.test)
+        if self.average is not None:
+            self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
+            self.network.load_state_dict(network.state_dict())
+        return evaluation, counter.counts(self.accelerator)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors that a checkpoint keeps: group → name → tensor, in the learner's memory."""
+        groups = {"model": self.network.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
+        if self.average is not None:
+            groups["average"] = self.average.state_dict()
+        if self.target is not None:
+            groups["dial"] = {"state": self.target.multiplier.state}
+        return groups
+
+    @torch.no_grad()
+    def restore(self, state: RunState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Restore what a checkpoint keeps; KeyError or ValueError if it does not fit this network and configuration."""
+        if broken := [group for group, named in tensors.items() if not_finite(named)]:
+            raise ValueError(f"numbers must be finite, also in {', '.join(broken)}")
+        for group, named in self.tensors().items():
+            if group == "optimizer":
+                load_optimizer_tensors(self.optimizer, tensors[group], began=state.position.step > 0)
+                continue
+            before, now = (
+                {name: (tensor.dtype, tensor.shape) for name, tensor in each.items()}
+                for each in (tensors[group], named)
+            )
+            for name in now | before:
+                if before.get(name) != now.get(name):
+                    raise ValueError(f"{group}: {name} must be {now.get(name)}; got {before.get(name)}")
+                named[name].copy_(tensors[group][name])
+        if self.target is not None:
+            self.target.resume(state.held_layers)
+        if self.accelerator.scaler is not None and state.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+
+
+def _random_seed(seed: int, step: int, process: int) -> int:
+    """Seed of the random numbers of a step in a process."""
+    mixed = 0
+    for number in (seed, step, process):
+        mixed = (mixed * 1_000_003 + number + 1) % (2**63)
+    return mixed
+
+
+@torch.no_grad()
+def refresh_statistics(
+    network: nn.Module, images: ImageData, indices: Tensor, batch_size: int, accelerator: Accelerator
+) -> None:
+    """Compute the statistics of all batch norms from training images, without augmentation.
+
+    Running statistics lag behind the weights at a high learning rate, and do not fit averages of weights. Images are
+    drawn at random, the same ones in every process and epoch.
+
+    Args:
+        network: its buffers change; its mode stays.
+        images, indices: the training images, and their indices, [n], int64.
+        batch_size: images at a time; statistics are means over whole batches.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, WeightedLayer)]
+    norms = [(layer, layer.batch_norm) for layer in layers if layer.batch_norm is not None]
+    if not norms:
+        return
+    size = min(batch_size, len(indices))
+    drawn = draw_indices(indices, max(size, min(STATISTICS_IMAGES, len(indices)) // size * size))
+    batches = EvaluationBatches(images, drawn, size)
+    was_training, before = network.training, [(norm.momentum, layer.statistics_group) for layer, norm in norms]
+    network.eval()
+    for layer, norm in norms:
+        norm.reset_running_stats()
+        norm.momentum, layer.statistics_group = 0.0, None  # a mean over all batches
+        norm.train()
+    try:
+        with closing(load_batches(batches, accelerator.device)) as loaded:
+            for some, _ in loaded:
+                network(some)
+    finally:
+        for (layer, norm), (momentum, group) in zip(norms, before, strict=True):
+            norm.momentum, layer.statistics_group = momentum, group
+        network.train(was_training)
