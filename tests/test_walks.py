@@ -23,7 +23,7 @@ WALKS = {
     "step of a layer with batch norm": (8, 6),
     "network from its files": (20, 5),
     "page of an evaluation": (12, 12),
-    "training from its configuration": (60, 20),
+    "training from its configuration": (59, 20),
 }
 
 

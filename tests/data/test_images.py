@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.fixtures import random_images, write_parquet
+from tests.evaluate.common import numbered
+from ttfs_triton.data import images
 from ttfs_triton.data.decode import EncodedImages, InMemoryImages
-from ttfs_triton.data.images import ImageData, draw_images, load_images, train_validation_split
+from ttfs_triton.data.images import ImageData, draw_images, load_images, place_images, train_validation_split
 
 
 def with_labels(labels: list[int]) -> ImageData:
@@ -36,6 +38,10 @@ def test_a_folder_is_read(tmp_path, channels, streaming):
     assert torch.equal(chosen, expected[[7, 0, 7]])
     assert chosen.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(data.in_epoch(0, 1).images, expected), "images that are not cropped are the same in each"
+    if streaming:
+        (placed,), where = place_images([data], torch.device("cpu"))
+        assert placed is data
+        assert where == "images: encoded on disk, decoded batch by batch"
     assert (data.labels.dtype, data.labels.tolist()) == (torch.int64, labels)
     assert data.class_names == ["x", "y", "z"]
     assert (data.name, data.split, data.skipped, len(data)) == (str(tmp_path), "train", [2], 20)
@@ -166,3 +172,58 @@ def test_images_are_drawn_by_the_seed_among_those_named():
     assert torch.equal(some, again)
     assert not torch.equal(some, other)
     torch.testing.assert_close(draw_images(data, 100, 1).flatten().sort().values, torch.arange(20) / 255)
+
+
+# ---- their place in memory
+
+
+SIZE = 50 * 8 * 8 * 3
+
+
+def test_placed_images_are_the_images(device):
+    data = numbered(50, 3)
+    (placed,), where = place_images([data], device)
+    assert where.startswith("images: 0.0 MiB " + ("in main memory" if device.type == "cpu" else "on the device, 80"))
+    assert placed.device.type == placed.labels.device.type == device.type
+    assert placed.in_memory
+    indices = torch.tensor([7, 3, 49, 3])
+    images = placed.images_at(indices.to(device))
+    assert torch.equal(images.cpu(), data.images_at(indices))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert placed.labels[indices.to(device)].tolist() == [7, 3, 49, 3]
+
+
+class Refusing:
+    """Stands for the pixels of a data set that a device has no room for."""
+
+    nbytes = SIZE
+
+    def to(self, device):
+        if torch.device(device).type == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "free", "found"),
+    [("auto", 2 * SIZE, "cuda"), ("auto", 2 * SIZE - 1, "host"), ("device", SIZE, "cuda"), ("host", 9 * SIZE, "host")],
+)
+def test_place_follows_from_free_memory(monkeypatch, wanted, free, found):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free, free))
+    monkeypatch.setattr(images, "_placed", lambda _, device, pinned=False: chosen.append((device.type, pinned)))
+    _, where = place_images([numbered(50, 3)], torch.device("cuda", 0), wanted)
+    assert chosen == [("cuda", False) if found == "cuda" else ("cpu", True)]
+    assert ("on the device, " if found == "cuda" else "in main memory, ") in where
+
+
+def test_device_that_is_too_small_gives_way_to_the_host(monkeypatch):
+    splits = [numbered(50, 3)]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (100 * SIZE, 100 * SIZE))
+    object.__setattr__(splits[0].store, "pixels", Refusing())
+    (placed,), where = place_images(splits, torch.device("cuda", 0))
+    assert placed.device.type == "cpu"
+    assert placed.store.pinned
+    assert where == "images: 0.0 MiB in main memory, 0.9 MiB are free on the device"
+    with pytest.raises(RuntimeError, match=r"place_images: .* must fit .*; got 0.0 MiB.* --data-placement host"):
+        place_images(splits, torch.device("cuda", 0), "device")

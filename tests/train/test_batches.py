@@ -5,7 +5,7 @@ import torch
 
 from tests.evaluate.common import join, numbered
 from ttfs_triton.data.augment import Augmentation
-from ttfs_triton.data.placement import place_images
+from ttfs_triton.data.images import place_images
 from ttfs_triton.train.data import EpochBatches, train_loader
 
 AUGMENTATION = Augmentation(crop_padding=2, crop_fill=128, flip=True, shift=1, cutout=3)

@@ -219,11 +219,8 @@ def check_rows(
     The result is kept in the cache of `datasets`, under a hash of the sizes of all images, the files that hold them and
     their times, and the bytes of 256 images.
 
-    Args:
-        size: (height, width) of the crops.
-        rows, row_numbers, where, channels, max_bad_images, progress: as in `decode_rows`.
-    Returns:
-        Encoded images that are cropped at each access; `digest` is a hash of the encoded files.
+    Arguments are as in `decode_rows`; `size` is that of the crops. The images are cropped at each access; the `digest`
+    is a hash of their files.
     """
     path = Path(datasets_config.HF_DATASETS_CACHE) / "checked-images" / f"{_key(rows, row_numbers)}.json"
     bad = BadImages(where, max_bad_images, row_names(rows, where))

@@ -1,4 +1,4 @@
-"""Images and labels of one split of a data set, and the split of training images for validation."""
+"""Images and labels of one split of a data set: loaded, divided, drawn, and placed in memory."""
 
 from __future__ import annotations
 
@@ -7,24 +7,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal
 
-import datasets
-import numpy as np
-import pyarrow
 import torch
-from pyarrow import compute
 from torch import Tensor
 
 from ttfs_triton.data.decode import EncodedImages, InMemoryImages, check_rows, decode_rows
 from ttfs_triton.data.events import EventWindows
 from ttfs_triton.data.recordings import decode_recordings, find_recordings
-from ttfs_triton.data.sources import Rows, find_column, find_rows
+from ttfs_triton.data.sources import encoded_images, find_labels, find_rows
 
 logger = logging.getLogger(__name__)
 
-MANY_CLASSES = 1000
-"""A column with larger numbers than this, and than the number of its rows, is refused: it numbers no classes."""
+DEVICE_SHARE = 0.5  # share of a device's free memory that images may take; the rest is for the network
 
 
 @dataclass(frozen=True)
@@ -127,7 +122,7 @@ def load_images(
         ValueError: data, split, columns, labels or images are not as described.
         RuntimeError: no network and no cached copy, unreadable files, or not enough memory.
     """
-    options = {"max_bad_images": max_bad_images, "progress": progress}
+    options: dict[str, Any] = {"max_bad_images": max_bad_images, "progress": progress}
     if events is not None:
         beside = {"image_column": image_column, "label_column": label_column, "image_size": image_size}
         given = [name for name, value in (beside | {"cropped": cropped, "streaming": streaming}).items() if value]
@@ -137,38 +132,37 @@ def load_images(
                 f"and streaming; got {', '.join(given) or 'no data_dir'}. Recordings lie in a folder; pool makes them "
                 "smaller."
             )
-        found = find_recordings(Path(data_dir), split)
-        where = f"the {found.split} split of {found.origin}"
-        labels = torch.tensor([item.label for item in found.items], dtype=torch.int64)
-        labels, class_names = _as_training_numbers(labels, found.class_names, like, classes, where)
-        row_numbers = _chosen(labels, max_samples, samples_seed)
-        decoded = decode_recordings(found, row_numbers, events, **options)
+        rows = find_recordings(Path(data_dir), split)
     else:
-        found = find_rows(dataset, data_dir, split, progress=progress)
-        if found.split != split:
-            logger.warning("%s has no %s split; using %s.", found.origin, split, found.split)
-        where = f"the {found.split} split of {found.origin}"
-        encoded = _encoded_images(found, image_column)
-        labels, class_names = _labels(found, label_column, where, like, classes)
-        row_numbers = _chosen(labels, max_samples, samples_seed)
-        size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if like is not None and size is None:
-            size = (like.shape[2], like.shape[3])
-        limits = {"channels": None if like is None else like.shape[1], **options}
+        rows = find_rows(dataset, data_dir, split, progress=progress)
+    if rows.split.lower() != split.lower():
+        logger.warning("%s has no %s split; using %s.", rows.origin, split, rows.split)
+    names = None if like is None else like.class_names
+    labels, class_names = find_labels(rows, label_column, names, classes)
+    row_numbers = _chosen(labels, max_samples, samples_seed)
+    if events is not None:
+        decoded = decode_recordings(rows, row_numbers, events, **options)
+    else:
+        encoded, size = encoded_images(rows, image_column), image_size
+        if size is None and like is not None:
+            size = like.shape[2:]
+        elif isinstance(size, int):
+            size = (size, size)
+        options |= {"where": rows.where, "channels": None if like is None else like.shape[1]}
         if cropped:
             if size is None:
                 raise ValueError(
                     "load_images: image_size must be given for cropped images; got None. Add --image-size."
                 )
-            decoded = check_rows(encoded, row_numbers, size, where=where, **limits)
+            decoded = check_rows(encoded, row_numbers, size, **options)
         else:
             resize, keep = image_size is not None, not streaming
-            decoded = decode_rows(encoded, row_numbers, keep=keep, where=where, size=size, resize=resize, **limits)
+            decoded = decode_rows(encoded, row_numbers, keep=keep, size=size, resize=resize, **options)
     labels = labels[row_numbers[decoded.kept]]
     fingerprint = _fingerprint(decoded.digest, decoded.images.shape, class_names, labels)
     hub_name = dataset if data_dir is None else None
     return ImageData(
-        decoded.images, labels, class_names, found.origin, found.split, fingerprint, decoded.skipped, hub_name
+        decoded.images, labels, class_names, rows.origin, rows.split, fingerprint, decoded.skipped, hub_name
     )
 
 
@@ -272,106 +266,49 @@ def _stratified_choice(labels: Tensor, count: int, seed: int) -> Tensor:
     return order[place < counts.repeat_interleave(sizes)].sort().values
 
 
-def _encoded_images(rows: Rows, name: str | None) -> datasets.Dataset:
-    column = find_column(rows, "image_column", name)
-    table = rows.table.select_columns(column)
-    try:
-        table = table.cast_column(column, datasets.Image(decode=False))
-    except (TypeError, ValueError, pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
-        raise ValueError(
-            f"load_images: image_column must hold encoded images; got {column!r} of type "
-            f"{rows.table.features[column]} in {rows.origin}. Name another with --image-column."
-        ) from error
-    for chunk in table.data.column(column).chunks if rows.embedded else ():
-        named = compute.and_(chunk.field("bytes").is_null(), chunk.field("path").is_valid())  # pyright: ignore
-        if compute.any(named).as_py():  # pyright: ignore
-            raise ValueError(
-                f"load_images: image_column must hold images, not names of files; got names in {column!r} of "
-                f"{rows.origin}. Put the files' bytes into the table."
-            )
-    return table
+def place_images(
+    splits: Sequence[ImageData], device: torch.device, wanted: Literal["auto", "device", "host"] = "auto"
+) -> tuple[list[ImageData], str]:
+    """Move the splits of a data set to where batches are gathered fastest.
+
+    Args:
+        splits: the splits as loaded.
+        device: the device that trains.
+        wanted: "device" or "host" (main memory); "auto": on the device if all splits take up at most half of its free
+            memory, else the host. On a CPU both are main memory. Encoded images stay on disk.
+    Returns:
+        The splits, and a line that says where they are.
+    Raises:
+        RuntimeError: `wanted` is "device", but its memory is too small.
+    """
+    stores = [split.store for split in splits]
+    size = sum(store.pixels.nbytes for store in stores if isinstance(store, InMemoryImages))
+    if size == 0:
+        return list(splits), "images: encoded on disk, decoded batch by batch"
+    if device.type == "cpu":
+        return _placed(splits, device), f"images: {_gib(size)} in main memory"
+    free = torch.cuda.mem_get_info(device)[0]
+    why = "as asked for" if wanted == "host" else f"{_gib(free)} are free on the device"
+    if wanted == "device" or (wanted == "auto" and size <= DEVICE_SHARE * free):
+        try:
+            return _placed(splits, device), f"images: {_gib(size)} on the device, {_gib(free)} were free"
+        except torch.OutOfMemoryError as error:
+            if wanted == "device":
+                raise RuntimeError(
+                    f"place_images: the images must fit into the device's memory; got {_gib(size)}, with "
+                    f"{_gib(free)} free. Use --data-placement host, or auto."
+                ) from error
+    return _placed(splits, torch.device("cpu"), pinned=True), f"images: {_gib(size)} in main memory, {why}"
 
 
-def _labels(
-    rows: Rows, name: str | None, where: str, like: ImageData | None, classes: Sequence[str] | None
-) -> tuple[Tensor, list[str]]:
-    """Labels [N] int64 and class names; with `like` or `classes`, in their numbering."""
-    column = find_column(rows, "label_column", name)
-    feature = rows.table.features[column]
-    table = cast(pyarrow.Table, rows.table.select_columns(column).with_format("arrow")[:])
-    values = table.column(column).combine_chunks()
-    if values.null_count:
-        row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-        raise ValueError(f"load_images: labels must be given; got none in row {row} of {where}. Remove the row.")
-    names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-    if pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type):
-        strings = values.to_pylist()
-        names = sorted(set(strings))
-        positions = {text: i for i, text in enumerate(names)}
-        labels = torch.tensor([positions[text] for text in strings], dtype=torch.int64)
-    elif pyarrow.types.is_integer(values.type):
-        labels = torch.from_numpy(values.to_numpy(zero_copy_only=False).astype(np.int64))
-    else:
-        raise ValueError(
-            f"load_images: labels must be whole numbers or strings; got {values.type} in column {column!r} of "
-            f"{where}. Name another column with --label-column."
-        )
-    if len(labels) == 0:
-        raise ValueError(f"load_images: {where} must hold rows; got none. Check the data.")
-    if names is None and like is not None:
-        names = like.class_names
-        if names != _numbers(len(names)):
-            said = ", ".join(names)
-            logger.warning("labels are numbers in %s; taken for the classes %.200s, in order.", where, said)
-    elif names is None:
-        names = _numbered_classes(labels, where)
-    wrong = ((labels < 0) | (labels >= len(names))).nonzero()
-    if len(wrong):
-        row = int(wrong[0])
-        raise ValueError(
-            f"load_images: labels must be in 0 to {len(names) - 1}; got {int(labels[row])} in row {row} of {where} "
-            f"({len(wrong)} such rows). Splits without labels carry -1: choose another split."
-        )
-    return _as_training_numbers(labels, names, like, classes, where)
+def _placed(splits: Sequence[ImageData], device: torch.device, pinned: bool = False) -> list[ImageData]:
+    return [
+        replace(split, store=InMemoryImages(split.store.pixels.to(device), pinned), labels=split.labels.to(device))
+        if isinstance(split.store, InMemoryImages)
+        else split
+        for split in splits
+    ]
 
 
-def _numbers(count: int) -> list[str]:
-    """Names of classes that have only numbers: "0", "1", ..."""
-    return [str(number) for number in range(count)]
-
-
-def _numbered_classes(labels: Tensor, where: str) -> list[str]:
-    """Names for classes that have only numbers: "0", "1", ..."""
-    known = int(labels.max()) + 1
-    if known > max(MANY_CLASSES, len(labels)):
-        row = int(labels.argmax())
-        raise ValueError(
-            f"load_images: labels must number the classes from 0; got {known - 1} in row {row} of {where}, which "
-            f"has {len(labels)} rows. Number the classes without gaps, or name them."
-        )
-    if (empty := known - len(labels.unique())) > 0:
-        logger.warning("%d of %d classes have no image in %s.", empty, known, where)
-    return _numbers(known)
-
-
-def _as_training_numbers(
-    labels: Tensor, names: list[str], like: ImageData | None, classes: Sequence[str] | None, where: str
-) -> tuple[Tensor, list[str]]:
-    """Labels and class names of a split; a test split is numbered like the training split, `like`, or by `classes`."""
-    if like is None and classes is not None and len(names) < len(classes):
-        known = list(classes)
-        names = known[: len(names)] if names == _numbers(len(names)) else names
-        if set(names) <= set(known):
-            lacking = ", ".join(text for text in known if text not in names)
-            logger.warning("%s has no images of %.200s.", where, lacking)
-            return torch.tensor([known.index(text) for text in names])[labels], known
-    if like is None or names == like.class_names:
-        return labels, names
-    unknown = [text for text in names if text not in like.class_names]
-    if unknown:
-        raise ValueError(
-            f"load_images: classes of {where} must be those of the training split; got {', '.join(unknown[:5])}. "
-            "Use the same data set for both."
-        )
-    numbering = torch.tensor([like.class_names.index(text) for text in names])
-    return numbering[labels], like.class_names
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"

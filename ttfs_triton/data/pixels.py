@@ -129,10 +129,7 @@ def random_part(height: int, width: int, numbers: np.ndarray) -> tuple[int, int,
 def tensors_of_dataset(dataset: Dataset) -> tuple[Tensor, Tensor]:
     """Images [N, C, height, width] and labels [N], int64, of a map-style data set; each item is read once.
 
-    Args:
-        dataset: items (image, label): an image of Pillow, or a tensor [C, height, width]; and a whole number.
-    Raises:
-        TypeError, ValueError: the data set has no length, or its images differ in shape.
+    An item is an image of Pillow, or a tensor [C, height, width], and a whole number.
     """
     rows: Any = dataset
     if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):

@@ -45,11 +45,7 @@ _AHEAD_BYTES = 2**25  # bytes of pixels that a thread decodes ahead
 
 
 def file_bytes(encoded: dict[str, Any] | None) -> bytes:
-    """The content of an image's file.
-
-    Args:
-        encoded: `bytes` of the file, or else its `path`, as `datasets.Image(decode=False)` gives them.
-    """
+    """The content of an image's file, of which `datasets.Image(decode=False)` gives the `bytes`, or else the `path`."""
     if encoded and encoded["bytes"] is None and encoded["path"]:
         return read_regular(Path(encoded["path"]), MAX_BYTES)
     if not encoded or not encoded["bytes"]:
@@ -148,12 +144,8 @@ def row_names(rows: datasets.Dataset, where: str) -> Callable[[int], str]:
 
 
 class BadImages:
-    """The images of a split that cannot be decoded: each is logged, too many are an error.
+    """The images of a split that cannot be decoded: each is logged, more than `limit` are an error.
 
-    Args:
-        where: split and origin, for messages.
-        limit: number of such images that is allowed.
-        name: names a row in messages.
     Attributes:
         rows, reasons: row number and error of each such image.
         kept: positions of the other images among the rows that `good` was given.

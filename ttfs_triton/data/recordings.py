@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,9 +17,10 @@ from ttfs_triton.data.decode import Decoded, InMemoryImages, require_memory
 from ttfs_triton.data.event_files import READERS
 from ttfs_triton.data.events import EventWindows, first_spikes
 from ttfs_triton.data.reading import BadImages, with_progress_bar
-from ttfs_triton.data.sources import SPLIT_NAMES, divide, require_folder, visible_files
+from ttfs_triton.data.sources import SPLIT_NAMES, Rows, class_folders, labelled, require_folder
 
 _SUFFIXES = {".bin", ".npz"}  # of recordings in class folders
+_COLUMNS = {"path": datasets.Value("string"), "start": datasets.Value("int64"), "stop": datasets.Value("int64")}
 _SENSORS = {".bin": (34, 34), ".aedat": (128, 128)}  # N-MNIST's, DVS-Gesture's
 _LATEST = 2**62  # microseconds in AEDAT 3.1 have 31 bits, and their overflows as many
 GESTURES = (
@@ -29,43 +30,10 @@ GESTURES = (
 """Classes of DVS-Gesture, numbered from 1 in its files (Amir et al., CVPR 2017)."""
 
 
-@dataclass(frozen=True)
-class Recording:
-    """A recording of one class: a file, or a part of it.
+def find_recordings(folder: Path, split: str) -> Rows:
+    """Find the recordings of a split: a row for each, with its file's `path`, `label`, and `start` and `stop` in it.
 
-    Attributes:
-        path: the file.
-        label: number of the class.
-        start, stop: bounds of the part in microseconds; None: the first event's time, and the end of the file.
-    """
-
-    path: Path
-    label: int
-    start: int | None = None
-    stop: int | None = None
-
-
-@dataclass(frozen=True)
-class Recordings:
-    """One split of a data set of recordings, which are not read yet.
-
-    Attributes:
-        items: the recordings, file by file.
-        class_names: one name for each class.
-        sensor: (height, width) in pixels, as the kind of file implies; None if it implies no size.
-        split: the name under which the split was found.
-        origin: folder, for messages.
-    """
-
-    items: Sequence[Recording]
-    class_names: list[str]
-    sensor: tuple[int, int] | None
-    split: str
-    origin: str
-
-
-def find_recordings(folder: Path, split: str) -> Recordings:
-    """Find the recordings of a split.
+    A recording that is a part of a file has bounds in microseconds. Without a start, it begins with its first event.
 
     Args:
         folder: DVS-Gesture as published (`trials_to_train.txt`, `trials_to_test.txt`, and the files that these list,
@@ -80,15 +48,13 @@ def find_recordings(folder: Path, split: str) -> Recordings:
     names = SPLIT_NAMES.get(split, (split,))
     for name in names:
         if (trials := folder / f"trials_to_{name}.txt").is_file():
-            return Recordings(_gestures(trials), list(GESTURES), _SENSORS[".aedat"], name, str(folder))
-    inside = sorted(path for path in folder.iterdir() if path.is_dir())
-    for name in names:
-        for path in inside:
-            if path.name.lower() == name and (files := _files(path)):
-                return _class_folders(files, files, path.name, folder)
-    known = {name for group in SPLIT_NAMES.values() for name in group}
-    if names[0] in SPLIT_NAMES and not known & {path.name.lower() for path in inside} and (files := _files(folder)):
-        return _class_folders(divide(files)[names[0]], files, names[0], folder)
+            return Rows(_gestures(trials), name, str(folder), sensor=_SENSORS[".aedat"])
+    if found := class_folders(folder, names, _SUFFIXES):
+        name, files, classes = found
+        sensors = {_SENSORS.get(path.suffix.lower()) for path in files}
+        columns = {"path": list(map(str, files)), "start": list(map(_start, files)), "stop": [None] * len(files)}
+        table = labelled(columns, _COLUMNS, files, classes)
+        return Rows(table, name, str(folder), sensor=sensors.pop() if len(sensors) == 1 else None)
     raise ValueError(
         f"load_images: data_dir must hold a {names[0]} split of recordings; got {str(folder)!r}. Looked for "
         f"trials_to_{names[0]}.txt of DVS-Gesture, and for .bin and .npz files in NAME/<class>/, with NAME = "
@@ -97,7 +63,7 @@ def find_recordings(folder: Path, split: str) -> Recordings:
 
 
 def decode_recordings(
-    found: Recordings,
+    rows: Rows,
     row_numbers: Tensor,
     windows: EventWindows,
     *,
@@ -107,7 +73,7 @@ def decode_recordings(
     """Make images of recordings, all in memory.
 
     Args:
-        found: recordings of a split.
+        rows: recordings of a split.
         row_numbers: [n], int64, numbers of the recordings to take.
         windows: how a recording becomes an image.
         max_bad_images: number of recordings that may be unusable; each is logged and skipped.
@@ -116,32 +82,32 @@ def decode_recordings(
         ValueError: the sensor's size is unknown, too many recordings are unusable, or none is left.
         NotEnoughMemoryError: the images do not fit into memory.
     """
-    sensor = windows.sensor or found.sensor
+    sensor = windows.sensor or rows.sensor
     if sensor is None:
         raise ValueError(
-            f"load_images: event_sensor must be height and width of the sensor of {found.origin}; got None. Give it."
+            f"load_images: event_sensor must be height and width of the sensor of {rows.origin}; got None. Give it."
         )
-    where = f"the {found.split} split of {found.origin}"
     channels, height, width = windows.shape(sensor)
     shape = (len(row_numbers), height, width, channels)
-    require_memory(math.prod(shape), f"{len(row_numbers)} images of {where}", "Use fewer windows or a larger pool.")
+    what, items = f"{len(row_numbers)} images of {rows.where}", rows.table.to_list()
+    require_memory(math.prod(shape), what, "Use fewer windows or a larger pool.")
     pixels, digest = np.empty(shape, np.uint8), hashlib.sha256()
-    content = lru_cache(maxsize=1)(lambda path: READERS[path.suffix](path))  # for files with several recordings
+    content = lru_cache(maxsize=1)(_events)  # for files with several recordings
 
     def read(row: int) -> np.ndarray | Exception:
-        item = found.items[row]
+        path, start, stop = (items[row][name] for name in _COLUMNS)
         try:
-            events = content(item.path)
-            if item.stop is not None and isinstance(events, np.ndarray):
-                events = events[(events["t"] >= item.start) & (events["t"] < item.stop)]
-            levels = first_spikes(events, sensor, windows, start=item.start, stop=item.stop, levels=True)
+            events = content(path)
+            if stop is not None and isinstance(events, np.ndarray):
+                events = events[(events["t"] >= start) & (events["t"] < stop)]
+            levels = first_spikes(events, sensor, windows, start=start, stop=stop, levels=True)
         except (OSError, TypeError, ValueError) as error:
             return error
         return levels if levels.any() else ValueError("no event falls into its windows")
 
-    rows = with_progress_bar(row_numbers.tolist(), "Reading events", progress)
-    bad = BadImages(where, max_bad_images, lambda row: str(found.items[row].path))
-    for place, (_, levels) in enumerate(bad.good(row_numbers, map(read, rows))):
+    numbers = with_progress_bar(row_numbers.tolist(), "Reading events", progress)
+    bad = BadImages(rows.where, max_bad_images, lambda row: items[row]["path"])
+    for place, (_, levels) in enumerate(bad.good(row_numbers, map(read, numbers))):
         pixels[place] = levels.transpose(1, 2, 0)
         digest.update(pixels[place].data)
     images = InMemoryImages(torch.from_numpy(pixels[: len(bad.kept)]))
@@ -164,27 +130,18 @@ def recording_pixels(path: Path, windows: EventWindows) -> np.ndarray:
     return first_spikes(events, sensor, windows, start=_start(path), levels=True).transpose(1, 2, 0)
 
 
-def _files(folder: Path) -> list[Path]:
-    """Recordings in class folders, class by class."""
-    return [path for path in visible_files(folder) if path.suffix in _SUFFIXES]
-
-
-def _class_folders(files: Sequence[Path], among: Sequence[Path], split: str, folder: Path) -> Recordings:
-    """The recordings in `files`, numbered by all class folders that hold the files `among`."""
-    names = sorted({path.parent.name for path in among})
-    items = [Recording(path, names.index(path.parent.name), _start(path)) for path in files]
-    sensors = {_SENSORS.get(path.suffix) for path in files}
-    return Recordings(items, names, sensors.pop() if len(sensors) == 1 else None, split, str(folder))
+def _events(path: str) -> np.ndarray | Mapping[str, np.ndarray]:
+    return READERS[Path(path).suffix.lower()](Path(path))
 
 
 def _start(path: Path) -> int | None:
     """Start of the recording in a file: 0 in .bin files, whose times count from there; else None, unknown."""
-    return 0 if path.suffix == ".bin" else None
+    return 0 if path.suffix.lower() == ".bin" else None
 
 
-def _gestures(trials: Path) -> list[Recording]:
+def _gestures(trials: Path) -> datasets.Dataset:
     """The recordings in the files that a list names, in the order of the list."""
-    items: list[Recording] = []
+    items: list[tuple[str, int, int, int]] = []
     for name in filter(None, map(str.strip, trials.read_text(encoding="utf-8", errors="replace").splitlines())):
         path, table = trials.parent / name, trials.parent / f"{Path(name).stem}_labels.csv"
         if Path(name).name != name or path.suffix != ".aedat" or not path.is_file() or not table.is_file():
@@ -197,10 +154,11 @@ def _gestures(trials: Path) -> list[Recording]:
                 label, start, stop = map(int, line.split(","))
                 if not 1 <= label <= len(GESTURES) or not 0 <= start <= stop <= _LATEST:
                     raise ValueError(f"got {line:.80}")
-                items.append(Recording(path, label - 1, start, stop))
+                items.append((str(path), start, stop, label - 1))
         except ValueError as error:  # also if the file is not text
             raise ValueError(
                 f"load_images: {table.name} must hold class (1 to {len(GESTURES)}), start and stop (in microseconds, "
                 f"rising) in each row; {error}. Extract it anew."
             ) from error
-    return items
+    kinds = datasets.Features(**_COLUMNS, label=datasets.ClassLabel(names=list(GESTURES)))
+    return datasets.Dataset.from_list([dict(zip(kinds, item, strict=True)) for item in items], features=kinds)

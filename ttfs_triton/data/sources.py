@@ -1,4 +1,4 @@
-"""Finds the rows of a data set (bundled sample, Hugging Face Hub, local folder) and its columns, without decoding."""
+"""Finds the rows of a data set (bundled sample, Hugging Face Hub, local folder), its columns and labels."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import datasets
+import numpy as np
+import pyarrow
+import torch
 from datasets import config as datasets_config
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-from pyarrow import parquet
+from pyarrow import compute, parquet
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +37,8 @@ _COLUMNS = {
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 TEST_SHARE = 0.2
 """Share of each class that are test images, in class folders without a split."""
+MANY_CLASSES = 1000
+"""A column with larger numbers than this, and than the number of its rows, is refused: it numbers no classes."""
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -45,27 +51,23 @@ class Rows:
         split: the name under which the split was found.
         origin: Hub name or folder, for messages.
         embedded: the table must hold the images' bytes: a table from others must not name files of this machine.
+        sensor: of recordings, (height, width) in pixels, as the kind of file implies; None if it implies no size.
     """
 
     table: datasets.Dataset
     split: str
     origin: str
     embedded: bool = False
+    sensor: tuple[int, int] | None = None
+
+    @property
+    def where(self) -> str:
+        """Split and origin, for messages."""
+        return f"the {self.split} split of {self.origin}"
 
 
 def find_rows(dataset: str | None, data_dir: str | Path | None, split: str, *, progress: bool = False) -> Rows:
-    """Find the rows of a split.
-
-    Args:
-        dataset: "sample" or a Hub name, `owner/name`. Ignored if `data_dir` is given.
-        data_dir: folder of parquet files (`train*.parquet`, also one level down, or `train/*.parquet`) or of
-            image files in class folders (`train/<class>/*.png`, or `<class>/*.png`, which `divide` splits).
-        split: "train", "test", or any other name of a split.
-        progress: show the progress bars of `datasets`.
-    Raises:
-        ValueError: there is no such folder or split, or `dataset` is not the name of a data set.
-        RuntimeError: the data set cannot be read from the Hub, the cache or the folder.
-    """
+    """Find the rows of a split, where `load_images` says; `progress` shows the progress bars of `datasets`."""
     names = SPLIT_NAMES.get(split, (split,))
     with _progress_bars(progress):
         if data_dir is not None:
@@ -76,34 +78,131 @@ def find_rows(dataset: str | None, data_dir: str | Path | None, split: str, *, p
 
 
 def find_column(rows: Rows, argument: str, name: str | None = None) -> str:
-    """The column of the images or of the labels.
-
-    Args:
-        argument: "image_column" or "label_column".
-        name: name of the column. Default: `image` or `img`, `label` or `fine_label`, or the only column of type Image,
-            or ClassLabel.
-    Raises:
-        ValueError: there is no such column, or no column is certain.
-    """
+    """The name of the "image_column" or "label_column"; `_COLUMNS` holds usual names, and the type of an only one."""
     features, (usual, kind) = rows.table.features, _COLUMNS[argument]
     columns = ", ".join(
         f"{column} ({getattr(feature, 'dtype', None) or type(feature).__name__})"
         for column, feature in features.items()
     )
-    where = f"the {rows.split} split of {rows.origin}"
     if name is not None:
         if name in features:
             return name
-        raise ValueError(f"load_images: {argument} must be a column of {where}; got {name!r}. Columns: {columns}.")
+        raise ValueError(f"load_images: {argument} must be a column of {rows.where}; got {name!r}. Columns: {columns}.")
     found = [column for column in usual if column in features]
     found = found or [column for column, feature in features.items() if isinstance(feature, kind)]
     if len(found) == 1:
         return found[0]
     problem = f"is ambiguous ({' or '.join(found)})" if found else "was not recognised"
     raise ValueError(
-        f"load_images: {argument} must be named for {where}; got None, and it {problem}. "
+        f"load_images: {argument} must be named for {rows.where}; got None, and it {problem}. "
         f"Columns: {columns}. Name one with --{argument.replace('_', '-')}."
     )
+
+
+def encoded_images(rows: Rows, name: str | None) -> datasets.Dataset:
+    """The table of the encoded images alone."""
+    column = find_column(rows, "image_column", name)
+    table = rows.table.select_columns(column)
+    try:
+        table = table.cast_column(column, datasets.Image(decode=False))
+    except (TypeError, ValueError, pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
+        raise ValueError(
+            f"load_images: image_column must hold encoded images; got {column!r} of type "
+            f"{rows.table.features[column]} in {rows.origin}. Name another with --image-column."
+        ) from error
+    for chunk in table.data.column(column).chunks if rows.embedded else ():
+        named = compute.and_(chunk.field("bytes").is_null(), chunk.field("path").is_valid())  # pyright: ignore
+        if compute.any(named).as_py():  # pyright: ignore
+            raise ValueError(
+                f"load_images: image_column must hold images, not names of files; got names in {column!r} of "
+                f"{rows.origin}. Put the files' bytes into the table."
+            )
+    return table
+
+
+def find_labels(
+    rows: Rows, name: str | None = None, like: list[str] | None = None, classes: Sequence[str] | None = None
+) -> tuple[Tensor, list[str]]:
+    """Labels [N] int64, and class names: the training split's, `like`, or `classes`, of which a split may lack some."""
+    where = rows.where
+    column = find_column(rows, "label_column", name)
+    feature = rows.table.features[column]
+    table = cast(pyarrow.Table, rows.table.select_columns(column).with_format("arrow")[:])
+    values = table.column(column).combine_chunks()
+    if values.null_count:
+        row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        raise ValueError(f"load_images: labels must be given; got none in row {row} of {where}. Remove the row.")
+    names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    if pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type):
+        strings = values.to_pylist()
+        names = sorted(set(strings))
+        positions = {text: i for i, text in enumerate(names)}
+        labels = torch.tensor([positions[text] for text in strings], dtype=torch.int64)
+    elif pyarrow.types.is_integer(values.type):
+        labels = torch.from_numpy(values.to_numpy(zero_copy_only=False).astype(np.int64))
+    else:
+        raise ValueError(
+            f"load_images: labels must be whole numbers or strings; got {values.type} in column {column!r} of "
+            f"{where}. Name another column with --label-column."
+        )
+    if len(labels) == 0:
+        raise ValueError(f"load_images: {where} must hold rows; got none. Check the data.")
+    if names is None and like is not None:
+        names = like
+        if names != _numbers(len(names)):
+            said = ", ".join(names)
+            logger.warning("labels are numbers in %s; taken for the classes %.200s, in order.", where, said)
+    elif names is None:
+        names = _numbered_classes(labels, where)
+    wrong = ((labels < 0) | (labels >= len(names))).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(
+            f"load_images: labels must be in 0 to {len(names) - 1}; got {int(labels[row])} in row {row} of {where} "
+            f"({len(wrong)} such rows). Splits without labels carry -1: choose another split."
+        )
+    return _as_training_numbers(labels, names, like, classes, where)
+
+
+def _numbers(count: int) -> list[str]:
+    """Names of classes that have only numbers: "0", "1", ..."""
+    return [str(number) for number in range(count)]
+
+
+def _numbered_classes(labels: Tensor, where: str) -> list[str]:
+    """Names for classes that have only numbers: "0", "1", ..."""
+    known = int(labels.max()) + 1
+    if known > max(MANY_CLASSES, len(labels)):
+        row = int(labels.argmax())
+        raise ValueError(
+            f"load_images: labels must number the classes from 0; got {known - 1} in row {row} of {where}, which "
+            f"has {len(labels)} rows. Number the classes without gaps, or name them."
+        )
+    if (empty := known - len(labels.unique())) > 0:
+        logger.warning("%d of %d classes have no image in %s.", empty, known, where)
+    return _numbers(known)
+
+
+def _as_training_numbers(
+    labels: Tensor, names: list[str], like: list[str] | None, classes: Sequence[str] | None, where: str
+) -> tuple[Tensor, list[str]]:
+    """Labels and class names of a split; a test split is numbered like the training split, `like`, or by `classes`."""
+    if like is None and classes is not None and len(names) < len(classes):
+        known = list(classes)
+        names = known[: len(names)] if names == _numbers(len(names)) else names
+        if set(names) <= set(known):
+            lacking = ", ".join(text for text in known if text not in names)
+            logger.warning("%s has no images of %.200s.", where, lacking)
+            return torch.tensor([known.index(text) for text in names])[labels], known
+    if like is None or names == like:
+        return labels, names
+    unknown = [text for text in names if text not in like]
+    if unknown:
+        raise ValueError(
+            f"load_images: classes of {where} must be those of the training split; got {', '.join(unknown[:5])}. "
+            "Use the same data set for both."
+        )
+    return torch.tensor([like.index(text) for text in names])[labels], like
 
 
 def require_folder(folder: Path) -> None:
@@ -121,16 +220,10 @@ def _local_rows(folder: Path, names: Sequence[str]) -> Rows:
     for name in names:
         if files := _parquet_files(folder, name):
             return Rows(_read_parquet(files, folder), name, str(folder), embedded=True)
-        if files := _image_files(folder / name):
-            return Rows(_class_folders(files), name, str(folder))
-    if names[0] in SPLIT_NAMES and (files := _undivided(folder)):
-        chosen = divide(files)[names[0]]
-        logger.warning(
-            "%s has class folders and no split: of each class, %g %% of the images are test images, drawn "
-            "by their names (%d training, %d test). For another split, make folders train and test.",
-            *(folder, 100 * TEST_SHARE, *map(len, divide(files).values())),
-        )
-        return Rows(_class_folders(chosen), names[0], str(folder))
+    if found := class_folders(folder, names, _IMAGE_SUFFIXES):
+        name, files, classes = found
+        images = {"image": [{"bytes": None, "path": str(path)} for path in files]}
+        return Rows(labelled(images, {"image": datasets.Image()}, files, classes), name, str(folder))
     entries = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
     listing = ", ".join(entries[:10]) + (", ..." if len(entries) > 10 else "") if entries else "nothing"
     raise ValueError(
@@ -178,21 +271,30 @@ def _read_parquet(files: Sequence[Path], folder: Path) -> datasets.Dataset:
         ) from error
 
 
-def _image_files(folder: Path) -> list[Path]:
-    """Image files in class folders, class by class."""
-    return [path for path in visible_files(folder) if path.suffix.lower() in _IMAGE_SUFFIXES]
+def class_folders(folder: Path, names: Sequence[str], suffixes: Set[str]) -> tuple[str, list[Path], list[str]] | None:
+    """Name of a split, its files in class folders, class by class, and the names of all classes; None without any.
 
+    The split is the folder of one of `names`, in any case. If a folder holds no split, its class folders are divided.
+    """
 
-def visible_files(folder: Path) -> list[Path]:
-    """Files in class folders, class by class, without the hidden ones that notebooks and file managers leave."""
-    return sorted(folder.glob("[!.]*/[!.]*"))
+    def files_in(place: Path) -> list[Path]:  # without the hidden ones that notebooks and file managers leave
+        return [path for path in sorted(place.glob("[!.]*/[!.]*")) if path.suffix.lower() in suffixes]
 
-
-def _undivided(folder: Path) -> list[Path]:
-    """Image files of a folder of class folders, none of which is a split by its name."""
-    splits = {name for names in SPLIT_NAMES.values() for name in names}
-    divided = any((folder / name).is_dir() or _parquet_files(folder, name) for name in splits)
-    return [] if divided else _image_files(folder)
+    inside = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
+    for name in names:
+        if name.lower() in inside and (files := files_in(inside[name.lower()])):
+            return inside[name.lower()].name, files, sorted({path.parent.name for path in files})
+    splits = {name for group in SPLIT_NAMES.values() for name in group}
+    divided = any(name in inside or _parquet_files(folder, name) for name in splits)
+    if names[0] not in SPLIT_NAMES or divided or not (files := files_in(folder)):
+        return None
+    parts = divide(files)
+    logger.warning(
+        "%s has class folders and no split: of each class, %g %% of the images are test images, drawn "
+        "by their names (%d training, %d test). For another split, make folders train and test.",
+        *(folder, 100 * TEST_SHARE, len(parts["train"]), len(parts["test"])),
+    )
+    return names[0], parts[names[0]], sorted({path.parent.name for path in files})
 
 
 def divide(files: Sequence[Path]) -> dict[str, list[Path]]:
@@ -212,16 +314,13 @@ def divide(files: Sequence[Path]) -> dict[str, list[Path]]:
     return found
 
 
-def _class_folders(files: Sequence[Path]) -> datasets.Dataset:
-    names = sorted({path.parent.name for path in files})
-    numbers = {name: number for number, name in enumerate(names)}
-    return datasets.Dataset.from_dict(
-        {
-            "image": [{"bytes": None, "path": str(path)} for path in files],
-            "label": [numbers[path.parent.name] for path in files],
-        },
-        features=datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names)),
-    )
+def labelled(
+    columns: dict[str, list[Any]], features: dict[str, Any], files: Sequence[Path], classes: list[str]
+) -> datasets.Dataset:
+    """A table of these columns, with the number of each file's class folder as its label."""
+    labels = [classes.index(path.parent.name) for path in files]
+    kinds = datasets.Features(**features, label=datasets.ClassLabel(names=classes))
+    return datasets.Dataset.from_dict({**columns, "label": labels}, features=kinds)
 
 
 def _hub_rows(dataset: str | None, names: Sequence[str]) -> Rows:

@@ -18,9 +18,15 @@ from torch.utils.data import Dataset
 
 from ttfs_triton.data.augment import Augmentation
 from ttfs_triton.data.decode import NotEnoughMemoryError
-from ttfs_triton.data.images import ImageData, draw_indices, images_of_tensors, load_images, train_validation_split
+from ttfs_triton.data.images import (
+    ImageData,
+    draw_indices,
+    images_of_tensors,
+    load_images,
+    place_images,
+    train_validation_split,
+)
 from ttfs_triton.data.pixels import tensors_of_dataset
-from ttfs_triton.data.placement import place_images
 from ttfs_triton.evaluate.batches import Batch, Batches, Gathered, load_batches
 from ttfs_triton.train.config import ConfigError, TrainConfig
 
