@@ -227,10 +227,7 @@ def load_weights(network: nn.Module, source: str | Weights, images: Tensor | Non
     statistics come from `images`, and its outputs stay the same. Images are normalised as in the weights' training.
 
     Args:
-        network: changed in place.
-        source: see `open_weights`.
-        images: [N, in_channels, height, width] in [0, 1], calibration images, on the device to compute on. None: the
-            weights are not calibrated.
+        images: [N, in_channels, height, width] in [0, 1], on the device to compute on. None: no calibration.
     """
     said = source if isinstance(source, str) else source.name
     ours = network if isinstance(network, TTFSNetwork) else None

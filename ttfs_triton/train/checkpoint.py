@@ -49,14 +49,7 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a checkpoint.
-
-    Attributes:
-        path: the file.
-        step: optimizer steps done when it was saved.
-        tensors: group ("model", "optimizer", ...) → name → CPU tensor, contiguous.
-        state: JSON values, by key.
-    """
+    """The content of a checkpoint: tensors on the CPU, group ("model", "optimizer", ...) → name → tensor, and JSON."""
 
     path: Path
     step: int
@@ -74,14 +67,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint, then delete older ones; a kill or a full disk at any moment leaves whole checkpoints only.
 
-    A checkpoint of the same step is replaced. Only one process of a run may call this.
-
-    Args:
-        folder: `<run>/checkpoints`; must exist, so that a run whose folder was moved away makes no second one.
-        step: optimizer steps done.
-        tensors: group → name → tensor; see `tensor_bytes` for the tensors that are allowed.
-        state: JSON values, by key.
-        keep_last: number of checkpoints to keep, this one included.
+    A checkpoint of the same step is replaced. Only one process of a run may call this. The folder must exist, so that a
+    run whose folder was moved away makes no second one. Of all checkpoints, the newest `keep_last` are kept.
     """
     write_bytes(checkpoint_path(folder, step), checkpoint_bytes(json.dumps(state), tensors))
     older = [old for number, old in _numbered(folder) if number < step]
@@ -132,11 +119,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """Path of the newest intact checkpoint; None if there are no checkpoints. Damaged ones are logged and skipped.
-
-    Args:
-        folder: `<run>/checkpoints`; need not exist.
-    """
+    """Path of the newest intact checkpoint; None if there are no checkpoints. Damaged ones are logged and skipped."""
     problems: list[str] = []
     for _, path in reversed(_numbered(folder)):
         try:
@@ -229,12 +212,9 @@ class Position(BaseModel):
         return accuracy >= self.best_accuracy
 
     def end_epoch(self, figures: dict[str, Any], accuracy: float | None, miss: float) -> bool:
-        """End the epoch with its line of metrics.jsonl; returns whether it is the best so far.
+        """End the epoch with its line of metrics.jsonl, `figures` included; returns whether it is the best so far.
 
-        Args:
-            figures: what the line says beside the sums over the steps.
-            accuracy: on the validation images, if there are any; without them the last epoch is the best.
-            miss: relative distance from the run's target.
+        The accuracy is on the validation images. Without any, the last epoch is the best.
         """
         best, totals = accuracy is None or self.is_best(accuracy, miss), self.totals
         line = EpochLine(
@@ -352,8 +332,7 @@ def check_same_run(
         config, now: configuration of the resumed run, and all of it as soon as its data are loaded.
     Returns:
         Differences that do not change the run's course: keys of the configuration, number of processes, versions.
-    Raises:
-        ConfigError: others; the message names each with both values.
+        A ConfigError names all others with both values.
     """
     old = make_config(before.configuration, str(path))
     keys, changed = differing_keys(old, config), changed_keys(old, config)

@@ -70,11 +70,9 @@ class LagrangeMultiplier:
         self._eager = torch.ones_like(self._goal)
 
     def prepare(self, step: int, rate: float) -> bool:
-        """Called before each step; returns whether the moving average of weights starts anew with this step.
+        """Called after `step` steps; returns whether the moving average of weights starts anew with the next one.
 
-        Args:
-            step: optimiser steps done.
-            rate: learning rate over the peak rate: a network that learns slowly answers slowly.
+        `rate` is the learning rate over the peak rate: a network that learns slowly answers slowly.
         """
         self._eager.fill_(1.0 if step < self.approach else 1 / max(rate, 1 / MOST_EAGER))
         return step == self.approach
@@ -177,10 +175,6 @@ class SilentChannels:
 class TargetTraining:
     """Training towards a target: the target, the network with its cost (`model`), multiplier and silent channels.
 
-    Args:
-        config: configuration of a run with a target.
-        network: the network to train; it is moved to the device.
-        steps: optimiser steps of the run.
     Attributes:
         measured: cost of the scored network after the last epoch.
     """
@@ -217,15 +211,10 @@ class TargetTraining:
         self.silent_channels.layers = held_layers
 
     def validate(self, score: Callable[[Tensor], Evaluation], network: nn.Module) -> Evaluation | None:
-        """Score a network on the validation images and measure its cost there.
+        """Measure a network's cost on the validation images, and return its scores there.
 
-        Without validation images, it is measured on some training images, without augmentation.
-
-        Args:
-            score: scores the training images at the given indices.
-            network: the network that `score` runs.
-        Returns:
-            The scores; None without validation images.
+        Without validation images, the cost is measured on some training images, without augmentation. `score` runs the
+        network on the training images at the given indices.
         """
         own, held_out = self._data.train_indices, self._data.validation_indices
         indices = held_out if len(held_out) else own[:: max(1, len(own) // MEASURED_IMAGES)]

@@ -49,11 +49,7 @@ class Learner:
 
     Args:
         network: the network; it is moved to the device.
-        graph: graph of the network.
-        steps: optimiser steps of the run.
-        teacher: the network whose class probabilities are learned, if there is one.
         stopping: whether this process was asked to stop, which ends scoring.
-        say: prints a line.
     Attributes:
         network, model: the bare network; the distributed, compiled one that is called in training.
         average: moving average of its weights and buffers, if the run has one.
@@ -152,14 +148,9 @@ class Learner:
             look_ahead(self.average.module, self.network, self.config.lookahead, (done + 1) / self.steps)
 
     def read_sums(self, done: int) -> tuple[list[float], int | None]:
-        """`sums` over all processes; and, if updates were cancelled in any of them, the number of steps since then.
-
-        Raises:
-            NonFiniteLossError: in fp16, no scale makes gradients finite.
-        """
-        *sums, cancelled = sum_over_processes(
-            self.accelerator, torch.cat([self.sums, self._guard.cancelled.view(1)])
-        ).tolist()
+        """`sums` over all processes; and, if updates were cancelled in any of them, the number of steps since then."""
+        sums = torch.cat([self.sums, self._guard.cancelled.view(1)])
+        *sums, cancelled = sum_over_processes(self.accelerator, sums).tolist()
         scaler = self.accelerator.scaler  # halves its scale, 65,536 at first, at each step that it skips
         if not cancelled and scaler is not None and scaler.get_scale() < 1:
             raise NonFiniteLossError(
@@ -194,8 +185,7 @@ class Learner:
     def validate(self, data: RunData, epoch: int) -> Evaluation | None:
         """Score the network on the validation images, if there are any, with batch statistics of training images.
 
-        Raises:
-            NonFiniteLossError: weights are not finite; averages may not be even if every loss was.
+        Its weights must be finite; averages may not be even if every loss was.
         """
         # Batches as in training, whatever the number of processes and the batch size of scoring.
         size = min(500, self.config.batch_size // self.config.gradient_accumulation)
@@ -294,7 +284,6 @@ def refresh_statistics(
     drawn at random, the same ones in every process and epoch.
 
     Args:
-        network: its buffers change; its mode stays.
         images, indices: the training images, and their indices, [n], int64.
         batch_size: images at a time; statistics are means over whole batches.
     """

@@ -69,10 +69,6 @@ class Callback:
 class TrainingLoop:
     """One run: trains, evaluates after each epoch, writes checkpoints, and can resume from one.
 
-    Args:
-        stop: asks the loop to end at the next step.
-        network: the network to train. Default: as configured.
-        checkpoint: path of the checkpoint to resume from.
     Attributes:
         learner: the network in training, with all that its steps change.
         steps, steps_per_epoch: optimiser steps of the run, and of an epoch.
@@ -128,11 +124,7 @@ class TrainingLoop:
         self._started: float | None = None  # time at which the epoch's steps began, less its interruptions
 
     def run(self, name: str) -> dict[str, Any]:
-        """Train, from the start or the checkpoint to the end, and score the test images; returns the final figures.
-
-        Args:
-            name: name of the trackers' project.
-        """
+        """Train, from the start or the checkpoint, and score the test images; returns the final figures."""
         config, accelerator, folder = self.config, self.accelerator, self.folder
         if accelerator.is_main_process:
             folder.prepare(config)

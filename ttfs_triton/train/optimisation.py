@@ -123,9 +123,7 @@ class Muon(SGD):
     weights. Weight decay does nothing to them.
 
     Args:
-        params: parameter groups; weights in groups with "rotated": True are rotated.
-        lr: learning rate of groups without one of their own; for rotated weights, the angle of a step, in radians.
-        momentum: in (0, 1).
+        params: parameter groups; weights in groups with "rotated": True are rotated, by lr radians a step.
         dtype: dtype of the products in the Newton–Schulz iteration.
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; the norm as in Jordan's
         airbench94_muon.
@@ -237,9 +235,7 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], *, began: bool = True) -> None:
     """Load what `optimizer_tensors` returned; the next step is the same, bit for bit.
 
-    Args:
-        optimizer: a new optimizer of the same class, over parameters of the same shapes in the same order.
-        began: the optimizer had made a step; Adam has no moments before it.
+    `began`: the optimizer had made a step; Adam has no moments before it.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     needed = set(optimizer_tensors(optimizer))

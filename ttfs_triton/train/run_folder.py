@@ -46,9 +46,6 @@ class FolderLock:
     """A lock on a folder, which is made if it does not exist; held until `release` or until this process ends or dies.
 
     On network file systems without locks between machines, two machines can hold the same folder.
-
-    Raises:
-        RunFolderError: another process or object holds the folder, or it cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -76,12 +73,7 @@ class FolderLock:
 
 
 class RunFolder:
-    """Paths and files of a run; only the main process writes.
-
-    Attributes:
-        path: the folder.
-        checkpoints: `path / "checkpoints"`.
-    """
+    """Paths and files of a run; only the main process writes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -92,12 +84,7 @@ class RunFolder:
         self._lock: FolderLock | None = None
 
     def claim(self, *, resume: bool, overwrite: bool) -> None:
-        """Lock the folder for this process, if it can be used as asked; only the lock is written.
-
-        Raises:
-            RunFolderError: another process holds the folder; it is not empty and neither flag is given; it holds no run
-                to resume; it holds anything else than a run to overwrite; or it cannot be written.
-        """
+        """Lock the folder for this process, if it can be used as asked; only the lock is written."""
         # Checked before the lock, so that a mistake makes no folder, and again when no other process can change it.
         self._check(resume, overwrite)
         self._lock = FolderLock(self.path)
@@ -227,11 +214,7 @@ class RunFolder:
         write_json(self._summary, summary.model_dump())
 
     def read_summary(self) -> dict[str, Any] | None:
-        """The final figures; None if the run has not ended.
-
-        Raises:
-            RunFolderError: the file is damaged.
-        """
+        """The final figures; None if the run has not ended."""
         if not self._summary.exists():
             return None
         try:
@@ -252,10 +235,9 @@ class RunFolder:
         write_text(self._config, config.to_yaml())
 
     def check_best(self, network: nn.Module | None = None) -> None:
-        """Raise RunFolderError if the best weights are damaged or missing: at a resumed start, not at the run's end.
+        """Raise RunFolderError if the best weights are damaged, missing, or unfit for a user-defined network.
 
-        Args:
-            network: a user-defined network that the weights must fit. Default: the network of best/config.json.
+        At a resumed start, not only at the run's end.
         """
         try:
             read_model(self.best_config, self.best_weights, network)

@@ -33,36 +33,33 @@ logger = logging.getLogger(__name__)
 LOOKAHEAD_DECAY = 0.95  # in `look_ahead`: decay of earlier weights in one step, at the end of training
 
 
+@dataclass
 class TrainStep:
     """An optimiser step: forward, backward, clipping, update and moving average of weights.
 
-    Args:
+    Attributes:
         network: the bare network; `model` is the distributed, compiled one that is called.
-        optimizer: prepared by the accelerator.
-        average: the moving average, if there is one.
+        optimizer: prepared by the accelerator; `bare_optimizer` is without its wrapper.
+        average: the moving average, if the step updates one.
         multiplier: multiplier of the network's cost, if the run has a target; the model then returns the cost, too.
         teacher: the network whose class probabilities are learned, if there is one.
-    Attributes:
         sums: [3], float64, on the device: this process's loss, right answers and images since they were last zeroed.
         guard: cancels updates that are not finite.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        accelerator: Accelerator,
-        network: nn.Module,
-        model: nn.Module,
-        optimizer: AcceleratedOptimizer,
-        average: AveragedModel | None,
-        multiplier: LagrangeMultiplier | None = None,
-        teacher: Teacher | None = None,
-    ) -> None:
-        self.config, self.accelerator, self.network, self.model = config, accelerator, network, model
-        self.optimizer, self.average, self.multiplier, self.teacher = optimizer, average, multiplier, teacher
-        self.bare_optimizer: Optimizer = optimizer.optimizer
-        self.guard = FiniteGuard(self.bare_optimizer, accelerator.device)
-        self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+    config: TrainConfig
+    accelerator: Accelerator
+    network: nn.Module
+    model: nn.Module
+    optimizer: AcceleratedOptimizer
+    average: AveragedModel | None
+    multiplier: LagrangeMultiplier | None = None
+    teacher: Teacher | None = None
+
+    def __post_init__(self) -> None:
+        self.bare_optimizer: Optimizer = self.optimizer.optimizer
+        self.guard = FiniteGuard(self.bare_optimizer, self.accelerator.device)
+        self.sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
 
     def __call__(self, micro_batches: Sequence[Batch], *, sampled: bool = False, first: bool = False) -> None:
         """Run the step.
@@ -147,12 +144,7 @@ class FiniteGuard:
         optimizer.register_step_pre_hook(self._join)
 
     def watch(self, loss: Tensor, norm: Tensor, failed: Tensor) -> None:
-        """Note a step before its update.
-
-        Args:
-            loss, norm: scalars, the loss of the step and the norm of its gradient.
-            failed: scalar, 0 or 1; 1 cancels this update and all that follow.
-        """
+        """Note loss and gradient norm of a step before its update; failed = 1 cancels it and all that follow."""
         now = torch.stack([failed, loss, norm])
         torch.where(self._failed > 0, self._state, now, out=self._state)
         self.cancelled.add_(self._failed)
@@ -171,7 +163,6 @@ def look_ahead(average: nn.Module, network: nn.Module, steps: int, progress: flo
     average ← d·average + (1 − d)·network with d = 0.95^steps · progress³, then network ← average; buffers too.
 
     Args:
-        average, network: two networks with the same layers.
         steps: optimiser steps since the last call.
         progress: share of the training that is done.
     Source: Zhang et al., "Lookahead optimizer", 2019; d as in Jordan, "94% on CIFAR-10 in 3.29 seconds", 2024, 3.4.
@@ -188,13 +179,9 @@ def look_ahead(average: nn.Module, network: nn.Module, steps: int, progress: flo
 def update_average(average: AveragedModel, network: nn.Module, decay: float, *, first: bool = False) -> None:
     """Exponential moving average: average ← d·average + (1 − d)·network, d = min(decay, (1 + t) / (10 + t)).
 
-    d rises from 1/10, so that even a short training forgets its first steps. Integer buffers are copied.
+    d rises from 1/10, so that even a short training forgets its first steps. t is the average's `n_averaged`, a tensor
+    that the caller counts up. Integer buffers are copied; with `first`, all is.
 
-    Args:
-        average: t is its `n_averaged`, a tensor that the caller counts up.
-        network: the network to average.
-        decay: the highest d.
-        first: copy the network instead.
     Source: tf.train.ExponentialMovingAverage, `num_updates`.
     """
     share = (9 / (10 + average.n_averaged)).clamp_min(1 - decay)
@@ -226,10 +213,7 @@ class Teacher:
     def loss(self, cross_entropy: Tensor, logits: Tensor, images: Tensor) -> Tensor:
         """(1 − w)·cross entropy + w·KL(teacher's probabilities ‖ network's), a scalar, float32.
 
-        Args:
-            cross_entropy: scalar, between the labels and the logits.
-            logits: [b, classes], outputs of the network in training.
-            images: [b, channels, height, width], float32, inputs of the network in training.
+        The cross entropy is between the labels and the network's logits, [b, classes], for these images.
         """
         with torch.no_grad(), self.accelerator.autocast():
             wanted = self.network(images).float().log_softmax(1)

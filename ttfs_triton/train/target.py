@@ -90,13 +90,7 @@ class Target:
         return abs(measured / self.wanted.goal - 1)
 
     def result(self, metrics: Sequence[EpochLine], best: EpochLine, test: float) -> dict[str, Any]:
-        """Goal and measured costs, for the summary.
-
-        Args:
-            metrics: one line for each epoch.
-            best: the line of the best epoch.
-            test: cost of that epoch's weights on the test images.
-        """
+        """Goal and measured costs, for the summary; `test`: cost of the best epoch's weights on the test images."""
         misses = [self.miss(line.cost["network"]) for line in metrics if line.cost]
         before, after = misses[(len(misses) - 1) // 2], misses[-1]
         return {
@@ -112,14 +106,7 @@ class Target:
 
 
 def make_target(wanted: Wanted, network: nn.Module, images: Tensor, steps: int) -> Target:
-    """The target of a network.
-
-    Args:
-        wanted: the goal as configured.
-        network: the network, on the device of the images.
-        images: [N, channels, height, width], training images.
-        steps: time steps in a window, for energy.
-    """
+    """The target of a network, by some training images; `steps`: time steps in a window, for energy."""
     with torch.no_grad():
         counts = count(network, [images], histogram_bins=0)
     key = f"target_{wanted.kind}"
