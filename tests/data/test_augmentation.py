@@ -117,24 +117,6 @@ def test_what_auto_augment_uncovers_is_black_where_the_crop_reflects():
     assert torch.equal(*(each(images, indices, seed=0, epoch=0) for each in (reflecting, black)))
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_an_image_depends_on_seed_epoch_and_index_only(channels):
-    augmentation, images, indices = Augmentation(**EVERYTHING), batch(12, channels, 12, 12), torch.arange(100, 112)
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    whole = augmentation(images, indices, seed=7, epoch=3)
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
-    turned = images[order].contiguous(memory_format=torch.channels_last)
-    shuffled = augmentation(turned, indices[order], seed=7, epoch=3)
-    alone = torch.cat([augmentation(images[i : i + 1], indices[i : i + 1], seed=7, epoch=3) for i in range(12)])
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(shuffled, whole[order])
-    assert torch.equal(alone, whole)
-    for changed in ({"seed": 8, "epoch": 3}, {"seed": 7, "epoch": 4}):
-        assert not torch.equal(augmentation(images, indices, **changed), whole)
-    assert not torch.equal(augmentation(images, indices + 1, seed=7, epoch=3), whole)
-
-
 REFLECTED = {"crop_padding": 4, "crop_fill": "reflect"}
 
 

@@ -28,7 +28,6 @@ BFLOAT16 = {"gradient_accumulation": 2, "mixed_precision": "bf16", "momentum": 0
     ("values", "step"),
     [
         ({"checkpoint_steps": 3}, 13),
-        ({"optimizer": "adam"}, 16),
         ({"optimizer": "sgd", "lr": 0.2, "weight_decay": 0.01}, 11),
         (RISE, 16),
         (RISE, 17),

@@ -15,7 +15,6 @@ from accelerate.state import AcceleratorState
 from torch._inductor import cpp_builder, exc
 
 from tests.train.runs import change
-from ttfs_triton import memory
 from ttfs_triton.nn.networks import resnet20
 from ttfs_triton.nn.trace import network_graph
 from ttfs_triton.train import ConfigError, TrainConfig, device, loop, train
@@ -213,10 +212,3 @@ def test_later_steps_get_the_memory_of_the_first():
     assert int(later) < 20
     assert int(after) < int(within) - 200
     assert int(end) < int(within) - 200
-
-
-def test_other_c_libraries_are_left_alone(monkeypatch):
-    for home, name, value in ((memory.ctypes, "CDLL", lambda _: SimpleNamespace()), (memory.sys, "platform", "win32")):
-        monkeypatch.setattr(home, name, value)
-        with memory.freed_memory_kept() as kept:
-            assert kept is False

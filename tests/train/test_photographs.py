@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from tests.data.test_checked import jpeg, photograph
-from tests.train.runs import ROOT, SETTINGS, At, assert_same_run, change
+from tests.train.runs import SETTINGS, At, assert_same_run, change
 from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluate.load import load_network, load_test_images
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.train import DeviceLostError, TrainConfig, train
-from ttfs_triton.train.config import read_yaml
 from ttfs_triton.train.data import EpochBatches, train_loader
 
 CROPPED = {"image_size": 16, "random_resized_crop": True, "flip": True, "epochs": 2, "batch_size": 12, "num_workers": 1}
@@ -101,17 +100,3 @@ def test_data_that_vanish_lose_nothing(tmp_path, trained):
     (photographs / "away").rename(photographs / "train")
     train(change(config, resume=True))
     assert_same_run(config.output_dir, trained)
-
-
-def test_recipe_trains_on_large_images_of_mixed_sizes(tmp_path):
-    sizes = ((500, 375), (375, 500), (1200, 900))
-    for split, count in (("train", 24), ("val", 6)):
-        for i in range(count):
-            path = tmp_path / split / "abc"[i % 3] / f"{i}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            photograph(i).resize(sizes[i % 3]).save(path)
-    recipe = read_yaml(ROOT / "ttfs_triton" / "recipes" / "vgg16-imagenet.yaml")
-    recipe |= {"width": 1 / 64, "epochs": 1, "batch_size": 8, "num_workers": 1, "max_train_samples": 21}
-    recipe |= {"max_test_samples": 5, "validation_fraction": 0.2, "dataset": None, "evaluation_batch_size": 3}
-    assert recipe["image_size"] == 224
-    assert train(configuration(tmp_path, tmp_path / "run", **recipe))["test_images"] == 5

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.train.runs import command, environment, metrics
+from tests.train.runs import environment
 from ttfs_triton.train import RunFolderError, TrainConfig, train
 from ttfs_triton.train.run import _new_folder
 from ttfs_triton.train.run_folder import RunFolder
@@ -178,24 +178,3 @@ def test_default_folders_are_unique(tmp_path, monkeypatch):
     (tmp_path / "runs").touch()
     with pytest.raises(RunFolderError, match="must be a folder that can be made; got"):
         _new_folder("run")
-
-
-@pytest.mark.slow
-def test_three_simultaneous_starts_make_one_run(tmp_path, data):
-    processes = [
-        subprocess.Popen(
-            command(tmp_path, data, tmp_path / "run", "--seed", str(seed), epochs=2),
-            env=environment(tmp_path),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for seed in range(3)
-    ]
-    messages = [process.communicate(timeout=300)[1] for process in processes]
-    assert sorted(process.returncode for process in processes) == [0, 1, 1], messages
-    seed = next(seed for seed, process in enumerate(processes) if process.returncode == 0)
-    assert f"seed: {seed}\n" in (tmp_path / "run/config.yaml").read_text()
-    assert len(metrics(tmp_path / "run")) == 2
-    for process, message in zip(processes, messages, strict=True):
-        assert process.returncode == 0 or message.count("\n") == 1, message
