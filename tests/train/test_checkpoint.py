@@ -35,13 +35,18 @@ def steps(folder: Path) -> list[int]:
 def test_latest_checkpoint_goes_by_step_number(tmp_path):
     for name in ("step-best.safetensors", ".step-00000002.safetensors.partial-1"):
         (tmp_path / name).touch()
-    assert latest_checkpoint(tmp_path) is None
+
+    def latest():
+        found = latest_checkpoint(tmp_path)
+        return found and found.path
+
+    assert latest() is None
     assert latest_checkpoint(tmp_path / "absent") is None
     for step in (100, 9, 10):  # not the order of time
         save(tmp_path, step)
     checkpoint_path(tmp_path, 9).rename(tmp_path / "step-9.safetensors")  # nor of names
     for expected in ("step-00000100.safetensors", "step-00000010.safetensors", "step-9.safetensors"):
-        assert latest_checkpoint(tmp_path) == tmp_path / expected
+        assert latest() == tmp_path / expected
         (tmp_path / expected).unlink()
 
 
@@ -69,7 +74,7 @@ def test_damage_is_named_and_passed_over(tmp_path, caplog, message, damage):
     with pytest.raises(CheckpointError, match=f"load_checkpoint: .*{message}"):
         load_checkpoint(path)
     with caplog.at_level(logging.WARNING):
-        assert latest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 9)
+        assert latest_checkpoint(tmp_path).path == checkpoint_path(tmp_path, 9)
     (record,) = caplog.records
     assert f"checkpoint passed over: load_checkpoint: {path} must be a whole checkpoint" in record.message
 

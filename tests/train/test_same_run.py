@@ -12,7 +12,7 @@ import yaml
 from tests.train.runs import SETTINGS, TARGET, At, change, make_images, metrics
 from ttfs_triton.run_records import Change
 from ttfs_triton.train import ConfigError, NonFiniteLossError, RunFolderError, TrainConfig, train
-from ttfs_triton.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
+from ttfs_triton.train.checkpoint import Checkpoint, CheckpointError, latest_checkpoint, save_checkpoint
 
 CONSTANT = SETTINGS | {"epochs": 2, "schedule": "constant", "checkpoint_steps": 3}
 
@@ -39,7 +39,7 @@ def resumed(run: Path, **values) -> dict:
     return train(TrainConfig(**saved | {"output_dir": run, "resume": True} | values))
 
 
-def newest(run: Path) -> Path:
+def newest(run: Path) -> Checkpoint:
     found = latest_checkpoint(run / "checkpoints")
     assert found is not None
     return found
@@ -60,7 +60,7 @@ def test_other_images_and_another_precision_are_refused(run, tmp_path, monkeypat
 
 
 def test_other_processes_and_versions_are_recorded_and_told(run, capsys):
-    checkpoint = load_checkpoint(newest(run))
+    checkpoint = newest(run)
     assert checkpoint.state["versions"]["torch"] == torch.__version__
     rewrite(run, versions={"torch": "1.0", "ttfs-triton": checkpoint.state["versions"]["ttfs-triton"]}, processes=2)
     changes = [Change(step=16, key="processes", before=2, after=1)]
@@ -72,7 +72,7 @@ def test_other_processes_and_versions_are_recorded_and_told(run, capsys):
 
 def rewrite(run: Path, tensors: dict | None = None, **values) -> None:
     """Other content in the newest checkpoint, under a checksum that fits; None takes tensors away."""
-    checkpoint = load_checkpoint(newest(run))
+    checkpoint = newest(run)
     found = {group: named for group, named in (checkpoint.tensors | (tensors or {})).items() if named is not None}
     state = checkpoint.state | values
     save_checkpoint(run / "checkpoints", checkpoint.step, tensors=found, state=state, keep_last=1)
@@ -99,9 +99,7 @@ def test_checkpoint_with_wrong_content_is_refused(run, values):
     """A dtype stands for all tensors of a group in that dtype."""
     (group, dtype), *_ = values.items()
     if isinstance(dtype, torch.dtype):
-        values = {
-            "tensors": {group: {name: x.to(dtype) for name, x in load_checkpoint(newest(run)).tensors[group].items()}}
-        }
+        values = {"tensors": {group: {name: x.to(dtype) for name, x in newest(run).tensors[group].items()}}}
     rewrite(run, **values)
     with pytest.raises(CheckpointError, match=r"load_checkpoint: (state of )?.*step-00000016\S* must (be as|hold)"):
         resumed(run)
@@ -111,7 +109,7 @@ def test_checkpoint_with_negative_costs_of_a_target_is_refused(data, tmp_path):
     run = tmp_path / "run"
     train(TrainConfig(**CONSTANT | TARGET | {"epochs": 1}, data_dir=data, output_dir=run))
     (run / "summary.json").unlink()
-    rewrite(run, tensors={"dial": {"state": -load_checkpoint(newest(run)).tensors["dial"]["state"]}})
+    rewrite(run, tensors={"dial": {"state": -newest(run).tensors["dial"]["state"]}})
     with pytest.raises(CheckpointError, match="dial: state must hold a multiplier, costs and goals"):
         resumed(run)
 
@@ -123,7 +121,7 @@ def test_harmless_changes_are_recorded_and_an_ended_run_made_longer_equals_a_lon
     changes = [("data_dir", str(moved)), ("epochs", 3), ("log_steps", 7)]
     assert [(change["key"], change["after"]) for change in summary["changes"]] == changes
     assert yaml.safe_load((run / "config.yaml").read_text())["epochs"] == 3
-    saved = load_checkpoint(newest(run)).state["changes"]
+    saved = newest(run).state["changes"]
     assert [change["key"] for change in saved] == [key for key, _ in changes]
     train(TrainConfig(**CONSTANT | {"epochs": 3}, data_dir=data, output_dir=tmp_path / "long"))
     assert metrics(run) == metrics(tmp_path / "long")

@@ -118,18 +118,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from error
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """Path of the newest intact checkpoint; None if there are no checkpoints. Damaged ones are logged and skipped."""
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest intact checkpoint; None if there are no checkpoints. Damaged ones are logged and skipped."""
     problems: list[str] = []
     for _, path in reversed(_numbered(folder)):
         try:
-            load_checkpoint(path)
+            checkpoint = load_checkpoint(path)
         except CheckpointError as error:
             problems.append(str(error))
-        else:
-            for problem in problems:
-                logger.warning("checkpoint passed over: %s", problem)
-            return path
+            continue
+        for problem in problems:
+            logger.warning("checkpoint passed over: %s", problem)
+        return checkpoint
     if problems:
         raise CheckpointError(
             "--resume: at least one checkpoint must be intact and of this version; none is:\n  "
@@ -321,19 +321,16 @@ def read_state(checkpoint: Checkpoint) -> RunState:
         ) from error
 
 
-def check_same_run(
-    path: Path, before: RunState, config: TrainConfig, now: RunDescription | None = None
-) -> list[Change]:
+def check_same_run(checkpoint: Checkpoint, config: TrainConfig, now: RunDescription | None = None) -> list[Change]:
     """Compare a resumed run with its checkpoint.
 
     Args:
-        path: the checkpoint, for messages.
-        before: the run in the checkpoint.
         config, now: configuration of the resumed run, and all of it as soon as its data are loaded.
     Returns:
         Differences that do not change the run's course: keys of the configuration, number of processes, versions.
         A ConfigError names all others with both values.
     """
+    before, path = read_state(checkpoint), checkpoint.path
     old = make_config(before.configuration, str(path))
     keys, changed = differing_keys(old, config), changed_keys(old, config)
     if now is not None:
@@ -346,5 +343,4 @@ def check_same_run(
             f"--resume: the run must be the one of {path}; these differ:\n{lines}\nLeave those flags out, put the keys "
             "of config.yaml, data, code and precision back, or start a new run with another --output-dir."
         )
-    step = before.position.step
-    return [Change(step=step, key=key, before=old, after=new) for key, (old, new) in keys.items()]
+    return [Change(step=checkpoint.step, key=key, before=old, after=new) for key, (old, new) in keys.items()]

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,13 +22,13 @@ from ttfs_triton.nn import TTFSNetwork, collect_statistics, sparsity
 from ttfs_triton.run_records import Change, Summary
 from ttfs_triton.train.build import build_network, check_network, check_statistics, describe
 from ttfs_triton.train.checkpoint import (
+    Checkpoint,
     CheckpointError,
     Position,
     RunDescription,
     RunState,
     check_same_run,
     checkpoint_path,
-    load_checkpoint,
     read_state,
     save_checkpoint,
 )
@@ -87,18 +86,18 @@ class TrainingLoop:
         stop: StopRequest,
         network: nn.Module | None = None,
         callbacks: Sequence[Callback] = (),
-        checkpoint: Path | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.callbacks, self.checkpoint = callbacks, checkpoint
+        self.callbacks, self._checkpoint, self.resumed = callbacks, checkpoint, checkpoint is not None
         self.config, self.accelerator, self.data, self.folder = config, accelerator, data, folder
         self.display, self.stop = display, stop
         counted = len(data.test), config.target and len(data.validation_indices)  # operations, by every process
         if (least := min(filter(None, counted))) < accelerator.num_processes:
             raise ValueError(f"train: each process must have a test and a validation image; got {least}. Use more.")
         # A checkpoint replaces the weights, so that a resumed run need not read and calibrate them again.
-        known = read_state(load_checkpoint(checkpoint)).started if checkpoint and config.weights else None
+        known = read_state(checkpoint).started if checkpoint and config.weights else None
         self.network, self.start = build_network(
-            config, data, accelerator.device, network=network, calibrated=checkpoint is None, known=known
+            config, data, accelerator.device, network=network, calibrated=not self.resumed, known=known
         )
         self.graph = check_network(self.network, data)
         self.started = known or (self.start and describe(config, self.network, data, self.start).to_dict())
@@ -152,16 +151,16 @@ class TrainingLoop:
 
     def _announce(self) -> None:
         """Show network, data, device and folder of the run."""
-        say, count, resumed = self.display.say, self.accelerator.num_processes, self.checkpoint is not None
+        say, count = self.display.say, self.accelerator.num_processes
         parameters = sum(parameter.numel() for parameter in self.network.parameters())
-        self.display.announce(self.config, self.data, self.graph, parameters, resumed=resumed)
+        self.display.announce(self.config, self.data, self.graph, parameters, resumed=self.resumed)
         for change in self.changes:
             say(f"changed on --resume      {change}")
         if self.start is not None and self.start.calibration is not None:
             self.display.console.print(self.start.calibration.table())
         precision = {"no": "float32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
         where = f"{device_name(self.accelerator.device)}, {precision}, {count} process{'es' if count > 1 else ''}"
-        start = f"resumed after step {self.position.step}" if resumed else f"{self.config.epochs} epochs"
+        start = f"resumed after step {self.position.step}" if self.resumed else f"{self.config.epochs} epochs"
         say(f"{where}, {start}, run folder {self.folder.path}")
 
     def train(self) -> None:
@@ -366,9 +365,9 @@ class TrainingLoop:
 
     def resume(self) -> None:
         """Restore the checkpoint, if the run resumes from one."""
-        if self.checkpoint is not None:
-            self._restore(self.checkpoint)
-            self.last_checkpoint = str(self.checkpoint)
+        if self._checkpoint is not None:
+            self._restore(self._checkpoint)
+            self.last_checkpoint, self._checkpoint = str(self._checkpoint.path), None
             if self.position.best_epoch or self.position.best_accuracy >= 0:
                 self.folder.check_best(None if isinstance(self.network, TTFSNetwork) else self.network)
             if self.accelerator.is_main_process:
@@ -378,10 +377,9 @@ class TrainingLoop:
         if self.accelerator.is_main_process and self.config.resume:
             self.folder.record(self.config)
 
-    def _restore(self, path: Path) -> None:
-        checkpoint = load_checkpoint(path)
-        state = read_state(checkpoint)
-        self.changes = state.changes + check_same_run(path, state, self.config, self.description)
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state, path = read_state(checkpoint), checkpoint.path
+        self.changes = state.changes + check_same_run(checkpoint, self.config, self.description)
         self.position = state.position
         try:
             self.learner.restore(state, checkpoint.tensors)

@@ -249,10 +249,10 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], 
         if not index.isdecimal() or int(index) >= len(parameters):
             raise ValueError(f"optimizer: {name} must be of one of {len(parameters)} parameters")
         parameter = parameters[int(index)]
-        if tensor.dim() and tensor.shape != parameter.shape:
-            raise ValueError(f"optimizer: {name} must be {list(parameter.shape)}; got {list(tensor.shape)}")
-        if tensor.dtype != (parameter.dtype if tensor.dim() else torch.float32):
-            raise ValueError(f"optimizer: {name} must have the dtype of its parameter; got {tensor.dtype}")
+        like = parameter if tensor.dim() else torch.zeros(())  # a step count is float32
+        if (tensor.shape, tensor.dtype) != (like.shape, like.dtype):
+            raise ValueError(
+                f"optimizer: {name} must be {like.dtype} {list(like.shape)}; got {tensor.dtype}, {tensor.shape}"
+            )
         # Fused kernels walk memory in order: moments need the strides of their parameter.
-        moment = torch.empty_like(parameter if tensor.dim() else tensor, dtype=tensor.dtype, device=parameter.device)
-        optimizer.state[parameter][key] = moment.copy_(tensor).detach()
+        optimizer.state[parameter][key] = torch.empty_like(like, device=parameter.device).copy_(tensor).detach()

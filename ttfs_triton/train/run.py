@@ -23,13 +23,7 @@ from ttfs_triton.model.hub import HubError, check_account, open_repository
 from ttfs_triton.model.own_network import file_and_function
 from ttfs_triton.nn.trace import unwrapped
 from ttfs_triton.train.build import check_network, start_on_grid
-from ttfs_triton.train.checkpoint import (
-    CheckpointError,
-    check_same_run,
-    latest_checkpoint,
-    load_checkpoint,
-    read_state,
-)
+from ttfs_triton.train.checkpoint import Checkpoint, CheckpointError, check_same_run, latest_checkpoint
 from ttfs_triton.train.config import ConfigError, TrainConfig, make_config
 from ttfs_triton.train.data import RunData, Split, load_data, run_data
 from ttfs_triton.train.device import Interrupted, StopRequest, ask_main_process, make_accelerator, warn_of_device
@@ -98,11 +92,12 @@ def train(
         if summary is None:
             warn_of_device(accelerator, display.say)
             stop = StopRequest(accelerator)
-            with _beginning(folder, advice):
+            with _beginning("none yet" if checkpoint is None else str(checkpoint.path), advice):
                 if network is None and config.network is not None:
                     file_and_function(config.network)  # raises before data are loaded
                 data = data or load_data(config, accelerator, display.say)
                 loop = TrainingLoop(config, accelerator, data, folder, display, stop, network, callbacks, checkpoint)
+            del checkpoint  # its tensors take memory
             open_hub = partial(open_repository, str(config.hub_repo_id), private=config.hub_private)
             _ask_hub(config, accelerator, open_hub)
             with _under_way(folder, lambda: loop.last_checkpoint, advice):
@@ -148,12 +143,12 @@ def _under_way(folder: RunFolder, checkpoint: Callable[[], str], advice: Callabl
 
 
 @contextmanager
-def _beginning(folder: RunFolder, advice: Callable[[], str]) -> Iterator[None]:
+def _beginning(checkpoint: str, advice: Callable[[], str]) -> Iterator[None]:
     """Errors in the `with` block become a ConfigError; a lost device becomes a DeviceLostError."""
     try:
         yield
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
-        raise _device_lost(error, latest_checkpoint(folder.checkpoints) or "none yet", advice()) from error
+        raise _device_lost(error, checkpoint, advice()) from error
     except CheckpointError:
         raise
     except (ValueError, RuntimeError, OSError, MemoryError, OverflowError) as error:
@@ -191,32 +186,33 @@ def _agree_on_folder(config: TrainConfig, accelerator: Accelerator, name: str) -
 
 def _new_folder(name: str) -> Path:
     """Make a new folder under runs/; runs that start in the same second get different folders."""
-    first = path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for number in count(2):
+    first = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in count(1):
+        path = first if number == 1 else first.with_name(f"{first.name}-{number}")
         try:
             path.mkdir(parents=True)
-            return path
         except FileExistsError:
-            path = first.with_name(f"{first.name}-{number}")
+            continue
         except OSError as error:
             raise RunFolderError(
                 f"{path} must be a folder that can be made; got {error.strerror}. Give an --output-dir."
             ) from error
+        return path
     raise AssertionError("count ends only by a return")
 
 
-def _go_on(config: TrainConfig, folder: RunFolder) -> tuple[Path | None, dict[str, Any] | None]:
+def _go_on(config: TrainConfig, folder: RunFolder) -> tuple[Checkpoint | None, dict[str, Any] | None]:
     """The checkpoint to resume from, which `config` must not contradict, and the summary if the run has ended."""
-    path, summary = latest_checkpoint(folder.checkpoints), folder.read_summary()
+    checkpoint, summary = latest_checkpoint(folder.checkpoints), folder.read_summary()
     ended = summary is not None and summary["epochs"] >= config.epochs
-    if path is not None:
-        check_same_run(path, read_state(load_checkpoint(path)), config)
+    if checkpoint is not None:
+        check_same_run(checkpoint, config)
     elif folder.has_progress() and not ended:
         raise RunFolderError(
             f"--resume: {folder.checkpoints} must hold a checkpoint, since metrics.jsonl lists epochs; there is none "
             "of this version. Restore one, resume with the version that began the run, or start again with --overwrite."
         )
-    return path, summary if ended else None
+    return checkpoint, summary if ended else None
 
 
 def _ask_hub(config: TrainConfig, accelerator: Accelerator, check: Callable[[], object]) -> None:
@@ -248,7 +244,7 @@ def _publish(config: TrainConfig, run: Path, accelerator: Accelerator, network: 
     Display(accelerator.is_main_process).say(f"published                {url}")
 
 
-def _device_lost(error: Exception, checkpoint: Path | str, advice: str) -> DeviceLostError:
+def _device_lost(error: Exception, checkpoint: str, advice: str) -> DeviceLostError:
     reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
     go_on = f"{advice[0].lower()}{advice[1:]}"
     rule, remedy = "the device must work to the end", advice
