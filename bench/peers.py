@@ -41,8 +41,7 @@ import torch
 from torch import Tensor, nn
 from train_step import ANN, Batch, Contender, build, check
 
-from ttfs_triton.nn import DFTLinear, EarliestSpikePool2d, TTFSNetwork
-from ttfs_triton.nn.weighted import WeightedConv2d
+from ttfs_triton.nn import DFTConv2d, DFTLinear, EarliestSpikePool2d, TTFSNetwork
 
 OURS = "DFT σ=1"
 WITHOUT_TIME = (OURS, "DFT σ=0", ANN)
@@ -152,7 +151,7 @@ def mirror(ann: TTFSNetwork, library: Library) -> list[nn.Module]:
             layers.append(kinds.MaxPool2d(module.kernel_size, module.stride))
         elif isinstance(module, nn.Flatten):
             layers.append(kinds.Flatten())
-        elif isinstance(module, WeightedConv2d):
+        elif isinstance(module, DFTConv2d):
             geometry = (module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding)
             layers += [kinds.Conv2d(*geometry, bias=False), library.neuron()]
             layers[-2].weight.data.copy_(GAIN * module.effective_weight().detach())

@@ -130,7 +130,7 @@ class Composed(nn.Module):
 def compose(network: TTFSNetwork, *, ann: bool = False) -> TTFSNetwork:
     """Replace the operators of all hidden layers but the encoder; parameters stay the same, in the same order."""
     for name, layer in network.features.named_children():
-        if isinstance(layer, DFTConv2d | DFTLinear):
+        if isinstance(layer, DFTConv2d | DFTLinear) and layer.neuron is not None:
             setattr(network.features, name, Composed(layer, ann))
     return network
 
@@ -201,7 +201,7 @@ def check(contender: Contender, batch: Batch) -> float | None:
 
 def _gradients(network: TTFSNetwork, batch: Batch) -> tuple[float, Tensor]:
     """Loss, and all gradients as one float64 vector; exact ones, without the bound on derivatives."""
-    layers = [module for module in network.modules() if isinstance(module, DFTConv2d | DFTLinear)]
+    layers = [each for each in network.modules() if isinstance(each, DFTConv2d | DFTLinear) and each.neuron is not None]
     neurons = [layer.neuron for layer in layers]
     for layer in layers:
         layer.neuron = dataclasses.replace(layer.neuron, derivative_clip=None)

@@ -30,9 +30,9 @@ main(Path(sys.argv.pop(1)), "A small run.")
 GRAPHED = f"""
 from tests.train.recorded import RecordedGraphs
 from ttfs_triton.nn import LatencyEncoder
-from ttfs_triton.train import loop
+from ttfs_triton.train import learner
 LatencyEncoder._can_check, graphs = lambda *_: False, RecordedGraphs()
-loop.choose_graphs = lambda *_: graphs
+learner.choose_graphs = lambda *_: graphs
 {SCRIPT}
 print(graphs.captures, "captures,", graphs.replays, "replays", flush=True)
 """

@@ -16,7 +16,7 @@ from ttfs_triton.energy.counter import graph_of_batches, images_and_labels
 from ttfs_triton.energy.counts import LayerActivity, LayerCounts
 from ttfs_triton.energy.layer_counter import SynapseCounter, network_counts
 from ttfs_triton.nn.chip import check_register
-from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
+from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder
 from ttfs_triton.nn.faults import BrokenNeurons, Faults, disturbed, draw_broken, weight_factors
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.grid import Clock
@@ -154,7 +154,7 @@ class Simulator:
         rounded = quantise_weight(exact, bits, per_channel=per_channel, unit=unit)
         rounded = rounded.with_skip_weights(stage.weighted.skip_weights())
         weight, register = self._faulty.weights(rounded), None
-        if isinstance(layer, AnalogEncoder | SignedEncoder):
+        if isinstance(layer, AnalogEncoder):
             return AnalogLayer(layer, weight, bias)
         if (width := self._settings.state_bits) is not None:
             check_register(stage.weighted, rounded.unit, self._clock.steps, width, "simulate", stage.name)
@@ -192,7 +192,7 @@ class Simulator:
     def _fire(self, stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
         layer, counter = self.layers[stage.name]
         if isinstance(layer, AnalogLayer):
-            assert isinstance(layer.layer, AnalogEncoder | SignedEncoder)
+            assert isinstance(layer.layer, AnalogEncoder)
             inputs = layer.layer.normalise(inputs)
             counter.synapses.add(inputs)
             instant = self._clock.encode(layer.activations(inputs))

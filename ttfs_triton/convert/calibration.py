@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ttfs_kernels.rule import fire
 from ttfs_triton.convert.source import ConversionError
-from ttfs_triton.nn import AnalogEncoder, DFTConv2d, DFTLinear, Grid, SignedEncoder
+from ttfs_triton.nn import AnalogEncoder, Grid
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.on_chip import contract
 from ttfs_triton.nn.trace import evaluating, network_graph
@@ -201,7 +201,7 @@ def correlation(spiking: Tensor, analog: Tensor) -> float | None:
 
 
 def _spiking(stage: Stage) -> bool:
-    return isinstance(stage.layer, DFTConv2d | DFTLinear)
+    return stage.neuron is not None and stage.kind != "readout"
 
 
 def _without_slope(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
@@ -220,7 +220,7 @@ def analog_potential(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tenso
 def _potentials(stage: Stage, inputs: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor]:
     """A layer's membrane potentials A without the initial potential, and their slopes W without σ."""
     layer = stage.weighted
-    x = layer.normalise(inputs) if isinstance(layer, AnalogEncoder | SignedEncoder) else inputs
+    x = layer.normalise(inputs) if isinstance(layer, AnalogEncoder) else inputs
     weight = layer.effective_weight()
     potential, slope = contract(layer, x, weight), contract(layer, (x > 0).to(x.dtype), weight)
     delayed = layer.skip_weights()

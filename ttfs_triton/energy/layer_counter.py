@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 
 from ttfs_triton.energy.counts import GATED, Counts, InputCounts, LayerCounts
-from ttfs_triton.nn.coding import AnalogEncoder, SignedEncoder
+from ttfs_triton.nn.coding import AnalogEncoder
 from ttfs_triton.nn.graph import NetworkGraph, Stage
+from ttfs_triton.nn.layers import DFTConv2d, WeightedLinear
 from ttfs_triton.nn.on_chip import earliest_input
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.statistics import SpikeCounter, channels_innermost, in_parts, where_fired
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
+from ttfs_triton.nn.weighted import WeightedLayer
 
 
 class FanOut(NamedTuple):
@@ -42,7 +43,7 @@ class FanOut(NamedTuple):
 
 def fan_out(layer: WeightedLayer, input_size: tuple[int, ...]) -> FanOut:
     """The fan-out of a layer's inputs; `input_size`: (height, width) of its maps, () if it is fully connected."""
-    if isinstance(layer, WeightedConv2d):
+    if isinstance(layer, DFTConv2d):
         outputs = layer.output_shape((layer.in_channels, *input_size))[1:]
         taps, reached = (torch.ones(1, 1, *size, dtype=torch.float64) for size in (layer.kernel_size, outputs))
         geometry = layer.geometry | {"groups": 1}
@@ -55,7 +56,7 @@ def fan_out(layer: WeightedLayer, input_size: tuple[int, ...]) -> FanOut:
 @torch.no_grad()
 def neurons_reached(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> Tensor | None:
     """Mask [N, 1, ...] of a convolution's output places that an input spike of any group reaches; else None."""
-    if not isinstance(layer, WeightedConv2d):
+    if not isinstance(layer, DFTConv2d):
         return None
     return (earliest_input(layer, inputs, skip).amax(1, keepdim=True) > 0).to(inputs.dtype)
 
@@ -100,10 +101,11 @@ class SynapseCounter:
         self._layer = layer = stage.weighted
         self._channels_of = [wire.shape[0] for wire in stage.inputs]
         self._real_inputs = layer.kind == "analog"
-        self._signed = isinstance(layer, SignedEncoder)  # its bright pixels add to a slope, as spikes do
+        # Bright pixels add to the slope of an encoder with a neuron, as spikes do.
+        self._signed = self._real_inputs and stage.neuron is not None
         self.sums = torch.zeros(len(SUMS) + len(stage.wires), dtype=torch.int64, device=layer.weight.device)
         self.times = torch.zeros(len(GATED), dtype=torch.float64, device=layer.weight.device)
-        is_map = isinstance(layer, WeightedConv2d)
+        is_map = isinstance(layer, DFTConv2d)
         size = stage.inputs[0].shape[1:]
         found = fan_out(layer, size)
         self._channels = found.channels
@@ -215,7 +217,7 @@ class LayerCounter(SpikeCounter):
         """Add a batch of the layer's inputs, and of its delayed spikes."""
         if skip is not None:
             skip = self.layer.read_skip(skip.detach(), self._stage.shape)
-        if isinstance(self.layer, AnalogEncoder | SignedEncoder):
+        if isinstance(self.layer, AnalogEncoder):
             inputs = inputs - self.layer.mean  # proportional to what the synapses read
         self.synapses.add(inputs.detach(), skip)
 

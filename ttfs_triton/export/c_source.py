@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ttfs_triton.chip.simulator import Own, SimulationSettings, Simulator
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.export.shared import refuse_upsampling
-from ttfs_triton.nn import AnalogEncoder, EarliestSpikePool2d, NetworkGraph, SignedEncoder, Stage, Wire, network_graph
+from ttfs_triton.nn import AnalogEncoder, DFTConv2d, EarliestSpikePool2d, NetworkGraph, Stage, Wire, network_graph
 from ttfs_triton.nn.grid import POTENTIAL_BITS
 from ttfs_triton.nn.on_chip import REGISTER_BOUND, AnalogLayer, ClockedLayer
 from ttfs_triton.nn.readout import ClockedReadout
@@ -117,9 +117,10 @@ class _Source:
             pixels, weight, start, fall, persistence = _encoder(layer, shape[0], self._settings.steps)
             self._tables.append(f"static int64_t patch[{weight[0].numel()}];")
             fields["pixels"] = self._constants("int64_t", f"{name}_pixels", pixels)
-            fields["spiking"] = int(isinstance(stage.layer, SignedEncoder))
-        alone = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
-        kernel, geometry = getattr(stage.layer, "kernel_size", (1, 1)), getattr(stage.layer, "geometry", alone)
+            fields["spiking"] = int(stage.neuron is not None)
+        kernel, geometry = (1, 1), {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+        if isinstance(stage.layer, DFTConv2d):
+            kernel, geometry = stage.layer.kernel_size, stage.layer.geometry
         # Weights to the targets of a spike lie beside each other.
         weight = weight.reshape(geometry["groups"], -1, read[0] // geometry["groups"], *kernel).permute(3, 4, 0, 2, 1)
         fields |= {"kernel": kernel, **geometry, "persistence": persistence}
@@ -200,7 +201,7 @@ def _encoder(layer: AnalogLayer | None, channels: int, steps: int) -> tuple[Tens
     if layer is None:  # a latency encoder has one synapse from each pixel to a neuron
         start = torch.zeros(channels)
         return 2 * steps * pixels.long().expand(channels, 256), torch.eye(channels), start, start + 255, 0
-    assert isinstance(layer.layer, AnalogEncoder | SignedEncoder)
+    assert isinstance(layer.layer, AnalogEncoder)
     exact = layer.layer.normalise(to_float(pixels.view(-1, 1, 1, 1))).double()[..., 0, 0].T
     integers = layer.quantised.integers.double()
     unit = torch.where(integers.flatten(1).any(1), layer.quantised.unit, 1.0)

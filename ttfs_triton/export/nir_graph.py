@@ -39,11 +39,10 @@ from torch import nn
 
 from ttfs_triton.export.nir_clock import STEP_S, Axis, Clock, clock_weights, square
 from ttfs_triton.export.shared import as_array, metadata, refuse_upsampling, require, synapse_arrays
-from ttfs_triton.nn import AnalogEncoder, EarliestSpikePool2d, NetworkGraph, SignedEncoder, Stage, Wire, network_graph
+from ttfs_triton.nn import AnalogEncoder, DFTConv2d, EarliestSpikePool2d, NetworkGraph, Stage, Wire, network_graph
 from ttfs_triton.nn.folding import plain_skip_weights
 from ttfs_triton.nn.on_chip import psp_persistence
 from ttfs_triton.nn.sizes import skip_step
-from ttfs_triton.nn.weighted import WeightedConv2d
 
 if TYPE_CHECKING:
     import nir
@@ -93,7 +92,7 @@ def to_nir(
     module = require("to_nir", "nir", "nir")
     analog, shape = graph.encoder.kind == "analog", graph.image_shape
     for refused, rule, got in (
-        (isinstance(graph.encoder.layer, SignedEncoder), "encoder must be latency or analog", "signed"),
+        (graph.encoder.neuron is not None, "encoder must be latency or analog", "signed"),
         (analog and graph.encoder.inputs[0].route, "an analog encoder must read the image itself", "a pool"),
         (len(shape) != 3, "images must be [channels, height, width] for clock channels to lie beside them", shape),
     ):
@@ -206,7 +205,7 @@ class _Build:
         late = {} if stage.skip is None else {f"{name}_skip": self.skip(stage, window)}
         weight, bias = synapse_arrays(layer)
         axes = []
-        if isinstance(layer, WeightedConv2d):
+        if isinstance(layer, DFTConv2d):
             weight = ungrouped(weight, layer.groups)
             axes = [Axis(*of_axis) for of_axis in zip(layer.stride, layer.padding, layer.dilation, strict=True)]
         bias = (np.zeros(len(weight), np.float32) if bias is None else bias) + np.float32(layer.initial_potential)

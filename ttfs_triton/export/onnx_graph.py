@@ -9,14 +9,15 @@ import numpy as np
 from torch import nn
 
 from ttfs_triton.export.shared import as_array, metadata, require, synapse_arrays
-from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
+from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder
 from ttfs_triton.nn.folding import plain_skip_weights
 from ttfs_triton.nn.graph import Stage, Wire
-from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d, SpikeUpsample2d
+from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d, SpikeUpsample2d, WeightedLinear
+from ttfs_triton.nn.on_chip import psp_persistence
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.trace import network_graph
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer, WeightedLinear
+from ttfs_triton.nn.weighted import WeightedLayer
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -210,20 +211,18 @@ def _any_time(layer: nn.Module, value: _Value, skip: tuple[_Value, _Value] | Non
     """Activations behind a layer whose neurons fire at any time."""
     if isinstance(layer, LatencyEncoder):
         return value.clip()
-    if isinstance(layer, AnalogEncoder | SignedEncoder):
+    if isinstance(layer, AnalogEncoder):
         mean, std = (
             value.graph.constant(f"{value.graph.layer}.{name}", as_array(getattr(layer, name)))
             for name in ("mean", "std")
         )
         value = (value - mean) / std
-    if isinstance(layer, AnalogEncoder):
-        return _contractions(layer, value, 0.0, skip)[0].clip()
     assert isinstance(layer, DFTConv2d | DFTLinear), "network_graph knows no other layer"
-    return _fire(*_contractions(layer, value, layer.neuron.psp_persistence, skip))
+    return _fire(*_contractions(layer, value, psp_persistence(layer), skip))
 
 
 def _contractions(
-    layer: WeightedConv2d | WeightedLinear,
+    layer: DFTConv2d | WeightedLinear,
     value: _Value,
     sigma: float,
     skip: tuple[_Value, _Value] | None = None,
@@ -233,7 +232,7 @@ def _contractions(
     weight = graph.constant(f"{graph.layer}.weight", weights)
     bias = [] if biases is None else [graph.constant(f"{graph.layer}.bias", biases)]
     operator, attributes = "Gemm", dict[str, Any](transB=1)
-    if isinstance(layer, WeightedConv2d):
+    if isinstance(layer, DFTConv2d):
         operator, attributes = "Conv", {"kernel_shape": layer.kernel_size, "strides": layer.stride}
         attributes |= {"pads": [*layer.padding] * 2, "dilations": layer.dilation, "group": layer.groups}
     potential = value.apply(operator, weight, *bias, **attributes)

@@ -5,7 +5,7 @@ Layer l may fire only in the window [l, l + 1]. A spike at time t has the activa
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,8 @@ from ttfs_kernels import Neuron
 from ttfs_triton.nn.faults import Faults, spikes_in_training
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.integers import straight_through
-from ttfs_triton.nn.layers import DFTConv2d, FiringLayer
+from ttfs_triton.nn.layers import CLAMPED, DFTConv2d
 from ttfs_triton.nn.sizes import Size
-from ttfs_triton.nn.weighted import LayerOptions, WeightedConv2d, spelled_out
-
-TWO_PHASE = Neuron(psp_persistence=0.0)  # a clamped ReLU: fires 1 − A after the window's start
 
 ROUNDING = 1e-2
 """How far rounded pixels may lie outside [0, 1] without an error."""
@@ -113,107 +110,91 @@ class LatencyEncoder(nn.Module):
         return x.device.type == "cpu" or not self.training
 
 
-class _NormalisedImages(nn.Module):
-    """Base of encoders that normalise images: mean and std are part of the configuration, not of the state dict.
+class AnalogEncoder(DFTConv2d):
+    """First hidden layer of the published CIFAR networks: a convolution of pixels, whose clamped outputs are spikes.
 
+    The image is normalised, (x − mean) / std, and convolved; padding is the mean image. A = Σ w·x + b, clamped to
+    [0, 1], is the activation. With a `neuron`, pixels that are brighter than the mean also add to the slope: see
+    `SignedEncoder`. Input [N, in_channels, height, width], output activations [N, out_channels, ...], channels last.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as in `torch.nn.Conv2d`.
+        mean, std: mean and standard deviation per input channel, in units of the input; None: 0 and 1. They belong to
+            the configuration, not to the state dict.
+        neuron: neuron model. Default: None, potentials without slope; of a `SignedEncoder`, Neuron().
+        backend: as in `DFTConv2d`, of layers with a `neuron`.
+        batch_norm, bias, initial_gain, weight_standardisation, device, dtype: as in `DFTConv2d`.
     Attributes:
-        mean, std: mean and standard deviation per channel, [in_channels, 1, 1], in units of the images.
+        mean, std: buffers [in_channels, 1, 1].
+    Raises:
+        ValueError: as `DFTConv2d`; mean or std do not have one entry per input channel, or std is not positive.
     """
 
+    kind = "analog"
+    _default_neuron: ClassVar[Neuron | None] = None
     if TYPE_CHECKING:  # see `WeightedLayer`
         mean: Tensor
         std: Tensor
 
-    def take_statistics(self, weight: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        """Set mean and standard deviation per channel, by default 0 and 1, on the weight's device and in its dtype."""
-        kind, in_channels = type(self).__name__, weight.shape[1]
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        neuron: Neuron | None = None,
+        backend: str = "auto",
+        bias: bool = True,
+        weight_standardisation: bool | None = None,
+        batch_norm: bool = False,
+        initial_gain: float = 0.5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        neuron = self._default_neuron if neuron is None else neuron
+        super().__init__(
+            *(in_channels, out_channels, kernel_size, stride, padding, dilation, groups),
+            neuron=neuron or CLAMPED,
+            backend=backend,
+            bias=bias,
+            weight_standardisation=weight_standardisation,
+            batch_norm=batch_norm,
+            initial_gain=initial_gain,
+            device=device,
+            dtype=dtype,
+        )
+        self.neuron = neuron
         for name, values, default in (("mean", mean, 0.0), ("std", std, 1.0)):
             values = [default] * in_channels if values is None else list(values)
-            if len(values) != in_channels:
-                raise ValueError(f"{kind}: {name} must have one entry per input channel ({in_channels}); got {values}.")
-            buffer = torch.tensor(values, device=weight.device, dtype=weight.dtype)
+            if len(values) != in_channels or (name == "std" and not min(values) > 0):
+                rule = f"have one entry per input channel ({in_channels}){', all positive' * (name == 'std')}"
+                raise ValueError(f"{type(self).__name__}: {name} must {rule}; got {values}.")
+            buffer = torch.tensor(values, device=self.weight.device, dtype=self.weight.dtype)
             self.register_buffer(name, buffer.view(-1, 1, 1), persistent=False)
-        if std is not None and not min(std) > 0:
-            raise ValueError(f"{kind}: std must be positive; got {list(std)}.")
 
     def normalise(self, images: Tensor) -> Tensor:
         """Inputs of the synapses: images [N, in_channels, height, width] in standard deviations from the mean."""
         return (images - self.mean) / self.std
 
-
-@spelled_out
-class AnalogEncoder(_NormalisedImages, FiringLayer, WeightedConv2d):
-    """First hidden layer of the published CIFAR networks: an analog convolution whose clamped outputs are spikes.
-
-    The image is normalised, (x − mean) / std, convolved (padding is the mean image) and clamped to [0, 1].
-    Input [N, in_channels, height, width], output activations [N, out_channels, ...], channels last.
-
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding: as in `torch.nn.Conv2d`.
-        mean, std: mean and standard deviation per input channel, in units of the input; None: 0 and 1. They belong to
-            the configuration, not to the state dict.
-        batch_norm, bias, initial_gain, weight_standardisation, device, dtype: as in `DFTConv2d`.
-    Raises:
-        ValueError: mean or std do not have one entry per input channel, or std is not positive.
-    """
-
-    kind = "analog"
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size = 0,
-        *,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        **options: Unpack[LayerOptions],
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, **options)
-        self.take_statistics(self.weight, mean, std)
-
     def forward(self, x: Tensor, *, skip: Tensor | None = None) -> Tensor:
-        return self.spikes(self.normalise(x), skip, neuron=TWO_PHASE, backend="torch")
+        return super().forward(self.normalise(x), skip=skip)
 
 
-@spelled_out
-class SignedEncoder(_NormalisedImages, DFTConv2d):
-    """First hidden layer of the networks that the paper's training script makes: spiking neurons that read pixels.
+class SignedEncoder(AnalogEncoder):
+    """First hidden layer of the networks that the paper's training script makes: an `AnalogEncoder` with a neuron.
 
     A normalised pixel x, of either sign, adds w·x to the potential at the window's start; if it is brighter than the
     mean, it adds σ·w to the slope: A = Σ w·x + b, W = σ·Σ w·[x > 0]. As in `AnalogEncoder`, inputs are real numbers.
-    Input [N, in_channels, height, width], output activations [N, out_channels, ...], channels last.
 
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, neuron, backend: as in `DFTConv2d`.
-        mean, std: as in `AnalogEncoder`.
-        batch_norm, bias, initial_gain, weight_standardisation, device, dtype: as in `DFTConv2d`.
-    Raises:
-        ValueError: as `AnalogEncoder`.
+    Args and errors are those of `AnalogEncoder`; the neuron is by default Neuron().
+
     Source: Wei et al., ICCV 2023, published code, models/proxy_ann_model.py.
     """
 
-    kind = "analog"
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size = 0,
-        *,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        neuron: Neuron = Neuron(),
-        backend: str = "auto",
-        **options: Unpack[LayerOptions],
-    ) -> None:
-        sizes = (in_channels, out_channels, kernel_size, stride, padding)
-        super().__init__(*sizes, neuron=neuron, backend=backend, **options)
-        self.take_statistics(self.weight, mean, std)
-
-    def forward(self, x: Tensor, *, skip: Tensor | None = None) -> Tensor:
-        return super().forward(self.normalise(x), skip=skip)
+    _default_neuron = Neuron()

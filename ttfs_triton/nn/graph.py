@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from ttfs_kernels import Neuron
 from ttfs_triton.nn.folding import plain_synapses
 from ttfs_triton.nn.grid import Grid
+from ttfs_triton.nn.layers import DFTConv2d
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
+from ttfs_triton.nn.weighted import WeightedLayer
 
 StageKind = LayerKind | Literal["latency"]
 
@@ -90,7 +91,7 @@ class Stage:
 
     @property
     def neuron(self) -> Neuron | None:
-        """How its neurons fire; None for a `LatencyEncoder` or `AnalogEncoder`."""
+        """How its neurons fire; None for a `LatencyEncoder`, or an `AnalogEncoder` without one."""
         found = getattr(self.layer, "neuron", None)
         return found if isinstance(found, Neuron) else None
 
@@ -212,6 +213,6 @@ def _line(stage: Stage) -> str:
         route = "".join(f" → {module}" for module in wire.route)
         ways.append(f"{'skip ' if wire is stage.skip else ''}{wire.source or 'images'}{route}")
     shape, layer = "×".join(map(str, stage.shape)), str(stage.layer)
-    if isinstance(stage.layer, WeightedConv2d):  # in files, sizes are in pixels
+    if isinstance(stage.layer, DFTConv2d):  # in files, sizes are in pixels
         layer = layer.replace(stage.layer.sizes_text(stage.layer.average), stage.layer.sizes_text(1))
     return f"{stage.name} [{shape}]: {layer} reads {', '.join(ways)}"

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ttfs_triton.nn.coding import AnalogEncoder
-from ttfs_triton.nn.weighted import WeightedConv2d
+from ttfs_triton.nn.layers import DFTConv2d
 
 SMALLEST_EIGENVALUE = 5e-4
 """Added to the eigenvalues, the variances of components, so that noise is not whitened (Jordan 2024, 3.2)."""
@@ -60,5 +60,5 @@ def start_as_identity(model: nn.Module) -> None:
     Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.3.
     """
     for module in model.modules():
-        if isinstance(module, WeightedConv2d) and module.kind != "analog" and module.groups == 1:
+        if isinstance(module, DFTConv2d) and module.kind != "analog" and module.groups == 1:
             nn.init.dirac_(module.weight[: module.weight.shape[1]])

@@ -1,7 +1,7 @@
 """Layers of neurons with a dynamic firing threshold (DFT): activations in, activations out, no state, no time axis."""
 
 from functools import partial
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -10,35 +10,45 @@ from torch import Tensor, nn
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear, normalised_conv2d, normalised_linear
 from ttfs_kernels.checks import autocasts, check_name
 from ttfs_kernels.checks import pair as checked_pair
+from ttfs_kernels.contraction import Geometry
 from ttfs_triton.nn.on_chip import fire_on_grid
 from ttfs_triton.nn.sizes import Size
-from ttfs_triton.nn.weighted import (
-    LayerOptions,
-    LinearOptions,
-    WeightedConv2d,
-    WeightedLayer,
-    WeightedLinear,
-    check_neuron,
-    spelled_out,
-)
+from ttfs_triton.nn.weighted import WeightedLayer
+
+CLAMPED = Neuron(psp_persistence=0.0)
+"""Neurons whose potential has no slope: a clamped ReLU, which fires 1 − A after the window's start."""
+
+
+def check_neuron(name: str, neuron: object, backend: str = "auto") -> None:
+    """Raise TypeError, naming the layer, unless `neuron` is a `Neuron`; ValueError unless there is such a backend."""
+    if not isinstance(neuron, Neuron):
+        raise TypeError(f"{name}: neuron must be a Neuron; got {neuron!r}. Give Neuron(psp_persistence=...).")
+    check_name(name, backend)
 
 
 class FiringLayer(WeightedLayer):
     """Base of layers whose neurons fire: from inputs to spikes, in training, in evaluation and on a chip's grid."""
 
-    def spikes(self, x: Tensor, skip: Tensor | None = None, *, neuron: Neuron, backend: str) -> Tensor:
-        """Activations of the layer's neurons; arguments as in `DFTConv2d` and its `forward`."""
+    if TYPE_CHECKING:
+        neuron: Any  # a Neuron; None for an `AnalogEncoder` whose potentials have no slope
+        backend: str
+
+    def forward(self, x: Tensor, *, skip: Tensor | None = None) -> Tensor:
+        """Activations.
+
+        `skip` [N, skip, ...] are activations of an earlier layer, delayed until the spikes of `x` arrive: each adds
+        v·x_skip to the potential of one neuron, and σ·v to its slope. Larger maps: see `WeightedLayer.read_skip`.
+        """
         # Under autocast, weights are standardised and cast in one pass; grids and batch norm need them uncast.
         casts = self.grid is None and self.batch_norm is None and autocasts(x, self.weight)
         weight = self.effective_weight(torch.get_autocast_dtype(x.device.type) if casts else None)
         skip, skip_weight = self.delayed(skip, x)
         if self.average > 1:
             self.output_shape(tuple(x.shape[1:]))  # raises for maps that the windows do not divide
-        options: dict[str, Any] = {"neuron": neuron, "skip": skip, "backend": backend}
-        fire, normalise = dft_linear, normalised_linear
-        if isinstance(self, WeightedConv2d):
-            options |= self.geometry
-            fire, normalise = dft_conv2d, normalised_conv2d
+        options = self.geometry | {"skip": skip, "neuron": self.neuron, "backend": self.backend}
+        if self.neuron is None:  # one convolution, which PyTorch has
+            options |= {"neuron": CLAMPED, "backend": "torch"}
+        fire, normalise = (dft_conv2d, normalised_conv2d) if self.geometry else (dft_linear, normalised_linear)
         if self.normalises:
             x, weight = self.synapses(x, weight)
             activations = self.follow(normalise(x, weight, self.normalisation(), skip_weight=skip_weight, **options))
@@ -52,12 +62,10 @@ class FiringLayer(WeightedLayer):
         return self.emit(activations)
 
     def extra_repr(self) -> str:
-        neuron = getattr(self, "neuron", None)  # an `AnalogEncoder` has none
-        return super().extra_repr() + ("" if neuron is None else f", neuron={neuron}")
+        return super().extra_repr() + ("" if self.neuron is None else f", neuron={self.neuron}")
 
 
-@spelled_out
-class DFTConv2d(FiringLayer, WeightedConv2d):
+class DFTConv2d(FiringLayer):
     """Convolution of spiking neurons with a dynamic firing threshold.
 
     Input [N, in_channels, height, width], output [N, out_channels, ...], channels last: activations in [0, 1], where
@@ -105,23 +113,99 @@ class DFTConv2d(FiringLayer, WeightedConv2d):
         *,
         neuron: Neuron = Neuron(),
         backend: str = "auto",
-        **options: Unpack[LayerOptions],
+        bias: bool = True,
+        weight_standardisation: bool | None = None,
+        batch_norm: bool = False,
+        initial_gain: float = 0.5,
+        skip: int = 0,
+        average: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        check_neuron(type(self).__name__, neuron)
-        check_name(type(self).__name__, backend)
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, **options)
+        name = type(self).__name__
+        check_neuron(name, neuron, backend)
+        kernel_size = checked_pair(name, "kernel_size", kernel_size, 1)
+        stride = checked_pair(name, "stride", stride, 1)
+        padding = checked_pair(name, "padding", padding, 0)
+        dilation = checked_pair(name, "dilation", dilation, 1)
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"{name}: groups must divide in_channels (={in_channels}) and out_channels (={out_channels}); "
+                f"got {groups}."
+            )
+        if average > 1 and dilation != (1, 1):
+            raise ValueError(f"{name}: dilation must be 1 with average={average}; got {dilation}. Use a stride.")
+        super().__init__(
+            (out_channels, in_channels // groups, *kernel_size),
+            bias=bias,
+            weight_standardisation=weight_standardisation,
+            batch_norm=batch_norm,
+            initial_gain=initial_gain,
+            skip=skip,
+            average=average,
+            device=device,
+            dtype=dtype,
+        )
         self.neuron, self.backend = neuron, backend
+        self.in_channels, self.out_channels, self.groups, self.dilation = in_channels, out_channels, groups, dilation
+        in_pixels = ((average * rows, average * columns) for rows, columns in (kernel_size, stride, padding))
+        self.kernel_size, self.stride, self.padding = in_pixels
 
-    def forward(self, x: Tensor, *, skip: Tensor | None = None) -> Tensor:
-        """Activations.
+    @property
+    def geometry(self) -> dict[str, Any]:
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
 
-        `skip` [N, skip, ...] are activations of an earlier layer, delayed until the spikes of `x` arrive: each adds
-        v·x_skip to the potential of one neuron, and σ·v to its slope. Larger maps: see `WeightedLayer.read_skip`.
-        """
-        return self.spikes(x, skip, neuron=self.neuron, backend=self.backend)
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(out_channels, height, width); see `WeightedLayer.output_shape`."""
+        if len(shape) != 3 or shape[0] != self.in_channels:
+            raise ValueError(f"inputs must be {self.in_channels} maps; got {shape}.")
+        if any(size % self.average for size in shape[1:]):
+            raise ValueError(f"maps must divide into windows of average={self.average}; got {shape}.")
+        places = Geometry(**self.geometry).map_size(shape[1:], self.kernel_size)
+        if min(places) < 1:
+            raise ValueError(f"maps must be at least as large as the kernel, {self.kernel_size}; got {shape}.")
+        return (self.out_channels, *places)
+
+    def sizes_text(self, unit: int) -> str:
+        """Kernel size, stride and padding as text, counted in windows of `unit` pixels."""
+        names = ("kernel_size", "stride", "padding")
+        return ", ".join(f"{name}={tuple(size // unit for size in getattr(self, name))}" for name in names)
+
+    def size_repr(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, {self.sizes_text(self.average)}"
+        text += f", dilation={self.dilation}" if self.dilation != (1, 1) else ""
+        return f"{text}, groups={self.groups}" if self.groups != 1 else text
 
 
-@spelled_out
+class WeightedLinear(WeightedLayer):
+    """Base of fully connected layers: weight [out_features, in_features], with `average` one for so many inputs."""
+
+    def weight_shape(self, in_features: int, out_features: int, average: int) -> tuple[int, int]:
+        """Shape of `weight`; ValueError if `average` does not divide the inputs."""
+        if average > 1 and in_features % average:
+            raise ValueError(f"{type(self).__name__}: average must divide in_features ({in_features}); got {average}.")
+        return out_features, in_features // max(1, average)
+
+    @property
+    def in_features(self) -> int:
+        """Number of inputs."""
+        return self.weight.shape[1] * self.average
+
+    @property
+    def out_features(self) -> int:
+        """Number of neurons."""
+        return self.weight.shape[0]
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(out_features,); see `WeightedLayer.output_shape`."""
+        if shape != (self.in_features,):
+            raise ValueError(f"inputs must be {self.in_features} features; got {shape}.")
+        return (self.out_features,)
+
+    def size_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}"
+
+
 class DFTLinear(FiringLayer, WeightedLinear):
     """Fully connected spiking neurons with a dynamic firing threshold.
 
@@ -151,16 +235,30 @@ class DFTLinear(FiringLayer, WeightedLinear):
         *,
         neuron: Neuron = Neuron(),
         backend: str = "auto",
-        **options: Unpack[LinearOptions],
+        bias: bool = True,
+        weight_standardisation: bool | None = None,
+        batch_norm: bool = False,
+        initial_gain: float = 0.5,
+        skip: int = 0,
+        average: int = 1,
+        spike_dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        check_neuron(type(self).__name__, neuron)
-        check_name(type(self).__name__, backend)
-        super().__init__(in_features, out_features, **options)
+        check_neuron(type(self).__name__, neuron, backend)
+        super().__init__(
+            self.weight_shape(in_features, out_features, average),
+            bias=bias,
+            weight_standardisation=weight_standardisation,
+            batch_norm=batch_norm,
+            initial_gain=initial_gain,
+            skip=skip,
+            average=average,
+            spike_dropout=spike_dropout,
+            device=device,
+            dtype=dtype,
+        )
         self.neuron, self.backend = neuron, backend
-
-    def forward(self, x: Tensor, *, skip: Tensor | None = None) -> Tensor:
-        """Activations; `skip` [N, skip] are activations of an earlier layer, delayed until the spikes of `x` arrive."""
-        return self.spikes(x, skip, neuron=self.neuron, backend=self.backend)
 
 
 class SpikeUpsample2d(nn.Module):

@@ -18,7 +18,7 @@ from ttfs_triton.nn.readout import FirstSpikeDecision, Readout
 from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.statistics import SpikeCounter
 from ttfs_triton.nn.trace import network_graph, unwrapped
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
+from ttfs_triton.nn.weighted import WeightedLayer
 
 # Initial mean of normalised potentials in front of a pool, in standard deviations. The largest of four neighbours
 # exceeds the mean by about as much, so that at first half of the pooled neurons fire, not nearly all.
@@ -69,8 +69,11 @@ class LayerBuilder:
         self._read.append((self.shape, token))
         block_inputs, first = self._read[-1 - token.skip]  # with a skip: the block's input and first layer
         skip = min(block_inputs[0], self.config.scaled(token.size)) if token.skip else 0
-        options = self._options() | {"batch_norm": self.config.batch_norm, "skip": skip, "average": self.average}
-        layer = self._convolution(token, options) if isinstance(token, Convolution) else self._dense(token, options)
+        options = self._options() | {"batch_norm": self.config.batch_norm}
+        if isinstance(token, Convolution) and len(self._read) == 1 and self.config.encoder != "latency":
+            layer = self._encoder(token, options)
+        else:
+            layer = self._spiking(token, options | {"skip": skip, "average": self.average})
         shape = self._shape_behind(layer, token)
         if token.skip and skip_step(block_inputs, shape) is None:
             raise ValueError(
@@ -108,26 +111,26 @@ class LayerBuilder:
         gain = self.config.initial_gain
         return {"bias": self.config.bias, "weight_standardisation": standardised, "initial_gain": gain}
 
-    def _convolution(self, token: Convolution, options: dict[str, Any]) -> WeightedConv2d:
-        config, encodes = self.config, len(self._read) == 1
-        statistics = {"mean": config.mean, "std": config.std}
-        kernel = (token.kernel_size, token.stride, token.padding)
-        if encodes and config.encoder == "whitened":
+    def _encoder(self, token: Convolution, options: dict[str, Any]) -> AnalogEncoder:
+        config = self.config
+        whitened, kind = config.encoder == "whitened", AnalogEncoder
+        if whitened:
             options |= {"weight_standardisation": False, "batch_norm": False}
-            encoder = AnalogEncoder(self.shape[0], token.size, *kernel, **statistics, **options)
-            encoder.weight.requires_grad_(False)
-            return encoder
-        sizes = (self.shape[0], config.scaled(token.size), *kernel)
-        if encodes and config.encoder == "signed":
-            return SignedEncoder(*sizes, neuron=config.neuron, **statistics, **options)
-        if encodes and config.encoder == "analog":
-            return AnalogEncoder(*sizes, **statistics, **options)
-        return DFTConv2d(*sizes, neuron=config.neuron, **options)
+        elif config.encoder == "signed":
+            options["neuron"], kind = config.neuron, SignedEncoder
+        channels = token.size if whitened else config.scaled(token.size)
+        geometry = (token.kernel_size, token.stride, token.padding)
+        encoder = kind(self.shape[0], channels, *geometry, mean=config.mean, std=config.std, **options)
+        encoder.weight.requires_grad_(not whitened)
+        return encoder
 
-    def _dense(self, token: Dense, options: dict[str, Any]) -> DFTLinear:
+    def _spiking(self, token: Convolution | Dense, options: dict[str, Any]) -> DFTConv2d | DFTLinear:
+        size, options = self.config.scaled(token.size), options | {"neuron": self.config.neuron}
+        if isinstance(token, Convolution):
+            return DFTConv2d(self.shape[0], size, token.kernel_size, token.stride, token.padding, **options)
         # Dropout is for spikes of fully connected layers; the first such layer reads a convolution or the encoder.
-        options |= {"spike_dropout": self.config.dropout if "fc1" in self.layers else 0.0}
-        return DFTLinear(self.shape[0], self.config.scaled(token.size), neuron=self.config.neuron, **options)
+        options["spike_dropout"] = self.config.dropout if "fc1" in self.layers else 0.0
+        return DFTLinear(self.shape[0], size, **options)
 
 
 class TTFSNetwork(nn.Module):

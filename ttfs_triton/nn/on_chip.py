@@ -26,7 +26,7 @@ from ttfs_triton.nn.integers import (
     quantise_weight,
     straight_through,
 )
-from ttfs_triton.nn.weighted import WeightedConv2d, WeightedLayer
+from ttfs_triton.nn.weighted import WeightedLayer
 
 # Potentials, thresholds and their differences stay below this, so that int64 does not overflow.
 REGISTER_BOUND = 2.0**62
@@ -78,7 +78,7 @@ class ClockedLayer:
         self.weight = quantised.integers.to(exact_dtype(reach * clock.steps))
         skip_weight = quantised.skip_weight
         reach += 0 if skip_weight is None else int(skip_weight.abs().max())
-        shape = (-1, 1, 1) if isinstance(layer, WeightedConv2d) else (-1,)
+        shape = (-1, 1, 1) if layer.geometry else (-1,)
         self.unit = quantised.unit.view(shape)
         bias = layer.with_batch_norm(layer.weight.double())[1]
         initial = layer.initial_potential if bias is None else bias.detach().double() + layer.initial_potential
@@ -176,7 +176,7 @@ class AnalogLayer:
     Weights and initial potentials include batch norm.
     """
 
-    def __init__(self, layer: WeightedConv2d, weight: QuantisedWeight, bias: Tensor | None) -> None:
+    def __init__(self, layer: WeightedLayer, weight: QuantisedWeight, bias: Tensor | None) -> None:
         self.layer, self.persistence = layer, psp_persistence(layer)
         self.quantised, self.bias = weight, None if bias is None else bias.detach().double()
         self._weight = weight.dequantise()
@@ -192,16 +192,14 @@ class AnalogLayer:
 
 
 def psp_persistence(layer: WeightedLayer) -> float:
-    """σ of a layer; 0 for an `AnalogEncoder`, which has no neuron model."""
+    """σ of a layer; 0 for an `AnalogEncoder` without a neuron."""
     neuron: Neuron | None = getattr(layer, "neuron", None)
     return 0.0 if neuron is None else neuron.psp_persistence
 
 
 def contract(layer: WeightedLayer, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The layer's convolution or product, by PyTorch."""
-    if isinstance(layer, WeightedConv2d):
-        return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-    return F.linear(x, weight, bias)
+    return F.conv2d(x, weight, bias, **layer.geometry) if layer.geometry else F.linear(x, weight, bias)
 
 
 def earliest_input(layer: WeightedLayer, x: Tensor, skip: Tensor | None = None) -> Tensor:
@@ -214,12 +212,13 @@ def earliest_input(layer: WeightedLayer, x: Tensor, skip: Tensor | None = None) 
     Returns:
         [N, groups, P, Q] or [N, 1], since all channels of a group have the same inputs; with a skip, [N, C, ...].
     """
-    groups = layer.groups if isinstance(layer, WeightedConv2d) else 1
+    geometry, kernel_size = layer.geometry, [layer.average * size for size in layer.weight.shape[2:]]
+    groups = geometry.get("groups", 1)
     earliest = reduce(x, "n (g c) ... -> n g ...", "max", g=groups)
-    if isinstance(layer, WeightedConv2d):
-        rows, columns = layer.padding
+    if geometry:
+        rows, columns = geometry["padding"]
         padded = F.pad(earliest, (columns, columns, rows, rows))
-        earliest = F.max_pool2d(padded, layer.kernel_size, layer.stride, 0, layer.dilation)
+        earliest = F.max_pool2d(padded, kernel_size, geometry["stride"], 0, geometry["dilation"])
     if skip is None:
         return earliest
     return torch.maximum(repeat(earliest, "n g ... -> n (g c) ...", c=skip.shape[1] // groups), skip)
@@ -323,7 +322,6 @@ def spikes_on_grid(rounded: RoundedLayer, x: Tensor, skip: Tensor | None = None)
     clock = rounded.grid.clock
     with exact_products():
         if rounded.layer.kind == "analog":
-            assert isinstance(rounded.layer, WeightedConv2d)
             analog = AnalogLayer(rounded.layer, rounded.quantised, rounded.layer.bias)
             return _in_parts(lambda part: clock.stamped(analog.activations(part)), x.detach())
         layer = ClockedLayer(rounded.layer, rounded.quantised, clock, **rounded.registers())

@@ -12,7 +12,7 @@ below a cross entropy of 1.46, several neurons fire first at once, and silent on
 ramp on which neurons start half-way up, θ = 20 and V₀ = 10.
 """
 
-from typing import NamedTuple, Unpack, get_args
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,8 @@ from ttfs_kernels.rule import factor
 from ttfs_triton.nn.config import ReadoutTime
 from ttfs_triton.nn.grid import Clock, Ramp
 from ttfs_triton.nn.integers import QuantisedWeight, exact_products, straight_through
+from ttfs_triton.nn.layers import WeightedLinear, check_neuron
 from ttfs_triton.nn.on_chip import ClockedLayer, Membrane, RoundedLayer
-from ttfs_triton.nn.weighted import LinearOptions, WeightedLinear, check_neuron, spelled_out
 
 
 class FirstSpikeDecision(NamedTuple):
@@ -82,7 +82,6 @@ def _decision(spike_times: Tensor, potential: Tensor) -> FirstSpikeDecision:
     return FirstSpikeDecision(torch.where(no_spike, potential.argmax(dim=1), prediction), spike_times, tie, no_spike)
 
 
-@spelled_out
 class Readout(WeightedLinear):
     """Output layer: logits from membrane potentials, or from spike times; `decide` takes the earliest spike.
 
@@ -127,7 +126,13 @@ class Readout(WeightedLinear):
         neuron: Neuron = Neuron(),
         threshold: float = 20.0,
         initial_potential: float = 10.0,
-        **options: Unpack[LinearOptions],
+        bias: bool = True,
+        weight_standardisation: bool | None = None,
+        initial_gain: float = 0.5,
+        average: int = 1,
+        spike_dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if at not in get_args(ReadoutTime):
             raise ValueError(f"Readout: at must be one of {', '.join(get_args(ReadoutTime))}; got {at!r}.")
@@ -138,7 +143,16 @@ class Readout(WeightedLinear):
             raise ValueError(
                 f"Readout: initial_potential must be below threshold ({threshold}); got {initial_potential}."
             )
-        super().__init__(in_features, classes, **options)
+        super().__init__(
+            self.weight_shape(in_features, classes, average),
+            bias=bias,
+            weight_standardisation=weight_standardisation,
+            initial_gain=initial_gain,
+            average=average,
+            spike_dropout=spike_dropout,
+            device=device,
+            dtype=dtype,
+        )
         self.at: ReadoutTime = at
         self.neuron, self.threshold, self.initial_potential = neuron, threshold, initial_potential
 

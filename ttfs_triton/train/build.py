@@ -36,7 +36,6 @@ from ttfs_triton.nn import (
     NetworkConfig,
     NetworkError,
     NetworkGraph,
-    SignedEncoder,
     TTFSNetwork,
     network_graph,
     parse_specification,
@@ -381,7 +380,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
 def take_statistics(network: TTFSNetwork, trained: NetworkConfig) -> None:
     """Normalise images as in the weights' training: another mean or std would shift every potential."""
     first = network.features[0]
-    if not isinstance(first, AnalogEncoder | SignedEncoder) or trained.encoder == "latency":
+    if not isinstance(first, AnalogEncoder) or trained.encoder == "latency":
         return
     for buffer, values, default in ((first.mean, trained.mean, 0.0), (first.std, trained.std, 1.0)):
         buffer.copy_(torch.tensor(values or [default] * trained.in_channels).view_as(buffer))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ttfs_triton.energy import RunOptions, count
 from ttfs_triton.energy.cost import Cost, energy_cost, operations_cost, sparsity_cost
 from ttfs_triton.energy.layer_counter import fan_out, neurons_reached
-from ttfs_triton.nn import NetworkGraph, SignedEncoder, Stage
+from ttfs_triton.nn import AnalogEncoder, NetworkGraph, Stage
 from ttfs_triton.nn.statistics import channels_innermost, in_parts, where_fired
 from ttfs_triton.run_records import EpochLine
 from ttfs_triton.train.options import Kind, Wanted
@@ -197,7 +197,7 @@ class _EventCounter:
     def count(self, inputs: Tensor, skip: Tensor | None, activations: Tensor) -> list[Tensor]:
         """Numbers of events in a batch, in the order of `events`."""
         layer = self.stage.layer
-        if isinstance(layer, SignedEncoder):
+        if isinstance(layer, AnalogEncoder) and layer.neuron is not None:
             inputs = layer.normalise(inputs)
         if skip is not None:
             skip = self.stage.weighted.read_skip(skip, self.stage.shape)

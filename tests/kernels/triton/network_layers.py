@@ -7,7 +7,6 @@ from ttfs_kernels.checks import Geometry
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton.problem import Problem
 from ttfs_triton.nn import Stage, network_graph, networks
-from ttfs_triton.nn.weighted import WeightedConv2d
 
 
 def network_layers(
@@ -24,7 +23,7 @@ def network_layers(
     def fire(stage: Stage, x: Tensor, skip: Tensor | None) -> Tensor:
         if stage.kind in found:
             layer, neuron = stage.weighted, Neuron(float(stage.kind == "spiking"))
-            geometry = Geometry(**layer.geometry) if isinstance(layer, WeightedConv2d) else None
+            geometry = Geometry(**layer.geometry) if layer.geometry else None
             found[stage.kind].append((stage.name, Problem.of(x.to(dtype), layer.weight, geometry, neuron)))
         return torch.empty(batch, *stage.shape, device="meta")
 
