@@ -24,8 +24,7 @@ from ttfs_triton.hub.card import render_card
 from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model import LoadError, Preprocessing, TTFSModel, find_model
 from ttfs_triton.model.classification import network_input
-from ttfs_triton.model.files import CONFIG_CHECKSUM
-from ttfs_triton.model.weights import weight_bytes
+from ttfs_triton.model.files import CONFIG_CHECKSUM, weight_bytes
 from ttfs_triton.train.checkpoint import (
     CheckpointError,
     checkpoint_bytes,

@@ -21,7 +21,7 @@ FOLDERS = tuple(str(Path(__file__).parents[1] / name) for name in ("ttfs_triton"
 WALKS = {
     "step of a layer": (9, 6),
     "step of a layer with batch norm": (8, 6),
-    "network from its files": (20, 5),
+    "network from its files": (16, 5),
     "page of an evaluation": (12, 12),
     "training from its configuration": (59, 20),
 }

@@ -18,10 +18,9 @@ from ttfs_triton.commands.convert import ConvertOptions, main
 from ttfs_triton.convert import command, convert, convert_ann, shared
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluate.load import load_network
-from ttfs_triton.model import BaseModel, ModelDescription, TTFSModel
+from ttfs_triton.model import BaseModel, LoadError, ModelDescription, TTFSModel
 from ttfs_triton.model.files import read_model, write_model
 from ttfs_triton.model.own_network import build_network_of
-from ttfs_triton.model.weights import LoadError
 from ttfs_triton.nn import Neuron
 
 COPY = ["--no-calibrate"]

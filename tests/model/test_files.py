@@ -14,11 +14,13 @@ from ttfs_triton.model import BaseModel, LoadError, ModelDescription, TTFSModel
 from ttfs_triton.model.files import (
     CONFIG_CHECKSUM,
     MAX_CONFIG_BYTES,
+    checksum,
     network_tensors,
     read_model,
+    read_weights,
+    weight_bytes,
     write_model,
 )
-from ttfs_triton.model.weights import checksum, read_weights, weight_bytes
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 NETWORK = NetworkConfig("2C3-P2-4", image_size=(4, 4), classes=2)
@@ -150,7 +152,7 @@ def test_weights_that_are_not_finite_are_neither_written_nor_loaded(folder, netw
         TTFSModel.from_network(network).save_pretrained(folder, overwrite=True)
     assert {path: path.read_bytes() for path in paths(folder)} == before
     with monkeypatch.context() as patch:
-        patch.setattr("ttfs_triton.model.weights.not_finite", lambda tensors: "")
+        patch.setattr("ttfs_triton.model.files.not_finite", lambda tensors: "")
         write_model(folder, tensors, DESCRIPTION)
     with pytest.raises(LoadError, match=message):
         TTFSModel.from_pretrained(folder)

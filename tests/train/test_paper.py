@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from ttfs_triton.command_line import recipe
-from ttfs_triton.model.weights import read_weights
+from ttfs_triton.model.files import read_weights
 from ttfs_triton.train import main
 from ttfs_triton.train.build import build_network
 from ttfs_triton.train.config import parse_config

@@ -13,7 +13,7 @@ from tests.convert.test_conversion import chain
 from tests.train.runs import change
 from ttfs_triton.convert import convert
 from ttfs_triton.model import BaseModel, TTFSModel
-from ttfs_triton.model.weights import read_weights, weight_bytes
+from ttfs_triton.model.files import read_weights, weight_bytes
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.nn.networks import CNN1, RESNET18, VGG11, cifarnet_specification
 from ttfs_triton.train import ConfigError

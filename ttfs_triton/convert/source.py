@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ttfs_triton.model import LoadError
 from ttfs_triton.model.description import CONFIG, BaseModel, ModelDescription
-from ttfs_triton.model.files import check_pair, read_config
+from ttfs_triton.model.files import WEIGHTS, check_pair, not_finite, read_config, read_header, read_weights
 from ttfs_triton.model.hub import HubError
 from ttfs_triton.model.locate import ModelFiles, find_model
-from ttfs_triton.model.weights import WEIGHTS, LoadError, not_finite, read_header, read_weights
 
 # Keys under which training scripts save weights. Scripts score averaged weights if they have them: these come first.
 CONTAINERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model_state", "model", "net")

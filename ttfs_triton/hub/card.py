@@ -17,10 +17,9 @@ from ttfs_triton.evaluate.page import READOUTS, decision_lines, template_environ
 from ttfs_triton.evaluate.tables import not_in_it
 from ttfs_triton.hub.facts import UNNAMED, ModelFacts
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS
-from ttfs_triton.model.files import model_bytes
+from ttfs_triton.model.files import WEIGHTS, model_bytes
 from ttfs_triton.model.hub import REPOSITORY
 from ttfs_triton.model.own_network import OwnNetwork
-from ttfs_triton.model.weights import WEIGHTS
 from ttfs_triton.run_records import Summary
 from ttfs_triton.wording import interval
 

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ttfs_triton.energy import Counts
+from ttfs_triton.model import LoadError
 from ttfs_triton.model.hub import REPOSITORY
 from ttfs_triton.model.locate import ModelFiles, bundled_facts
 from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.model.own_network import OwnNetwork
-from ttfs_triton.model.weights import LoadError
 from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.run_records import SUMMARY, Summary, read_summary
 from ttfs_triton.train.config import FREE_ON_RESUME, PROPERTIES, NetworkOptions, TrainConfig

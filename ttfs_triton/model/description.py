@@ -14,7 +14,6 @@ import ttfs_triton
 from ttfs_triton.command_line import problem_lines
 from ttfs_triton.data.events import EventWindows
 from ttfs_triton.model.own_network import OwnNetwork
-from ttfs_triton.model.weights import LoadError
 from ttfs_triton.nn import NetworkConfig
 
 CONFIG = "config.json"
@@ -29,6 +28,10 @@ _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
 
 
 _STRICT = ConfigDict(strict=True, extra="forbid")
+
+
+class LoadError(ValueError):
+    """Files hold no network of this package; the message says what was looked for and where."""
 
 
 @dataclass(frozen=True, config=_STRICT)

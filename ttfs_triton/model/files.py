@@ -1,26 +1,119 @@
-"""A model's two files: weights hold the SHA-256 of their config.json, and their header is checked before loading."""
+"""A model's two files, config.json and model.safetensors, which hold checksums: of each other, and of the tensors.
+
+safetensors itself does not notice a flipped bit. Headers are checked before a tensor is read.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.atomic import write_bytes
-from ttfs_triton.model.description import CONFIG, OWN, SPECIFIED, ModelDescription
+from ttfs_triton.atomic import tensor_bytes, write_bytes
+from ttfs_triton.model.description import CONFIG, OWN, SPECIFIED, LoadError, ModelDescription
 from ttfs_triton.model.own_network import OwnNetwork
-from ttfs_triton.model.weights import CHECKSUM, WEIGHTS, Header, LoadError, read_header, read_weights, weight_bytes
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.untrusted_files import read_regular
 
+WEIGHTS = "model.safetensors"
+CHECKSUM = "tensors_sha256"  # key in the file's metadata
+# Types of the tensors of networks, by their names in the header; other types are refused.
+_KINDS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 CONFIG_CHECKSUM = "config_sha256"  # key in the metadata of the weights
 MAX_CONFIG_BYTES = 2**24
 Tensors = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a safetensors file.
+
+    Attributes:
+        tensors: by name, type (None for types that no network has) and shape.
+        metadata: texts by name.
+    """
+
+    tensors: Mapping[str, tuple[torch.dtype | None, tuple[int, ...]]]
+    metadata: Mapping[str, str]
+
+
+def weight_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The content of a safetensors file with a checksum; the same tensors give the same bytes.
+
+    Tensors may be on any device. `torch.compile`'s prefixes are removed from their names; `metadata` goes into the
+    header.
+    """
+    named = {name.replace("_orig_mod.", ""): tensor.detach().cpu() for name, tensor in tensors.items()}
+    if problem := not_finite(named):
+        raise ValueError(f"save: weights must be finite; got {problem}. Nothing was written: the training diverged.")
+    # safetensors writes several entries of metadata in an order that changes from call to call: write the header here.
+    plain = tensor_bytes(named)
+    length = int.from_bytes(plain[:8], "little")
+    entries = {
+        "__metadata__": {"format": "pt", CHECKSUM: checksum(named), **(metadata or {})},
+        **json.loads(plain[8 : 8 + length]),
+    }
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join((len(header).to_bytes(8, "little"), header, memoryview(plain)[8 + length :]))
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, hexadecimal, over names, types, shapes and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """The first tensor with infinities or NaN, in words; "" if there is none."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            return f"{int((~tensor.isfinite()).sum())} of {tensor.numel()} values of {name} that are not"
+    return ""
+
+
+def read_header(path: Path) -> Header:
+    """The header of a safetensors file; no tensor is read."""
+    try:
+        with safetensors.safe_open(str(path), "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # `file` is not a mapping
+            tensors = {name: (_KINDS.get(part.get_dtype()), tuple(part.get_shape())) for name, part in slices.items()}
+            return Header(tensors, file.metadata() or {})
+    except (OSError, safetensors.SafetensorError) as error:
+        raise LoadError(f"load: {path} must be a whole safetensors file; {error}.") from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU."""
+    expected = read_header(path).metadata.get(CHECKSUM)
+    tensors = safetensors.torch.load_file(str(path))
+    if expected is not None and checksum(tensors) != expected:
+        raise LoadError(f"load: {path} must be as it was written; its checksum differs. Copy or download it again.")
+    if problem := not_finite(tensors):
+        raise LoadError(f"load: {path} must hold finite weights; got {problem}. Its training diverged.")
+    return tensors
+
+
+def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load tensors, which `read_model` has compared with the network; the network takes their precision."""
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(kinds) > 1:
+        raise LoadError(f"load: {path} must be of one floating type; got {', '.join(sorted(map(str, kinds)))}.")
+    for kind in kinds:
+        network.to(kind)
+    network.load_state_dict(tensors)
 
 
 def model_bytes(tensors: Mapping[str, Tensor], description: ModelDescription) -> dict[str, bytes]:
@@ -49,8 +142,8 @@ def read_model(
         config, weights: the files.
         network: network that the user's code built. None: config.json says how to build it.
     """
-    description = described(config, weights)
     header = read_header(weights)
+    description = _described(config, header)
     try:
         wanted = _wanted(description, network, config)
     except LoadError:
@@ -102,7 +195,11 @@ def check_pair(config: bytes, header: Header, path: Path) -> Any:
 
 def described(config: Path, weights: Path) -> ModelDescription:
     """The description in a config.json that belongs to these weights."""
-    values = check_pair(read_config(config), read_header(weights), config)
+    return _described(config, read_header(weights))
+
+
+def _described(config: Path, header: Header) -> ModelDescription:
+    values = check_pair(read_config(config), header, config)
     try:
         return ModelDescription.from_dict(values)
     except ValueError as error:

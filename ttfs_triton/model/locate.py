@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from ttfs_triton.model.description import CONFIG
+from ttfs_triton.model.description import CONFIG, LoadError
+from ttfs_triton.model.files import WEIGHTS
 from ttfs_triton.model.hub import DownloadOptions, HubError, download
-from ttfs_triton.model.weights import WEIGHTS, LoadError
 
 PREFIX = "bundled:"
 FOLDER = Path(__file__).parents[1] / "networks"

@@ -22,12 +22,11 @@ from ttfs_triton.model.classification import (
     network_input,
     split_images,
 )
-from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, BaseModel, ModelDescription
-from ttfs_triton.model.files import described, model_bytes, read_model, write_model
+from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, BaseModel, LoadError, ModelDescription
+from ttfs_triton.model.files import WEIGHTS, checksum, described, load_tensors, model_bytes, read_model, write_model
 from ttfs_triton.model.hub import DownloadOptions, check_account, open_repository, upload
 from ttfs_triton.model.locate import ModelFiles, find_model
 from ttfs_triton.model.own_network import OwnNetwork, build_network_of, describe_network
-from ttfs_triton.model.weights import WEIGHTS, LoadError, checksum, load_tensors
 from ttfs_triton.nn import NetworkConfig, NetworkGraph, TTFSNetwork, network_graph
 from ttfs_triton.nn.trace import evaluating, image_shape_of, unwrapped
 
@@ -85,7 +84,7 @@ class TTFSModel(nn.Module):
         self.network = TTFSNetwork(network) if isinstance(network, NetworkConfig) else network
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
-        known = describe_network(self.network, image_shape, builder)
+        known = network if isinstance(network, NetworkConfig) else describe_network(network, image_shape, builder)
         self._description = ModelDescription.of(known, class_names=class_names, dataset=dataset, base_model=base_model)
 
     def forward(self, images: Tensor) -> Tensor:

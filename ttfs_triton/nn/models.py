@@ -169,7 +169,8 @@ class TTFSNetwork(nn.Module):
         for layer in self.features:
             if isinstance(layer, DFTConv2d | DFTLinear):
                 layer.backend = backend
-        put_on_grid(self, config.grid)
+        if config.grid is not None:
+            put_on_grid(self, config.grid)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     @property

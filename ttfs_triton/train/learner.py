@@ -18,7 +18,7 @@ from ttfs_triton.data.images import ImageData, draw_indices
 from ttfs_triton.energy import Counts, counting
 from ttfs_triton.evaluate import Evaluation, EvaluationBatches, evaluate, sum_over_processes
 from ttfs_triton.evaluate.batches import Batch, load_batches
-from ttfs_triton.model.weights import not_finite
+from ttfs_triton.model.files import not_finite
 from ttfs_triton.nn import NetworkGraph, collect_statistics, record_statistics, reset_statistics
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.train.checkpoint import RunState
