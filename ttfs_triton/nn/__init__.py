@@ -2,14 +2,13 @@
 
 from ttfs_kernels import Neuron, standardise_weight
 from ttfs_triton.nn.chip import put_on_grid, train_for
-from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder, activation_to_spike_time
+from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder, activation_to_spike_time, whiten
 from ttfs_triton.nn.config import NetworkConfig, parse_specification
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.folding import fold_batch_norm, fold_weight_standardisation
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
 from ttfs_triton.nn.grid import Grid
-from ttfs_triton.nn.initialisation import start_as_identity, whiten
-from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d, SpikeUpsample2d
+from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d, SpikeUpsample2d, start_as_identity
 from ttfs_triton.nn.models import TTFSNetwork, decide
 from ttfs_triton.nn.networks import cifarnet, cnn1, resnet18, resnet20, vgg11, vgg16
 from ttfs_triton.nn.readout import (

@@ -1,4 +1,4 @@
-"""Encoders that turn images into spikes, and conversion of activations to absolute spike times.
+"""Encoders that turn images into spikes, their whitening, and conversion of activations to absolute spike times.
 
 Layer l may fire only in the window [l, l + 1]. A spike at time t has the activation a = (l + 1) − t:
 1 fires at the window's start, small values fire late, 0 is silent. `inf`, for "no spike", exists in spike times only.
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ttfs_kernels import Neuron
@@ -19,6 +20,9 @@ from ttfs_triton.nn.sizes import Size
 
 ROUNDING = 1e-2
 """How far rounded pixels may lie outside [0, 1] without an error."""
+
+SMALLEST_EIGENVALUE = 5e-4
+"""Added to the eigenvalues, the variances of components, so that noise is not whitened (Jordan 2024, 3.2)."""
 
 
 def activation_to_spike_time(activation: Tensor, layer: int) -> Tensor:
@@ -160,7 +164,7 @@ class AnalogEncoder(DFTConv2d):
         neuron = self._default_neuron if neuron is None else neuron
         super().__init__(
             *(in_channels, out_channels, kernel_size, stride, padding, dilation, groups),
-            neuron=neuron or CLAMPED,
+            neuron=CLAMPED if neuron is None else neuron,
             backend=backend,
             bias=bias,
             weight_standardisation=weight_standardisation,
@@ -198,3 +202,39 @@ class SignedEncoder(AnalogEncoder):
     """
 
     _default_neuron = Neuron()
+
+
+@torch.no_grad()
+def whiten(encoder: AnalogEncoder, images: Tensor) -> None:
+    """Give an encoder weights that whiten patches of images: uncorrelated outputs, of variance 1 before the gain.
+
+    Each principal component of the patches takes two channels, one for each sign, since neurons pass on positive values
+    only; components come by falling eigenvalue. Weights are multiplied by the initial gain, initial potentials are 0.
+
+    Args:
+        encoder: an encoder with two channels per value of a patch, without weight standardisation and batch norm.
+        images: images as the encoder takes them, [N, C, height, width].
+    Raises:
+        ValueError: the encoder has another number of channels, or the images are smaller than a patch.
+    Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.2.
+    """
+    images, (rows, columns) = encoder.normalise(images), encoder.kernel_size
+    if min(images.shape[2] - rows, images.shape[3] - columns) < 0:
+        raise ValueError(
+            f"whiten: images must be at least as large as a patch, {rows}×{columns}; got "
+            f"{images.shape[2]}×{images.shape[3]}. Use a smaller kernel."
+        )
+    patches = images.double().unfold(2, rows, 1).unfold(3, columns, 1)
+    patches = rearrange(patches, "n c h w rows columns -> (n h w) (c rows columns)")
+    eigenvalues, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    components = (vectors / (eigenvalues + SMALLEST_EIGENVALUE).sqrt()).T.flip(0)
+    components = rearrange(components, "k (c rows columns) -> k c rows columns", rows=rows, columns=columns)
+    weight = torch.cat([components, -components]).float()
+    if weight.shape != encoder.weight.shape:
+        raise ValueError(
+            f"whiten: encoder must have {len(weight)} channels, two per component of its patches; got "
+            f"{encoder.weight.shape[0]}. Change its channels, or do not whiten."
+        )
+    encoder.weight.copy_(encoder.initial_gain * weight)
+    if encoder.bias is not None:
+        encoder.bias.zero_()

@@ -261,6 +261,21 @@ class DFTLinear(FiringLayer, WeightedLinear):
         self.neuron, self.backend = neuron, backend
 
 
+@torch.no_grad()
+def start_as_identity(model: nn.Module) -> None:
+    """Make the first filters of every spiking convolution pass on one input channel each; the others stay random.
+
+    At most as many filters as there are input channels become identities, with weight 1 at their centre.
+
+    Args:
+        model: network of `ttfs_triton.nn` layers, changed in place.
+    Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.3.
+    """
+    for module in model.modules():
+        if isinstance(module, DFTConv2d) and module.kind != "analog" and module.groups == 1:
+            nn.init.dirac_(module.weight[: module.weight.shape[1]])
+
+
 class SpikeUpsample2d(nn.Module):
     """Repeat each spike at its time in a patch of neurons: nearest-neighbour upsampling.
 
