@@ -24,15 +24,11 @@ from ttfs_triton.chip.simulator import simulate
 from ttfs_triton.energy.counter import count
 from ttfs_triton.nn import (
     AnalogEncoder,
-    DFTConv2d,
-    DFTLinear,
     Faults,
-    Grid,
     NetworkConfig,
     Neuron,
     Readout,
     TTFSNetwork,
-    put_on_grid,
     train_for,
     vgg11,
 )
@@ -154,26 +150,6 @@ def test_simulation_does_not_depend_on_the_device(device):
 # ---- the closed form
 
 
-def test_counts_equal_those_of_the_closed_form_where_stamps_lose_nothing():
-    # σ = 0 and binary activations: every spike is at a window's start, every potential a sum of weights.
-    network = small_network(3, 0.0)
-    for own in network:
-        if isinstance(own, DFTConv2d | DFTLinear):
-            nn.init.constant_(own.bias, 0.0)
-            own.weight_gain = None
-            with torch.no_grad():
-                own.weight.copy_(2 * own.weight.sign())
-    images = (torch.rand(7, 2, 5, 4) > 0.5).float()
-    expected = count(network, [images], histogram_bins=8)
-    found = simulate(network, [images[:3], images[3:]], steps=8, weight_bits=None).counts
-    for one, other in zip(expected.layers[:-1], found.layers[:-1], strict=True):
-        assert one.summed_spike_time == pytest.approx(other.summed_spike_time, abs=1e-4)
-        assert dataclasses.replace(one, summed_spike_time=0.0) == dataclasses.replace(other, summed_spike_time=0.0)
-    assert found.input == expected.input
-    for name in ("neurons", "inputs", "synapses", "weights", "biases", "active_inputs", "synaptic_operations"):
-        assert getattr(found.layers[-1], name) == getattr(expected.layers[-1], name), name
-
-
 def test_analog_encoder_counts_and_stamps():
     own = randomised(AnalogEncoder(1, 2, 2, mean=[0.5], std=[0.25], batch_norm=True), 0).eval()
     network = nn.Sequential(own, nn.Flatten(), Readout(8, 2))
@@ -206,19 +182,6 @@ def test_signed_encoder_is_simulated_and_counted_as_it_computes(sigma):
     slope, bright = found.activity[0].firing_updates, (images > torch.tensor([0.4, 0.5]).view(2, 1, 1)).any(1)
     reached = nn.functional.max_pool2d(bright.float()[:, None], 3, 1, 1).sum() * 6 * 4096
     assert (0 < slope <= reached) if sigma else slope == 0
-
-
-@pytest.mark.parametrize("readout", sorted(READOUTS))
-@pytest.mark.parametrize("grid", [Grid(12, 8), Grid(3)], ids=str)
-def test_network_on_a_grid_decides_as_its_simulation_in_any_mode(grid, readout):
-    network, images = small_network(1, 0.5, readout), torch.rand(60, 2, 5, 4)
-    put_on_grid(network, grid)
-    with torch.no_grad():
-        expected = network.eval()(images).argmax(1)
-    train_for(network, Faults(weight_noise=0.3, lost_spikes=0.3))
-    assert torch.equal(simulate(network.train(), [images]).predictions, expected)
-    fine = simulate(network, [images], steps=64, keep_spike_times=True).spike_steps["0"]
-    assert len(fine.unique()) > 40  # the image is not rounded to the grid's steps first
 
 
 # ---- by hand
@@ -278,6 +241,7 @@ def test_batches_and_parts_do_not_matter():
 
 def test_mode_precision_and_standardisation_make_no_difference_and_stay():
     network, images = small_network(1).train(), torch.rand(3, 2, 5, 4)
+    train_for(network, Faults(weight_noise=0.3, lost_spikes=0.3))  # these are of training alone
     before, copy = {key: value.clone() for key, value in network.state_dict().items()}, images.clone()
     training = simulate(network, [images], keep_spike_times=True)
     assert network.training

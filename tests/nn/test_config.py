@@ -133,12 +133,3 @@ def test_values_of_another_type_or_range_are_refused(field, value):
     """Exactly what JSON gives back: true is no number and 10.0 no count."""
     with pytest.raises(ValueError, match=rf"for NetworkConfig\n{field}[.\n].*"):
         NetworkConfig.from_dict({**ANALOG, field: value})
-
-
-def test_missing_replaced_and_nested_values_are_checked_too():
-    with pytest.raises(ValueError, match=r"for NetworkConfig\nspecification\n +Field required"):
-        NetworkConfig.from_dict({"classes": 3})
-    with pytest.raises(ValueError, match=r"for NetworkConfig\nclasses\n"):
-        NetworkConfig("8").replace(classes=0)
-    with pytest.raises(ValueError, match=r"for NetworkConfig\ngrid\n"):
-        NetworkConfig("8", grid=4)  # pyright: ignore[reportArgumentType]

@@ -43,14 +43,6 @@ def test_quantise_weight_is_symmetric_and_within_half_a_unit(bits, per_channel, 
     assert per_channel or len(found.unit.unique()) == 1
 
 
-def test_quantise_by_hand():
-    found = quantise_weight(torch.tensor([[-1.0, -0.51, -0.49, 0.0, 0.3, 0.9]]), 2)
-    assert (found.integers.tolist(), found.unit.tolist()) == ([[-1, -1, 0, 0, 0, 1]], [1.0])
-    unit = torch.tensor([0.5, 0.25], dtype=torch.float64)
-    assert quantise_potential(torch.tensor([1.0, -0.3]), unit, 4).tolist() == [8, -5]
-    assert quantise_potential(1.0, unit, 4).tolist() == [8, 16]
-
-
 def test_quantise_rejects_values_that_are_not_finite():
     with pytest.raises(ValueError, match="quantise_weight: weight must be finite; got nan"):
         quantise_weight(torch.tensor([[1.0, torch.nan]]), 8)
