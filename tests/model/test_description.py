@@ -75,7 +75,9 @@ def test_event_windows_survive_json_and_fit_the_channels():
     values = json.loads(json.dumps(description.to_dict()))
     assert values["preprocessing"]["events"] == {"count": 3, "length_us": 105_000, "pool": 2, "sensor": [34, 34]}
     assert ModelDescription.from_dict(values) == description
-    assert 'classify("recording.npz")' in TTFSModel.from_description(description)._plain_card("a/b", None)
+    model = TTFSModel(description.network)
+    model._description = description
+    assert 'classify("recording.npz")' in model._plain_card("a/b", None)
     assert "events" not in ModelDescription.of(NETWORK).to_dict()["preprocessing"]
     with pytest.raises(ValueError, match="half as many windows as the network has channels, 4; got 3"):
         ModelDescription.of(NETWORK.replace(in_channels=4), events=events)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, TypeVar
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors, get_token
@@ -102,25 +102,14 @@ def _check_etag(response: Any) -> None:
         raise HubError(f"download: ETag of the Hub's answer must be a plain name; got {etag!r:.80}. Do not trust it.")
 
 
-class DownloadOptions(TypedDict, total=False):
-    """Keywords that are passed on to `huggingface_hub.snapshot_download`."""
-
-    token: str | bool | None
-    cache_dir: str | Path | None
-    force_download: bool
-    local_files_only: bool
-
-
-def download(
-    repo_id: str, files: list[str], *, revision: str | None = None, **options: Unpack[DownloadOptions]
-) -> Path:
+def download(repo_id: str, files: list[str], *, revision: str | None = None, **options: Any) -> Path:
     """The folder with a repository's files, from the cache or the Hub. Its name is the commit of all files.
 
     Args:
         repo_id: "owner/name".
         files: names, or patterns with *; files that the repository lacks are left out.
         revision: branch, tag or commit. Default: the newest commit of main.
-        **options: see `DownloadOptions`.
+        **options: as in `huggingface_hub.snapshot_download`.
     """
 
     def call() -> str:

@@ -7,11 +7,11 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from ttfs_triton.model.description import CONFIG, LoadError
 from ttfs_triton.model.files import WEIGHTS
-from ttfs_triton.model.hub import DownloadOptions, HubError, download
+from ttfs_triton.model.hub import HubError, download
 
 PREFIX = "bundled:"
 FOLDER = Path(__file__).parents[1] / "networks"
@@ -94,11 +94,7 @@ class ModelFiles:
 
 
 def find_model(
-    source: str | Path,
-    *,
-    revision: str | None = None,
-    described: bool = True,
-    **options: Unpack[DownloadOptions],
+    source: str | Path, *, revision: str | None = None, described: bool = True, **options: Any
 ) -> ModelFiles:
     """Find a model's files, downloading them from the Hub only if the source does not exist locally.
 
@@ -108,7 +104,7 @@ def find_model(
             or "bundled:NAME" for one that comes with the package.
         revision: branch, tag or commit of a repository.
         described: whether a repository must hold a config.json, too.
-        **options: see `DownloadOptions`.
+        **options: as in `huggingface_hub.snapshot_download`.
     Raises:
         LoadError: the source does not exist, or holds no model.
         HubError: as `download`.

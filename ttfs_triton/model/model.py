@@ -24,7 +24,7 @@ from ttfs_triton.model.classification import (
 )
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, BaseModel, LoadError, ModelDescription
 from ttfs_triton.model.files import WEIGHTS, checksum, described, load_tensors, model_bytes, read_model, write_model
-from ttfs_triton.model.hub import DownloadOptions, check_account, open_repository, upload
+from ttfs_triton.model.hub import check_account, open_repository, upload
 from ttfs_triton.model.locate import ModelFiles, find_model
 from ttfs_triton.model.own_network import OwnNetwork, build_network_of, describe_network
 from ttfs_triton.nn import NetworkConfig, NetworkGraph, TTFSNetwork, network_graph
@@ -133,18 +133,6 @@ class TTFSModel(nn.Module):
         return cls(deepcopy(bare), image_shape=image_shape_of(bare, image_shape), **options).eval()
 
     @classmethod
-    def from_description(cls, description: ModelDescription, network: nn.Module | None = None) -> Self:
-        """A model with untrained weights from a description; `network` is the network that the user's code built."""
-        known = description.network
-        if isinstance(known, NetworkConfig):
-            model = cls(known)
-        else:
-            assert network is not None, "read_model asks for it"
-            model = cls(network, image_shape=(known.in_channels, *known.image_size), builder=known.builder)
-        model._description = description
-        return model
-
-    @classmethod
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
@@ -152,7 +140,10 @@ class TTFSModel(nn.Module):
         network: Network | None = None,
         revision: str | None = None,
         device: str | torch.device = "cpu",
-        **options: Unpack[DownloadOptions],
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
     ) -> Self:
         """A trained model, in evaluation mode (`model.train()` to go on training), in the precision it was saved in.
 
@@ -173,7 +164,14 @@ class TTFSModel(nn.Module):
                 code builds it.
             HubError: no such repository, no right to read it, or no connection and nothing in the cache.
         """
-        files = find_model(pretrained_model_name_or_path, revision=revision, **options)
+        files = find_model(
+            pretrained_model_name_or_path,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
         return cls.from_files(files, network).to(device)
 
     @classmethod
@@ -189,11 +187,17 @@ class TTFSModel(nn.Module):
             sizes: Any = {name: getattr(known, name) for name in ("in_channels", "image_size", "classes")}
             built = build_network_of(network, **sizes)
         else:
-            built = network() if network is not None and not isinstance(network, nn.Module) else network
+            built = network if network is None or isinstance(network, nn.Module) else network()
         description, tensors = read_model(files.config, files.weights, built)
-        if isinstance(network, str) and isinstance(description.network, OwnNetwork):
-            description = description.replace(network=description.network.built_by(network))
-        model = cls.from_description(description, built)
+        known = description.network
+        if isinstance(known, NetworkConfig):
+            model = cls(known)
+        else:
+            assert built is not None, "read_model asks for it"
+            model = cls(built, image_shape=(known.in_channels, *known.image_size))
+            if isinstance(network, str):
+                description = description.replace(network=known.built_by(network))
+        model._description = description
         load_tensors(model, tensors, files.weights)
         return (model.float() if files.bundled else model).eval()
 
