@@ -30,7 +30,7 @@ from ttfs_triton.nn import (
     SignedEncoder,
     put_on_grid,
 )
-from ttfs_triton.nn.sizes import skip_step
+from ttfs_triton.nn.weighted import skip_step
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="exported C is compiled by gcc")
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror")

@@ -31,7 +31,7 @@ from ttfs_triton.nn import (
     network_graph,
     resnet20,
 )
-from ttfs_triton.nn.sizes import skip_step
+from ttfs_triton.nn.weighted import skip_step
 
 BLOCKS = "4C3-(4C3-6C3)x2-P2-(6C3s2-6C3-8C3)-12-(12-12)"
 SIGMAS = pytest.mark.parametrize("sigma", [0.0, 0.25, 1.0])

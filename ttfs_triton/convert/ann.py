@@ -17,8 +17,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ttfs_triton.convert.layer import ANNLayer, Value, added, behind, fold_average_pool, pooled_size, window_of
 from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.nn import EarliestSpikePool2d, Wire
-from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.trace import Call, Recorder, evaluating
+from ttfs_triton.nn.weighted import skip_step
 
 _REMEDY = (
     "Use in its place Conv2d, Linear, BatchNorm, ReLU, ReLU6, Hardtanh or clamp from 0, MaxPool2d, AvgPool2d, adaptive "

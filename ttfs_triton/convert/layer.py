@@ -9,8 +9,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ttfs_triton.nn import EarliestSpikePool2d, Wire
-from ttfs_triton.nn.sizes import pair
 from ttfs_triton.nn.trace import Call
+from ttfs_triton.nn.weighted import pair
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from ttfs_triton.nn import AnalogEncoder, DFTConv2d, EarliestSpikePool2d, Networ
 from ttfs_triton.nn.grid import POTENTIAL_BITS
 from ttfs_triton.nn.on_chip import REGISTER_BOUND, AnalogLayer, ClockedLayer
 from ttfs_triton.nn.readout import ClockedReadout
-from ttfs_triton.nn.sizes import skip_step
+from ttfs_triton.nn.weighted import skip_step
 
 FINE, INT64_MAX = 2**POTENTIAL_BITS, 2**63 - 1
 # Binary places of an analog layer's pixels and σ, and how far their rounding may move a spike, in windows.

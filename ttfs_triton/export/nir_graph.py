@@ -42,7 +42,7 @@ from ttfs_triton.export.shared import as_array, metadata, refuse_upsampling, req
 from ttfs_triton.nn import AnalogEncoder, DFTConv2d, EarliestSpikePool2d, NetworkGraph, Stage, Wire, network_graph
 from ttfs_triton.nn.folding import plain_skip_weights
 from ttfs_triton.nn.on_chip import psp_persistence
-from ttfs_triton.nn.sizes import skip_step
+from ttfs_triton.nn.weighted import skip_step
 
 if TYPE_CHECKING:
     import nir

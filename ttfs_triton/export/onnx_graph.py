@@ -15,9 +15,8 @@ from ttfs_triton.nn.graph import Stage, Wire
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d, SpikeUpsample2d, WeightedLinear
 from ttfs_triton.nn.on_chip import psp_persistence
 from ttfs_triton.nn.readout import Readout
-from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.trace import network_graph
-from ttfs_triton.nn.weighted import WeightedLayer
+from ttfs_triton.nn.weighted import WeightedLayer, skip_step
 
 if TYPE_CHECKING:
     from onnx import ModelProto

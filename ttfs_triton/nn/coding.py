@@ -16,7 +16,7 @@ from ttfs_triton.nn.faults import Faults, spikes_in_training
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.integers import straight_through
 from ttfs_triton.nn.layers import CLAMPED, DFTConv2d
-from ttfs_triton.nn.sizes import Size
+from ttfs_triton.nn.weighted import Size
 
 ROUNDING = 1e-2
 """How far rounded pixels may lie outside [0, 1] without an error."""

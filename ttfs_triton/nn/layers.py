@@ -1,5 +1,6 @@
 """Layers of neurons with a dynamic firing threshold (DFT): activations in, activations out, no state, no time axis."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,7 @@ from ttfs_kernels.checks import autocasts, check_name
 from ttfs_kernels.checks import pair as checked_pair
 from ttfs_kernels.contraction import Geometry
 from ttfs_triton.nn.on_chip import fire_on_grid
-from ttfs_triton.nn.sizes import Size
-from ttfs_triton.nn.weighted import WeightedLayer
+from ttfs_triton.nn.weighted import Size, WeightedLayer
 
 CLAMPED = Neuron(psp_persistence=0.0)
 """Neurons whose potential has no slope: a clamped ReLU, which fires 1 − A after the window's start."""
@@ -301,6 +301,12 @@ class SpikeUpsample2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"scale_factor={self.scale_factor}"
+
+
+def whole_ratio(size: Sequence[int], larger: Sequence[int]) -> tuple[int, int] | None:
+    """How many times larger the sides (rows, columns) of other maps are; None if a side is no multiple."""
+    (rows, columns), (more_rows, more_columns) = size, larger
+    return None if more_rows % rows or more_columns % columns else (more_rows // rows, more_columns // columns)
 
 
 class EarliestSpikePool2d(nn.Module):

@@ -15,10 +15,9 @@ from ttfs_triton.nn.folding import fold_batch_norm, fold_weight_standardisation
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
 from ttfs_triton.nn.readout import FirstSpikeDecision, Readout
-from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.statistics import SpikeCounter
 from ttfs_triton.nn.trace import network_graph, unwrapped
-from ttfs_triton.nn.weighted import WeightedLayer
+from ttfs_triton.nn.weighted import WeightedLayer, skip_step
 
 # Initial mean of normalised potentials in front of a pool, in standard deviations. The largest of four neighbours
 # exceeds the mean by about as much, so that at first half of the pooled neurons fire, not nearly all.

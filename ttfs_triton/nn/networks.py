@@ -4,7 +4,7 @@ from typing import Any
 
 from ttfs_triton.nn.config import NetworkConfig
 from ttfs_triton.nn.models import TTFSNetwork
-from ttfs_triton.nn.sizes import Size, pair
+from ttfs_triton.nn.weighted import Size, pair
 
 CNN1 = "16C5-P2-32C5p0-P2-128"
 VGG11 = "64C3-P2-128C3-P2-256C3-256C3-P2-512C3-512C3-P2-512C3-512C3-P2-4096-4096"

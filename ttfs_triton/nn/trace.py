@@ -29,9 +29,8 @@ from ttfs_triton.command_line import text_of
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.functions import FUNCTIONS, remedy_for
 from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
-from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d, SpikeUpsample2d
+from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d, SpikeUpsample2d, whole_ratio
 from ttfs_triton.nn.readout import Readout
-from ttfs_triton.nn.sizes import whole_ratio
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.weighted import WeightedLayer
 

@@ -13,9 +13,9 @@ from ttfs_kernels import Normalisation, Normalised, standardise_weight
 from ttfs_triton.nn.faults import Faults, spikes_in_training, weight_factors
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.integers import SMALLEST_GRID_UNIT, fitting_unit
-from ttfs_triton.nn.sizes import skip_step
 from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
 
+Size = int | tuple[int, int]
 MAX_WEIGHTS = 2**31
 """Largest number of weights of one layer: 8 GiB in float32."""
 
@@ -353,3 +353,24 @@ class WeightedLayer(nn.Module):
             shape: shape of the layer's inputs for one image.
         """
         raise NotImplementedError
+
+
+def skip_step(size: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | None:
+    """Step k with which a skip reads the earlier layer's maps: every k-th row and column.
+
+    Args:
+        size: (channels, rows, columns) of the earlier layer, or (features,).
+        shape: the same for the layer that the skip reaches.
+    Returns:
+        k for rows and columns; () for fully connected layers; None if channels or maps do not fit.
+    """
+    if len(size) != len(shape) or size[0] > shape[0]:
+        return None
+    steps = tuple(-(-before // after) for before, after in zip(size[1:], shape[1:], strict=True))
+    fits = all(-(-before // k) == after for before, after, k in zip(size[1:], shape[1:], steps, strict=True))
+    return steps if fits else None
+
+
+def pair(value: Size) -> tuple[int, int]:
+    """A size for both image dimensions, (height, width)."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.atomic import make_folder, sync_folder, write_json, write_text
 from ttfs_triton.model import LoadError, ModelDescription
-from ttfs_triton.model.files import read_model, write_model
-from ttfs_triton.model.files import load_tensors, read_weights
+from ttfs_triton.model.files import load_tensors, read_model, read_weights, write_model
 from ttfs_triton.run_records import METRICS, SUMMARY, EpochLine, Summary, read_summary
 from ttfs_triton.train.checkpoint import clean_partial, is_partial
 from ttfs_triton.train.config import TrainConfig
