@@ -187,18 +187,6 @@ def test_signed_encoder_is_simulated_and_counted_as_it_computes(sigma):
 # ---- by hand
 
 
-def test_neuron_at_the_threshold_fires_at_step_0_although_its_potential_falls():
-    # Weights are −127 units of 1/64. Ten inputs fire in the last step of 4; the initial potential makes up for it, so
-    # that A = 1 exactly, and W = −19.8: half a step later the potential is far below the ramp.
-    weight = -127 / 64
-    network = linear_network([[weight] * 10, [weight] * 10], bias=1 - 10 * weight / 4)
-    found = simulate(network, [torch.full((1, 10), 0.25)], steps=4, keep_spike_times=True)
-    assert found.spike_steps["1"].tolist() == [[0, 0]]
-    assert (found.counts.layers[0].saturated, found.activity[0].firing_updates) == (2, 0)
-    network[1].bias.data.sub_(1 / 64 / 4)  # one unit less
-    assert simulate(network, [torch.full((1, 10), 0.25)], steps=4).counts.layers[0].spikes == 0
-
-
 def test_highest_potential_decides_without_output_spikes():
     readout = readout_with([[-2.0], [-1.0], [-3.0]], threshold=1.0, initial_potential=0.0)
     found = simulate(linear_network([[1.0]], readout), [torch.ones(2, 1)], steps=8)

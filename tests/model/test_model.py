@@ -13,7 +13,7 @@ import ttfs_triton
 from tests.model.test_files import assert_same
 from ttfs_triton.atomic import write_bytes
 from ttfs_triton.model import BaseModel, LoadError, TTFSModel, find_model
-from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, NetworkConfig, Readout, TTFSNetwork, put_on_grid
+from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, NetworkConfig, Readout, put_on_grid
 
 CONFIG = NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=4, dropout=0.5)
 
@@ -63,18 +63,6 @@ def test_compiled_parts_save_plainly(model, tmp_path):
     model.save_pretrained(tmp_path / "a")
     loaded = TTFSModel.from_pretrained(tmp_path / "a")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
-
-
-def test_copy_of_a_network(model):
-    network = TTFSNetwork(CONFIG).double()
-    copy = TTFSModel.from_network(network, class_names=list("wxyz"))
-    images = torch.rand(2, 1, 8, 8).double()
-    assert not copy.training
-    assert copy.class_names == tuple("wxyz")
-    assert torch.equal(copy(images), network.eval()(images))
-    with torch.no_grad():
-        copy.readout.weight.zero_()
-    assert network.readout.weight.abs().sum() > 0
 
 
 def test_another_model_is_never_replaced_unasked(model, tmp_path):
