@@ -136,11 +136,8 @@ def read_model(
 ) -> tuple[ModelDescription, dict[str, Tensor]]:
     """A model's description and all tensors of its network, on the CPU.
 
-    The header of the weights is compared with the network before a tensor is read.
-
-    Args:
-        config, weights: the files.
-        network: network that the user's code built. None: config.json says how to build it.
+    The header of the weights is compared with the network before a tensor is read: with the `network` that the user's
+    code built or, without one, the network that config.json describes.
     """
     header = read_header(weights)
     description = _described(config, header)

@@ -57,12 +57,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _ask(function: str, repo_id: str, call: Callable[[], Answer]) -> Answer:
-    """The result of a call to huggingface_hub.
-
-    Args:
-        function, repo_id: names for messages.
-        call: the call.
-    """
+    """The result of a call to huggingface_hub; `function` and `repo_id` are names for messages."""
     _check_answers()
     try:
         return call()
@@ -105,11 +100,8 @@ def _check_etag(response: Any) -> None:
 def download(repo_id: str, files: list[str], *, revision: str | None = None, **options: Any) -> Path:
     """The folder with a repository's files, from the cache or the Hub. Its name is the commit of all files.
 
-    Args:
-        repo_id: "owner/name".
-        files: names, or patterns with *; files that the repository lacks are left out.
-        revision: branch, tag or commit. Default: the newest commit of main.
-        **options: as in `huggingface_hub.snapshot_download`.
+    `files` are names, or patterns with *; those that the repository lacks are left out. The revision is by default the
+    newest commit of main; other options are those of `huggingface_hub.snapshot_download`.
     """
 
     def call() -> str:
@@ -132,12 +124,7 @@ def check_account(repo_id: str, *, token: str | None = None) -> None:
 
 
 def open_repository(repo_id: str, *, private: bool = True, token: str | None = None) -> None:
-    """Create the repository if needed, and check that the token may write to it and that it is as private as asked.
-
-    Args:
-        repo_id, token: as in `check_account`.
-        private: visible only to its owner or the members of its organisation.
-    """
+    """Create the repository if needed, and check that the token may write to it and that it is as private as asked."""
     api = HfApi(token=token)
 
     def call() -> huggingface_hub.ModelInfo:
@@ -189,12 +176,9 @@ def upload(
     token: str | None = None,
     commit_message: str = "Publish model",
 ) -> str:
-    """Upload files as one commit, all of them or none; returns the commit's address.
+    """Upload files, contents by their names, as one commit, all of them or none; returns the commit's address.
 
-    Args:
-        files, repo_id: contents by their names, and "owner/name" of an existing repository.
-        stale: names of files that the commit removes if they exist and are not among `files`.
-        token: as in `check_account`.
+    The commit removes `stale` files that exist and are not among `files`.
     """
     api = HfApi(token=token)
 

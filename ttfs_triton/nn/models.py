@@ -251,13 +251,7 @@ def decide(network: nn.Module, images: Tensor) -> FirstSpikeDecision:
 
 
 def logits_and_decision(network: nn.Module, readout: Readout, images: Tensor) -> tuple[Tensor, FirstSpikeDecision]:
-    """Logits of a network and its decision by the first spike, in one pass.
-
-    Args:
-        network: any module that ends with `readout`; it runs in its current mode.
-        readout: its output layer.
-        images: images as the network takes them, [N, ...].
-    """
+    """Logits of a network that ends with `readout`, and its decision by the first spike, in one pass in its mode."""
     seen: list[Tensor] = []
     hook = readout.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:

@@ -107,9 +107,8 @@ class ClockedLayer:
     def integrate(self, remaining: Tensor, skip: Tensor | None = None) -> Membrane:
         """Membranes after the integration window, by one contraction; step by step where registers may saturate.
 
-        Args:
-            remaining: [N, ...] steps that remain at each input's spike, 0 for silent inputs.
-            skip: the same for delayed spikes, one per neuron; None for a layer without a skip.
+        `remaining` [N, ...] are steps that remain at each input's spike, 0 for silent inputs, `skip` the same for
+        delayed spikes, one per neuron.
         """
         if self.may_saturate:
             return self.integrate_stepped(remaining, skip)
@@ -203,14 +202,9 @@ def contract(layer: WeightedLayer, x: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 def earliest_input(layer: WeightedLayer, x: Tensor, skip: Tensor | None = None) -> Tensor:
-    """The earliest input spike of each neuron: the largest of its inputs, which are 0 where silent.
+    """The earliest input spike of each neuron: the largest of its inputs [N, ...], activations or remaining steps.
 
-    Args:
-        layer: a convolution or fully connected layer.
-        x: its inputs [N, ...], activations or remaining steps.
-        skip: the same for delayed spikes, one per neuron, or None.
-    Returns:
-        [N, groups, P, Q] or [N, 1], since all channels of a group have the same inputs; with a skip, [N, C, ...].
+    All channels of a group have the same inputs: [N, groups, P, Q] or [N, 1]; with delayed spikes `skip`, [N, C, ...].
     """
     geometry, kernel_size = layer.geometry, [layer.average * size for size in layer.weight.shape[2:]]
     groups = geometry.get("groups", 1)

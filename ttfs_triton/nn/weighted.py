@@ -356,13 +356,9 @@ class WeightedLayer(nn.Module):
 
 
 def skip_step(size: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | None:
-    """Step k with which a skip reads the earlier layer's maps: every k-th row and column.
+    """Step k, for rows and columns, with which a skip reads maps of `size` (channels, rows, columns) for `shape`.
 
-    Args:
-        size: (channels, rows, columns) of the earlier layer, or (features,).
-        shape: the same for the layer that the skip reaches.
-    Returns:
-        k for rows and columns; () for fully connected layers; None if channels or maps do not fit.
+    It takes every k-th row and column. () for fully connected layers (features,); None if channels or maps do not fit.
     """
     if len(size) != len(shape) or size[0] > shape[0]:
         return None
