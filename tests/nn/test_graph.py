@@ -9,7 +9,6 @@ from tests.nn.common import randomised
 from ttfs_triton.nn import (
     DFTConv2d,
     DFTLinear,
-    EarliestSpikePool2d,
     LatencyEncoder,
     NetworkError,
     Readout,
@@ -58,13 +57,6 @@ def test_graph_of_cnn1():
         ("readout", "readout", 4, (10,)),
     ]
     assert [stage.inputs[0].source for stage in stages] == [None, "encoder", "conv1", "conv2", "fc1"]
-    assert [[type(module) for module in stage.inputs[0].route] for stage in stages] == [
-        [],
-        [],
-        [EarliestSpikePool2d],
-        [EarliestSpikePool2d, nn.Flatten],
-        [],
-    ]
 
 
 def test_functions_between_layers_are_modules_of_the_route():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.chip.networks import emitted
 from tests.nn.common import activations
 from ttfs_triton.nn import (
     DFTLinear,
@@ -31,21 +32,6 @@ def brute_force(batches):
     return active, saturated, never
 
 
-def hidden_outputs(model, batches):
-    """Outputs of every hidden layer with spikes, by name, one entry per batch."""
-    outputs: dict[str, list] = {}
-    hooks = [
-        module.register_forward_hook(lambda _, __, y, name=name: outputs.setdefault(name, []).append(y))
-        for name, module in model.features.named_children()
-        if name.startswith(("conv", "fc"))
-    ]
-    for batch in batches:
-        model(batch)
-    for hook in hooks:
-        hook.remove()
-    return outputs
-
-
 @pytest.mark.parametrize(
     ("model", "shape"),
     [
@@ -62,17 +48,17 @@ def test_counts_match_brute_force(model, shape, device):
             if name.endswith("weight_gain"):
                 parameter.mul_(3)  # some saturated neurons
     batches = [activations(3, *shape, seed=seed).float().to(device) for seed in (1, 2)]
-    outputs = hidden_outputs(model, batches)
+    outputs = [emitted(model, batch) for batch in batches]
     with record_statistics(model):
         for batch in batches:
             model(batch)
     statistics = collect_statistics(model)
-    assert [layer.name for layer in statistics] == [*outputs, "readout"]
+    assert [layer.name for layer in statistics] == [*outputs[0], "readout"]
     for layer in statistics[:-1]:
-        active, saturated, never = brute_force(outputs[layer.name])
+        active, saturated, never = brute_force([spikes[layer.name] for spikes in outputs])
         assert (layer.spikes, layer.saturated, layer.never_active) == (active, saturated, never)
         assert layer.samples == 6
-        assert layer.neurons == outputs[layer.name][0][0].numel()
+        assert layer.neurons == outputs[0][layer.name][0].numel()
         assert layer.silent == layer.neurons * 6 - active
         assert layer.kind != "readout"
     assert statistics[-1].kind == "readout"
