@@ -45,7 +45,7 @@ VALUES = (
 @pytest.fixture
 def folder(run):
     """A run's folder, with a valid file for each of the other readers."""
-    (run / "state.json").write_text(json.dumps(load_checkpoint(latest_checkpoint(run / "checkpoints")).state))
+    (run / "state.json").write_text(json.dumps(latest_checkpoint(run / "checkpoints").state))
     torch.save({"a": torch.ones(2, 3)}, run / "weights.pt")
     for name in ("loihi", "odin"):
         (run / f"{name}.toml").write_bytes((FOLDER / f"{name}.toml").read_bytes())

@@ -19,11 +19,11 @@ from ttfs_triton.train import TrainConfig, train
 FOLDERS = tuple(str(Path(__file__).parents[1] / name) for name in ("ttfs_triton", "kernels"))
 # Walk: (ceiling, goal).
 WALKS = {
-    "step of a layer": (9, 6),
-    "step of a layer with batch norm": (8, 6),
-    "network from its files": (16, 5),
+    "step of a layer": (8, 6),
+    "step of a layer with batch norm": (7, 6),
+    "network from its files": (14, 5),
     "page of an evaluation": (12, 12),
-    "training from its configuration": (59, 20),
+    "training from its configuration": (52, 20),
 }
 
 
