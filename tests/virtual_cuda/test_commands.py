@@ -36,8 +36,8 @@ TRAINING = {
 OTHERS = {
     "analog": "ttfs evaluate {vgg11} --chip all --steps 4 --max-test-samples 6 --output-dir {tmp_path}/out",
     "evaluate": "ttfs evaluate {trained} --max-test-samples 6 --output-dir {tmp_path}/out",
-    "convert": "ttfs convert {ann} --dataset sample --mean 0.3 --std 0.4 --calibration-images 16 "
-    "--output-dir {tmp_path}/converted",
+    "convert": "ttfs convert {ann} --network tests.virtual_cuda.test_commands:build --dataset sample "
+    "--image-size 32 --mean 0.3 --std 0.4 --calibration-images 16 --output-dir {tmp_path}/converted",
     "onnx": "ttfs export {trained} --format onnx --output {tmp_path}/a.onnx --check --check-images 6",
     "nir": "ttfs export {trained} --format nir --steps 16 --output {tmp_path}/a.nir --check --check-images 6",
     "publish": "ttfs publish {trained} --repo-id you/mnist-cnn1 --dry-run",
@@ -81,10 +81,15 @@ def trained(tmp_path_factory, cache):
     return folder
 
 
+def build(num_classes=10):
+    """The ANN of the fixture `ann`, without its weights."""
+    return vgg(6 * 8 * 8, num_classes, plan=(4, "M", 6, "M"), channels=1)
+
+
 @pytest.fixture(scope="session")
 def ann(tmp_path_factory):
     file = tmp_path_factory.mktemp("ann") / "vgg.pth"
-    torch.save(randomised(vgg(6 * 8 * 8, plan=(4, "M", 6, "M"), channels=1)).state_dict(), file)
+    torch.save(randomised(build()).state_dict(), file)
     return file
 
 
