@@ -281,10 +281,8 @@ def test_command_shows_both_networks_in_one_table(tmp_path, capsys, caplog, monk
     ("words", "message"),
     [
         ([], "images must be named; got none. Add --data-dir or --dataset."),
-        (
-            ["--dataset", "sample", "--steps", "4"],
-            "steps must go with ttfs; got none. Add --ttfs RUN, or leave it out.",
-        ),
+        (["--dataset", "sample", "--steps", "4"], "steps needs ttfs. Give that, or leave steps out"),
+        (["--dataset", "sample", "--network", "a.py:b"], "network needs ttfs. Give that, or leave network out"),
         (["--dataset", "sample", "--module", "rate.py"], "network: must be FILE.py:FUNCTION; got rate.py."),
     ],
 )

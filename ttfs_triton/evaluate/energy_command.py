@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,15 +26,12 @@ from ttfs_triton.wording import number, percent
 def run(options: EnergyOptions) -> None:
     """Count, simulate, price and print the networks of the options."""
     file_and_function(options.module)
-    given = [name for name in ("network", "steps") if getattr(options, name) is not None]
-    if given and options.ttfs is None:
-        raise ValueError(f"energy: {given[0]} must go with ttfs; got none. Add --ttfs RUN, or leave it out.")
     if options.ttfs is None and options.dataset is None and options.data_dir is None:
         raise ValueError("energy: images must be named; got none. Add --data-dir or --dataset.")
     chips, loaded = load_chips(options.chip), options.ttfs and load_network(options.ttfs, options.network)
-    where: dict[str, Any] = {"dataset": options.dataset, "data_dir": options.data_dir, "progress": True}
-    where["max_samples"] = options.max_test_samples
-    data = load_test_images(loaded, **where) if loaded else load_images(**where, split="test")
+    load = partial(load_test_images, loaded) if loaded else partial(load_images, split="test")
+    where = {"dataset": options.dataset, "data_dir": options.data_dir}
+    data = load(**where, max_samples=options.max_test_samples, progress=True)
     sizes: dict[str, Any] = {"in_channels": data.shape[1], "image_size": data.shape[2:]}
     module = build_network_of(options.module, **sizes, classes=len(data.class_names))
     batches = EvaluationBatches(data, None, options.batch_size)
