@@ -41,19 +41,18 @@ def compile_kernels(
     tensors: dict[str, Tensor] = {
         name: fake.from_tensor(t) for name, t in chain(network.named_parameters(), network.named_buffers())
     }
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun; each compiles the same kernels
+    threads = max(1, min(MOST_THREADS, (os.cpu_count() or 1) // processes))
     try:
         with planned() as launches, fake, context:
             functional_call(network, tensors, fake.from_tensor(images)).sum().backward()
-    except RuntimeError as error:  # a module that reads values, of a network of the user's own
-        say(f"Triton compiles kernels one after another: {str(error).strip().splitlines()[0]}")
-        return
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun; each compiles the same kernels
-    threads = max(1, min(MOST_THREADS, (os.cpu_count() or 1) // processes))
-    with ThreadPoolExecutor(threads) as pool, AsyncCompileMode(pool, ignore_errors=True) as mode:
-        for kernel, grid, values, options in launches:
-            kernel.warmup(*tree_map(_stand_in, values), grid=grid, **options)
-        if mode.raw_futures:
-            say(f"Triton compiles {len(mode.raw_futures)} kernels, {threads} at a time")
+        with ThreadPoolExecutor(threads) as pool, AsyncCompileMode(pool, ignore_errors=True) as mode:
+            for kernel, grid, values, options in launches:
+                kernel.warmup(*tree_map(_stand_in, values), grid=grid, **options)
+            if mode.raw_futures:
+                say(f"Triton compiles {len(mode.raw_futures)} kernels, {threads} at a time")
+    except Exception as error:  # it only saves time: a user's module may read values, a driver may refuse
+        say(f"Triton compiles kernels one after another: {(str(error).strip() or repr(error)).splitlines()[0]}")
 
 
 def _stand_in(value: Any) -> Any:
