@@ -6,7 +6,7 @@ import torch
 
 from ttfs_triton.chip import simulate
 from ttfs_triton.energy import RunOptions, compare, count, estimate
-from ttfs_triton.evaluate.page import PageData, Sample, spikes_of
+from ttfs_triton.evaluate.result import EvaluationResult, Sample, spikes_of
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 
@@ -17,14 +17,14 @@ def small_network() -> TTFSNetwork:
 
 
 @functools.cache
-def full_report() -> PageData:
+def full_report() -> EvaluationResult:
     network = small_network()
     torch.manual_seed(1)
     images, labels = torch.rand(6, 1, 8, 8), torch.arange(6) % 3
     batches = [(images, labels)]
     counts = count(network, batches)
     chips = ("lemaire45:int8", "loihi", "truenorth")
-    return PageData(
+    return EvaluationResult(
         title="small network",
         network=network.config.to_dict(),
         dataset="noise",

@@ -11,7 +11,8 @@ from tests.energy.energy_cases import convolutional_network
 from tests.evaluate.cases import full_report, small_network
 from ttfs_triton.energy import estimate
 from ttfs_triton.evaluate.figures import accuracy_lines, energy_svg, legend_below, page_svg, raster_svg
-from ttfs_triton.evaluate.page import LayerSpikes, render_page, spikes_of
+from ttfs_triton.evaluate.page import render_page
+from ttfs_triton.evaluate.result import LayerSpikes, spikes_of
 from ttfs_triton.nn import DFTLinear, LatencyEncoder, Readout
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib")

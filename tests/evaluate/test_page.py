@@ -12,7 +12,8 @@ from PIL import Image
 
 from tests.evaluate.cases import full_report
 from ttfs_triton.energy import estimate
-from ttfs_triton.evaluate.page import LayerSpikes, Sample, headlines, linked, page_decision, render_page, write_page
+from ttfs_triton.evaluate.page import headlines, linked, page_decision, render_page, write_page
+from ttfs_triton.evaluate.result import LayerSpikes, Sample
 from ttfs_triton.nn import Faults
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib")

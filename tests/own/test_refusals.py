@@ -11,7 +11,7 @@ from torch import nn
 
 from ttfs_triton.chip import simulate
 from ttfs_triton.energy import count, counting
-from ttfs_triton.evaluate.page import spikes_of
+from ttfs_triton.evaluate.result import spikes_of
 from ttfs_triton.export import to_nir, to_onnx
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import DFTConv2d, LatencyEncoder, NetworkError, Readout, network_graph

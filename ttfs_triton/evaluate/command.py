@@ -15,13 +15,14 @@ from ttfs_triton.energy.compare import FAIR_CHIP
 from ttfs_triton.evaluate import Evaluation, layer_table
 from ttfs_triton.evaluate.load import LoadedNetwork, load_network, load_test_images
 from ttfs_triton.evaluate.measure import MAIN_FILE, figures, measure
-from ttfs_triton.evaluate.page import PageData, headlines, page_decision, write_page
+from ttfs_triton.evaluate.page import headline_energy, headlines, page_decision, write_page
+from ttfs_triton.evaluate.result import EvaluationResult
 from ttfs_triton.evaluate.tables import deadline_table, print_chips, print_comparison, print_estimate, small_print
 from ttfs_triton.table import print_whole
 from ttfs_triton.wording import number
 
 
-def run(options: EvaluationOptions) -> PageData:
+def run(options: EvaluationOptions) -> EvaluationResult:
     """Evaluate a network as the options say, print tables and write files; returns all figures."""
     _check_output(options)
     if options.faults and not options.simulation:
@@ -72,21 +73,22 @@ def _show_layers(scores: Evaluation, data: ImageData) -> None:
     print_whole(layer_table(scores.layers, title))
 
 
-def show(page: PageData, loaded: LoadedNetwork) -> None:
+def show(page: EvaluationResult, loaded: LoadedNetwork) -> None:
     """Print tables and figures on a terminal."""
     if page.deadlines:
         print_whole(deadline_table(page.deadlines))
     print("\n".join([*_lines(page, loaded), *page_decision(page)]))
-    assert page.headline_energy is not None, "at least one chip is always priced"
+    priced = headline_energy(page)
+    assert priced is not None, "at least one chip is always priced"
     assert page.comparison is not None, "`measure` always makes one"
-    print_estimate(page.headline_energy)
-    told = small_print(page.headline_energy)
+    print_estimate(priced)
+    told = small_print(priced)
     print_comparison(page.comparison, told=told)
     if len(page.energy) > 1:
         print_chips(page.energy, told=told)
 
 
-def _lines(page: PageData, loaded: LoadedNetwork) -> list[str]:
+def _lines(page: EvaluationResult, loaded: LoadedNetwork) -> list[str]:
     """Lines with the grid, the page's headline figures and the counts."""
     grid = loaded.network.graph.grid
     samples, total, simulation = page.counts.samples, page.counts.total(), page.simulation

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ttfs_triton.evaluate.page import LayerSpikes
+    from ttfs_triton.evaluate.result import LayerSpikes
 
 Draw = Callable[["Figure"], object]
 

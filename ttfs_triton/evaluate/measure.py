@@ -20,7 +20,7 @@ from ttfs_triton.evaluate import Evaluation, EvaluationBatches, evaluate
 from ttfs_triton.evaluate.deadline import deadline_curve, output_spikes
 from ttfs_triton.evaluate.load import LoadedNetwork
 from ttfs_triton.evaluate.machine import facts
-from ttfs_triton.evaluate.page import PageData, Sample, spikes_of
+from ttfs_triton.evaluate.result import EvaluationResult, Sample, spikes_of
 from ttfs_triton.model.own_network import OwnNetwork
 
 Result = TypeVar("Result")
@@ -39,7 +39,7 @@ def measure(
     *,
     others: Sequence[int] = STEPS,
     on_scored: Callable[[Evaluation], None] = lambda scores: None,
-) -> PageData:
+) -> EvaluationResult:
     """All figures of an evaluation.
 
     Args:
@@ -82,7 +82,7 @@ def measure(
     fair = fair_chip(own.counts, chips, own.options)
     beside = more if simulations or grid is not None else None  # None: priced by the counts, a bound
 
-    return PageData(
+    return EvaluationResult(
         title=name,
         network=_network_facts(loaded),
         dataset=data.dataset or "a local folder",
@@ -117,7 +117,9 @@ def _network_facts(loaded: LoadedNetwork) -> dict[str, Any]:
     return network.to_dict()
 
 
-def figures(page: PageData, loaded: LoadedNetwork, data: ImageData, max_test_samples: int | None) -> dict[str, Any]:
+def figures(
+    page: EvaluationResult, loaded: LoadedNetwork, data: ImageData, max_test_samples: int | None
+) -> dict[str, Any]:
     """All figures of the evaluation as JSON values."""
     return {
         "weights_sha256": loaded.files.sha256,
