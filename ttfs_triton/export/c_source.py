@@ -61,8 +61,7 @@ def to_c(
         raise ValueError(f"to_c: an analog encoder must read the image itself; got {route[0]} before it.")
     refuse_upsampling("to_c", graph)
     chosen = {"steps": steps, "weight_bits": weight_bits, "per_channel": "network", "state_bits": "network"}
-    settings = SimulationSettings.of(graph.grid, **chosen)
-    return _Source(graph, settings).text(about or {})
+    return _Source(graph, SimulationSettings.of(graph.grid, **chosen)).text(about or {})
 
 
 class _Source:
