@@ -367,7 +367,7 @@ class RunOptions(Options):
     """Precision, compilation, output of a run."""
 
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] | None = None
-    """Precision of training. auto: bf16, or no on a CPU that only emulates it. Default: that of `accelerate launch`."""
+    """Precision of training. auto: bf16; float32 on a CPU that emulates it. Default: that of `accelerate launch`."""
     compile: bool = False
     """Compile the network with torch.compile."""
     fuse: Literal["auto", "on", "off"] = Field(default="auto", json_schema_extra=FREE)
