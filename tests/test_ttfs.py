@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -22,11 +23,16 @@ def ttfs(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300)
 
 
+def entry(place: str) -> Callable[..., object]:
+    module, _, function = place.partition(":")
+    return getattr(import_module(module), function or "main")
+
+
 def test_help_names_every_command_and_recipe(capsys):
     main(["--help"])
     shown = capsys.readouterr().out
     assert all(f"  {name} " in shown for name in COMMANDS)
-    assert all(callable(import_module(module).main) for module, _ in COMMANDS.values())
+    assert all(callable(entry(place)) for place, _ in COMMANDS.values())
     assert all(path.stem in shown for path in RECIPES.glob("*.yaml") if path.stem != "own")
 
 
@@ -51,14 +57,14 @@ def test_help_of_all_commands_is_plain_and_needs_no_pytorch(tmp_path):
 
 
 def test_no_number_of_a_command_is_huge():
-    for module in {module for name, (module, _) in COMMANDS.items() if name != "train"}:
-        options = import_module(module).main.args[0]
+    for place in {place for name, (place, _) in COMMANDS.items() if name != "train"}:
+        options = entry(place).args[0]
         for key, field in options.model_fields.items():
             if "int" in str(field.annotation):
                 value = (10**20,) if get_origin(field.annotation) is tuple else 10**20
                 with pytest.raises(ValidationError) as refused:
                     options(**{key: value})
-                assert key in [problem["loc"][0] for problem in refused.value.errors()], (module, key)
+                assert key in [problem["loc"][0] for problem in refused.value.errors()], (place, key)
 
 
 def test_version_and_machine_are_told(capsys):

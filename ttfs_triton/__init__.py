@@ -14,7 +14,7 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0+unknown"
 
 __all__ = ["TTFSModel", "__version__", "nn"]
-_PACKAGES = frozenset("chip commands convert data energy evaluate export hub model nn sweep train".split())
+_PACKAGES = frozenset("chip convert data energy evaluate export hub model nn sweep train".split())
 
 
 def __getattr__(name: str) -> Any:

@@ -46,8 +46,8 @@ def program() -> str:
     return shlex.join(["python" if active else sys.executable, sys.argv[0]])  # `make train` activates no environment
 
 
-def start(module: str, *arguments: Any) -> None:
-    """Import a module and call its `main(*arguments)`, as the whole program; Ctrl-C ends it with one line and code 130.
+def start(entry: str, *arguments: Any) -> None:
+    """Import MODULE:FUNCTION and call it, as the whole program; Ctrl-C ends it with one line and code 130.
 
     A training run handles the first Ctrl-C itself, and saves. See `ttfs_triton.train.device`.
     """
@@ -66,7 +66,8 @@ def start(module: str, *arguments: Any) -> None:
             setattr(sys, name, open(os.devnull, "w"))
     before, sys.stdout = sys.stdout, cast(TextIO, _Output(sys.stdout))
     try:
-        importlib.import_module(module).main(*arguments)
+        module, _, function = entry.partition(":")
+        getattr(importlib.import_module(module), function or "main")(*arguments)
     finally:
         sys.stdout = before
         write_out()

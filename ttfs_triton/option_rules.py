@@ -14,8 +14,8 @@ class Needs:
     With `flag`, the rule is for flags alone: a file may hold the option, since a file serves several runs.
     """
 
-    def __init__(self, *names: str, why: str = "", flag: bool = False, **values: tuple[str, ...]) -> None:
-        self.others: dict[str, tuple[str, ...]] = {**dict.fromkeys(names, ()), **values}
+    def __init__(self, *names: str, why: str = "", flag: bool = False, **values: tuple[Any, ...]) -> None:
+        self.others: dict[str, tuple[Any, ...]] = {**dict.fromkeys(names, ()), **values}
         self.why, self.flag = f": {why}" if why else "", flag
 
     def __repr__(self) -> str:  # stands in the API's pages

@@ -13,14 +13,14 @@ from ttfs_triton.command_line import RECIPES, recipe, start, write_out
 
 COMMANDS = {
     "train": ("ttfs_triton.train", "Train a network by a recipe, or your own by --network FILE.py:FUNCTION."),
-    "evaluate": ("ttfs_triton.commands.evaluate", "Score a network, count operations, price them on chips, simulate."),
-    "energy": ("ttfs_triton.commands.energy", "Price another library's rate-coded network, and one beside it."),
-    "classify": ("ttfs_triton.commands.classify", "Classify image files, and time the first output spike."),
-    "convert": ("ttfs_triton.commands.convert", "Convert a trained ANN into a spiking network."),
-    "calibrate": ("ttfs_triton.commands.calibrate", "Put a trained network on a chip's grid, without training."),
-    "export": ("ttfs_triton.commands.export", "Write a network as C, ONNX or NIR, and check it in another program."),
-    "sweep": ("ttfs_triton.commands.sweep", "Accuracy against activity, energy, time steps, weight bits and faults."),
-    "publish": ("ttfs_triton.commands.publish", "Publish a network on the Hugging Face Hub, with a model card."),
+    "evaluate": ("ttfs_triton.commands:evaluate", "Score a network, count operations, price them on chips, simulate."),
+    "energy": ("ttfs_triton.commands:energy", "Price another library's rate-coded network, and one beside it."),
+    "classify": ("ttfs_triton.commands:classify", "Classify image files, and time the first output spike."),
+    "convert": ("ttfs_triton.commands:convert", "Convert a trained ANN into a spiking network."),
+    "calibrate": ("ttfs_triton.commands:calibrate", "Put a trained network on a chip's grid, without training."),
+    "export": ("ttfs_triton.commands:export", "Write a network as C, ONNX or NIR, and check it in another program."),
+    "sweep": ("ttfs_triton.sweep", "Accuracy against activity, energy, time steps, weight bits and faults."),
+    "publish": ("ttfs_triton.commands:publish", "Publish a network on the Hugging Face Hub, with a model card."),
 }
 NEUTRAL = "own"
 """Recipe that `ttfs train` uses if none is named: every key has its default."""

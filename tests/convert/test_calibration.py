@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.train.runs import make_images
-from ttfs_triton.commands.calibrate import main
+from ttfs_triton.commands import calibrate as main
 from ttfs_triton.convert import ConversionError, calibrate_network
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.convert.calibration import correlation

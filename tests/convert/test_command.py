@@ -14,7 +14,8 @@ from tests.convert import sources
 from tests.convert.published import ForDigits
 from tests.convert.sources import randomised
 from tests.convert.test_conversion import ours
-from ttfs_triton.commands.convert import ConvertOptions, main
+from ttfs_triton.commands import ConvertOptions
+from ttfs_triton.commands import convert as main
 from ttfs_triton.convert import command, convert, convert_ann, shared
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluate.load import load_network
@@ -104,11 +105,11 @@ def test_occupied_folder_is_refused_before_any_work(tmp_path, tmp_path_factory, 
         (SPIKING, "must name training images to calibrate on"),
         ([*SPIKING, "--dataset", "sample"], "images must be (3, 32, 32) (C, height, width)"),
         ([*SPIKING, "--data-dir", "images"], "data_dir must hold readable parquet files"),
-        ([*COPY, "--image-size", "64"], "image_size needs network"),
+        ([*COPY, "--image-size", "64"], "image_size needs network. Give that"),
         (["--network", "no.such:thing", "--dataset", "sample"], "an installed module; got no.such:thing"),
         (["--network", "types:SimpleNamespace", "--dataset", "sample"], "must build an nn.Module; got SimpleNamespace"),
-        (["--network", "a:b", "--dataset", "sample", "--replace-head"], "--network must go without --replace-head"),
-        (["--network", "a:b", "--dataset", "sample", "--encoder", "signed"], "without a signed encoder or first_spike"),
+        (["--network", "a:b", "--dataset", "sample", "--replace-head"], "network and replace_head exclude each other"),
+        (["--network", "a:b", "--dataset", "sample", "--encoder", "signed"], "network and encoder exclude each other"),
     ],
 )
 def test_mistakes_end_in_a_message_and_leave_nothing(paper, tmp_path, flags, message, capsys, monkeypatch):

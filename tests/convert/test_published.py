@@ -6,7 +6,7 @@ import torch
 from tests.convert.published import Direct, ForDigits, Proxy, saved
 from tests.convert.sources import hidden, paper_linear, randomised, weights_of
 from ttfs_kernels import Neuron
-from ttfs_triton.commands.convert import ConvertOptions
+from ttfs_triton.commands import ConvertOptions
 from ttfs_triton.convert import ConversionError, convert
 from ttfs_triton.convert.ann_file import CIFAR10
 from ttfs_triton.convert.command import run

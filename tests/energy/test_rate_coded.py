@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.energy.energy_cases import counted
-from ttfs_triton.commands.energy import main
+from ttfs_triton.commands import energy as main
 from ttfs_triton.energy import count_rate_coded, estimate_rate_coded
 
 # A library's base class of neurons, which is recognised by name.

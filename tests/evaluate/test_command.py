@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.energy.energy_cases import convolutional_network
-from ttfs_triton.commands.evaluate import EvaluationOptions, main
+from ttfs_triton.commands import EvaluationOptions
+from ttfs_triton.commands import evaluate as main
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.energy import available_chips, dense_ann, estimate
 from ttfs_triton.evaluate import command, measure

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.export.common import small_network
-from ttfs_triton.commands.export import main
+from ttfs_triton.commands import export as main
 from ttfs_triton.data.images import load_images
 from ttfs_triton.export import Comparison, command
 from ttfs_triton.model import TTFSModel
@@ -97,10 +97,10 @@ def test_hidden_layers_and_steps_are_options(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--format", "onnx", "--steps", "8"], "--steps must go with --format nir"),
-        (["--format", "nir", "--hidden"], "--hidden must go with --format onnx"),
-        (["--format", "nir", "--weight-bits", "4"], "--weight-bits must go with --format c"),
-        (["--format", "onnx", "--dataset", "sample"], "--data-dir and --check-images must go with --check"),
+        (["--format", "onnx", "--steps", "8"], "steps needs format: nir or c"),
+        (["--format", "nir", "--hidden"], "hidden needs format: onnx"),
+        (["--format", "nir", "--weight-bits", "4"], "weight_bits needs format: c"),
+        (["--format", "onnx", "--dataset", "sample"], "dataset needs check. Give that"),
     ],
 )
 def test_bad_options_are_refused(model, tmp_path, capsys, flags, message):

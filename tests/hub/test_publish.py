@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from tests.hub.server import Repository
-from ttfs_triton.commands.publish import main
+from ttfs_triton.commands import publish as main
 from ttfs_triton.hub.publish import publish
 from ttfs_triton.model import LoadError
 from ttfs_triton.model.hub import HubError, check_account

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image, ImageDraw
 
-from ttfs_triton.commands.classify import main
+from ttfs_triton.commands import classify as main
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import NetworkConfig
 

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from tests.train.runs import At
 from ttfs_triton import TTFSModel
-from ttfs_triton.commands.calibrate import main as calibrate
+from ttfs_triton.commands import calibrate
 from ttfs_triton.data.images import images_of_tensors
 from ttfs_triton.hub.publish import publish
 from ttfs_triton.model import LoadError, ModelDescription

@@ -10,7 +10,7 @@ from safetensors.torch import load
 
 from recipes.own_network import build
 from ttfs_triton import TTFSModel
-from ttfs_triton.commands.evaluate import EvaluationOptions
+from ttfs_triton.commands import EvaluationOptions
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluate.command import run as evaluate_run
 from ttfs_triton.train import Callback, TrainConfig, Trainer

@@ -3,7 +3,7 @@
 import pytest
 from accelerate.state import AcceleratorState
 
-from ttfs_triton.commands.sweep import main
+from ttfs_triton.sweep import main
 
 FLAGS = ("--cpu", "--epochs", "1", "--chip", "lemaire45:int8", "--steps", "8")
 SWEEP = (*FLAGS, "--target-sparsity", "0.4", "--points", "time_steps=4+weight_bits=4+spike_jitter=0.1")

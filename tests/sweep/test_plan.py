@@ -10,13 +10,12 @@ from pydantic import ValidationError
 
 from tests.sweep.conftest import FLAGS, sweep
 from ttfs_triton import TTFSModel
-from ttfs_triton.commands.sweep import folder_name
 from ttfs_triton.data.events import EventWindows
 from ttfs_triton.evaluate.load import load_network
 from ttfs_triton.model import ModelDescription, bundled_names
 from ttfs_triton.model.files import write_model
 from ttfs_triton.nn import Grid, NetworkConfig, TTFSNetwork
-from ttfs_triton.sweep import FrontierOptions, Point, plan
+from ttfs_triton.sweep import FrontierOptions, Point, folder_name, plan
 from ttfs_triton.sweep.plan import point_config, settings_of
 
 

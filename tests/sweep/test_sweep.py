@@ -9,10 +9,8 @@ from unittest.mock import Mock
 import pytest
 
 from tests.sweep.conftest import EVALUATED, FLAGS, SWEEP, sweep
-from ttfs_triton.commands.evaluate import EvaluationOptions
-from ttfs_triton.commands.evaluate import main as evaluate
-from ttfs_triton.commands.sweep import FrontierOptions, as_number
-from ttfs_triton.sweep import command
+from ttfs_triton.commands import EvaluationOptions, evaluate
+from ttfs_triton.sweep import FrontierOptions, as_number, command
 from ttfs_triton.sweep.table import label
 from ttfs_triton.train import NonFiniteLossError
 

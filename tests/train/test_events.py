@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from tests.data.synthetic_events import write_recordings
-from ttfs_triton.commands.calibrate import main as calibrate
-from ttfs_triton.commands.convert import main as convert
-from ttfs_triton.commands.evaluate import main as evaluate
+from ttfs_triton.commands import calibrate, convert, evaluate
 from ttfs_triton.data.event_files import read_bin
 from ttfs_triton.data.events import first_spikes
 from ttfs_triton.evaluate.load import load_network, load_test_images

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from ttfs_triton.commands.calibrate import CalibrateOptions
+from ttfs_triton.commands import CalibrateOptions
 from ttfs_triton.convert.calibration import Calibration, LayerCalibration, around, batches, by_batches, choose_least
 from ttfs_triton.convert.shared import check_folder, draw, load_training_images, write_folder
 from ttfs_triton.data.images import draw_indices

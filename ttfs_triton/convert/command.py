@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from ttfs_triton.commands.convert import ConvertOptions
+from ttfs_triton.commands import ConvertOptions
 from ttfs_triton.convert.build import ConvertedNetwork, code_of
 from ttfs_triton.convert.conversion import Converted, calibrate_converted, convert
 from ttfs_triton.convert.from_ann import convert_ann
@@ -29,9 +29,6 @@ from ttfs_triton.model.own_network import build_network_of
 from ttfs_triton.nn import NetworkConfig, Neuron, network_graph
 from ttfs_triton.table import print_whole
 
-# Flags for weights of ours or the paper's; --network excludes them.
-_NAMED = ("trained_as", "replace_head", "keep_standardisation")
-
 
 def run(options: ConvertOptions) -> Converted | None:
     """Convert weights, print the report and write the output folder.
@@ -45,9 +42,7 @@ def run(options: ConvertOptions) -> Converted | None:
     weights, console = open_weights(options.source, sha256=options.sha256), Console()
     if options.network is not None:
         return _run_traced(options, options.network, weights)
-    if options.image_size is not None:
-        raise ConversionError("convert: image_size needs network. Leave it out, or give --network.")
-    copied = (*_NAMED, "classes", "seed")
+    copied = ("trained_as", "replace_head", "keep_standardisation", "classes", "seed")
     converted = convert(weights, **{name: getattr(options, name) for name in copied}, **_overrides(options, weights))
     print_whole(converted.report.table())
     data = calibration = None
@@ -73,10 +68,6 @@ def run(options: ConvertOptions) -> Converted | None:
 
 def _run_traced(options: ConvertOptions, builder: str, weights: Weights) -> None:
     """Convert an ANN that the user's code builds."""
-    given = [name for name in _NAMED if getattr(options, name) != ConvertOptions.model_fields[name].default]
-    if given or options.encoder not in (None, "analog", "latency") or options.readout == "first_spike":
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given) or "a signed encoder or first_spike"
-        raise ConversionError(f"convert: --network must go without {flags}. Leave them out.")
     data = training_split(options, options.image_size, streaming=True)
     images = draw(options, data, options.calibration_images)
     names, shape = data.class_names, tuple(images.shape[1:])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ttfs_triton.atomic import PARTIAL, hidden_name, sync_folder, write_json, write_text
-from ttfs_triton.commands.convert import CalibrationImages
+from ttfs_triton.commands import CalibrationImages
 from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.data.images import ImageData, draw_images, load_images
 from ttfs_triton.model.description import ModelDescription

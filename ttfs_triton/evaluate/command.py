@@ -8,8 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from ttfs_triton.atomic import write_json
-from ttfs_triton.commands.evaluate import EvaluationOptions
-from ttfs_triton.data.images import ImageData
+from ttfs_triton.commands import EvaluationOptions
 from ttfs_triton.energy.chip import load_chips
 from ttfs_triton.energy.compare import FAIR_CHIP
 from ttfs_triton.evaluate import Evaluation, layer_table
@@ -40,9 +39,12 @@ def run(options: EvaluationOptions) -> EvaluationResult:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)  # an unusable folder is noticed before the network runs
     failed: dict[str, str] = {}
-    page = measure(
-        options, loaded, data, chips, accelerator, failed, on_scored=lambda scores: _show_layers(scores, data)
-    )
+
+    def show_layers(scores: Evaluation) -> None:  # before the simulations, which take minutes
+        title = f"{data.name}, {data.split}: {scores.images:,} images, {scores.accuracy:.2%} right"
+        print_whole(layer_table(scores.layers, title))
+
+    page = measure(options, loaded, data, chips, accelerator, failed, on_scored=show_layers)
     show(page, loaded)
     if options.output_dir is not None:
         write_json(options.output_dir / MAIN_FILE, figures(page, loaded, data, options.max_test_samples))
@@ -65,12 +67,6 @@ def _check_output(options: EvaluationOptions) -> None:
             raise ValueError(f"evaluate: --report must end in .html; got {options.report}.")
         if find_spec("matplotlib") is None:
             raise ValueError("evaluate: --report must have matplotlib; found none. Run: pip install matplotlib.")
-
-
-def _show_layers(scores: Evaluation, data: ImageData) -> None:
-    """Print the layers before the simulations, which take minutes."""
-    title = f"{data.name}, {data.split}: {scores.images:,} images, {scores.accuracy:.2%} right"
-    print_whole(layer_table(scores.layers, title))
 
 
 def show(page: EvaluationResult, loaded: LoadedNetwork) -> None:

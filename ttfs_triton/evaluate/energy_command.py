@@ -10,7 +10,7 @@ import torch
 from rich.text import Text
 
 from ttfs_triton.chip import simulate, simulated_run
-from ttfs_triton.commands.energy import EnergyOptions
+from ttfs_triton.commands import EnergyOptions
 from ttfs_triton.data.images import load_images
 from ttfs_triton.energy import Counts, Estimate, RunOptions, count_rate_coded, estimate, estimate_rate_coded
 from ttfs_triton.energy.chip import load_chips

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from rich.progress import Progress
 
 from ttfs_triton.chip import Simulation, simulate_at, simulated_run
-from ttfs_triton.commands.evaluate import EvaluationOptions
+from ttfs_triton.commands import EvaluationOptions
 from ttfs_triton.data.images import ImageData
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.energy import Chip, Run, RunOptions, compare, counting, estimate, fair_chip

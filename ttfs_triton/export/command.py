@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ttfs_triton.atomic import write_bytes
-from ttfs_triton.commands.export import ExportOptions
+from ttfs_triton.commands import ExportOptions
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.evaluate.load import LoadedNetwork, load_network, load_test_images
 from ttfs_triton.export.c_source import to_c
@@ -52,19 +52,11 @@ def run(options: ExportOptions) -> Comparison | None:
 
 
 def _check_options(options: ExportOptions) -> None:
-    """Raise before any work if the output exists, an option does not apply to the format, or a package is missing."""
+    """Raise before any work if the output exists, or a package is missing."""
     if options.output.exists() and not options.overwrite:
         raise ValueError(f"export: output must not exist; got {options.output}. Replace it by --overwrite.")
     if options.output.is_dir():
         raise ValueError(f"export: output must be a file; got the folder {options.output}.")
-    defaults = ExportOptions.model_fields
-    for name, formats in (("steps", ("nir", "c")), ("weight_bits", ("c",)), ("hidden", ("onnx",))):
-        if options.format not in formats and getattr(options, name) != defaults[name].default:
-            flag, fitting = f"--{name.replace('_', '-')}", " or ".join(formats)
-            raise ValueError(f"export: {flag} must go with --format {fitting}; got --format {options.format}.")
-    checks = ("dataset", "data_dir", "check_images")
-    if not options.check and any(getattr(options, name) != defaults[name].default for name in checks):
-        raise ValueError("export: --dataset, --data-dir and --check-images must go with --check; got no --check.")
     if options.format == "c":
         if options.check:
             c_compiler("export")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ttfs_triton.commands.publish import CARD_CHIPS, PublishOptions
+from ttfs_triton.commands import CARD_CHIPS, PublishOptions
 from ttfs_triton.hub.card import ALLOWED, make_files
 from ttfs_triton.hub.facts import read_facts
 from ttfs_triton.model.hub import HubError, check_account, check_name, open_repository, upload

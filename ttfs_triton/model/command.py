@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ttfs_triton.commands.classify import ClassificationOptions
+from ttfs_triton.commands import ClassificationOptions
 from ttfs_triton.model.classification import Classification
 from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.table import Table, print_whole

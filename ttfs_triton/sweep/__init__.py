@@ -1,5 +1,175 @@
-"""Sweeps of trained networks: accuracy against spikes, energy, time steps, weight bits, faults and decision time."""
+"""Sweeps of trained networks: accuracy against spikes, energy, time steps, weight bits, faults and decision time.
 
-from ttfs_triton.commands.sweep import FrontierOptions, Point
+Here are the points of a sweep and the options of `ttfs sweep`, without PyTorch.
+"""
 
-__all__ = ["FrontierOptions", "Point"]
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import tyro
+from pydantic import Field, model_validator
+
+from ttfs_triton.command_line import run_command
+from ttfs_triton.commands import MeasuringOptions, Steps
+from ttfs_triton.option_rules import Needs
+from ttfs_triton.shared_options import FaultOptions
+
+GRID = ("time_steps", "weight_bits", "state_bits")
+FAULTS = tuple(FaultOptions.model_fields)
+TARGETS = ("target_sparsity", "target_operations", "target_energy")
+TRAINING = ("epochs", "lr", "ema_decay", "seed")
+KEYS = (*TARGETS, *GRID, *FAULTS, *TRAINING)
+"""Keys of a training run that a point may set. A point needs at least one key outside `TRAINING`."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training of a network for a target, a grid, faults, or a combination of them.
+
+    Attributes:
+        keys: pairs (key, value) in the order of `KEYS`; each key once, at least one outside `TRAINING`.
+    Example:
+        >>> Point.parse("time_steps=8+target_sparsity=0.15").name
+        'target_sparsity=0.15+time_steps=8'
+    """
+
+    keys: tuple[tuple[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        names = [key for key, _ in self.keys]
+        if {*names} - {*KEYS} or {*names} <= {*TRAINING} or len({*names}) < len(names):
+            rule = f"set each of its keys once, among {', '.join(KEYS)}, and one that comes before {TRAINING[0]}"
+            raise ValueError(f"a point must {rule}; got {', '.join(names) or 'none'}")
+        object.__setattr__(self, "keys", tuple(sorted(self.keys, key=lambda pair: KEYS.index(pair[0]))))
+
+    @classmethod
+    def of(cls, **keys: Any) -> Point:
+        """A point of these keys; a key whose value is None is left out."""
+        return cls(tuple((key, value) for key, value in keys.items() if value is not None))
+
+    @classmethod
+    def parse(cls, text: str) -> Point:
+        """A point from "KEY=VALUE+KEY=VALUE"; raises ValueError for any other text."""
+        pairs = [part.partition("=") for part in text.split("+")]
+        if not all(key and value for key, _, value in pairs):
+            raise ValueError(f"a point must read KEY=VALUE, or KEY=VALUE+KEY=VALUE; got {text}")
+        return cls(tuple((key.strip().replace("-", "_"), as_number(value)) for key, _, value in pairs))
+
+    @property
+    def name(self) -> str:
+        """The point in the form that `parse` reads."""
+        return "+".join(f"{key}={value}" for key, value in self.keys)
+
+    def values(self) -> dict[str, Any]:
+        """Keys and values that the point sets in a run; a target clears the run's other targets."""
+        given = dict(self.keys)
+        cleared = dict.fromkeys(TARGETS) if any(key in given for key in TARGETS) else {}
+        return cleared | given
+
+
+def folder_name(text: str) -> str:
+    """The text with characters replaced that folder names should not have."""
+    return re.sub(r"[^\w.=+,-]", "_", text)
+
+
+def as_number(text: str) -> int | float | str:
+    """The text as int or float if it is a number, else the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text.strip()
+
+
+CLOCKED = Needs("time_steps", why="chips run on a clock; 64 steps lose nothing")
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class FrontierOptions(MeasuringOptions):
+    """Options of a sweep: networks, points, grids, faults and measurements. Positional: the runs."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(min_length=1)
+    """Trained networks to start from: folders of runs, folders with config.json and model.safetensors,
+    owner/name[@revision] on the Hub, or bundled:NAME. Several networks are drawn into the same curves."""
+    output_dir: Path
+    """Folder of the sweep, for frontier.csv, frontier.html, an evaluation.json for each row and a run folder for each
+    trained point. The same command resumes the sweep in this folder."""
+
+    # ---- trained points: each value is a training run of its own, from the network's weights
+    target_sparsity: tuple[str, ...] = ()
+    """Hidden spikes over hidden neurons to train for, such as 0.3 0.15 0.05."""
+    target_operations: tuple[str, ...] = ()
+    """Synaptic operations to train for, as a share of the dense ANN's products."""
+    target_energy: tuple[str, ...] = ()
+    """Energies of an image to train for, as CHIP:MICROJOULES."""
+    points: tuple[str, ...] = ()
+    """Combinations to train for, such as target_sparsity=0.15+time_steps=8+weight_bits=4; a point may also set epochs,
+    lr, ema_decay and seed of its training."""
+
+    # ---- grids and faults: without training, and with training if asked for
+    time_steps: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()
+    """Time steps a window of grids; the network is calibrated for each pair of time steps and weight bits."""
+    weight_bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], CLOCKED] = ()
+    """Bits of a weight on the grids. Default: weights are not rounded."""
+    state_bits: Annotated[int | None, CLOCKED] = Field(default=None, ge=4, le=62)
+    """Bits of the registers of slope and potential on the grids. Default: wide enough."""
+    train_grids: Annotated[bool, CLOCKED] = False
+    """Also train the network on each of the grids."""
+    spike_jitter: tuple[Share, ...] = ()
+    """Standard deviations of spike times, in windows; the network is simulated with each of them."""
+    weight_noise: tuple[Share, ...] = ()
+    """Standard deviations of weights, as shares of the weights' magnitudes."""
+    dead_neurons: tuple[Share, ...] = ()
+    """Shares of the hidden neurons that never fire."""
+    stuck_neurons: tuple[Share, ...] = ()
+    """Shares of the hidden neurons that always fire at their window's start."""
+    lost_spikes: tuple[Share, ...] = ()
+    """Shares of the spikes that reach no synapse."""
+    train_faults: Annotated[bool, Needs(*FAULTS)] = False
+    """Also train the network with each fault, and simulate the trained network with all faults of the same kind."""
+
+    # ---- training of a point: the network's own training options and weights, except for these
+    epochs: int = Field(default=4, ge=1, lt=2**31)
+    """Passes over the training images for each point."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate. Default: half the run's."""
+    config: Path | None = None
+    """YAML file of keys, like a training recipe, that override the run's."""
+    max_train_samples: int | None = Field(default=None, ge=1, lt=2**31)
+    """Use only this many training images, for a quick look."""
+
+    # ---- measuring
+    chip: tuple[str, ...] = Field(default=("lemaire45:int8", "anp_i"), min_length=1)
+    """Chips to price on: names of presets or your own TOML files. Curves show the first that prices the dense ANN, or
+    else lemaire45:int8."""
+    steps: Steps = 32
+    """Time steps a window at which networks without a grid are simulated and priced."""
+
+    @model_validator(mode="after")
+    def _points(self) -> Self:
+        self.trained()  # raises if a point cannot be read
+        return self
+
+    def grids(self) -> list[Point]:
+        """Points with the grids to calibrate the network for: all pairs of time steps and weight bits."""
+        pairs = product(self.weight_bits or (None,), self.time_steps)
+        return [Point.of(time_steps=steps, weight_bits=bits, state_bits=self.state_bits) for bits, steps in pairs]
+
+    def trained(self) -> list[Point]:
+        """Points to train, each once."""
+        found = [Point.of(**{key: as_number(value)}) for key in TARGETS for value in getattr(self, key)]
+        if self.train_grids:
+            found += self.grids()
+        faults = FAULTS if self.train_faults else ()
+        found += [Point.of(**{name: value}) for name in faults for value in getattr(self, name)]
+        return list(dict.fromkeys([*found, *map(Point.parse, self.points)]))
+
+
+main = partial(run_command, FrontierOptions, "ttfs_triton.sweep.command")

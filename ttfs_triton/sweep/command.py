@@ -21,8 +21,7 @@ from accelerate import Accelerator
 from pydantic_core import to_json
 
 from ttfs_triton.atomic import make_folder, write_json, write_text
-from ttfs_triton.commands.evaluate import EvaluationOptions
-from ttfs_triton.commands.sweep import FAULTS, FrontierOptions, folder_name
+from ttfs_triton.commands import EvaluationOptions
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.data.images import ImageData, draw_images
 from ttfs_triton.energy import load_chip
@@ -32,6 +31,7 @@ from ttfs_triton.evaluate.machine import facts
 from ttfs_triton.evaluate.measure import MAIN_FILE, figures, measure
 from ttfs_triton.nn import Grid
 from ttfs_triton.nn.faults import Faults
+from ttfs_triton.sweep import FAULTS, FrontierOptions, folder_name
 from ttfs_triton.sweep.page import write_frontier_page
 from ttfs_triton.sweep.plan import PlannedNetwork, PlannedPoint, check_points, make_plan
 from ttfs_triton.sweep.table import FREE, Row, label, row_of

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttfs_triton.atomic import write_text
-from ttfs_triton.commands.sweep import FAULTS, GRID, TARGETS, TRAINING, Point
 from ttfs_triton.evaluate.figures import (
     DEADLINE_AXIS,
     LINES,
@@ -20,6 +19,7 @@ from ttfs_triton.evaluate.figures import (
 )
 from ttfs_triton.evaluate.page import render
 from ttfs_triton.evaluate.tables import pairs_table
+from ttfs_triton.sweep import FAULTS, GRID, TARGETS, TRAINING, Point
 from ttfs_triton.sweep.table import FREE, SUMS, Row, label
 from ttfs_triton.table import Table
 from ttfs_triton.wording import energy, interval, number, percent, ratio

@@ -9,12 +9,12 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ttfs_triton.commands.sweep import GRID, FrontierOptions, Point, folder_name
 from ttfs_triton.data.images import draw_images
 from ttfs_triton.energy import load_chip
 from ttfs_triton.evaluate.load import LoadedNetwork, load_network
 from ttfs_triton.model.locate import PREFIX, bundled_facts
 from ttfs_triton.nn import NetworkConfig
+from ttfs_triton.sweep import GRID, FrontierOptions, Point, folder_name
 from ttfs_triton.train.build import build_network, check_network
 from ttfs_triton.train.config import (
     FREE_ON_RESUME,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ttfs_triton.commands.sweep import FAULTS, GRID
 from ttfs_triton.energy import Counts
+from ttfs_triton.sweep import FAULTS, GRID
 
 FREE = "free"
 """Point at which a network is measured as given, without training."""

@@ -1,0 +1,304 @@
+"""The commands of `ttfs`: their options, without PyTorch, so that `--help` and mistakes are answered before it loads.
+
+A command is a function of its description and arguments. It imports the module that does its work when it runs.
+`ttfs_triton.train` and `ttfs_triton.sweep` have the commands of these names.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import tyro
+from pydantic import Field
+
+from ttfs_triton.command_line import run_command
+from ttfs_triton.option_rules import Excludes, Needs
+from ttfs_triton.shared_options import CommandOptions, FaultOptions
+
+Bits = Annotated[int, Field(ge=2, le=16)]
+Steps = Annotated[int, Field(ge=1, le=4096)]
+OfNetwork = Literal["network"]
+
+
+class ModelOptions(CommandOptions):
+    """Options of commands that take one trained network."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """Trained network: a run's folder, a folder with config.json and model.safetensors, a .safetensors file with
+    config.json beside it, owner/name[@revision] on the Hub, or bundled:NAME, which comes with the package."""
+    network: str | None = None
+    """FILE.py:FUNCTION that builds the network, if your own code does."""
+
+
+class ImageOptions(CommandOptions):
+    """Options of commands that run networks on test images: own code, images, device."""
+
+    network: str | None = None
+    """FILE.py:FUNCTION that builds the network, if your own code does."""
+    dataset: str | None = None
+    """Hub data set, or "sample". Default: the data set of the run's training."""
+    data_dir: Path | None = None
+    """Local folder with parquet files or class folders of images; needs no internet access."""
+    max_test_samples: int | None = Field(default=None, ge=1, lt=2**31)
+    """Use only this many test images, for a quick look."""
+    batch_size: int = Field(default=250, ge=1, lt=2**31)
+    """Images in a batch of the measurements."""
+    cpu: bool = False
+    """Use the CPU even if there is a GPU."""
+
+
+class MeasuringOptions(ImageOptions):
+    """Options of commands that measure networks on test images: faults and decision time, besides `ImageOptions`."""
+
+    fault_seed: Annotated[int, Needs(*FaultOptions.model_fields)] = Field(default=0, ge=0, lt=2**63)
+    """Seed of the faults in simulations."""
+    deadlines: bool = False
+    """Measure accuracy against decision time, by the earliest output spike, for each network."""
+
+
+class EvaluationOptions(ModelOptions, FaultOptions, MeasuringOptions):
+    """Options of `ttfs evaluate`: network, images, hardware, faults and output."""
+
+    # ---- data
+    image_column: str | None = None
+    """Column with the images. Default: detected (image, img)."""
+    label_column: str | None = None
+    """Column with the labels. Default: detected (label, fine_label)."""
+
+    # ---- hardware
+    chip: tuple[str, ...] = Field(default=("anp_i", "lemaire45:int8"), min_length=1)
+    """Chips to price the counts on: names of presets, your own TOML files, or "all". The first is shown in detail.
+    ANNs are compared on the first chip that prices an ANN's multiplications and memory, or else on
+    lemaire45:int8; with "all", the chip of the comparison is shown in detail."""
+    steps: Steps | OfNetwork = "network"
+    """Time steps a window, in simulation and energy. network: the steps of the network's grid, or 32 without a grid."""
+    step_us: float | None = Field(default=None, gt=0)
+    """Duration of a step in microseconds, for static power. Default: the chip's own, if it fixes one."""
+    latency_us: float | None = Field(default=None, gt=0)
+    """Duration of an image in microseconds, for static power. Default: its steps' duration; an ANN has no steps."""
+    clock_mhz: float | None = Field(default=None, gt=0)
+    """Clock frequency in MHz, for idle power. Default: the chip's own."""
+    hops_per_spike: float | None = Field(default=None, ge=0)
+    """Tiles that a delivered spike crosses, summed over its messages. Default: hops are not priced."""
+    weight_bits: Annotated[Bits | OfNetwork | None, Needs("simulation")] = "network"
+    """Bits of a weight in the simulation; None does not round. network: the bits of the network's grid, or 8."""
+    gating: bool = True
+    """Neurons rest before their first input spike and after their own spike."""
+    simulation: bool = True
+    """Simulate the network in integers, as hardware runs it, and price the simulated work of its neurons."""
+
+    # ---- output
+    output_dir: Path | None = None
+    """Folder in which to write evaluation.json; must not hold one already."""
+    report: Path | None = None
+    """Path of the report, one self-contained HTML page, which ends in .html."""
+    overwrite: bool = False
+    """Replace existing files of --output-dir and --report."""
+    sample: Annotated[int, Needs("report")] = Field(default=0, ge=0, lt=2**31)
+    """Index of the test image whose spikes the report shows."""
+
+
+class EnergyOptions(ImageOptions):
+    """Options of `ttfs energy`: two networks, images and chips."""
+
+    more_rules: ClassVar = {"network": Needs("ttfs")}
+    module: str
+    """FILE.py:FUNCTION that builds the rate-coded network: a module from images [N, C, height, width] in [0, 1] to
+    outputs [N, classes], which runs its time steps and resets its neurons."""
+    library: Literal["snntorch", "spikingjelly"]
+    """Library of its neurons."""
+    ttfs: str | None = None
+    """Network beside it, named as for `ttfs evaluate`, and simulated; --network builds it if your own code does."""
+    chip: tuple[str, ...] = Field(default=("anp_i", "lemaire45:int8"), min_length=1)
+    """Chips to price the counts on: names of presets, your own TOML files, or "all"."""
+    steps: Annotated[int | None, Needs("ttfs")] = Field(default=None, ge=1, le=4096)
+    """Time steps a window of the network of --ttfs. Default: the steps of its grid, or 32."""
+    step_us: float | None = Field(default=None, gt=0)
+    """Duration of a step in microseconds, for static power. Default: the chip's own, if it fixes one."""
+
+
+class ClassificationOptions(ModelOptions):
+    """Options of `ttfs classify`: network, image files, output."""
+
+    images: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(min_length=1)
+    """Image files, resized as in training; recordings, if the network reads those of an event camera."""
+    top: int = Field(default=1, ge=1, lt=2**31)
+    """Number of classes to print for each image, likeliest first."""
+    json_lines: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print one JSON object a line, for programs."""
+
+
+Side = Annotated[int, Field(ge=1, le=8192)]
+
+
+class CalibrationImages(CommandOptions):
+    """Options that choose training images to calibrate on, for all commands that calibrate."""
+
+    dataset: str | None = None
+    """Calibrate on training images of this Hub data set, or of "sample"."""
+    data_dir: Path | None = None
+    """Calibrate on this local folder: parquet files or class folders; recordings, if the network reads events."""
+    image_column: str | None = None
+    """Column of the images. Default: detected."""
+    label_column: str | None = None
+    """Column of the labels. Default: detected."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of the drawn calibration images, and of the weights of --replace-head."""
+    cpu: bool = False
+    """Calibrate on the CPU, even if there is a GPU."""
+
+
+NO_MODULE = Excludes(
+    *("trained_as", "replace_head"),
+    keep_standardisation=(False,),
+    encoder=("whitened", "signed"),
+    readout=("first_spike",),
+    why="they are for weights of ours or the paper's",
+)
+
+
+class ConvertOptions(CalibrationImages):
+    """Options of `ttfs convert`: source, network, calibration, output folder."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """Trained weights: a run's folder, a file (.safetensors; .bin, .pt, .pth or .pkl, from which only tensors are
+    read), or a Hub repository that holds safetensors: org/name[/FILE.safetensors][@revision]."""
+    output_dir: Path
+    """New or empty folder for model.safetensors, config.json and conversion.json."""
+
+    # ---- source
+    sha256: str | None = None
+    """Refuse the file if it has another SHA-256."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel of the source's training images, pixels in [0, 1]. Default: as a timm config.json beside the
+    weights says, or the paper's for its networks; else the ANN reads pixels as they are."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel; default as for --mean."""
+    trained_as: Literal["ann", "direct", "proxy"] | None = None
+    """Which of the paper's networks the file holds; tensor names do not tell. ann: its ANN. direct, proxy: the spiking
+    network of snn_directTrain_model.py or proxy_ann_model.py; spiking networks are not calibrated."""
+
+    # ---- network
+    network: Annotated[str | None, NO_MODULE] = None
+    """FILE.py:FUNCTION, or MODULE:FUNCTION such as torchvision.models:vgg16_bn, that builds the ANN as a module; see
+    `convert_ann`. Needs calibration images. Without it: weights of ours or the paper's."""
+    classes: int | None = Field(None, ge=1, lt=2**31)
+    """Number of classes. Default: the source's; another number needs --replace-head."""
+    replace_head: bool = False
+    """Replace the output layer by a new one with random weights."""
+    image_size: Annotated[Side | tuple[Side, Side] | None, Needs("network")] = None
+    """Side of square images, or height and width, of the ANN that --network builds. Default: the images'."""
+    psp_persistence: float | None = None
+    """σ: at 0, a neuron computes the same as an ANN's clamped ReLU; 1 is the paper's neuron. With σ > 0 fewer neurons
+    fire, but an ANN's accuracy comes back only by training: `ttfs train --weights`. Default: the source's, or 0."""
+    readout: Literal["potential_start", "potential_end", "first_spike"] | None = None
+    """Output neurons' potential at their window's start or end, or their first spike. Default: the source's, or the
+    potential at the start."""
+    encoder: Literal["latency", "analog", "whitened", "signed"] | None = None
+    """latency: pixels are spike times, for a source without mean and std. signed: spiking neurons of the first layer
+    read normalised pixels. Default: the source's."""
+    keep_standardisation: bool = True
+    """Keep standardised weights with their gains, for further training, instead of folding them."""
+
+    # ---- calibration
+    calibrate: bool = True
+    """Choose initial potentials, layer by layer, that bring spikes closest to the ANN's activations; needs images."""
+    calibration_images: int = Field(256, ge=1, lt=2**31)
+    """Number of calibration images, drawn by --seed."""
+    percentile: float | None = Field(None, gt=0, le=100)
+    """Percentile of a channel's activations that is scaled to 1, for an ANN whose ReLU has no upper bound. Default:
+    99.9; at σ = 0, 1.25 times the largest, so that hardly any activation is clipped."""
+
+
+class CalibrateOptions(ModelOptions, CalibrationImages):
+    """Options of `ttfs calibrate`: network, grid, images, output folder."""
+
+    output_dir: Path
+    """New or empty folder for model.safetensors, config.json and calibration.json."""
+
+    # ---- grid of a chip
+    time_steps: int = Field(ge=1, le=1024)
+    """Time steps in a window."""
+    weight_bits: int | None = Field(None, ge=2, le=16)
+    """Bits of a weight, sign included. Default: weights are not rounded."""
+    weight_units: Literal["channel", "tensor"] = "channel"
+    """Quantisation granularity: one scale per output channel, or one per layer ("tensor")."""
+    state_bits: int | None = Field(None, ge=4, le=62)
+    """Bits of the registers that hold a neuron's slope and potential, which saturate. Default: as wide as needed."""
+
+    images: int = Field(128, ge=1, lt=2**31)
+    """Number of calibration images, drawn by --seed."""
+
+
+ON_A_CLOCK = Needs(format=("nir", "c"))
+
+
+class ExportOptions(ModelOptions):
+    """Options of `ttfs export`: network, format, file, check."""
+
+    format: Literal["c", "nir", "onnx"]
+    """c: a file of C99 without dependencies, the simulator's integers. nir: a graph of spiking neurons, in steps. onnx:
+    the closed form, spikes at any time."""
+    output: Path
+    """File to write."""
+    overwrite: bool = False
+    """Replace the file if it exists."""
+
+    # ---- C and NIR
+    steps: Annotated[int | None, tyro.conf.arg(aliases=("--time-steps",)), ON_A_CLOCK] = Field(None, ge=2, le=4096)
+    """Time steps in a window, in NIR 0.1 ms each. Default: as many as the network's grid has, or 64."""
+    weight_bits: Annotated[int | None, Needs(format=("c",))] = Field(None, ge=2, le=16)
+    """Bits of a weight in C. Default: as many as the network's grid has, or 8."""
+
+    # ---- ONNX
+    hidden: Annotated[bool, Needs(format=("onnx",))] = False
+    """Also output the activations of hidden layers."""
+
+    # ---- check
+    check: bool = False
+    """Run the file in onnxruntime or snnTorch, and print how far spike times and logits are from PyTorch's; compile C
+    and compare its classes with the simulator's. The exit status is 1 if the file gives an image another class."""
+    check_images: Annotated[int, Needs("check")] = Field(20, ge=1, lt=2**31)
+    """Number of images to check with."""
+    dataset: Annotated[str | None, Needs("check")] = None
+    """Check with test images of this Hub data set, or of "sample". Default: random pixels."""
+    data_dir: Annotated[Path | None, Needs("check")] = None
+    """Check with test images of this local folder: parquet files or class folders. Nothing is downloaded."""
+
+
+CARD_CHIPS = ("lemaire45:int8", "horowitz45:int8", "anp_i", "odin", "loihi")
+
+
+class PublishOptions(CommandOptions):
+    """Options of `ttfs publish`: run, repository, content of the card."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run that has ended, or a folder with config.json and model.safetensors."""
+    repo_id: str
+    """Repository on the Hub, owner/name; created if it does not exist."""
+    public: bool = False
+    """Let everybody see the repository. Default: only you, and the members of your organisation, can."""
+    dry_run: bool = False
+    """Print the files and the card; nothing is sent, and the Hub is not asked."""
+    license: str | None = None
+    """Licence of the model by the Hub's short name, such as apache-2.0. Default: none is stated."""
+    dataset: str | None = None
+    """Hub name of the training data, if the run read them from a local folder."""
+    network: str | None = None
+    """FILE.py:FUNCTION that builds the network, if it is one of your own."""
+    with_code: bool = False
+    """Publish the file of --network, too; other files that it imports are not sent. Readers run it only if they name
+    it."""
+    chip: tuple[str, ...] = CARD_CHIPS
+    """Chips of the energy table: names of presets, or your own TOML files."""
+
+
+evaluate = partial(run_command, EvaluationOptions, "ttfs_triton.evaluate.command")
+energy = partial(run_command, EnergyOptions, "ttfs_triton.evaluate.energy_command")
+classify = partial(run_command, ClassificationOptions, "ttfs_triton.model.command")
+convert = partial(run_command, ConvertOptions, "ttfs_triton.convert.command")
+calibrate = partial(run_command, CalibrateOptions, "ttfs_triton.convert.calibrate_grid")
+export = partial(run_command, ExportOptions, "ttfs_triton.export.command")
+publish = partial(run_command, PublishOptions, "ttfs_triton.hub.publish")

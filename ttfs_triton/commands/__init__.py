@@ -1,1 +1,0 @@
-"""Options of the commands, a module each, without PyTorch: `--help` and mistakes are answered before it loads."""
