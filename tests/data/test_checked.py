@@ -1,7 +1,6 @@
 """Photographs of different sizes, loaded cropped."""
 
 import json
-import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -62,16 +61,13 @@ def test_cropped_images_are_the_middle_and_in_an_epoch_keyed_parts(tmp_path, mon
     """Those of the image, in one thread or many, whichever others are left out."""
     files = class_folders(tmp_path)
     data = load(tmp_path)
-    assert data.shape == (10, 3, 20, 20)
     assert torch.equal(data.images, stacked(centre_crop(opened(file), (20, 20)) for file in files))
     data, chosen = data.in_epoch(5, 2), torch.tensor([7, 0, 7, 3])
     expected = stacked(random_crop(5, 2, i)(opened(files[i]), (20, 20)) for i in chosen.tolist())
     for threads in (1, 3):
-        monkeypatch.setattr("ttfs_triton.data.reading.decoding_threads", lambda threads=threads: threads)
-        images = data.images_at(chosen)
-        assert torch.equal(images, expected)
-        assert images.is_contiguous(memory_format=torch.channels_last)
-    assert not torch.equal(images, load(tmp_path).in_epoch(5, 3).images_at(chosen))
+        monkeypatch.setattr("ttfs_triton.data.decode.decoding_threads", lambda threads=threads: threads)
+        assert torch.equal(data.images_at(chosen), expected)
+    assert not torch.equal(expected, load(tmp_path).in_epoch(5, 3).images_at(chosen))
     whole = data.images
     files[2].write_bytes(b"damaged")
     assert torch.equal(load(tmp_path).in_epoch(5, 2).images, whole[[0, 1, 3, 4, 5, 6, 7, 8, 9]])
@@ -81,16 +77,13 @@ def test_cropped_images_are_the_middle_and_in_an_epoch_keyed_parts(tmp_path, mon
 def test_channels_are_those_of_the_most_colourful_image(tmp_path, modes, channels):
     write_parquet(tmp_path / "train.parquet", [jpeg(photograph(i, mode)) for i, mode in enumerate(modes)], [0, 1])
     data = load(tmp_path)
-    assert data.shape == (2, channels, 20, 20)
-    if modes == ["L", "RGB"]:
-        assert (data.images[0] == data.images[0, :1]).all()
-
-
-def test_images_that_cannot_be_cropped_are_refused(tmp_path):
-    for split, files in (("train", "L"), ("test", "RGB")):
-        write_parquet(tmp_path / f"{split}.parquet", [jpeg(photograph(0, files))], [0])
+    assert data.images.shape == (2, channels, 20, 20)
+    write_parquet(tmp_path / "test.parquet", [jpeg(photograph(0))], [0])
+    if channels == 3:
+        assert load(tmp_path, split="test", like=data).shape == (1, 3, 20, 20)
+        return
     with pytest.raises(ValueError, match="must be grayscale like the training images; got colour images in the test"):
-        load(tmp_path, split="test", like=load(tmp_path))
+        load(tmp_path, split="test", like=data)
     with pytest.raises(ValueError, match=r"image_size must be given for cropped images; got None\. Add"):
         load_images(None, tmp_path, cropped=True)
 
@@ -101,20 +94,17 @@ def test_damaged_images_are_found_once_and_remembered(tmp_path, caplog, monkeypa
     files[4].write_bytes(whole[: len(whole) // 2])
     files[6].write_bytes(b"no image")
     first = load(tmp_path)
-    assert first.skipped == [4, 6]
     monkeypatch.setattr(decode, "read_checked", None)  # nothing is decoded again
     caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        again = load(tmp_path)
+    again = load(tmp_path)
     assert f"{files[4]} cannot be decoded" in caplog.text
     assert (again.skipped, again.fingerprint, again.shape) == ([4, 6], first.fingerprint, first.shape)
     with pytest.raises(ValueError, match=r"at most 1 images may be undecodable; got 2 up to .*b/03\.jpg"):
         load(tmp_path, max_bad_images=1)
 
 
-def test_changed_files_are_checked_again(tmp_path, cache, monkeypatch):
+def test_changed_files_are_checked_again(tmp_path, cache):
     """Also files of the old size and modification time, and where a damaged check is left."""
-    monkeypatch.setattr(decode, "_SAMPLED", 1)  # only the first image's bytes are compared
     for files in (class_folders(tmp_path / "folders"), [tmp_path / "rows" / "train.parquet"]):
         folder, fingerprints = tmp_path / files[0].relative_to(tmp_path).parts[0], []
         for number in (3, 8):
@@ -145,6 +135,5 @@ def test_a_cache_that_cannot_be_written_is_reported(tmp_path, cache, caplog):
     class_folders(tmp_path)
     cache.parent.mkdir()
     cache.write_text("a file where a folder should be")
-    with caplog.at_level(logging.WARNING):
-        assert len(load(tmp_path)) == 10
+    assert len(load(tmp_path)) == 10
     assert "the check of the train split" in caplog.text

@@ -59,8 +59,7 @@ def test_an_event_is_no_silence_however_late_and_a_recording_without_events_is()
     events = recording((0, 0, 0, 0), (10**9 - 1, 1, 0, 1))
     assert first_spikes(events, (1, 2), EventWindows())[1, 0, 1] == np.float32(1e-9)
     assert first_spikes(events, (1, 2), EventWindows(), levels=True).tolist() == [[[255, 0]], [[0, 1]]]
-    for windows in (EventWindows(2, 10), EventWindows(2)):
-        assert first_spikes(recording(), SENSOR, windows).tolist() == np.zeros((4, *SENSOR)).tolist()
+    assert not first_spikes(recording(), SENSOR, EventWindows(2)).any()
 
 
 def test_events_of_other_libraries_are_read():

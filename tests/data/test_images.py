@@ -1,7 +1,5 @@
 """Splits: labels, classes, samples, and what training and test images must share."""
 
-import logging
-
 import datasets
 import numpy as np
 import pytest
@@ -39,38 +37,31 @@ def test_a_folder_is_read(tmp_path, channels, streaming):
     assert chosen.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(data.in_epoch(0, 1).images, expected), "images that are not cropped are the same in each"
     if streaming:
-        (placed,), where = place_images([data], torch.device("cpu"))
-        assert placed is data
-        assert where == "images: encoded on disk, decoded batch by batch"
-    assert (data.labels.dtype, data.labels.tolist()) == (torch.int64, labels)
-    assert data.class_names == ["x", "y", "z"]
+        assert place_images([data], torch.device("cpu")) == ([data], "images: encoded on disk, decoded batch by batch")
+    assert (data.labels.dtype, data.labels.tolist(), data.class_names) == (torch.int64, labels, ["x", "y", "z"])
     assert (data.name, data.split, data.skipped, len(data)) == (str(tmp_path), "train", [2], 20)
 
 
 @pytest.mark.parametrize(
-    ("labels", "numbers", "found"),
-    [([4, 0, 2], [4, 0, 2], list("01234")), (["dog", "cat", "dog"], [1, 0, 1], ["cat", "dog"])],
-)
-def test_labels_may_be_numbers_or_names(tmp_path, caplog, labels, numbers, found):
-    write_parquet(tmp_path / "train.parquet", random_images(3), labels)
-    data = load_images(None, tmp_path)
-    assert (data.labels.tolist(), data.class_names) == (numbers, found)
-    assert ("2 of 5 classes have no image in the train split" in caplog.text) == (len(found) == 5)
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
+    ("labels", "expected"),
     [
+        ([4, 0, 2], ([4, 0, 2], list("01234"))),
+        (["dog", "cat", "dog"], ([1, 0, 1], ["cat", "dog"])),
         ([0, -1, -1], r"must be in 0 to 0; got -1 in row 1 of the train split of .* \(2 such rows\)\. Splits without"),
         ([0, None, 1], "labels must be given; got none in row 1"),
         ([0.5, 1.0, 2.0], "labels must be whole numbers or strings; got double in column 'label'"),
-        ([0, 10**6, 1], "labels must number the classes from 0; got 1000000 in row 1 of .*, which has 3 rows"),
+        ([0, 10**18, 1], "labels must number the classes from 0; got 1000000.* in row 1 of .*, which has 3 rows"),
     ],
 )
-def test_invalid_labels_are_refused(tmp_path, labels, message):
+def test_labels_are_numbers_of_classes_or_names(tmp_path, caplog, labels, expected):
     write_parquet(tmp_path / "train.parquet", random_images(3), labels)
-    with pytest.raises(ValueError, match=message):
-        load_images(None, tmp_path)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            load_images(None, tmp_path)
+        return
+    data = load_images(None, tmp_path)
+    assert (data.labels.tolist(), data.class_names) == expected
+    assert ("2 of 5 classes have no image in the train split" in caplog.text) == (len(data.class_names) == 5)
 
 
 def test_columns_and_splits_without_images_are_refused(tmp_path, monkeypatch):
@@ -111,9 +102,7 @@ def test_the_test_split_has_classes_channels_and_size_of_training(tmp_path, trai
 
 def test_a_validation_split_that_serves_as_test_split_is_logged(tmp_path, caplog):
     write_parquet(tmp_path / "validation.parquet", random_images(2), [0, 1])
-    with caplog.at_level(logging.WARNING):
-        data = load_images(None, tmp_path, split="test")
-    assert data.split == "validation"
+    assert load_images(None, tmp_path, split="test").split == "validation"
     assert "has no test split; using validation" in caplog.text
     write_parquet(tmp_path / "test.parquet", random_images(2), [0, 1])
     assert load_images(None, tmp_path, split="test").split == "test"
@@ -125,8 +114,6 @@ def test_max_samples_keeps_class_proportions(tmp_path):
     assert torch.bincount(data.labels).tolist() == [6, 2]
     assert load_images(None, tmp_path, max_samples=8, streaming=True).fingerprint == data.fingerprint
     assert len(load_images(None, tmp_path, max_samples=100)) == 40
-    with pytest.raises(ValueError, match="max_samples must be at least 1; got 0"):
-        load_images(None, tmp_path, max_samples=0)
 
 
 def test_fingerprint_depends_on_content_only(tmp_path):
@@ -156,12 +143,8 @@ def test_validation_split_is_stratified_complete_and_a_function_of_the_seed(labe
     assert torch.equal(train_validation_split(data, fraction, seed)[1], validation)
     many = with_labels([i % 10 for i in range(200)])
     assert not torch.equal(*(train_validation_split(many, 0.1, seed + more)[1] for more in (0, 1)))
-
-
-@pytest.mark.parametrize("fraction", [-0.5, 0.9])
-def test_validation_that_leaves_nothing_is_refused(fraction):
-    with pytest.raises(ValueError, match=f"fraction must leave images to train on; got {fraction} of 3 images"):
-        train_validation_split(with_labels([0, 1, 1]), fraction, 0)
+    with pytest.raises(ValueError, match=f"fraction must leave images to train on; got 1 of {len(labels)} images"):
+        train_validation_split(data, 1.0, seed)
 
 
 def test_images_are_drawn_by_the_seed_among_those_named():
@@ -181,12 +164,10 @@ SIZE = 50 * 8 * 8 * 3
 
 
 def test_placed_images_are_the_images(device):
-    data = numbered(50, 3)
+    data, indices = numbered(50, 3), torch.tensor([7, 3, 49, 3])
     (placed,), where = place_images([data], device)
     assert where.startswith("images: 0.0 MiB " + ("in main memory" if device.type == "cpu" else "on the device, 80"))
     assert placed.device.type == placed.labels.device.type == device.type
-    assert placed.in_memory
-    indices = torch.tensor([7, 3, 49, 3])
     images = placed.images_at(indices.to(device))
     assert torch.equal(images.cpu(), data.images_at(indices))
     assert images.is_contiguous(memory_format=torch.channels_last)

@@ -43,10 +43,6 @@ def test_rows_follow_sub_policy_stage_sign_and_probability():
     # The last one is an inversion with probability 0.
     rows = tables.draw(words(applied, choice=[0, 0, 3, 24, 14], negative=[0b00, 0b11, 0b10, 0b01, 0b00]))
     assert rows.tolist() == [[1, 0], [0, 4], [14, 15], [97, 0], [0, 0]]
-
-
-def test_rows_are_applied_with_the_probability_of_the_policy():
-    tables = policy_tables(32, 32, CPU)
     word = torch.arange(0, 2**32, 2**22)
     rows = tables.draw(words(torch.stack([word, word], 1), choice=7))
     assert (rows > 0).sum(0).tolist() == [308, 717]  # 0.3 and 0.7

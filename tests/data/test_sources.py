@@ -1,8 +1,13 @@
+"""Data sets where they lie: the bundled sample, folders and the Hub; splits and columns."""
+
+import hashlib
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import Mock
 
 import datasets
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -10,8 +15,7 @@ from datasets.exceptions import DatasetNotFoundError
 from PIL import Image
 
 from tests.data.fixtures import random_images, write_parquet
-from ttfs_triton.data import sources
-from ttfs_triton.data.sources import Rows, find_rows
+from ttfs_triton.data.sources import SAMPLE_FOLDER, Rows, find_column, find_rows
 
 RAW = datasets.Image(decode=False)
 
@@ -73,21 +77,17 @@ def test_find_rows_rejects_folders_without_the_split(tmp_path, files, folder, me
         find_rows(None, tmp_path / folder, "test")
 
 
-def test_find_rows_rejects_damaged_and_empty_files(tmp_path):
+def test_find_rows_rejects_damaged_and_empty_files_and_pipes(tmp_path):
     path = tmp_path / "train.parquet"
-    path.write_bytes(b"PAR1 but not really")
-    with pytest.raises(
-        RuntimeError, match=r"must hold readable parquet files; got .*Arrow.*that the files are complete"
-    ):
-        find_rows(None, tmp_path, "train")
+    columns = {"image": pyarrow.array([], pyarrow.binary()), "label": pyarrow.array([], pyarrow.int64())}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"must hold readable parquet files; .*Arrow.*complete and not empty"):
+            find_rows(None, tmp_path, "train")
+        path.write_bytes(b"PAR1 but not really")
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(ValueError, match=r"must hold regular files; got .*train\.parquet, which is not one"):
-        find_rows(None, tmp_path, "train")
-    path.unlink()
-    columns = {"image": pyarrow.array([], pyarrow.binary()), "label": pyarrow.array([], pyarrow.int64())}
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
-    with pytest.raises(RuntimeError, match=r"parquet files; got .* no rows in train\.parquet\. .*not empty"):
         find_rows(None, tmp_path, "train")
 
 
@@ -120,6 +120,16 @@ def test_class_folders_without_a_split_get_the_same_one_everywhere(tmp_path, cap
     (tmp_path / "a" / "train").mkdir()
     with pytest.raises(ValueError, match="must hold a test split"):
         find_rows(None, tmp_path / "a", "test")
+
+
+def test_sample_keeps_licence_and_checksums():
+    licence = (SAMPLE_FOLDER / "LICENSE").read_text(encoding="utf-8")
+    assert licence.startswith("The MIT License (MIT) Copyright © 2017 Zalando SE")
+    readme = (SAMPLE_FOLDER / "README.md").read_text(encoding="utf-8")
+    for split, count in (("train", 600), ("test", 100)):
+        rows = find_rows("sample", None, split).table
+        assert (np.bincount(rows["label"]) == [count] * 10).all()
+        assert hashlib.sha256((SAMPLE_FOLDER / f"{split}.parquet").read_bytes()).hexdigest() in readme
 
 
 @pytest.mark.parametrize("name", [None, "mnist", "../folder", "/absolute/folder", "a/b/c", "", "owner/name"])
@@ -162,44 +172,26 @@ def test_find_rows_takes_a_split_of_a_hub_data_set(monkeypatch):
 
 
 IMAGE, CLASS, INTEGER = datasets.Image(), datasets.ClassLabel(names=["a", "b"]), datasets.Value("int64")
-
-
-def rows_with(**features: object) -> Rows:
-    table = datasets.Dataset.from_dict({name: [] for name in features}, features=datasets.Features(features))
-    return Rows(table, "train", "a/b")
-
-
-@pytest.mark.parametrize(
-    ("features", "image", "label"),
-    [
-        ({"image": IMAGE, "label": CLASS}, "image", "label"),
-        ({"img": IMAGE, "label": INTEGER}, "img", "label"),
-        ({"img": IMAGE, "fine_label": CLASS, "coarse_label": CLASS}, "img", "fine_label"),
-        ({"picture": IMAGE, "digit": CLASS, "weight": INTEGER}, "picture", "digit"),
-        ({"image": IMAGE, "mask": IMAGE, "label": CLASS}, "image", "label"),
-    ],
-)
-def test_columns_are_detected(features, image, label):
-    rows = rows_with(**features)
-    assert sources.find_column(rows, "image_column") == image
-    assert sources.find_column(rows, "label_column") == label
-
-
 TWICE = {"image": IMAGE, "img": IMAGE, "label": CLASS, "fine_label": CLASS}
 
 
 @pytest.mark.parametrize(
-    ("argument", "name", "features", "message"),
+    ("argument", "name", "features", "expected"),
     [
+        ("image_column", None, {"img": IMAGE, "label": INTEGER}, "img"),
+        ("label_column", None, {"img": IMAGE, "label": INTEGER}, "label"),
+        ("label_column", None, {"img": IMAGE, "fine_label": CLASS, "coarse_label": CLASS}, "fine_label"),
+        ("image_column", None, {"picture": IMAGE, "digit": CLASS, "weight": INTEGER}, "picture"),
+        ("label_column", None, {"picture": IMAGE, "digit": CLASS, "weight": INTEGER}, "digit"),
+        ("image_column", None, {"image": IMAGE, "mask": IMAGE, "label": CLASS}, "image"),
+        ("image_column", "img", TWICE, "img"),
         ("label_column", "labels", TWICE, r"must be a column of .*; got 'labels'\. Columns: image \("),
         ("image_column", None, TWICE, r"ambiguous \(image or img\)\. Columns: image \(.*\), .*--image-column"),
-        ("label_column", None, TWICE, r"ambiguous \(label or fine_label\)\. .*\(int64\).*--label-column"),
-        ("image_column", None, {"x": INTEGER}, r"must be named .*not recognised\. Columns: x \(int64\)"),
-        ("label_column", None, {"x": INTEGER}, "label_column must be named for the train split of a/b"),
+        ("label_column", None, {"x": INTEGER}, r"label_column must be named for .* a/b.*not recognised\..*x \(int64\)"),
     ],
 )
-def test_columns_that_are_not_plain_must_be_named(argument, name, features, message):
-    assert sources.find_column(rows_with(**TWICE), "image_column", "img") == "img"
-    assert sources.find_column(rows_with(**TWICE), "label_column", "fine_label") == "fine_label"
-    with pytest.raises(ValueError, match=message):
-        sources.find_column(rows_with(**features), argument, name)
+def test_columns_are_detected_or_must_be_named(argument, name, features, expected):
+    table = datasets.Dataset.from_dict({name: [] for name in features}, features=datasets.Features(features))
+    refused = nullcontext() if expected in features else pytest.raises(ValueError, match=expected)
+    with refused:
+        assert find_column(Rows(table, "train", "a/b"), argument, name) == expected

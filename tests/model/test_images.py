@@ -5,8 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ttfs_triton.data.pixels import centre_crop, to_float
-from ttfs_triton.data.reading import decode_image
+from ttfs_triton.data.pixels import centre_crop, decode_image, to_float
 from ttfs_triton.model import Preprocessing
 from ttfs_triton.model.classification import network_input
 

@@ -8,8 +8,8 @@ import torch
 
 from tests.data.synthetic_events import write_recordings
 from ttfs_triton.commands import calibrate, convert, evaluate
-from ttfs_triton.data.event_files import read_bin
 from ttfs_triton.data.events import first_spikes
+from ttfs_triton.data.recordings import read_bin
 from ttfs_triton.evaluate.load import load_network, load_test_images
 from ttfs_triton.hub.card import render_card
 from ttfs_triton.hub.facts import read_facts

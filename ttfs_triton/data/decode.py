@@ -8,38 +8,61 @@ takes hours on one core.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import datasets
 import numpy as np
 import psutil
 import pyarrow
-import pyarrow.compute
 import torch
 from datasets import config as datasets_config
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
-from ttfs_triton.atomic import write_json
-from ttfs_triton.data.pixels import GRAYSCALE_MODES, Crop, centre_crop, image_pixels, random_crop
-from ttfs_triton.data.reading import BadImages, decode_image, file_bytes, open_image, read_rows, row_names
+from ttfs_triton.atomic import write_text
+from ttfs_triton.data.pixels import (
+    DECODER_ERRORS,
+    Crop,
+    centre_crop,
+    decode_image,
+    file_bytes,
+    image_pixels,
+    open_image,
+    random_crop,
+)
 
 logger = logging.getLogger(__name__)
 
+Read = TypeVar("Read")
+Item = TypeVar("Item")
+
 _MODES = {1: "L", 3: "RGB"}
 _MEMORY_FRACTION = 0.8  # share of the available memory that the pixels may take
-_FORMAT = 3  # format version of the cached checks
-_SAMPLED = 256  # images whose bytes are part of a check's key
+_FORMAT = 4  # format version of the cached checks
+_CHUNK = 512  # rows read at a time
+_GROUP = 32  # images decoded by a thread at a time
+_AHEAD_BYTES = 2**25  # bytes of pixels that a thread decodes ahead
 
 
 class NotEnoughMemoryError(RuntimeError):
     """Decoded images do not fit into main memory."""
+
+
+class DataLostError(RuntimeError):
+    """An image that could be decoded when the run began can no longer be decoded."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +90,6 @@ class InMemoryImages:
         return torch.index_select(self.pixels, 0, indices, out=gathered).permute(0, 3, 1, 2)
 
 
-class DataLostError(RuntimeError):
-    """An image that could be decoded when the run began can no longer be decoded."""
-
-
 @dataclass(frozen=True)
 class EncodedImages:
     """Images that are decoded at each access, from a memory-mapped table that all processes share.
@@ -80,20 +99,18 @@ class EncodedImages:
         row_numbers: [N], int64, the row of each image.
         shape: (N, C, height, width).
         image_size: (height, width) to resize to, or None.
-        cropped: crop the images to `image_size` instead of stretching them.
-        drawn: seed and epoch of random crops; None: centre crops.
+        crop: the crop to `image_size` of the image in a row; None: images are stretched to that size.
     """
 
     rows: datasets.Dataset
     row_numbers: Tensor
     shape: tuple[int, int, int, int]
     image_size: tuple[int, int] | None = None
-    cropped: bool = False
-    drawn: tuple[int, int] | None = None
+    crop: Callable[[int], Crop] | None = None
 
     def in_epoch(self, seed: int, epoch: int) -> EncodedImages:
         """The images of an epoch: with its random crops, if they are cropped."""
-        return replace(self, drawn=(seed, epoch)) if self.cropped else self
+        return self if self.crop is None else replace(self, crop=partial(random_crop, seed, epoch))
 
     def images_at(self, indices: Tensor) -> Tensor:
         """Images at `indices` ([b], int64): [b, C, height, width], uint8, channels last."""
@@ -102,22 +119,118 @@ class EncodedImages:
         row_numbers = self.row_numbers[indices]
 
         def read(row: int, encoded: Any) -> np.ndarray:
-            return decode_image(encoded, self.image_size, _MODES[channels], self._crop(row))
+            return decode_image(encoded, self.image_size, _MODES[channels], self.crop and self.crop(row))
 
-        for place, found in enumerate(read_rows(self.rows, row_numbers, read)):
-            if isinstance(found, Exception):
+        for place, result in enumerate(read_rows(self.rows, row_numbers, read)):
+            if isinstance(result, Exception):
                 raise DataLostError(
                     "images_at: every image must stay as it was when the run began; got "
-                    f"{row_names(self.rows, 'the data')(int(row_numbers[place]))}, which cannot be decoded any more "
-                    f"({type(found).__name__}: {found}). Put it back."
-                ) from found
-            pixels[place] = found
+                    f"{row_name(self.rows, 'the data', int(row_numbers[place]))}, which cannot be decoded any more "
+                    f"({type(result).__name__}: {result}). Put it back."
+                ) from result
+            pixels[place] = result
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
-    def _crop(self, row: int) -> Crop | None:
-        if not self.cropped:
-            return None
-        return centre_crop if self.drawn is None else random_crop(*self.drawn, row)
+
+def _centre(row: int) -> Crop:
+    return centre_crop
+
+
+def read_rows(
+    rows: datasets.Dataset, row_numbers: Tensor, read: Callable[[int, Any], Read], progress: bool = False
+) -> Iterator[Read | Exception]:
+    """Results of `read(row, encoded image)`, row by row; for an image that cannot be decoded, the error.
+
+    Threads decode ahead, each at most about `_AHEAD_BYTES`: a file of some megabytes can hold hundreds of gigabytes.
+    """
+    column = rows.column_names[0]
+
+    def attempt(row: tuple[int, Any]) -> Read | Exception:
+        try:
+            return read(*row)
+        except DECODER_ERRORS as error:
+            return error
+
+    def begin(group: list[tuple[int, Any]]) -> list[Read | Exception]:
+        results: list[Read | Exception] = []
+        size = 0
+        while len(results) < len(group) and size < _AHEAD_BYTES:
+            results.append(attempt(group[len(results)]))
+            size += getattr(results[-1], "nbytes", 0)
+        return results
+
+    threads = decoding_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        for chunk in with_progress_bar(row_numbers.split(_CHUNK), "Decoding images", progress):
+            numbers = chunk.tolist()
+            encoded = list(zip(numbers, rows[numbers][column], strict=True))
+            # Pillow releases the interpreter lock while it decodes; small images gain only if handed over in groups.
+            size = max(1, min(_GROUP, len(encoded) // threads))
+            groups = [encoded[i : i + size] for i in range(0, len(encoded), size)]
+            ahead = deque(pool.submit(begin, group) for group in groups[:threads])
+            for number, group in enumerate(groups):
+                results = ahead.popleft().result()
+                ahead.extend(pool.submit(begin, later) for later in groups[number + threads :][:1])
+                yield from results
+                yield from map(attempt, group[len(results) :])
+
+
+def with_progress_bar(items: Sequence[Item], description: str, wanted: bool) -> Iterable[Item]:
+    """The items, under a progress bar if it is wanted and there is a terminal."""
+    # Not `disable=`: a disabled bar still prints empty lines into a log.
+    return track(items, description, transient=True) if wanted and Console().is_terminal else items
+
+
+def decoding_threads() -> int:
+    """Number of decoding threads of this process: its share of the cores, at most 8; one in a worker process."""
+    if get_worker_info() is not None:
+        return 1
+    return max(1, min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def row_name(rows: datasets.Dataset, where: str, row: int) -> str:
+    """A row's name in messages: its file, or its number if the table holds the image."""
+    encoded = rows[row][rows.column_names[0]]
+    return encoded["path"] if encoded and not encoded["bytes"] and encoded["path"] else f"row {row} of {where}"
+
+
+class BadImages:
+    """The images of a split that cannot be decoded: each is logged, more than `limit` are an error.
+
+    Attributes:
+        reasons: the error of each such image, by row number.
+    """
+
+    def __init__(self, where: str, limit: int, name: Callable[[int], str]) -> None:
+        self.where, self.limit, self.name = where, limit, name
+        self.reasons: dict[int, str] = {}
+
+    def good(self, row_numbers: Tensor, results: Iterable[Read | Exception]) -> Iterator[tuple[int, Read]]:
+        """(row number, result) of the images that could be decoded; the others are skipped."""
+        for row, result in zip(row_numbers.tolist(), results, strict=True):
+            if isinstance(result, Exception):
+                self.skip(row, f"{type(result).__name__}: {result}")
+            else:
+                yield row, result
+
+    def skip(self, row: int, reason: str) -> None:
+        """Skip a row; raises ValueError if too many rows are skipped."""
+        self.reasons[row] = reason
+        if len(self.reasons) > self.limit:
+            raise ValueError(
+                f"load_images: at most {self.limit} images may be undecodable; got {len(self.reasons)} up to "
+                f"{self.name(row)} ({reason}). Repair the data, or raise --max-bad-images."
+            )
+        logger.warning("%s cannot be decoded (%s); skipped.", self.name(row), reason)
+
+    def kept(self, row_numbers: Tensor) -> Tensor:
+        """Positions of the other rows in `row_numbers`; raises ValueError if there is none."""
+        kept = torch.tensor([row not in self.reasons for row in row_numbers.tolist()]).nonzero()[:, 0]
+        if len(kept) == 0:
+            raise ValueError(
+                f"load_images: {self.where} must hold images; got none that can be decoded. Check the data."
+            )
+        return kept
 
 
 @dataclass(frozen=True)
@@ -149,43 +262,28 @@ def decode_rows(
     max_bad_images: int = 10,
     progress: bool = False,
 ) -> Decoded:
-    """Decode every image once; keep the pixels, or only check them.
+    """Decode every image once, and with `keep` hold the pixels in memory; otherwise each access decodes again.
 
-    Args:
-        rows: one column, the encoded images.
-        row_numbers: [n], int64, rows to decode.
-        keep: keep the pixels in memory; else images are decoded again at each access.
-        where: split and origin, for messages.
-        channels: number of channels. Default: 1 if all images are grayscale, else 3.
-        size: (height, width) of all images. Default: the size of the first image.
-        resize: resize to `size` rather than raise.
-        max_bad_images: number of images that may be undecodable; each is logged and skipped.
-        progress: show a progress bar.
+    All images get, or must have, the same size and channels: the ones given, or those of the first image and of the
+    most colourful one. `rows` has one column, the encoded images; `where` names them in messages.
     """
-    target = size if resize else None
-    depth: int = channels or 0  # channels of the images so far
-    digest = hashlib.sha256()
+    target, depth, digest = size if resize else None, channels or 0, hashlib.sha256()  # depth: channels so far
     pixels: np.ndarray | None = None
-    bad = BadImages(where, max_bad_images, row_names(rows, where))
+    reference = "the training images have"
+    bad = BadImages(where, max_bad_images, partial(row_name, rows, where))
     results = read_rows(rows, row_numbers, lambda _, encoded: decode_image(encoded, target), progress)
-    for row, image in bad.good(row_numbers, results):
-        size = size or image.shape[:2]
+    for place, (row, image) in enumerate(bad.good(row_numbers, results)):
+        if size is None:
+            size, reference = image.shape[:2], f"{bad.name(row)} has"
         if image.shape[:2] != size:
-            first = int(row_numbers[bad.kept[0]])
-            reference = "the training images have" if first == row else f"{bad.name(first)} has"
             raise ValueError(
                 f"load_images: image sizes must be equal; got {image.shape[0]}x{image.shape[1]} in {bad.name(row)}, "
                 f"where {reference} {size[0]}x{size[1]}. Resize with --image-size."
             )
-        more_channels = image.shape[2] > depth
-        if more_channels and channels is not None:
-            raise ValueError(
-                f"load_images: images must be grayscale like the training images; got a colour image, "
-                f"{bad.name(row)}. Convert one of the splits."
-            )
+        if more_channels := image.shape[2] > depth:
+            _require_gray(channels, f"a colour image, {bad.name(row)}")
         depth = max(image.shape[2], depth)
         digest.update(image.tobytes())
-        place = len(bad.kept) - 1
         if keep and (pixels is None or more_channels):  # at the first image, and at the first one in colour
             shape = (len(row_numbers), *size, depth)
             require_memory(math.prod(shape), f"{len(row_numbers)} images of {where}")
@@ -195,13 +293,30 @@ def decode_rows(
             pixels = widened
         if pixels is not None:
             pixels[place] = image
-    assert size is not None  # otherwise no image was left, and `good` raised
+    kept = bad.kept(row_numbers)
     images: InMemoryImages | EncodedImages
     if pixels is not None:
-        images = InMemoryImages(torch.from_numpy(pixels[: len(bad.kept)]))
+        images = InMemoryImages(torch.from_numpy(pixels[: len(kept)]))
     else:
-        images = EncodedImages(rows, row_numbers[bad.kept], (len(bad.kept), depth, *size), target)
-    return Decoded(images, torch.tensor(bad.kept), bad.rows, digest.hexdigest())
+        assert size is not None  # that of the first image kept
+        images = EncodedImages(rows, row_numbers[kept], (len(kept), depth, *size), target)
+    return Decoded(images, kept, list(bad.reasons), digest.hexdigest())
+
+
+def _require_gray(channels: int | None, what: str) -> None:
+    """Raise ValueError if images in colour meet training images of one channel."""
+    if channels is not None:
+        raise ValueError(
+            f"load_images: images must be grayscale like the training images; got {what}. Convert one of the splits."
+        )
+
+
+class Checked(BaseModel):
+    """What checking the images of a split found: bad rows with reasons, channels, a hash of the images' files."""
+
+    bad: dict[int, str]
+    channels: int
+    digest: str
 
 
 def check_rows(
@@ -216,77 +331,54 @@ def check_rows(
 ) -> Decoded:
     """Decode every image once, at an eighth of its size where its format allows, to find the damaged ones.
 
-    The result is kept in the cache of `datasets`, under a hash of the sizes of all images, the files that hold them and
-    their times, and the bytes of 256 images.
-
-    Arguments are as in `decode_rows`; `size` is that of the crops. The images are cropped at each access; the `digest`
-    is a hash of their files.
+    Arguments are as in `decode_rows`; each access crops to `size`, and the `digest` is that of the images' files. The
+    result is kept in the cache of `datasets`, under a hash of row numbers and of the files' names, sizes and times.
     """
     path = Path(datasets_config.HF_DATASETS_CACHE) / "checked-images" / f"{_key(rows, row_numbers)}.json"
-    bad = BadImages(where, max_bad_images, row_names(rows, where))
-    found: dict[str, Any] = {}
-    with suppress(OSError, ValueError, TypeError, KeyError):  # not there, or damaged
-        read = json.loads(path.read_text(encoding="utf-8"))
-        damaged = [(int(row), str(reason)) for row, reason in read["bad"]]
-        found = {"bad": damaged, "channels": int(read["channels"]), "digest": str(read["digest"])}
-    if found:
-        for row, reason in found["bad"]:
-            bad.add(row, reason)
-    else:
+    bad = BadImages(where, max_bad_images, partial(row_name, rows, where))
+    found: Checked | None = None
+    with suppress(OSError, ValueError):  # not there, or damaged
+        found = Checked.model_validate_json(path.read_bytes())
+    if found is None:
         digest, depth = hashlib.sha256(), 1
         for _, (hashed, own_channels) in bad.good(row_numbers, read_rows(rows, row_numbers, read_checked, progress)):
             digest.update(hashed)
             depth = max(depth, own_channels)
-        damaged = list(zip(bad.rows, bad.reasons, strict=True))
-        found = {"bad": damaged, "channels": depth, "digest": digest.hexdigest()}
+        found = Checked(bad=bad.reasons, channels=depth, digest=digest.hexdigest())
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, found)
+            write_text(path, found.model_dump_json())
         except OSError as error:
             logger.warning("the check of %s will be repeated next time; %s.", where, error)
-    skipped = set(bad.rows)
-    kept = [position for position, row in enumerate(row_numbers.tolist()) if row not in skipped]
-    bad.require_any(kept)
-    if channels == 1 and found["channels"] == 3:
-        raise ValueError(
-            f"load_images: images must be grayscale like the training images; got colour images in {where}. "
-            "Convert one of the splits."
-        )
-    shape = (len(kept), channels or found["channels"], *size)
-    images = EncodedImages(rows, row_numbers[kept], shape, size, cropped=True)
-    return Decoded(images, torch.tensor(kept, dtype=torch.int64), bad.rows, found["digest"])
+    else:
+        for row, reason in found.bad.items():
+            bad.skip(row, reason)
+    kept = bad.kept(row_numbers)
+    if found.channels > (channels or 3):
+        _require_gray(channels, f"colour images in {where}")
+    shape = (len(kept), channels or found.channels, *size)
+    images = EncodedImages(rows, row_numbers[kept], shape, size, _centre)
+    return Decoded(images, kept, list(bad.reasons), found.digest)
 
 
 def read_checked(_: int, encoded: dict[str, Any] | None) -> tuple[bytes, int]:
     """SHA-256 of an image's file, and its number of channels; raises if the image cannot be decoded."""
     content = file_bytes(encoded)
     with open_image(content) as image:
-        mode = image.mode
-        # A JPEG is still read to its end, but only one pixel of 64 is computed.
-        image.draft(None, (1, 1))
-        image_pixels(image)
-    gray = mode in GRAYSCALE_MODES or mode.startswith("I;16")
-    return hashlib.sha256(content).digest(), 1 if gray else 3
+        image.draft(None, (1, 1))  # a JPEG is still read to its end, but only one pixel of 64 is computed
+        return hashlib.sha256(content).digest(), image_pixels(image).shape[2]
 
 
 def _key(rows: datasets.Dataset, row_numbers: Tensor) -> str:
-    """Key of a check in the cache: hexadecimal SHA-256 of the checked rows."""
-    column = rows.column_names[0]
-    content = hashlib.sha256(f"{_FORMAT}".encode())
-    content.update(row_numbers.numpy().astype("<i8").tobytes())
+    """Key of a check in the cache: hexadecimal SHA-256 of row numbers, and of name, size and times of the files."""
+    content = hashlib.sha256(f"{_FORMAT}".encode() + row_numbers.numpy().astype("<i8").tobytes())
     table = cast(pyarrow.Table, rows.with_format("arrow")[:]).flatten()
-    # Lengths stand beside the bytes in the memory-mapped table: the images themselves are not touched.
-    lengths = pyarrow.compute.call_function("binary_length", [table.column(f"{column}.bytes")])
-    sizes = lengths.fill_null(0).to_numpy()
-    content.update(sizes.astype("<i8").tobytes())
-    outside = table.column(f"{column}.path").take(np.flatnonzero(sizes == 0)).to_pylist()
+    encoded, paths = (table.column(f"{rows.column_names[0]}.{part}") for part in ("bytes", "path"))
+    outside = paths.filter(encoded.is_null()).to_pylist()
     for path in (*(file["filename"] for file in rows.cache_files), *outside):
         if path is not None and os.path.isfile(path):
             about = os.stat(path)
             content.update(f"{path} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\n".encode())
-    sampled = row_numbers[:: max(1, len(row_numbers) // _SAMPLED)]
-    for encoded in rows[sampled.tolist()][column]:
-        content.update(hashlib.sha256((encoded and encoded["bytes"]) or b"").digest())
     return content.hexdigest()
 
 

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ttfs_triton.data.decode import EncodedImages, InMemoryImages, check_rows, decode_rows
 from ttfs_triton.data.events import EventWindows
+from ttfs_triton.data.pixels import image_pixels
 from ttfs_triton.data.recordings import decode_recordings, find_recordings
 from ttfs_triton.data.sources import encoded_images, find_labels, find_rows
 
@@ -139,7 +142,8 @@ def load_images(
         logger.warning("%s has no %s split; using %s.", rows.origin, split, rows.split)
     names = None if like is None else like.class_names
     labels, class_names = find_labels(rows, label_column, names, classes)
-    row_numbers = _chosen(labels, max_samples, samples_seed)
+    count = len(labels) if max_samples is None else min(max_samples, len(labels))
+    row_numbers = _stratified_choice(labels, count, samples_seed)
     if events is not None:
         decoded = decode_recordings(rows, row_numbers, events, **options)
     else:
@@ -159,19 +163,16 @@ def load_images(
             resize, keep = image_size is not None, not streaming
             decoded = decode_rows(encoded, row_numbers, keep=keep, size=size, resize=resize, **options)
     labels = labels[row_numbers[decoded.kept]]
-    fingerprint = _fingerprint(decoded.digest, decoded.images.shape, class_names, labels)
-    hub_name = dataset if data_dir is None else None
     return ImageData(
-        decoded.images, labels, class_names, rows.origin, rows.split, fingerprint, decoded.skipped, hub_name
+        decoded.images,
+        labels,
+        class_names,
+        name=rows.origin,
+        split=rows.split,
+        fingerprint=_fingerprint(decoded.digest, decoded.images.shape, class_names, labels),
+        skipped=decoded.skipped,
+        dataset=dataset if data_dir is None else None,
     )
-
-
-def _chosen(labels: Tensor, max_samples: int | None, seed: int) -> Tensor:
-    """Row numbers of all images, or of `max_samples` images in class proportions."""
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"load_images: max_samples must be at least 1; got {max_samples}. None uses all.")
-    count = len(labels) if max_samples is None else min(max_samples, len(labels))
-    return _stratified_choice(labels, count, seed)
 
 
 def images_of_tensors(
@@ -206,6 +207,25 @@ def images_of_tensors(
     digest = hashlib.sha256(pixels.numpy().data).hexdigest()
     fingerprint = _fingerprint(digest, tuple(images.shape), names, labels.cpu())
     return ImageData(InMemoryImages(pixels), labels.cpu(), names, "tensors", split, fingerprint)
+
+
+def tensors_of_dataset(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Images [N, C, height, width] and labels [N], int64, of a map-style data set; each item is read once.
+
+    An item is an image of Pillow, or a tensor [C, height, width], and a whole number.
+    """
+    rows: Any = dataset
+    if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+        raise TypeError(f"tensors_of_dataset: dataset must have a length and items; got {type(rows).__name__}.")
+    images, labels = [], []
+    for image, label in map(rows.__getitem__, range(len(rows))):
+        if isinstance(image, Image.Image):
+            image = torch.from_numpy(image_pixels(image).copy()).permute(2, 0, 1)
+        images.append(image)
+        labels.append(int(label))
+    if len(shapes := {tuple(image.shape) for image in images}) != 1:
+        raise ValueError(f"tensors_of_dataset: images must have one shape; got {sorted(shapes)[:3]}. Resize them.")
+    return torch.stack(images), torch.tensor(labels)
 
 
 def train_validation_split(data: ImageData, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,21 +1,36 @@
-"""Turns images into the pixels that networks read, in training and when a published model classifies.
+"""From an image's file to the pixels that networks read, in training and when a published model classifies.
 
 Crops equal torchvision's RandomResizedCrop, and its Resize with CenterCrop, on images of Pillow. A random
 crop is a function of seed, epoch and the image's number, so that batches, processes and restarts do not change it.
 """
 
+import io
 import math
+import struct
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Dataset
+
+from ttfs_triton.untrusted_files import read_regular
 
 Crop = Callable[[Image.Image, tuple[int, int]], Image.Image]
 """Crops an image, upright and in its final mode, to (height, width) pixels."""
+
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+"""Errors that Pillow raises for damaged files."""
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""Allowed image formats. Pillow would pass others to external programs, such as EPS to Ghostscript."""
+MAX_PIXELS = 2**27
+"""Most pixels of an image: 0.5 GiB when decoded."""
+MAX_BYTES = 2**29
+"""Most bytes of a file."""
 
 AREA = (0.08, 1.0)  # of a random crop, as a share of the image's area
 ASPECT = (3 / 4, 4 / 3)  # width over height
@@ -24,6 +39,41 @@ MARGIN = 8 / 7  # evaluation crops the middle 224 pixels of 256
 GRAYSCALE_MODES = ("1", "L", "LA")
 DARKEST_16_BIT = 2**12
 """A 16-bit image must have a level as bright as this: otherwise its upper 8 bits have fewer than 16 levels."""
+
+
+def file_bytes(encoded: dict[str, Any] | None) -> bytes:
+    """The content of an image's file, of which `datasets.Image(decode=False)` gives the `bytes`, or else the `path`."""
+    if encoded and encoded["bytes"] is None and encoded["path"]:
+        return read_regular(Path(encoded["path"]), MAX_BYTES)
+    if not encoded or not encoded["bytes"]:
+        raise ValueError("no image")
+    return encoded["bytes"]
+
+
+def open_image(content: bytes) -> Image.Image:
+    """Open an image from the content of its file; nothing is decoded yet.
+
+    Pillow never sees the file: it would reserve as much memory as the file's headers claim.
+    """
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise UnidentifiedImageError(f"cannot identify image file; it must be one of {', '.join(FORMATS)}") from error
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise ValueError(f"must have at most {MAX_PIXELS} pixels; got {image.width} × {image.height}")
+    return image
+
+
+def decode_image(
+    encoded: dict[str, Any] | None,
+    size: tuple[int, int] | None = None,
+    mode: str | None = None,
+    crop: Crop | None = None,
+) -> np.ndarray:
+    """The `image_pixels` of an encoded image; raises what `file_bytes`, `open_image` and `image_pixels` raise."""
+    with open_image(file_bytes(encoded)) as file:
+        return image_pixels(file, size, mode, crop)
 
 
 def image_pixels(
@@ -124,22 +174,3 @@ def random_part(height: int, width: int, numbers: np.ndarray) -> tuple[int, int,
     part_height = min(height, round(width / ASPECT[0]))
     part_width = min(width, round(height * ASPECT[1]))
     return (height - part_height) // 2, (width - part_width) // 2, part_height, part_width
-
-
-def tensors_of_dataset(dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """Images [N, C, height, width] and labels [N], int64, of a map-style data set; each item is read once.
-
-    An item is an image of Pillow, or a tensor [C, height, width], and a whole number.
-    """
-    rows: Any = dataset
-    if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
-        raise TypeError(f"tensors_of_dataset: dataset must have a length and items; got {type(rows).__name__}.")
-    images, labels = [], []
-    for image, label in map(rows.__getitem__, range(len(rows))):
-        if isinstance(image, Image.Image):
-            image = torch.from_numpy(image_pixels(image).copy()).permute(2, 0, 1)
-        images.append(image)
-        labels.append(int(label))
-    if len(shapes := {tuple(image.shape) for image in images}) != 1:
-        raise ValueError(f"tensors_of_dataset: images must have one shape; got {sorted(shapes)[:3]}. Resize them.")
-    return torch.stack(images), torch.tensor(labels)

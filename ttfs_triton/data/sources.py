@@ -19,7 +19,7 @@ import pyarrow
 import torch
 from datasets import config as datasets_config
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-from pyarrow import compute, parquet
+from pyarrow import compute
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -129,31 +129,25 @@ def find_labels(
     feature = rows.table.features[column]
     table = cast(pyarrow.Table, rows.table.select_columns(column).with_format("arrow")[:])
     values = table.column(column).combine_chunks()
+    if len(values) == 0:
+        raise ValueError(f"load_images: {where} must hold rows; got none. Check the data.")
     if values.null_count:
         row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
         raise ValueError(f"load_images: labels must be given; got none in row {row} of {where}. Remove the row.")
     names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
     if pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type):
-        strings = values.to_pylist()
-        names = sorted(set(strings))
-        positions = {text: i for i, text in enumerate(names)}
-        labels = torch.tensor([positions[text] for text in strings], dtype=torch.int64)
+        found, numbers = np.unique(np.array(values.to_pylist(), dtype=object), return_inverse=True)
+        names = found.tolist()
     elif pyarrow.types.is_integer(values.type):
-        labels = torch.from_numpy(values.to_numpy(zero_copy_only=False).astype(np.int64))
+        numbers = values.to_numpy(zero_copy_only=False).astype(np.int64)
     else:
         raise ValueError(
             f"load_images: labels must be whole numbers or strings; got {values.type} in column {column!r} of "
             f"{where}. Name another column with --label-column."
         )
-    if len(labels) == 0:
-        raise ValueError(f"load_images: {where} must hold rows; got none. Check the data.")
-    if names is None and like is not None:
-        names = like
-        if names != _numbers(len(names)):
-            said = ", ".join(names)
-            logger.warning("labels are numbers in %s; taken for the classes %.200s, in order.", where, said)
-    elif names is None:
-        names = _numbered_classes(labels, where)
+    labels = torch.from_numpy(numbers)
+    if names is None:
+        names = _names_of_numbers(labels, like, where)
     wrong = ((labels < 0) | (labels >= len(names))).nonzero()
     if len(wrong):
         row = int(wrong[0])
@@ -169,18 +163,22 @@ def _numbers(count: int) -> list[str]:
     return [str(number) for number in range(count)]
 
 
-def _numbered_classes(labels: Tensor, where: str) -> list[str]:
-    """Names for classes that have only numbers: "0", "1", ..."""
-    known = int(labels.max()) + 1
-    if known > max(MANY_CLASSES, len(labels)):
+def _names_of_numbers(labels: Tensor, like: list[str] | None, where: str) -> list[str]:
+    """Names for classes that have only numbers: the training split's, or "0", "1", ..."""
+    if like is not None:
+        if like != _numbers(len(like)):
+            logger.warning("labels are numbers in %s; taken for the classes %.200s, in order.", where, ", ".join(like))
+        return like
+    count = int(labels.max()) + 1
+    if count > max(MANY_CLASSES, len(labels)):
         row = int(labels.argmax())
         raise ValueError(
-            f"load_images: labels must number the classes from 0; got {known - 1} in row {row} of {where}, which "
+            f"load_images: labels must number the classes from 0; got {count - 1} in row {row} of {where}, which "
             f"has {len(labels)} rows. Number the classes without gaps, or name them."
         )
-    if (empty := known - len(labels.unique())) > 0:
-        logger.warning("%d of %d classes have no image in %s.", empty, known, where)
-    return _numbers(known)
+    if (empty := count - len(labels.unique())) > 0:
+        logger.warning("%d of %d classes have no image in %s.", empty, count, where)
+    return _numbers(count)
 
 
 def _as_training_numbers(
@@ -188,12 +186,10 @@ def _as_training_numbers(
 ) -> tuple[Tensor, list[str]]:
     """Labels and class names of a split; a test split is numbered like the training split, `like`, or by `classes`."""
     if like is None and classes is not None and len(names) < len(classes):
-        known = list(classes)
-        names = known[: len(names)] if names == _numbers(len(names)) else names
-        if set(names) <= set(known):
-            lacking = ", ".join(text for text in known if text not in names)
-            logger.warning("%s has no images of %.200s.", where, lacking)
-            return torch.tensor([known.index(text) for text in names])[labels], known
+        names = list(classes[: len(names)]) if names == _numbers(len(names)) else names
+        if set(names) <= set(classes):
+            like = list(classes)
+            logger.warning("%s has no images of %.200s.", where, ", ".join(name for name in like if name not in names))
     if like is None or names == like:
         return labels, names
     unknown = [text for text in names if text not in like]
@@ -258,8 +254,6 @@ def _read_parquet(files: Sequence[Path], folder: Path) -> datasets.Dataset:
         # `datasets` keys its cache by path and modification time, which another file at that path may share; nobody can
         # set the time of a file's last change.
         about = [(status.st_size, status.st_ctime_ns) for status in map(os.stat, files)]
-        if empty := [path.name for path in files if parquet.read_metadata(path).num_rows == 0]:
-            raise ValueError(f"no rows in {', '.join(empty)}")
         # `datasets` reads paths as patterns.
         table = datasets.Dataset.from_parquet([glob.escape(str(path)) for path in files], description=str(about))
         return cast(datasets.Dataset, table)

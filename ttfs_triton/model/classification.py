@@ -13,8 +13,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
-from ttfs_triton.data.pixels import Crop, centre_crop, image_pixels, to_float
-from ttfs_triton.data.reading import MAX_BYTES, open_image
+from ttfs_triton.data.pixels import MAX_BYTES, Crop, centre_crop, image_pixels, open_image, to_float
 from ttfs_triton.data.recordings import recording_pixels
 from ttfs_triton.model.description import Preprocessing
 from ttfs_triton.nn import FirstSpikeDecision, NetworkGraph

@@ -24,9 +24,9 @@ from ttfs_triton.data.images import (
     images_of_tensors,
     load_images,
     place_images,
+    tensors_of_dataset,
     train_validation_split,
 )
-from ttfs_triton.data.pixels import tensors_of_dataset
 from ttfs_triton.evaluate.batches import Batch, Batches, Gathered, load_batches
 from ttfs_triton.train.config import ConfigError, TrainConfig
 

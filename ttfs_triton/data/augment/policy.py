@@ -1,4 +1,8 @@
-"""AutoAugment's policy for CIFAR-10 as tables that a whole batch indexes, and its operations."""
+"""AutoAugment's policy for CIFAR-10 as tables that a whole batch indexes, and its operations.
+
+An affine map takes the centre of output pixel (x, y) to a place in the input, in 1/65536 pixel: a·x + b·y + c across
+and d·x + e·y + f down. These are Pillow's integers, so the nearest pixel is Pillow's, on every device.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,12 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn.functional import pad
 
-from ttfs_triton.data.augment.geometry import IDENTITY, affine, move, rotation
 from ttfs_triton.data.augment.philox import APPLIED, SIGN, SUB_POLICY, below
+
+ONE = 65536  # a pixel in 16.16 fixed point
+IDENTITY = (ONE, 0, ONE // 2, 0, ONE, ONE // 2)
 
 
 class Kind(IntEnum):
@@ -88,7 +95,7 @@ class Policy:
     Attributes:
         thresholds: [sub-policies, stages], int64; a stage is applied if its random word is below its threshold.
         kinds: [rows], int32, `Kind` of the operation.
-        maps: [rows, 6], int32, 16.16 fixed point: output pixel to input pixel, see `geometry`.
+        maps: [rows, 6], int32, 16.16 fixed point: output pixel to input pixel.
         factors: [rows], float32, factor of the blend.
         levels: [rows, 256], uint8, the new level of each level.
     """
@@ -127,6 +134,20 @@ def policy_tables(height: int, width: int, device: torch.device) -> Policy:
         torch.tensor(factors, dtype=torch.float32, device=device),
         torch.stack(levels).to(device),
     )
+
+
+def affine(a: float, b: float, c: float, d: float, e: float, f: float) -> tuple[int, ...]:
+    """The map (x, y) → (a·x + b·y + c, d·x + e·y + f) of continuous coordinates, rounded as Pillow does."""
+    terms = (a, b, c + a / 2 + b / 2, d, e, f + d / 2 + e / 2)
+    return tuple(math.floor(term * ONE + 0.5) for term in terms)
+
+
+def rotation(degrees: float, height: int, width: int) -> tuple[int, ...]:
+    """Counter-clockwise rotation about the image's centre, as `PIL.Image.rotate` computes it."""
+    angle = -math.radians(degrees % 360)
+    cosine, sine = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    x, y = width / 2, height / 2
+    return affine(cosine, sine, x - cosine * x - sine * y, -sine, cosine, y + sine * x - cosine * y)
 
 
 def _row(name: str, magnitude: float, height: int, width: int) -> tuple[Kind, tuple[int, ...], float, Tensor]:
@@ -223,6 +244,20 @@ def places_in_tables(images: Tensor) -> Tensor:
     planes = images.flatten(2).flatten(0, 1)
     first = 256 * torch.arange(len(planes), dtype=torch.int32, device=images.device)
     return planes.int().add_(first[:, None]).view(-1)
+
+
+def move(images: Tensor, maps: Tensor, fill: int) -> Tensor:
+    """Map images [n, C, height, width], uint8, by maps [n, 6], int32, each pixel from the nearest; `fill` outside."""
+    channels, height, width = images.shape[1:]
+    x = torch.arange(width, dtype=torch.int32, device=maps.device)
+    y = torch.arange(height, dtype=torch.int32, device=maps.device)[:, None]
+    a, b, c, d, e, f = maps[:, :, None, None].unbind(1)
+    # Places outside are clamped to a border of `fill`, which is cheaper than to test each.
+    framed = pad(images, (1,) * 4, value=fill)
+    rows = (((e * y + f) + d * x) >> 16).clamp_(-1, height)
+    columns = (((b * y + c) + a * x) >> 16).clamp_(-1, width)
+    index = rows.mul_(width + 2).add_(columns).add_(width + 3).flatten(1)[:, None].long()
+    return framed.flatten(2).gather(2, index.expand(-1, channels, -1)).view(images.shape)
 
 
 def grey_levels(images: Tensor) -> Tensor:
