@@ -174,37 +174,27 @@ def test_placed_images_are_the_images(device):
     assert placed.labels[indices.to(device)].tolist() == [7, 3, 49, 3]
 
 
-class Refusing:
-    """Stands for the pixels of a data set that a device has no room for."""
-
-    nbytes = SIZE
-
-    def to(self, device):
-        if torch.device(device).type == "cuda":
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
-
-
 @pytest.mark.parametrize(
     ("wanted", "free", "found"),
-    [("auto", 2 * SIZE, "cuda"), ("auto", 2 * SIZE - 1, "host"), ("device", SIZE, "cuda"), ("host", 9 * SIZE, "host")],
+    [("auto", 2 * SIZE, "cuda"), ("auto", 2 * SIZE - 1, "cpu"), ("device", SIZE, "cuda"), ("host", 9 * SIZE, "cpu")],
 )
-def test_place_follows_from_free_memory(monkeypatch, wanted, free, found):
-    chosen = []
+def test_place_follows_from_free_memory_and_the_host_helps_a_device_that_refuses(monkeypatch, wanted, free, found):
+    refused = ""
+
+    def place(splits, device, pinned=False):
+        if device.type == refused:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return device.type, pinned
+
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free, free))
-    monkeypatch.setattr(images, "_placed", lambda _, device, pinned=False: chosen.append((device.type, pinned)))
-    _, where = place_images([numbered(50, 3)], torch.device("cuda", 0), wanted)
-    assert chosen == [("cuda", False) if found == "cuda" else ("cpu", True)]
+    monkeypatch.setattr(images, "_placed", place)
+    data, device = [numbered(50, 3)], torch.device("cuda", 0)
+    placed, where = place_images(data, device, wanted)
+    assert placed == (found, found == "cpu")
     assert ("on the device, " if found == "cuda" else "in main memory, ") in where
-
-
-def test_device_that_is_too_small_gives_way_to_the_host(monkeypatch):
-    splits = [numbered(50, 3)]
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (100 * SIZE, 100 * SIZE))
-    object.__setattr__(splits[0].store, "pixels", Refusing())
-    (placed,), where = place_images(splits, torch.device("cuda", 0))
-    assert placed.device.type == "cpu"
-    assert placed.store.pinned
-    assert where == "images: 0.0 MiB in main memory, 0.9 MiB are free on the device"
-    with pytest.raises(RuntimeError, match=r"place_images: .* must fit .*; got 0.0 MiB.* --data-placement host"):
-        place_images(splits, torch.device("cuda", 0), "device")
+    refused = "cuda"
+    if wanted == "device":
+        with pytest.raises(RuntimeError, match=r"place_images: .* must fit .*; got 0.0 MiB.* --data-placement host"):
+            place_images(data, device, wanted)
+    else:
+        assert place_images(data, device, wanted)[0] == ("cpu", True)
