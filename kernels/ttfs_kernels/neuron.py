@@ -95,11 +95,11 @@ ANN's clamped ReLU.
         return [math.inf if value is None else float(value) for value in values]
 
     def numbers(self, sigma: Tensor | None) -> tuple[Any, ...]:
-        """The values of `pack` as a named tuple: one argument of a kernel, which passes it whole to the rule.
+        """The values of `pack` and 1/δ as a named tuple: one argument of a kernel, which passes it whole to the rule.
 
         Kernels load σ from the scalar tensor `sigma`, which a captured CUDA graph follows; None where σ is not read.
         """
-        return _Numbers(sigma, *self.pack()[1:])
+        return _Numbers(sigma, *self.pack()[1:], 1 / self.surrogate_width if self.surrogate_width else 0.0)
 
     @staticmethod
     @lru_cache  # every pass unpacks, and validating takes microseconds
@@ -124,4 +124,4 @@ class PlacedNeuron(Neuron):
     sigma: Any = dataclasses.field(default=None, compare=False, repr=False)
 
 
-_Numbers = namedtuple("_Numbers", _NAMES)
+_Numbers = namedtuple("_Numbers", (*_NAMES, "inverse_width"))

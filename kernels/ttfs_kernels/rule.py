@@ -36,7 +36,7 @@ EXACT = Neuron(derivative_clip=None)
 
 def vanishing(x: Tensor, neuron: Neuron) -> Tensor:
     """Factor of the mask's gradient in an input's gradient: 1 − x/δ where x < δ (1 if silent), else 0; shape of x."""
-    return (1 - x / neuron.surrogate_width).clamp_min(0)
+    return (1 - x * (1 / neuron.surrogate_width)).clamp_min(0)
 
 
 def fire(A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ def fire_with_derivatives(potential: Tensor, slope: Tensor, neuron: Neuron) -> t
     by_potential = torch.where(is_nan(crossing), crossing, by_potential)
     width = neuron.surrogate_width
     if width > 0:
-        near = ((potential + speed - (1 - width)) / width).clamp(0, 1) * gain.clamp_max(SURROGATE_BOUND)
+        near = ((potential + speed - (1 - width)) * (1 / width)).clamp(0, 1) * gain.clamp_max(SURROGATE_BOUND)
         near = torch.where(crossing <= 1 - smallest, 0, near)
         by_potential, by_slope = by_potential + near, by_slope + near
     if neuron.derivative_clip is not None:
@@ -146,7 +146,7 @@ def cross_(both: Tensor, neuron: Neuron, with_derivatives: bool) -> Tensor:
     near = None
     if with_derivatives and neuron.surrogate_width > 0:
         width = neuron.surrogate_width
-        near = torch.add(potential, closing_speed).sub_(1 - width).div_(width).clamp_(0, 1)
+        near = torch.add(potential, closing_speed).sub_(1 - width).mul_(1 / width).clamp_(0, 1)
     closing_speed.clamp_min_(smallest)
     crossing = torch.rsub(potential, 1).clamp_min_(0).div_(closing_speed).clamp_max_(1)
     if not with_derivatives:

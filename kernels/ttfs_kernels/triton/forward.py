@@ -213,7 +213,7 @@ def conv2d_forward(
             A += tl.expand_dims(tl.load(bias_ptr + first_channel + n, mask=n_kept, other=0.0).to(tl.float32), AXIS)
         y = clamp_to_window(A)
         if sigma_ptr is not None:
-            y, _ = fire(A, tl.load(sigma_ptr) * W)
+            y = fire(A, tl.load(sigma_ptr) * W)
         tl.store(y_ptr + first + at, y.to(y_ptr.dtype.element_ty), mask=kept)
     else:
         tl.store(A_ptr + first + at, A.to(A_ptr.dtype.element_ty), mask=kept)

@@ -21,7 +21,7 @@ from ttfs_kernels.rule import persistence
 from ttfs_kernels.triton import blocks
 from ttfs_kernels.triton.blocks import SMALLEST_BLOCK
 from ttfs_kernels.triton.normalisation import COUNT, INVERSE, MEAN, SCALE, SHIFT
-from ttfs_kernels.triton.rule import at_inputs, at_most, clamp_to_window, fire, load_channels
+from ttfs_kernels.triton.rule import at_inputs, clamp_to_window, derivatives, fire, load_channels
 
 ELEMENTS = 1024  # elements in a block of the kernels here
 TILE = 4096  # 32-bit elements that a program holds at once in a sum over splits
@@ -138,7 +138,7 @@ def fire_rows(neurons, y_ptr, M, N, properties, BLOCK_M: tl.constexpr, BLOCK_N: 
     _, _, potential, slope, _ = load_potentials(neurons, at, kept, n, N, properties)
     y = clamp_to_window(potential)
     if neurons.W is not None:
-        y, _ = fire(potential, slope)
+        y = fire(potential, slope)
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=kept)
 
 
@@ -179,9 +179,9 @@ def differentiate_rows(
         A, W, potential, slope, skip = load_potentials(neurons, at, kept, n, N, properties)
         grad = tl.load(grad_ptr + at, mask=kept, other=0.0).to(tl.float32)
         if neurons.W is not None:
-            y, gain = fire(potential, slope, properties, SURROGATE)
-            by_A = grad * at_most(gain, properties.derivative_clip)
-            by_W = grad * at_most((1 - properties.split_gradient * y) * gain, properties.derivative_clip)
+            by_A, by_W = derivatives(potential, slope, properties, SURROGATE)
+            by_A *= grad
+            by_W *= grad
         else:
             by_A = tl.where((potential <= 0) | (potential >= 1), 0.0, grad)
             by_A = tl.where(potential == potential, by_A, potential)

@@ -17,29 +17,45 @@ def at_most(value, bound):
 
 
 @triton.jit
-def fire(A, W, properties=None, SURROGATE: tl.constexpr = False):
-    """Activation and gain = ∂a/∂A of a block of neurons (Eq. 7, 9); float32, any shape. NaN stays NaN, in both.
-
-    A: membrane potential at the window's start. W: slope inside the window, times the PSP persistence. SURROGATE: a
-    silent neuron has the gain of `ttfs_kernels.rule.fire_with_derivatives`, else 0. properties: `Neuron.numbers`.
-    """
+def bounded(A, W):
+    """(1 − A, 1 + W), bounded below as the rule divides them: A ≥ 1 is decided here, however large A and W are."""
     smallest: tl.constexpr = 5.9604644775390625e-08  # distance from 1 to the next smaller float32
-    speed = 1 + W
-    if SURROGATE:
-        width = properties.surrogate_width
-        near = tl.minimum(tl.maximum(tl.div_rn(A + speed - (1 - width), width), 0.0), 1.0)
-    speed = tl.where(speed < smallest, smallest, speed)
     missing = 1 - A
-    missing = tl.where(missing < 0, 0.0, missing)  # A ≥ 1 is decided here, however large A and W are
-    crossing = at_most(tl.div_rn(missing, speed), 1.0)
+    speed = 1 + W
+    return tl.where(missing < 0, 0.0, missing), tl.where(speed < smallest, smallest, speed)
+
+
+@triton.jit
+def fire(A, W):
+    """Activation of a block of neurons (Eq. 7); float32, any shape. NaN stays NaN.
+
+    A: membrane potential at the window's start. W: slope inside the window, times the PSP persistence.
+    """
+    missing, speed = bounded(A, W)
+    return 1 - at_most(tl.div_rn(missing, speed), 1.0)
+
+
+@triton.jit
+def derivatives(A, W, properties, SURROGATE: tl.constexpr):
+    """∂a/∂A and ∂a/∂W, as of `ttfs_kernels.rule.fire_with_derivatives`; NaN where A or W is.
+
+    The only division is 1/(1 + W). A neuron is silent where 1 − A ≥ 1 + W, as `fire` decides: there alone their
+    quotient rounds to 1 or more, but not always the product with the inverse. properties: `Neuron.numbers`.
+    """
+    missing, speed = bounded(A, W)
     gain = tl.div_rn(1.0, speed)
+    crossing = at_most(missing * gain, 1.0)
+    by_A = tl.where((crossing <= 0) | (missing >= speed), 0.0, gain)
+    by_W = by_A * (crossing * properties.split_gradient + (1 - properties.split_gradient))
     if SURROGATE:
         bound: tl.constexpr = 2.0  # SURROGATE_BOUND of `ttfs_kernels.rule`
-        silent = tl.where(crossing >= 1, near * tl.minimum(gain, bound), 0.0)
-    else:
-        silent = 0.0
-    gain = tl.where((crossing <= 0) | (crossing >= 1), silent, gain)
-    return 1 - crossing, tl.where(crossing == crossing, gain, crossing)
+        near = (A + (1 + W) - (1 - properties.surrogate_width)) * properties.inverse_width
+        near = tl.minimum(tl.maximum(near, 0.0), 1.0) * tl.minimum(gain, bound)
+        near = tl.where(missing >= speed, near, 0.0)
+        by_A += near
+        by_W += near
+    by_A = tl.where(crossing == crossing, at_most(by_A, properties.derivative_clip), crossing)
+    return by_A, tl.where(crossing == crossing, at_most(by_W, properties.derivative_clip), crossing)
 
 
 @triton.jit
@@ -63,7 +79,7 @@ def at_inputs(by_activation, by_mask, x, properties, SURROGATE: tl.constexpr):
     """
     total = tl.where(x <= 0, 0.0, by_activation)
     if SURROGATE:
-        total += by_mask * tl.maximum(1 - tl.div_rn(x.to(tl.float32), properties.surrogate_width), 0.0)
+        total += by_mask * tl.maximum(1 - x.to(tl.float32) * properties.inverse_width, 0.0)
     return total
 
 
