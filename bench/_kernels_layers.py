@@ -129,9 +129,11 @@ def plan_pass(which: str, problem: Problem, config: Any, skip: bool = False) -> 
         elif which == "grad_w":
             grad_weight.gradient_of_weight(problem, pair, x, config, neuron)
         else:
-            A, W = forward.contract(problem, x, weight, config, problem.dtype if norm else precise)
-            parameters = None if W is None else empty(dtype=precise), channels, channels, 1e-5, None
-            shift = (normalisation.statistics_of(A, W, *parameters), None) if norm else (None, channels)
+            if norm:
+                A, W, parts = forward.contract_with_moments(problem, x, weight, config, neuron)
+                shift = normalisation.statistics_of(parts, channels, channels, 1e-5, None), None
+            else:
+                (A, W), shift = forward.contract(problem, x, weight, config, precise), (None, channels)
             layer = neurons.Neurons(A, W, *shift, *((grad, channels) if skip else (None, None)))
             neurons.fire_neurons(layer, neuron, problem.dtype)
             totals = neurons.differentiate(layer, neuron, grad, 0 if norm else len(pair), sums=1 + norm + skip)[1]

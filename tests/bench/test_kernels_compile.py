@@ -21,7 +21,7 @@ AMPERE, HOPPER, BLACKWELL = (Chip("cuda", architecture, 132) for architecture in
 MI300 = Chip("hip", "gfx942", 304)
 LINEAR_KERNELS = {
     **{"conv2d_forward": 3, "conv2d_grad_x": 1, "conv2d_grad_w": 1},  # forward: both dtypes of potentials, inference
-    **{"fire_rows": 2, "differentiate_rows": 3, "sum_splits": 1, "moments": 1, "merge": 1},
+    **{"fire_rows": 2, "differentiate_rows": 3, "sum_splits": 1, "merge": 1},
 }
 
 
@@ -50,7 +50,7 @@ def test_compiles_for_chips_that_are_not_there(tmp_path):
         assert (float(row["max_shared_kib"]) > 0) >= row["kernel"].startswith("conv2d")
         assert bool(row["max_others_per_product"]) == row["kernel"].startswith("conv2d")
     assert "--targets sm_90 gfx942" in about["command"]
-    assert "26 kernels compiled, 0 refused" in said
+    assert "24 kernels compiled, 0 refused" in said
 
 
 @pytest.mark.parametrize(

@@ -196,8 +196,13 @@ def test_one_value_a_channel_is_refused(device, backend):
 
 
 @BACKENDS
-def test_statistics_keep_their_digits_far_from_zero(device, backend):
-    """Potentials lie a thousand deviations from 0, in float32. PyTorch needs an estimate of the mean near them."""
+def test_statistics_keep_their_digits_far_from_zero(device, backend, monkeypatch):
+    """Potentials lie a thousand deviations from 0, in float32. PyTorch needs an estimate of the mean near them.
+
+    Our kernels merge the moments of 64 blocks in three stages.
+    """
+    if backend == "triton":
+        monkeypatch.setattr("ttfs_kernels.triton.normalisation.MOST_PARTS", 5)
     x, one = 1000 + torch.randn(4096, 1, dtype=torch.float64), torch.ones(1, 1, device=device)
     tensors = {"x": x.float().to(device), "weight": one, "gamma": one[0], "bias": one[0] - 1}
     estimate = 999.0 if backend == "torch" else 0.0

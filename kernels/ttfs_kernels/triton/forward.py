@@ -13,6 +13,7 @@ BY_POSITION: a block is one position (p, q) of BLOCK_M images instead, and leave
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
 # pyright: reportAttributeAccessIssue=false, reportIndexIssue=false
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +26,7 @@ from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import persistence
 from ttfs_kernels.triton import blocks
 from ttfs_kernels.triton.blocks import Config
+from ttfs_kernels.triton.normalisation import MOMENTS, store_moments
 from ttfs_kernels.triton.problem import Problem
 from ttfs_kernels.triton.rule import (
     accumulate,
@@ -44,8 +46,21 @@ def contract(
     """Potentials (A, W) of a layer in a dtype, [B, P, Q, N]; W is None at σ = 0."""
     A = x.new_empty(problem.out_shape, dtype=dtype)
     W = torch.empty_like(A) if problem.with_slope else None
-    _launch(problem, x, weight, config, A, W, None, None, None)
+    _launch(problem, x, weight, config, A, W, None, None, None, None)
     return A, W
+
+
+def contract_with_moments(
+    problem: Problem, x: Tensor, weight: Tensor, config: Config, neuron: Neuron
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Potentials (A, W) in the dtype of x, and moments of A + σ·W over each block of positions, [blocks, 3, N]."""
+    A = x.new_empty(problem.out_shape)
+    W = torch.empty_like(A) if problem.with_slope else None
+    blocks_of_positions = _plan(problem, config)[0][0] // math.ceil(problem.group_outputs / config.block_n)
+    parts = x.new_empty((blocks_of_positions, MOMENTS.value, problem.out_channels), dtype=torch.float32)
+    sigma = persistence(neuron, x) if problem.with_slope else None
+    _launch(problem, x, weight, config, A, W, parts, None, None, sigma)
+    return A, W, parts
 
 
 def contract_and_fire(
@@ -53,7 +68,7 @@ def contract_and_fire(
 ) -> Tensor:
     """Activations [B, P, Q, N] where no gradient is wanted: no potentials are stored."""
     y = x.new_empty(problem.out_shape)
-    _launch(problem, x, weight, config, None, None, y, bias, persistence(neuron, x) if neuron.has_slope else None)
+    _launch(problem, x, weight, config, None, None, None, y, bias, persistence(neuron, x) if neuron.has_slope else None)
     return y
 
 
@@ -85,6 +100,7 @@ def conv2d_forward(
     w_ptr,
     A_ptr,
     W_ptr,
+    parts_ptr,
     y_ptr,
     bias_ptr,
     sigma_ptr,
@@ -108,6 +124,7 @@ def conv2d_forward(
 ):
     """Compute both potentials of one block; program (block, group of channels).
 
+    With parts_ptr, also the moments of A + σ·W, as stored, over the block: parts [blocks of positions, 3, channels].
     With y_ptr, the neurons fire instead: no gradient is wanted, and potentials stay in registers.
     FEW_CHANNELS: a step runs over the joint index (r, s, c), so that few channels do not leave it mostly empty.
     EVEN: BLOCK_K divides C.
@@ -205,7 +222,8 @@ def conv2d_forward(
     else:
         first_row = block_m * BLOCK_M
         row = tl.where(lanes < M - first_row, lanes, M)
-    kept = tl.expand_dims(row < M, 1 - AXIS) & tl.expand_dims(n_kept, AXIS)
+    m_kept = row < M
+    kept = tl.expand_dims(m_kept, 1 - AXIS) & tl.expand_dims(n_kept, AXIS)
     first = first_row.to(tl.int64) * (N * G.GROUPS) + first_channel
     at = tl.expand_dims(row * (N * G.GROUPS), 1 - AXIS) + tl.expand_dims(n, AXIS)
     if y_ptr is not None:
@@ -216,6 +234,17 @@ def conv2d_forward(
             y = fire(A, tl.load(sigma_ptr) * W)
         tl.store(y_ptr + first + at, y.to(y_ptr.dtype.element_ty), mask=kept)
     else:
-        tl.store(A_ptr + first + at, A.to(A_ptr.dtype.element_ty), mask=kept)
+        A = A.to(A_ptr.dtype.element_ty)
+        tl.store(A_ptr + first + at, A, mask=kept)
         if WITH_SLOPE:
-            tl.store(W_ptr + first + at, W.to(W_ptr.dtype.element_ty), mask=kept)
+            W = W.to(W_ptr.dtype.element_ty)
+            tl.store(W_ptr + first + at, W, mask=kept)
+        if parts_ptr is not None:
+            V = A.to(tl.float32)
+            if WITH_SLOPE:
+                V += tl.load(sigma_ptr) * W.to(tl.float32)
+            count = tl.sum(m_kept.to(tl.float32), axis=0)
+            mean = tl.sum(tl.where(kept, V, 0.0), axis=AXIS) / count
+            apart = tl.where(kept, V - tl.expand_dims(mean, AXIS), 0.0)
+            to = at_row(parts_ptr, block_m * MOMENTS, N * G.GROUPS) + first_channel + n
+            store_moments(to, count, mean, tl.sum(apart * apart, axis=AXIS), N * G.GROUPS, n_kept)

@@ -40,7 +40,7 @@ NARROWEST = {  # of 16 inputs a tap, whose blocks are as narrow as any
 WITH_SURROGATE = ("few_channels", "narrow", "wide", "linear", "tf32")
 SURROGATE = " with surrogate"
 BROKEN = ("racing", "starved")
-BETWEEN = {"forward": 4, "normalised": 7}  # launches before grad_x
+BETWEEN = {"forward": 4, "normalised": 6}  # launches before grad_x
 LAYERS_BETWEEN = ("linear", "wide")
 NAMES = [
     *(f"{problem} {which}" for problem in PROBLEMS for which in (*PASSES, "inference")),

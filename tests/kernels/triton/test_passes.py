@@ -9,11 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests.kernels.triton.common import BLOCKS, DTYPES, compute, exact_layer, examples, expected, problems, run
 from ttfs_kernels import Neuron
-from ttfs_kernels.triton import blocks
-from ttfs_kernels.triton.forward import contract
+from ttfs_kernels.triton import blocks, normalisation
+from ttfs_kernels.triton.forward import contract, contract_with_moments
+from ttfs_kernels.triton.normalisation import statistics_of
 from ttfs_kernels.triton.problem import PASSES, Problem
 
 
@@ -46,6 +48,35 @@ def test_contractions_are_exact(device, which, problem, data):
     for one, other in zip(found, expected(which, layer, neuron), strict=True):
         if one is not None:
             torch.testing.assert_close(one.view_as(other), other, rtol=0, atol=0)
+
+
+@examples(60)
+@given(problem=problems, data=st.data())
+def test_statistics_are_those_of_the_stored_potentials_in_every_run(device, problem, data):
+    """Against float64. Few parts are merged at a time, so that there are several stages of programs."""
+    neuron = Neuron(data.draw(st.sampled_from([0.0, 0.3, 1.0])))
+    dtype, by_position, first = (data.draw(st.sampled_from(some)) for some in (DTYPES, [False, True], [False, True]))
+    problem = dataclasses.replace(problem, dtype=dtype, with_slope=neuron.has_slope)
+    layer, config = exact_layer(problem, device), data.draw(st.sampled_from(BLOCKS))
+    config = dataclasses.replace(config, by_position=by_position, inputs_first=first)
+    layer = layer._replace(weight=layer.weight + data.draw(st.sampled_from([0, 8])))
+    gamma, beta = torch.rand(2, problem.out_channels, device=device)
+
+    def pass_() -> tuple[Tensor | None, ...]:
+        A, W, parts = contract_with_moments(problem, layer.x, layer.weight, config, neuron)
+        return A, W, statistics_of(parts, gamma, beta, 1e-5, None)
+
+    with patch.object(normalisation, "MOST_PARTS", 3), patch.object(normalisation, "LANES", 2):
+        (A, W, found), again = run(pass_, layer), run(pass_, layer)
+    assert torch.equal(found, again[-1])
+    V = A.double() if W is None else A.double() + neuron.psp_persistence * W.double()
+    V = V.flatten(0, 2)
+    mean = V.mean(0).nan_to_num()  # NaN of no images
+    squares = (V - mean).square().sum(0)
+    scale = gamma.cpu() / (squares / max(1, len(V)) + 1e-5).sqrt()
+    assert (found[normalisation.COUNT.value] == len(V)).all()
+    for row, wanted in ((normalisation.MEAN, mean), (normalisation.SQUARES, squares), (normalisation.SCALE, scale)):
+        torch.testing.assert_close(found[row.value].double(), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("by_position", [False, True])
