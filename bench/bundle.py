@@ -19,8 +19,7 @@ from ttfs_triton.energy import counting
 from ttfs_triton.evaluate import EvaluationBatches, device_name, evaluate, versions
 from ttfs_triton.evaluate.load import LoadedNetwork, load_network, load_test_images
 from ttfs_triton.hub.facts import read_facts
-from ttfs_triton.model.files import WEIGHTS, checksum, model_bytes, write_model
-from ttfs_triton.model.locate import FACTS, FOLDER, MOST_BYTES, PREFIX
+from ttfs_triton.model.files import FACTS, FOLDER, MOST_BYTES, PREFIX, WEIGHTS, checksum, model_bytes, write_model
 from ttfs_triton.shared_options import CommandOptions
 
 

@@ -21,7 +21,7 @@ FOLDERS = tuple(str(Path(__file__).parents[1] / name) for name in ("ttfs_triton"
 WALKS = {
     "step of a layer": (8, 6),
     "step of a layer with batch norm": (7, 6),
-    "network from its files": (14, 5),
+    "network from its files": (11, 5),
     "page of an evaluation": (12, 12),
     "training from its configuration": (52, 20),
 }

@@ -20,7 +20,7 @@ from ttfs_triton.convert import command, convert, convert_ann, shared
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluate.load import load_network
 from ttfs_triton.model import BaseModel, LoadError, ModelDescription, TTFSModel
-from ttfs_triton.model.files import read_model, write_model
+from ttfs_triton.model.files import find_model, read_model, write_model
 from ttfs_triton.model.own_network import build_network_of
 from ttfs_triton.nn import Neuron
 
@@ -38,7 +38,7 @@ def paper(tmp_path):
 
 
 def described(folder) -> ModelDescription:
-    return read_model(folder / "config.json", folder / "model.safetensors")[0]
+    return read_model(find_model(folder))[0]
 
 
 def test_recipe_writes_what_evaluation_loads(paper, tmp_path, capsys):

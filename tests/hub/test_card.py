@@ -13,8 +13,7 @@ from ttfs_triton.energy.prices import energy_range
 from ttfs_triton.hub.card import ALLOWED, CARD_HEADERS, CARD_STEPS, code, make_files, render_card, words
 from ttfs_triton.hub.facts import ModelFacts, read_facts
 from ttfs_triton.model import BaseModel, TTFSModel, find_model
-from ttfs_triton.model.files import read_model, write_model
-from ttfs_triton.model.locate import bundled_facts, bundled_names
+from ttfs_triton.model.files import bundled_facts, bundled_names, read_model, write_model
 from ttfs_triton.nn import Grid, NetworkConfig
 
 
@@ -156,7 +155,7 @@ def test_nothing_of_this_machine_is_published(run, monkeypatch):
     versions = json.loads((run / "summary.json").read_text())["versions"] | {"alice-private-package": "1.0"}
     here = {"host": "node17.example", "address": "10.1.2.3", "user": "alice", "command": "/home/alice/train.py"}
     change(run / "summary.json", versions=versions, **here)
-    description, tensors = read_model(run / "best" / "config.json", run / "best" / "model.safetensors")
+    description, _, tensors = read_model(find_model(run))
     write_model(run / "best", tensors, description.replace(dataset="secret-project"))
     change(run / "summary.json", weights_sha256=find_model(run).sha256)
     (run / "best" / ".env").write_text("HF_TOKEN=hf_abcdefghijklmnop")

@@ -10,8 +10,7 @@ from tests.bench.modules import modules
 from ttfs_triton.convert import WeightsError, open_weights
 from ttfs_triton.evaluate.load import load_network
 from ttfs_triton.model import LoadError, TTFSModel, bundled_facts, bundled_names, find_model
-from ttfs_triton.model.files import checksum, read_weights
-from ttfs_triton.model.locate import FOLDER, MOST_BYTES
+from ttfs_triton.model.files import FOLDER, MOST_BYTES, checksum, read_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.train.build import load_weights
 

@@ -14,8 +14,9 @@ from ttfs_triton.model import BaseModel, LoadError, ModelDescription, TTFSModel
 from ttfs_triton.model.files import (
     CONFIG_CHECKSUM,
     MAX_CONFIG_BYTES,
+    ModelFiles,
     checksum,
-    network_tensors,
+    find_model,
     read_model,
     read_weights,
     weight_bytes,
@@ -42,6 +43,10 @@ def paths(folder):
     return folder / "config.json", folder / "model.safetensors"
 
 
+def read(folder):
+    return read_model(find_model(folder))
+
+
 def rewrite(folder, tensors, **changes):
     """A folder with a changed config.json, and weights that know it."""
     config, weights = paths(folder)
@@ -52,7 +57,7 @@ def rewrite(folder, tensors, **changes):
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_every_flipped_bit_is_refused(folder, name, monkeypatch):
-    monkeypatch.setattr("ttfs_triton.model.files.network_tensors", cache(network_tensors))  # seconds, not minutes
+    monkeypatch.setattr("ttfs_triton.model.files.TTFSNetwork", cache(TTFSNetwork))  # seconds, not minutes
     content = bytearray((folder / name).read_bytes())
     accepted = []
     with (folder / name).open("r+b", buffering=0) as file:
@@ -61,25 +66,25 @@ def test_every_flipped_bit_is_refused(folder, name, monkeypatch):
             file.seek(byte)
             file.write(bytes([content[byte] ^ 1 << bit]))
             try:
-                read_model(*paths(folder))
+                read(folder)
                 accepted.append(place)
             except LoadError:
                 pass
             file.seek(byte)
             file.write(content[byte : byte + 1])
     assert accepted == []
-    assert read_model(*paths(folder))[0] == DESCRIPTION
+    assert read(folder)[0] == DESCRIPTION
 
 
 def test_files_of_two_models_are_refused(folder, network, tmp_path_factory):
-    config, weights = paths(folder)
+    weights = folder / "model.safetensors"
     other = tmp_path_factory.mktemp("other")
     write_model(other, network.state_dict(), DESCRIPTION.replace(dataset=None))
     with pytest.raises(LoadError, match=r"its checksum differs\. Copy or download both again"):
-        read_model(other / "config.json", weights)
+        read_model(ModelFiles(weights, other / "config.json"))
     weights.write_bytes(weight_bytes(network.state_dict()))
     with pytest.raises(LoadError, match=r"must be the ones written with it; their header has format, tensors_"):
-        read_model(config, weights)
+        read(folder)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +110,7 @@ def test_files_that_are_no_description_are_refused(folder, network, content, mes
         config.write_bytes(content)
     weights.write_bytes(weight_bytes(network.state_dict()))
     with pytest.raises(LoadError, match=message):
-        read_model(config, weights)
+        read(folder)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +139,7 @@ def test_other_types_are_refused(folder, network):
     for kind in (torch.int64, torch.uint8):
         rewrite(folder, {name: tensor.to(kind) for name, tensor in network.state_dict().items()})
         with pytest.raises(LoadError, match=r"must hold the network of its config\.json; got features.* and 4 more"):
-            read_model(*paths(folder))
+            read(folder)
     rewrite(folder, network.state_dict() | {"readout.bias": torch.zeros(2).half()})
     with pytest.raises(LoadError, match=r"must be of one floating type; got torch\.float16, torch\.float32"):
         TTFSModel.from_pretrained(folder)

@@ -113,7 +113,7 @@ def test_nothing_is_counted_outside_the_block():
 def test_never_active_is_reduced_over_processes():
     first, second = counted([[1.0, 0.0, 0.0]]), counted([[0.0, 0.5, 0.0], [0.0, 0.5, 0.0]])
     calls = []
-    [counts] = collect_statistics(first, lambda counts: calls.append(counts.dtype) or counts + second.statistics.flat())
+    [counts] = collect_statistics(first, lambda counts: calls.append(counts.dtype) or counts + second.statistics.counts)
     assert calls == [torch.int64]
     assert (counts.samples, counts.spikes, counts.saturated, counts.never_active) == (3, 3, 1, 1)
 

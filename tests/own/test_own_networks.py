@@ -112,7 +112,7 @@ def test_a_network_that_files_describe_takes_no_other(tmp_path):
     TTFSModel(NetworkConfig("4C3-P2-8", image_size=(8, 8))).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["format_version"] == 3
     with pytest.raises(LoadError, match=r"network must be None where .*config\.json says how .*; got Sequential"):
-        TTFSModel.from_pretrained(tmp_path, network=network)
+        TTFSModel.from_pretrained(tmp_path, network=network())
 
 
 def test_copy_of_an_own_network_is_a_copy():

@@ -12,9 +12,17 @@ from torch import Tensor, nn
 
 from ttfs_triton.model import LoadError
 from ttfs_triton.model.description import CONFIG, BaseModel, ModelDescription
-from ttfs_triton.model.files import WEIGHTS, check_pair, not_finite, read_config, read_header, read_weights
+from ttfs_triton.model.files import (
+    WEIGHTS,
+    ModelFiles,
+    check_pair,
+    find_model,
+    not_finite,
+    read_config,
+    read_header,
+    read_weights,
+)
 from ttfs_triton.model.hub import HubError
-from ttfs_triton.model.locate import ModelFiles, find_model
 
 # Keys under which training scripts save weights. Scripts score averaged weights if they have them: these come first.
 CONTAINERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model_state", "model", "net")

@@ -222,12 +222,14 @@ class LayerCounter(SpikeCounter):
         self.synapses.add(inputs.detach(), skip)
 
     def sums(self) -> Tensor:
-        """All sums as one int64 vector: synapses, histogram, number of samples in it, then the values of `flat`."""
-        return torch.cat([self.synapses.sums, self._histogram, self._in_histogram, self.flat()])
+        """All sums as one int64 vector: synapses, histogram, number of samples in it, then `counts`."""
+        assert self.counts is not None
+        return torch.cat([self.synapses.sums, self._histogram, self._in_histogram, self.counts])
 
     def times(self) -> Tensor:
         """[3] float64: Σ over spikes of 1 − activation, then the synapses' times."""
-        spike_time = self._spikes.sum().double() - self._summed_activation
+        assert self.counts is not None
+        spike_time = self.counts[2:].sum().double() - self._summed_activation
         return torch.cat([spike_time.view(1), self.synapses.times])
 
     def read(self, sums: Tensor, times: Sequence[float]) -> tuple[LayerCounts, Sequence[int]]:

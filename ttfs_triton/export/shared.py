@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ttfs_triton.energy.counts import Counts
-from ttfs_triton.model.locate import ModelFiles, bundled_facts
+from ttfs_triton.model.files import ModelFiles, bundled_facts
 from ttfs_triton.nn.config import NetworkConfig
 from ttfs_triton.nn.folding import plain_synapses
 from ttfs_triton.nn.graph import NetworkGraph

@@ -12,8 +12,8 @@ from torch import nn
 
 from ttfs_triton.energy import Counts
 from ttfs_triton.model import LoadError
+from ttfs_triton.model.files import ModelFiles, bundled_facts
 from ttfs_triton.model.hub import REPOSITORY
-from ttfs_triton.model.locate import ModelFiles, bundled_facts
 from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.nn import NetworkConfig

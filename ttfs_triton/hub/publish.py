@@ -13,8 +13,8 @@ from torch import nn
 from ttfs_triton.commands import CARD_CHIPS, PublishOptions
 from ttfs_triton.hub.card import ALLOWED, make_files
 from ttfs_triton.hub.facts import read_facts
+from ttfs_triton.model.files import find_model
 from ttfs_triton.model.hub import HubError, check_account, check_name, open_repository, upload
-from ttfs_triton.model.locate import find_model
 from ttfs_triton.model.own_network import file_and_function
 
 

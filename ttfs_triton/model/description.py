@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PlainValidator, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from torch import nn
 
 import ttfs_triton
 from ttfs_triton.command_line import problem_lines
 from ttfs_triton.data.events import EventWindows
 from ttfs_triton.model.own_network import OwnNetwork
-from ttfs_triton.nn import NetworkConfig
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork, network_graph
 
 CONFIG = "config.json"
 SPECIFIED, OWN = 3, 4  # formats: networks with a specification, networks that the user's code builds
@@ -89,6 +90,18 @@ class BaseModel:
     sha256: str
     name: str | None = None
     revision: str | None = None
+
+
+def describe_network(
+    network: nn.Module, image_shape: Sequence[int] | None = None, builder: str | None = None
+) -> NetworkConfig | OwnNetwork:
+    """The description of a network in config.json. Arguments and errors are those of `network_graph`.
+
+    `builder` names the code that builds a network other than a `TTFSNetwork`. Default: the name of its class.
+    """
+    if isinstance(network, TTFSNetwork):
+        return network.config
+    return OwnNetwork.of(network_graph(network, image_shape), builder or type(network).__qualname__)
 
 
 def _library() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack, overload
@@ -22,16 +22,30 @@ from ttfs_triton.model.classification import (
     network_input,
     split_images,
 )
-from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS, BaseModel, LoadError, ModelDescription
-from ttfs_triton.model.files import WEIGHTS, checksum, described, load_tensors, model_bytes, read_model, write_model
+from ttfs_triton.model.description import (
+    CONFIG,
+    LIBRARY,
+    PAPER,
+    TAGS,
+    BaseModel,
+    LoadError,
+    ModelDescription,
+    describe_network,
+)
+from ttfs_triton.model.files import (
+    WEIGHTS,
+    ModelFiles,
+    checksum,
+    find_model,
+    load_tensors,
+    model_bytes,
+    read_model,
+    write_model,
+)
 from ttfs_triton.model.hub import check_account, open_repository, upload
-from ttfs_triton.model.locate import ModelFiles, find_model
-from ttfs_triton.model.own_network import OwnNetwork, build_network_of, describe_network
+from ttfs_triton.model.own_network import Network, OwnNetwork
 from ttfs_triton.nn import NetworkConfig, NetworkGraph, TTFSNetwork, network_graph
 from ttfs_triton.nn.trace import evaluating, image_shape_of, unwrapped
-
-Network = nn.Module | Callable[[], nn.Module] | str
-"""A network, a function without arguments that builds it, or "FILE.py:FUNCTION", see `build_network_of`."""
 
 
 class ClassifyOptions(TypedDict, total=False):
@@ -182,23 +196,13 @@ class TTFSModel(nn.Module):
             LoadError: damaged files, or weights of another network.
             ValueError: as `build_network_of`.
         """
-        if isinstance(network, str):
-            known = described(files.config, files.weights).network
-            sizes: Any = {name: getattr(known, name) for name in ("in_channels", "image_size", "classes")}
-            built = build_network_of(network, **sizes)
-        else:
-            built = network if network is None or isinstance(network, nn.Module) else network()
-        description, tensors = read_model(files.config, files.weights, built)
+        description, built, tensors = read_model(files, network)
+        load_tensors(built, tensors)
         known = description.network
-        if isinstance(known, NetworkConfig):
-            model = cls(known)
-        else:
-            assert built is not None, "read_model asks for it"
-            model = cls(built, image_shape=(known.in_channels, *known.image_size))
-            if isinstance(network, str):
-                description = description.replace(network=known.built_by(network))
+        model = cls(built, image_shape=(known.in_channels, *known.image_size))
+        if isinstance(network, str) and isinstance(known, OwnNetwork):
+            description = description.replace(network=known.built_by(network))
         model._description = description
-        load_tensors(model, tensors, files.weights)
         return (model.float() if files.bundled else model).eval()
 
     def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False) -> None:
@@ -227,13 +231,12 @@ class TTFSModel(nn.Module):
         try:
             own = isinstance(self._description.network, OwnNetwork)
             # `read_model` puts the network on the grid of the files.
-            found, tensors = read_model(files.config, files.weights, deepcopy(self.network) if own else None)
+            found, _, tensors = read_model(files, deepcopy(self.network) if own else None)
         except LoadError:
             return False
         plain = {name.replace("_orig_mod.", ""): tensor for name, tensor in self.state_dict().items()}
-        return found.replace(library=self.description.library) == self.description and checksum(tensors) == checksum(
-            plain
-        )
+        same = found.replace(library=self.description.library) == self.description
+        return same and checksum(tensors) == checksum(plain)
 
     def push_to_hub(
         self,

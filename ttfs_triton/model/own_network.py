@@ -8,7 +8,7 @@ import json
 import re
 import runpy
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
@@ -19,12 +19,13 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from ttfs_triton.nn.chip import put_on_grid
-from ttfs_triton.nn.config import MAX_CHANNELS, MAX_SIZE, NetworkConfig, Side
+from ttfs_triton.nn.config import MAX_CHANNELS, MAX_SIZE, Side
 from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.grid import Grid
-from ttfs_triton.nn.models import TTFSNetwork
 from ttfs_triton.nn.trace import network_graph, what_was_raised
 
+Network = nn.Module | Callable[[], nn.Module] | str
+"""A network, a function without arguments that builds it, or "FILE.py:FUNCTION", see `build_network_of`."""
 MAX_LAYERS = 2**12
 Text = Annotated[str, Field(min_length=1, max_length=2**12)]
 
@@ -68,6 +69,13 @@ class OwnNetwork:
         name = re.sub(r"[^\w.:/-]", "_", self.builder)
         return f'network="{name}"' if ".py:" in name else f"network={name.rpartition('.')[2]}()"
 
+    def build(self, network: Network) -> nn.Module:
+        """The network that the user's code builds, here with these sizes if it is a function in a file."""
+        if isinstance(network, str):
+            sizes: Any = {name: getattr(self, name) for name in ("in_channels", "image_size", "classes")}
+            return build_network_of(network, **sizes)
+        return network if isinstance(network, nn.Module) else network()
+
     def take(self, network: nn.Module) -> None:
         """Put a network on the grid, unless its code has done so, and check that it fits this description."""
         graph = network_graph(network, (self.in_channels, *self.image_size))
@@ -99,18 +107,6 @@ _ADAPTER = TypeAdapter(OwnNetwork)
 def _plain(builder: str) -> str:
     """The builder's name without this machine's folders."""
     return builder.replace("\\", "/").rpartition("/")[2]
-
-
-def describe_network(
-    network: nn.Module, image_shape: Sequence[int] | None = None, builder: str | None = None
-) -> NetworkConfig | OwnNetwork:
-    """The description of a network in config.json. Arguments and errors are those of `network_graph`.
-
-    `builder` names the code that builds a network other than a `TTFSNetwork`. Default: the name of its class.
-    """
-    if isinstance(network, TTFSNetwork):
-        return network.config
-    return OwnNetwork.of(network_graph(network, image_shape), builder or type(network).__qualname__)
 
 
 def file_and_function(source: str) -> tuple[Path, str]:

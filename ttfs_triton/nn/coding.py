@@ -66,12 +66,9 @@ class LatencyEncoder(nn.Module):
     """
 
     kind = "latency"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._checked = False
-        self.grid: Grid | None = None
-        self.faults: Faults | None = None
+    grid: Grid | None = None
+    faults: Faults | None = None
+    _checked = False
 
     def put_on_grid(self, grid: Grid | None) -> None:
         """Round spike times to a chip's time stamps from now on; None: leave them unrounded."""
@@ -179,7 +176,8 @@ class AnalogEncoder(DFTConv2d):
             if len(values) != in_channels or (name == "std" and not min(values) > 0):
                 rule = f"have one entry per input channel ({in_channels}){', all positive' * (name == 'std')}"
                 raise ValueError(f"{type(self).__name__}: {name} must {rule}; got {values}.")
-            buffer = torch.tensor(values, device=self.weight.device, dtype=self.weight.dtype)
+            where = "cpu" if self.weight.is_meta else self.weight.device  # files of weights do not hold these values
+            buffer = torch.tensor(values, device=where, dtype=self.weight.dtype)
             self.register_buffer(name, buffer.view(-1, 1, 1), persistent=False)
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -27,28 +27,27 @@ LayerKind = Literal["analog", "spiking", "readout"]
 PART_BYTES = 3 << 19
 
 
+@dataclass(eq=False)
 class SpikeCounter:
     """Counts the spikes of one layer.
 
-    Counts are exact, in int64. They are no buffers: distributed training would overwrite them with process 0's counts.
+    Counts are exact. They are no buffers: distributed training would overwrite them with process 0's counts.
 
     Attributes:
         shape: shape of one sample's activations, such as (channels, height, width) or (features,).
         recording: whether the layer counts now; set by `record_statistics`.
+        counts: int64, saturated spikes, samples, then spikes per neuron; None until recording starts.
     """
 
-    def __init__(self, shape: Sequence[int]) -> None:
-        self.shape, self.recording = tuple(shape), False
-        self._spikes = torch.zeros(0, dtype=torch.int64)  # one count per neuron; allocated when recording starts
-        self._saturated = torch.zeros((), dtype=torch.int64)
-        self._samples = torch.zeros((), dtype=torch.int64)
+    shape: tuple[int, ...]
+    recording: bool = False
+    counts: Tensor | None = None
 
     def prepare(self, device: torch.device) -> None:
         """Allocate the counts, or move them to `device`."""
-        if self._spikes.numel() == 0:
-            self._spikes = torch.zeros(math.prod(self.shape), dtype=torch.int64, device=device)
-        self._spikes = self._spikes.to(device)
-        self._saturated, self._samples = self._saturated.to(device), self._samples.to(device)
+        if self.counts is None:
+            self.counts = torch.zeros(2 + math.prod(self.shape), dtype=torch.int64, device=device)
+        self.counts = self.counts.to(device)
 
     def update(self, activations: Tensor) -> None:
         """Add a batch of activations [N, ...] in [0, 1]; 0 and nan are silent, 1 fired at the window's start."""
@@ -57,19 +56,16 @@ class SpikeCounter:
 
     def add(self, flat: Tensor, fired: Tensor) -> None:
         """Add samples: activations [n, neurons] and, as zeros and ones, which neurons fired."""
+        assert self.counts is not None, "record_statistics prepares counters"
         saturated = torch.eq(flat, 1, out=torch.empty_like(flat))
-        self._saturated.add_(saturated.sum(1, dtype=torch.float32).long().sum())
-        self._spikes.add_(fired.sum(0, dtype=torch.float32).long())
-        self._samples.add_(len(flat))
+        self.counts[0].add_(saturated.sum(1, dtype=torch.float32).long().sum())
+        self.counts[1].add_(len(flat))
+        self.counts[2:].add_(fired.sum(0, dtype=torch.float32).long())
 
     def reset(self) -> None:
         """Set all counts to zero."""
-        for count in (self._spikes, self._saturated, self._samples):
-            count.zero_()
-
-    def flat(self) -> Tensor:
-        """All counts as one int64 vector: saturated spikes, samples, then spikes per neuron."""
-        return torch.cat([self._saturated.view(1), self._samples.view(1), self._spikes])
+        if self.counts is not None:
+            self.counts.zero_()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +156,11 @@ def collect_statistics(model: nn.Module, reduce: Callable[[Tensor], Tensor] | No
     Returns:
         One entry per layer, the readout last; an empty list if nothing was recorded.
     """
-    named = [found for found in _counters(model) if found[2]._spikes.numel() > 0]
+    named = [(name, layer, each.counts) for name, layer, each in _counters(model) if each.counts is not None]
     if not named:
         return []
-    flat = [counter.flat() for _, _, counter in named]
-    counts = torch.cat(flat)
-    counts = (reduce(counts) if reduce is not None else counts).cpu().split([len(each) for each in flat])
+    counts = torch.cat([each for _, _, each in named])
+    counts = (reduce(counts) if reduce is not None else counts).cpu().split([len(each) for _, _, each in named])
     statistics, names = [], short_names([name for name, _, _ in named])
     for name, (_, layer, _), each in zip(names, named, counts, strict=True):
         (saturated, samples), spikes = each[:2].tolist(), each[2:]

@@ -52,6 +52,10 @@ class WeightedLayer(nn.Module):
     kind: ClassVar[LayerKind] = "spiking"
     initial_potential: float = 0.0
     threshold: float = 1.0
+    statistics: SpikeCounter | None = None
+    statistics_group: ProcessGroup | None = None
+    grid: Grid | None = None
+    faults: Faults | None = None
     weight: nn.Parameter
     weight_gain: nn.Parameter | None
     skip_weight: nn.Parameter | None
@@ -101,9 +105,6 @@ class WeightedLayer(nn.Module):
         if average < 1:
             raise ValueError(f"{name}: average must be at least 1; got {average}.")
         self.initial_gain, self.skip, self.average, self.spike_dropout = initial_gain, skip, average, spike_dropout
-        self.statistics: SpikeCounter | None = None
-        self.grid: Grid | None = None
-        self.faults: Faults | None = None
         self.register_parameter("log2_unit", None)
         factory = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(weight_shape, **factory))
@@ -114,7 +115,6 @@ class WeightedLayer(nn.Module):
         self.register_parameter("skip_weight", nn.Parameter(torch.empty(skip, **factory)) if skip else None)
         kind = nn.BatchNorm2d if len(weight_shape) == 4 else nn.BatchNorm1d
         self.batch_norm = kind(weight_shape[0], **factory) if batch_norm else None
-        self.statistics_group: ProcessGroup | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from ttfs_triton.data.images import draw_images
 from ttfs_triton.energy import load_chip
 from ttfs_triton.evaluate.load import LoadedNetwork, load_network
-from ttfs_triton.model.locate import PREFIX, bundled_facts
+from ttfs_triton.model.files import PREFIX, bundled_facts
 from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.sweep import GRID, FrontierOptions, Point, folder_name
 from ttfs_triton.train.build import build_network, check_network

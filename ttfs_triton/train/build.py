@@ -28,7 +28,8 @@ from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.data.images import draw_images
 from ttfs_triton.energy import count, load_chip
 from ttfs_triton.model import BaseModel, ModelDescription
-from ttfs_triton.model.own_network import build_network_of, describe_network
+from ttfs_triton.model.description import describe_network
+from ttfs_triton.model.own_network import build_network_of
 from ttfs_triton.nn import (
     AnalogEncoder,
     DFTConv2d,

@@ -17,7 +17,7 @@ from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.energy import Counts
 from ttfs_triton.evaluate import Evaluation, EvaluationStopped, device_name, sum_over_processes, versions
 from ttfs_triton.memory import freed_memory_kept
-from ttfs_triton.model.locate import ModelFiles
+from ttfs_triton.model.files import ModelFiles
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, sparsity
 from ttfs_triton.run_records import Change, Summary
 from ttfs_triton.train.build import build_network, check_network, check_statistics, describe

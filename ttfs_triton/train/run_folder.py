@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.atomic import make_folder, sync_folder, write_json, write_text
 from ttfs_triton.model import LoadError, ModelDescription
-from ttfs_triton.model.files import load_tensors, read_model, read_weights, write_model
+from ttfs_triton.model.files import ModelFiles, load_tensors, read_model, read_weights, write_model
 from ttfs_triton.run_records import METRICS, SUMMARY, EpochLine, Summary, read_summary
 from ttfs_triton.train.checkpoint import clean_partial, is_partial
 from ttfs_triton.train.config import TrainConfig
@@ -204,7 +204,7 @@ class RunFolder:
     def load_best(self, network: nn.Module) -> None:
         """Load the best weights into the run's network; RunFolderError if they are damaged or another network's."""
         try:
-            load_tensors(network, read_weights(self.best_weights), self.best_weights)
+            load_tensors(network, read_weights(self.best_weights))
         except LoadError as error:
             raise RunFolderError(str(error)) from error
 
@@ -239,7 +239,7 @@ class RunFolder:
         At a resumed start, not only at the run's end.
         """
         try:
-            read_model(self.best_config, self.best_weights, network)
+            read_model(ModelFiles(self.best_weights, self.best_config), network)
         except (LoadError, OSError, ValueError) as error:
             raise RunFolderError(
                 f"--resume: {self.best_weights.parent} must hold the best weights so far. {error} "

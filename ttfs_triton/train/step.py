@@ -18,9 +18,8 @@ from torch.profiler import record_function
 
 from ttfs_triton.evaluate import sum_over_processes
 from ttfs_triton.evaluate.batches import Batch
-from ttfs_triton.model.files import described
+from ttfs_triton.model.files import described, find_model
 from ttfs_triton.model.hub import HubError
-from ttfs_triton.model.locate import find_model
 from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.nn import record_statistics, reset_statistics
@@ -227,7 +226,7 @@ def load_teacher(config: TrainConfig, data: RunData, accelerator: Accelerator) -
         return None
     try:
         files = find_model(config.teacher)
-        own = isinstance(described(files.config, files.weights).network, OwnNetwork)
+        own = isinstance(described(files).network, OwnNetwork)
         model = TTFSModel.from_files(files, config.network if own else None)
     except (ValueError, HubError) as error:
         raise ConfigError(f"teacher: {error}") from error
