@@ -32,9 +32,8 @@ from ttfs_triton.evaluate.load import load_network, load_test_images
 from ttfs_triton.export import to_c, to_onnx
 from ttfs_triton.export.compare import compile_c, raw_bytes
 from ttfs_triton.model import LoadError
-from ttfs_triton.nn.graph import Stage
+from ttfs_triton.nn.graph import Stage, network_graph
 from ttfs_triton.nn.on_chip import contract, psp_persistence
-from ttfs_triton.nn.trace import network_graph
 
 
 @dataclasses.dataclass

@@ -20,7 +20,7 @@ from ttfs_triton.nn import (
     network_graph,
     whiten,
 )
-from ttfs_triton.nn.folding import unfold_batch_norm
+from ttfs_triton.nn.prepare import unfold_batch_norm
 
 SIGMAS = [0.0, 0.25, 1.0]
 
@@ -107,14 +107,6 @@ def test_whitened_patches_are_uncorrelated():
     expected = 0.0625 * torch.kron(signs, torch.eye(12))
     torch.testing.assert_close(products, expected, rtol=0, atol=4e-3)
     assert not encoder.bias.any()
-
-
-def test_whitening_refuses_other_sizes():
-    encoder = AnalogEncoder(3, 20, 2, weight_standardisation=False)
-    with pytest.raises(ValueError, match="encoder must have 24 channels"):
-        whiten(encoder, torch.rand(8, 3, 4, 4))
-    with pytest.raises(ValueError, match="at least as large as a patch"):
-        whiten(encoder, torch.rand(8, 3, 1, 4))
 
 
 @pytest.mark.parametrize(("convolutions", "channels", "side"), [(2, 3, 32), (3, 3, 32), (2, 1, 28)])

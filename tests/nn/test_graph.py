@@ -98,13 +98,6 @@ def test_subclass_with_its_forward_is_a_layer_and_another_forward_is_not():
         network_graph(nn.Sequential(LatencyEncoder(), Doubled(4, 4), Readout(4, 2)), (4,))
 
 
-def test_weighted_rejects_a_latency_encoder():
-    with pytest.raises(TypeError, match=r"Stage\.weighted: stage must have synapses; got encoder, a latency encoder"):
-        _ = network_graph(cnn1(width=0.25)).encoder.weighted
-    with pytest.raises(KeyError, match=r"name must be one of encoder, .*; got pool1"):
-        network_graph(cnn1(width=0.25))["pool1"]
-
-
 @pytest.mark.parametrize(
     ("between", "what", "remedy"),
     [

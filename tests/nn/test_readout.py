@@ -101,14 +101,14 @@ def test_decision_reports_ties_and_missing_spikes(device):
     potential = torch.tensor([[0.1, 0.5, 0.2], [20.0, 25.0, 0.0], [-5.0, -4.0, -6.0], [1.0, 1.0, 0.0]])
     slope = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [1.0, -1.0, 3.0], [0.0, 0.0, 0.0]])
     potential, slope = potential.to(device), slope.to(device)
-    decision = first_spike_decision(potential, slope)
+    decision = first_spike_decision(first_spike_times(potential, slope, threshold=20.0), potential + slope)
     # Clear; tied at the start although the potentials differ; no spike: -4, -5, -3 at the end; tied inside.
     assert decision.prediction.tolist() == [1, 0, 2, 0]
     assert decision.tie.tolist() == [False, True, False, True]
     assert decision.no_spike.tolist() == [False, False, True, False]
     assert decision.spike_times[2].tolist() == [math.inf] * 3
     # A taller ramp separates the tie at the start.
-    taller = first_spike_decision(potential, slope, threshold=30.0)
+    taller = first_spike_decision(first_spike_times(potential, slope, threshold=30.0), potential + slope)
     assert taller.prediction.tolist() == [1, 1, 2, 0]
     assert taller.tie.tolist() == [False, False, False, True]
 

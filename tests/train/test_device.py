@@ -15,8 +15,8 @@ from accelerate.state import AcceleratorState
 from torch._inductor import cpp_builder, exc
 
 from tests.train.runs import change
+from ttfs_triton.nn.graph import network_graph
 from ttfs_triton.nn.networks import resnet20
-from ttfs_triton.nn.trace import network_graph
 from ttfs_triton.train import ConfigError, TrainConfig, device, loop, train
 from ttfs_triton.train.device import LEAST_NEURONS, SLOW, StopRequest, choose_fusing, make_accelerator, warn_of_device
 

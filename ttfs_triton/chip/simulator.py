@@ -15,13 +15,13 @@ from ttfs_triton.chip.simulation import Simulation, SimulationSettings
 from ttfs_triton.energy.counter import graph_of_batches, images_and_labels
 from ttfs_triton.energy.counts import LayerActivity, LayerCounts
 from ttfs_triton.energy.layer_counter import SynapseCounter, network_counts
-from ttfs_triton.nn.chip import check_register
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder
 from ttfs_triton.nn.faults import BrokenNeurons, Faults, disturbed, draw_broken, weight_factors
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.grid import Clock
 from ttfs_triton.nn.integers import QuantisedWeight, exact_products, largest_integer, quantise_weight
 from ttfs_triton.nn.on_chip import AnalogLayer, ClockedLayer, Membrane, earliest_input
+from ttfs_triton.nn.prepare import check_register
 from ttfs_triton.nn.readout import ClockedReadout, Readout
 
 # Samples that run at once on the CPU. Smaller parts stay in the caches: CNN1 in batches of 200 runs 1.7 times as fast.

@@ -20,10 +20,10 @@ from ttfs_triton.convert.shared import check_folder, draw, load_training_images,
 from ttfs_triton.data.images import draw_indices
 from ttfs_triton.model import TTFSModel, find_model
 from ttfs_triton.nn import Grid, put_on_grid
-from ttfs_triton.nn.chip import check_registers
-from ttfs_triton.nn.graph import Stage
+from ttfs_triton.nn.graph import Stage, network_graph
+from ttfs_triton.nn.prepare import check_registers
 from ttfs_triton.nn.readout import Readout
-from ttfs_triton.nn.trace import evaluating, network_graph
+from ttfs_triton.nn.trace import evaluating
 from ttfs_triton.table import print_whole
 
 # Candidate scales, as multiples of the one that rounds single weights best: for sums of them, another may be better.
@@ -73,23 +73,18 @@ def calibrate_grid(
         return run(stage, inputs, skip)
 
     with evaluating(network):
-        _put_on_grid(network, None)
+        put_on_grid(network, None)
         graph.run(images, keep)
-        _put_on_grid(network, grid)
+        put_on_grid(network, grid)
         check_registers(network)
         graph.run(images, fit)
     return Calibration(tuple(layers), len(images), grid)
 
 
-def _put_on_grid(network: nn.Module, grid: Grid | None) -> None:
-    """Put a network on a grid, by its own method if it has one, which also notes the grid in its configuration."""
-    getattr(network, "put_on_grid", partial(put_on_grid, network))(grid)
-
-
 def _outputs(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
     """Activations, or a readout's potentials: its spike times would be too coarse to fit."""
     if isinstance(stage.layer, Readout):
-        return stage.layer.potential(inputs, at_end=stage.layer.at == "potential_end")
+        return stage.layer.one_pass(inputs).potential(at_end=stage.layer.at == "potential_end")
     return stage.activations(inputs, skip)
 
 

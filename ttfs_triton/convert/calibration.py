@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ttfs_kernels.rule import fire
 from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.nn import AnalogEncoder, Grid
-from ttfs_triton.nn.graph import NetworkGraph, Stage
+from ttfs_triton.nn.graph import NetworkGraph, Stage, network_graph
 from ttfs_triton.nn.on_chip import contract
-from ttfs_triton.nn.trace import evaluating, network_graph
+from ttfs_triton.nn.trace import evaluating
 from ttfs_triton.table import Table
 
 # Grids of 17 initial potentials, each eight times finer than the one before. The first reaches two threshold heights

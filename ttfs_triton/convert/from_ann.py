@@ -14,8 +14,7 @@ from ttfs_triton.convert.build import ReadoutTime, build_network
 from ttfs_triton.convert.calibration import Calibration, calibrate_network, fit_range
 from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.model.files import not_finite
-from ttfs_triton.nn.graph import Stage
-from ttfs_triton.nn.trace import network_graph
+from ttfs_triton.nn.graph import Stage, network_graph
 from ttfs_triton.table import Table
 
 ROUNDING = 1e-4

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ttfs_triton.energy.counts import Counts
 from ttfs_triton.energy.layer_counter import LayerCounter, network_counts
-from ttfs_triton.nn.graph import NetworkGraph
-from ttfs_triton.nn.trace import evaluating, network_graph
+from ttfs_triton.nn.graph import NetworkGraph, network_graph
+from ttfs_triton.nn.trace import evaluating
 
 
 @torch.no_grad()

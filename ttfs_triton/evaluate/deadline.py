@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttfs_triton.nn import network_graph
-from ttfs_triton.nn.folding import plain_synapses
+from ttfs_triton.nn.prepare import plain_synapses
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.trace import evaluating
 
@@ -64,7 +64,7 @@ def output_spikes(
             times = readout.decide(hidden).spike_times.double()
             if graph.grid is not None:  # times of float32 lie beside whole steps
                 times = (times * graph.grid.time_steps).round() / graph.grid.time_steps
-            found = times, *readout.potential_and_slope(hidden)
+            found = times, *readout.one_pass(hidden).potential_and_slope()
             parts.append((*(part.double().cpu() for part in found), labels.cpu(), _early(readout, hidden).cpu()))
     if not parts:
         raise ValueError("output_spikes: batches must not be empty; got none.")

@@ -19,10 +19,9 @@ from ttfs_triton.data.pixels import to_float
 from ttfs_triton.export.nir_clock import Clock, FirstSpikes, decide, input_frames
 from ttfs_triton.export.nir_graph import node_name
 from ttfs_triton.export.shared import require
-from ttfs_triton.nn.graph import NetworkGraph, Stage
+from ttfs_triton.nn.graph import NetworkGraph, Stage, network_graph
 from ttfs_triton.nn.models import logits_and_decision
 from ttfs_triton.nn.readout import Readout
-from ttfs_triton.nn.trace import network_graph
 
 if TYPE_CHECKING:
     import nir

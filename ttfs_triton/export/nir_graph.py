@@ -40,8 +40,8 @@ from torch import nn
 from ttfs_triton.export.nir_clock import STEP_S, Axis, Clock, clock_weights, square
 from ttfs_triton.export.shared import as_array, metadata, refuse_upsampling, require, synapse_arrays
 from ttfs_triton.nn import AnalogEncoder, DFTConv2d, EarliestSpikePool2d, NetworkGraph, Stage, Wire, network_graph
-from ttfs_triton.nn.folding import plain_skip_weights
 from ttfs_triton.nn.on_chip import psp_persistence
+from ttfs_triton.nn.prepare import plain_skip_weights
 from ttfs_triton.nn.weighted import skip_step
 
 if TYPE_CHECKING:

@@ -10,12 +10,11 @@ from torch import nn
 
 from ttfs_triton.export.shared import as_array, metadata, require, synapse_arrays
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder
-from ttfs_triton.nn.folding import plain_skip_weights
-from ttfs_triton.nn.graph import Stage, Wire
+from ttfs_triton.nn.graph import Stage, Wire, network_graph
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d, SpikeUpsample2d, WeightedLinear
 from ttfs_triton.nn.on_chip import psp_persistence
+from ttfs_triton.nn.prepare import plain_skip_weights
 from ttfs_triton.nn.readout import Readout
-from ttfs_triton.nn.trace import network_graph
 from ttfs_triton.nn.weighted import WeightedLayer, skip_step
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ttfs_triton.energy.counts import Counts
 from ttfs_triton.model.files import ModelFiles, bundled_facts
 from ttfs_triton.nn.config import NetworkConfig
-from ttfs_triton.nn.folding import plain_synapses
 from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.layers import SpikeUpsample2d
+from ttfs_triton.nn.prepare import plain_synapses
 from ttfs_triton.nn.trace import unwrapped
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.run_records import SUMMARY, read_summary

@@ -155,8 +155,6 @@ class ModelDescription:
                 f"ModelDescription: class_names must be {network.classes} strings, one per class; "
                 f"got {self.class_names!r:.400}."
             )
-        if isinstance(network, NetworkConfig) and not network.specification.isascii():
-            raise ValueError(f"ModelDescription: specification must be ASCII; got {network.specification!r:.80}.")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"ModelDescription: class_names must differ; got {self.class_names!r:.400}.")
         wanted = Preprocessing.of(network, own.fit, own.events)

@@ -18,11 +18,11 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from ttfs_triton.nn.chip import put_on_grid
 from ttfs_triton.nn.config import MAX_CHANNELS, MAX_SIZE, Side
-from ttfs_triton.nn.graph import NetworkGraph
+from ttfs_triton.nn.graph import NetworkGraph, network_graph
 from ttfs_triton.nn.grid import Grid
-from ttfs_triton.nn.trace import network_graph, what_was_raised
+from ttfs_triton.nn.prepare import put_on_grid
+from ttfs_triton.nn.trace import what_was_raised
 
 Network = nn.Module | Callable[[], nn.Module] | str
 """A network, a function without arguments that builds it, or "FILE.py:FUNCTION", see `build_network_of`."""

@@ -1,22 +1,16 @@
 """Layers, readouts and networks with time-to-first-spike coding and a dynamic firing threshold (DFT)."""
 
 from ttfs_kernels import Neuron, standardise_weight
-from ttfs_triton.nn.chip import put_on_grid, train_for
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder, activation_to_spike_time, whiten
 from ttfs_triton.nn.config import NetworkConfig, parse_specification
 from ttfs_triton.nn.faults import Faults
-from ttfs_triton.nn.folding import fold_batch_norm, fold_weight_standardisation
-from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
+from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire, network_graph
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d, SpikeUpsample2d, start_as_identity
 from ttfs_triton.nn.models import TTFSNetwork, decide
 from ttfs_triton.nn.networks import cifarnet, cnn1, resnet18, resnet20, vgg11, vgg16
-from ttfs_triton.nn.readout import (
-    FirstSpikeDecision,
-    Readout,
-    first_spike_decision,
-    first_spike_times,
-)
+from ttfs_triton.nn.prepare import fold_batch_norm, fold_weight_standardisation, put_on_grid, train_for
+from ttfs_triton.nn.readout import FirstSpikeDecision, Readout, first_spike_decision, first_spike_times
 from ttfs_triton.nn.statistics import (
     LayerStatistics,
     SpikeCounter,
@@ -25,7 +19,6 @@ from ttfs_triton.nn.statistics import (
     reset_statistics,
     sparsity,
 )
-from ttfs_triton.nn.trace import network_graph
 
 __all__ = [
     "AnalogEncoder",

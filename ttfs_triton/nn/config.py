@@ -18,14 +18,10 @@ _BLOCK = re.compile(r"\((?P<layers>[^()]*)\)(?:x(?P<times>\d{1,4}))?")
 _SEPARATOR = re.compile(r"-(?![^(]*\))")  # not inside parentheses
 
 # Bounds far above any network, so that a damaged or hostile file cannot ask for all of a machine's memory.
-MAX_SIZE = 2**20
-"""Most channels or features of a layer, and most classes."""
-MAX_KERNEL = 2**10
-"""Largest kernel size, stride and padding."""
-MAX_LENGTH = 2**12
-"""Most characters of a specification."""
-MAX_LAYERS = MAX_LENGTH // 2
-"""Most tokens of a specification; each repetition of a block counts."""
+MAX_SIZE = 2**20  # most channels or features of a layer, and most classes
+MAX_KERNEL = 2**10  # largest kernel size, stride and padding
+MAX_LENGTH = 2**12  # most characters of a specification
+MAX_LAYERS = MAX_LENGTH // 2  # most tokens of a specification; each repetition of a block counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,15 +84,13 @@ def parse_specification(specification: str) -> tuple[Token, ...]:
     Returns:
         One token per layer.
     Raises:
-        ValueError: the text is empty, longer than `MAX_LENGTH` or of more than `MAX_LAYERS` layers, or has a token that
-            cannot be read, a size of zero or above `MAX_SIZE` or `MAX_KERNEL`, a convolution or pool after a fully
-            connected layer, a misplaced average, or an invalid block. The message names the token.
+        ValueError: the text is empty, not ASCII, longer than `MAX_LENGTH` or of more than `MAX_LAYERS` layers, or has a
+            token that cannot be read, a size of zero or above `MAX_SIZE` or `MAX_KERNEL`, a convolution or pool after a
+            fully connected layer, a misplaced average, or an invalid block. The message names the token.
     """
-    if not isinstance(specification, str) or len(specification) > MAX_LENGTH:
-        got = f"{len(specification)}" if isinstance(specification, str) else f"{specification!r:.80}"
-        raise ValueError(
-            f"parse_specification: specification must be text of at most {MAX_LENGTH} characters; got {got}."
-        )
+    if not isinstance(specification, str) or not specification.isascii() or len(specification) > MAX_LENGTH:
+        rule = f"be text of at most {MAX_LENGTH} ASCII characters"
+        raise ValueError(f"parse_specification: specification must {rule}; got {specification!r:.80}.")
     tokens: list[Token] = []
     for text in map(str.strip, _SEPARATOR.split(specification)):
         try:
@@ -151,16 +145,12 @@ def _parse_token(text: str) -> Token:
     return kind(**values)
 
 
-Encoder = Literal["latency", "analog", "whitened", "signed"]
-"""How images enter a network; see `NetworkConfig`."""
-MAX_CHANNELS = 2**12
-"""Most channels of an image."""
-MAX_SIDE = 2**14
-"""Largest height and width of an image, in pixels."""
-MAX_NUMBER = 1e6
-"""Largest width, statistic and gain; values that must be positive are at least 1 / MAX_NUMBER."""
+Encoder = Literal["latency", "analog", "whitened", "signed"]  # how images enter a network; see `NetworkConfig`
+MAX_CHANNELS = 2**12  # most channels of an image
+MAX_SIDE = 2**14  # largest height and width of an image, in pixels
+MAX_NUMBER = 1e6  # largest width, statistic and gain; values that must be positive are at least 1 / MAX_NUMBER
+# When a decision is read: at the output window's start or end, or at the first output spike.
 ReadoutTime = Literal["potential_start", "potential_end", "first_spike"]
-"""When a decision is read: at the output window's start or end, or at the first output spike."""
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Positive = Annotated[float, Field(ge=1 / MAX_NUMBER, le=MAX_NUMBER)]
 Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
@@ -262,16 +252,10 @@ class NetworkConfig:
 
         "backend" and "neuron" are constants of the file format. "grid" is present only if the network has one.
         """
-        flat: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Neuron):
-                flat |= dataclasses.asdict(value)
-            elif field.name == "grid":
-                flat |= {} if value is None else {"grid": value.to_dict()}
-            else:
-                flat[field.name] = list(value) if isinstance(value, tuple) else value
-        return flat | {"neuron": "dft", "backend": "auto"}
+        values = dataclasses.asdict(self)
+        neuron, grid = values.pop("neuron"), values.pop("grid")
+        flat = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return flat | neuron | {"neuron": "dft", "backend": "auto"} | ({} if grid is None else {"grid": grid})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "NetworkConfig":

@@ -42,13 +42,9 @@ def disturbed(
     clock: Clock | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Activations [N, ...] after spike faults and broken neurons, in a new tensor.
+    """Activations [N, ...] after spike faults and broken neurons, in a new tensor; rounded to a clock's time stamps.
 
-    Args:
-        activations, faults: what is disturbed, and by which faults.
-        broken: masks of broken neurons, or None.
-        clock: spikes are rounded to its time stamps; None: spike times are real numbers.
-        generator: random number generator, on the CPU. Default: PyTorch's generator of the device.
+    The random number generator is on the CPU; by default, it is PyTorch's of the device.
     """
     found = activations.clone()
     device = _device(activations, generator)

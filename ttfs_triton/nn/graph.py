@@ -1,31 +1,40 @@
 """A network as the graph of its layers: the window in which each fires, and its inputs.
 
-Counts, simulation, export, files and training read this one description, which `ttfs_triton.nn.trace.network_graph`
-makes from a module. Modules that it cannot describe are refused there, and nowhere else.
+Counts, simulation, export, files and training read this one description, which `network_graph` traces from a module.
+Modules that it cannot describe are refused there, by name, and nowhere else.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from ttfs_kernels import Neuron
-from ttfs_triton.nn.folding import plain_synapses
+from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.grid import Grid
-from ttfs_triton.nn.layers import DFTConv2d
+from ttfs_triton.nn.layers import DFTConv2d, DFTLinear
+from ttfs_triton.nn.prepare import plain_synapses
 from ttfs_triton.nn.readout import Readout
-from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
+from ttfs_triton.nn.statistics import LayerKind, SpikeCounter, short_names
+from ttfs_triton.nn.trace import SAMPLES, Call, NetworkError, Recorder, image_shape_of, label_of, remedy_for, unwrapped
 from ttfs_triton.nn.weighted import WeightedLayer
 
 StageKind = LayerKind | Literal["latency"]
-
-
-class NetworkError(ValueError):
-    """A module is no network of `ttfs_triton.nn` layers; the message names what was found, and what to use instead."""
+LAYERS = (LatencyEncoder, AnalogEncoder, SignedEncoder, DFTConv2d, DFTLinear, Readout)
+# Modules of torch.nn that may stand between our layers; they run in evaluation mode.
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+BETWEEN = (nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, *_DROPOUTS)
+# Remedies and rules for the ends of a network.
+_BEGIN = (
+    "Put LatencyEncoder() in front of layers that read spikes, or begin with an AnalogEncoder, once.",
+    "begin with its only encoder",
+)
+_END = ("Append a Readout, once, and hand on its output.", "end with its only readout")
 
 
 @dataclass(frozen=True)
@@ -84,9 +93,8 @@ class Stage:
 
     @property
     def weighted(self) -> WeightedLayer:
-        """The layer; TypeError for a latency encoder, which has no synapses."""
-        if not isinstance(self.layer, WeightedLayer):
-            raise TypeError(f"Stage.weighted: stage must have synapses; got {self.name}, a {self.kind} encoder.")
+        """The layer; only of stages with synapses, so not of a latency encoder."""
+        assert isinstance(self.layer, WeightedLayer)
         return self.layer
 
     @property
@@ -120,10 +128,7 @@ class NetworkGraph:
 
     def __getitem__(self, name: str) -> Stage:
         """The stage with this name; KeyError without one."""
-        for stage in self.stages:
-            if stage.name == name:
-                return stage
-        raise KeyError(f"NetworkGraph: name must be one of {', '.join(s.name for s in self.stages)}; got {name}.")
+        return {stage.name: stage for stage in self.stages}[name]
 
     @property
     def encoder(self) -> Stage:
@@ -172,23 +177,20 @@ class NetworkGraph:
             if stage.weighted.statistics is None:
                 stage.weighted.statistics = SpikeCounter(stage.shape)
 
-    def run(
-        self, images: Tensor, fire: Callable[[Stage, Tensor, Tensor | None], Tensor], *, silent: float = 0.0
-    ) -> Tensor:
+    def run(self, images: Tensor, fire: Callable[[Stage, Tensor, Tensor | None], Tensor]) -> Tensor:
         """Run the stages in order and return the readout's outputs; other outputs are freed after their last reader.
 
         Args:
             images: [N, *image_shape].
             fire: called with a stage, its pooled and flattened inputs, and its delayed spikes (one per neuron) or None.
-                Returns the neurons' outputs [N, *shape]: activations, or other numbers for which larger means earlier.
-            silent: the number that stands for no spike.
+                Returns the neurons' outputs [N, *shape]: activations, or other numbers for which 0 means silent.
         """
         last_reader = {wire.source: stage for stage in self.stages for wire in stage.wires}
         emitted: dict[str | None, Tensor] = {None: images}
         for stage in self.stages:
             skip = None if stage.skip is None else stage.skip.deliver(emitted)
             if skip is not None:
-                skip = stage.weighted.read_skip(skip, stage.shape, silent=silent)
+                skip = stage.weighted.read_skip(skip, stage.shape)
             inputs = delivered(stage.inputs, emitted)
             for wire in stage.wires:
                 if last_reader[wire.source] is stage:
@@ -216,3 +218,117 @@ def _line(stage: Stage) -> str:
     if isinstance(stage.layer, DFTConv2d):  # in files, sizes are in pixels
         layer = layer.replace(stage.layer.sizes_text(stage.layer.average), stage.layer.sizes_text(1))
     return f"{stage.name} [{shape}]: {layer} reads {', '.join(ways)}"
+
+
+def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) -> NetworkGraph:
+    """The graph of a network of `ttfs_triton.nn` layers; the one place where a network is checked.
+
+    Args:
+        model: any module that runs one encoder first, then layers of `ttfs_triton.nn`, each once, and returns the
+            output of its only readout: `TTFSNetwork`, an `nn.Sequential`, or a class of yours, in any mode, on any
+            device, compiled or distributed. Between layers spikes may be pooled (`EarliestSpikePool2d`,
+            `nn.MaxPool2d`, `F.max_pool2d`), upsampled (`SpikeUpsample2d`, `nn.Upsample`, `F.interpolate`), flattened,
+            dropped out, and concatenated along the channels (`torch.cat`), by modules or in your `forward`.
+        image_shape: shape of one image, such as (channels, height, width). Default: the model's own `image_shape`.
+    Returns:
+        The stages in the order in which they run.
+    Raises:
+        NetworkError: the module does something else; the message says what, and what to use in its place.
+        ValueError: image_shape is not given, and the model has none.
+    Example:
+        >>> from ttfs_triton.nn import DFTLinear, LatencyEncoder, Readout
+        >>> network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 8), Readout(8, 2))
+        >>> graph = network_graph(network, (1, 8, 8))
+        >>> [(stage.name, stage.window, stage.shape) for stage in graph.stages]
+        [('0', 0, (1, 8, 8)), ('2', 1, (8,)), ('3', 2, (2,))]
+    """
+    bare = unwrapped(model)
+    shape = image_shape_of(bare, image_shape)
+    recorder = _NetworkRecorder(bare)
+    return recorder.graph(recorder.trace(shape), shape)
+
+
+class _NetworkRecorder(Recorder):
+    """Reads calls as a network of our layers while the network runs; a layer returns an empty tensor of its shape."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        named = [(name, module) for name, module in model.named_modules() if _is_layer(module)]
+        names = short_names([name for name, _ in named])
+        self._layers: dict[object, str] = {module: name for (_, module), name in zip(named, names, strict=True)}
+        self._stages, self._readouts = dict[str | None, Stage](), list[str | None]()
+        self._wires: dict[Call, tuple[Wire, ...]] = {}  # behind each call; several if layers are concatenated
+
+    def leaf(self, module: nn.Module, label: str) -> Callable[..., Any] | None:
+        if module in self._layers:
+            return functools.partial(self._fire, module)
+        run = super().leaf(module, label)
+        if run is None or isinstance(module, BETWEEN):
+            return run
+        return lambda *_, **__: _refuse(label, remedy_for(type(module).__name__))
+
+    def hear(self, call: Call, output: Any) -> None:
+        """Read what a call hands on: spikes of a layer, or of others, pooled, upsampled, flattened or concatenated."""
+        if call.target == "images" or call.target in self._layers:
+            self._wires[call] = (Wire(self._layers.get(call.target), (), call.shape or ()),)
+            return
+        wires = tuple(wire for each in call.inputs for wire in self._wires[each])
+        joined = call.concatenated is not None and all(wire.source is not None for wire in wires)
+        route = nn.Identity() if joined else call.route
+        if route is None and wires[0].source is None and not wires[0].route:
+            _refuse(call.label, "Pass images as they are, and give mean and std to an AnalogEncoder.")
+        if not isinstance(route, nn.Identity) and any(wire.source in self._readouts for wire in wires):
+            _refuse(call.label, "Hand on the readout's output as it is.")
+        if route is None:
+            _refuse(call.label, remedy_for(call.target if isinstance(call.target, str) else type(call.target).__name__))
+        self._wires[call] = wires if isinstance(route, nn.Identity) else tuple(wire.routed(route) for wire in wires)
+
+    def _fire(self, layer: Any, x: Tensor, *, skip: Any = None) -> Tensor:
+        """Run a layer: add its stage, and return an empty tensor of its output's shape."""
+        name, kind = self._layers[layer], layer.kind
+        label, wires = label_of(layer, name), self._wires.get(self.maker(x))
+        skips = () if skip is None else self._wires.get(self.maker(skip))
+        if name in self._stages:
+            _refuse(f"{name}, which runs twice", "Use a layer of its own for each window.")
+        if wires is None or skips is None:
+            _refuse(f"{label}, which reads neither images nor spikes of a layer", "Hand it a layer's output.")
+        reads_images = wires[0].source is None
+        if (kind in ("latency", "analog")) != reads_images or (reads_images and self._stages):
+            _refuse(f"{label}, which reads {'images' if reads_images else 'spikes'}", *_BEGIN)
+        if self._readouts:
+            _refuse(f"{label} behind it", *_END)
+        window = 1 + max(-1 if wire.source is None else self._stages[wire.source].window for wire in wires)
+        try:
+            if isinstance(layer, WeightedLayer):
+                layer.delayed(skip, x)
+            shape = layer.output_shape(tuple(x.shape[1:]))
+        except ValueError as error:
+            raise NetworkError(f"network_graph: layers must fit each other; got {label}: {error}") from None
+        if len(skips) > 1:
+            _refuse(f"{label}, whose skip is a concatenation", "Skip from one layer, or concatenate the inputs.")
+        if any(wire.source is None or self._stages[wire.source].window >= window for wire in skips):
+            _refuse(f"{label}, whose skip is from no earlier layer", "Skip from a layer that fires before its input.")
+        self._readouts += [name] if kind == "readout" else []
+        self._stages[name] = Stage(name, kind, layer, window, wires, next(iter(skips), None), shape)
+        return torch.empty((SAMPLES, *shape), dtype=x.dtype, device="meta")
+
+    def graph(self, output: object, image_shape: tuple[int, ...]) -> NetworkGraph:
+        """The traced network. It must begin with an encoder and end with a readout."""
+        stages, made = tuple(self._stages.values()), self.maker(output)
+        if not stages:
+            _refuse("no layers of ttfs_triton.nn", *_BEGIN)
+        found, last = ", ".join(type(stage.layer).__name__ for stage in stages), stages[-1]
+        if last.kind != "readout":
+            _refuse(found, *_END)
+        if not isinstance(made, Call) or self._wires[made] != (Wire(last.name, (), last.shape),):
+            _refuse(f"{found}, and another output", *_END)
+        return NetworkGraph(stages, image_shape)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module is one of `LAYERS`, or a subclass with the same forward."""
+    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in LAYERS)
+
+
+def _refuse(what: str, remedy: str, rule: str = "consist of layers of ttfs_triton.nn that hand on spikes") -> NoReturn:
+    raise NetworkError(f"network_graph: model must {rule}; got {what}. {remedy}")

@@ -15,8 +15,8 @@ from ttfs_kernels.contraction import Geometry
 from ttfs_triton.nn.on_chip import fire_on_grid
 from ttfs_triton.nn.weighted import Size, WeightedLayer
 
+# Neurons whose potential has no slope: a clamped ReLU, which fires 1 − A after the window's start.
 CLAMPED = Neuron(psp_persistence=0.0)
-"""Neurons whose potential has no slope: a clamped ReLU, which fires 1 − A after the window's start."""
 
 
 def check_neuron(name: str, neuron: object, backend: str = "auto") -> None:

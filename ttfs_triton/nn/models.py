@@ -7,16 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ttfs_kernels.checks import check_name
-from ttfs_triton.nn.chip import put_on_grid
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
 from ttfs_triton.nn.config import Average, Convolution, Dense, NetworkConfig, Pool, Token, parse_specification
-from ttfs_triton.nn.folding import fold_batch_norm, fold_weight_standardisation
+from ttfs_triton.nn.graph import network_graph
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
+from ttfs_triton.nn.prepare import fold_batch_norm, fold_weight_standardisation, put_on_grid
 from ttfs_triton.nn.readout import FirstSpikeDecision, Readout
 from ttfs_triton.nn.statistics import SpikeCounter
-from ttfs_triton.nn.trace import network_graph, unwrapped
+from ttfs_triton.nn.trace import unwrapped
 from ttfs_triton.nn.weighted import WeightedLayer, skip_step
 
 # Initial mean of normalised potentials in front of a pool, in standard deviations. The largest of four neighbours
@@ -34,8 +33,8 @@ class LayerBuilder:
         delays: by layer name, the number of windows for which the layer's skip delays spikes.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
-        self.config, self.average, self.delays = config, 1, dict[str, int]()
+    def __init__(self, config: NetworkConfig, backend: str) -> None:
+        self.config, self.backend, self.average, self.delays = config, backend, 1, dict[str, int]()
         self.layers: OrderedDict[str, nn.Module] = OrderedDict()
         self.shape: tuple[int, ...] = (config.in_channels, *config.image_size)
         self._read: list[tuple[tuple[int, ...], Token]] = []  # shape that each layer with synapses reads, and its token
@@ -68,7 +67,7 @@ class LayerBuilder:
         self._read.append((self.shape, token))
         block_inputs, first = self._read[-1 - token.skip]  # with a skip: the block's input and first layer
         skip = min(block_inputs[0], self.config.scaled(token.size)) if token.skip else 0
-        options = self._options() | {"batch_norm": self.config.batch_norm}
+        options = self._options() | {"batch_norm": self.config.batch_norm, "backend": self.backend}
         if isinstance(token, Convolution) and len(self._read) == 1 and self.config.encoder != "latency":
             layer = self._encoder(token, options)
         else:
@@ -157,19 +156,15 @@ class TTFSNetwork(nn.Module):
 
     def __init__(self, config: NetworkConfig, *, backend: str = "auto") -> None:
         super().__init__()
-        check_name("TTFSNetwork", backend)
         self.config = config
-        built = LayerBuilder(config)
+        built = LayerBuilder(config, backend)
         self._delays = built.delays
         self._longest_delay = max(self._delays.values(), default=0)
         self.features = nn.Sequential(built.layers)
         self.readout = built.readout()
         self.readout.statistics = SpikeCounter((config.classes,))
-        for layer in self.features:
-            if isinstance(layer, DFTConv2d | DFTLinear):
-                layer.backend = backend
         if config.grid is not None:
-            put_on_grid(self, config.grid)
+            self.put_on_grid(config.grid)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     @property
@@ -211,7 +206,8 @@ class TTFSNetwork(nn.Module):
         if grid is not None:
             self.fold_batch_norm()
         self.config = self.config.replace(grid=grid)
-        put_on_grid(self, grid)
+        put_on_grid(self.features, grid)
+        put_on_grid(self.readout, grid)
 
     def fold_batch_norm(self) -> None:
         """Fold batch norm in every layer, as `ttfs_triton.nn.fold_batch_norm`, and update the configuration."""

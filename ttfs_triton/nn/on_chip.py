@@ -223,13 +223,11 @@ PART_NUMBERS = 1 << 18
 
 
 class RoundedLayer:
-    """A layer's integer weights in one pass, and the real numbers that they stand for, with gradients.
+    """Integer weights of a layer on a grid in one pass, and the real numbers that they stand for, with gradients.
 
-    Args:
-        layer: a layer on a grid.
-        weight: its effective weight, with gradient.
-        scale: factor on the weights that compensates for the spikes that dropout removes.
-        noisy: whether the weights have the noise of the layer's faults in training mode.
+    `weight` is the layer's effective weight, `scale` makes up for the spikes that dropout removes. If `noisy`, weights
+    have the noise of the layer's faults in training mode.
+
     Attributes:
         quantised: integer weights.
         weight: rounded weights [C_out, ...], differentiable by the effective weight and the units.
@@ -294,11 +292,8 @@ def fire_on_grid(
 ) -> Tensor:
     """Activations of a layer's neurons, multiples of 1/T, with the gradient of the closed form of rounded weights.
 
-    Args:
-        layer, weight, scale: as in `RoundedLayer`.
-        x: input activations, multiples of 1/T; for an encoder, normalised images.
-        skip: delayed spikes, one per neuron, or None.
-        fire: the closed form of the layer, called as fire(x, weight, bias, skip=..., skip_weight=...).
+    Inputs `x` are multiples of 1/T, or of an encoder normalised images; `skip` are delayed spikes, one per neuron.
+    `fire(x, weight, bias, skip=..., skip_weight=...)` is the layer's closed form.
     """
     reverse_mode_only(type(layer).__name__, x, skip)
     rounded = RoundedLayer(layer, weight, scale)

@@ -63,19 +63,13 @@ def first_spike_times(potential: Tensor, slope: Tensor, *, threshold: float) -> 
     return torch.where(fires_inside, inside, outside)
 
 
-def first_spike_decision(potential: Tensor, slope: Tensor, *, threshold: float = 20.0) -> FirstSpikeDecision:
+def first_spike_decision(spike_times: Tensor, potential: Tensor) -> FirstSpikeDecision:
     """Decisions by the earliest output spike, with ties and samples without a spike marked.
 
     Args:
-        potential: A, [N, classes], at the output window's start.
-        slope: W, [N, classes], inside the window (σ included).
-        threshold: height θ of the ramp; raise it if many samples tie at the window's start.
+        spike_times: [N, classes], from the output window's start; if many tie there, raise the ramp.
+        potential: [N, classes], membrane potentials at the window's end, which decide where no neuron fires.
     """
-    return _decision(first_spike_times(potential, slope, threshold=threshold), potential + slope)
-
-
-def _decision(spike_times: Tensor, potential: Tensor) -> FirstSpikeDecision:
-    """The decision by spike times or, without a spike, by potentials at the window's end; both [N, classes]."""
     earliest, prediction = spike_times.min(dim=1)
     no_spike = earliest == torch.inf
     tie = ((spike_times == earliest[:, None]).sum(dim=1) > 1) & ~no_spike
@@ -176,28 +170,11 @@ class Readout(WeightedLinear):
         """One pass over activations [N, in_features]: its results share dropout and weight noise, drawn once."""
         return ReadoutOnGrid(self, x) if self.runs_on_grid(x) else ReadoutPass(self, x)
 
-    def potential(self, x: Tensor, *, at_end: bool = False) -> Tensor:
-        """Membrane potential [N, classes] of activations [N, in_features], without V₀, in threshold heights.
-
-        A at the window's start, A + σ·W one window later; by one contraction.
-        """
-        return self.one_pass(x).potential(at_end=at_end)
-
-    def potential_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A + V₀ and σ·W of the output neurons, both [N, classes], by one contraction."""
-        return self.one_pass(x).potential_and_slope()
-
     def decide(self, x: Tensor) -> FirstSpikeDecision:
         """Classify activations [N, in_features] of the last hidden layer by the earliest output spike.
 
-        Raises:
-            ValueError: another shape; images go to `ttfs_triton.nn.decide(network, images)`.
+        Images go to `ttfs_triton.nn.decide(network, images)`.
         """
-        if x.dim() != 2 or x.shape[1] != self.in_features:
-            raise ValueError(
-                f"Readout.decide: x must be activations [N, {self.in_features}] of the last hidden layer"
-                f"; got {list(x.shape)}. For images, use decide(network, images) of ttfs_triton.nn."
-            )
         return self.one_pass(x).decide()
 
 
@@ -209,7 +186,7 @@ class ReadoutPass:
         self._x, self._weight = readout.synapses(x.to(readout.weight.dtype), readout.effective_weight())
 
     def potential(self, *, at_end: bool) -> Tensor:
-        """As `Readout.potential`."""
+        """Membrane potentials [N, classes] without V₀, in threshold heights: A or, one window later, A + σ·W."""
         x = self._x
         if at_end:
             x = x + factor(self._readout.neuron, x) * (x > 0).to(x.dtype)
@@ -217,7 +194,7 @@ class ReadoutPass:
             return F.linear(x, self._weight, self._bias)
 
     def potential_and_slope(self) -> tuple[Tensor, Tensor]:
-        """As `Readout.potential_and_slope`."""
+        """A + V₀ and σ·W of the output neurons, both [N, classes], by one contraction."""
         x, readout = self._x, self._readout
         with torch.autocast(x.device.type, enabled=False):
             potential, slope = F.linear(torch.cat([x, (x > 0).to(x.dtype)]), self._weight).chunk(2)
@@ -232,7 +209,9 @@ class ReadoutPass:
 
     def decide(self) -> FirstSpikeDecision:
         """The decision by the earliest spike."""
-        return first_spike_decision(*self.potential_and_slope(), threshold=self._readout.threshold)
+        potential, slope = self.potential_and_slope()
+        times = first_spike_times(potential, slope, threshold=self._readout.threshold)
+        return first_spike_decision(times, potential + slope)
 
     def hidden_activations(self) -> Tensor:
         """Activations [N, classes] that the output neurons would have on the hidden layers' ramp, without V₀."""
@@ -264,7 +243,7 @@ class ClockedReadout(ClockedLayer):
     def decide(self, membrane: Membrane, instant: Tensor) -> FirstSpikeDecision:
         """The decision by the earliest spike; `instant` as in `spike_times`."""
         at_end = self.after(membrane, 2 * self.steps)
-        return _decision(self.spike_times(instant).float(), self.height(at_end))
+        return first_spike_decision(self.spike_times(instant).float(), self.height(at_end))
 
     def tie_broken(self, membrane: Membrane, instant: Tensor, found: FirstSpikeDecision) -> Tensor:
         """Classes [N] of the decision `found`, but of neurons tied at a step, the one of the highest potential then."""

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from ttfs_triton.table import Cell, Table
 from ttfs_triton.wording import small_percent
 
+# Kind of a layer with synapses: an "analog" one reads real values and emits spikes, a "readout" is the output layer.
 LayerKind = Literal["analog", "spiking", "readout"]
-"""Kind of a layer with synapses: "analog" reads real values and emits spikes, "spiking" reads and emits spikes,
-"readout" is the output layer."""
 
 # Bytes of activations counted together on a CPU: parts that fit its cache take half the time.
 PART_BYTES = 3 << 19
@@ -118,21 +117,16 @@ class LayerStatistics:
 
 
 @contextmanager
-def record_statistics(model: nn.Module, enabled: bool = True) -> Iterator[None]:
-    """Count spikes in every forward pass inside the `with` block (or, with enabled=False, in none of them).
+def record_statistics(model: nn.Module) -> Iterator[None]:
+    """Count spikes in every forward pass of a network, whose layers have counters, inside the `with` block.
 
     Counts add up over blocks until `reset_statistics`. A compiled model has two graphs, with and without counting.
-
-    Args:
-        model: network whose layers have counters.
-        enabled: whether to count.
     """
     counters = [(counter, counter.recording) for _, _, counter in _counters(model)]
     device = next(model.parameters()).device
     for counter, _ in counters:
-        if enabled:
-            counter.prepare(device)
-        counter.recording = enabled
+        counter.prepare(device)
+        counter.recording = True
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
-"""Traces of modules: a recorder of calls, and the vocabulary in which a network of `ttfs_triton.nn` layers is written.
+"""Traces of modules: a recorder of calls; functions of tensors as modules that do the same, and remedies for others.
 
 A `Recorder` runs a module once, and notes each call of a layer or function with the calls that made its inputs. On
 empty images no value is computed: images and parameters are on PyTorch's device "meta". `network_graph` reads calls of
-our layers, and refuses, by name, what would change spikes between them. `ttfs_triton.convert` reads those of ANNs.
+our layers, `ttfs_triton.convert` those of ANNs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,55 +26,15 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ttfs_triton.command_line import text_of
-from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder, SignedEncoder
-from ttfs_triton.nn.functions import FUNCTIONS, remedy_for
-from ttfs_triton.nn.graph import NetworkError, NetworkGraph, Stage, Wire
-from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d, SpikeUpsample2d, whole_ratio
-from ttfs_triton.nn.readout import Readout
-from ttfs_triton.nn.statistics import short_names
-from ttfs_triton.nn.weighted import WeightedLayer
+from ttfs_triton.nn.layers import EarliestSpikePool2d, SpikeUpsample2d, whole_ratio
 
-LAYERS = (LatencyEncoder, AnalogEncoder, SignedEncoder, DFTConv2d, DFTLinear, Readout)
-# Modules of torch.nn that may stand between our layers; they run in evaluation mode.
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-BETWEEN = (nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, *_DROPOUTS)
 # Files that are not the user's.
 _PACKAGES = re.compile(rf"<|.*site-packages|{re.escape(str(Path(__file__).parents[2]))}.(ttfs_triton|kernels)\b")
 SAMPLES = 3  # size of the traced batch, which maps rarely have
-# Remedies and rules for the ends of a network.
-_BEGIN = (
-    "Put LatencyEncoder() in front of layers that read spikes, or begin with an AnalogEncoder, once.",
-    "begin with its only encoder",
-)
-_END = ("Append a Readout, once, and hand on its output.", "end with its only readout")
 
 
-def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) -> NetworkGraph:
-    """The graph of a network of `ttfs_triton.nn` layers; the one place where a network is checked.
-
-    Args:
-        model: any module that runs one encoder first, then layers of `ttfs_triton.nn`, each once, and returns the
-            output of its only readout: `TTFSNetwork`, an `nn.Sequential`, or a class of yours, in any mode, on any
-            device, compiled or distributed. Between layers spikes may be pooled (`EarliestSpikePool2d`,
-            `nn.MaxPool2d`, `F.max_pool2d`), upsampled (`SpikeUpsample2d`, `nn.Upsample`, `F.interpolate`), flattened,
-            dropped out, and concatenated along the channels (`torch.cat`), by modules or in your `forward`.
-        image_shape: shape of one image, such as (channels, height, width). Default: the model's own `image_shape`.
-    Returns:
-        The stages in the order in which they run.
-    Raises:
-        NetworkError: the module does something else; the message says what, and what to use in its place.
-        ValueError: image_shape is not given, and the model has none.
-    Example:
-        >>> from ttfs_triton.nn import DFTLinear, LatencyEncoder, Readout
-        >>> network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 8), Readout(8, 2))
-        >>> graph = network_graph(network, (1, 8, 8))
-        >>> [(stage.name, stage.window, stage.shape) for stage in graph.stages]
-        [('0', 0, (1, 8, 8)), ('2', 1, (8,)), ('3', 2, (2,))]
-    """
-    bare = unwrapped(model)
-    shape = image_shape_of(bare, image_shape)
-    recorder = _NetworkRecorder(bare)
-    return recorder.graph(recorder.trace(shape), shape)
+class NetworkError(ValueError):
+    """A module is no network of `ttfs_triton.nn` layers; the message names what was found, and what to use instead."""
 
 
 def what_was_raised(error: Exception) -> str:
@@ -119,6 +79,75 @@ def image_shape_of(model: nn.Module, image_shape: Sequence[int] | None = None) -
             f"give {type(model).__name__} an attribute image_shape."
         )
     return sizes
+
+
+REMEDIES = {
+    r"avg_?pool|^mean$": "A mean of spike times is no spike: use average=… of the next layer.",
+    r"batch_?norm|layer_?norm|group_?norm|instance_?norm": "Use batch_norm=True of the layers, folded after training.",
+    r"^r?sub$|^add": "A sum of spike times is no spike time: use layer(x, skip=spikes).",
+    r"relu|gelu|silu|elu|sigmoid|tanh|softplus|hardswish|mish": "Leave it out: the neurons are the nonlinearity.",
+    r"max_?pool": "Use EarliestSpikePool2d: no dilation.",
+    r"interpolate|upsampl": "Use SpikeUpsample2d: nearest neighbour, whole factors.",
+    r"conv": "Use DFTConv2d, or AnalogEncoder for the layer that reads pixels.",
+    r"linear|matmul|bilinear": "Use DFTLinear, or Readout for the last layer.",
+    r"dropout": "Use nn.Dropout, or pass training=self.training, so that evaluation drops nothing.",
+    r"^(con)?cat": "Concatenate spikes of layers, along the channels: torch.cat([a, b], 1).",
+    r"softmax": "Leave it out: cross entropy and decisions take logits.",
+    r"^r?(mul|true_?div|div)": "Spike times cannot be scaled: normalise images before the network.",
+}
+NO_REMEDY = "No layer of ttfs_triton.nn does this; between layers pool, upsample, flatten, concatenate or drop spikes."
+
+
+def _clamp(min: float | None = None, max: float | None = None) -> nn.Module:
+    return nn.ReLU() if max is None and min == 0 else nn.Hardtanh(-torch.inf if min is None else min, max or 0.0)
+
+
+def _mean(dim: Any = None, keepdim: bool = False) -> nn.Module | None:
+    dims = sorted(place % 4 for place in dim) if isinstance(dim, tuple | list) else None
+    pool = nn.AdaptiveAvgPool2d(1)
+    return None if dims != [2, 3] else pool if keepdim else nn.Sequential(pool, nn.Flatten())
+
+
+def _slice(index: Any) -> nn.Module | None:
+    """Every k-th row and column of all channels, which is a pool of single neurons."""
+    steps: Any = [*(each.step or 1 for each in index[2:]), 1, 1][:2]
+    plain = index[:2] == (slice(None),) * 2 and all(each == slice(None, None, each.step) for each in index[2:])
+    return nn.MaxPool2d(1, steps) if plain else None
+
+
+def _pad(pad: Any, mode: str = "constant", value: float | None = None) -> nn.Module | None:
+    """Channels of zeros in front of a map's channels, and behind them."""
+    zeros = len(pad) == 6 and not any(pad[:4]) and min(pad) >= 0 and mode == "constant" and not value
+    return nn.ConstantPad3d(tuple(pad), 0.0) if zeros else None
+
+
+# By names, without leading and trailing underscores. Whether a view flattens is checked later, by shapes.
+FUNCTIONS: dict[str, Callable[..., nn.Module | None]] = {
+    "relu": lambda inplace=False: nn.ReLU(),
+    "relu6": lambda inplace=False: nn.ReLU6(),
+    "hardtanh": lambda min_val=-1.0, max_val=1.0, inplace=False: nn.Hardtanh(min_val, max_val),
+    **dict.fromkeys(("clamp", "clip"), _clamp),
+    "max_pool2d": nn.MaxPool2d,
+    "avg_pool2d": nn.AvgPool2d,
+    "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d,
+    "adaptive_max_pool2d": nn.AdaptiveMaxPool2d,
+    "mean": _mean,
+    **dict.fromkeys(("flatten", "reshape", "view", "squeeze", "view_as", "reshape_as"), lambda *_, **__: nn.Flatten()),
+    "interpolate": lambda size=None, scale_factor=None, mode="nearest", *_, **__: nn.Upsample(size, scale_factor, mode),
+    "getitem": _slice,
+    "pad": _pad,
+    **dict.fromkeys(("contiguous", "clone", "detach", "to", "type", "type_as"), nn.Identity),
+    **dict.fromkeys(("float", "double", "half", "bfloat16"), nn.Identity),
+    **dict.fromkeys(
+        ("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"),
+        lambda p=0.5, training=True, inplace=False: None if training else nn.Identity(),
+    ),
+}
+
+
+def remedy_for(name: str) -> str:
+    """What a network of our layers uses in place of a function, or of a type of modules, of this name."""
+    return next((REMEDIES[pattern] for pattern in REMEDIES if re.search(pattern, name.lower())), NO_REMEDY)
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,7 +323,7 @@ class Recorder(TorchFunctionMode):
                 vars(module).update(values)
 
     def _forward(self, path: str, module: nn.Module) -> Callable[..., Any]:
-        label = _label(module, path)
+        label = label_of(module, path)
         if (run := self.leaf(module, label)) is not None:
             return functools.partial(self._record, run, path, module, label)
         forward = module.forward
@@ -309,91 +338,5 @@ class Recorder(TorchFunctionMode):
         return tells
 
 
-class _NetworkRecorder(Recorder):
-    """Reads calls as a network of our layers while the network runs; a layer returns an empty tensor of its shape."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        named = [(name, module) for name, module in model.named_modules() if _is_layer(module)]
-        names = short_names([name for name, _ in named])
-        self._layers: dict[object, str] = {module: name for (_, module), name in zip(named, names, strict=True)}
-        self._stages, self._readouts = dict[str | None, Stage](), list[str | None]()
-        self._wires: dict[Call, tuple[Wire, ...]] = {}  # behind each call; several if layers are concatenated
-
-    def leaf(self, module: nn.Module, label: str) -> Callable[..., Any] | None:
-        if module in self._layers:
-            return functools.partial(self._fire, module)
-        run = super().leaf(module, label)
-        if run is None or isinstance(module, BETWEEN):
-            return run
-        return lambda *_, **__: _refuse(label, remedy_for(type(module).__name__))
-
-    def hear(self, call: Call, output: Any) -> None:
-        """Read what a call hands on: spikes of a layer, or of others, pooled, upsampled, flattened or concatenated."""
-        if call.target == "images" or call.target in self._layers:
-            self._wires[call] = (Wire(self._layers.get(call.target), (), call.shape or ()),)
-            return
-        wires = tuple(wire for each in call.inputs for wire in self._wires[each])
-        joined = call.concatenated is not None and all(wire.source is not None for wire in wires)
-        route = nn.Identity() if joined else call.route
-        if route is None and wires[0].source is None and not wires[0].route:
-            _refuse(call.label, "Pass images as they are, and give mean and std to an AnalogEncoder.")
-        if not isinstance(route, nn.Identity) and any(wire.source in self._readouts for wire in wires):
-            _refuse(call.label, "Hand on the readout's output as it is.")
-        if route is None:
-            _refuse(call.label, remedy_for(call.target if isinstance(call.target, str) else type(call.target).__name__))
-        self._wires[call] = wires if isinstance(route, nn.Identity) else tuple(wire.routed(route) for wire in wires)
-
-    def _fire(self, layer: Any, x: Tensor, *, skip: Any = None) -> Tensor:
-        """Run a layer: add its stage, and return an empty tensor of its output's shape."""
-        name, kind = self._layers[layer], layer.kind
-        label, wires = _label(layer, name), self._wires.get(self.maker(x))
-        skips = () if skip is None else self._wires.get(self.maker(skip))
-        if name in self._stages:
-            _refuse(f"{name}, which runs twice", "Use a layer of its own for each window.")
-        if wires is None or skips is None:
-            _refuse(f"{label}, which reads neither images nor spikes of a layer", "Hand it a layer's output.")
-        reads_images = wires[0].source is None
-        if (kind in ("latency", "analog")) != reads_images or (reads_images and self._stages):
-            _refuse(f"{label}, which reads {'images' if reads_images else 'spikes'}", *_BEGIN)
-        if self._readouts:
-            _refuse(f"{label} behind it", *_END)
-        window = 1 + max(-1 if wire.source is None else self._stages[wire.source].window for wire in wires)
-        try:
-            if isinstance(layer, WeightedLayer):
-                layer.delayed(skip, x)
-            shape = layer.output_shape(tuple(x.shape[1:]))
-        except ValueError as error:
-            raise NetworkError(f"network_graph: layers must fit each other; got {label}: {error}") from None
-        if len(skips) > 1:
-            _refuse(f"{label}, whose skip is a concatenation", "Skip from one layer, or concatenate the inputs.")
-        if any(wire.source is None or self._stages[wire.source].window >= window for wire in skips):
-            _refuse(f"{label}, whose skip is from no earlier layer", "Skip from a layer that fires before its input.")
-        self._readouts += [name] if kind == "readout" else []
-        self._stages[name] = Stage(name, kind, layer, window, wires, next(iter(skips), None), shape)
-        return torch.empty((SAMPLES, *shape), dtype=x.dtype, device="meta")
-
-    def graph(self, output: object, image_shape: tuple[int, ...]) -> NetworkGraph:
-        """The traced network. It must begin with an encoder and end with a readout."""
-        stages, made = tuple(self._stages.values()), self.maker(output)
-        if not stages:
-            _refuse("no layers of ttfs_triton.nn", *_BEGIN)
-        found, last = ", ".join(type(stage.layer).__name__ for stage in stages), stages[-1]
-        if last.kind != "readout":
-            _refuse(found, *_END)
-        if not isinstance(made, Call) or self._wires[made] != (Wire(last.name, (), last.shape),):
-            _refuse(f"{found}, and another output", *_END)
-        return NetworkGraph(stages, image_shape)
-
-
-def _is_layer(module: nn.Module) -> bool:
-    """Whether a module is one of `LAYERS`, or a subclass with the same forward."""
-    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in LAYERS)
-
-
-def _label(module: nn.Module, name: str) -> str:
+def label_of(module: nn.Module, name: str) -> str:
     return f"{type(module).__name__} ({name})" if name else type(module).__name__
-
-
-def _refuse(what: str, remedy: str, rule: str = "consist of layers of ttfs_triton.nn that hand on spikes") -> NoReturn:
-    raise NetworkError(f"network_graph: model must {rule}; got {what}. {remedy}")

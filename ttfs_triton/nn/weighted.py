@@ -16,8 +16,7 @@ from ttfs_triton.nn.integers import SMALLEST_GRID_UNIT, fitting_unit
 from ttfs_triton.nn.statistics import LayerKind, SpikeCounter
 
 Size = int | tuple[int, int]
-MAX_WEIGHTS = 2**31
-"""Largest number of weights of one layer: 8 GiB in float32."""
+MAX_WEIGHTS = 2**31  # largest number of weights of one layer: 8 GiB in float32
 
 
 class WeightedLayer(nn.Module):
@@ -176,12 +175,7 @@ class WeightedLayer(nn.Module):
         return x * kept, 1 / (1 - self.spike_dropout)
 
     def delayed(self, skip: Tensor | None, inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Delayed spikes [N, C_out, ...] and their weights [C_out], as `dft_conv2d` takes them; None without a skip.
-
-        Args:
-            skip: as in `read_skip`.
-            inputs: the layer's inputs, [N, ...]; only their shape is read.
-        """
+        """Delayed spikes [N, C_out, ...] and their weights [C_out], as `dft_conv2d` takes them; None without a skip."""
         if self.skip == 0 and skip is None:
             return None, None
         if skip is None or self.skip == 0:
@@ -195,15 +189,14 @@ class WeightedLayer(nn.Module):
             weights = weights * factors
         return self.read_skip(skip, self.output_shape(tuple(inputs.shape[1:]))), weights
 
-    def read_skip(self, skip: Tensor, shape: Sequence[int], *, silent: float = 0.0) -> Tensor:
+    def read_skip(self, skip: Tensor, shape: Sequence[int]) -> Tensor:
         """Delayed spikes as they reach the layer, one per neuron: [N, *shape].
 
         Larger maps give every second (third, ...) row and column; channels that the earlier layer lacks are silent.
 
         Args:
-            skip: activations of an earlier layer, [N, skip, ...], or other numbers for which larger means earlier.
+            skip: activations of an earlier layer, [N, skip, ...], or other numbers for which 0 means silent.
             shape: shape of this layer's neurons for one image.
-            silent: the number that stands for no spike.
         """
         step = skip_step(skip.shape[1:], shape)
         if step is None or skip.shape[1] != self.skip:
@@ -214,7 +207,7 @@ class WeightedLayer(nn.Module):
         if skip.dim() == 4:
             skip = skip[:, :, :: step[0], :: step[1]]
         missing = shape[0] - self.skip
-        return F.pad(skip, (0, 0) * (skip.dim() - 2) + (0, missing), value=silent) if missing else skip
+        return F.pad(skip, (0, 0) * (skip.dim() - 2) + (0, missing)) if missing else skip
 
     def skip_weights(self) -> Tensor | None:
         """Weights [C_out] of delayed spikes, 0 for channels without them; None for a layer without a skip."""

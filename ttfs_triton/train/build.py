@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -44,11 +43,10 @@ from ttfs_triton.nn import (
     train_for,
     whiten,
 )
-from ttfs_triton.nn.chip import check_registers, put_on_grid
 from ttfs_triton.nn.config import Convolution, Dense, Encoder, Token
-from ttfs_triton.nn.folding import unfold_batch_norm
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.networks import CNN1, RESNET18, RESNET20, VGG11, VGG16, cifarnet_specification
+from ttfs_triton.nn.prepare import check_registers, put_on_grid, unfold_batch_norm
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.data import RunData, channel_statistics
 
@@ -297,7 +295,7 @@ def start_on_grid(
         calibrate_grid(network.to(images.device), images, grid)
         network.cpu()
     else:
-        getattr(network, "put_on_grid", partial(put_on_grid, network))(grid)
+        put_on_grid(network, grid)
         if same and start is not None:  # scales too fine for the registers are clamped
             network.load_state_dict(start.units, strict=False)
         else:

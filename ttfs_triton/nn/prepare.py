@@ -1,0 +1,160 @@
+"""Whole networks changed in place: folded, put on a chip's grid, trained for its faults; and layers' plain weights."""
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ttfs_triton.nn.coding import LatencyEncoder
+from ttfs_triton.nn.faults import Faults
+from ttfs_triton.nn.grid import Grid
+from ttfs_triton.nn.integers import largest_integer, quantise_weight
+from ttfs_triton.nn.on_chip import RoundedLayer
+from ttfs_triton.nn.weighted import WeightedLayer
+
+STATISTICS_BATCH = 500  # images of a batch in which `unfold_batch_norm` collects the statistics of potentials
+
+
+@torch.no_grad()
+def plain_synapses(layer: WeightedLayer) -> tuple[Tensor, Tensor | None]:
+    """Weights [C_out, ...] and initial potentials [C_out] or None that a layer computes with in evaluation, float64.
+
+    Standardisation and batch norm are folded in; on a grid they are rounded. Exports, counts and simulations use these.
+    """
+    weight = layer.effective_weight().detach()
+    if layer.grid is not None:
+        return RoundedLayer(layer, weight, noisy=False).numbers()
+    weight, bias = layer.with_batch_norm(weight.double())
+    return weight, None if bias is None else bias.detach().double()
+
+
+@torch.no_grad()
+def plain_skip_weights(layer: WeightedLayer) -> Tensor | None:
+    """Weights [C_out] of delayed spikes, rounded if the layer is on a grid; None for a layer without a skip."""
+    if layer.grid is not None and layer.skip:
+        return RoundedLayer(layer, layer.effective_weight(), noisy=False).skip_weight
+    return layer.skip_weights()
+
+
+def _call(method: str, model: nn.Module, *arguments: Any) -> None:
+    """Call a method of a module, or of the modules inside one that lacks it."""
+    if (own := getattr(model, method, None)) is not None:
+        own(*arguments)
+        return
+    for module in model.children():
+        _call(method, module, *arguments)
+
+
+def fold_weight_standardisation(model: nn.Module) -> nn.Module:
+    """Replace standardised weights by the plain weights they stand for, in place, in every layer of a module tree.
+
+    Outputs stay the same; `state_dict` keeps `weight` and `bias` only, and the gains are no longer trained. Layers
+    without standardisation are left alone, so folding twice is harmless.
+
+    Args:
+        model: a layer or network of `ttfs_triton.nn`, or any module that contains some.
+    Returns:
+        `model`.
+    """
+    _call("fold_standardisation", model)
+    return model
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """Replace batch norm by weights and initial potentials in every layer; in evaluation outputs stay the same.
+
+    Args:
+        model: a layer or network of `ttfs_triton.nn`, or any module that contains some; changed in place.
+    Returns:
+        `model`.
+    """
+    _call("fold_batch_norm", model)
+    return model
+
+
+def put_on_grid(model: nn.Module, grid: Grid | None) -> None:
+    """Make every layer of a network, the encoder included, compute on a chip's grid, or in real numbers.
+
+    Batch norm is folded first, and the units fit the weights best.
+
+    Args:
+        model: a layer or network of `ttfs_triton.nn`, or any module that contains some; changed in place.
+        grid: the chip's grid; None: real numbers again.
+    """
+    _call("put_on_grid", model, grid)
+
+
+def train_for(model: nn.Module, faults: Faults | None) -> None:
+    """Simulate chip faults in every layer of a network, the encoder included, in training mode; None: no faults."""
+    for module in model.modules():
+        if isinstance(module, WeightedLayer | LatencyEncoder):
+            module.faults = faults
+
+
+def check_registers(model: nn.Module) -> None:
+    """Raise ValueError if the registers of a layer on a grid are too small for its threshold, T / unit integers high.
+
+    More time steps and finer weight units need more bits. Training keeps units coarse enough.
+    """
+    for name, layer in model.named_modules():
+        if not isinstance(layer, WeightedLayer) or layer.kind == "analog":
+            continue
+        if (grid := layer.grid) is None or grid.state_bits is None:
+            continue
+        unit = quantise_weight(layer.effective_weight(), grid.weight_bits, per_channel=grid.per_channel).unit
+        if layer.log2_unit is not None:
+            unit = layer.log2_unit.detach().double().exp2()
+        check_register(layer, unit, grid.time_steps, grid.state_bits, "Grid", f"{name} at {grid.text()}")
+
+
+def check_register(layer: WeightedLayer, unit: Tensor, steps: int, bits: int, caller: str, where: str) -> None:
+    """Raise ValueError, naming `caller` and `where`, if registers of `bits` bits are too small for a threshold."""
+    # Training clamps a unit where the threshold just fits; the division here may round it up.
+    height = math.ceil(steps * layer.threshold_height / float(unit.min()) * (1 - 1e-9))
+    register = largest_integer(bits)
+    if height > register:
+        raise ValueError(
+            f"{caller}: state_bits must hold every layer's threshold, which is {height:,} integers high in {where}; "
+            f"got {bits}, which hold {register:,}. Use at least {height.bit_length() + 1} state_bits, or fewer "
+            "time_steps or weight_bits."
+        )
+
+
+@torch.no_grad()
+def unfold_batch_norm(network: nn.Module, plain: nn.Module, images: Tensor) -> None:
+    """Give a network with batch norm the weights of a plain network, so that training can continue from them.
+
+    `network` has the layers of `plain`, which has neither batch norm nor weight standardisation, and in evaluation then
+    computes the same. Potentials of `plain` on training `images`, [N, ...], give the running statistics.
+    """
+    layers = ([each for each in model.modules() if isinstance(each, WeightedLayer)] for model in (network, plain))
+    pairs = list(zip(*layers, strict=True))
+    modes = network.training, plain.training
+    network.eval()
+    plain.eval()
+    hooks, momenta = [], []
+
+    def run_beside(own: WeightedLayer, _: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        own(*arguments, **options)
+
+    for own, other in pairs:
+        own.load_state_dict(other.state_dict(), strict=own.batch_norm is None)
+        norm: Any = own.batch_norm
+        if norm is not None:
+            momenta.append((norm, norm.momentum, other.bias))
+            norm.reset_running_stats()
+            norm.momentum = 0.0
+            norm.train()
+            hooks.append(other.register_forward_pre_hook(partial(run_beside, own), with_kwargs=True))
+    for part in images.split(STATISTICS_BATCH):
+        plain(part)
+    for hook in hooks:
+        hook.remove()
+    for norm, momentum, bias in momenta:
+        norm.momentum = momentum
+        norm.weight.copy_((norm.running_var + norm.eps).sqrt())
+        norm.bias.copy_(norm.running_mean if bias is None else norm.running_mean + bias)
+    network.train(modes[0])
+    plain.train(modes[1])
