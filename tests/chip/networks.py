@@ -75,7 +75,7 @@ def emitted(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 
 def assert_same(one, other):
-    for name in ("samples", "correct", "first_spike_correct", "ties", "no_spike", "counts", "activity"):
+    for name in ("samples", "accuracy", "first_spike_accuracy", "ties", "no_spike", "counts", "activity"):
         assert getattr(one, name) == getattr(other, name)
     for name in ("predictions", "first_spike_predictions", "latency_steps"):
         assert torch.equal(getattr(one, name), getattr(other, name))

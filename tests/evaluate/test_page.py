@@ -201,7 +201,7 @@ def test_headline_is_of_the_chip_asked_for_and_says_what_it_lacks():
 )
 def test_page_says_how_a_chip_decides_and_what_ties_cost(at, ties, simulated, told):
     data = full_report()
-    scores = {"first_spike_correct": 2, "correct": 3, "tie_broken_accuracy": 1.0, "ties": ties}
+    scores = {"first_spike_accuracy": 2 / 6, "accuracy": 3 / 6, "tie_broken_accuracy": 1.0, "ties": ties}
     end = 32 if at == "potential_end" else 24
     latency = {"latency_steps": torch.full((6,), 25), "potential_latency_steps": end}
     found = dataclasses.replace(data.simulation, **scores, **latency) if simulated else None

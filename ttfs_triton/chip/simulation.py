@@ -4,38 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 from torch import Tensor
 
 from ttfs_triton.energy.counts import Counts, LayerActivity
 from ttfs_triton.energy.estimate import Run, RunOptions
 from ttfs_triton.nn.faults import Faults
-from ttfs_triton.nn.grid import Grid
+from ttfs_triton.nn.grid import Grid, StateBits, WeightBits
 
+# Most time steps in a window: no hardware has a finer clock, and float32 closed forms are no more exact.
 MOST_STEPS = 4096
-"""Most time steps in a window: no hardware has a finer clock, and float32 closed forms are no more exact."""
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(strict=True))
 class SimulationSettings:
     """How a network is simulated: arguments of `simulate`. Raises ValueError if one is out of range."""
 
-    steps: int = 64
-    weight_bits: int | None = 8
+    steps: Annotated[int, pydantic.Field(ge=1, le=MOST_STEPS)] = 64
+    weight_bits: WeightBits | None = 8
     per_channel: bool = True
     gating: bool = True
-    state_bits: int | None = None
+    state_bits: StateBits | None = None
     faults: Faults = Faults()
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.steps <= MOST_STEPS:
-            raise ValueError(f"simulate: steps must be 1 to {MOST_STEPS}; got {self.steps}.")
-        if self.weight_bits is not None and not 2 <= self.weight_bits <= 16:
-            raise ValueError(f"simulate: weight_bits must be 2 to 16, or None; got {self.weight_bits}.")
-        if self.state_bits is not None and not 4 <= self.state_bits <= 62:
-            raise ValueError(f"simulate: state_bits must be 4 to 62, or None; got {self.state_bits}.")
 
     @classmethod
     def of(cls, grid: Grid | None, **chosen: Any) -> SimulationSettings:
@@ -57,9 +50,10 @@ class Simulation:
             window's start or end, or by its spike times.
         first_spike_predictions: [samples] int64, class of the earliest output spike. If several are in the same step,
             the lowest class; without an output spike, the class with the highest potential at the output window's end.
-        correct, first_spike_correct: number of predictions that equal the labels; None without labels.
-        tie_broken_accuracy: as `first_spike_accuracy`, if of several neurons in the earliest step the one of the
-            highest potential decides.
+        accuracy: share of samples that `predictions` classify correctly; None without labels, as the next two.
+        first_spike_accuracy: share of samples that `first_spike_predictions` classify correctly.
+        tie_broken_accuracy: the same, if of several neurons in the earliest step the one of the highest potential
+            decides.
         ties: number of samples in which several output neurons fire in the earliest step.
         no_spike: number of samples without an output spike.
         latency_steps: [samples] int64, steps from the image's start to the first output spike's time stamp, or to the
@@ -80,8 +74,8 @@ class Simulation:
     samples: int
     predictions: Tensor
     first_spike_predictions: Tensor
-    correct: int | None
-    first_spike_correct: int | None
+    accuracy: float | None
+    first_spike_accuracy: float | None
     tie_broken_accuracy: float | None
     ties: int
     no_spike: int
@@ -90,16 +84,6 @@ class Simulation:
     counts: Counts
     activity: tuple[LayerActivity, ...]
     spike_steps: dict[str, Tensor] | None = None
-
-    @property
-    def accuracy(self) -> float | None:
-        """Share of samples that the highest potential classifies correctly; None without labels."""
-        return None if self.correct is None else self.correct / self.samples
-
-    @property
-    def first_spike_accuracy(self) -> float | None:
-        """Share of samples that the earliest output spike classifies correctly; None without labels."""
-        return None if self.first_spike_correct is None else self.first_spike_correct / self.samples
 
     @property
     def mean_latency_steps(self) -> float:

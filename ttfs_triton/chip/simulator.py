@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -27,8 +27,7 @@ from ttfs_triton.nn.readout import ClockedReadout, Readout
 # Samples that run at once on the CPU. Smaller parts stay in the caches: CNN1 in batches of 200 runs 1.7 times as fast.
 CPU_SAMPLES = 50
 
-Own = Literal["network"]
-"""Stands for the value on the network's grid."""
+Own = Literal["network"]  # stands for the value on the network's grid
 
 
 @torch.no_grad()
@@ -112,17 +111,12 @@ def simulate_at(model: nn.Module, batches: Iterable[Any], steps: Iterable[int], 
         batches: as in `simulate`, but repeatable: a list or a DataLoader, not a generator.
         steps: numbers of time steps; duplicates are dropped.
     """
-    console, order = Console(stderr=True), list(dict.fromkeys(steps))
-    total = len(order) * len(batches) if isinstance(batches, Sized) else None
+    console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("simulation", total=total)
-
-        def counted() -> Iterator[Any]:
-            for batch in batches:
-                yield batch
-                bar.advance(task)
-
-        return [simulate(model, counted(), steps=number, **options) for number in order]
+        return [
+            simulate(model, bar.track(batches, description=f"simulation, {number} steps"), steps=number, **options)
+            for number in dict.fromkeys(steps)
+        ]
 
 
 class Simulator:
@@ -237,6 +231,9 @@ class Simulator:
         parts = (torch.cat(parts).cpu() for parts in zip(*self._decisions, strict=True))
         score, first, broken, tie, no_spike, latency = parts
         labels = torch.cat(self._labels).cpu() if self._labels else None
+        shares = [
+            None if labels is None else float((each == labels).double().mean()) for each in (score, first, broken)
+        ]
         windows = self._graph.windows + (self._graph.readout.at == "potential_end")
         counters = [counter for _, counter in self.layers.values()]
         layers = [own.counts(self._samples) for own in counters]
@@ -245,9 +242,9 @@ class Simulator:
             samples=self._samples,
             predictions=score,
             first_spike_predictions=first,
-            correct=None if labels is None else int((score == labels).sum()),
-            first_spike_correct=None if labels is None else int((first == labels).sum()),
-            tie_broken_accuracy=None if labels is None else float((broken == labels).double().mean()),
+            accuracy=shares[0],
+            first_spike_accuracy=shares[1],
+            tie_broken_accuracy=shares[2],
             ties=int(tie.sum()),
             no_spike=int(no_spike.sum()),
             latency_steps=latency,

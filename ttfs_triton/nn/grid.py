@@ -101,6 +101,8 @@ def _floor_divide_(numbers: Tensor, by: Tensor | int) -> Tensor:
 
 # With more than some hundred steps, a network computes as in real numbers.
 MOST_STEPS = 1024
+WeightBits = Annotated[int, Field(ge=2, le=16)]
+StateBits = Annotated[int, Field(ge=4, le=62)]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -127,9 +129,9 @@ class Grid:
     """
 
     time_steps: Annotated[int, Field(ge=1, le=MOST_STEPS)]
-    weight_bits: Annotated[int, Field(ge=2, le=16)] | None = None
+    weight_bits: WeightBits | None = None
     per_channel: bool = True
-    state_bits: Annotated[int, Field(ge=4, le=62)] | None = None
+    state_bits: StateBits | None = None
 
     @property
     def clock(self) -> Clock:
