@@ -297,7 +297,7 @@ class PublishOptions(CommandOptions):
 
 evaluate = partial(run_command, EvaluationOptions, "ttfs_triton.evaluate.command")
 energy = partial(run_command, EnergyOptions, "ttfs_triton.evaluate.energy_command")
-classify = partial(run_command, ClassificationOptions, "ttfs_triton.model.command")
+classify = partial(run_command, ClassificationOptions, "ttfs_triton.model.classification")
 convert = partial(run_command, ConvertOptions, "ttfs_triton.convert.command")
 calibrate = partial(run_command, CalibrateOptions, "ttfs_triton.convert.calibrate_grid")
 export = partial(run_command, ExportOptions, "ttfs_triton.export.command")

@@ -34,7 +34,6 @@ def test_preprocessing_follows_from_the_network():
     ("change", "message"),
     [
         ({"format_version": 99}, r"format_version must be 3 or 4; got 99\. Upgrade ttfs-triton"),
-        ({"format_version": 2}, "format_version must be 3 or 4; got 2"),
         ({"format_version": True}, "format_version must be 3 or 4; got True"),
         ({"licence": "mit"}, "licence: there is no such key; got 'mit'"),
         ({"network": 5}, "network: must be an object; got 5"),
@@ -49,9 +48,7 @@ def test_preprocessing_follows_from_the_network():
         ({"preprocessing": {"size": [9, 9], "mode": "L"}}, r"preprocessing must be the network's, .*size=\(8, 6\)"),
         ({"preprocessing": SIZE | {"mode": "HSV"}}, "mode: Input should be 'L' or 'RGB'; got 'HSV'"),
         ({"preprocessing": SIZE | {"resize": "cubic"}}, "resize: Input should be 'bilinear'"),
-        ({"preprocessing": SIZE | {"fit": "pad"}}, "fit: Input should be 'stretch' or 'crop'"),
         ({"preprocessing": SIZE | {"size": [8, -6]}}, "size.1: Input should be greater than 0; got -6"),
-        ({"preprocessing": SIZE | {"divisor": 0}}, "divisor: Input should be greater than 0"),
         ({"preprocessing": SIZE | {"divisor": float("inf")}}, "divisor: .*a finite number"),
         ({"preprocessing": SIZE | {"divisor": 1.0}}, r"must be the network's, .*divisor=255\.0.*; got .*divisor=1\.0"),
         ({"base_model": {"file": "a"}}, "base_model.sha256: Field required"),

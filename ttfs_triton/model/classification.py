@@ -1,7 +1,8 @@
-"""Classification: from Pillow images, files, arrays and tensors to classes and spike times of output neurons."""
+"""Classification: from Pillow images, files, arrays and tensors to classes and spike times; the command."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,23 +14,22 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
+import ttfs_triton
+from ttfs_triton.commands import ClassificationOptions
 from ttfs_triton.data.pixels import MAX_BYTES, Crop, centre_crop, image_pixels, open_image, to_float
 from ttfs_triton.data.recordings import recording_pixels
 from ttfs_triton.model.description import Preprocessing
 from ttfs_triton.nn import FirstSpikeDecision, NetworkGraph
 from ttfs_triton.nn.models import logits_and_decision
+from ttfs_triton.table import Table, print_whole
 from ttfs_triton.untrusted_files import read_regular
+from ttfs_triton.wording import small_percent
 
-ImageLike = Image.Image | np.ndarray | Tensor | str | Path
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode "L"
 
 
 def split_images(images: Any) -> tuple[list[Any], bool]:
-    """A list of single images, and whether `images` was a single one.
-
-    Args:
-        images: one image, a list of them, or a batch: array [N, height, width, C] or tensor [N, C, height, width].
-    """
+    """A list of single images, and whether `images` was a single one: neither a list nor of four dimensions."""
     if isinstance(images, np.ndarray | Tensor):
         return (list(images), False) if images.ndim == 4 else ([images], True)
     if isinstance(images, Sequence) and not isinstance(images, str):
@@ -38,17 +38,12 @@ def split_images(images: Any) -> tuple[list[Any], bool]:
 
 
 def network_input(images: Sequence[Any], preprocessing: Preprocessing, channels: int) -> Tensor:
-    """Images as a network's input.
+    """Images as a network's input, [N, channels, height, width] float32.
 
-    Args:
-        images: each a Pillow image, the path of a file, a uint8 array [height, width] or [height, width, C], or a
-            tensor [height, width] or [C, height, width], uint8, or floating point in [0, 1]. C is 1 or 3, or, for
-            tensors, `channels`. A float tensor that has the network's size and channels goes in as it is. If the
-            network reads recordings of an event camera, a file is a recording.
-        preprocessing: the network's preprocessing.
-        channels: the network's input channels.
-    Returns:
-        [N, channels, height, width] float32.
+    Each is a Pillow image, the path of a file, a uint8 array [height, width] or [height, width, C], or a tensor
+    [height, width] or [C, height, width], uint8, or floating point in [0, 1]. C is 1 or 3, or, for tensors, `channels`.
+    A float tensor of the network's size and channels goes in as it is. If the network reads recordings of an event
+    camera, a file is a recording.
     """
     rows = []
     for place, image in enumerate(images):
@@ -256,3 +251,49 @@ def check_options(top_k: int, decision: str, window_ms: float | None, batch_size
         raise ValueError(f'classify: decision must be "readout" or "first_spike"; got {decision!r}.')
     if window_ms is not None and not (window_ms > 0 and math.isfinite(window_ms)):
         raise ValueError(f"classify: window_ms must be positive and finite; got {window_ms}.")
+
+
+# ---- the command
+
+
+def run(options: ClassificationOptions) -> None:
+    """`ttfs classify`, on the CPU: print a table or JSON; an unreadable image is refused before any is run."""
+    model = ttfs_triton.TTFSModel.from_pretrained(options.model, network=options.network)
+    results = model.classify(options.images, top_k=options.top)
+    windows = model.graph.windows + 1
+    facts = [_facts(*pair, model.class_names, windows) for pair in zip(options.images, results, strict=True)]
+    if options.json_lines:
+        print("\n".join(map(json.dumps, facts)))
+    else:
+        headers = ("image", "class", "probability", "first spike", "after windows")
+        rows = [_cells(each) for each in facts]
+        print_whole(Table("", headers, rows, (1, 3), "probability: softmax, not calibrated"))
+
+
+def _facts(image: str, result: Classification, class_names: tuple[str, ...], windows: int) -> dict[str, Any]:
+    """One object of --json; times in windows from the image's start, null if no output neuron fired."""
+    first = result.first_spike
+    return {
+        "image": image,
+        "label": result.label,
+        "class_name": result.class_name,
+        "probability": result.top[0].probability,
+        "first_spike": first,
+        "first_spike_class_name": None if first is None else class_names[first],
+        "first_spike_time": None if first is None else result.spike_times[first].item(),
+        "windows": windows,
+        "tie": result.tie,
+        "top": [vars(score) for score in result.top],
+    }
+
+
+def _cells(facts: dict[str, Any]) -> tuple[str, ...]:
+    """One row of the table; a line for each of the likeliest classes."""
+    first, time = facts["first_spike_class_name"], facts["first_spike_time"]
+    return (
+        facts["image"],
+        "\n".join(score["class_name"] for score in facts["top"]),
+        "\n".join(small_percent(score["probability"]) for score in facts["top"]),
+        "none" if first is None else first + ", a tie" * facts["tie"],
+        "–" if first is None else f"{time:.2f} of {facts['windows']}",
+    )

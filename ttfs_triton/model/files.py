@@ -100,16 +100,9 @@ def find_model(
         LoadError: the source does not exist, or holds no model.
         HubError: as `download`.
     """
-    path = Path(source)
-    try:
-        exists = path.exists()
-    except OSError as error:  # of a name that is too long
-        raise LoadError(
-            f"load: source must be a name that a file can have; got {path!s:.80} ({error.strerror})."
-        ) from None
-    match = _HUB_NAME.fullmatch(str(source))
+    path, match = Path(source), _HUB_NAME.fullmatch(str(source))
     two_words = str(source).count("/") == 1 and path.suffix == ".safetensors"  # a folder and a file
-    if exists or isinstance(source, Path) or match is None or two_words:
+    if path.exists() or isinstance(source, Path) or match is None or two_words:
         if revision is not None:
             raise LoadError(f"load: revision must be None for a model on this machine; got {revision!r} for {path}.")
         return _local(path)
