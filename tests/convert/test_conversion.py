@@ -146,7 +146,7 @@ def without(tensors, text: str):
     [
         ({"features.4.weight": torch.ones(6, 5, 3, 3)}, {}, r"features\.4\.weight must have .* \[6, 4, 3, 3\]; got"),
         ({"features.1.bias": None}, {}, r"features\.1\.bias must have the shape \[4\]; got none"),
-        ({"classifier.weight": torch.ones(10, 11)}, {}, r"layers of file\.pt must fit each other; "),
+        ({"classifier.weight": torch.ones(10, 11)}, {}, r"classifier\.weight must have .* \[10, 10\]; got \[10, 11\]"),
         ({"classifier.weight": None}, {}, r"those of 9 layers, as 4C3-.* has.*; got 8 and 8: features\.0, "),
         ({}, {"config": None}, r"must be of a network of ttfs-triton or of the paper; got features.* and more"),
         ({}, {"trained_as": "proxy"}, "trained_as must be left out for weights of others; got proxy"),

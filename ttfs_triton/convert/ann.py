@@ -5,16 +5,23 @@ next one. The addition of an earlier activation becomes a skip; a shortcut with 
 that it is added to. Other calls are refused, by their names, before any work.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ttfs_triton.convert.layer import ANNLayer, Value, added, behind, fold_average_pool, pooled_size, window_of
+from ttfs_triton.convert.layer import (
+    ANNLayer,
+    Value,
+    added,
+    behind,
+    fold_average_pool,
+    fold_norm,
+    pooled_size,
+    window_of,
+)
 from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.nn import EarliestSpikePool2d, Wire
 from ttfs_triton.nn.trace import Call, Recorder, evaluating
@@ -186,13 +193,8 @@ class _Reader:
             self._refuse(call, f"{type(norm).__name__} that is not right behind a Conv2d or Linear")
         if norm.running_mean is None or norm.running_var is None:
             self._refuse(call, f"{type(norm).__name__} without running statistics")
-        if not (least := float(norm.running_var.min()) + norm.eps) > 0:
-            raise ConversionError(f"convert: {call.label}.running_var + epsilon must be positive; got {least:.6g}.")
         layer = self._settled(value)
-        bias = None if layer.bias is None else layer.bias.double()
-        mean, var, norm = norm.running_mean.double(), norm.running_var.double(), copy.deepcopy(norm).double()
-        fused = fuse_conv_bn_weights(layer.weight.double(), bias, mean, var, norm.eps, norm.weight, norm.bias)
-        weight, bias = (each.detach() for each in fused)  # also for Linear
+        weight, bias = fold_norm(call.label, layer.weight, layer.bias, norm.state_dict(), norm.eps)
         folded = (*layer.folded, "batch norm")
         return Value.of(replace(layer, weight=weight, bias=bias, potential=call, folded=folded))
 

@@ -7,15 +7,19 @@ ICCV 2023, say by their names, `conv.N.cnn` and `fc.N.linear`, what their specif
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ttfs_kernels import Neuron
+from ttfs_triton.convert.layer import fold_norm
 from ttfs_triton.convert.source import ConversionError
-from ttfs_triton.nn.config import Average, Convolution, Dense, NetworkConfig, Pool, Token, parse_specification
+from ttfs_triton.nn import NetworkConfig, TTFSNetwork
+from ttfs_triton.nn.weighted import WeightedLayer
 
 TrainedAs = Literal["ann", "direct", "proxy"]
 """Which of the paper's networks a file holds. "ann": its ANN. "direct", models/snn_directTrain_model.py: an analog
@@ -27,19 +31,28 @@ MNIST_SIDE = 28  # of images whose pixels are spike times; convolutions are not 
 CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CIFAR100 = ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
 
-Sources = list[tuple[str, ...]]
-"""Names of the tensors of each layer with weights."""
 
+@dataclass(frozen=True)
+class LayerEntry:
+    """Source of one layer of the converted network.
 
-def ann_of(config: NetworkConfig, tensors: Mapping[str, Tensor], *, bounded: bool = False) -> tuple[nn.Module, Sources]:
-    """The ANN of a configuration's specification with weights from a file, as a PyTorch module in evaluation mode.
-
-    Its first layer is a convolution of pixels, or reads them as spikes; batch norms have an epsilon of 1e-5. If
-    `bounded`, activations are clamped to [0, 1].
+    Attributes:
+        name: name of the layer: "conv1", ..., "fc1", ..., "readout".
+        sources: names of the source's tensors; empty for a layer with new random weights.
+        folded: operations folded into its weights and initial potentials, in words.
     """
-    tokens = parse_specification(config.specification)
-    blocks = any(isinstance(token, Convolution | Dense) and token.skip for token in tokens)
-    if blocks or config.encoder == "whitened":
+
+    name: str
+    sources: tuple[str, ...]
+    folded: tuple[str, ...] = ()
+
+
+def state_of(config: NetworkConfig, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[LayerEntry]]:
+    """State of a `TTFSNetwork` with weights from a file, batch norms (epsilon 1e-5) folded, and each layer's source."""
+    with torch.device("meta"):
+        modules = list(TTFSNetwork(config).named_modules())
+    layers = [(path, layer) for path, layer in modules if isinstance(layer, WeightedLayer)]
+    if config.encoder == "whitened" or any(layer.skip for _, layer in layers):
         raise ConversionError(
             f"convert: the network of an ANN's file must be a chain of layers; got {config.specification}, encoder "
             f"{config.encoder}. Convert it first: ttfs convert FILE --network FILE.py:FUNCTION."
@@ -48,85 +61,44 @@ def ann_of(config: NetworkConfig, tensors: Mapping[str, Tensor], *, bounded: boo
     weights = [name for name in names if tensors.get(f"{name}.weight", torch.empty(0)).dim() > 1]
     weights.sort(key=lambda name: -tensors[f"{name}.weight"].dim())  # stable: convolutions first
     norms = [name for name in names if f"{name}.running_mean" in tensors]
-    layers = [token for token in tokens if isinstance(token, Convolution | Dense)]
-    hidden = [sum(isinstance(token, kind) for token in layers) for kind in (Convolution, Convolution | Dense)]
-    if len(weights) != len(layers) + 1 or len(norms) not in (0, *hidden):
+    convolutions = sum(layer.weight.dim() == 4 for _, layer in layers)
+    if len(weights) != len(layers) or len(norms) not in (0, convolutions, len(layers) - 1):
         raise ConversionError(
-            f"convert: weights must be those of {len(layers) + 1} layers, as {config.specification} with its readout "
+            f"convert: weights must be those of {len(layers)} layers, as {config.specification} with its readout "
             f"has, and batch norms of none, of its convolutions or of all hidden layers; got {len(weights)} and "
             f"{len(norms)}: {', '.join(weights[:24]) or 'none'}. Give the network of the weights (--model), or convert "
             "them first: ttfs convert FILE --network FILE.py:FUNCTION."
         )
-    ann, inputs, sources = _ANN(tensors, bounded), config.in_channels, Sources()
-    for token in (*tokens, Dense(config.classes)):
-        if isinstance(token, Convolution | Dense):
-            place = len(sources)
-            size = config.classes if place == len(layers) else config.scaled(token.size)
-            norm = norms[place] if place < len(norms) else None
-            sources.append(ann.add(token, weights[place], size, inputs, norm, last=place == len(layers)))
-            inputs = size
-        else:
-            ann.modules.append(_pool(token))
-    if left := sorted(tensors.keys() - ann.used - {name for name in tensors if name.endswith("num_batches_tracked")}):
-        raise ConversionError(f"convert: every tensor must belong to a layer; left are {', '.join(left[:12])}.")
-    return nn.Sequential(*ann.modules).eval(), sources
+    left = {name: tensor for name, tensor in tensors.items() if not name.endswith(".num_batches_tracked")}
+    state, entries = dict[str, Tensor](), list[LayerEntry]()
+    for (path, layer), name, norm in zip_longest(layers, weights, norms):
+        shape = layer.weight.shape
+        sources = tuple(key for key in (f"{name}.weight", f"{name}.bias") if key in left)
+        weight = _take(left, f"{name}.weight", shape)
+        bias = _take(left, f"{name}.bias", shape[:1]) if f"{name}.bias" in left else None
+        if norm is not None:
+            affine = ("weight", "bias") if {f"{norm}.weight", f"{norm}.bias"} & left.keys() else ()
+            keys = ("running_mean", "running_var", *affine)
+            found = {key: _take(left, f"{norm}.{key}", shape[:1]) for key in keys}
+            (weight, bias), sources = fold_norm(norm, weight, bias, found), (*sources, f"{norm}.*")
+        state |= {f"{path}.weight": weight} | ({} if bias is None else {f"{path}.bias": bias})
+        entries.append(LayerEntry(path.removeprefix("features."), sources, () if norm is None else ("batch norm",)))
+    if left:
+        raise ConversionError(f"convert: every tensor must belong to a layer; left are {', '.join([*left][:12])}.")
+    return state, entries
 
 
-class _ANN:
-    """Modules in their order, and the tensors that they have taken."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], bounded: bool) -> None:
-        self.tensors, self.bounded = tensors, bounded
-        self.modules, self.used = list[nn.Module](), set[str]()
-
-    def add(
-        self, token: Convolution | Dense, name: str, size: int, inputs: int, norm: str | None, *, last: bool
-    ) -> tuple[str, ...]:
-        """Add a layer with its batch norm and activation; returns the names of its tensors."""
-        weight, bias = self.tensors[f"{name}.weight"], f"{name}.bias" in self.tensors
-        with torch.device("meta"):
-            if isinstance(token, Convolution):
-                layer = nn.Conv2d(inputs, size, token.kernel_size, token.stride, token.padding, bias=bias)
-            else:
-                if not any(isinstance(module, nn.Flatten) for module in self.modules):
-                    self.modules.append(nn.Flatten())
-                    inputs = weight[0].numel()  # of maps, whose size the traced network checks
-                layer = nn.Linear(inputs, size, bias)
-            kind = nn.BatchNorm2d if isinstance(token, Convolution) else nn.BatchNorm1d
-            affine = bool({f"{norm}.weight", f"{norm}.bias"} & self.tensors.keys())
-            parts = [(name, layer), *([] if norm is None else [(norm, kind(size, affine=affine))])]
-        for prefix, part in parts:
-            self._load(part, prefix)
-        self.modules += [part for _, part in parts]
-        if not last:
-            self.modules.append(nn.Hardtanh(0.0, 1.0) if self.bounded else nn.ReLU())
-        return tuple(f"{name}.{key}" for key in layer.state_dict()) + (() if norm is None else (f"{norm}.*",))
-
-    def _load(self, module: nn.Module, prefix: str) -> None:
-        """Give a module the tensors of a prefix."""
-        state: dict[str, Tensor] = {}
-        for key, wanted in module.state_dict().items():
-            tensor = self.tensors.get(f"{prefix}.{key}")
-            if key == "num_batches_tracked":
-                tensor = torch.zeros(()) if tensor is None else tensor
-            elif isinstance(module, nn.Linear) and tensor is not None and key == "weight":
-                tensor = tensor.flatten(1)  # a convolution whose kernel covers its whole input
-            if tensor is None or tensor.shape != wanted.shape:
-                got = "none" if tensor is None else list(tensor.shape)
-                raise ConversionError(
-                    f"convert: {prefix}.{key} must have the shape {list(wanted.shape)}; got {got}. Give the network of "
-                    "the weights (--model, --width)."
-                )
-            state[key] = tensor.float() if tensor.is_floating_point() else tensor
-        module.load_state_dict(state, assign=True)
-        self.used.update(f"{prefix}.{key}" for key in state)
-
-
-def _pool(token: Token) -> nn.Module:
-    if isinstance(token, Pool):
-        return nn.MaxPool2d(token.kernel_size, token.stride, token.padding)
-    assert isinstance(token, Average)
-    return nn.AdaptiveAvgPool2d(1) if token.kernel_size is None else nn.AvgPool2d(token.kernel_size)
+def _take(left: dict[str, Tensor], name: str, shape: Sequence[int]) -> Tensor:
+    """Remove a tensor of this shape; a convolution whose kernel covers its whole input gives a linear layer."""
+    tensor = left.pop(name, None)
+    flat = tensor.flatten(1) if tensor is not None and len(shape) == 2 else tensor
+    if flat is None or flat.shape != shape:
+        got = "none" if tensor is None else list(tensor.shape)
+        raise ConversionError(
+            f"convert: {name} must have the shape {list(shape)}; got {got}. Give the network of the weights (--model, "
+            "--width)."
+        )
+    return flat.float()
 
 
 def _numbers(name: str) -> list[tuple[bool, int, str]]:

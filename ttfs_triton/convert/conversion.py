@@ -14,33 +14,16 @@ import torch
 from pydantic_core import to_jsonable_python
 from torch import Tensor
 
-from ttfs_triton.convert.ann import trace_ann
-from ttfs_triton.convert.ann_file import TrainedAs, ann_of, is_paper, paper_config
+from ttfs_triton.convert.ann_file import LayerEntry, TrainedAs, is_paper, paper_config, state_of
 from ttfs_triton.convert.calibration import Calibration, calibrate_network, fit_range
 from ttfs_triton.convert.source import ConversionError, Weights, load_state, open_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
-from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.table import Table
 
 _OURS = re.compile(r"(?:features\.(?:conv|fc)\d+|readout)\..+")
 # Fields of the network's configuration that the weights leave open; all others are the source's.
 FREE = frozenset("encoder mean std readout neuron bias initial_gain dropout".split())
 SPIKING = "the source is a spiking network; its weights are copied"
-
-
-@dataclass(frozen=True)
-class LayerEntry:
-    """Source of one layer of the converted network.
-
-    Attributes:
-        name: name of the layer: "conv1", ..., "fc1", ..., "readout".
-        sources: names of the source's tensors; empty for a layer with new random weights.
-        folded: operations folded into its weights and initial potentials, in words.
-    """
-
-    name: str
-    sources: tuple[str, ...]
-    folded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,8 +119,8 @@ def convert(
     Args:
         source: a source that `open_weights` reads, or its result: weights of this package, of the paper's networks, or
             of an ANN with the layers of `config`.
-        config: the network that an ANN becomes, see `ann_of`; or the configuration of weights of this package that have
-            no config.json beside them. A timm config.json beside an ANN's weights replaces its mean and std.
+        config: the network that an ANN becomes, by order and shapes; or the configuration of weights of this package
+            that have no config.json beside them. A timm config.json beside an ANN's weights replaces its mean and std.
         classes: number of classes wanted. Default: the source's.
         replace_head: draw a new readout for `classes` classes; without it, another number of classes is an error.
         seed: seed of the new readout's weights.
@@ -291,20 +274,9 @@ def _own_config(weights: Weights, config: NetworkConfig | None, trained_as: Trai
 def _ann(
     layout: str, weights: Weights, config: NetworkConfig, bounded: bool, from_ann: bool, notes: tuple[str, ...] = ()
 ) -> _Source:
-    """A network of another project: built as a PyTorch module, traced, its layers named as ours."""
+    """A network of another project."""
     config = config.replace(batch_norm=False, weight_standardisation=False, grid=None)
-    module, sources = ann_of(config, weights.tensors, bounded=bounded)
-    try:
-        traced = trace_ann(module, torch.zeros(1, config.in_channels, *config.image_size))
-    except ConversionError as error:
-        raise ConversionError(f"convert: layers of {weights.name} must fit each other; {error}") from error
-    state, entries = {}, []
-    with torch.device("meta"):
-        modules = TTFSNetwork(config).named_modules()
-    paths = [name for name, layer in modules if isinstance(layer, WeightedLayer)]
-    for path, layer, names in zip(paths, traced.layers, sources, strict=True):
-        state |= {f"{path}.weight": layer.weight} | ({} if layer.bias is None else {f"{path}.bias": layer.bias})
-        entries.append(LayerEntry(path.removeprefix("features."), names, tuple(layer.folded)))
+    state, entries = state_of(config, weights.tensors)
     unbounded = "activations of the source are not bounded, spikes saturate at 1: calibrate or train the network"
     said = "no mean and std: the ANN reads pixels in [0, 1]"
     said = () if config.encoder == "latency" or config.mean else (said,)

@@ -1,5 +1,6 @@
 """Layers of a traced ANN, and what is exact for them: sums of two layers, linear layers and average pools in front."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -7,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.nn import EarliestSpikePool2d, Wire
 from ttfs_triton.nn.trace import Call
 from ttfs_triton.nn.weighted import pair
@@ -178,6 +181,18 @@ def behind(linear: ANNLayer, layer: ANNLayer) -> ANNLayer | None:
     folded = (*linear.folded, *layer.folded, f"{linear.name}, linear")
     changes: dict[str, Any] = {"inputs": linear.inputs, "window": linear.window, "bias": bias, "folded": folded}
     return layer.with_kernel(kernel, paces, borders, (1, 1), **changes)
+
+
+def fold_norm(
+    name: str, weight: Tensor, bias: Tensor | None, norm: Mapping[str, Tensor], epsilon: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias, float64, of a layer and the batch norm behind it, given its state; `name` is for an error."""
+    if not (least := float(norm["running_var"].min()) + epsilon) > 0:
+        raise ConversionError(f"convert: {name}.running_var + epsilon must be positive; got {least:.6g}.")
+    norm, bias = {key: each.double() for key, each in norm.items()}, None if bias is None else bias.double()
+    statistics = norm["running_mean"], norm["running_var"], epsilon, norm.get("weight"), norm.get("bias")
+    fused = fuse_conv_bn_weights(weight.double(), bias, *statistics)  # also for Linear
+    return fused[0].detach(), fused[1].detach()
 
 
 def fold_average_pool(weight: Tensor, pool: nn.Module, maps: tuple[int, int]) -> Tensor:
