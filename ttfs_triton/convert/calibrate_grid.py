@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ttfs_triton.commands import CalibrateOptions
-from ttfs_triton.convert.calibration import Calibration, LayerCalibration, around, batches, by_batches, choose_least
+from ttfs_triton.convert.calibration import Batches, Calibration, LayerCalibration, choose_least, fit_bias, run_beside
 from ttfs_triton.convert.shared import check_folder, draw, load_training_images, write_folder
 from ttfs_triton.data.images import draw_indices
 from ttfs_triton.model import TTFSModel, find_model
@@ -55,29 +55,22 @@ def calibrate_grid(
     graph = network_graph(network, images.shape[1:])
     if len(images) == 0:
         raise ValueError("calibrate_grid: images must hold at least one image; got none.")
-    targets: dict[str, Tensor] = {}
-    layers: list[LayerCalibration] = []
 
-    def run(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-        return by_batches(partial(_outputs, stage), inputs, skip, batch_size)
-
-    def keep(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-        targets[stage.name] = run(stage, inputs, skip)
-        return targets[stage.name]
-
-    def fit(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-        if stage.kind != "latency":
-            progress(stage.name)
-            parts = batches(inputs, skip, batch_size)
-            layers.append(LayerCalibration(stage.name, *_fit(stage, parts, targets.pop(stage.name).split(batch_size))))
-        return run(stage, inputs, skip)
+    def choose(stage: Stage, inputs: Batches, wanted: Sequence[Tensor]) -> tuple[float, float]:
+        stage.layer.put_on_grid(grid)  # pyright: ignore[reportCallIssue]
+        if stage.kind == "latency":
+            return 0.0, 0.0
+        progress(stage.name)
+        return _fit(stage, inputs, wanted)
 
     with evaluating(network):
-        put_on_grid(network, None)
-        graph.run(images, keep)
         put_on_grid(network, grid)
         check_registers(network)
-        graph.run(images, fit)
+        for stage in graph.stages:  # until it is each layer's turn; the network's configuration keeps the grid
+            stage.layer.put_on_grid(None)  # pyright: ignore[reportCallIssue]
+        found = run_beside(graph, images, batch_size, _outputs, choose, _outputs, _difference)
+    rows = [(stage.name, *found[stage.name]) for stage in graph.weighted]
+    layers = [LayerCalibration(name, before, after, shift) for name, (before, shift), after in rows]
     return Calibration(tuple(layers), len(images), grid)
 
 
@@ -88,30 +81,29 @@ def _outputs(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
     return stage.activations(inputs, skip)
 
 
-def _fit(
-    stage: Stage, inputs: Sequence[tuple[Tensor, Tensor | None]], targets: Sequence[Tensor]
-) -> tuple[float, float, float]:
-    """Calibrate a layer; returns root mean squared errors before and after, and the initial potentials' mean change."""
-    layer = stage.weighted
-    first = None if layer.bias is None else layer.bias.clone()
+def _difference(given: Tensor, wanted: Tensor) -> float:
+    """Root mean square."""
+    return (given.double() - wanted.double()).square().mean().sqrt().item()
+
+
+def _fit(stage: Stage, inputs: Batches, wanted: Sequence[Tensor]) -> tuple[float, float]:
+    """Calibrate a layer; returns the root mean squared difference before, and the initial potentials' mean change."""
+    layer, count = stage.weighted, sum(each.numel() for each in wanted)
 
     def error() -> Tensor:
         total = torch.zeros(len(layer.weight), dtype=torch.float64, device=layer.weight.device)
-        for (x, skip), target in zip(inputs, targets, strict=True):
+        for (x, skip), target in zip(inputs, wanted, strict=True):
             square = (_outputs(stage, x, skip).double() - target.double()).square_()
             total += square.transpose(0, 1).flatten(1).sum(1)
         return total
 
-    before = error()
+    before = (error().sum() / count).sqrt().item()
     if layer.log2_unit is not None:
         unit = layer.log2_unit.clone()
         choose_least(layer.log2_unit, error, [unit + torch.tensor(share).log2() for share in UNIT_SHARES])
-    if layer.bias is not None and layer.kind != "analog":
-        for reach in REACHES:
-            choose_least(layer.bias, error, around(layer.bias, reach, POINTS))
-    count = sum(target.numel() for target in targets)
-    shift = 0.0 if layer.bias is None or first is None else (layer.bias - first).mean().item()
-    return ((before.sum() / count) ** 0.5).item(), ((error().sum() / count) ** 0.5).item(), shift
+    if layer.bias is None or layer.kind == "analog":
+        return before, 0.0
+    return before, fit_bias(layer.bias, error, REACHES, POINTS)
 
 
 @torch.no_grad()

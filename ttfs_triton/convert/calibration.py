@@ -8,7 +8,6 @@ are. A delayed spike adds v·x to the potential and σ·v to its slope, and is c
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -118,22 +117,6 @@ def calibrate_network(
         19
     """
     graph = network_graph(network, images.shape[1:])
-    _check(graph, images)
-    generator = torch.Generator().manual_seed(seed)
-
-    def choose(stage: Stage, inputs: Tensor, skip: Tensor | None, wanted: Tensor) -> float:
-        if not _spiking(stage):
-            return 0.0
-        progress(stage.name)
-        return _choose_initial_potentials(stage, inputs, skip, wanted, batch_size, samples, generator)
-
-    with evaluating(network):
-        before = dict(_compare(graph, images, batch_size))
-        after = _compare(graph, images, batch_size, choose)
-    return Calibration(tuple(LayerCalibration(name, before[name][0], *found) for name, found in after), len(images))
-
-
-def _check(graph: NetworkGraph, images: Tensor) -> None:
     for stage in graph.weighted[:-1]:
         if _spiking(stage) and stage.weighted.bias is None:
             raise ConversionError(
@@ -143,42 +126,60 @@ def _check(graph: NetworkGraph, images: Tensor) -> None:
     if graph.grid is not None or len(images) == 0:
         got = "no images" if len(images) == 0 else f"a network on a grid, {graph.grid}"
         raise ConversionError(f"calibrate: must get a network without a grid, and at least one image; got {got}.")
+    generator = torch.Generator().manual_seed(seed)
+
+    def choose(stage: Stage, inputs: Batches, wanted: Sequence[Tensor]) -> float:
+        if not _spiking(stage):
+            return 0.0
+        progress(stage.name)
+        return _choose_initial_potentials(stage, inputs, wanted, samples, generator)
+
+    def run(choose: Choice = lambda *_: 0.0) -> dict[str, tuple[float, float | None]]:
+        return run_beside(graph, images, batch_size, _without_slope, choose, Stage.activations, correlation)
+
+    with evaluating(network):
+        before, after = run(), run(choose)
+    hidden = [stage.name for stage in graph.weighted[:-1]]
+    layers = [LayerCalibration(name, before[name][1], after[name][1], after[name][0]) for name in hidden]
+    return Calibration(tuple(layers), len(images))
 
 
-def _compare(
+Batches = Sequence[tuple[Tensor, Tensor | None]]
+"""A layer's inputs and skip inputs, batch by batch."""
+Choice = Callable[[Stage, Batches, Sequence[Tensor]], Any]
+
+
+def run_beside(
     graph: NetworkGraph,
     images: Tensor,
     batch_size: int,
-    choose: Callable[[Stage, Tensor, Tensor | None, Tensor], float] = lambda *_: 0.0,
-) -> list[tuple[str, tuple[float | None, float]]]:
-    """Run the network and its ANN side by side; `choose` calibrates each layer before it runs.
+    reference: Callable[[Stage, Tensor, Tensor | None], Tensor],
+    choose: Choice,
+    outputs: Callable[[Stage, Tensor, Tensor | None], Tensor],
+    measure: Callable[[Tensor, Tensor], Any],
+) -> dict[str, tuple[Any, Any]]:
+    """Run a network and its reference side by side, layer by layer.
 
-    For each hidden layer: its name, the correlation of both networks' activations, and the result of `choose`.
+    `choose` calibrates each layer, given its batches of inputs and of the reference's outputs, before it runs. Returns,
+    by name of the layer, what `choose` gave and what `measure` gives for the outputs of both.
     """
-    found = []
+    found = {}
 
-    def fire_both(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-        """Activations of both networks, the spiking network's first."""
+    def fire(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
+        """Outputs of both, the network's first."""
         (ours, theirs), (our_skip, their_skip) = inputs.chunk(2), (None, None) if skip is None else skip.chunk(2)
-        wanted = by_batches(partial(_without_slope, stage), theirs, their_skip, batch_size)
-        shift = choose(stage, ours, our_skip, wanted)
-        spikes = by_batches(stage.activations, ours, our_skip, batch_size)
-        if stage.kind not in ("latency", "readout"):
-            found.append((stage.name, (correlation(spikes, wanted), shift)))
-        return torch.cat([spikes, wanted])
+        wanted = [reference(stage, *each) for each in batches(theirs, their_skip, batch_size)]
+        parts = batches(ours, our_skip, batch_size)
+        choice = choose(stage, parts, wanted)
+        given, expected = torch.cat([outputs(stage, *each) for each in parts]), torch.cat(wanted)
+        found[stage.name] = choice, measure(given, expected)
+        return torch.cat([given, expected])
 
-    graph.run(torch.cat([images, images]), fire_both)
+    graph.run(torch.cat([images, images]), fire)
     return found
 
 
-def by_batches(
-    compute: Callable[[Tensor, Tensor | None], Tensor], inputs: Tensor, skip: Tensor | None, batch_size: int
-) -> Tensor:
-    """Results of a function of a layer's inputs and skip inputs, computed batch by batch."""
-    return torch.cat([compute(x, delayed) for x, delayed in batches(inputs, skip, batch_size)])
-
-
-def batches(inputs: Tensor, skip: Tensor | None, batch_size: int) -> list[tuple[Tensor, Tensor | None]]:
+def batches(inputs: Tensor, skip: Tensor | None, batch_size: int) -> Batches:
     """Split a layer's inputs and skip inputs into batches."""
     parts = inputs.split(batch_size)
     return list(zip(parts, [None] * len(parts) if skip is None else skip.split(batch_size), strict=True))
@@ -189,9 +190,10 @@ def rows_of(activations: Tensor) -> Tensor:
     return rearrange(activations, "n c h w -> (n h w) c") if activations.dim() == 4 else activations
 
 
-def drawn_rows(count: int, share: float, generator: torch.Generator) -> Tensor:
-    """Indices of a random share of `count` rows, at least one; drawn on the CPU, so that every device gets the same."""
-    return torch.randperm(count, generator=generator)[: max(1, round(share * count))]
+def drawn_rows(rows: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """A random share of rows, at least one; drawn on the CPU, so that every device gets the same."""
+    kept = torch.randperm(len(rows), generator=generator)[: max(1, round(share * len(rows)))]
+    return kept.to(rows.device)
 
 
 def correlation(spiking: Tensor, analog: Tensor) -> float | None:
@@ -231,38 +233,29 @@ def _potentials(stage: Stage, inputs: Tensor, skip: Tensor | None) -> tuple[Tens
 
 
 def _choose_initial_potentials(
-    stage: Stage,
-    inputs: Tensor,
-    skip: Tensor | None,
-    wanted: Tensor,
-    batch_size: int,
-    samples: int,
-    generator: torch.Generator,
+    stage: Stage, inputs: Batches, wanted: Sequence[Tensor], samples: int, generator: torch.Generator
 ) -> float:
     """Give each channel the initial potential with the least squared error from `wanted`; returns the mean change."""
-    share, parts = min(1.0, samples / len(rows_of(wanted))), []
-    for (x, delayed), target in zip(batches(inputs, skip, batch_size), wanted.split(batch_size), strict=True):
-        potential, slope, rows = map(rows_of, (*_potentials(stage, x, delayed), target))
-        kept = drawn_rows(len(rows), share, generator).to(rows.device)
+    parts, count = [], sum(len(rows_of(each)) for each in wanted)
+    for (x, skip), target in zip(inputs, wanted, strict=True):
+        potential, slope, rows = map(rows_of, (*_potentials(stage, x, skip), target))
+        kept = drawn_rows(rows, min(1.0, samples / count), generator)
         parts.append([each[kept].float() for each in (potential, slope, rows)])
     potential, slope, rows = (torch.cat(each) for each in zip(*parts, strict=True))
     bias, neuron = stage.weighted.bias, stage.neuron
     assert bias is not None
     assert neuron is not None
     slope *= neuron.psp_persistence
+    return fit_bias(bias, lambda: (fire(potential + bias, slope)[0] - rows).square().mean(0), REACHES, CANDIDATES)
 
-    def squared_error() -> Tensor:
-        return (fire(potential + bias, slope)[0] - rows).square().mean(0)
 
+def fit_bias(bias: nn.Parameter, error: Callable[[], Tensor], reaches: Sequence[float], points: int) -> float:
+    """Choose initial potentials by `choose_least`, on finer and finer grids; returns their mean change."""
     first = bias.clone()
-    for reach in REACHES:
-        choose_least(bias, squared_error, around(bias, reach, CANDIDATES))
+    for reach in reaches:
+        steps = torch.linspace(-reach, reach, points).tolist()
+        choose_least(bias, error, [bias.detach() + step for step in steps])
     return (bias - first).mean().item()
-
-
-def around(parameter: Tensor, reach: float, points: int) -> list[Tensor]:
-    """Candidates from `reach` below to `reach` above a parameter's values."""
-    return [parameter.detach() + step for step in torch.linspace(-reach, reach, points).tolist()]
 
 
 def choose_least(parameter: nn.Parameter, error: Callable[[], Tensor], candidates: Sequence[Tensor]) -> None:
@@ -330,11 +323,12 @@ def fit_range(
         if stage.kind in ("latency", "readout"):
             return stage.activations(inputs, skip)
         bound = upper[stage.name]
-        activations = by_batches(partial(analog_potential, stage), inputs, skip, batch_size).clamp(0, bound)
+        parts = batches(inputs, skip, batch_size)
+        activations = torch.cat([analog_potential(stage, *each) for each in parts]).clamp(0, bound)
         if bound is None:
             rows = rows_of(activations)
             if percentile < 100:
-                rows = rows[drawn_rows(len(rows), min(1.0, samples / len(rows)), generator).to(rows.device)]
+                rows = rows[drawn_rows(rows, min(1.0, samples / len(rows)), generator)]
             clips[stage.name] = _reached(rows, percentile / 100, factor)
         else:
             clips[stage.name] = stage.weighted.weight.new_full((len(stage.weighted.weight),), bound)
