@@ -6,7 +6,7 @@ that it is added to. Other calls are refused, by their names, before any work.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NoReturn, cast
 
 import torch
@@ -34,22 +34,8 @@ _REMEDY = (
 )
 
 
-@dataclass(frozen=True)
-class TracedANN:
-    """A traced ANN, and its layers with weights in the order of computation; the last computes the logits."""
-
-    module: nn.Module
-    layers: tuple[ANNLayer, ...]
-    image_shape: tuple[int, ...]
-
-    def run(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits, and the activations of each hidden layer before pooling, by layer name."""
-        recorder = _ANNRecorder(self.module, self.layers[:-1])
-        return recorder.run(images), recorder.activations
-
-
 class _ANNRecorder(Recorder):
-    """Records an ANN, and keeps the activations of hidden layers by name."""
+    """Records an ANN, and keeps the activations of layers by name."""
 
     error, function = ConversionError, "convert_ann"
 
@@ -64,14 +50,23 @@ class _ANNRecorder(Recorder):
             self.activations[layer.name] = activations if layer.order is None else activations[:, layer.order]
 
 
+def run_ann(model: nn.Module, layers: Sequence[ANNLayer], images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits of a traced model, and the activations of each hidden layer before pooling, by layer name."""
+    recorder = _ANNRecorder(model, layers[:-1])
+    return recorder.run(images), recorder.activations
+
+
 @torch.no_grad()
-def trace_ann(model: nn.Module, images: Tensor) -> TracedANN:
-    """Trace a model, and read its layers. Of the images, [N, ...], only shape, dtype and device count."""
-    recorder, shape = _ANNRecorder(model), tuple(images.shape[1:])
-    output = recorder.maker(recorder.trace(shape, images.dtype))
+def trace_ann(model: nn.Module, images: Tensor) -> list[ANNLayer]:
+    """The layers of a model with weights, in the order of computation; the last computes the logits.
+
+    Of the images, [N, ...], only shape, dtype and device count.
+    """
+    recorder = _ANNRecorder(model)
+    output = recorder.maker(recorder.trace(tuple(images.shape[1:]), images.dtype))
     with evaluating(model):
         model(images[:1])  # hooks, such as those of weight norm, give layers their weights
-    return TracedANN(model, tuple(_Reader(recorder.calls, images.device).read(output)), shape)
+    return _Reader(recorder.calls, images.device).read(output)
 
 
 class _Reader:
@@ -144,34 +139,35 @@ class _Reader:
     def _synapses(self, call: Call, module: nn.Conv2d | nn.Linear, value: Value, shape: tuple[int, ...]) -> Value:
         if isinstance(module, nn.Linear) != (len(shape) == 1):
             self._refuse(call, f"{type(module).__name__} of inputs {list(shape)}")
-        if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or isinstance(module.padding, str)):
-            self._refuse(call, f"Conv2d with padding_mode={module.padding_mode!r}, padding={module.padding!r}")
         bias = None if module.bias is None else module.bias.detach()
-        shape = _shape(call)
-        layer = ANNLayer(call.name, module, module.weight.detach(), bias, value.wires, value.window, shape, call)
-        if not value.active:
-            return self._behind(call, value, layer)
+        if isinstance(module, nn.Linear):
+            return self._connected(call, module.weight.detach(), bias, value)
+        if module.padding_mode != "zeros" or isinstance(module.padding, str):
+            self._refuse(call, f"Conv2d with padding_mode={module.padding_mode!r}, padding={module.padding!r}")
+        sizes: Any = (module.stride, module.padding, module.dilation)
+        return self._connected(call, module.weight.detach(), bias, value, geometry=sizes, groups=module.groups)
+
+    def _connected(self, call: Call, weight: Tensor, bias: Tensor | None, value: Value, **sizes: Any) -> Value:
+        """The output of a layer with these weights, which reads `value`."""
+        layer = ANNLayer(call.name, weight, bias, value.wires, value.window, _shape(call), call, **sizes)
+        if not value.active:  # behind another layer without an activation function: both as one
+            found = None if value.wires[0].route else behind(self._settled(value), layer)
+            if found is None:
+                rule = "without an activation function, whose pool or padding keeps both from becoming one"
+                self._refuse(call, f"behind {value.names} {rule}")
+            return Value.of(found)
         if value.average is not None:
             layer = self._take_average(call, layer, *value.average)
-        columns = self._order(value.wires, layer.average if isinstance(module, nn.Linear) else 1)
-        return Value.of(layer.reordered(columns=columns))
-
-    def _behind(self, call: Call, value: Value, layer: ANNLayer) -> Value:
-        """A layer behind another without an activation function: both as one."""
-        found = None if value.wires[0].route else behind(self._settled(value), layer)
-        if found is None:
-            what = f"{type(layer.module).__name__} behind {value.names} without an activation function"
-            self._refuse(call, f"{what}, whose pool or padding keeps both from becoming one")
-        return Value.of(found)
+        return Value.of(layer.reordered(columns=self._order(value.wires, layer.average if layer.linear else 1)))
 
     def _take_average(self, call: Call, layer: ANNLayer, pool: nn.Module, maps: tuple[int, int]) -> ANNLayer:
         """Fold an average pool in front of a layer into the layer's synapses."""
         window, folded = window_of(pool, maps), (*layer.folded, "average pool")
-        if isinstance(layer.module, nn.Linear):
+        if layer.linear:
             if window == maps:
                 return replace(layer, average=maps[0] * maps[1], folded=folded)
             return replace(layer, weight=fold_average_pool(layer.weight, pool, maps), folded=folded)
-        if window is None or window[0] != window[1] or layer.module.dilation != (1, 1):
+        if window is None or window[0] != window[1] or layer.geometry[2] != (1, 1):
             self._refuse(
                 call, "behind an average pool whose square windows do not divide the maps, or behind one and dilated"
             )
@@ -254,10 +250,9 @@ class _Reader:
         """Synapses that hand on activations, with their channels of zeros; `call` made the activations."""
         (outputs, *size), front = _shape(call), value.front or 0
         inputs = outputs if value.front is None else sum(wire.shape[0] for wire in value.wires)
-        module = nn.Conv2d(inputs, outputs, 1, bias=False) if size else nn.Linear(inputs, outputs, bias=False)
-        eye = torch.eye(outputs, device=self._device)[:, front : front + inputs]
-        module.weight = nn.Parameter(eye.view(module.weight.shape))
-        return self._settled(self._synapses(call, module, replace(value, front=None), _shape(call)))
+        weight = torch.eye(outputs, device=self._device)[:, front : front + inputs]
+        weight = weight[:, :, None, None] if size else weight
+        return self._settled(self._connected(call, weight, None, replace(value, front=None)))
 
     def _average_pool(self, call: Call, pool: nn.Module, value: Value, shape: tuple[int, ...]) -> Value:
         maps = (shape[1], shape[2])
@@ -291,8 +286,8 @@ class _Reader:
         value = self._values.get(output) if isinstance(output, Call) else None
         if value is not None and value.active and value.window and len(_shape(output)) == 1:
             value = Value.of(self._identity(value, output))  # logits are activations, or means of them
-        linear = value and isinstance(getattr(value.layer, "module", None), nn.Linear)
-        if value is None or not linear or value.active or value.wires[0].route:
+        layer = None if value is None else value.layer
+        if value is None or layer is None or not layer.linear or value.active or value.wires[0].route:
             self._refuse(output, "an output that no Linear layer computes")
         self._fires(replace(value, layer=self._settled(value), carried=None))
 

@@ -1,7 +1,7 @@
 """Build a network of this package's layers from the layers of a traced ANN, with the ANN's weights."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -32,32 +32,22 @@ class ConvertedNetwork(nn.Module):
 
     Input [N, *image_shape] images, output [N, classes] logits.
 
-    If `analog`, the first layer is a convolution that reads real pixels; else pixels are spike times.
-
     Attributes:
+        encoder: what reads the images: a `LatencyEncoder`, or nothing in front of an `AnalogEncoder`.
         layers: this network's layers, by the names of the ANN's calls.
         wires: sources of each layer's inputs, and of its skip or None, by the same names.
     """
 
     def __init__(
         self,
-        layers: Sequence[ANNLayer],
         image_shape: tuple[int, ...],
-        *,
-        analog: bool,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        neuron: Neuron,
-        readout: ReadoutTime,
+        encoder: nn.Module,
+        layers: Mapping[str, nn.Module],
+        wires: Mapping[str, tuple[tuple[Wire, ...], Wire | None]],
     ) -> None:
         super().__init__()
-        self.image_shape = image_shape
-        self.encoder = nn.Identity() if analog else LatencyEncoder()
-        self.layers = nn.ModuleDict()
-        self.wires = {layer.name: (layer.inputs, layer.skip) for layer in layers}
-        for layer in layers:
-            statistics = (mean, std) if analog and layer is layers[0] else None
-            self.layers[layer.name] = _built(layer, neuron, statistics, readout if layer is layers[-1] else None)
+        self.image_shape, self.encoder = image_shape, encoder
+        self.layers, self.wires = nn.ModuleDict(layers), wires
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.encoder(images)
@@ -119,28 +109,6 @@ def build():
 """
 
 
-def _built(
-    layer: ANNLayer,
-    neuron: Neuron,
-    statistics: tuple[Sequence[float] | None, Sequence[float] | None] | None,
-    readout: ReadoutTime | None,
-) -> WeightedLayer:
-    """Our layer: an analog encoder if `statistics` are given, a readout if `readout` is, else spiking neurons."""
-    sizes, inputs = layer.module, layer.weight.shape[1] * layer.average
-    options: dict[str, Any] = {"weight_standardisation": False}
-    skip = 0 if layer.skip is None else layer.skip.shape[0]
-    spiking = options | {"neuron": neuron, "average": layer.average}
-    if isinstance(sizes, nn.Conv2d):
-        geometry: Any = (sizes.in_channels, sizes.out_channels, sizes.kernel_size, sizes.stride, sizes.padding)
-        if statistics is not None:
-            return AnalogEncoder(*geometry, mean=statistics[0], std=statistics[1], **options)
-        geometry += sizes.dilation, sizes.groups
-        return DFTConv2d(*geometry, skip=skip, **spiking)
-    if readout is not None:
-        return Readout(inputs, sizes.out_features, at=readout, **spiking)
-    return DFTLinear(inputs, sizes.out_features, skip=skip, **spiking)
-
-
 def build_network(
     layers: Sequence[ANNLayer],
     image_shape: tuple[int, ...],
@@ -153,21 +121,30 @@ def build_network(
 ) -> nn.Module:
     """A `TTFSNetwork` if a specification can describe the ANN, else a `ConvertedNetwork`; options of `convert_ann`."""
     first = layers[0]
-    plain = isinstance(first.module, nn.Conv2d) and first.module.groups == 1 and first.module.dilation == (1, 1)
-    plain = plain and first.average == 1 and not first.inputs[0].route and len(layers) > 1
+    plain = not first.linear and first.groups == 1 and first.geometry[2] == (1, 1) and first.average == 1
+    plain = plain and not first.inputs[0].route and len(layers) > 1
     analog = plain if encoder is None else encoder == "analog"
-    if (analog or mean or std) and not plain:
+    if (analog or mean or std) and not (analog and plain):
         raise ConversionError(
-            "convert_ann: encoder must be latency unless the first layer is a plain convolution, and mean and std None "
-            f"with that encoder; got {first.module}. Train the ANN on pixels in [0, 1], or put a convolution first."
+            "convert_ann: encoder must be analog with mean and std, and the first layer a plain convolution with that "
+            f"encoder; got encoder {'analog' if analog else 'latency'} and the first layer {first.name}. Train the ANN "
+            "on pixels in [0, 1], or put a convolution first."
         )
-    if (mean or std) and not analog:
-        raise ConversionError("convert_ann: encoder must be analog with mean and std; got latency. Leave them out.")
-    options = {"mean": mean, "std": std, "neuron": neuron, "readout": readout}
     specification = specification_of(layers)
     with torch.random.fork_rng(devices=[]):  # keeps the caller's random state
         if specification is None or len(image_shape) != 3:
-            network: nn.Module = ConvertedNetwork(layers, image_shape, analog=analog, **options)
+            built = {
+                layer.name: _built(
+                    layer,
+                    neuron,
+                    {"mean": mean, "std": std} if analog and layer is first else None,
+                    readout if layer is layers[-1] else None,
+                )
+                for layer in layers
+            }
+            wires = {layer.name: (layer.inputs, layer.skip) for layer in layers}
+            reader = nn.Identity() if analog else LatencyEncoder()
+            network: nn.Module = ConvertedNetwork(image_shape, reader, built, wires)
         else:
             config = NetworkConfig(
                 specification,
@@ -176,11 +153,35 @@ def build_network(
                 classes=len(layers[-1].weight),
                 encoder="analog" if analog else "latency",
                 weight_standardisation=False,
-                **options,
+                mean=mean,
+                std=std,
+                neuron=neuron,
+                readout=readout,
             )
             network = TTFSNetwork(config)
-    _fill(network, layers)
+    weighted = [module for module in network.modules() if isinstance(module, WeightedLayer)]
+    for ours, theirs in zip(weighted, layers, strict=True):  # the initial potentials are 0, the weights of skips 1
+        state = {"weight": theirs.weight} | ({} if theirs.bias is None else {"bias": theirs.bias})
+        ours.load_state_dict(state, strict=False)
     return network.eval()
+
+
+def _built(
+    layer: ANNLayer, neuron: Neuron, statistics: Mapping[str, Any] | None, readout: ReadoutTime | None
+) -> WeightedLayer:
+    """Our layer: an analog encoder if `statistics` are given, a readout if `readout` is, else spiking neurons."""
+    outputs, inputs, *kernel = layer.weight.shape
+    plain: Any = {"weight_standardisation": False}
+    sizes: Any = (inputs * layer.groups, outputs, tuple(kernel), *layer.geometry, layer.groups)
+    if statistics is not None:
+        return AnalogEncoder(*sizes, **statistics, **plain)
+    spiking = plain | {"neuron": neuron, "average": layer.average}
+    if readout is not None:
+        return Readout(inputs * layer.average, outputs, at=readout, **spiking)
+    skip = 0 if layer.skip is None else layer.skip.shape[0]
+    if layer.linear:
+        return DFTLinear(inputs * layer.average, outputs, skip=skip, **spiking)
+    return DFTConv2d(*sizes, skip=skip, **spiking)
 
 
 def specification_of(layers: Sequence[ANNLayer]) -> str | None:
@@ -202,12 +203,12 @@ def specification_of(layers: Sequence[ANNLayer]) -> str | None:
         if layer.average > 1 and not tokens and not own:  # a specification averages no images
             return None
         before = layer.name
-        if isinstance(layer.module, nn.Linear):
+        if layer.linear:
             own += ["A"] if layer.average > 1 else []
             own += [] if layer is layers[-1] else [str(len(layer.weight))]
         else:
             own += [f"A{layer.average}"] if layer.average > 1 else []
-            if (token := _token(layer.module)) is None:
+            if (token := _token(layer)) is None:
                 return None
             own.append(token)
         tokens.append(own)
@@ -222,24 +223,10 @@ def specification_of(layers: Sequence[ANNLayer]) -> str | None:
     return re.sub(r"(\([^()]*\))((?:-\1)+)", lambda found: f"{found[1]}x{1 + found[2].count(found[1])}", text) or None
 
 
-def _token(module: nn.Conv2d) -> str | None:
-    sizes = {module.kernel_size, module.stride, module.padding}
-    square = all(not isinstance(size, str) and size[0] == size[1] for size in sizes)
-    if not square or module.groups != 1 or module.dilation != (1, 1):
+def _token(layer: ANNLayer) -> str | None:
+    kernel, (strides, paddings, dilation) = layer.weight.shape[2:], layer.geometry
+    square = all(rows == columns for rows, columns in (kernel, strides, paddings))
+    if not square or layer.groups != 1 or dilation != (1, 1):
         return None
-    kernel, stride, padding = module.kernel_size[0], module.stride[0], module.padding[0]
-    token = f"{module.out_channels}C{kernel}"
-    token += "" if padding == (kernel - 1) // 2 else f"p{padding}"
-    return token + ("" if stride == 1 else f"s{stride}")
-
-
-@torch.no_grad()
-def _fill(network: nn.Module, layers: Sequence[ANNLayer]) -> None:
-    """Copy the weights of an ANN's layers into a network's layers, in order; skips get weights of 1."""
-    weighted = [module for module in network.modules() if isinstance(module, WeightedLayer)]
-    for ours, theirs in zip(weighted, layers, strict=True):
-        ours.weight.copy_(theirs.weight)
-        if ours.bias is not None:
-            ours.bias.copy_(torch.zeros(len(theirs.weight)) if theirs.bias is None else theirs.bias)
-        if ours.skip_weight is not None:
-            ours.skip_weight.fill_(1.0)
+    token = f"{len(layer.weight)}C{kernel[0]}" + ("" if paddings[0] == (kernel[0] - 1) // 2 else f"p{paddings[0]}")
+    return token + ("" if strides[0] == 1 else f"s{strides[0]}")

@@ -8,7 +8,6 @@ This takes seconds. Training on the grid (`--time-steps`, `--weight-bits`) start
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from rich.console import Console

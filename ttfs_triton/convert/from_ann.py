@@ -1,6 +1,6 @@
 """Conversion of any ANN made of convolutions, linear layers and operations that fold into them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,12 +9,14 @@ from pydantic_core import to_jsonable_python
 from torch import Tensor, nn
 
 from ttfs_kernels import Neuron
-from ttfs_triton.convert.ann import TracedANN, trace_ann
+from ttfs_triton.convert.ann import run_ann, trace_ann
 from ttfs_triton.convert.build import ReadoutTime, build_network
 from ttfs_triton.convert.calibration import Calibration, calibrate_network, fit_range
+from ttfs_triton.convert.layer import ANNLayer
 from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.model.files import not_finite
-from ttfs_triton.nn.graph import Stage, network_graph
+from ttfs_triton.nn import AnalogEncoder
+from ttfs_triton.nn.graph import NetworkGraph, Stage, network_graph
 from ttfs_triton.table import Table
 
 ROUNDING = 1e-4
@@ -140,82 +142,74 @@ def convert_ann(
         raise ConversionError("convert_ann: images must hold at least one image; got none.")
     if problem := not_finite(model.state_dict()):
         raise ConversionError(f"convert_ann: model must have finite weights; got {problem}. Its training diverged.")
-    read = images if mean is None and std is None else _normalised(images, mean, std)
-    traced = trace_ann(model, read)
+    ann, shape = trace_ann(model, images), tuple(images.shape[1:])
     network = build_network(
-        traced.layers,
-        traced.image_shape,
+        ann,
+        shape,
         encoder=encoder,
         mean=None if mean is None else tuple(mean),
         std=None if std is None else tuple(std),
         neuron=Neuron(psp_persistence=psp_persistence),
         readout=readout,
     ).to(images.device, next(model.parameters()).dtype)
-    bounds = [layer.bound for layer in traced.layers[:-1]]
+    graph, bounds = network_graph(network, shape), [layer.bound for layer in ann[:-1]]
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
-    clips = list(fit_range(network, images, bounds, percentile=percentile, **options).values())
-    copied, same = _compare(traced, read, network, images, clips, batch_size)
-    found, calibration = copied, None
+    clips = fit_range(network, images, bounds, percentile=percentile, **options)
+    found = copied = _compare(model, ann, graph, images, clips, batch_size)
+    calibration = None
     if calibrate and psp_persistence > 0:
         calibration = calibrate_network(network, images, **options)
-        found, same = _compare(traced, read, network, images, clips, batch_size)
-    stages = network_graph(network, traced.image_shape).weighted
-    layers = [
+        found = _compare(model, ann, graph, images, clips, batch_size)
+    losses = [
         LayerLoss(
-            stage.name,
-            layer.name,
-            tuple(layer.folded),
-            clip=clip.mean().item(),
-            clipped=found[layer.name][1],
-            copied=copied[layer.name][0],
-            calibrated=found[layer.name][0],
+            *(name, layer.name, layer.folded, clip.mean().item()),
+            clipped=found[name][1],
+            copied=copied[name][0],
+            calibrated=found[name][0],
         )
-        for stage, layer, clip in zip(stages, traced.layers, clips, strict=False)
+        for layer, (name, clip) in zip(ann, clips.items(), strict=False)
     ]
-    return network, ANNReport(tuple(layers), len(images), same, found[""][0] or 0.0, calibration)
+    logits, others = found[_LOGITS]
+    return network, ANNReport(tuple(losses), len(images), 1 - others, logits or 0.0, calibration)
 
 
-def _normalised(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
-    channels = images.shape[1]
-    values = (mean or [0.0] * channels, std or [1.0] * channels)
-    if any(len(each) != channels for each in values):
-        raise ConversionError(f"convert_ann: mean and std must have one entry per channel ({channels}); got {values}.")
-    centre, spread = (torch.tensor(each, dtype=images.dtype, device=images.device).view(-1, 1, 1) for each in values)
-    return (images - centre) / spread
+_LOGITS = ""  # in the place of a layer's name
 
 
 @torch.no_grad()
 def _compare(
-    traced: TracedANN, read: Tensor, network: nn.Module, images: Tensor, clips: Sequence[Tensor], batch_size: int
-) -> tuple[dict[str, tuple[float | None, float]], float]:
-    """Error and clipped share, as in `LayerLoss`, by name of each hidden layer and by "" for the logits; and the share
-    of images with the same decision. `read`: images as the ANN reads them; `clips`: clips of its layers.
-    """
-    graph, same = network_graph(network, traced.image_shape), 0
-    hidden = dict(zip((stage.name for stage in graph.weighted), traced.layers[:-1], strict=False))
-    scales = {layer.name: clip for layer, clip in zip(traced.layers, clips, strict=False)}
-    sums: dict[str, Tensor] = {}
+    model: nn.Module,
+    ann: Sequence[ANNLayer],
+    graph: NetworkGraph,
+    images: Tensor,
+    clips: Mapping[str, Tensor],
+    batch_size: int,
+) -> dict[str, tuple[float | None, float]]:
+    """Error and clipped share, as in `LayerLoss`, by name of each hidden layer; and of the logits, with the share of
+    images with another decision. `clips`: by the same names."""
+    layers = dict(zip(clips, ann, strict=False))
+    sums = dict.fromkeys((*clips, _LOGITS), torch.zeros(4, dtype=torch.float64))
 
-    def add(name: str, ours: Tensor, theirs: Tensor, clipped: Tensor) -> None:
-        parts = ((ours.double() - theirs.double()).square().sum(), theirs.double().square().sum(), clipped.sum())
-        found = torch.tensor([*map(float, parts), theirs.numel()], dtype=torch.float64)
-        sums[name] = sums.get(name, torch.zeros_like(found)) + found
+    def add(name: str, ours: Tensor, theirs: Tensor, outside: Tensor) -> None:
+        parts = ((ours.double() - theirs.double()).square().sum(), theirs.double().square().sum(), outside.sum())
+        sums[name] = sums[name] + torch.tensor([*map(float, parts), outside.numel()], dtype=torch.float64)
 
-    for batch, theirs in zip(images.split(batch_size), read.split(batch_size), strict=True):
-        logits, activations = traced.run(theirs)
+    for batch in images.split(batch_size):
+        encoder = graph.encoder.layer
+        read = encoder.normalise(batch) if isinstance(encoder, AnalogEncoder) else batch
+        logits, activations = run_ann(model, ann, read)
 
         def fire(stage: Stage, inputs: Tensor, skip: Tensor | None, activations=activations) -> Tensor:
             spikes = stage.activations(inputs, skip)
-            if (layer := hidden.get(stage.name)) is not None:
-                wanted, clip = activations[layer.name], scales[layer.name].view(-1, *[1] * (spikes.dim() - 2))
-                add(layer.name, spikes * clip, wanted, wanted > clip * (1 + ROUNDING))
+            if stage.name in clips:
+                wanted = activations[layers[stage.name].name]
+                clip = clips[stage.name].view(-1, *[1] * (spikes.dim() - 2))
+                add(stage.name, spikes * clip, wanted, wanted > clip * (1 + ROUNDING))
             return spikes
 
         found = graph.run(batch, fire)
-        same += int((found.argmax(1) == logits.argmax(1)).sum())
-        add("", found, logits, torch.zeros(0))
-    shares = {
-        name: ((difference / square) ** 0.5 if square > 0 else None, clipped / count)
-        for name, (difference, square, clipped, count) in ((name, found.tolist()) for name, found in sums.items())
+        add(_LOGITS, found, logits, found.argmax(1) != logits.argmax(1))
+    return {
+        name: ((difference / square) ** 0.5 if square > 0 else None, outside / count)
+        for name, (difference, square, outside, count) in ((name, found.tolist()) for name, found in sums.items())
     }
-    return shares, same / len(images)

@@ -15,6 +15,8 @@ from ttfs_triton.nn import EarliestSpikePool2d, Wire
 from ttfs_triton.nn.trace import Call
 from ttfs_triton.nn.weighted import pair
 
+Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
 
 @dataclass(frozen=True, eq=False)
 class ANNLayer:
@@ -22,27 +24,29 @@ class ANNLayer:
 
     Attributes:
         name: name of the layer's call in the traced ANN.
-        module: a layer of the same sizes.
         weight, bias: the layer's parameters, other operations folded in; float64 after folding.
         inputs: sources of its inputs, concatenated: each a layer's name (None: the images), and the pools in between.
         window: number of layers in front of it.
         shape: shape of its output for one image, before pooling.
         potential: call that makes its output before the activation function.
+        geometry: stride, padding and dilation; a fully connected layer is a 1×1 convolution of 1×1 maps.
+        groups: number of groups of its channels.
         skip: source of the activations added to that output; None without a skip.
         bound: upper bound of its activations; None for ReLU.
-        average: size of an average pool in front: side of its windows for a convolution, places for a Linear layer.
+        average: size of an average pool in front: side of its windows for a convolution, places for a linear layer.
         folded: names of the operations folded into its weights.
         order: the ANN's channel that each of its channels is, [C_out]; None: the same.
     """
 
     name: str
-    module: nn.Conv2d | nn.Linear
     weight: Tensor
     bias: Tensor | None
     inputs: tuple[Wire, ...]
     window: int
     shape: tuple[int, ...]
     potential: Call
+    geometry: Geometry = ((1, 1), (0, 0), (1, 1))
+    groups: int = 1
     skip: Wire | None = None
     bound: float | None = None
     average: int = 1
@@ -50,40 +54,29 @@ class ANNLayer:
     order: Tensor | None = None
 
     @property
-    def geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """Stride, padding and dilation; a fully connected layer is a 1×1 convolution of 1×1 maps."""
-        if isinstance(self.module, nn.Linear):
-            return (1, 1), (0, 0), (1, 1)
-        return pair(self.module.stride), pair(self.module.padding), pair(self.module.dilation)  # pyright: ignore
+    def linear(self) -> bool:
+        """Whether it is fully connected."""
+        return self.weight.dim() == 2
 
     @property
     def kernel(self) -> Tensor:
         """Weights [C_out, C_in, rows, columns], float64; 0 between channels of different groups."""
-        groups = getattr(self.module, "groups", 1)
-        parts = rearrange(self.weight.double(), "(g o) ... -> g o ...", g=groups)
-        every = parts.new_zeros(groups, parts.shape[1], groups, *parts.shape[2:])
-        every[range(groups), :, range(groups)] = parts
+        parts = rearrange(self.weight.double(), "(g o) ... -> g o ...", g=self.groups)
+        every = parts.new_zeros(self.groups, parts.shape[1], self.groups, *parts.shape[2:])
+        every[range(self.groups), :, range(self.groups)] = parts
         every = rearrange(every, "g o group i ... -> (g o) (group i) ...")
-        return every if every.dim() == 4 else every[:, :, None, None]
+        return every[:, :, None, None] if self.linear else every
 
-    def with_kernel(self, kernel: Tensor, stride: Any, padding: Any, dilation: Any, **changes: Any) -> "ANNLayer":
-        """The layer with other weights and sizes, without groups."""
-        outputs, inputs, rows, columns = kernel.shape
-        with torch.device("meta"):
-            if isinstance(self.module, nn.Linear):
-                module: nn.Conv2d | nn.Linear = nn.Linear(inputs, outputs)
-            else:
-                module = nn.Conv2d(inputs, outputs, (rows, columns), stride, padding, dilation)
-        return replace(self, module=module, weight=kernel.view(outputs, *module.weight.shape[1:]), **changes)
+    def with_kernel(self, kernel: Tensor, **changes: Any) -> "ANNLayer":
+        """The layer with other weights, without groups, and other changes."""
+        return replace(self, weight=kernel[:, :, 0, 0] if self.linear else kernel, groups=1, **changes)
 
     def reordered(self, *, rows: Tensor | None = None, columns: Tensor | None = None) -> "ANNLayer":
         """The layer with its outputs, or its inputs, in another order."""
         rows, columns = (None if x is None or x.equal(torch.arange(len(x))) else x for x in (rows, columns))
         if rows is None and columns is None:
             return self
-        layer = self
-        if getattr(self.module, "groups", 1) > 1:
-            layer = self.with_kernel(self.kernel, *self.geometry)
+        layer = self.with_kernel(self.kernel) if self.groups > 1 else self
         if columns is not None:
             layer = replace(layer, weight=layer.weight[:, columns])
         if rows is not None:
@@ -154,9 +147,9 @@ def added(one: ANNLayer, other: ANNLayer, call: Call) -> ANNLayer | None:
     inner = F.pad(inner, around)
     kernel, wires = (kernel + inner, wires) if large.inputs == wires else (torch.cat([kernel, inner], 1), both)
     biases = [each.bias.double() for each in (large, small) if each.bias is not None]
-    found = large.with_kernel(kernel, *large.geometry, inputs=wires, bias=sum(biases) if biases else None)
+    changes: dict[str, Any] = {"inputs": wires, "bias": sum(biases) if biases else None, "potential": call}
     folded = (*large.folded, *small.folded, f"{small.name}, added")
-    return replace(found, window=max(large.window, small.window), potential=call, folded=folded)
+    return large.with_kernel(kernel, window=max(large.window, small.window), folded=folded, **changes)
 
 
 def behind(linear: ANNLayer, layer: ANNLayer) -> ANNLayer | None:
@@ -168,7 +161,7 @@ def behind(linear: ANNLayer, layer: ANNLayer) -> ANNLayer | None:
     (stride, padding, dilation), (pace, border, spread) = linear.geometry, layer.geometry
     inner, outer = linear.kernel, layer.kernel
     plain = inner[0, 0].numel() == 1 and not any(padding) and (linear.bias is None or not linear.bias.any())
-    one = max(linear.average, layer.average) == 1 and type(linear.module) is type(layer.module)
+    one = max(linear.average, layer.average) == 1 and linear.linear == layer.linear
     if not one or (any(border) and not plain):
         return None
     grown = (stride[0] * spread[0], stride[1] * spread[1])
@@ -180,7 +173,7 @@ def behind(linear: ANNLayer, layer: ANNLayer) -> ANNLayer | None:
         bias = outer.sum((2, 3)) @ linear.bias.double() + (0 if bias is None else bias)
     folded = (*linear.folded, *layer.folded, f"{linear.name}, linear")
     changes: dict[str, Any] = {"inputs": linear.inputs, "window": linear.window, "bias": bias, "folded": folded}
-    return layer.with_kernel(kernel, paces, borders, (1, 1), **changes)
+    return layer.with_kernel(kernel, geometry=(paces, borders, (1, 1)), **changes)
 
 
 def fold_norm(
