@@ -38,10 +38,10 @@ class WeightsError(ConversionError):
     """Weights that cannot be read: not there, not reachable, damaged, or not plain tensors."""
 
 
-def load_state(module: nn.Module, tensors: Mapping[str, Tensor], rule: str, **options: Any) -> None:
+def load_state(module: nn.Module, tensors: Mapping[str, Tensor], rule: str) -> None:
     """Load weights into a module, strictly, by `load_state_dict`; raise ConversionError with `rule` if one is wrong."""
     try:
-        module.load_state_dict(tensors, **options)
+        module.load_state_dict(tensors)
     except RuntimeError as error:
         raise ConversionError(f"convert: {rule}; {error}") from error
 
@@ -51,21 +51,25 @@ def plain_tensors(content: object) -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
     Containers are opened, nested too; a prefix that every name begins with is removed, repeatedly.
     """
-    steps: list[str] = []
-    mapping = _open(content, steps)
-    tensors: dict[str, Tensor] = {}
-    for name, value in mapping.items():
+    steps, tensors = list[str](), dict[str, Tensor]()
+    for name, value in _open(content, steps).items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise WeightsError(
                 f"plain_tensors: weights must be named tensors only; got {type(value).__name__} under {name!r}. "
                 "Save model.state_dict()."
             )
+        strange = value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta
+        if strange or value.numel() == 0:
+            raise WeightsError(
+                f"plain_tensors: {name} must be a dense tensor of real numbers; got {value.dtype}, {value.layout}, "
+                f"{list(value.shape)} on {value.device}. Save plain floating point weights."
+            )
         tensors[name] = value.detach()
     if not tensors:
         raise WeightsError("plain_tensors: weights must hold tensors; got none.")
-    tensors = _without_prefixes(tensors, steps)
-    for name, tensor in tensors.items():
-        _check(name, tensor)
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) and name != p for name in tensors)), None):
+        steps.append(f"removed the prefix {prefix}")
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     if problem := not_finite(tensors):
         raise WeightsError(f"plain_tensors: weights must be finite; got {problem}. The training diverged.")
     return tensors, tuple(steps)
@@ -85,24 +89,6 @@ def _open(content: object, steps: list[str]) -> Mapping[object, object]:
         beside = sorted(str(name) for name in content if name != found)
         steps.append(f"opened {found}" + (f", left {', '.join(beside)}" if beside else ""))
         content = content[found]
-
-
-def _without_prefixes(tensors: dict[str, Tensor], steps: list[str]) -> dict[str, Tensor]:
-    while True:
-        prefix = next((p for p in PREFIXES if all(name.startswith(p) and name != p for name in tensors)), None)
-        if prefix is None:
-            return tensors
-        steps.append(f"removed the prefix {prefix}")
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-
-
-def _check(name: str, tensor: Tensor) -> None:
-    plain = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_complex() or tensor.is_meta)
-    if not plain or tensor.numel() == 0:
-        raise WeightsError(
-            f"plain_tensors: {name} must be a dense tensor of real numbers; got {tensor.dtype}, {tensor.layout}, "
-            f"{list(tensor.shape)} on {tensor.device}. Save plain floating point weights."
-        )
 
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".th")
@@ -192,23 +178,21 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise WeightsError(f"open_weights: sha256 must be 64 hexadecimal digits; got {sha256!r}.")
-    name, found = _find(source)
     try:
+        name, found = _find(source)
         digest = found.sha256
-    except OSError as error:
-        raise WeightsError(f"open_weights: {found.weights} must be readable; {error}.") from error
-    for expected, origin in ((sha256, "as given"), (found.hub_sha256, "as the Hub says")):
-        if expected is not None and digest != expected.lower():
-            raise WeightsError(
-                f"open_weights: {name} must have the SHA-256 {expected.lower()}, {origin}; got {digest}. "
-                "The file is damaged or another one; get it again."
-            )
-    content, kind = _read(found.weights)
-    try:
-        tensors, steps = plain_tensors(content)
-    except WeightsError as error:
-        raise WeightsError(f"open_weights: {name} cannot be used: {error}") from error
-    config = _read_config(found.config, found.weights if kind == "safetensors" else None)
+        for expected, origin in ((sha256, "as given"), (found.hub_sha256, "as the Hub says")):
+            if expected is not None and digest != expected.lower():
+                raise WeightsError(
+                    f"open_weights: {name} must have the SHA-256 {expected.lower()}, {origin}; got {digest}. "
+                    "The file is damaged or another one; get it again."
+                )
+        safe = found.weights.suffix == ".safetensors"
+        tensors, steps = plain_tensors(read_weights(found.weights) if safe else _read_pickle(found.weights))
+        config = _read_config(found.config, found.weights if safe else None)
+    except (LoadError, HubError, OSError) as error:
+        raise WeightsError(f"open_weights: {error}") from error
+    kind = "safetensors" if safe else "pickle"
     return Weights(tensors, name, found.weights, kind, digest, found.repo_id, found.commit, config, steps)
 
 
@@ -217,29 +201,23 @@ def _find(source: str | Path) -> tuple[str, ModelFiles]:
     path = Path(source).expanduser()
     if not str(source):
         raise WeightsError("open_weights: source must be a file, a folder or a Hub repository; got nothing.")
-    safe = any((path / name).is_file() for name in (f"best/{WEIGHTS}", WEIGHTS))
-    if path.is_dir() and (path / PICKLED_NAME).is_file() and not safe:
-        return path.resolve().name, ModelFiles(path / PICKLED_NAME, path / CONFIG)
     if path.is_file():
         return path.name, ModelFiles(path, path.with_name(CONFIG))
+    if not path.is_dir():
+        return str(source), find_model(str(source), described=False)
+    safe = any((path / name).is_file() for name in (f"best/{WEIGHTS}", WEIGHTS))
+    if (path / PICKLED_NAME).is_file() and not safe:
+        return path.resolve().name, ModelFiles(path / PICKLED_NAME, path / CONFIG)
     try:
-        found = find_model(path if path.is_dir() else str(source), described=False)
+        return path.resolve().name, find_model(path, described=False)
     except LoadError as error:
-        others = sorted(file.name for file in path.iterdir() if file.suffix in PICKLED) if path.is_dir() else []
+        others = sorted(file.name for file in path.iterdir() if file.suffix in PICKLED)
         named = f" Name one of its files: {', '.join(others)}." if others else ""
-        raise WeightsError(f"open_weights: {error}{named}") from error
-    except HubError as error:
-        raise WeightsError(f"open_weights: there is no file or folder {source} here; {error}") from error
-    return path.resolve().name if path.is_dir() else str(source), found
+        raise LoadError(f"{error}{named}") from error
 
 
-def _read(file: Path) -> tuple[object, str]:
-    """Content and format by the file's suffix."""
-    if file.suffix == ".safetensors":
-        try:
-            return read_weights(file), "safetensors"
-        except LoadError as error:
-            raise WeightsError(f"open_weights: {error}") from error
+def _read_pickle(file: Path) -> object:
+    """What torch.save wrote; no code in it runs."""
     if file.suffix not in PICKLED:
         raise WeightsError(
             f"open_weights: weights must end in .safetensors, {', '.join(PICKLED)}; got {file.name}. "
@@ -250,15 +228,12 @@ def _read(file: Path) -> tuple[object, str]:
             f"open_weights: {file} must have 1 to {MOST_BYTES:,} bytes; got {size:,}. Save the weights as safetensors."
         )
     try:
-        return torch.load(file, map_location="cpu", weights_only=True), "pickle"
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file provokes in the unpickler
         # PyTorch's own message advises to load without protection.
         asked = re.search(r"(?:GLOBAL|[Uu]nsupported (?:global|class|operand)) (\S+)", str(error))
-        why = (
-            f"it asks for {asked[1]}, whose code did not run"
-            if asked
-            else str(error).strip().split("\n")[0].split(". ")[0]
-        )
+        why = str(error).strip().split("\n")[0].split(". ")[0]
+        why = f"it asks for {asked[1]}, whose code did not run" if asked else why
         raise WeightsError(
             f"open_weights: {file} must be a whole file of tensors that torch.save wrote; {why}. "
             "Save model.state_dict() as safetensors where the file is from."
@@ -269,11 +244,11 @@ def _read_config(path: Path, weights: Path | None) -> Mapping[str, Any] | None:
     """The config.json beside the weights; safetensors that name its hash must have been written with it."""
     if not path.is_file():
         return None
+    content = read_config(path)
     try:
-        content = read_config(path)
         config = json.loads(content) if weights is None else check_pair(content, read_header(weights), path)
-    except LoadError as error:
-        raise WeightsError(f"open_weights: {error}") from error
+    except LoadError:
+        raise
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"open_weights: {path} must be JSON; {error}. Mend or remove it.") from error
     if not isinstance(config, dict):
