@@ -28,18 +28,6 @@ def features(plan: Sequence[int | str] = PLAN, batch_norm: bool = True, channels
     return layers
 
 
-def classifier(inputs: int, hidden: int, classes: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, hidden),
-        nn.ReLU(),
-        nn.Dropout(),
-        nn.Linear(hidden, hidden),
-        nn.ReLU(),
-        nn.Dropout(),
-        nn.Linear(hidden, classes),
-    )
-
-
 def named(**modules: nn.Module) -> nn.Module:
     """Modules by name, one after the other."""
     return nn.Sequential(OrderedDict(modules))
@@ -56,7 +44,10 @@ def torchvision(classes: int = 10, side: int = 1, batch_norm: bool = True, hidde
         features=nn.Sequential(*features(batch_norm=batch_norm)),
         avgpool=nn.AdaptiveAvgPool2d(side),
         flatten=nn.Flatten(),
-        classifier=classifier(10 * side**2, hidden, classes),
+        classifier=nn.Sequential(
+            *(nn.Linear(10 * side**2, hidden), nn.ReLU(), nn.Dropout()),
+            *(nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(), nn.Linear(hidden, classes)),
+        ),
     )
 
 
@@ -64,10 +55,20 @@ def one_layer_head(classes: int = 10) -> nn.Module:
     return vgg(10, classes)
 
 
-def timm_pooled(classes: int = 10) -> nn.Module:
-    """Named as timm names its layers, with one pool and one layer behind the convolutions."""
-    head = nn.Sequential(OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(10, classes)))
-    return named(features=nn.Sequential(*features()), pre_logits=nn.Identity(), head=head)
+def convolutional_head(classes: int = 7) -> nn.Module:
+    """Named as timm names the layers of a VGG, whose head has convolutions in place of its first linear layers."""
+    head = named(fc1=nn.Conv2d(6, 12, 4), act1=nn.ReLU(), fc2=nn.Conv2d(12, 9, 1), act2=nn.ReLU())
+    trunk = nn.Sequential(*features(SHORT))
+    return named(features=trunk, pre_logits=head, flatten=nn.Flatten(), head=nn.Linear(9, classes))
+
+
+def normalised_head(classes: int = 10) -> nn.Module:
+    """Batch norm without γ and β, and one behind a linear layer."""
+    trunk = features((5, "M"))
+    trunk[1] = nn.BatchNorm2d(5, affine=False)
+    return nn.Sequential(
+        *trunk, nn.Flatten(), nn.Linear(5 * 16, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, classes)
+    )
 
 
 def paper_linear(inputs: int, outputs: int) -> nn.Module:

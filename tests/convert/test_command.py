@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 import torchvision
 from PIL import Image
@@ -22,11 +21,9 @@ from ttfs_triton.evaluate.load import load_network
 from ttfs_triton.model import BaseModel, LoadError, ModelDescription, TTFSModel
 from ttfs_triton.model.files import find_model, read_model, write_model
 from ttfs_triton.model.own_network import build_network_of
-from ttfs_triton.nn import Neuron
+from ttfs_triton.nn import Neuron, TTFSNetwork
 
 COPY = ["--no-calibrate"]
-
-
 PAPER, SPIKING = ["--trained-as", "ann"], ["--psp-persistence", "0.25"]
 
 
@@ -44,45 +41,37 @@ def described(folder) -> ModelDescription:
 def test_recipe_writes_what_evaluation_loads(paper, tmp_path, capsys):
     folder = tmp_path / "runs" / "converted"
     folder.mkdir(parents=True)  # an empty one is filled
-    main(None, [str(paper), "--output-dir", str(folder), "--psp-persistence", "0.25", *PAPER, *COPY])
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "conversion.json", "model.safetensors"]
-    tensors = safetensors.torch.load_file(folder / "model.safetensors")
-    assert {value.dtype for value in tensors.values()} == {torch.float32}
-    loaded = load_network(folder)
-    converted = convert(paper, trained_as="ann", bias=False, neuron=Neuron(0.25))
-    images = torch.rand(2, 3, 32, 32)
-    with torch.no_grad():
-        assert torch.equal(loaded.network(images), converted.network(images))
-    assert loaded.network.config == converted.network.config
-    assert json.loads((folder / "conversion.json").read_text()) == converted.report.to_dict() | {"calibration": None}
-    description = described(folder)
-    assert description.base_model == BaseModel("paper.pth", converted.weights.sha256)
-    out = capsys.readouterr().out
-    assert "Wei et al., ICCV 2023" in out
-    assert "removed the prefix module." in out
-    assert "written: " in out
-
-
-def test_names_of_classes_are_kept_unless_the_head_is_new(tmp_path):
-    network, own = ours(), tmp_path / "own"
-    own.mkdir()
-    description = ModelDescription.of(network.config, class_names=list("abcde"), dataset="letters", fit="crop")
-    write_model(own, network.state_dict(), description)
-    main(None, [str(own), "--output-dir", str(tmp_path / "kept"), *COPY])
-    kept = described(tmp_path / "kept")
-    assert (kept.class_names, kept.dataset, kept.preprocessing.fit) == (tuple("abcde"), "letters", "crop")
-    options = ["--classes", "2", "--replace-head", "--no-keep-standardisation"]
-    main(None, [str(own), "--output-dir", str(tmp_path / "new"), *options, *COPY])
-    new = described(tmp_path / "new")
-    assert (new.class_names, new.dataset) == (("0", "1"), None)
-    assert (kept.network.weight_standardisation, new.network.weight_standardisation) == (True, False)
-
-
-def test_flags_reach_the_conversion(paper, tmp_path):
     flags = "--mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --readout first_spike --encoder signed"
-    main(None, [str(paper), "--output-dir", str(tmp_path / "out"), *flags.split(), *PAPER, *COPY])
-    config = load_network(tmp_path / "out").network.config
-    assert (config.mean, config.encoder, config.readout) == ((0.1, 0.2, 0.3), "signed", "first_spike")
+    main(None, [str(paper), "--output-dir", str(folder), *flags.split(), *SPIKING, *PAPER, *COPY])
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "conversion.json", "model.safetensors"]
+    given = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "readout": "first_spike", "encoder": "signed"}
+    converted = convert(paper, trained_as="ann", bias=False, neuron=Neuron(0.25), **given)
+    loaded, images = load_network(folder).network, torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), converted.network(images))
+    assert loaded.config == converted.network.config
+    assert json.loads((folder / "conversion.json").read_text()) == converted.report.to_dict() | {"calibration": None}
+    assert described(folder).base_model == BaseModel("paper.pth", converted.weights.sha256)
+    out = capsys.readouterr().out
+    for part in ("Wei et al., ICCV 2023", "removed the prefix module.", "written: "):
+        assert part in out
+
+
+def test_networks_of_ours_keep_their_settings_and_need_no_images(tmp_path):
+    config, base = ours(bias=False, neuron=Neuron(0.25)).config, BaseModel("vgg.pth", "ab" * 32)
+    description = ModelDescription.of(config, class_names=list("abcde"), dataset="letters", fit="crop", base_model=base)
+    (tmp_path / "own").mkdir()
+    write_model(tmp_path / "own", TTFSNetwork(config).state_dict(), description)
+    main(None, [str(tmp_path / "own"), "--output-dir", str(tmp_path / "kept"), "--psp-persistence", "0.5"])
+    expected = ModelDescription.of(
+        config.replace(neuron=Neuron(0.5)), class_names=list("abcde"), dataset="letters", fit="crop", base_model=base
+    )
+    assert described(tmp_path / "kept") == expected
+    assert json.loads((tmp_path / "kept" / "conversion.json").read_text())["calibration"] is None
+    options = ["--classes", "2", "--replace-head", "--no-keep-standardisation"]
+    main(None, [str(tmp_path / "own"), "--output-dir", str(tmp_path / "new"), *options, *COPY])
+    new = described(tmp_path / "new")
+    assert (new.class_names, new.dataset, new.network.weight_standardisation) == (("0", "1"), None, False)
 
 
 def test_occupied_folder_is_refused_before_any_work(tmp_path, tmp_path_factory, capsys, monkeypatch):
@@ -157,15 +146,6 @@ def test_recipe_calibrates_on_images(tmp_path, capsys):
     assert loaded.network.class_names[0] == "T-shirt/top", "the classes of the calibration images"
 
 
-def test_networks_of_ours_need_no_images_get_no_initial_potentials_and_keep_their_origin(tmp_path):
-    model = TTFSModel(ours(bias=False, neuron=Neuron(0.25)).config, base_model=BaseModel("vgg.pth", "ab" * 32))
-    model.save_pretrained(tmp_path / "own")
-    main(None, [str(tmp_path / "own"), "--output-dir", str(tmp_path / "out"), "--psp-persistence", "0.5"])
-    assert json.loads((tmp_path / "out" / "conversion.json").read_text())["calibration"] is None
-    assert described(tmp_path / "out").network == model.config.replace(neuron=Neuron(0.5))
-    assert described(tmp_path / "out").base_model == model.description.base_model
-
-
 ANN = """
 from torch import nn
 
@@ -205,28 +185,22 @@ def test_network_of_the_user_s_code_is_traced(tmp_path, function, capsys):
     torch.save({"model": ann.state_dict()}, tmp_path / "ann.pth")
     words = [str(tmp_path / "ann.pth"), "--network", builder]
     main(None, [*words, "--output-dir", str(tmp_path / "out"), *flags])
-    out = capsys.readouterr().out
-    if function == "odd":  # the folder is whole: it needs no file of the ANN
-        (tmp_path / "mine.py").rename(tmp_path / "moved.py")
-        assert "mine" not in (tmp_path / "out" / "network.py").read_text()
-        with pytest.raises(LoadError, match=r"network\.py is here; code runs only if you name it: --network .*py"):
-            TTFSModel.from_pretrained(tmp_path / "out")
+    out, again = capsys.readouterr().out, None if function == "chain" else f"{tmp_path}/out/network.py:build"
     assert "Losses of the conversion" in out
-    again = None if function == "chain" else f"{tmp_path}/out/network.py:build"
     assert (f"to load it: --network {again}" in out) == (function == "odd")
-    model = TTFSModel.from_pretrained(tmp_path / "out", network=again)
-    expected = convert_ann(ann, load_images("sample").images_at(torch.arange(16)) / 255)[0]
-    assert model.state_dict().keys() == expected.state_dict().keys()
-    images = load_images("sample").images_at(torch.arange(64)) / 255
-    with torch.no_grad():
-        assert (model(images).argmax(1) == ann(images).argmax(1)).float().mean() > 0.9
-    if function == "odd":
-        (tmp_path / "moved.py").rename(tmp_path / "mine.py")
-    assert model.description.base_model.file == "ann.pth"
-    assert model.class_names[0] == "T-shirt/top"
-    assert json.loads((tmp_path / "out" / "conversion.json").read_text())["images"] == 16
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "ann.pth")
     with pytest.raises(SystemExit):
         main(None, [*words, "--output-dir", str(tmp_path / "no"), *flags])
     assert f"ann.pth must hold the weights of {builder}" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+    (tmp_path / "mine.py").unlink()  # the folder is whole: it needs no file of the ANN
+    if function == "odd":
+        with pytest.raises(LoadError, match=r"network\.py is here; code runs only if you name it: --network .*py"):
+            TTFSModel.from_pretrained(tmp_path / "out")
+    model = TTFSModel.from_pretrained(tmp_path / "out", network=again)
+    images = load_images("sample").images_at(torch.arange(64)) / 255
+    assert model.state_dict().keys() == convert_ann(ann, images[:16])[0].state_dict().keys()
+    with torch.no_grad():
+        assert (model(images).argmax(1) == ann(images).argmax(1)).float().mean() > 0.9
+    assert (model.description.base_model.file, model.class_names[0]) == ("ann.pth", "T-shirt/top")
+    assert json.loads((tmp_path / "out" / "conversion.json").read_text())["images"] == 16

@@ -21,8 +21,6 @@ from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.table import Table
 
 _OURS = re.compile(r"(?:features\.(?:conv|fc)\d+|readout)\..+")
-# Fields of the network's configuration that the weights leave open; all others are the source's.
-FREE = frozenset("encoder mean std readout neuron bias initial_gain dropout".split())
 SPIKING = "the source is a spiking network; its weights are copied"
 
 
@@ -93,10 +91,10 @@ class _Source:
     layout: str
     config: NetworkConfig
     state: dict[str, Tensor]
-    layers: list[LayerEntry]
+    layers: tuple[LayerEntry, ...]
     bounded: bool
     from_ann: bool
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
 
 
 def convert(
@@ -152,48 +150,37 @@ def convert(
         torch.Size([2, 10])
     """
     weights = source if isinstance(source, Weights) else open_weights(source)
-    if wrong := sorted(set(overrides) - FREE):
-        raise ConversionError(
-            f"convert: overrides must be among {', '.join(sorted(FREE))}; got {', '.join(wrong)}. The weights "
-            "determine all others."
-        )
-    if any(_OURS.fullmatch(name) for name in weights.tensors):
-        if given := sorted(overrides.keys() & {"mean", "std"}):
-            raise ConversionError(
-                f"convert: {' and '.join(given)} must be left out for a network of ours, which has them."
-            )
-        found = _own(weights, config, trained_as, keep_standardisation)
-    elif is_paper(weights.tensors) and (config is None or trained_as is not None):
-        assumed = paper_config(weights.tensors, trained_as)
-        notes = (f"trained as {trained_as}, as stated: the paper's networks share their names",)
-        found = _ann("Wei et al., ICCV 2023", weights, assumed, True, trained_as == "ann", notes)
-    elif config is None:
-        shapes = [f"{name} {list(tensor.shape)}" for name, tensor in weights.tensors.items()]
-        raise ConversionError(
-            "convert: weights must be of a network of ttfs-triton or of the paper; got "
-            f"{', '.join(shapes[:6])}{' and more' if len(shapes) > 6 else ''}. Name the function that builds their "
-            "module: --network FILE.py:FUNCTION or --network torchvision.models:vgg16_bn."
-        )
-    elif trained_as is not None:
-        raise ConversionError(f"convert: trained_as must be left out for weights of others; got {trained_as}.")
-    else:
-        mean, std = weights.statistics() or (config.mean, config.std)
-        found = _ann("ANN", weights, config.replace(mean=mean, std=std), is_paper(weights.tensors), True)
+    found = _recognise(weights, config, trained_as, keep_standardisation, overrides)
     if not replace_head and classes not in (None, found.config.classes):
         raise ConversionError(
             f"convert: classes must be {found.config.classes}, as {weights.name} has; got {classes}. "
             "Give replace_head=True (--replace-head) to draw a new readout."
         )
+    layers, notes, state = found.layers, (*weights.steps, *found.notes), found.state
+    has_bias = any(key.endswith(".bias") for key in state)
+    if overrides.get("bias") is False and has_bias:
+        raise ConversionError(
+            "convert: bias must be True for a source with biases or batch norm; got False. They would be lost."
+        )
+    target = found.config.replace(**{"bias": has_bias, "classes": classes or found.config.classes, **overrides})
     if replace_head:
-        gain = float(overrides.get("initial_gain", found.config.initial_gain))
-        found = _with_new_readout(found, classes or found.config.classes, gain, seed)
-    target = _target_config(found, overrides)
+        layers = (*layers[:-1], LayerEntry("readout", ()))
+        notes += (f"a new readout for {target.classes} classes, drawn from seed {seed}",)
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("readout.")}
+    with torch.random.fork_rng(devices=[]):  # keeps the caller's random state
+        torch.manual_seed(seed)
+        network = TTFSNetwork(target).eval()
+    drawn = {
+        name: value
+        for name, value in network.state_dict().items()
+        if name.endswith(".bias") or (replace_head and name.startswith("readout."))  # initial potentials are 0
+    }
+    load_state(network, drawn | state, f"the weights must be those of {target.specification}")
     report = ConversionReport(
         *(weights.name, weights.format, weights.sha256, weights.revision),
-        *(found.layout, found.config.specification, tuple(found.layers), (*weights.steps, *found.notes)),
-        replace_head,
+        *(found.layout, found.config.specification, layers, notes, replace_head),
     )
-    return Converted(_network(target, found.state), weights, report, found.bounded, found.from_ann)
+    return Converted(network, weights, report, found.bounded, found.from_ann)
 
 
 def calibrate_converted(
@@ -222,14 +209,51 @@ def calibrate_converted(
     return replace(converted, bounded=True), calibration
 
 
-def _own(
+def _recognise(
     weights: Weights,
     config: NetworkConfig | None,
     trained_as: TrainedAs | None,
     keep_standardisation: bool,
+    overrides: Mapping[str, Any],
 ) -> _Source:
+    """What the names of the tensors say; arguments as of `convert`."""
+    ours = any(_OURS.fullmatch(name) for name in weights.tensors)
+    paper = is_paper(weights.tensors)
+    if trained_as is not None and not paper and (ours or config is not None):
+        raise ConversionError(f"convert: trained_as must be left out for weights not of the paper; got {trained_as}.")
+    if ours and (given := sorted(overrides.keys() & {"mean", "std"})):
+        raise ConversionError(f"convert: {' and '.join(given)} must be left out for a network of ours, which has them.")
+    if ours:
+        return _own(weights, config, keep_standardisation)
+    if paper and (config is None or trained_as is not None):
+        assumed = paper_config(weights.tensors, trained_as)
+        notes = (f"trained as {trained_as}, as stated: the paper's networks share their names",)
+        return _ann("Wei et al., ICCV 2023", weights, assumed, True, trained_as == "ann", notes)
+    if config is None:
+        shapes = [f"{name} {list(tensor.shape)}" for name, tensor in weights.tensors.items()]
+        raise ConversionError(
+            "convert: weights must be of a network of ttfs-triton or of the paper; got "
+            f"{', '.join(shapes[:6])}{' and more' if len(shapes) > 6 else ''}. Name the function that builds their "
+            "module: --network FILE.py:FUNCTION or --network torchvision.models:vgg16_bn."
+        )
+    mean, std = weights.statistics() or (config.mean, config.std)
+    return _ann("ANN", weights, config.replace(mean=mean, std=std), paper, True)
+
+
+def _own(weights: Weights, config: NetworkConfig | None, keep_standardisation: bool) -> _Source:
     """A network of this package, batch norm folded, and standardised weights too unless they are kept."""
-    own = _own_config(weights, config, trained_as)
+    description = weights.description()
+    own = config if description is None else description.network
+    if own is None:
+        raise ConversionError(
+            f"convert: {weights.name} must have a config.json beside it, as training writes; it has none. "
+            "Keep both together."
+        )
+    if not isinstance(own, NetworkConfig):
+        raise ConversionError(
+            f"convert: {weights.name} must hold a network of a specification; got a network that {own.builder} builds. "
+            "Train on from it: --network FILE.py:FUNCTION --weights."
+        )
     with torch.random.fork_rng(devices=[]):  # keeps the caller's random state
         network = TTFSNetwork(own.replace(grid=None))
     tensors = {name: tensor for name, tensor in weights.tensors.items() if not name.endswith(".log2_unit")}
@@ -249,26 +273,7 @@ def _own(
         notes.append("standardised weights folded into plain ones")
     if own.grid is not None:
         notes.append(f"left without its grid, {own.grid.text()}: calibrate or train the network for it again")
-    return _Source("ours", network.config, network.state_dict(), entries, True, False, tuple(notes))
-
-
-def _own_config(weights: Weights, config: NetworkConfig | None, trained_as: TrainedAs | None) -> NetworkConfig:
-    """Configuration of a network of this package: from the config.json beside its weights, else from the caller."""
-    description = weights.description()
-    own = config if description is None else description.network
-    if own is None:
-        raise ConversionError(
-            f"convert: {weights.name} must have a config.json beside it, as training writes; it has none. "
-            "Keep both together."
-        )
-    if not isinstance(own, NetworkConfig):
-        raise ConversionError(
-            f"convert: {weights.name} must hold a network of a specification; got a network that {own.builder} builds. "
-            "Train on from it: --network FILE.py:FUNCTION --weights."
-        )
-    if trained_as is not None:
-        raise ConversionError(f"convert: trained_as must be left out for a network of ours; got {trained_as}.")
-    return own
+    return _Source("ours", network.config, network.state_dict(), tuple(entries), True, False, tuple(notes))
 
 
 def _ann(
@@ -277,51 +282,9 @@ def _ann(
     """A network of another project."""
     config = config.replace(batch_norm=False, weight_standardisation=False, grid=None)
     state, entries = state_of(config, weights.tensors)
-    unbounded = "activations of the source are not bounded, spikes saturate at 1: calibrate or train the network"
-    said = "no mean and std: the ANN reads pixels in [0, 1]"
-    said = () if config.encoder == "latency" or config.mean else (said,)
-    notes = (*notes, *said, *([] if bounded else [unbounded]), *([] if from_ann else [SPIKING]))
-    return _Source(layout, config, state, entries, bounded, from_ann, notes)
-
-
-def _with_new_readout(source: _Source, classes: int, initial_gain: float, seed: int) -> _Source:
-    old, state = source.state["readout.weight"], dict(source.state)
-    generator, inputs = torch.Generator().manual_seed(seed), old[0].numel()
-    # The same distribution as in `WeightedLayer.reset_parameters`.
-    drawn = torch.randn(classes, inputs, generator=generator) * (initial_gain * (2 / inputs) ** 0.5)
-    state["readout.weight"] = drawn
-    if "readout.weight_gain" in state:
-        state["readout.weight_gain"] = torch.full((classes,), initial_gain * 2**0.5)
-    state.pop("readout.bias", None)
-    return replace(
-        source,
-        config=source.config.replace(classes=classes),
-        state=state,
-        layers=[*source.layers[:-1], LayerEntry("readout", ())],
-        notes=(*source.notes, f"a new readout for {classes} classes, drawn from seed {seed}"),
-    )
-
-
-def _target_config(source: _Source, overrides: Mapping[str, Any]) -> NetworkConfig:
-    config, has_bias = source.config, any(key.endswith(".bias") for key in source.state)
-    if overrides.get("bias") is False and has_bias:
-        raise ConversionError(
-            "convert: bias must be True for a source with biases or batch norm; got False. They would be lost."
-        )
-    encoder = overrides.get("encoder", config.encoder)
-    statistics = {name: overrides.get(name) or getattr(config, name) for name in ("mean", "std")}
-    if encoder == "latency" and any(statistics.values()):
-        raise ConversionError(
-            f"convert: encoder must not be latency for a source with mean and std, {statistics}; got {encoder}, which "
-            "reads pixels as spike times. Leave out --encoder, or --mean and --std."
-        )
-    return config.replace(**{"bias": has_bias, **overrides, **statistics})
-
-
-def _network(config: NetworkConfig, state: Mapping[str, Tensor]) -> TTFSNetwork:
-    """A spiking network with these weights; missing initial potentials are 0. PyTorch's random state stays."""
-    with torch.random.fork_rng(devices=[]):
-        network = TTFSNetwork(config)
-    zeros = {name: torch.zeros_like(value) for name, value in network.state_dict().items() if name.endswith(".bias")}
-    load_state(network, zeros | dict(state), f"the weights must be those of {config.specification}")
-    return network.eval()
+    if config.encoder != "latency" and not config.mean:
+        notes += ("no mean and std: the ANN reads pixels in [0, 1]",)
+    if not bounded:
+        notes += ("activations of the source are not bounded, spikes saturate at 1: calibrate or train the network",)
+    notes += () if from_ann else (SPIKING,)
+    return _Source(layout, config, state, tuple(entries), bounded, from_ann, notes)
