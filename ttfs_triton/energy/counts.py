@@ -54,13 +54,13 @@ class LayerCounts(LayerStatistics):
     synapses: int
     weights: int
     biases: int
-    spikes_delivered: int
     active_inputs: int
     synaptic_operations: int
     nonzero_macs: int
     analog_macs: int
     dense_macs: int
-    summed_spike_time: float
+    spikes_delivered: int = 0
+    summed_spike_time: float = 0.0
     average: int = 1
     histogram: tuple[int, ...] = ()
     histogram_samples: int = 0

@@ -174,7 +174,7 @@ class SynapseCounter:
             found |= zip(GATED, times, strict=True)
         dense = self._described["synapses"] * samples
         macs = {"analog_macs": dense if self._real_inputs else 0, "dense_macs": dense}
-        return LayerCounts(samples=samples, spikes_delivered=0, **self._described, **found, **macs, **spikes), arrived
+        return LayerCounts(samples=samples, **self._described, **found, **macs, **spikes), arrived
 
 
 # Samples in a histogram, which costs more than all other counts. With 128 neurons, a third of them firing, 250 samples

@@ -101,10 +101,9 @@ class _Layer:
         """Run a contraction, and add its inputs: [N, ...], or [T, N, ...] in multi-step mode."""
         shape, (bias, *geometry) = inputs.shape[1 - weight.dim() :], more or [None]
         if self.reach.shape != shape:
-            with torch.enable_grad():
-                zeros = torch.zeros(1, *shape, dtype=torch.float64, device=weight.device, requires_grad=True)
-                sums = run(zeros, torch.ones_like(weight, dtype=torch.float64), None, *geometry)
-                self.reach = torch.autograd.grad(sums.sum(), zeros)[0][0].long()
+            ones = torch.ones_like(weight, dtype=torch.float64)
+            reach = torch.func.grad(lambda pixels: run(pixels, ones, None, *geometry).sum())
+            self.reach = reach(ones.new_zeros(1, *shape))[0].long()
         by_input, outputs = (inputs != 0).reshape(-1, *shape).sum(0), run(inputs, weight, *more)
         self.operations = self.operations + (by_input * self.reach).sum()
         self.active = self.active + by_input.sum()
@@ -122,10 +121,9 @@ class _Layer:
         real, synapses, operations = int(self.real) > 0, int(self.reach.sum()), int(self.operations)
         sizes = {"inputs": self.reach.numel(), "synapses": synapses, "weights": self.weights, "biases": self.biases}
         sizes["neurons"] = self.updates // (samples * steps) if self.neurons else self.outputs // self.runs
-        sums: dict[str, Any] = dict.fromkeys(("saturated", "never_active", "spikes_delivered", "summed_spike_time"), 0)
-        sums |= {"spikes": int(self.spikes), "active_inputs": int(self.active), "nonzero_macs": operations}
-        sums |= {"synaptic_operations": 0 if real else operations, "dense_macs": (dense := synapses * self.runs)}
-        sums["analog_macs"] = dense if real else 0
+        sums = {"saturated": 0, "never_active": 0, "spikes": int(self.spikes), "active_inputs": int(self.active)}
+        sums |= {"synaptic_operations": 0 if real else operations, "nonzero_macs": operations}
+        sums |= {"analog_macs": synapses * self.runs * real, "dense_macs": synapses * self.runs}
         neuron, kind = (None, "analog") if real else (Neuron(psp_persistence=0), "spiking")  # a spike acts once
         return LayerCounts(name=name, kind=kind, samples=samples, neuron=neuron, **sizes, **sums)
 
