@@ -193,12 +193,11 @@ def test_unknown_names_are_refused(name, message):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("node_nm", "node_um", "node_um: there is no such key. Did you mean node_nm"),
-        ("prices.synop", "prices.synpo", "prices must be of accumulate, .*; got synpo. Did you mean synop"),
+        ("node_nm", "node_um", "node_um: there is no such key"),
+        ("prices.synop", "prices.synpo", "prices must be of accumulate, .*; got synpo"),
         ('"pJ"', '"mW"', "prices.synop.unit must measure energy; got mW"),
         ("value = 2.0", "value = -2.0", "prices.synop.value: .* greater than or equal to 0; got -2.0"),
         ("value = 2.0", "", "prices.synop: value must be None exactly if status is unpublished; got None, measured"),
-        ("value = 3", "value = 1e13", r"prices.leakage_power: value must be at most 1e\+12 µW"),
         ("low = 1.0", "low = 3.0", "prices.synop: value must be within low and high; got 3.0 ≤ 2.0 ≤ 4.0"),
         ('source = "my bench"', "", "prices.synop.source: Field required"),
         ('"including fetch"', '"arithmetic"', "prices.accumulate must be there for synop_scope"),
@@ -220,7 +219,7 @@ def test_bad_files_are_refused(write, old, new, message):
 
 @pytest.mark.parametrize("scope", [scope for scope in SCOPES if scope != "arithmetic"])
 def test_scopes_forbid_what_they_hold(scope):
-    for key, (dimension, _) in PRICES.items():
+    for key, dimension in PRICES.items():
         prices = {"synop": Price(1, **GIVEN), key: Price(1, **GIVEN | {"unit": next(iter(UNITS[dimension]))})}
         if key in SCOPES[scope]:
             with pytest.raises(ValueError, match=f"{key} must be absent, because synop_scope"):

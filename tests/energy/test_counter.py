@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 from tests.energy.energy_cases import counted as charged
-from ttfs_triton.energy import Counts, LayerCounts, estimate, layer_counter
-from ttfs_triton.energy.counter import count, counting
-from ttfs_triton.energy.layer_counter import spike_histogram
+from ttfs_triton.energy import Counts, LayerCounts, counter, estimate
+from ttfs_triton.energy.counter import count, counting, spike_histogram
 from ttfs_triton.nn import (
     DFTConv2d,
     DFTLinear,
@@ -267,7 +266,7 @@ def test_histograms_are_of_the_first_samples(monkeypatch):
     # (A + W) / (1 + W) = (x + 1) / 2: activations 1, 0.75, 0.55, so times 0, 0.25, 0.45, of two neurons.
     assert (counts.histogram, counts.histogram_samples) == ((4, 2, 0, 0), 3)
     batches = [torch.tensor([[1.0]]), torch.tensor([[0.5], [0.1]])]
-    monkeypatch.setattr(layer_counter, "HISTOGRAM_SAMPLES", 2)
+    monkeypatch.setattr(counter, "HISTOGRAM_SAMPLES", 2)
     (counts,) = counted([layer], batches, histogram_bins=4)
     assert (counts.histogram, counts.histogram_samples) == ((4, 0, 0, 0), 2)
 

@@ -12,9 +12,8 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from ttfs_triton.chip.simulation import Simulation, SimulationSettings
-from ttfs_triton.energy.counter import graph_of_batches, images_and_labels
+from ttfs_triton.energy.counter import SynapseCounter, graph_of_batches, images_and_labels, network_counts
 from ttfs_triton.energy.counts import LayerActivity, LayerCounts
-from ttfs_triton.energy.layer_counter import SynapseCounter, network_counts
 from ttfs_triton.nn.coding import AnalogEncoder, LatencyEncoder
 from ttfs_triton.nn.faults import BrokenNeurons, Faults, disturbed, draw_broken, weight_factors
 from ttfs_triton.nn.graph import NetworkGraph, Stage

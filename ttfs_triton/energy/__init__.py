@@ -1,4 +1,8 @@
-"""Costs of a trained network on a chip: exact counts, and energy estimates with stated assumptions."""
+"""Costs of a trained network on a chip: exact counts, and energy estimates with stated assumptions.
+
+network → `count` → `Counts` → `estimate` with the prices of a `Chip` → `Estimate` → `verdict`: what the network does
+for an image, what that costs, and whether its dense ANN costs more.
+"""
 
 from ttfs_triton.energy.chip import available_chips, load_chip
 from ttfs_triton.energy.compare import (

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import fields
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from ttfs_triton.command_line import problem_lines
-from ttfs_triton.energy.prices import Access, Capacity, Chip, Memory, suggestion
+from ttfs_triton.energy.prices import Chip
 from ttfs_triton.untrusted_files import read_regular
 
 FOLDER = Path(__file__).parent / "chips"
@@ -21,8 +21,6 @@ FOLDER = Path(__file__).parent / "chips"
 NO_FIGURES = {"loihi2": "Loihi 2", "akida": "Akida", "speck": "Speck"}
 
 MAX_BYTES = 2**18  # of a chip file; the package's own files have up to 10,000
-
-_KEYS = {own.name for table in (Chip, Memory, Access, Capacity) for own in fields(table)}
 
 
 def available_chips() -> tuple[str, ...]:
@@ -72,12 +70,8 @@ def load_chip(name_or_path: Chip | str | Path) -> Chip:
     try:
         return TypeAdapter(Chip).validate_json(json.dumps(values, default=str))  # from JSON, tables become dataclasses
     except ValidationError as error:
-        lines = "\n".join(problem_lines(error, unknown=_unknown))
+        lines = "\n".join(problem_lines(error))
         raise ValueError(f"load_chip: {path} must follow the files in {FOLDER}:\n{lines}") from None
-
-
-def _unknown(key: str) -> str:
-    return f"there is no such key.{suggestion(key.rpartition('.')[2], _KEYS)}"
 
 
 def load_chips(names: Iterable[str], every: Iterable[str] = ()) -> list[Chip]:
@@ -102,7 +96,7 @@ def _locate(name: str) -> tuple[Path, str | None]:
             f"exists for {NO_FIGURES[plain]}. If you have one, write a TOML file."
         )
     known = available_chips()
-    raise ValueError(
-        f"load_chip: name_or_path must be one of {', '.join(known)} or the path of a TOML file; got {name}."
-        + suggestion(path, [other.partition(":")[0] for other in known])
-    )
+    close = difflib.get_close_matches(path, [other.partition(":")[0] for other in known], n=1)
+    remedy = f" Did you mean {close[0]}?" if close else ""
+    known = ", ".join(known)
+    raise ValueError(f"load_chip: name_or_path must be one of {known} or the path of a TOML file; got {name}.{remedy}")

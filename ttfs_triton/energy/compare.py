@@ -30,15 +30,12 @@ FAIR_CHIP = "lemaire45:int8"
 
 
 class BreakEven(NamedTuple):
-    """The firing share at which a network costs as much as its dense ANN, at nominal prices.
-
-    Attributes:
-        value: mean firing share; may exceed 1. None if the costs are equal at none.
-        text: the break-even point in words.
-    """
+    """The firing share at which a network costs as much as its dense ANN, at nominal prices."""
 
     value: float | None
+    """Mean firing share; may exceed 1. None if the costs are equal at none."""
     text: str
+    """The break-even point in words."""
 
 
 def break_even_firing_share(
@@ -56,10 +53,10 @@ def break_even_firing_share(
     chip, options, none = load_chip(chip), replace(options, activity=None), "no break-even firing share"
     if not counts.sparsity > 0:
         return BreakEven(None, f"{none}: no hidden neuron fires")
-    silent, now = (estimate(counts.firing_more(factor), chip, options) for factor in (0.0, 1.0))
-    found = (dense_ann(counts, chip, options=options), silent, now)
-    static = {term.name for each in found for term in each.unpriced if term.kind == "static"}
-    known = (replace(each, terms=tuple(term for term in each.terms if term.name not in static)) for each in found)
+    networks = [estimate(counts.firing_more(factor), chip, options) for factor in (0.0, 1.0)]
+    compared = (dense_ann(counts, chip, options=options), *networks)
+    static = {term.name for each in compared for term in each.unpriced if term.kind == "static"}
+    known = (replace(each, terms=tuple(term for term in each.terms if term.name not in static)) for each in compared)
     dense, start, end = (_nominal(each, measure, "compute") for each in known)
     if dense is None or start is None or end is None:
         what = "the dense ANN" if dense is None else "spikes and neurons"
@@ -142,7 +139,7 @@ def fair_chip(counts: Counts, chips: Sequence[Chip | str | Path], options: RunOp
     """The first chip that prices the dense ANN with memory and without, or `FAIR_CHIP` if none does."""
     for chip in map(load_chip, chips):
         dense = dense_ann(counts, chip, options=options)
-        if _whole(dense, "memory_included") is not None and _whole(dense, "compute_only") is not None:
+        if all(_whole(dense, measure) is not None for measure in ("memory_included", "compute_only")):
             return chip
     return load_chip(FAIR_CHIP)
 
@@ -161,31 +158,22 @@ def verdict(
     if others is None:
         others = [Run(counts, replace(options, steps=number, activity=None)) for number in STEPS]
     by_steps = {run.options.steps: run for run in (*others, Run(counts, options))}
-    steps = tuple(sorted(by_steps))
+    steps, dense = tuple(sorted(by_steps)), dense_ann(counts, chip, options=options)
     runs = [by_steps[number] for number in steps]
-    dense = dense_ann(counts, chip, options=options)
-    found = [estimate(run.counts, chip, run.options) for run in runs]
-    return Verdict(
-        chip.name,
-        steps,
-        _ratios(found, dense, "memory_included"),
-        _ratios(found, dense, "compute_only"),
-        steps.index(options.steps),
-        tuple(dict.fromkeys(term.name for term in found[0].unpriced if term.kind == "compute")),
-        any(run.options.gating and run.options.activity is None for run in runs),
-    )
+    estimates = [estimate(run.counts, chip, run.options) for run in runs]
+    with_memory, arithmetic = (_ratios(estimates, dense, measure) for measure in ("memory_included", "compute_only"))
+    missing = tuple(dict.fromkeys(term.name for term in estimates[0].unpriced if term.kind == "compute"))
+    bound = any(run.options.gating and run.options.activity is None for run in runs)
+    return Verdict(chip.name, steps, with_memory, arithmetic, steps.index(options.steps), missing, bound)
 
 
 class Comparison(NamedTuple):
-    """A network and ANNs compared on one chip.
-
-    Attributes:
-        estimates: energies; the network's own is first.
-        sentences: verdict and break-even point in words.
-    """
+    """A network and ANNs compared on one chip."""
 
     estimates: tuple[Estimate, ...]
+    """Energies; the network's own is first."""
     sentences: tuple[str, ...]
+    """Verdict and break-even point in words."""
 
 
 def compare(
@@ -208,15 +196,17 @@ def compare(
         dense_ann(counts, chip, options=options, network=network),
         zero_skipping_ann(counts, chip, options=options, network=network),
     )
-    share, found = break_even_firing_share(counts, chip, options), verdict(counts, chip, options, others)
-    return Comparison(estimates, (*found.sentences(), f"{share.text[:1].upper()}{share.text[1:]}."))
+    sentences, share = (
+        verdict(counts, chip, options, others).sentences(),
+        break_even_firing_share(counts, chip, options),
+    )
+    return Comparison(estimates, (*sentences, f"{share.text[:1].upper()}{share.text[1:]}."))
 
 
-def _ratios(found: Sequence[Estimate], dense: Estimate, measure: Measure) -> tuple[float, ...]:
+def _ratios(estimates: Sequence[Estimate], dense: Estimate, measure: Measure) -> tuple[float, ...]:
     """Ratios of the network's energies to the dense ANN's; empty if one of the energies is unknown."""
-    theirs, ours = _whole(dense, measure), [_nominal(each, measure) for each in found]
-    known = [each for each in ours if each is not None]
-    return tuple(each / theirs for each in known) if theirs and len(known) == len(ours) else ()
+    theirs, ours = _whole(dense, measure), [_nominal(each, measure) for each in estimates]
+    return tuple(each / theirs for each in ours if each is not None) if theirs and None not in ours else ()
 
 
 def _whole(dense: Estimate, measure: Measure) -> float | None:

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from ttfs_kernels import Neuron
+from ttfs_triton.command_line import problem_lines
 from ttfs_triton.nn.config import ReadoutTime
 from ttfs_triton.nn.statistics import LayerStatistics, sparsity
 
@@ -183,24 +184,23 @@ class Counts:
 
         There, neurons without any input fire at their window's end, and every output neuron counts as a spike.
         """
-        spikes, neurons = 0, sum(layer.neurons for layer in self.layers) * self.samples
-        for layer in self.layers:
-            if layer.kind != "readout" and layer.without_input is None:
-                return None
-            fired = layer.spikes + (layer.without_input or 0)
-            spikes += layer.neurons * self.samples if layer.kind == "readout" else fired
-        return spikes / neurons
+        hidden = [layer for layer in self.layers if layer.kind != "readout"]
+        if any(layer.without_input is None for layer in hidden):
+            return None
+        outputs = self.samples * sum(layer.neurons for layer in self.layers if layer.kind == "readout")
+        fired = sum(layer.spikes + (layer.without_input or 0) for layer in hidden)
+        return (fired + outputs) / (self.samples * sum(layer.neurons for layer in self.layers))
 
     def averages(self) -> tuple[LayerCounts, ...]:
         """The layers' counts as means over the samples, not sums."""
         if self.samples < 1 or not self.layers:
-            found = f"{self.samples} and {len(self.layers)}"
-            raise ValueError(f"estimate: counts must be of at least one sample and layer; got {found}.")
-        each, layers = 1 / self.samples, []
+            got = f"{self.samples} and {len(self.layers)}"
+            raise ValueError(f"estimate: counts must be of at least one sample and layer; got {got}.")
+        layers = []
         for layer in self.layers:
-            summed = {key: getattr(layer, key) for key in (*OF_ALL_SAMPLES, *GATED)}
-            averages = {key: None if value is None else value * each for key, value in summed.items()}
-            layers.append(dataclasses.replace(layer, samples=1, **averages))
+            sums = {key: getattr(layer, key) for key in (*OF_ALL_SAMPLES, *GATED)}
+            means = {key: value * (1 / self.samples) for key, value in sums.items() if value is not None}
+            layers.append(dataclasses.replace(layer, samples=1, **means))
         return tuple(layers)
 
     def firing_more(self, factor: float) -> Counts:
@@ -208,9 +208,9 @@ class Counts:
 
         The time that neurons wait for their first input spike is assumed to be linear in `factor`.
         """
-        own, layers = ("spikes", "spikes_delivered", "saturated", "summed_spike_time"), []
+        fired, layers = ("spikes", "spikes_delivered", "saturated", "summed_spike_time"), []
         for place, layer in enumerate(self.layers):
-            changed = own if place == 0 else (*own, "synaptic_operations", "nonzero_macs")
+            changed = fired if place == 0 else (*fired, "synaptic_operations", "nonzero_macs")
             changes = {key: getattr(layer, key) * factor for key in changed}
             if place > 0 and layer.driven_time is not None and layer.undriven_time is not None:
                 asleep = layer.neurons * layer.samples
@@ -244,6 +244,5 @@ class Counts:
         try:
             return TypeAdapter(cls).validate_python(dict(values))
         except ValidationError as error:
-            first = error.errors()[0]
-            found = f"{'.'.join(map(str, first['loc'])) or 'all'}: {first['msg']}"
-            raise ValueError(f"Counts.from_dict: values must come from to_dict; got {found}.") from None
+            problem = problem_lines(error)[0].strip()
+            raise ValueError(f"Counts.from_dict: values must come from to_dict; got {problem}.") from None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from typing import Annotated, Any, Literal, NamedTuple
@@ -162,17 +162,16 @@ class Estimate:
         """Weakest status of the prices in the total; None if it has no prices."""
         return weakest(term.status for term in self.terms if term.energy is not None)
 
+    def parts(self, key: Literal["layer", "name"]) -> dict[str, Estimate]:
+        """The estimate of each layer alone, or of each operation over all layers, in order."""
+        parts: dict[str, list[Term]] = {}
+        for term in self.terms:
+            parts.setdefault(getattr(term, key), []).append(term)
+        return {name: replace(self, terms=tuple(terms)) for name, terms in parts.items()}
+
     def by_layer(self) -> dict[str, Range | None]:
         """Energy of each layer, in order; None if none of its terms has a price."""
-        return self._by(lambda term: term.layer)
-
-    def by_term(self) -> dict[str, Range | None]:
-        """Energy of each operation over all layers, by `Term.name`; None if it has no price."""
-        return self._by(lambda term: term.name)
-
-    def _by(self, key: Callable[[Term], str]) -> dict[str, Range | None]:
-        names = dict.fromkeys(map(key, self.terms))
-        return {name: _sum(term for term in self.terms if key(term) == name) for name in names}
+        return {name: part.total for name, part in self.parts("layer").items()}
 
     def to_dict(self) -> dict[str, Any]:
         """The estimate as JSON values; an unknown energy is None."""

@@ -1,18 +1,19 @@
-"""Energy of one sample of a network with time-to-first-spike neurons, or as an ANN.
+"""Energy of one sample of a network with time-to-first-spike neurons, or as an ANN: its operations times prices.
 
 Pooling for the earliest spike is not charged: it compares spike times that are available anyway.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ttfs_triton.energy.chip import load_chip
 from ttfs_triton.energy.counts import Counts, LayerActivity, LayerCounts
-from ttfs_triton.energy.estimate import Estimate, RunOptions
-from ttfs_triton.energy.prices import Chip
-from ttfs_triton.energy.terms import Terms
+from ttfs_triton.energy.estimate import Estimate, RunOptions, Term, TermKind
+from ttfs_triton.energy.prices import Chip, Price
 
 
 def estimate(
@@ -54,47 +55,38 @@ def estimate(
     """
     options = RunOptions(**changes) if options is None else replace(options, **changes)
     terms = Terms(counts, chip, options)
-    names = [layer.name for layer in terms.layers]
-    if unknown := sorted({found.name for found in options.activity or ()} - {*names}):
-        raise ValueError(f"estimate: activity must be of layers {', '.join(names)}; got {', '.join(unknown)}.")
-    late = counts.readout not in (None, "potential_start")  # read after the integration window
-    windows = terms.windows + late
+    windows = terms.windows + (counts.readout not in (None, "potential_start"))  # read after the integration window
     terms.spikes_out("input", 0.0, counts.input.spikes / counts.samples)
     for layer in terms.layers:
         _clock_driven(terms, layer, windows)
         if layer.kind != "readout":
             terms.spikes_out(layer.name, layer.spikes, layer.spikes_delivered)
-    said = f"clock-driven, {options.steps} steps a window, {windows} windows; {_asleep(options)}"
+    asleep = "neurons stay awake in both of their windows"
+    if options.gating:
+        bound = "" if options.activity is not None else "; their work is computed from counts: an upper bound"
+        asleep = f"neurons sleep before their first input spike and after their own{bound}"
+    said = f"clock-driven, {options.steps} steps a window, {windows} windows; {asleep}"
     return terms.estimate(network, "clock-driven", [said], steps=options.steps * windows)
 
 
-def _asleep(options: RunOptions) -> str:
-    """When neurons sleep, as a clause."""
-    if not options.gating:
-        return "neurons stay awake in both of their windows"
-    bound = "" if options.activity is not None else "; their work is computed from counts: an upper bound"
-    return f"neurons sleep before their first input spike and after their own{bound}"
-
-
 def _clock_driven(terms: Terms, layer: LayerCounts, windows: int) -> None:
-    options, work = terms.options, neuron_work(layer, terms.counts, terms.options)
-    if layer.kind == "analog":  # products and biases make a potential, which waits for the threshold
+    """Charge a layer's synapses and neurons."""
+    work, real = _neuron_work(layer, terms), layer.kind == "analog"
+    has_slope = not real or layer.psp_persistence > 0  # a signed encoder's bright pixels add to a slope
+    if real:  # products and biases make a potential, which waits for the threshold
         terms.multiplications(layer, layer.dense_macs)
-        if layer.psp_persistence > 0:  # a signed encoder's bright pixels also add to a slope
-            terms.synaptic_operations(layer, layer.synaptic_operations)
-            terms.preset(replace(layer, biases=0), words=1)
-    else:
+    if has_slope:
         terms.synaptic_operations(layer, layer.synaptic_operations)
-        terms.preset(layer, words=2)
-    terms.neuron_updates(layer, work, words=1 if layer.kind == "analog" and layer.psp_persistence == 0 else 2)
+        terms.preset(layer, words=1 if real else 2, biases=not real)
+    terms.neuron_updates(layer, work, words=2 if has_slope else 1)
     if terms.chip.arithmetic and layer.kind == "spiking" and 0 < layer.psp_persistence < 1:
         terms.compute(layer, "slope persistence", layer.neurons, "multiply_accumulate")
     if "neuron_idle" in terms.chip.prices:
-        idle = max(0.0, options.steps * windows * layer.neurons - work.awake_steps(layer.neurons))
+        idle = max(0.0, terms.options.steps * windows * layer.neurons - work.awake_steps(layer.neurons))
         terms.compute(layer, "idle neurons", idle, "neuron_idle")
 
 
-def neuron_work(layer: LayerCounts, counts: Counts, options: RunOptions) -> LayerActivity:
+def _neuron_work(layer: LayerCounts, terms: Terms) -> LayerActivity:
     """Work of a layer's neurons in their two windows, from counts that are averages over samples.
 
     A neuron compares at its window's start and once a step, and adds the slope in between. With gating it sleeps before
@@ -102,21 +94,21 @@ def neuron_work(layer: LayerCounts, counts: Counts, options: RunOptions) -> Laye
     for rounding and half until the comparison in mid-step. `options.activity` has the exact work. An analog layer has
     no slope; a readout compares only if its first spike decides.
     """
-    for found in options.activity or ():
-        if found.name == layer.name:
-            done = (found.integration_updates, found.firing_updates, found.compares)
-            return LayerActivity(layer.name, *(number * (1 / counts.samples) for number in done))
+    options, at = terms.options, terms.counts.readout
+    for work in options.activity or ():
+        if work.name == layer.name:
+            done = (work.integration_updates, work.firing_updates, work.compares)
+            return LayerActivity(layer.name, *(number * (1 / terms.counts.samples) for number in done))
     whole = float(options.steps * layer.neurons)
-    integration = 0.0 if layer.kind == "analog" else whole
-    waiting, undriven = whole, 0.0
+    integration, waiting, undriven = 0.0 if layer.kind == "analog" else whole, whole, 0.0
     if options.gating:
         silent = layer.neurons - layer.spikes
         waiting = options.steps * (silent + layer.summed_spike_time) + layer.spikes
         if layer.driven_time is not None and layer.undriven_time is not None:
             integration, undriven = options.steps * layer.driven_time, options.steps * layer.undriven_time
     persists = layer.psp_persistence > 0
-    if layer.kind == "readout" and counts.readout != "first_spike":
-        firing = whole - undriven if counts.readout == "potential_end" and persists else 0.0
+    if layer.kind == "readout" and at != "first_spike":
+        firing = whole - undriven if at == "potential_end" and persists else 0.0
         return LayerActivity(layer.name, integration, firing, 0.0)
     return LayerActivity(layer.name, integration, waiting - undriven if persists else 0.0, waiting + layer.neurons)
 
@@ -163,3 +155,154 @@ def _ann(terms: Terms, network: str, name: str, *, skip_zeros: bool) -> Estimate
         if layer.kind != "readout":
             terms.compute(layer, "activation functions", layer.neurons, "compare")
     return terms.estimate(network, name, [f"{name}; no reuse of numbers read"])
+
+
+class Terms:
+    """Builder of one estimate: collects its terms, for layers whose counts are averaged over samples.
+
+    Bits of weights and states in memory are those of the options, else the chip, else the network, else 8; without the
+    option states have at least 16.
+    """
+
+    def __init__(self, counts: Counts, chip: Chip | str | Path, options: RunOptions) -> None:
+        self.chip, self.options, self.counts, self.layers = load_chip(chip), options, counts, counts.averages()
+        bits = self.chip.bits or counts.weight_bits or 8
+        self.weight_bits, self.state_bits = options.weight_bits or bits, options.state_bits or max(16, bits)
+        self.windows = counts.windows or sum(layer.kind == "spiking" for layer in self.layers) + 1
+        self._terms: list[Term] = []
+        self._largest: dict[str, float] = {}  # bytes of layers' memories beyond the largest price
+
+    def charge(self, layer: str, name: str, kind: TermKind, count: float | None, key: str, note: str = "") -> None:
+        """Add a term, unless its count is 0 or another price includes it."""
+        if count != 0 and not self.chip.holds(key):
+            price = self.chip.prices.get(key)
+            if price is None or price.value is None:
+                note = f"the chip states no price for {key}"
+            self._terms.append(Term(layer, name, kind, count, price, key, note))
+
+    def compute(self, layer: LayerCounts, name: str, count: float, key: str) -> None:
+        """Add a term of arithmetic."""
+        self.charge(layer.name, name, "compute", count, key)
+
+    def access(self, layer: LayerCounts, name: str, count: float, numbers: float, bits: int) -> None:
+        """Add `count` reads or writes of a memory that holds `numbers` numbers of `bits` bits."""
+        memory, size_bytes = self.chip.memory, numbers * bits / 8
+        if memory is None:
+            self.charge(layer.name, name, "memory", count, "memory")  # without a price
+        elif count != 0:
+            if size_bytes > memory.largest_bytes:
+                self._largest[layer.name] = max(size_bytes, self._largest.get(layer.name, 0.0))
+            self._terms.append(Term(layer.name, name, "memory", count, memory.access(size_bytes, bits), "memory"))
+
+    def _addresses(self, layer: LayerCounts, count: float) -> None:
+        """Add the additions that compute addresses, if the chip's memory charges them."""
+        if self.chip.memory is not None and self.chip.memory.addressing:
+            self.charge(layer.name, "addressing", "memory", count, "accumulate")
+
+    def synaptic_operations(self, layer: LayerCounts, operations: float) -> None:
+        """Charge synaptic operations: an input spike adds a weight to the slope of each neuron that it reaches.
+
+        Each reads a weight, and reads and writes a state. Source: Lemaire et al., ICONIP 2022, Eq. 7–15.
+        """
+        key = "synop_conv" if layer.shared_weights and "synop_conv" in self.chip.prices else "synop"
+        self.compute(layer, "synaptic operations", operations, "accumulate" if self.chip.arithmetic else key)
+        self.access(layer, "weight reads", operations, layer.weights, self.weight_bits)
+        for name in ("state reads", "state writes"):
+            self.access(layer, name, operations, layer.neurons, self.state_bits)
+        self._addresses(layer, operations)
+
+    def preset(self, layer: LayerCounts, words: int, *, biases: bool = True) -> None:
+        """Charge the reset before a sample, which sets potentials to the biases and slopes to zero."""
+        if layer.biases and biases:
+            self.access(layer, "weight reads", layer.neurons, layer.biases, self.state_bits)
+        self.access(layer, "state writes", layer.neurons * words, layer.neurons * words, self.state_bits)
+
+    def multiplications(self, layer: LayerCounts, macs: float, runs: float = 1) -> None:
+        """Charge a layer with real-valued inputs, without reuse: each product reads its weight and its input.
+
+        Sums stay in registers. A fully connected layer reads each input only once. The layer runs `runs` times.
+
+        Source: Lemaire et al., ICONIP 2022, Eq. 3–6, 11–12.
+        """
+        self.compute(layer, "multiply-accumulates", macs, "multiply_accumulate")
+        biases = runs * layer.neurons if layer.biases else 0
+        inputs = layer.dense_macs if layer.shared_weights else runs * layer.inputs
+        self.access(layer, "weight reads", macs + biases, layer.weights, self.weight_bits)
+        self.access(layer, "input reads", inputs, layer.inputs, self.state_bits)
+        self.access(layer, "output writes", runs * layer.neurons, layer.neurons, self.state_bits)
+        self._addresses(layer, runs * (layer.inputs + layer.neurons + layer.weights))
+
+    def neuron_updates(self, layer: LayerCounts, work: LayerActivity, words: int) -> None:
+        """Charge updates of neurons; `words` is 2 for slope and potential, 1 for a potential alone."""
+        additions = work.integration_updates + work.firing_updates
+        if self.chip.arithmetic:
+            self.compute(layer, "neuron additions", additions, "accumulate")
+            self.compute(layer, "threshold comparisons", work.compares, "compare")
+        else:
+            self.compute(layer, "neuron updates", work.awake_steps(layer.neurons), "neuron_update")
+        # An addition reads all words; in the firing window it shares its read of the potential with the comparison.
+        reads = (words - 1) * additions + work.integration_updates + max(work.firing_updates, work.compares)
+        self.access(layer, "state reads", reads, words * layer.neurons, self.state_bits)
+        self.access(layer, "state writes", additions, words * layer.neurons, self.state_bits)
+
+    def spikes_out(self, layer: str, spikes: float, delivered: float) -> None:
+        """Charge spikes that leave a layer, for each of the communication prices that the chip has."""
+        hops = self.options.hops_per_spike
+        crossed = None if hops is None else delivered * hops
+        note = "" if hops is not None else "hops depend on the placement of neurons: give hops_per_spike"
+        for name, key, number, why in (
+            ("spikes out", "spike_out", spikes, ""),
+            ("messages", "message", delivered, ""),
+            ("hops", "hop", crossed, note),
+        ):
+            if key in self.chip.prices:
+                self.charge(layer, name, "communication", number, key, why)
+
+    def _nominal(self, key: str) -> float | None:
+        amount = self.chip.prices[key].amount if key in self.chip.prices else None
+        return None if amount is None else amount.nominal
+
+    def _static_power(self, latency_us: float | None, remedy: str) -> None:
+        """Add leakage and idle power unless other prices include them; `remedy` is the option that sets the latency."""
+        idle, clock_mhz = self.chip.prices.get("idle_power"), self.options.clock_mhz
+        note, price = "" if latency_us is not None else f"the latency is not known: give {remedy}", None
+        if "leakage_power" in self.chip.prices or idle is None:
+            self.charge("chip", "leakage", "static", latency_us, "leakage_power", note)
+        if idle is None or idle.amount is None:
+            return
+        if (clock_mhz := self._nominal("clock") if clock_mhz is None else clock_mhz) is None:
+            note = note or "the clock is not known: give clock_mhz"
+        else:
+            power, about = idle.amount.scaled(clock_mhz), f"{idle} at {clock_mhz:g} MHz"
+            ends = (power.nominal, power.low, power.high)
+            price = Price(*ends, unit="µW", status=idle.status, source=idle.source, note=about)
+        self._terms.append(Term("chip", "idle power", "static", latency_us, price, "idle_power", note))
+
+    def estimate(
+        self, network: str, implementation: str, assumptions: Sequence[str], *, steps: int | None = None
+    ) -> Estimate:
+        """The estimate: all terms, static power over so many steps, assumptions, and where the network does not fit."""
+        chip, total, own_bits = self.chip, self.counts.total(), self.counts.weight_bits
+        latency_us = self.options.latency_us
+        if latency_us is None and steps is not None:
+            step_us = self._nominal("step_time") if self.options.step_us is None else self.options.step_us
+            latency_us = None if step_us is None else step_us * steps
+        self._static_power(latency_us, "latency_us" if steps is None else "step_us")
+        lines = [*assumptions, *([] if latency_us is None else [f"latency {latency_us:,.4g} µs"])]
+        lines.append(f"{chip.name}: {chip.description}; a synaptic operation is priced as {chip.synop_scope}")
+        if chip.holds("memory"):
+            lines.append("a synaptic operation's price includes memory traffic: compute alone is unknown")
+        elif chip.memory is not None:
+            packing = "numbers packed into words" if chip.memory.packed else "one access a number"
+            bits = f"{self.weight_bits}-bit weights, {self.state_bits}-bit states"
+            lines.append(f"memory of each layer: {bits}, {packing}")
+        if own_bits not in (None, self.weight_bits):
+            lines.append(f"priced as {self.weight_bits}-bit weights, although the network's have {own_bits} bits")
+        bits = self.options.weight_bits or own_bits or self.weight_bits
+        warnings = chip.exceeded(total["neurons"], total["synapses"], bits)
+        for layer, size in self._largest.items():
+            assert chip.memory is not None
+            largest = f"the largest memory that {chip.name} prices ({chip.memory.largest_bytes / 2**20:g} MB)"
+            warnings.append(f"{layer}: {size / 2**20:,.1f} MB exceed {largest}")
+        told = {"assumptions": (*lines, *chip.notes), "warnings": tuple(warnings), "latency_us": latency_us}
+        return Estimate(network, implementation, chip, self.counts.samples, tuple(self._terms), **told)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -19,8 +19,8 @@ from ttfs_kernels import Neuron
 from ttfs_triton.energy.counter import images_and_labels
 from ttfs_triton.energy.counts import Counts, LayerActivity, LayerCounts
 from ttfs_triton.energy.estimate import Estimate, RunOptions
+from ttfs_triton.energy.models import Terms
 from ttfs_triton.energy.prices import Chip
-from ttfs_triton.energy.terms import Terms
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.trace import evaluating
 
@@ -192,7 +192,7 @@ def estimate_rate_coded(
             terms.multiplications(layer, layer.dense_macs, runs=layer.dense_macs / layer.synapses)
         else:
             terms.synaptic_operations(layer, layer.synaptic_operations)
-        terms.preset(replace(layer, biases=0), words=1)
+        terms.preset(layer, words=1, biases=False)
         terms.neuron_updates(layer, LayerActivity(layer.name, 0.0, every, every), words=1)
         if layer.biases:
             terms.access(layer, "weight reads", every, layer.biases, terms.state_bits)

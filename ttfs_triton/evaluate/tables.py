@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 from rich.console import Console
@@ -113,13 +112,9 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def layers_table(found: Estimate) -> Table:
     """Table of energies, one row for each layer, one column for each kind of operation; sums in the last row."""
-    parts = {
-        layer: replace(found, terms=tuple(term for term in found.terms if term.layer == layer))
-        for layer in found.by_layer()
-    }
     rows = [
         (name, *(_cell(part, kind) for kind in KINDS), energy_range(part.total))
-        for name, part in (*parts.items(), ("all", found))
+        for name, part in (*found.parts("layer").items(), ("all", found))
     ]
     caption = f"{found.network}, {found.implementation}, on {found.chip.name}: energy of an image"
     return Table(caption, ("layer", *KINDS, "total"), tuple(rows))
@@ -135,13 +130,12 @@ def _cell(found: Estimate, kind: TermKind) -> str:
 def terms_table(found: Estimate) -> Table:
     """Table of energies, one row for each operation over all layers; sums in the last rows."""
     rows = []
-    for name, amount in found.by_term().items():
-        own = [term for term in found.terms if term.name == name]
-        counts = [term.count for term in own if term.count is not None]
-        count = f"{sum(counts):,.6g}" + (" µs" if own[0].kind == "static" else "") if counts else "–"
-        prices = ", ".join(dict.fromkeys(term.price_name.replace("_", " ") for term in own))
-        status = weakest(term.status for term in own) or "–"
-        rows.append((name, own[0].kind, count, energy_range(amount), prices, status))
+    for name, part in found.parts("name").items():
+        kind, counts = part.terms[0].kind, [term.count for term in part.terms if term.count is not None]
+        count = f"{sum(counts):,.6g}" + (" µs" if kind == "static" else "") if counts else "–"
+        prices = ", ".join(dict.fromkeys(term.price_name.replace("_", " ") for term in part.terms))
+        status = weakest(term.status for term in part.terms) or "–"
+        rows.append((name, kind, count, energy_range(part.total), prices, status))
     sums = {"compute only": found.compute_only, "memory included": found.memory_included, "all priced": found.total}
     rows += [(name, "sum", "", energy_range(amount), "", "") for name, amount in sums.items()]
     caption = f"Terms and their sums; weakest status {found.status or '–'}"

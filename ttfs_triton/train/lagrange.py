@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from ttfs_triton.data.images import draw_images
 from ttfs_triton.energy import Counts, counting
-from ttfs_triton.energy.layer_counter import neurons_reached
+from ttfs_triton.energy.counter import neurons_reached
 from ttfs_triton.evaluate import Evaluation, sum_over_processes
 from ttfs_triton.nn import NetworkGraph, Stage
 from ttfs_triton.run_records import EpochLine

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ttfs_triton.energy import RunOptions, count
 from ttfs_triton.energy.cost import Cost, energy_cost, operations_cost, sparsity_cost
-from ttfs_triton.energy.layer_counter import fan_out, neurons_reached
+from ttfs_triton.energy.counter import fan_out, neurons_reached
 from ttfs_triton.nn import AnalogEncoder, NetworkGraph, Stage
 from ttfs_triton.nn.statistics import channels_innermost, in_parts, where_fired
 from ttfs_triton.run_records import EpochLine
