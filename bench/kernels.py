@@ -21,7 +21,9 @@ grad_x. share_of_peak is of the dtype's published dense peak or, for a CPU and o
 this run. peak_mib counts the tensors that a pass makes, a backward pass together with its forward pass; scratch memory
 of libraries is left out. ratio_to_ann is the median over the rounds' own ratios.
 
-Without a GPU, some layers are timed, and below them a table shows the machine code of our kernels for the same layers.
+Another table has the host's time for a layer by Triton: how long Python takes to check, plan and launch it, when its
+plans are cached and its kernels compiled. Without a GPU, this ends before the launch itself; then some layers are timed
+only, and a table shows the machine code of our kernels for the same layers.
 """
 
 import dataclasses
@@ -203,8 +205,12 @@ def run(options: Options) -> None:
                 rows += (measured := list(case.rows(providers[number], peak)))
                 torch.compiler.reset()  # or it would refuse to compile the same lines for ever more layers
                 show(measured)
-    if not gpu:
-        show_machine_code(layers, options.sigma)
+    if find_spec("triton") is None or os.environ.get("TRITON_INTERPRET", "0") != "0":
+        print("no tables of our kernels: Triton is not installed, or interprets kernels")
+    else:
+        show_host_time(layers, options.sigma, device)
+        if not gpu:
+            show_machine_code(layers, options.sigma)
     path = bench.write(options.output, f"kernels-{device.type}", rows, about)
     draw(rows, path.with_suffix(".svg"))
 
@@ -243,11 +249,23 @@ def show(rows: list[bench.Row]) -> None:
     bench.print_table(headings, lines, title=f"{rows[0]['case']}, {rows[0]['dtype']}", width=120)
 
 
+def show_host_time(layers: Sequence[Layer], sigma: float, device: torch.device) -> None:
+    """Time the host for each layer by Triton, without and with its batch norm, and print µs."""
+    from _host_time import absent_gpu, host_us
+
+    lines = []
+    with absent_gpu() if device.type == "cpu" else nullcontext():
+        for layer in layers:
+            case = Case(layer, "fp16", sigma, 2, device)
+            for which in ("forward", "norm_forward") if layer.has_norm else ("forward",):
+                us = host_us(partial(case.functions.ours, "triton"), case.operands_of(which))
+                lines.append((f"{layer.name}{', batch norm' * (which in NORM)}", *(f"{each:.0f}" for each in us)))
+    headings = ("layer", "no gradients", "forward", "forward and backward")
+    bench.print_table(headings, lines, title="host's time in µs for a layer by Triton, plans cached", width=100)
+
+
 def show_machine_code(layers: Sequence[Layer], sigma: float) -> None:
     """Compile our kernels of these layers for sm_90, 256 images in bf16, and print what they need."""
-    if find_spec("triton") is None or os.environ.get("TRITON_INTERPRET", "0") != "0":
-        print("no table of our kernels' machine code: Triton is not installed, or interprets kernels")
-        return
     from _kernels_compile import default_kernels, show_floors
 
     start, kernels = time.perf_counter(), []

@@ -1,5 +1,6 @@
 """`bench/kernels.py`: what agrees with float64 is timed, by every provider in every pass, and nothing else."""
 
+import os
 import sys
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.bench.modules import modules
+from tests.bench.modules import BENCH, modules, run_python
 from tests.kernels.triton.network_layers import network_layers
 
 bench, kernels, kernels_layers, providers = modules("_bench", "kernels", "_kernels_layers", "_kernels_providers")
@@ -104,3 +105,21 @@ def test_shapes_are_those_of_the_networks():
     assert sorted(shapes, key=repr) == sorted(expected.items(), key=repr)
     assert len({layer.name for layer in layers}) == len(layers) == len(set(expected.values()))
     assert set(kernels.ON_CPU) <= {layer.name for layer in layers}
+
+
+def test_host_time_ends_before_the_launch():
+    """Kernels are neither compiled nor launched: outputs are memory as it was allocated."""
+    pytest.importorskip("triton")
+    code = """if True:
+        import torch
+        from functools import partial
+        from _host_time import absent_gpu, host_us
+        from ttfs_kernels import dft_linear
+        operands = torch.rand(4, 16).half(), torch.rand(8, 16).half()
+        layer = partial(dft_linear, backend="triton")
+        with absent_gpu():
+            print(sum(us > 0 for us in host_us(layer, operands)))
+        layer(*operands)
+    """
+    paths = {"PYTHONPATH": os.pathsep.join(str(BENCH.parent / folder) for folder in ("bench", "", "kernels"))}
+    assert run_python("-c", code, status=1, **paths) == "3\n"

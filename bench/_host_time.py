@@ -1,0 +1,61 @@
+"""Time of the host for a layer by Triton: checks, autograd, plans and allocations, and launches of compiled kernels.
+
+Without a GPU, tensors are on the CPU, Triton has the driver of an H100 that is not there, and its kernels are stand-ins
+that nobody compiles or runs: the time ends where the call into the GPU's own driver would begin.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import _bench as bench
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from ttfs_kernels.triton import blocks
+
+WARM_UP, CALLS = 20, 200
+
+
+@contextmanager
+def absent_gpu() -> Iterator[None]:
+    """A context in which layers on the CPU take the way of Triton's kernels, up to the launch."""
+
+    def stand_in(kernel: triton.JITFunction, key: str, _: Any, device: int, *__: Any) -> Any:
+        assert kernel.cache_key  # lists the global variables, which every launch compares
+        nothing: Any = lambda *_: None  # noqa: E731
+        compiled = SimpleNamespace(launch_metadata=nothing, run=nothing, function=0, packed_metadata=())
+        return kernel.device_caches[device][0].setdefault(key, compiled)
+
+    absent: Any = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda _: 0)
+    absent.get_current_target = lambda: GPUTarget("cuda", 90, 32)
+    driver.set_active(absent)
+    with patch.object(triton.JITFunction, "_do_compile", stand_in), patch.object(blocks, "INTERPRETING", True):
+        yield
+
+
+def host_us(function: Callable[..., torch.Tensor], operands: tuple[torch.Tensor, ...]) -> list[float]:
+    """Median times in µs: of the call without gradients, of the call with gradients, and of call and backward pass."""
+    device, leaves = operands[0].device, [operand.detach().requires_grad_() for operand in operands]
+    grad = torch.ones_like(function(*operands))
+    runs: list[Callable[[], object]] = [
+        torch.no_grad()(lambda: function(*leaves)),
+        lambda: function(*leaves),
+        lambda: torch.autograd.grad(function(*leaves), leaves, grad),
+    ]
+    us = []
+    for run in runs:
+        times = []
+        for _ in range(WARM_UP + CALLS):
+            bench.now(device)  # the GPU is idle, so that no launch waits
+            start = time.perf_counter()
+            run()
+            times.append((time.perf_counter() - start) * 1e6)
+        us.append(median(times[WARM_UP:]))
+    return us
