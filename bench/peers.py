@@ -193,18 +193,14 @@ def run(options: Options) -> None:
     peaks = {contender.name: contender.peak_mib(batch) for contender in contenders}
     steps = {contender.name: partial(contender.step, batch) for contender in contenders}
     ms = bench.time_in_turns(steps, options.repeats, device)
-    fewest: dict[str, str] = {}  # of each provider, the contender with the fewest time steps: it comes first
     rows = []
     for contender in contenders:
         case = f"vgg16-b{options.batch_size}-w{options.width:g}"
         row: bench.Row = {"op": "peers", "case": case, "pass": "forward_backward"}
         row |= about_network(contender) | {"dtype": options.dtype} | bench.percentiles(ms[contender.name])
         row |= {"floor_ratio": round(contender.floor, 3), "peak_mib": round(peaks[contender.name], 1)}
-        bases = {"ours": OURS, "fewest_steps": fewest.setdefault(row["provider"], contender.name)}
-        for base, other in bases.items():
-            row[f"time_ratio_to_{base}"] = bench.ratio(ms[contender.name], ms[other])
-            row[f"memory_ratio_to_{base}"] = round(peaks[contender.name] / peaks[other], 3)
-        rows.append(row)
+        row["time_ratio_to_ours"] = bench.ratio(ms[contender.name], ms[OURS])
+        rows.append(row | {"memory_ratio_to_ours": round(peaks[contender.name] / peaks[OURS], 3)})
     show(about, rows)
     bench.write(options.output, f"peers-{options.device}", rows, about)
 
@@ -248,11 +244,8 @@ def show(about: bench.Row, rows: list[bench.Row]) -> None:
     """Print the table, and each library's version, implementation of neurons and memory format."""
     print(bench.machine_line(about))
     columns = {"": "{provider}", "T": "{time_steps}", "ms": "{ms_p50:.1f}", "p20–p80": "{ms_p20:.1f}–{ms_p80:.1f}"}
-    columns |= {"×ours": "{time_ratio_to_ours:.2f}", "growth": "{time_ratio_to_fewest_steps:.2f}"}
-    columns |= {"MiB": "{peak_mib:.1f}", "× ours": "{memory_ratio_to_ours:.2f}"}
-    columns |= {"growth, MiB": "{memory_ratio_to_fewest_steps:.2f}"}
+    columns |= {"×ours": "{time_ratio_to_ours:.2f}", "MiB": "{peak_mib:.1f}", "× ours": "{memory_ratio_to_ours:.2f}"}
     bench.print_rows(rows, columns, title=f"{rows[0]['case']}, {rows[0]['dtype']}")
-    print(f"×ours: ratio to {OURS}; growth: ratio to the same library at its fewest time steps")
     libraries = (f"{row['provider']} {row['version']}: neurons by {row['backend']}, {row['layout']}" for row in rows)
     print("\n".join(dict.fromkeys(line for line, row in zip(libraries, rows, strict=True) if row["version"])))
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import _bench as bench
 import tyro
@@ -43,19 +43,9 @@ _DEFAULTS = TrainConfig().model_dump(mode="json") | {
 # Keys that have a column, or that change no result.
 _APART = {"dataset", "model", "width", "psp_persistence", "epochs", "seed", "mixed_precision", "cpu", "backend"}
 _APART |= (FREE_ON_RESUME - {"teacher"}) | {"compile"}
-ABOUT = {
-    "command": "python bench/table1.py RUN... --commit HASH",
-    "sigma": "persistence of postsynaptic potentials; empty for an ANN with ReLU",
-    "activity_as_published": "the paper also counts a spike per output neuron, and per neuron that received no input",
-    "held_out": "accuracy on held-out images, of the best epoch; empty if the last epoch is kept",
-    "train_accuracy": "on augmented images, of the last epoch",
-    "settings": "keys that differ from the defaults of `TrainConfig` when the row was written",
-    "earlier folders": "f3328067 holds a folder for each of the first 96 runs",
-}
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     """Figures that the paper reports for a network."""
 
     accuracy: float  # percent
@@ -144,7 +134,7 @@ def collected_rows(options: Options) -> list[dict[str, str]]:
             shutil.rmtree(folder)
             print(f"a row only: {folder.name}")
     rows = sorted(by_name.values(), key=lambda row: (row["dataset"], row["run"]))
-    bench.write(options.results, "runs", rows, about or ABOUT)
+    bench.write(options.results, "runs", rows, about)
     return rows
 
 

@@ -67,6 +67,13 @@ class VirtualTensor(Tensor):
     def __array__(self, *_, **__):
         return self.numpy()
 
+    # PyTorch would copy indices in a list to the device behind the back of dispatch modes.
+    def __getitem__(self, index):
+        return super().__getitem__(_on_the_device(index))
+
+    def __setitem__(self, index, value):
+        super().__setitem__(_on_the_device(index), value)
+
     def __repr__(self, **_) -> str:
         return f"VirtualTensor({self.data_!r})"
 
@@ -92,6 +99,11 @@ def is_cuda(device: Any) -> bool:
 def inner(value: Any) -> Any:
     """The CPU tensor behind a virtual one; anything else as it is."""
     return value.data_ if isinstance(value, VirtualTensor) else value
+
+
+def _on_the_device(index: Any) -> tuple:
+    parts = index if isinstance(index, tuple) else (index,)
+    return tuple(torch.as_tensor(part, device=DEVICE) if isinstance(part, list | range) else part for part in parts)
 
 
 def _run(operator: Any, args: tuple, kwargs: dict[str, Any]) -> Any:

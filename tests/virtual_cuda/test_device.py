@@ -31,6 +31,8 @@ def test_scalars_and_indices_may_come_from_the_host(watched_device):
     x = torch.arange(3.0, device=watched_device)
     assert (x * torch.tensor(2.0)).is_cuda
     assert x[torch.tensor([2, 0])].tolist() == [2, 0]
+    x[[0], ...] = 3.0
+    assert x[range(0, 2)].tolist() == [3, 1]
     with pytest.raises(TypeError, match="can't convert cuda:0 device type tensor to numpy"):
         x.numpy()
     with pytest.raises(RuntimeError, match="not implemented for 'torch"):
