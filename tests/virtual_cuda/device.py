@@ -86,10 +86,7 @@ def _replacements() -> dict[str, Any]:
         "synchronize": lambda *_: count("synchronisations", "synchronize"),
         "get_rng_state": lambda *_: state.clone(),
         "get_rng_state_all": lambda: [state.clone()],
-        "current_stream": lambda *_: _Stream(),
-        "default_stream": lambda *_: _Stream(),
-        "Stream": _Stream,
-        "Event": _Event,
+        **dict.fromkeys(("current_stream", "default_stream", "Stream", "Event"), _Work),
         "stream": lambda _: nullcontext(),
         "memory_allocated": lambda *_: memory.live,
         "max_memory_allocated": lambda *_: memory.peak,
@@ -98,38 +95,30 @@ def _replacements() -> dict[str, Any]:
     }
 
 
-class _Stream:
+class _Work:
+    """A stream, or an event; the device has always done it."""
+
     cuda_stream = 0
 
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def synchronize(self) -> None:
-        count("synchronisations", "stream")
-
-    def wait_stream(self, _: Any) -> None: ...
-
-    def wait_event(self, _: Any) -> None: ...
-
-    def record_event(self, *_: Any) -> "_Event":
-        return _Event()
-
-    def query(self) -> bool:
-        return True
-
-
-class _Event:
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def record(self, *_: Any) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         self.seconds = time.perf_counter()
 
+    record = __init__
+
     def synchronize(self) -> None:
-        count("synchronisations", "event")
+        count("synchronisations", "stream or event")
+
+    def wait(self, *_: Any) -> None: ...
+
+    wait_stream = wait_event = wait
+
+    def record_event(self, *_: Any) -> "_Work":
+        return _Work()
 
     def query(self) -> bool:
         return True
 
-    def elapsed_time(self, end: "_Event") -> float:
+    def elapsed_time(self, end: "_Work") -> float:
         return (end.seconds - self.seconds) * 1e3
 
 

@@ -15,12 +15,15 @@ SOURCE = Path(__file__).with_name("guard.cpp")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ttfs-triton" / "virtual-cuda"
 
 
+COMPILER = os.environ.get("CXX") or "g++"
+
+
 def why_not() -> str | None:
     """Why there can be no virtual device here; None if there can."""
     if sys.platform != "linux":
         return "the virtual CUDA device is for Linux"
-    if not _library().is_file() and shutil.which(_compiler()) is None:
-        return f"the virtual CUDA device needs a C++ compiler; {_compiler()} was not found (CXX names another)"
+    if not _library().is_file() and shutil.which(COMPILER) is None:
+        return f"the virtual CUDA device needs a C++ compiler; {COMPILER} was not found (CXX names another)"
     return None
 
 
@@ -30,16 +33,11 @@ def install() -> None:
     Raises:
         RuntimeError: there can be none here, or the compiler failed.
     """
-    reason = why_not()
-    if reason is not None:
+    if (reason := why_not()) is not None:
         raise RuntimeError(f"install: {reason}.")
     if not _library().is_file():
         _compile(_library())
     ctypes.CDLL(str(_library())).install()
-
-
-def _compiler() -> str:
-    return os.environ.get("CXX") or "g++"
 
 
 def _library() -> Path:
@@ -53,7 +51,7 @@ def _compile(library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         part = Path(folder) / library.name
-        command = [_compiler(), "-std=c++20", "-O1", "-shared", "-fPIC", str(SOURCE), "-o", str(part)]
+        command = [COMPILER, "-std=c++20", "-O1", "-shared", "-fPIC", str(SOURCE), "-o", str(part)]
         command += [f"-I{home / 'include'}", f"-L{home / 'lib'}", f"-Wl,-rpath,{home / 'lib'}", "-lc10", "-ltorch_cpu"]
         command += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
         process = subprocess.run(command, capture_output=True, text=True)

@@ -6,7 +6,6 @@ On request, some ten minutes of one core: pytest tests/virtual_cuda/test_command
 import json
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from tests.bench.modules import run_python
 from tests.convert.sources import randomised, vgg
 from tests.virtual_cuda import why_not
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 TINY = "--epochs 1 --max-train-samples 64 --max-test-samples 20 --batch-size 16"
 TINIER = "--model 2C3s4-8 --epochs 1 --max-train-samples 8 --max-test-samples 4 --batch-size 4 --validation-fraction 0"
 VGG11 = f"--dataset sample --image-size 32 --width 0.0625 {TINY} --num-workers 0"
@@ -35,7 +34,6 @@ TRAINING = {
 # In braces stand fixtures.
 OTHERS = {
     "analog": "ttfs evaluate {vgg11} --chip all --steps 4 --max-test-samples 6 --output-dir {tmp_path}/out",
-    "evaluate": "ttfs evaluate {trained} --max-test-samples 6 --output-dir {tmp_path}/out",
     "convert": "ttfs convert {ann} --network tests.virtual_cuda.test_commands:build --dataset sample "
     "--image-size 32 --mean 0.3 --std 0.4 --calibration-images 16 --output-dir {tmp_path}/converted",
     "onnx": "ttfs export {trained} --format onnx --output {tmp_path}/a.onnx --check --check-images 6",
@@ -50,15 +48,9 @@ OTHERS = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _possible() -> None:
-    if (reason := why_not()) is not None:
-        pytest.skip(reason)
-
-
-def run(command: str, cache: Path) -> str:
+def run(command: str) -> str:
     """The output of a script, or of the command `ttfs`, on the virtual device."""
-    variables = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache / "datasets")}
+    variables = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     words = ("-m", "tests.virtual_cuda", *shlex.split(re.sub("^ttfs ", "ttfs_triton/ttfs.py ", command)))
     return run_python(*words, interpret=True, **variables, TTFS_KERNELS_BACKEND="torch")
 
@@ -69,15 +61,10 @@ def filled(command: str, request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory, cache):
+def trained(tmp_path_factory):
     """A run in float16 with all that a step can have, stopped in the middle and resumed."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    run(f"{FLOAT16} --output-dir {folder}", cache)
+    run(f"{FLOAT16} --output-dir {folder}")
     return folder
 
 
@@ -94,40 +81,40 @@ def ann(tmp_path_factory):
 
 
 @pytest.fixture
-def vgg11(tmp_path, cache):
+def vgg11(tmp_path):
     """A run with an analog encoder."""
-    run(f"recipes/train_vgg11_cifar10.py {VGG11} --output-dir {tmp_path / 'snn'}", cache)
+    run(f"recipes/train_vgg11_cifar10.py {VGG11} --output-dir {tmp_path / 'snn'}")
     return tmp_path / "snn"
 
 
-def test_float16_run_is_scored_counted_simulated_and_priced(trained, tmp_path, cache):
+def test_float16_run_is_scored_counted_simulated_and_priced(trained, tmp_path):
     summary = json.loads((trained / "summary.json").read_text())
     assert (summary["device"], summary["mixed_precision"]) == ("virtual CUDA device", "fp16")
     flags = f"--chip all --steps 8 --max-test-samples 20 --report {tmp_path / 'page.html'}"
-    run(f"ttfs evaluate {trained} {flags} --output-dir {tmp_path / 'out'}", cache)
+    run(f"ttfs evaluate {trained} {flags} --output-dir {tmp_path / 'out'}")
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert (result["images"], result["simulation"]["steps"]) == (20, 8)
     assert (tmp_path / "page.html").stat().st_size > 10_000
 
 
-def test_interrupted_run_is_resumed(trained, tmp_path, cache):
+def test_interrupted_run_is_resumed(trained, tmp_path):
     (trained / "summary.json").rename(tmp_path / "summary.json")
     newest = max((trained / "checkpoints").iterdir())
     before = load_file(newest.rename(tmp_path / newest.name))
-    assert "resumed after step 2" in run(f"{FLOAT16} --output-dir {trained} --resume", cache)
+    assert "resumed after step 2" in run(f"{FLOAT16} --output-dir {trained} --resume")
     again = load_file(newest)
     assert again.keys() == before.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in before.items())
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_recipe_trains(name, tmp_path, cache, request):
+def test_recipe_trains(name, tmp_path, request):
     command = filled(TRAINING[name], request)
-    shown = run(f"recipes/{command} --output-dir {tmp_path / 'run'}", cache)
+    shown = run(f"recipes/{command} --output-dir {tmp_path / 'run'}")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["device"] == "virtual CUDA device"
     assert ("Calibrated on 16 images" in shown) == (name == "calibrated")
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_command_ends_well(name, tmp_path, cache, request):
-    assert run(filled(OTHERS[name], request), cache)
+def test_command_ends_well(name, tmp_path, request):
+    assert run(filled(OTHERS[name], request))

@@ -4,23 +4,18 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 
+@dataclass(eq=False)
 class Record:
-    """Calls during `recording()`.
+    """Calls during `recording()`."""
 
-    Attributes:
-        operators: calls that launch a kernel or a copy, by operator; views and allocations are none.
-        launches: calls of Triton kernels, by kernel.
-        synchronisations: what makes the host wait for the device, by operator.
-    """
-
-    def __init__(self) -> None:
-        self.operators: Counter[str] = Counter()
-        self.launches: Counter[str] = Counter()
-        self.synchronisations: Counter[str] = Counter()
+    operators: Counter[str] = field(default_factory=Counter)  # that launch a kernel or a copy; views are none
+    launches: Counter[str] = field(default_factory=Counter)  # of Triton kernels
+    synchronisations: Counter[str] = field(default_factory=Counter)  # operators that make the host wait for the device
 
 
 class _Memory:
