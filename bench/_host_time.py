@@ -1,7 +1,7 @@
 """Time of the host for a layer by Triton: checks, autograd, plans and allocations, and launches of compiled kernels.
 
-Without a GPU, tensors are on the CPU, Triton has the driver of an H100 that is not there, and its kernels are stand-ins
-that nobody compiles or runs: the time ends where the call into the GPU's own driver would begin.
+Without a GPU, Triton has the driver of an H100 that is not there, and its kernels are stand-ins that nobody compiles or
+runs: the time ends where the call into the GPU's own driver would begin.
 """
 
 import time

@@ -1,6 +1,6 @@
 """Minutes of training until a network has learned: this package against PyTorch, SpikingJelly and snnTorch.
 
-    pip install -e '.[peers,plot]'
+    pip install -e '.[peers]'
     python bench/time_to_accuracy.py --data-dir CIFAR10 --runs RUNS
     python bench/time_to_accuracy.py --data-dir CIFAR10 --runs RUNS --contenders ann snntorch --library-epochs 8
 
@@ -18,14 +18,13 @@ Ours and the ANN follow the recipe. Its learning rates make integrate-and-fire n
 their users begin: Adam at a peak rate of 2e-3 and the same warm-up, learned gains of batch norm, PyTorch's initial
 weights. Nothing was tuned for them. Their epochs take as long as T epochs of the ANN, so they have fewer epochs
 (`--library-epochs`), with a schedule of that length.
-Each contender's metrics lie in RUNS/NAME/metrics.jsonl. A stopped run is resumed after the last whole epoch (ours: at
-the last checkpoint). Times cover training alone, without start-up and validation.
+Each contender's metrics lie in RUNS/NAME/metrics.jsonl. A stopped run of ours is resumed, another one starts
+anew. Times cover training alone, without start-up and validation.
 """
 
 import copy
 import dataclasses
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -59,7 +58,6 @@ RECIPE = bench.ROOT / "ttfs_triton" / "recipes" / "cifarnet-cifar10.yaml"
 OURS = {"sigma-0": "best", "sigma-1": "rel_psp"}  # presets of the recipe
 TITLES = {"sigma-0": "ours, σ = 0", "sigma-1": "ours, σ = 1", "ann": "ANN, PyTorch"}
 TITLES |= {"spikingjelly": "SpikingJelly, T = {}", "snntorch": "snnTorch, T = {}"}
-MARKS = (("#0072B2", "o"), ("#C24E00", "s"), ("#7A7A7A", "D"), ("#009E73", "^"), ("#CC79A7", "v"))  # Okabe and Ito's
 GOALS = (0.80, 0.85, 0.90, 0.93)
 LIBRARY_RATE = 2e-3
 NORM_BIAS_RATE = 64.0  # the recipe has 7 for neurons that saturate at 1, not at 3 standard deviations: 7 · 3²
@@ -78,7 +76,7 @@ class Options:
     library_epochs: int = 4  # epochs of spikingjelly and snntorch
     time_steps: int = 4  # time steps T of spikingjelly and snntorch
     cpu: bool = False  # use the CPU even if there is a GPU
-    output: Path = bench.RESULTS  # folder of the CSV file and the chart
+    output: Path = bench.RESULTS  # folder of the CSV file
 
     def epochs_of(self, name: str) -> int:
         return self.library_epochs if name in LIBRARIES else self.epochs
@@ -126,7 +124,7 @@ def norms_of(network: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 class Training:
-    """A contender's training by the recipe, resumed after its last saved epoch."""
+    """A contender's training by the recipe."""
 
     def __init__(self, library: Library | None, config: TrainConfig, data: RunData, accelerator: Accelerator, T: int):
         self.config, self.data, self.accelerator = config, data, accelerator
@@ -156,30 +154,16 @@ class Training:
         else:
             self.optimizer = torch.optim.Adam(trained, lr=LIBRARY_RATE)
         self.steps_per_epoch = len(data.train_indices) // config.batch_size
-        assert config.output_dir is not None
-        self.state = Path(config.output_dir) / "state"
         self.total = config.epochs * self.steps_per_epoch
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate_factor(config, self.total))
-        accelerator.register_for_checkpointing(self.network, self.average, self.optimizer, self.schedule)
-        if self.state.is_dir():
-            accelerator.load_state(str(self.state))
-
-    @property
-    def trained(self) -> int:
-        """Number of epochs trained so far."""
-        return self.schedule.last_epoch // self.steps_per_epoch
 
     def epochs(self) -> Iterator[dict[str, Any]]:
-        """Train the remaining epochs and yield their metrics; an epoch's state is saved when the next is asked for."""
-        for epoch in range(self.trained + 1, self.config.epochs + 1):
+        """Train all epochs and yield their metrics."""
+        for epoch in range(1, self.config.epochs + 1):
             start = bench.now(self.accelerator.device)
             loss = self._train(epoch)
             seconds = bench.now(self.accelerator.device) - start
             yield {"epoch": epoch, "train_loss": loss, "val_accuracy": self._validate(), "seconds": seconds}
-            part = self.state.with_suffix(".part")
-            self.accelerator.save_state(str(part))
-            shutil.rmtree(self.state, ignore_errors=True)
-            part.rename(self.state)
 
     def _train(self, epoch: int) -> float:
         config, device = self.config, self.accelerator.device
@@ -228,7 +212,7 @@ class Training:
 
 
 def run(options: Options) -> None:
-    """Train what has not been trained yet, print the times, write the rows and the picture."""
+    """Train what has not been trained yet, print the times and write the rows."""
     for name in options.contenders:
         epochs = options.epochs_of(name)
         if len(read_metrics(name, options)) < epochs:
@@ -237,8 +221,7 @@ def run(options: Options) -> None:
     rows = [row for name in options.contenders for row in rows_of(name, options)]
     device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
     print_results(rows)
-    path = bench.write(options.output, f"time_to_accuracy-{device.type}", rows, bench.environment(device))
-    draw(rows, path.with_suffix(".svg"))
+    bench.write(options.output, f"time_to_accuracy-{device.type}", rows, bench.environment(device))
 
 
 def train_ours(name: str, options: Options) -> None:
@@ -260,7 +243,7 @@ def train_other(name: str, options: Options) -> None:
     data = load_data(config, accelerator, print)
     library = LIBRARIES[name](accelerator.device, torch.bfloat16) if name in LIBRARIES else None
     training = Training(library, config, data, accelerator, options.time_steps)
-    lines = read_metrics(name, options)[: training.trained]
+    lines = []
     for metrics in training.epochs():
         lines.append(metrics | {"utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime())})
         print(lines[-1])
@@ -286,14 +269,11 @@ def rows_of(name: str, options: Options) -> Iterator[bench.Row]:
         }
 
 
-def by_contender(rows: list[bench.Row]) -> dict[str, list[bench.Row]]:
-    return {title: list(some) for title, some in groupby(rows, lambda row: row["contender"])}
-
-
 def print_results(rows: list[bench.Row]) -> None:
     """Print the minutes to each accuracy of `GOALS`; a dash if it was not reached."""
     lines = []
-    for title, some in by_contender(rows).items():
+    for title, group in groupby(rows, lambda row: row["contender"]):
+        some = list(group)
         reached = [
             next((f"{row['minutes']:.1f}" for row in some if row["val_accuracy"] >= goal), "–") for goal in GOALS
         ]
@@ -301,16 +281,6 @@ def print_results(rows: list[bench.Row]) -> None:
         lines.append((title, *reached, f"{best:.2%}", len(some), f"{some[-1]['minutes']:.1f}"))
     headings = ("", *(f"{goal:.0%}" for goal in GOALS), "best", "epochs", "minutes")
     bench.print_table(headings, lines, title="minutes of training until an accuracy on held-out images")
-
-
-def draw(rows: list[bench.Row], path: Path) -> None:
-    """Draw accuracy against minutes."""
-    with bench.picture(path, size=(7, 3.4)) as (_, ((panel,),)):
-        for (title, some), (colour, marker) in zip(by_contender(rows).items(), MARKS, strict=False):
-            minutes, accuracy = [row["minutes"] for row in some], [100 * row["val_accuracy"] for row in some]
-            panel.plot(minutes, accuracy, color=colour, marker=marker, markersize=4, label=title)
-        panel.set(xlabel="minutes of training", ylabel="held-out images, %", xlim=(0, None), ylim=(50, 95))
-        panel.legend(frameon=False, loc="lower right")
 
 
 main = partial(bench.run_script, Options, run, __doc__)

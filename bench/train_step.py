@@ -35,11 +35,7 @@ COMPOSITION = "composition σ=1"
 FLOOR = 5 / 3  # contractions of a spiking layer's step, two forward and three backward, over an ANN's three
 CLIP = 1e30  # the bound on derivatives, computed as in training, and never reached: gradients are exact
 FEW, PARTS = 4, 5  # images that are compared at a time, and most comparisons
-OPTIMIZERS = {
-    # Fused optimizers, as in training.
-    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=True),
-    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-4, fused=True),
-}
+SGD = partial(torch.optim.SGD, lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=True)
 
 
 class Batch(NamedTuple):
@@ -218,12 +214,9 @@ class Options:
     backends: tuple[Literal["auto", "triton", "torch"], ...] | None = None
     """Backends of our layers. Default: triton and torch on a GPU; auto on the CPU, where it is torch."""
     width: float = 1.0  # factor on the size of every hidden layer
-    weight_standardisation: bool = False
-    """Standardise weights in all contenders, and give neurons an initial potential as in training."""
     fuse: bool = False
     """On the CPU, also time ours with passes over neurons fused by PyTorch's compiler, as in long trainings."""
     compiled: bool = False  # also time every network under torch.compile, which takes minutes
-    optimizer: Literal["sgd", "adamw"] = "sgd"
     repeats: int = 15  # measured rounds
     output: Path = bench.RESULTS  # folder of the CSV file
 
@@ -250,10 +243,9 @@ def run(options: Options) -> None:
 def measure(options: Options, model: str, device: torch.device, dtype: torch.dtype) -> list[bench.Row]:
     """Check, then time, every contender of one network in one dtype: rows for the table."""
     torch.manual_seed(0)
-    standardised = options.weight_standardisation
     network: dict[str, Any] = {"width": options.width, "batch_norm": options.batch_norm}
     if not options.batch_norm:
-        network |= {"weight_standardisation": standardised, "bias": standardised}
+        network |= {"weight_standardisation": False, "bias": False}
     backends = options.backends or (("triton", "torch") if device.type == "cuda" else ("auto",))
     contenders = build(model, fuse=options.fuse, compiled=options.compiled, backends=backends, **network)
     config = contenders[0].network.config
@@ -261,7 +253,7 @@ def measure(options: Options, model: str, device: torch.device, dtype: torch.dty
     labels = torch.randint(0, config.classes, (options.batch_size,)).to(device)
     batch = Batch(images.contiguous(memory_format=torch.channels_last), labels, dtype)
     for contender in contenders:
-        contender.optimizer = OPTIMIZERS[options.optimizer](list(contender.network.to(device).parameters()))
+        contender.optimizer = SGD(contender.network.to(device).parameters())
     errors = [check(contender, batch) for contender in contenders]
     peaks = [contender.peak_mib(batch) for contender in contenders]
     steps = {contender.name: partial(contender.step, batch) for contender in contenders}
