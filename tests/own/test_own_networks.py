@@ -49,10 +49,8 @@ def network(classes=2, width=6):
 
 def tensors(count=40):
     labels, generator = torch.arange(count) % 2, torch.Generator().manual_seed(count)
-    images = torch.randint(0, 90, (count, *SHAPE), dtype=torch.uint8, generator=generator) + 120 * labels.byte().view(
-        -1, 1, 1, 1
-    )
-    return images, labels
+    images = torch.randint(0, 90, (count, *SHAPE), dtype=torch.uint8, generator=generator)
+    return images + 120 * labels.byte()[:, None, None, None], labels
 
 
 @pytest.fixture

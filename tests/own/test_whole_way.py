@@ -19,42 +19,29 @@ OWN = Path(__file__).parents[2] / "recipes" / "own_network.py"
 SIZES = {"in_channels": 1, "image_size": (28, 28), "classes": 10}
 
 
-class Watch(Callback):
-    def __init__(self):
-        self.heard = []
-
-    def on_start(self, loop):
-        self.heard.append("start")
-
-    def on_step(self, loop):
-        self.heard.append(loop.position.step)
-
-    def on_epoch(self, loop, line):
-        self.heard.append(line["val_accuracy"])
-
-    def on_end(self, loop, summary):
-        self.heard.append(summary["test_accuracy"])
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Folder, network, test images and callback of a short training."""
     torch.manual_seed(0)
     train = load_images("sample", split="train", max_samples=600)
     test = load_images("sample", split="test", like=train, max_samples=50)
-    network, watch, folder = build(**SIZES), Watch(), tmp_path_factory.mktemp("own") / "run"
+    network, heard, folder = build(**SIZES), [], tmp_path_factory.mktemp("own") / "run"
     config = TrainConfig(epochs=2, batch_size=60, lr=4e-3, ema_decay=0.9, cpu=True, output_dir=folder)
-    summary = Trainer(network, (train, test), config, callbacks=[watch]).train()
+    callback = Callback()
+    for name in ("on_start", "on_step", "on_epoch", "on_end"):
+        setattr(callback, name, lambda loop, *said, name=name: heard.append((name, loop.position.step, *said)))
+    summary = Trainer(network, (train, test), config, callbacks=[callback]).train()
     assert summary["test_accuracy"] > 0.2
-    return folder, network.eval(), test.images / 255, watch
+    return folder, network.eval(), test.images / 255, heard
 
 
 def test_callbacks_hear_start_steps_epochs_and_end(trained):
-    start, *heard, end = trained[-1].heard
+    names, steps, *_ = zip(*(heard[:2] for heard in trained[-1]), strict=True)
     epoch = 540 // 60
-    assert start == "start"
-    assert [*heard[:epoch], *heard[epoch + 1 : -1]] == list(range(1, 2 * epoch + 1))
-    assert all(isinstance(accuracy, float) for accuracy in (heard[epoch], heard[-1], end))
+    assert names == ("on_start", *2 * (*epoch * ("on_step",), "on_epoch"), "on_end")
+    assert steps == (0, *range(1, epoch + 1), *range(epoch, 2 * epoch + 1), 2 * epoch, 2 * epoch)
+    lines = [said[0] for name, _, *said in trained[-1] if name in ("on_epoch", "on_end")]
+    assert all(isinstance(line["val_accuracy"], float) for line in lines)
 
 
 def test_run_is_loaded_and_evaluated_by_its_code(trained, tmp_path):
