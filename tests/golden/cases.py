@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.nn import Flatten, Module, Sequential
 
 from tests.golden.record import DEVICE, Value
+from tests.train.runs import At
 from ttfs_kernels import dft_conv2d, dft_linear
 from ttfs_triton import TTFSModel, nn
 from ttfs_triton.chip import simulate
@@ -265,18 +265,6 @@ def export() -> Values:
             yield f"export/{name}/float32/{output}", torch.from_numpy(computed).nan_to_num(posinf=-1.0)
 
 
-class Stop(Callback):
-    """Ask a run to stop after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def on_step(self, loop: Any) -> None:
-        self.steps -= 1
-        if self.steps == 0:
-            signal.raise_signal(signal.SIGTERM)
-
-
 def training() -> Values:
     """Weights after three steps, and after six of a run that was stopped in between, or not."""
     with TemporaryDirectory() as folder:
@@ -287,7 +275,7 @@ def training() -> Values:
             yield f"training/{case}/trained", _weights(TTFSModel.from_pretrained(path))
         yield "training/uninterrupted/trained", _weights(_trained(Path(folder) / "uninterrupted"))
         with contextlib.suppress(Interrupted):
-            _trained(Path(folder) / "resumed", Stop(2))
+            _trained(Path(folder) / "resumed", At(2))
         yield "training/resumed/trained", _weights(_trained(Path(folder) / "resumed", resume=True))
 
 
