@@ -56,11 +56,7 @@ SECTIONS {
 
 
 def run_on_cortex_m4(source: str, pixels: Tensor) -> tuple[list[int], float]:
-    """Classes of images [N, C, height, width] uint8, and the mean number of instructions an image, up to 6.7e8.
-
-    Args:
-        source: result of `to_c`.
-    """
+    """Classes of images [N, C, height, width] uint8, and the mean number of instructions an image, up to 6.7e8."""
     rows = (", ".join(map(str, raw_bytes(image[None]))) for image in pixels)
     files = {"net.c": source, "memory.ld": MEMORY}
     files["main.c"] = PROGRAM.replace("IMAGES", ",\n".join(f"{{{row}}}" for row in rows))

@@ -55,10 +55,8 @@ class Options:
     ann_accuracy: tuple[float, ...] = ()  # accuracy of each network's ANN; default 1, which no ANN exceeds
     steps: tuple[int, ...] = (4, 8, 16, 32, 64)  # time steps per window; a network on a grid uses its own
     weight_bits: int = 8  # weight bits in the simulation; a network on a grid uses its own
-    samples: int | None = None
-    """Number of test images for each network. Default: all."""
-    name: str = "break_even"
-    """Name of the files: NAME.csv and NAME-layers.csv."""
+    samples: int | None = None  # number of test images for each network; default: all
+    name: str = "break_even"  # name of the files: NAME.csv and NAME-layers.csv
     output: Path = bench.RESULTS  # folder of the CSV files
 
 

@@ -41,8 +41,7 @@ class Options:
     """Network, grid and images."""
 
     run: tyro.conf.Positional[str] = "bundled:cnn1-mnist"  # a run's folder, its weights, or bundled:NAME
-    data_dir: Path | None = None
-    """Local folder of the data set. Default: as in training."""
+    data_dir: Path | None = None  # local folder of the data set; default: as in training
     activities: tuple[float, ...] = (0.3, 0.1, 0.05)
     time_steps: int = 32
     weight_bits: int = 8

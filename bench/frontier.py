@@ -28,10 +28,8 @@ class Options:
     """Sweep with fixed settings."""
 
     name: tyro.conf.Positional[Literal["mnist", "cifar10"]]  # name of the settings in frontier.yaml
-    data_dir: Path | None = None
-    """Local folder of the data set. Default: the Hub."""
-    folder: Path | None = None
-    """Folder of the sweep. Default: runs/frontier-NAME."""
+    data_dir: Path | None = None  # local folder of the data set; default: the Hub
+    folder: Path | None = None  # folder of the sweep; default: runs/frontier-NAME
     cpu: bool = False  # use the CPU even if there is a GPU
     output: Path = bench.RESULTS  # folder of the CSV file
 

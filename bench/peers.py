@@ -54,23 +54,15 @@ LEAK = 0.5
 
 @dataclasses.dataclass
 class Library:
-    """The parts from which a library's networks are built.
+    """The parts from which a library's networks are built."""
 
-    Attributes:
-        title: name of the library in tables.
-        layers: module with Conv2d, BatchNorm2d, Linear, MaxPool2d and Flatten.
-        neuron: makes the neurons of one layer.
-        prepare: called once with the layers after the first convolution.
-        unroll: maps these layers, the first neurons' input current (the same in every step) and T to the logits.
-        backend: implementation of the neurons, for tables.
-    """
-
-    title: str
-    layers: Any
-    neuron: Callable[[], nn.Module]
-    prepare: Callable[[nn.Module], None]
+    title: str  # name of the library in tables
+    layers: Any  # module with Conv2d, BatchNorm2d, Linear, MaxPool2d and Flatten
+    neuron: Callable[[], nn.Module]  # makes the neurons of one layer
+    prepare: Callable[[nn.Module], None]  # called once with the layers after the first convolution
     unroll: Callable[[nn.Module, Tensor, int], Tensor]
-    backend: str = "torch"
+    """Maps these layers, the first neurons' input current (the same in every step) and T to the logits."""
+    backend: str = "torch"  # implementation of the neurons, for tables
 
 
 def spikingjelly(device: torch.device, dtype: torch.dtype) -> Library:

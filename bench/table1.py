@@ -101,14 +101,7 @@ def name_of(run: Path) -> str:
 
 
 def collect(run: Path, options: Options) -> Path:
-    """Copy the files of a run that are to be committed; `collected_rows` makes them a row.
-
-    Args:
-        run: folder of the run.
-        options: `results`, the folder that gets the copy, and `commit`.
-    Raises:
-        ValueError: the folder is not a run, or the run has not ended.
-    """
+    """Copy the files of a run that are to be committed; `collected_rows` makes them a row."""
     if not (run / "summary.json").is_file():
         raise ValueError(f"runs must be folders of runs that have ended; got {run}.")
     folder = options.results / "runs" / name_of(run)
@@ -228,11 +221,7 @@ def average(values: Sequence[float], digits: int) -> str:
 
 
 def replace_table(path: Path, text: str) -> None:
-    """Replace the text between the markers of a page.
-
-    Raises:
-        ValueError: the page does not have both markers, once each and in order.
-    """
+    """Replace the text between the markers of a page."""
     content = path.read_text(encoding="utf-8")
     start, end = MARKERS
     parts = re.split(f"({re.escape(start)}\n|{re.escape(end)})", content)

@@ -78,9 +78,6 @@ class Options:
     cpu: bool = False  # use the CPU even if there is a GPU
     output: Path = bench.RESULTS  # folder of the CSV file
 
-    def epochs_of(self, name: str) -> int:
-        return self.library_epochs if name in LIBRARIES else self.epochs
-
 
 class Network(nn.Module):
     """`cifarnet` of a library's layers and neurons, or of PyTorch's with ReLU, behind our whitened encoder."""
@@ -157,13 +154,13 @@ class Training:
         self.total = config.epochs * self.steps_per_epoch
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate_factor(config, self.total))
 
-    def epochs(self) -> Iterator[dict[str, Any]]:
-        """Train all epochs and yield their metrics."""
-        for epoch in range(1, self.config.epochs + 1):
-            start = bench.now(self.accelerator.device)
-            loss = self._train(epoch)
-            seconds = bench.now(self.accelerator.device) - start
-            yield {"epoch": epoch, "train_loss": loss, "val_accuracy": self._validate(), "seconds": seconds}
+    def epoch(self, epoch: int) -> dict[str, Any]:
+        """Train an epoch; returns its metrics."""
+        start = bench.now(self.accelerator.device)
+        loss = self._train(epoch)
+        seconds = bench.now(self.accelerator.device) - start
+        utc = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+        return {"epoch": epoch, "train_loss": loss, "val_accuracy": self._validate(), "seconds": seconds, "utc": utc}
 
     def _train(self, epoch: int) -> float:
         config, device = self.config, self.accelerator.device
@@ -214,10 +211,10 @@ class Training:
 def run(options: Options) -> None:
     """Train what has not been trained yet, print the times and write the rows."""
     for name in options.contenders:
-        epochs = options.epochs_of(name)
+        epochs = options.library_epochs if name in LIBRARIES else options.epochs
         if len(read_metrics(name, options)) < epochs:
             print(f"{name}: {epochs} epochs")
-            train_ours(name, options) if name in OURS else train_other(name, options)
+            train_ours(name, options) if name in OURS else train_other(name, epochs, options)
     rows = [row for name in options.contenders for row in rows_of(name, options)]
     device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
     print_results(rows)
@@ -233,19 +230,19 @@ def train_ours(name: str, options: Options) -> None:
     subprocess.run(command, check=True)
 
 
-def train_other(name: str, options: Options) -> None:
+def train_other(name: str, epochs: int, options: Options) -> None:
     """Train in this process, by the recipe's settings."""
     folder = options.runs / name
     folder.mkdir(parents=True, exist_ok=True)
-    keys = {"epochs": options.epochs_of(name), "data_dir": str(options.data_dir), "output_dir": str(folder)}
+    keys = {"epochs": epochs, "data_dir": str(options.data_dir), "output_dir": str(folder)}
     config = make_config(read_recipe(RECIPE).values("best") | keys | {"cpu": options.cpu}, str(RECIPE))
     accelerator = Accelerator(cpu=options.cpu, mixed_precision=config.mixed_precision)
     data = load_data(config, accelerator, print)
     library = LIBRARIES[name](accelerator.device, torch.bfloat16) if name in LIBRARIES else None
     training = Training(library, config, data, accelerator, options.time_steps)
     lines = []
-    for metrics in training.epochs():
-        lines.append(metrics | {"utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime())})
+    for epoch in range(1, config.epochs + 1):
+        lines.append(training.epoch(epoch))
         print(lines[-1])
         write_text(folder / "metrics.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
 

@@ -171,9 +171,6 @@ def check(contender: Contender, batch: Batch) -> float | None:
 
     A rounding error that lets one neuron fire changes the whole network behind it. Among millions of neurons this is
     bound to happen, so a few images at a time are compared, until some agree. Returns None if there is no twin.
-
-    Raises:
-        DisagreementError: loss or gradients disagree.
     """
     if contender.twin is None:
         return None
