@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttfs_kernels import fuse_passes
-from ttfs_triton.memory import freed_memory_kept
 from ttfs_triton.nn import DFTConv2d, DFTLinear, Neuron, TTFSNetwork, networks
+from ttfs_triton.train.device import freed_memory_kept
 
 ANN = "ANN"
 COMPOSITION = "composition σ=1"

@@ -34,12 +34,10 @@ USES = {
     "sweep": "data nn energy chip model evaluate convert train",
 }
 
-OPTIONS = "ttfs_triton.train.config"  # a run's options, without PyTorch, whose names a card is made of
+OPTIONS = "ttfs_triton.train.options"  # a run's options, without PyTorch, whose names a card is made of
 
 # Modules below all rooms.
-BELOW = (
-    "atomic command_line commands memory option_rules run_records shared_options table untrusted_files wording".split()
-)
+BELOW = "atomic command_line commands option_rules run_records shared_options table untrusted_files wording".split()
 
 # Packages that `pip install -e .` alone does not bring.
 EXTRAS = "matplotlib torchvision onnx onnxruntime nir nirtorch snntorch spikingjelly tensorboard".split()

@@ -183,7 +183,7 @@ def test_a_run_in_a_thread_leaves_signals_alone():
 COUNT = """
 import resource, torch
 from pathlib import Path
-from ttfs_triton.memory import freed_memory_kept
+from ttfs_triton.train.device import freed_memory_kept
 
 def pages_of_a_step():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

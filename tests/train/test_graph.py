@@ -15,8 +15,9 @@ from tests.train.runs import TARGET, assert_same_run, change
 from ttfs_kernels.triton import blocks
 from ttfs_triton.nn import Grid, LatencyEncoder
 from ttfs_triton.train import ConfigError, TrainConfig, learner, train
+from ttfs_triton.train.device import choose_graphs
 from ttfs_triton.train.display import SKIPPED
-from ttfs_triton.train.graphs import WARM_UP, GraphError, choose_graphs
+from ttfs_triton.train.step import WARM_UP, GraphError
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.run_records import SUMMARY, Summary, read_summary
-from ttfs_triton.train.config import FREE_ON_RESUME, PROPERTIES, NetworkOptions, TrainConfig
+from ttfs_triton.train.options import FREE_ON_RESUME, PROPERTIES, NetworkOptions, TrainConfig
 from ttfs_triton.untrusted_files import read_mapping
 
 SAMPLE = "sample"

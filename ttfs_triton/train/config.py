@@ -14,76 +14,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ValidationError, create_model, model_validator
 
 from ttfs_triton.command_line import OptionsError, parse_options, problem_lines
 from ttfs_triton.option_rules import broken_rules
-from ttfs_triton.shared_options import AugmentationOptions, FaultOptions
-from ttfs_triton.train.options import (
-    FREE,
-    PROPERTIES,
-    DataOptions,
-    EventOptions,
-    GridOptions,
-    HubOptions,
-    MainOptions,
-    NetworkOptions,
-    OptimisationOptions,
-    RunOptions,
-    StartOptions,
-    TargetOptions,
-)
+from ttfs_triton.train.options import FREE_ON_RESUME, PROPERTIES, TrainConfig
 from ttfs_triton.untrusted_files import YamlError, read_mapping
-
-
-class TrainConfig(
-    HubOptions,
-    RunOptions,
-    TargetOptions,
-    FaultOptions,
-    OptimisationOptions,
-    GridOptions,
-    StartOptions,
-    NetworkOptions,
-    EventOptions,
-    AugmentationOptions,
-    DataOptions,
-    MainOptions,
-):
-    """All keys of a run, saved in its folder as `config.yaml`. There and in `--help`, the last base class comes first.
-
-    A chip's faults are drawn anew in each training step; validation runs without faults.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="after")
-    def _combinations(self) -> Self:
-        if self.network is not None and (given := self.network_keys()):
-            keys = ", ".join(given)
-            raise ValueError(f'network builds the network: leave out {keys}, or use the recipe "own" without them')
-        _ = self.target  # raises
-        if self.batch_size % self.gradient_accumulation:
-            raise ValueError(
-                f"batch_size (={self.batch_size}) must be divisible by gradient_accumulation "
-                f"(={self.gradient_accumulation})"
-            )
-        return self
-
-    def to_yaml(self) -> str:
-        """The configuration as YAML, without `resume` and `overwrite`."""
-        values = self.model_dump(mode="json", exclude={"resume", "overwrite"})
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
 
 _RULES = TrainConfig.__pydantic_decorators__.model_validators.items()
 _OFF: Any = {key: model_validator(mode="after")(lambda keys: keys) for key, rule in _RULES if rule.info.mode == "after"}
 _Keys = create_model("_Keys", __base__=TrainConfig, __validators__=_OFF)  # checks each key alone
-FREE_ON_RESUME = frozenset(name for name, key in TrainConfig.model_fields.items() if key.json_schema_extra == FREE)
-"""Keys that may differ between a run and its continuation."""
 _RETIRED = ("trained_as",)  # keys of older runs; null in all that can be read
 _MOST_FILES = 8  # longest chain of recipes that extend one another
 

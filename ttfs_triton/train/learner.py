@@ -24,8 +24,7 @@ from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.train.checkpoint import RunState
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.data import RunData
-from ttfs_triton.train.device import share_statistics
-from ttfs_triton.train.graphs import GraphedStep, choose_graphs
+from ttfs_triton.train.device import choose_graphs, share_statistics
 from ttfs_triton.train.lagrange import TargetTraining
 from ttfs_triton.train.optimisation import (
     PersistenceSchedule,
@@ -34,7 +33,7 @@ from ttfs_triton.train.optimisation import (
     optimizer_tensors,
     rate_factor,
 )
-from ttfs_triton.train.step import Teacher, TrainStep, look_ahead
+from ttfs_triton.train.step import GraphedStep, Teacher, TrainStep, look_ahead
 
 STATISTICS_IMAGES = 5_000
 """Training images for the statistics of batch norm in evaluation."""

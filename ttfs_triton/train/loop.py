@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,6 @@ from torch.profiler import record_function
 from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.energy import Counts
 from ttfs_triton.evaluate import Evaluation, EvaluationStopped, device_name, sum_over_processes, versions
-from ttfs_triton.memory import freed_memory_kept
-from ttfs_triton.model.files import ModelFiles
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, sparsity
 from ttfs_triton.run_records import Change, Summary
 from ttfs_triton.train.build import build_network, check_network, check_statistics, describe
@@ -34,7 +33,7 @@ from ttfs_triton.train.checkpoint import (
 )
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.data import RunData, train_loader
-from ttfs_triton.train.device import Interrupted, StopRequest, choose_fusing, fused_passes
+from ttfs_triton.train.device import Interrupted, StopRequest, choose_fusing, freed_memory_kept, fused_passes
 from ttfs_triton.train.display import Display, traced_steps
 from ttfs_triton.train.learner import Learner
 from ttfs_triton.train.run_folder import RunFolder
@@ -318,7 +317,7 @@ class TrainingLoop:
             no_spike=test.no_spike,
             val_accuracy=None if position.best_accuracy < 0 else position.best_accuracy,
             best_epoch=position.best_epoch,
-            weights_sha256=ModelFiles(self.folder.best_weights, self.folder.best_config).sha256,
+            weights_sha256=hashlib.sha256(self.folder.best_weights.read_bytes()).hexdigest(),
             sparsity=test.sparsity,
             sparsity_as_published=counts.sparsity_as_published,
             # With a target, the best weights are an epoch's, never the start's.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import tyro
+import yaml
 from pydantic import (
     ConfigDict,
     Field,
@@ -24,6 +25,7 @@ from pydantic import (
 
 from ttfs_kernels.neuron import Neuron
 from ttfs_triton.option_rules import Excludes, Needs, RuledOptions
+from ttfs_triton.shared_options import AugmentationOptions, FaultOptions
 
 if TYPE_CHECKING:  # `--help` needs neither arrays nor PyTorch
     from ttfs_triton.data.events import EventWindows
@@ -406,3 +408,47 @@ class HubOptions(Options):
     """Publish so that only you, and the members of your organisation, can see the repository."""
     hub_license: Annotated[str | None, PUBLISHED] = Field(default=None, json_schema_extra=FREE)
     """Licence of the model by the Hub's short name, such as apache-2.0. Default: none is stated."""
+
+
+class TrainConfig(
+    HubOptions,
+    RunOptions,
+    TargetOptions,
+    FaultOptions,
+    OptimisationOptions,
+    GridOptions,
+    StartOptions,
+    NetworkOptions,
+    EventOptions,
+    AugmentationOptions,
+    DataOptions,
+    MainOptions,
+):
+    """All keys of a run, saved in its folder as `config.yaml`. There and in `--help`, the last base class comes first.
+
+    A chip's faults are drawn anew in each training step; validation runs without faults.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        if self.network is not None and (given := self.network_keys()):
+            keys = ", ".join(given)
+            raise ValueError(f'network builds the network: leave out {keys}, or use the recipe "own" without them')
+        _ = self.target  # raises
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"batch_size (={self.batch_size}) must be divisible by gradient_accumulation "
+                f"(={self.gradient_accumulation})"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The configuration as YAML, without `resume` and `overwrite`."""
+        values = self.model_dump(mode="json", exclude={"resume", "overwrite"})
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+FREE_ON_RESUME = frozenset(name for name, key in TrainConfig.model_fields.items() if key.json_schema_extra == FREE)
+"""Keys that may differ between a run and its continuation."""

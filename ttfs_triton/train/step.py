@@ -1,10 +1,10 @@
-"""An optimiser step: forward, backward, a teacher, clipping, update, averages; updates that are not finite."""
+"""An optimiser step, plain or replayed: forward, backward, a teacher, clipping, update, averages; a guard."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +25,14 @@ from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.nn import record_statistics, reset_statistics
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.data import RunData
+from ttfs_triton.train.device import CudaGraphs
 from ttfs_triton.train.lagrange import LagrangeMultiplier
 
 logger = logging.getLogger(__name__)
 
+# Steps before the capture. DistributedDataParallel times its first ten, and rearranges its buckets in the first.
+WARM_UP = 3
+WARM_UP_DISTRIBUTED = 11
 LOOKAHEAD_DECAY = 0.95  # in `look_ahead`: decay of earlier weights in one step, at the end of training
 
 
@@ -119,6 +123,95 @@ class TrainStep:
         if scaled and accelerator.num_processes > 1:
             failed = sum_over_processes(accelerator, failed).clamp_(max=1)
         self.guard.watch(loss, norm, failed)
+
+
+class GraphError(RuntimeError):
+    """Work could not be captured in a CUDA graph."""
+
+
+class GraphedStep:
+    """A step that is captured in a CUDA graph after its warm-up, and replayed from then on: one launch for hundreds.
+
+    All steps must have micro-batches of the same shapes. Steps that count spikes or begin an average run without it.
+    A captured step cannot read numbers on the host: learning rates are tensors, and the caller counts the steps. A
+    capture executes nothing, and the steps before it are steps of the run: weights are the same with and without it.
+
+    Args:
+        required: raise if the capture fails; else the run continues without a graph, and says so.
+    """
+
+    def __init__(self, step: TrainStep, graphs: CudaGraphs, *, required: bool, say: Callable[[str], None]) -> None:
+        self.step, self.graphs, self.required, self.say = step, graphs, required, say
+        self.replay: Callable[[], None] | None = None
+        self._inputs: list[Batch] = []
+        distributed = step.accelerator.num_processes > 1
+        if distributed:  # its logging would wait for the device every hundred steps, also during a capture
+            step.model._set_ddp_runtime_logging_sample_rate(2**31 - 1)  # type: ignore[operator]
+        self._warm_up = self._steps_before = WARM_UP_DISTRIBUTED if distributed else WARM_UP
+        self._failed = False
+        # CUDA's fused kernels read a rate as float32, PyTorch's own on the CPU as float64.
+        device = step.accelerator.device
+        dtype = torch.float32 if device.type == "cuda" else torch.float64
+        for group in step.bare_optimizer.param_groups:
+            group["lr"] = torch.zeros((), dtype=dtype, device=device)
+
+    def __call__(self, micro_batches: Sequence[Batch], *, sampled: bool = False, first: bool = False) -> None:
+        """Run the step, as `TrainStep` does."""
+        if sampled or first or self._failed:
+            self.step(micro_batches, sampled=sampled, first=first)
+        elif self._warm_up > 0:
+            self._warm_up -= 1
+            with self.graphs.aside():
+                self.step(micro_batches)
+        else:
+            if self.replay is None:
+                self._capture(micro_batches)
+            if self.replay is None:
+                self.step(micro_batches)
+                return
+            for (images, labels), (own_images, own_labels) in zip(micro_batches, self._inputs, strict=True):
+                own_images.copy_(images, non_blocking=True)
+                own_labels.copy_(labels, non_blocking=True)
+            self.replay()
+
+    def forget(self) -> None:
+        """Warm up and capture anew: the step launches other kernels from now on, which a capture cannot load."""
+        self.replay, self._inputs, self._warm_up = None, [], self._steps_before
+
+    def _capture(self, micro_batches: Sequence[Batch]) -> None:
+        # `clone` keeps channels last: other kernels are captured for another memory format.
+        self._inputs = [(images.clone(), labels.clone()) for images, labels in micro_batches]
+        # The graph's gradients are allocated in the graph's own memory.
+        self.step.optimizer.zero_grad(set_to_none=True)
+        try:
+            with _capturable(self.step.bare_optimizer):
+                self.replay = self.graphs.capture(lambda: self.step(self._inputs))
+        except RuntimeError as error:
+            # PyTorch raises the error of ending the capture on top of the one that made it fail.
+            reason = str(error.__context__ or error).strip().splitlines()[0].rstrip(".")
+            accelerator = self.step.accelerator
+            if self.required or accelerator.num_processes > 1:
+                raise GraphError(
+                    f"GraphedStep: a step must be capturable in a CUDA graph; got {reason}. Use --cuda-graph off."
+                ) from error
+            self._failed, self._inputs = True, []
+            if accelerator.scaler is not None:
+                # The scaler has noted a step that was never made; setting its scale makes it start anew.
+                accelerator.scaler.update(accelerator.scaler.get_scale())
+            self.say(f"no CUDA graph: {reason}")
+
+
+@contextmanager
+def _capturable(optimizer: Optimizer) -> Iterator[None]:
+    """Within the `with` block, tell Adam that it is being captured; elsewhere Adam would warn of this setting."""
+    groups = [group for group in optimizer.param_groups if "capturable" in group]
+    for group in groups:
+        group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group in groups:
+            group["capturable"] = False
 
 
 class FiniteGuard:
