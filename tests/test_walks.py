@@ -23,7 +23,7 @@ WALKS = {
     "step of a layer with batch norm": (7, 6),
     "network from its files": (11, 5),
     "page of an evaluation": (12, 12),
-    "training from its configuration": (52, 20),
+    "training from its configuration": (48, 20),
 }
 
 

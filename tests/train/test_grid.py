@@ -1,6 +1,7 @@
 """Training on a chip's grid, from the command line to a network that decides as its simulation."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -79,16 +80,13 @@ def test_registers_that_are_too_small_are_told_before_training():
     network, grid = TTFSNetwork(config), Grid(4, 3, state_bits=16)
     learned = Start(BaseModel("here", "0" * 64), None, grid, {"features.conv1.log2_unit": torch.full((4,), -20.0)})
     start_on_grid(network, grid, learned)
-    assert network.features.conv1.unit_on_grid(3, True).tolist() == [4 / grid.register] * 4, (
-        "learned scales are clamped"
-    )
+    assert network.features.conv1.unit_on_grid(3, True).tolist() == [4 / grid.register] * 4, "they are clamped"
 
 
 @pytest.mark.parametrize(
     ("chip", "bits", "problem"),
     [
         ("odin", 3, r"grid_chip must hold .* neurons exceed the 256 of one odin.* synapses exceed the 65,536"),
-        ("loihi", 12, "weights of 12 bits exceed the 9 bits of loihi"),
         ("loihi", None, "weights that are not rounded exceed the 9 bits of loihi"),
         ("loiih", 4, "loiih"),
         ("loihi", 8, None),
@@ -96,8 +94,5 @@ def test_registers_that_are_too_small_are_told_before_training():
 )
 def test_chip_must_hold_the_network_on_its_grid(chip, bits, problem, split, config):
     wanted = change(config, time_steps=4, weight_bits=bits, grid_chip=chip, model="16C3-16C3-64")
-    if problem is None:
-        assert build_network(wanted, split)[0].config.grid == Grid(4, 8)
-        return
-    with pytest.raises(ValueError, match=problem):
+    with pytest.raises(ValueError, match=problem) if problem else nullcontext():
         build_network(wanted, split)

@@ -1,4 +1,4 @@
-"""Real processes that a signal, a kill or a full disk stops: what is resumed is the run, bit for bit."""
+"""A run that a request, a kill or a full disk stops goes on as the run that was never stopped, bit for bit."""
 
 import os
 import random
@@ -12,24 +12,157 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
-from tests.train.runs import AUGMENTATION, SETTINGS, assert_same_run, command, environment, run
-from ttfs_triton.train import TrainConfig, train
+from tests.convert.sources import randomised, vgg
+from tests.train.recorded import RecordedGraphs
+from tests.train.runs import (
+    AUGMENTATION,
+    SETTINGS,
+    TARGET,
+    At,
+    assert_same_run,
+    best,
+    change,
+    command,
+    environment,
+    last,
+    metrics,
+    run,
+)
+from ttfs_triton import TTFSModel
+from ttfs_triton.hub.card import render_card
+from ttfs_triton.hub.facts import read_facts
+from ttfs_triton.model.locate import find_model
+from ttfs_triton.nn import NetworkConfig
+from ttfs_triton.train import Callback, ConfigError, Interrupted, RunFolderError, TrainConfig, learner, train
+
+RISE = {"batch_norm": True, "encoder": "analog", "lookahead": 3, "ema_decay": 0.0, "schedule": "linear"}
+RISE |= {"optimizer": "muon", "psp_persistence_rise": (0.2, 0.8), "surrogate_width": 0.5}
+BFLOAT16 = {"gradient_accumulation": 2, "mixed_precision": "bf16", "momentum": 0.0, **AUGMENTATION}
+
+
+@pytest.mark.parametrize(
+    ("values", "step"),
+    [
+        ({"checkpoint_steps": 3}, 13),
+        ({"optimizer": "sgd", "lr": 0.2, "weight_decay": 0.01}, 11),
+        (RISE, 16),
+        (RISE, 17),
+        (TARGET | {"ema_decay": 0.99}, 22),
+        ({"teacher": True} | BFLOAT16, 9),
+        ({"captured": True, "statistics_steps": 5, "teacher": True}, 14),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value),
+)
+def test_stopped_run_goes_on_bit_for_bit(config, tmp_path, monkeypatch, teacher, values, step):
+    values = values | ({"teacher": teacher} if "teacher" in values else {})
+    if values.pop("captured", False):
+        monkeypatch.setattr(learner, "choose_graphs", lambda *_: RecordedGraphs())
+    whole, parts = (change(config, output_dir=tmp_path / name, **values) for name in ("whole", "parts"))
+    train(whole)
+    message = rf"stopped after step {step} .*checkpoint .*{step:08}\S+\nGo on with: the same command$"
+    with pytest.raises(Interrupted, match=message):
+        train(parts, callbacks=[At(step)], again="the same command")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    random.seed(5)  # whatever states generators are in
+    np.random.seed(5)
+    torch.manual_seed(5)
+    train(change(parts, resume=True))
+    assert_same_run(parts.output_dir, whole.output_dir)
+    assert any(name.startswith("dial.") for name in last(whole.output_dir)) == ("target_sparsity" in values)
+
+
+def test_run_with_a_teacher_resumes_with_the_same_teacher_only(config, teacher, tmp_path):
+    config, other = change(config, epochs=1, teacher=teacher), tmp_path / "other"
+    with pytest.raises(Interrupted):
+        train(config, callbacks=[At(3)])
+    TTFSModel(NetworkConfig("6C3", image_size=(8, 8), classes=4)).save_pretrained(other)
+    with pytest.raises(ConfigError, match=r"must be the one of .*step-00000003.*; these differ:\n  teacher's weights"):
+        train(change(config, resume=True, teacher=other))
+    assert train(change(config, resume=True, teacher=shutil.copytree(teacher, tmp_path / "moved")))["epochs"] == 1
+
+
+ANN = {"model": "4C3-P2-6C3-P2", "weight_standardisation": False, "epochs": 2}
+
+
+@pytest.mark.parametrize("values", [{"batch_norm": True}, {"time_steps": 8, "weight_bits": 4}, TARGET, ANN])
+def test_run_goes_on_without_the_weights_that_it_began_with(config, tmp_path, capsys, values):
+    plain = change(config, epochs=1, encoder="analog", max_train_samples=64)  # other images: another mean
+    weights = plain.output_dir if values is not ANN else tmp_path / "vgg.pth"
+    if values is ANN:
+        network = randomised(vgg(6 * 2 * 2, 4, plan=(4, "M", 6, "M"), channels=1))
+        torch.save(network.state_dict(), weights)
+    else:
+        train(plain)
+    values = values | {"weights": weights, "max_train_samples": None}
+    whole, parts = (change(plain, output_dir=tmp_path / name, **values) for name in ("whole", "parts"))
+    held, channels = [], lambda loop: loop.learner.target and loop.learner.target.silent_channels
+    # These images have no empty background, so that no layer would be held.
+    before = At(1, lambda loop: loop.learner.target and setattr(channels(loop), "layers", ["conv1"]))
+    after = At(4, lambda loop: held.append(loop.learner.target and channels(loop).layers))
+    train(whole, callbacks=[before, after])
+    assert capsys.readouterr().out.count("Calibrated on 128 images") == (values["weights"].suffix == ".pth")
+    with pytest.raises(Interrupted):
+        train(parts, callbacks=[before, At(3)])
+    weights.rename(tmp_path / "moved")
+    train(change(parts, resume=True), callbacks=[after])
+    assert held[0] == held[1]
+    assert_same_run(parts.output_dir, whole.output_dir)
+
+
+class AtOnce(Callback):
+    """Asks the run to stop while it scores its start."""
+
+    def on_start(self, loop) -> None:
+        loop.stop.received = signal.SIGTERM
+
+
+@pytest.mark.parametrize(("stop", "step"), [(AtOnce(), 0), (At(3), 3), (At(9), 9)])
+def test_start_that_no_epoch_betters_is_kept_also_by_a_run_that_goes_on(config, tmp_path, capsys, stop, step):
+    source = change(config, batch_norm=True, output_dir=tmp_path / "source")
+    accuracy = train(source)["val_accuracy"]
+    values = {"weights": source.output_dir, "optimizer": "sgd", "lr": 50.0, "ema_decay": 0.0, "epochs": 2}
+    whole, parts = (change(source, output_dir=tmp_path / name, **values) for name in ("whole", "parts"))
+    summary, kept = train(whole), best(whole.output_dir)
+    assert (summary["best_epoch"], summary["val_accuracy"]) == (0, accuracy)
+    assert all(line["val_accuracy"] < accuracy for line in metrics(whole.output_dir))
+    assert all(torch.equal(value, kept[name]) for name, value in best(source.output_dir).items())
+    said = capsys.readouterr().out
+    assert f"start: val {accuracy:.2%}, sparsity 0." in said
+    assert f"validation accuracy      {accuracy:.2%}  (the start: no epoch was better)" in said
+    card = render_card(read_facts(find_model(whole.output_dir)), "org/name")
+    assert "the start, which no epoch bettered, was chosen" in card
+    with pytest.raises(Interrupted, match=f"stopped after step {step} "):
+        train(parts, callbacks=[stop])
+    shutil.rmtree(source.output_dir)
+    if step:
+        shutil.move(parts.output_dir / "best", tmp_path / "best")
+        with pytest.raises(RunFolderError, match="must hold the best weights so far"):
+            train(change(parts, resume=True))
+        shutil.move(tmp_path / "best", parts.output_dir)
+    assert train(change(parts, resume=True))["best_epoch"] == 0
+    assert_same_run(parts.output_dir, whole.output_dir)
+
+
+def test_start_is_not_kept_where_an_epoch_is_better_or_accuracy_does_not_decide(config, tmp_path, capsys):
+    source = change(config, epochs=1, lr=1e-4, output_dir=tmp_path / "source")
+    before = train(source)["val_accuracy"]
+    started = change(config, weights=source.output_dir)
+    summary, lines = train(started), metrics(config.output_dir)
+    assert summary["val_accuracy"] == lines[summary["best_epoch"] - 1]["val_accuracy"] > before
+    assert capsys.readouterr().out.count("start: val") == 1
+    for name, values in {"rise": {"psp_persistence_rise": (0.2, 0.5)}, "target": TARGET}.items():
+        assert train(change(started, output_dir=tmp_path / name, epochs=2, **values))["best_epoch"] > 0
+    assert "start: val" not in capsys.readouterr().out
+
 
 GOES_ON = "Go on with: "  # then "python", or its path if its environment is not active
 # A checkpoint after every other step, so that a kill often falls into the writing of one.
 KILLED: dict[str, Any] = {"checkpoint_steps": 2, **AUGMENTATION}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """As the processes have: results are compared bit by bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def finish(folder: Path, data: Path, **values: Any) -> None:
@@ -85,12 +218,14 @@ def test_run_killed_at_random_moments_equals_the_uninterrupted_one(tmp_path, dat
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
+    threads = torch.get_num_threads()
     finish(folder, data, **KILLED)
     finish(tmp_path / "whole", data, **KILLED)
     assert_same_run(folder, tmp_path / "whole")
     assert not list((folder / "checkpoints").glob(".*"))
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     finish(folder, data, **KILLED)
+    torch.set_num_threads(threads)
     assert "has ended already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
@@ -144,10 +279,8 @@ sh("cp -r disk/run copy")
 
 def can_mount() -> bool:
     """Whether this system lets us."""
-    if shutil.which("unshare") is None:
-        return False
-    words = [*UNSHARED, "mount", "-t", "tmpfs", "-o", "size=64k", "none", "/mnt"]
-    return subprocess.run(words, capture_output=True).returncode == 0
+    words = [*UNSHARED, "mount", "-t", "tmpfs", "none", "/mnt"]
+    return shutil.which("unshare") is not None and subprocess.run(words, capture_output=True).returncode == 0
 
 
 @pytest.mark.skipif(not can_mount(), reason="needs unshare and the right to mount a tmpfs")

@@ -11,7 +11,7 @@ import yaml
 
 from tests.train.runs import SETTINGS, TARGET, At, change, make_images, metrics
 from ttfs_triton.run_records import Change
-from ttfs_triton.train import ConfigError, NonFiniteLossError, RunFolderError, TrainConfig, train
+from ttfs_triton.train import Callback, ConfigError, NonFiniteLossError, RunFolderError, TrainConfig, train
 from ttfs_triton.train.checkpoint import Checkpoint, CheckpointError, latest_checkpoint, save_checkpoint
 
 CONSTANT = SETTINGS | {"epochs": 2, "schedule": "constant", "checkpoint_steps": 3}
@@ -78,7 +78,6 @@ def rewrite(run: Path, tensors: dict | None = None, **values) -> None:
     save_checkpoint(run / "checkpoints", checkpoint.step, tensors=found, state=state, keep_last=1)
 
 
-NONE = {"a": torch.zeros(1)}
 WRONG = [
     {"position": {"step": "three"}},
     {"position": {"step": 16, "epoch": 1, "step_in_epoch": 8, "metrics": []}},
@@ -87,7 +86,7 @@ WRONG = [
     {"optimizer": torch.float64},
     {"tensors": {"optimizer": {}}},
     {"tensors": {"optimizer": {"0.exp_avg": torch.zeros(7)}}},
-    {"tensors": {"optimizer": NONE}},
+    {"tensors": {"optimizer": {"a": torch.zeros(1)}}},
     {"tensors": {"optimizer": None}},
     {"tensors": {"average": {}}},
     {"tensors": {"average": {"n_averaged": torch.tensor(float("nan"))}}},
@@ -132,11 +131,7 @@ def write(name: str, content: bytes) -> Callable[[Path], object]:
 
 
 DAMAGES = [
-    (
-        write("checkpoints/*", b"damaged"),
-        CheckpointError,
-        "at least one checkpoint must be intact and of this version; none is",
-    ),
+    (write("checkpoints/*", b"damaged"), CheckpointError, "at least one checkpoint must be intact and of this version"),
     (lambda run: shutil.rmtree(run / "checkpoints"), RunFolderError, r"hold a checkpoint, since metrics\.jsonl lists"),
     (lambda run: (run / "best/model.safetensors").unlink(), RunFolderError, "best must hold the best weights so far"),
     (write("best/model.safetensors", b"damaged"), RunFolderError, r"best must hold the best weights so far\. load: "),
@@ -153,19 +148,17 @@ def test_damage_is_reported_before_training(run, monkeypatch, damage, error, mes
         resumed(run)
 
 
-def test_ended_run_without_checkpoints_does_not_start_anew_to_be_made_longer(ended, tmp_path):
-    run = shutil.copytree(ended, tmp_path / "run")
-    shutil.rmtree(run / "checkpoints")
-    assert resumed(run)["epochs"] == 2
-    with pytest.raises(RunFolderError, match="must hold a checkpoint"):
-        resumed(run, epochs=3)
-
-
 def test_run_whose_folder_vanishes_says_so(config, tmp_path):
     message = r"must stay where it is while a run writes; it was moved or deleted\. Last .*step-00000008\S* Move"
     with pytest.raises(RunFolderError, match=message):
         train(change(config, epochs=2), callbacks=[At(11, lambda loop: loop.folder.path.rename(tmp_path / "moved"))])
     assert not config.output_dir.exists()
+
+
+def test_best_weights_that_vanish_in_training_are_told(config, monkeypatch):
+    monkeypatch.setattr(Callback, "on_epoch", lambda _, loop, line: loop.folder.best_weights.unlink())
+    with pytest.raises(RunFolderError, match=r"load: .*model\.safetensors must be"):
+        train(change(config, epochs=1), callbacks=[Callback()])
 
 
 def test_average_that_is_not_a_number_stops_a_run_before_it_is_saved(config):

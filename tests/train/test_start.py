@@ -71,32 +71,23 @@ def test_images_are_normalised_as_the_weights_are_used_to(tmp_path, source, kept
 CHAIN = chain(mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
 
 
-@pytest.fixture
-def vgg(tmp_path):
-    """Another project's network with plain ReLU, and its images' mean."""
-    torch.save({"net": randomised(sources.one_layer_head()).state_dict()}, tmp_path / "vgg.pth")
+def test_an_ann_of_another_project_is_taken_as_it_is_or_scaled_into_range(tmp_path):
+    vgg = tmp_path / "vgg.pth"  # with plain ReLU, and its images' mean
+    torch.save({"net": randomised(sources.one_layer_head()).state_dict()}, vgg)
     (tmp_path / "config.json").write_text(json.dumps(sources.TIMM_CONFIG))
-    return tmp_path / "vgg.pth"
-
-
-def test_network_of_another_project_starts_a_run(vgg):
     converted = convert(vgg, config=CHAIN)
     network = target(converted.network.config, readout="potential_end", neuron=Neuron(0.25))
-    base = load_weights(network, str(vgg)).base_model
-    assert base == BaseModel("vgg.pth", converted.weights.sha256)
+    start = load_weights(network, str(vgg))
+    assert (start.base_model, start.calibration) == (BaseModel("vgg.pth", converted.weights.sha256), None)
     for name, value in converted.network.state_dict().items():
         assert torch.equal(network.state_dict()[name], value)
     assert network.config == converted.network.config.replace(readout="potential_end", neuron=Neuron(0.25))
     torch.testing.assert_close(network.features.conv1.mean.flatten(), torch.tensor(sources.TIMM_CONFIG["mean"]))
-
-
-@pytest.mark.parametrize("sigma", [None, 0.0])
-def test_an_ann_of_another_project_is_scaled_into_range_and_calibrated(vgg, sigma):
-    config = convert(vgg, config=CHAIN).network.config.replace(neuron=Neuron(1.0 if sigma is None else sigma))
-    found = load_weights(TTFSNetwork(config), str(vgg), torch.rand(16, 3, 32, 32)).calibration
-    assert found is not None
-    assert [layer.name for layer in found.layers] == [f"conv{number}" for number in range(1, 9)]
-    assert all(layer.after > (layer.before if sigma is None else 0.999) for layer in found.layers[1:])
+    for sigma in (1.0, 0.0):
+        network = TTFSNetwork(converted.network.config.replace(neuron=Neuron(sigma)))
+        layers = load_weights(network, str(vgg), torch.rand(16, 3, 32, 32)).calibration.layers
+        assert [layer.name for layer in layers] == [f"conv{number}" for number in range(1, 9)]
+        assert all(layer.after > (layer.before if sigma else 0.999) for layer in layers[1:])
 
 
 def test_a_network_with_batch_norm_starts_where_weights_are_normalised_or_not(tmp_path, device):
@@ -138,15 +129,12 @@ def test_statistics_fit_the_first_step_where_persistence_rises(config, tmp_path)
         ({"image_size": (12, 12)}, r"image_size must be \(8, 8\), .*; got \(12, 12\)\. Give --image-size 8 8"),
         ({"bias": False}, "bias must be True"),
     ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_weights_of_another_network_are_refused(tmp_path, changes, problem):
     source = save(trained(OURS), tmp_path / "run")
     network = target(**{"weight_standardisation": False, **changes})
-    before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(ConfigError, match=f"weights: .*run does not fit .*{problem}"):
         load_weights(network, str(source))
-    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
 def test_bare_or_damaged_files_that_do_not_fit_are_named(tmp_path):
@@ -161,27 +149,20 @@ def test_bare_or_damaged_files_that_do_not_fit_are_named(tmp_path):
         load_weights(target(), str(source))
 
 
-@pytest.mark.parametrize("described", [True, False])
-def test_weights_of_ours_are_not_calibrated_and_settings_stay(tmp_path, described):
+def test_bare_weights_of_ours_are_not_calibrated_and_settings_stay(tmp_path):
     source = save(trained(OURS), tmp_path / "run") / "best" / "model.safetensors"
-    if not described:
-        (source.parent / "config.json").unlink()
-    neuron = Neuron(0.5, 3.0, 0.1)
-    network = target(neuron=neuron, readout="first_spike")
+    (source.parent / "config.json").unlink()
+    network = target(neuron=Neuron(0.5, 3.0, 0.1), readout="first_spike")
+    before = network.config
     assert load_weights(network, str(source), torch.rand(4, 3, 8, 8)).calibration is None
     for name, tensor in read_weights(source).items():
-        if not name.endswith((".mean", ".std")):
-            assert torch.equal(tensor, network.state_dict()[name])
-    assert (network.config.neuron, network.config.readout) == (neuron, "first_spike")
-    assert network.config.mean == (OURS.mean if described else (0.1, 0.1, 0.1))
-
-
-# ---- networks by their names
+        assert torch.equal(tensor, network.state_dict()[name]) != name.endswith((".mean", ".std"))
+    assert network.config == before
 
 
 def built(config, **values):
     """The network of a run on images of 32×32 pixels, and its training images in [0, 1]."""
-    config = change(config, image_size=32, **values)
+    config = change(config, image_size=32, dropout=0.0, **values)
     data = load_data(config, Accelerator(cpu=True), print)
     return build_network(config, data)[0], data.train.images_at(data.train_indices) / 255
 
@@ -190,23 +171,21 @@ def built(config, **values):
     ("values", "specification", "encoder"),
     [
         ({"model": "cnn1"}, CNN1, "latency"),
-        ({"model": "vgg11"}, VGG11, "analog"),
         ({"model": "vgg11", "head": "none", "encoder": "signed"}, VGG11.removesuffix("-4096-4096"), "signed"),
         ({"model": "vgg11", "head": "512"}, VGG11.replace("4096-4096", "512"), "analog"),
         ({"model": "resnet18"}, RESNET18, "analog"),
     ],
-    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
 )
 def test_named_networks_are_those_of_the_package(config, values, specification, encoder):
-    network, images = built(config, width=1 / 32, dropout=0.0, **values)
-    assert (network.config.specification, network.config.encoder) == (specification, encoder)
-    assert network.config.width == 1 / 32
+    network, images = built(config, width=1 / 32, **values)
+    found = network.config
+    assert (found.specification, found.encoder, found.width) == (specification, encoder, 1 / 32)
     assert network(images[:2]).shape == (2, 4)
 
 
 def test_cifarnet_is_whitened_by_the_training_images_and_begins_with_identities(config):
     values = {"model": "cifarnet", "width": 0.25, "block_convolutions": 3, "batch_norm": True, "identity_start": True}
-    network, images = built(config, dropout=0.0, weight_standardisation=False, **values)
+    network, images = built(config, weight_standardisation=False, **values)
     assert network.config.specification == cifarnet_specification(0.25, 3, 1)
     conv1, conv2 = network.features.conv1, network.features.conv2
     outputs = F.conv2d(conv1.normalise(images), conv1.weight[:4]).movedim(1, -1).flatten(0, 2)

@@ -1,18 +1,32 @@
-"""A training step never waits for the device, and cancels an update that would spoil the weights."""
+"""A training step: a teacher, updates that are cancelled, and no waiting for the device."""
 
 from unittest.mock import Mock
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+import yaml
+from accelerate import Accelerator
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from tests.train.runs import AUGMENTATION, At, assert_same_run, change, last, metrics
+from tests.train.runs import AUGMENTATION, At, change, last, metrics
 from tests.virtual_cuda import recording
-from ttfs_triton.train import DeviceLostError, Interrupted, NonFiniteLossError, TrainConfig, learner, loop, train
+from ttfs_triton import TTFSModel
+from ttfs_triton.nn import NetworkConfig
+from ttfs_triton.train import (
+    ConfigError,
+    DeviceLostError,
+    Interrupted,
+    NonFiniteLossError,
+    TrainConfig,
+    learner,
+    loop,
+    train,
+)
+from ttfs_triton.train.build import build_network
+from ttfs_triton.train.data import load_data
 from ttfs_triton.train.optimisation import build_optimizer
-from ttfs_triton.train.step import FiniteGuard, update_average
+from ttfs_triton.train.step import FiniteGuard, load_teacher, update_average
 
 
 @pytest.fixture
@@ -125,25 +139,19 @@ def test_guard_keeps_the_first_failure_and_joins_a_gradient_scalers_flag(device)
     optimizer = build_optimizer(TrainConfig(optimizer="sgd", lr=0.1), layer)
     guard = FiniteGuard(optimizer, device)
 
-    def step(loss, failed, found_inf=None):
+    def changes(loss, failed, found_inf):
         value = torch.tensor(loss, device=device)
-        guard.watch(value, value + 1, torch.tensor(float(failed), device=device))
-        layer.zero_grad()
+        guard.watch(value, value + 1, torch.tensor(failed, device=device))
         layer(torch.ones(1, 3, device=device)).sum().backward()
         before = layer.weight.detach().clone()
-        if found_inf is not None:
-            optimizer.found_inf = torch.tensor(found_inf, device=device)
+        optimizer.found_inf = torch.tensor(found_inf, device=device)  # as a scaler does, which deletes it afterwards
         optimizer.step()
-        if found_inf is not None:
-            del optimizer.found_inf  # as the scaler does
+        del optimizer.found_inf
         return not torch.equal(before, layer.weight)
 
-    assert step(1.0, False)
-    assert not step(2.0, False, found_inf=1.0)
-    assert step(3.0, False, found_inf=0.0)
+    assert [changes(2.0, 0.0, 1.0), changes(3.0, 0.0, 0.0)] == [False, True]
     assert guard.cancelled.item() == 0
-    assert not step(4.0, True, found_inf=0.0)
-    assert not step(5.0, False, found_inf=0.0)
+    assert [changes(4.0, 1.0, 0.0), changes(5.0, 0.0, 0.0)] == [False, False]
     assert (guard.cancelled.item(), guard.loss.item(), guard.norm.item()) == (2, 4, 5)
 
 
@@ -179,35 +187,79 @@ OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.
 NOT_ENOUGH = r"^train: the device's memory must suffice; got CUDA .*2\.00 GiB\. Last checkpoint: {}\. .*--batch-size"
 
 
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (FAILURE, r"the device must work to the end; got .* failure\. Last checkpoint: .*step-00000004\S* .*--resume$"),
-        (OUT_OF_MEMORY, NOT_ENOUGH.format(r".*step-00000004\S*") + r".* and go on with: .*--resume$"),
-    ],
-    ids=["failure", "memory"],
-)
-def test_run_whose_device_is_lost_goes_on_from_its_last_checkpoint(config, tmp_path, monkeypatch, error, message):
-    config = change(config, checkpoint_steps=2)
-    train(change(config, output_dir=tmp_path / "whole"))
-    poison(monkeypatch, 6, error)
+def test_run_whose_device_is_lost_says_how_to_go_on(config, monkeypatch):
+    poison(monkeypatch, 6, FAILURE)
+    message = r"the device must work to the end; got .* failure\. Last checkpoint: .*step-00000004\S* .*--resume$"
     with pytest.raises(DeviceLostError, match=message):
-        train(config)
-    monkeypatch.undo()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    train(change(config, resume=True))
-    assert_same_run(tmp_path / "whole", config.output_dir)
+        train(change(config, checkpoint_steps=2))
 
 
 @pytest.mark.parametrize(
     ("where", "error", "message"),
     [
-        ("build_optimizer", OUT_OF_MEMORY, NOT_ENOUGH),
-        ("evaluate", OUT_OF_MEMORY, NOT_ENOUGH),
-        ("evaluate", MemoryError(), "main memory must suffice, .* got MemoryError. Last checkpoint: {}. Free memory"),
+        ("learner.build_optimizer", OUT_OF_MEMORY, NOT_ENOUGH.format("none yet")),
+        (
+            "learner.evaluate",
+            MemoryError(),
+            "main memory must suffice, .* got MemoryError. Last checkpoint: none yet. Fr",
+        ),
+        ("run.load_data", MemoryError(), "^memory must suffice; got MemoryError. Use fewer"),
     ],
 )
-def test_lack_of_memory_outside_of_steps_is_reported_alike(config, monkeypatch, where, error, message):
-    monkeypatch.setattr(learner, where, Mock(side_effect=error))
-    with pytest.raises(DeviceLostError, match=message.format("none yet")):
+def test_lack_of_memory_outside_of_steps_is_reported(config, monkeypatch, where, error, message):
+    monkeypatch.setattr(f"ttfs_triton.train.{where}", Mock(side_effect=error))
+    with pytest.raises((DeviceLostError, ConfigError), match=message):
         train(config)
+
+
+SMALL = {"shift": 0, "dropout": 0.0, "ema_decay": 0.0, "epochs": 1}
+
+
+def log_probabilities(network, images):
+    logits = network.eval()(images).double()
+    return logits - logits.exp().sum(1, keepdim=True).log()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.7, 1.0])
+def test_loss_is_the_labels_share_and_the_teachers(config, teacher, weight, monkeypatch):
+    values = SMALL | {"batch_size": 128, "label_smoothing": 0.1, "teacher": teacher, "teacher_weight": weight}
+    config = change(config, **values)
+    monkeypatch.chdir(teacher.parent.parent)
+    train(change(config, teacher=teacher.relative_to(teacher.parent.parent)))  # "folder/name", as a name on the Hub
+    assert yaml.safe_load((config.output_dir / "config.yaml").read_text())["teacher"] == str(teacher)
+    data = load_data(config, Accelerator(cpu=True), print)
+    images = data.train.images_at(data.train_indices) / 255
+    assert len(images) == 128, "one step"
+    targets = torch.full((128, 4), 0.025, dtype=torch.float64)
+    targets[torch.arange(128), data.train.labels[data.train_indices]] += 0.9
+    with torch.no_grad():
+        found = log_probabilities(build_network(config, data)[0], images)
+        wanted = log_probabilities(TTFSModel.from_pretrained(teacher).network, images)
+    expected = -(1 - weight) * (targets * found).sum(1) + weight * (wanted.exp() * (wanted - found)).sum(1)
+    assert metrics(config.output_dir)[0]["train_loss"] == pytest.approx(expected.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "names", "message"),
+    [
+        ({"classes": 3}, None, r"classes a, b, c, d; got .*, trained on \(1, 8, 8\) in the classes 0, 1, 2\. Choose"),
+        ({}, ["b", "a", "c", "d"], r"classes a, b, c, d; got .* in the classes b, a, c, d"),
+        ({"image_size": (8, 9)}, None, r"images like these, \(1, 8, 8\) .*; got .*, trained on \(1, 8, 9\)"),
+        (None, None, "teacher: load: .*teacher"),
+    ],
+)
+def test_unfit_teacher_is_refused_before_the_run_begins(config, tmp_path, network, names, message):
+    if network is not None:
+        built = NetworkConfig("6C3", **{"image_size": (8, 8), "classes": 4} | network)
+        TTFSModel(built, class_names=names).save_pretrained(tmp_path / "teacher")
+    with pytest.raises(ConfigError, match=message):
+        train(change(config, teacher=tmp_path / "teacher"))
+    assert not config.output_dir.exists()
+
+
+def test_classes_that_have_only_numbers_are_told(config, tmp_path, caplog):
+    built = NetworkConfig("6C3", image_size=(8, 8), classes=4)
+    TTFSModel(built, dataset="org/digits").save_pretrained(tmp_path / "teacher")
+    config, accelerator = change(config, teacher=tmp_path / "teacher"), Accelerator(cpu=True)
+    load_teacher(config, load_data(config, accelerator, print), accelerator)
+    assert "trained on org/digits, have only numbers; taken for a, b, c, d, in order." in caplog.text

@@ -6,7 +6,6 @@ import json
 import re
 from functools import partial
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,31 +17,30 @@ from ttfs_triton import TTFSModel
 from ttfs_triton.data import decode
 from ttfs_triton.energy import count
 from ttfs_triton.nn import LayerStatistics, NetworkConfig, TTFSNetwork
-from ttfs_triton.train import ConfigError, RunFolderError, TrainConfig, train
+from ttfs_triton.train import ConfigError, TrainConfig, train
 from ttfs_triton.train.data import load_data
 from ttfs_triton.train.display import is_blind
-from ttfs_triton.train.run_folder import RunFolder
 
 NO_VALIDATION = "no validation images: epochs report"
 BLIND = "so the network cannot tell images apart. Start again with a lower --lr"
 
 
-def test_run_learns_and_leaves_the_documented_folder(config, capsys):
-    summary, folder = train(change(config, epochs=8)), config.output_dir
+def test_run_learns_and_leaves_the_documented_folder(config, capsys, device):
+    config = change(config, epochs=8, cpu=device.type == "cpu", trackers=("tensorboard",))
+    summary, folder = train(config), config.output_dir
     shown = capsys.readouterr().out
     assert not any(words in shown for words in (NO_VALIDATION, BLIND))
-    names = {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "best"}
+    names = {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "best", "trackers"}
     assert {path.name for path in folder.iterdir()} == names
+    assert list(folder.glob("trackers/**/events.out.tfevents*"))
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert summary["weights_sha256"] == hashlib.sha256((folder / "best/model.safetensors").read_bytes()).hexdigest()
-    documented = "test_accuracy val_accuracy sparsity counts epochs seconds_per_epoch "
-    documented += "images_per_second seed versions device"
-    assert set(documented.split()) <= set(summary)
     assert summary["test_accuracy"] > 0.8
     assert summary["test_images"] == 45
     assert 0 < summary["sparsity"] < 1
     assert len(list((folder / "checkpoints").iterdir())) == config.keep_checkpoints
     lines = metrics(folder)
+    assert lines[7]["train_loss"] < lines[0]["train_loss"]
     assert [line["epoch"] for line in lines] == list(range(1, 9))
     assert (summary["val_accuracy"], summary["best_epoch"]) == max((x["val_accuracy"], x["epoch"]) for x in lines)
     network = TTFSNetwork(NetworkConfig.from_dict(json.loads((folder / "best/config.json").read_text())["network"]))
@@ -60,25 +58,6 @@ def test_accumulation_and_compilation_give_the_same_weights(config, tmp_path, mo
         train(change(plain, output_dir=tmp_path / name, **way))
         for key, value in best(config.output_dir).items():
             torch.testing.assert_close(value, best(tmp_path / name)[key], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"optimizer": "sgd", "lr": 0.1, "schedule": "linear", "gradient_clip": 1.0},
-        {"optimizer": "adam", "schedule": "cosine", "label_smoothing": 0.1, "readout": "first_spike"},
-        {"psp_persistence": 0.0, "batch_norm": True, "encoder": "analog"},
-        {"schedule": "constant", "validation_fraction": 0.0, "ema_decay": 0.0, "mixed_precision": "bf16"},
-        {"num_workers": 1, "streaming": True, "readout": "potential_end", "psp_persistence": 0.25},
-        {"cutout": 2, "trackers": ("tensorboard",)},
-    ],
-    ids=lambda values: "-".join(values),
-)
-def test_options_train(config, values, device):
-    summary = train(change(config, epochs=2, cpu=device.type == "cpu", **values))
-    assert 0.25 < summary["test_accuracy"] <= 1
-    assert metrics(config.output_dir)[1]["train_loss"] < metrics(config.output_dir)[0]["train_loss"]
-    assert bool(list(config.output_dir.rglob("events.out.tfevents*"))) == ("trackers" in values)
 
 
 def test_test_images_are_scored_in_float32(config):
@@ -103,10 +82,7 @@ def test_test_images_are_scored_in_float32(config):
         ({"data_dir": "/nowhere"}, "nowhere"),
         ({"weights": "/nowhere"}, "weights: .*nowhere"),
         ({"data_dir": None}, r"^give --dataset .* or --data-dir"),
-        (
-            {"target_operations": 0.01},
-            r"target_operations must be above 0\.\d+, the cost of a network that",
-        ),
+        ({"target_operations": 0.01}, r"target_operations must be above 0\.\d+, the cost of a network that"),
         ({"target_energy": "anp_i:1", "encoder": "analog"}, "anp_i has no price for multiply-accumulates of conv1"),
     ],
 )
@@ -114,19 +90,6 @@ def test_run_that_cannot_begin_is_told_and_leaves_nothing(config, values, messag
     with pytest.raises(ConfigError, match=message):
         train(change(config, **values))
     assert not config.output_dir.exists()
-
-
-@pytest.mark.parametrize(
-    ("where", "error", "message"),
-    [
-        ("run.load_data", MemoryError, "memory must suffice; got MemoryError. Use fewer"),
-        ("data.place_images", RuntimeError("place_images: too large"), "place_images: too large"),
-    ],
-)
-def test_not_enough_memory_is_told(config, monkeypatch, where, error, message):
-    monkeypatch.setattr(f"ttfs_triton.train.{where}", Mock(side_effect=error))
-    with pytest.raises(ConfigError, match=message):
-        train(config)
 
 
 @pytest.mark.parametrize("placement", ["auto", "host"])
@@ -146,21 +109,13 @@ def test_data_that_outgrow_memory_are_streamed_unless_memory_was_asked_for(tmp_p
     assert re.match(r"train images are streamed: got 40 images of .* GiB available$", said[0]), said
 
 
-def test_best_weights_that_vanish_in_training_are_told(config, monkeypatch):
-    write = RunFolder.write_metrics  # behind them
-    monkeypatch.setattr(RunFolder, "write_metrics", lambda *values: (write(*values), values[0].best_weights.unlink()))
-    with pytest.raises(RunFolderError, match=r"load: .*model\.safetensors must be"):
-        train(change(config, epochs=1))
-
-
 @pytest.mark.parametrize(
     ("changes", "blind"),
     [
         ({}, True),
         ({"spikes": 0, "saturated": 0, "never_active": 4}, True),
         ({"saturated": 29}, False),  # a spike has a time
-        ({"spikes": 29, "saturated": 29}, False),  # a neuron was silent once
-        ({"never_active": 0}, False),  # so it was another one, which was silent more often
+        ({"never_active": 0}, False),  # a neuron was silent once
         ({"kind": "readout"}, False),
         ({"samples": 1, "spikes": 3, "saturated": 3}, False),  # one image tells nothing
     ],
