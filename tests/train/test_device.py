@@ -91,7 +91,7 @@ def test_a_run_says_what_it_runs_on_fuses_and_keeps_freed_memory_while_it_trains
         yield
         switched.append("given back")
 
-    monkeypatch.setattr(device, "fuse_passes", switched.append)
+    monkeypatch.setattr(loop, "fuse_passes", switched.append)
     monkeypatch.setattr(loop, "freed_memory_kept", kept)
     torch.distributed.init_process_group("gloo", init_method=f"file://{config.output_dir}.store", rank=0, world_size=1)
     train(change(config, fuse="on", epochs=1, mixed_precision="bf16"))

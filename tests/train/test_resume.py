@@ -36,7 +36,7 @@ from tests.train.runs import (
 from ttfs_triton import TTFSModel
 from ttfs_triton.hub.card import render_card
 from ttfs_triton.hub.facts import read_facts
-from ttfs_triton.model.locate import find_model
+from ttfs_triton.model.files import find_model
 from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.train import Callback, ConfigError, Interrupted, RunFolderError, TrainConfig, learner, train
 

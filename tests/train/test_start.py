@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from torch import nn
 
 from tests.convert import sources
 from tests.convert.sources import randomised
@@ -126,7 +127,7 @@ def test_statistics_fit_the_first_step_where_persistence_rises(config, tmp_path)
         ({"width": 2.0}, r"got 6C3-P2-8C3-P2-12 at width 2\. Give --model \S+ --width 1"),
         ({"encoder": "latency", "mean": None, "std": None}, "encoder must be analog, .*--encoder analog"),
         ({"classes": 5}, "classes must be 4"),
-        ({"image_size": (12, 12)}, r"image_size must be \(8, 8\), .*; got \(12, 12\)\. Give --image-size 8 8"),
+        ({"image_size": (12, 12)}, r"image_size must be \(8, 8\), .*; got \(12, 12\)\. Give --image-size 8\."),
         ({"bias": False}, "bias must be True"),
     ],
 )
@@ -143,6 +144,8 @@ def test_bare_or_damaged_files_that_do_not_fit_are_named(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(weight_bytes(tensors))
     with pytest.raises(ConfigError, match=r"size mismatch for features\.conv2\.weight: .*\[8, 3, 3, 3\]"):
         load_weights(target(), str(tmp_path / "w.safetensors"))
+    with pytest.raises(ConfigError, match=r"safetensors does not fit the network: [\s\S]*Missing key"):
+        load_weights(nn.Linear(2, 2), str(tmp_path / "w.safetensors"))
     source = save(trained(OURS), tmp_path / "run")
     (source / "best" / "config.json").write_text('{"format_version": 99}')
     with pytest.raises(ConfigError, match=r"weights: .*config\.json must be as it was written with the weights"):

@@ -65,14 +65,7 @@ _UNIT = ".log2_unit"  # suffix of the names of weight scales on a grid
 
 @dataclass(frozen=True)
 class Start:
-    """Origin of a network's weights.
-
-    Attributes:
-        base_model: the model whose weights these are.
-        calibration: None if they were not calibrated.
-        grid: the grid on which they were trained, or None.
-        units: weight scales on that grid, by their names in the state dict.
-    """
+    """Origin of a network's weights; `units` are the weight scales on their grid, by names in the state dict."""
 
     base_model: BaseModel
     calibration: Calibration | None
@@ -89,15 +82,13 @@ def build_network(
     calibrated: bool = True,
     known: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, Start | None]:
-    """Build the network of a run on the CPU, initialised from `config.seed` and, if given, from `config.weights`.
+    """The network of a run on the CPU, and the origin of its weights: None if they are drawn at random.
 
     Args:
         device: device to calibrate on. Default: the CPU.
         network: the network, if it is built already. Default: a new one, as configured.
         calibrated: whiten the encoder, calibrate an ANN or a grid; False if a checkpoint replaces the weights.
         known: config.json of a resumed run; `config.weights` are then read only if their values are needed.
-    Returns:
-        The network, and the origin of its weights: None if they were drawn at random.
     """
     if network is None:
         network = _own_network(config, data) if config.network is not None else _specified_network(config, data)
@@ -219,13 +210,9 @@ def _specified_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
 def load_weights(network: nn.Module, source: str | Weights, images: Tensor | None = None) -> Start:
     """Load weights into a network, strictly: every tensor must be used or folded, every parameter must be found.
 
-    Tensors with the network's names and shapes are copied; a user-defined network accepts no others. Other tensors are
-    converted first: batch norm and standardised weights of our networks are folded, and ANNs with the network's layers
-    calibrated. A network with batch norm can start from weights without batch norm: its
-    statistics come from `images`, and its outputs stay the same. Images are normalised as in the weights' training.
-
-    Args:
-        images: [N, in_channels, height, width] in [0, 1], on the device to compute on. None: no calibration.
+    Tensors that do not fit our networks are converted: batch norm and standardised weights are folded, and ANNs with
+    the network's layers calibrated on `images`, [N, in_channels, height, width] in [0, 1], on the device to compute on.
+    From these also come the statistics of a batch norm that the weights do not have; outputs stay the same.
     """
     said = source if isinstance(source, str) else source.name
     ours = network if isinstance(network, TTFSNetwork) else None
@@ -240,11 +227,8 @@ def load_weights(network: nn.Module, source: str | Weights, images: Tensor | Non
         units = {} if on_grid else {name: each for name, each in weights.tensors.items() if name.endswith(_UNIT)}
         tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
         calibration = None
-        if ours is None:
-            _check_same(network, tensors, "tensors")
-        elif _shapes(tensors) != _shapes(network.state_dict()):
+        if ours is not None and _shapes(tensors) != _shapes(network.state_dict()):
             converted = _convert(ours.config, replace(weights, tensors=tensors))
-            _check_same(network, converted.network.state_dict())
             if images is not None and converted.needs_calibration:
                 if not converted.network.config.bias:
                     raise ConversionError(
@@ -256,9 +240,11 @@ def load_weights(network: nn.Module, source: str | Weights, images: Tensor | Non
     except WeightsError as error:
         raise ConfigError(f"weights: {error}") from error
     except ConversionError as error:
-        name = "the network" if ours is None else ours.config.specification
-        raise ConfigError(f"weights: {said} does not fit {name}: {error}") from error
-    network.load_state_dict(tensors)
+        raise ConfigError(f"weights: {said} does not fit the network: {error}") from error
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ConfigError(f"weights: {said} does not fit the network: {error}") from error
     if ours is not None and trained is not None:
         take_statistics(ours, trained)
     return Start(base_model, calibration, None if described is None else described.grid, units)
@@ -331,21 +317,20 @@ def _convert(target: NetworkConfig, weights: Weights) -> Converted:
         bias=target.bias,
         neuron=target.neuron,
     )
-    found = converted.network.config
-    for name, flag, same in (
-        ("specification", f"--model {found.specification} --width 1", _structure(found) == _structure(target)),
-        ("image_size", "--image-size {} {}".format(*found.image_size), found.image_size == target.image_size),
-        ("encoder", f"--encoder {found.encoder}", found.encoder == target.encoder),
-        ("batch_norm", "--no-batch-norm", not target.batch_norm),
-        (
-            "weight_standardisation",
-            "--no-weight-standardisation",
-            found.weight_standardisation == target.weight_standardisation,
-        ),
+    config = converted.network.config
+    if _structure(config) != _structure(target):
+        raise ConversionError(
+            f"specification must be {config.specification}, as {weights.name} gives; got {target.specification} at "
+            f"width {target.width:g}. Give --model {config.specification} --width 1."
+        )
+    for name, flag in (
+        ("image_size", f"--image-size {config.image_size[0]}"),
+        ("encoder", f"--encoder {config.encoder}"),
+        ("batch_norm", "--no-batch-norm"),
+        ("weight_standardisation", "--no-weight-standardisation"),
     ):
-        if not same:
-            value, mine = getattr(found, name), getattr(target, name)
-            mine = f"{mine} at width {target.width:g}" if name == "specification" else mine
+        value, mine = getattr(config, name), getattr(target, name)
+        if value != mine:
             raise ConversionError(f"{name} must be {value}, as {weights.name} gives; got {mine}. Give {flag}.")
     return converted
 
@@ -358,17 +343,6 @@ def _structure(config: NetworkConfig) -> tuple[object, ...]:
         return replace(token, size=config.scaled(token.size)) if sized else token
 
     return (*map(at_width, parse_specification(config.specification)), config.in_channels)
-
-
-def _check_same(network: nn.Module, tensors: Mapping[str, Tensor], what: str = "converted tensors") -> None:
-    wanted, got = _shapes(network.state_dict()), _shapes(tensors)
-    problems = [
-        f"{key}: {got.get(key, 'missing')}, not {wanted.get(key, 'wanted')}"
-        for key in sorted({*wanted, *got})
-        if wanted.get(key) != got.get(key)
-    ]
-    if problems:
-        raise ConversionError(f"its {what} must be those of the network; got {'; '.join(problems[:12])}.")
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:

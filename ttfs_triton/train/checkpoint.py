@@ -65,18 +65,14 @@ def save_checkpoint(
     state: Mapping[str, Any],
     keep_last: int,
 ) -> None:
-    """Write a checkpoint, then delete older ones; a kill or a full disk at any moment leaves whole checkpoints only.
+    """Write a checkpoint, then delete older ones but the newest; a kill at any moment leaves whole checkpoints only.
 
-    A checkpoint of the same step is replaced. Only one process of a run may call this. The folder must exist, so that a
-    run whose folder was moved away makes no second one. Of all checkpoints, the newest `keep_last` are kept.
+    The folder must exist, so that a run whose folder was moved away makes no second one.
     """
     write_bytes(checkpoint_path(folder, step), checkpoint_bytes(json.dumps(state), tensors))
     older = [old for number, old in _numbered(folder) if number < step]
     for old in older[: max(0, len(older) + 1 - keep_last)]:
-        try:
-            old.unlink()
-        except OSError as error:
-            logger.warning("old checkpoint could not be deleted: %s", error)
+        old.unlink(missing_ok=True)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -120,22 +116,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest intact checkpoint; None if there are no checkpoints. Damaged ones are logged and skipped."""
-    problems: list[str] = []
-    for _, path in reversed(_numbered(folder)):
+    numbered = _numbered(folder)
+    for _, path in reversed(numbered):
         try:
-            checkpoint = load_checkpoint(path)
+            return load_checkpoint(path)
         except CheckpointError as error:
-            problems.append(str(error))
-            continue
-        for problem in problems:
-            logger.warning("checkpoint passed over: %s", problem)
-        return checkpoint
-    if problems:
+            logger.warning("checkpoint passed over: %s", error)
+    if numbered:
         raise CheckpointError(
-            "--resume: at least one checkpoint must be intact and of this version; none is:\n  "
-            + "\n  ".join(problems)
-            + "\n"
-            "Restore a copy of one, or start again with --overwrite; no file has been changed."
+            "--resume: at least one checkpoint must be intact and of this version; none is. Restore a copy of one, or "
+            "start again with --overwrite; no file has been changed."
         )
     return None
 
@@ -153,22 +143,23 @@ def is_partial(path: Path) -> bool:
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:
     """All checkpoints in a folder as (step, path), damaged ones included, by rising step."""
-    found = [(_NAME.fullmatch(path.name), path) for path in folder.glob("step-*")]
-    return sorted((int(match[1]), path) for match, path in found if match)
+    return sorted((int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name)))
 
 
 def _digest(content: str, tensors: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256(content.encode())
+    digest = hashlib.sha256(content.encode())
     for name in sorted(tensors):
-        found.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
-        found.update(tensors[name].flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
-class EpochTotals(BaseModel):
-    """Sums over the steps of the epoch so far, over all processes."""
-
+class _Finite(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
+
+
+class EpochTotals(_Finite):
+    """Sums over the steps of the epoch so far, over all processes."""
 
     loss: float = 0.0
     correct: int = Field(default=0, ge=0, lt=2**53)
@@ -176,21 +167,12 @@ class EpochTotals(BaseModel):
     seconds: float = Field(default=0.0, ge=0)
 
 
-class Position(BaseModel):
-    """Progress of a run; with the seed, it determines the next batch.
+class Position(_Finite):
+    """Progress of a run, in epochs that are evaluated and in optimiser steps; with the seed, it gives the next batch.
 
-    Attributes:
-        epoch: epochs completed and evaluated.
-        step_in_epoch: optimiser steps done in the current epoch.
-        step: optimiser steps done in all.
-        totals: sums over the steps of the current epoch.
-        metrics: one line for each completed epoch.
-        best_epoch, best_accuracy: the best epoch so far on the validation images; epochs count from 1. 0 is the start
-            from trained weights, or none yet if the accuracy is below 0.
-        best_miss: relative distance of that epoch from the run's target.
+    `best_epoch` counts from 1: 0 is the start from trained weights, or none yet if `best_accuracy` is below 0.
+    `best_miss` is that epoch's relative distance from the run's target.
     """
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     epoch: NonNegativeInt = 0
     step_in_epoch: NonNegativeInt = 0
@@ -202,20 +184,15 @@ class Position(BaseModel):
     best_miss: float = Field(default=0.0, ge=0)
 
     def is_best(self, accuracy: float, miss: float = 0.0) -> bool:
-        """Whether an epoch is the best so far: by the target's miss, then accuracy, then the later epoch.
-
-        On a few thousand images, several epochs often have the same accuracy. The last of them was never worse than the
-        epoch with the lowest loss (bench/results/checkpoint_choice.csv).
-        """
+        """Whether an epoch is the best so far: by the target's miss, then accuracy, then the later epoch."""
+        # Of epochs with the same accuracy, the last was never worse than the one with the lowest loss
+        # (bench/results/checkpoint_choice.csv).
         if self.best_epoch and miss != self.best_miss:
             return miss < self.best_miss
         return accuracy >= self.best_accuracy
 
     def end_epoch(self, figures: dict[str, Any], accuracy: float | None, miss: float) -> bool:
-        """End the epoch with its line of metrics.jsonl, `figures` included; returns whether it is the best so far.
-
-        The accuracy is on the validation images. Without any, the last epoch is the best.
-        """
+        """End the epoch with its line of metrics.jsonl; returns whether it is the best, as without an accuracy."""
         best, totals = accuracy is None or self.is_best(accuracy, miss), self.totals
         line = EpochLine(
             epoch=self.epoch + 1,
@@ -243,14 +220,8 @@ class Position(BaseModel):
 class RunDescription(BaseModel):
     """Everything that determines a run's course, as saved in its checkpoints.
 
-    Attributes:
-        configuration: all keys and their values.
-        precision: mixed precision, as accelerate names it.
-        processes: number of processes, which only changes rounding.
-        data, test_data: fingerprints of the training and test images.
-        layers: layers of a user-defined network; None if the configuration describes the network.
-        teacher: SHA-256 of the teacher's weights, None without a teacher.
-        versions: version of each package in `VERSIONS`.
+    `data` and `test_data` are fingerprints of images, `teacher` is the SHA-256 of a teacher's weights; `layers` are
+    those of a user-defined network, which no key describes.
     """
 
     configuration: dict[str, Any]
@@ -279,7 +250,7 @@ class RunDescription(BaseModel):
         cls, config: TrainConfig, accelerator: Accelerator, data: RunData, graph: NetworkGraph, teacher: str | None
     ) -> RunDescription:
         """Describe a run that begins or resumes now."""
-        found = versions()
+        packages = versions()
         return cls(
             configuration=config.model_dump(mode="json", exclude={"resume", "overwrite"}),
             precision=accelerator.mixed_precision,
@@ -288,26 +259,20 @@ class RunDescription(BaseModel):
             test_data=data.test.fingerprint,
             layers=None if config.network is None else graph.describe(),
             teacher=teacher,
-            versions={name: found[name] for name in VERSIONS if name in found},
+            versions={name: packages[name] for name in VERSIONS if name in packages},
         )
 
 
 class RunState(RunDescription):
-    """State of a checkpoint.
-
-    Attributes:
-        position: progress of the run.
-        scaler: gradient scaling in fp16.
-        changes: what changed at each resume.
-        started: config.json of a run that began with weights.
-        held_layers: `SilentChannels.layers` of a run with a target.
-    """
+    """State of a checkpoint; `changes` are those of each resume."""
 
     position: Position
     scaler: dict[str, Any] | None
     changes: list[Change]
     started: dict[str, Any] | None = None
+    """config.json of a run that began with weights."""
     held_layers: list[str] | None = None
+    """`SilentChannels.layers` of a run with a target."""
 
 
 def read_state(checkpoint: Checkpoint) -> RunState:
@@ -322,13 +287,9 @@ def read_state(checkpoint: Checkpoint) -> RunState:
 
 
 def check_same_run(checkpoint: Checkpoint, config: TrainConfig, now: RunDescription | None = None) -> list[Change]:
-    """Compare a resumed run with its checkpoint.
+    """Differences of a resumed run from its checkpoint that do not change its course; a ConfigError names all others.
 
-    Args:
-        config, now: configuration of the resumed run, and all of it as soon as its data are loaded.
-    Returns:
-        Differences that do not change the run's course: keys of the configuration, number of processes, versions.
-        A ConfigError names all others with both values.
+    `now` describes the whole run, as soon as its data are loaded.
     """
     before, path = read_state(checkpoint), checkpoint.path
     old = make_config(before.configuration, str(path))

@@ -10,7 +10,6 @@ about: TEXT         what is trained, and how, for `--help`; also in a preset
 import argparse
 import difflib
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,18 +40,11 @@ class FileOptions(BaseModel):
     """YAML file whose keys replace the recipe's; flags replace both."""
 
 
-def parse_config(recipe: Path, description: str, arguments: Sequence[str] | None = None) -> TrainConfig:
-    """The configuration of a run, from its recipe, preset, configuration file and command line.
+def parse_config(recipe: Path, description: str, arguments: Sequence[str]) -> TrainConfig:
+    """The configuration of a run, from its recipe, preset, configuration file and command line; see `main`.
 
-    Args:
-        recipe: the recipe's own YAML file.
-        description: shown by `--help`.
-        arguments: command line without the program's name. Default: sys.argv[1:].
-    Raises:
-        ConfigError: a file or a combination of keys is unusable.
-        SystemExit: a flag is unknown or malformed (message on standard error), or `--help` was asked for.
+    A ConfigError says which file or combination of keys is unusable; a malformed flag and `--help` end the program.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     first.add_argument("--preset")
@@ -107,10 +99,7 @@ def check_typed_network(named: object, typed: str | None, source: str) -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe: its keys and presets (name → keys), including keys and presets of the recipes that it extends.
-
-    `about` has a text for each preset, and under "" for the recipe without a preset.
-    """
+    """A recipe with those that it extends: keys, presets (name → keys), and a text for each; "" is without a preset."""
 
     path: Path
     keys: Mapping[str, Any]
@@ -136,20 +125,16 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe and the recipes that it extends.
-
-    Raises:
-        ConfigError: a file cannot be read, presets are not mappings, or the files extend one another without end.
-    """
+    """Read a recipe and the recipes that it extends."""
     keys: dict[str, Any] = {}
     presets: dict[str, dict[str, Any]] = {}
     file: Path | None = path
     for _ in range(_MOST_FILES):
-        found = read_yaml(file)
-        above, named = found.pop("extends", None), found.pop("presets", None) or {}
-        if not isinstance(named, dict) or not all(isinstance(values, dict) for values in named.values()):
+        values = read_yaml(file)
+        above, named = values.pop("extends", None), values.pop("presets", None) or {}
+        if not isinstance(named, dict) or not all(isinstance(preset, dict) for preset in named.values()):
             raise ConfigError(f"{file}: presets must hold `key: value` lines under each name; got {named!r:.80}.")
-        keys = found | keys
+        keys = values | keys
         presets = {name: named.get(name, {}) | presets.get(name, {}) for name in {**named, **presets}}
         if above is None:
             about = {name: str(values.pop("about", "")) for name, values in (("", keys), *presets.items())}
@@ -159,11 +144,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the keys of a YAML file.
-
-    Raises:
-        ConfigError: the file is missing, too large, not YAML, or not a mapping.
-    """
+    """Read the keys of a YAML file."""
     try:
         return read_mapping(path)
     except FileNotFoundError:
@@ -173,11 +154,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def make_config(values: dict[str, Any], source: str, kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
-    """Validate values into a configuration.
-
-    Raises:
-        ConfigError: the message names `source` and, on one line each, the wrong keys with rule and value.
-    """
+    """Validate values into a configuration; a ConfigError names the source, and wrong keys with rule and value."""
     values = {key: value for key, value in values.items() if key not in _RETIRED or value is not None}
     try:
         return kind(**values)

@@ -169,19 +169,10 @@ def build_augmentation(config: TrainConfig) -> Augmentation:
 
 
 class EpochBatches(Batches):
-    """Augmented micro-batches of one epoch for one process.
+    """Augmented micro-batches of one epoch for one process, of the images at `indices`, [n], int64.
 
     Item i is micro-batch `i % accumulation` of optimiser step `i // accumulation`. An incomplete last step is
-    left out.
-
-    Args:
-        data: images and labels.
-        indices: [n], int64, the images to train on.
-        batch_size: images in an optimiser step, over all processes and micro-batches.
-        seed, epoch: determine the order of the images and their augmentation.
-        rank, world_size: number of this process, and number of processes.
-        accumulation: micro-batches in an optimiser step.
-        augmentation: augmentation of the images. Default: none.
+    left out. An optimiser step has `batch_size` images, over all `world_size` processes and micro-batches.
     """
 
     def __init__(
@@ -222,7 +213,7 @@ class EpochBatches(Batches):
 
     @property
     def steps(self) -> int:
-        """Optimiser steps in the epoch."""
+        """Optimiser steps."""
         return len(self) // self.accumulation
 
     def __len__(self) -> int:

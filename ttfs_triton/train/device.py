@@ -22,14 +22,12 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 from torch import nn
 
-from ttfs_kernels import fuse_passes
 from ttfs_kernels.checks import why_no_triton
 from ttfs_triton.evaluate import sum_over_processes
 from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.train.config import ConfigError, TrainConfig
 
-WORKERS_PER_CORE = 4  # more only take memory, and thousands hang the machine
 # Fusing pays off above this product of images, epochs and neurons. On one core (AVX-512) it saves 4 to 7 ns a neuron in
 # forward and backward pass (at σ = 0, 0.6 to 3 ns); the first compilation takes 10 to 30 s (at σ = 0, half of that).
 LEAST_NEURONS = 10_000_000_000
@@ -64,9 +62,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         precision = "no" if cpu and emulates_bfloat16() is not None else "bf16"
     if precision == "fp8" or (cpu and precision == "fp16"):
         raise ConfigError(f"mixed_precision: {precision} cannot run here, and fp16 needs a GPU; use bf16 or no.")
-    most = max(64, WORKERS_PER_CORE * (os.cpu_count() or 1))
-    if config.num_workers > most:
-        raise ConfigError(f"num_workers must be at most {most} on this machine; got {config.num_workers}. Lower it.")
     if AcceleratorState._shared_state.get(_OF_A_RUN):
         # accelerate would keep precision and device of an earlier run in this process.
         AcceleratorState._reset_state(reset_partial_state=PartialState().num_processes == 1)
@@ -137,16 +132,6 @@ def choose_fusing(config: TrainConfig, device: torch.device, graph: NetworkGraph
     if config.fuse == "on" and reason is not None:
         raise ConfigError(f"fuse: on needs passes that can be fused, but {reason}; use auto or off.")
     return reason is None
-
-
-@contextmanager
-def fused_passes(on: bool) -> Iterator[None]:
-    """Within the `with` block, layers on a CPU use fused passes, if `on`."""
-    fuse_passes(on)
-    try:
-        yield
-    finally:
-        fuse_passes(False)
 
 
 @contextmanager
@@ -229,8 +214,7 @@ class Interrupted(Exception):
 class StopRequest:
     """Makes the first SIGTERM or SIGINT in the `with` block a request to stop; a second one acts as usual.
 
-    A signal to all processes also reaches torchrun, which sends it to them again: under torchrun, a second signal
-    soon after the first is ignored.
+    torchrun repeats a signal that reaches all processes: a second signal soon after the first is ignored under it.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -266,13 +250,10 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def due(self, step: int, every: int) -> bool:
-        """Whether any process was asked to stop; all processes call it after each step.
-
-        The exchange makes GPUs wait for their hosts, so that several GPUs do it only once in `every` steps.
-        """
+        """Whether any process was asked to stop; all processes call it after each step."""
         if self.accelerator.num_processes == 1:
             return self.received is not None
-        if self.accelerator.device.type != "cpu" and step % every:
+        if self.accelerator.device.type != "cpu" and step % every:  # the exchange makes GPUs wait for their hosts
             return False
         mine = torch.tensor([float(self.received is not None)], device=self.accelerator.device)
         return bool(sum_over_processes(self.accelerator, mine).item())

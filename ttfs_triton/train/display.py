@@ -27,7 +27,7 @@ from ttfs_triton.train.target import UNITS
 
 
 class Display:
-    """Terminal output of a run. Nothing is printed if `enabled` is false, as in processes other than the main one."""
+    """Terminal output of a run; none if not `enabled`, as in processes other than the main one."""
 
     def __init__(self, enabled: bool) -> None:
         self.console = Console(quiet=not enabled, soft_wrap=True)
@@ -84,10 +84,6 @@ class Display:
         """Move the progress bar."""
         self.progress.update(self._task, description=description, completed=step, figures=figures)
 
-    def stop(self) -> None:
-        """Remove the progress bar."""
-        self.progress.stop()
-
     def epoch(self, line: EpochLine, epochs: int, best: bool, layers: Sequence[LayerStatistics]) -> None:
         """Print the line of an epoch, and a warning when a layer has become blind to the validation images."""
         text = f"epoch {line.epoch:>{len(str(epochs))}}/{epochs}  loss {line.train_loss:.3f}"
@@ -104,7 +100,7 @@ class Display:
 
     def _warn_of_blindness(self, layers: Sequence[LayerStatistics]) -> None:
         """Warn of a blind layer once, and again if it recovers in between."""
-        blind = next((layer for layer in layers if is_blind(layer)), None)
+        blind = next(filter(is_blind, layers), None)
         if blind is not None and blind.name != self._blind:
             silent = blind.never_active / blind.neurons
             self.say(
@@ -149,10 +145,7 @@ def _target_words(target: dict[str, Any]) -> str:
 
 
 def is_blind(layer: LayerStatistics) -> bool:
-    """Whether each neuron of a hidden layer was silent for all samples, or saturated for all samples.
-
-    All later layers then give the same output for all samples. Counts are exact, so no other layer passes this test.
-    """
+    """Whether each neuron of a hidden layer was silent, or saturated, for all samples: later layers cannot differ."""
     always = (layer.neurons - layer.never_active) * layer.samples
     return layer.kind != "readout" and layer.samples > 1 and layer.spikes == layer.saturated == always
 
@@ -166,8 +159,7 @@ def traced_steps(
 ) -> Iterator[Callable[[], None]]:
     """Within the `with` block, trace so many steps, then write `trace.json` and `steps.txt`; yields what ends a step.
 
-    The table has a row for each layer and each stage of a step. Steps replayed from a CUDA graph have a row for each
-    kernel instead; `--cuda-graph off` shows the layers.
+    The table has rows for layers and stages of a step, or for kernels if steps are replayed from a CUDA graph.
     """
     if not steps:
         yield lambda: None

@@ -8,7 +8,7 @@ state lives on the device and is the same in all processes, so that the host rea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ttfs_triton.data.images import draw_images
-from ttfs_triton.energy import Counts, counting
+from ttfs_triton.energy import counting
 from ttfs_triton.energy.counter import neurons_reached
 from ttfs_triton.evaluate import Evaluation, sum_over_processes
 from ttfs_triton.nn import NetworkGraph, Stage
-from ttfs_triton.run_records import EpochLine
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.data import RunData
 from ttfs_triton.train.target import TARGET_IMAGES, TOLERANCE, CostedNetwork, make_target
@@ -43,11 +42,6 @@ JUMP = 0.01  # silent channels that could add this share of a layer's spikes are
 class LagrangeMultiplier:
     """The Lagrange multiplier of a cost. The floor is subtracted from all costs: training cannot change it.
 
-    Args:
-        goal, floor: wanted value of the cost, and its part that training cannot change.
-        accelerator: device and processes.
-        steps: optimiser steps of the run.
-        ema_decay: decay of the moving average of weights, which is scored; 0 without one.
     Attributes:
         approach: steps until the setpoint reaches the goal. The moving average of weights then starts anew, so that it
             holds no weights of a network that cost more.
@@ -70,10 +64,8 @@ class LagrangeMultiplier:
         self._eager = torch.ones_like(self._goal)
 
     def prepare(self, step: int, rate: float) -> bool:
-        """Called after `step` steps; returns whether the moving average of weights starts anew with the next one.
-
-        `rate` is the learning rate over the peak rate: a network that learns slowly answers slowly.
-        """
+        """Called after `step` steps; returns whether the moving average of weights starts anew with the next one."""
+        # `rate` is the learning rate over the peak rate: a network that learns slowly answers slowly.
         self._eager.fill_(1.0 if step < self.approach else 1 / max(rate, 1 / MOST_EAGER))
         return step == self.approach
 
@@ -122,14 +114,8 @@ class SilentChannels:
     Where images are empty, neurons of a convolution stay at the initial potential of their channel. When an update
     takes it past 0, all of them begin to fire at once: one channel of CNN1 is 8 % of an activity of 0.3 on MNIST. A
     multiplier then drives the potential to and fro across 0, and the cost meets its goal on average, but in no step.
-    While channels are held, silent ones stay silent; others may fall silent.
-
-    Args:
-        graph: graph of the network, which is on its device.
-        images: [N, *image_shape], training images, on the network's device.
-    Attributes:
-        layers: names of the layers in which one channel can add more than 1 % of the layer's spikes at once, by the
-            weights that the run began with.
+    While channels are held, silent ones stay silent; others may fall silent. `layers` are those in which one channel
+    can add more than 1 % of the layer's spikes at once, on some training images by the weights that the run began with.
     """
 
     def __init__(self, graph: NetworkGraph, images: Tensor) -> None:
@@ -173,11 +159,7 @@ class SilentChannels:
 
 
 class TargetTraining:
-    """Training towards a target: the target, the network with its cost (`model`), multiplier and silent channels.
-
-    Attributes:
-        measured: cost of the scored network after the last epoch.
-    """
+    """Training towards a target; `measured` is the cost of the scored network after the last epoch."""
 
     def __init__(
         self,
@@ -205,16 +187,13 @@ class TargetTraining:
 
     def resume(self, held_layers: list[str] | None) -> None:
         """Go on from the restored state of the multiplier, with the layers whose silent channels were held."""
-        state = self.multiplier.state
-        if held_layers is None or bool((state[2:] < 0).any()):  # only multipliers may be negative
+        if held_layers is None or bool((self.multiplier.state[2:] < 0).any()):  # only multipliers may be negative
             raise ValueError("dial: state must hold a multiplier, costs and goals, with held_layers beside it")
         self.silent_channels.layers = held_layers
 
     def validate(self, score: Callable[[Tensor], Evaluation], network: nn.Module) -> Evaluation | None:
-        """Measure a network's cost on the validation images, and return its scores there.
-
-        Without validation images, the cost is measured on some training images, without augmentation. `score` runs the
-        network on the training images at the given indices.
+        """Measure a network's cost on the validation images, and return its scores there; without any, measure it on
+        some training images. `score` runs the network on the training images at the given indices.
         """
         own, held_out = self._data.train_indices, self._data.validation_indices
         indices = held_out if len(held_out) else own[:: max(1, len(own) // MEASURED_IMAGES)]
@@ -227,10 +206,6 @@ class TargetTraining:
         """Correct the goal by the measured cost; returns cost and multiplier for metrics.jsonl."""
         self.multiplier.correct(self.measured)
         return {"cost": {"network": self.measured}, "multiplier": {"network": self.multiplier.value}}
-
-    def result(self, metrics: Sequence[EpochLine], best: int, counts: Counts) -> dict[str, Any]:
-        """As `Target.result`, with the number of the best epoch, and the counts of its weights on the test images."""
-        return self.target.result(metrics, metrics[best - 1], self.target.cost.of(counts))
 
     @property
     def miss(self) -> float:

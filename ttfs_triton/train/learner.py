@@ -44,17 +44,14 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Learner:
-    """A network in training, with its optimiser, schedules, average and target.
+    """A network in training, which is moved to the device, with its optimiser, schedules, average and target.
 
-    Args:
-        network: the network; it is moved to the device.
-        stopping: whether this process was asked to stop, which ends scoring.
+    `stopping` says whether this process was asked to stop, which ends scoring.
+
     Attributes:
         network, model: the bare network; the distributed, compiled one that is called in training.
         average: moving average of its weights and buffers, if the run has one.
         optimizer: the bare optimiser, without accelerate's wrapper, which knows about loss scaling.
-        target: the target, if the run has one.
-        persistence: the schedule of σ.
         sums: [3], float64, on the device: loss, right answers and images of the epoch so far, of this process.
     """
 
@@ -165,8 +162,7 @@ class Learner:
         with torch.no_grad(), record_statistics(self.network), self.accelerator.autocast():
             self.network(images.to(self.accelerator.device))
         layers = "\n".join(
-            f"  {layer.name}: active {layer.sparsity:.2%}, saturated {layer.saturated_share:.2%}, "
-            f"silent {layer.silent_share:.2%}"
+            f"  {layer.name}: active {layer.sparsity:.2%}, saturated {layer.saturated_share:.2%}"
             for layer in collect_statistics(self.network)
         )
         return NonFiniteLossError(
@@ -182,14 +178,11 @@ class Learner:
         return evaluate(self.scored_network, batches, accelerator, num_workers=workers, stop=self._stopping)
 
     def validate(self, data: RunData, epoch: int) -> Evaluation | None:
-        """Score the network on the validation images, if there are any, with batch statistics of training images.
-
-        Its weights must be finite; averages may not be even if every loss was.
-        """
+        """Score the network on the validation images, if there are any, with batch statistics of training images."""
         # Batches as in training, whatever the number of processes and the batch size of scoring.
         size = min(500, self.config.batch_size // self.config.gradient_accumulation)
         refresh_statistics(self.scored_network, data.train, data.train_indices, size, self.accelerator)
-        if problem := not_finite(self.scored_network.state_dict()):
+        if problem := not_finite(self.scored_network.state_dict()):  # averages may be, even if every loss was finite
             raise NonFiniteLossError(
                 f"epoch {epoch}: the scored weights must be finite; got {problem}. They were not saved. A lower --lr "
                 "usually helps."
@@ -199,10 +192,7 @@ class Learner:
         return self.score(data.train, data.validation_indices) if len(data.validation_indices) else None
 
     def end_epoch(self, done: int, evaluation: Evaluation | None) -> tuple[dict[str, Any], float]:
-        """Figures of an epoch for metrics.jsonl, beside its sums; and how far the network is from its goals.
-
-        An epoch in which σ has not reached its goal is never better than a later one.
-        """
+        """Figures of an epoch for metrics.jsonl, beside its sums; and how far cost and σ are from their goals."""
         self.sums.zero_()
         share = self.persistence.share
         figures: dict[str, Any] = {"lr": self.learning_rate(done)}
@@ -218,8 +208,7 @@ class Learner:
             }
         if self.target is None:
             return figures, 1 - share
-        miss = self.target.miss
-        return figures | self.target.after_epoch(), 1 - share + miss
+        return figures | self.target.after_epoch(), 1 - share + self.target.miss
 
     def score_test(self, data: RunData) -> tuple[Evaluation, Counts]:
         """Score the network on the test images once, and count its events; the bare network takes its weights."""
@@ -277,14 +266,10 @@ def _random_seed(seed: int, step: int, process: int) -> int:
 def refresh_statistics(
     network: nn.Module, images: ImageData, indices: Tensor, batch_size: int, accelerator: Accelerator
 ) -> None:
-    """Compute the statistics of all batch norms from training images, without augmentation.
+    """Compute the statistics of all batch norms: means over whole batches of training images, without augmentation.
 
     Running statistics lag behind the weights at a high learning rate, and do not fit averages of weights. Images are
-    drawn at random, the same ones in every process and epoch.
-
-    Args:
-        images, indices: the training images, and their indices, [n], int64.
-        batch_size: images at a time; statistics are means over whole batches.
+    drawn at random from those at `indices`, [n], int64, the same ones in every process and epoch.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, WeightedLayer)]
     norms = [(layer, layer.batch_norm) for layer in layers if layer.batch_norm is not None]

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.profiler import record_function
 
+from ttfs_kernels import fuse_passes
 from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.energy import Counts
 from ttfs_triton.evaluate import Evaluation, EvaluationStopped, device_name, sum_over_processes, versions
@@ -23,6 +24,7 @@ from ttfs_triton.train.build import build_network, check_network, check_statisti
 from ttfs_triton.train.checkpoint import (
     Checkpoint,
     CheckpointError,
+    EpochTotals,
     Position,
     RunDescription,
     RunState,
@@ -33,7 +35,7 @@ from ttfs_triton.train.checkpoint import (
 )
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.data import RunData, train_loader
-from ttfs_triton.train.device import Interrupted, StopRequest, choose_fusing, freed_memory_kept, fused_passes
+from ttfs_triton.train.device import Interrupted, StopRequest, choose_fusing, freed_memory_kept
 from ttfs_triton.train.display import Display, traced_steps
 from ttfs_triton.train.learner import Learner
 from ttfs_triton.train.run_folder import RunFolder
@@ -128,9 +130,10 @@ class TrainingLoop:
             folder.prepare(config)
         accelerator.wait_for_everyone()
         accelerator.project_configuration.logging_dir = str(folder.path / "trackers")
-        keys = config.model_dump().items()
-        scalars = {key: v if isinstance(v, bool | int | float | str) else json.dumps(v, default=str) for key, v in keys}
-        accelerator.init_trackers(name, scalars)
+        keys = config.model_dump(mode="json").items()
+        accelerator.init_trackers(
+            name, {key: v if isinstance(v, int | float | str) else json.dumps(v) for key, v in keys}
+        )
         self.resume()
         self._announce()
         for callback in self.callbacks:
@@ -170,8 +173,8 @@ class TrainingLoop:
         learner.persistence.set(max(0, position.step - 1))
         traced, folder = self.config.profile if self.accelerator.is_main_process else 0, self.folder.path / "profile"
         try:
+            fuse_passes(self.fuses)
             with (
-                fused_passes(self.fuses),
                 nullcontext() if learner.target is None else learner.target.model.watching(),
                 traced_steps(self.accelerator, self.network, traced, folder, self.display.say) as self._end_step,
             ):
@@ -184,7 +187,8 @@ class TrainingLoop:
         except EvaluationStopped:
             self._stop()
         finally:
-            self.display.stop()
+            fuse_passes(False)
+            self.display.progress.stop()
         learner.persistence.set(self.steps)  # σ is below its goal if a callback ended the run early
 
     def _enough(self) -> bool:
@@ -216,31 +220,31 @@ class TrainingLoop:
                 if config.checkpoint_steps and position.step % config.checkpoint_steps == 0:
                     self.save()
                 self._end_step()
-            self._gather_totals()
+            self._read_totals()
             self._started = None
 
-    def _read_sums(self) -> list[float]:
-        """Loss, right answers and images of the epoch so far, over all processes; raises if a step was cancelled."""
-        position = self.position
-        sums, ago = self.learner.read_sums(position.step)
+    def _read_totals(self) -> EpochTotals:
+        """The sums of the epoch so far, over all processes; raises if a step was cancelled."""
+        position, totals = self.position, self.position.totals
+        (totals.loss, correct, images), ago = self.learner.read_sums(position.step)
         if ago is not None:
             batches = self._placed.epoch(position.epoch, self.config, self.accelerator)
-            images, _ = batches[(position.step_in_epoch - ago) * self.config.gradient_accumulation - 1]
-            raise self.learner.failure(f"step {position.step - ago} (epoch {position.epoch + 1})", images)
+            failed, _ = batches[(position.step_in_epoch - ago) * self.config.gradient_accumulation - 1]
+            raise self.learner.failure(f"step {position.step - ago} (epoch {position.epoch + 1})", failed)
+        totals.correct, totals.images = int(correct), int(images)
         if self._started is not None:  # only here has the GPU finished all its queued work
-            position.totals.seconds = time.perf_counter() - self._started
-        return sums
+            totals.seconds = time.perf_counter() - self._started
+        return totals
 
     def _report(self) -> None:
-        loss, correct, images = self._read_sums()
-        position = self.position
+        position, totals = self.position, self._read_totals()
         # Sparsity comes from this process's last sampled step; evaluations give exact figures.
         figures = {
-            "loss": loss / images,
-            "accuracy": correct / images,
+            "loss": totals.loss / totals.images,
+            "accuracy": totals.correct / totals.images,
             "lr": self.learner.learning_rate(position.step),
             "sparsity": sparsity(collect_statistics(self.network)),
-            "images_per_second": images / max(position.totals.seconds, 1e-9),
+            "images_per_second": totals.images / max(totals.seconds, 1e-9),
         }
         self.accelerator.log({f"train/{key}": value for key, value in figures.items()}, step=position.step)
         self.display.update(
@@ -249,11 +253,6 @@ class TrainingLoop:
             f"{figures['images_per_second']:.0f} images/s  loss {figures['loss']:.3f}  "
             f"accuracy {figures['accuracy']:.1%}  sparsity {figures['sparsity']:.3f}",
         )
-
-    def _gather_totals(self) -> None:
-        loss, correct, images = self._read_sums()
-        totals = self.position.totals
-        totals.loss, totals.correct, totals.images = loss, int(correct), int(images)
 
     def _score_start(self) -> None:
         """Before the first step, score trained weights as epoch 0, and keep them until an epoch is at least as good."""
@@ -305,7 +304,8 @@ class TrainingLoop:
         return summary
 
     def _summary(self, test: Evaluation, counts: Counts) -> Summary:
-        position, metrics, target = self.position, self.position.metrics, self.learner.target
+        position, metrics = self.position, self.position.metrics
+        target = self.learner.target and self.learner.target.target
         seconds = max(1e-9, sum(line.seconds for line in metrics))
         return Summary(
             test_accuracy=test.accuracy,
@@ -321,7 +321,7 @@ class TrainingLoop:
             sparsity=test.sparsity,
             sparsity_as_published=counts.sparsity_as_published,
             # With a target, the best weights are an epoch's, never the start's.
-            target=target and target.result(metrics, position.best_epoch, counts),
+            target=target and target.result(metrics, metrics[position.best_epoch - 1], target.cost.of(counts)),
             counts=counts.to_dict(),
             epochs=len(metrics),
             seconds_per_epoch=seconds / len(metrics),
@@ -346,7 +346,7 @@ class TrainingLoop:
 
     def save(self) -> None:
         """Write a checkpoint; all processes call it, between two steps."""
-        self._gather_totals()
+        self._read_totals()
         path, target, scaler = self.folder.checkpoints, self.learner.target, self.accelerator.scaler
         if self.accelerator.is_main_process:
             state = RunState(
@@ -357,8 +357,8 @@ class TrainingLoop:
                 started=self.started,
                 held_layers=None if target is None else target.silent_channels.layers,
             ).model_dump()
-            tensors, keep = self.learner.tensors(), self.config.keep_checkpoints
-            save_checkpoint(path, self.position.step, tensors=tensors, state=state, keep_last=keep)
+            keep = self.config.keep_checkpoints
+            save_checkpoint(path, self.position.step, tensors=self.learner.tensors(), state=state, keep_last=keep)
         self.accelerator.wait_for_everyone()
         self.last_checkpoint = str(checkpoint_path(path, self.position.step))
 
@@ -366,7 +366,7 @@ class TrainingLoop:
         """Restore the checkpoint, if the run resumes from one."""
         if self._checkpoint is not None:
             self._restore(self._checkpoint)
-            self.last_checkpoint, self._checkpoint = str(self._checkpoint.path), None
+            self._checkpoint = None  # its tensors take memory
             if self.position.best_epoch or self.position.best_accuracy >= 0:
                 self.folder.check_best(None if isinstance(self.network, TTFSNetwork) else self.network)
             if self.accelerator.is_main_process:
@@ -378,6 +378,7 @@ class TrainingLoop:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state, path = read_state(checkpoint), checkpoint.path
+        self.last_checkpoint = str(path)
         self.changes = state.changes + check_same_run(checkpoint, self.config, self.description)
         self.position = state.position
         try:

@@ -55,13 +55,10 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 
 class PersistenceSchedule:
-    """Schedule of σ, a function of the optimiser step alone, so that a resumed run has the same σ.
+    """Schedule of σ in networks, a function of the optimiser step alone, so that a resumed run has the same σ.
 
-    Args:
-        networks: the network in training, and its moving average if there is one. Each layer's present σ is its goal.
-        rise: start and end of the rise from 0, as shares of the training; None: σ stays at its goal.
-        steps: optimiser steps of the training.
-        device: where layers read σ while it rises, so that a CUDA graph follows it.
+    Each layer's present σ is its goal. σ rises from 0 between the two shares `rise` of `steps`; None: it stays. While
+    it rises, layers read it on `device`, so that a CUDA graph follows it.
     """
 
     def __init__(
@@ -118,13 +115,11 @@ class Muon(SGD):
     """SGD with Nesterov momentum that rotates some weights and keeps their norm.
 
     A weight [outputs, ...] counts as a matrix [outputs, fan-in]. The orthogonal matrix nearest to its momentum, scaled
-    to lr times the weight's norm, is subtracted, and the norm is restored. All directions learn at one rate, however
-    small their gradients. This suits weights whose norm has no effect: those in front of batch norm, and standardised
-    weights. Weight decay does nothing to them.
+    to lr times the weight's norm, is subtracted, and the norm is restored: a rotation by lr radians, in groups with
+    "rotated": True. All directions learn at one rate, however small their gradients. This suits weights whose norm has
+    no effect, those in front of batch norm and standardised ones; weight decay does nothing to them. `dtype` is that of
+    the products in the Newton–Schulz iteration.
 
-    Args:
-        params: parameter groups; weights in groups with "rotated": True are rotated, by lr radians a step.
-        dtype: dtype of the products in the Newton–Schulz iteration.
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; the norm as in Jordan's
         airbench94_muon.
     """
@@ -139,10 +134,7 @@ class Muon(SGD):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update all parameters from their gradients, which are overwritten.
-
-        Nothing changes if `found_inf` is 1; gradient scaling and the trainer set it.
-        """
+        """Update all parameters from their gradients, which are overwritten; nothing changes if `found_inf` is 1."""
         scale, failed = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         groups = (group["params"] for group in self.param_groups if group["rotated"])
         rotated = [weight for weights in groups for weight in weights if weight.grad is not None]
@@ -172,16 +164,13 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def build_optimizer(config: TrainConfig, network: nn.Module, precision: str = "no") -> Optimizer:
-    """The optimizer of a run. Weight decay applies to weights, not to gains, initial potentials and batch norm.
-
-    A factor on a learning rate leaves the decay per step unchanged. Muon multiplies in bfloat16 if `precision` is bf16.
-    """
+    """The optimizer of a run. Weight decay applies to weights, not to gains, initial potentials and batch norm."""
     groups = [
         {
             "params": parameters,
             "lr": config.lr * rate,
             "initial_lr": config.lr * rate,  # the peak rate, as PyTorch's schedules call it
-            "weight_decay": config.weight_decay / rate if kind != "offset" else 0.0,
+            "weight_decay": config.weight_decay / rate if kind != "offset" else 0.0,  # the same share a step
             "rotated": kind == "hidden" and config.optimizer == "muon",
         }
         for (kind, rate), parameters in _by_rate(config, network).items()
@@ -233,10 +222,7 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], *, began: bool = True) -> None:
-    """Load what `optimizer_tensors` returned; the next step is the same, bit for bit.
-
-    `began`: the optimizer had made a step; Adam has no moments before it.
-    """
+    """Load what `optimizer_tensors` returned; `began`: it had made a step, before which Adam has no moments."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     needed = set(optimizer_tensors(optimizer))
     if "betas" in optimizer.defaults:  # a parameter without a gradient has no moments

@@ -42,10 +42,7 @@ class RunFolderError(RuntimeError):
 
 
 class FolderLock:
-    """A lock on a folder, which is made if it does not exist; held until `release` or until this process ends or dies.
-
-    On network file systems without locks between machines, two machines can hold the same folder.
-    """
+    """A lock on a folder, which is made if it does not exist; held until `release` or until this process dies."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -103,7 +100,6 @@ class RunFolder:
             self.path.rmdir()
 
     def _check(self, resume: bool, overwrite: bool) -> None:
-        entries = self._entries()
         is_run = self.is_run()
         if resume and not is_run:
             raise RunFolderError(
@@ -116,7 +112,7 @@ class RunFolder:
                 "or give another --output-dir."
             )
         # A start that was killed before it wrote config.yaml leaves no more than an empty folder of checkpoints.
-        others = [entry for entry in entries if not is_partial(entry)]
+        others = [entry for entry in self._entries() if not is_partial(entry)]
         if not is_run and (others not in ([], [self.checkpoints]) or any(self.checkpoints.glob("*"))):
             rule = "--overwrite: " if overwrite else ""
             raise RunFolderError(
@@ -139,9 +135,8 @@ class RunFolder:
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            reason = reason_of(error) if isinstance(error, OSError) else str(error)
             raise RunFolderError(
-                f"{str(self.path)!r:.400} must be a folder that can be read; got {reason}. Give another --output-dir."
+                f"{str(self.path)!r:.400} must be a folder that can be read; got {error}. Give another --output-dir."
             ) from error
         return [entry for entry in entries if not entry.name.startswith(LOCK)]
 
@@ -179,11 +174,9 @@ class RunFolder:
             write_text(self._config, config.to_yaml())
 
     def _clear(self) -> None:
-        """Remove the old run, but not its folder, which may be a mount point or the target of a link.
-
-        The summary is removed first, so that half a run never counts as ended; config.yaml is removed last, so that
-        after a kill the rest can still be overwritten.
-        """
+        """Remove the old run, but not its folder, which may be a mount point or the target of a link."""
+        # The summary first, so that half a run never counts as ended; config.yaml last, so that after a kill the rest
+        # can still be overwritten.
         entries = sorted(self._entries(), key=lambda entry: (entry == self._config, entry != self._summary))
         for entry in entries:
             if entry.is_dir() and not entry.is_symlink():
@@ -234,10 +227,7 @@ class RunFolder:
         write_text(self._config, config.to_yaml())
 
     def check_best(self, network: nn.Module | None = None) -> None:
-        """Raise RunFolderError if the best weights are damaged, missing, or unfit for a user-defined network.
-
-        At a resumed start, not only at the run's end.
-        """
+        """Raise RunFolderError if the best weights are damaged, missing, or unfit for a user-defined network."""
         try:
             read_model(ModelFiles(self.best_weights, self.best_config), network)
         except (LoadError, OSError, ValueError) as error:

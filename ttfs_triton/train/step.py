@@ -40,14 +40,8 @@ LOOKAHEAD_DECAY = 0.95  # in `look_ahead`: decay of earlier weights in one step,
 class TrainStep:
     """An optimiser step: forward, backward, clipping, update and moving average of weights.
 
-    Attributes:
-        network: the bare network; `model` is the distributed, compiled one that is called.
-        optimizer: prepared by the accelerator; `bare_optimizer` is without its wrapper.
-        average: the moving average, if the step updates one.
-        multiplier: multiplier of the network's cost, if the run has a target; the model then returns the cost, too.
-        teacher: the network whose class probabilities are learned, if there is one.
-        sums: [3], float64, on the device: this process's loss, right answers and images since they were last zeroed.
-        guard: cancels updates that are not finite.
+    `network`, `model`, `optimizer` (prepared by the accelerator) and `sums` are those of `Learner`. With a multiplier,
+    the model also returns the network's cost.
     """
 
     config: TrainConfig
@@ -65,12 +59,9 @@ class TrainStep:
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
 
     def __call__(self, micro_batches: Sequence[Batch], *, sampled: bool = False, first: bool = False) -> None:
-        """Run the step.
+        """Run the step on images and labels, [b], int64, on the device.
 
-        Args:
-            micro_batches: images and labels, [b], int64, on the device.
-            sampled: count the spikes of each layer.
-            first: the moving average starts with this step, as with the first one of a run.
+        `sampled`: count the spikes of each layer. `first`: the moving average starts with this step.
         """
         self.optimizer.zero_grad()
         if sampled:
@@ -215,14 +206,11 @@ def _capturable(optimizer: Optimizer) -> Iterator[None]:
 
 
 class FiniteGuard:
-    """Cancels all updates of an optimizer from the first step whose loss or gradient is not finite.
+    """Cancels all updates of a fused optimizer from the first step whose loss or gradient is not finite.
 
-    Weights and moments stay as they were before that step, until the host reads `cancelled`.
+    Weights and moments stay as they were before that step, until the host reads `cancelled`: its kernels change nothing
+    where `optimizer.found_inf` is 1, which is how gradient scaling skips a step without asking the device.
 
-    Args:
-        optimizer: a fused one. Its kernels change nothing where `optimizer.found_inf` is 1, which is how gradient
-            scaling skips a step without asking the device.
-        device: device of the optimizer's parameters.
     Attributes:
         cancelled: number of cancelled steps, the first failing one included; float64 scalar.
         loss, norm: loss and gradient norm of the last step, or of the first failing step; float32 scalars.
@@ -252,11 +240,9 @@ class FiniteGuard:
 def look_ahead(average: nn.Module, network: nn.Module, steps: int, progress: float) -> None:
     """Average weights with the average of earlier steps, and let the network continue from there.
 
-    average ← d·average + (1 − d)·network with d = 0.95^steps · progress³, then network ← average; buffers too.
+    average ← d·average + (1 − d)·network with d = 0.95^steps · progress³, then network ← average; buffers too. `steps`
+    are those since the last call, `progress` is the share of the training that is done.
 
-    Args:
-        steps: optimiser steps since the last call.
-        progress: share of the training that is done.
     Source: Zhang et al., "Lookahead optimizer", 2019; d as in Jordan, "94% on CIFAR-10 in 3.29 seconds", 2024, 3.4.
     """
     decay = LOOKAHEAD_DECAY**steps * progress**3
@@ -271,8 +257,8 @@ def look_ahead(average: nn.Module, network: nn.Module, steps: int, progress: flo
 def update_average(average: AveragedModel, network: nn.Module, decay: float, *, first: bool = False) -> None:
     """Exponential moving average: average ← d·average + (1 − d)·network, d = min(decay, (1 + t) / (10 + t)).
 
-    d rises from 1/10, so that even a short training forgets its first steps. t is the average's `n_averaged`, a tensor
-    that the caller counts up. Integer buffers are copied; with `first`, all is.
+    t is the average's `n_averaged`, a tensor that the caller counts up. Integer buffers are copied, and with
+    `first` all.
 
     Source: tf.train.ExponentialMovingAverage, `num_updates`.
     """
@@ -289,11 +275,8 @@ def update_average(average: AveragedModel, network: nn.Module, decay: float, *, 
 class Teacher:
     """Knowledge distillation: a trained network whose class probabilities a run learns besides the labels.
 
-    Attributes:
-        network: in evaluation mode, on the device that trains; its weights do not change.
-        weight: w, the share of the loss that compares the two networks.
-        accelerator: sets the precision that the teacher computes in.
-        sha256: SHA-256 of the file of the teacher's weights, hexadecimal.
+    `weight` is w, the share of the loss that compares the two networks; `sha256` is that of the file of its weights.
+
     Source: Hinton et al., "Distilling the knowledge in a neural network", 2015, with temperature 1.
     """
 
@@ -303,10 +286,7 @@ class Teacher:
     sha256: str
 
     def loss(self, cross_entropy: Tensor, logits: Tensor, images: Tensor) -> Tensor:
-        """(1 − w)·cross entropy + w·KL(teacher's probabilities ‖ network's), a scalar, float32.
-
-        The cross entropy is between the labels and the network's logits, [b, classes], for these images.
-        """
+        """(1 − w)·cross entropy + w·KL(teacher's probabilities ‖ network's), a scalar; `logits`: [b, classes]."""
         with torch.no_grad(), self.accelerator.autocast():
             wanted = self.network(images).float().log_softmax(1)
         divergence = F.kl_div(logits.float().log_softmax(1), wanted, reduction="batchmean", log_target=True)

@@ -23,18 +23,15 @@ from ttfs_triton.train.options import Kind, Wanted
 def count_spikes(
     activations: Tensor, weight: Tensor | None = None, reached: Tensor | None = None, *, width: float = 1.0
 ) -> Tensor:
-    """Number of neurons that fired, weighted by place: Σ weight·[a > 0], over all samples.
+    """Number of neurons that fired, weighted by place: Σ weight·[a > 0] over all samples, a float32 scalar.
 
     Args:
         activations: [N, features] or [N, channels, height, width], in [0, 1]; 0 and nan are silent.
         weight: [height, width], the cost of a spike at each place; None: 1.
         reached: 1 for neurons that some input reaches, else 0; broadcasts with the activations. None: all are reached.
         width: δ of the surrogate, positive.
-    Returns:
-        float32 scalar.
-    Gradient: weight·max(0, 1 − a/δ), as the surrogate of a mask [a > 0] in `ttfs_kernels.Neuron`. It acts on late
-        spikes, which could vanish, and on silent neurons, which only their layer's own surrogate moves. Neurons that no
-        input reaches are never asked for more spikes: all of a channel would fire at once, at the initial potential.
+    Gradient: weight·max(0, 1 − a/δ), as the surrogate of a mask [a > 0] in `ttfs_kernels.Neuron`. Neurons without input
+    get no gradient towards more spikes; otherwise a whole channel switches on at once.
     """
     return _CountSpikes.apply(activations, weight, reached, width)  # pyright: ignore[reportReturnType]
 
@@ -73,13 +70,7 @@ _OWN = ("operation", "spike", "spike_time")  # events whose price is a cost weig
 
 @dataclass(frozen=True)
 class Target:
-    """A cost of a network, with its goal.
-
-    Attributes:
-        wanted: the goal as configured: a share, or microjoules a sample.
-        cost: the cost.
-        floor: cost of these images in a network that never spikes; training cannot change it.
-    """
+    """A cost of a network, with its goal; `floor` is the cost of a network that never spikes."""
 
     wanted: Wanted
     cost: Cost
@@ -127,10 +118,7 @@ def make_target(wanted: Wanted, network: nn.Module, images: Tensor, steps: int) 
 
 
 class CostedNetwork(nn.Module):
-    """A network that also returns its differentiable cost; to be called within `watching`.
-
-    Input: images for the network. Output: logits [N, classes], and the cost, a float32 scalar, a mean over the samples.
-    """
+    """A network that also returns its differentiable cost, a float32 scalar, a mean; to be called within `watching`."""
 
     def __init__(self, network: nn.Module, graph: NetworkGraph, target: Target) -> None:
         super().__init__()
