@@ -1,5 +1,7 @@
 """Schedules of the learning rate and of σ by optimiser step, and Muon."""
 
+from functools import partial
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -10,7 +12,7 @@ from tests.train.runs import At, change, metrics
 from ttfs_triton.data.images import images_of_tensors
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
-from ttfs_triton.train import Callback, ConfigError, TrainConfig, train
+from ttfs_triton.train import ConfigError, TrainConfig, train
 from ttfs_triton.train import data as data_of_run
 from ttfs_triton.train.data import RunData, channel_statistics
 from ttfs_triton.train.learner import refresh_statistics
@@ -147,14 +149,21 @@ def test_statistics_of_images_sorted_by_class_are_those_of_shuffled_ones(monkeyp
         assert (mean, std) == pytest.approx((whole.mean().item(), whole.std().item()), abs=tolerance)
 
 
-def test_rates_of_one_cycle_are_those_of_torch():
-    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    schedule = OneCycleLR(sgd, 0.1, 40, pct_start=0.25, cycle_momentum=False)
-    factor = rate_factor(TrainConfig(warmup=0.25, epochs=4), 40)
+@pytest.mark.parametrize(
+    ("keys", "schedule"),
+    [
+        ({"warmup": 0.25}, partial(OneCycleLR, max_lr=0.1, total_steps=40, pct_start=0.25, cycle_momentum=False)),
+        ({"milestones": (1, 3, 9), "milestone_factor": 0.4}, partial(MultiStepLR, milestones=[10, 30, 90], gamma=0.4)),
+    ],
+)
+def test_rates_are_those_of_torch(keys, schedule):
+    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    theirs = schedule(sgd)
+    config = TrainConfig(**keys, schedule="milestones" if "milestones" in keys else "one_cycle", epochs=4)
     for step in range(40):
-        assert 0.1 * factor(step) == pytest.approx(sgd.param_groups[0]["lr"])
+        assert 0.1 * rate_factor(config, 40)(step) == pytest.approx(sgd.param_groups[0]["lr"])
         sgd.step()
-        schedule.step()
+        theirs.step()
 
 
 @pytest.mark.parametrize(("name", "end"), [("one_cycle", 0), ("cosine", 0), ("linear", 0.1), ("constant", 1)])
@@ -169,25 +178,6 @@ def test_rates_rise_to_the_peak_and_fall_to_their_end(name, end, warmup):
     assert factors[39] == pytest.approx(end, abs=1e-3)
     assert name != "linear" or not warmup or factors[4] == pytest.approx(0.2 + 0.8 * 4 / peak)
     assert 0 <= factors[40] <= 1
-
-
-def test_rates_fall_at_milestones_as_in_torch_also_where_a_run_is_resumed_and_made_longer(config):
-    values = {"schedule": "milestones", "milestones": (1, 3, 9), "milestone_factor": 0.4, "batch_size": 64, "lr": 0.01}
-    seen: list[float] = []
-
-    class Rates(Callback):
-        def on_step(self, loop):
-            seen.append(loop.learner.optimizer.param_groups[0]["lr"])
-
-    train(change(config, **values, epochs=2), callbacks=[Rates()])
-    train(change(config, **values, epochs=4, resume=True), callbacks=[Rates()])
-    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
-    schedule = MultiStepLR(sgd, [2 * epoch for epoch in (1, 3, 9)], gamma=0.4)  # 128 training images
-    for rate, expected in zip(seen, [0.01, 0.01, 0.004, 0.004, 0.004, 0.004, 0.0016, 0.0016], strict=True):
-        assert rate == pytest.approx(expected)
-        assert rate == pytest.approx(sgd.param_groups[0]["lr"])
-        sgd.step()
-        schedule.step()
 
 
 RATE, MOMENTUM = 0.2, 0.6
