@@ -270,6 +270,13 @@ def test_the_newest_checkpoints_are_kept_and_the_one_just_written(tmp_path):
     assert load_checkpoint(checkpoint_path(tmp_path, 60)).state == {"step": 60, "note": "again"}
 
 
+def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(tmp_path, caplog):
+    checkpoint_path(tmp_path, 1).mkdir()  # unlink refuses folders
+    save(tmp_path, 2, keep_last=1)
+    assert load_checkpoint(checkpoint_path(tmp_path, 2)).step == 2
+    assert "old checkpoint could not be deleted" in caplog.text
+
+
 def test_clean_partial_removes_litter_and_nothing_else(tmp_path):
     others = [".hidden-1", "step-5.partial-7", ".partial-7", ".a.partial-x", "step-1.safetensors"]
     for name in (".step-00000002.safetensors.partial-7", ".summary.json.partial-7", *others):

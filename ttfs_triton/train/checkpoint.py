@@ -72,7 +72,10 @@ def save_checkpoint(
     write_bytes(checkpoint_path(folder, step), checkpoint_bytes(json.dumps(state), tensors))
     older = [old for number, old in _numbered(folder) if number < step]
     for old in older[: max(0, len(older) + 1 - keep_last)]:
-        old.unlink(missing_ok=True)
+        try:
+            old.unlink(missing_ok=True)
+        except OSError as error:  # the new one is whole, so that training goes on
+            logger.warning("old checkpoint could not be deleted: %s", error)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
