@@ -157,10 +157,8 @@ def compare_c(source: str, network: nn.Module, images: Tensor, **grid: Any) -> C
     with TemporaryDirectory() as folder:
         program = compile_c(source, Path(folder))
         printed = subprocess.run([program], input=raw_bytes(pixels), capture_output=True, check=True).stdout
-    here, there = (
-        simulate(network, to_float(pixels).split(250), **grid).predictions,
-        torch.tensor([*map(int, printed.split())]),
-    )
+    here = simulate(network, to_float(pixels).split(250), **grid).predictions
+    there = torch.tensor([*map(int, printed.split())])
     return Comparison("compiled C", (), None, there, here, different=int((there != here).sum()))
 
 
@@ -176,9 +174,8 @@ def compare_nir(graph: nir.NIRGraph, network: nn.Module, images: Tensor) -> Comp
     snntorch = require("compare_nir", "snntorch", "nir")
     ours = network_graph(network, images.shape[1:])
     runs = [_run(graph, ours, part) for part in images.split(50)]
-    (predictions, decided, ties, earliest), *layers = (
-        tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*runs, strict=True)
-    )
+    decisions, *layers = (tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*runs, strict=True))
+    predictions, decided, ties, earliest = decisions
     times = (
         TimeDifference.of(stage.name, there, here, int((count > 1).sum()))
         for stage, (there, here, count) in zip(ours.weighted, layers, strict=True)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,40 +111,22 @@ def clock_weights(
     return weights
 
 
-class Axis(NamedTuple):
-    """Geometry of a convolution along height or width."""
+def sampling(size: Sequence[int], places: Sequence[int]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """How a square kernel samples maps of `size` at `places`: its side, its stride, and its one tap, also its padding.
 
-    stride: int
-    padding: int
-    dilation: int = 1
-
-    def places(self, length: int, taps: int) -> int:
-        """Number of places of a kernel on a map."""
-        return (length + 2 * self.padding - self.dilation * (taps - 1) - 1) // self.stride + 1
-
-    def behind(self, front: int) -> Axis:
-        """The same axis of a kernel with more taps in front, each of which needs one more dilation of padding."""
-        return self._replace(padding=self.padding + front * self.dilation)
-
-
-def square(
-    kernel: Sequence[int], size: Sequence[int], axes: Sequence[Axis], places: Sequence[int]
-) -> tuple[int, list[int]]:
-    """Side of a square kernel that holds a kernel among taps of weight 0, and the taps in front of it along each axis.
-
-    nir infers shapes of square kernels only. Raises NotImplementedError if no square gives as many places.
+    nir infers shapes of square kernels only. Raises NotImplementedError if no such kernel gives as many places.
     """
-    sides = [*zip(kernel, size, axes, places, strict=True)]
-    for side in range(max(kernel), max(*kernel, *size) + 2):
-        fronts = [
-            [front for front in range(side - taps + 1) if axis.behind(front).places(length, side) == wanted]
-            for taps, length, axis, wanted in sides
+    sides = [(length, length // wanted, wanted) for length, wanted in zip(size, places, strict=True)]
+    for side in range(1, max(size) + 2):
+        taps = [
+            [tap for tap in range(side) if stride and (length + 2 * tap - side) // stride + 1 == wanted]
+            for length, stride, wanted in sides
         ]
-        if all(fronts):
-            return side, [fitting[0] for fitting in fronts]
+        if all(taps):
+            return side, tuple(stride for _, stride, _ in sides), tuple(fitting[0] for fitting in taps)
     raise NotImplementedError(
-        f"to_nir: kernels must be odd in both sides or even in both, since nir infers shapes of squares only, to which "
-        f"kernels are padded; got {tuple(kernel)}. Use to_onnx."
+        f"to_nir: maps must be sampled from the image for the clock to reach them; got maps of {tuple(places)} for "
+        f"images of {tuple(size)}. Use less padding."
     )
 
 
@@ -186,19 +168,15 @@ def input_frames(images: Tensor, encoder: nn.Module, clock: Clock) -> Iterator[T
 
 
 class FirstSpikes:
-    """First spikes of neurons, from their spikes step by step: each one's step, −1 if silent, and number of spikes."""
+    """First spikes of neurons, from their spikes step by step: each one's step, inf if silent, and number of spikes."""
 
     def __init__(self) -> None:
-        self.step = self.count = torch.empty(0, dtype=torch.int64)
-        self.steps = 0
+        self.step, self.count, self.steps = torch.tensor(torch.inf), torch.tensor(0), 0
 
     def update(self, spikes: Tensor) -> None:
         """Take the spikes [N, ...] of the next step; every value but zero is a spike."""
         fired = spikes.detach() != 0
-        if self.steps == 0:
-            self.step = torch.full_like(fired, SILENT, dtype=torch.int64)
-            self.count = torch.zeros_like(self.step)
-        self.step = torch.where(fired & (self.step == SILENT), self.steps, self.step)
+        self.step = torch.where(fired & (self.count == 0), float(self.steps), self.step)
         self.count = self.count + fired
         self.steps += 1
 
@@ -208,8 +186,7 @@ class FirstSpikes:
             raise ValueError(
                 f"FirstSpikes.times: all {clock.total_steps} steps of a run must have passed; got {self.steps}."
             )
-        times = (self.step - window * clock.steps).float() / clock.steps
-        return torch.where(self.step == SILENT, torch.inf, times)
+        return (self.step - window * clock.steps) / clock.steps
 
 
 def decide(output: Iterable[Tensor], clock: Clock) -> FirstSpikeDecision:

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from ttfs_triton.export.nir_clock import STEP_S, Axis, Clock, clock_weights, square
+from ttfs_triton.export.nir_clock import STEP_S, Clock, clock_weights, sampling
 from ttfs_triton.export.shared import as_array, metadata, refuse_upsampling, require, synapse_arrays
 from ttfs_triton.nn import AnalogEncoder, DFTConv2d, EarliestSpikePool2d, NetworkGraph, Stage, Wire, network_graph
 from ttfs_triton.nn.on_chip import psp_persistence
@@ -79,8 +79,8 @@ def to_nir(
         The graph. Its metadata hold clock, configuration and class names, which NIR lacks, and `not_expressed`.
     Raises:
         ValueError: the network has layers of other packages, or an option is out of range.
-        NotImplementedError: a signed encoder, images that are no maps, upsampling, pools in ceil_mode, kernels of one
-            odd side and one even (nir would infer wrong shapes), or padding that makes maps larger than the image.
+        NotImplementedError: a signed encoder, images that are no maps, upsampling, pools in ceil_mode, kernels or pools
+            that are not square (nir would infer wrong shapes), or padding that makes maps larger than the image.
         RuntimeError: nir is not installed.
     Source: Wei et al., ICCV 2023, Eq. 2-7; Pedersen et al., "Neuromorphic intermediate representation", 2024.
     """
@@ -166,11 +166,11 @@ class _Spikes(NamedTuple):
 
 
 class _Path(NamedTuple):
-    """Spikes that reach a layer, weights (a vector is one to one), and axes of a convolution."""
+    """Spikes that reach a layer, weights (a vector is one to one), and strides, ... of a convolution."""
 
     spikes: _Spikes
     weight: np.ndarray
-    axes: Sequence[Axis]
+    geometry: dict[str, Any]
 
 
 @dataclass
@@ -203,11 +203,10 @@ class _Build:
     def layer(self, stage: Stage, window: int, *, last: bool) -> None:
         layer, name, shape = stage.weighted, node_name(stage.name), stage.shape
         late = {} if stage.skip is None else {f"{name}_skip": self.skip(stage, window)}
-        weight, bias = synapse_arrays(layer)
-        axes = []
+        (weight, bias), geometry = synapse_arrays(layer), dict[str, Any]()
         if isinstance(layer, DFTConv2d):
             weight = ungrouped(weight, layer.groups)
-            axes = [Axis(*of_axis) for of_axis in zip(layer.stride, layer.padding, layer.dilation, strict=True)]
+            geometry = {key: getattr(layer, key) for key in ("stride", "padding", "dilation")}
         bias = (np.zeros(len(weight), np.float32) if bias is None else bias) + np.float32(layer.initial_potential)
         persistence, height = psp_persistence(layer), layer.threshold
         graded = isinstance(layer, AnalogEncoder)
@@ -217,7 +216,7 @@ class _Build:
             way = f"{name}_input{place}" if place else name
             spikes = self.arrive(way, stage, wire, window)
             own = slice(start, start := start + spikes.shape[0])
-            paths[way] = _Path(spikes, weight[:, own], axes)
+            paths[way] = _Path(spikes, weight[:, own], geometry)
         for way, path in (paths | late).items():
             inputs.append(self.connect(way, path))
             if persistence < 1 and not graded:  # graded inputs are taken back by the host
@@ -243,7 +242,7 @@ class _Build:
         spikes = self.arrive(f"{node_name(stage.name)}_skip", stage, stage.skip, window)
         steps = skip_step(spikes.shape, stage.shape)
         assert steps is not None, "network_graph has checked it"
-        return _Path(spikes, as_array(weight), [Axis(step, 0) for step in steps])
+        return _Path(spikes, as_array(weight), {"stride": steps} if steps else {})
 
     def arrive(self, name: str, stage: Stage, wire: Wire, window: int) -> _Spikes:
         """Add the pooling, flattening and waiting on a wire; its spikes arrive in the window before the layer's."""
@@ -261,12 +260,12 @@ class _Build:
 
     def connect(self, name: str, path: _Path) -> str:
         """Add the synapses of a path."""
-        (source, shape), weight, axes = path
+        (source, shape), weight, geometry = path
         if weight.ndim == 1:
             matrix = np.zeros((len(weight), shape[0]), np.float32)
             np.fill_diagonal(matrix, weight[: shape[0]])
-            weight = matrix[:, :, None, None] if axes else matrix
-        node = self.convolution(weight, shape[1:], axes) if axes else self.nir.Linear(weight=weight)
+            weight = matrix[:, :, None, None] if geometry else matrix
+        node = self.convolution(weight, shape[1:], **geometry) if geometry else self.nir.Linear(weight=weight)
         return self.add(name, node, source)
 
     def route(self, layer: str, wire: Wire, window: int) -> _Spikes:
@@ -283,15 +282,14 @@ class _Build:
 
     def pool(self, name: str, spikes: _Spikes, pool: EarliestSpikePool2d, window: int) -> _Spikes:
         kernel, (channels, *size) = pool.kernel_size, spikes.shape
-        if pool.ceil_mode:
-            raise NotImplementedError(f"to_nir: pools must read whole patches; got {pool}. Use to_onnx.")
-        axes = [Axis(*of_axis) for of_axis in zip(pool.stride, pool.padding, strict=True)]
-        if kernel[0] == kernel[1] and not any(pool.padding):
-            node = self.nir.SumPool2d(np.array(kernel), np.array(pool.stride), np.array(pool.padding))
-        else:  # importers pool squares only, and leave padding out
+        if pool.ceil_mode or kernel[0] != kernel[1]:
+            raise NotImplementedError(f"to_nir: pools must read whole, square patches; got {pool}. Use to_onnx.")
+        if any(pool.padding):  # which importers leave out
             ones = ungrouped(np.ones((channels, 1, *kernel), np.float32), channels)
-            node = self.convolution(ones, size, axes)
-        summed = _Spikes(self.add(name, node, spikes.node), (channels, *map(Axis.places, axes, size, kernel)))
+            node = self.convolution(ones, size, pool.stride, pool.padding)
+        else:
+            node = self.nir.SumPool2d(np.array(kernel), np.array(pool.stride), np.array(pool.padding))
+        summed = _Spikes(self.add(name, node, spikes.node), pool.output_shape(spikes.shape))
         return self.counters(f"{name}_neuron", summed, window, lift=math.prod(kernel))
 
     def counters(self, name: str, spikes: _Spikes, window: int, *, lift: int) -> _Spikes:
@@ -307,26 +305,24 @@ class _Build:
     def sampled(self, weights: np.ndarray, places: tuple[int, int]) -> Any:
         """From the input's channels to maps of `places`: one tap, since the planes of the clock are constant."""
         size = self.clock.image_shape[1:]
-        if places[0] > size[0] or places[1] > size[1]:
-            raise NotImplementedError(
-                f"to_nir: maps must be sampled from the image for the clock to reach them; got maps of {places} for "
-                f"images of {size}. Use less padding."
-            )
-        axes = [Axis(length // wanted, 0) for length, wanted in zip(size, places, strict=True)]
-        return self.convolution(weights[:, :, None, None], size, axes, places)
+        side, stride, tap = sampling(size, places)
+        kernel = np.zeros((*weights.shape, side, side), np.float32)
+        kernel[:, :, tap[0], tap[1]] = weights
+        return self.convolution(kernel, size, stride, padding=tap)
 
     def convolution(
-        self, weight: np.ndarray, size: Sequence[int], axes: Sequence[Axis], places: Sequence[int] | None = None
+        self,
+        weight: np.ndarray,
+        size: Sequence[int],
+        stride: tuple[int, ...],
+        padding: tuple[int, ...] = (0, 0),
+        dilation: tuple[int, ...] = (1, 1),
     ) -> Any:
-        """A convolution without bias from maps of `size` to maps of `places`; default: as many as its axes give."""
-        kernel = weight.shape[2:]
-        side, fronts = square(kernel, size, axes, places or [*map(Axis.places, axes, size, kernel)])
-        padded = np.zeros((*weight.shape[:2], side, side), np.float32)
-        rows, columns = (slice(front, front + taps) for front, taps in zip(fronts, kernel, strict=True))
-        padded[:, :, rows, columns] = weight
-        stride, padding, dilation = zip(*map(Axis.behind, axes, fronts), strict=True)
+        """A convolution without bias from maps of `size`."""
+        if weight.shape[2] != weight.shape[3]:
+            raise NotImplementedError(f"to_nir: kernels must be square; got {weight.shape[2:]}. Use to_onnx.")
         bias = np.zeros(len(weight), np.float32)
-        return self.nir.Conv2d(tuple(size), padded, stride, padding, dilation, groups=1, bias=bias)
+        return self.nir.Conv2d(tuple(size), weight, stride, padding, dilation, groups=1, bias=bias)
 
     def flatten(self, shape: tuple[int, ...]) -> Any:
         return self.nir.Flatten(input_type={"input": np.array(shape)}, start_dim=-len(shape), end_dim=-1)

@@ -15,7 +15,7 @@ from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d, Spi
 from ttfs_triton.nn.on_chip import psp_persistence
 from ttfs_triton.nn.prepare import plain_skip_weights
 from ttfs_triton.nn.readout import Readout
-from ttfs_triton.nn.weighted import WeightedLayer, skip_step
+from ttfs_triton.nn.weighted import skip_step
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -198,25 +198,18 @@ def _skip(stage: Stage, values: dict[str | None, _Value]) -> tuple[_Value, _Valu
 
 def _activations(layer: nn.Module, value: _Value, skip: tuple[_Value, _Value] | None) -> _Value:
     """Activations behind a layer; on a grid, rounded to the nearest time step."""
-    assert isinstance(layer, WeightedLayer | LatencyEncoder), "network_graph knows no other layer"
-    found, grid = _any_time(layer, value, skip), layer.grid
-    if grid is None:
-        return found
-    return (found * grid.time_steps + 0.5).apply("Floor") / grid.time_steps
-
-
-def _any_time(layer: nn.Module, value: _Value, skip: tuple[_Value, _Value] | None) -> _Value:
-    """Activations behind a layer whose neurons fire at any time."""
-    if isinstance(layer, LatencyEncoder):
-        return value.clip()
+    assert isinstance(layer, DFTConv2d | DFTLinear | LatencyEncoder), "network_graph knows no other layer"
     if isinstance(layer, AnalogEncoder):
-        mean, std = (
-            value.graph.constant(f"{value.graph.layer}.{name}", as_array(getattr(layer, name)))
-            for name in ("mean", "std")
-        )
+        name, constant = value.graph.layer, value.graph.constant
+        mean, std = (constant(f"{name}.{key}", as_array(getattr(layer, key))) for key in ("mean", "std"))
         value = (value - mean) / std
-    assert isinstance(layer, DFTConv2d | DFTLinear), "network_graph knows no other layer"
-    return _fire(*_contractions(layer, value, psp_persistence(layer), skip))
+    if isinstance(layer, LatencyEncoder):
+        value = value.clip()
+    else:
+        value = _fire(*_contractions(layer, value, psp_persistence(layer), skip))
+    if layer.grid is None:
+        return value
+    return (value * layer.grid.time_steps + 0.5).apply("Floor") / layer.grid.time_steps
 
 
 def _contractions(
