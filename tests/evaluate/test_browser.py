@@ -24,13 +24,8 @@ def test_widest_table_of_a_frontier_fits_the_page(tmp_path):
     point = "target_operations=0.2+time_steps=16+weight_bits=4+state_bits=16"
     row = {"trained": True, "images": 10_000, "accuracy": 0.93, "first_spike_accuracy": 0.92, "goal": 0.2}
     row |= {"simulated_accuracy": 0.93, "cost": 0.2134, "reached": False, "sparsity": 0.2, "time_steps": 16}
-    row |= {
-        "weight_bits": 4,
-        "synaptic_operations": 123456789.0,
-        "steps": 16,
-        "chip": "c",
-        **dict.fromkeys(FaultOptions.model_fields, 0),
-    }
+    row |= {"weight_bits": 4, "synaptic_operations": 123456789.0, "steps": 16, "chip": "c"}
+    row |= dict.fromkeys(FaultOptions.model_fields, 0)
     row |= {f"{dense}{column}": 55.1 for dense in ("", "dense_") for column in SUMS.values()}
     names = "cifarnet-cifar10-sigma", "vgg9-cifar10-other"
     rows = [row | {"network": network, "point": name} for network in names for name in (FREE, point)]

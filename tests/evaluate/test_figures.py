@@ -5,7 +5,6 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from tests.energy.energy_cases import convolutional_network
 from tests.evaluate.cases import full_report, small_network
@@ -13,7 +12,6 @@ from ttfs_triton.energy import estimate
 from ttfs_triton.evaluate.figures import accuracy_lines, energy_svg, legend_below, page_svg, raster_svg
 from ttfs_triton.evaluate.page import render_page
 from ttfs_triton.evaluate.result import LayerSpikes, spikes_of
-from ttfs_triton.nn import DFTLinear, LatencyEncoder, Readout
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib")
 
@@ -73,7 +71,9 @@ def test_spikes_are_those_of_the_layers_and_the_decision():
     for name, module in network.features.named_children():
         module.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output[0].flatten()}))
     decision = network.decide(image[None])
-    layers = spikes_of(network, image)
+    layers = spikes_of(network.train(), image)
+    assert network.training
+    network.eval()
     assert [(layer.name, layer.window) for layer in layers] == [("input", 0), ("conv1", 1), ("fc1", 2), ("readout", 3)]
     for layer in layers[:-1]:
         found = outputs["encoder" if layer.name == "input" else layer.name].detach()
@@ -83,11 +83,3 @@ def test_spikes_are_those_of_the_layers_and_the_decision():
     times = decision.spike_times[0].detach()
     assert layers[-1].index.equal(times.isfinite().nonzero().flatten())
     torch.testing.assert_close(layers[-1].time, 3 + times[layers[-1].index])
-
-
-def test_spikes_of_keeps_the_mode_and_refuses_batches():
-    network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(4, 5), Readout(5, 3))
-    spikes_of(network, torch.rand(1, 2, 2))
-    assert network.training
-    with pytest.raises(ValueError, match=r"image must be \[channels, height, width\]"):
-        spikes_of(small_network(), torch.rand(1, 1, 8, 8))

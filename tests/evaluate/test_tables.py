@@ -1,9 +1,6 @@
 """Tables: what is not known shows, and is never 0."""
 
-import io
-from functools import partial
-
-from rich.console import Console
+import pytest
 
 from tests.energy.energy_cases import convolutional_network
 from ttfs_triton.energy import RunOptions, compare, estimate
@@ -19,13 +16,13 @@ from ttfs_triton.evaluate.tables import (
 )
 
 
-def printed(show, *arguments):
-    console = Console(file=io.StringIO(), width=200)
-    show(*arguments, console)
-    return console.file.getvalue()
+@pytest.fixture
+def printed(capsys):
+    """What a function prints."""
+    return lambda show, *arguments: show(*arguments) or capsys.readouterr().out
 
 
-def test_estimate_shows_sums_assumptions_and_what_has_no_price():
+def test_estimate_shows_sums_assumptions_and_what_has_no_price(printed):
     text = printed(print_estimate, estimate(convolutional_network(), "odin", steps=4))
     for words in (
         "compute only",
@@ -37,26 +34,19 @@ def test_estimate_shows_sums_assumptions_and_what_has_no_price():
     assert text.index("sums; weakest status") < text.index("- clock-driven, 4 steps a window")
 
 
-def test_comparison_shows_compute_and_memory_side_by_side():
+def test_comparison_shows_compute_and_memory_side_by_side(printed):
     comparison = compare(convolutional_network(), "lemaire45:int8", RunOptions(steps=8))
     assert {found.chip.name for found in comparison.estimates} == {"lemaire45:int8"}  # all at one precision
     text = printed(print_comparison, comparison)
-    for word in (
-        "compute only",
-        "memory included",
-        "dense ANN",
-        "zero-skipping ANN",
-        "share",
-    ):
+    for word in ("compute only", "memory included", "dense ANN", "zero-skipping ANN", "share"):
         assert word in text
-    told = small_print(comparison.estimates[0])
-    once = printed(partial(print_comparison, told=told), comparison)
+    once = printed(print_comparison, comparison, small_print(comparison.estimates[0]))
     assert [line in once for line in ("- memory of each layer", "- zero-skipping ANN; no reuse")] == [False, True]
     event = comparison_table(compare(convolutional_network(), "loihi", RunOptions(steps=8)))
     assert event.rows[1] == ("dense ANN", *["–"] * 6)  # no price on Loihi: no ratio, energy or status
 
 
-def test_chips_show_what_is_missing():
+def test_chips_show_what_is_missing(printed):
     estimates = [estimate(convolutional_network(), name, steps=8) for name in ("anp_i", "odin", "lemaire45:int8")]
     table = chips_table(estimates)
     assert table.rows[0][-1] == "multiply-accumulates, neuron updates, leakage; capacity not published"

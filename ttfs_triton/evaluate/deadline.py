@@ -22,23 +22,14 @@ DEADLINES = tuple(part / 10 for part in range(11))
 
 @dataclass(frozen=True)
 class Outputs:
-    """Spikes and potentials of the output neurons for N images; times from the output window's start, in windows.
+    """Spikes and potentials of the output neurons for N images; times from the output window's start, in windows."""
 
-    Attributes:
-        times: [N, classes], spike times, inf for silent neurons.
-        potential, slope: [N, classes], membrane potential at the window's start, V₀ included, and its slope inside the
-            window; in threshold heights.
-        labels: [N] int64.
-        start: time from the image's start to the output window's start.
-        early: [N, len(EARLY)] int64, class of the highest potential at the times `EARLY` of the window before.
-    """
-
-    times: Tensor
-    potential: Tensor
-    slope: Tensor
-    labels: Tensor
-    start: float
-    early: Tensor
+    times: Tensor  # [N, classes], spike times, inf for silent neurons
+    potential: Tensor  # [N, classes], at the window's start, V₀ included, in threshold heights
+    slope: Tensor  # [N, classes], of the potential inside the window
+    labels: Tensor  # [N] int64
+    start: float  # from the image's start to the output window's start
+    early: Tensor  # [N, len(EARLY)] int64, class of the highest potential at the times `EARLY` of the window before
 
     def forced(self, time: float) -> Tensor:
         """[N] classes decided at a time: the class of the earliest spike or, without one, of the highest potential."""
@@ -64,8 +55,8 @@ def output_spikes(
             times = readout.decide(hidden).spike_times.double()
             if graph.grid is not None:  # times of float32 lie beside whole steps
                 times = (times * graph.grid.time_steps).round() / graph.grid.time_steps
-            found = times, *readout.one_pass(hidden).potential_and_slope()
-            parts.append((*(part.double().cpu() for part in found), labels.cpu(), _early(readout, hidden).cpu()))
+            outputs = (part.double() for part in (times, *readout.one_pass(hidden).potential_and_slope()))
+            parts.append(tuple(part.cpu() for part in (*outputs, labels, _early(readout, hidden))))
     if not parts:
         raise ValueError("output_spikes: batches must not be empty; got none.")
     *columns, early = map(torch.cat, zip(*parts, strict=True))
@@ -97,14 +88,9 @@ def deadline_curve(outputs: Outputs) -> list[DeadlineRow]:
         time = outputs.start - 1 + part
         rows.append(DeadlineRow(time, _share(early == outputs.labels), 0.0, time))
     for deadline in DEADLINES:
-        rows.append(
-            DeadlineRow(
-                deadline=outputs.start + deadline,
-                accuracy=_share(outputs.forced(deadline) == outputs.labels),
-                decided=_share(earliest <= deadline),
-                time=outputs.start + float(earliest.clamp(max=deadline).mean()),
-            )
-        )
+        right, decided = _share(outputs.forced(deadline) == outputs.labels), _share(earliest <= deadline)
+        time = outputs.start + float(earliest.clamp(max=deadline).mean())
+        rows.append(DeadlineRow(outputs.start + deadline, right, decided, time))
     return rows
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ttfs_triton.energy import Counts, Estimate, LayerCounts, Range
+from ttfs_triton.energy import Counts, Estimate, LayerCounts
 from ttfs_triton.evaluate.tables import capacity_unpublished
 from ttfs_triton.wording import energy
 
@@ -89,26 +89,21 @@ def accuracy_lines(
 
     `title` names the horizontal axis. With `doubling`, for values such as time steps, each value has a tick.
     """
+    points = [point for drawn in lines.values() for point in drawn]
     if doubling:
-        values = sorted({value for points in lines.values() for value, _ in points})
+        values = sorted({value for value, _ in points})
         axes.set_xscale("log", base=2)
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()
     axes.set_xlabel(title)
     most = 1 - 0.5 / samples  # at least half an image counts as wrong: a logarithmic scale of errors has no 0
-    for place, (name, points) in enumerate(lines.items()):
+    for place, (name, drawn) in enumerate(lines.items()):
         colour, marker = LINES[place % len(LINES)]
-        values, accuracies = zip(*sorted(points), strict=True)
-        calibrated = "calibrated" in name
-        axes.plot(
-            *(values, np.minimum(accuracies, most)),
-            color=colour,
-            marker=marker if len(points) < 15 else None,
-            linestyle="--" if calibrated else "-",
-            markerfacecolor=PAPER if calibrated else colour,
-            label=name,
-        )
-    accuracy_axis(axes, [accuracy for points in lines.values() for _, accuracy in points], samples)
+        values, accuracies = zip(*sorted(drawn), strict=True)
+        style, fill = ("--", PAPER) if "calibrated" in name else ("-", colour)
+        options: dict[str, Any] = {"linestyle": style, "marker": marker if len(drawn) < 15 else None}
+        axes.plot(values, np.minimum(accuracies, most), color=colour, markerfacecolor=fill, label=name, **options)
+    accuracy_axis(axes, [accuracy for _, accuracy in points], samples)
 
 
 def accuracy_axis(axes: Axes, accuracies: Sequence[float], samples: int) -> None:
@@ -162,8 +157,6 @@ def grid(axes: Axes, axis: Literal["x", "y"]) -> None:
 # ---- one evaluated network
 
 DEADLINE_AXIS = "deadline, windows from the image's start"
-
-
 POINTS = ((64, 4.0), (1024, 2.5), (8192, 1.6))  # (most neurons of a layer, diameter of its points)
 
 
@@ -221,12 +214,11 @@ def histograms_svg(counts: Counts) -> str | None:
 
     def draw(figure: Figure) -> None:
         pictures = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
+        for place, axes in enumerate(pictures):
+            axes.set_visible(place < len(layers))
+            axes.tick_params(labelbottom=place + columns >= len(layers))
         for axes, layer in zip(pictures, layers, strict=False):
             _histogram(axes, layer)
-        for axes in pictures[len(layers) :]:
-            axes.set_visible(False)
-        for axes in pictures[max(0, len(layers) - columns) : len(layers)]:
-            axes.tick_params(labelbottom=True)
         figure.supxlabel("time from the window's start, windows", fontsize=11)
 
     return page_svg("histograms", 0.5 + 1.3 * rows, draw)
@@ -258,7 +250,25 @@ def energy_svg(estimates: Sequence[Estimate]) -> str | None:
     totals = [(found, found.total) for found in estimates if found.total is not None and found.total.nominal > 0]
     if len(totals) < 2:
         return None
-    return page_svg("energy", 0.8 + 0.3 * len(totals), lambda figure: _chips_on(figure.subplots(), totals))
+
+    def draw(figure: Figure) -> None:
+        axes, ends, names, colour = figure.subplots(), list[float](), list[str](), COLOURS[4]
+        for row, (found, total) in enumerate(totals):
+            low = max(total.low, total.nominal * 1e-6)
+            ends += [low, total.high]
+            if low < total.high:
+                axes.plot([low, total.high], [row, row], color=colour, linewidth=4, alpha=0.5)
+            fill = PAPER if found.unpriced else colour
+            axes.plot([total.nominal], [row], "o", color=colour, markersize=7, markerfacecolor=fill)
+            names.append(f"{found.chip.name} *" if capacity_unpublished(found.chip) else found.chip.name)
+        note = " (* capacity not published)" if any(name.endswith(" *") for name in names) else ""
+        axes.set(xlabel=f"energy of an image{note}")
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        value_axis(axes, ends)
+        grid(axes, "x")
+
+    return page_svg("energy", 0.8 + 0.3 * len(totals), draw)
 
 
 def lines_svg(
@@ -273,7 +283,7 @@ def lines_svg(
     """Accuracy against a value, in lines; None with fewer than two values.
 
     Args:
-        name: name of the figure, unique on its page.
+        name: unique on the page.
         lines, images, title, doubling: see `accuracy_lines`; `images` are its samples.
         levels: accuracies to draw as horizontal lines, by name.
     """
@@ -290,22 +300,3 @@ def lines_svg(
             legend_below(figure, axes, columns=1)
 
     return page_svg(name, 3.4 + 0.2 * len(lines), draw)
-
-
-def _chips_on(axes: Axes, totals: Sequence[tuple[Estimate, Range]]) -> None:
-    """Draw each total in a row: range, nominal value (open if terms are missing), * if capacity is unpublished."""
-    ends, names, colour = list[float](), list[str](), COLOURS[4]
-    for row, (found, total) in enumerate(totals):
-        low = max(total.low, total.nominal * 1e-6)
-        ends += [low, total.high]
-        if low < total.high:
-            axes.plot([low, total.high], [row, row], color=colour, linewidth=4, alpha=0.5)
-        fill = PAPER if found.unpriced else colour
-        axes.plot([total.nominal], [row], "o", color=colour, markersize=7, markerfacecolor=fill)
-        names.append(f"{found.chip.name} *" if capacity_unpublished(found.chip) else found.chip.name)
-    note = " (* capacity not published)" if any(name.endswith(" *") for name in names) else ""
-    axes.set(xlabel=f"energy of an image{note}")
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    value_axis(axes, ends)
-    grid(axes, "x")

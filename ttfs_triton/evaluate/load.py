@@ -76,7 +76,7 @@ def load_test_images(
     values = _configured(loaded)
     if dataset is not None or data_dir is not None:
         values |= {"dataset": dataset, "data_dir": data_dir}
-    values |= {key: name for key, name in (("image_column", image_column), ("label_column", label_column)) if name}
+    values |= {key: name for key, name in {"image_column": image_column, "label_column": label_column}.items() if name}
     if values.get("dataset") is None and values.get("data_dir") is None:
         raise ValueError(
             f"load_test_images: {loaded.files.config} must name a data set on the Hub; got "
@@ -84,17 +84,17 @@ def load_test_images(
         )
     config, names = loaded.description.network, list(loaded.network.class_names)
     data = load_images(**values, split="test", classes=names, max_samples=max_samples, progress=progress)
-    expected, found = (config.in_channels, *config.image_size), tuple(data.shape[1:])
-    if expected != found:
-        raise ValueError(f"load_test_images: images must be {expected} (C, height, width); got {found}.")
+    expected = (config.in_channels, *config.image_size)
+    if expected != data.shape[1:]:
+        raise ValueError(f"load_test_images: images must be {expected} (C, height, width); got {data.shape[1:]}.")
     if len(data.class_names) != config.classes:
         raise ValueError(f"load_test_images: data must have {config.classes} classes; got {len(data.class_names)}.")
-    if names != data.class_names and sorted(names) == sorted(data.class_names):
+    if names == data.class_names:
+        return data
+    if sorted(names) == sorted(data.class_names):
         raise ValueError(f"load_test_images: classes must be in the order {names}; got {data.class_names}.")
-    if names != data.class_names:
-        told = (", ".join(some[:3]) + ", …" * (len(some) > 3) for some in (names, data.class_names))
-        message = "the network's classes are {}, but the test images have {}. Is this its data set?"
-        logger.warning(message.format(*told))
+    told = [", ".join(some[:3]) + ", …" * (len(some) > 3) for some in (names, data.class_names)]
+    logger.warning("the network's classes are %s, but the test images have %s. Is this its data set?", *told)
     return data
 
 

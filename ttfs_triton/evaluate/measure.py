@@ -40,15 +40,10 @@ def measure(
     others: Sequence[int] = STEPS,
     on_scored: Callable[[Evaluation], None] = lambda scores: None,
 ) -> EvaluationResult:
-    """All figures of an evaluation.
+    """All figures of an evaluation. The options' chips and images do not count, those of `chips` and `data` do.
 
-    Args:
-        options: settings; `chip` and the images that the options name are ignored.
-        loaded, data, chips: the network, the test images, and the chips to price on.
-        accelerator: for the device.
-        failed: if an analysis fails, gets its name and the reason.
-        others: time steps at which a network without a grid is also simulated.
-        on_scored: called with the scores before the simulations begin.
+    `failed` gets the names of analyses that fail, and the reasons. A network without a grid is also simulated at
+    `others`, time steps a window. `on_scored` is called with the scores before the simulations begin.
     """
 
     def attempt(name: str, asked: bool, analysis: Callable[[], Result], otherwise: Result) -> Result:

@@ -45,12 +45,8 @@ def spikes_of(network: nn.Module, image: Tensor) -> tuple[LayerSpikes, ...]:
     Returns:
         One entry for each layer, in the order of the windows; the readout's spikes are on its own ramp.
     Raises:
-        ValueError: the network is not accepted, or the image has another shape.
+        NetworkError: as `network_graph` raises it.
     """
-    if image.ndim != 3:
-        raise ValueError(
-            f"spikes_of: image must be [channels, height, width]; got {list(image.shape)}. Take one of the batch."
-        )
     graph = network_graph(network, image.shape)
     layers: list[LayerSpikes] = []
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
-from rich.console import Console
 from rich.text import Text
 
 from ttfs_triton.energy import Chip, Comparison, Counts, Estimate, Term
@@ -18,16 +17,15 @@ from ttfs_triton.wording import duration, energy, number, percent, ratio
 
 def operations_table(counts: Counts) -> Table:
     """Table of each layer's synaptic operations and the dense ANN's multiply-accumulates; sums in the last row."""
-    total = counts.total()
-    keys = ("synaptic_operations", *(["analog_macs"] if total["analog_macs"] else []), "dense_macs")
-    sources = [(layer.name, {key: getattr(layer, key) for key in keys}) for layer in counts.layers]
-    rows = list[Sequence[Cell]]()
-    for name, found in [*sources, ("all", total)]:
-        done = found["synaptic_operations"] + found.get("analog_macs", 0)
-        share = done / found["dense_macs"] if found["dense_macs"] else float("nan")
-        rows.append((name, share, *(number(found[key] / counts.samples) for key in keys)))
+    total, rows = counts.total(), list[Sequence[Cell]]()
     titles = {"synaptic_operations": "synaptic operations", "analog_macs": "MACs", "dense_macs": "dense MACs"}
-    return Table("Operations of an image", ("layer", "of dense", *(titles[key] for key in keys)), tuple(rows))
+    if not total["analog_macs"]:
+        del titles["analog_macs"]
+    for name, row in [*((layer.name, vars(layer)) for layer in counts.layers), ("all", total)]:
+        done = row["synaptic_operations"] + row["analog_macs"]
+        share = done / row["dense_macs"] if row["dense_macs"] else float("nan")
+        rows.append((name, share, *(number(row[key] / counts.samples) for key in titles)))
+    return Table("Operations of an image", ("layer", "of dense", *titles.values()), tuple(rows))
 
 
 def deadline_table(rows: Sequence[DeadlineRow]) -> Table:
@@ -99,11 +97,9 @@ def comparison_table(comparison: Comparison) -> Table:
     for found in comparison.estimates:
         cells = list[str]()
         for measure in ("memory_included", "compute_only"):
-            amount, own = getattr(found, measure), getattr(first, measure)
-            times = "–"
-            if amount is not None and own is not None and own.nominal > 0:
-                times = f"× {ratio(amount.nominal / own.nominal)}"
-            cells += [energy_range(amount), times]
+            amount, network = getattr(found, measure), getattr(first, measure)
+            times = amount.nominal / network.nominal if amount and network and network.nominal > 0 else None
+            cells += [energy_range(amount), "–" if times is None else f"× {ratio(times)}"]
         rows.append((found.implementation, *cells, energy_range(found.total), found.status or "–"))
     sums = ("memory included", "ratio", "compute only", "ratio", "all priced operations")
     headers = ("computed as", *sums, "weakest status")
@@ -144,13 +140,13 @@ def terms_table(found: Estimate) -> Table:
 
 def prices_table(estimates: Sequence[Estimate]) -> Table:
     """Table of all prices used on one chip, with their sources."""
-    found: dict[tuple[str, str], list[Term]] = {}
-    for term in (term for each in estimates for term in each.terms):
-        found.setdefault((term.price_name, term.price.source if term.price else "–"), []).append(term)
+    uses: dict[tuple[str, str], list[Term]] = {}
+    for term in (term for found in estimates for term in found.terms):
+        uses.setdefault((term.price_name, term.price.source if term.price else "–"), []).append(term)
     rows = []
-    for (name, source), own in found.items():
-        texts = dict.fromkeys(str(term.price).partition(",")[0] if term.price else "unpublished" for term in own)
-        rows.append((name.replace("_", " "), "; ".join(texts), weakest(term.status for term in own) or "–", source))
+    for (name, source), terms in uses.items():
+        texts = dict.fromkeys(str(term.price).partition(",")[0] if term.price else "unpublished" for term in terms)
+        rows.append((name.replace("_", " "), "; ".join(texts), weakest(term.status for term in terms) or "–", source))
     return Table("Prices", ("price of", "one costs", "status", "source"), tuple(rows), (1, 3))
 
 
@@ -164,22 +160,22 @@ def small_print(*estimates: Estimate) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def print_estimate(found: Estimate, console: Console | None = None) -> None:
+def print_estimate(found: Estimate) -> None:
     """Print one estimate: layers, terms, sums, assumptions and warnings."""
-    _print(console, small_print(found), layers_table(found), terms_table(found))
+    _print(small_print(found), layers_table(found), terms_table(found))
 
 
-def print_comparison(comparison: Comparison, console: Console | None = None, told: Sequence[str] = ()) -> None:
+def print_comparison(comparison: Comparison, told: Sequence[str] = ()) -> None:
     """Print a comparison: the table, the break-even point, assumptions and warnings, except those in `told`."""
     lines = [*comparison.sentences, *(line for line in small_print(*comparison.estimates) if line not in told)]
-    _print(console, lines, comparison_table(comparison))
+    _print(lines, comparison_table(comparison))
 
 
-def print_chips(estimates: Sequence[Estimate], console: Console | None = None, told: Sequence[str] = ()) -> None:
+def print_chips(estimates: Sequence[Estimate], told: Sequence[str] = ()) -> None:
     """Print the table of estimates on several chips, and their warnings, except those in `told`."""
     warnings = dict.fromkeys(f"warning: {line}" for found in estimates for line in found.warnings)
-    _print(console, [line for line in warnings if line not in told], chips_table(estimates))
+    _print([line for line in warnings if line not in told], chips_table(estimates))
 
 
-def _print(console: Console | None, lines: Sequence[str], *tables: Table) -> None:
-    print_whole(*tables, *(Text(f"- {line}") for line in lines), console=console)
+def _print(lines: Sequence[str], *tables: Table) -> None:
+    print_whole(*tables, *(Text(f"- {line}") for line in lines))
