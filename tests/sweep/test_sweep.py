@@ -74,18 +74,8 @@ def test_figures_of_a_point_are_those_of_its_run(rows, swept, trained):
 )
 def test_a_row_is_what_evaluate_writes(swept, trained, tmp_path, point, folder, flags):
     network = trained if folder is None else swept / folder
-    flags = (
-        network,
-        "--output-dir",
-        tmp_path,
-        "--cpu",
-        "--chip",
-        "lemaire45:int8",
-        "--max-test-samples",
-        "100",
-        *flags,
-    )
-    evaluate("Evaluate.", [str(word) for word in flags])
+    same = ("--cpu", "--chip", "lemaire45:int8", "--max-test-samples", "100")
+    evaluate("Evaluate.", [str(word) for word in (network, "--output-dir", tmp_path, *same, *flags)])
     own, theirs = (
         json.loads((at / "evaluation.json").read_text()) for at in (swept / "evaluations" / "run" / point, tmp_path)
     )
@@ -112,10 +102,8 @@ def test_evaluations_of_another_setting_are_made_anew(swept, tmp_path, monkeypat
     network.configure_mock(name="a")
 
     def measured(images="all", **changes):
-        before, data = (
-            measure.call_count,
-            Mock(**{"train.fingerprint": images, "test.fingerprint": ""}, train_indices=[0]),
-        )
+        before = measure.call_count
+        data = Mock(**{"train.fingerprint": images, "test.fingerprint": ""}, train_indices=[0])
         options = FrontierOptions(runs=("a",), output_dir=tmp_path, **{"time_steps": (4,)} | changes)
         command.Sweep(options, None).run(network, data)
         return measure.call_count - before

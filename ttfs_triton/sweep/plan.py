@@ -36,13 +36,11 @@ _OWN = (
     *("trackers", "profile", "psp_persistence_rise"),
 )
 
-
 # A point on a grid folds batch norm into the weights. The run's own optimizer and rates suit weights in front of batch
 # norm, so that these keys are reset. The learning rate was measured on cifarnet.
 _FOLDED: dict[str, object] = {"batch_norm": False, "sync_batch_norm": False, "weight_standardisation": False}
 _RESET = ("optimizer", "momentum", "weight_decay", "readout_rate", "schedule", "warmup", "gradient_clip", "lookahead")
 _FOLDED |= {"lr": 3e-4} | {name: TrainConfig.model_fields[name].default for name in _RESET}
-
 
 Settings = tuple[dict[str, Any], dict[str, Any]]
 """Keys of a run that continues a network's training: those of its own training, and those that the sweep overrides."""
@@ -64,26 +62,16 @@ class PlannedPoint:
 
 @dataclass(frozen=True)
 class PlannedNetwork:
-    """A network of the sweep and its points to train.
+    """A network of the sweep and its points to train."""
 
-    Attributes:
-        name: the network's name in folders and rows.
-        config: configuration of a run that continues the network's training; it says which images to read, and how.
-    """
-
-    name: str
+    name: str  # in folders and rows
     loaded: LoadedNetwork
-    config: TrainConfig
+    config: TrainConfig  # of a run that continues the network's training; it says which images to read, and how
     points: tuple[PlannedPoint, ...]
 
 
 def make_plan(options: FrontierOptions) -> list[PlannedNetwork]:
-    """The networks of a sweep and their points, after all checks that need no images.
-
-    Raises:
-        LoadError, HubError, ValueError: a network or chip does not exist, or two networks have the same name.
-        ConfigError: points are no valid runs, or their folders hold other runs; the message names all such points.
-    """
+    """The networks of a sweep and their points, after all checks that need no images; ConfigError names all points."""
     for chip in options.chip:
         load_chip(chip)
     networks = [_network(source, options) for source in options.runs]
@@ -91,11 +79,9 @@ def make_plan(options: FrontierOptions) -> list[PlannedNetwork]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"frontier: runs must differ in their names; got {', '.join(twice)} twice. Rename a folder.")
     if len({network.config.mixed_precision for network in networks}) > 1:
-        raise ValueError(
-            "frontier: runs must have the same mixed_precision; got "
-            f"{', '.join(f'{network.name} {network.config.mixed_precision}' for network in networks)}. "
-            "Sweep them one by one, or set it in --config."
-        )
+        got = ", ".join(f"{network.name} {network.config.mixed_precision}" for network in networks)
+        remedy = "Sweep them one by one, or set it in --config."
+        raise ValueError(f"frontier: runs must have the same mixed_precision; got {got}. {remedy}")
     return networks
 
 
@@ -134,11 +120,7 @@ def _planned(settings: Settings, point: Point, path: Path) -> PlannedPoint:
 
 
 def check_points(network: PlannedNetwork, data: RunData, accelerator: Accelerator) -> None:
-    """Refuse points that are impossible with this network and these images, before any training.
-
-    Raises:
-        ConfigError: targets out of reach, grids that cannot hold the network, ...; the message names all such points.
-    """
+    """Refuse points, by one ConfigError, that are impossible with this network and these images: targets, grids, ..."""
     problems: list[str] = []
     for planned in network.points:
         if planned.ended:
@@ -157,16 +139,13 @@ def check_points(network: PlannedNetwork, data: RunData, accelerator: Accelerato
         except (ValueError, RuntimeError) as error:
             problems.append(f"{planned.point.name}: {error}")
     if problems:
-        lines = "\n".join(problems)
-        raise ConfigError(f"frontier: nothing was trained: impossible points of {network.name}:\n{lines}")
+        raise ConfigError(
+            f"frontier: nothing was trained: impossible points of {network.name}:\n" + "\n".join(problems)
+        )
 
 
 def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) -> Settings:
-    """Keys of a run that continues a network's training.
-
-    Raises:
-        ConfigError: a configuration file cannot be read.
-    """
+    """Keys of a run that continues a network's training."""
     files, values = loaded.files, _image_keys(loaded)
     if files.run is not None and (files.run / "config.yaml").is_file():
         values = read_yaml(files.run / "config.yaml")

@@ -19,16 +19,10 @@ SUMS = {"total": "total_uj", "memory_included": "with_memory_uj", "compute_only"
 
 
 def row_of(identity: Row, figures: Mapping[str, Any], summary: Mapping[str, Any] | None = None) -> Row:
-    """A row of the table; what is unknown is None. Energies are in microjoules at nominal prices.
+    """A row of the table, from evaluation.json and the summary.json of the run that trained the point.
 
-    Args:
-        identity: network, point, and whether the point was trained. A network that was only calibrated was not.
-        figures: content of the network's evaluation.json.
-        summary: content of summary.json of the run that trained the point.
-    Returns:
-        Columns: the identity; the grid; the simulation's faults; accuracies, by potentials or the first spike, of the
-        network and of its simulation; the target; spikes and operations; energies on each chip, and beside the dense
-        ANN on `chip`; "deadline D" with the accuracy if each image is decided D windows after its start.
+    Unknown cells are None; energies are in microjoules at nominal prices, and beside the dense ANN on `chip`; column
+    "deadline D" has the accuracy if each image is decided D windows after its start.
     """
     simulation, counts = figures["simulation"], Counts.from_dict(figures["counts"])
     total, grid = counts.total(), figures["network"].get("grid") or {}
