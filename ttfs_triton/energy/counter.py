@@ -164,16 +164,10 @@ def neurons_reached(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = 
 
 
 def waiting(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """How long neurons wait for their first input spike, summed over a batch, as three scalars on the device.
+    """`without_input`, `driven_time` and `undriven_time` of a batch, three scalars on the device; see `LayerCounts`.
 
-    `inputs` are activations [N, channels, height, width] or [N, features], or steps until the window's end; `skip` are
-    delayed spikes, one for each neuron.
-
-    Returns:
-        without_input: number of neurons without an input spike and with zero initial potential, int64. Their potential
-            and threshold are both 0 at their window's end; they stay silent here, but Eq. 7 to the letter fires them.
-        driven_time: time from each neuron's first input spike to the window's end, in the unit of `inputs`, float64.
-        undriven_time: time that neurons without an input spike wait in the firing window, in windows, float64.
+    `inputs` are activations [N, channels, height, width] or [N, features], or steps until the window's end, and
+    `driven_time` is in their unit; `skip` are delayed spikes, one for each neuron.
     """
     earliest = rearrange(earliest_input(layer, inputs, skip), "n g ... -> g (n ...)")  # by group or channel
     bias = layer.with_batch_norm(layer.weight)[1]
@@ -262,7 +256,7 @@ class SynapseCounter:
     ) -> tuple[LayerCounts, Sequence[int]]:
         """The layer's counts, except its delivered spikes, and the number of spikes that arrived on each wire.
 
-        `sums` and `times`, in windows, are as in the attributes; `spikes` count the neurons' own spikes.
+        `sums` and `times`, in windows, are as in the attributes; `spikes` are counts of the neurons' spikes.
         """
         arrived, dense = sums[len(SUMS) :], self._described["synapses"] * samples
         counts: dict[str, Any] = dict(zip(SUMS, sums[: len(SUMS)], strict=True)) | {"active_inputs": sum(arrived)}
@@ -301,13 +295,14 @@ class LayerCounter(SpikeCounter):
             fired = where_fired(part)
             self.add(part, fired)
             self._summed_activation += part.sum(1, dtype=torch.float32).sum(dtype=torch.float64)
-        counted = flat[: self._room]
-        for part in in_parts(counted):
-            self._histogram += spike_histogram(part, self._bins)
-        self._in_histogram += len(counted)
-        self._room -= len(counted)
+        if self._room:
+            counted = flat[: self._room]
+            for part in in_parts(counted):
+                self._histogram += spike_histogram(part, self._bins)
+            self._in_histogram += len(counted)
+            self._room -= len(counted)
 
-    def arrive(self, _: nn.Module, arguments: tuple[Tensor], options: dict[str, Tensor | None]) -> None:
+    def arrive(self, _: nn.Module, arguments: Any, options: Any) -> None:
         """Add a batch of the layer's inputs, and of its delayed spikes: a hook in front of the layer."""
         inputs, skip = arguments[0], options.get("skip")
         if skip is not None:
@@ -352,10 +347,7 @@ def network_counts(
     encoder: int,
     weight_bits: int | None,
 ) -> Counts:
-    """Counts of a network, with the spikes that each layer delivers, from those of its layers and of their wires.
-
-    `encoder` is the number of a latency encoder's spikes; `weight_bits` is None if weights were not rounded.
-    """
+    """Counts of a network from those of its layers and their wires; `encoder`: spikes of a latency encoder."""
     delivered: dict[str | None, int] = {}  # after pooling
     for stage, (_, arrived) in zip(graph.weighted, layers, strict=True):
         for wire, spikes in zip(stage.wires, arrived, strict=True):
@@ -377,10 +369,5 @@ def spike_histogram(flat: Tensor, bins: int) -> Tensor:
     `flat` are activations [n, neurons] in [0, 1]; `nan` counts as silent, and silent neurons are in no bin. A spike on
     a border between bins counts in the earlier one; within float32 rounding of a border, it may count in either.
     """
-    # Place 0 holds silent neurons, place k ≤ `bins` activations in [(k − 1)/bins, k/bins), the last place activation 1.
-    # This is ⌈a · bins⌉ with a slightly larger scale, so that an activation on a border goes to the upper place.
-    scale = torch.nextafter(torch.tensor(float(bins)), torch.tensor(math.inf)).item()
-    place = (flat.float() * scale).ceil_().nan_to_num_(0.0)
-    spikes = torch.histc(place, bins + 2, 0.0, float(bins + 2)).long()
-    spikes[bins] += spikes[bins + 1]
-    return spikes[1 : bins + 1].flip(0)
+    spiked = flat.float().masked_fill(flat <= 0, -1.0)  # histc ignores values outside of its range, and nan
+    return torch.histc(spiked, bins, 0.0, 1.0).long().flip(0)

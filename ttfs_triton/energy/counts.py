@@ -128,15 +128,12 @@ SUMMED = ("neurons", "inputs", "synapses", "weights", "biases", "silent", "never
 
 @dataclass(frozen=True)
 class InputCounts:
-    """Spikes of a latency encoder; all 0 if the first layer reads real values.
-
-    Attributes:
-        neurons: pixels times channels of one sample.
-        spikes: non-zero pixels, summed over all samples.
-    """
+    """Spikes of a latency encoder; all 0 if the first layer reads real values."""
 
     neurons: int = 0
+    """Pixels times channels of one sample."""
     spikes: int = 0
+    """Non-zero pixels, summed over all samples."""
 
 
 @dataclass(frozen=True)

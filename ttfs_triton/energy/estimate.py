@@ -28,8 +28,7 @@ class RunOptions:
         gating: whether a neuron sleeps before its first input spike and after its own spike. Counts without
             the time of first inputs (`LayerCounts.driven_time`) give an upper bound.
         activity: work of the neurons from the simulation that made the counts; None computes it from the counts.
-        weight_bits: bits of a weight in memory. Default: the chip's, else the network's own, or 8.
-        state_bits: bits of a slope or potential in memory. Default: the default of `weight_bits`, at least 16.
+        state_bits: bits of a slope or potential in memory. Default: those of a weight, at least 16.
         hops_per_spike: tiles that a delivered spike crosses, summed over its messages; None leaves hops unpriced.
         step_us: duration of a step, microseconds. Default: the chip's, if it fixes one.
         latency_us: duration of a sample, microseconds. Default: windows times steps; an ANN has no steps.
@@ -41,7 +40,6 @@ class RunOptions:
     steps: Whole
     gating: bool = True
     activity: tuple[LayerActivity, ...] | None = None
-    weight_bits: Whole | None = None
     state_bits: Whole | None = None
     hops_per_spike: Number | None = None
     step_us: Number | None = None

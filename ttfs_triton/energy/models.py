@@ -124,7 +124,7 @@ def dense_ann(
     Args:
         counts: counts of the network, spiking or not; only its shape is used.
         chip, network: as in `estimate`.
-        options: only `weight_bits`, `state_bits`, `latency_us` and `clock_mhz` have an effect.
+        options: only `state_bits`, `latency_us` and `clock_mhz` have an effect.
     """
     return _ann(Terms(counts, chip, options or RunOptions(steps=1)), network, "dense ANN", skip_zeros=False)
 
@@ -160,14 +160,13 @@ def _ann(terms: Terms, network: str, name: str, *, skip_zeros: bool) -> Estimate
 class Terms:
     """Builder of one estimate: collects its terms, for layers whose counts are averaged over samples.
 
-    Bits of weights and states in memory are those of the options, else the chip, else the network, else 8; without the
-    option states have at least 16.
+    Weights in memory have the chip's bits, else the network's, else 8; states have at least 16, or as the options say.
     """
 
     def __init__(self, counts: Counts, chip: Chip | str | Path, options: RunOptions) -> None:
         self.chip, self.options, self.counts, self.layers = load_chip(chip), options, counts, counts.averages()
-        bits = self.chip.bits or counts.weight_bits or 8
-        self.weight_bits, self.state_bits = options.weight_bits or bits, options.state_bits or max(16, bits)
+        self.weight_bits = self.chip.bits or counts.weight_bits or 8
+        self.state_bits = options.state_bits or max(16, self.weight_bits)
         self.windows = counts.windows or sum(layer.kind == "spiking" for layer in self.layers) + 1
         self._terms: list[Term] = []
         self._largest: dict[str, float] = {}  # bytes of layers' memories beyond the largest price
@@ -298,8 +297,7 @@ class Terms:
             lines.append(f"memory of each layer: {bits}, {packing}")
         if own_bits not in (None, self.weight_bits):
             lines.append(f"priced as {self.weight_bits}-bit weights, although the network's have {own_bits} bits")
-        bits = self.options.weight_bits or own_bits or self.weight_bits
-        warnings = chip.exceeded(total["neurons"], total["synapses"], bits)
+        warnings = chip.exceeded(total["neurons"], total["synapses"], own_bits or self.weight_bits)
         for layer, size in self._largest.items():
             assert chip.memory is not None
             largest = f"the largest memory that {chip.name} prices ({chip.memory.largest_bytes / 2**20:g} MB)"

@@ -300,11 +300,9 @@ class Chip:
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        for key in {*self.included} - {*PRICES, "memory"}:
-            raise ValueError(f"included must name prices: {', '.join(PRICES)} or memory; got {key}")
+        for key in [*{*self.included} - {*PRICES, "memory"}, *{*self.prices} - {*PRICES}]:
+            raise ValueError(f"included and prices must be of {', '.join(PRICES)}; got {key}")
         for key, price in self.prices.items():
-            if key not in PRICES:
-                raise ValueError(f"prices must be of {', '.join(PRICES)}; got {key}")
             if price.dimension != PRICES[key]:
                 raise ValueError(f"prices.{key}.unit must measure {PRICES[key]}; got {price.unit}")
             if key in ("clock", "step_time") and price.amount is not None and not price.amount.low > 0:

@@ -119,13 +119,14 @@ class _Layer:
             often = f"{name}, {self.runs / samples:g} times in {steps} steps"
             _refuse("run each layer once, or once a time step", often)
         real, synapses, operations = int(self.real) > 0, int(self.reach.sum()), int(self.operations)
-        sizes = {"inputs": self.reach.numel(), "synapses": synapses, "weights": self.weights, "biases": self.biases}
-        sizes["neurons"] = self.updates // (samples * steps) if self.neurons else self.outputs // self.runs
-        sums = {"saturated": 0, "never_active": 0, "spikes": int(self.spikes), "active_inputs": int(self.active)}
-        sums |= {"synaptic_operations": 0 if real else operations, "nonzero_macs": operations}
-        sums |= {"analog_macs": synapses * self.runs * real, "dense_macs": synapses * self.runs}
+        dense = synapses * self.runs
+        counts: dict[str, Any] = {"saturated": 0, "never_active": 0, "spikes": int(self.spikes)}
+        counts |= {"inputs": self.reach.numel(), "synapses": synapses, "weights": self.weights, "biases": self.biases}
+        counts["neurons"] = self.updates // (samples * steps) if self.neurons else self.outputs // self.runs
+        counts |= {"active_inputs": int(self.active), "synaptic_operations": 0 if real else operations}
+        counts |= {"nonzero_macs": operations, "analog_macs": dense if real else 0, "dense_macs": dense}
         neuron, kind = (None, "analog") if real else (Neuron(psp_persistence=0), "spiking")  # a spike acts once
-        return LayerCounts(name=name, kind=kind, samples=samples, neuron=neuron, **sizes, **sums)
+        return LayerCounts(name=name, kind=kind, samples=samples, neuron=neuron, **counts)
 
 
 class _Counter(TorchFunctionMode):
