@@ -29,6 +29,11 @@ REACHES, CANDIDATES = (2.0, 2.0 / 8, 2.0 / 64), 17
 HEADROOM = 1.25
 """Clip of an ANN at σ = 0, in largest activations on the calibration images: other images exceed those."""
 
+Batches = Sequence[tuple[Tensor, Tensor | None]]
+"""A layer's inputs and skip inputs, batch by batch."""
+Outputs = Callable[[Stage, Tensor, Tensor | None], Tensor]
+Choice = Callable[[Stage, Batches, Sequence[Tensor]], Any]
+
 
 @dataclass(frozen=True)
 class LayerCalibration:
@@ -144,18 +149,13 @@ def calibrate_network(
     return Calibration(tuple(layers), len(images))
 
 
-Batches = Sequence[tuple[Tensor, Tensor | None]]
-"""A layer's inputs and skip inputs, batch by batch."""
-Choice = Callable[[Stage, Batches, Sequence[Tensor]], Any]
-
-
 def run_beside(
     graph: NetworkGraph,
     images: Tensor,
     batch_size: int,
-    reference: Callable[[Stage, Tensor, Tensor | None], Tensor],
+    reference: Outputs,
     choose: Choice,
-    outputs: Callable[[Stage, Tensor, Tensor | None], Tensor],
+    outputs: Outputs,
     measure: Callable[[Tensor, Tensor], Any],
 ) -> dict[str, tuple[Any, Any]]:
     """Run a network and its reference side by side, layer by layer.
