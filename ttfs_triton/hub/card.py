@@ -19,7 +19,6 @@ from ttfs_triton.hub.facts import UNNAMED, ModelFacts
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS
 from ttfs_triton.model.files import WEIGHTS, model_bytes
 from ttfs_triton.model.hub import REPOSITORY
-from ttfs_triton.model.own_network import OwnNetwork
 from ttfs_triton.run_records import Summary
 from ttfs_triton.wording import interval
 
@@ -60,7 +59,7 @@ def card_metadata(facts: ModelFacts, repo_id: str, license: str | None = None) -
         base_model=base.name if base is not None and base.name and REPOSITORY.fullmatch(base.name) else None,
         metrics=["accuracy"] if facts.results else None,
         model_name=repo_id.rpartition("/")[2],
-        eval_results=_model_index(facts, facts.results) if facts.results and is_complete(facts) else [],
+        eval_results=_model_index(facts, facts.results) if facts.results and facts.complete else [],
         ignore_metadata_errors=False,
     )
 
@@ -83,18 +82,6 @@ def _model_index(facts: ModelFacts, results: Summary) -> list[EvalResult]:
         )
         for kind, (name, value) in metrics.items()
     ]
-
-
-def is_complete(facts: ModelFacts) -> bool:
-    """Whether, as far as known, all test images were scored."""
-    if facts.results is None or skipped(facts) or facts.settings.get("max_test_samples") is not None:
-        return False
-    return facts.data.test_images in (None, facts.results.test_images)
-
-
-def skipped(facts: ModelFacts) -> int:
-    """Number of test images that could not be decoded, and were not scored."""
-    return 0 if facts.results is None else len(facts.results.skipped_images.get("test", ()))
 
 
 def words(text: Any) -> str:
@@ -122,7 +109,6 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
         "license": license,
         "paper": PAPER,
         "version": facts.training.get("versions", {}).get(LIBRARY, facts.model.description.library.get("version", "")),
-        "own": isinstance(network, OwnNetwork),
         "named": facts.data != UNNAMED,
         "library": LIBRARY,
         "persistence": " to ".join(map(str, sorted({graph.persistences[0], graph.persistences[-1]}))),
@@ -131,8 +117,6 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
         "windows": graph.windows + (graph.readout.at != "potential_start"),
         "parameters": sum(parameter.numel() for parameter in facts.model.parameters()),
         "numbered": names == tuple(str(place) for place in range(len(names))),
-        "complete": is_complete(facts),
-        "skipped": skipped(facts),
         "wilson": interval,
         "energy_headers": CARD_HEADERS,
         "steps": steps,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
@@ -127,8 +127,6 @@ PUBLISHED_SETTINGS = {*TrainConfig().model_dump()} - FREE_ON_RESUME - _KEPT_HERE
 _TRAINING = ("epochs", "best_epoch", "val_accuracy", "seconds_per_epoch", "device", "versions")
 _VERSIONS = ("python", "ttfs-triton", "torch", "triton", "accelerate", "datasets", "safetensors")
 
-Found = TypeVar("Found")
-
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -157,6 +155,18 @@ class ModelFacts:
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     unrecorded_base: bool = False
+
+    @property
+    def skipped(self) -> int:
+        """Number of test images that could not be decoded, and were not scored."""
+        return 0 if self.results is None else len(self.results.skipped_images.get("test", ()))
+
+    @property
+    def complete(self) -> bool:
+        """Whether, as far as known, all test images were scored."""
+        if self.results is None or self.skipped or self.settings.get("max_test_samples") is not None:
+            return False
+        return self.data.test_images in (None, self.results.test_images)
 
 
 def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | nn.Module | None = None) -> ModelFacts:
@@ -206,7 +216,7 @@ def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | 
     )
 
 
-def _read(path: Path, reader: Callable[[Path], Found], what: str) -> Found:
+def _read(path: Path, reader: Callable[[Path], Any], what: str) -> Any:
     """Read a file by its reader; an error becomes a LoadError, in which `what` says what the file must be."""
     try:
         return reader(path)
