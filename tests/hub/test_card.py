@@ -22,19 +22,23 @@ def facts(trained):
     return read_facts(find_model(trained))
 
 
+def card_of(facts, **changes):
+    return render_card(replace(facts, **changes), "org/name", license="mit", chips=["odin", "lemaire45:int8"])
+
+
 def sections(card):
     return re.findall(r"^##+ (.*)$", card, re.MULTILINE)
 
 
 def test_card_has_its_sections_and_figures_and_no_leftovers(facts):
-    card = render_card(facts, "org/name", license="mit", chips=["odin"])
+    card = card_of(facts)
     assert sections(card) == [
         *("How to use it", "Results", "What it would cost on a chip", "The network", "Training", "Base model", "Data"),
         *("Limits", "Citation"),
     ]
     for leftover in ("{{", "{%", "None", "nan", "\n\n\n", "Undefined", "anp", ": 'no'"):
         assert leftover not in card.partition("---\n\n")[2].replace("None: trained from random weights", ""), leftover
-    assert render_card(facts, "org/name", license="mit", chips=["odin"]) == card
+    assert card_of(facts) == card
     for part in (
         *(f"**{facts.results.test_accuracy:.2%}**", "| odin |", "32 steps a window", facts.weights_sha256),
         *("| conv1 |", "| fc1 |", "| readout |", "Licence of the model: mit", "Licence: MIT. Source: Xiao"),
@@ -47,47 +51,41 @@ def test_card_has_its_sections_and_figures_and_no_leftovers(facts):
         cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
         assert cells == width or 0 in (cells, width), line
         width = cells
-
-
-def test_metadata_and_results_are_what_the_hub_reads(facts):
-    assert not ModelCard(render_card(facts, "org/name")).data.eval_results  # of 100 of 1,000 images
-    full = replace(facts, data=replace(facts.data, id="ylecun/mnist", name="MNIST", test_images=100))
-    card = render_card(replace(full, settings=facts.settings | {"max_test_samples": None}), "org/name", license="mit")
-    assert "not known to be the whole test set" not in card
-    data = ModelCard(card).data
-    assert (data.library_name, data.pipeline_tag, data.license) == ("ttfs-triton", "image-classification", "mit")
-    assert data.datasets == ["ylecun/mnist"]
-    assert {"spiking-neural-network", "time-to-first-spike"} <= set(data.tags)
-    figures = {result.metric_type: result.metric_value for result in data.eval_results}
-    assert figures["accuracy"] == full.results.test_accuracy
-    assert figures["sparsity"] == pytest.approx(full.results.sparsity, abs=1e-6)
-    assert {(result.dataset_type, result.dataset_split) for result in data.eval_results} == {("ylecun/mnist", "test")}
-
-
-def test_split_and_images_that_were_left_out_are_told(facts):
-    full = replace(facts, data=replace(facts.data, test_images=None), settings={})
-    assert ModelCard(render_card(full, "org/name")).data.eval_results
-    results = facts.results.model_copy(update={"test_split": "validation", "skipped_images": {"test": [3, 8]}})
-    card = render_card(replace(full, results=results), "org/name")
-    assert "% validation accuracy without 2 of 102 images that could not be decoded, with " in card
-    assert "| validation images | 100 of" in card
-    assert not ModelCard(card).data.eval_results
-    results = results.model_copy(update={"skipped_images": {}})
-    found = ModelCard(render_card(replace(full, results=results), "org/name")).data.eval_results
-    assert {result.dataset_split for result in found} == {"validation"}
-
-
-def test_energies_are_those_of_the_runs_counts(facts):
-    card = render_card(facts, "org/name", chips=["odin", "lemaire45:int8"])
     for chip in ("odin", "lemaire45:int8"):
         found = estimate(facts.counts, chip, RunOptions(steps=CARD_STEPS))
         (row,) = [line for line in card.splitlines() if line.startswith(f"| {chip} |")]
         assert row.split(" | ")[CARD_HEADERS.index("all priced operations")] == energy_range(found.total)
 
 
+def test_metadata_and_results_are_what_the_hub_reads(facts):
+    assert not ModelCard(card_of(facts)).data.eval_results  # of 100 of 1,000 images
+    data = replace(facts.data, id="ylecun/mnist", name="MNIST", test_images=100)
+    card = card_of(facts, data=data, settings=facts.settings | {"max_test_samples": None})
+    assert "not known to be the whole test set" not in card
+    data = ModelCard(card).data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("ttfs-triton", "image-classification", "mit")
+    assert data.datasets == ["ylecun/mnist"]
+    assert {"spiking-neural-network", "time-to-first-spike"} <= set(data.tags)
+    figures = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert figures["accuracy"] == facts.results.test_accuracy
+    assert figures["sparsity"] == pytest.approx(facts.results.sparsity, abs=1e-6)
+    assert {(result.dataset_type, result.dataset_split) for result in data.eval_results} == {("ylecun/mnist", "test")}
+
+
+def test_split_and_images_that_were_left_out_are_told(facts):
+    full = replace(facts, data=replace(facts.data, test_images=None), settings={})
+    for skipped in ({"test": [3, 8]}, {}):
+        results = facts.results.model_copy(update={"test_split": "validation", "skipped_images": skipped})
+        card = card_of(full, results=results)
+        assert "| validation images | 100 of" in card
+        assert ("accuracy without 2 of 102 images that could not be decoded, with " in card) == bool(skipped)
+        found = ModelCard(card).data.eval_results
+        assert {result.dataset_split for result in found or ()} == (set() if skipped else {"validation"})
+
+
 def test_card_of_a_network_on_a_grid_prices_its_steps_and_names_its_bits(facts):
     model = TTFSModel(replace(facts.model.config, grid=Grid(4, 4)))
-    card = render_card(replace(facts, model=model, counts=replace(facts.counts, weight_bits=4)), "org/name")
+    card = card_of(facts, model=model, counts=replace(facts.counts, weight_bits=4))
     for part in (
         "the network computes on this grid, in integers",
         "on lemaire45:int8 at 4 steps a window.\n",
@@ -125,12 +123,11 @@ def test_card_of_a_bundled_network_has_its_figures_and_training(name):
 def test_class_names_and_base_models_are_shown(facts):
     base = BaseModel("vgg.safetensors", "ab" * 32, "org/vgg", "cd" * 20)
     model = TTFSModel(facts.model.config, class_names=[f"class {place}" for place in range(10)], base_model=base)
-    card = render_card(replace(facts, model=model), "org/name")
+    card = card_of(facts, model=model)
     assert "Classes: class 0, class 1" in card
     assert f"`org/vgg` at `{'cd' * 20}`, file `vgg.safetensors`, SHA-256 `{'ab' * 32}`" in card
     assert ModelCard(card).data.base_model == "org/vgg"
-    local = TTFSModel(facts.model.config, base_model=BaseModel("mine.safetensors", "ab" * 32))
-    card = render_card(replace(facts, model=local), "org/name")
+    card = card_of(facts, model=TTFSModel(facts.model.config, base_model=BaseModel("mine.safetensors", "ab" * 32)))
     assert "the local weights `mine.safetensors`" in card
     assert ModelCard(card).data.base_model is None
 
@@ -171,11 +168,9 @@ def test_hostile_names_stay_text(facts):
     model = TTFSModel(facts.model.config, class_names=[f"{hostile}{place}" for place in range(10)])
     counts = replace(facts.counts, layers=tuple(replace(layer, name=hostile) for layer in facts.counts.layers))
     data = replace(facts.data, name=hostile, licence=hostile, source=hostile)
-    settings = {"model": f"```{hostile}"}
     training = facts.training | {"device": hostile, "versions": {"torch": hostile}}
-    card = render_card(
-        replace(facts, model=model, counts=counts, data=data, training=training, settings=settings), "org/name"
-    )
+    settings = {"model": f"```{hostile}"}
+    card = card_of(facts, model=model, counts=counts, data=data, training=training, settings=settings)
     body = card.partition("---\n\n")[2]
     assert "<img" not in re.sub(r"\\<img", "", re.sub(r"(?s)```yaml.*?```", "", body))
     assert not re.search(r"^# d", body, re.MULTILINE)

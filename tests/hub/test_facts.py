@@ -8,7 +8,6 @@ import yaml
 
 from ttfs_triton.data.sources import SAMPLE
 from ttfs_triton.hub.facts import KNOWN, PUBLISHED_SETTINGS, read_facts, training_data, without_paths
-from ttfs_triton.hub.publish import publish
 from ttfs_triton.model import LoadError, find_model
 from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.train import TrainConfig
@@ -45,13 +44,6 @@ def test_facts_of_a_run(run):
     assert (alone.results, alone.counts, alone.settings, alone.data.recorded) == (None, None, {}, "sample")
 
 
-def test_figures_are_of_the_weights_that_the_summary_names(run):
-    change(run / "summary.json", weights_sha256="0" * 64)
-    message = r"must be the weights that summary\.json describes, SHA-256 0{64}; got [0-9a-f]"
-    with pytest.raises(LoadError, match=message):
-        publish(run, "a/b", dry_run=True)
-
-
 # ---- damaged and hostile files
 
 
@@ -64,9 +56,9 @@ def edited_layer(**values):
     """A summary.json in which the counts of the layer fc1 have some values changed."""
 
     def edit(path):
-        summary = json.loads(path.read_text())
-        summary["counts"]["layers"][1] |= values
-        path.write_text(json.dumps(summary))
+        counts = json.loads(path.read_text())["counts"]
+        counts["layers"][1] |= values
+        change(path, counts=counts)
 
     return edit
 
@@ -75,33 +67,28 @@ def edited_layer(**values):
     ("name", "content", "message"),
     [
         ("summary.json", None, r"summary\.json must be a run's final figures, .* continue the run by --resume"),
-        ("summary.json", "{", "must be a run's final figures"),
-        ("summary.json", "[" * 10**5, "brackets are nested too deeply"),
         ("summary.json", '{"test_accuracy": 0.5}', "test_first_spike_accuracy: Field required"),
         ("summary.json", edited(test_accuracy=1e309), "test_accuracy: Input should be a finite number"),
         ("summary.json", edited(test_accuracy=-0.1), "test_accuracy: Input should be greater than or equal to 0"),
         ("summary.json", edited(test_accuracy=True), "test_accuracy: Input should be a valid number"),
         ("summary.json", edited(counts={"layers": [{"spikes": -3}]}), "from 0 on; layers.0.spikes is -3"),
-        ("summary.json", edited(counts={"samples": True}), "from 0 on; samples is True"),
         ("summary.json", edited_layer(spikes=10**9), "fc1: spikes must be at most one a neuron and image; got 10"),
         ("summary.json", edited_layer(saturated=10**9), "fc1: spikes must be at most one a neuron and image; got"),
         ("summary.json", edited(ties=10**400), r"numbers must be below 2\*\*63"),
+        ("summary.json", edited(weights_sha256="0" * 64), r"that summary\.json describes, SHA-256 0{64}; got [0-9a-f]"),
         ("summary.json", edited(weights_sha256=None), "weights_sha256: Input should be a valid string"),
-        ("summary.json", edited(counts={"format": 4}), "of format 2 or 3; got 4"),
-        ("summary.json", edited(counts={"format": 3}), "from to_dict; got samples"),
         ("summary.json", os.mkfifo, "must be a run's final figures, .*no regular file"),
         ("config.yaml", "a: [", "must be the run's configuration"),
         ("config.yaml", os.mkfifo, "must be the run's configuration; .*no regular file"),
     ],
 )
 def test_damaged_runs_are_refused(run, name, content, message):
+    if content in (None, os.mkfifo):
+        (run / name).unlink()
     if isinstance(content, str):
         (run / name).write_text(content)
-    else:
-        if content in (None, os.mkfifo):
-            (run / name).unlink()
-        if content is not None:
-            content(run / name)
+    elif content is not None:
+        content(run / name)
     with pytest.raises(LoadError, match=message):
         read_facts(find_model(run))
 

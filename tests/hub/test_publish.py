@@ -16,12 +16,13 @@ def command(*words):
     main("Publish.", [str(word) for word in words])
 
 
-def changed(hub):
-    """Requests that change something."""
-    return [line for line in hub.paths() if not line.startswith(("GET", "HEAD")) and "validate-yaml" not in line]
-
-
-def test_public_only_when_asked_to(hub, trained, capsys):
+def test_public_only_when_asked_to_and_a_dry_run_talks_to_nobody(hub, trained, capsys):
+    hub.paths()
+    command(trained, "--repo-id", "org/dry", "--dry-run")
+    assert [line for line in hub.paths() if "agent-harnesses" not in line] == []
+    shown = capsys.readouterr().out
+    for part in ("model.safetensors", "config.json", "# dry", "dry run: nothing was sent to org/dry"):
+        assert part in shown
     for name, flags, word in (("open", ["--public"], "for everybody"), ("closed", [], "privately")):
         command(trained, "--repo-id", f"org/{name}", *flags)
         assert hub.repositories[f"org/{name}"].private == (name == "closed")
@@ -55,15 +56,6 @@ def test_a_commit_of_somebody_else_in_between_is_refused(hub, trained, monkeypat
     assert hub.files("org/two") == {"README.md": b"theirs"}
 
 
-def test_dry_run_talks_to_nobody(hub, trained, capsys):
-    hub.paths()
-    command(trained, "--repo-id", "org/dry", "--dry-run")
-    assert [line for line in hub.paths() if "agent-harnesses" not in line] == []
-    shown = capsys.readouterr().out
-    for part in ("model.safetensors", "config.json", "# dry", "dry run: nothing was sent to org/dry"):
-        assert part in shown
-
-
 @pytest.mark.parametrize(
     ("repo_id", "token", "message"),
     [
@@ -86,7 +78,8 @@ def test_rights_are_found_out_before_anything_is_sent(hub, trained, repo_id, tok
     with pytest.raises(HubError, match=f"^publish: {message}") as raised:
         publish(trained, repo_id, token=token)
     assert "hf_" not in str(raised.value)
-    assert set(changed(hub)) <= {"POST /api/repos/create"}
+    changes = {line for line in hub.paths() if not line.startswith(("GET", "HEAD"))}
+    assert changes <= {"POST /api/repos/create", "POST /api/validate-yaml"}
     assert {name: repository.commits for name, repository in hub.repositories.items()} == before
 
 
