@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,9 +105,7 @@ def download(repo_id: str, files: list[str], *, revision: str | None = None, **o
     newest commit of main; other options are those of `huggingface_hub.snapshot_download`.
     """
 
-    def call() -> str:
-        return huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=files, **options)
-
+    call = partial(huggingface_hub.snapshot_download, repo_id, revision=revision, allow_patterns=files, **options)
     return Path(_ask("download", repo_id, call))
 
 

@@ -167,14 +167,9 @@ class TTFSModel(nn.Module):
                 code builds it.
             HubError: no such repository, no right to read it, or no connection and nothing in the cache.
         """
-        files = find_model(
-            pretrained_model_name_or_path,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-        )
+        download = {"token": token, "cache_dir": cache_dir, "force_download": force_download}
+        download |= {"local_files_only": local_files_only}
+        files = find_model(pretrained_model_name_or_path, revision=revision, **download)
         return cls.from_files(files, network).to(device)
 
     @classmethod

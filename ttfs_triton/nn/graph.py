@@ -100,8 +100,7 @@ class Stage:
     @property
     def neuron(self) -> Neuron | None:
         """How its neurons fire; None for a `LatencyEncoder`, or an `AnalogEncoder` without one."""
-        found = getattr(self.layer, "neuron", None)
-        return found if isinstance(found, Neuron) else None
+        return getattr(self.layer, "neuron", None)
 
     def synapses(self) -> tuple[Tensor, Tensor | None]:
         """Weights [C_out, ...] and initial potentials [C_out] or None as hardware gets them; see `plain_synapses`."""
