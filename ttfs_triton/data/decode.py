@@ -24,6 +24,7 @@ import datasets
 import numpy as np
 import psutil
 import pyarrow
+import pyarrow.compute
 import torch
 from datasets import config as datasets_config
 from pydantic import BaseModel
@@ -332,7 +333,7 @@ def check_rows(
     """Decode every image once, at an eighth of its size where its format allows, to find the damaged ones.
 
     Arguments are as in `decode_rows`; each access crops to `size`, and the `digest` is that of the images' files. The
-    result is kept in the cache of `datasets`, under a hash of row numbers and of the files' names, sizes and times.
+    result is kept in the cache of `datasets`, under a hash of row numbers, lengths and files (`_key`).
     """
     path = Path(datasets_config.HF_DATASETS_CACHE) / "checked-images" / f"{_key(rows, row_numbers)}.json"
     bad = BadImages(where, max_bad_images, partial(row_name, rows, where))
@@ -370,10 +371,12 @@ def read_checked(_: int, encoded: dict[str, Any] | None) -> tuple[bytes, int]:
 
 
 def _key(rows: datasets.Dataset, row_numbers: Tensor) -> str:
-    """Key of a check in the cache: hexadecimal SHA-256 of row numbers, and of name, size and times of the files."""
+    """Key of a check in the cache: SHA-256 of row numbers, of the images' lengths, and of their files and times."""
     content = hashlib.sha256(f"{_FORMAT}".encode() + row_numbers.numpy().astype("<i8").tobytes())
     table = cast(pyarrow.Table, rows.with_format("arrow")[:]).flatten()
     encoded, paths = (table.column(f"{rows.column_names[0]}.{part}") for part in ("bytes", "path"))
+    lengths = pyarrow.compute.call_function("binary_length", [encoded]).fill_null(0)
+    content.update(lengths.to_numpy().astype("<i8").tobytes())
     outside = paths.filter(encoded.is_null()).to_pylist()
     for path in (*(file["filename"] for file in rows.cache_files), *outside):
         if path is not None and os.path.isfile(path):
