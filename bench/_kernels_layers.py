@@ -111,7 +111,7 @@ def plan_pass(which: str, problem: Problem, config: Any, skip: bool = False) -> 
         problem, config: the layer, and the blocks of its contraction.
         skip: whether neurons have a synapse for a delayed spike.
     """
-    from ttfs_kernels.triton import blocks, forward, grad_input, grad_weight, neurons, normalisation
+    from ttfs_kernels.triton import blocks, forward, grad_input, grad_weight, neurons
 
     def empty(*shape: int, dtype: torch.dtype = problem.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -129,12 +129,10 @@ def plan_pass(which: str, problem: Problem, config: Any, skip: bool = False) -> 
         elif which == "grad_w":
             grad_weight.gradient_of_weight(problem, pair, x, config, neuron)
         else:
-            if norm:
-                A, W, parts = forward.contract_with_moments(problem, x, weight, config, neuron)
-                shift = normalisation.statistics_of(parts, channels, channels, 1e-5, None), None
-            else:
-                (A, W), shift = forward.contract(problem, x, weight, config, precise), (None, channels)
-            layer = neurons.Neurons(A, W, *shift, *((grad, channels) if skip else (None, None)))
+            A, W, parts = forward.contract(problem, x, weight, config, *((x.dtype, neuron) if norm else (precise,)))
+            statistics = None if parts is None else neurons.statistics_of(parts, channels, channels, 1e-5, None)
+            delayed = (grad, channels) if skip else (None, None)
+            layer = neurons.Neurons(A, W, statistics, None if norm else channels, *delayed)
             neurons.fire_neurons(layer, neuron, problem.dtype)
             totals = neurons.differentiate(layer, neuron, grad, 0 if norm else len(pair), sums=1 + norm + skip)[1]
             if norm:

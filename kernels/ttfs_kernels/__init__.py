@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ttfs_kernels.neuron import Neuron
-    from ttfs_kernels.ops import Normalisation, Normalised, dft_conv2d, dft_linear, normalised_conv2d, normalised_linear
-    from ttfs_kernels.standardise import standardise_weight
-    from ttfs_kernels.torch_layer import fuse_passes
+    from ttfs_kernels.ops import (
+        Normalisation,
+        Normalised,
+        dft_conv2d,
+        dft_linear,
+        normalised_conv2d,
+        normalised_linear,
+        standardise_weight,
+    )
+    from ttfs_kernels.rule import fuse_passes
 
 # Modules are imported when a name is first used: a command that lists the neuron's properties needs no PyTorch.
-_MODULES = ("neuron", "ops", "torch_layer", "standardise")
+_MODULES = ("neuron", "ops", "rule")
 __all__ = [
     "Neuron",
     "Normalisation",

@@ -120,11 +120,8 @@ def check_conv2d(function: str, operands: Operands, geometry: Geometry) -> None:
             f"{function}: x must be [batch, in_channels, height, width] and weight "
             f"[out_channels, in_channels / groups, rows, columns]; got {list(x.shape)} and {list(weight.shape)}."
         )
-    if x.shape[1] % groups or weight.shape[0] % groups:
-        raise ValueError(
-            f"{function}: groups must divide in_channels (={x.shape[1]}) and out_channels (={weight.shape[0]}); "
-            f"got {groups}."
-        )
+    if weight.shape[0] % groups:
+        raise ValueError(f"{function}: groups must divide out_channels (={weight.shape[0]}); got {groups}.")
     if x.shape[1] != weight.shape[1] * groups:
         raise ValueError(
             f"{function}: x must have {weight.shape[1] * groups} channels, as weight {list(weight.shape)} with "

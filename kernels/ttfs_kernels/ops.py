@@ -1,4 +1,4 @@
-"""The public functions, which check their arguments and pick a backend; layers as autograd functions."""
+"""The public functions, which check their arguments and pick a backend; their autograd functions."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,21 +8,17 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ttfs_kernels.checks import (
-    Geometry,
-    Operands,
-    Size,
-    autocasts,
-    backend_for,
-    check_conv2d,
-    check_linear,
-    check_normalisation,
-    checked_geometry,
-    first_derivatives_only,
-    reverse_mode_only,
-)
+from ttfs_kernels import checks
+from ttfs_kernels.checks import Geometry, Operands, Size, autocasts, checked_geometry
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.torch_layer import ClampedLayer, NormalisedLayer, Tensors, TorchLayer, is_formula
+from ttfs_kernels.rule import aten, is_formula, is_fused, precise_dtype, run
+from ttfs_kernels.torch_layer import ClampedLayer, NormalisedLayer, Tensors, TorchLayer
+
+EPSILON = 1e-12  # added to the squared norm of the centred weights: a filter of zeros gives zeros, not nan
+
+# Weights that a core normalises in float32 at a time, before the cast, so that float32 values stay in its cache.
+# Measured on one core (AVX2), 29 million weights to bfloat16: 18 ms in blocks, 24 ms layer by layer.
+BLOCK_WEIGHTS = 1 << 18
 
 
 class Normalised(NamedTuple):
@@ -215,12 +211,12 @@ def _layer(
 ) -> tuple[Tensor, ...]:
     """Check the operands, and compute the layer by the backend that serves the call."""
     x, weight, bias, skip, skip_weight = operands
-    which = backend_for(function, backend, x)
-    check_linear(function, operands) if geometry is None else check_conv2d(function, operands, geometry)
+    which = checks.backend_for(function, backend, x)
+    checks.check_linear(function, operands) if geometry is None else checks.check_conv2d(function, operands, geometry)
     gamma = epsilon = group = None
     if normalisation is not None:
         gamma, _, estimate, epsilon, group = normalisation
-        check_normalisation(function, x, weight, geometry, {"weight": gamma, "estimate": estimate}, group)
+        checks.check_normalisation(function, x, weight, geometry, {"weight": gamma, "estimate": estimate}, group)
     elif geometry is None and x.dim() != 2:
         x, skip = x.reshape(-1, x.shape[-1]), None if skip is None else skip.reshape(-1, skip.shape[-1])
     if autocasts(x):  # biases and skip weights stay, since the firing rule computes in float32 anyway
@@ -256,7 +252,7 @@ class Layer(Protocol):
 
 def apply_layer(function: str, layer: Layer, operands: Tensors) -> tuple[Tensor, ...]:
     """The outputs of `layer.forward`, recorded in autograd's graph: activations are differentiated once, in reverse."""
-    reverse_mode_only(function, *operands)
+    checks.reverse_mode_only(function, *operands)
     with_derivatives = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
     return DFTLayer.apply(function, layer, with_derivatives, *operands)
 
@@ -283,7 +279,7 @@ class DFTLayer(torch.autograd.Function):
         grad, needs = grads[0], ctx.needs_input_grad[3:]
         if grad is None:
             return (None,) * (3 + len(needs))
-        first_derivatives_only(ctx.function, grad)
+        checks.first_derivatives_only(ctx.function, grad)
         with without_autocast(grad):
             return None, None, None, *ctx.layer.backward(grad, ctx.saved_tensors, needs)
 
@@ -291,3 +287,98 @@ class DFTLayer(torch.autograd.Function):
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Context with autocast off: operands are cast already, and a backward pass keeps its forward pass's dtypes."""
     return torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()
+
+
+def standardise_weight(weight: Tensor, gain: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    """A layer's weights, for each neuron centred, scaled to unit norm and multiplied by the neuron's gain.
+
+    `ŵ = gain[c] · (w − mean) / ‖w − mean‖`, mean and norm over the fan-in.
+
+    Args:
+        weight: [C_out, ...], at least two weights per neuron. Contiguous and channels-last layouts are kept; other
+            strides come out contiguous.
+        gain: [C_out], norms of the resulting weights, in threshold heights; dtype of the weights.
+        dtype: dtype of the result. Default: dtype of the weights.
+    Returns:
+        The standardised weights, shape and memory format of `weight`. Neurons whose weights are all 0 give 0.
+    Gradient: for weight and gain, in their dtypes; only first derivatives in reverse mode.
+    Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization", 2019.
+    """
+    checks.reverse_mode_only("standardise_weight", weight, gain)
+    return _Standardised.apply(weight, gain, weight.dtype if dtype is None else dtype)
+
+
+class _Standardised(torch.autograd.Function):
+    """One layer's weights by group normalisation, one neuron per group: (w − mean)/std, where std = norm/√fan_in.
+
+    Keeps mean and 1/std of each neuron's weights, [2, C_out], for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, gain: Tensor, dtype: torch.dtype) -> Tensor:
+        weight = _dense(weight)
+        out = torch.empty_like(weight, dtype=dtype)
+        rows, out_rows = _rows(weight), _rows(out)
+        neurons, fan_in = rows.shape
+        scale, epsilon = _scale(gain, fan_in), EPSILON / fan_in
+        stats = scale.new_empty(2, neurons)
+        in_cache = weight.device.type == "cpu" and dtype != scale.dtype and not torch.compiler.is_compiling()
+        block = max(1, BLOCK_WEIGHTS * torch.get_num_threads() // fan_in) if in_cache else neurons
+        for start in range(0, neurons, block):
+            here = slice(start, start + block)
+            some = rows[here].to(scale.dtype)
+            groups = len(some)
+            values, stats[:1, here], stats[1:, here] = aten.native_group_norm(
+                some[None], scale[here], None, 1, groups, fan_in, groups, epsilon
+            )
+            out_rows[here] = values[0]
+        ctx.save_for_backward(weight, gain, stats)
+        ctx.set_materialize_grads(False)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        if grad is None:
+            return None, None, None
+        checks.first_derivatives_only("standardise_weight", grad)
+        weight, gain, stats = ctx.saved_tensors
+        layout = torch.contiguous_format if weight.is_contiguous() else torch.channels_last
+        rows, grad_rows = _rows(weight), _rows(grad.contiguous(memory_format=layout))
+        neurons, fan_in = rows.shape
+        scale = _scale(gain, fan_in)
+        if is_fused(rows):
+            grad_weight, grad_scale = run((_gradients,), rows, grad_rows, scale, stats)
+        else:
+            grad_rows, rows, sizes = grad_rows.to(stats.dtype), rows.to(stats.dtype), (1, neurons, fan_in, neurons)
+            grad_weight, grad_scale, _ = aten.native_group_norm_backward(
+                grad_rows[None], rows[None], stats[:1], stats[1:], scale, *sizes, [True, True, False]
+            )
+        grad_weight = grad_weight.as_strided(weight.shape, weight.stride())
+        return grad_weight.to(weight.dtype), (grad_scale * fan_in**-0.5).to(gain.dtype), None
+
+
+def _gradients(weights: Tensor, grad: Tensor, scale: Tensor, stats: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of weights [C_out, fan_in] and scale; compiled, twice as fast as `native_group_norm_backward`."""
+    means, inverse_stds = stats.unsqueeze(-1)
+    grad, normalised = grad.to(stats.dtype), (weights.to(stats.dtype) - means) * inverse_stds
+    grad_scale = (grad * normalised).sum(1)
+    centred = grad - grad.mean(1, keepdim=True) - normalised * (grad_scale / weights.shape[1]).unsqueeze(-1)
+    return centred * (inverse_stds * scale.unsqueeze(-1)), grad_scale
+
+
+def _scale(gain: Tensor, fan_in: int) -> Tensor:
+    """gain/√fan_in, the factor of (w − mean)/std, in at least float32."""
+    return gain.to(precise_dtype(gain.dtype)) * fan_in**-0.5
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """The weight in a contiguous or channels-last layout: each neuron is one row in memory."""
+    if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        return weight
+    return weight.contiguous()
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """Dense weights as a view [C_out, fan_in], in the order of their memory."""
+    return (weight if weight.is_contiguous() else weight.permute(0, 2, 3, 1)).flatten(1)

@@ -1,4 +1,4 @@
-"""The firing rule in PyTorch, in two forms: readable (`fire`), and in place over blocks that fit the cache (`fire_`).
+"""The firing rule in PyTorch, and the passes over a layer's neurons between its contractions, as formulas.
 
 Notation (Wei et al., ICCV 2023, with the window's length and the ramp's height at 1): A is the membrane potential at
 the window's start, W the slope of the membrane potential inside the window. The potential A + W·s meets the firing
@@ -11,10 +11,27 @@ vanished smoothly: see `fire_with_derivatives` and `vanishing`.
 Two bounds before the division decide which neurons saturate or stay silent. The closing speed 1 + W is bounded below by
 the smallest 1 − A that a neuron with A < 1 can have, so s ≥ 1 (silent) if 1 + W ≤ 0. And 1 − A is bounded below by 0,
 so s = 0 exactly if A ≥ 1, also for infinite A and W. NaN stays NaN, in derivatives as well.
+
+A pass takes pairs [2, images, positions, channels] of A and W, or of their gradients; at σ = 0 [1, ...], of A alone. In
+a fully connected layer each image has one position. Values of a channel are [channels], σ is a scalar tensor.
+
+With batch norm, a channel's mean μ and variance s² are taken of V = A + W, the potential at the window's end, over the
+batch and all positions. At σ = 0, W is 0, and this is ordinary batch norm. One factor scales both potentials:
+
+    g = γ / √(s² + ε)        A' = g·(A − μ) + β        W' = g·W        activation = fire(A', W')
+
+So a trained layer is a layer without batch norm, of weights g·w and initial potential β − g·μ. Backward, over the N
+neurons of a channel, with the gradients dA' and dW' from the firing rule:
+
+    dβ = Σ dA'        dγ = Σ (dA'·(A − μ) + dW'·W) / √(s² + ε)
+    dA = g·(dA' − dβ/N − (V − μ)·dγ/(N·√(s² + ε)))        dW = the same with dW' in place of dA'
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,20 +40,21 @@ from torch import Tensor
 from ttfs_kernels.neuron import Neuron, PlacedNeuron
 
 aten = torch.ops.aten
+logger = logging.getLogger(__name__)
 
 # Elements of a block per thread: the rule's float32 operands stay in a core's second-level cache. Measured on one core
 # (AVX-512, 2 MiB), 2 million neurons: 5.3 ms in blocks, 7.5 ms in one piece.
 BLOCK_ELEMENTS = 1 << 17
+
+# Passes over fewer elements are not fused: calling a compiled pass takes as long as it saves. Measured on one core.
+SMALLEST = 1 << 15
 
 # Upper bound on a silent neuron's derivative, far below the largest derivative of a neuron that fires.
 SURROGATE_BOUND = 2.0
 
 EXACT = Neuron(derivative_clip=None)
 
-
-def vanishing(x: Tensor, neuron: Neuron) -> Tensor:
-    """Factor of the mask's gradient in an input's gradient: 1 − x/δ where x < δ (1 if silent), else 0; shape of x."""
-    return (1 - x * (1 / neuron.surrogate_width)).clamp_min(0)
+_fusing = False
 
 
 def fire(A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +73,7 @@ def fire(A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fire_with_derivatives(potential: Tensor, slope: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor, Tensor]:
-    """Activations, ∂a/∂A and ∂a/∂W, surrogate and clip included, in operators that a compiler can fuse.
+    """Activations, ∂a/∂A and ∂a/∂W, surrogate and clip included.
 
     With a surrogate width δ > 0, a silent neuron whose potential at the window's end is −δ < A + W ≤ 0 has the
     derivative (1 + (A + W)/δ)·min(1/(1 + W), 2) with respect to both A and W. Otherwise ∂a/∂W = (1 − q·a)·∂a/∂A.
@@ -64,242 +82,170 @@ def fire_with_derivatives(potential: Tensor, slope: Tensor, neuron: Neuron) -> t
         potential, slope: A, initial potential included, and W, any shape, float32 or float64.
         neuron: surrogate width, clip and q of the derivatives; its σ is not read, since `slope` includes it.
     Returns:
-        activation, ∂a/∂A and ∂a/∂W, shape and dtype of `potential`.
+        activation, ∂a/∂A and ∂a/∂W, shape and dtype of `potential`; with q = 0 the derivatives are one tensor.
     """
-    smallest = smallest_closing_speed(potential.dtype)
-    speed = slope + 1
-    closing_speed = speed.clamp_min(smallest)
-    crossing = ((1 - potential).clamp_min(0) / closing_speed).clamp_max(1)
-    gain = closing_speed.reciprocal()
-    by_potential = torch.where((crossing <= 0) | (crossing >= 1), 0, gain)
-    by_slope = by_potential * (crossing * neuron.split_gradient + (1 - neuron.split_gradient))  # 1 − q·a
-    by_potential = torch.where(is_nan(crossing), crossing, by_potential)
-    width = neuron.surrogate_width
+    crossing, speed = crossing_of(potential, slope)
+    derivatives = derivatives_of(crossing, speed, potential, slope, neuron)
+    return 1 - crossing, derivatives[0], derivatives[-1]
+
+
+def derivatives_of(crossing: Tensor, speed: Tensor, potential: Tensor, slope: Tensor, neuron: Neuron) -> list[Tensor]:
+    """[∂a/∂A, ∂a/∂W], or a single one with q = 0; overwrites the closing speed.
+
+    In place and without booleans, whose CPU kernels are not vectorised.
+    """
+    gain, q, width = speed.reciprocal_(), neuron.split_gradient, neuron.surrogate_width
+    # hardtanh_backward(g, s, 0, 1) is g where 0 < s < 1, else 0; threshold_backward(g, s, t) is g where s > t.
+    derivatives = [with_nan_of(crossing, aten.hardtanh_backward(gain, crossing, 0, 1))]
+    if q > 0:
+        derivatives.append(derivatives[0] * (crossing if q == 1 else crossing * q + (1 - q)))  # 1 − q·a
     if width > 0:
-        near = ((potential + speed - (1 - width)) * (1 / width)).clamp(0, 1) * gain.clamp_max(SURROGATE_BOUND)
-        near = torch.where(crossing <= 1 - smallest, 0, near)
-        by_potential, by_slope = by_potential + near, by_slope + near
+        near = (potential + (slope + 1)).sub_(1 - width).mul_(1 / width).clamp_(0, 1)
+        near.mul_(gain.clamp_max_(SURROGATE_BOUND))
+        near = aten.threshold_backward(near, crossing, 1 - smallest_closing_speed(crossing.dtype))  # of silent neurons
+        derivatives = [derivative.add_(near) for derivative in derivatives]
     if neuron.derivative_clip is not None:
-        by_potential = by_potential.clamp_max(neuron.derivative_clip)
-        by_slope = by_slope.clamp_max(neuron.derivative_clip)
-    return 1 - crossing, by_potential, by_slope
+        derivatives = [derivative.clamp_max_(neuron.derivative_clip) for derivative in derivatives]
+    return derivatives
 
 
-def fire_(
-    potentials: Tensor,
-    bias: Tensor | None,
+def crossing_of(potential: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """(s, 1 + W): time at which the potential crosses the threshold, 1 − a, and closing speed, both bounded."""
+    speed = (slope + 1).clamp_min_(smallest_closing_speed(potential.dtype))
+    return (1 - potential).clamp_min_(0).div_(speed).clamp_max_(1), speed
+
+
+def with_nan_of(values: Tensor, results: Tensor) -> Tensor:
+    """The results, which may be overwritten, and NaN where the values are NaN."""
+    if torch.compiler.is_compiling():  # PyTorch 2.13's compiler takes 0 * a for 0, and does not vectorise `isnan`
+        return torch.where(values != values, values, results)
+    return results.add_(values, alpha=0)
+
+
+def vanishing(x: Tensor, neuron: Neuron) -> Tensor:
+    """Factor of the mask's gradient in an input's gradient: 1 − x/δ where x < δ (1 if silent), else 0; shape of x."""
+    return (1 - x * (1 / neuron.surrogate_width)).clamp_min(0)
+
+
+# ---- passes
+
+
+def firing(
     neuron: Neuron,
     with_derivatives: bool,
-    skip: Tensor | None = None,
-    skip_weight: Tensor | None = None,
-    sigma: Tensor | float = 1.0,
-) -> Tensor:
-    """Activations [neurons, channels] of a layer's neurons, dtype of `potentials`; computed in float32 or wider.
-
-    `potentials` [2, neurons, channels] hold A without its initial potential `bias`, and W. They are overwritten: with
-    derivatives by ∂a/∂A and ∂a/∂W, otherwise by scratch. Each delayed spike of `skip` [neurons, channels] reaches one
-    neuron.
-    """
-    activations = potentials.new_empty(potentials.shape[1:])
-    precise = torch.promote_types(potentials.dtype, torch.float32)
-    for here in row_blocks(activations):
-        both = potentials[:, here].to(precise)  # itself, or a copy where it has 16 bits
-        if bias is not None:
-            both[0].add_(bias)
-        if skip is not None and skip_weight is not None:
-            delay_(both, skip[here], skip_weight, sigma)
-        crossing = cross_(both, neuron, with_derivatives)
-        if with_derivatives and precise != potentials.dtype:
-            potentials[:, here].copy_(both)
-        activations[here] = crossing.neg_().add_(1)
-    return activations
-
-
-def row_blocks(rows: Tensor) -> Iterator[slice]:
-    """Blocks of the first dimension of rows [neurons, channels], which fit the cache.
-
-    On an accelerator it is one block: launches of more blocks cost more than the memory traffic that they save.
-    """
-    neurons, channels = rows.shape
-    on_cpu = rows.device.type == "cpu"
-    block = max(1, BLOCK_ELEMENTS * torch.get_num_threads() // max(1, channels) if on_cpu else neurons)
-    return (slice(start, start + block) for start in range(0, neurons, block))
-
-
-def delay_(both: Tensor, skip: Tensor, skip_weight: Tensor, sigma: Tensor | float) -> None:
-    """Add delayed spikes [neurons, channels] to A, and their masks to W, in `both` [2, ...]; at σ = 0 [1, ...]."""
-    skip, skip_weight = skip.to(both.dtype), skip_weight.to(both.dtype)
-    both[0].addcmul_(skip, skip_weight)
-    if len(both) == 2:
-        spikes = torch.gt(skip, 0, out=torch.empty_like(skip)).mul_(sigma)
-        both[1].addcmul_(spikes, skip_weight)
-
-
-def cross_(both: Tensor, neuron: Neuron, with_derivatives: bool) -> Tensor:
-    """Crossing times 1 − a; overwrites potentials and slopes [2, neurons, channels] with ∂a/∂A and ∂a/∂W, or scratch.
-
-    In few passes over memory, and without booleans, whose CPU kernels are not vectorised.
-    """
-    potential, slope = both
-    smallest = smallest_closing_speed(both.dtype)
-    closing_speed = slope.add_(1)
-    near = None
-    if with_derivatives and neuron.surrogate_width > 0:
-        width = neuron.surrogate_width
-        near = torch.add(potential, closing_speed).sub_(1 - width).mul_(1 / width).clamp_(0, 1)
-    closing_speed.clamp_min_(smallest)
-    crossing = torch.rsub(potential, 1).clamp_min_(0).div_(closing_speed).clamp_max_(1)
+    potentials: Tensor,
+    bias: Tensor | None,
+    skip: Tensor | None,
+    skip_weight: Tensor | None,
+    sigma: Tensor,
+) -> tuple[Tensor, ...]:
+    """(activations, stacked derivatives if wanted) of A without its initial potential `bias`, and W."""
+    potential, slope = potentials.to(precise_dtype(potentials.dtype))
+    if bias is not None:
+        potential = potential + bias
+    potential, slope = with_delayed(potential, slope, skip, skip_weight, sigma)
+    assert slope is not None  # since a slope was given
     if not with_derivatives:
-        return crossing
-    gain = closing_speed.reciprocal_()
-    if near is not None:
-        # threshold_backward(g, s, t) is g where s > t, else 0: for silent neurons, whose s is 1.
-        near.mul_(gain.clamp_max(SURROGATE_BOUND))
-        aten.threshold_backward.grad_input(near, crossing, 1 - smallest, grad_input=near)
-    # hardtanh_backward(g, s, 0, 1) is g where 0 < s < 1, else 0: zero for saturated and silent neurons.
-    aten.hardtanh_backward.grad_input(gain, crossing, 0, 1, grad_input=potential)
-    potential.add_(crossing, alpha=0)  # NaN where s is NaN, which hardtanh_backward treats as inside; else unchanged
-    q = neuron.split_gradient
-    if q == 0:
-        slope.copy_(potential)
+        return ((1 - crossing_of(potential, slope)[0]).to(potentials.dtype),)
+    activations, *derivatives = fire_with_derivatives(potential, slope, neuron)
+    return activations.to(potentials.dtype), torch.stack(derivatives).to(potentials.dtype)
+
+
+def with_delayed(
+    A: Tensor, W: Tensor | None, skip: Tensor | None, skip_weight: Tensor | None, sigma: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """(A, W) plus delayed spikes, each of which reaches one neuron; W is None at σ = 0."""
+    if skip is None or skip_weight is None:
+        return A, W
+    skip, skip_weight = skip.to(A.dtype), skip_weight.to(A.dtype)
+    slope = None if W is None else W.addcmul((skip > 0).to(W.dtype) * sigma, skip_weight)
+    return A.addcmul(skip, skip_weight), slope
+
+
+def inside(grad: Tensor, values: Tensor) -> Tensor:
+    """The gradient where the values (potentials or activations) lie between 0 and 1, else 0; NaN where they are NaN."""
+    return with_nan_of(values, aten.hardtanh_backward(grad, values, 0, 1))
+
+
+def both(potentials: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(A, W) in at least float32; W is None at σ = 0."""
+    precise = precise_dtype(potentials.dtype)
+    A = potentials[0].to(precise)
+    return A, potentials[1].to(precise) * sigma if len(potentials) == 2 else None
+
+
+def end(A: Tensor, W: Tensor | None, mean: Tensor) -> Tensor:
+    """V less a mean, in memory of its own."""
+    return A - mean if W is None else (A + W).sub_(mean)
+
+
+def summing(potentials: Tensor, sigma: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ (V − estimate) and Σ (V − estimate)², [C]."""
+    offset = end(*both(potentials, sigma), estimate)
+    return sum_rows(offset), sum_rows(offset.square())
+
+
+def normalise(
+    A: Tensor,
+    W: Tensor | None,
+    sigma: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    skip: Tensor | None,
+    skip_weight: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """(A', W') plus delayed spikes; `scale` is g and `shift` is β − g·μ."""
+    return with_delayed((A * scale).add_(shift), None if W is None else W * scale, skip, skip_weight, sigma)
+
+
+def normalised_firing(potentials: Tensor, sigma: Tensor, *others: Any) -> Tensor:
+    """Activations of normalised potentials; `others` are the other operands of `normalise`."""
+    A, W = normalise(*both(potentials, sigma), sigma, *others)
+    return (A.clamp_(0, 1) if W is None else 1 - crossing_of(A, W)[0]).to(potentials.dtype)
+
+
+def deriving(
+    neuron: Neuron, potentials: Tensor, grad: Tensor, mean: Tensor, sigma: Tensor, *others: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(h, dβ, dg): gradients h of A' and W', [2, ...], or [1, ...] if they are the same; dγ is dg / √(s² + ε).
+
+    `others` are the other operands of `normalise`.
+    """
+    A, W = both(potentials, sigma)
+    potential, slope = normalise(A, W, sigma, *others)
+    grad = grad.to(A.dtype)
+    if W is None or slope is None:
+        h = [inside(grad, potential)]
+        by_scale = h[0] * (A - mean)
     else:
-        torch.mul(potential, crossing if q == 1 else crossing * q + (1 - q), out=slope)
-    if near is not None:
-        both.add_(near)
-    if neuron.derivative_clip is not None:
-        both.clamp_max_(neuron.derivative_clip)
-    return crossing
+        derivatives = derivatives_of(*crossing_of(potential, slope), potential, slope, neuron)
+        h = [derivative.mul_(grad) for derivative in derivatives]
+        by_scale = (A - mean).mul_(h[0]).addcmul_(h[-1], W)
+    return stack(h).to(potentials.dtype), sum_rows(h[0]), sum_rows(by_scale)
 
 
-@dataclass(frozen=True)
-class Passes:
-    """The passes over the neurons of a layer with batch norm, whose formulas are those of `fused`.
+def spreading(
+    h: Tensor,
+    potentials: Tensor,
+    sigma: Tensor,
+    scale: Tensor,
+    mean: Tensor,
+    by_mean: Tensor,
+    by_variance: Tensor,
+) -> Tensor:
+    """The gradients of A and of Σ w·[x > 0] from those of A' and W', h of `deriving`.
 
-    A channel's mean μ and variance s² are taken of V = A + W, the potential at the window's end, over the batch and all
-    positions. At σ = 0, W is 0, and this is ordinary batch norm. One factor scales both potentials:
-
-        g = γ / √(s² + ε)        A' = g·(A − μ) + β        W' = g·W        activation = fire(A', W')
-
-    So a trained layer is a layer without batch norm, of weights g·w and initial potential β − g·μ. Backward, over the N
-    neurons of a channel, with the gradients dA' and dW' from the firing rule:
-
-        dβ = Σ dA'        dγ = Σ (dA'·(A − μ) + dW'·W) / √(s² + ε)
-        dA = g·(dA' − dβ/N − (V − μ)·dγ/(N·√(s² + ε)))        dW = the same with dW' in place of dA'
-
-    Attributes:
-        potentials: [2, neurons, channels], A and Σ w·[x > 0]; at σ = 0 [1, ...].
-        sigma: σ, a number or a scalar tensor.
+    These are g·(dA' − shared) and σ·g·(dW' − shared), with shared = by_mean + (V − μ)·by_variance. `by_mean` is dβ/N,
+    `by_variance` dγ/(N·√(s² + ε)).
     """
-
-    potentials: Tensor
-    sigma: Tensor | float
-
-    def sums(self, estimate: Tensor) -> Tensor:
-        """Σ (V − estimate) and Σ (V − estimate)², [2, channels]."""
-        total = torch.zeros(2, len(estimate), dtype=precise_dtype(self.potentials.dtype), device=estimate.device)
-        for here in row_blocks(self.potentials[0]):
-            offset = self._end(here).sub_(estimate)
-            total[0].add_(offset.sum(0))
-            total[1].add_(offset.square_().sum(0))
-        return total
-
-    def fire(self, neuron: Neuron, *others: Any) -> Tensor:
-        """Activations [neurons, channels]; `others` are the other operands of `_normalise`."""
-        activations = torch.empty_like(self.potentials[0])
-        for here in row_blocks(activations):
-            both = self._normalise(here, *others)
-            fired = both[0].clamp_(0, 1) if len(both) == 1 else cross_(both, neuron, False).neg_().add_(1)
-            activations[here] = fired
-        return activations
-
-    def derive(self, neuron: Neuron, grad: Tensor, h: Tensor, mean: Tensor, *others: Any) -> Tensor:
-        """Write the gradients of A' and W' into h (of both at once where h has one row); dβ and dg, [2, channels]."""
-        total = torch.zeros(2, len(mean), dtype=precise_dtype(h.dtype), device=h.device)
-        for here in row_blocks(self.potentials[0]):
-            both = self._normalise(here, *others)
-            rows = grad[here].to(both.dtype)
-            if len(both) == 1:
-                inside = aten.hardtanh_backward(rows, both[0], 0, 1)
-                both = inside.add_(both[0], alpha=0).unsqueeze(0)
-            else:
-                cross_(both, neuron, True)
-                both = both[: len(h)].mul_(rows)
-            h[:, here] = both
-            total[0].add_(both[0].sum(0))
-            potentials = self._precise(here)
-            potentials[0].sub_(mean)
-            total[1].add_(potentials.mul_(both).sum((0, 1)))
-        return total
-
-    def spread(self, h: Tensor, scale: Tensor, mean: Tensor, by_mean: Tensor, by_variance: Tensor) -> None:
-        """Replace the gradients of A' and W' in h by those of A and of Σ w·[x > 0]."""
-        for here in row_blocks(self.potentials[0]):
-            shared = self._end(here).sub_(mean).mul_(by_variance).add_(by_mean)
-            rows = h[:, here].to(shared.dtype).sub_(shared).mul_(scale)
-            if len(rows) == 2:
-                self._persist_(rows[1])
-            if rows.dtype != h.dtype:
-                h[:, here] = rows
-
-    def _precise(self, here: slice) -> Tensor:
-        """A copy of A and W = σ·Σ w·[x > 0] in at least float32."""
-        both = self.potentials[:, here].to(precise_dtype(self.potentials.dtype), copy=True)
-        if len(both) == 2:
-            self._persist_(both[1])
-        return both
-
-    def _persist_(self, slope: Tensor) -> None:
-        if isinstance(self.sigma, Tensor) or self.sigma != 1.0:
-            slope.mul_(self.sigma)
-
-    def _end(self, here: slice) -> Tensor:
-        """V = A + W, in memory of its own."""
-        A, *W = self._precise(here)
-        return A.add_(W[0]) if W else A
-
-    def _normalise(
-        self, here: slice, scale: Tensor, shift: Tensor, skip: Tensor | None, skip_weight: Tensor | None
-    ) -> Tensor:
-        """A' and W', with delayed spikes; `scale` is g and `shift` β − g·μ."""
-        both = self._precise(here).mul_(scale)
-        both[0].add_(shift)
-        if skip is not None and skip_weight is not None:
-            delay_(both, skip[here], skip_weight, self.sigma)
-        return both
+    shared = end(*both(potentials, sigma), mean).mul_(by_variance).add_(by_mean)
+    factors = (scale, sigma * scale)
+    return stack([(one.to(shared.dtype) - shared).mul_(by) for one, by in zip(h, factors, strict=False)]).to(h.dtype)
 
 
-def scaling(derivatives: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """(h, Σ h[0] over neurons): h is the product of derivatives [2, neurons, channels] and gradient."""
-    h = derivatives * grad
-    return h, h[0].sum(0, dtype=precise_dtype(h.dtype))
-
-
-def entering(neuron: Neuron, grad: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """The gradient of a layer's input [elements] from the gradients of its activations and masks [2, elements].
-
-    Without a surrogate, masks have no gradient: `grad` is [elements], the gradient of the activations.
-    """
-    if neuron.surrogate_width == 0:
-        return torch.where(x <= 0, 0, grad)
-    by_mask = grad[1] * vanishing(x, neuron)
-    return torch.where(x <= 0, 0, grad[0]) + by_mask * sigma
-
-
-def skipping(neuron: Neuron, h: Tensor, skip: Tensor, skip_weight: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of delayed spikes [..., channels] and of their weights [channels].
-
-    h holds the gradients of A and W, [2, ..., channels]; at σ = 0 the gradient of A alone, [1, ..., channels].
-    """
-    precise = precise_dtype(h.dtype)
-    by_potential, x = h[0].to(precise), skip.to(precise)
-    by_weight, by_spike = by_potential * x, by_potential
-    if neuron.has_slope:
-        by_slope = h[1].to(precise) * sigma
-        by_weight = by_weight + torch.where(x > 0, by_slope, 0)
-        by_spike = torch.where(x <= 0, 0, by_potential)
-        if neuron.has_surrogate:
-            by_spike = by_spike + by_slope * vanishing(x, neuron)
-    return (by_spike * skip_weight.to(precise)).to(h.dtype), sum_rows(by_weight)
+def stack(tensors: list[Tensor]) -> Tensor:
+    """The tensors along a new first dimension, a single one without a copy."""
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
 
 
 def sum_rows(values: Tensor) -> Tensor:
@@ -307,6 +253,109 @@ def sum_rows(values: Tensor) -> Tensor:
     while values.dim() > 1:
         values = values.sum(-2)
     return values
+
+
+# ---- how passes run: fused, traced, or eagerly in blocks
+
+
+def fuse_passes(on: bool = True) -> None:
+    """Turn on (or off) fusion of layers' passes over neurons by PyTorch's compiler, on a CPU, in this process.
+
+    Eager PyTorch goes through memory once per operation: a layer on large maps, with few synapses per neuron, spends
+    most of its time there. Compiling takes some 20 seconds per process, once for all shapes, and needs a C++ compiler.
+    In float32 and float64, results equal the eager passes bit for bit, except that sums have another order. In 16 bits
+    they are rounded less often, since intermediate values are never stored.
+
+    The gradient of `standardise_weight` is fused, too. If compiling fails, for example without a C++ compiler, the
+    logger "ttfs_kernels.rule" warns once with the reason, and passes run eagerly from then on.
+
+    Args:
+        on: True fuses passes; False runs them eagerly.
+    """
+    global _fusing
+    _fusing = on
+
+
+def is_fused(x: Tensor) -> bool:
+    """Whether passes over x are fused: by `fuse_passes`, and by the device and size of x."""
+    return _fusing and x.device.type == "cpu" and x.numel() >= SMALLEST
+
+
+def is_formula(x: Tensor) -> bool:
+    """Whether a compiler sees a pass over x: it is fused here, or `torch.compile` is tracing the caller."""
+    return torch.compiler.is_compiling() or is_fused(x)
+
+
+def run(formula: tuple[Any, ...], *operands: Tensor | None) -> Any:
+    """Evaluate a formula, (function, *settings); fused if `is_fused` holds for the first operand, the largest one.
+
+    Otherwise in blocks of neurons, if that operand is a pair. A compiler sees any σ > 0 as 1: formulas get σ as a
+    tensor, so that a new σ recompiles nothing.
+
+    Example: `run((entering, neuron), grad, mask_grad, x, sigma)`.
+    """
+    function, *settings = formula
+    first = operands[0]
+    assert first is not None
+    if is_formula(first):
+        settings = [of_any_persistence(one) if isinstance(one, Neuron) else one for one in settings]
+        if not torch.compiler.is_compiling():
+            return compiled(function, *settings)(*operands)
+    elif first.dim() == 4:
+        return in_blocks(function, settings, operands)
+    return function(*settings, *operands)
+
+
+def in_blocks(function: Callable[..., Any], settings: list[Any], operands: tuple[Tensor | None, ...]) -> Any:
+    """A formula's results: those of neurons from blocks that fit the cache, those of channels summed over blocks."""
+    first: Any = operands[0]
+    _, *size, channels = first.shape
+    neurons = max(1, math.prod(size))
+    # On an accelerator one block: more launches would cost more than the memory traffic that they save.
+    block = BLOCK_ELEMENTS * torch.get_num_threads() // channels if first.device.type == "cpu" else neurons
+    block = max(1, block)
+    blocks = -(-neurons // block)
+    split = ([t] * blocks if t is None or t.dim() < 2 else t.flatten(-3, -2).split(block, -2) for t in operands)
+    results = [function(*settings, *here) for here in zip(*split, strict=True)]
+    if isinstance(results[0], Tensor):
+        return joined(results, size)
+    return tuple(joined(list(parts), size) for parts in zip(*results, strict=True))
+
+
+def joined(parts: list[Tensor], size: list[int]) -> Any:
+    """A result of all blocks; that of neurons as [..., images, positions, channels]."""
+    if parts[0].dim() < 2:
+        return parts[0] if len(parts) == 1 else sum(parts)
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, -2)).unflatten(-2, size)
+
+
+@cache
+def compiled(formula: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
+    """The pass of a formula, compiled at its first call and cached; if compiling fails, it runs eagerly."""
+    from torch._dynamo.exc import TorchDynamoException  # here, since importing it takes a second
+
+    def bound(*operands: Tensor | None) -> Any:
+        return formula(*settings, *operands)
+
+    # The compiler limits compiled versions per code object, which closures share: give each pass its own.
+    bound.__code__ = bound.__code__.replace(co_name=f"{formula.__name__}_fused")
+    fused = torch.compile(bound, dynamic=True)
+
+    def fused_or_eager(*operands: Tensor | None) -> Any:
+        # Detached, since the compiler would treat the shapes of parameters as constants.
+        operands = tuple([None if operand is None else operand.detach() for operand in operands])
+        try:
+            return fused(*operands)
+        except TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            logger.warning("passes are not fused: PyTorch's compiler failed (%s)", reason)
+            fuse_passes(False)
+            return bound(*operands)
+
+    return fused_or_eager
+
+
+# ---- σ and precision
 
 
 def factor(neuron: Neuron, like: Tensor) -> Tensor | float:
@@ -329,7 +378,7 @@ def persistence(neuron: Neuron, like: Tensor) -> Tensor:
 
 
 def of_any_persistence(neuron: Neuron) -> Neuron:
-    """The neuron with any σ > 0 replaced by 1: formulas get σ as a tensor, so that a new σ recompiles nothing."""
+    """The neuron with any σ > 0 replaced by 1."""
     if isinstance(neuron, PlacedNeuron):
         return Neuron.unpack((1.0, *neuron.pack()[1:]))
     return replace(neuron, psp_persistence=1.0) if neuron.has_slope else neuron
@@ -338,11 +387,6 @@ def of_any_persistence(neuron: Neuron) -> Neuron:
 def precise_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a formula computes: at least float32."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def is_nan(values: Tensor) -> Tensor:
-    """Where values are NaN. PyTorch's compiler vectorises this comparison, but not `isnan`."""
-    return values != values
 
 
 def smallest_closing_speed(dtype: torch.dtype) -> float:

@@ -23,7 +23,7 @@ CONV2D = [
     ({"groups": True}, ValueError, "groups must be an integer ≥ 1; got True."),
     ({"padding": (1, 1, 1)}, ValueError, f"padding {PAIR} 0; got (1, 1, 1)"),
     ({"dilation": (1, 0)}, ValueError, f"dilation {PAIR} 1; got (1, 0)"),
-    ({"groups": 3}, ValueError, "groups must divide in_channels (=4) and out_channels (=6); got 3"),
+    ({"groups": 4}, ValueError, "groups must divide out_channels (=6); got 4"),
     ({"groups": 2}, ValueError, "x must have 8 channels, as weight [6, 4, 3, 3] with groups=2 expects; got 4"),
     ({"dilation": 3}, ValueError, "the padded image must be at least as large as the dilated kernel; got image [5, 5]"),
     ({"skip": SKIP}, ValueError, "skip_weight must come with skip; got none"),

@@ -9,14 +9,15 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 from tests.kernels.common import KINDS, LINEAR, NAMES, Kind, activations, apply, leaves, operands, results
-from ttfs_kernels import Neuron, fuse_passes, fused, rule, torch_layer
+from ttfs_kernels import Neuron, fuse_passes, rule
+from ttfs_kernels.torch_layer import crossing, entering
 
 NEURON = Neuron(0.5, derivative_clip=3.0, surrogate_width=0.3, split_gradient=0.4)
 
 
 @pytest.fixture(autouse=True)
 def fuse_small_layers_too(monkeypatch) -> Iterator[None]:
-    monkeypatch.setattr(torch_layer, "SMALLEST", 0)
+    monkeypatch.setattr(rule, "SMALLEST", 0)
     yield
     fuse_passes(False)
 
@@ -27,7 +28,7 @@ def both_passes(fuse: bool, kind: Kind, dtype: torch.dtype, neuron: Neuron = NEU
     torch.manual_seed(0)
     tensors = {name: t.to(dtype if t.dim() > 1 else torch.float32) for name, t in operands(kind, *NAMES).items()}
     found = results(kind, leaves(tensors), neuron=neuron, backend="torch")
-    assert torch_layer._fusing is fuse  # nothing fell back
+    assert rule._fusing is fuse  # nothing fell back
     return found
 
 
@@ -54,14 +55,13 @@ def test_the_rule_and_its_gradient_are_equal_to_the_bit_in_every_case():
     fuse_passes()
     special = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0, 1 - 2**-24, 0.0, -0.0, -1.0, -0.29, 0.5])
     grid = torch.cartesian_prod(special, torch.cat([special, torch.randn(8)]))
-    potentials = grid.t().reshape(2, -1, 1).repeat(1, 1, 2).contiguous()
+    potentials = grid.t().reshape(2, 1, -1, 1).repeat(1, 1, 1, 2).contiguous()
     operands = potentials, None, None, None, rule.persistence(NEURON, potentials)
-    found = torch_layer.compiled(fused.firing, rule.of_any_persistence(NEURON), True)(*operands)
-    expected = rule.fire_(potentials, None, NEURON, with_derivatives=True)  # leaves the derivatives in `potentials`
-    torch.testing.assert_close(found, (expected, potentials), rtol=0, atol=0, equal_nan=True)
+    found = rule.compiled(rule.firing, NEURON, True)(*operands)
+    torch.testing.assert_close(found, rule.firing(NEURON, True, *operands), rtol=0, atol=0, equal_nan=True)
     # At σ = 0 the derivative is 1 inside the window.
     x, grad = (column.view(-1, 1) for column in torch.cartesian_prod(special[[0, 3, 4, 5, 9]], special).t())
-    found, total = torch_layer.compiled(fused.crossing)(grad, x)
+    found, total = rule.compiled(crossing)(grad, x)
     expected = torch.where((x > 0) & (x < 1), grad, 0).where(~x.isnan(), x)
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     assert total.isnan().all()
@@ -69,12 +69,12 @@ def test_the_rule_and_its_gradient_are_equal_to_the_bit_in_every_case():
 
 def test_one_compilation_serves_all_shapes():
     fuse_passes()
-    enter, sigma = torch_layer.compiled(rule.entering, rule.of_any_persistence(NEURON)), torch.tensor(0.5)
+    enter, sigma = rule.compiled(entering, rule.of_any_persistence(NEURON)), torch.tensor(0.5)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for elements in (6, 48, 1000):
             grad, x = torch.randn(2, elements), activations(elements)
-            expected = torch.where(x > 0, grad[0], 0) + grad[1] * (1 - x / 0.3).clamp_min(0) * 0.5
-            torch.testing.assert_close(enter(grad, x, sigma), expected, rtol=0, atol=0)
+            expected = torch.where(x > 0, grad[0], 0) + grad[1] * (1 - x * (1 / 0.3)).clamp_min(0) * 0.5
+            torch.testing.assert_close(enter(*grad, x, sigma), expected, rtol=0, atol=0)
 
 
 def test_without_a_compiler_passes_stay_as_they_are(monkeypatch, caplog):
@@ -84,11 +84,11 @@ def test_without_a_compiler_passes_stay_as_they_are(monkeypatch, caplog):
         raise TorchDynamoException("no C++ compiler\nand a trace")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
-    monkeypatch.setattr(torch_layer, "compiled", torch_layer.compiled.__wrapped__)  # without its cache
+    monkeypatch.setattr(rule, "compiled", rule.compiled.__wrapped__)  # without its cache
     fuse_passes()
-    with caplog.at_level(logging.WARNING, "ttfs_kernels.torch_layer"):
+    with caplog.at_level(logging.WARNING, "ttfs_kernels.rule"):
         assert apply(LINEAR, operands(LINEAR), neuron=NEURON, backend="torch").shape == LINEAR.out
     assert [record.getMessage() for record in caplog.records] == [
         "passes are not fused: PyTorch's compiler failed (no C++ compiler)"
     ]
-    torch.testing.assert_close(both_passes(torch_layer._fusing, LINEAR, torch.float32), expected, rtol=0, atol=0)
+    torch.testing.assert_close(both_passes(rule._fusing, LINEAR, torch.float32), expected, rtol=0, atol=0)

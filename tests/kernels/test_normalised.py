@@ -30,7 +30,7 @@ from tests.kernels.common import (
     operands,
 )
 from tests.kernels.memory import fenced_memory
-from ttfs_kernels import Neuron, Normalisation, Normalised, normalised_conv2d, normalised_linear, torch_layer
+from ttfs_kernels import Neuron, Normalisation, Normalised, fuse_passes, normalised_conv2d, normalised_linear, rule
 from ttfs_kernels.checks import Geometry
 
 NEURONS = [
@@ -160,16 +160,16 @@ def test_our_kernels_are_the_layers_of_pytorch(device, kind, neuron, dtype, has_
 )
 def test_fused_passes_are_the_eager_ones(monkeypatch, surrogate_width, dtype):
     """Another persistence compiles nothing anew."""
-    monkeypatch.setattr(torch_layer, "SMALLEST", 1)
+    monkeypatch.setattr(rule, "SMALLEST", 1)
     tolerance = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
     tensors = given_to(UNEVEN, True, dtype)
     for sigma in (0.1, 0.7, 1.0):
         neuron = Neuron(sigma, surrogate_width=surrogate_width)
         eager = outcome(normalised(UNEVEN, tensors, neuron), tensors)
-        torch_layer.fuse_passes()
+        fuse_passes()
         with torch._dynamo.config.patch(error_on_recompile=sigma > 0.1):
             compiled = outcome(normalised(UNEVEN, tensors, neuron), tensors)
-        torch_layer.fuse_passes(False)
+        fuse_passes(False)
         torch.testing.assert_close(compiled, eager, **tolerance)
 
 
@@ -202,7 +202,7 @@ def test_statistics_keep_their_digits_far_from_zero(device, backend, monkeypatch
     Our kernels merge the moments of 64 blocks in three stages.
     """
     if backend == "triton":
-        monkeypatch.setattr("ttfs_kernels.triton.normalisation.MOST_PARTS", 5)
+        monkeypatch.setattr("ttfs_kernels.triton.neurons.MOST_PARTS", 5)
     x, one = 1000 + torch.randn(4096, 1, dtype=torch.float64), torch.ones(1, 1, device=device)
     tensors = {"x": x.float().to(device), "weight": one, "gamma": one[0], "bias": one[0] - 1}
     estimate = 999.0 if backend == "torch" else 0.0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ttfs_kernels import Neuron
-from ttfs_kernels.rule import fire, fire_
+from ttfs_kernels.rule import fire, firing, run
 
 
 def exact(A: float, W: float) -> tuple[Fraction, Fraction]:
@@ -66,9 +66,9 @@ def test_nan_is_never_hidden_and_infinite_potentials_fire(dtype, surrogate_width
     saturated = list(itertools.product(large, values))
     unknown = [pair for v in (*values, math.nan) for pair in ((math.nan, v), (v, math.nan))] + [(-math.inf, math.inf)]
     A, W = torch.tensor([*saturated, *unknown]).to(dtype).t()
-    derivatives = torch.stack([A, W])[:, None]
     neuron = Neuron(1.0, derivative_clip, surrogate_width)
-    results = *fire(A, W), fire_(derivatives, None, neuron, with_derivatives=True)[0], *derivatives[:, 0]
+    activations, derivatives = run((firing, neuron, True), torch.stack([A, W])[:, None, None], *4 * [None])
+    results = *fire(A, W), activations[0, 0], *derivatives[:, 0, 0]
     for result, at_once in zip(results, (1, 0, 1, 0, 0), strict=True):
         assert (result[: len(saturated)] == at_once).all()
         assert result[len(saturated) :].isnan().all()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ttfs_kernels import fuse_passes, standardise, standardise_weight, torch_layer
+from ttfs_kernels import fuse_passes, ops, rule, standardise_weight
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 SHAPES = ((3, 5), (4, 7, 3, 3), (2, 1500), (5, 1, 3, 3), (4, 6, 1, 1), (4, 3, 1, 2), (1, 2))
@@ -26,7 +26,7 @@ def layer(shape, device="cpu", dtype: torch.dtype = torch.float32, layout: str =
 def by_definition(weight: Tensor, gain: Tensor) -> Tensor:
     flat = weight.flatten(1)
     centred = flat - flat.mean(1, keepdim=True)
-    norm = (centred.square().sum(1, keepdim=True) + standardise.EPSILON).sqrt()
+    norm = (centred.square().sum(1, keepdim=True) + ops.EPSILON).sqrt()
     return (gain[:, None] * centred / norm).view(weight.shape)
 
 
@@ -73,18 +73,18 @@ def test_layers_match_the_definition(device, shape, layout, dtype, of_result, bl
     given_ = layer(shape, device, dtype, layout)
     whole = standardise_weight(*given_, dtype=of_result)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(standardise, "BLOCK_WEIGHTS", block)
+        patch.setattr(ops, "BLOCK_WEIGHTS", block)
         assert torch.equal(check(*given_, of_result, expanded=expanded), whole)
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (6, 7, 3, 3)])
 @pytest.mark.parametrize("of_results", [torch.float64, torch.float32, torch.bfloat16])
 def test_compiled_gradients_match_the_definition(shape, of_results, monkeypatch):
-    monkeypatch.setattr(torch_layer, "SMALLEST", 0)
+    monkeypatch.setattr(rule, "SMALLEST", 0)
     fuse_passes()
     try:
         check(*layer(shape, dtype=torch.promote_types(of_results, torch.float32)), of_results)
-        assert torch_layer.is_fused(torch.zeros(1))  # nothing fell back
+        assert rule.is_fused(torch.zeros(1))  # nothing fell back
     finally:
         fuse_passes(False)
 

@@ -26,39 +26,26 @@ from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import persistence
 from ttfs_kernels.triton import blocks
 from ttfs_kernels.triton.blocks import Config
-from ttfs_kernels.triton.normalisation import MOMENTS, store_moments
+from ttfs_kernels.triton.neurons import MOMENTS, store_moments
 from ttfs_kernels.triton.problem import Problem
-from ttfs_kernels.triton.rule import (
-    accumulate,
-    at_row,
-    block_position,
-    clamp_to_window,
-    fire,
-    multiple,
-    taps_inside,
-    zero_pair,
-)
+from ttfs_kernels.triton.rule import accumulate, at_row, block_position, clamp_to_window, fire, multiple, taps_inside
 
 
 def contract(
-    problem: Problem, x: Tensor, weight: Tensor, config: Config, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """Potentials (A, W) of a layer in a dtype, [B, P, Q, N]; W is None at σ = 0."""
-    A = x.new_empty(problem.out_shape, dtype=dtype)
-    W = torch.empty_like(A) if problem.with_slope else None
-    _launch(problem, x, weight, config, A, W, None, None, None, None)
-    return A, W
+    problem: Problem, x: Tensor, weight: Tensor, config: Config, dtype: torch.dtype, measured: Neuron | None = None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Potentials (A, W) of a layer in a dtype, [B, P, Q, N], and moments; W is None at σ = 0.
 
-
-def contract_with_moments(
-    problem: Problem, x: Tensor, weight: Tensor, config: Config, neuron: Neuron
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Potentials (A, W) in the dtype of x, and moments of A + σ·W over each block of positions, [blocks, 3, N]."""
-    A = x.new_empty(problem.out_shape)
+    Moments are those of A + σ·W over each block of positions, [blocks, 3, N], with the σ of a neuron `measured`.
+    """
+    A, parts, sigma = x.new_empty(problem.out_shape, dtype=dtype), None, None
     W = torch.empty_like(A) if problem.with_slope else None
-    blocks_of_positions = _plan(problem, config)[0][0] // math.ceil(problem.group_outputs / config.block_n)
-    parts = x.new_empty((blocks_of_positions, MOMENTS.value, problem.out_channels), dtype=torch.float32)
-    sigma = persistence(neuron, x) if problem.with_slope else None
+    if measured is not None:
+        row_blocks = blocks.programs("forward", problem.flat, config) // math.ceil(
+            problem.group_outputs / config.block_n
+        )
+        parts = x.new_empty((row_blocks, MOMENTS.value, problem.out_channels), dtype=torch.float32)
+        sigma = persistence(measured, x) if problem.with_slope else None
     _launch(problem, x, weight, config, A, W, parts, None, None, sigma)
     return A, W, parts
 
@@ -68,7 +55,8 @@ def contract_and_fire(
 ) -> Tensor:
     """Activations [B, P, Q, N] where no gradient is wanted: no potentials are stored."""
     y = x.new_empty(problem.out_shape)
-    _launch(problem, x, weight, config, None, None, None, y, bias, persistence(neuron, x) if neuron.has_slope else None)
+    sigma = persistence(neuron, x) if problem.with_slope else None
+    _launch(problem, x, weight, config, None, None, None, y, bias, sigma)
     return y
 
 
@@ -165,7 +153,8 @@ def conv2d_forward(
     w_ptr = at_row(w_ptr, first_channel, G.R * G.S * C)
     w_row = n * (G.R * G.S * C)
     n_kept = n < N - block_n * BLOCK_N
-    A, W = zero_pair(not INPUTS_FIRST, BLOCK_M, BLOCK_N)
+    A = tl.zeros((BLOCK_M, BLOCK_N) if INPUTS_FIRST else (BLOCK_N, BLOCK_M), tl.float32)
+    W = A
     if FEW_CHANNELS:
         depth = G.R * G.S * C
         tl.assume(depth > 0)

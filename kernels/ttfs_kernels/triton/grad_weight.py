@@ -18,7 +18,7 @@ from ttfs_kernels.triton import blocks
 from ttfs_kernels.triton.blocks import Config
 from ttfs_kernels.triton.neurons import sum_parts
 from ttfs_kernels.triton.problem import Problem
-from ttfs_kernels.triton.rule import add_product, at_row, multiple, spike_mask, zero_pair
+from ttfs_kernels.triton.rule import add_product, at_row, multiple, spike_mask
 
 
 def gradient_of_weight(problem: Problem, pair: Tensor, x: Tensor, config: Config, neuron: Neuron) -> Tensor:
@@ -121,7 +121,8 @@ def conv2d_grad_w(
     last = tl.minimum(first + steps_per_split, steps)  # not above `first` if the tap has fewer splits: zeros are stored
     if sigma_ptr is not None:
         sigma = tl.load(sigma_ptr).to(x_ptr.dtype.element_ty)
-    by_x, by_mask = zero_pair(INPUTS_FIRST, BLOCK_M, BLOCK_N)
+    by_x = tl.zeros((BLOCK_N, BLOCK_M) if INPUTS_FIRST else (BLOCK_M, BLOCK_N), tl.float32)
+    by_mask = by_x
     if BY_POSITION:
         next_p = p_first + (first // image_blocks) // q_count
         next_q = q_first + (first // image_blocks) % q_count

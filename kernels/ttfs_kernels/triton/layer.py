@@ -14,11 +14,10 @@ from torch.distributed import ProcessGroup
 from ttfs_kernels.checks import Geometry
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton.blocks import blocks_for
-from ttfs_kernels.triton.forward import contract, contract_and_fire, contract_with_moments
+from ttfs_kernels.triton.forward import contract, contract_and_fire
 from ttfs_kernels.triton.grad_input import gradient_of_input
 from ttfs_kernels.triton.grad_weight import gradient_of_weight
-from ttfs_kernels.triton.neurons import Neurons, differentiate, fire_neurons
-from ttfs_kernels.triton.normalisation import MEAN, VARIANCE, statistics_of
+from ttfs_kernels.triton.neurons import MEAN, VARIANCE, Neurons, differentiate, fire_neurons, statistics_of
 from ttfs_kernels.triton.problem import Problem
 
 
@@ -83,11 +82,10 @@ def _forward(
     config, bias, skip, skip_weight = blocks_for("forward", problem, x.device), *map(_rows, (bias, skip, skip_weight))
     if not with_derivatives and skip is None and gamma is None:
         return [_shaped(contract_and_fire(problem, _rows(x), _rows(weight), config, bias, neuron), x)]
-    if gamma is None or bias is None or epsilon is None:
-        A, W = contract(problem, _rows(x), _rows(weight), config, torch.float32)
-        statistics = None
-    else:
-        A, W, parts = contract_with_moments(problem, _rows(x), _rows(weight), config, neuron)
+    how = (torch.float32, None) if gamma is None else (x.dtype, neuron)
+    A, W, parts = contract(problem, _rows(x), _rows(weight), config, *how)
+    statistics = None
+    if parts is not None and gamma is not None and bias is not None and epsilon is not None:
         statistics, bias = statistics_of(parts, gamma.contiguous(), bias, epsilon, group), None
     kept = [tensor for tensor in (A, W, statistics) if tensor is not None]
     y = fire_neurons(Neurons(A, W, statistics, bias, skip, skip_weight), neuron, x.dtype)

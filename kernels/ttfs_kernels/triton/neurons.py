@@ -1,7 +1,10 @@
-"""Kernels between the contractions, which go over a layer's neurons: they fire, and they are differentiated.
+"""Kernels between the contractions, which go over a layer's neurons: statistics, firing, differentiation.
 
 A layer without batch norm is one with scale 1, whose shift is its initial potential. Kernels read the potentials that
 `forward` stored and never write them: what follows from them is computed in registers, forward and backward.
+
+With batch norm, whose formulas `ttfs_kernels.rule` has, `statistics` is one float32 tensor [7, N], a row for each of
+the constants below, of V = A + W, the potential at the window's end. A new value of σ compiles nothing.
 """
 
 # Triton's language is not Python's:
@@ -15,17 +18,30 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.rule import persistence
 from ttfs_kernels.triton import blocks
 from ttfs_kernels.triton.blocks import SMALLEST_BLOCK
-from ttfs_kernels.triton.normalisation import COUNT, INVERSE, MEAN, SCALE, SHIFT
 from ttfs_kernels.triton.rule import at_inputs, clamp_to_window, derivatives, fire, load_channels
 
 ELEMENTS = 1024  # elements in a block of the kernels here
 TILE = 4096  # 32-bit elements that a program holds at once in a sum over splits
 FULL_GRID = 128  # programs below which a sum over splits takes smaller blocks: about the processors of a large GPU
+
+COUNT = tl.constexpr(0)  # number of values per channel in the whole batch
+MEAN = tl.constexpr(1)  # mean of V
+SQUARES = tl.constexpr(2)  # Σ (V − mean)²
+VARIANCE = tl.constexpr(3)  # unbiased variance
+INVERSE = tl.constexpr(4)  # 1/√(s² + ε), of the biased variance s²
+SCALE = tl.constexpr(5)  # g
+SHIFT = tl.constexpr(6)  # β − g·mean
+MOMENTS = tl.constexpr(3)  # the first rows, which can be merged from the same rows of parts of a batch
+STATISTICS = 7  # all rows
+
+MOST_PARTS = 256  # that a program merges: with 16 channels, 48 KiB
+LANES = 64  # parts that it merges side by side
 
 
 class Neurons(NamedTuple):
@@ -33,7 +49,7 @@ class Neurons(NamedTuple):
 
     Attributes:
         A, W: potentials Σ w·x and slopes Σ w·[x > 0], [..., N]; W is None at σ = 0.
-        statistics: [7, N] float32, with batch norm; see `normalisation`.
+        statistics: [7, N] float32, with batch norm.
         bias: [N] initial potentials, without batch norm.
         skip, skip_weight: delayed spikes in the shape of A, one per neuron, and weights [N] of their synapses.
     """
@@ -49,6 +65,35 @@ class Neurons(NamedTuple):
 def properties_of(neuron: Neuron, like: Tensor | None) -> tuple[Any, ...]:
     """The neuron's properties as an argument of kernels; without `like`, and at σ = 0, they do not read σ."""
     return neuron.numbers(persistence(neuron, like) if like is not None and neuron.has_slope else None)
+
+
+def statistics_of(parts: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, group: ProcessGroup | None) -> Tensor:
+    """Statistics [7, N] from the moments of a batch's parts; with a group, of its processes', merged in rank order."""
+    statistics = _merged(parts, gamma, beta, epsilon)
+    if group is None:
+        return statistics
+    own = statistics[: MOMENTS.value]
+    everyone = own.new_empty(torch.distributed.get_world_size(group), *own.shape)
+    torch.distributed.all_gather(list(everyone), own, group=group)
+    return _merged(everyone, gamma, beta, epsilon)
+
+
+def _merged(parts: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor:
+    """All statistics, merged from moments [parts, 3, N] by programs whose number and order follow from that of parts.
+
+    The 8,192 parts of a large layer take two launches: a single program would read them alone for long.
+    """
+    channels = parts.shape[2]
+    while True:
+        programs = max(1, math.ceil(len(parts) / MOST_PARTS))
+        last = programs == 1
+        out = parts.new_empty((STATISTICS, channels) if last else (programs, MOMENTS.value, channels))
+        arguments = parts, out, gamma if last else None, beta, len(parts), channels, epsilon
+        grid = programs, math.ceil(channels / 16)
+        blocks.launch(merge, grid, *arguments, SHARE=MOST_PARTS, BLOCK_M=LANES, BLOCK_N=16)
+        if last:
+            return out
+        parts = out
 
 
 def fire_neurons(neurons: Neurons, neuron: Neuron, dtype: torch.dtype) -> Tensor:
@@ -233,3 +278,61 @@ def sum_splits(parts_ptr, out_ptr, splits, size, ROWS: tl.constexpr, BLOCK: tl.c
         kept = (row < splits)[:, None] & (i < size)[None, :]
         total += tl.load(parts_ptr + row.to(tl.int64)[:, None] * size + i[None, :], mask=kept, other=0.0)
     tl.store(out_ptr + i, tl.sum(total, axis=0).to(out_ptr.dtype.element_ty), mask=i < size)
+
+
+@triton.jit
+def store_moments(to, count, mean, squares, stride, kept):
+    """Store count, mean and summed squares of channels, in rows `stride` apart."""
+    tl.store(to + COUNT * stride, tl.zeros_like(mean) + count, mask=kept)
+    tl.store(to + MEAN * stride, mean, mask=kept)
+    tl.store(to + SQUARES * stride, squares, mask=kept)
+
+
+@triton.jit(do_not_specialize=["parts"])
+def merge(
+    parts_ptr,
+    out_ptr,
+    gamma_ptr,
+    beta_ptr,
+    parts,
+    N,
+    epsilon,
+    SHARE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Merge SHARE of the parts [parts, 3, N] into one, in an order that never changes (Chan, Golub, LeVeque 1979).
+
+    Every lane merges around its own mean, so no digits are lost if the mean is far from 0. With gamma_ptr, which needs
+    a single program for a channel, all statistics of the batch follow.
+    """
+    first = tl.program_id(0) * SHARE
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    counts = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    mean = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    squares = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    last = tl.minimum(first + SHARE, parts)
+    for start in range(first, last, BLOCK_M):
+        part = start + tl.arange(0, BLOCK_M)
+        at = parts_ptr + part.to(tl.int64)[:, None] * (MOMENTS * N) + n[None, :]
+        kept = (part < last)[:, None] & (n < N)[None, :]
+        count = tl.load(at + COUNT * N, mask=kept, other=0.0)
+        apart = tl.load(at + MEAN * N, mask=kept, other=0.0) - mean
+        counts += count
+        share = count / tl.maximum(counts, 1.0)
+        mean += share * apart
+        squares += tl.load(at + SQUARES * N, mask=kept, other=0.0) + (counts - count) * share * apart * apart
+    count = tl.sum(counts, axis=0)
+    centre = tl.sum(counts * mean, axis=0) / tl.maximum(count, 1.0)
+    apart = mean - centre[None, :]
+    square = tl.sum(squares + counts * apart * apart, axis=0)
+    to = out_ptr + tl.program_id(0) * MOMENTS * N + n
+    store_moments(to, count, centre, square, N, n < N)
+    if gamma_ptr is not None:
+        inverse = tl.div_rn(1.0, tl.sqrt_rn(square / tl.maximum(count, 1.0) + epsilon))
+        scale = tl.load(gamma_ptr + n, mask=n < N, other=0.0).to(tl.float32) * inverse
+        shift = tl.load(beta_ptr + n, mask=n < N, other=0.0).to(tl.float32) - scale * centre
+        tl.store(to + VARIANCE * N, square / tl.maximum(count - 1, 1.0), mask=n < N)
+        tl.store(to + INVERSE * N, inverse, mask=n < N)
+        tl.store(to + SCALE * N, scale, mask=n < N)
+        tl.store(to + SHIFT * N, shift, mask=n < N)

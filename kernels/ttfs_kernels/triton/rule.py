@@ -84,18 +84,6 @@ def at_inputs(by_activation, by_mask, x, properties, SURROGATE: tl.constexpr):
 
 
 @triton.jit
-def zero_pair(TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Two accumulators, [ROWS, COLUMNS] or transposed."""
-    if TRANSPOSED:
-        first = tl.zeros((COLUMNS, ROWS), tl.float32)
-        second = tl.zeros((COLUMNS, ROWS), tl.float32)
-    else:
-        first = tl.zeros((ROWS, COLUMNS), tl.float32)
-        second = tl.zeros((ROWS, COLUMNS), tl.float32)
-    return first, second
-
-
-@triton.jit
 def add_product(w, x, total, INPUTS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
     """total += x·w with INPUTS_FIRST, else w·x with all three transposed."""
     if INPUTS_FIRST:

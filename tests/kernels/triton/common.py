@@ -81,7 +81,7 @@ def compute(
     """A contraction's results: "forward", whose potentials have the dtype, "inference", "grad_x" or "grad_w"."""
     problem, x, weight, bias, pair = layer
     if which == "forward":
-        return contract(problem, x, weight, config, dtype)
+        return contract(problem, x, weight, config, dtype)[:2]
     if which == "inference":
         return (contract_and_fire(problem, x, weight, config, bias, neuron),)
     pair = pair if problem.contractions(which) == 2 else pair[:1]

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tests.kernels.triton.common import BLOCKS, DTYPES, compute, exact_layer, examples, expected, problems, run
 from ttfs_kernels import Neuron
-from ttfs_kernels.triton import blocks, normalisation
-from ttfs_kernels.triton.forward import contract, contract_with_moments
-from ttfs_kernels.triton.normalisation import statistics_of
+from ttfs_kernels.triton import blocks, neurons
+from ttfs_kernels.triton.forward import contract
+from ttfs_kernels.triton.neurons import COUNT, MEAN, SCALE, SQUARES, statistics_of
 from ttfs_kernels.triton.problem import PASSES, Problem
 
 
@@ -63,10 +63,10 @@ def test_statistics_are_those_of_the_stored_potentials_in_every_run(device, prob
     gamma, beta = torch.rand(2, problem.out_channels, device=device)
 
     def pass_() -> tuple[Tensor | None, ...]:
-        A, W, parts = contract_with_moments(problem, layer.x, layer.weight, config, neuron)
+        A, W, parts = contract(problem, layer.x, layer.weight, config, dtype, neuron)
         return A, W, statistics_of(parts, gamma, beta, 1e-5, None)
 
-    with patch.object(normalisation, "MOST_PARTS", 3), patch.object(normalisation, "LANES", 2):
+    with patch.object(neurons, "MOST_PARTS", 3), patch.object(neurons, "LANES", 2):
         (A, W, found), again = run(pass_, layer), run(pass_, layer)
     assert torch.equal(found, again[-1])
     V = A.double() if W is None else A.double() + neuron.psp_persistence * W.double()
@@ -74,8 +74,8 @@ def test_statistics_are_those_of_the_stored_potentials_in_every_run(device, prob
     mean = V.mean(0).nan_to_num()  # NaN of no images
     squares = (V - mean).square().sum(0)
     scale = gamma.cpu() / (squares / max(1, len(V)) + 1e-5).sqrt()
-    assert (found[normalisation.COUNT.value] == len(V)).all()
-    for row, wanted in ((normalisation.MEAN, mean), (normalisation.SQUARES, squares), (normalisation.SCALE, scale)):
+    assert (found[COUNT.value] == len(V)).all()
+    for row, wanted in ((MEAN, mean), (SQUARES, squares), (SCALE, scale)):
         torch.testing.assert_close(found[row.value].double(), wanted, rtol=1e-4, atol=1e-5)
 
 
