@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from tests.bench.modules import BENCH, modules, run_python
-from tests.kernels.triton.network_layers import network_layers
+from ttfs_kernels.checks import Geometry
+from ttfs_kernels.neuron import Neuron
+from ttfs_kernels.triton.problem import Problem
+from ttfs_triton.nn import Stage, network_graph, networks
 
 bench, kernels, kernels_layers, providers = modules("_bench", "kernels", "_kernels_layers", "_kernels_providers")
 
@@ -93,13 +97,30 @@ def test_refuses_nonsense(monkeypatch, arguments, message):
         kernels.main()
 
 
+def network_layers(model: str) -> dict[str, list[tuple[str, Problem]]]:
+    """Names and problems of a network's spiking layers at σ = 1, and of its analog encoder; one image, no memory."""
+    with torch.device("meta"):
+        network = getattr(networks, model)()
+    found: dict[str, list[tuple[str, Problem]]] = {"spiking": [], "analog": []}
+
+    def fire(stage: Stage, x: Tensor, skip: Tensor | None) -> Tensor:
+        if stage.kind in found:
+            layer, neuron = stage.weighted, Neuron(float(stage.kind == "spiking"))
+            geometry = Geometry(**layer.geometry) if layer.geometry else None
+            found[stage.kind].append((stage.name, Problem.of(x, layer.weight, geometry, neuron)))
+        return torch.empty(1, *stage.shape, device="meta")
+
+    network_graph(network).run(torch.empty(1, *network.image_shape, device="meta"), fire)
+    return found
+
+
 def test_shapes_are_those_of_the_networks():
     """Every layer of the networks by its name, and no other; "latency" where it takes that encoder."""
     expected = {}
     for model in ("cnn1", "vgg11", "vgg16", "cifarnet"):
-        spiking, analog = network_layers(model, 1, torch.float32)
-        expected |= {f"{model}.{name}": problem for name, problem in spiking}
-        expected |= {f"{model}.{name} latency": replace(problem, with_slope=True) for name, problem in analog}
+        layers = network_layers(model)
+        expected |= {f"{model}.{name}": problem for name, problem in layers["spiking"]}
+        expected |= {f"{model}.{name} latency": replace(problem, with_slope=True) for name, problem in layers["analog"]}
     layers = kernels_layers.load(kernels.SHAPES)
     shapes = [(name, layer.problem(1, "fp32", 1.0)) for layer in layers for name in layer.networks]
     assert sorted(shapes, key=repr) == sorted(expected.items(), key=repr)

@@ -1,41 +1,16 @@
 """Fixtures: the backends to test, and a state that is independent of earlier tests and the environment.
 
-Triton kernels run on the GPU if there is one, else in Triton's interpreter on the CPU. In the interpreter, only some of
-a test's many cases run by default; -m slow runs the others.
+Triton kernels run on the GPU if there is one, else in Triton's interpreter on the CPU.
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from zlib import crc32
 
 import pytest
 import torch
 
 from tests.kernels.common import HAS_TRITON, Served, serving
 from ttfs_kernels import checks
-
-FOLDER = Path(__file__).parent
-MANY, SHARE = 12, 3  # of at least so many cases of a test, one of so many runs in the interpreter
-
-
-@pytest.hookimpl(tryfirst=True)  # before those that are slow are left out
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    ours = [item for item in items if item.path.is_relative_to(FOLDER) and _interpreted(item)]
-    test_of = {item: item.nodeid.split("[")[0] for item in ours}
-    cases = Counter(test_of.values())
-    for item in ours:  # chosen by name: whatever order, anywhere, the same
-        if cases[test_of[item]] >= MANY and crc32(item.nodeid.encode()) % SHARE:
-            item.add_marker(pytest.mark.slow)
-
-
-def _interpreted(item: pytest.Item) -> bool:
-    case = getattr(item, "callspec", None)
-    by = None if case is None else case.params.get("served")
-    return item.path.is_relative_to(FOLDER / "triton") if by is None else by != "torch"
 
 
 @pytest.fixture(scope="session")

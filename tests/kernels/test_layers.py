@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from tests.kernels.common import NAMES, Kind, apply, convolutions, expected, leaves, linears, operands, serving
 from tests.kernels.memory import fenced_memory
 from ttfs_kernels import Neuron, contraction, rule
+from ttfs_kernels.checks import Geometry
+from ttfs_kernels.contraction import gradient_of_input
 
 PRECISE = (torch.float64, torch.float32)
 
@@ -109,3 +111,14 @@ def test_torch_matches_float64(device, layer, dtype, way):
 def test_triton_matches_float64(device, layer, dtype):
     pytest.importorskip("triton")
     check("triton", layer, dtype, device)
+
+
+def test_columns_sum_input_gradients_in_float32(monkeypatch):
+    """25 products meet in each input; summed in bfloat16, the error would be 1.2 units in the last place, not 0.6."""
+    geometry = Geometry((1, 1), (2, 2), (1, 1), 1)
+    monkeypatch.setattr(contraction, "WEIGHTS_PER_NEURON", {torch.bfloat16: 0})
+    h, weight = (torch.randn(shape, dtype=torch.bfloat16) for shape in ((4, 64, 4, 4), (64, 32, 5, 5)))
+    h, weight = (maps.contiguous(memory_format=torch.channels_last) for maps in (h, weight))
+    expected = torch.nn.grad.conv2d_input((4, 32, 4, 4), weight.double(), h.double(), padding=2)
+    error = gradient_of_input(h, h[:, :32], weight, geometry).double() - expected
+    assert error.norm() < 0.9 * 2**-8 * expected.norm()

@@ -116,8 +116,7 @@ def test_saved_tensors_can_be_moved_away_and_are_watched(served, kind):
 
 
 @KINDS
-@PERSISTENCES
-@pytest.mark.parametrize("surrogate_width", [0.0, 0.5])
+@pytest.mark.parametrize(("psp_persistence", "surrogate_width"), [(0.0, 0.0), (1.0, 0.0), (0.25, 0.5)])
 def test_nan_reaches_every_result_that_depends_on_it(served, kind, psp_persistence, surrogate_width):
     """A NaN input, seen by all neurons of one row: their activations, and every gradient that they have a part in."""
     tensors = on(served, kind)
@@ -156,7 +155,7 @@ def test_triton_calls_no_library(served, kind):
 
 
 @KINDS
-@PERSISTENCES
+@pytest.mark.parametrize("psp_persistence", [0.0, 0.25])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocasts", [False, True])
 def test_16_bit_operands_and_autocast_give_16_bit_results(served, kind, psp_persistence, dtype, autocasts):
