@@ -129,7 +129,8 @@ def plan_pass(which: str, problem: Problem, config: Any, skip: bool = False) -> 
         elif which == "grad_w":
             grad_weight.gradient_of_weight(problem, pair, x, config, neuron)
         else:
-            A, W, parts = forward.contract(problem, x, weight, config, *((x.dtype, neuron) if norm else (precise,)))
+            dtype, measured = (x.dtype, neuron) if norm else (precise, None)
+            A, W, parts = forward.contract(problem, x, weight, config, dtype, measured)
             statistics = None if parts is None else neurons.statistics_of(parts, channels, channels, 1e-5, None)
             delayed = (grad, channels) if skip else (None, None)
             layer = neurons.Neurons(A, W, statistics, None if norm else channels, *delayed)

@@ -25,6 +25,7 @@ from ttfs_triton.table import Table, print_whole
 from ttfs_triton.untrusted_files import read_regular
 from ttfs_triton.wording import small_percent
 
+ImageLike = Image.Image | np.ndarray | Tensor | str | Path
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode "L"
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack, overload
 
 import torch
 from huggingface_hub import ModelCardData
+from PIL import Image
 from torch import Tensor, nn
 
 import ttfs_triton
 from ttfs_triton.model.classification import (
     Classification,
     Decision,
+    ImageLike,
     check_options,
     classify_batch,
     network_input,
@@ -44,6 +46,15 @@ from ttfs_triton.model.hub import check_account, open_repository, upload
 from ttfs_triton.model.own_network import Network, OwnNetwork
 from ttfs_triton.nn import NetworkConfig, NetworkGraph, TTFSNetwork, network_graph
 from ttfs_triton.nn.trace import evaluating, image_shape_of, unwrapped
+
+
+class ClassifyOptions(TypedDict, total=False):
+    """Keywords of `TTFSModel.classify`."""
+
+    top_k: int
+    decision: Decision
+    window_ms: float | None
+    batch_size: int
 
 
 class TTFSModel(nn.Module):
@@ -270,6 +281,15 @@ class TTFSModel(nn.Module):
             f'model = TTFSModel.from_pretrained("{repo_id}"{build})\nprint(model.classify("{example}"))\n```\n'
         )
 
+    @overload
+    def classify(self, images: Image.Image | str | Path, **options: Unpack[ClassifyOptions]) -> Classification: ...
+
+    @overload
+    def classify(self, images: Sequence[ImageLike], **options: Unpack[ClassifyOptions]) -> list[Classification]: ...
+
+    @overload
+    def classify(self, images: Any, **options: Unpack[ClassifyOptions]) -> Any: ...
+
     def classify(
         self,
         images: Any,
@@ -278,7 +298,7 @@ class TTFSModel(nn.Module):
         decision: Decision = "readout",
         window_ms: float | None = None,
         batch_size: int = 64,
-    ) -> Any:
+    ) -> Classification | list[Classification]:
         """Classify images: convert colours and size as in training, run the network in evaluation mode, decide.
 
         Args:
