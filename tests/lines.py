@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Folders: (ceiling, goal).
 ROOMS = {
-    ("ttfs_triton", "kernels", "recipes"): (26_761, 25_000),
+    ("ttfs_triton", "kernels", "recipes"): (26_764, 25_000),
     ("bench",): (3_493, 3_400),
     ("tests",): (20_895, 17_000),
 }

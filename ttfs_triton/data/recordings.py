@@ -87,7 +87,8 @@ def read_aedat(path: Path) -> np.ndarray:
     place = content.find(_END_OF_HEADER) + len(_END_OF_HEADER)
     if not content.startswith(_AEDAT) or place < len(_AEDAT):
         raise ValueError(f"{path.name} must be an AEDAT 3.1 file with a header; got one that begins {content[:16]!r}")
-    words, overflows = [np.empty((0, 2), "<i4")], [np.empty(0, np.int64)]
+    words: list[np.ndarray] = [np.empty((0, 2), "<i4")]
+    overflows = [np.empty(0, np.int64)]
     while place < len(content):
         if len(content) - place < _PACKET.size:
             raise ValueError(f"{path.name} must hold whole packets; it ends inside of one's header, at byte {place}")

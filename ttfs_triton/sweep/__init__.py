@@ -20,6 +20,8 @@ from ttfs_triton.commands import MeasuringOptions, Steps
 from ttfs_triton.option_rules import Needs
 from ttfs_triton.shared_options import FaultOptions
 
+__all__ = ["FrontierOptions", "Point"]
+
 GRID = ("time_steps", "weight_bits", "state_bits")
 FAULTS = tuple(FaultOptions.model_fields)
 TARGETS = ("target_sparsity", "target_operations", "target_energy")
