@@ -26,7 +26,7 @@ from ttfs_triton.train import main
 main(Path(sys.argv.pop(1)), "A small run.")
 """
 
-# The same with graphs that are recorded; each process says how many.
+# The same with graphs that are recorded; each process says how many, in one write: the processes share a pipe.
 GRAPHED = f"""
 from tests.train.recorded import RecordedGraphs
 from ttfs_triton.nn import LatencyEncoder
@@ -34,7 +34,7 @@ from ttfs_triton.train import learner
 LatencyEncoder._can_check, graphs = lambda *_: False, RecordedGraphs()
 learner.choose_graphs = lambda *_: graphs
 {SCRIPT}
-print(graphs.captures, "captures,", graphs.replays, "replays", flush=True)
+sys.stdout.write(f"{{graphs.captures}} captures, {{graphs.replays}} replays\\n")
 """
 
 # The keys of a small run.
