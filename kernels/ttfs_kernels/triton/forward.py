@@ -8,11 +8,6 @@ A block is BLOCK_M output positions (m runs over B·P·Q) times BLOCK_N channels
 BY_POSITION: a block is one position (p, q) of BLOCK_M images instead, and leaves out the taps outside the map.
 """
 
-# Triton's language is not Python's:
-# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
-# pyright: reportOperatorIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
-# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false
-
 import math
 from functools import lru_cache
 from typing import Any

@@ -1,9 +1,5 @@
 """Gradient of a convolution's input as implicit GEMM, masked by the input's spikes."""
 
-# Triton's language is not Python's:
-# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
-# pyright: reportOperatorIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
-# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false
 import math
 from functools import lru_cache
 from typing import Any

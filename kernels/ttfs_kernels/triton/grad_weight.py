@@ -1,9 +1,5 @@
 """Gradient of a convolution's weight as implicit GEMM, its reduction split among programs."""
 
-# Triton's language is not Python's:
-# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
-# pyright: reportOperatorIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
-# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false
 from functools import lru_cache
 from typing import Any
 

@@ -7,10 +7,6 @@ With batch norm, whose formulas `ttfs_kernels.rule` has, `statistics` is one flo
 the constants below, of V = A + W, the potential at the window's end. A new value of σ compiles nothing.
 """
 
-# Triton's language is not Python's:
-# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
-# pyright: reportOperatorIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
-# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false
 import math
 from typing import Any, NamedTuple
 

@@ -3,9 +3,6 @@
 The rule repeats `ttfs_kernels.rule` operation by operation, so that both backends decide alike at the borders.
 """
 
-# Triton's language is not Python's:
-# pyright: reportAssignmentType=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
-# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 import triton
 import triton.language as tl
 
