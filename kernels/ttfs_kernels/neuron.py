@@ -101,6 +101,10 @@ ANN's clamped ReLU.
         """
         return _Numbers(sigma, *self.pack()[1:], 1 / self.surrogate_width if self.surrogate_width else 0.0)
 
+    def of_any_persistence(self) -> Neuron:
+        """The neuron with any σ > 0 replaced by 1."""
+        return Neuron.unpack((1.0, *self.pack()[1:])) if self.has_slope else self
+
     @staticmethod
     @lru_cache  # every pass unpacks, and validating takes microseconds
     def unpack(values: tuple[float, ...]) -> Neuron:

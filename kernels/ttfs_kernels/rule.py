@@ -30,7 +30,6 @@ neurons of a channel, with the gradients dA' and dW' from the firing rule:
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -266,8 +265,8 @@ def fuse_passes(on: bool = True) -> None:
     In float32 and float64, results equal the eager passes bit for bit, except that sums have another order. In 16 bits
     they are rounded less often, since intermediate values are never stored.
 
-    The gradient of `standardise_weight` is fused, too. If compiling fails, for example without a C++ compiler, the
-    logger "ttfs_kernels.rule" warns once with the reason, and passes run eagerly from then on.
+    If compiling fails, for example without a C++ compiler, the logger "ttfs_kernels.rule" warns once with the reason,
+    and passes run eagerly from then on.
 
     Args:
         on: True fuses passes; False runs them eagerly.
@@ -298,7 +297,7 @@ def run(formula: tuple[Any, ...], *operands: Tensor | None) -> Any:
     first = operands[0]
     assert first is not None
     if is_formula(first):
-        settings = [of_any_persistence(one) if isinstance(one, Neuron) else one for one in settings]
+        settings = [one.of_any_persistence() if isinstance(one, Neuron) else one for one in settings]
         if not torch.compiler.is_compiling():
             return compiled(function, *settings)(*operands)
     elif first.dim() == 4:
@@ -375,13 +374,6 @@ def scalar(sigma: Tensor | float, like: Tensor) -> Tensor:
 def persistence(neuron: Neuron, like: Tensor) -> Tensor:
     """The `scalar` of the neuron's σ."""
     return scalar(factor(neuron, like), like)
-
-
-def of_any_persistence(neuron: Neuron) -> Neuron:
-    """The neuron with any σ > 0 replaced by 1."""
-    if isinstance(neuron, PlacedNeuron):
-        return Neuron.unpack((1.0, *neuron.pack()[1:]))
-    return replace(neuron, psp_persistence=1.0) if neuron.has_slope else neuron
 
 
 def precise_dtype(dtype: torch.dtype) -> torch.dtype:

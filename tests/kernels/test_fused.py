@@ -69,7 +69,7 @@ def test_the_rule_and_its_gradient_are_equal_to_the_bit_in_every_case():
 
 def test_one_compilation_serves_all_shapes():
     fuse_passes()
-    enter, sigma = rule.compiled(entering, rule.of_any_persistence(NEURON)), torch.tensor(0.5)
+    enter, sigma = rule.compiled(entering, NEURON.of_any_persistence()), torch.tensor(0.5)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for elements in (6, 48, 1000):
             grad, x = torch.randn(2, elements), activations(elements)
