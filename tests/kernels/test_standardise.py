@@ -1,12 +1,11 @@
-"""Weight standardisation against its definition in float64: layouts, blocks, dtypes, gradients."""
+"""Weight standardisation against its definition in float64: layouts, dtypes, gradients."""
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ttfs_kernels import fuse_passes, ops, rule, standardise_weight
+from ttfs_kernels import ops, standardise_weight
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 SHAPES = ((3, 5), (4, 7, 3, 3), (2, 1500), (5, 1, 3, 3), (4, 6, 1, 1), (4, 3, 1, 2), (1, 2))
@@ -37,18 +36,27 @@ def conditioning(weight: Tensor, gain: Tensor) -> float:
     return max(1.0, (gain.abs() / norm * flat.norm(dim=1) / norm).max().item())
 
 
-def check(weight: Tensor, gain: Tensor, dtype: torch.dtype | None = None, *, expanded: bool = False) -> Tensor:
-    """The result; it and gradients against float64, by autograd through the definition.
+@given(
+    shape=st.sampled_from(SHAPES)
+    | st.tuples(st.integers(1, 9), st.integers(2, 5), st.integers(1, 3), st.integers(1, 3)),
+    layout=st.sampled_from(LAYOUTS),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    of_result=st.sampled_from([None, torch.float16, torch.bfloat16]),
+    expanded=st.booleans(),
+)
+def test_layers_match_the_definition(device, shape, layout, dtype, of_result, expanded):
+    """Results and gradients, against float64, by autograd through the definition.
 
     expanded: the gradient is that of one neuron, expanded.
     """
-    result = standardise_weight(weight, gain, dtype=dtype)
+    weight, gain = layer(shape, device, dtype, layout)
+    result = standardise_weight(weight, gain, dtype=of_result)
     grad = torch.randn_like(result[0]).expand_as(result) if expanded else torch.randn_like(result)
     ours = torch.autograd.grad(result, (weight, gain), grad)
     precise = [tensor.detach().double().requires_grad_() for tensor in (weight, gain)]
     wanted = by_definition(*precise)
     wanted = [wanted, *torch.autograd.grad(wanted, precise, grad.double())]
-    factor, kinds = conditioning(*precise), (dtype or weight.dtype, weight.dtype, gain.dtype)
+    factor, kinds = conditioning(*precise), (of_result or weight.dtype, weight.dtype, gain.dtype)
     kept = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if kept else torch.contiguous_format
     for tensor, expected, kind in zip((result, *ours), wanted, kinds, strict=True):
@@ -56,37 +64,6 @@ def check(weight: Tensor, gain: Tensor, dtype: torch.dtype | None = None, *, exp
         assert tensor.dtype == kind
         assert tensor.dim() == 1 or tensor.is_contiguous(memory_format=layout)
         torch.testing.assert_close(tensor.double(), expected, rtol=tolerance, atol=tolerance * factor)
-    return result
-
-
-@given(
-    shape=st.sampled_from(SHAPES)
-    | st.tuples(st.integers(1, 9), st.integers(2, 5), st.integers(1, 3), st.integers(1, 3)),
-    layout=st.sampled_from(LAYOUTS),
-    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
-    of_result=st.sampled_from([None, torch.float16, torch.bfloat16]),
-    block=st.integers(1, 200),
-    expanded=st.booleans(),
-)
-def test_layers_match_the_definition(device, shape, layout, dtype, of_result, block, expanded):
-    """Results do not depend on the block size; the smallest block is one neuron."""
-    given_ = layer(shape, device, dtype, layout)
-    whole = standardise_weight(*given_, dtype=of_result)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "BLOCK_WEIGHTS", block)
-        assert torch.equal(check(*given_, of_result, expanded=expanded), whole)
-
-
-@pytest.mark.parametrize("shape", [(40, 60), (6, 7, 3, 3)])
-@pytest.mark.parametrize("of_results", [torch.float64, torch.float32, torch.bfloat16])
-def test_compiled_gradients_match_the_definition(shape, of_results, monkeypatch):
-    monkeypatch.setattr(rule, "SMALLEST", 0)
-    fuse_passes()
-    try:
-        check(*layer(shape, dtype=torch.promote_types(of_results, torch.float32)), of_results)
-        assert rule.is_fused(torch.zeros(1))  # nothing fell back
-    finally:
-        fuse_passes(False)
 
 
 def test_constant_neurons_give_zero_and_finite_gradients(device):
@@ -95,11 +72,3 @@ def test_constant_neurons_give_zero_and_finite_gradients(device):
         result = standardise_weight(weight, torch.ones(2, device=device), dtype=dtype)
         assert not result.any()
         assert torch.autograd.grad(result.sum(), weight)[0].isfinite().all()
-
-
-def test_second_derivatives_are_refused(device):
-    weight, gain = layer(SHAPES[0], device)
-    with pytest.raises(RuntimeError, match="standardise_weight: create_graph must be False; got True"):
-        torch.autograd.grad(standardise_weight(weight, gain).square().sum(), weight, create_graph=True)
-    with pytest.raises(RuntimeError, match="standardise_weight: derivatives must be taken in reverse mode"):
-        torch.func.jvp(lambda gain: standardise_weight(weight, gain), (gain,), (gain,))
