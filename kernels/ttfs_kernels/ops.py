@@ -248,24 +248,22 @@ class Layer(Protocol):
 
 
 def apply_layer(function: str, layer: Layer, operands: Tensors) -> tuple[Tensor, ...]:
-    """The outputs of `layer.forward`, recorded in autograd's graph: activations are differentiated once, in reverse."""
+    """The outputs of `layer.forward`, recorded in autograd's graph if an operand needs a gradient."""
     checks.reverse_mode_only(function, *operands)
-    with_derivatives = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
-    return DFTLayer.apply(function, layer, with_derivatives, *operands)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands):
+        return DFTLayer.apply(function, layer, *operands)
+    with without_autocast(operands[0]):
+        return layer.forward(operands, False)[0]
 
 
 class DFTLayer(torch.autograd.Function):
-    """Autograd function of a layer. The backward pass keeps the dtypes of the forward pass."""
+    """Autograd function of a layer: activations are differentiated once, in reverse, in the forward pass's dtypes."""
 
     @staticmethod
-    def forward(
-        ctx: Any, function: str, layer: Layer, with_derivatives: bool, *operands: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        assert operands[0] is not None
+    def forward(ctx: Any, function: str, layer: Layer, *operands: Tensor | None) -> tuple[Tensor, ...]:
         with without_autocast(operands[0]):
-            results, kept = layer.forward(operands, with_derivatives)
-        if with_derivatives:
-            ctx.save_for_backward(*kept)
+            results, kept = layer.forward(operands, True)
+        ctx.save_for_backward(*kept)
         ctx.function, ctx.layer = function, layer
         ctx.mark_non_differentiable(*results[1:])
         ctx.set_materialize_grads(False)
@@ -273,16 +271,17 @@ class DFTLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Tensors:
-        grad, needs = grads[0], ctx.needs_input_grad[3:]
+        grad, needs = grads[0], ctx.needs_input_grad[2:]
         if grad is None:
-            return (None,) * (3 + len(needs))
+            return (None,) * (2 + len(needs))
         checks.first_derivatives_only(ctx.function, grad)
         with without_autocast(grad):
-            return None, None, None, *ctx.layer.backward(grad, ctx.saved_tensors, needs)
+            return None, None, *ctx.layer.backward(grad, ctx.saved_tensors, needs)
 
 
-def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+def without_autocast(x: Tensor | None) -> AbstractContextManager[object]:
     """Context with autocast off: operands are cast already, and a backward pass keeps its forward pass's dtypes."""
+    assert x is not None
     return torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()
 
 
