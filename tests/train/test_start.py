@@ -187,9 +187,10 @@ def test_named_networks_are_those_of_the_package(config, values, specification, 
 
 
 def test_cifarnet_is_whitened_by_the_training_images_and_begins_with_identities(config):
-    values = {"model": "cifarnet", "width": 0.25, "block_convolutions": 3, "batch_norm": True, "identity_start": True}
-    network, images = built(config, weight_standardisation=False, **values)
-    assert network.config.specification == cifarnet_specification(0.25, 3, 1)
+    values = {"model": "cifarnet", "width": 0.25, "block_convolutions": 3, "channels": (64, 128, 192)}
+    values |= {"batch_norm": True, "identity_start": True, "weight_standardisation": False}
+    network, images = built(config, **values)
+    assert network.config.specification == cifarnet_specification(1.0, 3, 1, (16, 32, 48))
     conv1, conv2 = network.features.conv1, network.features.conv2
     outputs = F.conv2d(conv1.normalise(images), conv1.weight[:4]).movedim(1, -1).flatten(0, 2)
     products = outputs.T @ outputs / len(outputs)

@@ -13,21 +13,24 @@ RESNET18 = "64C3-(64C3-64C3)x2" + "".join(f"-({n}C3s2-{n}C3)-({n}C3-{n}C3)" for 
 RESNET20 = "16C3-(16C3-16C3)x3" + "".join(f"-({n}C3s2-{n}C3)-({n}C3-{n}C3)x2" for n in (32, 64)) + "-A"
 
 
-def cifarnet_specification(width: float = 1.0, convolutions: int = 2, in_channels: int = 3) -> str:
+def cifarnet_specification(
+    width: float = 1.0, convolutions: int = 2, in_channels: int = 3, channels: tuple[int, int, int] = (64, 256, 256)
+) -> str:
     """Specification of the hidden layers of `cifarnet`.
 
     Args:
-        width: factor on the blocks' channels, 64, 256 and 256.
+        width: factor on the blocks' channels.
         convolutions: convolutions per block; with three, a skip leads past the last two.
         in_channels: channels of the images; the encoder has two channels per value of a 2×2 patch.
+        channels: of the three blocks.
     """
     if convolutions not in (2, 3) or not width > 0:
         raise ValueError(
             f"cifarnet: convolutions must be 2 or 3 a block, and width positive; got {convolutions} and {width}."
         )
     blocks = []
-    for channels in (max(1, round(width * channels)) for channels in (64, 256, 256)):
-        layer = f"{channels}C3"
+    for size in channels:
+        layer = f"{max(1, round(width * size))}C3"
         blocks.append(f"{layer}-P2-{layer}" if convolutions == 2 else f"{layer}-P2-({layer}-{layer})")
     return "-".join([f"{8 * in_channels}C2", *blocks, "P3"])
 
@@ -83,6 +86,7 @@ def cifarnet(
     *,
     width: float = 1.0,
     convolutions: int = 2,
+    channels: tuple[int, int, int] = (64, 256, 256),
     backend: str = "auto",
     **overrides: Any,
 ) -> TTFSNetwork:
@@ -92,14 +96,14 @@ def cifarnet(
 
     Args:
         image_size, in_channels, classes, backend, overrides: as in `vgg11`.
-        width, convolutions: see `cifarnet_specification`.
+        width, convolutions, channels: see `cifarnet_specification`.
     Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, for the sequence of layers.
     Example:
         >>> cifarnet()(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
     own = {"encoder": "whitened", "batch_norm": True}
-    specification = cifarnet_specification(width, convolutions, in_channels)
+    specification = cifarnet_specification(width, convolutions, in_channels, channels)
     return _network(specification, image_size, in_channels, classes, backend, own | overrides)
 
 

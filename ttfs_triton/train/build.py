@@ -177,7 +177,8 @@ def _specified_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
     factor = config.width
     _, channels, height, width = data.train.shape
     if config.model == "cifarnet":
-        specification, factor = cifarnet_specification(config.width, config.block_convolutions, channels), 1.0
+        blocks = config.block_convolutions, channels, config.channels
+        specification, factor = cifarnet_specification(config.width, *blocks), 1.0
     if config.model in ("vgg11", "vgg16") and config.head != HEAD:
         specification = specification.removesuffix(HEAD) + config.head
         specification = specification.removesuffix("-none")

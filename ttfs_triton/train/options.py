@@ -158,6 +158,8 @@ class NetworkOptions(Options):
     """cnn1, cifarnet, vgg11, vgg16, resnet18, resnet20, or a specification such as 16C5-P2-32C5p0-P2-128."""
     block_convolutions: Annotated[Literal[2, 3], Needs(model=("cifarnet",))] = 2
     """Convolutions in each block of cifarnet. With 3, skip connections also carry spikes past the last two."""
+    channels: Annotated[tuple[Number, Number, Number], Needs(model=("cifarnet",))] = (64, 256, 256)
+    """Channels of cifarnet's three blocks."""
     head: Annotated[Literal["4096-4096", "512", "none"], Needs(model=("vgg11", "vgg16"), flag=True)] = "4096-4096"
     """Fully connected hidden layers of vgg11 and vgg16; the paper's are 4096-4096."""
     width: float = Field(default=1.0, gt=0)
