@@ -204,15 +204,15 @@ def blocks_of(which: str, problem: Problem, chip: Chip, precision: str) -> Confi
     Of the chip's blocks, those with which the busiest processor multiplies and loads least.
     """
     problem = problem.flat
-    found = {}
+    by_time = {}
     for sizes in _table(which, problem, chip, precision):
         config = _fitted(Config(*sizes), which, problem, chip)
         by_position = _fitted(Config(*sizes, by_position=True), which, problem, chip)
         if _saves(which, problem, by_position, config) and largest_offset(problem, by_position) < WIDE:
             config = by_position
-        found.setdefault(_time(which, problem, config, chip.processors), config)
+        by_time.setdefault(_time(which, problem, config, chip.processors), config)
     how = {"precision": precision, "inputs_first": chip.inputs_first, "processors": chip.processors}
-    return dataclasses.replace(found[min(found)], **how)
+    return dataclasses.replace(by_time[min(by_time)], **how)
 
 
 Sizes = tuple[int, int, int, int, int]  # block_m, block_n, block_k, warps, stages
