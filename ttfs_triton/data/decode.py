@@ -1,8 +1,7 @@
 """Decodes images to pixels: once into memory, or batch by batch from a memory-mapped table.
 
-All images are decoded once before training, since a damaged one must not end a run in its tenth hour. Photographs
-that are cropped anew in each epoch are checked at an eighth of their size, and the result is cached: checking ImageNet
-takes hours on one core.
+A damaged image must not end a run in its tenth hour. Images of one size are therefore decoded once before training.
+Photographs that are cropped anew in each epoch are not, since that would take hours: a damaged one is black.
 """
 
 from __future__ import annotations
@@ -14,10 +13,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import datasets
@@ -26,24 +23,12 @@ import psutil
 import pyarrow
 import pyarrow.compute
 import torch
-from datasets import config as datasets_config
-from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from ttfs_triton.atomic import write_text
-from ttfs_triton.data.pixels import (
-    DECODER_ERRORS,
-    Crop,
-    centre_crop,
-    decode_image,
-    file_bytes,
-    image_pixels,
-    open_image,
-    random_crop,
-)
+from ttfs_triton.data.pixels import DECODER_ERRORS, Crop, centre_crop, decode_image, random_crop
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +37,7 @@ Item = TypeVar("Item")
 
 _MODES = {1: "L", 3: "RGB"}
 _MEMORY_FRACTION = 0.8  # share of the available memory that the pixels may take
-_FORMAT = 4  # format version of the cached checks
+_SAMPLE = 64  # photographs that are decoded before training
 _CHUNK = 512  # rows read at a time
 _GROUP = 32  # images decoded by a thread at a time
 _AHEAD_BYTES = 2**25  # bytes of pixels that a thread decodes ahead
@@ -63,7 +48,7 @@ class NotEnoughMemoryError(RuntimeError):
 
 
 class DataLostError(RuntimeError):
-    """An image that could be decoded when the run began can no longer be decoded."""
+    """Image files vanished during a run, or more of them than allowed cannot be decoded."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +86,8 @@ class EncodedImages:
         shape: (N, C, height, width).
         image_size: (height, width) to resize to, or None.
         crop: the crop to `image_size` of the image in a row; None: images are stretched to that size.
+        most_black: number of images that may be undecodable; they are black. By default, all were decoded before.
+        black: the rows of such images so far, in this process.
     """
 
     rows: datasets.Dataset
@@ -108,6 +95,8 @@ class EncodedImages:
     shape: tuple[int, int, int, int]
     image_size: tuple[int, int] | None = None
     crop: Callable[[int], Crop] | None = None
+    most_black: int = 0
+    black: set[int] = field(default_factory=set)
 
     def in_epoch(self, seed: int, epoch: int) -> EncodedImages:
         """The images of an epoch: with its random crops, if they are cropped."""
@@ -124,13 +113,22 @@ class EncodedImages:
 
         for place, result in enumerate(read_rows(self.rows, row_numbers, read)):
             if isinstance(result, Exception):
-                raise DataLostError(
-                    "images_at: every image must stay as it was when the run began; got "
-                    f"{row_name(self.rows, 'the data', int(row_numbers[place]))}, which cannot be decoded any more "
-                    f"({type(result).__name__}: {result}). Put it back."
-                ) from result
+                self._blacken(int(row_numbers[place]), result)
+                result = 0
             pixels[place] = result
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def _blacken(self, row: int, error: Exception) -> None:
+        """Log that the image in this row is black; raise DataLostError if too many are, or the file is not there."""
+        name, reason = row_name(self.rows, "the data", row), f"{type(error).__name__}: {error}"
+        if row not in self.black:
+            logger.warning("%s cannot be decoded (%s); it is black.", name, reason)
+        self.black.add(row)
+        if len(self.black) > self.most_black or getattr(error, "errno", None):  # damage has no number
+            raise DataLostError(
+                f"images_at: all but {self.most_black} images must be readable to the end; got {name} ({reason}). "
+                "Put it back, or raise --max-bad-images."
+            ) from error
 
 
 def _centre(row: int) -> Crop:
@@ -199,34 +197,31 @@ class BadImages:
     """The images of a split that cannot be decoded: each is logged, more than `limit` are an error.
 
     Attributes:
-        reasons: the error of each such image, by row number.
+        rows: the row numbers of such images.
     """
 
     def __init__(self, where: str, limit: int, name: Callable[[int], str]) -> None:
         self.where, self.limit, self.name = where, limit, name
-        self.reasons: dict[int, str] = {}
+        self.rows: list[int] = []
 
     def good(self, row_numbers: Tensor, results: Iterable[Read | Exception]) -> Iterator[tuple[int, Read]]:
         """(row number, result) of the images that could be decoded; the others are skipped."""
         for row, result in zip(row_numbers.tolist(), results, strict=True):
-            if isinstance(result, Exception):
-                self.skip(row, f"{type(result).__name__}: {result}")
-            else:
+            if not isinstance(result, Exception):
                 yield row, result
-
-    def skip(self, row: int, reason: str) -> None:
-        """Skip a row; raises ValueError if too many rows are skipped."""
-        self.reasons[row] = reason
-        if len(self.reasons) > self.limit:
-            raise ValueError(
-                f"load_images: at most {self.limit} images may be undecodable; got {len(self.reasons)} up to "
-                f"{self.name(row)} ({reason}). Repair the data, or raise --max-bad-images."
-            )
-        logger.warning("%s cannot be decoded (%s); skipped.", self.name(row), reason)
+                continue
+            self.rows.append(row)
+            reason = f"{type(result).__name__}: {result}"
+            if len(self.rows) > self.limit:
+                raise ValueError(
+                    f"load_images: at most {self.limit} images may be undecodable; got {len(self.rows)} up to "
+                    f"{self.name(row)} ({reason}). Repair the data, or raise --max-bad-images."
+                )
+            logger.warning("%s cannot be decoded (%s); skipped.", self.name(row), reason)
 
     def kept(self, row_numbers: Tensor) -> Tensor:
         """Positions of the other rows in `row_numbers`; raises ValueError if there is none."""
-        kept = torch.tensor([row not in self.reasons for row in row_numbers.tolist()]).nonzero()[:, 0]
+        kept = (~torch.isin(row_numbers, torch.tensor(self.rows, dtype=torch.int64))).nonzero()[:, 0]
         if len(kept) == 0:
             raise ValueError(
                 f"load_images: {self.where} must hold images; got none that can be decoded. Check the data."
@@ -301,7 +296,7 @@ def decode_rows(
     else:
         assert size is not None  # that of the first image kept
         images = EncodedImages(rows, row_numbers[kept], (len(kept), depth, *size), target)
-    return Decoded(images, kept, list(bad.reasons), digest.hexdigest())
+    return Decoded(images, kept, bad.rows, digest.hexdigest())
 
 
 def _require_gray(channels: int | None, what: str) -> None:
@@ -312,15 +307,7 @@ def _require_gray(channels: int | None, what: str) -> None:
         )
 
 
-class Checked(BaseModel):
-    """What checking the images of a split found: bad rows with reasons, channels, a hash of the images' files."""
-
-    bad: dict[int, str]
-    channels: int
-    digest: str
-
-
-def check_rows(
+def crop_rows(
     rows: datasets.Dataset,
     row_numbers: Tensor,
     size: tuple[int, int],
@@ -330,59 +317,27 @@ def check_rows(
     max_bad_images: int = 10,
     progress: bool = False,
 ) -> Decoded:
-    """Decode every image once, at an eighth of its size where its format allows, to find the damaged ones.
+    """Images that each access decodes and crops to `size`; some are decoded here, to tell grey images from colour.
 
-    Arguments are as in `decode_rows`; each access crops to `size`, and the `digest` is that of the images' files. The
-    result is kept in the cache of `datasets`, under a hash of row numbers, lengths and files (`_key`).
+    Arguments are as in `decode_rows`; the `digest` is that of the lengths of the images' files.
     """
-    path = Path(datasets_config.HF_DATASETS_CACHE) / "checked-images" / f"{_key(rows, row_numbers)}.json"
     bad = BadImages(where, max_bad_images, partial(row_name, rows, where))
-    found: Checked | None = None
-    with suppress(OSError, ValueError):  # not there, or damaged
-        found = Checked.model_validate_json(path.read_bytes())
-    if found is None:
-        digest, depth = hashlib.sha256(), 1
-        for _, (hashed, own_channels) in bad.good(row_numbers, read_rows(rows, row_numbers, read_checked, progress)):
-            digest.update(hashed)
-            depth = max(depth, own_channels)
-        found = Checked(bad=bad.reasons, channels=depth, digest=digest.hexdigest())
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, found.model_dump_json())
-        except OSError as error:
-            logger.warning("the check of %s will be repeated next time; %s.", where, error)
-    else:
-        for row, reason in found.bad.items():
-            bad.skip(row, reason)
-    kept = bad.kept(row_numbers)
-    if found.channels > (channels or 3):
+    some = row_numbers[:: -(-len(row_numbers) // _SAMPLE)]
+    sample = read_rows(rows, some, lambda _, encoded: decode_image(encoded).shape[2], progress)
+    depths = [depth for _, depth in bad.good(some, sample)]
+    bad.kept(some)
+    if max(depths) > (channels or 3):
         _require_gray(channels, f"colour images in {where}")
-    shape = (len(kept), channels or found.channels, *size)
-    images = EncodedImages(rows, row_numbers[kept], shape, size, _centre)
-    return Decoded(images, kept, list(bad.reasons), found.digest)
-
-
-def read_checked(_: int, encoded: dict[str, Any] | None) -> tuple[bytes, int]:
-    """SHA-256 of an image's file, and its number of channels; raises if the image cannot be decoded."""
-    content = file_bytes(encoded)
-    with open_image(content) as image:
-        image.draft(None, (1, 1))  # a JPEG is still read to its end, but only one pixel of 64 is computed
-        return hashlib.sha256(content).digest(), image_pixels(image).shape[2]
-
-
-def _key(rows: datasets.Dataset, row_numbers: Tensor) -> str:
-    """Key of a check in the cache: SHA-256 of row numbers, of the images' lengths, and of their files and times."""
-    content = hashlib.sha256(f"{_FORMAT}".encode() + row_numbers.numpy().astype("<i8").tobytes())
+    kept = bad.kept(row_numbers)
     table = cast(pyarrow.Table, rows.with_format("arrow")[:]).flatten()
     encoded, paths = (table.column(f"{rows.column_names[0]}.{part}") for part in ("bytes", "path"))
-    lengths = pyarrow.compute.call_function("binary_length", [encoded]).fill_null(0)
-    content.update(lengths.to_numpy().astype("<i8").tobytes())
-    outside = paths.filter(encoded.is_null()).to_pylist()
-    for path in (*(file["filename"] for file in rows.cache_files), *outside):
-        if path is not None and os.path.isfile(path):
-            about = os.stat(path)
-            content.update(f"{path} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\n".encode())
-    return content.hexdigest()
+    lengths = pyarrow.compute.call_function("binary_length", [encoded]).to_pylist()
+    files = zip(lengths, paths.to_pylist(), strict=True)
+    sizes = [length or (os.path.getsize(path) if path and os.path.isfile(path) else 0) for length, path in files]
+    digest = hashlib.sha256(row_numbers.numpy().astype("<i8").tobytes() + np.array(sizes, "<i8").tobytes())
+    shape = (len(kept), channels or max(depths), *size)
+    images = EncodedImages(rows, row_numbers[kept], shape, size, _centre, max_bad_images)
+    return Decoded(images, kept, bad.rows, digest.hexdigest())
 
 
 def require_memory(size: int, what: str, remedy: str = "Use --streaming to decode batch by batch.") -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ttfs_triton.data.decode import EncodedImages, InMemoryImages, check_rows, decode_rows
+from ttfs_triton.data.decode import EncodedImages, InMemoryImages, crop_rows, decode_rows
 from ttfs_triton.data.events import EventWindows
 from ttfs_triton.data.pixels import image_pixels
 from ttfs_triton.data.recordings import decode_recordings, find_recordings
@@ -35,7 +35,8 @@ class ImageData:
         class_names: one name for each class.
         name: Hub name or folder.
         split: name of the split as found, such as "train" or "validation".
-        fingerprint: hash of pixels, labels and class names; equal for equal data, wherever it was read.
+        fingerprint: hash of pixels, labels and class names; equal for equal data, wherever it was read. Of cropped
+            images, lengths of files stand for their pixels.
         skipped: row numbers of images that could not be decoded.
         dataset: Hub name, or "sample"; None for local folders and tensors.
     """
@@ -99,7 +100,7 @@ def load_images(
     events: EventWindows | None = None,
     progress: bool = False,
 ) -> ImageData:
-    """Load one split of a data set; every image is decoded once.
+    """Load one split of a data set; every image is decoded once, unless images are cropped.
 
     Args:
         dataset: "sample" (bundled with the package) or a Hub name, `owner/name`. Ignored if `data_dir` is given.
@@ -113,10 +114,10 @@ def load_images(
         label_column: column of the labels. Default: `label`, `fine_label`, or the only ClassLabel column.
         image_size: resize to this height and width in pixels. Default: images must have one size.
         cropped: crop to that size instead of stretching the whole image: at the centre, or, after `in_epoch`, at
-            random. Such images stay encoded; the check that all can be decoded is cached.
+            random. Such images stay encoded, and are not checked before: one that cannot be decoded is black.
         max_samples: use only this many rows, in class proportions. Default: all.
         samples_seed: seed of the choice of these rows.
-        max_bad_images: number of images that may be undecodable; each is logged and skipped.
+        max_bad_images: number of images that may be undecodable; each is logged, and skipped or black.
         streaming: keep the images encoded, in a memory-mapped table, and decode them when they are needed.
         events: how recordings of an event camera become images; `data_dir` then holds N-MNIST or DVS-Gesture as
             published, or class folders of .bin or .npz files. Default: `data_dir` holds images.
@@ -158,7 +159,7 @@ def load_images(
                 raise ValueError(
                     "load_images: image_size must be given for cropped images; got None. Add --image-size."
                 )
-            decoded = check_rows(encoded, row_numbers, size, **options)
+            decoded = crop_rows(encoded, row_numbers, size, **options)
         else:
             resize, keep = image_size is not None, not streaming
             decoded = decode_rows(encoded, row_numbers, keep=keep, size=size, resize=resize, **options)

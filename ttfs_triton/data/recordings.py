@@ -218,7 +218,7 @@ def decode_recordings(
         digest.update(pixels[place].data)
     kept = bad.kept(row_numbers)
     images = InMemoryImages(torch.from_numpy(pixels[: len(kept)]))
-    return Decoded(images, kept, list(bad.reasons), digest.hexdigest())
+    return Decoded(images, kept, bad.rows, digest.hexdigest())
 
 
 def recording_pixels(path: Path, windows: EventWindows) -> np.ndarray:

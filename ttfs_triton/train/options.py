@@ -105,7 +105,8 @@ class DataOptions(Options):
     max_test_samples: Number | None = None
     """Use only this many test images."""
     max_bad_images: Count = Field(default=10, json_schema_extra=FREE)
-    """Number of undecodable images that may be skipped, with a warning each; one more stops the run."""
+    """Number of undecodable images that may be skipped, or black if cropped, with a warning each; one more stops the
+    run."""
     streaming: Annotated[bool, Excludes(data_placement=("device", "host"))] = False
     """Decode images batch by batch from disk instead of keeping all of them in memory."""
     data_placement: Literal["auto", "device", "host"] = Field(default="auto", json_schema_extra=FREE)

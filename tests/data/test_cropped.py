@@ -1,7 +1,5 @@
 """Photographs of different sizes, loaded cropped."""
 
-import json
-import os
 from collections.abc import Iterable
 from itertools import repeat
 from pathlib import Path
@@ -9,22 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import config as datasets_config
 from PIL import Image
 from torch import Tensor
 
 from tests.data.fixtures import image_file, write_parquet
 from ttfs_triton.data import decode
+from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.data.images import ImageData, load_images
 from ttfs_triton.data.pixels import Crop, centre_crop, random_crop
 
 SIZES = [(30, 40), (40, 30), (64, 64), (25, 90), (120, 160)]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(datasets_config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    return tmp_path / "cache" / "checked-images"
 
 
 def photograph(number: int, mode: str = "RGB") -> Image.Image:
@@ -86,48 +78,38 @@ def test_channels_are_those_of_the_most_colourful_image(tmp_path, modes, channel
         load_images(None, tmp_path, cropped=True)
 
 
-def test_damaged_images_are_found_once_and_remembered(tmp_path, caplog, monkeypatch):
+def test_damaged_images_are_black_if_few_and_vanished_ones_end_the_run(tmp_path, caplog, monkeypatch):
+    """Those that are decoded when the others are loaded, are skipped."""
     files = class_folders(tmp_path)
-    whole = files[4].read_bytes()
-    files[4].write_bytes(whole[: len(whole) // 2])
-    files[6].write_bytes(b"no image")
-    first = load(tmp_path)
-    monkeypatch.setattr(decode, "read_checked", None)  # nothing is decoded again
-    caplog.clear()
-    again = load(tmp_path)
-    assert f"{files[4]} cannot be decoded" in caplog.text
-    assert (again.skipped, again.fingerprint, again.shape) == ([4, 6], first.fingerprint, first.shape)
+    whole = load(tmp_path).images
+    for place in (4, 6):
+        files[place].write_bytes(files[place].read_bytes()[:200])
+    assert load(tmp_path).skipped == [4, 6]
     with pytest.raises(ValueError, match=r"at most 1 images may be undecodable; got 2 up to .*b/03\.jpg"):
         load(tmp_path, max_bad_images=1)
+    monkeypatch.setattr(decode, "_SAMPLE", 1)
+    caplog.clear()
+    data = load(tmp_path, max_bad_images=2)
+    for images in (data.images, data.images):
+        assert not images[[4, 6]].any()
+        kept = [0, 1, 2, 3, 5, 7, 8, 9]
+        assert torch.equal(images[kept], whole[kept])
+    assert [message.partition(" ")[0] for message in caplog.messages] == [str(files[4]), str(files[6])]
+    assert data.skipped == []
+    files[7].write_bytes(b"no image")
+    with pytest.raises(DataLostError, match=r"all but 2 images must be readable to the end; got .*b/05\.jpg"):
+        _ = data.images
+    data = load(tmp_path)
+    files[0].unlink()
+    with pytest.raises(DataLostError, match=r"a/00\.jpg \(FileNotFoundError: .*Put it back"):
+        data.in_epoch(0, 1).images_at(torch.tensor([0]))
 
 
-def test_changed_files_are_checked_again(tmp_path, cache):
-    """Also files of the old size and modification time, and where a damaged check is left."""
-    for files in (class_folders(tmp_path / "folders"), [tmp_path / "rows" / "train.parquet"]):
-        folder, fingerprints = tmp_path / files[0].relative_to(tmp_path).parts[0], []
-        for number in (3, 8):
-            photographs = [image_file(photograph(i), "BMP") for i in (0, number, 8, 3)]
-            if len(files) == 1:
-                write_parquet(files[0], photographs, [0, 1, 0, 1])
-            else:
-                files[3].write_bytes(photographs[1])
-            os.utime(files[3 % len(files)], ns=(10**18, 10**18))
-            fingerprints.append(load(folder).fingerprint)
-        assert fingerprints[0] != fingerprints[1]
-    found = [set(json.loads(file.read_text())) for file in cache.iterdir()]
-    assert found == [{"bad", "channels", "digest"}] * 4
-    for damaged in ("{", "[]", '{"bad": [1]}'):
-        for file in cache.iterdir():
-            file.write_text(damaged)
-        assert load(folder).fingerprint == fingerprints[1]
-
-
-def test_fingerprint_is_that_of_the_files_wherever_they_lie(tmp_path, cache, caplog):
-    """Also where a cache that cannot be written is only told."""
+def test_fingerprint_is_that_of_the_files_wherever_they_lie(tmp_path):
     files = class_folders(tmp_path / "folders")
     labels = [0 if file.parent.name == "a" else 1 for file in files]
     write_parquet(tmp_path / "rows" / "train.parquet", [f.read_bytes() for f in files], labels, names=["a", "b"])
-    cache.parent.mkdir()
-    cache.write_text("a file where a folder should be")
-    assert load(tmp_path / "rows").fingerprint == load(tmp_path / "folders").fingerprint
-    assert "the check of the train split" in caplog.text
+    first = load(tmp_path / "rows").fingerprint
+    assert load(tmp_path / "folders").fingerprint == first
+    files[3].write_bytes(jpeg(photograph(4)))
+    assert load(tmp_path / "folders").fingerprint != first
