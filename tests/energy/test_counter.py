@@ -184,10 +184,12 @@ def test_a_process_without_images_adds_nothing():
     network, images, sent = cnn1(width=0.25), torch.rand(2, 1, 28, 28), []
     with counting(network) as counter, torch.no_grad():
         network.eval()(images)
-    expected = counter.counts(Mock(num_processes=2, reduce=lambda sums, how: sent.append(sums) or sums))
+    expected = counter.counts(Mock(num_processes=2, reduce=lambda kept, how: sent.append(kept) or kept))
     with counting(network) as counter:
         pass
-    assert counter.counts(Mock(num_processes=2, reduce=lambda sums, how: sums + sent.pop(0))) == expected
+    pairs = lambda kept: zip(kept, *sent, strict=True)  # noqa: E731
+    both = Mock(num_processes=2, reduce=lambda kept, how: [[*map(torch.add, *two)] for two in pairs(kept)])
+    assert counter.counts(both) == expected
     with pytest.raises(ValueError, match="must run inside the block"):
         count(network, [images[:0]])
 

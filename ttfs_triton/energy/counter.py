@@ -124,16 +124,14 @@ class Counter:
             accelerator: sum over its processes, each of which must count different samples; all of them must call
                 this. Default: this process alone.
         """
-        vectors = [*(counter.sums() for counter in self._layers), self._layers[0].encoded]
-        sums, times = torch.cat(vectors), torch.stack([counter.times() for counter in self._layers])
+        kept: Any = [counter.tensors() for counter in self._layers]
         if accelerator is not None and accelerator.num_processes > 1:
-            sums, times = (torch.as_tensor(accelerator.reduce(values, "sum")) for values in (sums, times))
-        *read, encoder = sums.cpu().split([len(vector) for vector in vectors])
-        layers = [own.read(sums, time) for own, sums, time in zip(self._layers, read, times.tolist(), strict=True)]
+            kept = accelerator.reduce(kept, "sum")
+        layers = [own.read(*tensors) for own, tensors in zip(self._layers, kept, strict=True)]
         if not all(layer.samples for layer, _ in layers):
             raise ValueError("counting: the network must run inside the block; it did not. Give it images there.")
         bits = None if self._graph.grid is None else self._graph.grid.weight_bits
-        return network_counts(self._graph, layers, int(encoder), bits)
+        return network_counts(self._graph, layers, int(kept[0][-1]), bits)
 
 
 class FanOut(NamedTuple):
@@ -283,9 +281,9 @@ class LayerCounter(SpikeCounter):
         self.prepare(device := self.layer.weight.device)
         self._summed_activation = torch.zeros((), dtype=torch.float64, device=device)
         self._histogram = torch.zeros(self._bins, dtype=torch.int64, device=device)
-        self._in_histogram = torch.zeros(1, dtype=torch.int64, device=device)
+        self._in_histogram = torch.zeros((), dtype=torch.int64, device=device)
         self._room = HISTOGRAM_SAMPLES if self._bins else 0
-        self.encoded = torch.zeros(1, dtype=torch.int64, device=device)
+        self.encoded = torch.zeros((), dtype=torch.int64, device=device)
         self.synapses = SynapseCounter(self._stage)
 
     def update(self, activations: Tensor) -> None:
@@ -311,31 +309,26 @@ class LayerCounter(SpikeCounter):
             inputs = inputs - self.layer.mean  # proportional to what the synapses read
         self.synapses.add(inputs.detach(), skip)
 
-    def sums(self) -> Tensor:
-        """All sums as one int64 vector: synapses, histogram, number of samples in it, then `counts`."""
+    def tensors(self) -> list[Tensor]:
+        """All sums, on the device: the arguments of `read`, and the spikes of an encoder."""
         assert self.counts is not None
-        return torch.cat([self.synapses.sums, self._histogram, self._in_histogram, self.counts])
+        sums, times = self.synapses.sums, self.synapses.times
+        return [self.counts, self._summed_activation, self._histogram, self._in_histogram, sums, times, self.encoded]
 
-    def times(self) -> Tensor:
-        """[3] float64: Σ over spikes of 1 − activation, then the synapses' times."""
-        assert self.counts is not None
-        spike_time = self.counts[2:].sum().double() - self._summed_activation
-        return torch.cat([spike_time.view(1), self.synapses.times])
-
-    def read(self, sums: Tensor, times: Sequence[float]) -> tuple[LayerCounts, Sequence[int]]:
-        """The result of `SynapseCounter.counts`, from `sums()` and `times()` of one process or summed over several."""
-        arrived, histogram, (in_histogram, saturated, samples), spikes = sums.split(
-            [kept := len(self.synapses.sums), self._bins, 3, len(sums) - kept - self._bins - 3]
-        )
-        summed_spike_time, *waited = times
+    def read(
+        self, counts: Tensor, activation: Tensor, histogram: Tensor, in_histogram: Tensor, *synapses: Tensor
+    ) -> tuple[LayerCounts, Sequence[int]]:
+        """The result of `SynapseCounter.counts`, from `tensors()` of one process or summed over several."""
+        (saturated, samples), spikes = counts[:2].tolist(), counts[2:].cpu()
+        sums, times, _ = (each.tolist() for each in synapses)
         return self.synapses.counts(
-            arrived.tolist(),
-            waited,
-            int(samples),
+            sums,
+            times,
+            samples,
             spikes=int(spikes.sum()),
-            saturated=int(saturated),
+            saturated=saturated,
             never_active=int((spikes == 0).sum()),
-            summed_spike_time=summed_spike_time,
+            summed_spike_time=float(spikes.sum() - activation.cpu()),
             histogram=tuple(histogram.tolist()),
             histogram_samples=int(in_histogram),
         )
