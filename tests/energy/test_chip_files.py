@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.energy.energy_cases import dense_network
 from ttfs_triton.energy.chip import FOLDER, available_chips, load_chip
 from ttfs_triton.energy.models import estimate
-from ttfs_triton.energy.prices import PRICES, SCOPES, STATUSES, UNITS, Access, Chip, Memory, Price, Range, weakest
+from ttfs_triton.energy.prices import STATUSES, UNITS, Access, Memory, Price, Range, weakest
 
 GIVEN = {"unit": "pJ", "status": "measured", "source": "a paper"}
 MINE = """
@@ -29,6 +29,9 @@ unit = "mW"
 status = "measured"
 source = "my bench"
 """
+ADDITIONS = MINE.replace("including fetch", "arithmetic").replace("prices.synop", "prices.accumulate")
+LEAKAGE = MINE[MINE.index("[prices.leakage") :]
+CLOCK = LEAKAGE.replace("leakage_power", "clock").replace("3", "0").replace("mW", "MHz")
 MEMORY = """
 [[memory.accesses]]
 size_kb = 8
@@ -166,9 +169,8 @@ def test_loihi_predicts_a_board(spikes, error):
 def test_users_own_file_loads(write):
     chip = load_chip(write(MINE))
     assert (chip.name, chip.prices["synop"].high, chip.memory) == ("mine", 4, None)
-    precise = MINE.replace("including fetch", "arithmetic").replace("[prices.synop]", "[prices.accumulate]")
     more = '[precisions.int4]\nbits = 4\n[precisions.int4.prices.multiply_accumulate]\nvalue = 1\nunit = "pJ"\n'
-    path = write(f'{precise}{more}status = "measured"\nsource = "my bench"\n{MEMORY}')
+    path = write(f'{ADDITIONS}{more}status = "measured"\nsource = "my bench"\n{MEMORY}')
     chip = load_chip(f"{path}:int4")
     assert (chip.name, chip.bits) == ("mine:int4", 4)
     assert {*chip.prices} == {"accumulate", "multiply_accumulate", "leakage_power"}
@@ -200,7 +202,8 @@ def test_unknown_names_are_refused(name, message):
         ("value = 2.0", "", "prices.synop: value must be None exactly if status is unpublished; got None, measured"),
         ("low = 1.0", "low = 3.0", "prices.synop: value must be within low and high; got 3.0 ≤ 2.0 ≤ 4.0"),
         ('source = "my bench"', "", "prices.synop.source: Field required"),
-        ('"including fetch"', '"arithmetic"', "prices.accumulate must be there for synop_scope"),
+        ('"including fetch"', '"arithmetic"', 'synop must be absent, because synop_scope = "arithmetic" covers it'),
+        (MINE, ADDITIONS, 'prices.multiply_accumulate must be there for synop_scope = "arithmetic"'),
         ("node_nm = 22", 'included = ["synops"]', "included and prices must be of .*; got synops"),
         ("node_nm = 22", "precisions = 3", "must be one of mine; got no precision"),
         ("node_nm = 22", "node_nm = 2001-99-99", "must be TOML; got an error"),
@@ -208,6 +211,14 @@ def test_unknown_names_are_refused(name, message):
         ("node_nm = 22", "# \udcff", "must be TOML; got an error: 'utf-8' codec"),
         ("node_nm = 22", "#" * 300_000, "must be TOML; got an error: .* at most 262144 are allowed"),
         ("[prices.synop]", f"{MEMORY}[prices.synop]", "memory must be absent, because synop_scope"),
+        ("[prices.synop]", "[prices.hop]", "prices.synop must be there for synop_scope"),
+        ("node_nm = 22", 'included = ["leakage_power"]', "leakage_power must be absent, because included covers it"),
+        (
+            LEAKAGE,
+            LEAKAGE.replace("leakage_power", "clock").replace("3", "0").replace("mW", "MHz"),
+            "clock must be pos",
+        ),
+        ('"including fetch"', '"whole-chip average"', "leakage_power must be absent, because synop_scope"),
         ("[prices.synop]", f"{MEMORY * 2}[prices.synop]", r"memory: accesses must have rising sizes; got \[8.0, 8.0\]"),
         ("[prices.synop]", f"{MEMORY_MW}[prices.synop]", "accesses.0: value must be a published energy; got 10 mW"),
     ],
@@ -215,24 +226,3 @@ def test_unknown_names_are_refused(name, message):
 def test_bad_files_are_refused(write, old, new, message):
     with pytest.raises(ValueError, match=f"(?s)load_chip: .*{message}"):
         load_chip(write(MINE.replace(old, new, 1)))
-
-
-@pytest.mark.parametrize("scope", [scope for scope in SCOPES if scope != "arithmetic"])
-def test_scopes_forbid_what_they_hold(scope):
-    for key, dimension in PRICES.items():
-        prices = {"synop": Price(1, **GIVEN), key: Price(1, **GIVEN | {"unit": next(iter(UNITS[dimension]))})}
-        if key in SCOPES[scope]:
-            with pytest.raises(ValueError, match=f"{key} must be absent, because synop_scope"):
-                Chip("x", "a chip", scope, prices)
-        else:
-            assert key in Chip("x", "a chip", scope, prices).prices
-
-
-def test_chip_refuses_prices_that_contradict_each_other():
-    synop = Price(1, **GIVEN)
-    with pytest.raises(ValueError, match="neuron_update must be absent, because included covers it already"):
-        Chip("x", "a chip", "including fetch", {"synop": synop, "neuron_update": synop}, included=("neuron_update",))
-    with pytest.raises(ValueError, match=r'prices.synop must be absent for synop_scope = "arithmetic"'):
-        Chip("x", "a chip", "arithmetic", dict.fromkeys(("accumulate", "multiply_accumulate", "synop"), synop))
-    with pytest.raises(ValueError, match=r"prices.clock must be positive: energies are divided by it; got 0 MHz"):
-        Chip("x", "a chip", "including fetch", {"synop": synop, "clock": Price(0, **GIVEN | {"unit": "MHz"})})

@@ -120,18 +120,6 @@ def test_sleep_of_neurons_is_that_of_a_simulation(readout, sigma):
     assert ["although the network's have 4 bits" in " ".join(each.assumptions) for each in told] == [False, False, True]
 
 
-def test_a_network_without_spikes_sleeps():
-    """The energy without a spike is below that with spikes: both have the same gating."""
-    model, images, options = cnn1(16, width=0.25), torch.rand(2, 1, 16, 16), RunOptions(steps=16)
-    counts, twice = count(model, [images]), count(model, [images, images])
-    silent, half, whole = (estimate(counts.firing_more(by), "lemaire45:int8", options) for by in (0.0, 0.5, 1.0))
-    assert estimate(twice, "lemaire45:int8", options).total.nominal == pytest.approx(whole.total.nominal)  # an image
-    assert counted(silent, "conv2")["threshold comparisons"] == 17 * counts.layers[1].neurons
-    assert "neuron additions" not in counted(silent, "conv2")
-    assert silent.total.nominal < whole.total.nominal
-    assert half.total.nominal == pytest.approx((silent.total.nominal + whole.total.nominal) / 2)
-
-
 # ---- prices
 
 
@@ -245,21 +233,17 @@ def test_total_is_the_sum_of_terms_in_order(chip, steps, gating, persistence):
 # ---- refusals
 
 
-def test_counts_are_refused():
-    with pytest.raises(ValueError, match="estimate: counts must be of at least one sample and layer; got 0 and 0"):
-        estimate(Counts(0, ()), "loihi", steps=4)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"steps": 0}, "steps\n.*greater than or equal to 1"),
         ({"steps": 4, "psp_persistence": 1.0}, "psp_persistence\n.*Unexpected keyword"),
+        ({"steps": 4}, "estimate: counts must be of at least one sample and layer; got 0 and 0"),
     ],
 )
-def test_options_are_refused(options, message):
+def test_options_and_empty_counts_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        RunOptions(**options)
+        estimate(Counts(0, ()), "loihi", **options)
 
 
 @pytest.mark.parametrize("steps", [2, 4, 8])

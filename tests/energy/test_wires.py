@@ -10,7 +10,7 @@ from tests.nn.common import activations, randomised
 from ttfs_triton.chip import simulate
 from ttfs_triton.energy import count
 from ttfs_triton.energy.cost import Cost, EventWeights
-from ttfs_triton.export import compare_nir, compare_onnx, to_nir, to_onnx
+from ttfs_triton.export import compare_nir, to_nir
 from ttfs_triton.nn import (
     DFTConv2d,
     Grid,
@@ -74,16 +74,11 @@ def test_simulation_nears_the_closed_form_and_equals_one_by_steps(sigma, monkeyp
     assert fine.potential_latency_steps == 10 * 4096
 
 
-@pytest.mark.parametrize(
-    ("build", "grid"),
-    [
-        (lambda: residual(0.25), Grid(8, 5)),
-        (lambda: residual(0.25, "4C3-P3p1s2-(4C3-6C3)-A2-5C3-A-7"), Grid(5, 3, state_bits=16)),
-        (branched, Grid(8, 5)),
-    ],
-)
-def test_network_on_a_grid_is_its_simulation_and_trains(build, grid):
-    model = build()
+@pytest.mark.parametrize("specification", [None, "4C3-P3p1s2-(4C3-6C3)-A2-(6C3-6C3s2-8C3)-A-7-(7-9)"])
+def test_network_on_a_grid_is_its_simulation_and_trains(specification):
+    model, grid = branched(), Grid(8, 5)
+    if specification is not None:
+        model, grid = residual(0.25, specification), Grid(5, 3, state_bits=16)
     put_on_grid(model, grid)
     images = activations(20, *network_graph(model).image_shape, seed=6).float()
     found = simulate(model, [images], keep_spike_times=True)
@@ -121,9 +116,7 @@ def test_counts_by_hand():
     assert layers["conv1"].spikes_delivered == 2 * spikes["conv1"].count_nonzero()  # into the block, and past it
     past = spikes["conv3"][:, :, ::4, ::4].count_nonzero()
     assert layers["conv3"].spikes_delivered == spikes["conv3"].count_nonzero() + past
-    # The simulator counts the same of the spikes that it finds.
-    simulated = simulate(model, [images], steps=64, keep_spike_times=True)
-    assert [layer.synapses for layer in simulated.counts.layers] == [layer.synapses for layer in counts.layers]
+    simulated = simulate(model, [images], steps=64, keep_spike_times=True)  # it counts the spikes that it finds
     fired = [(simulated.spike_steps[name] < 64).float() for name in ("conv1", "conv2")]
     arrived = fired[0].sum() + 6 * F.conv2d(fired[1], torch.ones(1, 4, 3, 3), None, 1, 1).sum()
     assert {layer.name: layer for layer in simulated.counts.layers}["conv3"].synaptic_operations == arrived
@@ -156,18 +149,14 @@ def test_neurons_that_only_a_skip_reaches_have_an_input():
     assert second.without_input == 64 - 2
 
 
-@torch.no_grad()
-def test_graph_says_what_each_layer_reads_and_runs_as_the_network():
-    model, images = branched(), activations(4, 1, 8, 8, seed=1).float()
-    graph = network_graph(model)
+def test_graph_says_what_each_layer_reads():
+    graph = network_graph(branched())
     read = {stage.name: [(wire.source, graph.delay(stage, wire)) for wire in stage.inputs] for stage in graph.stages}
     assert read["mix"] == [("narrow", 0), ("wide", 0), ("stem", 1)]
     assert read["readout"] == [("mix", 0), ("stem", 2)]
     assert [wire.shape for wire in graph["mix"].inputs] == [(3, 4, 4), (5, 4, 4), (4, 4, 4)]
     assert (graph["narrow"].window, graph["wide"].window, graph.windows) == (2, 2, 4)
     assert "reads narrow → EarliestSpikePool2d" in graph.describe()[4]
-    found = graph.run(images, lambda stage, arriving, skip: stage.activations(arriving, skip))
-    torch.testing.assert_close(found, model(images))
 
 
 def test_delivered_spikes_and_cost_by_hand():
@@ -185,12 +174,10 @@ def test_delivered_spikes_and_cost_by_hand():
         assert costed(images)[1].item() == pytest.approx(price.of(counts))
 
 
-def test_exports_of_branches_agree():
-    pytest.importorskip("onnxruntime", reason="running ONNX needs onnxruntime")
+def test_nir_of_branches_agrees():
+    """ONNX has the same connections in the U-shaped network of tests/nn/test_upsampling.py."""
     pytest.importorskip("snntorch", reason="running NIR needs snnTorch")
     model, images = branched(), activations(12, 1, 8, 8, seed=8).float()
-    compared = compare_onnx(to_onnx(model).SerializeToString(), model, images)
-    assert (compared.different, compared.logits) == (0, pytest.approx(0, abs=1e-5))
     compared = compare_nir(to_nir(model, steps=64), model, images)
     assert compared.same_decisions + compared.ties >= 11
     assert all(layer.mean < 0.03 and layer.repeated == 0 for layer in compared.times)

@@ -160,13 +160,14 @@ Scope = Literal["arithmetic", "including fetch", "including routing", "whole-chi
 
 _ROUTING = ("memory", "spike_out", "message", "hop")
 SCOPES: dict[Scope, tuple[str, ...]] = {
-    "arithmetic": (),
+    "arithmetic": ("synop", "synop_conv"),
     "including fetch": ("memory",),
     "including routing": _ROUTING,
     "whole-chip average": (*_ROUTING, "neuron_update", "neuron_idle", "leakage_power", "idle_power"),
 }
 """Scopes: costs that the price of a synaptic operation includes besides the addition, and that are not charged again.
 
+With "arithmetic", the prices of arithmetic stand for the price of a synaptic operation.
 "whole-chip average" is power over rate at one operating point. It includes static power and neuron updates, and it is
 wrong at any other operating point.
 """
@@ -315,8 +316,6 @@ class Chip:
             if key not in self.prices:
                 rule = f'prices.{key} must be there for synop_scope = "{self.synop_scope}"'
                 raise ValueError(f'{rule}; got none. Give it status "unpublished" if it is')
-        if self.arithmetic and "synop" in self.prices:
-            raise ValueError('prices.synop must be absent for synop_scope = "arithmetic". Choose another scope')
         return self
 
     def holds(self, key: str) -> bool:
