@@ -117,13 +117,8 @@ def run_command(
 ) -> None:
     """Parse options and run. The `main` of a command is this function with options and `run` filled in.
 
-    Args:
-        options: class whose fields are the flags.
-        run: function that is called with the parsed options; or the module that has it as `run`, and maybe as `ERRORS`
-            what it raises, which is imported only then.
-        description: text shown by `--help`.
-        arguments: command line without the program's name. Default: sys.argv[1:].
-        errors: exceptions of `run` that the user can fix; their text is printed without a traceback.
+    `run` is a function of the options, or a module that is imported then, with `run`, and maybe the `ERRORS` that the
+    user can fix: their text is printed without a traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     traceback = TRACEBACK in arguments
@@ -142,14 +137,10 @@ def parse_options(
     arguments: Sequence[str],
     defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Parse a command line into values of options, by name.
+    """Parse a command line, of which `--traceback` is ignored, into values of options, by name.
 
-    Args:
-        groups: classes whose fields are the flags. If there are several, each is a group in `--help`, and its name ends
-            in Options.
-        description: shown by `--help`.
-        arguments: command line without the program's name; `--traceback` is ignored.
-        defaults: default of every field, by name; needed for several groups. Default: the fields' defaults.
+    Fields of the classes are the flags. If there are several classes, each is a group in `--help`, its name ends in
+    Options, and `defaults` has a value for every field.
     """
     import tyro
     from pydantic import ValidationError, create_model, model_validator

@@ -27,13 +27,7 @@ NEUTRAL = "own"
 
 
 def main(words: list[str] | None = None) -> None:
-    """Entry point of the console script.
-
-    Args:
-        words: arguments behind `ttfs`. Default: sys.argv[1:].
-    Raises:
-        SystemExit: with code 2 for an unknown command or recipe, after a line that lists the allowed ones.
-    """
+    """Run the command that `words`, by default those behind `ttfs`, name; code 2 for an unknown command or recipe."""
     words = sys.argv[1:] if words is None else words
     if not words or words[0] in ("-h", "--help"):
         write_out(_help() + "\n")

@@ -53,15 +53,10 @@ class DataLostError(RuntimeError):
 
 @dataclass(frozen=True)
 class InMemoryImages:
-    """Images that are decoded in memory.
+    """Images that are decoded in memory."""
 
-    Attributes:
-        pixels: [N, height, width, C], uint8, on any device.
-        pinned: batches are gathered into page-locked memory, from which copies to a GPU do not wait.
-    """
-
-    pixels: Tensor
-    pinned: bool = False
+    pixels: Tensor  # [N, height, width, C], uint8, on any device
+    pinned: bool = False  # batches are gathered into page-locked memory, from which copies to a GPU do not wait
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -78,25 +73,15 @@ class InMemoryImages:
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Images that are decoded at each access, from a memory-mapped table that all processes share.
+    """Images that are decoded at each access, from a memory-mapped table that all processes share."""
 
-    Attributes:
-        rows: one column, the encoded images.
-        row_numbers: [N], int64, the row of each image.
-        shape: (N, C, height, width).
-        image_size: (height, width) to resize to, or None.
-        crop: the crop to `image_size` of the image in a row; None: images are stretched to that size.
-        most_black: number of images that may be undecodable; they are black. By default, all were decoded before.
-        black: the rows of such images so far, in this process.
-    """
-
-    rows: datasets.Dataset
-    row_numbers: Tensor
-    shape: tuple[int, int, int, int]
-    image_size: tuple[int, int] | None = None
-    crop: Callable[[int], Crop] | None = None
-    most_black: int = 0
-    black: set[int] = field(default_factory=set)
+    rows: datasets.Dataset  # one column, the encoded images
+    row_numbers: Tensor  # [N], int64, the row of each image
+    shape: tuple[int, int, int, int]  # (N, C, height, width)
+    image_size: tuple[int, int] | None = None  # (height, width) to resize to
+    crop: Callable[[int], Crop] | None = None  # to that size, of the image in a row; None: images are stretched
+    most_black: int = 0  # images that may be undecodable, and are black; 0: all were decoded before
+    black: set[int] = field(default_factory=set)  # rows of such images so far, in this process
 
     def in_epoch(self, seed: int, epoch: int) -> EncodedImages:
         """The images of an epoch: with its random crops, if they are cropped."""
@@ -194,11 +179,7 @@ def row_name(rows: datasets.Dataset, where: str, row: int) -> str:
 
 
 class BadImages:
-    """The images of a split that cannot be decoded: each is logged, more than `limit` are an error.
-
-    Attributes:
-        rows: the row numbers of such images.
-    """
+    """The `rows` of a split's images that cannot be decoded: each is logged, more than `limit` are an error."""
 
     def __init__(self, where: str, limit: int, name: Callable[[int], str]) -> None:
         self.where, self.limit, self.name = where, limit, name
@@ -231,19 +212,12 @@ class BadImages:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The images that could be decoded.
-
-    Attributes:
-        images: the images, in memory or encoded.
-        kept: [N], int64, their positions in `row_numbers`.
-        skipped: row numbers of the images that could not be decoded.
-        digest: hexadecimal SHA-256 of all pixels in order.
-    """
+    """The images that could be decoded."""
 
     images: InMemoryImages | EncodedImages
-    kept: Tensor
-    skipped: list[int]
-    digest: str
+    kept: Tensor  # [N], int64, their positions in `row_numbers`
+    skipped: list[int]  # row numbers of the others
+    digest: str  # hexadecimal SHA-256 of all pixels in order
 
 
 def decode_rows(

@@ -152,25 +152,17 @@ def crop_numbers(seed: int, epoch: int, number: int) -> np.ndarray:
 
 
 def random_part(height: int, width: int, numbers: np.ndarray) -> tuple[int, int, int, int]:
-    """A part of an image: 8 to 100 % of its area, with an aspect ratio of 3:4 to 4:3.
+    """Top, left, height and width of a part: 8 to 100 % of the area, 3:4 to 4:3, else the largest part in the middle.
 
-    Args:
-        height, width: size of the image in pixels.
-        numbers: [ATTEMPTS, 4], in [0, 1): area, aspect, top and left of each attempt.
-    Returns:
-        Top, left, height and width. If no attempt fits, the largest part in the middle.
+    `numbers`, [ATTEMPTS, 4], in [0, 1), are area, aspect, top and left of each attempt.
     """
     for area, aspect, top, left in numbers.tolist():
         pixels = height * width * (AREA[0] + (AREA[1] - AREA[0]) * area)
         ratio = math.exp(math.log(ASPECT[0]) + math.log(ASPECT[1] / ASPECT[0]) * aspect)
         part_height, part_width = round(math.sqrt(pixels / ratio)), round(math.sqrt(pixels * ratio))
         if 0 < part_height <= height and 0 < part_width <= width:
-            return (
-                int((height - part_height + 1) * top),
-                int((width - part_width + 1) * left),
-                part_height,
-                part_width,
-            )
+            corner = int((height - part_height + 1) * top), int((width - part_width + 1) * left)
+            return *corner, part_height, part_width
     part_height = min(height, round(width / ASPECT[0]))
     part_width = min(width, round(height * ASPECT[1]))
     return (height - part_height) // 2, (width - part_width) // 2, part_height, part_width

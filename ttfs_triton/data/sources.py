@@ -44,21 +44,13 @@ HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one split, not yet decoded.
+    """The rows of one split, not yet decoded."""
 
-    Attributes:
-        table: columns as stored.
-        split: the name under which the split was found.
-        origin: Hub name or folder, for messages.
-        embedded: the table must hold the images' bytes: a table from others must not name files of this machine.
-        sensor: of recordings, (height, width) in pixels, as the kind of file implies; None if it implies no size.
-    """
-
-    table: datasets.Dataset
-    split: str
-    origin: str
-    embedded: bool = False
-    sensor: tuple[int, int] | None = None
+    table: datasets.Dataset  # columns as stored
+    split: str  # the name under which the split was found
+    origin: str  # Hub name or folder, for messages
+    embedded: bool = False  # the images' bytes must be in it: a table from others must not name files of this machine
+    sensor: tuple[int, int] | None = None  # of recordings, (height, width) in pixels, if the kind of file implies it
 
     @property
     def where(self) -> str:

@@ -147,15 +147,9 @@ def _scale(images: Tensor) -> Tensor:
 
 
 def windows(images: Tensor, corners: Tensor, padding: int, fill: int | Literal["reflect"]) -> Tensor:
-    """One window of each padded image, of the image's own size.
+    """A window of each image, of its size; `corners`, [n, 2], int64, are rows and columns, from -padding to padding.
 
-    Args:
-        images: [n, C, height, width], uint8, in any memory format.
-        corners: [n, 2], int64, row and column of each window's corner in its image, from -padding to padding.
-        padding: number of pixels around the image that a window may reach into; if reflected, less than its sides.
-        fill: level of these pixels, or "reflect" to mirror the image about its outermost pixels.
-    Returns:
-        As `images`, contiguous.
+    Pixels outside have the level `fill`, or "reflect" the image about its outermost pixels (padding < its sides).
     """
     n, channels, height, width = images.shape
     padding = min(padding, max(height, width))  # a window farther away holds no pixel of the image either

@@ -25,14 +25,7 @@ BLOCKS = 3  # of four words
 
 
 def philox(counters: Tensor, seed: int) -> Tensor:
-    """Four random words for each counter.
-
-    Args:
-        counters: [..., 4], int64, each word in [0, 2³²).
-        seed: the key, in [0, 2⁶⁴); its lower half is the first key word.
-    Returns:
-        [..., 4], int64, each word uniform in [0, 2³²).
-    """
+    """Four random words for each counter, [..., 4], int64, in [0, 2³²); the key's lower half is its first word."""
     keys, multipliers, low, half = _constants(seed, counters.device)
     first, second, third, fourth = counters.reshape(-1, 4).unbind(1)
     # Words that are multiplied, third and first, and those that are not: two of each at a time halve the calls.
@@ -61,15 +54,7 @@ def _constants(seed: int, device: torch.device) -> tuple[tuple[Tensor, ...], Ten
 
 
 def random_words(seed: int, epoch: int, indices: Tensor) -> Tensor:
-    """The random words of images.
-
-    Args:
-        seed: seed of the run, in [0, 2⁶⁴).
-        epoch: number of the epoch, in [0, 2³²).
-        indices: place of each image in its data set, [n], int64, on any device.
-    Returns:
-        [n, 12], int64, uniform in [0, 2³²), on the device of `indices`.
-    """
+    """Random words, [n, 12], int64, uniform in [0, 2³²), of images at `indices`, [n], int64, of their data set."""
     counters = indices.new_empty(len(indices), BLOCKS, 4)
     counters[..., 0] = (indices & _MASK)[:, None]
     counters[..., 1] = (indices >> 32)[:, None]

@@ -59,10 +59,7 @@ Equalize .8 0 Invert .1 0; TranslateY .7 9 AutoContrast .9 0"""
 
 
 def magnitudes(name: str, height: int, width: int) -> list[float]:
-    """The ten magnitudes of an operation.
-
-    Computed as in torchvision, since its float32 steps decide on which side of a grey level solarising cuts.
-    """
+    """The ten magnitudes of an operation; float32 steps decide, as in torchvision, which grey levels are solarised."""
     if name in PLAIN:
         return [0.0] * 10
     if name == "Posterize":
@@ -90,21 +87,13 @@ def auto_augment_policy(height: int, width: int) -> list[list[Operation]]:
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy as tables. Row 0 of the operations is the identity.
+    """A policy as tables. Row 0 of the operations is the identity."""
 
-    Attributes:
-        thresholds: [sub-policies, stages], int64; a stage is applied if its random word is below its threshold.
-        kinds: [rows], int32, `Kind` of the operation.
-        maps: [rows, 6], int32, 16.16 fixed point: output pixel to input pixel.
-        factors: [rows], float32, factor of the blend.
-        levels: [rows, 256], uint8, the new level of each level.
-    """
-
-    thresholds: Tensor
-    kinds: Tensor
-    maps: Tensor
-    factors: Tensor
-    levels: Tensor
+    thresholds: Tensor  # [sub-policies, stages], int64; a stage is applied if its random word is below its threshold
+    kinds: Tensor  # [rows], int32, `Kind` of the operation
+    maps: Tensor  # [rows, 6], int32, 16.16 fixed point: output pixel to input pixel
+    factors: Tensor  # [rows], float32, factor of the blend
+    levels: Tensor  # [rows, 256], uint8, the new level of each level
 
     def draw(self, words: Tensor) -> Tensor:
         """Draw operations for images from their random words, [n, 12]: rows of the tables, [n, stages], int64."""
@@ -188,21 +177,12 @@ GREY = (19595, 38470, 7471)  # in 1/65536
 
 
 def apply_operations(images: Tensor, rows: Tensor, policy: Policy, fill: int) -> Tensor:
-    """Apply one operation to each image.
+    """Apply to each image, [n, C, height, width], uint8, the operation in its row, [n], int64; `fill` what moves away.
 
-    On a CPU each operation is applied to the images that drew it. On a GPU each is applied to all images, and the
-    results of those that drew it are kept: counting them would make the host wait.
-
-    Args:
-        images: [n, C, height, width], uint8. Not changed.
-        rows: row of each image's operation in the policy's tables, [n], int64.
-        policy: policy for images of this size, on this device.
-        fill: level of pixels that geometric operations uncover.
-    Returns:
-        New images like `images`.
+    On a CPU each operation is applied to the images that drew it.
     """
     kinds = policy.kinds[rows]
-    if images.device.type != "cpu":
+    if images.device.type != "cpu":  # counting images would make the host wait: all are kept that drew the operation
         result = images
         for kind in Kind:
             result = torch.where((kinds == kind).view(-1, 1, 1, 1), _apply(kind, images, rows, policy, fill), result)
@@ -283,10 +263,7 @@ def colour(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, factors: Tensor) -> Tensor:
-    """Blend with the smoothed image, by one factor per image; 0 gives smooth. The outermost pixels stay.
-
-    Smoothing takes the mean over a pixel and its eight neighbours, in which the pixel counts five times.
-    """
+    """Blend with the mean of nine pixels, in which the middle counts five times; 0 gives smooth. The border stays."""
     n, channels, height, width = images.shape
     if height < 3 or width < 3:
         return images
