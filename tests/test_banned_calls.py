@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("kernels", "ttfs_triton", "recipes", "bench", "docs", "tests")
 KEYWORDS = re.compile(r"(trust_remote_code|allow_pickle)\s*=\s*(?!False)\w")
@@ -30,22 +28,19 @@ def test_project_has_no_banned_calls() -> None:
     assert 'torch.load(file, map_location="cpu", weights_only=True)' in text[ROOT / "ttfs_triton/convert/source.py"]
 
 
-@pytest.mark.parametrize(
-    "source",
-    [  # planted violations, as text: none of it runs
-        "import torch as t\nt.load(\n    path,\n    map_location='cpu',\n)",
-        "from torch import load\nload(path)",
-        "import yaml\nyaml.load(text, Loader=yaml.Loader)",
-        "from yaml import unsafe_load as read\nread(text)",
-        "import pickle",
-        "from joblib import load",
-    ],
-)
-def test_banned_call_is_seen(source: str) -> None:
-    assert banned("--stdin-filename", "ttfs_triton/planted.py", "-", source=source)
+PLANTED = """# planted violations, as text: none of it runs
+import torch as t; t.load(path, map_location="cpu")
+from torch import load; load(path)
+import yaml; yaml.load(text, Loader=yaml.Loader)
+from yaml import unsafe_load as read; read(text)
+import pickle
+from joblib import load
+"""
 
 
-def test_banned_keyword_is_seen() -> None:
+def test_banned_calls_and_keywords_are_seen() -> None:
+    found = banned("--stdin-filename", "ttfs_triton/planted.py", "-", source=PLANTED)
+    assert {line.split(":")[1] for line in found} == set("234567")
     assert KEYWORDS.search("datasets.load_dataset(name, trust_remote_code=flag)")
     assert KEYWORDS.search("np.load(path, allow_pickle=True)")
     assert not KEYWORDS.search("np.load(path, allow_pickle=False)")

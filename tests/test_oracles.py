@@ -2,12 +2,10 @@
 
 import math
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.oracle import conv2d_neurons, layer
-from tests.oracles import clock_driven, event_driven, linear_layer
+from tests.oracles import clock_driven, event_driven
 
 neurons = st.integers(1, 8).flatmap(
     lambda n: st.tuples(
@@ -27,12 +25,3 @@ def test_clock_driven_is_at_most_a_tick_later(neuron, psp_persistence, layer):
     ticked = clock_driven(times, weights, initial, dt=0.01, **options)
     end = layer + 2.0  # silence is a spike at the window's end
     assert -1e-9 <= min(ticked, end) - min(exact, end) <= 0.01 + 1e-9
-
-
-def test_neurons_of_layers_are_those_of_a_product():
-    rng = np.random.default_rng(0)
-    x, weight = np.maximum(rng.uniform(-0.5, 1, (3, 4)), 0), rng.normal(size=(5, 4))
-    maps = {"x": x[:, :, None, None], "weight": weight[:, :, None, None]}
-    convolution = conv2d_neurons((3, 4, 1, 1), (5, 4, 1, 1), (1, 1), (0, 0), (1, 1), 1)
-    activations = layer(convolution, maps, np.zeros((3, 5, 1, 1))).activations[:, :, 0, 0]
-    np.testing.assert_allclose(activations, linear_layer(x, weight), rtol=0, atol=1e-12)

@@ -1,7 +1,7 @@
 """A small synthetic data set of an event camera, in the layout and file format of N-MNIST or DVS-Gesture.
 
     python -m tests.data.synthetic_events nmnist EVENTS        # bundled images, moved as N-MNIST's were
-    python -m tests.data.synthetic_events dvs_gesture EVENTS   # a bright disc on eleven paths
+    python -m tests.data.synthetic_events dvs_gesture EVENTS   # random events, twice as many in each next class
 
 It serves to try the recipe without an archive; its results do not compare with either data set's. The camera is
 ideal: a pixel sends an event whenever the logarithm of its brightness crosses one of equally spaced levels, at the
@@ -22,7 +22,7 @@ SACCADES = np.array([[0, 0], [3, 6], [6, 0], [0, 0]])  # pixels; N-MNIST's camer
 SACCADE_US = 105_000
 THRESHOLD = 0.3
 FRAME_US = 5_000  # events lie between frames, where levels are interpolated
-GESTURE_US, GESTURE_FRAME_US, PAUSE_US = 500_000, 10_000, 100_000
+GESTURE_US, PAUSE_US = 500_000, 100_000
 
 
 def events_of(frames: np.ndarray, frame_us: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
@@ -63,17 +63,6 @@ def saccades(image: np.ndarray, side: int = 34) -> np.ndarray:
         part = (1 - dy) * part[:-1] + dy * part[1:]
         frames.append((1 - dx) * part[:, :-1] + dx * part[:, 1:])
     return np.stack(frames)
-
-
-def gesture(label: int, speed: float, side: int = 128) -> np.ndarray:
-    """Frames, [n, side, side], of a bright disc that moves along a Lissajous figure, one for each class."""
-    turn = 2 * np.pi * speed * np.arange(0, GESTURE_US + 1, GESTURE_FRAME_US) / GESTURE_US
-    across, down = label % 4, 1 + label // 4
-    x = side * (0.5 + 0.3 * np.cos(across * turn + label))[:, None, None]
-    y = side * (0.5 + 0.3 * np.sin(down * turn))[:, None, None]
-    pixel = np.arange(side)
-    distance = np.hypot(pixel[None, :, None] - y, pixel[None, None, :] - x)
-    return 0.1 + np.clip(side / 12 - distance, 0, 1)
 
 
 def write_bin(path: Path, events: dict[str, np.ndarray]) -> None:
@@ -117,8 +106,9 @@ def write_gestures(folder: Path, counts: Mapping[str, int], generator: np.random
         for _ in range(round(count / len(GESTURES))):
             user, start, parts, rows = user + 1, 2**31 - 3_000_000, [], ["class,startTime_usec,endTime_usec"]
             for label in range(len(GESTURES)):
-                events = events_of(gesture(label, generator.uniform(0.8, 1.2)), GESTURE_FRAME_US, generator)
-                parts.append(events | {"t": events["t"] + start})
+                limits = {"t": GESTURE_US, "x": 128, "y": 128, "p": 2}
+                events = {name: generator.integers(limit, size=8 << label) for name, limit in limits.items()}
+                parts.append(events | {"t": np.sort(events["t"]) + start})
                 rows.append(f"{label + 1},{start},{start + GESTURE_US}")
                 start += GESTURE_US + PAUSE_US
             path = folder / f"user{user:02d}_led.aedat"

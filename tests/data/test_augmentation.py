@@ -91,12 +91,8 @@ def test_alternating_flip_is_random_in_the_first_epoch_and_alternates_from_there
 
 # The first figures of SHA-256 of 40 images in colour and as many grey ones, so that no run changes with the code.
 GOLDEN = [
-    ({"crop_padding": 4, "crop_fill": 128}, "d2fe518dae63"),
     ({"crop_padding": 4, "crop_fill": "reflect"}, "64482859ad3a"),
-    ({"flip": True}, "5342ae610f86"),
     ({"flip": "alternating"}, "5ed822dc2703"),
-    ({"shift": 2}, "2112f263657a"),
-    ({"auto_augment": True}, "a552dda7163c"),
     (EVERYTHING, "2b5cc6de94dc"),
 ]
 

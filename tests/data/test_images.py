@@ -100,20 +100,15 @@ def test_the_test_split_has_classes_channels_and_size_of_training(tmp_path, trai
     assert (found.shape, found.labels.tolist(), found.class_names) == ((2, 3, 4, 4), [1, 1], ["a", "b"])
 
 
-def test_a_validation_split_that_serves_as_test_split_is_logged(tmp_path, caplog):
-    write_parquet(tmp_path / "validation.parquet", random_images(2), [0, 1])
-    assert load_images(None, tmp_path, split="test").split == "validation"
-    assert "has no test split; using validation" in caplog.text
-    write_parquet(tmp_path / "test.parquet", random_images(2), [0, 1])
-    assert load_images(None, tmp_path, split="test").split == "test"
-
-
-def test_max_samples_keeps_class_proportions(tmp_path):
+def test_max_samples_keeps_class_proportions_and_validation_images_serve_as_test_images(tmp_path, caplog):
     write_parquet(tmp_path / "train.parquet", random_images(40), [0] * 30 + [1] * 10)
     data = load_images(None, tmp_path, max_samples=8)
     assert torch.bincount(data.labels).tolist() == [6, 2]
     assert load_images(None, tmp_path, max_samples=8, streaming=True).fingerprint == data.fingerprint
     assert len(load_images(None, tmp_path, max_samples=100)) == 40
+    write_parquet(tmp_path / "validation.parquet", random_images(2), [0, 1])
+    assert load_images(None, tmp_path, split="test").split == "validation"
+    assert "has no test split; using validation" in caplog.text
 
 
 def test_fingerprint_depends_on_content_only(tmp_path):
