@@ -13,14 +13,15 @@ inputs that spike, and the share at which the layer costs as much as in the dens
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import _bench as bench
 import torch
 import tyro
-from energy import Tested, about_simulation, load_tested
 
 from ttfs_triton.chip import Simulation, simulate, simulated_run
 from ttfs_triton.energy import (
@@ -37,6 +38,9 @@ from ttfs_triton.energy import (
     verdict,
     zero_skipping_ann,
 )
+from ttfs_triton.evaluate.batches import EvaluationBatches
+from ttfs_triton.evaluate.load import load_network, load_test_images
+from ttfs_triton.model import LoadError, TTFSModel
 
 READS = ("weight reads", "input reads")
 SHOWN = (
@@ -60,12 +64,39 @@ class Options:
     output: Path = bench.RESULTS  # folder of the CSV files
 
 
+class Tested(NamedTuple):
+    """A trained network, the name of its run, and the first test images with labels."""
+
+    name: str
+    network: TTFSModel
+    batches: EvaluationBatches
+
+    def simulation(self, steps: int, weight_bits: int) -> dict[str, Any]:
+        """Steps and bits as arguments of `simulate`; none for a network on a grid, which has its own."""
+        return {"steps": steps, "weight_bits": weight_bits} if self.network.graph.grid is None else {}
+
+
+def load_tested(runs: Sequence[str], data_dirs: Sequence[Path], samples: int | None) -> list[Tested]:
+    """Networks and their test images, in the order of `runs`; exits with a message if one cannot be loaded."""
+    if data_dirs and len(data_dirs) != len(runs):
+        sys.exit(f"break_even: --data-dir must name one folder per network; got {len(data_dirs)} for {len(runs)}.")
+    networks = []
+    try:
+        for run, folder in zip(runs, data_dirs or [None] * len(runs), strict=True):
+            loaded = load_network(run)
+            data = load_test_images(loaded, data_dir=folder, max_samples=samples)
+            networks.append(Tested(loaded.files.name, loaded.network, EvaluationBatches(data, None, 100)))
+    except (LoadError, ValueError, OSError) as error:
+        sys.exit(f"break_even: {error}")
+    return networks
+
+
 def run(options: Options) -> None:
     """Find the points, print the main columns and write the rows of networks and of layers."""
     anns = options.ann_accuracy or (1.0,) * len(options.networks)
     if len(anns) != len(options.networks):
         sys.exit(f"break_even: --ann-accuracy must have one value per network; got {len(anns)}.")
-    networks = load_tested("break_even", options.networks, options.data_dir, options.samples)
+    networks = load_tested(options.networks, options.data_dir, options.samples)
     rows, layers = [], []
     for tested, ann in zip(networks, anns, strict=True):
         grid = tested.network.graph.grid
@@ -102,7 +133,13 @@ def network_row(tested: Tested, simulation: Simulation, chip: Chip, ann: float) 
     share = break_even_firing_share(counts, chip, run, measure="memory_included").value  # at these spike times
     skipping = zero_skipping_ann(counts, chip, options=run)
     packed_ann = dense_ann(counts, packed, options=run)
-    return about_simulation(tested, simulation) | {
+    return {
+        "network": tested.name,
+        "images": simulation.samples,
+        "accuracy": simulation.accuracy,
+        "steps": simulation.settings.steps,
+        "weight_bits": simulation.settings.weight_bits,
+        "sparsity": round(counts.sparsity, 4),
         "ann_accuracy": ann,
         "within_a_point": (simulation.accuracy or 0) >= ann - 0.01,
         "chip": chip.name,

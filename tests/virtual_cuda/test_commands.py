@@ -44,7 +44,6 @@ OTHERS = {
     "train_step": "bench/train_step.py --device cuda --model cnn1 --width 0.0625 --batch-size 2 --repeats 1 "
     "--dtypes float32 --output {tmp_path}",
     "peers": "bench/peers.py --device cuda --batch-size 2 --width 0.0625 --repeats 1 --steps 2 --output {tmp_path}",
-    "energy": "bench/energy.py {trained} --samples 6 --steps 4 --output {tmp_path}",
 }
 
 

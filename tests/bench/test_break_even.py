@@ -1,4 +1,4 @@
-"""Benchmarks of energy: rows that name their chip, and break-even points at which energies meet."""
+"""Break-even points, at which energies meet."""
 
 import math
 from dataclasses import replace
@@ -12,7 +12,7 @@ from ttfs_triton.energy import RunOptions, dense_ann, estimate, load_chip
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import NetworkConfig
 
-break_even, energy = modules("break_even", "energy")
+(break_even,) = modules("break_even")
 
 STEPS = 6
 
@@ -22,30 +22,12 @@ def tested():
     """A small network behind a latency encoder, with a padded convolution."""
     torch.manual_seed(0)
     model = TTFSModel(NetworkConfig("6C3-P2-12", image_size=(10, 10), classes=4)).eval()
-    return energy.Tested("small", model, [(torch.rand(3, 1, 10, 10), torch.tensor([0, 1, 2]))])
+    return break_even.Tested("small", model, [(torch.rand(3, 1, 10, 10), torch.tensor([0, 1, 2]))])
 
 
 @pytest.fixture(scope="module")
 def simulation(tested):
     return simulate(tested.network, tested.batches, steps=STEPS)
-
-
-def test_energy_rows_name_their_chip_and_stand_in_pairs(tested, capsys):
-    rows = energy.price(energy.Options(("small",), steps=STEPS), tested)
-    capsys.readouterr()
-    chips = [row["chip"] for row in rows]
-    for precision in ("fp16", "fp32", "int32", "int8"):
-        place = chips.index(f"lemaire45:{precision}")
-        priced, without = rows[place : place + 2]
-        assert without["chip"] == f"horowitz45:{precision}"
-        assert (priced["memory"], without["memory"]) == ("priced", "no price")
-        assert priced["ratio_with_memory_least"] <= priced["ratio_with_memory"] <= priced["ratio_with_memory_most"]
-        assert priced["ratio_with_memory_least"] < priced["ratio_with_memory_most"]
-        assert without["ratio_with_memory"] == without["memory_included_nj"] == ""
-        assert priced["ratio_arithmetic"] == without["ratio_arithmetic"]
-        assert "ANN" in priced["verdict"]
-        assert without["verdict"] == "No verdict: it needs prices with memory and without."
-    assert rows[chips.index("loihi")]["memory"] == "inside a synaptic operation"
 
 
 @pytest.mark.parametrize("chip", ["lemaire45:int8", "lemaire45:fp32"])
@@ -79,8 +61,8 @@ def test_layers_at_their_break_even_density_cost_the_same(tested, simulation):
         assert ours[name] == pytest.approx(dense[name], rel=2e-3)  # rows have four decimals
 
 
-def test_benches_say_what_is_wrong_with_their_arguments(tmp_path):
-    with pytest.raises(SystemExit, match="energy: --data-dir must name one folder per network; got 2 for 1"):
-        energy.load_tested("energy", ("bundled:cnn1-mnist",), (tmp_path, tmp_path), None)
-    with pytest.raises(SystemExit, match=r"energy: .*nothing"):
-        energy.load_tested("energy", (str(tmp_path / "nothing"),), (), None)
+def test_networks_that_are_not_there_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match="break_even: --data-dir must name one folder per network; got 2 for 1"):
+        break_even.load_tested(("bundled:cnn1-mnist",), (tmp_path, tmp_path), None)
+    with pytest.raises(SystemExit, match=r"break_even: .*nothing"):
+        break_even.load_tested((str(tmp_path / "nothing"),), (), None)
