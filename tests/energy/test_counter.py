@@ -62,17 +62,6 @@ def batches_of(*sizes):
     return [torch.rand(n, 1, 28, 28) * (torch.rand(n, 1, 28, 28) > 0.5) for n in sizes]
 
 
-# ---- by hand
-
-
-def test_spike_exactly_at_the_start_is_saturated():
-    # Potential at the window's start: 0.5·(1 + 1) = 1, which is the threshold there.
-    # A = 0.95, W = 1: the ramp is met at (1 − 0.95) / (1 + 1), by both neurons.
-    for pixel, saturated, time in ((1.0, 2, 0.0), (0.9, 0, 2 * 0.025)):
-        (layer,) = counted([linear(2, 2, 0.5)], [torch.tensor([[1.0, pixel]])])
-        assert (layer.spikes, layer.saturated, layer.summed_spike_time) == (2, saturated, pytest.approx(time, abs=1e-6))
-
-
 # ---- by brute force
 
 

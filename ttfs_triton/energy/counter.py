@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -134,23 +134,19 @@ class Counter:
         return network_counts(self._graph, layers, int(kept[0][-1]), bits)
 
 
-class FanOut(NamedTuple):
-    """Fan-out of a layer's inputs: an input of any channel at a place reaches places[place] · channels neurons."""
+def fan_out(layer: WeightedLayer, input_size: tuple[int, ...]) -> tuple[Tensor, int]:
+    """Fan-out of a layer's inputs: neurons of one output channel that an input at each place reaches, and channels.
 
-    places: Tensor  # [height · width] int64, neurons of one output channel; [1] for a linear layer
-    channels: int  # output channels that an input channel reaches (all of its group), or output features
-
-
-def fan_out(layer: WeightedLayer, input_size: tuple[int, ...]) -> FanOut:
-    """The fan-out of a layer's inputs; `input_size`: (height, width) of its maps, () if it is fully connected."""
+    The first is [height · width], or [1] for a linear layer, int64; its `input_size` is (), else (height, width).
+    """
     if isinstance(layer, DFTConv2d):
         outputs = layer.output_shape((layer.in_channels, *input_size))[1:]
         taps, reached = (torch.ones(1, 1, *size, dtype=torch.float64) for size in (layer.kernel_size, outputs))
         geometry = layer.geometry | {"groups": 1}
         places = conv2d_input((1, 1, *input_size), taps, reached, **geometry)
-        return FanOut(places.flatten().long(), layer.out_channels // layer.groups)
+        return places.flatten().long(), layer.out_channels // layer.groups
     assert isinstance(layer, WeightedLinear)
-    return FanOut(torch.ones(1, dtype=torch.int64), layer.out_features)
+    return torch.ones(1, dtype=torch.int64), layer.out_features
 
 
 @torch.no_grad()
@@ -164,8 +160,7 @@ def neurons_reached(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = 
 def waiting(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """`without_input`, `driven_time` and `undriven_time` of a batch, three scalars on the device; see `LayerCounts`.
 
-    `inputs` are activations [N, channels, height, width] or [N, features], or steps until the window's end, and
-    `driven_time` is in their unit; `skip` are delayed spikes, one for each neuron.
+    `inputs` are activations or steps until the window's end, and `driven_time` is in their unit.
     """
     earliest = rearrange(earliest_input(layer, inputs, skip), "n g ... -> g (n ...)")  # by group or channel
     bias = layer.with_batch_norm(layer.weight)[1]
@@ -186,9 +181,7 @@ SUMS = ("nonzero_macs", "synaptic_operations", "without_input")
 class SynapseCounter:
     """Counts a layer's non-zero inputs and their synaptic operations: each input times its fan-out.
 
-    Attributes:
-        sums: [3 + wires] int64, in the order of `SUMS`, then of `Stage.wires`.
-        times: [2] float64, in the order of `GATED`: driven time in the unit of the inputs, undriven time in windows.
+    `sums`, [3 + wires] int64, have the order of `SUMS`, then of `Stage.wires`; `times`, [2] float64, that of `GATED`.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -254,7 +247,7 @@ class SynapseCounter:
     ) -> tuple[LayerCounts, Sequence[int]]:
         """The layer's counts, except its delivered spikes, and the number of spikes that arrived on each wire.
 
-        `sums` and `times`, in windows, are as in the attributes; `spikes` are counts of the neurons' spikes.
+        `times` are in windows; `spikes` are counts of the neurons' spikes.
         """
         arrived, dense = sums[len(SUMS) :], self._described["synapses"] * samples
         counts: dict[str, Any] = dict(zip(SUMS, sums[: len(SUMS)], strict=True)) | {"active_inputs": sum(arrived)}
@@ -357,10 +350,9 @@ def network_counts(
 
 
 def spike_histogram(flat: Tensor, bins: int) -> Tensor:
-    """[bins] int64: number of spikes in each of equal bins of time from the window's start, which is 1 − activation.
+    """[bins] int64: number of spikes in equal bins of time, 1 − activation; `flat` are activations [n, neurons].
 
-    `flat` are activations [n, neurons] in [0, 1]; `nan` counts as silent, and silent neurons are in no bin. A spike on
-    a border between bins counts in the earlier one; within float32 rounding of a border, it may count in either.
+    A spike on a border between bins counts in the earlier one; within float32 rounding of it, it may count in either.
     """
     spiked = flat.float().masked_fill(flat <= 0, -1.0)  # histc ignores values outside of its range, and nan
     return torch.histc(spiked, bins, 0.0, 1.0).long().flip(0)

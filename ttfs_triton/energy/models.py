@@ -87,12 +87,10 @@ def _clock_driven(terms: Terms, layer: LayerCounts, windows: int) -> None:
 
 
 def _neuron_work(layer: LayerCounts, terms: Terms) -> LayerActivity:
-    """Work of a layer's neurons in their two windows, from counts that are averages over samples.
+    """Work of a layer's neurons in their two windows: `options.activity`, or from counts, averaged over samples.
 
-    A neuron compares at its window's start and once a step, and adds the slope in between. With gating it sleeps before
-    its first input spike, if that was counted, and after its own spike: on average one step after its spike time, half
-    for rounding and half until the comparison in mid-step. `options.activity` has the exact work. An analog layer has
-    no slope; a readout compares only if its first spike decides.
+    A neuron compares at its window's start and once a step, and adds the slope in between. With gating it sleeps after
+    its own spike: on average one step after its time, half for rounding and half until the comparison in mid-step.
     """
     options, at = terms.options, terms.counts.readout
     for work in options.activity or ():
@@ -217,11 +215,9 @@ class Terms:
         self.access(layer, "state writes", layer.neurons * words, layer.neurons * words, self.state_bits)
 
     def multiplications(self, layer: LayerCounts, macs: float, runs: float = 1) -> None:
-        """Charge a layer with real-valued inputs, without reuse: each product reads its weight and its input.
+        """Charge `runs` of a layer with real-valued inputs: each product reads its weight and its input.
 
-        Sums stay in registers. A fully connected layer reads each input only once. The layer runs `runs` times.
-
-        Source: Lemaire et al., ICONIP 2022, Eq. 3–6, 11–12.
+        A fully connected layer reads each input only once. Source: Lemaire et al., ICONIP 2022, Eq. 3–6, 11–12.
         """
         self.compute(layer, "multiply-accumulates", macs, "multiply_accumulate")
         biases = runs * layer.neurons if layer.biases else 0

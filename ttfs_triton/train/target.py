@@ -179,8 +179,8 @@ class _EventCounter:
         self._fan_out: Tensor | int = 0
         if "operation" in chosen:
             maps = stage.inputs[0].shape[1:]
-            found = fan_out(stage.weighted, maps)
-            self._fan_out = (found.places * found.channels).float().view(maps).to(device) if maps else found.channels
+            places, channels = fan_out(stage.weighted, maps)
+            self._fan_out = (places * channels).float().view(maps).to(device) if maps else channels
 
     def count(self, inputs: Tensor, skip: Tensor | None, activations: Tensor) -> list[Tensor]:
         """Numbers of events in a batch, in the order of `events`."""
