@@ -76,7 +76,6 @@ def test_events_of_other_libraries_are_read():
         (recording((5, 0, 0, 0), (4, 0, 0, 0)), ValueError, "t must not fall; got 4 after 5 µs, event 1"),
         (recording((5, 7, 0, 0)), ValueError, r"on the sensor of 7 × 5 pixels; got x = 7, y = 0 \(1 such"),
         (recording((5, 0, 0, -1)), ValueError, "p must be 0 .* or 1 .*; got values from -1 to -1. For -1 and 1"),
-        (np.zeros(3), ValueError, "must have the fields t, x, y and p; got none, without t, x, y, p"),
         (recording((5, 0, 0, 0)) | {"t": np.array([0.5])}, TypeError, "t must be whole numbers; got float64. For sec"),
         (recording((5, 0, 0, 0)) | {"x": np.array([1, 2])}, ValueError, "must be .n., one of each for an event; got"),
     ],

@@ -80,7 +80,7 @@ def first_spikes(
         without events is silent.
     Raises:
         TypeError: values are not whole numbers.
-        ValueError: fields are missing or have different lengths, times are not sorted, coordinates are off the
+        ValueError: fields have different lengths, times are not sorted, coordinates are off the
             sensor, polarities are neither 0 nor 1, or `stop` is before `start`.
     Example:
         >>> events = {"t": np.array([0, 25, 60]), "x": np.array([0, 0, 1]), "y": np.zeros(3, int), "p": np.ones(3, int)}
@@ -111,12 +111,6 @@ def _checked(
     events: np.ndarray | Mapping[str, np.ndarray], sensor: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Check events; return t, x, y and p, int64."""
-    names = events.dtype.names or () if isinstance(events, np.ndarray) else tuple(events)
-    if missing := [name for name in "txyp" if name not in names]:
-        raise ValueError(
-            f"first_spikes: events must have the fields t, x, y and p; got {', '.join(names) or 'none'}, without "
-            f"{', '.join(missing)}."
-        )
     columns = {name: np.asarray(events[name]) for name in "txyp"}
     for name, values in columns.items():
         if values.dtype.kind not in ("iub" if name == "p" else "iu"):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -60,13 +59,14 @@ class Rows:
 
 def find_rows(dataset: str | None, data_dir: str | Path | None, split: str, *, progress: bool = False) -> Rows:
     """Find the rows of a split, where `load_images` says; `progress` shows the progress bars of `datasets`."""
-    names = SPLIT_NAMES.get(split, (split,))
-    with _progress_bars(progress):
-        if data_dir is not None:
-            return _local_rows(Path(data_dir), names)
-        if dataset == SAMPLE:
-            return _local_rows(SAMPLE_FOLDER, names)
-        return _hub_rows(dataset, names)
+    names, shown = SPLIT_NAMES.get(split, (split,)), datasets.is_progress_bar_enabled()
+    (datasets.enable_progress_bars if progress else datasets.disable_progress_bars)()
+    try:
+        if data_dir is None and dataset != SAMPLE:
+            return _hub_rows(dataset, names)
+        return _local_rows(SAMPLE_FOLDER if data_dir is None else Path(data_dir), names)
+    finally:
+        (datasets.enable_progress_bars if shown else datasets.disable_progress_bars)()
 
 
 def find_column(rows: Rows, argument: str, name: str | None = None) -> str:
@@ -346,13 +346,3 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def _progress_bars(show: bool) -> Iterator[None]:
-    before = datasets.is_progress_bar_enabled()
-    (datasets.enable_progress_bars if show else datasets.disable_progress_bars)()
-    try:
-        yield
-    finally:
-        (datasets.enable_progress_bars if before else datasets.disable_progress_bars)()
