@@ -22,8 +22,7 @@ COMMANDS = {
     "sweep": ("ttfs_triton.sweep", "Accuracy against activity, energy, time steps, weight bits and faults."),
     "publish": ("ttfs_triton.commands:publish", "Publish a network on the Hugging Face Hub, with a model card."),
 }
-NEUTRAL = "own"
-"""Recipe that `ttfs train` uses if none is named: every key has its default."""
+NEUTRAL = "own"  # recipe that `ttfs train` uses if none is named: every key has its default
 
 
 def main(words: list[str] | None = None) -> None:

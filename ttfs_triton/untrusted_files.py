@@ -26,10 +26,8 @@ def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
         return file.read()
 
 
-MAX_BYTES = 2**16
-"""Largest YAML file. A configuration has two thousand bytes; a million take 10 s to parse."""
-MAX_DEPTH = 20
-"""Most levels of nested YAML values; Python itself would stop at some hundreds, after seconds."""
+MAX_BYTES = 2**16  # of a YAML file. A configuration has two thousand; a million take 10 s to parse
+MAX_DEPTH = 20  # levels of nested YAML values; Python itself would stop at some hundreds, after seconds
 
 
 class YamlError(ValueError):

@@ -19,26 +19,21 @@ from torch import Tensor
 
 from ttfs_triton.untrusted_files import read_regular
 
+# Crops an image, upright and in its final mode, to (height, width) pixels.
 Crop = Callable[[Image.Image, tuple[int, int]], Image.Image]
-"""Crops an image, upright and in its final mode, to (height, width) pixels."""
-
+# What Pillow raises for damaged files.
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""Errors that Pillow raises for damaged files."""
-
+# Allowed image formats. Pillow would pass others to external programs, such as EPS to Ghostscript.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-"""Allowed image formats. Pillow would pass others to external programs, such as EPS to Ghostscript."""
-MAX_PIXELS = 2**27
-"""Most pixels of an image: 0.5 GiB when decoded."""
-MAX_BYTES = 2**29
-"""Most bytes of a file."""
+MAX_PIXELS = 2**27  # of an image: 0.5 GiB when decoded
+MAX_BYTES = 2**29  # of a file
 
 AREA = (0.08, 1.0)  # of a random crop, as a share of the image's area
 ASPECT = (3 / 4, 4 / 3)  # width over height
 ATTEMPTS = 10
 MARGIN = 8 / 7  # evaluation crops the middle 224 pixels of 256
 GRAYSCALE_MODES = ("1", "L", "LA")
-DARKEST_16_BIT = 2**12
-"""A 16-bit image must have a level as bright as this: otherwise its upper 8 bits have fewer than 16 levels."""
+DARKEST_16_BIT = 2**12  # brightest level of a 16-bit image, at least: else its upper 8 bits have fewer than 16 levels
 
 
 def file_bytes(encoded: dict[str, Any] | None) -> bytes:

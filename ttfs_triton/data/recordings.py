@@ -198,7 +198,7 @@ def decode_recordings(
     what, items = f"{len(row_numbers)} images of {rows.where}", rows.table.to_list()
     require_memory(math.prod(shape), what, "Use fewer windows or a larger pool.")
     pixels, digest = np.empty(shape, np.uint8), hashlib.sha256()
-    content = lru_cache(maxsize=1)(_events)  # for files with several recordings
+    content = lru_cache(maxsize=1)(lambda path: READERS[Path(path).suffix.lower()](Path(path)))  # of several recordings
 
     def read(row: int) -> np.ndarray | Exception:
         path, start, stop = (items[row][name] for name in _COLUMNS)
@@ -235,10 +235,6 @@ def recording_pixels(path: Path, windows: EventWindows) -> np.ndarray:
         raise ValueError(f"must come from a sensor whose size the network's configuration holds; got {path.name}.")
     events = READERS[path.suffix](path)
     return first_spikes(events, sensor, windows, start=_start(path), levels=True).transpose(1, 2, 0)
-
-
-def _events(path: str) -> np.ndarray | Mapping[str, np.ndarray]:
-    return READERS[Path(path).suffix.lower()](Path(path))
 
 
 def _start(path: Path) -> int | None:

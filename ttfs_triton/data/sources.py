@@ -34,10 +34,8 @@ _COLUMNS = {
     "label_column": (("label", "fine_label"), datasets.ClassLabel),
 }
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-TEST_SHARE = 0.2
-"""Share of each class that are test images, in class folders without a split."""
-MANY_CLASSES = 1000
-"""A column with larger numbers than this, and than the number of its rows, is refused: it numbers no classes."""
+TEST_SHARE = 0.2  # of each class, in class folders without a split
+MANY_CLASSES = 1000  # a column with larger numbers, which are larger than its number of rows, numbers no classes
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 

@@ -22,11 +22,10 @@ MEASURES: Mapping[Measure, str] = {
 }
 """Sums of an estimate, and their names in sentences."""
 
+# Time steps a window at which networks are compared, in addition to the steps that the user asks for.
 STEPS = (4, 8, 16, 32, 64, 128)
-"""Time steps a window at which networks are compared, in addition to the steps that the user asks for."""
-
+# Chip of a comparison if none of the user's chips prices the dense ANN with memory and without.
 FAIR_CHIP = "lemaire45:int8"
-"""Chip of a comparison if none of the user's chips prices the dense ANN with memory and without."""
 
 
 class BreakEven(NamedTuple):

@@ -112,16 +112,14 @@ class LayerActivity:
         return self.integration_updates + max(self.firing_updates, self.compares - neurons)
 
 
-FORMAT = 3
-"""Format of `Counts.to_dict`, also in summary.json and evaluation.json; format 2 lacked `without_input`."""
+FORMAT = 3  # of `Counts.to_dict`, also in summary.json and evaluation.json; format 2 lacked `without_input`
 
 # Attributes of `LayerCounts` that are summed over samples.
 OF_ALL_SAMPLES = (
     *("spikes", "spikes_delivered", "active_inputs", "synaptic_operations", "nonzero_macs", "analog_macs"),
     *("dense_macs", "saturated", "summed_spike_time"),
 )
-GATED = ("driven_time", "undriven_time")
-"""Attributes with the time that neurons wait for their first input spike; each may be None."""
+GATED = ("driven_time", "undriven_time")  # times that neurons wait for their first input spike; each may be None
 SUMMED = ("neurons", "inputs", "synapses", "weights", "biases", "silent", "never_active", *OF_ALL_SAMPLES)
 """Keys of `Counts.total()`: sums over layers."""
 

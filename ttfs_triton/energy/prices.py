@@ -19,8 +19,7 @@ from ttfs_triton.wording import energy
 
 Status = Literal["measured", "fitted", "simulated", "derived", "assumed", "unpublished"]
 
-STATUSES: tuple[Status, ...] = get_args(Status)
-"""All statuses, from the strongest to the weakest."""
+STATUSES: tuple[Status, ...] = get_args(Status)  # from the strongest to the weakest
 
 # dimension: {unit: size in the dimension's first unit}. 1 µW · 1 µs = 1 pJ, and 1 µW/MHz = 1 pJ a clock cycle.
 UNITS: dict[str, dict[str, float]] = {
@@ -32,8 +31,7 @@ UNITS: dict[str, dict[str, float]] = {
 }
 _DIMENSION = {unit: dimension for dimension, units in UNITS.items() for unit in units}
 
-STRICT = ConfigDict(extra="forbid", strict=True)
-"""Validation of a chip's file: only known keys, and only values of exactly the right type."""
+STRICT = ConfigDict(extra="forbid", strict=True)  # known keys alone, and values of exactly the right type
 
 
 def _known_unit(unit: str) -> str:
