@@ -1,5 +1,7 @@
 """Splits: labels, classes, samples, and what training and test images must share."""
 
+from dataclasses import replace
+
 import datasets
 import numpy as np
 import pytest
@@ -11,14 +13,7 @@ from tests.data.fixtures import random_images, write_parquet
 from tests.evaluate.common import numbered
 from ttfs_triton.data import images
 from ttfs_triton.data.decode import EncodedImages, InMemoryImages
-from ttfs_triton.data.images import ImageData, draw_images, load_images, place_images, train_validation_split
-
-
-def with_labels(labels: list[int]) -> ImageData:
-    """Images, each of its number's level."""
-    names = [str(i) for i in range(max(labels) + 1)]
-    pixels = torch.arange(len(labels)).to(torch.uint8).view(-1, 1, 1, 1)
-    return ImageData(InMemoryImages(pixels), torch.tensor(labels), names, "a/b", "train", "0")
+from ttfs_triton.data.images import draw_images, load_images, place_images, train_validation_split
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -126,7 +121,7 @@ def test_fingerprint_depends_on_content_only(tmp_path):
 
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=200), st.floats(0, 0.99), st.integers(0, 3))
 def test_validation_split_is_stratified_complete_and_a_function_of_the_seed(labels, fraction, seed):
-    data = with_labels(labels)
+    data = replace(numbered(len(labels)), labels=torch.tensor(labels))
     fraction = min(fraction, 1 - 1 / len(labels))
     count = round(fraction * len(labels))
     train, validation = train_validation_split(data, fraction, seed)
@@ -136,20 +131,20 @@ def test_validation_split_is_stratified_complete_and_a_function_of_the_seed(labe
     sizes, chosen = torch.bincount(data.labels, minlength=5), torch.bincount(data.labels[validation], minlength=5)
     assert ((chosen - sizes * count / len(labels)).abs() < 1).all()
     assert torch.equal(train_validation_split(data, fraction, seed)[1], validation)
-    many = with_labels([i % 10 for i in range(200)])
+    many = replace(numbered(200), labels=torch.arange(200) % 10)
     assert not torch.equal(*(train_validation_split(many, 0.1, seed + more)[1] for more in (0, 1)))
     with pytest.raises(ValueError, match=f"fraction must leave images to train on; got 1 of {len(labels)} images"):
         train_validation_split(data, 1.0, seed)
 
 
 def test_images_are_drawn_by_the_seed_among_those_named():
-    data, among = with_labels([0] * 20), torch.arange(10, 20)
-    some, again, other = ((draw_images(data, 5, seed, among) * 255).flatten() for seed in (1, 1, 2))
+    data, among = numbered(20), torch.arange(10, 20)
+    some, again, other = ((draw_images(data, 5, seed, among) * 255)[:, 0, 0, 0] for seed in (1, 1, 2))
     assert some.dtype == torch.float32
     assert set(some.tolist()) < set(range(10, 20))
     assert torch.equal(some, again)
     assert not torch.equal(some, other)
-    torch.testing.assert_close(draw_images(data, 100, 1).flatten().sort().values, torch.arange(20) / 255)
+    torch.testing.assert_close(draw_images(data, 100, 1)[:, 0, 0, 0].sort().values, torch.arange(20) / 255)
 
 
 # ---- their place in memory
