@@ -1,7 +1,7 @@
 """Decodes images to pixels: once into memory, or batch by batch from a memory-mapped table.
 
 A damaged image must not end a run in its tenth hour. Images of one size are therefore decoded once before training.
-Photographs that are cropped anew in each epoch are not, since that would take hours: a damaged one is black.
+Photographs that are cropped anew in each epoch are not, since each run would wait for it: a damaged one is black.
 """
 
 from __future__ import annotations
