@@ -1,4 +1,4 @@
-"""Counts and prices of rate-coded networks: a replay of every step in float64, and counts by hand."""
+"""Counts and prices of rate-coded networks: a replay of every step in float64, counts by hand, and NeuroBench's."""
 
 import math
 import re
@@ -202,6 +202,41 @@ def test_energy_is_counts_by_hand():
     assert chip.latency_us == 2.0
     assert {term.name for term in chip.unpriced} == {"multiply-accumulates", "leakage", "hops"}
     assert counted(chip)["messages"] == 2  # two spikes in each step of one of two images
+
+
+@pytest.mark.parametrize("library", ["snntorch", "spikingjelly"])
+def test_counts_equal_those_of_neurobench(library):
+    workload = pytest.importorskip("neurobench.metrics.workload", reason="NeuroBench is not installed")
+    models = pytest.importorskip("neurobench.models")
+    kinds = pytest.importorskip("snntorch" if library == "snntorch" else "spikingjelly.activation_based.neuron")
+    neuron = kinds.SpikingNeuron if library == "snntorch" else kinds.BaseNode
+    network = Network(lambda: kinds.Leaky(beta=0.5) if library == "snntorch" else kinds.IFNode())
+    if library == "snntorch":
+        network.forward = network.loop
+    else:  # whose neurons keep their potential
+        network.forward = lambda images: sum(
+            network.linear(network.two(network.conv2(F.max_pool2d(network.one(network.conv1(images)), 2))).flatten(1))
+            for _ in range(3)
+        )
+    images = torch.rand(5, 2, 8, 8).mul(2).sub(1).relu()
+    found = count_rate_coded(network, [images], library)
+    model = models.TorchModel(network)
+    model.add_activation_module(neuron)
+    model.register_hooks()
+    for module in (network.one, network.two):
+        (module.reset_mem if library == "snntorch" else module.reset)()
+    with torch.no_grad():
+        model(images)
+    theirs = workload.SynapticOperations()(model, None, (images, None))
+    total = found.counts.total()
+    updates = 5 * 3 * sum(layer.neurons for layer in found.counts.layers if layer.name in found.leaky)
+    real = sum(layer.nonzero_macs for layer in found.counts.layers if layer.kind == "analog")
+    assert theirs == {
+        "Effective_MACs": real / 5,
+        "Effective_ACs": total["synaptic_operations"] / 5,
+        "Dense": total["dense_macs"] / 5,
+    }
+    assert workload.ActivationSparsity()(model, None, None) == pytest.approx(1 - total["spikes"] / updates)
 
 
 def build(in_channels, image_size, classes):
