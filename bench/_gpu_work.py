@@ -67,7 +67,7 @@ def graph(output: str) -> int:
 
     keys = read_recipe(recipe("vgg16-cifar10")).values(None)
     changes = {"dataset": "sample", "data_dir": None, "image_size": 32, "batch_size": 128, "epochs": 6}
-    changes |= {"mixed_precision": "bf16", "statistics_steps": 1000, "profile": 5, "overwrite": True}
+    changes |= {"mixed_precision": "bf16", "statistics_steps": 1000, "overwrite": True}
     losses, speed = [], []
     for mode in ("off", "on"):
         folder = Path(output) / f"graph-{mode}"

@@ -46,7 +46,8 @@ from torch import Tensor
 from torch._functorch import config as functorch_config
 
 from ttfs_kernels.checks import why_no_triton
-from ttfs_triton.train.device import CudaGraphs, emulates_bfloat16, freed_memory_kept
+from ttfs_triton.train.device import emulates_bfloat16, freed_memory_kept
+from ttfs_triton.train.graphs import CudaGraphs
 
 # On a CPU: layers that differ in what limits them, few enough for two minutes.
 ON_CPU = ("c3-64-64-32", "c3-256-256-8", "c3-512-512-2", "c3-64-256-15", "c3-256-256-7", "c5-16-32-14", "f-800-128")

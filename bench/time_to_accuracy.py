@@ -51,8 +51,7 @@ from ttfs_triton.train import TrainConfig
 from ttfs_triton.train.config import make_config, read_recipe
 from ttfs_triton.train.data import EpochBatches, RunData, build_augmentation, load_data, train_loader
 from ttfs_triton.train.learner import STATISTICS_IMAGES
-from ttfs_triton.train.optimisation import rate_factor
-from ttfs_triton.train.step import look_ahead
+from ttfs_triton.train.optimisation import look_ahead, rate_factor
 
 RECIPE = bench.ROOT / "ttfs_triton" / "recipes" / "cifarnet-cifar10.yaml"
 OURS = {"sigma-0": "best", "sigma-1": "rel_psp"}  # presets of the recipe

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "ttfs_triton" / "recipes").glob("*.yaml"))
 # Keys that have no effect without another key.
 IDLE = {"block_convolutions": 3, "weight_units": "tensor", "target_steps": 8, "teacher_weight": 0.5}
-IDLE |= {"push_to_hub": True, "grid_chip": "loihi", "weight_bits": 4, "event_pool": 2}
+IDLE |= {"push_to_hub": True, "weight_bits": 4, "event_pool": 2}
 IDLE |= {"random_resized_crop": True, "channels": (8, 8, 8)}
 
 

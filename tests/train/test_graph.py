@@ -1,6 +1,5 @@
-"""Steps that are captured and replayed, and profiled ones, give the weights of plain ones, bit for bit."""
+"""Steps that are captured and replayed give the weights of plain ones, bit for bit."""
 
-import json
 from functools import partial
 from unittest.mock import Mock
 
@@ -16,8 +15,7 @@ from ttfs_kernels.triton import blocks
 from ttfs_triton.nn import Grid, LatencyEncoder
 from ttfs_triton.train import ConfigError, TrainConfig, learner, train
 from ttfs_triton.train.device import choose_graphs
-from ttfs_triton.train.display import SKIPPED
-from ttfs_triton.train.step import WARM_UP, GraphError
+from ttfs_triton.train.graphs import WARM_UP, GraphError
 
 
 @pytest.fixture
@@ -142,25 +140,3 @@ def test_cpus_and_grids_whose_weights_the_host_reads_have_no_graph_and_say_so(mo
         graph = Mock(grid=Grid(4, bits), stages=[Mock(skip=skip)])
         assert choose_graphs(TrainConfig(weight_noise=noise), accelerator, graph, said.append) is None
     assert [line.endswith("wait for their weights") for line in said] == [False, True, True, True]
-
-
-@pytest.mark.parametrize(
-    ("steps", "traced", "replayed"),
-    [(2, 2, False), (100, 32 - SKIPPED, False), (2, 2, True)],
-    ids=["some", "to the run's end", "replayed"],
-)
-def test_profile_tells_layers_and_stages_apart_and_changes_nothing(config, tmp_path, graphs, steps, traced, replayed):
-    config = change(config, epochs=1, batch_size=4, statistics_steps=100)
-    train_plainly(config, tmp_path / "plain")
-    profiled = change(config, profile=steps)
-    train(profiled) if replayed else train_plainly(profiled, config.output_dir)
-    assert_same_run(tmp_path / "plain", config.output_dir)
-    assert (graphs.replays > 20) == replayed
-    table = (config.output_dir / "profile" / "steps.txt").read_text()
-    if replayed:
-        return
-    for row in ("layer conv1", "layer fc1", "layer readout", "data", "loss", "clipping", "optimiser"):
-        assert f" {row} " in table
-    trace = json.loads((config.output_dir / "profile" / "trace.json").read_text())
-    names = [event.get("name") for event in trace["traceEvents"]]
-    assert names.count("data") == traced <= names.count("layer conv1")

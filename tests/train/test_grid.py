@@ -1,7 +1,6 @@
 """Training on a chip's grid, from the command line to a network that decides as its simulation."""
 
 import json
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -81,18 +80,3 @@ def test_registers_that_are_too_small_are_told_before_training():
     learned = Start(BaseModel("here", "0" * 64), None, grid, {"features.conv1.log2_unit": torch.full((4,), -20.0)})
     start_on_grid(network, grid, learned)
     assert network.features.conv1.unit_on_grid(3, True).tolist() == [4 / grid.register] * 4, "they are clamped"
-
-
-@pytest.mark.parametrize(
-    ("chip", "bits", "problem"),
-    [
-        ("odin", 3, r"grid_chip must hold .* neurons exceed the 256 of one odin.* synapses exceed the 65,536"),
-        ("loihi", None, "weights that are not rounded exceed the 9 bits of loihi"),
-        ("loiih", 4, "loiih"),
-        ("loihi", 8, None),
-    ],
-)
-def test_chip_must_hold_the_network_on_its_grid(chip, bits, problem, split, config):
-    wanted = change(config, time_steps=4, weight_bits=bits, grid_chip=chip, model="16C3-16C3-64")
-    with pytest.raises(ValueError, match=problem) if problem else nullcontext():
-        build_network(wanted, split)

@@ -21,10 +21,10 @@ from ttfs_triton.train.optimisation import (
     Muon,
     PersistenceSchedule,
     build_optimizer,
+    look_ahead,
     orthogonal,
     rate_factor,
 )
-from ttfs_triton.train.step import look_ahead
 
 STEPS = 1000
 

@@ -23,10 +23,10 @@ from ttfs_triton.train import (
     loop,
     train,
 )
-from ttfs_triton.train.build import build_network
+from ttfs_triton.train.build import build_network, load_teacher
 from ttfs_triton.train.data import load_data
-from ttfs_triton.train.optimisation import build_optimizer
-from ttfs_triton.train.step import FiniteGuard, load_teacher, update_average
+from ttfs_triton.train.learner import FiniteGuard
+from ttfs_triton.train.optimisation import build_optimizer, update_average
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from ttfs_triton.train.target import TARGET_IMAGES, make_target
 # Keys of a run that have their defaults again in runs that continue from its weights.
 _OWN = (
     *("preset", "output_dir", "resume", "overwrite", "push_to_hub", "hub_repo_id"),
-    *("trackers", "profile", "psp_persistence_rise"),
+    *("trackers", "psp_persistence_rise"),
 )
 
 # A point on a grid folds batch norm into the weights. The run's own optimizer and rates suit weights in front of batch

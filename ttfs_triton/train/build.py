@@ -1,16 +1,16 @@
-"""Builds the network of a run from its configuration, with the weights that it starts from.
-
-Weights of our networks are loaded as they are, other projects' weights converted.
-"""
+"""Builds the network of a run, with the weights that it starts from, and its teacher."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ttfs_triton.convert import (
@@ -25,10 +25,12 @@ from ttfs_triton.convert import (
 )
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
 from ttfs_triton.data.images import draw_images
-from ttfs_triton.energy import count, load_chip
 from ttfs_triton.model import BaseModel, ModelDescription
 from ttfs_triton.model.description import describe_network
-from ttfs_triton.model.own_network import build_network_of
+from ttfs_triton.model.files import described, find_model
+from ttfs_triton.model.hub import HubError
+from ttfs_triton.model.model import TTFSModel
+from ttfs_triton.model.own_network import OwnNetwork, build_network_of
 from ttfs_triton.nn import (
     AnalogEncoder,
     DFTConv2d,
@@ -49,6 +51,8 @@ from ttfs_triton.nn.networks import CNN1, RESNET18, RESNET20, VGG11, VGG16, cifa
 from ttfs_triton.nn.prepare import check_registers, put_on_grid, unfold_batch_norm
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.data import RunData, channel_statistics
+
+logger = logging.getLogger(__name__)
 
 SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
     "cnn1": (CNN1, "latency"),
@@ -120,8 +124,6 @@ def build_network(
             start = load_weights(network, weights, images)
     if config.grid is not None:
         start_on_grid(network, config.grid, start, images if calibrated else None, learn_units=config.learn_units)
-        if config.grid_chip is not None:
-            check_chip(network, config.grid, config.grid_chip, data.train.shape[1:])
     if config.faults:
         train_for(network, config.faults)
     return network, start
@@ -179,9 +181,7 @@ def _specified_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
     if config.model == "cifarnet":
         blocks = config.block_convolutions, channels, config.channels
         specification, factor = cifarnet_specification(config.width, *blocks), 1.0
-    if config.model in ("vgg11", "vgg16") and config.head != HEAD:
-        specification = specification.removesuffix(HEAD) + config.head
-        specification = specification.removesuffix("-none")
+    specification = specification.replace(HEAD, config.head).removesuffix("-none")
     encoder = config.encoder or usual_encoder
     mean, std = channel_statistics(data) if encoder != "latency" else (None, None)
     torch.manual_seed(config.seed)
@@ -292,17 +292,6 @@ def start_on_grid(
             parameter.requires_grad_(learn_units)
 
 
-def check_chip(network: nn.Module, grid: Grid, chip: str, image_shape: Sequence[int]) -> None:
-    """Raise ConfigError unless a chip, given by its name or file, can hold a network on its grid."""
-    counts = count(network, [torch.zeros(1, *image_shape)])
-    total = counts.total()
-    if lines := load_chip(chip).exceeded(total["neurons"], total["synapses"], grid.weight_bits):
-        raise ConfigError(
-            f"grid_chip must hold the network on its grid, {grid.text()}; {'; '.join(lines)}. Use a smaller network or "
-            "fewer bits, or another chip."
-        )
-
-
 def _convert(target: NetworkConfig, weights: Weights) -> Converted:
     """The converted network, if its configuration fits `target`."""
     assumed = target.replace(
@@ -359,3 +348,53 @@ def take_statistics(network: TTFSNetwork, trained: NetworkConfig) -> None:
     for buffer, values, default in ((first.mean, trained.mean, 0.0), (first.std, trained.std, 1.0)):
         buffer.copy_(torch.tensor(values or [default] * trained.in_channels).view_as(buffer))
     network.config = network.config.replace(mean=trained.mean, std=trained.std)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Knowledge distillation: a trained network whose class probabilities a run learns besides the labels.
+
+    `weight` is w, the share of the loss that compares the two networks; `sha256` is that of the file of its weights.
+
+    Source: Hinton et al., "Distilling the knowledge in a neural network", 2015, with temperature 1.
+    """
+
+    network: nn.Module
+    weight: float
+    accelerator: Accelerator
+    sha256: str
+
+    def loss(self, cross_entropy: Tensor, logits: Tensor, images: Tensor) -> Tensor:
+        """(1 − w)·cross entropy + w·KL(teacher's probabilities ‖ network's), a scalar; `logits`: [b, classes]."""
+        with torch.no_grad(), self.accelerator.autocast():
+            wanted = self.network(images).float().log_softmax(1)
+        divergence = F.kl_div(logits.float().log_softmax(1), wanted, reduction="batchmean", log_target=True)
+        return (1 - self.weight) * cross_entropy + self.weight * divergence
+
+
+def load_teacher(config: TrainConfig, data: RunData, accelerator: Accelerator) -> Teacher | None:
+    """The teacher of a run; None without one. A teacher of a user-defined network is built by `config.network`."""
+    if config.teacher is None:
+        return None
+    try:
+        files = find_model(config.teacher)
+        own = isinstance(described(files).network, OwnNetwork)
+        model = TTFSModel.from_files(files, config.network if own else None)
+    except (ValueError, HubError) as error:
+        raise ConfigError(f"teacher: {error}") from error
+    names, classes = list(model.class_names), data.train.class_names
+    unnamed = names == [str(number) for number in range(len(classes))]
+    if model.image_shape != data.train.shape[1:] or (names != classes and not unnamed):
+        raise ConfigError(
+            f"teacher must be trained on images like these, {data.train.shape[1:]} (channels, height, width) in the "
+            f"classes {', '.join(classes):.200}; got {config.teacher}, trained on {model.image_shape} in the classes "
+            f"{', '.join(names):.200}. Choose another teacher, or the data that it was trained on."
+        )
+    origins = {model.description.dataset, data.train.dataset} - {None}
+    if unnamed and (names != classes or len(origins) > 1):
+        logger.warning(
+            "teacher: the classes of %s, trained on %s, have only numbers; taken for %.200s, in order.",
+            *(config.teacher, model.description.dataset or "data without a name", ", ".join(classes)),
+        )
+    network = model.network.float().to(accelerator.device).requires_grad_(False)
+    return Teacher(network.eval(), config.teacher_weight, accelerator, files.sha256)

@@ -25,7 +25,7 @@ from ttfs_triton.untrusted_files import YamlError, read_mapping
 _RULES = TrainConfig.__pydantic_decorators__.model_validators.items()
 _OFF: Any = {key: model_validator(mode="after")(lambda keys: keys) for key, rule in _RULES if rule.info.mode == "after"}
 _Keys = create_model("_Keys", __base__=TrainConfig, __validators__=_OFF)  # checks each key alone
-_RETIRED = ("trained_as",)  # keys of older runs; null in all that can be read
+_RETIRED = ("trained_as", "grid_chip", "profile")  # keys of older runs, which change no course
 _MOST_FILES = 8  # longest chain of recipes that extend one another
 
 
@@ -155,7 +155,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def make_config(values: dict[str, Any], source: str, kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
     """Validate values into a configuration; a ConfigError names the source, and wrong keys with rule and value."""
-    values = {key: value for key, value in values.items() if key not in _RETIRED or value is not None}
+    values = {key: value for key, value in values.items() if key not in _RETIRED}
     try:
         return kind(**values)
     except ValidationError as error:

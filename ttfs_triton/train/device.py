@@ -1,4 +1,4 @@
-"""Device, precision, fused passes, CUDA graphs and memory of a run; what its processes exchange."""
+"""Device, precision, fused passes and memory of a run; what its processes exchange."""
 
 import ctypes
 import math
@@ -27,6 +27,7 @@ from ttfs_triton.evaluate import sum_over_processes
 from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.train.config import ConfigError, TrainConfig
+from ttfs_triton.train.graphs import CudaGraphs
 
 # Fusing pays off above this product of images, epochs and neurons. On one core (AVX-512) it saves 4 to 7 ns a neuron in
 # forward and backward pass (at σ = 0, 0.6 to 3 ns); the first compilation takes 10 to 30 s (at σ = 0, half of that).
@@ -150,34 +151,6 @@ def freed_memory_kept() -> Iterator[bool]:
         for parameter, value in _AFTERWARDS.items():
             mallopt(parameter, value)
         library.malloc_trim(0)
-
-
-class CudaGraphs:
-    """Captures CUDA graphs on a device, in a stream of its own."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Run on the capture stream, after earlier work and before later work: autograd remembers streams."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            yield
-        torch.cuda.current_stream().wait_stream(self.stream)
-
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Capture work without doing it, and return a function that does it. Other threads may go on working."""
-        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.stream.device)
-        try:
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                work()
-        except RuntimeError:  # PyTorch leaves the stream current, and the random numbers in the capture
-            torch.cuda.set_stream(before)
-            generator = torch.cuda.default_generators[self.stream.device.index]
-            generator.graphsafe_set_state(generator.clone_state())
-            raise
-        return graph.replay
 
 
 def choose_graphs(

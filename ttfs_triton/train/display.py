@@ -1,25 +1,16 @@
-"""Output of a run: a progress bar, a line for each epoch, a table at the end, and a profile of its steps."""
+"""Output of a run: a progress bar, a line for each epoch, and a table at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import ProfileKwargs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
-from torch.profiler import profile, record_function
 
-from ttfs_triton.atomic import write_text
 from ttfs_triton.command_line import program
 from ttfs_triton.evaluate import layer_table
 from ttfs_triton.nn import LayerStatistics, NetworkGraph
-from ttfs_triton.nn.statistics import short_names
-from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.run_records import EpochLine, Summary
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.data import RunData
@@ -148,52 +139,3 @@ def is_blind(layer: LayerStatistics) -> bool:
     """Whether each neuron of a hidden layer was silent, or saturated, for all samples: later layers cannot differ."""
     always = (layer.neurons - layer.never_active) * layer.samples
     return layer.kind != "readout" and layer.samples > 1 and layer.spikes == layer.saturated == always
-
-
-SKIPPED = 15  # steps before the first traced one: they allocate, compile or capture
-
-
-@contextmanager
-def traced_steps(
-    accelerator: Accelerator, network: nn.Module, steps: int, folder: Path, say: Callable[[str], None]
-) -> Iterator[Callable[[], None]]:
-    """Within the `with` block, trace so many steps, then write `trace.json` and `steps.txt`; yields what ends a step.
-
-    The table has rows for layers and stages of a step, or for kernels if steps are replayed from a CUDA graph.
-    """
-    if not steps:
-        yield lambda: None
-        return
-    device = accelerator.device.type
-
-    def write(trace: profile) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        trace.export_chrome_trace(str(folder / "trace.json"))
-        order = f"self_{'device' if device == 'cuda' else 'cpu'}_time_total"
-        table = trace.key_averages().table(sort_by=order, row_limit=-1, max_name_column_width=60)
-        write_text(folder / "steps.txt", f"{table}\n")
-        say(f"profile                  {folder / 'steps.txt'}, trace.json beside it")
-
-    layers = {name: each for name, each in network.named_modules() if isinstance(each, WeightedLayer)}
-    names = short_names(list(layers))
-    marks = [mark for name, each in zip(names, layers.values(), strict=True) for mark in _mark(each, f"layer {name}")]
-    when = {"skip_first": SKIPPED - 1, "wait": 0, "warmup": 1, "active": steps, "repeat": 1}
-    try:
-        with accelerator.profile(ProfileKwargs([*{"cpu", device}], when, write)) as trace:
-            yield trace.step
-    finally:
-        for mark in marks:
-            mark.remove()
-
-
-def _mark(layer: nn.Module, name: str) -> list[Any]:
-    """Give a layer's forward pass a row in the table; returns the handles of its hooks."""
-    open_rows: list[Any] = []
-
-    def begin(*_: object) -> None:
-        open_rows.append(record_function(name).__enter__())
-
-    def end(*_: object) -> None:
-        open_rows.pop().__exit__(None, None, None)
-
-    return [layer.register_forward_pre_hook(begin), layer.register_forward_hook(end, always_call=True)]

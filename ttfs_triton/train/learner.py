@@ -1,16 +1,17 @@
-"""A network in training: all that an optimiser step changes, and a checkpoint keeps."""
+"""A network in training: its steps, all that they change, and a checkpoint keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from ttfs_kernels.checks import backend_for
@@ -21,19 +22,22 @@ from ttfs_triton.evaluate.batches import Batch, load_batches
 from ttfs_triton.model.files import not_finite
 from ttfs_triton.nn import NetworkGraph, collect_statistics, record_statistics, reset_statistics
 from ttfs_triton.nn.weighted import WeightedLayer
+from ttfs_triton.train.build import Teacher
 from ttfs_triton.train.checkpoint import RunState
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.data import RunData
 from ttfs_triton.train.device import choose_graphs, share_statistics
+from ttfs_triton.train.graphs import GraphedStep
 from ttfs_triton.train.lagrange import TargetTraining
 from ttfs_triton.train.optimisation import (
     PersistenceSchedule,
     build_optimizer,
     load_optimizer_tensors,
+    look_ahead,
     optimizer_tensors,
     rate_factor,
+    update_average,
 )
-from ttfs_triton.train.step import GraphedStep, Teacher, TrainStep, look_ahead
 
 STATISTICS_IMAGES = 5_000
 """Training images for the statistics of batch norm in evaluation."""
@@ -41,6 +45,37 @@ STATISTICS_IMAGES = 5_000
 
 class NonFiniteLossError(RuntimeError):
     """Loss, gradient or averaged weights became infinite or not a number; nothing was saved after that."""
+
+
+class FiniteGuard:
+    """Cancels all updates of a fused optimizer from the first step whose loss or gradient is not finite.
+
+    Weights and moments stay as they were before that step, until the host reads `cancelled`: its kernels change nothing
+    where `optimizer.found_inf` is 1, which is how gradient scaling skips a step without asking the device.
+
+    Attributes:
+        cancelled: number of cancelled steps, the first failing one included; float64 scalar.
+        loss, norm: loss and gradient norm of the last step, or of the first failing step; float32 scalars.
+    """
+
+    def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
+        self._state = torch.zeros(3, device=device)
+        self._failed, self.loss, self.norm = self._state.unbind()
+        self.cancelled = torch.zeros((), dtype=torch.float64, device=device)
+        optimizer.found_inf = self._failed  # type: ignore[attr-defined]
+        optimizer.register_step_pre_hook(self._join)
+
+    def watch(self, loss: Tensor, norm: Tensor, failed: Tensor) -> None:
+        """Note loss and gradient norm of a step before its update; failed = 1 cancels it and all that follow."""
+        now = torch.stack([failed, loss, norm])
+        torch.where(self._failed > 0, self._state, now, out=self._state)
+        self.cancelled.add_(self._failed)
+
+    def _join(self, optimizer: Optimizer, *_: object) -> None:
+        """Combine our flag with the flag of a gradient scaler, which has replaced it."""
+        flag = getattr(optimizer, "found_inf", self._failed)
+        if flag is not self._failed:
+            optimizer.found_inf = torch.maximum(flag, self._failed)  # type: ignore[attr-defined]
 
 
 class Learner:
@@ -68,7 +103,7 @@ class Learner:
         say: Callable[[str], None],
     ) -> None:
         self.config, self.accelerator, self.network, self.steps = config, accelerator, network, steps
-        self._stopping, self._say, self._compiled = stopping, say, False
+        self.teacher, self.say, self._stopping, self._compiled = teacher, say, stopping, False
         if config.lookahead > steps:
             say(f"lookahead: weights are not averaged, since the run has only {steps} steps")
         self.target: TargetTraining | None = None
@@ -90,20 +125,10 @@ class Learner:
         networks = [network] if self.average is None else [network, self.average.module]
         self.persistence = PersistenceSchedule(networks, config.psp_persistence_rise, steps, accelerator.device)
         self._rate_factor = rate_factor(config, steps)
-        step = TrainStep(
-            config,
-            accelerator,
-            network,
-            self.model,
-            cast(AcceleratedOptimizer, accelerator.prepare_optimizer(self.optimizer)),
-            None if config.lookahead else self.average,
-            None if self.target is None else self.target.multiplier,
-            teacher,
-        )
-        self.sums, self._guard = step.sums, step.guard
-        self._step: TrainStep | GraphedStep = step
-        if graphs is not None:
-            self._step = GraphedStep(step, graphs, required=config.cuda_graph == "on", say=say)
+        self._prepared = accelerator.prepare_optimizer(self.optimizer)
+        self._guard = FiniteGuard(self.optimizer, accelerator.device)
+        self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+        self._graphed = None if graphs is None else GraphedStep(self, graphs)
 
     @property
     def scored_network(self) -> nn.Module:
@@ -122,10 +147,10 @@ class Learner:
         if (changed or not self._compiled) and backend_for("train", self.config.backend, images) == "triton":
             from ttfs_kernels.triton.compilation import compile_kernels
 
-            compile_kernels(self.network, images, self.accelerator.autocast(), self._say)
+            compile_kernels(self.network, images, self.accelerator.autocast(), self.say)
         self._compiled = True
-        if changed and isinstance(self._step, GraphedStep):
-            self._step.forget()
+        if changed and self._graphed is not None:
+            self._graphed.forget()
         first = done == 0
         if self.target is not None:
             first |= self.target.prepare(done, self.learning_rate(done) / self.config.lr)
@@ -136,12 +161,65 @@ class Learner:
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        self._step(micro_batches, sampled=done % self.config.statistics_steps == 0, first=first)
+        make = self.update if self._graphed is None else self._graphed
+        make(micro_batches, sampled=done % self.config.statistics_steps == 0, first=first)
         if self.average is None:
             return
         self.average.n_averaged.mul_(not first).add_(1)  # a new average warms up anew
         if self.config.lookahead and (done + 1) % self.config.lookahead == 0:
             look_ahead(self.average.module, self.network, self.config.lookahead, (done + 1) / self.steps)
+
+    def update(self, micro_batches: Sequence[Batch], *, sampled: bool = False, first: bool = False) -> None:
+        """Make a step on images and labels, [b], int64, on the device: forward, backward, clipping, update, average.
+
+        `sampled`: count the spikes of each layer. `first`: the moving average starts with this step.
+        """
+        self.optimizer.zero_grad()
+        if sampled:
+            reset_statistics(self.network)
+        losses = []
+        for index, batch in enumerate(micro_batches):
+            last = index == len(micro_batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                losses.append(self._gradients(batch, len(micro_batches), sampled))
+        if self.target is not None:
+            self.target.multiplier.update()
+        self._watch(sum(losses[1:], losses[0]))
+        self._prepared.step()
+        if self.average is not None and not self.config.lookahead:
+            update_average(self.average, self.network, self.config.ema_decay, first=first)
+
+    def _gradients(self, batch: Batch, micro_batches: int, sampled: bool) -> Tensor:
+        """Add the gradients of a micro-batch and return its loss."""
+        images, labels = batch
+        with record_statistics(self.network) if sampled else nullcontext():
+            output = self.model(images)
+        logits: Tensor = output if self.target is None else output[0]
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+        if self.teacher is not None:
+            loss = self.teacher.loss(loss, logits, images)
+        total = loss if self.target is None else loss + self.target.multiplier.penalty(output[1], micro_batches)
+        self.accelerator.backward(total / micro_batches if micro_batches > 1 else total)
+        correct = (logits.detach().argmax(1) == labels).sum()
+        count = len(labels)
+        self.sums += torch.stack([loss.detach() * count, correct, torch.full_like(correct, count)])
+        return loss.detach()
+
+    def _watch(self, loss: Tensor) -> None:
+        """Clip the gradient as configured; cancel the update if gradient or loss is not finite."""
+        config, accelerator = self.config, self.accelerator
+        scaled = accelerator.scaler is not None  # fp16: infinite gradients are part of finding the scale
+        if config.gradient_clip is not None:
+            norm = accelerator.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+            assert norm is not None  # None is for DeepSpeed, which is refused
+        else:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
+        # The gradient is the mean over processes, so all see the same norm; a loss alone would differ.
+        # 0 · inf and 0 · nan are nan.
+        failed = (0 * (loss if scaled else loss + norm)).nan_to_num_(nan=1.0)
+        if scaled and accelerator.num_processes > 1:
+            failed = sum_over_processes(accelerator, failed).clamp_(max=1)
+        self._guard.watch(loss, norm, failed)
 
     def read_sums(self, done: int) -> tuple[list[float], int | None]:
         """`sums` over all processes; and, if updates were cancelled in any of them, the number of steps since then."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.profiler import record_function
 
 from ttfs_kernels import fuse_passes
 from ttfs_triton.data.decode import DataLostError
@@ -20,7 +19,7 @@ from ttfs_triton.energy import Counts
 from ttfs_triton.evaluate import Evaluation, EvaluationStopped, device_name, sum_over_processes, versions
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, sparsity
 from ttfs_triton.run_records import Change, Summary
-from ttfs_triton.train.build import build_network, check_network, check_statistics, describe
+from ttfs_triton.train.build import build_network, check_network, check_statistics, describe, load_teacher
 from ttfs_triton.train.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -36,10 +35,9 @@ from ttfs_triton.train.checkpoint import (
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.data import RunData, train_loader
 from ttfs_triton.train.device import Interrupted, StopRequest, choose_fusing, freed_memory_kept
-from ttfs_triton.train.display import Display, traced_steps
+from ttfs_triton.train.display import Display
 from ttfs_triton.train.learner import Learner
 from ttfs_triton.train.run_folder import RunFolder
-from ttfs_triton.train.step import load_teacher
 
 
 class Callback:
@@ -119,7 +117,6 @@ class TrainingLoop:
         self.learner = Learner(
             config, accelerator, network, self.graph, data, self.steps, teacher, stopping, display.say
         )
-        self._end_step: Callable[[], None] = lambda: None
         self.last_checkpoint = "none yet"
         self._started: float | None = None  # time at which the epoch's steps began, less its interruptions
 
@@ -171,13 +168,9 @@ class TrainingLoop:
         self.display.start(self.steps, position.step)
         # A run that was stopped in validation resumes behind its epoch's last step.
         learner.persistence.set(max(0, position.step - 1))
-        traced, folder = self.config.profile if self.accelerator.is_main_process else 0, self.folder.path / "profile"
         try:
             fuse_passes(self.fuses)
-            with (
-                nullcontext() if learner.target is None else learner.target.model.watching(),
-                traced_steps(self.accelerator, self.network, traced, folder, self.display.say) as self._end_step,
-            ):
+            with nullcontext() if learner.target is None else learner.target.model.watching():
                 self._score_start()
                 while position.epoch < self.config.epochs:
                     self._train_epoch()
@@ -206,9 +199,7 @@ class TrainingLoop:
         with closing(train_loader(batches, device, start_step=first, num_workers=config.num_workers)) as micro_batches:
             self._started = time.perf_counter() - position.totals.seconds
             for _ in range(first, self.steps_per_epoch):
-                with record_function("data"):
-                    of_step = [next(micro_batches) for _ in range(config.gradient_accumulation)]
-                learner.step(of_step, position.step)
+                learner.step([next(micro_batches) for _ in range(config.gradient_accumulation)], position.step)
                 position.step += 1
                 position.step_in_epoch += 1
                 if position.step % config.log_steps == 0:
@@ -219,7 +210,6 @@ class TrainingLoop:
                     self._stop()
                 if config.checkpoint_steps and position.step % config.checkpoint_steps == 0:
                     self.save()
-                self._end_step()
             self._read_totals()
             self._started = None
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from ttfs_kernels.neuron import Neuron, PlacedNeuron
 from ttfs_triton.nn import Readout
@@ -242,3 +243,41 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], 
             )
         # Fused kernels walk memory in order: moments need the strides of their parameter.
         optimizer.state[parameter][key] = torch.empty_like(like, device=parameter.device).copy_(tensor).detach()
+
+
+LOOKAHEAD_DECAY = 0.95  # in `look_ahead`: decay of earlier weights in one step, at the end of training
+
+
+@torch.no_grad()
+def look_ahead(average: nn.Module, network: nn.Module, steps: int, progress: float) -> None:
+    """Average weights with the average of earlier steps, and let the network continue from there.
+
+    average ← d·average + (1 − d)·network with d = 0.95^steps · progress³, then network ← average; buffers too. `steps`
+    are those since the last call, `progress` is the share of the training that is done.
+
+    Source: Zhang et al., "Lookahead optimizer", 2019; d as in Jordan, "94% on CIFAR-10 in 3.29 seconds", 2024, 3.4.
+    """
+    decay = LOOKAHEAD_DECAY**steps * progress**3
+    own = [tensor for tensor in (*average.parameters(), *average.buffers()) if tensor.is_floating_point()]
+    other = [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]
+    for slow, fast in zip(own, other, strict=True):
+        slow.lerp_(fast, 1 - decay)
+        fast.copy_(slow)
+
+
+@torch.no_grad()
+def update_average(average: AveragedModel, network: nn.Module, decay: float, *, first: bool = False) -> None:
+    """Exponential moving average: average ← d·average + (1 − d)·network, d = min(decay, (1 + t) / (10 + t)).
+
+    t is the average's `n_averaged`, a tensor that the caller counts up. Integer buffers are copied, and with
+    `first` all.
+
+    Source: tf.train.ExponentialMovingAverage, `num_updates`.
+    """
+    share = (9 / (10 + average.n_averaged)).clamp_min(1 - decay)
+    ours, theirs = ((*module.parameters(), *module.buffers()) for module in (average.module, network))
+    for own, other in zip(ours, theirs, strict=True):
+        if first or not own.is_floating_point():
+            own.copy_(other)
+        else:
+            own.lerp_(other, share.to(own.dtype))

@@ -241,8 +241,6 @@ class GridOptions(Options):
     state_bits: Annotated[int | None, CLOCKED] = Field(default=None, ge=4, le=62)
     """Bits of the saturating registers that hold a neuron's slope and potential on the grid. Default: as many as are
     needed."""
-    grid_chip: Annotated[str | None, CLOCKED] = None
-    """Refuse to train unless this chip can hold the network on the grid: a chip's name, or your own TOML file."""
 
     @property
     def grid(self) -> Grid | None:
@@ -391,9 +389,6 @@ class RunOptions(Options):
     """Optimiser steps between two updates of progress bar and trackers."""
     statistics_steps: Number = 50
     """Optimiser steps between two samples of the layers' activity in training."""
-    profile: Count = Field(default=0, json_schema_extra=FREE)
-    """Trace this many steps after the first 15; write the trace and a table of times into `profile` in the run's
-    folder. 0: off."""
     trackers: tuple[str, ...] = Field(default=(), json_schema_extra=FREE)
     """Experiment trackers of accelerate: tensorboard, wandb, trackio, ..."""
     backend: Literal["auto", "triton", "torch"] = "auto"

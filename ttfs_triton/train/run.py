@@ -28,10 +28,10 @@ from ttfs_triton.train.config import ConfigError, TrainConfig, make_config
 from ttfs_triton.train.data import RunData, Split, load_data, run_data
 from ttfs_triton.train.device import Interrupted, StopRequest, ask_main_process, make_accelerator, warn_of_device
 from ttfs_triton.train.display import Display
+from ttfs_triton.train.graphs import GraphError
 from ttfs_triton.train.learner import NonFiniteLossError
 from ttfs_triton.train.loop import Callback, TrainingLoop
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError, reason_of
-from ttfs_triton.train.step import GraphError
 
 
 class DeviceLostError(RuntimeError):

@@ -5,7 +5,6 @@ metrics.jsonl       one line an epoch
 summary.json        final figures, written when the run has ended
 checkpoints/step-*  the newest checkpoints
 best/               model.safetensors and config.json of the best epoch
-profile/            trace.json and steps.txt of the traced steps
 trackers/           logs of experiment trackers
 .lock               held by the process that owns the folder now
 """
