@@ -48,25 +48,6 @@ def test_emulated_bfloat16_is_reported_with_its_slowdown(monkeypatch, emulated):
     assert warnings() == []
 
 
-@pytest.mark.parametrize(
-    ("variables", "processes", "told"),
-    [
-        ({}, 1, None),
-        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, 2, None),
-        ({"WORLD_SIZE": "4"}, 2, "2 of 4 processes"),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, 1, "1 of 2 processes"),
-        ({"MASTER_ADDR": "127.0.0.1"}, 1, "1 of several processes"),  # accelerate launch --cpu --num_processes 2
-    ],
-)
-def test_missing_processes_are_reported(monkeypatch, variables, processes, told):
-    for name in ("WORLD_SIZE", "MASTER_ADDR", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    lines = warnings(mixed_precision="no", processes=processes)
-    assert [told in line and "torchrun --nproc_per_node N" in line for line in lines] == [True] * (told is not None)
-
-
 def test_long_runs_fuse_where_they_can_and_are_refused_if_they_must(monkeypatch):
     graph = network_graph(resnet20(), (3, 32, 32))
     neurons = 188_426  # 7 layers of 16×32×32, 6 of 32×16×16, 6 of 64×8×8, 10 outputs
@@ -122,7 +103,7 @@ def test_options_that_this_machine_cannot_run_are_refused(config, monkeypatch):
         make_accelerator(change(config, trackers=("nothing_such",)))
     data = SimpleNamespace(test=range(9), validation_indices=range(3))
     with pytest.raises(ValueError, match=r"each process must have .* validation image; got 3\."):
-        loop.TrainingLoop(change(config, target_sparsity=0.2), accelerator(processes=4), data, *[None] * 3)
+        loop.TrainingLoop(change(config, target_sparsity=0.2), accelerator(processes=4), data, *[None] * 2)
     monkeypatch.setattr(device, "why_no_triton", lambda *_: "there is no GPU")
     with pytest.raises(ConfigError, match="backend: triton must be able to run here; there is no GPU"):
         make_accelerator(change(config, backend="triton"))

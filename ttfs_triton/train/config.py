@@ -63,11 +63,7 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str]) -> Tr
         # `check_configuration` refuses keys and flags that contradict the run's checkpoints.
         values, source = read_yaml(saved) | mine, str(known.config or saved)
     check_typed_network(values.pop("network", None), known.network, source)
-    base, said = make_config(values, source, _Keys), "the command line"
-    try:
-        make_config(values, source)
-    except ConfigError:  # flags may add keys that the file's keys need
-        said = f"{source} with the command line"
+    base, said = make_config(values, source, _Keys), f"{source} with the command line"
     try:
         given = parse_options(
             *reversed(TrainConfig.__bases__),

@@ -92,15 +92,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def warn_of_device(accelerator: Accelerator, say: Callable[[str], None]) -> None:
-    """Warn if fewer processes run than were asked for, or if the CPU only emulates bfloat16."""
-    asked = os.environ.get("WORLD_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("PMI_SIZE")
-    # accelerate launch --cpu --num_processes 2 sets an address for two processes, and starts one.
-    alone = asked is None and accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ
-    if alone or accelerator.num_processes < int(asked or 1):
-        say(
-            f"warning: only {accelerator.num_processes} of {asked or 'several'} processes run. "
-            "On a CPU use torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N."
-        )
+    """Warn if the CPU only emulates bfloat16."""
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         if (ratio := emulates_bfloat16()) is not None:
             say(

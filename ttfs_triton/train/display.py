@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ttfs_triton.command_line import program
 from ttfs_triton.evaluate import layer_table
 from ttfs_triton.nn import LayerStatistics, NetworkGraph
 from ttfs_triton.run_records import EpochLine, Summary
@@ -39,9 +38,7 @@ class Display:
         """Print a line of plain text."""
         self.console.print(text, markup=False, highlight=False)
 
-    def announce(
-        self, config: TrainConfig, data: RunData, graph: NetworkGraph, parameters: int, *, resumed: bool
-    ) -> None:
+    def announce(self, config: TrainConfig, data: RunData, graph: NetworkGraph, parameters: int) -> None:
         """Show what is trained on what."""
         say, sigmas = self.say, ", ".join(f"{value:g}" for value in graph.persistences)
         say(
@@ -49,11 +46,6 @@ class Display:
             f"{len(data.train_indices):,} training, {len(data.validation_indices):,} validation, "
             f"{len(data.test):,} test images"
         )
-        if config.preset == "paper" and config.model in ("vgg11", "vgg16") and not (config.weights or resumed):
-            say(
-                "warning: the paper starts from the weights of an ANN, this run from random ones. Its two stages: "
-                f"{program()} --preset paper_ann --output-dir ANN, then {program()} --preset paper --weights ANN"
-            )
         if config.teacher is not None:
             say(f"taught by {config.teacher}: {config.teacher_weight:g} of the loss")
         if graph.grid is not None:

@@ -72,7 +72,6 @@ class TrainingLoop:
         steps, steps_per_epoch: optimiser steps of the run, and of an epoch.
         position: progress, saved with every checkpoint.
         changes: differences at `--resume` that do not change the run's course.
-        last_checkpoint: path of the newest checkpoint, for messages.
     """
 
     def __init__(
@@ -82,14 +81,13 @@ class TrainingLoop:
         data: RunData,
         folder: RunFolder,
         display: Display,
-        stop: StopRequest,
         network: nn.Module | None = None,
         callbacks: Sequence[Callback] = (),
         checkpoint: Checkpoint | None = None,
     ) -> None:
         self.callbacks, self._checkpoint, self.resumed = callbacks, checkpoint, checkpoint is not None
         self.config, self.accelerator, self.data, self.folder = config, accelerator, data, folder
-        self.display, self.stop = display, stop
+        self.display, self.stop = display, StopRequest(accelerator)
         counted = len(data.test), config.target and len(data.validation_indices)  # operations, by every process
         if (least := min(filter(None, counted))) < accelerator.num_processes:
             raise ValueError(f"train: each process must have a test and a validation image; got {least}. Use more.")
@@ -113,11 +111,10 @@ class TrainingLoop:
         self.fuses = choose_fusing(config, accelerator.device, self.graph, self.steps * config.batch_size)
         if self.fuses:
             display.say("passes over neurons are fused: the first steps wait for PyTorch's compiler")
-        stopping, network = lambda: stop.received is not None, self.network
+        stopping, network = lambda: self.stop.received is not None, self.network
         self.learner = Learner(
             config, accelerator, network, self.graph, data, self.steps, teacher, stopping, display.say
         )
-        self.last_checkpoint = "none yet"
         self._started: float | None = None  # time at which the epoch's steps began, less its interruptions
 
     def run(self, name: str) -> dict[str, Any]:
@@ -152,7 +149,7 @@ class TrainingLoop:
         """Show network, data, device and folder of the run."""
         say, count = self.display.say, self.accelerator.num_processes
         parameters = sum(parameter.numel() for parameter in self.network.parameters())
-        self.display.announce(self.config, self.data, self.graph, parameters, resumed=self.resumed)
+        self.display.announce(self.config, self.data, self.graph, parameters)
         for change in self.changes:
             say(f"changed on --resume      {change}")
         if self.start is not None and self.start.calibration is not None:
@@ -330,7 +327,7 @@ class TrainingLoop:
         received = self.stop.received
         raise Interrupted(
             f"{received.name if received else 'another process'} received: stopped after step {self.position.step} "
-            f"(epoch {self.position.epoch + 1}), checkpoint {self.last_checkpoint}.",
+            f"(epoch {self.position.epoch + 1}), checkpoint {self.folder.last_checkpoint}.",
             received,
         )
 
@@ -350,7 +347,7 @@ class TrainingLoop:
             keep = self.config.keep_checkpoints
             save_checkpoint(path, self.position.step, tensors=self.learner.tensors(), state=state, keep_last=keep)
         self.accelerator.wait_for_everyone()
-        self.last_checkpoint = str(checkpoint_path(path, self.position.step))
+        self.folder.last_checkpoint = str(checkpoint_path(path, self.position.step))
 
     def resume(self) -> None:
         """Restore the checkpoint, if the run resumes from one."""
@@ -368,7 +365,6 @@ class TrainingLoop:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state, path = read_state(checkpoint), checkpoint.path
-        self.last_checkpoint = str(path)
         self.changes = state.changes + check_same_run(checkpoint, self.config, self.description)
         self.position = state.position
         try:

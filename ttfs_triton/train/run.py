@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from ttfs_triton.train.build import check_network, start_on_grid
 from ttfs_triton.train.checkpoint import Checkpoint, CheckpointError, check_same_run, latest_checkpoint
 from ttfs_triton.train.config import ConfigError, TrainConfig, make_config
 from ttfs_triton.train.data import RunData, Split, load_data, run_data
-from ttfs_triton.train.device import Interrupted, StopRequest, ask_main_process, make_accelerator, warn_of_device
+from ttfs_triton.train.device import Interrupted, ask_main_process, make_accelerator, warn_of_device
 from ttfs_triton.train.display import Display
 from ttfs_triton.train.graphs import GraphError
 from ttfs_triton.train.learner import NonFiniteLossError
@@ -84,23 +83,21 @@ def train(
     accelerator = make_accelerator(config)
     folder = _agree_on_folder(config, accelerator, name)
     display = Display(accelerator.is_main_process)
-    advice = partial(_advice, folder, config, again, in_program=network is not None)
     try:
         # Rights on the Hub: check token and name before data are loaded, the repository as soon as the run can begin.
         _ask_hub(config, accelerator, partial(check_account, str(config.hub_repo_id)))
         checkpoint, summary = _go_on(config, folder) if config.resume else (None, None)
         if summary is None:
             warn_of_device(accelerator, display.say)
-            stop = StopRequest(accelerator)
-            with _beginning("none yet" if checkpoint is None else str(checkpoint.path), advice):
-                if network is None and config.network is not None:
-                    file_and_function(config.network)  # raises before data are loaded
-                data = data or load_data(config, accelerator, display.say)
-                loop = TrainingLoop(config, accelerator, data, folder, display, stop, network, callbacks, checkpoint)
-            del checkpoint  # its tensors take memory
-            open_hub = partial(open_repository, str(config.hub_repo_id), private=config.hub_private)
-            _ask_hub(config, accelerator, open_hub)
-            with _under_way(folder, lambda: loop.last_checkpoint, advice):
+            with _explained(folder, partial(_advice, folder, config, again, in_program=network is not None)):
+                with _beginning():
+                    if network is None and config.network is not None:
+                        file_and_function(config.network)  # raises before data are loaded
+                    data = data or load_data(config, accelerator, display.say)
+                    loop = TrainingLoop(config, accelerator, data, folder, display, network, callbacks, checkpoint)
+                del checkpoint  # its tensors take memory
+                open_hub = partial(open_repository, str(config.hub_repo_id), private=config.hub_private)
+                _ask_hub(config, accelerator, open_hub)
                 summary = loop.run(name)
         else:
             display.say(f"This run has ended already: {folder.path}")
@@ -117,42 +114,54 @@ def train(
 
 
 @contextmanager
-def _under_way(folder: RunFolder, checkpoint: Callable[[], str], advice: Callable[[], str]) -> Iterator[None]:
+def _beginning() -> Iterator[None]:
+    """Errors in the `with` block become a ConfigError, but for lost devices and damaged checkpoints."""
+    try:
+        yield
+    except (CheckpointError, torch.AcceleratorError, torch.OutOfMemoryError):
+        raise
+    except (ValueError, RuntimeError, OSError, MemoryError, OverflowError) as error:
+        raise ConfigError(text_of(error)) from error
+
+
+@contextmanager
+def _explained(folder: RunFolder, advice: Callable[[], str]) -> Iterator[None]:
     """Errors in the `with` block name the last checkpoint and say how to go on."""
     try:
         yield
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}\n{advice()}", stopped.received) from None
     except NonFiniteLossError as error:
-        raise NonFiniteLossError(f"{error} Last good checkpoint: {checkpoint()}.") from error
+        raise NonFiniteLossError(f"{error} Last good checkpoint: {folder.last_checkpoint}.") from error
     except DataLostError as error:
         reason = str(error).splitlines()[-1].split("DataLostError: ")[-1]  # a worker's error comes with its traceback
-        raise DataLostError(f"{reason} Last checkpoint: {checkpoint()}. {advice()}") from error
+        raise DataLostError(f"{reason} Last checkpoint: {folder.last_checkpoint}. {advice()}") from error
     except (MemoryError, RuntimeError) as error:
-        lost = isinstance(error, torch.AcceleratorError | torch.OutOfMemoryError) or "DataLoader worker" in str(error)
-        if not (lost or lacks_memory(error)):
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
+        go_on = f"{advice()[0].lower()}{advice()[1:]}"
+        if isinstance(error, torch.OutOfMemoryError):
+            rule = "the device's memory must suffice"
+            remedy = (
+                "Start again with a smaller --batch-size, or with more --gradient-accumulation at the same one; or "
+                f"free memory (--data-placement host, a smaller --evaluation-batch-size, no other program) and {go_on}"
+            )
+        elif isinstance(error, torch.AcceleratorError):
+            rule, remedy = "the device must work to the end", advice()
+        elif lacks_memory(error) or "DataLoader worker" in str(error):
+            rule = "main memory must suffice, and worker processes must live to the end"
+            remedy = f"Free memory (fewer --num-workers, no other program) and {go_on}"
+        else:
             raise
-        raise _device_lost(error, checkpoint(), advice()) from error
+        raise DeviceLostError(
+            f"train: {rule}; got {reason}. Last checkpoint: {folder.last_checkpoint}. {remedy}"
+        ) from error
     except OSError as error:
         problem = f"files must be readable and writable to the end; got {reason_of(error)}."
         remedy = f"Fix that. {advice()}"
         if not folder.path.is_dir():
             problem = f"{folder.path} must stay where it is while a run writes; it was moved or deleted."
             remedy = "Move it back and go on with --resume, or start anew."
-        raise RunFolderError(f"train: {problem} Last checkpoint: {checkpoint()}. {remedy}") from error
-
-
-@contextmanager
-def _beginning(checkpoint: str, advice: Callable[[], str]) -> Iterator[None]:
-    """Errors in the `with` block become a ConfigError; a lost device becomes a DeviceLostError."""
-    try:
-        yield
-    except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
-        raise _device_lost(error, checkpoint, advice()) from error
-    except CheckpointError:
-        raise
-    except (ValueError, RuntimeError, OSError, MemoryError, OverflowError) as error:
-        raise ConfigError(text_of(error)) from error
+        raise RunFolderError(f"train: {problem} Last checkpoint: {folder.last_checkpoint}. {remedy}") from error
 
 
 def _advice(folder: RunFolder, config: TrainConfig, again: str | None, *, in_program: bool) -> str:
@@ -187,18 +196,18 @@ def _agree_on_folder(config: TrainConfig, accelerator: Accelerator, name: str) -
 def _new_folder(name: str) -> Path:
     """Make a new folder under runs/; runs that start in the same second get different folders."""
     first = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for number in count(1):
-        path = first if number == 1 else first.with_name(f"{first.name}-{number}")
+    path, number = first, 1
+    while True:
         try:
             path.mkdir(parents=True)
+            return path
         except FileExistsError:
-            continue
+            number += 1
+            path = first.with_name(f"{first.name}-{number}")
         except OSError as error:
             raise RunFolderError(
                 f"{path} must be a folder that can be made; got {error.strerror}. Give an --output-dir."
             ) from error
-        return path
-    raise AssertionError("count ends only by a return")
 
 
 def _go_on(config: TrainConfig, folder: RunFolder) -> tuple[Checkpoint | None, dict[str, Any] | None]:
@@ -207,6 +216,7 @@ def _go_on(config: TrainConfig, folder: RunFolder) -> tuple[Checkpoint | None, d
     ended = summary is not None and summary["epochs"] >= config.epochs
     if checkpoint is not None:
         check_same_run(checkpoint, config)
+        folder.last_checkpoint = str(checkpoint.path)
     elif folder.has_progress() and not ended:
         raise RunFolderError(
             f"--resume: {folder.checkpoints} must hold a checkpoint, since metrics.jsonl lists epochs; there is none "
@@ -242,22 +252,6 @@ def _publish(config: TrainConfig, run: Path, accelerator: Accelerator, network: 
         print(message, file=sys.stderr)
         return
     Display(accelerator.is_main_process).say(f"published                {url}")
-
-
-def _device_lost(error: Exception, checkpoint: str, advice: str) -> DeviceLostError:
-    reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
-    go_on = f"{advice[0].lower()}{advice[1:]}"
-    rule, remedy = "the device must work to the end", advice
-    if isinstance(error, torch.OutOfMemoryError):
-        rule = "the device's memory must suffice"
-        remedy = (
-            "Start again with a smaller --batch-size, or with more --gradient-accumulation at the same one; or "
-            f"free memory (--data-placement host, a smaller --evaluation-batch-size, no other program) and {go_on}"
-        )
-    elif not isinstance(error, torch.AcceleratorError):
-        rule = "main memory must suffice, and worker processes must live to the end"
-        remedy = f"Free memory (fewer --num-workers, no other program) and {go_on}"
-    return DeviceLostError(f"train: {rule}; got {reason}. Last checkpoint: {checkpoint}. {remedy}")
 
 
 class Trainer:

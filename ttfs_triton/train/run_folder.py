@@ -68,7 +68,7 @@ class FolderLock:
 
 
 class RunFolder:
-    """Paths and files of a run; only the main process writes."""
+    """Paths and files of a run; only the main process writes. `last_checkpoint` is for messages."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,6 +76,7 @@ class RunFolder:
         self.best_weights = path / "best" / "model.safetensors"
         self.best_config = path / "best" / "config.json"
         self._config, self._metrics, self._summary = (path / name for name in ("config.yaml", METRICS, SUMMARY))
+        self.last_checkpoint = "none yet"
         self._lock: FolderLock | None = None
 
     def claim(self, *, resume: bool, overwrite: bool) -> None:
