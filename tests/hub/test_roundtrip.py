@@ -12,13 +12,6 @@ from ttfs_triton.model import LoadError
 from ttfs_triton.model.hub import HubError
 
 
-@pytest.fixture(scope="module")
-def published(trained, hub, client):
-    """Name of the repository with the trained network."""
-    client.run(f"_, url = publish({str(trained)!r}, 'org/model', license='mit'); print(url)")
-    return "org/model"
-
-
 def test_hub_gives_the_same_model_on_a_device_and_takes_it_without_its_run(published, hub, here, trained, device):
     images, ours = torch.rand(3, 1, 28, 28), TTFSModel.from_pretrained(trained)
     first = list(hub.repositories[published].commits)[1]
@@ -40,12 +33,11 @@ def test_hub_gives_the_same_model_on_a_device_and_takes_it_without_its_run(publi
         assert all(torch.equal(value, kept[key]) for key, value in tensors.items())
 
 
-def test_code_on_the_card_runs(published, hub, client, tmp_path):
+def test_code_on_the_card_runs(published, hub, run_code, tmp_path):
     (code,) = [part.partition("```")[0] for part in hub.files(published)["README.md"].decode().split("```python\n")[1:]]
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
-    shown = client.run(f"import os; os.chdir({str(tmp_path)!r})\n{code}")
-    assert shown.startswith("Classification(")
+    assert run_code(code).startswith("Classification(")
 
 
 def test_cache_serves_without_a_network(published, hub, here, trained, monkeypatch):

@@ -1,3 +1,3 @@
-"""Fixtures: a local Hub server, and a client process that uses it."""
+"""Fixtures: a local Hub server, and this process as its user."""
 
-from tests.hub.conftest import client, home, hub  # noqa: F401
+from tests.hub.conftest import here, hub, run_code  # noqa: F401

@@ -13,6 +13,7 @@ from ttfs_triton import TTFSModel
 from ttfs_triton.commands import EvaluationOptions
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluate.command import run as evaluate_run
+from ttfs_triton.hub.publish import publish
 from ttfs_triton.train import Callback, TrainConfig, Trainer
 
 OWN = Path(__file__).parents[2] / "recipes" / "own_network.py"
@@ -55,9 +56,9 @@ def test_run_is_loaded_and_evaluated_by_its_code(trained, tmp_path):
 
 
 @pytest.mark.parametrize("with_code", [False, True])
-def test_published_run_is_used_by_the_words_of_its_card(trained, tmp_path, hub, client, with_code):
+def test_published_run_is_used_by_the_words_of_its_card(trained, tmp_path, hub, run_code, with_code):
     folder, name = trained[0], f"org/own-{with_code}"
-    client.run(f"publish({str(folder)!r}, {name!r}, network={f'{OWN}:build'!r}, with_code={with_code})")
+    publish(folder, name, network=f"{OWN}:build", with_code=with_code)
     files = hub.files(name)
     assert set(files) == {"model.safetensors", "config.json", "README.md", "training.yaml"} | {OWN.name} & files.keys()
     assert files.get(OWN.name) == (OWN.read_bytes() if with_code else None)
@@ -72,4 +73,4 @@ def test_published_run_is_used_by_the_words_of_its_card(trained, tmp_path, hub, 
     Image.new("L", (30, 40)).save(tmp_path / "image.png")
     if not with_code:  # with its code, a reader needs nothing else
         shutil.copy(OWN, tmp_path)
-    assert client.run(f"import os; os.chdir({str(tmp_path)!r})\n{code}").startswith("Classification(")
+    assert run_code(code).startswith("Classification(")

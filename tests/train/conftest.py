@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.hub.conftest import hub  # noqa: F401
+from tests.hub.conftest import here, hub  # noqa: F401
 from tests.train.runs import SETTINGS, make_images
 from ttfs_triton import TTFSModel
 from ttfs_triton.nn import NetworkConfig
