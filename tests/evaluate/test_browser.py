@@ -6,8 +6,7 @@ from tests.browser import CHROMIUM, problems
 from tests.evaluate.cases import full_report
 from ttfs_triton.evaluate.page import write_page
 from ttfs_triton.shared_options import FaultOptions
-from ttfs_triton.sweep.page import write_frontier_page
-from ttfs_triton.sweep.table import FREE, SUMS
+from ttfs_triton.sweep.page import FREE, SUMS, write_frontier_page
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 pytest.importorskip("matplotlib", reason="figures need matplotlib")

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -15,7 +14,7 @@ from ttfs_triton.evaluate.load import load_network
 from ttfs_triton.model import ModelDescription, bundled_names
 from ttfs_triton.model.files import write_model
 from ttfs_triton.nn import Grid, NetworkConfig, TTFSNetwork
-from ttfs_triton.sweep import FrontierOptions, Point, folder_name, plan
+from ttfs_triton.sweep import FrontierOptions, Point, folder_name
 from ttfs_triton.sweep.plan import point_config, settings_of
 
 
@@ -170,15 +169,6 @@ def test_networks_of_one_name_are_refused(trained, run, tmp_path, capsys):
         with pytest.raises(SystemExit, match="1"):
             sweep(*runs, "--output-dir", tmp_path / "out", *FLAGS)
         assert message in capsys.readouterr().err
-
-
-def test_networks_of_several_precisions_are_refused(monkeypatch):
-    networks = [Mock(**{"config.mixed_precision": precision}) for precision in ("no", "bf16")]
-    for network, name in zip(networks, "ab", strict=True):
-        network.configure_mock(name=name)
-    monkeypatch.setattr(plan, "_network", lambda *_: networks.pop(0))
-    with pytest.raises(ValueError, match="must have the same mixed_precision; got a no, b bf16"):
-        plan.make_plan(FrontierOptions(runs=("a", "b"), output_dir=Path("out")))
 
 
 def test_other_settings_than_a_point_s_are_refused(swept, trained, capsys):

@@ -11,7 +11,7 @@ import pytest
 from tests.sweep.conftest import EVALUATED, FLAGS, SWEEP, sweep
 from ttfs_triton.commands import EvaluationOptions, evaluate
 from ttfs_triton.sweep import FrontierOptions, as_number, command
-from ttfs_triton.sweep.table import label
+from ttfs_triton.sweep.page import label
 from ttfs_triton.train import NonFiniteLossError
 
 ON_GRID = "time_steps=4+weight_bits=4+spike_jitter=0.1"

@@ -32,9 +32,8 @@ from ttfs_triton.evaluate.measure import MAIN_FILE, figures, measure
 from ttfs_triton.nn import Grid
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.sweep import FAULTS, FrontierOptions, folder_name
-from ttfs_triton.sweep.page import write_frontier_page
+from ttfs_triton.sweep.page import FREE, Row, label, row_of, write_frontier_page
 from ttfs_triton.sweep.plan import PlannedNetwork, PlannedPoint, check_points, make_plan
-from ttfs_triton.sweep.table import FREE, Row, label, row_of
 from ttfs_triton.train import Interrupted, NonFiniteLossError, train
 from ttfs_triton.train.data import RunData, load_data, split_data
 from ttfs_triton.train.device import make_accelerator

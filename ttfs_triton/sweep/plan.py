@@ -78,10 +78,6 @@ def make_plan(options: FrontierOptions) -> list[PlannedNetwork]:
     names = [network.name for network in networks]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"frontier: runs must differ in their names; got {', '.join(twice)} twice. Rename a folder.")
-    if len({network.config.mixed_precision for network in networks}) > 1:
-        got = ", ".join(f"{network.name} {network.config.mixed_precision}" for network in networks)
-        remedy = "Sweep them one by one, or set it in --config."
-        raise ValueError(f"frontier: runs must have the same mixed_precision; got {got}. {remedy}")
     return networks
 
 
