@@ -1,11 +1,12 @@
 """A run that a request, a kill or a full disk stops goes on as the run that was never stopped, bit for bit."""
 
+import errno
+import itertools
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -31,7 +32,6 @@ from tests.train.runs import (
     environment,
     last,
     metrics,
-    run,
 )
 from ttfs_triton import TTFSModel
 from ttfs_triton.hub.card import render_card
@@ -251,45 +251,24 @@ def test_signal_to_one_of_two_processes_or_to_all_and_their_launcher_saves(tmp_p
     assert not any((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
-# In a mount namespace of its own, so that nothing is left mounted whatever happens.
-UNSHARED = ["unshare", "--mount", "--map-root-user"]
-SCRIPT = """
-import subprocess, sys
-from pathlib import Path
-from tests.train.runs import run
+@pytest.mark.parametrize(
+    ("writes", "advice"), [(2, "Start it again."), (5, "--resume"), (9, "--resume"), (20, "--resume")]
+)
+def test_full_disk_is_reported_and_the_run_resumes_when_there_is_room(config, tmp_path, monkeypatch, writes, advice):
+    """Before the configuration is written, within the first epoch's files, or later."""
+    sync, calls = os.fsync, itertools.count(1)
 
-folder, data = sys.argv[1:]
+    def full(descriptor):
+        if next(calls) > writes:
+            raise OSError(errno.ENOSPC, "No space left on device", "file")
+        sync(descriptor)
 
-def sh(command):
-    subprocess.run(command, shell=True, check=True)
-
-def start(*flags):
-    ended = run(Path(folder), Path(data), Path("disk/run"), *flags)
-    sys.stderr.write(ended.stderr)
-    return ended.returncode
-
-sh("mkdir disk && mount -t tmpfs -o size=40k none disk")  # some checkpoints fit, but not all that is kept
-assert start() == 1
-sys.stderr.write("more room")
-sh("mount -o remount,size=20m disk")
-assert start(*["--resume"] * Path("disk/run/config.yaml").exists()) == 0
-sh("cp -r disk/run copy")
-"""
-
-
-def can_mount() -> bool:
-    """Whether this system lets us."""
-    words = [*UNSHARED, "mount", "-t", "tmpfs", "none", "/mnt"]
-    return shutil.which("unshare") is not None and subprocess.run(words, capture_output=True).returncode == 0
-
-
-@pytest.mark.skipif(not can_mount(), reason="needs unshare and the right to mount a tmpfs")
-def test_full_disk_is_reported_and_the_run_resumes_when_there_is_room(tmp_path, data):
-    words = [*UNSHARED, sys.executable, "-c", SCRIPT, str(tmp_path), str(data)]
-    found = subprocess.run(words, env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert found.returncode == 0, found.stderr
-    assert "Traceback" not in found.stderr
-    assert "No space left on device" in found.stderr.partition("more room")[0]
-    other = run(tmp_path, data, tmp_path / "other")
-    assert other.returncode == 0, other.stderr
-    assert_same_run(tmp_path / "copy", tmp_path / "other")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(RunFolderError, match=r"No space left on device \(file\)") as caught:
+            train(config)
+    assert str(caught.value).endswith(advice)
+    assert not list(config.output_dir.rglob(".*partial*"))
+    train(change(config, resume=(config.output_dir / "config.yaml").exists()))
+    train(change(config, output_dir=tmp_path / "whole"))
+    assert_same_run(config.output_dir, tmp_path / "whole")

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -168,10 +167,3 @@ def test_average_that_is_not_a_number_stops_a_run_before_it_is_saved(config):
     with pytest.raises(NonFiniteLossError, match=r"epoch 2: the scored weights must be finite; got .* values of"):
         train(change(config, epochs=2), callbacks=[At(11, spoil)])
     assert [path.stem for path in (config.output_dir / "checkpoints").iterdir()] == ["step-00000008"]
-
-
-def test_start_that_wrote_nothing_does_not_advise_to_resume(config, monkeypatch):
-    full = Mock(side_effect=OSError(28, "No space left on device", "config.yaml"))
-    monkeypatch.setattr("ttfs_triton.train.run_folder.write_text", full)
-    with pytest.raises(RunFolderError, match=r"No space left on device .* Fix that\. Start it again\.$"):
-        train(config)

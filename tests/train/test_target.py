@@ -15,24 +15,10 @@ from ttfs_triton.energy.cost import Cost
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
 from ttfs_triton.run_records import EpochLine
 from ttfs_triton.train import train
-from ttfs_triton.train.config import make_config
 from ttfs_triton.train.display import _target_words
 from ttfs_triton.train.lagrange import LagrangeMultiplier, SilentChannels
 from ttfs_triton.train.options import Wanted
 from ttfs_triton.train.target import CostedNetwork, Target, count_spikes, make_target
-
-
-@pytest.mark.parametrize(
-    ("keys", "wanted"),
-    [
-        ({"target_sparsity": "0.15"}, Wanted("sparsity", 0.15)),
-        ({"target_operations": 0.3}, Wanted("operations", 0.3)),
-        ({"target_energy": "lemaire45:int8:4e1"}, Wanted("energy", 40.0, "lemaire45:int8")),
-    ],
-)
-def test_goals_are_read(keys, wanted):
-    assert make_config(keys, "here").target == wanted
-
 
 TWENTY = Target(Wanted("sparsity", 0.2), Cost(0.0, {}), 0.0)
 
