@@ -49,7 +49,7 @@ from ttfs_triton.nn import cifarnet, whiten
 from ttfs_triton.nn.coding import AnalogEncoder
 from ttfs_triton.train import TrainConfig
 from ttfs_triton.train.config import make_config, read_recipe
-from ttfs_triton.train.data import EpochBatches, RunData, build_augmentation, load_data, train_loader
+from ttfs_triton.train.data import EpochBatches, RunData, load_data, train_loader
 from ttfs_triton.train.learner import STATISTICS_IMAGES
 from ttfs_triton.train.optimisation import look_ahead, rate_factor
 
@@ -163,9 +163,7 @@ class Training:
 
     def _train(self, epoch: int) -> float:
         config, device = self.config, self.accelerator.device
-        options = {"batch_size": config.batch_size, "seed": config.seed, "epoch": epoch}
-        augmentation = build_augmentation(config)
-        batches = EpochBatches(self.data.train, self.data.train_indices, **options, augmentation=augmentation)
+        batches = EpochBatches(self.data, epoch, config)
         sum_of_losses = torch.zeros((), device=device)
         self.network.train()
         with closing(train_loader(batches, device)) as loaded:

@@ -6,20 +6,21 @@ import torch
 from tests.evaluate.common import join, numbered
 from ttfs_triton.data.augment import Augmentation
 from ttfs_triton.data.images import place_images
-from ttfs_triton.train.data import EpochBatches, train_loader
+from ttfs_triton.train import TrainConfig
+from ttfs_triton.train.data import EpochBatches, RunData, train_loader
 
-AUGMENTATION = Augmentation(crop_padding=2, crop_fill=128, flip=True, shift=1, cutout=3)
+KEYS = {"batch_size": 12, "seed": 5, "crop_padding": 2, "crop_fill": 128, "flip": True, "shift": 1, "cutout": 3}
 
 
-def epoch(n: int = 50, channels: int = 3, **options: object) -> EpochBatches:
-    arguments = {"batch_size": 12, "seed": 5, "epoch": 1, "augmentation": AUGMENTATION, **options}
-    return EpochBatches(numbered(n, channels), torch.arange(n), **arguments)  # type: ignore[arg-type]
+def epoch(number=1, rank=0, processes=1, data=None, indices=None, **keys) -> EpochBatches:
+    data, indices = data or numbered(50, 3), torch.arange(50) if indices is None else indices
+    return EpochBatches(RunData(data, data, indices, indices[:0]), number, TrainConfig(**KEYS | keys), rank, processes)
 
 
 def test_batches_have_the_given_images_once_and_leave_out_the_last_step_and_others_each_epoch():
     indices, seen = torch.arange(7, 46), set()
     for number in range(8):
-        batches = EpochBatches(numbered(50), indices, batch_size=12, seed=0, epoch=number)
+        batches = epoch(number, indices=indices)
         found = {label for i in range(len(batches)) for label in batches[i][1].tolist()}
         assert (batches.steps, len(batches), len(found)) == (3, 3, 36)
         seen |= found
@@ -27,19 +28,18 @@ def test_batches_have_the_given_images_once_and_leave_out_the_last_step_and_othe
 
 
 def test_order_and_augmentation_follow_from_seed_and_epoch():
-    assert len({tuple(epoch(**change).order.tolist()) for change in ({}, {"epoch": 2}, {"seed": 6})}) == 3
-    batches = epoch()
+    assert len({tuple(batches.order.tolist()) for batches in (epoch(), epoch(2), epoch(seed=6))}) == 3
+    batches, keys = epoch(), {key: value for key, value in KEYS.items() if key in Augmentation.model_fields}
     order = batches.order[12:24]
-    expected = AUGMENTATION(numbered(50, 3).images_at(order), order, seed=5, epoch=1)
+    expected = Augmentation(**keys)(numbered(50, 3).images_at(order), order, seed=5, epoch=1)
     assert torch.equal(batches[1][0], expected)
 
 
-@pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (1, 2), (2, 3), (4, 3), (12, 1)])
-@pytest.mark.parametrize("more", [{}, {"auto_augment": True}], ids=str)
-def test_batches_of_all_processes_make_the_batches_of_one(world_size, accumulation, more):
-    augmentation = Augmentation(crop_padding=2, flip=True, shift=1, cutout=3, **more)
-    one, share = epoch(augmentation=augmentation), {"world_size": world_size, "accumulation": accumulation}
-    shares = [epoch(augmentation=augmentation, rank=rank, **share) for rank in range(world_size)]
+@pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (1, 2), (2, 3), (4, 3), (12, 1)])
+@pytest.mark.parametrize("auto_augment", [False, True])
+def test_batches_of_all_processes_make_the_batches_of_one(processes, accumulation, auto_augment):
+    one, keys = epoch(auto_augment=auto_augment), {"auto_augment": auto_augment, "gradient_accumulation": accumulation}
+    shares = [epoch(1, rank, processes, **keys) for rank in range(processes)]
     for step in range(one.steps):
         parts = [share[step * accumulation + micro_batch] for micro_batch in range(accumulation) for share in shares]
         assert all(map(torch.equal, join(parts), one[step]))
@@ -48,10 +48,8 @@ def test_batches_of_all_processes_make_the_batches_of_one(world_size, accumulati
 @pytest.mark.parametrize("images_ahead", [1, 5, 1000])
 def test_loader_that_augments_ahead_changes_nothing(monkeypatch, device, images_ahead):
     monkeypatch.setattr("ttfs_triton.train.data.AUGMENTED_AHEAD", images_ahead * 64)
-    augmentation = Augmentation(crop_padding=2, flip=True, auto_augment=True, cutout=3)
     (data,), _ = place_images([numbered(50, 3)], device)
-    options = {"batch_size": 12, "seed": 5, "epoch": 1, "rank": 1, "world_size": 2, "accumulation": 3}
-    batches = EpochBatches(data, torch.arange(50), augmentation=augmentation, **options)
+    batches = epoch(1, 1, 2, data, auto_augment=True, gradient_accumulation=3)
     before = torch.get_rng_state()
     other = torch.device("cuda") if device.type == "cuda" else torch.device("cpu", 0)  # another name of the device
     loader = train_loader(batches, other, start_step=1)
@@ -65,14 +63,13 @@ def test_loader_that_augments_ahead_changes_nothing(monkeypatch, device, images_
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("processes", "keys", "message"),
     [
-        ({"world_size": 2, "accumulation": 4}, "batch_size must be a multiple of .*; got 12 for 2 x 4"),
-        ({"batch_size": 0}, "batch_size must be a multiple of .*; got 0 for 1 x 1"),
-        ({"batch_size": 64}, "batch_size must be at most the number of training images; got 64 for 50"),
-        ({"augmentation": Augmentation(crop_padding=99, crop_fill="reflect")}, "crop_padding must be less than"),
+        (2, {"gradient_accumulation": 4}, "batch_size must be a multiple of .*; got 12 for 2 x 4"),
+        (1, {"batch_size": 64}, "batch_size must be at most the number of training images; got 64 for 50"),
+        (1, {"crop_padding": 99, "crop_fill": "reflect"}, "crop_padding must be less than"),
     ],
 )
-def test_impossible_batches_are_refused(options, message):
+def test_impossible_batches_are_refused(processes, keys, message):
     with pytest.raises(ValueError, match=message):
-        epoch(**options)
+        epoch(processes=processes, **keys)

@@ -53,7 +53,6 @@ def recipe(tmp_path) -> Path:
         ({"target_sparsity": 1.5}, r"target_sparsity.*less than 1"),
         ({"target_energy": "40"}, "target_energy must be CHIP:MICROJOULES with a positive number.*; got 40"),
         ({"target_energy": "loihi:9", "target_sparsity": 0.1}, "target_sparsity and target_energy exclude each other"),
-        ({"batch_size": 10, "gradient_accumulation": 3}, "must be divisible by gradient_accumulation"),
     ],
 )
 def test_make_config_names_key_rule_and_value(values, message):

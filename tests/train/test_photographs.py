@@ -15,7 +15,7 @@ from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluate.load import load_network, load_test_images
 from ttfs_triton.model import TTFSModel
-from ttfs_triton.train import DeviceLostError, TrainConfig, train
+from ttfs_triton.train import DeviceLostError, TrainConfig, run_data, train
 from ttfs_triton.train.data import EpochBatches, train_loader
 
 CROPPED = {"image_size": 16, "random_resized_crop": True, "flip": True, "epochs": 2, "batch_size": 12, "num_workers": 1}
@@ -46,7 +46,7 @@ def folder(tmp_path_factory) -> Path:
 def test_workers_end_with_what_fails(folder, monkeypatch):
     """At once, though a traceback refers to their loader until Python ends."""
     data = load_images(None, folder, image_size=16, cropped=True)
-    batches = EpochBatches(data.in_epoch(3, 1), torch.arange(len(data)), batch_size=12, seed=3, epoch=1)
+    batches = EpochBatches(run_data(data, data, TrainConfig(batch_size=12)), 1, TrainConfig(batch_size=12))
     loader = train_loader(batches, num_workers=2)
     next(loader)
     assert len(active_children()) == 2

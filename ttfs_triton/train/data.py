@@ -65,17 +65,7 @@ class RunData:
 
     def epoch(self, number: int, config: TrainConfig, accelerator: Accelerator) -> EpochBatches:
         """Micro-batches of an epoch for this process."""
-        return EpochBatches(
-            self.train.in_epoch(config.seed, number),
-            self.train_indices,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            epoch=number,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            accumulation=config.gradient_accumulation,
-            augmentation=build_augmentation(config),
-        )
+        return EpochBatches(self, number, config, accelerator.process_index, accelerator.num_processes)
 
 
 def load_data(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None]) -> RunData:
@@ -163,53 +153,35 @@ def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, .
     return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
 
 
-def build_augmentation(config: TrainConfig) -> Augmentation:
-    """The augmentation of the training images."""
-    return Augmentation(**config.model_dump(include=set(Augmentation.model_fields)))
-
-
 class EpochBatches(Batches):
-    """Augmented micro-batches of one epoch for one process, of the images at `indices`, [n], int64.
+    """Augmented micro-batches of one epoch of training images, for the process `rank` of so many `processes`.
 
     Item i is micro-batch `i % accumulation` of optimiser step `i // accumulation`. An incomplete last step is
-    left out. An optimiser step has `batch_size` images, over all `world_size` processes and micro-batches.
+    left out. An optimiser step has `batch_size` images, over all processes and micro-batches.
     """
 
-    def __init__(
-        self,
-        data: ImageData,
-        indices: Tensor,
-        *,
-        batch_size: int,
-        seed: int,
-        epoch: int,
-        rank: int = 0,
-        world_size: int = 1,
-        accumulation: int = 1,
-        augmentation: Augmentation | None = None,
-    ) -> None:
-        if batch_size < 1 or batch_size % (world_size * accumulation):
+    def __init__(self, data: RunData, epoch: int, config: TrainConfig, rank: int = 0, processes: int = 1) -> None:
+        size, indices, self.accumulation = config.batch_size, data.train_indices, config.gradient_accumulation
+        if size % (processes * self.accumulation):
             raise ValueError(
-                f"EpochBatches: batch_size must be a multiple of processes times accumulation steps; got {batch_size} "
-                f"for {world_size} x {accumulation}. Use a multiple of {world_size * accumulation}."
+                f"EpochBatches: batch_size must be a multiple of processes times accumulation steps; got {size} "
+                f"for {processes} x {self.accumulation}. Use a multiple of {processes * self.accumulation}."
             )
-        if len(indices) < batch_size:
+        if len(indices) < size:
             raise ValueError(
-                f"EpochBatches: batch_size must be at most the number of training images; got {batch_size} for "
+                f"EpochBatches: batch_size must be at most the number of training images; got {size} for "
                 f"{len(indices)}. Lower --batch-size, or use more images."
             )
-        self.data = data
-        self.batch_size, self.accumulation = batch_size, accumulation
-        self.micro_batch_size = batch_size // (world_size * accumulation)
-        self.seed, self.epoch = seed, epoch
-        self.augmentation = augmentation or Augmentation()
-        self.augmentation.check_shape(data.shape[1:])
-        digest = hashlib.sha256(f"order/{seed}/{epoch}".encode()).digest()
+        self.data, self.seed, self.epoch = data.train.in_epoch(config.seed, epoch), config.seed, epoch
+        self.micro_batch_size = size // (processes * self.accumulation)
+        self.augmentation = Augmentation(**config.model_dump(include=set(Augmentation.model_fields)))
+        self.augmentation.check_shape(self.data.shape[1:])
+        digest = hashlib.sha256(f"order/{self.seed}/{epoch}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
         order = torch.randperm(len(indices), generator=generator)
         # Each micro-batch is split among the processes; this process keeps its own part.
-        order = order[: len(order) // batch_size * batch_size].view(-1, world_size, self.micro_batch_size)[:, rank]
-        self.order = indices[order.flatten()].to(data.device, non_blocking=True)
+        order = order[: len(order) // size * size].view(-1, processes, self.micro_batch_size)[:, rank]
+        self.order = indices[order.flatten()].to(self.data.device, non_blocking=True)
 
     @property
     def steps(self) -> int:

@@ -128,17 +128,19 @@ def choose_fusing(config: TrainConfig, device: torch.device, graph: NetworkGraph
 
 
 @contextmanager
-def freed_memory_kept() -> Iterator[bool]:
-    """Within the `with` block, this process keeps the memory that it frees; yields whether its C library can."""
+def freed_memory_kept() -> Iterator[None]:
+    """Within the `with` block, this process keeps the memory that it frees, if its C library can."""
     # The GNU C library returns large blocks to the system at once, and the system clears those of the next step page by
     # page: for a VGG16 with batches of 128, two fifths of the time outside contractions.
     library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
     mallopt: Callable[[int, int], int] | None = getattr(library, "mallopt", None)  # musl has none
     if library is None or mallopt is None:
-        yield False
+        yield
         return
     try:
-        yield bool(mallopt(_TRIM_THRESHOLD, -1)) and bool(mallopt(_MMAP_MAX, 0))
+        mallopt(_TRIM_THRESHOLD, -1)
+        mallopt(_MMAP_MAX, 0)
+        yield
     finally:
         for parameter, value in _AFTERWARDS.items():
             mallopt(parameter, value)

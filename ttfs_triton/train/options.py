@@ -435,11 +435,6 @@ class TrainConfig(
             keys = ", ".join(given)
             raise ValueError(f'network builds the network: leave out {keys}, or use the recipe "own" without them')
         _ = self.target  # raises
-        if self.batch_size % self.gradient_accumulation:
-            raise ValueError(
-                f"batch_size (={self.batch_size}) must be divisible by gradient_accumulation "
-                f"(={self.gradient_accumulation})"
-            )
         return self
 
     def to_yaml(self) -> str:
