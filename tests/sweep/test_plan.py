@@ -51,28 +51,22 @@ def test_axes_give_points_each_once():
         target_sparsity=("0.30", "0.2"),
         time_steps=(4, 8),
         weight_bits=(2,),
-        train_grids=True,
         lost_spikes=(0.1,),
-        train_faults=True,
-        points=("time_steps=4+weight_bits=2", "target_sparsity=0.3+time_steps=8"),
+        points=("time_steps=4+weight_bits=2", "target_sparsity=0.2", "target_sparsity=0.3+time_steps=8"),
     )
     assert [point.name for point in asked.trained()] == [
         "target_sparsity=0.3",
         "target_sparsity=0.2",
         "time_steps=4+weight_bits=2",
-        "time_steps=8+weight_bits=2",
-        "lost_spikes=0.1",
         "target_sparsity=0.3+time_steps=8",
     ]
     assert [Grid(**dict(point.keys)) for point in asked.grids()] == [Grid(4, 2), Grid(8, 2)]
-    assert options(time_steps=(4,), weight_bits=(2,), lost_spikes=(0.1,)).trained() == []
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"train_grids": True}, "train_grids needs time_steps"),
-        ({"train_faults": True}, "train_faults needs spike_jitter or weight_noise"),
+        ({"weight_bits": (4,)}, "weight_bits needs time_steps"),
         ({"spike_jitter": (2.0,)}, "less than or equal to 1"),
     ],
 )

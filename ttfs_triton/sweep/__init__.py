@@ -112,18 +112,17 @@ class FrontierOptions(MeasuringOptions):
     target_energy: tuple[str, ...] = ()
     """Energies of an image to train for, as CHIP:MICROJOULES."""
     points: tuple[str, ...] = ()
-    """Combinations to train for, such as target_sparsity=0.15+time_steps=8+weight_bits=4; a point may also set epochs,
-    lr, ema_decay and seed of its training."""
+    """Combinations to train for, such as target_sparsity=0.15+time_steps=8+weight_bits=4 or spike_jitter=0.1; a point
+    may also set epochs, lr, ema_decay and seed of its training. With a fault, the trained network is simulated with all
+    faults of that kind."""
 
-    # ---- grids and faults: without training, and with training if asked for
+    # ---- grids and faults, without training
     time_steps: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()
     """Time steps a window of grids; the network is calibrated for each pair of time steps and weight bits."""
     weight_bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], CLOCKED] = ()
     """Bits of a weight on the grids. Default: weights are not rounded."""
     state_bits: Annotated[int | None, CLOCKED] = Field(default=None, ge=4, le=62)
     """Bits of the registers of slope and potential on the grids. Default: wide enough."""
-    train_grids: Annotated[bool, CLOCKED] = False
-    """Also train the network on each of the grids."""
     spike_jitter: tuple[Share, ...] = ()
     """Standard deviations of spike times, in windows; the network is simulated with each of them."""
     weight_noise: tuple[Share, ...] = ()
@@ -134,8 +133,6 @@ class FrontierOptions(MeasuringOptions):
     """Shares of the hidden neurons that always fire at their window's start."""
     lost_spikes: tuple[Share, ...] = ()
     """Shares of the spikes that reach no synapse."""
-    train_faults: Annotated[bool, Needs(*FAULTS)] = False
-    """Also train the network with each fault, and simulate the trained network with all faults of the same kind."""
 
     # ---- training of a point: the network's own training options and weights, except for these
     epochs: int = Field(default=4, ge=1, lt=2**31)
@@ -167,10 +164,6 @@ class FrontierOptions(MeasuringOptions):
     def trained(self) -> list[Point]:
         """Points to train, each once."""
         found = [Point.of(**{key: as_number(value)}) for key in TARGETS for value in getattr(self, key)]
-        if self.train_grids:
-            found += self.grids()
-        faults = FAULTS if self.train_faults else ()
-        found += [Point.of(**{name: value}) for name in faults for value in getattr(self, name)]
         return list(dict.fromkeys([*found, *map(Point.parse, self.points)]))
 
 

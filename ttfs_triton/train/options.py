@@ -146,7 +146,7 @@ class EventOptions(Options):
         return EventWindows(self.event_windows, self.event_window_us, self.event_pool, self.event_sensor)
 
 
-ON_NO_GRID = Excludes("time_steps", why="put the run on a grid by `ttfs sweep --train-grids` or `ttfs calibrate`")
+ON_NO_GRID = Excludes("time_steps", why="`ttfs sweep --points time_steps=8` folds batch norm, as does `ttfs calibrate`")
 NO_DROPOUT = Excludes(model=("cifarnet", "resnet18", "resnet20"), why="it drops spikes of dense layers", flag=True)
 
 
