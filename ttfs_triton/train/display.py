@@ -9,10 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ttfs_triton.evaluate import layer_table
-from ttfs_triton.nn import LayerStatistics, NetworkGraph
+from ttfs_triton.nn import LayerStatistics
 from ttfs_triton.run_records import EpochLine, Summary
-from ttfs_triton.train.config import TrainConfig
-from ttfs_triton.train.data import RunData
 from ttfs_triton.train.target import UNITS
 
 
@@ -37,26 +35,6 @@ class Display:
     def say(self, text: str) -> None:
         """Print a line of plain text."""
         self.console.print(text, markup=False, highlight=False)
-
-    def announce(self, config: TrainConfig, data: RunData, graph: NetworkGraph, parameters: int) -> None:
-        """Show what is trained on what."""
-        say, sigmas = self.say, ", ".join(f"{value:g}" for value in graph.persistences)
-        say(
-            f"{config.network or config.model} ({parameters:,} parameters, σ = {sigmas}) on {data.train.name}: "
-            f"{len(data.train_indices):,} training, {len(data.validation_indices):,} validation, "
-            f"{len(data.test):,} test images"
-        )
-        if config.teacher is not None:
-            say(f"taught by {config.teacher}: {config.teacher_weight:g} of the loss")
-        if graph.grid is not None:
-            say(f"on the grid of a chip: {graph.grid.text()}")
-        if config.faults:
-            say(f"for chips with faults: {config.faults.text()}")
-        if not len(data.validation_indices):
-            say(
-                "no validation images: epochs report training images only, and the last epoch's weights are kept. "
-                "--validation-fraction 0.1 sets some images aside"
-            )
 
     def start(self, total_steps: int, done: int) -> None:
         """Show the progress bar, over all steps of the run."""

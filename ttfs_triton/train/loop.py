@@ -147,16 +147,33 @@ class TrainingLoop:
 
     def _announce(self) -> None:
         """Show network, data, device and folder of the run."""
-        say, count = self.display.say, self.accelerator.num_processes
+        say, config, data, graph = self.display.say, self.config, self.data, self.graph
         parameters = sum(parameter.numel() for parameter in self.network.parameters())
-        self.display.announce(self.config, self.data, self.graph, parameters)
+        sigmas = ", ".join(f"{value:g}" for value in graph.persistences)
+        say(
+            f"{config.network or config.model} ({parameters:,} parameters, σ = {sigmas}) on {data.train.name}: "
+            f"{len(data.train_indices):,} training, {len(data.validation_indices):,} validation, "
+            f"{len(data.test):,} test images"
+        )
+        if config.teacher is not None:
+            say(f"taught by {config.teacher}: {config.teacher_weight:g} of the loss")
+        if graph.grid is not None:
+            say(f"on the grid of a chip: {graph.grid.text()}")
+        if config.faults:
+            say(f"for chips with faults: {config.faults.text()}")
+        if not len(data.validation_indices):
+            say(
+                "no validation images: epochs report training images only, and the last epoch's weights are kept. "
+                "--validation-fraction 0.1 sets some images aside"
+            )
         for change in self.changes:
             say(f"changed on --resume      {change}")
         if self.start is not None and self.start.calibration is not None:
             self.display.console.print(self.start.calibration.table())
-        precision = {"no": "float32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
+        precision, count = self.accelerator.mixed_precision, self.accelerator.num_processes
+        precision = "float32" if precision == "no" else precision
         where = f"{device_name(self.accelerator.device)}, {precision}, {count} process{'es' if count > 1 else ''}"
-        start = f"resumed after step {self.position.step}" if self.resumed else f"{self.config.epochs} epochs"
+        start = f"resumed after step {self.position.step}" if self.resumed else f"{config.epochs} epochs"
         say(f"{where}, {start}, run folder {self.folder.path}")
 
     def train(self) -> None:
