@@ -144,6 +144,14 @@ class _Handler(BaseHTTPRequestHandler):
             return repository
         return None
 
+    def _files(self, repo_id: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        """Commit and files of a revision, or None after having said no."""
+        if (repository := self._repository(repo_id)) is None:
+            return None
+        if (found := repository.at(revision)) is None:
+            self._no(404, "Invalid rev id", "RevisionNotFound")
+        return found
+
     def whoami(self, body: bytes) -> None:
         if (user := self._user()) is None:
             return self._no(401, "Invalid credentials in Authorization header")
@@ -167,25 +175,18 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({"errors": [], "warnings": []})
 
     def info(self, repo_id: str, revision: str | None, body: bytes) -> None:
-        if (repository := self._repository(repo_id)) is None:
-            return
-        if (found := repository.at(revision or "main")) is None:
-            return self._no(404, "Invalid rev id", "RevisionNotFound")
-        sha, files = found
-        siblings = [{"rfilename": name} for name in files]
-        self._answer({"id": repo_id, "sha": sha, "private": repository.private, "siblings": siblings, "tags": []})
+        if found := self._files(repo_id, revision or "main"):
+            private, siblings = self.server.repositories[repo_id].private, [{"rfilename": name} for name in found[1]]
+            self._answer({"id": repo_id, "sha": found[0], "private": private, "siblings": siblings, "tags": []})
 
     def authorise(self, repo_id: str, write: str | None, body: bytes) -> None:
         if self._repository(repo_id, write=bool(write)) is not None:
             self._answer({})
 
     def tree(self, repo_id: str, revision: str, body: bytes) -> None:
-        if (repository := self._repository(repo_id)) is None:
-            return
-        if (found := repository.at(revision)) is None:
-            return self._no(404, "Invalid rev id", "RevisionNotFound")
-        files = found[1].items()
-        self._answer([{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in files])
+        if found := self._files(repo_id, revision):
+            files = found[1].items()
+            self._answer([{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in files])
 
     def preupload(self, repo_id: str, body: bytes) -> None:
         if self._repository(repo_id, write=True) is None:
@@ -229,10 +230,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({"commitUrl": f"{self.server.url}/{repo_id}/commit/{sha}", "commitOid": sha})
 
     def resolve(self, repo_id: str, revision: str, name: str, body: bytes) -> None:
-        if (repository := self._repository(repo_id)) is None:
+        if (found := self._files(repo_id, revision)) is None:
             return
-        if (found := repository.at(revision)) is None:
-            return self._no(404, "Invalid rev id", "RevisionNotFound")
         sha, files = found
         if name not in files:
             return self._no(404, "Entry not found", "EntryNotFound")
