@@ -138,10 +138,8 @@ def test_network_without_a_run_reads_images_as_it_was_trained_on(tmp_path, chann
     ("flags", "messages"),
     [
         (["--target-sparsity", "0.4", "7"], ["target_sparsity", "less than 1"]),
-        (["--target-operations", "0.0001"], ["target_operations=0.0001", "must be above"]),
-        (["--target-energy", "loihi2:3"], ["target_energy=loihi2:3", "No public per-operation figure"]),
         (["--points", "dead_neurons=0.6+stuck_neurons=0.6"], ["must be at most 1 together"]),
-        (["--points", "time_steps=4+state_bits=4", "weight_bits=3"], ["weight_bits needs time_steps: chips run"]),
+        (["--points", "time_steps=4", "weight_bits=3"], ["weight_bits needs time_steps: chips run"]),
         (["--chip", "nowhere"], ["nowhere"]),
         (["--config", "none.yaml"], ["none.yaml does not exist"]),
     ],

@@ -143,7 +143,7 @@ def test_page_shows_curves_and_points(swept):
     assert not re.search(r'(src|href)="(?!https?://|data:|#)', page), "it needs nothing but itself"
 
 
-def test_diverged_point_does_not_end_the_sweep(trained, tmp_path, monkeypatch, capsys):
+def test_points_that_diverge_or_are_impossible_do_not_end_the_sweep(trained, tmp_path, monkeypatch, capsys):
     real = command.train
 
     def train(config, *name, **given):
@@ -152,9 +152,12 @@ def test_diverged_point_does_not_end_the_sweep(trained, tmp_path, monkeypatch, c
         return real(config, *name, **given)
 
     monkeypatch.setattr(command, "train", train)
+    points = "--target-sparsity", "0.2", "0.4", "--target-operations", "0.0001"
     with pytest.raises(SystemExit, match="1"):
-        sweep(trained, "--output-dir", tmp_path / "out", *FLAGS, "--target-sparsity", "0.2", "0.4")
-    assert "run, target_sparsity=0.2: the loss must be finite" in capsys.readouterr().err
+        sweep(trained, "--output-dir", tmp_path / "out", *FLAGS, *points)
+    said = capsys.readouterr().err
+    assert "run, target_sparsity=0.2: the loss must be finite" in said
+    assert "run, target_operations=0.0001: target_operations must be above" in said
     assert [row["point"] for row in written(tmp_path / "out")] == ["free", TARGET]
 
 

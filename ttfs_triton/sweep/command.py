@@ -33,8 +33,8 @@ from ttfs_triton.nn import Grid
 from ttfs_triton.nn.faults import Faults
 from ttfs_triton.sweep import FAULTS, FrontierOptions, folder_name
 from ttfs_triton.sweep.page import FREE, Row, label, row_of, write_frontier_page
-from ttfs_triton.sweep.plan import PlannedNetwork, PlannedPoint, check_points, make_plan
-from ttfs_triton.train import Interrupted, NonFiniteLossError, train
+from ttfs_triton.sweep.plan import PlannedNetwork, PlannedPoint, make_plan
+from ttfs_triton.train import ConfigError, Interrupted, NonFiniteLossError, train
 from ttfs_triton.train.data import RunData, load_data, split_data
 from ttfs_triton.train.device import make_accelerator
 from ttfs_triton.train.run_folder import FolderLock
@@ -54,8 +54,8 @@ def run(options: FrontierOptions) -> list[Row]:
     Returns:
         All rows of the frontier's table.
     Raises:
-        LoadError, HubError, ConfigError, ValueError: networks, points or data are unusable; raised before any training.
-        RuntimeError: another process sweeps into the same folder; or, at the end, points diverged.
+        LoadError, HubError, ConfigError, ValueError: networks, settings or data are unusable; raised before training.
+        RuntimeError: another process sweeps into the same folder; or, at the end, points were impossible or diverged.
         Interrupted: a signal stopped the sweep; the same command resumes it.
     """
     networks = make_plan(options)
@@ -66,8 +66,6 @@ def run(options: FrontierOptions) -> list[Row]:
             "in several processes, train it by its config.yaml; a sweep takes over points whose training has ended."
         )
     data = {network.name: load_data(network.config, accelerator, say) for network in networks}
-    for network in networks:
-        check_points(network, data[network.name], accelerator)
     lock = FolderLock(options.output_dir)
     try:
         sweep = Sweep(options, accelerator)
@@ -86,7 +84,7 @@ def run(options: FrontierOptions) -> list[Row]:
         say(f"written: {page}")
     if sweep.failed:
         lines = "\n".join(f"  {name}: {why}" for name, why in sweep.failed.items())
-        raise RuntimeError(f"frontier: training must not diverge; these points diverged:\n{lines}")
+        raise RuntimeError(f"frontier: every point must be trained to the end; these could not be:\n{lines}")
     return sweep.rows
 
 
@@ -95,7 +93,7 @@ class Sweep:
 
     Attributes:
         rows: all rows so far.
-        failed: points whose training diverged, with the error.
+        failed: points that are impossible or diverged, with the error.
     """
 
     def __init__(self, options: FrontierOptions, accelerator: Accelerator) -> None:
@@ -117,12 +115,12 @@ class Sweep:
                 self._evaluate(network, data, planned.point.name, loaded, kinds=kinds, summary=summary)
 
     def _train(self, network: PlannedNetwork, planned: PlannedPoint, data: RunData) -> bool:
-        """Train a point. Returns False if training diverged."""
+        """Train a point; returns whether that was possible."""
         say(f"\n{network.name}: {planned.point.name}")
         try:
             split = split_data(data.train, data.test, planned.config)
             train(planned.config, planned.folder.path.name, data=split, again="the same command")
-        except NonFiniteLossError as error:
+        except (ConfigError, NonFiniteLossError) as error:
             self.failed[f"{network.name}, {planned.point.name}"] = str(error)
             return False
         return True

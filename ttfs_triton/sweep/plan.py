@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
-from ttfs_triton.data.images import draw_images
 from ttfs_triton.energy import load_chip
 from ttfs_triton.evaluate.load import LoadedNetwork, load_network
 from ttfs_triton.model.files import PREFIX, bundled_facts
 from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.sweep import GRID, FrontierOptions, Point, folder_name
-from ttfs_triton.train.build import build_network, check_network
 from ttfs_triton.train.config import (
     FREE_ON_RESUME,
     ConfigError,
@@ -25,10 +21,8 @@ from ttfs_triton.train.config import (
     make_config,
     read_yaml,
 )
-from ttfs_triton.train.data import RunData, split_data
 from ttfs_triton.train.options import EventOptions
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
-from ttfs_triton.train.target import TARGET_IMAGES, make_target
 
 # Keys of a run that have their defaults again in runs that continue from its weights.
 _OWN = (
@@ -113,31 +107,6 @@ def _planned(settings: Settings, point: Point, path: Path) -> PlannedPoint:
             f"{path} holds a run of other settings, {lines}. Give the old ones, or another --output-dir, or remove it."
         )
     return PlannedPoint(point, folder, config)
-
-
-def check_points(network: PlannedNetwork, data: RunData, accelerator: Accelerator) -> None:
-    """Refuse points, by one ConfigError, that are impossible with this network and these images: targets, grids, ..."""
-    problems: list[str] = []
-    for planned in network.points:
-        if planned.ended:
-            continue
-        config = planned.config
-        try:
-            if planned.folder.path.exists():  # it may hold no run, or another process may use it
-                planned.folder.claim(resume=config.resume, overwrite=False)
-                planned.folder.release()
-            built, _ = build_network(config, data, accelerator.device, calibrated=False)
-            check_network(built, data)
-            if config.target is not None:
-                among = split_data(data.train, data.test, config).train_indices
-                images = draw_images(data.train, TARGET_IMAGES, config.seed, among)
-                make_target(config.target, built, images, config.target_steps)
-        except (ValueError, RuntimeError) as error:
-            problems.append(f"{planned.point.name}: {error}")
-    if problems:
-        raise ConfigError(
-            f"frontier: nothing was trained: impossible points of {network.name}:\n" + "\n".join(problems)
-        )
 
 
 def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) -> Settings:
