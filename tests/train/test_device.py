@@ -18,7 +18,7 @@ from tests.train.runs import change
 from ttfs_triton.nn.graph import network_graph
 from ttfs_triton.nn.networks import resnet20
 from ttfs_triton.train import ConfigError, TrainConfig, device, loop, train
-from ttfs_triton.train.device import LEAST_NEURONS, SLOW, StopRequest, choose_fusing, make_accelerator, warn_of_device
+from ttfs_triton.train.device import LEAST_NEURONS, StopRequest, choose_fusing, make_accelerator
 
 CPU = torch.device("cpu")
 
@@ -27,25 +27,11 @@ def accelerator(device="cpu", mixed_precision="bf16", processes=1):
     return SimpleNamespace(device=torch.device(device), mixed_precision=mixed_precision, num_processes=processes)
 
 
-def warnings(*arguments, **options):
-    lines = []
-    warn_of_device(accelerator(*arguments, **options), lines.append)
-    return lines
-
-
 @pytest.fixture
 def emulated(monkeypatch):
     """A CPU whose products of matrices take 50 times as long in bfloat16."""
     seconds = iter([[26.0, 25.0], [0.5, 0.6]])  # bfloat16, then float32
     monkeypatch.setattr(device, "repeat", lambda *_, **__: next(seconds))
-
-
-def test_emulated_bfloat16_is_reported_with_its_slowdown(monkeypatch, emulated):
-    (line,) = warnings()
-    assert "this CPU emulates bf16: a product of matrices takes 50 times as long" in line
-    assert warnings(mixed_precision="no") == warnings("cuda") == []
-    monkeypatch.setattr(device, "repeat", Mock(side_effect=[[SLOW], [1.0]]))
-    assert warnings() == []
 
 
 def test_long_runs_fuse_where_they_can_and_are_refused_if_they_must(monkeypatch):
@@ -79,6 +65,7 @@ def test_a_run_says_what_it_runs_on_fuses_and_keeps_freed_memory_while_it_trains
     torch.distributed.destroy_process_group()  # the run has left it: processes may train again
     assert switched == ["kept", True, False, "given back"]
     said = " ".join(capsys.readouterr().out.split())
+    assert "emulates bf16: a product of matrices takes 50 times as long" in said
     assert said.index("emulates bf16") < said.index("passes over neurons are fused") < said.index("epoch 1/1")
 
 

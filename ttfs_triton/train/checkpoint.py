@@ -186,17 +186,16 @@ class Position(_Finite):
     best_accuracy: float = Field(default=-1.0, ge=-1, le=1)
     best_miss: float = Field(default=0.0, ge=0)
 
-    def is_best(self, accuracy: float, miss: float = 0.0) -> bool:
-        """Whether an epoch is the best so far: by the target's miss, then accuracy, then the later epoch."""
+    def end_epoch(self, figures: dict[str, Any], accuracy: float | None, miss: float) -> bool:
+        """End the epoch with its line of metrics.jsonl; returns whether it is the best so far.
+
+        The best has the least miss of a target, then the highest accuracy; without accuracies, it is the last.
+        """
+        totals, best = self.totals, accuracy is None or accuracy >= self.best_accuracy
         # Of epochs with the same accuracy, the last was never worse than the one with the lowest loss
         # (bench/results/checkpoint_choice.csv).
-        if self.best_epoch and miss != self.best_miss:
-            return miss < self.best_miss
-        return accuracy >= self.best_accuracy
-
-    def end_epoch(self, figures: dict[str, Any], accuracy: float | None, miss: float) -> bool:
-        """End the epoch with its line of metrics.jsonl; returns whether it is the best, as without an accuracy."""
-        best, totals = accuracy is None or self.is_best(accuracy, miss), self.totals
+        if accuracy is not None and self.best_epoch and miss != self.best_miss:
+            best = miss < self.best_miss
         line = EpochLine(
             epoch=self.epoch + 1,
             step=self.step,

@@ -21,6 +21,7 @@ from ttfs_triton.hub.publish import publish
 from ttfs_triton.model.hub import HubError, check_account, open_repository
 from ttfs_triton.model.own_network import file_and_function
 from ttfs_triton.nn.trace import unwrapped
+from ttfs_triton.run_records import METRICS
 from ttfs_triton.train.build import check_network, start_on_grid
 from ttfs_triton.train.checkpoint import Checkpoint, CheckpointError, check_same_run, latest_checkpoint
 from ttfs_triton.train.config import ConfigError, TrainConfig, make_config
@@ -217,7 +218,7 @@ def _go_on(config: TrainConfig, folder: RunFolder) -> tuple[Checkpoint | None, d
     if checkpoint is not None:
         check_same_run(checkpoint, config)
         folder.last_checkpoint = str(checkpoint.path)
-    elif folder.has_progress() and not ended:
+    elif (folder.path / METRICS).is_file() and not ended:
         raise RunFolderError(
             f"--resume: {folder.checkpoints} must hold a checkpoint, since metrics.jsonl lists epochs; there is none "
             "of this version. Restore one, resume with the version that began the run, or start again with --overwrite."

@@ -217,10 +217,6 @@ class RunFolder:
                 "Remove it: --resume scores the best weights again."
             ) from error
 
-    def has_progress(self) -> bool:
-        """Whether an epoch has ended."""
-        return self._metrics.is_file()
-
     def record(self, config: TrainConfig) -> None:
         """Write the configuration of a resumed run, and remove the summary: the run has not ended."""
         self._summary.unlink(missing_ok=True)
