@@ -95,7 +95,7 @@ def build_network(
         known: config.json of a resumed run; `config.weights` are then read only if their values are needed.
     """
     if network is None:
-        network = _own_network(config, data) if config.network is not None else _specified_network(config, data)
+        network = _new_network(config, data)
     if config.backend != "auto":
         for layer in network.modules():
             if isinstance(layer, DFTConv2d | DFTLinear):
@@ -166,18 +166,15 @@ def describe(config: TrainConfig, network: nn.Module, data: RunData, start: Star
     )
 
 
-def _own_network(config: TrainConfig, data: RunData) -> nn.Module:
+def _new_network(config: TrainConfig, data: RunData) -> nn.Module:
+    """The network that the configuration names or describes."""
     _, channels, height, width = data.train.shape
-    torch.manual_seed(config.seed)
-    return build_network_of(
-        str(config.network), in_channels=channels, image_size=(height, width), classes=len(data.train.class_names)
-    )
-
-
-def _specified_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
+    size, classes = (height, width), len(data.train.class_names)
+    if config.network is not None:
+        torch.manual_seed(config.seed)
+        return build_network_of(config.network, in_channels=channels, image_size=size, classes=classes)
     specification, usual_encoder = SPECIFICATIONS.get(config.model, (config.model, "latency"))
     factor = config.width
-    _, channels, height, width = data.train.shape
     if config.model == "cifarnet":
         blocks = config.block_convolutions, channels, config.channels
         specification, factor = cifarnet_specification(config.width, *blocks), 1.0
@@ -188,8 +185,8 @@ def _specified_network(config: TrainConfig, data: RunData) -> TTFSNetwork:
     description = NetworkConfig(
         specification=specification,
         in_channels=channels,
-        image_size=(height, width),
-        classes=len(data.train.class_names),
+        image_size=size,
+        classes=classes,
         width=factor,
         encoder=encoder,
         mean=mean,
