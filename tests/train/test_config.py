@@ -59,7 +59,7 @@ def test_make_config_names_key_rule_and_value(values, message):
     with pytest.raises(ConfigError, match=message) as caught:
         make_config(values, "settings.yaml")
     assert str(caught.value).startswith("settings.yaml is not usable:")
-    assert not any(word in str(caught.value) for word in ("http", "_WithConfigFlag"))
+    assert "http" not in str(caught.value)
 
 
 def test_config_survives_its_own_yaml(recipe):

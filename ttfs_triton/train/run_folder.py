@@ -74,7 +74,6 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.best_weights = path / "best" / "model.safetensors"
-        self.best_config = path / "best" / "config.json"
         self._config, self._metrics, self._summary = (path / name for name in ("config.yaml", METRICS, SUMMARY))
         self.last_checkpoint = "none yet"
         self._lock: FolderLock | None = None
@@ -225,7 +224,7 @@ class RunFolder:
     def check_best(self, network: nn.Module | None = None) -> None:
         """Raise RunFolderError if the best weights are damaged, missing, or unfit for a user-defined network."""
         try:
-            read_model(ModelFiles(self.best_weights, self.best_config), network)
+            read_model(ModelFiles(self.best_weights, self.best_weights.with_name("config.json")), network)
         except (LoadError, OSError, ValueError) as error:
             raise RunFolderError(
                 f"--resume: {self.best_weights.parent} must hold the best weights so far. {error} "
