@@ -1,7 +1,5 @@
 """`classify`: classes, spike times of the output neurons and the decision's time, against the layers by hand."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -22,14 +20,12 @@ def test_decision_and_its_time(encoder, readout, after):
     with torch.no_grad():
         logits, spikes = model(images), model.decide(images)
     windows = 3 if encoder == "latency" else 2  # input (latency only), conv1, fc1; then the output neurons
-    found = model.classify(images, window_ms=2.0)
-    for place, each in enumerate(found):
+    for place, each in enumerate(model.classify(images)):
         assert torch.equal(each.logits, logits[place])
         assert (each.label, each.class_name) == (int(logits[place].argmax()), "abcd"[int(logits[place].argmax())])
         assert torch.allclose(each.spike_times, windows + spikes.spike_times[place].double())
         expected = windows + after if after is not None else each.spike_times.min().item()
         assert each.decision_time == pytest.approx(expected)
-        assert each.decision_time_ms == pytest.approx(2 * expected)
         assert (each.first_spike, each.tie) == (int(spikes.spike_times[place].argmin()), bool(spikes.tie[place]))
 
 
@@ -41,7 +37,6 @@ def test_first_spike_decides_when_asked_to():
         assert each.decision_time == pytest.approx(3 + spikes.spike_times[place].min().item())
         scores = torch.softmax(-20 * spikes.spike_times[place], 0)
         assert each.top[0].probability == pytest.approx(scores.max().item(), abs=1e-6)
-        assert each.decision_time_ms is None
 
 
 @pytest.mark.parametrize(
@@ -71,9 +66,9 @@ def test_top_classes_are_sorted_shares_and_the_repr_reads_well():
     everything = make().classify(torch.rand(1, 8, 8), top_k=99).top
     assert sum(score.probability for score in everything) == pytest.approx(1)
     assert sorted(score.class_name for score in everything) == ["a", "b", "c", "d"]
-    text = repr(make().classify(torch.rand(1, 8, 8), window_ms=5, top_k=1))
+    text = repr(make().classify(torch.rand(1, 8, 8), top_k=1))
     assert text.startswith("Classification(")
-    assert "decided after 4.00 windows (20 ms); first output spike: 3." in text
+    assert "decided after 4.00 windows; first output spike: 3." in text
 
 
 def test_batches_devices_and_precisions_do_not_matter_and_mode_comes_back(device):
@@ -97,8 +92,6 @@ def test_batches_devices_and_precisions_do_not_matter_and_mode_comes_back(device
     [
         ({"top_k": 0}, "classify: top_k must be at least 1; got 0"),
         ({"decision": "vote"}, 'classify: decision must be "readout" or "first_spike"; got \'vote\''),
-        ({"window_ms": 0}, "classify: window_ms must be positive and finite; got 0"),
-        ({"window_ms": math.inf}, "window_ms must be positive and finite"),
         ({"batch_size": 0}, "classify: batch_size must be at least 1; got 0"),
     ],
 )

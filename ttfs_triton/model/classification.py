@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 import ttfs_triton
 from ttfs_triton.commands import ClassificationOptions
-from ttfs_triton.data.pixels import MAX_BYTES, Crop, centre_crop, image_pixels, open_image, to_float
+from ttfs_triton.data.pixels import MAX_BYTES, centre_crop, image_pixels, open_image, to_float
 from ttfs_triton.data.recordings import recording_pixels
 from ttfs_triton.model.description import Preprocessing
 from ttfs_triton.nn import FirstSpikeDecision, NetworkGraph
@@ -26,7 +25,6 @@ from ttfs_triton.untrusted_files import read_regular
 from ttfs_triton.wording import small_percent
 
 ImageLike = Image.Image | np.ndarray | Tensor | str | Path
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode "L"
 
 
 def split_images(images: Any) -> tuple[list[Any], bool]:
@@ -43,8 +41,8 @@ def network_input(images: Sequence[Any], preprocessing: Preprocessing, channels:
 
     Each is a Pillow image, the path of a file, a uint8 array [height, width] or [height, width, C], or a tensor
     [height, width] or [C, height, width], uint8, or floating point in [0, 1]. C is 1 or 3, or, for tensors, `channels`.
-    A float tensor of the network's size and channels goes in as it is. If the network reads recordings of an event
-    camera, a file is a recording.
+    A float tensor of the network's size and channels goes in as it is, others are rounded to 8 bits. If the network
+    reads recordings of an event camera, a file is a recording.
     """
     rows = []
     for place, image in enumerate(images):
@@ -61,7 +59,13 @@ def _as_tensor(image: Any, preprocessing: Preprocessing, channels: int) -> Tenso
         image = image[None] if image.ndim == 2 else image
         _check_shape(tuple(image.shape), 0, channels, "[C, height, width]")
         if image.is_floating_point():
-            return _floats(image, preprocessing, channels)
+            image = image.detach().to("cpu", torch.float32)
+            low, high = (value.item() for value in image.aminmax())
+            if not 0 <= low <= high <= 1:
+                raise ValueError(f"must have values in [0, 1]; got {low:.4g} to {high:.4g}. Divide pixels by 255.")
+            if image.shape == (channels, *preprocessing.size):
+                return image
+            image = (image * 255).round().byte()
         if image.dtype != torch.uint8:
             raise TypeError(f"must be uint8, or floating point in [0, 1]; got {image.dtype}. Convert it.")
         pixels = image.permute(1, 2, 0).cpu().numpy()
@@ -108,38 +112,12 @@ def _opened(path: Path, preprocessing: Preprocessing) -> Tensor:
 def _pixels(image: Image.Image, preprocessing: Preprocessing, fitted: bool = False) -> Tensor:
     if preprocessing.mode is None:
         raise ValueError("must be a tensor: this network's channels are not colours, as an image file has.")
-    return _scaled(
-        image_pixels(image, preprocessing.size, preprocessing.mode, None if fitted else _crop(preprocessing))
-    )
-
-
-def _crop(preprocessing: Preprocessing) -> Crop | None:
-    return centre_crop if preprocessing.fit == "crop" else None
+    crop = centre_crop if preprocessing.fit == "crop" and not fitted else None
+    return _scaled(image_pixels(image, preprocessing.size, preprocessing.mode, crop))
 
 
 def _scaled(pixels: np.ndarray) -> Tensor:
     return to_float(torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None])[0]
-
-
-def _floats(image: Tensor, preprocessing: Preprocessing, channels: int) -> Tensor:
-    """Real values: colours and size converted without rounding to 8 bits in between."""
-    image = image.detach().to("cpu", torch.float32)
-    if not bool(((image >= 0) & (image <= 1)).all()):
-        low, high = image.min().item(), image.max().item()
-        raise ValueError(f"must have values in [0, 1]; got {low:.4g} to {high:.4g}. Divide 8-bit pixels by 255.")
-    if image.shape[0] == 3 and channels == 1:
-        image = (image * torch.tensor(_LUMA).view(3, 1, 1)).sum(0, keepdim=True)
-    elif image.shape[0] == 1 and channels == 3:
-        image = image.expand(3, -1, -1)
-    if image.shape[1:] == preprocessing.size:
-        return image
-    height, width = preprocessing.size
-    planes = [Image.fromarray(plane.numpy()) for plane in image]
-    if (crop := _crop(preprocessing)) is not None:
-        planes = [crop(plane, preprocessing.size) for plane in planes]
-    else:
-        planes = [plane.resize((width, height), Image.Resampling.BILINEAR) for plane in planes]
-    return torch.from_numpy(np.stack([np.asarray(plane) for plane in planes]))
 
 
 Decision = Literal["readout", "first_spike"]
@@ -170,7 +148,6 @@ class Classification:
             or minus their spike times, in units of the time in which the readout's threshold falls by one.
         decision: "readout", as the network was trained, or "first_spike", by the earliest output spike.
         decision_time: time of the decision, in windows.
-        decision_time_ms: time of the decision in milliseconds; None if the window's length is not given.
         spike_times: [classes], spike times of the output neurons, in windows, inf for a silent neuron.
         first_spike: class of the earliest output spike; None if none fired.
         tie: several output neurons fired first, at the same time.
@@ -182,7 +159,6 @@ class Classification:
     logits: Tensor
     decision: Decision
     decision_time: float
-    decision_time_ms: float | None
     spike_times: Tensor
     first_spike: int | None
     tie: bool
@@ -190,23 +166,14 @@ class Classification:
     def __repr__(self) -> str:
         scores = ", ".join(f"{score.class_name} {score.probability:.1%}" for score in self.top)
         text = f"Classification({self.class_name} by {self.decision.replace('_', ' ')}; {scores}"
-        text += f"; decided after {self.decision_time:.2f} windows"
-        if self.decision_time_ms is not None:
-            text += f" ({self.decision_time_ms:.3g} ms)"
         earliest = "none" if self.first_spike is None else f"{self.spike_times.min().item():.2f} windows"
-        return f"{text}; first output spike: {earliest}{', a tie' if self.tie else ''})"
+        text += f"; decided after {self.decision_time:.2f} windows; first output spike: {earliest}"
+        return f"{text}{', a tie' if self.tie else ''})"
 
 
 @torch.no_grad()
 def classify_batch(
-    network: nn.Module,
-    graph: NetworkGraph,
-    images: Tensor,
-    class_names: Sequence[str],
-    *,
-    top_k: int,
-    decision: Decision,
-    window_ms: float | None,
+    network: nn.Module, graph: NetworkGraph, images: Tensor, class_names: Sequence[str], top_k: int, decision: Decision
 ) -> list[Classification]:
     """Classify a batch; arguments as in `TTFSModel.classify`, images as the network takes them."""
     readout, start, first_spike = graph.readout, graph.windows, decision == "first_spike"
@@ -234,24 +201,12 @@ def classify_batch(
                 row,
                 decision,
                 decision_time=start + after,
-                decision_time_ms=None if window_ms is None else (start + after) * window_ms,
                 spike_times=start + times,
                 first_spike=None if silent else int(times.argmin()),
                 tie=bool(spikes.tie[place]),
             )
         )
     return found
-
-
-def check_options(top_k: int, decision: str, window_ms: float | None, batch_size: int) -> None:
-    """Raise ValueError if an option of `classify` is out of range."""
-    for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"classify: {name} must be at least 1; got {value}.")
-    if decision not in ("readout", "first_spike"):
-        raise ValueError(f'classify: decision must be "readout" or "first_spike"; got {decision!r}.')
-    if window_ms is not None and not (window_ms > 0 and math.isfinite(window_ms)):
-        raise ValueError(f"classify: window_ms must be positive and finite; got {window_ms}.")
 
 
 # ---- the command

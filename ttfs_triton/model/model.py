@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack, overload
+from typing import Any, Self, TypedDict, Unpack, get_args, overload
 
 import torch
 from huggingface_hub import ModelCardData
@@ -17,31 +17,19 @@ from ttfs_triton.model.classification import (
     Classification,
     Decision,
     ImageLike,
-    check_options,
     classify_batch,
     network_input,
     split_images,
 )
 from ttfs_triton.model.description import (
-    CONFIG,
     LIBRARY,
     PAPER,
     TAGS,
     BaseModel,
-    LoadError,
     ModelDescription,
     describe_network,
 )
-from ttfs_triton.model.files import (
-    WEIGHTS,
-    ModelFiles,
-    checksum,
-    find_model,
-    load_tensors,
-    model_bytes,
-    read_model,
-    write_model,
-)
+from ttfs_triton.model.files import ModelFiles, find_model, load_tensors, model_bytes, read_model, write_model
 from ttfs_triton.model.hub import check_account, open_repository, upload
 from ttfs_triton.model.own_network import Network, OwnNetwork
 from ttfs_triton.nn import NetworkConfig, NetworkGraph, TTFSNetwork, network_graph
@@ -53,7 +41,6 @@ class ClassifyOptions(TypedDict, total=False):
 
     top_k: int
     decision: Decision
-    window_ms: float | None
     batch_size: int
 
 
@@ -210,28 +197,15 @@ class TTFSModel(nn.Module):
             ValueError: another model is there; nothing has been written.
             OSError: the files cannot be written; no half-written file is left.
         """
-        folder = Path(save_directory)
-        if not overwrite and not self._same(ModelFiles(folder / WEIGHTS, folder / CONFIG)):
+        folder, description = Path(save_directory), self.description
+        files = {folder / name: content for name, content in model_bytes(self.state_dict(), description).items()}
+        if not overwrite and any(path.is_file() and path.read_bytes() != files[path] for path in files):
             raise ValueError(
                 f"save_pretrained: save_directory must hold no other model; got {folder}, which does. "
                 "Give overwrite=True to replace it, or another folder."
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_model(folder, self.state_dict(), self.description)
-
-    def _same(self, files: ModelFiles) -> bool:
-        """Whether a folder holds no model, or this one."""
-        if not (files.config.exists() or files.weights.exists()):
-            return True
-        try:
-            own = isinstance(self._description.network, OwnNetwork)
-            # `read_model` puts the network on the grid of the files.
-            found, _, tensors = read_model(files, deepcopy(self.network) if own else None)
-        except LoadError:
-            return False
-        plain = {name.replace("_orig_mod.", ""): tensor for name, tensor in self.state_dict().items()}
-        same = found.replace(library=self.description.library) == self.description
-        return same and checksum(tensors) == checksum(plain)
+        write_model(folder, self.state_dict(), description)
 
     def push_to_hub(
         self,
@@ -296,7 +270,6 @@ class TTFSModel(nn.Module):
         *,
         top_k: int = 5,
         decision: Decision = "readout",
-        window_ms: float | None = None,
         batch_size: int = 64,
     ) -> Classification | list[Classification]:
         """Classify images: convert colours and size as in training, run the network in evaluation mode, decide.
@@ -307,7 +280,6 @@ class TTFSModel(nn.Module):
                 [N, C, height, width] as a tensor.
             top_k: classes to list, at most as many as there are.
             decision: "readout", the decision that accuracy is scored by, or "first_spike", the earliest output spike.
-            window_ms: length of a window in milliseconds, for `decision_time_ms`. Default: not known.
             batch_size: number of images that run together.
         Returns:
             A `Classification` for one image, else a list of them.
@@ -318,30 +290,27 @@ class TTFSModel(nn.Module):
             >>> from ttfs_triton.nn import NetworkConfig
             >>> config = NetworkConfig("4C3-P2-16", image_size=(8, 8), classes=2)
             >>> model = TTFSModel(config, class_names=["cat", "dog"])
-            >>> found = model.classify(torch.rand(3, 1, 8, 8), window_ms=1.0)
+            >>> found = model.classify(torch.rand(3, 1, 8, 8))
             >>> [score.class_name for score in found[0].top] in (["cat", "dog"], ["dog", "cat"])
             True
-            >>> found[0].decision_time, found[0].decision_time_ms  # three layers fire before the output's potential
-            (3.0, 3.0)
+            >>> found[0].decision_time  # three layers fire before the output's potential is read
+            3.0
         """
         graph = self.graph
-        check_options(top_k, decision, window_ms, batch_size)
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"classify: {name} must be at least 1; got {value}.")
+        if decision not in get_args(Decision):
+            raise ValueError(f'classify: decision must be "readout" or "first_spike"; got {decision!r}.')
         single, one = split_images(images)
-        inputs = network_input(single, self._description.preprocessing, self.image_shape[0]) if single else []
-        parameter = next(self.parameters())
-        found: list[Classification] = []
+        if not single:
+            return []
+        inputs = network_input(single, self._description.preprocessing, self.image_shape[0])
+        parameter, results = next(self.parameters()), list[Classification]()
         with evaluating(self):
-            for start in range(0, len(inputs), batch_size):
-                found += classify_batch(
-                    self.network,
-                    graph,
-                    inputs[start : start + batch_size].to(parameter.device, parameter.dtype),  # type: ignore[union-attr]
-                    self.class_names,
-                    top_k=top_k,
-                    decision=decision,
-                    window_ms=window_ms,
-                )
-        return found[0] if one else found
+            for batch in inputs.to(parameter.device, parameter.dtype).split(batch_size):
+                results += classify_batch(self.network, graph, batch, self.class_names, top_k, decision)
+        return results[0] if one else results
 
 
 _PREFIX = "network."
