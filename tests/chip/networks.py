@@ -6,15 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.nn.common import randomised
-from ttfs_triton.nn import (
-    DFTConv2d,
-    DFTLinear,
-    EarliestSpikePool2d,
-    LatencyEncoder,
-    Neuron,
-    Readout,
-    network_graph,
-)
+from ttfs_triton.nn import DFTConv2d, DFTLinear, EarliestSpikePool2d, LatencyEncoder, Neuron, Readout, network_graph
 
 FIRST_SPIKE = partial(Readout, at="first_spike")
 READOUTS = {

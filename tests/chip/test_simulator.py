@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from copy import deepcopy
 
 import hypothesis.strategies as st
 import numpy as np
@@ -10,14 +11,7 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from tests.chip.networks import (
-    READOUTS,
-    assert_same,
-    linear_network,
-    readout_with,
-    saturating_network,
-    small_network,
-)
+from tests.chip.networks import READOUTS, assert_same, linear_network, readout_with, saturating_network, small_network
 from tests.clocked_oracle import Neurons, Work, earliest, layer
 from tests.nn.common import activations, randomised
 from ttfs_triton.chip.simulator import simulate
@@ -29,6 +23,7 @@ from ttfs_triton.nn import (
     Neuron,
     Readout,
     TTFSNetwork,
+    fold_weight_standardisation,
     train_for,
     vgg11,
 )
@@ -42,17 +37,17 @@ GEOMETRIES = (
 )
 
 
-def neurons_of(own, bits, steps, gating, state_bits, **ramp):
+def neurons_of(own, bits, steps, gating, state_bits):
     quantised = quantise_weight(own.effective_weight(), bits)
     return Neurons(
         quantised.integers.long().numpy(),
         quantised.unit.numpy(),
-        own.bias.detach().double().numpy() + ramp.pop("initial_potential", 0.0),
+        own.bias.detach().double().numpy() + own.initial_potential,
         steps,
         gating=gating,
         psp_persistence=own.neuron.psp_persistence,
+        threshold=own.threshold,
         register=None if state_bits is None else largest_integer(state_bits),
-        **ramp,
     )
 
 
@@ -77,9 +72,7 @@ def by_loops(network, images, options):
     pooled = earliest(first, 2)
     hidden = neurons[1].stamps(layer(neurons[1], pooled.reshape(len(images), -1))[0])
 
-    ramp = dict(threshold=readout.threshold, initial_potential=readout.initial_potential)
-    outputs = neurons_of(readout, **options, **ramp)
-    free = neurons_of(readout, **options | {"gating": False}, **ramp)
+    outputs, free = (neurons_of(readout, **options | each) for each in ({}, {"gating": False}))
     instants, potential, _ = layer(free, hidden)
     if readout.at == "first_spike":  # all stop with the first
         layer(outputs, hidden, instants.min(1) if options["gating"] else None)
@@ -223,36 +216,30 @@ def test_batches_and_parts_do_not_matter():
     network = small_network(0)
     images, labels = torch.rand(120, 2, 5, 4), torch.arange(120) % 3
     options = dict(steps=8, keep_spike_times=True)
-    whole = simulate(network, [(images, labels)], **options)
-    assert_same(whole, simulate(network, zip(images.split(7), labels.split(7), strict=True), **options))
+    parts = zip(images.split(7), labels.split(7), strict=True)
+    assert_same(simulate(network, [(images, labels)], **options), simulate(network, parts, **options))
 
 
 def test_mode_precision_and_standardisation_make_no_difference_and_stay():
     network, images = small_network(1).train(), torch.rand(3, 2, 5, 4)
     train_for(network, Faults(weight_noise=0.3, lost_spikes=0.3))  # these are of training alone
-    before, copy = {key: value.clone() for key, value in network.state_dict().items()}, images.clone()
+    before = deepcopy(network.state_dict())
     training = simulate(network, [images], keep_spike_times=True)
     assert network.training
-    assert torch.equal(images, copy)
-    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
     assert_same(training, simulate(network.eval(), [images], keep_spike_times=True))
-    for own in network:
-        if hasattr(own, "fold_standardisation"):
-            own.fold_standardisation()
-    assert_same(training, simulate(network, [images], keep_spike_times=True))
+    assert_same(training, simulate(fold_weight_standardisation(network), [images], keep_spike_times=True))
     assert simulate(network.double(), [images.double()]).samples == 3
+
+
+WRONG = {"steps": 0, "weight_bits": 1, "state_bits": 3}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps\n.*input_value=0"),
-        ({"weight_bits": 1}, "weight_bits\n.*input_value=1"),
-        ({"state_bits": 3}, "state_bits\n.*input_value=3"),
-        (
-            {"state_bits": 8},
-            "simulate: state_bits must hold every .* threshold, which is .* in 1; got 8, which hold 127",
-        ),
+        *(({name: value}, f"{name}\n.*input_value={value}") for name, value in WRONG.items()),
+        ({"state_bits": 8}, "simulate: state_bits must hold every .* which is .* in 1; got 8, which hold 127"),
     ],
 )
 def test_simulate_rejects_options(options, message):
@@ -260,14 +247,19 @@ def test_simulate_rejects_options(options, message):
         simulate(small_network(0), [torch.rand(1, 2, 5, 4)], **options)
 
 
-def test_simulate_rejects_batches():
-    images, labels = torch.rand(2, 2, 5, 4), torch.zeros(2, dtype=torch.int64)
-    with pytest.raises(ValueError, match="simulate: batches must not be empty; got none"):
-        simulate(small_network(0), [])
-    with pytest.raises(ValueError, match="simulate: batches must hold at least one image; got none"):
-        simulate(small_network(0), [images[:0]])
-    with pytest.raises(ValueError, match=r"labels must be \[2\], one an image; got \[2, 1\]"):
-        simulate(small_network(0), [(images, labels[:, None])])
-    for batches in ([(images, labels), images], [images, (images, labels)]):
-        with pytest.raises(ValueError, match="simulate: batches must all have labels, or none; got both"):
-            simulate(small_network(0), batches)
+IMAGES, LABELS = torch.rand(2, 2, 5, 4), torch.zeros(2, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "batches must not be empty; got none"),
+        ([IMAGES[:0]], "batches must hold at least one image; got none"),
+        ([(IMAGES, LABELS[:, None])], r"labels must be \[2\], one an image; got \[2, 1\]"),
+        ([(IMAGES, LABELS), IMAGES], "batches must all have labels, or none; got both"),
+        ([IMAGES, (IMAGES, LABELS)], "batches must all have labels, or none; got both"),
+    ],
+)
+def test_simulate_rejects_batches(batches, message):
+    with pytest.raises(ValueError, match=f"simulate: {message}"):
+        simulate(small_network(0), batches)

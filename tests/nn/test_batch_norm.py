@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from ttfs_kernels import Neuron
-from ttfs_triton.chip import simulate
 from ttfs_triton.energy import count
 from ttfs_triton.nn import (
     AnalogEncoder,
@@ -70,30 +69,23 @@ def test_counting_leaves_a_frozen_batch_norm_frozen():
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_exports_and_simulator_see_plain_layers(sigma):
-    network, images = trained(sigma).float(), torch.rand(9, 2, 13, 13)
+    network = trained(sigma).float()
     folded = deepcopy(network)
     folded.fold_batch_norm()
     for ours, plain in zip(network_graph(network).weighted, network_graph(folded).weighted, strict=True):
         for one, other in zip(ours.synapses(), plain.synapses(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
-    options = {"steps": 16, "weight_bits": 8}
-    predictions = [simulate(model, [images], **options).predictions for model in (network, folded)]
-    assert torch.equal(*predictions)
 
 
 def test_running_statistics_are_a_mean_and_later_a_moving_one():
     layer = DFTLinear(5, 3, batch_norm=True, neuron=Neuron(0.5)).double()
-    found = []
-    for _ in range(12):
+    expected, norm = torch.zeros(2, 3).double(), layer.batch_norm
+    for batch in range(12):
         x = torch.rand(16, 5).double()
         potential = F.linear(x + 0.5 * (x > 0), layer.weight)
-        found.append((potential.mean(0), potential.var(0)))
         layer(x)
-        if len(found) == 10:
-            for running, part in ((layer.batch_norm.running_mean, 0), (layer.batch_norm.running_var, 1)):
-                torch.testing.assert_close(running, torch.stack([each[part] for each in found]).mean(0))
-    moved = torch.stack([each[0] for each in found[:10]]).mean(0).lerp(found[10][0], 0.1).lerp(found[11][0], 0.1)
-    torch.testing.assert_close(layer.batch_norm.running_mean, moved)
+        expected.lerp_(torch.stack([potential.mean(0), potential.var(0)]), max(1 / (batch + 1), 0.1))
+        torch.testing.assert_close(torch.stack([norm.running_mean, norm.running_var]), expected)
 
 
 def test_whitened_patches_are_uncorrelated():

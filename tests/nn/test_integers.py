@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -35,12 +37,11 @@ def test_quantise_weight_is_symmetric_and_within_half_a_unit(bits, per_channel, 
     assert torch.equal(opposite.integers, -found.integers)
     assert torch.equal(opposite.unit, found.unit)
     largest, above_floor = found.integers.abs().flatten(1).amax(1), found.unit > SMALLEST_UNIT
-    assert (
-        (largest[above_floor] == found.limit).all()
-        if per_channel
-        else largest.max() == found.limit or not above_floor.any()
-    )
-    assert per_channel or len(found.unit.unique()) == 1
+    if per_channel:
+        assert (largest[above_floor] == found.limit).all()
+    else:
+        assert largest.max() == found.limit or not above_floor.any()
+        assert len(found.unit.unique()) == 1
 
 
 def test_quantise_rejects_values_that_are_not_finite():
@@ -76,19 +77,11 @@ def test_convolution_at_the_bound_is_exact(limit, inputs, channels, dtype):
 
 
 def test_exact_products_switches_rounding_off_and_back():
-    before = (backends.cudnn.enabled, backends.cuda.matmul.fp32_precision)
-    try:
-        backends.cuda.matmul.fp32_precision = "tf32"
-        with torch.autocast("cpu", torch.bfloat16):
-            with exact_products():
-                assert not backends.cudnn.enabled
-                assert backends.cuda.matmul.fp32_precision == "ieee"
-                assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.float32
-            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.bfloat16
-        assert backends.cuda.matmul.fp32_precision == "tf32"
-        assert backends.cudnn.enabled == before[0]
-        with pytest.raises(KeyError), exact_products():
-            raise KeyError
-        assert backends.cuda.matmul.fp32_precision == "tf32"
-    finally:
-        backends.cuda.matmul.fp32_precision = before[1]
+    matmul = backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    with suppress(KeyError), torch.autocast("cpu", torch.bfloat16), exact_products():
+        assert (backends.cudnn.enabled, matmul.fp32_precision) == (False, "ieee")
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.float32
+        raise KeyError
+    after, matmul.fp32_precision = matmul.fp32_precision, before
+    assert (backends.cudnn.enabled, after) == (True, "tf32")

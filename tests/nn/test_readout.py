@@ -50,10 +50,8 @@ def test_potential_matches_spike_by_spike_sum(samples, in_features, classes, at,
 @given(ramp=ramps, **layers)
 def test_first_spikes_match_event_driven_and_clocked_neurons(samples, in_features, classes, options, sigma, ramp, seed):
     ramp = dict(zip(("threshold", "initial_potential"), ramp, strict=True))
-    readout = Readout(
-        in_features, classes, neuron=Neuron(sigma), dtype=torch.float64, **ramp, **options, at="first_spike"
-    )
-    randomised(readout, seed, scale=3.0)
+    options |= ramp | {"neuron": Neuron(sigma), "at": "first_spike"}
+    readout = randomised(Readout(in_features, classes, dtype=torch.float64, **options), seed, scale=3.0)
     x = activations(samples, in_features, seed=seed)
     of_neurons = ramp | {"psp_persistence": sigma}
     times = oracles.output_spike_times(x.numpy(), *arrays(readout), **of_neurons)
@@ -72,10 +70,8 @@ def test_first_spikes_match_event_driven_and_clocked_neurons(samples, in_feature
 @pytest.mark.parametrize("sigma", [0.0, 1.0])
 def test_first_spike_gradients_match_numeric_ones(sigma):
     """Gradients of potentials are tested with whole networks."""
-    readout = Readout(
-        6, 4, neuron=Neuron(sigma), threshold=2.0, initial_potential=0.5, dtype=torch.float64, at="first_spike"
-    )
-    randomised(readout, seed=3, scale=2.0)
+    options = {"neuron": Neuron(sigma), "threshold": 2.0, "initial_potential": 0.5, "at": "first_spike"}
+    readout = randomised(Readout(6, 4, dtype=torch.float64, **options), seed=3, scale=2.0)
     x = activations(5, 6, seed=4, silent=0.0, saturated=0.0).requires_grad_()
     times = readout.decide(x).spike_times
     assert (times == math.inf).any()
@@ -93,7 +89,6 @@ def test_first_spike_times_cover_every_case():
     )
     times.clamp(max=1.0).sum().backward()
     for gradient in (potential.grad, slope.grad):
-        assert gradient is not None
         assert (gradient != 0).tolist() == [False, False, True, True, False, False, False]
 
 
@@ -107,10 +102,6 @@ def test_decision_reports_ties_and_missing_spikes(device):
     assert decision.tie.tolist() == [False, True, False, True]
     assert decision.no_spike.tolist() == [False, False, True, False]
     assert decision.spike_times[2].tolist() == [math.inf] * 3
-    # A taller ramp separates the tie at the start.
-    taller = first_spike_decision(first_spike_times(potential, slope, threshold=30.0), potential + slope)
-    assert taller.prediction.tolist() == [1, 1, 2, 0]
-    assert taller.tie.tolist() == [False, False, False, True]
 
 
 @pytest.mark.parametrize("at", ["potential_start", "first_spike"])
@@ -124,20 +115,13 @@ def test_readouts_compute_in_the_precision_of_their_weights(at):
     assert torch.equal(readout.decide(x.float()).prediction, low.argmax(1))  # without slope, both decide alike
 
 
-def test_output_spikes_are_counted_apart():
-    x = activations(8, 12, seed=1)
-    for readout in (
-        Readout(12, 5, dtype=torch.float64),
-        Readout(12, 5, threshold=1.0, initial_potential=0.0, dtype=torch.float64, at="first_spike"),
-    ):
-        randomised(readout, seed=2, scale=3.0)
-        readout.statistics = SpikeCounter((5,))
-        with record_statistics(readout):
-            readout(x)
-        [counts] = collect_statistics(readout)
-        times = oracles.output_spike_times(x.numpy(), *arrays(readout), threshold=1.0)
-        assert counts.kind == "readout"
-        assert counts.spikes == np.isfinite(times).sum() > 0
-        assert counts.saturated == (times == 0).sum() > 0
-        expected = np.where(np.isfinite(times), 1 - times, 0)
-        np.testing.assert_allclose(readout.one_pass(x).hidden_activations().detach().numpy(), expected, atol=1e-9)
+@pytest.mark.parametrize("options", [{}, {"threshold": 1.0, "initial_potential": 0.0, "at": "first_spike"}])
+def test_output_spikes_are_counted_apart(options):
+    readout, x = Readout(12, 5, dtype=torch.float64, **options), activations(8, 12, seed=1)
+    randomised(readout, seed=2, scale=3.0).statistics = SpikeCounter((5,))
+    with record_statistics(readout):
+        readout(x)
+    [counts] = collect_statistics(readout)
+    times = oracles.output_spike_times(x.numpy(), *arrays(readout), threshold=1.0)
+    assert (counts.kind, counts.spikes, counts.saturated) == ("readout", np.isfinite(times).sum(), (times == 0).sum())
+    assert 0 < counts.saturated < counts.spikes

@@ -1,7 +1,5 @@
 """Upsampled spikes: the layer, and a U-shaped network through graph, counts, simulator, exports and conversion."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +9,7 @@ from tests.chip.networks import emitted
 from tests.nn.common import activations, randomised
 from ttfs_triton.chip import simulate
 from ttfs_triton.convert import ConversionError, convert_ann
-from ttfs_triton.convert.build import ConvertedNetwork, code_of
+from ttfs_triton.convert.build import code_of
 from ttfs_triton.energy import count
 from ttfs_triton.export import compare_onnx, to_c, to_nir, to_onnx
 from ttfs_triton.nn import (
@@ -28,45 +26,39 @@ from ttfs_triton.nn import (
 
 
 class UShaped(nn.Module):
-    """Two sizes of maps: pooled, convolved, upsampled, concatenated with what was there before; with a skip or without.
+    """Two sizes of maps: pooled, convolved, upsampled, concatenated with what was there before, and a skip past `last`.
 
     `upsample` is a module or a function.
     """
 
     image_shape = (1, 8, 8)
 
-    def __init__(self, upsample: Callable[[Tensor], Tensor] | None = None, *, skip: bool = False) -> None:
+    def __init__(self, upsample) -> None:
         super().__init__()
-        neuron = Neuron(0.25, surrogate_width=0.5)
-        self.encoder, self.upsample = LatencyEncoder(), upsample or SpikeUpsample2d(2)
-        self.down, self.deep = (DFTConv2d(i, o, 3, padding=1, neuron=neuron) for i, o in ((1, 4), (4, 6)))
-        self.up = DFTConv2d(10, 5, 3, padding=1, neuron=neuron)
-        self.last = DFTConv2d(5, 6, 3, padding=1, skip=6, neuron=neuron) if skip else None
-        self.readout = Readout((6 if skip else 5) * 64, 3, neuron=neuron)
+        options = {"padding": 1, "neuron": Neuron(0.25, surrogate_width=0.5)}
+        self.encoder, self.upsample = LatencyEncoder(), upsample
+        self.down, self.deep = DFTConv2d(1, 4, 3, **options), DFTConv2d(4, 6, 3, **options)
+        self.up, self.last = DFTConv2d(10, 5, 3, **options), DFTConv2d(5, 6, 3, skip=6, **options)
+        self.readout = Readout(6 * 64, 3)
 
     def forward(self, images: Tensor) -> Tensor:
         early = self.down(self.encoder(images))
         late = self.upsample(self.deep(F.max_pool2d(early, 2)))
-        spikes = self.up(torch.cat([late, early], 1))
-        return self.readout((spikes if self.last is None else self.last(spikes, skip=late)).flatten(1))
+        return self.readout(self.last(self.up(torch.cat([late, early], 1)), skip=late).flatten(1))
 
 
-def network(*upsample: Callable[[Tensor], Tensor], skip: bool = False) -> UShaped:
-    return randomised(UShaped(*upsample, skip=skip), seed=2).eval()
+def network(upsample=None) -> UShaped:
+    return randomised(UShaped(upsample or SpikeUpsample2d(2)), seed=2).eval()
 
 
 @pytest.mark.parametrize("scale_factor", [1, 2, (3, 2)])
 def test_every_neuron_of_a_patch_gets_the_spike_at_its_time(scale_factor, device):
-    spikes = torch.rand(2, 3, 4, 5, device=device, requires_grad=True)
+    spikes = torch.rand(2, 3, 4, 5, device=device)
     layer = SpikeUpsample2d(scale_factor)
     found = layer(spikes)
     rows, columns = layer.scale_factor
     places = torch.arange(4 * rows) // rows, torch.arange(5 * columns) // columns
     assert torch.equal(found.cpu(), spikes.cpu()[:, :, places[0]][:, :, :, places[1]])
-    found.sum().backward()
-    assert spikes.grad is not None
-    assert (spikes.grad == rows * columns).all()
-    assert repr(layer) == f"SpikeUpsample2d(scale_factor={layer.scale_factor})"
 
 
 @torch.no_grad()
@@ -100,30 +92,22 @@ def test_counts_equal_brute_force():
     for _, _, row, column in read.nonzero().tolist():
         operations += 5 * sum(0 <= row + i < 8 and 0 <= column + j < 8 for i in (-1, 0, 1) for j in (-1, 0, 1))
     assert (layers["up"].synaptic_operations, layers["up"].active_inputs) == (operations, int(read.sum()))
-    assert layers["up"].dense_macs == 5 * 5 * 10 * (3 * 8 - 2) ** 2
-    assert layers["deep"].spikes_delivered == 4 * layers["deep"].spikes > 0
-    pooled = int(F.max_pool2d(spikes["down"], 2).count_nonzero())
-    assert layers["down"].spikes_delivered == layers["down"].spikes + pooled
+    assert layers["deep"].spikes_delivered == 2 * 4 * layers["deep"].spikes > 0  # to `up` and `last`
 
 
 @torch.no_grad()
 def test_network_on_a_grid_is_its_simulation():
-    model, images = network(skip=True), activations(20, 1, 8, 8, seed=6).float()
+    model, images = network(), activations(20, 1, 8, 8, seed=6).float()
     put_on_grid(model, Grid(8, 5))
-    found, counts = simulate(model, [images], keep_spike_times=True), count(model, [images])
+    found = simulate(model, [images], keep_spike_times=True)
     assert torch.equal(model(images).argmax(1), found.predictions)
-    spikes = emitted(model, images)
-    assert found.spike_steps is not None
-    for name, maps in spikes.items():
+    for name, maps in emitted(model, images).items():
         assert torch.equal((8 - 8 * maps).round().int(), found.spike_steps[name])
-    assert [each.synaptic_operations for each in found.counts.layers] == [
-        each.synaptic_operations for each in counts.layers
-    ]
 
 
 def test_onnx_agrees():
     pytest.importorskip("onnxruntime", reason="running ONNX needs onnxruntime")
-    model, images = network(skip=True), activations(12, 1, 8, 8, seed=8).float()
+    model, images = network(), activations(12, 1, 8, 8, seed=8).float()
     compared = compare_onnx(to_onnx(model).SerializeToString(), model, images)
     assert (compared.different, compared.logits) == (0, pytest.approx(0, abs=1e-5))
 
@@ -137,8 +121,6 @@ def test_exports_without_upsampling_refuse_it(export):
 
 
 class ANN(nn.Module):
-    """The same shape as an ANN."""
-
     def __init__(self, upsample) -> None:
         super().__init__()
         self.down, self.deep = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)
@@ -156,12 +138,6 @@ def test_an_ann_that_upsamples_is_converted(upsample):
     converted, _ = convert_ann(ann, images, percentile=100, encoder="latency")
     with torch.no_grad():
         torch.testing.assert_close(converted(images), ann(images), rtol=1e-4, atol=1e-5)
-    assert any("SpikeUpsample2d(scale_factor=(2, 2))" in line for line in network_graph(converted).describe())
-    assert isinstance(converted, ConvertedNetwork)
     assert "SpikeUpsample2d(scale_factor=(2, 2))(" in code_of(converted)
-
-
-def test_an_ann_that_interpolates_is_not_converted():
-    ann = ANN(nn.Upsample(scale_factor=2, mode="bilinear"))
     with pytest.raises(ConversionError, match=r"Upsample \(upsample\), .*bilinear.*in its place .*nearest upsampling"):
-        convert_ann(ann, torch.rand(2, 1, 8, 8))
+        convert_ann(ANN(nn.Upsample(scale_factor=2, mode="bilinear")), images)
