@@ -1,5 +1,7 @@
 """`classify`: classes, spike times of the output neurons and the decision's time, against the layers by hand."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -59,16 +61,12 @@ def test_ties_and_silence_are_told(biases, first, words):
 
 
 def test_top_classes_are_sorted_shares_and_the_repr_reads_well():
-    found = make().classify(torch.rand(1, 8, 8), top_k=3)
-    shares = [score.probability for score in found.top]
-    assert len(shares) == 3
+    few, everything = (make().classify(torch.rand(1, 8, 8), top_k=count) for count in (2, 99))
+    shares = [score.probability for score in everything.top]
+    assert (len(few.top), sum(shares)) == (2, pytest.approx(1))
     assert shares == sorted(shares, reverse=True)
-    everything = make().classify(torch.rand(1, 8, 8), top_k=99).top
-    assert sum(score.probability for score in everything) == pytest.approx(1)
-    assert sorted(score.class_name for score in everything) == ["a", "b", "c", "d"]
-    text = repr(make().classify(torch.rand(1, 8, 8), top_k=1))
-    assert text.startswith("Classification(")
-    assert "decided after 4.00 windows; first output spike: 3." in text
+    assert sorted(score.class_name for score in everything.top) == ["a", "b", "c", "d"]
+    assert re.match(r"Classification\(.*; decided after 4.00 windows; first output spike: 3\.", repr(few))
 
 
 def test_batches_devices_and_precisions_do_not_matter_and_mode_comes_back(device):
@@ -90,9 +88,8 @@ def test_batches_devices_and_precisions_do_not_matter_and_mode_comes_back(device
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": 0}, "classify: top_k must be at least 1; got 0"),
+        *(({name: 0}, f"classify: {name} must be at least 1; got 0") for name in ("top_k", "batch_size")),
         ({"decision": "vote"}, 'classify: decision must be "readout" or "first_spike"; got \'vote\''),
-        ({"batch_size": 0}, "classify: batch_size must be at least 1; got 0"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

@@ -19,22 +19,15 @@ def test_description_survives_json():
     assert ModelDescription.from_dict(json.loads(json.dumps(values))) == DESCRIPTION
     assert values["preprocessing"] == SIZE | {"divisor": 255.0, "resize": "bilinear"}
     assert set(values["library"]) == {"name", "version"}
-    cropped = ModelDescription.of(NETWORK, fit="crop")
-    assert cropped.to_dict()["preprocessing"]["fit"] == "crop"
-    assert ModelDescription.from_dict(cropped.to_dict()) == cropped
-
-
-def test_preprocessing_follows_from_the_network():
-    for channels, mode in ((1, "L"), (3, "RGB"), (2, None)):
-        description = ModelDescription.of(NETWORK.replace(in_channels=channels))
-        assert ModelDescription.from_dict(description.to_dict()).preprocessing == Preprocessing((8, 6), mode)
+    for channels, mode, fit in ((1, "L", "crop"), (3, "RGB", "stretch"), (2, None, "stretch")):
+        description = ModelDescription.of(NETWORK.replace(in_channels=channels), fit=fit)
+        assert ModelDescription.from_dict(description.to_dict()).preprocessing == Preprocessing((8, 6), mode, fit=fit)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 99}, r"format_version must be 3 or 4; got 99\. Upgrade ttfs-triton"),
-        ({"format_version": True}, "format_version must be 3 or 4; got True"),
+        *(({"format_version": wrong}, f"format_version must be 3 or 4; got {wrong}. Upgrade") for wrong in (99, True)),
         ({"licence": "mit"}, "licence: there is no such key; got 'mit'"),
         ({"network": 5}, "network: must be an object; got 5"),
         ({"network": {"specification": "4C3", "colour": 1}}, "network.colour: there is no such key; got 1"),
