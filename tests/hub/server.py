@@ -17,7 +17,6 @@ import pytest
 
 # token → (user, role); the user "guest" may write nowhere, though the token says so.
 TOKENS = {"hf_writer": ("alice", "write"), "hf_reader": ("alice", "read"), "hf_guest": ("guest", "write")}
-ORGANISATIONS = ("org", "locked")  # alice is a member of both, but may not write to "locked"
 
 
 @dataclass
@@ -152,13 +151,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._no(404, "Invalid rev id", "RevisionNotFound")
         return found
 
-    def whoami(self, body: bytes) -> None:
-        if (user := self._user()) is None:
-            return self._no(401, "Invalid credentials in Authorization header")
-        organisations = [{"name": name} for name in ORGANISATIONS] if user[0] == "alice" else []
-        token = {"accessToken": {"displayName": "a token", "role": user[1]}}
-        self._answer({"type": "user", "name": user[0], "orgs": organisations, "auth": token})
-
     def create(self, body: bytes) -> None:
         asked = json.loads(body)
         owner = asked.get("organization") or (self._user() or ("",))[0]
@@ -241,7 +233,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 _REPO = r"([\w.-]+/[\w.-]+?)"
 _ROUTES = [
-    (r"GET /api/whoami-v2", _Handler.whoami),
     (r"POST /api/repos/create", _Handler.create),
     (r"POST /api/validate-yaml", _Handler.validate),
     (rf"GET /api/models/{_REPO}/auth-check(/write)?", _Handler.authorise),

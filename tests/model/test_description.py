@@ -17,7 +17,8 @@ SIZE = {"size": [8, 6], "mode": "L"}
 def test_description_survives_json():
     values = DESCRIPTION.to_dict()
     assert ModelDescription.from_dict(json.loads(json.dumps(values))) == DESCRIPTION
-    assert values["preprocessing"] == SIZE | {"divisor": 255.0, "resize": "bilinear"}
+    usual = {"divisor": 255.0, "resize": "bilinear", "fit": "stretch", "events": None}
+    assert values["preprocessing"] == SIZE | usual
     assert set(values["library"]) == {"name", "version"}
     for channels, mode, fit in ((1, "L", "crop"), (3, "RGB", "stretch"), (2, None, "stretch")):
         description = ModelDescription.of(NETWORK.replace(in_channels=channels), fit=fit)
@@ -68,7 +69,6 @@ def test_event_windows_survive_json_and_fit_the_channels():
     model = TTFSModel(description.network)
     model._description = description
     assert 'classify("recording.npz")' in model._plain_card("a/b", None)
-    assert "events" not in ModelDescription.of(NETWORK).to_dict()["preprocessing"]
     with pytest.raises(ValueError, match="half as many windows as the network has channels, 4; got 3"):
         ModelDescription.of(NETWORK.replace(in_channels=4), events=events)
     for wrong in ([], {"count": 0}, {"windows": 3}):

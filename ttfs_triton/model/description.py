@@ -26,8 +26,7 @@ PAPER = (
     "Firing_Threshold_Learning_with_ICCV_2023_paper.html"
 )
 _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
-
-
+Fit = Literal["stretch", "crop"]
 _STRICT = ConfigDict(strict=True, extra="forbid")
 
 
@@ -55,24 +54,15 @@ class Preprocessing:
     mode: Literal["L", "RGB"] | None
     divisor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 255.0
     resize: Literal["bilinear"] = "bilinear"
-    fit: Literal["stretch", "crop"] = "stretch"
+    fit: Fit = "stretch"
     events: EventWindows | None = None
 
     @classmethod
     def of(
-        cls,
-        network: NetworkConfig | OwnNetwork,
-        fit: Literal["stretch", "crop"] = "stretch",
-        events: EventWindows | None = None,
+        cls, network: NetworkConfig | OwnNetwork, fit: Fit = "stretch", events: EventWindows | None = None
     ) -> Preprocessing:
         """The preprocessing of training: the darkest pixel is 0, the brightest 1."""
         return cls(network.image_size, _MODES.get(network.in_channels), fit=fit, events=events)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The preprocessing as JSON values; without default `fit` and `events`."""
-        values = dataclasses.asdict(self) | {"size": list(self.size)}
-        usual = {"fit": "stretch", "events": None}
-        return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -174,7 +164,7 @@ class ModelDescription:
         class_names: Sequence[str] | None = None,
         dataset: str | None = None,
         base_model: BaseModel | None = None,
-        fit: Literal["stretch", "crop"] = "stretch",
+        fit: Fit = "stretch",
         events: EventWindows | None = None,
     ) -> ModelDescription:
         """A description of a network, with the preprocessing of training.
@@ -193,15 +183,9 @@ class ModelDescription:
 
     def to_dict(self) -> dict[str, Any]:
         """The description as JSON values."""
-        return {
-            "format_version": OWN if isinstance(self.network, OwnNetwork) else SPECIFIED,
-            "library": _library(),
-            "network": self.network.to_dict(),
-            "preprocessing": self.preprocessing.to_dict(),
-            "class_names": list(self.class_names),
-            "dataset": self.dataset,
-            "base_model": None if self.base_model is None else dataclasses.asdict(self.base_model),
-        }
+        version = OWN if isinstance(self.network, OwnNetwork) else SPECIFIED
+        values = _ADAPTER.dump_python(self, mode="json", exclude={"network", "library"})
+        return {"format_version": version, "library": _library(), "network": self.network.to_dict(), **values}
 
     @classmethod
     def from_dict(cls, values: Any) -> ModelDescription:

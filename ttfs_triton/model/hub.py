@@ -1,4 +1,4 @@
-"""Downloads from and uploads to the Hugging Face Hub, checks of access rights, and errors in plain words."""
+"""Downloads from and uploads to the Hugging Face Hub, and errors in plain words."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _reason(error: BaseException, repo_id: str) -> str:
         401: f"{repo_id} must be readable, and your token valid; the Hub refused access. If the repository is private, "
         "run `hf auth login` with a valid token; or correct its name.",
         403: f"your token must have access to {repo_id} for this; the Hub refused it. Use a token that may write "
-        "there (huggingface.co/settings/tokens), or another --repo-id.",
+        "there (huggingface.co/settings/tokens), or a repository of yours.",
         404: f"{repo_id} must exist on the Hub, and hold the file; there is none that you can see. Correct the name, "
         "or log in with `hf auth login` if it is private.",
         412: f"{repo_id} must stay as it is during an upload; somebody else has published there meanwhile. Look at it.",
@@ -104,26 +104,21 @@ def download(repo_id: str, files: list[str], *, revision: str | None = None, **o
     `files` are names, or patterns with *; those that the repository lacks are left out. The revision is by default the
     newest commit of main; other options are those of `huggingface_hub.snapshot_download`.
     """
-
     call = partial(huggingface_hub.snapshot_download, repo_id, revision=revision, allow_patterns=files, **options)
     return Path(_ask("download", repo_id, call))
 
 
 def check_account(repo_id: str, *, token: str | None = None) -> None:
-    """Raise HubError unless a token may write under the owner of "owner/name". Changes nothing.
-
-    `token` is by default the token of `hf auth login`, or HF_TOKEN.
-    """
+    """Raise HubError unless `repo_id` is "owner/name" and a token is there, by default that of `hf auth login`."""
     check_name(repo_id)
     if constants.is_offline_mode():
         raise HubError("publish: the Hub must be reachable; HF_HUB_OFFLINE is set. Unset it.")
     if (token or get_token()) is None:
         raise HubError("publish: a token must be there; found none. Run `hf auth login`, or set HF_TOKEN.")
-    _check_rights(repo_id, _ask("publish", repo_id, HfApi(token=token).whoami))
 
 
 def open_repository(repo_id: str, *, private: bool = True, token: str | None = None) -> None:
-    """Create the repository if needed, and check that the token may write to it and that it is as private as asked."""
+    """Create the repository if needed; HubError unless the token may write to it and it is as private as asked."""
     api = HfApi(token=token)
 
     def call() -> huggingface_hub.ModelInfo:
@@ -150,21 +145,6 @@ def check_name(repo_id: str) -> None:
         valid = False
     if not valid:
         raise HubError(f"publish: repo_id must be owner/name; got {repo_id!r}. The owner is you or an organisation.")
-
-
-def _check_rights(repo_id: str, who: dict) -> None:
-    access = (who.get("auth") or {}).get("accessToken") or {}
-    if access.get("role") == "read":
-        raise HubError(
-            f"publish: the token must be one that may write; {access.get('displayName') or 'yours'} may only read. "
-            "Make another at huggingface.co/settings/tokens."
-        )
-    owner, names = repo_id.partition("/")[0], [who.get("name"), *(each.get("name") for each in who.get("orgs") or ())]
-    if owner not in names:
-        raise HubError(
-            f"publish: repo_id must belong to {' or '.join(str(name) for name in names)}; got {repo_id!r}. "
-            "Use one of these owners, or the token of another account."
-        )
 
 
 def upload(

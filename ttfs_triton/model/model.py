@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack, get_args, overload
 
@@ -183,7 +184,7 @@ class TTFSModel(nn.Module):
         known = description.network
         model = cls(built, image_shape=(known.in_channels, *known.image_size))
         if isinstance(network, str) and isinstance(known, OwnNetwork):
-            description = description.replace(network=known.built_by(network))
+            description = description.replace(network=replace(known, builder=network))
         model._description = description
         return (model.float() if files.bundled else model).eval()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import re
@@ -14,7 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 from torch import nn
 
@@ -30,6 +29,11 @@ MAX_LAYERS = 2**12
 Text = Annotated[str, Field(min_length=1, max_length=2**12)]
 
 
+def _plain(builder: str) -> str:
+    """The builder's name without this machine's folders."""
+    return builder.replace("\\", "/").rpartition("/")[2]
+
+
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class OwnNetwork:
     """The description of a network without a specification.
@@ -43,7 +47,7 @@ class OwnNetwork:
         grid: grid of the chip that the network was trained or calibrated for; None: real numbers.
     """
 
-    builder: Text
+    builder: Annotated[Text, AfterValidator(_plain)]
     in_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
     image_size: tuple[Side, Side]
     classes: Annotated[int, Field(ge=1, le=MAX_SIZE)]
@@ -57,11 +61,7 @@ class OwnNetwork:
             raise ValueError(f"OwnNetwork: image_shape must be (channels, height, width); got {graph.image_shape}.")
         channels, height, width = graph.image_shape
         layers = tuple(graph.describe())
-        return cls(_plain(builder), channels, (height, width), graph.classes, layers, graph.grid)
-
-    def built_by(self, builder: str) -> OwnNetwork:
-        """The same description with another builder."""
-        return dataclasses.replace(self, builder=_plain(builder))
+        return cls(builder, channels, (height, width), graph.classes, layers, graph.grid)
 
     @property
     def argument(self) -> str:
@@ -92,8 +92,7 @@ class OwnNetwork:
 
     def to_dict(self) -> dict[str, Any]:
         """The description as JSON values."""
-        values = dataclasses.asdict(self) | {"image_size": list(self.image_size), "layers": list(self.layers)}
-        return {name: value for name, value in values.items() if name != "grid" or value is not None}
+        return _ADAPTER.dump_python(self, mode="json")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OwnNetwork:
@@ -102,11 +101,6 @@ class OwnNetwork:
 
 
 _ADAPTER = TypeAdapter(OwnNetwork)
-
-
-def _plain(builder: str) -> str:
-    """The builder's name without this machine's folders."""
-    return builder.replace("\\", "/").rpartition("/")[2]
 
 
 def file_and_function(source: str) -> tuple[Path, str]:
