@@ -190,10 +190,9 @@ def read_model(
     The network is the one that config.json describes, without values, on the device "meta"; or the `network` that the
     user's code builds. The header of the weights is compared with it before a tensor is read.
     """
-    header = read_header(files.weights)
-    description = _described(files.config, header)
+    description = described(files)
     built = _network_of(description.network, network, files.config)
-    _check_tensors(built, header, files.weights)
+    _check_tensors(built, read_header(files.weights), files.weights)
     return description, built, read_weights(files.weights)
 
 
@@ -209,12 +208,8 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def described(files: ModelFiles) -> ModelDescription:
     """The description in the config.json that belongs to the weights."""
-    return _described(files.config, read_header(files.weights))
-
-
-def _described(config: Path, header: Header) -> ModelDescription:
-    values = check_pair(read_config(config), header, config)
-    with _content_of(config):
+    values = check_pair(read_config(files.config), read_header(files.weights), files.config)
+    with _content_of(files.config):
         return ModelDescription.from_dict(values)
 
 
@@ -307,23 +302,19 @@ def check_pair(config: bytes, header: Header, path: Path) -> Any:
 
     Without a format_version, the file is another project's, and needs no checksum. `path` is for messages.
     """
-    known = header.metadata.get(CONFIG_CHECKSUM)
-    if known is not None and known != _sha256(config):
-        raise LoadError(
-            f"load: {path} must be as it was written with the weights; its checksum differs. "
-            "Copy or download both again."
-        )
+    expected, again = header.metadata.get(CONFIG_CHECKSUM), "Copy or download both again."
+    if expected is not None and expected != _sha256(config):
+        raise LoadError(f"load: {path} must be as it was written with the weights; its checksum differs. {again}")
     try:
         values = json.loads(config.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # also numbers with too many digits
         raise LoadError(f"load: {path} must be what training wrote; it is not JSON ({error}).") from error
     ours = {"format", CHECKSUM, CONFIG_CHECKSUM}
     paired = isinstance(values, dict) and values.get("format_version") in (SPECIFIED, OWN)
-    if (paired or known is not None) and (header.metadata.keys() != ours or header.metadata["format"] != "pt"):
+    if (paired or expected is not None) and (header.metadata.keys() != ours or header.metadata["format"] != "pt"):
         raise LoadError(
             f"load: the weights beside {path} must be the ones written with it; their header has "
-            f"{', '.join(sorted(header.metadata)) or 'no metadata'}, not {', '.join(sorted(ours))}. "
-            "Copy or download both again."
+            f"{', '.join(sorted(header.metadata)) or 'no metadata'}, not {', '.join(sorted(ours))}. {again}"
         )
     return values
 

@@ -248,27 +248,22 @@ class NetworkConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as JSON values, flat, with the neuron's properties.
-
-        "backend" and "neuron" are constants of the file format. "grid" is present only if the network has one.
-        """
+        """The configuration as JSON values, flat, with the neuron's properties."""
         values = dataclasses.asdict(self)
-        neuron, grid = values.pop("neuron"), values.pop("grid")
-        flat = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        return flat | neuron | {"neuron": "dft", "backend": "auto"} | ({} if grid is None else {"grid": grid})
+        neuron = values.pop("neuron")
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()} | neuron
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "NetworkConfig":
-        """The configuration for values from `to_dict`. Older files also say that `max_value` is 1.
+        """The configuration for values from `to_dict`. Older files have more keys, which say what is always so.
 
         Raises:
             ValueError: unknown keys, a missing specification, or values that do not pass the checks above.
         """
         own = {name: value for name, value in values.items() if name != "backend"}
-        if (kind := own.pop("neuron", "dft")) != "dft":
-            raise ValueError(f"NetworkConfig.from_dict: neuron must be dft; got {kind}.")
-        if (brightest := own.pop("max_value", 1)) != 1:
-            raise ValueError(f"NetworkConfig.from_dict: max_value must be 1; got {brightest!r:.80}. Scale the images.")
+        for name, always in (("neuron", "dft"), ("max_value", 1)):
+            if (value := own.pop(name, always)) != always:
+                raise ValueError(f"NetworkConfig.from_dict: {name} must be {always}; got {value!r:.80}. Leave it out.")
         properties = own.keys() & {field.name for field in dataclasses.fields(Neuron)}
         own["neuron"] = Neuron(**{name: own.pop(name) for name in properties})
         if own.get("grid") is not None:
