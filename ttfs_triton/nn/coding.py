@@ -100,12 +100,11 @@ class LatencyEncoder(nn.Module):
 
     def _can_check(self, x: Tensor) -> bool:
         """Whether to check this batch: on a GPU only the first, and only where reading values does not stall it."""
-        done = self._checked and x.device.type != "cpu"
-        if done or x.device.type == "meta" or x.numel() == 0 or torch.compiler.is_compiling():
+        if x.is_meta or x.numel() == 0 or torch.compiler.is_compiling():
             return False
-        if x.is_cuda and torch.cuda.is_current_stream_capturing():
-            return False
-        return x.device.type == "cpu" or not self.training
+        if x.device.type == "cpu":
+            return True
+        return not (self._checked or self.training or (x.is_cuda and torch.cuda.is_current_stream_capturing()))
 
 
 class AnalogEncoder(DFTConv2d):

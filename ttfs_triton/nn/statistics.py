@@ -106,11 +106,6 @@ class LayerStatistics:
         return _ratio(self.saturated, self.neurons * self.samples)
 
     @property
-    def silent_share(self) -> float:
-        """Share of neurons that did not fire."""
-        return _ratio(self.silent, self.neurons * self.samples)
-
-    @property
     def never_active_share(self) -> float:
         """Share of the layer's neurons that fired for no sample."""
         return _ratio(self.never_active, self.neurons)
@@ -225,11 +220,11 @@ def _ratio(numerator: int, denominator: int) -> float:
 
 
 def layer_table(layers: Sequence[LayerStatistics], title: str = "") -> Table:
-    """Table of layers: neurons, spikes a sample, shares of neurons active, saturated, silent, never active."""
-    headers = ("layer", "neurons", "spikes an image", "active", "saturated", "silent", "never active")
+    """Table of layers: neurons, spikes a sample, shares of neurons active, saturated, never active."""
+    headers = ("layer", "neurons", "spikes an image", "active", "saturated", "never active")
     rows = list[Sequence[Cell]]()
     for layer in layers:
-        shares = map(small_percent, (layer.saturated_share, layer.silent_share, layer.never_active_share))
+        shares = map(small_percent, (layer.saturated_share, layer.never_active_share))
         spikes = f"{layer.spikes / max(1, layer.samples):,.1f}"
         rows.append((layer.name, f"{layer.neurons:,}", spikes, layer.sparsity, *shares))
     return Table(title, headers, rows)
