@@ -55,9 +55,9 @@ def test_too_many_steps_for_62_bits_are_rejected():
 
 
 def test_neurons_without_their_common_initial_potential():
-    layer = Readout(3, 2, threshold=20.0, initial_potential=10.0)
+    layer, x = Readout(3, 2, threshold=20.0, initial_potential=10.0), remaining_steps(4, 3, steps=8, seed=0)
     with_common = clocked(layer, Clock(8))
     layer.initial_potential = 0.0
-    without, x = clocked(layer, Clock(8)), remaining_steps(4, 3, steps=8, seed=0)
-    found, expected = with_common.without_initial_potential(with_common.integrate(x)), without.integrate(x)
+    without, membrane = clocked(layer, Clock(8)), with_common.integrate(x)
+    found, expected = membrane._replace(potential=membrane.potential - with_common.common), without.integrate(x)
     assert torch.equal(without.after(found, 3), expected.potential + 3 * expected.drift)

@@ -92,16 +92,10 @@ class Simulation:
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as JSON values, except the predictions and spike times of single samples."""
+        names = "samples accuracy first_spike_accuracy tie_broken_accuracy ties no_spike mean_latency_steps"
         return {
             **dataclasses.asdict(self.settings),
-            "samples": self.samples,
-            "accuracy": self.accuracy,
-            "first_spike_accuracy": self.first_spike_accuracy,
-            "tie_broken_accuracy": self.tie_broken_accuracy,
-            "ties": self.ties,
-            "no_spike": self.no_spike,
-            "mean_latency_steps": self.mean_latency_steps,
-            "potential_latency_steps": self.potential_latency_steps,
+            **{name: getattr(self, name) for name in (*names.split(), "potential_latency_steps")},
             "counts": self.counts.to_dict(),
             "activity": [dataclasses.asdict(layer) for layer in self.activity],
         }

@@ -227,15 +227,15 @@ class Simulator:
         """Results over all batches so far."""
         if not self._samples:
             raise ValueError("simulate: batches must hold at least one image; got none.")
-        parts = (torch.cat(parts).cpu() for parts in zip(*self._decisions, strict=True))
-        score, first, broken, tie, no_spike, latency = parts
-        labels = torch.cat(self._labels).cpu() if self._labels else None
-        shares = [
-            None if labels is None else float((each == labels).double().mean()) for each in (score, first, broken)
-        ]
+        decisions = (torch.cat(parts).cpu() for parts in zip(*self._decisions, strict=True))
+        score, first, broken, tie, no_spike, latency = decisions
+        shares: list[float | None] = [None] * 3
+        if self._labels:
+            labels = torch.cat(self._labels).cpu()
+            shares = [float((each == labels).double().mean()) for each in (score, first, broken)]
         windows = self._graph.windows + (self._graph.readout.at == "potential_end")
         counters = [counter for _, counter in self.layers.values()]
-        layers = [own.counts(self._samples) for own in counters]
+        layers = [counter.counts(self._samples) for counter in counters]
         return Simulation(
             settings=self._settings,
             samples=self._samples,
@@ -249,7 +249,7 @@ class Simulator:
             latency_steps=latency,
             potential_latency_steps=windows * self._settings.steps,
             counts=network_counts(self._graph, layers, int(self._input), self._settings.weight_bits),
-            activity=tuple(own.activity() for own in counters),
+            activity=tuple(LayerActivity(name, *counter.work.tolist()) for name, (_, counter) in self.layers.items()),
             spike_steps={name: torch.cat(parts).cpu() for name, parts in self._kept.items()} if self._keep else None,
         )
 
@@ -292,16 +292,16 @@ class ClockedCounter:
 
     Attributes:
         synapses: counter of the layer's inputs.
+        work: updates of the integration and of the firing window, and comparisons.
     """
 
     def __init__(self, stage: Stage, clock: Clock, gating: bool) -> None:
-        self._name, self._gating = stage.name, gating
-        self._clock, self._never = clock, clock.never
+        self._clock, self._never, self._gating = clock, clock.never, gating
         device = stage.weighted.weight.device
         self.synapses = SynapseCounter(stage)
         self._histogram = torch.zeros(self._never + 1, dtype=torch.int64, device=device)
-        self._work = torch.zeros(3, dtype=torch.int64, device=device)
-        self._integration, self._firing, self._compares = self._work
+        self.work = torch.zeros(3, dtype=torch.int64, device=device)
+        self._integration, self._firing, self._compares = self.work
         self._ever = torch.zeros(math.prod(stage.shape), dtype=torch.bool, device=device)
 
     def add_integration(self, earliest: Tensor, channels: int) -> None:
@@ -349,7 +349,3 @@ class ClockedCounter:
             histogram=tuple(histogram),
             histogram_samples=samples,
         )
-
-    def activity(self) -> LayerActivity:
-        """Updates and comparisons of the layer."""
-        return LayerActivity(self._name, *self._work.tolist())

@@ -58,6 +58,7 @@ class ClockedLayer:
     Attributes:
         weight: integer weights [C_out, ...], floating point.
         start: initial potentials [C_out, ...], in weight units · steps.
+        common: the part of it that all channels share, V₀, in weight units · steps / 2^17.
         skip_weight: weights of delayed spikes [C_out, ...], in weight units; None without a skip.
     """
 
@@ -101,7 +102,7 @@ class ClockedLayer:
         self.skip_weight = None if skip_weight is None else skip_weight.view(shape).to(self.dtype)
         self.start = preset.view(shape).to(self.dtype)
         self.preset = self.start * 2**POTENTIAL_BITS
-        self._common = (common.view(shape) * 2.0**POTENTIAL_BITS).to(self.dtype)
+        self.common = (common.view(shape) * 2.0**POTENTIAL_BITS).to(self.dtype)
         self.persistence = round(psp_persistence(layer) * 2**FRACTION_BITS)  # 16 binary places
 
     def integrate(self, remaining: Tensor, skip: Tensor | None = None) -> Membrane:
@@ -122,7 +123,8 @@ class ClockedLayer:
             accumulated.add_(self.skip_weight * skip.to(self.dtype))
             if self.persistence:
                 slope.add_(self.skip_weight * skip.sign().to(self.dtype))
-        return self._membrane(accumulated.mul_(2**POTENTIAL_BITS).add_(self.preset), slope)
+        # The potential has 17 binary places. Half a step of the slope brings one, σ brings the other 16.
+        return Membrane(accumulated.mul_(2**POTENTIAL_BITS).add_(self.preset), slope.mul_(self.persistence))
 
     def integrate_stepped(self, remaining: Tensor, skip: Tensor | None = None) -> Membrane:
         """As `integrate`, step by step: deliver the spikes of this step, then add the slope to the potential."""
@@ -135,15 +137,11 @@ class ClockedLayer:
                 slope.add_(self.skip_weight * (skip == self.steps - step))
             slope = self._in_range(slope)
             potential = self._in_range(potential.add_(slope))
-        return self._membrane(potential.mul_(2**POTENTIAL_BITS), slope)
+        return Membrane(potential.mul_(2**POTENTIAL_BITS), slope.mul_(self.persistence))
 
     def ramp(self, threshold: float = 1.0) -> Ramp:
         """The falling threshold θ·(1 − s) of these neurons."""
         return Ramp(self.clock, self.unit, threshold, self.dtype)
-
-    def without_initial_potential(self, membrane: Membrane) -> Membrane:
-        """Membranes as if V₀ were 0."""
-        return Membrane(membrane.potential - self._common, membrane.drift)
 
     def after(self, membrane: Membrane, half_steps: int | Tensor) -> Tensor:
         """Potentials of neurons that do not fire, `half_steps` later."""
@@ -160,10 +158,6 @@ class ClockedLayer:
             return numbers
         largest = min(self.register * scale, int(REGISTER_BOUND))  # beyond it there are no numbers
         return numbers.clamp_(-largest, largest)
-
-    def _membrane(self, potential: Tensor, slope: Tensor) -> Membrane:
-        # The potential has 17 binary places. Half a step of the slope brings one, σ brings the other 16.
-        return Membrane(potential, slope.mul_(self.persistence))
 
     def _contract(self, x: Tensor) -> Tensor:
         return contract(self.layer, x.to(self.weight.dtype), self.weight)

@@ -12,6 +12,7 @@ from ttfs_triton.nn.faults import Faults
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.integers import largest_integer, quantise_weight
 from ttfs_triton.nn.on_chip import RoundedLayer
+from ttfs_triton.nn.trace import evaluating
 from ttfs_triton.nn.weighted import WeightedLayer
 
 STATISTICS_BATCH = 500  # images of a batch in which `unfold_batch_norm` collects the statistics of potentials
@@ -130,31 +131,25 @@ def unfold_batch_norm(network: nn.Module, plain: nn.Module, images: Tensor) -> N
     computes the same. Potentials of `plain` on training `images`, [N, ...], give the running statistics.
     """
     layers = ([each for each in model.modules() if isinstance(each, WeightedLayer)] for model in (network, plain))
-    pairs = list(zip(*layers, strict=True))
-    modes = network.training, plain.training
-    network.eval()
-    plain.eval()
-    hooks, momenta = [], []
+    changed = []
 
     def run_beside(own: WeightedLayer, _: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         own(*arguments, **options)
 
-    for own, other in pairs:
-        own.load_state_dict(other.state_dict(), strict=own.batch_norm is None)
-        norm: Any = own.batch_norm
-        if norm is not None:
-            momenta.append((norm, norm.momentum, other.bias))
-            norm.reset_running_stats()
-            norm.momentum = 0.0
-            norm.train()
-            hooks.append(other.register_forward_pre_hook(partial(run_beside, own), with_kwargs=True))
-    for part in images.split(STATISTICS_BATCH):
-        plain(part)
-    for hook in hooks:
+    with evaluating(network), evaluating(plain):
+        for own, other in zip(*layers, strict=True):
+            own.load_state_dict(other.state_dict(), strict=own.batch_norm is None)
+            norm: Any = own.batch_norm
+            if norm is not None:
+                hook = other.register_forward_pre_hook(partial(run_beside, own), with_kwargs=True)
+                changed.append((norm, norm.momentum, other.bias, hook))
+                norm.reset_running_stats()
+                norm.momentum = 0.0
+                norm.train()
+        for part in images.split(STATISTICS_BATCH):
+            plain(part)
+    for norm, momentum, bias, hook in changed:
         hook.remove()
-    for norm, momentum, bias in momenta:
         norm.momentum = momentum
         norm.weight.copy_((norm.running_var + norm.eps).sqrt())
         norm.bias.copy_(norm.running_mean if bias is None else norm.running_mean + bias)
-    network.train(modes[0])
-    plain.train(modes[1])

@@ -254,7 +254,7 @@ class ClockedReadout(ClockedLayer):
 
     def on_hidden_ramp(self, membrane: Membrane) -> Tensor:
         """Indices of the instants [N, classes] at which these neurons fire on the hidden layers' ramp, without V₀."""
-        return self.ramp().first_instant(*self.without_initial_potential(membrane))
+        return self.ramp().first_instant(membrane.potential - self.common, membrane.drift)
 
 
 class ReadoutOnGrid(ReadoutPass):
