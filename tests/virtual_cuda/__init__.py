@@ -2,8 +2,8 @@
 
 Its tensors say `cuda:0` and `is_cuda`, keep their numbers on the CPU, compute with PyTorch's CPU kernels (Triton
 kernels in its interpreter: TRITON_INTERPRET=1), and refuse to meet CPU tensors, as on a real device. What can be seen
-this way: tensors on the wrong device, host synchronisations, operators and bytes of a step, branches that only CUDA
-takes, autocast and gradient scaling. What cannot: numerics, speed and races of compiled kernels; streams; graph
+this way: tensors on the wrong device, host synchronisations, launches of a step, branches that only CUDA takes,
+autocast and gradient scaling. What cannot: numerics, speed, memory and races of compiled kernels; streams; graph
 capture; torch.compile.
 
     pytest --device virtual                                     tests that take `device`, on this device

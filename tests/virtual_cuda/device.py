@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.virtual_cuda import guard
 from tests.virtual_cuda.tensors import VirtualMode, VirtualTensor, inner, is_cuda
-from tests.virtual_cuda.watch import count, memory
+from tests.virtual_cuda.watch import count
 
 NAME = "virtual CUDA device"
 CAPABILITY = (9, 0)
@@ -69,17 +69,15 @@ def installed() -> bool:
 
 
 def _replacements() -> dict[str, Any]:
-    def reset_peak(*_: Any) -> None:
-        memory.peak = memory.live
-
     state = torch.zeros(16, dtype=torch.uint8)
     # Random numbers on the device are the CPU generator's: seeds and states are nobody's.
-    ignored = "_lazy_init set_device empty_cache manual_seed manual_seed_all set_rng_state set_rng_state_all".split()
+    ignored = "_lazy_init set_device empty_cache reset_peak_memory_stats manual_seed manual_seed_all"
     constants = {
-        **dict.fromkeys(ignored),
+        **dict.fromkeys((*ignored.split(), "set_rng_state", "set_rng_state_all")),
         **dict.fromkeys(("is_available", "is_initialized", "is_bf16_supported"), True),
         **dict.fromkeys(("_is_in_bad_fork", "is_current_stream_capturing"), False),
         **{"device_count": 1, "current_device": 0, "initial_seed": 0, "power_draw": 0},
+        **{"memory_allocated": 0, "max_memory_allocated": 0, "mem_get_info": (MEMORY, MEMORY)},
         **{"get_device_name": NAME, "get_device_capability": CAPABILITY, "get_device_properties": PROPERTIES},
     }
     return {name: lambda *_, value=value, **__: value for name, value in constants.items()} | {
@@ -88,10 +86,6 @@ def _replacements() -> dict[str, Any]:
         "get_rng_state_all": lambda: [state.clone()],
         **dict.fromkeys(("current_stream", "default_stream", "Stream", "Event"), _Work),
         "stream": lambda _: nullcontext(),
-        "memory_allocated": lambda *_: memory.live,
-        "max_memory_allocated": lambda *_: memory.peak,
-        "reset_peak_memory_stats": reset_peak,
-        "mem_get_info": lambda *_: (MEMORY - memory.live, MEMORY),
     }
 
 
