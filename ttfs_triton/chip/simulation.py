@@ -33,10 +33,10 @@ class SimulationSettings:
     @classmethod
     def of(cls, grid: Grid | None, **chosen: Any) -> SimulationSettings:
         """Settings in which the value "network" is replaced by the grid's own, or by the default without a grid."""
-        own: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(cls)}
+        usual: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(cls)}
         if grid is not None:
-            own |= {"steps": grid.time_steps, **grid.to_dict()}
-        return cls(**{name: own[name] if value == "network" else value for name, value in chosen.items()})
+            usual |= {"steps": grid.time_steps, **grid.to_dict()}
+        return cls(**{name: usual[name] if value == "network" else value for name, value in chosen.items()})
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,13 @@ class Simulation:
         }
 
 
-def simulated_run(found: Simulation, options: RunOptions | None = None) -> Run:
+def simulated_run(simulation: Simulation, options: RunOptions | None = None) -> Run:
     """Counts and options of a simulation for an energy estimate: estimate(run.counts, chip, run.options).
 
     Args:
-        found: the simulation.
+        simulation: decisions, counts and activity.
         options: how the network runs on the chip. The simulation sets steps, gating and activity.
     """
-    steps, gating = found.settings.steps, found.settings.gating
-    own = RunOptions(steps=steps) if options is None else options
-    return Run(found.counts, replace(own, steps=steps, gating=gating, activity=found.activity))
+    steps, gating = simulation.settings.steps, simulation.settings.gating
+    options = options or RunOptions(steps=steps)
+    return Run(simulation.counts, replace(options, steps=steps, gating=gating, activity=simulation.activity))

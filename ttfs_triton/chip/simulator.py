@@ -79,10 +79,10 @@ def simulate(
     Source: Wei et al., ICCV 2023, Eq. 2-7.
     Example:
         >>> from ttfs_triton.nn import cnn1
-        >>> found = simulate(cnn1(), [torch.rand(4, 1, 28, 28)], steps=16, weight_bits=4)
-        >>> found.predictions.shape, found.potential_latency_steps
+        >>> result = simulate(cnn1(), [torch.rand(4, 1, 28, 28)], steps=16, weight_bits=4)
+        >>> result.predictions.shape, result.potential_latency_steps
         (torch.Size([4]), 64)
-        >>> [layer.name for layer in found.activity]
+        >>> [layer.name for layer in result.activity]
         ['conv1', 'conv2', 'fc1', 'readout']
     """
     graph, batches = graph_of_batches("simulate", model, batches)
@@ -206,12 +206,12 @@ class Simulator:
         readout = layer.readout
         instant = decisive = layer.own_ramp().first_instant(*membrane).long()
         by_potential, at_end = readout.at != "first_spike", readout.at == "potential_end"
-        found, prediction = layer.decide(membrane, instant), self._clock.step_of(instant).argmin(1)
+        decision, prediction = layer.decide(membrane, instant), self._clock.step_of(instant).argmin(1)
         if by_potential:
             prediction = layer.score(membrane, at_end=at_end).argmax(1)
         latency = self._clock.step_of(instant.amin(1)) + self._graph.windows * self._clock.steps
-        broken = layer.tie_broken(membrane, instant, found)
-        self._decisions.append((prediction, found.prediction, broken, found.tie, found.no_spike, latency))
+        broken = layer.tie_broken(membrane, instant, decision)
+        self._decisions.append((prediction, decision.prediction, broken, decision.tie, decision.no_spike, latency))
         if by_potential:
             # Statistics count these neurons on the hidden layers' ramp, without the common initial potential.
             instant = layer.on_hidden_ramp(membrane).long()

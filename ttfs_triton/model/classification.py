@@ -182,7 +182,7 @@ def classify_batch(
     spikes = FirstSpikeDecision(*(value.cpu() for value in decided))
     if first_spike:
         logits = spikes.spike_times.clamp(max=1.0) * -readout.threshold
-    found = []
+    results = []
     for place, row in enumerate(logits.cpu()):
         times, silent = spikes.spike_times[place].double(), bool(spikes.no_spike[place])
         if first_spike or graph.readout.at == "first_spike":
@@ -193,7 +193,7 @@ def classify_batch(
         label = int(spikes.prediction[place]) if first_spike else order[0]
         likeliest = [label, *(other for other in order if other != label)][:top_k]
         shares = row.double().softmax(0).tolist()
-        found.append(
+        results.append(
             Classification(
                 label,
                 class_names[label],
@@ -206,7 +206,7 @@ def classify_batch(
                 tie=bool(spikes.tie[place]),
             )
         )
-    return found
+    return results
 
 
 # ---- the command

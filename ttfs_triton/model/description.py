@@ -139,7 +139,7 @@ class ModelDescription:
     library: dict[str, str] = dataclasses.field(default_factory=_library)
 
     def __post_init__(self) -> None:
-        network, own = self.network, self.preprocessing
+        network, preprocessing = self.network, self.preprocessing
         if len(self.class_names) != network.classes:
             raise ValueError(
                 f"ModelDescription: class_names must be {network.classes} strings, one per class; "
@@ -147,13 +147,13 @@ class ModelDescription:
             )
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"ModelDescription: class_names must differ; got {self.class_names!r:.400}.")
-        wanted = Preprocessing.of(network, own.fit, own.events)
-        if own != wanted:
-            raise ValueError(f"ModelDescription: preprocessing must be the network's, {wanted}; got {own}.")
-        if own.events is not None and 2 * own.events.count != network.in_channels:
+        wanted = Preprocessing.of(network, preprocessing.fit, preprocessing.events)
+        if preprocessing != wanted:
+            raise ValueError(f"ModelDescription: preprocessing must be the network's, {wanted}; got {preprocessing}.")
+        if preprocessing.events is not None and 2 * preprocessing.events.count != network.in_channels:
             raise ValueError(
                 f"ModelDescription: events must have half as many windows as the network has channels, "
-                f"{network.in_channels}; got {own.events.count}."
+                f"{network.in_channels}; got {preprocessing.events.count}."
             )
 
     @classmethod

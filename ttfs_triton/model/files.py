@@ -222,22 +222,22 @@ def _content_of(config: Path) -> Iterator[None]:
         raise LoadError(f"load: {config} must be what training wrote; {error}") from error
 
 
-def _network_of(known: NetworkConfig | OwnNetwork, network: Network | None, path: Path) -> nn.Module:
+def _network_of(wanted: NetworkConfig | OwnNetwork, network: Network | None, path: Path) -> nn.Module:
     """The network that config.json describes, or the user's, which must fit the description."""
-    if isinstance(known, NetworkConfig):
+    if isinstance(wanted, NetworkConfig):
         if network is not None:
             got = type(network).__name__
             raise LoadError(f"load: network must be None where {path} says how it is built; got {got}.")
         with _content_of(path), torch.device("meta"):
-            return TTFSNetwork(known)
+            return TTFSNetwork(wanted)
     if network is None:
         hint = "code that it does not hold. Pass it: from_pretrained(…, network=…), or --network FILE.py:FUNCTION."
-        if known.builder == "network.py:build" and (code := path.with_name("network.py")).is_file():
+        if wanted.builder == "network.py:build" and (code := path.with_name("network.py")).is_file():
             hint = f"and network.py is here; code runs only if you name it: --network {code}:build."
-        raise LoadError(f"load: {path} must say how its network is built; it only names {known.builder}, {hint}")
-    built = known.build(network)
+        raise LoadError(f"load: {path} must say how its network is built; it only names {wanted.builder}, {hint}")
+    built = wanted.build(network)
     with _content_of(path):
-        known.take(built)
+        wanted.take(built)
     return built
 
 
@@ -250,10 +250,10 @@ def _check_tensors(network: nn.Module, header: Header, path: Path) -> None:
         for name in sorted(wanted.keys() ^ header.tensors.keys())
     ]
     for name in sorted(wanted.keys() & header.tensors.keys()):
-        (kind, shape), (found, found_shape) = wanted[name], header.tensors[name]
-        fits = found is not None and (found == kind or (kind.is_floating_point and found.is_floating_point))
-        if not fits or shape != found_shape:
-            problems.append(f"{name} {found} {list(found_shape)}, not {kind} {list(shape)}")
+        (kind, shape), (stored, stored_shape) = wanted[name], header.tensors[name]
+        fits = stored is not None and (stored == kind or (kind.is_floating_point and stored.is_floating_point))
+        if not fits or shape != stored_shape:
+            problems.append(f"{name} {stored} {list(stored_shape)}, not {kind} {list(shape)}")
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise LoadError(f"load: {path} must hold the network of its config.json; got {'; '.join(problems[:5])}{more}.")

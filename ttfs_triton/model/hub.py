@@ -127,8 +127,8 @@ def open_repository(repo_id: str, *, private: bool = True, token: str | None = N
         api.auth_check(repo_id, write=True)
         return api.model_info(repo_id)
 
-    found = _ask("publish", repo_id, call)
-    if bool(found.private) != private:
+    repository = _ask("publish", repo_id, call)
+    if bool(repository.private) != private:
         wanted, is_now = ("private", "public") if private else ("public", "private")
         raise HubError(
             f"publish: {repo_id} must be {wanted}, as asked; it is {is_now}. "
@@ -162,12 +162,12 @@ def upload(
     api = HfApi(token=token)
 
     def call() -> str:
-        found = api.model_info(repo_id)
-        removed = sorted(set(stale) & {each.rfilename for each in found.siblings or ()} - set(files))
+        repository = api.model_info(repo_id)
+        removed = sorted(set(stale) & {each.rfilename for each in repository.siblings or ()} - set(files))
         operations = [*(CommitOperationAdd(name, content) for name, content in files.items())]
         operations += [CommitOperationDelete(name) for name in removed]
         # A commit leaves out files that have not changed: on another parent, they would be another publisher's.
-        done = api.create_commit(repo_id, operations, commit_message=commit_message, parent_commit=found.sha)
+        done = api.create_commit(repo_id, operations, commit_message=commit_message, parent_commit=repository.sha)
         return done.commit_url
 
     return _ask("publish", repo_id, call)

@@ -86,8 +86,8 @@ class TTFSModel(nn.Module):
         self.network = TTFSNetwork(network) if isinstance(network, NetworkConfig) else network
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
-        known = network if isinstance(network, NetworkConfig) else describe_network(network, image_shape, builder)
-        self._description = ModelDescription.of(known, class_names=class_names, dataset=dataset, base_model=base_model)
+        config = network if isinstance(network, NetworkConfig) else describe_network(network, image_shape, builder)
+        self._description = ModelDescription.of(config, class_names=class_names, dataset=dataset, base_model=base_model)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
@@ -104,8 +104,8 @@ class TTFSModel(nn.Module):
     @property
     def description(self) -> ModelDescription:
         """The content of config.json."""
-        known = self._description.network
-        builder = known.builder if isinstance(known, OwnNetwork) else None
+        described = self._description.network
+        builder = described.builder if isinstance(described, OwnNetwork) else None
         return self._description.replace(network=describe_network(self.network, self.image_shape, builder))
 
     @property
@@ -181,10 +181,10 @@ class TTFSModel(nn.Module):
         """
         description, built, tensors = read_model(files, network)
         load_tensors(built, tensors)
-        known = description.network
-        model = cls(built, image_shape=(known.in_channels, *known.image_size))
-        if isinstance(network, str) and isinstance(known, OwnNetwork):
-            description = description.replace(network=replace(known, builder=network))
+        described = description.network
+        model = cls(built, image_shape=(described.in_channels, *described.image_size))
+        if isinstance(network, str) and isinstance(described, OwnNetwork):
+            description = description.replace(network=replace(described, builder=network))
         model._description = description
         return (model.float() if files.bundled else model).eval()
 
@@ -238,7 +238,7 @@ class TTFSModel(nn.Module):
 
     def _plain_card(self, repo_id: str, license: str | None) -> str:
         """A model card without a run's results: the kind of network, and how to load it."""
-        known, base = self.description.network, self.description.base_model
+        described, base = self.description.network, self.description.base_model
         metadata = ModelCardData(
             license=license,
             library_name=LIBRARY,
@@ -247,7 +247,7 @@ class TTFSModel(nn.Module):
             base_model=None if base is None else base.name,
             model_name=repo_id.rpartition("/")[2],
         )
-        build = "" if isinstance(known, NetworkConfig) else f", {known.argument}"
+        build = "" if isinstance(described, NetworkConfig) else f", {described.argument}"
         example = "image.png" if self._description.preprocessing.events is None else "recording.npz"
         return (
             f"---\n{metadata.to_yaml()}\n---\n\n# {repo_id.rpartition('/')[2]}\n\n"
@@ -291,10 +291,10 @@ class TTFSModel(nn.Module):
             >>> from ttfs_triton.nn import NetworkConfig
             >>> config = NetworkConfig("4C3-P2-16", image_size=(8, 8), classes=2)
             >>> model = TTFSModel(config, class_names=["cat", "dog"])
-            >>> found = model.classify(torch.rand(3, 1, 8, 8))
-            >>> [score.class_name for score in found[0].top] in (["cat", "dog"], ["dog", "cat"])
+            >>> results = model.classify(torch.rand(3, 1, 8, 8))
+            >>> [score.class_name for score in results[0].top] in (["cat", "dog"], ["dog", "cat"])
             True
-            >>> found[0].decision_time  # three layers fire before the output's potential is read
+            >>> results[0].decision_time  # three layers fire before the output's potential is read
             3.0
         """
         graph = self.graph

@@ -137,8 +137,8 @@ def build_network_of(source: str, *, in_channels: int, image_size: tuple[int, in
         names = runpy.run_path(str(path.resolve()))
     build = names.get(function)
     if not callable(build):
-        known = ", ".join(key for key, value in names.items() if inspect.isfunction(value)) or "none"
-        raise ValueError(f"network: {path} must have a function {function}; got {known}. Correct the name.")
+        functions = ", ".join(key for key, value in names.items() if inspect.isfunction(value)) or "none"
+        raise ValueError(f"network: {path} must have a function {function}; got {functions}. Correct the name.")
     given = {"in_channels": in_channels, "image_size": image_size, "classes": classes}
     parameters = inspect.signature(build).parameters.values()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
