@@ -260,12 +260,12 @@ class NetworkConfig:
         Raises:
             ValueError: unknown keys, a missing specification, or values that do not pass the checks above.
         """
-        own = {name: value for name, value in values.items() if name != "backend"}
+        fields = {name: value for name, value in values.items() if name != "backend"}
         for name, always in (("neuron", "dft"), ("max_value", 1)):
-            if (value := own.pop(name, always)) != always:
+            if (value := fields.pop(name, always)) != always:
                 raise ValueError(f"NetworkConfig.from_dict: {name} must be {always}; got {value!r:.80}. Leave it out.")
-        properties = own.keys() & {field.name for field in dataclasses.fields(Neuron)}
-        own["neuron"] = Neuron(**{name: own.pop(name) for name in properties})
-        if own.get("grid") is not None:
-            own["grid"] = Grid.from_dict(own["grid"])
-        return cls(**own)
+        properties = fields.keys() & {field.name for field in dataclasses.fields(Neuron)}
+        fields["neuron"] = Neuron(**{name: fields.pop(name) for name in properties})
+        if fields.get("grid") is not None:
+            fields["grid"] = Grid.from_dict(fields["grid"])
+        return cls(**fields)

@@ -46,19 +46,19 @@ def disturbed(
 
     The random number generator is on the CPU; by default, it is PyTorch's of the device.
     """
-    found = activations.clone()
+    spikes = activations.clone()
     device = _device(activations, generator)
     if faults.spike_jitter:
         noise = torch.randn(activations.shape, generator=generator, device=device).to(activations)
-        found = torch.where(activations > 0, (activations + faults.spike_jitter * noise).clamp_(0, 1), 0.0)
+        spikes = torch.where(activations > 0, (activations + faults.spike_jitter * noise).clamp_(0, 1), 0.0)
         if clock is not None:
-            found = clock.stamped(found).to(activations.dtype)
+            spikes = clock.stamped(spikes).to(activations.dtype)
     if faults.lost_spikes:
         drawn = torch.rand(activations.shape, generator=generator, device=device).to(activations.device)
-        found = found.masked_fill_(drawn < faults.lost_spikes, 0.0)
+        spikes = spikes.masked_fill_(drawn < faults.lost_spikes, 0.0)
     if broken is not None:
-        found = found.masked_fill_(broken.dead, 0.0).masked_fill_(broken.stuck, 1.0)
-    return found
+        spikes = spikes.masked_fill_(broken.dead, 0.0).masked_fill_(broken.stuck, 1.0)
+    return spikes
 
 
 def spikes_in_training(activations: Tensor, faults: Faults, grid: Grid | None, neurons: bool = True) -> Tensor:

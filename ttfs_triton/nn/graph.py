@@ -316,11 +316,11 @@ class _NetworkRecorder(Recorder):
         stages, made = tuple(self._stages.values()), self.maker(output)
         if not stages:
             _refuse("no layers of ttfs_triton.nn", *_BEGIN)
-        found, last = ", ".join(type(stage.layer).__name__ for stage in stages), stages[-1]
+        layers, last = ", ".join(type(stage.layer).__name__ for stage in stages), stages[-1]
         if last.kind != "readout":
-            _refuse(found, *_END)
+            _refuse(layers, *_END)
         if not isinstance(made, Call) or self._wires[made] != (Wire(last.name, (), last.shape),):
-            _refuse(f"{found}, and another output", *_END)
+            _refuse(f"{layers}, and another output", *_END)
         return NetworkGraph(stages, image_shape)
 
 

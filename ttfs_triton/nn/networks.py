@@ -102,9 +102,9 @@ def cifarnet(
         >>> cifarnet()(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    own = {"encoder": "whitened", "batch_norm": True}
+    options = {"encoder": "whitened", "batch_norm": True} | overrides
     specification = cifarnet_specification(width, convolutions, in_channels, channels)
-    return _network(specification, image_size, in_channels, classes, backend, own | overrides)
+    return _network(specification, image_size, in_channels, classes, backend, options)
 
 
 def resnet20(
@@ -135,8 +135,8 @@ def resnet18(
 def _network(
     specification: str, size: Size, in_channels: int, classes: int, backend: str, options: dict[str, Any]
 ) -> TTFSNetwork:
-    own: dict[str, Any] = {"specification": specification, "in_channels": in_channels, "image_size": pair(size)}
-    values = {"encoder": "analog", **own, "classes": options.pop("num_classes", classes)} | options
+    values: dict[str, Any] = {"specification": specification, "in_channels": in_channels, "image_size": pair(size)}
+    values |= {"encoder": "analog", "classes": options.pop("num_classes", classes)} | options
     if values["encoder"] != "latency" and in_channels == 3:
         values = {"mean": CIFAR10_MEAN, "std": CIFAR10_STD} | values
     return TTFSNetwork(NetworkConfig(**values), backend=backend)

@@ -73,7 +73,7 @@ class ClockedLayer:
     ) -> None:
         self.layer, self.clock, self.steps = layer, clock, clock.steps
         self.register = None if register is None else register * quantised.finer
-        known = reach is not None
+        bounded = reach is not None
         if reach is None:
             reach = int(quantised.integers.double().abs().flatten(1).sum(1).max())
         self.weight = quantised.integers.to(exact_dtype(reach * clock.steps))
@@ -83,9 +83,9 @@ class ClockedLayer:
         self.unit = quantised.unit.view(shape)
         bias = layer.with_batch_norm(layer.weight.double())[1]
         initial = layer.initial_potential if bias is None else bias.detach().double() + layer.initial_potential
-        preset = self._in_range(quantise_potential(initial, quantised.unit, clock.steps, checked=not known))
+        preset = self._in_range(quantise_potential(initial, quantised.unit, clock.steps, checked=not bounded))
         common = self._in_range(quantise_potential(layer.initial_potential, quantised.unit, clock.steps, checked=False))
-        if known:
+        if bounded:
             preset, smallest, first = preset.clamp_(-LARGEST_PRESET, LARGEST_PRESET), SMALLEST_GRID_UNIT, LARGEST_PRESET
         else:
             smallest, first = float(quantised.unit.min()), float(preset.abs().max())
@@ -98,7 +98,7 @@ class ClockedLayer:
             )
         # float64 holds whole numbers below 2^53 exactly, and a CPU divides eight of them at a time.
         self.dtype = torch.float64 if largest < FLOAT64_BOUND else torch.int64
-        self.may_saturate = self.register is not None and (known or first + reach * clock.steps > self.register)
+        self.may_saturate = self.register is not None and (bounded or first + reach * clock.steps > self.register)
         self.skip_weight = None if skip_weight is None else skip_weight.view(shape).to(self.dtype)
         self.start = preset.view(shape).to(self.dtype)
         self.preset = self.start * 2**POTENTIAL_BITS

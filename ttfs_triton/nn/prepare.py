@@ -41,8 +41,8 @@ def plain_skip_weights(layer: WeightedLayer) -> Tensor | None:
 
 def _call(method: str, model: nn.Module, *arguments: Any) -> None:
     """Call a method of a module, or of the modules inside one that lacks it."""
-    if (own := getattr(model, method, None)) is not None:
-        own(*arguments)
+    if (call := getattr(model, method, None)) is not None:
+        call(*arguments)
         return
     for module in model.children():
         _call(method, module, *arguments)
@@ -133,16 +133,16 @@ def unfold_batch_norm(network: nn.Module, plain: nn.Module, images: Tensor) -> N
     layers = ([each for each in model.modules() if isinstance(each, WeightedLayer)] for model in (network, plain))
     changed = []
 
-    def run_beside(own: WeightedLayer, _: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        own(*arguments, **options)
+    def run_beside(layer: WeightedLayer, _: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        layer(*arguments, **options)
 
     with evaluating(network), evaluating(plain):
-        for own, other in zip(*layers, strict=True):
-            own.load_state_dict(other.state_dict(), strict=own.batch_norm is None)
-            norm: Any = own.batch_norm
+        for layer, plain_layer in zip(*layers, strict=True):
+            layer.load_state_dict(plain_layer.state_dict(), strict=layer.batch_norm is None)
+            norm: Any = layer.batch_norm
             if norm is not None:
-                hook = other.register_forward_pre_hook(partial(run_beside, own), with_kwargs=True)
-                changed.append((norm, norm.momentum, other.bias, hook))
+                hook = plain_layer.register_forward_pre_hook(partial(run_beside, layer), with_kwargs=True)
+                changed.append((norm, norm.momentum, plain_layer.bias, hook))
                 norm.reset_running_stats()
                 norm.momentum = 0.0
                 norm.train()

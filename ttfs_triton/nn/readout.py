@@ -245,12 +245,12 @@ class ClockedReadout(ClockedLayer):
         at_end = self.after(membrane, 2 * self.steps)
         return first_spike_decision(self.spike_times(instant).float(), self.height(at_end))
 
-    def tie_broken(self, membrane: Membrane, instant: Tensor, found: FirstSpikeDecision) -> Tensor:
-        """Classes [N] of the decision `found`, but of neurons tied at a step, the one of the highest potential then."""
+    def tie_broken(self, membrane: Membrane, instant: Tensor, decision: FirstSpikeDecision) -> Tensor:
+        """Classes [N] of a decision, but of neurons tied at a step, the one of the highest potential then."""
         steps = self.clock.step_of(instant)
         first = steps.amin(1, keepdim=True)
         height = self.height(self.after(membrane, 2 * first + 1))  # neurons compare in mid-step
-        return torch.where(found.tie, height.masked_fill(steps > first, -torch.inf).argmax(1), found.prediction)
+        return torch.where(decision.tie, height.masked_fill(steps > first, -torch.inf).argmax(1), decision.prediction)
 
     def on_hidden_ramp(self, membrane: Membrane) -> Tensor:
         """Indices of the instants [N, classes] at which these neurons fire on the hidden layers' ramp, without V₀."""

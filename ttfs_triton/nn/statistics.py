@@ -181,8 +181,8 @@ def sparsity(statistics: Sequence[LayerStatistics]) -> float:
 
 def _counters(model: nn.Module) -> list[tuple[str, Any, SpikeCounter]]:
     """Name, layer and counter of each layer that has one."""
-    found = [(name, module, getattr(module, "statistics", None)) for name, module in model.named_modules()]
-    return [(name, module, counter) for name, module, counter in found if isinstance(counter, SpikeCounter)]
+    layers = [(name, module, getattr(module, "statistics", None)) for name, module in model.named_modules()]
+    return [(name, module, counter) for name, module, counter in layers if isinstance(counter, SpikeCounter)]
 
 
 def channels_innermost(activations: Tensor) -> Tensor:
