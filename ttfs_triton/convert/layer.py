@@ -61,11 +61,8 @@ class ANNLayer:
     @property
     def kernel(self) -> Tensor:
         """Weights [C_out, C_in, rows, columns], float64; 0 between channels of different groups."""
-        parts = rearrange(self.weight.double(), "(g o) ... -> g o ...", g=self.groups)
-        every = parts.new_zeros(self.groups, parts.shape[1], self.groups, *parts.shape[2:])
-        every[range(self.groups), :, range(self.groups)] = parts
-        every = rearrange(every, "g o group i ... -> (g o) (group i) ...")
-        return every[:, :, None, None] if self.linear else every
+        dense = torch.block_diag(*self.weight.double().flatten(1).chunk(self.groups))
+        return dense.view(len(dense), -1, *(self.weight.shape[2:] or (1, 1)))
 
     def with_kernel(self, kernel: Tensor, **changes: Any) -> "ANNLayer":
         """The layer with other weights, without groups, and other changes."""
