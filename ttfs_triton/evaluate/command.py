@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from accelerate import Accelerator
 
@@ -12,6 +10,7 @@ from ttfs_triton.commands import EvaluationOptions
 from ttfs_triton.energy.chip import load_chips
 from ttfs_triton.energy.compare import FAIR_CHIP
 from ttfs_triton.evaluate import Evaluation, layer_table
+from ttfs_triton.evaluate.figures import require_matplotlib
 from ttfs_triton.evaluate.load import LoadedNetwork, load_network, load_test_images
 from ttfs_triton.evaluate.measure import MAIN_FILE, figures, measure
 from ttfs_triton.evaluate.page import headline_energy, headlines, page_decision, write_page
@@ -65,8 +64,7 @@ def _check_output(options: EvaluationOptions) -> None:
     if options.report is not None:
         if options.report.suffix != ".html":
             raise ValueError(f"evaluate: --report must end in .html; got {options.report}.")
-        if find_spec("matplotlib") is None:
-            raise ValueError("evaluate: --report must have matplotlib; found none. Run: pip install matplotlib.")
+        require_matplotlib("evaluate --report")
 
 
 def show(page: EvaluationResult, loaded: LoadedNetwork) -> None:

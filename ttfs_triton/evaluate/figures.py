@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ttfs_triton.energy import Counts, Estimate, LayerCounts
-from ttfs_triton.evaluate.tables import capacity_unpublished
 from ttfs_triton.wording import energy
 
 if TYPE_CHECKING:
@@ -260,9 +259,8 @@ def energy_svg(estimates: Sequence[Estimate]) -> str | None:
                 axes.plot([low, total.high], [row, row], color=colour, linewidth=4, alpha=0.5)
             fill = PAPER if found.unpriced else colour
             axes.plot([total.nominal], [row], "o", color=colour, markersize=7, markerfacecolor=fill)
-            names.append(f"{found.chip.name} *" if capacity_unpublished(found.chip) else found.chip.name)
-        note = " (* capacity not published)" if any(name.endswith(" *") for name in names) else ""
-        axes.set(xlabel=f"energy of an image{note}")
+            names.append(found.chip.name)
+        axes.set(xlabel="energy of an image")
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         value_axis(axes, ends)
