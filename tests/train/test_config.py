@@ -262,3 +262,13 @@ def test_the_spiking_network_starts_with_the_weights_of_its_ann_as_they_are(tmp_
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(tensor, ours[name]) for name, tensor in theirs.items())
     assert all(tensor.dim() > 1 for tensor in ours.values()), "weights alone, no initial potentials, no gains"
+
+
+def test_a_start_from_random_weights_is_reported_with_the_two_commands(tmp_path, capsys, monkeypatch):
+    for name, warned in (("vgg11-cifar10", True), ("cnn-mnist", False)):
+        monkeypatch.setattr("sys.argv", [f"ttfs train {name}"])
+        main(bundled(name), None, [*TINY.split(), "--preset", "paper", "--output-dir", str(tmp_path / name)])
+        said = capsys.readouterr().out
+        assert ("warning: the paper starts from the weights of an ANN" in said) == warned
+        command = "ttfs train vgg11-cifar10 --preset paper"
+        assert (f"{command}_ann --output-dir ANN, then {command} --weights ANN" in said) == warned

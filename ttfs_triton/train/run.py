@@ -90,6 +90,12 @@ def train(
         checkpoint, summary = _go_on(config, folder) if config.resume else (None, None)
         if summary is None:
             warn_of_device(accelerator, display.say)
+            starts = config.weights is None and not config.resume
+            if starts and config.preset == "paper" and config.model in ("vgg11", "vgg16"):
+                display.say(
+                    "warning: the paper starts from the weights of an ANN, this run from random ones. Its two stages: "
+                    f"{program()} --preset paper_ann --output-dir ANN, then {program()} --preset paper --weights ANN"
+                )
             with _explained(folder, partial(_advice, folder, config, again, in_program=network is not None)):
                 with _beginning():
                     if network is None and config.network is not None:
