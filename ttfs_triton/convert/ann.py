@@ -175,14 +175,14 @@ class _Reader:
 
     def _order(self, wires: Sequence[Wire], average: int = 1) -> Tensor:
         """The ANN's channel, or feature, that each one on these wires is."""
-        found, start = [], 0
+        orders, start = [], 0
         for wire in wires:
             source, inputs = self._layers.get(wire.source), wire.shape[0] // average
             order = torch.arange(inputs) if source is None or source.order is None else source.order
             places = inputs // len(order)  # of a flattened map
-            found.append(start + (order.view(-1, 1) * places + torch.arange(places)).flatten())
+            orders.append(start + (order.view(-1, 1) * places + torch.arange(places)).flatten())
             start += inputs
-        return torch.cat(found)
+        return torch.cat(orders)
 
     def _normalise(self, call: Call, norm: nn.BatchNorm1d | nn.BatchNorm2d, value: Value) -> Value:
         if value.layer is None or value.active or value.wires[0].route:
@@ -241,10 +241,10 @@ class _Reader:
         return self._sum(layer.potential, layer, self._identity(*value.carried)) if value.carried else layer
 
     def _sum(self, call: Call, one: ANNLayer, other: ANNLayer) -> ANNLayer:
-        found = added(one, other, call)
-        if found is None:
+        total = added(one, other, call)
+        if total is None:
             self._refuse(call, f"an addition of {one.name} and {other.name}, whose kernels cannot become one")
-        return found
+        return total
 
     def _identity(self, value: Value, call: Call) -> ANNLayer:
         """Synapses that hand on activations, with their channels of zeros; `call` made the activations."""
@@ -292,8 +292,8 @@ class _Reader:
         self._fires(replace(value, layer=self._settled(value), carried=None))
 
     def _refuse(self, call: Any, what: str = "") -> NoReturn:
-        found = call.label if isinstance(call, Call) else "several outputs"
-        raise ConversionError(f"convert_ann: model must do without {found}{f', {what}' if what else ''}. {_REMEDY}")
+        culprit = call.label if isinstance(call, Call) else "several outputs"
+        raise ConversionError(f"convert_ann: model must do without {culprit}{f', {what}' if what else ''}. {_REMEDY}")
 
 
 def _shape(call: Call) -> tuple[int, ...]:

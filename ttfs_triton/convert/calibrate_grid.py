@@ -67,8 +67,8 @@ def calibrate_grid(
         check_registers(network)
         for stage in graph.stages:  # until it is each layer's turn; the network's configuration keeps the grid
             stage.layer.put_on_grid(None)  # pyright: ignore[reportCallIssue]
-        found = run_beside(graph, images, batch_size, _outputs, choose, _outputs, _difference)
-    rows = [(stage.name, *found[stage.name]) for stage in graph.weighted]
+        results = run_beside(graph, images, batch_size, _outputs, choose, _outputs, _difference)
+    rows = [(stage.name, *results[stage.name]) for stage in graph.weighted]
     layers = [LayerCalibration(name, before, after, shift) for name, (before, shift), after in rows]
     return Calibration(tuple(layers), len(images), grid)
 
@@ -128,11 +128,11 @@ def run(options: CalibrateOptions) -> Calibration:
         network = model.network.to(images.device)
         scored = len(others) > 0 and len(data.class_names) == len(model.class_names)
         before = _right(network, others, labels) if scored else 0
-        found = calibrate_grid(network, images, grid, progress=lambda name: status.update(f"calibrating {name}"))
-    print_whole(found.table())
-    report = {"calibration.json": found.to_dict()}
+        calibration = calibrate_grid(network, images, grid, progress=lambda name: status.update(f"calibrating {name}"))
+    print_whole(calibration.table())
+    report = {"calibration.json": calibration.to_dict()}
     if scored:
         after = _right(network, others, labels) / len(others)
         print(f"accuracy on {len(others):,} other training images: {before / len(others):.2%} → {after:.2%}")
     write_folder(options.output_dir, model.cpu().state_dict(), model.description, report)
-    return found
+    return calibration

@@ -77,11 +77,11 @@ class Calibration:
         def text(value: float | None) -> str:
             return "constant" if value is None else f"{value:.3f}" if self.grid is None else f"{value:.4f}"
 
-        title, caption, found = f"Calibrated on {self.images} images", "", "correlation with the ANN"
+        title, caption, heading = f"Calibrated on {self.images} images", "", "correlation with the ANN"
         if self.grid is not None:
-            title, found = f"{title} for {self.grid.text()}", "difference rounded"
+            title, heading = f"{title} for {self.grid.text()}", "difference rounded"
             caption = "root mean square, in windows; of the readout in threshold heights"
-        headers = ("layer", found, "calibrated", "mean change of initial potential")
+        headers = ("layer", heading, "calibrated", "mean change of initial potential")
         rows = [(each.name, text(each.before), text(each.after), f"{each.shift:+.3f}") for each in self.layers]
         return Table(title, headers, rows, caption=caption)
 
@@ -117,8 +117,8 @@ def calibrate_network(
         ConversionError: a layer without initial potentials, a network on a grid, or no images.
     Example:
         >>> from ttfs_triton.nn import resnet20
-        >>> found = calibrate_network(resnet20(width=0.25), torch.rand(4, 3, 32, 32))
-        >>> len(found.layers)
+        >>> report = calibrate_network(resnet20(width=0.25), torch.rand(4, 3, 32, 32))
+        >>> len(report.layers)
         19
     """
     graph = network_graph(network, images.shape[1:])
@@ -163,7 +163,7 @@ def run_beside(
     `choose` calibrates each layer, given its batches of inputs and of the reference's outputs, before it runs. Returns,
     by name of the layer, what `choose` gave and what `measure` gives for the outputs of both.
     """
-    found = {}
+    results = {}
 
     def fire(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
         """Outputs of both, the network's first."""
@@ -172,11 +172,11 @@ def run_beside(
         parts = batches(ours, our_skip, batch_size)
         choice = choose(stage, parts, wanted)
         given, expected = torch.cat([outputs(stage, *each) for each in parts]), torch.cat(wanted)
-        found[stage.name] = choice, measure(given, expected)
+        results[stage.name] = choice, measure(given, expected)
         return torch.cat([given, expected])
 
     graph.run(torch.cat([images, images]), fire)
-    return found
+    return results
 
 
 def batches(inputs: Tensor, skip: Tensor | None, batch_size: int) -> Batches:
@@ -266,13 +266,13 @@ def choose_least(parameter: nn.Parameter, error: Callable[[], Tensor], candidate
     best, least = parameter.detach().clone(), None
     for candidate in [best, *candidates]:
         parameter.copy_(candidate)
-        found = error()
+        current = error()
         if len(parameter) == 1:
-            found = found.sum(0, keepdim=True)
+            current = current.sum(0, keepdim=True)
         if least is None:
-            least = found
+            least = current
             continue
-        best, least = torch.where(found < least, candidate, best), torch.minimum(found, least)
+        best, least = torch.where(current < least, candidate, best), torch.minimum(current, least)
     parameter.copy_(best)
 
 

@@ -150,19 +150,21 @@ def convert(
         torch.Size([2, 10])
     """
     weights = source if isinstance(source, Weights) else open_weights(source)
-    found = _recognise(weights, config, trained_as, keep_standardisation, overrides)
-    if not replace_head and classes not in (None, found.config.classes):
+    recognised = _recognise(weights, config, trained_as, keep_standardisation, overrides)
+    if not replace_head and classes not in (None, recognised.config.classes):
         raise ConversionError(
-            f"convert: classes must be {found.config.classes}, as {weights.name} has; got {classes}. "
+            f"convert: classes must be {recognised.config.classes}, as {weights.name} has; got {classes}. "
             "Give replace_head=True (--replace-head) to draw a new readout."
         )
-    layers, notes, state = found.layers, (*weights.steps, *found.notes), found.state
+    layers, notes, state = recognised.layers, (*weights.steps, *recognised.notes), recognised.state
     has_bias = any(key.endswith(".bias") for key in state)
     if overrides.get("bias") is False and has_bias:
         raise ConversionError(
             "convert: bias must be True for a source with biases or batch norm; got False. They would be lost."
         )
-    target = found.config.replace(**{"bias": has_bias, "classes": classes or found.config.classes, **overrides})
+    target = recognised.config.replace(
+        **{"bias": has_bias, "classes": classes or recognised.config.classes, **overrides}
+    )
     if replace_head:
         layers = (*layers[:-1], LayerEntry("readout", ()))
         notes += (f"a new readout for {target.classes} classes, drawn from seed {seed}",)
@@ -178,9 +180,9 @@ def convert(
     load_state(network, drawn | state, f"the weights must be those of {target.specification}")
     report = ConversionReport(
         *(weights.name, weights.format, weights.sha256, weights.revision),
-        *(found.layout, found.config.specification, layers, notes, replace_head),
+        *(recognised.layout, recognised.config.specification, layers, notes, replace_head),
     )
-    return Converted(network, weights, report, found.bounded, found.from_ann)
+    return Converted(network, weights, report, recognised.bounded, recognised.from_ann)
 
 
 def calibrate_converted(

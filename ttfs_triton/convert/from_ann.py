@@ -155,21 +155,21 @@ def convert_ann(
     graph, bounds = network_graph(network, shape), [layer.bound for layer in ann[:-1]]
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
     clips = fit_range(network, images, bounds, percentile=percentile, **options)
-    found = copied = _compare(model, ann, graph, images, clips, batch_size)
+    measured = copied = _compare(model, ann, graph, images, clips, batch_size)
     calibration = None
     if calibrate and psp_persistence > 0:
         calibration = calibrate_network(network, images, **options)
-        found = _compare(model, ann, graph, images, clips, batch_size)
+        measured = _compare(model, ann, graph, images, clips, batch_size)
     losses = [
         LayerLoss(
             *(name, layer.name, layer.folded, clip.mean().item()),
-            clipped=found[name][1],
+            clipped=measured[name][1],
             copied=copied[name][0],
-            calibrated=found[name][0],
+            calibrated=measured[name][0],
         )
         for layer, (name, clip) in zip(ann, clips.items(), strict=False)
     ]
-    logits, others = found[_LOGITS]
+    logits, others = measured[_LOGITS]
     return network, ANNReport(tuple(losses), len(images), 1 - others, logits or 0.0, calibration)
 
 
@@ -207,9 +207,9 @@ def _compare(
                 add(stage.name, spikes * clip, wanted, wanted > clip * (1 + ROUNDING))
             return spikes
 
-        found = graph.run(batch, fire)
-        add(_LOGITS, found, logits, found.argmax(1) != logits.argmax(1))
+        outputs = graph.run(batch, fire)
+        add(_LOGITS, outputs, logits, outputs.argmax(1) != logits.argmax(1))
     return {
         name: ((difference / square) ** 0.5 if square > 0 else None, outside / count)
-        for name, (difference, square, outside, count) in ((name, found.tolist()) for name, found in sums.items())
+        for name, (difference, square, outside, count) in ((name, totals.tolist()) for name, totals in sums.items())
     }

@@ -83,12 +83,12 @@ def _open(content: object, steps: list[str]) -> Mapping[object, object]:
                 f"plain_tensors: weights must be a mapping of names to tensors; got {type(content).__name__}. "
                 "Save model.state_dict(), not the model."
             )
-        found = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
-        if found is None or any(isinstance(value, Tensor) and value.dim() > 0 for value in content.values()):
+        container = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
+        if container is None or any(isinstance(value, Tensor) and value.dim() > 0 for value in content.values()):
             return content
-        beside = sorted(str(name) for name in content if name != found)
-        steps.append(f"opened {found}" + (f", left {', '.join(beside)}" if beside else ""))
-        content = content[found]
+        beside = sorted(str(name) for name in content if name != container)
+        steps.append(f"opened {container}" + (f", left {', '.join(beside)}" if beside else ""))
+        content = content[container]
 
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".th")
@@ -179,21 +179,21 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise WeightsError(f"open_weights: sha256 must be 64 hexadecimal digits; got {sha256!r}.")
     try:
-        name, found = _find(source)
-        digest = found.sha256
-        for expected, origin in ((sha256, "as given"), (found.hub_sha256, "as the Hub says")):
+        name, files = _find(source)
+        digest = files.sha256
+        for expected, origin in ((sha256, "as given"), (files.hub_sha256, "as the Hub says")):
             if expected is not None and digest != expected.lower():
                 raise WeightsError(
                     f"open_weights: {name} must have the SHA-256 {expected.lower()}, {origin}; got {digest}. "
                     "The file is damaged or another one; get it again."
                 )
-        safe = found.weights.suffix == ".safetensors"
-        tensors, steps = plain_tensors(read_weights(found.weights) if safe else _read_pickle(found.weights))
-        config = _read_config(found.config, found.weights if safe else None)
+        safe = files.weights.suffix == ".safetensors"
+        tensors, steps = plain_tensors(read_weights(files.weights) if safe else _read_pickle(files.weights))
+        config = _read_config(files.config, files.weights if safe else None)
     except (LoadError, HubError, OSError) as error:
         raise WeightsError(f"open_weights: {error}") from error
     kind = "safetensors" if safe else "pickle"
-    return Weights(tensors, name, found.weights, kind, digest, found.repo_id, found.commit, config, steps)
+    return Weights(tensors, name, files.weights, kind, digest, files.repo_id, files.commit, config, steps)
 
 
 def _find(source: str | Path) -> tuple[str, ModelFiles]:

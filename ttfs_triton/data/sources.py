@@ -78,11 +78,11 @@ def find_column(rows: Rows, argument: str, name: str | None = None) -> str:
         if name in features:
             return name
         raise ValueError(f"load_images: {argument} must be a column of {rows.where}; got {name!r}. Columns: {columns}.")
-    found = [column for column in usual if column in features]
-    found = found or [column for column, feature in features.items() if isinstance(feature, kind)]
-    if len(found) == 1:
-        return found[0]
-    problem = f"is ambiguous ({' or '.join(found)})" if found else "was not recognised"
+    candidates = [column for column in usual if column in features]
+    candidates = candidates or [column for column, feature in features.items() if isinstance(feature, kind)]
+    if len(candidates) == 1:
+        return candidates[0]
+    problem = f"is ambiguous ({' or '.join(candidates)})" if candidates else "was not recognised"
     raise ValueError(
         f"load_images: {argument} must be named for {rows.where}; got None, and it {problem}. "
         f"Columns: {columns}. Name one with --{argument.replace('_', '-')}."
@@ -126,8 +126,8 @@ def find_labels(
         raise ValueError(f"load_images: labels must be given; got none in row {row} of {where}. Remove the row.")
     names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
     if pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type):
-        found, numbers = np.unique(np.array(values.to_pylist(), dtype=object), return_inverse=True)
-        names = found.tolist()
+        distinct, numbers = np.unique(np.array(values.to_pylist(), dtype=object), return_inverse=True)
+        names = distinct.tolist()
     elif pyarrow.types.is_integer(values.type):
         numbers = values.to_numpy(zero_copy_only=False).astype(np.int64)
     else:
@@ -289,13 +289,13 @@ def divide(files: Sequence[Path]) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
     for file in files:
         classes.setdefault(file.parent.name, []).append(file)
-    found: dict[str, list[Path]] = {"train": [], "test": []}
+    splits: dict[str, list[Path]] = {"train": [], "test": []}
     for name in sorted(classes):
         drawn = sorted(classes[name], key=lambda file: hashlib.sha256(f"{name}/{file.name}".encode()).digest())
         count = 0 if len(drawn) == 1 else max(1, round(TEST_SHARE * len(drawn)))
-        found["test"] += sorted(drawn[:count])
-        found["train"] += sorted(drawn[count:])
-    return found
+        splits["test"] += sorted(drawn[:count])
+        splits["train"] += sorted(drawn[count:])
+    return splits
 
 
 def labelled(

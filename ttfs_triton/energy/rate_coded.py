@@ -173,12 +173,12 @@ def _leaks(neurons: Any) -> bool:
     return not bool((beta == 1).all()) and not any(kind.__name__ == "IFNode" for kind in type(neurons).__mro__)
 
 
-def _refuse(rule: str, found: object) -> NoReturn:
-    raise ValueError(f"count_rate_coded: model must {rule}; got {found}.")
+def _refuse(rule: str, got: object) -> NoReturn:
+    raise ValueError(f"count_rate_coded: model must {rule}; got {got}.")
 
 
 def estimate_rate_coded(
-    found: RateCodedCounts, chip: Chip | str | Path, *, network: str = "network", **options: Any
+    counted: RateCodedCounts, chip: Chip | str | Path, *, network: str = "network", **options: Any
 ) -> Estimate:
     """Energy of one sample of a rate-coded network, in pJ, by layer and term; the counterpart of `estimate`.
 
@@ -186,9 +186,9 @@ def estimate_rate_coded(
     with real-valued inputs does all multiply-accumulates as often as it runs. Batch norm counts as folded; pooling
     costs nothing. `options` are attributes of `RunOptions`, except `steps`.
     """
-    terms = Terms(found.counts, chip, RunOptions(steps=found.steps, **options))
+    terms = Terms(counted.counts, chip, RunOptions(steps=counted.steps, **options))
     for layer in terms.layers:
-        real, every = layer.kind == "analog", found.steps * layer.neurons * (layer.name in found.leaky)
+        real, every = layer.kind == "analog", counted.steps * layer.neurons * (layer.name in counted.leaky)
         if real:
             terms.multiplications(layer, layer.dense_macs, runs=layer.dense_macs / layer.synapses)
         else:
@@ -197,8 +197,8 @@ def estimate_rate_coded(
         terms.neuron_updates(layer, LayerActivity(layer.name, 0.0, every, every), words=1)
         if layer.biases:
             terms.access(layer, "weight reads", every, layer.biases, terms.state_bits)
-        if terms.chip.arithmetic and found.leaky.get(layer.name):
+        if terms.chip.arithmetic and counted.leaky.get(layer.name):
             terms.compute(layer, "leaks", every, "multiply")
         terms.spikes_out(layer.name, layer.spikes, 0 if real else layer.active_inputs)
-    said = f"rate-coded, {found.steps} time steps, in all of which neurons work; batch norm is folded"
-    return terms.estimate(network, f"rate-coded, T = {found.steps}", [said], steps=found.steps)
+    said = f"rate-coded, {counted.steps} time steps, in all of which neurons work; batch norm is folded"
+    return terms.estimate(network, f"rate-coded, T = {counted.steps}", [said], steps=counted.steps)

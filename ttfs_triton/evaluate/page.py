@@ -45,9 +45,9 @@ def write_page(path: Path, data: EvaluationResult) -> Path:
 def render_page(data: EvaluationResult) -> str:
     """The page as HTML text; equal data give equal text. Raises RuntimeError without matplotlib."""
     chips: dict[str, list[Estimate]] = {}  # the headline's chip is first
-    estimates = sorted(data.energy, key=lambda found: found is not headline_energy(data))
-    for found in (*estimates, *(data.comparison.estimates if data.comparison else ())):
-        chips.setdefault(found.chip.name, []).append(found)
+    estimates = sorted(data.energy, key=lambda estimate: estimate is not headline_energy(data))
+    for estimate in (*estimates, *(data.comparison.estimates if data.comparison else ())):
+        chips.setdefault(estimate.chip.name, []).append(estimate)
     return render(
         "page.html",
         data=data,
@@ -104,11 +104,11 @@ def render(template: str, package: str = "ttfs_triton.evaluate", **names: Any) -
 def template_environment(package: str, *, autoescape: bool = True) -> Environment:
     """Jinja environment for templates of a package and of this one; filters format numbers. Undefined names raise."""
     loader = ChoiceLoader([PackageLoader(name, ".") for name in (package, "ttfs_triton.evaluate")])
-    found = Environment(
+    environment = Environment(
         loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    found.filters.update(number=number, percent=percent, small_percent=small_percent)
-    return found
+    environment.filters.update(number=number, percent=percent, small_percent=small_percent)
+    return environment
 
 
 def linked(text: str) -> Markup:
@@ -154,18 +154,18 @@ def decision_lines(at: str, scores: Scores, *, clocked: bool, simulation: Simula
 
 def page_decision(data: EvaluationResult) -> list[str]:
     """`decision_lines` for the figures of a page: those of the simulation, if there is one."""
-    found, scores = data.simulation, (data.images, data.accuracy, data.first_spike_accuracy, data.ties)
-    if found is not None and found.accuracy is not None and found.first_spike_accuracy is not None:
-        scores = found.samples, found.accuracy, found.first_spike_accuracy, found.ties
-    clocked = found is not None or data.network.get("grid") is not None
-    return decision_lines(data.network["readout"], scores, clocked=clocked, simulation=found)
+    simulation, scores = data.simulation, (data.images, data.accuracy, data.first_spike_accuracy, data.ties)
+    if simulation is not None and simulation.accuracy is not None and simulation.first_spike_accuracy is not None:
+        scores = simulation.samples, simulation.accuracy, simulation.first_spike_accuracy, simulation.ties
+    clocked = simulation is not None or data.network.get("grid") is not None
+    return decision_lines(data.network["readout"], scores, clocked=clocked, simulation=simulation)
 
 
 def headlines(data: EvaluationResult) -> list[tuple[str, str, str]]:
     """Headline figures of the page, each as (title, figure, note)."""
     low, high = interval(data.accuracy, data.images)
     spikes = f"{number(data.ties)} tied, {number(data.no_spike)} without an output spike"
-    found = [
+    figures = [
         ("accuracy", percent(data.accuracy), f"95% interval {percent(low, 1)} to {percent(high, 1)}"),
         ("by the first spike", percent(data.first_spike_accuracy), spikes),
     ]
@@ -174,28 +174,28 @@ def headlines(data: EvaluationResult) -> list[tuple[str, str, str]]:
         bits = "weights not rounded" if settings.weight_bits is None else f"{settings.weight_bits}-bit weights"
         note = f"{settings.steps} time steps, {bits}" + (f"; {number(images)} images" if images != data.images else "")
         note += f"; on a chip with {settings.faults.text()}" if settings.faults else ""
-        found.append(("simulated in integers", percent(data.simulation.accuracy), note))
-    found.append(("activity", f"{data.counts.sparsity:.4f}", "spikes a hidden neuron; lower is sparser"))
+        figures.append(("simulated in integers", percent(data.simulation.accuracy), note))
+    figures.append(("activity", f"{data.counts.sparsity:.4f}", "spikes a hidden neuron; lower is sparser"))
     if (estimate := headline_energy(data)) is not None:
-        found.append(_energy_headline(estimate, bound=data.simulation is None))
-    return found
+        figures.append(_energy_headline(estimate, bound=data.simulation is None))
+    return figures
 
 
-def _energy_headline(found: Estimate, *, bound: bool) -> tuple[str, str, str]:
-    total, title = found.total, "energy of an image"
+def _energy_headline(estimate: Estimate, *, bound: bool) -> tuple[str, str, str]:
+    total, title = estimate.total, "energy of an image"
     if total is None:
-        return title, "–", f"{found.chip.name} has no price"
-    shown = total if found.memory_included is None else found.memory_included
-    notes = [found.chip.name + (", memory included" if found.memory_included else ", without memory: no price")]
+        return title, "–", f"{estimate.chip.name} has no price"
+    shown = total if estimate.memory_included is None else estimate.memory_included
+    notes = [estimate.chip.name + (", memory included" if estimate.memory_included else ", without memory: no price")]
     if bound:
         notes.append("an upper bound: not simulated")
-    if found.compute_only:
-        notes.append(f"{energy(found.compute_only.nominal)} by arithmetic alone")
+    if estimate.compute_only:
+        notes.append(f"{energy(estimate.compute_only.nominal)} by arithmetic alone")
     ranged = shown.low != shown.high
     notes.append(f"{energy(shown.low)} to {energy(shown.high)}" if ranged else "no range published")
-    notes.append(f"{found.status} prices")
-    if missing := dict.fromkeys(term.name for term in found.unpriced):
+    notes.append(f"{estimate.status} prices")
+    if missing := dict.fromkeys(term.name for term in estimate.unpriced):
         notes.append(f"{', '.join(missing)} not included")
-    if tables.capacity_unpublished(found.chip):
+    if tables.capacity_unpublished(estimate.chip):
         notes.append("capacity not published")
     return title, energy(shown.nominal), "; ".join(notes)

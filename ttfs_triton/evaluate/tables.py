@@ -57,18 +57,20 @@ NO_PRICE = "no published price"
 def why_missing(*estimates: Estimate) -> dict[str, list[str]]:
     """Names of the terms that are in no sum, by reason; the reason "no published price" is first."""
     why: dict[str, list[str]] = {NO_PRICE: []}
-    for found in estimates:
-        for term in found.unpriced:
-            stated = found.chip.prices.get(term.price_name)
+    for estimate in estimates:
+        for term in estimate.unpriced:
+            stated = estimate.chip.prices.get(term.price_name)
             names = why.setdefault(NO_PRICE if stated is None or stated.amount is None else term.note, [])
             if term.name not in names:
                 names.append(term.name)
     return {reason: names for reason, names in why.items() if names}
 
 
-def not_in_it(found: Estimate) -> str:
+def not_in_it(estimate: Estimate) -> str:
     """Text with the terms that are in no sum, and the reason unless it is an unpublished price."""
-    parts = [", ".join(names) + ("" if why == NO_PRICE else f" ({why})") for why, names in why_missing(found).items()]
+    parts = [
+        ", ".join(names) + ("" if why == NO_PRICE else f" ({why})") for why, names in why_missing(estimate).items()
+    ]
     return "; ".join(parts) or "nothing"
 
 
@@ -80,12 +82,12 @@ def capacity_unpublished(chip: Chip) -> bool:
 def chips_table(estimates: Sequence[Estimate]) -> Table:
     """Table of estimates, one row for each chip."""
     rows = []
-    for found in estimates:
-        missing = not_in_it(found) + ("; capacity not published" if capacity_unpublished(found.chip) else "")
-        cells = (energy_range(found.total), duration(found.latency_us), found.status or "–", missing)
-        rows.append((found.chip.name, *cells))
+    for estimate in estimates:
+        missing = not_in_it(estimate) + ("; capacity not published" if capacity_unpublished(estimate.chip) else "")
+        cells = (energy_range(estimate.total), duration(estimate.latency_us), estimate.status or "–", missing)
+        rows.append((estimate.chip.name, *cells))
     headers = ("chip", "energy", "latency", "weakest status", "what is missing")
-    if all(found.latency_us is None for found in estimates):
+    if all(estimate.latency_us is None for estimate in estimates):
         headers, rows = headers[:2] + headers[3:], [row[:2] + row[3:] for row in rows]
     caption = "Energy of an image at nominal prices; in brackets: all prices at their low end, all at their high end"
     return Table(caption, headers, tuple(rows), (len(headers) - 1,))
@@ -94,54 +96,58 @@ def chips_table(estimates: Sequence[Estimate]) -> Table:
 def comparison_table(comparison: Comparison) -> Table:
     """Table with one row for each way of computing the network; ratios are to the first row."""
     first, rows = comparison.estimates[0], []
-    for found in comparison.estimates:
+    for estimate in comparison.estimates:
         cells = list[str]()
         for measure in ("memory_included", "compute_only"):
-            amount, network = getattr(found, measure), getattr(first, measure)
+            amount, network = getattr(estimate, measure), getattr(first, measure)
             times = amount.nominal / network.nominal if amount and network and network.nominal > 0 else None
             cells += [energy_range(amount), "–" if times is None else f"× {ratio(times)}"]
-        rows.append((found.implementation, *cells, energy_range(found.total), found.status or "–"))
+        rows.append((estimate.implementation, *cells, energy_range(estimate.total), estimate.status or "–"))
     sums = ("memory included", "ratio", "compute only", "ratio", "all priced operations")
     headers = ("computed as", *sums, "weakest status")
     return Table(f"Energy of an image on {first.chip.name}", headers, tuple(rows))
 
 
-def layers_table(found: Estimate) -> Table:
+def layers_table(estimate: Estimate) -> Table:
     """Table of energies, one row for each layer, one column for each kind of operation; sums in the last row."""
     rows = [
         (name, *(_cell(part, kind) for kind in KINDS), energy_range(part.total))
-        for name, part in (*found.parts("layer").items(), ("all", found))
+        for name, part in (*estimate.parts("layer").items(), ("all", estimate))
     ]
-    caption = f"{found.network}, {found.implementation}, on {found.chip.name}: energy of an image"
+    caption = f"{estimate.network}, {estimate.implementation}, on {estimate.chip.name}: energy of an image"
     return Table(caption, ("layer", *KINDS, "total"), tuple(rows))
 
 
-def _cell(found: Estimate, kind: TermKind) -> str:
-    amount = found.of_kind(kind)
+def _cell(estimate: Estimate, kind: TermKind) -> str:
+    amount = estimate.of_kind(kind)
     if amount is not None:
         return energy(amount.nominal)
-    return "–" if any(term.kind == kind for term in found.terms) else ""
+    return "–" if any(term.kind == kind for term in estimate.terms) else ""
 
 
-def terms_table(found: Estimate) -> Table:
+def terms_table(estimate: Estimate) -> Table:
     """Table of energies, one row for each operation over all layers; sums in the last rows."""
     rows = []
-    for name, part in found.parts("name").items():
+    for name, part in estimate.parts("name").items():
         kind, counts = part.terms[0].kind, [term.count for term in part.terms if term.count is not None]
         count = f"{sum(counts):,.6g}" + (" µs" if kind == "static" else "") if counts else "–"
         prices = ", ".join(dict.fromkeys(term.price_name.replace("_", " ") for term in part.terms))
         status = weakest(term.status for term in part.terms) or "–"
         rows.append((name, kind, count, energy_range(part.total), prices, status))
-    sums = {"compute only": found.compute_only, "memory included": found.memory_included, "all priced": found.total}
+    sums = {
+        "compute only": estimate.compute_only,
+        "memory included": estimate.memory_included,
+        "all priced": estimate.total,
+    }
     rows += [(name, "sum", "", energy_range(amount), "", "") for name, amount in sums.items()]
-    caption = f"Terms and their sums; weakest status {found.status or '–'}"
+    caption = f"Terms and their sums; weakest status {estimate.status or '–'}"
     return Table(caption, ("term", "kind", "count", "energy", "price", "status"), tuple(rows), (4,))
 
 
 def prices_table(estimates: Sequence[Estimate]) -> Table:
     """Table of all prices used on one chip, with their sources."""
     uses: dict[tuple[str, str], list[Term]] = {}
-    for term in (term for found in estimates for term in found.terms):
+    for term in (term for estimate in estimates for term in estimate.terms):
         uses.setdefault((term.price_name, term.price.source if term.price else "–"), []).append(term)
     rows = []
     for (name, source), terms in uses.items():
@@ -152,17 +158,17 @@ def prices_table(estimates: Sequence[Estimate]) -> Table:
 
 def small_print(*estimates: Estimate) -> list[str]:
     """Assumptions, excluded terms and warnings, in sentences."""
-    lines = [line for found in estimates for line in found.assumptions]
-    for found in estimates:
-        who = f"{found.implementation}: " if len(estimates) > 1 else ""
-        lines += [f"excluded: {who}{', '.join(names)} ({why})" for why, names in why_missing(found).items()]
-    lines += [f"warning: {line}" for found in estimates for line in found.warnings]
+    lines = [line for estimate in estimates for line in estimate.assumptions]
+    for estimate in estimates:
+        who = f"{estimate.implementation}: " if len(estimates) > 1 else ""
+        lines += [f"excluded: {who}{', '.join(names)} ({why})" for why, names in why_missing(estimate).items()]
+    lines += [f"warning: {line}" for estimate in estimates for line in estimate.warnings]
     return list(dict.fromkeys(lines))
 
 
-def print_estimate(found: Estimate) -> None:
+def print_estimate(estimate: Estimate) -> None:
     """Print one estimate: layers, terms, sums, assumptions and warnings."""
-    _print(small_print(found), layers_table(found), terms_table(found))
+    _print(small_print(estimate), layers_table(estimate), terms_table(estimate))
 
 
 def print_comparison(comparison: Comparison, told: Sequence[str] = ()) -> None:
@@ -173,7 +179,7 @@ def print_comparison(comparison: Comparison, told: Sequence[str] = ()) -> None:
 
 def print_chips(estimates: Sequence[Estimate], told: Sequence[str] = ()) -> None:
     """Print the table of estimates on several chips, and their warnings, except those in `told`."""
-    warnings = dict.fromkeys(f"warning: {line}" for found in estimates for line in found.warnings)
+    warnings = dict.fromkeys(f"warning: {line}" for estimate in estimates for line in estimate.warnings)
     _print([line for line in warnings if line not in told], chips_table(estimates))
 
 

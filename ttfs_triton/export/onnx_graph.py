@@ -58,25 +58,25 @@ def to_onnx(
     Source: Wei et al., ICCV 2023, Eq. 6-8.
     """
     onnx = require("to_onnx", "onnx", "onnx")
-    found = network_graph(network, image_shape)
+    structure = network_graph(network, image_shape)
     pixels = "pixels as mean and std of the network's encoder expect them; the model normalises"
     about = metadata(
-        *("to_onnx", network, found, class_names, dataset),
+        *("to_onnx", network, structure, class_names, dataset),
         window="1.0; spike of layer l at time t: activation (l + 1) - t in [0, 1], 0 is silent",
-        input="pixels in [0, 1]" if found.encoder.kind == "latency" else pixels,
+        input="pixels in [0, 1]" if structure.encoder.kind == "latency" else pixels,
         outputs="logits; spike_times in windows from the output window's start, inf is silent; activations by layer",
     )
     graph, layers = _Graph(onnx), []
     values: dict[str | None, _Value] = {None: _Value(graph, "images")}
-    *others, last = found.stages
+    *others, last = structure.stages
     for stage in others:
         graph.layer = f"{stage.name}.activations" if stage.name in RESERVED else stage.name
         arriving, skip = _arriving(values, stage), None if stage.skip is None else _skip(stage, values)
         values[stage.name] = _activations(stage.layer, arriving, skip).named(graph.layer)
         layers.append(values[stage.name].name)
     graph.layer = last.name
-    outputs = _readout(found.readout, _arriving(values, last))
-    model = graph.model([*outputs, *(layers if hidden else [])], ["N", *found.image_shape])
+    outputs = _readout(structure.readout, _arriving(values, last))
+    model = graph.model([*outputs, *(layers if hidden else [])], ["N", *structure.image_shape])
     onnx.helper.set_model_props(model, about)
     onnx.checker.check_model(model, full_check=True)
     return model

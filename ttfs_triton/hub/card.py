@@ -100,8 +100,8 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
     steps = CARD_STEPS if graph.grid is None else graph.grid.time_steps
     others = None if graph.grid is None else ()  # a grid has no other steps
     energies = {} if facts.counts is None else _energy(facts.counts, chips, RunOptions(steps=steps), others)
-    if (found := facts.results) is not None:
-        scores = found.test_images, found.test_accuracy, found.test_first_spike_accuracy, found.ties
+    if (results := facts.results) is not None:
+        scores = results.test_images, results.test_accuracy, results.test_first_spike_accuracy, results.ties
         energies["decision"] = decision_lines(graph.readout.at, scores, clocked=graph.grid is not None)
     return energies | {
         "facts": facts,
@@ -128,10 +128,10 @@ def _energy(counts: Counts, chips: Sequence[str], options: RunOptions, others: S
     """Rows of the energy table by `CARD_HEADERS`, each with its assumptions, and the verdict in sentences."""
     rows = []
     for chip in map(load_chip, chips):
-        found, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
-        sums = (found.memory_included, dense.memory_included, found.compute_only, dense.compute_only, found.total)
-        cells = (chip.name, *map(energy_range, sums), found.status or "–", not_in_it(found))
-        rows.append({"cells": cells, "lines": (*found.assumptions, *found.warnings)})
+        spiking, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
+        sums = (spiking.memory_included, dense.memory_included, spiking.compute_only, dense.compute_only, spiking.total)
+        cells = (chip.name, *map(energy_range, sums), spiking.status or "–", not_in_it(spiking))
+        rows.append({"cells": cells, "lines": (*spiking.assumptions, *spiking.warnings)})
     return {"energy": rows, "verdict": verdict(counts, fair_chip(counts, chips, options), options, others).sentences()}
 
 

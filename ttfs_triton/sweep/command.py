@@ -153,12 +153,12 @@ class Sweep:
             name = ",".join(f"{kind}={value}" for kind, value in vars(faults).items() if value)
             path = self.options.output_dir / "evaluations" / network.name / place / name / MAIN_FILE
             key = hashlib.sha256(to_json(made_of | {"settings": settings.model_dump()})).hexdigest()
-            if (found := _saved(path, key)) is None:
+            if (evaluation := _saved(path, key)) is None:
                 measured = loaded if grid is None else self._calibrated(network, grid, data)
-                found = self._measure(settings, measured, data.test)
+                evaluation = self._measure(settings, measured, data.test)
                 make_folder(path.parent)
-                write_json(path, found | {"key": key})
-            self.rows.append(row := row_of(identity, found, summary))
+                write_json(path, evaluation | {"key": key})
+            self.rows.append(row := row_of(identity, evaluation, summary))
             accuracies = f"accuracy {row['accuracy']:.2%}, simulated {row['simulated_accuracy']:.2%}"
             say(f"{network.name}, {label(row)}: {accuracies}, activity {row['sparsity']:.4f}")
             write_text(self.options.output_dir / f"{NAME}.csv", csv_text(self.rows))
@@ -193,10 +193,10 @@ class Sweep:
 def _saved(path: Path, key: str) -> dict[str, Any] | None:
     """Content of an evaluation.json with this key; None if it is missing, damaged or of another setting."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("key") == key else None
+    return saved if isinstance(saved, dict) and saved.get("key") == key else None
 
 
 ERRORS = (ValueError, RuntimeError, OSError, MemoryError, Interrupted)
