@@ -103,7 +103,8 @@ ANN's clamped ReLU.
 
     def of_any_persistence(self) -> Neuron:
         """The neuron with any σ > 0 replaced by 1."""
-        return Neuron.unpack((1.0, *self.pack()[1:])) if self.has_slope else self
+        others = self.derivative_clip, self.surrogate_width, self.split_gradient
+        return Neuron(1.0, *others) if self.has_slope else self
 
     @staticmethod
     @lru_cache  # every pass unpacks, and validating takes microseconds
