@@ -2,7 +2,8 @@
 fixtures that several folders share.
 """
 
-import importlib
+import dataclasses
+import importlib.util
 import os
 import shutil
 import sys
@@ -72,6 +73,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _on_cuda(item: pytest.Item) -> bool:
     case = getattr(item, "callspec", None)
     return case is not None and case.params.get("device") == "cuda"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_interpreter() -> Iterator[None]:
+    """Turn off the check of every integer sum for overflow in Triton's interpreter, which takes half of its time."""
+    if importlib.util.find_spec("triton") is None:
+        yield
+        return
+    from triton.runtime.interpreter import interpreter_builder
+
+    options = interpreter_builder.options
+    interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=False)
+    yield
+    interpreter_builder.options = options
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

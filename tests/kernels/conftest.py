@@ -3,7 +3,6 @@
 Triton kernels run on the GPU if there is one, else in Triton's interpreter on the CPU.
 """
 
-import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -31,20 +30,6 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
     yield
     torch.compiler.reset()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _quick_interpreter() -> Iterator[None]:
-    """Turn off the interpreter's check of every integer sum for overflow, which takes half of its time."""
-    if not HAS_TRITON:
-        yield
-        return
-    from triton.runtime.interpreter import interpreter_builder
-
-    options = interpreter_builder.options
-    interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=False)
-    yield
-    interpreter_builder.options = options
 
 
 @pytest.fixture(autouse=True)

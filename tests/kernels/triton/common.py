@@ -32,8 +32,8 @@ BLOCKS = (Config(32, 16, 16, 4, 1, group=1), Config(16, 32, 16, 4, 2, group=2), 
 
 
 def examples(count: int) -> settings:
-    """This many examples on a GPU, a sixth in the interpreter, which takes about a second for each."""
-    return settings(max_examples=-(-count // 6) if INTERPRETING else count)
+    """This many examples on a GPU, a third in the interpreter, which takes about a second for each."""
+    return settings(max_examples=-(-count // 3) if INTERPRETING else count)
 
 
 def problem_of(kind: Kind) -> Problem:
