@@ -109,7 +109,7 @@ class EncodedImages:
         if row not in self.black:
             logger.warning("%s cannot be decoded (%s); it is black.", name, reason)
         self.black.add(row)
-        if len(self.black) > self.most_black or getattr(error, "errno", None):  # damage has no number
+        if len(self.black) > self.most_black or getattr(error, "errno", None):  # set where a file cannot be read
             raise DataLostError(
                 f"images_at: all but {self.most_black} images must be readable to the end; got {name} ({reason}). "
                 "Put it back, or raise --max-bad-images."
