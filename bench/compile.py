@@ -5,9 +5,9 @@
 
 Compiled are the default blocks of all layers of the networks and, without --shapes, those of shapes-compile.json. The
 exit status is 1 if a kernel is refused; `_kernels_compile.py` lists the reasons. A table shows every compiled kernel.
-The result file has one row for each chip and kernel, of a contraction for each of its blocks, with the layers that
-launch it: the most registers, spills and KiB of shared memory, and the fewest programs that fit on a processor, over
-these layers, dtypes and σ. For all four chips these are at most 200 rows.
+The result file has one row for each chip and kernel, of a contraction for each of its blocks, with Triton's version and
+the layers that launch it: the most registers, spills and KiB of shared memory, and the fewest programs that fit on a
+processor, over these layers, dtypes and σ. For four chips and two versions of Triton these are at most 200 rows.
 """
 
 import dataclasses
@@ -57,8 +57,8 @@ def run(options: Options) -> int:
     codes = build_all(kernels, min(options.workers, len(kernels)))
     rows = [row(kernel, code) for kernel, code in zip(kernels, codes, strict=True)]
     show(rows)
-    about = bench.environment(torch.device("cpu")) | {"triton": triton.__version__}
-    bench.write(options.output, "kernels-compile", summary(rows), about)
+    lines = [{"triton": triton.__version__} | line for line in summary(rows)]
+    bench.write(options.output, "kernels-compile", lines, bench.environment(torch.device("cpu")))
     return int(any(row["verdict"] != "ok" for row in rows))
 
 
