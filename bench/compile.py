@@ -35,6 +35,7 @@ class Options:
     dtypes: tuple[Number, ...] = tuple(FORMATS)  # tf32 is float32 with rounded products
     sigma: tuple[float, ...] = (1.0, 0.0)  # σ of the neurons: 1 is the paper's neuron, 0 an ANN's clamped ReLU
     targets: tuple[Target, ...] = tuple(TARGETS)  # chips to compile for
+    kernels: tuple[str, ...] = ()  # names of kernels, as in the table; without any, all kernels
     workers: int = os.cpu_count() or 1  # number of processes that compile
     output: Path = bench.RESULTS  # folder of the CSV file
 
@@ -54,6 +55,8 @@ def run(options: Options) -> int:
 
     layers = load(options.shapes) + (load(HARD_SHAPES) if options.shapes == SHAPES else [])
     kernels = default_kernels(layers, options.targets, options.dtypes, options.sigma, options.batch_size)
+    if options.kernels:
+        kernels = [kernel for kernel in kernels if kernel.launch().kernel.__name__ in options.kernels]
     codes = build_all(kernels, min(options.workers, len(kernels)))
     rows = [row(kernel, code) for kernel, code in zip(kernels, codes, strict=True)]
     show(rows)
