@@ -1,4 +1,4 @@
-"""Batch norm of spiking layers and networks: folds, running statistics, readers of plain layers."""
+"""Batch norm of spiking layers and networks: folds, running statistics; whitened encoders."""
 
 from copy import deepcopy
 
@@ -21,60 +21,55 @@ from ttfs_triton.nn import (
 )
 from ttfs_triton.nn.prepare import unfold_batch_norm
 
-SIGMAS = [0.0, 0.25, 1.0]
 
-
-def trained(sigma, specification="8C2-6C3-P2-(6C3-6C3)-A2-4C3-10", encoder="analog"):
+def trained(sigma, encoder):
     """A network in float64 whose statistics are those of some batches."""
-    neuron = Neuron(psp_persistence=sigma, surrogate_width=0.5)
-    size = {"in_channels": 2, "image_size": (13, 13), "classes": 3, "encoder": encoder}
-    network = TTFSNetwork(NetworkConfig(specification, neuron=neuron, batch_norm=True, **size)).double()
+    options = {"neuron": Neuron(sigma, surrogate_width=0.5), "batch_norm": True, "encoder": encoder}
+    config = NetworkConfig("8C2-6C3-P2-(6C3-6C3)-A2-4C3-10", 2, (13, 13), 3, **options)
+    network = TTFSNetwork(config).double()
     for _ in range(40):
         network(torch.rand(16, 2, 13, 13).double())
     return network.eval()
 
 
-@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("sigma", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("encoder", ["analog", "signed"])
-def test_a_folded_network_is_the_one_in_evaluation(sigma, encoder):
-    network, images = trained(sigma, encoder=encoder), torch.rand(9, 2, 13, 13).double()
-    folded = deepcopy(network)
+def test_a_folded_network_is_the_one_in_evaluation_and_is_unfolded_again(sigma, encoder):
+    network, images = trained(sigma, encoder), torch.rand(700, 2, 13, 13).double()
+    folded, few = deepcopy(network), images[:9]
     folded.fold_batch_norm()
-    torch.testing.assert_close(folded(images), network(images))
+    torch.testing.assert_close(folded(few), network(few))
+    for ours, plain in zip(network_graph(network).weighted, network_graph(folded).weighted, strict=True):
+        for one, other in zip(ours.synapses(), plain.synapses(), strict=True):  # which counts and exports read
+            torch.testing.assert_close(one, other)
     assert not folded.config.batch_norm
     assert not any("batch_norm" in name for name in folded.state_dict())
     again = TTFSNetwork(folded.config).double()
     again.load_state_dict(folded.state_dict())
-    assert torch.equal(again.eval()(images), folded(images))
+    assert torch.equal(again.eval()(few), folded(few))
     before = deepcopy(network.state_dict())
-    torch.testing.assert_close(fold_batch_norm(deepcopy(network))(images), network(images))
+    torch.testing.assert_close(fold_batch_norm(deepcopy(network))(few), network(few))
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)  # evaluation changes no statistics
-    for each in (network, folded):
-        each.put_on_grid(Grid(16, 8))  # which folds first
-    assert torch.equal(network(images), folded(images))
 
+    unfolded = TTFSNetwork(network.config).double()
+    unfold_batch_norm(unfolded, folded, images)
+    torch.testing.assert_close(unfolded.eval()(few), folded(few))
+    # Statistics are those of the images: a training step's normalisation changes next to nothing.
+    running = unfolded.features.conv2.batch_norm.running_mean
+    mean = running.clone()
+    unfolded.train()(images)
+    torch.testing.assert_close(running, mean, rtol=1e-3, atol=1e-3)
 
-def test_a_folded_whitened_encoder_without_bias_fits_its_configuration():
-    network = TTFSNetwork(NetworkConfig("8C2-4C3", encoder="whitened", batch_norm=True, bias=False))
-    network.fold_batch_norm()
-    TTFSNetwork(network.config).load_state_dict(network.state_dict())
+    for model in (network, folded):
+        model.put_on_grid(Grid(16, 8))  # which folds first
+    assert torch.equal(network(few), folded(few))
 
 
 def test_counting_leaves_a_frozen_batch_norm_frozen():
-    network = trained(1.0).float().train()
+    network = TTFSNetwork(NetworkConfig("4C3-4C3", batch_norm=True)).train()
     network.features.conv2.batch_norm.eval()
-    count(network, [torch.rand(2, 2, 13, 13)])
+    count(network, [torch.rand(2, 1, 28, 28)])
     assert not network.features.conv2.normalises
-
-
-@pytest.mark.parametrize("sigma", SIGMAS)
-def test_exports_and_simulator_see_plain_layers(sigma):
-    network = trained(sigma).float()
-    folded = deepcopy(network)
-    folded.fold_batch_norm()
-    for ours, plain in zip(network_graph(network).weighted, network_graph(folded).weighted, strict=True):
-        for one, other in zip(ours.synapses(), plain.synapses(), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_running_statistics_are_a_mean_and_later_a_moving_one():
@@ -102,8 +97,8 @@ def test_whitened_patches_are_uncorrelated():
 
 
 @pytest.mark.parametrize(("convolutions", "channels", "side"), [(2, 3, 32), (3, 3, 32), (2, 1, 28)])
-def test_cifarnet_has_its_shape(convolutions, channels, side):
-    network = cifarnet(side, channels, 7, width=0.25, convolutions=convolutions)
+def test_cifarnet_has_its_shape_and_folds_into_its_configuration(convolutions, channels, side):
+    network = cifarnet(side, channels, 7, width=0.25, convolutions=convolutions, bias=False)
     assert network(torch.rand(2, channels, side, side)).shape == (2, 7)
     layers = [stage.shape[0] for stage in network_graph(network).stages[:-1]]
     assert layers == [8 * channels, *[16] * convolutions, *[64] * 2 * convolutions]
@@ -112,21 +107,5 @@ def test_cifarnet_has_its_shape(convolutions, channels, side):
     starts = [norm.bias.mean().item() for norm in network.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
     plain = [0.0] * (convolutions - 1)
     assert starts == pytest.approx([-0.4, *plain] * 2 + [-0.4, *plain[:-1], -0.4])
-
-
-@pytest.mark.parametrize("sigma", SIGMAS)
-@pytest.mark.parametrize("encoder", ["analog", "signed"])
-def test_a_plain_network_is_unfolded_into_the_same_one(sigma, encoder):
-    normalised = trained(sigma, encoder=encoder)
-    plain = deepcopy(normalised)
-    plain.fold_batch_norm()
-    images = torch.rand(700, 2, 13, 13).double()
-    other = TTFSNetwork(normalised.config).double()
-    unfold_batch_norm(other, plain, images)
-    torch.testing.assert_close(other.eval()(images[:9]), plain(images[:9]))
-    # Statistics are those of the images: a training step's normalisation changes next to nothing.
-    other.train()
-    conv = other.features.conv2
-    before = conv.batch_norm.running_mean.clone()
-    other(images)
-    torch.testing.assert_close(conv.batch_norm.running_mean, before, rtol=1e-3, atol=1e-3)
+    network.fold_batch_norm()
+    TTFSNetwork(network.config).load_state_dict(network.state_dict())

@@ -19,15 +19,12 @@ def test_spike_times_are_in_the_window_of_the_layer():
 def test_latency_encoder_refuses_what_it_was_not_told_to_map():
     with pytest.raises(TypeError, match=r"floating point in \[0, 1\]; got torch\.uint8\. Divide 8-bit"):
         LatencyEncoder()(torch.zeros(2, dtype=torch.uint8))
-    for wrong, found in (([0.0, 255.0], "0 to 255"), ([-1.8, 2.0], "-1.8 to 2"), ([math.nan, 0.5], "nan to nan")):
-        with pytest.raises(ValueError, match=rf"images must be in \[0, 1\]; got {found}\. Scale them"):
-            LatencyEncoder()(torch.tensor(wrong))
-    assert torch.equal(LatencyEncoder()(torch.tensor([-1e-3, 1.001])), torch.tensor([0.0, 1.0]))  # rounding
-    assert LatencyEncoder()(torch.zeros(0, 3)).shape == (0, 3)
     encoder = LatencyEncoder()
-    encoder(torch.zeros(2))
-    with pytest.raises(ValueError, match=r"images must be in \[0, 1\]; got"):
-        encoder(torch.tensor([0.5, 255.0]))  # not the first batch alone
+    assert encoder(torch.tensor([-1e-3, 1.001])).tolist() == [0.0, 1.0]  # rounding
+    assert encoder(torch.zeros(0, 3)).shape == (0, 3)
+    for wrong, got in (([0.0, 255.0], "0 to 255"), ([-1.8, 2.0], "-1.8 to 2"), ([math.nan, 0.5], "nan to nan")):
+        with pytest.raises(ValueError, match=rf"images must be in \[0, 1\]; got {got}\. Scale them"):
+            encoder(torch.tensor(wrong))
 
 
 def test_latency_encoder_waits_for_no_device_in_training(watched_device):
@@ -55,7 +52,6 @@ def test_latency_encoder_waits_for_no_device_in_training(watched_device):
     options=st.fixed_dictionaries({"bias": st.booleans(), "weight_standardisation": st.booleans()}),
     seed=st.integers(0, 2**20),
 )
-@torch.no_grad()
 def test_encoders_read_normalised_pixels(kind, sigma, stride, padding, options, seed):
     """A signed encoder's neurons fire by the paper's rule, an analog one clamps. Padding is the mean image."""
     mean, std = (0.4, 0.6), (0.2, 0.3)
@@ -70,17 +66,9 @@ def test_encoders_read_normalised_pixels(kind, sigma, stride, padding, options, 
     potential = F.conv2d(x, weight, layer.bias, stride, padding)
     slope = sigma * F.conv2d((x > 0).double(), weight, None, stride, padding)
     expected = fire(potential, slope)[0] if sigma else potential.clamp(0, 1)
-    found = layer(images)
-    torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
-    assert found.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("kind", [AnalogEncoder, SignedEncoder])
-def test_encoders_learn_and_keep_mean_and_std_out_of_the_state_dict(kind):
-    encoder, x = kind(3, 4, 3, mean=[0.5] * 3, std=[0.25] * 3), torch.rand(8, 3, 5, 5)
-    assert set(encoder.state_dict()) == {"weight", "bias", "weight_gain"}
-    other = kind(3, 4, 3)
-    other.load_state_dict(encoder.state_dict())
-    torch.testing.assert_close(encoder(x), other((x - 0.5) / 0.25))
-    encoder(x).square().sum().backward()
-    assert all(parameter.grad.abs().sum() > 0 for parameter in encoder.parameters())
+    spikes = layer(images)
+    torch.testing.assert_close(spikes, expected, atol=1e-9, rtol=0)
+    assert spikes.is_contiguous(memory_format=torch.channels_last)
+    spikes.square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in layer.parameters())
+    assert not {"mean", "std"} & layer.state_dict().keys()

@@ -9,24 +9,12 @@ from ttfs_triton.nn.config import Convolution, Dense, Pool, parse_specification
 
 
 def test_parse_reads_the_papers_network_strides_spaces_and_blocks():
-    assert parse_specification("16C5-P2-32C5p0-P2-128") == (
-        Convolution(16, 5, padding=2, stride=1),
-        Pool(2, 2),
-        Convolution(32, 5, padding=0, stride=1),
-        Pool(2, 2),
-        Dense(128),
-    )
+    papers = (Convolution(16, 5, 2, 1), Pool(2, 2), Convolution(32, 5, 0, 1), Pool(2, 2), Dense(128))
+    assert parse_specification("16C5-P2-32C5p0-P2-128") == papers
     assert parse_specification("8C1p0s3 - P3p1s2") == (Convolution(8, 1, padding=0, stride=3), Pool(3, 2, padding=1))
     block = Convolution(8, 3, padding=1, stride=2), Convolution(8, 3, padding=1, stride=1, skip=1)
-    assert parse_specification("4C3-(8C3s2 - 8C3)x2-P2-(16-16-16)") == (
-        Convolution(4, 3, padding=1, stride=1),
-        *block,
-        *block,
-        Pool(2, 2),
-        Dense(16),
-        Dense(16),
-        Dense(16, skip=2),
-    )
+    blocks = (Convolution(4, 3, 1, 1), *block, *block, Pool(2, 2), Dense(16), Dense(16), Dense(16, skip=2))
+    assert parse_specification("4C3-(8C3s2 - 8C3)x2-P2-(16-16-16)") == blocks
 
 
 @pytest.mark.parametrize(
@@ -59,25 +47,19 @@ ANALOG = {"specification": "8C3-P2-16", "in_channels": 3, "encoder": "analog"}
     "config",
     [
         NetworkConfig(**ANALOG, image_size=(32, 24), mean=(0.1,) * 3, std=(1.0,) * 3, neuron=Neuron(0.25, None)),
-        NetworkConfig("16C5-P2-128", batch_norm=True, dropout=0.5, width=0.5),
         NetworkConfig("128", grid=Grid(4, 2, per_channel=False)),
     ],
 )
-def test_config_goes_through_json(config):
-    assert NetworkConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-
-
-def test_config_is_written_flat():
+def test_config_goes_through_json_flat(config):
     """The keys of config.json. Older files have three more."""
-    written = NetworkConfig("128", neuron=Neuron(0.25, None)).to_dict()
+    written = json.loads(json.dumps(config.to_dict()))
+    assert NetworkConfig.from_dict(written) == config
     assert " ".join(written) == (
         "specification in_channels image_size classes width encoder mean std readout bias weight_standardisation "
         "initial_gain batch_norm dropout grid psp_persistence derivative_clip surrogate_width split_gradient"
     )
-    assert (written["psp_persistence"], written["derivative_clip"]) == (0.25, None)
     older = {"backend": "triton", "neuron": "dft", "max_value": 1.0}
-    assert NetworkConfig.from_dict(written | older).to_dict() == written
-    assert NetworkConfig.from_dict({"specification": "128", "psp_persistence": 0.5}).neuron == Neuron(0.5)
+    assert NetworkConfig.from_dict(written | older) == config
 
 
 @pytest.mark.parametrize(
@@ -103,22 +85,23 @@ def test_fields_that_exclude_each_other_are_refused(values, message):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "values"),
     [
-        *(("encoder", value) for value in ("rate", ["latency"])),
-        ("readout", "count"),
-        *(("in_channels", value) for value in (0, 2**12 + 1)),
-        *(("classes", value) for value in (10**12, 10.0, True, "10")),
-        *(("image_size", value) for value in ([28], [28, "28"], [28, 10**6], [28.0, 28], None)),
-        *(("width", value) for value in (0.0, 1e308, 10**400, float("nan"), True)),
-        *(("initial_gain", value) for value in (float("inf"), -1)),
-        *(("dropout", value) for value in (1.0, -0.1)),
-        *(("mean", value) for value in ([0.5, 0.0, 1e300], [0.5, None, 1], 10**400)),
-        ("std", [0.5, 0.0, 1.0]),
-        *(("bias", value) for value in ("no", 1)),
+        ("encoder", ("rate", ["latency"])),
+        ("readout", ("count",)),
+        ("in_channels", (0, 2**12 + 1)),
+        ("classes", (10**12, 10.0, True, "10")),
+        ("image_size", ([28], [28, "28"], [28, 10**6], [28.0, 28], None)),
+        ("width", (0.0, 1e308, 10**400, float("nan"), True)),
+        ("initial_gain", (float("inf"), -1)),
+        ("dropout", (1.0, -0.1)),
+        ("mean", ([0.5, 0.0, 1e300], [0.5, None, 1], 10**400)),
+        ("std", ([0.5, 0.0, 1.0],)),
+        ("bias", ("no", 1)),
     ],
 )
-def test_values_of_another_type_or_range_are_refused(field, value):
+def test_values_of_another_type_or_range_are_refused(field, values):
     """Exactly what JSON gives back: true is no number and 10.0 no count."""
-    with pytest.raises(ValueError, match=rf"for NetworkConfig\n{field}[.\n].*"):
-        NetworkConfig.from_dict({**ANALOG, field: value})
+    for value in values:
+        with pytest.raises(ValueError, match=rf"for NetworkConfig\n{field}[.\n].*"):
+            NetworkConfig.from_dict({**ANALOG, field: value})
