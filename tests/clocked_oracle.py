@@ -29,8 +29,8 @@ class Neurons:
     """A layer of equal neurons.
 
     Attributes:
-        units: weight unit of each channel, threshold heights.
-        initial: potential of each channel, threshold heights.
+        units: weight units of the channels, threshold heights.
+        initial: initial potentials of the channels, threshold heights.
     """
 
     weights: np.ndarray
@@ -40,29 +40,29 @@ class Neurons:
     gating: bool = True
     psp_persistence: float = 1.0
     threshold: float = 1.0
-    register: int | None = None  # largest slope and potential, at which they saturate after each step
+    register: int | None = None  # largest slope and potential, at which they saturate after every step
     work: Work = field(default_factory=Work)
 
     def stamps(self, indices: np.ndarray) -> np.ndarray:
         """Steps of spikes from the indices of their instants; the steps of the window if silent."""
-        steps = [step for _, step in self.instants()]
-        return np.array([*steps, steps[-1] + 1])[indices]
+        return (indices - 1).clip(0)
 
-    def instants(self) -> list[tuple[int, int]]:
-        """(half steps, stamp) of each comparison."""
-        return [(0, 0), *((2 * k + 1, k) for k in range(self.steps))]
+    def instants(self) -> list[int]:
+        """Half steps at which neurons compare."""
+        return [0, *range(1, 2 * self.steps, 2)]
 
     def run(self, events: list[tuple[int, int]], channel: int, last: int | None = None) -> tuple[int | None, int, int]:
         """One neuron: events are (step, weight); it stops behind instant `last` at the latest, −1 to never compare.
 
-        Returns the index of the instant of its spike, and potential and slope before its own window.
+        Returns the index of the instant of its spike, and potential and slope before the window in which it fires.
         """
         work, slope, arrived = self.work, 0, False
         potential = self._held(round(self.initial[channel] * self.steps / self.units[channel]))
         for step in range(self.steps):
-            for _, weight in (event for event in events if event[0] == step):
-                slope, arrived = slope + weight, True
-                work.synaptic_operations += 1
+            for arrival, weight in events:
+                if arrival == step:
+                    slope, arrived = slope + weight, True
+                    work.synaptic_operations += 1
             slope = self._held(slope)
             if arrived or not self.gating:
                 potential = self._held(potential + slope)
@@ -78,7 +78,7 @@ class Neurons:
         height = decrement * 2 * self.steps
         share = round(self.psp_persistence * FRACTION)
         value = potential * 2 * FRACTION
-        for index, (now, _) in enumerate(self.instants()):
+        for index, now in enumerate(self.instants()):
             if last is not None and index > last:
                 break
             if now > 0 and share and moves:
@@ -101,7 +101,7 @@ def layer(
     Args:
         steps: [N, C_in], or of a convolution [N, C_in, H, W].
         last: [N], see `Neurons.run`; the same for all neurons of a sample.
-        geometry: stride, padding and dilation, a pair each, and groups of a convolution.
+        geometry: stride, padding and dilation (pairs), and groups of a convolution.
     """
     shapes = steps.shape, neurons.weights.shape
     places = linear_neurons(*shapes) if geometry is None else conv2d_neurons(*shapes, *geometry)
@@ -116,6 +116,6 @@ def layer(
 
 
 def earliest(steps: np.ndarray, kernel: int) -> np.ndarray:
-    """Earliest stamp of each patch of [N, C, H, W], one at each place."""
+    """Earliest stamps of the patches of [N, C, H, W], at all places."""
     windows = np.lib.stride_tricks.sliding_window_view(steps, (kernel, kernel), (2, 3))
     return windows.min((4, 5))

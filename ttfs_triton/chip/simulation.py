@@ -32,7 +32,7 @@ class SimulationSettings:
 
     @classmethod
     def of(cls, grid: Grid | None, **chosen: Any) -> SimulationSettings:
-        """Settings in which the value "network" is replaced by the grid's own, or by the default without a grid."""
+        """Settings in which the value "network" is the grid's, or the default without a grid."""
         usual: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(cls)}
         if grid is not None:
             usual |= {"steps": grid.time_steps, **grid.to_dict()}
@@ -50,10 +50,8 @@ class Simulation:
             window's start or end, or by its spike times.
         first_spike_predictions: [samples] int64, class of the earliest output spike. If several are in the same step,
             the lowest class; without an output spike, the class with the highest potential at the output window's end.
-        accuracy: share of samples that `predictions` classify correctly; None without labels, as the next two.
+        accuracy: share of samples that `predictions` classify correctly; None without labels, as the next one.
         first_spike_accuracy: share of samples that `first_spike_predictions` classify correctly.
-        tie_broken_accuracy: the same, if of several neurons in the earliest step the one of the highest potential
-            decides.
         ties: number of samples in which several output neurons fire in the earliest step.
         no_spike: number of samples without an output spike.
         latency_steps: [samples] int64, steps from the image's start to the first output spike's time stamp, or to the
@@ -76,7 +74,6 @@ class Simulation:
     first_spike_predictions: Tensor
     accuracy: float | None
     first_spike_accuracy: float | None
-    tie_broken_accuracy: float | None
     ties: int
     no_spike: int
     latency_steps: Tensor
@@ -92,7 +89,7 @@ class Simulation:
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as JSON values, except the predictions and spike times of single samples."""
-        names = "samples accuracy first_spike_accuracy tie_broken_accuracy ties no_spike mean_latency_steps"
+        names = "samples accuracy first_spike_accuracy ties no_spike mean_latency_steps"
         return {
             **dataclasses.asdict(self.settings),
             **{name: getattr(self, name) for name in (*names.split(), "potential_latency_steps")},
@@ -104,9 +101,7 @@ class Simulation:
 def simulated_run(simulation: Simulation, options: RunOptions | None = None) -> Run:
     """Counts and options of a simulation for an energy estimate: estimate(run.counts, chip, run.options).
 
-    Args:
-        simulation: decisions, counts and activity.
-        options: how the network runs on the chip. The simulation sets steps, gating and activity.
+    `options` say how the network runs on the chip; the simulation sets steps, gating and activity.
     """
     steps, gating = simulation.settings.steps, simulation.settings.gating
     options = options or RunOptions(steps=steps)

@@ -19,14 +19,14 @@ from ttfs_triton.nn.faults import BrokenNeurons, Faults, disturbed, draw_broken,
 from ttfs_triton.nn.graph import NetworkGraph, Stage
 from ttfs_triton.nn.grid import Clock
 from ttfs_triton.nn.integers import QuantisedWeight, exact_products, largest_integer, quantise_weight
-from ttfs_triton.nn.on_chip import AnalogLayer, ClockedLayer, Membrane, earliest_input
+from ttfs_triton.nn.on_chip import AnalogLayer, ClockedLayer, earliest_input
 from ttfs_triton.nn.prepare import check_register
-from ttfs_triton.nn.readout import ClockedReadout, Readout
+from ttfs_triton.nn.readout import ClockedOutputs, first_spike_decision
 
 # Samples that run at once on the CPU. Smaller parts stay in the caches: CNN1 in batches of 200 runs 1.7 times as fast.
 CPU_SAMPLES = 50
 
-Own = Literal["network"]  # stands for the value on the network's grid
+FromGrid = Literal["network"]  # the value of the network's grid
 
 
 @torch.no_grad()
@@ -34,10 +34,10 @@ def simulate(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    steps: int | Own = "network",
-    weight_bits: int | Own | None = "network",
-    per_channel: bool | Own = "network",
-    state_bits: int | Own | None = "network",
+    steps: int | FromGrid = "network",
+    weight_bits: int | FromGrid | None = "network",
+    per_channel: bool | FromGrid = "network",
+    state_bits: int | FromGrid | None = "network",
     gating: bool = True,
     keep_spike_times: bool = False,
     faults: Faults = Faults(),
@@ -48,10 +48,9 @@ def simulate(
     "network" takes a setting from the network's grid, on which the network decides exactly as in evaluation. Without a
     grid it means 64 steps, 8-bit weights with a unit per channel, and wide registers.
 
-    Layer l integrates in window l − 1, while its inputs fire, and fires in window l; otherwise it sleeps. At each step
-    of the integration window, the weights of that step's spikes are added to the neuron's slope, and the slope to its
-    potential. At each step of the firing window, σ times the slope is added to the potential, until that meets the
-    falling threshold. Weights are rounded symmetrically, initial potentials to the unit of the potential. An
+    Layer l integrates in window l − 1 and fires in window l; otherwise it sleeps. At a step of the integration window,
+    the weights of that step's spikes are added to a neuron's slope, and the slope to its potential. At a step of the
+    firing window, σ times the slope is added to the potential, until that meets the falling threshold. An
     `AnalogEncoder` or `SignedEncoder` multiplies real numbers by rounded weights; its outputs become time stamps.
 
     Args:
@@ -64,7 +63,7 @@ def simulate(
             weight becomes the largest integer; if bits and granularity equal the grid's, the grid's units are used.
         per_channel: one weight unit per output channel; otherwise one per layer.
         state_bits: bits of the registers of slope and potential, see `ttfs_triton.nn.Grid`; None is wide enough.
-        gating: neurons rest until their first input spike and after their own spike; changes `activity` alone.
+        gating: neurons rest until their first input spike and after their spike; changes `activity` alone.
         keep_spike_times: whether the result holds all spike times.
         faults: faults of the chip. Weight noise and broken neurons are the same for all images; jitter and loss of
             spikes are drawn for each image. Output neurons never break; their spikes are neither moved nor lost.
@@ -74,8 +73,8 @@ def simulate(
         Decisions, counts of the spikes that are left after faults, and the work of clock-driven neurons.
     Raises:
         NetworkError: the model is no network of this project's layers.
-        ValueError: an argument is out of range, there are no samples, only some batches have labels, registers do not
-            hold a threshold, or potentials need more than 62 bits.
+        ValueError: an argument is out of range, there are no batches, labels have another shape than [N], registers do
+            not hold a threshold, or potentials need more than 62 bits.
     Source: Wei et al., ICCV 2023, Eq. 2-7.
     Example:
         >>> from ttfs_triton.nn import cnn1
@@ -103,7 +102,7 @@ def simulate(
 
 
 def simulate_at(model: nn.Module, batches: Iterable[Any], steps: Iterable[int], **options: Any) -> list[Simulation]:
-    """Simulations of a network at each of the given numbers of time steps a window.
+    """Simulations of a network at several numbers of time steps a window.
 
     Args:
         model, options: as in `simulate`.
@@ -119,11 +118,7 @@ def simulate_at(model: nn.Module, batches: Iterable[Any], steps: Iterable[int], 
 
 
 class Simulator:
-    """Simulates batches and sums their results; keeps spike times if `keep`.
-
-    Attributes:
-        layers: by name, the layers in integers, each with the counter of its work.
-    """
+    """Simulates batches and sums their results; `layers` are in integers, with the counters of their work, by name."""
 
     def __init__(self, graph: NetworkGraph, settings: SimulationSettings, keep: bool) -> None:
         self._graph, self._settings, self._keep = graph, settings, keep
@@ -148,18 +143,14 @@ class Simulator:
         rounded = rounded.with_skip_weights(stage.weighted.skip_weights())
         weight, register = self._faulty.weights(rounded), None
         if isinstance(layer, AnalogEncoder):
-            return AnalogLayer(layer, weight, bias)
+            return AnalogLayer(layer, weight, bias, self._clock)
         if (width := self._settings.state_bits) is not None:
             check_register(stage.weighted, rounded.unit, self._clock.steps, width, "simulate", stage.name)
             register = largest_integer(width)
-        if isinstance(layer, Readout):
-            return ClockedReadout(layer, weight, self._clock, register=register)
         return ClockedLayer(stage.weighted, weight, self._clock, register=register)
 
     def add(self, images: Tensor, labels: Tensor | None = None) -> None:
         """Simulate a batch and add its results."""
-        if self._samples and (labels is not None) != bool(self._labels):
-            raise ValueError("simulate: batches must all have labels, or none; got both. Drop them, or add the others.")
         if labels is not None:
             if labels.shape != images.shape[:1]:
                 raise ValueError(f"simulate: labels must be [{len(images)}], one an image; got {[*labels.shape]}.")
@@ -188,51 +179,46 @@ class Simulator:
             assert isinstance(layer.layer, AnalogEncoder)
             inputs = layer.layer.normalise(inputs)
             counter.synapses.add(inputs)
-            instant = self._clock.encode(layer.activations(inputs))
-            earliest = earliest_input(layer.layer, (inputs > 0).to(inputs.dtype))
+            instant, earliest = layer.instants(inputs), earliest_input(layer.layer, (inputs > 0).to(inputs.dtype))
         else:
             counter.synapses.add(inputs, skip)
             membrane, earliest = layer.integrate(inputs, skip), earliest_input(layer.layer, inputs, skip)
             counter.add_integration(earliest, membrane.potential.shape[1] // earliest.shape[1])
-            if isinstance(layer, ClockedReadout):
-                return self._read_out(layer, counter, membrane, earliest)
-            instant = layer.ramp().first_instant(*membrane).long()
+            if stage.kind == "readout":
+                return self._read_out(ClockedOutputs(layer, membrane), counter, earliest)
+            instant = layer.first_instant(membrane).long()
         instant = self._faulty.spikes(stage, instant)
         counter.add_spikes(instant)
         counter.add_firing(instant, earliest if layer.persistence else None)
         return instant
 
-    def _read_out(self, layer: ClockedReadout, counter: ClockedCounter, membrane: Membrane, earliest: Tensor) -> Tensor:
-        readout = layer.readout
-        instant = decisive = layer.own_ramp().first_instant(*membrane).long()
-        by_potential, at_end = readout.at != "first_spike", readout.at == "potential_end"
-        decision, prediction = layer.decide(membrane, instant), self._clock.step_of(instant).argmin(1)
-        if by_potential:
-            prediction = layer.score(membrane, at_end=at_end).argmax(1)
-        latency = self._clock.step_of(instant.amin(1)) + self._graph.windows * self._clock.steps
-        broken = layer.tie_broken(membrane, instant, decision)
-        self._decisions.append((prediction, decision.prediction, broken, decision.tie, decision.no_spike, latency))
-        if by_potential:
-            # Statistics count these neurons on the hidden layers' ramp, without the common initial potential.
-            instant = layer.on_hidden_ramp(membrane).long()
-            if at_end and layer.persistence:
-                counter.add_end_of_window(earliest, instant.shape[1])
-        else:
+    def _read_out(self, outputs: ClockedOutputs, counter: ClockedCounter, earliest: Tensor) -> Tensor:
+        readout, instant, slopes = self._graph.readout, outputs.instant, outputs.layer.persistence > 0
+        at_end = readout.at == "potential_end"
+        decision = first_spike_decision(outputs.spike_times(), outputs.potential(at_end=True))
+        if readout.at == "first_spike":
+            prediction, spikes = self._clock.step_of(instant).argmin(1), instant
             first = instant.amin(1, keepdim=True) if self._settings.gating else instant
-            counter.add_firing(first.expand_as(instant), earliest if layer.persistence else None)
-        counter.add_spikes(instant)
-        return decisive
+            counter.add_firing(first.expand_as(instant), earliest if slopes else None)
+        else:
+            score = (outputs.potential(at_end=at_end) - readout.initial_potential).float()  # as the network's logits
+            # Statistics count these neurons on the hidden layers' ramp, without the common initial potential.
+            prediction, spikes = score.argmax(1), outputs.on_hidden_ramp().long()
+            if at_end and slopes:
+                counter.add_end_of_window(earliest, instant.shape[1])
+        counter.add_spikes(spikes)
+        latency = self._clock.step_of(instant.amin(1)) + self._graph.windows * self._clock.steps
+        self._decisions.append((prediction, decision.prediction, decision.tie, decision.no_spike, latency))
+        return instant
 
     def result(self) -> Simulation:
         """Results over all batches so far."""
-        if not self._samples:
-            raise ValueError("simulate: batches must hold at least one image; got none.")
         decisions = (torch.cat(parts).cpu() for parts in zip(*self._decisions, strict=True))
-        score, first, broken, tie, no_spike, latency = decisions
-        shares: list[float | None] = [None] * 3
+        score, first, tie, no_spike, latency = decisions
+        shares: list[float | None] = [None] * 2
         if self._labels:
             labels = torch.cat(self._labels).cpu()
-            shares = [float((each == labels).double().mean()) for each in (score, first, broken)]
+            shares = [float((classes == labels).double().mean()) for classes in (score, first)]
         windows = self._graph.windows + (self._graph.readout.at == "potential_end")
         counters = [counter for _, counter in self.layers.values()]
         layers = [counter.counts(self._samples) for counter in counters]
@@ -243,7 +229,6 @@ class Simulator:
             first_spike_predictions=first,
             accuracy=shares[0],
             first_spike_accuracy=shares[1],
-            tie_broken_accuracy=shares[2],
             ties=int(tie.sum()),
             no_spike=int(no_spike.sum()),
             latency_steps=latency,
@@ -288,31 +273,26 @@ class FaultyChip:
 
 
 class ClockedCounter:
-    """Sums over all batches of one layer's spikes and work; they are read once, at the end.
-
-    Attributes:
-        synapses: counter of the layer's inputs.
-        work: updates of the integration and of the firing window, and comparisons.
-    """
+    """Sums of a layer's spikes and inputs (`synapses`), and its `work`: updates of both windows, and comparisons."""
 
     def __init__(self, stage: Stage, clock: Clock, gating: bool) -> None:
         self._clock, self._never, self._gating = clock, clock.never, gating
         device = stage.weighted.weight.device
         self.synapses = SynapseCounter(stage)
-        self._histogram = torch.zeros(self._never + 1, dtype=torch.int64, device=device)
+        self._histogram = torch.zeros(clock.steps + 1, dtype=torch.int64, device=device)  # silent neurons last
         self.work = torch.zeros(3, dtype=torch.int64, device=device)
         self._integration, self._firing, self._compares = self.work
         self._ever = torch.zeros(math.prod(stage.shape), dtype=torch.bool, device=device)
 
     def add_integration(self, earliest: Tensor, channels: int) -> None:
-        """Add the integration window's updates; `earliest` is of `earliest_input`, for `channels` channels each."""
+        """Add the integration window's updates; `earliest` is of `earliest_input`, for that many channels."""
         cycles = earliest.sum(dtype=torch.float64).long() if self._gating else earliest.numel() * self._clock.steps
         self._integration += cycles * channels
 
     def add_spikes(self, instant: Tensor) -> None:
         """Add a batch of spikes, given as indices [N, ...] of their instants."""
-        flat = instant.flatten()
-        self._histogram.scatter_add_(0, flat, self._histogram.new_ones(1).expand_as(flat))
+        steps = self._clock.step_of(instant).flatten()
+        self._histogram.scatter_add_(0, steps, self._histogram.new_ones(1).expand_as(steps))
         self._ever |= (instant < self._never).flatten(1).any(0)
 
     def add_firing(self, instant: Tensor, slope: Tensor | None) -> None:
@@ -335,8 +315,7 @@ class ClockedCounter:
 
     def counts(self, samples: int) -> tuple[LayerCounts, Sequence[int]]:
         """The result of `SynapseCounter.counts` for this number of samples."""
-        at_once, soon, *later = self._histogram[:-1].tolist()
-        histogram = [at_once + soon, *later]  # the first two instants have the time stamp 0
+        histogram = self._histogram[:-1].tolist()
         driven, undriven = self.synapses.times.tolist()
         return self.synapses.counts(
             self.synapses.sums.tolist(),

@@ -130,7 +130,7 @@ def decision_lines(at: str, scores: Scores, *, clocked: bool, simulation: Simula
     Args:
         at: the decision that the readout was trained for, a key of `READOUTS`.
         clocked: whether the scores are of spikes in whole time steps.
-        simulation: the simulation with these scores, for latencies and for ties that potentials break.
+        simulation: the simulation with these scores, for latencies.
     """
     images, accuracy, first_spike, ties = scores
     lines = [f"The network was trained to decide by the {READOUTS[at]}, and a chip decides so."]
@@ -146,9 +146,6 @@ def decision_lines(at: str, scores: Scores, *, clocked: bool, simulation: Simula
         lines.append(f"Output spikes tie at the earliest {'step' if clocked else 'time'} in {share}.")
     if ties and clocked:
         lines.append("More time steps make ties rarer.")
-        if simulation is not None:
-            right = percent(simulation.tie_broken_accuracy)
-            lines.append(f"If the highest potential breaks ties, the first spike is right for {right}.")
     return lines
 
 

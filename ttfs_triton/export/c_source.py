@@ -10,13 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ttfs_triton.chip.simulator import Own, SimulationSettings, Simulator
+from ttfs_triton.chip.simulator import FromGrid, SimulationSettings, Simulator
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.export.shared import refuse_upsampling
 from ttfs_triton.nn import AnalogEncoder, DFTConv2d, EarliestSpikePool2d, NetworkGraph, Stage, Wire, network_graph
 from ttfs_triton.nn.grid import POTENTIAL_BITS
 from ttfs_triton.nn.on_chip import REGISTER_BOUND, AnalogLayer, ClockedLayer
-from ttfs_triton.nn.readout import ClockedReadout
 from ttfs_triton.nn.weighted import skip_step
 
 FINE, INT64_MAX = 2**POTENTIAL_BITS, 2**63 - 1
@@ -27,8 +26,8 @@ MOST_PLACES, LARGEST_SHIFT = 44, 1e-9
 def to_c(
     network: nn.Module,
     *,
-    steps: int | Own = "network",
-    weight_bits: int | Own | None = "network",
+    steps: int | FromGrid = "network",
+    weight_bits: int | FromGrid | None = "network",
     image_shape: Sequence[int] | None = None,
     about: Mapping[str, str] | None = None,
 ) -> str:
@@ -106,8 +105,7 @@ class _Source:
                 begin += wire.shape[0]
             if (skip := stage.skip) is not None:
                 self._pool(skip, math.prod(read), skip.shape[0], skip_step(skip.shape, stage.shape) or (1, 1))
-            ramp = layer.own_ramp() if isinstance(layer, ClockedReadout) else layer.ramp()
-            weight, start, fall, persistence = layer.weight, layer.start, ramp.decrement, layer.persistence
+            weight, start, fall, persistence = layer.weight, layer.start, layer.fall(), layer.persistence
             fields |= {"saturates": int(layer.may_saturate), "delayed": layer.layer.skip}
             if layer.skip_weight is not None:
                 fields["late"] = self._constants("sum_t", f"{name}_late", layer.skip_weight)
@@ -163,8 +161,8 @@ class _Source:
 
     def _decide(self, layer: ClockedLayer) -> None:
         """Add the decision; it gives potentials of all classes one unit, by products of 62 bits, split in two."""
-        assert isinstance(layer, ClockedReadout), "the last layer decides"
-        unit, common, at = layer.unit.flatten(), layer.readout.initial_potential * layer.steps, layer.readout.at
+        readout, unit = self._graph.readout, layer.unit.flatten()
+        common, at = readout.initial_potential * layer.steps, readout.at
         largest = 2 * FINE * (_largest_sum(layer) + abs(common) / float(unit.min()))
         split = -(-int(largest).bit_length() // 2)
         self._constants("int64_t", "scale", (unit / unit.max() * 2.0 ** (61 - split)).round())

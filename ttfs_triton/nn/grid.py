@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -19,9 +18,9 @@ POTENTIAL_BITS = FRACTION_BITS + 1  # binary places of potentials, in weight uni
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-    """Time steps of a window. Neurons compare potential and threshold at its start and in the middle of each step.
+    """Time steps of a window. Neurons compare potential and threshold at its start and in the middle of every step.
 
-    This rounds spike times to the nearest step. If compared at the start of each step, spikes were up to a step late:
+    This rounds spike times to the nearest step. Compared at the starts of steps, spikes came up to a step late:
     CNN1 decided 86.3 instead of 88.4 % of the bundled images correctly, with 8 bits at 8 steps.
 
     Attributes:
@@ -53,43 +52,26 @@ class Clock:
         return (self.steps - self.step_of(instant)).float()
 
 
-class Ramp:
-    """A threshold ramp that falls to zero, in whole numbers per channel.
+def first_instant(potential: Tensor, drift: Tensor, fall: Tensor, clock: Clock) -> Tensor:
+    """Indices of the instants at which potentials reach a threshold that falls to zero in a window, by division.
 
-    Attributes:
-        height: height at the window's start, [C, ...].
-        decrement: decrease in half a step, [C, ...].
-        never: index that stands for no spike; see `Clock`.
+    Tensors hold whole numbers: int64, or float64 for potentials below 2^53, whose division is vectorised on a CPU. Both
+    give the same instants.
+
+    Args:
+        potential: [N, C, ...], at the window's start.
+        drift: change of `potential` in half a step; same shape.
+        fall: decrease of the threshold in half a step, [C, ...].
+    Returns:
+        [N, C, ...], `clock.never` for neurons that do not fire.
     """
-
-    def __init__(self, clock: Clock, unit: Tensor, threshold: float = 1.0, dtype: torch.dtype = torch.int64) -> None:
-        """Quantise the ramp threshold·(1 − s), for neurons whose weights have these units [C, ...].
-
-        Args:
-            dtype: dtype of the potentials to compare with: int64, or float64 for potentials below 2^53, whose division
-                is vectorised on a CPU. Both give the same instants.
-        """
-        decrement = (2.0**FRACTION_BITS * threshold / unit).round()
-        self.decrement = decrement.to(dtype)
-        self.height = (decrement * (2 * clock.steps)).to(dtype)
-        self.never = clock.never
-
-    def first_instant(self, potential: Tensor, drift: Tensor) -> Tensor:
-        """Index of the first instant with potential + drift · half steps at or above the ramp, by division.
-
-        Args:
-            potential: [N, C, ...] whole numbers of the ramp's dtype, at the window's start.
-            drift: change of `potential` in half a step; same shape.
-        Returns:
-            [N, C, ...] of the same dtype, `never` for neurons that do not fire.
-        """
-        missing, closing = self.height - potential, self.decrement + drift
-        fires_at_once, diverges = missing <= 0, closing <= 0
-        # Both lines are straight, so a reached threshold stays reached: round the crossing up to whole half steps.
-        # A quotient of whole numbers below 2^53 is never rounded up to the next one.
-        index = _floor_divide_(missing.sub_(1), closing.clamp_min_(1)).add_(1)
-        index = _floor_divide_(index, 2).add_(1)
-        return index.masked_fill_(diverges, self.never).masked_fill_(fires_at_once, 0).clamp_max_(self.never)
+    missing, closing = 2 * clock.steps * fall - potential, fall + drift
+    fires_at_once, diverges = missing <= 0, closing <= 0
+    # Both lines are straight, so a reached threshold stays reached: round the crossing up to whole half steps.
+    # A quotient of whole numbers below 2^53 is never rounded up to the next one.
+    index = _floor_divide_(missing.sub_(1), closing.clamp_min_(1)).add_(1)
+    index = _floor_divide_(index, 2).add_(1)
+    return index.masked_fill_(diverges, clock.never).masked_fill_(fires_at_once, 0).clamp_max_(clock.never)
 
 
 def _floor_divide_(numbers: Tensor, by: Tensor | int) -> Tensor:
@@ -117,7 +99,7 @@ class Grid:
         weight_bits: bits of a weight, 2 to 16, sign included; None leaves weights as fine as float32.
         per_channel: one weight unit (scale) per output channel; otherwise one per layer.
         state_bits: bits, 4 to 62, sign included, of the registers that hold a neuron's slope (in weight units) and
-            potential (in weight units · steps). They saturate after each step. Bits for fractions of steps are not
+            potential (in weight units · steps). They saturate after every step. Bits for fractions of steps are not
             counted. None: as wide as needed.
     Raises:
         ValueError: a value of another type or out of range.
@@ -158,11 +140,7 @@ class Grid:
 
     @classmethod
     def from_dict(cls, values: Any) -> Grid:
-        """The grid for values from `to_dict`.
-
-        Raises:
-            ValueError: values are no mapping, have unknown keys or are out of range.
-        """
+        """The grid for values from `to_dict`; ValueError for no mapping, other keys, or values out of range."""
         if not isinstance(values, Mapping):
             raise ValueError(f"Grid.from_dict: values must be a mapping, with time_steps; got {values!r:.200}.")
         return cls(**values)

@@ -57,7 +57,7 @@ class QuantisedWeight(NamedTuple):
     def with_skip_weights(self, weights: Tensor | None) -> QuantisedWeight:
         """The same weights, with rounded weights of delayed spikes: [C_out] in threshold heights, or None for none.
 
-        They are far larger than other weights, so each is an integer up to `limit` times a power of two, a shift in
+        They are far larger than other weights, so they are integers up to `limit` times a power of two, a shift in
         hardware.
         """
         if weights is None:
@@ -76,14 +76,10 @@ class QuantisedWeight(NamedTuple):
 def quantise_weight(
     weight: Tensor, bits: int | None, *, per_channel: bool = True, unit: Tensor | None = None
 ) -> QuantisedWeight:
-    """Round weights to signed integers, symmetrically, from −limit to limit = 2^(bits−1) − 1; zero stays zero.
+    """Round weights [C_out, ...] to integers from −limit to limit = 2^(bits − 1) − 1, symmetrically; zero stays zero.
 
-    Args:
-        weight: [C_out, ...], floating point, in threshold heights.
-        bits: 2 to 16, sign included; None for 24, which is as fine as float32 beside the largest weight.
-        per_channel: one unit per output channel; otherwise one for all.
-        unit: units [C_out], float64, in threshold heights; weights beyond limit · unit are clipped. Default: the unit
-            in which the largest weight is the largest integer.
+    Weights beyond limit · `unit`, [C_out] float64, are clipped. By default, the largest weight of a channel, or of the
+    layer, is the largest integer. Without `bits`, weights stay as fine as float32 beside the largest.
     """
     limit = largest_integer(bits)
     if unit is None:
@@ -95,10 +91,7 @@ def quantise_weight(
 
 
 def fitting_unit(weight: Tensor, bits: int, *, per_channel: bool = True) -> Tensor:
-    """Units [C_out] in which rounded weights are closest to the weights, by least squares; float64, threshold heights.
-
-    With few bits, the best unit clips the largest weights. Arguments as in `quantise_weight`.
-    """
+    """Units [C_out], float64, in which rounded weights have the least squared error; few bits clip the largest."""
     weight, limit = weight.detach().double(), largest_integer(bits)
     widest = _widest_unit(weight, limit, per_channel)
     best, least = widest, torch.full_like(widest, torch.inf)
@@ -131,11 +124,7 @@ def _widest_unit(weight: Tensor, limit: int, per_channel: bool) -> Tensor:
 def quantise_potential(potential: Tensor | float, unit: Tensor, steps: int, *, checked: bool = True) -> Tensor:
     """Initial membrane potentials [C_out], whole numbers in float64, in the unit of potentials: weight unit · step.
 
-    Args:
-        potential: [C_out] or a number for all channels, in threshold heights.
-        unit: units of the weights, [C_out].
-        steps: time steps in a window.
-        checked: raise ValueError for potentials that are not finite; the host then waits for the device.
+    `potential` is in threshold heights. If `checked`, potentials must be finite, and the host waits for the device.
     """
     potential = (potential if isinstance(potential, Tensor) else unit.new_full((), potential)).detach().double()
     if checked and not bool(potential.isfinite().all()):
@@ -145,15 +134,6 @@ def quantise_potential(potential: Tensor | float, unit: Tensor, steps: int, *, c
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (like.dim() - 1))
-
-
-def exact_dtype(bound: int) -> torch.dtype:
-    """The fastest floating point type in which integers whose absolute values add up to `bound` are summed exactly."""
-    if bound <= FLOAT32_BOUND:
-        return torch.float32
-    if bound <= FLOAT64_BOUND:
-        return torch.float64
-    raise ValueError(f"exact_dtype: bound must be at most 2^53; got {bound}. Use fewer steps or fewer weight_bits.")
 
 
 @contextmanager

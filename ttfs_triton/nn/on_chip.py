@@ -14,12 +14,12 @@ from torch import Tensor
 from ttfs_kernels import Neuron
 from ttfs_kernels.checks import reverse_mode_only
 from ttfs_kernels.rule import fire
-from ttfs_triton.nn.grid import FRACTION_BITS, POTENTIAL_BITS, Clock, Ramp
+from ttfs_triton.nn.grid import FRACTION_BITS, POTENTIAL_BITS, Clock, first_instant
 from ttfs_triton.nn.integers import (
+    FLOAT32_BOUND,
     FLOAT64_BOUND,
     SMALLEST_GRID_UNIT,
     QuantisedWeight,
-    exact_dtype,
     exact_products,
     in_units,
     quantise_potential,
@@ -52,7 +52,7 @@ class ClockedLayer:
 
     Args:
         register: largest slope (in weight units) and potential (in weight units · steps); both saturate there after
-            each step. None: registers are as wide as needed.
+            every step. None: registers are as wide as needed.
         reach: bound on a neuron's Σ|integers|, for a layer without a skip whose units are at least
             `SMALLEST_GRID_UNIT`. Giving it spares a GPU synchronisation. None: computed from the weights.
     Attributes:
@@ -76,15 +76,16 @@ class ClockedLayer:
         bounded = reach is not None
         if reach is None:
             reach = int(quantised.integers.double().abs().flatten(1).sum(1).max())
-        self.weight = quantised.integers.to(exact_dtype(reach * clock.steps))
+        # Sums are exact: the check of potentials below also keeps them under 2^53.
+        self.weight = quantised.integers.to(torch.float32 if reach * clock.steps <= FLOAT32_BOUND else torch.float64)
         skip_weight = quantised.skip_weight
         reach += 0 if skip_weight is None else int(skip_weight.abs().max())
         shape = (-1, 1, 1) if layer.geometry else (-1,)
         self.unit = quantised.unit.view(shape)
         bias = layer.with_batch_norm(layer.weight.double())[1]
         initial = layer.initial_potential if bias is None else bias.detach().double() + layer.initial_potential
-        preset = self._in_range(quantise_potential(initial, quantised.unit, clock.steps, checked=not bounded))
-        common = self._in_range(quantise_potential(layer.initial_potential, quantised.unit, clock.steps, checked=False))
+        preset = self.in_range(quantise_potential(initial, quantised.unit, clock.steps, checked=not bounded))
+        common = self.in_range(quantise_potential(layer.initial_potential, quantised.unit, clock.steps, checked=False))
         if bounded:
             preset, smallest, first = preset.clamp_(-LARGEST_PRESET, LARGEST_PRESET), SMALLEST_GRID_UNIT, LARGEST_PRESET
         else:
@@ -101,7 +102,6 @@ class ClockedLayer:
         self.may_saturate = self.register is not None and (bounded or first + reach * clock.steps > self.register)
         self.skip_weight = None if skip_weight is None else skip_weight.view(shape).to(self.dtype)
         self.start = preset.view(shape).to(self.dtype)
-        self.preset = self.start * 2**POTENTIAL_BITS
         self.common = (common.view(shape) * 2.0**POTENTIAL_BITS).to(self.dtype)
         self.persistence = round(psp_persistence(layer) * 2**FRACTION_BITS)  # 16 binary places
 
@@ -124,7 +124,7 @@ class ClockedLayer:
             if self.persistence:
                 slope.add_(self.skip_weight * skip.sign().to(self.dtype))
         # The potential has 17 binary places. Half a step of the slope brings one, σ brings the other 16.
-        return Membrane(accumulated.mul_(2**POTENTIAL_BITS).add_(self.preset), slope.mul_(self.persistence))
+        return Membrane(accumulated.add_(self.start).mul_(2**POTENTIAL_BITS), slope.mul_(self.persistence))
 
     def integrate_stepped(self, remaining: Tensor, skip: Tensor | None = None) -> Membrane:
         """As `integrate`, step by step: deliver the spikes of this step, then add the slope to the potential."""
@@ -135,24 +135,28 @@ class ClockedLayer:
             slope.add_(self._contract(arrivals).to(self.dtype))
             if self.skip_weight is not None and skip is not None:
                 slope.add_(self.skip_weight * (skip == self.steps - step))
-            slope = self._in_range(slope)
-            potential = self._in_range(potential.add_(slope))
+            slope = self.in_range(slope)
+            potential = self.in_range(potential.add_(slope))
         return Membrane(potential.mul_(2**POTENTIAL_BITS), slope.mul_(self.persistence))
 
-    def ramp(self, threshold: float = 1.0) -> Ramp:
-        """The falling threshold θ·(1 − s) of these neurons."""
-        return Ramp(self.clock, self.unit, threshold, self.dtype)
+    def fall(self, threshold: float | None = None) -> Tensor:
+        """Decrease in half a step of the threshold θ·(1 − s) of these neurons, or of another one; [C, ...]."""
+        height = self.layer.threshold if threshold is None else threshold
+        return (2.0**FRACTION_BITS * height / self.unit).round().to(self.dtype)
 
-    def after(self, membrane: Membrane, half_steps: int | Tensor) -> Tensor:
-        """Potentials of neurons that do not fire, `half_steps` later."""
-        # The potential moves in a straight line: saturating it once at the end gives the same as in every step.
-        return self._in_range(membrane.potential + membrane.drift * half_steps, 2**POTENTIAL_BITS)
+    def first_instant(self, membrane: Membrane) -> Tensor:
+        """Indices of the instants [N, C, ...] at which the neurons fire."""
+        return first_instant(*membrane, self.fall(), self.clock)
+
+    def instants(self, remaining: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Indices of the instants at which the neurons fire; arguments as in `integrate`."""
+        return self.first_instant(self.integrate(remaining, skip))
 
     def height(self, potential: Tensor) -> Tensor:
         """Potentials in threshold heights, float64."""
         return potential.double() * self.unit / (self.steps * 2.0**POTENTIAL_BITS)
 
-    def _in_range(self, numbers: Tensor, scale: int = 1) -> Tensor:
+    def in_range(self, numbers: Tensor, scale: int = 1) -> Tensor:
         """Clamp numbers in place to the range of the registers."""
         if self.register is None:
             return numbers
@@ -169,19 +173,19 @@ class AnalogLayer:
     Weights and initial potentials include batch norm.
     """
 
-    def __init__(self, layer: WeightedLayer, weight: QuantisedWeight, bias: Tensor | None) -> None:
-        self.layer, self.persistence = layer, psp_persistence(layer)
+    def __init__(self, layer: WeightedLayer, weight: QuantisedWeight, bias: Tensor | None, clock: Clock) -> None:
+        self.layer, self.clock, self.persistence = layer, clock, psp_persistence(layer)
         self.quantised, self.bias = weight, None if bias is None else bias.detach().double()
         self._weight = weight.dequantise()
 
-    def activations(self, images: Tensor) -> Tensor:
-        """Activations in [0, 1] of normalised images, float64."""
+    def instants(self, images: Tensor) -> Tensor:
+        """Indices of the instants [N, C, ...] at which the neurons fire; images are normalised."""
         images = images.double()
         potential = contract(self.layer, images, self._weight, self.bias)
         if self.persistence == 0:
-            return potential.clamp_(0, 1)
+            return self.clock.encode(potential)
         slope = self.persistence * contract(self.layer, (images > 0).double(), self._weight)
-        return fire(potential, slope)[0]
+        return self.clock.encode(fire(potential, slope)[0])
 
 
 def psp_persistence(layer: WeightedLayer) -> float:
@@ -224,9 +228,8 @@ class RoundedLayer:
 
     Attributes:
         quantised: integer weights.
-        weight: rounded weights [C_out, ...], differentiable by the effective weight and the units.
-        skip_weight: rounded weights [C_out] of delayed spikes, differentiable by the layer's; None without a skip.
-        bias: rounded initial potentials [C_out] or None, differentiable by the layer's initial potentials.
+        weight, skip_weight, bias: rounded weights [C_out, ...], weights of delayed spikes [C_out] or None, and initial
+            potentials [C_out] or None, differentiable by the layer's parameters.
     """
 
     def __init__(self, layer: WeightedLayer, weight: Tensor, scale: float = 1.0, *, noisy: bool = True) -> None:
@@ -265,11 +268,11 @@ class RoundedLayer:
         bias = self.layer.bias
         return self.quantised.dequantise(), None if bias is None else self._initial_potential(bias)
 
-    def registers(self) -> dict[str, Any]:
-        """Arguments `register` and `reach` of `ClockedLayer`; `reach` only where the weights' bits bound it."""
-        unknown = self.grid.weight_bits is None or self._off or self.layer.skip > 0
-        reach = None if unknown else self.quantised.limit * self.quantised.integers[0].numel()
-        return {"register": self.grid.register, "reach": reach}
+    def clocked(self) -> ClockedLayer:
+        """The layer in integers on the grid's clock; their bits bound its sums, where they can."""
+        unbounded = self.grid.weight_bits is None or self._off or self.layer.skip > 0
+        reach = None if unbounded else self.quantised.limit * self.quantised.integers[0].numel()
+        return ClockedLayer(self.layer, self.quantised, self.grid.clock, register=self.grid.register, reach=reach)
 
     def steps_left(self, x: Tensor) -> Tensor:
         """Steps that remain at each input's spike, for activations that are multiples of 1/T."""
@@ -286,12 +289,18 @@ def fire_on_grid(
 ) -> Tensor:
     """Activations of a layer's neurons, multiples of 1/T, with the gradient of the closed form of rounded weights.
 
-    Inputs `x` are multiples of 1/T, or of an encoder normalised images; `skip` are delayed spikes, one per neuron.
+    Inputs `x` are multiples of 1/T, or an encoder's normalised images; `skip` are delayed spikes, one per neuron.
     `fire(x, weight, bias, skip=..., skip_weight=...)` is the layer's closed form.
     """
     reverse_mode_only(type(layer).__name__, x, skip)
     rounded = RoundedLayer(layer, weight, scale)
-    spikes = spikes_on_grid(rounded, x, skip)
+    clock = rounded.grid.clock
+    with torch.no_grad(), exact_products():
+        if layer.kind == "analog":
+            run, inputs = AnalogLayer(layer, rounded.quantised, layer.bias, clock), [x.detach()]
+        else:
+            run, inputs = rounded.clocked(), [rounded.steps_left(part) for part in (x, skip) if part is not None]
+        spikes = _in_parts(lambda *parts: clock.remaining(run.instants(*parts)), *inputs).div_(clock.steps)
     if not torch.is_grad_enabled():
         return spikes
     dtype = rounded.weight.dtype  # spikes on a grid are float32, of layers in 16 bits too
@@ -299,29 +308,11 @@ def fire_on_grid(
     return straight_through(fire(x, rounded.weight, rounded.bias, skip=skip, skip_weight=rounded.skip_weight), spikes)
 
 
-@torch.no_grad()
-def spikes_on_grid(rounded: RoundedLayer, x: Tensor, skip: Tensor | None = None) -> Tensor:
-    """Activations of a layer's neurons, multiples of 1/T, float32; x and skip as in `fire_on_grid`."""
-    clock = rounded.grid.clock
-    with exact_products():
-        if rounded.layer.kind == "analog":
-            analog = AnalogLayer(rounded.layer, rounded.quantised, rounded.layer.bias)
-            return _in_parts(lambda part: clock.stamped(analog.activations(part)), x.detach())
-        layer = ClockedLayer(rounded.layer, rounded.quantised, clock, **rounded.registers())
-        ramp = layer.ramp()
-
-        def run(remaining: Tensor, skip: Tensor | None = None) -> Tensor:
-            return clock.remaining(ramp.first_instant(*layer.integrate(remaining, skip)))
-
-        inputs = [rounded.steps_left(part) for part in (x, skip) if part is not None]
-        return _in_parts(run, *inputs).div_(clock.steps)
-
-
 def _in_parts(run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     samples = max(1, PART_NUMBERS // max(1, math.prod(inputs[0].shape[1:])))
     if inputs[0].device.type != "cpu" or len(inputs[0]) <= samples:
         return run(*inputs)
-    return torch.cat([run(*parts) for parts in zip(*(each.split(samples) for each in inputs), strict=True)])
+    return torch.cat([run(*parts) for parts in zip(*(part.split(samples) for part in inputs), strict=True)])
 
 
 class _Rounded(torch.autograd.Function):

@@ -1,6 +1,6 @@
 """Output layers: read the membrane potential, or let the output neurons fire and take the earliest spike.
 
-Output neurons have their own ramp, ϑ(s) = θ·(1 − s), and start from an initial potential V₀ common to all classes:
+Output neurons have another ramp than hidden ones, θ·(1 − s), and an initial potential V₀ common to all classes:
 
     A = Σ w·x + b + V₀,   W = σ·Σ w·[x > 0]          V(s) = A + W·s
     s = 0                     if A ≥ θ
@@ -22,8 +22,8 @@ from ttfs_kernels import Neuron
 from ttfs_kernels.checks import reverse_mode_only
 from ttfs_kernels.rule import factor
 from ttfs_triton.nn.config import ReadoutTime
-from ttfs_triton.nn.grid import Clock, Ramp
-from ttfs_triton.nn.integers import QuantisedWeight, exact_products, straight_through
+from ttfs_triton.nn.grid import POTENTIAL_BITS, first_instant
+from ttfs_triton.nn.integers import exact_products, straight_through
 from ttfs_triton.nn.layers import WeightedLinear, check_neuron
 from ttfs_triton.nn.on_chip import ClockedLayer, Membrane, RoundedLayer
 
@@ -98,7 +98,7 @@ class Readout(WeightedLinear):
         initial_potential: V₀, initial potential on that ramp common to all classes, in addition to their biases.
         bias, weight_standardisation, initial_gain, average, spike_dropout, device, dtype: as in `DFTLinear`.
     Raises:
-        ValueError: `at` is another text; a size or a ramp parameter is out of range.
+        ValueError: `at` is another text; a size or the threshold is out of range.
     Source: Wei et al., ICCV 2023, Eq. 8.
     Example:
         >>> readout = Readout(128, 10, at="potential_end", neuron=Neuron(psp_persistence=0.25))
@@ -133,10 +133,6 @@ class Readout(WeightedLinear):
         check_neuron("Readout", neuron)
         if not threshold > 0:
             raise ValueError(f"Readout: threshold must be positive; got {threshold}.")
-        if not initial_potential < threshold:
-            raise ValueError(
-                f"Readout: initial_potential must be below threshold ({threshold}); got {initial_potential}."
-            )
         super().__init__(
             self.weight_shape(in_features, classes, average),
             bias=bias,
@@ -153,7 +149,7 @@ class Readout(WeightedLinear):
     def forward(self, x: Tensor) -> Tensor:
         one_pass = self.one_pass(x)
         if self.at == "first_spike":
-            times = one_pass.spike_times()
+            times = one_pass.decide().spike_times
             if self.counts_spikes:
                 self.record((1 - times).clamp(min=0))
             return times.clamp(max=1.0) * -self.threshold
@@ -168,7 +164,7 @@ class Readout(WeightedLinear):
 
     def one_pass(self, x: Tensor) -> "ReadoutPass":
         """One pass over activations [N, in_features]: its results share dropout and weight noise, drawn once."""
-        return ReadoutOnGrid(self, x) if self.runs_on_grid(x) else ReadoutPass(self, x)
+        return ReadoutPass(self, x)
 
     def decide(self, x: Tensor) -> FirstSpikeDecision:
         """Classify activations [N, in_features] of the last hidden layer by the earliest output spike.
@@ -179,14 +175,31 @@ class Readout(WeightedLinear):
 
 
 class ReadoutPass:
-    """One pass of a readout over activations x [N, in_features]; dropout and weight noise are drawn once."""
+    """One pass of a readout over activations x [N, in_features]; dropout and weight noise are drawn once.
+
+    On a grid, x are multiples of 1/T; values come from integers, gradients from the closed form of rounded weights.
+    """
 
     def __init__(self, readout: Readout, x: Tensor) -> None:
-        self._readout, self._bias = readout, readout.bias
-        self._x, self._weight = readout.synapses(x.to(readout.weight.dtype), readout.effective_weight())
+        self._readout, self._clocked = readout, None
+        if readout.grid is None or x.is_meta:
+            self._bias = readout.bias
+            self._x, self._weight = readout.synapses(x.to(readout.weight.dtype), readout.effective_weight())
+            return
+        reverse_mode_only("Readout", x)
+        x, scale = readout.with_dropout(x)
+        rounded = RoundedLayer(readout, readout.effective_weight(), scale)
+        self._bias, self._weight, self._x = rounded.bias, rounded.weight, x.to(rounded.weight.dtype)
+        with torch.no_grad(), exact_products():
+            layer = rounded.clocked()
+            self._clocked = ClockedOutputs(layer, layer.integrate(rounded.steps_left(x)))
 
     def potential(self, *, at_end: bool) -> Tensor:
         """Membrane potentials [N, classes] without V₀, in threshold heights: A or, one window later, A + σ·W."""
+        if self._clocked is not None:
+            potential, slope = self._contractions()
+            common, exact = self._readout.initial_potential, self._clocked.potential(at_end=at_end)
+            return straight_through((potential + slope if at_end else potential) - common, exact - common)
         x = self._x
         if at_end:
             x = x + factor(self._readout.neuron, x) * (x > 0).to(x.dtype)
@@ -194,7 +207,34 @@ class ReadoutPass:
             return F.linear(x, self._weight, self._bias)
 
     def potential_and_slope(self) -> tuple[Tensor, Tensor]:
-        """A + V₀ and σ·W of the output neurons, both [N, classes], by one contraction."""
+        """A + V₀ and σ·W of the output neurons, both [N, classes]."""
+        potential, slope = self._contractions()
+        if self._clocked is None:
+            return potential, slope
+        layer = self._clocked.layer
+        gain = layer.height(self._clocked.membrane.drift * (2 * layer.steps))
+        return straight_through(potential, self._clocked.potential(at_end=False)), straight_through(slope, gain)
+
+    def decide(self) -> FirstSpikeDecision:
+        """The decision by the earliest spike, whose times are differentiable; silent neurons have no gradient."""
+        potential, slope = self._contractions()
+        times, at_end = first_spike_times(potential, slope, threshold=self._readout.threshold), potential + slope
+        if self._clocked is not None:
+            exact = self._clocked.spike_times()
+            times, at_end = straight_through(times, exact), self._clocked.potential(at_end=True)
+        return first_spike_decision(times, at_end)
+
+    def hidden_activations(self) -> Tensor:
+        """Activations [N, classes] that the output neurons would have on the hidden layers' ramp, without V₀."""
+        if self._clocked is not None:
+            clock = self._clocked.layer.clock
+            return clock.remaining(self._clocked.on_hidden_ramp()) / clock.steps
+        potential, slope = self._contractions()
+        times = first_spike_times(potential - self._readout.initial_potential, slope, threshold=1.0)
+        return (1 - times).clamp(min=0)
+
+    def _contractions(self) -> tuple[Tensor, Tensor]:
+        """A + V₀ and σ·W by one contraction, of rounded weights on a grid."""
         x, readout = self._x, self._readout
         with torch.autocast(x.device.type, enabled=False):
             potential, slope = F.linear(torch.cat([x, (x > 0).to(x.dtype)]), self._weight).chunk(2)
@@ -203,98 +243,32 @@ class ReadoutPass:
             potential = potential + self._bias
         return potential, factor(readout.neuron, slope) * slope
 
-    def spike_times(self) -> Tensor:
-        """Times [N, classes] of the output neurons' spikes on their ramp, in windows, inf for silent ones."""
-        return first_spike_times(*self.potential_and_slope(), threshold=self._readout.threshold)
 
-    def decide(self) -> FirstSpikeDecision:
-        """The decision by the earliest spike."""
-        potential, slope = self.potential_and_slope()
-        times = first_spike_times(potential, slope, threshold=self._readout.threshold)
-        return first_spike_decision(times, potential + slope)
+class ClockedOutputs:
+    """What output neurons do in their window, in integers.
 
-    def hidden_activations(self) -> Tensor:
-        """Activations [N, classes] that the output neurons would have on the hidden layers' ramp, without V₀."""
-        potential, slope = self.potential_and_slope()
-        times = first_spike_times(potential - self._readout.initial_potential, slope, threshold=1.0)
-        return (1 - times).clamp(min=0)
-
-
-class ClockedReadout(ClockedLayer):
-    """A readout in integers, with a ramp θ·(1 − s) of its own; see `ClockedLayer`."""
-
-    def __init__(self, readout: Readout, quantised: QuantisedWeight, clock: Clock, **options: int | None) -> None:
-        super().__init__(readout, quantised, clock, **options)
-        self.readout = readout
-
-    def own_ramp(self) -> Ramp:
-        """The ramp on which the earliest spike decides."""
-        return self.ramp(self.readout.threshold)
-
-    def score(self, membrane: Membrane, *, at_end: bool) -> Tensor:
-        """Potentials at the output window's start or one window later, without V₀, in threshold heights; float32."""
-        potential = self.after(membrane, 2 * self.steps if at_end else 0)
-        return (self.height(potential) - self.readout.initial_potential).float()
-
-    def spike_times(self, instant: Tensor) -> Tensor:
-        """Spike times in windows, inf for silent neurons, from indices of instants [N, classes] on `own_ramp`."""
-        return (self.clock.step_of(instant) / self.steps).masked_fill(instant == self.clock.never, torch.inf)
-
-    def decide(self, membrane: Membrane, instant: Tensor) -> FirstSpikeDecision:
-        """The decision by the earliest spike; `instant` as in `spike_times`."""
-        at_end = self.after(membrane, 2 * self.steps)
-        return first_spike_decision(self.spike_times(instant).float(), self.height(at_end))
-
-    def tie_broken(self, membrane: Membrane, instant: Tensor, decision: FirstSpikeDecision) -> Tensor:
-        """Classes [N] of a decision, but of neurons tied at a step, the one of the highest potential then."""
-        steps = self.clock.step_of(instant)
-        first = steps.amin(1, keepdim=True)
-        height = self.height(self.after(membrane, 2 * first + 1))  # neurons compare in mid-step
-        return torch.where(decision.tie, height.masked_fill(steps > first, -torch.inf).argmax(1), decision.prediction)
-
-    def on_hidden_ramp(self, membrane: Membrane) -> Tensor:
-        """Indices of the instants [N, classes] at which these neurons fire on the hidden layers' ramp, without V₀."""
-        return self.ramp().first_instant(membrane.potential - self.common, membrane.drift)
-
-
-class ReadoutOnGrid(ReadoutPass):
-    """A pass of a readout on a grid: values from integers, gradients from the closed form of rounded weights.
-
-    Activations x are multiples of 1/T.
+    Attributes:
+        layer: the readout in integers.
+        membrane: membranes [N, classes] at the window's start.
+        instant: indices of the instants [N, classes] at which the neurons fire on their ramp.
     """
 
-    def __init__(self, readout: Readout, x: Tensor) -> None:
-        reverse_mode_only("Readout", x)
-        x, scale = readout.with_dropout(x)
-        rounded = RoundedLayer(readout, readout.effective_weight(), scale)
-        self._readout, self._bias, self._weight = readout, rounded.bias, rounded.weight
-        self._x = x.to(rounded.weight.dtype)
-        with torch.no_grad(), exact_products():
-            self._clocked = ClockedReadout(readout, rounded.quantised, rounded.grid.clock, **rounded.registers())
-            self._membrane = self._clocked.integrate(rounded.steps_left(x))
+    def __init__(self, layer: ClockedLayer, membrane: Membrane) -> None:
+        self.layer, self.membrane = layer, membrane
+        self.instant = layer.first_instant(membrane).long()
 
     def potential(self, *, at_end: bool) -> Tensor:
-        exact = self._clocked.score(self._membrane, at_end=at_end)
-        potential, slope = super().potential_and_slope()
-        return straight_through((potential + slope if at_end else potential) - self._readout.initial_potential, exact)
-
-    def potential_and_slope(self) -> tuple[Tensor, Tensor]:
-        clocked, membrane = self._clocked, self._membrane
-        exact = clocked.height(membrane.potential), clocked.height(membrane.drift * (2 * clocked.steps))
-        smooth = super().potential_and_slope()
-        return straight_through(smooth[0], exact[0]), straight_through(smooth[1], exact[1])
+        """Membrane potentials at the window's start or end, V₀ included, in threshold heights; float64."""
+        # The potential moves in a straight line: saturating it once at the end gives the same as in every step.
+        moved = self.membrane.potential + self.membrane.drift * (2 * self.layer.steps if at_end else 0)
+        return self.layer.height(self.layer.in_range(moved, 2**POTENTIAL_BITS))
 
     def spike_times(self) -> Tensor:
-        """Spike times, multiples of 1/T; silent neurons have no gradient."""
-        smooth = first_spike_times(*super().potential_and_slope(), threshold=self._readout.threshold)
-        return straight_through(smooth, self._clocked.spike_times(self._instant()))
+        """Spike times in windows, multiples of 1/T, float64; inf for silent neurons."""
+        clock = self.layer.clock
+        return (clock.step_of(self.instant).double() / clock.steps).masked_fill(self.instant == clock.never, torch.inf)
 
-    def decide(self) -> FirstSpikeDecision:
-        return self._clocked.decide(self._membrane, self._instant())
-
-    def hidden_activations(self) -> Tensor:
-        clocked = self._clocked
-        return clocked.clock.remaining(clocked.on_hidden_ramp(self._membrane)) / clocked.steps
-
-    def _instant(self) -> Tensor:
-        return self._clocked.own_ramp().first_instant(*self._membrane)
+    def on_hidden_ramp(self) -> Tensor:
+        """Indices of the instants [N, classes] at which the neurons fire on the hidden layers' ramp, without V₀."""
+        potential = self.membrane.potential - self.layer.common
+        return first_instant(potential, self.membrane.drift, self.layer.fall(1.0), self.layer.clock)
