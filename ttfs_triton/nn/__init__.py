@@ -9,7 +9,7 @@ from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d, SpikeUpsample2d, start_as_identity
 from ttfs_triton.nn.models import TTFSNetwork, decide
 from ttfs_triton.nn.networks import cifarnet, cnn1, resnet18, resnet20, vgg11, vgg16
-from ttfs_triton.nn.prepare import fold_batch_norm, fold_weight_standardisation, put_on_grid, train_for
+from ttfs_triton.nn.prepare import fold_batch_norm, put_on_grid, train_for
 from ttfs_triton.nn.readout import FirstSpikeDecision, Readout, first_spike_decision, first_spike_times
 from ttfs_triton.nn.statistics import (
     LayerStatistics,
@@ -49,7 +49,6 @@ __all__ = [
     "first_spike_decision",
     "first_spike_times",
     "fold_batch_norm",
-    "fold_weight_standardisation",
     "network_graph",
     "parse_specification",
     "put_on_grid",

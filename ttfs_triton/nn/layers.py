@@ -36,7 +36,7 @@ class FiringLayer(WeightedLayer):
     def forward(self, x: Tensor, *, skip: Tensor | None = None) -> Tensor:
         """Activations.
 
-        `skip` [N, skip, ...] are activations of an earlier layer, delayed until the spikes of `x` arrive: each adds
+        `skip` [N, skip, ...] are activations of an earlier layer, delayed until the spikes of `x` arrive. One adds
         v·x_skip to the potential of one neuron, and σ·v to its slope. Larger maps: see `WeightedLayer.read_skip`.
         """
         # Under autocast, weights are standardised and cast in one pass; grids and batch norm need them uncast.
@@ -52,7 +52,7 @@ class FiringLayer(WeightedLayer):
         if self.normalises:
             x, weight = self.synapses(x, weight)
             activations = self.follow(normalise(x, weight, self.normalisation(), skip_weight=skip_weight, **options))
-        elif self.runs_on_grid(x):
+        elif self.grid is not None and not x.is_meta:
             x, scale = self.with_dropout(x)
             activations = fire_on_grid(self, x, weight, skip, partial(fire, **options), scale)
         else:
@@ -77,7 +77,7 @@ class DFTConv2d(FiringLayer):
         backend: "auto", "torch" or "triton"; see `ttfs_kernels.dft_conv2d`.
         bias: learn an initial membrane potential per channel, starting at 0.
         weight_standardisation: standardise weights over the fan-in, with a learned norm per channel; folds into
-            plain weights by `fold_weight_standardisation`.
+            plain weights by `fold_standardisation()`.
         batch_norm: normalise potentials over the batch while training; folds by `fold_batch_norm`. It replaces weight
             standardisation unless weight_standardisation=True is passed as well.
         initial_gain: factor on the Kaiming initialisation; see `reset_parameters`. With batch norm also its initial γ.
@@ -86,7 +86,7 @@ class DFTConv2d(FiringLayer):
             multiples of it, and kernel_size, stride and padding count windows. Default: 1.
         device, dtype: as in `torch.nn.Conv2d`.
     Raises:
-        ValueError: sizes, groups, initial_gain, skip or average out of range.
+        ValueError: sizes, groups, skip or average out of range.
     Source: Wei et al., ICCV 2023, Eq. 5-7, 9-10.
     Example:
         >>> layer = DFTConv2d(16, 32, 3, padding=1, neuron=Neuron(psp_persistence=0.25))
@@ -97,7 +97,7 @@ class DFTConv2d(FiringLayer):
         >>> spike_times = activation_to_spike_time(activations, layer=1)  # in [1, 2], inf where silent
         >>> early, late = DFTConv2d(16, 32, 3, padding=1), DFTConv2d(32, 32, 3, padding=1, skip=16)
         >>> spikes = torch.rand(8, 16, 28, 28)
-        >>> late(early(spikes), skip=spikes).shape  # past `early`, each spike a window later to one neuron of `late`
+        >>> late(early(spikes), skip=spikes).shape  # past `early`, a window later, to one neuron of `late` each
         torch.Size([8, 32, 28, 28])
     """
 
@@ -214,12 +214,12 @@ class DFTLinear(FiringLayer, WeightedLinear):
 
     Args:
         in_features, out_features: as in `torch.nn.Linear`.
-        average: number of consecutive inputs among which each weight is divided equally; with as many as a flattened
+        average: number of consecutive inputs among which a weight is divided equally; with as many as a flattened
             channel has positions, synapses read the channel's mean. Default: 1.
         spike_dropout: probability that an input spike is dropped while training; the weights compensate for it.
         neuron, backend, bias, weight_standardisation, batch_norm, initial_gain, skip, device, dtype: see `DFTConv2d`.
     Raises:
-        ValueError: sizes, initial_gain, skip, average or spike_dropout out of range.
+        ValueError: sizes, skip, average or spike_dropout out of range.
     Source: Wei et al., ICCV 2023, Eq. 5-7, 9-10.
     Example:
         >>> layer = DFTLinear(784, 100, bias=False)
@@ -321,7 +321,7 @@ class EarliestSpikePool2d(nn.Module):
         padding: silent neurons around the map, at most half of the patch size.
         ceil_mode: one more patch at the lower and right borders if a part of the map is left, as in `nn.MaxPool2d`.
     Raises:
-        ValueError: a size is neither a positive integer nor a pair of them, or the padding is too large.
+        ValueError: a size is neither a positive integer nor a pair of them.
     Example:
         >>> spikes = torch.tensor([[[[0.2, 0.9], [0.0, 0.5]]]])  # 0 is silent, larger is earlier
         >>> EarliestSpikePool2d(2)(spikes)
@@ -336,19 +336,10 @@ class EarliestSpikePool2d(nn.Module):
         self.kernel_size = checked_pair("EarliestSpikePool2d", "kernel_size", kernel_size, 1)
         self.stride = self.kernel_size if stride is None else checked_pair("EarliestSpikePool2d", "stride", stride, 1)
         self.padding = checked_pair("EarliestSpikePool2d", "padding", padding, 0)
-        if any(2 * around > size for around, size in zip(self.padding, self.kernel_size, strict=True)):
-            raise ValueError(
-                f"EarliestSpikePool2d: padding must be at most half of kernel_size, {self.kernel_size}; got {padding}."
-            )
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """(channels, height, width) after pooling maps (channels, height, width); ValueError if they are too small."""
-        try:
-            return tuple(self(torch.empty((1, *shape), device="meta")).shape[1:])
-        except RuntimeError:
-            raise ValueError(
-                f"maps must be at least as large as the patches, {self.kernel_size}; got {shape}."
-            ) from None
+        """(channels, height, width) after pooling maps of this shape; RuntimeError if they are too small."""
+        return tuple(self(torch.empty((1, *shape), device="meta")).shape[1:])
 
     def forward(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, ceil_mode=self.ceil_mode)

@@ -12,11 +12,11 @@ from ttfs_triton.nn.config import Average, Convolution, Dense, NetworkConfig, Po
 from ttfs_triton.nn.graph import network_graph
 from ttfs_triton.nn.grid import Grid
 from ttfs_triton.nn.layers import DFTConv2d, DFTLinear, EarliestSpikePool2d
-from ttfs_triton.nn.prepare import fold_batch_norm, fold_weight_standardisation, put_on_grid
+from ttfs_triton.nn.prepare import fold_batch_norm, put_on_grid
 from ttfs_triton.nn.readout import FirstSpikeDecision, Readout
 from ttfs_triton.nn.statistics import SpikeCounter
 from ttfs_triton.nn.trace import unwrapped
-from ttfs_triton.nn.weighted import WeightedLayer, skip_step
+from ttfs_triton.nn.weighted import WeightedLayer
 
 # Initial mean of normalised potentials in front of a pool, in standard deviations. The largest of four neighbours
 # exceeds the mean by about as much, so that at first half of the pooled neurons fire, not nearly all.
@@ -37,7 +37,7 @@ class LayerBuilder:
         self.config, self.backend, self.average, self.delays = config, backend, 1, dict[str, int]()
         self.layers: OrderedDict[str, nn.Module] = OrderedDict()
         self.shape: tuple[int, ...] = (config.in_channels, *config.image_size)
-        self._read: list[tuple[tuple[int, ...], Token]] = []  # shape that each layer with synapses reads, and its token
+        self._read: list[tuple[int, ...]] = []  # shapes that layers with synapses read
         if config.encoder == "latency":
             self.layers["encoder"] = LatencyEncoder()
         for token in parse_specification(config.specification):
@@ -47,8 +47,7 @@ class LayerBuilder:
     def readout(self) -> Readout:
         """The output layer."""
         config = self.config
-        dropout = config.dropout if "fc1" in self.layers else 0.0
-        options = self._options() | {"neuron": config.neuron, "spike_dropout": dropout, "average": self.average}
+        options = self._options() | {"neuron": config.neuron, "spike_dropout": self._dropout(), "average": self.average}
         return Readout(self.shape[0], config.classes, at=config.readout, **options)
 
     def _add(self, token: Token) -> None:
@@ -58,44 +57,27 @@ class LayerBuilder:
         if isinstance(token, Pool):
             if norm := getattr(next(reversed(self.layers.values()), None), "batch_norm", None):
                 nn.init.constant_(norm.bias, BIAS_BEFORE_POOL * self.config.initial_gain)
-            layer = EarliestSpikePool2d(token.kernel_size, token.stride, token.padding)
-            self._append("pool", layer)
-            self.shape = self._shape_behind(layer, token)
+            self._append("pool", EarliestSpikePool2d(token.kernel_size, token.stride, token.padding), token)
             return
         if isinstance(token, Dense):
             self._flatten()
-        self._read.append((self.shape, token))
-        block_inputs, first = self._read[-1 - token.skip]  # with a skip: the block's input and first layer
-        skip = min(block_inputs[0], self.config.scaled(token.size)) if token.skip else 0
-        options = self._options() | {"batch_norm": self.config.batch_norm, "backend": self.backend}
-        if isinstance(token, Convolution) and len(self._read) == 1 and self.config.encoder != "latency":
-            layer = self._encoder(token, options)
-        else:
-            layer = self._spiking(token, options | {"skip": skip, "average": self.average})
-        shape = self._shape_behind(layer, token)
-        if token.skip and skip_step(block_inputs, shape) is None:
-            raise ValueError(
-                f"TTFSNetwork: a block must end with as many channels as enter it, or more, and its output maps must "
-                f"have the size of every k-th row and column of its input; got {block_inputs} before {first}, {shape} "
-                f'after {token} in "{self.config.specification}". Change its channels or strides.'
-            )
-        self.shape, self.average = shape, 1
-        layer.statistics = SpikeCounter(shape)
-        name = self._append("conv" if isinstance(token, Convolution) else "fc", layer)
+        self._read.append(self.shape)
+        skip = min(self._read[-1 - token.skip][0], self.config.scaled(token.size)) if token.skip else 0
+        layer = self._layer(token, skip)
+        name = self._append("conv" if isinstance(token, Convolution) else "fc", layer, token)
+        layer.statistics, self.average = SpikeCounter(self.shape), 1
         self.delays |= {name: token.skip} if token.skip else {}
 
-    def _shape_behind(self, layer: EarliestSpikePool2d | WeightedLayer, token: Token) -> tuple[int, ...]:
-        """Shape of a layer's outputs for one image."""
+    def _append(self, kind: str, layer: EarliestSpikePool2d | WeightedLayer, token: Token) -> str:
+        """Add a layer behind the others; returns its name."""
         try:
-            return layer.output_shape(self.shape)
-        except ValueError as error:
+            self.shape = layer.output_shape(self.shape)
+        except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"TTFSNetwork: image_size must be large enough for every layer; got {self.config.image_size}, where "
-                f'{token} in "{self.config.specification}" cannot read its inputs: {error} Use another size, or '
+                f'{token} in "{self.config.specification}" cannot read {self.shape}: {error} Use another size, or '
                 "fewer pools."
             ) from None
-
-    def _append(self, kind: str, layer: nn.Module) -> str:
         name = f"{kind}{1 + sum(other.startswith(kind) for other in self.layers)}"
         self.layers[name] = layer
         return name
@@ -104,31 +86,32 @@ class LayerBuilder:
         if "flatten" not in self.layers:
             self.layers["flatten"], self.shape = nn.Flatten(), (math.prod(self.shape),)
 
+    def _dropout(self) -> float:
+        """Dropout of inputs: for spikes of fully connected layers, which all but the first such layer read."""
+        return self.config.dropout if "fc1" in self.layers else 0.0
+
     def _options(self) -> dict[str, Any]:
         standardised = self.config.weight_standardisation and not self.config.batch_norm
         gain = self.config.initial_gain
         return {"bias": self.config.bias, "weight_standardisation": standardised, "initial_gain": gain}
 
-    def _encoder(self, token: Convolution, options: dict[str, Any]) -> AnalogEncoder:
-        config = self.config
-        whitened, kind = config.encoder == "whitened", AnalogEncoder
-        if whitened:
-            options |= {"weight_standardisation": False, "batch_norm": False}
-        elif config.encoder == "signed":
-            options["neuron"], kind = config.neuron, SignedEncoder
-        channels = token.size if whitened else config.scaled(token.size)
+    def _layer(self, token: Convolution | Dense, skip: int) -> DFTConv2d | DFTLinear:
+        config, inputs, size = self.config, self.shape[0], self.config.scaled(token.size)
+        options = self._options() | {"batch_norm": config.batch_norm, "backend": self.backend}
+        spiking = options | {"neuron": config.neuron, "skip": skip, "average": self.average}
+        if isinstance(token, Dense):
+            return DFTLinear(inputs, size, spike_dropout=self._dropout(), **spiking)
         geometry = (token.kernel_size, token.stride, token.padding)
-        encoder = kind(self.shape[0], channels, *geometry, mean=config.mean, std=config.std, **options)
-        encoder.weight.requires_grad_(not whitened)
+        if config.encoder == "latency" or len(self._read) > 1:
+            return DFTConv2d(inputs, size, *geometry, **spiking)
+        options |= {"mean": config.mean, "std": config.std}
+        if config.encoder == "signed":
+            return SignedEncoder(inputs, size, *geometry, neuron=config.neuron, **options)
+        if config.encoder == "whitened":
+            size, options = token.size, options | {"weight_standardisation": False, "batch_norm": False}
+        encoder = AnalogEncoder(inputs, size, *geometry, **options)
+        encoder.weight.requires_grad_(config.encoder != "whitened")
         return encoder
-
-    def _spiking(self, token: Convolution | Dense, options: dict[str, Any]) -> DFTConv2d | DFTLinear:
-        size, options = self.config.scaled(token.size), options | {"neuron": self.config.neuron}
-        if isinstance(token, Convolution):
-            return DFTConv2d(self.shape[0], size, token.kernel_size, token.stride, token.padding, **options)
-        # Dropout is for spikes of fully connected layers; the first such layer reads a convolution or the encoder.
-        options["spike_dropout"] = self.config.dropout if "fc1" in self.layers else 0.0
-        return DFTLinear(self.shape[0], size, **options)
 
 
 class TTFSNetwork(nn.Module):
@@ -217,13 +200,14 @@ class TTFSNetwork(nn.Module):
         for layer in (*self.features, self.readout):  # a whitened encoder and the readout have no batch norm
             if isinstance(layer, WeightedLayer) and layer.bias is None:
                 layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
-        fold_weight_standardisation(self.readout)
+        self.readout.fold_standardisation()
         self.config = self.config.replace(batch_norm=False, weight_standardisation=False, bias=True)
 
     def fold_standardisation(self) -> None:
-        """Fold every layer, as `fold_weight_standardisation` does, and update the configuration."""
-        fold_weight_standardisation(self.features)
-        fold_weight_standardisation(self.readout)
+        """Replace standardised weights by the plain ones that they stand for, and update the configuration."""
+        for layer in self.modules():
+            if isinstance(layer, WeightedLayer):
+                layer.fold_standardisation()
         self.config = self.config.replace(weight_standardisation=False)
 
 

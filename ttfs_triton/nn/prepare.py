@@ -48,41 +48,19 @@ def _call(method: str, model: nn.Module, *arguments: Any) -> None:
         _call(method, module, *arguments)
 
 
-def fold_weight_standardisation(model: nn.Module) -> nn.Module:
-    """Replace standardised weights by the plain weights they stand for, in place, in every layer of a module tree.
-
-    Outputs stay the same; `state_dict` keeps `weight` and `bias` only, and the gains are no longer trained. Layers
-    without standardisation are left alone, so folding twice is harmless.
-
-    Args:
-        model: a layer or network of `ttfs_triton.nn`, or any module that contains some.
-    Returns:
-        `model`.
-    """
-    _call("fold_standardisation", model)
-    return model
-
-
 def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """Replace batch norm by weights and initial potentials in every layer; in evaluation outputs stay the same.
+    """Replace batch norm by weights and initial potentials in a layer, or in all layers inside a module, in place.
 
-    Args:
-        model: a layer or network of `ttfs_triton.nn`, or any module that contains some; changed in place.
-    Returns:
-        `model`.
+    In evaluation, outputs stay the same. Returns `model`.
     """
     _call("fold_batch_norm", model)
     return model
 
 
 def put_on_grid(model: nn.Module, grid: Grid | None) -> None:
-    """Make every layer of a network, the encoder included, compute on a chip's grid, or in real numbers.
+    """Make a layer, or all layers inside a module, the encoder included, compute on a chip's grid; None: no grid.
 
-    Batch norm is folded first, and the units fit the weights best.
-
-    Args:
-        model: a layer or network of `ttfs_triton.nn`, or any module that contains some; changed in place.
-        grid: the chip's grid; None: real numbers again.
+    Batch norm is folded first, in place, and the units fit the weights best.
     """
     _call("put_on_grid", model, grid)
 
@@ -130,7 +108,7 @@ def unfold_batch_norm(network: nn.Module, plain: nn.Module, images: Tensor) -> N
     `network` has the layers of `plain`, which has neither batch norm nor weight standardisation, and in evaluation then
     computes the same. Potentials of `plain` on training `images`, [N, ...], give the running statistics.
     """
-    layers = ([each for each in model.modules() if isinstance(each, WeightedLayer)] for model in (network, plain))
+    layers = ([layer for layer in model.modules() if isinstance(layer, WeightedLayer)] for model in (network, plain))
     changed = []
 
     def run_beside(layer: WeightedLayer, _: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:

@@ -31,12 +31,12 @@ class WeightedLayer(nn.Module):
         kind: "analog", "spiking" or "readout"; see `LayerKind`.
         weight: Parameter [C_out, ...]; `effective_weight()` gives the weights of the synapses.
         bias: Parameter [C_out], initial membrane potentials in threshold heights, or None.
-        weight_gain: Parameter [C_out], norm of each neuron's standardised weights, or None without standardisation.
+        weight_gain: Parameter [C_out], norms of neurons' standardised weights, or None without standardisation.
         skip_weight: Parameter [skip], weights v of delayed spikes, one per channel, or None. They start at 1 and are
             never standardised.
         batch_norm: `BatchNorm2d` or `BatchNorm1d`, which holds γ, β and the running statistics, or None. After
             `layer.batch_norm.eval()` the layer uses the running statistics even in training mode.
-        statistics_group: processes that share the statistics of a batch; None: each process uses its own.
+        statistics_group: processes that share the statistics of a batch; None: every process alone.
         spike_dropout: probability that an input spike is dropped while training, from A and W alike; the weights make
             up for it, since an activation is a spike time, and scaling it would move the spike.
         initial_potential: V₀, added to every neuron's initial potential, in threshold heights; 0 except in readouts.
@@ -85,8 +85,6 @@ class WeightedLayer(nn.Module):
             raise ValueError(
                 f"{name}: weights must be at most {MAX_WEIGHTS}; got shape {weight_shape}. Use fewer neurons."
             )
-        if not (math.isfinite(initial_gain) and initial_gain > 0):
-            raise ValueError(f"{name}: initial_gain must be positive and finite; got {initial_gain}.")
         if not 0 <= spike_dropout < 1:
             raise ValueError(f"{name}: spike_dropout must be in [0, 1); got {spike_dropout}.")
         if weight_standardisation is None:
@@ -101,8 +99,6 @@ class WeightedLayer(nn.Module):
                 f"{name}: skip must be 0 or at most the layer's {weight_shape[0]} channels; got {skip}. "
                 "Use more channels."
             )
-        if average < 1:
-            raise ValueError(f"{name}: average must be at least 1; got {average}.")
         self.initial_gain, self.skip, self.average, self.spike_dropout = initial_gain, skip, average, spike_dropout
         self.register_parameter("log2_unit", None)
         factory = {"device": device, "dtype": dtype}
@@ -155,7 +151,7 @@ class WeightedLayer(nn.Module):
 
     @torch.no_grad()
     def fold_standardisation(self) -> None:
-        """Replace standardised weights by plain ones; see the function `fold_weight_standardisation`."""
+        """Replace standardised weights by the plain weights that they stand for; outputs stay the same."""
         if self.weight_gain is not None:
             self.weight.copy_(self._stored_weight())
             self.weight_gain = None
@@ -242,7 +238,7 @@ class WeightedLayer(nn.Module):
         return Normalisation(norm.weight, norm.bias, norm.running_mean, norm.eps, self.statistics_group)
 
     @torch.no_grad()
-    def follow(self, found: Normalised) -> Tensor:
+    def follow(self, batch: Normalised) -> Tensor:
         """Update the running statistics with a batch's statistics, and return the batch's activations.
 
         Running statistics are the mean over all batches until the share of one batch falls to batch norm's momentum.
@@ -250,9 +246,9 @@ class WeightedLayer(nn.Module):
         norm: Any = self.batch_norm
         norm.num_batches_tracked.add_(1)
         share = norm.num_batches_tracked.to(norm.weight.dtype).reciprocal().clamp_min(norm.momentum)
-        for running, value in ((norm.running_mean, found.mean), (norm.running_var, found.variance)):
+        for running, value in ((norm.running_mean, batch.mean), (norm.running_var, batch.variance)):
             running.lerp_(value.to(running.dtype), share)
-        return found.activations
+        return batch.activations
 
     @torch.no_grad()
     def fold_batch_norm(self) -> None:
@@ -290,10 +286,6 @@ class WeightedLayer(nn.Module):
         smallest = 0.0 if grid.register is None else grid.time_steps * self.threshold_height / grid.register
         unit = self.log2_unit.detach().double().exp2().clamp_min(max(SMALLEST_GRID_UNIT, smallest))
         return unit.expand(len(self.weight))
-
-    def runs_on_grid(self, x: Tensor) -> bool:
-        """Whether this pass computes in integers: on a grid, but not on the meta device."""
-        return self.grid is not None and not x.is_meta
 
     @property
     def threshold_height(self) -> float:
