@@ -49,7 +49,7 @@ class LatencyEncoder(nn.Module):
     Input: floating point in [0, 1], any shape. Output: activations in [0, 1], same shape and dtype. Activations of
     `ttfs_triton.data.events` pass through unchanged.
 
-    On a CPU, the values of each batch are checked; on a GPU those of the first batch in evaluation mode, so that no
+    On a CPU, the values of every batch are checked; on a GPU those of the first batch in evaluation mode, so that no
     training step waits. All batches are clamped to [0, 1].
 
     Raises:
@@ -72,7 +72,7 @@ class LatencyEncoder(nn.Module):
         self.grid = grid
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the spikes for one image: the image's own."""
+        """Shape of the spikes for one image: that of the image."""
         return shape
 
     def unrounded(self, x: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class SignedEncoder(AnalogEncoder):
 def whiten(encoder: AnalogEncoder, images: Tensor) -> None:
     """Give an encoder weights that whiten patches of images: uncorrelated outputs, of variance 1 before the gain.
 
-    Each principal component of the patches takes two channels, one for each sign, since neurons pass on positive values
+    A principal component of the patches takes two channels, one for each sign, since neurons pass on positive values
     only; components come by falling eigenvalue. Weights are multiplied by the initial gain, initial potentials are 0.
 
     Args:

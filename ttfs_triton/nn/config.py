@@ -95,7 +95,8 @@ def parse_specification(specification: str) -> tuple[Token, ...]:
     for text in map(str.strip, _SEPARATOR.split(specification)):
         try:
             tokens += _parse_block(text)
-            if isinstance(tokens[-1], Convolution | Pool | Average) and any(isinstance(each, Dense) for each in tokens):
+            dense = any(isinstance(token, Dense) for token in tokens)
+            if dense and isinstance(tokens[-1], Convolution | Pool | Average):
                 raise ValueError("convolutions and pools must come before fully connected layers")
             if len(tokens) > MAX_LAYERS:
                 raise ValueError(f"specification must have at most {MAX_LAYERS} layers; repeat blocks less often")
@@ -166,7 +167,7 @@ class NetworkConfig:
         in_channels: channels of the images.
         image_size: (height, width) of the images.
         classes: number of classes.
-        width: factor on the size of every hidden layer (at least 1 channel each).
+        width: factor on the size of every hidden layer (which keeps at least one channel).
         encoder: "latency" (pixels in [0, 1] are activations), "analog" (the first token is an analog convolution whose
             clamped outputs are spikes), "whitened" (the same with frozen weights that whiten patches of the images, see
             `ttfs_triton.nn.whiten`; `width` does not change it) or "signed" (the first token is a convolution of

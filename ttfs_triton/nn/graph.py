@@ -1,4 +1,4 @@
-"""A network as the graph of its layers: the window in which each fires, and its inputs.
+"""A network as the graph of its layers: the windows in which they fire, and their inputs.
 
 Counts, simulation, export, files and training read this one description, which `network_graph` traces from a module.
 Modules that it cannot describe are refused there, by name, and nowhere else.
@@ -59,7 +59,7 @@ class Wire:
         return spikes
 
     def routed(self, module: nn.Module) -> Wire:
-        """The wire with one more module, which treats each channel by itself."""
+        """The wire with one more module, which treats channels separately."""
         shape = module(torch.empty((1, *self.shape), device="meta")).shape[1:]
         return Wire(self.source, (*self.route, module), tuple(shape))
 
@@ -118,7 +118,7 @@ class NetworkGraph:
     """The layers of a network, in the order in which they run: an encoder first, a readout last.
 
     Attributes:
-        stages: one for each layer that fires.
+        stages: one for every layer that fires.
         image_shape: shape of one input image, such as (channels, height, width).
     """
 
@@ -171,7 +171,7 @@ class NetworkGraph:
         return self.stages[-1].window
 
     def prepare_statistics(self) -> None:
-        """Give each layer with synapses a `SpikeCounter`, if it has none."""
+        """Give every layer with synapses a `SpikeCounter`, if it has none."""
         for stage in self.weighted:
             if stage.weighted.statistics is None:
                 stage.weighted.statistics = SpikeCounter(stage.shape)
@@ -198,7 +198,7 @@ class NetworkGraph:
         return emitted[self.stages[-1].name]
 
     def describe(self) -> list[str]:
-        """A line for each stage: name, shape, layer, and where its inputs come from; equal for equal graphs."""
+        """A line for every stage: name, shape, layer, and where its inputs come from; equal for equal graphs."""
         return [_line(stage) for stage in self.stages]
 
 
@@ -228,7 +228,7 @@ def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) ->
             device, compiled or distributed. Between layers spikes may be pooled (`EarliestSpikePool2d`,
             `nn.MaxPool2d`, `F.max_pool2d`), upsampled (`SpikeUpsample2d`, `nn.Upsample`, `F.interpolate`), flattened,
             dropped out, and concatenated along the channels (`torch.cat`), by modules or in your `forward`.
-        image_shape: shape of one image, such as (channels, height, width). Default: the model's own `image_shape`.
+        image_shape: shape of one image, such as (channels, height, width). Default: the model's `image_shape`.
     Returns:
         The stages in the order in which they run.
     Raises:
@@ -256,7 +256,7 @@ class _NetworkRecorder(Recorder):
         names = short_names([name for name, _ in named])
         self._layers: dict[object, str] = {module: name for (_, module), name in zip(named, names, strict=True)}
         self._stages, self._readouts = dict[str | None, Stage](), list[str | None]()
-        self._wires: dict[Call, tuple[Wire, ...]] = {}  # behind each call; several if layers are concatenated
+        self._wires: dict[Call, tuple[Wire, ...]] = {}  # of a call's output; several if layers are concatenated
 
     def leaf(self, module: nn.Module, label: str) -> Callable[..., Any] | None:
         if module in self._layers:
@@ -271,7 +271,7 @@ class _NetworkRecorder(Recorder):
         if call.target == "images" or call.target in self._layers:
             self._wires[call] = (Wire(self._layers.get(call.target), (), call.shape or ()),)
             return
-        wires = tuple(wire for each in call.inputs for wire in self._wires[each])
+        wires = tuple(wire for source in call.inputs for wire in self._wires[source])
         joined = call.concatenated is not None and all(wire.source is not None for wire in wires)
         route = nn.Identity() if joined else call.route
         if route is None and wires[0].source is None and not wires[0].route:
@@ -288,7 +288,7 @@ class _NetworkRecorder(Recorder):
         label, wires = label_of(layer, name), self._wires.get(self.maker(x))
         skips = () if skip is None else self._wires.get(self.maker(skip))
         if name in self._stages:
-            _refuse(f"{name}, which runs twice", "Use a layer of its own for each window.")
+            _refuse(f"{name}, which runs twice", "Use another layer for the second window.")
         if wires is None or skips is None:
             _refuse(f"{label}, which reads neither images nor spikes of a layer", "Hand it a layer's output.")
         reads_images = wires[0].source is None

@@ -1,7 +1,7 @@
-"""Counts of spikes and of saturated, silent and never-active neurons in each layer, made on the device.
+"""Counts of a layer's spikes and of its saturated, silent and never-active neurons, made on the device.
 
-A layer of `ttfs_triton.nn` counts in its `statistics`, a `SpikeCounter` or None. `TTFSNetwork` gives one to each of its
-layers; in a network of your own, assign `layer.statistics = SpikeCounter((channels, height, width))`. Layers count only
+A layer of `ttfs_triton.nn` counts in its `statistics`, a `SpikeCounter` or None. `TTFSNetwork` gives one to all of its
+layers; in another network, assign `layer.statistics = SpikeCounter((channels, height, width))`. Layers count only
 within `with record_statistics(model):`, without a transfer to the host or a break in a compiled graph.
 """
 
@@ -145,14 +145,14 @@ def collect_statistics(model: nn.Module, reduce: Callable[[Tensor], Tensor] | No
     Returns:
         One entry per layer, the readout last; an empty list if nothing was recorded.
     """
-    named = [(name, layer, each.counts) for name, layer, each in _counters(model) if each.counts is not None]
+    named = [(name, layer, counter.counts) for name, layer, counter in _counters(model) if counter.counts is not None]
     if not named:
         return []
-    counts = torch.cat([each for _, _, each in named])
-    counts = (reduce(counts) if reduce is not None else counts).cpu().split([len(each) for _, _, each in named])
+    counts = torch.cat([part for _, _, part in named])
+    counts = (reduce(counts) if reduce is not None else counts).cpu().split([len(part) for _, _, part in named])
     statistics, names = [], short_names([name for name, _, _ in named])
-    for name, (_, layer, _), each in zip(names, named, counts, strict=True):
-        (saturated, samples), spikes = each[:2].tolist(), each[2:]
+    for name, (_, layer, _), part in zip(names, named, counts, strict=True):
+        (saturated, samples), spikes = part[:2].tolist(), part[2:]
         statistics.append(
             LayerStatistics(
                 name=name,
@@ -180,7 +180,7 @@ def sparsity(statistics: Sequence[LayerStatistics]) -> float:
 
 
 def _counters(model: nn.Module) -> list[tuple[str, Any, SpikeCounter]]:
-    """Name, layer and counter of each layer that has one."""
+    """Name, layer and counter of every layer that has one."""
     layers = [(name, module, getattr(module, "statistics", None)) for name, module in model.named_modules()]
     return [(name, module, counter) for name, module, counter in layers if isinstance(counter, SpikeCounter)]
 

@@ -1,6 +1,6 @@
 """Traces of modules: a recorder of calls; functions of tensors as modules that do the same, and remedies for others.
 
-A `Recorder` runs a module once, and notes each call of a layer or function with the calls that made its inputs. On
+A `Recorder` runs a module once, and notes every call of a layer or function with the calls that made its inputs. On
 empty images no value is computed: images and parameters are on PyTorch's device "meta". `network_graph` reads calls of
 our layers, `ttfs_triton.convert` those of ANNs.
 """
@@ -34,7 +34,7 @@ SAMPLES = 3  # size of the traced batch, which maps rarely have
 
 
 class NetworkError(ValueError):
-    """A module is no network of `ttfs_triton.nn` layers; the message names what was found, and what to use instead."""
+    """A module is no network of `ttfs_triton.nn` layers; the message says why, and what to use instead."""
 
 
 def what_was_raised(error: Exception) -> str:
@@ -42,7 +42,7 @@ def what_was_raised(error: Exception) -> str:
     if isinstance(error, SyntaxError):
         return f"SyntaxError in line {error.lineno} of {error.filename}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
-    places = [f" in line {each.lineno} of {each.filename}" for each in frames if not _PACKAGES.match(each.filename)]
+    places = [f" in line {at.lineno} of {at.filename}" for at in frames if not _PACKAGES.match(at.filename)]
     return f"{type(error).__name__}{places[-1] if places else ''}: {text_of(error).rstrip('.')}"
 
 
@@ -59,14 +59,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Set evaluation mode inside the `with` block, then restore each module's own mode, also after an error."""
-    modes = [(each, each.training) for each in module.modules()]  # not one mode for all: a batch norm may be frozen
+    """Set evaluation mode inside the `with` block, then restore the modes of all modules, also after an error."""
+    modes = [(part, part.training) for part in module.modules()]  # not one mode for all: a batch norm may be frozen
     module.eval()
     try:
         yield
     finally:
-        for each, training in modes:
-            each.training = training
+        for part, training in modes:
+            part.training = training
 
 
 def image_shape_of(model: nn.Module, image_shape: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -110,8 +110,8 @@ def _mean(dim: Any = None, keepdim: bool = False) -> nn.Module | None:
 
 def _slice(index: Any) -> nn.Module | None:
     """Every k-th row and column of all channels, which is a pool of single neurons."""
-    steps: Any = [*(each.step or 1 for each in index[2:]), 1, 1][:2]
-    plain = index[:2] == (slice(None),) * 2 and all(each == slice(None, None, each.step) for each in index[2:])
+    steps: Any = [*(sides.step or 1 for sides in index[2:]), 1, 1][:2]
+    plain = index[:2] == (slice(None),) * 2 and all(sides == slice(None, None, sides.step) for sides in index[2:])
     return nn.MaxPool2d(1, steps) if plain else None
 
 
@@ -158,7 +158,7 @@ class Call:
         name: its name among all calls, an identifier.
         target: the module, or the function's name without underscores around it.
         label: target and place in the model, in words.
-        args, kwargs: its arguments; in place of each tensor that another call made, that call.
+        args, kwargs: its arguments; in place of tensors that other calls made, those calls.
         shape: shape of its output for one image; None if that is no tensor of real numbers, or several.
     """
 
@@ -172,7 +172,7 @@ class Call:
     @property
     def inputs(self) -> list[Call]:
         """The calls that made its arguments."""
-        return [each for each in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(each, Call)]
+        return [made for made in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(made, Call)]
 
     @property
     def module(self) -> nn.Module | None:
@@ -212,7 +212,7 @@ class Call:
             return None
         tensors = self.args[0] if self.args else self.kwargs["tensors"]
         dimension = self.args[1] if len(self.args) > 1 else self.kwargs.get("dim", self.kwargs.get("axis", 0))
-        along = dimension in (1, -len(self.shape)) and all(isinstance(each, Call) for each in tensors)
+        along = dimension in (1, -len(self.shape)) and all(isinstance(tensor, Call) for tensor in tensors)
         return list(tensors) if along else None
 
 
@@ -234,12 +234,12 @@ class Recorder(TorchFunctionMode):
     def trace(self, image_shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Any:
         """Output of the model for empty images, with empty parameters."""
         named = (*self.model.named_parameters(), *self.model.named_buffers())
-        empty = {name: torch.empty(each.shape, dtype=each.dtype, device="meta") for name, each in named}
+        empty = {name: torch.empty(value.shape, dtype=value.dtype, device="meta") for name, value in named}
         try:
             return self.run(torch.empty((SAMPLES, *image_shape), dtype=dtype, device="meta"), empty)
         except self.error:
             raise
-        except Exception as error:  # any error: the model's own code runs here
+        except Exception as error:  # any error: the model's code runs here
             raise self.error(
                 f"{self.function}: model must run on images {list(image_shape)}; got {what_was_raised(error)}. "
                 "Correct it; what it does must depend on shapes only, not on values."
@@ -266,7 +266,7 @@ class Recorder(TorchFunctionMode):
         return module.forward if whole and not isinstance(module, nn.Sequential) else None
 
     def hear(self, call: Call, output: Any) -> None:
-        """Called after each call, with what it returned."""
+        """Called after every call, with what it returned."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", str(func)).removesuffix(".default").strip("_")
@@ -283,7 +283,7 @@ class Recorder(TorchFunctionMode):
         try:
             given, named = pytree.tree_map(self.maker, (args, kwargs))
             output = run(*args, **kwargs)
-            if any(isinstance(each, Call) for each in pytree.tree_leaves((given, named))):
+            if any(isinstance(value, Call) for value in pytree.tree_leaves((given, named))):
                 self._note(path, target, label, given, named, output)
             return output
         finally:
@@ -291,7 +291,7 @@ class Recorder(TorchFunctionMode):
 
     def _note(self, path: str, target: nn.Module | str, label: str, args: Any, kwargs: Any, output: Any) -> Call | None:
         """Add a call, unless it returns no tensors."""
-        tensors = [each for each in pytree.tree_leaves(output) if isinstance(each, Tensor)]
+        tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
         if not tensors:
             return None
         name = base = re.sub(r"^(?=\d|$)", "_", re.sub(r"\W", "_", path))
@@ -302,8 +302,8 @@ class Recorder(TorchFunctionMode):
         real = isinstance(output, Tensor) and output.is_floating_point()
         call = Call(name, target, label, args, kwargs, tuple(output.shape[1:]) if real else None)
         self.calls.append(call)
-        for each in tensors:
-            self._makers[each] = (call, each._version)
+        for tensor in tensors:
+            self._makers[tensor] = (call, tensor._version)
         self.hear(call, output)
         return call
 
