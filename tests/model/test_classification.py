@@ -1,12 +1,15 @@
-"""`classify`: classes, spike times of the output neurons and the decision's time, against the layers by hand."""
+"""`classify`: classes, spike times of the output neurons and the decision's time, against the layers; its command."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
 from ttfs_triton import TTFSModel
+from ttfs_triton.commands import classify as main
 from ttfs_triton.nn import NetworkConfig, Neuron
 
 
@@ -22,51 +25,33 @@ def test_decision_and_its_time(encoder, readout, after):
     with torch.no_grad():
         logits, spikes = model(images), model.decide(images)
     windows = 3 if encoder == "latency" else 2  # input (latency only), conv1, fc1; then the output neurons
-    for place, each in enumerate(model.classify(images)):
+    for place, each in enumerate(model.classify(images, top_k=99)):
         assert torch.equal(each.logits, logits[place])
-        assert (each.label, each.class_name) == (int(logits[place].argmax()), "abcd"[int(logits[place].argmax())])
+        assert [score.label for score in each.top] == logits[place].argsort(descending=True).tolist()
+        assert (each.label, each.class_name) == (each.top[0].label, "abcd"[int(logits[place].argmax())])
+        assert [score.probability for score in each.top] == sorted(logits[place].double().softmax(0), reverse=True)
         assert torch.allclose(each.spike_times, windows + spikes.spike_times[place].double())
         expected = windows + after if after is not None else each.spike_times.min().item()
         assert each.decision_time == pytest.approx(expected)
         assert (each.first_spike, each.tie) == (int(spikes.spike_times[place].argmin()), bool(spikes.tie[place]))
 
 
-def test_first_spike_decides_when_asked_to():
-    model, images = make(), torch.rand(5, 1, 8, 8)
-    spikes = model.decide(images)
-    for place, each in enumerate(model.classify(images, decision="first_spike")):
-        assert each.label == int(spikes.prediction[place]) == each.top[0].label == each.first_spike
-        assert each.decision_time == pytest.approx(3 + spikes.spike_times[place].min().item())
-        scores = torch.softmax(-20 * spikes.spike_times[place], 0)
-        assert each.top[0].probability == pytest.approx(scores.max().item(), abs=1e-6)
-
-
 @pytest.mark.parametrize(
-    ("biases", "first", "words"),
-    [([1.0, 3.0, 3.0, -5.0], 1, "a tie"), ([-30.0, -20.0, -25.0, -40.0], None, "first output spike: none")],
+    ("biases", "label", "first", "words"),
+    [([1.0, 3.0, 3.0, -5.0], 1, 1, r"3\.\d\d windows, a tie\)"), ([-30.0, -20.0, -25.0, -40.0], 0, None, r"none\)")],
 )
-def test_ties_and_silence_are_told(biases, first, words):
+def test_ties_and_silence_are_told(biases, label, first, words):
     """Of output neurons that see nothing of the image but their initial potentials."""
-    model = make()
+    model = make("first_spike")
     with torch.no_grad():
         model.fold_standardisation()
         model.readout.weight.fill_(0.0)
         model.readout.bias.copy_(torch.tensor(biases))
-    found = model.classify(torch.rand(1, 8, 8), decision="first_spike")
-    assert (found.label, found.first_spike, found.tie, found.top[0].label) == (1, first, first is not None, 1)
-    assert words in repr(found)
-    if first is None:
-        assert torch.isinf(found.spike_times).all()
-        assert found.decision_time == 4  # the end of the output neurons' window
-
-
-def test_top_classes_are_sorted_shares_and_the_repr_reads_well():
-    few, everything = (make().classify(torch.rand(1, 8, 8), top_k=count) for count in (2, 99))
-    shares = [score.probability for score in everything.top]
-    assert (len(few.top), sum(shares)) == (2, pytest.approx(1))
-    assert shares == sorted(shares, reverse=True)
-    assert sorted(score.class_name for score in everything.top) == ["a", "b", "c", "d"]
-    assert re.match(r"Classification\(.*; decided after 4.00 windows; first output spike: 3\.", repr(few))
+    answer = model.classify(torch.rand(1, 8, 8), top_k=2)
+    assert (answer.label, answer.first_spike, answer.tie, len(answer.top)) == (label, first, first is not None, 2)
+    name = "ab"[label]
+    assert re.fullmatch(rf"Classification\({name} .*; decided after .*; first output spike: {words}", repr(answer))
+    assert answer.decision_time == (4 if first is None else answer.spike_times.min())  # 4 is the last window's end
 
 
 def test_batches_devices_and_precisions_do_not_matter_and_mode_comes_back(device):
@@ -77,21 +62,60 @@ def test_batches_devices_and_precisions_do_not_matter_and_mode_comes_back(device
     assert len(model.classify(np.zeros((2, 8, 8, 1), np.uint8))) == 2
     for one, other, there in zip(whole, parts, model.to(device).classify(images), strict=True):
         torch.testing.assert_close(one.logits, other.logits)
-        torch.testing.assert_close(one.logits, there.logits)
-        torch.testing.assert_close(one.spike_times, there.spike_times)
+        torch.testing.assert_close((one.logits, one.spike_times), (there.logits, there.spike_times))
         assert (there.logits.device.type, there.label) == ("cpu", one.label)
     double = make().double()
-    expected = double(images[:1].double())[0].detach().float()
-    torch.testing.assert_close(double.classify(images[0]).logits, expected)
+    torch.testing.assert_close(double.classify(images[0]).logits, double(images[:1].double())[0].detach().float())
+    with pytest.raises(ValueError, match="classify: top_k and batch_size must be at least 1; got 5 and 0"):
+        double.classify(images, batch_size=0)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        *(({name: 0}, f"classify: {name} must be at least 1; got 0") for name in ("top_k", "batch_size")),
-        ({"decision": "vote"}, 'classify: decision must be "readout" or "first_spike"; got \'vote\''),
-    ],
-)
-def test_wrong_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        make().classify(torch.rand(1, 8, 8), **options)
+# ---- the command
+
+BUNDLED, NAMES = "bundled:cnn1-mnist", ("zero.png", "one.png")
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """What `ttfs classify` prints beside a drawn zero of the network's size and a drawn one of another, in colour."""
+    monkeypatch.chdir(tmp_path)
+    zero, one = Image.new("L", (28, 28)), Image.new("RGB", (56, 56))
+    ImageDraw.Draw(zero).ellipse((8, 5, 20, 23), outline=255, width=3)
+    ImageDraw.Draw(one).line((30, 10, 26, 46), fill="white", width=6)
+    zero.save(NAMES[0])
+    one.save(NAMES[1])
+
+    def command(*words):
+        main("Classify.", list(words))
+        return capsys.readouterr().out
+
+    return command
+
+
+def test_command_prints_the_decisions_of_the_model_as_json_or_as_a_table(command):
+    lines = [json.loads(line) for line in command(BUNDLED, *NAMES, "--json", "--top", "2").splitlines()]
+    for line, result in zip(lines, TTFSModel.from_pretrained(BUNDLED).classify(NAMES, top_k=2), strict=True):
+        assert 4 <= line["first_spike_time"] == result.spike_times.min().item() <= line["windows"] == 5
+        assert (line["first_spike"], line["top"]) == (result.first_spike, [vars(score) for score in result.top])
+    assert [(line["image"], line["class_name"]) for line in lines] == [("zero.png", "0"), ("one.png", "1")]
+    _, _, zero, second, one, *_ = command(BUNDLED, *NAMES, "--top", "2").splitlines()
+    assert (zero.split()[:2], len(second.split()), one.split()[:2]) == (["zero.png", "0"], 2, ["one.png", "1"])
+    assert zero.endswith(" of 5")
+
+
+def test_command_tells_of_silent_outputs(command):
+    model = TTFSModel(NetworkConfig("4C3-P2-8", image_size=(28, 28)))
+    model.readout.bias.data.fill_(-1000)
+    model.save_pretrained("folder")
+    line = json.loads(command("folder", "zero.png", "--json"))
+    assert line["first_spike"] is line["first_spike_class_name"] is line["first_spike_time"] is None
+    assert command("folder", "zero.png").splitlines()[2].split()[-2:] == ["none", "–"]
+
+
+def test_command_refuses_what_is_no_image_before_any_result(command, capsys, tmp_path):
+    (tmp_path / "broken.png").write_bytes((tmp_path / "zero.png").read_bytes()[:50])
+    for name, rule in (("nowhere.png", "must exist; there is no file nowhere.png"), ("broken.png", "must be readable")):
+        with pytest.raises(SystemExit):
+            command(BUNDLED, "zero.png", name)
+        shown = capsys.readouterr()
+        assert (f"error: image 1 {rule}" in shown.err, shown.out) == (True, "")

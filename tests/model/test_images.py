@@ -17,19 +17,18 @@ def pixels(height=6, width=5, channels=3):
 
 
 def one(image, preprocessing=COLOUR, channels=3):
-    found = network_input([image], preprocessing, channels)
-    assert found.dtype == torch.float32
-    return found[0]
+    (row,) = network_input([image], preprocessing, channels)
+    assert row.dtype == torch.float32
+    return row
 
 
 def forms(array):
     """The same pixels in all forms that are accepted."""
     tensor = torch.from_numpy(array).permute(2, 0, 1)
-    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
-    found = {"array": array, "tensor": tensor, "floats": tensor.float().div(255), "image": image}
-    if array.shape[2] == 1:
-        found |= {"flat array": array[:, :, 0], "flat tensor": tensor[0], "flat floats": tensor[0].float().div(255)}
-    return found
+    image, reals = Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array), array / 255
+    all_forms = {"image": image, "array": array, "tensor": tensor, "reals": reals, "floats": tensor.float() / 255}
+    flat = {"flat array": array[:, :, 0], "flat tensor": tensor[0], "mirrored": array[:, ::-1].copy()[:, ::-1]}
+    return all_forms | (flat if array.shape[2] == 1 else {})
 
 
 @pytest.mark.parametrize("size", [(6, 5), (13, 17)])
@@ -53,8 +52,8 @@ def test_files_are_read_as_in_training(tmp_path, size, mode):
     Image.fromarray(pixels(*size)).convert(mode).save(path)
     trained = decode_image({"bytes": path.read_bytes(), "path": None}, (6, 5))
     expected = to_float(torch.from_numpy(np.array(trained)).permute(2, 0, 1)[None])[0].expand(3, -1, -1)
-    for each in (path, str(path)):
-        assert torch.equal(one(each), expected)
+    assert torch.equal(one(path), expected)
+    assert torch.equal(one(str(path)), expected)
 
 
 @pytest.mark.parametrize("size", [(32, 48), (12, 10)])
@@ -69,35 +68,34 @@ def test_cropped_images_are_the_middle_but_for_arrays_of_the_networks_size(size)
 
 def test_channels_that_are_no_colours_need_tensors():
     preprocessing = Preprocessing((6, 5), None)
-    image = torch.rand(2, 6, 5)
-    assert torch.equal(one(image, preprocessing, 2), image)
     whole = torch.randint(0, 256, (2, 6, 5), dtype=torch.uint8)
-    assert torch.equal(one(whole, preprocessing, 2), whole.float() / 255)
-    with pytest.raises(ValueError, match="image 0 must be a tensor: this network's channels are not colours"):
-        one(Image.new("L", (5, 6)), preprocessing, 2)
-    with pytest.raises(ValueError, match=r"must have shape .* with C = 2; got \(3, 6, 5\)"):
-        one(torch.rand(3, 6, 5), preprocessing, 2)
-    with pytest.raises(ValueError, match=r"must be \(6, 5\) pixels, 2 channels"):
-        one(torch.zeros(2, 8, 8, dtype=torch.uint8), preprocessing, 2)
+    for image in (whole, whole / 255):
+        assert torch.equal(one(image, preprocessing, 2), whole / 255)
+    for image, message in (
+        (Image.new("L", (5, 6)), "image 0 must be a tensor: this network's channels are not colours"),
+        (torch.rand(3, 6, 5), r"must have shape .*, C = 2; got \(3, 6, 5\)"),
+        (torch.zeros(2, 8, 8, dtype=torch.uint8), r"must be \(6, 5\) pixels, 2 channels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            one(image, preprocessing, 2)
 
 
 @pytest.mark.parametrize(
-    ("image", "error", "message"),
+    ("image", "message"),
     [
-        (torch.zeros(3, 6, 5, dtype=torch.int64), TypeError, r"must be uint8, or floating point .* got torch\.int64"),
-        (torch.full((3, 6, 5), 1.5), ValueError, r"values in \[0, 1\]; got 1.5 to 1.5\. Divide pixels by 255"),
-        (torch.full((3, 6, 5), float("nan")), ValueError, r"values in \[0, 1\]; got nan"),
-        (torch.zeros(6, 5, 3), ValueError, r"must have shape \[C, height, width\] with C = 1 or 3; got \(6, 5, 3\)"),
-        (np.array(3, np.uint8), ValueError, r"must have shape .*; got \(\)"),
-        (torch.zeros(3, 0, 5), ValueError, "must have shape"),
-        (np.zeros((3, 6, 5), np.uint8), ValueError, r"must have shape \[height, width\] or \[height, width, C\]"),
-        (np.zeros((6, 5, 3), np.float32), TypeError, "must be uint8 as an array; got float32. Give real values as"),
-        (Image.new("F", (5, 6)), ValueError, "pixel mode F has no 8-bit meaning"),
-        (7, TypeError, "must be a Pillow image, a path, a uint8 array or a tensor; got int"),
-        ("nowhere.png", ValueError, r"must exist; there is no file nowhere\.png"),
-        (__file__, ValueError, "must be readable"),
+        (torch.zeros(3, 6, 5, dtype=torch.int64), r"must be uint8, or floating point .* got torch\.int64"),
+        (np.full((6, 5, 3), 1.5), r"must have values in \[0, 1\]; got 1.5 to 1.5\. Divide pixels by 255"),
+        (torch.full((3, 6, 5), float("nan")), r"must have values in \[0, 1\]; got nan"),
+        (torch.zeros(6, 5, 3), r"must have shape \[C, height, width\] .*, C = 1 or 3; got \(6, 5, 3\)"),
+        (np.zeros((3, 6, 5), np.uint8), r"must have shape .*, \[height, width, C\] as an array, .*; got \(3, 6, 5\)"),
+        (np.array(3, np.uint8), r"must have shape .*; got \(\)"),
+        (torch.zeros(3, 0, 5), "must have shape"),
+        (Image.new("F", (5, 6)), "pixel mode F has no 8-bit meaning"),
+        (7, "must be a Pillow image, a path, an array or a tensor; got int"),
+        ("nowhere.png", r"must exist; there is no file nowhere\.png"),
+        (__file__, "must be readable"),
     ],
 )
-def test_what_is_no_image_is_refused(image, error, message):
-    with pytest.raises(error, match=f"classify: image 1 .*{message}|classify: image 1 {message}"):
+def test_what_is_no_image_is_refused(image, message):
+    with pytest.raises((TypeError, ValueError), match=f"classify: image 1 {message}"):
         network_input([torch.rand(3, 6, 5), image], COLOUR, 3)

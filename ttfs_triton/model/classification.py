@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +18,11 @@ from ttfs_triton.commands import ClassificationOptions
 from ttfs_triton.data.pixels import MAX_BYTES, centre_crop, image_pixels, open_image, to_float
 from ttfs_triton.data.recordings import recording_pixels
 from ttfs_triton.model.description import Preprocessing
-from ttfs_triton.nn import FirstSpikeDecision, NetworkGraph
+from ttfs_triton.nn import NetworkGraph
 from ttfs_triton.nn.models import logits_and_decision
 from ttfs_triton.table import Table, print_whole
 from ttfs_triton.untrusted_files import read_regular
 from ttfs_triton.wording import small_percent
-
-ImageLike = Image.Image | np.ndarray | Tensor | str | Path
 
 
 def split_images(images: Any) -> tuple[list[Any], bool]:
@@ -37,12 +35,10 @@ def split_images(images: Any) -> tuple[list[Any], bool]:
 
 
 def network_input(images: Sequence[Any], preprocessing: Preprocessing, channels: int) -> Tensor:
-    """Images as a network's input, [N, channels, height, width] float32.
+    """Images as a network's input, [N, channels, height, width] float32; their forms are those of `classify`.
 
-    Each is a Pillow image, the path of a file, a uint8 array [height, width] or [height, width, C], or a tensor
-    [height, width] or [C, height, width], uint8, or floating point in [0, 1]. C is 1 or 3, or, for tensors, `channels`.
-    A float tensor of the network's size and channels goes in as it is, others are rounded to 8 bits. If the network
-    reads recordings of an event camera, a file is a recording.
+    Real values of the network's size and channels go in as they are, others are rounded to 8 bits. Files are recordings
+    if the network reads those of an event camera.
     """
     rows = []
     for place, image in enumerate(images):
@@ -55,46 +51,37 @@ def network_input(images: Sequence[Any], preprocessing: Preprocessing, channels:
 
 def _as_tensor(image: Any, preprocessing: Preprocessing, channels: int) -> Tensor:
     """One image, [channels, height, width] float32 in [0, 1]."""
-    if isinstance(image, Tensor):
-        image = image[None] if image.ndim == 2 else image
-        _check_shape(tuple(image.shape), 0, channels, "[C, height, width]")
-        if image.is_floating_point():
-            image = image.detach().to("cpu", torch.float32)
-            low, high = (value.item() for value in image.aminmax())
-            if not 0 <= low <= high <= 1:
-                raise ValueError(f"must have values in [0, 1]; got {low:.4g} to {high:.4g}. Divide pixels by 255.")
-            if image.shape == (channels, *preprocessing.size):
-                return image
-            image = (image * 255).round().byte()
-        if image.dtype != torch.uint8:
-            raise TypeError(f"must be uint8, or floating point in [0, 1]; got {image.dtype}. Convert it.")
-        pixels = image.permute(1, 2, 0).cpu().numpy()
-    elif isinstance(image, np.ndarray):
-        pixels = image[:, :, None] if image.ndim == 2 else image
-        _check_shape(pixels.shape, -1, channels, "[height, width] or [height, width, C]")
-        if pixels.dtype != np.uint8:
-            raise TypeError(
-                f"must be uint8 as an array; got {pixels.dtype}. Give real values as a torch tensor [C, height, width]."
-            )
-    elif isinstance(image, str | Path):
+    if isinstance(image, str | Path):
         return _opened(Path(image), preprocessing)
-    elif isinstance(image, Image.Image):
+    if isinstance(image, Image.Image):
         return _pixels(image, preprocessing)
-    else:
-        raise TypeError(f"must be a Pillow image, a path, a uint8 array or a tensor; got {type(image).__name__}.")
+    if not isinstance(image, np.ndarray | Tensor):
+        raise TypeError(f"must be a Pillow image, a path, an array or a tensor; got {type(image).__name__}.")
+    shape, allowed = tuple(image.shape), (1, 3) if channels in (1, 3) else (channels,)
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(np.ascontiguousarray(image))
+        image = image.movedim(2, 0) if image.ndim == 3 else image
+    image = image.detach().cpu()
+    image = image[None] if image.ndim == 2 else image
+    if image.ndim != 3 or len(image) not in allowed or 0 in shape:
+        rule = "[C, height, width] as a tensor, [height, width, C] as an array"
+        raise ValueError(f"must have shape {rule}, C = {' or '.join(map(str, allowed))}; got {shape}.")
+    if image.is_floating_point():
+        low, high = (value.item() for value in image.aminmax())
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"must have values in [0, 1]; got {low:.4g} to {high:.4g}. Divide pixels by 255.")
+        if image.shape == (channels, *preprocessing.size):
+            return image.float()
+        image = (image.float() * 255).round().byte()
+    if image.dtype != torch.uint8:
+        raise TypeError(f"must be uint8, or floating point in [0, 1]; got {image.dtype}. Convert it.")
+    size = tuple(image.shape[1:])
     if preprocessing.mode is None:  # the channels are not colours: nothing is converted
-        if pixels.shape[:2] != preprocessing.size:
-            raise ValueError(f"must be {preprocessing.size} pixels, {channels} channels; got {pixels.shape[:2]}.")
-        return _scaled(pixels)
-    pixels = np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    return _pixels(Image.fromarray(pixels), preprocessing, fitted=pixels.shape[:2] == preprocessing.size)
-
-
-def _check_shape(shape: tuple[int, ...], axis: int, channels: int, rule: str) -> None:
-    """Raise ValueError unless a shape has three dimensions, of which `axis` is the channels."""
-    allowed = (1, 3) if channels in (1, 3) else (channels,)
-    if len(shape) != 3 or shape[axis] not in allowed or 0 in shape:
-        raise ValueError(f"must have shape {rule} with C = {' or '.join(map(str, allowed))}; got {shape}.")
+        if size != preprocessing.size:
+            raise ValueError(f"must be {preprocessing.size} pixels, {channels} channels; got {size}.")
+        return to_float(image[None])[0]
+    pixels = image[0] if len(image) == 1 else image.movedim(0, 2).contiguous()
+    return _pixels(Image.fromarray(pixels.numpy()), preprocessing, fitted=size == preprocessing.size)
 
 
 def _opened(path: Path, preprocessing: Preprocessing) -> Tensor:
@@ -120,9 +107,6 @@ def _scaled(pixels: np.ndarray) -> Tensor:
     return to_float(torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None])[0]
 
 
-Decision = Literal["readout", "first_spike"]
-
-
 @dataclass(frozen=True)
 class ClassScore:
     """One of the likeliest classes.
@@ -146,7 +130,6 @@ class Classification:
         top: the likeliest classes, the chosen one first.
         logits: [classes], the values that the decision compares: potentials of the output neurons in threshold heights,
             or minus their spike times, in units of the time in which the readout's threshold falls by one.
-        decision: "readout", as the network was trained, or "first_spike", by the earliest output spike.
         decision_time: time of the decision, in windows.
         spike_times: [classes], spike times of the output neurons, in windows, inf for a silent neuron.
         first_spike: class of the earliest output spike; None if none fired.
@@ -157,7 +140,6 @@ class Classification:
     class_name: str
     top: tuple[ClassScore, ...]
     logits: Tensor
-    decision: Decision
     decision_time: float
     spike_times: Tensor
     first_spike: int | None
@@ -165,45 +147,33 @@ class Classification:
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{score.class_name} {score.probability:.1%}" for score in self.top)
-        text = f"Classification({self.class_name} by {self.decision.replace('_', ' ')}; {scores}"
         earliest = "none" if self.first_spike is None else f"{self.spike_times.min().item():.2f} windows"
-        text += f"; decided after {self.decision_time:.2f} windows; first output spike: {earliest}"
-        return f"{text}{', a tie' if self.tie else ''})"
+        text = f"Classification({scores}; decided after {self.decision_time:.2f} windows"
+        return f"{text}; first output spike: {earliest}{', a tie' if self.tie else ''})"
 
 
 @torch.no_grad()
 def classify_batch(
-    network: nn.Module, graph: NetworkGraph, images: Tensor, class_names: Sequence[str], top_k: int, decision: Decision
+    network: nn.Module, graph: NetworkGraph, images: Tensor, class_names: Sequence[str], top_k: int
 ) -> list[Classification]:
     """Classify a batch; arguments as in `TTFSModel.classify`, images as the network takes them."""
-    readout, start, first_spike = graph.readout, graph.windows, decision == "first_spike"
-    logits, decided = logits_and_decision(network, readout, images)
-    logits = logits.float()
-    spikes = FirstSpikeDecision(*(value.cpu() for value in decided))
-    if first_spike:
-        logits = spikes.spike_times.clamp(max=1.0) * -readout.threshold
-    results = []
-    for place, row in enumerate(logits.cpu()):
-        times, silent = spikes.spike_times[place].double(), bool(spikes.no_spike[place])
-        if first_spike or graph.readout.at == "first_spike":
-            after = 1.0 if silent else times.min().item()
-        else:
-            after = 0.0 if graph.readout.at == "potential_start" else 1.0
-        order: list[int] = row.argsort(descending=True, stable=True).tolist()
-        label = int(spikes.prediction[place]) if first_spike else order[0]
-        likeliest = [label, *(other for other in order if other != label)][:top_k]
-        shares = row.double().softmax(0).tolist()
+    readout, results = graph.readout, list[Classification]()
+    logits, spikes = logits_and_decision(network, readout, images)
+    values = logits.float().cpu(), graph.windows + spikes.spike_times.double().cpu()
+    for row, times, tie in zip(*values, spikes.tie.tolist(), strict=True):
+        silent, shares = bool(times.isinf().all()), row.double().softmax(0).tolist()
+        order: list[int] = row.argsort(descending=True, stable=True)[:top_k].tolist()
+        end = graph.windows + (readout.at != "potential_start")
         results.append(
             Classification(
-                label,
-                class_names[label],
-                tuple(ClassScore(each, class_names[each], shares[each]) for each in likeliest),
+                order[0],
+                class_names[order[0]],
+                tuple(ClassScore(label, class_names[label], shares[label]) for label in order),
                 row,
-                decision,
-                decision_time=start + after,
-                spike_times=start + times,
+                decision_time=times.min().item() if readout.at == "first_spike" and not silent else float(end),
+                spike_times=times,
                 first_spike=None if silent else int(times.argmin()),
-                tie=bool(spikes.tie[place]),
+                tie=tie,
             )
         )
     return results

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack, get_args, overload
+from typing import Any, Self, overload
 
 import torch
 from huggingface_hub import ModelCardData
@@ -14,35 +14,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 import ttfs_triton
-from ttfs_triton.model.classification import (
-    Classification,
-    Decision,
-    ImageLike,
-    classify_batch,
-    network_input,
-    split_images,
-)
-from ttfs_triton.model.description import (
-    LIBRARY,
-    PAPER,
-    TAGS,
-    BaseModel,
-    ModelDescription,
-    describe_network,
-)
+from ttfs_triton.model.classification import Classification, classify_batch, network_input, split_images
+from ttfs_triton.model.description import LIBRARY, PAPER, TAGS, BaseModel, ModelDescription, describe_network
 from ttfs_triton.model.files import ModelFiles, find_model, load_tensors, model_bytes, read_model, write_model
 from ttfs_triton.model.hub import check_account, open_repository, upload
 from ttfs_triton.model.own_network import Network, OwnNetwork
 from ttfs_triton.nn import NetworkConfig, NetworkGraph, TTFSNetwork, network_graph
 from ttfs_triton.nn.trace import evaluating, image_shape_of, unwrapped
-
-
-class ClassifyOptions(TypedDict, total=False):
-    """Keywords of `TTFSModel.classify`."""
-
-    top_k: int
-    decision: Decision
-    batch_size: int
 
 
 class TTFSModel(nn.Module):
@@ -257,35 +235,24 @@ class TTFSModel(nn.Module):
         )
 
     @overload
-    def classify(self, images: Image.Image | str | Path, **options: Unpack[ClassifyOptions]) -> Classification: ...
+    def classify(self, images: Image.Image | str | Path, *, top_k: int = 5, batch_size: int = 64) -> Classification: ...
 
     @overload
-    def classify(self, images: Sequence[ImageLike], **options: Unpack[ClassifyOptions]) -> list[Classification]: ...
+    def classify(self, images: Any, *, top_k: int = 5, batch_size: int = 64) -> Any: ...
 
-    @overload
-    def classify(self, images: Any, **options: Unpack[ClassifyOptions]) -> Any: ...
-
-    def classify(
-        self,
-        images: Any,
-        *,
-        top_k: int = 5,
-        decision: Decision = "readout",
-        batch_size: int = 64,
-    ) -> Classification | list[Classification]:
+    def classify(self, images: Any, *, top_k: int = 5, batch_size: int = 64) -> Classification | list[Classification]:
         """Classify images: convert colours and size as in training, run the network in evaluation mode, decide.
 
         Args:
-            images: one image or a list: Pillow images, paths, uint8 arrays [height, width, C], tensors
-                [C, height, width] (uint8, or floating point in [0, 1]); or a batch, [N, height, width, C] as an array,
-                [N, C, height, width] as a tensor.
+            images: one image or a list: Pillow images, paths, arrays [height, width, C] and tensors [C, height, width],
+                uint8 or floating point in [0, 1], without C for gray images; or a batch, [N, height, width, C] as an
+                array, [N, C, height, width] as a tensor.
             top_k: classes to list, at most as many as there are.
-            decision: "readout", the decision that accuracy is scored by, or "first_spike", the earliest output spike.
             batch_size: number of images that run together.
         Returns:
             A `Classification` for one image, else a list of them.
         Raises:
-            TypeError, ValueError: images or options that cannot be used.
+            TypeError, ValueError: an image or a number that cannot be used.
 
         Example:
             >>> from ttfs_triton.nn import NetworkConfig
@@ -297,20 +264,16 @@ class TTFSModel(nn.Module):
             >>> results[0].decision_time  # three layers fire before the output's potential is read
             3.0
         """
-        graph = self.graph
-        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"classify: {name} must be at least 1; got {value}.")
-        if decision not in get_args(Decision):
-            raise ValueError(f'classify: decision must be "readout" or "first_spike"; got {decision!r}.')
+        if min(top_k, batch_size) < 1:
+            raise ValueError(f"classify: top_k and batch_size must be at least 1; got {top_k} and {batch_size}.")
         single, one = split_images(images)
         if not single:
             return []
         inputs = network_input(single, self._description.preprocessing, self.image_shape[0])
-        parameter, results = next(self.parameters()), list[Classification]()
+        graph, parameter, results = self.graph, next(self.parameters()), list[Classification]()
         with evaluating(self):
             for batch in inputs.to(parameter.device, parameter.dtype).split(batch_size):
-                results += classify_batch(self.network, graph, batch, self.class_names, top_k, decision)
+                results += classify_batch(self.network, graph, batch, self.class_names, top_k)
         return results[0] if one else results
 
 
