@@ -11,13 +11,11 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError
 from PIL import Image
 
 from tests.data.fixtures import random_images, write_parquet
 from ttfs_triton.data.sources import SAMPLE_FOLDER, Rows, find_column, find_rows
-
-RAW = datasets.Image(decode=False)
 
 
 def labels(rows: Rows) -> list[int]:
@@ -28,7 +26,6 @@ def labels(rows: Rows) -> list[int]:
     "files",
     [
         ["train.parquet"],
-        ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"],
         ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"],
         ["train/part-0.parquet", "train/part-1.parquet"],
         ["training.parquet"],
@@ -41,23 +38,7 @@ def test_find_rows_reads_the_shapes_of_parquet_folders(tmp_path, files):
     write_parquet((tmp_path / files[0]).parent.parent / "test" / "part-0.parquet", random_images(2), [90, 91])
     rows = find_rows(None, tmp_path, "train")
     assert labels(rows) == list(range(3 * len(files)))
-    assert rows.split in ("train", "training")
-    assert rows.origin == str(tmp_path)
-
-
-def test_find_rows_reads_class_folders(tmp_path):
-    train = tmp_path / "with [brackets]" / "train"
-    for name, count in (("cat", 2), ("dog", 3)):
-        (train / name).mkdir(parents=True)
-        for i, pixels in enumerate(random_images(count)):
-            Image.fromarray(pixels).save(train / name / f"{i}.png")
-    (train / "metadata.csv").write_text("file_name,x\ncat/0.png,1\n")
-    for hidden in (".ipynb_checkpoints/0.png", "cat/._0.png"):
-        (train / hidden).parent.mkdir(exist_ok=True)
-        (train / hidden).write_bytes((train / "cat/0.png").read_bytes())
-    rows = find_rows(None, train.parent, "train")
-    assert rows.table.features["label"].names == ["cat", "dog"]
-    assert sorted(labels(rows)) == [0, 0, 1, 1, 1]
+    assert (rows.split in ("train", "training"), rows.origin) == (True, str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +62,7 @@ def test_find_rows_rejects_damaged_and_empty_files_and_pipes(tmp_path):
     columns = {"image": pyarrow.array([], pyarrow.binary()), "label": pyarrow.array([], pyarrow.int64())}
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"must hold readable parquet files; .*Arrow.*complete and not empty"):
+        with pytest.raises(RuntimeError, match=r"must hold readable parquet files; .*Arrow.*whole and not empty"):
             find_rows(None, tmp_path, "train")
         path.write_bytes(b"PAR1 but not really")
     path.unlink()
@@ -91,30 +72,42 @@ def test_find_rows_rejects_damaged_and_empty_files_and_pipes(tmp_path):
 
 
 def test_replaced_file_is_read_anew_although_its_modification_time_is_the_old_one(tmp_path):
-    path, found = tmp_path / "train.parquet", []
     for order in ([0, 1, 2, 3], [2, 3, 0, 1]):
-        write_parquet(path, random_images(4), order)
-        os.utime(path, ns=(10**18, 10**18))
-        found.append(labels(find_rows(None, tmp_path, "train")))
-    assert found == [[0, 1, 2, 3], [2, 3, 0, 1]]
+        write_parquet(tmp_path / "train.parquet", random_images(4), order)
+        os.utime(tmp_path / "train.parquet", ns=(10**18, 10**18))
+        assert labels(find_rows(None, tmp_path, "train")) == order
+
+
+def make_class_folders(folder: Path, counts: dict[str, int]) -> None:
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for i, pixels in enumerate(random_images(count)):
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+def test_find_rows_reads_class_folders(tmp_path):
+    train = tmp_path / "with [brackets]" / "train"
+    make_class_folders(train, {"cat": 2, "dog": 3})
+    (train / "metadata.csv").write_text("file_name,x\ncat/0.png,1\n")
+    for hidden in (".ipynb_checkpoints/0.png", "cat/._0.png"):
+        (train / hidden).parent.mkdir(exist_ok=True)
+        (train / hidden).write_bytes((train / "cat/0.png").read_bytes())
+    rows = find_rows(None, train.parent, "train")
+    assert (rows.table.features["label"].names, labels(rows)) == (["cat", "dog"], [0, 0, 1, 1, 1])
 
 
 def test_class_folders_without_a_split_get_the_same_one_everywhere(tmp_path, caplog):
-    def make(folder, order):
-        for name in order:
-            (folder / name).mkdir(parents=True)
-            for place in range({"cat": 10, "dog": 7, "emu": 1}[name]):
-                (folder / name / f"{place}.png").write_bytes(b"")
-        rows = {split: find_rows(None, folder, split) for split in ("train", "test")}
-        columns = {split: found.table.cast_column("image", RAW)["image"] for split, found in rows.items()}
-        names = {split: [Path(row["path"]).relative_to(folder) for row in column] for split, column in columns.items()}
-        return names, labels(rows["test"])
+    def names(folder, classes):
+        make_class_folders(folder, {name: {"cat": 10, "dog": 7, "emu": 1}[name] for name in classes})
+        rows = [find_rows(None, folder, split) for split in ("train", "test")]
+        assert labels(rows[1]) == [0, 0, 1]
+        columns = [split.table.cast_column("image", datasets.Image(decode=False))["image"] for split in rows]
+        return [[Path(row["path"]).relative_to(folder) for row in column] for column in columns]
 
-    one, numbers = make(tmp_path / "a", ["cat", "dog", "emu"])
-    assert (one, numbers) == make(tmp_path / "elsewhere" / "b", ["emu", "dog", "cat"])
-    assert len({*one["train"], *one["test"]}) == len(one["train"] + one["test"]) == 18
-    assert [name.parent.name for name in one["test"]] == ["cat", "cat", "dog"]
-    assert numbers == [0, 0, 1]
+    train, test = names(tmp_path / "a", ["cat", "dog", "emu"])
+    assert [train, test] == names(tmp_path / "elsewhere" / "b", ["emu", "dog", "cat"])
+    assert len({*train, *test}) == len(train + test) == 18
+    assert [name.parent.name for name in test] == ["cat", "cat", "dog"]
     assert "20 % of the images are test images, drawn by their names (15 training, 3 test)" in caplog.text
     (tmp_path / "a" / "train").mkdir()
     with pytest.raises(ValueError, match="must hold a test split"):
@@ -131,23 +124,13 @@ def test_sample_keeps_licence_and_checksums():
         assert hashlib.sha256((SAMPLE_FOLDER / f"{split}.parquet").read_bytes()).hexdigest() in readme
 
 
-@pytest.mark.parametrize("name", [None, "mnist", "../folder", "/absolute/folder", "a/b/c", "", "owner/name"])
-def test_find_rows_rejects_what_is_no_hub_name(tmp_path, monkeypatch, name):
+def test_find_rows_rejects_what_is_no_hub_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("owner/name").mkdir(parents=True)
-    message = "which is also a folder here" if name == "owner/name" else '"sample" or a Hub name'
-    with pytest.raises(ValueError, match=f"dataset must .*{message}"):
-        find_rows(name, None, "train")
-
-
-def test_find_rows_explains_errors_of_the_hub(monkeypatch):
-    for error, message in (
-        (DatasetNotFoundError("no such thing"), "no such thing. Correct the name; log in with `hf auth login`"),
-        (ValueError("Config name is missing."), "ValueError: Config name is missing.. Connect once; choose another"),
-    ):
-        monkeypatch.setattr(datasets, "load_dataset", Mock(side_effect=error))
-        with pytest.raises(RuntimeError, match=f"got 'a/b' and .*{message}"):
-            find_rows("a/b", None, "train")
+    for name in (None, "mnist", "../folder", "/absolute/folder", "a/b/c", "", "owner/name"):
+        message = "which is also a folder here" if name == "owner/name" else '"sample" or a Hub name'
+        with pytest.raises(ValueError, match=f"dataset must .*{message}"):
+            find_rows(name, None, "train")
 
 
 def test_find_rows_takes_a_split_of_a_hub_data_set(monkeypatch):
@@ -160,6 +143,10 @@ def test_find_rows_takes_a_split_of_a_hub_data_set(monkeypatch):
     assert load.mock_calls == [call("a/b")] * 2  # in particular, no code from the Hub is trusted
     with pytest.raises(ValueError, match=r"must have a extra split; got 'a/b', with train, validation"):
         find_rows("a/b", None, "extra")
+    load.side_effect = DatasetGenerationError("It failed.")
+    load.side_effect.__cause__ = KeyError("a")
+    with pytest.raises(RuntimeError, match=r"dataset must be readable .*'a/b' and KeyError: 'a'\. Check .*login`"):
+        find_rows("a/b", None, "train")
 
 
 IMAGE, CLASS, INTEGER = datasets.Image(), datasets.ClassLabel(names=["a", "b"]), datasets.Value("int64")

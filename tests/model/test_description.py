@@ -18,8 +18,7 @@ def test_description_survives_json():
     values = DESCRIPTION.to_dict()
     assert ModelDescription.from_dict(json.loads(json.dumps(values))) == DESCRIPTION
     usual = {"divisor": 255.0, "resize": "bilinear", "fit": "stretch", "events": None}
-    assert values["preprocessing"] == SIZE | usual
-    assert set(values["library"]) == {"name", "version"}
+    assert (values["preprocessing"], set(values["library"])) == (SIZE | usual, {"name", "version"})
     for channels, mode, fit in ((1, "L", "crop"), (3, "RGB", "stretch"), (2, None, "stretch")):
         description = ModelDescription.of(NETWORK.replace(in_channels=channels), fit=fit)
         assert ModelDescription.from_dict(description.to_dict()).preprocessing == Preprocessing((8, 6), mode, fit=fit)
@@ -31,33 +30,22 @@ def test_description_survives_json():
         *(({"format_version": wrong}, f"format_version must be 3 or 4; got {wrong}. Upgrade") for wrong in (99, True)),
         ({"licence": "mit"}, "licence: there is no such key; got 'mit'"),
         ({"network": 5}, "network: must be an object; got 5"),
-        ({"network": {"specification": "4C3", "colour": 1}}, "network.colour: there is no such key; got 1"),
         ({"network": {"specification": "4Q3"}}, "network: "),
         ({"network": NETWORK.to_dict() | {"specification": "\uff14C3-P2-8"}}, "specification must be "),
         ({"network": {"builder": "own.py:build"}}, "network.layers: Field required"),
         ({"class_names": ["a", "b"]}, "class_names must be 3 strings, one per class"),
         ({"class_names": ["a", "b", "a"]}, r"class_names must differ; got \('a', 'b', 'a'\)"),
         ({"class_names": [0, 1, 2]}, "class_names.0: Input should be a valid string; got 0"),
-        ({"preprocessing": None}, "preprocessing: "),
         ({"preprocessing": {"size": [9, 9], "mode": "L"}}, r"preprocessing must be the network's, .*size=\(8, 6\)"),
         ({"preprocessing": SIZE | {"mode": "HSV"}}, "mode: Input should be 'L' or 'RGB'; got 'HSV'"),
-        ({"preprocessing": SIZE | {"resize": "cubic"}}, "resize: Input should be 'bilinear'"),
-        ({"preprocessing": SIZE | {"size": [8, -6]}}, "size.1: Input should be greater than 0; got -6"),
-        ({"preprocessing": SIZE | {"divisor": float("inf")}}, "divisor: .*a finite number"),
         ({"preprocessing": SIZE | {"divisor": 1.0}}, r"must be the network's, .*divisor=255\.0.*; got .*divisor=1\.0"),
         ({"base_model": {"file": "a"}}, "base_model.sha256: Field required"),
         ({"library": {"name": 5}}, "library.name: Input should be a valid string; got 5"),
     ],
 )
 def test_wrong_values_are_refused(change, message):
-    values = DESCRIPTION.to_dict()
     with pytest.raises(LoadError, match=message):
-        ModelDescription.from_dict(values | change)
-    if change.keys() <= {"network", "preprocessing", "class_names"}:
-        (key,) = change
-        del values[key]
-        with pytest.raises(LoadError, match=f"{key}: Field required"):
-            ModelDescription.from_dict(values)
+        ModelDescription.from_dict(DESCRIPTION.to_dict() | change)
 
 
 def test_event_windows_survive_json_and_fit_the_channels():

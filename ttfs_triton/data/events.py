@@ -27,8 +27,6 @@ from pydantic.dataclasses import dataclass
 
 MAX_WINDOWS = 256
 LEVELS = 255
-
-
 Size = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -40,7 +38,7 @@ class EventWindows:
         count: K, windows of a recording; its image has 2K channels.
         length_us: T, length of a window in microseconds. None: the recording's duration over K, rounded up.
         pool: squares of this many sensor pixels a side become one pixel, which takes their earliest event.
-        sensor: (height, width) of the sensor in pixels. None: the size known for the kind of file.
+        sensor: (height, width) of the sensor in pixels. None: N-MNIST's for .bin, DVS-Gesture's for .aedat.
     Raises:
         ValueError: a number is not positive, or there are more than 256 windows.
     """
@@ -114,8 +112,8 @@ def _checked(
     columns = {name: np.asarray(events[name]) for name in "txyp"}
     for name, values in columns.items():
         if values.dtype.kind not in ("iub" if name == "p" else "iu"):
-            remedy = " For seconds, give (1e6 * t).round().astype(int)." if name == "t" else ""
-            raise TypeError(f"first_spikes: {name} must be whole numbers; got {values.dtype}.{remedy}")
+            remedy = "For times in seconds, give (1e6 * t).round().astype(int)."
+            raise TypeError(f"first_spikes: {name} must be whole numbers; got {values.dtype}. {remedy}")
         if values.shape != columns["t"].shape or values.ndim != 1:
             shapes = {name: list(column.shape) for name, column in columns.items()}
             raise ValueError(f"first_spikes: t, x, y and p must be [n], one of each for an event; got {shapes}.")
@@ -127,8 +125,7 @@ def _checked(
             "unless a counter restarted."
         )
     height, width = sensor
-    off = np.flatnonzero((x < 0) | (x >= width) | (y < 0) | (y >= height))
-    if off.size:
+    if (off := np.flatnonzero((x < 0) | (x >= width) | (y < 0) | (y >= height))).size:
         place = int(off[0])
         raise ValueError(
             f"first_spikes: events must be on the sensor of {width} × {height} pixels; got x = {x[place]}, "

@@ -230,17 +230,9 @@ def tensors_of_dataset(dataset: Dataset) -> tuple[Tensor, Tensor]:
 
 
 def train_validation_split(data: ImageData, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Choose validation images from the training split, in class proportions; the seed determines the choice.
+    """Indices of training and of validation images, int64, ascending: a share in [0, 1), drawn by the seed.
 
-    Args:
-        data: the training split.
-        fraction: share of the images for validation, in [0, 1).
-        seed: seed of the choice.
-    Returns:
-        Indices of training and of validation images, int64, ascending. Class proportions are kept to within
-        one image a class.
-    Raises:
-        ValueError: the split leaves nothing to train on.
+    Both have the classes in the same proportions, to within one image a class.
     """
     count = round(fraction * len(data))
     if not 0 <= count < len(data):
@@ -260,11 +252,7 @@ def _fingerprint(digest: str, shape: tuple[int, ...], class_names: list[str], la
 
 
 def draw_images(data: ImageData, count: int, seed: int, among: Tensor | None = None) -> Tensor:
-    """Random images for calibration: at most `count` of those at the indices `among` ([n], int64; default: all).
-
-    Returns:
-        [count, C, height, width], float32 in [0, 1].
-    """
+    """At most `count` images, [n, C, height, width], float32 in [0, 1], drawn from indices `among` (default: all)."""
     among = torch.arange(len(data)) if among is None else among
     return data.images_at(draw_indices(among, count, seed)).float() / 255
 
@@ -290,17 +278,9 @@ def _stratified_choice(labels: Tensor, count: int, seed: int) -> Tensor:
 def place_images(
     splits: Sequence[ImageData], device: torch.device, wanted: Literal["auto", "device", "host"] = "auto"
 ) -> tuple[list[ImageData], str]:
-    """Move the splits of a data set to where batches are gathered fastest.
+    """Splits, moved to the `device` that trains or to the host, its main memory, and a line that says where they are.
 
-    Args:
-        splits: the splits as loaded.
-        device: the device that trains.
-        wanted: "device" or "host" (main memory); "auto": on the device if all splits take up at most half of its free
-            memory, else the host. On a CPU both are main memory. Encoded images stay on disk.
-    Returns:
-        The splits, and a line that says where they are.
-    Raises:
-        RuntimeError: `wanted` is "device", but its memory is too small.
+    "auto" takes the device if all splits need at most half of its free memory. Encoded images stay on disk.
     """
     stores = [split.store for split in splits]
     size = sum(store.pixels.nbytes for store in stores if isinstance(store, InMemoryImages))

@@ -100,8 +100,8 @@ def read_aedat(path: Path) -> np.ndarray:
                 f"{place} of {len(content)}"
             )
         if kind == _POLARITY and size == _POLARITY_BYTES:
-            found = np.frombuffer(content, "<i4", 2 * number, place).reshape(-1, 2)
-            words.append(found if valid == number else found[found[:, 0] & 1 == 1])
+            events = np.frombuffer(content, "<i4", 2 * number, place).reshape(-1, 2)
+            words.append(events if valid == number else events[events[:, 0] & 1 == 1])
             overflows.append(np.full(len(words[-1]), overflow, np.int64))
         place += capacity * size
     address, time = np.concatenate(words).T
@@ -140,23 +140,14 @@ def find_recordings(folder: Path, split: str) -> Rows:
     """Find the recordings of a split: a row for each, with its file's `path`, `label`, and `start` and `stop` in it.
 
     A recording that is a part of a file has bounds in microseconds. Without a start, it begins with its first event.
-
-    Args:
-        folder: DVS-Gesture as published (`trials_to_train.txt`, `trials_to_test.txt`, and the files that these list,
-            with their `_labels.csv`), or class folders of recordings: `Train/<class>/*.bin`, as N-MNIST is published,
-            or .npz files, or `<class>/*`, which `divide` splits.
-        split: "train" or "test".
-    Raises:
-        ValueError: there is no such folder or split, or labels are damaged.
-        OSError: a list or labels cannot be read.
     """
     require_folder(folder)
     names = SPLIT_NAMES.get(split, (split,))
     for name in names:
         if (trials := folder / f"trials_to_{name}.txt").is_file():
             return Rows(_gestures(trials), name, str(folder), sensor=_SENSORS[".aedat"])
-    if found := class_folders(folder, names, _SUFFIXES):
-        name, files, classes = found
+    if split_files := class_folders(folder, names, _SUFFIXES):
+        name, files, classes = split_files
         sensors = {_SENSORS.get(path.suffix.lower()) for path in files}
         columns = {"path": list(map(str, files)), "start": list(map(_start, files)), "stop": [None] * len(files)}
         table = labelled(columns, _COLUMNS, files, classes)
@@ -169,25 +160,9 @@ def find_recordings(folder: Path, split: str) -> Rows:
 
 
 def decode_recordings(
-    rows: Rows,
-    row_numbers: Tensor,
-    windows: EventWindows,
-    *,
-    max_bad_images: int = 10,
-    progress: bool = False,
+    rows: Rows, row_numbers: Tensor, windows: EventWindows, *, max_bad_images: int, progress: bool
 ) -> Decoded:
-    """Make images of recordings, all in memory.
-
-    Args:
-        rows: recordings of a split.
-        row_numbers: [n], int64, numbers of the recordings to take.
-        windows: how a recording becomes an image.
-        max_bad_images: number of recordings that may be unusable; each is logged and skipped.
-        progress: show a progress bar.
-    Raises:
-        ValueError: the sensor's size is unknown, too many recordings are unusable, or none is left.
-        NotEnoughMemoryError: the images do not fit into memory.
-    """
+    """Images of the recordings in these rows, all in memory; arguments are as in `decode_rows`."""
     sensor = windows.sensor or rows.sensor
     if sensor is None:
         raise ValueError(
@@ -222,12 +197,7 @@ def decode_recordings(
 
 
 def recording_pixels(path: Path, windows: EventWindows) -> np.ndarray:
-    """The image of the one recording in a file (.bin, .aedat or .npz): [height, width, 2K], uint8.
-
-    Raises:
-        TypeError, ValueError: the file is of another kind or damaged, or its events are impossible.
-        OSError: the file cannot be read.
-    """
+    """The image of the one recording in a file (.bin, .aedat or .npz): [height, width, 2K], uint8."""
     if path.suffix not in READERS:
         raise ValueError(f"must be a recording, {', '.join(READERS)}; got {path.name}.")
     sensor = windows.sensor or _SENSORS.get(path.suffix)

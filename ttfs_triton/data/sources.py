@@ -7,7 +7,8 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow
 import torch
 from datasets import config as datasets_config
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError
 from pyarrow import compute
 from torch import Tensor
 
@@ -44,7 +45,7 @@ class Rows:
     """The rows of one split, not yet decoded."""
 
     table: datasets.Dataset  # columns as stored
-    split: str  # the name under which the split was found
+    split: str  # the split's name in the data
     origin: str  # Hub name or folder, for messages
     embedded: bool = False  # the images' bytes must be in it: a table from others must not name files of this machine
     sensor: tuple[int, int] | None = None  # of recordings, (height, width) in pixels, if the kind of file implies it
@@ -114,8 +115,7 @@ def find_labels(
     rows: Rows, name: str | None = None, like: list[str] | None = None, classes: Sequence[str] | None = None
 ) -> tuple[Tensor, list[str]]:
     """Labels [N] int64, and class names: the training split's, `like`, or `classes`, of which a split may lack some."""
-    where = rows.where
-    column = find_column(rows, "label_column", name)
+    where, column = rows.where, find_column(rows, "label_column", name)
     feature = rows.table.features[column]
     table = cast(pyarrow.Table, rows.table.select_columns(column).with_format("arrow")[:])
     values = table.column(column).combine_chunks()
@@ -137,7 +137,9 @@ def find_labels(
         )
     labels = torch.from_numpy(numbers)
     if names is None:
-        names = _names_of_numbers(labels, like, where)
+        names = like or _numbers(_classes_of(labels, where))
+        if names != _numbers(len(names)):
+            logger.warning("labels are numbers in %s; taken for the classes %.200s, in order.", where, ", ".join(names))
     wrong = ((labels < 0) | (labels >= len(names))).nonzero()
     if len(wrong):
         row = int(wrong[0])
@@ -145,36 +147,6 @@ def find_labels(
             f"load_images: labels must be in 0 to {len(names) - 1}; got {int(labels[row])} in row {row} of {where} "
             f"({len(wrong)} such rows). Splits without labels carry -1: choose another split."
         )
-    return _as_training_numbers(labels, names, like, classes, where)
-
-
-def _numbers(count: int) -> list[str]:
-    """Names of classes that have only numbers: "0", "1", ..."""
-    return [str(number) for number in range(count)]
-
-
-def _names_of_numbers(labels: Tensor, like: list[str] | None, where: str) -> list[str]:
-    """Names for classes that have only numbers: the training split's, or "0", "1", ..."""
-    if like is not None:
-        if like != _numbers(len(like)):
-            logger.warning("labels are numbers in %s; taken for the classes %.200s, in order.", where, ", ".join(like))
-        return like
-    count = int(labels.max()) + 1
-    if count > max(MANY_CLASSES, len(labels)):
-        row = int(labels.argmax())
-        raise ValueError(
-            f"load_images: labels must number the classes from 0; got {count - 1} in row {row} of {where}, which "
-            f"has {len(labels)} rows. Number the classes without gaps, or name them."
-        )
-    if (empty := count - len(labels.unique())) > 0:
-        logger.warning("%d of %d classes have no image in %s.", empty, count, where)
-    return _numbers(count)
-
-
-def _as_training_numbers(
-    labels: Tensor, names: list[str], like: list[str] | None, classes: Sequence[str] | None, where: str
-) -> tuple[Tensor, list[str]]:
-    """Labels and class names of a split; a test split is numbered like the training split, `like`, or by `classes`."""
     if like is None and classes is not None and len(names) < len(classes):
         names = list(classes[: len(names)]) if names == _numbers(len(names)) else names
         if set(names) <= set(classes):
@@ -182,13 +154,30 @@ def _as_training_numbers(
             logger.warning("%s has no images of %.200s.", where, ", ".join(name for name in like if name not in names))
     if like is None or names == like:
         return labels, names
-    unknown = [text for text in names if text not in like]
-    if unknown:
+    if unknown := [text for text in names if text not in like]:
         raise ValueError(
             f"load_images: classes of {where} must be those of the training split; got {', '.join(unknown[:5])}. "
             "Use the same data set for both."
         )
     return torch.tensor([like.index(text) for text in names])[labels], like
+
+
+def _numbers(count: int) -> list[str]:
+    """Names of classes that have only numbers: "0", "1", ..."""
+    return [str(number) for number in range(count)]
+
+
+def _classes_of(labels: Tensor, where: str) -> int:
+    """The number of classes whose numbers are labels: one more than the largest."""
+    count = int(labels.max()) + 1
+    if count > max(MANY_CLASSES, len(labels)):
+        raise ValueError(
+            f"load_images: labels must number the classes from 0; got {count - 1} in row {int(labels.argmax())} of "
+            f"{where}, which has {len(labels)} rows. Number the classes without gaps, or name them."
+        )
+    if (empty := count - len(labels.unique())) > 0:
+        logger.warning("%d of %d classes have no image in %s.", empty, count, where)
+    return count
 
 
 def require_folder(folder: Path) -> None:
@@ -206,8 +195,8 @@ def _local_rows(folder: Path, names: Sequence[str]) -> Rows:
     for name in names:
         if files := _parquet_files(folder, name):
             return Rows(_read_parquet(files, folder), name, str(folder), embedded=True)
-    if found := class_folders(folder, names, _IMAGE_SUFFIXES):
-        name, files, classes = found
+    if split_files := class_folders(folder, names, _IMAGE_SUFFIXES):
+        name, files, classes = split_files
         images = {"image": [{"bytes": None, "path": str(path)} for path in files]}
         return Rows(labelled(images, {"image": datasets.Image()}, files, classes), name, str(folder))
     entries = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
@@ -240,18 +229,27 @@ def _parquet_files(folder: Path, name: str) -> list[Path]:
 
 
 def _read_parquet(files: Sequence[Path], folder: Path) -> datasets.Dataset:
-    try:
-        # `datasets` keys its cache by path and modification time, which another file at that path may share; nobody can
-        # set the time of a file's last change.
-        about = [(status.st_size, status.st_ctime_ns) for status in map(os.stat, files)]
+    # `datasets` keys its cache by path and modification time, which another file at that path may share; nobody can
+    # set the time of a file's last change.
+    about = [(status.st_size, status.st_ctime_ns) for status in map(os.stat, files)]
+    with _errors_of_datasets(f"data_dir must hold readable parquet files; got {str(folder)!r}"):
         # `datasets` reads paths as patterns.
         table = datasets.Dataset.from_parquet([glob.escape(str(path)) for path in files], description=str(about))
-        return cast(datasets.Dataset, table)
-    except Exception as error:  # readers of damaged files raise many types
+    return cast(datasets.Dataset, table)
+
+
+@contextmanager
+def _errors_of_datasets(rule: str) -> Iterator[None]:
+    """Errors in the `with` block, which are of many types, become RuntimeErrors that say what has to hold."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None  # it only says that it failed
+        lines = str(cause or error).strip().splitlines()
         raise RuntimeError(
-            f"load_images: data_dir must hold readable parquet files; got {str(folder)!r} and {_reason(error)}. "
-            "Check that the files are complete and not empty, and that the cache "
-            f"({datasets_config.HF_DATASETS_CACHE}) is writable."
+            f"load_images: {rule} and {': '.join([type(cause or error).__name__, *lines[:1]])}. Check the name, that "
+            f"files are whole and not empty, the connection, and that the cache ({datasets_config.HF_DATASETS_CACHE}) "
+            "is writable. Private data sets need `hf auth login`."
         ) from error
 
 
@@ -318,17 +316,8 @@ def _hub_rows(dataset: str | None, names: Sequence[str]) -> Rows:
             f"load_images: dataset must name a data set on the Hub; got {dataset!r}, which is also a folder here. "
             f"For that folder use --data-dir {dataset}; for the Hub's, start in another folder."
         )
-    try:
+    with _errors_of_datasets(f"dataset must be readable from the Hub or the cache; got {dataset!r}"):
         splits = cast(datasets.DatasetDict, datasets.load_dataset(dataset))
-    except Exception as error:  # builders raise many types
-        remedy = "Connect once; choose another copy"
-        if isinstance(error, DatasetNotFoundError):
-            remedy = "Correct the name; log in with `hf auth login` if it is private"
-        raise RuntimeError(
-            "load_images: dataset must be readable by `datasets.load_dataset`, from the Hugging Face Hub or the cache "
-            f"({datasets_config.HF_DATASETS_CACHE}); got {dataset!r} and {_reason(error)}. {remedy}; or download it on "
-            "another machine, and give the folder with --data-dir."
-        ) from error
     for name in names:
         if name in splits:
             return Rows(splits[name], name, dataset)
@@ -336,11 +325,3 @@ def _hub_rows(dataset: str | None, names: Sequence[str]) -> Rows:
         f"load_images: dataset must have a {names[0]} split; got {dataset!r}, with {', '.join(map(str, splits))}. "
         f"Looked for {', '.join(names)}."
     )
-
-
-def _reason(error: BaseException) -> str:
-    """Type and first line of an error, or of its cause if `datasets` only says that generation failed."""
-    if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

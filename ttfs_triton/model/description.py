@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PlainValidator, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PlainValidator, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import nn
 
@@ -46,14 +46,12 @@ class Preprocessing:
         fit: how an image of another shape is brought to `size`: "stretch", or "crop", which resizes the image to cover
             8/7 of `size` and cuts out the middle. Arrays and tensors that have this size already are not cropped.
         events: how recordings of an event camera become images. None: the data are images.
-    Raises:
-        ValueError: an unknown mode, filter or fit, or a size or divisor that is not positive.
     """
 
-    size: tuple[PositiveInt, PositiveInt]
+    size: tuple[int, int]
     mode: Literal["L", "RGB"] | None
-    divisor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 255.0
-    resize: Literal["bilinear"] = "bilinear"
+    divisor: float = 255.0
+    resize: str = "bilinear"
     fit: Fit = "stretch"
     events: EventWindows | None = None
 
