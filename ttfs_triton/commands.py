@@ -145,26 +145,20 @@ class CalibrationImages(CommandOptions):
     label_column: str | None = None
     """Column of the labels. Default: detected."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Seed of the drawn calibration images, and of the weights of --replace-head."""
+    """Seed of the drawn calibration images."""
     cpu: bool = False
     """Calibrate on the CPU, even if there is a GPU."""
 
 
-NO_MODULE = Excludes(
-    *("trained_as", "replace_head"),
-    keep_standardisation=(False,),
-    encoder=("whitened", "signed"),
-    readout=("first_spike",),
-    why="they are for weights of ours or the paper's",
-)
+OF_MODULE = Needs("network")
 
 
 class ConvertOptions(CalibrationImages):
     """Options of `ttfs convert`: source, network, calibration, output folder."""
 
     source: Annotated[str, tyro.conf.Positional]
-    """Trained weights: a run's folder, a file (.safetensors; .bin, .pt, .pth or .pkl, from which only tensors are
-    read), or a Hub repository that holds safetensors: org/name[/FILE.safetensors][@revision]."""
+    """Trained weights: a file (.safetensors; .bin, .pt, .pth or .pkl, from which only tensors are read), or a Hub
+    repository that holds safetensors: org/name[/FILE.safetensors][@revision]."""
     output_dir: Path
     """New or empty folder for model.safetensors, config.json and conversion.json."""
 
@@ -181,33 +175,28 @@ class ConvertOptions(CalibrationImages):
     network of snn_directTrain_model.py or proxy_ann_model.py; spiking networks are not calibrated."""
 
     # ---- network
-    network: Annotated[str | None, NO_MODULE] = None
+    network: Annotated[str | None, Excludes("trained_as")] = None
     """FILE.py:FUNCTION, or MODULE:FUNCTION such as torchvision.models:vgg16_bn, that builds the ANN as a module; see
-    `convert_ann`. Needs calibration images. Without it: weights of ours or the paper's."""
-    classes: int | None = Field(None, ge=1, lt=2**31)
-    """Number of classes. Default: the source's; another number needs --replace-head."""
-    replace_head: bool = False
-    """Replace the output layer by a new one with random weights."""
-    image_size: Annotated[Side | tuple[Side, Side] | None, Needs("network")] = None
-    """Side of square images, or height and width, of the ANN that --network builds. Default: the images'."""
+    `convert_ann`. Needs calibration images."""
+    classes: Annotated[int | None, OF_MODULE] = Field(None, ge=1, lt=2**31)
+    """Number of classes of the ANN that --network builds. Default: the images'."""
+    image_size: Annotated[Side | tuple[Side, Side] | None, OF_MODULE] = None
+    """Side of square images, or height and width, of that ANN. Default: the images'."""
     psp_persistence: float | None = None
     """σ: at 0, a neuron computes the same as an ANN's clamped ReLU; 1 is the paper's neuron. With σ > 0 fewer neurons
-    fire, but an ANN's accuracy comes back only by training: `ttfs train --weights`. Default: the source's, or 0."""
-    readout: Literal["potential_start", "potential_end", "first_spike"] | None = None
-    """Output neurons' potential at their window's start or end, or their first spike. Default: the source's, or the
-    potential at the start."""
-    encoder: Literal["latency", "analog", "whitened", "signed"] | None = None
-    """latency: pixels are spike times, for a source without mean and std. signed: spiking neurons of the first layer
-    read normalised pixels. Default: the source's."""
-    keep_standardisation: bool = True
-    """Keep standardised weights with their gains, for further training, instead of folding them."""
+    fire, but an ANN's accuracy comes back only by training: `ttfs train --weights`. Default: 0 for an ANN, else 1."""
+    readout: Annotated[Literal["potential_start", "potential_end"] | None, OF_MODULE] = None
+    """Logits are the output neurons' potential at their window's start (the default) or end."""
+    encoder: Annotated[Literal["latency", "analog"] | None, OF_MODULE] = None
+    """latency: pixels are spike times, for an ANN without mean and std. analog: the first convolution multiplies them.
+    Default: analog if the ANN begins with a plain convolution."""
 
     # ---- calibration
     calibrate: bool = True
     """Choose initial potentials, layer by layer, that bring spikes closest to the ANN's activations; needs images."""
     calibration_images: int = Field(256, ge=1, lt=2**31)
     """Number of calibration images, drawn by --seed."""
-    percentile: float | None = Field(None, gt=0, le=100)
+    percentile: Annotated[float | None, OF_MODULE] = Field(None, gt=0, le=100)
     """Percentile of a channel's activations that is scaled to 1, for an ANN whose ReLU has no upper bound. Default:
     99.9; at σ = 0, 1.25 times the largest, so that hardly any activation is clipped."""
 

@@ -9,11 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from ttfs_triton.convert import Converted, Weights, fit_range
-from ttfs_triton.nn import Stage, TTFSNetwork, network_graph
+from ttfs_triton.nn import NetworkConfig, Neuron, Stage, TTFSNetwork, network_graph
 
 PLAN = (4, "M", 6, "M", 8, 8, "M", 8, 8, "M", 10, 10, "M")  # VGG11, narrow
 TIMM_CONFIG = {"mean": [0.49, 0.48, 0.45], "std": [0.2, 0.19, 0.21]}
 SHORT = (5, "M", 6, 6, "M")
+NARROW = "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2"  # of `PLAN`
+
+
+def chain(specification: str = NARROW, **changes: Any) -> NetworkConfig:
+    """The network that an ANN of another project becomes; its mean and std are read from `TIMM_CONFIG`."""
+    values = {"in_channels": 3, "image_size": (32, 32), "encoder": "analog", "neuron": Neuron(0.0)}
+    return NetworkConfig(specification, **(values | changes))
 
 
 def features(plan: Sequence[int | str] = PLAN, batch_norm: bool = True, channels: int = 3) -> list[nn.Module]:
@@ -128,7 +135,6 @@ def weights_of(tensors: Mapping[str, Tensor] | nn.Module, config: Mapping[str, A
         {name: tensor.detach() for name, tensor in tensors.items()},
         "file.pt",
         Path("file.pt"),
-        "pickle",
         "0" * 64,
         config=TIMM_CONFIG if config is None else config,
     )

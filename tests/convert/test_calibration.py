@@ -11,7 +11,6 @@ from tests.train.runs import make_images
 from ttfs_triton.commands import calibrate as main
 from ttfs_triton.convert import ConversionError, calibrate_network
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
-from ttfs_triton.convert.calibration import correlation
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import (
     DFTConv2d,
@@ -75,17 +74,15 @@ def spikes_of(network: Skipping, x: torch.Tensor) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def test_layers_of_a_network_with_a_skip_come_closer_to_its_ann():
     network, wanted = skipping(), spikes_of(skipping(sigma=0.0), IMAGES)
-    copied, names = spikes_of(network, IMAGES), []
-    found = calibrate_network(network, IMAGES, progress=names.append)
+    copied = spikes_of(network, IMAGES)
+    found = calibrate_network(network, IMAGES)
     calibrated = spikes_of(network, IMAGES)
-    assert [layer.name for layer in found.layers] == names == ["conv1", "conv2", "conv3", "hidden"]
+    assert [layer.name for layer in found.layers] == ["conv1", "conv2", "conv3", "hidden"]
     for layer in found.layers[:3]:
-        before, after, ann = (spikes[layer.name].double().flatten() for spikes in (copied, calibrated, wanted))
-        assert (after - ann).square().sum() < (before - ann).square().sum()
-        for value, ours in ((layer.before, before), (layer.after, after)):
-            assert value == pytest.approx(torch.corrcoef(torch.stack([ours, ann]))[0, 1].item(), abs=1e-6)
-    assert correlation(torch.full((9,), 0.3), torch.rand(9)) is None
-    assert correlation(torch.rand(9), torch.zeros(9)) is None
+        before, after = ((spikes[layer.name] - wanted[layer.name]).square().mean() for spikes in (copied, calibrated))
+        assert layer.after == pytest.approx(after.sqrt().item(), rel=1e-5)
+        assert layer.after < layer.before
+        assert after < before
 
 
 @torch.no_grad()
@@ -127,14 +124,14 @@ def test_without_a_slope_there_is_nothing_to_calibrate():
     found = calibrate_network(network, IMAGES)
     assert network.training
     for layer in found.layers:
-        assert (layer.before, layer.after, layer.shift) == pytest.approx((1, 1, 0), abs=1e-6)
+        assert (layer.before, layer.after, layer.shift) == pytest.approx((0, 0, 0), abs=1e-6)
 
 
 def test_batches_and_devices_do_not_matter(device):
     one, other = drawn(0.5, "8C3-(8C3-8C3)x2-(16C3s2-16C3)-A"), drawn(0.5, "8C3-(8C3-8C3)x2-(16C3s2-16C3)-A").to(device)
     layers = calibrate_network(one, IMAGES, samples=10**9).layers
     there = calibrate_network(other, IMAGES.to(device), samples=10**9, batch_size=7).layers
-    assert sum(layer.after > layer.before for layer in layers) >= 6
+    assert all(layer.after <= layer.before for layer in layers)
     for ours, theirs in zip(layers, there, strict=True):
         assert theirs.after == pytest.approx(ours.after, abs=1e-3)
     for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
@@ -211,10 +208,6 @@ def test_recipe_writes_a_network_on_its_grid(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "written: " in shown
     assert re.search(r"accuracy on \d+ other training images: \d+\.\d\d% → \d", shown)
-    for wrong, message in (
-        (words, "output_dir must be a new or empty folder"),
-        ([tmp_path / "plain", "--output-dir", tmp_path / "other", "--time-steps", 4], "must name training images"),
-    ):
-        with pytest.raises(SystemExit):
-            main(None, [str(word) for word in wrong])
-        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(None, [str(word) for word in words])
+    assert "output_dir must be a new or empty folder" in capsys.readouterr().err

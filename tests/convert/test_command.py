@@ -1,5 +1,6 @@
 """The recipe: a folder that training and evaluation read, whole or not at all."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,20 +11,17 @@ import torchvision
 from PIL import Image
 
 from tests.convert import sources
-from tests.convert.published import ForDigits
 from tests.convert.sources import randomised
-from tests.convert.test_conversion import ours
+from tests.convert.test_published import ForDigits
 from ttfs_triton.commands import ConvertOptions
 from ttfs_triton.commands import convert as main
 from ttfs_triton.convert import command, convert, convert_ann, shared
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluate.load import load_network
-from ttfs_triton.model import BaseModel, LoadError, ModelDescription, TTFSModel
-from ttfs_triton.model.files import find_model, read_model, write_model
+from ttfs_triton.model import BaseModel, LoadError, TTFSModel
 from ttfs_triton.model.own_network import build_network_of
-from ttfs_triton.nn import Neuron, TTFSNetwork
+from ttfs_triton.nn import Neuron
 
-COPY = ["--no-calibrate"]
 PAPER, SPIKING = ["--trained-as", "ann"], ["--psp-persistence", "0.25"]
 
 
@@ -34,44 +32,25 @@ def paper(tmp_path):
     return path
 
 
-def described(folder) -> ModelDescription:
-    return read_model(find_model(folder))[0]
-
-
 def test_recipe_writes_what_evaluation_loads(paper, tmp_path, capsys):
     folder = tmp_path / "runs" / "converted"
     folder.mkdir(parents=True)  # an empty one is filled
-    flags = "--mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --readout first_spike --encoder signed"
-    main(None, [str(paper), "--output-dir", str(folder), *flags.split(), *SPIKING, *PAPER, *COPY])
+    flags = ["--mean", "0.1", "0.2", "0.3", "--std", "0.4", "0.5", "0.6", "--no-calibrate"]
+    main(None, [str(paper), "--output-dir", str(folder), *flags, *SPIKING, *PAPER])
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "conversion.json", "model.safetensors"]
-    given = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "readout": "first_spike", "encoder": "signed"}
-    converted = convert(paper, trained_as="ann", bias=False, neuron=Neuron(0.25), **given)
-    loaded, images = load_network(folder).network, torch.rand(2, 3, 32, 32)
+    given = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "neuron": Neuron(0.25)}
+    converted = convert(paper, trained_as="ann", **given).network
+    loaded, images = load_network(folder), torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(loaded(images), converted.network(images))
-    assert loaded.config == converted.network.config
-    assert json.loads((folder / "conversion.json").read_text()) == converted.report.to_dict() | {"calibration": None}
-    assert described(folder).base_model == BaseModel("paper.pth", converted.weights.sha256)
+        assert torch.equal(loaded.network(images), converted(images))
+    assert loaded.network.config == converted.config
+    digest = hashlib.sha256(paper.read_bytes()).hexdigest()
+    report = {"calibration": None, "source": "paper.pth", "sha256": digest}
+    assert json.loads((folder / "conversion.json").read_text()) == report
+    assert loaded.description.base_model == BaseModel("paper.pth", digest)
     out = capsys.readouterr().out
-    for part in ("Wei et al., ICCV 2023", "removed the prefix module.", "written: "):
-        assert part in out
-
-
-def test_networks_of_ours_keep_their_settings_and_need_no_images(tmp_path):
-    config, base = ours(bias=False, neuron=Neuron(0.25)).config, BaseModel("vgg.pth", "ab" * 32)
-    description = ModelDescription.of(config, class_names=list("abcde"), dataset="letters", fit="crop", base_model=base)
-    (tmp_path / "own").mkdir()
-    write_model(tmp_path / "own", TTFSNetwork(config).state_dict(), description)
-    main(None, [str(tmp_path / "own"), "--output-dir", str(tmp_path / "kept"), "--psp-persistence", "0.5"])
-    expected = ModelDescription.of(
-        config.replace(neuron=Neuron(0.5)), class_names=list("abcde"), dataset="letters", fit="crop", base_model=base
-    )
-    assert described(tmp_path / "kept") == expected
-    assert json.loads((tmp_path / "kept" / "conversion.json").read_text())["calibration"] is None
-    options = ["--classes", "2", "--replace-head", "--no-keep-standardisation"]
-    main(None, [str(tmp_path / "own"), "--output-dir", str(tmp_path / "new"), *options, *COPY])
-    new = described(tmp_path / "new")
-    assert (new.class_names, new.dataset, new.network.weight_standardisation) == (("0", "1"), None, False)
+    assert f"paper.pth, trained as ann: {converted.config.specification}" in out
+    assert "written: " in out
 
 
 def test_occupied_folder_is_refused_before_any_work(tmp_path, tmp_path_factory, capsys, monkeypatch):
@@ -80,7 +59,7 @@ def test_occupied_folder_is_refused_before_any_work(tmp_path, tmp_path_factory, 
     monkeypatch.chdir(tmp_path_factory.mktemp("empty"))
     for path in (tmp_path / "out", tmp_path / "out" / "mine", "."):
         with pytest.raises(SystemExit, match="1"):
-            main(None, [str(tmp_path / "not even looked for"), "--output-dir", str(path), *COPY])
+            main(None, [str(tmp_path / "not even looked for"), "--output-dir", str(path), *PAPER])
         assert "output_dir must be a new or empty folder" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
@@ -88,17 +67,16 @@ def test_occupied_folder_is_refused_before_any_work(tmp_path, tmp_path_factory, 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([*COPY, "--sha256", "0" * 64], "must have the SHA-256 0000"),
-        ([*COPY, "--mean", "0.1"], "mean must have one entry per channel"),
-        ([*COPY, "--data-dir", "images"], "the network is not calibrated; got --dataset or --data-dir"),
-        (SPIKING, "must name training images to calibrate on"),
-        ([*SPIKING, "--dataset", "sample"], "images must be (3, 32, 32) (C, height, width)"),
-        ([*SPIKING, "--data-dir", "images"], "data_dir must hold readable parquet files"),
-        ([*COPY, "--image-size", "64"], "image_size needs network. Give that"),
+        ([], "network or trained_as must say what the file holds; got neither"),
+        ([*PAPER, "--sha256", "0" * 64], "must have the SHA-256 0000"),
+        ([*PAPER, "--mean", "0.1"], "mean must have one entry per channel"),
+        ([*PAPER, *SPIKING], "got None. For a local folder use --data-dir"),
+        ([*PAPER, *SPIKING, "--dataset", "sample"], "model must run on images"),
+        ([*PAPER, *SPIKING, "--data-dir", "images"], "data_dir must hold readable parquet files"),
+        ([*PAPER, "--image-size", "64"], "image_size needs network. Give that"),
         (["--network", "no.such:thing", "--dataset", "sample"], "an installed module; got no.such:thing"),
         (["--network", "types:SimpleNamespace", "--dataset", "sample"], "must build an nn.Module; got SimpleNamespace"),
-        (["--network", "a:b", "--dataset", "sample", "--replace-head"], "network and replace_head exclude each other"),
-        (["--network", "a:b", "--dataset", "sample", "--encoder", "signed"], "network and encoder exclude each other"),
+        ([*PAPER, "--network", "a:b", "--dataset", "sample"], "network and trained_as exclude each other"),
     ],
 )
 def test_mistakes_end_in_a_message_and_leave_nothing(paper, tmp_path, flags, message, capsys, monkeypatch):
@@ -106,7 +84,6 @@ def test_mistakes_end_in_a_message_and_leave_nothing(paper, tmp_path, flags, mes
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "train.parquet").write_bytes(b"PAR1 and no more")
     before = sorted(tmp_path.iterdir())
-    flags = flags if "--network" in flags else [*flags, *PAPER]
     with pytest.raises(SystemExit) as stopped:
         main(None, [str(paper), "--output-dir", str(tmp_path / "out"), *flags])
     assert stopped.value.code == 1
@@ -139,11 +116,11 @@ def test_recipe_calibrates_on_images(tmp_path, capsys):
     assert written["images"] == 24
     assert [layer["name"] for layer in written["layers"]] == ["conv1", "conv2", "fc1"]
     out = capsys.readouterr().out
-    assert "Calibrated on 24 images" in out
-    assert f"{written['layers'][-1]['after']:.3f}" in out
-    loaded = load_network(tmp_path / "out")
-    assert loaded.network.config.neuron == Neuron(1.0)
-    assert loaded.network.class_names[0] == "T-shirt/top", "the classes of the calibration images"
+    assert "Calibrated on 24 images against the ANN" in out
+    assert f"{written['layers'][-1]['after']:.4f}" in out
+    loaded = load_network(tmp_path / "out").network
+    assert loaded.config.neuron == Neuron(1.0)
+    assert loaded.class_names[0] == "T-shirt/top", "the classes of the calibration images"
 
 
 ANN = """

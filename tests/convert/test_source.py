@@ -47,26 +47,23 @@ def write(file, archive: bool = True):
     return file
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "bin", "pt", "pth", "pkl", "pickle"])
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 def test_file_is_read(tmp_path, suffix):
     file = write(tmp_path / f"weights.{suffix}")
     weights = open_weights(file)
     assert same(weights.tensors)
     assert weights.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert (weights.name, weights.file, weights.config) == (file.name, file, None)
-    assert weights.format == ("safetensors" if suffix == "safetensors" else "pickle")
     assert weights.base_model() == BaseModel(file.name, weights.sha256)
     assert same(open_weights(str(file), sha256=weights.sha256.upper()).tensors)
     if suffix == "pth":  # of PyTorch before it wrote zip archives
         assert same(open_weights(write(file, archive=False)).tensors)
 
 
-def test_folders_prefer_a_run_and_safetensors(tmp_path, own):
-    (tmp_path / "best").mkdir()
-    torch.save({"x": torch.ones(1)}, tmp_path / "pytorch_model.bin")
-    assert open_weights(tmp_path).file.name == "pytorch_model.bin"
-    for path in own.iterdir():
-        path.rename(tmp_path / "best" / path.name)
+def test_folder_is_read_as_a_run_first(tmp_path, own):
+    write(tmp_path / "model.safetensors")
+    assert same(open_weights(tmp_path).tensors)
+    own.rename(tmp_path / "best")
     weights = open_weights(tmp_path)
     assert (weights.file, weights.name) == (tmp_path / "best" / "model.safetensors", tmp_path.name)
     assert weights.description().network.specification == "3C3-P2-4"
@@ -77,15 +74,14 @@ def test_folders_prefer_a_run_and_safetensors(tmp_path, own):
     [
         *(
             (name, "source must be a file, a folder or a Hub repository")
-            for name in ("", "nothing", "./no/thing", "/no/thing/at/all", "a b/c", "org/name/vgg.pkl")
+            for name in ("nothing", "./no/thing", "/no/thing/at/all", "a b/c", "org/name/vgg.pkl")
         ),
-        ("{}", r"must hold best/model\.safetensors .* Name one of its files: epoch3\.pth"),
-        ("{}/weights.h5", r"must end in \.safetensors.*got weights\.h5"),
+        ("{}", r"must hold best/model\.safetensors"),
+        ("{}/weights.h5", "must be a whole file of tensors that torch.save wrote"),
     ],
 )
 def test_nothing_there_is_said(tmp_path, source, message):
-    for name in ("epoch3.pth", "weights.h5"):
-        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "weights.h5").write_bytes(b"x")
     with pytest.raises(WeightsError, match=message):
         open_weights(source.format(tmp_path))
 
@@ -99,7 +95,7 @@ def test_truncated_file_is_refused(tmp_path, name, share):
     whole = write(tmp_path / name, archive=name == "w.pt").read_bytes()
     (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
     # A cut through a name in an old pickle leaves a name of which nothing is known.
-    with pytest.raises(WeightsError, match=r"must be a whole (safetensors )?file|must have 1 to"):
+    with pytest.raises(WeightsError, match=r"must be a whole (safetensors )?file"):
         open_weights(tmp_path / name)
 
 
@@ -126,7 +122,7 @@ def test_flipped_byte_is_refused(tmp_path, own):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        (b"{", "must be JSON"),
+        (b"{", "it is not JSON"),
         (b"[1]", "must hold a JSON object; got list"),
         (b'{"format_version": 99}', "Upgrade ttfs-triton"),
     ],
@@ -136,9 +132,8 @@ def test_damaged_configuration_is_refused(own, tmp_path, text, problem):
         (folder / "config.json").write_bytes(text)
     with pytest.raises(WeightsError, match=r"config\.json must be as it was written with the weights"):
         open_weights(own)
-    torch.save(TENSORS, tmp_path / "pytorch_model.bin")  # knows no config.json
-    with pytest.raises(WeightsError, match=problem):
-        open_weights(tmp_path).description()
+    with pytest.raises(WeightsError, match=problem):  # a pickle has no checksum of config.json
+        open_weights(write(tmp_path / "w.pt")).description()
 
 
 # ---- code
@@ -154,27 +149,24 @@ class _Call:
         return self.call
 
 
-CODE = TENSORS | {"code": _Call(os.mkdir, "it_ran")}
+CODE = {"code": _Call(os.mkdir, "it_ran")}
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (lambda: bytes_of(TENSORS | {"code": _Call(os.mkdir, "it_ran")}), r"asks for posix\.mkdir, whose code did not"),
-        (
-            lambda: bytes_of({"code": _Call(os.mkdir, "it_ran")}, archive=False),
-            r"asks for posix\.mkdir, whose code did",
-        ),
-        (lambda: bytes_of(nn.Linear(2, 2)), r"asks for torch\.nn\.modules\.linear\.Linear, whose code did not run"),
-        (lambda: b"", "must have 1 to 9,999 bytes; got 0"),
-        (lambda: bytes_of({"a": torch.zeros(5000)}), "must have 1 to 9,999 bytes; got"),
+        (bytes_of(TENSORS | CODE), r"asks for posix\.mkdir, whose code did not run"),
+        (bytes_of(CODE, archive=False), r"asks for posix\.mkdir, whose code did not run"),
+        (bytes_of(nn.Linear(2, 2)), r"asks for torch\.nn\.modules\.linear\.Linear, whose code did not run"),
+        (b"", "must be a whole file of tensors"),
+        (bytes_of({"a": torch.zeros(5000)}), "must have at most 9,999 bytes; got"),
     ],
     ids=["code", "old", "model", "empty", "large"],
 )
 def test_files_of_other_things_are_refused_and_their_code_does_not_run(tmp_path, monkeypatch, content, problem):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(source, "MOST_BYTES", 9_999)
-    (tmp_path / "w.pt").write_bytes(content())
+    (tmp_path / "w.pt").write_bytes(content)
     with pytest.raises(WeightsError, match=problem) as info:
         open_weights(tmp_path / "w.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["w.pt"]
@@ -192,21 +184,14 @@ def test_containers_and_prefixes_are_removed(containers, prefixes):
     content = {"".join(prefixes) + name: tensor for name, tensor in TENSORS.items()}
     for name in containers:
         content = {name: content, "epoch": 3}
-    tensors, steps = plain_tensors(content)
-    assert same(tensors)
-    opened = [step for step in steps if step.startswith("opened")]
-    assert opened == [f"opened {name}, left epoch" for name in reversed(containers)]
-    removed = [step.removeprefix("removed the prefix ") for step in steps if step.startswith("removed")]
-    assert removed == prefixes
+    assert same(plain_tensors(content))
 
 
 def test_averaged_weights_come_first_and_names_alone_are_no_containers():
     averaged = {"state_dict": {"a": torch.zeros(1)}, "state_dict_ema": {"a": torch.ones(1)}, "optimizer": {}}
-    tensors, steps = plain_tensors(averaged)
-    assert tensors["a"].item() == 1
-    assert steps == ("opened state_dict_ema, left optimizer, state_dict",)
+    assert plain_tensors(averaged)["a"].item() == 1
     for names in (("module.a", "b"), ("model", "other")):
-        tensors, _ = plain_tensors({name: torch.nn.Parameter(torch.ones(2)) for name in names})
+        tensors = plain_tensors({name: nn.Parameter(torch.ones(2)) for name in names})
         assert list(tensors) == list(names)
         assert not any(tensor.requires_grad for tensor in tensors.values())
 

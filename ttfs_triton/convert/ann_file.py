@@ -1,23 +1,26 @@
-"""Weights of an ANN in a file, given to the layers of a specification by order and shapes; and the paper's networks.
+"""Weights in a file as a spiking network: of this package, of the paper's code, or of an ANN with the layers wanted.
 
-Projects name layers as they like, but number them in the order of computation. The order of a file says less:
-safetensors are sorted by name. So convolutions come first, then fully connected layers, each by the numbers in its
-name; batch norms are counted in the same way, and the first belongs to the first layer. The networks of Wei et al.,
-ICCV 2023, say by their names, `conv.N.cnn` and `fc.N.linear`, what their specification is.
+An ANN's tensors are given to the layers of a specification by order and shapes. Projects name layers as they like, but
+number them in the order of computation. The order of a file says less: safetensors are sorted by name. So convolutions
+come first, then fully connected layers, each by the numbers in its name; batch norms are counted in the same way, and
+the first belongs to the first layer. The networks of Wei et al., ICCV 2023, say by their names, `conv.N.cnn` and
+`fc.N.linear`, what their specification is.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ttfs_kernels import Neuron
+from ttfs_triton.convert.calibration import Calibration, calibrate_network, fit_range
 from ttfs_triton.convert.layer import fold_norm
-from ttfs_triton.convert.source import ConversionError
+from ttfs_triton.convert.source import ConversionError, Weights, load_state, open_weights
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 from ttfs_triton.nn.weighted import WeightedLayer
 
@@ -25,6 +28,7 @@ TrainedAs = Literal["ann", "direct", "proxy"]
 """Which of the paper's networks a file holds. "ann": its ANN. "direct", models/snn_directTrain_model.py: an analog
 first layer, logits read at the output window's end. "proxy", models/proxy_ann_model.py: a spiking first layer, logits
 read at the output window's start."""
+_OURS = re.compile(r"(?:features\.(?:conv|fc)\d+|readout)\..+")
 _CONVOLUTION, _DENSE = r"conv\.(\d+)\.cnn\.weight", r"fc\.(\d+)\.linear\.weight"
 MNIST_SIDE = 28  # of images whose pixels are spike times; convolutions are not padded
 # The paper's code normalises CIFAR-10 and CIFAR-100 by these.
@@ -33,22 +37,142 @@ CIFAR100 = ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
 
 
 @dataclass(frozen=True)
-class LayerEntry:
-    """Source of one layer of the converted network.
+class Converted:
+    """A spiking network with the weights of a file.
 
     Attributes:
-        name: name of the layer: "conv1", ..., "fc1", ..., "readout".
-        sources: names of the source's tensors; empty for a layer with new random weights.
-        folded: operations folded into its weights and initial potentials, in words.
+        network: the network, in evaluation mode; not calibrated.
+        bounded: the source's hidden activations are clamped to [0, 1].
+        from_ann: the source is an ANN of another project, to be calibrated. Networks of this package, which train on
+            while σ rises, and networks that were trained to spike are left as they are.
     """
 
-    name: str
-    sources: tuple[str, ...]
-    folded: tuple[str, ...] = ()
+    network: TTFSNetwork
+    bounded: bool
+    from_ann: bool
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the network differs from its ANN: its slope persists, or activations exceed 1."""
+        return self.from_ann and (not self.bounded or self.network.config.neuron.has_slope)
 
 
-def state_of(config: NetworkConfig, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[LayerEntry]]:
-    """State of a `TTFSNetwork` with weights from a file, batch norms (epsilon 1e-5) folded, and each layer's source."""
+def convert(
+    source: str | Path | Weights,
+    *,
+    config: NetworkConfig | None = None,
+    trained_as: TrainedAs | None = None,
+    keep_standardisation: bool = True,
+    **changes: Any,
+) -> Converted:
+    """A spiking network with the weights of a file, batch norm folded; `calibrate_converted` calibrates it.
+
+    At σ = 0 it computes the same as its source, if the source clamps its activations to [0, 1]. No weight is drawn at
+    random, and tensors that fit no layer stop the conversion. An ANN that is no chain of layers, or whose file does not
+    say what the network is, converts by `convert_ann`.
+
+    Args:
+        source: a source that `open_weights` reads, or its result: weights of this package, of the paper's networks, or
+            of an ANN with the layers of `config`.
+        config: the network that an ANN becomes, by order and shapes; or the configuration of weights of this package
+            that have no config.json beside them. A timm config.json beside an ANN's weights replaces its mean and std.
+        trained_as: see `TrainedAs`; needed for the paper's networks. Networks that were trained to spike are not
+            calibrated, and keep their encoder, neuron and readout.
+        keep_standardisation: keep standardised weights and their gains, for further training; plain ones stay plain.
+        **changes: fields of `NetworkConfig` that the weights leave open, such as neuron, readout, mean, std and bias.
+    Raises:
+        WeightsError: the source cannot be read.
+        ConversionError: names or shapes do not fit together, or `config` or `trained_as` is missing or needless.
+        ValueError: a value out of range, see `NetworkConfig`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from torch import nn
+        >>> from ttfs_triton.nn import Neuron
+        >>> ann = nn.Sequential(
+        ...     nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 4 * 4, 10)
+        ... )
+        >>> config = NetworkConfig("4C3-P2", in_channels=3, image_size=(8, 8), encoder="analog")
+        >>> with TemporaryDirectory() as folder:
+        ...     torch.save(ann.state_dict(), f"{folder}/ann.pth")
+        ...     converted = convert(f"{folder}/ann.pth", config=config, neuron=Neuron(psp_persistence=0.25))
+        >>> converted.needs_calibration
+        True
+        >>> converted.network(torch.rand(2, 3, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+    weights = source if isinstance(source, Weights) else open_weights(source)
+    paper = all(re.fullmatch(f"{_CONVOLUTION}|{_DENSE}", name) for name in weights.tensors)
+    ours = any(_OURS.fullmatch(name) for name in weights.tensors)
+    if trained_as is not None and not paper:
+        raise ConversionError(f"convert: trained_as must be left out for weights not of the paper; got {trained_as}.")
+    if ours:
+        plain = _folded(weights, config, keep_standardisation)
+        config, state = plain.config, plain.state_dict()
+    else:
+        if paper and (config is None or trained_as is not None):
+            config = paper_config(weights.tensors, trained_as)
+        elif config is None:
+            names = ", ".join([*weights.tensors][:6])
+            raise ConversionError(
+                f"convert: weights must be of a network of ttfs-triton or of the paper; got {names}, ... Name the "
+                "function that builds their module: --network FILE.py:FUNCTION or torchvision.models:vgg16_bn."
+            )
+        else:
+            mean, std = weights.statistics() or (config.mean, config.std)
+            config = config.replace(mean=mean, std=std)
+        config = config.replace(batch_norm=False, weight_standardisation=False, grid=None)
+        state = state_of(config, weights.tensors)
+    config = config.replace(**{"bias": any(key.endswith(".bias") for key in state), **changes})
+    with torch.random.fork_rng(devices=[]):  # keeps the caller's random state
+        network = TTFSNetwork(config).eval()
+    zeros = {name: value for name, value in network.state_dict().items() if name.endswith(".bias")}
+    load_state(network, zeros | state, f"the weights must be those of {config.specification}")
+    return Converted(network, bounded=ours or paper, from_ann=not ours and trained_as in (None, "ann"))
+
+
+def calibrate_converted(converted: Converted, images: Tensor) -> tuple[Converted, Calibration]:
+    """Fit a converted network to its source: scale its activations into [0, 1], then choose initial potentials.
+
+    Args:
+        converted: result of `convert`, on the CPU; its network is changed in place.
+        images: [N, in_channels, height, width], as the network reads them, on the device to compute on; 256 are enough.
+    Returns:
+        The converted network, on the CPU again, and the result of calibration.
+    Raises:
+        ConversionError: no images, or a network without initial potentials.
+    """
+    network = converted.network.to(images.device)
+    if not converted.bounded:
+        fit_range(network, images)
+    calibration = calibrate_network(network, images)
+    network.cpu()
+    return replace(converted, bounded=True), calibration
+
+
+def _folded(weights: Weights, config: NetworkConfig | None, keep_standardisation: bool) -> TTFSNetwork:
+    """A network of this package without its grid; batch norm is folded, standardised weights too unless kept."""
+    if (description := weights.description()) is not None:
+        if not isinstance(description.network, NetworkConfig):
+            raise ConversionError(
+                f"convert: {weights.name} must hold a network of a specification; got one that "
+                f"{description.network.builder} builds. Train on from it: --network FILE.py:FUNCTION --weights."
+            )
+        config = description.network
+    if config is None:
+        raise ConversionError(f"convert: {weights.name} must have config.json beside it, as training writes; got none.")
+    with torch.random.fork_rng(devices=[]):  # keeps the caller's random state
+        network = TTFSNetwork(config.replace(grid=None))
+    tensors = {name: tensor for name, tensor in weights.tensors.items() if not name.endswith(".log2_unit")}
+    load_state(network, tensors, f"the weights must be those of {config.specification}")
+    network.fold_batch_norm()
+    if not keep_standardisation:
+        network.fold_standardisation()
+    return network
+
+
+def state_of(config: NetworkConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State of a `TTFSNetwork` with the weights of an ANN, whose batch norms (epsilon 1e-5) are folded."""
     with torch.device("meta"):
         modules = list(TTFSNetwork(config).named_modules())
     layers = [(path, layer) for path, layer in modules if isinstance(layer, WeightedLayer)]
@@ -70,22 +194,19 @@ def state_of(config: NetworkConfig, tensors: Mapping[str, Tensor]) -> tuple[dict
             "them first: ttfs convert FILE --network FILE.py:FUNCTION."
         )
     left = {name: tensor for name, tensor in tensors.items() if not name.endswith(".num_batches_tracked")}
-    state, entries = dict[str, Tensor](), list[LayerEntry]()
+    state = dict[str, Tensor]()
     for (path, layer), name, norm in zip_longest(layers, weights, norms):
         shape = layer.weight.shape
-        sources = tuple(key for key in (f"{name}.weight", f"{name}.bias") if key in left)
         weight = _take(left, f"{name}.weight", shape)
         bias = _take(left, f"{name}.bias", shape[:1]) if f"{name}.bias" in left else None
         if norm is not None:
             affine = ("weight", "bias") if {f"{norm}.weight", f"{norm}.bias"} & left.keys() else ()
             keys = ("running_mean", "running_var", *affine)
-            found = {key: _take(left, f"{norm}.{key}", shape[:1]) for key in keys}
-            (weight, bias), sources = fold_norm(norm, weight, bias, found), (*sources, f"{norm}.*")
+            weight, bias = fold_norm(norm, weight, bias, {key: _take(left, f"{norm}.{key}", shape[:1]) for key in keys})
         state |= {f"{path}.weight": weight} | ({} if bias is None else {f"{path}.bias": bias})
-        entries.append(LayerEntry(path.removeprefix("features."), sources, () if norm is None else ("batch norm",)))
     if left:
         raise ConversionError(f"convert: every tensor must belong to a layer; left are {', '.join([*left][:12])}.")
-    return state, entries
+    return state
 
 
 def _take(left: dict[str, Tensor], name: str, shape: Sequence[int]) -> Tensor:
@@ -105,14 +226,6 @@ def _numbers(name: str) -> list[tuple[bool, int, str]]:
     """Key that sorts names by the numbers in them: "features.2" before "features.10"."""
     parts = re.split(r"(\d+)", name)
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
-
-
-# ---- networks of the paper
-
-
-def is_paper(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether all names are those of the paper's files."""
-    return all(re.fullmatch(f"{_CONVOLUTION}|{_DENSE}", name) for name in tensors)
 
 
 def paper_config(tensors: Mapping[str, Tensor], trained_as: TrainedAs | None) -> NetworkConfig:

@@ -7,14 +7,15 @@ This takes seconds. Training on the grid (`--time-steps`, `--weight-bits`) start
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
 from ttfs_triton.commands import CalibrateOptions
-from ttfs_triton.convert.calibration import Batches, Calibration, LayerCalibration, choose_least, fit_bias, run_beside
+from ttfs_triton.convert.calibration import Batches, Calibration, calibrate_layers, choose_least, fit_bias
 from ttfs_triton.convert.shared import check_folder, draw, load_training_images, write_folder
 from ttfs_triton.data.images import draw_indices
 from ttfs_triton.model import TTFSModel, find_model
@@ -34,14 +35,7 @@ REACHES, POINTS = (0.4, 0.1, 0.025), 9
 
 
 @torch.no_grad()
-def calibrate_grid(
-    network: nn.Module,
-    images: Tensor,
-    grid: Grid,
-    *,
-    batch_size: int = 64,
-    progress: Callable[[str], None] = lambda name: None,
-) -> Calibration:
+def calibrate_grid(network: nn.Module, images: Tensor, grid: Grid, *, batch_size: int = 64) -> Calibration:
     """Put a network on a chip's grid, in place, with the scales and initial potentials that fit it best.
 
     Args:
@@ -49,60 +43,48 @@ def calibrate_grid(
         images: [N, in_channels, height, width], as the network reads them; a hundred are enough.
         grid: the chip's grid.
         batch_size: images that run at once.
-        progress: called with each layer's name before the layer is calibrated.
     """
     graph = network_graph(network, images.shape[1:])
     if len(images) == 0:
         raise ValueError("calibrate_grid: images must hold at least one image; got none.")
 
-    def choose(stage: Stage, inputs: Batches, wanted: Sequence[Tensor]) -> tuple[float, float]:
-        stage.layer.put_on_grid(grid)  # pyright: ignore[reportCallIssue]
-        if stage.kind == "latency":
-            return 0.0, 0.0
-        progress(stage.name)
-        return _fit(stage, inputs, wanted)
+    def without_grid(stage: Stage, inputs: Batches) -> list[Tensor]:
+        layer: Any = stage.layer
+        layer.put_on_grid(None)
+        outputs = _outputs(stage, inputs)
+        layer.put_on_grid(grid)
+        return outputs
 
     with evaluating(network):
         put_on_grid(network, grid)
         check_registers(network)
-        for stage in graph.stages:  # until it is each layer's turn; the network's configuration keeps the grid
-            stage.layer.put_on_grid(None)  # pyright: ignore[reportCallIssue]
-        results = run_beside(graph, images, batch_size, _outputs, choose, _outputs, _difference)
-    rows = [(stage.name, *results[stage.name]) for stage in graph.weighted]
-    layers = [LayerCalibration(name, before, after, shift) for name, (before, shift), after in rows]
-    return Calibration(tuple(layers), len(images), grid)
+        layers = calibrate_layers(graph, images, batch_size, without_grid, _outputs, _fit)
+    return Calibration(layers, len(images), grid)
 
 
-def _outputs(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
+def _outputs(stage: Stage, inputs: Batches) -> list[Tensor]:
     """Activations, or a readout's potentials: its spike times would be too coarse to fit."""
-    if isinstance(stage.layer, Readout):
-        return stage.layer.one_pass(inputs).potential(at_end=stage.layer.at == "potential_end")
-    return stage.activations(inputs, skip)
+    if isinstance(readout := stage.layer, Readout):
+        return [readout.one_pass(x).potential(at_end=readout.at == "potential_end") for x, _ in inputs]
+    return [stage.activations(*each) for each in inputs]
 
 
-def _difference(given: Tensor, wanted: Tensor) -> float:
-    """Root mean square."""
-    return (given.double() - wanted.double()).square().mean().sqrt().item()
-
-
-def _fit(stage: Stage, inputs: Batches, wanted: Sequence[Tensor]) -> tuple[float, float]:
-    """Calibrate a layer; returns the root mean squared difference before, and the initial potentials' mean change."""
-    layer, count = stage.weighted, sum(each.numel() for each in wanted)
+def _fit(stage: Stage, inputs: Batches, wanted: Sequence[Tensor]) -> float:
+    """Calibrate a layer; returns the initial potentials' mean change."""
+    layer = stage.weighted
 
     def error() -> Tensor:
         total = torch.zeros(len(layer.weight), dtype=torch.float64, device=layer.weight.device)
-        for (x, skip), target in zip(inputs, wanted, strict=True):
-            square = (_outputs(stage, x, skip).double() - target.double()).square_()
-            total += square.transpose(0, 1).flatten(1).sum(1)
+        for outputs, target in zip(_outputs(stage, inputs), wanted, strict=True):
+            total += (outputs.double() - target.double()).square_().transpose(0, 1).flatten(1).sum(1)
         return total
 
-    before = (error().sum() / count).sqrt().item()
     if layer.log2_unit is not None:
         unit = layer.log2_unit.clone()
         choose_least(layer.log2_unit, error, [unit + torch.tensor(share).log2() for share in UNIT_SHARES])
     if layer.bias is None or layer.kind == "analog":
-        return before, 0.0
-    return before, fit_bias(layer.bias, error, REACHES, POINTS)
+        return 0.0
+    return fit_bias(layer.bias, error, REACHES, POINTS)
 
 
 @torch.no_grad()
@@ -121,14 +103,14 @@ def run(options: CalibrateOptions) -> Calibration:
     grid = Grid(options.time_steps, options.weight_bits, options.weight_units == "channel", options.state_bits)
     model, console = TTFSModel.from_files(find_model(options.model), options.network).float(), Console()
     count = options.images + SCORED
-    data = load_training_images(options, "calibrate", model.description, count)
+    data = load_training_images(options, model.description, count)
     images, others = draw(options, data, count).tensor_split([options.images])
     labels = data.labels[draw_indices(torch.arange(len(data)), count, options.seed)][options.images :]
-    with console.status("calibrating") as status:
+    with console.status("calibrating"):
         network = model.network.to(images.device)
         scored = len(others) > 0 and len(data.class_names) == len(model.class_names)
         before = _right(network, others, labels) if scored else 0
-        calibration = calibrate_grid(network, images, grid, progress=lambda name: status.update(f"calibrating {name}"))
+        calibration = calibrate_grid(network, images, grid)
     print_whole(calibration.table())
     report = {"calibration.json": calibration.to_dict()}
     if scored:

@@ -31,8 +31,7 @@ HEADROOM = 1.25
 
 Batches = Sequence[tuple[Tensor, Tensor | None]]
 """A layer's inputs and skip inputs, batch by batch."""
-Outputs = Callable[[Stage, Tensor, Tensor | None], Tensor]
-Choice = Callable[[Stage, Batches, Sequence[Tensor]], Any]
+Outputs = Callable[[Stage, Batches], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,14 @@ class LayerCalibration:
 
     Attributes:
         name: name of the layer.
-        before, after: correlation of its activations with the ANN's, in [−1, 1]; None where either is constant. On a
-            grid, root mean squared difference from its outputs without a grid: activations in windows, or a readout's
-            potentials in threshold heights.
+        before, after: root mean squared difference from the outputs that it is fitted to, before its calibration and
+            after it; both read the outputs of calibrated layers. In windows; of a readout in threshold heights.
         shift: mean change of the initial potential over channels, in threshold heights; 0 for a layer left alone.
     """
 
     name: str
-    before: float | None
-    after: float | None
+    before: float
+    after: float
     shift: float
 
 
@@ -73,28 +71,16 @@ class Calibration:
 
     def table(self) -> Table:
         """The result as a table for a terminal."""
-
-        def text(value: float | None) -> str:
-            return "constant" if value is None else f"{value:.3f}" if self.grid is None else f"{value:.4f}"
-
-        title, caption, heading = f"Calibrated on {self.images} images", "", "correlation with the ANN"
-        if self.grid is not None:
-            title, heading = f"{title} for {self.grid.text()}", "difference rounded"
-            caption = "root mean square, in windows; of the readout in threshold heights"
-        headers = ("layer", heading, "calibrated", "mean change of initial potential")
-        rows = [(each.name, text(each.before), text(each.after), f"{each.shift:+.3f}") for each in self.layers]
-        return Table(title, headers, rows, caption=caption)
+        purpose = "against the ANN" if self.grid is None else f"for {self.grid.text()}"
+        headers = ("layer", "difference", "calibrated", "mean change of initial potential")
+        rows = [(each.name, f"{each.before:.4f}", f"{each.after:.4f}", f"{each.shift:+.3f}") for each in self.layers]
+        caption = "root mean square, in windows; of the readout in threshold heights"
+        return Table(f"Calibrated on {self.images} images {purpose}", headers, rows, caption=caption)
 
 
 @torch.no_grad()
 def calibrate_network(
-    network: nn.Module,
-    images: Tensor,
-    *,
-    batch_size: int = 64,
-    samples: int = 8192,
-    seed: int = 0,
-    progress: Callable[[str], None] = lambda name: None,
+    network: nn.Module, images: Tensor, *, batch_size: int = 64, samples: int = 8192, seed: int = 0
 ) -> Calibration:
     """Choose initial potentials, in place, that bring each layer closest to the ANN with the same weights.
 
@@ -109,9 +95,8 @@ def calibrate_network(
         batch_size: images that run at once.
         samples: outputs of each channel to fit, drawn from all positions of all images.
         seed: seed of the drawn outputs.
-        progress: called with each layer's name before the layer is calibrated.
     Returns:
-        Correlations before and after calibration, and the change of initial potentials, of each hidden layer.
+        Differences before and after calibration, and the change of initial potentials, of each hidden layer.
     Raises:
         NetworkError: `network_graph` does not accept the network.
         ConversionError: a layer without initial potentials, a network on a grid, or no images.
@@ -134,49 +119,49 @@ def calibrate_network(
     generator = torch.Generator().manual_seed(seed)
 
     def choose(stage: Stage, inputs: Batches, wanted: Sequence[Tensor]) -> float:
-        if not _spiking(stage):
-            return 0.0
-        progress(stage.name)
-        return _choose_initial_potentials(stage, inputs, wanted, samples, generator)
+        return _choose_initial_potentials(stage, inputs, wanted, samples, generator) if _spiking(stage) else 0.0
 
-    def run(choose: Choice = lambda *_: 0.0) -> dict[str, tuple[float, float | None]]:
-        return run_beside(graph, images, batch_size, _without_slope, choose, Stage.activations, correlation)
+    def activations(stage: Stage, inputs: Batches) -> list[Tensor]:
+        return [stage.activations(*each) for each in inputs]
 
     with evaluating(network):
-        before, after = run(), run(choose)
-    hidden = [stage.name for stage in graph.weighted[:-1]]
-    layers = [LayerCalibration(name, before[name][1], after[name][1], after[name][0]) for name in hidden]
-    return Calibration(tuple(layers), len(images))
+        layers = calibrate_layers(graph, images, batch_size, _without_slope, activations, choose)
+    return Calibration(layers[:-1], len(images))
 
 
-def run_beside(
+def calibrate_layers(
     graph: NetworkGraph,
     images: Tensor,
     batch_size: int,
     reference: Outputs,
-    choose: Choice,
     outputs: Outputs,
-    measure: Callable[[Tensor, Tensor], Any],
-) -> dict[str, tuple[Any, Any]]:
-    """Run a network and its reference side by side, layer by layer.
+    choose: Callable[[Stage, Batches, Sequence[Tensor]], float],
+) -> tuple[LayerCalibration, ...]:
+    """Run a network and its reference side by side, and calibrate each layer before the next one runs.
 
-    `choose` calibrates each layer, given its batches of inputs and of the reference's outputs, before it runs. Returns,
-    by name of the layer, what `choose` gave and what `measure` gives for the outputs of both.
+    `choose` fits a layer, given its inputs, to the reference's outputs, and returns the mean change of its initial
+    potentials.
     """
-    results = {}
+    results = dict[str, LayerCalibration]()
 
     def fire(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
         """Outputs of both, the network's first."""
         (ours, theirs), (our_skip, their_skip) = inputs.chunk(2), (None, None) if skip is None else skip.chunk(2)
-        wanted = [reference(stage, *each) for each in batches(theirs, their_skip, batch_size)]
-        parts = batches(ours, our_skip, batch_size)
-        choice = choose(stage, parts, wanted)
-        given, expected = torch.cat([outputs(stage, *each) for each in parts]), torch.cat(wanted)
-        results[stage.name] = choice, measure(given, expected)
+        wanted, parts = reference(stage, batches(theirs, their_skip, batch_size)), batches(ours, our_skip, batch_size)
+        expected = torch.cat(wanted)
+
+        def run() -> tuple[Tensor, float]:
+            given = torch.cat(outputs(stage, parts))
+            return given, (given.double() - expected.double()).square().mean().sqrt().item()
+
+        before = run()[1]
+        shift = 0.0 if stage.kind == "latency" else choose(stage, parts, wanted)
+        given, after = run()
+        results[stage.name] = LayerCalibration(stage.name, before, after, shift)
         return torch.cat([given, expected])
 
     graph.run(torch.cat([images, images]), fire)
-    return results
+    return tuple(results[stage.name] for stage in graph.weighted)
 
 
 def batches(inputs: Tensor, skip: Tensor | None, batch_size: int) -> Batches:
@@ -196,21 +181,15 @@ def drawn_rows(rows: Tensor, share: float, generator: torch.Generator) -> Tensor
     return kept.to(rows.device)
 
 
-def correlation(spiking: Tensor, analog: Tensor) -> float | None:
-    """Pearson correlation of two networks' activations, in [−1, 1]; None where either is constant."""
-    pairs = torch.stack([spiking.flatten(), analog.flatten()]).double()
-    return None if (pairs.amin(1) == pairs.amax(1)).any() else torch.corrcoef(pairs)[0, 1].item()
-
-
 def _spiking(stage: Stage) -> bool:
     return stage.neuron is not None and stage.kind != "readout"
 
 
-def _without_slope(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-    """Activations of a layer at σ = 0; an analog encoder and the readout compute as always."""
+def _without_slope(stage: Stage, inputs: Batches) -> list[Tensor]:
+    """Activations of a layer at σ = 0; an encoder without a neuron and the readout compute as always."""
     if not _spiking(stage):
-        return stage.activations(inputs, skip)
-    return analog_potential(stage, inputs, skip).clamp(0, 1)
+        return [stage.activations(*each) for each in inputs]
+    return [analog_potential(stage, *each).clamp(0, 1) for each in inputs]
 
 
 def analog_potential(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:

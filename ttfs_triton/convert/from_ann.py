@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ttfs_kernels import Neuron
 from ttfs_triton.convert.ann import run_ann, trace_ann
 from ttfs_triton.convert.build import ReadoutTime, build_network
-from ttfs_triton.convert.calibration import Calibration, calibrate_network, fit_range
+from ttfs_triton.convert.calibration import calibrate_network, fit_range
 from ttfs_triton.convert.layer import ANNLayer
 from ttfs_triton.convert.source import ConversionError
 from ttfs_triton.model.files import not_finite
@@ -55,14 +55,12 @@ class ANNReport:
         images: number of images compared.
         same_decisions: share of the images to which both networks give the same class.
         logits: root mean square of the difference of the logits, relative to the ANN's.
-        calibration: result of calibration; None without calibration.
     """
 
     layers: tuple[LayerLoss, ...]
     images: int
     same_decisions: float
     logits: float
-    calibration: Calibration | None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -156,9 +154,8 @@ def convert_ann(
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
     clips = fit_range(network, images, bounds, percentile=percentile, **options)
     measured = copied = _compare(model, ann, graph, images, clips, batch_size)
-    calibration = None
     if calibrate and psp_persistence > 0:
-        calibration = calibrate_network(network, images, **options)
+        calibrate_network(network, images, **options)
         measured = _compare(model, ann, graph, images, clips, batch_size)
     losses = [
         LayerLoss(
@@ -170,7 +167,7 @@ def convert_ann(
         for layer, (name, clip) in zip(ann, clips.items(), strict=False)
     ]
     logits, others = measured[_LOGITS]
-    return network, ANNReport(tuple(losses), len(images), 1 - others, logits or 0.0, calibration)
+    return network, ANNReport(tuple(losses), len(images), 1 - others, logits or 0.0)
 
 
 _LOGITS = ""  # in the place of a layer's name

@@ -18,34 +18,18 @@ from ttfs_triton.model.description import ModelDescription
 from ttfs_triton.model.files import write_model
 
 
-def load_training_images(
-    options: CalibrationImages, function: str, description: ModelDescription, count: int
-) -> ImageData:
+def load_training_images(options: CalibrationImages, description: ModelDescription, count: int) -> ImageData:
     """Training images, at least `count` if there are as many, preprocessed as the network's description says."""
-    check_images(options, function)
-    config, preprocessing = description.network, description.preprocessing
+    preprocessing = description.preprocessing
     events = preprocessing.events
-    data = training_split(
+    return training_split(
         options,
-        None if events else config.image_size,
+        None if events else description.network.image_size,
         cropped=preprocessing.fit == "crop",
         max_samples=None if events is None else count,  # reads only as many recordings
         streaming=events is None,
         events=events,
     )
-    wanted, found = (config.in_channels, *config.image_size), tuple(data.shape[1:])
-    if found != wanted:
-        raise ConversionError(f"{function}: images must be {wanted} (C, height, width); got {found}.")
-    return data
-
-
-def check_images(options: CalibrationImages, function: str) -> None:
-    """Raise ConversionError unless a data set is named."""
-    if options.dataset is None and options.data_dir is None:
-        raise ConversionError(
-            f"{function}: --data-dir or --dataset must name training images to calibrate on; got neither. "
-            "Give one of them."
-        )
 
 
 def training_split(options: CalibrationImages, image_size: int | tuple[int, int] | None, **more: Any) -> ImageData:

@@ -1,6 +1,5 @@
 """Weights from a file, a folder or the Hub, read as plain named tensors, without running any code in them."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from ttfs_triton.model import LoadError
 from ttfs_triton.model.description import CONFIG, BaseModel, ModelDescription
 from ttfs_triton.model.files import (
-    WEIGHTS,
+    Header,
     ModelFiles,
     check_pair,
     find_model,
@@ -46,13 +45,10 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], rule: str) -> N
         raise ConversionError(f"convert: {rule}; {error}") from error
 
 
-def plain_tensors(content: object) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Tensors by name in the content of a file; and containers opened, prefixes removed and keys left out, in words.
-
-    Containers are opened, nested too; a prefix that every name begins with is removed, repeatedly.
-    """
-    steps, tensors = list[str](), dict[str, Tensor]()
-    for name, value in _open(content, steps).items():
+def plain_tensors(content: object) -> dict[str, Tensor]:
+    """Tensors by name in the content of a file, out of their containers and without prefixes that all names share."""
+    tensors = dict[str, Tensor]()
+    for name, value in _opened(content).items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise WeightsError(
                 f"plain_tensors: weights must be named tensors only; got {type(value).__name__} under {name!r}. "
@@ -68,15 +64,14 @@ def plain_tensors(content: object) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     if not tensors:
         raise WeightsError("plain_tensors: weights must hold tensors; got none.")
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) and name != p for name in tensors)), None):
-        steps.append(f"removed the prefix {prefix}")
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     if problem := not_finite(tensors):
         raise WeightsError(f"plain_tensors: weights must be finite; got {problem}. The training diverged.")
-    return tensors, tuple(steps)
+    return tensors
 
 
-def _open(content: object, steps: list[str]) -> Mapping[object, object]:
-    """The innermost container; adds to `steps` the containers opened and the keys beside them."""
+def _opened(content: object) -> Mapping[object, object]:
+    """The innermost container."""
     while True:
         if not isinstance(content, Mapping):
             raise WeightsError(
@@ -86,15 +81,11 @@ def _open(content: object, steps: list[str]) -> Mapping[object, object]:
         container = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
         if container is None or any(isinstance(value, Tensor) and value.dim() > 0 for value in content.values()):
             return content
-        beside = sorted(str(name) for name in content if name != container)
-        steps.append(f"opened {container}" + (f", left {', '.join(beside)}" if beside else ""))
         content = content[container]
 
 
-PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".th")
 MOST_BYTES = 2**32
 """Most bytes of a pickled file: 4 GiB, eight times VGG16 for ImageNet."""
-PICKLED_NAME = "pytorch_model.bin"  # read from folders without safetensors
 
 
 @dataclass(frozen=True)
@@ -105,22 +96,18 @@ class Weights:
         tensors: tensors by name, on the CPU, without containers and prefixes of wrappers.
         name: the source's name in reports and model cards: the Hub repository, or the file's name without folders.
         file: path of the weights on this machine.
-        format: "safetensors" or "pickle" (tensors only).
         sha256: SHA-256 of the file, hexadecimal.
         repository, revision: name and commit of the Hub repository; None for a local file.
         config: content of the config.json beside the weights, None without one.
-        steps: containers opened and prefixes removed, in words.
     """
 
     tensors: dict[str, Tensor]
     name: str
     file: Path
-    format: str
     sha256: str
     repository: str | None = None
     revision: str | None = None
     config: Mapping[str, Any] | None = None
-    steps: tuple[str, ...] = ()
 
     def description(self) -> ModelDescription | None:
         """Content of the config.json beside the weights; None if this package did not write it.
@@ -163,10 +150,10 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
     """Read weights from this machine or the Hub.
 
     Args:
-        source: a .safetensors file; a file that torch.save wrote (.bin, .pt, .pth, .pkl, ...), from which only tensors
-            and plain containers are read; a folder (a run's, or one with model.safetensors or pytorch_model.bin);
-            "bundled:NAME", a network that comes with the package; or a Hub repository, from which only safetensors are
-            read: `org/name`, `org/name@revision` or `org/name/FILE.safetensors@revision`.
+        source: a .safetensors file; a file of any other name that torch.save wrote, from which only tensors and plain
+            containers are read; a folder (a run's, or one with model.safetensors); "bundled:NAME", a network that comes
+            with the package; or a Hub repository, from which only safetensors are read: `org/name`,
+            `org/name@revision` or `org/name/FILE.safetensors@revision`.
         sha256: expected SHA-256 of the file, hexadecimal. Default: the Hub's own hash, if it keeps one.
     Raises:
         WeightsError: the source does not exist or cannot be reached; the file is damaged, has another SHA-256 or holds
@@ -178,8 +165,13 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise WeightsError(f"open_weights: sha256 must be 64 hexadecimal digits; got {sha256!r}.")
+    path = Path(source).expanduser()
     try:
-        name, files = _find(source)
+        if path.is_file():
+            name, files = path.name, ModelFiles(path, path.with_name(CONFIG))
+        else:
+            name = path.resolve().name if path.is_dir() else str(source)  # without folders of this machine
+            files = find_model(path if path.is_dir() else str(source), described=False)
         digest = files.sha256
         for expected, origin in ((sha256, "as given"), (files.hub_sha256, "as the Hub says")):
             if expected is not None and digest != expected.lower():
@@ -188,44 +180,23 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
                     "The file is damaged or another one; get it again."
                 )
         safe = files.weights.suffix == ".safetensors"
-        tensors, steps = plain_tensors(read_weights(files.weights) if safe else _read_pickle(files.weights))
-        config = _read_config(files.config, files.weights if safe else None)
+        tensors = plain_tensors(read_weights(files.weights) if safe else _read_pickle(files.weights))
+        config = None
+        if files.config.is_file():
+            header = read_header(files.weights) if safe else Header({}, {})
+            config = check_pair(read_config(files.config), header, files.config)
     except (LoadError, HubError, OSError) as error:
         raise WeightsError(f"open_weights: {error}") from error
-    kind = "safetensors" if safe else "pickle"
-    return Weights(tensors, name, files.weights, kind, digest, files.repo_id, files.commit, config, steps)
-
-
-def _find(source: str | Path) -> tuple[str, ModelFiles]:
-    """The weights' name for messages and reports, without folders of this machine, and their files."""
-    path = Path(source).expanduser()
-    if not str(source):
-        raise WeightsError("open_weights: source must be a file, a folder or a Hub repository; got nothing.")
-    if path.is_file():
-        return path.name, ModelFiles(path, path.with_name(CONFIG))
-    if not path.is_dir():
-        return str(source), find_model(str(source), described=False)
-    safe = any((path / name).is_file() for name in (f"best/{WEIGHTS}", WEIGHTS))
-    if (path / PICKLED_NAME).is_file() and not safe:
-        return path.resolve().name, ModelFiles(path / PICKLED_NAME, path / CONFIG)
-    try:
-        return path.resolve().name, find_model(path, described=False)
-    except LoadError as error:
-        others = sorted(file.name for file in path.iterdir() if file.suffix in PICKLED)
-        named = f" Name one of its files: {', '.join(others)}." if others else ""
-        raise LoadError(f"{error}{named}") from error
+    if not isinstance(config, dict | None):
+        raise WeightsError(f"open_weights: {files.config} must hold a JSON object; got {type(config).__name__}.")
+    return Weights(tensors, name, files.weights, digest, files.repo_id, files.commit, config)
 
 
 def _read_pickle(file: Path) -> object:
     """What torch.save wrote; no code in it runs."""
-    if file.suffix not in PICKLED:
+    if (size := file.stat().st_size) > MOST_BYTES:
         raise WeightsError(
-            f"open_weights: weights must end in .safetensors, {', '.join(PICKLED)}; got {file.name}. "
-            "Save them as safetensors."
-        )
-    if not 0 < (size := file.stat().st_size) <= MOST_BYTES:
-        raise WeightsError(
-            f"open_weights: {file} must have 1 to {MOST_BYTES:,} bytes; got {size:,}. Save the weights as safetensors."
+            f"open_weights: {file} must have at most {MOST_BYTES:,} bytes; got {size:,}. Save it as safetensors."
         )
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
@@ -238,19 +209,3 @@ def _read_pickle(file: Path) -> object:
             f"open_weights: {file} must be a whole file of tensors that torch.save wrote; {why}. "
             "Save model.state_dict() as safetensors where the file is from."
         ) from error
-
-
-def _read_config(path: Path, weights: Path | None) -> Mapping[str, Any] | None:
-    """The config.json beside the weights; safetensors that name its hash must have been written with it."""
-    if not path.is_file():
-        return None
-    content = read_config(path)
-    try:
-        config = json.loads(content) if weights is None else check_pair(content, read_header(weights), path)
-    except LoadError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"open_weights: {path} must be JSON; {error}. Mend or remove it.") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"open_weights: {path} must hold a JSON object; got {type(config).__name__}.")
-    return config

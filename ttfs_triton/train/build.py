@@ -299,7 +299,6 @@ def _convert(target: NetworkConfig, weights: Weights) -> Converted:
     converted = convert(
         weights,
         config=assumed,
-        classes=target.classes,
         keep_standardisation=target.weight_standardisation,
         bias=target.bias,
         neuron=target.neuron,
@@ -311,6 +310,7 @@ def _convert(target: NetworkConfig, weights: Weights) -> Converted:
             f"width {target.width:g}. Give --model {config.specification} --width 1."
         )
     for name, flag in (
+        ("classes", "images of as many classes"),
         ("image_size", f"--image-size {config.image_size[0]}"),
         ("encoder", f"--encoder {config.encoder}"),
         ("batch_norm", "--no-batch-norm"),
