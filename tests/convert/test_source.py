@@ -223,59 +223,29 @@ def test_something_else_than_finite_named_tensors_is_refused(content, message):
 COMMIT = "c" * 40
 
 
-@pytest.fixture
-def served(hub, tmp_path, monkeypatch):  # noqa: F811
-    """The only Hub there is, and an empty cache."""
-    safe = safetensors.torch.save(TENSORS)
-    repositories = {
-        "org/both": {"model.safetensors": safe, "pytorch_model.bin": b"not read", "config.json": b'{"a": 1}'},
-        "org/many": {"a/vgg.safetensors": safe, "a/config.json": b'{"b": 2}', "other.pt": b"no"},
-        "org/private": {"model.safetensors": safe},
-    }
-    for name, files in repositories.items():
-        hub.repositories[name] = Repository(name == "org/private", {COMMIT: files})
+@pytest.mark.parametrize(
+    ("source", "file"),
+    [(f"org/both@{COMMIT}", "model.safetensors"), ("org/many/a/vgg.safetensors", "a/vgg.safetensors")],
+)
+def test_repository_is_read(hub, tmp_path, monkeypatch, source, file):  # noqa: F811
+    """Safetensors and their config.json alone are fetched; a damaged copy, or what is missing or private, is told."""
+    config = f"{file.rpartition('/')[0]}/config.json".removeprefix("/")
+    files = {file: safetensors.torch.save(TENSORS), "pytorch_model.bin": b"not read", config: b'{"a": 1}'}
+    name = "/".join(source.partition("@")[0].split("/")[:2])
+    hub.repositories |= {name: Repository(False, {COMMIT: files}), "org/private": Repository(True, {COMMIT: files})}
     hub.use_here(monkeypatch, tmp_path / "cache")
     hub.log.clear()
-    return hub
-
-
-@pytest.mark.parametrize(
-    ("source", "file", "config"),
-    [
-        ("org/both", "model.safetensors", {"a": 1}),
-        (f"org/both@{COMMIT}", "model.safetensors", {"a": 1}),
-        ("org/many/a/vgg.safetensors", "vgg.safetensors", {"b": 2}),
-        ("org/many/a/vgg.safetensors@main", "vgg.safetensors", {"b": 2}),
-    ],
-)
-def test_repository_is_read(served, source, file, config):
     weights = open_weights(source)
     assert same(weights.tensors)
-    repository = "/".join(source.partition("@")[0].split("/")[:2])
-    assert (weights.name, weights.file.name, weights.config) == (source, file, config)
-    assert (weights.repository, weights.revision) == (repository, COMMIT)
-    assert weights.base_model() == BaseModel(file, weights.sha256, repository, COMMIT)
-    fetched = {path.rpartition("/")[2] for method, path in served.log if method == "GET" and "/resolve/" in path}
-    assert fetched == {file, "config.json"}
+    assert (weights.name, weights.file.name, weights.config) == (source, file.rpartition("/")[2], {"a": 1})
+    assert weights.base_model() == BaseModel(weights.file.name, weights.sha256, name, COMMIT)
+    fetched = {path.partition(f"{COMMIT}/")[2] for method, path in hub.log if method == "GET" and "/resolve/" in path}
+    assert fetched == {file, config}
     flip(weights.file.resolve())
-    with pytest.raises(WeightsError, match=rf"{source} must have the SHA-256 [0-9a-f]{{64}}, as the Hub says; got"):
-        open_weights(source)
-
-
-@pytest.mark.parametrize(
-    ("source", "token", "problem"),
-    [
-        ("org/many", None, r"must hold model\.safetensors .*; it lacks model.* Name another file: owner/name/FIL"),
-        ("org/both/vgg.safetensors", None, r"must hold vgg\.safetensors .*; it lacks vgg\.safetensors"),
-        ("org/private", None, r"org/private must be readable, .* There is no local folder org/private either"),
-        ("org/many", "hf_forged", r"org/many must be readable, and your token valid"),
-    ],
-)
-def test_what_the_hub_does_not_give_is_said_without_a_token(served, monkeypatch, source, token, problem):
-    if token:
-        monkeypatch.setenv("HF_TOKEN", "hf_writer")
-        assert same(open_weights("org/private").tensors)
-        monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(WeightsError, match=problem) as info:
-        open_weights(source)
-    assert "hf_" not in str(info.value)
+    for wrong, problem in (
+        (source, rf"{source} must have the SHA-256 [0-9a-f]{{64}}, as the Hub says; got"),
+        (f"{name}/other.safetensors", r"must hold other\.safetensors .*; it lacks other\.safetensors"),
+        ("org/private", "org/private must be readable, .* There is no local folder org/private either"),
+    ):
+        with pytest.raises(WeightsError, match=problem):
+            open_weights(wrong)

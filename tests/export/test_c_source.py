@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -18,7 +19,7 @@ from ttfs_triton.data.images import load_images
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.evaluate.load import load_network
 from ttfs_triton.export import to_c
-from ttfs_triton.export.compare import c_compiler, compile_c, raw_bytes
+from ttfs_triton.export.compare import compile_c, raw_bytes
 from ttfs_triton.nn import (
     AnalogEncoder,
     DFTConv2d,
@@ -53,26 +54,23 @@ int main(void)
 """
 
 
-def run_c(source: str, pixels: Tensor, folder: Path, compiler: str = "gcc", flags: tuple[str, ...] = SANITISED):
-    """Classes, classes by first spike, operations and spike times [N, classes] of images [N, C, height, width]."""
-    (folder / "net.c").write_text(source)
+def assert_equal(
+    network: nn.Module, pixels: Tensor, folder: Path, *flags: str, compiler: str = "gcc", **grid: Any
+) -> None:
+    """Compare compiled C with the simulator on images [N, C, height, width]."""
+    (folder / "net.c").write_text(to_c(network, **grid))
     (folder / "program.c").write_text(PROGRAM)
-    command = [compiler, *STRICT, *flags, str(folder / "program.c"), "-o", str(folder / "program")]
+    command = [compiler, *STRICT, *(flags or SANITISED), str(folder / "program.c"), "-o", str(folder / "program")]
     subprocess.run(command, check=True)
     done = subprocess.run([folder / "program"], input=raw_bytes(pixels), capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
     rows = torch.tensor([[int(word) for word in line.split()] for line in done.stdout.splitlines()])
-    return rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3:]
-
-
-def assert_equal(network: nn.Module, pixels: Tensor, folder: Path, *options, **grid) -> None:
-    classes, first, operations, times = run_c(to_c(network, **grid), pixels, folder, *options)
     found = simulate(network, to_float(pixels).split(100), keep_spike_times=True, **grid)
     assert found.spike_steps is not None
-    assert torch.equal(times, list(found.spike_steps.values())[-1].long())
-    assert torch.equal(classes, found.predictions)
-    assert torch.equal(first, found.first_spike_predictions)
-    assert operations.sum() == sum(layer.synaptic_operations for layer in found.counts.layers)
+    assert torch.equal(rows[:, 3:], list(found.spike_steps.values())[-1].long())
+    assert torch.equal(rows[:, 0], found.predictions)
+    assert torch.equal(rows[:, 1], found.first_spike_predictions)
+    assert rows[:, 2].sum() == sum(layer.synaptic_operations for layer in found.counts.layers)
 
 
 def noise(samples: int, *shape: int, seed: int = 0) -> Tensor:
@@ -81,100 +79,97 @@ def noise(samples: int, *shape: int, seed: int = 0) -> Tensor:
     return drawn.clamp(0, 255).to(torch.uint8)
 
 
+def one_of(*values: object) -> st.SearchStrategy:
+    return st.sampled_from(values)
+
+
+CHOICES = {
+    "sigma": one_of(0.0, 0.25, 0.3, 1.0),
+    "encoder": one_of(LatencyEncoder, AnalogEncoder, SignedEncoder),
+    "patches": one_of((3, 1, 1), ((2, 3), (1, 2), (0, 1)), (1, 1, 0)),
+    "mean": one_of(((0.0, 0.0), (1.0, 1.0)), ((0.48, 0.3), (0.25, 0.4))),
+    "geometry": one_of(
+        {"kernel_size": 3, "padding": 1, "groups": 2},
+        {"kernel_size": (2, 3), "stride": (2, 1), "padding": (0, 1)},
+        {"kernel_size": 2, "padding": 2, "dilation": 2},
+        {"kernel_size": (1, 2), "padding": (2, 0), "dilation": (1, 2), "groups": 2},
+    ),
+    "pools": one_of((), ((2, 2, 0),), ((3, 1, 1),), ((2, 1, 1), (3, 2, 1))),
+    **dict.fromkeys(("skips", "joins", "averages", "joins features"), st.booleans()),
+    "readout": one_of(
+        {"at": "potential_start"},
+        {"at": "potential_end"},
+        {"at": "first_spike", "threshold": 4.0, "initial_potential": 1.0},
+    ),
+}
+
+
 class Everything(nn.Module):
-    """Every kind of layer and wire, as `draw` chooses; all layers are made on their first inputs."""
+    """Every kind of layer and wire, as chosen from `CHOICES`; all layers are made on their first inputs."""
 
     image_shape = (2, 10, 12)
 
-    def __init__(self, draw) -> None:
+    def __init__(self, chosen: dict[str, Any]) -> None:
         super().__init__()
-        self.choice, self.made = lambda *values: draw(st.sampled_from(values)), nn.ModuleDict()
-        self.chosen: dict[str, object] = {}
+        self.chosen, self.made = chosen, nn.ModuleDict()
         self.eval()(torch.zeros(1, *self.image_shape))
-        del self.choice
-
-    def pick(self, name: str, *values):
-        """A choice, made once."""
-        if name not in self.chosen:
-            self.chosen[name] = self.choice(*values)
-        return self.chosen[name]
 
     def layer(self, name: str, kind, *sizes, **options) -> nn.Module:
         if name not in self.made:
-            sigma = self.pick("sigma", 0.0, 0.25, 0.3, 1.0)
-            neuron = {} if kind is AnalogEncoder else {"neuron": Neuron(sigma)}
+            neuron = {} if kind is AnalogEncoder else {"neuron": Neuron(self.chosen["sigma"])}
             self.made[name] = kind(*sizes, weight_standardisation=False, **neuron, **options).eval()
         return self.made[name]
 
     def encoded(self, x: Tensor) -> Tensor:
-        kind = self.pick("encoder", LatencyEncoder, AnalogEncoder, SignedEncoder)
+        kind, (mean, std) = self.chosen["encoder"], self.chosen["mean"]
         if kind is LatencyEncoder:
             if "encoder" not in self.made:
                 self.made["encoder"] = LatencyEncoder()
             return self.made["encoder"](x)
-        kernel, stride, padding = self.pick("patches", (3, 1, 1), ((2, 3), (1, 2), (0, 1)), (1, 1, 0))
-        mean, std = self.pick("mean", ((0.0, 0.0), (1.0, 1.0)), ((0.48, 0.3), (0.25, 0.4)))
-        return self.layer("encoder", kind, 2, 4, kernel, stride, padding, mean=mean, std=std)(x)
+        return self.layer("encoder", kind, 2, 4, *self.chosen["patches"], mean=mean, std=std)(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        spikes = self.encoded(x)
-        geometry = self.pick(
-            "geometry",
-            {"kernel_size": 3, "padding": 1, "groups": 2},
-            {"kernel_size": (2, 3), "stride": (2, 1), "padding": (0, 1)},
-            {"kernel_size": 2, "padding": 2, "dilation": 2},
-            {"kernel_size": (1, 2), "padding": (2, 0), "dilation": (1, 2), "groups": 2},
-        )
-        early = self.layer("conv1", DFTConv2d, spikes.shape[1], 4, **geometry)(spikes)
+        spikes, chosen = self.encoded(x), self.chosen
+        early = self.layer("conv1", DFTConv2d, spikes.shape[1], 4, **chosen["geometry"])(spikes)
         pooled = early
-        for kernel, stride, padding in self.pick("pools", (), ((2, 2, 0),), ((3, 1, 1),), ((2, 1, 1), (3, 2, 1))):
+        for kernel, stride, padding in chosen["pools"]:
             pooled = F.max_pool2d(pooled, kernel, stride, padding)
-        skips = self.pick("skip", False, True) and skip_step(early.shape[1:], (6, *pooled.shape[2:])) is not None
+        skips = chosen["skips"] and skip_step(early.shape[1:], (6, *pooled.shape[2:])) is not None
         late = self.layer("conv2", DFTConv2d, 4, 6, 3, padding=1, skip=4 if skips else 0)
         mixed = late(pooled, skip=early) if skips else late(pooled)
-        if self.pick("joins", False, True):
+        if chosen["joins"]:
             mixed = torch.cat([mixed, pooled], 1)
-        average = 2 if not any(size % 2 for size in mixed.shape[2:]) and self.pick("averages", False, True) else 1
+        average = 2 if not any(size % 2 for size in mixed.shape[2:]) and chosen["averages"] else 1
         mixed = self.layer("conv3", DFTConv2d, mixed.shape[1], 2, 1, average=average)(mixed).flatten(1)
         full = self.layer("fc", DFTLinear, mixed.shape[1], mixed.shape[1], skip=mixed.shape[1])(mixed, skip=mixed)
-        if self.pick("joins features", False, True):
+        if chosen["joins features"]:
             full = torch.cat([full, early.flatten(1)], 1)
-        options = self.pick(
-            "readout",
-            {"at": "potential_start"},
-            {"at": "potential_end"},
-            {"at": "first_spike", "threshold": 4.0, "initial_potential": 1.0},
-        )
-        return self.layer("readout", Readout, full.shape[1], 3, **options)(full)
+        return self.layer("readout", Readout, full.shape[1], 3, **chosen["readout"])(full)
 
 
 BITS = (2, 4, 8, 12)
-NARROW = st.builds(
-    Grid, st.sampled_from((1, 4, 7, 32)), st.sampled_from(BITS), st.booleans(), st.sampled_from((None, 8, 12))
-)
-WIDE = st.fixed_dictionaries({"steps": st.sampled_from((1, 5, 32, 300)), "weight_bits": st.sampled_from((*BITS, None))})
+NARROW = st.builds(Grid, one_of(1, 4, 7, 32), one_of(*BITS), st.booleans(), one_of(None, 8, 12))
+WIDE = st.fixed_dictionaries({"steps": one_of(1, 5, 32, 300), "weight_bits": one_of(*BITS, None)})
 
 
 @needs_gcc
 @settings(max_examples=5, deadline=None)
-@given(st.data())
-def test_file_equals_the_simulator(tmp_path_factory, data):
-    network = randomised(Everything(data.draw), data.draw(st.integers(0, 99)), data.draw(st.sampled_from((0.2, 0.6))))
-    grid = data.draw(st.one_of(NARROW, WIDE))
+@given(
+    chosen=st.fixed_dictionaries(CHOICES),
+    seed=st.integers(0, 99),
+    scale=one_of(0.2, 0.6),
+    grid=NARROW | WIDE,
+    compiler=one_of(*[name for name in ("gcc", "clang") if shutil.which(name)]),
+)
+def test_file_equals_the_simulator(tmp_path_factory, chosen, seed, scale, grid, compiler):
+    network = randomised(Everything(chosen), seed, scale)
     if isinstance(grid, Grid):
         put_on_grid(network, grid)
         grid = {}
-    elif network.chosen["encoder"] is not LatencyEncoder:
+    elif chosen["encoder"] is not LatencyEncoder:
         grid["weight_bits"] = grid["weight_bits"] or 8
-    assert_equal(network, noise(8, *network.image_shape), tmp_path_factory.mktemp("c"), **grid)
-
-
-@pytest.mark.parametrize("compiler", ["gcc", "clang"])
-def test_bundled_network_equals_the_simulator(compiler, tmp_path):
-    if shutil.which(compiler) is None:
-        pytest.skip(f"{compiler} is not installed; another compiler builds the same files here")
-    pixels = load_images("sample", split="test", max_samples=4).images_at(torch.arange(4))
-    assert_equal(load_network("bundled:cnn1-mnist").network, pixels, tmp_path, compiler, steps=32, weight_bits=8)
+    folder = tmp_path_factory.mktemp("c")
+    assert_equal(network, noise(8, *network.image_shape), folder, compiler=compiler, **grid)
 
 
 @pytest.mark.slow
@@ -183,7 +178,7 @@ def test_bundled_network_equals_the_simulator(compiler, tmp_path):
 def test_bundled_networks_equal_the_simulator_on_a_thousand_images(name, tmp_path):
     network = load_network(f"bundled:{name}").network
     blurred = F.interpolate(noise(1000, network.image_shape[0], 8, 8).float(), network.image_shape[1:], mode="bilinear")
-    assert_equal(network, blurred.to(torch.uint8), tmp_path, "gcc", ("-O3",), steps=32, weight_bits=8)
+    assert_equal(network, blurred.to(torch.uint8), tmp_path, "-O3", steps=32, weight_bits=8)
     assert_equal(network, noise(10, *network.image_shape), tmp_path, steps=32, weight_bits=8)
 
 
@@ -207,24 +202,23 @@ def test_program_prints_classes_and_refuses_half_an_image(tmp_path):
     assert (half.returncode, len(half.stdout.split())) == (1, 2)
 
 
-def test_networks_that_do_not_fit_are_refused():
-    analog = nn.Sequential(AnalogEncoder(1, 2, 3, mean=[0.4]), nn.Flatten(), Readout(2 * 36, 2))
-    with pytest.raises(ValueError, match=r"weight_bits must let 64 bits hold sums .* got 24 bits and 4096 steps"):
-        to_c(analog, steps=4096, weight_bits=None, image_shape=(1, 8, 8))
-    pooled = nn.Sequential(nn.MaxPool2d(2), AnalogEncoder(1, 2, 3), nn.Flatten(), Readout(2 * 4, 2))
-    with pytest.raises(
-        ValueError, match=r"an analog encoder must read the image itself; got EarliestSpikePool2d.* before"
-    ):
-        to_c(pooled, image_shape=(1, 8, 8))
-    flat = nn.Sequential(LatencyEncoder(), Readout(9, 2))
-    with pytest.raises(ValueError, match=r"image_shape must be \(channels, height, width\); got \(9,\)"):
-        to_c(flat, image_shape=(9,))
+@pytest.mark.parametrize(
+    ("layers", "shape", "message"),
+    [
+        ((AnalogEncoder(1, 2, 3, mean=[0.4]), nn.Flatten(), Readout(72, 2)), (1, 8, 8), "got 24 bits and 4096 steps"),
+        ((nn.MaxPool2d(2), AnalogEncoder(1, 2, 3), nn.Flatten(), Readout(8, 2)), (1, 8, 8), "read the image itself"),
+        ((LatencyEncoder(), Readout(9, 2)), (9,), r"image_shape must be \(channels, height, width\); got \(9,\)"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(layers, shape, message):
+    with pytest.raises(ValueError, match=f"to_c: .*{message}"):
+        to_c(nn.Sequential(*layers), steps=4096, weight_bits=None, image_shape=shape)
 
 
-def test_a_missing_compiler_is_told(monkeypatch):
+def test_a_missing_compiler_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(RuntimeError, match="export: a C compiler must be installed as cc; found none"):
-        c_compiler("export")
+    with pytest.raises(RuntimeError, match="compile_c: a C compiler must be installed as cc; got none"):
+        compile_c("", tmp_path)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from torch import nn
 from tests.convert import sources
 from tests.convert.sources import chain, randomised
 from tests.train.runs import change
-from ttfs_triton.convert import convert
+from ttfs_triton.convert import convert, open_weights
 from ttfs_triton.model import BaseModel, TTFSModel
 from ttfs_triton.model.files import read_weights, weight_bytes
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
@@ -78,7 +78,7 @@ def test_an_ann_of_another_project_is_taken_as_it_is_or_scaled_into_range(tmp_pa
     converted = convert(vgg, config=CHAIN)
     network = target(converted.network.config, readout="potential_end", neuron=Neuron(0.25))
     start = load_weights(network, str(vgg))
-    assert (start.base_model, start.calibration) == (BaseModel("vgg.pth", converted.weights.sha256), None)
+    assert (start.base_model, start.calibration) == (BaseModel("vgg.pth", open_weights(vgg).sha256), None)
     for name, value in converted.network.state_dict().items():
         assert torch.equal(network.state_dict()[name], value)
     assert network.config == converted.network.config.replace(readout="potential_end", neuron=Neuron(0.25))

@@ -3,7 +3,7 @@
 from ttfs_triton.export.c_source import to_c
 from ttfs_triton.export.compare import Comparison, TimeDifference, compare_c, compare_nir, compare_onnx
 from ttfs_triton.export.nir_clock import Clock, decide, input_frames
-from ttfs_triton.export.nir_graph import not_expressed, to_nir
+from ttfs_triton.export.nir_graph import to_nir
 from ttfs_triton.export.onnx_graph import to_onnx
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "compare_onnx",
     "decide",
     "input_frames",
-    "not_expressed",
     "to_c",
     "to_nir",
     "to_onnx",

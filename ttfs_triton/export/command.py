@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,19 +15,20 @@ from ttfs_triton.commands import ExportOptions
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.evaluate.load import LoadedNetwork, load_network, load_test_images
 from ttfs_triton.export.c_source import to_c
-from ttfs_triton.export.compare import Comparison, c_compiler, compare_c, compare_nir, compare_onnx
-from ttfs_triton.export.nir_graph import not_expressed, to_nir
+from ttfs_triton.export.compare import Comparison, compare_c, compare_nir, compare_onnx
+from ttfs_triton.export.nir_graph import to_nir
 from ttfs_triton.export.onnx_graph import to_onnx
-from ttfs_triton.export.shared import known_figures, require
+from ttfs_triton.export.shared import require
 from ttfs_triton.table import Table, print_whole
 
 
-def run(options: ExportOptions) -> Comparison | None:
-    """Export a network and print the file's size and the format's limits; returns a check's comparison, else None.
+def run(options: ExportOptions) -> None:
+    """Export a network, print the file's size and the format's limits, and check the file if asked to.
 
     If the check finds images to which the file gives another class, RuntimeError is raised, and the file is there.
     """
-    _check_options(options)
+    if options.output.exists() and not options.overwrite:
+        raise ValueError(f"export: output must not exist; got {options.output}. Replace it by --overwrite.")
     loaded = load_network(options.model, options.network)
     data, said, check = _translate(options, loaded)
     images, labels = _images(options, loaded) if options.check else (None, None)
@@ -37,7 +39,7 @@ def run(options: ExportOptions) -> Comparison | None:
         print("What the format does not hold:")
         print("\n".join(f"  - {sentence}" for sentence in said))
     if images is None:
-        return None
+        return
     comparison = check(images)
     show(comparison, labels)
     if comparison.different:
@@ -48,23 +50,6 @@ def run(options: ExportOptions) -> Comparison | None:
             f"export: {comparison.program} must decide as PyTorch does; got {comparison.different} of "
             f"{comparison.images} images with another class. {remedy}".strip()
         )
-    return comparison
-
-
-def _check_options(options: ExportOptions) -> None:
-    """Raise before any work if the output exists, or a package is missing."""
-    if options.output.exists() and not options.overwrite:
-        raise ValueError(f"export: output must not exist; got {options.output}. Replace it by --overwrite.")
-    if options.output.is_dir():
-        raise ValueError(f"export: output must be a file; got the folder {options.output}.")
-    if options.format == "c":
-        if options.check:
-            c_compiler("export")
-        return
-    require("export", options.format, options.format)
-    if options.check:
-        for module in ("onnxruntime",) if options.format == "onnx" else ("nirtorch", "snntorch"):
-            require("export", module, options.format)
 
 
 def _translate(
@@ -81,12 +66,13 @@ def _translate(
         return data, said, lambda images: compare_onnx(data, network, images)
     if options.format == "c":
         chosen: dict[str, Any] = {"steps": options.steps or "network", "weight_bits": options.weight_bits or "network"}
-        source = to_c(network, **chosen, about={"Network": loaded.files.name, **known_figures(loaded.files)})
+        source = to_c(network, **chosen, about={"Network": loaded.files.name})
         return source.encode(), [], lambda images: compare_c(source, network, images, **chosen)
     nir, file = require("export", "nir", "nir"), io.BytesIO()
-    nir.write(file, to_nir(network, steps=options.steps, **about))
-    data = file.getvalue()
-    return data, not_expressed(network), lambda images: compare_nir(nir.read(io.BytesIO(data)), network, images)
+    graph = to_nir(network, steps=options.steps, **about)
+    nir.write(file, graph)
+    data, said = file.getvalue(), json.loads(graph.metadata["not_expressed"])
+    return data, said, lambda images: compare_nir(nir.read(io.BytesIO(data)), network, images)
 
 
 def _images(options: ExportOptions, loaded: LoadedNetwork) -> tuple[Tensor, Tensor | None]:

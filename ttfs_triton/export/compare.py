@@ -121,19 +121,13 @@ def compare_onnx(model: bytes, network: nn.Module, images: Tensor) -> Comparison
     )
 
 
-def c_compiler(function: str) -> str:
-    """Path of the machine's C compiler; without one, RuntimeError in the name of `function`."""
-    if (found := shutil.which("cc")) is None:
-        raise RuntimeError(f"{function}: a C compiler must be installed as cc; found none. Install gcc or clang.")
-    return found
-
-
 def compile_c(source: str, folder: Path, *flags: str) -> Path:
     """Compile an exported C file into a program that reads images and prints classes, in a folder; returns its path."""
     file, program = folder / "net.c", folder / "net"
     file.write_text(source, encoding="ascii")
-    optimised = ("-std=c99", "-O3", "-DTTFS_MAIN", *flags)
-    subprocess.run([c_compiler("compile_c"), *optimised, str(file), "-o", str(program)], check=True)
+    if (compiler := shutil.which("cc")) is None:
+        raise RuntimeError("compile_c: a C compiler must be installed as cc; got none. Install gcc or clang.")
+    subprocess.run([compiler, "-std=c99", "-O3", "-DTTFS_MAIN", *flags, str(file), "-o", str(program)], check=True)
     return program
 
 

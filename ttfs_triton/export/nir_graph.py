@@ -76,7 +76,8 @@ def to_nir(
         steps: steps in a window, 2 to 4096, of 0.1 ms. Default: as many as the network's grid has, or 64.
         class_names, dataset: see `to_onnx`.
     Returns:
-        The graph. Its metadata hold clock, configuration and class names, which NIR lacks, and `not_expressed`.
+        The graph. Its metadata hold clock, configuration and class names, which NIR lacks, and not_expressed: sentences
+        (JSON) on what else it does not hold.
     Raises:
         ValueError: the network has layers of other packages, or an option is out of range.
         NotImplementedError: a signed encoder, images that are no maps, upsampling, pools in ceil_mode, kernels or pools
@@ -132,14 +133,13 @@ def _metadata(graph: NetworkGraph, clock: Clock) -> dict[str, str]:
         f"channels, whole planes: border k = 0 to {last} spikes in step k S, after k = 1 to {last} in step k S + 1",
         "output": f"spikes of the classes from step {last * steps} to {clock.total_steps - 1}, where a run "
         "ends; the earliest decides",
-        "not_expressed": json.dumps(not_expressed(graph), ensure_ascii=False),
+        "not_expressed": json.dumps(_not_expressed(graph), ensure_ascii=False),
         "clock": json.dumps(vars(clock)),
     }
 
 
-def not_expressed(network: nn.Module | NetworkGraph, image_shape: Sequence[int] | None = None) -> list[str]:
-    """Sentences on what a NIR graph of a network does not hold; arguments as of `network_graph`, or its result."""
-    graph = network if isinstance(network, NetworkGraph) else network_graph(network, image_shape)
+def _not_expressed(graph: NetworkGraph) -> list[str]:
+    """Sentences on what a NIR graph of a network does not hold."""
     said = [
         "Windows: NIR has none. The graph needs the clock spikes that its metadata describe, beside the image.",
         "Time is in steps: spike times are rounded to the nearest one.",

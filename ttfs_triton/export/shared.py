@@ -8,15 +8,12 @@ from types import ModuleType
 import numpy as np
 from torch import Tensor, nn
 
-from ttfs_triton.energy.counts import Counts
-from ttfs_triton.model.files import ModelFiles, bundled_facts
 from ttfs_triton.nn.config import NetworkConfig
 from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.layers import SpikeUpsample2d
 from ttfs_triton.nn.prepare import plain_synapses
 from ttfs_triton.nn.trace import unwrapped
 from ttfs_triton.nn.weighted import WeightedLayer
-from ttfs_triton.run_records import SUMMARY, read_summary
 
 FORMAT_VERSION = 1
 
@@ -78,24 +75,3 @@ def synapse_arrays(layer: WeightedLayer) -> tuple[np.ndarray, np.ndarray | None]
 def as_array(tensor: Tensor) -> np.ndarray:
     """The tensor as a contiguous float32 array."""
     return tensor.detach().cpu().float().contiguous().numpy()
-
-
-def known_figures(files: ModelFiles) -> dict[str, str]:
-    """Accuracy and operations of a bundled network, or of a run that has ended, by title; otherwise nothing."""
-    if files.bundled:
-        facts = bundled_facts(files.name)
-        accuracy, images, operations = (facts[key] for key in ("test_accuracy", "test_images", "synaptic_operations"))
-    else:
-        try:
-            summary = read_summary((files.run or files.weights) / SUMMARY)
-            counts = Counts.from_dict(summary.counts)
-        except (OSError, ValueError):
-            return {}
-        if summary.weights_sha256 != files.sha256:
-            return {}
-        accuracy, images = summary.test_accuracy, summary.test_images
-        operations = counts.total()["synaptic_operations"] / counts.samples
-    return {
-        "Accuracy": f"{accuracy:.2%} of {images:,} test images, as trained",
-        "Operations": f"{operations:,.0f} an image on average, as trained",
-    }
