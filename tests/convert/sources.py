@@ -1,5 +1,6 @@
 """Networks of other projects, small and with random weights, and their files."""
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,29 +79,39 @@ def normalised_head(classes: int = 10) -> nn.Module:
     )
 
 
-def paper_linear(inputs: int, outputs: int) -> nn.Module:
-    """Named as the paper's scripts name their layers."""
-    return named(linear=nn.Linear(inputs, outputs, bias=False))
-
-
 class Paper(nn.Module):
     """The paper's VGG, narrow, with the names of its files and no biases. As an ANN, ReLU is clamped to [0, 1]."""
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(
+        self,
+        classes: int = 10,
+        plan: Sequence[int | str] = PLAN,
+        channels: int = 3,
+        kernel: int = 3,
+        padding: int = 1,
+        hidden: Sequence[int] = (10, 12, 9),
+    ) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for item in PLAN:
+        self.conv, self.fc = nn.Sequential(), nn.Sequential()
+        for item in plan:
             if isinstance(item, str):
-                layers.append(nn.MaxPool2d(2))
+                self.conv.append(nn.MaxPool2d(2))
             else:
-                layers += [named(cnn=nn.Conv2d(channels, item, 3, padding=1, bias=False)), nn.Hardtanh(0, 1)]
+                self.conv.append(named(cnn=nn.Conv2d(channels, item, kernel, padding=padding, bias=False)))
+                self.conv.append(nn.Hardtanh(0, 1))
                 channels = item
-        hidden = [paper_linear(10, 12), nn.Hardtanh(0, 1), paper_linear(12, 9), nn.Hardtanh(0, 1)]
-        self.conv, self.fc = nn.Sequential(*layers), nn.Sequential(*hidden, paper_linear(9, classes))
+        for inputs, outputs in itertools.pairwise((*hidden, classes)):
+            self.fc.append(named(linear=nn.Linear(inputs, outputs, bias=False))).append(nn.Hardtanh(0, 1))
+        del self.fc[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.conv(x).flatten(1))
+
+
+def digits(kernel: int = 3, hidden: Sequence[int] = (16,)) -> Paper:
+    """The paper's networks for MNIST: gray images, convolutions that are not padded."""
+    side = ((28 - kernel + 1) // 2 - kernel + 1) // 2
+    return Paper(plan=(4, "M", 6, "M"), channels=1, kernel=kernel, padding=0, hidden=(6 * side**2, *hidden))
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:

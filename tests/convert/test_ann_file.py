@@ -2,32 +2,24 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.convert import sources
 from tests.convert.sources import NARROW, assert_same_logits, chain, hidden, in_range, randomised, weights_of
 from tests.export.common import images_for, small_network
 from ttfs_triton.convert import ConversionError, WeightsError, convert, fit_range
-from ttfs_triton.convert.ann_file import paper_config
 from ttfs_triton.model import ModelDescription
 from ttfs_triton.nn import Grid, Neuron, TTFSNetwork
 
 STATISTICS = {"mean": (0.49, 0.48, 0.45), "std": (0.2, 0.19, 0.21)}
-CHAINS = {
-    sources.torchvision: chain(f"{NARROW}-12-12"),
-    sources.one_layer_head: chain(),
-    sources.Paper: None,
-}
-
-
 # ---- networks of other projects
 
 
 @pytest.mark.parametrize(
     ("build", "config"),
     [
-        *CHAINS.items(),
+        (sources.torchvision, chain(f"{NARROW}-12-12")),
+        (sources.one_layer_head, chain()),
+        (sources.Paper, None),
         (lambda: sources.torchvision(batch_norm=False), chain(f"{NARROW}-12-12")),
         (sources.torchvision, chain(f"{NARROW}-A-12-12", image_size=(64, 96))),
         (sources.Paper, chain(f"{NARROW}-12-9")),  # as an ANN to train on from
@@ -46,25 +38,6 @@ def test_ann_is_matched_by_order_and_shape_and_converts_exactly(build, config):
         assert_same_logits(converted, source, torch.rand(4, 3, *converted.network.config.image_size))
 
 
-@settings(max_examples=30)
-@given(
-    channels=st.lists(st.integers(1, 6), min_size=1, max_size=5),
-    pools=st.lists(st.booleans(), min_size=5, max_size=5),
-    images=st.sampled_from([1, 3]),
-)
-def test_paper_s_pools_are_in_the_gaps_of_its_numbers(channels, pools, images):
-    tensors, place, tokens, inputs = {}, 0, [], images
-    for last, (size, pool) in enumerate(zip(channels, pools, strict=False)):
-        tensors[f"conv.{place}.cnn.weight"] = torch.ones(size, inputs, 3, 3)
-        pooled = pool or last == len(channels) - 1
-        tokens += [f"{size}C3" + ("p0" if images == 1 else ""), *(["P2"] if pooled else [])]
-        place, inputs = place + 2 + pooled, size
-    tensors["fc.0.linear.weight"] = torch.ones(7, inputs * 4)
-    config = paper_config(tensors, "ann")
-    assert (config.specification, config.classes) == ("-".join(tokens), 7)
-    assert config.image_size == ((28, 28) if images == 1 else (2 * 2 ** tokens.count("P2"),) * 2)
-
-
 def test_mean_and_std_come_from_the_caller_or_timm():
     given_values, timm_values = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0)}, {**sources.TIMM_CONFIG, "width": 3}
     for values, config, changes, expected in (
@@ -79,24 +52,13 @@ def test_mean_and_std_come_from_the_caller_or_timm():
         convert(weights_of(sources.one_layer_head(), {"mean": 3, "std": [None]}), config=chain())
 
 
-@pytest.mark.parametrize("build", CHAINS, ids=lambda build: build.__name__)
-def test_missing_and_extra_tensors_are_told(build):
-    tensors, config = build().state_dict(), CHAINS[build]
-    kind = {"trained_as": "ann"} if config is None else {"config": config}
-    last = {"conv.18.cnn.weight", "fc.4.linear.weight"}  # what comes behind the last layer cannot be missed
-    for key in {key for key in tensors if key.endswith((".weight", ".running_mean", ".running_var"))} - last:
-        with pytest.raises(ConversionError, match="convert: "):
-            convert(weights_of({name: tensor for name, tensor in tensors.items() if name != key}), **kind)
-    for key in ("features.2.extra", "aux.weight", "classifier.9.bias", "conv.1.cnn.bias"):
-        with pytest.raises(ConversionError, match=rf"{key}|weights must be those|must be left out for weights not of"):
-            convert(weights_of(tensors | {key: torch.ones(4, 5)}), **kind)
-
-
 @pytest.mark.parametrize(
     ("tensors", "options", "problem"),
     [
         ({"features.1.bias": None}, {}, r"features\.1\.bias must have the shape \[4\]; got none"),
         ({"classifier.weight": torch.ones(10, 11)}, {}, r"classifier\.weight must have .* \[10, 10\]; got \[10, 11\]"),
+        ({"features.2.extra": torch.ones(4)}, {}, r"every tensor must belong to a layer; left are features\.2\.extra"),
+        ({"aux.weight": torch.ones(4, 5)}, {}, r"those of 9 layers, .*; got 10 and 8: features\.0, "),
         ({"classifier.weight": None}, {}, r"those of 9 layers, as 4C3-.* has.*; got 8 and 8: features\.0, "),
         ({"features.1.running_var": -torch.ones(4)}, {}, r"features\.1\.running_var \+ epsilon must be positive; got"),
         ({}, {"config": None}, r"must be of a network of ttfs-triton or of the paper; got features.*, \.\.\."),
@@ -154,22 +116,7 @@ def test_own_network_becomes_the_same_spiking_network(options, keep):
     assert (network.config.batch_norm, network.training) == (False, False)
 
 
-@torch.no_grad()
-def test_own_network_needs_its_configuration_and_whole_tensors():
-    source = ours(batch_norm=True)
-    with pytest.raises(ConversionError, match=r"must have config\.json beside it"):
-        convert(weights_of(source))
-    network = convert(weights_of(source), config=source.config).network
-    images = images_for(source)
-    torch.testing.assert_close(network(images), source(images), atol=1e-4, rtol=1e-4)
-    tensors = source.state_dict() | {"features.conv3.weight": torch.ones(2)}
-    del tensors["readout.weight"]
-    problem = r"(?s)Missing key.*readout\.weight.*Unexpected key.*features\.conv3\.weight"
-    with pytest.raises(ConversionError, match=problem):
-        convert(weights_of(tensors), config=source.config)
-
-
-def test_spiking_source_is_copied_without_its_grid():
+def test_spiking_source_is_copied_without_its_grid_by_its_configuration():
     source = ours(neuron=Neuron(0.5))
     plain = source.config
     for grid in (None, Grid(8, 4)):
@@ -178,34 +125,23 @@ def test_spiking_source_is_copied_without_its_grid():
         assert (converted.network.config, converted.needs_calibration) == (plain, False)
         for name, value in converted.network.state_dict().items():
             assert torch.equal(value, source.state_dict()[name])
+    with pytest.raises(ConversionError, match=r"must have config\.json beside it"):
+        convert(weights_of(source))
 
 
 # ---- activations within [0, 1]
 
-PHOTOS = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
 
 @torch.no_grad()
-def test_every_active_channel_reaches_one():
-    converted = convert(weights_of(randomised(sources.one_layer_head())), config=chain())
-    for name, activations in hidden(in_range(converted, PHOTOS), PHOTOS).items():
+def test_every_active_channel_reaches_one_and_silent_ones_keep_their_scale():
+    source, photos = randomised(sources.one_layer_head()), torch.rand(16, 3, 32, 32)
+    source.features[1].weight[0], source.features[1].bias[0] = 0.0, -1.0
+    converted = convert(weights_of(source), config=chain())
+    weight = converted.network.features.conv1.weight[0].clone()
+    for name, activations in hidden(in_range(converted, photos), photos).items():
         highest = activations.transpose(0, 1).flatten(1).amax(1)
         assert (highest > 0).any(), name
         torch.testing.assert_close(highest[highest > 0], torch.ones(int((highest > 0).sum())), atol=1e-5, rtol=0)
-    for percentile in (0.0, 100.1, float("nan")):
-        with pytest.raises(ConversionError, match="percentile must be in"):
-            fit_range(converted.network, PHOTOS, percentile=percentile)
+    assert torch.equal(converted.network.features.conv1.weight[0], weight)
     with pytest.raises(ConversionError, match="must have plain weights, no batch norm or gains"):
         fit_range(ours(), torch.rand(2, 2, 9, 8))
-
-
-def test_bounds_are_clips_and_silent_channels_keep_their_scale():
-    source = randomised(sources.one_layer_head())
-    with torch.no_grad():
-        source.features[1].weight[0], source.features[1].bias[0] = 0.0, -1.0
-    network = convert(weights_of(source), config=chain()).network
-    weight, bias = network.features.conv1.weight[0].clone(), network.features.conv2.bias.clone()
-    clips = fit_range(network, PHOTOS, [None, 4.0, *[None] * 6])
-    assert torch.equal(network.features.conv1.weight[0], weight)
-    assert torch.equal(clips["conv2"], torch.full((6,), 4.0))
-    torch.testing.assert_close(network.features.conv2.bias, bias / 4)

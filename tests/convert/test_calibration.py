@@ -2,6 +2,7 @@
 
 import json
 import re
+from copy import deepcopy
 
 import pytest
 import torch
@@ -23,7 +24,6 @@ from ttfs_triton.nn import (
     TTFSNetwork,
     network_graph,
     put_on_grid,
-    resnet20,
 )
 
 IMAGES = torch.rand(24, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -143,40 +143,35 @@ def test_batches_and_devices_do_not_matter(device):
 
 
 @pytest.mark.parametrize(
-    ("grid", "options"),
+    ("network", "grid"),
     [
-        (Grid(4, 2), {}),
-        (Grid(8, 3, per_channel=False), {"encoder": "analog", "readout": "potential_end"}),
-        (Grid(4), {}),
-        (Grid(8, 3), {"specification": "6C3-(6C3-6C3)x2-A"}),
+        (drawn(0.25), Grid(4, 2)),
+        (drawn(0.25, encoder="analog", readout="potential_end"), Grid(8, 3, per_channel=False)),
+        (drawn(0.25), Grid(4)),
+        (drawn(0.25, "6C3-(6C3-6C3)x2-A"), Grid(8, 3)),
+        (skipping().eval(), Grid(8, 4)),
     ],
 )
 @torch.no_grad()
-def test_every_layer_comes_closer_to_what_it_is_without_a_grid(grid, options, device):
-    network, rounded, images = drawn(0.25, **options).to(device), drawn(0.25, **options).to(device), IMAGES.to(device)
+def test_every_layer_comes_closer_to_what_it_is_without_a_grid(network, grid, device):
+    network, rounded, images = deepcopy(network).to(device), deepcopy(network).to(device), IMAGES.to(device)
     before = network(images)
-    rounded.put_on_grid(grid)
-    found = calibrate_grid(network, images, grid, batch_size=7)
+    put_on_grid(rounded, grid)
+    found, graph = calibrate_grid(network, images, grid, batch_size=7), network_graph(network, images.shape[1:])
     assert all(layer.after <= layer.before + 1e-9 for layer in found.layers)
-    assert [layer.name for layer in found.layers] == [stage.name for stage in network_graph(network).weighted]
+    assert [layer.name for layer in found.layers] == [stage.name for stage in graph.weighted]
     ours, theirs = ((each(images) - before).square().mean() for each in (network, rounded))
     assert ours < theirs
-    assert (network.config.grid, found.to_dict()["grid"]) == (grid, grid.to_dict())
+    assert (network.readout.grid, found.to_dict()["grid"]) == (grid, grid.to_dict())
     assert len(found.table().rows) == len(found.layers)
 
 
-def test_other_modules_and_deep_networks_with_skips_come_onto_a_grid():
-    network = skipping()
-    found = calibrate_grid(network, IMAGES[:8], Grid(8, 4))
-    assert [layer.name for layer in found.layers] == ["conv1", "conv2", "conv3", "hidden", "readout"]
-    assert network.readout.grid == Grid(8, 4)
-    assert len(calibrate_grid(resnet20(width=0.125), torch.rand(1, 3, 32, 32), Grid(8, 4)).layers) == 20
-    # σ = 0: a late spike that appears or vanishes is no jump there.
-    fine = drawn(0.0)
+def test_a_fine_grid_loses_nothing():
+    network = drawn(0.0)  # at σ > 0 a late spike that appears or vanishes is a jump
     with torch.no_grad():
-        before = fine(IMAGES)
-        calibrate_grid(fine, IMAGES, Grid(256, 12))
-        torch.testing.assert_close(fine(IMAGES), before, atol=0.02, rtol=0)
+        before = network(IMAGES)
+        calibrate_grid(network, IMAGES, Grid(256, 12))
+        torch.testing.assert_close(network(IMAGES), before, atol=0.02, rtol=0)
 
 
 def test_what_cannot_be_calibrated_is_refused():
@@ -208,6 +203,3 @@ def test_recipe_writes_a_network_on_its_grid(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "written: " in shown
     assert re.search(r"accuracy on \d+ other training images: \d+\.\d\d% → \d", shown)
-    with pytest.raises(SystemExit):
-        main(None, [str(word) for word in words])
-    assert "output_dir must be a new or empty folder" in capsys.readouterr().err

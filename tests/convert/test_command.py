@@ -12,10 +12,9 @@ from PIL import Image
 
 from tests.convert import sources
 from tests.convert.sources import randomised
-from tests.convert.test_published import ForDigits
 from ttfs_triton.commands import ConvertOptions
 from ttfs_triton.commands import convert as main
-from ttfs_triton.convert import command, convert, convert_ann, shared
+from ttfs_triton.convert import command, convert_ann, shared
 from ttfs_triton.data.images import load_images
 from ttfs_triton.evaluate.load import load_network
 from ttfs_triton.model import BaseModel, LoadError, TTFSModel
@@ -32,25 +31,24 @@ def paper(tmp_path):
     return path
 
 
-def test_recipe_writes_what_evaluation_loads(paper, tmp_path, capsys):
-    folder = tmp_path / "runs" / "converted"
-    folder.mkdir(parents=True)  # an empty one is filled
-    flags = ["--mean", "0.1", "0.2", "0.3", "--std", "0.4", "0.5", "0.6", "--no-calibrate"]
-    main(None, [str(paper), "--output-dir", str(folder), *flags, *SPIKING, *PAPER])
+def test_recipe_calibrates_and_writes_what_evaluation_loads(tmp_path, capsys):
+    images, folder, source = Path(command.__file__).parents[1] / "sample", tmp_path / "out", tmp_path / "digits.pth"
+    folder.mkdir()  # an empty one is filled
+    torch.save(randomised(sources.digits()).state_dict(), source)
+    flags = ["--data-dir", images, "--calibration-images", 24, "--cpu", "--psp-persistence", 1, *PAPER]
+    main(None, [str(word) for word in (source, "--output-dir", folder, *flags)])
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "conversion.json", "model.safetensors"]
-    given = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "neuron": Neuron(0.25)}
-    converted = convert(paper, trained_as="ann", **given).network
-    loaded, images = load_network(folder), torch.rand(2, 3, 32, 32)
-    with torch.no_grad():
-        assert torch.equal(loaded.network(images), converted(images))
-    assert loaded.network.config == converted.config
-    digest = hashlib.sha256(paper.read_bytes()).hexdigest()
-    report = {"calibration": None, "source": "paper.pth", "sha256": digest}
-    assert json.loads((folder / "conversion.json").read_text()) == report
-    assert loaded.description.base_model == BaseModel("paper.pth", digest)
+    report, digest = json.loads((folder / "conversion.json").read_text()), hashlib.sha256(source.read_bytes())
+    assert (report["source"], report["sha256"]) == ("digits.pth", digest.hexdigest())
+    layers = report["calibration"]["layers"]
+    assert [layer["name"] for layer in layers] == ["conv1", "conv2", "fc1"]
     out = capsys.readouterr().out
-    assert f"paper.pth, trained as ann: {converted.config.specification}" in out
-    assert "written: " in out
+    for part in ("trained as ann: 4C3p0-P2-6C3p0-P2-16", "Calibrated on 24 images", f"{layers[-1]['after']:.4f}"):
+        assert part in out
+    loaded = load_network(folder)
+    assert loaded.description.base_model == BaseModel("digits.pth", digest.hexdigest())
+    assert loaded.network.config.neuron == Neuron(1.0)
+    assert loaded.network.class_names[0] == "T-shirt/top", "the classes of the calibration images"
 
 
 def test_occupied_folder_is_refused_before_any_work(tmp_path, tmp_path_factory, capsys, monkeypatch):
@@ -105,22 +103,6 @@ def test_failed_write_leaves_nothing_half(paper, tmp_path, failing, monkeypatch)
         command.run(options)
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == [*(["out"] if failing == "sync_folder" else []), "paper.pth"]
-
-
-def test_recipe_calibrates_on_images(tmp_path, capsys):
-    images, source = Path(command.__file__).parents[1] / "sample", tmp_path / "digits.pth"
-    flags = ["--data-dir", str(images), "--calibration-images", "24", "--cpu", "--psp-persistence", "1", *PAPER]
-    torch.save(randomised(ForDigits()).state_dict(), source)
-    main(None, [str(source), "--output-dir", str(tmp_path / "out"), *flags])
-    written = json.loads((tmp_path / "out" / "conversion.json").read_text())["calibration"]
-    assert written["images"] == 24
-    assert [layer["name"] for layer in written["layers"]] == ["conv1", "conv2", "fc1"]
-    out = capsys.readouterr().out
-    assert "Calibrated on 24 images against the ANN" in out
-    assert f"{written['layers'][-1]['after']:.4f}" in out
-    loaded = load_network(tmp_path / "out").network
-    assert loaded.config.neuron == Neuron(1.0)
-    assert loaded.class_names[0] == "T-shirt/top", "the classes of the calibration images"
 
 
 ANN = """

@@ -12,10 +12,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from tests.bench.modules import modules
 from tests.nn.common import randomised
 from ttfs_triton.chip import simulate
-from ttfs_triton.data.images import load_images
 from ttfs_triton.data.pixels import to_float
 from ttfs_triton.evaluate.load import load_network
 from ttfs_triton.export import to_c
@@ -219,18 +217,3 @@ def test_a_missing_compiler_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(RuntimeError, match="compile_c: a C compiler must be installed as cc; got none"):
         compile_c("", tmp_path)
-
-
-@pytest.mark.slow
-def test_file_runs_on_a_cortex_m4():
-    (cortex_m,) = modules("_cortex_m")
-    for tool in cortex_m.TOOLS:
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed: cross compiler and emulator come from the system, not from pip")
-    network = load_network("bundled:cnn1-mnist").network
-    pixels = load_images("sample", split="test", max_samples=10).images_at(torch.arange(10))
-    classes, instructions = cortex_m.run_on_cortex_m4(to_c(network, steps=32, weight_bits=8), pixels)
-    found = simulate(network, [to_float(pixels)], steps=32, weight_bits=8)
-    operations = sum(layer.synaptic_operations for layer in found.counts.layers) / len(pixels)
-    assert classes == found.predictions.tolist()
-    assert 10 * operations < instructions < 40 * operations

@@ -13,6 +13,7 @@ from ttfs_triton.export import Comparison, command
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import Grid, Neuron
 
+nir, onnx = (pytest.importorskip(name, reason="files are read again") for name in ("nir", "onnx"))
 pytest.importorskip("onnxruntime", reason="checking ONNX needs onnxruntime")
 pytest.importorskip("snntorch", reason="checking NIR needs snnTorch")
 
@@ -32,10 +33,12 @@ def export(model, *flags):
     main("Export.", [str(model), *map(str, flags)])
 
 
-@pytest.mark.parametrize(("format", "program"), [("onnx", "onnxruntime"), ("nir", "snnTorch")])
-def test_writes_and_checks_with_random_and_test_images(model, tmp_path, capsys, format, program):
+@pytest.mark.parametrize(
+    ("format", "program", "flags"), [("onnx", "onnxruntime", ["--hidden"]), ("nir", "snnTorch", ["--steps", 32])]
+)
+def test_writes_and_checks_with_random_and_test_images(model, tmp_path, capsys, format, program, flags):
     file = tmp_path / "made" / f"model.{format}"
-    export(model, "--format", format, "--output", file, "--check", "--check-images", "6")
+    export(model, "--format", format, "--output", file, "--check", "--check-images", "6", *flags)
     shown = capsys.readouterr().out
     assert f"written: {file}, {file.stat().st_size:,} bytes, {format.upper()}" in shown
     assert f"{program} " in shown
@@ -43,6 +46,12 @@ def test_writes_and_checks_with_random_and_test_images(model, tmp_path, capsys, 
     assert ("same decisions                6 of 6" in shown) or format == "nir"  # where output spikes may tie
     assert ("What the format does not hold" in shown) == (format == "nir")
     assert str(tmp_path).encode() not in file.read_bytes()
+    if format == "onnx":
+        outputs = [output.name for output in onnx.load(file).graph.output]
+        assert outputs == ["logits", "spike_times", "encoder", "conv1", "fc1"]
+    else:
+        metadata = nir.read(file).metadata
+        assert (metadata["window_s"], metadata["dataset"]) == ("0.0032", "digits")
     export(model, "--format", format, "--output", file, "--overwrite", "--check", "--dataset", "sample")
     shown = capsys.readouterr().out
     assert "20 test images" in shown
@@ -76,18 +85,6 @@ def test_a_check_that_fails_has_an_exit_status(model, tmp_path, capsys, monkeypa
         export(model, "--format", "onnx", "--output", tmp_path / "a.onnx", "--check")
     assert word in capsys.readouterr().err
     assert (tmp_path / "a.onnx").is_file()
-
-
-def test_hidden_layers_and_steps_are_options(model, tmp_path, capsys):
-    import nir
-    import onnx
-
-    export(model, "--format", "onnx", "--output", tmp_path / "a.onnx", "--hidden")
-    outputs = [output.name for output in onnx.load(tmp_path / "a.onnx").graph.output]
-    assert outputs == ["logits", "spike_times", "encoder", "conv1", "fc1"]
-    export(model, "--format", "nir", "--output", tmp_path / "a.nir", "--steps", "8")
-    metadata = nir.read(tmp_path / "a.nir").metadata
-    assert (metadata["window_s"], metadata["dataset"]) == ("0.0008", "digits")
 
 
 def test_files_stay_as_they_were_unless_replaced(model, tmp_path, capsys):
