@@ -151,11 +151,11 @@ class _Reader:
         """The output of a layer with these weights, which reads `value`."""
         layer = ANNLayer(call.name, weight, bias, value.wires, value.window, _shape(call), call, **sizes)
         if not value.active:  # behind another layer without an activation function: both as one
-            found = None if value.wires[0].route else behind(self._settled(value), layer)
-            if found is None:
+            merged = None if value.wires[0].route else behind(self._settled(value), layer)
+            if merged is None:
                 rule = "without an activation function, whose pool or padding keeps both from becoming one"
                 self._refuse(call, f"behind {value.names} {rule}")
-            return Value.of(found)
+            return Value.of(merged)
         if value.average is not None:
             layer = self._take_average(call, layer, *value.average)
         return Value.of(layer.reordered(columns=self._order(value.wires, layer.average if layer.linear else 1)))
@@ -174,7 +174,7 @@ class _Reader:
         return replace(layer, average=window[0], folded=folded)
 
     def _order(self, wires: Sequence[Wire], average: int = 1) -> Tensor:
-        """The ANN's channel, or feature, that each one on these wires is."""
+        """Numbers, in the ANN, of the channels or features on these wires."""
         orders, start = [], 0
         for wire in wires:
             source, inputs = self._layers.get(wire.source), wire.shape[0] // average
@@ -210,7 +210,7 @@ class _Reader:
         """Add a layer to the network; activations that are added to its output become its skip, or its inputs."""
         layer = value.layer
         assert layer is not None
-        if any(each.potential is layer.potential for each in self._layers.values()):
+        if any(other.potential is layer.potential for other in self._layers.values()):
             self._refuse(layer.potential, "whose output is read more than once in front of its activation function")
         skip = self._skip(layer, value.carried[0]) if value.carried else None
         layer = layer if skip else self._settled(value)
@@ -263,7 +263,7 @@ class _Reader:
         return replace(value, average=(pool, maps))
 
     def _concatenate(self, call: Call) -> Value:
-        values = [self._values[each] for each in call.concatenated or ()]
+        values = [self._values[part] for part in call.concatenated or ()]
         plain = all(v.active and v.window and v.average is None and v.front is None for v in values)
         if not values or not plain:
             self._refuse(call, "a concatenation that is not of layers' activations, along their channels")
@@ -271,12 +271,12 @@ class _Reader:
         return Value(None, True, wires, max(value.window for value in values))
 
     def _add(self, call: Call) -> Value:
-        if not len(call.args) == len(call.inputs) == 2 or call.kwargs or len({each.shape for each in call.inputs}) > 1:
+        if not len(call.args) == len(call.inputs) == 2 or call.kwargs or len({term.shape for term in call.inputs}) > 1:
             self._refuse(call, "an addition that is not of two outputs of one shape")
-        pairs = [(self._values[each], each) for each in call.inputs]
+        pairs = [(self._values[term], term) for term in call.inputs]
         if any(not value.active and value.wires[0].route for value, _ in pairs):
             self._refuse(call, "an addition behind a pool, in front of an activation function")
-        (one, source), other = sorted(pairs, key=lambda each: (each[0].active, -each[0].window))
+        (one, source), other = sorted(pairs, key=lambda pair: (pair[0].active, -pair[0].window))
         layer = self._identity(one, source) if one.active else self._settled(one)
         if other[0].active:  # becomes a skip, if it can
             return Value.of(replace(layer, potential=call), other)

@@ -189,7 +189,7 @@ def specification_of(layers: Sequence[ANNLayer]) -> str | None:
     tokens: list[list[str]] = []  # of each layer: pools, averages, the layer itself
     before: str | None = None
     for layer in layers:
-        read, own = layer.inputs[0], []
+        read, parts = layer.inputs[0], list[str]()
         if len(layer.inputs) > 1 or read.source != before:
             return None
         for pool in read.route:
@@ -197,30 +197,30 @@ def specification_of(layers: Sequence[ANNLayer]) -> str | None:
                 (rows, columns), (step, across), (above, beside) = pool.kernel_size, pool.stride, pool.padding
                 if rows != columns or step != across or above != beside or pool.ceil_mode:
                     return None
-                own.append(f"P{rows}" + (f"p{above}" if above else "") + (f"s{step}" if step != rows else ""))
+                parts.append(f"P{rows}" + (f"p{above}" if above else "") + (f"s{step}" if step != rows else ""))
             elif isinstance(pool, SpikeUpsample2d):
                 return None
-        if layer.average > 1 and not tokens and not own:  # a specification averages no images
+        if layer.average > 1 and not tokens and not parts:  # a specification averages no images
             return None
         before = layer.name
         if layer.linear:
-            own += ["A"] if layer.average > 1 else []
-            own += [] if layer is layers[-1] else [str(len(layer.weight))]
+            parts += ["A"] if layer.average > 1 else []
+            parts += [] if layer is layers[-1] else [str(len(layer.weight))]
         else:
-            own += [f"A{layer.average}"] if layer.average > 1 else []
+            parts += [f"A{layer.average}"] if layer.average > 1 else []
             if (token := _token(layer)) is None:
                 return None
-            own.append(token)
-        tokens.append(own)
+            parts.append(token)
+        tokens.append(parts)
     for last, layer in enumerate(layers):
         if layer.skip is not None:  # a block: from the layer that reads the same spikes, without skips and pools inside
             first = next((place for place in range(last) if layers[place].inputs == (layer.skip,)), last)
-            inside = [len(own) > 1 for own in tokens[first + 1 : last + 1]]
-            if first == last or any(inside) or any(each.skip for each in layers[first:last]):
+            inside = [len(parts) > 1 for parts in tokens[first + 1 : last + 1]]
+            if first == last or any(inside) or any(between.skip for between in layers[first:last]):
                 return None
             tokens[first][-1], tokens[last][-1] = f"({tokens[first][-1]}", f"{tokens[last][-1]})"
-    text = "-".join(token for own in tokens for token in own)
-    return re.sub(r"(\([^()]*\))((?:-\1)+)", lambda found: f"{found[1]}x{1 + found[2].count(found[1])}", text) or None
+    text = "-".join(token for parts in tokens for token in parts)
+    return re.sub(r"(\([^()]*\))((?:-\1)+)", lambda match: f"{match[1]}x{1 + match[2].count(match[1])}", text) or None
 
 
 def _token(layer: ANNLayer) -> str | None:

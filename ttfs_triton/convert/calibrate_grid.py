@@ -1,7 +1,7 @@
 """Calibrate a trained network for a chip's grid, without training: scales of weights and initial potentials.
 
-Layer by layer, each output channel gets first a scale, then an initial potential, chosen to bring its outputs on the
-grid closest to its outputs without a grid. A layer reads the outputs of calibrated layers, computed as on the chip.
+Layer by layer, an output channel gets first a scale, then an initial potential, which bring its outputs on the grid
+closest to its outputs without a grid. A layer reads the outputs of calibrated layers, computed as on the chip.
 This takes seconds. Training on the grid (`--time-steps`, `--weight-bits`) starts from it and takes epochs.
 """
 
@@ -66,7 +66,7 @@ def _outputs(stage: Stage, inputs: Batches) -> list[Tensor]:
     """Activations, or a readout's potentials: its spike times would be too coarse to fit."""
     if isinstance(readout := stage.layer, Readout):
         return [readout.one_pass(x).potential(at_end=readout.at == "potential_end") for x, _ in inputs]
-    return [stage.activations(*each) for each in inputs]
+    return [stage.activations(*batch) for batch in inputs]
 
 
 def _fit(stage: Stage, inputs: Batches, wanted: Sequence[Tensor]) -> float:

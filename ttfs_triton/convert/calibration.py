@@ -73,7 +73,7 @@ class Calibration:
         """The result as a table for a terminal."""
         purpose = "against the ANN" if self.grid is None else f"for {self.grid.text()}"
         headers = ("layer", "difference", "calibrated", "mean change of initial potential")
-        rows = [(each.name, f"{each.before:.4f}", f"{each.after:.4f}", f"{each.shift:+.3f}") for each in self.layers]
+        rows = [(one.name, f"{one.before:.4f}", f"{one.after:.4f}", f"{one.shift:+.3f}") for one in self.layers]
         caption = "root mean square, in windows; of the readout in threshold heights"
         return Table(f"Calibrated on {self.images} images {purpose}", headers, rows, caption=caption)
 
@@ -82,10 +82,10 @@ class Calibration:
 def calibrate_network(
     network: nn.Module, images: Tensor, *, batch_size: int = 64, samples: int = 8192, seed: int = 0
 ) -> Calibration:
-    """Choose initial potentials, in place, that bring each layer closest to the ANN with the same weights.
+    """Choose initial potentials, in place, that bring the layers closest to the ANN with the same weights.
 
     The ANN is the network at psp_persistence σ = 0, where a neuron's activation is clamp(A, 0, 1). Layers are fitted in
-    order; each reads the spikes of the calibrated layers before it.
+    order; a layer reads the spikes of the calibrated layers before it.
 
     Args:
         network: network that `network_graph` accepts, with an ANN's weights and initial potentials, on the images'
@@ -96,7 +96,7 @@ def calibrate_network(
         samples: outputs of each channel to fit, drawn from all positions of all images.
         seed: seed of the drawn outputs.
     Returns:
-        Differences before and after calibration, and the change of initial potentials, of each hidden layer.
+        Differences before and after calibration, and the change of initial potentials, by hidden layer.
     Raises:
         NetworkError: `network_graph` does not accept the network.
         ConversionError: a layer without initial potentials, a network on a grid, or no images.
@@ -122,7 +122,7 @@ def calibrate_network(
         return _choose_initial_potentials(stage, inputs, wanted, samples, generator) if _spiking(stage) else 0.0
 
     def activations(stage: Stage, inputs: Batches) -> list[Tensor]:
-        return [stage.activations(*each) for each in inputs]
+        return [stage.activations(*batch) for batch in inputs]
 
     with evaluating(network):
         layers = calibrate_layers(graph, images, batch_size, _without_slope, activations, choose)
@@ -137,7 +137,7 @@ def calibrate_layers(
     outputs: Outputs,
     choose: Callable[[Stage, Batches, Sequence[Tensor]], float],
 ) -> tuple[LayerCalibration, ...]:
-    """Run a network and its reference side by side, and calibrate each layer before the next one runs.
+    """Run a network and its reference side by side, and calibrate a layer before the next one runs.
 
     `choose` fits a layer, given its inputs, to the reference's outputs, and returns the mean change of its initial
     potentials.
@@ -188,8 +188,8 @@ def _spiking(stage: Stage) -> bool:
 def _without_slope(stage: Stage, inputs: Batches) -> list[Tensor]:
     """Activations of a layer at σ = 0; an encoder without a neuron and the readout compute as always."""
     if not _spiking(stage):
-        return [stage.activations(*each) for each in inputs]
-    return [analog_potential(stage, *each).clamp(0, 1) for each in inputs]
+        return [stage.activations(*batch) for batch in inputs]
+    return [analog_potential(stage, *batch).clamp(0, 1) for batch in inputs]
 
 
 def analog_potential(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
@@ -215,12 +215,12 @@ def _choose_initial_potentials(
     stage: Stage, inputs: Batches, wanted: Sequence[Tensor], samples: int, generator: torch.Generator
 ) -> float:
     """Give each channel the initial potential with the least squared error from `wanted`; returns the mean change."""
-    parts, count = [], sum(len(rows_of(each)) for each in wanted)
+    parts, count = [], sum(len(rows_of(target)) for target in wanted)
     for (x, skip), target in zip(inputs, wanted, strict=True):
         potential, slope, rows = map(rows_of, (*_potentials(stage, x, skip), target))
         kept = drawn_rows(rows, min(1.0, samples / count), generator)
-        parts.append([each[kept].float() for each in (potential, slope, rows)])
-    potential, slope, rows = (torch.cat(each) for each in zip(*parts, strict=True))
+        parts.append([values[kept].float() for values in (potential, slope, rows)])
+    potential, slope, rows = map(torch.cat, zip(*parts, strict=True))
     bias, neuron = stage.weighted.bias, stage.neuron
     assert bias is not None
     assert neuron is not None
@@ -242,15 +242,13 @@ def choose_least(parameter: nn.Parameter, error: Callable[[], Tensor], candidate
 
     `error` gives errors [C] of the present values. A parameter [1] is one number that all channels share.
     """
-    best, least = parameter.detach().clone(), None
+    best = parameter.detach().clone()
+    least = torch.full_like(best, torch.inf, dtype=torch.float64)
     for candidate in [best, *candidates]:
         parameter.copy_(candidate)
-        current = error()
+        current = error().double()
         if len(parameter) == 1:
             current = current.sum(0, keepdim=True)
-        if least is None:
-            least = current
-            continue
         best, least = torch.where(current < least, candidate, best), torch.minimum(current, least)
     parameter.copy_(best)
 
@@ -266,7 +264,7 @@ def fit_range(
     samples: int = 65536,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Divide each channel's weights by the channel's clip, multiply the weights that read the channel by it, in place.
+    """Divide a channel's weights by the channel's clip, and multiply the weights that read the channel by it, in place.
 
     The ANN's outputs stay the same. Spikes represent activations up to the clip, and saturate above it.
 
@@ -303,7 +301,7 @@ def fit_range(
             return stage.activations(inputs, skip)
         bound = upper[stage.name]
         parts = batches(inputs, skip, batch_size)
-        activations = torch.cat([analog_potential(stage, *each) for each in parts]).clamp(0, bound)
+        activations = torch.cat([analog_potential(stage, *batch) for batch in parts]).clamp(0, bound)
         if bound is None:
             rows = rows_of(activations)
             if percentile < 100:

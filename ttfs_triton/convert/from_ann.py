@@ -75,10 +75,10 @@ class ANNReport:
         headers = ("layer", "of the ANN", "folded", "clip", "clipped", "error copied", "calibrated")
         rows = [
             (
-                *(each.name, each.source, ", ".join(each.folded), f"{each.clip:.4g}"),
-                *(share(each.clipped), share(each.copied), share(each.calibrated)),
+                *(layer.name, layer.source, ", ".join(layer.folded), f"{layer.clip:.4g}"),
+                *(share(layer.clipped), share(layer.copied), share(layer.calibrated)),
             )
-            for each in self.layers
+            for layer in self.layers
         ]
         caption = f"same class for {self.same_decisions:.1%} of {self.images} images, logits off by {self.logits:.2%}"
         return Table("Losses of the conversion", headers, rows, caption=caption)
@@ -123,7 +123,7 @@ def convert_ann(
         The network, in evaluation mode, on the images' device: a `TTFSNetwork` if a specification describes the model,
         else a module of our layers that `network_graph` accepts. And a report of the losses.
     Raises:
-        ConversionError: an operation cannot be converted, which is found before any work; or the encoder does not fit
+        ConversionError: an operation cannot be converted, which is said before any work; or the encoder does not fit
             the first layer.
     Example:
         >>> ann = nn.Sequential(
@@ -136,8 +136,6 @@ def convert_ann(
         >>> torch.allclose(network(images), ann(images), atol=1e-5)
         True
     """
-    if len(images) == 0:
-        raise ConversionError("convert_ann: images must hold at least one image; got none.")
     if problem := not_finite(model.state_dict()):
         raise ConversionError(f"convert_ann: model must have finite weights; got {problem}. Its training diverged.")
     ann, shape = trace_ann(model, images), tuple(images.shape[1:])
@@ -182,8 +180,10 @@ def _compare(
     clips: Mapping[str, Tensor],
     batch_size: int,
 ) -> dict[str, tuple[float | None, float]]:
-    """Error and clipped share, as in `LayerLoss`, by name of each hidden layer; and of the logits, with the share of
-    images with another decision. `clips`: by the same names."""
+    """Errors, and clipped shares, of the hidden layers in `clips`, as in `LayerLoss`.
+
+    `_LOGITS` has the error of the logits, and the share of images that get another class.
+    """
     layers = dict(zip(clips, ann, strict=False))
     sums = dict.fromkeys((*clips, _LOGITS), torch.zeros(4, dtype=torch.float64))
 

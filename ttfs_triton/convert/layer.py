@@ -25,7 +25,7 @@ class ANNLayer:
     Attributes:
         name: name of the layer's call in the traced ANN.
         weight, bias: the layer's parameters, other operations folded in; float64 after folding.
-        inputs: sources of its inputs, concatenated: each a layer's name (None: the images), and the pools in between.
+        inputs: sources of its inputs, which are concatenated: layers by name (None: the images), and pools in between.
         window: number of layers in front of it.
         shape: shape of its output for one image, before pooling.
         potential: call that makes its output before the activation function.
@@ -35,7 +35,7 @@ class ANNLayer:
         bound: upper bound of its activations; None for ReLU.
         average: size of an average pool in front: side of its windows for a convolution, places for a linear layer.
         folded: names of the operations folded into its weights.
-        order: the ANN's channel that each of its channels is, [C_out]; None: the same.
+        order: numbers of its channels in the ANN, [C_out]; None: the same.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Value:
 
     Attributes:
         active: the output has passed the activation function, so that spikes can represent it.
-        wires: the layers whose activations it concatenates, and pools and flattening behind each.
+        wires: the layers whose activations it concatenates, and the pools and flattening behind them.
         window: number of layers in front of a layer that reads it.
         average: an average pool for the next layer to fold, and the size of the maps that it reads.
         front: zeros in front of its channels; None if its channels are not padded.
@@ -113,7 +113,7 @@ class Value:
         return ", ".join(wire.source or "the images" for wire in self.wires)
 
     def routed(self, module: nn.Module) -> "Value":
-        """The value behind a pool or a flattening, which treat each channel by itself."""
+        """The value behind a pool or a flattening, which treat channels one by one."""
         return replace(self, wires=tuple(wire.routed(module) for wire in self.wires))
 
 
@@ -123,7 +123,7 @@ def added(one: ANNLayer, other: ANNLayer, call: Call) -> ANNLayer | None:
     The smaller kernel is placed inside the larger one. A larger stride reads every k-th row and column of its inputs.
     None if no such kernel computes the sum.
     """
-    large, small = sorted((one, other), key=lambda each: (-each.kernel[0, 0].numel(), max(each.geometry[0])))
+    large, small = sorted((one, other), key=lambda layer: (-layer.kernel[0, 0].numel(), max(layer.geometry[0])))
     (kernel, inner), wires = (large.kernel, small.kernel), small.inputs
     steps, around = [], []
     for axis in (1, 0):  # F.pad counts from the last
@@ -143,7 +143,7 @@ def added(one: ANNLayer, other: ANNLayer, call: Call) -> ANNLayer | None:
         return None
     inner = F.pad(inner, around)
     kernel, wires = (kernel + inner, wires) if large.inputs == wires else (torch.cat([kernel, inner], 1), both)
-    biases = [each.bias.double() for each in (large, small) if each.bias is not None]
+    biases = [layer.bias.double() for layer in (large, small) if layer.bias is not None]
     changes: dict[str, Any] = {"inputs": wires, "bias": sum(biases) if biases else None, "potential": call}
     folded = (*large.folded, *small.folded, f"{small.name}, added")
     return large.with_kernel(kernel, window=max(large.window, small.window), folded=folded, **changes)
@@ -179,7 +179,7 @@ def fold_norm(
     """Weight and bias, float64, of a layer and the batch norm behind it, given its state; `name` is for an error."""
     if not (least := float(norm["running_var"].min()) + epsilon) > 0:
         raise ConversionError(f"convert: {name}.running_var + epsilon must be positive; got {least:.6g}.")
-    norm, bias = {key: each.double() for key, each in norm.items()}, None if bias is None else bias.double()
+    norm, bias = {key: values.double() for key, values in norm.items()}, None if bias is None else bias.double()
     statistics = norm["running_mean"], norm["running_var"], epsilon, norm.get("weight"), norm.get("bias")
     fused = fuse_conv_bn_weights(weight.double(), bias, *statistics)  # also for Linear
     return fused[0].detach(), fused[1].detach()

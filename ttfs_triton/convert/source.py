@@ -140,10 +140,10 @@ class Weights:
             ) from error
 
     def base_model(self) -> BaseModel:
-        """Origin to record in networks made from these weights: the weights' own recorded origin if they have one."""
+        """Origin to record in networks made from these weights: the one that config.json names, or this file."""
         description = self.description()
-        known = None if description is None else description.base_model
-        return known or BaseModel(self.file.name, self.sha256, self.repository, self.revision)
+        recorded = None if description is None else description.base_model
+        return recorded or BaseModel(self.file.name, self.sha256, self.repository, self.revision)
 
 
 def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:

@@ -136,7 +136,7 @@ class _Source:
         comment = [f"   {title:<12}{_plain(text)}" for title, text in about.items()]
         parts = {"COMMENT": comment, "DEFINITIONS": self._definitions, "TABLES": self._tables, "CALLS": self._calls}
         engine = Path(__file__).with_name("engine.c").read_text(encoding="ascii")
-        return re.sub(r"^@(\w+)@$", lambda found: "\n".join(parts[found[1]]), engine, flags=re.MULTILINE)
+        return re.sub(r"^@(\w+)@$", lambda match: "\n".join(parts[match[1]]), engine, flags=re.MULTILINE)
 
     def _pool(self, wire: Wire, begin: int, channels: int, step: tuple[int, ...] = (1, 1)) -> None:
         """Copy a wire's spikes, every `step`-th after its pools: maps by pixels of `channels`, features by channels."""

@@ -186,9 +186,9 @@ def _run(graph: nir.NIRGraph, ours: NetworkGraph, images: Tensor) -> list[tuple[
     """
     module, clock = import_into_snntorch(graph), Clock.from_metadata(graph.metadata)
     first = {stage.name: FirstSpikes() for stage in ours.weighted}
-    for name, found in first.items():
+    for name, seen in first.items():
         neurons = module.get_submodule(f"{node_name(name)}_neuron")
-        neurons.register_forward_hook(lambda _, __, spikes, found=found: found.update(spikes))
+        neurons.register_forward_hook(lambda _, __, spikes, seen=seen: seen.update(spikes))
     output = (module(frame)[0] for frame in input_frames(images, ours.encoder.layer, clock))
     decision, here = decide(output, clock), dict[str, Tensor]()
 

@@ -215,8 +215,8 @@ class _Build:
         for place, wire in enumerate(stage.inputs):  # concatenated inputs have synapses of their own
             way = f"{name}_input{place}" if place else name
             spikes = self.arrive(way, stage, wire, window)
-            own = slice(start, start := start + spikes.shape[0])
-            paths[way] = _Path(spikes, weight[:, own], geometry)
+            columns = slice(start, start := start + spikes.shape[0])
+            paths[way] = _Path(spikes, weight[:, columns], geometry)
         for way, path in (paths | late).items():
             inputs.append(self.connect(way, path))
             if persistence < 1 and not graded:  # graded inputs are taken back by the host
@@ -360,8 +360,8 @@ def ungrouped(weight: np.ndarray, groups: int) -> np.ndarray:
     outputs, inputs = weight.shape[0] // groups, weight.shape[1]
     dense = np.zeros((len(weight), inputs * groups, *weight.shape[2:]), np.float32)
     for group in range(groups):
-        own = slice(group * outputs, (group + 1) * outputs)
-        dense[own, group * inputs : (group + 1) * inputs] = weight[own]
+        rows = slice(group * outputs, (group + 1) * outputs)
+        dense[rows, group * inputs : (group + 1) * inputs] = weight[rows]
     return dense
 
 

@@ -124,7 +124,7 @@ class _Value:
         """Add an ONNX operator that reads this tensor and others."""
         graph = self.graph
         name = f"{graph.layer}.{operator.lower()}{len(graph.nodes)}"
-        values = (each if isinstance(each, _Value) else graph.constant(f"constant_{each}", each) for each in others)
+        values = (x if isinstance(x, _Value) else graph.constant(f"constant_{x}", x) for x in others)
         inputs = [self.name, *(value.name for value in values)]
         graph.nodes.append(graph.onnx.helper.make_node(operator, inputs, [name], name=name, **attributes))
         return _Value(graph, name)
@@ -178,7 +178,7 @@ def _route(values: dict[str | None, _Value], wire: Wire) -> _Value:
 
 
 def _skip(stage: Stage, values: dict[str | None, _Value]) -> tuple[_Value, _Value]:
-    """Delayed activations, one for each neuron, and weights that broadcast to them; see `WeightedLayer.arriving`."""
+    """Delayed activations, one for each neuron, and weights that broadcast to them; see `WeightedLayer.delayed`."""
     assert stage.skip is not None
     value, layer = _route(values, stage.skip), stage.weighted
     graph, name, dimensions = value.graph, value.graph.layer, 1 + len(stage.shape)
@@ -187,7 +187,7 @@ def _skip(stage: Stage, values: dict[str | None, _Value]) -> tuple[_Value, _Valu
     if steps := skip_step(stage.skip.shape, stage.shape):
         bounds = {"starts": [0, 0], "ends": [2**31 - 1] * 2, "axes": [2, 3], "steps": steps}
         value = value.apply(
-            "Slice", *(graph.constant(f"{name}.skip.{key}", own, np.int64) for key, own in bounds.items())
+            "Slice", *(graph.constant(f"{name}.skip.{key}", values, np.int64) for key, values in bounds.items())
         )
     if missing := stage.shape[0] - layer.skip:
         pads = [0] * (dimensions + 1) + [missing] + [0] * (dimensions - 2)

@@ -24,7 +24,7 @@ def require(function: str, module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise RuntimeError(
-            f"{function}: {error.name} must be installed; found none. Run: pip install 'ttfs-triton[{extra}]'."
+            f"{function}: {error.name} must be installed; got none. Run: pip install 'ttfs-triton[{extra}]'."
         ) from error
 
 
@@ -60,10 +60,11 @@ def metadata(
 def refuse_upsampling(function: str, graph: NetworkGraph) -> None:
     """Raise NotImplementedError, in the name of `function`, if a layer reads upsampled spikes."""
     for stage in graph.stages:
-        for module in (each for wire in stage.wires for each in wire.route if isinstance(each, SpikeUpsample2d)):
-            raise NotImplementedError(
-                f"{function}: network must not upsample spikes; got {module} in front of {stage.name}. Use to_onnx."
-            )
+        for module in (module for wire in stage.wires for module in wire.route):
+            if isinstance(module, SpikeUpsample2d):
+                raise NotImplementedError(
+                    f"{function}: network must not upsample spikes; got {module} in front of {stage.name}. Use to_onnx."
+                )
 
 
 def synapse_arrays(layer: WeightedLayer) -> tuple[np.ndarray, np.ndarray | None]:
