@@ -1,6 +1,8 @@
 """Train cifarnet, a small convolutional network, on CIFAR-10."""
 
-from ttfs_triton.command_line import recipe, start
+import sys
+
+from ttfs_triton.ttfs import main
 
 if __name__ == "__main__":
-    start("ttfs_triton.train", recipe("cifarnet-cifar10"), __doc__)
+    main(["train", "cifarnet-cifar10", *sys.argv[1:]])

@@ -1,6 +1,8 @@
 """Train cifarnet, a small convolutional network, on CIFAR-100."""
 
-from ttfs_triton.command_line import recipe, start
+import sys
+
+from ttfs_triton.ttfs import main
 
 if __name__ == "__main__":
-    start("ttfs_triton.train", recipe("cifarnet-cifar100"), __doc__)
+    main(["train", "cifarnet-cifar100", *sys.argv[1:]])

@@ -1,6 +1,8 @@
 """Train CNN1, the paper's small network, on MNIST."""
 
-from ttfs_triton.command_line import recipe, start
+import sys
+
+from ttfs_triton.ttfs import main
 
 if __name__ == "__main__":
-    start("ttfs_triton.train", recipe("cnn-mnist"), __doc__)
+    main(["train", "cnn-mnist", *sys.argv[1:]])

@@ -4,7 +4,9 @@ python recipes/train_events.py --preset nmnist --data-dir N-MNIST          # hol
 python recipes/train_events.py --preset dvs_gesture --data-dir DvsGesture  # holds trials_to_train.txt
 """
 
-from ttfs_triton.command_line import recipe, start
+import sys
+
+from ttfs_triton.ttfs import main
 
 if __name__ == "__main__":
-    start("ttfs_triton.train", recipe("events"), __doc__)
+    main(["train", "events", *sys.argv[1:]])

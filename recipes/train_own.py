@@ -3,7 +3,9 @@
 python recipes/train_own.py --network recipes/own_network.py:build --dataset sample
 """
 
-from ttfs_triton.command_line import recipe, start
+import sys
+
+from ttfs_triton.ttfs import main
 
 if __name__ == "__main__":
-    start("ttfs_triton.train", recipe("own"), __doc__)
+    main(["train", "own", *sys.argv[1:]])

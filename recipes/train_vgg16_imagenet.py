@@ -1,6 +1,8 @@
 """Train VGG16 on ImageNet, or on other photographs of any sizes, in class folders or parquet files."""
 
-from ttfs_triton.command_line import recipe, start
+import sys
+
+from ttfs_triton.ttfs import main
 
 if __name__ == "__main__":
-    start("ttfs_triton.train", recipe("vgg16-imagenet"), __doc__)
+    main(["train", "vgg16-imagenet", *sys.argv[1:]])

@@ -1,27 +1,17 @@
-"""What a recipe's command line takes, and how it ends."""
+"""What a command line takes, and the texts of errors."""
 
-import os
 import signal
-import subprocess
-import sys
-import time
-from textwrap import indent
-from typing import Literal
 
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
-from ttfs_triton.command_line import program, run_command
+from ttfs_triton.command_line import run_command
 from ttfs_triton.train import Interrupted
 
 
 class Options(BaseModel):
     count: int = Field(1, ge=1)
     """How many."""
-    flip_images: bool | Literal["sometimes"] = False
-    """Whether."""
-    other: str = ""
-    """What else."""
 
 
 def run(*arguments: str, do=print, **options) -> None:
@@ -42,31 +32,6 @@ def test_run_command_refuses_options_that_are_not_valid(arguments, code, message
     shown = capsys.readouterr()
     assert stopped.value.code == code
     assert message in shown.out + shown.err
-
-
-def test_line_that_goes_on_runs_this_interpreter_without_its_environment(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["recipes/quickstart.py"])
-    for folder, words in ((os.path.dirname(sys.executable), "python"), (str(tmp_path), sys.executable)):
-        monkeypatch.setenv("PATH", folder)
-        assert program() == f"{words} recipes/quickstart.py"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "value"),
-    [
-        ("--flip-images --other x", True),
-        ("--other x --flip_images", True),
-        ("--no-flip-images --other x", False),
-        ("--flip-images False --other x", False),
-        ("--other x --flip-images sometimes", "sometimes"),
-        ("--flip-images=sometimes --other=x", "sometimes"),
-        ("--other=x", False),
-    ],
-)
-def test_a_flag_that_also_takes_words_is_still_a_flag(arguments, value):
-    got = []
-    run(*arguments.split(), do=got.append)
-    assert got == [Options(flip_images=value, other="x")]
 
 
 def refused(options: type[BaseModel], **values) -> ValidationError:
@@ -100,56 +65,3 @@ def test_errors_of_the_user_end_the_program_with_text_and_exit_code(error, code,
         assert ("in fail" in text) == bool(arguments)
     with pytest.raises(type(error)):
         run(do=fail, errors=(KeyError,))
-
-
-def started(folder, module):
-    """Words and environment of a process that starts a command, whose module has this source."""
-    (folder / "talker.py").write_text(module)
-    code = "from ttfs_triton.command_line import start; start('talker')"
-    return [sys.executable, "-c", code], os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
-
-
-@pytest.mark.parametrize("phase", ["import", "main"])
-def test_interrupt_ends_a_command_with_one_line(tmp_path, phase):
-    ready = tmp_path / "ready"
-    waits = f"import time\nopen({str(ready)!r}, 'w').close()\ntime.sleep(60)\n"
-    words, variables = started(tmp_path, waits if phase == "import" else f"def main():\n{indent(waits, ' ')}")
-    process = subprocess.Popen(words, env=variables, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not ready.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, shown = process.communicate(timeout=10)
-    assert process.returncode == 130
-    assert shown.strip() == "Interrupted. Nothing that was saved is lost."
-
-
-@pytest.mark.parametrize("lines", [1, 20_000])
-def test_output_whose_reader_leaves_is_dropped_without_a_word(tmp_path, lines):
-    """As `--help | head` does; short text is written when the program ends, long text before."""
-    words, variables = started(
-        tmp_path,
-        "from pydantic import BaseModel\n"
-        "from ttfs_triton.command_line import run_command\n"
-        "class Options(BaseModel): pass\n"
-        "def main():\n"
-        f"    text = 'Say more. ' * {lines}\n"
-        "    print(text, flush=True)\n"
-        "    open('done', 'w').close()  # the work goes on\n"
-        "    run_command(Options, print, description=text, arguments=['--help'])\n",
-    )
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = subprocess.run(words, cwd=tmp_path, env=variables, stdout=writer, stderr=subprocess.PIPE, timeout=60)
-    os.close(writer)
-    assert (done.returncode, done.stderr, (tmp_path / "done").exists()) == (0, b"", True)
-
-
-@pytest.mark.parametrize("closed", [">&-", "2>&-"])
-def test_closed_standard_streams_end_nothing(tmp_path, closed):
-    module = "import sys\ndef main(): print('a'); print('b', file=sys.stderr); open('done', 'w')"
-    words, variables = started(tmp_path, module)
-    line = ["bash", "-c", f'exec "$@" {closed}', "bash", *words]
-    done = subprocess.run(line, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout + done.stderr) == (0, "b\n" if closed == ">&-" else "a\n")
-    assert (tmp_path / "done").exists()

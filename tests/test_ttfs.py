@@ -1,13 +1,18 @@
 """The command `ttfs`, as a program of its own and outside of the repository."""
 
 import json
+import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_origin
+from textwrap import indent
+from typing import Any, get_origin
 
 import pytest
 from pydantic import ValidationError
@@ -92,14 +97,16 @@ def test_unknown_words_are_refused(words, message, capsys):
     assert message.split(".*")[-1] in shown
 
 
-def test_the_command_that_goes_on_is_quoted(tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", ["ttfs", f"{shlex.quote(sys.executable)} -m ttfs_triton.ttfs"])
+def test_the_command_that_goes_on_is_quoted_and_needs_no_active_environment(tmp_path, monkeypatch, command):
+    monkeypatch.setattr("shutil.which", lambda name: name if command == "ttfs" else None)
     monkeypatch.setattr("sys.argv", ["ttfs"])
-    monkeypatch.setattr("ttfs_triton.ttfs.start", lambda *_: None)
+    monkeypatch.setattr("ttfs_triton.train.main", lambda *_: None)
     (tmp_path / "config.yaml").touch()
     (tmp_path / "my recipe.yaml").touch()
     main(["train", str(tmp_path / "my recipe.yaml")])
     said = run._advice(run.RunFolder(tmp_path), TrainConfig(), None, in_program=False)
-    assert said.startswith(f"Go on with: ttfs train '{tmp_path}/my recipe.yaml' --")
+    assert said.startswith(f"Go on with: {command} train '{tmp_path}/my recipe.yaml' --")
 
 
 def test_a_recipe_is_trained_evaluated_and_gone_on_with_by_the_words_that_it_says(tmp_path):
@@ -111,3 +118,44 @@ def test_a_recipe_is_trained_evaluated_and_gone_on_with_by_the_words_that_it_say
     assert "has ended already" in again.stdout
     scored = ttfs(tmp_path, "evaluate", "run", "--cpu", "--max-test-samples", "20")
     assert scored.returncode == 0, scored.stderr
+
+
+def started(folder: Path, module: str) -> dict[str, Any]:
+    """Words and environment of a process whose only command is the function `main` of this source."""
+    (folder / "talker.py").write_text(module)
+    code = "from ttfs_triton.ttfs import COMMANDS, main; COMMANDS['talk'] = ('talker', ''); main(['talk'])"
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+    return {"args": [sys.executable, "-c", code], "env": variables, "stderr": subprocess.PIPE, "cwd": folder}
+
+
+@pytest.mark.parametrize("phase", ["import", "main"])
+def test_interrupt_ends_a_command_with_one_line(tmp_path, phase):
+    waits = "import time\nopen('ready', 'w').close()\ntime.sleep(60)\n"
+    process = subprocess.Popen(
+        **started(tmp_path, waits if phase == "import" else f"def main(_):\n{indent(waits, ' ')}")
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, shown = process.communicate(timeout=10)
+    assert (process.returncode, shown.strip()) == (130, b"Interrupted. Nothing that was saved is lost.")
+
+
+@pytest.mark.parametrize("lines", [1, 20_000])
+def test_output_whose_reader_leaves_is_dropped_without_a_word(tmp_path, lines):
+    """As `--help | head` does; short text is written when the program ends, long text before."""
+    module = f"def main(_): print('Say more. ' * {lines}); open('done', 'w').close()  # the work goes on"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(**started(tmp_path, module), stdout=writer, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr, (tmp_path / "done").exists()) == (0, b"", True)
+
+
+@pytest.mark.parametrize(("closed", "shown"), [(">&-", "b\n"), ("2>&-", "a\n")])
+def test_closed_standard_streams_end_nothing(tmp_path, closed, shown):
+    process = started(tmp_path, "import sys\ndef main(_): print('a'); print('b', file=sys.stderr)")
+    process["args"] = ["bash", "-c", f'exec "$@" {closed}', "bash", *process["args"]]
+    done = subprocess.run(**process, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stdout + done.stderr) == (0, shown)

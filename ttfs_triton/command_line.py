@@ -1,22 +1,20 @@
 """Command lines: parsing of options, and plain messages for errors that the user can fix.
 
-Until a command runs, only the standard library is imported, so that Ctrl-C works from the first moment on.
+Only the standard library is imported before a command line is parsed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-import os
 import re
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -29,82 +27,18 @@ _FUNCTION = re.compile(r"^\w+: (?=(?!must )[^:;]* (must|may) )")  # the name of 
 _HINT = f"Add {TRACEBACK} to any command to see an error's traceback."
 
 
-class OptionsError(ValueError):
-    """Well-formed options with values that are not allowed; the text names each option, its rule and its value."""
-
-
 def recipe(name: str) -> Path:
     """The file of a recipe that comes with the package."""
     return RECIPES / f"{name}.yaml"
 
 
 def program() -> str:
-    """How this program was started, quoted for a shell: `ttfs train NAME`, or `python recipes/train_NAME.py`."""
-    if sys.argv[0].startswith("ttfs "):
-        return sys.argv[0]
-    active = os.path.dirname(shutil.which("python") or "") == os.path.dirname(sys.executable)
-    return shlex.join(["python" if active else sys.executable, sys.argv[0]])  # `make train` activates no environment
-
-
-def start(entry: str, *arguments: Any) -> None:
-    """Import MODULE:FUNCTION and call it, as the whole program; Ctrl-C ends it with one line and code 130.
-
-    A training run handles the first Ctrl-C itself, and saves. See `ttfs_triton.train.device`.
-    """
-    main_process = os.getpid()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        # Exit at once, since library code may swallow an exception. Files are whole at every moment, and the locks of
-        # an ended process are free.
-        if os.getpid() == main_process:  # worker processes inherit this
-            os.write(2, b"\nInterrupted. Nothing that was saved is lost.\n")
-        os._exit(128 + number)
-
-    signal.signal(signal.SIGINT, end)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started this program
-            setattr(sys, name, open(os.devnull, "w"))
-    before, sys.stdout = sys.stdout, cast(TextIO, _Output(sys.stdout))
-    try:
-        module, _, function = entry.partition(":")
-        getattr(importlib.import_module(module), function or "main")(*arguments)
-    finally:
-        sys.stdout = before
-        write_out()
-
-
-class _Output:
-    """Standard output that drops its text once the reader has closed the pipe, as `| head` does: work goes on."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        with _dropping(self._stream):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with _dropping(self._stream):
-            self._stream.flush()
-
-
-@contextmanager
-def _dropping(stream: TextIO) -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python flushes again, and complains
-
-
-def write_out(text: str = "") -> None:
-    """Write a text to standard output and flush it; drop it if the reader has closed the pipe, as `| head` does."""
-    with _dropping(sys.stdout):
-        sys.stdout.write(text)
-        sys.stdout.flush()
+    """How to start this program again, quoted for a shell: `ttfs train NAME`, or an interpreter and a script."""
+    started = sys.argv[0]
+    if not started.startswith("ttfs "):
+        return shlex.join([sys.executable, started])
+    # `make train` activates no environment.
+    return started if shutil.which("ttfs") else f"{shlex.quote(sys.executable)} -m ttfs_triton.{started}"
 
 
 def run_command(
@@ -122,7 +56,7 @@ def run_command(
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     traceback = TRACEBACK in arguments
-    with plain_errors(OptionsError, *errors, traceback=traceback):
+    with plain_errors(ValueError, traceback=traceback):
         values = options(**parse_options(options, description=description, arguments=arguments))
     if isinstance(run, str):
         module = importlib.import_module(run)
@@ -137,50 +71,38 @@ def parse_options(
     arguments: Sequence[str],
     defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Parse a command line, of which `--traceback` is ignored, into values of options, by name.
+    """Parse a command line, of which `--traceback` is ignored, into values of options, by name, not yet validated.
 
     Fields of the classes are the flags. If there are several classes, each is a group in `--help`, its name ends in
     Options, and `defaults` has a value for every field.
     """
     import tyro
-    from pydantic import ValidationError, create_model, model_validator
 
-    class Refused(Exception):
-        """Refused values. Not a ValueError: tyro would print that in pydantic's words, with names of our classes."""
-
-    def refuse(cls: type, values: Any, check: Callable[[Any], Any]) -> Any:
-        try:
-            return check(values)
-        except ValidationError as error:
-            raise Refused(*problem_lines(error)) from error
-
-    method: Any = classmethod(refuse)
-    validators: Any = {"refuse": model_validator(mode="wrap")(method)}
-    fields: dict[str, Any] = {}
-    for group in groups:
-        checked = create_model(group.__name__, __base__=group, __validators__=validators)
-        for field in checked.model_fields.values():  # tyro would keep the line breaks of docstrings
-            field.description = field.description and " ".join(field.description.split())
-        kinds = get_type_hints(group, include_extras=True)
-        checked.__annotations__ = {name: _shown(name, kinds[name]) for name in group.model_fields}
-        given = {name: (defaults or {}).get(name) for name in group.model_fields}
-        fields[group.__name__.removesuffix("Options").lower()] = (checked, checked.model_construct(**given))
-    form: Any = create_model("Options", **fields) if len(groups) > 1 else next(iter(fields.values()))[0]
-    try:
-        parsed = tyro.cli(
-            form,
-            args=_with_values(groups, arguments),
-            description="\n\n".join(filter(None, (description, _HINT))),
-            prog=program(),
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
-    except Refused as error:
-        raise OptionsError("the command line is not usable:\n" + "\n".join(error.args)) from None
-    parts = [getattr(parsed, name) for name in fields] if len(groups) > 1 else [parsed]
-    return {key: value for part in parts for key, value in part.model_dump().items()}
+    forms = {group.__name__.removesuffix("Options").lower(): _form(group, defaults) for group in groups}
+    members = [(name, form, dataclasses.field(default_factory=form)) for name, form in forms.items()]
+    form = dataclasses.make_dataclass("Options", members) if len(groups) > 1 else next(iter(forms.values()))
+    parsed = tyro.cli(
+        form,
+        args=[word for word in arguments if word != TRACEBACK],
+        description="\n\n".join(filter(None, (description, _HINT))),
+        prog=sys.argv[0],
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    values = dataclasses.asdict(parsed)
+    return {key: value for part in values.values() for key, value in part.items()} if len(groups) > 1 else values
 
 
-def _shown(name: str, kind: Any) -> Any:
+def _form(group: type[BaseModel], defaults: Mapping[str, Any] | None) -> type:
+    """A dataclass with the fields of a group, for tyro: types are converted, rules are not checked."""
+    kinds, fields = get_type_hints(group, include_extras=True), []
+    for name, field in group.model_fields.items():
+        value = field.default if defaults is None else defaults[name]
+        default: Any = {} if field.is_required() else {"default_factory": lambda value=value: value}
+        fields.append((name, _shown(name, kinds[name], field.description), dataclasses.field(**default)))
+    return dataclasses.make_dataclass(group.__name__, fields, kw_only=True, namespace={"__doc__": group.__doc__})
+
+
+def _shown(name: str, kind: Any, description: str | None) -> Any:
     """The type of a field for `--help`: positional ones by their name, several as `VALUE ...`, no empty default."""
     import tyro
 
@@ -188,32 +110,11 @@ def _shown(name: str, kind: Any) -> Any:
     positional, several = tyro.conf.Positional in marks, get_origin(bare) is tuple and ... in get_args(bare)
     word = name.upper() if positional else "VALUE"
     shown = tyro.conf.arg(
+        help=" ".join((description or "").split()),  # tyro would keep line breaks
         metavar=f"{word} ..." if several else word if positional else None,
         help_behavior_hint=lambda default: "" if default in ("", "None") else f"(default: {default})",
     )
     return Annotated[kind, shown]
-
-
-def _with_values(groups: Sequence[type[BaseModel]], arguments: Sequence[str]) -> list[str]:
-    """Write `--flag` as `--flag True` and `--no-flag` as `--flag False` if the flag also takes words."""
-    flags = [
-        f"--{name.replace('_', '-')}"
-        for options in groups
-        for name, field in options.model_fields.items()
-        if bool in get_args(field.annotation)
-    ]
-    arguments = [word for word in arguments if word != TRACEBACK]
-    written = []
-    for word, following in zip(arguments, [*arguments, "--"][1:], strict=True):
-        flag = word.replace("_", "-")
-        positive = flag.replace("--no-", "--", 1)
-        if flag in flags and following.startswith("--"):
-            written += [flag, "True"]
-        elif flag not in flags and positive in flags:
-            written += [positive, "False"]
-        else:
-            written.append(word)
-    return written
 
 
 def problem_lines(

@@ -27,8 +27,8 @@ class Needs:
         return [name for name, value in given.items() if (value in self.others[name] if self.others[name] else value)]
 
     def broken(self, key: str, options: Mapping[str, Any]) -> str | None:
-        """What is wrong if the option `key` is given, and the remedy; None if nothing is, or if others are unknown."""
-        if self.on(key, options) or not self.others.keys() <= options.keys():  # a group of --help is checked alone
+        """What is wrong if the option `key` is given, and the remedy; None if nothing is."""
+        if self.on(key, options):
             return None
         words = [f"{name}: {' or '.join(values)}" if values else name for name, values in self.others.items()]
         return f"{key} needs {' or '.join(words)}{self.why}. Give that, or leave {key} out"

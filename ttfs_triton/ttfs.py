@@ -1,15 +1,23 @@
-"""The console command `ttfs COMMAND ...`. It imports only the standard library before it starts the command."""
+"""The console command `ttfs COMMAND ...`.
+
+Before it starts the command, it imports only the standard library, so that Ctrl-C works from the first moment on.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
+import signal
 import sys
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from ttfs_triton.command_line import RECIPES, recipe, start, write_out
+from ttfs_triton.command_line import RECIPES, recipe
 
 COMMANDS = {
     "train": ("ttfs_triton.train", "Train a network by a recipe, or your own by --network FILE.py:FUNCTION."),
@@ -22,39 +30,72 @@ COMMANDS = {
     "sweep": ("ttfs_triton.sweep", "Accuracy against activity, energy, time steps, weight bits and faults."),
     "publish": ("ttfs_triton.commands:publish", "Publish a network on the Hugging Face Hub, with a model card."),
 }
+_MAIN_PROCESS = os.getpid()
 NEUTRAL = "own"  # recipe that `ttfs train` uses if none is named: every key has its default
 
 
 def main(words: list[str] | None = None) -> None:
-    """Run the command that `words`, by default those behind `ttfs`, name; code 2 for an unknown command or recipe."""
+    """Run the command that `words`, by default those behind `ttfs`, name; code 2 for an unknown command or recipe.
+
+    Ctrl-C ends the program with one line and code 130. A training run handles the first Ctrl-C itself, and saves; see
+    `ttfs_triton.train.device`.
+    """
+    signal.signal(signal.SIGINT, _end)
+    _open_streams()
     words = sys.argv[1:] if words is None else words
     if not words or words[0] in ("-h", "--help"):
-        write_out(_help() + "\n")
+        print(_help())
         return
     if words[0] in ("-V", "--version"):
-        write_out(f"ttfs-triton {version('ttfs-triton')}\n")
+        print(f"ttfs-triton {version('ttfs-triton')}")
         return
     if words == ["env"]:
         from ttfs_triton.evaluate.machine import describe_machine
 
-        write_out(describe_machine())
+        print(describe_machine(), end="")
         return
     command, *flags = words
     if command not in COMMANDS:
         _refuse("command", command, list(COMMANDS))
-    module, description = COMMANDS[command]
-    if command != "train":
-        sys.argv = [f"ttfs {command}", *flags]
-        start(module, description)
-        return
-    name, *flags = flags if flags and not flags[0].startswith("-") else [NEUTRAL, *flags]
-    path = Path(name) if name.endswith((".yaml", ".yml")) else recipe(name)
-    if not os.path.isfile(path):  # Path.is_file raises for names that are too long
-        _refuse("recipe", name, _recipes())
-    sys.argv = ["ttfs train" if name == NEUTRAL else shlex.join(["ttfs", "train", name]), *flags]
-    start(
-        module, path, f"{description}\n\nttfs train RECIPE, with RECIPE one of {', '.join(_recipes())}, or a YAML file."
-    )
+    entry, description = COMMANDS[command]
+    arguments: list[Any] = [description]
+    sys.argv = [f"ttfs {command}", *flags]
+    if command == "train":
+        name, *flags = flags if flags and not flags[0].startswith("-") else [NEUTRAL, *flags]
+        path = Path(name) if name.endswith((".yaml", ".yml")) else recipe(name)
+        if not os.path.isfile(path):  # Path.is_file raises for names that are too long
+            _refuse("recipe", name, _recipes())
+        sys.argv = ["ttfs train" if name == NEUTRAL else shlex.join(["ttfs", "train", name]), *flags]
+        recipes = ", ".join(_recipes())
+        arguments = [path, f"{description}\n\nttfs train RECIPE, with RECIPE one of {recipes}, or a YAML file."]
+    module, _, function = entry.partition(":")
+    getattr(import_module(module), function or "main")(*arguments)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End at once, since library code may swallow an exception. Files are whole, and an ended process has no locks."""
+    if os.getpid() == _MAIN_PROCESS:  # worker processes inherit this
+        os.write(2, b"\nInterrupted. Nothing that was saved is lost.\n")
+    os._exit(128 + number)
+
+
+def _open_streams() -> None:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this program
+            setattr(sys, name, open(os.devnull, "w"))
+    if sys.stdout is sys.__stdout__ and not sys.stdout.isatty():
+        pipe = _Pipe(sys.stdout.fileno(), "w", closefd=False)
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(pipe), sys.stdout.encoding, sys.stdout.errors)
+
+
+class _Pipe(io.FileIO):
+    """Standard output that drops its text once the reader has closed the pipe, as `| head` does: work goes on."""
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
 
 
 def _recipes() -> list[str]:

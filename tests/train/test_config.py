@@ -64,7 +64,10 @@ def test_make_config_names_key_rule_and_value(values, message):
 
 def test_config_survives_its_own_yaml(recipe):
     words = "--psp-persistence-rise 0.25 0.5 --derivative-clip None --data-dir a/b --learning-rate 0.5"
-    for flags, flip in (("--flip --crop-fill 128", True), ("--flip alternating --crop-fill reflect", "alternating")):
+    for flags, flip in (
+        ("--flip True --crop-fill 128", True),
+        ("--flip alternating --crop-fill reflect", "alternating"),
+    ):
         config = parse_config(recipe, "", f"{words} --crop-padding 2 {flags}".split())
         assert make_config(yaml.safe_load(config.to_yaml()), "itself") == config
         assert (config.lr, config.psp_persistence_rise, config.flip) == (0.5, (0.25, 0.5), flip)
@@ -92,7 +95,7 @@ def test_every_recipe_has_a_script_a_valid_configuration_and_valid_presets(path)
     config = make_config(recipe.values(None), str(path))
     assert config.dataset is not None or config.events is not None or path.stem == NEUTRAL
     scripts = [script.read_text() for script in (ROOT / "recipes").glob("*.py")]
-    assert sum(f'start("ttfs_triton.train", recipe("{path.stem}"), __doc__)' in script for script in scripts) == 1
+    assert sum(f'main(["train", "{path.stem}", *sys.argv[1:]])' in script for script in scripts) == 1
     for name, values in recipe.presets.items():
         keys = parse_config(path, "", ["--preset", name]).model_dump(mode="json")
         assert keys["preset"] == name

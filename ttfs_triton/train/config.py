@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError, create_model, model_validator
 
-from ttfs_triton.command_line import OptionsError, parse_options, problem_lines
+from ttfs_triton.command_line import parse_options, problem_lines
 from ttfs_triton.option_rules import broken_rules
 from ttfs_triton.train.options import FREE_ON_RESUME, PROPERTIES, TrainConfig
 from ttfs_triton.untrusted_files import YamlError, read_mapping
@@ -63,19 +63,16 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str]) -> Tr
         # `check_configuration` refuses keys and flags that contradict the run's checkpoints.
         values, source = read_yaml(saved) | mine, str(known.config or saved)
     check_typed_network(values.pop("network", None), known.network, source)
-    base, said = make_config(values, source, _Keys), f"{source} with the command line"
-    try:
-        given = parse_options(
-            *reversed(TrainConfig.__bases__),
-            FileOptions,
-            defaults={**dict(base), "config": known.config},
-            arguments=arguments,
-            description="\n\n".join(filter(None, (description, written.help()))),
-        )
-    except OptionsError as error:
-        raise ConfigError(str(error).replace("the command line", said, 1)) from None
+    base = make_config(values, source, _Keys)
+    given = parse_options(
+        *reversed(TrainConfig.__bases__),
+        FileOptions,
+        defaults={**dict(base), "config": known.config},
+        arguments=arguments,
+        description="\n\n".join(filter(None, (description, written.help()))),
+    )
     del given["config"]
-    config = make_config(given, said)
+    config = make_config(given, f"{source} with the command line")
     for message in broken_rules(config, differing_keys(base, config).keys()):
         raise ConfigError(f"{message}.")
     return config
