@@ -50,7 +50,7 @@ def bundle(options: BundleOptions) -> Path:
     network.bfloat16()
     tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.float()
-    description = loaded.description.replace(dataset=facts.data.id or loaded.description.dataset)
+    description = loaded.description.replace(dataset=facts.dataset or loaded.description.dataset)
     folder = options.output_dir / options.name
     size = sum(map(len, model_bytes(tensors, description).values()))
     others = sum(file.stat().st_size for file in options.output_dir.rglob("*") if folder not in file.parents)

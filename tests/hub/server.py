@@ -15,8 +15,12 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-# token → (user, role); the user "guest" may write nowhere, though the token says so.
-TOKENS = {"hf_writer": ("alice", "write"), "hf_reader": ("alice", "read"), "hf_guest": ("guest", "write")}
+# token → user; only hf_writer may write, to alice/ and org/.
+TOKENS = {"hf_writer": "alice", "hf_reader": "alice", "hf_guest": "guest"}
+
+
+class Refusal(Exception):
+    """Status, message and code of an answer that says no."""
 
 
 @dataclass
@@ -29,10 +33,6 @@ class Repository:
     @property
     def latest(self) -> str:
         return list(self.commits)[-1]
-
-    def at(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        sha = self.latest if revision == "main" else revision
-        return (sha, self.commits[sha]) if sha in self.commits else None
 
 
 class HubServer(ThreadingHTTPServer):
@@ -66,9 +66,8 @@ class HubServer(ThreadingHTTPServer):
 
     def files(self, repo_id: str) -> dict[str, bytes]:
         """The newest files of a repository."""
-        found = self.repositories[repo_id].at("main")
-        assert found is not None
-        return found[1]
+        repository = self.repositories[repo_id]
+        return repository.commits[repository.latest]
 
     def use_here(self, patch: pytest.MonkeyPatch, cache: Path, token: str | None = None) -> None:
         """Make this process use this hub and no other, with a cache and a token of its own."""
@@ -92,125 +91,112 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        line, headers = f"{self.command} {path}", {}
         self.server.log.append((self.command, path))
-        if self.server.drop and re.search(self.server.drop, f"{self.command} {path}"):
+        if self.server.drop and re.search(self.server.drop, line):
             self.connection.close()
             self.close_connection = True
             return
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        for pattern, method in _ROUTES:
-            if found := re.fullmatch(pattern, f"{self.command} {path}"):
-                return method(self, *found.groups(), body=body)
-        self._no(404, f"no such route: {self.command} {path}")
-
-    do_GET = do_HEAD = do_POST = do_PUT = _handle
-
-    def _answer(self, content: Any, status: int = 200, **headers: str) -> None:
-        line = f"{self.command} {unquote(urlsplit(self.path).path)}"
+        body, status = self.rfile.read(int(self.headers.get("Content-Length") or 0)), 200
+        try:
+            ways = ((method, re.fullmatch(pattern, line)) for pattern, method in _ROUTES)
+            method, found = next(way for way in ways if way[1])
+            content = method(self, *found.groups(), body=body)
+            if isinstance(content, tuple):
+                content, headers = content
+        except Refusal as no:
+            status, message, code = no.args
+            content, headers = {"error": message}, {"X-Error-Message": message, "X-Error-Code": code}
         twist = next((change for pattern, change in self.server.twists if re.fullmatch(pattern, line)), {})
         if "values" in twist:
-            content = content | twist["values"]
+            content |= twist["values"]
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         data = twist["data"].encode("latin-1") if "data" in twist else data
         self.send_response(status)
-        headers = {name.replace("_", "-"): value for name, value in headers.items()} | twist.get("headers", {})
-        for name, value in ({"Content-Length": str(len(data))} | headers).items():
+        for name, value in ({"Content-Length": str(len(data))} | headers | twist.get("headers", {})).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def _no(self, status: int, message: str, code: str = "") -> None:
-        self._answer({"error": message}, status, X_Error_Message=message, **({"X_Error_Code": code} if code else {}))
+    do_GET = do_HEAD = do_POST = do_PUT = _handle
 
-    def _user(self) -> tuple[str, str] | None:
-        return TOKENS.get((self.headers.get("Authorization") or "").removeprefix("Bearer "))
+    @property
+    def _token(self) -> str:
+        return (self.headers.get("Authorization") or "").removeprefix("Bearer ")
 
-    def _may_write(self, owner: str) -> bool:
-        user = self._user()
-        return user is not None and user == ("alice", "write") and owner in ("alice", "org")
+    def _check_writer(self, owner: str) -> None:
+        if self._token != "hf_writer" or owner not in ("alice", "org"):
+            raise Refusal(403, "You don't have the rights to write there", "")
 
-    def _repository(self, repo_id: str, *, write: bool = False) -> Repository | None:
-        """The repository, or None after having said no."""
-        repository, user = self.server.repositories.get(repo_id), self._user()
-        if self.headers.get("Authorization") and user is None:
-            self._no(401, "Invalid credentials in Authorization header")
-        elif repository is None or (repository.private and (user is None or user[0] != "alice")):
-            self._no(401 if user is None else 404, "Repository not found", "RepoNotFound")
-        elif write and not self._may_write(repo_id.partition("/")[0]):
-            self._no(403, "You don't have the rights to write there")
-        else:
-            return repository
-        return None
+    def _repository(self, repo_id: str, *, write: bool = False) -> Repository:
+        repository, user = self.server.repositories.get(repo_id), TOKENS.get(self._token)
+        if self._token and user is None:
+            raise Refusal(401, "Invalid credentials in Authorization header", "")
+        if repository is None or (repository.private and user != "alice"):
+            raise Refusal(401 if user is None else 404, "Repository not found", "RepoNotFound")
+        if write:
+            self._check_writer(repo_id.partition("/")[0])
+        return repository
 
-    def _files(self, repo_id: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        """Commit and files of a revision, or None after having said no."""
-        if (repository := self._repository(repo_id)) is None:
-            return None
-        if (found := repository.at(revision)) is None:
-            self._no(404, "Invalid rev id", "RevisionNotFound")
-        return found
+    def _files(self, repo_id: str, revision: str) -> tuple[str, dict[str, bytes]]:
+        """Commit and files of a revision."""
+        repository = self._repository(repo_id)
+        sha = repository.latest if revision == "main" else revision
+        if sha not in repository.commits:
+            raise Refusal(404, "Invalid rev id", "RevisionNotFound")
+        return sha, repository.commits[sha]
 
-    def create(self, body: bytes) -> None:
+    def create(self, body: bytes) -> Any:
         asked = json.loads(body)
-        owner = asked.get("organization") or (self._user() or ("",))[0]
-        if not self._may_write(owner):
-            return self._no(403, "You don't have the rights to create a model under this namespace")
+        owner = asked.get("organization") or TOKENS.get(self._token, "")
+        self._check_writer(owner)
         repo_id = f"{owner}/{asked['name']}"
-        if repo_id in self.server.repositories:
-            return self._no(409, "You already created this model repo")
         private = asked.get("private", asked.get("visibility") == "private")
         self.server.repositories[repo_id] = Repository(bool(private))
-        self._answer({"url": f"{self.server.url}/{repo_id}", "name": repo_id})
+        return {"url": f"{self.server.url}/{repo_id}", "name": repo_id}
 
-    def validate(self, body: bytes) -> None:
-        self._answer({"errors": [], "warnings": []})
+    def validate(self, body: bytes) -> Any:
+        return {"errors": [], "warnings": []}
 
-    def info(self, repo_id: str, revision: str | None, body: bytes) -> None:
-        if found := self._files(repo_id, revision or "main"):
-            private, siblings = self.server.repositories[repo_id].private, [{"rfilename": name} for name in found[1]]
-            self._answer({"id": repo_id, "sha": found[0], "private": private, "siblings": siblings, "tags": []})
+    def info(self, repo_id: str, revision: str | None, body: bytes) -> Any:
+        sha, files = self._files(repo_id, revision or "main")
+        private, siblings = self.server.repositories[repo_id].private, [{"rfilename": name} for name in files]
+        return {"id": repo_id, "sha": sha, "private": private, "siblings": siblings, "tags": []}
 
-    def authorise(self, repo_id: str, write: str | None, body: bytes) -> None:
-        if self._repository(repo_id, write=bool(write)) is not None:
-            self._answer({})
+    def authorise(self, repo_id: str, write: str | None, body: bytes) -> Any:
+        self._repository(repo_id, write=bool(write))
+        return {}
 
-    def tree(self, repo_id: str, revision: str, body: bytes) -> None:
-        if found := self._files(repo_id, revision):
-            files = found[1].items()
-            self._answer([{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in files])
+    def tree(self, repo_id: str, revision: str, body: bytes) -> Any:
+        files = self._files(repo_id, revision)[1].items()
+        return [{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in files]
 
-    def preupload(self, repo_id: str, body: bytes) -> None:
-        if self._repository(repo_id, write=True) is None:
-            return
-        files = []
-        for each in json.loads(body)["files"]:
-            mode = "lfs" if each["path"].endswith(".safetensors") else "regular"
-            files.append({"path": each["path"], "uploadMode": mode, "shouldIgnore": False})
-        self._answer({"files": files})
+    def preupload(self, repo_id: str, body: bytes) -> Any:
+        self._repository(repo_id, write=True)
+        names = [file["path"] for file in json.loads(body)["files"]]
+        modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in names}
+        return {"files": [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]}
 
-    def batch(self, repo_id: str, body: bytes) -> None:
-        if self._repository(repo_id, write=True) is None:
-            return
+    def batch(self, repo_id: str, body: bytes) -> Any:
+        self._repository(repo_id, write=True)
         objects = json.loads(body)["objects"]
-        for each in objects:
-            if each["oid"] not in self.server.objects:
-                each["actions"] = {"upload": {"href": f"{self.server.url}/lfs/{each['oid']}"}}
-        self._answer({"transfer": "basic", "objects": objects}, Content_Type="application/vnd.git-lfs+json")
+        for file in objects:
+            if file["oid"] not in self.server.objects:
+                file["actions"] = {"upload": {"href": f"{self.server.url}/lfs/{file['oid']}"}}
+        return {"transfer": "basic", "objects": objects}, {"Content-Type": "application/vnd.git-lfs+json"}
 
-    def store(self, oid: str, body: bytes) -> None:
+    def store(self, oid: str, body: bytes) -> Any:
         assert hashlib.sha256(body).hexdigest() == oid
         self.server.objects[oid] = body
-        self._answer(b"")
+        return b""
 
-    def commit(self, repo_id: str, body: bytes) -> None:
-        if (repository := self._repository(repo_id, write=True)) is None:
-            return
-        files = dict(self.server.files(repo_id))
+    def commit(self, repo_id: str, body: bytes) -> Any:
+        repository, files = self._repository(repo_id, write=True), dict(self.server.files(repo_id))
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
             if value.get("parentCommit", repository.latest) != repository.latest:
-                return self._no(412, "A commit has happened since")
+                raise Refusal(412, "A commit has happened since", "")
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
@@ -219,16 +205,13 @@ class _Handler(BaseHTTPRequestHandler):
                 del files[value["path"]]
         sha = hashlib.sha1(body + str(len(repository.commits)).encode()).hexdigest()
         repository.commits[sha] = files
-        self._answer({"commitUrl": f"{self.server.url}/{repo_id}/commit/{sha}", "commitOid": sha})
+        return {"commitUrl": f"{self.server.url}/{repo_id}/commit/{sha}", "commitOid": sha}
 
-    def resolve(self, repo_id: str, revision: str, name: str, body: bytes) -> None:
-        if (found := self._files(repo_id, revision)) is None:
-            return
-        sha, files = found
+    def resolve(self, repo_id: str, revision: str, name: str, body: bytes) -> Any:
+        sha, files = self._files(repo_id, revision)
         if name not in files:
-            return self._no(404, "Entry not found", "EntryNotFound")
-        etag = f'"{hashlib.sha256(files[name]).hexdigest()}"'
-        self._answer(files[name], ETag=etag, X_Repo_Commit=sha)
+            raise Refusal(404, "Entry not found", "EntryNotFound")
+        return files[name], {"ETag": f'"{hashlib.sha256(files[name]).hexdigest()}"', "X-Repo-Commit": sha}
 
 
 _REPO = r"([\w.-]+/[\w.-]+?)"

@@ -41,8 +41,8 @@ def test_card_has_its_sections_and_figures_and_no_leftovers(facts):
     assert card_of(facts) == card
     for part in (
         *(f"**{facts.results.test_accuracy:.2%}**", "| odin |", "32 steps a window", facts.weights_sha256),
-        *("| conv1 |", "| fc1 |", "| readout |", "Licence of the model: mit", "Licence: MIT. Source: Xiao"),
-        "not known to be the whole test set",  # 100 of 1,000
+        *("| conv1 |", "| fc1 |", "| readout |", "Licence of the model: mit", "the sample of Fashion-MNIST"),
+        "not the whole test set",  # 100 of 1,000
         "The network was trained to decide by the highest membrane potential",
     ):
         assert part in card
@@ -57,30 +57,23 @@ def test_card_has_its_sections_and_figures_and_no_leftovers(facts):
         assert row.split(" | ")[CARD_HEADERS.index("all priced operations")] == energy_range(found.total)
 
 
-def test_metadata_and_results_are_what_the_hub_reads(facts):
+@pytest.mark.parametrize(("skipped", "whole"), [((), True), ((3, 8), False)])
+def test_metadata_hold_results_only_if_all_images_were_scored(facts, skipped, whole):
     assert not ModelCard(card_of(facts)).data.eval_results  # of 100 of 1,000 images
-    data = replace(facts.data, id="ylecun/mnist", name="MNIST", test_images=100)
-    card = card_of(facts, data=data, settings=facts.settings | {"max_test_samples": None})
-    assert "not known to be the whole test set" not in card
+    results = facts.results.model_copy(update={"test_split": "validation", "skipped_images": {"test": [*skipped]}})
+    card = card_of(facts, dataset="ylecun/mnist", settings={}, results=results)
+    assert ("not the whole test set" in card) != whole
+    assert "| validation images | 100 of ylecun/mnist" in card
+    assert ("accuracy without 2 of 102 images that could not be decoded, with " in card) != whole
     data = ModelCard(card).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("ttfs-triton", "image-classification", "mit")
     assert data.datasets == ["ylecun/mnist"]
     assert {"spiking-neural-network", "time-to-first-spike"} <= set(data.tags)
-    figures = {result.metric_type: result.metric_value for result in data.eval_results}
-    assert figures["accuracy"] == facts.results.test_accuracy
-    assert figures["sparsity"] == pytest.approx(facts.results.sparsity, abs=1e-6)
-    assert {(result.dataset_type, result.dataset_split) for result in data.eval_results} == {("ylecun/mnist", "test")}
-
-
-def test_split_and_images_that_were_left_out_are_told(facts):
-    full = replace(facts, data=replace(facts.data, test_images=None), settings={})
-    for skipped in ({"test": [3, 8]}, {}):
-        results = facts.results.model_copy(update={"test_split": "validation", "skipped_images": skipped})
-        card = card_of(full, results=results)
-        assert "| validation images | 100 of" in card
-        assert ("accuracy without 2 of 102 images that could not be decoded, with " in card) == bool(skipped)
-        found = ModelCard(card).data.eval_results
-        assert {result.dataset_split for result in found or ()} == (set() if skipped else {"validation"})
+    figures = {result.metric_type: result.metric_value for result in data.eval_results or ()}
+    expected = {"accuracy": results.test_accuracy, "first_spike_accuracy": results.test_first_spike_accuracy}
+    assert figures == pytest.approx((expected | {"sparsity": results.sparsity}) if whole else {}, abs=1e-6)
+    for result in data.eval_results or ():
+        assert (result.dataset_type, result.dataset_split) == ("ylecun/mnist", "validation")
 
 
 def test_card_of_a_network_on_a_grid_prices_its_steps_and_names_its_bits(facts):
@@ -108,16 +101,16 @@ def test_a_model_without_results_says_so():
 
 @pytest.mark.parametrize("name", bundled_names())
 def test_card_of_a_bundled_network_has_its_figures_and_training(name):
-    known = bundled_facts(name)
+    stated = bundled_facts(name)
     card = make_files(read_facts(find_model(f"bundled:{name}")), "org/name")["README.md"].decode()
     for part in (
-        f"{known['test_accuracy']:.2%} test accuracy with {known['sparsity']:.1%} of its hidden neurons firing.",
-        f"**{known['test_accuracy']:.2%}** (95%",
-        f"{known['training']['epochs']} epochs, ",
+        f"{stated['test_accuracy']:.2%} test accuracy with {stated['sparsity']:.1%} of its hidden neurons firing.",
+        f"**{stated['test_accuracy']:.2%}** (95%",
+        f"{stated['training']['epochs']} epochs, ",
         "| test images | 10,000 of ",
     ):
         assert part in card
-    assert not any(part in card for part in ("Nothing is known", "Not evaluated", "not known to be", "\n\n\n"))
+    assert not any(part in card for part in ("Nothing is known", "Not evaluated", "not the whole", "\n\n\n"))
 
 
 def test_class_names_and_base_models_are_shown(facts):
@@ -167,10 +160,9 @@ def test_hostile_names_stay_text(facts):
     hostile = 'a`b|c](http://x)<img src="x">\n---\n# d {{ e }} *f*'
     model = TTFSModel(facts.model.config, class_names=[f"{hostile}{place}" for place in range(10)])
     counts = replace(facts.counts, layers=tuple(replace(layer, name=hostile) for layer in facts.counts.layers))
-    data = replace(facts.data, name=hostile, licence=hostile, source=hostile)
     training = facts.training | {"device": hostile, "versions": {"torch": hostile}}
     settings = {"model": f"```{hostile}"}
-    card = card_of(facts, model=model, counts=counts, data=data, training=training, settings=settings)
+    card = card_of(facts, model=model, counts=counts, training=training, settings=settings)
     body = card.partition("---\n\n")[2]
     assert "<img" not in re.sub(r"\\<img", "", re.sub(r"(?s)```yaml.*?```", "", body))
     assert not re.search(r"^# d", body, re.MULTILINE)

@@ -6,7 +6,6 @@ from huggingface_hub import HfApi
 from tests.hub.server import Repository
 from ttfs_triton.commands import publish as main
 from ttfs_triton.hub.publish import publish
-from ttfs_triton.model import LoadError
 from ttfs_triton.model.hub import HubError, check_account
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -33,13 +32,11 @@ def test_public_only_when_asked_to_and_a_dry_run_talks_to_nobody(hub, trained, c
 
 
 def test_one_commit_replaces_what_is_stale_and_sends_weights_once(hub, trained):
-    old = {"README.md": b"old card", "notes.txt": b"mine"}
-    hub.repositories["org/old"] = Repository(True, {"0" * 40: {}, "1" * 40: old})
+    hub.repositories["org/old"] = Repository(True, {"1" * 40: {"README.md": b"old card", "notes.txt": b"mine"}})
     publish(trained, "org/old")
     files = hub.files("org/old")
-    assert len(hub.repositories["org/old"].commits) == 3
-    assert files["README.md"].startswith(b"---\n")
-    assert files["notes.txt"] == b"mine"
+    assert len(hub.repositories["org/old"].commits) == 2
+    assert (files["README.md"][:4], files["notes.txt"]) == (b"---\n", b"mine")
     hub.paths()
     publish(trained, "org/old")
     assert not any(line.startswith("PUT") for line in hub.paths())
@@ -61,7 +58,6 @@ def test_a_commit_of_somebody_else_in_between_is_refused(hub, trained, monkeypat
     [
         ("org/new", None, r"a token must be there; found none\. Run `hf auth login`"),
         ("org/new", "hf_wrong", "org/new must be readable, and your token valid; the Hub refused access"),
-        ("org/new", "hf_reader", "your token must have access to org/new for this; the Hub refused it"),
         ("other/new", "hf_writer", "your token must have access to other/new for this; the Hub refused it"),
         ("locked/there", "hf_writer", "your token must have access to locked/there for this; the Hub refused it"),
         ("org/public", "hf_writer", "org/public must be private, as asked; it is public. Ask for a public one"),
@@ -85,7 +81,6 @@ def test_rights_are_found_out_before_anything_is_sent(hub, trained, repo_id, tok
 @pytest.mark.parametrize("where", ["PUT /lfs", "POST .*/commit/main"])
 def test_interrupted_upload_changes_nothing_and_goes_on(hub, run, where, capsys):
     repo_id = f"org/cut-{where[:3].lower()}"
-    (run / "best" / "marker").write_text("untouched")
     before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*"))
     hub.objects.clear()
     hub.drop = where
@@ -123,15 +118,12 @@ def test_mistakes_are_told_plainly_before_a_repository_is_made(hub, trained, tmp
     for arguments, message in (
         ((trained, "--repo-id", "name", "--dry-run"), "error: repo_id must be owner/name"),
         ((f"{trained}/nowhere", "--repo-id", "a/b", "--dry-run"), "error: source must be a file, a folder"),
-        ((trained, "--repo-id", "a/b", "--dry-run", "--chip", "nowhere"), "nowhere"),
+        ((trained, "--repo-id", "org/nothing", "--chip", "nowhere"), "nowhere"),
     ):
         with pytest.raises(SystemExit, match="1"):
             command(*arguments)
         assert message in capsys.readouterr().err
-    with pytest.raises(LoadError):
-        publish(tmp_path, "org/nothing")
     assert "org/nothing" not in hub.repositories
-    for name in ("name", "../x", "org/..", "org/../new", "org/-x", "org/x.git", "a" * 300 + "/b", "a/\x00"):
-        for check in (check_account, lambda name: publish(trained, name, dry_run=True)):
-            with pytest.raises(HubError, match="repo_id must be owner/name"):
-                check(name)
+    for name in ("../x", "org/..", "org/../new", "org/-x", "org/x.git", "a" * 300 + "/b", "a/\x00"):
+        with pytest.raises(HubError, match="repo_id must be owner/name"):
+            check_account(name)

@@ -15,7 +15,7 @@ from ttfs_triton.energy import Counts, Run, RunOptions, dense_ann, estimate, fai
 from ttfs_triton.energy.prices import energy_range
 from ttfs_triton.evaluate.page import READOUTS, decision_lines, template_environment
 from ttfs_triton.evaluate.tables import not_in_it
-from ttfs_triton.hub.facts import UNNAMED, ModelFacts
+from ttfs_triton.hub.facts import ModelFacts
 from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS
 from ttfs_triton.model.files import WEIGHTS, model_bytes
 from ttfs_triton.model.hub import REPOSITORY
@@ -48,14 +48,14 @@ def render_card(
 
 
 def card_metadata(facts: ModelFacts, repo_id: str, license: str | None = None) -> ModelCardData:
-    """Metadata of the card, with results in the `model-index` form if, as far as known, all test images were scored."""
+    """Metadata of the card, with results in the `model-index` form if all test images were scored."""
     base = facts.model.description.base_model
     return ModelCardData(
         license=license,
         library_name=LIBRARY,
         pipeline_tag="image-classification",
         tags=[*TAGS, "pytorch_model_hub_mixin", "model_hub_mixin"],
-        datasets=[facts.data.seen] if facts.data.seen else None,
+        datasets=[facts.hub_dataset] if facts.hub_dataset else None,
         base_model=base.name if base is not None and base.name and REPOSITORY.fullmatch(base.name) else None,
         metrics=["accuracy"] if facts.results else None,
         model_name=repo_id.rpartition("/")[2],
@@ -73,8 +73,8 @@ def _model_index(facts: ModelFacts, results: Summary) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="image-classification",
-            dataset_type=facts.data.seen or "unknown",
-            dataset_name="a local data set" if facts.data.local else facts.data.name,
+            dataset_type=facts.hub_dataset or "unknown",
+            dataset_name="a local data set" if facts.local else facts.data_name,
             dataset_split=results.test_split,
             metric_type=kind,
             metric_name=name,
@@ -109,7 +109,6 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
         "license": license,
         "paper": PAPER,
         "version": facts.training.get("versions", {}).get(LIBRARY, facts.model.description.library.get("version", "")),
-        "named": facts.data != UNNAMED,
         "library": LIBRARY,
         "persistence": " to ".join(map(str, sorted({graph.persistences[0], graph.persistences[-1]}))),
         "readout": READOUTS[graph.readout.at],
@@ -148,7 +147,8 @@ def make_files(
 
     The weights are bit-identical to the loaded ones; their header holds the hash of this config.json.
     """
-    description = facts.model.description.replace(dataset=facts.data.recorded)  # without the name of a local folder
+    # A local folder's name stays here.
+    description = facts.model.description.replace(dataset=None if facts.local else facts.dataset)
     files = model_bytes(facts.model.state_dict(), description)
     facts = dataclasses.replace(facts, weights_sha256=hashlib.sha256(files[WEIGHTS]).hexdigest())
     files["README.md"] = render_card(facts, repo_id, license=license, chips=chips).encode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,108 +15,41 @@ from ttfs_triton.model import LoadError
 from ttfs_triton.model.files import ModelFiles, bundled_facts
 from ttfs_triton.model.hub import REPOSITORY
 from ttfs_triton.model.model import TTFSModel
-from ttfs_triton.model.own_network import OwnNetwork
-from ttfs_triton.nn import NetworkConfig
 from ttfs_triton.run_records import SUMMARY, Summary, read_summary
 from ttfs_triton.train.options import FREE_ON_RESUME, PROPERTIES, NetworkOptions, TrainConfig
 from ttfs_triton.untrusted_files import read_mapping
 
 SAMPLE = "sample"
-_FASHION = "Xiao, Rasul and Vollgraf, Fashion-MNIST, arXiv:1708.07747, 2017"
-_NO_LICENCE = "none that is formal; published for research, cite the source"
-_CIFAR = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
+_HUB_NAME = r"\w[\w.-]*/[\w.-]+(/[^@]+\.safetensors)?(@[\w./-]+)?"
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """A data set as a card names it.
+def training_data(settings: Mapping[str, Any], recorded: str | None, stated: str | None) -> tuple[str | None, bool]:
+    """Name of a run's data set, or None, and whether it was read from a local folder.
 
-    Attributes:
-        id: name on the Hub, or None.
-        name: name for readers.
-        licence: licence in words, or None if not known.
-        source: publication to cite, or "".
-        test_images: number of images in the whole test set, or None if not known.
-        local: the data were read from a local folder: the publisher states the name, and nothing was compared.
-        classes: number of classes of the original, or None if not known.
-    """
-
-    id: str | None
-    name: str
-    licence: str | None = None
-    source: str = ""
-    test_images: int | None = None
-    local: bool = False
-    classes: int | None = None
-
-    @property
-    def seen(self) -> str | None:
-        """The Hub data set that was read, for metadata and leaderboards; None for a local folder."""
-        return None if self.local else self.id
-
-    @property
-    def recorded(self) -> str | None:
-        """Name in a published config.json, by which the data can be loaded again, or None."""
-        return self.seen or (SAMPLE if self.name == KNOWN[SAMPLE].name and not self.local else None)
-
-
-UNNAMED = TrainingData(None, "a data set that is not named")
-_DIGITS = "CC BY-SA 3.0 as its authors state it", "LeCun, Cortes and Burges, The MNIST Database of Handwritten Digits"
-KNOWN = {
-    data.id or SAMPLE: data
-    for data in (
-        TrainingData(
-            None, "the sample of Fashion-MNIST that comes with ttfs-triton", "MIT", _FASHION, 1000, classes=10
-        ),
-        TrainingData("ylecun/mnist", "MNIST", *_DIGITS, 10_000, classes=10),
-        TrainingData("zalando-datasets/fashion_mnist", "Fashion-MNIST", "MIT", _FASHION, 10_000, classes=10),
-        TrainingData("uoft-cs/cifar10", "CIFAR-10", _NO_LICENCE, _CIFAR, 10_000, classes=10),
-        TrainingData("uoft-cs/cifar100", "CIFAR-100", _NO_LICENCE, _CIFAR, 10_000, classes=100),
-    )
-}
-
-
-def training_data(
-    settings: Mapping[str, Any], recorded: str | None, network: NetworkConfig | OwnNetwork, stated: str | None = None
-) -> TrainingData:
-    """The data set of a run, without the name or path of any local folder.
-
-    A local folder stays unnamed, whatever the recipe's default is: nothing compared its content with a data set. A
-    run's data set counts only if config.json, whose hash the weights hold, names it too. A known data set must have the
-    network's number of classes.
+    The folder's name and path are not published, and nothing compared its content with a data set: it has the name that
+    the user states, or none. A run's data set counts only if config.json, whose hash the weights hold, names it too.
 
     Args:
         settings: the run's configuration; empty for bare weights.
         recorded: data set that config.json names.
-        stated: data set that the user names; it takes precedence.
+        stated: data set that the user names.
     """
     if stated is not None and stated != SAMPLE and not REPOSITORY.fullmatch(stated):
         raise ValueError(f'publish: dataset must be "{SAMPLE}" or owner/name on the Hub; got {stated!r}.')
     local = settings.get("data_dir") is not None
-    name = stated or (recorded if settings.get("dataset", recorded) == recorded else None)
-    known = KNOWN.get(str(name))
-    if known is not None and known.classes != network.classes:
-        name, known = None, None
-    if stated is None and local:
-        return TrainingData(None, "a local data set", local=True)
-    if known is not None:
-        return replace(known, local=local)
-    if name is not None and REPOSITORY.fullmatch(str(name)):
-        return TrainingData(str(name), str(name), local=local)
-    return UNNAMED
+    named = not local and settings.get("dataset", recorded) == recorded
+    if named and (recorded == SAMPLE or REPOSITORY.fullmatch(str(recorded))):
+        return stated or recorded, local
+    return stated, local
 
 
-def without_paths(value: Any, output_dir: str = "") -> Any:
-    """A setting as it may be published: a path becomes the name of its file, unless it can only be a name on the Hub.
+def without_paths(value: Any) -> Any:
+    """A setting as it may be published: a path becomes the name of its file, unless it can be a name on the Hub.
 
-    "runs/NAME" is not taken for owner/name if `runs` is a folder here or a part of the run's `output_dir`: the
-    network may have been deleted since, or the run may have been made elsewhere.
+    A local teacher is no name on the Hub: runs write its whole path.
     """
-    if isinstance(value, str) and re.search(r"[/\\]", value):
-        hub = re.fullmatch(r"(?!.*\.toml)\w[\w.-]*/[\w.-]+(/[^@]+\.safetensors)?(@[\w./-]+)?", value)
-        first = Path(value).parts[0]
-        local = first in Path(output_dir).parts or Path(first).exists()
-        return value if hub and not local else Path(value.replace("\\", "/")).name
+    if isinstance(value, str) and re.search(r"[/\\]", value) and not re.fullmatch(_HUB_NAME, value):
+        return Path(value.replace("\\", "/")).name
     return value
 
 
@@ -135,7 +68,8 @@ class ModelFacts:
     Attributes:
         model: the loaded model, in evaluation mode.
         weights_sha256: SHA-256 of the file, hexadecimal; None for a model that was not loaded from a file.
-        data: training data.
+        dataset: training data: a name on the Hub, or "sample"; None if they are not recorded.
+        local: the training data were read from a local folder, whose data set is as the publisher states.
         results: figures over test images; None if the model was not evaluated.
         counts: exact counts of operations on these images; None as `results`.
         stated: facts of a bundled network, from `bundled_facts`, in place of `results`; empty for others.
@@ -147,7 +81,8 @@ class ModelFacts:
 
     model: TTFSModel
     weights_sha256: str | None = None
-    data: TrainingData = UNNAMED
+    dataset: str | None = None
+    local: bool = False
     results: Summary | None = None
     counts: Counts | None = None
     stated: Mapping[str, Any] = field(default_factory=dict)
@@ -157,16 +92,26 @@ class ModelFacts:
     unrecorded_base: bool = False
 
     @property
+    def hub_dataset(self) -> str | None:
+        """The data set on the Hub that was read, for metadata and leaderboards; None for a local folder."""
+        return None if self.local or self.dataset == SAMPLE else self.dataset
+
+    @property
+    def data_name(self) -> str:
+        """The data set in words."""
+        if self.dataset == SAMPLE:
+            return "the sample of Fashion-MNIST that comes with ttfs-triton"
+        return self.dataset or ("a local data set" if self.local else "a data set that is not recorded")
+
+    @property
     def skipped(self) -> int:
         """Number of test images that could not be decoded, and were not scored."""
         return 0 if self.results is None else len(self.results.skipped_images.get("test", ()))
 
     @property
     def complete(self) -> bool:
-        """Whether, as far as known, all test images were scored."""
-        if self.results is None or self.skipped or self.settings.get("max_test_samples") is not None:
-            return False
-        return self.data.test_images in (None, self.results.test_images)
+        """Whether all test images were scored."""
+        return self.results is not None and not self.skipped and self.settings.get("max_test_samples") is None
 
 
 def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | nn.Module | None = None) -> ModelFacts:
@@ -203,14 +148,16 @@ def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | 
     # If the user's code builds the network, the keys of a specification have no meaning.
     unused = set() if settings.get("network") is None else {*NetworkOptions.model_fields, *PROPERTIES}
     published = [key for key in settings if key in PUBLISHED_SETTINGS - unused]
+    name, local = training_data(settings, model.description.dataset, dataset)
     return ModelFacts(
         model=model,
         weights_sha256=sha256,
-        data=training_data(settings, model.description.dataset, model.description.network, dataset),
+        dataset=name,
+        local=local,
         results=results,
         counts=counts,
         stated=stated,
-        settings={key: without_paths(settings[key], str(settings.get("output_dir"))) for key in published},
+        settings={key: without_paths(settings[key]) for key in published},
         training=training,
         unrecorded_base=settings.get("weights") is not None and model.description.base_model is None,
     )
