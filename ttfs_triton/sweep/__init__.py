@@ -6,7 +6,7 @@ Here are the points of a sweep and the options of `ttfs sweep`, without PyTorch.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -20,7 +20,7 @@ from ttfs_triton.commands import MeasuringOptions, Steps
 from ttfs_triton.option_rules import Needs
 from ttfs_triton.shared_options import FaultOptions
 
-__all__ = ["FrontierOptions", "Point"]
+__all__ = ["FrontierOptions", "read_point"]
 
 GRID = ("time_steps", "weight_bits", "state_bits")
 FAULTS = tuple(FaultOptions.model_fields)
@@ -30,64 +30,33 @@ KEYS = (*TARGETS, *GRID, *FAULTS, *TRAINING)
 """Keys of a training run that a point may set. A point needs at least one key outside `TRAINING`."""
 
 
-@dataclass(frozen=True)
-class Point:
-    """One training of a network for a target, a grid, faults, or a combination of them.
+def read_point(text: str) -> dict[str, str]:
+    """Keys of one training, with their values, from "KEY=VALUE+KEY=VALUE"; in the order of `KEYS`.
 
-    Attributes:
-        keys: pairs (key, value) in the order of `KEYS`; each key once, at least one outside `TRAINING`.
+    Raises:
+        ValueError: the text has another form, or its keys are not among `KEYS`, each once, and one outside `TRAINING`.
     Example:
-        >>> Point.parse("time_steps=8+target_sparsity=0.15").name
-        'target_sparsity=0.15+time_steps=8'
+        >>> read_point("time-steps=8+target_sparsity=0.15")
+        {'target_sparsity': '0.15', 'time_steps': '8'}
     """
+    pairs = [part.partition("=") for part in text.split("+")]
+    if not all(key and value for key, _, value in pairs):
+        raise ValueError(f"a point must read KEY=VALUE, or KEY=VALUE+KEY=VALUE; got {text}")
+    keys = {key.strip().replace("-", "_"): value.strip() for key, _, value in pairs}
+    if keys.keys() - {*KEYS} or keys.keys() <= {*TRAINING} or len(keys) < len(pairs):
+        rule = f"set each of its keys once, among {', '.join(KEYS)}, and one that comes before {TRAINING[0]}"
+        raise ValueError(f"a point must {rule}; got {text}")
+    return {key: keys[key] for key in KEYS if key in keys}
 
-    keys: tuple[tuple[str, Any], ...]
 
-    def __post_init__(self) -> None:
-        names = [key for key, _ in self.keys]
-        if {*names} - {*KEYS} or {*names} <= {*TRAINING} or len({*names}) < len(names):
-            rule = f"set each of its keys once, among {', '.join(KEYS)}, and one that comes before {TRAINING[0]}"
-            raise ValueError(f"a point must {rule}; got {', '.join(names) or 'none'}")
-        object.__setattr__(self, "keys", tuple(sorted(self.keys, key=lambda pair: KEYS.index(pair[0]))))
-
-    @classmethod
-    def of(cls, **keys: Any) -> Point:
-        """A point of these keys; a key whose value is None is left out."""
-        return cls(tuple((key, value) for key, value in keys.items() if value is not None))
-
-    @classmethod
-    def parse(cls, text: str) -> Point:
-        """A point from "KEY=VALUE+KEY=VALUE"; raises ValueError for any other text."""
-        pairs = [part.partition("=") for part in text.split("+")]
-        if not all(key and value for key, _, value in pairs):
-            raise ValueError(f"a point must read KEY=VALUE, or KEY=VALUE+KEY=VALUE; got {text}")
-        return cls(tuple((key.strip().replace("-", "_"), as_number(value)) for key, _, value in pairs))
-
-    @property
-    def name(self) -> str:
-        """The point in the form that `parse` reads."""
-        return "+".join(f"{key}={value}" for key, value in self.keys)
-
-    def values(self) -> dict[str, Any]:
-        """Keys and values that the point sets in a run; a target clears the run's other targets."""
-        given = dict(self.keys)
-        cleared = dict.fromkeys(TARGETS) if any(key in given for key in TARGETS) else {}
-        return cleared | given
+def point_name(keys: Mapping[str, Any]) -> str:
+    """The text that `read_point` reads."""
+    return "+".join(f"{key}={value}" for key, value in keys.items())
 
 
 def folder_name(text: str) -> str:
     """The text with characters replaced that folder names should not have."""
     return re.sub(r"[^\w.=+,-]", "_", text)
-
-
-def as_number(text: str) -> int | float | str:
-    """The text as int or float if it is a number, else the text."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text.strip()
 
 
 CLOCKED = Needs("time_steps", why="chips run on a clock; 64 steps lose nothing")
@@ -156,15 +125,16 @@ class FrontierOptions(MeasuringOptions):
         self.trained()  # raises if a point cannot be read
         return self
 
-    def grids(self) -> list[Point]:
-        """Points with the grids to calibrate the network for: all pairs of time steps and weight bits."""
+    def grids(self) -> list[dict[str, Any]]:
+        """Keys of the grids to calibrate the network for: all pairs of time steps and weight bits."""
         pairs = product(self.weight_bits or (None,), self.time_steps)
-        return [Point.of(time_steps=steps, weight_bits=bits, state_bits=self.state_bits) for bits, steps in pairs]
+        grids = [dict(zip(GRID, (steps, bits, self.state_bits), strict=True)) for bits, steps in pairs]
+        return [{key: value for key, value in grid.items() if value is not None} for grid in grids]
 
-    def trained(self) -> list[Point]:
-        """Points to train, each once."""
-        found = [Point.of(**{key: as_number(value)}) for key in TARGETS for value in getattr(self, key)]
-        return list(dict.fromkeys([*found, *map(Point.parse, self.points)]))
+    def trained(self) -> dict[str, dict[str, str]]:
+        """Keys of the points to train, by the points' names."""
+        targets = [f"{key}={value}" for key in TARGETS for value in getattr(self, key)]
+        return {point_name(keys): keys for keys in map(read_point, (*targets, *self.points))}
 
 
 main = partial(run_command, FrontierOptions, "ttfs_triton.sweep.command")

@@ -31,7 +31,7 @@ from ttfs_triton.evaluate.machine import facts
 from ttfs_triton.evaluate.measure import MAIN_FILE, figures, measure
 from ttfs_triton.nn import Grid
 from ttfs_triton.nn.faults import Faults
-from ttfs_triton.sweep import FAULTS, FrontierOptions, folder_name
+from ttfs_triton.sweep import FAULTS, FrontierOptions, folder_name, point_name
 from ttfs_triton.sweep.page import FREE, Row, label, row_of, write_frontier_page
 from ttfs_triton.sweep.plan import PlannedNetwork, PlannedPoint, make_plan
 from ttfs_triton.train import ConfigError, Interrupted, NonFiniteLossError, train
@@ -60,11 +60,6 @@ def run(options: FrontierOptions) -> list[Row]:
     """
     networks = make_plan(options)
     accelerator = make_accelerator(networks[0].config)
-    if accelerator.num_processes > 1:
-        raise ValueError(
-            "frontier: must run in one process; got several. Start `ttfs sweep` without a launcher. To train a point "
-            "in several processes, train it by its config.yaml; a sweep takes over points whose training has ended."
-        )
     data = {network.name: load_data(network.config, accelerator, say) for network in networks}
     lock = FolderLock(options.output_dir)
     try:
@@ -105,23 +100,23 @@ class Sweep:
     def run(self, network: PlannedNetwork, data: RunData) -> None:
         """Evaluate one network and its calibrated grids, then train and evaluate its points."""
         self._evaluate(network, data, FREE, network.loaded, kinds=FAULTS)
-        for point in self.options.grids():
-            self._evaluate(network, data, point.name, network.loaded, grid=Grid(**dict(point.keys)))
+        for keys in self.options.grids():
+            self._evaluate(network, data, point_name(keys), network.loaded, grid=Grid(**keys))
         for planned in network.points:
             if planned.ended or self._train(network, planned, data):
                 loaded = load_network(planned.folder.path, self.options.network)
-                kinds = [key for key, _ in planned.point.keys if key in FAULTS]
+                kinds = [key for key in planned.keys if key in FAULTS]
                 summary = planned.folder.read_summary()
-                self._evaluate(network, data, planned.point.name, loaded, kinds=kinds, summary=summary)
+                self._evaluate(network, data, planned.name, loaded, kinds=kinds, summary=summary)
 
     def _train(self, network: PlannedNetwork, planned: PlannedPoint, data: RunData) -> bool:
         """Train a point; returns whether that was possible."""
-        say(f"\n{network.name}: {planned.point.name}")
+        say(f"\n{network.name}: {planned.name}")
         try:
             split = split_data(data.train, data.test, planned.config)
             train(planned.config, planned.folder.path.name, data=split, again="the same command")
         except (ConfigError, NonFiniteLossError) as error:
-            self.failed[f"{network.name}, {planned.point.name}"] = str(error)
+            self.failed[f"{network.name}, {planned.name}"] = str(error)
             return False
         return True
 

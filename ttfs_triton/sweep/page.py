@@ -20,7 +20,7 @@ from ttfs_triton.evaluate.figures import (
 )
 from ttfs_triton.evaluate.page import render
 from ttfs_triton.evaluate.tables import pairs_table
-from ttfs_triton.sweep import FAULTS, GRID, TARGETS, TRAINING, Point
+from ttfs_triton.sweep import FAULTS, GRID, TARGETS, TRAINING, read_point
 from ttfs_triton.table import Table
 from ttfs_triton.wording import energy, interval, number, percent, ratio
 
@@ -164,7 +164,7 @@ def _curves(rows: Rows, across: str, accuracy: str) -> Lines:
 
 def _kinds(row: Row) -> set[str]:
     """Keys that a row's point sets, except for those of its training."""
-    return set() if row["point"] == FREE else {key for key, _ in Point.parse(row["point"]).keys} - {*TRAINING}
+    return set() if row["point"] == FREE else {*read_point(row["point"])} - {*TRAINING}
 
 
 def _scatter(rows: Rows, column: str, title: str) -> str | None:

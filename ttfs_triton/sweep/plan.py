@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ttfs_triton.energy import load_chip
 from ttfs_triton.evaluate.load import LoadedNetwork, load_network
 from ttfs_triton.model.files import PREFIX, bundled_facts
 from ttfs_triton.nn import NetworkConfig
-from ttfs_triton.sweep import GRID, FrontierOptions, Point, folder_name
+from ttfs_triton.sweep import GRID, TARGETS, FrontierOptions, folder_name, point_name
 from ttfs_triton.train.config import (
     FREE_ON_RESUME,
     ConfigError,
@@ -44,9 +45,14 @@ Settings = tuple[dict[str, Any], dict[str, Any]]
 class PlannedPoint:
     """A point to train, or one already trained; if its run has begun, `config` resumes the run."""
 
-    point: Point
+    keys: dict[str, str]
     folder: RunFolder
     config: TrainConfig
+
+    @property
+    def name(self) -> str:
+        """The point as a text, in folders and rows."""
+        return point_name(self.keys)
 
     @property
     def ended(self) -> bool:
@@ -83,21 +89,20 @@ def _network(source: str, options: FrontierOptions) -> PlannedNetwork:
     if keys["dataset"] is None and keys.get("data_dir") is None:
         raise ConfigError(f"frontier: --data-dir or --dataset must name the images of {source}; got neither.")
     problems, points = [], []
-    for point in options.trained():
-        folder = options.output_dir / "points" / name / folder_name(point.name)
+    for point, keys in options.trained().items():
         try:
-            points.append(_planned(settings, point, folder))
+            points.append(_planned(settings, keys, options.output_dir / "points" / name / folder_name(point)))
         except (ConfigError, RunFolderError) as error:
             problems.append(str(error))
     if problems:
         raise ConfigError("frontier: nothing was trained, because these points are impossible:\n" + "\n".join(problems))
-    return PlannedNetwork(name, loaded, point_config(settings, None, options.output_dir), tuple(points))
+    return PlannedNetwork(name, loaded, point_config(settings, {}, options.output_dir), tuple(points))
 
 
-def _planned(settings: Settings, point: Point, path: Path) -> PlannedPoint:
-    config, folder = point_config(settings, point, path), RunFolder(path)
+def _planned(settings: Settings, keys: dict[str, str], path: Path) -> PlannedPoint:
+    config, folder = point_config(settings, keys, path), RunFolder(path)
     if not folder.is_run():
-        return PlannedPoint(point, folder, config)
+        return PlannedPoint(keys, folder, config)
     saved = make_config(read_yaml(path / "config.yaml"), str(path / "config.yaml"))
     config = config.model_copy(update={"cpu": saved.cpu, "resume": True})  # it resumes on the same device
     changes = {key: pair for key, pair in differing_keys(saved, config).items() if key not in FREE_ON_RESUME}
@@ -106,7 +111,7 @@ def _planned(settings: Settings, point: Point, path: Path) -> PlannedPoint:
         raise ConfigError(
             f"{path} holds a run of other settings, {lines}. Give the old ones, or another --output-dir, or remove it."
         )
-    return PlannedPoint(point, folder, config)
+    return PlannedPoint(keys, folder, config)
 
 
 def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) -> Settings:
@@ -137,16 +142,17 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
     return values, given | {"network": options.network}
 
 
-def point_config(settings: Settings, point: Point | None, folder: Path) -> TrainConfig:
-    """Configuration of the run that trains a point, or without a point of a plain continuation. Raises ConfigError."""
+def point_config(settings: Settings, keys: Mapping[str, Any], folder: Path) -> TrainConfig:
+    """Configuration of the run that trains a point, or without keys of a plain continuation. Raises ConfigError."""
     run, overridden = settings
-    given = overridden | ({} if point is None else point.values()) | {"output_dir": folder}
+    others = dict.fromkeys(TARGETS) if keys.keys() & {*TARGETS} else {}  # a run has one target
+    given = overridden | others | {**keys, "output_dir": folder}
     values = run | given
     if values.get("batch_norm") and values.get("time_steps") is not None:
         values = run | _FOLDED | given
     if values.get("target_energy") is None:
         values.pop("target_steps", None)
-    return make_config(values, "its run" if point is None else point.name)
+    return make_config(values, point_name(keys) or "its run")
 
 
 def _image_keys(loaded: LoadedNetwork) -> dict[str, Any]:
