@@ -46,14 +46,8 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None 
 
     Each name gets its own copy of the values: tied weights are written once per name. `metadata` goes into the header.
     """
-    dense: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        copy = tensor.detach().cpu().contiguous()
-        if copy.untyped_storage().data_ptr() in storages:  # safetensors refuses tensors that share memory
-            copy = copy.clone()
-        storages.add(copy.untyped_storage().data_ptr())
-        dense[name] = copy
+    # safetensors refuses tensors that share memory.
+    dense = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     return to_safetensors(dense, metadata)
 
 
