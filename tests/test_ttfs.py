@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -26,11 +25,6 @@ from ttfs_triton.ttfs import COMMANDS, main
 def ttfs(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     words = (sys.executable, "-m", "ttfs_triton.ttfs", *words)
     return subprocess.run(words, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300)
-
-
-def entry(place: str) -> Callable[..., object]:
-    module, _, function = place.partition(":")
-    return getattr(import_module(module), function or "main")
 
 
 def test_help_names_every_command_and_recipe(capsys):
@@ -62,7 +56,8 @@ def test_help_of_all_commands_is_plain_and_needs_no_pytorch(tmp_path):
 
 def test_no_number_of_a_command_is_huge():
     for place in {place for name, (place, _) in COMMANDS.items() if name != "train"}:
-        options = entry(place).args[0]
+        module, _, function = place.partition(":")
+        options = getattr(import_module(module), function or "main").args[0]
         for key, field in options.model_fields.items():
             if "int" in str(field.annotation):
                 value = (10**20,) if get_origin(field.annotation) is tuple else 10**20

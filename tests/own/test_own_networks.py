@@ -91,7 +91,8 @@ def test_builder_gets_what_it_takes_or_says_what_to_do(file):
 
 
 def test_own_model_survives_a_folder_and_needs_its_network(tmp_path, file):
-    model = TTFSModel(network(), image_shape=SHAPE, class_names=["cat", "dog"], builder="/home/me/mine.py:build")
+    mine = network()
+    model = TTFSModel(mine, image_shape=SHAPE, class_names=["cat", "dog"], builder="/home/me/mine.py:build")
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["format_version"], config["network"]["builder"]) == (4, "mine.py:build")  # no folder of ours
@@ -99,22 +100,13 @@ def test_own_model_survives_a_folder_and_needs_its_network(tmp_path, file):
         TTFSModel.from_pretrained(tmp_path)
     for built in (network, f"{file}:build"):
         loaded = TTFSModel.from_pretrained(tmp_path, network=built)
-        assert_same(loaded.state_dict(), model.network.state_dict())
+        assert_same(loaded.state_dict(), mine.state_dict())
         assert (loaded.class_names, loaded.image_shape, loaded.training) == (("cat", "dog"), SHAPE, False)
     loaded.save_pretrained(tmp_path)  # the same again
     with pytest.raises(LoadError, match=r"the one of the weights, built by mine\.py:build; got in layer 1 2 \[7\]"):
         TTFSModel.from_pretrained(tmp_path, network=network(width=7))
-
-
-def test_a_network_that_files_describe_takes_no_other(tmp_path):
-    TTFSModel(NetworkConfig("4C3-P2-8", image_size=(8, 8))).save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["format_version"] == 3
-    with pytest.raises(LoadError, match=r"network must be None where .*config\.json says how .*; got Sequential"):
-        TTFSModel.from_pretrained(tmp_path, network=network())
-
-
-def test_copy_of_an_own_network_is_a_copy():
-    mine = network().double()
+    with pytest.raises(LoadError, match=r"network\.layers: Tuple should have at least 1 item"):
+        ModelDescription.from_dict(config | {"network": config["network"] | {"layers": []}})
     copy = TTFSModel.from_network(mine, image_shape=SHAPE)
     assert (copy.description.network.builder, copy.class_names) == ("Sequential", ("0", "1"))
     mine[2].weight.data.zero_()
@@ -125,28 +117,16 @@ def test_copy_of_an_own_network_is_a_copy():
         TTFSModel(nn.Sequential(LatencyEncoder(), Readout(64, 2)), image_shape=(64,))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"layers": []}, "network.layers: Tuple should have at least 1 item"),
-        ({"grid": {"time_steps": 0}}, "network.grid.time_steps: Input should be greater than or equal to 1"),
-        ({"more": 1}, "network.more: there is no such key"),
-    ],
-)
-def test_description_of_an_own_network_is_checked(change, message):
-    values = TTFSModel(network(), image_shape=SHAPE).description.to_dict()
-    with pytest.raises(LoadError, match=message):
-        ModelDescription.from_dict(values | {"network": values["network"] | change})
+def test_a_network_that_files_describe_takes_no_other(tmp_path):
+    TTFSModel(NetworkConfig("4C3-P2-8", image_size=(8, 8))).save_pretrained(tmp_path)
+    with pytest.raises(LoadError, match=r"network must be None where .*config\.json says how .*; got Sequential"):
+        TTFSModel.from_pretrained(tmp_path, network=network())
 
 
 def test_own_network_is_trained_and_calibrated_on_a_grid_and_loads_on_it(tmp_path, file, capsys):
-    grid, builder = Grid(8, 4), f"{file}:build"
+    grid, builder, run = Grid(8, 4), f"{file}:build", tmp_path / "run"
     train(network(), output_dir=tmp_path / "plain")
-    options = {"weights": str(tmp_path / "plain"), "time_steps": 8, "weight_bits": 4}
-    for name in ("one", "two"):  # the second goes on in the units of the first
-        run = tmp_path / name
-        train(network(), output_dir=run, **options)
-        options["weights"] = str(run)
+    train(network(), output_dir=run, weights=str(tmp_path / "plain"), time_steps=8, weight_bits=4)
     loaded = TTFSModel.from_pretrained(run, network=builder)
     assert (loaded.graph.grid, loaded.description.network.grid) == (grid, grid)
     already = network()
@@ -157,24 +137,19 @@ def test_own_network_is_trained_and_calibrated_on_a_grid_and_loads_on_it(tmp_pat
     put_on_grid(already, Grid(4))
     with pytest.raises(LoadError, match=r"network must be on the grid of the weights, Grid\(.*time_steps=8"):
         TTFSModel.from_pretrained(run, network=already)
-    words = [tmp_path / "plain", "--network", builder, "--dataset", "sample", "--output-dir", tmp_path / "calibrated"]
-    wide = TTFSModel(build_network_of(builder, in_channels=1, image_size=(28, 28), classes=10), image_shape=(1, 28, 28))
-    wide.save_pretrained(tmp_path / "plain", overwrite=True)
-    (tmp_path / "plain" / "best").rename(tmp_path / "best")
+    words = [tmp_path / "wide", "--network", builder, "--dataset", "sample", "--output-dir", tmp_path / "calibrated"]
+    wide = build_network_of(builder, in_channels=1, image_size=(28, 28), classes=10)
+    TTFSModel(wide, image_shape=(1, 28, 28)).save_pretrained(tmp_path / "wide")
     calibrate(None, [str(word) for word in [*words, "--cpu", "--time-steps", 8, "--weight-bits", 4, "--images", 20]])
     assert TTFSModel.from_pretrained(tmp_path / "calibrated", network=builder).graph.grid == grid
     assert "written: " in capsys.readouterr().out
 
 
-class Stop(Callback):
-    def on_epoch(self, loop, line):
-        return np.int64(line["epoch"]) == 2  # numpy's True is another object than Python's
-
-
 def test_trainer_trains_what_it_is_given_and_stops_when_told(tmp_path):
-    mine = network()
+    mine, stop = network(), Callback()
+    stop.on_epoch = lambda loop, line: np.int64(line["epoch"]) == 2  # numpy's True is another object than Python's
     options = {"epochs": 5, "ema_decay": 0.5, "output_dir": tmp_path / "run", "lr": 1e-2, "backend": "torch"}
-    assert train(mine, [Stop()], **options)["epochs"] == 2
+    assert train(mine, [stop], **options)["epochs"] == 2
     assert mine[2].backend == "torch"
     best = TTFSModel.from_pretrained(tmp_path / "run", network=network)
     assert_same(best.state_dict(), mine.state_dict())
@@ -191,10 +166,9 @@ def test_trainer_goes_on_with_the_same_network_only(tmp_path):
         train(network(), [At(1)], **options)
     with pytest.raises(ConfigError, match=r"--resume: the run must be the one of .*; these differ:\n  layers: "):
         train(network(width=5), resume=True, **options)
-    longer, ended = network(), network()
-    for each in (longer, ended):
-        assert train(each, resume=True, **options)["epochs"] == 2
-    assert_same(longer.state_dict(), ended.state_dict())
+    resumed, ended = network(), network()
+    assert [train(one, resume=True, **options)["epochs"] for one in (resumed, ended)] == [2, 2]
+    assert_same(resumed.state_dict(), ended.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -233,14 +207,9 @@ def test_tensors_are_splits_like_any_other():
             run_data(both, wrong, settings())
 
 
-def test_recipe_names_a_builder_and_runs_it_only_if_the_user_says_so(tmp_path):
-    recipe, run = tmp_path / "own.yaml", tmp_path / "run"
-    recipe.write_text("dataset: sample\nnetwork: mine.py:build\n")
-    assert parse_config(recipe, "", ["--network", "other.py:build"]).network == "other.py:build"
+def test_typed_network_is_built_and_takes_no_keys_of_another(tmp_path):
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("dataset: sample\nnetwork: theirs.py:build\n")
+    assert parse_config(recipe, "", ["--network", "mine.py:build"]).network == "mine.py:build"
     with pytest.raises(ConfigError, match='leave out width, psp_persistence, or use the recipe "own"'):
         parse_config(recipe, "", ["--width", "2", "--psp-persistence", "0.5", "--network", "mine.py:build"])
-    recipe.write_text("dataset: sample\n")
-    run.mkdir()
-    (run / "config.yaml").write_text(TrainConfig(dataset="sample", network="theirs.py:build").to_yaml())
-    resume = ["--output-dir", str(run), "--resume"]
-    assert parse_config(recipe, "", [*resume, "--network", "theirs.py:build"]).network == "theirs.py:build"
