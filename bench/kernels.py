@@ -46,8 +46,7 @@ from torch import Tensor
 from torch._functorch import config as functorch_config
 
 from ttfs_kernels.checks import why_no_triton
-from ttfs_triton.train.device import emulates_bfloat16, freed_memory_kept
-from ttfs_triton.train.graphs import CudaGraphs
+from ttfs_triton.train.device import CudaGraphs, emulates_bfloat16, freed_memory_kept
 
 # On a CPU: layers that differ in what limits them, few enough for two minutes.
 ON_CPU = ("c3-64-64-32", "c3-256-256-8", "c3-512-512-2", "c3-64-256-15", "c3-256-256-7", "c5-16-32-14", "f-800-128")
@@ -189,7 +188,7 @@ def run(options: Options) -> None:
     gpu = device.type == "cuda"
     torch.backends.cudnn.benchmark = True
     functorch_config.donated_buffer = False  # backward passes are repeated
-    native = gpu or emulates_bfloat16() is None
+    native = gpu or not emulates_bfloat16()
     numbers: tuple[Number, ...] = options.dtypes or (("bf16",) if gpu else ("fp32", "bf16") if native else ("fp32",))
     layers, providers = chosen(options, gpu), {number: providers_of(options, device, number) for number in numbers}
     rows: list[bench.Row] = []

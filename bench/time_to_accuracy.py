@@ -234,7 +234,7 @@ def train_other(name: str, epochs: int, options: Options) -> None:
     keys = {"epochs": epochs, "data_dir": str(options.data_dir), "output_dir": str(folder)}
     config = make_config(read_recipe(RECIPE).values("best") | keys | {"cpu": options.cpu}, str(RECIPE))
     accelerator = Accelerator(cpu=options.cpu, mixed_precision=config.mixed_precision)
-    data = load_data(config, accelerator, print)
+    data = load_data(config, accelerator)
     library = LIBRARIES[name](accelerator.device, torch.bfloat16) if name in LIBRARIES else None
     training = Training(library, config, data, accelerator, options.time_steps)
     lines = []

@@ -1,7 +1,6 @@
 """Valid files with a few random changes are read, or refused with a sentence. Known bombs have tests of their own."""
 
 import hashlib
-import json
 import warnings
 
 import numpy as np
@@ -30,7 +29,6 @@ from ttfs_triton.train.checkpoint import (
     checkpoint_bytes,
     latest_checkpoint,
     load_checkpoint,
-    read_state,
 )
 from ttfs_triton.train.config import ConfigError, make_config, read_yaml
 
@@ -45,7 +43,7 @@ VALUES = (
 @pytest.fixture
 def folder(run):
     """A run's folder, with a valid file for each of the other readers."""
-    (run / "state.json").write_text(json.dumps(latest_checkpoint(run / "checkpoints").state))
+    (run / "state.json").write_text(latest_checkpoint(run / "checkpoints").state.model_dump_json())
     torch.save({"a": torch.ones(2, 3)}, run / "weights.pt")
     for name in ("loihi", "odin"):
         (run / f"{name}.toml").write_bytes((FOLDER / f"{name}.toml").read_bytes())
@@ -71,7 +69,7 @@ def read_description(path):
 def read_checkpoint(path):
     whole = path.with_name("step-00000003.safetensors")
     whole.write_bytes(checkpoint_bytes(path.read_text(errors="replace"), {"model": {"weight": torch.ones(2)}}))
-    read_state(load_checkpoint(whole))
+    load_checkpoint(whole)
 
 
 def read_recording(path):

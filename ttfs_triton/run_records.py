@@ -58,20 +58,6 @@ class EpochLine(_Record):
         return {key: value for key, value in handler(self).items() if value is not None}
 
 
-class Change(_Record):
-    """A difference between a resumed run and the run before, which does not change the course of training."""
-
-    step: Number
-    """Optimiser steps done when the run was resumed."""
-    key: str
-    """A key of the configuration, "processes", or the name of a package whose version changed."""
-    before: Any
-    after: Any
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.before!r} → {self.after!r}"
-
-
 class Summary(_Record):
     """Content of summary.json: a run that has ended, with its best weights scored on the test images."""
 
@@ -100,7 +86,6 @@ class Summary(_Record):
     device: str
     processes: Annotated[Number, Field(ge=1)]
     mixed_precision: str
-    changes: list[Change] = []
 
     @field_validator("counts")
     @classmethod

@@ -133,8 +133,8 @@ def test_micro_batches_of_one_image_are_refused_where_a_fully_connected_layer_ha
     assert train(change(normal, model="4C3-P2", **without))["epochs"] == 1
 
 
-def test_statistics_of_images_sorted_by_class_are_those_of_shuffled_ones(monkeypatch):
-    """Of the second class alone from the fifth batch on, and not at all from the 5,000th image on."""
+def test_statistics_of_images_sorted_by_class_are_those_of_all(monkeypatch):
+    """Of potentials by 5,000 of the images, and of pixels by all and by a quarter."""
     network, labels = small(), torch.arange(4).repeat_interleave(2500)
     images = torch.randint(0, 60, (10_000, 1, 8, 8), dtype=torch.uint8) + 60 * labels.byte().view(-1, 1, 1, 1)
     data, norm, found = images_of_tensors(images, labels), network.features.conv2.batch_norm, []

@@ -13,7 +13,7 @@ from tests.convert.sources import chain, randomised
 from tests.train.runs import change
 from ttfs_triton.convert import convert, open_weights
 from ttfs_triton.model import BaseModel, TTFSModel
-from ttfs_triton.model.files import read_weights, weight_bytes
+from ttfs_triton.model.files import weight_bytes
 from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.nn.networks import CNN1, RESNET18, VGG11, cifarnet_specification
 from ttfs_triton.train import ConfigError
@@ -111,7 +111,7 @@ def test_statistics_fit_the_first_step_where_persistence_rises(config, tmp_path)
     plain = trained(NetworkConfig("4C3-P2-8", image_size=(8, 8), classes=4, neuron=Neuron(0.0)))
     values = {"weights": str(save(plain, tmp_path / "plain")), "batch_norm": True, "weight_standardisation": False}
     config = change(config, **values, dropout=0.0, validation_fraction=0.0, psp_persistence_rise=(0.2, 0.5))
-    data = load_data(config, Accelerator(cpu=True), print)
+    data = load_data(config, Accelerator(cpu=True))
     network = build_network(config, data)[0].train()
     assert network.config.neuron.psp_persistence == network.features.conv1.neuron.psp_persistence == 1
     PersistenceSchedule([network], (0.2, 0.5), 10, torch.device("cpu")).set(0)
@@ -151,21 +151,10 @@ def test_bare_or_damaged_files_that_do_not_fit_are_named(tmp_path):
         load_weights(target(), str(source))
 
 
-def test_bare_weights_of_ours_are_not_calibrated_and_settings_stay(tmp_path):
-    source = save(trained(OURS), tmp_path / "run") / "best" / "model.safetensors"
-    (source.parent / "config.json").unlink()
-    network = target(neuron=Neuron(0.5, 3.0, 0.1), readout="first_spike")
-    before = network.config
-    assert load_weights(network, str(source), torch.rand(4, 3, 8, 8)).calibration is None
-    for name, tensor in read_weights(source).items():
-        assert torch.equal(tensor, network.state_dict()[name]) != name.endswith((".mean", ".std"))
-    assert network.config == before
-
-
 def built(config, **values):
     """The network of a run on images of 32×32 pixels, and its training images in [0, 1]."""
     config = change(config, image_size=32, dropout=0.0, **values)
-    data = load_data(config, Accelerator(cpu=True), print)
+    data = load_data(config, Accelerator(cpu=True))
     return build_network(config, data)[0], data.train.images_at(data.train_indices) / 255
 
 

@@ -23,7 +23,7 @@ from ttfs_triton.train import (
     loop,
     train,
 )
-from ttfs_triton.train.build import build_network, load_teacher
+from ttfs_triton.train.build import build_network
 from ttfs_triton.train.data import load_data
 from ttfs_triton.train.learner import FiniteGuard
 from ttfs_triton.train.optimisation import build_optimizer, update_average
@@ -97,8 +97,7 @@ def poison(monkeypatch, calls, where):
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", poisoned)
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon"])
+@pytest.mark.parametrize(("where", "optimizer"), [("loss", "adamw"), ("gradient", "sgd"), ("gradient", "muon")])
 def test_weights_of_a_failed_run_are_those_before_the_failing_step(config, tmp_path, monkeypatch, where, optimizer):
     values = {"optimizer": optimizer, "gradient_clip": 1.0, "validation_fraction": 0.0, "log_steps": 100, "epochs": 2}
     config, until_then, kept = change(config, **values), tmp_path / "until_then", []
@@ -175,13 +174,6 @@ def test_average_warms_up_to_its_decay(device, decay):
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_seconds_of_an_epoch_are_read_when_the_device_has_ended_it(config, monkeypatch):
-    now, read = [0], learner.sum_over_processes
-    monkeypatch.setattr(loop, "time", Mock(perf_counter=lambda: now[0]))
-    monkeypatch.setattr(learner, "sum_over_processes", lambda *sums: now.append(now.pop() + 5) or read(*sums))
-    assert train(change(config, log_steps=100))["seconds_per_epoch"] == 5  # the steps take no time on the host
-
-
 FAILURE = torch.AcceleratorError("CUDA error: unspecified launch failure\nKernel errors might be reported later.")
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
 NOT_ENOUGH = r"^train: the device's memory must suffice; got CUDA .*2\.00 GiB\. Last checkpoint: {}\. .*--batch-size"
@@ -227,7 +219,7 @@ def test_loss_is_the_labels_share_and_the_teachers(config, teacher, weight, monk
     monkeypatch.chdir(teacher.parent.parent)
     train(change(config, teacher=teacher.relative_to(teacher.parent.parent)))  # "folder/name", as a name on the Hub
     assert yaml.safe_load((config.output_dir / "config.yaml").read_text())["teacher"] == str(teacher)
-    data = load_data(config, Accelerator(cpu=True), print)
+    data = load_data(config, Accelerator(cpu=True))
     images = data.train.images_at(data.train_indices) / 255
     assert len(images) == 128, "one step"
     targets = torch.full((128, 4), 0.025, dtype=torch.float64)
@@ -255,11 +247,3 @@ def test_unfit_teacher_is_refused_before_the_run_begins(config, tmp_path, networ
     with pytest.raises(ConfigError, match=message):
         train(change(config, teacher=tmp_path / "teacher"))
     assert not config.output_dir.exists()
-
-
-def test_classes_that_have_only_numbers_are_told(config, tmp_path, caplog):
-    built = NetworkConfig("6C3", image_size=(8, 8), classes=4)
-    TTFSModel(built, dataset="org/digits").save_pretrained(tmp_path / "teacher")
-    config, accelerator = change(config, teacher=tmp_path / "teacher"), Accelerator(cpu=True)
-    load_teacher(config, load_data(config, accelerator, print), accelerator)
-    assert "trained on org/digits, have only numbers; taken for a, b, c, d, in order." in caplog.text

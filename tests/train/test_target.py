@@ -16,35 +16,24 @@ from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
 from ttfs_triton.run_records import EpochLine
 from ttfs_triton.train import train
 from ttfs_triton.train.display import _target_words
-from ttfs_triton.train.lagrange import LagrangeMultiplier, SilentChannels
 from ttfs_triton.train.options import Wanted
-from ttfs_triton.train.target import CostedNetwork, Target, count_spikes, make_target
+from ttfs_triton.train.target import (
+    CostedNetwork,
+    LagrangeMultiplier,
+    SilentChannels,
+    Target,
+    count_spikes,
+    make_target,
+)
 
 TWENTY = Target(Wanted("sparsity", 0.2), Cost(0.0, {}), 0.0)
 
 
-def result(course, test):
+def test_goal_is_reached_within_its_tolerance():
     measured = {"train_loss": 1.0, "train_accuracy": 0.5, "seconds": 1.0, "images_per_second": 1.0, "lr": 0.1}
-    lines = [EpochLine(epoch=1, step=1, cost={"network": cost}, **measured) for cost in course]
-    return TWENTY.result(lines, lines[-1], test)
-
-
-@pytest.mark.parametrize(
-    ("course", "stalled"),
-    [
-        ((0.4, 0.31, 0.305, 0.3), True),
-        ((0.4, 0.31, 0.27, 0.25), False),
-        ((0.4, 0.21, 0.2, 0.203), False),
-        ((0.3,), False),
-    ],
-)
-def test_goal_is_reached_within_its_tolerance_and_one_out_of_reach_is_told_from_one_that_needs_time(course, stalled):
-    assert result(course, test=0.203)["reached"]
-    assert not result(course, test=0.205)["reached"]
-    summary = result(course, test=0.3)
-    assert summary["stalled"] == stalled
-    advice = "The second half of the run hardly helped" if stalled else "Train longer (--epochs)"
-    assert f"not reached within 2%. {advice}" in _target_words(summary)
+    line = EpochLine(epoch=1, step=1, cost={"network": 0.3}, **measured)
+    assert TWENTY.result(line, test=0.203)["reached"]
+    assert "not reached within 2%. Train longer (--epochs)" in _target_words(TWENTY.result(line, test=0.205))
 
 
 def costed(wanted, specification="4C3-P2-6C3p0-P2-8", **options):
@@ -102,8 +91,8 @@ def toy(goal, steps, gain, free):
     return math.exp(log_cost)
 
 
-@pytest.mark.parametrize(("steps", "gain"), [(600, 0.03), (600, 0.1), (2000, 0.01)])
-@pytest.mark.parametrize(("goal", "free"), [(0.05, 0.0), (0.05, 0.3), (0.15, 0.3), (0.4, 0.0)])
+@pytest.mark.parametrize(("steps", "gain"), [(600, 0.1), (2000, 0.01)])
+@pytest.mark.parametrize(("goal", "free"), [(0.05, 0.3), (0.4, 0.0)])
 def test_goal_is_reached_however_fast_a_network_answers(goal, steps, gain, free):
     assert toy(goal, steps, gain, free) == pytest.approx(goal, rel=0.02)
 
@@ -125,13 +114,6 @@ def test_run_reaches_its_goal_says_so_and_keeps_its_epoch_before_a_more_accurate
         return -max(0.0, abs(line["cost"]["network"] / 0.2 - 1) - 0.01), line["val_accuracy"], line["epoch"]
 
     assert summary["best_epoch"] == max(lines, key=order)["epoch"]
-
-
-def test_run_without_validation_ends_near_its_goal(config, capsys):
-    summary = train(change(config, **LONG, validation_fraction=0.0))
-    assert "no validation images: epochs report" in capsys.readouterr().out
-    assert summary["target"]["validation"] is None
-    assert summary["target"]["test"]["network"] == pytest.approx(0.2, rel=0.2)
 
 
 def test_held_channel_stays_silent_and_others_may_cease():

@@ -60,7 +60,7 @@ def run(options: FrontierOptions) -> list[Row]:
     """
     networks = make_plan(options)
     accelerator = make_accelerator(networks[0].config)
-    data = {network.name: load_data(network.config, accelerator, say) for network in networks}
+    data = {network.name: load_data(network.config, accelerator) for network in networks}
     lock = FolderLock(options.output_dir)
     try:
         sweep = Sweep(options, accelerator)

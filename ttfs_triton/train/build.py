@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -52,8 +51,6 @@ from ttfs_triton.nn.prepare import check_registers, put_on_grid, unfold_batch_no
 from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.data import RunData, channel_statistics
 
-logger = logging.getLogger(__name__)
-
 SPECIFICATIONS: dict[str, tuple[str, Encoder]] = {
     "cnn1": (CNN1, "latency"),
     "cifarnet": (cifarnet_specification(), "whitened"),
@@ -84,7 +81,7 @@ def build_network(
     *,
     network: nn.Module | None = None,
     calibrated: bool = True,
-    known: Mapping[str, Any] | None = None,
+    started: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, Start | None]:
     """The network of a run on the CPU, and the origin of its weights: None if they are drawn at random.
 
@@ -92,7 +89,7 @@ def build_network(
         device: device to calibrate on. Default: the CPU.
         network: the network, if it is built already. Default: a new one, as configured.
         calibrated: whiten the encoder, calibrate an ANN or a grid; False if a checkpoint replaces the weights.
-        known: config.json of a resumed run; `config.weights` are then read only if their values are needed.
+        started: config.json of a resumed run; `config.weights` are then read only if their values are needed.
     """
     if network is None:
         network = _new_network(config, data)
@@ -105,8 +102,8 @@ def build_network(
         whiten(network.features.get_submodule("conv1"), images)  # pyright: ignore[reportArgumentType]
     weights, start, images = config.weights, None, None
     # `state_bits` are checked against the weights that the run began with, so these must be read.
-    if weights is not None and known is not None and config.state_bits is None:
-        description = ModelDescription.from_dict(known)
+    if weights is not None and started is not None and config.state_bits is None:
+        description = ModelDescription.from_dict(started)
         if isinstance(network, TTFSNetwork) and isinstance(description.network, NetworkConfig):
             take_statistics(network, description.network)
         start = None if description.base_model is None else Start(description.base_model, None)
@@ -206,7 +203,7 @@ def _new_network(config: TrainConfig, data: RunData) -> nn.Module:
 
 
 def load_weights(network: nn.Module, source: str | Weights, images: Tensor | None = None) -> Start:
-    """Load weights into a network, strictly: every tensor must be used or folded, every parameter must be found.
+    """Load weights into a network, strictly: every tensor must be used or folded, every parameter be given.
 
     Tensors that do not fit our networks are converted: batch norm and standardised weights are folded, and ANNs with
     the network's layers calibrated on `images`, [N, in_channels, height, width] in [0, 1], on the device to compute on.
@@ -222,7 +219,7 @@ def load_weights(network: nn.Module, source: str | Weights, images: Tensor | Non
         if ours is not None and ours.config.batch_norm and (trained is None or not trained.batch_norm):
             return _load_plain(ours, weights, images)
         on_grid = any(name.endswith(_UNIT) for name in network.state_dict())
-        units = {} if on_grid else {name: each for name, each in weights.tensors.items() if name.endswith(_UNIT)}
+        units = {} if on_grid else {name: unit for name, unit in weights.tensors.items() if name.endswith(_UNIT)}
         tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in units}
         calibration = None
         if ours is not None and _shapes(tensors) != _shapes(network.state_dict()):
@@ -375,23 +372,17 @@ def load_teacher(config: TrainConfig, data: RunData, accelerator: Accelerator) -
         return None
     try:
         files = find_model(config.teacher)
-        own = isinstance(described(files).network, OwnNetwork)
-        model = TTFSModel.from_files(files, config.network if own else None)
+        by_user = isinstance(described(files).network, OwnNetwork)
+        model = TTFSModel.from_files(files, config.network if by_user else None)
     except (ValueError, HubError) as error:
         raise ConfigError(f"teacher: {error}") from error
     names, classes = list(model.class_names), data.train.class_names
-    unnamed = names == [str(number) for number in range(len(classes))]
-    if model.image_shape != data.train.shape[1:] or (names != classes and not unnamed):
+    numbers = [str(number) for number in range(len(classes))]
+    if model.image_shape != data.train.shape[1:] or names not in (classes, numbers):
         raise ConfigError(
             f"teacher must be trained on images like these, {data.train.shape[1:]} (channels, height, width) in the "
             f"classes {', '.join(classes):.200}; got {config.teacher}, trained on {model.image_shape} in the classes "
             f"{', '.join(names):.200}. Choose another teacher, or the data that it was trained on."
-        )
-    origins = {model.description.dataset, data.train.dataset} - {None}
-    if unnamed and (names != classes or len(origins) > 1):
-        logger.warning(
-            "teacher: the classes of %s, trained on %s, have only numbers; taken for %.200s, in order.",
-            *(config.teacher, model.description.dataset or "data without a name", ", ".join(classes)),
         )
     network = model.network.float().to(accelerator.device).requires_grad_(False)
     return Teacher(network.eval(), config.teacher_weight, accelerator, files.sha256)

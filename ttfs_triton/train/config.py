@@ -51,23 +51,23 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str]) -> Tr
     first.add_argument("--output-dir", "--output_dir", type=Path)
     first.add_argument("--resume", action="store_true")
     first.add_argument("--network")
-    known, _ = first.parse_known_args(arguments)
+    peeked, _ = first.parse_known_args(arguments)
 
     written = read_recipe(recipe)
-    mine = {} if known.config is None else read_yaml(known.config)
-    values = written.values(known.preset or mine.get("preset")) | mine
-    source = str(known.config or recipe)
-    folder = known.output_dir or values.get("output_dir")
-    saved = Path(str(folder)) / "config.yaml" if known.resume and folder else None
+    mine = {} if peeked.config is None else read_yaml(peeked.config)
+    values = written.values(peeked.preset or mine.get("preset")) | mine
+    source = str(peeked.config or recipe)
+    folder = peeked.output_dir or values.get("output_dir")
+    saved = Path(str(folder)) / "config.yaml" if peeked.resume and folder else None
     if saved is not None and os.path.isfile(saved):  # a name may be too long
         # `check_configuration` refuses keys and flags that contradict the run's checkpoints.
-        values, source = read_yaml(saved) | mine, str(known.config or saved)
-    check_typed_network(values.pop("network", None), known.network, source)
+        values, source = read_yaml(saved) | mine, str(peeked.config or saved)
+    check_typed_network(values.pop("network", None), peeked.network, source)
     base = make_config(values, source, _Keys)
     given = parse_options(
         *reversed(TrainConfig.__bases__),
         FileOptions,
-        defaults={**dict(base), "config": known.config},
+        defaults={**dict(base), "config": peeked.config},
         arguments=arguments,
         description="\n\n".join(filter(None, (description, written.help()))),
     )

@@ -7,9 +7,8 @@ images depends on seed and epoch only, an image's augmentation on seed, epoch an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -17,13 +16,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ttfs_triton.data.augment import Augmentation
-from ttfs_triton.data.decode import NotEnoughMemoryError
 from ttfs_triton.data.images import (
     ImageData,
     draw_indices,
     images_of_tensors,
     load_images,
-    place_images,
     tensors_of_dataset,
     train_validation_split,
 )
@@ -58,44 +55,30 @@ class RunData:
     train_indices: Tensor
     validation_indices: Tensor
 
-    def placed(self, device: torch.device, wanted: Literal["auto", "device", "host"]) -> tuple[RunData, str]:
-        """The data with images where batches are gathered fastest, and a line that says where; see `place_images`."""
-        (train, test), where = place_images((self.train, self.test), device, wanted)
-        return replace(self, train=train, test=test), where
-
     def epoch(self, number: int, config: TrainConfig, accelerator: Accelerator) -> EpochBatches:
         """Micro-batches of an epoch for this process."""
         return EpochBatches(self, number, config, accelerator.process_index, accelerator.num_processes)
 
 
-def load_data(config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None]) -> RunData:
-    """Load both splits and set the validation images aside. The main process comes first, so that it alone downloads.
+def load_data(config: TrainConfig, accelerator: Accelerator) -> RunData:
+    """Load both splits, the main process first, so that it alone downloads; set the validation images aside."""
 
-    Images that do not fit into main memory are streamed, unless `data_placement` is set; recordings never are.
-    """
-
-    def load(split: str, samples: int | None, like: ImageData | None, streaming: bool = config.streaming) -> ImageData:
-        try:
-            return load_images(
-                config.dataset,
-                config.data_dir,
-                split=split,
-                like=like,
-                image_column=config.image_column,
-                label_column=config.label_column,
-                image_size=config.image_size,
-                cropped=config.random_resized_crop,
-                max_samples=samples,
-                max_bad_images=config.max_bad_images,
-                streaming=streaming,
-                events=config.events,
-                progress=accelerator.is_main_process,
-            )
-        except NotEnoughMemoryError as error:
-            if streaming or config.data_placement != "auto" or config.events is not None:
-                raise
-            say(f"{split} images are streamed: {str(error).split('; ', 1)[1].rsplit('. Use', 1)[0]}")
-            return load(split, samples, like, streaming=True)
+    def load(split: str, samples: int | None, like: ImageData | None) -> ImageData:
+        return load_images(
+            config.dataset,
+            config.data_dir,
+            split=split,
+            like=like,
+            image_column=config.image_column,
+            label_column=config.label_column,
+            image_size=config.image_size,
+            cropped=config.random_resized_crop,
+            max_samples=samples,
+            max_bad_images=config.max_bad_images,
+            streaming=config.streaming,
+            events=config.events,
+            progress=accelerator.is_main_process,
+        )
 
     with accelerator.main_process_first():
         train = load("train", config.max_train_samples, None)

@@ -1,4 +1,6 @@
-"""Device, precision, fused passes and memory of a run; what its processes exchange."""
+"""Device of a run: precision, fused passes, memory, CUDA graphs; signals, and what its processes exchange."""
+
+from __future__ import annotations
 
 import ctypes
 import math
@@ -6,14 +8,13 @@ import os
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from timeit import repeat
 from types import FrameType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -21,23 +22,31 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 from torch import nn
+from torch.optim import Optimizer
 
 from ttfs_kernels.checks import why_no_triton
 from ttfs_triton.evaluate import sum_over_processes
+from ttfs_triton.evaluate.batches import Batch
 from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.train.config import ConfigError, TrainConfig
-from ttfs_triton.train.graphs import CudaGraphs
+
+if TYPE_CHECKING:
+    from ttfs_triton.train.learner import Learner
 
 # Fusing pays off above this product of images, epochs and neurons. On one core (AVX-512) it saves 4 to 7 ns a neuron in
 # forward and backward pass (at σ = 0, 0.6 to 3 ns); the first compilation takes 10 to 30 s (at σ = 0, half of that).
 LEAST_NEURONS = 10_000_000_000
 SHARDED = ("FSDP", "DeepSpeed", "Megatron-LM")  # they divide the weights, which are clipped and saved as a whole here
-SLOW = 3.0  # warn above this ratio of times, bfloat16 over float32; at most 1 on a CPU with bfloat16 instructions
+SLOW = 3.0  # least ratio of times, bfloat16 over float32, on a CPU that emulates it; otherwise it is at most 1
 
 # Parameters of mallopt(3), from malloc.h, and the largest values that the library itself chooses for large blocks.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _AFTERWARDS = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
+
+# Steps before the capture. DistributedDataParallel times its first ten, and rearranges its buckets in the first.
+WARM_UP = 3
+WARM_UP_DISTRIBUTED = 11
 
 _OF_A_RUN = "_of_a_run"  # key in accelerate's shared state
 
@@ -50,17 +59,17 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
                 f"make_accelerator: every process must hold the whole network; got {name}, which divides it. Use "
                 "accelerate launch --multi_gpu, which trains copies of it on shares of each batch."
             )
-    known = [str(tracker) for tracker in get_available_trackers()]
+    available = [str(tracker) for tracker in get_available_trackers()]
     for tracker in config.trackers:
-        if tracker not in known:
+        if tracker not in available:
             raise ConfigError(
-                f"trackers: {tracker} must be installed and known to accelerate; got only "
-                f"{', '.join(known) or 'none'}. Try pip install {tracker}."
+                f"trackers: {tracker} must be installed, and accelerate must support it; got only "
+                f"{', '.join(available) or 'none'}. Try pip install {tracker}."
             )
     cpu = config.cpu or not torch.cuda.is_available()
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision == "auto":
-        precision = "no" if cpu and emulates_bfloat16() is not None else "bf16"
+        precision = "no" if cpu and emulates_bfloat16() else "bf16"
     if precision == "fp8" or (cpu and precision == "fp16"):
         raise ConfigError(f"mixed_precision: {precision} cannot run here, and fp16 needs a GPU; use bf16 or no.")
     if AcceleratorState._shared_state.get(_OF_A_RUN):
@@ -91,22 +100,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def warn_of_device(accelerator: Accelerator, say: Callable[[str], None]) -> None:
-    """Warn if the CPU only emulates bfloat16."""
-    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
-        if (ratio := emulates_bfloat16()) is not None:
-            say(
-                f"mixed_precision: this CPU emulates bf16: a product of matrices takes {ratio:.0f} times as long as in "
-                "float32; use --mixed-precision no"
-            )
-
-
-def emulates_bfloat16() -> float | None:
-    """How many times as long a product takes in bfloat16 as in float32 on a CPU that emulates it; else None."""
+def emulates_bfloat16() -> bool:
+    """Whether a product of matrices takes much longer in bfloat16 than in float32, as on a CPU that emulates it."""
     # Measured, since PyTorch cannot tell for all processors (AVX-512, AMX, AVX-VNNI, SVE, ...).
     full = torch.ones(256, 256)  # the first product looks for a kernel
     narrow, wide = (min(repeat(partial(torch.mm, a, a), number=1, repeat=4)) for a in (full.bfloat16(), full))
-    return narrow / wide if narrow > SLOW * wide else None
+    return narrow > SLOW * wide
 
 
 def choose_fusing(config: TrainConfig, device: torch.device, graph: NetworkGraph, images: int) -> bool:
@@ -114,17 +113,15 @@ def choose_fusing(config: TrainConfig, device: torch.device, graph: NetworkGraph
     neurons = images * sum(math.prod(stage.shape) for stage in graph.stages)
     if config.fuse == "off" or (config.fuse == "auto" and neurons < LEAST_NEURONS):
         return False
-    reason = None if device.type == "cpu" else "the device is not a CPU"
-    if reason is None:
+    if device.type == "cpu":
         from torch._inductor import cpp_builder, exc
 
-        try:
+        with suppress(exc.InvalidCxxCompiler):
             cpp_builder.get_cpp_compiler()
-        except exc.InvalidCxxCompiler:
-            reason = "there is no C++ compiler (g++ or clang)"
-    if config.fuse == "on" and reason is not None:
-        raise ConfigError(f"fuse: on needs passes that can be fused, but {reason}; use auto or off.")
-    return reason is None
+            return True
+    if config.fuse == "on":
+        raise ConfigError("fuse: on needs a CPU and a C++ compiler (g++ or clang); use auto or off.")
+    return False
 
 
 @contextmanager
@@ -169,6 +166,120 @@ def choose_graphs(
     return None
 
 
+class CudaGraphs:
+    """Captures CUDA graphs on a device, in a stream of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Run on the capture stream, after earlier work and before later work: autograd remembers streams."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            yield
+        torch.cuda.current_stream().wait_stream(self.stream)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Capture work without doing it, and return a function that does it. Other threads may go on working."""
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.stream.device)
+        try:
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                work()
+        except RuntimeError:  # PyTorch leaves the stream current, and the random numbers in the capture
+            torch.cuda.set_stream(before)
+            generator = torch.cuda.default_generators[self.stream.device.index]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise
+        return graph.replay
+
+
+class GraphError(RuntimeError):
+    """Work could not be captured in a CUDA graph."""
+
+
+class GraphedStep:
+    """A step that is captured in a CUDA graph after its warm-up, and replayed from then on: one launch for hundreds.
+
+    All steps must have micro-batches of the same shapes. Steps that count spikes or begin an average run without it.
+    A captured step cannot read numbers on the host: learning rates are tensors, and the caller counts the steps. A
+    capture executes nothing, and the steps before it are steps of the run: weights are the same with and without it.
+    """
+
+    def __init__(self, learner: Learner, graphs: CudaGraphs) -> None:
+        self.learner, self.graphs = learner, graphs
+        self.replay: Callable[[], None] | None = None
+        self._inputs: list[Batch] = []
+        distributed = learner.accelerator.num_processes > 1
+        if distributed:  # its logging would wait for the device every hundred steps, also during a capture
+            learner.model._set_ddp_runtime_logging_sample_rate(2**31 - 1)  # type: ignore[operator]
+        self._warm_up = self._steps_before = WARM_UP_DISTRIBUTED if distributed else WARM_UP
+        self._failed = False
+        # CUDA's fused kernels read a rate as float32, PyTorch's own on the CPU as float64.
+        device = learner.accelerator.device
+        dtype = torch.float32 if device.type == "cuda" else torch.float64
+        for group in learner.optimizer.param_groups:
+            group["lr"] = torch.zeros((), dtype=dtype, device=device)
+
+    def __call__(self, micro_batches: Sequence[Batch], *, sampled: bool = False, first: bool = False) -> None:
+        """Make the step, as `Learner.update` does."""
+        if sampled or first or self._failed:
+            self.learner.update(micro_batches, sampled=sampled, first=first)
+        elif self._warm_up > 0:
+            self._warm_up -= 1
+            with self.graphs.aside():
+                self.learner.update(micro_batches)
+        else:
+            if self.replay is None:
+                self._capture(micro_batches)
+            if self.replay is None:
+                self.learner.update(micro_batches)
+                return
+            for (images, labels), (own_images, own_labels) in zip(micro_batches, self._inputs, strict=True):
+                own_images.copy_(images, non_blocking=True)
+                own_labels.copy_(labels, non_blocking=True)
+            self.replay()
+
+    def forget(self) -> None:
+        """Warm up and capture anew: the step launches other kernels from now on, which a capture cannot load."""
+        self.replay, self._inputs, self._warm_up = None, [], self._steps_before
+
+    def _capture(self, micro_batches: Sequence[Batch]) -> None:
+        # `clone` keeps channels last: other kernels are captured for another memory format.
+        self._inputs = [(images.clone(), labels.clone()) for images, labels in micro_batches]
+        # The graph's gradients are allocated in the graph's own memory.
+        learner = self.learner
+        learner.optimizer.zero_grad(set_to_none=True)
+        try:
+            with _capturable(learner.optimizer):
+                self.replay = self.graphs.capture(lambda: learner.update(self._inputs))
+        except RuntimeError as error:
+            # PyTorch raises the error of ending the capture on top of the one that made it fail.
+            reason = str(error.__context__ or error).strip().splitlines()[0].rstrip(".")
+            if learner.config.cuda_graph == "on" or learner.accelerator.num_processes > 1:
+                raise GraphError(
+                    f"GraphedStep: a step must be capturable in a CUDA graph; got {reason}. Use --cuda-graph off."
+                ) from error
+            self._failed, self._inputs = True, []
+            if (scaler := learner.accelerator.scaler) is not None:
+                # The scaler has noted a step that was never made; setting its scale makes it start anew.
+                scaler.update(scaler.get_scale())
+            learner.say(f"no CUDA graph: {reason}")
+
+
+@contextmanager
+def _capturable(optimizer: Optimizer) -> Iterator[None]:
+    """Within the `with` block, tell Adam that it is being captured; elsewhere Adam would warn of this setting."""
+    groups = [group for group in optimizer.param_groups if "capturable" in group]
+    for group in groups:
+        group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group in groups:
+            group["capturable"] = False
+
+
 class Interrupted(Exception):
     """The run was asked to stop, and has been saved. `exit_code` is 128 plus the signal's number, as in shells."""
 
@@ -181,17 +292,16 @@ class Interrupted(Exception):
 class StopRequest:
     """Makes the first SIGTERM or SIGINT in the `with` block a request to stop; a second one acts as usual.
 
-    torchrun repeats a signal that reaches all processes: a second signal soon after the first is ignored under it.
+    Under torchrun, which repeats signals and kills processes that take too long, the others are ignored.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
-    REPEATED = 2.0  # seconds after the first signal, within which torchrun repeats it
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, object] = {}
-        self._repeated, self._since = self.REPEATED if "TORCHELASTIC_RUN_ID" in os.environ else 0.0, 0.0
+        self._repeated = "TORCHELASTIC_RUN_ID" in os.environ
 
     def __enter__(self) -> Self:
         in_main_thread = threading.current_thread() is threading.main_thread()  # others may not handle signals
@@ -204,13 +314,9 @@ class StopRequest:
             self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None:
-            self.received, self._since = signal.Signals(number), time.monotonic()
-            if not self._repeated:
-                self._restore()
-        elif time.monotonic() - self._since > self._repeated:
+        self.received = self.received or signal.Signals(number)
+        if not self._repeated:
             self._restore()
-            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

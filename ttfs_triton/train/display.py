@@ -98,11 +98,7 @@ def _target_words(target: dict[str, Any]) -> str:
     verdict = "reached" if target["reached"] else "not reached"
     cost = f"{target['test']['network']:.4g}{unit} of {target['goal']['network']:.4g}{unit}"
     words = f"{target['kind']}{where} {cost}: {verdict} within {target['tolerance']:.0%}"
-    if target["reached"]:
-        return words
-    if target["stalled"]:
-        return f"{words}. The second half of the run hardly helped: choose another goal or a smaller network"
-    return f"{words}. Train longer (--epochs)"
+    return words if target["reached"] else f"{words}. Train longer (--epochs), or choose another goal"
 
 
 def is_blind(layer: LayerStatistics) -> bool:

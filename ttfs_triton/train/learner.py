@@ -26,18 +26,9 @@ from ttfs_triton.train.build import Teacher
 from ttfs_triton.train.checkpoint import RunState
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.data import RunData
-from ttfs_triton.train.device import choose_graphs, share_statistics
-from ttfs_triton.train.graphs import GraphedStep
-from ttfs_triton.train.lagrange import TargetTraining
-from ttfs_triton.train.optimisation import (
-    PersistenceSchedule,
-    build_optimizer,
-    load_optimizer_tensors,
-    look_ahead,
-    optimizer_tensors,
-    rate_factor,
-    update_average,
-)
+from ttfs_triton.train.device import GraphedStep, choose_graphs, share_statistics
+from ttfs_triton.train.optimisation import PersistenceSchedule, build_optimizer, look_ahead, rate_factor, update_average
+from ttfs_triton.train.target import TargetTraining
 
 STATISTICS_IMAGES = 5_000
 """Training images for the statistics of batch norm in evaluation."""
@@ -302,7 +293,9 @@ class Learner:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All tensors that a checkpoint keeps: group → name → tensor, in the learner's memory."""
-        groups = {"model": self.network.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
+        moments = self.optimizer.state_dict()["state"].items()
+        named = {f"{index}.{name}": tensor for index, state in moments for name, tensor in state.items()}
+        groups = {"model": self.network.state_dict(), "optimizer": named}
         if self.average is not None:
             groups["average"] = self.average.state_dict()
         if self.target is not None:
@@ -315,19 +308,13 @@ class Learner:
         if broken := [group for group, named in tensors.items() if not_finite(named)]:
             raise ValueError(f"numbers must be finite, also in {', '.join(broken)}")
         for group, named in self.tensors().items():
-            if group == "optimizer":
-                load_optimizer_tensors(self.optimizer, tensors[group], began=state.position.step > 0)
-                continue
-            before, now = (
-                {name: (tensor.dtype, tensor.shape) for name, tensor in each.items()}
-                for each in (tensors[group], named)
-            )
-            for name in now | before:
-                if before.get(name) != now.get(name):
-                    raise ValueError(f"{group}: {name} must be {now.get(name)}; got {before.get(name)}")
-                named[name].copy_(tensors[group][name])
+            for name, tensor in named.items():
+                saved = tensors[group][name]
+                if (saved.dtype, saved.shape) != (tensor.dtype, tensor.shape):
+                    raise ValueError(f"{group}: {name} must be {tensor.dtype} {tensor.shape}; got {saved.shape}")
+                tensor.copy_(saved)
         if self.target is not None:
-            self.target.resume(state.held_layers)
+            self.target.silent_channels.layers = state.held_layers or []  # by the weights that the run began with
         if self.accelerator.scaler is not None and state.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
 

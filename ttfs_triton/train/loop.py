@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from torch import nn
 
 from ttfs_kernels import fuse_passes
 from ttfs_triton.data.decode import DataLostError
+from ttfs_triton.data.images import place_images
 from ttfs_triton.energy import Counts
 from ttfs_triton.evaluate import Evaluation, EvaluationStopped, device_name, sum_over_processes, versions
 from ttfs_triton.nn import TTFSNetwork, collect_statistics, sparsity
-from ttfs_triton.run_records import Change, Summary
+from ttfs_triton.run_records import Summary
 from ttfs_triton.train.build import build_network, check_network, check_statistics, describe, load_teacher
 from ttfs_triton.train.checkpoint import (
     Checkpoint,
@@ -29,7 +31,6 @@ from ttfs_triton.train.checkpoint import (
     RunState,
     check_same_run,
     checkpoint_path,
-    read_state,
     save_checkpoint,
 )
 from ttfs_triton.train.config import TrainConfig
@@ -71,7 +72,6 @@ class TrainingLoop:
         learner: the network in training, with all that its steps change.
         steps, steps_per_epoch: optimiser steps of the run, and of an epoch.
         position: progress, saved with every checkpoint.
-        changes: differences at `--resume` that do not change the run's course.
     """
 
     def __init__(
@@ -92,18 +92,25 @@ class TrainingLoop:
         if (least := min(filter(None, counted))) < accelerator.num_processes:
             raise ValueError(f"train: each process must have a test and a validation image; got {least}. Use more.")
         # A checkpoint replaces the weights, so that a resumed run need not read and calibrate them again.
-        known = read_state(checkpoint).started if checkpoint and config.weights else None
+        started = checkpoint.state.started if checkpoint and config.weights else None
         self.network, self.start = build_network(
-            config, data, accelerator.device, network=network, calibrated=not self.resumed, known=known
+            config, data, accelerator.device, network=network, calibrated=not self.resumed, started=started
         )
         self.graph = check_network(self.network, data)
-        self.started = known or (self.start and describe(config, self.network, data, self.start).to_dict())
+        self.started = started or (self.start and describe(config, self.network, data, self.start).to_dict())
         teacher = load_teacher(config, data, accelerator)
-        self.description = RunDescription.of(config, accelerator, data, self.graph, teacher and teacher.sha256)
-        self._placed, where = data.placed(accelerator.device, config.data_placement)
+        self.description = RunDescription(
+            configuration=config.model_dump(mode="json", exclude={"resume", "overwrite"}),
+            precision=accelerator.mixed_precision,
+            data=data.train.fingerprint,
+            test_data=data.test.fingerprint,
+            layers=None if config.network is None else self.graph.describe(),
+            teacher=teacher and teacher.sha256,
+        )
+        (train, test), where = place_images((data.train, data.test), accelerator.device, config.data_placement)
+        self._placed = replace(data, train=train, test=test)
         display.say(where)
         self.position = Position()
-        self.changes: list[Change] = []
         first = self._placed.epoch(0, config, accelerator)
         self.steps_per_epoch, images = first.steps, first.micro_batch_size
         check_statistics(self.graph, images * accelerator.num_processes if config.sync_batch_norm else images)
@@ -155,19 +162,11 @@ class TrainingLoop:
             f"{len(data.train_indices):,} training, {len(data.validation_indices):,} validation, "
             f"{len(data.test):,} test images"
         )
-        if config.teacher is not None:
-            say(f"taught by {config.teacher}: {config.teacher_weight:g} of the loss")
-        if graph.grid is not None:
-            say(f"on the grid of a chip: {graph.grid.text()}")
-        if config.faults:
-            say(f"for chips with faults: {config.faults.text()}")
         if not len(data.validation_indices):
             say(
                 "no validation images: epochs report training images only, and the last epoch's weights are kept. "
                 "--validation-fraction 0.1 sets some images aside"
             )
-        for change in self.changes:
-            say(f"changed on --resume      {change}")
         if self.start is not None and self.start.calibration is not None:
             self.display.console.print(self.start.calibration.table())
         precision, count = self.accelerator.mixed_precision, self.accelerator.num_processes
@@ -325,7 +324,7 @@ class TrainingLoop:
             sparsity=test.sparsity,
             sparsity_as_published=counts.sparsity_as_published,
             # With a target, the best weights are an epoch's, never the start's.
-            target=target and target.result(metrics, metrics[position.best_epoch - 1], target.cost.of(counts)),
+            target=target and target.result(metrics[position.best_epoch - 1], target.cost.of(counts)),
             counts=counts.to_dict(),
             epochs=len(metrics),
             seconds_per_epoch=seconds / len(metrics),
@@ -336,7 +335,6 @@ class TrainingLoop:
             device=device_name(self.accelerator.device),
             processes=self.accelerator.num_processes,
             mixed_precision=self.accelerator.mixed_precision,
-            changes=self.changes,
         )
 
     def _stop(self) -> None:
@@ -357,20 +355,29 @@ class TrainingLoop:
                 **dict(self.description),
                 position=self.position,
                 scaler=None if scaler is None else scaler.state_dict(),
-                changes=self.changes,
                 started=self.started,
                 held_layers=None if target is None else target.silent_channels.layers,
-            ).model_dump()
-            keep = self.config.keep_checkpoints
-            save_checkpoint(path, self.position.step, tensors=self.learner.tensors(), state=state, keep_last=keep)
+            )
+            save_checkpoint(path, state, self.learner.tensors(), keep_last=self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
         self.folder.last_checkpoint = str(checkpoint_path(path, self.position.step))
 
     def resume(self) -> None:
         """Restore the checkpoint, if the run resumes from one."""
-        if self._checkpoint is not None:
-            self._restore(self._checkpoint)
-            self._checkpoint = None  # its tensors take memory
+        checkpoint, self._checkpoint = self._checkpoint, None  # its tensors take memory
+        if checkpoint is not None:
+            check_same_run(checkpoint, self.config, self.description)
+            self.position = checkpoint.state.position
+            try:
+                self.learner.restore(checkpoint.state, checkpoint.tensors)
+                if not self.position.fits(self.steps_per_epoch):
+                    raise ValueError(f"its position does not fit {self.steps_per_epoch} steps an epoch")
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"load_checkpoint: {checkpoint.path} must hold this run's state; {type(error).__name__}: "
+                    f"{error!s:.400}. Delete it: --resume takes an earlier one."
+                ) from error
+            del checkpoint
             if self.position.best_epoch or self.position.best_accuracy >= 0:
                 self.folder.check_best(None if isinstance(self.network, TTFSNetwork) else self.network)
             if self.accelerator.is_main_process:
@@ -379,17 +386,3 @@ class TrainingLoop:
                 self.folder.write_metrics(self.position.metrics)
         if self.accelerator.is_main_process and self.config.resume:
             self.folder.record(self.config)
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        state, path = read_state(checkpoint), checkpoint.path
-        self.changes = state.changes + check_same_run(checkpoint, self.config, self.description)
-        self.position = state.position
-        try:
-            self.learner.restore(state, checkpoint.tensors)
-            if not state.position.fits(checkpoint.step, self.steps_per_epoch):
-                raise ValueError(f"its position does not fit {self.steps_per_epoch} steps an epoch")
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"load_checkpoint: {path} must hold the state of this run; {type(error).__name__}: {error!s:.400}. "
-                "Delete it: --resume takes an earlier one."
-            ) from error

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -66,7 +67,9 @@ class PersistenceSchedule:
         self, networks: Sequence[nn.Module], rise: tuple[float, float] | None, steps: int, device: torch.device
     ) -> None:
         modules: list[Any] = [module for network in (networks if rise else ()) for module in network.modules()]
-        self._goals = [(each, each.neuron) for each in modules if isinstance(getattr(each, "neuron", None), Neuron)]
+        self._goals = [
+            (module, module.neuron) for module in modules if isinstance(getattr(module, "neuron", None), Neuron)
+        ]
         self._sigmas = {goal.psp_persistence: torch.zeros((), device=device) for _, goal in self._goals}
         self.rise, self.steps = rise, steps
         self.share = 1.0
@@ -177,18 +180,23 @@ def build_optimizer(config: TrainConfig, network: nn.Module, precision: str = "n
         for (kind, rate), parameters in _by_rate(config, network).items()
     ]
     # Fused: one pass over weights and moments instead of ten, on CPU and GPU alike.
+    moments: tuple[str, ...] = ("momentum_buffer",) if config.momentum > 0 else ()
     if config.optimizer in ("adamw", "adam"):
-        adam = AdamW if config.optimizer == "adamw" else Adam
-        return adam(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
-    if config.optimizer == "muon":
+        adam, moments = AdamW if config.optimizer == "adamw" else Adam, ("exp_avg", "exp_avg_sq")
+        optimizer: Optimizer = adam(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+    elif config.optimizer == "muon":
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         optimizer = Muon(groups, lr=config.lr, momentum=config.momentum, dtype=dtype)
     else:
         optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
-    if config.momentum > 0:
-        # Fused SGD would leave the buffers uninitialised if it skipped its first step.
-        for parameter in network.parameters():
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    # Made here and not in the first step: a checkpoint is restored into them, and fused SGD would leave them
+    # uninitialised if it skipped that step.
+    for parameter in filter(lambda parameter: parameter.requires_grad, network.parameters()):
+        state = {name: torch.zeros_like(parameter) for name in moments}
+        if isinstance(optimizer, Adam):
+            state["step"] = torch.zeros((), device=parameter.device)
+        if state:
+            optimizer.state[parameter] = state
     return optimizer
 
 
@@ -212,39 +220,6 @@ def _by_rate(config: TrainConfig, network: nn.Module) -> dict[tuple[str, float],
     return {key: parameters for key, parameters in groups.items() if parameters}
 
 
-def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Moments and step counts as `<parameter index>.<name>`, sharing memory with the optimizer."""
-    return {
-        f"{index}.{name}": value
-        for index, own in optimizer.state_dict()["state"].items()
-        for name, value in own.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], *, began: bool = True) -> None:
-    """Load what `optimizer_tensors` returned; `began`: it had made a step, before which Adam has no moments."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    needed = set(optimizer_tensors(optimizer))
-    if "betas" in optimizer.defaults:  # a parameter without a gradient has no moments
-        moments = ("step", "exp_avg", "exp_avg_sq")
-        needed = {f"{name.partition('.')[0]}.{key}" for name in tensors or ["0"] * began for key in moments}
-    if missing := sorted(needed - set(tensors)):
-        raise ValueError(f"optimizer: {missing[0]} is missing")
-    for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        if not index.isdecimal() or int(index) >= len(parameters):
-            raise ValueError(f"optimizer: {name} must be of one of {len(parameters)} parameters")
-        parameter = parameters[int(index)]
-        like = parameter if tensor.dim() else torch.zeros(())  # a step count is float32
-        if (tensor.shape, tensor.dtype) != (like.shape, like.dtype):
-            raise ValueError(
-                f"optimizer: {name} must be {like.dtype} {list(like.shape)}; got {tensor.dtype}, {tensor.shape}"
-            )
-        # Fused kernels walk memory in order: moments need the strides of their parameter.
-        optimizer.state[parameter][key] = torch.empty_like(like, device=parameter.device).copy_(tensor).detach()
-
-
 LOOKAHEAD_DECAY = 0.95  # in `look_ahead`: decay of earlier weights in one step, at the end of training
 
 
@@ -258,11 +233,10 @@ def look_ahead(average: nn.Module, network: nn.Module, steps: int, progress: flo
     Source: Zhang et al., "Lookahead optimizer", 2019; d as in Jordan, "94% on CIFAR-10 in 3.29 seconds", 2024, 3.4.
     """
     decay = LOOKAHEAD_DECAY**steps * progress**3
-    own = [tensor for tensor in (*average.parameters(), *average.buffers()) if tensor.is_floating_point()]
-    other = [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]
-    for slow, fast in zip(own, other, strict=True):
-        slow.lerp_(fast, 1 - decay)
-        fast.copy_(slow)
+    for slow, fast in _pairs(average, network):
+        if slow.is_floating_point():
+            slow.lerp_(fast, 1 - decay)
+            fast.copy_(slow)
 
 
 @torch.no_grad()
@@ -275,9 +249,13 @@ def update_average(average: AveragedModel, network: nn.Module, decay: float, *, 
     Source: tf.train.ExponentialMovingAverage, `num_updates`.
     """
     share = (9 / (10 + average.n_averaged)).clamp_min(1 - decay)
-    ours, theirs = ((*module.parameters(), *module.buffers()) for module in (average.module, network))
-    for own, other in zip(ours, theirs, strict=True):
-        if first or not own.is_floating_point():
-            own.copy_(other)
+    for slow, fast in _pairs(average.module, network):
+        if first or not slow.is_floating_point():
+            slow.copy_(fast)
         else:
-            own.lerp_(other, share.to(own.dtype))
+            slow.lerp_(fast, share.to(slow.dtype))
+
+
+def _pairs(average: nn.Module, network: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    parameters = zip(average.parameters(), network.parameters(), strict=True)
+    return chain(parameters, zip(average.buffers(), network.buffers(), strict=True))

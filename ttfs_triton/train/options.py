@@ -93,7 +93,7 @@ class DataOptions(Options):
     label_column: str | None = None
     """Column of the labels. Default: detected (label, fine_label)."""
     image_size: int | None = Field(default=None, ge=1, le=8192)
-    """Resize all images to this height and width. Default: their own size, which must then be the same for all."""
+    """Resize all images to this height and width. Default: no resizing; all images must then have one size."""
     random_resized_crop: Annotated[bool, Needs("image_size", why="such as 224"), Excludes("crop_padding")] = False
     """Train on random crops of photographs, 8 to 100 % of the area, resized to image_size, and score centre crops.
     Photographs are decoded batch by batch."""
@@ -105,13 +105,12 @@ class DataOptions(Options):
     max_test_samples: Number | None = None
     """Use only this many test images."""
     max_bad_images: Count = Field(default=10, json_schema_extra=FREE)
-    """Number of undecodable images that may be skipped, or black if cropped, with a warning each; one more stops the
-    run."""
+    """Undecodable images that are skipped with a warning, or taken as black if cropped; one more stops the run."""
     streaming: Annotated[bool, Excludes(data_placement=("device", "host"))] = False
     """Decode images batch by batch from disk instead of keeping all of them in memory."""
     data_placement: Literal["auto", "device", "host"] = Field(default="auto", json_schema_extra=FREE)
     """Where decoded images are kept. device: GPU memory. host: main memory. auto: GPU memory if they fit, else main
-    memory; images that do not fit there either are streamed."""
+    memory."""
     num_workers: int = Field(default=0, ge=0, le=256, json_schema_extra=FREE)
     """Worker processes that decode streamed images."""
 
@@ -170,12 +169,12 @@ class NetworkOptions(Options):
     encoder: Literal["latency", "analog", "whitened", "signed"] | None = None
     """Encoder of the images. latency: bright pixels spike early. analog: the first convolution reads pixel values.
     whitened: as analog, with frozen weights that whiten patches of the training images. signed: as analog, but its
-    neurons spike by the paper's rule, as in the paper's training script. Default: the model's own."""
+    neurons spike by the paper's rule, as in the paper's training script. Default: the model's."""
     readout: Literal["potential_start", "potential_end", "first_spike"] | None = None
     """Output that training uses. potential_*: membrane potential at the start or end of the output layer's window.
-    first_spike: the earliest spike wins. Default: the model's own."""
+    first_spike: the earliest spike wins. Default: the model's."""
     spiking_neuron: Neuron = Neuron()
-    """Properties of spiking neurons; each is a key of its own."""
+    """Properties of spiking neurons, all of them keys."""
     bias: bool = True
     """Learn an initial membrane potential for each channel."""
     weight_standardisation: bool = True
@@ -184,7 +183,7 @@ class NetworkOptions(Options):
     """Factor on Kaiming's scale of the initial weights. With batch_norm: initial standard deviation of the membrane
     potentials, in threshold heights; if it is small, few neurons saturate."""
     identity_start: Annotated[bool, Needs("batch_norm", flag=True)] = False
-    """Initialise the first filters of every spiking convolution to pass one input channel each through."""
+    """Initialise the first filters of every spiking convolution as identities: filter i passes input channel i on."""
     dropout: Annotated[float, NO_DROPOUT] = Field(default=0.0, ge=0, lt=1)
     """Probability that a spike of a fully connected layer is dropped in training."""
 
@@ -192,9 +191,9 @@ class NetworkOptions(Options):
     @classmethod
     def _gather(cls, values: Any) -> Any:
         """Build the neuron from its flat keys."""
-        own = {name: values[name] for name in PROPERTIES if name in values}
-        others = {name: value for name, value in values.items() if name not in own}
-        return others | {"spiking_neuron": own} if own else others
+        neuron = {name: values[name] for name in PROPERTIES if name in values}
+        others = {name: value for name, value in values.items() if name not in neuron}
+        return others | {"spiking_neuron": neuron} if neuron else others
 
     @model_serializer(mode="wrap")
     def _flatten(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -206,8 +205,8 @@ class NetworkOptions(Options):
 
     def network_keys(self) -> list[str]:
         """Keys that describe the network and differ from their defaults."""
-        own = [name for name in NetworkOptions.model_fields if name != "spiking_neuron"]
-        changed = [name for name in own if getattr(self, name) != NetworkOptions.model_fields[name].default]
+        fields = [item for item in NetworkOptions.model_fields.items() if item[0] != "spiking_neuron"]
+        changed = [name for name, field in fields if getattr(self, name) != field.default]
         return changed + [name for name in PROPERTIES if getattr(self.spiking_neuron, name) != getattr(Neuron(), name)]
 
 
@@ -301,7 +300,7 @@ class OptimisationOptions(Options):
     """Share of the loss that compares the network with the teacher; the rest compares it with the labels."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Decay of an exponential moving average of the weights; the average is scored and saved. 0: off."""
-    lookahead: Annotated[Count, Excludes("ema_decay", why="each is the average that is scored")] = 0
+    lookahead: Annotated[Count, Excludes("ema_decay", why="both are the average that is scored")] = 0
     """Lookahead: every so many optimiser steps, average the weights with those of earlier steps, and continue from the
     average, which is scored and saved. Earlier steps count more towards the end of training. 0: off."""
     psp_persistence_rise: Annotated[tuple[float, float] | None, RISING, NOT_COMPILED] = None
@@ -378,9 +377,9 @@ class RunOptions(Options):
     cuda_graph: Literal["auto", "on", "off"] = Field(default="auto", json_schema_extra=FREE)
     """Run each step by one launch of a CUDA graph. auto: where it is possible."""
     sync_batch_norm: bool = False
-    """Compute batch norm's statistics over all processes, not in each process separately."""
+    """Compute batch norm's statistics over the images of all processes together."""
     evaluation_batch_size: Number = Field(default=500, json_schema_extra=FREE)
-    """Batch size of each process in validation and test."""
+    """Batch size of a process in validation and test."""
     checkpoint_steps: Count = Field(default=0, json_schema_extra=FREE)
     """Optimiser steps between additional checkpoints; one is also written after each epoch. 0: no additional ones."""
     keep_checkpoints: Number = Field(default=2, json_schema_extra=FREE)

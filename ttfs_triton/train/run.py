@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,10 @@ from ttfs_triton.nn.trace import unwrapped
 from ttfs_triton.run_records import METRICS
 from ttfs_triton.train.build import check_network, start_on_grid
 from ttfs_triton.train.checkpoint import Checkpoint, CheckpointError, check_same_run, latest_checkpoint
-from ttfs_triton.train.config import ConfigError, TrainConfig, make_config
+from ttfs_triton.train.config import ConfigError, TrainConfig
 from ttfs_triton.train.data import RunData, Split, load_data, run_data
-from ttfs_triton.train.device import Interrupted, ask_main_process, make_accelerator, warn_of_device
+from ttfs_triton.train.device import GraphError, Interrupted, ask_main_process, emulates_bfloat16, make_accelerator
 from ttfs_triton.train.display import Display
-from ttfs_triton.train.graphs import GraphError
 from ttfs_triton.train.learner import NonFiniteLossError
 from ttfs_triton.train.loop import Callback, TrainingLoop
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError, reason_of
@@ -89,18 +89,13 @@ def train(
         _ask_hub(config, accelerator, partial(check_account, str(config.hub_repo_id)))
         checkpoint, summary = _go_on(config, folder) if config.resume else (None, None)
         if summary is None:
-            warn_of_device(accelerator, display.say)
-            starts = config.weights is None and not config.resume
-            if starts and config.preset == "paper" and config.model in ("vgg11", "vgg16"):
-                display.say(
-                    "warning: the paper starts from the weights of an ANN, this run from random ones. Its two stages: "
-                    f"{program()} --preset paper_ann --output-dir ANN, then {program()} --preset paper --weights ANN"
-                )
+            for warning in _warnings(config, accelerator):
+                display.say(f"warning: {warning}")
             with _explained(folder, partial(_advice, folder, config, again, in_program=network is not None)):
                 with _beginning():
                     if network is None and config.network is not None:
                         file_and_function(config.network)  # raises before data are loaded
-                    data = data or load_data(config, accelerator, display.say)
+                    data = data or load_data(config, accelerator)
                     loop = TrainingLoop(config, accelerator, data, folder, display, network, callbacks, checkpoint)
                 del checkpoint  # its tensors take memory
                 open_hub = partial(open_repository, str(config.hub_repo_id), private=config.hub_private)
@@ -129,6 +124,18 @@ def _beginning() -> Iterator[None]:
         raise
     except (ValueError, RuntimeError, OSError, MemoryError, OverflowError) as error:
         raise ConfigError(text_of(error)) from error
+
+
+def _warnings(config: TrainConfig, accelerator: Accelerator) -> Iterator[str]:
+    """What a user should know before a run begins."""
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and emulates_bfloat16():
+        yield "this CPU emulates bf16, which takes far longer than float32; use --mixed-precision no"
+    starts = config.weights is None and not config.resume
+    if starts and config.preset == "paper" and config.model in ("vgg11", "vgg16"):
+        yield (
+            "the paper starts from the weights of an ANN, this run from random ones. Its two stages: "
+            f"{program()} --preset paper_ann --output-dir ANN, then {program()} --preset paper --weights ANN"
+        )
 
 
 @contextmanager
@@ -172,7 +179,7 @@ def _explained(folder: RunFolder, advice: Callable[[], str]) -> Iterator[None]:
 
 
 def _advice(folder: RunFolder, config: TrainConfig, again: str | None, *, in_program: bool) -> str:
-    """Sentence for messages that says how to resume; `in_program`: a program of the user's own calls `train`."""
+    """Sentence for messages that says how to resume; `in_program`: a user's program calls `train`."""
     if again is None and not folder.is_run():
         return "Start it again."
     if again is None and in_program:
@@ -202,19 +209,16 @@ def _agree_on_folder(config: TrainConfig, accelerator: Accelerator, name: str) -
 
 def _new_folder(name: str) -> Path:
     """Make a new folder under runs/; runs that start in the same second get different folders."""
-    first = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, number = first, 1
-    while True:
+    first = path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in count(2):
         try:
             path.mkdir(parents=True)
-            return path
+            break
         except FileExistsError:
-            number += 1
             path = first.with_name(f"{first.name}-{number}")
         except OSError as error:
-            raise RunFolderError(
-                f"{path} must be a folder that can be made; got {error.strerror}. Give an --output-dir."
-            ) from error
+            raise RunFolderError(f"runs must be a folder that can be written; got {reason_of(error)}.") from error
+    return path
 
 
 def _go_on(config: TrainConfig, folder: RunFolder) -> tuple[Checkpoint | None, dict[str, Any] | None]:
@@ -298,15 +302,15 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         name: str = "run",
     ) -> None:
-        config = make_config({}, "Trainer") if config is None else config
+        config = config or TrainConfig()
         if given := config.network_keys():
             raise ConfigError(
                 f"Trainer: config must leave the network's keys at their defaults; got {', '.join(given)}."
             )
         self.network, self.callbacks, self.name = unwrapped(network), tuple(callbacks), name
         self.data = data if isinstance(data, RunData) else run_data(*data, config)
-        known = {"network": config.network or type(self.network).__qualname__, "dataset": self.data.train.dataset}
-        self.config = config.model_copy(update=known)
+        builder = config.network or type(self.network).__qualname__
+        self.config = config.model_copy(update={"network": builder, "dataset": self.data.train.dataset})
         check_network(self.network, self.data)
 
     def train(self) -> dict[str, Any]:

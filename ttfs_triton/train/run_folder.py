@@ -78,7 +78,7 @@ class RunFolder:
         self.last_checkpoint = "none yet"
         self._lock: FolderLock | None = None
 
-    def claim(self, *, resume: bool, overwrite: bool) -> None:
+    def claim(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """Lock the folder for this process, if it can be used as asked; only the lock is written."""
         # Checked before the lock, so that a mistake makes no folder, and again when no other process can change it.
         self._check(resume, overwrite)
