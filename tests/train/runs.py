@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,17 +23,6 @@ import sys
 from pathlib import Path
 from ttfs_triton.train import main
 main(Path(sys.argv.pop(1)), "A small run.")
-"""
-
-# The same with graphs that are recorded; each process says how many, in one write: the processes share a pipe.
-GRAPHED = f"""
-from tests.train.recorded import RecordedGraphs
-from ttfs_triton.nn import LatencyEncoder
-from ttfs_triton.train import learner
-LatencyEncoder._can_check, graphs = lambda *_: False, RecordedGraphs()
-learner.choose_graphs = lambda *_: graphs
-{SCRIPT}
-sys.stdout.write(f"{{graphs.captures}} captures, {{graphs.replays}} replays\\n")
 """
 
 # The keys of a small run.
@@ -72,24 +60,12 @@ def environment(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def command(
-    tmp_path: Path, data: Path, output: Path, *flags: str, processes: int = 1, program: str = SCRIPT, **settings: Any
-) -> list[str]:
-    """Command line of a run; writes recipe, with `settings` in place of ours, and the program into tmp_path."""
+def command(tmp_path: Path, data: Path, output: Path, *flags: str, **settings: Any) -> list[str]:
+    """Command line of a run; writes recipe, with `settings` in place of ours, and a program into tmp_path."""
     recipe, script = tmp_path / "small.yaml", tmp_path / "small.py"
     recipe.write_text(yaml.safe_dump(SETTINGS | settings))
-    script.write_text(program)
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
-        launcher += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    return [*launcher, str(script), str(recipe), "--data-dir", str(data), "--output-dir", str(output), *flags]
-
-
-def run(tmp_path: Path, data: Path, output: Path, *flags: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a `command` to the end; the caller checks the exit code."""
-    words = command(tmp_path, data, output, *flags, **options)
-    return subprocess.run(words, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+    script.write_text(SCRIPT)
+    return [sys.executable, str(script), str(recipe), "--data-dir", str(data), "--output-dir", str(output), *flags]
 
 
 def best(output: Path) -> dict[str, torch.Tensor]:

@@ -1,101 +1,130 @@
-"""Real processes (gloo), started by torchrun or `accelerate launch`, do what one does."""
+"""Two real processes (gloo), started once by `accelerate launch`, train many runs in turn, as one process does."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.hub.server import HubServer
 from tests.train import runs
-from tests.train.runs import AUGMENTATION, ROOT, best, command, environment, last, make_images, metrics, run
+from ttfs_triton.train import TrainConfig, train
+
+PROGRAM = """
+import json, os, sys
+from accelerate import PartialState
+from tests.train.recorded import RecordedGraphs
+from tests.train.runs import At
+from ttfs_triton.nn import LatencyEncoder
+from ttfs_triton.train import Interrupted, TrainConfig, learner, train
+
+LatencyEncoder._can_check, choose = lambda *_: False, learner.choose_graphs
+for values in json.load(open(sys.argv[1])):
+    graphs = RecordedGraphs() if values.pop("graphed", False) else None
+    learner.choose_graphs = choose if graphs is None else lambda *_: graphs
+    callbacks = [At(3)] if values.pop("stopped", False) and os.environ["RANK"] == "1" else []
+    try:
+        train(TrainConfig(**values), callbacks=callbacks)
+    except Interrupted as stopped:
+        sys.stdout.write(f"{stopped}\\n")  # in one write: the processes share a pipe
+    if graphs is not None:
+        sys.stdout.write(f"{graphs.captures} captures, {graphs.replays} replays\\n")
+PartialState().destroy_process_group()
+"""
 
 # Five optimiser steps; 45 test and 37 validation images, which two processes do not divide evenly.
-SHORT = {"epochs": 1, "dropout": 0.0, "ema_decay": 0.0, "batch_size": 24, "optimizer": "sgd", "lr": 0.2}
-SHORT |= {"surrogate_width": 0.5}
+SHORT = runs.SETTINGS | {"epochs": 1, "dropout": 0.0, "ema_decay": 0.0, "batch_size": 24, "optimizer": "sgd", "lr": 0.2}
+SHORT |= {"surrogate_width": 0.5, "mixed_precision": "no"}
 NORMAL = {"batch_norm": True, "encoder": "analog", "psp_persistence": 0.5}
-COURSES = {
-    "augmented": AUGMENTATION,
+RISING = {"batch_size": 4, "psp_persistence_rise": [0.42, 0.8], "statistics_steps": 99}
+COURSES: dict[str, dict[str, Any]] = {
+    "augmented": runs.AUGMENTATION | {"teacher": True},
     "shared statistics": NORMAL | {"sync_batch_norm": True, "lookahead": 2},
     "target": {"target_operations": 0.85},
+    "accumulated": runs.AUGMENTATION | {"teacher": True, "gradient_accumulation": 2},
+    "plain": RISING,
+    "graphed": RISING | {"graphed": True},
+    "published": {"push_to_hub": True, "hub_repo_id": "org/trained", "hub_license": "mit"},
+    "stopped": {"stopped": True},
 }
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    return make_images(tmp_path_factory.mktemp("images"), train=163)
+@dataclass(frozen=True)
+class Launch:
+    """What two processes printed, asked of a hub and wrote, one folder for each course; `values`: keys of a course."""
+
+    folder: Path
+    printed: str
+    requests: list[str]
+    values: dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, images, teacher) -> Callable[..., Path]:
-    """Folder of a run of a course, in so many processes; each is trained once."""
-
-    @cache
-    def train(course: str, processes: int = 1, **key: Any) -> Path:
-        folder, settings = tmp_path_factory.mktemp("distributed"), SHORT | COURSES[course] | key
-        settings |= {"teacher": str(teacher)} if course == "augmented" else {}
-        result = run(folder, images, folder / "run", processes=processes, **settings)
-        assert result.returncode == 0, result.stderr
-        return folder / "run"
-
-    return train
-
-
-def assert_trained_alike(one: Path, other: Path, processes: int) -> None:
-    """Batch size, number of steps and learning rate are of the run, not of a process; each image is scored once."""
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (one, other)]
-    assert summaries[0]["test_images"] == summaries[1]["test_images"] == 45
-    assert summaries[1]["processes"] == processes
-    assert summaries[0]["test_accuracy"] == summaries[1]["test_accuracy"]
-    assert {layer["samples"] for layer in summaries[1]["counts"]["layers"]} == {45}
-    for ours, theirs in zip(metrics(one), metrics(other), strict=True):
-        for key in ("step", "lr", "train_accuracy", "val_accuracy"):
-            assert ours[key] == theirs[key], key
-        assert ours["step"] == 5
-        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-5)
-    for read in (best, last):
-        for name, value in read(one).items():
-            torch.testing.assert_close(value, read(other)[name], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("course", ["augmented", "shared statistics", pytest.param("target", marks=pytest.mark.slow)])
-def test_two_processes_train_as_one_does(trained, course):
-    one, two = trained(course), trained(course, 2)
-    assert any(name.endswith("running_var") for name in best(one)) == (course == "shared statistics")
-    assert any(name.startswith("dial.") for name in last(one)) == (course == "target")
-    assert_trained_alike(one, two, processes=2)
-
-
-def test_two_processes_capture_twice_while_the_persistence_rises(tmp_path, images):
-    """At σ = 0, and once for all σ above: DistributedDataParallel's buckets and hooks are in the captured step."""
-    settings = SHORT | {"batch_size": 4, "psp_persistence_rise": [0.42, 0.8], "statistics_steps": 99}
-    for name, program in (("plain", runs.SCRIPT), ("graphed", runs.GRAPHED)):
-        result = run(tmp_path, images, tmp_path / name, processes=2, program=program, **settings)
-        assert result.returncode == 0, result.stderr
-    assert result.stdout.count("2 captures, 9 replays\n") == 2
-    runs.assert_same_run(tmp_path / "plain", tmp_path / "graphed")
-
-
-@pytest.mark.parametrize(("name", "processes"), [("cpu", 1), pytest.param("multi_gpu", 2, marks=pytest.mark.slow)])
-def test_processes_of_accelerate_launch_train_as_one_does(trained, images, tmp_path, name, processes):
-    """With the files in recipes/accelerate, on the CPU (gloo)."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    launch += ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{name}.yaml"), "--main_process_port", "0"]
-    settings = SHORT | COURSES["shared statistics"]
-    recipe = command(tmp_path, images, tmp_path / "run", "--mixed-precision", "no", **settings)
-    words, variables = [*launch, *recipe[1:]], environment(tmp_path)
+def launch(tmp_path_factory: pytest.TempPathFactory, teacher: Path, hub: HubServer) -> Launch:
+    folder = tmp_path_factory.mktemp("two")
+    places = {"data_dir": str(runs.make_images(folder / "images", train=163))}
+    values = {name: SHORT | places | course | {"output_dir": str(folder / name)} for name, course in COURSES.items()}
+    for course in values.values():
+        course |= {"teacher": str(teacher)} if "teacher" in course else {}
+    (folder / "courses.json").write_text(json.dumps(list(values.values())))
+    (folder / "program.py").write_text(PROGRAM)
+    config = runs.ROOT / "recipes" / "accelerate" / "multi_gpu.yaml"
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
+    words += ["--config_file", str(config), str(folder / "program.py"), str(folder / "courses.json")]
+    variables = runs.environment(folder) | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_writer", "HF_HUB_OFFLINE": "0"}
+    variables |= {"HF_HUB_DISABLE_XET": "1", "HF_HOME": str(folder / "home")}
+    hub.paths()
     result = subprocess.run(words, env=variables, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
-    assert_trained_alike(trained("shared statistics"), tmp_path / "run", processes)
+    return Launch(folder, result.stdout + result.stderr, hub.paths(), values)
 
 
-@pytest.mark.slow
-def test_two_processes_accumulate_gradients(trained):
-    """Gradients that live in buckets are added up over micro-batches before they are exchanged."""
-    folders = trained("augmented"), trained("augmented", 2, gradient_accumulation=2)
-    ours, theirs = (torch.cat([value.flatten() for value in best(folder).values()]) for folder in folders)
-    assert (ours - theirs).norm() / ours.norm() < 1e-5
+@pytest.mark.parametrize("course", ["augmented", "shared statistics", "target", "accumulated"])
+def test_two_processes_train_as_one_does(launch, tmp_path, course):
+    """Batch size, number of steps and learning rate are of the run, not of a process; each image is scored once."""
+    one, two = tmp_path / "run", launch.folder / course
+    train(TrainConfig(**launch.values[course] | {"output_dir": one}))
+    assert any(name.endswith("running_var") for name in runs.best(one)) == (course == "shared statistics")
+    assert any(name.startswith("dial.") for name in runs.last(one)) == (course == "target")
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (one, two))
+    assert ours["test_images"] == theirs["test_images"] == 45
+    assert theirs["processes"] == 2
+    assert ours["test_accuracy"] == theirs["test_accuracy"]
+    assert {layer["samples"] for layer in theirs["counts"]["layers"]} == {45}
+    (ours,), (theirs,) = runs.metrics(one), runs.metrics(two)
+    assert ours["step"] == 5
+    for key in ("step", "lr", "train_accuracy", "val_accuracy"):
+        assert ours[key] == theirs[key], key
+    assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-5)
+    for read in (runs.best, runs.last):
+        for name, value in read(one).items():
+            torch.testing.assert_close(value, read(two)[name], atol=1e-5, rtol=1e-5)
+
+
+def test_two_processes_capture_twice_while_the_persistence_rises(launch):
+    """At σ = 0, and once for all σ above: DistributedDataParallel's buckets and hooks are in the captured step."""
+    assert launch.printed.count("2 captures, 9 replays\n") == 2
+    runs.assert_same_run(launch.folder / "plain", launch.folder / "graphed")
+
+
+def test_signal_to_one_of_two_processes_stops_both_after_the_same_step(launch):
+    checkpoint = launch.folder / "stopped" / "checkpoints" / "step-00000003.safetensors"
+    for reason in ("SIGTERM", "another process"):
+        assert f"{reason} received: stopped after step 3 (epoch 1), checkpoint {checkpoint}." in launch.printed
+
+
+def test_run_is_published_privately_by_its_main_process(launch, hub):
+    assert hub.repositories["org/trained"].private
+    for request in ("POST /api/repos/create", "POST /api/models/org/trained/commit/main"):
+        assert launch.requests.count(request) == 1
+    files = hub.files("org/trained")
+    assert files["model.safetensors"] == (launch.folder / "published/best/model.safetensors").read_bytes()
+    assert b"license: mit" in files["README.md"]
+    assert b"a local data set" in files["README.md"]
+    assert "published                http://127.0.0.1" in launch.printed
+    assert str(launch.folder).encode() not in b"".join(files.values())
+    assert "hf_writer" not in launch.printed

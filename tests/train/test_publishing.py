@@ -1,40 +1,17 @@
 """`--push-to-hub`: rights are checked before the run, files are sent after it, and a failed upload loses nothing."""
 
 import json
-import subprocess
 
 import pytest
 
 from tests.hub.server import Repository
-from tests.train import runs
-from tests.train.runs import change, command
+from tests.train.runs import change
 from ttfs_triton.train import ConfigError, train
 
 
 @pytest.fixture
 def config(config):
     return change(config, epochs=1, push_to_hub=True, hub_repo_id="org/late")
-
-
-def test_run_is_published_privately_by_its_main_process(hub, data, tmp_path):
-    flags = ("--push-to-hub", "--hub-repo-id", "org/trained", "--hub-license", "mit")
-    words = command(tmp_path, data, tmp_path / "run", *flags, epochs=1, processes=2)
-    variables = runs.environment(tmp_path) | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_writer", "HF_HUB_OFFLINE": "0"}
-    variables |= {"HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
-    hub.paths()
-    result = subprocess.run(words, env=variables, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    assert hub.repositories["org/trained"].private
-    requests = hub.paths()
-    for request in ("POST /api/repos/create", "POST /api/models/org/trained/commit/main"):
-        assert requests.count(request) == 1
-    files = hub.files("org/trained")
-    assert files["model.safetensors"] == (tmp_path / "run/best/model.safetensors").read_bytes()
-    assert b"license: mit" in files["README.md"]
-    assert b"a local data set" in files["README.md"]
-    assert "published                http://127.0.0.1" in result.stdout
-    assert str(tmp_path).encode() not in b"".join(files.values())
-    assert "hf_writer" not in result.stdout + result.stderr
 
 
 def test_missing_rights_end_the_run_before_it_starts(hub, here, config):
