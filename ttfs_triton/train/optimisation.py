@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -233,7 +232,7 @@ def look_ahead(average: nn.Module, network: nn.Module, steps: int, progress: flo
     Source: Zhang et al., "Lookahead optimizer", 2019; d as in Jordan, "94% on CIFAR-10 in 3.29 seconds", 2024, 3.4.
     """
     decay = LOOKAHEAD_DECAY**steps * progress**3
-    for slow, fast in _pairs(average, network):
+    for slow, fast in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
         if slow.is_floating_point():
             slow.lerp_(fast, 1 - decay)
             fast.copy_(slow)
@@ -249,13 +248,8 @@ def update_average(average: AveragedModel, network: nn.Module, decay: float, *, 
     Source: tf.train.ExponentialMovingAverage, `num_updates`.
     """
     share = (9 / (10 + average.n_averaged)).clamp_min(1 - decay)
-    for slow, fast in _pairs(average.module, network):
+    for slow, fast in zip(average.module.state_dict().values(), network.state_dict().values(), strict=True):
         if first or not slow.is_floating_point():
             slow.copy_(fast)
         else:
             slow.lerp_(fast, share.to(slow.dtype))
-
-
-def _pairs(average: nn.Module, network: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    parameters = zip(average.parameters(), network.parameters(), strict=True)
-    return chain(parameters, zip(average.buffers(), network.buffers(), strict=True))
