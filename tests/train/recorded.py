@@ -13,12 +13,7 @@ from torch.utils._pytree import tree_leaves
 class RecordedGraphs:
     """`CudaGraphs` for the CPU: what is captured is undone, so that a capture executes nothing, as on a GPU.
 
-    Args:
-        failure: message of the error in which captures end.
-    Attributes:
-        replays, captures: how many.
-        recorder: what a capture is noted by, while it lasts.
-        asides: steps on the side stream.
+    `failure` is the message of the error in which captures end; `recorder` notes a capture while it lasts.
     """
 
     def __init__(self, failure: str | None = None) -> None:

@@ -1,9 +1,8 @@
-"""Small runs in processes of their own, as users start them."""
+"""Small runs: their keys, images and results."""
 
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,11 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-import yaml
 
 from tests.data.fixtures import write_parquet
 from ttfs_triton.train import Callback, TrainConfig
 
 ROOT = Path(__file__).parents[2]
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from ttfs_triton.train import main
-main(Path(sys.argv.pop(1)), "A small run.")
-"""
 
 # The keys of a small run.
 SETTINGS = {"model": "4C3-P2-8", "epochs": 3, "batch_size": 16, "lr": 2e-2, "shift": 1, "dropout": 0.1, "cpu": True}
@@ -58,14 +49,6 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "HF_DATASETS_CACHE": str(tmp_path / "cache"),
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
     }
-
-
-def command(tmp_path: Path, data: Path, output: Path, *flags: str, **settings: Any) -> list[str]:
-    """Command line of a run; writes recipe, with `settings` in place of ours, and a program into tmp_path."""
-    recipe, script = tmp_path / "small.yaml", tmp_path / "small.py"
-    recipe.write_text(yaml.safe_dump(SETTINGS | settings))
-    script.write_text(SCRIPT)
-    return [sys.executable, str(script), str(recipe), "--data-dir", str(data), "--output-dir", str(output), *flags]
 
 
 def best(output: Path) -> dict[str, torch.Tensor]:

@@ -3,14 +3,12 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from tests.hub.server import HubServer
 from tests.train import runs
 from ttfs_triton.train import TrainConfig, train
 
@@ -53,18 +51,9 @@ COURSES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Launch:
-    """What two processes printed, asked of a hub and wrote, one folder for each course; `values`: keys of a course."""
-
-    folder: Path
-    printed: str
-    requests: list[str]
-    values: dict[str, dict[str, Any]]
-
-
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory, teacher: Path, hub: HubServer) -> Launch:
+def launch(tmp_path_factory, teacher, hub):
+    """What two processes printed, asked of a hub and wrote, one folder for each course; `values`: keys of a course."""
     folder = tmp_path_factory.mktemp("two")
     places = {"data_dir": str(runs.make_images(folder / "images", train=163))}
     values = {name: SHORT | places | course | {"output_dir": str(folder / name)} for name, course in COURSES.items()}
@@ -80,7 +69,8 @@ def launch(tmp_path_factory: pytest.TempPathFactory, teacher: Path, hub: HubServ
     hub.paths()
     result = subprocess.run(words, env=variables, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
-    return Launch(folder, result.stdout + result.stderr, hub.paths(), values)
+    printed = result.stdout + result.stderr
+    return SimpleNamespace(folder=folder, printed=printed, requests=hub.paths(), values=values)
 
 
 @pytest.mark.parametrize("course", ["augmented", "shared statistics", "target", "accumulated"])

@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -20,18 +21,7 @@ from accelerate.state import AcceleratorState
 
 from tests.convert.sources import randomised, vgg
 from tests.train.recorded import RecordedGraphs
-from tests.train.runs import (
-    AUGMENTATION,
-    SETTINGS,
-    TARGET,
-    At,
-    assert_same_run,
-    best,
-    change,
-    command,
-    environment,
-    last,
-)
+from tests.train.runs import AUGMENTATION, SETTINGS, TARGET, At, assert_same_run, best, change, environment, last
 from ttfs_triton import TTFSModel
 from ttfs_triton.hub.card import render_card
 from ttfs_triton.hub.facts import read_facts
@@ -143,7 +133,6 @@ def test_run_goes_on_without_the_weights_that_it_began_with(config, tmp_path, ca
     assert_same_run(parts.output_dir, whole.output_dir)
 
 
-GOES_ON = "Go on with: "  # then "python", or its path if its environment is not active
 # A checkpoint after every other step, so that a kill often falls into the writing of one.
 KILLED: dict[str, Any] = {"checkpoint_steps": 2, **AUGMENTATION}
 
@@ -153,14 +142,6 @@ def finish(folder: Path, data: Path, **values: Any) -> None:
     torch.set_num_threads(1)
     values = SETTINGS | {"data_dir": data, "output_dir": folder} | values
     train(TrainConfig(**values, resume=(folder / "config.yaml").exists()))
-
-
-def begin(words: list[str], tmp_path: Path) -> subprocess.Popen[str]:
-    """Start in a process group of its own, as a terminal does."""
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        words, env=environment(tmp_path), cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, process_group=0
-    )
 
 
 def wait_for(ready: Callable[[], object], runs: Callable[[], bool]) -> None:
@@ -178,14 +159,22 @@ def newest(folder: Path) -> int:
 
 def test_interrupt_of_all_processes_leaves_workers_to_the_main_one(tmp_path, data):
     """A terminal sends Ctrl-C to all of them; a worker that ended would end the run without a checkpoint."""
-    process = begin(command(tmp_path, data, tmp_path / "run", streaming=True, num_workers=2, epochs=60), tmp_path)
+    words = [sys.executable, "-m", "ttfs_triton.ttfs", "train", "quickstart", "--cpu", "--streaming"]
+    words += ["--model", "4C3-P2-8", "--epochs", "60", "--num-workers", "2"]
+    process = subprocess.Popen(
+        [*words, "--data-dir", str(data), "--output-dir", str(tmp_path / "run")],
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,  # as a terminal does
+    )
     wait_for(lambda: newest(tmp_path / "run") >= 1, lambda: process.poll() is None)
     os.killpg(process.pid, signal.SIGINT)
     _, shown = process.communicate(timeout=120)
     assert process.returncode == 130, shown
     assert "Traceback" not in shown
-    assert shown.strip().splitlines()[-1].startswith(GOES_ON)
-    assert f"--output-dir {tmp_path / 'run'} --resume" in shown
+    assert shown.strip().endswith(f"Go on with: ttfs train quickstart --output-dir {tmp_path / 'run'} --resume")
 
 
 def test_run_killed_at_random_moments_equals_the_uninterrupted_one(tmp_path, data, capsys):

@@ -1,4 +1,4 @@
-"""A run's network by its name and options, and the weights that it starts from: exact, converted or refused."""
+"""A run's network by its name and options, on a chip's grid too, and the weights that it starts from."""
 
 import json
 
@@ -10,15 +10,19 @@ from torch import nn
 
 from tests.convert import sources
 from tests.convert.sources import chain, randomised
-from tests.train.runs import change
+from tests.train.runs import SETTINGS, change
+from ttfs_triton.chip import simulate
 from ttfs_triton.convert import convert, open_weights
+from ttfs_triton.convert.calibrate_grid import calibrate_grid
+from ttfs_triton.data.images import draw_images, load_images
+from ttfs_triton.data.pixels import to_float
 from ttfs_triton.model import BaseModel, TTFSModel
 from ttfs_triton.model.files import weight_bytes
-from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork
-from ttfs_triton.nn.networks import CNN1, RESNET18, VGG11, cifarnet_specification
-from ttfs_triton.train import ConfigError
+from ttfs_triton.nn import Faults, Grid, NetworkConfig, Neuron, TTFSNetwork
+from ttfs_triton.nn.networks import RESNET18, VGG11, cifarnet_specification
+from ttfs_triton.train import ConfigError, TrainConfig, train
 from ttfs_triton.train.build import build_network, load_weights
-from ttfs_triton.train.data import load_data
+from ttfs_triton.train.data import RunData, load_data
 from ttfs_triton.train.optimisation import PersistenceSchedule
 
 OURS = NetworkConfig(
@@ -137,12 +141,8 @@ def test_weights_of_another_network_are_refused(tmp_path, changes, problem):
         load_weights(network, str(source))
 
 
-def test_bare_or_damaged_files_that_do_not_fit_are_named(tmp_path):
-    tensors = trained(OURS).state_dict()
-    tensors["features.conv2.weight"] = tensors["features.conv2.weight"][:, :3]
-    (tmp_path / "w.safetensors").write_bytes(weight_bytes(tensors))
-    with pytest.raises(ConfigError, match=r"size mismatch for features\.conv2\.weight: .*\[8, 3, 3, 3\]"):
-        load_weights(target(), str(tmp_path / "w.safetensors"))
+def test_files_that_do_not_fit_or_are_damaged_are_named(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(weight_bytes(trained(OURS).state_dict()))
     with pytest.raises(ConfigError, match=r"safetensors does not fit the network: [\s\S]*Missing key"):
         load_weights(nn.Linear(2, 2), str(tmp_path / "w.safetensors"))
     source = save(trained(OURS), tmp_path / "run")
@@ -161,7 +161,6 @@ def built(config, **values):
 @pytest.mark.parametrize(
     ("values", "specification", "encoder"),
     [
-        ({"model": "cnn1"}, CNN1, "latency"),
         ({"model": "vgg11", "head": "none", "encoder": "signed"}, VGG11.removesuffix("-4096-4096"), "signed"),
         ({"model": "vgg11", "head": "512"}, VGG11.replace("4096-4096", "512"), "analog"),
         ({"model": "resnet18"}, RESNET18, "analog"),
@@ -185,3 +184,59 @@ def test_cifarnet_is_whitened_by_the_training_images_and_begins_with_identities(
     assert (products - products.diag().diag()).abs().max() < 1e-3 * products.diag().min()
     x = torch.rand(2, 8, 6, 6)
     torch.testing.assert_close(F.conv2d(x, conv2.weight, padding=1)[:, :8], x)
+
+
+ON_GRID = {"time_steps": 4, "weight_bits": 3, "psp_persistence": 0.25, "readout": "potential_end"}
+
+
+@pytest.fixture(scope="module")
+def on_grid(data, tmp_path_factory):
+    """A run on 4 steps and 3 bits, for chips with faults."""
+    folder = tmp_path_factory.mktemp("grid") / "run"
+    values = SETTINGS | ON_GRID | {"spike_jitter": 0.05, "lost_spikes": 0.02}
+    train(TrainConfig(**values, data_dir=data, output_dir=folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def split(data):
+    images = load_images(None, data, split="train", like=None)
+    return RunData(images, images, torch.arange(len(images)), torch.arange(0))
+
+
+def test_validation_and_simulator_decide_alike(on_grid, data):
+    summary, model = json.loads((on_grid / "summary.json").read_text()), TTFSModel.from_pretrained(on_grid)
+    held_out = load_images(None, data, split="test", like=None)
+    images, labels = to_float(held_out.images_at(torch.arange(len(held_out)))), held_out.labels
+    with torch.no_grad():
+        decided, logits = model.decide(images), model(images)
+    found = simulate(model, [(images, labels)])
+    assert (found.settings.steps, found.settings.weight_bits) == (4, 3)
+    assert torch.equal(logits.argmax(1), found.predictions)
+    assert torch.equal(decided.prediction, found.first_spike_predictions)
+    keys = ("test_accuracy", "test_first_spike_accuracy", "ties")
+    assert [found.accuracy, found.first_spike_accuracy, found.ties] == [summary[key] for key in keys]
+    for ours, theirs in zip(found.counts.layers, summary["counts"]["layers"], strict=True):
+        assert (ours.spikes, ours.synaptic_operations) == (theirs["spikes"], theirs["synaptic_operations"])
+
+
+def test_training_continues_on_the_grid_of_the_weights(on_grid, split, config):
+    """Another grid calibrates scales and initial potentials first."""
+    same = change(config, weights=str(on_grid), **ON_GRID)
+    units = TTFSModel.from_pretrained(on_grid).features.conv1.log2_unit
+    network, start = build_network(same, split)
+    assert start is not None
+    assert start.grid == Grid(4, 3)
+    assert torch.equal(network.features.conv1.log2_unit, units)
+    other = build_network(change(same, time_steps=8, learn_units=False), split)[0]
+    assert not other.features.conv1.log2_unit.requires_grad
+    calibrated = TTFSModel.from_pretrained(on_grid).network
+    calibrate_grid(calibrated, draw_images(split.train, 256, config.seed, split.train_indices), Grid(8, 3))
+    for name, tensor in calibrated.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+    fitted = build_network(change(same, time_steps=8, calibration_images=0), split)[0]
+    assert torch.equal(fitted.features.conv1.bias, network.features.conv1.bias)
+    assert not torch.equal(fitted.features.conv1.bias, other.features.conv1.bias)
+    without, _ = build_network(change(same, time_steps=None, weight_bits=None, lost_spikes=0.1), split)
+    assert without.config.grid is None
+    assert without.features.conv1.faults == Faults(lost_spikes=0.1)

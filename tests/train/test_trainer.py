@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from tests.hub.server import Repository
 from tests.train.runs import TARGET, At, best, change, metrics
 from ttfs_triton import TTFSModel
 from ttfs_triton.energy import count
@@ -69,6 +70,7 @@ def test_test_images_are_scored_in_float32(config):
     [
         ({"batch_size": 100_000}, "batch_size must be at most the number of training images; got 100000 for 128"),
         ({"sync_batch_norm": True}, "sync_batch_norm must have a network with batch norm; got one without. Leave"),
+        ({"time_steps": 64, "weight_bits": 8, "state_bits": 8}, "Grid: state_bits must hold every layer's threshold"),
         ({"model": "4X3"}, r"^parse_specification: each token must look like"),
         ({"data_dir": "/nowhere"}, "nowhere"),
         ({"weights": "/nowhere"}, "weights: .*nowhere"),
@@ -97,3 +99,31 @@ def test_layer_is_blind_if_each_neuron_does_the_same_for_all_samples():
 def test_run_of_a_dead_network_warns_once_with_a_remedy(config, capsys):
     train(change(config, lr=100.0, dropout=0.0, ema_decay=0.0))
     assert capsys.readouterr().out.count(BLIND) == 1
+
+
+PUBLISHED = {"epochs": 1, "push_to_hub": True, "hub_repo_id": "org/late"}
+
+
+def test_missing_rights_end_the_run_before_it_starts(hub, here, config):
+    config = change(config, **PUBLISHED)
+    hub.repositories["org/open"] = Repository(False)
+    for repo_id, message in (("other/run", "your token must have access"), ("org/open", "must be private, as asked")):
+        with pytest.raises(ConfigError, match=f"push_to_hub: publish: .*{message}"):
+            train(change(config, hub_repo_id=repo_id))
+        assert not config.output_dir.exists()
+
+
+def test_failed_upload_loses_nothing_and_resuming_repeats_it(hub, here, config, capsys):
+    config = change(config, **PUBLISHED, hub_private=False, hub_license="mit")
+    hub.drop = "POST .*/preupload"
+    train(config)
+    shown = capsys.readouterr().err
+    assert "warning: the run is complete, but it was not published. publish: the Hub must answer" in shown
+    by_hand = f"ttfs publish {config.output_dir} --repo-id org/late --public --license mit"
+    assert f"Publish it by: {by_hand}" in shown
+    assert json.loads((config.output_dir / "summary.json").read_text())["epochs"] == 1
+    assert hub.files("org/late") == {}
+    hub.drop = None
+    train(change(config, resume=True))
+    assert "This run has ended already" in capsys.readouterr().out
+    assert "model.safetensors" in hub.files("org/late")
