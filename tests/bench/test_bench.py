@@ -7,16 +7,9 @@ from tests.bench.modules import modules
 bench, frontier = modules("_bench", "frontier")
 
 
-@pytest.mark.parametrize(
-    ("given", "kept"),
-    [
-        (["--device", "cpu", "--output", "/somewhere/else"], ["--device", "cpu"]),
-        (["--output=/somewhere", "runs/mnist"], ["runs/mnist"]),
-        (["/home/somebody/runs/mnist", "--rounds", "5"], ["mnist", "--rounds", "5"]),
-    ],
-)
-def test_commands_say_nothing_of_the_machine(given, kept):
-    assert bench.portable(given) == kept
+def test_commands_say_nothing_of_the_machine():
+    given = "--device cpu --output /somewhere/else --output=/somewhere runs/mnist /home/somebody/runs/mnist --rounds 5"
+    assert bench.portable(given.split()) == "--device cpu runs/mnist mnist --rounds 5".split()
 
 
 def test_rows_and_circumstances_are_read_back(tmp_path):

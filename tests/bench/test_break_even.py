@@ -59,10 +59,3 @@ def test_layers_at_their_break_even_density_cost_the_same(tested, simulation):
     ours = break_even.by_layer(estimate(replace(counts, layers=layers), chip, run))
     for name in at_par:
         assert ours[name] == pytest.approx(dense[name], rel=2e-3)  # rows have four decimals
-
-
-def test_networks_that_are_not_there_are_refused(tmp_path):
-    with pytest.raises(SystemExit, match="break_even: --data-dir must name one folder per network; got 2 for 1"):
-        break_even.load_tested(("bundled:cnn1-mnist",), (tmp_path, tmp_path), None)
-    with pytest.raises(SystemExit, match=r"break_even: .*nothing"):
-        break_even.load_tested((str(tmp_path / "nothing"),), (), None)

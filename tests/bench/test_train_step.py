@@ -25,17 +25,6 @@ def test_writes_times_ratios_and_their_circumstances(run_script, capsys):
     assert "floor" in capsys.readouterr().out
 
 
-def test_contenders_have_the_same_weights(monkeypatch):
-    monkeypatch.setattr(train_step.nn.Module, "compile", lambda network, **options: None)
-    contenders = train_step.build("cnn1", fuse=True, compiled=True, width=0.1)
-    assert [contender.name for contender in contenders] == [
-        *("ANN", "DFT σ=0", "DFT σ=0 fused", "DFT σ=1", "DFT σ=1 fused", "composition σ=1"),
-        *("ANN, compiled", "DFT σ=0, compiled", "DFT σ=1, compiled", "composition σ=1, compiled"),
-    ]
-    first, *others = ([p.detach() for p in contender.network.parameters()] for contender in contenders)
-    assert all(a.equal(b) and a is not b for other in others for a, b in zip(first, other, strict=True))
-
-
 def test_times_nothing_that_disagrees(run_script, monkeypatch, tmp_path):
     fire = train_step.fire_by_cases
     monkeypatch.setattr(train_step, "fire_by_cases", lambda A, W: 0.9 * fire(A, W))
