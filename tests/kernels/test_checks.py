@@ -2,7 +2,6 @@
 
 import math
 import re
-from fractions import Fraction
 
 import pytest
 import torch
@@ -43,9 +42,9 @@ BOTH = [
 FUNCTIONS = {dft_linear: (ROWS, MATRIX, LINEAR), dft_conv2d: (X, WEIGHT, CONV2D)}
 REFUSALS = [
     (function, {"x": x, "weight": weight} | changes, error, message)
-    for function, (x, weight, own) in FUNCTIONS.items()
+    for function, (x, weight, refusals) in FUNCTIONS.items()
     for changes, error, message in [
-        *own,
+        *refusals,
         *BOTH,
         ({"x": x.long()}, TypeError, "x must be float16, bfloat16, float32 or float64; got torch.int64"),
         ({"weight": weight[:0]}, ValueError, "weight must have at least one output and one input; got"),
@@ -54,7 +53,6 @@ REFUSALS = [
 ]
 NAN = math.nan
 PROPERTIES = [
-    *(({name: "1"}, f"{name} must be a number; got '1'") for name in ("psp_persistence", "derivative_clip")),
     *(({k: v}, f"{k} must be a number; got {v}") for k, v in (("surrogate_width", None), ("psp_persistence", True))),
     *(({name: 1.5}, f"{name} must lie in [0, 1]; got 1.5") for name in ("psp_persistence", "split_gradient")),
     *(({"psp_persistence": sigma}, f"psp_persistence must lie in [0, 1]; got {sigma}") for sigma in (-0.1, NAN)),
@@ -78,15 +76,9 @@ def test_neuron_refuses_properties_out_of_range(properties, message):
         Neuron(**properties)
 
 
-@pytest.mark.parametrize("width", [1e-6, 1e6])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_gradients_are_numbers_at_any_width(width, dtype):
-    x = torch.tensor([[0.0, 1e-7, 0.5, 1.0]], dtype=dtype, requires_grad=True)
-    weight = torch.tensor([[-1.0, 0.3, 0.2, -0.6]], dtype=dtype, requires_grad=True)
-    y = dft_linear(x, weight, neuron=Neuron(0.5, surrogate_width=width))
-    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(y.sum(), (x, weight)))
-
-
-def test_fractions_are_numbers():
-    assert Neuron(Fraction(1, 2)) == Neuron(0.5)
-    assert isinstance(Neuron(Fraction(1, 2)).psp_persistence, float)
+def test_gradients_are_numbers_at_any_width():
+    x = torch.tensor([[0.0, 1e-7, 0.5, 1.0]], requires_grad=True)
+    weight = torch.tensor([[-1.0, 0.3, 0.2, -0.6]], requires_grad=True)
+    for width in (1e-6, 1e6):
+        y = dft_linear(x, weight, neuron=Neuron(0.5, surrogate_width=width))
+        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(y.sum(), (x, weight)))
