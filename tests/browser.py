@@ -45,11 +45,7 @@ function show(path, width) {
 
 
 def problems(folder: Path, pages: list[str], widths: tuple[int, ...] = (390, 1280), dark: bool = False) -> list[str]:
-    """Open pages of a folder in frames of some widths; a sentence for each thing that is wrong.
-
-    Raises:
-        RuntimeError: Chromium did not open all of them.
-    """
+    """Open pages of a folder in frames of some widths; a sentence for each thing that is wrong."""
     assert CHROMIUM is not None
     calls = "".join(f"show({json.dumps(page)}, {width});" for page in pages for width in widths)
     frames = folder / FRAMES
@@ -60,6 +56,5 @@ def problems(folder: Path, pages: list[str], widths: tuple[int, ...] = (390, 128
         words += ["--allow-file-access-from-files", "--virtual-time-budget=20000", "--dump-dom", frames.as_uri()]
         done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S)
     listed = re.search(r"DONE(\[.*?\])</pre>", done.stdout, re.DOTALL)
-    if listed is None:
-        raise RuntimeError(f"Chromium did not open {pages}: {done.stderr[-500:]}")
+    assert listed is not None, f"Chromium did not open {pages}: {done.stderr[-500:]}"
     return json.loads(html.unescape(listed[1]))

@@ -48,7 +48,7 @@ class Neurons:
         return (indices - 1).clip(0)
 
     def instants(self) -> list[int]:
-        """Half steps at which neurons compare."""
+        """Half steps from the window's start to a comparison: at its start, then in the middle of every step."""
         return [0, *range(1, 2 * self.steps, 2)]
 
     def run(self, events: list[tuple[int, int]], channel: int, last: int | None = None) -> tuple[int | None, int, int]:

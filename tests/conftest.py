@@ -54,15 +54,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     virtual, slow = config.getoption("--device") == "virtual", "slow" in str(config.getoption("-m"))
-    kept, left_out = [], []
-    for item in items:
-        wanted = not virtual or _on_cuda(item)
-        wanted = wanted and (slow or item.get_closest_marker("slow") is None)
-        (kept if wanted else left_out).append(item)
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = kept
-    items.sort(key=lambda item: LONG.isdisjoint({item.path.name, item.path.parent.name}))
+    left_out = [
+        item for item in items if (virtual and not _on_cuda(item)) or (item.get_closest_marker("slow") and not slow)
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    kept = [item for item in items if item not in set(left_out)]
+    items[:] = sorted(kept, key=lambda item: LONG.isdisjoint({item.path.name, item.path.parent.name}))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

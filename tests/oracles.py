@@ -65,9 +65,9 @@ def clock_driven(
     dt: float = 1e-3,
 ) -> float:
     """Spike time of one neuron that looks at its potential once a clock tick; at most dt too late."""
-    weights_of_spikes = [(t, w) for t, w in zip(spike_times, weights, strict=True) if not math.isinf(t)]
-    at_start = initial_potential + sum(w * (start - t) for t, w in weights_of_spikes)
-    slope = psp_persistence * sum(w for _, w in weights_of_spikes)
+    spikes = [(t, w) for t, w in zip(spike_times, weights, strict=True) if not math.isinf(t)]
+    at_start = initial_potential + sum(w * (start - t) for t, w in spikes)
+    slope = psp_persistence * sum(w for _, w in spikes)
     for tick in range(round(1 / dt)):
         s = tick * dt
         if at_start + slope * s >= threshold * (1 - s):

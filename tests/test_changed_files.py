@@ -72,10 +72,6 @@ def read_checkpoint(path):
     load_checkpoint(whole)
 
 
-def read_recording(path):
-    recording_pixels(path, EventWindows(2, sensor=(34, 34)))
-
-
 # Files of `folder`: what reads one of them, and the errors that say what is wrong with it.
 READERS = {
     "summary.json": (lambda path: render_card(read_facts(find_model(path.parent)), "a/b"), LoadError),
@@ -87,23 +83,27 @@ READERS = {
     "*.toml": (load_chip, ValueError),
     "image.*": (lambda path: network_input([path], Preprocessing((4, 4), "L"), 1), ValueError),
     "data/*": (lambda path: load_images(None, path.parent), (ValueError, RuntimeError)),
-    **{f"events.{kind}": (read_recording, (ValueError, TypeError)) for kind in ("bin", "aedat", "npz")},
+    **{
+        f"events.{kind}": (
+            lambda path: recording_pixels(path, EventWindows(2, sensor=(34, 34))),
+            (ValueError, TypeError),
+        )
+        for kind in ("bin", "aedat", "npz")
+    },
 }
 
 
 @st.composite
 def changed(draw, contents: list[bytes]) -> bytes:
-    """One of the contents with one to three changes: a bit, a cut, a repeat, or another value in text."""
+    """One of the contents with one to three changes: a bit, a cut, or another value in text."""
     content = bytearray(draw(st.sampled_from(contents)))
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, max(0, len(content) - 1)))
-        kind = draw(st.sampled_from(("bit", "cut", "repeat", "value")))
+        kind = draw(st.sampled_from(("bit", "cut", "value")))
         if kind == "bit" and content:
             content[place] ^= 1 << draw(st.integers(0, 7))
         elif kind == "cut":
             del content[place:]
-        elif kind == "repeat":
-            content[place:place] = content[max(0, place - 32) : place]
         else:
             end = content.find(b",", place)
             content[content.rfind(b" ", 0, place) + 1 : max(place, end)] = draw(st.sampled_from(VALUES)).encode()

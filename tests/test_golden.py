@@ -5,7 +5,6 @@ from functools import cache
 import pytest
 
 pytest.importorskip("triton", reason="some of the recorded values are its kernels'")
-pytest.importorskip("onnxruntime", reason="some of the recorded values are its outputs")
 
 from tests.golden import cases
 from tests.golden.record import Record
