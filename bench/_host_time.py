@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from ttfs_kernels.triton import blocks
+from ttfs_kernels.triton import common
 
 WARM_UP, CALLS = 20, 200
 
@@ -36,7 +36,7 @@ def absent_gpu() -> Iterator[None]:
     absent: Any = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda _: 0)
     absent.get_current_target = lambda: GPUTarget("cuda", 90, 32)
     driver.set_active(absent)
-    with patch.object(triton.JITFunction, "_do_compile", stand_in), patch.object(blocks, "INTERPRETING", True):
+    with patch.object(triton.JITFunction, "_do_compile", stand_in), patch.object(common, "INTERPRETING", True):
         yield
 
 

@@ -18,7 +18,8 @@ import torch
 from _kernels_layers import FORMATS, Layer, Number, plan_pass, useful_flops
 from _machine_code import MachineCode, inspect, specialisation
 
-from ttfs_kernels.triton.blocks import Chip, Config, Launch, blocks_of
+from ttfs_kernels.triton.blocks import Config, blocks_of
+from ttfs_kernels.triton.common import Chip, Launch
 from ttfs_kernels.triton.problem import PASSES, Problem
 
 Target = Literal["sm_80", "sm_90", "sm_100", "gfx942"]

@@ -103,7 +103,7 @@ def neuron_of(problem: Problem) -> Neuron:
 
 
 def plan_pass(which: str, problem: Problem, config: Any, skip: bool = False) -> list[Any]:
-    """Each `blocks.Launch` of one pass with a bias and gradients, on the meta device: needs no memory and no GPU.
+    """Each `common.Launch` of one pass with a bias and gradients, on the meta device: needs no memory and no GPU.
 
     Args:
         which: "forward" or, with batch norm, "normalised", all launches that precede grad_x; "inference"; "grad_x"; or
@@ -111,7 +111,7 @@ def plan_pass(which: str, problem: Problem, config: Any, skip: bool = False) -> 
         problem, config: the layer, and the blocks of its contraction.
         skip: whether neurons have a synapse for a delayed spike.
     """
-    from ttfs_kernels.triton import blocks, forward, grad_input, grad_weight, neurons
+    from ttfs_kernels.triton import common, contractions, grad_input, neurons
 
     def empty(*shape: int, dtype: torch.dtype = problem.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -121,16 +121,16 @@ def plan_pass(which: str, problem: Problem, config: Any, skip: bool = False) -> 
     weight = empty(problem.out_channels, *problem.kernel, problem.group_inputs)
     grad, channels = empty(*problem.out_shape), empty(problem.out_channels, dtype=precise)
     pair = empty(1 + (problem.with_slope and not problem.shared), *grad.shape)
-    with blocks.planned() as found:
+    with common.planned() as found:
         if which == "inference":
-            forward.contract_and_fire(problem, x, weight, config, channels, neuron)
+            contractions.contract_and_fire(problem, x, weight, config, channels, neuron)
         elif which == "grad_x":
             grad_input.gradient_of_input(problem, pair, x, weight, config, neuron)
         elif which == "grad_w":
-            grad_weight.gradient_of_weight(problem, pair, x, config, neuron)
+            contractions.gradient_of_weight(problem, pair, x, config, neuron)
         else:
             dtype, measured = (x.dtype, neuron) if norm else (precise, None)
-            A, W, parts = forward.contract(problem, x, weight, config, dtype, measured)
+            A, W, parts = contractions.contract(problem, x, weight, config, dtype, measured)
             statistics = None if parts is None else neurons.statistics_of(parts, channels, channels, 1e-5, None)
             delayed = (grad, channels) if skip else (None, None)
             layer = neurons.Neurons(A, W, statistics, None if norm else channels, *delayed)

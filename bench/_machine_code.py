@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from ttfs_kernels.triton.blocks import Chip, Launch
+from ttfs_kernels.triton.common import Chip, Launch
 
 # Warnings by which ptxas says that it serialised asynchronous products.
 SERIALISED = re.compile(r"C75(?:1[0-7])")
@@ -77,7 +77,7 @@ def specialisation(launch: Launch, chip: Chip) -> str:
 
 
 def compile_launch(launch: Launch, chip: Chip) -> tuple[Any, str]:
-    """(Triton's compiled kernel, the assembler's log): what `blocks.launch` would build; tensors may be on meta."""
+    """(Triton's compiled kernel, the assembler's log): what `common.launch` would build; tensors may be on meta."""
     import triton
     from triton import knobs
 

@@ -19,10 +19,10 @@ from ttfs_triton.train import TrainConfig, train
 FOLDERS = tuple(str(Path(__file__).parents[1] / name) for name in ("ttfs_triton", "kernels"))
 # Walk: (ceiling, goal).
 WALKS = {
-    "step of a layer": (7, 6),
-    "step of a layer with batch norm": (7, 6),
-    "step of a layer by our kernels": (13, 8),
-    "step of a layer with batch norm by our kernels": (13, 8),
+    "step of a layer": (6, 6),
+    "step of a layer with batch norm": (6, 6),
+    "step of a layer by our kernels": (8, 8),
+    "step of a layer with batch norm by our kernels": (8, 8),
     "network from its files": (11, 5),
     "page of an evaluation": (12, 12),
     "training from its configuration": (43, 20),
@@ -43,7 +43,7 @@ def files_of(call: Callable[[], object]) -> list[str]:
 def step(walk: str) -> Callable[[], object]:
     """A layer's forward and backward pass, after the first, in which more is prepared."""
     options = {"batch_norm": "batch norm" in walk, "backend": "triton" if "our kernels" in walk else "torch"}
-    if options["backend"] == "triton" and not pytest.importorskip("ttfs_kernels.triton.blocks").INTERPRETING:
+    if options["backend"] == "triton" and not pytest.importorskip("ttfs_kernels.triton.common").INTERPRETING:
         pytest.skip("kernels read CPU tensors in Triton's interpreter only")
     layer, images = DFTConv2d(3, 4, 3, padding=1, **options).train(), torch.rand(2, 3, 8, 8)
     layer(images).sum().backward()

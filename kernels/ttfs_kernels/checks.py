@@ -192,7 +192,7 @@ def why_no_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why Triton kernels cannot run on a device with a dtype, or None if they can."""
     if not _HAS_TRITON:
         return "Triton is not installed (pip install triton; Linux only)"
-    from ttfs_kernels.triton.blocks import unavailable
+    from ttfs_kernels.triton.common import unavailable
 
     return unavailable(device, dtype)
 

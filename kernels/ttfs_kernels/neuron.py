@@ -6,12 +6,9 @@ import dataclasses
 import math
 from collections import namedtuple
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from numbers import Real
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import Any
 
 # Surrogate widths whose inverses, and quotients by them, stay far within the range of float32.
 SMALLEST_WIDTH, LARGEST_WIDTH = 1e-6, 1e6
@@ -43,7 +40,7 @@ class Neuron:
         Neuron(psp_persistence=0.25, derivative_clip=11.0, surrogate_width=0.0, split_gradient=1.0)
         >>> Neuron(psp_persistence=2)
         Traceback (most recent call last):
-        ValueError: Neuron: psp_persistence must lie in [0, 1]; got 2. 1 is the paper's ReL-PSP neuron, 0 an \
+        ValueError: Neuron: psp_persistence must lie in [0, 1]; got 2.0. 1 is the paper's ReL-PSP neuron, 0 an \
 ANN's clamped ReLU.
     """
 
@@ -51,14 +48,18 @@ ANN's clamped ReLU.
     derivative_clip: float | None = 11.0
     surrogate_width: float = 0.0
     split_gradient: float = 1.0
+    # No fields; set below, as PyTorch's compiler traces through no cached property.
+    has_slope = True  # whether potentials change inside the window (σ > 0): two contractions instead of one
+    has_surrogate = False  # whether spikes that could appear or vanish have derivatives
 
     def __post_init__(self) -> None:
         for name in _NAMES:
             value = getattr(self, name)
+            if value is None and name == "derivative_clip":
+                continue
             if not isinstance(value, Real) or isinstance(value, bool):
-                if value is None and name == "derivative_clip":
-                    continue
                 raise ValueError(f"Neuron: {name} must be a number; got {value!r:.80}. Convert it.")
+            object.__setattr__(self, name, float(value))  # tensors cannot compute with a Fraction
         for name, remedy in (
             ("psp_persistence", "1 is the paper's ReL-PSP neuron, 0 an ANN's clamped ReLU"),
             ("split_gradient", "1 gives exact gradients"),
@@ -75,31 +76,21 @@ ANN's clamped ReLU.
                 f"Neuron: surrogate_width must be 0 or from {SMALLEST_WIDTH:g} to {LARGEST_WIDTH:g}; got {width}. "
                 "0 gives the exact event-driven gradient."
             )
-        for name in _NAMES:  # any real number is accepted, but tensors cannot compute with a Fraction
-            value = getattr(self, name)
-            object.__setattr__(self, name, value if value is None else float(value))
-
-    @property
-    def has_slope(self) -> bool:
-        """Whether potentials change inside the window (σ > 0): two contractions instead of one."""
-        return self.psp_persistence > 0
-
-    @property
-    def has_surrogate(self) -> bool:
-        """Whether spikes that could appear or vanish have derivatives."""
-        return self.has_slope and self.surrogate_width > 0
+        object.__setattr__(self, "has_slope", self.psp_persistence > 0)
+        object.__setattr__(self, "has_surrogate", self.has_slope and width > 0)
 
     def pack(self) -> list[float]:
         """The properties as floats, which the schema of a registered operator can carry; inf stands for None."""
         values = [getattr(self, name) for name in _NAMES]
         return [math.inf if value is None else float(value) for value in values]
 
-    def numbers(self, sigma: Tensor | None) -> tuple[Any, ...]:
+    @cached_property
+    def numbers(self) -> Any:
         """The values of `pack` and 1/δ as a named tuple: one argument of a kernel, which passes it whole to the rule.
 
-        Kernels load σ from the scalar tensor `sigma`, which a captured CUDA graph follows; None where σ is not read.
+        σ is None, since kernels load it from a scalar tensor.
         """
-        return _Numbers(sigma, *self.pack()[1:], 1 / self.surrogate_width if self.surrogate_width else 0.0)
+        return _Numbers(None, *self.pack()[1:], 1 / self.surrogate_width if self.surrogate_width else 0.0)
 
     def of_any_persistence(self) -> Neuron:
         """The neuron with any σ > 0 replaced by 1."""

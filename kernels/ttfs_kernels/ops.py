@@ -1,8 +1,7 @@
 """The public functions, which check their arguments and pick a backend; their autograd functions."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch.distributed import ProcessGroup
 from ttfs_kernels import checks
 from ttfs_kernels.checks import Geometry, Operands, Size, autocasts, checked_geometry
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.rule import is_formula, precise_dtype
+from ttfs_kernels.rule import is_formula
 from ttfs_kernels.torch_layer import ClampedLayer, NormalisedLayer, Tensors, TorchLayer
 
 EPSILON = 1e-12  # added to the squared norm of the centred weights: a filter of zeros gives zeros, not nan
@@ -223,7 +222,7 @@ def _layer(
     if which == "triton":
         from ttfs_kernels.triton.layer import TritonLayer
 
-        layer: Layer = TritonLayer(geometry, neuron, epsilon, group)
+        layer: Any = TritonLayer(geometry, neuron, epsilon, group)
         if group is not None and torch.compiler.is_compiling():  # no operator of its kernels takes a group
             run = torch.compiler.disable(apply_layer)  # a decorator would import the compiler, which takes a second
     elif neuron.psp_persistence == 0 and (normalisation is None or (group is None and not is_formula(x))):
@@ -235,20 +234,13 @@ def _layer(
     return run(function, layer, (x, weight, gamma, bias, skip, skip_weight))
 
 
-class Layer(Protocol):
-    """Interface of a backend. A layer's operands are x, weight, γ, initial potential or β, skip and skip weight."""
+def apply_layer(function: str, layer: Any, operands: Tensors) -> tuple[Tensor, ...]:
+    """The outputs of `layer.forward`, recorded in autograd's graph if an operand needs a gradient.
 
-    def forward(self, operands: Any, with_derivatives: bool) -> tuple[tuple[Tensor, ...], Tensors]:
-        """Outputs (activations; with batch norm also mean and variance), and tensors kept for the backward pass."""
-        ...
-
-    def backward(self, grad: Tensor, kept: Any, needs: Sequence[bool]) -> Tensors:
-        """Gradients of the operands, in their order; where `needs` is False, any value, which is ignored."""
-        ...
-
-
-def apply_layer(function: str, layer: Layer, operands: Tensors) -> tuple[Tensor, ...]:
-    """The outputs of `layer.forward`, recorded in autograd's graph if an operand needs a gradient."""
+    A backend's layer takes the operands x, weight, γ, initial potential or β, skip and skip weight. It has
+    forward(operands, with_derivatives): (outputs, tensors kept for the backward pass), where outputs are activations
+    and with batch norm mean and variance; and backward(grad, kept, needs): gradients of the operands, in their order.
+    """
     checks.reverse_mode_only(function, *operands)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands):
         return DFTLayer.apply(function, layer, *operands)
@@ -260,7 +252,7 @@ class DFTLayer(torch.autograd.Function):
     """Autograd function of a layer: activations are differentiated once, in reverse, in the forward pass's dtypes."""
 
     @staticmethod
-    def forward(ctx: Any, function: str, layer: Layer, *operands: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, function: str, layer: Any, *operands: Tensor | None) -> tuple[Tensor, ...]:
         with without_autocast(operands[0]):
             results, kept = layer.forward(operands, True)
         ctx.save_for_backward(*kept)
@@ -301,9 +293,9 @@ def standardise_weight(weight: Tensor, gain: Tensor, *, dtype: torch.dtype | Non
     """
     channels_last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
     dense = weight.permute(0, 2, 3, 1) if channels_last else weight.contiguous()
-    rows = dense.flatten(1).to(precise_dtype(weight.dtype))
+    rows = dense.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
     neurons, fan_in = rows.shape
-    scale = gain.to(precise_dtype(gain.dtype)) * fan_in**-0.5  # since group normalisation gives a norm of √fan_in
+    scale = gain.to(rows.dtype) * fan_in**-0.5  # since group normalisation gives a norm of √fan_in
     rows = F.group_norm(rows[None], neurons, scale, eps=EPSILON / fan_in)
     result = rows.view(dense.shape).to(weight.dtype if dtype is None else dtype)
     return result.permute(0, 3, 1, 2) if channels_last else result

@@ -8,9 +8,8 @@ The derivatives of Eq. 9 and 10 describe spikes that move, not spikes that appea
 all images learns no more. A surrogate width δ > 0 adds these derivatives, as if spikes near the border appeared and
 vanished smoothly: see `fire_with_derivatives` and `vanishing`.
 
-Two bounds before the division decide which neurons saturate or stay silent. The closing speed 1 + W is bounded below by
-the smallest 1 − A that a neuron with A < 1 can have, so s ≥ 1 (silent) if 1 + W ≤ 0. And 1 − A is bounded below by 0,
-so s = 0 exactly if A ≥ 1, also for infinite A and W. NaN stays NaN, in derivatives as well.
+Before the division, 1 + W is bounded below by the smallest 1 − A of a neuron with A < 1, so that s ≥ 1 (silent) if
+1 + W ≤ 0; and 1 − A by 0, so that s = 0 exactly if A ≥ 1, also for infinite A and W. NaN stays NaN, in derivatives too.
 
 A pass takes pairs [2, images, positions, channels] of A and W, or of their gradients; at σ = 0 [1, ...], of A alone. In
 a fully connected layer each image has one position. Values of a channel are [channels], σ is a scalar tensor.
@@ -57,16 +56,11 @@ _fusing = False
 
 
 def fire(A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
-    """Spike of each neuron, in closed form (Eq. 7).
-
-    a = 1 if A ≥ 1; (A + W)/(1 + W) if A < 1 and A + W > 0; else 0.
+    """Activations a in [0, 1] of neurons (Eq. 7), and ∂a/∂A; a = 1 if A ≥ 1, (A + W)/(1 + W) if 0 < A + W, else 0.
 
     Args:
         A: membrane potential at the window's start, any shape, float32 or float64, in threshold heights.
         W: slope of the membrane potential inside the window, times the PSP persistence σ; shape of A.
-    Returns:
-        activation in [0, 1], and gain = ∂a/∂A = 1/(1 + W) where the neuron crosses inside the window, else 0.
-        Both are NaN where A or W is. The other derivative is ∂a/∂W = (1 − a)·gain (Eq. 9, 10).
     """
     return fire_with_derivatives(A, W, EXACT)[:2]
 
@@ -76,12 +70,7 @@ def fire_with_derivatives(potential: Tensor, slope: Tensor, neuron: Neuron) -> t
 
     With a surrogate width δ > 0, a silent neuron whose potential at the window's end is −δ < A + W ≤ 0 has the
     derivative (1 + (A + W)/δ)·min(1/(1 + W), 2) with respect to both A and W. Otherwise ∂a/∂W = (1 − q·a)·∂a/∂A.
-
-    Args:
-        potential, slope: A, initial potential included, and W, any shape, float32 or float64.
-        neuron: surrogate width, clip and q of the derivatives; its σ is not read, since `slope` includes it.
-    Returns:
-        activation, ∂a/∂A and ∂a/∂W, shape and dtype of `potential`; with q = 0 the derivatives are one tensor.
+    `slope` includes σ; with q = 0 both derivatives are one tensor.
     """
     crossing, speed = crossing_of(potential, slope)
     derivatives = derivatives_of(crossing, speed, potential, slope, neuron)
@@ -101,7 +90,7 @@ def derivatives_of(crossing: Tensor, speed: Tensor, potential: Tensor, slope: Te
     if width > 0:
         near = (potential + (slope + 1)).sub_(1 - width).mul_(1 / width).clamp_(0, 1)
         near.mul_(gain.clamp_max_(SURROGATE_BOUND))
-        near = aten.threshold_backward(near, crossing, 1 - smallest_closing_speed(crossing.dtype))  # of silent neurons
+        near = aten.threshold_backward(near, crossing, 1 - torch.finfo(crossing.dtype).eps / 2)  # of silent neurons
         derivatives = [derivative.add_(near) for derivative in derivatives]
     if neuron.derivative_clip is not None:
         derivatives = [derivative.clamp_max_(neuron.derivative_clip) for derivative in derivatives]
@@ -110,7 +99,7 @@ def derivatives_of(crossing: Tensor, speed: Tensor, potential: Tensor, slope: Te
 
 def crossing_of(potential: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
     """(s, 1 + W): time at which the potential crosses the threshold, 1 − a, and closing speed, both bounded."""
-    speed = (slope + 1).clamp_min_(smallest_closing_speed(potential.dtype))
+    speed = (slope + 1).clamp_min_(torch.finfo(potential.dtype).eps / 2)  # distance from 1 to the next smaller number
     return (1 - potential).clamp_min_(0).div_(speed).clamp_max_(1), speed
 
 
@@ -150,6 +139,47 @@ def firing(
     return activations.to(potentials.dtype), torch.stack(derivatives).to(potentials.dtype)
 
 
+def masking(x: Tensor, sigma: Tensor) -> Tensor:
+    """x [elements] stacked with its mask: [x ; σ·[x > 0]], [2, elements]."""
+    return torch.stack([x, torch.where(x > 0, sigma, 0).to(x.dtype)])
+
+
+def entering(neuron: Neuron, by_activation: Tensor, by_mask: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """The gradient of a layer's input [elements] from the gradients of its activations and, with a surrogate, masks."""
+    grad = aten.threshold_backward(by_activation, x, 0)  # where x > 0
+    return grad + vanishing(x, neuron) * by_mask * sigma if neuron.surrogate_width else grad
+
+
+def scaling(derivatives: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """(h, Σ h[0] over neurons): h is the product of derivatives [2, neurons, channels] and gradient."""
+    h = derivatives * grad
+    return h, h[0].sum(0, dtype=precise_dtype(h.dtype))
+
+
+def crossing(grad: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
+    """(h, Σ h over neurons) at σ = 0: h is the gradient where 0 < a < 1, else 0; NaN where a is NaN."""
+    precise = precise_dtype(grad.dtype)
+    h = inside(grad.to(precise), activations.to(precise))  # in 16 bits, comparisons are not vectorised
+    return h.to(grad.dtype), h.sum(0)
+
+
+def skipping(neuron: Neuron, h: Tensor, skip: Tensor, skip_weight: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of delayed spikes [..., channels] and of their weights [channels].
+
+    h holds the gradients of A and W, [2, ..., channels]; at σ = 0 the gradient of A alone, [1, ..., channels].
+    """
+    precise = precise_dtype(h.dtype)
+    by_potential, x = h[0].to(precise), skip.to(precise)
+    by_weight, by_spike = by_potential * x, by_potential
+    if neuron.has_slope:
+        by_slope = h[1].to(precise) * sigma
+        by_weight = by_weight + torch.where(x > 0, by_slope, 0)
+        by_spike = torch.where(x <= 0, 0, by_potential)
+        if neuron.has_surrogate:
+            by_spike = by_spike + by_slope * vanishing(x, neuron)
+    return (by_spike * skip_weight.to(precise)).to(h.dtype), sum_rows(by_weight)
+
+
 def with_delayed(
     A: Tensor, W: Tensor | None, skip: Tensor | None, skip_weight: Tensor | None, sigma: Tensor
 ) -> tuple[Tensor, Tensor | None]:
@@ -185,16 +215,10 @@ def summing(potentials: Tensor, sigma: Tensor, estimate: Tensor) -> tuple[Tensor
 
 
 def normalise(
-    A: Tensor,
-    W: Tensor | None,
-    sigma: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    skip: Tensor | None,
-    skip_weight: Tensor | None,
+    A: Tensor, W: Tensor | None, sigma: Tensor, scale: Tensor, shift: Tensor, *delayed: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """(A', W') plus delayed spikes; `scale` is g and `shift` is β − g·μ."""
-    return with_delayed((A * scale).add_(shift), None if W is None else W * scale, skip, skip_weight, sigma)
+    """(A', W') plus delayed spikes, if `delayed` are a skip and its weights; `scale` is g and `shift` is β − g·μ."""
+    return with_delayed((A * scale).add_(shift), None if W is None else W * scale, *delayed, sigma)
 
 
 def normalised_firing(potentials: Tensor, sigma: Tensor, *others: Any) -> Tensor:
@@ -224,13 +248,7 @@ def deriving(
 
 
 def spreading(
-    h: Tensor,
-    potentials: Tensor,
-    sigma: Tensor,
-    scale: Tensor,
-    mean: Tensor,
-    by_mean: Tensor,
-    by_variance: Tensor,
+    h: Tensor, potentials: Tensor, sigma: Tensor, scale: Tensor, mean: Tensor, by_mean: Tensor, by_variance: Tensor
 ) -> Tensor:
     """The gradients of A and of Σ w·[x > 0] from those of A' and W', h of `deriving`.
 
@@ -275,23 +293,16 @@ def fuse_passes(on: bool = True) -> None:
     _fusing = on
 
 
-def is_fused(x: Tensor) -> bool:
-    """Whether passes over x are fused: by `fuse_passes`, and by the device and size of x."""
-    return _fusing and x.device.type == "cpu" and x.numel() >= SMALLEST
-
-
 def is_formula(x: Tensor) -> bool:
     """Whether a compiler sees a pass over x: it is fused here, or `torch.compile` is tracing the caller."""
-    return torch.compiler.is_compiling() or is_fused(x)
+    return torch.compiler.is_compiling() or (_fusing and x.device.type == "cpu" and x.numel() >= SMALLEST)
 
 
 def run(formula: tuple[Any, ...], *operands: Tensor | None) -> Any:
-    """Evaluate a formula, (function, *settings); fused if `is_fused` holds for the first operand, the largest one.
+    """Evaluate a formula, (function, *settings): for a compiler if `is_formula` holds for the first, largest operand.
 
     Otherwise in blocks of neurons, if that operand is a pair. A compiler sees any σ > 0 as 1: formulas get σ as a
-    tensor, so that a new σ recompiles nothing.
-
-    Example: `run((entering, neuron), grad, mask_grad, x, sigma)`.
+    tensor, so that a new σ recompiles nothing. Example: `run((entering, neuron), grad, mask_grad, x, sigma)`.
     """
     function, *settings = formula
     first = operands[0]
@@ -316,16 +327,13 @@ def in_blocks(function: Callable[..., Any], settings: list[Any], operands: tuple
     blocks = -(-neurons // block)
     split = ([t] * blocks if t is None or t.dim() < 2 else t.flatten(-3, -2).split(block, -2) for t in operands)
     results = [function(*settings, *here) for here in zip(*split, strict=True)]
-    if isinstance(results[0], Tensor):
-        return joined(results, size)
-    return tuple(joined(list(parts), size) for parts in zip(*results, strict=True))
 
+    def joined(parts: Any) -> Any:
+        if parts[0].dim() < 2:
+            return parts[0] if len(parts) == 1 else sum(parts)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, -2)).unflatten(-2, size)
 
-def joined(parts: list[Tensor], size: list[int]) -> Any:
-    """A result of all blocks; that of neurons as [..., images, positions, channels]."""
-    if parts[0].dim() < 2:
-        return parts[0] if len(parts) == 1 else sum(parts)
-    return (parts[0] if len(parts) == 1 else torch.cat(parts, -2)).unflatten(-2, size)
+    return joined(results) if isinstance(results[0], Tensor) else tuple(map(joined, zip(*results, strict=True)))
 
 
 @cache
@@ -379,8 +387,3 @@ def persistence(neuron: Neuron, like: Tensor) -> Tensor:
 def precise_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a formula computes: at least float32."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def smallest_closing_speed(dtype: torch.dtype) -> float:
-    """Distance from 1 to the next smaller number: the smallest 1 − A > 0."""
-    return torch.finfo(dtype).eps / 2

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from tests.bench.modules import modules
 from ttfs_kernels.checks import Geometry
-from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.triton.problem import Problem
+from ttfs_kernels.triton.problem import Problem, problem_of
 from ttfs_triton.nn import Stage, network_graph, networks
 
 bench, kernels, kernels_layers, providers = modules("_bench", "kernels", "_kernels_layers", "_kernels_providers")
@@ -79,9 +78,10 @@ def network_layers(model: str) -> dict[str, list[tuple[str, Problem]]]:
 
     def fire(stage: Stage, x: Tensor, skip: Tensor | None) -> Tensor:
         if stage.kind in found:
-            layer, neuron = stage.weighted, Neuron(float(stage.kind == "spiking"))
+            layer, spiking = stage.weighted, stage.kind == "spiking"
             geometry = Geometry(**layer.geometry) if layer.geometry else None
-            found[stage.kind].append((stage.name, Problem.of(x, layer.weight, geometry, neuron)))
+            shapes = tuple(x.shape), tuple(layer.weight.shape)
+            found[stage.kind].append((stage.name, problem_of(*shapes, geometry, x.dtype, spiking, False, False)))
         return torch.empty(1, *stage.shape, device="meta")
 
     network_graph(network).run(torch.empty(1, *network.image_shape, device="meta"), fire)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernels import oracle
-from ttfs_kernels import Neuron, dft_conv2d, dft_linear
+from ttfs_kernels import Neuron, Normalisation, dft_conv2d, dft_linear, normalised_conv2d, normalised_linear
 from ttfs_kernels.checks import Geometry
 
 HAS_TRITON = find_spec("triton") is not None
@@ -114,18 +114,24 @@ def operands(
     return {name: value.to(device, dtype).requires_grad_() for name, value in chosen.items()}
 
 
-def apply(kind: Kind, tensors: Operands, served: Served | None = None, **options: Any) -> Tensor:
-    """Activations of the layer."""
+def apply(kind: Kind, tensors: Operands, served: Served | None = None, *, estimate: float = 0.0, **options: Any) -> Any:
+    """Activations of the layer; `Normalised` if an operand is γ of batch norm."""
     options |= {} if served is None else {"backend": served.name}
-    if kind.geometry is None:
-        return dft_linear(**tensors, **options)
-    return dft_conv2d(**tensors, **kind.geometry._asdict(), **options)
+    options |= {} if kind.geometry is None else kind.geometry._asdict()
+    if "gamma" not in tensors:
+        return (dft_linear if kind.geometry is None else dft_conv2d)(**tensors, **options)
+    others = dict(tensors)
+    x, weight, gamma, beta = (others.pop(name) for name in ("x", "weight", "gamma", "bias"))
+    norm = Normalisation(gamma, beta, torch.full_like(gamma, estimate))
+    layer = normalised_linear if kind.geometry is None else normalised_conv2d
+    return layer(x, weight, norm, **others, **options)
 
 
 def results(kind: Kind, tensors: Operands, served: Served | None = None, **options: Any) -> list[Tensor]:
-    """Activations, and all gradients of half their squares' sum."""
-    y = apply(kind, tensors, served, **options)
-    return [y, *torch.autograd.grad(y.float().square().sum() / 2, list(tensors.values()))]
+    """Activations, statistics of batch norm if it has any, and all gradients of half the activations' squares' sum."""
+    outputs = apply(kind, tensors, served, **options)
+    y, *statistics = [outputs] if isinstance(outputs, Tensor) else outputs
+    return [y, *statistics, *torch.autograd.grad(y.float().square().sum() / 2, list(tensors.values()))]
 
 
 def leaves(tensors: Operands) -> Operands:

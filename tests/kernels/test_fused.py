@@ -2,17 +2,18 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
-from tests.kernels.common import KINDS, LINEAR, NAMES, Kind, activations, apply, leaves, operands, results
+from tests.kernels.common import CONV2D, LINEAR, NAMES, UNEVEN, Kind, apply, leaves, operands, results
 from ttfs_kernels import Neuron, fuse_passes, rule
-from ttfs_kernels.torch_layer import crossing, entering
 
 NEURON = Neuron(0.5, derivative_clip=3.0, surrogate_width=0.3, split_gradient=0.4)
+WITH_NORM = (*NAMES, "gamma")
 
 
 @pytest.fixture(autouse=True)
@@ -22,33 +23,37 @@ def fuse_small_layers_too(monkeypatch) -> Iterator[None]:
     fuse_passes(False)
 
 
-def both_passes(fuse: bool, kind: Kind, dtype: torch.dtype, neuron: Neuron = NEURON) -> list[Tensor]:
+def both_passes(fuse: bool, kind: Kind, dtype: torch.dtype, neuron: Neuron = NEURON, names=NAMES) -> list[Tensor]:
     """Activations and all gradients of a layer with a bias and a skip; the same operands in every call."""
     fuse_passes(fuse)
     torch.manual_seed(0)
-    tensors = {name: t.to(dtype if t.dim() > 1 else torch.float32) for name, t in operands(kind, *NAMES).items()}
-    found = results(kind, leaves(tensors), neuron=neuron, backend="torch")
+    tensors = {name: t.to(dtype if t.dim() > 1 else torch.float32) for name, t in operands(kind, *names).items()}
+    values = results(kind, leaves(tensors), neuron=neuron, backend="torch")
     assert rule._fusing is fuse  # nothing fell back
-    return found
+    return values
 
 
 # Sums over neurons, and a skip's product, are added up in another order. The first of each sort compiles for seconds.
-@KINDS
-@pytest.mark.parametrize(
-    ("neuron", "dtype", "tolerance"),
-    [
-        pytest.param(neuron, dtype, tolerance, marks=[] if quick else pytest.mark.slow)
-        for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 2e-2))
-        for neuron in (NEURON, Neuron(1.0), Neuron(0.0))
-        for quick in [(neuron, dtype) in ((NEURON, torch.float32), (Neuron(0.0), torch.bfloat16))]
-    ],
-)
-def test_layers_are_those_of_the_eager_passes(kind, neuron, dtype, tolerance):
-    eager, compiled = (both_passes(fuse, kind, dtype, neuron) for fuse in (False, True))
-    assert len(eager) == len(compiled) == 6
-    for expected, found in zip(eager, compiled, strict=True):
-        assert found.dtype == expected.dtype
-        assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+CASES = [
+    pytest.param(kind, names, neuron, dtype, tolerance, marks=[] if quick else pytest.mark.slow)
+    for kind, names in ((LINEAR, NAMES), (CONV2D, NAMES), (UNEVEN._replace(x=(3, 4, 7, 6)), WITH_NORM))
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2))
+    for neuron in (NEURON, Neuron(1.0), *([Neuron(0.0)] if names == NAMES else []))
+    for quick in [(neuron, dtype) in ((NEURON, torch.float32), (Neuron(0.0), torch.bfloat16))]
+]
+
+
+@pytest.mark.parametrize(("kind", "names", "neuron", "dtype", "tolerance"), CASES)
+def test_layers_are_those_of_the_eager_passes(kind, names, neuron, dtype, tolerance):
+    """Another persistence or batch compiles nothing anew."""
+    others = replace(neuron, psp_persistence=neuron.psp_persistence / 2), kind._replace(x=(5, *kind.x[1:]))
+    for again, (chosen, shapes) in enumerate(((neuron, kind), others)):
+        with torch._dynamo.config.patch(error_on_recompile=bool(again)):
+            eager, compiled = (both_passes(fuse, shapes, dtype, chosen, names) for fuse in (False, True))
+        assert len(eager) == len(compiled) == 6 + 3 * ("gamma" in names)
+        for expected, ours in zip(eager, compiled, strict=True):
+            assert ours.dtype == expected.dtype
+            assert (ours - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 def test_the_rule_and_its_gradient_are_equal_to_the_bit_in_every_case():
@@ -61,20 +66,10 @@ def test_the_rule_and_its_gradient_are_equal_to_the_bit_in_every_case():
     torch.testing.assert_close(found, rule.firing(NEURON, True, *operands), rtol=0, atol=0, equal_nan=True)
     # At σ = 0 the derivative is 1 inside the window.
     x, grad = (column.view(-1, 1) for column in torch.cartesian_prod(special[[0, 3, 4, 5, 9]], special).t())
-    found, total = rule.compiled(crossing)(grad, x)
+    found, total = rule.compiled(rule.crossing)(grad, x)
     expected = torch.where((x > 0) & (x < 1), grad, 0).where(~x.isnan(), x)
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     assert total.isnan().all()
-
-
-def test_one_compilation_serves_all_shapes():
-    fuse_passes()
-    enter, sigma = rule.compiled(entering, NEURON.of_any_persistence()), torch.tensor(0.5)
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for elements in (6, 48, 1000):
-            grad, x = torch.randn(2, elements), activations(elements)
-            expected = torch.where(x > 0, grad[0], 0) + grad[1] * (1 - x * (1 / 0.3)).clamp_min(0) * 0.5
-            torch.testing.assert_close(enter(*grad, x, sigma), expected, rtol=0, atol=0)
 
 
 def test_without_a_compiler_passes_stay_as_they_are(monkeypatch, caplog):

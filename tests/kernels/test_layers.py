@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from tests.kernels.common import NAMES, Kind, apply, convolutions, expected, leaves, linears, operands, serving
 from tests.kernels.memory import fenced_memory
-from ttfs_kernels import Neuron, contraction, rule
+from ttfs_kernels import Neuron, rule, torch_layer
 from ttfs_kernels.checks import Geometry
-from ttfs_kernels.contraction import gradient_of_input
+from ttfs_kernels.torch_layer import gradient_of_input
 
 PRECISE = (torch.float64, torch.float32)
 
@@ -60,11 +60,11 @@ def tolerance(dtype: torch.dtype, terms: int) -> dict[str, float]:
 @contextmanager
 def few_programs() -> Iterator[None]:
     """Our kernels' passes over neurons take several steps, and memory is fenced."""
-    from ttfs_kernels.triton import blocks, neurons
+    from ttfs_kernels.triton import neurons
 
     with pytest.MonkeyPatch.context() as patch, fenced_memory():
         patch.setattr(neurons, "ELEMENTS", 128)
-        patch.setattr(blocks, "ROW_PROGRAMS", 3)
+        patch.setattr(neurons, "ROW_PROGRAMS", 3)
         yield
 
 
@@ -98,10 +98,10 @@ def check(backend: str, layer: Layer, dtype: torch.dtype, device: torch.device) 
 def test_torch_matches_float64(device, layer, dtype, way):
     """Contractions are computed in each of their three ways, and the firing rule in many blocks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contraction, "LARGEST_MAP", math.inf if way == "columns" else -1)
-        patch.setattr(contraction, "WEIGHTS_PER_NEURON", dict.fromkeys(PRECISE, 0))
-        patch.setattr(contraction, "SIDE_BY_SIDE", PRECISE if way == "side by side" else ())
-        patch.setattr(contraction, "MANY_WEIGHTS", 0)
+        patch.setattr(torch_layer, "LARGEST_MAP", math.inf if way == "columns" else -1)
+        patch.setattr(torch_layer, "WEIGHTS_PER_NEURON", dict.fromkeys(PRECISE, 0))
+        patch.setattr(torch_layer, "SIDE_BY_SIDE", PRECISE if way == "side by side" else ())
+        patch.setattr(torch_layer, "MANY_WEIGHTS", 0)
         patch.setattr(rule, "BLOCK_ELEMENTS", 32)
         check("torch", layer, dtype, device)
 
@@ -116,7 +116,7 @@ def test_triton_matches_float64(device, layer, dtype):
 def test_columns_sum_input_gradients_in_float32(monkeypatch):
     """25 products meet in each input; summed in bfloat16, the error would be 1.2 units in the last place, not 0.6."""
     geometry = Geometry((1, 1), (2, 2), (1, 1), 1)
-    monkeypatch.setattr(contraction, "WEIGHTS_PER_NEURON", {torch.bfloat16: 0})
+    monkeypatch.setattr(torch_layer, "WEIGHTS_PER_NEURON", {torch.bfloat16: 0})
     h, weight = (torch.randn(shape, dtype=torch.bfloat16) for shape in ((4, 64, 4, 4), (64, 32, 5, 5)))
     h, weight = (maps.contiguous(memory_format=torch.channels_last) for maps in (h, weight))
     expected = torch.nn.grad.conv2d_input((4, 32, 4, 4), weight.double(), h.double(), padding=2)

@@ -5,7 +5,6 @@ Operands are multiples of 1/8, so that potentials are the same in every dtype.
 
 import math
 from contextlib import nullcontext
-from functools import partial
 from itertools import product
 
 import pytest
@@ -20,7 +19,6 @@ from tests.kernels.common import (
     HAS_TRITON,
     LINEAR,
     NAMES,
-    UNEVEN,
     Kind,
     Operands,
     apply,
@@ -30,7 +28,7 @@ from tests.kernels.common import (
     operands,
 )
 from tests.kernels.memory import fenced_memory
-from ttfs_kernels import Neuron, Normalisation, Normalised, fuse_passes, normalised_conv2d, normalised_linear, rule
+from ttfs_kernels import Neuron, Normalised
 from ttfs_kernels.checks import Geometry
 
 NEURONS = [
@@ -46,30 +44,17 @@ EPSILON = 1e-5
 kinds = linears() | convolutions((1, 2), (1, 3, 17), (1, 1, 2), slack=1)
 
 
-class _Surrogate(torch.autograd.Function):
-    """x, or its mask [x > 0], with the gradients that layers give their inputs."""
-
-    @staticmethod
-    def forward(ctx, x, neuron, mask):
-        ctx.save_for_backward(x)
-        ctx.neuron, ctx.mask = neuron, mask
-        return (x > 0).to(x) if mask else x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,), neuron = ctx.saved_tensors, ctx.neuron
-        if not ctx.mask:
-            return grad * (x > 0) if neuron.has_slope else grad, None, None
-        return grad * (1 - x / neuron.surrogate_width).clamp_min(0) if neuron.has_surrogate else 0 * grad, None, None
-
-
 def folded(kind: Kind, tensors: Operands, neuron: Neuron) -> Normalised:
     """The plain layer of g·w and β − g·μ, where g and μ follow from the potentials of this batch."""
     tensors = dict(tensors)
     x, weight, gamma, beta = (tensors.pop(name) for name in ("x", "weight", "gamma", "bias"))
     contract = F.linear if kind.geometry is None else lambda x, w: F.conv2d(x, w, None, *kind.geometry)
-    A, spikes = (contract(_Surrogate.apply(x, neuron, mask), weight) for mask in (False, True))
-    V = A + neuron.psp_persistence * spikes
+    spikes, width = (x > 0).to(x), neuron.surrogate_width
+    if neuron.has_surrogate:
+        near = x.clamp_max(width) - x.clamp_max(width).square() / (2 * width)  # its derivative is 1 - x/δ
+        spikes = spikes + (near - near.detach())
+    A = contract(x * (x > 0) if neuron.has_slope else x, weight)
+    V = A + neuron.psp_persistence * contract(spikes, weight)
     V = V if kind.geometry is None else V.movedim(1, -1).flatten(0, 2)
     variance, mean = torch.var_mean(V, 0, correction=0)
     g = gamma * (variance + EPSILON).rsqrt()
@@ -81,18 +66,6 @@ def folded(kind: Kind, tensors: Operands, neuron: Neuron) -> Normalised:
 def values(kind: Kind) -> int:
     """Values of a channel, over images and positions."""
     return math.prod((kind.out[0], *kind.out[2:]))
-
-
-def normalised(
-    kind: Kind, tensors: Operands, neuron: Neuron, backend: str = "torch", estimate: float = 0.0
-) -> Normalised:
-    late = dict(tensors)
-    x, weight, gamma, beta = (late.pop(name) for name in ("x", "weight", "gamma", "bias"))
-    norm = Normalisation(gamma, beta, torch.full_like(gamma, estimate), EPSILON)
-    options = {**late, "neuron": neuron, "backend": backend}
-    if kind.geometry is None:
-        return normalised_linear(x, weight, norm, **options)
-    return normalised_conv2d(x, weight, norm, **kind.geometry._asdict(), **options)
 
 
 def given_to(kind: Kind, has_skip: bool = False, dtype: torch.dtype = torch.float32, device="cpu") -> Operands:
@@ -115,9 +88,9 @@ def outcome(found: Normalised, tensors: Operands) -> list[Tensor]:
 def check(kind: Kind, tensors: Operands, neuron: Neuron, backend: str) -> None:
     """Against PyTorch in float64."""
     precise = leaves({name: tensor.cpu().double() for name, tensor in tensors.items()})
-    wanted = outcome(normalised(kind, precise, neuron), precise)
+    wanted = outcome(apply(kind, precise, neuron=neuron), precise)
     with fenced_memory() if backend == "triton" else nullcontext():
-        found = outcome(normalised(kind, tensors, neuron, backend), tensors)
+        found = outcome(apply(kind, tensors, neuron=neuron, backend=backend), tensors)
     assert found[0].dim() < 4 or found[0].is_contiguous(memory_format=torch.channels_last)
     eps = torch.finfo(found[0].dtype).eps
     loose = {"rtol": 8 * eps, "atol": 4 * eps} if eps > 1e-4 else {"rtol": 1e-4, "atol": 1e-4}
@@ -134,7 +107,7 @@ def check(kind: Kind, tensors: Operands, neuron: Neuron, backend: str) -> None:
 def test_layers_are_those_that_they_fold_into(neuron, kind, has_skip):
     assume(values(kind) > 1)
     tensors = given_to(kind, has_skip, torch.float64)
-    wanted, found = (outcome(layer(kind, tensors, neuron), tensors) for layer in (folded, normalised))
+    wanted, found = (outcome(layer(kind, tensors, neuron=neuron), tensors) for layer in (folded, apply))
     torch.testing.assert_close(found, wanted)
 
 
@@ -148,29 +121,11 @@ def test_layers_are_those_that_they_fold_into(neuron, kind, has_skip):
 )
 def test_our_kernels_are_the_layers_of_pytorch(device, kind, neuron, dtype, has_skip, programs):
     """Few programs take several steps each, of which the last is not full."""
-    blocks = pytest.importorskip("ttfs_kernels.triton.blocks")
+    neurons = pytest.importorskip("ttfs_kernels.triton.neurons")
     assume(values(kind) > 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "ROW_PROGRAMS", programs)
+        patch.setattr(neurons, "ROW_PROGRAMS", programs)
         check(kind, given_to(kind, has_skip, dtype, device), neuron, "triton")
-
-
-@pytest.mark.parametrize(
-    ("surrogate_width", "dtype"), [(0.0, torch.float32), (0.5, torch.float32), (0.5, torch.bfloat16)]
-)
-def test_fused_passes_are_the_eager_ones(monkeypatch, surrogate_width, dtype):
-    """Another persistence compiles nothing anew."""
-    monkeypatch.setattr(rule, "SMALLEST", 1)
-    tolerance = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
-    tensors = given_to(UNEVEN, True, dtype)
-    for sigma in (0.1, 0.7, 1.0):
-        neuron = Neuron(sigma, surrogate_width=surrogate_width)
-        eager = outcome(normalised(UNEVEN, tensors, neuron), tensors)
-        fuse_passes()
-        with torch._dynamo.config.patch(error_on_recompile=sigma > 0.1):
-            compiled = outcome(normalised(UNEVEN, tensors, neuron), tensors)
-        fuse_passes(False)
-        torch.testing.assert_close(compiled, eager, **tolerance)
 
 
 @BACKENDS
@@ -179,7 +134,7 @@ def test_constant_channels_divide_by_nothing(device, backend, neuron):
     tensors = given_to(LINEAR, device=device)
     for x in (torch.rand(1, 7).expand(4, 7), torch.zeros(4, 7)):
         here = tensors | {"x": x.to(device).requires_grad_()}
-        found = outcome(normalised(LINEAR, here, neuron, backend), here)
+        found = outcome(apply(LINEAR, here, neuron=neuron, backend=backend), here)
         assert all(value.isfinite().all() for value in found)
 
 
@@ -192,7 +147,7 @@ def test_one_value_a_channel_is_refused(device, backend):
         with pytest.raises(
             ValueError, match=f"two values or more to normalise over; got {images}, of x .* more images"
         ):
-            normalised(kind, given_to(kind, device=device), Neuron(), backend)
+            apply(kind, given_to(kind, device=device), backend=backend)
 
 
 @BACKENDS
@@ -206,46 +161,20 @@ def test_statistics_keep_their_digits_far_from_zero(device, backend, monkeypatch
     x, one = 1000 + torch.randn(4096, 1, dtype=torch.float64), torch.ones(1, 1, device=device)
     tensors = {"x": x.float().to(device), "weight": one, "gamma": one[0], "bias": one[0] - 1}
     estimate = 999.0 if backend == "torch" else 0.0
-    found = normalised(LINEAR, tensors, Neuron(0.0), backend, estimate=estimate)
+    found = apply(LINEAR, tensors, neuron=Neuron(0.0), backend=backend, estimate=estimate)
     torch.testing.assert_close(found.variance.cpu().double(), x.float().double().var(0), rtol=1e-4, atol=0)
 
 
 def test_under_autocast_contractions_have_its_type_and_statistics_float32():
     tensors = given_to(CONV2D)
     with torch.autocast("cpu", torch.bfloat16):
-        found = normalised(CONV2D, tensors, Neuron())
+        found = apply(CONV2D, tensors)
     assert [tensor.dtype for tensor in found] == [torch.bfloat16, torch.float32, torch.float32]
     assert {tensor.dtype for tensor in outcome(found, tensors)[3:]} == {torch.float32}
-
-
-def test_a_new_persistence_is_a_number_to_kernels(device):
-    """Nothing else of a launch follows from σ, clip or width, and Triton compiles for no value of such a number."""
-    blocks = pytest.importorskip("ttfs_kernels.triton.blocks")
-    found: list[list[tuple]] = []
-    for neuron in (Neuron(0.1, 11.0, 0.5, 1.0), Neuron(1.0, 3.0, 0.25, 0.5)):
-        with blocks.planned() as launches:
-            normalised(CONV2D, given_to(CONV2D, True, device=device), neuron, "triton").activations.sum().backward()
-        assert len(launches) > 7
-        found.append([])
-        for kernel, grid, values, options in launches:
-            for sigma, *numbers in (value for value in values if type(value).__name__ == "_Numbers"):
-                assert sigma is None or (sigma.shape, sigma.dtype) == ((), torch.float32)
-                assert all(isinstance(number, float) for number in numbers)
-            found[-1].append((kernel, grid, [value for value in values if isinstance(value, int)], options))
-    assert found[0] == found[1]
 
 
 def test_wrong_operands_are_refused():
     """A kernel would read beyond them; `test_checks.py` has the errors that plain layers raise, too."""
     for name, message in (("bias", "bias must have shape"), ("gamma", r"normalisation.weight must have shape \[6\]")):
         with pytest.raises(ValueError, match=f"normalised_linear: {message}"):
-            normalised(LINEAR, given_to(LINEAR) | {name: torch.rand(1)}, Neuron())
-
-
-@BACKENDS
-@pytest.mark.usefixtures("fresh_compiler")
-def test_a_compiled_layer_is_one_graph(device, backend):
-    tensors = given_to(UNEVEN, True, device=device if backend == "triton" else "cpu")
-    layer = partial(normalised, UNEVEN, neuron=NEURONS[3], backend=backend)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(outcome(compiled(tensors), tensors), outcome(layer(tensors), tensors))
+            apply(LINEAR, given_to(LINEAR) | {name: torch.rand(1)})

@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.graph import saved_tensors_hooks
-from torch.profiler import ProfilerActivity, profile
 
 from tests.kernels.common import (
     CONV2D,
@@ -22,16 +20,6 @@ from tests.kernels.common import (
 )
 from tests.kernels.common import expected as oracle_of
 from ttfs_kernels import Neuron
-
-# Allocation, views, and layout copies; what Triton's interpreter does to reach a tensor's memory is among them.
-ALLOWED = {
-    f"aten::{name}"
-    for name in (
-        *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "set_", "zero_", "fill_"),
-        *("view", "reshape", "_unsafe_view", "as_strided", "permute", "select", "detach", "alias"),
-        *("contiguous", "clone", "copy_", "to", "_to_copy", "full", "promote_types"),
-    )
-}
 
 
 def on(served, kind: Kind, *names: str, **how) -> dict[str, Tensor]:
@@ -101,21 +89,6 @@ def test_other_derivatives_are_refused(served, kind):
 
 
 @KINDS
-def test_saved_tensors_can_be_moved_away_and_are_watched(served, kind):
-    tensors, packed = on(served, kind), []
-    expected = results(kind, tensors, served)
-    with saved_tensors_hooks(lambda tensor: packed.append(tensor) or tensor.clone(), lambda tensor: tensor):
-        moved = results(kind, tensors, served)
-    assert packed
-    assert all(map(torch.equal, moved, expected))
-    y = apply(kind, tensors, served, neuron=Neuron(0.0))
-    with torch.no_grad():
-        tensors["weight"].add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        y.sum().backward()
-
-
-@KINDS
 @pytest.mark.parametrize(("psp_persistence", "surrogate_width"), [(0.0, 0.0), (1.0, 0.0), (0.25, 0.5)])
 def test_nan_reaches_every_result_that_depends_on_it(served, kind, psp_persistence, surrogate_width):
     """A NaN input, seen by all neurons of one row: their activations, and every gradient that they have a part in."""
@@ -129,29 +102,6 @@ def test_nan_reaches_every_result_that_depends_on_it(served, kind, psp_persisten
         assert by_image[1:].isfinite().all()
     assert grad_weight.isnan().all()
     assert grad_bias.isnan().all()
-
-
-@KINDS
-def test_overflown_potentials_fire_at_once(served, kind):
-    """A and W beyond the largest float16."""
-    tensors = on(served, kind, dtype=torch.float16)
-    with torch.no_grad():
-        tensors["x"].fill_(1)
-        tensors["weight"].fill_(6e4)
-    y, *gradients = results(kind, tensors, served)
-    assert (y == 1).all()
-    assert not any(gradient.any() for gradient in gradients)
-
-
-@KINDS
-def test_triton_calls_no_library(served, kind):
-    """No PyTorch operator that computes, forward and backward."""
-    tensors, grad = on(served, kind), torch.ones(kind.out, device=served.device)
-    with profile(activities=[ProfilerActivity.CPU]) as recorded:
-        torch.autograd.grad(apply(kind, tensors, served, neuron=Neuron(0.25)), list(tensors.values()), grad)
-    found = {event.name for event in recorded.events() or () if event.name.startswith("aten::")} - ALLOWED
-    assert (found == set()) == (served.name == "triton")
-    assert served.name == "triton" or ("aten::mm" if kind == LINEAR else "aten::convolution_backward") in found
 
 
 @KINDS
@@ -193,35 +143,30 @@ def test_autocast_leaves_float64_alone(kind):
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize(
-    ("kind", "psp_persistence", "autocast"),
-    [(LINEAR, 0.0, True), (LINEAR, 1.0, False), (CONV2D, 0.0, False), (CONV2D, 1.0, True)],
+    ("kind", "names", "psp_persistence", "autocast"),
+    [
+        *((LINEAR, NAMES[:3], 0.0, True), (LINEAR, NAMES, 1.0, False)),
+        *((CONV2D, NAMES[:3], 0.0, False), (CONV2D, NAMES, 1.0, True), (CONV2D, (*NAMES, "gamma"), 1.0, False)),
+    ],
 )
-def test_compiles_in_one_graph(served, kind, psp_persistence, autocast):
-    tensors = on(served, kind)
+def test_compiles_in_one_graph_for_batches_of_all_sizes(served, kind, names, psp_persistence, autocast):
+    """The compiler's sizes are symbols from the second batch on."""
     dtype = torch.bfloat16 if served.name == "torch" else torch.float16
 
     def layer(tensors):
         with torch.autocast(served.device.type, dtype, enabled=autocast):
-            return apply(kind, tensors, served, neuron=Neuron(psp_persistence)).float()
+            y = apply(kind, tensors, served, neuron=Neuron(psp_persistence, surrogate_width=0.5))
+            return (y.activations if "gamma" in names else y).float()
 
-    def all_results(function):
+    def all_results(function, tensors):
         y = function(tensors)
         return y, *torch.autograd.grad(y.square().sum(), list(tensors.values()))
 
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    for ours, theirs in zip(all_results(compiled), all_results(layer), strict=True):
-        assert torch.equal(ours, theirs)
-        assert ours.stride() == theirs.stride()
-    with torch.no_grad():
-        assert torch.equal(compiled(tensors), layer(tensors))
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-def test_compiled_layers_take_batches_of_other_sizes(served):
-    """The compiler's sizes are symbols from the second batch on."""
-    compiled = torch.compile(lambda tensors: apply(CONV2D, tensors, served), fullgraph=True, backend="aot_eager")
     for batch in (2, 3, 4):
-        tensors = on(served, CONV2D._replace(x=(batch, *CONV2D.x[1:])))
-        y = compiled(tensors)
-        found = y, *torch.autograd.grad(y.square().sum() / 2, list(tensors.values()))
-        assert all(map(torch.equal, found, results(CONV2D, tensors, served)))
+        tensors = on(served, kind._replace(x=(batch, *kind.x[1:])), *names)
+        for ours, theirs in zip(all_results(compiled, tensors), all_results(layer, tensors), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+            assert ours.stride() == theirs.stride()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(tensors), layer(tensors), rtol=1e-5, atol=1e-5)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from tests.train.recorded import RecordedGraphs
 from tests.train.runs import TARGET, assert_same_run, best, change
-from ttfs_kernels.triton import blocks
+from ttfs_kernels.triton import common
 from ttfs_triton.nn import Grid, LatencyEncoder
 from ttfs_triton.train import ConfigError, TrainConfig, learner, train
 from ttfs_triton.train.device import WARM_UP, GraphError, choose_graphs
@@ -78,7 +78,7 @@ def test_replayed_kernels_follow_a_rising_persistence_and_were_all_launched_befo
         batch_size=2, statistics_steps=100, max_train_samples=25, max_test_samples=2,
     )  # fmt: skip
     train_plainly(config, tmp_path / "plain")
-    loaded, launch = set(), blocks.launch
+    loaded, launch = set(), common.launch
 
     def noted(kernel, grid, *values, **options):
         run = partial(launch, kernel, grid, *values, **options)
@@ -91,7 +91,7 @@ def test_replayed_kernels_follow_a_rising_persistence_and_were_all_launched_befo
         with _disable_current_modes():  # the interpreter's own copies are no operators of the step
             run()
 
-    monkeypatch.setattr(blocks, "launch", noted)
+    monkeypatch.setattr(common, "launch", noted)
     train(config)
     assert graphs.captures == 2
     assert graphs.replays == 10 - 2 * WARM_UP - 1, "all steps but the first and two warm-ups"

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear, normalised_conv2d, normalised_linear
-from ttfs_kernels.checks import autocasts, check_name
+from ttfs_kernels.checks import Geometry, autocasts, check_name
 from ttfs_kernels.checks import pair as checked_pair
-from ttfs_kernels.contraction import Geometry
 from ttfs_triton.nn.on_chip import fire_on_grid
 from ttfs_triton.nn.weighted import Size, WeightedLayer
 

@@ -1,21 +1,17 @@
-"""How a pass is cut into programs: the chip, its blocks, the splits of a reduction; and the launch of a kernel."""
+"""How a contraction is cut into programs: its blocks, the splits of a reduction, and the arguments of its launch."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import triton
-import triton.language as tl
-from torch import Tensor
 
+from ttfs_kernels.triton.common import Chip
 from ttfs_kernels.triton.problem import Problem
 
 WIDE = 2**31  # the smallest offset that does not fit into 32 bits
@@ -27,125 +23,6 @@ SMALLEST_BLOCK = 16  # smallest side of a tensor-core product
 SMALLEST_SHARED = 32
 # Share of the products that blocks of one position must save: they read many images, in shorter runs of memory.
 WORTH_SKIPPING = 0.05
-ROW_PROGRAMS = 256  # most programs that sum over rows: two a processor of a large GPU, and one tile adds their sums
-SMALLEST_CAPABILITY = 80
-
-# Whether kernels run in Triton's interpreter. Triton reads TRITON_INTERPRET when it is first imported; later changes of
-# the variable have no effect.
-INTERPRETING = not isinstance(tl.zeros, triton.JITFunction)
-
-
-class Chip(NamedTuple):
-    """A GPU: vendor ("cuda" or "hip"), architecture (90 for sm_90, "gfx942"), number of its processors."""
-
-    vendor: str
-    architecture: int | str
-    processors: int
-
-    @property
-    def has_wgmma(self) -> bool:
-        """Whether products are asynchronous and span whole warp groups (Hopper)."""
-        return self.vendor == "cuda" and self.architecture == 90
-
-    @property
-    def has_tensor_memory(self) -> bool:
-        """Whether accumulators are outside the registers (data-centre Blackwell, sm_100 to sm_110)."""
-        return self.vendor == "cuda" and isinstance(self.architecture, int) and 100 <= self.architecture < 120
-
-    @property
-    def inputs_first(self) -> bool:
-        """Whether inputs are the first operand of the products in the forward pass and in grad_w.
-
-        With `mma.sync` (and on AMD) the first operand comes through registers, where the spike mask is made anyway. On
-        sm_90, a product whose first operand is in registers overlaps with the product before it, and the compiler may
-        overwrite those registers too early: a silent race, in every Triton version so far. With weights first, or the
-        neurons in grad_w, all operands are in shared memory. Then grad_w has two accumulators: products chained into
-        one would drain the pipeline in mid-step.
-        """
-        return not (self.has_wgmma or self.has_tensor_memory)
-
-    def __str__(self) -> str:
-        return f"sm_{self.architecture}" if self.vendor == "cuda" else str(self.architecture)
-
-
-_chips: dict[torch.device, Chip] = {}  # a plain dictionary: torch.compile traces through `unavailable`
-
-
-def chip_of(device: torch.device) -> Chip:
-    """The chip of a device; anything but a GPU is the interpreter, planned for as a small sm_90."""
-    if device.type != "cuda":
-        return Chip("cuda", 90, 4)
-    if device not in _chips:
-        properties = torch.cuda.get_device_properties(device)
-        kind = ("cuda", 10 * properties.major + properties.minor)
-        if torch.version.hip is not None:
-            kind = ("hip", properties.gcnArchName.split(":")[0])
-        _chips[device] = Chip(*kind, properties.multi_processor_count)
-    return _chips[device]
-
-
-def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why kernels cannot run on a device with a dtype, or None if they can. Triton must be installed."""
-    if dtype == torch.float64:
-        return "float64 has no Triton kernel; use float32, or the torch backend"
-    if device.type not in ("cpu", "cuda"):
-        return f"device {device.type!r} is not a CUDA or ROCm GPU"
-    if device.type == "cpu" and not INTERPRETING:
-        return "tensors are on the CPU, and TRITON_INTERPRET=1 was not set before the start"
-    if INTERPRETING and dtype == torch.bfloat16:  # on a GPU too
-        return "Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32 there"
-    chip = chip_of(device)
-    if chip.vendor == "cuda" and int(chip.architecture) < SMALLEST_CAPABILITY:
-        return f"{chip} is older than sm_{SMALLEST_CAPABILITY}"
-    return None
-
-
-class Launch(NamedTuple):
-    """A kernel's launch that did not run: the kernel, its grid, its arguments and options."""
-
-    kernel: Any
-    grid: tuple[int, ...]
-    values: tuple[Any, ...]
-    options: dict[str, Any]
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments by name, compile-time constants too."""
-        return dict(zip(self.kernel.arg_names, self.values, strict=False)) | self.options
-
-
-_planned: list[Launch] | None = None
-
-
-@contextmanager
-def planned() -> Iterator[list[Launch]]:
-    """Launches in the `with` block, in any thread, which do not run."""
-    global _planned
-    _planned, before = [], _planned
-    try:
-        yield _planned
-    finally:
-        _planned = before
-
-
-def launch(
-    kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, num_stages: int = 1, **constants: Any
-) -> None:
-    """Launch a kernel on the current stream of its first tensor's device; nothing if tensors have no memory.
-
-    These are the fake tensors of PyTorch's compiler, which wants outputs allocated but not computed. Without fused
-    multiply-add, the firing rule rounds as in PyTorch.
-    """
-    leaves = (leaf for value in arguments for leaf in (value if isinstance(value, tuple) else (value,)))
-    tensor = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
-    options = constants | {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": False}
-    if _planned is not None:
-        _planned.append(Launch(kernel, grid, arguments, options))
-    if _planned is not None or tensor.untyped_storage().device.type == "meta":
-        return
-    # Triton launches on the current device, which need not be the tensor's.
-    with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
-        kernel[grid](*arguments, **options)
 
 
 @dataclass(frozen=True)
@@ -180,21 +57,6 @@ class Config:
         """Arguments that all contractions take."""
         sizes = {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "BLOCK_K": self.block_k}
         return sizes | {"PRECISION": self.precision, "num_warps": self.num_warps, "num_stages": self.num_stages}
-
-
-def blocks_for(which: str, problem: Problem, device: torch.device) -> Config:
-    """`blocks_of` on a device, with the precision that PyTorch is set to."""
-    return blocks_of(which, problem, chip_of(device), precision_of(problem, device))
-
-
-def precision_of(problem: Problem, device: torch.device) -> str:
-    """Precision of a layer's products, "ieee" or "tf32", by PyTorch's switch for matrix products or convolutions."""
-    vendor, architecture, _ = chip_of(device)
-    if problem.dtype != torch.float32 or (vendor == "hip" and architecture != "gfx942"):  # no other AMD GPU has tf32
-        return "ieee"
-    cudnn: Any = torch.backends.cudnn
-    switch = torch.backends.cuda.matmul if problem.is_matrix_product else cudnn.conv
-    return "tf32" if switch.fp32_precision == "tf32" else "ieee"
 
 
 @lru_cache(maxsize=1024)
@@ -307,15 +169,6 @@ def skips(problem: Problem, config: Config) -> bool:
     return config.by_position and not problem.is_matrix_product and not problem.joint_steps
 
 
-def check_offsets(which: str, problem: Problem, config: Config) -> None:
-    """Raise NotImplementedError if an offset within a block does not fit into 32 bits."""
-    largest = largest_offset(problem, config)
-    if largest >= WIDE:
-        raise NotImplementedError(
-            f"{which}: the images of a block must have fewer than 2³¹ elements; got {largest}. Use the torch backend."
-        )
-
-
 def largest_offset(problem: Problem, config: Config) -> int:
     """Largest offset within a block, in elements from its first image."""
     rows = max(config.block_m, config.block_k)
@@ -391,9 +244,31 @@ def split(steps: list[int], blocks: int, slots: int, wanted: int, block_k: int) 
     return math.ceil(most / length), length
 
 
-def over_rows(rows: int, channels: int, elements: int, few: bool) -> tuple[tuple[int, int], int, dict[str, int]]:
-    """Grid, rows of a program and block sizes of a kernel over [rows, channels]; a few programs sum over many rows."""
-    block_n = min(128, 1 << max(4, (channels - 1).bit_length()))
-    block_m = elements // block_n
-    share = max(1, math.ceil(rows / (block_m * ROW_PROGRAMS))) * block_m if few else block_m
-    return (math.ceil(rows / share), math.ceil(channels / block_n)), share, {"BLOCK_M": block_m, "BLOCK_N": block_n}
+@lru_cache(maxsize=1024)
+def plan(which: str, problem: Problem, config: Config) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
+    """Grid, sizes and constants of a contraction's launch; the last size of grad_w is the steps of a split.
+
+    Raises:
+        NotImplementedError: an offset within a block does not fit into 32 bits.
+    """
+    problem = problem.flat
+    largest = largest_offset(problem, config)
+    if largest >= WIDE:
+        raise NotImplementedError(
+            f"{which}: the images of a block must have fewer than 2³¹ elements; got {largest}. Use the torch backend."
+        )
+    number, groups, sizes = programs(which, problem, config), problem.groups, problem.sizes
+    constants = config.options | {"G": problem.moves, "BY_POSITION": skips(problem, config)}
+    if which == "grad_x":
+        steps = (stride // math.gcd(stride, gap) for stride, gap in zip(problem.stride, problem.dilation, strict=True))
+        constants |= dict(zip(("STEP_H", "STEP_W"), steps, strict=True))
+        constants |= {"MASKED": problem.with_slope, "SURROGATE": problem.surrogate, "GROUP": config.group}
+        constants["EVEN"] = problem.group_outputs % config.block_k == 0
+        return (number, math.prod(problem.stride), groups), sizes, constants
+    constants |= {"FEW_CHANNELS": problem.joint_steps, "INPUTS_FIRST": config.inputs_first}
+    if which == "forward":
+        constants |= {"EVEN": problem.group_inputs % config.block_k == 0, "GROUP": config.group}
+        return (number, groups), sizes, constants
+    taps, at_once = tap_steps(problem, config), slots(problem, config)
+    splits, length = split(taps, number * groups, at_once, config.splits, config.block_k)
+    return (number * len(taps), splits, groups), (*sizes, length), constants

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 from triton import AsyncCompileMode
 from triton.runtime.jit import MockTensor
 
-from ttfs_kernels.triton.blocks import INTERPRETING, planned
+from ttfs_kernels.triton.common import INTERPRETING, planned
 
 MOST_THREADS = 32
 

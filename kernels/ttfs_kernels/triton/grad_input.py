@@ -1,19 +1,15 @@
 """Gradient of a convolution's input as implicit GEMM, masked by the input's spikes."""
 
-import math
-from functools import lru_cache
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.triton import blocks
-from ttfs_kernels.triton.blocks import Config
+from ttfs_kernels.triton import common
+from ttfs_kernels.triton.blocks import Config, plan
+from ttfs_kernels.triton.common import at_inputs, at_row, block_position, multiple, taps_inside
 from ttfs_kernels.triton.neurons import properties_of
 from ttfs_kernels.triton.problem import Problem
-from ttfs_kernels.triton.rule import at_inputs, at_row, block_position, multiple, taps_inside
 
 
 def gradient_of_input(
@@ -26,30 +22,11 @@ def gradient_of_input(
     out = x.new_empty(x.shape, dtype=pair.dtype)
     if x.numel() == 0:
         return out
-    grid, sizes, constants = _plan(problem, config)
-    slope_h = pair[1] if problem.contractions("grad_x") == 2 else None
+    grid, sizes, constants = plan("grad_x", problem, config)
+    slope_h = pair[1] if problem.surrogate and len(pair) == 2 else None
     properties = properties_of(neuron, x if problem.surrogate and slope_h is None else None)
-    blocks.launch(conv2d_grad_x, grid, pair[0], slope_h, weight, x, out, *sizes, properties, **constants)
+    common.launch(conv2d_grad_x, grid, pair[0], slope_h, weight, x, out, *sizes, properties, **constants)
     return out
-
-
-@lru_cache(maxsize=1024)
-def _plan(problem: Problem, config: Config) -> tuple[tuple[int, int, int], tuple[int, ...], dict[str, Any]]:
-    """Grid, sizes and constants of the launch."""
-    problem = problem.flat
-    blocks.check_offsets("grad_x", problem, config)
-    constants = config.options | {
-        "G": problem.moves,
-        "STEP_H": problem.stride[0] // math.gcd(problem.stride[0], problem.dilation[0]),
-        "STEP_W": problem.stride[1] // math.gcd(problem.stride[1], problem.dilation[1]),
-        "MASKED": problem.with_slope,
-        "SURROGATE": problem.surrogate,
-        "BY_POSITION": blocks.skips(problem, config),
-        "EVEN": problem.group_outputs % config.block_k == 0,
-        "GROUP": config.group,
-    }
-    grid = blocks.programs("grad_x", problem, config), math.prod(problem.stride), problem.groups
-    return grid, problem.sizes, constants
 
 
 @triton.jit

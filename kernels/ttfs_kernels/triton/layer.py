@@ -13,12 +13,12 @@ from torch.distributed import ProcessGroup
 
 from ttfs_kernels.checks import Geometry
 from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.triton.blocks import blocks_for
-from ttfs_kernels.triton.forward import contract, contract_and_fire
+from ttfs_kernels.triton import common
+from ttfs_kernels.triton.blocks import Config, blocks_of
+from ttfs_kernels.triton.contractions import contract, contract_and_fire, gradient_of_weight
 from ttfs_kernels.triton.grad_input import gradient_of_input
-from ttfs_kernels.triton.grad_weight import gradient_of_weight
 from ttfs_kernels.triton.neurons import MEAN, VARIANCE, Neurons, differentiate, fire_neurons, statistics_of
-from ttfs_kernels.triton.problem import Problem
+from ttfs_kernels.triton.problem import Problem, problem_of
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ _backward_operator = torch.library.custom_op(
     schema="(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? skip, Tensor? skip_weight, "
     "Tensor[] potentials, SymInt[] geometry, float[] neuron, bool normalised, bool[] needs) -> Tensor[]",
 )
-# The same functions serve as fakes, since launches do nothing on fake tensors: see `blocks.launch`.
+# The same functions serve as fakes, since launches do nothing on fake tensors: see `common.launch`.
 _forward_operator.register_fake(_forward)
 _backward_operator.register_fake(_backward)
 
@@ -159,7 +159,24 @@ def _described(x: Tensor, weight: Tensor, geometry: Any, neuron: Any) -> tuple[N
         neuron = Neuron.unpack(tuple(neuron))
         pairs = tuple(geometry)
         geometry = Geometry(pairs[:2], pairs[2:4], pairs[4:6], pairs[6]) if pairs else None
-    return neuron, Problem.of(x, weight, geometry, neuron)
+    shapes = tuple(map(int, x.shape)), tuple(map(int, weight.shape))  # a compiler's may be symbols
+    shared_gradient = neuron.has_slope and neuron.split_gradient == 0
+    return neuron, problem_of(*shapes, geometry, x.dtype, neuron.has_slope, neuron.has_surrogate, shared_gradient)
+
+
+def blocks_for(which: str, problem: Problem, device: torch.device) -> Config:
+    """`blocks_of` on a device, with the precision that PyTorch is set to."""
+    return blocks_of(which, problem, common.chip_of(device), precision_of(problem, device))
+
+
+def precision_of(problem: Problem, device: torch.device) -> str:
+    """Precision of a layer's products, "ieee" or "tf32", by PyTorch's switch for matrix products or convolutions."""
+    vendor, architecture, _ = common.chip_of(device)
+    if problem.dtype != torch.float32 or (vendor == "hip" and architecture != "gfx942"):  # no other AMD GPU has tf32
+        return "ieee"
+    cudnn: Any = torch.backends.cudnn
+    switch = torch.backends.cuda.matmul if problem.is_matrix_product else cudnn.conv
+    return "tf32" if switch.fp32_precision == "tf32" else "ieee"
 
 
 def _rows(tensor: Any) -> Any:

@@ -16,14 +16,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ttfs_kernels.neuron import Neuron
-from ttfs_kernels.rule import persistence
-from ttfs_kernels.triton import blocks
-from ttfs_kernels.triton.blocks import SMALLEST_BLOCK
-from ttfs_kernels.triton.rule import at_inputs, clamp_to_window, derivatives, fire, load_channels
+from ttfs_kernels.neuron import Neuron, PlacedNeuron
+from ttfs_kernels.triton import common
+from ttfs_kernels.triton.common import at_inputs, clamp_to_window, derivatives, fire, load_channels
 
 ELEMENTS = 1024  # elements in a block of the kernels here
 TILE = 4096  # 32-bit elements that a program holds at once in a sum over splits
+ROW_PROGRAMS = 256  # most programs that sum over rows: two a processor of a large GPU, and one tile adds their sums
 FULL_GRID = 128  # programs below which a sum over splits takes smaller blocks: about the processors of a large GPU
 
 COUNT = tl.constexpr(0)  # number of values per channel in the whole batch
@@ -58,9 +57,18 @@ class Neurons(NamedTuple):
     skip_weight: Tensor | None
 
 
+def persistence(neuron: Neuron, like: Tensor) -> Tensor:
+    """σ as a float32 scalar on the device of `like`: kernels load it, so that a captured CUDA graph follows it."""
+    if isinstance(neuron, PlacedNeuron):
+        return neuron.sigma
+    return torch.full((), neuron.psp_persistence, dtype=torch.float32, device=like.device)
+
+
 def properties_of(neuron: Neuron, like: Tensor | None) -> tuple[Any, ...]:
     """The neuron's properties as an argument of kernels; without `like`, and at σ = 0, they do not read σ."""
-    return neuron.numbers(persistence(neuron, like) if like is not None and neuron.has_slope else None)
+    if like is None or not neuron.has_slope:
+        return neuron.numbers
+    return neuron.numbers._replace(psp_persistence=persistence(neuron, like))
 
 
 def statistics_of(parts: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, group: ProcessGroup | None) -> Tensor:
@@ -86,7 +94,7 @@ def _merged(parts: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tenso
         out = parts.new_empty((STATISTICS, channels) if last else (programs, MOMENTS.value, channels))
         arguments = parts, out, gamma if last else None, beta, len(parts), channels, epsilon
         grid = programs, math.ceil(channels / 16)
-        blocks.launch(merge, grid, *arguments, SHARE=MOST_PARTS, BLOCK_M=LANES, BLOCK_N=16)
+        common.launch(merge, grid, *arguments, SHARE=MOST_PARTS, BLOCK_M=LANES, BLOCK_N=16)
         if last:
             return out
         parts = out
@@ -97,8 +105,8 @@ def fire_neurons(neurons: Neurons, neuron: Neuron, dtype: torch.dtype) -> Tensor
     y = neurons.A.new_empty(neurons.A.shape, dtype=dtype)
     if y.numel():
         rows, channels = y.numel() // y.shape[-1], y.shape[-1]
-        grid, _, sizes = blocks.over_rows(rows, channels, ELEMENTS, few=False)
-        blocks.launch(fire_rows, grid, neurons, y, rows, channels, properties_of(neuron, y), **sizes)
+        grid, _, sizes = over_rows(rows, channels, ELEMENTS, few=False)
+        common.launch(fire_rows, grid, neurons, y, rows, channels, properties_of(neuron, y), **sizes)
     return y
 
 
@@ -117,7 +125,7 @@ def differentiate(
     """
     rows, channels = grad.numel() // grad.shape[-1], grad.shape[-1]
     alone = neurons.statistics is None and neurons.skip is None  # fewer values a neuron
-    grid, share, sizes = blocks.over_rows(rows, channels, 2 * ELEMENTS if alone else ELEMENTS, few=sums > 0)
+    grid, share, sizes = over_rows(rows, channels, 2 * ELEMENTS if alone else ELEMENTS, few=sums > 0)
     parts = grad.new_empty((grid[0], sums, channels), dtype=torch.float32) if sums else None
     grad_skip = torch.empty_like(neurons.skip) if sums and neurons.skip is not None else None
     pair = grad.new_empty((gradients, *grad.shape)) if gradients else None
@@ -125,19 +133,27 @@ def differentiate(
     if rows:
         results = parts, grad_skip, h, slope_h
         arguments = neurons, grad, totals, *results, rows, channels, share, properties_of(neuron, grad)
-        blocks.launch(differentiate_rows, grid, *arguments, SURROGATE=neuron.has_surrogate, **sizes)
+        common.launch(differentiate_rows, grid, *arguments, SURROGATE=neuron.has_surrogate, **sizes)
     return pair, None if parts is None else sum_parts(parts, parts.new_empty(parts.shape[1:])), grad_skip
+
+
+def over_rows(rows: int, channels: int, elements: int, few: bool) -> tuple[tuple[int, int], int, dict[str, int]]:
+    """Grid, rows of a program and block sizes of a kernel over [rows, channels]; a few programs sum over many rows."""
+    block_n = min(128, 1 << max(4, (channels - 1).bit_length()))
+    block_m = elements // block_n
+    share = max(1, math.ceil(rows / (block_m * ROW_PROGRAMS))) * block_m if few else block_m
+    return (math.ceil(rows / share), math.ceil(channels / block_n)), share, {"BLOCK_M": block_m, "BLOCK_N": block_n}
 
 
 def sum_parts(parts: Tensor, out: Tensor) -> Tensor:
     """The sum over splits [splits, ...], in blocks small enough to fill the processors; shapes alone give the order."""
     splits, size = parts.shape[0], out.numel()
     block = ELEMENTS
-    while block > SMALLEST_BLOCK and math.ceil(size / block) < FULL_GRID:
+    while block > 16 and math.ceil(size / block) < FULL_GRID:
         block //= 2
     # ROWS must not depend on the number of splits, which differs by batch size: each ROWS compiles a kernel of its own.
     grid = (math.ceil(size / block),)
-    blocks.launch(sum_splits, grid, parts, out, splits, size, ROWS=max(1, TILE // block), BLOCK=block)
+    common.launch(sum_splits, grid, parts, out, splits, size, ROWS=max(1, TILE // block), BLOCK=block)
     return out
 
 

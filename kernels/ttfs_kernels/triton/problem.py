@@ -9,10 +9,8 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ttfs_kernels.checks import Geometry
-from ttfs_kernels.neuron import Neuron
 
 PASSES = ("forward", "grad_x", "grad_w")
 FEW_CHANNELS = 16  # with fewer input channels a group, a step runs over the joint index (r, s, c)
@@ -66,13 +64,6 @@ class Problem:
     surrogate: bool = False
     shared: bool = False
 
-    @staticmethod
-    def of(x: Tensor, weight: Tensor, geometry: Geometry | None, neuron: Neuron) -> Problem:
-        """Problem of x [B, C, H, W] and weight [N, C / groups, R, S]; without geometry x is [M, K], weight [N, K]."""
-        shapes = tuple(map(int, x.shape)), tuple(map(int, weight.shape))  # a compiler's may be symbols
-        shared = neuron.has_slope and neuron.split_gradient == 0
-        return _problem(*shapes, geometry, x.dtype, neuron.has_slope, neuron.has_surrogate, shared)
-
     def contractions(self, which: str) -> int:
         """Contractions of a pass, 1 or 2."""
         if not self.with_slope or (which != "forward" and self.shared):
@@ -88,17 +79,17 @@ class Problem:
         """Rows and columns of the output map."""
         return self.geometry.map_size((self.height, self.width), self.kernel)
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """M: output positions of the whole batch."""
         return self.batch * math.prod(self.out_size)
 
-    @property
+    @cached_property
     def group_inputs(self) -> int:
         """C: input channels of a group."""
         return self.in_channels // self.groups
 
-    @property
+    @cached_property
     def group_outputs(self) -> int:
         """N: output channels of a group."""
         return self.out_channels // self.groups
@@ -143,8 +134,12 @@ class Problem:
 
 
 @lru_cache(maxsize=1024)
-def _problem(x: tuple[int, ...], weight: tuple[int, ...], geometry: Geometry | None, *kinds: Any) -> Problem:
-    """The same object for a layer that comes again, whose sizes are computed once."""
+def problem_of(x: tuple[int, ...], weight: tuple[int, ...], geometry: Geometry | None, *kinds: Any) -> Problem:
+    """The problem of x [B, C, H, W] and weight [N, C / groups, R, S]; without geometry x is [M, K], weight [N, K].
+
+    `kinds` are dtype, with_slope, surrogate and shared. A layer that comes again gets the same object, whose sizes are
+    computed once.
+    """
     batch, channels, height, width = (*x, 1, 1)[:4]
     neurons, _, *kernel = (*weight, 1, 1)[:4]
     moves: Any = geometry or ((1, 1), (0, 0), (1, 1), 1)

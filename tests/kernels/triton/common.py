@@ -17,11 +17,11 @@ from tests.kernels.common import Kind, linears
 from tests.kernels.memory import fenced, fenced_memory
 from ttfs_kernels import Neuron
 from ttfs_kernels.rule import fire, vanishing
-from ttfs_kernels.triton.blocks import INTERPRETING, Config
-from ttfs_kernels.triton.forward import contract, contract_and_fire
+from ttfs_kernels.triton.blocks import Config
+from ttfs_kernels.triton.common import INTERPRETING
+from ttfs_kernels.triton.contractions import contract, contract_and_fire, gradient_of_weight
 from ttfs_kernels.triton.grad_input import gradient_of_input
-from ttfs_kernels.triton.grad_weight import gradient_of_weight
-from ttfs_kernels.triton.problem import Problem
+from ttfs_kernels.triton.problem import Problem, problem_of
 
 DTYPES = [torch.float32, torch.float16]
 if torch.cuda.is_available():
@@ -36,16 +36,15 @@ def examples(count: int) -> settings:
     return settings(max_examples=-(-count // 3) if INTERPRETING else count)
 
 
-def problem_of(kind: Kind) -> Problem:
-    """A layer of these shapes."""
-    x, weight = (torch.empty(shape, device="meta") for shape in kind[:2])
-    return Problem.of(x, weight, kind.geometry, Neuron())
+def problem(kind: Kind) -> Problem:
+    """A layer of these shapes, with the paper's neurons."""
+    return problem_of(*kind, torch.float32, True, False, False)
 
 
-convolutions = common.convolutions().map(problem_of)
+convolutions = common.convolutions().map(problem)
 # Of small maps the taps miss a large part; their batches are smaller and larger than blocks.
-small_maps = common.convolutions((1, 5, 16, 35), (16, 20, 33), (1,), 1).map(problem_of)
-problems = convolutions | small_maps | linears().map(problem_of)
+small_maps = common.convolutions((1, 5, 16, 35), (16, 20, 33), (1,), 1).map(problem)
+problems = convolutions | small_maps | linears().map(problem)
 
 
 class Layer(NamedTuple):

@@ -7,8 +7,8 @@ import torch
 
 from tests.kernels.common import KINDS, LINEAR, Kind, apply, operands
 from ttfs_kernels import checks, ops
-from ttfs_kernels.triton import blocks
-from ttfs_kernels.triton.blocks import Chip, unavailable
+from ttfs_kernels.triton import common
+from ttfs_kernels.triton.common import Chip, unavailable
 
 CPU = torch.device("cpu")
 
@@ -42,11 +42,11 @@ def test_triton_says_why_it_cannot_run(monkeypatch):
     assert unavailable(CPU, torch.float64) == "float64 has no Triton kernel; use float32, or the torch backend"
     assert unavailable(torch.device("xpu"), torch.float32) == "device 'xpu' is not a CUDA or ROCm GPU"
     old = torch.device("cuda", 99)
-    monkeypatch.setitem(blocks._chips, old, Chip("cuda", 75, 80))
+    monkeypatch.setitem(common._chips, old, Chip("cuda", 75, 80))
     assert unavailable(old, torch.float32) == "sm_75 is older than sm_80"
     refused = r'dft_linear: backend="triton" must be able to run Triton kernels; {}.* Use backend="torch" or "auto".'
     for owner, name, reason in (
-        (blocks, "INTERPRETING", "tensors are on the CPU, and TRITON_INTERPRET=1 was not set before the start"),
+        (common, "INTERPRETING", "tensors are on the CPU, and TRITON_INTERPRET=1 was not set before the start"),
         (checks, "_HAS_TRITON", "Triton is not installed"),
     ):
         monkeypatch.setattr(owner, name, False)

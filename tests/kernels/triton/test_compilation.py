@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.bench.modules import modules, run_python
-from ttfs_kernels.triton import blocks, compilation
+from ttfs_kernels.triton import common, compilation
 from ttfs_triton.nn import DFTLinear, LatencyEncoder, NetworkConfig, Neuron, TTFSNetwork
 
 kernels_compile, _, machine_code = modules("_kernels_compile", "_kernels_layers", "_machine_code")
@@ -28,7 +28,7 @@ def main() -> None:
     """
     chip, said = kernels_compile.TARGETS["sm_90"], []
     machine_code._compile_for(chip)
-    blocks.unavailable, blocks.chip_of = lambda *_: None, lambda _: chip
+    common.unavailable, common.chip_of = lambda *_: None, lambda _: chip
     LatencyEncoder._can_check = lambda *_: False  # as on a GPU
     config = NetworkConfig("8-8", image_size=(6, 6), batch_norm=True, dropout=0.5, neuron=NEURON)
     network, images = TTFSNetwork(config, backend="triton"), torch.rand(16, 1, 6, 6)
@@ -37,7 +37,7 @@ def main() -> None:
     compilation.compile_kernels(network, images, nullcontext(), said.append)
     kept = all(map(torch.equal, before, [*state[:-1], torch.get_rng_state()]))
     gradients = any(parameter.grad is not None for parameter in network.parameters())
-    with blocks.planned() as launches:
+    with common.planned() as launches:
         network(images).sum().backward()
         for layer in network.modules():
             if isinstance(layer, DFTLinear):

@@ -6,17 +6,15 @@ exact, so every launch must equal float64 bit for bit. TTFS_REPEATS is the numbe
 
 import dataclasses
 import os
-from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.kernels.memory import fenced_memory
-from tests.kernels.triton.common import Layer, compute, exact_layer, expected, run
+from tests.kernels.triton.common import compute, exact_layer, expected, run
 from ttfs_kernels import Neuron
-from ttfs_kernels.triton.blocks import blocks_for
+from ttfs_kernels.triton.layer import blocks_for
 from ttfs_kernels.triton.problem import Problem
 
 REPEATS = int(os.environ.get("TTFS_REPEATS", "1000"))
@@ -47,35 +45,21 @@ LARGE = {
 PASSES = ("forward", "grad_x", "grad_x with surrogate", "grad_w")
 
 
-Pass = Callable[[], tuple[Tensor | None, ...]]
-
-
-def defaults(name: str, problem: Problem, device: torch.device) -> tuple[Pass, Layer, tuple[Tensor, ...]]:
-    """A pass with its default blocks, the layer, and what is right."""
-    which, *surrogate = name.split(maxsplit=1)
-    layer = exact_layer(dataclasses.replace(problem, surrogate=bool(surrogate)), device)
-    neuron = Neuron(surrogate_width=0.5 if surrogate else 0.0)
-    config = blocks_for(which, layer.problem, device)
-    return partial(compute, which, layer, config, neuron), layer, expected(which, layer, neuron)
-
-
-def differing(pass_: Pass, right: tuple[Tensor, ...], repeats: int) -> int:
-    """Elements that are not right, over all launches; results hold NaN before each."""
-    wrong = 0
-    for _ in range(repeats):
-        with fenced_memory():
-            outputs = pass_()
-        for output, tensor in zip(outputs, right, strict=True):
-            assert output is not None
-            wrong = wrong + (output.view_as(tensor) != tensor.to(output.device)).sum()
-    return int(wrong)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("which", PASSES)
 @pytest.mark.parametrize("name", LARGE)
 def test_default_blocks_are_exact_in_every_launch(device, name, which):
-    pass_, layer, right = defaults(which, dataclasses.replace(LARGE[name], dtype=torch.bfloat16), device)
-    for found, tensor in zip(run(pass_, layer), right, strict=True):
-        assert torch.equal(found.view_as(tensor), tensor)
-    assert differing(pass_, tuple(tensor.to(device) for tensor in right), REPEATS) == 0
+    which, *surrogate = which.split(maxsplit=1)
+    neuron = Neuron(surrogate_width=0.5 if surrogate else 0.0)
+    layer = exact_layer(dataclasses.replace(LARGE[name], dtype=torch.bfloat16, surrogate=bool(surrogate)), device)
+    config = blocks_for(which, layer.problem, device)
+    expected_results = [tensor.to(device) for tensor in expected(which, layer, neuron)]
+    run(partial(compute, which, layer, config, neuron), layer)  # its operands do not change
+    wrong = torch.zeros((), dtype=torch.int64, device=device)
+    for _ in range(REPEATS):
+        with fenced_memory():
+            results = compute(which, layer, config, neuron)
+        for result, right in zip(results, expected_results, strict=True):
+            assert result is not None
+            wrong += (result.view_as(right) != right).sum()  # NaN where nothing was written
+    assert wrong == 0

@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.kernels.triton.common import BLOCKS, DTYPES, compute, exact_layer, examples, expected, problems, run
 from ttfs_kernels import Neuron
 from ttfs_kernels.triton import blocks, neurons
-from ttfs_kernels.triton.forward import contract
+from ttfs_kernels.triton.contractions import contract
 from ttfs_kernels.triton.neurons import COUNT, MEAN, SCALE, SQUARES, statistics_of
 from ttfs_kernels.triton.problem import PASSES, Problem
 
@@ -83,12 +83,7 @@ def test_statistics_are_those_of_the_stored_potentials_in_every_run(device, prob
 def test_images_of_a_block_must_have_offsets_of_32_bits(by_position):
     """2048 images of 128×128×64 are 2³¹ elements, which is no matter; 16 images of one block may not be."""
     config = dataclasses.replace(BLOCKS[0], by_position=by_position)
-
-    def plan(batch: int, side: int) -> None:
-        problem = Problem(batch, side, side, 64, 64, (3, 3), padding=(1, 1))
-        x = torch.empty(batch, side, side, 64, device="meta")
-        contract(problem, x, torch.empty(64, 3, 3, 64, device="meta"), config, torch.float32)
-
-    plan(2048, 128)
+    many, large = (Problem(batch, side, side, 64, 64, (3, 3)) for batch, side in ((2048, 128), (1, 8192)))
+    blocks.plan("forward", many, config)
     with pytest.raises(NotImplementedError, match="forward: the images of a block must have fewer than 2³¹ elements"):
-        plan(1, 8192)
+        blocks.plan("forward", large, config)

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ttfs_kernels.triton import blocks
-from ttfs_kernels.triton.blocks import Chip, blocks_of, precision_of
+from ttfs_kernels.triton import blocks, common
+from ttfs_kernels.triton.blocks import blocks_of
+from ttfs_kernels.triton.common import Chip
+from ttfs_kernels.triton.layer import precision_of
 from ttfs_kernels.triton.problem import PASSES, Problem
 
 HOPPER = Chip("cuda", 90, 132)
@@ -44,7 +46,7 @@ def test_blocks_of_the_networks_are_these():
 def test_tf32_is_for_chips_that_have_it(monkeypatch, chip, expected):
     """PyTorch asks for it in convolutions on every GPU; of AMD's chips, Triton compiles it for one only."""
     gpu, layer = torch.device("cuda", 99), Problem(64, 16, 16, 128, 256, (3, 3))
-    monkeypatch.setitem(blocks._chips, gpu, Chip(*chip, 100))
+    monkeypatch.setitem(common._chips, gpu, Chip(*chip, 100))
     torch.backends.cudnn.conv.fp32_precision = "tf32"  # until the test ends, see conftest.py
     assert precision_of(layer, gpu) == expected
     assert precision_of(dataclasses.replace(layer, dtype=torch.float16), gpu) == "ieee"

@@ -1,10 +1,135 @@
-"""Triton functions that kernels share: the firing rule, a step of its two contractions, positions and taps.
+"""What all kernels share: the chip, the launch, and functions of Triton, among them the firing rule.
 
 The rule repeats `ttfs_kernels.rule` operation by operation, so that both backends decide alike at the borders.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+SMALLEST_CAPABILITY = 80
+
+# Whether kernels run in Triton's interpreter. Triton reads TRITON_INTERPRET when it is first imported; later changes of
+# the variable have no effect.
+INTERPRETING = not isinstance(tl.zeros, triton.JITFunction)
+
+
+class Chip(NamedTuple):
+    """A GPU: vendor ("cuda" or "hip"), architecture (90 for sm_90, "gfx942"), number of its processors."""
+
+    vendor: str
+    architecture: int | str
+    processors: int
+
+    @property
+    def has_wgmma(self) -> bool:
+        """Whether products are asynchronous and span whole warp groups (Hopper)."""
+        return self.vendor == "cuda" and self.architecture == 90
+
+    @property
+    def has_tensor_memory(self) -> bool:
+        """Whether accumulators are outside the registers (data-centre Blackwell, sm_100 to sm_110)."""
+        return self.vendor == "cuda" and isinstance(self.architecture, int) and 100 <= self.architecture < 120
+
+    @property
+    def inputs_first(self) -> bool:
+        """Whether inputs are the first operand of the products in the forward pass and in grad_w.
+
+        With `mma.sync` (and on AMD) the first operand comes through registers, where the spike mask is made anyway. On
+        sm_90, a product whose first operand is in registers overlaps with the product before it, and the compiler may
+        overwrite those registers too early: a silent race, in every Triton version so far. With weights first, or the
+        neurons in grad_w, all operands are in shared memory. Then grad_w has two accumulators: products chained into
+        one would drain the pipeline in mid-step.
+        """
+        return not (self.has_wgmma or self.has_tensor_memory)
+
+    def __str__(self) -> str:
+        return f"sm_{self.architecture}" if self.vendor == "cuda" else str(self.architecture)
+
+
+_chips: dict[torch.device, Chip] = {}  # a plain dictionary: torch.compile traces through `unavailable`
+
+
+def chip_of(device: torch.device) -> Chip:
+    """The chip of a device; anything but a GPU is the interpreter, planned for as a small sm_90."""
+    if device.type != "cuda":
+        return Chip("cuda", 90, 4)
+    if device not in _chips:
+        properties = torch.cuda.get_device_properties(device)
+        kind = ("cuda", 10 * properties.major + properties.minor)
+        if torch.version.hip is not None:
+            kind = ("hip", properties.gcnArchName.split(":")[0])
+        _chips[device] = Chip(*kind, properties.multi_processor_count)
+    return _chips[device]
+
+
+def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why kernels cannot run on a device with a dtype, or None if they can. Triton must be installed."""
+    if dtype == torch.float64:
+        return "float64 has no Triton kernel; use float32, or the torch backend"
+    if device.type not in ("cpu", "cuda"):
+        return f"device {device.type!r} is not a CUDA or ROCm GPU"
+    if device.type == "cpu" and not INTERPRETING:
+        return "tensors are on the CPU, and TRITON_INTERPRET=1 was not set before the start"
+    if INTERPRETING and dtype == torch.bfloat16:  # on a GPU too
+        return "Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32 there"
+    chip = chip_of(device)
+    if chip.vendor == "cuda" and int(chip.architecture) < SMALLEST_CAPABILITY:
+        return f"{chip} is older than sm_{SMALLEST_CAPABILITY}"
+    return None
+
+
+class Launch(NamedTuple):
+    """A kernel's launch that did not run: the kernel, its grid, its arguments and options."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    values: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments by name, compile-time constants too."""
+        return dict(zip(self.kernel.arg_names, self.values, strict=False)) | self.options
+
+
+_planned: list[Launch] | None = None
+
+
+@contextmanager
+def planned() -> Iterator[list[Launch]]:
+    """Launches in the `with` block, in any thread, which do not run."""
+    global _planned
+    _planned, before = [], _planned
+    try:
+        yield _planned
+    finally:
+        _planned = before
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, num_stages: int = 1, **constants: Any
+) -> None:
+    """Launch a kernel on the current stream of its first tensor's device; nothing if tensors have no memory.
+
+    These are the fake tensors of PyTorch's compiler, which wants outputs allocated but not computed. Without fused
+    multiply-add, the firing rule rounds as in PyTorch.
+    """
+    leaves = (leaf for value in arguments for leaf in (value if isinstance(value, tuple) else (value,)))
+    tensor = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
+    options = constants | {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": False}
+    if _planned is not None:
+        _planned.append(Launch(kernel, grid, arguments, options))
+    if _planned is not None or tensor.untyped_storage().device.type == "meta":
+        return
+    # Triton launches on the current device, which need not be the tensor's.
+    with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
+        kernel[grid](*arguments, **options)
 
 
 @triton.jit
