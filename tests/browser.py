@@ -9,8 +9,6 @@ import tempfile
 from pathlib import Path
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-LIMIT_S = 120
-FRAMES = "frames.html"
 # A window of Chromium is at least 500 pixels wide; a frame may have a phone's width.
 SCRIPT = """
 <pre id="problems"></pre>
@@ -48,13 +46,13 @@ def problems(folder: Path, pages: list[str], widths: tuple[int, ...] = (390, 128
     """Open pages of a folder in frames of some widths; a sentence for each thing that is wrong."""
     assert CHROMIUM is not None
     calls = "".join(f"show({json.dumps(page)}, {width});" for page in pages for width in widths)
-    frames = folder / FRAMES
+    frames = folder / "frames.html"
     frames.write_text(f"<!doctype html><body>{SCRIPT}<script>{calls}</script></body>", encoding="utf-8")
     with tempfile.TemporaryDirectory() as profile:
         words = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
         words += ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if dark else []
         words += ["--allow-file-access-from-files", "--virtual-time-budget=20000", "--dump-dom", frames.as_uri()]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     listed = re.search(r"DONE(\[.*?\])</pre>", done.stdout, re.DOTALL)
     assert listed is not None, f"Chromium did not open {pages}: {done.stderr[-500:]}"
     return json.loads(html.unescape(listed[1]))

@@ -26,16 +26,11 @@ class Work:
 
 @dataclass
 class Neurons:
-    """A layer of equal neurons.
-
-    Attributes:
-        units: weight units of the channels, threshold heights.
-        initial: initial potentials of the channels, threshold heights.
-    """
+    """A layer of equal neurons."""
 
     weights: np.ndarray
-    units: np.ndarray
-    initial: np.ndarray
+    units: np.ndarray  # weight unit of each channel, threshold heights
+    initial: np.ndarray  # potential of each channel, threshold heights
     steps: int
     gating: bool = True
     psp_persistence: float = 1.0
@@ -98,10 +93,7 @@ def layer(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Indices of instants of [N, ...] neurons (their number if silent), potentials and slopes; from inputs' stamps.
 
-    Args:
-        steps: [N, C_in], or of a convolution [N, C_in, H, W].
-        last: [N], see `Neurons.run`; the same for all neurons of a sample.
-        geometry: stride, padding and dilation (pairs), and groups of a convolution.
+    `steps` are [N, C_in] or [N, C_in, H, W]; geometry is stride, padding, dilation, groups; `last` [N] is that of `Neurons.run`, for all neurons of a sample.
     """
     shapes = steps.shape, neurons.weights.shape
     places = linear_neurons(*shapes) if geometry is None else conv2d_neurons(*shapes, *geometry)

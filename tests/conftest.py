@@ -68,8 +68,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _on_cuda(item: pytest.Item) -> bool:
-    case = getattr(item, "callspec", None)
-    return case is not None and case.params.get("device") == "cuda"
+    return hasattr(item, "callspec") and item.callspec.params.get("device") == "cuda"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -25,13 +25,11 @@ def event_driven(
     """Spike time of one neuron: sort all events, integrate the potential piecewise, solve the crossing.
 
     Args:
-        spike_times, weights: of the inputs; a time of inf is silent.
+        spike_times, weights: of the inputs, which arrive before `start`; a time of inf is silent.
         initial_potential: potential before the first spike.
-        start: the neuron may fire from here; inputs arrive before.
         psp_persistence: share of the potential's slope that remains from `start` on.
-        threshold: θ of the ramp θ·(1 − s), s = t − start.
-    Returns:
-        Absolute spike time in [start, start + 1), inf if silent.
+        threshold: θ of the ramp θ·(1 − s), s = t − start, that the neuron may meet.
+    Returns: absolute spike time in [start, start + 1), inf if silent.
     """
     potential, slope, now = float(initial_potential), 0.0, -math.inf
     for time, weight in sorted(zip(spike_times, weights, strict=True), key=lambda event: event[0]):

@@ -53,18 +53,10 @@ def test_failure_keeps_the_old_file(tmp_path, monkeypatch, failure):
 def test_tensor_bytes_keep_values_of_any_layout_and_dtype_and_of_tied_weights(dtype):
     base = (9 * torch.rand(4, 3, 5, 6)).to(dtype)
     weight = torch.nn.Parameter(base, requires_grad=False)
-    tensors = {
-        "channels_last": base.to(memory_format=torch.channels_last),
-        "transposed": base.transpose(0, 3),
-        "strided": base[:, :, ::2, 1:],
-        "expanded": base[:, :1].expand(4, 7, 5, 6),
-        "weight": weight,
-        "tied": weight,
-        "row": weight[1],
-        "number": base[0, 0, 0, 0],
-        "": base[:0],
-        "not a number": torch.tensor([float("nan"), float("-inf"), -0.0]),
-    }
+    tensors = {"channels_last": base.to(memory_format=torch.channels_last), "transposed": base.transpose(0, 3)}
+    tensors |= {"strided": base[:, :, ::2, 1:], "expanded": base[:, :1].expand(4, 7, 5, 6), "": base[:0]}
+    tensors |= {"weight": weight, "tied": weight, "row": weight[1], "number": base[0, 0, 0, 0]}
+    tensors["not a number"] = torch.tensor([float("nan"), float("-inf"), -0.0])
     loaded = load(tensor_bytes(tensors))
     assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():

@@ -23,11 +23,7 @@ def test_writes_times_memory_and_their_growth_and_says_what_to_install(run_scrip
     rows, about = run_script(peers, *SMALL, "--dtype", "bfloat16")
     contenders = [("DFT σ=1", ""), ("DFT σ=0", ""), ("ANN", ""), ("pytest", "1"), ("pytest", "2")]
     assert [(row["provider"], row["time_steps"]) for row in rows] == contenders
-    for row in rows:
-        assert row["layout"] in ("channels_last", "contiguous")
-        for kind in ("time", "memory"):
-            assert float(row[f"{kind}_ratio_to_ours"]) > 0
-            assert float(row[f"{kind}_ratio_to_ours"]) == 1 or row["provider"] != "DFT σ=1"
+    assert float(rows[0]["time_ratio_to_ours"]) == float(rows[0]["memory_ratio_to_ours"]) == 1
     assert {row["dtype"] for row in rows} == {"bfloat16"}
     assert [float(row["floor_ratio"]) for row in rows] == [1.667, 1, 1, 1, 2]
     assert rows[3]["version"] == version("pytest")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 
 import pytest
 import yaml
@@ -76,15 +75,6 @@ def test_seeds_share_a_row_of_the_main_table(options, tmp_path):
         "| CIFAR-10 | cifarnet, σ = 0 | 50.00 % | 0.250 | 3 | – | – | – |",
         "| CIFAR-10 | cifarnet × 2, σ = 1 | 50.00 % | 0.250 | 3 | 93.05 % (VGG16) | 0.2561 | 300 |",
     ]
-
-
-def test_table_is_written_between_its_markers_only(options):
-    table1.replace_table(options.readme, "| new |\n")
-    start, end = table1.MARKERS
-    assert re.fullmatch(f"before\n{start}\n[|] new [|]\n\nThe paper: .*\n{end}\nafter\n", options.readme.read_text())
-    options.readme.write_text("nothing")
-    with pytest.raises(ValueError, match=r"README\.md must have the markers"):
-        table1.replace_table(options.readme, "")
 
 
 def test_committed_table_is_that_of_the_committed_rows():
