@@ -93,7 +93,8 @@ def layer(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Indices of instants of [N, ...] neurons (their number if silent), potentials and slopes; from inputs' stamps.
 
-    `steps` are [N, C_in] or [N, C_in, H, W]; geometry is stride, padding, dilation, groups; `last` [N] is that of `Neurons.run`, for all neurons of a sample.
+    `steps` are [N, C_in] or [N, C_in, H, W]; `last` [N] is that of `Neurons.run`, for all neurons of a sample;
+    geometry has stride, padding, dilation and groups of a convolution.
     """
     shapes = steps.shape, neurons.weights.shape
     places = linear_neurons(*shapes) if geometry is None else conv2d_neurons(*shapes, *geometry)

@@ -178,6 +178,9 @@ def test_batches_mode_and_precision_make_no_difference_and_stay():
     assert run(network.double(), [images.double()]).samples == 120
 
 
+IMAGES = torch.rand(2, 2, 5, 4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -185,12 +188,10 @@ def test_batches_mode_and_precision_make_no_difference_and_stay():
         ({"weight_bits": 1}, "weight_bits\n.*input_value=1"),
         ({"state_bits": 8}, "simulate: state_bits must hold every .* which is .* in 1; got 8, which hold 127"),
         ({"batches": []}, "simulate: batches must not be empty; got none"),
-        (
-            {"batches": [(torch.rand(2, 2, 5, 4), torch.zeros(2, 1))]},
-            r"simulate: labels must be \[2\], one an image; got \[2, 1\]",
-        ),
+        ({"batches": [(IMAGES, torch.zeros(2, 1))]}, r"simulate: labels must be \[2\], one an image; got \[2, 1\]"),
+        ({"batches": [IMAGES, (IMAGES, torch.zeros(2))]}, "simulate: batches must all have labels, or none; got both"),
     ],
 )
 def test_simulate_rejects(options, message):
     with pytest.raises(ValueError, match=message):
-        simulate(small_network(0), **{"batches": [torch.rand(1, 2, 5, 4)]} | options)
+        simulate(small_network(0), **{"batches": [IMAGES]} | options)

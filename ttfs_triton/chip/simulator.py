@@ -73,8 +73,8 @@ def simulate(
         Decisions, counts of the spikes that are left after faults, and the work of clock-driven neurons.
     Raises:
         NetworkError: the model is no network of this project's layers.
-        ValueError: an argument is out of range, there are no batches, labels have another shape than [N], registers do
-            not hold a threshold, or potentials need more than 62 bits.
+        ValueError: an argument is out of range, there are no batches, labels are not [N] or only in some batches,
+            registers do not hold a threshold, or potentials need more than 62 bits.
     Source: Wei et al., ICCV 2023, Eq. 2-7.
     Example:
         >>> from ttfs_triton.nn import cnn1
@@ -207,6 +207,8 @@ class Simulator:
         shares: list[float | None] = [None] * 2
         if self._labels:
             labels = torch.cat(self._labels).cpu()
+            if len(labels) != self._samples:
+                raise ValueError("simulate: batches must all have labels, or none; got both. Drop or add labels.")
             shares = [float((classes == labels).double().mean()) for classes in (score, first)]
         windows = self._graph.windows + (self._graph.readout.at == "potential_end")
         counters = [counter for _, counter in self.layers.values()]
