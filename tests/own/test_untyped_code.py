@@ -29,7 +29,6 @@ OTHERS = {
     "sweep": SWEEP,
     "evaluate": "evaluate run --max-test-samples 20",
     "calibrate": "calibrate run --time-steps 4 --images 20 --dataset sample --output-dir out",
-    "convert": "convert run/best/model.safetensors --no-calibrate --output-dir out",
     "export": "export run --format nir --output out",
     "publish": "publish run --repo-id a/b --dry-run",
 }
@@ -49,7 +48,7 @@ def attempt(run, tmp_path, monkeypatch, capsys):
     def attempt(line):
         words, code = line.split(), 0
         try:
-            main([*words, *(() if words[0] in ("convert", "export", "publish") else ("--cpu",))])
+            main([*words, *(() if words[0] in ("export", "publish") else ("--cpu",))])
         except SystemExit as ended:
             code = ended.code
         assert not (tmp_path / "marker").exists()

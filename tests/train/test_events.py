@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.data.synthetic_events import write_recordings
-from ttfs_triton.commands import evaluate
+from ttfs_triton.commands import calibrate, evaluate
 from ttfs_triton.data.events import first_spikes
 from ttfs_triton.data.recordings import read_bin
 from ttfs_triton.evaluate.load import load_network, load_test_images
@@ -65,3 +65,15 @@ def test_event_windows_are_part_of_the_network(run):
     assert model.classify(path).top[0].probability == pytest.approx(expected.top[0].probability, abs=0.05)
     with pytest.raises(ValueError, match=r"classify: image 0 .*must be a recording, .bin, .aedat, .npz; got config"):
         model.classify(run / "config.yaml")
+
+
+def test_recordings_calibrate_a_network_on_a_grid(run, tmp_path):
+    """As the network's own config.json says of recordings."""
+    config = make_config(read_yaml(run / "config.yaml"), "")
+    images = ["--data-dir", str(config.data_dir), "--cpu"]
+    flags = ["--time-steps", "8", "--weight-bits", "4", "--images", "12"]
+    calibrate(None, [str(run), "--output-dir", str(tmp_path / "grid"), *flags, *images])
+    loaded = load_network(tmp_path / "grid")
+    assert loaded.description.preprocessing.events == config.events
+    assert len(load_test_images(loaded, data_dir=config.data_dir)) == 11
+    assert json.loads((tmp_path / "grid" / "calibration.json").read_text())["images"] == 12
