@@ -2,14 +2,13 @@
 
 import hashlib
 import io
+import itertools
 import math
 import os
 
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from tests.hub.conftest import hub  # noqa: F401
@@ -176,21 +175,13 @@ def test_files_of_other_things_are_refused_and_their_code_does_not_run(tmp_path,
 # ---- containers, prefixes, and tensors that are no weights
 
 
-@given(
-    containers=st.lists(st.sampled_from(CONTAINERS), max_size=3),
-    prefixes=st.lists(st.sampled_from(PREFIXES), max_size=3),
-)
-def test_containers_and_prefixes_are_removed(containers, prefixes):
-    content = {"".join(prefixes) + name: tensor for name, tensor in TENSORS.items()}
-    for name in containers:
-        content = {name: content, "epoch": 3}
-    assert same(plain_tensors(content))
-
-
-def test_averaged_weights_come_first_and_names_alone_are_no_containers():
+def test_containers_and_prefixes_are_removed():
+    for container, prefix in itertools.product(CONTAINERS, PREFIXES):
+        named = {f"module.{prefix}{name}": tensor for name, tensor in TENSORS.items()}
+        assert same(plain_tensors({"model": {container: named, "epoch": 3}}))
     averaged = {"state_dict": {"a": torch.zeros(1)}, "state_dict_ema": {"a": torch.ones(1)}, "optimizer": {}}
     assert plain_tensors(averaged)["a"].item() == 1
-    for names in (("module.a", "b"), ("model", "other")):
+    for names in (("module.a", "b"), ("model", "other")):  # names alone are no containers
         tensors = plain_tensors({name: nn.Parameter(torch.ones(2)) for name in names})
         assert list(tensors) == list(names)
         assert not any(tensor.requires_grad for tensor in tensors.values())

@@ -34,10 +34,18 @@ def assert_same(network, images):
     np.testing.assert_allclose(found["spike_times"], decision.spike_times.detach(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("readout", ["potential_start", "potential_end", "first_spike"])
-@pytest.mark.parametrize("sigma", [0.0, 0.25, 1.0])
-def test_readouts_agree(readout, sigma):
-    network = small_network(readout=readout, neuron=Neuron(sigma))
+READOUTS = ("potential_start", "potential_end", "first_spike")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *({"readout": at, "neuron": Neuron(sigma)} for at in READOUTS for sigma in (0.0, 0.25, 1.0)),
+        *({"encoder": name, "mean": mean, "std": mean} for name in ("analog", "signed") for mean in (None, (0.4, 0.5))),
+    ],
+)
+def test_readouts_and_encoders_agree(config):
+    network = small_network(**config)
     assert_same(network, images_for(network))
 
 
@@ -71,13 +79,6 @@ def test_blocks_and_averages_agree(specification, sigma):
     np.testing.assert_allclose(found["logits"], normalised(images_for(normalised)).detach(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("encoder", ["analog", "signed"])
-@pytest.mark.parametrize("mean", [None, (0.4, 0.5)])
-def test_encoders_of_pixels_normalise(encoder, mean):
-    network = small_network(encoder=encoder, mean=mean, std=None if mean is None else (0.2, 0.3))
-    assert_same(network, images_for(network))
-
-
 def test_borders_are_decided_as_here():
     # One input x = 1 or 0, weight w, initial potential b: A = w + b, W = w, on A = 1, A + W = 0 and around.
     weights = torch.tensor([[1.0, 0.5, 0.25, -0.5, -0.25, 0.0]]).T
@@ -90,8 +91,7 @@ def test_borders_are_decided_as_here():
     images = torch.tensor([1.0, 0.0]).view(2, 1, 1, 1)
     found = run(network, images, hidden=True)["fc1"]
     np.testing.assert_array_equal(found[0], [1, 1, 0, 0, 1, 0])
-    np.testing.assert_array_equal(found[0], network.features(images)[0].detach())
-    np.testing.assert_array_equal(found[1], network.features(images)[1].detach())
+    np.testing.assert_array_equal(found, network.features(images).detach())
 
 
 def test_model_is_standard_and_says_what_it_is():
@@ -117,7 +117,7 @@ def test_model_is_standard_and_says_what_it_is():
         to_onnx(network, class_names=["a", "b"])
 
 
-@pytest.mark.parametrize("readout", ["potential_start", "potential_end", "first_spike"])
+@pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("grid", [Grid(4, 4), Grid(6, 8), Grid(8, 3, state_bits=24)])
 def test_network_on_a_grid_fires_in_its_steps(grid, readout):
     network = small_network(readout=readout, neuron=Neuron(0.25), grid=grid)
