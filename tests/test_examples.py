@@ -24,7 +24,7 @@ def examples() -> Iterator[doctest.DocTest]:
             yield from (example for example in documented if example.examples)
 
 
-@pytest.mark.parametrize("example", examples(), ids=lambda example: example.name)
+@pytest.mark.parametrize("example", list(examples()), ids=lambda example: example.name)
 def test_example_does_what_it_says(example, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # what an example writes is gone
     example.globs |= {"torch": torch}

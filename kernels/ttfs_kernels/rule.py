@@ -215,10 +215,16 @@ def summing(potentials: Tensor, sigma: Tensor, estimate: Tensor) -> tuple[Tensor
 
 
 def normalise(
-    A: Tensor, W: Tensor | None, sigma: Tensor, scale: Tensor, shift: Tensor, *delayed: Tensor | None
+    A: Tensor,
+    W: Tensor | None,
+    sigma: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    skip: Tensor | None,
+    skip_weight: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """(A', W') plus delayed spikes, if `delayed` are a skip and its weights; `scale` is g and `shift` is β − g·μ."""
-    return with_delayed((A * scale).add_(shift), None if W is None else W * scale, *delayed, sigma)
+    """(A', W') plus delayed spikes; `scale` is g and `shift` is β − g·μ."""
+    return with_delayed((A * scale).add_(shift), None if W is None else W * scale, skip, skip_weight, sigma)
 
 
 def normalised_firing(potentials: Tensor, sigma: Tensor, *others: Any) -> Tensor:
