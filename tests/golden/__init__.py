@@ -3,8 +3,8 @@
     python -m tests.golden             computes all values and prints those that differ from the recorded ones
     python -m tests.golden --write     records them anew
 
-`cases` computes the values by public functions alone. `record` writes, reads and compares them: values.json holds
-numbers, and of each tensor a hash and two means; values.safetensors holds samples of its elements.
+`cases` computes them by public functions alone, `record` compares them: values.json holds numbers, and of each tensor
+a hash and two means; values.safetensors holds samples of its elements.
 """
 
 import os

@@ -1,16 +1,16 @@
-"""The values: operators, networks, counts, energies, simulations, exports and training runs, by public functions."""
+"""The values: operators, networks, counts, energies, simulations and training runs, by public functions."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import astuple, replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import onnxruntime
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +23,6 @@ from ttfs_triton import TTFSModel, nn
 from ttfs_triton.chip import simulate
 from ttfs_triton.data.images import load_images
 from ttfs_triton.energy import count, dense_ann, estimate
-from ttfs_triton.export import to_onnx
 from ttfs_triton.nn import Faults, Grid, NetworkConfig, Neuron, TTFSNetwork
 from ttfs_triton.train import Callback, Interrupted, TrainConfig, Trainer, train
 
@@ -37,7 +36,6 @@ WIDE = Neuron(surrogate_width=0.5)
 
 OPERATORS: dict[str, Options] = {
     "conv2d-padded": {"padding": 1, "neuron": WIDE},
-    "conv2d-pooled": {"padding": 1, "pool": 2},
     "conv2d-strided": {"stride": (2, 1), "padding": (1, 2), "neuron": Neuron(derivative_clip=None)},
     "conv2d-grouped": {"groups": 2, "dilation": 2, "neuron": WIDE},
     "conv2d-skip": {"padding": 1, "skip": True},
@@ -61,10 +59,9 @@ NETWORKS = {
 }
 OWN = "own"
 ON_TRITON = ("start", OWN)
+# Networks that sum real numbers before time stamps, so that rounding may move spikes of a simulation by a step.
 REAL_INPUTS = ("analog", "signed", "vgg9-cifar10")
-"""Networks that sum real numbers before time stamps, so that rounding may move spikes of a simulation by a step."""
-BUNDLED = {"cnn1-mnist": (1, 0), "vgg9-cifar10": (3, 2)}
-"""Channels, and the border that makes the bundled images as large as theirs."""
+BUNDLED = {"cnn1-mnist": (1, 0), "vgg9-cifar10": (3, 2)}  # channels, and the border that the bundled images lack
 GRID = Grid(time_steps=16, weight_bits=8)
 FAULTS = Faults(spike_jitter=0.05, weight_noise=0.1, dead_neurons=0.05, stuck_neurons=0.05, lost_spikes=0.05)
 
@@ -96,17 +93,14 @@ def uniform(*shape: int, seed: int) -> Tensor:
 
 def operators() -> Values:
     """Activations and gradients of both operators."""
-    for backend, dtype in WAYS:
-        for sigma in SIGMAS:
-            for case, options in OPERATORS.items():
-                options = {"neuron": Neuron(), "backend": backend, **options}
-                options["neuron"] = replace(options["neuron"], psp_persistence=sigma)
-                yield from _operator(f"operators/{case}/{sigma}/{dtype}/{backend}", dtype, **options)
+    for (backend, dtype), sigma, (case, options) in product(WAYS, SIGMAS, OPERATORS.items()):
+        neuron = replace(options.get("neuron", Neuron()), psp_persistence=sigma)
+        options = options | {"neuron": neuron, "backend": backend}
+        yield from _operator(f"operators/{case}/{sigma}/{dtype}/{backend}", dtype, **options)
 
 
-def _operator(name: str, dtype: str, *, skip: bool = False, pool: int = 1, **options: Any) -> Values:
-    operator: Callable[..., Tensor] = dft_linear
-    inputs, sizes = (2, 5, 20), (6, 20)
+def _operator(name: str, dtype: str, *, skip: bool = False, **options: Any) -> Values:
+    operator, inputs, sizes = dft_linear, (2, 5, 20), (6, 20)
     if "conv2d" in name:
         operator, inputs, sizes = dft_conv2d, (2, 4, 9, 8), (6, 4 // options.get("groups", 1), 3, 3)
     torch.manual_seed(0)
@@ -118,8 +112,6 @@ def _operator(name: str, dtype: str, *, skip: bool = False, pool: int = 1, **opt
     device = DEVICE if options["backend"] == "triton" else "cpu"
     operands = {key: value.to(device, getattr(torch, dtype)).requires_grad_() for key, value in operands.items()}
     activations = operator(**operands, **options)
-    if pool > 1:
-        activations = F.max_pool2d(activations, pool)
     activations.backward(torch.randn(activations.shape).to(activations))
     yield f"{name}/activations", activations
     for key, operand in operands.items():
@@ -155,12 +147,10 @@ IMAGES, LABELS = uniform(2, 2, 12, 12, seed=3), torch.arange(2)
 
 def networks() -> Values:
     """Logits and gradients of small networks; on a grid, off it again, and with faults."""
-    for backend, dtype in WAYS:
-        for sigma in SIGMAS:
-            for case in (*NETWORKS, OWN) if backend == "torch" else ON_TRITON:
-                name = f"networks/{case}/{sigma}/{dtype}/{backend}"
-                device = DEVICE if backend == "triton" else "cpu"
-                yield from _passes(name, network_of(case, sigma, backend).to(device), IMAGES, LABELS, dtype)
+    for (backend, dtype), sigma in product(WAYS, SIGMAS):
+        for case in (*NETWORKS, OWN) if backend == "torch" else ON_TRITON:
+            name, device = f"networks/{case}/{sigma}/{dtype}/{backend}", DEVICE if backend == "triton" else "cpu"
+            yield from _passes(name, network_of(case, sigma, backend).to(device), IMAGES, LABELS, dtype)
     for sigma in SIGMAS:
         network = network_of(OWN, sigma)
         for case, grid, faults in (("grid", GRID, None), ("grid/faulty", GRID, FAULTS), ("float32/again", None, None)):
@@ -202,18 +192,14 @@ def bundled() -> Values:
         yield f"bundled/{name}/classes", ", ".join(answer.class_name for answer in network.classify(images))
 
 
-def _evaluated() -> Iterator[tuple[str, Module, Tensor]]:
-    """Networks in evaluation mode, and images for them."""
-    for name in BUNDLED:
-        yield name, TTFSModel.from_pretrained(f"bundled:{name}"), bundled_images(name)[0]
-    for case in (*NETWORKS, OWN):
-        for sigma in SIGMAS:
-            yield f"{case}/{sigma}", network_of(case, sigma).eval(), IMAGES
-
-
 def hardware() -> Values:
-    """Counts, energies and simulations."""
-    for name, network, images in _evaluated():
+    """Counts, energies and simulations, in evaluation mode."""
+    cases: list[tuple[str, Module, Tensor]] = [
+        (name, TTFSModel.from_pretrained(f"bundled:{name}"), bundled_images(name)[0]) for name in BUNDLED
+    ]
+    kinds = product((*NETWORKS, OWN), SIGMAS)
+    cases += [(f"{case}/{sigma}", network_of(case, sigma).eval(), IMAGES) for case, sigma in kinds]
+    for name, network, images in cases:
         yield from _counted(f"hardware/{name}", network, images)
         yield from _simulated(f"hardware/{name}/simulated", network, images, name.split("/")[0] not in REAL_INPUTS)
 
@@ -229,9 +215,8 @@ def _counted(name: str, network: Module, images: Tensor) -> Values:
     energies = {chip: estimate(counts, chip, steps=16, gating=False) for chip in CHIPS}
     energies["dense ANN"] = dense_ann(counts, CHIPS[1])
     for case, energy in energies.items():
-        assert energy.total is not None
-        yield f"{name}/energy_pj/{case}/low", energy.total.low
-        yield f"{name}/energy_pj/{case}/high", energy.total.high
+        for bound in ("low", "high"):
+            yield f"{name}/energy_pj/{case}/{bound}", getattr(energy.total, bound)
         for layer, part in energy.by_layer().items():
             yield f"{name}/energy_pj/{case}/{layer}", part.nominal if part is not None else "unknown"
 
@@ -249,20 +234,6 @@ def _simulated(name: str, network: Module, images: Tensor, exact: bool) -> Value
             yield f"{name}/{layer.name}/work", ", ".join(map(str, astuple(layer)))
         faulty = simulate(network, [images], steps=16, state_bits=None, faults=FAULTS, seed=1)
         yield f"{name}/faulty", faulty.counts.total()["spikes"]
-
-
-def export() -> Values:
-    """Outputs of ONNX models in onnxruntime."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    for name, network, images in _evaluated():
-        if name.startswith("grid"):  # sums are in floating point there, so that rounding may move spikes by a step
-            continue
-        model = to_onnx(network, image_shape=images.shape[1:]).SerializeToString()
-        session = onnxruntime.InferenceSession(model, options)
-        for output in ("logits", "spike_times"):
-            (computed,) = session.run([output], {"images": images.numpy()})
-            yield f"export/{name}/float32/{output}", torch.from_numpy(computed).nan_to_num(posinf=-1.0)
 
 
 def training() -> Values:
@@ -291,18 +262,16 @@ def _trained(path: Path, *callbacks: Callback, resume: bool = False) -> Module:
 
 
 def _weights(network: Module) -> Tensor:
-    """All in a row."""
     return torch.cat([value.flatten() for value in network.state_dict().values()])
 
 
-GROUPS = {function.__name__: function for function in (operators, networks, bundled, hardware, export, training)}
+GROUPS = {function.__name__: function for function in (operators, networks, bundled, hardware, training)}
 
 
 def compute(group: str) -> dict[str, Any]:
     """The values of a group by name, computed by one thread, so that bits do not depend on how many there are."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        return dict(GROUPS[group]())
-    finally:
-        torch.set_num_threads(threads)
+    values = dict(GROUPS[group]())
+    torch.set_num_threads(threads)
+    return values

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import platform
-import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +18,7 @@ from torch import Tensor
 
 FOLDER = Path(__file__).parent
 NUMBERS, TENSORS = FOLDER / "values.json", FOLDER / "values.safetensors"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-"""Of Triton's kernels."""
-
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of Triton's kernels
 SAMPLES = 64
 """Number of elements that are kept of a tensor, at most: all of a small one, every n-th of a larger one."""
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 2e-1, "trained": 1e-2, "grid": math.inf}
@@ -34,8 +31,6 @@ whole."""
 DECIDE_BITS = ("torch", "triton", "numpy", "product", "device", "capability", "amx")
 """Parts of the environment on which the bits of tensors depend. Triton's interpreter multiplies by NumPy, whose BLAS
 chooses by processor and environment: "product" is the hash of one of its products."""
-ROUNDED = "export/"
-"""Values under this name are onnxruntime's: their bits are never compared."""
 
 Value = Tensor | int | float | str
 
@@ -46,7 +41,7 @@ def environment() -> dict[str, Any]:
     return {
         "machine": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "triton", "numpy", "onnxruntime")},
+        **{package: version(package) for package in ("torch", "triton", "numpy")},
         "product": _hash((factors[0] @ factors[1]).tobytes()),
         "device": DEVICE,
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -55,9 +50,8 @@ def environment() -> dict[str, Any]:
 
 
 def write(values: Mapping[str, Value]) -> None:
-    """Record values, with the environment and the commit."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=FOLDER, capture_output=True, text=True, check=True)
-    numbers: dict[str, Any] = {"environment": environment() | {"commit": git.stdout.strip()}}
+    """Record values, with the environment."""
+    numbers: dict[str, Any] = {"environment": environment()}
     numbers |= {name: _summary(value) if isinstance(value, Tensor) else value for name, value in values.items()}
     lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in numbers.items())
     NUMBERS.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
@@ -66,11 +60,7 @@ def write(values: Mapping[str, Value]) -> None:
 
 
 class Record:
-    """The recorded values.
-
-    Attributes:
-        same_bits: whether the environment is the recorded one, so that floating-point tensors must have equal bits.
-    """
+    """The recorded values; `same_bits` if the environment is the recorded one, so that tensors must have equal bits."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, Any] = json.loads(NUMBERS.read_text(encoding="utf-8"))
@@ -102,14 +92,14 @@ class Record:
         present, recorded = _summary(value), self._numbers[name]
         if present["sha256"] == recorded["sha256"]:
             return ""
-        kinds = [f"{summary['dtype']} {summary['shape']}" for summary in (present, recorded)]
-        if kinds[0] != kinds[1]:
-            return f"{kinds[0]}, recorded {kinds[1]}"
+        kind, recorded_kind = (f"{summary['dtype']} {summary['shape']}" for summary in (present, recorded))
+        if kind != recorded_kind:
+            return f"{kind}, recorded {recorded_kind}"
         difference = _samples(value).double() - self._samples[name].double()
         scale = max(recorded["rms"], 1e-300)
         sizes = float(difference.square().mean().sqrt()) / scale, abs(present["mean"] - recorded["mean"]) / scale
         size = max(sizes) if value.isfinite().all() else math.inf
-        exact = not value.is_floating_point() or (self.same_bits and not name.startswith(ROUNDED))
+        exact = not value.is_floating_point() or self.same_bits
         if not exact and size <= next(TOLERANCE[part] for part in name.split("/") if part in TOLERANCE):
             return ""
         kind = "bits" if exact else "values"
