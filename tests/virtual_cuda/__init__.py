@@ -12,8 +12,7 @@ capture; torch.compile.
 It changes the whole process, for good: it needs one of its own.
 """
 
-from tests.virtual_cuda.device import install, installed
-from tests.virtual_cuda.guard import why_not
+from tests.virtual_cuda.device import install, installed, why_not
 from tests.virtual_cuda.watch import Record, recording
 
 __all__ = ["Record", "install", "installed", "recording", "why_not"]

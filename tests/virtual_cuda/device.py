@@ -1,8 +1,16 @@
-"""`torch.cuda` for one device that is not there."""
+"""`torch.cuda` for one device that is not there; `guard.cpp` is compiled once a version of PyTorch, into a cache."""
 
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
 import types
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,39 +19,29 @@ from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tests.virtual_cuda import guard
 from tests.virtual_cuda.tensors import VirtualMode, VirtualTensor, inner, is_cuda
 from tests.virtual_cuda.watch import count
 
-NAME = "virtual CUDA device"
-CAPABILITY = (9, 0)
-MEMORY = 80 << 30
-PROPERTIES = types.SimpleNamespace(
-    name=NAME,
-    major=CAPABILITY[0],
-    minor=CAPABILITY[1],
-    total_memory=MEMORY,
-    multi_processor_count=132,
-    shared_memory_per_block_optin=232448,
-    warp_size=32,
-    gcnArchName="",
-    L2_cache_size=50 << 20,
-)
+NAME, MEMORY = "virtual CUDA device", 80 << 30
+PROPERTIES = types.SimpleNamespace(name=NAME, major=9, minor=0, total_memory=MEMORY, multi_processor_count=132)
+SOURCE = Path(__file__).with_name("guard.cpp")
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ttfs-triton" / "virtual-cuda"
+COMPILER = os.environ.get("CXX") or "g++"
 _installed = False
 
 
 def install() -> None:
-    """Give this process one CUDA device for the rest of its life. Before the first backward pass.
-
-    Raises:
-        RuntimeError: there is a real one, or no C++ compiler.
-    """
+    """Give this process one CUDA device for the rest of its life. Before the first backward pass."""
     global _installed
     if _installed:
         return
     if torch.cuda.is_available():
         raise RuntimeError("install: there must be no GPU; got one. Set CUDA_VISIBLE_DEVICES= to hide it.")
-    guard.install()
+    if (reason := why_not()) is not None:
+        raise RuntimeError(f"install: {reason}.")
+    if not _library().is_file():
+        _compile(_library())
+    ctypes.CDLL(str(_library())).install()  # makes PyTorch believe in one CUDA device
     for name, value in _replacements().items():
         setattr(torch.cuda, name, value)
     # A build with CUDA has no more than one without: no graphs, no cuDNN.
@@ -78,7 +76,7 @@ def _replacements() -> dict[str, Any]:
         **dict.fromkeys(("_is_in_bad_fork", "is_current_stream_capturing"), False),
         **{"device_count": 1, "current_device": 0, "initial_seed": 0, "power_draw": 0},
         **{"memory_allocated": 0, "max_memory_allocated": 0, "mem_get_info": (MEMORY, MEMORY)},
-        **{"get_device_name": NAME, "get_device_capability": CAPABILITY, "get_device_properties": PROPERTIES},
+        **{"get_device_name": NAME, "get_device_capability": (9, 0), "get_device_properties": PROPERTIES},
     }
     return {name: lambda *_, value=value, **__: value for name, value in constants.items()} | {
         "synchronize": lambda *_: count("synchronisations", "synchronize"),
@@ -132,9 +130,8 @@ class _Generator(_REAL_GENERATOR, metaclass=_OfGenerator):
 
 
 def _tensor(data: Any, *, dtype=None, device=None, requires_grad=False, pin_memory=False):
-    made = _REAL_TENSOR(data, dtype=dtype)
-    made = made.to(device) if is_cuda(device) else made
-    return made.requires_grad_() if requires_grad else made
+    tensor = _REAL_TENSOR(data, dtype=dtype)
+    return (tensor.to(device) if is_cuda(device) else tensor).requires_grad_(requires_grad)
 
 
 def _as_tensor(data: Any, dtype=None, device=None):
@@ -162,3 +159,32 @@ def _unwrap_in_triton() -> None:
             return call(self, *tree_map(inner, args), **tree_map(inner, kwargs))
 
     GridExecutor.__call__ = on_the_cpu
+
+
+def why_not() -> str | None:
+    """Why there can be no virtual device here; None if there can."""
+    if sys.platform != "linux":
+        return "the virtual CUDA device is for Linux"
+    if not _library().is_file() and shutil.which(COMPILER) is None:
+        return f"the virtual CUDA device needs a C++ compiler; {COMPILER} was not found (CXX names another)"
+    return None
+
+
+def _library() -> Path:
+    digest = hashlib.sha256(SOURCE.read_bytes() + torch.__file__.encode()).hexdigest()[:12]
+    return CACHE / f"torch-{torch.__version__}-{digest}" / "guard.so"
+
+
+def _compile(library: Path) -> None:
+    """Compile into a temporary file and rename it, since several processes may do so at once."""
+    home = Path(torch.__file__).parent
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        part = Path(folder) / library.name
+        command = [COMPILER, "-std=c++20", "-O1", "-shared", "-fPIC", str(SOURCE), "-o", str(part)]
+        command += [f"-I{home / 'include'}", f"-L{home / 'lib'}", f"-Wl,-rpath,{home / 'lib'}", "-lc10", "-ltorch_cpu"]
+        command += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode:
+            raise RuntimeError(f"install: {SOURCE.name} must compile; {' '.join(command)} said\n{process.stderr}")
+        os.replace(part, library)

@@ -28,16 +28,9 @@ class VirtualTensor(Tensor):
 
     @staticmethod
     def __new__(cls, data: Tensor) -> "VirtualTensor":
-        return torch.Tensor._make_wrapper_subclass(
-            cls,
-            data.shape,
-            strides=data.stride(),
-            storage_offset=data.storage_offset(),
-            dtype=data.dtype,
-            layout=data.layout,
-            device=DEVICE,
-            requires_grad=data.requires_grad,
-        )
+        kept = {name: getattr(data, name) for name in ("dtype", "layout", "requires_grad")}
+        places = {"strides": data.stride(), "storage_offset": data.storage_offset(), "device": DEVICE}
+        return torch.Tensor._make_wrapper_subclass(cls, data.shape, **places, **kept)
 
     def __init__(self, data: Tensor) -> None:
         self.data_ = data

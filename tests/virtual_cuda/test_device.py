@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.virtual_cuda import recording
-from ttfs_kernels import checks, dft_linear
-from ttfs_triton.nn import DFTConv2d, cnn1
+from ttfs_kernels import checks
+from ttfs_triton.nn import DFTConv2d
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,9 @@ def test_scalars_and_indices_may_come_from_the_host(watched_device):
 @pytest.mark.parametrize(
     ("wait", "times"),
     [
-        (lambda x: x.sum().item(), 1),
         (lambda x: bool((x > 0).any()), 1),
         (lambda x: x[x > 0], 1),
         (lambda x: x.cpu(), 1),
-        (lambda x: x.to("cpu", non_blocking=True), 0),
         (lambda x: torch.zeros(3).to(x.device), 1),
         (lambda x: torch.zeros(3).to(x.device, non_blocking=True), 0),
         (lambda x: torch.tensor(3, device=x.device), 1),
@@ -60,19 +58,6 @@ def test_what_waits_for_the_device_is_counted(watched_device, wait, times):
     assert record.synchronisations.total() == times
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_operators_and_launches_of_ours_are_counted(watched_device, backend):
-    pytest.importorskip("triton", reason="Triton is not installed")
-    x, weight, bias = torch.rand(5, 16), torch.randn(4, 16), torch.zeros(4)
-    expected = dft_linear(x, weight, bias, backend="torch")
-    with recording() as record:
-        y = dft_linear(x.to(watched_device), weight.to(watched_device), bias.to(watched_device), backend=backend)
-    assert y.is_cuda
-    torch.testing.assert_close(y.cpu(), expected, rtol=1e-5, atol=1e-5)
-    assert record.operators.total() + record.launches.total() > 3  # three are the copies
-    assert record.launches.total() == (backend == "triton")
-
-
 def test_batch_norm_on_a_gpu_is_our_kernels_and_waits_for_nothing(watched_device, monkeypatch):
     """All that a captured step needs: σ, shapes and the count of rows are the host's already."""
     pytest.importorskip("triton", reason="Triton is not installed")
@@ -84,11 +69,6 @@ def test_batch_norm_on_a_gpu_is_our_kernels_and_waits_for_nothing(watched_device
     assert record.launches["fire_rows"] == 1
     assert record.launches["differentiate_rows"] == 2
     assert record.synchronisations == {}
+    assert {"convolution", "mm", "addmm"}.isdisjoint(record.operators)
     assert layer.weight.grad.is_cuda
     assert layer.batch_norm.running_mean.any()
-
-
-def test_operands_on_two_devices_are_refused(watched_device):
-    network = cnn1(image_size=12, width=0.25).to(watched_device)
-    with pytest.raises(ValueError, match=r"dft_conv2d: weight must be on the device of x \(cpu\); got cuda:0"):
-        network(torch.rand(1, 1, 12, 12))

@@ -3,16 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 
-@dataclass(eq=False)
 class Record:
-    """Calls during `recording()`."""
+    """Calls in `recording()`: of PyTorch's operators, of Triton kernels, and of operators that the host waits for."""
 
-    operators: Counter[str] = field(default_factory=Counter)  # PyTorch's, views too
-    launches: Counter[str] = field(default_factory=Counter)  # of Triton kernels
-    synchronisations: Counter[str] = field(default_factory=Counter)  # operators that make the host wait for the device
+    def __init__(self) -> None:
+        self.operators, self.launches, self.synchronisations = Counter[str](), Counter[str](), Counter[str]()
 
 
 _records: list[Record] = []
