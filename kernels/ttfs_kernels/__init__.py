@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ttfs_kernels.rule import fuse_passes
 
 # Modules are imported when a name is first used: a command that lists the neuron's properties needs no PyTorch.
-_MODULES = ("neuron", "ops", "rule")
 __all__ = [
     "Neuron",
     "Normalisation",
@@ -37,7 +36,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        modules = (import_module(f"ttfs_kernels.{module}") for module in _MODULES)
+        modules = (import_module(f"ttfs_kernels.{module}") for module in ("neuron", "ops", "rule"))
         return next(getattr(module, name) for module in modules if hasattr(module, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -48,13 +48,10 @@ def compile_kernels(
             functional_call(network, tensors, fake.from_tensor(images)).sum().backward()
         with ThreadPoolExecutor(threads) as pool, AsyncCompileMode(pool, ignore_errors=True) as mode:
             for kernel, grid, values, options in launches:
-                kernel.warmup(*tree_map(_stand_in, values), grid=grid, **options)
+                # Triton takes tensors without memory for aligned, as PyTorch allocates.
+                values = tree_map(lambda one: MockTensor(one.dtype) if isinstance(one, Tensor) else one, values)
+                kernel.warmup(*values, grid=grid, **options)
             if mode.raw_futures:
                 say(f"Triton compiles {len(mode.raw_futures)} kernels, {threads} at a time")
     except Exception as error:  # it only saves time: a user's module may read values, a driver may refuse
         say(f"Triton compiles kernels one after another: {(str(error).strip() or repr(error)).splitlines()[0]}")
-
-
-def _stand_in(value: Any) -> Any:
-    """For a tensor one without memory, which Triton takes for aligned, as PyTorch allocates."""
-    return MockTensor(value.dtype) if isinstance(value, Tensor) else value

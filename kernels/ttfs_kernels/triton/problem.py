@@ -97,8 +97,7 @@ class Problem:
     @cached_property
     def is_matrix_product(self) -> bool:
         """Whether every position is a row of its own: fully connected, or a 1×1 convolution with stride 1."""
-        plain = self.kernel == self.stride == self.dilation == (1, 1) and self.padding == (0, 0)
-        return plain and self.groups == 1
+        return self.kernel == self.stride == self.dilation == (1, 1) and self.padding == (0, 0) and self.groups == 1
 
     @property
     def flat(self) -> Problem:
