@@ -1,6 +1,4 @@
-"""Settings of all tests: the same random numbers in every run, no time limits, the options --device and -m slow; and
-fixtures that several folders share.
-"""
+"""Settings of all tests: the same random numbers in every run, no deadlines, --device and -m slow; shared fixtures."""
 
 import dataclasses
 import importlib.util

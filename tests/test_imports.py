@@ -93,11 +93,7 @@ def test_package_lists_what_it_has_and_nothing_else() -> None:
     packages = {path.parent.name for path in (ROOT / "ttfs_triton").glob("*/__init__.py")}
     assert set(dir(ttfs_triton)) == {"TTFSModel", "__version__", *packages}
     assert all(getattr(ttfs_triton, name).__name__ == f"ttfs_triton.{name}" for name in packages)
-
-
-def test_kernels_folder_is_not_a_package() -> None:
-    # Hugging Face's package `kernels` is imported under that name; ours would hide it.
-    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert not (ROOT / "kernels" / "__init__.py").exists()  # it would hide Hugging Face's package of that name
 
 
 # In this order, in one process, as importing PyTorch takes seconds: what each line must not have imported yet.

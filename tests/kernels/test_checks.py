@@ -20,7 +20,6 @@ LINEAR = [
 CONV2D = [
     ({"x": X[0]}, ValueError, CONV_SHAPES),
     ({"stride": 0}, ValueError, f"stride {PAIR} 1; got 0"),
-    ({"stride": True}, ValueError, f"stride {PAIR} 1; got True"),
     ({"groups": True}, ValueError, "groups must be an integer ≥ 1; got True."),
     ({"padding": (1, 1, 1)}, ValueError, f"padding {PAIR} 0; got (1, 1, 1)"),
     ({"dilation": (1, 0)}, ValueError, f"dilation {PAIR} 1; got (1, 0)"),
