@@ -146,7 +146,7 @@ def check_normalisation(
     parameters: dict[str, Tensor],
     group: torch.distributed.ProcessGroup | None,
 ) -> None:
-    """Check the parameters of batch norm by their names, and that each channel has two values or more."""
+    """Check the parameters of batch norm by their names, and that a channel has two values or more."""
     for name, tensor in parameters.items():
         if tensor.shape != weight.shape[:1] or tensor.device != x.device:  # a kernel would read beyond it
             raise ValueError(

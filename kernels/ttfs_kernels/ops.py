@@ -40,7 +40,7 @@ class Normalisation(NamedTuple):
         estimate: [C], a value near μ. The PyTorch backend sums squares around it, so that no digits are lost; Triton
             kernels do not use it.
         epsilon: ε, added to the variance.
-        group: processes that share their statistics; None: each process uses its own.
+        group: processes that share their statistics; None: a process takes those of its images alone.
     """
 
     weight: Tensor
@@ -70,7 +70,7 @@ def dft_linear(
         weight: [out_features, in_features], in threshold heights.
         bias: [out_features] initial membrane potential, in threshold heights. Default: None.
         skip: [..., out_features], activations x_skip of an earlier layer, dtype of x. Its spikes were delayed until the
-            window in which the spikes of x arrive; each of them reaches one neuron. Default: None.
+            window in which the spikes of x arrive; a delayed spike reaches one neuron. Default: None.
         skip_weight: [out_features], weights v of the skip's synapses, in threshold heights. Required with `skip`.
         neuron: how it fires and how it is differentiated; see `Neuron`, also for σ and δ below.
         backend: "torch"; "triton" (Triton kernels in every pass); or "auto": Triton kernels on a GPU, elsewhere
@@ -278,7 +278,7 @@ def without_autocast(x: Tensor | None) -> AbstractContextManager[object]:
 
 
 def standardise_weight(weight: Tensor, gain: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
-    """A layer's weights, for each neuron centred, scaled to unit norm and multiplied by the neuron's gain.
+    """A layer's weights: a neuron's are centred, scaled to unit norm and multiplied by the neuron's gain.
 
     `ŵ = gain[c] · (w − mean) / ‖w − mean‖`, mean and norm over the fan-in.
 

@@ -131,7 +131,7 @@ def firing(
     potential, slope = potentials.to(precise_dtype(potentials.dtype))
     if bias is not None:
         potential = potential + bias
-    potential, slope = with_delayed(potential, slope, skip, skip_weight, sigma)
+    potential, slope = with_delayed(potential, slope, sigma, skip, skip_weight)
     assert slope is not None  # since a slope was given
     if not with_derivatives:
         return ((1 - crossing_of(potential, slope)[0]).to(potentials.dtype),)
@@ -181,9 +181,9 @@ def skipping(neuron: Neuron, h: Tensor, skip: Tensor, skip_weight: Tensor, sigma
 
 
 def with_delayed(
-    A: Tensor, W: Tensor | None, skip: Tensor | None, skip_weight: Tensor | None, sigma: Tensor
+    A: Tensor, W: Tensor | None, sigma: Tensor, skip: Tensor | None, skip_weight: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """(A, W) plus delayed spikes, each of which reaches one neuron; W is None at σ = 0."""
+    """(A, W) plus delayed spikes, of which one reaches a neuron; W is None at σ = 0."""
     if skip is None or skip_weight is None:
         return A, W
     skip, skip_weight = skip.to(A.dtype), skip_weight.to(A.dtype)
@@ -204,7 +204,7 @@ def both(potentials: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def end(A: Tensor, W: Tensor | None, mean: Tensor) -> Tensor:
-    """V less a mean, in memory of its own."""
+    """V less a mean, in new memory."""
     return A - mean if W is None else (A + W).sub_(mean)
 
 
@@ -215,16 +215,10 @@ def summing(potentials: Tensor, sigma: Tensor, estimate: Tensor) -> tuple[Tensor
 
 
 def normalise(
-    A: Tensor,
-    W: Tensor | None,
-    sigma: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    skip: Tensor | None,
-    skip_weight: Tensor | None,
+    A: Tensor, W: Tensor | None, sigma: Tensor, scale: Tensor, shift: Tensor, *delayed: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """(A', W') plus delayed spikes; `scale` is g and `shift` is β − g·μ."""
-    return with_delayed((A * scale).add_(shift), None if W is None else W * scale, skip, skip_weight, sigma)
+    """(A', W') plus delayed spikes, if `delayed` are a skip and its weights; `scale` is g and `shift` is β − g·μ."""
+    return with_delayed((A * scale).add_(shift), None if W is None else W * scale, sigma, *delayed)
 
 
 def normalised_firing(potentials: Tensor, sigma: Tensor, *others: Any) -> Tensor:

@@ -48,7 +48,7 @@ ROW = 64  # largest number of output columns in a row of maps
 
 @dataclass(frozen=True)
 class ClampedLayer:
-    """A layer at σ = 0: a contraction, PyTorch's own batch norm (with `epsilon`), and a clamp to [0, 1]."""
+    """A layer at σ = 0: a contraction, PyTorch's batch norm (with `epsilon`), and a clamp to [0, 1]."""
 
     geometry: Geometry | None
     neuron: Neuron
@@ -61,7 +61,7 @@ class ClampedLayer:
             statistics, kept = (), ()
         else:
             maps = contract(_channels_last(x), weight, None, self.geometry)
-            gamma, bias = (each.to(precise_dtype(maps.dtype)) for each in (gamma, bias))
+            gamma, bias = (values.to(precise_dtype(maps.dtype)) for values in (gamma, bias))
             y, mean, inverse = torch.native_batch_norm(maps, gamma, bias, None, None, True, 0.0, self.epsilon)
             count = maps.numel() / maps.shape[1]
             unbiased = (inverse.pow(-2) - self.epsilon).clamp_min(0) * (count / (count - 1))

@@ -149,7 +149,7 @@ def _saves(which: str, problem: Problem, by_position: Config, plain: Config) -> 
 
 
 def _time(which: str, problem: Problem, config: Config, processors: int) -> float:
-    """Estimated time: multiplications and loads of the most loaded processor, for a step of each of its programs."""
+    """Estimated time: multiplications and loads of the most loaded processor, for a step of all its programs."""
     blocks, m, n = programs(which, problem, config), config.block_m, config.block_n
     if which == "grad_w" or blocks == 0:
         return 0.0  # there is a single choice, or nothing to do

@@ -76,9 +76,9 @@ def statistics_of(parts: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, gr
     statistics = _merged(parts, gamma, beta, epsilon)
     if group is None:
         return statistics
-    own = statistics[: MOMENTS.value]
-    everyone = own.new_empty(torch.distributed.get_world_size(group), *own.shape)
-    torch.distributed.all_gather(list(everyone), own, group=group)
+    moments = statistics[: MOMENTS.value]
+    everyone = moments.new_empty(torch.distributed.get_world_size(group), *moments.shape)
+    torch.distributed.all_gather(list(everyone), moments, group=group)
     return _merged(everyone, gamma, beta, epsilon)
 
 

@@ -41,7 +41,7 @@ class Problem:
         batch, height, width, in_channels: size of the input.
         out_channels: output channels, in all groups.
         kernel, stride, padding, dilation: (rows, columns).
-        groups: blocks of channels that are not connected with each other.
+        groups: blocks of channels, not connected with other blocks.
         dtype: dtype of activations and weights.
         with_slope: whether σ > 0, so that there are two contractions.
         surrogate: whether silent neurons have a derivative, so that grad_x has two contractions.
