@@ -187,8 +187,7 @@ def floor(launch: Launch, kernel: Kernel) -> tuple[float, str]:
     if launch.kernel.__name__.startswith("conv2d"):
         which = kernel.which if kernel.which in PASSES else "forward"
         flops = useful_flops(kernel.problem) * kernel.problem.contractions(which)
-    bounds = (flops / H100_FLOPS, "products"), (moved / H100_BYTES, "memory")
-    seconds, bound = max(bounds)
+    seconds, bound = max((flops / H100_FLOPS, "products"), (moved / H100_BYTES, "memory"))
     return 1e3 * seconds, bound
 
 

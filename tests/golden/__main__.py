@@ -1,16 +1,12 @@
-"""Compute all values; print those that differ from the recorded ones, or record them."""
+"""Compute all values; print those that differ from the recorded ones, or record them with --write."""
 
-import argparse
 import sys
 
 from tests.golden.cases import GROUPS, compute
 from tests.golden.record import Record, write
 
-parser = argparse.ArgumentParser(prog="python -m tests.golden", description=__doc__)
-parser.add_argument("--write", action="store_true", help="record the values")
-recording = parser.parse_args().write
 values = {group: compute(group) for group in GROUPS}
-if recording:
+if sys.argv[1:] == ["--write"]:
     write({name: value for group in values.values() for name, value in group.items()})
     sys.exit()
 record = Record()

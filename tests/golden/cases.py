@@ -30,8 +30,8 @@ Values = Iterator[tuple[str, Value]]
 Options = dict[str, Any]
 
 SIGMAS = (0.0, 0.25, 1.0)
+# Backends and types: Triton's interpreter multiplies bfloat16 wrongly.
 WAYS = (("torch", "float32"), ("torch", "bfloat16"), ("triton", "float32"), ("triton", "float16"))
-"""Backends and types: Triton's interpreter multiplies bfloat16 wrongly."""
 WIDE = Neuron(surrogate_width=0.5)
 
 OPERATORS: dict[str, Options] = {

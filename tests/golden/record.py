@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -19,15 +18,12 @@ from torch import Tensor
 FOLDER = Path(__file__).parent
 NUMBERS, TENSORS = FOLDER / "values.json", FOLDER / "values.safetensors"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of Triton's kernels
-SAMPLES = 64
-"""Number of elements that are kept of a tensor, at most: all of a small one, every n-th of a larger one."""
+SAMPLES = 64  # elements that are kept of a tensor, at most: all of a small one, every n-th of a larger one
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 2e-1, "trained": 1e-2, "grid": math.inf}
-"""Largest relative difference where bits may differ; a value's key is a part of its name. Of tensors, the difference is
-the root mean square of the samples', or that of the means if it is larger, over the root mean square of the recorded
-one. At least three times the largest that was seen with AVX2 or SSE alone and with PyTorch 2.11 and 2.15. In bfloat16,
-rounding moves whole spikes. "trained": weights after a few steps in float32. "grid": not compared, since a chip's
-largest weight lies at the border of the range that weights are clamped to, where one rounding changes gradients as a
-whole."""
+"""Largest relative difference where bits may differ, by a part of the value's name. Of tensors, it is the root mean
+square of the samples' difference, or the means' if larger, over the recorded one; at least three times the largest seen
+with AVX2 or SSE alone and with PyTorch 2.11 and 2.15. In bfloat16, rounding moves whole spikes. "trained": after a few
+steps. "grid": not compared, since one rounding at the border of a chip's weights changes gradients as a whole."""
 DECIDE_BITS = ("torch", "triton", "numpy", "product", "device", "capability", "amx")
 """Parts of the environment on which the bits of tensors depend. Triton's interpreter multiplies by NumPy, whose BLAS
 chooses by processor and environment: "product" is the hash of one of its products."""
@@ -39,8 +35,6 @@ def environment() -> dict[str, Any]:
     """What values are computed by and on."""
     factors = np.random.default_rng(0).random((2, 64, 64), dtype=np.float32) - np.float32(0.5)
     return {
-        "machine": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "triton", "numpy")},
         "product": _hash((factors[0] @ factors[1]).tobytes()),
         "device": DEVICE,

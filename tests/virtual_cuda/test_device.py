@@ -46,7 +46,6 @@ def test_scalars_and_indices_may_come_from_the_host(watched_device):
         (lambda x: torch.zeros(3).to(x.device), 1),
         (lambda x: torch.zeros(3).to(x.device, non_blocking=True), 0),
         (lambda x: torch.tensor(3, device=x.device), 1),
-        (lambda x: torch.full((), 3, device=x.device), 0),
         (lambda x: x.repeat_interleave(2).sum() * 2 + x.add_(1).view(3, 1).mean(), 0),
         (lambda x: torch.cuda.synchronize(), 1),
     ],
