@@ -8,6 +8,8 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernels.test_rule import border_pairs
@@ -54,3 +56,8 @@ def test_rule_equals_pytorch_at_its_borders(device, neuron):
     pairs = [*border_pairs(np.float32), *itertools.product(special, special)]
     assert_same_rule(*torch.tensor(pairs).t().contiguous(), neuron, device)
     assert_same_rule(*torch.randn(2, 50_000), neuron, device)
+
+
+@given(pairs=st.lists(st.tuples(*2 * [st.floats(width=32)]), min_size=1, max_size=100), neuron=st.sampled_from(NEURONS))
+def test_rule_equals_pytorch_anywhere(device, pairs, neuron):
+    assert_same_rule(*torch.tensor(pairs).t().contiguous(), neuron, device)
