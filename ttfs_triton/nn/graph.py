@@ -180,7 +180,6 @@ class NetworkGraph:
         """Run the stages in order and return the readout's outputs; other outputs are freed after their last reader.
 
         Args:
-            images: [N, *image_shape].
             fire: called with a stage, its pooled and flattened inputs, and its delayed spikes (one per neuron) or None.
                 Returns the neurons' outputs [N, *shape]: activations, or other numbers for which 0 means silent.
         """

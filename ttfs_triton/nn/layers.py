@@ -89,8 +89,6 @@ class DFTConv2d(FiringLayer):
     Example:
         >>> layer = DFTConv2d(16, 32, 3, padding=1, neuron=Neuron(psp_persistence=0.25))
         >>> activations = layer(torch.rand(8, 16, 28, 28))  # 1 fires at the window's start, 0 is silent
-        >>> activations.shape
-        torch.Size([8, 32, 28, 28])
         >>> from ttfs_triton.nn import activation_to_spike_time
         >>> spike_times = activation_to_spike_time(activations, layer=1)  # in [1, 2], inf where silent
         >>> early, late = DFTConv2d(16, 32, 3, padding=1), DFTConv2d(32, 32, 3, padding=1, skip=16)

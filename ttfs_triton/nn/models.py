@@ -124,8 +124,7 @@ class TTFSNetwork(nn.Module):
         config: the network; also kept as the attribute `config`.
         backend: backend of the spiking layers: "auto", "torch" or "triton"; see `ttfs_kernels.dft_linear`.
     Attributes:
-        features: hidden layers by name ("conv1", "pool1", ..., "fc1"), each with a `SpikeCounter`.
-        readout: the output layer.
+        features, readout: hidden layers by name ("conv1", "pool1", ..., "fc1"), and the output layer.
     Raises:
         ValueError: an unknown backend, or images that are too small for the layers; the message names the token.
     Example:

@@ -128,11 +128,7 @@ class WeightedLayer(nn.Module):
             nn.init.constant_(self.batch_norm.weight, self.initial_gain)
 
     def effective_weight(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Weights of the synapses: standardised if the layer does so, and spread over the windows of average pooling.
-
-        Args:
-            dtype: dtype of standardised weights. Default: the parameters' dtype.
-        """
+        """Weights of the synapses: standardised (in `dtype`) if the layer does so, and spread over averaged windows."""
         weight = self._stored_weight(dtype)
         if self.average == 1:
             return weight
@@ -186,10 +182,7 @@ class WeightedLayer(nn.Module):
         """Delayed spikes as they reach the layer, one per neuron: [N, *shape].
 
         Larger maps give every second (third, ...) row and column; channels that the earlier layer lacks are silent.
-
-        Args:
-            skip: activations of an earlier layer, [N, skip, ...], or other numbers for which 0 means silent.
-            shape: shape of this layer's neurons for one image.
+        `skip` [N, skip, ...] are its activations, or other numbers for which 0 means silent.
         """
         step = skip_step(skip.shape[1:], shape)
         if step is None or skip.shape[1] != self.skip:
@@ -324,11 +317,7 @@ class WeightedLayer(nn.Module):
         return {}
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the layer's neurons for one image.
-
-        Args:
-            shape: shape of the layer's inputs for one image.
-        """
+        """Shape of the layer's neurons for one image, from the shape of its inputs."""
         raise NotImplementedError
 
 
