@@ -85,18 +85,18 @@ def test_network_on_a_grid_computes_the_same_on_every_device(device):
 
 
 @pytest.mark.parametrize(
-    ("layer", "shape", "closed_form"),
+    ("make", "shape", "closed_form"),
     [
-        (DFTConv2d(2, 4, 3, padding=1, neuron=Neuron(0.25)), (6, 2, 5, 4), partial(dft_conv2d, padding=1)),
-        (DFTLinear(12, 5, neuron=Neuron(0.0)), (6, 12), dft_linear),
-        (DFTLinear(12, 5), (6, 12), dft_linear),
+        (lambda: DFTConv2d(2, 4, 3, padding=1, neuron=Neuron(0.25)), (6, 2, 5, 4), partial(dft_conv2d, padding=1)),
+        (lambda: DFTLinear(12, 5, neuron=Neuron(0.0)), (6, 12), dft_linear),
+        (lambda: DFTLinear(12, 5), (6, 12), dft_linear),
     ],
 )
 @pytest.mark.parametrize("steps", [4, 64])
 def test_spikes_are_half_a_step_from_the_closed_form_of_rounded_weights_and_have_its_gradients(
-    layer, shape, closed_form, steps
+    make, shape, closed_form, steps
 ):
-    layer = randomised(layer, 3)
+    layer = randomised(make(), 3)
     layer.put_on_grid(Grid(steps, 8))
     layer.log2_unit.data += 0.1  # no weight is cut
     x = ((activations(*shape, seed=0) * steps).round() / steps).float().requires_grad_()

@@ -328,14 +328,14 @@ class Recorder(TorchFunctionMode):
             return functools.partial(self._record, run, path, module, label)
         forward = module.forward
 
-        def tells(*args: Any, **kwargs: Any) -> Any:
+        def run_inside(*args: Any, **kwargs: Any) -> Any:
             self._inside.append(label)
             try:
                 return forward(*args, **kwargs)
             finally:
                 self._inside.pop()
 
-        return tells
+        return run_inside
 
 
 def label_of(module: nn.Module, name: str) -> str:
