@@ -16,7 +16,7 @@ from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
 from ttfs_triton.run_records import EpochLine
 from ttfs_triton.train import train
 from ttfs_triton.train.display import _target_words
-from ttfs_triton.train.options import Wanted
+from ttfs_triton.train.options import Goal
 from ttfs_triton.train.target import (
     CostedNetwork,
     LagrangeMultiplier,
@@ -26,7 +26,7 @@ from ttfs_triton.train.target import (
     make_target,
 )
 
-TWENTY = Target(Wanted("sparsity", 0.2), Cost(0.0, {}), 0.0)
+TWENTY = Target(Goal("sparsity", 0.2), Cost(0.0, {}), 0.0)
 
 
 def test_goal_is_reached_within_its_tolerance():
@@ -36,33 +36,33 @@ def test_goal_is_reached_within_its_tolerance():
     assert "not reached within 2%. Train longer (--epochs)" in _target_words(TWENTY.result(line, test=0.205))
 
 
-def costed(wanted, specification="4C3-P2-6C3p0-P2-8", **options):
+def costed(goal, specification="4C3-P2-6C3p0-P2-8", **options):
     torch.manual_seed(0)
     network = TTFSNetwork(NetworkConfig(specification, image_size=(14, 14), **options))
     images = torch.rand(6, 1, 14, 14) * (torch.rand(6, 1, 14, 14) < 0.5)
     graph = network_graph(network, images.shape[1:])
-    return CostedNetwork(network, graph, make_target(wanted, network, images, steps=16)), images
+    return CostedNetwork(network, graph, make_target(goal, network, images, steps=16)), images
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    "goal",
     [
-        Wanted("sparsity", 0.2),
-        Wanted("operations", 0.9),
-        Wanted("energy", 1e6, "lemaire45:int8"),
-        Wanted("energy", 1e6, "loihi_board"),
+        Goal("sparsity", 0.2),
+        Goal("operations", 0.9),
+        Goal("energy", 1e6, "lemaire45:int8"),
+        Goal("energy", 1e6, "loihi_board"),
     ],
-    ids=lambda wanted: wanted.chip or wanted.kind,
+    ids=lambda goal: goal.chip or goal.kind,
 )
 @pytest.mark.parametrize(
     "options",
     [{}, {"encoder": "signed", "neuron": Neuron(0.25, surrogate_width=0.5)}, {"specification": "4C3-(4C3s2-6C3)-A"}],
     ids=["latency", "signed", "skip and average"],
 )
-def test_cost_of_a_batch_is_that_of_its_counts(wanted, options):
-    if options.get("encoder") == "signed" and wanted.chip == "loihi_board":
-        wanted = Wanted("energy", 1e6, "horowitz45:int8")  # which prices multiplications
-    model, images = costed(wanted, **options)
+def test_cost_of_a_batch_is_that_of_its_counts(goal, options):
+    if options.get("encoder") == "signed" and goal.chip == "loihi_board":
+        goal = Goal("energy", 1e6, "horowitz45:int8")  # which prices multiplications
+    model, images = costed(goal, **options)
     with model.watching():
         logits, cost = model(images)
     torch.testing.assert_close(logits, model.network(images))

@@ -320,15 +320,12 @@ class OptimisationOptions(Options):
         return self
 
 
-Kind = Literal["sparsity", "operations", "energy"]
-
-
 @dataclass(frozen=True)
-class Wanted:
-    """Goal for one kind of cost: a share, or for energy microjoules on `chip`."""
+class Goal:
+    """Goal for a cost, "sparsity", "operations" or "energy": a share, or for energy microjoules on `chip`."""
 
-    kind: Kind
-    goal: float
+    kind: str
+    amount: float
     chip: str | None = None
 
 
@@ -336,33 +333,33 @@ class TargetOptions(Options):
     """Target: a cost to which training drives the network."""
 
     target_sparsity: Annotated[float | None, ONE_TARGET] = Field(default=None, gt=0, lt=1)
-    """Goal for hidden spikes over hidden neurons, such as 0.15."""
+    """Goal for the share of hidden neurons that spike for an image, such as 0.15."""
     target_operations: Annotated[float | None, ONE_TARGET] = Field(default=None, gt=0, lt=1)
-    """Goal for synaptic operations over the dense ANN's multiply-accumulates, such as 0.15."""
+    """Goal for synaptic operations, as a share of the dense ANN's multiply-accumulates, such as 0.15."""
     target_energy: Annotated[str | None, ONE_TARGET] = None
     """Goal for the energy of an image on a chip, CHIP:MICROJOULES, such as lemaire45:int8:40."""
     target_steps: Annotated[Number, Needs("target_energy")] = 32
     """Time steps in a window for which the energy is computed (target_energy)."""
 
     @property
-    def target(self) -> Wanted | None:
+    def target(self) -> Goal | None:
         """The goal; None without a target. ValueError if an energy is not a positive number."""
         if self.target_sparsity is not None:
-            return Wanted("sparsity", self.target_sparsity)
+            return Goal("sparsity", self.target_sparsity)
         if self.target_operations is not None:
-            return Wanted("operations", self.target_operations)
+            return Goal("operations", self.target_operations)
         if (energy := self.target_energy) is None:
             return None
-        chip, _, amount = energy.rpartition(":")
+        chip, _, microjoules = energy.rpartition(":")
         try:
-            goal = float(amount)
+            amount = float(microjoules)
         except ValueError:
-            goal = math.nan
-        if not chip or not 0 < goal < math.inf:
+            amount = math.nan
+        if not chip or not 0 < amount < math.inf:
             raise ValueError(
                 f"target_energy must be CHIP:MICROJOULES with a positive number, such as loihi:100; got {energy}"
             )
-        return Wanted("energy", goal, chip)
+        return Goal("energy", amount, chip)
 
 
 class RunOptions(Options):

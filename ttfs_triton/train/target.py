@@ -8,7 +8,7 @@ state lives on the device and is the same in all processes, so that the host rea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from ttfs_triton.nn.statistics import channels_innermost, in_parts, where_fired
 from ttfs_triton.run_records import EpochLine
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.data import RunData
-from ttfs_triton.train.options import Kind, Wanted
+from ttfs_triton.train.options import Goal
 
 
 def count_spikes(
@@ -75,7 +75,7 @@ TOLERANCE = 0.02
 """Relative distance from a goal within which it counts as reached."""
 TARGET_IMAGES = 128
 """Training images for `make_target`, which needs only the activity at the input of the first layer."""
-UNITS: Mapping[Kind, str] = {"sparsity": "", "operations": "", "energy": " µJ"}
+UNITS = {"sparsity": "", "operations": "", "energy": " µJ"}
 _OWN = ("operation", "spike", "spike_time")  # events whose price is a cost weight of the layer itself
 
 
@@ -83,20 +83,20 @@ _OWN = ("operation", "spike", "spike_time")  # events whose price is a cost weig
 class Target:
     """A cost of a network, with its goal; `floor` is the cost of a network that never spikes."""
 
-    wanted: Wanted
+    goal: Goal
     cost: Cost
     floor: float
 
     def miss(self, measured: float) -> float:
         """Relative distance from the goal."""
-        return abs(measured / self.wanted.goal - 1)
+        return abs(measured / self.goal.amount - 1)
 
     def result(self, best: EpochLine, test: float) -> dict[str, Any]:
         """Goal and measured costs, for the summary; `test`: cost of the best epoch's weights on the test images."""
         return {
-            "kind": self.wanted.kind,
-            "chip": self.wanted.chip,
-            "goal": {"network": self.wanted.goal},
+            "kind": self.goal.kind,
+            "chip": self.goal.chip,
+            "goal": {"network": self.goal.amount},
             "validation": None if best.val_accuracy is None else best.cost,
             "test": {"network": test},
             "tolerance": TOLERANCE,
@@ -104,25 +104,25 @@ class Target:
         }
 
 
-def make_target(wanted: Wanted, network: nn.Module, images: Tensor, steps: int) -> Target:
+def make_target(goal: Goal, network: nn.Module, images: Tensor, steps: int) -> Target:
     """The target of a network, by some training images; `steps`: time steps in a window, for energy."""
     with torch.no_grad():
         counts = count(network, [images], histogram_bins=0)
-    key = f"target_{wanted.kind}"
+    key = f"target_{goal.kind}"
     try:
-        if wanted.chip is not None:
-            cost = energy_cost(counts, wanted.chip, RunOptions(steps=steps))
+        if goal.chip is not None:
+            cost = energy_cost(counts, goal.chip, RunOptions(steps=steps))
         else:
-            cost = (sparsity_cost if wanted.kind == "sparsity" else operations_cost)(counts)
+            cost = (sparsity_cost if goal.kind == "sparsity" else operations_cost)(counts)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
     floor = cost.of_images(counts)
-    if wanted.goal <= floor:
+    if goal.amount <= floor:
         raise ValueError(
-            f"{key} must be above {floor:.4g}{UNITS[wanted.kind]}, the cost of a network that never spikes; "
-            f"got {wanted.goal:g}. Choose a higher goal or a smaller network."
+            f"{key} must be above {floor:.4g}{UNITS[goal.kind]}, the cost of a network that never spikes; "
+            f"got {goal.amount:g}. Choose a higher goal or a smaller network."
         )
-    return Target(wanted, cost, floor)
+    return Target(goal, cost, floor)
 
 
 class CostedNetwork(nn.Module):
@@ -245,12 +245,12 @@ class LagrangeMultiplier:
         self.approach, self._settled = math.ceil(APPROACH * steps), math.ceil(SETTLED * steps)
         self._ascent, self._ema_decay = ASCENT / steps, ema_decay
         self._floor = floor
-        self._wanted = torch.tensor(goal - floor, dtype=torch.float64, device=accelerator.device)
+        self._above_floor = torch.tensor(goal - floor, dtype=torch.float64, device=accelerator.device)
         self.state = torch.zeros(8, 1, dtype=torch.float64, device=accelerator.device)
         self.pressure, self.value, self._cost, self._scored, self._start, *others = self.state[:, 0].unbind()
         self._goal, self._setpoint, self._step = others
-        self._goal.copy_(self._wanted)
-        self._setpoint.copy_(self._wanted)
+        self._goal.copy_(self._above_floor)
+        self._setpoint.copy_(self._above_floor)
         self._observed = torch.zeros_like(self._goal)
         self._eager = torch.ones_like(self._goal)
 
@@ -270,7 +270,7 @@ class LagrangeMultiplier:
         observed = self._observed
         if self.accelerator.num_processes > 1:
             observed = sum_over_processes(self.accelerator, observed) / self.accelerator.num_processes
-        cost = torch.maximum(observed - self._floor, self._wanted / 100)
+        cost = torch.maximum(observed - self._floor, self._above_floor / 100)
         first = self._step == 0
         torch.where(first, cost, self._start, out=self._start)
         torch.where(first, cost, self._cost.lerp(cost, 1 - SMOOTHING), out=self._cost)
@@ -289,8 +289,8 @@ class LagrangeMultiplier:
 
     def correct(self, measured: float) -> None:
         """Correct the goal by the cost measured in evaluation, which has no augmentation and may average weights."""
-        ratio = self._scored / (self._wanted / 100).clamp_min(measured - self._floor)
-        corrected = self._wanted * ratio.clamp(1 / MOST_CORRECTION, MOST_CORRECTION)
+        ratio = self._scored / (self._above_floor / 100).clamp_min(measured - self._floor)
+        corrected = self._above_floor * ratio.clamp(1 / MOST_CORRECTION, MOST_CORRECTION)
         self._goal.copy_(torch.where(self._step >= self._settled, corrected, self._goal))
 
 
@@ -360,7 +360,7 @@ class TargetTraining:
         some = draw_images(data.train, TARGET_IMAGES, config.seed, data.train_indices).to(accelerator.device)
         self.target = make_target(config.target, network.to(accelerator.device), some, config.target_steps)
         self.model = CostedNetwork(network, graph, self.target)
-        goal, floor = config.target.goal, self.target.floor
+        goal, floor = config.target.amount, self.target.floor
         self.multiplier = LagrangeMultiplier(goal, floor, accelerator, steps, config.ema_decay)
         self.silent_channels = SilentChannels(graph, some)
         self.accelerator, self._data, self._image_shape = accelerator, data, graph.image_shape
