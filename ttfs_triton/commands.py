@@ -29,14 +29,14 @@ class ModelOptions(CommandOptions):
     """Trained network: a run's folder, a folder with config.json and model.safetensors, a .safetensors file with
     config.json beside it, owner/name[@revision] on the Hub, or bundled:NAME, which comes with the package."""
     network: str | None = None
-    """FILE.py:FUNCTION that builds the network, if your own code does."""
+    """FILE.py:FUNCTION that builds the network, if your code does."""
 
 
 class ImageOptions(CommandOptions):
-    """Options of commands that run networks on test images: own code, images, device."""
+    """Options of commands that run networks on test images."""
 
     network: str | None = None
-    """FILE.py:FUNCTION that builds the network, if your own code does."""
+    """FILE.py:FUNCTION that builds the network, if your code does."""
     dataset: str | None = None
     """Hub data set, or "sample". Default: the data set of the run's training."""
     data_dir: Path | None = None
@@ -55,7 +55,7 @@ class MeasuringOptions(ImageOptions):
     fault_seed: Annotated[int, Needs(*FaultOptions.model_fields)] = Field(default=0, ge=0, lt=2**63)
     """Seed of the faults in simulations."""
     deadlines: bool = False
-    """Measure accuracy against decision time, by the earliest output spike, for each network."""
+    """Measure accuracy against decision time, by the earliest output spike, for every network."""
 
 
 class EvaluationOptions(ModelOptions, FaultOptions, MeasuringOptions):
@@ -69,23 +69,23 @@ class EvaluationOptions(ModelOptions, FaultOptions, MeasuringOptions):
 
     # ---- hardware
     chip: tuple[str, ...] = Field(default=("anp_i", "lemaire45:int8"), min_length=1)
-    """Chips to price the counts on: names of presets, your own TOML files, or "all". The first is shown in detail.
+    """Chips to price the counts on: names of presets, TOML files of yours, or "all". The first is shown in detail.
     ANNs are compared on the first chip that prices an ANN's multiplications and memory, or else on
     lemaire45:int8; with "all", the chip of the comparison is shown in detail."""
     steps: Steps | OfNetwork = "network"
     """Time steps a window, in simulation and energy. network: the steps of the network's grid, or 32 without a grid."""
     step_us: float | None = Field(default=None, gt=0)
-    """Duration of a step in microseconds, for static power. Default: the chip's own, if it fixes one."""
+    """Duration of a step in microseconds, for static power. Default: the chip's, if it fixes one."""
     latency_us: float | None = Field(default=None, gt=0)
     """Duration of an image in microseconds, for static power. Default: its steps' duration; an ANN has no steps."""
     clock_mhz: float | None = Field(default=None, gt=0)
-    """Clock frequency in MHz, for idle power. Default: the chip's own."""
+    """Clock frequency in MHz, for idle power. Default: the chip's."""
     hops_per_spike: float | None = Field(default=None, ge=0)
     """Tiles that a delivered spike crosses, summed over its messages. Default: hops are not priced."""
     weight_bits: Annotated[Bits | OfNetwork | None, Needs("simulation")] = "network"
     """Bits of a weight in the simulation; None does not round. network: the bits of the network's grid, or 8."""
     gating: bool = True
-    """Neurons rest before their first input spike and after their own spike."""
+    """Neurons rest before their first input spike and after they have fired."""
     simulation: bool = True
     """Simulate the network in integers, as hardware runs it, and price the simulated work of its neurons."""
 
@@ -110,13 +110,13 @@ class EnergyOptions(ImageOptions):
     library: Literal["snntorch", "spikingjelly"]
     """Library of its neurons."""
     ttfs: str | None = None
-    """Network beside it, named as for `ttfs evaluate`, and simulated; --network builds it if your own code does."""
+    """Network beside it, named as for `ttfs evaluate`, and simulated; --network builds it if your code does."""
     chip: tuple[str, ...] = Field(default=("anp_i", "lemaire45:int8"), min_length=1)
-    """Chips to price the counts on: names of presets, your own TOML files, or "all"."""
+    """Chips to price the counts on: names of presets, TOML files of yours, or "all"."""
     steps: Annotated[int | None, Needs("ttfs")] = Field(default=None, ge=1, le=4096)
     """Time steps a window of the network of --ttfs. Default: the steps of its grid, or 32."""
     step_us: float | None = Field(default=None, gt=0)
-    """Duration of a step in microseconds, for static power. Default: the chip's own, if it fixes one."""
+    """Duration of a step in microseconds, for static power. Default: the chip's, if it fixes one."""
 
 
 class ClassificationOptions(ModelOptions):
@@ -125,7 +125,7 @@ class ClassificationOptions(ModelOptions):
     images: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(min_length=1)
     """Image files, resized as in training; recordings, if the network reads those of an event camera."""
     top: int = Field(default=1, ge=1, lt=2**31)
-    """Number of classes to print for each image, likeliest first."""
+    """Number of classes to print for an image, likeliest first."""
     json_lines: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print one JSON object a line, for programs."""
 
@@ -166,10 +166,10 @@ class ConvertOptions(CalibrationImages):
     sha256: str | None = None
     """Refuse the file if it has another SHA-256."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel of the source's training images, pixels in [0, 1]. Default: as a timm config.json beside the
-    weights says, or the paper's for its networks; else the ANN reads pixels as they are."""
+    """Means of the channels of the source's training images, pixels in [0, 1]. Default: as a timm config.json beside
+    the weights says, or the paper's for its networks; else the ANN reads pixels as they are."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel; default as for --mean."""
+    """Standard deviations of the channels; default as for --mean."""
     trained_as: Literal["ann", "direct", "proxy"] | None = None
     """Which of the paper's networks the file holds; tensor names do not tell. ann: its ANN. direct, proxy: the spiking
     network of snn_directTrain_model.py or proxy_ann_model.py; spiking networks are not calibrated."""
@@ -276,12 +276,12 @@ class PublishOptions(CommandOptions):
     dataset: str | None = None
     """Hub name of the training data, if the run read them from a local folder."""
     network: str | None = None
-    """FILE.py:FUNCTION that builds the network, if it is one of your own."""
+    """FILE.py:FUNCTION that builds the network, if your code does."""
     with_code: bool = False
     """Publish the file of --network, too; other files that it imports are not sent. Readers run it only if they name
     it."""
     chip: tuple[str, ...] = CARD_CHIPS
-    """Chips of the energy table: names of presets, or your own TOML files."""
+    """Chips of the energy table: names of presets, or TOML files of yours."""
 
 
 evaluate = partial(run_command, EvaluationOptions, "ttfs_triton.evaluate.command")

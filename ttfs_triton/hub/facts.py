@@ -135,7 +135,7 @@ def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | 
                 "alone."
             )
         training = {key: getattr(results, key) for key in _TRAINING}
-        training["versions"] = {name: each for name, each in training["versions"].items() if name in _VERSIONS}
+        training["versions"] = {name: version for name, version in training["versions"].items() if name in _VERSIONS}
         try:
             counts = Counts.from_dict(results.counts)
             for layer in counts.layers:

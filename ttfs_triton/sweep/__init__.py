@@ -73,7 +73,7 @@ class FrontierOptions(MeasuringOptions):
     """Folder of the sweep, for frontier.csv, frontier.html, an evaluation.json for each row and a run folder for each
     trained point. The same command resumes the sweep in this folder."""
 
-    # ---- trained points: each value is a training run of its own, from the network's weights
+    # ---- trained points: a value is a training run, from the network's weights
     target_sparsity: tuple[str, ...] = ()
     """Hidden spikes over hidden neurons to train for, such as 0.3 0.15 0.05."""
     target_operations: tuple[str, ...] = ()
@@ -87,13 +87,13 @@ class FrontierOptions(MeasuringOptions):
 
     # ---- grids and faults, without training
     time_steps: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = ()
-    """Time steps a window of grids; the network is calibrated for each pair of time steps and weight bits."""
+    """Time steps a window of grids; the network is calibrated for every pair of time steps and weight bits."""
     weight_bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], CLOCKED] = ()
     """Bits of a weight on the grids. Default: weights are not rounded."""
     state_bits: Annotated[int | None, CLOCKED] = Field(default=None, ge=4, le=62)
     """Bits of the registers of slope and potential on the grids. Default: wide enough."""
     spike_jitter: tuple[Share, ...] = ()
-    """Standard deviations of spike times, in windows; the network is simulated with each of them."""
+    """Standard deviations of spike times, in windows; the network is simulated with every one."""
     weight_noise: tuple[Share, ...] = ()
     """Standard deviations of weights, as shares of the weights' magnitudes."""
     dead_neurons: tuple[Share, ...] = ()
@@ -103,7 +103,7 @@ class FrontierOptions(MeasuringOptions):
     lost_spikes: tuple[Share, ...] = ()
     """Shares of the spikes that reach no synapse."""
 
-    # ---- training of a point: the network's own training options and weights, except for these
+    # ---- training of a point: as the network was trained before, except for these
     epochs: int = Field(default=4, ge=1, lt=2**31)
     """Passes over the training images for each point."""
     lr: float | None = Field(default=None, gt=0)

@@ -73,7 +73,7 @@ def run(options: FrontierOptions) -> list[Row]:
     table, page = (options.output_dir / f"{NAME}{ending}" for ending in (".csv", ".html"))
     say(f"written: {table}")
     if find_spec("matplotlib") is None:
-        say(f"{page} needs matplotlib; found none. Run: pip install matplotlib, then this command again.")
+        say(f"{page} needs matplotlib, which is not installed. Run: pip install matplotlib, then this command again.")
     else:
         write_frontier_page(page, sweep.rows, facts("sweep", accelerator.device))
         say(f"written: {page}")
@@ -131,7 +131,7 @@ class Sweep:
         grid: Grid | None = None,
         summary: dict[str, Any] | None = None,
     ) -> None:
-        """Add a row for the network `loaded`, and one for each fault of the given kinds.
+        """Add a row for the network `loaded`, and one for every fault of the given kinds.
 
         An evaluation.json that is there serves if it is of the same weights, images, settings and prices. `grid` is the
         grid to calibrate the network for, `summary` the summary.json of its training.

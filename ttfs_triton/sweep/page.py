@@ -1,4 +1,4 @@
-"""Rows of a sweep, each with figures of one evaluation.json and of a training; their HTML page."""
+"""Rows of a sweep: figures of an evaluation.json and of the training before it; the HTML page of all rows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def row_of(identity: Row, figures: Mapping[str, Any], summary: Mapping[str, Any]
     """
     simulation, counts = figures["simulation"], Counts.from_dict(figures["counts"])
     total, grid = counts.total(), figures["network"].get("grid") or {}
-    own, dense, *_ = figures["comparison"]
+    spiking, dense, *_ = figures["comparison"]
     target: Mapping[str, Any] = (summary or {}).get("target") or {}
     return {
         **identity,
@@ -61,8 +61,8 @@ def row_of(identity: Row, figures: Mapping[str, Any], summary: Mapping[str, Any]
         "spikes": sum(layer.spikes for layer in counts.layers if layer.kind != "readout") / counts.samples,
         **{key: total[key] / counts.samples for key in ("synaptic_operations", "dense_macs")},
         "steps": simulation["steps"],
-        "chip": own["chip"]["name"],
-        **{column: microjoules(own, key) for key, column in SUMS.items()},
+        "chip": spiking["chip"]["name"],
+        **{column: microjoules(spiking, key) for key, column in SUMS.items()},
         **{f"dense_{column}": microjoules(dense, key) for key, column in SUMS.items()},
         **{f"{at['chip']['name']}: {SUMS[key]}": microjoules(at, key) for at in figures["energy"] for key in SUMS},
         **{f"deadline {at['deadline']:g}": at["accuracy"] for at in (figures["deadlines"] or {}).get("rows", ())},
@@ -91,7 +91,7 @@ Lines = dict[str, list[tuple[float, float]]]
 
 
 def write_frontier_page(path: Path, rows: Rows, about: Mapping[str, str]) -> None:
-    """Write the page of a frontier; `about` holds date, device, versions and command. Raises as `write_page` does."""
+    """Write the page of a frontier; `about` holds date, device, versions and command."""
     text = render(
         "sweep.html",
         "ttfs_triton.sweep",
@@ -124,12 +124,12 @@ def points_table(rows: Rows) -> Table:
 
 
 def _over_dense(row: Row, measure: str) -> float | None:
-    own, dense = row[measure], row[f"dense_{measure}"]
-    return own / dense if own is not None and dense else None
+    spiking, dense = row[measure], row[f"dense_{measure}"]
+    return spiking / dense if spiking is not None and dense else None
 
 
 def _figures(rows: Rows) -> Iterator[tuple[str | None, str]]:
-    """Figures, each as (SVG, name of the horizontal axis); SVG is None with fewer than two points."""
+    """Figures as (SVG, name of the horizontal axis); SVG is None with fewer than two points."""
     plain = [row for row in rows if not any(row[key] for key in FAULTS)]
     images = rows[0]["images"]
     for column, words in (
@@ -183,14 +183,14 @@ def _scatter(rows: Rows, column: str, title: str) -> str | None:
         axes = figure.subplots()
         axes.margins(0.12, 0.08)
         for (colour, marker), network in zip(LINES * len(networks), networks, strict=False):
-            own = [row for row in priced if row["network"] == network]
+            points = [row for row in priced if row["network"] == network]
             for target in TARGETS:
-                if alone := [row for row in own if _kinds(row) == {target}]:
-                    joined = [(row[column], row["accuracy"]) for row in own if row["point"] == FREE or row in alone]
+                if alone := [row for row in points if _kinds(row) == {target}]:
+                    joined = [(row[column], row["accuracy"]) for row in points if row["point"] == FREE or row in alone]
                     axes.plot(*zip(*joined, strict=True), color=colour, linewidth=1.2, alpha=0.6)
                     goal, place = f"{alone[0]['goal']:g}", (alone[0][column], alone[0]["accuracy"])
                     axes.annotate(goal, place, (0, -14), textcoords="offset points", fontsize=9)
-            for row in own:
+            for row in points:
                 x, shares = row[column], interval(row["accuracy"], row["images"])
                 axes.plot([x, x], shares, color=colour, linewidth=1, alpha=0.35)
                 size, fill = 9 if row["point"] == FREE else 6, colour if row["trained"] else PAPER

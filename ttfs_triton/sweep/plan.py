@@ -38,7 +38,7 @@ _RESET = ("optimizer", "momentum", "weight_decay", "readout_rate", "schedule", "
 _FOLDED |= {"lr": 3e-4} | {name: TrainConfig.model_fields[name].default for name in _RESET}
 
 Settings = tuple[dict[str, Any], dict[str, Any]]
-"""Keys of a run that continues a network's training: those of its own training, and those that the sweep overrides."""
+"""Keys of a run that continues a network's training: those of the training before, and those that the sweep sets."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,9 @@ def _image_keys(loaded: LoadedNetwork) -> dict[str, Any]:
 def _network_keys(config: NetworkConfig) -> dict[str, Any]:
     """Keys of a run that builds the same network."""
     same = ("width", "encoder", "readout", "bias", "weight_standardisation", "batch_norm", "dropout", "initial_gain")
-    own = {name: getattr(config, name) for name in same}
+    keys: dict[str, Any] = {name: getattr(config, name) for name in same}
     if (grid := config.grid) is not None:
-        own |= {key: getattr(grid, key) for key in GRID} | {"weight_units": "channel" if grid.per_channel else "tensor"}
-    return {"model": config.specification, **own, **dataclasses.asdict(config.neuron)}
+        keys |= {key: getattr(grid, key) for key in GRID} | {
+            "weight_units": "channel" if grid.per_channel else "tensor"
+        }
+    return {"model": config.specification, **keys, **dataclasses.asdict(config.neuron)}
