@@ -221,7 +221,7 @@ def run(options: Options) -> None:
 def train_ours(name: str, options: Options) -> None:
     """Train by the recipe's own command; its run folder is resumed if it was stopped."""
     folder = options.runs / name
-    command = [sys.executable, str(bench.ROOT / "recipes" / "train_cifarnet_cifar10.py"), "--preset", OURS[name]]
+    command = [sys.executable, "-m", "ttfs_triton.ttfs", "train", "cifarnet-cifar10", "--preset", OURS[name]]
     command += ["--epochs", str(options.epochs), "--data-dir", str(options.data_dir), "--output-dir", str(folder)]
     command += [*(["--cpu"] if options.cpu else []), *(["--resume"] if (folder / "config.yaml").is_file() else [])]
     subprocess.run(command, check=True)

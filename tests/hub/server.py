@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 # token → user; only hf_writer may write, to alice/ and org/.
-TOKENS = {"hf_writer": "alice", "hf_reader": "alice", "hf_guest": "guest"}
+TOKENS = {"hf_writer": "alice", "hf_guest": "guest"}
 
 
 class Refusal(Exception):
