@@ -1,7 +1,7 @@
 """Decodes images to pixels: once into memory, or batch by batch from a memory-mapped table.
 
-A damaged image must not end a run in its tenth hour. Images of one size are therefore decoded once before training.
-Photographs that are cropped anew in each epoch are not, since each run would wait for it: a damaged one is black.
+Images of one size are decoded once before training, so that a damaged image cannot end a run in its tenth hour.
+Photographs that are cropped anew in every epoch are not, since every run would wait: a damaged photograph is black.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class InMemoryImages:
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Images that are decoded at each access, from a memory-mapped table that all processes share."""
+    """Images that are decoded at every access, from a memory-mapped table that all processes share."""
 
     rows: datasets.Dataset  # one column, the encoded images
     row_numbers: Tensor  # [N], int64, the row of each image
@@ -179,7 +179,7 @@ def row_name(rows: datasets.Dataset, where: str, row: int) -> str:
 
 
 class BadImages:
-    """The `rows` of a split's images that cannot be decoded: each is logged, more than `limit` are an error."""
+    """The `rows` of a split whose images cannot be decoded; they are logged, and more than `limit` are an error."""
 
     def __init__(self, where: str, limit: int, name: Callable[[int], str]) -> None:
         self.where, self.limit, self.name = where, limit, name
@@ -232,7 +232,7 @@ def decode_rows(
     max_bad_images: int = 10,
     progress: bool = False,
 ) -> Decoded:
-    """Decode every image once, and with `keep` hold the pixels in memory; otherwise each access decodes again.
+    """Decode every image once, and with `keep` hold the pixels in memory; otherwise every access decodes again.
 
     All images get, or must have, the same size and channels: the ones given, or those of the first image and of the
     most colourful one. `rows` has one column, the encoded images; `where` names them in messages.
@@ -291,7 +291,7 @@ def crop_rows(
     max_bad_images: int = 10,
     progress: bool = False,
 ) -> Decoded:
-    """Images that each access decodes and crops to `size`; some are decoded here, to tell grey images from colour.
+    """Images that every access decodes and crops to `size`; some are decoded here, to tell grey images from colour.
 
     Arguments are as in `decode_rows`; the `digest` is that of the lengths of the images' files.
     """

@@ -32,9 +32,9 @@ class ImageData:
     Attributes:
         store: the images, decoded or encoded.
         labels: [N], int64, in [0, number of classes).
-        class_names: one name for each class.
+        class_names: one name per class.
         name: Hub name or folder.
-        split: name of the split as found, such as "train" or "validation".
+        split: name of the split in the data, such as "train" or "validation".
         fingerprint: hash of pixels, labels and class names; equal for equal data, wherever it was read. Of cropped
             images, lengths of files stand for their pixels.
         skipped: row numbers of images that could not be decoded.
@@ -117,7 +117,7 @@ def load_images(
             random. Such images stay encoded, and are not checked before: one that cannot be decoded is black.
         max_samples: use only this many rows, in class proportions. Default: all.
         samples_seed: seed of the choice of these rows.
-        max_bad_images: number of images that may be undecodable; each is logged, and skipped or black.
+        max_bad_images: number of images that may be undecodable; they are logged, and skipped or black.
         streaming: keep the images encoded, in a memory-mapped table, and decode them when they are needed.
         events: how recordings of an event camera become images; `data_dir` then holds N-MNIST or DVS-Gesture as
             published, or class folders of .bin or .npz files. Default: `data_dir` holds images.
@@ -185,7 +185,7 @@ def images_of_tensors(
         images: [N, C, height, width], uint8.
         labels: [N], int64, in [0, number of classes).
         split: name of the split.
-        class_names: one name for each class. Default: "0", "1", ... up to the largest label.
+        class_names: one name per class. Default: "0", "1", ... up to the largest label.
     Raises:
         TypeError, ValueError: tensors have another dtype or shape, there are no images, or a label has no name.
     """
@@ -211,7 +211,7 @@ def images_of_tensors(
 
 
 def tensors_of_dataset(dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """Images [N, C, height, width] and labels [N], int64, of a map-style data set; each item is read once.
+    """Images [N, C, height, width] and labels [N], int64, of a map-style data set, whose items are read once.
 
     An item is an image of Pillow, or a tensor [C, height, width], and a whole number.
     """

@@ -244,12 +244,13 @@ def _errors_of_datasets(rule: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None  # it only says that it failed
-        lines = str(cause or error).strip().splitlines()
+        # A DatasetGenerationError only says that something failed.
+        reason = (error.__cause__ if isinstance(error, DatasetGenerationError) else None) or error
+        text = ": ".join([type(reason).__name__, *str(reason).strip().splitlines()[:1]])
         raise RuntimeError(
-            f"load_images: {rule} and {': '.join([type(cause or error).__name__, *lines[:1]])}. Check the name, that "
-            f"files are whole and not empty, the connection, and that the cache ({datasets_config.HF_DATASETS_CACHE}) "
-            "is writable. Private data sets need `hf auth login`."
+            f"load_images: {rule} and {text}. Check that files are whole and not empty, and that the cache "
+            f"({datasets_config.HF_DATASETS_CACHE}) is writable; for the Hub also the name, the connection and "
+            "`hf auth login`. Offline, give a downloaded folder by --data-dir."
         ) from error
 
 

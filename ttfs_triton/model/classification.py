@@ -192,7 +192,7 @@ def run(options: ClassificationOptions) -> None:
         print("\n".join(map(json.dumps, facts)))
     else:
         headers = ("image", "class", "probability", "first spike", "after windows")
-        rows = [_cells(each) for each in facts]
+        rows = list(map(_cells, facts))
         print_whole(Table("", headers, rows, (1, 3), "probability: softmax, not calibrated"))
 
 

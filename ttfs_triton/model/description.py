@@ -113,7 +113,7 @@ class ModelDescription:
         network: the configuration of a `TTFSNetwork`, or the layers of a network that the user's code builds.
         class_names: one name per class.
         preprocessing: how its images are prepared.
-        dataset: training data, a Hub name or "sample"; None if read from a folder, or not known.
+        dataset: training data, a Hub name or "sample"; None if read from a folder, or unknown.
         base_model: the weights that training or conversion started from, or None.
         library: name and version of the package that wrote the file; `to_dict` writes this package's.
     Raises:

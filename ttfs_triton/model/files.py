@@ -1,7 +1,7 @@
 """A model's two files, config.json and model.safetensors: finding them here or on the Hub, reading, writing.
 
-They hold checksums, of each other and of the tensors: safetensors itself does not notice a flipped bit. Headers are
-checked before a tensor is read.
+The weights hold checksums of config.json and of the tensors, since safetensors itself does not notice a flipped bit.
+Headers are checked before a tensor is read.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def find_model(
     except HubError as error:
         raise HubError(f"{error} There is no local folder {path} either.") from error.__cause__
     wanted = [config, file] if described else [file]
-    if missing := [each for each in wanted if not (folder / each).is_file()]:
+    if missing := [part for part in wanted if not (folder / part).is_file()]:
         raise LoadError(
             f"load: {name} must hold {' and '.join(wanted)} (commit {folder.name}); it lacks {missing[0]}. "
             "Name another file: owner/name/FILE.safetensors. Weights of other kinds are read from this machine only."
@@ -145,7 +145,7 @@ def _local(path: Path) -> ModelFiles:
 
 
 def bundled_names() -> tuple[str, ...]:
-    """Names of the bundled networks, each loaded as "bundled:NAME"."""
+    """Names of the bundled networks, which are loaded as "bundled:NAME"."""
     return tuple(sorted(path.parent.name for path in FOLDER.glob(f"*/{WEIGHTS}")))
 
 
@@ -153,7 +153,7 @@ def _bundled_folder(source: str) -> Path:
     """The folder of "bundled:NAME"."""
     name = source.removeprefix(PREFIX)
     if name not in bundled_names():
-        names = ", ".join(f"{PREFIX}{each}" for each in bundled_names())
+        names = ", ".join(PREFIX + bundled for bundled in bundled_names())
         raise LoadError(f"load: a bundled network must be one of {names}; got {source}.")
     return FOLDER / name
 
@@ -323,7 +323,7 @@ def check_pair(config: bytes, header: Header, path: Path) -> Any:
 
 
 def write_model(folder: Path, tensors: Mapping[str, Tensor], description: ModelDescription) -> None:
-    """Write the files of `model_bytes` into an existing folder, each whole or not at all.
+    """Write the files of `model_bytes` into an existing folder, each file whole or not at all.
 
     If the process is killed in between, the old weights are refused beside the new config.json.
     """

@@ -127,7 +127,7 @@ class TTFSModel(nn.Module):
     ) -> Self:
         """A trained model, in evaluation mode (`model.train()` to go on training), in the precision it was saved in.
 
-        Strict: every tensor of the file is used, every parameter is found, and a checksum is verified.
+        Strict: the file has all tensors of the network and no others, and its checksum is right.
 
         Args:
             pretrained_model_name_or_path: a run's folder (of its best weights), a folder with config.json and
@@ -151,7 +151,7 @@ class TTFSModel(nn.Module):
 
     @classmethod
     def from_files(cls, files: ModelFiles, network: Network | None = None) -> Self:
-        """As `from_pretrained`, from files that were found already.
+        """As `from_pretrained`, from the files that `find_model` gives.
 
         Raises:
             LoadError: damaged files, or weights of another network.

@@ -1,9 +1,9 @@
-"""Augmentation of image batches on the device that holds them, with random numbers of its own for each image.
+"""Augmentation of image batches on the device that holds them; random numbers follow from seed, epoch and image.
 
 `philox` makes the random numbers, `policy` has AutoAugment as tables, and its operations.
 
 Operations equal Pillow's as torchvision calls them (affine maps, nearest pixel, one fill for all channels), in every
-grey level and at every magnitude. torchvision's own operations on tensors differ: they take other pixels when an image
+grey level and at every magnitude. torchvision's operations on tensors differ: they take other pixels when an image
 is rotated, and round blends, means and autocontrast differently.
 
 No existing library draws the same for an image under another number of processes or another batch size: kornia (0.9.0)
@@ -54,8 +54,8 @@ class Augmentation(AugmentationOptions):
 
         Args:
             images: [n, C, height, width], uint8, C = 1 or 3 for AutoAugment, best channels last. Not changed.
-            indices: place of each image in its data set, [n], int64, on the images' device. With `seed` and `epoch`,
-                it alone determines an image's augmentation.
+            indices: places of the images in their data set, [n], int64, on the images' device. Only `seed`, `epoch`
+                and its place determine an image's augmentation.
             seed: seed of the run.
             epoch: number of the epoch.
         Returns:

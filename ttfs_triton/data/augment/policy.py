@@ -30,14 +30,14 @@ class Kind(IntEnum):
     GEOMETRY = 1  # affine map, nearest pixel
     COLOUR = 2  # blend with the grey image
     SHARPNESS = 3  # blend with the smoothed image
-    LEVELS = 4  # table of 256 levels, known beforehand: brightness, posterise, solarise, invert
+    LEVELS = 4  # table of 256 levels, computed beforehand: brightness, posterise, solarise, invert
     CONTRAST = 5  # table from the mean grey level
     AUTO_CONTRAST = 6  # table from darkest and brightest level of a channel
     EQUALISE = 7  # table from the histogram of a channel
 
 
 class Operation(NamedTuple):
-    """An operation in a sub-policy; `magnitude` in its own unit (shear, pixels, degrees, factor − 1, bits, level)."""
+    """An operation in a sub-policy; `magnitude` in its unit (shear, pixels, degrees, factor − 1, bits, level)."""
 
     name: str
     probability: float
@@ -232,7 +232,7 @@ def move(images: Tensor, maps: Tensor, fill: int) -> Tensor:
     x = torch.arange(width, dtype=torch.int32, device=maps.device)
     y = torch.arange(height, dtype=torch.int32, device=maps.device)[:, None]
     a, b, c, d, e, f = maps[:, :, None, None].unbind(1)
-    # Places outside are clamped to a border of `fill`, which is cheaper than to test each.
+    # Places outside are clamped to a border of `fill`, which is cheaper than a test.
     framed = pad(images, (1,) * 4, value=fill)
     rows = (((e * y + f) + d * x) >> 16).clamp_(-1, height)
     columns = (((b * y + c) + a * x) >> 16).clamp_(-1, width)
