@@ -3,9 +3,8 @@
     python -m tests.data.synthetic_events nmnist EVENTS        # bundled images, moved as N-MNIST's were
     python -m tests.data.synthetic_events dvs_gesture EVENTS   # random events, twice as many in each next class
 
-It serves to try the recipe without an archive; its results do not compare with either data set's. The camera is
-ideal: a pixel sends an event whenever the logarithm of its brightness crosses one of equally spaced levels, at the
-time of the crossing. Levels differ from pixel to pixel; noise, delays and dead times are left out.
+The camera is ideal: a pixel sends an event when the logarithm of its brightness crosses one of equally spaced levels,
+which differ from pixel to pixel. Results do not compare with either data set's.
 """
 
 import struct
@@ -26,15 +25,7 @@ GESTURE_US, PAUSE_US = 500_000, 100_000
 
 
 def events_of(frames: np.ndarray, frame_us: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
-    """Events of an ideal camera that looks at frames.
-
-    Args:
-        frames: [n, height, width], brightness, positive.
-        frame_us: microseconds from a frame to the next.
-        generator: draws the pixels' levels.
-    Returns:
-        t, x, y, p, int64, [events] each, sorted by time.
-    """
+    """Events t, x, y, p of an ideal camera that looks at frames, [n, height, width]; the generator draws its levels."""
     level = np.log(frames) / THRESHOLD + generator.random(frames.shape[1:])  # an event is a crossing of an integer
     steps = np.diff(np.floor(level).astype(np.int64), axis=0)
     frame, y, x = steps.nonzero()
@@ -98,24 +89,22 @@ def write_nmnist(folder: Path, counts: Mapping[str, int], generator: np.random.G
 
 
 def write_gestures(folder: Path, counts: Mapping[str, int], generator: np.random.Generator) -> None:
-    """Write userNN_led.aedat with all gestures in turn, userNN_led_labels.csv, and both splits' lists."""
+    """Write recordings with all gestures in turn, their labels, and both splits' lists."""
     folder.mkdir(parents=True)
-    user = 0
     for split, count in counts.items():
-        names = []
-        for _ in range(round(count / len(GESTURES))):
-            user, start, parts, rows = user + 1, 2**31 - 3_000_000, [], ["class,startTime_usec,endTime_usec"]
+        names = [f"{split}{number:02d}_led" for number in range(round(count / len(GESTURES)))]
+        for name in names:
+            parts, rows = [], ["class,startTime_usec,endTime_usec"]
             for label in range(len(GESTURES)):
+                start = 2**31 - 3_000_000 + label * (GESTURE_US + PAUSE_US)
                 limits = {"t": GESTURE_US, "x": 128, "y": 128, "p": 2}
-                events = {name: generator.integers(limit, size=8 << label) for name, limit in limits.items()}
+                events = {key: generator.integers(limit, size=8 << label) for key, limit in limits.items()}
                 parts.append(events | {"t": np.sort(events["t"]) + start})
                 rows.append(f"{label + 1},{start},{start + GESTURE_US}")
-                start += GESTURE_US + PAUSE_US
-            path = folder / f"user{user:02d}_led.aedat"
-            write_aedat(path, {name: np.concatenate([part[name] for part in parts]) for name in "txyp"})
-            path.with_name(f"{path.stem}_labels.csv").write_text("\n".join(rows) + "\n")
-            names.append(path.name)
-        (folder / f"trials_to_{split}.txt").write_text("\n".join(names) + "\n")
+            columns = {key: np.concatenate([part[key] for part in parts]) for key in "txyp"}
+            write_aedat(folder / f"{name}.aedat", columns)
+            (folder / f"{name}_labels.csv").write_text("\n".join(rows) + "\n")
+        (folder / f"trials_to_{split}.txt").write_text("".join(f"{name}.aedat\n" for name in names))
 
 
 def write_recordings(kind: str, folder: Path, train: int = 200, test: int = 100) -> None:

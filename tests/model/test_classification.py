@@ -1,4 +1,4 @@
-"""`classify`: classes, spike times of the output neurons and the decision's time, against the layers; its command."""
+"""`classify`: classes, spike times and the decision's time, against the layers; images in every form; the command."""
 
 import json
 import re
@@ -10,6 +10,9 @@ from PIL import Image, ImageDraw
 
 from ttfs_triton import TTFSModel
 from ttfs_triton.commands import classify as main
+from ttfs_triton.data.pixels import centre_crop, decode_image
+from ttfs_triton.model import Preprocessing
+from ttfs_triton.model.classification import network_input
 from ttfs_triton.nn import NetworkConfig, Neuron
 
 
@@ -25,15 +28,15 @@ def test_decision_and_its_time(encoder, readout, after):
     with torch.no_grad():
         logits, spikes = model(images), model.decide(images)
     windows = 3 if encoder == "latency" else 2  # input (latency only), conv1, fc1; then the output neurons
-    for place, each in enumerate(model.classify(images, top_k=99)):
-        assert torch.equal(each.logits, logits[place])
-        assert [score.label for score in each.top] == logits[place].argsort(descending=True).tolist()
-        assert (each.label, each.class_name) == (each.top[0].label, "abcd"[int(logits[place].argmax())])
-        assert [score.probability for score in each.top] == sorted(logits[place].double().softmax(0), reverse=True)
-        assert torch.allclose(each.spike_times, windows + spikes.spike_times[place].double())
-        expected = windows + after if after is not None else each.spike_times.min().item()
-        assert each.decision_time == pytest.approx(expected)
-        assert (each.first_spike, each.tie) == (int(spikes.spike_times[place].argmin()), bool(spikes.tie[place]))
+    for place, answer in enumerate(model.classify(images, top_k=99)):
+        assert torch.equal(answer.logits, logits[place])
+        assert [score.label for score in answer.top] == logits[place].argsort(descending=True).tolist()
+        assert (answer.label, answer.class_name) == (answer.top[0].label, "abcd"[int(logits[place].argmax())])
+        assert [score.probability for score in answer.top] == sorted(logits[place].double().softmax(0), reverse=True)
+        assert torch.allclose(answer.spike_times, windows + spikes.spike_times[place].double())
+        expected = windows + after if after is not None else answer.spike_times.min().item()
+        assert answer.decision_time == pytest.approx(expected)
+        assert (answer.first_spike, answer.tie) == (int(spikes.spike_times[place].argmin()), bool(spikes.tie[place]))
 
 
 @pytest.mark.parametrize(
@@ -70,6 +73,78 @@ def test_batches_devices_and_precisions_do_not_matter_and_mode_comes_back(device
         double.classify(images, batch_size=0)
 
 
+# ---- images in every accepted form, as the network's input
+
+
+def pixels(height=6, width=5, channels=3):
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def one(image, preprocessing, channels):
+    (row,) = network_input([image], preprocessing, channels)
+    assert row.dtype == torch.float32
+    return row
+
+
+def forms(array, folder):
+    """The same pixels in all forms that are accepted: images and their files; arrays and tensors."""
+    tensor, path = torch.from_numpy(array).permute(2, 0, 1), folder / "a.png"
+    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    image.save(path)
+    files = {"image": image, "file": path, "name": str(path)}
+    arrays = {"array": array, "tensor": tensor, "reals": array / 255, "floats": tensor.float() / 255}
+    flat = {"flat array": array[:, :, 0], "flat tensor": tensor[0], "mirrored": array[:, ::-1].copy()[:, ::-1]}
+    return files, arrays | (flat if array.shape[2] == 1 else {})
+
+
+@pytest.mark.parametrize("size", [(6, 5), (13, 17), (3, 2)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("fit", ["stretch", "crop"])
+def test_all_forms_are_the_same_image_as_in_training(size, channels, mode, fit, tmp_path):
+    """Real values of another size or of other colours are rounded to 8 bits; arrays of this size are not cropped."""
+    files, arrays = forms(pixels(*size, channels), tmp_path)
+    for images, crop in ((files, fit == "crop"), (arrays, fit == "crop" and size != (6, 5))):
+        file = {"bytes": None, "path": str(files["file"])}
+        trained = decode_image(file, (6, 5), mode, centre_crop if crop else None)
+        expected = torch.from_numpy(np.array(trained)).permute(2, 0, 1) / 255
+        for name, image in images.items():
+            row = one(image, Preprocessing((6, 5), mode, fit=fit), 1 if mode == "L" else 3)
+            assert torch.equal(row, expected), name
+
+
+def test_channels_that_are_no_colours_need_tensors():
+    preprocessing = Preprocessing((6, 5), None)
+    whole = torch.randint(0, 256, (2, 6, 5), dtype=torch.uint8)
+    for image in (whole, whole / 255):
+        assert torch.equal(one(image, preprocessing, 2), whole / 255)
+    for image, message in (
+        (Image.new("L", (5, 6)), "image 0 must be a tensor: this network's channels are not colours"),
+        (torch.rand(3, 6, 5), r"must have shape .*, C = 2; got \(3, 6, 5\)"),
+        (torch.zeros(2, 8, 8, dtype=torch.uint8), r"must be \(6, 5\) pixels, 2 channels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            one(image, preprocessing, 2)
+
+
+def test_what_is_no_image_is_refused():
+    for image, message in (
+        (torch.zeros(3, 6, 5, dtype=torch.int64), r"must be uint8, or floating point .* got torch\.int64"),
+        (np.full((6, 5, 3), 1.5), r"must have values in \[0, 1\]; got 1.5 to 1.5\. Divide pixels by 255"),
+        (torch.full((3, 6, 5), float("nan")), r"must have values in \[0, 1\]; got nan"),
+        (torch.zeros(6, 5, 3), r"must have shape \[C, height, width\] .*, C = 1 or 3; got \(6, 5, 3\)"),
+        (np.zeros((3, 6, 5), np.uint8), r"must have shape .*, \[height, width, C\] as an array, .*; got \(3, 6, 5\)"),
+        (np.array(3, np.uint8), r"must have shape .*; got \(\)"),
+        (torch.zeros(3, 0, 5), "must have shape"),
+        (Image.new("F", (5, 6)), "pixel mode F has no 8-bit meaning"),
+        (7, "must be a Pillow image, a path, an array or a tensor; got int"),
+        ("nowhere.png", r"must exist; there is no file nowhere\.png"),
+        (__file__, "must be readable"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"classify: image 1 {message}"):
+            network_input([torch.rand(3, 6, 5), image], Preprocessing((6, 5), "RGB"), 3)
+
+
 # ---- the command
 
 BUNDLED, NAMES = "bundled:cnn1-mnist", ("zero.png", "one.png")
@@ -101,12 +176,9 @@ def test_command_prints_the_decisions_of_the_model_as_json_or_as_a_table(command
     _, _, zero, second, one, *_ = command(BUNDLED, *NAMES, "--top", "2").splitlines()
     assert (zero.split()[:2], len(second.split()), one.split()[:2]) == (["zero.png", "0"], 2, ["one.png", "1"])
     assert zero.endswith(" of 5")
-
-
-def test_command_tells_of_silent_outputs(command):
-    model = TTFSModel(NetworkConfig("4C3-P2-8", image_size=(28, 28)))
-    model.readout.bias.data.fill_(-1000)
-    model.save_pretrained("folder")
+    silent = TTFSModel(NetworkConfig("4C3-P2-8", image_size=(28, 28)))
+    silent.readout.bias.data.fill_(-1000)
+    silent.save_pretrained("folder")
     line = json.loads(command("folder", "zero.png", "--json"))
     assert line["first_spike"] is line["first_spike_class_name"] is line["first_spike_time"] is None
     assert command("folder", "zero.png").splitlines()[2].split()[-2:] == ["none", "–"]

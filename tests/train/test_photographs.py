@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.data.test_cropped import jpeg, photograph
+from tests.data.test_decode import jpeg, photograph
 from tests.train.runs import SETTINGS, At, assert_same_run, change
 from ttfs_triton.data.decode import DataLostError
 from ttfs_triton.data.images import load_images
