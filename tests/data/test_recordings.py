@@ -216,7 +216,7 @@ def test_gestures_are_cut_out_of_their_files(gestures):
             assert image.equal(levels(part, (128, 128), windows, start=start, stop=stop))
 
 
-def test_recordings_of_ones_own_get_a_split_and_say_their_sensor(tmp_path):
+def test_class_folders_of_npz_files_get_a_split_and_need_the_sensor(tmp_path):
     for number in range(10):
         for name in ("left", "right"):
             (tmp_path / name).mkdir(exist_ok=True)

@@ -105,16 +105,16 @@ def load_images(
     Args:
         dataset: "sample" (bundled with the package) or a Hub name, `owner/name`. Ignored if `data_dir` is given.
         data_dir: local folder of parquet files (`train*.parquet`, also one folder down, or `train/*.parquet`), or
-            of image files in class folders (`train/<class>/*.png`; in `<class>/*.png`, a fifth of each class are test
-            images, see `ttfs_triton.data.sources.divide`).
+            of image files in class folders (`train/<class>/*.png`, or `<class>/*.png`, of which a fifth of every class
+            are test images, see `ttfs_triton.data.sources.divide`).
         split: "train" or "test", or any other name. "test" falls back to "validation", and the log says so.
-        like: the training split, for a test split, which gets its classes, channels and image size.
+        like: the training split; the test split gets its classes, channels and image size.
         classes: names of all classes, in order, for a split that may lack images of some. Default: the split's.
         image_column: column of the images. Default: `image`, `img`, or the only column of type Image.
         label_column: column of the labels. Default: `label`, `fine_label`, or the only ClassLabel column.
         image_size: resize to this height and width in pixels. Default: images must have one size.
         cropped: crop to that size instead of stretching the whole image: at the centre, or, after `in_epoch`, at
-            random. Such images stay encoded, and are not checked before: one that cannot be decoded is black.
+            random. They stay encoded and are not checked before: an image that cannot be decoded is black.
         max_samples: use only this many rows, in class proportions. Default: all.
         samples_seed: seed of the choice of these rows.
         max_bad_images: number of images that may be undecodable; they are logged, and skipped or black.
@@ -124,7 +124,7 @@ def load_images(
         progress: show progress bars.
     Raises:
         ValueError: data, split, columns, labels or images are not as described.
-        RuntimeError: no network and no cached copy, unreadable files, or not enough memory.
+        RuntimeError: no connection and no cached copy, unreadable files, or not enough memory.
     """
     options: dict[str, Any] = {"max_bad_images": max_bad_images, "progress": progress}
     if events is not None:
