@@ -14,7 +14,6 @@ from ttfs_triton.nn import NetworkConfig, Neuron, Stage, TTFSNetwork, network_gr
 
 PLAN = (4, "M", 6, "M", 8, 8, "M", 8, 8, "M", 10, 10, "M")  # VGG11, narrow
 TIMM_CONFIG = {"mean": [0.49, 0.48, 0.45], "std": [0.2, 0.19, 0.21]}
-SHORT = (5, "M", 6, 6, "M")
 NARROW = "4C3-P2-6C3-P2-8C3-8C3-P2-8C3-8C3-P2-10C3-10C3-P2"  # of `PLAN`
 
 
@@ -66,7 +65,7 @@ def one_layer_head(classes: int = 10) -> nn.Module:
 def convolutional_head(classes: int = 7) -> nn.Module:
     """Named as timm names the layers of a VGG, whose head has convolutions in place of its first linear layers."""
     head = named(fc1=nn.Conv2d(6, 12, 4), act1=nn.ReLU(), fc2=nn.Conv2d(12, 9, 1), act2=nn.ReLU())
-    trunk = nn.Sequential(*features(SHORT))
+    trunk = nn.Sequential(*features((5, "M", 6, 6, "M")))
     return named(features=trunk, pre_logits=head, flatten=nn.Flatten(), head=nn.Linear(9, classes))
 
 
@@ -74,9 +73,7 @@ def normalised_head(classes: int = 10) -> nn.Module:
     """Batch norm without γ and β, and one behind a linear layer."""
     trunk = features((5, "M"))
     trunk[1] = nn.BatchNorm2d(5, affine=False)
-    return nn.Sequential(
-        *trunk, nn.Flatten(), nn.Linear(5 * 16, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, classes)
-    )
+    return nn.Sequential(*trunk, nn.Flatten(), nn.Linear(80, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, classes))
 
 
 class Paper(nn.Module):
