@@ -34,6 +34,7 @@ from ttfs_triton.energy import (
     break_even_firing_share,
     dense_ann,
     estimate,
+    fair_chip,
     load_chip,
     verdict,
     zero_skipping_ann,
@@ -115,7 +116,7 @@ def fair_chips(counts: Counts) -> list[Chip]:
     """Chips of the package that price memory separately, and the dense ANN with memory and without."""
     run = RunOptions(steps=1)
     return [
-        chip for chip in map(load_chip, available_chips()) if chip.memory and verdict(counts, chip, run).with_memory
+        chip for chip in map(load_chip, available_chips()) if chip.memory and fair_chip(counts, [chip], run) == chip
     ]
 
 
@@ -130,7 +131,7 @@ def network_row(tested: Tested, simulation: Simulation, chip: Chip, ann: float) 
     packed = replace(chip, memory=replace(chip.memory, packed=True))
     reads = sum(term.energy.nominal for term in dense.terms if term.name in READS and term.energy is not None)
     rest = mine - (theirs - reads)
-    share = break_even_firing_share(counts, chip, run, measure="memory_included").value  # at these spike times
+    share = break_even_firing_share(counts, chip, run).value  # at these spike times
     skipping = zero_skipping_ann(counts, chip, options=run)
     packed_ann = dense_ann(counts, packed, options=run)
     return {

@@ -3,7 +3,7 @@
 import pytest
 
 from ttfs_triton.energy import Range
-from ttfs_triton.energy.prices import energy_range
+from ttfs_triton.energy.chip import energy_range
 from ttfs_triton.wording import duration, energy, interval, number, percent, ratio, small_percent
 
 WORDS = {

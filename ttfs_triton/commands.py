@@ -76,12 +76,6 @@ class EvaluationOptions(ModelOptions, FaultOptions, MeasuringOptions):
     """Time steps a window, in simulation and energy. network: the steps of the network's grid, or 32 without a grid."""
     step_us: float | None = Field(default=None, gt=0)
     """Duration of a step in microseconds, for static power. Default: the chip's, if it fixes one."""
-    latency_us: float | None = Field(default=None, gt=0)
-    """Duration of an image in microseconds, for static power. Default: its steps' duration; an ANN has no steps."""
-    clock_mhz: float | None = Field(default=None, gt=0)
-    """Clock frequency in MHz, for idle power. Default: the chip's."""
-    hops_per_spike: float | None = Field(default=None, ge=0)
-    """Tiles that a delivered spike crosses, summed over its messages. Default: hops are not priced."""
     weight_bits: Annotated[Bits | OfNetwork | None, Needs("simulation")] = "network"
     """Bits of a weight in the simulation; None does not round. network: the bits of the network's grid, or 8."""
     gating: bool = True

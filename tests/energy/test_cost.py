@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ttfs_triton.energy import LayerActivity, RunOptions, count, estimate
+from ttfs_triton.energy import RunOptions, count, estimate
 from ttfs_triton.energy.cost import energy_cost, operations_cost, sparsity_cost
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
@@ -23,6 +23,8 @@ def test_sparsity_is_that_of_the_counts_and_operations_those_of_layers_that_read
     cost = sparsity_cost(counts)
     assert cost.of(counts) == pytest.approx(counts.sparsity, rel=1e-12)
     assert cost.of_images(counts) == 0
+    with pytest.raises(ValueError, match="sparsity_cost: counts must be of a network with hidden layers; got none"):
+        sparsity_cost(replace(counts, layers=counts.layers[-1:]))
     layers = [layer for layer in counts.layers if layer.kind != "analog"]
     done, dense = (sum(getattr(layer, key) for layer in layers) for key in ("synaptic_operations", "dense_macs"))
     cost = operations_cost(counts)
@@ -31,37 +33,23 @@ def test_sparsity_is_that_of_the_counts_and_operations_those_of_layers_that_read
     assert cost.of_images(counts) == pytest.approx(fixed, rel=1e-12)
 
 
-@pytest.mark.parametrize("chip", ["lemaire45:int8", "horowitz45:fp32", "loihi", "loihi_board", "odin"])
+@pytest.mark.parametrize("chip", ["lemaire45:int8", "loihi_board", "odin"])
 @pytest.mark.parametrize("gating", [False, True])
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {"encoder": "analog"},
-        {"encoder": "signed"},
-        {"readout": "first_spike"},
-        {"specification": "8", "readout": "potential_end"},
-    ],
-    ids=lambda options: "-".join(options.values()) or "default",
+    [{"encoder": "signed"}, {"readout": "first_spike"}, {"specification": "8", "readout": "potential_end"}],
+    ids=lambda options: "-".join(options.values()),
 )
 def test_energy_is_the_estimates(chip, gating, options):
     counts, run = counted(**options), RunOptions(steps=16, gating=gating)
-    if options.get("encoder", "latency") != "latency" and chip in ("loihi", "loihi_board", "odin"):
+    if options.get("encoder", "latency") != "latency" and chip != "lemaire45:int8":
         with pytest.raises(ValueError, match=f"{chip} has no price for multiply-accumulates of conv1. Choose another"):
             energy_cost(counts, chip, run)
         return
     cost = energy_cost(counts, chip, run)
-    done = tuple(LayerActivity(layer.name, 5, 4, 3) for layer in counts.layers)
-    assert energy_cost(counts, chip, replace(run, activity=done)) == cost  # the work of other spikes
     awake = replace(counts, layers=tuple(replace(layer, driven_time=None) for layer in counts.layers))
     assert cost.of(counts) == pytest.approx(estimate(awake, chip, run).total.nominal * 1e-6, rel=1e-8)
     gated = estimate(counts, chip, run).total.nominal * 1e-6  # neurons wait for their first input
     assert cost.of(counts) >= gated * (1 - 1e-9)
     silent = estimate(awake.firing_more(0.0), chip, run).total.nominal * 1e-6
     assert cost.of_images(counts) == pytest.approx(silent, rel=1e-8)
-
-
-def test_network_without_hidden_layers_has_no_sparsity():
-    counts = counted()
-    with pytest.raises(ValueError, match="sparsity_cost: counts must be of a network with hidden layers; got none"):
-        sparsity_cost(replace(counts, layers=counts.layers[-1:]))

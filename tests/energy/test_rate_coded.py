@@ -1,4 +1,4 @@
-"""Counts and prices of rate-coded networks: a replay of every step in float64, counts by hand, and NeuroBench's."""
+"""Counts and prices of rate-coded networks: a replay of every step in float64, and counts by hand."""
 
 import math
 import re
@@ -43,45 +43,28 @@ class IFNode(BaseNode):
 
 
 class Network(nn.Module):
-    """Convolutions with stride, padding and groups, a pool, and a readout without neurons; records what layers read."""
+    """Convolutions with stride, padding and groups, a pool, and a readout without neurons; three steps."""
 
-    def __init__(self, neuron, steps=3):
+    def __init__(self, neuron):
         super().__init__()
         torch.manual_seed(0)
-        self.steps, self.read, self.fired = steps, [], []
         self.conv1, self.conv2 = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 6, 3, 2, 1, groups=2, bias=False)
         self.linear, self.one, self.two = nn.Linear(6 * 2 * 2, 5), neuron(), neuron()
         for layer in (self.conv1, self.conv2):
             nn.init.uniform_(layer.weight, -0.3, 0.8)
 
-    def apply_to(self, name, inputs):
-        self.read.append((name, inputs))
-        layer = getattr(self, name)
-        if inputs.dim() < 5 or name == "linear":
-            return layer(inputs)
-        return layer(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])  # as SpikingJelly's containers do
-
     def forward(self, images):
-        return (self.loop if isinstance(self.one, Leaky) else self.at_once)(images)
-
-    def loop(self, images):
+        if isinstance(self.one, IFNode):  # all steps at once, and the first layer once for all of them
+            current = self.conv1(images)
+            spikes = self.one(current.expand(3, *current.shape)).flatten(0, 1)  # as SpikingJelly's containers do
+            spikes = self.two(self.conv2(F.max_pool2d(spikes, 2)).unflatten(0, (3, -1)))
+            return self.linear(spikes.flatten(2)).mean(0)
         one = two = total = torch.zeros((), device=images.device)
-        for _ in range(self.steps):
-            spikes, one = self.one(self.apply_to("conv1", images), one)
-            self.fired.append(("conv1", spikes))
-            spikes, two = self.two(self.apply_to("conv2", F.max_pool2d(spikes, 2)), two)
-            self.fired.append(("conv2", spikes))
-            total = total + self.apply_to("linear", spikes.flatten(1))
+        for _ in range(3):
+            spikes, one = self.one(self.conv1(images), one)
+            spikes, two = self.two(self.conv2(F.max_pool2d(spikes, 2)), two)
+            total = total + self.linear(spikes.flatten(1))
         return total
-
-    def at_once(self, images):
-        current = self.apply_to("conv1", images)  # once for all steps
-        spikes = self.one(current.expand(self.steps, *current.shape))
-        self.fired.append(("conv1", spikes))
-        pooled = F.max_pool2d(spikes.flatten(0, 1), 2).unflatten(0, spikes.shape[:2])
-        spikes = self.two(self.apply_to("conv2", pooled))
-        self.fired.append(("conv2", spikes))
-        return self.apply_to("linear", spikes.flatten(2)).mean(0)
 
 
 def products(layer, inputs):
@@ -89,41 +72,43 @@ def products(layer, inputs):
     ones = torch.ones_like(layer.weight, dtype=torch.float64)
     if isinstance(layer, nn.Linear):
         return int(F.linear(inputs.double(), ones).sum())
-    flat = inputs.reshape(-1, *inputs.shape[-3:]).double()
-    return int(F.conv2d(flat, ones, None, layer.stride, layer.padding, layer.dilation, layer.groups).sum())
+    return int(F.conv2d(inputs.double(), ones, None, layer.stride, layer.padding, layer.dilation, layer.groups).sum())
 
 
 @pytest.mark.parametrize(("neuron", "library"), [(Leaky, "snntorch"), (IFNode, "spikingjelly")])
 def test_counts_equal_a_replay_of_every_step(neuron, library, device):
     network, images = Network(neuron).to(device), torch.rand(5, 2, 8, 8).mul(2).sub(1).relu()
+    ran = {module: [] for module in network.children()}
+    for module in ran:
+        module.register_forward_hook(lambda module, inputs, out: ran[module].append((inputs[0], out)))
     labels = torch.arange(5)
     found = count_rate_coded(network, [(images[:3], labels[:3]), (images[3:], labels[3:])], library)
     assert (found.steps, found.counts.samples) == (3, 5)
     assert found.leaky == dict.fromkeys(("conv1", "conv2"), neuron is Leaky)
     layers = {layer.name: layer for layer in found.counts.layers}
-    assert [(name, layer.kind, layer.neurons) for name, layer in layers.items()] == [
-        ("conv1", "analog", 4 * 8 * 8),
-        ("conv2", "spiking", 6 * 2 * 2),
-        ("linear", "spiking", 5),
-    ]
+    assert {name: (layer.kind, layer.neurons) for name, layer in layers.items()} == {
+        "conv1": ("analog", 4 * 8 * 8),
+        "conv2": ("spiking", 6 * 2 * 2),
+        "linear": ("spiking", 5),
+    }
     for name, layer in layers.items():
-        read = [(inputs != 0, getattr(network, name)) for key, inputs in network.read if key == name]
-        assert layer.nonzero_macs == sum(products(module, active) for active, module in read)
-        assert layer.dense_macs == sum(products(module, torch.ones_like(active)) for active, module in read)
-        assert layer.active_inputs == sum(int(active.sum()) for active, _ in read)
-        assert layer.spikes == sum(int(spikes.sum()) for key, spikes in network.fired if key == name)
-        spiking = layer.kind == "spiking"
-        assert (layer.synaptic_operations, layer.analog_macs) == (
-            (layer.nonzero_macs, 0) if spiking else (0, layer.dense_macs)
-        )
-    assert all(layers[name].spikes > 0 for name in ("conv1", "conv2"))
-    outputs = Network(neuron).to(device)(images.to(device)).argmax(1).cpu()
-    assert found.correct == int((outputs == labels).sum())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+        module = getattr(network, name)
+        read = [inputs for inputs, _ in ran[module]]
+        done = sum(products(module, inputs != 0) for inputs in read)
+        dense = sum(products(module, torch.ones_like(inputs)) for inputs in read)
+        assert (layer.nonzero_macs, layer.dense_macs) == (done, dense)
+        assert layer.active_inputs == sum(int((inputs != 0).sum()) for inputs in read)
+        macs = (layer.synaptic_operations, layer.analog_macs)
+        assert macs == ((done, 0) if layer.kind == "spiking" else (0, dense))
+    for name, neurons in (("conv1", "one"), ("conv2", "two")):
+        fired = [out[0] if neuron is Leaky else out for _, out in ran[getattr(network, neurons)]]
+        assert layers[name].spikes == sum(int(spikes.sum()) for spikes in fired) > 0
+    assert all(len(module._forward_hooks) == 1 for module in network.children())
+    assert found.correct == int((network(images.to(device)).argmax(1).cpu() == labels).sum())
 
 
 class Steps(nn.Module):
-    """Two steps of the body; what `build` adds runs behind it."""
+    """Two steps of the body."""
 
     def __init__(self, step, **modules):
         super().__init__()
@@ -137,35 +122,19 @@ class Steps(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("network", "message"),
+    ("step", "message"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), "update spiking neurons of the library.*got no neurons"),
-        (Steps(None, recurrent=nn.GRU(4, 2)), r"weights in Linear and Conv.*got GRU \(recurrent\)"),
-        (
-            Steps(lambda own, x: own.neurons(F.linear(x, 2 * own.linear.weight))[0]),
-            r"multiply by weights of modules alone, .*got linear\(\)",
-        ),
-        (
-            Steps(lambda own, x: own.neurons(x @ own.linear.weight.T)[0]),
-            r"multiply by weights of modules alone, .*got (matmul|__matmul__)\(\)",
-        ),
-        (
-            Steps(lambda own, x: own.neurons(own.linear(x) + own.linear(x))[0]),
-            "run each layer once, or once a time step; got linear, 4 times in 2 steps",
-        ),
-        (
-            Steps(lambda own, x: own.more(own.neurons(own.neurons(own.linear(x))[0])[0])[0], more=Leaky()),
-            "once a time step; got linear 4 times, more 2 times",
-        ),
-        (
-            Steps(lambda own, x: own.neurons(own.linear(x))[0][:, :, None]),
-            r"return \[3, classes\]; got torch.Size\(\[3, 2, 1\]\)",
-        ),
+        (lambda own, x: own.neurons(x @ own.linear.weight.T)[0], r"multiply by weights of modules alone, .*matmul"),
+        (lambda own, x: own.neurons(own.linear(x) + own.linear(x))[0], "once a time step; got linear, 4 times in 2"),
+        (lambda own, x: own.more(own.neurons(own.neurons(own.linear(x))[0])[0])[0], "got linear 4 times, more 2 times"),
+        (lambda own, x: own.neurons(own.linear(x))[0][:, :, None], r"return \[3, classes\]; got .*\[3, 2, 1\]"),
+        (lambda own, x: own.linear(x), "update spiking neurons of the library.*got no neurons"),
+        (nn.GRU(4, 2), r"have weights in Linear and Conv.*got GRU \(step\)"),
     ],
 )
-def test_networks_whose_counts_would_be_wrong_are_refused(network, message):
+def test_networks_whose_counts_would_be_wrong_are_refused(step, message):
     with pytest.raises(ValueError, match=f"count_rate_coded: model must .*{message}"):
-        count_rate_coded(network, [torch.rand(3, 1, 2, 2)], "snntorch")
+        count_rate_coded(Steps(step, more=Leaky()), [torch.rand(3, 1, 2, 2)], "snntorch")
 
 
 def test_energy_is_counts_by_hand():
@@ -204,41 +173,6 @@ def test_energy_is_counts_by_hand():
     assert counted(chip)["messages"] == 2  # two spikes in each step of one of two images
 
 
-@pytest.mark.parametrize("library", ["snntorch", "spikingjelly"])
-def test_counts_equal_those_of_neurobench(library):
-    workload = pytest.importorskip("neurobench.metrics.workload", reason="NeuroBench is not installed")
-    models = pytest.importorskip("neurobench.models")
-    kinds = pytest.importorskip("snntorch" if library == "snntorch" else "spikingjelly.activation_based.neuron")
-    neuron = kinds.SpikingNeuron if library == "snntorch" else kinds.BaseNode
-    network = Network(lambda: kinds.Leaky(beta=0.5) if library == "snntorch" else kinds.IFNode())
-    if library == "snntorch":
-        network.forward = network.loop
-    else:  # whose neurons keep their potential
-        network.forward = lambda images: sum(
-            network.linear(network.two(network.conv2(F.max_pool2d(network.one(network.conv1(images)), 2))).flatten(1))
-            for _ in range(3)
-        )
-    images = torch.rand(5, 2, 8, 8).mul(2).sub(1).relu()
-    found = count_rate_coded(network, [images], library)
-    model = models.TorchModel(network)
-    model.add_activation_module(neuron)
-    model.register_hooks()
-    for module in (network.one, network.two):
-        (module.reset_mem if library == "snntorch" else module.reset)()
-    with torch.no_grad():
-        model(images)
-    theirs = workload.SynapticOperations()(model, None, (images, None))
-    total = found.counts.total()
-    updates = 5 * 3 * sum(layer.neurons for layer in found.counts.layers if layer.name in found.leaky)
-    real = sum(layer.nonzero_macs for layer in found.counts.layers if layer.kind == "analog")
-    assert theirs == {
-        "Effective_MACs": real / 5,
-        "Effective_ACs": total["synaptic_operations"] / 5,
-        "Dense": total["dense_macs"] / 5,
-    }
-    assert workload.ActivationSparsity()(model, None, None) == pytest.approx(1 - total["spikes"] / updates)
-
-
 def build(in_channels, image_size, classes):
     """The command's network."""
     linear = nn.Linear(in_channels * math.prod(image_size), classes)
@@ -265,12 +199,10 @@ def test_command_shows_both_networks_in_one_table(capsys, caplog, monkeypatch):
     [
         ([], "images must be named; got none. Add --data-dir or --dataset."),
         (["--dataset", "sample", "--steps", "4"], "steps needs ttfs. Give that, or leave steps out"),
-        (["--dataset", "sample", "--network", "a.py:b"], "network needs ttfs. Give that, or leave network out"),
-        (["--dataset", "sample", "--module", "rate.py"], "network: must be FILE.py:FUNCTION; got rate.py."),
     ],
 )
 def test_command_refuses_options_before_it_runs_code(words, message, tmp_path, capsys):
     (tmp_path / "rate.py").write_text("raise SystemError('code ran')")
     with pytest.raises(SystemExit):
-        main("Energy.", [*FEW, *words, *([] if "--module" in words else ["--module", f"{tmp_path}/rate.py:build"])])
+        main("Energy.", [*FEW, *words, "--module", f"{tmp_path}/rate.py:build"])
     assert message in capsys.readouterr().err

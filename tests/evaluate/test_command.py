@@ -6,11 +6,8 @@ import re
 import pytest
 import torch
 
-from tests.energy.energy_cases import convolutional_network
-from ttfs_triton.commands import EvaluationOptions
 from ttfs_triton.commands import evaluate as main
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
-from ttfs_triton.energy import available_chips, dense_ann, estimate
 from ttfs_triton.evaluate import command, measure
 from ttfs_triton.evaluate.machine import command_line
 from ttfs_triton.model import TTFSModel
@@ -65,7 +62,7 @@ def test_command_takes_the_gpu_where_there_is_one(trained, summary, tmp_path, de
     [
         (["--output-dir", __file__], "File exists"),
         (["--report", f"{__file__}/page.html"], "File exists"),
-        (["--chip", "loihi2"], "No public per-operation figure"),
+        (["--chip", "loihi2"], "Nobody has published the energy"),
         (["--sample", "400", "--report", "page.html"], "sample must be below 100"),
         (["--report", "page.txt"], "must end in .html"),
         (["--steps", "4097"], "less than or equal to 4096"),
@@ -80,15 +77,6 @@ def test_bad_options_are_refused_before_the_network_runs(trained, flags, message
     with pytest.raises(SystemExit) as found:
         evaluate(trained, *flags)
     assert message in f"{found.value}{capsys.readouterr().err}"
-
-
-def test_what_would_make_a_figure_known_is_a_flag():
-    counts, chips = convolutional_network(), available_chips()
-    found = [estimate(counts, chip, steps=4) for chip in chips]
-    found += [dense_ann(counts, chip) for chip in chips]
-    notes = " ".join(term.note for each in found for term in each.terms)
-    remedies = set(re.findall(r"give (\w+)", notes))
-    assert {"step_us", "latency_us", "hops_per_spike"} <= remedies <= EvaluationOptions.model_fields.keys()
 
 
 def test_network_on_a_grid_is_evaluated_and_simulated_on_it(trained, tmp_path, capsys):

@@ -7,7 +7,6 @@ from ttfs_triton.energy import RunOptions, compare, estimate
 from ttfs_triton.evaluate.deadline import DeadlineRow
 from ttfs_triton.evaluate.tables import (
     chips_table,
-    comparison_table,
     deadline_table,
     print_chips,
     print_comparison,
@@ -42,8 +41,6 @@ def test_comparison_shows_compute_and_memory_side_by_side(printed):
         assert word in text
     once = printed(print_comparison, comparison, small_print(comparison.estimates[0]))
     assert [line in once for line in ("- memory of each layer", "- zero-skipping ANN; no reuse")] == [False, True]
-    event = comparison_table(compare(convolutional_network(), "loihi", RunOptions(steps=8)))
-    assert event.rows[1] == ("dense ANN", *["–"] * 6)  # no price on Loihi: no ratio, energy or status
 
 
 def test_chips_show_what_is_missing(printed):

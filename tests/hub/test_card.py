@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from tests.hub.test_facts import change
 from ttfs_triton.energy import RunOptions, estimate
-from ttfs_triton.energy.prices import energy_range
+from ttfs_triton.energy.chip import energy_range
 from ttfs_triton.hub.card import ALLOWED, CARD_HEADERS, CARD_STEPS, code, make_files, render_card, words
 from ttfs_triton.hub.facts import ModelFacts, read_facts
 from ttfs_triton.model import BaseModel, TTFSModel, find_model

@@ -315,5 +315,4 @@ class ClockedCounter:
             never_active=int((~self._ever).sum()),
             summed_spike_time=sum(step * spikes for step, spikes in enumerate(histogram)) / self._clock.steps,
             histogram=tuple(histogram),
-            histogram_samples=samples,
         )

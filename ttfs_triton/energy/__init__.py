@@ -4,7 +4,7 @@ network → `count` → `Counts` → `estimate` with the prices of a `Chip` → 
 for an image, what that costs, and whether its dense ANN costs more.
 """
 
-from ttfs_triton.energy.chip import available_chips, load_chip
+from ttfs_triton.energy.chip import Capacity, Chip, Memory, Price, Range, available_chips, load_chip
 from ttfs_triton.energy.compare import (
     BreakEven,
     Comparison,
@@ -18,7 +18,6 @@ from ttfs_triton.energy.counter import count, counting
 from ttfs_triton.energy.counts import Counts, InputCounts, LayerActivity, LayerCounts
 from ttfs_triton.energy.estimate import Estimate, Run, RunOptions, Term
 from ttfs_triton.energy.models import dense_ann, estimate, zero_skipping_ann
-from ttfs_triton.energy.prices import Capacity, Chip, Memory, Price, Range
 from ttfs_triton.energy.rate_coded import RateCodedCounts, count_rate_coded, estimate_rate_coded
 
 __all__ = [

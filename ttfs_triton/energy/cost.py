@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ttfs_triton.energy.chip import load_chip
+from ttfs_triton.energy.chip import Chip, load_chip
 from ttfs_triton.energy.counts import Counts, InputCounts
 from ttfs_triton.energy.estimate import RunOptions
 from ttfs_triton.energy.models import estimate
-from ttfs_triton.energy.prices import Chip
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
     base = energy_uj(idle)
 
     def more(place: int, event: str) -> float:
-        """Cost of one more event: the estimate is linear in the number of each event."""
+        """Cost of one more event: the estimate is linear in the numbers of events."""
         layers = list(idle.layers)
         layers[place] = replace(layers[place], **{event: getattr(layers[place], event) + 1.0})
         return energy_uj(replace(idle, layers=tuple(layers))) - base

@@ -53,8 +53,8 @@ def count(
     Example:
         >>> from ttfs_triton.nn import cnn1
         >>> counts = count(cnn1(), [torch.rand(4, 1, 28, 28)])
-        >>> counts.samples, counts.layers[0].synapses
-        (4, 287296)
+        >>> counts.samples, counts.layers[0].synapses, counts.total()["dense_macs"] // counts.samples
+        (4, 287296, 1670976)
         >>> 0 <= counts.sparsity <= 1
         True
     """
@@ -94,8 +94,6 @@ class Counter:
     """Counts a running network's spikes and operations; made by `counting`."""
 
     def __init__(self, graph: NetworkGraph, histogram_bins: int) -> None:
-        if histogram_bins < 0:
-            raise ValueError(f"counting: histogram_bins must be at least 0, for none; got {histogram_bins}.")
         self._graph = graph
         self._layers = [LayerCounter(stage, histogram_bins) for stage in graph.weighted]
         self._undo = ExitStack()
@@ -121,13 +119,13 @@ class Counter:
         """The counts so far. Only this call copies from the device.
 
         Args:
-            accelerator: sum over its processes, each of which must count different samples; all of them must call
-                this. Default: this process alone.
+            accelerator: sum over its processes, which must count different samples and must all call this. Default:
+                this process alone.
         """
         kept: Any = [counter.tensors() for counter in self._layers]
         if accelerator is not None and accelerator.num_processes > 1:
             kept = accelerator.reduce(kept, "sum")
-        layers = [own.read(*tensors) for own, tensors in zip(self._layers, kept, strict=True)]
+        layers = [counter.read(*tensors) for counter, tensors in zip(self._layers, kept, strict=True)]
         if not all(layer.samples for layer, _ in layers):
             raise ValueError("counting: the network must run inside the block; it did not. Give it images there.")
         bits = None if self._graph.grid is None else self._graph.grid.weight_bits
@@ -179,7 +177,7 @@ SUMS = ("nonzero_macs", "synaptic_operations", "without_input")
 
 
 class SynapseCounter:
-    """Counts a layer's non-zero inputs and their synaptic operations: each input times its fan-out.
+    """Counts a layer's non-zero inputs and their synaptic operations, the sum of their fan-outs.
 
     `sums`, [3 + wires] int64, have the order of `SUMS`, then of `Stage.wires`; `times`, [2] float64, that of `GATED`.
     """
@@ -197,7 +195,7 @@ class SynapseCounter:
         # Fan-out of each input divided by `channels`, channels innermost; None for a linear layer, where it is 1.
         self._reach = places.repeat_interleave(inputs).to(layer.weight.device, torch.float32) if is_map else None
         self._exact = torch.float32 if products < 1 << 24 else torch.float64  # for sums of integers
-        # The delayed spikes of a skip are inputs too, each with a synapse of its own.
+        # The delayed spikes of a skip are inputs too, with one synapse each.
         skipped = math.prod((layer.skip, *stage.shape[1:]))
         self._described = {
             "name": stage.name,
@@ -225,8 +223,8 @@ class SynapseCounter:
         for part in in_parts(channels_innermost(inputs)):
             active = torch.ne(part, 0, out=torch.empty_like(part, dtype=torch.float32))
             by_wire = rearrange(active, "n (p c) -> n p c", c=inputs.shape[1]).split(self._channels_of, 2)
-            for total, own in zip(arrived, by_wire, strict=False):
-                total += own.sum((1, 2)).long().sum()
+            for total, spikes in zip(arrived, by_wire, strict=False):
+                total += spikes.sum((1, 2)).long().sum()
             nonzero_macs += (products := self._products(active))
             if self._signed:
                 synaptic_operations += self._products(where_fired(part).float())
@@ -274,7 +272,6 @@ class LayerCounter(SpikeCounter):
         self.prepare(device := self.layer.weight.device)
         self._summed_activation = torch.zeros((), dtype=torch.float64, device=device)
         self._histogram = torch.zeros(self._bins, dtype=torch.int64, device=device)
-        self._in_histogram = torch.zeros((), dtype=torch.int64, device=device)
         self._room = HISTOGRAM_SAMPLES if self._bins else 0
         self.encoded = torch.zeros((), dtype=torch.int64, device=device)
         self.synapses = SynapseCounter(self._stage)
@@ -287,11 +284,9 @@ class LayerCounter(SpikeCounter):
             self.add(part, fired)
             self._summed_activation += part.sum(1, dtype=torch.float32).sum(dtype=torch.float64)
         if self._room:
-            counted = flat[: self._room]
-            for part in in_parts(counted):
+            for part in in_parts(flat[: self._room]):
                 self._histogram += spike_histogram(part, self._bins)
-            self._in_histogram += len(counted)
-            self._room -= len(counted)
+            self._room = max(0, self._room - len(flat))
 
     def arrive(self, _: nn.Module, arguments: Any, options: Any) -> None:
         """Add a batch of the layer's inputs, and of its delayed spikes: a hook in front of the layer."""
@@ -306,10 +301,10 @@ class LayerCounter(SpikeCounter):
         """All sums, on the device: the arguments of `read`, and the spikes of an encoder."""
         assert self.counts is not None
         sums, times = self.synapses.sums, self.synapses.times
-        return [self.counts, self._summed_activation, self._histogram, self._in_histogram, sums, times, self.encoded]
+        return [self.counts, self._summed_activation, self._histogram, sums, times, self.encoded]
 
     def read(
-        self, counts: Tensor, activation: Tensor, histogram: Tensor, in_histogram: Tensor, *synapses: Tensor
+        self, counts: Tensor, activation: Tensor, histogram: Tensor, *synapses: Tensor
     ) -> tuple[LayerCounts, Sequence[int]]:
         """The result of `SynapseCounter.counts`, from `tensors()` of one process or summed over several."""
         (saturated, samples), spikes = counts[:2].tolist(), counts[2:].cpu()
@@ -323,7 +318,6 @@ class LayerCounter(SpikeCounter):
             never_active=int((spikes == 0).sum()),
             summed_spike_time=float(spikes.sum() - activation.cpu()),
             histogram=tuple(histogram.tolist()),
-            histogram_samples=int(in_histogram),
         )
 
 

@@ -37,17 +37,14 @@ class LayerCounts(LayerStatistics):
         analog_macs: all multiply-accumulates of a layer with real-valued inputs; 0 for spiking inputs.
         dense_macs: multiply-accumulates of the same layer in a dense ANN: synapses × samples.
         summed_spike_time: Σ over spikes of the time from the window's start, in windows.
-        histogram: number of spikes in each of equal bins of time from the window's start, over the first
-            `histogram_samples` samples; empty if not asked for.
-        histogram_samples: number of samples in `histogram`.
+        histogram: number of spikes in each of equal bins of time from the window's start, over the first samples;
+            empty if not asked for.
         without_input: neurons of a spiking layer without an input spike and with zero initial potential. They stay
-            silent here; the paper's Eq. 7, to the letter, lets them fire at their window's end. None if not counted.
+            silent here; the paper's Eq. 7, to the letter, lets them fire at their window's end.
         driven_time: Σ over neurons of the time from their first input spike to the integration window's end, in
             windows; before that spike the potential does not change. None if not counted, as for real-valued inputs.
         undriven_time: Σ over neurons without input spikes of the time in their firing window until the initial
             potential alone makes them fire or the window ends, in windows. None if not counted.
-    Raises:
-        ValueError: a spiking layer or a readout has no `neuron`.
     """
 
     neuron: Neuron | None
@@ -64,14 +61,9 @@ class LayerCounts(LayerStatistics):
     summed_spike_time: float = 0.0
     average: int = 1
     histogram: tuple[int, ...] = ()
-    histogram_samples: int = 0
-    without_input: int | None = None
+    without_input: int = 0
     driven_time: float | None = None
     undriven_time: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind in ("spiking", "readout") and self.neuron is None:
-            raise ValueError(f"LayerCounts: neuron must be given for a {self.kind} layer; got None.")
 
     @property
     def psp_persistence(self) -> float:
@@ -82,10 +74,6 @@ class LayerCounts(LayerStatistics):
     def shared_weights(self) -> bool:
         """Whether several synapses share a weight, as in a convolution."""
         return self.weights * self.average < self.synapses
-
-    def to_dict(self) -> dict[str, Any]:
-        """All counts, and "silent", as JSON values."""
-        return to_jsonable_python(self) | {"silent": self.silent}
 
 
 @dataclass(frozen=True)
@@ -112,7 +100,7 @@ class LayerActivity:
         return self.integration_updates + max(self.firing_updates, self.compares - neurons)
 
 
-FORMAT = 3  # of `Counts.to_dict`, also in summary.json and evaluation.json; format 2 lacked `without_input`
+FORMAT = 3  # of `Counts.to_dict`, also in summary.json and evaluation.json
 
 # Attributes of `LayerCounts` that are summed over samples.
 OF_ALL_SAMPLES = (
@@ -145,16 +133,6 @@ class Counts:
         readout: when the decision is read; None if the network has no readout.
         windows: windows that pass before the readout's window; None: one for each layer that fires, as in a chain.
         weight_bits: bits of a weight on the network's grid or in its simulation; None if weights are not rounded.
-    Raises:
-        ValueError: there is a readout layer, but `readout` is None.
-    Example:
-        >>> from ttfs_triton.energy import count
-        >>> from ttfs_triton.nn import cnn1
-        >>> counts = count(cnn1(), [torch.rand(4, 1, 28, 28)])
-        >>> [layer.name for layer in counts.layers], counts.layers[0].neuron.psp_persistence
-        (['conv1', 'conv2', 'fc1', 'readout'], 1.0)
-        >>> counts.readout, counts.layers[0].neurons, counts.total()["dense_macs"] // counts.samples
-        ('potential_start', 12544, 1670976)
     """
 
     samples: int
@@ -164,26 +142,19 @@ class Counts:
     windows: int | None = None
     weight_bits: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.readout is None and any(layer.kind == "readout" for layer in self.layers):
-            raise ValueError("Counts: readout must say when the decision of a readout is read; got None.")
-
     @property
     def sparsity(self) -> float:
         """Hidden spikes over hidden neurons, before pooling, as the paper reports it; lower is sparser."""
         return sparsity(self.layers)
 
     @property
-    def sparsity_as_published(self) -> float | None:
-        """Spikes over neurons, counted as in the paper's published code; None if `without_input` was not counted.
+    def sparsity_as_published(self) -> float:
+        """Spikes over neurons, counted as in the paper's published code.
 
         There, neurons without any input fire at their window's end, and every output neuron counts as a spike.
         """
-        hidden = [layer for layer in self.layers if layer.kind != "readout"]
-        if any(layer.without_input is None for layer in hidden):
-            return None
         outputs = self.samples * sum(layer.neurons for layer in self.layers if layer.kind == "readout")
-        fired = sum(layer.spikes + (layer.without_input or 0) for layer in hidden)
+        fired = sum(layer.spikes + layer.without_input for layer in self.layers if layer.kind != "readout")
         return (fired + outputs) / (self.samples * sum(layer.neurons for layer in self.layers))
 
     def averages(self) -> tuple[LayerCounts, ...]:
@@ -222,7 +193,7 @@ class Counts:
         """All counts as JSON values: the attributes, the sparsities, and "total"."""
         derived = {"format": FORMAT, "total": self.total(), "sparsity": self.sparsity}
         derived["sparsity_as_published"] = self.sparsity_as_published
-        return derived | to_jsonable_python(self) | {"layers": [layer.to_dict() for layer in self.layers]}
+        return derived | to_jsonable_python(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Counts:
@@ -231,11 +202,9 @@ class Counts:
         Raises:
             ValueError: the format is unknown, a key is missing or a value has the wrong type.
         """
-        if values.get("format") not in (2, FORMAT):
-            raise ValueError(
-                f"Counts.from_dict: values must be of format 2 or {FORMAT}; got {values.get('format')}. Evaluate again "
-                "for an earlier one; a later one needs a later ttfs-triton."
-            )
+        if values.get("format") != FORMAT:
+            got, remedy = values.get("format"), "Evaluate again, or install a later ttfs-triton for a later format."
+            raise ValueError(f"Counts.from_dict: values must be of format {FORMAT}; got {got}. {remedy}")
         try:
             return TypeAdapter(cls).validate_python(dict(values))
         except ValidationError as error:

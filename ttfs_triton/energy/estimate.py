@@ -6,17 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, dataclasses
+from pydantic import dataclasses
 from pydantic_core import to_jsonable_python
 
+from ttfs_triton.energy.chip import STRICT, Chip, Number, Price, Range, Status, Whole, weakest
 from ttfs_triton.energy.counts import Counts, LayerActivity
-from ttfs_triton.energy.prices import STRICT, Chip, Number, Price, Range, Status, weakest
 
 TermKind = Literal["compute", "memory", "communication", "static"]
 _CHIP = ("name", "description", "node_nm", "voltage_v", "synop_scope")
-Whole = Annotated[int, Field(ge=1)]
 
 
 @dataclasses.dataclass(frozen=True, config=STRICT)
@@ -29,22 +28,14 @@ class RunOptions:
             the time of first inputs (`LayerCounts.driven_time`) give an upper bound.
         activity: work of the neurons from the simulation that made the counts; None computes it from the counts.
         state_bits: bits of a slope or potential in memory. Default: those of a weight, at least 16.
-        hops_per_spike: tiles that a delivered spike crosses, summed over its messages; None leaves hops unpriced.
-        step_us: duration of a step, microseconds. Default: the chip's, if it fixes one.
-        latency_us: duration of a sample, microseconds. Default: windows times steps; an ANN has no steps.
-        clock_mhz: clock frequency for idle power. Default: the chip's.
-    Raises:
-        ValueError: `steps` is missing, or a value is out of range.
+        step_us: duration of a step in microseconds, for static power. Default: the chip's, if it fixes one.
     """
 
     steps: Whole
     gating: bool = True
     activity: tuple[LayerActivity, ...] | None = None
     state_bits: Whole | None = None
-    hops_per_spike: Number | None = None
     step_us: Number | None = None
-    latency_us: Number | None = None
-    clock_mhz: Number | None = None
 
 
 class Run(NamedTuple):
@@ -62,8 +53,8 @@ class Term:
         layer: name of the layer; "chip" for static power, "input" for spikes of the encoder.
         name: the operation in words.
         kind: "compute", "memory", "communication" or "static".
-        count: operations of a sample, or microseconds for static power; None if it is unknown.
-        price: price of one operation, pJ, or of a microsecond, µW; None if the chip states none.
+        count: operations of a sample; microseconds of leakage, clock cycles of idle power; None if it is unknown.
+        price: price of one of them; None if the chip states none.
         price_name: key of `PRICES`, or "memory".
         note: reason why the price or the count is unknown; empty if both are known.
     """
@@ -89,7 +80,7 @@ class Term:
 
     def to_dict(self) -> dict[str, Any]:
         """The term as JSON values; energies in pJ."""
-        own = {
+        values = {
             "layer": self.layer,
             "term": self.name,
             "kind": self.kind,
@@ -101,7 +92,7 @@ class Term:
             "source": "" if self.price is None else self.price.source,
             "note": self.note or ("" if self.price is None else self.price.note),
         }
-        return to_jsonable_python(own)
+        return to_jsonable_python(values)
 
 
 @dataclass(frozen=True)
@@ -173,7 +164,7 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         """The estimate as JSON values; an unknown energy is None."""
-        own = {
+        values = {
             "network": self.network,
             "implementation": self.implementation,
             "chip": {key: getattr(self.chip, key) for key in _CHIP},
@@ -187,7 +178,7 @@ class Estimate:
             "warnings": self.warnings,
             "terms": [term.to_dict() for term in self.terms],
         }
-        return to_jsonable_python(own)
+        return to_jsonable_python(values)
 
 
 def _sum(terms: Iterable[Term]) -> Range | None:

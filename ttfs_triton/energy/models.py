@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ttfs_triton.energy.chip import load_chip
+from ttfs_triton.energy.chip import Chip, load_chip
 from ttfs_triton.energy.counts import Counts, LayerActivity, LayerCounts
 from ttfs_triton.energy.estimate import Estimate, RunOptions, Term, TermKind
-from ttfs_triton.energy.prices import Chip, Price
 
 
 def estimate(
@@ -122,7 +121,7 @@ def dense_ann(
     Args:
         counts: counts of the network, spiking or not; only its shape is used.
         chip, network: as in `estimate`.
-        options: only `state_bits`, `latency_us` and `clock_mhz` have an effect.
+        options: only `state_bits` has an effect.
     """
     return _ann(Terms(counts, chip, options or RunOptions(steps=1)), network, "dense ANN", skip_zeros=False)
 
@@ -241,48 +240,38 @@ class Terms:
         self.access(layer, "state writes", additions, words * layer.neurons, self.state_bits)
 
     def spikes_out(self, layer: str, spikes: float, delivered: float) -> None:
-        """Charge spikes that leave a layer, for each of the communication prices that the chip has."""
-        hops = self.options.hops_per_spike
-        crossed = None if hops is None else delivered * hops
-        note = "" if hops is not None else "hops depend on the placement of neurons: give hops_per_spike"
-        for name, key, number, why in (
+        """Charge spikes that leave a layer, by the communication prices that the chip has."""
+        for name, key, number, note in (
             ("spikes out", "spike_out", spikes, ""),
             ("messages", "message", delivered, ""),
-            ("hops", "hop", crossed, note),
+            ("hops", "hop", None, "their number depends on the placement of neurons"),
         ):
             if key in self.chip.prices:
-                self.charge(layer, name, "communication", number, key, why)
+                self.charge(layer, name, "communication", number, key, note)
 
     def _nominal(self, key: str) -> float | None:
         amount = self.chip.prices[key].amount if key in self.chip.prices else None
         return None if amount is None else amount.nominal
 
-    def _static_power(self, latency_us: float | None, remedy: str) -> None:
-        """Add leakage and idle power unless other prices include them; `remedy` is the option that sets the latency."""
-        idle, clock_mhz = self.chip.prices.get("idle_power"), self.options.clock_mhz
-        note, price = "" if latency_us is not None else f"the latency is not known: give {remedy}", None
-        if "leakage_power" in self.chip.prices or idle is None:
+    def _static_power(self, latency_us: float | None, note: str) -> None:
+        """Add leakage and idle power unless other prices include them; `note` says why the latency is unknown."""
+        prices, clock_mhz = self.chip.prices, self._nominal("clock")
+        if "leakage_power" in prices or "idle_power" not in prices:
             self.charge("chip", "leakage", "static", latency_us, "leakage_power", note)
-        if idle is None or idle.amount is None:
-            return
-        if (clock_mhz := self._nominal("clock") if clock_mhz is None else clock_mhz) is None:
-            note = note or "the clock is not known: give clock_mhz"
-        else:
-            power, about = idle.amount.scaled(clock_mhz), f"{idle} at {clock_mhz:g} MHz"
-            ends = (power.nominal, power.low, power.high)
-            price = Price(*ends, unit="µW", status=idle.status, source=idle.source, note=about)
-        self._terms.append(Term("chip", "idle power", "static", latency_us, price, "idle_power", note))
+        if "idle_power" in prices:
+            cycles = None if latency_us is None or clock_mhz is None else latency_us * clock_mhz
+            note = note or ("the chip states no clock" if clock_mhz is None else "")
+            self.charge("chip", "idle power", "static", cycles, "idle_power", note)
 
     def estimate(
         self, network: str, implementation: str, assumptions: Sequence[str], *, steps: int | None = None
     ) -> Estimate:
         """The estimate: all terms, static power over so many steps, assumptions, and where the network does not fit."""
-        chip, total, own_bits = self.chip, self.counts.total(), self.counts.weight_bits
-        latency_us = self.options.latency_us
-        if latency_us is None and steps is not None:
-            step_us = self._nominal("step_time") if self.options.step_us is None else self.options.step_us
-            latency_us = None if step_us is None else step_us * steps
-        self._static_power(latency_us, "latency_us" if steps is None else "step_us")
+        chip, total, network_bits = self.chip, self.counts.total(), self.counts.weight_bits
+        step_us = self._nominal("step_time") if self.options.step_us is None else self.options.step_us
+        latency_us = None if step_us is None or steps is None else step_us * steps
+        why = "an ANN has no steps" if steps is None else "give step_us"
+        self._static_power(latency_us, f"the latency is not known: {why}" if latency_us is None else "")
         lines = [*assumptions, *([] if latency_us is None else [f"latency {latency_us:,.4g} µs"])]
         lines.append(f"{chip.name}: {chip.description}; a synaptic operation is priced as {chip.synop_scope}")
         if chip.holds("memory"):
@@ -291,9 +280,9 @@ class Terms:
             packing = "numbers packed into words" if chip.memory.packed else "one access a number"
             bits = f"{self.weight_bits}-bit weights, {self.state_bits}-bit states"
             lines.append(f"memory of each layer: {bits}, {packing}")
-        if own_bits not in (None, self.weight_bits):
-            lines.append(f"priced as {self.weight_bits}-bit weights, although the network's have {own_bits} bits")
-        warnings = chip.exceeded(total["neurons"], total["synapses"], own_bits or self.weight_bits)
+        if network_bits not in (None, self.weight_bits):
+            lines.append(f"priced as {self.weight_bits}-bit weights, although the network's have {network_bits} bits")
+        warnings = chip.exceeded(total["neurons"], total["synapses"], network_bits or self.weight_bits)
         for layer, size in self._largest.items():
             assert chip.memory is not None
             largest = f"the largest memory that {chip.name} prices ({chip.memory.largest_bytes / 2**20:g} MB)"

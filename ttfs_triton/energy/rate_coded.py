@@ -16,11 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from ttfs_kernels import Neuron
+from ttfs_triton.energy.chip import Chip
 from ttfs_triton.energy.counter import images_and_labels
 from ttfs_triton.energy.counts import Counts, LayerActivity, LayerCounts
 from ttfs_triton.energy.estimate import Estimate, RunOptions
 from ttfs_triton.energy.models import Terms
-from ttfs_triton.energy.prices import Chip
 from ttfs_triton.nn.statistics import short_names
 from ttfs_triton.nn.trace import evaluating
 
@@ -188,17 +188,17 @@ def estimate_rate_coded(
     """
     terms = Terms(counted.counts, chip, RunOptions(steps=counted.steps, **options))
     for layer in terms.layers:
-        real, every = layer.kind == "analog", counted.steps * layer.neurons * (layer.name in counted.leaky)
+        real, updates = layer.kind == "analog", counted.steps * layer.neurons * (layer.name in counted.leaky)
         if real:
             terms.multiplications(layer, layer.dense_macs, runs=layer.dense_macs / layer.synapses)
         else:
             terms.synaptic_operations(layer, layer.synaptic_operations)
         terms.preset(layer, words=1, biases=False)
-        terms.neuron_updates(layer, LayerActivity(layer.name, 0.0, every, every), words=1)
+        terms.neuron_updates(layer, LayerActivity(layer.name, 0.0, updates, updates), words=1)
         if layer.biases:
-            terms.access(layer, "weight reads", every, layer.biases, terms.state_bits)
+            terms.access(layer, "weight reads", updates, layer.biases, terms.state_bits)
         if terms.chip.arithmetic and counted.leaky.get(layer.name):
-            terms.compute(layer, "leaks", every, "multiply")
+            terms.compute(layer, "leaks", updates, "multiply")
         terms.spikes_out(layer.name, layer.spikes, 0 if real else layer.active_inputs)
     said = f"rate-coded, {counted.steps} time steps, in all of which neurons work; batch norm is folded"
     return terms.estimate(network, f"rate-coded, T = {counted.steps}", [said], steps=counted.steps)

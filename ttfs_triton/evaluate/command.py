@@ -26,7 +26,7 @@ def run(options: EvaluationOptions) -> EvaluationResult:
     if options.faults and not options.simulation:
         raise ValueError(f"evaluate: faults must be simulated; got {options.faults.text()} with --no-simulation.")
     loaded = load_network(options.model, options.network)
-    chips = load_chips(options.chip, every=[FAIR_CHIP])  # ANNs are compared on the first chip that prices them
+    chips = load_chips(options.chip, first=[FAIR_CHIP])  # ANNs are compared on the first chip that prices them
     accelerator = Accelerator(cpu=options.cpu or not torch.cuda.is_available())
     if accelerator.num_processes > 1:
         raise ValueError("evaluate: must run in one process; got several. Start `ttfs evaluate` without a launcher.")

@@ -13,8 +13,7 @@ from ttfs_triton.chip import simulate, simulated_run
 from ttfs_triton.commands import EnergyOptions
 from ttfs_triton.data.images import load_images
 from ttfs_triton.energy import Counts, Estimate, RunOptions, count_rate_coded, estimate, estimate_rate_coded
-from ttfs_triton.energy.chip import load_chips
-from ttfs_triton.energy.prices import energy_range
+from ttfs_triton.energy.chip import energy_range, load_chips
 from ttfs_triton.evaluate import EvaluationBatches
 from ttfs_triton.evaluate.load import load_network, load_test_images
 from ttfs_triton.evaluate.tables import not_in_it, operations_table

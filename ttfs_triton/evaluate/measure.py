@@ -71,8 +71,7 @@ def measure(
         lambda: simulate_at(network, batches, wanted, weight_bits=options.weight_bits, **setting),
         list[Simulation](),
     )
-    same = ("gating", "step_us", "latency_us", "clock_mhz", "hops_per_spike")
-    priced = RunOptions(steps, **{name: getattr(options, name) for name in same})
+    priced = RunOptions(steps, gating=options.gating, step_us=options.step_us)
     own, *more = [simulated_run(each, priced) for each in simulations] or [Run(counts, priced)]
     fair = fair_chip(own.counts, chips, own.options)
     beside = more if simulations or grid is not None else None  # None: priced by the counts, a bound

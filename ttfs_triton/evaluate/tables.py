@@ -8,8 +8,8 @@ from itertools import pairwise
 from rich.text import Text
 
 from ttfs_triton.energy import Chip, Comparison, Counts, Estimate, Term
+from ttfs_triton.energy.chip import energy_range, weakest
 from ttfs_triton.energy.estimate import TermKind
-from ttfs_triton.energy.prices import energy_range, weakest
 from ttfs_triton.evaluate.deadline import DeadlineRow
 from ttfs_triton.table import Cell, Table, print_whole
 from ttfs_triton.wording import duration, energy, number, percent, ratio
@@ -130,8 +130,8 @@ def terms_table(estimate: Estimate) -> Table:
     rows = []
     for name, part in estimate.parts("name").items():
         kind, counts = part.terms[0].kind, [term.count for term in part.terms if term.count is not None]
-        count = f"{sum(counts):,.6g}" + (" µs" if kind == "static" else "") if counts else "–"
         prices = ", ".join(dict.fromkeys(term.price_name.replace("_", " ") for term in part.terms))
+        count = f"{sum(counts):,.6g}" + (" µs" if prices == "leakage power" else "") if counts else "–"
         status = weakest(term.status for term in part.terms) or "–"
         rows.append((name, kind, count, energy_range(part.total), prices, status))
     sums = {

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ttfs_triton.commands import CARD_CHIPS
 from ttfs_triton.energy import Counts, Run, RunOptions, dense_ann, estimate, fair_chip, load_chip, verdict
-from ttfs_triton.energy.prices import energy_range
+from ttfs_triton.energy.chip import energy_range
 from ttfs_triton.evaluate.page import READOUTS, decision_lines, template_environment
 from ttfs_triton.evaluate.tables import not_in_it
 from ttfs_triton.hub.facts import ModelFacts
