@@ -6,7 +6,9 @@ import torch
 
 from ttfs_triton.chip import simulate
 from ttfs_triton.energy import RunOptions, compare, count, estimate
-from ttfs_triton.evaluate.result import EvaluationResult, Sample, spikes_of
+from ttfs_triton.evaluate import Evaluation
+from ttfs_triton.evaluate.deadline import DeadlineRow
+from ttfs_triton.evaluate.measure import EvaluationResult, Sample, spikes_of
 from ttfs_triton.nn import NetworkConfig, TTFSNetwork
 
 
@@ -28,16 +30,13 @@ def full_report() -> EvaluationResult:
         title="small network",
         network=network.config.to_dict(),
         dataset="noise",
-        images=6,
-        accuracy=0.5,
-        first_spike_accuracy=1 / 3,
-        ties=1,
-        no_spike=0,
+        scores=Evaluation(6, 1 / 2, 1.0, first_spike_accuracy=1 / 3, ties=1, no_spike=0, layers=[]),
         counts=counts,
         sample=Sample(images[0], spikes_of(network, images[0]), "cat", "dog", ("cat", "dog", "cow")),
         energy=tuple(estimate(counts, chip, steps=8) for chip in chips),
         chip="loihi",
         comparison=compare(counts, "lemaire45:int8", RunOptions(steps=8)),
         simulation=simulate(network, batches, steps=8),
+        deadlines=(DeadlineRow(3.5, 0.9, 0.25, 3.375), DeadlineRow(4.0, 1.0, 1.0, 3.5)),
         facts={"torch": "2.13", "command": "evaluate runs/small"},
     )

@@ -1,5 +1,7 @@
 """An evaluation's page in headless Chromium."""
 
+import re
+
 import pytest
 
 from tests.browser import CHROMIUM, problems
@@ -14,12 +16,7 @@ def test_page_has_no_script_errors_missing_pictures_or_sideways_scrolling(tmp_pa
     write_page(tmp_path / "page.html", full_report())
     for dark in (False, True):
         assert problems(tmp_path, ["page.html"], dark=dark) == []
-
-
-def test_problems_are_found(tmp_path):
     body = '<img src="gone.png"><div style="width: 2000px">wide</div><script>undefined_name()</script>'
-    (tmp_path / "page.html").write_text(f"<!doctype html><html><head></head><body>{body}</body></html>")
-    found = problems(tmp_path, ["page.html"], widths=(390,))
-    assert len(found) == 3
-    for word in ("undefined_name is not defined", "scrolls sideways, 2008 pixels", "gone.png is missing"):
-        assert any(word in problem for problem in found)
+    (tmp_path / "bad.html").write_text(f"<!doctype html><html><head></head><body>{body}</body></html>")
+    told = " ".join(sorted(problems(tmp_path, ["bad.html"], widths=(390,))))
+    assert re.search("undefined_name is not defined.*gone.png is missing.*scrolls sideways, 2008 pixels", told)

@@ -8,7 +8,7 @@ import torch
 
 from ttfs_triton.commands import evaluate as main
 from ttfs_triton.convert.calibrate_grid import calibrate_grid
-from ttfs_triton.evaluate import command, measure
+from ttfs_triton.evaluate import command
 from ttfs_triton.evaluate.machine import command_line
 from ttfs_triton.model import TTFSModel
 from ttfs_triton.nn import Grid
@@ -62,14 +62,10 @@ def test_command_takes_the_gpu_where_there_is_one(trained, summary, tmp_path, de
     [
         (["--output-dir", __file__], "File exists"),
         (["--report", f"{__file__}/page.html"], "File exists"),
-        (["--chip", "loihi2"], "Nobody has published the energy"),
         (["--sample", "400", "--report", "page.html"], "sample must be below 100"),
         (["--report", "page.txt"], "must end in .html"),
-        (["--steps", "4097"], "less than or equal to 4096"),
         (["--chip", "all", "nowhere"], "got nowhere"),
         (["--lost-spikes", "0.1", "--no-simulation"], "faults must be simulated; got 10% of spikes lost"),
-        (["--weight-bits", "4", "--no-simulation"], "weight_bits needs simulation"),
-        (["--dead-neurons", "0.7", "--stuck-neurons", "0.7"], "must be at most 1 together"),
     ],
 )
 def test_bad_options_are_refused_before_the_network_runs(trained, flags, message, capsys, monkeypatch):
@@ -85,10 +81,9 @@ def test_network_on_a_grid_is_evaluated_and_simulated_on_it(trained, tmp_path, c
     model.save_pretrained(tmp_path / "grid")
     evaluate(tmp_path / "grid", "--chip", "anp_i", "--output-dir", tmp_path / "out")
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert (found["simulation"]["steps"], found["simulation"]["weight_bits"]) == (4, 4)
-    assert found["simulation"]["accuracy"] == found["accuracy"]
-    assert found["simulation"]["first_spike_accuracy"] == found["first_spike_accuracy"]
-    assert found["network"]["grid"]["time_steps"] == 4
+    simulation, grid = found["simulation"], found["network"]["grid"]
+    assert simulation["steps"] == grid["time_steps"] == simulation["weight_bits"] == grid["weight_bits"] == 4
+    assert [simulation[key] == found[key] for key in ("accuracy", "first_spike_accuracy")] == [True, True]
     assert "grid                     4 time steps a window, 4-bit weights" in capsys.readouterr().out
 
 
@@ -100,19 +95,3 @@ def test_faults_and_deadlines_are_measured(trained, tmp_path, capsys):
     assert len(found["deadlines"]["rows"]) == 20
     assert found["deadlines"]["rows"][-1]["accuracy"] == pytest.approx(found["first_spike_accuracy"])
     assert "on a chip with spike jitter 0.1 windows, 30% of neurons dead" in capsys.readouterr().out
-
-
-def test_impossible_analysis_does_not_cost_the_others(trained, tmp_path, capsys, monkeypatch):
-    def impossible(*_, **__):
-        raise ValueError("potentials must fit into 62 bits")
-
-    for name in ("simulate_at", "output_spikes"):
-        monkeypatch.setattr(measure, name, impossible)
-    with pytest.raises(SystemExit, match="1"):
-        evaluate(trained, "--deadlines", "--chip", "anp_i", "--output-dir", tmp_path, "--report", tmp_path / "a.html")
-    told = capsys.readouterr().err
-    assert "  simulation: potentials must fit into 62 bits\n  deadlines: potentials must fit" in told
-    found = json.loads((tmp_path / "evaluation.json").read_text())
-    assert (found["images"], found["simulation"], found["deadlines"]) == (100, None, None)
-    assert found["energy"][0]["energy_pj"]["total"]["nominal"] > 0
-    assert "an upper bound: not simulated" in (tmp_path / "a.html").read_text()

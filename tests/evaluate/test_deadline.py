@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ttfs_triton.evaluate.deadline import Outputs, deadline_curve, output_spikes
-from ttfs_triton.nn import Grid, cnn1, vgg11
+from ttfs_triton.nn import Grid, cnn1
 
 INF = math.inf
 
@@ -26,9 +26,7 @@ def test_deadline_curve_by_hand():
     assert {row.decided for row in early} == {0.0}
     assert (start.deadline, start.accuracy, start.decided) == (4.0, 0.25, 0.0)
     assert (middle.accuracy, middle.decided) == (0.75, 0.5)
-    assert (end.accuracy, end.decided) == (1.0, 0.75)
-    assert end.time == pytest.approx(4 + (0.2 + 0.4 + 1.0 + 0.7) / 4)
-    assert len(rows) == 9 + 11
+    assert (end.accuracy, end.decided, end.time) == (1.0, 0.75, pytest.approx(4 + (0.2 + 0.4 + 1.0 + 0.7) / 4))
 
 
 @pytest.mark.parametrize("grid", [None, Grid(10, 4)])
@@ -49,6 +47,3 @@ def test_outputs_are_the_decisions_of_the_network(grid):
     if grid is not None:  # in float32, 3/10 would miss a deadline of 3/10
         steps = outputs.times[outputs.times.isfinite()] * grid.time_steps
         assert torch.equal(steps, steps.round())
-    assert output_spikes(vgg11(width=1 / 16), [(torch.rand(2, 3, 32, 32), torch.zeros(2))]).start == 10
-    with pytest.raises(ValueError, match="output_spikes: batches must not be empty; got none"):
-        output_spikes(network, [])

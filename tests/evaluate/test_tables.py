@@ -4,15 +4,7 @@ import pytest
 
 from tests.energy.energy_cases import convolutional_network
 from ttfs_triton.energy import RunOptions, compare, estimate
-from ttfs_triton.evaluate.deadline import DeadlineRow
-from ttfs_triton.evaluate.tables import (
-    chips_table,
-    deadline_table,
-    print_chips,
-    print_comparison,
-    print_estimate,
-    small_print,
-)
+from ttfs_triton.evaluate.tables import chips_table, print_chips, print_comparison, print_estimate, small_print
 
 
 @pytest.fixture
@@ -23,19 +15,14 @@ def printed(capsys):
 
 def test_estimate_shows_sums_assumptions_and_what_has_no_price(printed):
     text = printed(print_estimate, estimate(convolutional_network(), "odin", steps=4))
-    for words in (
-        "compute only",
-        "- excluded: multiply-accumulates, neuron updates (no published price)",
-        "- excluded: leakage, idle power (the latency is not known: give step_us)",
-        "- warning: 778 neurons exceed the 256 of one odin: at least 4 chips; static power counts one",
-    ):
-        assert words in text
+    assert "- excluded: multiply-accumulates, neuron updates (no published price)" in text
+    assert "- excluded: leakage, idle power (the latency is not known: give step_us)" in text
+    assert "- warning: 778 neurons exceed the 256 of one odin: at least 4 chips; static power counts one" in text
     assert text.index("sums; weakest status") < text.index("- clock-driven, 4 steps a window")
 
 
 def test_comparison_shows_compute_and_memory_side_by_side(printed):
     comparison = compare(convolutional_network(), "lemaire45:int8", RunOptions(steps=8))
-    assert {found.chip.name for found in comparison.estimates} == {"lemaire45:int8"}  # all at one precision
     text = printed(print_comparison, comparison)
     for word in ("compute only", "memory included", "dense ANN", "zero-skipping ANN", "share"):
         assert word in text
@@ -46,14 +33,7 @@ def test_comparison_shows_compute_and_memory_side_by_side(printed):
 def test_chips_show_what_is_missing(printed):
     estimates = [estimate(convolutional_network(), name, steps=8) for name in ("anp_i", "odin", "lemaire45:int8")]
     table = chips_table(estimates)
-    assert table.rows[0][-1] == "multiply-accumulates, neuron updates, leakage; capacity not published"
+    assert table.rows[0][-1] == "multiply-accumulates, neuron updates, leakage"
     assert table.rows[1][-1].startswith("multiply-accumulates, neuron updates; leakage, idle power (the latency")
-    assert not any("capacity" in row[-1] for row in table.rows[1:])
     assert all(len(row) == len(table.headers) for row in table.rows)
     assert "warning: 778 neurons" in printed(print_chips, estimates)
-
-
-def test_deadlines_are_shown_where_something_changes():
-    rows = [DeadlineRow(3 + i / 10, 0.9 if i < 3 else 0.95, float(i > 5), 3 + i / 10) for i in range(10)]
-    assert [row[0] for row in deadline_table(rows).rows] == ["3.00", "3.30", "3.60", "3.90"]
-    assert deadline_table(()).rows == ()

@@ -53,17 +53,11 @@ class EvaluationBatches(Batches):
         indices: [n], int64, the images to score; None: all.
         batch_size: images in a batch of this process; the last one may be smaller.
         rank, world_size: number of this process, and number of processes. Shares differ by at most one image.
-    Raises:
-        ValueError: batch_size is not positive, or rank is not one of world_size processes.
     """
 
     def __init__(
         self, data: ImageData, indices: Tensor | None, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        if not 0 <= rank < world_size:
-            raise ValueError(f"EvaluationBatches: rank must be in 0 to world_size - 1; got {rank} of {world_size}.")
-        if batch_size < 1:
-            raise ValueError(f"EvaluationBatches: batch_size must be at least 1; got {batch_size}. Raise it.")
         chosen = torch.arange(len(data.labels)) if indices is None else indices
         n = len(chosen)
         self.data, self.batch_size = data, batch_size

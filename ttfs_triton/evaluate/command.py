@@ -12,10 +12,16 @@ from ttfs_triton.energy.compare import FAIR_CHIP
 from ttfs_triton.evaluate import Evaluation, layer_table
 from ttfs_triton.evaluate.figures import require_matplotlib
 from ttfs_triton.evaluate.load import LoadedNetwork, load_network, load_test_images
-from ttfs_triton.evaluate.measure import MAIN_FILE, figures, measure
+from ttfs_triton.evaluate.measure import MAIN_FILE, EvaluationResult, figures, measure
 from ttfs_triton.evaluate.page import headline_energy, headlines, page_decision, write_page
-from ttfs_triton.evaluate.result import EvaluationResult
-from ttfs_triton.evaluate.tables import deadline_table, print_chips, print_comparison, print_estimate, small_print
+from ttfs_triton.evaluate.tables import (
+    deadline_table,
+    operations_table,
+    print_chips,
+    print_comparison,
+    print_estimate,
+    small_print,
+)
 from ttfs_triton.table import print_whole
 from ttfs_triton.wording import number
 
@@ -37,22 +43,18 @@ def run(options: EvaluationOptions) -> EvaluationResult:
     for folder in (options.output_dir, options.report and options.report.parent):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)  # an unusable folder is noticed before the network runs
-    failed: dict[str, str] = {}
 
     def show_layers(scores: Evaluation) -> None:  # before the simulations, which take minutes
         title = f"{data.name}, {data.split}: {scores.images:,} images, {scores.accuracy:.2%} right"
         print_whole(layer_table(scores.layers, title))
 
-    page = measure(options, loaded, data, chips, accelerator, failed, on_scored=show_layers)
+    page = measure(options, loaded, data, chips, accelerator, on_scored=show_layers)
     show(page, loaded)
     if options.output_dir is not None:
         write_json(options.output_dir / MAIN_FILE, figures(page, loaded, data, options.max_test_samples))
         print(f"written: {options.output_dir / MAIN_FILE}")
     if options.report is not None:
         print(f"written: {write_page(options.report, page)}")
-    if failed:
-        lines = "\n".join(f"  {name}: {why}" for name, why in failed.items())
-        raise RuntimeError(f"evaluate: every analysis must succeed; these failed, the others are done:\n{lines}")
     return page
 
 
@@ -69,34 +71,20 @@ def _check_output(options: EvaluationOptions) -> None:
 
 def show(page: EvaluationResult, loaded: LoadedNetwork) -> None:
     """Print tables and figures on a terminal."""
-    if page.deadlines:
-        print_whole(deadline_table(page.deadlines))
-    print("\n".join([*_lines(page, loaded), *page_decision(page)]))
-    priced = headline_energy(page)
-    assert priced is not None, "at least one chip is always priced"
-    assert page.comparison is not None, "`measure` always makes one"
-    print_estimate(priced)
+    print()
+    print_whole(operations_table(page.counts), *([deadline_table(page.deadlines)] if page.deadlines else []))
+    grid, counts = loaded.network.graph.grid, page.counts
+    spikes, delivered = (counts.total()[key] / counts.samples for key in ("spikes", "spikes_delivered"))
+    rows = [] if grid is None else [("grid", grid.text(), "")]
+    rows += headlines(page)
+    rows += [
+        ("as the paper counts", f"{counts.sparsity_as_published:.4f}", "with outputs and neurons without input"),
+        ("spikes", number(spikes), f"{number(delivered)} after pooling"),
+    ]
+    lines = [f"{name:<24} {value}" + (f"  ({note})" if note else "") for name, value, note in rows]
+    print("\n".join([*lines, *page_decision(page)]))
+    print_estimate(priced := headline_energy(page))
     told = small_print(priced)
     print_comparison(page.comparison, told=told)
     if len(page.energy) > 1:
         print_chips(page.energy, told=told)
-
-
-def _lines(page: EvaluationResult, loaded: LoadedNetwork) -> list[str]:
-    """Lines with the grid, the page's headline figures and the counts."""
-    grid = loaded.network.graph.grid
-    samples, total, simulation = page.counts.samples, page.counts.total(), page.simulation
-    operations, dense = (total[key] / samples for key in ("synaptic_operations", "dense_macs"))
-    rows = [("grid", grid.text(), "")] if grid is not None else []
-    rows += headlines(page)
-    rows += [
-        ("as the paper counts", f"{page.counts.sparsity_as_published:.4f}", "with outputs and neurons without input"),
-        ("spikes", number(total["spikes"] / samples), f"{number(total['spikes_delivered'] / samples)} after pooling"),
-        ("synaptic operations", number(operations), f"of {number(dense)} in the dense ANN"),
-    ]
-    if total["analog_macs"]:
-        rows.append(("analog multiplications", number(total["analog_macs"] / samples), "in the first layer"))
-    if simulation is not None:
-        simulated = simulation.counts.total()["synaptic_operations"] / simulation.samples
-        rows.append(("  as simulated", number(simulated), "priced in the energies below"))
-    return [f"{name:<24} {value}" + (f"  ({note})" if note else "") for name, value, note in rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -39,11 +39,9 @@ class Outputs:
 
 
 @torch.no_grad()
-def output_spikes(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], image_shape: Sequence[int] | None = None
-) -> Outputs:
+def output_spikes(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Outputs:
     """Run a network over images and labels, in evaluation mode; returns spikes and potentials of its output neurons."""
-    graph = network_graph(network, image_shape)
+    graph = network_graph(network)
     device, readout = next(network.parameters()).device, graph.readout
     parts: list[tuple[Tensor, ...]] = []
     arriving: list[Tensor] = []
@@ -57,8 +55,6 @@ def output_spikes(
                 times = (times * graph.grid.time_steps).round() / graph.grid.time_steps
             outputs = (part.double() for part in (times, *readout.one_pass(hidden).potential_and_slope()))
             parts.append(tuple(part.cpu() for part in (*outputs, labels, _early(readout, hidden))))
-    if not parts:
-        raise ValueError("output_spikes: batches must not be empty; got none.")
     *columns, early = map(torch.cat, zip(*parts, strict=True))
     return Outputs(*columns, start=graph.windows, early=early)
 

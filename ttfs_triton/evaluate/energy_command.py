@@ -34,16 +34,16 @@ def run(options: EnergyOptions) -> None:
     module = build_network_of(options.module, **sizes)
     batches = EvaluationBatches(data, None, options.batch_size)
     device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
-    name, found = f"{options.library}, rate-coded", count_rate_coded(module.to(device), batches, options.library)
-    energies = [estimate_rate_coded(found, chip, network=name, step_us=options.step_us) for chip in chips]
-    columns = {name: _column(f"{found.steps}", found.correct / found.counts.samples, found.counts, energies)}
+    name, counted = f"{options.library}, rate-coded", count_rate_coded(module.to(device), batches, options.library)
+    energies = [estimate_rate_coded(counted, chip, network=name, step_us=options.step_us) for chip in chips]
+    columns = {name: _column(f"{counted.steps}", counted.correct / counted.counts.samples, counted.counts, energies)}
     if loaded:
         name, grid = loaded.files.name, loaded.network.graph.grid
         steps = options.steps or (32 if grid is None else grid.time_steps)
         simulated = simulate(loaded.network.to(device), batches, steps=steps)
-        own = simulated_run(simulated, RunOptions(steps=steps, step_us=options.step_us))
-        energies = [estimate(own.counts, chip, own.options, network=name) for chip in chips]
-        columns[name] = _column(f"{steps} a window", simulated.accuracy, own.counts, energies)
+        ttfs = simulated_run(simulated, RunOptions(steps=steps, step_us=options.step_us))
+        energies = [estimate(ttfs.counts, chip, ttfs.options, network=name) for chip in chips]
+        columns[name] = _column(f"{steps} a window", simulated.accuracy, ttfs.counts, energies)
     rows = [(row, *(cells[row] for cells in columns.values())) for row in columns[name]]
     title = f"Means over {len(data):,} images, {data.name}, {data.split}"
     print_whole(Text(), Table(title, ("an image", *columns), rows))
@@ -55,7 +55,7 @@ def _column(steps: str, accuracy: float | None, counts: Counts, energies: Sequen
     cells = {"accuracy": percent(accuracy), "time steps": steps}
     for key in ("spikes", "synaptic_operations", "analog_macs", "dense_macs"):
         cells[key.replace("_macs", " MACs").replace("_", " ")] = number(counts.total()[key] / counts.samples)
-    for each in energies:
-        cells[f"energy on {each.chip.name}"] = energy_range(each.total)
-        cells[f"  not in it, {each.chip.name}"] = not_in_it(each)
+    for priced in energies:
+        cells[f"energy on {priced.chip.name}"] = energy_range(priced.total)
+        cells[f"  not in it, {priced.chip.name}"] = not_in_it(priced)
     return cells

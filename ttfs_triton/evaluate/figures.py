@@ -7,6 +7,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ttfs_triton.evaluate.result import LayerSpikes
+    from ttfs_triton.evaluate.measure import LayerSpikes
 
 Draw = Callable[["Figure"], object]
 
@@ -79,30 +80,6 @@ def _for_page(svg: str) -> str:
     head = re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", head)
     svg = head.replace("<svg", '<svg aria-hidden="true" focusable="false"') + end + rest
     return svg.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
-
-
-def accuracy_lines(
-    axes: Axes, lines: Mapping[str, Sequence[tuple[float, float]]], samples: int, title: str, *, doubling: bool = False
-) -> None:
-    """Draw one line for each name through its points (value, accuracy), dashed if the name contains "calibrated".
-
-    `title` names the horizontal axis. With `doubling`, for values such as time steps, each value has a tick.
-    """
-    points = [point for drawn in lines.values() for point in drawn]
-    if doubling:
-        values = sorted({value for value, _ in points})
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(values, [f"{value:g}" for value in values])
-        axes.minorticks_off()
-    axes.set_xlabel(title)
-    most = 1 - 0.5 / samples  # at least half an image counts as wrong: a logarithmic scale of errors has no 0
-    for place, (name, drawn) in enumerate(lines.items()):
-        colour, marker = LINES[place % len(LINES)]
-        values, accuracies = zip(*sorted(drawn), strict=True)
-        style, fill = ("--", PAPER) if "calibrated" in name else ("-", colour)
-        options: dict[str, Any] = {"linestyle": style, "marker": marker if len(drawn) < 15 else None}
-        axes.plot(values, np.minimum(accuracies, most), color=colour, markerfacecolor=fill, label=name, **options)
-    accuracy_axis(axes, [accuracy for _, accuracy in points], samples)
 
 
 def accuracy_axis(axes: Axes, accuracies: Sequence[float], samples: int) -> None:
@@ -246,20 +223,20 @@ def _histogram(axes: Axes, layer: LayerCounts) -> None:
 
 def energy_svg(estimates: Sequence[Estimate]) -> str | None:
     """Total energy with its range on each chip, open if terms have no price; None unless two chips have prices."""
-    totals = [(found, found.total) for found in estimates if found.total is not None and found.total.nominal > 0]
+    totals = [(estimate, total) for estimate in estimates if (total := estimate.total) and total.nominal > 0]
     if len(totals) < 2:
         return None
 
     def draw(figure: Figure) -> None:
         axes, ends, names, colour = figure.subplots(), list[float](), list[str](), COLOURS[4]
-        for row, (found, total) in enumerate(totals):
+        for row, (estimate, total) in enumerate(totals):
             low = max(total.low, total.nominal * 1e-6)
             ends += [low, total.high]
             if low < total.high:
                 axes.plot([low, total.high], [row, row], color=colour, linewidth=4, alpha=0.5)
-            fill = PAPER if found.unpriced else colour
+            fill = PAPER if estimate.unpriced else colour
             axes.plot([total.nominal], [row], "o", color=colour, markersize=7, markerfacecolor=fill)
-            names.append(found.chip.name)
+            names.append(estimate.chip.name)
         axes.set(xlabel="energy of an image")
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
@@ -278,22 +255,37 @@ def lines_svg(
     doubling: bool = False,
     levels: Mapping[str, float] | None = None,
 ) -> str | None:
-    """Accuracy against a value, in lines; None with fewer than two values.
+    """Accuracy against a value: a line for each name through its points; None with fewer than two values.
 
     Args:
         name: unique on the page.
-        lines, images, title, doubling: see `accuracy_lines`; `images` are its samples.
+        lines: points (value, accuracy) by name; the line is dashed if its name contains "calibrated".
+        title: name of the horizontal axis.
+        images: number of images that the accuracies are of.
+        doubling: the axis is logarithmic, with a tick at each value, as for time steps.
         levels: accuracies to draw as horizontal lines, by name.
     """
-    levels = levels or {}
-    if len({x for points in lines.values() for x, _ in points}) < 2:
+    levels, points = levels or {}, [point for drawn in lines.values() for point in drawn]
+    if len(values := sorted({value for value, _ in points})) < 2:
         return None
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for text, accuracy in levels.items():
             axes.axhline(accuracy, color=INK, linewidth=1, alpha=0.5, linestyle=":", label=text)
-        accuracy_lines(axes, lines, images, title, doubling=doubling)
+        if doubling:
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(values, [f"{value:g}" for value in values])
+            axes.minorticks_off()
+        axes.set_xlabel(title)
+        for (text, drawn), (colour, marker) in zip(lines.items(), cycle(LINES)):
+            style, fill = ("--", PAPER) if "calibrated" in text else ("-", colour)
+            options: dict[str, Any] = {"linestyle": style, "marker": marker if len(drawn) < 15 else None}
+            xs, accuracies = zip(*sorted(drawn), strict=True)
+            # At least half an image counts as wrong: a logarithmic scale of errors has no 0.
+            ys = np.minimum(accuracies, 1 - 0.5 / images)
+            axes.plot(xs, ys, color=colour, markerfacecolor=fill, label=text, **options)
+        accuracy_axis(axes, [accuracy for _, accuracy in points], images)
         if len(lines) + len(levels) > 1:
             legend_below(figure, axes, columns=1)
 

@@ -114,5 +114,5 @@ def _configured(loaded: LoadedNetwork) -> dict[str, Any]:
         values = read_mapping(path)
     except YamlError as error:
         raise LoadError(f"load_test_images: {path} {error}") from error
-    found = {key: values[key] for key in KEYS if values.get(key) is not None}
-    return found | {"cropped": bool(values.get("random_resized_crop")), "events": events}
+    arguments = {key: values[key] for key in KEYS if values.get(key) is not None}
+    return arguments | {"cropped": bool(values.get("random_resized_crop")), "events": events}

@@ -13,13 +13,13 @@ import torch
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}  # with its build: 2.15.0+cu132
+    numbers = {"python": platform.python_version(), "torch": torch.__version__}  # with its build: 2.15.0+cu132
     for package in ("ttfs-triton", "triton", "accelerate", "datasets", "safetensors"):
         try:
-            found[package] = importlib.metadata.version(package)
+            numbers[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def describe_machine() -> str:

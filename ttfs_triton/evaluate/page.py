@@ -18,7 +18,7 @@ from ttfs_triton.atomic import write_text
 from ttfs_triton.chip import Simulation
 from ttfs_triton.energy import Estimate
 from ttfs_triton.evaluate import figures, tables
-from ttfs_triton.evaluate.result import EvaluationResult, Sample
+from ttfs_triton.evaluate.measure import EvaluationResult, Sample
 from ttfs_triton.nn.statistics import layer_table
 from ttfs_triton.wording import energy, interval, number, percent, small_percent
 
@@ -45,8 +45,7 @@ def write_page(path: Path, data: EvaluationResult) -> Path:
 def render_page(data: EvaluationResult) -> str:
     """The page as HTML text; equal data give equal text. Raises RuntimeError without matplotlib."""
     chips: dict[str, list[Estimate]] = {}  # the headline's chip is first
-    estimates = sorted(data.energy, key=lambda estimate: estimate is not headline_energy(data))
-    for estimate in (*estimates, *(data.comparison.estimates if data.comparison else ())):
+    for estimate in (headline_energy(data), *data.energy, *data.comparison.estimates):
         chips.setdefault(estimate.chip.name, []).append(estimate)
     return render(
         "page.html",
@@ -55,7 +54,7 @@ def render_page(data: EvaluationResult) -> str:
         headlines=headlines(data),
         decision=page_decision(data),
         readouts=READOUTS,
-        interval=interval(data.accuracy, data.images),
+        interval=interval(data.scores.accuracy, data.scores.images),
         deadline_curve={"": [(row.deadline, row.accuracy) for row in data.deadlines]},
         deadlines=figures.DEADLINE_AXIS,
         layer_table=layer_table,
@@ -65,9 +64,9 @@ def render_page(data: EvaluationResult) -> str:
     )
 
 
-def headline_energy(data: EvaluationResult) -> Estimate | None:
-    """The estimate for the headline, on the result's `chip`; None without energy."""
-    return next((estimate for estimate in data.energy if estimate.chip.name == data.chip), None)
+def headline_energy(data: EvaluationResult) -> Estimate:
+    """The estimate for the headline, on the result's `chip`."""
+    return next(estimate for estimate in data.energy if estimate.chip.name == data.chip)
 
 
 def first_spike(sample: Sample) -> str:
@@ -151,48 +150,43 @@ def decision_lines(at: str, scores: Scores, *, clocked: bool, simulation: Simula
 
 def page_decision(data: EvaluationResult) -> list[str]:
     """`decision_lines` for the figures of a page: those of the simulation, if there is one."""
-    simulation, scores = data.simulation, (data.images, data.accuracy, data.first_spike_accuracy, data.ties)
-    if simulation is not None and simulation.accuracy is not None and simulation.first_spike_accuracy is not None:
-        scores = simulation.samples, simulation.accuracy, simulation.first_spike_accuracy, simulation.ties
+    simulation, scores = data.simulation, data.scores
+    figures: Any = (scores.images, scores.accuracy, scores.first_spike_accuracy, scores.ties)
+    if simulation is not None:
+        figures = simulation.samples, simulation.accuracy, simulation.first_spike_accuracy, simulation.ties
     clocked = simulation is not None or data.network.get("grid") is not None
-    return decision_lines(data.network["readout"], scores, clocked=clocked, simulation=simulation)
+    return decision_lines(data.network["readout"], figures, clocked=clocked, simulation=simulation)
 
 
 def headlines(data: EvaluationResult) -> list[tuple[str, str, str]]:
     """Headline figures of the page, each as (title, figure, note)."""
-    low, high = interval(data.accuracy, data.images)
-    spikes = f"{number(data.ties)} tied, {number(data.no_spike)} without an output spike"
+    scores, simulation = data.scores, data.simulation
+    low, high = interval(scores.accuracy, scores.images)
+    spikes = f"{number(scores.ties)} tied, {number(scores.no_spike)} without an output spike"
     figures = [
-        ("accuracy", percent(data.accuracy), f"95% interval {percent(low, 1)} to {percent(high, 1)}"),
-        ("by the first spike", percent(data.first_spike_accuracy), spikes),
+        ("accuracy", percent(scores.accuracy), f"95% interval {percent(low, 1)} to {percent(high, 1)}"),
+        ("by the first spike", percent(scores.first_spike_accuracy), spikes),
     ]
-    if data.simulation is not None and data.simulation.accuracy is not None:
-        settings, images = data.simulation.settings, data.simulation.samples
+    if simulation is not None:
+        settings = simulation.settings
         bits = "weights not rounded" if settings.weight_bits is None else f"{settings.weight_bits}-bit weights"
-        note = f"{settings.steps} time steps, {bits}" + (f"; {number(images)} images" if images != data.images else "")
-        note += f"; on a chip with {settings.faults.text()}" if settings.faults else ""
-        figures.append(("simulated in integers", percent(data.simulation.accuracy), note))
+        faults = f"; on a chip with {settings.faults.text()}" if settings.faults else ""
+        figures.append(
+            ("simulated in integers", percent(simulation.accuracy), f"{settings.steps} time steps, {bits}{faults}")
+        )
     figures.append(("activity", f"{data.counts.sparsity:.4f}", "spikes a hidden neuron; lower is sparser"))
-    if (estimate := headline_energy(data)) is not None:
-        figures.append(_energy_headline(estimate, bound=data.simulation is None))
-    return figures
+    return [*figures, _energy_headline(headline_energy(data), bound=simulation is None)]
 
 
 def _energy_headline(estimate: Estimate, *, bound: bool) -> tuple[str, str, str]:
-    total, title = estimate.total, "energy of an image"
-    if total is None:
-        return title, "–", f"{estimate.chip.name} has no price"
-    shown = total if estimate.memory_included is None else estimate.memory_included
+    shown = estimate.memory_included or estimate.total
     notes = [estimate.chip.name + (", memory included" if estimate.memory_included else ", without memory: no price")]
     if bound:
         notes.append("an upper bound: not simulated")
     if estimate.compute_only:
         notes.append(f"{energy(estimate.compute_only.nominal)} by arithmetic alone")
-    ranged = shown.low != shown.high
-    notes.append(f"{energy(shown.low)} to {energy(shown.high)}" if ranged else "no range published")
-    notes.append(f"{estimate.status} prices")
+    if shown is not None and shown.low != shown.high:
+        notes.append(f"{energy(shown.low)} to {energy(shown.high)}")
     if missing := dict.fromkeys(term.name for term in estimate.unpriced):
         notes.append(f"{', '.join(missing)} not included")
-    if tables.capacity_unpublished(estimate.chip):
-        notes.append("capacity not published")
-    return title, energy(shown.nominal), "; ".join(notes)
+    return "energy of an image", energy(shown and shown.nominal), "; ".join(notes)

@@ -30,30 +30,20 @@ class Evaluation:
     """Figures of one pass over a set of images.
 
     Attributes:
-        correct, images: right decisions by the readout's score, and images, over all processes; each image counts once.
+        images: number of images, over all processes; no image counts twice.
+        accuracy, first_spike_accuracy: share of them that the readout, or the first output spike, classifies rightly.
         loss: mean cross entropy.
-        first_spike_correct: right decisions if the earliest output spike decides.
         ties, no_spike: images for which several output neurons fire first together, or none fires.
         layers: activity of each layer, the readout included.
     """
 
-    correct: int
     images: int
+    accuracy: float
     loss: float
-    first_spike_correct: int
+    first_spike_accuracy: float
     ties: int
     no_spike: int
     layers: list[LayerStatistics]
-
-    @property
-    def accuracy(self) -> float:
-        """Share of images classified rightly, in [0, 1]."""
-        return self.correct / self.images
-
-    @property
-    def first_spike_accuracy(self) -> float:
-        """Share of images classified rightly by the earliest output spike."""
-        return self.first_spike_correct / self.images
 
     @property
     def sparsity(self) -> float:
@@ -108,9 +98,8 @@ def evaluate(
     layers = collect_statistics(network, lambda counts: sum_over_processes(accelerator, counts))
     order = {stage.name: place for place, stage in enumerate(graph.stages)}
     layers.sort(key=lambda layer: order.get(layer.name, 0))
-    return Evaluation(
-        int(correct), int(images), loss / images, int(first_spike_correct), int(ties), int(no_spike), layers
-    )
+    accuracy, first_spike_accuracy = correct / images, first_spike_correct / images
+    return Evaluation(int(images), accuracy, loss / images, first_spike_accuracy, int(ties), int(no_spike), layers)
 
 
 def _score(network: nn.Module, graph: NetworkGraph, images: Tensor, labels: Tensor) -> Tensor:

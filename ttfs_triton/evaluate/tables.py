@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
 
 from rich.text import Text
 
-from ttfs_triton.energy import Chip, Comparison, Counts, Estimate, Term
+from ttfs_triton.energy import Comparison, Counts, Estimate, Term
 from ttfs_triton.energy.chip import energy_range, weakest
 from ttfs_triton.energy.estimate import TermKind
 from ttfs_triton.evaluate.deadline import DeadlineRow
@@ -29,17 +28,10 @@ def operations_table(counts: Counts) -> Table:
 
 
 def deadline_table(rows: Sequence[DeadlineRow]) -> Table:
-    """Table of accuracies by deadline, with the deadlines at which something changes and the last one."""
-    figures = [(row.accuracy, row.decided) for row in rows]
-    changed = [row for row, (before, after) in zip(rows[1:], pairwise(figures), strict=True) if before != after]
-    shown = dict.fromkeys([*rows[:1], *changed, *rows[-1:]])
-    columns: dict[str, Callable[[DeadlineRow], str]] = {
-        "deadline": lambda row: f"{row.deadline:.2f}",
-        "accuracy": lambda row: percent(row.accuracy),
-        "fired by then": lambda row: percent(row.decided),
-        "mean decision time": lambda row: f"{row.time:.3f}",
-    }
-    return Table.of("Decisions by a deadline, in windows from the image's start, where they change", shown, columns)
+    """Table of accuracies by deadline."""
+    headers = ("deadline", "accuracy", "fired by then", "mean decision time")
+    cells = [(f"{row.deadline:.2f}", percent(row.accuracy), percent(row.decided), f"{row.time:.3f}") for row in rows]
+    return Table("Decisions by a deadline, in windows from the image's start", headers, cells)
 
 
 def pairs_table(
@@ -74,18 +66,12 @@ def not_in_it(estimate: Estimate) -> str:
     return "; ".join(parts) or "nothing"
 
 
-def capacity_unpublished(chip: Chip) -> bool:
-    """Whether the chip's number of neurons and synapses is unpublished, so that a network may need several chips."""
-    return "synop" in chip.prices and chip.capacity.neurons is None and chip.capacity.synapses is None
-
-
 def chips_table(estimates: Sequence[Estimate]) -> Table:
     """Table of estimates, one row for each chip."""
     rows = []
     for estimate in estimates:
-        missing = not_in_it(estimate) + ("; capacity not published" if capacity_unpublished(estimate.chip) else "")
-        cells = (energy_range(estimate.total), duration(estimate.latency_us), estimate.status or "–", missing)
-        rows.append((estimate.chip.name, *cells))
+        cells = (energy_range(estimate.total), duration(estimate.latency_us), estimate.status or "–")
+        rows.append((estimate.chip.name, *cells, not_in_it(estimate)))
     headers = ("chip", "energy", "latency", "weakest status", "what is missing")
     if all(estimate.latency_us is None for estimate in estimates):
         headers, rows = headers[:2] + headers[3:], [row[:2] + row[3:] for row in rows]
@@ -100,8 +86,7 @@ def comparison_table(comparison: Comparison) -> Table:
         cells = list[str]()
         for measure in ("memory_included", "compute_only"):
             amount, network = getattr(estimate, measure), getattr(first, measure)
-            times = amount.nominal / network.nominal if amount and network and network.nominal > 0 else None
-            cells += [energy_range(amount), "–" if times is None else f"× {ratio(times)}"]
+            cells += [energy_range(amount), f"× {ratio(amount.nominal / network.nominal)}"]
         rows.append((estimate.implementation, *cells, energy_range(estimate.total), estimate.status or "–"))
     sums = ("memory included", "ratio", "compute only", "ratio", "all priced operations")
     headers = ("computed as", *sums, "weakest status")

@@ -174,12 +174,8 @@ class Sweep:
 
     def _measure(self, settings: EvaluationOptions, loaded: LoadedNetwork, test: ImageData) -> dict[str, Any]:
         """Content of evaluation.json for a network; faults are simulated at one number of time steps."""
-        failed: dict[str, str] = {}
         others = () if settings.faults else STEPS
-        page = measure(settings, loaded, test, self.chips, self.accelerator, failed, others=others)
-        if failed:
-            lines = "; ".join(f"{analysis}: {why}" for analysis, why in failed.items())
-            raise RuntimeError(f"frontier: every analysis of {settings.model} must succeed; got {lines}")
+        page = measure(settings, loaded, test, self.chips, self.accelerator, others=others)
         return figures(page, loaded, test, settings.max_test_samples) | {
             "about": facts("sweep", self.accelerator.device)
         }
