@@ -1,4 +1,4 @@
-"""Counts and prices of rate-coded networks: a replay of every step in float64, and counts by hand."""
+"""Counts and prices of rate-coded networks: a replay of every step in float64, counts by hand, and NeuroBench's."""
 
 import math
 import re
@@ -105,6 +105,38 @@ def test_counts_equal_a_replay_of_every_step(neuron, library, device):
         assert layers[name].spikes == sum(int(spikes.sum()) for spikes in fired) > 0
     assert all(len(module._forward_hooks) == 1 for module in network.children())
     assert found.correct == int((network(images.to(device)).argmax(1).cpu() == labels).sum())
+
+
+@pytest.mark.parametrize("library", ["snntorch", "spikingjelly"])
+def test_counts_equal_those_of_neurobench(library):
+    workload = pytest.importorskip("neurobench.metrics.workload", reason="NeuroBench is not installed")
+    models = pytest.importorskip("neurobench.models")
+    kinds = pytest.importorskip("snntorch" if library == "snntorch" else "spikingjelly.activation_based.neuron")
+    neuron = kinds.SpikingNeuron if library == "snntorch" else kinds.BaseNode
+    network = Network(lambda: kinds.Leaky(beta=0.5) if library == "snntorch" else kinds.IFNode())
+    if library == "spikingjelly":  # whose neurons keep their potential
+        network.forward = lambda images: sum(
+            network.linear(network.two(network.conv2(F.max_pool2d(network.one(network.conv1(images)), 2))).flatten(1))
+            for _ in range(3)
+        )
+    images = torch.rand(5, 2, 8, 8).mul(2).sub(1).relu()
+    found = count_rate_coded(network, [images], library)
+    model = models.TorchModel(network)
+    model.add_activation_module(neuron)
+    model.register_hooks()
+    for module in (network.one, network.two):
+        (module.reset_mem if library == "snntorch" else module.reset)()
+    with torch.no_grad():
+        model(images)
+    theirs, total = workload.SynapticOperations()(model, None, (images, None)), found.counts.total()
+    real = sum(layer.nonzero_macs for layer in found.counts.layers if layer.kind == "analog")
+    assert theirs == {
+        "Effective_MACs": real / 5,
+        "Effective_ACs": total["synaptic_operations"] / 5,
+        "Dense": total["dense_macs"] / 5,
+    }
+    updates = 5 * 3 * sum(layer.neurons for layer in found.counts.layers if layer.name in found.leaky)
+    assert workload.ActivationSparsity()(model, None, None) == pytest.approx(1 - total["spikes"] / updates)
 
 
 class Steps(nn.Module):
