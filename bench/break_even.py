@@ -114,10 +114,8 @@ def run(options: Options) -> None:
 
 def fair_chips(counts: Counts) -> list[Chip]:
     """Chips of the package that price memory separately, and the dense ANN with memory and without."""
-    run = RunOptions(steps=1)
-    return [
-        chip for chip in map(load_chip, available_chips()) if chip.memory and fair_chip(counts, [chip], run) == chip
-    ]
+    run, chips = RunOptions(steps=1), map(load_chip, available_chips())
+    return [chip for chip in chips if chip.memory and fair_chip(counts, [chip], run) == chip]
 
 
 def network_row(tested: Tested, simulation: Simulation, chip: Chip, ann: float) -> bench.Row:

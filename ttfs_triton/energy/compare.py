@@ -24,7 +24,7 @@ class BreakEven(NamedTuple):
     """The firing share at which a network costs as much as its dense ANN, at nominal prices."""
 
     value: float | None
-    """Mean firing share; may exceed 1. None if the network costs more even without a spike, or none of it fires."""
+    """Mean firing share; may exceed 1. None if the network costs more without a spike, or if no hidden neuron fires."""
     text: str
     """The break-even point in words."""
 
