@@ -84,8 +84,9 @@ def _open_streams() -> None:
         if getattr(sys, name) is None:  # closed by whoever started this program
             setattr(sys, name, open(os.devnull, "w"))
     if sys.stdout is sys.__stdout__ and not sys.stdout.isatty():
-        pipe = _Pipe(sys.stdout.fileno(), "w", closefd=False)
-        sys.stdout = io.TextIOWrapper(io.BufferedWriter(pipe), sys.stdout.encoding, sys.stdout.errors)
+        pipe = io.BufferedWriter(_Pipe(sys.stdout.fileno(), "w", closefd=False))
+        unbuffered = getattr(sys.stdout, "write_through", False)  # by `python -u`
+        sys.stdout = io.TextIOWrapper(pipe, sys.stdout.encoding, sys.stdout.errors, line_buffering=unbuffered)
 
 
 class _Pipe(io.FileIO):
