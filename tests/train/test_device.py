@@ -86,9 +86,11 @@ def test_options_that_this_machine_cannot_run_are_refused(config, monkeypatch):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)  # as `accelerate launch` says it
         with pytest.raises(ConfigError, match=f"mixed_precision: {precision} cannot run here"):
             make_accelerator(config)
-    monkeypatch.setenv("ACCELERATE_USE_MEGATRON_LM", "true")
-    with pytest.raises(ConfigError, match=r"must hold the whole network; got Megatron-LM, .* launch --multi_gpu"):
-        train(config)
+    for name in ("FSDP", "DeepSpeed", "Megatron-LM"):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"ACCELERATE_USE_{name.replace('-', '_').upper()}", "true")
+            with pytest.raises(ConfigError, match=f"must hold the whole network; got {name}, .* launch --multi_gpu"):
+                train(config)
     assert not config.output_dir.exists()
 
 
