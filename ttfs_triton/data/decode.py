@@ -28,7 +28,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from ttfs_triton.data.pixels import DECODER_ERRORS, Crop, centre_crop, decode_image, random_crop
+from ttfs_triton.data.pixels import DECODER_ERRORS, centre_crop, decode_image, random_crop
 
 logger = logging.getLogger(__name__)
 
@@ -79,13 +79,14 @@ class EncodedImages:
     row_numbers: Tensor  # [N], int64, the row of each image
     shape: tuple[int, int, int, int]  # (N, C, height, width)
     image_size: tuple[int, int] | None = None  # (height, width) to resize to
-    crop: Callable[[int], Crop] | None = None  # to that size, of the image in a row; None: images are stretched
+    cropped: bool = False  # to that size; False: stretched
+    epoch: tuple[int, int] | None = None  # seed and number of an epoch, for its random crops; None: crops of the middle
     most_black: int = 0  # images that may be undecodable, and are black; 0: all were decoded before
     black: set[int] = field(default_factory=set)  # rows of such images so far, in this process
 
     def in_epoch(self, seed: int, epoch: int) -> EncodedImages:
         """The images of an epoch: with its random crops, if they are cropped."""
-        return self if self.crop is None else replace(self, crop=partial(random_crop, seed, epoch))
+        return replace(self, epoch=(seed, epoch))
 
     def images_at(self, indices: Tensor) -> Tensor:
         """Images at `indices` ([b], int64): [b, C, height, width], uint8, channels last."""
@@ -94,7 +95,8 @@ class EncodedImages:
         row_numbers = self.row_numbers[indices]
 
         def read(row: int, encoded: Any) -> np.ndarray:
-            return decode_image(encoded, self.image_size, _MODES[channels], self.crop and self.crop(row))
+            crop = centre_crop if self.epoch is None else random_crop(*self.epoch, row)
+            return decode_image(encoded, self.image_size, _MODES[channels], crop if self.cropped else None)
 
         for place, result in enumerate(read_rows(self.rows, row_numbers, read)):
             if isinstance(result, Exception):
@@ -114,10 +116,6 @@ class EncodedImages:
                 f"images_at: all but {self.most_black} images must be readable to the end; got {name} ({reason}). "
                 "Put it back, or raise --max-bad-images."
             ) from error
-
-
-def _centre(row: int) -> Crop:
-    return centre_crop
 
 
 def read_rows(
@@ -310,7 +308,7 @@ def crop_rows(
     sizes = [length or (os.path.getsize(path) if path and os.path.isfile(path) else 0) for length, path in files]
     digest = hashlib.sha256(row_numbers.numpy().astype("<i8").tobytes() + np.array(sizes, "<i8").tobytes())
     shape = (len(kept), channels or max(depths), *size)
-    images = EncodedImages(rows, row_numbers[kept], shape, size, _centre, max_bad_images)
+    images = EncodedImages(rows, row_numbers[kept], shape, size, cropped=True, most_black=max_bad_images)
     return Decoded(images, kept, bad.rows, digest.hexdigest())
 
 

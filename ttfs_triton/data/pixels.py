@@ -36,15 +36,6 @@ GRAYSCALE_MODES = ("1", "L", "LA")
 DARKEST_16_BIT = 2**12  # brightest level of a 16-bit image, at least: else its upper 8 bits have fewer than 16 levels
 
 
-def file_bytes(encoded: dict[str, Any] | None) -> bytes:
-    """The content of an image's file, of which `datasets.Image(decode=False)` gives the `bytes`, or else the `path`."""
-    if encoded and encoded["bytes"] is None and encoded["path"]:
-        return read_regular(Path(encoded["path"]), MAX_BYTES)
-    if not encoded or not encoded["bytes"]:
-        raise ValueError("no image")
-    return encoded["bytes"]
-
-
 def open_image(content: bytes) -> Image.Image:
     """Open an image from the content of its file; nothing is decoded yet.
 
@@ -66,8 +57,13 @@ def decode_image(
     mode: str | None = None,
     crop: Crop | None = None,
 ) -> np.ndarray:
-    """The `image_pixels` of an encoded image; raises what `file_bytes`, `open_image` and `image_pixels` raise."""
-    with open_image(file_bytes(encoded)) as file:
+    """The `image_pixels` of an encoded image: the `bytes` of its file, or else its `path`, as `datasets` gives them."""
+    content = encoded["bytes"] if encoded else None
+    if encoded and content is None and encoded["path"]:
+        content = read_regular(Path(encoded["path"]), MAX_BYTES)
+    if not content:
+        raise ValueError("no image")
+    with open_image(content) as file:
         return image_pixels(file, size, mode, crop)
 
 

@@ -64,7 +64,7 @@ class TTFSModel(nn.Module):
         self.network = TTFSNetwork(network) if isinstance(network, NetworkConfig) else network
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
-        config = network if isinstance(network, NetworkConfig) else describe_network(network, image_shape, builder)
+        config = describe_network(self.network, image_shape, builder)
         self._description = ModelDescription.of(config, class_names=class_names, dataset=dataset, base_model=base_model)
 
     def forward(self, images: Tensor) -> Tensor:
