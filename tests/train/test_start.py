@@ -72,6 +72,20 @@ def test_images_are_normalised_as_the_weights_are_used_to(tmp_path, source, kept
         torch.testing.assert_close(network(images), trained_network(images), atol=1e-5, rtol=1e-5)
 
 
+def test_a_new_readout_takes_other_classes_on_the_trained_layers(tmp_path):
+    trained_network = trained(OURS)
+    source = str(save(trained_network, tmp_path / "run"))
+    with pytest.raises(ConfigError, match="does not fit the network"):
+        load_weights(target(classes=7), source)
+    for classes in (7, 4):
+        network = target(classes=classes)
+        drawn = {name: tensor.clone() for name, tensor in network.state_dict().items() if name.startswith("readout.")}
+        load_weights(network, source, new_readout=True)
+        assert drawn
+        for name, value in network.state_dict().items():
+            assert torch.equal(value, drawn[name] if name in drawn else trained_network.state_dict()[name])
+
+
 CHAIN = chain(mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
 
 

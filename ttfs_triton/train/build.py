@@ -37,6 +37,7 @@ from ttfs_triton.nn import (
     NetworkConfig,
     NetworkError,
     NetworkGraph,
+    Readout,
     TTFSNetwork,
     network_graph,
     parse_specification,
@@ -114,11 +115,11 @@ def build_network(
         if isinstance(network, TTFSNetwork) and (config.psp_persistence_rise or (0, 0))[1] > 0:
             # Statistics and calibration must fit the first step, whose σ is 0.
             first = TTFSNetwork(network.config.replace(neuron=replace(network.config.neuron, psp_persistence=0.0)))
-            start = load_weights(first, weights, images)
+            start = load_weights(first, weights, images, new_readout=config.new_readout)
             network.load_state_dict(first.state_dict())
             take_statistics(network, first.config)
         else:
-            start = load_weights(network, weights, images)
+            start = load_weights(network, weights, images, new_readout=config.new_readout)
     if config.grid is not None:
         start_on_grid(network, config.grid, start, images if calibrated else None, learn_units=config.learn_units)
     if config.faults:
@@ -202,17 +203,24 @@ def _new_network(config: TrainConfig, data: RunData) -> nn.Module:
     return network
 
 
-def load_weights(network: nn.Module, source: str | Weights, images: Tensor | None = None) -> Start:
+def load_weights(
+    network: nn.Module, source: str | Weights, images: Tensor | None = None, *, new_readout: bool = False
+) -> Start:
     """Load weights into a network, strictly: every tensor must be used or folded, every parameter be given.
 
     Tensors that do not fit our networks are converted: batch norm and standardised weights are folded, and ANNs with
     the network's layers calibrated on `images`, [N, in_channels, height, width] in [0, 1], on the device to compute on.
-    From these also come the statistics of a batch norm that the weights do not have; outputs stay the same.
+    From these also come the statistics of a batch norm that the weights do not have; outputs stay the same. With
+    `new_readout`, the network's readout stays as it is, as for other classes.
     """
     said = source if isinstance(source, str) else source.name
     ours = network if isinstance(network, TTFSNetwork) else None
     try:
         weights = source if isinstance(source, Weights) else open_weights(source)
+        if new_readout:
+            readouts = tuple(f"{name}." for name, layer in network.named_modules() if isinstance(layer, Readout))
+            drawn = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(readouts)}
+            weights = replace(weights, tensors=weights.tensors | drawn)
         description = weights.description()
         described = None if description is None else description.network
         trained = described if ours is not None and isinstance(described, NetworkConfig) else None

@@ -220,6 +220,8 @@ class StartOptions(Options):
     """Start from these weights: a run's folder, a file, bundled:NAME, or a Hub repository, org/name[/file][@revision].
     They must be weights of the same network, or of an ANN with its layers: convolutions, batch norms, fully connected
     layers, whatever their names; `ttfs convert` takes others."""
+    new_readout: Annotated[bool, Needs("weights")] = False
+    """Draw the readout at random, for images of other classes; all other weights must be those of this very network."""
     calibration_images: Annotated[Count, Needs("weights", flag=True)] = 256
     """Training images for the calibration, before training, of another project's ANN, and of a network with weights for
     a chip's grid. 0: no calibration."""
