@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 
 from tests.chip.networks import READOUTS, small_network
@@ -27,6 +28,7 @@ from ttfs_triton.nn import (
 )
 from ttfs_triton.nn.grid import Clock, first_instant
 from ttfs_triton.nn.on_chip import RoundedLayer
+from ttfs_triton.nn.prepare import plain_synapses
 
 GRIDS = [
     Grid(4, 4),
@@ -73,6 +75,9 @@ def test_network_on_a_grid_fires_in_the_simulators_steps(grid, readout, sigma, s
     assert int(decided.no_spike.sum()) == result.no_spike
     if network[-1].at != "first_spike":
         assert torch.equal(logits.argmax(1), result.predictions)
+        read = arriving[-1].double()
+        read = read + sigma * (read > 0) if network[-1].at == "potential_end" else read
+        torch.testing.assert_close(logits.double(), F.linear(read, *plain_synapses(network[-1])), rtol=0, atol=1e-3)
 
 
 def test_network_on_a_grid_computes_the_same_on_every_device(device):

@@ -3,18 +3,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from tests import oracles
 from tests.nn.common import activations, randomised
+from ttfs_triton.chip import simulate
 from ttfs_triton.nn import (
     DFTLinear,
     Grid,
+    LatencyEncoder,
     Neuron,
     Readout,
     SpikeCounter,
     collect_statistics,
+    decide,
     first_spike_decision,
     first_spike_times,
+    put_on_grid,
     record_statistics,
 )
 
@@ -64,6 +69,18 @@ def test_decision_reports_ties_and_missing_spikes(device):
     inside = (times > 0) & (times < 1)
     assert torch.equal(potential.grad != 0, inside)
     assert torch.equal(slope.grad != 0, inside)
+
+
+@pytest.mark.parametrize("grid", [None, Grid(8, 8)])
+def test_highest_potential_at_the_windows_end_decides_without_output_spikes(grid):
+    readout = Readout(3, 2, bias=False, weight_standardisation=False, threshold=1.0, initial_potential=0.0)
+    readout.weight.data = torch.tensor([[-1.0, 0.0, 0.0], [0.0, -1.5, -1.5]])
+    network, x = nn.Sequential(LatencyEncoder(), readout), torch.tensor([[1.0, 0.125, 0.125]])
+    put_on_grid(network, grid)
+    decision, simulated = decide(network, x), simulate(network, [x], steps=8)
+    # At the start potentials are -1 and -0.4, at the end -2 and -3.4.
+    assert (decision.prediction.tolist(), decision.no_spike.tolist()) == ([0], [True])
+    assert (simulated.first_spike_predictions.tolist(), simulated.no_spike) == ([0], 1)
 
 
 @pytest.mark.parametrize("at", ["potential_start", "first_spike"])
