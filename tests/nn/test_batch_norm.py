@@ -69,7 +69,7 @@ def test_counting_leaves_a_frozen_batch_norm_frozen():
     network = TTFSNetwork(NetworkConfig("4C3-4C3", batch_norm=True)).train()
     network.features.conv2.batch_norm.eval()
     count(network, [torch.rand(2, 1, 28, 28)])
-    assert not network.features.conv2.batch_norm.training
+    assert not network.features.conv2.normalises
 
 
 def test_running_statistics_are_a_mean_and_later_a_moving_one():

@@ -54,10 +54,10 @@ def test_latency_encoder_waits_for_no_device_in_training(watched_device):
 )
 def test_encoders_read_normalised_pixels(kind, sigma, stride, padding, options, seed):
     """A signed encoder's neurons fire by the paper's rule, an analog one clamps. Padding is the mean image."""
-    mean, std = (0.375, 0.625), (0.25, 0.375)
+    mean, std = (0.4, 0.6), (0.2, 0.3)
     sigma = 0.0 if kind is AnalogEncoder else sigma
     options |= {} if kind is AnalogEncoder else {"neuron": Neuron(sigma)}
-    layer = kind(2, 5, 3, stride, padding, mean=mean, std=std, **options).double()
+    layer = kind(2, 5, 3, stride, padding, mean=mean, std=std, dtype=torch.float64, **options)
     randomised(layer, seed, scale=1.5)
     images = torch.rand(6, 2, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     shift, scale = torch.tensor((mean, std), dtype=torch.float64).view(2, 2, 1, 1)

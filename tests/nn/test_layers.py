@@ -60,8 +60,8 @@ def test_convolutions_are_their_operator(
 ):
     """A skip takes every k-th row and column of larger maps; channels that the earlier layer lacks are silent."""
     geometry = {"padding": padding, "dilation": dilation, "groups": groups, "stride": stride}
-    options = {"skip": skip, "bias": bias, "weight_standardisation": standardise, "neuron": Neuron(sigma)}
-    layer = randomised(DFTConv2d(4, 4, (2, 1 + kernel[1]), **geometry, **options).double(), seed, 1.5)
+    options = {"skip": skip, "bias": bias, "weight_standardisation": standardise, "dtype": torch.float64}
+    layer = randomised(DFTConv2d(4, 4, (2, 1 + kernel[1]), **geometry, **options, neuron=Neuron(sigma)), seed, 1.5)
     x, earlier, late = activations(2, 4, *size, seed=seed), activations(2, 4, *size, seed=seed + 1), {}
     shape = layer.output_shape(tuple(x.shape[1:]))
     if skip and skip_step((skip, *size), shape) is None:
@@ -82,7 +82,7 @@ def test_convolutions_are_their_operator(
 @pytest.mark.parametrize("skip", [0, 3])
 def test_fully_connected_layers_are_event_driven_neurons(sigma, skip):
     """One neuron after the other: spikes of its inputs and its skip as events of a sorted sweep."""
-    layer = randomised(DFTLinear(6, 5, skip=skip, neuron=Neuron(sigma)).double(), 1, 1.5)
+    layer = randomised(DFTLinear(6, 5, skip=skip, neuron=Neuron(sigma), dtype=torch.float64), 1, 1.5)
     x, earlier = activations(7, 6, seed=2), activations(7, 3, seed=3)
     activity = layer(x, skip=earlier) if skip else layer(x)
     for k, weight in enumerate(layer.effective_weight().detach().numpy()):
@@ -103,9 +103,9 @@ def test_fully_connected_layers_are_event_driven_neurons(sigma, skip):
 @SIGMAS
 @pytest.mark.parametrize("standardise", [False, True])
 def test_convolution_reads_the_mean_of_spikes_and_the_mean_of_masks(sigma, standardise):
-    options = {"average": 2, "weight_standardisation": standardise, "neuron": Neuron(sigma)}
-    layer = randomised(DFTConv2d(4, 6, 3, 2, 1, groups=2, **options).double(), 1, 1.5)
-    plain = randomised(DFTConv2d(4, 6, 3, 2, 1, groups=2, **options | {"average": 1}).double(), 1, 1.5)
+    options = {"average": 2, "weight_standardisation": standardise, "neuron": Neuron(sigma), "dtype": torch.float64}
+    layer = randomised(DFTConv2d(4, 6, 3, 2, 1, groups=2, **options), 1, 1.5)
+    plain = randomised(DFTConv2d(4, 6, 3, 2, 1, groups=2, **options | {"average": 1}), 1, 1.5)
     x, weight = activations(2, 4, 12, 8, seed=2), plain.effective_weight()
     potential, slope = (F.conv2d(F.avg_pool2d(values, 2), weight, None, 2, 1, 1, 2) for values in (x, (x > 0).double()))
     potential = potential + layer.bias[:, None, None]
@@ -116,8 +116,8 @@ def test_convolution_reads_the_mean_of_spikes_and_the_mean_of_masks(sigma, stand
 
 @SIGMAS
 def test_fully_connected_layers_read_means_of_maps(sigma):
-    layer = randomised(DFTLinear(5 * 12, 7, average=12, neuron=Neuron(sigma)).double(), 1)
-    weight = randomised(DFTLinear(5, 7).double(), 1).effective_weight()
+    layer = randomised(DFTLinear(5 * 12, 7, average=12, neuron=Neuron(sigma), dtype=torch.float64), 1)
+    weight = randomised(DFTLinear(5, 7, dtype=torch.float64), 1).effective_weight()
     x = activations(3, 5, 3, 4, seed=2)
     potential = F.linear(x.mean((2, 3)), weight, layer.bias)
     slope = sigma * F.linear((x > 0).double().mean((2, 3)), weight)
@@ -175,7 +175,7 @@ def test_initialisation_is_kaiming_times_the_gain():
 
 
 def test_dropout_drops_spikes_and_keeps_the_expected_potential():
-    layer = DFTLinear(4000, 1, spike_dropout=0.25, weight_standardisation=False, bias=False).double()
+    layer = DFTLinear(4000, 1, spike_dropout=0.25, weight_standardisation=False, bias=False, dtype=torch.float64)
     x = torch.full((200, 4000), 0.5, dtype=torch.float64)
     kept, weight = layer.synapses(x, torch.full_like(layer.weight, 1e-4))
     assert kept.unique().tolist() == [0.0, 0.5]

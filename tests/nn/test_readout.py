@@ -35,7 +35,7 @@ from ttfs_triton.nn import (
 @torch.no_grad()
 def test_readouts_match_event_driven_and_clocked_neurons(size, options, sigma, ramp, seed):
     ramp = dict(zip(("threshold", "initial_potential"), ramp, strict=True))
-    readout = Readout(*size, neuron=Neuron(sigma), at="first_spike", **options, **ramp).double()
+    readout = Readout(*size, dtype=torch.float64, neuron=Neuron(sigma), at="first_spike", **options, **ramp)
     x = activations(4, size[0], seed=seed)
     bias = randomised(readout, seed, scale=3.0).bias
     operands = x.numpy(), readout.effective_weight().numpy(), None if bias is None else bias.numpy()

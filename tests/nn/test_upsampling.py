@@ -14,11 +14,13 @@ from ttfs_triton.energy import count
 from ttfs_triton.export import compare_onnx, to_c, to_nir, to_onnx
 from ttfs_triton.nn import (
     DFTConv2d,
+    Grid,
     LatencyEncoder,
     Neuron,
     Readout,
     SpikeUpsample2d,
     network_graph,
+    put_on_grid,
 )
 
 
@@ -65,8 +67,6 @@ def test_graph_has_the_same_layer_for_every_way_to_upsample():
     assert "deep → SpikeUpsample2d(scale_factor=(2, 2)), down" in graph.describe()[3]
     logits = graph.run(images, lambda stage, arriving, skip: stage.activations(arriving, skip))
     torch.testing.assert_close(logits, model(images))
-    simulated = simulate(model, [images], steps=4096, weight_bits=None)
-    assert torch.equal(simulated.predictions, logits.argmax(1))
     for other in (nn.Upsample(scale_factor=2), nn.Upsample((8, 8)), lambda x: F.interpolate(x, scale_factor=2)):
         assert network_graph(network(other)).describe() == graph.describe()
 
@@ -83,6 +83,16 @@ def test_counts_equal_brute_force():
         operations += 5 * sum(0 <= row + i < 8 and 0 <= column + j < 8 for i in (-1, 0, 1) for j in (-1, 0, 1))
     assert (layers["up"].synaptic_operations, layers["up"].active_inputs) == (operations, int(read.sum()))
     assert layers["deep"].spikes_delivered == 2 * 4 * layers["deep"].spikes > 0  # to `up` and `last`
+
+
+@torch.no_grad()
+def test_network_on_a_grid_is_its_simulation():
+    model, images = network(), activations(20, 1, 8, 8, seed=6).float()
+    put_on_grid(model, Grid(8, 5))
+    simulated = simulate(model, [images], keep_spike_times=True)
+    assert torch.equal(model(images).argmax(1), simulated.predictions)
+    for name, maps in emitted(model, images).items():
+        assert torch.equal((8 - 8 * maps).round().int(), simulated.spike_steps[name])
 
 
 def test_onnx_agrees_and_other_exports_refuse():

@@ -85,8 +85,16 @@ def simulate(
         ['conv1', 'conv2', 'fc1', 'readout']
     """
     graph, batches = graph_of_batches("simulate", model, batches)
-    on_grid = {"steps": steps, "weight_bits": weight_bits, "per_channel": per_channel, "state_bits": state_bits}
-    settings = SimulationSettings.of(graph.grid, **on_grid, gating=gating, faults=faults, seed=seed)
+    settings = SimulationSettings.of(
+        graph.grid,
+        steps=steps,
+        weight_bits=weight_bits,
+        per_channel=per_channel,
+        state_bits=state_bits,
+        gating=gating,
+        faults=faults,
+        seed=seed,
+    )
     simulator = Simulator(graph, settings, keep_spike_times)
     for batch in batches:
         simulator.add(*images_and_labels(batch))
@@ -94,9 +102,12 @@ def simulate(
 
 
 def simulate_at(model: nn.Module, batches: Iterable[Any], steps: Iterable[int], **options: Any) -> list[Simulation]:
-    """Simulations of a network at several numbers of time steps a window; duplicates are dropped.
+    """Simulations of a network at several numbers of time steps a window.
 
-    Arguments are those of `simulate`, but batches are repeatable: a list or a DataLoader, not a generator.
+    Args:
+        model, options: as in `simulate`.
+        batches: as in `simulate`, but repeatable: a list or a DataLoader, not a generator.
+        steps: numbers of time steps; duplicates are dropped.
     """
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -287,9 +298,11 @@ class ClockedCounter:
         self._ever |= (instant < self._never).flatten(1).any(0)
 
     def add_firing(self, instant: Tensor, slope: Tensor | None) -> None:
-        """Add the firing window's compares and updates, from indices of the instants at which neurons fire.
+        """Add the firing window's compares and updates.
 
-        `slope` is the result of `earliest_input`, 0 where neurons have no slope; None if no slope persists (σ = 0).
+        Args:
+            instant: [N, C, ...] indices of the instants at which neurons fire; with gating they rest from then on.
+            slope: the result of `earliest_input`, 0 where a neuron has no slope; None if no slope persists (σ = 0).
         """
         compares = (instant + 1).clamp_max_(self._never) if self._gating else torch.full_like(instant, self._never)
         self._compares += compares.sum()

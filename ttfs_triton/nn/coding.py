@@ -30,6 +30,8 @@ def activation_to_spike_time(activation: Tensor, layer: int) -> Tensor:
     Args:
         activation: any shape, in [0, 1].
         layer: l, 0 for the encoder, whose window starts at time 0.
+    Returns:
+        Spike times, shape and dtype of `activation`.
     Raises:
         ValueError: activations outside [0, 1].
     """
@@ -118,7 +120,9 @@ class AnalogEncoder(DFTConv2d):
             the configuration, not to the state dict.
         neuron: neuron model. Default: None, potentials without slope; of a `SignedEncoder`, Neuron().
         backend: as in `DFTConv2d`, of layers with a `neuron`.
-        batch_norm, bias, initial_gain, weight_standardisation: as in `DFTConv2d`.
+        batch_norm, bias, initial_gain, weight_standardisation, device, dtype: as in `DFTConv2d`.
+    Attributes:
+        mean, std: buffers [in_channels, 1, 1].
     Raises:
         ValueError: as `DFTConv2d`; mean or std do not have one entry per input channel, or std is not positive.
     """
@@ -147,6 +151,8 @@ class AnalogEncoder(DFTConv2d):
         weight_standardisation: bool | None = None,
         batch_norm: bool = False,
         initial_gain: float = 0.5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         neuron = self._default_neuron if neuron is None else neuron
         super().__init__(
@@ -157,6 +163,8 @@ class AnalogEncoder(DFTConv2d):
             weight_standardisation=weight_standardisation,
             batch_norm=batch_norm,
             initial_gain=initial_gain,
+            device=device,
+            dtype=dtype,
         )
         self.neuron = neuron
         for name, values, default in (("mean", mean, 0.0), ("std", std, 1.0)):
@@ -180,7 +188,9 @@ class SignedEncoder(AnalogEncoder):
     """First hidden layer of the networks that the paper's training script makes: an `AnalogEncoder` with a neuron.
 
     A normalised pixel x, of either sign, adds w·x to the potential at the window's start; if it is brighter than the
-    mean, it adds σ·w to the slope: A = Σ w·x + b, W = σ·Σ w·[x > 0]. Arguments and errors are those of `AnalogEncoder`.
+    mean, it adds σ·w to the slope: A = Σ w·x + b, W = σ·Σ w·[x > 0]. As in `AnalogEncoder`, inputs are real numbers.
+
+    Args and errors are those of `AnalogEncoder`; the neuron is by default Neuron().
 
     Source: Wei et al., ICCV 2023, published code, models/proxy_ann_model.py.
     """

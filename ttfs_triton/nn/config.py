@@ -73,7 +73,7 @@ _PATTERNS: dict[type[Token], re.Pattern[str]] = {
 
 
 def parse_specification(specification: str) -> tuple[Token, ...]:
-    """Read the hidden layers of a network, a token for every layer, separated by "-"; the readout is not part of it.
+    """Parse the hidden layers of a network, separated by "-"; the readout is not part of it.
 
     Args:
         specification: tokens as in `Convolution`, `Pool` and `Dense`, such as "16C5-P2-32C5p0-P2-128". Parentheses
@@ -81,6 +81,8 @@ def parse_specification(specification: str) -> tuple[Token, ...]:
             reach the neurons of its last layer, delayed. `(64C3-64C3)x3` are three such blocks. An `Average` belongs to
             the synapses of the next layer: of a convolution if it has a size, else of a fully connected layer or the
             readout.
+    Returns:
+        One token per layer.
     Raises:
         ValueError: the text is empty, not ASCII, longer than `MAX_LENGTH` or of more than `MAX_LAYERS` layers, or has a
             token that cannot be read, a size of zero or above `MAX_SIZE` or `MAX_KERNEL`, a convolution or pool after a

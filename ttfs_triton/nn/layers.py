@@ -48,7 +48,7 @@ class FiringLayer(WeightedLayer):
         if self.neuron is None:  # one convolution, which PyTorch has
             options |= {"neuron": CLAMPED, "backend": "torch"}
         fire, normalise = (dft_conv2d, normalised_conv2d) if self.geometry else (dft_linear, normalised_linear)
-        if self.batch_norm is not None and self.batch_norm.training:
+        if self.normalises:
             x, weight = self.synapses(x, weight)
             activations = self.follow(normalise(x, weight, self.normalisation(), skip_weight=skip_weight, **options))
         elif self.grid is not None and not x.is_meta:
@@ -83,6 +83,7 @@ class DFTConv2d(FiringLayer):
         skip: channels of the earlier layer whose delayed spikes reach these neurons too; see `forward`. Default: 0.
         average: side of the windows of inputs that the synapses average, in A and in W; the maps' sides must be
             multiples of it, and kernel_size, stride and padding count windows. Default: 1.
+        device, dtype: as in `torch.nn.Conv2d`.
     Raises:
         ValueError: sizes, groups, skip or average out of range.
     Source: Wei et al., ICCV 2023, Eq. 5-7, 9-10.
@@ -115,6 +116,8 @@ class DFTConv2d(FiringLayer):
         initial_gain: float = 0.5,
         skip: int = 0,
         average: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         name = type(self).__name__
         check_neuron(name, neuron, backend)
@@ -137,6 +140,8 @@ class DFTConv2d(FiringLayer):
             initial_gain=initial_gain,
             skip=skip,
             average=average,
+            device=device,
+            dtype=dtype,
         )
         self.neuron, self.backend = neuron, backend
         self.in_channels, self.out_channels, self.groups, self.dilation = in_channels, out_channels, groups, dilation
@@ -209,7 +214,7 @@ class DFTLinear(FiringLayer, WeightedLinear):
         average: number of consecutive inputs among which a weight is divided equally; with as many as a flattened
             channel has positions, synapses read the channel's mean. Default: 1.
         spike_dropout: probability that an input spike is dropped while training; the weights compensate for it.
-        neuron, backend, bias, weight_standardisation, batch_norm, initial_gain, skip: see `DFTConv2d`.
+        neuron, backend, bias, weight_standardisation, batch_norm, initial_gain, skip, device, dtype: see `DFTConv2d`.
     Raises:
         ValueError: sizes, skip, average or spike_dropout out of range.
     Source: Wei et al., ICCV 2023, Eq. 5-7, 9-10.
@@ -234,6 +239,8 @@ class DFTLinear(FiringLayer, WeightedLinear):
         skip: int = 0,
         average: int = 1,
         spike_dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         check_neuron(type(self).__name__, neuron, backend)
         super().__init__(
@@ -245,17 +252,20 @@ class DFTLinear(FiringLayer, WeightedLinear):
             skip=skip,
             average=average,
             spike_dropout=spike_dropout,
+            device=device,
+            dtype=dtype,
         )
         self.neuron, self.backend = neuron, backend
 
 
 @torch.no_grad()
 def start_as_identity(model: nn.Module) -> None:
-    """Make the first filters of a network's spiking convolutions pass on one input channel each, in place.
+    """Make the first filters of every spiking convolution pass on one input channel each; the others stay random.
 
-    At most as many filters as there are input channels become identities, with weight 1 at their centre; the others
-    stay random.
+    At most as many filters as there are input channels become identities, with weight 1 at their centre.
 
+    Args:
+        model: network of `ttfs_triton.nn` layers, changed in place.
     Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.3.
     """
     for module in model.modules():
@@ -270,6 +280,8 @@ class SpikeUpsample2d(nn.Module):
 
     Args:
         scale_factor: rows and columns of a patch, whole numbers.
+    Raises:
+        ValueError: scale_factor is neither a positive integer nor a pair of them.
     Example:
         >>> SpikeUpsample2d(2)(torch.tensor([[[[0.2, 0.9]]]]))
         tensor([[[[0.2000, 0.2000, 0.9000, 0.9000],
@@ -305,6 +317,8 @@ class EarliestSpikePool2d(nn.Module):
         stride: distance between patches; None means kernel_size.
         padding: silent neurons around the map, at most half of the patch size.
         ceil_mode: one more patch at the lower and right borders if a part of the map is left, as in `nn.MaxPool2d`.
+    Raises:
+        ValueError: a size is neither a positive integer nor a pair of them.
     Example:
         >>> spikes = torch.tensor([[[[0.2, 0.9], [0.0, 0.5]]]])  # 0 is silent, larger is earlier
         >>> EarliestSpikePool2d(2)(spikes)

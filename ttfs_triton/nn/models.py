@@ -214,8 +214,11 @@ class TTFSNetwork(nn.Module):
 def decide(network: nn.Module, images: Tensor) -> FirstSpikeDecision:
     """Classify images by the earliest output spike, whichever readout the network was trained with.
 
-    `network` is any that `network_graph` takes, and runs in its current mode; `images` [N, ...] are on its device.
-
+    Args:
+        network: any network that `network_graph` takes; it runs in its current mode.
+        images: images as the network takes them, [N, ...], on its device.
+    Raises:
+        NetworkError: as `network_graph`.
     Example:
         >>> from ttfs_triton.nn import DFTLinear, LatencyEncoder, Readout
         >>> network = nn.Sequential(LatencyEncoder(), nn.Flatten(), DFTLinear(64, 8), Readout(8, 2))
@@ -229,6 +232,9 @@ def decide(network: nn.Module, images: Tensor) -> FirstSpikeDecision:
 def logits_and_decision(network: nn.Module, readout: Readout, images: Tensor) -> tuple[Tensor, FirstSpikeDecision]:
     """Logits of a network that ends with `readout`, and its decision by the first spike, in one pass in its mode."""
     seen: list[Tensor] = []
-    with readout.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+    hook = readout.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
         logits = network(images)
+    finally:
+        hook.remove()
     return logits, readout.decide(seen[0])

@@ -16,10 +16,13 @@ RESNET20 = "16C3-(16C3-16C3)x3" + "".join(f"-({n}C3s2-{n}C3)-({n}C3-{n}C3)x2" fo
 def cifarnet_specification(
     width: float = 1.0, convolutions: int = 2, in_channels: int = 3, channels: tuple[int, int, int] = (64, 256, 256)
 ) -> str:
-    """Specification of the hidden layers of `cifarnet`, whose encoder has two channels per value of a 2×2 patch.
+    """Specification of the hidden layers of `cifarnet`.
 
-    A block has two or three `convolutions`; with three, a skip leads past the last two. `width` is a factor on the
-    three blocks' `channels`.
+    Args:
+        width: factor on the blocks' channels.
+        convolutions: convolutions per block; with three, a skip leads past the last two.
+        in_channels: channels of the images; the encoder has two channels per value of a 2×2 patch.
+        channels: of the three blocks.
     """
     if convolutions not in (2, 3) or not width > 0:
         raise ValueError(
@@ -45,7 +48,8 @@ def cnn1(image_size: Size = 28, in_channels: int = 1, classes: int = 10, **optio
         in_channels, classes: channels of the images, and number of classes; `num_classes` is understood, too.
         **options: any other field of `NetworkConfig`, and `backend` as in `TTFSNetwork`.
     Example:
-        >>> cnn1(width=0.5)(torch.rand(2, 1, 28, 28)).shape
+        >>> from ttfs_triton.nn import Neuron
+        >>> cnn1(neuron=Neuron(psp_persistence=0.25))(torch.rand(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
     return _network(CNN1, image_size, in_channels, classes, {"encoder": "latency"} | options)
@@ -99,9 +103,11 @@ def cifarnet(
 def resnet20(image_size: Size = 32, in_channels: int = 3, classes: int = 10, **options: Any) -> TTFSNetwork:
     """ResNet-20 for small images: nine blocks of two convolutions, whose skips delay spikes by one window.
 
-    Arguments as in `vgg11`. Its first convolution is the analog encoder. Where maps get smaller, the skip takes every
-    second row and column, and additional channels get no skip. The readout averages whole maps.
+    Its first convolution is the analog encoder. Where maps get smaller, the skip takes every second row and column, and
+    additional channels get no skip. The readout averages each map.
 
+    Args:
+        image_size, in_channels, classes, **options: as in `vgg11`.
     Source: He et al., "Deep residual learning for image recognition", 2016, section 4.2, option A.
     Example:
         >>> resnet20()(torch.rand(2, 3, 32, 32)).shape

@@ -96,7 +96,7 @@ class Readout(WeightedLinear):
         neuron: neuron model, of which σ is used; the derivatives of a readout are exact.
         threshold: θ, height of the ramp at the window's start.
         initial_potential: V₀, initial potential on that ramp common to all classes, in addition to their biases.
-        bias, weight_standardisation, initial_gain, average, spike_dropout: as in `DFTLinear`.
+        bias, weight_standardisation, initial_gain, average, spike_dropout, device, dtype: as in `DFTLinear`.
     Raises:
         ValueError: `at` is another text; a size or the threshold is out of range.
     Source: Wei et al., ICCV 2023, Eq. 8.
@@ -125,6 +125,8 @@ class Readout(WeightedLinear):
         initial_gain: float = 0.5,
         average: int = 1,
         spike_dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if at not in get_args(ReadoutTime):
             raise ValueError(f"Readout: at must be one of {', '.join(get_args(ReadoutTime))}; got {at!r}.")
@@ -138,6 +140,8 @@ class Readout(WeightedLinear):
             initial_gain=initial_gain,
             average=average,
             spike_dropout=spike_dropout,
+            device=device,
+            dtype=dtype,
         )
         self.at: ReadoutTime = at
         self.neuron, self.threshold, self.initial_potential = neuron, threshold, initial_potential

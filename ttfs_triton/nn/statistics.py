@@ -168,7 +168,13 @@ def collect_statistics(model: nn.Module, reduce: Callable[[Tensor], Tensor] | No
 
 
 def sparsity(statistics: Sequence[LayerStatistics]) -> float:
-    """Spikes per neuron and sample over the hidden layers, before pooling; lower is sparser, nan without samples."""
+    """Spikes per neuron and sample over the hidden layers, before pooling; lower is sparser.
+
+    Args:
+        statistics: from `collect_statistics`.
+    Returns:
+        A fraction in [0, 1]; nan if nothing was recorded.
+    """
     layers = [layer for layer in statistics if layer.kind != "readout"]
     return _ratio(sum(layer.spikes for layer in layers), sum(layer.neurons * layer.samples for layer in layers))
 

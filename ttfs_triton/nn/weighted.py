@@ -74,6 +74,8 @@ class WeightedLayer(nn.Module):
         skip: int = 0,
         average: int = 1,
         spike_dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -99,14 +101,15 @@ class WeightedLayer(nn.Module):
             )
         self.initial_gain, self.skip, self.average, self.spike_dropout = initial_gain, skip, average, spike_dropout
         self.register_parameter("log2_unit", None)
-        self.weight = nn.Parameter(torch.empty(weight_shape))
+        factory = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(weight_shape, **factory))
         bias = bias and not batch_norm
-        self.register_parameter("bias", nn.Parameter(torch.empty(weight_shape[0])) if bias else None)
-        gain = nn.Parameter(torch.empty(weight_shape[0])) if weight_standardisation else None
+        self.register_parameter("bias", nn.Parameter(torch.empty(weight_shape[0], **factory)) if bias else None)
+        gain = nn.Parameter(torch.empty(weight_shape[0], **factory)) if weight_standardisation else None
         self.register_parameter("weight_gain", gain)
-        self.register_parameter("skip_weight", nn.Parameter(torch.empty(skip)) if skip else None)
+        self.register_parameter("skip_weight", nn.Parameter(torch.empty(skip, **factory)) if skip else None)
         kind = nn.BatchNorm2d if len(weight_shape) == 4 else nn.BatchNorm1d
-        self.batch_norm = kind(weight_shape[0]) if batch_norm else None
+        self.batch_norm = kind(weight_shape[0], **factory) if batch_norm else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -203,6 +206,11 @@ class WeightedLayer(nn.Module):
         return F.pad(self.skip_weight, (0, missing)) if missing else self.skip_weight
 
     # ---- batch norm: batch statistics while training, a plain layer in evaluation
+
+    @property
+    def normalises(self) -> bool:
+        """Whether potentials are normalised by the statistics of the batch: in the training mode of `batch_norm`."""
+        return self.batch_norm is not None and self.batch_norm.training
 
     def with_batch_norm(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Weight and bias ([C_out] or None) of evaluation mode: batch norm folded in, unchanged without batch norm.
