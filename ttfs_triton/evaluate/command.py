@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
+from rich.text import Text
 
 from ttfs_triton.atomic import write_json
 from ttfs_triton.commands import EvaluationOptions
@@ -71,8 +72,9 @@ def _check_output(options: EvaluationOptions) -> None:
 
 def show(page: EvaluationResult, loaded: LoadedNetwork) -> None:
     """Print tables and figures on a terminal."""
+    for table in (operations_table(page.counts), *([deadline_table(page.deadlines)] if page.deadlines else [])):
+        print_whole(Text(), table)
     print()
-    print_whole(operations_table(page.counts), *([deadline_table(page.deadlines)] if page.deadlines else []))
     grid, counts = loaded.network.graph.grid, page.counts
     spikes, delivered = (counts.total()[key] / counts.samples for key in ("spikes", "spikes_delivered"))
     rows = [] if grid is None else [("grid", grid.text(), "")]
