@@ -25,7 +25,7 @@ WALKS = {
     "step of a layer with batch norm by our kernels": (8, 8),
     "network from its files": (11, 5),
     "page of an evaluation": (12, 12),
-    "training from its configuration": (43, 20),
+    "training from its configuration": (42, 20),
 }
 
 

@@ -97,7 +97,9 @@ def _table(which: str, problem: Problem, chip: Chip, precision: str) -> list[Siz
     wide = _columns(which, problem) > 64
     m, n, k, warps, stages = sizes[0 if wide else 1]
     if which == "grad_w":
-        return [(m, n, k, warps, stages if wide else 2)]
+        # With one accumulator, Triton 3.6 serialises the products of eight warps; four have less else to do, too.
+        one = chip.has_wgmma and not problem.with_slope
+        return [(m, n, k, 4 if one else warps, stages if wide else 2)]
     if which == "forward" and problem.joint_steps:
         # Every element of such a step has its own address: with 128 positions, the loop spills registers.
         return [(64, n, k, warps, stages)]
