@@ -46,7 +46,7 @@ def test_run_calls_back_and_is_loaded_and_evaluated_by_its_code(trained, tmp_pat
     assert torch.equal(loaded(images), network(images))
     options = {"model": str(folder), "network": f"{OWN}:build", "max_test_samples": 20, "cpu": True, "steps": 8}
     page = evaluate_run(EvaluationOptions(**options, report=tmp_path / "page.html"))
-    assert (page.images, page.counts.samples, page.simulation.samples) == (20,) * 3
+    assert (page.scores.images, page.counts.samples, page.simulation.samples) == (20,) * 3
     assert "conv4" in (tmp_path / "page.html").read_text()
 
 

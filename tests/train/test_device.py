@@ -147,6 +147,7 @@ def test_later_steps_get_the_memory_of_the_first():
 
 def test_warnings_before_a_run(monkeypatch):
     monkeypatch.setattr("sys.argv", ["ttfs train vgg11-cifar10"])
+    monkeypatch.setattr("shutil.which", lambda name: name)  # `ttfs` is there
     monkeypatch.setattr(run, "emulates_bfloat16", lambda: True)
     paper, ann = TrainConfig(preset="paper", model="vgg11"), TrainConfig(preset="paper", model="vgg11", weights="ann")
     emulated, start = run._warnings(paper, accelerator())
