@@ -11,9 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Folders: (ceiling, goal).
 ROOMS = {
-    ("ttfs_triton", "kernels", "recipes"): (24_650, 25_000),
+    ("ttfs_triton", "kernels", "recipes"): (24_654, 25_000),
     ("bench",): (3_387, 3_400),
-    ("tests",): (16_960, 17_000),
+    ("tests",): (16_972, 17_000),
 }
 
 

@@ -321,6 +321,10 @@ def gradient_of_weight(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry 
     """Gradient of weight, channels-last, from the output's gradient h [N, C_out, P, Q]; weight gives its shape only."""
     if geometry is None:
         return h.t() @ x
+    if weight.shape[2:] == (1, 1) and max(geometry.stride) > 1:
+        # With a stride and fewer than 8 channels-last channels, oneDNN (PyTorch 2.13, AVX2) writes beyond its memory.
+        x = F.pad(x, [geometry.padding[i] for i in (1, 1, 0, 0)])[:, :, :: geometry.stride[0], :: geometry.stride[1]]
+        geometry = geometry._replace(stride=(1, 1), padding=(0, 0))
     if not columns_are_faster(x, weight, geometry):
         strip = strip_of(x, weight, geometry, of_weight=True)
         if strip is not None:

@@ -122,3 +122,16 @@ def test_columns_sum_input_gradients_in_float32(monkeypatch):
     expected = torch.nn.grad.conv2d_input((4, 32, 4, 4), weight.double(), h.double(), padding=2)
     error = gradient_of_input(h, h[:, :32], weight, geometry).double() - expected
     assert error.norm() < 0.9 * 2**-8 * expected.norm()
+
+
+def test_gradients_of_points_with_a_stride_are_taken_without_it(monkeypatch):
+    """PyTorch would write beyond its memory."""
+    strides = []
+    backward = torch_layer._convolution_backward
+    monkeypatch.setattr(torch_layer, "_convolution_backward", lambda *g: strides.append(g[3].stride) or backward(*g))
+    h, x, weight = torch.rand(4, 5, 5, 3), torch.rand(4, 2, 8, 8), torch.rand(5, 2, 1, 1)
+    h, x = (maps.contiguous(memory_format=torch.channels_last) for maps in (h, x))
+    found = torch_layer.gradient_of_weight(h, x, weight, Geometry((2, 3), (1, 0), (1, 1), 1))
+    expected = torch.nn.grad.conv2d_weight(x.double(), weight.shape, h.double(), (2, 3), (1, 0))
+    torch.testing.assert_close(found, expected.float())
+    assert strides == [(1, 1)]
