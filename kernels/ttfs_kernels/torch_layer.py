@@ -1,4 +1,4 @@
-"""The PyTorch backend: the passes of a layer, one stacked contraction each, in the fastest of three ways.
+"""The PyTorch backend: the passes of a layer, one stacked contraction each, computed in the fastest of three ways.
 
 A = Σ w·x and W = Σ w·σ[x > 0] share every weight, so activations and mask are stacked along the batch and contracted
 in one call: weights are read (and, on a CPU, reordered) once. `rule` has the passes over neurons between them.
@@ -231,7 +231,7 @@ def stack_mask(x: Tensor, sigma: Tensor | float) -> Tensor:
 def at_inputs(grad_x: Tensor, x: Tensor, neuron: Neuron, sigma: Tensor | float) -> Tensor:
     """The gradient of a layer's input x from the contraction's result `grad_x`: zero where x is silent.
 
-    With a surrogate, the mask's is added; it is stacked in `grad_x`, unless x and mask have the same.
+    With a surrogate, the mask's gradient is added; it is stacked in `grad_x`, unless x and its mask have the same one.
     """
     by_activation, by_mask = grad_x.tensor_split(2) if len(grad_x) > len(x) else (grad_x, grad_x)
     elements = (to_rows(tensor).flatten() for tensor in (by_activation, by_mask, x))

@@ -211,7 +211,7 @@ def load_weights(
     Tensors that do not fit our networks are converted: batch norm and standardised weights are folded, and ANNs with
     the network's layers calibrated on `images`, [N, in_channels, height, width] in [0, 1], on the device to compute on.
     From these also come the statistics of a batch norm that the weights do not have; outputs stay the same. With
-    `new_readout`, the network's readout stays as it is, as for other classes.
+    `new_readout`, the network keeps its readout, which has other classes than that of the weights.
     """
     said = source if isinstance(source, str) else source.name
     ours = network if isinstance(network, TTFSNetwork) else None
