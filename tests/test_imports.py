@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,16 @@ def test_imports_point_down() -> None:
             or (within(module, "ttfs_triton") and ".command." in name)  # a command file is the end of a way
         ]
     assert upward == []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Imports for types count. Which packages use which others is tested above."""
+    files = {module_name(path): path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    uses = {
+        module: {name for _, full in imported_names(path) for name in (full, full.rpartition(".")[0]) if name in files}
+        for module, path in files.items()
+    }
+    tuple(TopologicalSorter(uses).static_order())  # raises CycleError
 
 
 def test_package_lists_what_it_has_and_nothing_else() -> None:

@@ -14,7 +14,7 @@ from datetime import timedelta
 from functools import partial
 from timeit import repeat
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -30,9 +30,6 @@ from ttfs_triton.evaluate.batches import Batch
 from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.train.config import ConfigError, TrainConfig
-
-if TYPE_CHECKING:
-    from ttfs_triton.train.learner import Learner
 
 # Fusing pays off above this product of images, epochs and neurons. On one core (AVX-512) it saves 4 to 7 ns a neuron in
 # forward and backward pass (at σ = 0, 0.6 to 3 ns); the first compilation takes 10 to 30 s (at σ = 0, half of that).
@@ -204,36 +201,46 @@ class GraphedStep:
     All steps must have micro-batches of the same shapes. Steps that count spikes or begin an average run without it.
     A captured step cannot read numbers on the host: learning rates are tensors, and the caller counts the steps. A
     capture executes nothing, and the steps before it are steps of the run: weights are the same with and without it.
+    `update` makes a step; with `required`, an error follows if it cannot be captured.
     """
 
-    def __init__(self, learner: Learner, graphs: CudaGraphs) -> None:
-        self.learner, self.graphs = learner, graphs
+    def __init__(
+        self,
+        update: Callable[..., None],
+        graphs: CudaGraphs,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: Optimizer,
+        required: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self.update, self.graphs, self.accelerator, self.optimizer = update, graphs, accelerator, optimizer
+        self.required, self.say = required or accelerator.num_processes > 1, say
         self.replay: Callable[[], None] | None = None
         self._inputs: list[Batch] = []
-        distributed = learner.accelerator.num_processes > 1
+        distributed = accelerator.num_processes > 1
         if distributed:  # its logging would wait for the device every hundred steps, also during a capture
-            learner.model._set_ddp_runtime_logging_sample_rate(2**31 - 1)  # type: ignore[operator]
+            model._set_ddp_runtime_logging_sample_rate(2**31 - 1)  # type: ignore[operator]
         self._warm_up = self._steps_before = WARM_UP_DISTRIBUTED if distributed else WARM_UP
         self._failed = False
         # CUDA's fused kernels read a rate as float32, PyTorch's own on the CPU as float64.
-        device = learner.accelerator.device
-        dtype = torch.float32 if device.type == "cuda" else torch.float64
-        for group in learner.optimizer.param_groups:
-            group["lr"] = torch.zeros((), dtype=dtype, device=device)
+        dtype = torch.float32 if accelerator.device.type == "cuda" else torch.float64
+        for group in optimizer.param_groups:
+            group["lr"] = torch.zeros((), dtype=dtype, device=accelerator.device)
 
     def __call__(self, micro_batches: Sequence[Batch], *, sampled: bool = False, first: bool = False) -> None:
-        """Make the step, as `Learner.update` does."""
+        """Make the step, as `update` does."""
         if sampled or first or self._failed:
-            self.learner.update(micro_batches, sampled=sampled, first=first)
+            self.update(micro_batches, sampled=sampled, first=first)
         elif self._warm_up > 0:
             self._warm_up -= 1
             with self.graphs.aside():
-                self.learner.update(micro_batches)
+                self.update(micro_batches)
         else:
             if self.replay is None:
                 self._capture(micro_batches)
             if self.replay is None:
-                self.learner.update(micro_batches)
+                self.update(micro_batches)
                 return
             for (images, labels), (own_images, own_labels) in zip(micro_batches, self._inputs, strict=True):
                 own_images.copy_(images, non_blocking=True)
@@ -248,23 +255,22 @@ class GraphedStep:
         # `clone` keeps channels last: other kernels are captured for another memory format.
         self._inputs = [(images.clone(), labels.clone()) for images, labels in micro_batches]
         # The graph's gradients are allocated in the graph's own memory.
-        learner = self.learner
-        learner.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         try:
-            with _capturable(learner.optimizer):
-                self.replay = self.graphs.capture(lambda: learner.update(self._inputs))
+            with _capturable(self.optimizer):
+                self.replay = self.graphs.capture(lambda: self.update(self._inputs))
         except RuntimeError as error:
             # PyTorch raises the error of ending the capture on top of the one that made it fail.
             reason = str(error.__context__ or error).strip().splitlines()[0].rstrip(".")
-            if learner.config.cuda_graph == "on" or learner.accelerator.num_processes > 1:
+            if self.required:
                 raise GraphError(
                     f"GraphedStep: a step must be capturable in a CUDA graph; got {reason}. Use --cuda-graph off."
                 ) from error
             self._failed, self._inputs = True, []
-            if (scaler := learner.accelerator.scaler) is not None:
+            if (scaler := self.accelerator.scaler) is not None:
                 # The scaler has noted a step that was never made; setting its scale makes it start anew.
                 scaler.update(scaler.get_scale())
-            learner.say(f"no CUDA graph: {reason}")
+            self.say(f"no CUDA graph: {reason}")
 
 
 @contextmanager

@@ -119,7 +119,10 @@ class Learner:
         self._prepared = accelerator.prepare_optimizer(self.optimizer)
         self._guard = FiniteGuard(self.optimizer, accelerator.device)
         self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
-        self._graphed = None if graphs is None else GraphedStep(self, graphs)
+        self._graphed = None
+        if graphs is not None:
+            required = config.cuda_graph == "on"
+            self._graphed = GraphedStep(self.update, graphs, accelerator, self.model, self.optimizer, required, say)
 
     @property
     def scored_network(self) -> nn.Module:
