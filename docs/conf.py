@@ -30,7 +30,7 @@ html_static_path = ["_static"]
 html_css_files = ["neuron.css", "tables.css"]
 html_js_files = [("neuron.js", {"defer": "defer"})]
 
-# Notebooks: each is run anew, and a cell that fails fails the build.
+# Notebooks: all are run anew, and a cell that fails fails the build.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
@@ -60,7 +60,7 @@ _STAR = re.compile(r"(?<![\w*\\])\*{1,2}(?=\w)(?!.*\w\*)")  # of `*shape` and `*
 
 
 def set_apart(app: Any, what: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
-    """Make paragraphs of short sections; reStructuredText takes them for a part of what stands above."""
+    """Make paragraphs of short sections; reStructuredText would take them for a part of what stands above."""
     result: list[str] = []
     inside = False
     for line in lines:

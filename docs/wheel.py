@@ -3,7 +3,7 @@
     make wheel REPOSITORY=https://github.com/OWNER/ttfs-triton
 
 An index such as PyPI shows README.md on a page of its own, where relative links lead nowhere. The wheel is built from
-the last commit, in a temporary copy in which they are absolute: files at REPOSITORY/blob/COMMIT, pictures at
+the last commit, in a temporary copy whose links are absolute: files at REPOSITORY/blob/COMMIT, pictures at
 REPOSITORY/raw/COMMIT, the addresses of GitHub and GitLab.
 """
 
@@ -31,7 +31,7 @@ def absolute(text: str, repository: str, commit: str) -> str:
 def main() -> None:
     if len(sys.argv) != 2 or not re.fullmatch(r"https://[^/\s]+/\S+", sys.argv[1]):
         sys.exit(
-            "docs/wheel.py: REPOSITORY must be its address, https://HOST/OWNER/NAME. Give it as the only argument."
+            f"docs/wheel.py: REPOSITORY must be https://HOST/OWNER/NAME; got {sys.argv[1:]}. Give one such argument."
         )
     repository = sys.argv[1].removesuffix("/").removesuffix(".git")
     git = ["git", "-C", str(ROOT)]

@@ -22,7 +22,7 @@ function fire({ inputs, sigma, bias }) {
   return { potential, slope, activation: 0 };
 }
 
-/** Potential at a time in [0, 1], the inputs' window: each spike starts a ramp. */
+/** Potential at a time in [0, 1], the inputs' window: every spike starts a ramp. */
 function integrate({ inputs, bias }, time) {
   return inputs.reduce((sum, { x, w }) => sum + (x > 0 ? w * Math.max(0, time - (1 - x)) : 0), bias);
 }

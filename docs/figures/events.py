@@ -1,6 +1,6 @@
 """Draw the picture of event data: `python docs/figures/events.py` writes events.png.
 
-A bundled image, moved as N-MNIST's were: the events of one row of pixels over time, the first of each pixel and window
+A bundled image, moved as N-MNIST's were: the events of one row of pixels over time, the first of a pixel and window
 in bold, and the activations that all pixels get, by polarity and window.
 """
 

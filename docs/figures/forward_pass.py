@@ -1,7 +1,7 @@
 """Draw the README's picture of a forward pass: `python docs/figures/forward_pass.py` writes forward_pass.svg.
 
 Four inputs, three layers of three neurons, random weights. Activations come from `dft_linear`; the potentials between
-them are drawn from the same weights, so each line meets its firing threshold where the closed form says it does.
+them are drawn from the same weights, so a line meets its firing threshold where the closed form says so.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ttfs_kernels import dft_linear
 
-SEED = 423403  # chosen so that every outcome appears and no two lines hide each other
+SEED = 423403  # chosen so that every outcome appears and no line hides another
 INPUTS = (0.9, 0.66, 0.42, 0.2)
 LAYERS = 3
 NEURONS = 3
@@ -51,7 +51,7 @@ def membrane_potential(time: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def draw_inputs(axes: Axes, activations: Tensor) -> list[tuple[float, float]]:
-    """Spikes of the inputs, one row an input; returns where they are."""
+    """Draw the spikes of the inputs, one row an input, and return their times and heights."""
     spikes = [(1 - activation, float(row)) for row, activation in enumerate(activations.tolist())]
     for time, row in spikes:
         axes.hlines(row, 0, 1, color=INK, linewidth=0.5, alpha=0.3)
@@ -61,7 +61,7 @@ def draw_inputs(axes: Axes, activations: Tensor) -> list[tuple[float, float]]:
 
 
 def draw_layer(axes: Axes, layer: int, x: Tensor, weight: Tensor, activations: Tensor) -> list[tuple[float, float]]:
-    """Potentials of a layer from its inputs' window to its own spikes; returns where the spikes are."""
+    """Draw a layer's potentials from its inputs' window to its spikes, and return the spikes' times and heights."""
     axes.axhline(0, color=INK, linewidth=0.5, alpha=0.3)
     axes.plot([layer, layer + 1], [1, 0], color=INK, linewidth=2.6, solid_capstyle="butt", zorder=3)
     spikes = []
@@ -84,7 +84,7 @@ def draw_layer(axes: Axes, layer: int, x: Tensor, weight: Tensor, activations: T
 
 
 def connect(upper: Axes, lower: Axes, spikes: list[tuple[float, float]]) -> None:
-    """A thin line from each spike to the moment at which the next layer receives it."""
+    """Draw a thin line from every spike to the moment at which the next layer receives it."""
     for time, height in spikes:
         line = ConnectionPatch((time, height), (time, lower.get_ylim()[0]), "data", "data", axesA=upper, axesB=lower)
         line.set(color=INK, linewidth=0.7, linestyle=(0, (1, 2.2)), alpha=0.75, zorder=1)
@@ -92,7 +92,7 @@ def connect(upper: Axes, lower: Axes, spikes: list[tuple[float, float]]) -> None
 
 
 def annotate(rows: list[Axes], activation: float) -> None:
-    """Name what there is to see; `activation` is that of the first neuron of layer 2."""
+    """Label the picture; `activation` is that of the first neuron of layer 2."""
     for window, axes in enumerate(rows):
         axes.axvspan(window, window + 1, color=WINDOW, linewidth=0, zorder=0)
         name = f"Layer {window}" if window else "Input"

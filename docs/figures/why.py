@@ -41,12 +41,12 @@ PLACES |= {("the paper's VGG11", 1.0): ("center", (0, -13)), ("the paper's VGG16
 
 
 def draw_minutes(axes: Axes) -> None:
-    """Accuracy of one network, trained with spikes and without, against minutes."""
+    """Draw the accuracy of one network, trained with spikes and without, against minutes."""
     rows = read("time_to_accuracy-cpu.csv") + read("time_to_accuracy-cpu-libraries.csv")
     for name, (colour, marker) in CONTENDERS.items():
-        own = [row for row in rows if row["contender"] == name]
+        curve = [row for row in rows if row["contender"] == name]
         minutes, accuracy = (
-            [scale * float(row[key]) for row in own] for key, scale in (("minutes", 1), ("val_accuracy", 100))
+            [scale * float(row[key]) for row in curve] for key, scale in (("minutes", 1), ("val_accuracy", 100))
         )
         axes.plot(
             minutes,
@@ -63,11 +63,11 @@ def draw_minutes(axes: Axes) -> None:
 
 
 def draw_steps(axes: Axes) -> None:
-    """Time of a training step, which grows with the time steps of libraries that have them."""
+    """Draw the time of a training step, which grows with the time steps of libraries that have them."""
     rows = read("peers-cpu.csv")
     for name, colour, marker in LIBRARIES:
-        own = [row for row in rows if row["provider"] == name]
-        steps, ms = [int(row["time_steps"]) for row in own], [float(row["ms_p50"]) for row in own]
+        line = [row for row in rows if row["provider"] == name]
+        steps, ms = [int(row["time_steps"]) for row in line], [float(row["ms_p50"]) for row in line]
         axes.plot(steps, ms, color=colour, marker=marker, label=name)
         axes.annotate(name, (steps[-1], ms[-1]), xytext=(-8, 2), textcoords="offset points", ha="right", color=colour)
     (ours,) = (float(row["ms_p50"]) for row in rows if row["provider"] == "DFT σ=1")
@@ -78,7 +78,7 @@ def draw_steps(axes: Axes) -> None:
 
 
 def draw_accuracy(axes: Axes) -> None:
-    """The most accurate run of each network and σ, and the paper's networks."""
+    """Draw the most accurate run of every network and σ, and the paper's networks."""
     best: dict[tuple[str, float], tuple[float, float]] = {}
     for row in read("runs.csv"):
         width = float(row["width"])
