@@ -1,7 +1,7 @@
 """The firing rule of dynamic-firing-threshold neurons and its contractions, as PyTorch operators.
 
-Operators map activations to activations. A spike of layer l at time t is stored as a = (l + 1) − t in [0, 1], with
-windows of length 1: a = 1 fires at the window's start, a = 0 is silent.
+Operators map activations to activations. Windows have length 1, and a spike of layer l at time t is stored as the
+activation a = (l + 1) − t in [0, 1]: a = 1 fires at the window's start, a = 0 is silent.
 """
 
 from importlib import import_module
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )
     from ttfs_kernels.rule import fuse_passes
 
-# Modules are imported when a name is first used: a command that lists the neuron's properties needs no PyTorch.
+# A module is imported when one of its names is first used: commands that list the neuron's properties need no PyTorch.
 __all__ = [
     "Neuron",
     "Normalisation",

@@ -1,4 +1,4 @@
-"""Checks of the public functions' arguments, before any work starts; the choice of a call's backend."""
+"""Checks of the public functions' arguments, before any work starts, and the choice of the backend for a call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BACKENDS = ("auto", "triton", "torch")
 VARIABLE = "TTFS_KERNELS_BACKEND"
 
-# Plain module state, no cache functions: torch.compile traces through `backend_for`.
+# Module variables instead of cached functions, since torch.compile traces through `backend_for`.
 _HAS_TRITON = find_spec("triton") is not None
 _choice = os.environ.get(VARIABLE) or "auto"
 if _choice not in BACKENDS:
@@ -26,7 +26,7 @@ if _choice not in BACKENDS:
 
 
 class Geometry(NamedTuple):
-    """How a kernel moves over a map; pairs are (rows, columns)."""
+    """How a convolution's kernel moves over a map; stride, padding and dilation are (rows, columns)."""
 
     stride: Sequence[int]
     padding: Sequence[int]
@@ -56,7 +56,7 @@ def pair(function: str, name: str, value: Size, smallest: int) -> tuple[int, int
 
 
 def check_tensors(function: str, operands: Operands, out_shape: Sequence[int]) -> None:
-    """Check dtypes, devices, and the shapes of operands with one value per output channel or neuron."""
+    """Check the operands' dtypes and devices, and the shapes of `bias`, `skip` and `skip_weight`."""
     x, weight, bias, skip, skip_weight = operands
     named = {"x": x, "weight": weight, "bias": bias, "skip": skip, "skip_weight": skip_weight}
     for name, tensor in named.items():
@@ -146,7 +146,7 @@ def check_normalisation(
     parameters: dict[str, Tensor],
     group: torch.distributed.ProcessGroup | None,
 ) -> None:
-    """Check the parameters of batch norm by their names, and that a channel has two values or more."""
+    """Check batch norm's `parameters` (by name), and that every channel has at least two values."""
     for name, tensor in parameters.items():
         if tensor.shape != weight.shape[:1] or tensor.device != x.device:  # a kernel would read beyond it
             raise ValueError(
@@ -157,13 +157,13 @@ def check_normalisation(
     sharing = 1 if group is None else torch.distributed.get_world_size(group)
     if (values := math.prod(size) * sharing) < 2:
         raise ValueError(
-            f"{function}: x must give each channel two values or more to normalise over; got {values}, of x "
+            f"{function}: x must give every channel two values or more to normalise over; got {values}, of x "
             f"{list(x.shape)}. Use more images in a batch, or call eval() on the layer's batch norm."
         )
 
 
 def checked_geometry(function: str, stride: Size, padding: Size, dilation: Size, groups: int) -> Geometry:
-    """The `Geometry` that arguments of a convolution describe; ValueError if one of them is out of range."""
+    """The `Geometry` of a convolution with these arguments; ValueError if one of them is out of range."""
     if type(groups) is not int or groups < 1:
         raise ValueError(f"{function}: groups must be an integer ≥ 1; got {groups!r}. 1 connects all channels.")
     named = ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)
@@ -172,7 +172,7 @@ def checked_geometry(function: str, stride: Size, padding: Size, dilation: Size,
 
 
 def backend_for(function: str, backend: str, x: Tensor) -> str:
-    """The backend of a call, "torch" or "triton"; if "triton" is asked for and cannot run, an error says why."""
+    """The backend of a call, "torch" or "triton"; RuntimeError if the caller asks for "triton" and it cannot run."""
     if backend == "auto":
         backend = _choice
     if backend == "torch" or (backend == "auto" and not x.is_cuda):
@@ -198,20 +198,20 @@ def why_no_triton(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def check_name(function: str, name: str) -> None:
-    """Raise ValueError unless `name` is a backend; the message starts with the name of the function."""
+    """ValueError unless `name` is a backend; the message starts with `function`."""
     if name not in BACKENDS:
         raise ValueError(f"{function}: backend must be one of {', '.join(BACKENDS)}; got {name!r}.")
 
 
 def autocasts(*operands: Tensor) -> bool:
-    """Whether autocast casts these operands: it is on for their device, and none of them is float64."""
+    """Whether autocast casts these operands: autocast is on for their device, and none of them is float64."""
     device = operands[0].device.type
     on = device != "meta" and torch.is_autocast_enabled(device)  # PyTorch raises an error for meta
     return on and all(operand.dtype != torch.float64 for operand in operands)
 
 
 def reverse_mode_only(function: str, *operands: Tensor | None) -> None:
-    """Refuse forward mode and transforms of `torch.func`, which need passes made of differentiable operators."""
+    """RuntimeError in forward mode and in transforms of `torch.func`, which would need differentiable operators."""
     if torch.compiler.is_compiling():
         return
     tangents = (forward_ad.unpack_dual(operand).tangent for operand in operands if operand is not None)
@@ -223,7 +223,7 @@ def reverse_mode_only(function: str, *operands: Tensor | None) -> None:
 
 
 def first_derivatives_only(function: str, grad: Tensor) -> None:
-    """Refuse second derivatives and batched gradients, which the backward pass would compute wrongly."""
+    """RuntimeError for second derivatives and batched gradients, which the backward pass would compute wrongly."""
     if torch.compiler.is_compiling():
         return
     if torch.is_grad_enabled():

@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 from numbers import Real
 from typing import Any
 
-# Surrogate widths whose inverses, and quotients by them, stay far within the range of float32.
+# Bounds on δ: with these, 1/δ and x/δ stay far within the range of float32.
 SMALLEST_WIDTH, LARGEST_WIDTH = 1e-6, 1e6
 
 
@@ -18,20 +18,20 @@ SMALLEST_WIDTH, LARGEST_WIDTH = 1e-6, 1e6
 class Neuron:
     """A neuron with a dynamic firing threshold: how it fires and how it is differentiated.
 
-    Layers pass it whole to the firing rule: only this class and the rule interpret its properties.
+    Layers pass a neuron as a whole to the firing rule: only this class and the rule interpret its properties.
 
     Attributes:
-        psp_persistence: σ, the share of each postsynaptic potential's slope that persists while the neuron fires, from
-            0 to 1. 1 is the paper's ReL-PSP neuron, 0 an ANN's clamped ReLU, a = clamp(A, 0, 1) by one contraction.
+        psp_persistence: σ, the share of a postsynaptic potential's slope that persists in the firing window, from 0 to
+            1. 1 is the paper's ReL-PSP neuron; 0 is an ANN's clamped ReLU, a = clamp(A, 0, 1), by one contraction.
         derivative_clip: upper bound on both local derivatives, ∂a/∂A and ∂a/∂W, as in the published training code;
             None = no bound. Unused at σ = 0, where the derivative is 1.
         surrogate_width: δ, the width in which spikes that could appear or vanish have a gradient, too. 0 = the exact
-            gradient, of spikes that move only: a neuron that is silent for all images learns no more. With δ > 0, a
-            silent neuron whose potential at the window's end, A + W, is within δ below 0 has a derivative, up to
-            min(1/(1 + W), 2) at the border, and an input x < δ gets (1 − x/δ) of its mask's gradient. Unused at σ = 0.
-        split_gradient: q, from 0 to 1, in ∂a/∂W = (1 − q·a)/(1 + W). 1 = the exact gradient. With q = 0, only the
-            potential at the window's end, A + W, learns, and not how it is split between start and slope. Batch norm
-            leaves the split free, and exact gradients can shift it until a layer fires at its window's start only.
+            gradient, which only spikes that move have: a neuron that is silent for all images learns no more. With
+            δ > 0, a silent neuron has a derivative if its potential at the window's end, A + W, exceeds −δ: at most
+            min(1/(1 + W), 2), at A + W = 0. An input x < δ gets (1 − x/δ) of its mask's gradient. Unused at σ = 0.
+        split_gradient: q, from 0 to 1, in ∂a/∂W = (1 − q·a)/(1 + W). 1 = the exact gradient. With q = 0, only A + W,
+            the potential at the window's end, learns, and not its split into A and W. Batch norm leaves the split free;
+            exact gradients can shift the split until a layer fires only at its window's start.
     Raises:
         ValueError: a property is not a number, or out of range.
     Source: Wei et al., ICCV 2023, Eq. 5 to 7, 9, 10.
@@ -48,7 +48,7 @@ ANN's clamped ReLU.
     derivative_clip: float | None = 11.0
     surrogate_width: float = 0.0
     split_gradient: float = 1.0
-    # No fields; set below, as PyTorch's compiler traces through no cached property.
+    # Not fields. Set in __post_init__, since PyTorch's compiler cannot trace through a cached property.
     has_slope = True  # whether potentials change inside the window (σ > 0): two contractions instead of one
     has_surrogate = False  # whether spikes that could appear or vanish have derivatives
 
@@ -80,20 +80,20 @@ ANN's clamped ReLU.
         object.__setattr__(self, "has_surrogate", self.has_slope and width > 0)
 
     def pack(self) -> list[float]:
-        """The properties as floats, which the schema of a registered operator can carry; inf stands for None."""
+        """The properties as floats, which a registered operator can take as an argument; inf stands for None."""
         values = [getattr(self, name) for name in _NAMES]
         return [math.inf if value is None else float(value) for value in values]
 
     @cached_property
     def numbers(self) -> Any:
-        """The values of `pack` and 1/δ as a named tuple: one argument of a kernel, which passes it whole to the rule.
+        """The values of `pack` and 1/δ as a named tuple, which a kernel takes as one argument and passes to the rule.
 
-        σ is None, since kernels load it from a scalar tensor.
+        σ is None, since kernels load σ from a scalar tensor.
         """
         return _Numbers(None, *self.pack()[1:], 1 / self.surrogate_width if self.surrogate_width else 0.0)
 
     def of_any_persistence(self) -> Neuron:
-        """The neuron with any σ > 0 replaced by 1."""
+        """The same neuron, with σ = 1 if its σ > 0."""
         others = self.derivative_clip, self.surrogate_width, self.split_gradient
         return Neuron(1.0, *others) if self.has_slope else self
 
@@ -110,7 +110,7 @@ _NAMES = tuple(field.name for field in dataclasses.fields(Neuron))
 
 @dataclass(frozen=True)
 class PlacedNeuron(Neuron):
-    """A neuron whose σ layers read from the device: a CUDA graph follows a change of it without a new capture.
+    """A neuron whose σ is a tensor on the device: a captured CUDA graph follows a change of σ.
 
     Attributes:
         sigma: float32 scalar on the layers' device, which holds the value of `psp_persistence`. Layers in float64 read

@@ -1,7 +1,7 @@
-"""The PyTorch backend: the passes of a layer, one stacked contraction each, computed in the fastest of three ways.
+"""The PyTorch backend: every pass of a layer has one stacked contraction, computed in the fastest of three ways.
 
-A = Σ w·x and W = Σ w·σ[x > 0] share every weight, so activations and mask are stacked along the batch and contracted
-in one call: weights are read (and, on a CPU, reordered) once. `rule` has the passes over neurons between them.
+A = Σ w·x and W = Σ w·σ[x > 0] have the same weights. So activations x and their mask are stacked along the batch, and
+contracted in one call, which reads (and, on a CPU, reorders) weights once. `rule` has the passes over neurons.
 
 Operands are x, weight, γ, initial potential or β, skip and skip weight; without batch norm, γ is None.
 
@@ -9,9 +9,9 @@ The first way is oneDNN's convolution, which computes one row of the output map 
 products are small; if the weights exceed the second-level cache, they are all streamed for every row. Two other ways
 are faster on a CPU, although they have to copy operands first. Measured on one core (AVX-512, AMX), 3×3 kernels:
 
-- The smallest maps, as in the last blocks of a VGG, use matrix products over columns: each receptive field is written
-  out as a row. Forward and both gradients, 512 channels, 32 images: 1.4 times as fast in float32 and 3.5 times in
-  bfloat16 on 4×4 maps, 3 and 11 times on 2×2 maps.
+- The smallest maps, as in the last blocks of a VGG, become matrix products: a receptive field is written out as a row
+  ("columns" below, as in im2col). Forward and both gradients, 512 channels, 32 images: 1.4 times as fast in float32 and
+  3.5 times in bfloat16 on 4×4 maps, 3 and 11 times on 2×2 maps.
 - Narrow maps in 16 bits are laid side by side: several images form one wide map with columns of zeros between them,
   and outputs at the seams are dropped. Gradient of the weight, 256 channels, 8×8 maps: two thirds of the time.
 """
@@ -34,12 +34,12 @@ from ttfs_kernels.rule import aten, is_formula, precise_dtype, run
 
 Tensors = tuple[Tensor | None, ...]
 
-# A CPU uses columns if output maps have at most LARGEST_MAP neurons, and more weights per neuron than given here.
+# A CPU uses columns if an output map has at most LARGEST_MAP neurons, and the layer more than these weights per neuron.
 # Columns of larger maps leave the caches; with fewer weights, writing columns costs more than it saves. Measured.
 LARGEST_MAP = 16
 WEIGHTS_PER_NEURON = {torch.float32: 1 << 16, torch.bfloat16: 1 << 13, torch.float16: 1 << 13}
 
-# Output maps of at most NARROW_MAP columns are laid side by side, in these dtypes, if the layer has enough weights:
+# A CPU lays output maps of at most NARROW_MAP columns side by side, in these dtypes, if the layer has enough weights:
 # MANY_WEIGHTS for the gradient of the weight, MANY_WEIGHTS per output neuron for the other passes. Measured.
 NARROW_MAP, SIDE_BY_SIDE = 8, (torch.bfloat16, torch.float16)
 MANY_WEIGHTS = 1 << 15
@@ -75,10 +75,10 @@ class ClampedLayer:
         x, weight, y, skip, skip_weight, *others = kept
         grad_gamma = total = None
         if is_formula(y):
-            h, total = run((rule.crossing,), to_rows(grad), to_rows(y))
+            h, total = run((rule.clamp_and_bias_gradients,), to_rows(grad), to_rows(y))
             h = like_rows(h, y.shape)
         else:
-            h = rule.inside(grad, y)
+            h = rule.clamp_gradient(grad, y)
             if self.epsilon is None:
                 total = h.sum((0, 2, 3) if h.dim() == 4 else 0, dtype=precise_dtype(h.dtype))
         by_skip = skip_gradients(neurons_of(h, 1), skip, skip_weight, self.neuron)
@@ -93,7 +93,7 @@ class ClampedLayer:
 
 @dataclass(frozen=True)
 class TorchLayer:
-    """A layer at σ > 0. Keeps the stacked input and the derivatives for the backward pass."""
+    """A layer at σ > 0 without batch norm. It keeps the stacked input and the derivatives for the backward pass."""
 
     geometry: Geometry | None
     neuron: Neuron
@@ -111,7 +111,7 @@ class TorchLayer:
     def backward(self, grad: Tensor, kept: Any, needs: Sequence[bool]) -> Tensors:
         stacked, derivatives, weight, skip, skip_weight = kept
         pair = to_rows(derivatives).view(2, -1, derivatives.shape[1])
-        h, grad_bias = run((rule.scaling,), pair, to_rows(grad))
+        h, grad_bias = run((rule.potential_and_bias_gradients,), pair, to_rows(grad))
         h, sigma = like_rows(h, derivatives.shape), rule.factor(self.neuron, stacked)
         by_operands = contract_gradients(h, stacked, weight, self.neuron, sigma, self.geometry, needs)
         by_skip = skip_gradients(neurons_of(h, 2), skip, skip_weight, self.neuron)
@@ -120,7 +120,7 @@ class TorchLayer:
 
 @dataclass(frozen=True)
 class NormalisedLayer:
-    """A layer with batch norm, whose backward pass evaluates the rule again; the last three are of `Normalisation`."""
+    """A layer with batch norm; its backward pass evaluates the rule again. Last three fields: see `Normalisation`."""
 
     geometry: Geometry | None
     neuron: Neuron
@@ -136,11 +136,11 @@ class NormalisedLayer:
         sigma = rule.persistence(self.neuron, x)
         count = torch.full((1,), float(potentials[0, ..., 0].numel()), device=x.device, dtype=sigma.dtype)
         if torch.compiler.is_compiling():
-            # In its backward pass, AOTAutograd would recompute from the running mean, which has been updated by then.
+            # AOTAutograd's backward pass would recompute from the running mean, which has been updated by then.
             estimate = torch.zeros_like(estimate)
             if self.group is None:
-                estimate = rule.summing(potentials, sigma, estimate)[0] / count
-        sums = torch.stack(run((rule.summing,), potentials, sigma, estimate))
+                estimate = rule.end_sums(potentials, sigma, estimate)[0] / count
+        sums = torch.stack(run((rule.end_sums,), potentials, sigma, estimate))
         if self.group is not None:
             joined = torch.cat([sums.flatten(), count])
             torch.distributed.all_reduce(joined, group=self.group)
@@ -160,7 +160,7 @@ class NormalisedLayer:
         sigma = rule.persistence(self.neuron, inputs)
         others = mean, sigma, *affine, delayed_of(skip), skip_weight
         rows = neurons_of(grad.to(potentials.dtype), 1)[0]
-        h, grad_beta, by_scale = run((rule.deriving, self.neuron), potentials, rows, *others)
+        h, grad_beta, by_scale = run((rule.normalised_gradients, self.neuron), potentials, rows, *others)
         grad_gamma = by_scale * inverse
         by_skip = skip_gradients(h.expand_as(potentials), skip, skip_weight, self.neuron)
         sums = torch.stack([grad_beta, grad_gamma])
@@ -168,7 +168,7 @@ class NormalisedLayer:
             torch.distributed.all_reduce(sums, group=self.group)
         by_mean, by_variance = sums / count
         shared = len(h) < len(potentials)  # A' and W' have the same gradient
-        h = run((rule.spreading,), h, potentials, sigma, affine[0], mean, by_mean, by_variance * inverse)
+        h = run((rule.unnormalised_gradients,), h, potentials, sigma, affine[0], mean, by_mean, by_variance * inverse)
         h = like_rows(h, (len(h) * len(grad), *grad.shape[1:]))
         if not shared:  # h includes σ
             sigma = 1.0 if len(potentials) == 2 else None
@@ -179,18 +179,18 @@ class NormalisedLayer:
 def contract_gradients(
     h: Tensor, x: Tensor, weight: Tensor, neuron: Neuron, sigma: Any, geometry: Geometry | None, needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the input and the weight, None where not needed.
+    """Gradients of the input and the weight; None if not needed.
 
-    With `sigma`, x is stacked, and the mask has `sigma` times the gradient of W; h is [dA ; dW], or what both share.
+    With `sigma`, x is stacked with its mask, which has `sigma` times the gradient of W; h is [dA ; dW], or dA if equal.
     """
     grad_x = grad_weight = None
     shared = len(h) < len(x)
     if needs[0]:
         # With a surrogate, one contraction gives both gradients: those of the activations and of the mask.
-        both = len(h) if sigma is None or shared or neuron.surrogate_width else len(h) // 2
-        grad_x = gradient_of_input(h[:both], x[:both], weight, geometry)
+        rows = len(h) if sigma is None or shared or neuron.surrogate_width else len(h) // 2
+        grad_x = gradient_of_input(h[:rows], x[:rows], weight, geometry)
         if sigma is not None:
-            grad_x = at_inputs(grad_x, x[: len(x) // 2], neuron, sigma)
+            grad_x = input_gradient(grad_x, x[: len(x) // 2], neuron, sigma)
     if needs[1]:
         if sigma is not None and shared:
             values, mask = x.tensor_split(2)
@@ -202,40 +202,40 @@ def contract_gradients(
 def skip_gradients(
     h: Tensor, skip: Tensor | None, skip_weight: Tensor | None, neuron: Neuron
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of delayed spikes and of their weights, like those of `x` and `weight`: one synapse reaches a neuron.
+    """Gradients of the skip's delayed spikes and of their weights, of which a neuron has one.
 
-    `h` is the pair of g·∂a/∂A and g·∂a/∂W, at σ = 0 g·∂a/∂A alone, where g is the gradient of the activations.
+    `h` has the gradients of A and W, [2, N, positions, C]; at σ = 0 that of A alone, [1, N, positions, C].
     """
     if skip is None or skip_weight is None:
         return None, None
-    formula = rule.skipping, neuron
+    formula = rule.skip_gradient, neuron
     grad_skip, grad_weight = run(formula, h, delayed_of(skip), skip_weight, rule.persistence(neuron, h))
     return like_rows(grad_skip, skip.shape), grad_weight
 
 
 def stack_mask(x: Tensor, sigma: Tensor | float) -> Tensor:
-    """x stacked with its mask along the first dimension: [x ; σ·[x > 0]]; maps come out channels-last."""
+    """x and its mask, stacked along the first dimension: [x ; σ·[x > 0]]; maps are returned channels-last."""
     if is_formula(x):
-        stacked = run((rule.masking,), to_rows(x).flatten(), rule.scalar(sigma, x))
+        stacked = run((rule.with_mask,), to_rows(x).flatten(), rule.scalar(sigma, x))
         return like_rows(stacked, (2 * len(x), *x.shape[1:]))
     layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
     stacked = torch.empty(2 * len(x), *x.shape[1:], dtype=x.dtype, device=x.device, memory_format=layout)
     values, mask = stacked.tensor_split(2)
     values.copy_(x)
-    torch.gt(x, 0, out=mask)  # into floats: comparisons that write booleans are not vectorised on CPU
+    torch.gt(x, 0, out=mask)  # floats, since comparisons that write booleans are not vectorised on a CPU
     if isinstance(sigma, Tensor) or sigma != 1.0:
         mask.mul_(sigma)
     return stacked
 
 
-def at_inputs(grad_x: Tensor, x: Tensor, neuron: Neuron, sigma: Tensor | float) -> Tensor:
-    """The gradient of a layer's input x from the contraction's result `grad_x`: zero where x is silent.
+def input_gradient(grad_x: Tensor, x: Tensor, neuron: Neuron, sigma: Tensor | float) -> Tensor:
+    """The gradient of a layer's input x, from the contraction's result `grad_x`: zero where x is silent.
 
-    With a surrogate, the mask's gradient is added; it is stacked in `grad_x`, unless x and its mask have the same one.
+    With a surrogate, the mask's gradient is added: the second half of `grad_x`, or `grad_x` itself, as long as x.
     """
     by_activation, by_mask = grad_x.tensor_split(2) if len(grad_x) > len(x) else (grad_x, grad_x)
     elements = (to_rows(tensor).flatten() for tensor in (by_activation, by_mask, x))
-    return like_rows(run((rule.entering, neuron), *elements, rule.scalar(sigma, x)), x.shape)
+    return like_rows(run((rule.input_gradient, neuron), *elements, rule.scalar(sigma, x)), x.shape)
 
 
 def neurons_of(maps: Tensor, pairs: int) -> Tensor:
@@ -259,7 +259,7 @@ def to_rows(maps: Tensor) -> Tensor:
 
 
 def like_rows(rows: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of `to_rows`, for rows in any shape: channels-last maps, or a matrix."""
+    """The inverse of `to_rows`: channels-last maps, or a matrix, of this shape; `rows` may have any shape."""
     if len(shape) == 2:
         return rows.view(*shape)
     batch, channels, height, width = shape
@@ -267,19 +267,19 @@ def like_rows(rows: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 class Strip(NamedTuple):
-    """Maps of several images side by side."""
+    """How the maps of several images lie side by side in one wide map."""
 
-    images: int  # maps in a row
-    pitch: int  # input columns from one map to the next; a multiple of the stride
-    width: int  # input columns of the whole row: all maps, and zeros that the last outputs read
-    out_pitch: int
+    images: int  # maps side by side
+    pitch: int  # input columns from the start of a map to the start of the next; a multiple of the stride
+    width: int  # input columns of the wide map: all maps, and zeros that the last outputs read
+    out_pitch: int  # pitch and width in output columns
     out_width: int
 
 
 def contract(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry | None) -> Tensor:
-    """Convolve x [N, C_in, H, W] with weight [C_out, C_in / groups, R, S]: [N, C_out, P, Q], channels-last.
+    """Contraction of x [N, C_in, H, W] with weight [C_out, C_in / groups, R, S]: [N, C_out, P, Q], channels-last.
 
-    Without geometry, here and in both gradients, the layer is fully connected: x [N, C_in], weight [C_out, C_in].
+    If `geometry` is None, here and in both gradients, the layer is fully connected: x [N, C_in], weight [C_out, C_in].
     """
     if geometry is None:
         return F.linear(x, weight, bias)
@@ -309,7 +309,7 @@ def gradient_of_input(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry |
         grad_x = _convolution_backward(h, x, weight, geometry, wanted)[0]
         return grad_x.contiguous(memory_format=torch.channels_last)
     padding = [span - 1 - pad for span, pad in zip(_spans(weight, geometry), geometry.padding, strict=True)]
-    # Convolve h with the taps in reverse order: the products that meet in one input are summed inside, in float32.
+    # Convolve h with the reversed kernel: so the matrix product sums all products of one input, in float32.
     batch, channels, height, width = x.shape
     rows, columns = (reversed(range(taps)) for taps in weight.shape[2:])
     turned = torch.stack([weight[:, :, r, s] for r, s in product(rows, columns)]).flatten(0, 1)
@@ -318,7 +318,7 @@ def gradient_of_input(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry |
 
 
 def gradient_of_weight(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry | None) -> Tensor:
-    """Gradient of weight, channels-last, from the output's gradient h [N, C_out, P, Q]; weight gives its shape only."""
+    """Gradient of weight, channels-last, from the output's gradient h [N, C_out, P, Q]; only its shape is used."""
     if geometry is None:
         return h.t() @ x
     if weight.shape[2:] == (1, 1) and max(geometry.stride) > 1:
@@ -338,18 +338,18 @@ def gradient_of_weight(h: Tensor, x: Tensor, weight: Tensor, geometry: Geometry 
 
 
 def columns_are_faster(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """Whether to use columns: decided by device, shape and dtype alone, so the same in all three passes."""
+    """Whether to use columns. Only device, shapes and dtype decide, so all three passes of a layer decide alike."""
     if x.device.type != "cpu" or geometry.groups != 1 or x.dtype not in WEIGHTS_PER_NEURON:
         return False
     if max(geometry.stride) > 1 or any(map(operator.ge, geometry.padding, _spans(weight, geometry))):
-        return False  # the gradient of x would need columns of h with zeros in between, or of h cropped
+        return False  # the gradient of x would need columns of an h that is spread with zeros, or cropped
     rows, columns = geometry.map_size(x.shape[2:], weight.shape[2:])
     neurons = rows * columns
     return neurons <= LARGEST_MAP and weight.numel() > WEIGHTS_PER_NEURON[x.dtype] * neurons
 
 
 def strip_of(x: Tensor, weight: Tensor, geometry: Geometry, *, of_weight: bool = False) -> Strip | None:
-    """Layout of the maps of x side by side, or None to leave them apart; `of_weight`: for the weight's gradient."""
+    """How to lay the maps of x side by side, or None if that does not pay; `of_weight`: for the weight's gradient."""
     rows, columns = geometry.map_size(x.shape[2:], weight.shape[2:])
     if x.device.type != "cpu" or geometry.groups != 1 or x.dtype not in SIDE_BY_SIDE or columns > NARROW_MAP:
         return None
@@ -366,7 +366,7 @@ def strip_of(x: Tensor, weight: Tensor, geometry: Geometry, *, of_weight: bool =
 
 
 def _side_by_side(maps: Tensor, images: int, pitch: int, width: int) -> Tensor:
-    """[N, C, H, W] → [N / images, C, H, width] channels-last, zeros between the maps."""
+    """[N, C, H, W] → [N / images, C, H, width], channels-last, with zeros between the maps."""
     wide = maps.new_zeros(len(maps) // images, maps.shape[2], width, maps.shape[1])
     places = wide[:, :, : images * pitch].unflatten(2, (images, pitch))[:, :, :, : maps.shape[3]]
     places.copy_(maps.permute(0, 2, 3, 1).unflatten(0, (-1, images)).transpose(1, 2))
