@@ -71,7 +71,7 @@ def test_test_images_are_scored_in_float32(config):
         ({"batch_size": 100_000}, "batch_size must be at most the number of training images; got 100000 for 128"),
         ({"sync_batch_norm": True}, "sync_batch_norm must have a network with batch norm; got one without. Leave"),
         ({"time_steps": 64, "weight_bits": 8, "state_bits": 8}, "Grid: state_bits must hold every layer's threshold"),
-        ({"model": "4X3"}, r"^parse_specification: each token must look like"),
+        ({"model": "4X3"}, r"^parse_specification: a token must look like"),
         ({"data_dir": "/nowhere"}, "nowhere"),
         ({"weights": "/nowhere"}, "weights: .*nowhere"),
         ({"data_dir": None}, r"^give --dataset .* or --data-dir"),

@@ -1,7 +1,7 @@
-"""Encoders that turn images into spikes, their whitening, and conversion of activations to absolute spike times.
+"""Encoders, which turn images into spikes; whitening of their weights; activations as absolute spike times.
 
 Layer l may fire only in the window [l, l + 1]. A spike at time t has the activation a = (l + 1) − t:
-1 fires at the window's start, small values fire late, 0 is silent. `inf`, for "no spike", exists in spike times only.
+1 fires at the window's start, small values fire late, 0 is silent. Only spike times have `inf`, for "no spike".
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from ttfs_triton.nn.weighted import Size
 
 ROUNDING = 1e-2  # how far rounded pixels may lie outside [0, 1] without an error
 
-# Added to the eigenvalues, the variances of components, so that noise is not whitened (Jordan 2024, 3.2).
+# Added to the eigenvalues, which are variances of components, so that noise is not whitened (Jordan 2024, 3.2).
 SMALLEST_EIGENVALUE = 5e-4
 
 
@@ -44,13 +44,13 @@ def activation_to_spike_time(activation: Tensor, layer: int) -> Tensor:
 
 
 class LatencyEncoder(nn.Module):
-    """Encoder in which brighter pixels fire earlier: activations are the pixels themselves, and 0 is silent.
+    """Encoder in which bright pixels fire early: activations are the pixels themselves, and 0 is silent.
 
     Input: floating point in [0, 1], any shape. Output: activations in [0, 1], same shape and dtype. Activations of
     `ttfs_triton.data.events` pass through unchanged.
 
-    On a CPU, the values of every batch are checked; on a GPU those of the first batch in evaluation mode, so that no
-    training step waits. All batches are clamped to [0, 1].
+    On a CPU, the values of every batch are checked; on a GPU, only those of the first batch in evaluation mode, so that
+    no training step waits. All batches are clamped to [0, 1].
 
     Raises:
         ValueError: a checked batch has values outside [0, 1], or NaN.
@@ -68,7 +68,7 @@ class LatencyEncoder(nn.Module):
     _checked = False
 
     def put_on_grid(self, grid: Grid | None) -> None:
-        """Round spike times to a chip's time stamps from now on; None: leave them unrounded."""
+        """Round spike times to a chip's time stamps from now on; with None, do not round them."""
         self.grid = grid
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -99,7 +99,7 @@ class LatencyEncoder(nn.Module):
         return activations
 
     def _can_check(self, x: Tensor) -> bool:
-        """Whether to check this batch: on a GPU only the first, and only where reading values does not stall it."""
+        """Whether to check this batch: on a GPU only the first, and not where reading values would stall the GPU."""
         if x.is_meta or x.numel() == 0 or torch.compiler.is_compiling():
             return False
         if x.device.type == "cpu":
@@ -110,7 +110,7 @@ class LatencyEncoder(nn.Module):
 class AnalogEncoder(DFTConv2d):
     """First hidden layer of the published CIFAR networks: a convolution of pixels, whose clamped outputs are spikes.
 
-    The image is normalised, (x − mean) / std, and convolved; padding is the mean image. A = Σ w·x + b, clamped to
+    The image is normalised, (x − mean) / std, and convolved; padded pixels equal the mean. A = Σ w·x + b, clamped to
     [0, 1], is the activation. With a `neuron`, pixels that are brighter than the mean also add to the slope: see
     `SignedEncoder`. Input [N, in_channels, height, width], output activations [N, out_channels, ...], channels last.
 
@@ -118,8 +118,8 @@ class AnalogEncoder(DFTConv2d):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as in `torch.nn.Conv2d`.
         mean, std: mean and standard deviation per input channel, in units of the input; None: 0 and 1. They belong to
             the configuration, not to the state dict.
-        neuron: neuron model. Default: None, potentials without slope; of a `SignedEncoder`, Neuron().
-        backend: as in `DFTConv2d`, of layers with a `neuron`.
+        neuron: neuron model. Default: None, potentials without slope; in a `SignedEncoder`, Neuron().
+        backend: as in `DFTConv2d`; used only with a `neuron`.
         batch_norm, bias, initial_gain, weight_standardisation, device, dtype: as in `DFTConv2d`.
     Attributes:
         mean, std: buffers [in_channels, 1, 1].
@@ -187,10 +187,10 @@ class AnalogEncoder(DFTConv2d):
 class SignedEncoder(AnalogEncoder):
     """First hidden layer of the networks that the paper's training script makes: an `AnalogEncoder` with a neuron.
 
-    A normalised pixel x, of either sign, adds w·x to the potential at the window's start; if it is brighter than the
-    mean, it adds σ·w to the slope: A = Σ w·x + b, W = σ·Σ w·[x > 0]. As in `AnalogEncoder`, inputs are real numbers.
+    A normalised pixel x, of either sign, adds w·x to the potential at the window's start. A pixel brighter than the
+    mean also adds σ·w to the slope: A = Σ w·x + b, W = σ·Σ w·[x > 0]. As in `AnalogEncoder`, inputs are real numbers.
 
-    Args and errors are those of `AnalogEncoder`; the neuron is by default Neuron().
+    Args and errors are those of `AnalogEncoder`; the default of `neuron` is Neuron().
 
     Source: Wei et al., ICCV 2023, published code, models/proxy_ann_model.py.
     """
@@ -202,12 +202,12 @@ class SignedEncoder(AnalogEncoder):
 def whiten(encoder: AnalogEncoder, images: Tensor) -> None:
     """Give an encoder weights that whiten patches of images: uncorrelated outputs, of variance 1 before the gain.
 
-    A principal component of the patches takes two channels, one for each sign, since neurons pass on positive values
-    only; components come by falling eigenvalue. Weights are multiplied by the initial gain, initial potentials are 0.
+    A principal component of the patches takes two channels, one per sign, since neurons pass on only positive values.
+    Components are in order of falling eigenvalue. Weights are multiplied by the initial gain; initial potentials are 0.
 
     Args:
         encoder: an encoder with two channels per value of a patch, without weight standardisation and batch norm.
-        images: images as the encoder takes them, [N, C, height, width].
+        images: input of the encoder, [N, C, height, width].
     Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.2.
     """
     images, (rows, columns) = encoder.normalise(images), encoder.kernel_size

@@ -21,15 +21,15 @@ _SEPARATOR = re.compile(r"-(?![^(]*\))")  # not inside parentheses
 MAX_SIZE = 2**20  # most channels or features of a layer, and most classes
 MAX_KERNEL = 2**10  # largest kernel size, stride and padding
 MAX_LENGTH = 2**12  # most characters of a specification
-MAX_LAYERS = MAX_LENGTH // 2  # most tokens of a specification; each repetition of a block counts
+MAX_LAYERS = MAX_LENGTH // 2  # most tokens of a specification, all repetitions of blocks included
 
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
     """`64C3`: 64 channels (`size`), 3×3, padding (k − 1)//2; `64C3p0s2`: padding 0, stride 2.
 
-    `skip` is the delay, in windows, of the skip of a block `(64C3-64C3)`: its layers minus one. It is set in the
-    block's last layer, and 0 in all others.
+    `skip` is the delay, in windows, of the skip of a block `(64C3-64C3)`: the number of its layers minus one. It is set
+    in the block's last layer, and 0 in all others.
     """
 
     size: int
@@ -77,10 +77,10 @@ def parse_specification(specification: str) -> tuple[Token, ...]:
 
     Args:
         specification: tokens as in `Convolution`, `Pool` and `Dense`, such as "16C5-P2-32C5p0-P2-128". Parentheses
-            enclose a residual block of two or more convolutions or fully connected layers: spikes that enter it also
-            reach the neurons of its last layer, delayed. `(64C3-64C3)x3` are three such blocks. An `Average` belongs to
-            the synapses of the next layer: of a convolution if it has a size, else of a fully connected layer or the
-            readout.
+            enclose a residual block of two or more convolutions or fully connected layers: by a skip, the block's
+            input spikes also reach the neurons of its last layer. `(64C3-64C3)x3` are three such blocks. An `Average`
+            belongs to the synapses of the next layer: with a size, a convolution; without, a fully connected layer or
+            the readout.
     Returns:
         One token per layer.
     Raises:
@@ -133,7 +133,7 @@ def _parse_token(text: str) -> Token:
         if match := pattern.fullmatch(text):
             break
     else:
-        raise ValueError('each token must look like "64C3", "64C3p0s2", "P2", "A2" or "128"')
+        raise ValueError('a token must look like "64C3", "64C3p0s2", "P2", "A2" or "128"')
     values = {name: int(value) for name, value in match.groupdict().items() if value is not None}
     for name, value in values.items():
         least, most = 0 if name == "padding" else 1, MAX_SIZE if name == "size" else MAX_KERNEL
@@ -169,9 +169,9 @@ class NetworkConfig:
         classes: number of classes.
         width: factor on the size of every hidden layer (which keeps at least one channel).
         encoder: "latency" (pixels in [0, 1] are activations), "analog" (the first token is an analog convolution whose
-            clamped outputs are spikes), "whitened" (the same with frozen weights that whiten patches of the images, see
-            `ttfs_triton.nn.whiten`; `width` does not change it) or "signed" (the first token is a convolution of
-            spiking neurons that read normalised pixels; see `SignedEncoder`).
+            clamped outputs are spikes), "whitened" (an analog convolution of frozen weights that whiten patches of the
+            images, see `ttfs_triton.nn.whiten`; `width` does not change it) or "signed" (the first token is a
+            convolution of spiking neurons that read normalised pixels; see `SignedEncoder`).
         mean, std: mean and standard deviation per channel, in units of the pixels; not for a latency encoder.
         readout: "potential_start", "potential_end" or "first_spike"; see `ttfs_triton.nn.readout`.
         neuron: neuron model of every layer. At `psp_persistence=0` the network is an ANN with clamped ReLU.
@@ -179,15 +179,15 @@ class NetworkConfig:
         weight_standardisation: standardise the weights of every layer, unless there is batch norm; folds into plain
             weights.
         initial_gain: factor on the Kaiming initialisation.
-        batch_norm: normalise the potentials of every hidden layer except a whitened encoder over the batch while
-            training; folds into plain weights. Its means start at 0, in front of a pool at `BIAS_BEFORE_POOL`.
+        batch_norm: while training, normalise the potentials of every hidden layer except a whitened encoder over the
+            batch; folds into plain weights. Means β start at 0, in front of a pool at `BIAS_BEFORE_POOL`.
         dropout: probability that a spike of a fully connected hidden layer is dropped while training. The next layer's
-            weights are divided by 1 − dropout, not the activations, since activations are spike times.
-        grid: grid of the chip that the network is trained or calibrated for; the network computes on it. Not with batch
-            norm, which a network folds before it is put on a grid. None: real numbers.
+            weights, not the activations, are divided by 1 − dropout: activations are spike times.
+        grid: grid of the chip that the network is trained or calibrated for; the network computes on it. It excludes
+            batch norm, which a network folds before it is put on a grid. None: real numbers.
     Raises:
-        ValueError: a value has the wrong type or is out of range (`MAX_SIZE` for classes and each hidden layer at its
-            width, `MAX_CHANNELS`, `MAX_SIDE`, `MAX_NUMBER`), or options exclude each other.
+        ValueError: a value has the wrong type or is out of range (`MAX_SIZE` for classes and any hidden layer at its
+            width, `MAX_CHANNELS`, `MAX_SIDE`, `MAX_NUMBER`), or one option excludes another.
     Example:
         >>> config = NetworkConfig("16C5-P2-128", neuron=Neuron(psp_persistence=0.25))
         >>> config.replace(classes=100).to_dict()["psp_persistence"]
@@ -245,7 +245,7 @@ class NetworkConfig:
         return max(1, round(size * self.width))
 
     def replace(self, **changes: Any) -> "NetworkConfig":
-        """A copy with some fields changed, checked again."""
+        """A copy with some fields changed; all fields are checked again."""
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -256,7 +256,7 @@ class NetworkConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "NetworkConfig":
-        """The configuration for values from `to_dict`. Older files have more keys, which say what is always so.
+        """The configuration for values from `to_dict`. Three further keys of older files are ignored or checked.
 
         Raises:
             ValueError: unknown keys, a missing specification, or values that do not pass the checks above.

@@ -1,7 +1,7 @@
 """Faults of real chips: spikes that come late, early or never, disturbed weights, broken neurons.
 
 In training, every step draws a new chip, and gradients pass through the spikes that remain. In the simulator, a seed
-draws one chip, with its disturbed weights and broken neurons, and then the spike faults of each image.
+draws one chip, with its disturbed weights and broken neurons, and then the spike faults of every image.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class BrokenNeurons(NamedTuple):
 
 
 def draw_broken(like: Tensor, faults: Faults, generator: torch.Generator | None = None) -> BrokenNeurons | None:
-    """Draw the broken neurons of a layer whose activations have the shape of `like`, [N, ...]; None without any."""
+    """Draw the broken neurons of a layer, whose activations have the shape of `like`, [N, ...]; None without any."""
     if not faults.of_neurons:
         return None
     drawn = torch.rand(like.shape[1:], generator=generator, device=_device(like, generator)).to(like.device)
@@ -42,9 +42,9 @@ def disturbed(
     clock: Clock | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Activations [N, ...] after spike faults and broken neurons, in a new tensor; rounded to a clock's time stamps.
+    """Activations [N, ...] after spike faults and broken neurons, in a new tensor; with a clock, on time stamps.
 
-    The random number generator is on the CPU; by default, it is PyTorch's of the device.
+    `generator` is on the CPU; without one, PyTorch's generator of the device draws.
     """
     spikes = activations.clone()
     device = _device(activations, generator)
@@ -62,9 +62,9 @@ def disturbed(
 
 
 def spikes_in_training(activations: Tensor, faults: Faults, grid: Grid | None, neurons: bool = True) -> Tensor:
-    """Activations [N, ...] after faults in a training step; gradients pass unless a fault removed or forced the spike.
+    """Activations [N, ...] after faults in a training step; gradients pass unless a fault removed or forced a spike.
 
-    With a grid, spikes are rounded to its time stamps. `neurons`: whether neurons can be broken, too.
+    With a grid, spikes are rounded to its time stamps. `neurons`: whether neurons can break, too.
     """
     broken = draw_broken(activations, faults) if neurons else None
     if not (faults.of_spikes or broken):

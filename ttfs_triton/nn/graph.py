@@ -39,12 +39,12 @@ _END = ("Append a Readout, once, and hand on its output.", "end with its only re
 
 @dataclass(frozen=True)
 class Wire:
-    """A connection into a layer: the stage whose spikes it reads, and the pooling, upsampling and flattening between.
+    """A connection into a layer: the stage whose spikes it reads, and pooling, upsampling and flattening on the way.
 
     Attributes:
         source: name of the stage whose spikes arrive; None: the images.
-        route: modules between source and layer, in order: pools, upsampling, flattening, without time and synapses.
-        shape: shape of the spikes that it delivers for one image.
+        route: modules between source and layer, in order: pools, upsampling, flattening; no window, no synapses.
+        shape: shape of the spikes that arrive for one image.
     """
 
     source: str | None
@@ -52,14 +52,14 @@ class Wire:
     shape: tuple[int, ...]
 
     def deliver(self, emitted: Mapping[str | None, Tensor]) -> Tensor:
-        """The source's activations, as they reach the layer, [N, *shape]; `emitted` holds all sources'."""
+        """The source's activations as they reach the layer, [N, *shape]; `emitted` has those of all sources."""
         spikes = emitted[self.source]
         for module in self.route:
             spikes = module(spikes)
         return spikes
 
     def routed(self, module: nn.Module) -> Wire:
-        """The wire with one more module, which treats channels separately."""
+        """The wire with one more module at its end, which treats channels separately."""
         shape = module(torch.empty((1, *self.shape), device="meta")).shape[1:]
         return Wire(self.source, (*self.route, module), tuple(shape))
 
@@ -93,13 +93,13 @@ class Stage:
 
     @property
     def weighted(self) -> WeightedLayer:
-        """The layer; only of stages with synapses, so not of a latency encoder."""
+        """The layer, for stages with synapses, so not for a latency encoder."""
         assert isinstance(self.layer, WeightedLayer)
         return self.layer
 
     @property
     def neuron(self) -> Neuron | None:
-        """How its neurons fire; None for a `LatencyEncoder`, or an `AnalogEncoder` without one."""
+        """How its neurons fire; None for a `LatencyEncoder`, or an `AnalogEncoder` without a neuron."""
         return getattr(self.layer, "neuron", None)
 
     def synapses(self) -> tuple[Tensor, Tensor | None]:
@@ -140,7 +140,7 @@ class NetworkGraph:
         return tuple(stage for stage in self.stages if stage.kind != "latency")
 
     def delay(self, stage: Stage, wire: Wire) -> int:
-        """Windows by which a wire into a stage delays its spikes, so that they arrive together with the others."""
+        """Windows by which a wire into a stage delays its spikes, so that all spikes arrive in one window."""
         return 0 if wire.source is None else stage.window - 1 - self[wire.source].window
 
     @property
@@ -167,7 +167,7 @@ class NetworkGraph:
 
     @property
     def windows(self) -> int:
-        """Number of the readout's firing window, counted from 0: as many windows pass before it."""
+        """Number of the readout's firing window, counted from 0; so many windows pass before it."""
         return self.stages[-1].window
 
     def prepare_statistics(self) -> None:
@@ -222,16 +222,16 @@ def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) ->
     """The graph of a network of `ttfs_triton.nn` layers; the one place where a network is checked.
 
     Args:
-        model: any module that runs one encoder first, then layers of `ttfs_triton.nn`, each once, and returns the
-            output of its only readout: `TTFSNetwork`, an `nn.Sequential`, or a class of yours, in any mode, on any
-            device, compiled or distributed. Between layers spikes may be pooled (`EarliestSpikePool2d`,
-            `nn.MaxPool2d`, `F.max_pool2d`), upsampled (`SpikeUpsample2d`, `nn.Upsample`, `F.interpolate`), flattened,
-            dropped out, and concatenated along the channels (`torch.cat`), by modules or in your `forward`.
+        model: any module that runs one encoder first, then layers of `ttfs_triton.nn`, none of them twice, and returns
+            the output of its only readout: `TTFSNetwork`, an `nn.Sequential`, or a class of yours, in any mode, on any
+            device, compiled or distributed. Between layers, modules or your `forward` may pool spikes
+            (`EarliestSpikePool2d`, `nn.MaxPool2d`, `F.max_pool2d`), upsample (`SpikeUpsample2d`, `nn.Upsample`,
+            `F.interpolate`), flatten, drop out, and concatenate them along the channels (`torch.cat`).
         image_shape: shape of one image, such as (channels, height, width). Default: the model's `image_shape`.
     Returns:
         The stages in the order in which they run.
     Raises:
-        NetworkError: the module does something else; the message says what, and what to use in its place.
+        NetworkError: the module does something else; the message says what, and what to use instead.
         ValueError: image_shape is not given, and the model has none.
     Example:
         >>> from ttfs_triton.nn import DFTLinear, LatencyEncoder, Readout
@@ -247,7 +247,7 @@ def network_graph(model: nn.Module, image_shape: Sequence[int] | None = None) ->
 
 
 class _NetworkRecorder(Recorder):
-    """Reads calls as a network of our layers while the network runs; a layer returns an empty tensor of its shape."""
+    """Turns recorded calls into stages while the network runs; layers return empty tensors of their output shapes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -255,7 +255,7 @@ class _NetworkRecorder(Recorder):
         names = short_names([name for name, _ in named])
         self._layers: dict[object, str] = {module: name for (_, module), name in zip(named, names, strict=True)}
         self._stages, self._readouts = dict[str | None, Stage](), list[str | None]()
-        self._wires: dict[Call, tuple[Wire, ...]] = {}  # of a call's output; several if layers are concatenated
+        self._wires: dict[Call, tuple[Wire, ...]] = {}  # wires that start at a call; several after a concatenation
 
     def leaf(self, module: nn.Module, label: str) -> Callable[..., Any] | None:
         if module in self._layers:
@@ -266,7 +266,7 @@ class _NetworkRecorder(Recorder):
         return lambda *_, **__: _refuse(label, remedy_for(type(module).__name__))
 
     def hear(self, call: Call, output: Any) -> None:
-        """Read what a call hands on: spikes of a layer, or of others, pooled, upsampled, flattened or concatenated."""
+        """Note which wires lead through a call: from a layer that it runs, or those of its inputs, routed further."""
         if call.target == "images" or call.target in self._layers:
             self._wires[call] = (Wire(self._layers.get(call.target), (), call.shape or ()),)
             return

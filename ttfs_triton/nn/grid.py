@@ -20,8 +20,8 @@ POTENTIAL_BITS = FRACTION_BITS + 1  # binary places of potentials, in weight uni
 class Clock:
     """Time steps of a window. Neurons compare potential and threshold at its start and in the middle of every step.
 
-    This rounds spike times to the nearest step. Compared at the starts of steps, spikes came up to a step late:
-    CNN1 decided 86.3 instead of 88.4 % of the bundled images correctly, with 8 bits at 8 steps.
+    This rounds spike times to the nearest step. With comparisons only at the starts of steps, spikes came up to a step
+    late: CNN1 decided 86.3 instead of 88.4 % of the bundled images correctly, with 8 bits at 8 steps.
 
     Attributes:
         steps: T, number of steps in a window.
@@ -55,8 +55,8 @@ class Clock:
 def first_instant(potential: Tensor, drift: Tensor, fall: Tensor, clock: Clock) -> Tensor:
     """Indices of the instants at which potentials reach a threshold that falls to zero in a window, by division.
 
-    Tensors hold whole numbers: int64, or float64 for potentials below 2^53, whose division is vectorised on a CPU. Both
-    give the same instants.
+    Tensors hold whole numbers: int64, or float64 for potentials below 2^53, since a CPU divides float64 in vectors.
+    Both give the same instants.
 
     Args:
         potential: [N, C, ...], at the window's start.
@@ -67,7 +67,7 @@ def first_instant(potential: Tensor, drift: Tensor, fall: Tensor, clock: Clock) 
     """
     missing, closing = 2 * clock.steps * fall - potential, fall + drift
     fires_at_once, diverges = missing <= 0, closing <= 0
-    # Both lines are straight, so a reached threshold stays reached: round the crossing up to whole half steps.
+    # Potential and threshold are straight lines, so a reached threshold stays reached: round up to whole half steps.
     # A quotient of whole numbers below 2^53 is never rounded up to the next one.
     index = _floor_divide_(missing.sub_(1), closing.clamp_min_(1)).add_(1)
     index = _floor_divide_(index, 2).add_(1)
@@ -89,7 +89,7 @@ StateBits = Annotated[int, Field(ge=4, le=62)]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Grid:
-    """Time steps of a chip, and bits of its synapses and neurons; frozen, all JSON values.
+    """Time steps of a chip, and bits of its synapses and neurons; frozen, with JSON values as fields.
 
     A network on a grid computes exactly as the chip and `ttfs_triton.chip.simulate` do: whole time stamps, integer
     weights, registers that saturate.

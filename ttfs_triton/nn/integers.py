@@ -12,19 +12,19 @@ from torch.backends import cudnn, mkldnn
 
 from ttfs_kernels.checks import reverse_mode_only
 
-# Smallest unit, in threshold heights: channels of zeros get it, and it keeps a layer's integers in their registers.
+# Smallest unit, in threshold heights: the unit of channels of zeros; it keeps a layer's integers in their registers.
 SMALLEST_UNIT = 2.0**-30
 
 # Smallest unit of a layer on a grid: it keeps potentials below 2^53 for all numbers of steps that a grid allows.
 SMALLEST_GRID_UNIT = 2.0**-20
 
-# Weights without quantisation are integers too, of this many bits: as fine relative to the largest as float32.
+# Weights without quantisation are integers of so many bits: relative to the largest weight, as fine as float32.
 UNQUANTISED_BITS = 24
 
 # Weights disturbed by noise are integers in units finer by this factor.
 FINER = 2**8
 
-# Every sum of integers within these bounds is exact in any order.
+# Sums of integers within these bounds are exact in any order.
 FLOAT32_BOUND, FLOAT64_BOUND = 2**24, 2**53
 
 
@@ -35,7 +35,7 @@ class QuantisedWeight(NamedTuple):
         integers: shape of the weight, float32 that holds whole numbers, |integers| ≤ limit.
         unit: [C_out] float64, weight of the integer 1 in threshold heights; the same in all channels if per tensor.
         limit: largest integer, 2^(bits − 1) − 1.
-        finer: number of these units per unit of the chip, in which registers count; 1 without weight noise.
+        finer: how many of these units make one unit of the chip, in which registers count; 1 without weight noise.
         skip_weight: weights of delayed spikes, [C_out] int64 in the channels' units; None for a layer without a skip.
     """
 
@@ -57,8 +57,8 @@ class QuantisedWeight(NamedTuple):
     def with_skip_weights(self, weights: Tensor | None) -> QuantisedWeight:
         """The same weights, with rounded weights of delayed spikes: [C_out] in threshold heights, or None for none.
 
-        They are far larger than other weights, so they are integers up to `limit` times a power of two, a shift in
-        hardware.
+        These weights are far larger than others, so they are integers up to `limit`, times a power of two, which is a
+        shift in hardware.
         """
         if weights is None:
             return self

@@ -19,14 +19,14 @@ CLAMPED = Neuron(psp_persistence=0.0)
 
 
 def check_neuron(name: str, neuron: object, backend: str = "auto") -> None:
-    """Raise TypeError, naming the layer, unless `neuron` is a `Neuron`; ValueError unless there is such a backend."""
+    """TypeError unless `neuron` is a `Neuron`; ValueError unless `backend` is a backend. Messages name the layer."""
     if not isinstance(neuron, Neuron):
         raise TypeError(f"{name}: neuron must be a Neuron; got {neuron!r}. Give Neuron(psp_persistence=...).")
     check_name(name, backend)
 
 
 class FiringLayer(WeightedLayer):
-    """Base of layers whose neurons fire: from inputs to spikes, in training, in evaluation and on a chip's grid."""
+    """Base of layers whose neurons fire: turns inputs into spikes in training, in evaluation and on a chip's grid."""
 
     if TYPE_CHECKING:
         neuron: Any  # a Neuron; None for an `AnalogEncoder` whose potentials have no slope
@@ -35,10 +35,10 @@ class FiringLayer(WeightedLayer):
     def forward(self, x: Tensor, *, skip: Tensor | None = None) -> Tensor:
         """Activations.
 
-        `skip` [N, skip, ...] are activations of an earlier layer, delayed until the spikes of `x` arrive. One adds
-        v·x_skip to the potential of one neuron, and σ·v to its slope. Larger maps: see `WeightedLayer.read_skip`.
+        `skip` [N, skip, ...] are activations of an earlier layer, delayed until the spikes of `x` arrive. Such a spike
+        reaches one neuron: it adds v·x_skip to A, and σ·v to W. For larger maps see `WeightedLayer.read_skip`.
         """
-        # Under autocast, weights are standardised and cast in one pass; grids and batch norm need them uncast.
+        # Under autocast, weights are standardised and cast in one pass; grids and batch norm need them without a cast.
         casts = self.grid is None and self.batch_norm is None and autocasts(x, self.weight)
         weight = self.effective_weight(torch.get_autocast_dtype(x.device.type) if casts else None)
         skip, skip_weight = self.delayed(skip, x)
@@ -72,7 +72,7 @@ class DFTConv2d(FiringLayer):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as in `torch.nn.Conv2d`.
-        neuron: how its neurons fire and how they are differentiated.
+        neuron: how the neurons fire and how they are differentiated.
         backend: "auto", "torch" or "triton"; see `ttfs_kernels.dft_conv2d`.
         bias: learn an initial membrane potential per channel, starting at 0.
         weight_standardisation: standardise weights over the fan-in, with a learned norm per channel; folds into
@@ -81,8 +81,8 @@ class DFTConv2d(FiringLayer):
             standardisation unless weight_standardisation=True is passed as well.
         initial_gain: factor on the Kaiming initialisation; see `reset_parameters`. With batch norm also its initial γ.
         skip: channels of the earlier layer whose delayed spikes reach these neurons too; see `forward`. Default: 0.
-        average: side of the windows of inputs that the synapses average, in A and in W; the maps' sides must be
-            multiples of it, and kernel_size, stride and padding count windows. Default: 1.
+        average: side of the windows of inputs that the synapses average, in A and in W. The maps' sides must be
+            multiples of `average`; kernel_size, stride and padding count windows. Default: 1.
         device, dtype: as in `torch.nn.Conv2d`.
     Raises:
         ValueError: sizes, groups, skip or average out of range.
@@ -94,7 +94,7 @@ class DFTConv2d(FiringLayer):
         >>> spike_times = activation_to_spike_time(activations, layer=1)  # in [1, 2], inf where silent
         >>> early, late = DFTConv2d(16, 32, 3, padding=1), DFTConv2d(32, 32, 3, padding=1, skip=16)
         >>> spikes = torch.rand(8, 16, 28, 28)
-        >>> late(early(spikes), skip=spikes).shape  # past `early`, a window later, to one neuron of `late` each
+        >>> late(early(spikes), skip=spikes).shape  # the skip leads past `early`, with a delay of one window
         torch.Size([8, 32, 28, 28])
     """
 
@@ -175,7 +175,7 @@ class DFTConv2d(FiringLayer):
 
 
 class WeightedLinear(WeightedLayer):
-    """Base of fully connected layers: weight [out_features, in_features], with `average` one for so many inputs."""
+    """Base of fully connected layers: weight [out_features, in_features / average]; `average` inputs share a weight."""
 
     def weight_shape(self, in_features: int, out_features: int, average: int) -> tuple[int, int]:
         """Shape of `weight`; ValueError if `average` does not divide the inputs."""
@@ -211,8 +211,8 @@ class DFTLinear(FiringLayer, WeightedLinear):
 
     Args:
         in_features, out_features: as in `torch.nn.Linear`.
-        average: number of consecutive inputs among which a weight is divided equally; with as many as a flattened
-            channel has positions, synapses read the channel's mean. Default: 1.
+        average: number of consecutive inputs among which a weight is divided equally. If it equals the number of
+            positions of a flattened channel, synapses read the channel's mean. Default: 1.
         spike_dropout: probability that an input spike is dropped while training; the weights compensate for it.
         neuron, backend, bias, weight_standardisation, batch_norm, initial_gain, skip, device, dtype: see `DFTConv2d`.
     Raises:
@@ -260,9 +260,7 @@ class DFTLinear(FiringLayer, WeightedLinear):
 
 @torch.no_grad()
 def start_as_identity(model: nn.Module) -> None:
-    """Make the first filters of every spiking convolution pass on one input channel each; the others stay random.
-
-    At most as many filters as there are input channels become identities, with weight 1 at their centre.
+    """Make filter k of every spiking convolution pass on input channel k, by weight 1 at its centre; others stay as is.
 
     Args:
         model: network of `ttfs_triton.nn` layers, changed in place.
@@ -274,7 +272,7 @@ def start_as_identity(model: nn.Module) -> None:
 
 
 class SpikeUpsample2d(nn.Module):
-    """Repeat each spike at its time in a patch of neurons: nearest-neighbour upsampling.
+    """Nearest-neighbour upsampling: a spike is repeated, at its time, by a patch of neurons.
 
     Input [N, C, height, width], output [N, C, rows·height, columns·width], activations.
 
@@ -301,13 +299,13 @@ class SpikeUpsample2d(nn.Module):
 
 
 def whole_ratio(size: Sequence[int], larger: Sequence[int]) -> tuple[int, int] | None:
-    """How many times larger the sides (rows, columns) of other maps are; None if a side is no multiple."""
+    """The sides (rows, columns) of `larger`, divided by those of `size`; None if a side is no multiple."""
     (rows, columns), (more_rows, more_columns) = size, larger
     return None if more_rows % rows or more_columns % columns else (more_rows // rows, more_columns // columns)
 
 
 class EarliestSpikePool2d(nn.Module):
-    """Pass on the earliest spike of each patch: the maximum over activations.
+    """Pass on the earliest spike of a patch: the maximum over activations.
 
     Input [N, C, height, width], output [N, C, ...], activations; a patch of silent neurons stays silent. A mean of
     spike times is no spike, so the next layer's synapses do average pooling: see `average` of `DFTConv2d`.

@@ -1,4 +1,4 @@
-"""`TTFSNetwork`, built from a configuration: its layers from the tokens of the specification, and its decisions."""
+"""`TTFSNetwork`, a network built from a configuration, whose tokens become layers; decisions of any network."""
 
 import math
 from collections import OrderedDict
@@ -19,7 +19,7 @@ from ttfs_triton.nn.trace import unwrapped
 from ttfs_triton.nn.weighted import WeightedLayer
 
 # Initial mean of normalised potentials in front of a pool, in standard deviations. The largest of four neighbours
-# exceeds the mean by about as much, so that at first half of the pooled neurons fire, not nearly all.
+# exceeds the mean by about as much, so at first half of the pooled neurons fire, not nearly all.
 BIAS_BEFORE_POOL = -0.8
 
 
@@ -30,7 +30,7 @@ class LayerBuilder:
         layers: hidden layers by name: "conv1", "pool1", ..., "flatten", "fc1", ...
         shape: shape of the spikes that the next layer reads, for one image.
         average: argument `average` of the next layer with synapses.
-        delays: by layer name, the number of windows for which the layer's skip delays spikes.
+        delays: windows by which a layer's skip delays spikes, by the layer's name.
     """
 
     def __init__(self, config: NetworkConfig, backend: str) -> None:
@@ -69,7 +69,7 @@ class LayerBuilder:
         self.delays |= {name: token.skip} if token.skip else {}
 
     def _append(self, kind: str, layer: EarliestSpikePool2d | WeightedLayer, token: Token) -> str:
-        """Add a layer behind the others; returns its name."""
+        """Add a layer after the others; returns its name."""
         try:
             self.shape = layer.output_shape(self.shape)
         except (RuntimeError, ValueError) as error:
@@ -87,7 +87,7 @@ class LayerBuilder:
             self.layers["flatten"], self.shape = nn.Flatten(), (math.prod(self.shape),)
 
     def _dropout(self) -> float:
-        """Dropout of inputs: for spikes of fully connected layers, which all but the first such layer read."""
+        """Dropout of the next layer's inputs: only spikes of fully connected layers are dropped."""
         return self.config.dropout if "fc1" in self.layers else 0.0
 
     def _options(self) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class TTFSNetwork(nn.Module):
         self.config = self.config.replace(batch_norm=False, weight_standardisation=False, bias=True)
 
     def fold_standardisation(self) -> None:
-        """Replace standardised weights by the plain ones that they stand for, and update the configuration."""
+        """Make standardised weights plain weights of the same values, and update the configuration."""
         for layer in self.modules():
             if isinstance(layer, WeightedLayer):
                 layer.fold_standardisation()

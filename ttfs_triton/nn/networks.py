@@ -22,7 +22,7 @@ def cifarnet_specification(
         width: factor on the blocks' channels.
         convolutions: convolutions per block; with three, a skip leads past the last two.
         in_channels: channels of the images; the encoder has two channels per value of a 2×2 patch.
-        channels: of the three blocks.
+        channels: channels of the three blocks, at width 1.
     """
     if convolutions not in (2, 3) or not width > 0:
         raise ValueError(
@@ -104,7 +104,7 @@ def resnet20(image_size: Size = 32, in_channels: int = 3, classes: int = 10, **o
     """ResNet-20 for small images: nine blocks of two convolutions, whose skips delay spikes by one window.
 
     Its first convolution is the analog encoder. Where maps get smaller, the skip takes every second row and column, and
-    additional channels get no skip. The readout averages each map.
+    additional channels get no skip. The readout averages whole maps.
 
     Args:
         image_size, in_channels, classes, **options: as in `vgg11`.

@@ -1,4 +1,4 @@
-"""Layers computed in integers, as hardware does, by one contraction or step by step; and their gradients."""
+"""Layers that compute in integers, as hardware does, by one contraction or step by step; and their gradients."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ttfs_triton.nn.weighted import WeightedLayer
 # Potentials, thresholds and their differences stay below this, so that int64 does not overflow.
 REGISTER_BOUND = 2.0**62
 
-# Bound on initial potentials, in integers, where the host does not wait to read their values.
+# Bound on initial potentials, in integers, for layers whose values the host does not wait to read.
 LARGEST_PRESET = 2.0**35
 
 
@@ -54,11 +54,11 @@ class ClockedLayer:
         register: largest slope (in weight units) and potential (in weight units · steps); both saturate there after
             every step. None: registers are as wide as needed.
         reach: bound on a neuron's Σ|integers|, for a layer without a skip whose units are at least
-            `SMALLEST_GRID_UNIT`. Giving it spares a GPU synchronisation. None: computed from the weights.
+            `SMALLEST_GRID_UNIT`; it spares a GPU synchronisation. None: computed from the weights.
     Attributes:
         weight: integer weights [C_out, ...], floating point.
         start: initial potentials [C_out, ...], in weight units · steps.
-        common: the part of it that all channels share, V₀, in weight units · steps / 2^17.
+        common: the part of `start` that all channels share, V₀, in weight units · steps / 2^17.
         skip_weight: weights of delayed spikes [C_out, ...], in weight units; None without a skip.
     """
 
@@ -108,7 +108,7 @@ class ClockedLayer:
     def integrate(self, remaining: Tensor, skip: Tensor | None = None) -> Membrane:
         """Membranes after the integration window, by one contraction; step by step where registers may saturate.
 
-        `remaining` [N, ...] are steps that remain at each input's spike, 0 for silent inputs, `skip` the same for
+        `remaining` [N, ...] are the steps that remain at the inputs' spikes, 0 for silent inputs. `skip` are those of
         delayed spikes, one per neuron.
         """
         if self.may_saturate:
@@ -127,7 +127,7 @@ class ClockedLayer:
         return Membrane(accumulated.add_(self.start).mul_(2**POTENTIAL_BITS), slope.mul_(self.persistence))
 
     def integrate_stepped(self, remaining: Tensor, skip: Tensor | None = None) -> Membrane:
-        """As `integrate`, step by step: deliver the spikes of this step, then add the slope to the potential."""
+        """As `integrate`, step by step: deliver the step's spikes, then add the slope to the potential."""
         slope = self._contract(torch.zeros_like(remaining)).to(self.dtype)
         potential = slope + self.start
         for step in range(self.steps):
@@ -140,7 +140,7 @@ class ClockedLayer:
         return Membrane(potential.mul_(2**POTENTIAL_BITS), slope.mul_(self.persistence))
 
     def fall(self, threshold: float | None = None) -> Tensor:
-        """Decrease in half a step of the threshold θ·(1 − s) of these neurons, or of another one; [C, ...]."""
+        """Decrease of the threshold θ·(1 − s) in half a step, [C, ...]; θ is `threshold`, or else the layer's."""
         height = self.layer.threshold if threshold is None else threshold
         return (2.0**FRACTION_BITS * height / self.unit).round().to(self.dtype)
 
@@ -160,7 +160,7 @@ class ClockedLayer:
         """Clamp numbers in place to the range of the registers."""
         if self.register is None:
             return numbers
-        largest = min(self.register * scale, int(REGISTER_BOUND))  # beyond it there are no numbers
+        largest = min(self.register * scale, int(REGISTER_BOUND))  # no number exceeds this bound
         return numbers.clamp_(-largest, largest)
 
     def _contract(self, x: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ class ClockedLayer:
 
 
 class AnalogLayer:
-    """A convolution that reads pixels, in float64, so that the order of sums, which depends on N, changes no spike.
+    """A convolution that reads pixels, in float64: the order of its sums, which depends on N, then changes no spike.
 
     Weights and initial potentials include batch norm.
     """
@@ -200,9 +200,9 @@ def contract(layer: WeightedLayer, x: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 def earliest_input(layer: WeightedLayer, x: Tensor, skip: Tensor | None = None) -> Tensor:
-    """The earliest input spike of each neuron: the largest of its inputs [N, ...], activations or remaining steps.
+    """A neuron's earliest input spike: the largest of its inputs x [N, ...], activations or remaining steps.
 
-    All channels of a group have the same inputs: [N, groups, P, Q] or [N, 1]; with delayed spikes `skip`, [N, C, ...].
+    Channels of a group have the same inputs: [N, groups, P, Q] or [N, 1]; with delayed spikes `skip`, [N, C, ...].
     """
     geometry, kernel_size = layer.geometry, [layer.average * size for size in layer.weight.shape[2:]]
     groups = geometry.get("groups", 1)
@@ -221,10 +221,10 @@ PART_NUMBERS = 1 << 18
 
 
 class RoundedLayer:
-    """Integer weights of a layer on a grid in one pass, and the real numbers that they stand for, with gradients.
+    """A layer's integer weights in one pass on a grid, and the real numbers that they stand for, with gradients.
 
-    `weight` is the layer's effective weight, `scale` makes up for the spikes that dropout removes. If `noisy`, weights
-    have the noise of the layer's faults in training mode.
+    `weight` is the layer's effective weight; `scale` makes up for the spikes that dropout removes. If `noisy`, weights
+    in training mode have the noise of the layer's faults.
 
     Attributes:
         quantised: integer weights.
@@ -269,13 +269,13 @@ class RoundedLayer:
         return self.quantised.dequantise(), None if bias is None else self._initial_potential(bias)
 
     def clocked(self) -> ClockedLayer:
-        """The layer in integers on the grid's clock; their bits bound its sums, where they can."""
+        """The layer in integers on the grid's clock. Where possible, the bits of its weights bound its sums."""
         unbounded = self.grid.weight_bits is None or self._off or self.layer.skip > 0
         reach = None if unbounded else self.quantised.limit * self.quantised.integers[0].numel()
         return ClockedLayer(self.layer, self.quantised, self.grid.clock, register=self.grid.register, reach=reach)
 
     def steps_left(self, x: Tensor) -> Tensor:
-        """Steps that remain at each input's spike, for activations that are multiples of 1/T."""
+        """Steps that remain at the inputs' spikes, for activations that are multiples of 1/T."""
         return (x.detach().float() * self.grid.time_steps).round_()
 
 
@@ -287,7 +287,7 @@ def fire_on_grid(
     fire: Callable[..., Tensor],
     scale: float = 1.0,
 ) -> Tensor:
-    """Activations of a layer's neurons, multiples of 1/T, with the gradient of the closed form of rounded weights.
+    """Activations of a layer's neurons, multiples of 1/T, with the gradient of the closed form with rounded weights.
 
     Inputs `x` are multiples of 1/T, or an encoder's normalised images; `skip` are delayed spikes, one per neuron.
     `fire(x, weight, bias, skip=..., skip_weight=...)` is the layer's closed form.
@@ -303,7 +303,7 @@ def fire_on_grid(
         spikes = _in_parts(lambda *parts: clock.remaining(run.instants(*parts)), *inputs).div_(clock.steps)
     if not torch.is_grad_enabled():
         return spikes
-    dtype = rounded.weight.dtype  # spikes on a grid are float32, of layers in 16 bits too
+    dtype = rounded.weight.dtype  # spikes on a grid are float32, also those of layers in 16 bits
     x, skip = x.to(dtype), None if skip is None else skip.to(dtype)
     return straight_through(fire(x, rounded.weight, rounded.bias, skip=skip, skip_weight=rounded.skip_weight), spikes)
 
@@ -318,7 +318,7 @@ def _in_parts(run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 class _Rounded(torch.autograd.Function):
     """Rounded weights, differentiable by the weights and their units.
 
-    The gradient passes straight through the rounding, unless it would drive a clipped weight further out.
+    The gradient of a weight passes straight through the rounding, unless it would drive a clipped weight further out.
     """
 
     @staticmethod
@@ -332,7 +332,7 @@ class _Rounded(torch.autograd.Function):
         (weight, log2_unit), quantised = ctx.saved_tensors, ctx.quantised
         scaled = in_units(weight, quantised.unit)
         cut = scaled.abs() > quantised.limit
-        # Derivative of each rounded weight by its unit: its integer, minus the unrounded quotient unless clipped.
+        # Derivative of a rounded weight by its unit: its integer, minus the unrounded quotient unless it is clipped.
         by_unit = (quantised.integers - scaled.masked_fill(cut, 0.0)) * grad
         by_logarithm = by_unit.flatten(1).sum(1, dtype=torch.float64) * quantised.unit * math.log(2)
         if len(log2_unit) == 1:

@@ -1,4 +1,4 @@
-"""Whole networks changed in place: folded, put on a chip's grid, trained for its faults; and layers' plain weights."""
+"""Changes of whole networks in place (folding, a chip's grid, its faults), and the plain weights of layers."""
 
 import math
 from functools import partial
@@ -20,7 +20,7 @@ STATISTICS_BATCH = 500  # images of a batch in which `unfold_batch_norm` collect
 
 @torch.no_grad()
 def plain_synapses(layer: WeightedLayer) -> tuple[Tensor, Tensor | None]:
-    """Weights [C_out, ...] and initial potentials [C_out] or None that a layer computes with in evaluation, float64.
+    """A layer's weights [C_out, ...] and initial potentials [C_out] or None in evaluation, float64.
 
     Standardisation and batch norm are folded in; on a grid they are rounded. Exports, counts and simulations use these.
     """
@@ -40,7 +40,7 @@ def plain_skip_weights(layer: WeightedLayer) -> Tensor | None:
 
 
 def _call(method: str, model: nn.Module, *arguments: Any) -> None:
-    """Call a method of a module, or of the modules inside one that lacks it."""
+    """Call a method of a module; if the module lacks the method, of the modules inside."""
     if (call := getattr(model, method, None)) is not None:
         call(*arguments)
         return
@@ -60,7 +60,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 def put_on_grid(model: nn.Module, grid: Grid | None) -> None:
     """Make a layer, or all layers inside a module, the encoder included, compute on a chip's grid; None: no grid.
 
-    Batch norm is folded first, in place, and the units fit the weights best.
+    Batch norm is folded first, in place. Weight units are those that fit the weights best.
     """
     _call("put_on_grid", model, grid)
 
@@ -105,8 +105,8 @@ def check_register(layer: WeightedLayer, unit: Tensor, steps: int, bits: int, ca
 def unfold_batch_norm(network: nn.Module, plain: nn.Module, images: Tensor) -> None:
     """Give a network with batch norm the weights of a plain network, so that training can continue from them.
 
-    `network` has the layers of `plain`, which has neither batch norm nor weight standardisation, and in evaluation then
-    computes the same. Potentials of `plain` on training `images`, [N, ...], give the running statistics.
+    `plain` has the same layers, with neither batch norm nor weight standardisation. In evaluation, both then give equal
+    outputs. Potentials of `plain` on training `images`, [N, ...], give the running statistics.
     """
     layers = ([layer for layer in model.modules() if isinstance(layer, WeightedLayer)] for model in (network, plain))
     changed = []

@@ -8,7 +8,7 @@ Output neurons have another ramp than hidden ones, θ·(1 − s), and an initial
     silent                    otherwise
 
 With the hidden layers' ramp (θ = 1, V₀ = 0) Eq. 8 is fragile: all times lie in [0, 1], so ten classes cannot get
-below a cross entropy of 1.46, several neurons fire first at once, and silent ones never learn. The defaults are a tall
+below a cross entropy of 1.46, several neurons tie as the first, and silent neurons never learn. The defaults are a tall
 ramp on which neurons start half-way up, θ = 20 and V₀ = 10.
 """
 
@@ -29,7 +29,7 @@ from ttfs_triton.nn.on_chip import ClockedLayer, Membrane, RoundedLayer
 
 
 class FirstSpikeDecision(NamedTuple):
-    """Decisions of the output layer, for N samples.
+    """Decisions by the earliest output spike, for N samples.
 
     Attributes:
         prediction: [N] int64, class of the earliest spike (of several, the lowest class); without any spike, the class
@@ -53,10 +53,10 @@ def first_spike_times(potential: Tensor, slope: Tensor, *, threshold: float) -> 
         slope: W, inside the window (σ included), shape of `potential`.
         threshold: height θ of the ramp at the window's start.
     Returns:
-        Times from the window's start in [0, 1), inf for silent neurons; differentiable inside, zero gradient elsewhere.
+        Times from the window's start in [0, 1), inf for silent neurons. Times of 0 and inf have zero gradient.
     """
     fires_inside = (potential < threshold) & (potential + slope > 0)
-    # Inside, W + θ > θ − A > 0. Elsewhere a denominator of 1 keeps the unused branch, and its gradient, finite.
+    # Inside the window, W + θ > θ − A > 0. Elsewhere, dividing by 1 keeps the unused branch and its gradient finite.
     steepness = torch.where(fires_inside, slope + threshold, 1.0)
     inside = (threshold - potential) / steepness
     outside = torch.where(potential >= threshold, 0.0, torch.inf)
@@ -64,10 +64,10 @@ def first_spike_times(potential: Tensor, slope: Tensor, *, threshold: float) -> 
 
 
 def first_spike_decision(spike_times: Tensor, potential: Tensor) -> FirstSpikeDecision:
-    """Decisions by the earliest output spike, with ties and samples without a spike marked.
+    """Decisions by the earliest output spike; ties and samples without a spike are marked.
 
     Args:
-        spike_times: [N, classes], from the output window's start; if many tie there, raise the ramp.
+        spike_times: [N, classes], from the output window's start; if many samples tie at 0, use a taller ramp.
         potential: [N, classes], membrane potentials at the window's end, which decide where no neuron fires.
     """
     earliest, prediction = spike_times.min(dim=1)
@@ -77,25 +77,25 @@ def first_spike_decision(spike_times: Tensor, potential: Tensor) -> FirstSpikeDe
 
 
 class Readout(WeightedLinear):
-    """Output layer: logits from membrane potentials, or from spike times; `decide` takes the earliest spike.
+    """Output layer: logits from membrane potentials or spike times; `decide` classifies by the earliest spike.
 
-    Input [N, in_features] activations, output [N, classes] logits. By `at`, they are
+    Input [N, in_features] activations, output [N, classes] logits. The value of `at` says what logits are:
 
     - "potential_start", the readout to train with: membrane potentials A at the output window's start, in threshold
-      heights, not clamped. Neurons need not fire; in `decide` they do, on a tall ramp.
+      heights, not clamped. Neurons need not fire; in `decide` they fire on a tall ramp.
     - "potential_end": A + σ·W, one window later.
     - "first_spike": minus the spike times, −s·θ in [−θ, 0], so that cross entropy trains the earliest spike (Eq. 8). A
       logit falls by 1 while the ramp falls by one threshold height. A silent neuron's logit is −θ, as for a spike at
       the window's end. Gradients flow only through neurons that fire inside the window.
 
-    Computed in the precision of the weights, also under autocast: bfloat16 potentials would tie.
+    Logits have the precision of the weights, also under autocast: bfloat16 potentials would tie.
 
     Args:
         in_features, classes: number of inputs and of classes.
-        at: what the logits are.
-        neuron: neuron model, of which σ is used; the derivatives of a readout are exact.
+        at: what the logits are, see above.
+        neuron: neuron model, of which only σ is used; the derivatives of a readout are exact.
         threshold: θ, height of the ramp at the window's start.
-        initial_potential: V₀, initial potential on that ramp common to all classes, in addition to their biases.
+        initial_potential: V₀, initial potential that all classes have on that ramp, in addition to their biases.
         bias, weight_standardisation, initial_gain, average, spike_dropout, device, dtype: as in `DFTLinear`.
     Raises:
         ValueError: `at` is another text; a size or the threshold is out of range.
@@ -163,7 +163,7 @@ class Readout(WeightedLinear):
         return f"{super().extra_repr()}, at={self.at}, neuron={self.neuron}, {ramp}"
 
     def one_pass(self, x: Tensor) -> "ReadoutPass":
-        """One pass over activations [N, in_features]: its results share dropout and weight noise, drawn once."""
+        """One pass over activations [N, in_features]; all its results have the same dropout and weight noise."""
         return ReadoutPass(self, x)
 
     def decide(self, x: Tensor) -> FirstSpikeDecision:
@@ -177,7 +177,7 @@ class Readout(WeightedLinear):
 class ReadoutPass:
     """One pass of a readout over activations x [N, in_features]; dropout and weight noise are drawn once.
 
-    On a grid, x are multiples of 1/T; values come from integers, gradients from the closed form of rounded weights.
+    On a grid, x are multiples of 1/T. Values come from integers, gradients from the closed form with rounded weights.
     """
 
     def __init__(self, readout: Readout, x: Tensor) -> None:
@@ -216,7 +216,7 @@ class ReadoutPass:
         return straight_through(potential, self._clocked.potential(at_end=False)), straight_through(slope, gain)
 
     def decide(self) -> FirstSpikeDecision:
-        """The decision by the earliest spike, whose times are differentiable; silent neurons have no gradient."""
+        """The decision by the earliest spike. Spike times are differentiable; silent neurons have no gradient."""
         potential, slope = self._contractions()
         times, at_end = first_spike_times(potential, slope, threshold=self._readout.threshold), potential + slope
         if self._clocked is not None:
@@ -234,7 +234,7 @@ class ReadoutPass:
         return (1 - times).clamp(min=0)
 
     def _contractions(self) -> tuple[Tensor, Tensor]:
-        """A + V₀ and σ·W by one contraction, of rounded weights on a grid."""
+        """A + V₀ and σ·W by one contraction; on a grid, with rounded weights."""
         x, readout = self._x, self._readout
         with torch.autocast(x.device.type, enabled=False):
             potential, slope = F.linear(torch.cat([x, (x > 0).to(x.dtype)]), self._weight).chunk(2)
@@ -259,7 +259,7 @@ class ClockedOutputs:
 
     def potential(self, *, at_end: bool) -> Tensor:
         """Membrane potentials at the window's start or end, V₀ included, in threshold heights; float64."""
-        # The potential moves in a straight line: saturating it once at the end gives the same as in every step.
+        # The potential moves in a straight line: saturating it once, at the end, gives the same as in every step.
         moved = self.membrane.potential + self.membrane.drift * (2 * self.layer.steps if at_end else 0)
         return self.layer.height(self.layer.in_range(moved, 2**POTENTIAL_BITS))
 

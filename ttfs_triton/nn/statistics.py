@@ -76,8 +76,8 @@ class LayerStatistics:
         kind: the layer's kind, see `LayerKind`.
         samples: number of samples counted.
         neurons: number of neurons in the layer.
-        spikes: spikes before pooling, at most one per neuron and sample, saturated ones included. Of a readout, whose
-            neurons need not fire for a decision, the spikes in its window.
+        spikes: spikes before pooling, at most one per neuron and sample, saturated ones included. For a readout, whose
+            neurons need not fire for a decision, these are the spikes in its window.
         saturated: spikes at the window's very start (activation exactly 1).
         never_active: neurons that fired for no sample.
     """
@@ -113,7 +113,7 @@ class LayerStatistics:
 
 @contextmanager
 def record_statistics(model: nn.Module) -> Iterator[None]:
-    """Count spikes in every forward pass of a network, whose layers have counters, inside the `with` block.
+    """Inside the `with` block, count spikes in every forward pass of a network whose layers have counters.
 
     Counts add up over blocks until `reset_statistics`. A compiled model has two graphs, with and without counting.
     """
@@ -186,7 +186,7 @@ def _counters(model: nn.Module) -> list[tuple[str, Any, SpikeCounter]]:
 
 
 def channels_innermost(activations: Tensor) -> Tensor:
-    """[N, channels, ...] as [N, neurons], channels last: a view if stored so; sums are eight times as fast on a CPU."""
+    """[N, channels, ...] as [N, neurons], channels last; a view if stored so. A CPU sums these eight times as fast."""
     return activations if activations.dim() == 2 else activations.movedim(1, -1).flatten(1)
 
 
@@ -208,7 +208,7 @@ def in_parts(flat: Tensor) -> Sequence[Tensor]:
 def short_names(names: Sequence[str]) -> list[str]:
     """Names without the components that wrappers and containers add: "module.features.conv1" → "conv1".
 
-    Returned unchanged if shortening would make two names equal or one empty.
+    All names stay unchanged if shortening would make two names equal or one empty.
     """
     wrappers = {"module", "_orig_mod", "features", "network"}
     short = [".".join(part for part in name.split(".") if part not in wrappers) for name in names]
@@ -220,7 +220,7 @@ def _ratio(numerator: int, denominator: int) -> float:
 
 
 def layer_table(layers: Sequence[LayerStatistics], title: str = "") -> Table:
-    """Table of layers: neurons, spikes a sample, shares of neurons active, saturated, never active."""
+    """Table of layers: neurons, spikes per sample, shares of active, saturated and never active neurons."""
     headers = ("layer", "neurons", "spikes an image", "active", "saturated", "never active")
     rows = list[Sequence[Cell]]()
     for layer in layers:

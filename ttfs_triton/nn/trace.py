@@ -1,6 +1,6 @@
-"""Traces of modules: a recorder of calls; functions of tensors as modules that do the same, and remedies for others.
+"""Traces of modules: a recorder of calls; modules in place of functions of tensors, and remedies for other functions.
 
-A `Recorder` runs a module once, and notes every call of a layer or function with the calls that made its inputs. On
+A `Recorder` runs a module once, and notes every call of a layer or function, and the calls that made its inputs. On
 empty images no value is computed: images and parameters are on PyTorch's device "meta". `network_graph` reads calls of
 our layers, `ttfs_triton.convert` those of ANNs.
 """
@@ -30,11 +30,11 @@ from ttfs_triton.nn.layers import EarliestSpikePool2d, SpikeUpsample2d, whole_ra
 
 # Files that are not the user's.
 _PACKAGES = re.compile(rf"<|.*site-packages|{re.escape(str(Path(__file__).parents[2]))}.(ttfs_triton|kernels)\b")
-SAMPLES = 3  # size of the traced batch, which maps rarely have
+SAMPLES = 3  # images in the traced batch; sides of maps are rarely 3
 
 
 class NetworkError(ValueError):
-    """A module is no network of `ttfs_triton.nn` layers; the message says why, and what to use instead."""
+    """The module is no network of `ttfs_triton.nn` layers; the message says why, and what to use instead."""
 
 
 def what_was_raised(error: Exception) -> str:
@@ -59,7 +59,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Set evaluation mode inside the `with` block, then restore the modes of all modules, also after an error."""
+    """Evaluation mode inside the `with` block; afterwards all modules get back their modes, also after an error."""
     modes = [(part, part.training) for part in module.modules()]  # not one mode for all: a batch norm may be frozen
     module.eval()
     try:
@@ -109,19 +109,19 @@ def _mean(dim: Any = None, keepdim: bool = False) -> nn.Module | None:
 
 
 def _slice(index: Any) -> nn.Module | None:
-    """Every k-th row and column of all channels, which is a pool of single neurons."""
+    """A pool of single neurons, which takes every k-th row and column of all channels; None for other indices."""
     steps: Any = [*(sides.step or 1 for sides in index[2:]), 1, 1][:2]
     plain = index[:2] == (slice(None),) * 2 and all(sides == slice(None, None, sides.step) for sides in index[2:])
     return nn.MaxPool2d(1, steps) if plain else None
 
 
 def _pad(pad: Any, mode: str = "constant", value: float | None = None) -> nn.Module | None:
-    """Channels of zeros in front of a map's channels, and behind them."""
+    """A module that adds channels of zeros before and after a map's channels; None for other padding."""
     zeros = len(pad) == 6 and not any(pad[:4]) and min(pad) >= 0 and mode == "constant" and not value
     return nn.ConstantPad3d(tuple(pad), 0.0) if zeros else None
 
 
-# By names, without leading and trailing underscores. Whether a view flattens is checked later, by shapes.
+# By the functions' names, without leading and trailing underscores. Shapes later tell whether a view flattens.
 FUNCTIONS: dict[str, Callable[..., nn.Module | None]] = {
     "relu": lambda inplace=False: nn.ReLU(),
     "relu6": lambda inplace=False: nn.ReLU6(),
@@ -146,7 +146,7 @@ FUNCTIONS: dict[str, Callable[..., nn.Module | None]] = {
 
 
 def remedy_for(name: str) -> str:
-    """What a network of our layers uses in place of a function, or of a type of modules, of this name."""
+    """What a network of our layers uses in place of the function, or the type of module, with this name."""
     return next((REMEDIES[pattern] for pattern in REMEDIES if re.search(pattern, name.lower())), NO_REMEDY)
 
 
@@ -155,11 +155,11 @@ class Call:
     """A recorded call of a function, or of a module that is recorded as a whole.
 
     Attributes:
-        name: its name among all calls, an identifier.
+        name: an identifier that no other call has.
         target: the module, or the function's name without underscores around it.
         label: target and place in the model, in words.
-        args, kwargs: its arguments; in place of tensors that other calls made, those calls.
-        shape: shape of its output for one image; None if that is no tensor of real numbers, or several.
+        args, kwargs: the arguments; a tensor that another call made is replaced by that call.
+        shape: shape of the output for one image; None unless the output is one tensor of real numbers.
     """
 
     name: str
@@ -171,12 +171,12 @@ class Call:
 
     @property
     def inputs(self) -> list[Call]:
-        """The calls that made its arguments."""
+        """The calls that made the arguments."""
         return [made for made in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(made, Call)]
 
     @property
     def module(self) -> nn.Module | None:
-        """Its module, or one that does the same with its first argument as its function; None without one."""
+        """The called module, or a module that does what the function does with its first argument; None without one."""
         if isinstance(self.target, nn.Module):
             return self.target
         try:
@@ -187,7 +187,7 @@ class Call:
 
     @property
     def route(self) -> nn.Module | None:
-        """The pool, upsampling, flattening or identity that treats spikes as this call treats its input; None else."""
+        """The pool, upsampling, flattening or identity that does to spikes what this call does; None without one."""
         if self.shape is None:
             return None
         before, after = self.inputs[0].shape or (), self.shape
@@ -207,7 +207,7 @@ class Call:
 
     @property
     def concatenated(self) -> list[Call] | None:
-        """The calls whose outputs it concatenates along the channels; None if it does anything else."""
+        """The calls whose outputs this call concatenates along the channels; None if it does anything else."""
         if self.target not in ("cat", "concat", "concatenate") or self.shape is None:
             return None
         tensors = self.args[0] if self.args else self.kwargs["tensors"]
@@ -219,7 +219,7 @@ class Call:
 class Recorder(TorchFunctionMode):
     """Runs a model, in evaluation mode and without its hooks, and records the calls that depend on its images.
 
-    `calls` has them in their order; the first stands for the images. A run leaves the model as it was.
+    `calls` has these calls in their order; the first stands for the images. A run leaves the model as it was.
     """
 
     error: type[ValueError] = NetworkError
@@ -261,12 +261,12 @@ class Recorder(TorchFunctionMode):
         return value if call is None else call
 
     def leaf(self, module: nn.Module, label: str) -> Callable[..., Any] | None:
-        """How a module runs that is recorded as a whole; None for one whose calls are recorded."""
+        """What runs in place of a module that is recorded as a whole; None for a module whose calls are recorded."""
         whole = type(module).__module__.startswith("torch.nn.modules") and next(module.children(), None) is None
         return module.forward if whole and not isinstance(module, nn.Sequential) else None
 
     def hear(self, call: Call, output: Any) -> None:
-        """Called after every call, with what it returned."""
+        """Hook for subclasses, called after every call with the call's output."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", str(func)).removesuffix(".default").strip("_")
@@ -290,7 +290,7 @@ class Recorder(TorchFunctionMode):
             self._paused = False
 
     def _note(self, path: str, target: nn.Module | str, label: str, args: Any, kwargs: Any, output: Any) -> Call | None:
-        """Add a call, unless it returns no tensors."""
+        """Add a call if it returns tensors."""
         tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
         if not tensors:
             return None
@@ -309,7 +309,7 @@ class Recorder(TorchFunctionMode):
 
     @contextmanager
     def _patched(self) -> Iterator[None]:
-        """Inside the `with` block modules evaluate and record that they run, and hooks are off."""
+        """Inside the `with` block, modules are in evaluation mode, record their calls, and run no hooks."""
         named = list(self.model.named_modules())
         before = [dict(vars(module)) for _, module in named]
         try:

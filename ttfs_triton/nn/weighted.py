@@ -26,8 +26,8 @@ class WeightedLayer(nn.Module):
     batch norm. Weights are standardised by default, except those of spiking neurons with batch norm.
 
     Attributes:
-        average: side of the windows that a convolution averages, for which `kernel_size`, `stride` and `padding` count
-            pixels, and `effective_weight()` has one weight per pixel; fully connected: number of consecutive inputs.
+        average: side of the windows that a convolution averages; fully connected: number of consecutive inputs. The
+            attributes `kernel_size`, `stride`, `padding` count pixels; `effective_weight()` has a weight per pixel.
         kind: "analog", "spiking" or "readout"; see `LayerKind`.
         weight: Parameter [C_out, ...]; `effective_weight()` gives the weights of the synapses.
         bias: Parameter [C_out], initial membrane potentials in threshold heights, or None.
@@ -36,9 +36,9 @@ class WeightedLayer(nn.Module):
             never standardised.
         batch_norm: `BatchNorm2d` or `BatchNorm1d`, which holds γ, β and the running statistics, or None. After
             `layer.batch_norm.eval()` the layer uses the running statistics even in training mode.
-        statistics_group: processes that share the statistics of a batch; None: every process alone.
-        spike_dropout: probability that an input spike is dropped while training, from A and W alike; the weights make
-            up for it, since an activation is a spike time, and scaling it would move the spike.
+        statistics_group: processes that share the statistics of a batch; None: a process uses those of its images.
+        spike_dropout: probability that an input spike is dropped while training, from A and W alike. The weights make
+            up for dropped spikes: scaled activations would be other spike times.
         initial_potential: V₀, added to every neuron's initial potential, in threshold heights; 0 except in readouts.
         threshold: height of the falling threshold at the window's start; 1 for hidden neurons.
         statistics: `SpikeCounter` or None (default); see `ttfs_triton.nn.statistics`.
@@ -140,14 +140,14 @@ class WeightedLayer(nn.Module):
         return weight
 
     def _stored_weight(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Standardised weights in the shape of `weight`: with average pooling, one per window of inputs."""
+        """`weight`, standardised if the layer does so: with average pooling, one per window of inputs."""
         if self.weight_gain is None:
             return self.weight
         return standardise_weight(self.weight, self.weight_gain, dtype=dtype)
 
     @torch.no_grad()
     def fold_standardisation(self) -> None:
-        """Replace standardised weights by the plain weights that they stand for; outputs stay the same."""
+        """Make the standardised weights plain weights of the same values; outputs stay the same."""
         if self.weight_gain is not None:
             self.weight.copy_(self._stored_weight())
             self.weight_gain = None
@@ -160,7 +160,7 @@ class WeightedLayer(nn.Module):
         return x, weight if scale == 1 else weight * scale
 
     def with_dropout(self, x: Tensor) -> tuple[Tensor, float]:
-        """Input activations after dropout, and the factor on the weights that makes up for dropped spikes."""
+        """Input activations after dropout, and the factor by which weights make up for dropped spikes."""
         if not self.training or self.spike_dropout == 0:
             return x, 1.0
         kept = torch.rand_like(x, dtype=torch.float32) >= self.spike_dropout
@@ -184,8 +184,8 @@ class WeightedLayer(nn.Module):
     def read_skip(self, skip: Tensor, shape: Sequence[int]) -> Tensor:
         """Delayed spikes as they reach the layer, one per neuron: [N, *shape].
 
-        Larger maps give every second (third, ...) row and column; channels that the earlier layer lacks are silent.
-        `skip` [N, skip, ...] are its activations, or other numbers for which 0 means silent.
+        Of larger maps, every second (third, ...) row and column is read; channels that the earlier layer lacks are
+        silent. `skip` [N, skip, ...] are that layer's activations, or other numbers for which 0 means silent.
         """
         step = skip_step(skip.shape[1:], shape)
         if step is None or skip.shape[1] != self.skip:
@@ -271,7 +271,7 @@ class WeightedLayer(nn.Module):
         self.log2_unit = nn.Parameter((logarithm if grid.per_channel else logarithm[:1]).to(self.weight.dtype))
 
     def unit_on_grid(self, bits: int | None, per_channel: bool) -> Tensor | None:
-        """Units [C_out] of the weights, float64, in threshold heights; None if the grid's rounding differs."""
+        """Units [C_out] of the weights, float64, in threshold heights; None if the grid rounds in another way."""
         grid = self.grid
         if self.log2_unit is None or grid is None or (grid.weight_bits, grid.per_channel) != (bits, per_channel):
             return None
@@ -303,7 +303,7 @@ class WeightedLayer(nn.Module):
         return self.statistics is not None and self.statistics.recording
 
     def record(self, activations: Tensor) -> Tensor:
-        """Count the spikes of `activations` if statistics are being recorded; returns them."""
+        """Count the spikes of `activations` if statistics are being recorded; returns `activations`."""
         if self.statistics is not None and self.counts_spikes:
             self.statistics.update(activations)
         return activations
@@ -321,18 +321,18 @@ class WeightedLayer(nn.Module):
 
     @property
     def geometry(self) -> dict[str, Any]:
-        """How a convolution's kernel moves, as keywords of `dft_conv2d`; {} for a fully connected layer."""
+        """Stride, padding, dilation and groups as keywords of `dft_conv2d`; {} for a fully connected layer."""
         return {}
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the layer's neurons for one image, from the shape of its inputs."""
+        """Shape of the layer's neurons for one image whose inputs to the layer have this shape."""
         raise NotImplementedError
 
 
 def skip_step(size: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | None:
-    """Step k, for rows and columns, with which a skip reads maps of `size` (channels, rows, columns) for `shape`.
+    """Steps (of rows, of columns) with which a skip reads maps of `size` (channels, rows, columns) for `shape`.
 
-    It takes every k-th row and column. () for fully connected layers (features,); None if channels or maps do not fit.
+    A step of k takes every k-th. () for fully connected layers (features,); None if channels or maps do not fit.
     """
     if len(size) != len(shape) or size[0] > shape[0]:
         return None
