@@ -43,7 +43,7 @@ def test_sparsity_is_that_of_the_counts_and_operations_those_of_layers_that_read
 def test_energy_is_the_estimates(chip, gating, options):
     counts, run = counted(**options), RunOptions(steps=16, gating=gating)
     if options.get("encoder", "latency") != "latency" and chip != "lemaire45:int8":
-        with pytest.raises(ValueError, match=f"{chip} has no price for multiply-accumulates of conv1. Choose another"):
+        with pytest.raises(ValueError, match=f"{chip}, which has no price for .* of conv1. Choose another"):
             energy_cost(counts, chip, run)
         return
     cost = energy_cost(counts, chip, run)

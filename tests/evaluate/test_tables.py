@@ -27,7 +27,7 @@ def test_comparison_shows_compute_and_memory_side_by_side(printed):
     for word in ("compute only", "memory included", "dense ANN", "zero-skipping ANN", "share"):
         assert word in text
     once = printed(print_comparison, comparison, small_print(comparison.estimates[0]))
-    assert [line in once for line in ("- memory of each layer", "- zero-skipping ANN; no reuse")] == [False, True]
+    assert [line in once for line in ("- memory of a layer", "- zero-skipping ANN; no reuse")] == [False, True]
 
 
 def test_chips_show_what_is_missing(printed):

@@ -76,7 +76,7 @@ def test_test_images_are_scored_in_float32(config):
         ({"weights": "/nowhere"}, "weights: .*nowhere"),
         ({"data_dir": None}, r"^give --dataset .* or --data-dir"),
         ({"target_operations": 0.01}, r"target_operations must be above 0\.\d+, the cost of a network that"),
-        ({"target_energy": "anp_i:1", "encoder": "analog"}, "anp_i has no price for multiply-accumulates of conv1"),
+        ({"target_energy": "anp_i:1", "encoder": "analog"}, "which has no price for multiply-accumulates of conv1"),
     ],
 )
 def test_run_that_cannot_begin_is_told_and_leaves_nothing(config, values, message):

@@ -1,7 +1,7 @@
 """Costs of a trained network on a chip: exact counts, and energy estimates with stated assumptions.
 
-network → `count` → `Counts` → `estimate` with the prices of a `Chip` → `Estimate` → `verdict`: what the network does
-for an image, what that costs, and whether its dense ANN costs more.
+network → `count` → `Counts` → `estimate` with the prices of a `Chip` → `Estimate` → `verdict`: the network's operations
+for an image, their energy, and whether the dense ANN needs more.
 """
 
 from ttfs_triton.energy.chip import Capacity, Chip, Memory, Price, Range, available_chips, load_chip

@@ -1,6 +1,6 @@
 """Chips, read from TOML: prices with unit, range, status and source; what prices include; memories and capacity.
 
-An unpublished price is None, not zero: an estimate lists the operations without a price beside the total.
+An unpublished price is None, not zero. An estimate names the operations without a price beside its total.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_BYTES = 2**18  # of a chip file; those of the package have up to 10,000
 Status = Literal["measured", "fitted", "simulated", "derived", "assumed", "unpublished"]
 STATUSES: tuple[Status, ...] = get_args(Status)  # from the strongest to the weakest
 
-# dimension: {unit: size in the dimension's first unit}. 1 µW · 1 µs = 1 pJ, and 1 µW/MHz = 1 pJ a clock cycle.
+# dimension: {unit: size in the dimension's first unit}. 1 µW · 1 µs = 1 pJ, and 1 µW/MHz = 1 pJ per clock cycle.
 UNITS: dict[str, dict[str, float]] = {
     "energy": {"pJ": 1.0, "fJ": 1e-3, "nJ": 1e3, "µJ": 1e6, "mJ": 1e9, "J": 1e12},
     "power": {"µW": 1.0, "nW": 1e-3, "mW": 1e3, "W": 1e6},
@@ -43,7 +43,7 @@ STRICT = ConfigDict(extra="forbid", strict=True)  # no other keys, and values of
 
 
 def _spelled_unit(unit: str) -> str:
-    """The unit with micro spelled µ (U+00B5); a u or the Greek letter is accepted too."""
+    """The unit with micro spelled µ (U+00B5); `unit` may have a u or the Greek letter instead."""
     unit = unit.replace("μ", "µ").replace("uJ", "µJ").replace("uW", "µW").replace("us", "µs")
     if unit not in _DIMENSION:
         raise ValueError(f"must be one of {', '.join(_DIMENSION)}")
@@ -115,7 +115,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Range:
-    """An amount with all prices at their low ends, at their nominal values, and at their high ends."""
+    """An amount in three cases: all prices at their low ends, at their nominal values, and at their high ends."""
 
     low: float
     nominal: float
@@ -135,7 +135,7 @@ def weakest(statuses: Iterable[Status]) -> Status | None:
 
 
 def energy_range(amount: Range | None) -> str:
-    """ "1.2 µJ", "1.2 µJ (0.9 µJ to 2 µJ)", or "–" for an unknown energy."""
+    """An energy as text: "1.2 µJ", "1.2 µJ (0.9 µJ to 2 µJ)", or "–" if it is unknown."""
     if amount is None:
         return "–"
     low, high = energy(amount.low), energy(amount.high)
@@ -155,11 +155,11 @@ PRICES = {
     "message": "energy",  # a spike goes to one core or tile
     "hop": "energy",  # a message crosses one tile
     "leakage_power": "power",  # without clock and spikes
-    "idle_power": "power per frequency",  # without spikes, for each unit of clock frequency
+    "idle_power": "power per frequency",  # without spikes, per unit of clock frequency
     "clock": "frequency",  # at which the prices hold
     "step_time": "time",  # one time step, if the chip fixes it
 }
-"""Every price that a chip may have, and its dimension. Memory has its own prices, by size."""
+"""Dimensions of all prices that a chip may have, except memory, whose prices go by size (`Memory`)."""
 
 Scope = Literal["arithmetic", "including fetch", "including routing"]
 
@@ -168,9 +168,9 @@ SCOPES: dict[Scope, tuple[str, ...]] = {
     "including fetch": ("memory",),
     "including routing": ("memory", "spike_out", "message", "hop"),
 }
-"""Scopes: costs that the price of a synaptic operation includes besides the addition, and that are not charged again.
+"""By scope: costs that the price of a synaptic operation includes besides the addition; they are not charged again.
 
-With "arithmetic", the prices of arithmetic stand for the price of a synaptic operation.
+With "arithmetic", a synaptic operation has no price: its arithmetic has prices.
 """
 
 
@@ -189,14 +189,14 @@ class Access(Price):
 
 @dataclass(frozen=True, config=STRICT)
 class Memory:
-    """Prices of on-chip memories, one memory for the weights and one for the states of each layer.
+    """Prices of on-chip memories; a layer has one memory for its weights and one for its states.
 
     Attributes:
         accesses: prices of one access, in order of rising memory size.
         word_bits: bits that one access moves.
-        packed: whether numbers narrower than a word share an access (contiguous, aligned). If not, each number is one
+        packed: whether numbers narrower than a word share an access (contiguous, aligned). If not, a number is one
             access, as in Lemaire et al.
-        addressing: whether computing addresses is charged, at one accumulate for each address.
+        addressing: whether computing addresses is charged, at one accumulate per address.
     """
 
     accesses: Annotated[tuple[Access, ...], Field(min_length=1)]
@@ -207,20 +207,20 @@ class Memory:
     @model_validator(mode="after")
     def _rises(self) -> Self:
         if any(one.size_kb >= other.size_kb for one, other in pairwise(self.accesses)):
-            raise ValueError(f"accesses must have rising sizes; got {[each.size_kb for each in self.accesses]}")
+            raise ValueError(f"accesses must have rising sizes; got {[access.size_kb for access in self.accesses]}")
         return self
 
     @property
     def largest_bytes(self) -> float:
-        """Size of the largest memory that has a price; larger ones are charged as banks of it."""
+        """Size of the largest memory that has a price; larger memories are charged as banks of this size."""
         return self.accesses[-1].size_kb * 1024
 
     def access(self, size_bytes: float, bits: int) -> Price:
         """Price of reading or writing one number.
 
         Between two sizes the price is interpolated linearly in bytes; below the smallest size it is constant. A memory
-        larger than the largest size consists of banks of that size; the wires between them are not counted, so the high
-        end extrapolates the line. The low end assumes full words, the high end one number for each access.
+        larger than the largest size consists of banks of that size; the wires between banks are not counted, so the
+        high end extrapolates the line. The low end assumes full words, the high end one number per access.
 
         Args:
             size_bytes: size of the memory that holds the number.
@@ -253,7 +253,7 @@ class Capacity:
 
     Attributes:
         neurons: largest number of neurons.
-        synapses: largest number of connections; a convolution's shared weight counts at each of its connections.
+        synapses: largest number of connections; a convolution's shared weight counts once per connection.
         weight_bits: most bits of a weight.
         source: where the capacity was published.
     """
@@ -271,15 +271,15 @@ class Chip:
     Attributes:
         name: name of the file, with the precision if the file has several ("horowitz45:int8").
         description: the silicon and its operating point.
-        synop_scope: key of `SCOPES`. With "arithmetic", arithmetic operations have prices; with every other scope,
+        synop_scope: key of `SCOPES`. With "arithmetic", arithmetic operations have prices; with any other scope,
             synaptic operations have.
         prices: prices by the keys of `PRICES`.
-        memory: prices of memory accesses; None if they have none.
+        memory: prices of memory accesses; None if there are none.
         capacity: how many neurons and synapses fit, and how wide weights may be.
         bits: width of the numbers in its arithmetic; None if not stated.
         node_nm: process node, nanometres.
         voltage_v: voltage at which the prices hold, volts.
-        included: keys of `PRICES`, or "memory", that other prices include in addition to the scope's.
+        included: keys of `PRICES`, or "memory", that other prices include in addition to those that the scope names.
         notes: conditions and limits of the figures, for readers.
     Raises:
         ValueError: a price does not exist, has the wrong dimension, is charged twice or is missing for the scope.
@@ -315,7 +315,7 @@ class Chip:
         return self
 
     def holds(self, key: str) -> bool:
-        """Whether other prices include this one, so that it must not be charged."""
+        """Whether other prices include the price `key`, so that it must not be charged."""
         return key in SCOPES[self.synop_scope] or key in self.included
 
     @property
@@ -324,7 +324,7 @@ class Chip:
         return self.synop_scope == "arithmetic"
 
     def exceeded(self, neurons: int, synapses: int, weight_bits: int) -> list[str]:
-        """A sentence for each capacity that a network exceeds."""
+        """Sentences on the capacities that a network exceeds."""
         capacity, lines = self.capacity, []
         for name, needed in (("neurons", neurons), ("synapses", synapses)):
             there = getattr(capacity, name)
@@ -337,7 +337,7 @@ class Chip:
 
 
 def available_chips() -> tuple[str, ...]:
-    """Names that `load_chip` accepts without a file, one for each precision: "loihi", "horowitz45:int8", ..."""
+    """Names that `load_chip` accepts without a file, one per precision: "loihi", "horowitz45:int8", ..."""
     names = []
     for path in sorted(FOLDER.glob("*.toml")):
         precisions = tomllib.loads(path.read_text(encoding="utf-8")).get("precisions", {})

@@ -14,7 +14,7 @@ from ttfs_triton.energy.estimate import Estimate, Run, RunOptions
 from ttfs_triton.energy.models import dense_ann, estimate, zero_skipping_ann
 from ttfs_triton.wording import energy, ratio
 
-# Time steps a window at which networks are compared, in addition to the steps that the user asks for.
+# Time steps per window at which networks are compared, in addition to the steps that the user asks for.
 STEPS = (4, 8, 16, 32, 64, 128)
 # Chip of a comparison if none of the user's chips prices a network and its dense ANN, with memory and without.
 FAIR_CHIP = "lemaire45:int8"
@@ -24,7 +24,7 @@ class BreakEven(NamedTuple):
     """The firing share at which a network costs as much as its dense ANN, at nominal prices."""
 
     value: float | None
-    """Mean firing share; may exceed 1. None if the network costs more without a spike, or if no hidden neuron fires."""
+    """Mean firing share; may exceed 1. None if the network costs more without any spike, or no hidden neuron fires."""
     text: str
     """The break-even point in words."""
 
@@ -32,10 +32,10 @@ class BreakEven(NamedTuple):
 def break_even_firing_share(counts: Counts, chip: Chip | str | Path, options: RunOptions) -> BreakEven:
     """Share of hidden neurons that may fire before the network costs as much as its dense ANN, memory included.
 
-    The spikes of all hidden layers are scaled by one factor, at the same spike times; the first layer's inputs stay.
+    The spikes of all hidden layers are scaled by one factor and keep their times; the first layer's inputs stay.
 
     Args:
-        counts, chip, options: as in `estimate`; `options.activity` is ignored, because it holds for other spikes.
+        counts, chip, options: as in `estimate`; `options.activity` is ignored, because it is that of other spikes.
     Raises:
         ValueError: the chip does not price both, with memory and without.
     """
@@ -54,7 +54,7 @@ def break_even_firing_share(counts: Counts, chip: Chip | str | Path, options: Ru
 
 
 def _with_memory_and_without(function: str, *estimates: Estimate) -> tuple[list[float], list[float]]:
-    """Nominal pJ of the estimates, memory included and of arithmetic alone; ValueError if a term has no price."""
+    """Nominal pJ of the estimates, with memory and by arithmetic alone; ValueError if a term has no price."""
     with_memory, alone = ([getattr(one, key) for one in estimates] for key in ("memory_included", "compute_only"))
     unpriced = any(term.kind in ("compute", "memory") for one in estimates for term in one.unpriced)
     if unpriced or None in (*with_memory, *alone):
@@ -69,8 +69,8 @@ class Verdict:
 
     Attributes:
         chip: the chip's name.
-        steps: time steps a window.
-        with_memory, arithmetic: ratio at each of `steps`.
+        steps: numbers of time steps per window.
+        with_memory, arithmetic: ratios at these numbers of steps, memory included, and of arithmetic alone.
         asked: index in `steps` of the steps that the user asked for.
         bound: whether ratios are upper bounds, because the neurons' work is computed from counts.
     """
@@ -84,7 +84,7 @@ class Verdict:
 
     @property
     def cheaper(self) -> bool:
-        """Whether the network costs less with memory and without, at the steps asked for."""
+        """Whether the network costs less, both with memory and without, at the steps that the user asked for."""
         return max(self.with_memory[self.asked], self.arithmetic[self.asked]) < 1
 
     def sentences(self) -> list[str]:
@@ -149,7 +149,7 @@ class Comparison(NamedTuple):
     """A network and ANNs compared on one chip."""
 
     estimates: tuple[Estimate, ...]
-    """Energies; the network's own is first."""
+    """Energies of the spiking network, its dense ANN and its zero-skipping ANN."""
     sentences: tuple[str, ...]
     """Verdict and break-even point in words."""
 

@@ -17,17 +17,17 @@ from ttfs_triton.energy.models import estimate
 
 @dataclass(frozen=True)
 class EventWeights:
-    """Cost of one event of a layer, for each kind of event."""
+    """Cost of one event of a layer, by kind of event."""
 
     operation: float = 0.0  # a spike at one of the layer's synapses
     spike: float = 0.0  # of the layer's neurons, before pooling
     delivered: float = 0.0  # such a spike reaches another layer, after pooling
-    spike_time: float = 0.0  # for each window of delay after the window's start
+    spike_time: float = 0.0  # per window that a spike comes after its window's start
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one sample: a constant plus, for each kind of event, a weight times the number of events."""
+    """Cost of one sample: a constant, plus weights of events times their numbers."""
 
     constant: float
     layers: Mapping[str, EventWeights]  # by name; the events of a missing layer cost nothing
@@ -47,7 +47,7 @@ class Cost:
         return self.constant + total / counts.samples
 
     def of_images(self, counts: Counts) -> float:
-        """Mean cost of a sample in a network that never spikes: of these images alone."""
+        """Mean cost of a sample if no neuron spiked: the cost of these images alone."""
         first = counts.layers[0]
         fixed = self.weights(first.name).operation * first.synaptic_operations + self.input_spike * counts.input.spikes
         return self.constant + fixed / counts.samples
@@ -79,8 +79,8 @@ def operations_cost(counts: Counts) -> Cost:
 def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) -> Cost:
     """Energy as a `Cost`: a sample's energy on a chip in microjoules, the total of `estimate` at nominal prices.
 
-    With gating it is an upper bound: neurons count as awake from their window's start, because the time of a neuron's
-    first input is no sum over events. Only the network's shape in `counts` is used, and no `options.activity`.
+    With gating, the cost is an upper bound: neurons count as awake from their window's start, because the time of a
+    neuron's first input is no sum over events. Only the network's shape in `counts` is used; `options.activity` is not.
     """
     chip, options = load_chip(chip), replace(options, activity=None)
     unpriced = {
@@ -90,8 +90,8 @@ def energy_cost(counts: Counts, chip: Chip | str | Path, options: RunOptions) ->
     }
     if unpriced:
         raise ValueError(
-            f"energy_cost: chip must price synaptic operations and multiplications; {chip.name} has no price for "
-            f"{', '.join(sorted(unpriced))}. Choose another chip."
+            f"energy_cost: chip must price synaptic operations and multiplications; got {chip.name}, which has no "
+            f"price for {', '.join(sorted(unpriced))}. Choose another chip."
         )
     layers = tuple(replace(layer, driven_time=None, undriven_time=None) for layer in counts.averages())
     one = replace(counts, samples=1, layers=layers, input=InputCounts())

@@ -1,7 +1,7 @@
-"""Counting of spikes and synaptic operations while a network runs, on its device; exact fan-out of a layer's inputs.
+"""Counts of spikes and synaptic operations, made on the device while a network runs; fan-out of a layer's inputs.
 
-`count(model, batches)` runs the network itself. Inside `with counting(model) as counter:` other code runs it, such as
-the trainer's evaluation. Counts stay on the device, as int64, until `counter.counts()` reads them.
+`count(model, batches)` runs the network itself. Inside `with counting(model) as counter:` other code runs the network,
+such as the trainer's evaluation. Counts stay on the device, as int64, until `counter.counts()` reads them.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def count(
         model: a network that `network_graph` accepts, not compiled. It runs in evaluation mode; its mode is restored.
         batches: images [N, ...] in the form that the model takes, or tuples that start with such images. They are moved
             to the model's device.
-        histogram_bins: number of bins of the spike-time histograms, which hold the first 250 samples of each process;
-            0 for no histograms.
+        histogram_bins: number of bins of the spike-time histograms, which hold a process's first 250 samples; 0 for no
+            histograms.
     Returns:
         Exact counts, summed over the samples of this process. `counting` also sums over processes.
     Raises:
@@ -85,7 +85,7 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
 def counting(model: nn.Module, *, image_shape: Sequence[int] | None = None, histogram_bins: int = 50) -> Counter:
     """A counter of every forward pass inside its `with` block. Arguments as in `network_graph` and `count`.
 
-    Inside the block, the counter replaces the layers' own statistics; `collect_statistics` reads the counter's.
+    Inside the block, the counter replaces the layers' statistics; `collect_statistics` then reads the counter's.
     """
     return Counter(network_graph(model, image_shape), histogram_bins)
 
@@ -101,18 +101,18 @@ class Counter:
     def __enter__(self) -> Counter:
         for counter in self._layers:
             layer = counter.layer
-            self._undo.callback(layer.register_forward_pre_hook(counter.arrive, with_kwargs=True).remove)
+            self._undo.callback(layer.register_forward_pre_hook(counter.add_inputs, with_kwargs=True).remove)
             self._undo.callback(setattr, layer, "statistics", layer.statistics)
             self._undo.callback(setattr, counter, "recording", False)
             layer.statistics, counter.recording = counter, True
         if self._graph.encoder.kind == "latency":
-            self._undo.callback(self._graph.encoder.layer.register_forward_hook(self._encode).remove)
+            self._undo.callback(self._graph.encoder.layer.register_forward_hook(self._count_encoded).remove)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._undo.close()
 
-    def _encode(self, _: nn.Module, __: Any, activations: Tensor) -> None:
+    def _count_encoded(self, _: nn.Module, __: Any, activations: Tensor) -> None:
         self._layers[0].encoded += torch.count_nonzero(activations > 0)
 
     def counts(self, accelerator: Accelerator | None = None) -> Counts:
@@ -127,15 +127,15 @@ class Counter:
             kept = accelerator.reduce(kept, "sum")
         layers = [counter.read(*tensors) for counter, tensors in zip(self._layers, kept, strict=True)]
         if not all(layer.samples for layer, _ in layers):
-            raise ValueError("counting: the network must run inside the block; it did not. Give it images there.")
+            raise ValueError("counting: the network must run inside the block; got no images. Run it on some there.")
         bits = None if self._graph.grid is None else self._graph.grid.weight_bits
         return network_counts(self._graph, layers, int(kept[0][-1]), bits)
 
 
 def fan_out(layer: WeightedLayer, input_size: tuple[int, ...]) -> tuple[Tensor, int]:
-    """Fan-out of a layer's inputs: neurons of one output channel that an input at each place reaches, and channels.
+    """Fan-out of a layer's inputs, in two factors: neurons of one output channel reached from a place; channels.
 
-    The first is [height · width], or [1] for a linear layer, int64; its `input_size` is (), else (height, width).
+    The first is int64, [height · width] for `input_size` (height, width), or [1] for a linear layer, whose size is ().
     """
     if isinstance(layer, DFTConv2d):
         outputs = layer.output_shape((layer.in_channels, *input_size))[1:]
@@ -149,13 +149,13 @@ def fan_out(layer: WeightedLayer, input_size: tuple[int, ...]) -> tuple[Tensor, 
 
 @torch.no_grad()
 def neurons_reached(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> Tensor | None:
-    """Mask [N, 1, ...] of a convolution's output places that an input spike of any group reaches; else None."""
+    """Mask [N, 1, ...] of a convolution's output places that an input spike of any group reaches, else None."""
     if not isinstance(layer, DFTConv2d):
         return None
     return (earliest_input(layer, inputs, skip).amax(1, keepdim=True) > 0).to(inputs.dtype)
 
 
-def waiting(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def input_timing(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """`without_input`, `driven_time` and `undriven_time` of a batch, three scalars on the device; see `LayerCounts`.
 
     `inputs` are activations or steps until the window's end, and `driven_time` is in their unit.
@@ -164,20 +164,20 @@ def waiting(layer: WeightedLayer, inputs: Tensor, skip: Tensor | None = None) ->
     bias = layer.with_batch_norm(layer.weight)[1]
     bias = torch.zeros(len(layer.weight), device=inputs.device) if bias is None else bias.detach().double()
     until = torch.ones_like(bias)
-    if not isinstance(layer, Readout) or layer.at == "first_spike":  # the initial potential alone meets the ramp
+    if not isinstance(layer, Readout) or layer.at == "first_spike":  # until the initial potential alone meets the ramp
         until = 1 - ((bias + layer.initial_potential) / layer.threshold).clamp(0, 1)
         until = (until * 2**20).round() / 2**20  # sums are exact in any order
     unreached, channels = (earliest <= 0).sum(1, dtype=torch.float64), len(bias) // len(earliest)
-    still, late = ((unreached * each.view(len(earliest), -1).sum(1)).sum() for each in ((bias == 0).double(), until))
-    return still.long(), earliest.sum(dtype=torch.float64) * channels, late.double()
+    silent, time = ((unreached * one.view(len(earliest), -1).sum(1)).sum() for one in ((bias == 0).double(), until))
+    return silent.long(), earliest.sum(dtype=torch.float64) * channels, time.double()
 
 
-# Sums that a `SynapseCounter` keeps: attributes of `LayerCounts`. The spikes that arrive on each wire follow them.
+# Sums that a `SynapseCounter` keeps: attributes of `LayerCounts`. Behind them stand the arriving spikes, by wire.
 SUMS = ("nonzero_macs", "synaptic_operations", "without_input")
 
 
 class SynapseCounter:
-    """Counts a layer's non-zero inputs and their synaptic operations, the sum of their fan-outs.
+    """Counts a layer's non-zero inputs, and synaptic operations, which are the sum of these inputs' fan-outs.
 
     `sums`, [3 + wires] int64, have the order of `SUMS`, then of `Stage.wires`; `times`, [2] float64, that of `GATED`.
     """
@@ -192,10 +192,10 @@ class SynapseCounter:
         inputs, size, is_map = sum(self._channels_of), stage.inputs[0].shape[1:], isinstance(layer, DFTConv2d)
         places, self._channels = fan_out(layer, size)
         products = int(places.sum()) * inputs
-        # Fan-out of each input divided by `channels`, channels innermost; None for a linear layer, where it is 1.
+        # Fan-out of the inputs divided by `channels`, channels innermost; None for a linear layer, where it is 1.
         self._reach = places.repeat_interleave(inputs).to(layer.weight.device, torch.float32) if is_map else None
         self._exact = torch.float32 if products < 1 << 24 else torch.float64  # for sums of integers
-        # The delayed spikes of a skip are inputs too, with one synapse each.
+        # The delayed spikes of a skip are inputs too, with one synapse per spike.
         skipped = math.prod((layer.skip, *stage.shape[1:]))
         self._described = {
             "name": stage.name,
@@ -210,16 +210,16 @@ class SynapseCounter:
         }
 
     def add(self, inputs: Tensor, skip: Tensor | None = None) -> None:
-        """Add a batch of inputs, [N, channels, height, width] or [N, features]; an encoder's have its mean subtracted.
+        """Add a batch of inputs, [N, channels, height, width] or [N, features]; an encoder's inputs minus its mean.
 
-        Delayed spikes `skip`, one for each neuron, meet one synapse each.
+        `skip` are delayed spikes, one per neuron; a delayed spike meets one synapse.
         """
         nonzero_macs, synaptic_operations, without_input, *arrived = self.sums
         if not self._real_inputs:
-            still, *times = waiting(self._layer, inputs, skip)
+            silent, *times = input_timing(self._layer, inputs, skip)
             self.times += torch.stack(times)
             if self._layer.kind == "spiking":
-                without_input += still
+                without_input += silent
         for part in in_parts(channels_innermost(inputs)):
             active = torch.ne(part, 0, out=torch.empty_like(part, dtype=torch.float32))
             by_wire = rearrange(active, "n (p c) -> n p c", c=inputs.shape[1]).split(self._channels_of, 2)
@@ -231,9 +231,9 @@ class SynapseCounter:
             elif not self._real_inputs:
                 synaptic_operations += products
         if skip is not None:
-            late = torch.count_nonzero(skip)
+            skipped = torch.count_nonzero(skip)
             for total in (arrived[-1], nonzero_macs, synaptic_operations):
-                total += late
+                total += skipped
 
     def _products(self, chosen: Tensor) -> Tensor:
         """Sum, int64, of the fan-out of inputs that are 1 in `chosen`, [n, inputs] float32, which it overwrites."""
@@ -243,7 +243,7 @@ class SynapseCounter:
     def counts(
         self, sums: Sequence[int], times: Sequence[float], samples: int, **spikes: Any
     ) -> tuple[LayerCounts, Sequence[int]]:
-        """The layer's counts, except its delivered spikes, and the number of spikes that arrived on each wire.
+        """The layer's counts, except its delivered spikes, and the numbers of spikes that arrived, by wire.
 
         `times` are in windows; `spikes` are counts of the neurons' spikes.
         """
@@ -255,12 +255,12 @@ class SynapseCounter:
         return LayerCounts(samples=samples, **self._described, **counts, **spikes), arrived
 
 
-# Samples in a histogram, which costs more than all other counts: about 200 spikes a bin (± 7 %) of 128 neurons.
+# Samples in a histogram, which takes longer than all other counts: with 128 neurons, about 200 spikes a bin (± 7 %).
 HISTOGRAM_SAMPLES = 250
 
 
 class LayerCounter(SpikeCounter):
-    """A `SpikeCounter` that also counts its layer's inputs and synaptic operations; the first, an encoder's spikes."""
+    """A `SpikeCounter` that also counts its layer's inputs and synaptic operations; `encoded`: an encoder's spikes."""
 
     def __init__(self, stage: Stage, histogram_bins: int) -> None:
         super().__init__(stage.shape)
@@ -288,8 +288,8 @@ class LayerCounter(SpikeCounter):
                 self._histogram += spike_histogram(part, self._bins)
             self._room = max(0, self._room - len(flat))
 
-    def arrive(self, _: nn.Module, arguments: Any, options: Any) -> None:
-        """Add a batch of the layer's inputs, and of its delayed spikes: a hook in front of the layer."""
+    def add_inputs(self, _: nn.Module, arguments: Any, options: Any) -> None:
+        """Forward pre-hook of the layer: add a batch of its inputs and delayed spikes."""
         inputs, skip = arguments[0], options.get("skip")
         if skip is not None:
             skip = self.layer.read_skip(skip.detach(), self._stage.shape)
@@ -298,7 +298,7 @@ class LayerCounter(SpikeCounter):
         self.synapses.add(inputs.detach(), skip)
 
     def tensors(self) -> list[Tensor]:
-        """All sums, on the device: the arguments of `read`, and the spikes of an encoder."""
+        """All sums, on the device, as `read` takes them; the last is the spikes of an encoder."""
         assert self.counts is not None
         sums, times = self.synapses.sums, self.synapses.times
         return [self.counts, self._summed_activation, self._histogram, sums, times, self.encoded]
@@ -308,7 +308,7 @@ class LayerCounter(SpikeCounter):
     ) -> tuple[LayerCounts, Sequence[int]]:
         """The result of `SynapseCounter.counts`, from `tensors()` of one process or summed over several."""
         (saturated, samples), spikes = counts[:2].tolist(), counts[2:].cpu()
-        sums, times, _ = (each.tolist() for each in synapses)
+        sums, times, _ = (part.tolist() for part in synapses)
         return self.synapses.counts(
             sums,
             times,
@@ -346,7 +346,7 @@ def network_counts(
 def spike_histogram(flat: Tensor, bins: int) -> Tensor:
     """[bins] int64: number of spikes in equal bins of time, 1 − activation; `flat` are activations [n, neurons].
 
-    A spike on a border between bins counts in the earlier one; within float32 rounding of it, it may count in either.
+    A spike on a border between bins counts in the earlier bin; within float32 rounding of a border, in either bin.
     """
     spiked = flat.float().masked_fill(flat <= 0, -1.0)  # histc ignores values outside of its range, and nan
     return torch.histc(spiked, bins, 0.0, 1.0).long().flip(0)

@@ -26,9 +26,9 @@ class LayerCounts(LayerStatistics):
     Attributes:
         neuron: properties of the layer's neurons; None for real-valued neurons, which integrate nothing.
         inputs: number of the layer's inputs, after pooling and without padding.
-        synapses: number of connections, without those into padding; a shared weight counts at each position.
+        synapses: number of connections, without those into padding; a shared weight counts at every position.
         weights, biases: number of stored weights, and of stored biases.
-        average: number of inputs that the synapses average; an ANN would read their mean.
+        average: number of inputs that share a weight by averaging; an ANN would read their mean.
         spikes_delivered: spikes that reach the next layer, after pooling; 0 for a readout.
         active_inputs: non-zero inputs.
         synaptic_operations: Σ over input spikes of their true fan-out, exact at borders, stride, dilation and groups.
@@ -37,14 +37,14 @@ class LayerCounts(LayerStatistics):
         analog_macs: all multiply-accumulates of a layer with real-valued inputs; 0 for spiking inputs.
         dense_macs: multiply-accumulates of the same layer in a dense ANN: synapses × samples.
         summed_spike_time: Σ over spikes of the time from the window's start, in windows.
-        histogram: number of spikes in each of equal bins of time from the window's start, over the first samples;
-            empty if not asked for.
+        histogram: numbers of spikes in equal bins of time from the window's start, over the first samples; empty if
+            not asked for.
         without_input: neurons of a spiking layer without an input spike and with zero initial potential. They stay
             silent here; the paper's Eq. 7, to the letter, lets them fire at their window's end.
         driven_time: Σ over neurons of the time from their first input spike to the integration window's end, in
             windows; before that spike the potential does not change. None if not counted, as for real-valued inputs.
-        undriven_time: Σ over neurons without input spikes of the time in their firing window until the initial
-            potential alone makes them fire or the window ends, in windows. None if not counted.
+        undriven_time: Σ over neurons without input spikes of the time in their firing window, in windows, until the
+            initial potential alone makes them fire or the window ends. None if not counted.
     """
 
     neuron: Neuron | None
@@ -78,9 +78,9 @@ class LayerCounts(LayerStatistics):
 
 @dataclass(frozen=True)
 class LayerActivity:
-    """Work of a layer's clock-driven neurons beyond its synaptic operations, summed over samples, or of one sample.
+    """Work of a layer's clock-driven neurons besides synaptic operations, summed over samples, or of one sample.
 
-    With gating, a neuron rests until its first input spike and after its own spike. Without gating, it works in every
+    With gating, a neuron rests until its first input spike and after its spike. Without gating, it works in every
     step of its two windows.
 
     Attributes:
@@ -107,7 +107,7 @@ OF_ALL_SAMPLES = (
     *("spikes", "spikes_delivered", "active_inputs", "synaptic_operations", "nonzero_macs", "analog_macs"),
     *("dense_macs", "saturated", "summed_spike_time"),
 )
-GATED = ("driven_time", "undriven_time")  # times that neurons wait for their first input spike; each may be None
+GATED = ("driven_time", "undriven_time")  # times from which the rest of gated neurons follows; both may be None
 SUMMED = ("neurons", "inputs", "synapses", "weights", "biases", "silent", "never_active", *OF_ALL_SAMPLES)
 """Keys of `Counts.total()`: sums over layers."""
 
@@ -131,7 +131,7 @@ class Counts:
         layers: counts of the layers with synapses, in the order in which they run; the readout is last.
         input: spikes of a latency encoder, which has no synapses and is no hidden layer.
         readout: when the decision is read; None if the network has no readout.
-        windows: windows that pass before the readout's window; None: one for each layer that fires, as in a chain.
+        windows: windows that pass before the readout's window; None: one per layer that fires, as in a chain.
         weight_bits: bits of a weight on the network's grid or in its simulation; None if weights are not rounded.
     """
 
@@ -158,7 +158,7 @@ class Counts:
         return (fired + outputs) / (self.samples * sum(layer.neurons for layer in self.layers))
 
     def averages(self) -> tuple[LayerCounts, ...]:
-        """The layers' counts as means over the samples, not sums."""
+        """The layers' counts as means over the samples instead of sums."""
         if self.samples < 1 or not self.layers:
             got = f"{self.samples} and {len(self.layers)}"
             raise ValueError(f"estimate: counts must be of at least one sample and layer; got {got}.")
@@ -170,9 +170,9 @@ class Counts:
         return tuple(layers)
 
     def firing_more(self, factor: float) -> Counts:
-        """Counts if hidden neurons fired `factor` times as often, at the same times, for the same inputs.
+        """Counts if hidden neurons fired `factor` times as often, at the same times, for the same images.
 
-        The time that neurons wait for their first input spike is assumed to be linear in `factor`.
+        The time for which neurons wait for their first input spike is assumed to be linear in `factor`.
         """
         fired, layers = ("spikes", "spikes_delivered", "saturated", "summed_spike_time"), []
         for place, layer in enumerate(self.layers):

@@ -1,4 +1,4 @@
-"""Energy estimates: the energy of one sample as a sum of terms, each a count times a price; and their options."""
+"""Energy estimates: a sample's energy as a sum of terms, a term being a count times a price; options of estimates."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class RunOptions:
 
     Attributes:
         steps: time steps in a window.
-        gating: whether a neuron sleeps before its first input spike and after its own spike. Counts without
-            the time of first inputs (`LayerCounts.driven_time`) give an upper bound.
-        activity: work of the neurons from the simulation that made the counts; None computes it from the counts.
+        gating: whether a neuron sleeps before its first input spike and after its spike. Counts without the time of
+            first inputs (`LayerCounts.driven_time`) give an upper bound.
+        activity: the neurons' work in the simulation that made the counts; None: computed from the counts.
         state_bits: bits of a slope or potential in memory. Default: those of a weight, at least 16.
         step_us: duration of a step in microseconds, for static power. Default: the chip's, if it fixes one.
     """
@@ -53,8 +53,8 @@ class Term:
         layer: name of the layer; "chip" for static power, "input" for spikes of the encoder.
         name: the operation in words.
         kind: "compute", "memory", "communication" or "static".
-        count: operations of a sample; microseconds of leakage, clock cycles of idle power; None if it is unknown.
-        price: price of one of them; None if the chip states none.
+        count: operations of a sample; for leakage microseconds, for idle power clock cycles; None if unknown.
+        price: price of one operation, microsecond or cycle; None if the chip states none.
         price_name: key of `PRICES`, or "memory".
         note: reason why the price or the count is unknown; empty if both are known.
     """
@@ -100,7 +100,7 @@ class Estimate:
     """Energy of one sample of a network, in pJ.
 
     A sum is a range: all prices at their low ends, at their nominal values, and at their high ends. Terms without a
-    price or count are in no sum; `unpriced` lists them.
+    price or count are in no sum; `unpriced` has them.
 
     Attributes:
         implementation: how neurons, or the ANN, are computed.
@@ -122,7 +122,7 @@ class Estimate:
 
     @property
     def total(self) -> Range | None:
-        """Sum of all terms that have a price; None if none has."""
+        """Sum of all terms that have a price; None if no term has one."""
         return _sum(self.terms)
 
     @property
@@ -138,7 +138,7 @@ class Estimate:
         return self.of_kind("compute", "memory") if self.of_kind("memory") else None
 
     def of_kind(self, *kinds: TermKind) -> Range | None:
-        """Sum of the terms of the given kinds; None if none of them has a price."""
+        """Sum of the terms of the given kinds; None if no such term has a price."""
         return _sum(term for term in self.terms if term.kind in kinds)
 
     @property
@@ -152,14 +152,14 @@ class Estimate:
         return weakest(term.status for term in self.terms if term.energy is not None)
 
     def parts(self, key: Literal["layer", "name"]) -> dict[str, Estimate]:
-        """The estimate of each layer alone, or of each operation over all layers, in order."""
+        """Estimates by layer, or by operation (`key` "name") over all layers, in order."""
         parts: dict[str, list[Term]] = {}
         for term in self.terms:
             parts.setdefault(getattr(term, key), []).append(term)
         return {name: replace(self, terms=tuple(terms)) for name, terms in parts.items()}
 
     def by_layer(self) -> dict[str, Range | None]:
-        """Energy of each layer, in order; None if none of its terms has a price."""
+        """Energies by layer, in order; None for a layer of which no term has a price."""
         return {name: part.total for name, part in self.parts("layer").items()}
 
     def to_dict(self) -> dict[str, Any]:

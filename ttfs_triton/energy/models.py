@@ -1,6 +1,6 @@
-"""Energy of one sample of a network with time-to-first-spike neurons, or as an ANN: its operations times prices.
+"""Energy of one sample of a network, with time-to-first-spike neurons or as an ANN: operations times prices.
 
-Pooling for the earliest spike is not charged: it compares spike times that are available anyway.
+Earliest-spike pooling is not charged: it compares spike times that are available anyway.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ def estimate(
     """Energy of one sample, in pJ, by layer and term. The counts say which neurons and readout the network has.
 
     Neurons are driven by a clock, as on event chips: a synaptic operation adds a weight to a slope. An awake neuron
-    adds its slope to its potential in each step of its two windows, and compares in the second. The readout integrates
-    for one window.
+    adds its slope to its potential in every step of its two windows, and in the second compares the potential with the
+    threshold. The readout integrates for one window.
 
-    An analog first layer does multiply-accumulates. Memory traffic is charged, without reuse, if the chip
-    prices it outside a synaptic operation; static power is charged over the latency of all windows, which parallel
-    branches share.
+    An analog first layer does multiply-accumulates. Memory traffic is charged, without reuse, if the chip has prices of
+    memory besides those of synaptic operations. Static power is charged for all windows; parallel branches share them.
 
     Args:
         counts: counts of a spiking network.
@@ -69,7 +68,7 @@ def estimate(
 
 
 def _clock_driven(terms: Terms, layer: LayerCounts, windows: int) -> None:
-    """Charge a layer's synapses and neurons."""
+    """Charge the work of a layer's synapses and neurons."""
     work, real = _neuron_work(layer, terms), layer.kind == "analog"
     has_slope = not real or layer.psp_persistence > 0  # a signed encoder's bright pixels add to a slope
     if real:  # products and biases make a potential, which waits for the threshold
@@ -88,8 +87,8 @@ def _clock_driven(terms: Terms, layer: LayerCounts, windows: int) -> None:
 def _neuron_work(layer: LayerCounts, terms: Terms) -> LayerActivity:
     """Work of a layer's neurons in their two windows: `options.activity`, or from counts, averaged over samples.
 
-    A neuron compares at its window's start and once a step, and adds the slope in between. With gating it sleeps after
-    its own spike: on average one step after its time, half for rounding and half until the comparison in mid-step.
+    A neuron compares at its window's start and once a step, and adds the slope in between. With gating, it sleeps from
+    one step after its spike time on average: half a step for rounding, half until the comparison in mid-step.
     """
     options, at = terms.options, terms.counts.readout
     for work in options.activity or ():
@@ -115,8 +114,8 @@ def dense_ann(
 ) -> Estimate:
     """Energy of the same network as a dense ANN, which computes every product.
 
-    Each synapse costs a multiply-accumulate, each hidden neuron a comparison (ReLU); memory traffic is charged as in an
-    analog first layer. Where synapses average spikes, the ANN pools first, which costs an addition for each input.
+    A synapse costs a multiply-accumulate, a hidden neuron a comparison (ReLU). Memory traffic is charged as in an
+    analog first layer. Where synapses average spikes, the ANN pools first, which costs an addition per input.
 
     Args:
         counts: counts of the network, spiking or not; only its shape is used.
@@ -129,9 +128,9 @@ def dense_ann(
 def zero_skipping_ann(
     counts: Counts, chip: Chip | str | Path, *, options: RunOptions | None = None, network: str = "network"
 ) -> Estimate:
-    """Energy of the same network as an ANN that multiplies non-zero inputs only.
+    """Energy of the same network as an ANN that multiplies only non-zero inputs.
 
-    Each input is still read and tested for zero (a comparison); weights are read only for products that are computed.
+    Every input is still read and tested for zero (a comparison); weights are read only for products that are computed.
 
     Args:
         counts: counts of the ANN whose zeros are skipped, or of the spiking network if the ANN is equally sparse.
@@ -157,7 +156,7 @@ def _ann(terms: Terms, network: str, name: str, *, skip_zeros: bool) -> Estimate
 class Terms:
     """Builder of one estimate: collects its terms, for layers whose counts are averaged over samples.
 
-    Weights in memory have the chip's bits, else the network's, else 8; states have at least 16, or as the options say.
+    Weights in memory have the chip's bits, else the network's, else 8. States have the options' bits, else at least 16.
     """
 
     def __init__(self, counts: Counts, chip: Chip | str | Path, options: RunOptions) -> None:
@@ -166,7 +165,7 @@ class Terms:
         self.state_bits = options.state_bits or max(16, self.weight_bits)
         self.windows = counts.windows or sum(layer.kind == "spiking" for layer in self.layers) + 1
         self._terms: list[Term] = []
-        self._largest: dict[str, float] = {}  # bytes of layers' memories beyond the largest price
+        self._largest: dict[str, float] = {}  # bytes of memories larger than any with a price, by layer
 
     def charge(self, layer: str, name: str, kind: TermKind, count: float | None, key: str, note: str = "") -> None:
         """Add a term, unless its count is 0 or another price includes it."""
@@ -196,9 +195,9 @@ class Terms:
             self.charge(layer.name, "addressing", "memory", count, "accumulate")
 
     def synaptic_operations(self, layer: LayerCounts, operations: float) -> None:
-        """Charge synaptic operations: an input spike adds a weight to the slope of each neuron that it reaches.
+        """Charge synaptic operations: an input spike adds a weight to the slope of every neuron that it reaches.
 
-        Each reads a weight, and reads and writes a state. Source: Lemaire et al., ICONIP 2022, Eq. 7–15.
+        An operation reads a weight, and reads and writes a state. Source: Lemaire et al., ICONIP 2022, Eq. 7–15.
         """
         key = "synop_conv" if layer.shared_weights and "synop_conv" in self.chip.prices else "synop"
         self.compute(layer, "synaptic operations", operations, "accumulate" if self.chip.arithmetic else key)
@@ -214,9 +213,9 @@ class Terms:
         self.access(layer, "state writes", layer.neurons * words, layer.neurons * words, self.state_bits)
 
     def multiplications(self, layer: LayerCounts, macs: float, runs: float = 1) -> None:
-        """Charge `runs` of a layer with real-valued inputs: each product reads its weight and its input.
+        """Charge `runs` of a layer with real-valued inputs: a product reads its weight and its input.
 
-        A fully connected layer reads each input only once. Source: Lemaire et al., ICONIP 2022, Eq. 3–6, 11–12.
+        A fully connected layer reads an input only once. Source: Lemaire et al., ICONIP 2022, Eq. 3–6, 11–12.
         """
         self.compute(layer, "multiply-accumulates", macs, "multiply_accumulate")
         biases = runs * layer.neurons if layer.biases else 0
@@ -266,7 +265,7 @@ class Terms:
     def estimate(
         self, network: str, implementation: str, assumptions: Sequence[str], *, steps: int | None = None
     ) -> Estimate:
-        """The estimate: all terms, static power over so many steps, assumptions, and where the network does not fit."""
+        """The estimate: all terms, static power over `steps` time steps, assumptions, warnings."""
         chip, total, network_bits = self.chip, self.counts.total(), self.counts.weight_bits
         step_us = self._nominal("step_time") if self.options.step_us is None else self.options.step_us
         latency_us = None if step_us is None or steps is None else step_us * steps
@@ -279,7 +278,7 @@ class Terms:
         elif chip.memory is not None:
             packing = "numbers packed into words" if chip.memory.packed else "one access a number"
             bits = f"{self.weight_bits}-bit weights, {self.state_bits}-bit states"
-            lines.append(f"memory of each layer: {bits}, {packing}")
+            lines.append(f"memory of a layer: {bits}, {packing}")
         if network_bits not in (None, self.weight_bits):
             lines.append(f"priced as {self.weight_bits}-bit weights, although the network's have {network_bits} bits")
         warnings = chip.exceeded(total["neurons"], total["synapses"], network_bits or self.weight_bits)

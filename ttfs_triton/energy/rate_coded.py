@@ -38,10 +38,10 @@ class RateCodedCounts:
     """Counts of a rate-coded network over a set of samples and all time steps.
 
     Attributes:
-        counts: layers with synapses, in the order in which they run, each with the neurons right behind it, or with
+        counts: layers with synapses, in the order in which they run. A layer has the neurons right behind it, or else
             its outputs. A layer with an input other than 0 and ±1 is "analog": it multiplies.
         steps: T, time steps of a sample.
-        leaky: of each layer with neurons, whether their potential leaks: a multiplication in each time step.
+        leaky: by layer with neurons, whether their potential leaks, which takes a multiplication per time step.
         correct: samples whose largest output is their label's; 0 without labels.
     """
 
@@ -57,17 +57,17 @@ def count_rate_coded(
 ) -> RateCodedCounts:
     """Run a rate-coded network of another library over batches, and count its spikes and synaptic operations.
 
-    A non-zero input of an `nn.Linear` or convolution costs as many operations as neurons that it reaches: accumulates
-    if all inputs of the layer are 0 or ±1, else multiply-accumulates, as NeuroBench's SynapticOperations.
+    A non-zero input of an `nn.Linear` or convolution costs one operation per neuron that it reaches: an accumulate if
+    all inputs of the layer are 0 or ±1, else a multiply-accumulate, as in NeuroBench's SynapticOperations.
 
     Args:
         model: maps images [N, ...] to outputs [N, classes], such as summed spikes. Its forward runs the time steps, in
             a loop or in multi-step mode ([T, N, ...]), and resets the neurons. It runs in evaluation mode.
         batches: images, or tuples (images, labels); they are moved to the model's device.
-        library: "snntorch" or "spikingjelly", whose neurons it has.
+        library: "snntorch" or "spikingjelly", whose neurons the model has.
     Raises:
-        ValueError: outputs are not as described; there are no batches or neurons; tensors are multiplied by others than
-            weights of such modules; or a layer runs neither once nor once a time step.
+        ValueError: outputs are not as described; there are no batches or neurons; tensors are multiplied by anything
+            but weights of such modules; or a layer runs neither once nor once a time step.
     """
     device, samples, passes, correct = next(iter(model.parameters()), torch.empty(0)).device, 0, 0, 0
     with ExitStack() as hooks, evaluating(model), _Counter(model, library, hooks) as counter:
@@ -93,7 +93,7 @@ class _Layer:
 
     def __init__(self) -> None:
         self.neurons: nn.Module | None = None
-        self.reach = torch.zeros(0, dtype=torch.int64)  # neurons that each input reaches
+        self.reach = torch.zeros(0, dtype=torch.int64)  # number of neurons reached, by input
         self.weights = self.biases = self.runs = self.outputs = self.steps = self.updates = 0
         self.operations = self.active = self.spikes = self.real = torch.tensor(0)  # replaced, never changed
 
@@ -117,7 +117,7 @@ class _Layer:
         """Counts over all samples and time steps."""
         if self.weights and self.runs not in (samples, samples * steps):
             often = f"{name}, {self.runs / samples:g} times in {steps} steps"
-            _refuse("run each layer once, or once a time step", often)
+            _refuse("run every layer once, or once a time step", often)
         real, synapses, operations = int(self.real) > 0, int(self.reach.sum()), int(self.operations)
         dense = synapses * self.runs
         counts: dict[str, Any] = {"saturated": 0, "never_active": 0, "spikes": int(self.spikes)}
@@ -130,7 +130,7 @@ class _Layer:
 
 
 class _Counter(TorchFunctionMode):
-    """Counts contractions, whose layers it knows by their weights, and spikes, by hooks on neurons."""
+    """Counts contractions, whose layer it tells by the weights, and spikes, by hooks on neurons."""
 
     def __init__(self, model: nn.Module, library: Library, hooks: ExitStack) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class _Counter(TorchFunctionMode):
 
 
 def _leaks(neurons: Any) -> bool:
-    """Whether a potential leaks: not with β = 1, nor in an `IFNode`."""
+    """Whether the neurons' potential leaks: not with β = 1, and not in an `IFNode`."""
     beta = torch.as_tensor(getattr(neurons, "beta", math.nan))
     return not bool((beta == 1).all()) and not any(kind.__name__ == "IFNode" for kind in type(neurons).__mro__)
 
@@ -182,9 +182,9 @@ def estimate_rate_coded(
 ) -> Estimate:
     """Energy of one sample of a rate-coded network, in pJ, by layer and term; the counterpart of `estimate`.
 
-    Neurons work in all time steps: each adds its bias, compares, and multiplies its potential if that leaks. A layer
-    with real-valued inputs does all multiply-accumulates as often as it runs. Batch norm counts as folded; pooling
-    costs nothing. `options` are attributes of `RunOptions`, except `steps`.
+    A neuron works in all time steps: it adds its bias, compares, and multiplies its potential if the potential leaks. A
+    layer with real-valued inputs does all multiply-accumulates as often as it runs. Batch norm counts as folded;
+    pooling costs nothing. `options` are attributes of `RunOptions`, except `steps`.
     """
     terms = Terms(counted.counts, chip, RunOptions(steps=counted.steps, **options))
     for layer in terms.layers:
