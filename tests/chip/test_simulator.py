@@ -188,7 +188,7 @@ IMAGES = torch.rand(2, 2, 5, 4)
         ({"weight_bits": 1}, "weight_bits\n.*input_value=1"),
         ({"state_bits": 8}, "simulate: state_bits must hold every .* which is .* in 1; got 8, which hold 127"),
         ({"batches": []}, "simulate: batches must not be empty; got none"),
-        ({"batches": [(IMAGES, torch.zeros(2, 1))]}, r"simulate: labels must be \[2\], one an image; got \[2, 1\]"),
+        ({"batches": [(IMAGES, torch.zeros(2, 1))]}, r"simulate: labels must be \[2\], one per image; got \[2, 1\]"),
         ({"batches": [IMAGES, (IMAGES, torch.zeros(2))]}, "simulate: batches must all have labels, or none; got both"),
     ],
 )

@@ -32,7 +32,7 @@ class SimulationSettings:
 
     @classmethod
     def of(cls, grid: Grid | None, **chosen: Any) -> SimulationSettings:
-        """Settings in which the value "network" is the grid's, or the default without a grid."""
+        """Settings; where a chosen value is "network", it is the grid's value, or without a grid the default."""
         usual: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(cls)}
         if grid is not None:
             usual |= {"steps": grid.time_steps, **grid.to_dict()}
@@ -50,19 +50,19 @@ class Simulation:
             window's start or end, or by its spike times.
         first_spike_predictions: [samples] int64, class of the earliest output spike. If several are in the same step,
             the lowest class; without an output spike, the class with the highest potential at the output window's end.
-        accuracy: share of samples that `predictions` classify correctly; None without labels, as the next one.
-        first_spike_accuracy: share of samples that `first_spike_predictions` classify correctly.
+        accuracy: share of samples that `predictions` classify correctly; None without labels.
+        first_spike_accuracy: the same of `first_spike_predictions`.
         ties: number of samples in which several output neurons fire in the earliest step.
         no_spike: number of samples without an output spike.
         latency_steps: [samples] int64, steps from the image's start to the first output spike's time stamp, or to the
             output window's end if there is no output spike.
         potential_latency_steps: steps from the image's start until the potentials of `predictions` can be read.
         counts: counts of the simulated spikes in the form of `count`. Time stamp k counts as time k/steps, histograms
-            have one bin a step, and spikes in step 0 are "saturated". The spikes of a readout of potentials are counted
-            on the hidden layers' ramp, as in the network's statistics.
-        activity: updates and comparisons of each layer in `counts`. A readout works until the decision it was trained
-            for: by potential until the start or end of its window, without comparisons; by first spike until that
-            spike (with gating), with comparisons.
+            have one bin per step, and spikes in step 0 are "saturated". The spikes of a readout of potentials are
+            counted on the hidden layers' ramp, as in the network's statistics.
+        activity: updates and comparisons of the layers in `counts`. A readout works until the decision that it was
+            trained for: by potential until the start or end of its window, without comparisons; by first spike until
+            that spike (with gating), with comparisons.
         spike_steps: time steps of the spikes by stage name, before pooling: [samples, ...] int32 in [0, steps), on the
             CPU; `steps` for silent neurons. A readout's spikes are on the ramp on which the first spike decides. None
             unless asked for.
@@ -99,7 +99,7 @@ class Simulation:
 
 
 def simulated_run(simulation: Simulation, options: RunOptions | None = None) -> Run:
-    """Counts and options of a simulation for an energy estimate: estimate(run.counts, chip, run.options).
+    """Counts and options of a simulation, for an energy estimate: estimate(run.counts, chip, run.options).
 
     `options` say how the network runs on the chip; the simulation sets steps, gating and activity.
     """

@@ -1,4 +1,4 @@
-"""Simulator of clock-driven hardware: integer time stamps, integer weights, at most one spike a neuron."""
+"""Simulator of clock-driven hardware: integer time stamps, integer weights, at most one spike per neuron."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def simulate(
     faults: Faults = Faults(),
     seed: int = 0,
 ) -> Simulation:
-    """Run a trained network in integers, with a clock of `steps` ticks a window.
+    """Decisions and counts of a trained network that runs in integers, on a clock of `steps` ticks per window.
 
     "network" takes a setting from the network's grid, on which the network decides exactly as in evaluation. Without a
     grid it means 64 steps, 8-bit weights with a unit per channel, and wide registers.
 
     Layer l integrates in window l − 1 and fires in window l; otherwise it sleeps. At a step of the integration window,
     the weights of that step's spikes are added to a neuron's slope, and the slope to its potential. At a step of the
-    firing window, σ times the slope is added to the potential, until that meets the falling threshold. An
+    firing window, σ times the slope is added to the potential, until the potential meets the falling threshold. An
     `AnalogEncoder` or `SignedEncoder` multiplies real numbers by rounded weights; its outputs become time stamps.
 
     Args:
@@ -63,11 +63,11 @@ def simulate(
             weight becomes the largest integer; if bits and granularity equal the grid's, the grid's units are used.
         per_channel: one weight unit per output channel; otherwise one per layer.
         state_bits: bits of the registers of slope and potential, see `ttfs_triton.nn.Grid`; None is wide enough.
-        gating: neurons rest until their first input spike and after their spike; changes `activity` alone.
+        gating: neurons rest until their first input spike and after their spike; only `activity` depends on it.
         keep_spike_times: whether the result holds all spike times.
         faults: faults of the chip. Weight noise and broken neurons are the same for all images; jitter and loss of
-            spikes are drawn for each image. Output neurons never break; their spikes are neither moved nor lost.
-        seed: seed of the chip's faults and of the spikes' faults, which are drawn in the order of the images. Batches
+            spikes are drawn anew for every image. Output neurons never break; their spikes are neither moved nor lost.
+        seed: seed of the chip's faults, and of the spikes' faults, which are drawn in the order of the images. Batches
             of another size, and other devices, draw other spike faults.
     Returns:
         Decisions, counts of the spikes that are left after faults, and the work of clock-driven neurons.
@@ -102,7 +102,7 @@ def simulate(
 
 
 def simulate_at(model: nn.Module, batches: Iterable[Any], steps: Iterable[int], **options: Any) -> list[Simulation]:
-    """Simulations of a network at several numbers of time steps a window.
+    """Simulations of a network at several numbers of time steps per window.
 
     Args:
         model, options: as in `simulate`.
@@ -118,7 +118,7 @@ def simulate_at(model: nn.Module, batches: Iterable[Any], steps: Iterable[int], 
 
 
 class Simulator:
-    """Simulates batches and sums their results; `layers` are in integers, with the counters of their work, by name."""
+    """Simulates batches and sums their results; `layers` has layers in integers and their counters, by name."""
 
     def __init__(self, graph: NetworkGraph, settings: SimulationSettings, keep: bool) -> None:
         self._graph, self._settings, self._keep = graph, settings, keep
@@ -136,7 +136,7 @@ class Simulator:
                 self.layers[stage.name] = self._clocked(stage), counter
 
     def _clocked(self, stage: Stage) -> ClockedLayer | AnalogLayer:
-        """A stage in integers, in its grid's weight units if the simulation has the grid's bits, else in new units."""
+        """A stage in integers, in the grid's weight units if the simulation has the grid's bits, else in new units."""
         layer, bits, per_channel = stage.layer, self._settings.weight_bits, self._settings.per_channel
         unit, (exact, bias) = stage.weighted.unit_on_grid(bits, per_channel), stage.synapses()
         rounded = quantise_weight(exact, bits, per_channel=per_channel, unit=unit)
@@ -153,7 +153,7 @@ class Simulator:
         """Simulate a batch and add its results."""
         if labels is not None:
             if labels.shape != images.shape[:1]:
-                raise ValueError(f"simulate: labels must be [{len(images)}], one an image; got {[*labels.shape]}.")
+                raise ValueError(f"simulate: labels must be [{len(images)}], one per image; got {[*labels.shape]}.")
             self._labels.append(labels.to(self._device, non_blocking=True))
         images = images.to(self._device, non_blocking=True)
         with exact_products():
@@ -162,7 +162,7 @@ class Simulator:
                 self._samples += len(part)
 
     def _emit(self, stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-        """Spikes of a stage as the number of steps that remain in its window; 0 for silent neurons."""
+        """Spikes of a stage as numbers of steps that remain in its window; 0 for silent neurons."""
         if stage.name in self.layers:
             instant = self._fire(stage, inputs, skip)
         else:
@@ -242,9 +242,9 @@ class Simulator:
 
 
 class FaultyChip:
-    """Faults of one chip: weight noise and broken neurons are drawn once, faults of spikes for each image.
+    """Faults of one chip: weight noise and broken neurons are drawn once, faults of spikes anew for every image.
 
-    The draws follow the order of layers and images.
+    Draws are in the order of layers and images.
     """
 
     def __init__(self, faults: Faults, clock: Clock, seed: int) -> None:
@@ -287,7 +287,7 @@ class ClockedCounter:
         self._ever = torch.zeros(math.prod(stage.shape), dtype=torch.bool, device=device)
 
     def add_integration(self, earliest: Tensor, channels: int) -> None:
-        """Add the integration window's updates; `earliest` is of `earliest_input`, for that many channels."""
+        """Add the integration window's updates; `earliest` comes from `earliest_input`, and holds for `channels`."""
         cycles = earliest.sum(dtype=torch.float64).long() if self._gating else earliest.numel() * self._clock.steps
         self._integration += cycles * channels
 
@@ -311,7 +311,7 @@ class ClockedCounter:
             self._firing += (updates.masked_fill_(slope == 0, 0) if self._gating else updates).sum()
 
     def add_end_of_window(self, slope: Tensor, channels: int) -> None:
-        """Add the updates of neurons that work to the firing window's end without comparing; see `add_integration`."""
+        """Add updates, to the firing window's end, of neurons that never compare; arguments as in the two above."""
         neurons = (slope > 0).sum() if self._gating else slope.numel()
         self._firing += neurons * channels * self._clock.steps
 
