@@ -25,7 +25,7 @@ def test_pages_draw_the_same_twice_and_need_matplotlib(monkeypatch):
         "two", {"a": [(1.0, 0.5), (2.0, 1.0)]}, "steps", 100, doubling=True
     )  # of 100, none wrong
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match=r"write_page: matplotlib must be installed; found none.*\[plot\]"):
+    with pytest.raises(RuntimeError, match=r"write_page: matplotlib must be installed; got none.*\[plot\]"):
         render_page(full_report())
 
 

@@ -1,4 +1,4 @@
-"""Batches of images to score: each image once, in order, shared among processes. Training uses `load_batches`, too."""
+"""Batches of images to score: all images once, in order, shared among processes. Training uses `load_batches`, too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ttfs_triton.data.pixels import to_float
 if TYPE_CHECKING:
     from ttfs_triton.data.images import ImageData  # it needs the package datasets
 
-WORKER_SECONDS = 10.0  # life of a worker process after SIGTERM: the main process may still need batches
+WORKER_SECONDS = 10.0  # how long a worker process lives after SIGTERM: the main process may still need batches
 Batch = tuple[Tensor, Tensor]
 
 Gathered = tuple[Tensor, ...]
@@ -46,12 +46,12 @@ class Batches(Protocol):
 
 
 class EvaluationBatches(Batches):
-    """This process's share of the images, each exactly once over all processes, in order.
+    """This process's share of the images, in order; over all processes, every image comes exactly once.
 
     Args:
         data: images and labels.
         indices: [n], int64, the images to score; None: all.
-        batch_size: images in a batch of this process; the last one may be smaller.
+        batch_size: images in a batch of this process; the last batch may be smaller.
         rank, world_size: number of this process, and number of processes. Shares differ by at most one image.
     """
 
@@ -83,15 +83,15 @@ class EvaluationBatches(Batches):
 def load_batches(
     batches: Batches, device: torch.device | None = None, *, first: int = 0, num_workers: int = 0
 ) -> Generator[Batch]:
-    """Batches from number `first` on, in order, on a device, by default the data's. Closing it ends worker processes.
+    """Batches from number `first` on, in order, on a device, by default the data's; closing ends worker processes.
 
-    `num_workers` processes decode images which are not in memory; 0: this process does. Batches do not change.
+    `num_workers` processes decode images that are not in memory; 0: this process does. Batches are the same with any.
     """
     device = batches.data.device if device is None else device
     order = range(first, len(batches))
     gathered, end = map(batches.gather, order), lambda: None
     if num_workers and not batches.data.in_memory:
-        # A generator of its own: else each epoch would draw from the global one, and a resumed run would differ.
+        # Without this generator, every epoch would draw from the global one, and a resumed run would differ.
         loader = DataLoader(
             cast(Any, order),
             batch_size=None,
@@ -111,6 +111,6 @@ def load_batches(
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Ignore Ctrl-C and delay SIGTERM, which reach workers too: the main process needs workers until it stops."""
+    """Ignore Ctrl-C and delay SIGTERM, which workers get too: the main process needs workers until it stops."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: Timer(WORKER_SECONDS, os._exit, [0]).start())

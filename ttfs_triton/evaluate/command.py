@@ -60,10 +60,10 @@ def run(options: EvaluationOptions) -> EvaluationResult:
 
 
 def _check_output(options: EvaluationOptions) -> None:
-    """Check before any work that the output can be written without overwriting files."""
+    """ValueError, before any work, if the output would overwrite files; RuntimeError if matplotlib is missing."""
     for path in (options.output_dir and options.output_dir / MAIN_FILE, options.report):
         if path is not None and path.exists() and not options.overwrite:
-            raise ValueError(f"evaluate: {path} must not exist; it does. Replace it by --overwrite, or name another.")
+            raise ValueError(f"evaluate: output must be new; got {path}. Replace it by --overwrite, or name another.")
     if options.report is not None:
         if options.report.suffix != ".html":
             raise ValueError(f"evaluate: --report must end in .html; got {options.report}.")

@@ -14,7 +14,7 @@ from ttfs_triton.nn.prepare import plain_synapses
 from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.trace import evaluating
 
-# Times within the last hidden layer's firing window, as shares of it, at which output potentials are read.
+# Times at which output potentials are read in the last hidden layer's firing window, as shares of this window.
 EARLY = tuple(part / 10 for part in range(1, 10))
 # Deadlines within the output window, from its start to its end.
 DEADLINES = tuple(part / 10 for part in range(11))
@@ -28,7 +28,7 @@ class Outputs:
     potential: Tensor  # [N, classes], at the window's start, V₀ included, in threshold heights
     slope: Tensor  # [N, classes], of the potential inside the window
     labels: Tensor  # [N] int64
-    start: float  # from the image's start to the output window's start
+    start: float  # time of the output window's start, from the image's start
     early: Tensor  # [N, len(EARLY)] int64, class of the highest potential at the times `EARLY` of the window before
 
     def forced(self, time: float) -> Tensor:
@@ -51,7 +51,7 @@ def output_spikes(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
             network(images.to(device))
             hidden = arriving.pop()
             times = readout.decide(hidden).spike_times.double()
-            if graph.grid is not None:  # times of float32 lie beside whole steps
+            if graph.grid is not None:  # in float32, times lie slightly beside whole steps
                 times = (times * graph.grid.time_steps).round() / graph.grid.time_steps
             outputs = (part.double() for part in (times, *readout.one_pass(hidden).potential_and_slope()))
             parts.append(tuple(part.cpu() for part in (*outputs, labels, _early(readout, hidden))))
@@ -60,7 +60,7 @@ def output_spikes(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
 
 
 def _early(readout: Readout, hidden: Tensor) -> Tensor:
-    """Classes [N, len(EARLY)] of the highest potential at the times `EARLY`, while spikes still arrive."""
+    """Classes [N, len(EARLY)] of the highest potential at the times `EARLY`, at which spikes still arrive."""
     weight, bias = plain_synapses(readout)
     # At a share t of the window, a spike x has contributed w·(x − (1 − t)).
     since = [(hidden.double() - (1 - part)).clamp_(min=0) for part in EARLY]

@@ -23,7 +23,7 @@ from ttfs_triton.wording import number, percent
 
 
 def run(options: EnergyOptions) -> None:
-    """Count, simulate, price and print the networks of the options."""
+    """Count, simulate and price the networks that the options name, and print tables."""
     file_and_function(options.module)
     if options.ttfs is None and options.dataset is None and options.data_dir is None:
         raise ValueError("energy: images must be named; got none. Add --data-dir or --dataset.")
@@ -50,7 +50,7 @@ def run(options: EnergyOptions) -> None:
 
 
 def _column(steps: str, accuracy: float | None, counts: Counts, energies: Sequence[Estimate]) -> dict[str, str]:
-    """Print a network's operations by layer; returns its cells by row: accuracy, means of counts, energies."""
+    """Print a network's operations by layer; returns its column of the last table: accuracy, mean counts, energies."""
     print_whole(Text(f"\n{energies[0].network}"), operations_table(counts), Text(f"- {energies[0].assumptions[0]}"))
     cells = {"accuracy": percent(accuracy), "time steps": steps}
     for key in ("spikes", "synaptic_operations", "analog_macs", "dense_macs"):

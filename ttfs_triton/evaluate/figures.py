@@ -1,4 +1,4 @@
-"""Figures as SVG for pages, with matplotlib (extra `plot`): styles and axes, then those of one evaluated network."""
+"""Figures as SVG for pages, with matplotlib (extra `plot`): styles and axes; figures of one evaluated network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Draw = Callable[["Figure"], object]
 
-INK, PAPER = "#223344", "#fefdfc"  # a page replaces them by its own text and background colours
+INK, PAPER = "#223344", "#fefdfc"  # a page replaces them by its text and background colours
 PAGE_WIDTH = 5.0  # inches; a phone shows a page's figures about 4.5 wide
 STYLE: dict[Any, Any] = {
     "font.size": 11,
@@ -66,9 +66,9 @@ def page_svg(name: str, height: float, draw: Draw) -> str:
 
 
 def require_matplotlib(function: str) -> None:
-    """Raise RuntimeError if matplotlib is not installed; the message names `function`."""
+    """RuntimeError if matplotlib is not installed; the message names `function`."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise RuntimeError(f"{function}: matplotlib must be installed; found none. pip install 'ttfs-triton[plot]'")
+        raise RuntimeError(f"{function}: matplotlib must be installed; got none. Run: pip install 'ttfs-triton[plot]'.")
 
 
 def _for_page(svg: str) -> str:
@@ -83,7 +83,7 @@ def _for_page(svg: str) -> str:
 
 
 def accuracy_axis(axes: Axes, accuracies: Sequence[float], samples: int) -> None:
-    """Make accuracy the vertical axis; if errors are far apart, such as 1 % and 90 %, their scale is logarithmic."""
+    """Make accuracy the vertical axis, with a logarithmic scale of errors if they are far apart, as 1 % and 90 %."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     axes.set_ylabel("accuracy")
@@ -102,7 +102,7 @@ def _by_error(accuracy: Any) -> Any:
 
 
 def value_axis(axes: Axes, values: Sequence[float], wording: Callable[[float], str] = energy) -> None:
-    """Make values the horizontal axis, labelled by `wording`; values far apart, such as 1 nJ and 1 µJ, logarithmic."""
+    """Make values the horizontal axis, labelled by `wording`; logarithmic if they are far apart, as 1 nJ and 1 µJ."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     if max(values) < 3 * min(values):
@@ -137,9 +137,9 @@ POINTS = ((64, 4.0), (1024, 2.5), (8192, 1.6))  # (most neurons of a layer, diam
 
 
 def raster_svg(layers: Sequence[LayerSpikes]) -> str:
-    """Spike raster: time across, one band for each layer, a point for each spike; a ring marks the first output spike.
+    """Spike raster: time across, one band per layer, one point per spike; a ring marks the first output spike.
 
-    The points are one bitmap inside the SVG, so that its size hardly depends on their number.
+    The points are one bitmap inside the SVG, so that the file's size hardly depends on the number of spikes.
     """
 
     def draw(figure: Figure) -> None:
@@ -181,7 +181,7 @@ def _heights(row: int, layer: LayerSpikes) -> list[float]:
 
 
 def histograms_svg(counts: Counts) -> str | None:
-    """Histograms of spike times in the window, one for each layer; None if no layer has a histogram."""
+    """Histograms of spike times in the window, one per layer; None if no layer has a histogram."""
     layers = [layer for layer in counts.layers if sum(layer.histogram)]
     if not layers:
         return None
@@ -222,7 +222,7 @@ def _histogram(axes: Axes, layer: LayerCounts) -> None:
 
 
 def energy_svg(estimates: Sequence[Estimate]) -> str | None:
-    """Total energy with its range on each chip, open if terms have no price; None unless two chips have prices."""
+    """Total energies with ranges, by chip; open markers if terms have no price. None unless two chips have prices."""
     totals = [(estimate, total) for estimate in estimates if (total := estimate.total) and total.nominal > 0]
     if len(totals) < 2:
         return None
@@ -255,14 +255,14 @@ def lines_svg(
     doubling: bool = False,
     levels: Mapping[str, float] | None = None,
 ) -> str | None:
-    """Accuracy against a value: a line for each name through its points; None with fewer than two values.
+    """Accuracy against a value: lines through points; None with fewer than two values.
 
     Args:
-        name: unique on the page.
-        lines: points (value, accuracy) by name; the line is dashed if its name contains "calibrated".
+        name: name of the figure, unique on the page.
+        lines: points (value, accuracy) by name of the line; it is dashed if its name contains "calibrated".
         title: name of the horizontal axis.
         images: number of images that the accuracies are of.
-        doubling: the axis is logarithmic, with a tick at each value, as for time steps.
+        doubling: make the horizontal axis logarithmic, with a tick at every value, as for time steps.
         levels: accuracies to draw as horizontal lines, by name.
     """
     levels, points = levels or {}, [point for drawn in lines.values() for point in drawn]

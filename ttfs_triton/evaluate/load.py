@@ -41,7 +41,7 @@ def load_network(source: str | Path, network: str | None = None) -> LoadedNetwor
         source: a run's folder (its best weights are loaded), a folder with config.json and model.safetensors, a
             safetensors file with a config.json beside it, or, as a string, "owner/name[@revision]" on the Hub or
             "bundled:NAME" for a network that comes with the package.
-        network: "file.py:function" that builds the network, if the user's own code does.
+        network: "file.py:function" that builds the network, if the user's code does so.
     Raises:
         LoadError: nothing was found, a file is damaged, weights and configuration do not match, or weights are NaN or
             infinite.
@@ -63,11 +63,11 @@ def load_test_images(
 ) -> ImageData:
     """Test images of the data set that a network was trained on, or of another data set.
 
-    Logs a warning if its classes have other names than the network's.
+    A warning is logged if the data set's classes have other names than the network's.
 
     Args:
         loaded: the network; its run's configuration, or else its config.json, names data set, image size and columns.
-        dataset, data_dir, image_column, label_column, max_samples, progress: see `load_images`; override `loaded`.
+        dataset, data_dir, image_column, label_column, max_samples, progress: see `load_images`; they override `loaded`.
     Raises:
         ValueError: no data set is named, or the images' shape, the number of classes or their order differs from the
             network's.

@@ -23,7 +23,7 @@ def versions() -> dict[str, str]:
 
 
 def describe_machine() -> str:
-    """Lines for a report of a bug: versions, system and devices; no paths, names of users or hosts."""
+    """Lines for a bug report: versions, system and devices; no paths and no names of users or hosts."""
     devices = [device_name(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
     facts = {"system": platform.platform(), **versions(), "cpu": device_name(torch.device("cpu"))}
     facts["gpu"] = ", ".join(devices) or "none that PyTorch can use"
@@ -58,6 +58,6 @@ def facts(command: str, device: torch.device) -> dict[str, str]:
 
 
 def command_line(command: str) -> str:
-    """The command line of this run of `ttfs COMMAND`; absolute paths are cut to their last part, also behind "="."""
+    """The command line of this run of `ttfs COMMAND`; absolute paths are cut to their last part, also after "="."""
     words = (re.sub(r"(^|=)/.*?([^/]*)/*$", r"\1\2", word) for word in sys.argv[1:])
     return shlex.join(["ttfs", command, *words])

@@ -66,7 +66,7 @@ def spikes_of(network: nn.Module, image: Tensor) -> tuple[LayerSpikes, ...]:
         network: a network for `network_graph`, on any device. It runs in evaluation mode; its mode is restored.
         image: [channels, height, width], in the form that the network takes.
     Returns:
-        One entry for each layer, in the order of the windows; the readout's spikes are on its own ramp.
+        One entry per layer, in the order in which layers run; the readout's spikes are on the readout's ramp.
     Raises:
         NetworkError: as `network_graph` raises it.
     """
@@ -99,7 +99,7 @@ class Sample:
         image: [channels, height, width], in [0, 1].
         spikes: spikes of all layers, from `spikes_of`.
         label, prediction: names of the image's class and of the predicted class.
-        class_names: class name of each output neuron, for the first output spike; if empty, its number is shown.
+        class_names: class names of the output neurons, for the first output spike; if empty, numbers are shown.
     """
 
     image: Tensor
@@ -111,7 +111,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """All figures of one network on one data set; its page leaves out what is None or empty.
+    """All figures of one network on one data set; the page leaves out what is None or empty.
 
     Attributes:
         title, dataset: title of the page, and name of the data set.
@@ -119,8 +119,8 @@ class EvaluationResult:
         scores: accuracies and ties.
         counts: counts of the network, from `count`.
         sample: an image for the spike raster.
-        energy: one estimate for each chip.
-        chip: name of the chip whose energy is a headline figure, one of `energy`.
+        energy: one estimate per chip.
+        chip: name of the chip whose energy is a headline figure, one of those in `energy`.
         comparison, simulation, deadlines: further analyses.
         facts: how the page was made (versions, device, date, command), in the order shown.
     """
@@ -149,10 +149,10 @@ def measure(
     others: Sequence[int] = STEPS,
     on_scored: Callable[[Evaluation], None] = lambda scores: None,
 ) -> EvaluationResult:
-    """All figures of an evaluation. The options' chips and images do not count, those of `chips` and `data` do.
+    """All figures of an evaluation; `chips` and `data` replace the chips and images that the options name.
 
-    A network without a grid is also simulated at `others`, time steps a window. `on_scored` is called with the scores
-    before the simulations begin.
+    A network without a grid is also simulated at the numbers of time steps in `others`. `on_scored` is called with the
+    scores before the simulations begin.
     """
     network, name = loaded.network.to(accelerator.device), loaded.files.name
     batches = EvaluationBatches(data, None, options.batch_size)
@@ -188,7 +188,7 @@ def measure(
 
 
 def _sample_of(loaded: LoadedNetwork, data: ImageData, number: int) -> Sample:
-    """Test image number `number` with its spikes and its predicted class,."""
+    """Test image number `number`, with its spikes and its predicted class."""
     network, names = loaded.network.eval(), tuple(loaded.network.class_names)
     image = to_float(data.images_at(torch.tensor([number])))[0]
     prediction = int(network(image[None].to(next(network.parameters()).device)).argmax())
@@ -197,7 +197,7 @@ def _sample_of(loaded: LoadedNetwork, data: ImageData, number: int) -> Sample:
 
 
 def _network_facts(loaded: LoadedNetwork) -> dict[str, Any]:
-    """The network's configuration; for a network from the user's own code also its encoder and readout."""
+    """The network's configuration; for a network built by the user's code also its encoder and readout."""
     network, graph = loaded.description.network, loaded.network.graph
     if isinstance(network, OwnNetwork):
         return network.to_dict() | {"encoder": graph.encoder.kind, "readout": graph.readout.at}

@@ -32,7 +32,7 @@ TIED = re.compile(r"(?<=×) (?=\d)|(?<=\d) (?=[pnµm]?J\b)")
 
 
 def write_page(path: Path, data: EvaluationResult) -> Path:
-    """Write the page as an HTML file into an existing folder, in place of an older one; returns its path.
+    """Write the page as an HTML file into an existing folder, in place of an older file; returns its path.
 
     Raises:
         RuntimeError: matplotlib is not installed.
@@ -92,7 +92,7 @@ def png(image: Tensor) -> str:
 
 
 def render(template: str, package: str = "ttfs_triton.evaluate", **names: Any) -> str:
-    """A template of a package's folder as HTML text; it sees `names` and the modules `tables` and `figures`."""
+    """HTML text from a template in a package's folder, which sees `names` and the modules `tables` and `figures`."""
     figures.require_matplotlib("write_page")
     environment = template_environment(package)
     environment.filters["linked"] = linked
@@ -101,7 +101,7 @@ def render(template: str, package: str = "ttfs_triton.evaluate", **names: Any) -
 
 
 def template_environment(package: str, *, autoescape: bool = True) -> Environment:
-    """Jinja environment for templates of a package and of this one; filters format numbers. Undefined names raise."""
+    """Jinja environment for templates of `package` and of this one, with filters for numbers; undefined names raise."""
     loader = ChoiceLoader([PackageLoader(name, ".") for name in (package, "ttfs_triton.evaluate")])
     environment = Environment(
         loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -111,7 +111,7 @@ def template_environment(package: str, *, autoescape: bool = True) -> Environmen
 
 
 def linked(text: str) -> Markup:
-    """Escaped text as HTML, with web addresses as links and no line break after × or before a unit of energy."""
+    """Escaped text as HTML: web addresses become links, and no line breaks after × or before a unit of energy."""
     parts = list[str | Markup](ADDRESS.split(TIED.sub("\u00a0", text)))  # every second part is an address
     for place, address in enumerate(parts[1::2]):
         target = address if address.startswith("http") else f"https://{address}"
@@ -124,11 +124,11 @@ Scores = tuple[int, float, float, int]
 
 
 def decision_lines(at: str, scores: Scores, *, clocked: bool, simulation: Simulation | None = None) -> list[str]:
-    """Sentences: the decision that a chip makes, and what the first output spike gains and costs.
+    """Sentences on the decision that a chip makes, and on what the first output spike gains and costs.
 
     Args:
         at: the decision that the readout was trained for, a key of `READOUTS`.
-        clocked: whether the scores are of spikes in whole time steps.
+        clocked: whether spikes of the scored network are in whole time steps.
         simulation: the simulation with these scores, for latencies.
     """
     images, accuracy, first_spike, ties = scores
@@ -159,7 +159,7 @@ def page_decision(data: EvaluationResult) -> list[str]:
 
 
 def headlines(data: EvaluationResult) -> list[tuple[str, str, str]]:
-    """Headline figures of the page, each as (title, figure, note)."""
+    """Headline figures of the page: (title, figure, note)."""
     scores, simulation = data.scores, data.simulation
     low, high = interval(scores.accuracy, scores.images)
     spikes = f"{number(scores.ties)} tied, {number(scores.no_spike)} without an output spike"

@@ -31,10 +31,10 @@ class Evaluation:
 
     Attributes:
         images: number of images, over all processes; no image counts twice.
-        accuracy, first_spike_accuracy: share of them that the readout, or the first output spike, classifies rightly.
+        accuracy, first_spike_accuracy: share of images that the readout, or the first output spike, classifies rightly.
         loss: mean cross entropy.
-        ties, no_spike: images for which several output neurons fire first together, or none fires.
-        layers: activity of each layer, the readout included.
+        ties, no_spike: numbers of images for which several output neurons tie as the first, or no output neuron fires.
+        layers: activity of the layers, the readout included.
     """
 
     images: int
@@ -69,9 +69,9 @@ def evaluate(
     Args:
         network: an unwrapped network that `network_graph` accepts; its mode, training or evaluation, is restored.
         batches: this process's share.
-        accelerator: for device and sum.
+        accelerator: gives the device, and sums over processes.
         num_workers: processes that decode images which are not in memory.
-        stop: called before each batch in this process; true ends its part, and the evaluation in all processes.
+        stop: called before every batch of this process; true ends its share, and then the evaluation in all processes.
         on_batch: called with the number of images scored.
     Raises:
         NetworkError: as `network_graph` raises it.

@@ -15,7 +15,7 @@ from ttfs_triton.wording import duration, energy, number, percent, ratio
 
 
 def operations_table(counts: Counts) -> Table:
-    """Table of each layer's synaptic operations and the dense ANN's multiply-accumulates; sums in the last row."""
+    """Table of synaptic operations and of the dense ANN's multiply-accumulates, by layer; sums in the last row."""
     total, rows = counts.total(), list[Sequence[Cell]]()
     titles = {"synaptic_operations": "synaptic operations", "analog_macs": "MACs", "dense_macs": "dense MACs"}
     if not total["analog_macs"]:
@@ -59,7 +59,7 @@ def why_missing(*estimates: Estimate) -> dict[str, list[str]]:
 
 
 def not_in_it(estimate: Estimate) -> str:
-    """Text with the terms that are in no sum, and the reason unless it is an unpublished price."""
+    """Terms that are in no sum, as text, with the reason unless it is an unpublished price; "nothing" without any."""
     parts = [
         ", ".join(names) + ("" if why == NO_PRICE else f" ({why})") for why, names in why_missing(estimate).items()
     ]
@@ -67,7 +67,7 @@ def not_in_it(estimate: Estimate) -> str:
 
 
 def chips_table(estimates: Sequence[Estimate]) -> Table:
-    """Table of estimates, one row for each chip."""
+    """Table of estimates, one row per chip."""
     rows = []
     for estimate in estimates:
         cells = (energy_range(estimate.total), duration(estimate.latency_us), estimate.status or "–")
@@ -80,7 +80,7 @@ def chips_table(estimates: Sequence[Estimate]) -> Table:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Table with one row for each way of computing the network; ratios are to the first row."""
+    """Table with one row per way of computing the network; ratios are to the first row."""
     first, rows = comparison.estimates[0], []
     for estimate in comparison.estimates:
         cells = list[str]()
@@ -94,7 +94,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def layers_table(estimate: Estimate) -> Table:
-    """Table of energies, one row for each layer, one column for each kind of operation; sums in the last row."""
+    """Table of energies, one row per layer, one column per kind of operation; sums in the last row."""
     rows = [
         (name, *(_cell(part, kind) for kind in KINDS), energy_range(part.total))
         for name, part in (*estimate.parts("layer").items(), ("all", estimate))
@@ -111,7 +111,7 @@ def _cell(estimate: Estimate, kind: TermKind) -> str:
 
 
 def terms_table(estimate: Estimate) -> Table:
-    """Table of energies, one row for each operation over all layers; sums in the last rows."""
+    """Table of energies, one row per operation over all layers; sums in the last rows."""
     rows = []
     for name, part in estimate.parts("name").items():
         kind, counts = part.terms[0].kind, [term.count for term in part.terms if term.count is not None]
@@ -157,13 +157,13 @@ def print_estimate(estimate: Estimate) -> None:
 
 
 def print_comparison(comparison: Comparison, told: Sequence[str] = ()) -> None:
-    """Print a comparison: the table, the break-even point, assumptions and warnings, except those in `told`."""
+    """Print a comparison: table, verdict, break-even point, assumptions and warnings, except lines in `told`."""
     lines = [*comparison.sentences, *(line for line in small_print(*comparison.estimates) if line not in told)]
     _print(lines, comparison_table(comparison))
 
 
 def print_chips(estimates: Sequence[Estimate], told: Sequence[str] = ()) -> None:
-    """Print the table of estimates on several chips, and their warnings, except those in `told`."""
+    """Print the table of estimates on several chips, and their warnings, except lines in `told`."""
     warnings = dict.fromkeys(f"warning: {line}" for estimate in estimates for line in estimate.warnings)
     _print([line for line in warnings if line not in told], chips_table(estimates))
 
