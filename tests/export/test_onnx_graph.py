@@ -113,7 +113,7 @@ def test_model_is_standard_and_says_what_it_is():
     # Both contractions of a layer read one weight.
     users = [node for node in model.graph.node if "conv2.weight" in node.input]
     assert [node.op_type for node in users] == ["Conv", "Conv"]
-    with pytest.raises(ValueError, match=r"class_names must have one name a class \(3\); got 2"):
+    with pytest.raises(ValueError, match=r"class_names must have one name per class \(3\); got 2"):
         to_onnx(network, class_names=["a", "b"])
 
 

@@ -33,10 +33,10 @@ def to_c(
 ) -> str:
     """Translate a network into one file of C99 that computes the same integers as `simulate`.
 
-    `net_classify` takes 8-bit pixels, row by row, the channels of a pixel beside each other, and returns the class in
-    `predictions` of `simulate` for `image / 255`. Then `net_first_spike` is the class in `first_spike_predictions`,
-    `net_spike_times` holds the steps of the output neurons' spikes, and `net_operations` counts synaptic operations.
-    With -DTTFS_MAIN, the file is a program: images in, a class a line out.
+    `net_classify` takes 8-bit pixels [height, width, channels], and returns the class in `predictions` of `simulate`
+    for `image / 255`. Then `net_first_spike` is the class in `first_spike_predictions`, `net_spike_times` has the time
+    steps of the output neurons' spikes, and `net_operations` is the number of synaptic operations. With -DTTFS_MAIN,
+    the file is a program that reads images and prints one class per line.
 
     An analog layer sums exactly, the simulator in float64, so a spike within about 1e-15 windows of the border between
     two steps may differ; within 1e-9, if pixels or σ need more binary places than 64 bits leave for them.
@@ -49,7 +49,7 @@ def to_c(
         The file's text, ASCII.
     Raises:
         ValueError: as `network_graph` and `simulate`; images are not (channels, height, width); an analog encoder
-            reads pooled images; or its sums need more than 64 bits.
+            reads pooled images, or its sums need more than 64 bits.
         NotImplementedError: the network upsamples spikes.
     Source: Wei et al., ICCV 2023, Eq. 2-7.
     """
@@ -92,7 +92,7 @@ class _Source:
         self._decide(clocked[-1])
 
     def _add(self, name: str, stage: Stage, layer: ClockedLayer | AnalogLayer | None) -> None:
-        """Add a stage's constants and state, and its layers: pools, then the neurons; None: a latency encoder."""
+        """Add a stage's constants, state and calls: pools, then neurons; `layer` is None for a latency encoder."""
         shape = self._graph.image_shape if layer is None else stage.shape
         self._tables.append(f"static step_t {name}_spikes[{math.prod(shape)}];")
         fields: dict[str, object] = {"to": f"{name}_spikes"}
@@ -118,7 +118,7 @@ class _Source:
         kernel, geometry = (1, 1), {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
         if isinstance(stage.layer, DFTConv2d):
             kernel, geometry = stage.layer.kernel_size, stage.layer.geometry
-        # Weights to the targets of a spike lie beside each other.
+        # The weights that one input spike adds to its targets are contiguous.
         weight = weight.reshape(geometry["groups"], -1, read[0] // geometry["groups"], *kernel).permute(3, 4, 0, 2, 1)
         fields |= {"kernel": kernel, **geometry, "persistence": persistence}
         fields["weights"] = self._constants("weight_t", f"{name}_weights", weight)
@@ -139,10 +139,10 @@ class _Source:
         return re.sub(r"^@(\w+)@$", lambda match: "\n".join(parts[match[1]]), engine, flags=re.MULTILINE)
 
     def _pool(self, wire: Wire, begin: int, channels: int, step: tuple[int, ...] = (1, 1)) -> None:
-        """Copy a wire's spikes, every `step`-th after its pools: maps by pixels of `channels`, features by channels."""
+        """Add calls that pool a wire's spikes into `inputs`, every `step`-th place; a pixel there has `channels`."""
         emitter, source = self._graph[str(wire.source)], self._spikes[str(wire.source)]
         route, (maps, *size) = wire.route, _map(emitter.shape)
-        if emitter.kind == "latency":  # which encodes the image itself: what pools and flattens it comes later
+        if emitter.kind == "latency":  # it encodes the image itself: pools in front of it come after it here
             route, (maps, *size) = (*emitter.inputs[0].route, *route), self._graph.image_shape
         pools = [module for module in route if isinstance(module, EarliestSpikePool2d)]
         windows: list[tuple[Sequence[int], ...]] = [(pool.kernel_size, pool.stride, pool.padding) for pool in pools]
@@ -160,7 +160,7 @@ class _Source:
             self._call("pool", (maps, *read), (maps, *size), fields)
 
     def _decide(self, layer: ClockedLayer) -> None:
-        """Add the decision; it gives potentials of all classes one unit, by products of 62 bits, split in two."""
+        """Add the decision, for which products of 62 bits, split in two, give potentials of all classes one unit."""
         readout, unit = self._graph.readout, layer.unit.flatten()
         common, at = readout.initial_potential * layer.steps, readout.at
         largest = 2 * FINE * (_largest_sum(layer) + abs(common) / float(unit.min()))
@@ -181,7 +181,7 @@ class _Source:
 
     def _call(self, function: str, read: Sequence[int], emitted: Sequence[int], fields: dict[str, object]) -> None:
         """Add a call for a layer that reads and emits maps of these sizes: channels, rows, columns."""
-        # Each layer has a table and a call of its own, for which compilers specialise the function: 1.5 times as fast.
+        # Every layer has a separate table and call, for which compilers specialise the function: 1.5 times as fast.
         name = f"net{len(self._calls)}"
         fields |= zip(("channels", "height", "width", "maps", "rows", "columns"), (*read, *emitted), strict=True)
         text = ", ".join(f".{key}={value}" for key, value in fields.items()).translate(str.maketrans("()", "{}"))
@@ -192,10 +192,10 @@ class _Source:
 def _encoder(layer: AnalogLayer | None, channels: int, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     """The first layer in integers: pixels [C, 256], weights, initial potentials and fall of the threshold [C_out], σ.
 
-    Pixels have the unit 1 / (2 · T · 2^places), potentials u times this, for weights with the unit u.
+    Pixels have the unit 1 / (2 · T · 2^places); with weights of the unit u, potentials have u times this unit.
     """
     pixels = torch.arange(256, dtype=torch.uint8)
-    if layer is None:  # a latency encoder has one synapse from each pixel to a neuron
+    if layer is None:  # a latency encoder has one synapse per neuron, from a pixel
         start = torch.zeros(channels)
         return 2 * steps * pixels.long().expand(channels, 256), torch.eye(channels), start, start + 255, 0
     assert isinstance(layer.layer, AnalogEncoder)
@@ -216,9 +216,9 @@ def _encoder(layer: AnalogLayer | None, channels: int, steps: int) -> tuple[Tens
 
 
 def _largest_sum(layer: ClockedLayer) -> int:
-    """Bound on a layer's slopes and potentials before its window, in weight units · steps."""
-    late = 0 if layer.skip_weight is None else int(layer.skip_weight.abs().max())
-    reach = int(layer.weight.double().abs().flatten(1).sum(1).max()) + late
+    """Bound on a layer's slopes and potentials before its firing window, in weight units · steps."""
+    skip_weight = 0 if layer.skip_weight is None else int(layer.skip_weight.abs().max())
+    reach = int(layer.weight.double().abs().flatten(1).sum(1).max()) + skip_weight
     return int(layer.start.abs().max()) + reach * layer.steps
 
 

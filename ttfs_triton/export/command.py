@@ -25,7 +25,7 @@ from ttfs_triton.table import Table, print_whole
 def run(options: ExportOptions) -> None:
     """Export a network, print the file's size and the format's limits, and check the file if asked to.
 
-    If the check finds images to which the file gives another class, RuntimeError is raised, and the file is there.
+    If the file gives some images another class, the check raises RuntimeError, and the file stays.
     """
     if options.output.exists() and not options.overwrite:
         raise ValueError(f"export: output must not exist; got {options.output}. Replace it by --overwrite.")

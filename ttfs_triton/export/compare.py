@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TimeDifference:
-    """Differences between spike times of one layer there and here, in windows.
+    """Differences between one layer's spike times in another program ("there") and in PyTorch ("here"), in windows.
 
     Attributes:
         layer: name of the layer.
-        spikes: number of spikes, over all images, of neurons that fired in both.
+        spikes: number of spikes, over all images, of neurons that fired both there and here.
         mean: mean absolute difference of these spikes' times.
         largest: largest absolute difference.
         one_sided: share of neurons that fired there or here, but not in both.
@@ -49,7 +49,7 @@ class TimeDifference:
 
     @classmethod
     def of(cls, layer: str, there: Tensor, here: Tensor, repeated: int = 0) -> TimeDifference:
-        """Differences of two tensors of spike times of the same shape; inf for silent neurons."""
+        """Differences of two tensors of spike times, of the same shape; inf for silent neurons."""
         both = torch.isfinite(there) & torch.isfinite(here)
         difference = (there[both] - here[both]).abs()
         mean, largest = (difference.mean().item(), difference.max().item()) if len(difference) else (0.0, 0.0)
@@ -63,12 +63,12 @@ class Comparison:
 
     Attributes:
         program: name and version of the other program.
-        times: differences of each layer compared; the last is the output.
+        times: differences of the compared layers; the last is the output.
         logits: largest absolute difference of logits; None if the file has none.
         predictions: [N] int64, classes there; −1 for none.
         decided_here: [N] int64, classes here.
-        ties: images whose earliest output spikes share a time there.
-        different: images whose class here is not among those that decide there.
+        ties: number of images whose earliest output spikes share a time there.
+        different: number of images whose class here is not among the classes that decide there.
     """
 
     program: str
@@ -86,7 +86,7 @@ class Comparison:
 
     @property
     def same_decisions(self) -> int:
-        """Number of images to which both give the same class."""
+        """Number of images that have the same class there and here."""
         return int((self.predictions == self.decided_here).sum())
 
 
@@ -137,7 +137,7 @@ def raw_bytes(pixels: Tensor) -> bytes:
 
 
 def compare_c(source: str, network: nn.Module, images: Tensor, **grid: Any) -> Comparison:
-    """Compile an exported C file by the machine's compiler, run it, and compare its classes with the simulator's.
+    """Compile an exported C file by the machine's compiler, run it, and compare its classes with those of `simulate`.
 
     Args:
         source: result of `to_c`.
@@ -158,10 +158,10 @@ def compare_c(source: str, network: nn.Module, images: Tensor, **grid: Any) -> C
 
 @torch.no_grad()
 def compare_nir(graph: nir.NIRGraph, network: nn.Module, images: Tensor) -> Comparison:
-    """Run a NIR graph in snnTorch, imported by snnTorch itself, on the CPU, and compare it with its network.
+    """Run a NIR graph in snnTorch, by snnTorch's importer, on the CPU, and compare it with its network.
 
     Args:
-        graph: result of `to_nir`, also if written to a file and read again.
+        graph: result of `to_nir`, also after it was written to a file and read again.
         network, images: see `compare_onnx`.
     """
     require("compare_nir", "nirtorch", "nir")
@@ -179,10 +179,10 @@ def compare_nir(graph: nir.NIRGraph, network: nn.Module, images: Tensor) -> Comp
 
 
 def _run(graph: nir.NIRGraph, ours: NetworkGraph, images: Tensor) -> list[tuple[Tensor, ...]]:
-    """Results for images that run together: a tuple of decisions, then a tuple for each layer.
+    """Results for images that run together: a tuple of decisions, then one tuple per layer.
 
-    The decisions are: classes there, classes here, ties there, and whether the class here is among the earliest there.
-    Those of a layer: its spike times there, those here, and how often each neuron fired there.
+    Decisions are classes there, classes here, ties there, and whether the class here is among the earliest there. A
+    layer's tuple has its spike times there, its spike times here, and how often its neurons fired there.
     """
     module, clock = import_into_snntorch(graph), Clock.from_metadata(graph.metadata)
     first = {stage.name: FirstSpikes() for stage in ours.weighted}
@@ -212,7 +212,7 @@ def _run(graph: nir.NIRGraph, ours: NetworkGraph, images: Tensor) -> list[tuple[
 
 
 def import_into_snntorch(graph: nir.NIRGraph) -> nn.Module:
-    """The graph as a module that snnTorch's importer makes; each call of the module is a step."""
+    """The graph as a module that snnTorch's importer makes; a call of the module is a step."""
     module = require("import_into_snntorch", "snntorch.import_nir", "nir")
     with contextlib.redirect_stdout(io.StringIO()):  # the importer prints messages
         return module.import_from_nir(graph).eval()

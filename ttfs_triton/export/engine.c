@@ -19,27 +19,27 @@ int net_first_spike;
 uint16_t net_spike_times[NET_CLASSES];
 uint64_t net_operations;
 
-/* Neurons with their synapses, or a pool, which has no weights and copies the earliest spike of each patch.
-   Maps are stored row by row, the channels of a pixel beside each other; features are the channels of one pixel. */
+/* Neurons with their synapses, or a pool, which has no weights and copies the earliest spike of a patch.
+   Maps are stored row by row, all channels of a pixel together; features are the channels of one pixel. */
 typedef struct {
     const step_t *from;           /* spikes that a pool reads; neurons read `inputs`, the first layer the image */
-    step_t *to;                   /* spikes that it emits */
-    int height, width, channels, rows, columns, maps;  /* of the maps that it reads, and that it emits */
+    step_t *to;                   /* spikes that are emitted */
+    int height, width, channels, rows, columns, maps;  /* sizes of the maps that are read, and of those emitted */
     int kernel[2], stride[2], padding[2], dilation[2], groups;
     int by_place, by_map;         /* distances in `to`, with which pools concatenate and flatten maps */
     const int64_t *pixels;        /* [channel][256] value of a pixel for the first layer */
-    int spiking, saturates;       /* whether its positive values count as spikes; whether registers can saturate */
+    int spiking, saturates;       /* whether positive pixels count as spikes; whether registers can saturate */
     int64_t persistence;          /* share of the slope that persists while neurons fire, in units of 1/FINE */
     const weight_t *weights;      /* [kernel row][kernel column][channel][map in the group] */
     const sum_t *late;            /* [map] weights of delayed spikes, which lie behind the other inputs */
-    int delayed;                  /* number of maps whose neurons get a delayed spike each */
+    int delayed;                  /* number of maps whose neurons get delayed spikes, one per neuron */
     const int64_t *start, *fall;  /* [map] initial potentials; fall of the threshold in half a time step */
 } layer_t;
 
 @TABLES@
 
 /* The time step in which a neuron fires, STEPS if it does not. Its potential starts from `value` and gains `drift` in
-   half a step; it is compared with the threshold at the window's start and in the middle of each step. */
+   half a step. Potential and threshold are compared at the window's start and in the middle of every step. */
 static step_t first_step(int64_t fall, int64_t value, int64_t drift)
 {
     int64_t missing = 2 * STEPS * fall - value, closing = fall + drift;
@@ -50,7 +50,7 @@ static step_t first_step(int64_t fall, int64_t value, int64_t drift)
     return (step_t)(((missing - 1) / closing + 1) / 2);
 }
 
-/* The pixel that is read under a tap of the kernel, for a place of the maps that are emitted; -1 outside of the map. */
+/* The pixel under a tap of the kernel, for a place of the maps that are emitted; -1 outside of the maps that are read. */
 static int pixel_under(const layer_t *l, int place, int tap)
 {
     int y = place / l->columns * l->stride[0] - l->padding[0] + tap / l->kernel[1];
@@ -95,8 +95,8 @@ static void pool(const layer_t *l)
     }
 }
 
-/* The spike of an input adds its weights to the slopes of its targets, and to their potentials for each of the `left`
-   steps. Delayed spikes lie behind the other inputs. */
+/* The spike of an input adds its weights to the slopes of its targets, and `left` times to their potentials, once per
+   step that is left. Delayed spikes lie behind the other inputs. */
 static void deliver(const layer_t *l, int input, sum_t left)
 {
     int late = input - l->height * l->width * l->channels, sloped = l->persistence || l->saturates;
@@ -160,13 +160,13 @@ static void run(const layer_t *l)
             l->to[i] = first_step(l->fall[m], potential[i] * FINE, l->persistence ? slope[i] * l->persistence : 0);
 }
 
-/* A potential of a class in a unit that all classes share. */
+/* A class's potential, converted to a unit that all classes share. */
 static int64_t height(int64_t value, int c)
 {
     return value / SPLIT * scale[c] + value % SPLIT * scale[c] / SPLIT;
 }
 
-/* Rounded to 24 digits, half to even, as the simulator's float32: close potentials tie, and the lowest class wins. */
+/* The value rounded to 24 bits, half to even, as in the simulator's float32: close potentials tie. */
 static int64_t rounded(int64_t value)
 {
     int64_t size = value < 0 ? -value : value, unit = 1;

@@ -1,7 +1,7 @@
 """The clock of an exported graph: steps and windows, weights of clock channels, kernels, input frames and decision.
 
-NIR knows neither windows nor moving thresholds, but it knows spikes. So the graph has clock channels beside the image,
-each of which spikes once; every change at a border of a layer's window is a weight on these channels:
+NIR has neither windows nor moving thresholds, but it has spikes. So the graph has clock channels beside the image. A
+clock channel spikes once; every change at a border of a layer's window is a weight on these channels:
 
     channel     spikes at step    for the layer of window w                                         weight
     border k    k·S               k = w − 1: the initial potential b starts to build up             b
@@ -9,8 +9,8 @@ each of which spikes once; every change at a border of a layer's window is a wei
                                   k = w + 1: the gate closes, the potential no longer rises         −(σ·Σ w⁺ + ramp)
     after k     k·S + 1           k = w: the slope that opened the gate ends                        −opening
 
-S is the number of steps in a window. A neuron adds its inputs up twice (slope, potential), so a weight w at a step
-raises the potential by w in each later step, and a pair ±x in consecutive steps by x once: opening = G·S − ramp/2.
+S is the number of steps in a window. A neuron adds its inputs up twice (slope, potential): a weight w at a step raises
+the potential by w in every later step, ±x in consecutive steps raise it by x once, and opening = G·S − ramp/2.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Clock:
 
     Attributes:
         steps: S, steps in a window.
-        windows: window in which the readout fires; the input fires in window 0, or is shown in it.
-        image_shape: (channels, height, width) of the images. Clock channels lie behind the image's.
+        windows: number of the window in which the readout fires; the input fires, or is shown, in window 0.
+        image_shape: (channels, height, width) of the images. Clock channels come after the image's.
         analog: whether images are shown as real numbers rather than as spikes.
     """
 
@@ -51,7 +51,7 @@ class Clock:
 
     @property
     def channels(self) -> int:
-        """Channels of the graph's input: image, borders 0 to `windows`, after 1 to `windows`."""
+        """Number of channels of the graph's input: image, borders 0 to `windows`, after 1 to `windows`."""
         return self.image_shape[0] + 2 * self.windows + 1
 
     @property
@@ -60,7 +60,7 @@ class Clock:
         return (self.windows + 1) * self.steps
 
     def window_of(self, stage: Stage) -> int:
-        """Window in which a layer fires: one later if images are real numbers, which are shown in their own window."""
+        """Window in which a layer fires: one later if images are real numbers, which take the first window."""
         return stage.window + self.analog
 
     def border(self, window: int) -> int:
@@ -73,10 +73,10 @@ class Clock:
 
     def channels_at(self, step: int) -> list[int]:
         """Clock channels that spike in a step."""
-        window, behind = divmod(step, self.steps)
-        if behind == 0:
+        window, steps_after = divmod(step, self.steps)
+        if steps_after == 0:
             return [self.border(window)]
-        return [self.after(window)] if behind == 1 and window > 0 else []
+        return [self.after(window)] if steps_after == 1 and window > 0 else []
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Clock:
@@ -96,11 +96,11 @@ def clock_weights(
 ) -> np.ndarray:
     """Weights [C_out, channels] from the input channels to a layer that fires in `window`; see the module.
 
-    `bias` [C_out] includes V₀; `ramp` and `gate` are the fall of the threshold in a window and its raise G outside,
-    `stop` the steepest slope of the potential in a window, which the closing gate cancels; None: it never closes.
+    `bias` [C_out] includes V₀. `ramp` is the threshold's fall in the window, `gate` its raise G outside. `stop` is the
+    steepest slope of a potential in the window, which the closing gate cancels; None: the gate stays open.
     """
     weights = np.zeros((len(bias), clock.channels), np.float32)
-    # Half a step of ramp less: potentials are compared with it in the middle of each step, so that spike times are
+    # Half a step of ramp less: so potentials are compared with the ramp in the middle of a step, and spike times are
     # rounded to the nearest step and not down.
     opening = gate * clock.steps - ramp / 2
     weights[:, clock.border(window - 1)] = bias
@@ -112,9 +112,9 @@ def clock_weights(
 
 
 def sampling(size: Sequence[int], places: Sequence[int]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """How a square kernel samples maps of `size` at `places`: its side, its stride, and its one tap, also its padding.
+    """Side, stride and tap of a square kernel that reduces maps of `size` to maps of size `places`; padding is the tap.
 
-    nir infers shapes of square kernels only. Raises NotImplementedError if no such kernel gives as many places.
+    nir infers shapes of square kernels only. NotImplementedError if no such kernel gives maps of this size.
     """
     sides = [(length, length // wanted, wanted) for length, wanted in zip(size, places, strict=True)]
     for side in range(1, max(size) + 2):
@@ -138,7 +138,7 @@ def input_frames(images: Tensor, encoder: nn.Module, clock: Clock) -> Iterator[T
         encoder: the network's first layer: a `LatencyEncoder` or an `AnalogEncoder`.
         clock: clock of the graph, for images of this shape.
     Yields:
-        [N, clock.channels, height, width], dtype of `images`, `clock.total_steps` times; a new tensor each time.
+        `clock.total_steps` new tensors [N, clock.channels, height, width], dtype of `images`.
     Raises:
         ValueError: images of another shape.
     """
@@ -153,7 +153,7 @@ def input_frames(images: Tensor, encoder: nn.Module, clock: Clock) -> Iterator[T
         shown = encoder.normalise(images)
     else:
         activation = encoder(images)
-        # A spike that would be rounded to the window's end stays in it.
+        # A spike that would be rounded to the window's end stays in the window's last step.
         spike_steps = ((1 - activation) * steps).round().clamp_max(steps - 1)
         shown = torch.where(activation > 0, spike_steps, SILENT)
     for step in range(clock.total_steps):
@@ -168,7 +168,7 @@ def input_frames(images: Tensor, encoder: nn.Module, clock: Clock) -> Iterator[T
 
 
 class FirstSpikes:
-    """First spikes of neurons, from their spikes step by step: each one's step, inf if silent, and number of spikes."""
+    """First spikes of neurons, from their spikes step by step: `step` (inf if silent), and `count` of spikes."""
 
     def __init__(self) -> None:
         self.step, self.count, self.steps = torch.tensor(torch.inf), torch.tensor(0), 0
@@ -193,7 +193,7 @@ def decide(output: Iterable[Tensor], clock: Clock) -> FirstSpikeDecision:
     """Decision by the earliest output spike of a graph; −1 without an output spike.
 
     Args:
-        output: spikes [N, classes] of each step, from the first to the last.
+        output: spikes [N, classes] of all steps, from the first to the last.
         clock: clock of the graph.
     Raises:
         ValueError: `output` has fewer steps than a run.

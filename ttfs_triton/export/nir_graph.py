@@ -4,20 +4,20 @@ NIR has leaky neurons, fixed thresholds, no maximum and no time-dependent parame
 
 * A ReL-PSP neuron adds its weighted input spikes up twice. That is a `CubaLIF` whose time constants are much longer
   than the run; the error is about windows / `TIME_CONSTANT`, times the gate below.
-* The ramp 1 − s is an input spike of weight 1 at the window's start; an initial potential is one that builds up during
-  the window before. Both come from clock channels beside the image (`nir_clock`).
-* A neuron fires in its window only: its threshold is higher by a gate G than it can ever reach, a clock spike lifts the
-  potential by G at the window's start, another stops its rise at the window's end. G follows from the sum of the
-  positive weights. After its spike the neuron is at 0 and cannot reach the raised threshold again: one spike, whether
-  a simulator resets to zero or subtracts the threshold.
-* The persistence σ < 1: relay neurons repeat each input spike at the window's start, and take (1 − σ)·w off the slope.
-* Spikes that skip layers wait in neurons that each spike drives to their threshold in exactly one window; the clock
-  takes the slope away before a second spike would follow.
+* The ramp 1 − s is an input spike of weight 1 at the window's start; an initial potential is a spike that raises the
+  potential during the window before. Both come from clock channels beside the image (`nir_clock`).
+* A neuron fires in its window only: its threshold is raised by a gate G, so far that no potential reaches it. At the
+  window's start, a clock spike lifts the potential by G; at the window's end, another stops its rise. G follows from
+  the sum of the positive weights. After its spike, the neuron is at 0 and cannot reach the raised threshold again: one
+  spike, whether a simulator resets to zero or subtracts the threshold.
+* The persistence σ < 1: relay neurons repeat input spikes at the window's start, and take (1 − σ)·w off the slope.
+* Delayed spikes of a skip wait in neurons. A spike drives such a neuron to its threshold in exactly one window; then
+  the clock takes the slope away, before a second spike would follow.
 * Earliest-spike pooling: `SumPool2d`, then neurons that a clock spike lifts so far that the first spike fires them, and
   no later spike can.
 
 Parameters follow the discrete convention that the importers of SpikingJelly, snnTorch and snn-mlir share: a spike is 1
-for one step of 0.1 ms, w_in = τ_syn / step, R = τ_mem / step, v_leak = v_reset = 0, one threshold a node. So synapses
+for one step of 0.1 ms, w_in = τ_syn / step, R = τ_mem / step, v_leak = v_reset = 0, one threshold per node. So synapses
 keep the trained weights. Neurons that only count spikes, for relays and pools, are a `CubaLIF` with τ_syn = step: an
 `IF` would do, but some importers take its R as 1, others as 1 / step.
 
@@ -51,7 +51,7 @@ MOST_STEPS = 4096
 # τ of synapses and membranes, in windows, so that neurons do not leak. For CNN1, 10⁴ is as good, 10³ doubles the error
 # of spike times, and 10² makes it twelve times as large.
 TIME_CONSTANT = 1e6
-RESERVED = ("input", "output", "image", "clock", "clock_pixel")  # nodes that are no layers
+RESERVED = ("input", "output", "image", "clock", "clock_pixel")  # names of nodes that are no layers
 
 
 def to_nir(
@@ -64,11 +64,11 @@ def to_nir(
 ) -> nir.NIRGraph:
     """Translate a spiking network into a NIR graph.
 
-    Input of each step, [channels, height, width]: the image's spikes, then the clock's, each of which fills its plane;
-    `ttfs_triton.export.input_frames` makes both. Output of each step, [classes]: spikes of the readout on its own ramp.
-    The earliest decides, as in the readout's `decide`.
+    Input of a step, [channels, height, width]: the image's spikes, then the clock's, which fill whole planes;
+    `ttfs_triton.export.input_frames` makes both. Output of a step, [classes]: spikes of the readout on its ramp. The
+    earliest decides, as in the readout's `decide`.
 
-    Spike times are rounded to steps, and rounding errors add up through the layers: they shrink with 1 / `steps`.
+    Spike times are rounded to steps. Rounding errors add up through the layers, and shrink with 1 / `steps`.
 
     Args:
         network: spiking network that `network_graph` accepts; weight standardisation is folded.
@@ -76,8 +76,8 @@ def to_nir(
         steps: steps in a window, 2 to 4096, of 0.1 ms. Default: as many as the network's grid has, or 64.
         class_names, dataset: see `to_onnx`.
     Returns:
-        The graph. Its metadata hold clock, configuration and class names, which NIR lacks, and not_expressed: sentences
-        (JSON) on what else it does not hold.
+        The graph. Its metadata have clock, configuration and class names, which NIR lacks, and not_expressed: sentences
+        (JSON) on what else the graph does not hold.
     Raises:
         ValueError: the network has layers of other packages, or an option is out of range.
         NotImplementedError: a signed encoder, images that are no maps, upsampling, pools in ceil_mode, kernels or pools
@@ -159,14 +159,14 @@ def _not_expressed(graph: NetworkGraph) -> list[str]:
 
 
 class _Spikes(NamedTuple):
-    """Spikes of a layer, or as they reach one: their node and shape."""
+    """Spikes that a layer emits or reads: their node, and their shape for one image."""
 
     node: str
     shape: tuple[int, ...]
 
 
 class _Path(NamedTuple):
-    """Spikes that reach a layer, weights (a vector is one to one), and strides, ... of a convolution."""
+    """Spikes that reach a layer, their weights (a vector: one synapse per neuron), and a convolution's stride, ..."""
 
     spikes: _Spikes
     weight: np.ndarray
@@ -175,7 +175,7 @@ class _Path(NamedTuple):
 
 @dataclass
 class _Build:
-    """A graph under construction; `emitted` holds the spikes of each layer by its name, those of the images by None."""
+    """A graph under construction; `emitted` has the spikes of layers by name, and those of the images under None."""
 
     nir: Any
     clock: Clock
@@ -202,7 +202,7 @@ class _Build:
 
     def layer(self, stage: Stage, window: int, *, last: bool) -> None:
         layer, name, shape = stage.weighted, node_name(stage.name), stage.shape
-        late = {} if stage.skip is None else {f"{name}_skip": self.skip(stage, window)}
+        skips = {} if stage.skip is None else {f"{name}_skip": self.skip(stage, window)}
         (weight, bias), geometry = synapse_arrays(layer), dict[str, Any]()
         if isinstance(layer, DFTConv2d):
             weight = ungrouped(weight, layer.groups)
@@ -210,16 +210,16 @@ class _Build:
         bias = (np.zeros(len(weight), np.float32) if bias is None else bias) + np.float32(layer.initial_potential)
         persistence, height = psp_persistence(layer), layer.threshold
         graded = isinstance(layer, AnalogEncoder)
-        excitation = _graded_excitation(layer, weight) if graded else _excitation(weight, late)
+        excitation = _graded_excitation(layer, weight) if graded else _excitation(weight, skips)
         paths, inputs, start = {}, [], 0
-        for place, wire in enumerate(stage.inputs):  # concatenated inputs have synapses of their own
+        for place, wire in enumerate(stage.inputs):  # concatenated inputs have separate synapses
             way = f"{name}_input{place}" if place else name
             spikes = self.arrive(way, stage, wire, window)
             columns = slice(start, start := start + spikes.shape[0])
             paths[way] = _Path(spikes, weight[:, columns], geometry)
-        for way, path in (paths | late).items():
+        for way, path in (paths | skips).items():
             inputs.append(self.connect(way, path))
-            if persistence < 1 and not graded:  # graded inputs are taken back by the host
+            if persistence < 1 and not graded:  # `input_frames` takes graded inputs back
                 # Relays fire at the window's start if, and only if, their input has spiked.
                 relays = self.counters(f"{way}_relay", path.spikes, window, lift=1)
                 taken = path._replace(spikes=relays, weight=-np.float32(1 - persistence) * path.weight)
@@ -235,7 +235,7 @@ class _Build:
             self.add("output", self.nir.Output(np.array(shape)), spikes.node)
 
     def skip(self, stage: Stage, window: int) -> _Path:
-        """Add the wait of a skip's delayed spikes; they arrive in the window before the layer's."""
+        """Add the neurons that delay a skip's spikes; these arrive in the window before the layer's."""
         weight = plain_skip_weights(stage.weighted)
         assert stage.skip is not None
         assert weight is not None
@@ -245,7 +245,7 @@ class _Build:
         return _Path(spikes, as_array(weight), {"stride": steps} if steps else {})
 
     def arrive(self, name: str, stage: Stage, wire: Wire, window: int) -> _Spikes:
-        """Add the pooling, flattening and waiting on a wire; its spikes arrive in the window before the layer's."""
+        """Add the pooling, flattening and delay of a wire; its spikes arrive in the window before the layer's."""
         delay = self.graph.delay(stage, wire)
         fired = window - 1 - delay
         spikes = self.route(name, wire, fired)
@@ -254,12 +254,12 @@ class _Build:
         return spikes
 
     def delay(self, name: str, spikes: _Spikes, window: int) -> _Spikes:
-        """Add neurons that repeat spikes of a window one window later: a spike raises a potential by 1 each step."""
-        behind = self.at_border(window + 2, -1)  # the last repeated spike, and before a second
-        return self.neurons(name, spikes.shape, behind, self.clock.steps + 0.5, self.tau_s, spikes.node)
+        """Add neurons that repeat a window's spikes one window later: a spike raises a potential by 1 in every step."""
+        stop = self.at_border(window + 2, -1)  # after the last repeated spike, and before a second spike
+        return self.neurons(name, spikes.shape, stop, self.clock.steps + 0.5, self.tau_s, spikes.node)
 
     def connect(self, name: str, path: _Path) -> str:
-        """Add the synapses of a path."""
+        """Add a path's synapses; returns their node."""
         (source, shape), weight, geometry = path
         if weight.ndim == 1:
             matrix = np.zeros((len(weight), shape[0]), np.float32)
@@ -303,7 +303,7 @@ class _Build:
         return weights
 
     def sampled(self, weights: np.ndarray, places: tuple[int, int]) -> Any:
-        """From the input's channels to maps of `places`: one tap, since the planes of the clock are constant."""
+        """A convolution from the input channels to maps of size `places`; one tap, since clock planes are constant."""
         size = self.clock.image_shape[1:]
         side, stride, tap = sampling(size, places)
         kernel = np.zeros((*weights.shape, side, side), np.float32)
@@ -330,9 +330,9 @@ class _Build:
     def neurons(
         self, name: str, shape: tuple[int, ...], clock: np.ndarray, threshold: float, tau_syn_s: float, *sources: str
     ) -> _Spikes:
-        """Add neurons that read `sources` and, by weights [C_out or 1, channels], the clock.
+        """Add neurons that read `sources` and, by the weights `clock` [C_out or 1, channels], the clock.
 
-        They add their input up twice, to a slope and then to a potential; once if `tau_syn_s` is a step.
+        Neurons add their input up twice, to a slope and then to a potential; only once if `tau_syn_s` is one step.
         """
         weights = np.broadcast_to(clock, (shape[0], self.clock.channels)).copy()
         if len(shape) == 1:
@@ -365,14 +365,14 @@ def ungrouped(weight: np.ndarray, groups: int) -> np.ndarray:
     return dense
 
 
-def _excitation(weight: np.ndarray, late: Mapping[str, _Path] = {}) -> float:
-    """Upper bound on the sum that inputs, delayed ones too, add to a slope, and so to the potential in a window."""
-    skips = sum(np.clip(path.weight, 0, None) for path in late.values())
-    return float((np.clip(weight, 0, None).reshape(len(weight), -1).sum(1) + skips).max())
+def _excitation(weight: np.ndarray, skips: Mapping[str, _Path] = {}) -> float:
+    """Upper bound on what inputs and delayed spikes add to a slope, and so to the potential in a window."""
+    delayed = sum(np.clip(path.weight, 0, None) for path in skips.values())
+    return float((np.clip(weight, 0, None).reshape(len(weight), -1).sum(1) + delayed).max())
 
 
 def _graded_excitation(layer: AnalogEncoder, weight: np.ndarray) -> float:
-    """`_excitation` by pixels in [0, 1], normalised by mean and std."""
+    """`_excitation` of a layer that reads pixels in [0, 1], normalised by mean and std."""
     mean, std = (values.detach().cpu().flatten().numpy() for values in (layer.mean, layer.std))
     largest = np.maximum(np.abs(0 - mean), np.abs(1 - mean)) / std
     return _excitation(np.abs(weight) * largest[:, None, None])

@@ -36,17 +36,17 @@ def to_onnx(
     """Translate a network, as it computes in evaluation mode, into an ONNX model.
 
     Input "images" [N, *image_shape] float32, as the network reads them. Outputs, float32: "logits" [N, classes], equal
-    to `network(images)`; "spike_times" [N, classes], equal to those of its readout's `decide`: in windows from the
+    to `network(images)`; "spike_times" [N, classes], equal to those of the readout's `decide`: in windows from the
     output window's start, inf for silent neurons; with `hidden`, the activations of every layer under its name
     ("conv1", ...), before pooling. Both contractions of a layer share one weight. Dropout is off; standardisation and
-    batch norm are folded into the weights. For a network on a chip's grid, weights are rounded, and spike times are
-    rounded behind each layer; sums are in floating point, so that a spike at the very border of two steps may come in
-    the other step. Registers do not saturate.
+    batch norm are folded into the weights. For a network on a chip's grid, weights are rounded, and so are spike times
+    after every layer. Sums are in floating point, so a spike at the very border of two steps may come in the other
+    step. Registers do not saturate.
 
     Args:
         network: network that `network_graph` accepts.
         image_shape: see `network_graph`.
-        class_names: one name for each class, kept in the metadata. Default: numbers.
+        class_names: one name per class, kept in the metadata. Default: numbers.
         dataset: name of the training data, for the metadata.
         hidden: also output the activations of hidden layers.
     Returns:
@@ -153,7 +153,7 @@ class _Value:
 
 
 def _arriving(values: dict[str | None, _Value], stage: Stage) -> _Value:
-    """Inputs of a layer, concatenated if they come from several."""
+    """Inputs of a layer, concatenated if they come from several layers."""
     first, *others = (_route(values, wire) for wire in stage.inputs)
     return first.apply("Concat", *others, axis=1) if others else first
 
@@ -178,7 +178,7 @@ def _route(values: dict[str | None, _Value], wire: Wire) -> _Value:
 
 
 def _skip(stage: Stage, values: dict[str | None, _Value]) -> tuple[_Value, _Value]:
-    """Delayed activations, one for each neuron, and weights that broadcast to them; see `WeightedLayer.delayed`."""
+    """Delayed activations, one per neuron, and weights that broadcast to them; see `WeightedLayer.delayed`."""
     assert stage.skip is not None
     value, layer = _route(values, stage.skip), stage.weighted
     graph, name, dimensions = value.graph, value.graph.layer, 1 + len(stage.shape)
@@ -197,7 +197,7 @@ def _skip(stage: Stage, values: dict[str | None, _Value]) -> tuple[_Value, _Valu
 
 
 def _activations(layer: nn.Module, value: _Value, skip: tuple[_Value, _Value] | None) -> _Value:
-    """Activations behind a layer; on a grid, rounded to the nearest time step."""
+    """Activations of a layer; on a grid, rounded to the nearest time step."""
     assert isinstance(layer, DFTConv2d | DFTLinear | LatencyEncoder), "network_graph knows no other layer"
     if isinstance(layer, AnalogEncoder):
         name, constant = value.graph.layer, value.graph.constant
@@ -218,7 +218,7 @@ def _contractions(
     sigma: float,
     skip: tuple[_Value, _Value] | None = None,
 ) -> tuple[_Value, _Value | None]:
-    """A = Σ w·x + v·x_skip + b and σ·W, W = Σ w·[x > 0] + v·[x_skip > 0]; no W if σ = 0."""
+    """A = Σ w·x + v·x_skip + b, and σ·W with W = Σ w·[x > 0] + v·[x_skip > 0], or None if σ = 0."""
     graph, (weights, biases) = value.graph, synapse_arrays(layer)
     weight = graph.constant(f"{graph.layer}.weight", weights)
     bias = [] if biases is None else [graph.constant(f"{graph.layer}.bias", biases)]

@@ -19,7 +19,7 @@ FORMAT_VERSION = 1
 
 
 def require(function: str, module: str, extra: str) -> ModuleType:
-    """Import a module of an extra of ttfs-triton, or raise RuntimeError in the name of `function`."""
+    """The module of that name, which an extra of ttfs-triton installs; else RuntimeError in the name of `function`."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -36,13 +36,13 @@ def metadata(
     dataset: str,
     **more: str,
 ) -> dict[str, str]:
-    """Metadata of a network, as strings: configuration, class names, σ (by layer if they differ), `more`, grid.
+    """Metadata of a network, as strings: configuration, class names, σ (by layer if layers differ), `more`, grid.
 
-    The configuration of a network that is no `TTFSNetwork` is a line for each layer. Default class names are numbers.
+    The configuration of a network that is no `TTFSNetwork` has one line per layer. Default class names are numbers.
     """
     names = [str(number) for number in range(graph.classes)] if class_names is None else list(class_names)
     if len(names) != graph.classes:
-        raise ValueError(f"{function}: class_names must have one name a class ({graph.classes}); got {len(names)}.")
+        raise ValueError(f"{function}: class_names must have one name per class ({graph.classes}); got {len(names)}.")
     config = getattr(unwrapped(network), "config", None)
     built = {"image_shape": list(graph.image_shape), "classes": graph.classes, "layers": graph.describe()}
     sigmas = {stage.name: stage.neuron.psp_persistence for stage in graph.stages if stage.neuron is not None}
