@@ -80,9 +80,9 @@ def test_replayed_kernels_follow_a_rising_persistence_and_were_all_launched_befo
     train_plainly(config, tmp_path / "plain")
     loaded, launch = set(), common.launch
 
-    def noted(kernel, grid, *values, **options):
-        run = partial(launch, kernel, grid, *values, **options)
-        loads = (kernel.fn.__name__, *sorted(options.items()))
+    def noted(launcher, *values):
+        run = partial(launch, launcher, *values)
+        loads = (launcher.kernel.fn.__name__, *sorted(launcher.options.items()))
         if graphs.recorder is None:
             loaded.add(loads)
         else:

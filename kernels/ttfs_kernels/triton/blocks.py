@@ -246,9 +246,8 @@ def split(steps: list[int], blocks: int, slots: int, wanted: int, block_k: int) 
     return math.ceil(most / length), length
 
 
-@lru_cache(maxsize=1024)
-def plan(which: str, problem: Problem, config: Config) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
-    """Grid, sizes and constants of a contraction's launch; the last size of grad_w is the steps of a split.
+def plan(which: str, problem: Problem, config: Config) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Grid of a contraction's launch, and sizes and constants.
 
     Raises:
         NotImplementedError: an offset within a block does not fit into 32 bits.
@@ -259,18 +258,18 @@ def plan(which: str, problem: Problem, config: Config) -> tuple[tuple[int, ...],
         raise NotImplementedError(
             f"{which}: the images of a block must have fewer than 2³¹ elements; got {largest}. Use the torch backend."
         )
-    number, groups, sizes = programs(which, problem, config), problem.groups, problem.sizes
-    constants = config.options | {"G": problem.moves, "BY_POSITION": skips(problem, config)}
+    number, groups = programs(which, problem, config), problem.groups
+    constants = problem.sizes | config.options | {"G": problem.moves, "BY_POSITION": skips(problem, config)}
     if which == "grad_x":
         steps = (stride // math.gcd(stride, gap) for stride, gap in zip(problem.stride, problem.dilation, strict=True))
         constants |= dict(zip(("STEP_H", "STEP_W"), steps, strict=True))
         constants |= {"MASKED": problem.with_slope, "SURROGATE": problem.surrogate, "GROUP": config.group}
         constants["EVEN"] = problem.group_outputs % config.block_k == 0
-        return (number, math.prod(problem.stride), groups), sizes, constants
+        return (number, math.prod(problem.stride), groups), constants
     constants |= {"FEW_CHANNELS": problem.joint_steps, "INPUTS_FIRST": config.inputs_first}
     if which == "forward":
         constants |= {"EVEN": problem.group_inputs % config.block_k == 0, "GROUP": config.group}
-        return (number, groups), sizes, constants
+        return (number, groups), constants
     taps, at_once = tap_steps(problem, config), slots(problem, config)
     splits, length = split(taps, number * groups, at_once, config.splits, config.block_k)
-    return (number * len(taps), splits, groups), (*sizes, length), constants
+    return (number * len(taps), splits, groups), constants | {"steps_per_split": length}

@@ -84,6 +84,22 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+class Launcher:
+    """A kernel with its grid, sizes and constants, which follow the arguments that `launch` takes.
+
+    Attributes:
+        options: sizes, constants and options of the compiler. Without fused multiply-add, the firing rule rounds as in
+            PyTorch.
+        compiled: what Triton has compiled, by dtypes and alignment of the arguments and by device.
+    """
+
+    def __init__(self, kernel: Any, grid: tuple[int, ...], sizes: dict[str, Any]) -> None:
+        self.kernel, self.grid = kernel, (*grid, 1, 1)[:3]
+        self.sizes = tuple(sizes[name] for name in kernel.arg_names if name in sizes)
+        self.options = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False} | sizes
+        self.compiled: dict[tuple[Any, ...], Any] = {}
+
+
 class Launch(NamedTuple):
     """A kernel's launch that did not run: the kernel, its grid, its arguments and options."""
 
@@ -94,7 +110,7 @@ class Launch(NamedTuple):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Arguments by name, compile-time constants too."""
+        """Arguments by name, sizes and compile-time constants too."""
         return dict(zip(self.kernel.arg_names, self.values, strict=False)) | self.options
 
 
@@ -112,24 +128,37 @@ def planned() -> Iterator[list[Launch]]:
         _planned = before
 
 
-def launch(
-    kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, num_stages: int = 1, **constants: Any
-) -> None:
-    """Launch a kernel on the current stream of its first tensor's device; nothing if tensors have no memory.
+def launch(launcher: Launcher, *arguments: Any) -> None:
+    """Launch a kernel on the current stream of its first tensor's device; nothing if it has no programs.
 
-    These are the fake tensors of PyTorch's compiler, which wants outputs allocated but not computed. Without fused
-    multiply-add, the firing rule rounds as in PyTorch.
+    Nothing is launched on the fake tensors of PyTorch's compiler, which have no memory: it wants outputs allocated but
+    not computed. A launch that comes again passes by Triton's binding of arguments, which takes longer than the launch.
     """
-    leaves = (leaf for value in arguments for leaf in (value if isinstance(value, tuple) else (value,)))
-    tensor = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
-    options = constants | {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": False}
+    tensor = arguments[0][0] if isinstance(arguments[0], tuple) else arguments[0]
     if _planned is not None:
-        _planned.append(Launch(kernel, grid, arguments, options))
-    if _planned is not None or tensor.untyped_storage().device.type == "meta":
+        _planned.append(Launch(launcher.kernel, launcher.grid, arguments, launcher.options))
+    if _planned is not None or 0 in launcher.grid or tensor.untyped_storage().device.type == "meta":
         return
+    kinds = tensor.get_device(), *_kinds(arguments)
     # Triton launches on the current device, which need not be the tensor's.
     with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
-        kernel[grid](*arguments, **options)
+        if (compiled := launcher.compiled.get(kinds)) is not None:
+            compiled[launcher.grid](*arguments, *launcher.sizes)
+        else:  # the interpreter compiles nothing
+            launcher.compiled[kinds] = launcher.kernel[launcher.grid](*arguments, **launcher.options)
+
+
+def _kinds(arguments: tuple[Any, ...]) -> list[Any]:
+    """What Triton compiles arguments for: dtype and alignment of tensors, integers, types of other values."""
+    kinds: list[Any] = []
+    for value in arguments:
+        if isinstance(value, Tensor):
+            kinds += (value.dtype,) if value.data_ptr() % 16 == 0 else (value.dtype, "unaligned")
+        elif isinstance(value, tuple):
+            kinds += _kinds(value)
+        else:
+            kinds.append(value if type(value) is int else type(value))
+    return kinds
 
 
 @triton.jit

@@ -9,6 +9,7 @@ BY_POSITION: a block is one position (p, q) of BLOCK_M images instead, and leave
 """
 
 import math
+from functools import lru_cache
 
 import torch
 import triton
@@ -19,6 +20,7 @@ from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton import common
 from ttfs_kernels.triton.blocks import Config, plan
 from ttfs_kernels.triton.common import (
+    Launcher,
     accumulate,
     add_product,
     at_row,
@@ -40,16 +42,14 @@ def contract(
 
     Moments are those of A + σ·W over each block of positions, [blocks, 3, N], with the σ of a neuron `measured`.
     """
-    grid, sizes, constants = plan("forward", problem, config)
+    launcher = _launcher("forward", problem, config)
     A, parts, sigma = x.new_empty(problem.out_shape, dtype=dtype), None, None
     W = torch.empty_like(A) if problem.with_slope else None
     if measured is not None:
-        row_blocks = grid[0] // math.ceil(problem.group_outputs / config.block_n)
+        row_blocks = launcher.grid[0] // math.ceil(problem.group_outputs / config.block_n)
         parts = x.new_empty((row_blocks, MOMENTS.value, problem.out_channels), dtype=torch.float32)
         sigma = persistence(measured, x) if problem.with_slope else None
-    if grid[0]:
-        results = A, W, parts, None, None
-        common.launch(conv2d_forward, grid, x, weight, *results, sigma, *sizes, **constants)
+    common.launch(launcher, x, weight, A, W, parts, None, None, sigma)
     return A, W, parts
 
 
@@ -57,12 +57,9 @@ def contract_and_fire(
     problem: Problem, x: Tensor, weight: Tensor, config: Config, bias: Tensor | None, neuron: Neuron
 ) -> Tensor:
     """Activations [B, P, Q, N] where no gradient is wanted: no potentials are stored."""
-    grid, sizes, constants = plan("forward", problem, config)
     y = x.new_empty(problem.out_shape)
     sigma = persistence(neuron, x) if problem.with_slope else None
-    if grid[0]:
-        results = None, None, None, y, bias
-        common.launch(conv2d_forward, grid, x, weight, *results, sigma, *sizes, **constants)
+    common.launch(_launcher("forward", problem, config), x, weight, None, None, None, y, bias, sigma)
     return y
 
 
@@ -74,12 +71,18 @@ def gradient_of_weight(problem: Problem, pair: Tensor, x: Tensor, config: Config
     out = x.new_empty((problem.out_channels, *problem.kernel, problem.group_inputs), dtype=pair.dtype)
     if problem.rows == 0:
         return out.zero_()
-    grid, (*sizes, length), constants = plan("grad_w", problem, config)
-    parts = out if grid[1] == 1 else out.new_empty((grid[1], out.numel()), dtype=torch.float32)
+    launcher = _launcher("grad_w", problem, config)
+    splits = launcher.grid[1]
+    parts = out if splits == 1 else out.new_empty((splits, out.numel()), dtype=torch.float32)
     slope_h = pair[1] if len(pair) == 2 else None
     sigma = persistence(neuron, x) if problem.shared else None
-    common.launch(conv2d_grad_w, grid, pair[0], slope_h, x, parts, *sizes, sigma, length, **constants)
-    return out if grid[1] == 1 else sum_parts(parts, out)
+    common.launch(launcher, pair[0], slope_h, x, parts, sigma)
+    return out if splits == 1 else sum_parts(parts, out)
+
+
+@lru_cache(maxsize=1024)
+def _launcher(which: str, problem: Problem, config: Config) -> Launcher:
+    return Launcher(conv2d_forward if which == "forward" else conv2d_grad_w, *plan(which, problem, config))
 
 
 @triton.jit(do_not_specialize=["B"])
@@ -245,6 +248,7 @@ def conv2d_grad_w(
     slope_h_ptr,
     x_ptr,
     out_ptr,
+    sigma_ptr,
     B,
     H,
     W_in,
@@ -252,7 +256,6 @@ def conv2d_grad_w(
     P: tl.constexpr,
     Q: tl.constexpr,
     N,
-    sigma_ptr,
     steps_per_split,
     G: tl.constexpr,
     FEW_CHANNELS: tl.constexpr,

@@ -1,5 +1,7 @@
 """Gradient of a convolution's input as implicit GEMM, masked by the input's spikes."""
 
+from functools import lru_cache
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 from ttfs_kernels.neuron import Neuron
 from ttfs_kernels.triton import common
 from ttfs_kernels.triton.blocks import Config, plan
-from ttfs_kernels.triton.common import at_inputs, at_row, block_position, multiple, taps_inside
+from ttfs_kernels.triton.common import Launcher, at_inputs, at_row, block_position, multiple, taps_inside
 from ttfs_kernels.triton.neurons import properties_of
 from ttfs_kernels.triton.problem import Problem
 
@@ -20,13 +22,15 @@ def gradient_of_input(
     `pair` [1 or 2, B, P, Q, N] holds the gradients of A and, where they differ, of W.
     """
     out = x.new_empty(x.shape, dtype=pair.dtype)
-    if x.numel() == 0:
-        return out
-    grid, sizes, constants = plan("grad_x", problem, config)
     slope_h = pair[1] if problem.surrogate and len(pair) == 2 else None
     properties = properties_of(neuron, x if problem.surrogate and slope_h is None else None)
-    common.launch(conv2d_grad_x, grid, pair[0], slope_h, weight, x, out, *sizes, properties, **constants)
+    common.launch(_launcher(problem, config), pair[0], slope_h, weight, x, out, properties)
     return out
+
+
+@lru_cache(maxsize=1024)
+def _launcher(problem: Problem, config: Config) -> Launcher:
+    return Launcher(conv2d_grad_x, *plan("grad_x", problem, config))
 
 
 @triton.jit
@@ -46,6 +50,7 @@ def conv2d_grad_x(
     w_ptr,
     x_ptr,
     grad_x_ptr,
+    properties,
     B,
     H,
     W_in,
@@ -53,7 +58,6 @@ def conv2d_grad_x(
     P,
     Q,
     N,
-    properties,
     G: tl.constexpr,
     STEP_H: tl.constexpr,
     STEP_W: tl.constexpr,

@@ -8,6 +8,7 @@ the constants below, of V = A + W, the potential at the window's end. A new valu
 """
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch.distributed import ProcessGroup
 
 from ttfs_kernels.neuron import Neuron, PlacedNeuron
 from ttfs_kernels.triton import common
-from ttfs_kernels.triton.common import at_inputs, clamp_to_window, derivatives, fire, load_channels
+from ttfs_kernels.triton.common import Launcher, at_inputs, clamp_to_window, derivatives, fire, load_channels
 
 ELEMENTS = 1024  # elements in a block of the kernels here
 TILE = 4096  # 32-bit elements that a program holds at once in a sum over splits
@@ -92,21 +93,24 @@ def _merged(parts: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tenso
         programs = max(1, math.ceil(len(parts) / MOST_PARTS))
         last = programs == 1
         out = parts.new_empty((STATISTICS, channels) if last else (programs, MOMENTS.value, channels))
-        arguments = parts, out, gamma if last else None, beta, len(parts), channels, epsilon
-        grid = programs, math.ceil(channels / 16)
-        common.launch(merge, grid, *arguments, SHARE=MOST_PARTS, BLOCK_M=LANES, BLOCK_N=16)
+        launcher = _merge_launcher(len(parts), programs, channels)
+        common.launch(launcher, parts, out, gamma if last else None, beta, epsilon)
         if last:
             return out
         parts = out
 
 
+@lru_cache(maxsize=1024)
+def _merge_launcher(parts: int, programs: int, channels: int) -> Launcher:
+    sizes = {"parts": parts, "N": channels, "SHARE": MOST_PARTS, "BLOCK_M": LANES, "BLOCK_N": 16}
+    return Launcher(merge, (programs, math.ceil(channels / 16)), sizes)
+
+
 def fire_neurons(neurons: Neurons, neuron: Neuron, dtype: torch.dtype) -> Tensor:
     """Activations of the neurons, in the shape of A."""
     y = neurons.A.new_empty(neurons.A.shape, dtype=dtype)
-    if y.numel():
-        rows, channels = y.numel() // y.shape[-1], y.shape[-1]
-        grid, _, sizes = over_rows(rows, channels, ELEMENTS, few=False)
-        common.launch(fire_rows, grid, neurons, y, rows, channels, properties_of(neuron, y), **sizes)
+    launcher = _launcher(y.numel() // y.shape[-1], y.shape[-1], ELEMENTS, few=False)
+    common.launch(launcher, neurons, y, properties_of(neuron, y))
     return y
 
 
@@ -125,36 +129,43 @@ def differentiate(
     """
     rows, channels = grad.numel() // grad.shape[-1], grad.shape[-1]
     alone = neurons.statistics is None and neurons.skip is None  # fewer values a neuron
-    grid, share, sizes = over_rows(rows, channels, 2 * ELEMENTS if alone else ELEMENTS, few=sums > 0)
-    parts = grad.new_empty((grid[0], sums, channels), dtype=torch.float32) if sums else None
+    elements = 2 * ELEMENTS if alone else ELEMENTS
+    launcher = _launcher(rows, channels, elements, sums > 0, neuron.has_surrogate)
+    parts = grad.new_empty((launcher.grid[0], sums, channels), dtype=torch.float32) if sums else None
     grad_skip = torch.empty_like(neurons.skip) if sums and neurons.skip is not None else None
     pair = grad.new_empty((gradients, *grad.shape)) if gradients else None
     h, slope_h = (pair[i] if pair is not None and i < gradients else None for i in (0, 1))
-    if rows:
-        results = parts, grad_skip, h, slope_h
-        arguments = neurons, grad, totals, *results, rows, channels, share, properties_of(neuron, grad)
-        common.launch(differentiate_rows, grid, *arguments, SURROGATE=neuron.has_surrogate, **sizes)
+    common.launch(launcher, neurons, grad, totals, parts, grad_skip, h, slope_h, properties_of(neuron, grad))
     return pair, None if parts is None else sum_parts(parts, parts.new_empty(parts.shape[1:])), grad_skip
 
 
-def over_rows(rows: int, channels: int, elements: int, few: bool) -> tuple[tuple[int, int], int, dict[str, int]]:
-    """Grid, rows of a program and block sizes of a kernel over [rows, channels]; a few programs sum over many rows."""
+@lru_cache(maxsize=1024)
+def _launcher(rows: int, channels: int, elements: int, few: bool, surrogate: bool | None = None) -> Launcher:
+    """Launcher of `differentiate_rows`, or without `surrogate` of `fire_rows`; a few programs sum over many rows."""
     block_n = min(128, 1 << max(4, (channels - 1).bit_length()))
     block_m = elements // block_n
     share = max(1, math.ceil(rows / (block_m * ROW_PROGRAMS))) * block_m if few else block_m
-    return (math.ceil(rows / share), math.ceil(channels / block_n)), share, {"BLOCK_M": block_m, "BLOCK_N": block_n}
+    grid = math.ceil(rows / share), math.ceil(channels / block_n)
+    sizes = {"M": rows, "N": channels, "BLOCK_M": block_m, "BLOCK_N": block_n}
+    if surrogate is None:
+        return Launcher(fire_rows, grid, sizes)
+    return Launcher(differentiate_rows, grid, sizes | {"rows_per_program": share, "SURROGATE": surrogate})
 
 
 def sum_parts(parts: Tensor, out: Tensor) -> Tensor:
     """The sum over splits [splits, ...], in blocks small enough to fill the processors; shapes alone give the order."""
-    splits, size = parts.shape[0], out.numel()
+    common.launch(_sum_launcher(parts.shape[0], out.numel()), parts, out)
+    return out
+
+
+@lru_cache(maxsize=1024)
+def _sum_launcher(splits: int, size: int) -> Launcher:
     block = ELEMENTS
     while block > 16 and math.ceil(size / block) < FULL_GRID:
         block //= 2
     # ROWS must not depend on the number of splits, which differs by batch size: each ROWS compiles a kernel of its own.
-    grid = (math.ceil(size / block),)
-    common.launch(sum_splits, grid, parts, out, splits, size, ROWS=max(1, TILE // block), BLOCK=block)
-    return out
+    sizes = {"splits": splits, "size": size, "ROWS": max(1, TILE // block), "BLOCK": block}
+    return Launcher(sum_splits, (math.ceil(size / block),), sizes)
 
 
 @triton.jit
@@ -186,7 +197,7 @@ def load_potentials(neurons, at, kept, n, N, properties):
 
 
 @triton.jit(do_not_specialize=["M"])
-def fire_rows(neurons, y_ptr, M, N, properties, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def fire_rows(neurons, y_ptr, properties, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Activations y [M, N] by the firing rule."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -208,10 +219,10 @@ def differentiate_rows(
     grad_skip_ptr,
     h_ptr,
     slope_h_ptr,
+    properties,
     M,
     N,
     rows_per_program,
-    properties,
     SURROGATE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -306,9 +317,9 @@ def merge(
     out_ptr,
     gamma_ptr,
     beta_ptr,
+    epsilon,
     parts,
     N,
-    epsilon,
     SHARE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,

@@ -122,9 +122,10 @@ class Problem:
         return self.batch, *self.out_size, self.out_channels
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """(B, H, W, C, P, Q, N), arguments of the contractions' kernels; C and N are channels of a group."""
-        return self.batch, self.height, self.width, self.group_inputs, *self.out_size, self.group_outputs
+    def sizes(self) -> dict[str, int]:
+        """Arguments of the contractions' kernels; C and N are channels of a group."""
+        (P, Q), inputs = self.out_size, {"B": self.batch, "H": self.height, "W_in": self.width, "C": self.group_inputs}
+        return inputs | {"P": P, "Q": Q, "N": self.group_outputs}
 
     @property
     def moves(self) -> Moves:

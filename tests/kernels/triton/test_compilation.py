@@ -2,11 +2,16 @@
 
 import json
 from contextlib import nullcontext
+from functools import partial
 
 import torch
+import triton
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from triton.compiler import CompiledKernel
 
 from tests.bench.modules import modules, run_python
+from ttfs_kernels.ops import dft_linear
 from ttfs_kernels.triton import common, compilation
 from ttfs_triton.nn import DFTLinear, LatencyEncoder, NetworkConfig, Neuron, TTFSNetwork
 
@@ -48,14 +53,38 @@ def main() -> None:
     for launch in launches:  # of the step itself, with memory
         launch.kernel.warmup(*launch.values, grid=launch.grid, **launch.options)
     compiled_later = sum(len(kernel.device_caches[chip][0]) for kernel in kernels) - count
-    print(json.dumps([said, kept, gradients, count, compiled_later]))
+    print(json.dumps([said, kept, gradients, count, compiled_later, launches_that_differ(network, images)]))
 
 
-def test_kernels_of_a_step_are_compiled_before_it_and_nothing_is_computed():
+def launches_that_differ(network: nn.Module, images: Tensor) -> int:
+    """Of a step's launches, those that get other values, or another kernel, from Triton than when they come again."""
+    launched: list[tuple] = []
+    plain = partial(tree_map, lambda one: (one.dtype, one.shape) if isinstance(one, Tensor) else one)
+    CompiledKernel._init_handles = lambda _: None  # there is no driver
+    CompiledKernel.run = property(
+        lambda kernel: lambda *values: launched.append((kernel, values[:3], plain(values[9:])))
+    )
+    pair = torch.rand(3, 8), torch.rand(65)[1:].view(8, 8)  # its address is no multiple of 16
+
+    def step() -> list[tuple]:
+        launched.clear()
+        network(images).sum().backward()
+        for weight in (pair[1].clone(), pair[1]):
+            dft_linear(pair[0], weight, backend="triton")
+        return launched.copy()
+
+    before = step()
+    triton.JITFunction.run = None  # Triton binds no arguments any more
+    after = step()
+    assert before[-1][0] is not before[-2][0], "compiled apart, for another alignment"
+    return sum(a != b for a, b in zip(before, after, strict=True))
+
+
+def test_kernels_of_a_step_are_compiled_before_it_and_launched_as_triton_launches_them():
     printed = run_python("-c", f"from {__name__} import main; main()")
-    (line,), kept, gradients, count, compiled_later = json.loads(printed)
+    (line,), kept, gradients, count, compiled_later, different = json.loads(printed)
     assert line.startswith(f"Triton compiles {count} kernels, ")
-    assert (kept, gradients, compiled_later) == (True, False, 0)
+    assert (kept, gradients, compiled_later, different) == (True, False, 0, 0)
 
 
 def test_a_network_that_reads_values_is_compiled_as_it_runs(monkeypatch):

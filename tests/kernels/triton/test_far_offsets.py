@@ -45,7 +45,7 @@ def run_only(launch: Launch, programs: list[tuple[int, int, int]]) -> None:
         patch.setattr(
             interpreter_builder, "set_grid_idx", lambda x, *_: setattr(interpreter_builder, "grid_idx", programs[x])
         )
-        common.launch(launch.kernel, (len(programs),), *launch.values, **launch.options)
+        common.launch(common.Launcher(launch.kernel, (len(programs),), launch.options), *launch.values)
 
 
 def last_programs(launch: Launch, which: str, problem: Problem, config: Config) -> list[tuple[int, int, int]]:
