@@ -176,7 +176,7 @@ def test_trainer_goes_on_with_the_same_network_only(tmp_path):
     [
         (network, {"max_train_samples": 8, "image_size": 8}, "are tensors; got image_size, max_train_samples"),
         (network, {"model": "vgg11", "psp_persistence": 0.5}, "got model, psp_persistence"),
-        (lambda: network(3), {}, "output for each of the 2 classes of tensors; got 3. Change its rea"),
+        (lambda: network(3), {}, "one output per class of tensors, 2 in all; got 3. Change its rea"),
         (lambda: network().half(), {}, "network must have weights in float32; got torch.float16. Call"),
         (cnn1, {}, r"images must have shape \[N, 1, 28, 28\]|layers must fit each other"),
     ],

@@ -34,7 +34,7 @@ def recipe(tmp_path) -> Path:
         ({"psp_persistence": 1.5}, r"Neuron: psp_persistence must lie in \[0, 1\]; got 1.5"),
         ({"batch_norm": True, "time_steps": 8}, "batch_norm and time_steps exclude each other"),
         ({"psp_persistence_rise": (0.6, 0.2)}, "psp_persistence_rise must be two rising shares"),
-        ({"psp_persistence_rise": (0.2, 0.6), "psp_persistence": 0.0}, "needs psp_persistence: σ rises to it, above 0"),
+        ({"psp_persistence_rise": (0.2, 0.6), "psp_persistence": 0.0}, "needs psp_persistence: σ rises from 0 to this"),
         ({"schedule": "milestones"}, "schedule: milestones needs milestones, such as 50 150 240"),
         ({"milestones": (50, 50)}, "milestones must rise; got 50 50"),
         ({"streaming": True, "data_placement": "host"}, "streaming and data_placement exclude each other"),
@@ -123,7 +123,7 @@ def test_flags_without_effect_are_refused(recipe, tmp_path):
         ({"warmup": 0.1, "schedule": "constant"}, "warmup needs schedule: one_cycle or cosine or linear. Give that"),
         ({"milestone_factor": 0.4}, "milestone_factor needs schedule: milestones"),
         ({"split_gradient": 0, "psp_persistence": 0}, "split_gradient needs psp_persistence or network"),
-        ({"dropout": 0.1, "model": "cifarnet"}, "dropout and model exclude each other: it drops spikes of dense"),
+        ({"dropout": 0.1, "model": "cifarnet"}, "dropout and model exclude each other: dropout needs dense hidden"),
     ]
     for values, message in without:
         assert next(broken_rules(TrainConfig(**values), values.keys()), "").startswith(message)
@@ -172,7 +172,7 @@ def test_help_says_what_a_recipe_and_its_presets_train(presets):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("presets: [1]", r"presets must hold `key: value` lines under each name; got \[1\]"),
+        ("presets: [1]", r"presets must hold `key: value` lines under every name; got \[1\]"),
         ("extends: recipe.yaml", "extends must end after 8 files"),
         ("extends: nothing.yaml", r"nothing\.yaml does not exist"),
         ("- 1", r"recipe\.yaml must hold `key: value` lines; got list"),

@@ -77,7 +77,7 @@ def test_options_that_this_machine_cannot_run_are_refused(config, monkeypatch):
     with pytest.raises(ConfigError, match="trackers: nothing_such must be installed"):
         make_accelerator(change(config, trackers=("nothing_such",)))
     data = SimpleNamespace(test=range(9), validation_indices=range(3))
-    with pytest.raises(ValueError, match=r"each process must have .* validation image; got 3\."):
+    with pytest.raises(ValueError, match=r"every process must have .* validation image; got 3\."):
         loop.TrainingLoop(change(config, target_sparsity=0.2), accelerator(processes=4), data, *[None] * 2)
     monkeypatch.setattr(device, "why_no_triton", lambda *_: "there is no GPU")
     with pytest.raises(ConfigError, match="backend: triton must be able to run here; there is no GPU"):

@@ -71,7 +71,7 @@ def test_unusable_folder_is_reported(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
-        ("config.yaml", {}, r"already holds something\. Resume that run with --resume"),
+        ("config.yaml", {}, r"already holds a run\. Resume it with --resume"),
         ("thesis.txt", {}, "is not a run's folder"),
         ("thesis.txt", {"overwrite": True}, r"--overwrite: .* is not a run's folder"),
         ("thesis.txt", {"resume": True}, "must hold a run"),
@@ -125,7 +125,7 @@ def test_overwriting_removes_only_what_a_run_wrote_and_can_be_repeated(tmp_path,
         begin(run, overwrite=True)
     monkeypatch.setattr(Path, "unlink", unlink)
     assert not (run / "summary.json").exists(), "what says that the run has ended goes first"
-    with pytest.raises(RunFolderError, match="already holds something"):
+    with pytest.raises(RunFolderError, match="already holds a run"):
         begin(run)
     begin(run, overwrite=True)
     assert run.is_symlink()

@@ -67,7 +67,7 @@ _UNIT = ".log2_unit"  # suffix of the names of weight scales on a grid
 
 @dataclass(frozen=True)
 class Start:
-    """Origin of a network's weights; `units` are the weight scales on their grid, by names in the state dict."""
+    """Origin of a network's weights; `units` are the weight scales on `grid`, by name in the state dict."""
 
     base_model: BaseModel
     calibration: Calibration | None
@@ -90,7 +90,7 @@ def build_network(
         device: device to calibrate on. Default: the CPU.
         network: the network, if it is built already. Default: a new one, as configured.
         calibrated: whiten the encoder, calibrate an ANN or a grid; False if a checkpoint replaces the weights.
-        started: config.json of a resumed run; `config.weights` are then read only if their values are needed.
+        started: config.json with which a resumed run began; `config.weights` are then read only if they are needed.
     """
     if network is None:
         network = _new_network(config, data)
@@ -134,8 +134,8 @@ def check_network(network: nn.Module, data: RunData) -> NetworkGraph:
     except NetworkError as error:
         raise ConfigError(str(error)) from error
     if graph.classes != (classes := len(data.train.class_names)):
-        where = f"each of the {classes} classes of {data.train.name}"
-        raise ConfigError(f"network must have an output for {where}; got {graph.classes}. Change its readout.")
+        rule = f"have one output per class of {data.train.name}, {classes} in all"
+        raise ConfigError(f"network must {rule}; got {graph.classes}. Change its readout.")
     if others := {weight.dtype for weight in network.parameters()} - {torch.float32}:
         raise ConfigError(f"network must have weights in float32; got {others.pop()}. Call its method float() first.")
     graph.prepare_statistics()
@@ -143,12 +143,12 @@ def check_network(network: nn.Module, data: RunData) -> NetworkGraph:
 
 
 def check_statistics(graph: NetworkGraph, images: int) -> None:
-    """Raise ConfigError if a batch norm has only one value a channel in a micro-batch of `images` images."""
+    """Raise ConfigError if a batch norm has only one value per channel in a micro-batch of `images` images."""
     for stage in graph.stages:
         if getattr(stage.layer, "batch_norm", None) is not None and images * math.prod(stage.shape[1:]) < 2:
             raise ConfigError(
-                f"train: micro-batches must hold two images or more in each process, since layer {stage.name} has "
-                f"batch norm; got {images}. Raise --batch-size, or lower --gradient-accumulation."
+                f"train: micro-batches must hold two images or more per process, since layer {stage.name} has batch "
+                f"norm; got {images}. Raise --batch-size, or lower --gradient-accumulation."
             )
 
 
@@ -206,11 +206,11 @@ def _new_network(config: TrainConfig, data: RunData) -> nn.Module:
 def load_weights(
     network: nn.Module, source: str | Weights, images: Tensor | None = None, *, new_readout: bool = False
 ) -> Start:
-    """Load weights into a network, strictly: every tensor must be used or folded, every parameter be given.
+    """Load weights into a network, strictly: every tensor must be used or folded, and every parameter be given.
 
-    Tensors that do not fit our networks are converted: batch norm and standardised weights are folded, and ANNs with
-    the network's layers calibrated on `images`, [N, in_channels, height, width] in [0, 1], on the device to compute on.
-    From these also come the statistics of a batch norm that the weights do not have; outputs stay the same. With
+    Tensors that do not fit our networks are converted: batch norm and standardised weights are folded. An ANN with the
+    network's layers is calibrated on `images`, [N, in_channels, height, width] in [0, 1], on the device to compute on.
+    These images also give the statistics of a batch norm that the weights lack; outputs stay the same. With
     `new_readout`, the network keeps its readout, which has other classes than that of the weights.
     """
     said = source if isinstance(source, str) else source.name
@@ -276,8 +276,8 @@ def start_on_grid(
     *,
     learn_units: bool = True,
 ) -> None:
-    """Put a network on a grid, in place: with the weight scales of `start` if its grid is the same; else calibrated on
-    `images` (`calibrate_grid`), or without images with scales that fit the weights.
+    """Put a network on a grid, in place. The weight scales are those of `start` if its grid is the same. Otherwise the
+    network is calibrated on `images` (`calibrate_grid`); without images, the scales are fitted to the weights.
     """
     same = start is not None and start.grid == grid
     if images is not None and not same:
@@ -343,7 +343,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
 
 @torch.no_grad()
 def take_statistics(network: TTFSNetwork, trained: NetworkConfig) -> None:
-    """Normalise images as in the weights' training: another mean or std would shift every potential."""
+    """Set the mean and std with which the weights were trained: others would shift every potential."""
     first = network.features[0]
     if not isinstance(first, AnalogEncoder) or trained.encoder == "latency":
         return
@@ -356,7 +356,7 @@ def take_statistics(network: TTFSNetwork, trained: NetworkConfig) -> None:
 class Teacher:
     """Knowledge distillation: a trained network whose class probabilities a run learns besides the labels.
 
-    `weight` is w, the share of the loss that compares the two networks; `sha256` is that of the file of its weights.
+    `weight` is w, the share of the loss that compares the two networks; `sha256` is the hash of the teacher's file.
 
     Source: Hinton et al., "Distilling the knowledge in a neural network", 2015, with temperature 1.
     """
@@ -375,7 +375,7 @@ class Teacher:
 
 
 def load_teacher(config: TrainConfig, data: RunData, accelerator: Accelerator) -> Teacher | None:
-    """The teacher of a run; None without one. A teacher of a user-defined network is built by `config.network`."""
+    """The teacher of a run; None without one. If it is a user-defined network, `config.network` builds it."""
     if config.teacher is None:
         return None
     try:

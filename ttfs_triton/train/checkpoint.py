@@ -1,8 +1,8 @@
 """Checkpoints of a run: safetensors files, named by step, written whole or not at all, with a hash.
 
 `step-00000123.safetensors` holds tensors named `<group>.<name>`. Its metadata hold "content", a JSON text with the
-`RunState`, and "sha256", the hash of this text and of all tensors. Random states are not saved: every step seeds
-the generators.
+`RunState`, and "sha256", the hash of this text and of all tensors. States of random generators are not saved, since
+every step seeds the generators.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class EpochTotals(_Finite):
 
 
 class Position(_Finite):
-    """Progress of a run, in epochs that are evaluated and in optimiser steps; with the seed, it gives the next batch.
+    """Progress of a run in evaluated epochs and in optimiser steps; together with the seed, it gives the next batch.
 
     `best_epoch` counts from 1; 0: none yet. `best_miss` is that epoch's relative distance from the run's target.
     """
@@ -69,7 +69,7 @@ class Position(_Finite):
     def end_epoch(self, figures: dict[str, Any], accuracy: float | None, miss: float) -> bool:
         """End the epoch with its line of metrics.jsonl; returns whether it is the best so far.
 
-        The best has the least miss of a target, then the highest accuracy; without accuracies, it is the last.
+        The best epoch misses a target by the least, then has the highest accuracy; without accuracies, it is the last.
         """
         totals, best = self.totals, accuracy is None or accuracy >= self.best_accuracy
         # Of epochs with the same accuracy, the last was never worse than the one with the lowest loss
@@ -147,7 +147,7 @@ def save_checkpoint(
     for old in older[: max(0, len(older) + 1 - keep_last)]:
         try:
             old.unlink(missing_ok=True)
-        except OSError as error:  # the new one is whole, so that training goes on
+        except OSError as error:  # the new one is whole, so training goes on
             logger.warning("old checkpoint could not be deleted: %s", error)
 
 
@@ -191,7 +191,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest intact checkpoint; None if there are no checkpoints. Damaged ones are logged and skipped."""
+    """The newest intact checkpoint; None if there are no checkpoints. Damaged ones are skipped, and logged."""
     numbered = _numbered(folder)
     for _, path in reversed(numbered):
         try:
@@ -231,8 +231,8 @@ def _digest(content: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def check_same_run(checkpoint: Checkpoint, config: TrainConfig, now: RunDescription | None = None) -> None:
-    """Raise ConfigError if a resumed run would take another course than its checkpoint's; `now` is None before data
-    are loaded.
+    """Raise ConfigError if a resumed run would take another course than that of its checkpoint. `now` is None before
+    data are loaded.
     """
     before, path = checkpoint.state, checkpoint.path
     changed = changed_keys(make_config(before.configuration, str(path)), config)

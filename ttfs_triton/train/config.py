@@ -4,7 +4,7 @@ A recipe's YAML file holds keys of a run, and three more:
 
 extends: FILE       a recipe in the same folder; its keys and presets hold unless this file gives them
 presets:            preset name → keys that `--preset NAME` sets
-about: TEXT         what is trained, and how, for `--help`; also in a preset
+about: TEXT         what is trained, and how, for `--help`; a preset may have one, too
 """
 
 import argparse
@@ -24,8 +24,8 @@ from ttfs_triton.untrusted_files import YamlError, read_mapping
 
 _RULES = TrainConfig.__pydantic_decorators__.model_validators.items()
 _OFF: Any = {key: model_validator(mode="after")(lambda keys: keys) for key, rule in _RULES if rule.info.mode == "after"}
-_Keys = create_model("_Keys", __base__=TrainConfig, __validators__=_OFF)  # checks each key alone
-_RETIRED = ("trained_as", "grid_chip", "profile")  # keys of older runs, which change no course
+_Keys = create_model("_Keys", __base__=TrainConfig, __validators__=_OFF)  # checks keys, but no rules between them
+_RETIRED = ("trained_as", "grid_chip", "profile")  # keys of older runs, without effect on their course
 _MOST_FILES = 8  # longest chain of recipes that extend one another
 
 
@@ -60,7 +60,7 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str]) -> Tr
     folder = peeked.output_dir or values.get("output_dir")
     saved = Path(str(folder)) / "config.yaml" if peeked.resume and folder else None
     if saved is not None and os.path.isfile(saved):  # a name may be too long
-        # `check_configuration` refuses keys and flags that contradict the run's checkpoints.
+        # `check_same_run` refuses keys and flags that contradict the run's checkpoints.
         values, source = read_yaml(saved) | mine, str(peeked.config or saved)
     check_typed_network(values.pop("network", None), peeked.network, source)
     base = make_config(values, source, _Keys)
@@ -81,7 +81,7 @@ def parse_config(recipe: Path, description: str, arguments: Sequence[str]) -> Tr
 def check_typed_network(named: object, typed: str | None, source: str) -> None:
     """Raise ConfigError if a file names a network and the command line none: code that only a file names is never run.
 
-    Each command passes the key `network` of every file of keys here, and builds none but the typed network.
+    A command that reads a file of keys passes the file's `network` here, and builds only the typed network.
     """
     if named is not None and typed is None:
         raise ConfigError(
@@ -92,7 +92,7 @@ def check_typed_network(named: object, typed: str | None, source: str) -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe with those that it extends: keys, presets (name → keys), and a text for each; "" is without a preset."""
+    """A recipe and those that it extends: keys, presets (name → keys), texts about presets ("" stands for none)."""
 
     path: Path
     keys: Mapping[str, Any]
@@ -100,7 +100,7 @@ class Recipe:
     about: Mapping[str, str]
 
     def values(self, preset: str | None) -> dict[str, Any]:
-        """The recipe's keys, overridden by the keys of a preset; ConfigError if there is no such preset."""
+        """The recipe's keys, overridden by those of a preset; ConfigError if there is no such preset."""
         if preset is None:
             return dict(self.keys)
         if preset not in self.presets:
@@ -126,7 +126,7 @@ def read_recipe(path: Path) -> Recipe:
         values = read_yaml(file)
         above, named = values.pop("extends", None), values.pop("presets", None) or {}
         if not isinstance(named, dict) or not all(isinstance(preset, dict) for preset in named.values()):
-            raise ConfigError(f"{file}: presets must hold `key: value` lines under each name; got {named!r:.80}.")
+            raise ConfigError(f"{file}: presets must hold `key: value` lines under every name; got {named!r:.80}.")
         keys = values | keys
         presets = {name: named.get(name, {}) | presets.get(name, {}) for name in {**named, **presets}}
         if above is None:
@@ -147,7 +147,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def make_config(values: dict[str, Any], source: str, kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
-    """Validate values into a configuration; a ConfigError names the source, and wrong keys with rule and value."""
+    """A configuration from values; a ConfigError names their source, and the wrong keys with rule and value."""
     values = {key: value for key, value in values.items() if key not in _RETIRED}
     try:
         return kind(**values)

@@ -1,6 +1,6 @@
 """Images of a run, from its configuration to batches.
 
-Batches are computed from their position: the same in one process, in several, and in a resumed run. The order of the
+A batch follows from its position: it is the same in one process, in several, and in a resumed run. The order of the
 images depends on seed and epoch only, an image's augmentation on seed, epoch and the image's index.
 """
 
@@ -28,12 +28,12 @@ from ttfs_triton.evaluate.batches import Batch, Batches, Gathered, load_batches
 from ttfs_triton.train.config import ConfigError, TrainConfig
 
 STATISTICS_IMAGES = 10_000  # for channel statistics with four digits
-# Pixels augmented in one call: 512 images of CIFAR-10. With fewer, the overhead of PyTorch's calls takes much time.
+# Pixels augmented in one call: 512 images of CIFAR-10. With fewer, PyTorch's overhead per call takes much time.
 AUGMENTED_AHEAD = 512 * 32 * 32
 
 Split = ImageData | tuple[Tensor, Tensor] | Dataset
-"""Images and labels: an `ImageData`, tensors, [N, channels, height, width] uint8 and [N] int64, or a map-style
-data set of PyTorch with items (image, label), uint8 tensors or images of Pillow, which are read once."""
+"""Images and labels: an `ImageData`; two tensors, [N, channels, height, width] uint8 and [N] int64; or a map-style data
+set of PyTorch with items (image, label), which are read once; images are uint8 tensors or Pillow's."""
 LOADING = (
     *("dataset", "data_dir", "image_column", "label_column", "image_size", "random_resized_crop", "streaming"),
     *("max_train_samples", "max_test_samples", "event_windows"),
@@ -61,7 +61,7 @@ class RunData:
 
 
 def load_data(config: TrainConfig, accelerator: Accelerator) -> RunData:
-    """Load both splits, the main process first, so that it alone downloads; set the validation images aside."""
+    """Load both splits and set validation images aside. The main process loads first, so that it alone downloads."""
 
     def load(split: str, samples: int | None, like: ImageData | None) -> ImageData:
         return load_images(
@@ -96,7 +96,7 @@ def run_data(train_split: Split, test_split: Split, config: TrainConfig) -> RunD
 
     Raises:
         ValueError: tensors have another dtype or shape, or test images have another shape or other classes.
-        ConfigError: `config` says how to load images, which tensors are not.
+        ConfigError: `config` has keys that load images, but the images are tensors.
     """
     if not (isinstance(train_split, ImageData) and isinstance(test_split, ImageData)):
         fields = TrainConfig.model_fields
@@ -124,7 +124,7 @@ def _read(split: Split, name: str, class_names: Sequence[str] | None = None) -> 
 
 
 def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, pixels in [0, 1], over training images drawn at random."""
+    """Mean and standard deviation per channel, pixels in [0, 1], over training images drawn at random."""
     _, channels, height, width = data.train.shape
     sums, count = torch.zeros(2, channels, dtype=torch.float64), 0
     for some in draw_indices(data.train_indices, STATISTICS_IMAGES).sort().values.split(100):
@@ -137,7 +137,7 @@ def channel_statistics(data: RunData) -> tuple[tuple[float, ...], tuple[float, .
 
 
 class EpochBatches(Batches):
-    """Augmented micro-batches of one epoch of training images, for the process `rank` of so many `processes`.
+    """Augmented micro-batches of one epoch of training images, for process number `rank` of `processes`.
 
     Item i is micro-batch `i % accumulation` of optimiser step `i // accumulation`. An incomplete last step is
     left out. An optimiser step has `batch_size` images, over all processes and micro-batches.
@@ -162,7 +162,7 @@ class EpochBatches(Batches):
         digest = hashlib.sha256(f"order/{self.seed}/{epoch}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
         order = torch.randperm(len(indices), generator=generator)
-        # Each micro-batch is split among the processes; this process keeps its own part.
+        # A micro-batch of all processes is split among them; this process keeps its part.
         order = order[: len(order) // size * size].view(-1, processes, self.micro_batch_size)[:, rank]
         self.order = indices[order.flatten()].to(self.data.device, non_blocking=True)
 
@@ -200,7 +200,7 @@ def train_loader(
 
 
 def _augment_ahead(batches: EpochBatches, first: int, count: int) -> Generator[Batch]:
-    """Micro-batches, augmented `count` at a time: the augmentation of an image does not depend on its batch."""
+    """Micro-batches, augmented `count` at a time, since the augmentation of an image does not depend on its batch."""
     for index in range(first, len(batches), count):
         images, labels = batches.finish(batches.gather(index, count))
         yield from zip(*(tensor.split(batches.micro_batch_size) for tensor in (images, labels)), strict=True)

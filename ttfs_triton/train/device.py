@@ -31,17 +31,17 @@ from ttfs_triton.nn.graph import NetworkGraph
 from ttfs_triton.nn.weighted import WeightedLayer
 from ttfs_triton.train.config import ConfigError, TrainConfig
 
-# Fusing pays off above this product of images, epochs and neurons. On one core (AVX-512) it saves 4 to 7 ns a neuron in
-# forward and backward pass (at σ = 0, 0.6 to 3 ns); the first compilation takes 10 to 30 s (at σ = 0, half of that).
+# Fusing pays off above this product of images, epochs and neurons. On one core (AVX-512) it saves 4 to 7 ns per neuron
+# in forward and backward pass (at σ = 0, 0.6 to 3 ns). The first compilation takes 10 to 30 s (at σ = 0, half of that).
 LEAST_NEURONS = 10_000_000_000
-SHARDED = ("FSDP", "DeepSpeed", "Megatron-LM")  # they divide the weights, which are clipped and saved as a whole here
-SLOW = 3.0  # least ratio of times, bfloat16 over float32, on a CPU that emulates it; otherwise it is at most 1
+SHARDED = ("FSDP", "DeepSpeed", "Megatron-LM")  # these divide the weights, which are clipped and saved as a whole here
+SLOW = 3.0  # least ratio of times, bfloat16 over float32, on a CPU that emulates bfloat16; on others it is at most 1
 
 # Parameters of mallopt(3), from malloc.h, and the largest values that the library itself chooses for large blocks.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _AFTERWARDS = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
 
-# Steps before the capture. DistributedDataParallel times its first ten, and rearranges its buckets in the first.
+# Steps before the capture. DistributedDataParallel times its first ten steps, and rearranges its buckets in the first.
 WARM_UP = 3
 WARM_UP_DISTRIBUTED = 11
 
@@ -54,7 +54,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         if os.environ.get(f"ACCELERATE_USE_{name.replace('-', '_').upper()}", "").lower() == "true":
             raise ConfigError(
                 f"make_accelerator: every process must hold the whole network; got {name}, which divides it. Use "
-                "accelerate launch --multi_gpu, which trains copies of it on shares of each batch."
+                "accelerate launch --multi_gpu, which trains copies of it on shares of every batch."
             )
     available = [str(tracker) for tracker in get_available_trackers()]
     for tracker in config.trackers:
@@ -70,9 +70,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if precision == "fp8" or (cpu and precision == "fp16"):
         raise ConfigError(f"mixed_precision: {precision} cannot run here, and fp16 needs a GPU; use bf16 or no.")
     if AcceleratorState._shared_state.get(_OF_A_RUN):
-        # accelerate would keep precision and device of an earlier run in this process.
+        # accelerate would keep the precision and device of an earlier run in this process.
         AcceleratorState._reset_state(reset_partial_state=PartialState().num_processes == 1)
-    first = not AcceleratorState._shared_state  # else a program's own Accelerator decides, and stays usable
+    first = not AcceleratorState._shared_state  # else the Accelerator of the program decides, and stays usable
     device = torch.device("cpu" if cpu else "cuda")
     if config.backend == "triton" and (reason := why_no_triton(device, torch.float32)) is not None:
         raise ConfigError(f"backend: triton must be able to run here; {reason}. Use --backend torch or auto.")
@@ -98,15 +98,15 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def emulates_bfloat16() -> bool:
-    """Whether a product of matrices takes much longer in bfloat16 than in float32, as on a CPU that emulates it."""
-    # Measured, since PyTorch cannot tell for all processors (AVX-512, AMX, AVX-VNNI, SVE, ...).
+    """Whether a product of matrices takes much longer in bfloat16 than in float32, since the CPU emulates bfloat16."""
+    # This is measured, since PyTorch cannot tell for all processors (AVX-512, AMX, AVX-VNNI, SVE, ...).
     full = torch.ones(256, 256)  # the first product looks for a kernel
     narrow, wide = (min(repeat(partial(torch.mm, a, a), number=1, repeat=4)) for a in (full.bfloat16(), full))
     return narrow > SLOW * wide
 
 
 def choose_fusing(config: TrainConfig, device: torch.device, graph: NetworkGraph, images: int) -> bool:
-    """Whether a run on a CPU fuses its passes over neurons; `images` is the number over all epochs."""
+    """Whether a run on a CPU fuses its passes over neurons; `images` is the number of images in all epochs together."""
     neurons = images * sum(math.prod(stage.shape) for stage in graph.stages)
     if config.fuse == "off" or (config.fuse == "auto" and neurons < LEAST_NEURONS):
         return False
@@ -124,8 +124,8 @@ def choose_fusing(config: TrainConfig, device: torch.device, graph: NetworkGraph
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
     """Within the `with` block, this process keeps the memory that it frees, if its C library can."""
-    # The GNU C library returns large blocks to the system at once, and the system clears those of the next step page by
-    # page: for a VGG16 with batches of 128, two fifths of the time outside contractions.
+    # The GNU C library returns large blocks to the system at once, and the system clears the next step's blocks page by
+    # page: for a VGG16 with batches of 128, this takes two fifths of the time outside contractions.
     library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
     mallopt: Callable[[int, int], int] | None = getattr(library, "mallopt", None)  # musl has none
     if library is None or mallopt is None:
@@ -164,14 +164,14 @@ def choose_graphs(
 
 
 class CudaGraphs:
-    """Captures CUDA graphs on a device, in a stream of its own."""
+    """Captures CUDA graphs on a device, in a separate stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Run on the capture stream, after earlier work and before later work: autograd remembers streams."""
+        """Run the `with` block on the capture stream, between earlier and later work, as autograd remembers streams."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             yield
@@ -198,10 +198,10 @@ class GraphError(RuntimeError):
 class GraphedStep:
     """A step that is captured in a CUDA graph after its warm-up, and replayed from then on: one launch for hundreds.
 
-    All steps must have micro-batches of the same shapes. Steps that count spikes or begin an average run without it.
-    A captured step cannot read numbers on the host: learning rates are tensors, and the caller counts the steps. A
-    capture executes nothing, and the steps before it are steps of the run: weights are the same with and without it.
-    `update` makes a step; with `required`, an error follows if it cannot be captured.
+    All steps must have micro-batches of the same shapes. Steps that count spikes or begin an average run without the
+    graph. A captured step cannot read numbers on the host: learning rates are tensors, and the caller counts the steps.
+    A capture executes nothing, and the steps before it are steps of the run, so weights are the same with and without a
+    graph. `update` makes a step. With `required`, a step that cannot be captured is an error.
     """
 
     def __init__(
@@ -219,11 +219,11 @@ class GraphedStep:
         self.replay: Callable[[], None] | None = None
         self._inputs: list[Batch] = []
         distributed = accelerator.num_processes > 1
-        if distributed:  # its logging would wait for the device every hundred steps, also during a capture
+        if distributed:  # the model's logging would wait for the device every hundred steps, also during a capture
             model._set_ddp_runtime_logging_sample_rate(2**31 - 1)  # type: ignore[operator]
         self._warm_up = self._steps_before = WARM_UP_DISTRIBUTED if distributed else WARM_UP
         self._failed = False
-        # CUDA's fused kernels read a rate as float32, PyTorch's own on the CPU as float64.
+        # PyTorch's fused kernels read a rate as float32 on CUDA, and as float64 on the CPU.
         dtype = torch.float32 if accelerator.device.type == "cuda" else torch.float64
         for group in optimizer.param_groups:
             group["lr"] = torch.zeros((), dtype=dtype, device=accelerator.device)
@@ -242,25 +242,25 @@ class GraphedStep:
             if self.replay is None:
                 self.update(micro_batches)
                 return
-            for (images, labels), (own_images, own_labels) in zip(micro_batches, self._inputs, strict=True):
-                own_images.copy_(images, non_blocking=True)
-                own_labels.copy_(labels, non_blocking=True)
+            for (images, labels), (graph_images, graph_labels) in zip(micro_batches, self._inputs, strict=True):
+                graph_images.copy_(images, non_blocking=True)
+                graph_labels.copy_(labels, non_blocking=True)
             self.replay()
 
     def forget(self) -> None:
-        """Warm up and capture anew: the step launches other kernels from now on, which a capture cannot load."""
+        """Warm up and capture anew, since the step launches other kernels from now on, which a capture cannot load."""
         self.replay, self._inputs, self._warm_up = None, [], self._steps_before
 
     def _capture(self, micro_batches: Sequence[Batch]) -> None:
-        # `clone` keeps channels last: other kernels are captured for another memory format.
+        # `clone` keeps channels last; for another memory format, other kernels would be captured.
         self._inputs = [(images.clone(), labels.clone()) for images, labels in micro_batches]
-        # The graph's gradients are allocated in the graph's own memory.
+        # The graph's gradients are allocated in the graph's memory.
         self.optimizer.zero_grad(set_to_none=True)
         try:
             with _capturable(self.optimizer):
                 self.replay = self.graphs.capture(lambda: self.update(self._inputs))
         except RuntimeError as error:
-            # PyTorch raises the error of ending the capture on top of the one that made it fail.
+            # PyTorch raises an error about the end of the capture on top of the error that made the capture fail.
             reason = str(error.__context__ or error).strip().splitlines()[0].rstrip(".")
             if self.required:
                 raise GraphError(
@@ -268,14 +268,14 @@ class GraphedStep:
                 ) from error
             self._failed, self._inputs = True, []
             if (scaler := self.accelerator.scaler) is not None:
-                # The scaler has noted a step that was never made; setting its scale makes it start anew.
+                # The scaler has noted a step that was never made; setting the scale makes the scaler start anew.
                 scaler.update(scaler.get_scale())
             self.say(f"no CUDA graph: {reason}")
 
 
 @contextmanager
 def _capturable(optimizer: Optimizer) -> Iterator[None]:
-    """Within the `with` block, tell Adam that it is being captured; elsewhere Adam would warn of this setting."""
+    """Within the `with` block, tell Adam that it is captured; elsewhere, Adam would warn of this setting."""
     groups = [group for group in optimizer.param_groups if "capturable" in group]
     for group in groups:
         group["capturable"] = True
@@ -298,7 +298,7 @@ class Interrupted(Exception):
 class StopRequest:
     """Makes the first SIGTERM or SIGINT in the `with` block a request to stop; a second one acts as usual.
 
-    Under torchrun, which repeats signals and kills processes that take too long, the others are ignored.
+    Under torchrun, which repeats signals and kills processes that take too long, all later signals are ignored.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -310,7 +310,7 @@ class StopRequest:
         self._repeated = "TORCHELASTIC_RUN_ID" in os.environ
 
     def __enter__(self) -> Self:
-        in_main_thread = threading.current_thread() is threading.main_thread()  # others may not handle signals
+        in_main_thread = threading.current_thread() is threading.main_thread()  # other threads may not handle signals
         for number in self.SIGNALS if in_main_thread else ():
             self._before[number] = signal.signal(number, self._note)
         return self
@@ -329,7 +329,7 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def due(self, step: int, every: int) -> bool:
-        """Whether any process was asked to stop; all processes call it after each step."""
+        """Whether any process was asked to stop; all processes call this after every step."""
         if self.accelerator.num_processes == 1:
             return self.received is not None
         if self.accelerator.device.type != "cpu" and step % every:  # the exchange makes GPUs wait for their hosts
@@ -339,7 +339,7 @@ class StopRequest:
 
 
 def share_statistics(network: nn.Module) -> None:
-    """Make batch norm in every layer compute its statistics over all processes; ValueError if no layer has it."""
+    """Make all batch norms compute their statistics over all processes; ValueError if no layer has batch norm."""
     layers = [module for module in network.modules() if isinstance(module, WeightedLayer) and module.batch_norm]
     if not layers:
         raise ValueError("train: sync_batch_norm must have a network with batch norm; got one without. Leave it out.")

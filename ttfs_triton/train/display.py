@@ -1,4 +1,4 @@
-"""Output of a run: a progress bar, a line for each epoch, and a table at the end."""
+"""Output of a run: a progress bar, a line per epoch, and a table at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ttfs_triton.train.target import UNITS
 
 
 class Display:
-    """Terminal output of a run; none if not `enabled`, as in processes other than the main one."""
+    """Terminal output of a run, unless it is not `enabled`, as in all processes but the main one."""
 
     def __init__(self, enabled: bool) -> None:
         self.console = Console(quiet=not enabled, soft_wrap=True)
@@ -46,7 +46,7 @@ class Display:
         self.progress.update(self._task, description=description, completed=step, figures=figures)
 
     def epoch(self, line: EpochLine, epochs: int, best: bool, layers: Sequence[LayerStatistics]) -> None:
-        """Print the line of an epoch, and a warning when a layer has become blind to the validation images."""
+        """Print the line of an epoch, and a warning when a layer has become blind (`is_blind`) in validation."""
         text = f"epoch {line.epoch:>{len(str(epochs))}}/{epochs}  loss {line.train_loss:.3f}"
         text += f"  train {line.train_accuracy:.2%}"
         if line.val_accuracy is not None:
@@ -60,7 +60,7 @@ class Display:
         self._warn_of_blindness(layers)
 
     def _warn_of_blindness(self, layers: Sequence[LayerStatistics]) -> None:
-        """Warn of a blind layer once, and again if it recovers in between."""
+        """Warn of a blind layer once; again only after it has recovered."""
         blind = next(filter(is_blind, layers), None)
         if blind is not None and blind.name != self._blind:
             silent = blind.never_active / blind.neurons
@@ -102,6 +102,6 @@ def _target_words(target: dict[str, Any]) -> str:
 
 
 def is_blind(layer: LayerStatistics) -> bool:
-    """Whether each neuron of a hidden layer was silent, or saturated, for all samples: later layers cannot differ."""
+    """Whether a hidden layer gives one output for all samples: every neuron was always silent, or always saturated."""
     always = (layer.neurons - layer.never_active) * layer.samples
     return layer.kind != "readout" and layer.samples > 1 and layer.spikes == layer.saturated == always

@@ -31,7 +31,7 @@ from ttfs_triton.train.optimisation import PersistenceSchedule, build_optimizer,
 from ttfs_triton.train.target import TargetTraining
 
 STATISTICS_IMAGES = 5_000
-"""Training images for the statistics of batch norm in evaluation."""
+"""Number of training images for the statistics of batch norm in evaluation."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -39,10 +39,10 @@ class NonFiniteLossError(RuntimeError):
 
 
 class FiniteGuard:
-    """Cancels all updates of a fused optimizer from the first step whose loss or gradient is not finite.
+    """Cancels all updates of a fused optimizer from the first step on whose loss or gradient is not finite.
 
-    Weights and moments stay as they were before that step, until the host reads `cancelled`: its kernels change nothing
-    where `optimizer.found_inf` is 1, which is how gradient scaling skips a step without asking the device.
+    Weights and moments stay as they were before that step, until the host reads `cancelled`: the optimizer's kernels
+    change nothing where `optimizer.found_inf` is 1. Gradient scaling skips steps so, without asking the device.
 
     Attributes:
         cancelled: number of cancelled steps, the first failing one included; float64 scalar.
@@ -57,13 +57,13 @@ class FiniteGuard:
         optimizer.register_step_pre_hook(self._join)
 
     def watch(self, loss: Tensor, norm: Tensor, failed: Tensor) -> None:
-        """Note loss and gradient norm of a step before its update; failed = 1 cancels it and all that follow."""
+        """Note loss and gradient norm of a step before its update; failed = 1 cancels this and all later updates."""
         now = torch.stack([failed, loss, norm])
         torch.where(self._failed > 0, self._state, now, out=self._state)
         self.cancelled.add_(self._failed)
 
     def _join(self, optimizer: Optimizer, *_: object) -> None:
-        """Combine our flag with the flag of a gradient scaler, which has replaced it."""
+        """Combine our flag with that of a gradient scaler, which has replaced ours."""
         flag = getattr(optimizer, "found_inf", self._failed)
         if flag is not self._failed:
             optimizer.found_inf = torch.maximum(flag, self._failed)  # type: ignore[attr-defined]
@@ -76,9 +76,9 @@ class Learner:
 
     Attributes:
         network, model: the bare network; the distributed, compiled one that is called in training.
-        average: moving average of its weights and buffers, if the run has one.
-        optimizer: the bare optimiser, without accelerate's wrapper, which knows about loss scaling.
-        sums: [3], float64, on the device: loss, right answers and images of the epoch so far, of this process.
+        average: moving average of the network's weights and buffers, if the run has one.
+        optimizer: the bare optimiser, without accelerate's wrapper, which handles loss scaling.
+        sums: [3], float64, on the device: loss, right answers and images of the epoch so far, in this process.
     """
 
     def __init__(
@@ -109,10 +109,10 @@ class Learner:
         if self.target is not None:
             self.target.silent_channels.attach(self.optimizer)
         averages = config.ema_decay or 0 < config.lookahead <= steps
-        # Its step count is on the device: a CUDA graph would read a count on the host only once.
+        # The average's step count is on the device: a CUDA graph would read a count on the host only once.
         self.average = AveragedModel(network, accelerator.device, use_buffers=True) if averages else None
         if config.sync_batch_norm:
-            share_statistics(network)  # now, since a group of processes cannot be copied
+            share_statistics(network)  # after the copy, since a group of processes cannot be copied
         networks = [network] if self.average is None else [network, self.average.module]
         self.persistence = PersistenceSchedule(networks, config.psp_persistence_rise, steps, accelerator.device)
         self._rate_factor = rate_factor(config, steps)
@@ -126,16 +126,16 @@ class Learner:
 
     @property
     def scored_network(self) -> nn.Module:
-        """The network that is evaluated and kept: the moving average where there is one."""
+        """The network that is evaluated and kept: the moving average, if there is one."""
         return self.network if self.average is None else self.average.module
 
     def learning_rate(self, done: int) -> float:
-        """Learning rate of the step after `done` steps, for parameters without a factor of their own."""
+        """Learning rate of the step after `done` steps, for parameters whose rate has no factor."""
         return self.optimizer.param_groups[0]["initial_lr"] * self._rate_factor(done)
 
     def step(self, micro_batches: list[Batch], done: int) -> None:
-        """Make the optimiser step after `done` steps: it follows from tensors, configuration and this number alone."""
-        # Dropout included: a resumed run draws the same random numbers.
+        """Make the optimiser step after `done` steps; it depends on tensors, configuration and this number alone."""
+        # Dropout, too: a resumed run draws the same random numbers.
         torch.manual_seed(_random_seed(self.config.seed, done, self.accelerator.process_index))
         changed, images = self.persistence.set(done), micro_batches[0][0]
         if (changed or not self._compiled) and backend_for("train", self.config.backend, images) == "triton":
@@ -151,7 +151,7 @@ class Learner:
         factor = self._rate_factor(done)
         for group in self.optimizer.param_groups:
             rate = group["initial_lr"] * factor
-            if isinstance(group["lr"], Tensor):  # a captured step reads the rate from there
+            if isinstance(group["lr"], Tensor):  # a captured step reads the rate from this tensor
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
@@ -166,7 +166,7 @@ class Learner:
     def update(self, micro_batches: Sequence[Batch], *, sampled: bool = False, first: bool = False) -> None:
         """Make a step on images and labels, [b], int64, on the device: forward, backward, clipping, update, average.
 
-        `sampled`: count the spikes of each layer. `first`: the moving average starts with this step.
+        `sampled`: count the layers' spikes. `first`: the moving average starts with this step.
         """
         self.optimizer.zero_grad()
         if sampled:
@@ -202,13 +202,13 @@ class Learner:
     def _watch(self, loss: Tensor) -> None:
         """Clip the gradient as configured; cancel the update if gradient or loss is not finite."""
         config, accelerator = self.config, self.accelerator
-        scaled = accelerator.scaler is not None  # fp16: infinite gradients are part of finding the scale
+        scaled = accelerator.scaler is not None  # fp16: the search for a scale may make gradients infinite
         if config.gradient_clip is not None:
             norm = accelerator.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
-            assert norm is not None  # None is for DeepSpeed, which is refused
+            assert norm is not None  # it is None only for DeepSpeed, which is refused
         else:
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
-        # The gradient is the mean over processes, so all see the same norm; a loss alone would differ.
+        # The gradient is the mean over processes, so all see the same norm; losses differ between processes.
         # 0 · inf and 0 · nan are nan.
         failed = (0 * (loss if scaled else loss + norm)).nan_to_num_(nan=1.0)
         if scaled and accelerator.num_processes > 1:
@@ -216,16 +216,16 @@ class Learner:
         self._guard.watch(loss, norm, failed)
 
     def read_sums(self, done: int) -> tuple[list[float], int | None]:
-        """`sums` over all processes; and, if updates were cancelled in any of them, the number of steps since then."""
+        """`sums` over all processes; and the number of steps since updates were cancelled in one of them, or None."""
         sums = torch.cat([self.sums, self._guard.cancelled.view(1)])
         *sums, cancelled = sum_over_processes(self.accelerator, sums).tolist()
-        scaler = self.accelerator.scaler  # halves its scale, 65,536 at first, at each step that it skips
+        scaler = self.accelerator.scaler  # halves its scale, 65,536 at first, at every step that it skips
         if not cancelled and scaler is not None and scaler.get_scale() < 1:
             raise NonFiniteLossError(
                 f"step {done}: gradients are not finite in fp16, even unscaled, and steps are skipped. Use "
                 "--mixed-precision bf16 or no."
             )
-        # 0 where only other processes cancelled it
+        # The number is 0 if only other processes cancelled updates.
         return sums, max(0, int(self._guard.cancelled.item()) - 1) if cancelled else None
 
     def failure(self, step: str, images: Tensor) -> NonFiniteLossError:
@@ -243,7 +243,7 @@ class Learner:
         )
 
     def score(self, images: ImageData, indices: Tensor | None = None) -> Evaluation:
-        """Score the network on images, each once over all processes; `indices`: [n], int64. Default: all."""
+        """Score the network on images, every one once over all processes; `indices`: [n], int64. Default: all."""
         accelerator, size = self.accelerator, self.config.evaluation_batch_size
         batches = EvaluationBatches(images, indices, size, accelerator.process_index, accelerator.num_processes)
         workers = self.config.num_workers
@@ -254,7 +254,7 @@ class Learner:
         # Batches as in training, whatever the number of processes and the batch size of scoring.
         size = min(500, self.config.batch_size // self.config.gradient_accumulation)
         refresh_statistics(self.scored_network, data.train, data.train_indices, size, self.accelerator)
-        if problem := not_finite(self.scored_network.state_dict()):  # averages may be, even if every loss was finite
+        if problem := not_finite(self.scored_network.state_dict()):  # averages may fail although every loss was finite
             raise NonFiniteLossError(
                 f"epoch {epoch}: the scored weights must be finite; got {problem}. They were not saved. A lower --lr "
                 "usually helps."
@@ -264,7 +264,7 @@ class Learner:
         return self.score(data.train, data.validation_indices) if len(data.validation_indices) else None
 
     def end_epoch(self, done: int, evaluation: Evaluation | None) -> tuple[dict[str, Any], float]:
-        """Figures of an epoch for metrics.jsonl, beside its sums; and how far cost and σ are from their goals."""
+        """Figures of an epoch for metrics.jsonl, except its sums; and how far cost and σ are from their goals."""
         self.sums.zero_()
         share = self.persistence.share
         figures: dict[str, Any] = {"lr": self.learning_rate(done)}
@@ -283,7 +283,7 @@ class Learner:
         return figures | self.target.after_epoch(), 1 - share + self.target.miss
 
     def score_test(self, data: RunData) -> tuple[Evaluation, Counts]:
-        """Score the network on the test images once, and count its events; the bare network takes its weights."""
+        """Score the network on the test images once, and count its events; `network` takes the scored weights."""
         network = self.scored_network
         with counting(network, image_shape=data.test.shape[1:], histogram_bins=0) as counter:
             # bfloat16 rounds some potentials across the threshold. Test figures are those of the float32 network.
@@ -295,7 +295,7 @@ class Learner:
         return evaluation, counter.counts(self.accelerator)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors that a checkpoint keeps: group → name → tensor, in the learner's memory."""
+        """All tensors that a checkpoint keeps, group → name → tensor; they share the learner's memory."""
         moments = self.optimizer.state_dict()["state"].items()
         named = {f"{index}.{name}": tensor for index, state in moments for name, tensor in state.items()}
         groups = {"model": self.network.state_dict(), "optimizer": named}
@@ -336,8 +336,8 @@ def refresh_statistics(
 ) -> None:
     """Compute the statistics of all batch norms: means over whole batches of training images, without augmentation.
 
-    Running statistics lag behind the weights at a high learning rate, and do not fit averages of weights. Images are
-    drawn at random from those at `indices`, [n], int64, the same ones in every process and epoch.
+    Running statistics lag behind the weights at a high learning rate, and do not fit averages of weights. The images
+    are drawn at random from those at `indices`, [n], int64, the same ones in every process and epoch.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, WeightedLayer)]
     norms = [(layer, layer.batch_norm) for layer in layers if layer.batch_norm is not None]

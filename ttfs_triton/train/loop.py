@@ -56,17 +56,17 @@ class Callback:
         """Called before training begins or resumes. `loop` has network, graph, data, configuration and position."""
 
     def on_step(self, loop: TrainingLoop) -> None:
-        """Called after each optimiser step. Reading a tensor's value here makes a GPU wait for the host."""
+        """Called after every optimiser step. Reading a tensor's value here makes a GPU wait for the host."""
 
     def on_epoch(self, loop: TrainingLoop, line: Mapping[str, Any]) -> bool | None:
-        """Called after each epoch; `line` is its line in metrics.jsonl. Return True to make this epoch the last one."""
+        """Called after every epoch; `line` is its line in metrics.jsonl. Return True to make this epoch the last."""
 
     def on_end(self, loop: TrainingLoop, summary: Mapping[str, Any]) -> None:
         """Called after the test images were scored; `summary` is the content of summary.json."""
 
 
 class TrainingLoop:
-    """One run: trains, evaluates after each epoch, writes checkpoints, and can resume from one.
+    """One run: trains, evaluates after every epoch, writes checkpoints, and can resume from one.
 
     Attributes:
         learner: the network in training, with all that its steps change.
@@ -90,7 +90,7 @@ class TrainingLoop:
         self.display, self.stop = display, StopRequest(accelerator)
         counted = len(data.test), config.target and len(data.validation_indices)  # operations, by every process
         if (least := min(filter(None, counted))) < accelerator.num_processes:
-            raise ValueError(f"train: each process must have a test and a validation image; got {least}. Use more.")
+            raise ValueError(f"train: every process must have a test and a validation image; got {least}. Use more.")
         # A checkpoint replaces the weights, so that a resumed run need not read and calibrate them again.
         started = checkpoint.state.started if checkpoint and config.weights else None
         self.network, self.start = build_network(
@@ -122,10 +122,10 @@ class TrainingLoop:
         self.learner = Learner(
             config, accelerator, network, self.graph, data, self.steps, teacher, stopping, display.say
         )
-        self._started: float | None = None  # time at which the epoch's steps began, less its interruptions
+        self._started: float | None = None  # when the epoch's steps began, moved later by interruptions
 
     def run(self, name: str) -> dict[str, Any]:
-        """Train, from the start or the checkpoint, and score the test images; returns the final figures."""
+        """Train, from the start or from a checkpoint, and score the test images; returns the final figures."""
         config, accelerator, folder = self.config, self.accelerator, self.folder
         if accelerator.is_main_process:
             folder.prepare(config)
@@ -179,7 +179,7 @@ class TrainingLoop:
         """Train to the last epoch."""
         learner, position = self.learner, self.position
         self.display.start(self.steps, position.step)
-        # A run that was stopped in validation resumes behind its epoch's last step.
+        # A run that was stopped during validation resumes after the last step of its epoch.
         learner.persistence.set(max(0, position.step - 1))
         try:
             fuse_passes(self.fuses)
@@ -258,7 +258,7 @@ class TrainingLoop:
         )
 
     def _score_start(self) -> None:
-        """Before the first step, score trained weights as epoch 0, and keep them until an epoch is at least as good."""
+        """Before the first step, score given weights as epoch 0, and keep them until an epoch is at least as good."""
         config, indices = self.config, self.data.validation_indices
         # With a target or a rising σ, accuracy alone does not say which weights are the best.
         by_accuracy = config.target is None and config.psp_persistence_rise is None
@@ -273,7 +273,7 @@ class TrainingLoop:
         position = self.position
         figures, miss = self.learner.end_epoch(position.step, evaluation)
         best = position.end_epoch(figures, figures.get("val_accuracy"), miss)
-        # Written before the checkpoint that names their epoch: a kill in between only repeats the epoch.
+        # The best weights come before the checkpoint that names their epoch: a kill in between only repeats the epoch.
         if best:
             self._write_best()
         self.save()
@@ -323,7 +323,7 @@ class TrainingLoop:
             weights_sha256=hashlib.sha256(self.folder.best_weights.read_bytes()).hexdigest(),
             sparsity=test.sparsity,
             sparsity_as_published=counts.sparsity_as_published,
-            # With a target, the best weights are an epoch's, never the start's.
+            # With a target, the best weights are those of an epoch, never those of the start.
             target=target and target.result(metrics[position.best_epoch - 1], target.cost.of(counts)),
             counts=counts.to_dict(),
             epochs=len(metrics),
@@ -371,7 +371,7 @@ class TrainingLoop:
             try:
                 self.learner.restore(checkpoint.state, checkpoint.tensors)
                 if not self.position.fits(self.steps_per_epoch):
-                    raise ValueError(f"its position does not fit {self.steps_per_epoch} steps an epoch")
+                    raise ValueError(f"its position does not fit {self.steps_per_epoch} steps per epoch")
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise CheckpointError(
                     f"load_checkpoint: {checkpoint.path} must hold this run's state; {type(error).__name__}: "

@@ -1,4 +1,4 @@
-"""Optimisation of a run: schedules of learning rate and σ by optimiser step; optimisers, Muon among them."""
+"""Optimisation of a run: schedules of learning rate and σ, optimisers (Muon among them), averages of weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEVELS = 64
 
 
 def rate_factor(config: TrainConfig, total: int) -> Callable[[int], float]:
-    """The schedule of the learning rate: factor on the peak rate, as a function of optimiser steps done of `total`."""
+    """Schedule of the learning rate: a function from optimiser steps done, of `total`, to a factor on the peak rate."""
     rising = config.warmup * total - (config.schedule == "one_cycle")
     peak = max(0.0, rising)
     epoch_steps = total // config.epochs
@@ -58,8 +58,8 @@ def _cosine(start: float, end: float, progress: float) -> float:
 class PersistenceSchedule:
     """Schedule of σ in networks, a function of the optimiser step alone, so that a resumed run has the same σ.
 
-    Each layer's present σ is its goal. σ rises from 0 between the two shares `rise` of `steps`; None: it stays. While
-    it rises, layers read it on `device`, so that a CUDA graph follows it.
+    The σ that a layer has at first is its goal. σ rises from 0 to it between the two shares `rise` of `steps`; None: σ
+    stays. While σ rises, layers read it from `device`, so that a CUDA graph follows it.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class PersistenceSchedule:
         """Share of σ's goal that is reached: 0 before the rise begins, 1 at its end."""
 
     def set(self, step: int) -> bool:
-        """Set σ before a step; returns whether layers compute differently from now on: σ left 0, or is 0 again."""
+        """Set σ before a step. Returns whether layers compute in another way from now on: σ left 0, or is 0 again."""
         before, self.share = self.share, self._share(step)
         if self.share == before:
             return False
@@ -84,7 +84,7 @@ class PersistenceSchedule:
 
     @contextmanager
     def at_goal(self) -> Iterator[None]:
-        """Within the `with` block, layers have the σ that training ends with; files written there hold this σ."""
+        """Within the `with` block, layers have the σ with which training ends; files written there hold this σ."""
         self._apply(1.0)
         try:
             yield
@@ -117,11 +117,11 @@ ITERATIONS = 5
 class Muon(SGD):
     """SGD with Nesterov momentum that rotates some weights and keeps their norm.
 
-    A weight [outputs, ...] counts as a matrix [outputs, fan-in]. The orthogonal matrix nearest to its momentum, scaled
-    to lr times the weight's norm, is subtracted, and the norm is restored: a rotation by lr radians, in groups with
-    "rotated": True. All directions learn at one rate, however small their gradients. This suits weights whose norm has
-    no effect, those in front of batch norm and standardised ones; weight decay does nothing to them. `dtype` is that of
-    the products in the Newton–Schulz iteration.
+    In groups with "rotated": True, a weight [outputs, ...] counts as a matrix [outputs, fan-in]. A step subtracts the
+    orthogonal matrix nearest to its momentum, scaled to lr times the weight's norm, and restores the norm: the weight
+    rotates by lr radians. All directions learn at one rate, however small their gradients. This suits weights whose
+    norm has no effect, those in front of batch norm and standardised ones; weight decay does nothing to them. `dtype`
+    is that of the products in the Newton–Schulz iteration.
 
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; the norm as in Jordan's
         airbench94_muon.
@@ -156,7 +156,7 @@ class Muon(SGD):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Approximately the orthogonal matrix nearest to [rows, columns]: singular values become 0.7 to 1.2, 0 stays 0."""
+    """The orthogonal matrix nearest to [rows, columns], but for singular values of 0.7 to 1.2; those of 0 stay 0."""
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp_min(1e-7)
     a, b, c = COEFFICIENTS
@@ -173,7 +173,7 @@ def build_optimizer(config: TrainConfig, network: nn.Module, precision: str = "n
             "params": parameters,
             "lr": config.lr * rate,
             "initial_lr": config.lr * rate,  # the peak rate, as PyTorch's schedules call it
-            "weight_decay": config.weight_decay / rate if kind != "offset" else 0.0,  # the same share a step
+            "weight_decay": config.weight_decay / rate if kind != "offset" else 0.0,  # the same share per step
             "rotated": kind == "hidden" and config.optimizer == "muon",
         }
         for (kind, rate), parameters in _by_rate(config, network).items()
@@ -188,8 +188,8 @@ def build_optimizer(config: TrainConfig, network: nn.Module, precision: str = "n
         optimizer = Muon(groups, lr=config.lr, momentum=config.momentum, dtype=dtype)
     else:
         optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
-    # Made here and not in the first step: a checkpoint is restored into them, and fused SGD would leave them
-    # uninitialised if it skipped that step.
+    # The moments are made here, not in the first step: a checkpoint is restored into them, and fused SGD would leave
+    # them uninitialised if it skipped that step.
     for parameter in filter(lambda parameter: parameter.requires_grad, network.parameters()):
         state = {name: torch.zeros_like(parameter) for name in moments}
         if isinstance(optimizer, Adam):
@@ -200,7 +200,7 @@ def build_optimizer(config: TrainConfig, network: nn.Module, precision: str = "n
 
 
 def _by_rate(config: TrainConfig, network: nn.Module) -> dict[tuple[str, float], list[nn.Parameter]]:
-    """Parameters by kind and by the factor on their learning rate; hidden weights without a factor come first.
+    """Parameters by kind and by the factor on their learning rate; hidden weights at factor 1 come first.
 
     Kinds: "hidden": weights of hidden layers; "readout": weights of the readout; "offset": gains, initial potentials.
     """
@@ -224,10 +224,10 @@ LOOKAHEAD_DECAY = 0.95  # in `look_ahead`: decay of earlier weights in one step,
 
 @torch.no_grad()
 def look_ahead(average: nn.Module, network: nn.Module, steps: int, progress: float) -> None:
-    """Average weights with the average of earlier steps, and let the network continue from there.
+    """Average the weights with those of earlier steps, and let the network continue from the average.
 
     average ← d·average + (1 − d)·network with d = 0.95^steps · progress³, then network ← average; buffers too. `steps`
-    are those since the last call, `progress` is the share of the training that is done.
+    counts the steps since the last call; `progress` is the share of the training that is done.
 
     Source: Zhang et al., "Lookahead optimizer", 2019; d as in Jordan, "94% on CIFAR-10 in 3.29 seconds", 2024, 3.4.
     """
@@ -242,8 +242,8 @@ def look_ahead(average: nn.Module, network: nn.Module, steps: int, progress: flo
 def update_average(average: AveragedModel, network: nn.Module, decay: float, *, first: bool = False) -> None:
     """Exponential moving average: average ← d·average + (1 − d)·network, d = min(decay, (1 + t) / (10 + t)).
 
-    t is the average's `n_averaged`, a tensor that the caller counts up. Integer buffers are copied, and with
-    `first` all.
+    t is the average's `n_averaged`, a tensor that the caller counts up. Integer buffers are copied; with `first`,
+    everything is.
 
     Source: tf.train.ExponentialMovingAverage, `num_updates`.
     """

@@ -1,7 +1,7 @@
-"""All keys of a run: help texts, ranges, rules; one class per group of `--help`. Over 400 lines: all flags.
+"""All keys of a run, with help texts, ranges and rules; one class per group of `--help`. Over 400 lines: all flags.
 
-`TrainConfig` joins the classes; YAML files and the command line are flat. FREE fields change weights and metrics by
-rounding at most, and may differ between a run and its continuation.
+`TrainConfig` joins the classes; YAML files and the command line are flat. A FREE field changes weights and metrics by
+rounding at most, so it may differ between a run and its continuation.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ class MainOptions(Options):
     dataset: str | None = None
     """Hub data set ("ylecun/mnist", "uoft-cs/cifar10", ...), or "sample" for the bundled Fashion-MNIST sample."""
     data_dir: Path | None = Field(default=None, json_schema_extra=FREE)
-    """Local folder with parquet files or class folders of images; nothing is downloaded. If class folders have no
-    split, a fifth of each class are test images, chosen by a hash of their names."""
+    """Local folder with parquet files or class folders of images; nothing is downloaded. If class folders are not
+    split into train and test, a fifth of every class are test images, chosen by a hash of their names."""
     output_dir: Path | None = Field(default=None, json_schema_extra=FREE)
     """Folder of the run. Default: runs/<recipe>-<time>."""
     epochs: Number = 15
     """Passes over the training images."""
     batch_size: Number = 128
-    """Images in an optimiser step, over all processes and accumulated micro-batches together."""
+    """Images in an optimiser step, over all processes and micro-batches together."""
     lr: Annotated[float, tyro.conf.arg(aliases=("--learning-rate",))] = Field(default=1e-3, gt=0, le=100)
     """Peak learning rate."""
     cpu: bool = False
@@ -78,7 +78,7 @@ class MainOptions(Options):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of weights, data order and augmentation."""
     preset: str | None = None
-    """Preset of the recipe: sets the keys that `--help` lists; a configuration file and flags override them."""
+    """Preset of the recipe; `--help` lists the keys that it sets. A configuration file and flags override them."""
     resume: Annotated[bool, Excludes("overwrite")] = Field(default=False, json_schema_extra=FREE)
     """Resume from the newest complete checkpoint in output_dir."""
     overwrite: bool = Field(default=False, json_schema_extra=FREE)
@@ -93,24 +93,24 @@ class DataOptions(Options):
     label_column: str | None = None
     """Column of the labels. Default: detected (label, fine_label)."""
     image_size: int | None = Field(default=None, ge=1, le=8192)
-    """Resize all images to this height and width. Default: no resizing; all images must then have one size."""
+    """Resize all images to this height and width. Default: no resizing; all images must then have the same size."""
     random_resized_crop: Annotated[bool, Needs("image_size", why="such as 224"), Excludes("crop_padding")] = False
     """Train on random crops of photographs, 8 to 100 % of the area, resized to image_size, and score centre crops.
     Photographs are decoded batch by batch."""
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the training images held out, class by class, to choose the best epoch. 0: the last epoch's weights
-    are kept."""
+    """Share of the training images that are held out, class by class, to choose the best epoch. 0: none are, and the
+    last epoch's weights are kept."""
     max_train_samples: Number | None = None
     """Use only this many training images (before the validation split)."""
     max_test_samples: Number | None = None
     """Use only this many test images."""
     max_bad_images: Count = Field(default=10, json_schema_extra=FREE)
-    """Undecodable images that are skipped with a warning, or taken as black if cropped; one more stops the run."""
+    """Undecodable images that are skipped with a warning, or black if images are cropped; one more stops the run."""
     streaming: Annotated[bool, Excludes(data_placement=("device", "host"))] = False
     """Decode images batch by batch from disk instead of keeping all of them in memory."""
     data_placement: Literal["auto", "device", "host"] = Field(default="auto", json_schema_extra=FREE)
-    """Where decoded images are kept. device: GPU memory. host: main memory. auto: GPU memory if they fit, else main
-    memory."""
+    """Where decoded images are kept. device: GPU memory. host: main memory. auto: GPU memory if they take at most
+    half of what is free, else main memory."""
     num_workers: int = Field(default=0, ge=0, le=256, json_schema_extra=FREE)
     """Worker processes that decode streamed images."""
 
@@ -125,13 +125,13 @@ class EventOptions(Options):
     """Recordings of event cameras; see `ttfs_triton.data.events`."""
 
     event_windows: Annotated[int | None, NO_RECORDINGS] = Field(default=None, ge=1, le=256)
-    """Windows in a recording of an event camera; data_dir holds the recordings (N-MNIST or DVS-Gesture as published,
-    or class folders of .bin or .npz files). In a window, the first event of each pixel and polarity is a spike.
-    Default: data_dir holds images."""
+    """Number of event windows per recording of an event camera; data_dir holds the recordings (N-MNIST or DVS-Gesture
+    as published, or class folders of .bin or .npz files). In a window, the first event of a pixel and polarity is a
+    spike. Default: data_dir holds images."""
     event_window_us: Annotated[Number | None, EVENTS] = None
     """Length of an event window in microseconds. Default: the recording's duration divided by event_windows."""
     event_pool: Annotated[Number, EVENTS] = 1
-    """Merge squares of this many pixels a side into one pixel, which takes their earliest event."""
+    """Side, in pixels, of squares that are merged into one pixel, which takes their earliest event."""
     event_sensor: Annotated[tuple[Number, Number] | None, EVENTS] = None
     """Height and width of the sensor in pixels. Default: the sensor of N-MNIST or DVS-Gesture."""
 
@@ -146,7 +146,7 @@ class EventOptions(Options):
 
 
 ON_NO_GRID = Excludes("time_steps", why="`ttfs sweep --points time_steps=8` folds batch norm, as does `ttfs calibrate`")
-NO_DROPOUT = Excludes(model=("cifarnet", "resnet18", "resnet20"), why="it drops spikes of dense layers", flag=True)
+NO_DROPOUT = Excludes(model=("cifarnet", "resnet18", "resnet20"), why="dropout needs dense hidden layers", flag=True)
 
 
 class NetworkOptions(Options):
@@ -157,7 +157,7 @@ class NetworkOptions(Options):
     model: str = "cnn1"
     """cnn1, cifarnet, vgg11, vgg16, resnet18, resnet20, or a specification such as 16C5-P2-32C5p0-P2-128."""
     block_convolutions: Annotated[Literal[2, 3], Needs(model=("cifarnet",))] = 2
-    """Convolutions in each block of cifarnet. With 3, skip connections also carry spikes past the last two."""
+    """Convolutions in a block of cifarnet. With 3, a skip carries spikes past the last two of a block."""
     channels: Annotated[tuple[Number, Number, Number], Needs(model=("cifarnet",))] = (64, 256, 256)
     """Channels of cifarnet's three blocks."""
     head: Annotated[Literal["4096-4096", "512", "none"], Needs(model=("vgg11", "vgg16"), flag=True)] = "4096-4096"
@@ -165,27 +165,27 @@ class NetworkOptions(Options):
     width: float = Field(default=1.0, gt=0)
     """Factor on the size of every hidden layer."""
     batch_norm: Annotated[bool, ON_NO_GRID] = False
-    """Normalise the membrane potentials of hidden layers over the batch; folds into weights and initial potentials."""
+    """Batch norm of the membrane potentials of hidden layers; it folds into weights and initial potentials."""
     encoder: Literal["latency", "analog", "whitened", "signed"] | None = None
     """Encoder of the images. latency: bright pixels spike early. analog: the first convolution reads pixel values.
     whitened: as analog, with frozen weights that whiten patches of the training images. signed: as analog, but its
     neurons spike by the paper's rule, as in the paper's training script. Default: the model's."""
     readout: Literal["potential_start", "potential_end", "first_spike"] | None = None
-    """Output that training uses. potential_*: membrane potential at the start or end of the output layer's window.
+    """Outputs that training uses. potential_*: membrane potentials at the start or end of the output layer's window.
     first_spike: the earliest spike wins. Default: the model's."""
     spiking_neuron: Neuron = Neuron()
-    """Properties of spiking neurons, all of them keys."""
+    """Properties of the spiking neurons; every one of them is a key."""
     bias: bool = True
-    """Learn an initial membrane potential for each channel."""
+    """Learn an initial membrane potential per channel."""
     weight_standardisation: bool = True
-    """Standardise the weights over the fan-in, with a learned gain; folds into plain weights."""
+    """Standardise the weights over the fan-in, with a learned gain; both fold into plain weights."""
     initial_gain: float = Field(default=0.5, gt=0)
     """Factor on Kaiming's scale of the initial weights. With batch_norm: initial standard deviation of the membrane
-    potentials, in threshold heights; if it is small, few neurons saturate."""
+    potentials, in threshold heights; the smaller it is, the fewer neurons saturate."""
     identity_start: Annotated[bool, Needs("batch_norm", flag=True)] = False
     """Initialise the first filters of every spiking convolution as identities: filter i passes input channel i on."""
     dropout: Annotated[float, NO_DROPOUT] = Field(default=0.0, ge=0, lt=1)
-    """Probability that a spike of a fully connected layer is dropped in training."""
+    """Probability that a spike of a dense (fully connected) hidden layer is dropped in training."""
 
     @model_validator(mode="before")
     @classmethod
@@ -214,24 +214,24 @@ class StartOptions(Options):
     """A network of your own, and the weights that a run starts from."""
 
     network: str | None = None
-    """FILE.py:FUNCTION that builds your own network, in place of all keys that describe one. It is called with those of
-    the arguments in_channels, image_size and classes that it takes."""
+    """FILE.py:FUNCTION that builds your own network, in place of all keys that describe one. The function is called
+    with those of the arguments in_channels, image_size and classes that it takes."""
     weights: str | None = None
     """Start from these weights: a run's folder, a file, bundled:NAME, or a Hub repository, org/name[/file][@revision].
-    They must be weights of the same network, or of an ANN with its layers: convolutions, batch norms, fully connected
-    layers, whatever their names; `ttfs convert` takes others."""
+    They must belong to the same network, or to an ANN with the same convolutions, batch norms and fully connected
+    layers, whatever the layers' names. For other ANNs, use `ttfs convert`."""
     new_readout: Annotated[bool, Needs("weights")] = False
-    """Draw the readout at random, for images of other classes; all other weights must be those of this very network."""
+    """Draw the readout's weights at random, for images of other classes; all other weights must fit this network."""
     calibration_images: Annotated[Count, Needs("weights", flag=True)] = 256
-    """Training images for the calibration, before training, of another project's ANN, and of a network with weights for
-    a chip's grid. 0: no calibration."""
+    """Training images on which the given weights are calibrated before training, if another project trained them as an
+    ANN, or if the network trains on a chip's grid. 0: no calibration."""
 
 
 class GridOptions(Options):
     """The grid of a chip: time steps, bits of weights and registers."""
 
     time_steps: int | None = Field(default=None, ge=1, le=1024)
-    """Train on a chip's grid of this many time steps in each window: spikes fall on time steps, as in the simulator.
+    """Train on a chip's grid with this many time steps per window: spikes fall on time steps, as in the simulator.
     Gradients pass straight through the rounding. The network keeps its grid for evaluation and simulation."""
     weight_bits: Annotated[int | None, CLOCKED] = Field(default=None, ge=2, le=16)
     """Bits of a weight on the grid, sign included. Default: weights are not rounded."""
@@ -240,8 +240,8 @@ class GridOptions(Options):
     learn_units: Annotated[bool, Needs("weight_bits", flag=True)] = True
     """Learn the scales of the rounded weights; otherwise they stay at the best fit to the initial weights."""
     state_bits: Annotated[int | None, CLOCKED] = Field(default=None, ge=4, le=62)
-    """Bits of the saturating registers that hold a neuron's slope and potential on the grid. Default: as many as are
-    needed."""
+    """Bits of the registers that hold a neuron's slope and potential on the grid; they saturate. Default: as many as
+    are needed."""
 
     @property
     def grid(self) -> Grid | None:
@@ -253,8 +253,8 @@ class GridOptions(Options):
         return Grid(self.time_steps, self.weight_bits, self.weight_units == "channel", self.state_bits)
 
 
-RISING = Needs("psp_persistence", why="σ rises to it, above 0")
-NOT_COMPILED = Excludes("compile", why="each σ would be compiled anew")
+RISING = Needs("psp_persistence", why="σ rises from 0 to this value, which must be above 0")
+NOT_COMPILED = Excludes("compile", why="every σ would be compiled anew")
 
 
 class OptimisationOptions(Options):
@@ -263,9 +263,9 @@ class OptimisationOptions(Options):
     gradient_accumulation: Number = 1
     """Micro-batches in an optimiser step."""
     optimizer: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
-    """adamw: Adam with decoupled weight decay. sgd: with Nesterov momentum. muon: rotates hidden layers' weights by
-    orthogonal updates at a fixed norm, lr radians a step, with sgd for the rest; for networks with batch norm or
-    standardised weights."""
+    """adamw: Adam with decoupled weight decay. sgd: with Nesterov momentum. muon: orthogonal updates rotate the weights
+    of hidden layers by lr radians per step at a fixed norm; sgd updates the rest. Muon is for networks with batch norm
+    or standardised weights."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of sgd and muon; first beta of adam and adamw."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -279,18 +279,18 @@ class OptimisationOptions(Options):
     """Factor on the learning rate of the readout."""
     schedule: Literal["one_cycle", "cosine", "linear", "constant", "milestones"] = "one_cycle"
     """Course of the learning rate, by optimiser step. linear: from start_factor up to the peak, then down to
-    end_factor. milestones: the peak, times milestone_factor at each milestone."""
+    end_factor. milestones: starts at the peak; every milestone multiplies it by milestone_factor."""
     warmup: Annotated[float, WARMED_UP] = Field(default=0.2, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises (one_cycle, cosine, linear)."""
+    """Share of the steps in which the learning rate rises (schedules one_cycle, cosine, linear)."""
     start_factor: Annotated[float, LINEAR] = Field(default=0.2, ge=0, le=1)
-    """Share of the peak rate at the first step (linear)."""
+    """Learning rate of the first step, as a share of the peak (schedule linear)."""
     end_factor: Annotated[float, LINEAR] = Field(default=0.0, ge=0, le=1)
-    """Share of the peak rate at the last step (linear)."""
+    """Learning rate of the last step, as a share of the peak (schedule linear)."""
     milestones: Annotated[tuple[Number, ...], AT_MILESTONES] = ()
-    """Epochs after which the learning rate is multiplied by milestone_factor (milestones); as in PyTorch's MultiStepLR,
-    those behind the run's last epoch have no effect."""
+    """Epochs after which the learning rate is multiplied by milestone_factor (schedule milestones). Epochs behind the
+    run's last one have no effect, as in PyTorch's MultiStepLR."""
     milestone_factor: Annotated[float, AT_MILESTONES] = Field(default=0.1, gt=0, le=1)
-    """Factor on the learning rate at each milestone (milestones)."""
+    """Factor on the learning rate at a milestone (schedule milestones)."""
     gradient_clip: float | None = Field(default=None, gt=0)
     """Upper bound on the norm of the gradient over all parameters. Default: no bound."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -302,9 +302,9 @@ class OptimisationOptions(Options):
     """Share of the loss that compares the network with the teacher; the rest compares it with the labels."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Decay of an exponential moving average of the weights; the average is scored and saved. 0: off."""
-    lookahead: Annotated[Count, Excludes("ema_decay", why="both are the average that is scored")] = 0
-    """Lookahead: every so many optimiser steps, average the weights with those of earlier steps, and continue from the
-    average, which is scored and saved. Earlier steps count more towards the end of training. 0: off."""
+    lookahead: Annotated[Count, Excludes("ema_decay", why="only one average of the weights is scored")] = 0
+    """Optimiser steps between two lookaheads, which average the weights with those of earlier steps. Training continues
+    from the average, which is scored and saved. Late in training, earlier steps count more. 0: off."""
     psp_persistence_rise: Annotated[tuple[float, float] | None, RISING, NOT_COMPILED] = None
     """Start at σ = 0 and let σ rise to psp_persistence between these two shares of the training, such as 0.25 0.6."""
 
@@ -324,7 +324,7 @@ class OptimisationOptions(Options):
 
 @dataclass(frozen=True)
 class Goal:
-    """Goal for a cost, "sparsity", "operations" or "energy": a share, or for energy microjoules on `chip`."""
+    """Goal of a target: `kind` is "sparsity", "operations" or "energy", `amount` a share, for energy µJ on `chip`."""
 
     kind: str
     amount: float
@@ -341,7 +341,7 @@ class TargetOptions(Options):
     target_energy: Annotated[str | None, ONE_TARGET] = None
     """Goal for the energy of an image on a chip, CHIP:MICROJOULES, such as lemaire45:int8:40."""
     target_steps: Annotated[Number, Needs("target_energy")] = 32
-    """Time steps in a window for which the energy is computed (target_energy)."""
+    """Time steps per window with which target_energy is computed."""
 
     @property
     def target(self) -> Goal | None:
@@ -368,19 +368,19 @@ class RunOptions(Options):
     """Precision, compilation, output of a run."""
 
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] | None = None
-    """Precision of training. auto: bf16; float32 on a CPU that emulates it. Default: that of `accelerate launch`."""
+    """Precision of training. auto: bf16, or float32 on CPUs that emulate bf16. Default: that of `accelerate launch`."""
     compile: bool = False
     """Compile the network with torch.compile."""
     fuse: Literal["auto", "on", "off"] = Field(default="auto", json_schema_extra=FREE)
     """On a CPU, let PyTorch's compiler fuse the passes over neurons. auto: in long runs, if there is a C++ compiler."""
     cuda_graph: Literal["auto", "on", "off"] = Field(default="auto", json_schema_extra=FREE)
-    """Run each step by one launch of a CUDA graph. auto: where it is possible."""
+    """Run a training step by one launch of a CUDA graph. auto: where it is possible."""
     sync_batch_norm: bool = False
     """Compute batch norm's statistics over the images of all processes together."""
     evaluation_batch_size: Number = Field(default=500, json_schema_extra=FREE)
-    """Batch size of a process in validation and test."""
+    """Images in a batch of validation and test, per process."""
     checkpoint_steps: Count = Field(default=0, json_schema_extra=FREE)
-    """Optimiser steps between additional checkpoints; one is also written after each epoch. 0: no additional ones."""
+    """Optimiser steps between additional checkpoints. 0: checkpoints are written after epochs only."""
     keep_checkpoints: Number = Field(default=2, json_schema_extra=FREE)
     """Number of newest checkpoints to keep; the best weights are kept as well."""
     log_steps: Number = Field(default=20, json_schema_extra=FREE)
@@ -390,7 +390,7 @@ class RunOptions(Options):
     trackers: tuple[str, ...] = Field(default=(), json_schema_extra=FREE)
     """Experiment trackers of accelerate: tensorboard, wandb, trackio, ..."""
     backend: Literal["auto", "triton", "torch"] = "auto"
-    """Kernels of the layers. auto: on a GPU, Triton's; on a CPU, PyTorch's."""
+    """What computes the layers. auto: on a GPU, our Triton kernels; on a CPU, PyTorch."""
 
 
 class HubOptions(Options):
@@ -422,7 +422,7 @@ class TrainConfig(
 ):
     """All keys of a run, saved in its folder as `config.yaml`. There and in `--help`, the last base class comes first.
 
-    A chip's faults are drawn anew in each training step; validation runs without faults.
+    A chip's faults are drawn anew in every training step; validation runs without faults.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -85,7 +85,7 @@ def train(
     folder = _agree_on_folder(config, accelerator, name)
     display = Display(accelerator.is_main_process)
     try:
-        # Rights on the Hub: check token and name before data are loaded, the repository as soon as the run can begin.
+        # Hub rights: token and name are checked before data are loaded, the repository as soon as the run can begin.
         _ask_hub(config, accelerator, partial(check_account, str(config.hub_repo_id)))
         checkpoint, summary = _go_on(config, folder) if config.resume else (None, None)
         if summary is None:
@@ -107,7 +107,7 @@ def train(
                 if config.grid is not None:
                     start_on_grid(network, config.grid)
                 folder.load_best(network)
-        for tracker in accelerator.trackers:  # `end_training` would also part the processes, which may train again
+        for tracker in accelerator.trackers:  # `end_training` would end the process group, but programs may train again
             tracker.finish()
         _publish(config, folder.path, accelerator, network)
         return summary
@@ -117,7 +117,7 @@ def train(
 
 @contextmanager
 def _beginning() -> Iterator[None]:
-    """Errors in the `with` block become a ConfigError, but for lost devices and damaged checkpoints."""
+    """Errors in the `with` block become a ConfigError, except those of lost devices and damaged checkpoints."""
     try:
         yield
     except (CheckpointError, torch.AcceleratorError, torch.OutOfMemoryError):
@@ -266,7 +266,7 @@ def _publish(config: TrainConfig, run: Path, accelerator: Accelerator, network: 
 
 
 class Trainer:
-    """Trains a network as a recipe does, with checkpoints, validation, best weights, a run's folder, several processes.
+    """Trains a network as a recipe does: with validation, best weights, checkpoints, run folder, several processes.
 
     Args:
         network: any module that `network_graph` accepts. At the end it holds the best weights, on the device that
@@ -276,8 +276,8 @@ class Trainer:
         callbacks: see `Callback`.
         name: name of the default output folder and of the trackers' project.
     Raises:
-        ConfigError: the network has unknown layers or does not fit the images, or `config` describes a network, or how
-            to load images that are tensors.
+        ConfigError: the network has unknown layers or does not fit the images; or `config` has keys that describe a
+            network, or keys that load images although the images are tensors.
         ValueError: images or labels cannot be used.
     Example:
         >>> from tempfile import TemporaryDirectory

@@ -1,7 +1,7 @@
 """A run's folder: its files, and the rules that keep a run from being lost.
 
-config.yaml         the configuration, every key
-metrics.jsonl       one line an epoch
+config.yaml         the configuration: every key with its value
+metrics.jsonl       one line per epoch
 summary.json        final figures, written when the run has ended
 checkpoints/step-*  the newest checkpoints
 best/               model.safetensors and config.json of the best epoch
@@ -33,7 +33,7 @@ _WRITTEN = re.compile(
     rf"config\.yaml|{re.escape(METRICS)}|{re.escape(SUMMARY)}|checkpoints(/step-\d+\.safetensors)?|"
     r"best(/config\.json|/model\.safetensors)?|profile(/trace\.json|/steps\.txt)?|trackers(/.*)?"
 )
-"""Names of all that a run writes, two levels deep."""
+"""Names of all files and folders that a run writes, two levels deep."""
 
 
 class RunFolderError(RuntimeError):
@@ -61,7 +61,7 @@ class FolderLock:
     def release(self) -> None:
         """Release the lock, and remove the lock file. A second call does nothing."""
         if self._lock.is_locked:
-            # Removed while it is held: a process that has just opened the file finds it gone, and opens a new one.
+            # The file goes while it is locked: a process that has just opened it sees that, and opens a new one.
             with suppress(OSError):  # the folder may be gone, or a file in its place
                 Path(self._lock.lock_file).unlink()
             self._lock.release()
@@ -80,7 +80,7 @@ class RunFolder:
 
     def claim(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """Lock the folder for this process, if it can be used as asked; only the lock is written."""
-        # Checked before the lock, so that a mistake makes no folder, and again when no other process can change it.
+        # Check before locking, so that a mistake makes no folder, and again when no other process can change it.
         self._check(resume, overwrite)
         self._lock = FolderLock(self.path)
         try:
@@ -107,8 +107,8 @@ class RunFolder:
             )
         if is_run and not resume and not overwrite:
             raise RunFolderError(
-                f"{self.path} already holds something. Resume that run with --resume, replace it with --overwrite, "
-                "or give another --output-dir."
+                f"{self.path} already holds a run. Resume it with --resume, replace it with --overwrite, or give "
+                "another --output-dir."
             )
         # A start that was killed before it wrote config.yaml leaves no more than an empty folder of checkpoints.
         others = [entry for entry in self._entries() if not is_partial(entry)]
@@ -140,7 +140,7 @@ class RunFolder:
         return [entry for entry in entries if not entry.name.startswith(LOCK)]
 
     def _foreign(self) -> list[str]:
-        """Names of what no run wrote: `--overwrite` must not remove it."""
+        """Names of files that no run wrote: `--overwrite` must not remove them."""
         paths = sorted([*self._entries(), *self.path.glob("*/*")], key=lambda path: (len(path.parts), path))
         names = [path.relative_to(self.path).as_posix() for path in paths if not is_partial(path)]
         try:
@@ -163,7 +163,7 @@ class RunFolder:
     def prepare(self, config: TrainConfig) -> None:
         """Prepare the folder, after `claim`: remove an old run if asked to, and files that killed processes left."""
         if config.overwrite:
-            self._check(resume=False, overwrite=True)  # while the data were read, other files may have come
+            self._check(resume=False, overwrite=True)  # other files may have come while the data were read
             self._clear()
         make_folder(self.checkpoints)
         for folder in (self.path, self.best_weights.parent, self.checkpoints):

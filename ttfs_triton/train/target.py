@@ -1,7 +1,7 @@
 """Targets: a goal for a network's cost, the differentiable cost, and the Lagrange multiplier that drives it there.
 
-The loss becomes L + λ·c/s, with a cost c and its setpoint s. Dual ascent changes λ, which may be negative: it grows
-while the cost is above its setpoint. A term proportional to the error damps λ, as in an augmented Lagrangian. The
+The loss becomes L + λ·c/s, with a cost c and its setpoint s. Dual ascent changes λ: it grows while the cost is above
+its setpoint, and may become negative. A term proportional to the error damps λ, as in an augmented Lagrangian. The
 state lives on the device and is the same in all processes, so that the host reads nothing in a step.
 """
 
@@ -39,7 +39,7 @@ def count_spikes(
 
     Args:
         activations: [N, features] or [N, channels, height, width], in [0, 1]; 0 and nan are silent.
-        weight: [height, width], the cost of a spike at each place; None: 1.
+        weight: [height, width], the cost of a spike by place; None: 1.
         reached: 1 for neurons that some input reaches, else 0; broadcasts with the activations. None: all are reached.
         width: δ of the surrogate, positive.
     Gradient: weight·max(0, 1 − a/δ), as the surrogate of a mask [a > 0] in `ttfs_kernels.Neuron`. Neurons without input
@@ -74,9 +74,9 @@ class _CountSpikes(torch.autograd.Function):
 TOLERANCE = 0.02
 """Relative distance from a goal within which it counts as reached."""
 TARGET_IMAGES = 128
-"""Training images for `make_target`, which needs only the activity at the input of the first layer."""
+"""Number of training images for `make_target`, which needs only the activity at the first layer's input."""
 UNITS = {"sparsity": "", "operations": "", "energy": " µJ"}
-_OWN = ("operation", "spike", "spike_time")  # events whose price is a cost weight of the layer itself
+_LAYER_EVENTS = ("operation", "spike", "spike_time")  # events priced by the cost weights of the layer where they occur
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Target:
 
 
 def make_target(goal: Goal, network: nn.Module, images: Tensor, steps: int) -> Target:
-    """The target of a network, by some training images; `steps`: time steps in a window, for energy."""
+    """The target of a network, from some training images; `steps`: time steps per window, for energy."""
     with torch.no_grad():
         counts = count(network, [images], histogram_bins=0)
     key = f"target_{goal.kind}"
@@ -126,7 +126,7 @@ def make_target(goal: Goal, network: nn.Module, images: Tensor, steps: int) -> T
 
 
 class CostedNetwork(nn.Module):
-    """A network that also returns its differentiable cost, a float32 scalar, a mean; to be called within `watching`."""
+    """A network that also returns its differentiable mean cost, a float32 scalar; to be called within `watching`."""
 
     def __init__(self, network: nn.Module, graph: NetworkGraph, target: Target) -> None:
         super().__init__()
@@ -169,14 +169,14 @@ class CostedNetwork(nn.Module):
 
 
 class _EventCounter:
-    """Counts the events of one layer that have a price: `events`, and prices in `weights` [events]."""
+    """Counts those events of one layer that have a price: `events` are their names, `weights`, [events], the prices."""
 
     def __init__(self, stage: Stage, cost: Cost, device: torch.device) -> None:
         self.stage = stage
-        weights: dict[str | int, float] = {event: getattr(cost.weights(stage.name), event) for event in _OWN}
+        weights: dict[str | int, float] = {event: getattr(cost.weights(stage.name), event) for event in _LAYER_EVENTS}
         if stage.kind == "latency":
             weights["spike"] = cost.input_spike
-        for place, wire in enumerate(stage.wires):  # the event of a spike that arrives on this wire
+        for place, wire in enumerate(stage.wires):  # the event of a spike on this wire
             weights[place] = cost.weights(wire.source).delivered
         self._channels = [wire.shape[0] for wire in stage.inputs]
         chosen = {event: price for event, price in weights.items() if price}
@@ -209,7 +209,7 @@ class _EventCounter:
             return self._spikes(by_wire[event])
         weight = self._fan_out
         operations = self._spikes(inputs) * weight if isinstance(weight, int) else self._spikes(inputs, weight)
-        return operations if skip is None else operations + self._spikes(skip)  # one synapse a delayed spike
+        return operations if skip is None else operations + self._spikes(skip)  # a skip's spike has one synapse
 
     def _spikes(self, activations: Tensor, weight: Tensor | None = None) -> Tensor:
         return count_spikes(activations, weight, width=self._width)
@@ -230,7 +230,7 @@ JUMP = 0.01  # silent channels that could add this share of a layer's spikes are
 
 
 class LagrangeMultiplier:
-    """The Lagrange multiplier of a cost. The floor is subtracted from all costs: training cannot change it.
+    """The Lagrange multiplier of a cost. The floor is subtracted from all costs, since training cannot change it.
 
     Attributes:
         approach: steps until the setpoint reaches the goal. The moving average of weights then starts anew, so that it
@@ -255,13 +255,13 @@ class LagrangeMultiplier:
         self._eager = torch.ones_like(self._goal)
 
     def prepare(self, step: int, rate: float) -> bool:
-        """Called after `step` steps; returns whether the moving average of weights starts anew with the next one."""
+        """Called after `step` steps; returns whether the moving average of weights starts anew with the next step."""
         # `rate` is the learning rate over the peak rate: a network that learns slowly answers slowly.
         self._eager.fill_(1.0 if step < self.approach else 1 / max(rate, 1 / MOST_EAGER))
         return step == self.approach
 
     def penalty(self, cost: Tensor, micro_batches: int) -> Tensor:
-        """Term to add to the loss of a micro-batch with this cost, a scalar; `micro_batches` of them make a step."""
+        """Term, a scalar, to add to the loss of a micro-batch with this cost; a step has `micro_batches` of them."""
         self._observed.add_(cost.detach(), alpha=1 / micro_batches)
         return (self.pressure / self._setpoint).to(cost.dtype) * cost
 
@@ -288,7 +288,7 @@ class LagrangeMultiplier:
         self._observed.zero_()
 
     def correct(self, measured: float) -> None:
-        """Correct the goal by the cost measured in evaluation, which has no augmentation and may average weights."""
+        """Correct the goal by the cost in evaluation, which has no augmentation and may use averaged weights."""
         ratio = self._scored / (self._above_floor / 100).clamp_min(measured - self._floor)
         corrected = self._above_floor * ratio.clamp(1 / MOST_CORRECTION, MOST_CORRECTION)
         self._goal.copy_(torch.where(self._step >= self._settled, corrected, self._goal))
@@ -298,10 +298,10 @@ class SilentChannels:
     """Stops whole channels from switching on at once on uniform background, which makes the cost oscillate.
 
     Where images are empty, neurons of a convolution stay at the initial potential of their channel. When an update
-    takes it past 0, all of them fire: one channel of CNN1 is 8 % of an activity of 0.3 on MNIST. The multiplier then
-    drives the potential to and fro across 0, and the cost meets its goal on average, but in no step. While channels
-    are held, silent ones stay silent; others may fall silent. `layers` are those in which one channel can add more
-    than 1 % of the layer's spikes at once, on some training images by the weights that the run began with.
+    takes that potential past 0, all these neurons fire: one channel of CNN1 is 8 % of an activity of 0.3 on MNIST. The
+    multiplier then drives the potential to and fro across 0, and the cost meets its goal on average, but in no step.
+    While channels are held, silent ones stay silent; others may fall silent. `layers` are those in which one channel
+    can add more than 1 % of the layer's spikes at once, on some training images with the run's first weights.
     """
 
     def __init__(self, graph: NetworkGraph, images: Tensor) -> None:
@@ -367,13 +367,13 @@ class TargetTraining:
         self.measured = math.nan
 
     def prepare(self, step: int, rate: float) -> bool:
-        """As `LagrangeMultiplier.prepare`, before each step."""
+        """As `LagrangeMultiplier.prepare`, before every step."""
         self.silent_channels.hold(step >= self.multiplier.approach)
         return self.multiplier.prepare(step, rate)
 
     def validate(self, score: Callable[[Tensor], Evaluation], network: nn.Module) -> Evaluation | None:
-        """Measure a network's cost on the validation images, and return its scores there; without any, measure it on
-        some training images. `score` runs the network on the training images at the given indices.
+        """Measure a network's cost on the validation images, and return its scores there. Without validation images,
+        some training images serve, and None is returned. `score` runs the network on training images at given indices.
         """
         trained, held_out = self._data.train_indices, self._data.validation_indices
         indices = held_out if len(held_out) else trained[:: max(1, len(trained) // MEASURED_IMAGES)]
