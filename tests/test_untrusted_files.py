@@ -29,7 +29,7 @@ def test_mappings_are_read(tmp_path):
         (b"{[1]: 2}", "must be valid YAML"),
         (b"- 1\n", "must hold `key: value` lines; got list"),
         (b"1: 2\n", "must hold `key: value` lines; got keys that are not names"),
-        (b"a: {b: 1, b: 2}\n", "must have each key once; got 'b' twice"),
+        (b"a: {b: 1, b: 2}\n", "must have every key once; got 'b' twice"),
     ],
 )
 def test_other_content_is_refused(tmp_path, content, message):

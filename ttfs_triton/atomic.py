@@ -42,9 +42,9 @@ def write_json(path: Path, obj: Any) -> None:
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """Named dense tensors, of any shape, dtype, device and memory layout, in the safetensors format.
+    """Bytes, in the safetensors format, of named dense tensors of any shape, dtype, device and memory layout.
 
-    Each name gets its own copy of the values: tied weights are written once per name. `metadata` goes into the header.
+    Every name gets a copy of its values, so tied weights are written once per name. `metadata` goes into the header.
     """
     # safetensors refuses tensors that share memory.
     dense = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}

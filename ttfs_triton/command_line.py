@@ -23,7 +23,7 @@ Options = TypeVar("Options", bound="BaseModel")
 TRACEBACK = "--traceback"
 RECIPES = Path(__file__).parent / "recipes"
 ERRORS = (ValueError, RuntimeError, OSError, MemoryError)
-_FUNCTION = re.compile(r"^\w+: (?=(?!must )[^:;]* (must|may) )")  # the name of ours with which an error's text begins
+_FUNCTION = re.compile(r"^\w+: (?=(?!must )[^:;]* (must|may) )")  # our function's name, which begins an error's text
 _HINT = f"Add {TRACEBACK} to any command to see an error's traceback."
 
 
@@ -33,7 +33,7 @@ def recipe(name: str) -> Path:
 
 
 def program() -> str:
-    """How to start this program again, quoted for a shell: `ttfs train NAME`, or an interpreter and a script."""
+    """Command that starts this program again, quoted for a shell: `ttfs train NAME`, or an interpreter and a script."""
     started = sys.argv[0]
     if not started.startswith("ttfs "):
         return shlex.join([sys.executable, started])
@@ -49,10 +49,10 @@ def run_command(
     *,
     errors: tuple[type[Exception], ...] = ERRORS,
 ) -> None:
-    """Parse options and run. The `main` of a command is this function with options and `run` filled in.
+    """Parse options and run a command. The `main` of a command is this function with options and `run` filled in.
 
-    `run` is a function of the options, or a module that is imported then, with `run`, and maybe the `ERRORS` that the
-    user can fix: their text is printed without a traceback.
+    `run` is a function of the options, or the name of a module that has one called `run`; it is imported after parsing.
+    `errors`, or the module's `ERRORS`, can be fixed by the user: their text is printed without a traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     traceback = TRACEBACK in arguments
@@ -71,10 +71,10 @@ def parse_options(
     arguments: Sequence[str],
     defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Parse a command line, of which `--traceback` is ignored, into values of options, by name, not yet validated.
+    """Parse a command line into values of options, by name, not yet validated; `--traceback` is ignored.
 
-    Fields of the classes are the flags. If there are several classes, each is a group in `--help`, its name ends in
-    Options, and `defaults` has a value for every field.
+    Fields of the classes are the flags. If there are several classes, every class is a group in `--help`, its name ends
+    in Options, and `defaults` has a value for every field.
     """
     import tyro
 
@@ -103,7 +103,7 @@ def _form(group: type[BaseModel], defaults: Mapping[str, Any] | None) -> type:
 
 
 def _shown(name: str, kind: Any, description: str | None) -> Any:
-    """The type of a field for `--help`: positional ones by their name, several as `VALUE ...`, no empty default."""
+    """A field's type for `--help`: positional arguments go by name, tuples are `VALUE ...`, no default is empty."""
     import tyro
 
     bare, *marks = get_args(kind) if get_origin(kind) is Annotated else [kind]
@@ -120,7 +120,7 @@ def _shown(name: str, kind: Any, description: str | None) -> Any:
 def problem_lines(
     error: ValidationError, hidden: str = "", unknown: Callable[[str], str] = lambda key: "there is no such key"
 ) -> list[str]:
-    """A line for each invalid key of pydantic's error: `  key: rule; got value`.
+    """Lines `  key: rule; got value`, one per invalid key of pydantic's error.
 
     Args:
         hidden: part of a key's path to leave out, since users do not see it.
@@ -137,7 +137,7 @@ def problem_lines(
 
 
 def text_of(error: Exception) -> str:
-    """Text of an error for the user: of pydantic's, only the rules that are broken."""
+    """An error's text for the user; for pydantic's errors, only the broken rules."""
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):

@@ -1,7 +1,7 @@
-"""The commands of `ttfs`: their options, without PyTorch, so that `--help` and mistakes are answered before it loads.
+"""Options of the `ttfs` commands; without PyTorch, so that `--help` and mistakes are answered before it loads.
 
 A command is a function of its description and arguments. It imports the module that does its work when it runs.
-`ttfs_triton.train` and `ttfs_triton.sweep` have the commands of these names.
+The commands train and sweep are in the packages of these names.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class ModelOptions(CommandOptions):
     """Trained network: a run's folder, a folder with config.json and model.safetensors, a .safetensors file with
     config.json beside it, owner/name[@revision] on the Hub, or bundled:NAME, which comes with the package."""
     network: str | None = None
-    """FILE.py:FUNCTION that builds the network, if your code does."""
+    """FILE.py:FUNCTION that builds the network; only for a network of your own."""
 
 
 class ImageOptions(CommandOptions):
     """Options of commands that run networks on test images."""
 
     network: str | None = None
-    """FILE.py:FUNCTION that builds the network, if your code does."""
+    """FILE.py:FUNCTION that builds the network; only for a network of your own."""
     dataset: str | None = None
     """Hub data set, or "sample". Default: the data set of the run's training."""
     data_dir: Path | None = None
@@ -44,7 +44,7 @@ class ImageOptions(CommandOptions):
     max_test_samples: int | None = Field(default=None, ge=1, lt=2**31)
     """Use only this many test images, for a quick look."""
     batch_size: int = Field(default=250, ge=1, lt=2**31)
-    """Images in a batch of the measurements."""
+    """Images per batch."""
     cpu: bool = False
     """Use the CPU even if there is a GPU."""
 
@@ -69,17 +69,17 @@ class EvaluationOptions(ModelOptions, FaultOptions, MeasuringOptions):
 
     # ---- hardware
     chip: tuple[str, ...] = Field(default=("anp_i", "lemaire45:int8"), min_length=1)
-    """Chips to price the counts on: names of presets, TOML files of yours, or "all". The first is shown in detail.
-    ANNs are compared on the first chip that prices an ANN's multiplications and memory, or else on
-    lemaire45:int8; with "all", the chip of the comparison is shown in detail."""
+    """Chips whose prices turn counts into energies: names of presets, TOML files of yours, or "all". The first is
+    shown in detail. The comparison with ANNs takes the first chip that prices an ANN's multiplications and memory, or
+    else lemaire45:int8; with "all", the chip of this comparison is shown in detail."""
     steps: Steps | OfNetwork = "network"
-    """Time steps a window, in simulation and energy. network: the steps of the network's grid, or 32 without a grid."""
+    """Time steps per window, in simulation and energy. network: those of the network's grid, or 32 without a grid."""
     step_us: float | None = Field(default=None, gt=0)
     """Duration of a step in microseconds, for static power. Default: the chip's, if it fixes one."""
     weight_bits: Annotated[Bits | OfNetwork | None, Needs("simulation")] = "network"
     """Bits of a weight in the simulation; None does not round. network: the bits of the network's grid, or 8."""
     gating: bool = True
-    """Neurons rest before their first input spike and after they have fired."""
+    """Neurons sleep before their first input spike and after their output spike."""
     simulation: bool = True
     """Simulate the network in integers, as hardware runs it, and price the simulated work of its neurons."""
 
@@ -87,7 +87,7 @@ class EvaluationOptions(ModelOptions, FaultOptions, MeasuringOptions):
     output_dir: Path | None = None
     """Folder in which to write evaluation.json; must not hold one already."""
     report: Path | None = None
-    """Path of the report, one self-contained HTML page, which ends in .html."""
+    """File for the report, one self-contained HTML page; its name ends in .html."""
     overwrite: bool = False
     """Replace existing files of --output-dir and --report."""
     sample: Annotated[int, Needs("report")] = Field(default=0, ge=0, lt=2**31)
@@ -102,13 +102,14 @@ class EnergyOptions(ImageOptions):
     """FILE.py:FUNCTION that builds the rate-coded network: a module from images [N, C, height, width] in [0, 1] to
     outputs [N, classes], which runs its time steps and resets its neurons."""
     library: Literal["snntorch", "spikingjelly"]
-    """Library of its neurons."""
+    """Library that the neurons of the rate-coded network come from."""
     ttfs: str | None = None
-    """Network beside it, named as for `ttfs evaluate`, and simulated; --network builds it if your code does."""
+    """Time-to-first-spike network to compare with, named as for `ttfs evaluate`, and simulated. For one of your own,
+    --network names the function that builds it."""
     chip: tuple[str, ...] = Field(default=("anp_i", "lemaire45:int8"), min_length=1)
-    """Chips to price the counts on: names of presets, TOML files of yours, or "all"."""
+    """Chips whose prices turn counts into energies: names of presets, TOML files of yours, or "all"."""
     steps: Annotated[int | None, Needs("ttfs")] = Field(default=None, ge=1, le=4096)
-    """Time steps a window of the network of --ttfs. Default: the steps of its grid, or 32."""
+    """Time steps per window of the network of --ttfs. Default: those of its grid, or 32."""
     step_us: float | None = Field(default=None, gt=0)
     """Duration of a step in microseconds, for static power. Default: the chip's, if it fixes one."""
 
@@ -117,11 +118,11 @@ class ClassificationOptions(ModelOptions):
     """Options of `ttfs classify`: network, image files, output."""
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(min_length=1)
-    """Image files, resized as in training; recordings, if the network reads those of an event camera."""
+    """Image files, resized as in training, or recordings if the network reads those of an event camera."""
     top: int = Field(default=1, ge=1, lt=2**31)
-    """Number of classes to print for an image, likeliest first."""
+    """Number of classes to print per image, likeliest first."""
     json_lines: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print one JSON object a line, for programs."""
+    """Print one JSON object per line, for programs."""
 
 
 Side = Annotated[int, Field(ge=1, le=8192)]
@@ -139,7 +140,7 @@ class CalibrationImages(CommandOptions):
     label_column: str | None = None
     """Column of the labels. Default: detected."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Seed of the drawn calibration images."""
+    """Seed of the draw of calibration images."""
     cpu: bool = False
     """Calibrate on the CPU, even if there is a GPU."""
 
@@ -160,13 +161,13 @@ class ConvertOptions(CalibrationImages):
     sha256: str | None = None
     """Refuse the file if it has another SHA-256."""
     mean: tuple[float, ...] | None = None
-    """Means of the channels of the source's training images, pixels in [0, 1]. Default: as a timm config.json beside
-    the weights says, or the paper's for its networks; else the ANN reads pixels as they are."""
+    """Means of the channels of the source's training images, pixels in [0, 1]. Default: those in a timm config.json
+    beside the weights, or for the paper's networks the paper's; without either, the ANN reads pixels as they are."""
     std: tuple[float, ...] | None = None
     """Standard deviations of the channels; default as for --mean."""
     trained_as: Literal["ann", "direct", "proxy"] | None = None
-    """Which of the paper's networks the file holds; tensor names do not tell. ann: its ANN. direct, proxy: the spiking
-    network of snn_directTrain_model.py or proxy_ann_model.py; spiking networks are not calibrated."""
+    """Which of the paper's networks the file holds; the tensors' names do not tell. ann: its ANN. direct, proxy: the
+    spiking network of snn_directTrain_model.py or proxy_ann_model.py; spiking networks are not calibrated."""
 
     # ---- network
     network: Annotated[str | None, Excludes("trained_as")] = None
@@ -177,13 +178,13 @@ class ConvertOptions(CalibrationImages):
     image_size: Annotated[Side | tuple[Side, Side] | None, OF_MODULE] = None
     """Side of square images, or height and width, of that ANN. Default: the images'."""
     psp_persistence: float | None = None
-    """σ: at 0, a neuron computes the same as an ANN's clamped ReLU; 1 is the paper's neuron. With σ > 0 fewer neurons
+    """σ: at 0, a neuron computes the same as an ANN's clamped ReLU; 1 is the paper's neuron. With σ > 0, fewer neurons
     fire, but an ANN's accuracy comes back only by training: `ttfs train --weights`. Default: 0 for an ANN, else 1."""
     readout: Annotated[Literal["potential_start", "potential_end"] | None, OF_MODULE] = None
-    """Logits are the output neurons' potential at their window's start (the default) or end."""
+    """Logits are the output neurons' potentials at their window's start (the default) or end."""
     encoder: Annotated[Literal["latency", "analog"] | None, OF_MODULE] = None
-    """latency: pixels are spike times, for an ANN without mean and std. analog: the first convolution multiplies them.
-    Default: analog if the ANN begins with a plain convolution."""
+    """latency: pixels become spike times, for an ANN without mean and std. analog: the first convolution multiplies
+    pixels. Default: analog if the ANN begins with a plain convolution."""
 
     # ---- calibration
     calibrate: bool = True
@@ -209,7 +210,7 @@ class CalibrateOptions(ModelOptions, CalibrationImages):
     weight_units: Literal["channel", "tensor"] = "channel"
     """Quantisation granularity: one scale per output channel, or one per layer ("tensor")."""
     state_bits: int | None = Field(None, ge=4, le=62)
-    """Bits of the registers that hold a neuron's slope and potential, which saturate. Default: as wide as needed."""
+    """Bits of the registers that hold a neuron's slope and potential; they saturate. Default: as many as are needed."""
 
     images: int = Field(128, ge=1, lt=2**31)
     """Number of calibration images, drawn by --seed."""
@@ -222,8 +223,8 @@ class ExportOptions(ModelOptions):
     """Options of `ttfs export`: network, format, file, check."""
 
     format: Literal["c", "nir", "onnx"]
-    """c: a file of C99 without dependencies, the simulator's integers. nir: a graph of spiking neurons, in steps. onnx:
-    the closed form, spikes at any time."""
+    """c: a file of C99 without dependencies; computes the simulator's integers. nir: a graph of spiking neurons, in
+    time steps. onnx: the closed form, with spikes at any time."""
     output: Path
     """File to write."""
     overwrite: bool = False
@@ -231,7 +232,7 @@ class ExportOptions(ModelOptions):
 
     # ---- C and NIR
     steps: Annotated[int | None, tyro.conf.arg(aliases=("--time-steps",)), ON_A_CLOCK] = Field(None, ge=2, le=4096)
-    """Time steps in a window, in NIR 0.1 ms each. Default: as many as the network's grid has, or 64."""
+    """Time steps per window; in NIR, a step takes 0.1 ms. Default: as many as the network's grid has, or 64."""
     weight_bits: Annotated[int | None, Needs(format=("c",))] = Field(None, ge=2, le=16)
     """Bits of a weight in C. Default: as many as the network's grid has, or 8."""
 
@@ -241,7 +242,7 @@ class ExportOptions(ModelOptions):
 
     # ---- check
     check: bool = False
-    """Run the file in onnxruntime or snnTorch, and print how far spike times and logits are from PyTorch's; compile C
+    """Run the file in onnxruntime or snnTorch, and print how far spike times and logits are from PyTorch's. Compile C,
     and compare its classes with the simulator's. The exit status is 1 if the file gives an image another class."""
     check_images: Annotated[int, Needs("check")] = Field(20, ge=1, lt=2**31)
     """Number of images to check with."""
@@ -262,7 +263,7 @@ class PublishOptions(CommandOptions):
     repo_id: str
     """Repository on the Hub, owner/name; created if it does not exist."""
     public: bool = False
-    """Let everybody see the repository. Default: only you, and the members of your organisation, can."""
+    """Let everybody see the repository. Default: only you and the members of your organisation can see it."""
     dry_run: bool = False
     """Print the files and the card; nothing is sent, and the Hub is not asked."""
     license: str | None = None
@@ -270,10 +271,9 @@ class PublishOptions(CommandOptions):
     dataset: str | None = None
     """Hub name of the training data, if the run read them from a local folder."""
     network: str | None = None
-    """FILE.py:FUNCTION that builds the network, if your code does."""
+    """FILE.py:FUNCTION that builds the network; only for a network of your own."""
     with_code: bool = False
-    """Publish the file of --network, too; other files that it imports are not sent. Readers run it only if they name
-    it."""
+    """Publish the file of --network, too, but no other file that it imports. Readers run it only if they name it."""
     chip: tuple[str, ...] = CARD_CHIPS
     """Chips of the energy table: names of presets, or TOML files of yours."""
 

@@ -1,4 +1,4 @@
-"""What an option needs or excludes, said beside the option's type: `Annotated[int, Needs("time_steps")]`."""
+"""Rules on what an option needs or excludes, written beside its type: `Annotated[int, Needs("time_steps")]`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pydantic import BaseModel, model_validator
 
 
 class Needs:
-    """An option needs one of others: one that is on (not None, False, 0 or empty), or that has one of the given values.
+    """Rule: an option needs another one that is on (not None, False, 0 or empty), or that has one of the given values.
 
-    With `flag`, the rule is for flags alone: a file may hold the option, since a file serves several runs.
+    With `flag`, the rule holds for flags alone: a file serves several runs, so it may hold options that one ignores.
     """
 
     def __init__(self, *names: str, why: str = "", flag: bool = False, **values: tuple[Any, ...]) -> None:
@@ -35,7 +35,7 @@ class Needs:
 
 
 class Excludes(Needs):
-    """An option excludes all of others; arguments as in `Needs`."""
+    """Rule: an option excludes all of the others; arguments as in `Needs`."""
 
     def broken(self, key: str, options: Mapping[str, Any]) -> str | None:
         on = ", ".join(self.on(key, options))
@@ -43,7 +43,7 @@ class Excludes(Needs):
 
 
 class RuledOptions(BaseModel):
-    """Options whose rules are checked; `more_rules` has those of options that are no fields."""
+    """Options whose rules are checked; `more_rules` holds rules of options that are no fields."""
 
     more_rules: ClassVar[dict[str, Needs]] = {}
 
@@ -55,7 +55,7 @@ class RuledOptions(BaseModel):
 
 
 def broken_rules(options: RuledOptions, flags: Set[str] | None = None) -> Iterator[str]:
-    """Messages of the rules that options break: those for files and flags, or those for the given flags alone."""
+    """Messages of broken rules: without `flags`, of rules for files and flags; else of rules for these flags alone."""
     values, fields = options.model_dump(), type(options).model_fields
     rules = [(name, rule) for name, field in fields.items() for rule in field.metadata if isinstance(rule, Needs)]
     for key, rule in [*rules, *options.more_rules.items()]:

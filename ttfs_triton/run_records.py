@@ -47,7 +47,7 @@ class EpochLine(_Record):
     cost: dict[str, float] | None = None
     """Present cost, if the run has a target."""
     multiplier: dict[str, float] | None = None
-    """Lagrange multipliers of the targets."""
+    """Lagrange multiplier, if the run has a target."""
     seconds: Positive
     images_per_second: Positive
     rise: Share | None = None
@@ -96,7 +96,7 @@ class Summary(_Record):
 
 
 def _no_counts(value: Any, name: str = "") -> Iterator[str]:
-    """Names and values of truth values and numbers out of range; sums of times may be below 0 by rounding."""
+    """Names and values of booleans and of numbers out of range; rounding may take a sum of times below 0."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, part in items:
         yield from _no_counts(part, f"{name}.{key}")

@@ -1,4 +1,4 @@
-"""Options of commands: their base class, and what several of them share: faults of a chip, augmentation of images."""
+"""Options that several commands share: faults of a chip and augmentation of images; the base class of all options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class CommandOptions(RuledOptions):
-    """Base class of the options of a command. The string below a field is its flag's help text."""
+    """Base class of a command's options. The string below a field is the help text of its flag."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -82,7 +82,7 @@ class FaultOptions(BaseModel):
     spike_jitter: Share = 0.0
     """Standard deviation of spike times, in windows."""
     weight_noise: Share = 0.0
-    """Standard deviation of each weight, as a share of its magnitude."""
+    """Standard deviation of every weight, as a share of its magnitude."""
     dead_neurons: Share = 0.0
     """Share of the hidden neurons that never fire."""
     stuck_neurons: Share = 0.0
@@ -116,8 +116,8 @@ class AugmentationOptions(BaseModel):
     """Pixel value of the padding that crop_padding adds, and of pixels that AutoAugment uncovers; reflect: the padding
     mirrors the image, and AutoAugment uncovers black pixels."""
     flip: Flip = False
-    """Flip images left to right with probability one half; alternating: at random in the first
-    epoch, then flipped and not flipped in turn."""
+    """Flip images left to right with probability one half; alternating: at random in the first epoch, then flipped in
+    every other epoch."""
     shift: int = Field(default=0, ge=0, le=8192)
     """Shift images by up to this many pixels, filling with zeros."""
     auto_augment: bool = False

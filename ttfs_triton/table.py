@@ -26,8 +26,8 @@ class Table:
 
     Attributes:
         title: line above the table; "" for none.
-        headers: one for each column; the first column names the rows.
-        rows: cells of each row, as many as headers.
+        headers: one per column; the first column names the rows.
+        rows: the cells of every row, as many as headers.
         prose: indices of columns of words, aligned left as the first column is; columns of figures are aligned right.
         caption: line below the table; "" for none.
     """
@@ -46,7 +46,7 @@ class Table:
         columns: Mapping[str, Callable[[Row], Cell]],
         prose: Sequence[int] = (),
     ) -> Table:
-        """A table with one column for each header in `columns`; the header's function makes the cell of a row."""
+        """A table with one column per header in `columns`; the header's function makes a cell from a row."""
         cells = tuple(tuple(cell(row) for cell in columns.values()) for row in rows)
         return cls(title, tuple(columns), cells, prose)
 
@@ -63,7 +63,7 @@ class Table:
 
 
 def print_whole(*parts: Table | Text, console: Console | None = None) -> None:
-    """Print tables and texts below each other: on a terminal in its width, elsewhere without wrapping lines."""
+    """Print tables and texts one below the other: on a terminal in its width, elsewhere without wrapping lines."""
     if console is None:
         console = Console()
         if not console.is_terminal:

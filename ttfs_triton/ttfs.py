@@ -1,6 +1,6 @@
 """The console command `ttfs COMMAND ...`.
 
-Before it starts the command, it imports only the standard library, so that Ctrl-C works from the first moment on.
+Until a command starts, only the standard library is imported, so that Ctrl-C works from the first moment on.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NEUTRAL = "own"  # recipe that `ttfs train` uses if none is named: every key has
 
 
 def main(words: list[str] | None = None) -> None:
-    """Run the command that `words`, by default those behind `ttfs`, name; code 2 for an unknown command or recipe.
+    """Run the command in `words`, by default the words behind `ttfs`; exit code 2 for an unknown command or recipe.
 
     Ctrl-C ends the program with one line and code 130. A training run handles the first Ctrl-C itself, and saves; see
     `ttfs_triton.train.device`.
@@ -73,7 +73,7 @@ def main(words: list[str] | None = None) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """End at once, since library code may swallow an exception. Files are whole, and an ended process has no locks."""
+    """End at once, since libraries may swallow an exception. No file is half written; locks end with the process."""
     if os.getpid() == _MAIN_PROCESS:  # worker processes inherit this
         os.write(2, b"\nInterrupted. Nothing that was saved is lost.\n")
     os._exit(128 + number)
@@ -90,7 +90,7 @@ def _open_streams() -> None:
 
 
 class _Pipe(io.FileIO):
-    """Standard output that drops its text once the reader has closed the pipe, as `| head` does: work goes on."""
+    """Standard output that drops text once the reader has closed the pipe, as `| head` does, so that work goes on."""
 
     def write(self, data: Any) -> int | None:
         try:
@@ -104,10 +104,10 @@ def _recipes() -> list[str]:
 
 
 def _help() -> str:
-    lines = ["ttfs COMMAND ..., train time-to-first-spike networks and take them to chips", ""]
+    lines = ["ttfs COMMAND ...: train time-to-first-spike networks, and take them to chips", ""]
     lines += [f"  {name:<10} {description}" for name, (_, description) in COMMANDS.items()]
-    lines += ["", f"  ttfs train RECIPE, of {', '.join(_recipes())}", "  ttfs COMMAND --help"]
-    lines += ["  ttfs --version; ttfs env, versions and devices for a report of a bug"]
+    lines += ["", f"  ttfs train RECIPE: one of {', '.join(_recipes())}", "  ttfs COMMAND --help"]
+    lines += ["  ttfs --version", "  ttfs env: versions and devices, for reports of bugs"]
     return "\n".join(lines)
 
 

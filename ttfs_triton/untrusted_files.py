@@ -12,7 +12,7 @@ import yaml
 
 
 def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
-    """Content of a regular file of at most `most_bytes`."""
+    """Content of a regular file of at most `most_bytes`; OSError for any other file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except ValueError as error:  # a NUL in the name
@@ -26,7 +26,7 @@ def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
         return file.read()
 
 
-MAX_BYTES = 2**16  # of a YAML file. A configuration has two thousand; a million take 10 s to parse
+MAX_BYTES = 2**16  # of a YAML file: a configuration has two thousand bytes; a million take 10 s to parse
 MAX_DEPTH = 20  # levels of nested YAML values; Python itself would stop at some hundreds, after seconds
 
 
@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise YamlError(f"must have each key once; got {twice!r:.80} twice. Remove one.")
+            raise YamlError(f"must have every key once; got {twice!r:.80} twice. Remove one.")
         return super().construct_mapping(node, deep)
 
     def construct_scalar(self, node: Any) -> Any:
@@ -76,7 +76,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise
     except UnicodeDecodeError as error:
         raise YamlError(f"must be UTF-8 text; byte {error.start} is not.") from error
-    except Exception as error:  # impossible dates, numbers of 5,000 digits, 10,000 brackets: of many types
+    except Exception as error:  # many types: for impossible dates, numbers of 5,000 digits, 10,000 brackets
         raise YamlError(f"must be valid YAML; {error}.") from error
     if values is None:
         return {}

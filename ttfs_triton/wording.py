@@ -70,7 +70,7 @@ def interval(share: float, trials: int) -> tuple[float, float]:
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV text: a column for each key of any row, in order of first appearance; None is an empty cell."""
+    """Rows as CSV text, with one column per key of any row, in order of first appearance; None is an empty cell."""
     file = io.StringIO()
     writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
