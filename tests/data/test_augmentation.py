@@ -108,7 +108,7 @@ def test_augmented_images_stay_the_same(device, options, digest):
 def test_augmentation_rejects_images():
     for options, images, message in (
         ({}, batch().float(), r"images must be uint8; got torch\.float32"),
-        ({}, batch(n=7), r"indices must be one for each image; got \(8,\) for 7 images"),
+        ({}, batch(n=7), r"indices must be \[n\], one per image; got \(8,\) for 7 images"),
         ({}, batch(n=8, height=1, width=8193), r"images must be at most 8192 pixels a side; got \(1, 8193\)"),
         (REFLECTED, batch(height=4), r"crop_padding must be less than the sides of .*; got 4 for \(4, 7\)\. Lower"),
         ({"auto_augment": True}, batch(channels=2), "images must have 1 or 3 channels for AutoAugment; got 2"),

@@ -164,7 +164,7 @@ def test_pixels_must_fit_into_the_memory_of_all_processes(monkeypatch):
     monkeypatch.setattr(decode.psutil, "virtual_memory", lambda: SimpleNamespace(available=5000))
     assert decode_all(images).images.shape == (100, 1, 6, 6)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match=r"must fit into memory; got 100 images .* each of 2 .*Use --streaming"):
+    with pytest.raises(RuntimeError, match=r"got 100 images .* per process \(2 processes\).*Use --streaming"):
         decode_all(images)
     assert decode_all(images, keep=False).images.shape == (100, 1, 6, 6)
 

@@ -83,7 +83,7 @@ def test_impossible_events_and_windows_are_refused():
         (recording((5, 7, 0, 0)), None, r"on the sensor of 7 × 5 pixels; got x = 7, y = 0 \(1 such"),
         (recording((5, 0, 0, -1)), None, "p must be 0 .* or 1 .*; got values from -1 to -1. For -1 and 1"),
         (one | {"t": np.array([0.5])}, None, "t must be whole numbers; got float64. For times in seconds"),
-        (one | {"x": np.array([1, 2])}, None, r"must be \[n\], one of each for an event; got"),
+        (one | {"x": np.array([1, 2])}, None, r"must be \[n\], n the number of events; got"),
         (one, 4, r"stop must not be before start \(5\); got 4"),
     ):
         with pytest.raises((TypeError, ValueError), match=f"first_spikes: .*{message}"):
@@ -147,7 +147,7 @@ def test_damaged_and_too_large_files_are_refused(tmp_path, monkeypatch):
         (read_aedat, b"#!AER-DAT2.0\r\n", "must be an AEDAT 3.1 file with a header; got one that begins b'#!AER"),
         (read_aedat, HEADER[:-4], "must be an AEDAT 3.1 file with a header"),
         (read_aedat, whole[:-1], "must hold whole packets; got 2 of 2 events of 8 bytes, at byte"),
-        (read_aedat, whole + b"123", "must hold whole packets; it ends inside of one's header"),
+        (read_aedat, whole + b"123", "must hold whole packets; it ends inside a packet's header"),
         (read_aedat, whole.replace(struct.pack("<ii", 2, 2), struct.pack("<ii", 2, 3)), "must hold whole packets"),
         (read_npz, b"123", "must hold the arrays t, x, y and p of `numpy.savez`; File is not a zip file"),
         (read_npz, npz(t=np.zeros(1, int)), "must hold the arrays t, x, y and p of `numpy.savez`; 'x"),
@@ -251,10 +251,10 @@ def test_gestures_that_are_damaged_are_refused(gestures):
     trials, labels = gestures / "trials_to_train.txt", gestures / "user0_led_labels.csv"
     for path, content, message in (
         (labels, "class,start,end\n1,100\n", r"must hold class \(1 to 11\), .*; not enough"),
-        (labels, "class,start,end\n12,0,7\n", "in each row; got 12,0,7. Extract it anew"),
+        (labels, "class,start,end\n12,0,7\n", "in every row; got 12,0,7. Extract it anew"),
         (labels, "class,start,end\n1,7,6\n", "; got 1,7,6"),
         (labels, f"class,start,end\n1,0,{10**20}\n", "; got 1,0,1000"),
-        (labels, "classe,début,fin\n", "must hold class .* in each row; 'utf-8' codec can't decode"),
+        (labels, "classe,début,fin\n", "must hold class .* in every row; 'utf-8' codec can't decode"),
         (trials, "../user0_led.aedat\n", r"must name .aedat files beside it .*; got '\.\./user0_led"),
         (trials, "user7_led.aedat\n", "user7_led.aedat and user7_led_labels.csv must be there"),
         (trials, "usér0_led.aedat\n", "must name .aedat files beside it that have labels; got 'us"),

@@ -1,7 +1,7 @@
 """Decodes images to pixels: once into memory, or batch by batch from a memory-mapped table.
 
 Images of one size are decoded once before training, so that a damaged image cannot end a run in its tenth hour.
-Photographs that are cropped anew in every epoch are not, since every run would wait: a damaged photograph is black.
+Photographs that are cropped anew in every epoch are decoded only then, since runs would wait; damaged ones are black.
 """
 
 from __future__ import annotations
@@ -76,16 +76,16 @@ class EncodedImages:
     """Images that are decoded at every access, from a memory-mapped table that all processes share."""
 
     rows: datasets.Dataset  # one column, the encoded images
-    row_numbers: Tensor  # [N], int64, the row of each image
+    row_numbers: Tensor  # [N], int64, rows by image
     shape: tuple[int, int, int, int]  # (N, C, height, width)
     image_size: tuple[int, int] | None = None  # (height, width) to resize to
-    cropped: bool = False  # to that size; False: stretched
+    cropped: bool = False  # whether images are cropped to that size; False: stretched
     epoch: tuple[int, int] | None = None  # seed and number of an epoch, for its random crops; None: crops of the middle
     most_black: int = 0  # images that may be undecodable, and are black; 0: all were decoded before
-    black: set[int] = field(default_factory=set)  # rows of such images so far, in this process
+    black: set[int] = field(default_factory=set)  # rows of black images so far, in this process
 
     def in_epoch(self, seed: int, epoch: int) -> EncodedImages:
-        """The images of an epoch: with its random crops, if they are cropped."""
+        """The images as an epoch shows them: with its random crops, if they are cropped."""
         return replace(self, epoch=(seed, epoch))
 
     def images_at(self, indices: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class EncodedImages:
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     def _blacken(self, row: int, error: Exception) -> None:
-        """Log that the image in this row is black; raise DataLostError if too many are, or the file is not there."""
+        """Log that the image in this row is black; raise DataLostError if too many are, or its file cannot be read."""
         name, reason = row_name(self.rows, "the data", row), f"{type(error).__name__}: {error}"
         if row not in self.black:
             logger.warning("%s cannot be decoded (%s); it is black.", name, reason)
@@ -123,7 +123,7 @@ def read_rows(
 ) -> Iterator[Read | Exception]:
     """Results of `read(row, encoded image)`, row by row; for an image that cannot be decoded, the error.
 
-    Threads decode ahead, each at most about `_AHEAD_BYTES`: a file of some megabytes can hold hundreds of gigabytes.
+    A thread decodes ahead at most about `_AHEAD_BYTES`, since a file of some megabytes can hold hundreds of gigabytes.
     """
     column = rows.column_names[0]
 
@@ -164,7 +164,7 @@ def with_progress_bar(items: Sequence[Item], description: str, wanted: bool) -> 
 
 
 def decoding_threads() -> int:
-    """Number of decoding threads of this process: its share of the cores, at most 8; one in a worker process."""
+    """Number of threads that decode in this process: its share of the cores, at most 8; one in a worker process."""
     if get_worker_info() is not None:
         return 1
     return max(1, min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
@@ -177,7 +177,7 @@ def row_name(rows: datasets.Dataset, where: str, row: int) -> str:
 
 
 class BadImages:
-    """The `rows` of a split whose images cannot be decoded; they are logged, and more than `limit` are an error."""
+    """Collects the `rows` of a split whose images cannot be decoded, and logs them; more than `limit` are an error."""
 
     def __init__(self, where: str, limit: int, name: Callable[[int], str]) -> None:
         self.where, self.limit, self.name = where, limit, name
@@ -199,7 +199,7 @@ class BadImages:
             logger.warning("%s cannot be decoded (%s); skipped.", self.name(row), reason)
 
     def kept(self, row_numbers: Tensor) -> Tensor:
-        """Positions of the other rows in `row_numbers`; raises ValueError if there is none."""
+        """Positions of the good rows in `row_numbers`; raises ValueError if there is none."""
         kept = (~torch.isin(row_numbers, torch.tensor(self.rows, dtype=torch.int64))).nonzero()[:, 0]
         if len(kept) == 0:
             raise ValueError(
@@ -213,8 +213,8 @@ class Decoded:
     """The images that could be decoded."""
 
     images: InMemoryImages | EncodedImages
-    kept: Tensor  # [N], int64, their positions in `row_numbers`
-    skipped: list[int]  # row numbers of the others
+    kept: Tensor  # [N], int64, positions of these images in `row_numbers`
+    skipped: list[int]  # row numbers of images that could not be decoded
     digest: str  # hexadecimal SHA-256 of all pixels in order
 
 
@@ -230,10 +230,10 @@ def decode_rows(
     max_bad_images: int = 10,
     progress: bool = False,
 ) -> Decoded:
-    """Decode every image once, and with `keep` hold the pixels in memory; otherwise every access decodes again.
+    """Decode every image once. With `keep`, pixels stay in memory; otherwise every access decodes again.
 
-    All images get, or must have, the same size and channels: the ones given, or those of the first image and of the
-    most colourful one. `rows` has one column, the encoded images; `where` names them in messages.
+    All images get, or must have, the same size and channels. Default: the size of the first image, and three channels
+    if any image is in colour. `rows` has one column, the encoded images; `where` names them in messages.
     """
     target, depth, digest = size if resize else None, channels or 0, hashlib.sha256()  # depth: channels so far
     pixels: np.ndarray | None = None
@@ -272,7 +272,7 @@ def decode_rows(
 
 
 def _require_gray(channels: int | None, what: str) -> None:
-    """Raise ValueError if images in colour meet training images of one channel."""
+    """Raise ValueError for images in colour if training images have one channel; `channels` is None for these."""
     if channels is not None:
         raise ValueError(
             f"load_images: images must be grayscale like the training images; got {what}. Convert one of the splits."
@@ -291,7 +291,7 @@ def crop_rows(
 ) -> Decoded:
     """Images that every access decodes and crops to `size`; some are decoded here, to tell grey images from colour.
 
-    Arguments are as in `decode_rows`; the `digest` is that of the lengths of the images' files.
+    Arguments are as in `decode_rows`; `digest` is a hash of the row numbers and of the files' lengths.
     """
     bad = BadImages(where, max_bad_images, partial(row_name, rows, where))
     some = row_numbers[:: -(-len(row_numbers) // _SAMPLE)]
@@ -313,11 +313,11 @@ def crop_rows(
 
 
 def require_memory(size: int, what: str, remedy: str = "Use --streaming to decode batch by batch.") -> None:
-    """Raise NotEnoughMemoryError unless `size` bytes fit into memory, once for each process on this machine."""
+    """Raise NotEnoughMemoryError unless `size` bytes fit into memory, once per process on this machine."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     available = psutil.virtual_memory().available
     if size * processes > _MEMORY_FRACTION * available:
-        copies = f" in each of {processes} processes" if processes > 1 else ""
+        copies = f" per process ({processes} processes)" if processes > 1 else ""
         raise NotEnoughMemoryError(
             f"load_images: the decoded images must fit into memory; got {what}, {size / 2**30:.1f} GiB{copies}, with "
             f"{available / 2**30:.1f} GiB available. {remedy}"

@@ -1,14 +1,14 @@
-"""From the events of a camera to spikes: the first event of each pixel and polarity in each window.
+"""From a camera's events to spikes: a pixel's first event of a polarity in a window is a spike.
 
 An event (t, x, y, p) says that at time t, in microseconds, the logarithm of the brightness of pixel (x, y) had fallen
 (p = 0) or risen (p = 1) by a threshold. A recording is divided into K windows of T microseconds from a time t₀ on:
-window k is [t₀ + kT, t₀ + (k + 1)T). Let τ in [0, T) be the time from a window's start to the first event in it of a
-pixel and polarity. The activation is, as for every spike,
+window k is [t₀ + kT, t₀ + (k + 1)T). Let τ in [0, T) be the time from the start of window k to the first event of pixel
+(x, y) with polarity p in this window. The activation is, as for every spike,
 
     a[2k + p, y, x] = 1 − τ / T,    and 0 without such an event.
 
-An event at a window's very start has activation 1, and no pixel of a channel spikes more than once. Data sets hold
-activations in 8 bits, as images: a window has 255 ticks, and the first event in tick n has the level
+An event at a window's start has activation 1, and no pixel of a channel spikes more than once. Data sets hold
+activations in 8 bits, as images: a window has 255 ticks, and a first event in tick n has the level
 
     255 − n = 255 − ⌊255 τ / T⌋ = ⌈255 a⌉,    1 to 255; 0 is still silent.
 
@@ -35,9 +35,9 @@ class EventWindows:
     """How recordings become images.
 
     Attributes:
-        count: K, windows of a recording; its image has 2K channels.
+        count: K, number of windows per recording; its image has 2K channels.
         length_us: T, length of a window in microseconds. None: the recording's duration over K, rounded up.
-        pool: squares of this many sensor pixels a side become one pixel, which takes their earliest event.
+        pool: squares with sides of this many sensor pixels become one pixel, which takes their earliest event.
         sensor: (height, width) of the sensor in pixels. None: N-MNIST's for .bin, DVS-Gesture's for .aedat.
     Raises:
         ValueError: a number is not positive, or there are more than 256 windows.
@@ -63,16 +63,16 @@ def first_spikes(
     stop: int | None = None,
     levels: bool = False,
 ) -> np.ndarray:
-    """Activations of the first event of each pixel and polarity in each window; see the module's formulas.
+    """Activations of first events, by window, polarity and pixel; the formulas are in the module's docstring.
 
     Args:
-        events: integers t (microseconds, ascending), x, y and p (0 or 1, or bool), [n] each, in a structured array, as
+        events: integers t (microseconds, ascending), x, y and p (0 or 1, or bool), all [n], in a structured array, as
             Tonic and Expelliarmus return it, or in a mapping, such as an open .npz file.
         sensor: (height, width) of the sensor in pixels.
-        windows: number, length and pooling; its `sensor` is ignored.
+        windows: number and length of windows, and pooling; its `sensor` is ignored.
         start: t₀ in microseconds. Default: the first event's time.
         stop: end of the recording in microseconds; events from there on are ignored. Default: after the last.
-        levels: return levels of 8 bits, as data sets hold them, by the second formula.
+        levels: return levels of 8 bits, as data sets hold them (second formula).
     Returns:
         [2K, height, width], float32, in [0, 1], or uint8 levels; channel 2k + p is polarity p in window k. A recording
         without events is silent.
@@ -97,7 +97,7 @@ def first_spikes(
     t, x, y, p = (values[inside] for values in (t, x, y, p))
     window, since = np.divmod(t - start, length)
     shape = windows.shape(sensor)
-    times = np.full(shape, length)  # τ of each pixel and channel, T without an event
+    times = np.full(shape, length)  # τ by channel and pixel, T without an event
     place = np.ravel_multi_index((2 * window + p, y // windows.pool, x // windows.pool), shape)
     np.minimum.at(times.reshape(-1), place, since)
     if levels:
@@ -116,7 +116,7 @@ def _checked(
             raise TypeError(f"first_spikes: {name} must be whole numbers; got {values.dtype}. {remedy}")
         if values.shape != columns["t"].shape or values.ndim != 1:
             shapes = {name: list(column.shape) for name, column in columns.items()}
-            raise ValueError(f"first_spikes: t, x, y and p must be [n], one of each for an event; got {shapes}.")
+            raise ValueError(f"first_spikes: t, x, y and p must be [n], n the number of events; got {shapes}.")
     t, x, y, p = (values.astype(np.int64) for values in columns.values())
     if (back := np.flatnonzero(t[1:] < t[:-1])).size:
         place = int(back[0]) + 1

@@ -35,8 +35,8 @@ class ImageData:
         class_names: one name per class.
         name: Hub name or folder.
         split: name of the split in the data, such as "train" or "validation".
-        fingerprint: hash of pixels, labels and class names; equal for equal data, wherever it was read. Of cropped
-            images, lengths of files stand for their pixels.
+        fingerprint: hash of pixels, labels and class names; equal for equal data, wherever they were read. For cropped
+            images, the lengths of files stand for the pixels.
         skipped: row numbers of images that could not be decoded.
         dataset: Hub name, or "sample"; None for local folders and tensors.
     """
@@ -78,7 +78,7 @@ class ImageData:
         return self.store.images_at(indices)
 
     def in_epoch(self, seed: int, epoch: int) -> ImageData:
-        """The images of an epoch: with its random crops, if they were loaded cropped."""
+        """The images as an epoch shows them: with its random crops, if they were loaded cropped."""
         return self if isinstance(self.store, InMemoryImages) else replace(self, store=self.store.in_epoch(seed, epoch))
 
 
@@ -114,11 +114,11 @@ def load_images(
         label_column: column of the labels. Default: `label`, `fine_label`, or the only ClassLabel column.
         image_size: resize to this height and width in pixels. Default: images must have one size.
         cropped: crop to that size instead of stretching the whole image: at the centre, or, after `in_epoch`, at
-            random. They stay encoded and are not checked before: an image that cannot be decoded is black.
+            random. Images stay encoded and are not checked before: one that cannot be decoded is black.
         max_samples: use only this many rows, in class proportions. Default: all.
         samples_seed: seed of the choice of these rows.
         max_bad_images: number of images that may be undecodable; they are logged, and skipped or black.
-        streaming: keep the images encoded, in a memory-mapped table, and decode them when they are needed.
+        streaming: keep the images encoded, in a memory-mapped table, and decode them at every access.
         events: how recordings of an event camera become images; `data_dir` then holds N-MNIST or DVS-Gesture as
             published, or class folders of .bin or .npz files. Default: `data_dir` holds images.
         progress: show progress bars.
@@ -213,7 +213,7 @@ def images_of_tensors(
 def tensors_of_dataset(dataset: Dataset) -> tuple[Tensor, Tensor]:
     """Images [N, C, height, width] and labels [N], int64, of a map-style data set, whose items are read once.
 
-    An item is an image of Pillow, or a tensor [C, height, width], and a whole number.
+    An item is a pair: an image of Pillow or a tensor [C, height, width], and a whole number.
     """
     rows: Any = dataset
     if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
@@ -230,9 +230,9 @@ def tensors_of_dataset(dataset: Dataset) -> tuple[Tensor, Tensor]:
 
 
 def train_validation_split(data: ImageData, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of training and of validation images, int64, ascending: a share in [0, 1), drawn by the seed.
+    """Indices of training and of validation images, int64, ascending; the seed draws a `fraction` for validation.
 
-    Both have the classes in the same proportions, to within one image a class.
+    Both have the classes in the same proportions, to within one image per class.
     """
     count = round(fraction * len(data))
     if not 0 <= count < len(data):
@@ -258,7 +258,7 @@ def draw_images(data: ImageData, count: int, seed: int, among: Tensor | None = N
 
 
 def draw_indices(among: Tensor, count: int, seed: int = 0) -> Tensor:
-    """At most `count` of the indices `among`, [n], int64, at random: classes may come in order, or in turn."""
+    """At most `count` of the indices `among`, [n], int64, at random, since data may be sorted by class."""
     return among[torch.randperm(len(among), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
@@ -278,7 +278,7 @@ def _stratified_choice(labels: Tensor, count: int, seed: int) -> Tensor:
 def place_images(
     splits: Sequence[ImageData], device: torch.device, wanted: Literal["auto", "device", "host"] = "auto"
 ) -> tuple[list[ImageData], str]:
-    """Splits, moved to the `device` that trains or to the host, its main memory, and a line that says where they are.
+    """The splits, on the `device` that trains or in the host's main memory, and a line that says where they are.
 
     "auto" takes the device if all splits need at most half of its free memory. Encoded images stay on disk.
     """

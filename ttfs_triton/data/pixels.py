@@ -1,4 +1,4 @@
-"""From an image's file to the pixels that networks read, in training and when a published model classifies.
+"""From image files to the pixels that networks read, in training and when a published model classifies.
 
 Crops equal torchvision's RandomResizedCrop, and its Resize with CenterCrop, on images of Pillow. A random
 crop is a function of seed, epoch and the image's number, so that batches, processes and restarts do not change it.
@@ -29,7 +29,7 @@ MAX_PIXELS = 2**27  # of an image: 0.5 GiB when decoded
 MAX_BYTES = 2**29  # of a file
 
 AREA = (0.08, 1.0)  # of a random crop, as a share of the image's area
-ASPECT = (3 / 4, 4 / 3)  # width over height
+ASPECT = (3 / 4, 4 / 3)  # width over height of a random crop
 ATTEMPTS = 10
 MARGIN = 8 / 7  # evaluation crops the middle 224 pixels of 256
 GRAYSCALE_MODES = ("1", "L", "LA")
@@ -73,9 +73,9 @@ def image_pixels(
     """8-bit pixels of an image.
 
     Args:
-        image: of any mode of Pillow but "I" and "F". Photographs are turned upright by EXIF data, transparency
-            is dropped, 16-bit grayscale keeps its upper 8 bits.
-        size: (height, width) to resize to, bilinear over the area that a pixel covers. Default: the image's own size.
+        image: image of any Pillow mode but "I" and "F". EXIF data turn photographs upright, transparency is dropped,
+            16-bit grayscale keeps its upper 8 bits.
+        size: (height, width) to resize to, bilinear over the area that a pixel covers. Default: the image's size.
         mode: "L" or "RGB". Default: "L" for grayscale images, else "RGB".
         crop: crops the image to `size`. Default: the whole image is stretched to that size.
     Returns:
@@ -108,7 +108,7 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def pixel_layout(images: Tensor) -> torch.memory_format:
-    """Memory format of images: channels last, except with one channel, where that would be ambiguous."""
+    """Memory format of images: channels last; contiguous with one channel, where channels last would be ambiguous."""
     return torch.channels_last if images.shape[1] > 1 else torch.contiguous_format
 
 
@@ -126,7 +126,7 @@ def centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def random_crop(seed: int, epoch: int, number: int) -> Crop:
-    """The random crop of an image, by its number, in an epoch: a part of the image, resized."""
+    """The random crop of an image in an epoch, by the image's number: takes a part of the image and resizes it."""
 
     def crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         top, left, height, width = random_part(image.height, image.width, crop_numbers(seed, epoch, number))
@@ -145,7 +145,7 @@ def crop_numbers(seed: int, epoch: int, number: int) -> np.ndarray:
 def random_part(height: int, width: int, numbers: np.ndarray) -> tuple[int, int, int, int]:
     """Top, left, height and width of a part: 8 to 100 % of the area, 3:4 to 4:3, else the largest part in the middle.
 
-    `numbers`, [ATTEMPTS, 4], in [0, 1), are area, aspect, top and left of each attempt.
+    `numbers`, [ATTEMPTS, 4], in [0, 1), are area, aspect, top and left of an attempt.
     """
     for area, aspect, top, left in numbers.tolist():
         pixels = height * width * (AREA[0] + (AREA[1] - AREA[0]) * area)

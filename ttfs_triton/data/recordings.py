@@ -1,7 +1,7 @@
-"""Recordings of event cameras: reads their files, finds them in folders as published, makes images of them.
+"""Recordings of event cameras: reads their files, finds the files in folders as published, makes images of them.
 
-Files hold N-MNIST's 40 bits an event, AEDAT 3.1, or, for all other formats, arrays as .npz. No library with a fitting
-licence reads the first two as they are published; see pyproject.toml.
+Three formats are read: N-MNIST's 40 bits per event, AEDAT 3.1, and arrays as .npz, into which users convert all others.
+No library with a fitting licence reads the first two as they are published; see pyproject.toml.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EVENT = np.dtype([("t", np.int64), ("x", np.int32), ("y", np.int32), ("p", np.in
 # An "event" in this row marks that the sensor's counter of microseconds began anew.
 _COUNTER_ROW, _COUNTER_STEP = 240, 2**13
 _AEDAT, _END_OF_HEADER = b"#!AER-DAT3.1\r\n", b"#!END-HEADER\r\n"
-# A packet's header: type, source, bytes an event, offset of its time, overflows, capacity, number, valid.
+# A packet's header: type, source, bytes per event, offset of its time, overflows, capacity, number, valid.
 _PACKET = struct.Struct("<hhiiiiii")
 _POLARITY, _POLARITY_BYTES = 1, 8
 _DAMAGE = (KeyError, OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -41,7 +41,7 @@ _DAMAGE = (KeyError, OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZi
 _SUFFIXES = {".bin", ".npz"}  # of recordings in class folders
 _COLUMNS = {"path": datasets.Value("string"), "start": datasets.Value("int64"), "stop": datasets.Value("int64")}
 _SENSORS = {".bin": (34, 34), ".aedat": (128, 128)}  # N-MNIST's, DVS-Gesture's
-_LATEST = 2**62  # microseconds in AEDAT 3.1 have 31 bits, and their overflows as many
+_LATEST = 2**62  # microseconds in AEDAT 3.1 have 31 bits, and their overflows 31 more
 GESTURES = (
     *("hand clapping", "right hand wave", "left hand wave", "right arm clockwise", "right arm counter-clockwise"),
     *("left arm clockwise", "left arm counter-clockwise", "arm roll", "air drums", "air guitar", "other gestures"),
@@ -91,7 +91,7 @@ def read_aedat(path: Path) -> np.ndarray:
     overflows = [np.empty(0, np.int64)]
     while place < len(content):
         if len(content) - place < _PACKET.size:
-            raise ValueError(f"{path.name} must hold whole packets; it ends inside of one's header, at byte {place}")
+            raise ValueError(f"{path.name} must hold whole packets; it ends inside a packet's header, at byte {place}")
         kind, _, size, _, overflow, capacity, number, valid = _PACKET.unpack_from(content, place)
         place += _PACKET.size
         if not 0 <= valid <= number <= capacity or size <= 0 or capacity * size > len(content) - place:
@@ -137,7 +137,7 @@ READERS: dict[str, Callable[[Path], np.ndarray | Mapping[str, np.ndarray]]] = {
 
 
 def find_recordings(folder: Path, split: str) -> Rows:
-    """Find the recordings of a split: a row for each, with its file's `path`, `label`, and `start` and `stop` in it.
+    """Find the recordings of a split: rows with the `path` of a file, `start` and `stop` in the file, and `label`.
 
     A recording that is a part of a file has bounds in microseconds. Without a start, it begins with its first event.
     """
@@ -173,7 +173,7 @@ def decode_recordings(
     what, items = f"{len(row_numbers)} images of {rows.where}", rows.table.to_list()
     require_memory(math.prod(shape), what, "Use fewer windows or a larger pool.")
     pixels, digest = np.empty(shape, np.uint8), hashlib.sha256()
-    content = lru_cache(maxsize=1)(lambda path: READERS[Path(path).suffix.lower()](Path(path)))  # of several recordings
+    content = lru_cache(maxsize=1)(lambda path: READERS[Path(path).suffix.lower()](Path(path)))  # shared by recordings
 
     def read(row: int) -> np.ndarray | Exception:
         path, start, stop = (items[row][name] for name in _COLUMNS)
@@ -208,7 +208,7 @@ def recording_pixels(path: Path, windows: EventWindows) -> np.ndarray:
 
 
 def _start(path: Path) -> int | None:
-    """Start of the recording in a file: 0 in .bin files, whose times count from there; else None, unknown."""
+    """Start of the recording in a file: 0 for .bin files, whose times count from 0; else None, unknown."""
     return 0 if path.suffix.lower() == ".bin" else None
 
 
@@ -231,7 +231,7 @@ def _gestures(trials: Path) -> datasets.Dataset:
         except ValueError as error:  # also if the file is not text
             raise ValueError(
                 f"load_images: {table.name} must hold class (1 to {len(GESTURES)}), start and stop (in microseconds, "
-                f"rising) in each row; {error}. Extract it anew."
+                f"rising) in every row; {error}. Extract it anew."
             ) from error
     kinds = datasets.Features(**_COLUMNS, label=datasets.ClassLabel(names=list(GESTURES)))
     return datasets.Dataset.from_list([dict(zip(kinds, item, strict=True)) for item in items], features=kinds)

@@ -29,14 +29,14 @@ SAMPLE_FOLDER = Path(__file__).parent.parent / "sample"
 
 # Other names under which a split is accepted, in order of preference.
 SPLIT_NAMES = {"train": ("train", "training"), "test": ("test", "testing", "validation", "valid", "val")}
-# Usual names of the columns, and their type.
+# Usual names of the columns, and their types.
 _COLUMNS = {
     "image_column": (("image", "img"), datasets.Image),
     "label_column": (("label", "fine_label"), datasets.ClassLabel),
 }
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-TEST_SHARE = 0.2  # of each class, in class folders without a split
-MANY_CLASSES = 1000  # a column with larger numbers, which are larger than its number of rows, numbers no classes
+TEST_SHARE = 0.2  # of every class, in class folders without a split
+MANY_CLASSES = 1000  # a column with larger numbers, which also exceed its number of rows, does not number classes
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -47,8 +47,8 @@ class Rows:
     table: datasets.Dataset  # columns as stored
     split: str  # the split's name in the data
     origin: str  # Hub name or folder, for messages
-    embedded: bool = False  # the images' bytes must be in it: a table from others must not name files of this machine
-    sensor: tuple[int, int] | None = None  # of recordings, (height, width) in pixels, if the kind of file implies it
+    embedded: bool = False  # the table must hold the images' bytes: if others wrote it, it must not name files here
+    sensor: tuple[int, int] | None = None  # (height, width) in pixels, of recordings whose kind of file implies it
 
     @property
     def where(self) -> str:
@@ -69,7 +69,7 @@ def find_rows(dataset: str | None, data_dir: str | Path | None, split: str, *, p
 
 
 def find_column(rows: Rows, argument: str, name: str | None = None) -> str:
-    """The name of the "image_column" or "label_column"; `_COLUMNS` holds usual names, and the type of an only one."""
+    """The name of the "image_column" or "label_column": `name`, or a usual name, or the only column of a usual type."""
     features, (usual, kind) = rows.table.features, _COLUMNS[argument]
     columns = ", ".join(
         f"{column} ({getattr(feature, 'dtype', None) or type(feature).__name__})"
@@ -114,7 +114,7 @@ def encoded_images(rows: Rows, name: str | None) -> datasets.Dataset:
 def find_labels(
     rows: Rows, name: str | None = None, like: list[str] | None = None, classes: Sequence[str] | None = None
 ) -> tuple[Tensor, list[str]]:
-    """Labels [N] int64, and class names: the training split's, `like`, or `classes`, of which a split may lack some."""
+    """Labels [N] int64, and class names: those of the data, or `like`, the training split's, or all of `classes`."""
     where, column = rows.where, find_column(rows, "label_column", name)
     feature = rows.table.features[column]
     table = cast(pyarrow.Table, rows.table.select_columns(column).with_format("arrow")[:])
@@ -168,7 +168,7 @@ def _numbers(count: int) -> list[str]:
 
 
 def _classes_of(labels: Tensor, where: str) -> int:
-    """The number of classes whose numbers are labels: one more than the largest."""
+    """The number of classes, one more than the largest label."""
     count = int(labels.max()) + 1
     if count > max(MANY_CLASSES, len(labels)):
         raise ValueError(
@@ -255,9 +255,9 @@ def _errors_of_datasets(rule: str) -> Iterator[None]:
 
 
 def class_folders(folder: Path, names: Sequence[str], suffixes: Set[str]) -> tuple[str, list[Path], list[str]] | None:
-    """Name of a split, its files in class folders, class by class, and the names of all classes; None without any.
+    """Name of a split, its files in class folders, class by class, and the names of all classes; None without files.
 
-    The split is the folder of one of `names`, in any case. If a folder holds no split, its class folders are divided.
+    The split is the subfolder with one of `names`, in upper or lower case. Class folders without splits are divided.
     """
 
     def files_in(place: Path) -> list[Path]:  # without the hidden ones that notebooks and file managers leave
@@ -273,7 +273,7 @@ def class_folders(folder: Path, names: Sequence[str], suffixes: Set[str]) -> tup
         return None
     parts = divide(files)
     logger.warning(
-        "%s has class folders and no split: of each class, %g %% of the images are test images, drawn "
+        "%s has class folders and no split: of every class, %g %% of the images are test images, drawn "
         "by their names (%d training, %d test). For another split, make folders train and test.",
         *(folder, 100 * TEST_SHARE, len(parts["train"]), len(parts["test"])),
     )
@@ -281,7 +281,7 @@ def class_folders(folder: Path, names: Sequence[str], suffixes: Set[str]) -> tup
 
 
 def divide(files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Divide the files CLASS/NAME into {"train": …, "test": …}; `TEST_SHARE` of each class are test images.
+    """Divide the files CLASS/NAME into {"train": …, "test": …}; `TEST_SHARE` of every class are test images.
 
     Hashes of the names decide, so that the split is the same on every machine. A class of one image has no test image.
     """
@@ -300,7 +300,7 @@ def divide(files: Sequence[Path]) -> dict[str, list[Path]]:
 def labelled(
     columns: dict[str, list[Any]], features: dict[str, Any], files: Sequence[Path], classes: list[str]
 ) -> datasets.Dataset:
-    """A table of these columns, with the number of each file's class folder as its label."""
+    """A table of these columns; the label of a file is the number of its class folder in `classes`."""
     labels = [classes.index(path.parent.name) for path in files]
     kinds = datasets.Features(**features, label=datasets.ClassLabel(names=classes))
     return datasets.Dataset.from_dict({**columns, "label": labels}, features=kinds)

@@ -1,12 +1,12 @@
 """Augmentation of image batches on the device that holds them; random numbers follow from seed, epoch and image.
 
-`philox` makes the random numbers, `policy` has AutoAugment as tables, and its operations.
+`philox` makes the random numbers; `policy` has AutoAugment's tables and operations.
 
 Operations equal Pillow's as torchvision calls them (affine maps, nearest pixel, one fill for all channels), in every
 grey level and at every magnitude. torchvision's operations on tensors differ: they take other pixels when an image
 is rotated, and round blends, means and autocontrast differently.
 
-No existing library draws the same for an image under another number of processes or another batch size: kornia (0.9.0)
+No existing library draws the same for an image if the number of processes or the batch size changes: kornia (0.9.0)
 draws one sub-policy for a whole batch from the global generator, DALI (2.4.0) from streams seeded once for a pipeline.
 """
 
@@ -69,7 +69,7 @@ class Augmentation(AugmentationOptions):
             raise TypeError(f"Augmentation: images must be uint8; got {images.dtype}. Augment before scaling.")
         if indices.shape != (len(images),):
             raise ValueError(
-                f"Augmentation: indices must be one for each image; got {tuple(indices.shape)} for {len(images)} "
+                f"Augmentation: indices must be [n], one per image; got {tuple(indices.shape)} for {len(images)} "
                 "images. Pass the images' places in their data set."
             )
         self.check_shape(images.shape[1:])
@@ -93,7 +93,7 @@ class Augmentation(AugmentationOptions):
         return _scale(images)
 
     def _apply_policy(self, images: Tensor, words: Tensor) -> Tensor:
-        """Draw a sub-policy for each image and apply its operations."""
+        """Draw a sub-policy per image and apply its operations."""
         policy = policy_tables(*images.shape[2:], images.device)
         fill = 0 if self.crop_fill == "reflect" else self.crop_fill
         for rows in policy.draw(words).unbind(1):
@@ -121,13 +121,13 @@ class Augmentation(AugmentationOptions):
 
 
 def _corners(words: Tensor, first: int, farthest: int) -> Tensor:
-    """Two whole numbers from -farthest to farthest for each image, [n, 2], from its words `first` and `first + 1`."""
+    """Two whole numbers per image from -farthest to farthest, [n, 2], from its random words `first` and `first + 1`."""
     return below(words[:, first : first + 2], 2 * farthest + 1) - farthest
 
 
 def _cut_out(images: Tensor, words: Tensor, side: int) -> Tensor:
-    """Set a square of each image, about a random centre, to 0."""
-    kept = []  # a byte for each row, and each column: all bits set outside the square, none inside
+    """Set a square of every image, about a random centre, to 0."""
+    kept = []  # a byte per row, and a byte per column: all bits set outside the square, none inside
     for axis, size in enumerate(images.shape[2:]):
         first = below(words[:, CUTOUT + axis], size) - side // 2
         at = torch.arange(size, device=images.device) - first[:, None]
@@ -137,7 +137,7 @@ def _cut_out(images: Tensor, words: Tensor, side: int) -> Tensor:
 
 
 def _scale(images: Tensor) -> Tensor:
-    """As `to_float`, for images stored plane by plane, which PyTorch reorders faster one plane after the other."""
+    """As `to_float`, for images stored plane by plane: PyTorch reorders these faster one plane after the other."""
     turned = torch.empty_like(images, memory_format=pixel_layout(images))
     for plane, levels in zip(turned.unbind(1), images.unbind(1), strict=True):
         plane.copy_(levels)
@@ -145,9 +145,9 @@ def _scale(images: Tensor) -> Tensor:
 
 
 def windows(images: Tensor, corners: Tensor, padding: int, fill: int | Literal["reflect"]) -> Tensor:
-    """A window of each image, of its size; `corners`, [n, 2], int64, are rows and columns, from -padding to padding.
+    """Windows of padded images, one per image and of its size; `corners`, [n, 2], are rows and columns, int64.
 
-    Pixels outside have the level `fill`, or "reflect" the image about its outermost pixels (padding < its sides).
+    Corners lie in [-padding, padding]. Pixels outside have the level `fill`, or "reflect" the image (padding < sides).
     """
     n, channels, height, width = images.shape
     padding = min(padding, max(height, width))  # a window farther away holds no pixel of the image either
@@ -177,6 +177,6 @@ def _reflect(framed: Tensor, padding: int) -> None:
 
 def mirror(images: Tensor, chosen: Tensor) -> Tensor:
     """Images [n, C, height, width], mirrored left to right where `chosen`, [n], int64, is 1."""
-    # Where all bits of the mask are set, two differences leave the mirrored image; faster than `torch.where` on bytes.
+    # Where the mask is set, (mirrored ^ image) ^ image is the mirrored one; faster than `torch.where` on bytes.
     mask = (-chosen).to(torch.uint8).view(-1, 1, 1, 1)
     return images.flip(3).bitwise_xor_(images).bitwise_and_(mask).bitwise_xor_(images)

@@ -18,17 +18,17 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 
-# The place of each decision among an image's random words (the first place of decisions with two words). Places are
-# fixed, so that an augmentation draws the same whatever else is switched on.
+# Places of the decisions among an image's random words; a decision with two words has the first one's place. Places
+# are fixed, so that an augmentation draws the same whatever else is switched on.
 CROP, FLIP, SUB_POLICY, APPLIED, SIGN, SHIFT, CUTOUT = 0, 2, 3, 4, 6, 8, 10
 BLOCKS = 3  # of four words
 
 
 def philox(counters: Tensor, seed: int) -> Tensor:
-    """Four random words for each counter, [..., 4], int64, in [0, 2³²); the key's lower half is its first word."""
+    """Four random words per counter, [..., 4], int64, in [0, 2³²); the lower half of `seed` is the key's first word."""
     keys, multipliers, low, half = _constants(seed, counters.device)
     first, second, third, fourth = counters.reshape(-1, 4).unbind(1)
-    # Words that are multiplied, third and first, and those that are not: two of each at a time halve the calls.
+    # The third and first word are multiplied, the others are not; stacking them in pairs halves the calls.
     multiplied, others = torch.stack([third, first]), torch.stack([second, fourth])
     for key in keys:
         # The product of two 32-bit words may wrap to a negative int64; its bits are still correct.

@@ -1,4 +1,4 @@
-"""AutoAugment's policy for CIFAR-10 as tables that a whole batch indexes, and its operations.
+"""AutoAugment's policy for CIFAR-10 as tables, which a whole batch indexes, and its operations.
 
 An affine map takes the centre of output pixel (x, y) to a place in the input, in 1/65536 pixel: a·x + b·y + c across
 and d·x + e·y + f down. These are Pillow's integers, so the nearest pixel is Pillow's, on every device.
@@ -30,14 +30,14 @@ class Kind(IntEnum):
     GEOMETRY = 1  # affine map, nearest pixel
     COLOUR = 2  # blend with the grey image
     SHARPNESS = 3  # blend with the smoothed image
-    LEVELS = 4  # table of 256 levels, computed beforehand: brightness, posterise, solarise, invert
+    LEVELS = 4  # table of 256 levels, computed once: brightness, posterise, solarise, invert
     CONTRAST = 5  # table from the mean grey level
     AUTO_CONTRAST = 6  # table from darkest and brightest level of a channel
     EQUALISE = 7  # table from the histogram of a channel
 
 
 class Operation(NamedTuple):
-    """An operation in a sub-policy; `magnitude` in its unit (shear, pixels, degrees, factor − 1, bits, level)."""
+    """An operation in a sub-policy. Units of `magnitude`, by name: shear, pixels, degrees, factor − 1, bits, level."""
 
     name: str
     probability: float
@@ -47,7 +47,7 @@ class Operation(NamedTuple):
 SIGNED = ("ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness")
 PLAIN = ("AutoContrast", "Equalize", "Invert")
 
-# name, probability, magnitude in tenths; as printed in the paper's table, and in torchvision.
+# Name, probability, and index of the magnitude; as printed in the paper's table, and in torchvision.
 _SUB_POLICIES = """
 Invert .1 0 Contrast .2 6; Rotate .7 2 TranslateX .3 9; Sharpness .8 1 Sharpness .9 3; ShearY .5 8 TranslateY .7 9;
 AutoContrast .5 0 Equalize .9 0; ShearY .2 7 Posterize .3 7; Color .4 3 Brightness .6 7; Sharpness .3 9 Brightness .7 9;
@@ -59,7 +59,7 @@ Equalize .8 0 Invert .1 0; TranslateY .7 9 AutoContrast .9 0"""
 
 
 def magnitudes(name: str, height: int, width: int) -> list[float]:
-    """The ten magnitudes of an operation; float32 steps decide, as in torchvision, which grey levels are solarised."""
+    """The ten magnitudes of an operation, in torchvision's float32 steps, which decide what levels are solarised."""
     if name in PLAIN:
         return [0.0] * 10
     if name == "Posterize":
@@ -93,7 +93,7 @@ class Policy:
     kinds: Tensor  # [rows], int32, `Kind` of the operation
     maps: Tensor  # [rows, 6], int32, 16.16 fixed point: output pixel to input pixel
     factors: Tensor  # [rows], float32, factor of the blend
-    levels: Tensor  # [rows, 256], uint8, the new level of each level
+    levels: Tensor  # [rows, 256], uint8, the new levels by old level
 
     def draw(self, words: Tensor) -> Tensor:
         """Draw operations for images from their random words, [n, 12]: rows of the tables, [n, stages], int64."""
@@ -177,12 +177,12 @@ GREY = (19595, 38470, 7471)  # in 1/65536
 
 
 def apply_operations(images: Tensor, rows: Tensor, policy: Policy, fill: int) -> Tensor:
-    """Apply to each image, [n, C, height, width], uint8, the operation in its row, [n], int64; `fill` what moves away.
+    """Apply to images, [n, C, height, width], uint8, the operations in their rows, [n], int64; `fill` uncovered pixels.
 
-    On a CPU each operation is applied to the images that drew it.
+    On a CPU, an operation is applied only to the images that drew it.
     """
     kinds = policy.kinds[rows]
-    if images.device.type != "cpu":  # counting images would make the host wait: all are kept that drew the operation
+    if images.device.type != "cpu":  # counting images would make the host wait: all are computed, results selected
         result = images
         for kind in Kind:
             result = torch.where((kinds == kind).view(-1, 1, 1, 1), _apply(kind, images, rows, policy, fill), result)
@@ -195,7 +195,7 @@ def apply_operations(images: Tensor, rows: Tensor, policy: Policy, fill: int) ->
 
 
 def _apply(kind: Kind, images: Tensor, rows: Tensor, policy: Policy, fill: int) -> Tensor:
-    """Apply one operation of this kind to each image."""
+    """Compute operations of this kind for all images, with the entries of the tables in their rows."""
     match kind:
         case Kind.IDENTITY:
             return images
@@ -220,14 +220,14 @@ def _apply(kind: Kind, images: Tensor, rows: Tensor, policy: Policy, fill: int) 
 
 
 def places_in_tables(images: Tensor) -> Tensor:
-    """Index of each pixel's level in concatenated tables, of 256 levels per plane; [n · C · height · width], int32."""
+    """Indices of pixels' levels in concatenated tables of 256 levels per plane; [n · C · height · width], int32."""
     planes = images.flatten(2).flatten(0, 1)
     first = 256 * torch.arange(len(planes), dtype=torch.int32, device=images.device)
     return planes.int().add_(first[:, None]).view(-1)
 
 
 def move(images: Tensor, maps: Tensor, fill: int) -> Tensor:
-    """Map images [n, C, height, width], uint8, by maps [n, 6], int32, each pixel from the nearest; `fill` outside."""
+    """Map images [n, C, height, width], uint8, by maps [n, 6], int32, with the nearest pixel; `fill` outside."""
     channels, height, width = images.shape[1:]
     x = torch.arange(width, dtype=torch.int32, device=maps.device)
     y = torch.arange(height, dtype=torch.int32, device=maps.device)[:, None]
@@ -303,7 +303,7 @@ def auto_contrast_tables(images: Tensor) -> Tensor:
 
 
 def equalise_tables(images: Tensor, places: Tensor) -> Tensor:
-    """Levels spread so that each range of a channel holds as many pixels as any other; [n, C, 256], uint8."""
+    """Levels spread so that equal ranges of a channel hold equally many pixels; [n, C, 256], uint8."""
     n, channels, height, width = images.shape
     one = torch.ones_like(places[:1]).expand(len(places))
     counts = places.new_zeros(n * channels * 256).index_add_(0, places, one).view(n, channels, 256)
