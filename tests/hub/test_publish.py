@@ -56,7 +56,7 @@ def test_a_commit_of_somebody_else_in_between_is_refused(hub, trained, monkeypat
 @pytest.mark.parametrize(
     ("repo_id", "token", "message"),
     [
-        ("org/new", None, r"a token must be there; found none\. Run `hf auth login`"),
+        ("org/new", None, r"a token must be there; got none\. Run `hf auth login`"),
         ("org/new", "hf_wrong", "org/new must be readable, and your token valid; the Hub refused access"),
         ("other/new", "hf_writer", "your token must have access to other/new for this; the Hub refused it"),
         ("locked/there", "hf_writer", "your token must have access to locked/there for this; the Hub refused it"),

@@ -1,4 +1,4 @@
-"""Classification: from Pillow images, files, arrays and tensors to classes and spike times; the command."""
+"""Classification of Pillow images, files, arrays and tensors: classes and spike times; the command `ttfs classify`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ttfs_triton.wording import small_percent
 
 
 def split_images(images: Any) -> tuple[list[Any], bool]:
-    """A list of single images, and whether `images` was a single one: neither a list nor of four dimensions."""
+    """A list of single images, and whether `images` was one image: neither a list nor of four dimensions."""
     if isinstance(images, np.ndarray | Tensor):
         return (list(images), False) if images.ndim == 4 else ([images], True)
     if isinstance(images, Sequence) and not isinstance(images, str):
@@ -35,9 +35,9 @@ def split_images(images: Any) -> tuple[list[Any], bool]:
 
 
 def network_input(images: Sequence[Any], preprocessing: Preprocessing, channels: int) -> Tensor:
-    """Images as a network's input, [N, channels, height, width] float32; their forms are those of `classify`.
+    """A network's input, [N, channels, height, width] float32, from images in any form that `classify` takes.
 
-    Real values of the network's size and channels go in as they are, others are rounded to 8 bits. Files are recordings
+    Real values of the network's size and channels stay as they are, others are rounded to 8 bits. Files are recordings
     if the network reads those of an event camera.
     """
     rows = []
@@ -129,11 +129,11 @@ class Classification:
         label, class_name: number and name of the chosen class.
         top: the likeliest classes, the chosen one first.
         logits: [classes], the values that the decision compares: potentials of the output neurons in threshold heights,
-            or minus their spike times, in units of the time in which the readout's threshold falls by one.
+            or their negated spike times, in units of the time in which the readout's threshold falls by one.
         decision_time: time of the decision, in windows.
         spike_times: [classes], spike times of the output neurons, in windows, inf for a silent neuron.
-        first_spike: class of the earliest output spike; None if none fired.
-        tie: several output neurons fired first, at the same time.
+        first_spike: class of the earliest output spike; None if no output neuron fired.
+        tie: whether several output neurons fired first, at the same time.
     """
 
     label: int
@@ -183,7 +183,7 @@ def classify_batch(
 
 
 def run(options: ClassificationOptions) -> None:
-    """`ttfs classify`, on the CPU: print a table or JSON; an unreadable image is refused before any is run."""
+    """`ttfs classify`, on the CPU: print a table or JSON. Unreadable images are refused before the network runs."""
     model = ttfs_triton.TTFSModel.from_pretrained(options.model, network=options.network)
     results = model.classify(options.images, top_k=options.top)
     windows = model.graph.windows + 1
@@ -197,7 +197,7 @@ def run(options: ClassificationOptions) -> None:
 
 
 def _facts(image: str, result: Classification, class_names: tuple[str, ...], windows: int) -> dict[str, Any]:
-    """One object of --json; times in windows from the image's start, null if no output neuron fired."""
+    """One object of --json; times in windows from the image's start, None if no output neuron fired."""
     first = result.first_spike
     return {
         "image": image,
@@ -214,7 +214,7 @@ def _facts(image: str, result: Classification, class_names: tuple[str, ...], win
 
 
 def _cells(facts: dict[str, Any]) -> tuple[str, ...]:
-    """One row of the table; a line for each of the likeliest classes."""
+    """One row of the table, with a line per likely class."""
     first, time = facts["first_spike_class_name"], facts["first_spike_time"]
     return (
         facts["image"],

@@ -1,4 +1,4 @@
-"""The content of config.json, defined and checked here only: how a network is built and its images are prepared."""
+"""The content of config.json: how a network is built and how its images are prepared. Only this file checks it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Preprocessing:
 
     Attributes:
         size: (height, width) of the input.
-        mode: Pillow's mode, "L" or "RGB"; None for another number of channels, where images must be tensors.
+        mode: Pillow's mode, "L" or "RGB"; None for other numbers of channels, for which images must be tensors.
         divisor: number by which 8-bit pixels are divided.
         resize: filter for images of another size: Pillow's "bilinear", which averages over the area of a pixel.
         fit: how an image of another shape is brought to `size`: "stretch", or "crop", which resizes the image to cover
@@ -59,7 +59,7 @@ class Preprocessing:
     def of(
         cls, network: NetworkConfig | OwnNetwork, fit: Fit = "stretch", events: EventWindows | None = None
     ) -> Preprocessing:
-        """The preprocessing of training: the darkest pixel is 0, the brightest 1."""
+        """The preprocessing of training, which takes the darkest level to 0 and the brightest to 1."""
         return cls(network.image_size, _MODES.get(network.in_channels), fit=fit, events=events)
 
 
@@ -97,7 +97,7 @@ def _library() -> dict[str, str]:
 
 
 def _network(values: Any) -> NetworkConfig | OwnNetwork:
-    """The network's description, as it is or from its JSON values."""
+    """A network's description, from itself or from its JSON values."""
     if isinstance(values, NetworkConfig | OwnNetwork):
         return values
     if not isinstance(values, Mapping):
@@ -117,8 +117,8 @@ class ModelDescription:
         base_model: the weights that training or conversion started from, or None.
         library: name and version of the package that wrote the file; `to_dict` writes this package's.
     Raises:
-        ValueError: class_names are not one per class, or not all different, or preprocessing does not give what the
-            network takes.
+        ValueError: class_names are not one per class or not all different, or the network does not take what
+            preprocessing gives.
 
     Example:
         >>> network = NetworkConfig("4C3-P2-16", image_size=(8, 8), classes=2)

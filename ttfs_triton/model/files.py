@@ -1,4 +1,4 @@
-"""A model's two files, config.json and model.safetensors: finding them here or on the Hub, reading, writing.
+"""A model's two files, config.json and model.safetensors: found here or on the Hub, read, written.
 
 The weights hold checksums of config.json and of the tensors, since safetensors itself does not notice a flipped bit.
 Headers are checked before a tensor is read.
@@ -46,8 +46,8 @@ class ModelFiles:
     Attributes:
         weights: model.safetensors.
         config: config.json beside it.
-        run: folder of the run, or None if there are weights only.
-        repo_id, commit: where they were downloaded from, or None.
+        run: folder of the run, or None if the weights are not in one.
+        repo_id, commit: repository and commit that they were downloaded from, or None.
         bundled: whether the files come with the package.
     """
 
@@ -66,7 +66,7 @@ class ModelFiles:
 
     @property
     def hub_sha256(self) -> str | None:
-        """The file's SHA-256 according to the Hub; None if it is not from there, or not in Git LFS."""
+        """The SHA-256 of the weights' file according to the Hub; None if it is not from there, or not in Git LFS."""
         # The cache links to files of Git LFS, which are named by the Hub's hash.
         blob = self.weights.resolve().name if self.repo_id is not None else ""
         return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None
@@ -159,7 +159,7 @@ def _bundled_folder(source: str) -> Path:
 
 
 def bundled_facts(name: str) -> dict[str, Any]:
-    """Facts about a bundled network: figures over the whole test set, settings of its training, checksum of weights.
+    """Facts about a bundled network: figures on the whole test set, settings of its training, checksum of the weights.
 
     Args:
         name: one of `bundled_names`.
@@ -176,7 +176,7 @@ def bundled_facts(name: str) -> dict[str, Any]:
 
 
 class Header(NamedTuple):
-    """The header of a safetensors file: type (None for types that no network has) and shape of tensors, and texts."""
+    """The header of a safetensors file: types (None for one that no network has) and shapes of tensors, and texts."""
 
     tensors: Mapping[str, tuple[torch.dtype | None, tuple[int, ...]]]
     metadata: Mapping[str, str]
@@ -185,10 +185,10 @@ class Header(NamedTuple):
 def read_model(
     files: ModelFiles, network: Network | None = None
 ) -> tuple[ModelDescription, nn.Module, dict[str, Tensor]]:
-    """A model's description, its network, and the tensors that `load_tensors` gives it, on the CPU.
+    """A model's description, its network, and the tensors that `load_tensors` gives the network, on the CPU.
 
     The network is the one that config.json describes, without values, on the device "meta"; or the `network` that the
-    user's code builds. The header of the weights is compared with it before a tensor is read.
+    user's code builds. The header of the weights is compared with the network before a tensor is read.
     """
     description = described(files)
     built = _network_of(description.network, network, files.config)
@@ -215,7 +215,7 @@ def described(files: ModelFiles) -> ModelDescription:
 
 @contextmanager
 def _content_of(config: Path) -> Iterator[None]:
-    """Errors in the `with` block are those of this config.json."""
+    """Errors in the `with` block become LoadErrors that name this config.json."""
     try:
         yield
     except ValueError as error:
@@ -242,7 +242,7 @@ def _network_of(wanted: NetworkConfig | OwnNetwork, network: Network | None, pat
 
 
 def _check_tensors(network: nn.Module, header: Header, path: Path) -> None:
-    """Raise LoadError unless the weights hold the network's tensors, those of real numbers in one precision."""
+    """Raise LoadError unless the weights hold the network's tensors, all real numbers in one precision."""
     state = network.state_dict()
     wanted = {name.replace("_orig_mod.", ""): (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
     problems = [
@@ -298,9 +298,9 @@ def read_config(path: Path) -> bytes:
 
 
 def check_pair(config: bytes, header: Header, path: Path) -> Any:
-    """The JSON values of a config.json, if the weights were written with exactly this file; not checked any further.
+    """The JSON values of a config.json, not checked, if the weights were written with exactly this file.
 
-    Without a format_version, the file is another project's, and needs no checksum. `path` is for messages.
+    A file without a format_version is another project's, and needs no checksum. `path` is for messages.
     """
     expected, again = header.metadata.get(CONFIG_CHECKSUM), "Copy or download both again."
     if expected is not None and expected != _sha256(config):
@@ -323,7 +323,7 @@ def check_pair(config: bytes, header: Header, path: Path) -> Any:
 
 
 def write_model(folder: Path, tensors: Mapping[str, Tensor], description: ModelDescription) -> None:
-    """Write the files of `model_bytes` into an existing folder, each file whole or not at all.
+    """Write the files of `model_bytes` into an existing folder, every file whole or not at all.
 
     If the process is killed in between, the old weights are refused beside the new config.json.
     """
@@ -346,7 +346,7 @@ def weight_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
     named = {name.replace("_orig_mod.", ""): tensor.detach().cpu() for name, tensor in tensors.items()}
     if problem := not_finite(named):
         raise ValueError(f"save: weights must be finite; got {problem}. Nothing was written: the training diverged.")
-    # safetensors writes several entries of metadata in an order that changes from call to call: write the header here.
+    # safetensors writes several metadata entries in an order that changes from call to call, so write the header here.
     plain = tensor_bytes(named)
     length = int.from_bytes(plain[:8], "little")
     entries = {"__metadata__": {"format": "pt", CHECKSUM: checksum(named), **(metadata or {})}}
@@ -356,7 +356,7 @@ def weight_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256, hexadecimal, over names, types, shapes and values, in the order of the names."""
+    """SHA-256, hexadecimal, of names, types, shapes and values, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -366,7 +366,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str:
-    """The first tensor with infinities or NaN, in words; "" if there is none."""
+    """Words about the first tensor with infinities or NaN; "" if there is none."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             return f"{int((~tensor.isfinite()).sum())} of {tensor.numel()} values of {name} that are not"

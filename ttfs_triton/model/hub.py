@@ -1,4 +1,4 @@
-"""Downloads from and uploads to the Hugging Face Hub, and errors in plain words."""
+"""Downloads from the Hugging Face Hub, uploads to it, and errors in plain words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Answer = TypeVar("Answer")
 
 
 class HubError(RuntimeError):
-    """The Hub cannot be reached or refuses, or there is no such repository; says what to do. Never holds a token."""
+    """The Hub cannot be reached, or refuses, or lacks the repository. The message says what to do, without a token."""
 
 
 def _reason(error: BaseException, repo_id: str) -> str:
@@ -27,7 +27,7 @@ def _reason(error: BaseException, repo_id: str) -> str:
     if isinstance(error, errors.OfflineModeIsEnabled) or constants.is_offline_mode():
         return f"{repo_id} must be in the cache while HF_HUB_OFFLINE is set; it is not. Connect once, or unset it."
     if isinstance(error, errors.LocalTokenNotFoundError):
-        return f"a token must be there for {repo_id}; found none. Run `hf auth login`, or set HF_TOKEN."
+        return f"a token must be there for {repo_id}; got none. Run `hf auth login`, or set HF_TOKEN."
     if isinstance(error, errors.RevisionNotFoundError):
         return f"revision must exist in {repo_id}; it does not. Leave it out for the newest."
     if isinstance(error, errors.GatedRepoError):
@@ -99,26 +99,26 @@ def _check_etag(response: Any) -> None:
 
 
 def download(repo_id: str, files: list[str], *, revision: str | None = None, **options: Any) -> Path:
-    """The folder with a repository's files, from the cache or the Hub. Its name is the commit of all files.
+    """The folder with a repository's files, from the cache or the Hub. Its name is the files' commit.
 
-    `files` are names, or patterns with *; those that the repository lacks are left out. The revision is by default the
-    newest commit of main; other options are those of `huggingface_hub.snapshot_download`.
+    `files` are names, or patterns with *; files that the repository lacks are left out. Default of `revision`: the
+    newest commit of main. Other options are those of `huggingface_hub.snapshot_download`.
     """
     call = partial(huggingface_hub.snapshot_download, repo_id, revision=revision, allow_patterns=files, **options)
     return Path(_ask("download", repo_id, call))
 
 
 def check_account(repo_id: str, *, token: str | None = None) -> None:
-    """Raise HubError unless `repo_id` is "owner/name" and a token is there, by default that of `hf auth login`."""
+    """Raise HubError unless `repo_id` is "owner/name" and there is a token. Default: that of `hf auth login`."""
     check_name(repo_id)
     if constants.is_offline_mode():
         raise HubError("publish: the Hub must be reachable; HF_HUB_OFFLINE is set. Unset it.")
     if (token or get_token()) is None:
-        raise HubError("publish: a token must be there; found none. Run `hf auth login`, or set HF_TOKEN.")
+        raise HubError("publish: a token must be there; got none. Run `hf auth login`, or set HF_TOKEN.")
 
 
 def open_repository(repo_id: str, *, private: bool = True, token: str | None = None) -> None:
-    """Create the repository if needed; HubError unless the token may write to it and it is as private as asked."""
+    """Create a repository if needed; HubError unless the token may write there and it is private or public as asked."""
     api = HfApi(token=token)
 
     def call() -> huggingface_hub.ModelInfo:
@@ -132,7 +132,7 @@ def open_repository(repo_id: str, *, private: bool = True, token: str | None = N
         wanted, is_now = ("private", "public") if private else ("public", "private")
         raise HubError(
             f"publish: {repo_id} must be {wanted}, as asked; it is {is_now}. "
-            f"Ask for a {is_now} one to publish there as it is, or name another repository."
+            f"Ask for a {is_now} repository to publish there as it is, or name another one."
         )
 
 
@@ -155,18 +155,18 @@ def upload(
     token: str | None = None,
     commit_message: str = "Publish model",
 ) -> str:
-    """Upload files, contents by their names, as one commit, all of them or none; returns the commit's address.
+    """Upload files, given as contents by name, in one commit, all or none; returns the commit's address.
 
-    The commit removes `stale` files that exist and are not among `files`.
+    The commit removes those `stale` files that exist and are not among `files`.
     """
     api = HfApi(token=token)
 
     def call() -> str:
         repository = api.model_info(repo_id)
-        removed = sorted(set(stale) & {each.rfilename for each in repository.siblings or ()} - set(files))
+        removed = sorted(set(stale) & {file.rfilename for file in repository.siblings or ()} - set(files))
         operations = [*(CommitOperationAdd(name, content) for name, content in files.items())]
         operations += [CommitOperationDelete(name) for name in removed]
-        # A commit leaves out files that have not changed: on another parent, they would be another publisher's.
+        # A commit leaves out files that have not changed. On another parent, these would be another publisher's.
         done = api.create_commit(repo_id, operations, commit_message=commit_message, parent_commit=repository.sha)
         return done.commit_url
 

@@ -125,17 +125,17 @@ class TTFSModel(nn.Module):
         force_download: bool = False,
         local_files_only: bool = False,
     ) -> Self:
-        """A trained model, in evaluation mode (`model.train()` to go on training), in the precision it was saved in.
+        """A trained model, in the precision it was saved in, and in evaluation mode; `model.train()` to train on.
 
-        Strict: the file has all tensors of the network and no others, and its checksum is right.
+        The file must have all tensors of the network and no others, and its checksum must be right.
 
         Args:
             pretrained_model_name_or_path: a run's folder (of its best weights), a folder with config.json and
                 model.safetensors, a .safetensors file beside its config.json, "bundled:NAME" for a network of the
                 package, which computes in float32, or a repository "owner/name", also with "@revision". The Hub is
                 asked only for what does not exist locally.
-            network: if your code builds the network: the network, whose weights are then replaced, a function without
-                arguments that builds it, or "FILE.py:FUNCTION", which is run. Code never comes from a model's files.
+            network: only if your code builds the network: the network, whose weights are then replaced; a function
+                without arguments that builds it; or "FILE.py:FUNCTION", which is run. Code in a model's files is not.
             revision: branch, tag or commit of a repository.
             device: device that the model is moved to.
             token, cache_dir, force_download, local_files_only: as in `huggingface_hub.snapshot_download`.
@@ -206,7 +206,7 @@ class TTFSModel(nn.Module):
         Returns:
             The address of the commit.
         Raises:
-            HubError: no token, no right to write there, a repository of the other visibility, or no connection.
+            HubError: no token, no right to write there, a repository that is not `private` as asked, or no connection.
         """
         check_account(repo_id, token=token)
         open_repository(repo_id, private=private, token=token)
@@ -241,7 +241,7 @@ class TTFSModel(nn.Module):
     def classify(self, images: Any, *, top_k: int = 5, batch_size: int = 64) -> Any: ...
 
     def classify(self, images: Any, *, top_k: int = 5, batch_size: int = 64) -> Classification | list[Classification]:
-        """Classify images: convert colours and size as in training, run the network in evaluation mode, decide.
+        """Classify images, whose colours and size are converted as in training, with the network in evaluation mode.
 
         Args:
             images: one image or a list: Pillow images, paths, arrays [height, width, C] and tensors [C, height, width],

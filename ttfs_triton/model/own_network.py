@@ -1,4 +1,4 @@
-"""Networks that the user's code builds: running that code, and their part of config.json."""
+"""Networks that the user's code builds: runs that code, and has their part of config.json."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class OwnNetwork:
         in_channels: channels of the images.
         image_size: (height, width) of the images.
         classes: number of classes.
-        layers: a line for each layer, from `NetworkGraph.describe`; a network with other lines is refused.
+        layers: a line per layer, from `NetworkGraph.describe`; a network with other lines is refused.
         grid: grid of the chip that the network was trained or calibrated for; None: real numbers.
     """
 
@@ -70,14 +70,14 @@ class OwnNetwork:
         return f'network="{name}"' if ".py:" in name else f"network={name.rpartition('.')[2]}()"
 
     def build(self, network: Network) -> nn.Module:
-        """The network that the user's code builds, here with these sizes if it is a function in a file."""
+        """The network that the user's code builds; a function in a file gets the sizes of this description."""
         if isinstance(network, str):
             sizes: Any = {name: getattr(self, name) for name in ("in_channels", "image_size", "classes")}
             return build_network_of(network, **sizes)
         return network if isinstance(network, nn.Module) else network()
 
     def take(self, network: nn.Module) -> None:
-        """Put a network on the grid, unless its code has done so, and check that it fits this description."""
+        """Put a network on the description's grid, unless its code has done so, and check that the network fits."""
         graph = network_graph(network, (self.in_channels, *self.image_size))
         if self.grid is not None and graph.grid is None:
             put_on_grid(network, self.grid)
@@ -125,7 +125,7 @@ def _code_of(source: str) -> Iterator[None]:
 
 
 def build_network_of(source: str, *, in_channels: int, image_size: tuple[int, int], classes: int) -> nn.Module:
-    """The network that a function in the user's Python file builds; runs the file, its folder on the import path.
+    """The network that a function in the user's Python file builds; runs the file, with its folder on the import path.
 
     Call this only with a `source`, "file.py:function", that the user typed, never with one from a file that came with
     weights. in_channels, image_size and classes are passed to the function if it has such parameters.
