@@ -171,7 +171,7 @@ def test_what_cannot_be_calibrated_is_refused():
     put_on_grid(on_grid, Grid(8, 4))
     for calibrate, message in (
         (lambda: calibrate_network(skipping(bias=False), IMAGES), "have initial potentials; got bias=False in conv3"),
-        (lambda: calibrate_network(skipping(), IMAGES[:0]), "a grid, and at least one image; got no images"),
+        (lambda: calibrate_network(skipping(), IMAGES[:0]), "images must hold at least one; got no images"),
         (lambda: calibrate_network(on_grid, IMAGES), "got a network on a grid"),
     ):
         with pytest.raises(ConversionError, match=message):

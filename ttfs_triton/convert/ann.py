@@ -1,8 +1,8 @@
 """Traces a trained ANN, and reads its convolutions and fully connected layers for a spiking network.
 
-Batch norm is folded into the weights before it, average pooling into the synapses behind it, a linear layer into the
-next one. The addition of an earlier activation becomes a skip; a shortcut with weights becomes more inputs of the layer
-that it is added to. Other calls are refused, by their names, before any work.
+Batch norm is folded into the weights before it, average pooling into the synapses behind it, and a layer without an
+activation function into the next one. The addition of an earlier activation becomes a skip; a shortcut with weights
+becomes more inputs of the layer that it is added to. Other calls are refused by name, before any work.
 """
 
 from collections.abc import Sequence
@@ -51,16 +51,16 @@ class _ANNRecorder(Recorder):
 
 
 def run_ann(model: nn.Module, layers: Sequence[ANNLayer], images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits of a traced model, and the activations of each hidden layer before pooling, by layer name."""
+    """Logits of a traced model, and activations of its hidden layers before pooling, by layer name."""
     recorder = _ANNRecorder(model, layers[:-1])
     return recorder.run(images), recorder.activations
 
 
 @torch.no_grad()
 def trace_ann(model: nn.Module, images: Tensor) -> list[ANNLayer]:
-    """The layers of a model with weights, in the order of computation; the last computes the logits.
+    """A model's layers with weights, in the order of computation; the last one computes the logits.
 
-    Of the images, [N, ...], only shape, dtype and device count.
+    Of the images, [N, ...], only shape, dtype and device matter.
     """
     recorder = _ANNRecorder(model)
     output = recorder.maker(recorder.trace(tuple(images.shape[1:]), images.dtype))
@@ -150,10 +150,10 @@ class _Reader:
     def _connected(self, call: Call, weight: Tensor, bias: Tensor | None, value: Value, **sizes: Any) -> Value:
         """The output of a layer with these weights, which reads `value`."""
         layer = ANNLayer(call.name, weight, bias, value.wires, value.window, _shape(call), call, **sizes)
-        if not value.active:  # behind another layer without an activation function: both as one
+        if not value.active:  # behind a layer without an activation function: both become one
             merged = None if value.wires[0].route else behind(self._settled(value), layer)
             if merged is None:
-                rule = "without an activation function, whose pool or padding keeps both from becoming one"
+                rule = "without an activation function, and a pool or padding keeps both from becoming one layer"
                 self._refuse(call, f"behind {value.names} {rule}")
             return Value.of(merged)
         if value.average is not None:
@@ -168,13 +168,11 @@ class _Reader:
                 return replace(layer, average=maps[0] * maps[1], folded=folded)
             return replace(layer, weight=fold_average_pool(layer.weight, pool, maps), folded=folded)
         if window is None or window[0] != window[1] or layer.geometry[2] != (1, 1):
-            self._refuse(
-                call, "behind an average pool whose square windows do not divide the maps, or behind one and dilated"
-            )
+            self._refuse(call, "behind an average pool, unless square windows divide the maps and nothing is dilated")
         return replace(layer, average=window[0], folded=folded)
 
     def _order(self, wires: Sequence[Wire], average: int = 1) -> Tensor:
-        """Numbers, in the ANN, of the channels or features on these wires."""
+        """The ANN's numbers of the channels or features on these wires."""
         orders, start = [], 0
         for wire in wires:
             source, inputs = self._layers.get(wire.source), wire.shape[0] // average
@@ -207,7 +205,7 @@ class _Reader:
         return Value(layer, True, wires, layer.window + 1)
 
     def _fires(self, value: Value, bound: float | None = None) -> ANNLayer:
-        """Add a layer to the network; activations that are added to its output become its skip, or its inputs."""
+        """Add a layer to the network; activations that the ANN adds to its output become its skip, or its inputs."""
         layer = value.layer
         assert layer is not None
         if any(other.potential is layer.potential for other in self._layers.values()):
@@ -215,7 +213,7 @@ class _Reader:
         skip = self._skip(layer, value.carried[0]) if value.carried else None
         layer = layer if skip else self._settled(value)
         if skip is not None and value.carried:
-            # A skip's channels are the layer's first ones: zeros in front of them go to the end.
+            # A skip leads to the layer's first channels, so zeros in front of its channels go to the end.
             first = self._order((skip,)) + (value.carried[0].front or 0)
             others = sorted({*range(layer.shape[0])} - {*first.tolist()})
             layer = layer.reordered(rows=torch.cat([first, torch.tensor(others, dtype=torch.long)]))
@@ -224,7 +222,7 @@ class _Reader:
         return layer
 
     def _skip(self, layer: ANNLayer, value: Value) -> Wire | None:
-        """The connection of delayed spikes, one to one; None if these activations need synapses with weights."""
+        """The skip that carries these activations one to one; None if they need synapses with weights."""
         source = value.layer
         if source is None or value.average is not None or source.window >= layer.window:
             return None
@@ -235,7 +233,7 @@ class _Reader:
         return wire
 
     def _settled(self, value: Value) -> ANNLayer:
-        """The layer of an output in front of its activation function, with added activations among its inputs."""
+        """The layer that computes a value without its activation function, with added activations as more inputs."""
         layer = value.layer
         assert layer is not None
         return self._sum(layer.potential, layer, self._identity(*value.carried)) if value.carried else layer
@@ -247,7 +245,7 @@ class _Reader:
         return total
 
     def _identity(self, value: Value, call: Call) -> ANNLayer:
-        """Synapses that hand on activations, with their channels of zeros; `call` made the activations."""
+        """Layer that passes activations on, with their channels of zeros; `call` made the activations."""
         (outputs, *size), front = _shape(call), value.front or 0
         inputs = outputs if value.front is None else sum(wire.shape[0] for wire in value.wires)
         weight = torch.eye(outputs, device=self._device)[:, front : front + inputs]

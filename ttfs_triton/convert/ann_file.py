@@ -1,10 +1,10 @@
-"""Weights in a file as a spiking network: of this package, of the paper's code, or of an ANN with the layers wanted.
+"""Converts a file of weights to a spiking network: weights of this package, of the paper's code, or of a given ANN.
 
 An ANN's tensors are given to the layers of a specification by order and shapes. Projects name layers as they like, but
 number them in the order of computation. The order of a file says less: safetensors are sorted by name. So convolutions
-come first, then fully connected layers, each by the numbers in its name; batch norms are counted in the same way, and
-the first belongs to the first layer. The networks of Wei et al., ICCV 2023, say by their names, `conv.N.cnn` and
-`fc.N.linear`, what their specification is.
+come first, then fully connected layers, both sorted by the numbers in their names; batch norms are sorted in the same
+way, and the first belongs to the first layer. In files of Wei et al., ICCV 2023, the names, `conv.N.cnn` and
+`fc.N.linear`, tell the specification.
 """
 
 import re
@@ -42,9 +42,9 @@ class Converted:
 
     Attributes:
         network: the network, in evaluation mode; not calibrated.
-        bounded: the source's hidden activations are clamped to [0, 1].
-        from_ann: the source is an ANN of another project, to be calibrated. Networks of this package, which train on
-            while σ rises, and networks that were trained to spike are left as they are.
+        bounded: whether the source clamps its hidden activations to [0, 1].
+        from_ann: whether the source is an ANN of another project, which is to be calibrated. Networks of this package,
+            which train on while σ rises, and networks that were trained to spike are left as they are.
     """
 
     network: TTFSNetwork
@@ -53,7 +53,7 @@ class Converted:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the network differs from its ANN: its slope persists, or activations exceed 1."""
+        """Whether the network differs from its ANN: its slopes persist, or the ANN's activations exceed 1."""
         return self.from_ann and (not self.bounded or self.network.config.neuron.has_slope)
 
 
@@ -67,18 +67,18 @@ def convert(
 ) -> Converted:
     """A spiking network with the weights of a file, batch norm folded; `calibrate_converted` calibrates it.
 
-    At σ = 0 it computes the same as its source, if the source clamps its activations to [0, 1]. No weight is drawn at
-    random, and tensors that fit no layer stop the conversion. An ANN that is no chain of layers, or whose file does not
-    say what the network is, converts by `convert_ann`.
+    At σ = 0 the network computes the same as its source, if the source clamps its activations to [0, 1]. No weight is
+    drawn at random, and tensors that fit no layer are an error. Use `convert_ann` for an ANN that is no chain of
+    layers, or whose file does not tell its layers.
 
     Args:
         source: a source that `open_weights` reads, or its result: weights of this package, of the paper's networks, or
             of an ANN with the layers of `config`.
         config: the network that an ANN becomes, by order and shapes; or the configuration of weights of this package
-            that have no config.json beside them. A timm config.json beside an ANN's weights replaces its mean and std.
+            without a config.json beside them. A timm config.json beside an ANN's weights replaces its mean and std.
         trained_as: see `TrainedAs`; needed for the paper's networks. Networks that were trained to spike are not
             calibrated, and keep their encoder, neuron and readout.
-        keep_standardisation: keep standardised weights and their gains, for further training; plain ones stay plain.
+        keep_standardisation: keep standardised weights and their gains for further training; plain weights stay plain.
         **changes: fields of `NetworkConfig` that the weights leave open, such as neuron, readout, mean, std and bias.
     Raises:
         WeightsError: the source cannot be read.
@@ -132,7 +132,7 @@ def convert(
 
 
 def calibrate_converted(converted: Converted, images: Tensor) -> tuple[Converted, Calibration]:
-    """Fit a converted network to its source: scale its activations into [0, 1], then choose initial potentials.
+    """Fit a converted network to its source: scale activations into [0, 1], then choose initial potentials.
 
     Args:
         converted: result of `convert`, on the CPU; its network is changed in place.
@@ -151,7 +151,7 @@ def calibrate_converted(converted: Converted, images: Tensor) -> tuple[Converted
 
 
 def _folded(weights: Weights, config: NetworkConfig | None, keep_standardisation: bool) -> TTFSNetwork:
-    """A network of this package without its grid; batch norm is folded, standardised weights too unless kept."""
+    """A network of this package without its grid, batch norm folded, and standardised weights too unless kept."""
     if (description := weights.description()) is not None:
         if not isinstance(description.network, NetworkConfig):
             raise ConversionError(
@@ -210,7 +210,7 @@ def state_of(config: NetworkConfig, tensors: Mapping[str, Tensor]) -> dict[str, 
 
 
 def _take(left: dict[str, Tensor], name: str, shape: Sequence[int]) -> Tensor:
-    """Remove a tensor of this shape; a convolution whose kernel covers its whole input gives a linear layer."""
+    """Take a tensor of this shape out of `left`; for a linear layer, it may be a kernel that covers its whole input."""
     tensor = left.pop(name, None)
     flat = tensor.flatten(1) if tensor is not None and len(shape) == 2 else tensor
     if flat is None or flat.shape != shape:

@@ -1,4 +1,4 @@
-"""Build a network of this package's layers from the layers of a traced ANN, with the ANN's weights."""
+"""Builds a network of this package's layers from the layers of a traced ANN, with the ANN's weights."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -33,9 +33,9 @@ class ConvertedNetwork(nn.Module):
     Input [N, *image_shape] images, output [N, classes] logits.
 
     Attributes:
-        encoder: what reads the images: a `LatencyEncoder`, or nothing in front of an `AnalogEncoder`.
+        encoder: a `LatencyEncoder`, or an `Identity` if the first of the layers is an `AnalogEncoder`.
         layers: this network's layers, by the names of the ANN's calls.
-        wires: sources of each layer's inputs, and of its skip or None, by the same names.
+        wires: by the same names, the sources of a layer's inputs, and that of its skip or None.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ConvertedNetwork(nn.Module):
 
 
 def code_of(network: ConvertedNetwork) -> str:
-    """Python code whose function `build` makes the same network, without its weights, of this package's layers."""
+    """Python code whose function `build` makes the same network of this package's layers, without its weights."""
     layers, steps = [], []
 
     def read(wire: Wire) -> str:
@@ -74,10 +74,10 @@ def code_of(network: ConvertedNetwork) -> str:
         if isinstance(layer, AnalogEncoder):
             made = f"{made[:-1]}, mean={layer.mean.flatten().tolist()}, std={layer.std.flatten().tolist()})"
         layers.append(f'            "{name}": {made},\n')
-        arriving = ", ".join(map(read, inputs))
-        arriving = arriving if len(inputs) == 1 else f"torch.cat([{arriving}], 1)"
-        delayed = "" if skip is None else f", skip={read(skip)}"
-        steps.append(f'        {name} = self.layers["{name}"]({arriving}{delayed})\n')
+        argument = ", ".join(map(read, inputs))
+        argument = argument if len(inputs) == 1 else f"torch.cat([{argument}], 1)"
+        option = "" if skip is None else f", skip={read(skip)}"
+        steps.append(f'        {name} = self.layers["{name}"]({argument}{option})\n')
     return _CODE.format(network.image_shape, network.encoder, "".join(layers), "".join(steps), [*network.layers][-1])
 
 
@@ -119,7 +119,7 @@ def build_network(
     neuron: Neuron,
     readout: ReadoutTime,
 ) -> nn.Module:
-    """A `TTFSNetwork` if a specification can describe the ANN, else a `ConvertedNetwork`; options of `convert_ann`."""
+    """A `TTFSNetwork` if a specification describes the ANN, else a `ConvertedNetwork`; options as in `convert_ann`."""
     first = layers[0]
     plain = not first.linear and first.groups == 1 and first.geometry[2] == (1, 1) and first.average == 1
     plain = plain and not first.inputs[0].route and len(layers) > 1
@@ -160,7 +160,7 @@ def build_network(
             )
             network = TTFSNetwork(config)
     weighted = [module for module in network.modules() if isinstance(module, WeightedLayer)]
-    for ours, theirs in zip(weighted, layers, strict=True):  # the initial potentials are 0, the weights of skips 1
+    for ours, theirs in zip(weighted, layers, strict=True):  # initial potentials are 0 at first, weights of skips 1
         state = {"weight": theirs.weight} | ({} if theirs.bias is None else {"bias": theirs.bias})
         ours.load_state_dict(state, strict=False)
     return network.eval()
@@ -186,7 +186,7 @@ def _built(
 
 def specification_of(layers: Sequence[ANNLayer]) -> str | None:
     """Specification of the hidden layers, as `parse_specification` reads it; None if no specification fits them."""
-    tokens: list[list[str]] = []  # of each layer: pools, averages, the layer itself
+    tokens: list[list[str]] = []  # by layer: its pools, its average, the layer itself
     before: str | None = None
     for layer in layers:
         read, parts = layer.inputs[0], list[str]()

@@ -1,8 +1,8 @@
-"""Calibrate a trained network for a chip's grid, without training: scales of weights and initial potentials.
+"""Calibrates a trained network for a chip's grid, without training: scales of weights and initial potentials.
 
 Layer by layer, an output channel gets first a scale, then an initial potential, which bring its outputs on the grid
 closest to its outputs without a grid. A layer reads the outputs of calibrated layers, computed as on the chip.
-This takes seconds. Training on the grid (`--time-steps`, `--weight-bits`) starts from it and takes epochs.
+Calibration takes seconds. Training on the grid (`--time-steps`, `--weight-bits`) starts from it and takes epochs.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from ttfs_triton.nn.readout import Readout
 from ttfs_triton.nn.trace import evaluating
 from ttfs_triton.table import print_whole
 
-# Candidate scales, as multiples of the one that rounds single weights best: for sums of them, another may be better.
+# Candidate scales, as multiples of the scale that rounds single weights best; for sums of weights, another may be best.
 UNIT_SHARES = tuple(2 ** (step / 4) for step in range(-4, 5))
 SCORED = 500
 """Number of training images, other than those of the calibration, on which accuracy is told."""
-# Changes of an initial potential, in threshold heights: each range four times finer than the one before.
+# Changes of an initial potential, in threshold heights: a range is four times finer than the one before it.
 REACHES, POINTS = (0.4, 0.1, 0.025), 9
 
 
@@ -39,7 +39,7 @@ def calibrate_grid(network: nn.Module, images: Tensor, grid: Grid, *, batch_size
     """Put a network on a chip's grid, in place, with the scales and initial potentials that fit it best.
 
     Args:
-        network: spiking network that `network_graph` accepts; a grid that it is on already is replaced.
+        network: spiking network that `network_graph` accepts; if it is on a grid already, that grid is replaced.
         images: [N, in_channels, height, width], as the network reads them; a hundred are enough.
         grid: the chip's grid.
         batch_size: images that run at once.
@@ -63,7 +63,7 @@ def calibrate_grid(network: nn.Module, images: Tensor, grid: Grid, *, batch_size
 
 
 def _outputs(stage: Stage, inputs: Batches) -> list[Tensor]:
-    """Activations, or a readout's potentials: its spike times would be too coarse to fit."""
+    """Activations of a layer, or potentials of a readout, whose spike times would be too coarse to fit."""
     if isinstance(readout := stage.layer, Readout):
         return [readout.one_pass(x).potential(at_end=readout.at == "potential_end") for x, _ in inputs]
     return [stage.activations(*batch) for batch in inputs]
@@ -89,7 +89,7 @@ def _fit(stage: Stage, inputs: Batches, wanted: Sequence[Tensor]) -> float:
 
 @torch.no_grad()
 def _right(network: nn.Module, images: Tensor, labels: Tensor) -> int:
-    """Number of images that a network classifies rightly."""
+    """Number of images that a network classifies correctly."""
     with evaluating(network):
         return sum(
             int((network(part).argmax(1).cpu() == right).sum())

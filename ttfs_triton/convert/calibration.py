@@ -1,9 +1,9 @@
-"""Calibrate a spiking network against the ANN with its weights: initial potentials, layer by layer, by least squares.
+"""Calibrates a spiking network against the ANN with its weights: initial potentials, layer by layer, by least squares.
 
-With psp_persistence σ > 0 a neuron's activation is (A + σW)/(1 + σW), where the ANN has clamp(A, 0, 1). The slope W,
+With psp_persistence σ > 0, a neuron's activation is (A + σW)/(1 + σW), where the ANN has clamp(A, 0, 1). The slope W,
 the summed weights of all active inputs, is far from 0 in a trained ANN: silent neurons fire, active ones fall silent,
-and the error grows with each layer. One initial potential a channel corrects its mean and leaves the weights as they
-are. A delayed spike adds v·x to the potential and σ·v to its slope, and is corrected in the same way.
+and the error grows from layer to layer. One initial potential per channel corrects its mean and leaves the weights as
+they are. A skip's spike adds v·x to the potential and σ·v to its slope, and is corrected in the same way.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,11 +23,11 @@ from ttfs_triton.nn.on_chip import contract
 from ttfs_triton.nn.trace import evaluating
 from ttfs_triton.table import Table
 
-# Grids of 17 initial potentials, each eight times finer than the one before. The first reaches two threshold heights
-# up and down, the last resolves 1/256 of one.
+# Series of 17 initial potentials; a series is eight times finer than the one before it. The first reaches two threshold
+# heights up and down, the last resolves 1/256 of one.
 REACHES, CANDIDATES = (2.0, 2.0 / 8, 2.0 / 64), 17
 HEADROOM = 1.25
-"""Clip of an ANN at σ = 0, in largest activations on the calibration images: other images exceed those."""
+"""Clip at σ = 0, as a multiple of the largest activation on the calibration images, which other images exceed."""
 
 Batches = Sequence[tuple[Tensor, Tensor | None]]
 """A layer's inputs and skip inputs, batch by batch."""
@@ -40,8 +40,8 @@ class LayerCalibration:
 
     Attributes:
         name: name of the layer.
-        before, after: root mean squared difference from the outputs that it is fitted to, before its calibration and
-            after it; both read the outputs of calibrated layers. In windows; of a readout in threshold heights.
+        before, after: root mean squared difference from the outputs that the layer is fitted to, before and after its
+            calibration; it reads outputs of calibrated layers in both. In windows; of a readout in threshold heights.
         shift: mean change of the initial potential over channels, in threshold heights; 0 for a layer left alone.
     """
 
@@ -90,10 +90,10 @@ def calibrate_network(
     Args:
         network: network that `network_graph` accepts, with an ANN's weights and initial potentials, on the images'
             device, in training or evaluation mode; an analog encoder and the readout are left alone.
-        images: [N, ...], as the network reads them; 256 are enough. Some layers' activations for all images are held in
-            memory.
+        images: [N, ...], as the network reads them; 256 are enough. Memory must hold the activations of some layers for
+            all images.
         batch_size: images that run at once.
-        samples: outputs of each channel to fit, drawn from all positions of all images.
+        samples: number of outputs to fit per channel, drawn from all positions of all images.
         seed: seed of the drawn outputs.
     Returns:
         Differences before and after calibration, and the change of initial potentials, by hidden layer.
@@ -115,7 +115,7 @@ def calibrate_network(
             )
     if graph.grid is not None or len(images) == 0:
         got = "no images" if len(images) == 0 else f"a network on a grid, {graph.grid}"
-        raise ConversionError(f"calibrate: must get a network without a grid, and at least one image; got {got}.")
+        raise ConversionError(f"calibrate: network must have no grid, and images must hold at least one; got {got}.")
     generator = torch.Generator().manual_seed(seed)
 
     def choose(stage: Stage, inputs: Batches, wanted: Sequence[Tensor]) -> float:
@@ -145,7 +145,7 @@ def calibrate_layers(
     results = dict[str, LayerCalibration]()
 
     def fire(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
-        """Outputs of both, the network's first."""
+        """Outputs of the network, then of its reference, as one batch."""
         (ours, theirs), (our_skip, their_skip) = inputs.chunk(2), (None, None) if skip is None else skip.chunk(2)
         wanted, parts = reference(stage, batches(theirs, their_skip, batch_size)), batches(ours, our_skip, batch_size)
         expected = torch.cat(wanted)
@@ -204,17 +204,17 @@ def _potentials(stage: Stage, inputs: Tensor, skip: Tensor | None) -> tuple[Tens
     x = layer.normalise(inputs) if isinstance(layer, AnalogEncoder) else inputs
     weight = layer.effective_weight()
     potential, slope = contract(layer, x, weight), contract(layer, (x > 0).to(x.dtype), weight)
-    delayed = layer.skip_weights()
-    if skip is not None and delayed is not None:
-        delayed = delayed.view(-1, *[1] * (skip.dim() - 2))
-        potential, slope = potential + delayed * skip, slope + delayed * (skip > 0)
+    skip_weight = layer.skip_weights()
+    if skip is not None and skip_weight is not None:
+        skip_weight = skip_weight.view(-1, *[1] * (skip.dim() - 2))
+        potential, slope = potential + skip_weight * skip, slope + skip_weight * (skip > 0)
     return potential, slope
 
 
 def _choose_initial_potentials(
     stage: Stage, inputs: Batches, wanted: Sequence[Tensor], samples: int, generator: torch.Generator
 ) -> float:
-    """Give each channel the initial potential with the least squared error from `wanted`; returns the mean change."""
+    """Give every channel the initial potential with the least squared error from `wanted`; returns the mean change."""
     parts, count = [], sum(len(rows_of(target)) for target in wanted)
     for (x, skip), target in zip(inputs, wanted, strict=True):
         potential, slope, rows = map(rows_of, (*_potentials(stage, x, skip), target))
@@ -229,7 +229,7 @@ def _choose_initial_potentials(
 
 
 def fit_bias(bias: nn.Parameter, error: Callable[[], Tensor], reaches: Sequence[float], points: int) -> float:
-    """Choose initial potentials by `choose_least`, on finer and finer grids; returns their mean change."""
+    """Choose initial potentials by `choose_least`, in ever finer steps; returns their mean change."""
     first = bias.clone()
     for reach in reaches:
         steps = torch.linspace(-reach, reach, points).tolist()
@@ -238,7 +238,7 @@ def fit_bias(bias: nn.Parameter, error: Callable[[], Tensor], reaches: Sequence[
 
 
 def choose_least(parameter: nn.Parameter, error: Callable[[], Tensor], candidates: Sequence[Tensor]) -> None:
-    """Set each channel of a parameter, in place, to the candidate with the least error; present values are the first.
+    """Set every channel of a parameter, in place, to its present value or the candidate with the least error.
 
     `error` gives errors [C] of the present values. A parameter [1] is one number that all channels share.
     """
@@ -264,19 +264,19 @@ def fit_range(
     samples: int = 65536,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Divide a channel's weights by the channel's clip, and multiply the weights that read the channel by it, in place.
+    """Divide a channel's weights by its clip, and multiply the weights that read the channel by the clip, in place.
 
     The ANN's outputs stay the same. Spikes represent activations up to the clip, and saturate above it.
 
     Args:
         network: spiking network that `network_graph` accepts, with an ANN's weights and biases.
         images: [N, ...], as the network reads them; 256 are enough.
-        bounds: for each hidden layer the upper bound of the ANN's activations, which is the clip, or None for a ReLU,
-            whose clip is a percentile of each channel's activations on the images. Default: None for all layers.
+        bounds: by hidden layer, the upper bound of the ANN's activations, which is the clip, or None for a ReLU, whose
+            clip is a percentile of a channel's activations on the images. Default: None for all layers.
         percentile: percentile over positions and images, zeros included, in (0, 100]. Default: 99.9; at σ = 0, where
             clipping alone changes the ANN, the largest activation times `HEADROOM`.
         batch_size: images that run at once.
-        samples: activations of each channel that a percentile below 100 is taken of, drawn at random.
+        samples: number of activations per channel, drawn at random, of which a percentile below 100 is taken.
         seed: seed of the drawn activations.
     Returns:
         Clips [C] by name of the hidden layer.
@@ -317,10 +317,10 @@ def fit_range(
 
 
 def _reached(rows: Tensor, quantile: float, factor: float) -> Tensor:
-    """Quantile [C] of activations [rows, C], times a factor; 1 for channels that are never active."""
+    """Quantiles [C] of activations [rows, C], times a factor; 1 for channels that are never active."""
     most = rows.amax(0)
     value = most if quantile == 1 else rows.sort(dim=0).values[round(quantile * (len(rows) - 1))]
-    # A channel so rarely active that its quantile is 0 takes its maximum.
+    # A channel so rarely active that its quantile is 0 gets its maximum.
     value = torch.where(value > 0, value, most)
     return torch.where(value > 0, factor * value, torch.ones_like(value))
 
@@ -332,10 +332,10 @@ def _rescale(graph: NetworkGraph, clips: Mapping[str, Tensor]) -> None:
         # Inputs that share a weight: more than one where a linear layer averages over a map.
         average = sum(wire.shape[0] for wire in stage.inputs) // (groups * weight.shape[1])
         inputs = []
-        for wire in stage.inputs:  # flattened maps lie one channel behind the other
+        for wire in stage.inputs:  # a flattened map has one channel behind the other
             clip = clips.get(wire.source or "", weight.new_ones(1)).double()
             inputs.append(clip.repeat_interleave(wire.shape[0] // average // len(clip)))
-        weight = rearrange(weight, "(g o) i ... -> o ... g i", g=groups)  # each group reads its own channels
+        weight = rearrange(weight, "(g o) i ... -> o ... g i", g=groups)  # a group reads no other group's channels
         weight = weight * rearrange(torch.cat(inputs), "(g i) -> g i", g=groups)
         weight = rearrange(weight, "o ... g i -> (g o) i ...")
         if (clip := clips.get(stage.name)) is not None:

@@ -60,7 +60,7 @@ def _chosen(options: ConvertOptions, *names: str) -> dict[str, Any]:
 
 
 def _convert_file(options: ConvertOptions, weights: Weights) -> tuple[TTFSNetwork, ImageData | None, dict[str, Any]]:
-    """Convert one of the paper's networks; also the images named, and a report as JSON values."""
+    """Convert one of the paper's networks; also returns the images, if any were needed, and a report as JSON values."""
     changes = _chosen(options, "mean", "std")
     if options.trained_as == "ann":
         changes |= {"neuron": Neuron(psp_persistence=options.psp_persistence or 0.0)}
@@ -84,7 +84,7 @@ def _convert_file(options: ConvertOptions, weights: Weights) -> tuple[TTFSNetwor
 def _convert_module(
     options: ConvertOptions, builder: str, weights: Weights
 ) -> tuple[nn.Module, ImageData, dict[str, Any]]:
-    """Convert an ANN that a function builds; also the calibration images, and a report as JSON values."""
+    """Convert an ANN that a function builds; also returns the training images, and a report as JSON values."""
     data = training_split(options, options.image_size, streaming=True)
     images = draw(options, data, options.calibration_images)
     channels, *size = images.shape[1:]
@@ -104,7 +104,7 @@ def _convert_module(
 
 
 def build_ann(source: str, *, classes: int, **sizes: Any) -> nn.Module:
-    """The ANN that FILE.py:FUNCTION or MODULE:FUNCTION builds. Call it only with a name that the user typed.
+    """The ANN that FILE.py:FUNCTION or MODULE:FUNCTION builds. Call this only with a name that the user typed.
 
     Arguments as in `build_network_of`; a function of a module is called with num_classes.
     """

@@ -20,21 +20,21 @@ from ttfs_triton.nn.graph import NetworkGraph, Stage, network_graph
 from ttfs_triton.table import Table
 
 ROUNDING = 1e-4
-"""An activation counts as clipped if it exceeds its clip by more than this share."""
+"""An activation counts as clipped if it exceeds its clip by more than this share of the clip."""
 
 
 @dataclass(frozen=True)
 class LayerLoss:
-    """Conversion of one hidden layer: folded operations, clipped activations and errors.
+    """What the conversion of one hidden layer loses: operations folded, activations clipped, and errors.
 
     Attributes:
         name: name of the layer in the spiking network.
-        source: name of its call in the ANN.
-        folded: operations that became part of its weights, in words.
+        source: name of the layer's call in the ANN.
+        folded: operations that became part of the layer's weights, in words.
         clip: activation of the ANN that the earliest spike stands for, mean over channels.
         clipped: share of the ANN's activations above their channel's clip.
-        copied, calibrated: root mean square of the difference of both activations, relative to the ANN's, before
-            and after calibration; None for a layer that is never active.
+        copied, calibrated: root mean square of the difference between both networks' activations, relative to the
+            ANN's, before and after calibration; None for a layer that is never active.
     """
 
     name: str
@@ -54,7 +54,7 @@ class ANNReport:
         layers: hidden layers in their order.
         images: number of images compared.
         same_decisions: share of the images to which both networks give the same class.
-        logits: root mean square of the difference of the logits, relative to the ANN's.
+        logits: root mean square of the difference between both networks' logits, relative to the ANN's.
     """
 
     layers: tuple[LayerLoss, ...]
@@ -102,17 +102,17 @@ def convert_ann(
 
     Args:
         model: Conv2d (groups, dilation and stride too) and Linear layers, followed by ReLU, ReLU6, Hardtanh or clamp
-            from 0. Batch norm, pools, flattening and dropout may stand in between, and activations may be concatenated
-            and added, behind 1×1 convolutions too. A layer without an activation function becomes part of the next one
-            where that is exact. The logits are outputs of a Linear layer or means of activations. Not changed.
+            from 0. Batch norm, pools, flattening and dropout may stand in between. Activations may be concatenated and
+            added, also behind 1×1 convolutions. A layer without an activation function becomes part of the next one
+            where that is exact. Logits are outputs of a Linear layer or means of activations. The model is not changed.
         images: [N, channels, height, width], as the spiking network reads them, on the device to compute on; 256 are
             enough. If `mean` and `std` are given, the model reads (images − mean) / std.
-        psp_persistence: σ of all neurons. At 0 the network computes the same as the ANN, up to the clip; above, it
+        psp_persistence: σ of all neurons. At 0, the network computes the same as the ANN, up to the clip; above 0, it
             needs training to be as accurate.
         encoder: "analog": the first convolution multiplies pixels by real numbers, and its clipped activations are
-            spikes; "latency": pixels, in [0, 1], are spike times. Default: "analog" if the first layer is a
+            spikes; "latency": pixels, in [0, 1], become spike times. Default: "analog" if the first layer is a
             convolution without groups and dilation.
-        mean, std: mean and standard deviation of each channel, in units of the images; for an analog encoder.
+        mean, std: mean and standard deviation by channel, in units of the images; for an analog encoder.
         readout: when the logits are read: at the start or the end of the output window.
         calibrate: choose initial potentials, see `calibrate_network`; at σ = 0 there is nothing to choose.
         percentile: percentile of a channel's activations that the earliest spike stands for, for a layer of the ANN
@@ -123,7 +123,7 @@ def convert_ann(
         The network, in evaluation mode, on the images' device: a `TTFSNetwork` if a specification describes the model,
         else a module of our layers that `network_graph` accepts. And a report of the losses.
     Raises:
-        ConversionError: an operation cannot be converted, which is said before any work; or the encoder does not fit
+        ConversionError: an operation cannot be converted, which is checked before any work; or the encoder does not fit
             the first layer.
     Example:
         >>> ann = nn.Sequential(
@@ -180,9 +180,9 @@ def _compare(
     clips: Mapping[str, Tensor],
     batch_size: int,
 ) -> dict[str, tuple[float | None, float]]:
-    """Errors, and clipped shares, of the hidden layers in `clips`, as in `LayerLoss`.
+    """Errors and clipped shares of the hidden layers in `clips`, as in `LayerLoss`, by name.
 
-    `_LOGITS` has the error of the logits, and the share of images that get another class.
+    Under `_LOGITS` stand the error of the logits, and the share of images that get another class.
     """
     layers = dict(zip(clips, ann, strict=False))
     sums = dict.fromkeys((*clips, _LOGITS), torch.zeros(4, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Layers of a traced ANN, and what is exact for them: sums of two layers, linear layers and average pools in front."""
+"""Layers of a traced ANN, and exact ways to fold one: sums of two layers; batch norm, linear layers, average pools."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,16 +24,16 @@ class ANNLayer:
 
     Attributes:
         name: name of the layer's call in the traced ANN.
-        weight, bias: the layer's parameters, other operations folded in; float64 after folding.
+        weight, bias: the layer's parameters, with other operations folded in; float64 after folding.
         inputs: sources of its inputs, which are concatenated: layers by name (None: the images), and pools in between.
         window: number of layers in front of it.
         shape: shape of its output for one image, before pooling.
         potential: call that makes its output before the activation function.
         geometry: stride, padding and dilation; a fully connected layer is a 1×1 convolution of 1×1 maps.
         groups: number of groups of its channels.
-        skip: source of the activations added to that output; None without a skip.
+        skip: source of the activations that are added to the output of `potential`; None without a skip.
         bound: upper bound of its activations; None for ReLU.
-        average: size of an average pool in front: side of its windows for a convolution, places for a linear layer.
+        average: size of an average pool in front: for a convolution the side of its windows, for a linear layer places.
         folded: names of the operations folded into its weights.
         order: numbers of its channels in the ANN, [C_out]; None: the same.
     """
@@ -84,10 +84,10 @@ class ANNLayer:
 
 @dataclass(frozen=True)
 class Value:
-    """Output of a call: of `layer` (None for images and concatenations), or of what follows it.
+    """Output of a call: of `layer` (None for images and concatenations), or of an operation behind that layer.
 
     Attributes:
-        active: the output has passed the activation function, so that spikes can represent it.
+        active: whether the output has passed the activation function, so that spikes can represent it.
         wires: the layers whose activations it concatenates, and the pools and flattening behind them.
         window: number of layers in front of a layer that reads it.
         average: an average pool for the next layer to fold, and the size of the maps that it reads.
@@ -113,15 +113,15 @@ class Value:
         return ", ".join(wire.source or "the images" for wire in self.wires)
 
     def routed(self, module: nn.Module) -> "Value":
-        """The value behind a pool or a flattening, which treat channels one by one."""
+        """The value behind a pool or a flattening, operations that treat channels one by one."""
         return replace(self, wires=tuple(wire.routed(module) for wire in self.wires))
 
 
 def added(one: ANNLayer, other: ANNLayer, call: Call) -> ANNLayer | None:
-    """One layer that computes the sum of two layers' outputs, by `call`: it reads the inputs of both.
+    """One layer that computes the sum of two layers' outputs, which `call` adds; it reads the inputs of both.
 
-    The smaller kernel is placed inside the larger one. A larger stride reads every k-th row and column of its inputs.
-    None if no such kernel computes the sum.
+    The smaller kernel is placed inside the larger one. A layer with a larger stride reads every k-th row and column of
+    its inputs. None if no such kernel computes the sum.
     """
     large, small = sorted((one, other), key=lambda layer: (-layer.kernel[0, 0].numel(), max(layer.geometry[0])))
     (kernel, inner), wires = (large.kernel, small.kernel), small.inputs
@@ -150,10 +150,10 @@ def added(one: ANNLayer, other: ANNLayer, call: Call) -> ANNLayer | None:
 
 
 def behind(linear: ANNLayer, layer: ANNLayer) -> ANNLayer | None:
-    """One layer that computes `layer` of the outputs of `linear`, which no activation function follows.
+    """One layer that computes the outputs of `layer` from the inputs of `linear`, the layer before it.
 
-    Exact where the outputs of `linear` are not padded, or if padding its inputs with zeros is the same: for a 1×1
-    convolution without bias. None elsewhere.
+    No activation function stands between them. The result is exact if the outputs of `linear` are not padded, or if
+    padding its inputs with zeros is the same, as for a 1×1 convolution without bias. None otherwise.
     """
     (stride, padding, dilation), (pace, border, spread) = linear.geometry, layer.geometry
     inner, outer = linear.kernel, layer.kernel
@@ -176,7 +176,7 @@ def behind(linear: ANNLayer, layer: ANNLayer) -> ANNLayer | None:
 def fold_norm(
     name: str, weight: Tensor, bias: Tensor | None, norm: Mapping[str, Tensor], epsilon: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias, float64, of a layer and the batch norm behind it, given its state; `name` is for an error."""
+    """Weight and bias, float64, of a layer with the batch norm behind it folded in; `norm` is the norm's state."""
     if not (least := float(norm["running_var"].min()) + epsilon) > 0:
         raise ConversionError(f"convert: {name}.running_var + epsilon must be positive; got {least:.6g}.")
     norm, bias = {key: values.double() for key, values in norm.items()}, None if bias is None else bias.double()
@@ -186,11 +186,11 @@ def fold_norm(
 
 
 def fold_average_pool(weight: Tensor, pool: nn.Module, maps: tuple[int, int]) -> Tensor:
-    """Fold an average pool into the weights of the fully connected layer that reads it.
+    """Weights of the fully connected layer that reads an average pool, with the pool folded in, float64.
 
-    An adaptive pool replicates maps smaller than its output: a head for 7×7 maps, on 1×1 maps, becomes the sum over its
-    49 places. Maps are (height, width) of the pool's input; weights [features, channels·rows·columns] of its outputs
-    become [features, channels·height·width] of its inputs, float64.
+    `maps` are (height, width) of the pool's input. Weights [features, channels·rows·columns] of its outputs become
+    [features, channels·height·width] of its inputs. An adaptive pool replicates maps smaller than its output: a head
+    for 7×7 maps, on 1×1 maps, becomes the sum over its 49 places.
     """
     places = maps[0] * maps[1]
     one_hot = rearrange(torch.eye(places, dtype=torch.float64), "p (h w) -> p 1 h w", h=maps[0])
@@ -200,7 +200,7 @@ def fold_average_pool(weight: Tensor, pool: nn.Module, maps: tuple[int, int]) ->
 
 
 def pooled_size(pool: nn.Module, maps: tuple[int, int]) -> tuple[int, ...]:
-    """Height and width behind a pool of maps of this height and width."""
+    """Height and width of a pool's outputs, for maps of this height and width."""
     return tuple(pool(torch.empty(1, 1, *maps)).shape[2:])
 
 

@@ -1,4 +1,4 @@
-"""What the commands that convert and calibrate share: training images, and output folders, whole or not there."""
+"""Shared by commands that convert and calibrate: training images, and output folders, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ttfs_triton.model.files import write_model
 
 
 def load_training_images(options: CalibrationImages, description: ModelDescription, count: int) -> ImageData:
-    """Training images, at least `count` if there are as many, preprocessed as the network's description says."""
+    """Training images, at least `count` if there are so many, prepared as the network's description says."""
     preprocessing = description.preprocessing
     events = preprocessing.events
     return training_split(
         options,
         None if events else description.network.image_size,
         cropped=preprocessing.fit == "crop",
-        max_samples=None if events is None else count,  # reads only as many recordings
+        max_samples=None if events is None else count,  # no more recordings are read
         streaming=events is None,
         events=events,
     )
@@ -55,7 +55,7 @@ def draw(options: CalibrationImages, data: ImageData, count: int) -> Tensor:
 def check_folder(function: str, folder: Path) -> None:
     """Raise ConversionError, in the name of `function`, unless `folder` is empty or does not exist.
 
-    "." cannot be replaced as a whole.
+    "." is refused, since it cannot be replaced as a whole.
     """
     if not folder.name or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise ConversionError(

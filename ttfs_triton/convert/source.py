@@ -1,4 +1,4 @@
-"""Weights from a file, a folder or the Hub, read as plain named tensors, without running any code in them."""
+"""Reads weights from a file, a folder or the Hub as plain named tensors; no code in them runs."""
 
 import re
 from collections.abc import Mapping
@@ -30,15 +30,15 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
 
 
 class ConversionError(ValueError):
-    """Weights that cannot become the network asked for; nothing has been written."""
+    """Weights cannot become the network that was asked for; nothing has been written."""
 
 
 class WeightsError(ConversionError):
-    """Weights that cannot be read: not there, not reachable, damaged, or not plain tensors."""
+    """Weights cannot be read: they are not there, not reachable, damaged, or not plain tensors."""
 
 
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor], rule: str) -> None:
-    """Load weights into a module, strictly, by `load_state_dict`; raise ConversionError with `rule` if one is wrong."""
+    """Load weights into a module, strictly; ConversionError, with `rule` in its message, if they do not fit."""
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
@@ -46,7 +46,7 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], rule: str) -> N
 
 
 def plain_tensors(content: object) -> dict[str, Tensor]:
-    """Tensors by name in the content of a file, out of their containers and without prefixes that all names share."""
+    """Tensors by name from the content of a file, out of their containers and without prefixes that all names share."""
     tensors = dict[str, Tensor]()
     for name, value in _opened(content).items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
@@ -85,7 +85,7 @@ def _opened(content: object) -> Mapping[object, object]:
 
 
 MOST_BYTES = 2**32
-"""Most bytes of a pickled file: 4 GiB, eight times VGG16 for ImageNet."""
+"""Largest size of a pickled file in bytes: 4 GiB, eight times VGG16 for ImageNet."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Weights:
         """Mean and std of the training images, as timm writes them into config.json; None without them.
 
         Raises:
-            WeightsError: they are no lists of numbers.
+            WeightsError: mean or std is no list of numbers.
         """
         values = {} if self.config is None else self.config.get("pretrained_cfg", self.config)
         mean, std = (values.get(name) for name in ("mean", "std")) if isinstance(values, Mapping) else (None, None)
@@ -140,7 +140,7 @@ class Weights:
             ) from error
 
     def base_model(self) -> BaseModel:
-        """Origin to record in networks made from these weights: the one that config.json names, or this file."""
+        """Origin of networks made from these weights, for their files: the one in config.json, or else this file."""
         description = self.description()
         recorded = None if description is None else description.base_model
         return recorded or BaseModel(self.file.name, self.sha256, self.repository, self.revision)
@@ -154,7 +154,7 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
             containers are read; a folder (a run's, or one with model.safetensors); "bundled:NAME", a network that comes
             with the package; or a Hub repository, from which only safetensors are read: `org/name`,
             `org/name@revision` or `org/name/FILE.safetensors@revision`.
-        sha256: expected SHA-256 of the file, hexadecimal. Default: the Hub's own hash, if it keeps one.
+        sha256: expected SHA-256 of the file, hexadecimal. Default: the Hub's hash, if it keeps one.
     Raises:
         WeightsError: the source does not exist or cannot be reached; the file is damaged, has another SHA-256 or holds
             more than tensors; or weights are not finite.
@@ -193,7 +193,7 @@ def open_weights(source: str | Path, *, sha256: str | None = None) -> Weights:
 
 
 def _read_pickle(file: Path) -> object:
-    """What torch.save wrote; no code in it runs."""
+    """The content of a file that torch.save wrote; no code in it runs."""
     if (size := file.stat().st_size) > MOST_BYTES:
         raise WeightsError(
             f"open_weights: {file} must have at most {MOST_BYTES:,} bytes; got {size:,}. Save it as safetensors."
