@@ -54,7 +54,7 @@ def with_spikes(path):
         ("summary.json", {"test_accuracy": True}, "test_accuracy: Input should be a valid number"),
         ("summary.json", {"counts": {"layers": [{"spikes": -3}]}}, r"from 0 to 2\*\*63; layers.0.spikes is -3"),
         ("summary.json", {"counts": {"layers": [1e309]}}, r"from 0 to 2\*\*63; layers.0 is inf"),
-        ("summary.json", with_spikes, "fc1: spikes must be at most one a neuron and image; got 10"),
+        ("summary.json", with_spikes, "fc1: spikes must be at most 1 per neuron and image; got 10"),
         ("summary.json", {"ties": 10**400}, "ties: Input should be less than"),
         ("summary.json", {"weights_sha256": "0" * 64}, r"that summary\.json describes, SHA-256 0{64}; got [0-9a-f]"),
         ("summary.json", os.mkfifo, "must be a run's final figures, .*no regular file"),

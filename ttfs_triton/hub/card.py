@@ -1,4 +1,4 @@
-"""Files to publish: model card with metadata, results, configuration and weights. None is copied from a run."""
+"""Files to publish: model card with metadata, results, configuration, weights. No file is copied from a run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ALLOWED = (WEIGHTS, CONFIG, "README.md", "training.yaml")
 def render_card(
     facts: ModelFacts, repo_id: str, *, license: str | None = None, chips: Sequence[str] = CARD_CHIPS
 ) -> str:
-    """README.md: YAML metadata, then text. The same facts give the same card. The counts are priced on the chips."""
+    """Text of README.md: YAML metadata, then the card. Equal facts give equal cards; counts are priced on `chips`."""
     templates = template_environment("ttfs_triton.hub", autoescape=False)  # Markdown: `words` makes texts harmless
     templates.filters |= {"words": words, "code": code}
     body = templates.get_template("card.md").render(_context(facts, repo_id, license, chips))
@@ -124,7 +124,7 @@ def _context(facts: ModelFacts, repo_id: str, license: str | None, chips: Sequen
 
 
 def _energy(counts: Counts, chips: Sequence[str], options: RunOptions, others: Sequence[Run] | None) -> dict[str, Any]:
-    """Rows of the energy table by `CARD_HEADERS`, each with its assumptions, and the verdict in sentences."""
+    """Rows of the energy table by `CARD_HEADERS`, with their assumptions, and the verdict in sentences."""
     rows = []
     for chip in map(load_chip, chips):
         spiking, dense = estimate(counts, chip, options), dense_ann(counts, chip, options=options)
@@ -143,11 +143,11 @@ def _settings(facts: ModelFacts) -> str:
 def make_files(
     facts: ModelFacts, repo_id: str, *, license: str | None = None, chips: Sequence[str] = CARD_CHIPS
 ) -> dict[str, bytes]:
-    """Contents of all files to publish, by names in `ALLOWED` or the code's.
+    """Contents of all files to publish, by name: those in `ALLOWED`, and the user's code.
 
     The weights are bit-identical to the loaded ones; their header holds the hash of this config.json.
     """
-    # A local folder's name stays here.
+    # The name of a local folder is not published.
     description = facts.model.description.replace(dataset=None if facts.local else facts.dataset)
     files = model_bytes(facts.model.state_dict(), description)
     facts = dataclasses.replace(facts, weights_sha256=hashlib.sha256(files[WEIGHTS]).hexdigest())

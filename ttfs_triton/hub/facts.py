@@ -24,10 +24,10 @@ _HUB_NAME = r"\w[\w.-]*/[\w.-]+(/[^@]+\.safetensors)?(@[\w./-]+)?"
 
 
 def training_data(settings: Mapping[str, Any], recorded: str | None, stated: str | None) -> tuple[str | None, bool]:
-    """Name of a run's data set, or None, and whether it was read from a local folder.
+    """Name of a run's data set, or None, and whether the run read it from a local folder.
 
-    The folder's name and path are not published, and nothing compared its content with a data set: it has the name that
-    the user states, or none. A run's data set counts only if config.json, whose hash the weights hold, names it too.
+    A folder's name and path are not published, and nothing compared its content with a data set: its name is the one
+    that the user states, or None. A run's data set counts only if config.json, whose hash the weights hold, names it.
 
     Args:
         settings: the run's configuration; empty for bare weights.
@@ -46,15 +46,15 @@ def training_data(settings: Mapping[str, Any], recorded: str | None, stated: str
 def without_paths(value: Any) -> Any:
     """A setting as it may be published: a path becomes the name of its file, unless it can be a name on the Hub.
 
-    A local teacher is no name on the Hub: runs write its whole path.
+    A local teacher is never taken for a name on the Hub, since runs write its whole path.
     """
     if isinstance(value, str) and re.search(r"[/\\]", value) and not re.fullmatch(_HUB_NAME, value):
         return Path(value.replace("\\", "/")).name
     return value
 
 
-# Published are all settings but those that say where and how a run ran here, as do most that a continuation may change,
-# and data set and base model, which the card names.
+# All settings are published except data set and base model, which the card names, and those that only say where and how
+# a run ran here, among them most that a continuation may change.
 _KEPT_HERE = {"dataset", "image_column", "label_column", "streaming", "weights", "cpu", "statistics_steps", "backend"}
 PUBLISHED_SETTINGS = {*TrainConfig().model_dump()} - FREE_ON_RESUME - _KEPT_HERE | {"teacher"}
 _TRAINING = ("epochs", "best_epoch", "val_accuracy", "seconds_per_epoch", "device", "versions")
@@ -63,20 +63,20 @@ _VERSIONS = ("python", "ttfs-triton", "torch", "triton", "accelerate", "datasets
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model and its facts. Only `results` may have keys that name this machine or its users; no card shows them.
+    """A model and its facts. Only `results` may have keys that name this machine or its users; no card shows these.
 
     Attributes:
         model: the loaded model, in evaluation mode.
         weights_sha256: SHA-256 of the file, hexadecimal; None for a model that was not loaded from a file.
-        dataset: training data: a name on the Hub, or "sample"; None if they are not recorded.
-        local: the training data were read from a local folder, whose data set is as the publisher states.
-        results: figures over test images; None if the model was not evaluated.
-        counts: exact counts of operations on these images; None as `results`.
+        dataset: training data, a name on the Hub or "sample"; None if they are not recorded.
+        local: whether the training data were read from a local folder, whose data set is the one that the user states.
+        results: figures on test images; None if the model was not evaluated.
+        counts: exact counts of operations on these images; None if the model was not evaluated.
         stated: facts of a bundled network, from `bundled_facts`, in place of `results`; empty for others.
         code: the user's Python file that builds the network, if it is to be published, too.
         settings: settings of training, keys of `PUBLISHED_SETTINGS`; empty if the model was not trained here.
         training: other figures of summary.json, keys of `_TRAINING`; empty if the model was not trained here.
-        unrecorded_base: training started from other weights, whose origin was not recorded.
+        unrecorded_base: whether training started from other weights, whose origin was not recorded.
     """
 
     model: TTFSModel
@@ -115,9 +115,9 @@ class ModelFacts:
 
 
 def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | nn.Module | None = None) -> ModelFacts:
-    """Load a model, which `network` is or builds, and collect facts from the files of its run.
+    """Load a model, and collect facts from the files of its run.
 
-    `dataset` is the Hub name of the training data, if the run does not name them.
+    `network` is or builds a user-defined network. `dataset` names the training data on the Hub, if the run does not.
     """
     model, sha256, run = TTFSModel.from_files(files, network), files.sha256, files.run
     settings, training, results, counts = {}, {}, None, None
@@ -140,7 +140,7 @@ def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | 
             counts = Counts.from_dict(results.counts)
             for layer in counts.layers:
                 if not layer.saturated <= layer.spikes <= layer.neurons * layer.samples > 0:
-                    raise ValueError(f"{layer.name}: spikes must be at most one a neuron and image; got {layer.spikes}")
+                    raise ValueError(f"{layer.name}: spikes must be at most 1 per neuron and image; got {layer.spikes}")
         except ValueError as error:
             raise LoadError(
                 f"publish: {run / SUMMARY} must hold counts as they were written; {error!s:.500}"
@@ -164,7 +164,7 @@ def read_facts(files: ModelFiles, *, dataset: str | None = None, network: str | 
 
 
 def _read(path: Path, reader: Callable[[Path], Any], what: str) -> Any:
-    """Read a file by its reader; an error becomes a LoadError, in which `what` says what the file must be."""
+    """Read a file with `reader`; an error becomes a LoadError, which says that the file must be `what`."""
     try:
         return reader(path)
     except (OSError, ValueError) as error:

@@ -56,7 +56,7 @@ def publish(
 
 
 def _code_file(network: str | nn.Module | None) -> Path:
-    """The file of "file.py:function", under a name that a repository can have."""
+    """The file in "file.py:function"; ValueError if a repository cannot have its name."""
     if not isinstance(network, str):
         raise ValueError(
             f"publish: with_code must go with network, FILE.py:FUNCTION; got {network!r:.80}. "
