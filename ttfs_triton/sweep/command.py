@@ -1,7 +1,7 @@
-"""The command `ttfs sweep`: evaluates networks, calibrates and trains their points, evaluates these; a sweep resumes.
+"""The command `ttfs sweep`: evaluates networks, then calibrates, trains and evaluates their points; it can be resumed.
 
 points/NETWORK/POINT            the run that trained a point
-evaluations/NETWORK/POINT/...   evaluation.json of each row, as `ttfs evaluate` writes it
+evaluations/NETWORK/POINT/...   a row's evaluation.json, as `ttfs evaluate` writes it
 frontier.csv, frontier.html     all rows as a table and as a page
 """
 
@@ -49,7 +49,7 @@ say = partial(print, flush=True)  # a sweep takes hours, and its output may go t
 
 
 def run(options: FrontierOptions) -> list[Row]:
-    """Run the sweep that the options describe, or resume it; the table is written after each evaluation.
+    """Run the sweep that the options describe, or resume it; the table is written after every evaluation.
 
     Returns:
         All rows of the frontier's table.
@@ -84,11 +84,11 @@ def run(options: FrontierOptions) -> list[Row]:
 
 
 class Sweep:
-    """Evaluates networks and their points, and writes the table after each new row.
+    """Evaluates networks and their points, and writes the table after every new row.
 
     Attributes:
         rows: all rows so far.
-        failed: points that are impossible or diverged, with the error.
+        failed: errors by point, for points that were impossible or diverged.
     """
 
     def __init__(self, options: FrontierOptions, accelerator: Accelerator) -> None:
@@ -110,7 +110,7 @@ class Sweep:
                 self._evaluate(network, data, planned.name, loaded, kinds=kinds, summary=summary)
 
     def _train(self, network: PlannedNetwork, planned: PlannedPoint, data: RunData) -> bool:
-        """Train a point; returns whether that was possible."""
+        """Train a point; returns whether it was trained to the end."""
         say(f"\n{network.name}: {planned.name}")
         try:
             split = split_data(data.train, data.test, planned.config)
@@ -133,8 +133,8 @@ class Sweep:
     ) -> None:
         """Add a row for the network `loaded`, and one for every fault of the given kinds.
 
-        An evaluation.json that is there serves if it is of the same weights, images, settings and prices. `grid` is the
-        grid to calibrate the network for, `summary` the summary.json of its training.
+        An existing evaluation.json is used again if its weights, images, settings and prices are the same. `grid` is
+        the grid to calibrate the network for, `summary` the summary.json of its training.
         """
         identity: Row = {"network": network.name, "point": point, "trained": grid is None}
         drawn = None if grid is None else [data.train.fingerprint, network.config.seed, len(data.train_indices)]
@@ -143,7 +143,7 @@ class Sweep:
         on_grid = grid is not None or loaded.network.graph.grid is not None
         place = folder_name(point) + ("" if grid is None else ",calibrated")
         asked = [Faults(**{kind: amount}) for kind in kinds for amount in getattr(self.options, kind)]
-        for faults in dict.fromkeys([Faults(), *asked]):  # no faults first: where curves begin
+        for faults in dict.fromkeys([Faults(), *asked]):  # first without faults, where curves begin
             settings = self._settings(network.name, on_grid, faults)
             name = ",".join(f"{kind}={value}" for kind, value in vars(faults).items() if value)
             path = self.options.output_dir / "evaluations" / network.name / place / name / MAIN_FILE
@@ -159,7 +159,7 @@ class Sweep:
             write_text(self.options.output_dir / f"{NAME}.csv", csv_text(self.rows))
 
     def _settings(self, name: str, on_grid: bool, faults: Faults) -> EvaluationOptions:
-        """The options with which `ttfs evaluate` gives the same figures."""
+        """Options with which `ttfs evaluate` gives the figures of a row."""
         same = {key: getattr(self.options, key) for key in ("chip", "max_test_samples", "batch_size", "cpu")}
         same |= {"fault_seed": self.options.fault_seed, **vars(faults)} if faults else {}
         steps = "network" if on_grid else self.options.steps
@@ -173,7 +173,7 @@ class Sweep:
         return replace(network.loaded, network=model)
 
     def _measure(self, settings: EvaluationOptions, loaded: LoadedNetwork, test: ImageData) -> dict[str, Any]:
-        """Content of evaluation.json for a network; faults are simulated at one number of time steps."""
+        """Content of evaluation.json for a network; with faults, only one number of time steps is simulated."""
         others = () if settings.faults else STEPS
         page = measure(settings, loaded, test, self.chips, self.accelerator, others=others)
         return figures(page, loaded, test, settings.max_test_samples) | {
@@ -182,7 +182,7 @@ class Sweep:
 
 
 def _saved(path: Path, key: str) -> dict[str, Any] | None:
-    """Content of an evaluation.json with this key; None if it is missing, damaged or of another setting."""
+    """Content of an evaluation.json with this key; None if it is missing, damaged or has another key."""
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -40,8 +40,8 @@ SUMS = {"total": "total_uj", "memory_included": "with_memory_uj", "compute_only"
 def row_of(identity: Row, figures: Mapping[str, Any], summary: Mapping[str, Any] | None = None) -> Row:
     """A row of the table, from evaluation.json and the summary.json of the run that trained the point.
 
-    Unknown cells are None; energies are in microjoules at nominal prices, and beside the dense ANN on `chip`; column
-    "deadline D" has the accuracy if each image is decided D windows after its start.
+    Unknown cells are None. Energies are in microjoules at nominal prices; columns "dense_…" have the dense ANN's on
+    `chip`. Column "deadline D" has the accuracy if every image is decided D windows after its start.
     """
     simulation, counts = figures["simulation"], Counts.from_dict(figures["counts"])
     total, grid = counts.total(), figures["network"].get("grid") or {}
@@ -152,7 +152,7 @@ def _figures(rows: Rows) -> Iterator[tuple[str | None, str]]:
 
 
 def _curves(rows: Rows, across: str, accuracy: str) -> Lines:
-    """Points (value of a column, accuracy) of rows that differ in this column alone, by what they have in common."""
+    """Curves of rows that differ in one column alone: points (value of the column, accuracy), by the curve's name."""
     lines = Lines()
     for row in rows:
         if row[across] is not None:
@@ -163,15 +163,15 @@ def _curves(rows: Rows, across: str, accuracy: str) -> Lines:
 
 
 def _kinds(row: Row) -> set[str]:
-    """Keys that a row's point sets, except for those of its training."""
+    """Keys that a row's point sets, except those in `TRAINING`."""
     return set() if row["point"] == FREE else {*read_point(row["point"])} - {*TRAINING}
 
 
 def _scatter(rows: Rows, column: str, title: str) -> str | None:
-    """Scatter plot of accuracy against a cost, with a line at each dense ANN's cost; None with fewer than two points.
+    """Scatter plot of accuracy against a cost, with lines at the dense ANNs' costs; None with fewer than two points.
 
     Markers are filled for trained points, open for calibrated ones. A line joins the points that were trained for one
-    target alone; its cheapest point has its goal beside it.
+    target alone; the goal stands beside its cheapest point.
     """
     priced = sorted((row for row in rows if row[column]), key=lambda row: row[column])
     if len(priced) < 2:

@@ -25,25 +25,25 @@ from ttfs_triton.train.config import (
 from ttfs_triton.train.options import EventOptions
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
 
-# Keys of a run that have their defaults again in runs that continue from its weights.
-_OWN = (
+# Keys that a run does not take over from the run whose weights it continues.
+_NOT_TAKEN_OVER = (
     *("preset", "output_dir", "resume", "overwrite", "push_to_hub", "hub_repo_id"),
     *("trackers", "psp_persistence_rise"),
 )
 
-# A point on a grid folds batch norm into the weights. The run's own optimizer and rates suit weights in front of batch
-# norm, so that these keys are reset. The learning rate was measured on cifarnet.
+# A point on a grid folds batch norm into the weights. The run's optimizer and rates suit weights in front of batch
+# norm, so these keys are reset. The learning rate was measured on cifarnet.
 _FOLDED: dict[str, object] = {"batch_norm": False, "sync_batch_norm": False, "weight_standardisation": False}
 _RESET = ("optimizer", "momentum", "weight_decay", "readout_rate", "schedule", "warmup", "gradient_clip", "lookahead")
 _FOLDED |= {"lr": 3e-4} | {name: TrainConfig.model_fields[name].default for name in _RESET}
 
 Settings = tuple[dict[str, Any], dict[str, Any]]
-"""Keys of a run that continues a network's training: those of the training before, and those that the sweep sets."""
+"""Keys of a run that continues a network's training: those of its earlier training, and those that the sweep sets."""
 
 
 @dataclass(frozen=True)
 class PlannedPoint:
-    """A point to train, or one already trained; if its run has begun, `config` resumes the run."""
+    """A point to train, or one that has been trained; if its run has begun, `config` resumes it."""
 
     keys: dict[str, str]
     folder: RunFolder
@@ -51,7 +51,7 @@ class PlannedPoint:
 
     @property
     def name(self) -> str:
-        """The point as a text, in folders and rows."""
+        """The point as a text, for folders and rows."""
         return point_name(self.keys)
 
     @property
@@ -64,14 +64,14 @@ class PlannedPoint:
 class PlannedNetwork:
     """A network of the sweep and its points to train."""
 
-    name: str  # in folders and rows
+    name: str  # for folders and rows
     loaded: LoadedNetwork
-    config: TrainConfig  # of a run that continues the network's training; it says which images to read, and how
+    config: TrainConfig  # of a run that continues the network's training; says which images to read, and how
     points: tuple[PlannedPoint, ...]
 
 
 def make_plan(options: FrontierOptions) -> list[PlannedNetwork]:
-    """The networks of a sweep and their points, after all checks that need no images; ConfigError names all points."""
+    """The networks of a sweep and their points; a ConfigError names all impossible points. Images are not checked."""
     for chip in options.chip:
         load_chip(chip)
     networks = [_network(source, options) for source in options.runs]
@@ -121,7 +121,7 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
         values = read_yaml(files.run / "config.yaml")
     elif files.bundled:
         values = dict(bundled_facts(source.removeprefix(PREFIX))["training"]["settings"])
-    values = {key: value for key, value in values.items() if key not in _OWN} | {"cpu": options.cpu}
+    values = {key: value for key, value in values.items() if key not in _NOT_TAKEN_OVER} | {"cpu": options.cpu}
     built = values.pop("network", None) is not None
     if isinstance(network := loaded.description.network, NetworkConfig):
         keys = _network_keys(network)
@@ -143,9 +143,9 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
 
 
 def point_config(settings: Settings, keys: Mapping[str, Any], folder: Path) -> TrainConfig:
-    """Configuration of the run that trains a point, or without keys of a plain continuation. Raises ConfigError."""
+    """Configuration of the run that trains a point; without keys, of one that only continues. Raises ConfigError."""
     run, overridden = settings
-    others = dict.fromkeys(TARGETS) if keys.keys() & {*TARGETS} else {}  # a run has one target
+    others = dict.fromkeys(TARGETS) if keys.keys() & {*TARGETS} else {}  # a run has at most one target
     given = overridden | others | {**keys, "output_dir": folder}
     values = run | given
     if values.get("batch_norm") and values.get("time_steps") is not None:
