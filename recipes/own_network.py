@@ -23,7 +23,7 @@ class Network(nn.Module):
         self.readout = Readout(128, classes, at="potential_end", neuron=NEURON)
 
     def forward(self, images: Tensor) -> Tensor:
-        spikes = F.max_pool2d(self.conv1(self.encoder(images)), 2)  # the earliest spike of each patch
+        spikes = F.max_pool2d(self.conv1(self.encoder(images)), 2)  # the earliest spike of every patch
         second = self.conv2(spikes)
         fourth = self.conv4(self.conv3(second), skip=second)  # not a sum of spike times: see `DFTConv2d`
         return self.readout(self.hidden(fourth.flatten(1)))

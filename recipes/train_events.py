@@ -1,4 +1,4 @@
-"""Train on recordings of an event camera: the first event of each pixel, polarity and window is a spike.
+"""Train on recordings of an event camera: in a window, the first event of a pixel and polarity is a spike.
 
 python recipes/train_events.py --preset nmnist --data-dir N-MNIST          # holds Train/ and Test/
 python recipes/train_events.py --preset dvs_gesture --data-dir DvsGesture  # holds trials_to_train.txt
