@@ -1,4 +1,4 @@
-"""Helpers of all benchmarks: result files with the circumstances of their run, tables, times and memory."""
+"""Helpers of all benchmarks: result files that name the circumstances of their run, tables, times and memory."""
 
 import contextlib
 import csv
@@ -37,7 +37,7 @@ class DisagreementError(RuntimeError):
 
 def run_script(options: type[Any], run: Callable[[Any], object], description: str | None) -> None:
     """Run a script with the options of its command line; exits with a message if contenders disagree."""
-    import tyro  # here, since `gpu.py` uses scripts also where tyro is missing
+    import tyro  # here, since `gpu.py` also uses scripts where tyro is missing
 
     try:
         run(tyro.cli(options, description=description))
@@ -73,14 +73,14 @@ def environment(device: torch.device) -> Row:
 
 
 def portable(arguments: Sequence[str]) -> list[str]:
-    """A command line without paths of this machine: no --output, and only the last part of absolute paths."""
+    """A command line without this machine's folders: no --output, and only the last part of absolute paths."""
     pairs = zip(["", *arguments], arguments, strict=False)
     kept = [word for before, word in pairs if before != "--output" and word.partition("=")[0] != "--output"]
     return [Path(word).name if os.path.isabs(word) else word for word in kept]
 
 
 def commit() -> str:
-    """Commit of this checkout, with a plus sign if files have changed since; empty outside a checkout."""
+    """Commit of this checkout, with a plus sign if files have changed since then; empty outside a checkout."""
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         command = ["git", "describe", "--always", "--dirty=+"]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -88,7 +88,7 @@ def commit() -> str:
 
 
 def write(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Path:
-    """Write NAME.csv into a folder: a line "# key: value" for each circumstance, then the rows; columns may be missing.
+    """Write NAME.csv into a folder: a line "# key: value" per circumstance, then the rows, which may lack columns.
 
     Circumstances that are None are left out; anything but text is written as JSON. An earlier file is replaced.
     """
@@ -120,7 +120,7 @@ def print_table(
     left: Collection[str] = (),
     width: int = 0,
 ) -> None:
-    """Print a table, at least `width` characters wide; columns but the first and those in `left` align right."""
+    """Print a table, at least `width` characters wide; the first column and those in `left` align left."""
     prose = [place for place, heading in enumerate(headings) if heading in left]
     table = Table(title or "", headings, [[str(cell) for cell in row] for row in rows], prose)
     console = Console()
@@ -128,7 +128,7 @@ def print_table(
 
 
 def print_rows(rows: Sequence[Row], columns: Mapping[str, str], *, title: str | None = None) -> None:
-    """Print rows as a table; a column is its heading, and its cells as a format string of a row's values."""
+    """Print rows as a table; `columns` map a heading to the format string that makes a cell from a row's values."""
     print_table(list(columns), [[cell.format(**row) for cell in columns.values()] for row in rows], title=title)
 
 
@@ -139,7 +139,7 @@ def machine_line(about: Row) -> str:
 
 @contextlib.contextmanager
 def picture(path: Path, *shape: int, size: tuple[float, float], **options: Any) -> Iterator[tuple[Any, Any]]:
-    """A figure and its array of panels to draw on, written to `path` afterwards; equal rows give equal bytes."""
+    """A figure and its array of panels to draw on, written to `path` afterwards; equal drawings give equal bytes."""
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
@@ -158,14 +158,14 @@ def picture(path: Path, *shape: int, size: tuple[float, float], **options: Any) 
 
 
 def now(device: torch.device) -> float:
-    """The clock in seconds, read after all work given to the device is done."""
+    """The clock in seconds, read when the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def in_turns(contenders: Sequence[Contender], rounds: int) -> Iterator[Contender]:
-    """Every contender once per round, each round starting with the next one: the machine's noise hits all alike."""
+    """Every contender once per round. Rounds begin with different ones, so that the machine's noise hits all alike."""
     for round_ in range(rounds):
         first = round_ % max(1, len(contenders))
         yield from (*contenders[first:], *contenders[:first])
@@ -174,7 +174,7 @@ def in_turns(contenders: Sequence[Contender], rounds: int) -> Iterator[Contender
 def time_in_turns(
     runs: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, *, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Times of calls in ms, a list of `rounds` for each name; a call shorter than 5 ms is the mean of several."""
+    """Times of calls in ms, a list of `rounds` per name; the time of a call under 5 ms is the mean of several calls."""
     ms: dict[str, list[float]] = {name: [] for name in runs}
     calls = dict.fromkeys(runs, 1)
 

@@ -1,4 +1,4 @@
-"""Exported C on a Cortex-M4 in QEMU: classes, and the number of instructions an image."""
+"""Runs exported C on a Cortex-M4 in QEMU: classes, and the number of instructions per image."""
 
 import subprocess
 from pathlib import Path
@@ -10,7 +10,7 @@ from ttfs_triton.export.compare import raw_bytes
 
 TOOLS = ("arm-none-eabi-gcc", "qemu-system-arm")
 
-# With -icount shift=0, QEMU's clock gains 1 ns an instruction; this board's timer counts 25 MHz, down, in 24 bits.
+# With -icount shift=0, QEMU's clock gains 1 ns per instruction; this board's timer counts down at 25 MHz, in 24 bits.
 INSTRUCTIONS_PER_TICK = 40
 MACHINE = ("-M", "mps2-an386", "-icount", "shift=0", "-semihosting", "-display", "none", "-monitor", "none")
 COMPILER = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-mcpu=cortex-m4", "-mthumb", "-O2", "-ffreestanding")
@@ -56,7 +56,7 @@ SECTIONS {
 
 
 def run_on_cortex_m4(source: str, pixels: Tensor) -> tuple[list[int], float]:
-    """Classes of images [N, C, height, width] uint8, and the mean number of instructions an image, up to 6.7e8."""
+    """Classes of images [N, C, height, width] uint8, and the mean number of instructions per image, up to 6.7e8."""
     rows = (", ".join(map(str, raw_bytes(image[None]))) for image in pixels)
     files = {"net.c": source, "memory.ld": MEMORY}
     files["main.c"] = PROGRAM.replace("IMAGES", ",\n".join(f"{{{row}}}" for row in rows))

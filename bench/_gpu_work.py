@@ -1,4 +1,4 @@
-"""Work of stages of `gpu.py`, a process each; needs neither tyro nor a data set.
+"""Work of the stages of `gpu.py`, which run in a process per stage; needs neither tyro nor a data set.
 
 python bench/_gpu_work.py NAME [ARGUMENT...]
 """
@@ -33,7 +33,7 @@ def pytest(*arguments: str) -> int:
 
 
 def step() -> int:
-    """Run two training steps of VGG16 with each backend; the second must not wait for the device."""
+    """Run two training steps of VGG16 per backend; the second must not wait for the device."""
     from ttfs_triton.nn import Neuron, networks
 
     for backend in ("triton", "torch"):

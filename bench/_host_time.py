@@ -1,7 +1,7 @@
-"""Time of the host for a layer by Triton: checks, autograd, plans and allocations, and launches of compiled kernels.
+"""Host's time for a layer by Triton: checks, autograd, plans and allocations, and launches of compiled kernels.
 
-Without a GPU, Triton has the driver of an H100 that is not there, and its kernels are stand-ins that nobody compiles or
-runs: the time ends where the call into the GPU's own driver would begin.
+Without a GPU, Triton gets a stand-in for an H100's driver and stand-ins for kernels, which are neither compiled nor
+run: the time ends where the call into the GPU's driver would begin.
 """
 
 import time
@@ -51,7 +51,7 @@ def absent_gpu() -> Iterator[None]:
 
 
 def host_us(function: Callable[..., torch.Tensor], operands: tuple[torch.Tensor, ...]) -> list[float]:
-    """Median times in µs: of the call without gradients, of the call with gradients, and of call and backward pass."""
+    """Median times in µs: a call without gradients, a call with gradients, and a call with its backward pass."""
     device, leaves = operands[0].device, [operand.detach().requires_grad_() for operand in operands]
     grad = torch.ones_like(function(*operands))
     runs: list[Callable[[], object]] = [

@@ -1,8 +1,8 @@
 """The kernels that `compile.py` compiles, and its judgement of their machine code.
 
 Launches that Triton would compile alike are compiled once. A kernel is refused if its asynchronous products are
-serialised, if its main loop spills registers or on sm_90 feeds products from registers (a race), if it does not fit on
-a processor, or if it should use tensor cores and does not.
+serialised, if its main loop spills registers or, on sm_90, feeds products from registers (a race), if it does not fit
+on a processor, or if it should use tensor cores and does not.
 """
 
 import math
@@ -29,7 +29,7 @@ TARGETS: dict[Target, Chip] = {  # A100, H100, B200 and MI300X
     "sm_100": Chip("cuda", 100, 148),
     "gfx942": Chip("hip", "gfx942", 304),
 }
-# Published for an H100 SXM: products in 16 bits and bytes of memory, a second.
+# Published for an H100 SXM, per second: operations of products in 16 bits, and bytes of memory.
 H100_FLOPS, H100_BYTES = 989.4e12, 3.35e12
 WHICH = ("forward", "normalised", "inference", "grad_x", "grad_w")
 WORST = {
@@ -67,9 +67,9 @@ def default_kernels(
 ) -> list[Kernel]:
     """All kernels of the default configurations; kernels that compile alike occur once.
 
-    `gradients` are kinds: with a surrogate or not, and with a gradient that both potentials share or not.
+    `gradients` lists pairs: whether there is a surrogate, and whether both potentials share a gradient.
     """
-    found: dict[tuple, Kernel] = {}
+    kernels: dict[tuple, Kernel] = {}
     for target, number, sigma, layer, which in product(targets, numbers, sigmas, layers, passes or WHICH):
         for surrogate, shared in gradients if sigma > 0 else ((False, False),):
             problem = layer.problem(batch, number, sigma, surrogate=surrogate, shared=shared)
@@ -77,10 +77,10 @@ def default_kernels(
             config = blocks_of(blocks, problem, TARGETS[target], FORMATS[number].precision)
             for index, launch in enumerate(plan_pass(which, problem, config, layer.skip)):
                 kernel = Kernel(target, number, which, problem, config, layer.skip, index)
-                kernel = found.setdefault((target, number, *signature(launch, TARGETS[target])), kernel)
+                kernel = kernels.setdefault((target, number, *signature(launch, TARGETS[target])), kernel)
                 if layer.name not in kernel.layers:
                     kernel.layers.append(layer.name)
-    return list(found.values())
+    return list(kernels.values())
 
 
 def signature(launch: Launch, chip: Chip) -> tuple[str, str]:
@@ -100,13 +100,13 @@ def build_all(kernels: list[Kernel], workers: int) -> list[MachineCode | str]:
     """`build` of all kernels, in order."""
     if workers == 1:
         return list(map(build, kernels))
-    # A fresh interpreter for each: forked ones would inherit PyTorch's threads.
+    # Workers are fresh interpreters: forked ones would inherit PyTorch's threads.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(build, kernels))
 
 
 def refusals(code: MachineCode, chip: Chip, wants_tensor_cores: bool) -> list[str]:
-    """Why a kernel must not be built; empty if it may."""
+    """Reasons to refuse a kernel; empty if there are none."""
     reasons = []
     if code.serialised:
         reasons.append(f"serialised ({' '.join(code.serialised)})")
@@ -158,12 +158,12 @@ def measured(code: MachineCode) -> bench.Row:
 
 
 def summary(rows: list[bench.Row]) -> list[bench.Row]:
-    """One row for each chip, kernel and contraction's blocks: layers that launch it, and each column's worst value."""
+    """One row per chip, kernel and blocks of a contraction: layers that launch it, and the columns' worst values."""
     groups: dict[tuple[str, str, str], list[bench.Row]] = {}
     for row in rows:
         blocks = row["blocks"] if row["kernel"].startswith("conv2d") else ""
         groups.setdefault((row["target"], row["kernel"], blocks), []).append(row)
-    found = []
+    lines = []
     for (target, kernel, blocks), compiled in groups.items():
         refused = [row["verdict"] for row in compiled if row["verdict"] != "ok"]
         layers = " ".join(dict.fromkeys(name for row in compiled for name in row["layers"].split()))
@@ -172,14 +172,14 @@ def summary(rows: list[bench.Row]) -> list[bench.Row]:
         for column, worst in WORST.items():
             values = [row[column] for row in compiled if row.get(column, "") != ""]
             line[f"{worst.__name__}_{column}"] = worst(values) if values else ""
-        found.append(line | {"verdict": refused[0] if refused else "ok"})
-    return found
+        lines.append(line | {"verdict": refused[0] if refused else "ok"})
+    return lines
 
 
 def floor(launch: Launch, kernel: Kernel) -> tuple[float, str]:
-    """Milliseconds below which a launch cannot come on its target, an H100, and which bound is the higher one.
+    """Milliseconds that a launch takes at least on its target, an H100, and the bound that decides.
 
-    Either its products at the peak of 16-bit products, or its operands read or written once from memory.
+    The bounds: its products at the peak rate of 16-bit products, and one read or write of its operands in memory.
     """
     values = [part for value in launch.values for part in (value if isinstance(value, tuple) else (value,))]
     moved = sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
@@ -192,7 +192,7 @@ def floor(launch: Launch, kernel: Kernel) -> tuple[float, str]:
 
 
 def show_floors(kernels: list[Kernel], workers: int) -> None:
-    """Compile kernels and print, for each, its machine code's needs and its `floor`."""
+    """Compile kernels, and print what their machine code needs and their `floor`."""
     lines = []
     for kernel, code in zip(kernels, build_all(kernels, workers), strict=True):
         line, (ms, bound) = row(kernel, code), floor(kernel.launch(), kernel)

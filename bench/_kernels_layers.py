@@ -18,12 +18,12 @@ from ttfs_kernels.triton.problem import Problem
 
 SHAPES = bench.ROOT / "bench" / "shapes.json"  # layers of the networks
 Number = Literal["bf16", "fp16", "tf32", "fp32"]
-WIDE = 2**31  # elements from which offsets exceed 32 bits
+WIDE = 2**31  # number of elements from which offsets exceed 32 bits
 SURROGATE_WIDTH = 0.5  # as in the recipes; all widths above 0 compile alike
 
 
 class Format(NamedTuple):
-    """A dtype, and the precision of its products if it is float32, "ieee" or "tf32"."""
+    """A number format: dtype, and for float32 the precision of products, "ieee" or "tf32"."""
 
     name: str
     dtype: torch.dtype
@@ -43,14 +43,14 @@ class Layer:
     """A layer to measure."""
 
     name: str  # kernel size, input and output channels, side of the maps; "c" is a convolution, "f" fully connected
-    networks: tuple[str, ...]  # layers of networks that have this shape
+    networks: tuple[str, ...]  # names of the networks' layers that have this shape
     fields: dict[str, Any]  # fields of `Problem`, without batch and dtype
     wide: bool = False  # whether the batch is so large that offsets into activations exceed 32 bits
-    skip: bool = False  # whether its neurons have a synapse for a delayed spike
+    skip: bool = False  # whether its neurons have a synapse for a skip
 
     @property
     def has_norm(self) -> bool:
-        """Whether the layer's networks have batch norm; if so, all of them."""
+        """Whether the layer's networks have batch norm; either all of them have it, or none."""
         return any(name.startswith("cifarnet") for name in self.networks)
 
     def problem(
@@ -103,13 +103,13 @@ def neuron_of(problem: Problem) -> Neuron:
 
 
 def plan_pass(which: str, problem: Problem, config: Any, skip: bool = False) -> list[Any]:
-    """Each `common.Launch` of one pass with a bias and gradients, on the meta device: needs no memory and no GPU.
+    """All `common.Launch`es of a pass with a bias and gradients, on the meta device: needs no memory and no GPU.
 
     Args:
         which: "forward" or, with batch norm, "normalised", all launches that precede grad_x; "inference"; "grad_x"; or
             "grad_w".
         problem, config: the layer, and the blocks of its contraction.
-        skip: whether neurons have a synapse for a delayed spike.
+        skip: whether neurons have a synapse for a skip.
     """
     from ttfs_kernels.triton import common, contractions, grad_input, neurons
 
@@ -121,7 +121,7 @@ def plan_pass(which: str, problem: Problem, config: Any, skip: bool = False) -> 
     weight = empty(problem.out_channels, *problem.kernel, problem.group_inputs)
     grad, channels = empty(*problem.out_shape), empty(problem.out_channels, dtype=precise)
     pair = empty(1 + (problem.with_slope and not problem.shared), *grad.shape)
-    with common.planned() as found:
+    with common.planned() as launches:
         if which == "inference":
             contractions.contract_and_fire(problem, x, weight, config, channels, neuron)
         elif which == "grad_x":
@@ -132,17 +132,17 @@ def plan_pass(which: str, problem: Problem, config: Any, skip: bool = False) -> 
             dtype, measured = (x.dtype, neuron) if norm else (precise, None)
             A, W, parts = contractions.contract(problem, x, weight, config, dtype, measured)
             statistics = None if parts is None else neurons.statistics_of(parts, channels, channels, 1e-5, None)
-            delayed = (grad, channels) if skip else (None, None)
-            layer = neurons.Neurons(A, W, statistics, None if norm else channels, *delayed)
+            skipped = (grad, channels) if skip else (None, None)
+            layer = neurons.Neurons(A, W, statistics, None if norm else channels, *skipped)
             neurons.fire_neurons(layer, neuron, problem.dtype)
             totals = neurons.differentiate(layer, neuron, grad, 0 if norm else len(pair), sums=1 + norm + skip)[1]
             if norm:
                 neurons.differentiate(layer, neuron, grad, len(pair), totals)
-    return found
+    return launches
 
 
 def useful_flops(problem: Problem) -> int:
-    """Operations of one contraction: two for each synapse that lies on the map, not on its padding."""
+    """Operations of one contraction: two per synapse that lies on the map, not on its padding."""
     taps = 1
     for axis, size in enumerate((problem.height, problem.width)):
         step, padding, gap = problem.stride[axis], problem.padding[axis], problem.dilation[axis]

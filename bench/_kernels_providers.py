@@ -1,4 +1,4 @@
-"""The providers that `kernels.py` compares: a layer as a function, its passes, and the operations that they need."""
+"""The providers that `kernels.py` compares: a layer as a function, its passes, and their numbers of contractions."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,7 +14,7 @@ from ttfs_kernels import Neuron, Normalisation, dft_conv2d, dft_linear, normalis
 from ttfs_kernels.triton.problem import Problem
 
 Provider = Literal["triton", "torch", "composed", "composed-compiled", "ann-compiled", "ann"]
-MARKS: dict[Provider, tuple[str, str]] = {  # of the picture, in Okabe and Ito's colours
+MARKS: dict[Provider, tuple[str, str]] = {  # colours (Okabe and Ito's) and markers of the picture
     "triton": ("#D55E00", "D"),
     "torch": ("#0072B2", "o"),
     "composed": ("#009E73", "s"),
@@ -34,7 +34,7 @@ PASSES = {
 
 
 class Functions:
-    """A layer as a function of x, weight and, with batch norm, γ and β, by each provider."""
+    """A layer as a function of x, weight and, with batch norm, γ and β; one function per provider."""
 
     def __init__(self, problem: Problem, sigma: float) -> None:
         self.sigma, self.neuron = sigma, Neuron(sigma, derivative_clip=None)
@@ -76,7 +76,7 @@ class Functions:
 
 
 def prepare(which: str, function: Callable[..., Tensor], operands: Sequence[Tensor], grad: Tensor) -> Callable[[], Any]:
-    """A function that runs a pass and returns its results; a backward pass has had its forward pass."""
+    """A function that runs a pass and returns its results; for a backward pass, the forward pass has been run."""
     learning = PASSES[which][0]
     leaves = [operand.detach().requires_grad_(index in learning) for index, operand in enumerate(operands)]
     if which.endswith("forward"):

@@ -1,4 +1,4 @@
-"""Compile a launch for a chip that need not be present, and read the machine code; needs no GPU and no driver.
+"""Compiles a launch for a chip that need not be present, and reads the machine code; needs no GPU and no driver.
 
 Triton must not be interpreting (TRITON_INTERPRET unset). Its bundled assembler and disassembler are used.
 """
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ttfs_kernels.triton.common import Chip, Launch
 
-# Warnings by which ptxas says that it serialised asynchronous products.
+# Warnings of ptxas that it serialised asynchronous products.
 SERIALISED = re.compile(r"C75(?:1[0-7])")
 TENSOR_CORE = re.compile(r"^(HGMMA|HMMA|IMMA|UTCHMMA|UTCOMMA|v_mfma_\w+|v_smfmac_\w+)")
 MULTIPLY_ADD = re.compile(r"^(FFMA2?|v_(pk_)?fmac?_f32\w*)$")
@@ -30,9 +30,9 @@ class MachineCode:
     """Properties of a compiled kernel."""
 
     registers: int  # registers per thread
-    spilled_bytes: int  # bytes that a thread spills and loads back, each place in the code counted once
+    spilled_bytes: int  # bytes that a thread spills and loads back, where every place in the code counts once
     shared_kib: float  # shared memory per program
-    programs_per_processor: int | None  # that fit at once, 0 if not even one; None if the chip's limits are unknown
+    programs_per_processor: int | None  # programs that fit at once, 0 if none does; None if `LIMITS` lacks the chip
     tensor_core: int  # tensor-core instructions of the whole kernel
     loop: Counter[str] = field(repr=False)  # instructions of the main loop by opcode, without modifiers
     loop_register_operands: int  # HGMMA of the main loop whose first operand is in registers
@@ -47,7 +47,7 @@ class MachineCode:
 
     @property
     def others_per_product(self) -> float:
-        """Other instructions of the main loop for each of its tensor-core instructions; inf without any."""
+        """Other instructions of the main loop per tensor-core instruction in it; inf without any."""
         products = self.loop_tensor_core
         return (self.loop.total() - products) / products if products else float("inf")
 
@@ -70,14 +70,14 @@ def _compile_for(chip: Chip) -> None:
 
 
 def specialisation(launch: Launch, chip: Chip) -> str:
-    """What Triton compiles a launch for: types, constants, arguments that 16 divides, and options."""
+    """What Triton's code for a launch depends on: types, constants, arguments that 16 divides, and options."""
     _compile_for(chip)
-    _, found, options = launch.kernel.device_caches[chip][-1](*launch.values, **launch.options)
-    return str((found, options))
+    _, kinds, options = launch.kernel.device_caches[chip][-1](*launch.values, **launch.options)
+    return str((kinds, options))
 
 
 def compile_launch(launch: Launch, chip: Chip) -> tuple[Any, str]:
-    """(Triton's compiled kernel, the assembler's log): what `common.launch` would build; tensors may be on meta."""
+    """(Triton's compiled kernel, the assembler's log), as `common.launch` would build it; tensors may be on meta."""
     import triton
     from triton import knobs
 
@@ -93,9 +93,9 @@ def compile_launch(launch: Launch, chip: Chip) -> tuple[Any, str]:
     return compiled, log.getvalue()
 
 
-# Of a processor: registers, unit in which a thread takes them, warps, programs, KiB of shared memory, KiB of these that
-# each program takes for the system, columns of tensor memory. Sources: CUDA's programming guide, compute capabilities;
-# LLVM's guide to AMDGPU: gfx942 has four units, each with 512 registers per thread and 8 warps.
+# Limits of a processor: registers, unit in which a thread takes them, warps, programs, KiB of shared memory, KiB of
+# these that the system takes per program, columns of tensor memory. Sources: CUDA's programming guide, compute
+# capabilities; LLVM's guide to AMDGPU: gfx942 has four units with 512 registers per thread and 8 warps in a unit.
 LIMITS: dict[int | str, tuple[int, ...]] = {
     80: (65536, 8, 64, 32, 164, 1, 0),
     86: (65536, 8, 48, 16, 100, 1, 0),
@@ -109,7 +109,7 @@ LIMITS: dict[int | str, tuple[int, ...]] = {
 def fitting(chip: Chip, registers: int, warps: int, shared: int, columns: int = 0) -> int | None:
     """How many programs fit on a processor at once; 0 if not even one, None if `LIMITS` lacks the chip.
 
-    A program has so many warps, of so many registers a thread, bytes of shared and columns of tensor memory.
+    `registers` are those of a thread; `warps`, bytes of `shared` memory and `columns` of tensor memory of a program.
     """
     if chip.architecture not in LIMITS:
         return None
@@ -127,7 +127,7 @@ class Line(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A kernel's disassembly; spans are indices of the first and last line of each loop."""
+    """A kernel's disassembly; `spans` holds the indices of the loops' first and last lines."""
 
     lines: list[Line]
     spans: list[tuple[int, int]]
@@ -138,18 +138,18 @@ class Listing(NamedTuple):
 def inspect(launch: Launch, chip: Chip) -> MachineCode:
     """Compile a launch and read its machine code."""
     compiled, log = compile_launch(launch, chip)
-    found = _read_amdgcn(compiled.asm["amdgcn"]) if chip.vendor == "hip" else _read_cubin(compiled.asm["cubin"], log)
-    loop = main_loop(found.lines, found.spans)
+    code = _read_amdgcn(compiled.asm["amdgcn"]) if chip.vendor == "hip" else _read_cubin(compiled.asm["cubin"], log)
+    loop = main_loop(code.lines, code.spans)
     products = [line.text for line in loop if line.opcode == "HGMMA"]
     in_registers = sum(re.match(r"\S+ R\d+, R\d+", text) is not None for text in products)
     metadata = compiled.metadata
     columns = getattr(metadata, "tmem_size", 0)  # only chips with tensor memory have it
     return MachineCode(
-        registers=found.registers,
-        spilled_bytes=found.spilled_bytes,
+        registers=code.registers,
+        spilled_bytes=code.spilled_bytes,
         shared_kib=metadata.shared / 1024,
-        programs_per_processor=fitting(chip, found.registers, metadata.num_warps, metadata.shared, columns),
-        tensor_core=sum(TENSOR_CORE.match(line.opcode) is not None for line in found.lines),
+        programs_per_processor=fitting(chip, code.registers, metadata.num_warps, metadata.shared, columns),
+        tensor_core=sum(TENSOR_CORE.match(line.opcode) is not None for line in code.lines),
         loop=Counter(line.opcode for line in loop),
         loop_register_operands=in_registers,
         loop_shared_operands=len(products) - in_registers,
@@ -161,7 +161,7 @@ def inspect(launch: Launch, chip: Chip) -> MachineCode:
 def main_loop(lines: list[Line], spans: list[tuple[int, int]]) -> list[Line]:
     """The innermost loop with the most tensor-core instructions, or with the most multiply-adds if there are none.
 
-    All lines if no loop holds a product: a kernel of a single step has no loop.
+    All lines are returned if no loop holds a product: a kernel of a single step has no loop.
     """
 
     def products(loop: list[Line]) -> tuple[int, int]:
@@ -175,11 +175,11 @@ def main_loop(lines: list[Line], spans: list[tuple[int, int]]) -> list[Line]:
     return best if any(products(best)) else lines
 
 
-def _found(pattern: str, text: str) -> int:
-    found = re.search(pattern, text)
-    if found is None:
+def _number(pattern: str, text: str) -> int:
+    match = re.search(pattern, text)
+    if match is None:
         raise RuntimeError(f"the compiler's output must match {pattern!r}; got {text[:500]!r}")
-    return int(found[1])
+    return int(match[1])
 
 
 def _read_cubin(cubin: bytes, log: str) -> Listing:
@@ -200,8 +200,8 @@ def _read_cubin(cubin: bytes, log: str) -> Listing:
         target = re.search(r"0x([0-9a-f]+)$", line.text) if line.opcode == "BRA" else None
         if target is not None and int(target[1], 16) < line.address:
             spans.append((bisect.bisect_left(addresses, int(target[1], 16)), index))
-    spilled = _found(r"(\d+) bytes spill stores", log) + _found(r"(\d+) bytes spill loads", log)
-    return Listing(lines, spans, _found(r"Used (\d+) registers", log), spilled)
+    spilled = _number(r"(\d+) bytes spill stores", log) + _number(r"(\d+) bytes spill loads", log)
+    return Listing(lines, spans, _number(r"Used (\d+) registers", log), spilled)
 
 
 def _read_amdgcn(text: str) -> Listing:
@@ -218,5 +218,5 @@ def _read_amdgcn(text: str) -> Listing:
         if target is not None and labels.get(target[1], index) < index:
             spans.append((labels[target[1]], index))
     # vgpr_count includes the registers for accumulators (agpr_count).
-    registers, spilled = _found(r"\.vgpr_count:\s*(\d+)", text), _found(r"\.vgpr_spill_count:\s*(\d+)", text)
+    registers, spilled = _number(r"\.vgpr_count:\s*(\d+)", text), _number(r"\.vgpr_spill_count:\s*(\d+)", text)
     return Listing(lines, spans, registers, 4 * spilled)

@@ -1,12 +1,12 @@
-"""Energy of networks beside their dense ANNs, on chips that price memory, and the points where both are equal.
+"""Energies of networks and of their dense ANNs, on chips that price memory, and the points at which both are equal.
 
     python bench/break_even.py bundled:cnn1-mnist bundled:vgg9-cifar10 --data-dir MNIST CIFAR10 --ann-accuracy 1 0.8496
 
 A row is a network at a number of steps on a chip that prices the dense ANN with memory and without, at the same widths
 of weights and states. The verdict compares with this ANN alone. Other columns compare with harder baselines: an ANN
 whose activations are as narrow as its weights, an ANN that skips zeros, memories that hold several numbers per word,
-and an ANN that reads each weight and input once for several products (`reuse_at_par`: the number of products at which
-it costs as much as the network). `of_updates` and `of_operations` split `ratio`: the energy of neurons over steps and
+and an ANN that reads a weight or input once for several products (`reuse_at_par`: the number of products at which this
+ANN costs as much as the network). `of_updates` and `of_operations` split `ratio`: the energy of neurons over steps and
 the energy of synaptic operations, both divided by the dense ANN's energy. The second file has the layers: the share of
 inputs that spike, and the share at which the layer costs as much as in the dense ANN.
 """
@@ -57,23 +57,23 @@ class Options:
     networks: tyro.conf.Positional[tuple[str, ...]]  # folders of runs, or bundled:NAME
     data_dir: tuple[Path, ...] = ()
     """Local folders of the networks' data sets, in the networks' order. Default: as in training."""
-    ann_accuracy: tuple[float, ...] = ()  # accuracy of each network's ANN; default 1, which no ANN exceeds
-    steps: tuple[int, ...] = (4, 8, 16, 32, 64)  # time steps per window; a network on a grid uses its own
-    weight_bits: int = 8  # weight bits in the simulation; a network on a grid uses its own
-    samples: int | None = None  # number of test images for each network; default: all
+    ann_accuracy: tuple[float, ...] = ()  # accuracies of the networks' ANNs; default 1, which no ANN exceeds
+    steps: tuple[int, ...] = (4, 8, 16, 32, 64)  # time steps per window; a network on a grid uses the grid's
+    weight_bits: int = 8  # bits of a weight in the simulation; a network on a grid uses the grid's
+    samples: int | None = None  # number of test images per network; default: all
     name: str = "break_even"  # name of the files: NAME.csv and NAME-layers.csv
     output: Path = bench.RESULTS  # folder of the CSV files
 
 
 class Tested(NamedTuple):
-    """A trained network, the name of its run, and the first test images with labels."""
+    """A trained network, the name of its run, and its test images with labels."""
 
     name: str
     network: TTFSModel
     batches: EvaluationBatches
 
     def simulation(self, steps: int, weight_bits: int) -> dict[str, Any]:
-        """Steps and bits as arguments of `simulate`; none for a network on a grid, which has its own."""
+        """Steps and bits as arguments of `simulate`; none for a network on a grid, which takes the grid's."""
         return {"steps": steps, "weight_bits": weight_bits} if self.network.graph.grid is None else {}
 
 
@@ -113,7 +113,7 @@ def run(options: Options) -> None:
 
 
 def fair_chips(counts: Counts) -> list[Chip]:
-    """Chips of the package that price memory separately, and the dense ANN with memory and without."""
+    """Chips of the package that price memory separately, and that price the dense ANN with memory and without."""
     run, chips = RunOptions(steps=1), map(load_chip, available_chips())
     return [chip for chip in chips if chip.memory and fair_chip(counts, [chip], run) == chip]
 
@@ -159,7 +159,7 @@ def network_row(tested: Tested, simulation: Simulation, chip: Chip, ann: float) 
 
 
 def layer_rows(tested: Tested, simulation: Simulation, chip: Chip) -> list[bench.Row]:
-    """One row for each layer that reads spikes, of one network at a number of steps on one chip."""
+    """Rows of the layers that read spikes, of one network at a number of steps on one chip."""
     run, counts = simulated_run(simulation).options, simulation.counts
     ours, fixed = by_layer(estimate(counts, chip, run)), by_layer(without_operations(simulation, chip))
     theirs = by_layer(dense_ann(counts, chip, options=run))
@@ -195,7 +195,7 @@ def without_operations(simulation: Simulation, chip: Chip) -> Estimate:
 
 
 def steps_at_par(counts: Counts, chip: Chip, theirs: float) -> float | str:
-    """Steps per window at which the network costs as much as the dense ANN, or "none"; energy is linear in steps."""
+    """Steps per window at which the network, whose energy is linear in steps, costs as much as the ANN; or "none"."""
     one, two = (memory_included(estimate(counts, chip, RunOptions(steps=steps))) for steps in (1, 2))
     steps = 1 + (theirs - one) / (two - one)
     return round(steps, 1) if steps > 0 else "none"

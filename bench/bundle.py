@@ -31,7 +31,7 @@ class BundleOptions(CommandOptions):
     name: Annotated[str, tyro.conf.Positional] = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
     """Name of the network: small letters, digits and hyphens."""
     dataset: str | None = None
-    """Hub name of the training data set. Default: the run's; local folders have no name."""
+    """Hub name of the training data set. Default: the run's; data from a local folder have none."""
     data_dir: Path | None = None
     """Local copy of the data set. Default: the data of the run."""
     commit: str = ""
@@ -41,7 +41,7 @@ class BundleOptions(CommandOptions):
 
 
 def bundle(options: BundleOptions) -> Path:
-    """Write the network's folder, unless all together exceed `MOST_BYTES`; print its size and accuracy."""
+    """Write the network's folder, unless all networks together exceed `MOST_BYTES`; print its size and accuracy."""
     loaded = load_network(options.run)
     facts = read_facts(loaded.files, dataset=options.dataset)
     network = loaded.network
@@ -78,7 +78,7 @@ def bundle(options: BundleOptions) -> Path:
 
 
 def score(loaded: LoadedNetwork, data_dir: Path | None) -> dict[str, Any]:
-    """Accuracy, activity and operations of a network over the whole test set."""
+    """Accuracy, activity and operations of a network on the whole test set."""
     data = load_test_images(loaded, data_dir=data_dir, progress=True)
     with counting(loaded.network, histogram_bins=0) as counter:
         scores = evaluate(loaded.network, EvaluationBatches(data, None, 500), Accelerator(cpu=True))

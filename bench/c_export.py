@@ -3,9 +3,9 @@
     python bench/c_export.py --data-dir MNIST            # CNN1 on MNIST, which comes with the package
 
 The C program has one thread and classifies an image at a time; the others take batches, with OMP_NUM_THREADS threads.
-For each of --activities, the initial potentials of every hidden layer are shifted until this share of its neurons
-fires: with the same images and weights, only the number of spikes differs, and accuracy is lost. If its tools are
-installed, instructions an image are counted on a Cortex-M4 in QEMU.
+For every value of --activities, the initial potentials of all hidden layers are shifted until this share of a layer's
+neurons fires: with the same images and weights, only the number of spikes differs, and accuracy is lost. If QEMU and
+its compiler are installed, the instructions per image are counted on a Cortex-M4.
 """
 
 import copy
@@ -99,19 +99,19 @@ def main() -> None:
 
 @torch.no_grad()
 def with_activity(network: nn.Module, images: Tensor, activity: float, steps: int) -> nn.Module:
-    """A copy of a network in which about this share of each hidden layer's neurons fires for these images."""
+    """A copy of a network in which about this share of the neurons fires, in every hidden layer, for these images."""
     network = copy.deepcopy(network)
 
-    def fire(stage: Stage, arriving: Tensor, skip: Tensor | None) -> Tensor:
+    def fire(stage: Stage, inputs: Tensor, skip: Tensor | None) -> Tensor:
         if stage.kind == "spiking":
             layer, (weight, bias) = stage.weighted, stage.synapses()
             assert layer.bias is not None
             assert bias is not None
-            at_end = arriving + psp_persistence(layer) * arriving.sign()
+            at_end = inputs + psp_persistence(layer) * inputs.sign()
             potentials = contract(layer, at_end, weight.float(), bias.float()).flatten()
             # The last comparison is half a step before the end, with a threshold that is not yet 0.
             layer.bias.add_(0.5 / steps - potentials.kthvalue(round((1 - activity) * len(potentials))).values)
-        return stage.activations(arriving, skip)
+        return stage.activations(inputs, skip)
 
     network_graph(network).run(images, fire)
     return network
@@ -120,7 +120,7 @@ def with_activity(network: nn.Module, images: Tensor, activity: float, steps: in
 def contenders(
     network: nn.Module, pixels: Tensor, options: Options, folder: Path
 ) -> tuple[bench.Row, dict[str, Callable[[], Tensor]]]:
-    """Columns that tell the network's work, and for each contender a call that returns classes, which are compared."""
+    """Columns about the network's work, and calls that return classes, by contender; the classes have been compared."""
     batches, raw = to_float(pixels).split(options.batch_size), raw_bytes(pixels)
     grid: dict[str, Any] = {"steps": options.time_steps, "weight_bits": options.weight_bits}
     settings = onnxruntime.SessionOptions()
@@ -143,8 +143,8 @@ def contenders(
     operations = sum(layer.synaptic_operations for layer in simulated.counts.layers) / len(pixels)
     about: bench.Row = {"activity": round(simulated.counts.sparsity, 3), "operations": round(operations)}
     if all(map(shutil.which, TOOLS)):
-        found, instructions = run_on_cortex_m4(source, pixels[:10])
-        if found != simulated.predictions[:10].tolist():
+        classes, instructions = run_on_cortex_m4(source, pixels[:10])
+        if classes != simulated.predictions[:10].tolist():
             raise bench.DisagreementError("the Cortex-M4 and the simulator must give the same classes")
         about["instructions"] = round(instructions)
     return about, {

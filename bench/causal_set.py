@@ -1,8 +1,8 @@
 """Two costs of a fixed firing threshold, beside the dynamic one: the search for causal sets, and over-sparsity.
 
-With a fixed threshold and layers whose spikes overlap in time, each neuron's causal set, the inputs before its spike,
-has to be searched (Wei et al., ICCV 2023, sections 2.2 and 3.1). The search, in chunks that fit a cache, must first
-find the spikes and gradients of `dft_linear` in float64. Then both are timed in turns, forward and backward.
+With a fixed threshold and layers whose spikes overlap in time, a neuron's causal set, the inputs before its spike, has
+to be searched (Wei et al., ICCV 2023, sections 2.2 and 3.1). The search, in chunks that fit a cache, must first give
+the spikes and gradients of `dft_linear` in float64. Then both are timed in turns, forward and backward.
 
 Over-sparsity is counted on bundled images in a deep network of random weights, Kaiming's times a gain: silent neurons
 never fire, and late spikes reach a neuron after it has fired (their share is among spikes to neurons that fire).
@@ -31,7 +31,7 @@ CHUNK = 1 << 18  # elements of [batch, neurons, inputs] that are searched togeth
 def causal_set_linear(times: Tensor, weight: Tensor) -> Tensor:
     """Spike times [batch, neurons] at a threshold of 1, t = (1 + Σ w·t_i) / Σ w over the inputs before t; inf = silent.
 
-    `times` [batch, inputs] are in windows, `weight` [neurons, inputs] in threshold heights a window.
+    `times` [batch, inputs] are in windows, `weight` [neurons, inputs] in threshold heights per window.
     """
     spikes = max(1, int(times.isfinite().sum(dim=1).max()))  # the others are silent in every sample
     arrival, order = (ordered[:, :spikes] for ordered in times.detach().sort(dim=1))
@@ -52,10 +52,10 @@ def causal_set_linear(times: Tensor, weight: Tensor) -> Tensor:
 
 
 def check(x: Tensor, weight: Tensor) -> None:
-    """Raise `DisagreementError` unless the search finds the closed form's spikes and gradients, in float64.
+    """Raise `DisagreementError` unless the search gives the closed form's spikes and gradients, in float64.
 
-    The potential meets the ramp 1 − s where it meets 1 with one more input, of weight 1, at the window's start. Neurons
-    that do so before the window are left out: only a fixed threshold lets them fire there.
+    The potential meets the ramp 1 − s where, with one more input of weight 1 at the window's start, it meets 1. Neurons
+    that meet it before the window are left out: only a fixed threshold lets them fire there.
     """
     x, weight = x.double().requires_grad_(), weight.double().requires_grad_()
     y = dft_linear(x, weight, neuron=Neuron(derivative_clip=None))
@@ -113,7 +113,7 @@ def count_silence(neurons: int, batch: int) -> list[bench.Row]:
 
 
 def draw(rows: list[bench.Row], silence: list[bench.Row], path: Path) -> None:
-    """Draw times against inputs, and the share of silent neurons layer by layer, one panel for each gain."""
+    """Draw times against inputs, and the share of silent neurons layer by layer, one panel per gain."""
     with bench.picture(path, 1, 1 + len(GAINS), size=(9, 3)) as (figure, ((first, *others),)):
         for name, (rule, (colour, marker)) in zip_longest((CLOSED_FORM, SEARCH), MARKS.items()):
             how = {"color": colour, "marker": marker, "markersize": 4}
@@ -129,7 +129,7 @@ def draw(rows: list[bench.Row], silence: list[bench.Row], path: Path) -> None:
 
 
 def main(neurons: int = 256, batch_size: int = 32, output: Path = bench.RESULTS) -> None:
-    """Time layers of so many neurons, count silent ones, and write the CSV file and the picture to a folder."""
+    """Time layers of `neurons` neurons, count silent ones, and write the CSV file and the picture to a folder."""
     torch.manual_seed(0)
     rows = [row for fan_in in FAN_INS for row in time_layers(fan_in, neurons, batch_size)]
     silence = count_silence(neurons, batch_size)

@@ -3,11 +3,11 @@
     python bench/compile.py                                             # all kernels, for four chips
     python bench/compile.py --targets sm_90 --dtypes bf16 --sigma 1     # registers, spills, instructions; a few minutes
 
-Compiled are the default blocks of all layers of the networks and, without --shapes, those of shapes-compile.json. The
+The script compiles the default blocks of all layers of the networks and, without --shapes, of shapes-compile.json. The
 exit status is 1 if a kernel is refused; `_kernels_compile.py` lists the reasons. A table shows every compiled kernel.
-The result file has one row for each chip and kernel, of a contraction for each of its blocks, with Triton's version and
-the layers that launch it: the most registers, spills and KiB of shared memory, and the fewest programs that fit on a
-processor, over these layers, dtypes and σ. For four chips and two versions of Triton these are at most 200 rows.
+The result file has one row per chip and kernel, and for a contraction one per choice of blocks. A row names Triton's
+version and the layers that launch the kernel, and has the most registers, spills and KiB of shared memory, and the
+fewest programs that fit on a processor, over these layers, dtypes and σ. At most 200 rows for four chips, two Tritons.
 """
 
 import dataclasses

@@ -1,11 +1,11 @@
-"""Accuracy against cost for networks that come with the package, by the sweep of `ttfs sweep`.
+"""Accuracy against cost for bundled networks, by `ttfs sweep`.
 
     python bench/frontier.py mnist --data-dir MNIST --cpu
     python bench/frontier.py cifar10 --data-dir CIFAR10 --cpu
 
 Settings are fixed in frontier.yaml, so that the table can be reproduced: targets of activity, grids with training and
-without, a target on a grid, jitter with training and without, deadlines. Points are runs in --folder, where the same
-command resumes them. The table goes to bench/results/frontier-NAME.csv.
+without, a target on a grid, jitter with training and without, deadlines. The points' runs are in --folder, where the
+same command resumes them. The table goes to bench/results/frontier-NAME.csv.
 """
 
 import dataclasses

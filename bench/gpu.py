@@ -1,16 +1,15 @@
 """Run everything that has to be tested on a GPU, in stages.
 
     make gpu                                   # all stages, in the environment that the Makefile creates
-    make gpu VENV= ARGS="--minutes 9"          # this machine's own Python; stops in time, the next call resumes
+    make gpu VENV= ARGS="--minutes 9"          # this machine's Python; stops in time, the next call resumes
     python bench/gpu.py smoke kernels          # only these stages, even if they have ended
     python bench/gpu.py --list
 
-A stage that fails or takes too long does not stop the next. Stages that have ended are listed in a state file and not
-run again. Each stage's output is written to a log beside the state file as it comes. The next call runs a stage again
-that --minutes cut short. Nothing is downloaded or installed: a stage whose packages or programs are missing says so and
-is left out. Each stage (gpu.toml) tests one statement; the table at the end says whether the statement was confirmed,
-refuted, or not reached. The exit status is 1 if a statement was refuted, 2 if none was refuted but some were not
-reached.
+A stage (gpu.toml) tests one statement; the table at the end says whether the statement was confirmed, refuted, or not
+reached. The exit status is 1 if a statement was refuted, 2 if none was refuted but some were not reached. A stage that
+fails or takes too long does not stop the next. Stages that have ended are listed in a state file and not run again; one
+that --minutes cut short runs again in the next call. The output of a stage goes to a log beside the state file as it
+comes. Nothing is downloaded or installed: a stage whose packages or programs are missing says so and is left out.
 """
 
 import argparse
@@ -133,7 +132,7 @@ def run(stage: Stage, output: Path, data: Path | None, left_s: float) -> Outcome
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {' '.join(words)}\n")
         file.flush()
-        # A session of its own, so that `end` can end the processes that it has started, too.
+        # A new session, so that `end` also ends the processes that this one has started.
         streams = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
         process = subprocess.Popen(words, cwd=ROOT, env=os.environ | variables, **streams)
         status: int | None = None

@@ -3,27 +3,27 @@
     python bench/kernels.py                                  # on the GPU if there is one, else on the CPU
     python bench/kernels.py --model vgg16 --op conv2d --dtypes bf16 tf32
 
-Passes: forward, whose graph is recorded; grad_x and grad_w, backward passes that are asked for one gradient each. The
-layers of cifarnet, which have batch norm, have norm_forward and norm_backward (all gradients) instead. Providers:
+Passes: forward, whose graph is recorded; grad_x and grad_w, backward passes for a single gradient. The layers of
+cifarnet, which have batch norm, have norm_forward and norm_backward (all gradients) instead. Providers:
 
-    triton      our kernels; a GPU
-    torch       our PyTorch backend, one stacked call a contraction
+    triton      our kernels; need a GPU
+    torch       our PyTorch backend, one stacked call per contraction
     composed    what a user would write: two convolutions and torch.where, differentiated by autograd
     ann         the ANN's convolution, batch norm and clamp, which is the limit
     composed-compiled, ann-compiled    the same two under torch.compile
 
-Before it is timed, each result is compared with float64. Then the providers take turns, round by round, with warm
-caches; on a GPU each pass is replayed as a CUDA graph, as in training, so that the host's time does not count.
+Before a pass is timed, its results are compared with float64. Then the providers take turns, round by round, with warm
+caches; on a GPU a pass is replayed as a CUDA graph, as in training, so that the host's time does not count.
 
-tflops are useful operations: two for each synapse that lies on the map, times the contractions that the pass needs. An
-ANN needs one forward and one for each gradient. A spiking layer (σ > 0) needs one more forward and for grad_w, none for
-grad_x. share_of_peak is of the dtype's published dense peak or, for a CPU and other GPUs, of a large matrix product in
-this run. peak_mib counts the tensors that a pass makes, a backward pass together with its forward pass; scratch memory
-of libraries is left out. ratio_to_ann is the median over the rounds' own ratios.
+tflops are useful operations per time: two per synapse that lies on the map, times the contractions that the pass needs.
+An ANN needs one forward and one per gradient. A spiking layer (σ > 0) needs one more forward and one more for grad_w.
+share_of_peak is the share of the dtype's published dense peak or, on a CPU and other GPUs, of a large matrix product's
+rate in this run. peak_mib counts the tensors that a pass makes, a backward pass together with its forward pass; scratch
+memory of libraries is left out. ratio_to_ann is the median of the rounds' ratios.
 
-Another table has the host's time for a layer by Triton: how long Python takes to check, plan and launch it, when its
-plans are cached and its kernels compiled. Without a GPU, this ends before the launch itself; then some layers are timed
-only, and a table shows the machine code of our kernels for the same layers.
+Another table has the host's time for a layer by Triton: how long Python takes to check, plan and launch the layer, when
+its plans are cached and its kernels compiled. Without a GPU, this time ends before the launch. There, only some layers
+are timed, and a table shows the machine code of our kernels for the same layers.
 """
 
 import dataclasses
@@ -53,8 +53,8 @@ ON_CPU = ("c3-64-64-32", "c3-256-256-8", "c3-512-512-2", "c3-64-256-15", "c3-256
 TICKS = {0.25: "¼", 0.5: "½", 1: "1", 2: "2", 4: "4", 8: "8"}  # of the picture
 ROUNDS = {"cpu": 7, "cuda": 20}
 SILENT = 0.4  # share of silent inputs
-BORDER = 0.02  # no gradient for neurons so near a border of the firing rule: rounding may carry them across
-TOLERANCE: dict[Number, float] = {"bf16": 3e-2, "fp16": 1e-2, "tf32": 1e-2, "fp32": 1e-4}  # of results' relative errors
+BORDER = 0.02  # neurons nearer to a border of the firing rule get no gradient: rounding may carry them across
+TOLERANCE: dict[Number, float] = {"bf16": 3e-2, "fp16": 1e-2, "tf32": 1e-2, "fp32": 1e-4}  # largest relative errors
 # TFLOP/s of dense products in bf16 and fp16, tf32, fp32; NVIDIA's data sheets.
 HOPPER, AMPERE = (989.4, 989.4, 494.7, 66.9), (312.0, 312.0, 156.0, 19.5)
 PUBLISHED = {
@@ -133,7 +133,7 @@ class Case:
             function, operands = self.functions.of(provider), self.operands_of(which)
             with graphs.aside() if graphs else torch.enable_grad():  # the backward pass takes its forward's stream
                 run = prepare(which, function, operands, grad)
-                results = [run() for _ in range(3)][-1]  # a second backward pass must find all as the first did
+                results = [run() for _ in range(3)][-1]  # a backward pass must leave all as the next one needs it
             self.check(which, provider, results, exact)
             make: Callable[[], Any] = partial(lambda *how: prepare(*how)(), which, function, operands, grad)
             peak_mib = bench.transient_bytes(make, self.device) / 2**20
@@ -165,7 +165,7 @@ class Case:
 
 
 def peak_tflops(number: Number, device: torch.device) -> tuple[float, str]:
-    """Peak of dense products in TFLOP/s, and where it is from."""
+    """Peak rate of dense products in TFLOP/s, and its source."""
     published = PUBLISHED.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     if published:
         return published[list(FORMATS).index(number)], "published"
@@ -226,7 +226,7 @@ def chosen(options: Options, gpu: bool) -> list[Layer]:
 
 
 def providers_of(options: Options, device: torch.device, number: Number) -> list[str]:
-    """The providers asked for, by default all that run here, and always the ANN; exits if one cannot run."""
+    """The providers to time: --providers, by default all that run here, and always the ANN; exits if one cannot run."""
     reason = why_no_triton(device, FORMATS[number].dtype)
     asked = options.providers or tuple(name for name in MARKS if name != "triton" or device.type == "cuda")
     if reason and "triton" in asked:
@@ -236,7 +236,7 @@ def providers_of(options: Options, device: torch.device, number: Number) -> list
 
 
 def show(rows: list[bench.Row]) -> None:
-    """Print the table of one layer: a line for each provider, three columns for each pass."""
+    """Print the table of one layer: a line per provider, three columns per pass."""
     passes = list(dict.fromkeys(row["pass"] for row in rows))
     lines = []
     for provider in dict.fromkeys(row["provider"] for row in rows):
@@ -248,7 +248,7 @@ def show(rows: list[bench.Row]) -> None:
 
 
 def show_host_time(layers: Sequence[Layer], sigma: float, device: torch.device) -> None:
-    """Time the host for each layer by Triton, without and with its batch norm, and print µs."""
+    """Time the host for the layers by Triton, without and with their batch norm, and print µs."""
     from _host_time import absent_gpu, host_us
 
     lines = []
@@ -257,7 +257,7 @@ def show_host_time(layers: Sequence[Layer], sigma: float, device: torch.device) 
             case = Case(layer, "fp16", sigma, 2, device)
             for which in ("forward", "norm_forward") if layer.has_norm else ("forward",):
                 us = host_us(partial(case.functions.ours, "triton"), case.operands_of(which))
-                lines.append((f"{layer.name}{', batch norm' * (which in NORM)}", *(f"{each:.0f}" for each in us)))
+                lines.append((f"{layer.name}{', batch norm' * (which in NORM)}", *(f"{time_us:.0f}" for time_us in us)))
     headings = ("layer", "no gradients", "forward", "forward and backward")
     bench.print_table(headings, lines, title="host's time in µs for a layer by Triton, plans cached", width=100)
 
@@ -276,7 +276,7 @@ def show_machine_code(layers: Sequence[Layer], sigma: float) -> None:
 
 
 def draw(rows: Sequence[bench.Row], path: Path) -> None:
-    """Draw the ratios to the ANN: a panel for each dtype and pass, a line of points for each layer."""
+    """Draw the ratios to the ANN: a panel per dtype and pass, a line of points per layer."""
     if find_spec("matplotlib") is None:
         print("no picture: matplotlib is not installed. For one, pip install -e '.[plot]'.")
         return

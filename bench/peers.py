@@ -5,26 +5,26 @@
     python bench/peers.py --device cuda --batch-size 128 --dtype bfloat16 --repeats 20
 
 All train a VGG16 for 32×32 images and ten classes, with the same layer sizes, weights (up to a factor), batch and data
-type; a step is forward, loss and backward, without optimizer. Compared are time, and memory held by tensors, which grow
-with the number of time steps T. Accuracy is not compared, since the neurons differ. Ours (σ = 1, the paper's, and
-σ = 0) and the ANN (clamped ReLU) have no time axis; the others fire up to T times, and users choose T for accuracy.
+type; a step is forward, loss and backward, without optimizer. The script compares time, and memory held by tensors;
+both grow with the number of time steps T. Accuracy is not compared, since the neurons differ. Ours (σ = 1, the paper's,
+and σ = 0) and the ANN (clamped ReLU) have no time axis; the others fire up to T times, and users choose T for accuracy.
 
 The settings favour the other libraries:
 
 - SpikingJelly runs in multi-step mode with the fastest kernel that it has for the device, snnTorch as a loop over time,
   as its users write it; all run eagerly.
 - Direct coding: the image is repeated T times. The first convolution has no state and is computed once, which only some
-  of their users do. They get normalised images; ours normalises in the step.
+  of their users do. The libraries get normalised images; ours normalises in the step.
 - Both run channels last or not, whichever is faster in a trial at the fewest time steps; ours always channels last.
 - There are no biases, no batch norm, and no records of spikes or potentials.
 
 Both have leaky integrate-and-fire neurons: half of the potential leaks in a step, threshold 1, reset by subtraction
-without a gradient, arctangent surrogate (α = 2). SpikingJelly subtracts at once, snnTorch in the next step after the
-leak, which is its default and its fastest mode. Pooling takes the maximum of spikes; logits are the last layer's
-currents, averaged over time. A library that is not installed is left out.
+without a gradient, arctangent surrogate (α = 2). SpikingJelly subtracts at once; snnTorch subtracts in the next step
+after the leak, which is its default and its fastest mode. Pooling takes the maximum of spikes; logits are the last
+layer's currents, averaged over time. A library that is not installed is left out.
 
 Ours is first checked against its twin, as in train_step.py. All take turns, round by round; ratios of times are medians
-over the rounds' own ratios. The column floor_ratio is the number of contractions divided by the ANN's three per layer.
+of the rounds' ratios. The column floor_ratio is the number of contractions divided by the ANN's three per layer.
 """
 
 import dataclasses
@@ -61,15 +61,15 @@ class Library:
     neuron: Callable[[], nn.Module]  # makes the neurons of one layer
     prepare: Callable[[nn.Module], None]  # called once with the layers after the first convolution
     unroll: Callable[[nn.Module, Tensor, int], Tensor]
-    """Maps these layers, the first neurons' input current (the same in every step) and T to the logits."""
+    """Function of these layers, the first neurons' input current (the same in every step) and T; returns the logits."""
     backend: str = "torch"  # implementation of the neurons, for tables
 
 
 def spikingjelly(device: torch.device, dtype: torch.dtype) -> Library:
-    """Multi-step mode: each layer computes all time steps at once, neurons in one fused kernel if there is one.
+    """Multi-step mode: a layer computes all time steps at once, neurons in one fused kernel if there is one.
 
-    SpikingJelly picks the kernel for the device itself: CUDA if built from source, else Triton; PyTorch on a CPU. Its
-    Triton neurons take bfloat16 only if asked for by its precision interface.
+    SpikingJelly picks the kernel for the device: CUDA if built from source, else Triton; PyTorch on a CPU. Its Triton
+    neurons take bfloat16 only through its precision interface.
     """
     layer, neuron, surrogate, functional = (
         import_module(f"spikingjelly.activation_based.{name}")
@@ -223,7 +223,7 @@ def make_contenders(options: Options, batch: Batch, packages: Sequence[str]) -> 
 
 
 def about_network(contender: Contender) -> bench.Row:
-    """Columns of a row that say what was timed."""
+    """Columns of a row that name what was timed."""
     network, row = contender.network, {"provider": contender.name, "version": "", "backend": "", "time_steps": ""}
     if not isinstance(network, Simulation):
         return row | {"layout": "channels_last"}
@@ -233,7 +233,7 @@ def about_network(contender: Contender) -> bench.Row:
 
 
 def show(about: bench.Row, rows: list[bench.Row]) -> None:
-    """Print the table, and each library's version, implementation of neurons and memory format."""
+    """Print the table, and the libraries' versions, implementations of neurons and memory formats."""
     print(bench.machine_line(about))
     columns = {"": "{provider}", "T": "{time_steps}", "ms": "{ms_p50:.1f}", "p20–p80": "{ms_p20:.1f}–{ms_p80:.1f}"}
     columns |= {"×ours": "{time_ratio_to_ours:.2f}", "MiB": "{peak_mib:.1f}", "× ours": "{memory_ratio_to_ours:.2f}"}

@@ -1,11 +1,11 @@
 """Collect runs that have ended, and write the README's main table from them.
 
-    python bench/table1.py runs/vgg16 runs/mnist-* --commit HASH    # a row for each of these runs, then the table
+    python bench/table1.py runs/vgg16 runs/mnist-* --commit HASH    # a row per run, then the table
     python bench/table1.py                                          # the table again
 
-bench/results/runs.csv has a row for each run. A run of the README's table (`MAIN`), or whose folder a page names, also
+bench/results/runs.csv has a row per run. A run of the README's table (`MAIN`), or one whose folder a page names, also
 keeps a folder bench/results/runs/NAME: config.yaml, metrics.jsonl, summary.json, and run.json with the commit and the
-checksum of the best weights. Seeds share a row of the README's table, with mean and standard deviation.
+checksum of the best weights. In the README's table, seeds share a row, with mean and standard deviation.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ MAIN += "vgg16-c100-s1-e7 cifarnet-c100-s0-wide cifarnet-c100-s1-wide-e16".split
 """Rows of the README, by the names of their runs without the seed."""
 PAPER = "Wei et al., ICCV 2023, Table 1"
 BEST = "Che et al., AAAI 2026, doi:10.1609/aaai.v40i3.37149"
-# Values of a configuration that say nothing: today's defaults, and those of keys that only older runs have.
+# Values of a configuration that are not shown: today's defaults, and defaults of keys that only older runs have.
 _DEFAULTS = TrainConfig().model_dump(mode="json") | {
     "neuron": "dft",
     "psp_persistence_order": "together",
@@ -53,8 +53,8 @@ class Published(NamedTuple):
     epochs: int  # of training with spikes
 
 
-# Data sets by their name on the Hub: title, and the best accuracy that a network of any size with time-to-first-spike
-# coding has been published with.
+# Data sets by their name on the Hub: title, and the best published accuracy, in percent, of a network of any size with
+# time-to-first-spike coding.
 DATA = {
     "ylecun/mnist": ("MNIST", 99.51),
     "zalando-datasets/fashion_mnist": ("Fashion-MNIST", 93.14),
@@ -101,7 +101,7 @@ def name_of(run: Path) -> str:
 
 
 def collect(run: Path, options: Options) -> Path:
-    """Copy the files of a run that are to be committed; `collected_rows` makes them a row."""
+    """Copy the files of a run that are to be committed; `collected_rows` makes a row of them."""
     if not (run / "summary.json").is_file():
         raise ValueError(f"runs must be folders of runs that have ended; got {run}.")
     folder = options.results / "runs" / name_of(run)
@@ -118,7 +118,7 @@ def collect(run: Path, options: Options) -> Path:
 
 
 def collected_rows(options: Options) -> list[dict[str, str]]:
-    """All rows of runs.csv, after writing a row for each folder and removing the folders that no page names."""
+    """All rows of runs.csv, after writing the folders' rows and removing the folders that no page names."""
     rows, about = bench.read(options.results / "runs.csv")
     by_name = {row["run"]: row for row in rows}
     for folder in (options.results / "runs").iterdir():
@@ -183,7 +183,7 @@ def row_of(folder: Path) -> dict[str, Any]:
 
 
 def main_table(rows: Sequence[dict[str, str]]) -> str:
-    """The README's table in Markdown; beside σ = 1, the paper's figures of this network or of its most accurate one."""
+    """The README's table in Markdown. Rows at σ = 1 also have the paper's figures for this or its best network."""
     headings = ("data", "network", "accuracy", "activity", "epochs", "the paper", "its activity", "its epochs")
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     for name in MAIN:
@@ -194,7 +194,7 @@ def main_table(rows: Sequence[dict[str, str]]) -> str:
 
 
 def cells_of(runs: Sequence[dict[str, str]]) -> list[str]:
-    """Cells of the README's row for runs that differ in the seed alone."""
+    """Cells of the README's row for runs that differ only in the seed."""
     data, model, width = runs[0]["dataset"], runs[0]["model"], float(runs[0]["width"])
     sigma = float(runs[0]["sigma"])
     theirs = {model: figures for (other, model), figures in PUBLISHED.items() if other == data and sigma == 1}
@@ -226,7 +226,7 @@ def replace_table(path: Path, text: str) -> None:
     start, end = MARKERS
     parts = re.split(f"({re.escape(start)}\n|{re.escape(end)})", content)
     if [part.strip() for part in parts[1::2]] != [start, end]:
-        raise ValueError(f"{path} must have the markers {start} and {end}, once each and in order. Add them.")
+        raise ValueError(f"{path} must have the markers {start} and {end}, in this order and once. Add them.")
     figures = ", ".join(f"{name} {best} %" for name, best in DATA.values())
     about = f"\nThe paper: {PAPER}. Best published with time-to-first-spike coding, of networks of any kind: {BEST}: "
     about += f"{figures}.\n"

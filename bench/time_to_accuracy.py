@@ -1,4 +1,4 @@
-"""Minutes of training until a network has learned: this package against PyTorch, SpikingJelly and snnTorch.
+"""Minutes of training until a network reaches an accuracy: this package, PyTorch, SpikingJelly and snnTorch.
 
     pip install -e '.[peers]'
     python bench/time_to_accuracy.py --data-dir CIFAR10 --runs RUNS
@@ -12,14 +12,14 @@ held-out images, in bfloat16 on one device. They differ in the neurons between l
 - `spikingjelly`, `snntorch`: leaky integrate-and-fire neurons instead of ReLU. Half of the potential leaks in a time
   step, the threshold is 1, the surrogate derivative is the arctangent's. The image is repeated in T time steps, the
   first convolution is computed once, logits are means over time. SpikingJelly runs in multi-step mode, snnTorch as a
-  loop over time. A batch goes through in T parts, so that it takes the memory of the others.
+  loop over time. A batch is split into T parts, so that it takes as much memory as the other contenders' batches.
 
 Ours and the ANN follow the recipe. Its learning rates make integrate-and-fire neurons diverge, so these are trained as
 their users begin: Adam at a peak rate of 2e-3 and the same warm-up, learned gains of batch norm, PyTorch's initial
 weights. Nothing was tuned for them. Their epochs take as long as T epochs of the ANN, so they have fewer epochs
 (`--library-epochs`), with a schedule of that length.
-Each contender's metrics lie in RUNS/NAME/metrics.jsonl. A stopped run of ours is resumed, another one starts
-anew. Times cover training alone, without start-up and validation.
+A contender's metrics lie in RUNS/NAME/metrics.jsonl. A stopped run of ours is resumed, a stopped run of the others
+starts anew. Times cover training alone, without start-up and validation.
 """
 
 import copy
@@ -66,7 +66,7 @@ Contender = Literal["sigma-0", "sigma-1", "ann", "spikingjelly", "snntorch"]
 
 @dataclasses.dataclass
 class Options:
-    """Train a network with several libraries, and measure how long each takes to reach an accuracy."""
+    """Train a network with several libraries, and measure how long they take to reach an accuracy."""
 
     data_dir: Path  # folder of CIFAR-10's parquet files
     runs: Path  # folder that gets one folder per contender
@@ -79,7 +79,7 @@ class Options:
 
 
 class Network(nn.Module):
-    """`cifarnet` of a library's layers and neurons, or of PyTorch's with ReLU, behind our whitened encoder."""
+    """`cifarnet` of a library's layers and neurons, or of PyTorch's layers and ReLU, behind our whitened encoder."""
 
     def __init__(self, encoder: AnalogEncoder, library: Library | None, time_steps: int) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ def run(options: Options) -> None:
 
 
 def train_ours(name: str, options: Options) -> None:
-    """Train by the recipe's own command; its run folder is resumed if it was stopped."""
+    """Train by the recipe's command; a run that was stopped is resumed."""
     folder = options.runs / name
     command = [sys.executable, "-m", "ttfs_triton.ttfs", "train", "cifarnet-cifar10", "--preset", OURS[name]]
     command += ["--epochs", str(options.epochs), "--data-dir", str(options.data_dir), "--output-dir", str(folder)]
@@ -228,7 +228,7 @@ def train_ours(name: str, options: Options) -> None:
 
 
 def train_other(name: str, epochs: int, options: Options) -> None:
-    """Train in this process, by the recipe's settings."""
+    """Train in this process, with the recipe's settings."""
     folder = options.runs / name
     folder.mkdir(parents=True, exist_ok=True)
     keys = {"epochs": epochs, "data_dir": str(options.data_dir), "output_dir": str(folder)}
@@ -264,7 +264,7 @@ def rows_of(name: str, options: Options) -> Iterator[bench.Row]:
 
 
 def print_results(rows: list[bench.Row]) -> None:
-    """Print the minutes to each accuracy of `GOALS`; a dash if it was not reached."""
+    """Print the minutes to the accuracies in `GOALS`; a dash for one that was not reached."""
     lines = []
     for title, group in groupby(rows, lambda row: row["contender"]):
         some = list(group)

@@ -1,10 +1,10 @@
-"""Time our training step against the same network as an ANN and as the composition that a user would write.
+"""Time our training step beside that of the same network as an ANN, and as the composition that a user would write.
 
     python bench/train_step.py --batch-size 64 --dtypes float32 --fuse --compiled    # eager, compiled and fused
     python bench/train_step.py --model vgg11 --width 0.5 --batch-size 128 --dtypes bfloat16 --no-batch-norm
 
 All contenders have the same weights and see the same batch. First the gradients are compared with float64; nothing is
-timed if they disagree. Then the contenders take turns, round by round; ratios are medians over the rounds' own ratios.
+timed if they disagree. Then the contenders take turns, round by round; ratios are medians of the rounds' ratios.
 The floor is the number of contractions divided by the ANN's three per layer (5/3 for σ > 0). Ratios can lie below the
 floor: on a CPU, PyTorch's convolution is slow for small maps with many weights, where ours multiplies matrices. The
 contender with σ = 0, an ANN with our contractions, shows by how much.
@@ -33,13 +33,13 @@ from ttfs_triton.train.device import freed_memory_kept
 ANN = "ANN"
 COMPOSITION = "composition σ=1"
 FLOOR = 5 / 3  # contractions of a spiking layer's step, two forward and three backward, over an ANN's three
-CLIP = 1e30  # the bound on derivatives, computed as in training, and never reached: gradients are exact
-FEW, PARTS = 4, 5  # images that are compared at a time, and most comparisons
+CLIP = 1e30  # bound on derivatives: computed as in training, but never reached, so gradients are exact
+FEW, PARTS = 4, 5  # number of images that are compared at a time, and largest number of comparisons
 SGD = partial(torch.optim.SGD, lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=True)
 
 
 class Batch(NamedTuple):
-    """Images and labels, and the dtype of autocast; there is none with float32 and float64."""
+    """Images, labels, and the dtype of autocast, which is off for float32 and float64."""
 
     images: Tensor
     labels: Tensor
@@ -100,7 +100,7 @@ def normalise(A: Tensor, W: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
 
 
 class Composed(nn.Module):
-    """A layer of an ANN or of spiking neurons as a PyTorch user would write it, with the parameters of one of ours.
+    """A layer of an ANN or of spiking neurons as a PyTorch user would write it, with the parameters of our layer.
 
     Gradients of the spiking layer differ at silent inputs, where ours are 0.
     """
@@ -136,9 +136,9 @@ def build(
 ) -> list[Contender]:
     """All contenders, the ANN first, with the same weights.
 
-    `model` is a function of `ttfs_triton.nn.networks`, `options` are fields of its configuration. A backend other than
-    "auto" is appended to the contender's name. `fuse` adds ours with fused passes over neurons, `compiled` all others
-    under torch.compile.
+    `model` names a function of `ttfs_triton.nn.networks`, `options` are fields of its configuration. A backend other
+    than "auto" is appended to the contender's name. `fuse` adds our networks with fused passes over neurons, `compiled`
+    adds all others under torch.compile.
     """
 
     def make(sigma: float, **how: Any) -> TTFSNetwork:
@@ -155,11 +155,11 @@ def build(
                 contenders.append(Contender(name, make(sigma, backend=backend), floor, twin, fused))
     contenders.append(composition)
     for contender in contenders:
-        # By position: parameters of a composed network have other names.
+        # Parameters are paired by position, since those of a composed network have other names.
         for theirs, ours in zip(ann.parameters(), contender.network.parameters(), strict=True):
             ours.data.copy_(theirs.data)
     for plain in [contender for contender in contenders if not contender.fused] if compiled else ():
-        # A module is compiled in place: the compiled one is a copy, of a network that is checked itself.
+        # A module is compiled in place, so a copy is compiled; the network that it copies is checked.
         network = copy.deepcopy(plain.network)
         network.compile(dynamic=False)
         contenders.append(dataclasses.replace(plain, name=f"{plain.name}, compiled", network=network, twin=None))
@@ -169,8 +169,8 @@ def build(
 def check(contender: Contender, batch: Batch) -> float | None:
     """Compare loss and gradients in float32 with the twin's in float64; returns the gradients' relative error.
 
-    A rounding error that lets one neuron fire changes the whole network behind it. Among millions of neurons this is
-    bound to happen, so a few images at a time are compared, until some agree. Returns None if there is no twin.
+    A rounding error that lets one neuron fire changes all layers behind it. Among millions of neurons this is bound to
+    happen, so a few images at a time are compared, until some agree. Returns None if there is no twin.
     """
     if contender.twin is None:
         return None
@@ -238,7 +238,7 @@ def run(options: Options) -> None:
 
 
 def measure(options: Options, model: str, device: torch.device, dtype: torch.dtype) -> list[bench.Row]:
-    """Check, then time, every contender of one network in one dtype: rows for the table."""
+    """Check, then time, all contenders of one network in one dtype; returns rows for the table."""
     torch.manual_seed(0)
     network: dict[str, Any] = {"width": options.width, "batch_norm": options.batch_norm}
     if not options.batch_norm:
