@@ -60,7 +60,7 @@ def test_a_commit_of_somebody_else_in_between_is_refused(hub, trained, monkeypat
         ("org/new", "hf_wrong", "org/new must be readable, and your token valid; the Hub refused access"),
         ("other/new", "hf_writer", "your token must have access to other/new for this; the Hub refused it"),
         ("locked/there", "hf_writer", "your token must have access to locked/there for this; the Hub refused it"),
-        ("org/public", "hf_writer", "org/public must be private, as asked; it is public. Ask for a public one"),
+        ("org/public", "hf_writer", "org/public must be private, as asked; it is public. Ask for a public repo"),
     ],
 )
 def test_rights_are_found_out_before_anything_is_sent(hub, trained, repo_id, token, message, monkeypatch, tmp_path):
