@@ -36,11 +36,9 @@ def files_of(call: Callable[[], object], taking: type = object) -> list[str]:
     entered = set[str]()
 
     def note(frame: FrameType, event: str, _: object) -> None:
-        code = frame.f_code
-        if event == "call" and code.co_filename.startswith(FOLDERS):
-            names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-            if taking is object or any(isinstance(frame.f_locals[name], taking) for name in names):
-                entered.add(code.co_filename)
+        if event == "call" and (file := frame.f_code.co_filename).startswith(FOLDERS):
+            if taking is object or any(isinstance(value, taking) for value in frame.f_locals.values()):
+                entered.add(file)
 
     sys.setprofile(note)
     try:

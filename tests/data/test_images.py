@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.data.fixtures import random_images, write_parquet
-from tests.evaluate.common import numbered
+from tests.evaluate.cases import numbered
 from ttfs_triton.data import images
 from ttfs_triton.data.images import draw_images, load_images, place_images, train_validation_split
 from ttfs_triton.data.sources import SAMPLE_FOLDER, Rows, find_column, find_rows

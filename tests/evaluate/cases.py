@@ -1,10 +1,13 @@
-"""A small network and everything a report can show of it."""
+"""A small network and everything a report can show of it; images that carry their number."""
 
 import functools
 
 import torch
+from torch import Tensor
 
 from ttfs_triton.chip import simulate
+from ttfs_triton.data.decode import InMemoryImages
+from ttfs_triton.data.images import ImageData
 from ttfs_triton.energy import RunOptions, compare, count, estimate
 from ttfs_triton.evaluate import Evaluation
 from ttfs_triton.evaluate.deadline import DeadlineRow
@@ -40,3 +43,14 @@ def full_report() -> EvaluationResult:
         deadlines=(DeadlineRow(3.5, 0.9, 0.25, 3.375), DeadlineRow(4.0, 1.0, 1.0, 3.5)),
         facts={"torch": "2.13", "command": "evaluate runs/small"},
     )
+
+
+def numbered(n: int, channels: int = 1) -> ImageData:
+    """Image i and label i carry the number i."""
+    pixels = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 8, 8, channels).contiguous()
+    return ImageData(InMemoryImages(pixels), torch.arange(n), [str(i) for i in range(n)], "a/b", "train", "0")
+
+
+def join(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.evaluate.common import join, numbered
+from tests.evaluate.cases import join, numbered
 from ttfs_triton.evaluate.batches import EvaluationBatches, load_batches
 
 # Python 3.12 warns of every fork of a process with threads; the loader's workers are forked.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.evaluate.common import join, numbered
+from tests.evaluate.cases import join, numbered
 from ttfs_triton.data.augment import Augmentation
 from ttfs_triton.data.images import place_images
 from ttfs_triton.train import TrainConfig

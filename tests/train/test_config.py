@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.utils import DistributedType
 
 from ttfs_triton.command_line import recipe as bundled
 from ttfs_triton.option_rules import broken_rules
@@ -209,3 +211,12 @@ TABLE = [
 def test_presets_have_the_papers_settings(name, preset, expected):
     keys = make_config(read_recipe(bundled(name)).values(preset), name).model_dump(mode="json")
     assert {key: keys[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", ["cpu", "single_gpu", "multi_gpu", "multi_node"])
+def test_accelerate_reads_every_configuration(name):
+    config = load_config_from_file(str(ROOT / "recipes" / "accelerate" / f"{name}.yaml"))
+    assert isinstance(config, ClusterConfig)
+    assert config.use_cpu == (name == "cpu")
+    assert (config.distributed_type == DistributedType.MULTI_GPU) == name.startswith("multi")
+    assert (config.num_machines > 1) == (name == "multi_node") == (config.main_process_ip is not None)
