@@ -120,7 +120,7 @@ def dft_conv2d(
         weight: [out_channels, in_channels / groups, rows, columns], in threshold heights.
         bias: [out_channels] initial membrane potential, in threshold heights. Default: None.
         stride, padding, dilation: one integer, or (rows, columns). Zero padding is silence.
-        groups: blocks of channels that are not connected with each other.
+        groups: number of blocks of channels; a block's outputs read its inputs only.
         skip: [batch, out_channels, rows, columns] of the output's size, as in `dft_linear`.
         skip_weight: [out_channels]; neuron, backend: as in `dft_linear`.
     Returns:

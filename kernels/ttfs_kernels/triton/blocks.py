@@ -195,7 +195,7 @@ def programs(which: str, problem: Problem, config: Config) -> int:
 
 
 def tap_steps(problem: Problem, config: Config) -> list[int]:
-    """Steps of grad_w for each tap; a single number if the weights of a block have several taps."""
+    """Steps of grad_w by tap; a single number if the weights of a block have several taps."""
     taps = 1 if problem.joint_steps else math.prod(problem.kernel)
     if not skips(problem, config):
         return taps * [math.ceil(problem.rows / config.block_k)]
@@ -213,7 +213,7 @@ def _inside(problem: Problem, axis: int) -> list[list[bool]]:
 
 
 def slots(problem: Problem, config: Config) -> int:
-    """Programs of grad_w that run at once: on each processor as many as it has registers for."""
+    """Programs of grad_w that run at once: a processor takes as many as it has registers for."""
     threads = 32 * config.num_warps
     accumulators = problem.contractions("grad_w") * config.block_m * config.block_n // threads
     return config.processors * max(1, 2**16 // (min(255, 64 + accumulators) * threads))
@@ -223,7 +223,7 @@ def split(steps: list[int], blocks: int, slots: int, wanted: int, block_k: int) 
     """(splits, steps per split) of a reduction, chosen so that its waves of programs end first.
 
     Args:
-        steps: steps of each tap. Splits have one length, so that taps of fewer steps have fewer splits.
+        steps: steps by tap. All splits have one length, so that taps of fewer steps have fewer splits.
         blocks: programs of a tap before splitting.
         slots: programs that run at once.
         wanted: splits of the longest tap; 0 for the best number.

@@ -40,7 +40,7 @@ def contract(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Potentials (A, W) of a layer in a dtype, [B, P, Q, N], and moments; W is None at σ = 0.
 
-    Moments are those of A + σ·W over each block of positions, [blocks, 3, N], with the σ of a neuron `measured`.
+    Moments are those of A + σ·W by block of positions, [blocks, 3, N], with the σ of the neuron `measured`.
     """
     launcher = _launcher("forward", problem, config)
     A, parts, sigma = x.new_empty(problem.out_shape, dtype=dtype), None, None

@@ -3,8 +3,8 @@
 A layer without batch norm is one with scale 1, whose shift is its initial potential. Kernels read the potentials that
 `forward` stored and never write them: what follows from them is computed in registers, forward and backward.
 
-With batch norm, whose formulas `ttfs_kernels.rule` has, `statistics` is one float32 tensor [7, N], a row for each of
-the constants below, of V = A + W, the potential at the window's end. A new value of σ compiles nothing.
+With batch norm, whose formulas `ttfs_kernels.rule` has, `statistics` is one float32 tensor [7, N], whose rows
+are the constants below, of V = A + W, the potential at the window's end. A new value of σ compiles nothing.
 """
 
 import math
@@ -163,7 +163,7 @@ def _sum_launcher(splits: int, size: int) -> Launcher:
     block = ELEMENTS
     while block > 16 and math.ceil(size / block) < FULL_GRID:
         block //= 2
-    # ROWS must not depend on the number of splits, which differs by batch size: each ROWS compiles a kernel of its own.
+    # ROWS must not depend on the number of splits, which differs by batch size: every ROWS compiles another kernel.
     sizes = {"splits": splits, "size": size, "ROWS": max(1, TILE // block), "BLOCK": block}
     return Launcher(sum_splits, (math.ceil(size / block),), sizes)
 
@@ -227,7 +227,7 @@ def differentiate_rows(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Gradients of the potentials (Eq. 9, 10; both derivatives clipped), and each program's sums over its rows.
+    """Gradients of the potentials (Eq. 9, 10; both derivatives clipped), and the programs' sums over their rows.
 
     dA' and dW' are the gradients of A' and W' of `load_potentials`. With batch norm, h = g·(dA' − shared) and
     slope_h = σ·g·(dW' − shared), with shared = (dβ + (V − mean)·dγ/√(s² + ε)) / count; otherwise h = dA' and

@@ -45,8 +45,8 @@ class Problem:
         dtype: dtype of activations and weights.
         with_slope: whether σ > 0, so that there are two contractions.
         surrogate: whether silent neurons have a derivative, so that grad_x has two contractions.
-        shared: whether both potentials have the same gradient (σ > 0, split_gradient 0), so that grad_x and grad_w have
-            one contraction each.
+        shared: whether both potentials have the same gradient (σ > 0, split_gradient 0), so that grad_x and grad_w
+            have one contraction, not two.
     """
 
     batch: int
@@ -101,7 +101,7 @@ class Problem:
 
     @property
     def flat(self) -> Problem:
-        """A matrix product as a layer on a batch of 1×1 maps, one for each position; other layers unchanged."""
+        """A matrix product as a layer on a batch of 1×1 maps, one a position; other layers unchanged."""
         if not self.is_matrix_product:
             return self
         return dataclasses.replace(self, batch=self.batch * self.height * self.width, height=1, width=1)
