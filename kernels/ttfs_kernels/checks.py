@@ -35,16 +35,15 @@ class Geometry(NamedTuple):
 
     def map_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
         """Rows and columns of the output map."""
-        rows, columns = (
-            (size[i] + 2 * self.padding[i] - self.dilation[i] * (kernel[i] - 1) - 1) // self.stride[i] + 1
-            for i in (0, 1)
-        )
-        return rows, columns
+        stride, padding, dilation, _ = self
+        rows = size[0] + 2 * padding[0] - dilation[0] * (kernel[0] - 1) - 1
+        columns = size[1] + 2 * padding[1] - dilation[1] * (kernel[1] - 1) - 1
+        return rows // stride[0] + 1, columns // stride[1] + 1
 
 
 def pair(function: str, name: str, value: Size, smallest: int) -> tuple[int, int]:
     """`value` as (rows, columns); ValueError unless one or two integers of at least `smallest`."""
-    values = tuple(value) if isinstance(value, Sequence) else (value, value)
+    values = (value, value) if type(value) is int else tuple(value) if isinstance(value, Sequence) else ()
     if len(values) == 2:
         rows, columns = values
         if type(rows) is type(columns) is int and rows >= smallest and columns >= smallest:
@@ -127,15 +126,13 @@ def check_conv2d(function: str, operands: Operands, geometry: Geometry) -> None:
             f"{function}: x must have {weight.shape[1] * groups} channels, as weight {list(weight.shape)} with "
             f"groups={groups} expects; got {x.shape[1]}."
         )
-    for size, taps, pad, step in zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True):
-        if size + 2 * pad < step * (taps - 1) + 1:
-            raise ValueError(
-                f"{function}: the padded image must be at least as large as the dilated kernel; got image "
-                f"{list(x.shape[2:])}, padding {list(padding)}, kernel {list(weight.shape[2:])}, "
-                f"dilation {list(dilation)}."
-            )
-    size = geometry.map_size(x.shape[2:], weight.shape[2:])
-    check_tensors(function, operands, (x.shape[0], weight.shape[0], *size))
+    rows, columns = geometry.map_size(x.shape[2:], weight.shape[2:])
+    if rows < 1 or columns < 1:
+        raise ValueError(
+            f"{function}: the padded image must be at least as large as the dilated kernel; got image "
+            f"{list(x.shape[2:])}, padding {list(padding)}, kernel {list(weight.shape[2:])}, dilation {list(dilation)}."
+        )
+    check_tensors(function, operands, (x.shape[0], weight.shape[0], rows, columns))
 
 
 def check_normalisation(
