@@ -103,15 +103,16 @@ def test_the_command_that_goes_on_is_quoted_and_needs_no_active_environment(tmp_
     assert said.startswith(f"Go on with: {command} train '{tmp_path}/my recipe.yaml' --")
 
 
-def test_a_recipe_is_trained_evaluated_and_gone_on_with_by_the_words_that_it_says(tmp_path):
+def test_a_recipe_is_trained_evaluated_and_gone_on_with_by_the_words_that_it_says(tmp_path, monkeypatch, capsys):
     flags = ("--dataset", "sample", "--model", "4C5-P4-16", "--cpu", "--epochs", "1", "--max-train-samples", "200")
     trained = ttfs(tmp_path, "train", *flags, "--max-test-samples", "50", "--output-dir", "run")
     assert trained.returncode == 0, trained.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["test_images"] == 50
-    again = ttfs(tmp_path, "train", "--output-dir", "run", "--resume")
-    assert "has ended already" in again.stdout
-    scored = ttfs(tmp_path, "evaluate", "run", "--cpu", "--max-test-samples", "20")
-    assert scored.returncode == 0, scored.stderr
+    monkeypatch.chdir(tmp_path)
+    main(["train", "--output-dir", "run", "--resume"])
+    main(["evaluate", "run", "--cpu", "--max-test-samples", "20"])
+    shown = capsys.readouterr().out
+    assert all(words in shown for words in ("has ended already", "20 images"))
 
 
 def started(folder: Path, module: str) -> dict[str, Any]:
