@@ -1,7 +1,7 @@
 """Host's time for a layer by Triton: checks, autograd, plans and allocations, and launches of compiled kernels.
 
 Without a GPU, Triton gets a stand-in for an H100's driver and stand-ins for kernels, which are neither compiled nor
-run: the time ends where the call into the GPU's driver would begin.
+run: the time ends where Triton's launcher would hand the arguments to the GPU's driver.
 """
 
 import time

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Folders: (ceiling, goal).
 ROOMS = {
-    ("ttfs_triton", "kernels", "recipes"): (24_702, 25_000),
+    ("ttfs_triton", "kernels", "recipes"): (24_705, 25_000),
     ("bench",): (3_396, 3_400),
     ("tests",): (17_000, 17_000),
 }

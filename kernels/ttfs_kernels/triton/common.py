@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 
 SMALLEST_CAPABILITY = 80
 
@@ -139,17 +140,19 @@ def launch(launcher: Launcher, *arguments: Any) -> None:
         _planned.append(Launch(launcher.kernel, launcher.grid, arguments, launcher.options))
     if _planned is not None or 0 in launcher.grid or tensor.untyped_storage().device.type == "meta":
         return
-    kinds = tensor.get_device(), *_kinds(arguments)
+    modes = knobs.compilation.instrumentation_mode, knobs.runtime.debug  # a profiler may change them
+    kinds = tensor.get_device(), *modes, *_kinds(arguments)
     # Triton launches on the current device, which need not be the tensor's.
     with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
         if (compiled := launcher.compiled.get(kinds)) is not None:
             compiled[launcher.grid](*arguments, *launcher.sizes)
-        else:  # the interpreter compiles nothing
-            launcher.compiled[kinds] = launcher.kernel[launcher.grid](*arguments, **launcher.options)
+        else:  # the interpreter compiles nothing; a kernel may have been compiled in another thread
+            compiled = launcher.kernel[launcher.grid](*arguments, **launcher.options)
+            launcher.compiled[kinds] = compiled.result() if hasattr(compiled, "result") else compiled
 
 
 def _kinds(arguments: tuple[Any, ...]) -> list[Any]:
-    """What Triton compiles arguments for: dtype and alignment of tensors, integers, types of other values."""
+    """What Triton compiles arguments for. (On AMD also for memory below 2 GiB, which changes no result of a shape.)"""
     kinds: list[Any] = []
     for value in arguments:
         if isinstance(value, Tensor):

@@ -127,7 +127,7 @@ def differentiate(
         sums: number of sums over the neurons of a channel, float32 [sums, N]: dβ (the gradient of the initial
             potential), with batch norm dγ, and with a skip the gradient of its weight. Then the skip has a gradient.
     """
-    rows, channels = grad.numel() // grad.shape[-1], grad.shape[-1]
+    rows, channels = math.prod(map(int, grad.shape[:-1])), int(grad.shape[-1])  # a compiler's may be symbols
     alone = neurons.statistics is None and neurons.skip is None  # fewer values a neuron
     elements = 2 * ELEMENTS if alone else ELEMENTS
     launcher = _launcher(rows, channels, elements, sums > 0, neuron.has_surrogate)
