@@ -28,7 +28,7 @@ def run(options: ExportOptions) -> None:
     If the file gives some images another class, the check raises RuntimeError, and the file stays.
     """
     if options.output.exists() and not options.overwrite:
-        raise ValueError(f"export: output must not exist; got {options.output}. Replace it by --overwrite.")
+        raise ValueError(f"export: output must be new; got {options.output}. Replace it by --overwrite, or rename it.")
     loaded = load_network(options.model, options.network)
     data, said, check = _translate(options, loaded)
     images, labels = _images(options, loaded) if options.check else (None, None)
