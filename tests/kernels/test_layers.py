@@ -106,7 +106,7 @@ def test_torch_matches_float64(device, layer, dtype, way):
         check("torch", layer, dtype, device)
 
 
-@settings(max_examples=100 if torch.cuda.is_available() else 35)
+@settings(max_examples=100 if torch.cuda.is_available() else 25)
 @given(layer=layers, dtype=st.sampled_from([torch.float32, torch.float16]))
 def test_triton_matches_float64(device, layer, dtype):
     pytest.importorskip("triton")

@@ -20,7 +20,7 @@ from ttfs_kernels.triton.problem import PASSES, Problem
 
 
 @pytest.mark.parametrize("which", [*PASSES, "inference"])
-@examples(150)
+@examples(105)
 @given(problem=problems, data=st.data())
 def test_contractions_are_exact(device, which, problem, data):
     """Tensors may start anywhere in memory, as slices of a batch do.
@@ -50,7 +50,7 @@ def test_contractions_are_exact(device, which, problem, data):
             torch.testing.assert_close(one.view_as(other), other, rtol=0, atol=0)
 
 
-@examples(48)
+@examples(36)
 @given(problem=problems, data=st.data())
 def test_statistics_are_those_of_the_stored_potentials_in_every_run(device, problem, data):
     """Against float64. Few parts are merged at a time, so that there are several stages of programs."""
