@@ -6,7 +6,6 @@ A ceiling is lowered when a walk gets shorter, and never raised; the goal is whe
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import pytest
 import torch
@@ -24,28 +23,22 @@ WALKS = {
     "step of a layer with batch norm": (6, 6),
     "step of a layer by our kernels": (8, 8),
     "step of a layer with batch norm by our kernels": (8, 8),
+    "network from its files": (11, 5),
     "weights from their file": (4, 5),
     "page of an evaluation": (12, 12),
-    "configuration through a training": (10, 20),
-    "training": (42, 42),
+    "training from its configuration": (42, 20),
 }
 
 
-def files_of(call: Callable[[], object], taking: type = object) -> list[str]:
-    """Our files in which a function is entered, with an argument of a type, during a call, in this thread."""
+def files_of(call: Callable[[], object]) -> list[str]:
+    """Our files in which a function is entered during a call, in this thread."""
     entered = set[str]()
-
-    def note(frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and (file := frame.f_code.co_filename).startswith(FOLDERS):
-            if taking is object or any(isinstance(value, taking) for value in frame.f_locals.values()):
-                entered.add(file)
-
-    sys.setprofile(note)
+    sys.setprofile(lambda frame, event, _: entered.add(frame.f_code.co_filename) if event == "call" else None)
     try:
         call()
     finally:
         sys.setprofile(None)
-    return sorted(entered)
+    return sorted(file for file in entered if file.startswith(FOLDERS))
 
 
 def step(walk: str) -> Callable[[], object]:
@@ -60,18 +53,18 @@ def step(walk: str) -> Callable[[], object]:
 
 @pytest.mark.parametrize("walk", WALKS)
 def test_walk_enters_few_files(walk, tmp_path):
+    ceiling, _ = WALKS[walk]
     model = TTFSModel(NetworkConfig("4C3-P2-8", image_size=(8, 8)))
     model.save_pretrained(tmp_path / "model")
     few = {"dataset": "sample", "model": "4C5-P4-16", "epochs": 1, "max_train_samples": 200, "max_test_samples": 50}
     config, report = TrainConfig(**few, cpu=True, output_dir=tmp_path / "run"), full_report()
     calls = {
-        "weights from their file": lambda: TTFSModel.from_pretrained(tmp_path / "model"),
+        "network from its files": (load := lambda: TTFSModel.from_pretrained(tmp_path / "model")),
+        "weights from their file": load,
         "page of an evaluation": lambda: render_page(report),
-        "configuration through a training": lambda: train(config),
-        "training": lambda: train(config),
+        "training from its configuration": lambda: train(config),
     }
-    taking = TrainConfig if walk.startswith("configuration") else object
-    files = files_of(step(walk) if walk.startswith("step") else calls[walk], taking)
-    if walk == "weights from their file":  # on the way, the layers are built that they are put into
+    files = files_of(step(walk) if walk.startswith("step") else calls[walk])
+    if walk == "weights from their file":  # without the files that build the layers, as for any network
         files = [file for file in files if not file.startswith((FOLDERS[1], f"{FOLDERS[0]}/nn"))]
-    assert len(files) <= WALKS[walk][0], "\n".join(files)
+    assert len(files) <= ceiling, "\n".join(files)

@@ -91,7 +91,7 @@ class Launcher:
     Attributes:
         options: sizes, constants and options of the compiler. Without fused multiply-add, the firing rule rounds as in
             PyTorch.
-        compiled: what Triton has compiled, by dtypes and alignment of the arguments and by device.
+        compiled: compiled kernels, by device, Triton's modes, and dtypes and alignment of the arguments.
     """
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], sizes: dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ def launch(launcher: Launcher, *arguments: Any) -> None:
     """Launch a kernel on the current stream of its first tensor's device; nothing if it has no programs.
 
     Nothing is launched on the fake tensors of PyTorch's compiler, which have no memory: it wants outputs allocated but
-    not computed. A launch that comes again passes by Triton's binding of arguments, which takes longer than the launch.
+    not computed. A repeated launch avoids Triton's binding of arguments, which takes longer than the launch.
     """
     tensor = arguments[0][0] if isinstance(arguments[0], tuple) else arguments[0]
     if _planned is not None:

@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def launches_that_differ(network: nn.Module, images: Tensor) -> int:
-    """Of a step's launches, those that get other values, or another kernel, from Triton than when they come again."""
+    """Number of a step's launches whose repetition has other values or another kernel than Triton gave them."""
     launched: list[tuple] = []
     plain = partial(tree_map, lambda one: (one.dtype, one.shape) if isinstance(one, Tensor) else one)
     CompiledKernel._init_handles = lambda _: None  # there is no driver
