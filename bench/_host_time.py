@@ -4,10 +4,10 @@ Without a GPU, Triton gets a stand-in for an H100's driver and stand-ins for ker
 run: the time ends where Triton's launcher would hand the arguments to the GPU's driver.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from statistics import median
+from functools import partial
+from timeit import Timer
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -21,7 +21,7 @@ from triton.runtime import driver
 
 from ttfs_kernels.triton import common
 
-WARM_UP, CALLS = 20, 200
+WARM_UP, BLOCKS, CALLS = 20, 25, 20
 
 
 class _StandIn(CompiledKernel):
@@ -51,7 +51,10 @@ def absent_gpu() -> Iterator[None]:
 
 
 def host_us(function: Callable[..., torch.Tensor], operands: tuple[torch.Tensor, ...]) -> list[float]:
-    """Median times in µs: a call without gradients, a call with gradients, and a call with its backward pass."""
+    """Times in µs: a call without gradients, a call with gradients, and a call with its backward pass.
+
+    A time is the mean of the quietest block of calls, as of `timeit`: other work on the machine only adds to it.
+    """
     device, leaves = operands[0].device, [operand.detach().requires_grad_() for operand in operands]
     grad = torch.ones_like(function(*operands))
     runs: list[Callable[[], object]] = [
@@ -61,11 +64,7 @@ def host_us(function: Callable[..., torch.Tensor], operands: tuple[torch.Tensor,
     ]
     us = []
     for run in runs:
-        times = []
-        for _ in range(WARM_UP + CALLS):
-            bench.now(device)  # the GPU is idle, so that no launch waits
-            start = time.perf_counter()
-            run()
-            times.append((time.perf_counter() - start) * 1e6)
-        us.append(median(times[WARM_UP:]))
+        timer = Timer(run, setup=partial(bench.now, device))  # the GPU is idle, so that no launch waits
+        timer.timeit(WARM_UP)
+        us.append(min(timer.repeat(BLOCKS, CALLS)) / CALLS * 1e6)
     return us
