@@ -32,16 +32,12 @@ def event_driven(
     Returns: absolute spike time in [start, start + 1), inf if silent.
     """
     potential, slope, now = float(initial_potential), 0.0, -math.inf
-    for time, weight in sorted(zip(spike_times, weights, strict=True), key=lambda event: event[0]):
-        if math.isinf(time):
-            continue
+    spikes = sorted((time, weight) for time, weight in zip(spike_times, weights, strict=True) if not math.isinf(time))
+    for time, weight in [*spikes, (start, 0.0)]:
         assert time <= start, "an input fires after the window's start"
         if slope:
             potential += slope * (time - now)
-        slope += weight
-        now = time
-    if slope:
-        potential += slope * (start - now)
+        slope, now = slope + weight, time
     slope *= psp_persistence
     if potential >= threshold:
         return start

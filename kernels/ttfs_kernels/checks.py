@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,12 +17,14 @@ Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]  #
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BACKENDS = ("auto", "triton", "torch")
 VARIABLE = "TTFS_KERNELS_BACKEND"
+MOST_PASSED = 4096  # calls that are remembered; more come from changing sizes only
 
 # Module variables instead of cached functions, since torch.compile traces through `backend_for`.
 _HAS_TRITON = find_spec("triton") is not None
 _choice = os.environ.get(VARIABLE) or "auto"
 if _choice not in BACKENDS:
     raise ValueError(f"environment variable {VARIABLE} must be one of {', '.join(BACKENDS)}; got {_choice!r}.")
+_passed: dict[tuple[Any, ...], str] = {}  # backends of calls that passed the checks
 
 
 class Geometry(NamedTuple):
@@ -39,6 +41,42 @@ class Geometry(NamedTuple):
         rows = size[0] + 2 * padding[0] - dilation[0] * (kernel[0] - 1) - 1
         columns = size[1] + 2 * padding[1] - dilation[1] * (kernel[1] - 1) - 1
         return rows // stride[0] + 1, columns // stride[1] + 1
+
+
+def check(
+    function: str,
+    backend: str,
+    operands: Operands,
+    geometry: Geometry | None,
+    parameters: dict[str, Tensor],
+    sharing: int,
+) -> tuple[str, torch.dtype | None]:
+    """Check a call; returns its backend, "torch" or "triton", and the dtype to which autocast casts it, or None.
+
+    `parameters` are batch norm's, {} without; `sharing` processes share its statistics. Only shapes, dtypes and devices
+    matter, so a call that comes again is not checked again.
+    """
+    x, weight, *_ = operands
+    cast = torch.get_autocast_dtype(x.device.type) if autocasts(x) else None
+    backend = _choice if backend == "auto" else backend
+    tensors = *operands, *parameters.values()
+    kinds = [None if tensor is None else (tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
+    call = function, backend, geometry, sharing, cast, *kinds
+    remembered = not torch.compiler.is_compiling()
+    try:
+        which = _passed.get(call) if remembered else None
+    except TypeError:  # symbolic sizes have no hash
+        which, remembered = None, False
+    if which is None:
+        which = backend_for(function, backend, x)
+        check_linear(function, operands) if geometry is None else check_conv2d(function, operands, geometry)
+        if parameters:
+            check_normalisation(function, x, weight, geometry, parameters, sharing)
+        if remembered:
+            if len(_passed) >= MOST_PASSED:
+                _passed.clear()
+            _passed[call] = which
+    return which, cast
 
 
 def pair(function: str, name: str, value: Size, smallest: int) -> tuple[int, int]:
@@ -141,9 +179,9 @@ def check_normalisation(
     weight: Tensor,
     geometry: Geometry | None,
     parameters: dict[str, Tensor],
-    group: torch.distributed.ProcessGroup | None,
+    sharing: int,
 ) -> None:
-    """Check batch norm's `parameters` (by name), and that every channel has at least two values."""
+    """Check batch norm's `parameters` (by name), and that a channel has at least two values, in `sharing` processes."""
     for name, tensor in parameters.items():
         if tensor.shape != weight.shape[:1] or tensor.device != x.device:  # a kernel would read beyond it
             raise ValueError(
@@ -151,7 +189,6 @@ def check_normalisation(
                 f"({x.device}); got {list(tensor.shape)} on {tensor.device}."
             )
     size = x.shape[:-1] if geometry is None else (len(x), *geometry.map_size(x.shape[2:], weight.shape[2:]))
-    sharing = 1 if group is None else torch.distributed.get_world_size(group)
     if (values := math.prod(size) * sharing) < 2:
         raise ValueError(
             f"{function}: x must give every channel two values or more to normalise over; got {values}, of x "

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed import ProcessGroup
+from torch.distributed import ProcessGroup, get_world_size
 
 from ttfs_kernels import checks
 from ttfs_kernels.checks import Geometry, Operands, Size, autocasts, checked_geometry
@@ -207,17 +207,17 @@ def _layer(
 ) -> tuple[Tensor, ...]:
     """Check the operands, and compute the layer by the backend that serves the call."""
     x, weight, bias, skip, skip_weight = operands
-    which = checks.backend_for(function, backend, x)
-    checks.check_linear(function, operands) if geometry is None else checks.check_conv2d(function, operands, geometry)
     gamma = epsilon = group = None
+    parameters, sharing = {}, 1
     if normalisation is not None:
         gamma, _, estimate, epsilon, group = normalisation
-        checks.check_normalisation(function, x, weight, geometry, {"weight": gamma, "estimate": estimate}, group)
-    elif geometry is None and x.dim() != 2:
+        parameters = {"weight": gamma, "estimate": estimate}
+        sharing = 1 if group is None else get_world_size(group)
+    which, cast = checks.check(function, backend, operands, geometry, parameters, sharing)
+    if normalisation is None and geometry is None and x.dim() != 2:
         x, skip = x.reshape(-1, x.shape[-1]), None if skip is None else skip.reshape(-1, skip.shape[-1])
-    if autocasts(x):  # biases and skip weights stay, since the firing rule computes in float32 anyway
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, skip = x.to(dtype), weight.to(dtype), None if skip is None else skip.to(dtype)
+    if cast is not None:  # biases and skip weights stay, since the firing rule computes in float32 anyway
+        x, weight, skip = x.to(cast), weight.to(cast), None if skip is None else skip.to(cast)
     run: Any = apply_layer
     if which == "triton":
         from ttfs_kernels.triton.layer import TritonLayer

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ttfs_kernels import Neuron, dft_conv2d, dft_linear
 
@@ -65,8 +66,14 @@ PROPERTIES = [
 
 @pytest.mark.parametrize(("function", "arguments", "error", "message"), REFUSALS)
 def test_refuses_wrong_arguments(function, arguments, error, message):
+    function(*FUNCTIONS[function][:2], torch.rand(6))  # calls that pass are remembered
     with pytest.raises(error, match=re.escape(f"{function.__name__}: {message}")):
         function(**arguments)
+
+
+def test_sizes_may_be_symbols():
+    traced = make_fx(lambda x, weight: dft_conv2d(x, weight, padding=1), tracing_mode="symbolic")(X, WEIGHT)
+    torch.testing.assert_close(traced(X, WEIGHT), dft_conv2d(X, WEIGHT, padding=1))
 
 
 @pytest.mark.parametrize(("properties", "message"), PROPERTIES)

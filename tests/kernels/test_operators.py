@@ -132,13 +132,16 @@ def test_16_bit_operands_and_autocast_give_16_bit_results(served, kind, psp_pers
 
 
 @KINDS
-def test_autocast_leaves_float64_alone(kind):
+def test_autocast_leaves_float64_alone_and_admits_mixed_dtypes(kind):
     tensors = operands(kind, *NAMES, dtype=torch.float64)
-    expected = results(kind, tensors)
+    expected, mixed = results(kind, tensors), {"x": tensors["x"].float(), "weight": tensors["weight"].half()}
     with torch.autocast("cpu", torch.bfloat16):
         assert all(map(torch.equal, results(kind, tensors), expected))
         with pytest.raises(TypeError, match=r"x and weight must have one dtype; got torch\.float64 and"):
             apply(kind, tensors | {"weight": tensors["weight"].float()})
+        assert apply(kind, mixed).dtype == torch.bfloat16
+    with pytest.raises(TypeError, match="x and weight must have one dtype"):  # though the same call passed above
+        apply(kind, mixed)
 
 
 @pytest.mark.usefixtures("fresh_compiler")

@@ -171,8 +171,10 @@ def blocks_for(which: str, problem: Problem, device: torch.device) -> Config:
 
 def precision_of(problem: Problem, device: torch.device) -> str:
     """Precision of a layer's products, "ieee" or "tf32", by PyTorch's switch for matrix products or convolutions."""
+    if problem.dtype != torch.float32:
+        return "ieee"
     vendor, architecture, _ = common.chip_of(device)
-    if problem.dtype != torch.float32 or (vendor == "hip" and architecture != "gfx942"):  # no other AMD GPU has tf32
+    if vendor == "hip" and architecture != "gfx942":  # no other AMD GPU has tf32
         return "ieee"
     cudnn: Any = torch.backends.cudnn
     switch = torch.backends.cuda.matmul if problem.is_matrix_product else cudnn.conv
