@@ -25,8 +25,8 @@ from ttfs_triton.nn import (
 )
 from ttfs_triton.nn.integers import quantise_weight
 from ttfs_triton.nn.on_chip import ClockedLayer
-from ttfs_triton.train.options import TargetOptions
 from ttfs_triton.train.target import CostedNetwork, Target
+from ttfs_triton.training_options import TargetOptions
 
 SPECIFICATION = "4C3-(4C3-6C3)-A2-(6C3-6C3s2-8C3)-A-7-(7-9)"
 

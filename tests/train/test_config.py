@@ -11,7 +11,7 @@ from ttfs_triton.command_line import recipe as bundled
 from ttfs_triton.option_rules import broken_rules
 from ttfs_triton.train import ConfigError, TrainConfig
 from ttfs_triton.train.config import changed_keys, make_config, parse_config, read_recipe
-from ttfs_triton.train.options import PROPERTIES
+from ttfs_triton.training_options import PROPERTIES
 from ttfs_triton.ttfs import NEUTRAL
 
 ROOT = Path(__file__).parents[2]

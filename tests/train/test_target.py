@@ -16,7 +16,6 @@ from ttfs_triton.nn import NetworkConfig, Neuron, TTFSNetwork, network_graph
 from ttfs_triton.run_records import EpochLine
 from ttfs_triton.train import train
 from ttfs_triton.train.display import _target_words
-from ttfs_triton.train.options import Goal
 from ttfs_triton.train.target import (
     CostedNetwork,
     LagrangeMultiplier,
@@ -25,6 +24,7 @@ from ttfs_triton.train.target import (
     count_spikes,
     make_target,
 )
+from ttfs_triton.training_options import Goal
 
 TWENTY = Target(Goal("sparsity", 0.2), Cost(0.0, {}), 0.0)
 

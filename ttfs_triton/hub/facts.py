@@ -16,7 +16,7 @@ from ttfs_triton.model.files import ModelFiles, bundled_facts
 from ttfs_triton.model.hub import REPOSITORY
 from ttfs_triton.model.model import TTFSModel
 from ttfs_triton.run_records import SUMMARY, Summary, read_summary
-from ttfs_triton.train.options import FREE_ON_RESUME, PROPERTIES, NetworkOptions, TrainConfig
+from ttfs_triton.training_options import FREE_ON_RESUME, PROPERTIES, NetworkOptions, TrainConfig
 from ttfs_triton.untrusted_files import read_mapping
 
 SAMPLE = "sample"

@@ -22,8 +22,8 @@ from ttfs_triton.train.config import (
     make_config,
     read_yaml,
 )
-from ttfs_triton.train.options import EventOptions
 from ttfs_triton.train.run_folder import RunFolder, RunFolderError
+from ttfs_triton.training_options import EventOptions
 
 # Keys that a run does not take over from the run whose weights it continues.
 _NOT_TAKEN_OVER = (

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError, create_model, model_validator
 
 from ttfs_triton.command_line import parse_options, problem_lines
 from ttfs_triton.option_rules import broken_rules
-from ttfs_triton.train.options import FREE_ON_RESUME, PROPERTIES, TrainConfig
+from ttfs_triton.training_options import FREE_ON_RESUME, PROPERTIES, TrainConfig
 from ttfs_triton.untrusted_files import YamlError, read_mapping
 
 _RULES = TrainConfig.__pydantic_decorators__.model_validators.items()

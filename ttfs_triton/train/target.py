@@ -29,7 +29,7 @@ from ttfs_triton.nn.statistics import channels_innermost, in_parts, where_fired
 from ttfs_triton.run_records import EpochLine
 from ttfs_triton.train.config import TrainConfig
 from ttfs_triton.train.data import RunData
-from ttfs_triton.train.options import Goal
+from ttfs_triton.training_options import Goal
 
 
 def count_spikes(
