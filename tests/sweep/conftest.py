@@ -5,7 +5,7 @@ from accelerate.state import AcceleratorState
 
 from ttfs_triton.sweep import main
 
-FLAGS = ("--cpu", "--epochs", "1", "--chip", "lemaire45:int8", "--steps", "8")
+FLAGS = ("--cpu", "--epochs", "1", "--chip", "lemaire45:int8", "--steps", "8", "--max-test-samples", "100")
 SWEEP = (*FLAGS, "--target-sparsity", "0.4", "--points", "time_steps=4+weight_bits=4+spike_jitter=0.1")
 EVALUATED = ("--time-steps", "2", "4", "--weight-bits", "4", "--spike-jitter", "0.1", "0.3", "--deadlines")
 

@@ -70,14 +70,14 @@ def test_run_goes_on_as_its_configuration_says(run, tmp_path):
     path = run / "config.yaml"
     kept = {"optimizer": "muon", "schedule": "cosine", "lookahead": 5, "hub_repo_id": "you/it"}
     kept |= {"batch_norm": True, "sync_batch_norm": True, "psp_persistence_rise": [0.2, 0.6]}
-    kept |= {"target_energy": "loihi:9", "target_steps": 8}
+    kept |= {"target_energy": "loihi:9", "target_steps": 8, "new_readout": True, "max_test_samples": 9}
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | kept))
     found = settings(str(run))
     config = point_config(found, {"time_steps": "4"}, tmp_path)
     assert (config.optimizer, config.schedule, config.lookahead, config.hub_repo_id) == ("adamw", "one_cycle", 0, None)
     assert (config.lr, config.target_energy, config.target_steps, config.time_steps) == (3e-4, "loihi:9", 8, 4)
     assert (config.batch_norm, config.sync_batch_norm) == (False, False), "a grid has none"
-    assert config.weights == str(run.resolve())
+    assert (config.weights, config.new_readout, config.max_test_samples) == (str(run.resolve()), False, None)
     config = point_config(found, {"target_operations": "0.2"}, tmp_path)
     assert (config.optimizer, config.schedule, config.lookahead, config.lr) == ("muon", "cosine", 5, 1e-2)
     assert (config.target_energy, config.target_operations, config.target_steps) == (None, 0.2, 32)

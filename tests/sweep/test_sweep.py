@@ -79,7 +79,7 @@ def test_a_row_is_what_evaluate_writes(swept, trained, tmp_path, point, folder, 
         json.loads((at / "evaluation.json").read_text()) for at in (swept / "evaluations" / "run" / point, tmp_path)
     )
     assert own.pop("about")["command"].startswith("ttfs sweep")
-    del theirs["about"], own["max_test_samples"], theirs["max_test_samples"], own["key"]
+    del theirs["about"], own["key"]
     assert own == theirs
 
 
@@ -117,21 +117,23 @@ def test_page_shows_curves_and_points(swept):
 
 
 def test_points_that_diverge_or_are_impossible_do_not_end_the_sweep(trained, tmp_path, monkeypatch, capsys):
-    real = command.train
+    real, held_out = command.train, []
 
     def train(config, *name, **given):
-        if config.target_sparsity == 0.2:
+        held_out.append(given["data"].validation_indices)
+        if config.target_sparsity == 0.2 or config.seed == 5:
             raise NonFiniteLossError("the loss must be finite; got nan.")
         return real(config, *name, **given)
 
     monkeypatch.setattr(command, "train", train)
-    points = "--target-sparsity", "0.2", "0.4", "--target-operations", "0.0001"
+    points = "--target-sparsity", "0.2", "0.4", "--target-operations", "0.0001", "--points", "lost_spikes=0.1+seed=5"
     with pytest.raises(SystemExit, match="1"):
         sweep(trained, "--output-dir", tmp_path / "out", *FLAGS, *points)
     said = capsys.readouterr().err
     assert "run, target_sparsity=0.2: the loss must be finite" in said
     assert "run, target_operations=0.0001: target_operations must be above" in said
     assert [row["point"] for row in written(tmp_path / "out")] == ["free", TARGET]
+    assert [indices.tolist() for indices in held_out] == 4 * [held_out[0].tolist()], "images that trained the network"
 
 
 def test_two_sweeps_do_not_share_a_folder(swept, trained, capsys):

@@ -113,7 +113,9 @@ class Sweep:
         """Train a point; returns whether it was trained to the end."""
         say(f"\n{network.name}: {planned.name}")
         try:
-            split = split_data(data.train, data.test, planned.config)
+            # Validation images stay those that the network was not trained on, whatever the point's seed.
+            held_out = planned.config.model_copy(update={"seed": network.config.seed})
+            split = split_data(data.train, data.test, held_out)
             train(planned.config, planned.folder.path.name, data=split, again="the same command")
         except (ConfigError, NonFiniteLossError) as error:
             self.failed[f"{network.name}, {planned.name}"] = str(error)

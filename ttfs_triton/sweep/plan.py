@@ -28,7 +28,7 @@ from ttfs_triton.training_options import EventOptions
 # Keys that a run does not take over from the run whose weights it continues.
 _NOT_TAKEN_OVER = (
     *("preset", "output_dir", "resume", "overwrite", "push_to_hub", "hub_repo_id"),
-    *("trackers", "psp_persistence_rise"),
+    *("trackers", "psp_persistence_rise", "new_readout", "max_test_samples"),
 )
 
 # A point on a grid folds batch norm into the weights. The run's optimizer and rates suit weights in front of batch
@@ -131,8 +131,8 @@ def settings_of(source: str, loaded: LoadedNetwork, options: FrontierOptions) ->
     if options.dataset is not None or options.data_dir is not None:
         # With --data-dir the data set keeps its name, which networks of this sweep record as their training data.
         values |= {"dataset": options.dataset or values["dataset"], "data_dir": options.data_dir}
-    for name in ("max_train_samples", "max_test_samples"):
-        values[name] = getattr(options, name) or values.get(name)
+    values["max_train_samples"] = options.max_train_samples or values.get("max_train_samples")
+    values["max_test_samples"] = options.max_test_samples
     values["lr"] = values.get("lr", TrainConfig.model_fields["lr"].default) / 2
     values["epochs"] = options.epochs
     values["weights"] = source if files.bundled or files.repo_id else str(Path(source).resolve())
