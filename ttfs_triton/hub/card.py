@@ -20,6 +20,7 @@ from ttfs_triton.model.description import CONFIG, LIBRARY, PAPER, TAGS
 from ttfs_triton.model.files import WEIGHTS, model_bytes
 from ttfs_triton.model.hub import REPOSITORY
 from ttfs_triton.run_records import Summary
+from ttfs_triton.training_options import TrainConfig
 from ttfs_triton.wording import interval
 
 # Arithmetic in 45 nm with memory and without, then chips that price synaptic operations.
@@ -135,8 +136,10 @@ def _energy(counts: Counts, chips: Sequence[str], options: RunOptions, others: S
 
 
 def _settings(facts: ModelFacts) -> str:
-    """Settings that are not off, as YAML for a fenced block; backticks that would end the block are removed."""
-    used = {key: value for key, value in facts.settings.items() if value not in (None, False, 0, "no", [], ())}
+    """Settings that are on, or off against the default, as YAML for a fenced block, which no backtick can end."""
+    usual = {key: value for key, value in TrainConfig().model_dump(mode="json").items() if not value}
+    off = usual | {"mixed_precision": "no"}
+    used = {key: value for key, value in facts.settings.items() if value != off.get(key)}
     return yaml.safe_dump(used, sort_keys=False).replace("```", "").strip() if used else ""
 
 
