@@ -196,6 +196,10 @@ def test_cifarnet_is_whitened_by_the_training_images_and_begins_with_identities(
     outputs = F.conv2d(conv1.normalise(images), conv1.weight[:4]).movedim(1, -1).flatten(0, 2)
     products = outputs.T @ outputs / len(outputs)
     assert (products - products.diag().diag()).abs().max() < 1e-3 * products.diag().min()
+    weight = conv1.weight.clone()
+    few = load_data(change(config, image_size=32, max_train_samples=60), Accelerator(cpu=True))
+    build_network(change(config, weights=None), few, network=network)
+    assert torch.equal(conv1.weight, weight), "a given network is whitened already, by other images"
     x = torch.rand(2, 8, 6, 6)
     torch.testing.assert_close(F.conv2d(x, conv2.weight, padding=1)[:, :8], x)
 

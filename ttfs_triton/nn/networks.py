@@ -85,7 +85,8 @@ def cifarnet(
 ) -> TTFSNetwork:
     """A small, fast network for 32×32 images: a whitened encoder of 2×2 patches, three blocks, batch norm.
 
-    2.0 million weights at width 1. Whiten its encoder before training: `whiten(network.features.conv1, images)`.
+    2.0 million weights at width 1. Training whitens its encoder; a loop of your own calls
+    `whiten(network.features.conv1, images)` first.
 
     Args:
         image_size, in_channels, classes, **options: as in `vgg11`.

@@ -88,7 +88,8 @@ def build_network(
 
     Args:
         device: device to calibrate on. Default: the CPU.
-        network: the network, if it is built already. Default: a new one, as configured.
+        network: the network, if it is built already. It keeps the weights of an encoder that is whitened. Default: a
+            new one, as configured.
         calibrated: whiten the encoder, calibrate an ANN or a grid; False if a checkpoint replaces the weights.
         started: config.json with which a resumed run began; `config.weights` are then read only if they are needed.
     """
@@ -99,8 +100,10 @@ def build_network(
             if isinstance(layer, DFTConv2d | DFTLinear):
                 layer.backend = config.backend
     if isinstance(network, TTFSNetwork) and network.config.encoder == "whitened" and calibrated:
-        images = draw_images(data.train, WHITENING_IMAGES, config.seed, data.train_indices)
-        whiten(network.features.get_submodule("conv1"), images)  # pyright: ignore[reportArgumentType]
+        encoder: Any = network.features.get_submodule("conv1")
+        positive, negative = encoder.weight.detach().chunk(2)
+        if not torch.equal(positive, -negative):  # else a given network is whitened already, and may be trained
+            whiten(encoder, draw_images(data.train, WHITENING_IMAGES, config.seed, data.train_indices))
     weights, start, images = config.weights, None, None
     # `state_bits` are checked against the weights that the run began with, so these must be read.
     if weights is not None and started is not None and config.state_bits is None:
