@@ -19,7 +19,7 @@ from ttfs_triton.data.images import images_of_tensors
 from ttfs_triton.hub.publish import publish
 from ttfs_triton.model import LoadError, ModelDescription
 from ttfs_triton.model.own_network import build_network_of
-from ttfs_triton.nn import DFTLinear, Grid, LatencyEncoder, NetworkConfig, Readout, cnn1, put_on_grid
+from ttfs_triton.nn import AnalogEncoder, DFTLinear, Grid, LatencyEncoder, NetworkConfig, Readout, cnn1, put_on_grid
 from ttfs_triton.train import Callback, ConfigError, Interrupted, TrainConfig, Trainer, run_data
 from ttfs_triton.train.config import parse_config
 
@@ -105,6 +105,10 @@ def test_own_model_survives_a_folder_and_needs_its_network(tmp_path, file):
     loaded.save_pretrained(tmp_path)  # the same again
     with pytest.raises(LoadError, match=r"the one of the weights, built by mine\.py:build; got in layer 1 2 \[7\]"):
         TTFSModel.from_pretrained(tmp_path, network=network(width=7))
+    mean = [nn.Sequential(AnalogEncoder(1, 2, 3, mean=[mean]), nn.Flatten(), Readout(72, 2)) for mean in (0.3, 0.0)]
+    TTFSModel(mean[0], image_shape=SHAPE).save_pretrained(tmp_path / "mean")
+    with pytest.raises(LoadError, match=r"got in layer 0 .*, not .*, mean=\(0\.3\)\) reads images"):
+        TTFSModel.from_pretrained(tmp_path / "mean", network=mean[1])
     with pytest.raises(LoadError, match=r"network\.layers: Tuple should have at least 1 item"):
         ModelDescription.from_dict(config | {"network": config["network"] | {"layers": []}})
     copy = TTFSModel.from_network(mine, image_shape=SHAPE)

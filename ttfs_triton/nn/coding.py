@@ -176,6 +176,13 @@ class AnalogEncoder(DFTConv2d):
             buffer = torch.tensor(values, device=where, dtype=self.weight.dtype)
             self.register_buffer(name, buffer.view(-1, 1, 1), persistent=False)
 
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        for name, values, default in (("mean", self.mean, 0), ("std", self.std, 1)):
+            if (values != default).any():  # networks are compared by this text: weights fit these values only
+                text += f", {name}=({', '.join(f'{value:.4g}' for value in values.flatten().tolist())})"
+        return text
+
     def normalise(self, images: Tensor) -> Tensor:
         """Inputs of the synapses: images [N, in_channels, height, width] in standard deviations from the mean."""
         return (images - self.mean) / self.std
